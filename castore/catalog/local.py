@@ -1,0 +1,412 @@
+"""The catalog of a local store: LMDB is the truth for names.
+
+Tables: `names` (name -> record), `segments` (manifest number, end offset -> segment), `chunks`
+(chunk id -> where its frame is), `packs` (pack id -> durable bytes), `pending` (manifest number ->
+the pack by whose lock its writer is known to live), `changes` and `meta`.
+
+A manifest is immutable and may have several names, so that a copy costs one row; the segments of
+one that has no name left are the collector's to take.
+
+What the commit promises to the collector, and expects from it:
+
+- Packs are durable before a transaction refers to them (the writer's part), and every pack that a
+  transaction refers to is looked up inside it: one that went raises PacksVanished, and nothing is
+  published. While `gc_seq` has not moved since the look-ups, the chunk rows need no second look;
+  when it has, those of the batch that went are put back, since their packs are there.
+- Rows of a large object go in before its name, in bounded batches. Until then its manifest is in
+  `pending`, with a pack that its writer holds the lock of: while that lock is held, the manifest
+  counts as named; when it is free, the writer is dead and the manifest is garbage.
+- The change table exists for a collector that is marking: it sets `marking` in a transaction of
+  its own and from then on every commit appends (sequence, name). Without one there is no reader
+  of the table, and it would only grow: so it is not written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import islice, takewhile
+
+from castore.catalog.operations import (
+    Batch,
+    Copy,
+    Delete,
+    DeletePrefix,
+    NewChunk,
+    Operation,
+    Publish,
+)
+from castore.errors import FormatError, IndexCorrupt, NameExists, NameNotFound
+from castore.format import (
+    Record,
+    Segment,
+    Totals,
+    decode_chunk_row,
+    decode_record,
+    decode_segment,
+    encode_chunk_row,
+    encode_pack_row,
+    encode_record,
+    manifest_of,
+    segment_key,
+)
+from castore.index import Index, Txn
+from castore.manifest import Manifest
+from castore.model import Extent, Location, clamp_range
+
+PAGE_NAMES = 1000
+HOT_OBJECTS_MAX = 64
+HOT_SEGMENTS_MAX = 256  # of all of them; one is 35 KiB
+
+_STORE_ID = b"store_id"
+_GC_SEQ = b"gc_seq"
+_MARKING = b"marking"
+_CHANGE_SEQ = b"change_seq"
+_NEXT_MANIFEST = b"next_manifest"
+_TOTALS = b"totals"
+
+
+class PacksVanished(Exception):
+    """Packs that a commit refers to were collected since they were looked up. The writer places
+    their chunks anew and commits again; callers of a Store never see this."""
+
+    def __init__(self, pack_ids: set[bytes], gc_seq: int) -> None:
+        super().__init__(f"{len(pack_ids)} packs were collected before the commit")
+        self.pack_ids = pack_ids
+        self.gc_seq = gc_seq
+
+
+class _Hot:
+    """An object that was read lately: its record as stored, decoded, and some of its segments,
+    sorted."""
+
+    __slots__ = ("ends", "raw", "record", "segments")
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self.record = decode_record(raw)
+        self.segments: list[Segment] = []
+        self.ends: list[int] = []
+
+
+class LocalCatalog:
+    def __init__(self, index: Index, store_id: bytes) -> None:
+        self._index = index
+        self._hot: dict[bytes, _Hot] = {}
+        self._hot_segments = 0
+        self._check_store_id(store_id)
+
+    # ------------------------------------------------------------ reading
+
+    def record(self, name: bytes) -> Record | None:
+        with self._index.read() as txn:
+            raw = txn.get(name, db=self._index.names)
+        return None if raw is None else self._decode(name, raw)
+
+    def cover(
+        self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]
+    ) -> tuple[Record, list[tuple[int, int, list[Extent]]]]:
+        """The record, and for each range its clamped `[begin, end)` and the extents that cover
+        it, all of one version. Raises NameNotFound, InvalidRange."""
+        index = self._index
+        with index.read() as txn:
+            raw = txn.get(name, db=index.names)
+            if raw is None:
+                raise NameNotFound(name.decode())
+            # The record is read every time, so that no answer is stale; what it decodes to, and
+            # the segments of its immutable manifest, are remembered.
+            hot = self._hot.get(name)
+            if hot is None or hot.raw != raw:
+                hot = self._remember(name, raw)
+            record = hot.record
+            covered: list[tuple[int, int, list[Extent]]] = []
+            for byte_range in byte_ranges:
+                begin, end = clamp_range(byte_range, record.size)
+                extents: list[Extent] = []
+                at = begin
+                while at < end and not record.is_inline:
+                    segment = self._segment(txn, hot, at)
+                    extents += segment.covering(at, end)
+                    at = segment.end
+                covered.append((begin, end, extents))
+        return record, covered
+
+    def forget(self, name: bytes) -> None:
+        """Read the name's segments from the index again: their packs are not where they were."""
+        self._hot.pop(name, None)
+
+    def manifest(self, name: bytes) -> tuple[Record, Manifest]:
+        """The record and all segments of one version: what happens to the name afterwards changes
+        nothing. Raises NameNotFound."""
+        index = self._index
+        with index.read() as txn:
+            raw = txn.get(name, db=index.names)
+            if raw is None:
+                raise NameNotFound(name.decode())
+            record = self._decode(name, raw)
+            if record.is_inline:
+                return record, Manifest(())
+            return record, Manifest(self._raw_segments(txn, record.manifest))
+
+    def known(self, chunk_ids: Sequence[bytes]) -> tuple[int, dict[bytes, Location]]:
+        """The collector's counter, and the locations of those chunks that are stored."""
+        index = self._index
+        with index.read() as txn:
+            gc_seq = self._number(txn, _GC_SEQ)
+            with txn.cursor(db=index.chunks) as cursor:
+                rows = cursor.getmulti(sorted(set(chunk_ids)))
+        return gc_seq, {bytes(chunk_id): decode_chunk_row(row)[1] for chunk_id, row in rows}
+
+    def page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
+        """Up to PAGE_NAMES names that start with `prefix` and sort after `after`."""
+        index = self._index
+        with index.read() as txn, txn.cursor(db=index.names) as cursor:
+            start = max(prefix, after + b"\0") if after else prefix
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return []
+            return [
+                (bytes(name), self._decode(name, raw))
+                for name, raw in takewhile(
+                    lambda item: item[0].startswith(prefix), islice(cursor, PAGE_NAMES)
+                )
+            ]
+
+    def any_below(self, prefix: bytes) -> bool:
+        with self._index.read() as txn, txn.cursor(db=self._index.names) as cursor:
+            return cursor.set_range(prefix) and bytes(cursor.key()).startswith(prefix)
+
+    def totals(self) -> tuple[Totals, int, int, int, int]:
+        """(sums, objects, chunks, packs, index bytes)."""
+        index = self._index
+        with index.read() as txn:
+            counts = [
+                int(txn.stat(table)["entries"])
+                for table in (index.names, index.chunks, index.packs)
+            ]
+            totals = self._totals(txn)
+        return totals, counts[0], counts[1], counts[2], index.stat_bytes()
+
+    # ------------------------------------------------------------ writing
+
+    def stage(self, batch: Batch, owner: bytes) -> None:
+        """Put a batch of rows in, before there is a name for them. `owner` is the pack whose lock
+        shows that the writer lives. Raises PacksVanished."""
+        with self._index.write() as txn:
+            self._apply(txn, batch, pending_owner=owner)
+
+    def commit(self, batch: Batch, operations: Sequence[Operation]) -> int:
+        """Make the operations visible, in their order, all or none; the number of names deleted.
+
+        Raises NameNotFound, NameExists, PacksVanished: nothing was published; CommitUnknown.
+        """
+        with self._index.write() as txn:
+            self._apply(txn, batch, pending_owner=None)
+            names = _Names(self._index, txn, self._totals(txn))
+            for operation in operations:
+                names.apply(operation)
+            txn.put(_TOTALS, names.totals.encode(), db=self._index.meta)
+            if txn.get(_MARKING, db=self._index.meta) is not None:
+                self._log_changes(txn, names.changed)
+        return names.deleted
+
+    def _apply(self, txn: Txn, batch: Batch, *, pending_owner: bytes | None) -> None:
+        index = self._index
+        gc_seq = self._number(txn, _GC_SEQ)
+        gone = {pack_id for pack_id in batch.packs if txn.get(pack_id, db=index.packs) is None}
+        gone |= {pack.pack_id for pack in batch.own if not pack.exists()}
+        if gone:
+            raise PacksVanished(gone, gc_seq)
+        for pack, upto in batch.own.items():
+            txn.put(pack.pack_id, encode_pack_row(pack.created_ns, upto), db=index.packs)
+        totals = self._totals(txn)
+        if batch.gc_seq is not None and batch.gc_seq != gc_seq:
+            self._restore_rows(txn, batch, totals)
+        for chunk_id, chunk in batch.chunks.items():
+            self._put_chunk(txn, chunk_id, chunk, totals)
+        for draft in batch.drafts:
+            if not draft.manifest:
+                draft.manifest = self._number(txn, _NEXT_MANIFEST, increase=True)
+            for end, raw in draft.segments:
+                txn.put(segment_key(draft.manifest, end), raw, db=index.segments)
+            key = segment_key(draft.manifest, 0)
+            if pending_owner is not None:
+                if draft.segments:
+                    txn.put(key, pending_owner, db=index.pending)
+            elif draft.staged:
+                txn.delete(key, db=index.pending)
+        txn.put(_TOTALS, totals.encode(), db=index.meta)
+
+    def _restore_rows(self, txn: Txn, batch: Batch, totals: Totals) -> None:
+        for draft in batch.drafts:
+            for _, raw in draft.segments:
+                for extent in decode_segment(raw):
+                    chunk = NewChunk(extent.end - extent.begin, extent.location)
+                    self._put_chunk(txn, extent.chunk_id, chunk, totals)
+
+    def _put_chunk(self, txn: Txn, chunk_id: bytes, chunk: NewChunk, totals: Totals) -> None:
+        """Unless another writer was first: its frame serves the same."""
+        index = self._index
+        old = txn.get(chunk_id, db=index.chunks)
+        if old is not None:
+            raw_bytes, location = decode_chunk_row(old)
+            if not chunk.heals and txn.get(location.pack_id, db=index.packs) is not None:
+                return
+            totals.chunk_raw_bytes -= raw_bytes
+            totals.chunk_stored_bytes -= location.stored_bytes
+        txn.put(chunk_id, encode_chunk_row(chunk.raw_bytes, chunk.location), db=index.chunks)
+        totals.chunk_raw_bytes += chunk.raw_bytes
+        totals.chunk_stored_bytes += chunk.location.stored_bytes
+
+    def _log_changes(self, txn: Txn, names: Sequence[bytes]) -> None:
+        for name in names:
+            sequence = self._number(txn, _CHANGE_SEQ, increase=True)
+            txn.put(sequence.to_bytes(8, "big"), name, db=self._index.changes)
+
+    # ------------------------------------------------------------ below
+
+    def _segment(self, txn: Txn, hot: _Hot, at: int) -> Segment:
+        i = bisect_right(hot.ends, at)
+        if i < len(hot.ends) and hot.segments[i].begin <= at:
+            return hot.segments[i]
+        manifest = hot.record.manifest
+        with txn.cursor(db=self._index.segments) as cursor:
+            if (
+                not cursor.set_range(segment_key(manifest, at + 1))
+                or manifest_of(cursor.key()) != manifest
+            ):
+                raise IndexCorrupt(f"the index has no segment for byte {at} of an object")
+            segment = decode_segment(bytes(cursor.value()))
+        if not segment.begin <= at < segment.end:
+            raise FormatError(f"segment [{segment.begin}, {segment.end}) is not where it says")
+        if self._hot_segments >= HOT_SEGMENTS_MAX:
+            # Start over: as good as an order of use for reads at random, and free for the others.
+            for each in (hot, *self._hot.values()):
+                each.segments.clear()
+                each.ends.clear()
+            self._hot_segments = i = 0
+        hot.segments.insert(i, segment)
+        hot.ends.insert(i, segment.end)
+        self._hot_segments += 1
+        return segment
+
+    def _raw_segments(self, txn: Txn, manifest: int) -> Iterator[bytes]:
+        with txn.cursor(db=self._index.segments) as cursor:
+            if cursor.set_range(segment_key(manifest, 0)):
+                for key, raw in cursor:
+                    if manifest_of(key) != manifest:
+                        return
+                    yield bytes(raw)
+
+    def _remember(self, name: bytes, raw: bytes) -> _Hot:
+        while len(self._hot) >= HOT_OBJECTS_MAX:
+            self._hot.pop(next(iter(self._hot)), None)
+        hot = self._hot[name] = _Hot(raw)
+        return hot
+
+    def _decode(self, name: bytes, raw: bytes) -> Record:
+        try:
+            return decode_record(raw)
+        except FormatError as error:
+            raise FormatError(f"the record of {name.decode(errors='replace')!r}: {error}") from None
+
+    def _number(self, txn: Txn, key: bytes, *, increase: bool = False) -> int:
+        raw = txn.get(key, db=self._index.meta)
+        number = 0 if raw is None else int.from_bytes(raw, "little")
+        if increase:
+            number += 1
+            txn.put(key, number.to_bytes(8, "little"), db=self._index.meta)
+        return number
+
+    def _totals(self, txn: Txn) -> Totals:
+        raw = txn.get(_TOTALS, db=self._index.meta)
+        return Totals() if raw is None else Totals.decode(raw)
+
+    def _check_store_id(self, store_id: bytes) -> None:
+        index = self._index
+        with index.read() as txn:
+            found = txn.get(_STORE_ID, db=index.meta)
+        if found is None and index.writable:
+            with index.write() as txn:
+                txn.put(_STORE_ID, store_id, db=index.meta, overwrite=False)
+                found = txn.get(_STORE_ID, db=index.meta)
+        if found != store_id and index.writable:
+            raise IndexCorrupt(f"the index {index.path} belongs to another store")
+
+
+class _Names:
+    """Applies operations to names inside a commit's transaction, and keeps count."""
+
+    def __init__(self, index: Index, txn: Txn, totals: Totals) -> None:
+        self._index = index
+        self._txn = txn
+        self.totals = totals
+        self.changed: list[bytes] = []
+        self.deleted = 0
+
+    def apply(self, operation: Operation) -> None:
+        match operation:
+            case Publish(name, record, draft, if_absent):
+                if draft is not None:
+                    record = dataclasses.replace(record, manifest=draft.manifest)
+                self._set(name, record, if_absent)
+            case Copy():
+                self._copy(operation)
+            case Delete(name):
+                if not self._drop(name):
+                    raise NameNotFound(name.decode())
+                self.deleted += 1
+            case DeletePrefix(prefix):
+                for name in self._below(prefix):
+                    self._drop(name)
+                    self.deleted += 1
+
+    def _copy(self, copy: Copy) -> None:
+        raw = self._txn.get(copy.source, db=self._index.names)
+        if raw is None:
+            raise NameNotFound(copy.source.decode())
+        if copy.source == copy.target:
+            return
+        record = decode_record(raw)
+        if copy.rename:
+            self._drop(copy.source)
+        else:
+            record = dataclasses.replace(record, mtime_ns=copy.mtime_ns)
+        self._set(copy.target, record, copy.if_absent)
+
+    def _set(self, name: bytes, record: Record, if_absent: bool) -> None:
+        if if_absent and self._txn.get(name, db=self._index.names) is not None:
+            raise NameExists(name.decode())
+        self._drop(name)
+        self._txn.put(name, encode_record(record), db=self._index.names)
+        self._count(record, +1)
+        self.changed.append(name)
+
+    def _drop(self, name: bytes) -> bool:
+        raw = self._txn.pop(name, db=self._index.names)
+        if raw is None:
+            return False
+        # A damaged record must not keep its name from being replaced or deleted; the totals, which
+        # are only statistics, then keep what it counted for.
+        with contextlib.suppress(FormatError):
+            self._count(decode_record(raw), -1)
+        self.changed.append(name)
+        return True
+
+    def _count(self, record: Record, sign: int) -> None:
+        self.totals.logical_bytes += sign * record.size
+        if record.is_inline:
+            self.totals.inline_raw_bytes += sign * record.size
+            self.totals.inline_stored_bytes += sign * record.stored_bytes
+
+    def _below(self, prefix: bytes) -> list[bytes]:
+        with self._txn.cursor(db=self._index.names) as cursor:
+            if not (cursor.set_range(prefix) if prefix else cursor.first()):
+                return []
+            return [
+                bytes(name)
+                for name in takewhile(
+                    lambda name: name.startswith(prefix), cursor.iternext(values=False)
+                )
+            ]

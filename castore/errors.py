@@ -1,0 +1,177 @@
+"""Every error that castore raises on purpose.
+
+Each carries the facts as fields, names the thing and the remedy in its message, and also
+subclasses the builtin that a caller would catch, so that `except FileNotFoundError` works without
+importing this module. Absent is not failed: `NameNotFound` means the name is definitely not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class CastoreError(Exception):
+    """The base of every error below."""
+
+
+class NameNotFound(CastoreError, FileNotFoundError):
+    """No object has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(errno.ENOENT, f"no object is named {name!r}")
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"no object is named {self.name!r}"
+
+    def __reduce__(self) -> tuple[type[NameNotFound], tuple[str]]:
+        return type(self), (self.name,)
+
+
+class NameExists(CastoreError, FileExistsError):
+    """An object already has this name, and the caller asked for it not to be replaced."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(errno.EEXIST, f"an object is already named {name!r}")
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"an object is already named {self.name!r}"
+
+    def __reduce__(self) -> tuple[type[NameExists], tuple[str]]:
+        return type(self), (self.name,)
+
+
+class InvalidName(CastoreError, ValueError):
+    """The name is empty, too long, or has a NUL, a leading `/`, or a `.` or `..` component."""
+
+
+class InvalidRange(CastoreError, ValueError):
+    """A byte range that is negative, reversed, or not two integers."""
+
+
+class StoreNotFound(CastoreError, FileNotFoundError):
+    """There is no store at this path, and the caller asked for none to be made."""
+
+
+class NotAStore(CastoreError, ValueError):
+    """The path holds something that is not a castore store, or may not hold one."""
+
+
+class UnsupportedFormat(CastoreError, ValueError):
+    """The store was written by a newer castore."""
+
+
+class ReadOnlyStore(CastoreError, PermissionError):
+    """A write to a store that was opened with `read_only=True`."""
+
+
+class StoreClosed(CastoreError, ValueError):
+    """The store was closed (or was inherited through a fork by an object that can't reopen it)."""
+
+
+class StoreLocked(CastoreError, BlockingIOError):
+    """The store is in use from where it can't be shared, such as another pid namespace."""
+
+
+class StoreFull(CastoreError, OSError):
+    """The disk or the index is full: nothing was published; free some space and repeat."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.ENOSPC, message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[StoreFull], tuple[str]]:
+        return type(self), (self.message,)
+
+
+class StoreIOError(CastoreError, OSError):
+    """The operating system failed a read or a write of the store (EIO, EMFILE, ...)."""
+
+    def __init__(self, message: str, code: int = errno.EIO) -> None:
+        super().__init__(code, message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[StoreIOError], tuple[str, int]]:
+        return type(self), (self.message, self.errno or errno.EIO)
+
+
+class PackPoisoned(StoreIOError):
+    """An fsync of this pack failed: what was in it since its last good fsync is not stored."""
+
+
+class CommitUnknown(StoreIOError):
+    """The commit failed in a way that does not tell whether it landed: look before you repeat."""
+
+
+class SourceChanged(CastoreError, OSError):
+    """The file that was being put was truncated while it was read: nothing was published."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EIO, message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[SourceChanged], tuple[str]]:
+        return type(self), (self.message,)
+
+
+class FormatError(CastoreError, ValueError):
+    """Bytes of the store that do not parse: a frame, footer, segment, record or config."""
+
+
+class ChunkCorrupt(CastoreError, OSError):
+    """A chunk's frame does not decode to bytes of its id, and there is no other copy."""
+
+    def __init__(self, chunk_id: bytes, pack_id: bytes, offset: int, reason: str) -> None:
+        super().__init__(errno.EIO, reason)
+        self.chunk_id = chunk_id
+        self.pack_id = pack_id
+        self.offset = offset
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"chunk {self.chunk_id.hex()} is corrupt at byte {self.offset} of pack "
+            f"{os.fsencode(self.pack_id.hex()).decode()}: {self.reason}"
+        )
+
+    def __reduce__(self) -> tuple[type[ChunkCorrupt], tuple[bytes, bytes, int, str]]:
+        return type(self), (self.chunk_id, self.pack_id, self.offset, self.reason)
+
+
+class PackMissing(CastoreError, OSError):
+    """A pack that the index names is not there: data was lost outside castore."""
+
+    def __init__(self, pack_id: bytes) -> None:
+        super().__init__(errno.EIO, "pack is missing")
+        self.pack_id = pack_id
+
+    def __str__(self) -> str:
+        return f"pack {self.pack_id.hex()} is missing from the store: restore it from a backup"
+
+    def __reduce__(self) -> tuple[type[PackMissing], tuple[bytes]]:
+        return type(self), (self.pack_id,)
+
+
+class IndexCorrupt(CastoreError, OSError):
+    """LMDB found its own file damaged."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EIO, message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[IndexCorrupt], tuple[str]]:
+        return type(self), (self.message,)

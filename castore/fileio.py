@@ -1,0 +1,44 @@
+"""Writing to files so that all of it arrives, and stays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+_IOV_MAX = 512
+
+
+def write_all(fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:
+    """Write `parts` one behind the other from `offset`; the offset behind the last."""
+    for i in range(0, len(parts), _IOV_MAX):
+        batch = list(parts[i : i + _IOV_MAX])
+        while batch:
+            written = os.pwritev(fd, batch, offset)
+            offset += written
+            while batch and written >= len(batch[0]):
+                written -= len(batch.pop(0))
+            if written:
+                batch[0] = memoryview(batch[0])[written:]
+    return offset
+
+
+def sync_folder(folder: str) -> None:
+    """Make the folder's entries durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_durable_folder(folder: str) -> None:
+    """Make the folder, and those above it, for the owner alone, durably."""
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(os.path.abspath(folder))
+    make_durable_folder(parent)
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        return
+    sync_folder(parent)

@@ -1,0 +1,274 @@
+"""A local store's folder: made once, opened once per process, shared by all Stores on it.
+
+castore.json   what is fixed for its life; it is what makes a folder a store
+castore.lock   held shared by every process that has it open, with the pid namespace in it
+index/         LMDB
+packs/         packs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import threading
+
+from castore import forks
+from castore.catalog.local import LocalCatalog
+from castore.chunker import ChunkSizes
+from castore.errors import (
+    FormatError,
+    IndexCorrupt,
+    NotAStore,
+    StoreFull,
+    StoreIOError,
+    StoreLocked,
+    StoreNotFound,
+)
+from castore.fileio import make_durable_folder, sync_folder
+from castore.format import StoreConfig, decode_config, encode_config
+from castore.index import open_index
+from castore.packs.local import LocalPacks
+
+CONFIG = "castore.json"
+LOCK = "castore.lock"
+
+
+class LocalStore:
+    """The layers below a Store on one folder. `close` it as often as it was opened."""
+
+    def __init__(self, root: str, config: StoreConfig) -> None:
+        self.root = root
+        self.config = config
+        self.references = 1
+        self._lock_fd = _share(root)
+        try:
+            self._check_parts()
+            self._index = open_index(os.path.join(root, "index"))
+            try:
+                self.catalog = LocalCatalog(self._index, config.store_id)
+                self.packs = LocalPacks(os.path.join(root, "packs"), config.store_id)
+            except BaseException:
+                self._index.close()
+                raise
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+        forks.register(self)
+
+    @property
+    def writable(self) -> bool:
+        return self._index.writable
+
+    def close(self) -> None:
+        with _registry_lock:
+            self.references -= 1
+            if self.references > 0:
+                return
+            for key in [key for key, store in _registry.items() if store is self]:
+                del _registry[key]
+        self.packs.close()
+        self._index.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+
+    def before_fork(self) -> None:
+        """Nothing to finish: packs and index see to theirs."""
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing was stopped."""
+
+    def after_fork_in_child(self) -> None:
+        # The shared lock is one open file description with the parent's: a descriptor of our own
+        # keeps it when the parent exits.
+        inherited, self._lock_fd = self._lock_fd, -1
+        with contextlib.suppress(OSError, StoreLocked, StoreIOError):
+            self._lock_fd = _share(self.root)
+        if inherited >= 0:
+            os.close(inherited)
+
+    def _check_parts(self) -> None:
+        packs = os.path.join(self.root, "packs")
+        has_packs = os.path.isdir(packs) and bool(os.listdir(packs))
+        if has_packs and not os.path.exists(os.path.join(self.root, "index", "data.mdb")):
+            raise IndexCorrupt(
+                f"the store {self.root} has packs but its index is gone: restore index/ from a "
+                "backup"
+            )
+
+
+# ---------------------------------------------------------------- opening
+
+_registry: dict[tuple[int, int], LocalStore] = {}
+_registry_lock = threading.RLock()
+
+
+def _reset_registry_lock() -> None:
+    global _registry_lock
+    _registry_lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_reset_registry_lock)
+
+
+def open_local(
+    path: str, *, create: bool, read_only: bool, chunk_bytes_avg: int, collision_guard: str | None
+) -> LocalStore:
+    """The process's one LocalStore on `path`, made if it is not there and `create` is true."""
+    root = os.path.realpath(path)
+    with _registry_lock:
+        config = _read_config(root)
+        if config is None:
+            if not create or read_only:
+                raise StoreNotFound(
+                    errno.ENOENT, f"there is no store at {root}; open it with create=True"
+                )
+            _create(root, chunk_bytes_avg, collision_guard)
+            config = _read_config(root)
+            assert config is not None
+        status = os.stat(root)
+        key = (status.st_dev, status.st_ino)
+        store = _registry.get(key)
+        if store is not None:
+            store.references += 1
+            return store
+        store = _registry[key] = LocalStore(root, config)
+        return store
+
+
+def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
+    """Raises NotAStore if the file lies inside a store that this process has open.
+
+    To open and close LMDB's files anywhere else in the process would drop its locks, and another
+    process could then reuse pages that are being read here.
+    """
+    if not _registry:
+        return
+    real = os.path.realpath(path)
+    for store in list(_registry.values()):
+        if real == store.root or real.startswith(store.root + os.sep):
+            raise NotAStore(f"{os.fspath(path)} lies inside the open store {store.root}")
+
+
+def _read_config(root: str) -> StoreConfig | None:
+    try:
+        with open(os.path.join(root, CONFIG), "rb") as file:
+            return decode_config(file.read(1 << 17))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise NotAStore(f"{root} is a file, not a store's folder") from None
+    except FormatError as error:
+        raise FormatError(f"{root}: {error}") from error
+
+
+def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> None:
+    if collision_guard not in (None, "sha256"):
+        raise ValueError(f"collision_guard is None or 'sha256', not {collision_guard!r}")
+    sizes = ChunkSizes.for_average(chunk_bytes_avg)
+    if os.path.exists(root) and not os.path.isdir(root):
+        raise NotAStore(f"{root} is a file, not a store's folder")
+    above = os.path.dirname(root)
+    while True:
+        if os.path.exists(os.path.join(above, CONFIG)):
+            raise NotAStore(f"{root} lies inside the store {above}: stores can't be nested")
+        if above == os.path.dirname(above):
+            break
+        above = os.path.dirname(above)
+    if os.path.isdir(root):
+        # What a creation that was cut off leaves behind, it may leave.
+        strangers = [name for name in os.listdir(root) if not name.startswith("castore.")]
+        if strangers:
+            kind = "an LMDB environment" if "data.mdb" in strangers else "not empty"
+            raise NotAStore(
+                f"{root} is {kind} and not a castore store: choose a new or an empty folder"
+            )
+    config = StoreConfig(
+        store_id=secrets.token_bytes(16),
+        seed=secrets.randbits(64),
+        chunk_min=sizes.min,
+        chunk_avg=sizes.norm,
+        chunk_max=sizes.max,
+        collision_guard=collision_guard,
+    )
+    try:
+        make_durable_folder(root)
+        draft = os.path.join(root, f"{CONFIG}.{secrets.token_hex(8)}")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, encode_config(config))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        try:
+            # Of two processes that create it at once, the loser opens what the winner made.
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, os.path.join(root, CONFIG))
+        finally:
+            os.unlink(draft)
+        sync_folder(root)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no space left to make a store at {root}") from error
+        raise
+
+
+# ---------------------------------------------------------------- pid namespaces
+
+
+def _share(root: str) -> int:
+    """Hold castore.lock shared, for as long as the store is open; -1 where it can't be written.
+
+    LMDB tells live readers from dead ones by their pid, which means nothing in another pid
+    namespace (another container on the same volume): it would free the pages that they read. The
+    first to open writes its namespace into the file; who comes while it is held must be of the
+    same one. Raises StoreLocked.
+    """
+    path = os.path.join(root, LOCK)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (PermissionError, OSError) as error:
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            return -1
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no space left for {path}") from error
+        raise StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO) from error
+    try:
+        ours = _pid_namespace()
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.pwrite(fd, ours.ljust(64), 0)
+        except BlockingIOError:
+            pass
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        theirs = os.pread(fd, 64, 0).strip()
+        if theirs != ours:
+            raise StoreLocked(
+                errno.EAGAIN,
+                f"the store {root} is open in another pid namespace (container) or on another "
+                "machine: share one namespace, or close it there",
+            )
+    except OSError as error:
+        os.close(fd)
+        if isinstance(error, StoreLocked):
+            raise
+        raise StoreIOError(
+            f"{path} can't be locked ({error.strerror}): is it on a network file system?",
+            error.errno or errno.EIO,
+        ) from error
+    return fd
+
+
+def _pid_namespace() -> bytes:
+    try:
+        boot = _read_text("/proc/sys/kernel/random/boot_id")
+        return f"{boot[:18]} {os.stat('/proc/self/ns/pid').st_ino}".encode()
+    except OSError:
+        return b"no pid namespaces here"
+
+
+def _read_text(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read().strip()

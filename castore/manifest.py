@@ -1,0 +1,59 @@
+"""All segments of one version of an object, in memory or, for huge objects, in an unnamed file."""
+
+from __future__ import annotations
+
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+
+from castore.format import Segment, decode_segment
+from castore.mapping import Mapping
+
+MEMORY_BYTES_MAX = 32 << 20  # the segments of about 70 GB
+
+
+class Manifest:
+    """The segments in order; decoded one at a time, as they are asked for."""
+
+    def __init__(self, raw_segments: Iterable[bytes]) -> None:
+        self.packs: set[bytes] = set()
+        self._ends: list[int] = []  # of the segments, as offsets in the object
+        self._raw: list[bytes] = []
+        self._spans: list[tuple[int, int]] = []
+        self._spilled: memoryview | None = None
+        self._load(raw_segments)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __iter__(self) -> Iterator[Segment]:
+        return (self._segment(i) for i in range(len(self._ends)))
+
+    def at_or_after(self, offset: int) -> Iterator[Segment]:
+        """The segment that holds the byte at `offset`, and those behind it."""
+        first = bisect_right(self._ends, offset)
+        return (self._segment(i) for i in range(first, len(self._ends)))
+
+    def _load(self, raw_segments: Iterable[bytes]) -> None:
+        spill, size = None, 0
+        for raw in raw_segments:
+            segment = decode_segment(raw)
+            self.packs.update(segment.packs)
+            self._ends.append(segment.end)
+            self._spans.append((size, size + len(raw)))
+            size += len(raw)
+            self._raw.append(raw)
+            if size > MEMORY_BYTES_MAX:
+                spill = spill or tempfile.TemporaryFile()  # noqa: SIM115  (lives in its mapping)
+                spill.write(b"".join(self._raw))
+                self._raw = []
+        if spill is not None:
+            spill.flush()
+            self._spilled = memoryview(Mapping(spill.fileno()))
+            spill.close()
+
+    def _segment(self, i: int) -> Segment:
+        if self._spilled is None:
+            return decode_segment(self._raw[i])
+        begin, end = self._spans[i]
+        return decode_segment(bytes(self._spilled[begin:end]))

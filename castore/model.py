@@ -1,0 +1,144 @@
+"""The values that pass between layers: plain, frozen, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import index as as_int
+from typing import NamedTuple, Protocol
+
+from castore.errors import InvalidName, InvalidRange
+
+NAME_BYTES_MAX = 480  # below LMDB's 511-byte keys, with room for a prefix
+SEGMENT_EXTENTS_MAX = 1024
+
+
+class Progress(Protocol):
+    """What `put` and `get` report to, in the shape of fsspec's callbacks. Sizes are in bytes."""
+
+    def set_size(self, size: int) -> None: ...
+
+    def relative_update(self, inc: int = 1) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a name maps to. `mtime` is when the name was last put, in seconds since the epoch;
+    `etag` is the same for equal bytes in one store; `stored_bytes` counts the object's frames
+    whole, also those it shares with other objects."""
+
+    name: str
+    size: int
+    mtime: float
+    mode: int
+    etag: str
+    chunks: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Totals of a store. `logical_bytes` is what the objects add up to, `unique_bytes` what is
+    left of it after deduplication, `stored_bytes` what that takes as frames and inline records.
+    Unique and stored bytes include what no name uses any more, until it is collected."""
+
+    objects: int
+    chunks: int
+    packs: int
+    logical_bytes: int
+    unique_bytes: int
+    stored_bytes: int
+    pack_bytes: int
+    index_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RangePlan:
+    """What reading a byte range touches: the chunks that cover it, the bytes of their frames as
+    stored, and the bytes they decode to. An inline object has no chunks."""
+
+    chunks: int
+    frame_bytes: int
+    raw_bytes: int
+
+
+class Location(NamedTuple):
+    """Where a chunk's frame is: `stored_bytes` long, header included, from `offset` of a pack."""
+
+    pack_id: bytes
+    offset: int
+    stored_bytes: int
+
+
+class Extent(NamedTuple):
+    """One chunk at its place `[begin, end)` in an object."""
+
+    begin: int
+    end: int
+    chunk_id: bytes
+    location: Location
+
+
+@lru_cache(maxsize=4096)
+def encode_name(name: str) -> bytes:
+    """The UTF-8 bytes of a valid object name; raises InvalidName saying what is wrong with it."""
+    if not isinstance(name, str):
+        raise InvalidName(f"a name is a str, not {type(name).__name__}")
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidName(f"name {name!r} is not valid Unicode: {error.reason}") from error
+    if not encoded:
+        raise InvalidName("a name must not be empty")
+    if len(encoded) > NAME_BYTES_MAX:
+        raise InvalidName(
+            f"name {name[:40]!r}... has {len(encoded)} bytes in UTF-8; the most is {NAME_BYTES_MAX}"
+        )
+    if b"\0" in encoded:
+        raise InvalidName(f"name {name!r} has a NUL byte")
+    if encoded.startswith(b"/"):
+        raise InvalidName(f"name {name!r} starts with '/'")
+    for part in encoded.split(b"/"):
+        if part in (b".", b".."):
+            raise InvalidName(f"name {name!r} has a {part.decode()!r} component")
+    return encoded
+
+
+def encode_prefix(prefix: str) -> bytes:
+    """The UTF-8 bytes of a prefix of names; any str will do, the empty one too."""
+    if not isinstance(prefix, str):
+        raise InvalidName(f"a prefix is a str, not {type(prefix).__name__}")
+    try:
+        return prefix.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidName(f"prefix {prefix!r} is not valid Unicode: {error.reason}") from error
+
+
+def clamp_range(byte_range: Sequence[int] | None, size: int) -> tuple[int, int]:
+    """The half-open `[begin, end)` that `byte_range` means for an object of `size` bytes.
+
+    None and an empty sequence mean all of it; an end past the size is clamped; a begin at or past
+    it gives an empty range. Raises InvalidRange for anything but two integers, 0 <= begin <= end.
+    """
+    if byte_range is None:
+        return 0, size
+    try:
+        begin, end = byte_range
+        if type(begin) is not int or type(end) is not int:
+            begin, end = as_int(begin), as_int(end)
+    except (TypeError, ValueError):
+        if isinstance(byte_range, Sized) and not isinstance(byte_range, (str, bytes)):
+            if not len(byte_range):
+                return 0, size
+            if len(byte_range) != 2:
+                raise InvalidRange(
+                    f"a byte range is (begin, end), not {len(byte_range)} elements"
+                ) from None
+            raise InvalidRange(f"a byte range takes integers, not {list(byte_range)!r}") from None
+        raise InvalidRange(f"a byte range is (begin, end), not {byte_range!r}") from None
+    if begin < 0 or end < 0:
+        raise InvalidRange(f"byte range [{begin}, {end}) is negative")
+    if begin > end:
+        raise InvalidRange(f"byte range [{begin}, {end}) is reversed: begin must not exceed end")
+    return min(begin, size), min(end, size)

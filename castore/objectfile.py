@@ -1,0 +1,134 @@
+"""Objects as file objects: what `Store.open` returns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from castore.model import ObjectInfo
+from castore.reader import Pinned, Reader
+from castore.writer import ObjectWriter
+
+BUFFER_BYTES = 64 << 10
+
+
+class ObjectReader(io.BufferedReader):
+    """One version of an object, to its end, whatever happens to its name meanwhile. Seekable;
+    reads and `readinto`s larger than the buffer go straight to the caller's memory."""
+
+    def __init__(self, reader: Reader, pinned: Pinned, info: ObjectInfo) -> None:
+        super().__init__(_RawObject(reader, pinned), BUFFER_BYTES)
+        self.info = info
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an open object can't be pickled: pickle the Store and open it there")
+
+
+class _RawObject(io.RawIOBase):
+    def __init__(self, reader: Reader, pinned: Pinned) -> None:
+        self._reader = reader
+        self._pinned: Pinned | None = pinned
+        self._size = pinned.record.size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        if self._pinned is None:
+            raise ValueError("I/O operation on closed file")
+        with memoryview(buffer).cast("B") as target:
+            read = self._reader.read_into(self._pinned, self._at, target)
+        self._at += read
+        return read
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}.get(whence)
+        if base is None:
+            raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
+        if base + offset < 0:
+            raise ValueError(f"can't seek to {base + offset}, before the object's start")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        self._pinned = None  # the mappings go with it
+        super().close()
+
+
+class ObjectWriterFile(io.RawIOBase):
+    """A new object being written: it is published when closed, and not at all if the `with` block
+    raises, on `abort()`, or when it is dropped unclosed."""
+
+    def __init__(
+        self,
+        writer: ObjectWriter,
+        publish: Callable[[ObjectWriter], ObjectInfo],
+        discard: Callable[[ObjectWriter], None],
+    ) -> None:
+        self._writer: ObjectWriter | None = writer
+        self._publish = publish
+        self._discard = discard
+        self._at = 0
+        self.info: ObjectInfo | None = None  # once it is closed
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        if self._writer is None:
+            raise ValueError("I/O operation on closed file")
+        if isinstance(data, str):
+            raise TypeError("a bytes-like object is required, not 'str'")
+        with memoryview(data) as view:
+            try:
+                self._writer.write(view)
+            except BaseException:
+                # Some of the data may be taken: what would be published has a hole in it.
+                self.abort()
+                raise
+            self._at += view.nbytes
+            return view.nbytes
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        """Publish the object. Raises what `put` does."""
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                self.info = self._publish(writer)
+        finally:
+            super().close()
+
+    def abort(self) -> None:
+        """Close it and publish nothing."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self._discard(writer)
+        super().close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self.abort()
+        else:
+            self.close()
+
+    def __del__(self) -> None:
+        # RawIOBase would close, which publishes; but nobody said that the object is whole.
+        if getattr(self, "_writer", None) is not None:
+            self.abort()

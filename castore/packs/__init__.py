@@ -1,0 +1,1 @@
+"""Where packs live: `local` files read through mmap."""

@@ -1,0 +1,340 @@
+"""Packs as files: written once by appending, read through mmap.
+
+A pack belongs to the process that made it, which holds `flock(LOCK_EX)` on it from its creation
+until what it holds is committed: a collector that can't get the lock leaves the pack alone. Packs
+are never truncated, since a mapped reader would fault, and never fsynced again after an fsync of
+theirs failed, since the kernel may have dropped the pages that it could not write.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from castore import forks
+from castore.codec import Frame
+from castore.errors import FormatError, PackMissing, PackPoisoned, StoreFull, StoreIOError
+from castore.fileio import make_durable_folder, sync_folder, write_all
+from castore.format import (
+    PACK_HEADER_BYTES,
+    PackEntry,
+    decode_pack_header,
+    encode_footer,
+    encode_pack_header,
+)
+from castore.mapping import Mapping, start_writeback
+from castore.model import Location
+
+PACK_BYTES_MAX = 256 << 20
+WRITEBACK_BYTES = 8 << 20
+MAPPINGS_MAX = 512  # kept for the next read; whoever holds one keeps it longer
+
+
+class Pack:
+    """A pack that this process is writing. Its methods are called under LocalPacks' lock, but for
+    `sync`, which many puts may wait for at once."""
+
+    def __init__(self, path: str, fd: int, store_id: bytes, pack_id: bytes) -> None:
+        self.pack_id = pack_id
+        self.path = path
+        self.created_ns = time.time_ns()
+        self.size = 0
+        self.durable_bytes = 0
+        self.sealed = False
+        self.named = False  # a commit that may have landed refers to it
+        self.users = 0  # puts that have frames in it and have not committed
+        self._fd = fd
+        self._entries: list[PackEntry] = []
+        self._poison: Exception | None = None
+        self._written_back = 0
+        self._sync_lock = threading.Lock()
+        self._append_bytes([encode_pack_header(store_id, pack_id)])
+
+    @property
+    def usable(self) -> bool:
+        return not self.sealed and self._poison is None
+
+    def append(self, frames: Sequence[Frame]) -> list[Location]:
+        locations, offset = [], self.size
+        for frame in frames:
+            locations.append(Location(self.pack_id, offset, frame.stored_bytes))
+            offset += frame.stored_bytes
+        self._append_bytes([part for frame in frames for part in (frame.head, frame.payload)])
+        self._entries += [
+            PackEntry(frame.chunk_id, at.offset, at.stored_bytes, frame.raw_bytes)
+            for frame, at in zip(frames, locations, strict=True)
+        ]
+        if self.size - self._written_back >= WRITEBACK_BYTES:
+            # The disk starts now on what the fsync would otherwise begin with.
+            start_writeback(self._fd, self._written_back, self.size - self._written_back)
+            self._written_back = self.size
+        return locations
+
+    def sync(self, upto: int) -> None:
+        """Make the first `upto` bytes durable. A failure poisons the pack for good."""
+        with self._sync_lock:
+            if self.durable_bytes >= upto:
+                return
+            self.raise_if_poisoned()
+            size = self.size
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                self._poison = error
+                self.raise_if_poisoned()
+            self.durable_bytes = size
+
+    def exists(self) -> bool:
+        """False if the file was removed under us."""
+        return os.fstat(self._fd).st_nlink > 0
+
+    def seal(self) -> None:
+        """Write the footer. It is an aid to recovery, which scans a pack without one, so it is
+        not synced, and a failure to write it loses nothing."""
+        if not self.usable:
+            return
+        self.sealed = True
+        try:
+            self._append_bytes([encode_footer(self._entries, self.size)])
+        except OSError as error:
+            self._poison = error
+        self._entries = []
+
+    def close(self) -> None:
+        """Give up the lock, and the file too if nothing can refer to it."""
+        if not self.named and self.users == 0:
+            os.unlink(self.path)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptor only: what a forked child may do."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def raise_if_poisoned(self) -> None:
+        if self._poison is None:
+            return
+        if getattr(self._poison, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(
+                f"no space left for pack {self.path}: nothing was published; free some and repeat"
+            ) from self._poison
+        raise PackPoisoned(
+            f"pack {self.path} can't be written ({self._poison}): nothing was published; check "
+            "the disk and repeat"
+        ) from self._poison
+
+    def _append_bytes(self, parts: Sequence[bytes]) -> None:
+        self.raise_if_poisoned()
+        try:
+            self.size = write_all(self._fd, parts, self.size)
+        except OSError as error:
+            # The tail is torn and can't be truncated away: this pack is finished.
+            self._poison = error
+            self.raise_if_poisoned()
+
+
+@dataclass(slots=True)
+class Placement:
+    """The packs one put has frames in, and up to where: what has to be durable before it commits,
+    and what it holds until then."""
+
+    upto: dict[Pack, int]
+
+    def sync(self) -> None:
+        for pack, upto in self.upto.items():
+            pack.sync(upto)
+
+
+class LocalPacks:
+    """The packs folder of one store, shared by all Stores of the process on that path."""
+
+    def __init__(self, root: str, store_id: bytes) -> None:
+        self.root = root
+        self._store_id = store_id
+        self._lock = threading.RLock()
+        self._open: Pack | None = None
+        self._sealed: set[Pack] = set()  # still held by puts that have not committed
+        self._mapped: dict[bytes, Mapping] = {}
+        self._pid = os.getpid()
+        forks.register(self)
+
+    # ------------------------------------------------------------ writing
+
+    def append(self, frames: Sequence[Frame], placement: Placement) -> list[Location]:
+        """Write frames at the end of the open pack. They are not durable before
+        `placement.sync()`, and no other process may remove them before `release(placement)`."""
+        with self._lock:
+            self._check_pid()
+            pack = self._open
+            if pack is None or not pack.usable:
+                self._retire()
+                pack = self._open = self._create()
+            if pack not in placement.upto:
+                pack.users += 1
+                placement.upto[pack] = pack.size
+            locations = pack.append(frames)
+            placement.upto[pack] = pack.size
+            if pack.size >= PACK_BYTES_MAX:
+                self._retire()
+            return locations
+
+    def own(self, placement: Placement) -> Pack:
+        """A pack that this put holds the lock of, made if it has none yet: others can see by it
+        that the put is alive."""
+        with self._lock:
+            if not placement.upto:
+                self.append([], placement)
+            return next(iter(placement.upto))
+
+    def release(self, placement: Placement, *, only: set[Pack] | None = None) -> None:
+        """The put has committed, or is over: let go of its packs, or of `only` those."""
+        with self._lock:
+            for pack in list(placement.upto if only is None else only):
+                del placement.upto[pack]
+                pack.users -= 1
+                if pack.users == 0 and pack in self._sealed:
+                    self._sealed.discard(pack)
+                    pack.close()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._pid == os.getpid():
+                self._retire()
+            self._mapped.clear()
+
+    def _retire(self) -> None:
+        pack, self._open = self._open, None
+        if pack is None:
+            return
+        if pack.named or pack.users:
+            pack.seal()
+        if pack.users:
+            self._sealed.add(pack)
+        else:
+            pack.close()
+
+    def _create(self) -> Pack:
+        while True:
+            pack_id = secrets.token_bytes(16)
+            path = self.path(pack_id)
+            folder = os.path.dirname(path)
+            try:
+                make_durable_folder(folder)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise _typed(error, path) from error
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A collector may have taken the empty file before the lock was ours.
+                if os.fstat(fd).st_nlink == 0:
+                    os.close(fd)
+                    continue
+                pack = Pack(path, fd, self._store_id, pack_id)
+                sync_folder(folder)
+            except BlockingIOError:
+                os.close(fd)
+                continue
+            except OSError as error:
+                os.close(fd)
+                os.unlink(path)
+                if isinstance(error, (StoreFull, StoreIOError)):
+                    raise
+                raise _typed(error, path) from error
+            return pack
+
+    # ------------------------------------------------------------ reading
+
+    def path(self, pack_id: bytes) -> str:
+        name = pack_id.hex()
+        return os.path.join(self.root, name[:2], f"{name}.pack")
+
+    def mapping(self, pack_id: bytes, end: int) -> Mapping:
+        """A mapping of at least the first `end` bytes of a pack. Hold it to keep the bytes, even
+        when the pack is removed. Raises PackMissing, or FormatError if it ends before `end`."""
+        mapping = self._mapped.get(pack_id)
+        if mapping is not None and len(mapping) >= end:
+            return mapping
+        return self._map(pack_id, end)
+
+    def whole(self, pack_id: bytes) -> Mapping:
+        """A mapping of all that the pack holds now."""
+        try:
+            size = os.stat(self.path(pack_id)).st_size
+        except FileNotFoundError:
+            raise PackMissing(pack_id) from None
+        return self.mapping(pack_id, size)
+
+    def forget(self, pack_id: bytes) -> None:
+        """Map the pack anew at its next use: its bytes were not what they should be."""
+        self._mapped.pop(pack_id, None)
+
+    def list(self) -> Iterable[tuple[bytes, int]]:
+        """(pack id, bytes) of every pack file."""
+        try:
+            folders = sorted(os.listdir(self.root))
+        except FileNotFoundError:
+            return
+        for folder in folders:
+            with os.scandir(os.path.join(self.root, folder)) as entries:
+                for entry in entries:
+                    if entry.name.endswith(".pack"):
+                        yield bytes.fromhex(entry.name[:-5]), entry.stat().st_size
+
+    def _map(self, pack_id: bytes, end: int) -> Mapping:
+        path = self.path(pack_id)
+        try:
+            mapping = Mapping(path)
+        except FileNotFoundError:
+            raise PackMissing(pack_id) from None
+        except ValueError as error:  # an empty file can't be mapped
+            raise FormatError(f"pack {path} is empty") from error
+        except OSError as error:
+            raise _typed(error, path) from error
+        if len(mapping) < max(end, PACK_HEADER_BYTES):
+            raise FormatError(f"pack {path} has {len(mapping)} bytes, and should have {end}")
+        store_id, found = decode_pack_header(memoryview(mapping)[:PACK_HEADER_BYTES])
+        if store_id != self._store_id or found != pack_id:
+            raise FormatError(f"pack {path} is another store's, or another pack")
+        while len(self._mapped) >= MAPPINGS_MAX:
+            self._mapped.pop(next(iter(self._mapped)), None)
+        self._mapped[pack_id] = mapping
+        return mapping
+
+    # ------------------------------------------------------------ forks
+
+    def before_fork(self) -> None:
+        self._lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        # The flocks are the parent's, through the descriptions we share: to unlock here would
+        # unlock there. Closing our descriptors does not.
+        for pack in [*self._sealed, *([self._open] if self._open else [])]:
+            pack.abandon()
+        self._sealed.clear()
+        self._open = None
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+
+    def _check_pid(self) -> None:
+        if self._pid != os.getpid():  # a fork that ran no hooks
+            self.after_fork_in_child()
+
+
+def _typed(error: OSError, path: str) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"no space left for {path}: free some and repeat")
+    if isinstance(error, PermissionError):
+        return PermissionError(error.errno, f"no permission for {path}", path)
+    return StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO)

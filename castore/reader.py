@@ -1,0 +1,306 @@
+"""Extents to bytes: map, decode, check, trim.
+
+Every chunk that is decoded is checked against its length and its id. A mismatch is looked at once
+more through a new mapping, then raises ChunkCorrupt: never wrong bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from castore import forks
+from castore.catalog.local import LocalCatalog
+from castore.codec import chunk_id_of, decode_frame, decode_inline
+from castore.errors import ChunkCorrupt, FormatError, PackMissing
+from castore.fileio import write_all
+from castore.format import Record, StoreConfig
+from castore.manifest import Manifest
+from castore.mapping import Mapping
+from castore.model import Extent, Progress, RangePlan
+from castore.packs.local import LocalPacks
+from castore.workers import Workers
+
+TASK_BYTES = 2 << 20  # decoded at once by one thread
+PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
+
+Bytes: TypeAlias = bytes | memoryview
+T = TypeVar("T")
+
+
+class Writable(Protocol):
+    def write(self, data: Any, /) -> Any: ...
+
+
+class DecodedChunks:
+    """The chunks decoded last, up to a number of bytes: the next small read nearby costs no
+    decoding. Raw frames are not kept: they are as near in the mapped pack."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self._bytes = 0
+        self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+        forks.register(self)
+
+    def get(self, chunk_id: bytes) -> bytes | None:
+        with self._lock:
+            raw = self._chunks.get(chunk_id)
+            if raw is not None:
+                self._chunks.move_to_end(chunk_id)
+            return raw
+
+    def put(self, chunk_id: bytes, raw: bytes) -> None:
+        with self._lock:
+            if chunk_id in self._chunks or len(raw) > self.bytes_max:
+                return
+            self._chunks[chunk_id] = raw
+            self._bytes += len(raw)
+            while self._bytes > self.bytes_max:
+                self._bytes -= len(self._chunks.popitem(last=False)[1])
+
+    def before_fork(self) -> None:
+        self._lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        self._lock.release()
+
+
+class Pinned(NamedTuple):
+    """One version of an object, kept: its segments are read, and its packs are mapped, so that it
+    is read to its end whatever is overwritten or collected meanwhile."""
+
+    record: Record
+    manifest: Manifest
+    mappings: dict[bytes, Mapping]
+
+
+class Reader:
+    def __init__(
+        self,
+        catalog: LocalCatalog,
+        packs: LocalPacks,
+        workers: Workers,
+        config: StoreConfig,
+        *,
+        cache_bytes: int,
+    ) -> None:
+        self._catalog = catalog
+        self._packs = packs
+        self._workers = workers
+        self._seed = config.seed
+        self._decoded = DecodedChunks(cache_bytes)
+
+    # ------------------------------------------------------------ ranges
+
+    def ranges(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> list[bytes]:
+        """The bytes of each half-open range, all of one version of the object.
+
+        Raises NameNotFound, InvalidRange, ChunkCorrupt, PackMissing.
+        """
+        lost: bytes | None = None
+        while True:
+            record, covered = self._catalog.cover(name, byte_ranges)
+            if record.is_inline:
+                raw = self.inline(record)
+                return [raw[begin:end] for begin, end, _ in covered]
+            try:
+                return [self._assemble(extents, begin, end) for begin, end, extents in covered]
+            except PackMissing as error:
+                # A collector moved the chunks since the look-up, or they are lost: look again.
+                if error.pack_id == lost:
+                    raise
+                lost = error.pack_id
+                self._catalog.forget(name)
+
+    def explain(self, name: bytes, byte_range: Sequence[int] | None) -> RangePlan:
+        _, [(_, _, extents)] = self._catalog.cover(name, [byte_range])
+        return RangePlan(
+            len(extents),
+            sum(extent.location.stored_bytes for extent in extents),
+            sum(extent.end - extent.begin for extent in extents),
+        )
+
+    def inline(self, record: Record) -> bytes:
+        raw = decode_inline(record.codec, record.inline, record.size)
+        if chunk_id_of(raw, self._seed) != record.etag:
+            raise FormatError("an inline object's bytes do not match its etag")
+        return raw
+
+    def _assemble(self, extents: list[Extent], begin: int, end: int) -> bytes:
+        if len(extents) == 1:
+            extent = extents[0]
+            return bytes(self._chunk(extent)[begin - extent.begin : end - extent.begin])
+        if end - begin < PARALLEL_BYTES or self._workers.threads == 1:
+            return b"".join(self._trimmed(extents, begin, end))
+        futures = [
+            self._workers.submit(lambda task: list(self._trimmed(task, begin, end)), task)
+            for task in _tasks(extents)
+        ]
+        return b"".join([part for future in futures for part in future.result()])
+
+    def _trimmed(self, extents: Iterable[Extent], begin: int, end: int) -> Iterator[Bytes]:
+        for extent in extents:
+            raw = self._chunk(extent)
+            yield raw[max(begin - extent.begin, 0) : end - extent.begin]
+
+    def _chunk(self, extent: Extent, mappings: dict[bytes, Mapping] | None = None) -> Bytes:
+        """One chunk's bytes, through the cache of decoded ones."""
+        raw = self._decoded.get(extent.chunk_id)
+        if raw is not None and len(raw) == extent.end - extent.begin:
+            return raw
+        decoded = self._decode(extent, mappings)
+        if isinstance(decoded, bytes):
+            self._decoded.put(extent.chunk_id, decoded)
+        return decoded
+
+    def _decode(self, extent: Extent, mappings: dict[bytes, Mapping] | None = None) -> Bytes:
+        begin, end, chunk_id, (pack_id, offset, stored_bytes) = extent
+        stop = offset + stored_bytes
+        for last in (False, True):
+            try:
+                mapping = mappings.get(pack_id) if mappings else None
+                if mapping is None or len(mapping) < stop:
+                    mapping = self._packs.mapping(pack_id, stop)
+                frame = memoryview(mapping)[offset:stop]
+                return decode_frame(frame, chunk_id, end - begin, self._seed)
+            except FormatError as error:
+                if last:
+                    raise ChunkCorrupt(chunk_id, pack_id, offset, str(error)) from error
+                mappings = None
+                self._packs.forget(pack_id)
+        raise AssertionError("unreachable")
+
+    # ------------------------------------------------------------ whole objects
+
+    def pin(self, name: bytes) -> Pinned:
+        """Raises NameNotFound, PackMissing."""
+        lost: bytes | None = None
+        while True:
+            record, manifest = self._catalog.manifest(name)
+            try:
+                mappings = {pack_id: self._packs.whole(pack_id) for pack_id in manifest.packs}
+            except PackMissing as error:
+                if error.pack_id == lost:
+                    raise
+                lost = error.pack_id
+                continue
+            return Pinned(record, manifest, mappings)
+
+    def copy_to_file(self, pinned: Pinned, fd: int, progress: Progress | None) -> None:
+        """Write the object's bytes at their offsets, from several threads in any order."""
+        if pinned.record.is_inline:
+            write_all(fd, [self.inline(pinned.record)], 0)
+            _advance(progress, pinned.record.size)
+            return
+        os.truncate(fd, pinned.record.size)
+
+        def write(task: list[Extent]) -> int:
+            write_all(fd, self._decode_all(task, pinned), task[0].begin)
+            self._let_go(task, pinned)
+            return task[-1].end - task[0].begin
+
+        for done in self._in_flight(write, pinned):
+            _advance(progress, done)
+
+    def copy_to_stream(self, pinned: Pinned, file: Writable, progress: Progress | None) -> None:
+        """Write the object's bytes in order, decoded ahead by several threads."""
+        if pinned.record.is_inline:
+            file.write(self.inline(pinned.record))
+            _advance(progress, pinned.record.size)
+            return
+
+        def decode(task: list[Extent]) -> list[Bytes]:
+            return self._decode_all(task, pinned)
+
+        for parts in self._in_flight(decode, pinned):
+            for part in parts:
+                _write_stream(file, part)
+                _advance(progress, len(part))
+
+    def read_into(self, pinned: Pinned, offset: int, target: memoryview) -> int:
+        """Fill `target` from `offset`; the bytes read, fewer only at the object's end."""
+        record = pinned.record
+        end = min(offset + len(target), record.size)
+        if offset >= end:
+            return 0
+        if record.is_inline:
+            target[: end - offset] = self.inline(record)[offset:end]
+            return end - offset
+        at = offset
+        for segment in pinned.manifest.at_or_after(offset):
+            for extent in segment.covering(at, end):
+                raw = self._chunk(extent, pinned.mappings)
+                part = raw[at - extent.begin : end - extent.begin]
+                target[at - offset : at - offset + len(part)] = part
+                at += len(part)
+            if at >= end:
+                break
+        return at - offset
+
+    def _in_flight(self, work: Callable[[list[Extent]], T], pinned: Pinned) -> Iterator[T]:
+        """Run `work` on all of the object's extents, a few tasks ahead; results in order."""
+        running: deque[Future[T]] = deque()
+        extents = (extent for segment in pinned.manifest for extent in segment)
+        try:
+            for task in _tasks(extents):
+                running.append(self._workers.submit(work, task))
+                if len(running) > 2 * self._workers.threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+            # A task that is running still writes to a descriptor that the caller will close.
+            for future in running:
+                if not future.cancelled():
+                    future.exception()
+
+    def _decode_all(self, task: list[Extent], pinned: Pinned) -> list[Bytes]:
+        return [self._decode(extent, pinned.mappings) for extent in task]
+
+    def _let_go(self, task: list[Extent], pinned: Pinned) -> None:
+        """Unmap the pages just read, so that what a large get has mapped stays bounded; they stay
+        in the page cache."""
+        spans: dict[bytes, tuple[int, int]] = {}
+        for _, _, _, (pack_id, offset, stored_bytes) in task:
+            low, high = spans.get(pack_id, (offset, offset))
+            spans[pack_id] = min(low, offset), max(high, offset + stored_bytes)
+        for pack_id, (low, high) in spans.items():
+            mapping = pinned.mappings.get(pack_id)
+            if mapping is not None:
+                mapping.advise_dontneed(low, high - low)
+
+
+def _tasks(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
+    """Consecutive extents, about TASK_BYTES at a time."""
+    task: list[Extent] = []
+    for extent in extents:
+        task.append(extent)
+        if extent.end - task[0].begin >= TASK_BYTES:
+            yield task
+            task = []
+    if task:
+        yield task
+
+
+def _write_stream(file: Writable, part: Bytes) -> None:
+    """All of it, also where `write` takes only some (a raw stream)."""
+    while part:
+        written = file.write(part)
+        if written is None or written == len(part):
+            return
+        part = memoryview(part)[written:]
+
+
+def _advance(progress: Progress | None, done: int) -> None:
+    if progress is not None:
+        progress.relative_update(done)

@@ -1,0 +1,256 @@
+"""What one commit publishes, from the first look-up to the end.
+
+A put may take hours, and what it relies on changes meanwhile. So a session keeps three things
+until it ends: the locks of the packs that it wrote (nobody else may remove them), a mapping of
+every pack that it reuses (so that the frames of one that is collected can be copied out of it), and
+the collector's counter as it stood at the first look-up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from castore.catalog.local import LocalCatalog, PacksVanished
+from castore.catalog.operations import Batch, Draft, NewChunk, Operation
+from castore.chunker import Chunker
+from castore.codec import Frame, encode_frame
+from castore.errors import FormatError, PackMissing, StoreIOError
+from castore.format import (
+    FRAME_HEADER_BYTES,
+    SHA256_BYTES,
+    SegmentBuilder,
+    StoreConfig,
+    decode_frame_header,
+    decode_segment,
+)
+from castore.mapping import Mapping
+from castore.model import Extent, Location
+from castore.packs.local import LocalPacks, Placement
+from castore.workers import Workers
+
+ROWS_MAX = 16384  # chunks per transaction: each may dirty a page of its own
+SEGMENTS_MAX = 256  # per transaction
+COMMIT_ATTEMPTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class NewFrame:
+    """A chunk to be encoded and placed."""
+
+    raw: bytes
+    chunk_id: bytes
+    sha256: bytes = b""
+    disambiguated: bool = False
+
+
+class WriteSession:
+    """All that one commit publishes: the packs it wrote and reuses, and its unpublished rows.
+
+    Not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        catalog: LocalCatalog,
+        packs: LocalPacks,
+        workers: Workers,
+        config: StoreConfig,
+        chunker: Chunker,
+        *,
+        compression_level: int,
+    ) -> None:
+        self.config = config
+        self.chunker = chunker
+        self.level = compression_level
+        self.guarded = config.collision_guard is not None
+        self._catalog = catalog
+        self._packs = packs
+        self._workers = workers
+        self._batch = Batch()
+        self._placement = Placement({})
+        self._held: dict[bytes, Mapping] = {}
+        self._lost: set[bytes] = set()  # chunks that the index knows in packs that are gone
+        self._segments = 0
+        self._pid = os.getpid()
+
+    # ------------------------------------------------------------ for the drafts
+
+    def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
+        """Which of the chunks need not be stored, and where they are."""
+        gc_seq, known = self._catalog.known(chunk_ids)
+        if self._batch.gc_seq is None:
+            self._batch.gc_seq = gc_seq
+        for chunk_id in list(known):
+            if not self._hold(known[chunk_id]):
+                del known[chunk_id]
+                self._lost.add(chunk_id)
+        for chunk_id in chunk_ids:
+            new = self._batch.chunks.get(chunk_id)
+            if new is not None:
+                known[chunk_id] = new.location
+        return known
+
+    def encode(self, chunks: list[NewFrame]) -> Future[list[Frame]]:
+        return self._workers.submit(_encode_all, chunks, self.level)
+
+    def place(self, frames: Sequence[Frame]) -> None:
+        for frame, location in zip(
+            frames, self._packs.append(frames, self._placement), strict=True
+        ):
+            self._batch.chunks[frame.chunk_id] = NewChunk(
+                frame.raw_bytes, location, heals=frame.chunk_id in self._lost
+            )
+
+    def location(self, chunk_id: bytes) -> Location:
+        """Where a chunk that this session placed is."""
+        new = self._batch.chunks.get(chunk_id)
+        return self.look_up([chunk_id])[chunk_id] if new is None else new.location
+
+    def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
+        """The object's next segment; its frames are placed."""
+        if not draft.segments and not draft.staged:
+            self._batch.drafts.append(draft)
+        draft.segments.append((segment.end, segment.encode()))
+        self._batch.packs |= segment.packs - {pack.pack_id for pack in self._placement.upto}
+        self._segments += 1
+        if len(self._batch.chunks) >= ROWS_MAX or self._segments >= SEGMENTS_MAX:
+            self._stage()
+
+    def drop(self, draft: Draft) -> None:
+        """The object failed; what of it is in the index already is the collector's."""
+        if draft in self._batch.drafts:
+            self._batch.drafts.remove(draft)
+
+    def stored_sha256(self, location: Location) -> bytes:
+        """The SHA-256 that a guarded store's frame carries."""
+        frame = memoryview(self._packs.mapping(location.pack_id, _end(location)))
+        at = location.offset
+        return decode_frame_header(frame[at : at + FRAME_HEADER_BYTES + SHA256_BYTES]).sha256
+
+    # ------------------------------------------------------------ the end
+
+    def commit(self, operations: Sequence[Operation]) -> int:
+        """Publish, and let the packs go. Raises what LocalCatalog.commit does, but
+        PacksVanished; nothing is published then (or, CommitUnknown, it is not known)."""
+        if self._pid != os.getpid():
+            raise StoreIOError("a put that began before a fork can't end in the child")
+        deleted = self._attempt(lambda: self._catalog.commit(self._batch, operations))
+        self.close()
+        return deleted
+
+    def close(self) -> None:
+        """Let go of everything that was not committed. Idempotent."""
+        self._batch = Batch()
+        self._held.clear()
+        if self._pid == os.getpid():
+            self._packs.release(self._placement)
+
+    def _stage(self) -> None:
+        owner = self._packs.own(self._placement)
+        self._attempt(lambda: self._stage_once(owner.pack_id))
+        for draft in self._batch.drafts:
+            draft.segments = []
+            draft.staged = True
+        self._batch.chunks = {}
+        self._segments = 0
+        # The packs that are full are now kept by their rows and this manifest's being pending;
+        # their descriptors would add up in a put of terabytes.
+        full = {pack for pack in self._placement.upto if pack.sealed and pack is not owner}
+        self._batch.packs |= {pack.pack_id for pack in full}
+        self._packs.release(self._placement, only=full)
+
+    def _stage_once(self, owner: bytes) -> int:
+        self._catalog.stage(self._batch, owner)
+        return 0
+
+    def _attempt(self, transaction: Callable[[], int]) -> int:
+        for _ in range(COMMIT_ATTEMPTS):
+            self._placement.sync()
+            for pack in self._placement.upto:
+                pack.named = True
+            self._batch.own = dict(self._placement.upto)
+            try:
+                return transaction()
+            except PacksVanished as vanished:
+                self._replace(vanished)
+        raise StoreIOError(
+            f"collectors removed what a put relied on {COMMIT_ATTEMPTS} times in a row: repeat it"
+        )
+
+    # ------------------------------------------------------------ packs that went meanwhile
+
+    def _hold(self, location: Location) -> bool:
+        """Keep the frame's bytes reachable whatever happens to its pack; False if it is lost."""
+        held = self._held.get(location.pack_id)
+        if held is not None and len(held) >= _end(location):
+            return True
+        try:
+            self._held[location.pack_id] = self._packs.mapping(location.pack_id, _end(location))
+        except (PackMissing, FormatError):
+            return False
+        return True
+
+    def _replace(self, vanished: PacksVanished) -> None:
+        """Give the extents in vanished packs new places: where a collector moved their chunks, or
+        copies of the frames in our own pack."""
+        self._batch.packs -= vanished.pack_ids
+        self._batch.gc_seq = vanished.gc_seq
+        for draft in self._batch.drafts:
+            draft.segments = [
+                (end, self._replaced(decode_segment(raw), raw, vanished.pack_ids))
+                for end, raw in draft.segments
+            ]
+
+    def _replaced(self, segment: Iterable[Extent], raw: bytes, gone: set[bytes]) -> bytes:
+        extents = list(segment)
+        moved = [extent for extent in extents if extent.location.pack_id in gone]
+        if not moved:
+            return raw
+        known = {
+            chunk_id: location
+            for chunk_id, location in self.look_up([e.chunk_id for e in moved]).items()
+            if location.pack_id not in gone
+        }
+        builder = SegmentBuilder(extents[0].begin)
+        for extent in extents:
+            location = extent.location
+            if location.pack_id in gone:
+                if extent.chunk_id not in known:
+                    known[extent.chunk_id] = self._copied(extent)
+                location = known[extent.chunk_id]
+            builder.append(extent.end, extent.chunk_id, *location)
+        own = {pack.pack_id for pack in self._placement.upto}
+        self._batch.packs |= builder.packs - own
+        return builder.encode()
+
+    def _copied(self, extent: Extent) -> Location:
+        held = self._held.get(extent.location.pack_id)
+        if held is None:
+            raise PackMissing(extent.location.pack_id)
+        at = extent.location.offset
+        frame = bytes(memoryview(held)[at : _end(extent.location)])
+        header = decode_frame_header(frame)
+        cut = header.header_bytes
+        raw_bytes = extent.end - extent.begin
+        self.place([Frame(extent.chunk_id, raw_bytes, frame[:cut], frame[cut:], header.sha256)])
+        return self.location(extent.chunk_id)
+
+
+def _end(location: Location) -> int:
+    return location.offset + location.stored_bytes
+
+
+def _encode_all(chunks: list[NewFrame], level: int) -> list[Frame]:
+    return [
+        encode_frame(
+            chunk.raw,
+            chunk.chunk_id,
+            level=level,
+            sha256=chunk.sha256,
+            disambiguated=chunk.disambiguated,
+        )
+        for chunk in chunks
+    ]

@@ -1,0 +1,262 @@
+"""A stream in, extents out: cut, hash, look up, encode, append.
+
+The invariant: *a pack is durable before anything names it; a crash before the commit leaks space,
+never data.* What is written here becomes visible by WriteSession.commit, and by nothing else.
+
+A path is read through mapped windows, which costs a quarter of reading it into a buffer. A file
+can change under the mapping: a chunk that turns out to be new is copied and hashed again, and the
+copy is what is stored; a file that is cut short raises SourceChanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import xxhash
+
+from castore.catalog.operations import Draft
+from castore.codec import Frame, chunk_id_of, disambiguated_id, encode_inline, sha256_of
+from castore.errors import SourceChanged
+from castore.format import Record, SegmentBuilder
+from castore.mapping import Mapping
+from castore.model import Location, Progress
+from castore.session import NewFrame, WriteSession
+
+INLINE_BYTES_MAX = 4096
+WINDOW_BYTES = 64 << 20  # of a mapped file
+PAGE_MASK = ~0xFFFF  # windows begin at multiples of 64 KiB, the largest page size in use
+CUT_BYTES = 1 << 20  # cut, then hashed while still in cache
+BATCH_BYTES = 4 << 20  # looked up at once
+TASK_BYTES = 1 << 20  # encoded at once by one thread
+BATCHES_MAX = 4  # being encoded at a time: what bounds memory
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Consecutive chunks: where each ends in the object, its id, and where it is if it is known."""
+
+    chunks: list[tuple[int, bytes, Location | None]] = field(default_factory=list)
+    encoding: list[Future[list[Frame]]] = field(default_factory=list)
+    new: set[bytes] = field(default_factory=set)
+
+    @property
+    def encoded(self) -> bool:
+        return all(future.done() for future in self.encoding)
+
+
+class ObjectWriter:
+    """Takes one object's bytes, in order, by `write` and `write_file`, then `finish`."""
+
+    def __init__(self, session: WriteSession, progress: Progress | None = None) -> None:
+        self.size = 0  # of what was taken out of the buffer
+        self._session = session
+        self._progress = progress
+        self._draft = Draft()
+        self._buffer = bytearray()
+        self._batches: deque[_Batch] = deque()
+        self._encoding: dict[bytes, bytes] = {}  # chunks on their way to a pack: id -> SHA-256
+        self._segment = SegmentBuilder(0)
+        self._etag = xxhash.xxh3_128(seed=session.config.seed)
+        self._chunks = 0
+        self._stored_bytes = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take any contiguous buffer; it may be changed once this returns."""
+        view = memoryview(data).cast("B")
+        enough = BATCH_BYTES + self._session.chunker.lookahead
+        while view:
+            if not self._buffer and len(view) >= enough:
+                used = self._consume(view, final=False)
+                view = view[used:]
+            taken = min(len(view), enough - len(self._buffer))
+            self._buffer += view[:taken]
+            view = view[taken:]
+            if len(self._buffer) >= enough:
+                self._consume_buffer(final=False)
+
+    def write_file(self, fd: int, size: int) -> None:
+        """Take the first `size` bytes of a regular file, through mapped windows.
+
+        Raises SourceChanged if it turns out to be shorter.
+        """
+        at = 0
+        while at < size:
+            floor = at & PAGE_MASK
+            length = min(WINDOW_BYTES, size - floor)
+            try:
+                window = Mapping(fd, length, offset=floor)
+            except ValueError as error:
+                raise _cut_short(size) from error
+            with memoryview(window) as whole, whole[at - floor :] as view:
+                at += self._consume(view, final=floor + length == size)
+            if window.damaged:
+                raise _cut_short(size)
+
+    def finish(self, mode: int) -> tuple[Record, Draft | None]:
+        """The object's record, and its draft unless it is inline. Nothing is visible yet."""
+        record = Record(
+            size=self.size + len(self._buffer),
+            mtime_ns=time.time_ns(),
+            mode=mode,
+            etag=b"",
+            stored_bytes=0,
+        )
+        if record.size <= INLINE_BYTES_MAX and not self._chunks and not self._batches:
+            return self._inline(record), None
+        self._consume_buffer(final=True)
+        while self._batches:
+            self._retire(self._batches.popleft())
+        self._close_segment()
+        return dataclasses.replace(
+            record,
+            etag=self._etag.digest(),
+            stored_bytes=self._stored_bytes,
+            chunks=self._chunks,
+        ), self._draft
+
+    def abandon(self) -> None:
+        """The object is not to be: forget what was taken."""
+        self._batches.clear()
+        self._buffer.clear()
+        self._session.drop(self._draft)
+
+    # ------------------------------------------------------------ bytes to batches of chunks
+
+    def _inline(self, record: Record) -> Record:
+        raw = bytes(self._buffer)
+        codec, stored = encode_inline(raw, level=self._session.level)
+        self._advance(len(raw))
+        return dataclasses.replace(
+            record,
+            etag=chunk_id_of(raw, self._session.config.seed),
+            stored_bytes=len(stored),
+            codec=codec,
+            inline=stored,
+        )
+
+    def _consume_buffer(self, *, final: bool) -> None:
+        with memoryview(self._buffer) as view:
+            used = self._consume(view, final=final)
+        del self._buffer[:used]
+
+    def _consume(self, view: memoryview, *, final: bool) -> int:
+        """Take the chunks whose cuts are decided; the bytes that they add up to."""
+        chunker, seed = self._session.chunker, self._session.config.seed
+        begin = batch_begin = 0
+        batch: list[tuple[int, int, bytes]] = []
+        while cuts := chunker.cuts(view, begin, final, until=begin + CUT_BYTES):
+            for end in cuts:
+                batch.append((begin, end, chunk_id_of(view[begin:end], seed)))
+                begin = end
+            if begin - batch_begin >= BATCH_BYTES:
+                self._take(view, batch)
+                batch, batch_begin = [], begin
+        if batch:
+            self._take(view, batch)
+        return begin
+
+    def _take(self, view: memoryview, cut: list[tuple[int, int, bytes]]) -> None:
+        """Look a batch of chunks up and send the new ones to be encoded."""
+        known = self._session.look_up([chunk_id for _, _, chunk_id in cut])
+        batch = _Batch()
+        base = self.size
+        task: list[NewFrame] = []
+        task_bytes = 0
+        for begin, end, chunk_id in cut:
+            location = known.get(chunk_id)
+            if self._session.guarded:
+                new, chunk_id, location = self._guarded(view[begin:end], chunk_id, location)
+            elif location is None and chunk_id not in self._encoding:
+                raw = bytes(view[begin:end])
+                # What was hashed may not be what was copied, if the source is a file that is
+                # being written to.
+                chunk_id = chunk_id_of(raw, self._session.config.seed)
+                new = NewFrame(raw, chunk_id)
+            else:
+                new = None
+            if new is not None and chunk_id not in self._encoding:
+                self._encoding[chunk_id] = new.sha256
+                batch.new.add(chunk_id)
+                task.append(new)
+                task_bytes += len(new.raw)
+                if task_bytes >= TASK_BYTES:
+                    batch.encoding.append(self._session.encode(task))
+                    task, task_bytes = [], 0
+            batch.chunks.append((base + end - cut[0][0], chunk_id, location))
+        if task:
+            batch.encoding.append(self._session.encode(task))
+        self._advance(cut[-1][1] - cut[0][0])
+        self._batches.append(batch)
+        while self._batches and (len(self._batches) > BATCHES_MAX or self._batches[0].encoded):
+            self._retire(self._batches.popleft())
+
+    def _guarded(
+        self, view: memoryview, chunk_id: bytes, location: Location | None
+    ) -> tuple[NewFrame | None, bytes, Location | None]:
+        """The same decision when the store has a collision guard: equal ids are not enough."""
+        session, raw = self._session, bytes(view)
+        chunk_id, sha256 = chunk_id_of(raw, session.config.seed), sha256_of(raw)
+        for candidate in (chunk_id, disambiguated_id(sha256, session.config.seed)):
+            location = session.look_up([candidate]).get(candidate)
+            taken = (
+                self._encoding.get(candidate)
+                if location is None
+                else session.stored_sha256(location)
+            )
+            if taken is None:
+                return NewFrame(raw, candidate, sha256, candidate != chunk_id), candidate, None
+            if taken == sha256:
+                return None, candidate, location
+        raise ValueError("two chunks have one SHA-256")
+
+    def _advance(self, taken: int) -> None:
+        self.size += taken
+        if self._progress is not None:
+            self._progress.relative_update(taken)
+
+    # ------------------------------------------------------------ batches to extents
+
+    def _retire(self, batch: _Batch) -> None:
+        """The batch's frames go to a pack, then its chunks become extents."""
+        for future in batch.encoding:
+            self._session.place(future.result())
+        for chunk_id in batch.new:
+            self._encoding.pop(chunk_id, None)
+        for end, chunk_id, location in batch.chunks:
+            at = location or self._session.location(chunk_id)
+            self._segment.append(end, chunk_id, at.pack_id, at.offset, at.stored_bytes)
+            self._etag.update(chunk_id)
+            self._chunks += 1
+            self._stored_bytes += at.stored_bytes
+            if self._segment.full:
+                self._close_segment(next_begin=end)
+
+    def _close_segment(self, next_begin: int = 0) -> None:
+        segment = self._segment
+        if len(segment):
+            self._segment = SegmentBuilder(next_begin)
+            self._session.add_segment(self._draft, segment)
+
+
+def read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """The blocks of a binary file object, to its end."""
+    while True:
+        block = read(CUT_BYTES)
+        if isinstance(block, str):
+            raise TypeError("the file must be opened in binary mode")
+        if block is None:
+            raise BlockingIOError("the file is in non-blocking mode and has nothing to read yet")
+        if not block:
+            return
+        yield block
+
+
+def _cut_short(size: int) -> SourceChanged:
+    return SourceChanged(
+        f"the file was cut short of its {size} bytes while it was read: nothing was published"
+    )
