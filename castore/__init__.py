@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from castore.errors import CastoreError
     from castore.model import ObjectInfo, RangePlan, StoreStats
     from castore.store import Store, Transaction
-    from castore.store import open_store as open  # noqa: A004
+    from castore.store import open_store as open
 
 __all__ = [
     "CastoreError",

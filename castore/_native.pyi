@@ -1,6 +1,7 @@
-from typing_extensions import Buffer
 from os import PathLike
 from typing import ClassVar, final
+
+from typing_extensions import Buffer
 
 def next_cut(
     buffer: Buffer, start: int, final: bool, min: int, norm: int, max: int, /

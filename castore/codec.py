@@ -25,10 +25,12 @@ from castore.format import (
     CODEC_ZSTD,
     FLAG_DISAMBIGUATED,
     FLAG_SHA256,
+    FRAME_HEADER_BYTES,
     INLINE_BYTES_LIMIT,
     FrameHeader,
     decode_frame_header,
     encode_frame_header,
+    plain_frame_header,
 )
 
 _thread = threading.local()
@@ -78,6 +80,14 @@ def decode_frame(
 ) -> bytes | memoryview:
     """The chunk's bytes: a view into `frame` when it is raw. Raises FormatError unless it decodes
     to exactly `raw_bytes` bytes of this id."""
+    if frame[:FRAME_HEADER_BYTES] == plain_frame_header(
+        CODEC_ZSTD, raw_bytes, len(frame) - FRAME_HEADER_BYTES, chunk_id
+    ):
+        # Nearly every frame: what is expected is compared in one go, and nothing is parsed.
+        raw: bytes | memoryview = _decompress(frame[FRAME_HEADER_BYTES:], raw_bytes)
+        if _digest(raw, seed) == chunk_id:
+            return raw
+        raise FormatError("the bytes do not match the chunk's id")
     header = decode_frame_header(frame)
     if header.chunk_id != chunk_id or header.raw_bytes != raw_bytes:
         raise FormatError(

@@ -11,7 +11,7 @@ import json
 import struct
 import sys
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -142,6 +142,11 @@ def encode_frame_header(header: FrameHeader) -> bytes:
         )
         + header.sha256
     )
+
+
+def plain_frame_header(codec: int, raw_bytes: int, payload_bytes: int, chunk_id: bytes) -> bytes:
+    """The only header that a frame without flags can have, to be compared with."""
+    return _FRAME.pack(FRAME_MAGIC, codec, 0, 0, raw_bytes, payload_bytes, chunk_id)
 
 
 def decode_frame_header(frame: bytes | memoryview) -> FrameHeader:
@@ -303,15 +308,13 @@ class Segment:
             Location(self.packs[pack], self._offsets[i], self._stored[i]),
         )
 
-    def covering(self, begin: int, end: int) -> Iterator[Extent]:
+    def covering(self, begin: int, end: int) -> list[Extent]:
         """The extents that hold bytes of `[begin, end)`, in order."""
         ends = self.ends
-        i = bisect_right(ends, begin)
-        while i < len(ends):
-            yield self.extent(i)
-            if ends[i] >= end:
-                return
-            i += 1
+        first = bisect_right(ends, begin)
+        if first < len(ends) and end <= ends[first]:
+            return [self.extent(first)]
+        return [self.extent(i) for i in range(first, min(bisect_left(ends, end) + 1, len(ends)))]
 
     def __iter__(self) -> Iterator[Extent]:
         return (self.extent(i) for i in range(len(self.ends)))

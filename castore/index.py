@@ -33,6 +33,7 @@ from castore.errors import (
     StoreIOError,
     StoreLocked,
 )
+from castore.fileio import make_durable_folder, sync_folder
 
 MAP_BYTES = 1 << 40
 MAP_BYTES_LEAST = 1 << 28
@@ -104,9 +105,9 @@ class Index:
     # ------------------------------------------------------------ opening
 
     def _open(self) -> None:
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
         map_bytes = MAP_BYTES
         self.writable = os.access(self.path, os.W_OK)
+        is_new = not os.path.exists(os.path.join(self.path, "data.mdb"))
         while True:
             try:
                 env = lmdb.open(
@@ -141,6 +142,8 @@ class Index:
         except lmdb.Error as error:
             env.close()
             raise typed(error, self.path) from error
+        if is_new:
+            sync_folder(self.path)  # LMDB syncs its files, not that they are there
         self._env = env
         self._pid = os.getpid()
 
@@ -286,7 +289,7 @@ _registry_lock = threading.RLock()
 
 def open_index(path: str) -> Index:
     """The process's one Index on the directory `path`, which is made if it is not there."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    make_durable_folder(path)
     status = os.stat(path)
     key = (status.st_dev, status.st_ino)
     with _registry_lock:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from castore import forks
 from castore.catalog.local import LocalCatalog
 from castore.codec import chunk_id_of, decode_frame, decode_inline
-from castore.errors import ChunkCorrupt, FormatError, PackMissing
+from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.fileio import write_all
 from castore.format import Record, StoreConfig
 from castore.manifest import Manifest
@@ -137,19 +137,25 @@ class Reader:
     def _assemble(self, extents: list[Extent], begin: int, end: int) -> bytes:
         if len(extents) == 1:
             extent = extents[0]
-            return bytes(self._chunk(extent)[begin - extent.begin : end - extent.begin])
-        if end - begin < PARALLEL_BYTES or self._workers.threads == 1:
-            return b"".join(self._trimmed(extents, begin, end))
-        futures = [
-            self._workers.submit(lambda task: list(self._trimmed(task, begin, end)), task)
-            for task in _tasks(extents)
-        ]
-        return b"".join([part for future in futures for part in future.result()])
+            parts = [self._chunk(extent)]
+            raw = bytes(parts[0][begin - extent.begin : end - extent.begin])
+        elif end - begin < PARALLEL_BYTES or self._workers.threads == 1:
+            parts = self._trimmed(extents, begin, end)
+            raw = b"".join(parts)
+        else:
+            futures = [
+                self._workers.submit(self._trimmed, task, begin, end) for task in _tasks(extents)
+            ]
+            parts = [part for future in futures for part in future.result()]
+            raw = b"".join(parts)
+        _check_still_there(parts)
+        return raw
 
-    def _trimmed(self, extents: Iterable[Extent], begin: int, end: int) -> Iterator[Bytes]:
-        for extent in extents:
-            raw = self._chunk(extent)
-            yield raw[max(begin - extent.begin, 0) : end - extent.begin]
+    def _trimmed(self, extents: list[Extent], begin: int, end: int) -> list[Bytes]:
+        return [
+            self._chunk(extent)[max(begin - extent.begin, 0) : end - extent.begin]
+            for extent in extents
+        ]
 
     def _chunk(self, extent: Extent, mappings: dict[bytes, Mapping] | None = None) -> Bytes:
         """One chunk's bytes, through the cache of decoded ones."""
@@ -203,7 +209,9 @@ class Reader:
         os.truncate(fd, pinned.record.size)
 
         def write(task: list[Extent]) -> int:
-            write_all(fd, self._decode_all(task, pinned), task[0].begin)
+            parts = self._decode_all(task, pinned)
+            write_all(fd, parts, task[0].begin)
+            _check_still_there(parts)
             self._let_go(task, pinned)
             return task[-1].end - task[0].begin
 
@@ -223,6 +231,7 @@ class Reader:
         for parts in self._in_flight(decode, pinned):
             for part in parts:
                 _write_stream(file, part)
+                _check_still_there([part])
                 _advance(progress, len(part))
 
     def read_into(self, pinned: Pinned, offset: int, target: memoryview) -> int:
@@ -240,6 +249,7 @@ class Reader:
                 raw = self._chunk(extent, pinned.mappings)
                 part = raw[at - extent.begin : end - extent.begin]
                 target[at - offset : at - offset + len(part)] = part
+                _check_still_there([part])
                 at += len(part)
             if at >= end:
                 break
@@ -290,6 +300,14 @@ def _tasks(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
             task = []
     if task:
         yield task
+
+
+def _check_still_there(parts: Iterable[Bytes]) -> None:
+    """Raw frames are views of mapped packs: the bytes that were checked are those that were handed
+    out only if the pack was not cut short in between."""
+    for part in parts:
+        if isinstance(part, memoryview) and part.obj.damaged:  # type: ignore[attr-defined]
+            raise StoreIOError("a pack was cut short while it was read: restore it from a backup")
 
 
 def _write_stream(file: Writable, part: Bytes) -> None:

@@ -9,18 +9,14 @@ import contextlib
 import errno
 import os
 import secrets
-import stat
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, overload
 
-from castore.catalog.operations import Copy, Delete, DeletePrefix, Operation, Publish
+from castore.catalog.operations import Publish
 from castore.chunker import Chunker, ChunkSizes
 from castore.errors import NameExists, NameNotFound, ReadOnlyStore, StoreClosed
-from castore.format import Record
 from castore.local import LocalStore, open_local, refuse_open_store_paths
-from castore.mapping import Mapping
 from castore.model import (
     ObjectInfo,
     Progress,
@@ -32,18 +28,13 @@ from castore.model import (
 from castore.objectfile import ObjectReader, ObjectWriterFile
 from castore.reader import Reader, Writable
 from castore.session import WriteSession
+from castore.transaction import MODE_DEFAULT, Readable, StrPath, Transaction, object_info
 from castore.workers import Workers, usable_cores
-from castore.writer import INLINE_BYTES_MAX, ObjectWriter, read_blocks
+from castore.writer import ObjectWriter
 
 __all__ = ["Store", "Transaction", "open_store", "refuse_open_store_paths"]
 
-StrPath = str | os.PathLike[str]
-MODE_DEFAULT = 0o644
 THREADS_MAX = 8
-
-
-class Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 def open_store(
@@ -176,13 +167,14 @@ class Store:
         """Write the object to a path, or to a binary file object.
 
         A path is replaced atomically and gets the object's permission bits; a folder means a file
-        in it with the last part of the name. It is not synced to disk, as `cp` does not.
+        in it with the last part of the name; a device or a pipe is written to. Nothing is synced
+        to disk: as with `cp`, the system does that in its own time.
 
         Raises NameNotFound, ChunkCorrupt, PackMissing, and what writing to the file raises.
         """
         self._check_open()
         pinned = self._reader.pin(encode_name(name))
-        info = _info(name, pinned.record)
+        info = object_info(name, pinned.record)
         if progress is not None:
             progress.set_size(info.size)
         if not isinstance(file, (str, os.PathLike)):
@@ -191,9 +183,14 @@ class Store:
         path = os.fspath(file)
         if os.path.isdir(path):
             path = os.path.join(path, name.rsplit("/", 1)[-1])
+        path = os.path.realpath(path)
         refuse_open_store_paths(path)
-        with _replacing(path, info.mode) as fd:
-            self._reader.copy_to_file(pinned, fd, progress)
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "wb", buffering=0) as special:
+                self._reader.copy_to_stream(pinned, special, progress)
+        else:
+            with _replacing(path, info.mode) as fd:
+                self._reader.copy_to_file(pinned, fd, progress)
         return info
 
     # ------------------------------------------------------------ file objects
@@ -218,7 +215,7 @@ class Store:
         key = encode_name(name)
         if mode in ("rb", "r"):
             pinned = self._reader.pin(key)
-            return ObjectReader(self._reader, pinned, _info(name, pinned.record))
+            return ObjectReader(self._reader, pinned, object_info(name, pinned.record))
         if mode not in ("wb", "xb"):
             raise ValueError(f"mode is 'rb', 'wb' or 'xb', not {mode!r}")
         session = self._session()
@@ -229,7 +226,7 @@ class Store:
             try:
                 record, draft = writer.finish(MODE_DEFAULT)
                 session.commit([Publish(key, record, draft, if_absent=mode == "xb")])
-                return _info(name, record)
+                return object_info(name, record)
             finally:
                 session.close()
 
@@ -247,7 +244,7 @@ class Store:
         record = self._catalog.record(encode_name(name))
         if record is None:
             raise NameNotFound(name)
-        return _info(name, record)
+        return object_info(name, record)
 
     def size(self, name: str) -> int:
         """Bytes of the object. Raises NameNotFound."""
@@ -272,7 +269,7 @@ class Store:
             after = b""
             while page := self._catalog.page(encoded, after):
                 for name, record in page:
-                    yield _info(name.decode(), record)
+                    yield object_info(name.decode(), record)
                 after = page[-1][0]
 
         return pages()
@@ -370,135 +367,6 @@ class Store:
         )
 
 
-class Transaction:
-    """Puts and changes of names that become visible together, when the `with` block ends. Its
-    operations apply in their order; reading the store meanwhile shows none of them."""
-
-    def __init__(self, session: WriteSession, record: Callable[[bytes], Record | None]) -> None:
-        self.deleted = 0  # names deleted, once it is committed
-        self._session = session
-        self._record = record
-        self._operations: list[Operation] = []
-        self._open = True
-
-    def put(
-        self,
-        name: str,
-        file: StrPath | Readable,
-        *,
-        if_absent: bool = False,
-        progress: Progress | None = None,
-    ) -> ObjectInfo:
-        """As Store.put; visible at the end of the block."""
-        self._check(name, if_absent)
-        with self._writing(progress) as writer:
-            if isinstance(file, (str, os.PathLike)):
-                mode = _write_path(writer, os.fspath(file), progress)
-            else:
-                mode = MODE_DEFAULT
-                for block in read_blocks(file.read):
-                    writer.write(block)
-            return self._publish(name, writer, mode, if_absent)
-
-    def puts(
-        self,
-        name: str,
-        data: bytes | bytearray | memoryview,
-        *,
-        if_absent: bool = False,
-        mode: int = MODE_DEFAULT,
-    ) -> ObjectInfo:
-        """As Store.puts; visible at the end of the block."""
-        if isinstance(data, str):
-            raise TypeError("data is bytes or another buffer, not str: encode it first")
-        self._check(name, if_absent)
-        with self._writing(None) as writer, memoryview(data) as view:
-            writer.write(view)
-            return self._publish(name, writer, mode, if_absent)
-
-    def copy(self, source: str, target: str, *, if_absent: bool = False) -> None:
-        """As Store.copy; a missing source raises NameNotFound at the end of the block."""
-        keys = encode_name(source), self._check(target, False)
-        self._operations.append(Copy(*keys, time.time_ns(), if_absent))
-
-    def rename(self, source: str, target: str, *, if_absent: bool = False) -> None:
-        """As Store.rename; a missing source raises NameNotFound at the end of the block."""
-        keys = encode_name(source), self._check(target, False)
-        self._operations.append(Copy(*keys, time.time_ns(), if_absent, rename=True))
-
-    def delete(self, name: str) -> None:
-        """As Store.delete; a missing name raises NameNotFound at the end of the block."""
-        self._operations.append(Delete(self._check(name, False)))
-
-    def delete_prefix(self, prefix: str) -> None:
-        """As Store.delete_prefix."""
-        self._check("prefix", False)
-        self._operations.append(DeletePrefix(encode_prefix(prefix)))
-
-    def __enter__(self) -> Transaction:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._open = False
-        try:
-            if error is None and self._operations:
-                self.deleted = self._session.commit(self._operations)
-        finally:
-            self._session.close()
-
-    def _check(self, name: str, if_absent: bool) -> bytes:
-        if not self._open:
-            raise StoreClosed("the transaction has ended")
-        key = encode_name(name)
-        # The commit decides; this only spares storing what can't be published.
-        if if_absent and self._record(key) is not None:
-            raise NameExists(name)
-        return key
-
-    @contextlib.contextmanager
-    def _writing(self, progress: Progress | None) -> Iterator[ObjectWriter]:
-        writer = ObjectWriter(self._session, progress)
-        try:
-            yield writer
-        except BaseException:
-            writer.abandon()
-            raise
-
-    def _publish(self, name: str, writer: ObjectWriter, mode: int, if_absent: bool) -> ObjectInfo:
-        record, draft = writer.finish(mode)
-        self._operations.append(Publish(encode_name(name), record, draft, if_absent))
-        return _info(name, record)
-
-
-def _write_path(writer: ObjectWriter, path: str, progress: Progress | None) -> int:
-    """Feed the file to the writer; its permission bits."""
-    refuse_open_store_paths(path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        status = os.fstat(fd)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", path)
-        # Files of /proc claim to be empty; only one that claims a size can be mapped. Without the
-        # extension, a mapping that is cut short would kill the process.
-        mappable = stat.S_ISREG(status.st_mode) and status.st_size > INLINE_BYTES_MAX
-        if progress is not None and stat.S_ISREG(status.st_mode):
-            progress.set_size(status.st_size)
-        if mappable and Mapping.guarded:
-            writer.write_file(fd, status.st_size)
-        else:
-            with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
-                for block in read_blocks(file.read):
-                    writer.write(block)
-        return stat.S_IMODE(status.st_mode)
-    finally:
-        os.close(fd)
-
-
 @contextlib.contextmanager
 def _replacing(path: str, mode: int) -> Iterator[int]:
     """A descriptor of a new file that takes `path`'s place if the block succeeds."""
@@ -518,18 +386,6 @@ def _replacing(path: str, mode: int) -> Iterator[int]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
         raise
-
-
-def _info(name: str, record: Record) -> ObjectInfo:
-    return ObjectInfo(
-        name,
-        record.size,
-        record.mtime_ns / 1e9,
-        record.mode,
-        record.etag.hex(),
-        record.chunks,
-        record.stored_bytes,
-    )
 
 
 def _unpickle(path: str, read_only: bool, options: dict[str, Any]) -> Store:

@@ -23,22 +23,17 @@ What the commit promises to the collector, and expects from it:
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 
+from castore.catalog.changes import NameChanges
 from castore.catalog.operations import (
     Batch,
-    Copy,
-    Delete,
-    DeletePrefix,
     NewChunk,
     Operation,
-    Publish,
 )
-from castore.errors import FormatError, IndexCorrupt, NameExists, NameNotFound
+from castore.errors import FormatError, IndexCorrupt, NameNotFound
 from castore.format import (
     Record,
     Segment,
@@ -48,7 +43,6 @@ from castore.format import (
     decode_segment,
     encode_chunk_row,
     encode_pack_row,
-    encode_record,
     manifest_of,
     segment_key,
 )
@@ -203,7 +197,7 @@ class LocalCatalog:
         """
         with self._index.write() as txn:
             self._apply(txn, batch, pending_owner=None)
-            names = _Names(self._index, txn, self._totals(txn))
+            names = NameChanges(self._index, txn, self._totals(txn))
             for operation in operations:
                 names.apply(operation)
             txn.put(_TOTALS, names.totals.encode(), db=self._index.meta)
@@ -333,80 +327,3 @@ class LocalCatalog:
                 found = txn.get(_STORE_ID, db=index.meta)
         if found != store_id and index.writable:
             raise IndexCorrupt(f"the index {index.path} belongs to another store")
-
-
-class _Names:
-    """Applies operations to names inside a commit's transaction, and keeps count."""
-
-    def __init__(self, index: Index, txn: Txn, totals: Totals) -> None:
-        self._index = index
-        self._txn = txn
-        self.totals = totals
-        self.changed: list[bytes] = []
-        self.deleted = 0
-
-    def apply(self, operation: Operation) -> None:
-        match operation:
-            case Publish(name, record, draft, if_absent):
-                if draft is not None:
-                    record = dataclasses.replace(record, manifest=draft.manifest)
-                self._set(name, record, if_absent)
-            case Copy():
-                self._copy(operation)
-            case Delete(name):
-                if not self._drop(name):
-                    raise NameNotFound(name.decode())
-                self.deleted += 1
-            case DeletePrefix(prefix):
-                for name in self._below(prefix):
-                    self._drop(name)
-                    self.deleted += 1
-
-    def _copy(self, copy: Copy) -> None:
-        raw = self._txn.get(copy.source, db=self._index.names)
-        if raw is None:
-            raise NameNotFound(copy.source.decode())
-        if copy.source == copy.target:
-            return
-        record = decode_record(raw)
-        if copy.rename:
-            self._drop(copy.source)
-        else:
-            record = dataclasses.replace(record, mtime_ns=copy.mtime_ns)
-        self._set(copy.target, record, copy.if_absent)
-
-    def _set(self, name: bytes, record: Record, if_absent: bool) -> None:
-        if if_absent and self._txn.get(name, db=self._index.names) is not None:
-            raise NameExists(name.decode())
-        self._drop(name)
-        self._txn.put(name, encode_record(record), db=self._index.names)
-        self._count(record, +1)
-        self.changed.append(name)
-
-    def _drop(self, name: bytes) -> bool:
-        raw = self._txn.pop(name, db=self._index.names)
-        if raw is None:
-            return False
-        # A damaged record must not keep its name from being replaced or deleted; the totals, which
-        # are only statistics, then keep what it counted for.
-        with contextlib.suppress(FormatError):
-            self._count(decode_record(raw), -1)
-        self.changed.append(name)
-        return True
-
-    def _count(self, record: Record, sign: int) -> None:
-        self.totals.logical_bytes += sign * record.size
-        if record.is_inline:
-            self.totals.inline_raw_bytes += sign * record.size
-            self.totals.inline_stored_bytes += sign * record.stored_bytes
-
-    def _below(self, prefix: bytes) -> list[bytes]:
-        with self._txn.cursor(db=self._index.names) as cursor:
-            if not (cursor.set_range(prefix) if prefix else cursor.first()):
-                return []
-            return [
-                bytes(name)
-                for name in takewhile(
-                    lambda name: name.startswith(prefix), cursor.iternext(values=False)
-                )
-            ]

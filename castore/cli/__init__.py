@@ -1,0 +1,91 @@
+"""The `castore` command.
+
+`main` knows the exit codes and how an error looks; `arguments` the grammar; one module holds each
+group of verbs, and is imported when one of them runs, so that `castore --help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own) and return its exit code."""
+    if argv is None:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores the second
+                signal.signal(number, _exit_on_signal)
+    try:
+        with _plain_warnings():
+            code = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except SystemExit as exit_:  # --help, --version, a signal
+        return exit_.code if isinstance(exit_.code, int) else 0
+    except BaseException as error:
+        return _report(error)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from castore.cli import arguments as grammar
+    from castore.cli.exits import UsageError
+
+    arguments = grammar.parse(argv)
+    if "run" not in arguments:
+        raise UsageError("which verb? put, get, cat, ls, stat, rm, ... (see castore --help)")
+    module_name, _, function_name = arguments.run.partition(":")
+    verb: Callable[[object], int] = getattr(import_module(module_name), function_name)
+    return verb(arguments)
+
+
+def _report(error: BaseException) -> int:
+    from castore.cli import exits
+    from castore.cli.output import complain
+
+    if isinstance(error, BrokenPipeError):
+        # The reader has what it wanted. Python flushes stdout once more on its way out.
+        _discard_stdout()
+        return exits.BROKEN_PIPE
+    if os.environ.get("CASTORE_DEBUG", "0") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
+    code, message = exits.describe(error)
+    complain(message)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
+    return code
+
+
+def _discard_stdout() -> None:
+    with suppress(OSError, ValueError):  # a stdout that is no file has nothing to flush either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _exit_on_signal(number: int, _: object) -> None:
+    # Unwinds like Ctrl-C, so that temporary files go and nothing is half-published.
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, like everything else on stderr."""
+    import warnings
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        from castore.cli.output import complain
+
+        complain(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

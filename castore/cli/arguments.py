@@ -1,0 +1,249 @@
+"""The command line's grammar. Building it imports nothing that a verb needs to run."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from castore import __version__
+from castore.cli.exits import UsageError
+from castore.cli.output import columns
+
+DESCRIPTION = """\
+Store files once, compressed, under names; read any byte range of them back at full speed.
+"""
+
+EXAMPLES = """\
+a first walk:
+  castore demo                                   see it work on files you already have
+  export CASTORE_STORE=~/store                   or give -r ~/store before each verb
+  castore put dump.sql dumps/monday.sql          the first put makes the store
+  castore put -R project backups/today           a folder, file by file
+  castore ls -l dumps/
+  castore cat dumps/monday.sql --range 0:100     the first 100 bytes
+  castore get dumps/monday.sql restored.sql
+  castore stats                                  what deduplication and compression saved
+
+exit codes: 0 done, 1 failed, 2 wrong usage, 13 the store is damaged, 14 no such name,
+130 interrupted. `castore VERB --help` says more about a verb.
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line as a namespace; its `run` is 'module:function' of the verb."""
+    return _build().parse_args(argv)
+
+
+def byte_range(text: str) -> tuple[int, int | None]:
+    """BEGIN:END, half-open; an empty BEGIN is 0, an empty END the size (None)."""
+    match = re.fullmatch(r"([0-9]*):([0-9]*)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not BEGIN:END, in bytes, such as 0:100, 100: or :100"
+        )
+    begin = int(match[1] or 0)
+    end = int(match[2]) if match[2] else None
+    if end is not None and begin > end:
+        raise argparse.ArgumentTypeError(f"{text!r} is reversed: BEGIN must not exceed END")
+    return begin, end
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str, **options: Any) -> None:
+        # argparse would load shutil, and with it the compression modules, to find the width.
+        super().__init__(prog, width=columns(sys.stdout) - 2, **options)
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+class _NotRecursive(argparse.Action):
+    """-r after a verb: what `cp` calls recursive is -R here, as -r names the store."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        parser.error("for a folder say -R; -r names the store and stands before the verb")
+
+
+def _build() -> argparse.ArgumentParser:
+    parser = _Parser(prog="castore", description=DESCRIPTION, epilog=EXAMPLES)
+    parser.add_argument(
+        "-r", "--store", metavar="PATH", help="the store's folder (default: $CASTORE_STORE)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, one document a line, sizes in bytes"
+    )
+    parser.add_argument("--version", action="version", version=f"castore {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", title="verbs")
+    for add_verb in (_put, _get, _cat, _ls, _stat, _rm, _cp, _mv, _du, _stats, _demo):
+        add_verb(verbs)
+    return parser
+
+
+Verbs = Any  # argparse keeps the type of what add_subparsers returns to itself
+
+
+def _verb(verbs: Verbs, name: str, run: str, usage: str, help_: str, more: str = "") -> _Parser:
+    verb: _Parser = verbs.add_parser(
+        name,
+        usage=f"castore [-r PATH] {name} [--json] {usage}".rstrip(),
+        help=help_,
+        description=f"{help_[:1].upper()}{help_[1:]}.\n{more}",
+    )
+    # Also after the verb, where hands put them; SUPPRESS keeps what was given before it.
+    verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    verb.add_argument(
+        "--store", metavar="PATH", default=argparse.SUPPRESS, help="the store's folder"
+    )
+    verb.add_argument("-r", action=_NotRecursive, nargs="?", help=argparse.SUPPRESS)
+    verb.set_defaults(run=f"castore.cli.{run}", verb=name)
+    return verb
+
+
+def _put(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "put",
+        "putting:put",
+        "[--if-absent] FILE [NAME] | FILE... PREFIX/ | -R FOLDER [PREFIX] | - NAME",
+        "store files; the first put makes the store",
+        """
+  put FILE             under the file's own name
+  put FILE NAME        under NAME; a NAME that ends with '/' is a prefix
+  put FILE... PREFIX/  each under PREFIX/ and the file's own name ('/' alone: no prefix)
+  put -R FOLDER PREFIX every regular file below FOLDER, as PREFIX/ and its path in it
+                       (no PREFIX: the folder's own name); symlinks to files are followed;
+                       published in batches of up to 500 files or 256 MiB, each whole or not at all
+  put - NAME           standard input
+""",
+    )
+    verb.add_argument("-R", "--recursive", action="store_true", help="put a folder")
+    verb.add_argument(
+        "--if-absent", action="store_true", help="fail where the name exists, instead of replacing"
+    )
+    verb.add_argument("paths", nargs="+", metavar="FILE", help="files, then the name or prefix")
+
+
+def _get(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "get",
+        "getting:get",
+        "NAME [FILE|FOLDER|-] | NAME... FOLDER | -R PREFIX FOLDER",
+        "write objects to files",
+        """
+  get NAME             to a file of the name's last part, here
+  get NAME FILE        to FILE, which is replaced in one step
+  get NAME... FOLDER   into an existing folder, under each name's last part
+  get -R PREFIX FOLDER every object below PREFIX/ ('/': all), as FOLDER/ and the rest of its name
+  get NAME -           to standard output
+""",
+    )
+    verb.add_argument("-R", "--recursive", action="store_true", help="get all below a prefix")
+    verb.add_argument("names", nargs="+", metavar="NAME", help="names, then where to write them")
+
+
+def _cat(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "cat",
+        "getting:cat",
+        "[--range BEGIN:END] NAME...",
+        "print objects, or a byte range of one",
+        "The range is in bytes, without END's own byte; BEGIN or END may be left out.\n",
+    )
+    verb.add_argument("--range", type=byte_range, metavar="BEGIN:END", help="only these bytes")
+    verb.add_argument("names", nargs="+", metavar="NAME")
+
+
+def _ls(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "ls",
+        "listing:ls",
+        "[-l] [PREFIX]",
+        "list the names that start with PREFIX",
+        "'logs/' lists what is below logs/, 'logs' also logs.txt.\n",
+    )
+    verb.add_argument("-l", "--long", action="store_true", help="with mode, size and time")
+    verb.add_argument("prefix", nargs="?", default="", metavar="PREFIX")
+
+
+def _stat(verbs: Verbs) -> None:
+    verb = _verb(verbs, "stat", "listing:stat", "NAME...", "say all that is known about a name")
+    verb.add_argument("names", nargs="+", metavar="NAME")
+
+
+def _rm(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "rm",
+        "naming:rm",
+        "NAME... | -R PREFIX...",
+        "remove names",
+        """
+All of them, or none if one is missing. -R removes PREFIX and what is below PREFIX/, never PREFIX2.
+""",
+    )
+    verb.add_argument("-R", "--recursive", action="store_true", help="and all below them")
+    verb.add_argument("names", nargs="+", metavar="NAME")
+
+
+def _cp(verbs: Verbs) -> None:
+    _two_names(
+        _verb(
+            verbs, "cp", "naming:cp", "[--if-absent] NAME TARGET", "copy an object; no bytes move"
+        )
+    )
+
+
+def _mv(verbs: Verbs) -> None:
+    _two_names(_verb(verbs, "mv", "naming:mv", "[--if-absent] NAME TARGET", "rename an object"))
+
+
+def _two_names(verb: _Parser) -> None:
+    verb.add_argument("--if-absent", action="store_true", help="fail where TARGET exists")
+    verb.add_argument("source", metavar="NAME")
+    verb.add_argument("target", metavar="TARGET", help="a name, or a prefix that ends with '/'")
+
+
+def _du(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "du",
+        "listing:du",
+        "[PREFIX]",
+        "add up the sizes below a prefix",
+        """
+One line for each next part of the names, then the total. STORED counts an object's chunks whole,
+also those that it shares with others; `castore stats` counts each chunk once.
+""",
+    )
+    verb.add_argument("prefix", nargs="?", default="", metavar="PREFIX")
+
+
+def _stats(verbs: Verbs) -> None:
+    _verb(verbs, "stats", "listing:stats", "", "say what the store holds and what it saves")
+
+
+def _demo(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "demo",
+        "demo:demo",
+        "[PATH]",
+        "show it at work on real files",
+        """
+It stages them twice in a temporary store, with real edits between, reads byte ranges and single
+files back, checks every byte, and prints what it took and saved.
+Without PATH: this Python's own standard library.
+""",
+    )
+    verb.add_argument("path", nargs="?", metavar="PATH", help="a folder or a file of yours")

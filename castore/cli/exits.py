@@ -1,0 +1,61 @@
+"""The exit codes, and the one line that an error gets."""
+
+from __future__ import annotations
+
+from castore.errors import (
+    CastoreError,
+    ChunkCorrupt,
+    FormatError,
+    IndexCorrupt,
+    InvalidName,
+    InvalidRange,
+    NameNotFound,
+    PackMissing,
+)
+
+OK = 0
+FAILURE = 1
+USAGE = 2
+CORRUPT = 13
+NOT_FOUND = 14
+INTERRUPTED = 130
+BROKEN_PIPE = 141  # what the shell reports for a `cat` that its reader hung up on
+
+CORRUPTIONS = (ChunkCorrupt, FormatError, PackMissing, IndexCorrupt)
+
+
+class UsageError(Exception):
+    """The command line does not say something that can be done."""
+
+
+class Failure(Exception):
+    """Something that the message says all about."""
+
+
+def describe(error: BaseException) -> tuple[int, str]:
+    """The exit code for an error, and its one line for stderr."""
+    if isinstance(error, UsageError | InvalidName | InvalidRange):
+        return USAGE, str(error)
+    if isinstance(error, NameNotFound):
+        return NOT_FOUND, str(error)
+    if isinstance(error, CORRUPTIONS):
+        return CORRUPT, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, CastoreError | Failure):
+        return FAILURE, str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return FAILURE, _describe_os_error(error)
+    facts = f": {error}" if str(error) else ""
+    return FAILURE, (
+        f"unexpected {type(error).__name__}{facts} (CASTORE_DEBUG=1 shows where it comes from)"
+    )
+
+
+def _describe_os_error(error: OSError) -> str:
+    paths = [_text(path) for path in (error.filename, error.filename2) if path is not None]
+    return f"{' -> '.join(paths)}: {error.strerror}" if paths else str(error.strerror)
+
+
+def _text(path: object) -> str:
+    return path.decode(errors="backslashreplace") if isinstance(path, bytes) else str(path)

@@ -1,0 +1,94 @@
+"""The regular files below a folder, in a fixed order, in bounded memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A regular file, or a symlink to one."""
+
+    path: str
+    inner: str  # its path inside the folder, with '/' between the parts
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something that is not a regular file, and why it is left out."""
+
+    path: str
+    reason: str
+
+
+def walk(folder: str, *, leave_out: str | None = None) -> Iterator[FoundFile | Skipped]:
+    """What is below `folder`, sorted by bytes within each folder, hidden files included.
+
+    Symlinks to files count as the file; symlinks to folders are skipped, so that a loop can't
+    trap the walk. `leave_out` is a folder to skip: the store, where it lies inside. Raises
+    OSError with the path for a folder that can't be listed or a file that can't be read.
+    """
+    left_out = _identity(leave_out) if leave_out else None
+    # One open listing for each level of the path, not one for the whole tree.
+    pending = [_entries(folder, "")]
+    while pending:
+        found = next(pending[-1], None)
+        if found is None:
+            pending.pop()
+            continue
+        path, inner = found
+        status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode):
+            if (status.st_dev, status.st_ino) == left_out:
+                yield Skipped(path, "it is the store itself")
+            else:
+                pending.append(_entries(path, inner + "/"))
+            continue
+        yield _classify(path, inner, status)
+
+
+def describe_kind(mode: int) -> str:
+    """What a mode's file type is called."""
+    names = {
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFDIR: "a folder",
+    }
+    return names.get(stat.S_IFMT(mode), "not a regular file")
+
+
+def _entries(folder: str, inner: str) -> Iterator[tuple[str, str]]:
+    names = sorted(os.listdir(folder), key=os.fsencode)
+    return ((os.path.join(folder, name), inner + name) for name in names)
+
+
+def _classify(path: str, inner: str, status: os.stat_result) -> FoundFile | Skipped:
+    if stat.S_ISLNK(status.st_mode):
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return Skipped(path, "it is a symlink to nothing")
+        except OSError as error:
+            return Skipped(path, f"it is a symlink that leads nowhere ({error.strerror})")
+        if stat.S_ISDIR(status.st_mode):
+            return Skipped(path, "it is a symlink to a folder")
+    if not stat.S_ISREG(status.st_mode):
+        return Skipped(path, f"it is {describe_kind(status.st_mode)}")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    return FoundFile(path, inner, status.st_size)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,175 @@
+"""ls, stat, du and stats: what the store holds."""
+
+from __future__ import annotations
+
+import stat as file_mode
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from castore.cli import exits
+from castore.cli.opening import open_to_read
+from castore.cli.output import (
+    human_ratio,
+    human_size,
+    object_document,
+    print_json,
+    print_line,
+    print_table,
+    ratio_of,
+)
+from castore.errors import NameNotFound
+from castore.model import ObjectInfo
+
+
+@dataclass(slots=True)
+class Sum:
+    """What the objects below one prefix add up to."""
+
+    prefix: str
+    objects: int = 0
+    size: int = 0
+    stored_bytes: int = 0
+
+    def add(self, info: ObjectInfo) -> None:
+        self.objects += 1
+        self.size += info.size
+        self.stored_bytes += info.stored_bytes
+
+
+def ls(arguments: Namespace) -> int:
+    with open_to_read(arguments) as store:
+        if not (arguments.long or arguments.json):
+            for name in store.names(arguments.prefix):
+                print_line(name)
+            return exits.OK
+        for info in store.list(arguments.prefix):
+            if arguments.json:
+                print_json(object_document(info))
+            else:
+                print_line(_long_line(info))
+    return exits.OK
+
+
+def stat(arguments: Namespace) -> int:
+    with open_to_read(arguments) as store:
+        for at, name in enumerate(arguments.names):
+            info = store.info(name)
+            if arguments.json:
+                print_json(object_document(info))
+                continue
+            if at:
+                print_line("")
+            print_table(_facts(info))
+    return exits.OK
+
+
+def du(arguments: Namespace) -> int:
+    stem = arguments.prefix.rstrip("/")
+    prefix = stem + "/" if stem else ""
+    with open_to_read(arguments) as store:
+        sums = list(sum_up(store.list(prefix), prefix))
+    if prefix and not sums[-1].objects:
+        raise NameNotFound(prefix)
+    if arguments.json:
+        for each in sums:
+            print_json(
+                {
+                    "prefix": each.prefix,
+                    "objects": each.objects,
+                    "size": each.size,
+                    "stored_bytes": each.stored_bytes,
+                }
+            )
+        return exits.OK
+    rows = [("OBJECTS", "SIZE", "STORED", "PREFIX")]
+    for each in sums:
+        name = each.prefix or "(all)"
+        size, stored = human_size(each.size), human_size(each.stored_bytes)
+        rows.append((f"{each.objects:,}", size, stored, name))
+    print_table(rows, right=(0, 1, 2))
+    return exits.OK
+
+
+def sum_up(infos: Iterable[ObjectInfo], prefix: str) -> Iterator[Sum]:
+    """A sum for each next part that has a '/' after it, then the total.
+
+    `infos` come sorted, so that what shares a prefix stands together: one sum is open at a time.
+    """
+    total = Sum(prefix)
+    part: Sum | None = None
+    for info in infos:
+        total.add(info)
+        head, slash, _ = info.name[len(prefix) :].partition("/")
+        if not slash:
+            continue
+        if part is None or part.prefix != f"{prefix}{head}/":
+            if part is not None:
+                yield part
+            part = Sum(f"{prefix}{head}/")
+        part.add(info)
+    if part is not None:
+        yield part
+    yield total
+
+
+def stats(arguments: Namespace) -> int:
+    with open_to_read(arguments) as store:
+        found = store.stats()
+    dedup = ratio_of(found.logical_bytes, found.unique_bytes)
+    compression = ratio_of(found.unique_bytes, found.stored_bytes)
+    total = ratio_of(found.logical_bytes, found.stored_bytes)
+    if arguments.json:
+        print_json(
+            {
+                "objects": found.objects,
+                "chunks": found.chunks,
+                "packs": found.packs,
+                "logical_bytes": found.logical_bytes,
+                "unique_bytes": found.unique_bytes,
+                "stored_bytes": found.stored_bytes,
+                "pack_bytes": found.pack_bytes,
+                "index_bytes": found.index_bytes,
+                "dedup_ratio": dedup,
+                "compression_ratio": compression,
+                "total_ratio": total,
+            }
+        )
+        return exits.OK
+    rows = [
+        ("objects", f"{found.objects:,}", ""),
+        ("chunks", f"{found.chunks:,}", ""),
+        ("packs", f"{found.packs:,}", ""),
+        ("logical", human_size(found.logical_bytes), "what the objects add up to"),
+        ("unique", human_size(found.unique_bytes), f"deduplication {human_ratio(dedup)}"),
+        ("stored", human_size(found.stored_bytes), f"compression {human_ratio(compression)}"),
+        ("", "", f"together {human_ratio(total)}"),
+        ("on disk", human_size(found.pack_bytes + found.index_bytes), "packs and index"),
+    ]
+    print_table(rows, right=(1,))
+    return exits.OK
+
+
+def _facts(info: ObjectInfo) -> list[tuple[str, str]]:
+    return [
+        ("name", info.name),
+        ("size", _size(info.size)),
+        ("stored", f"{_size(info.stored_bytes)} in {info.chunks:,} chunks"),
+        ("mode", f"{_mode(info)} ({info.mode:04o})"),
+        ("put", time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(info.mtime))),
+        ("etag", info.etag),
+    ]
+
+
+def _size(size: int) -> str:
+    return f"{size:,} bytes" + (f" ({human_size(size)})" if size >= 1024 else "")
+
+
+def _long_line(info: ObjectInfo) -> str:
+    put = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.mtime))
+    return f"{_mode(info)}  {human_size(info.size):>10}  {put}  {info.name}"
+
+
+def _mode(info: ObjectInfo) -> str:
+    return file_mode.filemode(file_mode.S_IFREG | info.mode)

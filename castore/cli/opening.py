@@ -1,0 +1,51 @@
+"""Which store a command means, and how it opens it."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from castore.cli.exits import UsageError
+from castore.cli.output import complain
+
+if TYPE_CHECKING:
+    from castore.store import Store
+
+
+def open_to_read(arguments: Namespace) -> Store:
+    """The store that the command names; it must exist, and nothing in it is changed."""
+    return _open(store_path(arguments), create=False, read_only=True)
+
+
+def open_to_change(arguments: Namespace) -> Store:
+    """The store that the command names; it must exist."""
+    return _open(store_path(arguments), create=False, read_only=False)
+
+
+def open_to_fill(arguments: Namespace) -> Store:
+    """The store that the command names, made on the spot if there is none."""
+    path = store_path(arguments)
+    is_new = not os.path.exists(os.path.join(path.removeprefix("file://"), "castore.json"))
+    store = _open(path, create=True, read_only=False)
+    if is_new:
+        complain(f"created store at {path}")
+    return store
+
+
+def store_path(arguments: Namespace) -> str:
+    path: str = arguments.store or os.environ.get("CASTORE_STORE", "")
+    if not path:
+        raise UsageError("which store? Give -r PATH (--store PATH) or set CASTORE_STORE=PATH")
+    return path
+
+
+def _open(path: str, *, create: bool, read_only: bool) -> Store:
+    import castore  # its attributes load the store, lmdb and zstandard: not before this
+
+    try:
+        return castore.open(path, create=create, read_only=read_only)
+    except ValueError as error:
+        if isinstance(error, castore.CastoreError):
+            raise
+        raise UsageError(str(error)) from error  # a path that no store can have

@@ -1,0 +1,186 @@
+"""What people and programs see: JSON lines, tables, sizes in words, and the progress bar."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TextIO
+
+from castore.cli.exits import Failure
+
+if TYPE_CHECKING:
+    from castore.model import ObjectInfo  # and dataclasses: --help has no need of either
+
+BAR_DELAY_SECONDS = 0.5  # a job that ends sooner shows no bar at all
+BAR_INTERVAL_SECONDS = 0.1
+BAR_WIDTH = 24
+
+
+def print_json(document: dict[str, object]) -> None:
+    """One document on one line of stdout."""
+    import json  # a verb without --json has no use for it
+
+    stdout().write(json.dumps(document) + "\n")
+
+
+def print_line(text: str) -> None:
+    """One line on stdout; control characters are escaped where a terminal would obey them."""
+    output = stdout()
+    output.write((one_line(text) if output.isatty() else text) + "\n")
+
+
+def stdout() -> TextIO:
+    """Standard output; raises Failure where whoever started this closed it."""
+    if sys.stdout is None:
+        raise Failure("standard output is closed")
+    return sys.stdout
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    if sys.stderr is not None:
+        print(f"castore: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """`text` with control characters escaped, so that it stays one line and harmless."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> None:
+    """Rows in columns of equal width; the columns numbered in `right` are right-aligned."""
+    aligned = set(right)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if at in aligned else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print_line("  ".join(cells).rstrip())
+
+
+def human_size(size_bytes: float) -> str:
+    """A size in bytes for people: '0 B', '1.5 KiB', '12.0 MiB'."""
+    if size_bytes < 1024:
+        return f"{size_bytes:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size_bytes /= 1024
+        if size_bytes < 1023.95:
+            return f"{size_bytes:.1f} {unit}"
+    return f"{size_bytes / 1024:.1f} PiB"
+
+
+def human_ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
+def ratio_of(whole: float, part: float) -> float | None:
+    """`whole / part`, and None where that says nothing."""
+    return whole / part if part > 0 else None
+
+
+def object_document(info: ObjectInfo) -> dict[str, object]:
+    return {
+        "name": info.name,
+        "size": info.size,
+        "mtime": info.mtime,
+        "mode": info.mode,
+        "etag": info.etag,
+        "chunks": info.chunks,
+        "stored_bytes": info.stored_bytes,
+    }
+
+
+def columns(stream: TextIO | None) -> int:
+    """The width of the terminal that `stream` writes to, or 80."""
+    if stream is None:
+        return 80
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def open_progress(label: str) -> AbstractContextManager[ProgressBar | None]:
+    """A bar while the `with` block runs, or None where stderr is not a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return nullcontext()
+    return ProgressBar(label, sys.stderr)
+
+
+class ProgressBar:
+    """Bytes done, rate and time left, on one line that is gone when the job is done.
+
+    It has the two methods that `Store.put` and `Store.get` call. With `total_bytes` given, it
+    covers many files, and what each of them announces as its size is ignored.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        stream: TextIO,
+        *,
+        total_bytes: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._label = label
+        self._stream = stream
+        self._clock = clock
+        self._total_is_fixed = False
+        self._total_bytes = 0
+        self._done_bytes = 0
+        self._began = clock()
+        self._next_draw = self._began + BAR_DELAY_SECONDS
+        self._drawn = False
+        if total_bytes is not None:
+            self.fix_size(total_bytes)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+    def fix_size(self, size: int) -> None:
+        """The size of the whole job: later calls of `set_size` do not change it."""
+        self._total_bytes = size
+        self._total_is_fixed = True
+
+    def set_size(self, size: int) -> None:
+        if not self._total_is_fixed:
+            self._total_bytes = size
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._done_bytes += inc
+        now = self._clock()
+        if now < self._next_draw:
+            return
+        self._next_draw = now + BAR_INTERVAL_SECONDS
+        self._draw(now - self._began)
+
+    def _draw(self, elapsed_seconds: float) -> None:
+        rate = self._done_bytes / max(elapsed_seconds, 1e-9)
+        facts = f"{human_size(self._done_bytes)}  {human_size(rate)}/s"
+        if self._total_bytes:
+            done = min(1.0, self._done_bytes / self._total_bytes)
+            bar = ("#" * int(done * BAR_WIDTH)).ljust(BAR_WIDTH, ".")
+            left_seconds = max(0, self._total_bytes - self._done_bytes) / max(rate, 1e-9)
+            facts = f"{done:4.0%} [{bar}] {facts}  {_minutes(left_seconds)} left"
+        room = columns(self._stream) - len(facts) - 3
+        label = one_line(self._label)
+        if len(label) > room:
+            label = "…" + label[len(label) - room + 1 :] if room > 1 else ""
+        self._stream.write(f"\r{label}  {facts}\x1b[K")
+        self._stream.flush()
+        self._drawn = True
+
+
+def _minutes(seconds: float) -> str:
+    minutes, seconds = divmod(round(min(seconds, 359_999)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,202 @@
+"""put: files, folders and standard input."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from castore.cli import exits
+from castore.cli.exits import Failure, UsageError
+from castore.cli.folders import FoundFile, walk
+from castore.cli.opening import open_to_fill, store_path
+from castore.cli.output import (
+    ProgressBar,
+    complain,
+    object_document,
+    open_progress,
+    print_json,
+)
+from castore.errors import InvalidName
+from castore.model import ObjectInfo, encode_name
+
+if TYPE_CHECKING:
+    from castore.store import Store
+
+BATCH_FILES_MAX = 500
+BATCH_BYTES_MAX = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file and the name it goes under."""
+
+    path: str
+    name: str
+    size: int
+    is_regular: bool = True
+
+
+def put(arguments: Namespace) -> int:
+    if arguments.paths[0] == "-" and len(arguments.paths) <= 2:
+        return _put_stdin(arguments)
+    if arguments.recursive:
+        if len(arguments.paths) > 2:
+            raise UsageError("put -R takes one folder and the prefix to put it below")
+        if os.path.isdir(arguments.paths[0]):
+            return _put_folder(arguments)
+    return _put_files(arguments)
+
+
+def plan_files(paths: list[str]) -> list[Source]:
+    """The names that `put FILE`, `put FILE NAME` and `put FILE... PREFIX/` mean.
+
+    Everything that can be told without reading the files is checked here, before anything is put.
+    """
+    *files, target = paths if len(paths) > 1 else [*paths, ""]
+    is_prefix = target == "" or target.endswith("/")
+    if len(files) > 1 and not is_prefix:
+        raise UsageError(
+            f"to put {len(files)} files, end with a prefix, such as {target + '/'!r}; "
+            f"{target!r} is one name"
+        )
+    sources: dict[str, Source] = {}
+    for path in files:
+        name = _as_prefix(target) + os.path.basename(path) if is_prefix else target
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise Failure(f"{path} is a folder: castore put -R {path} {target or 'PREFIX'}")
+        encode_name(name)
+        if name in sources:
+            raise UsageError(f"{sources[name].path} and {path} would both be put as {name!r}")
+        sources[name] = Source(path, name, status.st_size, stat.S_ISREG(status.st_mode))
+    return list(sources.values())
+
+
+def batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
+    """`sources` in order, in groups that are each small enough for one transaction."""
+    batch: list[Source] = []
+    batch_bytes = 0
+    for source in sources:
+        if batch and (len(batch) >= BATCH_FILES_MAX or batch_bytes + source.size > BATCH_BYTES_MAX):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(source)
+        batch_bytes += source.size
+    if batch:
+        yield batch
+
+
+def _put_stdin(arguments: Namespace) -> int:
+    if arguments.recursive:
+        raise UsageError("put -R takes a folder, not standard input")
+    name = arguments.paths[-1]
+    if len(arguments.paths) < 2 or name.endswith("/"):
+        raise UsageError("standard input has no name of its own: castore put - NAME")
+    encode_name(name)
+    if sys.stdin is None:
+        raise Failure("standard input is closed")
+    with open_to_fill(arguments) as store, open_progress(name) as progress:
+        # Unbuffered, so that a Ctrl-C between two blocks is not left waiting for the next ones.
+        stdin = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+        info = store.put(name, stdin, if_absent=arguments.if_absent, progress=progress)
+    _print_objects([info], arguments)
+    return exits.OK
+
+
+def _put_files(arguments: Namespace) -> int:
+    sources = plan_files(arguments.paths)
+    label = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
+    with open_to_fill(arguments) as store, open_progress(label) as progress:
+        _fix_size(progress, sum(source.size for source in sources))
+        _put_in_batches(store, sources, arguments, progress)
+    return exits.OK
+
+
+def _put_folder(arguments: Namespace) -> int:
+    folder, *targets = arguments.paths
+    prefix = _as_prefix(targets[0] if targets else os.path.basename(os.path.abspath(folder)))
+    store_folder = store_path(arguments)
+    # The whole folder is looked at before anything is put: what can't be read or named stops here.
+    files, total_bytes = 0, 0
+    for found in walk(folder, leave_out=store_folder):
+        if isinstance(found, FoundFile):
+            _check_name(prefix, found)
+            files, total_bytes = files + 1, total_bytes + found.size
+        else:
+            complain(f"skipped {found.path}: {found.reason}")
+    if files == 0:
+        complain(f"{folder} holds no regular files: nothing to put")
+        return exits.OK
+    with open_to_fill(arguments) as store, open_progress(f"{files} files") as progress:
+        _fix_size(progress, total_bytes)
+        sources = (
+            Source(found.path, prefix + found.inner, found.size)
+            for found in walk(folder, leave_out=store_folder)
+            if isinstance(found, FoundFile)
+        )
+        _put_in_batches(store, sources, arguments, progress)
+    return exits.OK
+
+
+def _put_in_batches(
+    store: Store, sources: Iterable[Source], arguments: Namespace, progress: ProgressBar | None
+) -> None:
+    published = 0
+    try:
+        for batch in batches(sources):
+            _print_objects(_put_batch(store, batch, arguments.if_absent, progress), arguments)
+            published += len(batch)
+    except BaseException:
+        if published:
+            complain(
+                f"the first {published} files are put, the rest is not, because of what follows"
+            )
+        raise
+
+
+def _put_batch(
+    store: Store, batch: list[Source], if_absent: bool, progress: ProgressBar | None
+) -> list[ObjectInfo]:
+    infos = []
+    with store.transaction() as transaction:
+        for source in batch:
+            if source.is_regular:
+                info = transaction.put(
+                    source.name, source.path, if_absent=if_absent, progress=progress
+                )
+            else:  # a pipe, such as the shell's <(command)
+                with open(source.path, "rb") as stream:
+                    info = transaction.put(
+                        source.name, stream, if_absent=if_absent, progress=progress
+                    )
+            infos.append(info)
+    return infos
+
+
+def _check_name(prefix: str, found: FoundFile) -> None:
+    try:
+        encode_name(prefix + found.inner)
+    except InvalidName as error:
+        raise Failure(f"{found.path} can't be put: {error}") from error
+
+
+def _as_prefix(target: str) -> str:
+    """A prefix that ends with '/', or the empty one for '' and '/'."""
+    stripped = target.rstrip("/")
+    return stripped + "/" if stripped else ""
+
+
+def _fix_size(progress: ProgressBar | None, total_bytes: int) -> None:
+    if progress is not None:
+        progress.fix_size(total_bytes)
+
+
+def _print_objects(infos: list[ObjectInfo], arguments: Namespace) -> None:
+    if arguments.json:
+        for info in infos:
+            print_json(object_document(info))

@@ -1,0 +1,302 @@
+"""The commands `conducto-data-pipeline` and `conducto-data-user`, and their older names
+`conducto-temp-data` and `conducto-perm-data`.
+
+Scripts parse them: one line of JSON on stdout (nothing for None), the object's raw bytes from
+`gets`, one line on stderr when something is wrong. Exit codes: 0 ok (also for `false`), 1 failure,
+2 usage, 130 interrupted, 141 nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+from castore import __version__
+from conducto import data
+from conducto.arguments import HelpWanted, Parameter, UsageError, parse
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_OUTPUT_CLOSED = 141
+
+Scope = type[data.pipeline] | type[data.user]
+Run = Callable[..., Any]  # (scope, **values) -> what to print as JSON, or None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: what it calls, with which parameters."""
+
+    run: Run
+    help: str
+    parameters: tuple[Parameter, ...]
+
+
+class OutputClosed(Exception):
+    """What reads our stdout has gone away."""
+
+
+def data_pipeline() -> int:
+    """The console script `conducto-data-pipeline`."""
+    return main("data-pipeline", sys.argv[1:])
+
+
+def data_user() -> int:
+    """The console script `conducto-data-user`."""
+    return main("data-user", sys.argv[1:])
+
+
+def temp_data() -> int:
+    """The console script `conducto-temp-data`."""
+    return main("temp-data", sys.argv[1:])
+
+
+def perm_data() -> int:
+    """The console script `conducto-perm-data`."""
+    return main("perm-data", sys.argv[1:])
+
+
+def main(which: str, argv: Sequence[str]) -> int:
+    """Run one of the four commands, called `conducto-<which>`; its exit code."""
+    program = f"conducto-{which}"
+    scope: Scope = SCOPES[which]
+    try:
+        try:
+            return _run(program, scope, argv)
+        finally:
+            _flush()
+    except UsageError as error:
+        return _fail(program, f"{error} (see {program} --help)", EXIT_USAGE)
+    except OutputClosed:
+        # Python would flush stdout once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_OUTPUT_CLOSED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except (OSError, ValueError, RuntimeError) as error:
+        return _fail(program, str(error) or type(error).__name__, EXIT_FAILURE)
+    except Exception as error:  # scripts read one line, whatever happens
+        return _fail(program, f"{type(error).__name__}: {error}", EXIT_FAILURE)
+
+
+def _run(program: str, scope: Scope, argv: Sequence[str]) -> int:
+    commands = _commands(scope)
+    if not argv:
+        raise UsageError(f"no command given: one of {', '.join(commands)}")
+    first, *rest = argv
+    if first in ("-h", "--help"):
+        _write_text(_help(program, scope, commands))
+        return 0
+    if first == "--version":
+        _write_text(f"{program} {__version__}\n")
+        return 0
+    name = first.replace("_", "-")
+    if name not in commands:
+        raise UsageError(f"{first!r} is not one of the commands {', '.join(commands)}")
+    command = commands[name]
+    try:
+        values: dict[str, Any] = {**parse((*command.parameters, *COMMON), rest)}
+    except HelpWanted:
+        _write_text(_command_help(f"{program} {name}", command))
+        return 0
+    except UsageError as error:
+        return _fail(program, f"{name}: {error} (see {program} {name} --help)", EXIT_USAGE)
+    bound = scope.bound(
+        pipeline_id=values.pop("id", None),
+        local=values.pop("local", None),
+        profile=values.pop("profile", None),
+    )
+    result = command.run(bound, **values)
+    if result is not None:
+        _write_text(json.dumps(result) + "\n")
+    return 0
+
+
+def _gets(scope: Scope, name: str, byte_range: list[int] | None = None) -> None:
+    if byte_range is not None:
+        _write(scope.gets(name, byte_range=byte_range))
+    else:
+        scope.get(name, cast(BinaryIO, _Stdout()))
+
+
+def _puts(scope: Scope, name: str) -> None:
+    if sys.stdin is None:
+        raise OSError("stdin is closed")
+    scope.put(name, sys.stdin.buffer)
+
+
+def _archive(scope: Scope) -> int:
+    if scope._pipeline_id is None:
+        # Not from the environment: a node that meant another pipeline would lose its own.
+        raise UsageError("archive: id missing")
+    return data.archive(scope._pipeline_id, local=scope._local, profile=scope._profile)
+
+
+_NAME = Parameter("name", "the object's name")
+_CACHE = (Parameter("name", "the cache's name"), Parameter("checksum", "the version's checksum"))
+_RECURSIVE = Parameter("recursive", "also all below NAME/", kind="flag", required=False)
+_RANGE = Parameter("byte_range", "only the bytes [BEGIN, END)", kind="range", required=False)
+_PATH_ONLY = Parameter(
+    "path_only", "the path (default), or with --no-path_only the whole URL", "flag", False
+)
+
+COMMON = (
+    Parameter("id", "the pipeline; else CONDUCTO_PIPELINE_ID", "text", False, False),
+    Parameter("local", "the store on this machine, or not", "flag", False, False),
+    Parameter("profile", "the profile; else CONDUCTO_PROFILE", "text", False, False),
+)
+
+COMMANDS: dict[str, Command] = {
+    "delete": Command(
+        lambda scope, **values: scope.delete(**values),
+        "Delete an object, or with --recursive all below a name.",
+        (_NAME, _RECURSIVE),
+    ),
+    "exists": Command(
+        lambda scope, **values: scope.exists(**values),
+        "Print true if there is an object with this name or below it, else false.",
+        (_NAME,),
+    ),
+    "get": Command(
+        lambda scope, **values: scope.get(**values),
+        "Write an object to a file, or into a folder.",
+        (_NAME, Parameter("file", "the file or folder to write to")),
+    ),
+    "gets": Command(_gets, "Write an object, or a range of it, to stdout.", (_NAME, _RANGE)),
+    "list": Command(
+        lambda scope, **values: scope.list(**values),
+        "Print the names that start with a prefix, as a JSON list.",
+        (Parameter("prefix", "what the names start with; all without it", required=False),),
+    ),
+    "put": Command(
+        lambda scope, **values: scope.put(**values),
+        "Store a file, with its mode bits.",
+        (
+            _NAME,
+            Parameter("file", "the file to store"),
+            Parameter("skip_cleanup", "accepted, and does nothing", "flag", False),
+        ),
+    ),
+    "puts": Command(_puts, "Store what comes on stdin.", (_NAME,)),
+    "size": Command(
+        lambda scope, **values: scope.size(**values), "Print an object's size in bytes.", (_NAME,)
+    ),
+    "url": Command(
+        lambda scope, **values: scope.url(**values),
+        "Print where the app shows an object.",
+        (_NAME, _PATH_ONLY),
+    ),
+    "cache-exists": Command(
+        lambda scope, **values: scope.cache_exists(**values),
+        "Print true if there is a cache with this name and checksum, else false.",
+        _CACHE,
+    ),
+    "clear-cache": Command(
+        lambda scope, **values: scope.clear_cache(**values),
+        "Delete the cache with this checksum, or all of this name.",
+        (_CACHE[0], Parameter("checksum", "only this version", required=False)),
+    ),
+    "save-cache": Command(
+        lambda scope, **values: scope.save_cache(**values),
+        "Keep a copy of a folder.",
+        (*_CACHE, Parameter("save_dir", "the folder to keep")),
+    ),
+    "restore-cache": Command(
+        lambda scope, **values: scope.restore_cache(**values),
+        "Put a kept folder back, inside another.",
+        (*_CACHE, Parameter("restore_dir", "the folder to restore into")),
+    ),
+}
+ARCHIVE = Command(
+    _archive, "Delete all that the pipeline --id ID has, in one step; print how many names.", ()
+)
+
+SCOPES: dict[str, Scope] = {
+    "data-pipeline": data.pipeline,
+    "temp-data": data.pipeline,
+    "data-user": data.user,
+    "perm-data": data.user,
+}
+
+
+def _commands(scope: Scope) -> dict[str, Command]:
+    return {**COMMANDS, "archive": ARCHIVE} if scope is data.pipeline else COMMANDS
+
+
+def _help(program: str, scope: Scope, commands: dict[str, Command]) -> str:
+    lines = [
+        f"usage: {program} COMMAND [ARGUMENTS]",
+        "",
+        " ".join((scope.__doc__ or "").split()),
+        "",
+        "commands:",
+    ]
+    for name, command in commands.items():
+        words = [name, *(parameter.usage() for parameter in command.parameters)]
+        lines += [f"  {' '.join(words)}", f"      {command.help}"]
+    lines += [
+        "",
+        "Every parameter can be given by position, as --name VALUE or as --name=VALUE; _ and - in",
+        "names are alike. Each command also takes:",
+        *_options(COMMON),
+        "",
+        f"{program} COMMAND --help shows one command, --version the version.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _command_help(program: str, command: Command) -> str:
+    usage = " ".join(parameter.usage() for parameter in (*command.parameters, *COMMON))
+    options = _options((*command.parameters, *COMMON))
+    return "\n".join([f"usage: {program} {usage}", "", command.help, "", *options]) + "\n"
+
+
+def _options(parameters: Sequence[Parameter]) -> list[str]:
+    return [f"  {parameter.option():<34} {parameter.help}" for parameter in parameters]
+
+
+class _Stdout:
+    """Where `get` writes to: stdout, telling a reader that went away from other failures."""
+
+    def write(self, piece: bytes | bytearray | memoryview) -> int:
+        _write(piece)
+        return len(piece)
+
+
+def _write(piece: bytes | bytearray | memoryview) -> None:
+    if sys.stdout is None:
+        raise OSError("stdout is closed")
+    left = memoryview(piece)
+    try:
+        while left:  # with PYTHONUNBUFFERED a write may take only a part
+            left = left[sys.stdout.buffer.write(left) :]
+    except BrokenPipeError:
+        raise OutputClosed from None
+
+
+def _write_text(text: str) -> None:
+    _write(text.encode("utf-8", "surrogateescape"))
+
+
+def _flush() -> None:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise OutputClosed from None
+
+
+def _fail(program: str, message: str, code: int) -> int:
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in SCOPES:
+        sys.exit(_fail("conducto.cli", f"say which command: {', '.join(SCOPES)}", EXIT_USAGE))
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

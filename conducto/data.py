@@ -1,0 +1,318 @@
+"""`co.data.pipeline` and `co.data.user`: objects by name, in the user's store.
+
+Names are those of the caller: a leading `/` is dropped, `..` is refused, and "directories" are
+only what the `/` in names suggests. An object and names below it may exist side by side, as on
+S3; but to put an object where there are only names below is refused, since it is far more often
+a mistake. Nothing here holds a lock between that look and the put.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, TypeVar
+
+from castore.errors import InvalidName, NameNotFound
+from conducto import context
+from conducto.errors import CacheNotFound, ContextError
+
+if TYPE_CHECKING:
+    import castore
+
+__all__ = ["ContextError", "archive", "pipeline", "user"]
+
+Path = str | os.PathLike[str]
+Names = list[str]  # inside the classes `list` is a method
+Scope = TypeVar("Scope", bound="_Data")
+
+
+class _Data:
+    """What both scopes do. Sizes and ranges are in bytes; a missing name raises
+    FileNotFoundError, a name that can't be one ValueError."""
+
+    _pipeline_id: ClassVar[str | None] = None
+    _local: ClassVar[bool | None] = None
+    _profile: ClassVar[str | None] = None
+
+    @classmethod
+    def bound(
+        cls: type[Scope],
+        *,
+        pipeline_id: str | None = None,
+        local: bool | None = None,
+        profile: str | None = None,
+    ) -> type[Scope]:
+        """The same scope with these fixed, whatever the environment says; None leaves one as it
+        is here."""
+        given = {"_pipeline_id": pipeline_id, "_local": local, "_profile": profile}
+        fixed = {name: value for name, value in given.items() if value is not None}
+        return type(cls.__name__, (cls,), {**fixed, "__doc__": cls.__doc__})
+
+    @classmethod
+    def get(cls, name: str, file: Path | BinaryIO, local: bool | None = None) -> None:
+        """Write the object to `file`, a path or a binary file object.
+
+        A path is replaced atomically and gets the object's mode bits; in a folder, the file is
+        named like the last part of `name`. `local` overrides the mode for this call.
+        """
+        try:
+            cls._store(local).get(cls._key(name), file)
+        except FileNotFoundError as error:
+            raise _as_called(error, name) from None
+
+    @classmethod
+    def gets(cls, name: str, *, byte_range: Sequence[int] | None = None) -> bytes:
+        """The object's bytes, or those of the half-open `byte_range`, `[begin, end)`.
+
+        `end` past the object's size is clamped; None or `[]` is the whole object. A range that
+        is negative, reversed or not two integers raises ValueError.
+        """
+        try:
+            return cls._store().gets(cls._key(name), byte_range)
+        except FileNotFoundError as error:
+            raise _as_called(error, name) from None
+
+    @classmethod
+    def put(cls, name: str, file: Path | BinaryIO, skip_cleanup: bool = False) -> None:
+        """Store a file, with its mode bits, or what a binary file object holds.
+
+        `skip_cleanup` is accepted and does nothing: there are no old versions to clean up.
+        IsADirectoryError where objects lie below `name`.
+        """
+        store, key = cls._store(), cls._key(name)
+        _refuse_directory(store, key, name)
+        store.put(key, file)
+
+    @classmethod
+    def puts(cls, name: str, obj: bytes | bytearray | memoryview) -> None:
+        """Store bytes, or any other object with the buffer interface."""
+        data = _as_bytes(obj)
+        store, key = cls._store(), cls._key(name)
+        _refuse_directory(store, key, name)
+        store.puts(key, data)
+
+    @classmethod
+    def delete(cls, name: str, recursive: bool = False) -> None:
+        """Delete the object; with `recursive`, also all that lie below `name` + "/", at once.
+
+        IsADirectoryError for a name that only has others below it, without `recursive`.
+        """
+        store, key = cls._store(), cls._key(name)
+        if recursive:
+            if not _delete_tree(store, key):
+                raise NameNotFound(name)
+            return
+        try:
+            store.delete(key)
+        except NameNotFound:
+            if _has_below(store, key):
+                raise _is_directory(name, "delete it with recursive") from None
+            raise NameNotFound(name) from None
+
+    @classmethod
+    def list(cls, prefix: str = "") -> Names:
+        """The names of objects that start with `prefix`, a plain string, in the caller's
+        spelling and sorted."""
+        scope, stripped = cls._scope(), _strip(prefix)
+        if ".." in stripped.split("/"):
+            raise InvalidName(f"prefix {prefix!r} has a '..' component")
+        slashes = prefix[: len(prefix) - len(stripped)]
+        names = cls._store().names(scope + stripped)
+        return [slashes + name[len(scope) :] for name in names]
+
+    @classmethod
+    def exists(cls, name: str) -> bool:
+        """Whether there is an object with this name, or one below it."""
+        store, key = cls._store(), cls._key(name)
+        return store.exists(key) or _has_below(store, key)
+
+    @classmethod
+    def size(cls, name: str) -> int:
+        """The object's size in bytes."""
+        try:
+            return cls._store().size(cls._key(name))
+        except FileNotFoundError as error:
+            raise _as_called(error, name) from None
+
+    @classmethod
+    def url(cls, name: str, path_only: bool = True) -> str:
+        """Where the app shows the object: the path, which suits the app's own pages, or with
+        `path_only=False` the whole URL, which needs CONDUCTO_AUTO_URL."""
+        from urllib.parse import quote
+
+        base = ""
+        if not path_only:
+            base = os.environ.get("CONDUCTO_AUTO_URL", "").rstrip("/")
+            if not base:
+                raise ContextError("a whole URL needs the app's address: set CONDUCTO_AUTO_URL")
+        pipeline_id = context.pipeline_id(cls._pipeline_id)
+        path = f"{quote(pipeline_id)}/{cls.__name__}/{quote(_clean(name))}"
+        return f"{base}/gw/manager/data/{path}"
+
+    @classmethod
+    def save_cache(cls, name: str, checksum: str, save_dir: Path) -> None:
+        """Keep a copy of the folder as `conducto-cache/<name>/<checksum>.tar.gz`.
+
+        Files and folders only: a link or a device in it raises NotCacheable, and nothing is
+        kept.
+        """
+        from conducto import cache
+
+        with cls._store().open(cls._cache_key(name, checksum), "wb") as file:
+            cache.save(save_dir, file)
+
+    @classmethod
+    def restore_cache(cls, name: str, checksum: str, restore_dir: Path) -> None:
+        """Put the cached folder back, inside `restore_dir`, over files that are there already.
+
+        Nothing is restored from an archive that is malformed or not safe: CacheRefused.
+        """
+        from conducto import cache
+
+        try:
+            file = cls._store().open(cls._cache_key(name, checksum))
+        except NameNotFound:
+            raise CacheNotFound(_cache_name(name, checksum)) from None
+        with file:
+            cache.restore(file, file.info.size, restore_dir)
+
+    @classmethod
+    def cache_exists(cls, name: str, checksum: str) -> bool:
+        """Whether there is a cache with this name and checksum."""
+        return cls._store().exists(cls._cache_key(name, checksum))
+
+    @classmethod
+    def clear_cache(cls, name: str, checksum: str | None = None) -> None:
+        """Delete the cache with this checksum, or all of this name: with those of `name` + "/",
+        never those of another name that starts the same."""
+        if checksum is None:
+            cls._store().delete_prefix(_folder(cls._scope() + _cache_folder(name)))
+            return
+        try:
+            cls._store().delete(cls._cache_key(name, checksum))
+        except NameNotFound:
+            raise CacheNotFound(_cache_name(name, checksum)) from None
+
+    @classmethod
+    def _scope(cls) -> str:
+        """What stands before the caller's names in the store."""
+        raise NotImplementedError
+
+    @classmethod
+    def _store(cls, local: bool | None = None) -> castore.Store:
+        local = cls._local if local is None else local
+        return context.open_store(local=local, profile=cls._profile)
+
+    @classmethod
+    def _key(cls, name: str) -> str:
+        return cls._scope() + _clean(name)
+
+    @classmethod
+    def _cache_key(cls, name: str, checksum: str) -> str:
+        return cls._scope() + _cache_name(name, checksum)
+
+
+class pipeline(_Data):
+    """Objects of one pipeline: that of CONDUCTO_PIPELINE_ID, else ContextError. They go when it
+    is archived."""
+
+    @classmethod
+    def _scope(cls) -> str:
+        return f"pipelines/{context.pipeline_id(cls._pipeline_id)}/data/"
+
+
+class user(_Data):
+    """Objects of the user, kept until they are deleted."""
+
+    @classmethod
+    def _scope(cls) -> str:
+        return "data/"
+
+
+def archive(pipeline_id: str, *, local: bool | None = None, profile: str | None = None) -> int:
+    """Delete every name of a pipeline in one step; how many there were.
+
+    Their space comes back when the store next collects garbage.
+    """
+    prefix = f"pipelines/{context.pipeline_id(pipeline_id)}/"
+    return context.open_store(local=local, profile=profile).delete_prefix(prefix)
+
+
+def _strip(name: str) -> str:
+    if not isinstance(name, str):
+        raise InvalidName(f"a name is a str, not {type(name).__name__}")
+    return name.lstrip("/")
+
+
+def _clean(name: str) -> str:
+    """The name inside its scope. The store checks names too, but whole ones: here the message
+    can be about what the caller wrote."""
+    stripped = _strip(name)
+    if not stripped:
+        raise InvalidName(f"name {name!r} is empty")
+    for part in stripped.split("/"):
+        if part in (".", ".."):
+            raise InvalidName(f"name {name!r} has a {part!r} component")
+    return stripped
+
+
+def _cache_folder(name: str) -> str:
+    return f"conducto-cache/{_clean(name).rstrip('/')}"
+
+
+def _cache_name(name: str, checksum: str) -> str:
+    if not isinstance(checksum, str) or not checksum:
+        raise InvalidName(f"a cache's checksum must be text that is not empty, not {checksum!r}")
+    return _clean(f"{_cache_folder(name)}/{checksum}.tar.gz")
+
+
+def _folder(key: str) -> str:
+    return key if key.endswith("/") else key + "/"
+
+
+def _has_below(store: castore.Store, key: str) -> bool:
+    return next(iter(store.names(_folder(key))), None) is not None
+
+
+def _delete_tree(store: castore.Store, key: str) -> int:
+    """Delete the object and all below it in one commit; how many there were."""
+    try:
+        with store.transaction() as transaction:
+            transaction.delete_prefix(_folder(key))
+            if store.exists(key):
+                transaction.delete(key)
+    except NameNotFound:  # someone else deleted it just now, and nothing was committed
+        return 1 + store.delete_prefix(_folder(key))
+    return transaction.deleted
+
+
+def _refuse_directory(store: castore.Store, key: str, name: str) -> None:
+    if key.endswith("/"):
+        raise _is_directory(name, "an object's name does not end in '/'")
+    if _has_below(store, key) and not store.exists(key):
+        raise _is_directory(name, "other objects lie below it")
+
+
+def _is_directory(name: str, why: str) -> IsADirectoryError:
+    return IsADirectoryError(errno.EISDIR, f"Is a directory ({why})", name)
+
+
+def _as_called(error: FileNotFoundError, name: str) -> FileNotFoundError:
+    """A missing object under the name that the caller used; a missing file as it is."""
+    return NameNotFound(name) if isinstance(error, NameNotFound) else error
+
+
+def _as_bytes(obj: object) -> bytes | memoryview:
+    if isinstance(obj, bytes):
+        return obj
+    try:
+        view = memoryview(obj)  # type: ignore[arg-type]
+    except TypeError:
+        shown = repr(obj)
+        if len(shown) > 200:
+            shown = shown[:200] + "..."
+        raise ValueError(f"Expected object of type bytes, but got {shown}") from None
+    if not view.nbytes:
+        return b""
+    return view.cast("B") if view.c_contiguous else view.tobytes()

@@ -1,0 +1,41 @@
+"""Every error that conducto raises on purpose, beside those of `castore.errors`.
+
+Each names the thing and the remedy, and also subclasses the builtin that a caller would catch.
+"""
+
+from __future__ import annotations
+
+from castore.errors import CastoreError, FormatError, NameNotFound
+
+
+class ContextError(CastoreError, RuntimeError):
+    """What is asked for needs something that this process was not told: a pipeline's id, the
+    app's URL, a store in the cloud."""
+
+
+class InvalidContext(ContextError, ValueError):
+    """A pipeline id, a profile or a configuration file that can't be used."""
+
+
+class CacheNotFound(NameNotFound):
+    """There is no cache with this name and checksum. `name` is where it would be."""
+
+    def __str__(self) -> str:
+        return f"Cache not found: {self.name!r}"
+
+
+class NotCacheable(CastoreError, ValueError):
+    """The folder holds what a cache can't: a link, a device, a name that is too long."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path!r} can't be cached: {self.reason}"
+
+
+class CacheRefused(FormatError):
+    """The cache's archive is malformed, or holds what a restore must not make. Nothing of it
+    was restored."""

@@ -1,0 +1,241 @@
+"""Reading a tar that is not trusted: regular files and folders, with every length capped.
+
+POSIX (ustar and pax) and GNU long names are understood; links, devices, sparse files and anything
+else are refused, as are names that leave the folder they are unpacked into. Whatever the bytes,
+the only errors are CacheRefused and those of the stream they are read from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from conducto.errors import CacheRefused
+
+BLOCK_BYTES = 512
+PIECE_BYTES = 1 << 20
+
+Read = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an archive may ask for. `save` keeps to them too, so that what it saves comes back."""
+
+    bytes_max: int = 1 << 40  # in all, headers and padding included
+    expansion_max: int = 200  # times the archive's own size, after the first 64 MiB
+    members_max: int = 1_000_000
+    name_bytes_max: int = 2048
+    part_bytes_max: int = 255
+    depth_max: int = 100
+    extension_bytes_max: int = 64 << 10  # a pax header, a GNU long name
+    folder_names_bytes_max: int = 64 << 20  # all folders' names together, as these are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file or folder. `parts` are its name's components; none, the folder itself."""
+
+    parts: tuple[str, ...]
+    is_folder: bool
+    size: int
+    mode: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One 512-byte header, as it stands."""
+
+    name: bytes
+    type: bytes
+    size: int
+    mode: int
+    mtime_ns: int
+
+
+class TarReader:
+    """The members of a tar, in order; `pieces` reads the current one's content."""
+
+    def __init__(self, read: Read, limits: Limits) -> None:
+        self._read = read
+        self._limits = limits
+        self._left = 0  # of the current member's content
+        self._padding = 0
+
+    def __iter__(self) -> Iterator[Member]:
+        members = 0
+        while (header := self._next_header()) is not None:
+            members += 1
+            if members > self._limits.members_max:
+                raise CacheRefused(f"the archive has more than {self._limits.members_max} members")
+            member = _member(header, self._limits)
+            self._left, self._padding = member.size, -member.size % BLOCK_BYTES
+            yield member
+            for _ in self.pieces():
+                pass
+            self._read_exactly(self._padding)
+
+    def pieces(self) -> Iterator[bytes]:
+        while self._left:
+            piece = self._read(min(self._left, PIECE_BYTES))
+            if not piece:
+                raise CacheRefused("the archive is cut short")
+            self._left -= len(piece)
+            yield piece
+
+    def _next_header(self) -> Header | None:
+        """The next member's header, with what extended headers say about it; None at the end."""
+        extensions: dict[bytes, bytes] = {}
+        while True:
+            header = decode_header(self._read_exactly(BLOCK_BYTES))
+            if header is None:
+                if extensions:
+                    raise CacheRefused("the archive ends where a member should be")
+                return None
+            if header.type == b"x":
+                extensions.update(decode_pax(self._extension(header)))
+            elif header.type == b"g":
+                unfit = {b"path", b"size"} & decode_pax(self._extension(header)).keys()
+                if unfit:
+                    raise CacheRefused("the archive gives all its members one name or size")
+            elif header.type == b"L":
+                extensions[b"path"] = self._extension(header).partition(b"\0")[0]
+            else:
+                return _extended(header, extensions)
+
+    def _extension(self, header: Header) -> bytes:
+        if header.size > self._limits.extension_bytes_max:
+            raise CacheRefused(f"an extended header of {header.size} bytes is too long")
+        content = self._read_exactly(header.size)
+        self._read_exactly(-header.size % BLOCK_BYTES)
+        return content
+
+    def _read_exactly(self, size: int) -> bytes:
+        content = b""
+        while len(content) < size:
+            piece = self._read(size - len(content))
+            if not piece:
+                raise CacheRefused("the archive is cut short")
+            content += piece
+        return content
+
+
+def decode_header(block: bytes) -> Header | None:
+    """A header block; None for the zeros that end an archive."""
+    if not any(block):
+        return None
+    checksum = _OCTAL.fullmatch(block[148:156])
+    blanked = block[:148] + b" " * 8 + block[156:]
+    if not checksum or int(checksum[1] or b"0", 8) != sum(blanked):
+        raise CacheRefused("not a tar archive, or a damaged one: a header's checksum is wrong")
+    name = block[:100].partition(b"\0")[0]
+    if block[257:263] == b"ustar\0":  # POSIX; GNU's own format has other things there
+        prefix = block[345:500].partition(b"\0")[0]
+        name = prefix + b"/" + name if prefix else name
+    return Header(
+        name=name,
+        type=block[156:157],
+        size=_number(block[124:136], "size"),
+        mode=_number(block[100:108], "mode"),
+        mtime_ns=_number(block[136:148], "mtime") * 10**9,
+    )
+
+
+def decode_pax(content: bytes) -> dict[bytes, bytes]:
+    """The records `"%d %s=%s\\n" % (length, keyword, value)` of an extended header."""
+    records: dict[bytes, bytes] = {}
+    begin = 0
+    while begin < len(content):
+        match = _PAX_LENGTH.match(content, begin)
+        end = begin + int(match[1]) if match else begin
+        if not match or not match.end() < end <= len(content) or content[end - 1 : end] != b"\n":
+            raise CacheRefused("an extended header is malformed")
+        keyword, equals, value = content[match.end() : end - 1].partition(b"=")
+        if not keyword or not equals:
+            raise CacheRefused("an extended header is malformed")
+        if keyword.startswith(b"GNU.sparse"):
+            raise CacheRefused("the archive holds a sparse file")
+        records[keyword] = value
+        begin = end
+    return records
+
+
+def clean_name(name: bytes, limits: Limits) -> tuple[str, ...]:
+    """The components of a member's name, as `os` takes them; none leads out of the folder."""
+    shown = repr(name[:200])[1:]
+    if b"\0" in name:
+        raise CacheRefused(f"the name {shown} has a NUL byte")
+    if len(name) > limits.name_bytes_max:
+        raise CacheRefused(f"the name {shown}... is longer than {limits.name_bytes_max} bytes")
+    if name.startswith(b"/"):
+        raise CacheRefused(f"{shown} leaves the folder: its name starts with '/'")
+    parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
+    if b".." in parts:
+        raise CacheRefused(f"{shown} leaves the folder: its name has a '..'")
+    if len(parts) > limits.depth_max:
+        raise CacheRefused(f"{shown} is more than {limits.depth_max} folders deep")
+    if any(len(part) > limits.part_bytes_max for part in parts):
+        raise CacheRefused(f"the name {shown} has a part of over {limits.part_bytes_max} bytes")
+    return tuple(os.fsdecode(part) for part in parts)
+
+
+_OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
+_PAX_LENGTH = re.compile(rb"([0-9]{1,6}) ")
+_PAX_SIZE = re.compile(rb"[0-9]{1,18}")
+_PAX_MTIME = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]{1,40}))?")
+_KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device"}
+_KINDS |= {b"6": "a FIFO", b"K": "a link", b"S": "a sparse file"}
+_SECONDS_MAX = 1 << 33  # past the year 2200: what file systems can hold
+
+
+def _number(field: bytes, what: str) -> int:
+    """Octal digits, or GNU's base-256 for what these can't hold."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    match = _OCTAL.fullmatch(field)
+    if not match:
+        raise CacheRefused(f"a header's {what} is not a number")
+    return int(match[1] or b"0", 8)
+
+
+def _extended(header: Header, extensions: dict[bytes, bytes]) -> Header:
+    if b"path" in extensions:
+        header = replace(header, name=extensions[b"path"])
+    if b"size" in extensions:
+        if not _PAX_SIZE.fullmatch(extensions[b"size"]):
+            raise CacheRefused("an extended header's size is not a number")
+        header = replace(header, size=int(extensions[b"size"]))
+    if b"mtime" in extensions:
+        match = _PAX_MTIME.fullmatch(extensions[b"mtime"])
+        if not match:
+            raise CacheRefused("an extended header's mtime is not a number")
+        nanoseconds = int((match[3] or b"0")[:9].ljust(9, b"0"))
+        before_1970 = bool(match[1])
+        mtime_ns = 0 if before_1970 else int(match[2]) * 10**9 + nanoseconds
+        header = replace(header, mtime_ns=mtime_ns)
+    return header
+
+
+def _member(header: Header, limits: Limits) -> Member:
+    shown = repr(header.name[:200])[1:]
+    is_folder = header.type == b"5"
+    if header.type in (b"\0", b"0") and header.name.endswith(b"/"):
+        is_folder = True  # as archives older than POSIX have it
+    elif header.type not in (b"\0", b"0", b"5", b"7"):
+        kind = _KINDS.get(header.type, f"of the unknown type {header.type!r}")
+        raise CacheRefused(f"{shown} is {kind}: only files and folders are restored")
+    parts = clean_name(header.name, limits)
+    if is_folder and header.size:
+        raise CacheRefused(f"the folder {shown} has content")
+    if not parts and not is_folder:
+        raise CacheRefused("a file has no name")
+    return Member(
+        parts=parts,
+        is_folder=is_folder,
+        size=header.size,
+        mode=header.mode & 0o777,
+        mtime_ns=min(header.mtime_ns, _SECONDS_MAX * 10**9),
+    )

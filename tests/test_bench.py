@@ -1,0 +1,140 @@
+"""Every bench runs end to end at a tiny size and writes JSON that says what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+PEERS = ("restic", "borg", "casync")
+
+
+def run(tmp_path: Path, script: str, *arguments: str) -> tuple[dict[str, Any], str]:
+    """The bench's document and what it printed."""
+    work = tmp_path / "work"
+    work.mkdir()
+    result = tmp_path / "result.json"
+    argv = [sys.executable, str(BENCH / script), "--tiny", "--dir", str(work)]
+    finished = subprocess.run(
+        [*argv, "--json", str(result), *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert list(work.iterdir()) == [], "it left files behind"
+    text = result.read_text()
+    assert str(tmp_path) not in text
+    assert socket.gethostname() not in re.findall(r'"([^"]*)"', text)
+    document: dict[str, Any] = json.loads(text)
+    assert document["machine"]["cores"] >= 1
+    return document, finished.stdout
+
+
+def rows(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in document["rows"]}
+
+
+def names(*only: str) -> list[str]:
+    listed = subprocess.run(
+        [sys.executable, str(BENCH / "bench_local.py"), "--list"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [name for name in listed.stdout.split() if name.startswith(only)]
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="zstd, the floor, is not installed")
+def test_whole_process_rows(tmp_path: Path) -> None:
+    document, printed = run(
+        tmp_path, "bench_local.py", "--peers", "", "--only", "put,get,cat", "--size", "2M"
+    )
+    measured = rows(document)
+    assert list(measured) == [
+        name for name in names("put", "get", "cat") if not name.endswith("in-process")
+    ] + ["get-in-process"]
+    for name in ("put-new", "get", "get-one-core", "put-new-random"):
+        contenders = measured[name]["contenders"]
+        assert {"castore", "zstd", "cp"} <= set(contenders)
+        assert all(figures["median"] > 0 for figures in contenders.values())
+        assert all(figures["rss_bytes"][0] > 0 for figures in contenders.values())
+    assert "bar: ≤ 1 × `zstd -1 -T2` + sync" in printed
+
+
+def test_in_process_rows(tmp_path: Path) -> None:
+    document, printed = run(tmp_path, "bench_local.py", "--only", "again,new,range")
+    measured = rows(document)
+    assert list(measured) == names("again", "new", "range")
+    for state, bound in (("zstd", "bare decode"), ("raw", "open+seek+read")):
+        contenders = measured[f"range-{state}-4K"]["contenders"]
+        assert {"castore", bound} <= set(contenders)
+    bars = [bar for row in measured.values() for bar in row["bars"]]
+    assert len(bars) == 2 + 3 * 2
+    assert all(bar["met"] in (True, False, None) for bar in bars)
+    assert f"of {len(bars)} judged bars met" in printed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("peer", PEERS)
+def test_each_peer_gives_its_bytes_back(tmp_path: Path, peer: str) -> None:
+    if shutil.which(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    document, _ = run(tmp_path, "bench_local.py", "--peers", peer, "--only", "put-again,get")
+    measured = rows(document)
+    for name in ("put-again", "get"):
+        assert measured[name]["contenders"][peer]["median"] > 0
+    assert document["settings"]["peers"][peer]
+
+
+def test_ratios_are_taken_within_a_repetition() -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(BENCH)!r}); import measure as m; "
+        "row = m.Row('name', 'what', 's', {'ours': [2, 30, 4], 'theirs': [1, 10, 1]}); "
+        "row.bar('≤ 3', row.ratio('ours', 'theirs'), lambda ratio: ratio <= 3); "
+        "print(row.bars[0].measured, row.bars[0].met, m.parse_size('1.5G'), m.parse_size('64KiB'))"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.stdout == "3.00 (2.00–4.00) True 1610612736 65536\n"
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_a_line(tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(BENCH)!r}); import peers; "
+        "peers.Restic.program = 'no-such-program'; print(peers.present(peers.PEERS[:1]))"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.stdout == "restic: not installed, skipped\n[]\n"
+
+
+def test_an_unknown_row_is_named(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, str(BENCH / "bench_local.py"), "--only", "nothing-such"],
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1
+    assert "no row begins with 'nothing-such'" in finished.stderr
+
+
+def test_memory(tmp_path: Path) -> None:
+    document, _ = run(tmp_path, "bench_memory.py")
+    measured = rows(document)
+    assert {"put-file", "put-pipe", "get-file", "get-pipe", "gets-random"} <= set(measured)
+    for name, row in measured.items():
+        assert 1 < row["contenders"]["anonymous"]["median"] < 256
+        judged = None if name == "gets-random" else True
+        assert [bar["met"] for bar in row["bars"]] == [judged, judged]
+
+
+def test_growth(tmp_path: Path) -> None:
+    document, _ = run(tmp_path, "bench_growth.py")
+    measured = rows(document)
+    assert {"put-new", "put-stored", "puts-small", "gets-fill", "gets-probe"} <= set(measured)
+    assert document["settings"]["few"]["chunks"] >= 500
+    assert document["settings"]["many"]["chunks"] >= 2000

@@ -1,0 +1,829 @@
+"""The `castore` command: each verb, its output, its errors and its exit codes."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import castore
+from castore.cli import exits, main
+from castore.cli.listing import sum_up
+from castore.cli.output import ProgressBar, human_size, one_line, print_table
+from castore.cli.putting import Source, batches
+from castore.model import ObjectInfo
+
+DATA = random.Random(7).randbytes(300_000)
+COMMAND = [sys.executable, "-m", "castore"]
+
+
+@dataclass
+class Result:
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out.decode()
+
+    @property
+    def documents(self) -> list[dict]:
+        return [json.loads(line) for line in self.text.splitlines()]
+
+
+@pytest.fixture
+def bare(capsysbinary, monkeypatch, tmp_path):
+    """Run `castore ARGUMENTS`, in a folder of its own, with no store named."""
+    monkeypatch.delenv("CASTORE_STORE", raising=False)
+    monkeypatch.delenv("CASTORE_DEBUG", raising=False)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*arguments, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = main([str(argument) for argument in arguments])
+        out, err = capsysbinary.readouterr()
+        return Result(code, out, err.decode())
+
+    return run
+
+
+@pytest.fixture
+def run(bare, tmp_path):
+    """Run `castore -r STORE ARGUMENTS`, on a store that holds 'seed'."""
+    store = tmp_path / "store"
+
+    def run_on_store(*arguments, stdin: bytes = b"") -> Result:
+        return bare("-r", store, *arguments, stdin=stdin)
+
+    assert run_on_store("put", "-", "seed", stdin=b"seed").code == 0
+    run_on_store.store = store
+    return run_on_store
+
+
+def environment(store: str | Path) -> dict[str, str]:
+    """For a process of its own: this castore, installed or not, and this store."""
+    roots = [str(Path(castore.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    found = os.environ | {"CASTORE_STORE": str(store)}
+    return found | {"PYTHONPATH": os.pathsep.join(filter(None, roots))}
+
+
+def names(run, prefix: str = "") -> list[str]:
+    return run("ls", prefix).text.splitlines()
+
+
+def fails(result: Result, code: int, *words: str) -> None:
+    """One line on stderr, with all `words` in it, nothing on stdout, and this exit code."""
+    assert result.code == code, result
+    assert result.out == b""
+    assert result.err.startswith("castore: ")
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err
+
+
+# ---------------------------------------------------------------- the command itself
+
+
+def test_imports_stay_lazy_until_a_verb_needs_them():
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "from castore.cli import main\n"
+        "assert main(['--help']) == 0 and main(['put', '--help']) == 0\n"
+        "assert main(['ls']) == 2\n"
+        "heavy = {'lmdb', 'zstandard', 'xxhash', 'numpy', 'castore.store', 'castore._native',\n"
+        "    'json', 'tarfile', 'shutil', 'multiprocessing', 'asyncio', 'importlib.metadata'}\n"
+        "loaded = heavy & (set(sys.modules) - before)\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment(store=""),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "castore demo" in done.stdout
+
+
+def test_help_names_every_verb_and_the_exit_codes(bare):
+    result = bare("--help")
+    assert result.code == 0
+    for word in ("put", "get", "cat", "ls", "stat", "rm", "cp", "mv", "du", "stats", "demo", "14"):
+        assert f" {word} " in result.text or f"{word}," in result.text
+
+
+@pytest.mark.parametrize(
+    "verb", ["put", "get", "cat", "ls", "stat", "rm", "cp", "mv", "du", "stats", "demo"]
+)
+def test_every_verb_has_help(bare, verb):
+    result = bare(verb, "--help")
+    assert result.code == 0
+    assert f"usage: castore [-r PATH] {verb}" in result.text
+
+
+def test_version(bare):
+    result = bare("--version")
+    assert result.code == 0
+    assert result.text.startswith("castore ")
+
+
+def test_usage_errors_are_one_line_and_exit_2(bare, tmp_path):
+    fails(bare(), 2, "which verb?", "castore --help")
+    fails(bare("frobnicate"), 2, "frobnicate")
+    fails(bare("--sto", "x", "ls"), 2)
+    fails(bare("ls", "--bogus"), 2, "--bogus")
+    fails(bare("ls"), 2, "-r PATH", "--store PATH", "CASTORE_STORE")
+    fails(bare("put", "-r", "folder"), 2, "-R", "castore put --help")
+    fails(bare("-r", tmp_path, "put"), 2, "FILE")
+
+
+def test_the_store_comes_from_the_option_or_the_environment(bare, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASTORE_STORE", str(tmp_path / "one"))
+    assert bare("put", "-", "a", stdin=b"1").code == 0
+    assert bare("cat", "a").out == b"1"
+    assert bare("-r", tmp_path / "two", "put", "-", "b", stdin=b"2").code == 0
+    assert bare("cat", "b", "--store", tmp_path / "two").out == b"2"
+    assert bare("ls").text == "a\n"
+
+
+def test_only_put_makes_a_store_and_says_so(bare, tmp_path):
+    path = tmp_path / "new"
+    for verb in (["ls"], ["cat", "x"], ["rm", "x"], ["cp", "x", "y"], ["stats"], ["get", "x"]):
+        fails(bare("-r", path, *verb), 1, "new")
+        assert not path.exists()
+    result = bare("-r", path, "put", "-", "x", stdin=b"1")
+    assert (result.code, result.err) == (0, f"castore: created store at {path}\n")
+    assert bare("-r", path, "put", "-", "x", stdin=b"1").err == ""
+
+
+def test_a_path_that_is_no_store_exits_1(bare, tmp_path):
+    (tmp_path / "file").write_text("no store")
+    fails(bare("-r", tmp_path / "file", "ls"), 1, "file")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious").write_text("keep me")
+    fails(bare("-r", tmp_path / "folder", "put", "-", "x", stdin=b"1"), 1, "folder")
+    assert (tmp_path / "folder" / "precious").read_text() == "keep me"
+    fails(bare("-r", "gopher://store", "put", "-", "x", stdin=b"1"), 2, "gopher")
+
+
+def test_unexpected_errors_are_one_line_unless_debugging(run, monkeypatch, capsysbinary):
+    def explode(self):
+        raise ZeroDivisionError("boom\nsecond line")
+
+    monkeypatch.setattr("castore.store.Store.stats", explode)
+    fails(run("stats"), 1, "ZeroDivisionError", "boom", "CASTORE_DEBUG=1")
+    monkeypatch.setenv("CASTORE_DEBUG", "1")
+    result = run("stats")
+    assert result.code == 1
+    assert "Traceback" in result.err
+
+
+# ---------------------------------------------------------------- put
+
+
+def test_put_a_file_under_a_name_a_prefix_or_its_own_name(run, tmp_path):
+    (tmp_path / "f.bin").write_bytes(DATA)
+    assert run("put", tmp_path / "f.bin", "deep/name").code == 0
+    assert run("put", tmp_path / "f.bin", "prefix/").code == 0
+    assert run("put", tmp_path / "f.bin").code == 0
+    assert names(run) == ["deep/name", "f.bin", "prefix/f.bin", "seed"]
+    assert run("cat", "deep/name").out == DATA
+
+
+def test_put_several_files_needs_a_prefix(run, tmp_path):
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path in paths:
+        path.write_text(path.name)
+    assert run("put", *paths, "all/").code == 0
+    assert names(run, "all/") == ["all/a", "all/b", "all/c"]
+    assert run("put", *paths, "/").code == 0
+    assert names(run) == ["a", "all/a", "all/b", "all/c", "b", "c", "seed"]
+    fails(run("put", *paths, "all"), 2, "all/", "prefix")
+    fails(run("put", *paths), 2, "prefix")
+
+
+def test_put_refuses_two_files_for_one_name(run, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x").write_text(folder)
+    fails(run("put", tmp_path / "one" / "x", tmp_path / "two" / "x", "p/"), 2, "one", "two", "p/x")
+    assert names(run, "p/") == []
+
+
+def test_put_checks_all_files_before_any_is_put_or_a_store_made(bare, run, tmp_path):
+    (tmp_path / "a").write_text("a")
+    fails(run("put", tmp_path / "a", tmp_path / "none", "p/"), 1, str(tmp_path / "none"))
+    assert names(run) == ["seed"]
+    (tmp_path / "folder").mkdir()
+    fails(run("put", tmp_path / "folder", "x"), 1, "folder", "put -R")
+    fails(bare("-r", tmp_path / "new", "put", tmp_path / "none", "x"), 1, "none")
+    assert not (tmp_path / "new").exists()
+
+
+def test_put_from_stdin(run):
+    assert run("put", "-", "in", stdin=DATA).code == 0
+    assert run("cat", "in").out == DATA
+    fails(run("put", "-"), 2, "put - NAME")
+    fails(run("put", "-", "prefix/"), 2, "put - NAME")
+    fails(run("put", "-R", "-", "x"), 2, "folder")
+
+
+@pytest.mark.parametrize("name", ["/abs", "a/../b", "./a", "x" * 481])
+def test_put_refuses_bad_names(run, name):
+    fails(run("put", "-", name, stdin=b"1"), 2)
+
+
+def test_put_if_absent(run):
+    fails(run("put", "--if-absent", "-", "seed", stdin=b"new"), 1, "'seed'", "already")
+    assert run("cat", "seed").out == b"seed"
+    assert run("put", "--if-absent", "-", "other", stdin=b"new").code == 0
+    assert run("put", "-", "seed", stdin=b"new").code == 0
+    assert run("cat", "seed").out == b"new"
+
+
+def test_put_prints_json(run, tmp_path):
+    (tmp_path / "f").write_bytes(DATA)
+    assert run("put", tmp_path / "f", "x").out == b""
+    [document] = run("put", tmp_path / "f", "x", "--json").documents
+    assert document["name"] == "x"
+    assert document["size"] == len(DATA)
+    assert set(document) == {"name", "size", "mtime", "mode", "etag", "chunks", "stored_bytes"}
+    assert run("--json", "put", tmp_path / "f", "x").documents[0]["etag"] == document["etag"]
+
+
+def test_put_reads_a_named_pipe_that_is_named(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(DATA,))
+    writer.start()
+    assert run("put", tmp_path / "pipe", "x").code == 0
+    writer.join()
+    assert run("cat", "x").out == DATA
+
+
+# ---------------------------------------------------------------- put -R
+
+
+def make_tree(folder: Path) -> Path:
+    (folder / "sub" / "deeper").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    (folder / "top.txt").write_text("top")
+    (folder / ".hidden").write_text("hidden")
+    (folder / "sub" / "one").write_bytes(DATA)
+    (folder / "sub" / "deeper" / "two").write_text("two")
+    return folder
+
+
+def test_put_and_get_a_folder(run, tmp_path):
+    tree = make_tree(tmp_path / "tree")
+    (tree / "sub" / "one").chmod(0o750)
+    assert run("put", "-R", tree, "back/up").code == 0
+    below = [".hidden", "sub/deeper/two", "sub/one", "top.txt"]
+    assert names(run, "back/") == [f"back/up/{name}" for name in below]
+    assert run("put", "-R", tree, "back/up/").code == 0
+    assert run("put", "-R", tree).code == 0
+    assert names(run, "tree/") == [f"tree/{name}" for name in below]
+    assert run("put", "-R", tree, "/").code == 0
+    assert "top.txt" in names(run)
+    assert run("get", "-R", "back/up", tmp_path / "out").code == 0
+    for name in below:
+        assert (tmp_path / "out" / name).read_bytes() == (tree / name).read_bytes()
+    assert (tmp_path / "out" / "sub" / "one").stat().st_mode & 0o777 == 0o750
+    assert not (tmp_path / "out" / "empty").exists()
+
+
+def test_put_a_folder_prints_a_json_line_for_each_file(run, tmp_path):
+    documents = run("--json", "put", "-R", make_tree(tmp_path / "tree"), "p").documents
+    assert [each["name"] for each in documents] == [
+        "p/.hidden",
+        "p/sub/deeper/two",
+        "p/sub/one",
+        "p/top.txt",
+    ]
+
+
+def test_put_a_folder_follows_links_to_files_and_skips_what_is_no_file(run, tmp_path):
+    tree = make_tree(tmp_path / "tree")
+    (tmp_path / "elsewhere").write_text("linked")
+    (tree / "link").symlink_to(tmp_path / "elsewhere")
+    (tree / "loop").symlink_to(tree)
+    (tree / "dangling").symlink_to(tmp_path / "nothing")
+    (tree / "round").symlink_to(tree / "round")
+    os.mkfifo(tree / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        here = Path.cwd()
+        os.chdir(tree)  # a socket's path may be about 100 bytes long
+        server.bind("socket")
+        os.chdir(here)
+        result = run("put", "-R", tree, "p")
+    assert result.code == 0
+    assert run("cat", "p/link").out == b"linked"
+    assert len(names(run, "p/")) == 5
+    lines = sorted(line.split(": ", 2)[1:] for line in result.err.splitlines())
+    assert lines == [
+        [f"skipped {tree}/dangling", "it is a symlink to nothing"],
+        [f"skipped {tree}/loop", "it is a symlink to a folder"],
+        [f"skipped {tree}/pipe", "it is a named pipe"],
+        [
+            f"skipped {tree}/round",
+            "it is a symlink that leads nowhere (Too many levels of symbolic links)",
+        ],
+        [f"skipped {tree}/socket", "it is a socket"],
+    ]
+
+
+def test_put_a_folder_publishes_nothing_when_a_file_cannot_be_named(run, tmp_path):
+    tree = make_tree(tmp_path / "tree")
+    (tree / "zz-\udcff").write_text("not UTF-8")
+    fails(run("put", "-R", tree, "p"), 1, "zz-", "can't be put")
+    assert names(run) == ["seed"]
+    fails(run("put", "-R", make_tree(tmp_path / "other"), "p/../q"), 1, "'..'")
+    assert names(run) == ["seed"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("locked", ["sub", "sub/one"])
+def test_put_a_folder_publishes_nothing_when_a_part_is_unreadable(run, tmp_path, locked):
+    tree = make_tree(tmp_path / "tree")
+    (tree / locked).chmod(0)
+    try:
+        fails(run("put", "-R", tree, "p"), 1, f"{tree}/{locked}: Permission denied")
+    finally:
+        (tree / locked).chmod(0o700)
+    assert names(run) == ["seed"]
+
+
+def test_put_a_folder_names_the_file_that_vanished_and_publishes_its_batch_not(
+    run, tmp_path, monkeypatch
+):
+    from castore.cli import putting
+
+    tree = make_tree(tmp_path / "tree")
+    real_open = putting.open_to_fill
+
+    def open_late(arguments):
+        (tree / "sub" / "one").unlink()
+        (tree / "sub" / "one").symlink_to("/proc/self/mem")  # readable by mode, not in fact
+        return real_open(arguments)
+
+    monkeypatch.setattr(putting, "open_to_fill", open_late)
+    fails(run("put", "-R", tree, "p"), 1)
+    assert names(run) == ["seed"]
+
+
+def test_put_a_folder_leaves_out_the_store_inside_it(bare, tmp_path):
+    tree = make_tree(tmp_path / "tree")
+    for _ in range(2):
+        result = bare("-r", tree / "store", "put", "-R", tree, "p")
+        assert result.code == 0
+    assert f"skipped {tree}/store: it is the store itself" in result.err
+    assert len(bare("-r", tree / "store", "ls").text.splitlines()) == 4
+
+
+def test_put_a_folder_corner_cases(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run("put", "-R", tmp_path / "empty", "p")
+    assert result.code == 0
+    assert "no regular files" in result.err
+    fails(run("put", "-R", tmp_path / "none", "p"), 1, "none: No such file")
+    fails(run("put", "-R", tmp_path / "empty", tmp_path / "empty", "p"), 2, "one folder")
+    (tmp_path / "file").write_text("1")
+    assert run("put", "-R", tmp_path / "file", "p").code == 0
+    assert run("cat", "p").out == b"1"
+
+
+def test_put_a_folder_says_how_far_it_came(run, tmp_path, monkeypatch):
+    from castore.cli import putting
+
+    monkeypatch.setattr(putting, "BATCH_FILES_MAX", 2)
+    tree = make_tree(tmp_path / "tree")
+    assert run("put", "-", "p/top.txt", stdin=b"").code == 0
+    result = run("put", "--if-absent", "-R", tree, "p")
+    assert result.code == 1
+    assert result.err.startswith("castore: the first 2 files are put")
+    assert names(run, "p/") == ["p/.hidden", "p/sub/deeper/two", "p/top.txt"]
+
+
+def test_batches_are_bounded_by_files_and_by_bytes():
+    small = [Source(f"{n}", f"{n}", 1) for n in range(1203)]
+    assert [len(batch) for batch in batches(small)] == [500, 500, 203]
+    mebibyte = 1 << 20
+    large = [Source("", "", size * mebibyte) for size in (100, 100, 100, 1000, 1, 255, 1)]
+    assert [[each.size // mebibyte for each in batch] for batch in batches(large)] == [
+        [100, 100],
+        [100],
+        [1000],
+        [1, 255],
+        [1],
+    ]
+    assert list(batches([])) == []
+
+
+# ---------------------------------------------------------------- get and cat
+
+
+def test_get_to_a_file_a_folder_and_stdout(run, tmp_path):
+    (tmp_path / "in").write_bytes(DATA)
+    (tmp_path / "in").chmod(0o640)
+    run("put", tmp_path / "in", "deep/x")
+    assert run("get", "deep/x", tmp_path / "out").code == 0
+    assert (tmp_path / "out").read_bytes() == DATA
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "folder").mkdir()
+    assert run("get", "deep/x", "seed", tmp_path / "folder").code == 0
+    assert (tmp_path / "folder" / "x").read_bytes() == DATA
+    assert (tmp_path / "folder" / "seed").read_bytes() == b"seed"
+    assert run("get", "deep/x").code == 0
+    assert Path("x").read_bytes() == DATA
+    assert run("get", "deep/x", "-").out == DATA
+    [document] = run("get", "seed", tmp_path / "out", "--json").documents
+    assert (document["file"], document["size"]) == (str(tmp_path / "out"), 4)
+
+
+def test_get_errors(run, tmp_path):
+    fails(run("get", "none", tmp_path / "out"), 14, "no object is named 'none'")
+    assert not (tmp_path / "out").exists()
+    fails(run("get", "seed", f"{tmp_path}/nowhere/"), 1, "nowhere")
+    fails(run("get", "seed", tmp_path / "nowhere" / "x"), 1, "nowhere")
+    fails(run("get", "seed", "seed", tmp_path), 2, "same file")
+    fails(run("get", "seed", "seed", tmp_path / "out"), 2, "folder")
+    fails(run("get", "-R", "seed"), 2, "get -R PREFIX FOLDER")
+    fails(run("get", "-R", "none", tmp_path / "out"), 14, "none/")
+    fails(run("get", "-R", "see", tmp_path / "out"), 14, "see/")
+
+
+def test_get_a_folder_leaves_out_names_that_are_no_paths(run, tmp_path):
+    for name in ("p/a", "p/b//c", "p/d/", "p2/x"):
+        assert run("put", "-", "x", stdin=b"1").code == 0
+        with castore.open(run.store) as store:
+            store.puts(name, b"1")
+    result = run("get", "-R", "p", tmp_path / "out")
+    assert result.code == 1
+    assert "p/b//c is left out" in result.err
+    assert "p/d/ is left out" in result.err
+    assert sorted(os.listdir(tmp_path / "out")) == ["a"]
+
+
+def test_get_a_folder_where_a_name_is_also_a_folder(run, tmp_path):
+    with castore.open(run.store) as store:
+        store.puts("p/a", b"1")
+        store.puts("p/a/b", b"1")
+    result = run("get", "-R", "p", tmp_path / "out")
+    assert result.code == 1
+    assert str(tmp_path / "out" / "a") in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("0:10", DATA[0:10]),
+        ("100000:200001", DATA[100000:200001]),
+        (":5", DATA[:5]),
+        ("299990:", DATA[299990:]),
+        (":", DATA),
+        ("7:7", b""),
+        ("299999:999999999", DATA[-1:]),
+        ("300000:", b""),
+        ("400000:500000", b""),
+    ],
+)
+def test_cat_a_range(run, text, wanted):
+    run("put", "-", "x", stdin=DATA)
+    result = run("cat", "x", "--range", text)
+    assert (result.code, result.out, result.err) == (0, wanted, "")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "1:2:3", "a:b", "1.5:2", "-5:10", "5:2", "1 :2", "+1:2", "١:٢", "0x1:2"]
+)
+def test_cat_refuses_other_ranges(run, text):
+    fails(run("cat", "seed", f"--range={text}"), 2, "--range")
+
+
+def test_cat_several_objects_and_none(run):
+    run("put", "-", "x", stdin=b"x")
+    assert run("cat", "seed", "x").out == b"seedx"
+    fails(run("cat", "seed", "x", "--range", "0:1"), 2, "one NAME")
+    fails(run("cat", "none"), 14, "'none'")
+    fails(run("cat", "none", "--range", "0:1"), 14, "'none'")
+
+
+def test_damage_exits_13_and_spares_the_other_objects(run, tmp_path):
+    run("put", "-", "p/bad", stdin=DATA)
+    run("put", "-", "p/good", stdin=b"small, inline")
+    for pack in run.store.glob("packs/*/*.pack"):
+        damaged = bytearray(pack.read_bytes())
+        middle = len(DATA) // 2
+        damaged[middle : middle + 50] = bytes(50)
+        pack.chmod(0o600)
+        pack.write_bytes(damaged)
+    result = run("get", "p/bad", tmp_path / "bad")
+    fails(result, 13, "corrupt")
+    assert not (tmp_path / "bad").exists()
+    result = run("get", "-R", "p", tmp_path / "out")
+    assert result.code == 13
+    assert "p/bad is left out" in result.err
+    assert (tmp_path / "out" / "good").read_bytes() == b"small, inline"
+    assert not (tmp_path / "out" / "bad").exists()
+    for pack in run.store.glob("packs/*/*.pack"):
+        pack.unlink()
+    fails(run("get", "p/bad", tmp_path / "bad"), 13, "missing")
+
+
+# ---------------------------------------------------------------- the other verbs
+
+
+def test_ls(run):
+    for name in ("logs/b", "logs/a", "logs.txt", "other"):
+        run("put", "-", name, stdin=DATA[:5000])
+    assert names(run) == ["logs.txt", "logs/a", "logs/b", "other", "seed"]
+    assert names(run, "logs") == ["logs.txt", "logs/a", "logs/b"]
+    assert names(run, "logs/") == ["logs/a", "logs/b"]
+    result = run("ls", "none")
+    assert (result.code, result.out) == (0, b"")
+    line = run("ls", "-l", "logs/a").text.split()
+    assert (line[0], line[1:3], line[-1]) == ("-rw-r--r--", ["4.9", "KiB"], "logs/a")
+    documents = run("ls", "--json", "logs/").documents
+    assert [each["name"] for each in documents] == ["logs/a", "logs/b"]
+    assert documents[0]["size"] == 5000
+
+
+def test_stat(run):
+    run("put", "-", "x", stdin=DATA)
+    text = run("stat", "x").text
+    for part in ("name    x\n", "300,000 bytes (293.0 KiB)", "-rw-r--r-- (0644)", "etag"):
+        assert part in text
+    first, second = run("stat", "x", "seed", "--json").documents
+    assert (first["size"], second["size"]) == (300_000, 4)
+    fails(run("stat", "none"), 14, "'none'")
+
+
+def test_rm(run):
+    for name in ("a", "b", "c"):
+        run("put", "-", name, stdin=b"1")
+    fails(run("rm", "a", "none"), 14, "'none'")
+    assert names(run) == ["a", "b", "c", "seed"]
+    assert run("rm", "a", "b", "a").code == 0
+    assert run("rm", "c", "--json").documents == [{"removed": 1}]
+    assert names(run) == ["seed"]
+
+
+def test_rm_recursive_is_bounded_by_a_slash(run):
+    for name in ("a", "a/x", "a/y/z", "a2", "a2/x", "a.txt"):
+        run("put", "-", name, stdin=b"1")
+    fails(run("rm", "-R", "a2", "none"), 14, "'none'")
+    assert run("rm", "-R", "a", "--json").documents == [{"removed": 3}]
+    assert names(run) == ["a.txt", "a2", "a2/x", "seed"]
+    for everything in ("", "/", "//"):
+        fails(run("rm", "-R", everything), 2, "everything")
+    assert run("rm", "-R", "a2/").code == 0
+    assert names(run) == ["a.txt", "seed"]
+
+
+def test_cp_and_mv(run):
+    assert run("cp", "seed", "copy").code == 0
+    assert run("mv", "copy", "folder/").code == 0
+    assert run("cp", "folder/copy", "seed2", "--json").documents[0]["name"] == "seed2"
+    assert names(run) == ["folder/copy", "seed", "seed2"]
+    assert run("cat", "folder/copy").out == b"seed"
+    fails(run("cp", "none", "x"), 14, "'none'")
+    fails(run("mv", "none", "x"), 14, "'none'")
+    fails(run("cp", "--if-absent", "seed", "seed2"), 1, "'seed2'")
+    fails(run("mv", "--if-absent", "seed", "seed2"), 1, "'seed2'")
+    fails(run("mv", "seed", "../x"), 2, "'..'")
+    assert run("mv", "seed", "seed2", "--json").documents[0]["name"] == "seed2"
+    assert names(run) == ["folder/copy", "seed2"]
+
+
+def test_du(run):
+    for name in ("p/a/1", "p/a/2", "p/b/3", "p/4", "p/a.txt", "q/x"):
+        run("put", "-", name, stdin=b"12345")
+    rows = [line.split() for line in run("du", "p").text.splitlines()]
+    assert rows[0] == ["OBJECTS", "SIZE", "STORED", "PREFIX"]
+    assert [(row[0], row[1], row[-1]) for row in rows[1:]] == [
+        ("2", "10", "p/a/"),
+        ("1", "5", "p/b/"),
+        ("5", "25", "p/"),
+    ]
+    documents = run("du", "--json").documents
+    assert [(each["prefix"], each["size"]) for each in documents] == [
+        ("p/", 25),
+        ("q/", 5),
+        ("", 34),
+    ]
+    fails(run("du", "none"), 14, "none/")
+
+
+def test_du_sums_one_part_at_a_time():
+    infos = [
+        ObjectInfo(name, 1, 0.0, 0o644, "", 1, 1) for name in ("a", "a.b/x", "a/x", "a/y", "b/")
+    ]
+    sums = [(each.prefix, each.objects) for each in sum_up(infos, "")]
+    assert sums == [("a.b/", 1), ("a/", 2), ("b/", 1), ("", 5)]
+
+
+def test_stats(run):
+    run("put", "-", "x", stdin=DATA)
+    run("put", "-", "y", stdin=DATA)
+    [document] = run("stats", "--json").documents
+    assert document["objects"] == 3
+    assert document["logical_bytes"] == 600_004
+    assert document["dedup_ratio"] == pytest.approx(2, rel=0.01)
+    assert document["compression_ratio"] == pytest.approx(1, rel=0.05)
+    assert document["total_ratio"] == pytest.approx(
+        document["dedup_ratio"] * document["compression_ratio"]
+    )
+    text = run("stats").text
+    assert "deduplication 2.00x" in text
+    assert "objects" in text
+
+
+def test_stats_of_an_empty_store_has_no_ratios(run):
+    run("rm", "seed")
+    [document] = run("stats", "--json").documents
+    assert document["objects"] == 0
+    assert run("stats").code == 0
+
+
+# ---------------------------------------------------------------- pipes and signals
+
+
+@pytest.fixture
+def process(run):
+    """Start `castore ARGUMENTS` as a process of its own on the same store."""
+    started = []
+
+    def start(*arguments, **options):
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} | options
+        begun = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            stderr=subprocess.PIPE,
+            env=environment(run.store),
+            **options,
+        )
+        started.append(begun)
+        return begun
+
+    yield start
+    for each in started:
+        each.kill()
+        each.communicate()
+
+
+def test_a_reader_that_hangs_up_is_no_error(run, process):
+    run("put", "-", "big", stdin=DATA * 10)
+    cat = process("cat", "big")
+    assert cat.stdout.read(10) == DATA[:10]
+    cat.stdout.close()
+    assert cat.wait(20) == exits.BROKEN_PIPE
+    assert cat.stderr.read() == b""
+
+
+def test_a_full_output_is_one_line(process):
+    with open("/dev/full", "wb") as full:
+        for verb in (["ls"], ["cat", "seed"]):
+            begun = process(*verb, stdout=full)
+            assert begun.wait(20) == 1
+            assert begun.stderr.read() == b"castore: No space left on device\n"
+
+
+def test_a_closed_output_is_one_line(run):
+    for verb in ("cat seed", "ls --json"):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$0" -m castore {verb} >&-', sys.executable],
+            capture_output=True,
+            env=environment(run.store),
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr == b"castore: standard output is closed\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, b"castore: interrupted\n"), (signal.SIGTERM, 143, b"")],
+)
+def test_an_interrupted_put_publishes_nothing(run, process, number, code, line):
+    put = process("put", "-", "half")
+    put.stdin.write(DATA)
+    put.stdin.flush()
+    unread = bytearray(4)
+    while fcntl.ioctl(put.stdin, termios.FIONREAD, unread) == 0 and any(unread):
+        time.sleep(0.01)
+    time.sleep(0.1)  # it has taken all there is, and now waits for more
+    put.send_signal(number)
+    assert put.wait(20) == code
+    assert put.stderr.read() == line
+    assert names(run) == ["seed"]
+
+
+# ---------------------------------------------------------------- output
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_progress_bar_shows_only_when_a_job_is_long():
+    now = [0.0]
+    screen = Terminal()
+    with ProgressBar("x", screen, clock=lambda: now[0]) as bar:
+        bar.set_size(4 << 20)
+        bar.relative_update(1 << 20)
+        now[0] = 0.4
+        bar.relative_update(1 << 20)
+        assert screen.getvalue() == ""
+        now[0] = 1.0
+        bar.relative_update(1 << 20)
+        line = screen.getvalue()
+        assert " 75% [##################......] 3.0 MiB  3.0 MiB/s  0:00 left" in line
+        now[0] = 1.05
+        bar.relative_update(1)
+        assert screen.getvalue() == line
+    assert screen.getvalue().endswith("\r\x1b[K")
+
+
+def test_the_progress_bar_of_many_files_and_of_unknown_sizes():
+    now = [0.0]
+    screen = Terminal()
+    with ProgressBar("a" * 200, screen, total_bytes=7200 << 20, clock=lambda: now[0]) as bar:
+        bar.set_size(5)
+        now[0] = 10.0
+        bar.relative_update(10 << 20)
+    assert "1:59:50 left" in screen.getvalue()
+    assert max(len(part) for part in screen.getvalue().split("\r")) < 90
+    screen = Terminal()
+    with ProgressBar("-", screen, clock=lambda: now[0]) as bar:
+        now[0] = 20.0
+        bar.relative_update(10 << 20)
+    assert "10.0 MiB  1.0 MiB/s" in screen.getvalue()
+    assert "%" not in screen.getvalue()
+
+
+def test_no_progress_bar_unless_stderr_is_a_terminal(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("castore.cli.output.BAR_DELAY_SECONDS", -1)
+    assert run("put", "-", "x", stdin=DATA).err == ""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert run("put", "-", "x", stdin=DATA).code == 0
+    assert "/s" in screen.getvalue()
+    make_tree(tmp_path / "tree")
+    for arguments in (
+        ("put", "-R", tmp_path / "tree", "p"),
+        ("get", "-R", "p", tmp_path / "out"),
+        ("get", "x", tmp_path / "y"),
+    ):
+        screen.truncate(0)
+        assert run(*arguments).code == 0
+        assert "% [" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        ((1 << 20) - 1, "1.0 MiB"),
+        (5 << 30, "5.0 GiB"),
+        (3 << 40, "3.0 TiB"),
+        (2 << 50, "2.0 PiB"),
+    ],
+)
+def test_human_size(size, text):
+    assert human_size(size) == text
+
+
+def test_print_table_aligns_columns(capsys):
+    print_table([("a", "bb"), ("ccc", "d")], right=(1,))
+    assert capsys.readouterr().out == "a    bb\nccc   d\n"
+
+
+def test_one_line_escapes_what_a_terminal_would_obey():
+    assert one_line("a\nb\x1b[31m\té 日") == "a\\nb\\x1b[31m\\té 日"
+
+
+def test_names_with_control_characters_reach_pipes_as_they_are(run):
+    with castore.open(run.store) as store:
+        store.puts("red\x1b[31m", b"1")
+    assert run("ls", "red").out == b"red\x1b[31m\n"

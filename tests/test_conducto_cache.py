@@ -1,0 +1,464 @@
+"""Folders kept in the cache and put back: what comes back, what is refused, what it costs."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import conducto as co
+from castore import errors
+from conducto import cache, context
+from conducto.errors import CacheNotFound, CacheRefused, NotCacheable
+from conducto.merge import IMPLIED_FOLDER_MODE, Merge
+from conducto.tar import Limits
+
+user = co.data.user
+PATH = "conducto-cache/deps/v1.tar.gz"
+
+
+@pytest.fixture(params=["local"], autouse=True)
+def mode(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    monkeypatch.delenv("CONDUCTO_EXECUTION_ENV", raising=False)
+    monkeypatch.setenv("CONDUCTO_BASE_DIR", str(tmp_path / "base"))
+    monkeypatch.setenv("CONDUCTO_PIPELINE_ID", "p1")
+    yield request.param
+    context.close_stores()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "deps"
+    for name, content in {
+        "readme.txt": b"hello\n" * 3,
+        "empty": b"",
+        "bin/tool": b"#!/bin/sh\n",
+        "lib/deep/er/x.bin": random.Random(1).randbytes(200_000),
+        "lib/ünïcode ☃\n.txt": b"snow",
+        f"long/{'d' * 120}/{'f' * 200}": b"long",
+        "block": b"b" * 512,
+    }.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (root / "nothing" / "inside").mkdir(parents=True)
+    (root / "bin/tool").chmod(0o750)
+    (root / "nothing").chmod(0o700)
+    os.utime(root / "readme.txt", ns=(1, 1_600_000_000_123_456_789))
+    os.utime(root / "lib/deep", ns=(1, 1_500_000_000_000_000_000))
+    with open(os.fsencode(root) + b"/not-utf8-\xff", "wb") as file:
+        file.write(b"odd")
+    return root
+
+
+def contents(root: Path) -> dict[bytes, tuple[bytes | None, int, int]]:
+    """Everything below, with modes and times."""
+    found: dict[bytes, tuple[bytes | None, int, int]] = {}
+    top = os.fsencode(root)
+    for path, folders, files in os.walk(top):
+        for name in folders + files:
+            whole = os.path.join(path, name)
+            info = os.lstat(whole)
+            content = Path(os.fsdecode(whole)).read_bytes() if name in files else None
+            found[os.path.relpath(whole, top)] = (content, info.st_mode, info.st_mtime_ns)
+    return found
+
+
+def archive_of(*members: tuple[str, bytes | None], **attributes: object) -> bytes:
+    """A .tar.gz of files, and of folders where the content is None."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            info.mode = 0o755 if content is None else 0o644
+            info.size = len(content or b"")
+            for key, value in attributes.items():
+                setattr(info, key, value)
+            tar.addfile(info, io.BytesIO(content or b""))
+    return out.getvalue()
+
+
+class TestRoundTrip:
+    def test_everything_comes_back(self, folder: Path, tmp_path: Path) -> None:
+        assert user.save_cache("deps", "v1", folder) is None
+        assert user.restore_cache("deps", "v1", tmp_path / "out") is None
+        assert os.listdir(tmp_path / "out") == ["deps"]
+        assert contents(tmp_path / "out" / "deps") == contents(folder)
+        assert (tmp_path / "out/deps").stat().st_mode == folder.stat().st_mode
+
+    def test_where_it_is_listed(self, folder: Path) -> None:
+        user.save_cache("/deps", "v1", str(folder) + "/")
+        assert user.list("") == [PATH]
+        assert user.cache_exists("deps", "v1") is True
+        assert user.cache_exists("deps", "v2") is False
+        assert user.cache_exists("dep", "v1") is False
+        assert not co.data.pipeline.cache_exists("deps", "v1")
+
+    def test_the_current_folder_has_no_name(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(folder)
+        user.save_cache("deps", "v1", ".")
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert contents(tmp_path / "out") == contents(folder)
+        monkeypatch.chdir(folder / "bin")
+        user.save_cache("deps", "v2", "..")
+        user.restore_cache("deps", "v2", tmp_path / "out2")
+        assert contents(tmp_path / "out2" / "deps") == contents(folder)
+
+    def test_one_file(self, folder: Path, tmp_path: Path) -> None:
+        user.save_cache("deps", "v1", folder / "bin/tool")
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert (tmp_path / "out/tool").stat().st_mode & 0o777 == 0o750
+
+    def test_a_linked_folder_is_the_folder(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "alias").symlink_to(folder)
+        user.save_cache("deps", "v1", tmp_path / "alias")
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert contents(tmp_path / "out/alias") == contents(folder)
+
+    def test_the_same_folder_gives_the_same_bytes(self, folder: Path, tmp_path: Path) -> None:
+        user.save_cache("deps", "v1", folder)
+        shutil.copytree(folder, tmp_path / "copy" / "deps")
+        user.save_cache("deps", "v2", tmp_path / "copy" / "deps")
+        assert user.gets(PATH) == user.gets("conducto-cache/deps/v2.tar.gz")
+
+    def test_other_programs_can_read_it(self, folder: Path, tmp_path: Path) -> None:
+        user.save_cache("deps", "v1", folder)
+        with tarfile.open(fileobj=io.BytesIO(user.gets(PATH)), mode="r:gz") as tar:
+            names = tar.getnames()
+            tar.extractall(tmp_path / "out", filter="tar")
+        assert names[0] == "deps"
+        assert names == sorted(names, key=lambda name: os.fsencode(name).split(b"/"))
+        assert {key: value[0] for key, value in contents(tmp_path / "out/deps").items()} == {
+            key: value[0] for key, value in contents(folder).items()
+        }
+        if shutil.which("gzip"):
+            user.get(PATH, tmp_path / "x.tar.gz")
+            subprocess.run(["gzip", "-t", tmp_path / "x.tar.gz"], check=True)
+
+    @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_archives_of_other_programs(
+        self, folder: Path, tmp_path: Path, format: int, zipped: bool
+    ) -> None:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=format) as tar:
+            tar.add(folder, "./deps")
+        user.puts(PATH, gzip.compress(out.getvalue()) if zipped else out.getvalue())
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        restored, expected = contents(tmp_path / "out/deps"), contents(folder)
+        assert {name: value[:2] for name, value in restored.items()} == {
+            name: value[:2] for name, value in expected.items()
+        }
+
+    def test_ustar_prefixes_and_version_7(self, tmp_path: Path) -> None:
+        long = f"{'d' * 80}/{'e' * 60}/file"
+        info = tarfile.TarInfo(long)
+        info.size = 1
+        ustar = info.tobuf(tarfile.USTAR_FORMAT) + b"x" + bytes(511) + bytes(1024)
+        old = bytearray(512)
+        old[: len(b"old/dir/")] = b"old/dir/"
+        old[100:107], old[124:135], old[136:147] = b"0000755", b"0" * 11, b"0" * 11
+        old[148:156] = b"        "
+        old[148:155] = b"%06o\0" % sum(old)
+        user.puts(PATH, gzip.compress(bytes(old) + ustar))
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert (tmp_path / "out" / long).read_bytes() == b"x"
+        assert (tmp_path / "out/old/dir").is_dir()
+
+    def test_setuid_is_not_restored(self, tmp_path: Path) -> None:
+        user.puts(PATH, archive_of(("tool", b"x"), mode=0o6755))
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert (tmp_path / "out/tool").stat().st_mode & 0o7777 == 0o755
+
+    def test_folders_that_only_follow_from_names(self, tmp_path: Path) -> None:
+        user.puts(PATH, archive_of(("a/b/file", b"x")))
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert (tmp_path / "out/a/b").stat().st_mode & 0o777 == IMPLIED_FOLDER_MODE
+
+    def test_folders_that_can_not_be_written_to(self, tmp_path: Path) -> None:
+        closed = tmp_path / "closed"
+        (closed / "inner").mkdir(parents=True)
+        (closed / "inner/x").write_bytes(b"x")
+        (closed / "inner").chmod(0o555)
+        closed.chmod(0o555)
+        user.save_cache("deps", "v1", closed)
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert contents(tmp_path / "out/closed") == contents(closed)
+
+
+class TestSaveRefuses:
+    def kept(self) -> list[str]:
+        return user.list("")
+
+    def test_a_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="no-such-folder"):
+            user.save_cache("deps", "v1", tmp_path / "no-such-folder")
+        assert self.kept() == []
+
+    def test_links(self, folder: Path) -> None:
+        (folder / "lib/link").symlink_to("deep")
+        with pytest.raises(NotCacheable, match="lib/link' can't be cached: it is a symbolic link"):
+            user.save_cache("deps", "v1", folder)
+        assert self.kept() == []
+
+    def test_devices(self, folder: Path) -> None:
+        os.mkfifo(folder / "fifo")
+        with pytest.raises(ValueError, match="fifo' can't be cached: it is neither a file nor"):
+            user.save_cache("deps", "v1", folder)
+        assert self.kept() == []
+
+    def test_an_open_store(self, folder: Path, tmp_path: Path) -> None:
+        user.puts("x", b"")
+        for path in (tmp_path, tmp_path / "base", Path(context.store_url()) / "castore.json"):
+            with pytest.raises(errors.NotAStore):
+                user.save_cache("deps", "v1", path)
+        assert self.kept() == ["x"]
+
+    def test_what_restore_would_not_take(self, folder: Path) -> None:
+        sink = io.BytesIO()
+        with pytest.raises(NotCacheable, match="more than 2 files and folders"):
+            cache.save(folder, sink, Limits(members_max=2))
+        with pytest.raises(NotCacheable, match="2 folders deep"):
+            cache.save(folder, sink, Limits(depth_max=2))
+        with pytest.raises(NotCacheable, match="longer than 200 bytes"):
+            cache.save(folder, sink, Limits(name_bytes_max=200))
+
+    def test_a_file_that_shrinks(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        header = cache._header
+
+        def shrink(name: str, info: os.stat_result) -> bytes:
+            if name.endswith("x.bin"):
+                os.truncate(folder / "lib/deep/er/x.bin", 1000)
+            return header(name, info)
+
+        monkeypatch.setattr(cache, "_header", shrink)
+        with pytest.raises(errors.SourceChanged, match=r"x\.bin' got shorter"):
+            user.save_cache("deps", "v1", folder)
+        assert self.kept() == []
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_an_unreadable_folder(self, folder: Path) -> None:
+        (folder / "lib").chmod(0)
+        with pytest.raises(PermissionError, match="lib"):
+            user.save_cache("deps", "v1", folder)
+        (folder / "lib").chmod(0o700)
+        assert self.kept() == []
+
+    @pytest.mark.parametrize(("name", "checksum"), [("", "1"), ("/", "1"), ("x", "")])
+    def test_empty_names(self, folder: Path, name: str, checksum: str) -> None:
+        with pytest.raises(ValueError, match="empty"):
+            user.save_cache(name, checksum, folder)
+
+
+class TestClear:
+    @pytest.fixture(autouse=True)
+    def caches(self, tmp_path: Path) -> None:
+        (tmp_path / "d").mkdir()
+        for name, checksum in [("a", "1"), ("a", "2"), ("a2", "1"), ("a/b", "1"), ("b", "1")]:
+            user.save_cache(name, checksum, tmp_path / "d")
+
+    def left(self) -> list[str]:
+        return [name.removeprefix("conducto-cache/") for name in user.list("conducto-cache")]
+
+    def test_one(self) -> None:
+        user.clear_cache("a", "1")
+        assert self.left() == ["a/2.tar.gz", "a/b/1.tar.gz", "a2/1.tar.gz", "b/1.tar.gz"]
+
+    def test_all_of_a_name(self) -> None:
+        user.clear_cache("a")
+        assert self.left() == ["a2/1.tar.gz", "b/1.tar.gz"]
+        user.clear_cache("a")
+        user.clear_cache("/b/")
+        assert self.left() == ["a2/1.tar.gz"]
+
+    def test_missing(self) -> None:
+        with pytest.raises(
+            FileNotFoundError, match=r"Cache not found: 'conducto-cache/a/3\.tar\.gz'"
+        ):
+            user.clear_cache("a", "3")
+
+    def test_an_empty_checksum_is_not_all(self) -> None:
+        with pytest.raises(ValueError, match="checksum"):
+            user.clear_cache("a", "")
+        assert len(self.left()) == 5
+
+
+class TestRestore:
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="Cache not found") as caught:
+            user.restore_cache("deps", "v1", tmp_path / "out")
+        assert isinstance(caught.value, CacheNotFound)
+        assert caught.value.name == PATH
+        assert not (tmp_path / "out").exists()
+
+    def test_over_what_is_there(self, folder: Path, tmp_path: Path) -> None:
+        user.save_cache("deps", "v1", folder)
+        out = tmp_path / "out"
+        (out / "deps/bin").mkdir(parents=True)
+        (out / "deps/bin/tool").write_bytes(b"old")
+        (out / "deps/bin/other").write_bytes(b"mine")
+        (out / "keep").write_bytes(b"mine")
+        (out / "deps/bin").chmod(0o701)
+        with (out / "deps/bin/tool").open("rb") as open_before:
+            user.restore_cache("deps", "v1", out)
+            assert open_before.read() == b"old"
+        assert (out / "deps/bin/tool").read_bytes() == b"#!/bin/sh\n"
+        assert (out / "deps/bin/other").read_bytes() == b"mine"
+        assert (out / "deps/bin").stat().st_mode & 0o777 == 0o701
+        assert sorted(os.listdir(out)) == ["deps", "keep"]
+        user.restore_cache("deps", "v1", out)
+        assert (out / "deps/readme.txt").read_bytes() == b"hello\n" * 3
+
+    def test_a_link_in_the_place_of_a_file_is_replaced(self, tmp_path: Path) -> None:
+        user.puts(PATH, archive_of(("d/file", b"new")))
+        (tmp_path / "outside").write_bytes(b"precious")
+        (tmp_path / "out/d").mkdir(parents=True)
+        (tmp_path / "out/d/file").symlink_to(tmp_path / "outside")
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert (tmp_path / "outside").read_bytes() == b"precious"
+        assert not (tmp_path / "out/d/file").is_symlink()
+        assert (tmp_path / "out/d/file").read_bytes() == b"new"
+
+    @pytest.mark.parametrize("member", ["d/file", "d"])
+    def test_a_link_in_the_place_of_a_folder_is_refused(self, tmp_path: Path, member: str) -> None:
+        content = b"new" if member == "d/file" else None
+        user.puts(PATH, archive_of(("first", b"1"), (member, content)))
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/d").symlink_to(tmp_path / "outside")
+        with pytest.raises(CacheRefused, match="'d' can't be restored: a symbolic link"):
+            user.restore_cache("deps", "v1", tmp_path / "out")
+        assert os.listdir(tmp_path / "outside") == []
+        assert os.listdir(tmp_path / "out") == ["d"]
+
+    def test_files_and_folders_in_each_others_place(self, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        (out / "a").mkdir(parents=True)
+        (out / "b").write_bytes(b"")
+        user.puts(PATH, archive_of(("0", b"1"), ("a", b"1")))
+        with pytest.raises(CacheRefused, match="'a' can't be restored: a folder is in the place"):
+            user.restore_cache("deps", "v1", out)
+        user.puts(PATH, archive_of(("0", b"1"), ("b/c", b"1")))
+        with pytest.raises(CacheRefused, match="'b' can't be restored: a file is in the place"):
+            user.restore_cache("deps", "v1", out)
+        assert sorted(os.listdir(out)) == ["a", "b"]
+
+    def test_a_link_swapped_in_after_the_look(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        user.puts(PATH, archive_of(("d/file", b"new")))
+        out, outside = tmp_path / "out", tmp_path / "outside"
+        (out / "d").mkdir(parents=True)
+        outside.mkdir()
+        look = Merge.look
+
+        def look_then_swap(merge: Merge) -> None:
+            look(merge)
+            (out / "d").rmdir()
+            (out / "d").symlink_to(outside)
+
+        monkeypatch.setattr(Merge, "look", look_then_swap)
+        with pytest.raises(OSError, match="d"):
+            user.restore_cache("deps", "v1", out)
+        assert os.listdir(outside) == []
+
+    def test_two_at_once(self, folder: Path, tmp_path: Path) -> None:
+        user.save_cache("deps", "v1", folder)
+        with ThreadPoolExecutor(4) as pool:
+            restores = [
+                pool.submit(user.restore_cache, "deps", "v1", tmp_path / "out") for _ in range(8)
+            ]
+            for restore in restores:
+                restore.result()
+        assert os.listdir(tmp_path / "out") == ["deps"]
+        assert contents(tmp_path / "out/deps").keys() == contents(folder).keys()
+
+    def test_into_a_store(self, folder: Path) -> None:
+        user.save_cache("deps", "v1", folder)
+        with pytest.raises(errors.NotAStore):
+            user.restore_cache("deps", "v1", Path(context.store_url()) / "packs")
+
+    def test_into_a_file(self, folder: Path, tmp_path: Path) -> None:
+        user.save_cache("deps", "v1", folder)
+        with pytest.raises(NotADirectoryError):
+            user.restore_cache("deps", "v1", folder / "readme.txt")
+
+    def test_a_full_disk_leaves_nothing(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        user.save_cache("deps", "v1", folder)
+
+        def fail(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(cache, "_unpack_file", fail)
+        with pytest.raises(OSError, match="No space left"):
+            user.restore_cache("deps", "v1", tmp_path / "new" / "out")
+        assert not (tmp_path / "new").exists()
+
+
+class TestCost:
+    def test_the_next_version_costs_what_changed(self, tmp_path: Path) -> None:
+        rnd = random.Random(3)
+        table = [b"%d,%d,%s\n" % (n, rnd.randrange(10**9), b"x" * (n % 37)) for n in range(150_000)]
+        root = tmp_path / "deps"
+        root.mkdir()
+        binary = rnd.randbytes(2 << 20)
+        (root / "same.bin").write_bytes(rnd.randbytes(2 << 20))
+        stored = []
+        for version in ("v1", "v2"):
+            (root / "table.csv").write_bytes(b"".join(table))
+            (root / "lib.so").write_bytes(binary)
+            user.save_cache("deps", version, root)
+            stored.append(context.open_store().stats().unique_bytes)
+            table[5000:5000] = [b"inserted,%d\n" % n for n in range(100)]
+            binary = binary[:1000] + b"inserted" + binary[1000:]
+            (root / "a").write_bytes(b"a file before all others")
+        assert stored[0] > 8 << 20
+        assert stored[1] - stored[0] < 1 << 20
+
+    def test_memory_does_not_grow_with_the_folder(self, tmp_path: Path) -> None:
+        program = """
+import os, resource, sys
+import conducto as co
+root = sys.argv[1]
+os.mkdir(root)
+with open(root + "/big", "wb") as file:
+    for n in range(192):
+        file.write(os.urandom(1 << 20))
+small = root + "/warm"
+os.mkdir(small)
+co.data.user.save_cache("warm", "1", small)
+co.data.user.restore_cache("warm", "1", root + "-out")
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(l.split()[1]) for l in status if l.startswith("RssAnon")) >> 10
+before = anonymous()
+co.data.user.save_cache("big", "1", root)
+co.data.user.restore_cache("big", "1", root + "-out")
+print(anonymous() - before)
+"""
+        if not os.path.exists("/proc/self/status"):
+            pytest.skip("needs /proc")
+        run = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "root")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert int(run.stdout) < 128

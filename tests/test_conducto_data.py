@@ -1,0 +1,550 @@
+"""The contract of `conducto.data`, row by row. Every test that takes `mode` must hold in each."""
+
+from __future__ import annotations
+
+import array
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import conducto as co
+from castore import errors
+from conducto import context
+from conducto.errors import InvalidContext
+
+VARIABLES = (
+    "CONDUCTO_AUTO_URL",
+    "CONDUCTO_CONFIG",
+    "CONDUCTO_EXECUTION_ENV",
+    "CONDUCTO_PROFILE",
+    "CONDUCTO_S3_BUCKET",
+)
+SCOPES = {"pipeline": co.data.pipeline, "user": co.data.user}
+
+
+@pytest.fixture(params=["local"])
+def mode(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A process that runs pipeline `p1` of a new user, in this mode."""
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("CONDUCTO_BASE_DIR", str(tmp_path / "base"))
+    monkeypatch.setenv("CONDUCTO_PIPELINE_ID", "p1")
+    yield request.param
+    context.close_stores()
+
+
+@pytest.fixture(params=list(SCOPES))
+def scope(request: pytest.FixtureRequest, mode: str) -> type[co.data._Data]:
+    return SCOPES[request.param]
+
+
+Scope = type[co.data._Data]
+
+
+class TestNames:
+    def test_puts_then_gets(self, scope: Scope) -> None:
+        assert scope.puts("a/b", b"content") is None
+        assert scope.gets("a/b") == b"content"
+        assert scope.size("a/b") == 7
+        assert scope.exists("a/b") is True
+
+    def test_a_leading_slash_is_dropped(self, scope: Scope) -> None:
+        scope.puts("/flask/ip", b"1")
+        assert scope.gets("flask/ip") == scope.gets("/flask/ip") == scope.gets("//flask/ip") == b"1"
+        assert scope.list("") == ["flask/ip"]
+
+    @pytest.mark.parametrize("name", ["..", "../a", "a/..", "a/../b", "/../a"])
+    def test_dots_are_refused_everywhere(self, scope: Scope, name: str, tmp_path: Path) -> None:
+        message = rf"name '{name}' has a '\.\.' component"
+        calls = [
+            lambda: scope.gets(name),
+            lambda: scope.get(name, tmp_path / "out"),
+            lambda: scope.puts(name, b""),
+            lambda: scope.put(name, __file__),
+            lambda: scope.size(name),
+            lambda: scope.exists(name),
+            lambda: scope.delete(name),
+            lambda: scope.delete(name, recursive=True),
+            lambda: scope.url(name),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match=message):
+                call()
+        with pytest.raises(ValueError, match=r"has a '\.\.' component"):
+            scope.list(name)
+        with pytest.raises(ValueError, match=r"has a '\.\.' component"):
+            scope.save_cache(name, "1", tmp_path)
+        with pytest.raises(ValueError, match=r"has a '\.\.' component"):
+            scope.clear_cache("ok", "../../x")
+
+    @pytest.mark.parametrize("name", ["", "/", "//"])
+    def test_an_empty_name_is_refused(self, scope: Scope, name: str) -> None:
+        scope.puts("a", b"")
+        with pytest.raises(ValueError, match=f"name '{name}' is empty"):
+            scope.delete(name, recursive=True)
+        with pytest.raises(ValueError, match="is empty"):
+            scope.puts(name, b"")
+        assert scope.exists("a")
+
+    def test_other_bad_names(self, scope: Scope) -> None:
+        with pytest.raises(ValueError, match=r"has a '\.' component"):
+            scope.puts("./a", b"")
+        with pytest.raises(ValueError, match="NUL"):
+            scope.puts("a\0b", b"")
+        with pytest.raises(ValueError, match="bytes in UTF-8; the most is 480"):
+            scope.puts("x" * 500, b"")
+        with pytest.raises(ValueError, match="a name is a str, not int"):
+            scope.puts(5, b"")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("name", ["gone", "/gone", "dir", "a/gone"])
+    def test_a_missing_name(self, scope: Scope, name: str, tmp_path: Path) -> None:
+        scope.puts("dir/x", b"")
+        calls = [
+            lambda: scope.gets(name),
+            lambda: scope.gets(name, byte_range=[0, 1]),
+            lambda: scope.get(name, tmp_path / "out"),
+            lambda: scope.size(name),
+        ]
+        if name != "dir":
+            calls += [lambda: scope.delete(name), lambda: scope.delete(name, recursive=True)]
+        for call in calls:
+            with pytest.raises(FileNotFoundError, match=f"no object is named '{name}'") as caught:
+                call()
+            assert isinstance(caught.value, errors.NameNotFound)
+            assert caught.value.name == name
+        assert not (tmp_path / "out").exists()
+
+
+class TestBytes:
+    def test_byte_ranges_are_half_open_and_clamped(self, scope: Scope) -> None:
+        scope.puts("x", b"0123456789")
+        assert scope.gets("x", byte_range=[2, 5]) == b"234"
+        assert scope.gets("x", byte_range=(8, 99)) == b"89"
+        assert scope.gets("x", byte_range=[10, 99]) == b""
+        assert scope.gets("x", byte_range=[3, 3]) == b""
+        assert scope.gets("x", byte_range=[]) == scope.gets("x", byte_range=None) == b"0123456789"
+
+    @pytest.mark.parametrize("byte_range", [[-1, 2], [5, 2], [1], [1, 2, 3], [0.0, 2.0], ["0", 1]])
+    def test_bad_ranges(self, scope: Scope, byte_range: list[int]) -> None:
+        scope.puts("x", b"0123456789")
+        with pytest.raises(ValueError, match="range"):
+            scope.gets("x", byte_range=byte_range)
+
+    def test_byte_range_is_keyword_only(self, scope: Scope) -> None:
+        with pytest.raises(TypeError):
+            scope.gets("x", [0, 1])  # type: ignore[call-arg]
+
+    @pytest.mark.parametrize("obj", ["text", 5, None, ["a"]])
+    def test_puts_of_what_is_not_bytes(self, scope: Scope, obj: object) -> None:
+        with pytest.raises(ValueError) as caught:
+            scope.puts("x", obj)  # type: ignore[arg-type]
+        assert str(caught.value) == f"Expected object of type bytes, but got {obj!r}"
+        assert not scope.exists("x")
+
+    def test_puts_of_a_long_text_does_not_repeat_it_all(self, scope: Scope) -> None:
+        with pytest.raises(ValueError, match="Expected object of type bytes") as caught:
+            scope.puts("x", "long" * 10**6)  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 300
+
+    def test_other_buffers(self, scope: Scope) -> None:
+        for obj, expected in [
+            (bytearray(b"ab"), b"ab"),
+            (memoryview(b"abcdef")[::2], b"ace"),
+            (array.array("H", [1, 2]), array.array("H", [1, 2]).tobytes()),
+            (memoryview(b""), b""),
+        ]:
+            scope.puts("x", obj)  # type: ignore[arg-type]
+            assert scope.gets("x") == expected
+
+    def test_overwrite(self, scope: Scope) -> None:
+        scope.puts("x", b"old" * 100)
+        scope.puts("x", b"new")
+        assert scope.gets("x") == b"new"
+
+    def test_keyword_names_are_the_old_ones(self, scope: Scope, tmp_path: Path) -> None:
+        scope.puts(name="x", obj=b"1")
+        scope.get(name="x", file=str(tmp_path / "x"), local=None)
+        scope.put(name="y", file=str(tmp_path / "x"), skip_cleanup=True)
+        assert scope.list(prefix="y") == ["y"]
+        scope.delete(name="y", recursive=False)
+
+
+class TestFiles:
+    @pytest.mark.parametrize("permissions", [0o644, 0o755, 0o600, 0o440])
+    def test_mode_bits_are_kept(self, scope: Scope, tmp_path: Path, permissions: int) -> None:
+        source, target = tmp_path / "source", tmp_path / "target"
+        source.write_bytes(b"#!/bin/sh\n" * 10_000)
+        source.chmod(permissions)
+        scope.put("tool", str(source))
+        scope.get("tool", target)
+        assert target.read_bytes() == source.read_bytes()
+        assert target.stat().st_mode & 0o7777 == permissions
+
+    def test_get_replaces_a_file_whole(self, scope: Scope, tmp_path: Path) -> None:
+        target = tmp_path / "target"
+        target.write_bytes(b"before")
+        with target.open("rb") as open_before:
+            scope.puts("x", b"after")
+            scope.get("x", target)
+            assert open_before.read() == b"before"
+        assert target.read_bytes() == b"after"
+        assert [entry.name for entry in tmp_path.iterdir() if entry.name != "base"] == ["target"]
+
+    def test_a_failed_get_leaves_the_file(self, scope: Scope, tmp_path: Path) -> None:
+        target = tmp_path / "target"
+        target.write_bytes(b"before")
+        with pytest.raises(FileNotFoundError):
+            scope.get("gone", target)
+        assert target.read_bytes() == b"before"
+
+    def test_get_into_a_folder(self, scope: Scope, tmp_path: Path) -> None:
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        scope.puts("/models/latest/weights.bin", b"w")
+        scope.get("/models/latest/weights.bin", folder)
+        assert (folder / "weights.bin").read_bytes() == b"w"
+
+    def test_get_where_there_is_no_folder(self, scope: Scope, tmp_path: Path) -> None:
+        scope.puts("x", b"")
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            scope.get("x", tmp_path / "nowhere" / "x")
+
+    def test_put_of_a_missing_file_names_it(self, scope: Scope, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="no-such-file"):
+            scope.put("x", tmp_path / "no-such-file")
+        assert not scope.exists("x")
+
+    def test_put_of_a_folder(self, scope: Scope, tmp_path: Path) -> None:
+        with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+            scope.put("x", tmp_path)
+
+    def test_put_of_a_file_of_the_store(self, scope: Scope) -> None:
+        scope.puts("x", b"")
+        path = os.path.join(context.store_url(), "castore.json")
+        with pytest.raises(ValueError, match="store"):
+            scope.put("y", path)
+
+    def test_file_objects(self, scope: Scope, tmp_path: Path) -> None:
+        source = tmp_path / "source"
+        source.write_bytes(b"content" * 1000)
+        with source.open("rb") as file:
+            scope.put("x", file)
+        with (tmp_path / "target").open("wb") as file:
+            scope.get("x", file)
+        assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+class TestDirectories:
+    def test_exists_of_a_directory(self, scope: Scope) -> None:
+        scope.puts("dir/sub/x", b"")
+        assert scope.exists("dir")
+        assert scope.exists("dir/")
+        assert scope.exists("/dir/sub")
+        assert not scope.exists("di")
+        assert not scope.exists("dir/su")
+        assert not scope.exists("dir/sub/x/y")
+
+    @pytest.mark.parametrize("name", ["dir", "/dir", "dir/", "dir/sub"])
+    def test_puts_where_a_directory_is(self, scope: Scope, name: str) -> None:
+        scope.puts("dir/sub/x", b"")
+        with pytest.raises(IsADirectoryError, match=f"Is a directory.*'{name}'"):
+            scope.puts(name, b"")
+        with pytest.raises(IsADirectoryError, match=f"Is a directory.*'{name}'"):
+            scope.put(name, __file__)
+        assert scope.list("") == ["dir/sub/x"]
+
+    def test_a_name_that_ends_in_a_slash(self, scope: Scope) -> None:
+        with pytest.raises(IsADirectoryError, match="does not end in '/'"):
+            scope.puts("new/", b"")
+
+    def test_an_object_and_names_below_it(self, scope: Scope) -> None:
+        scope.puts("a", b"1")
+        scope.puts("a/b", b"2")
+        scope.puts("a", b"3")  # an object that is there can be replaced
+        assert (scope.gets("a"), scope.gets("a/b")) == (b"3", b"2")
+        scope.delete("a")
+        assert scope.list("") == ["a/b"]
+
+    @pytest.mark.parametrize("name", ["dir", "/dir", "dir/"])
+    def test_delete_of_a_directory_needs_recursive(self, scope: Scope, name: str) -> None:
+        scope.puts("dir/x", b"")
+        with pytest.raises(IsADirectoryError, match=f"delete it with recursive.*'{name}'"):
+            scope.delete(name)
+        assert scope.exists("dir/x")
+        scope.delete(name, recursive=True)
+        assert not scope.exists("dir")
+
+    def test_delete_recursive_is_bounded(self, scope: Scope) -> None:
+        for name in ("a", "a/1", "a/2/3", "a2", "a2/x", "a.txt", "ab/c", "b"):
+            scope.puts(name, b"")
+        scope.delete("a", recursive=True)
+        assert scope.list("") == ["a.txt", "a2", "a2/x", "ab/c", "b"]
+
+    def test_delete_recursive_of_a_plain_object(self, scope: Scope) -> None:
+        scope.puts("a", b"")
+        scope.delete("a", recursive=True)
+        assert scope.list("") == []
+
+    def test_delete(self, scope: Scope) -> None:
+        scope.puts("a", b"")
+        scope.puts("ab", b"")
+        assert scope.delete("/a") is None
+        assert scope.list("") == ["ab"]
+
+
+class TestList:
+    NAMES = ("z", "a", "é/ü", "a2", "a/2", "a/1", "b/c/d")
+
+    def test_plain_string_prefix(self, scope: Scope) -> None:
+        for name in self.NAMES:
+            scope.puts(name, b"")
+        assert scope.list("") == scope.list() == sorted(self.NAMES)
+        assert scope.list("a") == ["a", "a/1", "a/2", "a2"]
+        assert scope.list("a/") == ["a/1", "a/2"]
+        assert scope.list("b/c") == ["b/c/d"]
+        assert scope.list("é") == ["é/ü"]
+
+    def test_the_callers_spelling(self, scope: Scope) -> None:
+        for name in self.NAMES:
+            scope.puts(name, b"")
+        assert scope.list("/a/") == ["/a/1", "/a/2"]
+        assert scope.list("/") == ["/" + name for name in sorted(self.NAMES)]
+        assert scope.list("//b") == ["//b/c/d"]
+        for name in scope.list("/a"):
+            scope.gets(name)
+
+    def test_none(self, scope: Scope) -> None:
+        assert scope.list("") == []
+        scope.puts("a", b"")
+        assert scope.list("b") == []
+
+    def test_dots_in_a_prefix_of_a_name(self, scope: Scope) -> None:
+        scope.puts(".coverage.1", b"")
+        scope.puts("a..b", b"")
+        assert scope.list(".cov") == [".coverage.1"]
+        assert scope.list("a..") == ["a..b"]
+
+
+class TestScopes:
+    def test_where_names_live_in_one_store(self, mode: str, tmp_path: Path) -> None:
+        co.data.pipeline.puts("x", b"pipeline")
+        co.data.user.puts("x", b"user")
+        with context.open_store() as store:
+            assert list(store.names()) == ["data/x", "pipelines/p1/data/x"]
+            assert store.path == str(tmp_path / "base" / "default" / "store")
+        context.close_stores()
+
+    def test_scopes_do_not_see_each_other(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        co.data.pipeline.puts("x", b"p1")
+        monkeypatch.setenv("CONDUCTO_PIPELINE_ID", "p10")
+        assert not co.data.pipeline.exists("x")
+        assert not co.data.user.exists("x")
+        assert co.data.pipeline.list("") == []
+        co.data.pipeline.puts("x", b"p10")
+        assert co.data.pipeline.bound(pipeline_id="p1").gets("x") == b"p1"
+        assert co.data.pipeline.gets("x") == b"p10"
+
+    def test_pipelines_deduplicate_against_each_other(self, mode: str) -> None:
+        content = os.urandom(1 << 20)
+        for pipeline_id in ("p1", "p2", "p3"):
+            co.data.pipeline.bound(pipeline_id=pipeline_id).puts("x", content)
+        stats = context.open_store().stats()
+        assert stats.logical_bytes == 3 << 20
+        assert stats.unique_bytes == 1 << 20
+
+    def test_pipeline_needs_an_id(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CONDUCTO_PIPELINE_ID")
+        with pytest.raises(
+            co.ContextError, match=r"Pipeline-scoped data requires .*CONDUCTO_PIPELINE_ID.*--id"
+        ):
+            co.data.pipeline.exists("x")
+        assert issubclass(co.ContextError, RuntimeError)
+        co.data.user.puts("x", b"")  # that of the user does not
+
+    @pytest.mark.parametrize("bad", ["", "a/b", "/", ".", "..", "a\0b"])
+    def test_ids_and_profiles_are_one_part_of_a_path(self, mode: str, bad: str) -> None:
+        with pytest.raises(InvalidContext, match="pipeline id"):
+            co.data.pipeline.bound(pipeline_id=bad).exists("x")
+        with pytest.raises(ValueError, match="pipeline id"):
+            co.data.archive(bad)
+        if bad:
+            with pytest.raises(InvalidContext, match="profile"):
+                co.data.user.bound(profile=bad).exists("x")
+
+    def test_aliases(self) -> None:
+        assert co.temp_data is co.data.pipeline
+        assert co.perm_data is co.data.user
+
+    def test_bound_keeps_what_was_bound(self, mode: str) -> None:
+        both = co.data.pipeline.bound(pipeline_id="p7").bound(profile="other")
+        both.puts("x", b"7")
+        assert co.data.pipeline.bound(pipeline_id="p7").exists("x") is False
+        assert both.bound(local=True).gets("x") == b"7"
+        assert co.data.pipeline._pipeline_id is None
+
+    def test_archive(self, mode: str) -> None:
+        for pipeline_id in ("p1", "p10"):
+            bound = co.data.pipeline.bound(pipeline_id=pipeline_id)
+            bound.puts("x", b"")
+            bound.puts("y/z", b"")
+        co.data.user.puts("x", b"")
+        assert co.data.archive("p1") == 2
+        assert co.data.pipeline.list("") == []
+        assert co.data.pipeline.bound(pipeline_id="p10").list("") == ["x", "y/z"]
+        assert co.data.user.list("") == ["x"]
+        assert co.data.archive("p1") == 0
+
+
+class TestWhere:
+    @pytest.mark.parametrize(
+        ("environment", "local", "expected"),
+        [
+            (None, None, True),
+            ("", None, True),
+            ("external", None, True),
+            ("worker_local", None, True),
+            ("manager_local", None, True),
+            ("worker_cloud", None, False),
+            ("manager_k8s", None, False),
+            ("debug_cloud", None, False),
+            ("worker_cloud", True, True),
+            ("worker_local", False, False),
+        ],
+    )
+    def test_mode(
+        self,
+        environment: str | None,
+        local: bool | None,
+        expected: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.delenv("CONDUCTO_EXECUTION_ENV", raising=False)
+        if environment is not None:
+            monkeypatch.setenv("CONDUCTO_EXECUTION_ENV", environment)
+        assert context.is_local(local) is expected
+
+    def test_the_cloud_is_not_here_yet(
+        self, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        co.data.user.puts("x", b"1")
+        monkeypatch.setenv("CONDUCTO_EXECUTION_ENV", "worker_cloud")
+        with pytest.raises(co.ContextError, match="S3 store isn't available in this version"):
+            co.data.user.gets("x")
+        co.data.user.get("x", tmp_path / "x", local=True)  # for one call
+        assert (tmp_path / "x").read_bytes() == b"1"
+        with pytest.raises(co.ContextError):
+            co.data.user.gets("x")
+        assert co.data.user.bound(local=True).gets("x") == b"1"
+        monkeypatch.delenv("CONDUCTO_EXECUTION_ENV")
+        with pytest.raises(co.ContextError):
+            co.data.user.get("x", tmp_path / "y", local=False)
+        with pytest.raises(co.ContextError):
+            co.data.user.bound(local=False).list("")
+
+    def test_base_dir_and_profile(
+        self, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base = tmp_path / "base"
+        monkeypatch.setenv("CONDUCTO_PROFILE", "work")
+        assert context.store_url() == str(base / "work" / "store")
+        assert context.store_url(profile="home") == str(base / "home" / "store")
+        monkeypatch.setenv("CONDUCTO_PROFILE", "__none__")
+        assert context.store_url() == str(base / "default" / "store")
+        monkeypatch.delenv("CONDUCTO_BASE_DIR")
+        monkeypatch.setenv("HOME", str(tmp_path / "someone"))
+        assert context.store_url() == str(tmp_path / "someone/.conducto/default/store")
+        monkeypatch.setenv("CONDUCTO_BASE_DIR", "~/elsewhere")
+        assert context.store_url() == str(tmp_path / "someone/elsewhere/default/store")
+
+    def test_the_configured_profile(
+        self, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = tmp_path / "config"
+        config.write_text("[general]\ndefault = abcd-1234\n[other]\nx = 50%\n")
+        monkeypatch.setenv("CONDUCTO_CONFIG", str(config))
+        assert context.store_url().endswith("/abcd-1234/store")
+        monkeypatch.setenv("CONDUCTO_PROFILE", "work")
+        assert context.store_url().endswith("/work/store")
+        monkeypatch.delenv("CONDUCTO_PROFILE")
+        damaged = tmp_path / "damaged"
+        damaged.write_text("not a configuration")
+        monkeypatch.setenv("CONDUCTO_CONFIG", str(damaged))
+        with pytest.raises(co.ContextError, match="damaged"):
+            context.store_url()
+
+    def test_the_base_dir_is_private(self, mode: str, tmp_path: Path) -> None:
+        co.data.user.puts("x", b"")
+        assert (tmp_path / "base" / "default").stat().st_mode & 0o077 == 0
+
+    def test_a_base_dir_that_is_a_file(
+        self, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("CONDUCTO_BASE_DIR", str(tmp_path / "file"))
+        with pytest.raises(OSError, match="file"):
+            co.data.user.exists("x")
+
+    def test_importing_is_cheap(self) -> None:
+        program = (
+            "import sys, conducto; print([m for m in ('lmdb', 'zstandard', 'tarfile', 'boto3',"
+            " 'castore.store', 'numpy') if m in sys.modules])"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        assert found.stdout == "[]\n"
+
+
+class TestUrl:
+    def test_path_only(self, mode: str) -> None:
+        url = co.data.pipeline.url("/plots/a b&c.png")
+        assert url == "/gw/manager/data/p1/pipeline/plots/a%20b%26c.png"
+        assert co.data.user.url("x") == "/gw/manager/data/p1/user/x"
+        assert co.data.user.bound(pipeline_id="p2").url("x") == "/gw/manager/data/p2/user/x"
+
+    def test_whole(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(co.ContextError, match="CONDUCTO_AUTO_URL"):
+            co.data.pipeline.url("x", path_only=False)
+        monkeypatch.setenv("CONDUCTO_AUTO_URL", "https://app.example/")
+        expected = "https://app.example/gw/manager/data/p1/pipeline/x"
+        assert co.data.pipeline.url("x", path_only=False) == expected
+
+    def test_needs_a_pipeline(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CONDUCTO_PIPELINE_ID")
+        with pytest.raises(co.ContextError):
+            co.data.user.url("x")
+
+
+def _put_many(worker: int) -> None:
+    for n in range(20):
+        co.data.pipeline.puts(f"worker{worker}/{n}", f"{worker}:{n}".encode() * 1000)
+
+
+class TestManyAtOnce:
+    def test_threads_open_one_store(self, mode: str) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(_put_many, range(8)))
+        assert len(co.data.pipeline.list("worker")) == 160
+        assert co.data.pipeline.gets("worker3/7", byte_range=[0, 3]) == b"3:7"
+        assert len(context._stores) == 1
+
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+    def test_forked_workers(self, mode: str) -> None:
+        co.data.pipeline.puts("before", b"1")
+        fork = multiprocessing.get_context("fork")
+        workers = [fork.Process(target=_put_many, args=(worker,)) for worker in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(30)
+            assert worker.exitcode == 0
+        assert len(co.data.pipeline.list("worker")) == 60
+        assert co.data.pipeline.gets("before") == b"1"
