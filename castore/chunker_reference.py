@@ -27,7 +27,7 @@ except ImportError:
 
 _States: TypeAlias = "NDArray[np.uint32]"
 
-# The multipliers, part of the format: bench/choose_multipliers.py has the evidence.
+# Part of the format; why these two: castore/native/kernel.c.
 K0 = 0x6AF1
 K1 = 0x50AB
 

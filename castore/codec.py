@@ -80,6 +80,8 @@ def decode_frame(
 ) -> bytes | memoryview:
     """The chunk's bytes: a view into `frame` when it is raw. Raises FormatError unless it decodes
     to exactly `raw_bytes` bytes of this id."""
+    if len(frame) < FRAME_HEADER_BYTES:
+        raise FormatError(f"frame is cut short at {len(frame)} bytes")
     if frame[:FRAME_HEADER_BYTES] == plain_frame_header(
         CODEC_ZSTD, raw_bytes, len(frame) - FRAME_HEADER_BYTES, chunk_id
     ):

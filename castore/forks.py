@@ -7,9 +7,27 @@ that the child drops would give up the parent's reader slot), and told in the ch
 
 from __future__ import annotations
 
+# Registers its own hooks when it loads. Hooks before a fork run in reverse order: loaded first, its
+# lock is taken after ours, as it is when a task is submitted.
+import concurrent.futures.thread  # noqa: F401
 import os
+import threading
 import weakref
+from enum import IntEnum
+from types import TracebackType
 from typing import Protocol
+
+
+class Rank(IntEnum):
+    """The order in which locks are taken, here and everywhere: who holds one takes only later
+    ones. A fork takes all of them."""
+
+    STORES = 0
+    PACKS = 1
+    INDEXES = 2
+    WRITE_GATE = 3
+    READ_GATE = 4
+    LEAF = 5
 
 
 class ForkAware(Protocol):
@@ -23,16 +41,53 @@ class ForkAware(Protocol):
         """Let go of what the parent owns; come back to life on the next use."""
 
 
-_registered: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+_ranks: weakref.WeakKeyDictionary[ForkAware, Rank] = weakref.WeakKeyDictionary()
+_ranks_lock = threading.Lock()
 _quiesced: list[ForkAware] = []
 
 
-def register(instance: ForkAware) -> None:
-    _registered.add(instance)
+def register(instance: ForkAware, rank: Rank) -> None:
+    with _ranks_lock:
+        _ranks[instance] = rank
+
+
+class ForkLock:
+    """A lock that no other thread holds at a fork, and that is free in the child."""
+
+    def __init__(self, rank: Rank) -> None:
+        self._lock = threading.RLock()
+        register(self, rank)
+
+    def acquire(self) -> None:
+        self._lock.acquire()
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def before_fork(self) -> None:
+        self._lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        self._lock = threading.RLock()
 
 
 def _before() -> None:
-    for instance in list(_registered):
+    _ranks_lock.acquire()
+    for instance, _ in sorted(_ranks.items(), key=lambda item: item[1]):
         instance.before_fork()
         _quiesced.append(instance)
 
@@ -40,11 +95,13 @@ def _before() -> None:
 def _after_in_parent() -> None:
     while _quiesced:
         _quiesced.pop().after_fork_in_parent()
+    _ranks_lock.release()
 
 
 def _after_in_child() -> None:
     while _quiesced:
         _quiesced.pop().after_fork_in_child()
+    _ranks_lock.release()
 
 
 os.register_at_fork(

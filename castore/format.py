@@ -24,7 +24,7 @@ from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location
 VERSION: Final = 1
 CHUNK_ID_BYTES: Final = 16
 PACK_ID_BYTES: Final = 16
-CHUNK_BYTES_LIMIT: Final = 64 << 20  # no config may ask for larger chunks than this
+CHUNK_BYTES_LIMIT: Final = 16 << 20  # no config may ask for larger chunks than this
 
 CODEC_RAW: Final = 0
 CODEC_ZSTD: Final = 1

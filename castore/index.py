@@ -34,6 +34,7 @@ from castore.errors import (
     StoreLocked,
 )
 from castore.fileio import make_durable_folder, sync_folder
+from castore.forks import ForkLock, Rank
 
 MAP_BYTES = 1 << 40
 MAP_BYTES_LEAST = 1 << 28
@@ -61,11 +62,12 @@ class Index:
         self._env: lmdb.Environment | None = None
         self._pid = 0
         # Held around every transaction of this process, so that a fork finds none open.
-        self._read_gate = threading.Lock()
-        self._write_gate = threading.Lock()
+        self._read_gate = ForkLock(Rank.READ_GATE)
+        self._write_gate = ForkLock(Rank.WRITE_GATE)
+        self._reopening = threading.Lock()
         self.writable = True
         self._open()
-        forks.register(self)
+        forks.register(self, Rank.LEAF)
 
     # ------------------------------------------------------------ transactions
 
@@ -79,7 +81,7 @@ class Index:
 
     def begin(self, *, write: bool) -> Txn:
         if self._pid != os.getpid():
-            self._reopen_after_unseen_fork()
+            self._reopen_in_child()
         env = self._env
         if env is None:
             raise StoreClosed("the store is closed")
@@ -153,12 +155,14 @@ class Index:
             env.close()
         self._open()
 
-    def _reopen_after_unseen_fork(self) -> None:
-        # No hook ran (a fork from C), so nothing was quiesced; the inherited gates may be held by
-        # threads that are not here.
-        if self._env is None and self._references <= 0:
-            raise StoreClosed("the store is closed")
-        self._reopen()
+    def _reopen_in_child(self) -> None:
+        # Also after a fork from C, which ran no hooks: then the inherited environment is still
+        # there to be closed.
+        with self._reopening:
+            if self._references <= 0:
+                raise StoreClosed("the store is closed")
+            if self._pid != os.getpid():
+                self._reopen()
 
     def commit_failed(self, txn_id: int, error: Exception) -> CastoreError:
         """What to raise for a commit that raised `error`, after reopening the environment."""
@@ -181,32 +185,30 @@ class Index:
     # ------------------------------------------------------------ references and forks
 
     def close(self) -> None:
+        # Closed before another thread can find no Index here and open the environment again.
         with _registry_lock:
             self._references -= 1
             if self._references > 0:
                 return
             for key in [key for key, index in _registry.items() if index is self]:
                 del _registry[key]
-        with self._write_gate, self._read_gate:
-            env, self._env = self._env, None
-            if env is not None:
-                env.close()
+            with self._write_gate, self._read_gate:
+                env, self._env = self._env, None
+                if env is not None and self._pid == os.getpid():
+                    env.close()
 
     def before_fork(self) -> None:
-        self._write_gate.acquire()
-        self._read_gate.acquire()
+        """Its gates, which are held by now, are what there is to wait for."""
 
     def after_fork_in_parent(self) -> None:
-        self._read_gate.release()
-        self._write_gate.release()
+        """Nothing was stopped but by the gates."""
 
     def after_fork_in_child(self) -> None:
         env, self._env = self._env, None
         if env is not None:
             env.close()  # frees no slot of the parent: it has no transaction open
-        self._pid = 0 if env is not None else os.getpid()  # opened again on the next use
-        self._read_gate = threading.Lock()
-        self._write_gate = threading.Lock()
+        self._pid = 0  # opened again on the next use
+        self._reopening = threading.Lock()
 
 
 class _Read:
@@ -284,7 +286,7 @@ class _Write:
 # ---------------------------------------------------------------- the registry
 
 _registry: dict[tuple[int, int], Index] = {}
-_registry_lock = threading.RLock()
+_registry_lock = ForkLock(Rank.INDEXES)
 
 
 def open_index(path: str) -> Index:

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import os
 import secrets
-import threading
 
 from castore import forks
 from castore.catalog.local import LocalCatalog
@@ -26,14 +25,17 @@ from castore.errors import (
     StoreIOError,
     StoreLocked,
     StoreNotFound,
+    UnsupportedFormat,
 )
 from castore.fileio import make_durable_folder, sync_folder
+from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, decode_config, encode_config
 from castore.index import open_index
 from castore.packs.local import LocalPacks
 
 CONFIG = "castore.json"
 LOCK = "castore.lock"
+CHUNK_BYTES_AVG_MAX = 4 << 20  # so that a writer's window holds several of the largest chunks
 
 
 class LocalStore:
@@ -56,7 +58,7 @@ class LocalStore:
         except BaseException:
             os.close(self._lock_fd)
             raise
-        forks.register(self)
+        forks.register(self, Rank.STORES)
 
     @property
     def writable(self) -> bool:
@@ -69,10 +71,12 @@ class LocalStore:
                 return
             for key in [key for key, store in _registry.items() if store is self]:
                 del _registry[key]
-        self.packs.close()
-        self._index.close()
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
+            try:
+                self.packs.close()
+            finally:
+                self._index.close()
+                if self._lock_fd >= 0:
+                    os.close(self._lock_fd)
 
     def before_fork(self) -> None:
         """Nothing to finish: packs and index see to theirs."""
@@ -90,27 +94,17 @@ class LocalStore:
             os.close(inherited)
 
     def _check_parts(self) -> None:
-        packs = os.path.join(self.root, "packs")
-        has_packs = os.path.isdir(packs) and bool(os.listdir(packs))
-        if has_packs and not os.path.exists(os.path.join(self.root, "index", "data.mdb")):
+        # The index is made before castore.json: a store without one has lost it.
+        if not os.path.exists(os.path.join(self.root, "index", "data.mdb")):
             raise IndexCorrupt(
-                f"the store {self.root} has packs but its index is gone: restore index/ from a "
-                "backup"
+                f"the index of the store {self.root} is gone: restore index/ from a backup"
             )
 
 
 # ---------------------------------------------------------------- opening
 
 _registry: dict[tuple[int, int], LocalStore] = {}
-_registry_lock = threading.RLock()
-
-
-def _reset_registry_lock() -> None:
-    global _registry_lock
-    _registry_lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_reset_registry_lock)
+_registry_lock = ForkLock(Rank.STORES)
 
 
 def open_local(
@@ -155,18 +149,26 @@ def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
 def _read_config(root: str) -> StoreConfig | None:
     try:
         with open(os.path.join(root, CONFIG), "rb") as file:
-            return decode_config(file.read(1 << 17))
+            config = decode_config(file.read(1 << 17))
+            ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max)
+            return config
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         raise NotAStore(f"{root} is a file, not a store's folder") from None
-    except FormatError as error:
+    except UnsupportedFormat:
+        raise
+    except ValueError as error:
         raise FormatError(f"{root}: {error}") from error
 
 
 def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> None:
     if collision_guard not in (None, "sha256"):
         raise ValueError(f"collision_guard is None or 'sha256', not {collision_guard!r}")
+    if not isinstance(chunk_bytes_avg, int) or chunk_bytes_avg > CHUNK_BYTES_AVG_MAX:
+        raise ValueError(
+            f"chunk_bytes_avg is a whole number up to {CHUNK_BYTES_AVG_MAX}, not {chunk_bytes_avg}"
+        )
     sizes = ChunkSizes.for_average(chunk_bytes_avg)
     if os.path.exists(root) and not os.path.isdir(root):
         raise NotAStore(f"{root} is a file, not a store's folder")
@@ -179,7 +181,11 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
         above = os.path.dirname(above)
     if os.path.isdir(root):
         # What a creation that was cut off leaves behind, it may leave.
-        strangers = [name for name in os.listdir(root) if not name.startswith("castore.")]
+        strangers = [
+            name for name in os.listdir(root) if name != "index" and not name.startswith("castore.")
+        ]
+        if os.path.exists(os.path.join(root, CONFIG)):
+            return  # another process was faster
         if strangers:
             kind = "an LMDB environment" if "data.mdb" in strangers else "not empty"
             raise NotAStore(
@@ -195,6 +201,7 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
     )
     try:
         make_durable_folder(root)
+        open_index(os.path.join(root, "index")).close()
         draft = os.path.join(root, f"{CONFIG}.{secrets.token_hex(8)}")
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -207,7 +214,8 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
             with contextlib.suppress(FileExistsError):
                 os.link(draft, os.path.join(root, CONFIG))
         finally:
-            os.unlink(draft)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
         sync_folder(root)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

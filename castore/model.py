@@ -80,11 +80,15 @@ class Extent(NamedTuple):
     location: Location
 
 
-@lru_cache(maxsize=4096)
 def encode_name(name: str) -> bytes:
     """The UTF-8 bytes of a valid object name; raises InvalidName saying what is wrong with it."""
     if not isinstance(name, str):
         raise InvalidName(f"a name is a str, not {type(name).__name__}")
+    return _encode_name(name)
+
+
+@lru_cache(maxsize=4096)
+def _encode_name(name: str) -> bytes:
     try:
         encoded = name.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -47,6 +47,13 @@ class _RawObject(io.RawIOBase):
         self._at += read
         return read
 
+    def readall(self) -> bytes:
+        if self._pinned is None:
+            raise ValueError("I/O operation on closed file")
+        raw = self._reader.read_to_end(self._pinned, self._at)
+        self._at += len(raw)
+        return raw
+
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}.get(whence)
         if base is None:

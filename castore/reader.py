@@ -6,18 +6,18 @@ more through a new mapping, then raises ChunkCorrupt: never wrong bytes.
 
 from __future__ import annotations
 
+import errno
 import os
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from castore import forks
 from castore.catalog.local import LocalCatalog
 from castore.codec import chunk_id_of, decode_frame, decode_inline
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.fileio import write_all
+from castore.forks import ForkLock, Rank
 from castore.format import Record, StoreConfig
 from castore.manifest import Manifest
 from castore.mapping import Mapping
@@ -44,8 +44,7 @@ class DecodedChunks:
         self.bytes_max = bytes_max
         self._bytes = 0
         self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-        forks.register(self)
+        self._lock = ForkLock(Rank.LEAF)
 
     def get(self, chunk_id: bytes) -> bytes | None:
         with self._lock:
@@ -62,15 +61,6 @@ class DecodedChunks:
             self._bytes += len(raw)
             while self._bytes > self.bytes_max:
                 self._bytes -= len(self._chunks.popitem(last=False)[1])
-
-    def before_fork(self) -> None:
-        self._lock.acquire()
-
-    def after_fork_in_parent(self) -> None:
-        self._lock.release()
-
-    def after_fork_in_child(self) -> None:
-        self._lock.release()
 
 
 class Pinned(NamedTuple):
@@ -207,10 +197,16 @@ class Reader:
             _advance(progress, pinned.record.size)
             return
         os.truncate(fd, pinned.record.size)
+        target = _Descriptor(fd)
 
         def write(task: list[Extent]) -> int:
             parts = self._decode_all(task, pinned)
-            write_all(fd, parts, task[0].begin)
+            try:
+                write_all(target.fd, parts, task[0].begin)
+            except OSError as error:
+                if error.errno == errno.EFAULT:  # the kernel's word for a page that is gone
+                    raise StoreIOError(_CUT_SHORT) from error
+                raise
             _check_still_there(parts)
             self._let_go(task, pinned)
             return task[-1].end - task[0].begin
@@ -234,6 +230,23 @@ class Reader:
                 _check_still_there([part])
                 _advance(progress, len(part))
 
+    def read_to_end(self, pinned: Pinned, offset: int) -> bytes:
+        """All bytes from `offset` on."""
+        if pinned.record.is_inline:
+            return self.inline(pinned.record)[offset:]
+        if offset >= pinned.record.size:
+            return b""
+
+        def decode(task: list[Extent]) -> list[Bytes]:
+            return self._decode_all(task, pinned)
+
+        parts = [part for task in self._in_flight(decode, pinned, offset) for part in task]
+        first = next(pinned.manifest.at_or_after(offset)).covering(offset, offset + 1)[0]
+        parts[0] = parts[0][offset - first.begin :]
+        raw = b"".join(parts)
+        _check_still_there(parts)
+        return raw
+
     def read_into(self, pinned: Pinned, offset: int, target: memoryview) -> int:
         """Fill `target` from `offset`; the bytes read, fewer only at the object's end."""
         record = pinned.record
@@ -255,10 +268,17 @@ class Reader:
                 break
         return at - offset
 
-    def _in_flight(self, work: Callable[[list[Extent]], T], pinned: Pinned) -> Iterator[T]:
-        """Run `work` on all of the object's extents, a few tasks ahead; results in order."""
+    def _in_flight(
+        self, work: Callable[[list[Extent]], T], pinned: Pinned, offset: int = 0
+    ) -> Iterator[T]:
+        """Run `work` on the object's extents from `offset` on, a few tasks ahead; results in
+        order."""
         running: deque[Future[T]] = deque()
-        extents = (extent for segment in pinned.manifest for extent in segment)
+        extents = (
+            extent
+            for segment in pinned.manifest.at_or_after(offset)
+            for extent in segment.covering(offset, segment.end)
+        )
         try:
             for task in _tasks(extents):
                 running.append(self._workers.submit(work, task))
@@ -269,10 +289,6 @@ class Reader:
         finally:
             for future in running:
                 future.cancel()
-            # A task that is running still writes to a descriptor that the caller will close.
-            for future in running:
-                if not future.cancelled():
-                    future.exception()
 
     def _decode_all(self, task: list[Extent], pinned: Pinned) -> list[Bytes]:
         return [self._decode(extent, pinned.mappings) for extent in task]
@@ -302,12 +318,26 @@ def _tasks(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
         yield task
 
 
+class _Descriptor:
+    """A duplicate that lives as long as some task refers to it: a task that outlives an interrupted
+    get must not write to whatever file gets the number next."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = os.dup(fd)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+_CUT_SHORT = "a pack was cut short while it was read: restore it from a backup"
+
+
 def _check_still_there(parts: Iterable[Bytes]) -> None:
     """Raw frames are views of mapped packs: the bytes that were checked are those that were handed
     out only if the pack was not cut short in between."""
     for part in parts:
         if isinstance(part, memoryview) and part.obj.damaged:  # type: ignore[attr-defined]
-            raise StoreIOError("a pack was cut short while it was read: restore it from a backup")
+            raise StoreIOError(_CUT_SHORT)
 
 
 def _write_stream(file: Writable, part: Bytes) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, overload
 from castore.catalog.operations import Publish
 from castore.chunker import Chunker, ChunkSizes
 from castore.errors import NameExists, NameNotFound, ReadOnlyStore, StoreClosed
+from castore.forks import ForkLock, Rank
 from castore.local import LocalStore, open_local, refuse_open_store_paths
 from castore.model import (
     ObjectInfo,
@@ -98,6 +99,7 @@ class Store:
         self._level: int = options["compression_level"]
         config = local.config
         self._local: LocalStore | None = local
+        self._closing = ForkLock(Rank.LEAF)
         self._catalog = local.catalog
         self._chunker = Chunker(ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max))
         self._workers = Workers(options["threads"] or min(usable_cores(), THREADS_MAX))
@@ -183,6 +185,8 @@ class Store:
         path = os.fspath(file)
         if os.path.isdir(path):
             path = os.path.join(path, name.rsplit("/", 1)[-1])
+        if path.endswith(os.sep):
+            raise FileNotFoundError(errno.ENOENT, "there is no such folder", path)
         path = os.path.realpath(path)
         refuse_open_store_paths(path)
         if os.path.exists(path) and not os.path.isfile(path):
@@ -325,7 +329,8 @@ class Store:
 
     def close(self) -> None:
         """Let go of the store; files opened from it can still be read. Idempotent."""
-        local, self._local = self._local, None
+        with self._closing:
+            local, self._local = self._local, None
         if local is not None:
             self._workers.close()
             local.close()
@@ -370,11 +375,12 @@ class Store:
 @contextlib.contextmanager
 def _replacing(path: str, mode: int) -> Iterator[int]:
     """A descriptor of a new file that takes `path`'s place if the block succeeds."""
-    folder, name = os.path.split(path)
-    if not name:
-        raise IsADirectoryError(errno.EISDIR, "is a folder that does not exist", path)
-    draft = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(6)}")
-    fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    folder = os.path.dirname(path)
+    draft = os.path.join(folder, f".castore-{secrets.token_hex(8)}")
+    try:
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, folder or ".") from None
     try:
         try:
             yield fd

@@ -54,8 +54,14 @@ class Transaction:
             if isinstance(file, (str, os.PathLike)):
                 mode = _write_path(writer, os.fspath(file), progress)
             else:
+                read = getattr(file, "read", None)
+                if read is None:
+                    raise TypeError(
+                        f"file is a path or a binary file object, not {type(file).__name__}; "
+                        "puts takes bytes"
+                    )
                 mode = MODE_DEFAULT
-                for block in read_blocks(file.read):
+                for block in read_blocks(read):
                     writer.write(block)
             return self._publish(name, writer, mode, if_absent)
 
@@ -70,6 +76,8 @@ class Transaction:
         """As Store.puts; visible at the end of the block."""
         if isinstance(data, str):
             raise TypeError("data is bytes or another buffer, not str: encode it first")
+        if not 0 <= mode <= 0o7777:
+            raise ValueError(f"mode is permission bits, 0 to 0o7777, not {mode:#o}")
         self._check(name, if_absent)
         with self._writing(None) as writer, memoryview(data) as view:
             writer.write(view)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from castore import forks
+from castore.errors import StoreClosed
+from castore.forks import ForkLock, Rank
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,27 +28,31 @@ class Workers:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._pool: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
-        forks.register(self)
+        self._closed = False
+        self._lock = ForkLock(Rank.LEAF)
+        forks.register(self, Rank.LEAF)
 
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         with self._lock:
+            if self._closed:
+                raise StoreClosed("the store was closed meanwhile")
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="castore")
             return self._pool.submit(task, *args, **kwargs)
 
     def close(self) -> None:
+        """Finish what was submitted, and take no more."""
         with self._lock:
+            self._closed = True
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True)
 
     def before_fork(self) -> None:
-        self._lock.acquire()
+        """Its lock, which is held by now, is what there is to wait for."""
 
     def after_fork_in_parent(self) -> None:
-        self._lock.release()
+        """Nothing was stopped."""
 
     def after_fork_in_child(self) -> None:
         self._pool = None
-        self._lock = threading.Lock()

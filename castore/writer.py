@@ -11,6 +11,7 @@ copy is what is stored; a file that is cut short raises SourceChanged.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -94,7 +95,8 @@ class ObjectWriter:
                 raise _cut_short(size) from error
             with memoryview(window) as whole, whole[at - floor :] as view:
                 at += self._consume(view, final=floor + length == size)
-            if window.damaged:
+            # The last page of a shorter file reads as zeros behind its end, without a fault.
+            if window.damaged or os.fstat(fd).st_size < size:
                 raise _cut_short(size)
 
     def finish(self, mode: int) -> tuple[Record, Draft | None]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from itertools import takewhile
 
-from castore.catalog.operations import Copy, Delete, DeletePrefix, Operation, Publish
+from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
 from castore.errors import FormatError, NameExists, NameNotFound
 from castore.format import Record, Totals, decode_record, encode_record
 from castore.index import Index, Txn
@@ -15,8 +15,9 @@ from castore.index import Index, Txn
 class NameChanges:
     """Applies operations to names inside a commit's transaction, and keeps count."""
 
-    def __init__(self, index: Index, txn: Txn, totals: Totals) -> None:
+    def __init__(self, index: Index, txn: Txn, totals: Totals, numbers: dict[Draft, int]) -> None:
         self._index = index
+        self._numbers = numbers
         self._txn = txn
         self.totals = totals
         self.changed: list[bytes] = []
@@ -26,7 +27,7 @@ class NameChanges:
         match operation:
             case Publish(name, record, draft, if_absent):
                 if draft is not None:
-                    record = dataclasses.replace(record, manifest=draft.manifest)
+                    record = dataclasses.replace(record, manifest=self._numbers[draft])
                 self._set(name, record, if_absent)
             case Copy():
                 self._copy(operation)
@@ -43,6 +44,8 @@ class NameChanges:
         raw = self._txn.get(copy.source, db=self._index.names)
         if raw is None:
             raise NameNotFound(copy.source.decode())
+        if copy.if_absent and self._txn.get(copy.target, db=self._index.names) is not None:
+            raise NameExists(copy.target.decode())
         if copy.source == copy.target:
             return
         record = decode_record(raw)
@@ -50,7 +53,7 @@ class NameChanges:
             self._drop(copy.source)
         else:
             record = dataclasses.replace(record, mtime_ns=copy.mtime_ns)
-        self._set(copy.target, record, copy.if_absent)
+        self._set(copy.target, record, False)
 
     def _set(self, name: bytes, record: Record, if_absent: bool) -> None:
         if if_absent and self._txn.get(name, db=self._index.names) is not None:

@@ -23,22 +23,21 @@ What the commit promises to the collector, and expects from it:
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 
 from castore.catalog.changes import NameChanges
-from castore.catalog.operations import (
-    Batch,
-    NewChunk,
-    Operation,
-)
+from castore.catalog.operations import Batch, Draft, NewChunk, Operation
 from castore.errors import FormatError, IndexCorrupt, NameNotFound
+from castore.fileio import sync_folder
 from castore.format import (
     Record,
     Segment,
     Totals,
     decode_chunk_row,
+    decode_pack_row,
     decode_record,
     decode_segment,
     encode_chunk_row,
@@ -188,7 +187,10 @@ class LocalCatalog:
         """Put a batch of rows in, before there is a name for them. `owner` is the pack whose lock
         shows that the writer lives. Raises PacksVanished."""
         with self._index.write() as txn:
-            self._apply(txn, batch, pending_owner=owner)
+            numbers = self._apply(txn, batch, pending_owner=owner)
+        # Only now are they taken: of a transaction that failed, another takes them.
+        for draft, number in numbers.items():
+            draft.manifest = number
 
     def commit(self, batch: Batch, operations: Sequence[Operation]) -> int:
         """Make the operations visible, in their order, all or none; the number of names deleted.
@@ -196,8 +198,8 @@ class LocalCatalog:
         Raises NameNotFound, NameExists, PacksVanished: nothing was published; CommitUnknown.
         """
         with self._index.write() as txn:
-            self._apply(txn, batch, pending_owner=None)
-            names = NameChanges(self._index, txn, self._totals(txn))
+            numbers = self._apply(txn, batch, pending_owner=None)
+            names = NameChanges(self._index, txn, self._totals(txn), numbers)
             for operation in operations:
                 names.apply(operation)
             txn.put(_TOTALS, names.totals.encode(), db=self._index.meta)
@@ -205,7 +207,8 @@ class LocalCatalog:
                 self._log_changes(txn, names.changed)
         return names.deleted
 
-    def _apply(self, txn: Txn, batch: Batch, *, pending_owner: bytes | None) -> None:
+    def _apply(self, txn: Txn, batch: Batch, *, pending_owner: bytes | None) -> dict[Draft, int]:
+        """Everything but the names; the numbers of the drafts' manifests."""
         index = self._index
         gc_seq = self._number(txn, _GC_SEQ)
         gone = {pack_id for pack_id in batch.packs if txn.get(pack_id, db=index.packs) is None}
@@ -213,24 +216,29 @@ class LocalCatalog:
         if gone:
             raise PacksVanished(gone, gc_seq)
         for pack, upto in batch.own.items():
+            # Another session may have committed more of the same pack.
+            row = txn.get(pack.pack_id, db=index.packs)
+            upto = upto if row is None else max(upto, decode_pack_row(row)[1])
             txn.put(pack.pack_id, encode_pack_row(pack.created_ns, upto), db=index.packs)
         totals = self._totals(txn)
         if batch.gc_seq is not None and batch.gc_seq != gc_seq:
             self._restore_rows(txn, batch, totals)
         for chunk_id, chunk in batch.chunks.items():
             self._put_chunk(txn, chunk_id, chunk, totals)
+        numbers = {}
         for draft in batch.drafts:
-            if not draft.manifest:
-                draft.manifest = self._number(txn, _NEXT_MANIFEST, increase=True)
+            number = draft.manifest or self._number(txn, _NEXT_MANIFEST, increase=True)
+            numbers[draft] = number
             for end, raw in draft.segments:
-                txn.put(segment_key(draft.manifest, end), raw, db=index.segments)
-            key = segment_key(draft.manifest, 0)
+                txn.put(segment_key(number, end), raw, db=index.segments)
+            key = segment_key(number, 0)
             if pending_owner is not None:
                 if draft.segments:
                     txn.put(key, pending_owner, db=index.pending)
             elif draft.staged:
                 txn.delete(key, db=index.pending)
         txn.put(_TOTALS, totals.encode(), db=index.meta)
+        return numbers
 
     def _restore_rows(self, txn: Txn, batch: Batch, totals: Totals) -> None:
         for draft in batch.drafts:
@@ -322,8 +330,11 @@ class LocalCatalog:
         with index.read() as txn:
             found = txn.get(_STORE_ID, db=index.meta)
         if found is None and index.writable:
+            # Whoever made the index may have died before it was durable.
+            sync_folder(index.path)
+            sync_folder(os.path.dirname(index.path))
             with index.write() as txn:
                 txn.put(_STORE_ID, store_id, db=index.meta, overwrite=False)
                 found = txn.get(_STORE_ID, db=index.meta)
-        if found != store_id and index.writable:
+        if found not in (None, store_id):
             raise IndexCorrupt(f"the index {index.path} belongs to another store")

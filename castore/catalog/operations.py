@@ -13,7 +13,8 @@ from castore.packs.local import Pack
 @dataclass(slots=True, eq=False)
 class Draft:
     """A new object's manifest on its way into the index. `segments` are (end offset, encoded), of
-    those that are not in the index yet; `manifest` is 0 until it is given a number there."""
+    those that are not in the index yet; `manifest` is 0 until a transaction that gave it a number
+    is committed."""
 
     segments: list[tuple[int, bytes]] = field(default_factory=list)
     manifest: int = 0

@@ -78,11 +78,12 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
         const uintptr_t address = (uintptr_t)info->si_addr;
         struct guarded_region *region = region_of(address);
         if (region != NULL) {
+            /* Before the zeros are there for another thread to read. */
+            atomic_store(&region->damaged, true);
             /* One page, not the rest of the mapping: after a bad sector the rest is sound. */
             void *page = (void *)(address & ~(page_bytes - 1));
             const int flags = MAP_FIXED | MAP_ANONYMOUS | MAP_PRIVATE;
             if (mmap(page, page_bytes, PROT_READ, flags, -1, 0) != MAP_FAILED) {
-                atomic_store(&region->damaged, true);
                 errno = saved_errno;
                 return;
             }

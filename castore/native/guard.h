@@ -13,7 +13,8 @@
 struct guarded_region;
 
 /* Makes sure that SIGBUS comes to the guard first. Cheap to repeat, and worth repeating: someone
-   else (faulthandler) may have put a handler on top since. 0, or -1 with errno. */
+   else (faulthandler) may have put a handler on top since, which then gets the signal until this is
+   called again. 0, or -1 with errno. */
 int guard_install(void);
 
 /* Watch over [address, address + size) until it is released. NULL when memory is short.

@@ -30,15 +30,14 @@ struct chunk_sizes {
     size_t min, norm, max;
 };
 
-/* Looks at X(i) for i in [begin, end), whole rows that follow 649 bytes of data. Returns the first
-   i (or the last, if asked) with X(i) >= threshold, else `end`. *peak is the largest X that was
-   seen, and the largest of all when nothing was found. */
-typedef size_t gear_scan(const uint8_t *data, size_t begin, size_t end, uint32_t threshold,
-                         bool last, uint32_t *peak);
-
+/* The two questions that cutting asks about X(i), for i in [begin, end): whole rows, which follow
+   649 bytes of data. */
 struct gear_variant {
     const char *name;
-    gear_scan *scan;
+    /* The first i with X(i) >= threshold, else `end`. */
+    size_t (*first_at_least)(const uint8_t *data, size_t begin, size_t end, uint32_t threshold);
+    /* The last i where X is largest, or `end` if it is 0 everywhere. */
+    size_t (*last_largest)(const uint8_t *data, size_t begin, size_t end);
 };
 
 /* Every variant that was compiled in, fastest first; portable C is the last of them. */

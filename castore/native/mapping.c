@@ -60,8 +60,13 @@ static int map_descriptor(struct request *request, int descriptor)
         request->refusal = "the mapping would reach past the end of the file";
         return -1;
     }
-    request->size = (size_t)(request->length < 0 ? available : request->length);
-    if (request->size == 0) {
+    const long long size = request->length < 0 ? available : request->length;
+    if (size > PY_SSIZE_T_MAX) {
+        errno = EOVERFLOW; /* a large file on a 32-bit machine */
+        return -1;
+    }
+    request->size = (size_t)size;
+    if (size == 0) {
         request->address = ""; /* mmap refuses what Python calls an empty buffer */
         return 0;
     }

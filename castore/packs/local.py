@@ -8,9 +8,11 @@ theirs failed, since the kernel may have dropped the pages that it could not wri
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import threading
 import time
@@ -21,6 +23,7 @@ from castore import forks
 from castore.codec import Frame
 from castore.errors import FormatError, PackMissing, PackPoisoned, StoreFull, StoreIOError
 from castore.fileio import make_durable_folder, sync_folder, write_all
+from castore.forks import ForkLock, Rank
 from castore.format import (
     PACK_HEADER_BYTES,
     PackEntry,
@@ -32,6 +35,7 @@ from castore.mapping import Mapping, start_writeback
 from castore.model import Location
 
 PACK_BYTES_MAX = 256 << 20
+PACK_NAME = re.compile(r"[0-9a-f]{32}\.pack")
 WRITEBACK_BYTES = 8 << 20
 MAPPINGS_MAX = 512  # kept for the next read; whoever holds one keeps it longer
 
@@ -109,7 +113,8 @@ class Pack:
     def close(self) -> None:
         """Give up the lock, and the file too if nothing can refer to it."""
         if not self.named and self.users == 0:
-            os.unlink(self.path)
+            with contextlib.suppress(FileNotFoundError):  # the store was removed under us
+                os.unlink(self.path)
         self.abandon()
 
     def abandon(self) -> None:
@@ -158,12 +163,13 @@ class LocalPacks:
     def __init__(self, root: str, store_id: bytes) -> None:
         self.root = root
         self._store_id = store_id
-        self._lock = threading.RLock()
+        self._lock = ForkLock(Rank.PACKS)
+        self._durable_folders: set[str] = set()
         self._open: Pack | None = None
         self._sealed: set[Pack] = set()  # still held by puts that have not committed
         self._mapped: dict[bytes, Mapping] = {}
         self._pid = os.getpid()
-        forks.register(self)
+        forks.register(self, Rank.PACKS)
 
     # ------------------------------------------------------------ writing
 
@@ -226,7 +232,12 @@ class LocalPacks:
             path = self.path(pack_id)
             folder = os.path.dirname(path)
             try:
-                make_durable_folder(folder)
+                if folder not in self._durable_folders:
+                    # Also where another process has just made them, and not synced yet.
+                    make_durable_folder(folder)
+                    sync_folder(self.root)
+                    sync_folder(os.path.dirname(self.root))
+                    self._durable_folders.add(folder)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             except FileExistsError:
                 continue
@@ -279,15 +290,13 @@ class LocalPacks:
 
     def list(self) -> Iterable[tuple[bytes, int]]:
         """(pack id, bytes) of every pack file."""
-        try:
-            folders = sorted(os.listdir(self.root))
-        except FileNotFoundError:
-            return
-        for folder in folders:
-            with os.scandir(os.path.join(self.root, folder)) as entries:
-                for entry in entries:
-                    if entry.name.endswith(".pack"):
-                        yield bytes.fromhex(entry.name[:-5]), entry.stat().st_size
+        for folder, _, names in os.walk(self.root):
+            for name in sorted(names):
+                if PACK_NAME.fullmatch(name):
+                    # A collector may have removed it since it was listed.
+                    with contextlib.suppress(FileNotFoundError):
+                        size = os.stat(os.path.join(folder, name)).st_size
+                        yield bytes.fromhex(name.removesuffix(".pack")), size
 
     def _map(self, pack_id: bytes, end: int) -> Mapping:
         path = self.path(pack_id)
@@ -312,10 +321,10 @@ class LocalPacks:
     # ------------------------------------------------------------ forks
 
     def before_fork(self) -> None:
-        self._lock.acquire()
+        """Its lock is held at the fork; nothing else needs to stop."""
 
     def after_fork_in_parent(self) -> None:
-        self._lock.release()
+        """Nothing was stopped."""
 
     def after_fork_in_child(self) -> None:
         # The flocks are the parent's, through the descriptions we share: to unlock here would
@@ -325,7 +334,6 @@ class LocalPacks:
         self._sealed.clear()
         self._open = None
         self._pid = os.getpid()
-        self._lock = threading.RLock()
 
     def _check_pid(self) -> None:
         if self._pid != os.getpid():  # a fork that ran no hooks
