@@ -13,19 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from castore.catalog.local import LocalCatalog
+from castore.catalog import Catalog, Cover
 from castore.codec import chunk_id_of, decode_frame, decode_inline
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.fileio import write_all
 from castore.forks import ForkLock, Rank
 from castore.format import Record, StoreConfig
 from castore.manifest import Manifest
-from castore.mapping import Mapping
 from castore.model import Extent, Progress, RangePlan
-from castore.packs.local import LocalPacks
+from castore.packs import NOTHING_HELD, Held, Packs
 from castore.workers import Workers
 
-TASK_BYTES = 2 << 20  # decoded at once by one thread
 PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
 
 Bytes: TypeAlias = bytes | memoryview
@@ -46,11 +44,12 @@ class DecodedChunks:
         self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
         self._lock = ForkLock(Rank.LEAF)
 
-    def get(self, chunk_id: bytes) -> bytes | None:
+    def get(self, chunk_id: bytes, raw_bytes: int) -> bytes | None:
         with self._lock:
             raw = self._chunks.get(chunk_id)
-            if raw is not None:
-                self._chunks.move_to_end(chunk_id)
+            if raw is None or len(raw) != raw_bytes:
+                return None
+            self._chunks.move_to_end(chunk_id)
             return raw
 
     def put(self, chunk_id: bytes, raw: bytes) -> None:
@@ -64,19 +63,19 @@ class DecodedChunks:
 
 
 class Pinned(NamedTuple):
-    """One version of an object, kept: its segments are read, and its packs are mapped, so that it
-    is read to its end whatever is overwritten or collected meanwhile."""
+    """One version of an object, kept: its segments are read and its packs are held, so that it is
+    read to its end whatever is overwritten or collected meanwhile."""
 
     record: Record
     manifest: Manifest
-    mappings: dict[bytes, Mapping]
+    held: Held
 
 
 class Reader:
     def __init__(
         self,
-        catalog: LocalCatalog,
-        packs: LocalPacks,
+        catalog: Catalog,
+        packs: Packs,
         workers: Workers,
         config: StoreConfig,
         *,
@@ -97,21 +96,21 @@ class Reader:
         """
         lost: bytes | None = None
         while True:
-            record, covered = self._catalog.cover(name, byte_ranges)
-            if record.is_inline:
-                raw = self.inline(record)
-                return [raw[begin:end] for begin, end, _ in covered]
+            cover = self._catalog.cover(name, byte_ranges)
             try:
-                return [self._assemble(extents, begin, end) for begin, end, extents in covered]
+                parts = self._read(cover)
             except PackMissing as error:
                 # A collector moved the chunks since the look-up, or they are lost: look again.
                 if error.pack_id == lost:
                     raise
                 lost = error.pack_id
                 self._catalog.forget(name)
+                continue
+            if cover.is_current():
+                return parts
 
     def explain(self, name: bytes, byte_range: Sequence[int] | None) -> RangePlan:
-        _, [(_, _, extents)] = self._catalog.cover(name, [byte_range])
+        _, [(_, _, extents)], _ = self._catalog.cover(name, [byte_range])
         return RangePlan(
             len(extents),
             sum(extent.location.stored_bytes for extent in extents),
@@ -124,55 +123,76 @@ class Reader:
             raise FormatError("an inline object's bytes do not match its etag")
         return raw
 
-    def _assemble(self, extents: list[Extent], begin: int, end: int) -> bytes:
-        if len(extents) == 1:
-            extent = extents[0]
-            parts = [self._chunk(extent)]
-            raw = bytes(parts[0][begin - extent.begin : end - extent.begin])
-        elif end - begin < PARALLEL_BYTES or self._workers.threads == 1:
-            parts = self._trimmed(extents, begin, end)
-            raw = b"".join(parts)
+    def _read(self, cover: Cover) -> list[bytes]:
+        if cover.record.is_inline:
+            raw = self.inline(cover.record)
+            return [raw[begin:end] for begin, end, _ in cover.parts]
+        if len(cover.parts) == 1 and len(cover.parts[0][2]) == 1:
+            begin, end, [extent] = cover.parts[0]
+            chunks = self._chunks([extent], NOTHING_HELD)
+            read = [bytes(chunks[0][begin - extent.begin : end - extent.begin])]
         else:
-            futures = [
-                self._workers.submit(self._trimmed, task, begin, end) for task in _tasks(extents)
+            chunks = self._many_chunks(
+                [extent for *_, extents in cover.parts for extent in extents]
+            )
+            following = iter(chunks)
+            read = [
+                b"".join(
+                    next(following)[max(begin - extent.begin, 0) : end - extent.begin]
+                    for extent in extents
+                )
+                for begin, end, extents in cover.parts
             ]
-            parts = [part for future in futures for part in future.result()]
-            raw = b"".join(parts)
-        _check_still_there(parts)
-        return raw
+        _check_still_there(chunks)
+        return read
 
-    def _trimmed(self, extents: list[Extent], begin: int, end: int) -> list[Bytes]:
-        return [
-            self._chunk(extent)[max(begin - extent.begin, 0) : end - extent.begin]
-            for extent in extents
+    def _many_chunks(self, extents: list[Extent]) -> list[Bytes]:
+        total = sum(extent.end - extent.begin for extent in extents)
+        if total < PARALLEL_BYTES or self._workers.threads == 1:
+            return self._chunks(extents, NOTHING_HELD)
+        futures = [
+            self._workers.submit(self._chunks, task, NOTHING_HELD)
+            for task in _tasks(extents, self._packs.task_bytes)
         ]
+        return [chunk for future in futures for chunk in future.result()]
 
-    def _chunk(self, extent: Extent, mappings: dict[bytes, Mapping] | None = None) -> Bytes:
-        """One chunk's bytes, through the cache of decoded ones."""
-        raw = self._decoded.get(extent.chunk_id)
-        if raw is not None and len(raw) == extent.end - extent.begin:
-            return raw
-        decoded = self._decode(extent, mappings)
-        if isinstance(decoded, bytes):
-            self._decoded.put(extent.chunk_id, decoded)
+    def _chunks(self, extents: list[Extent], held: Held) -> list[Bytes]:
+        """Their bytes, through the cache of decoded ones."""
+        found: list[Bytes | None] = [
+            self._decoded.get(extent.chunk_id, extent.end - extent.begin) for extent in extents
+        ]
+        if None in found:
+            missing = [i for i, raw in enumerate(found) if raw is None]
+            decoded = self._decode([extents[i] for i in missing], held)
+            for i, raw in zip(missing, decoded, strict=True):
+                found[i] = raw
+                if isinstance(raw, bytes):
+                    self._decoded.put(extents[i].chunk_id, raw)
+        return found  # type: ignore[return-value]
+
+    def _decode(self, extents: Sequence[Extent], held: Held) -> list[Bytes]:
+        """Fetch and decode chunks: those that do not match their ids, once more by themselves."""
+        try:
+            frames = self._packs.frames(extents, held)
+        except FormatError:
+            return [self._decode_again(extent) for extent in extents]
+        decoded: list[Bytes] = []
+        for extent, frame in zip(extents, frames, strict=True):
+            begin, end, chunk_id, _ = extent
+            try:
+                decoded.append(decode_frame(frame, chunk_id, end - begin, self._seed))
+            except FormatError:
+                decoded.append(self._decode_again(extent))
         return decoded
 
-    def _decode(self, extent: Extent, mappings: dict[bytes, Mapping] | None = None) -> Bytes:
-        begin, end, chunk_id, (pack_id, offset, stored_bytes) = extent
-        stop = offset + stored_bytes
-        for last in (False, True):
-            try:
-                mapping = mappings.get(pack_id) if mappings else None
-                if mapping is None or len(mapping) < stop:
-                    mapping = self._packs.mapping(pack_id, stop)
-                frame = memoryview(mapping)[offset:stop]
-                return decode_frame(frame, chunk_id, end - begin, self._seed)
-            except FormatError as error:
-                if last:
-                    raise ChunkCorrupt(chunk_id, pack_id, offset, str(error)) from error
-                mappings = None
-                self._packs.forget(pack_id)
-        raise AssertionError("unreachable")
+    def _decode_again(self, extent: Extent) -> Bytes:
+        begin, end, chunk_id, location = extent
+        self._packs.forget(location)
+        try:
+            [frame] = self._packs.frames([extent], NOTHING_HELD)
+            return decode_frame(frame, chunk_id, end - begin, self._seed)
+        except FormatError as error:
+            raise ChunkCorrupt(chunk_id, location.pack_id, location.offset, str(error)) from error
 
     # ------------------------------------------------------------ whole objects
 
@@ -182,13 +202,13 @@ class Reader:
         while True:
             record, manifest = self._catalog.manifest(name)
             try:
-                mappings = {pack_id: self._packs.whole(pack_id) for pack_id in manifest.packs}
+                held = self._packs.hold(manifest.packs)
             except PackMissing as error:
                 if error.pack_id == lost:
                     raise
                 lost = error.pack_id
                 continue
-            return Pinned(record, manifest, mappings)
+            return Pinned(record, manifest, held)
 
     def copy_to_file(self, pinned: Pinned, fd: int, progress: Progress | None) -> None:
         """Write the object's bytes at their offsets, from several threads in any order."""
@@ -200,7 +220,7 @@ class Reader:
         target = _Descriptor(fd)
 
         def write(task: list[Extent]) -> int:
-            parts = self._decode_all(task, pinned)
+            parts = self._decode(task, pinned.held)
             try:
                 write_all(target.fd, parts, task[0].begin)
             except OSError as error:
@@ -208,7 +228,7 @@ class Reader:
                     raise StoreIOError(_CUT_SHORT) from error
                 raise
             _check_still_there(parts)
-            self._let_go(task, pinned)
+            self._packs.let_go(task, pinned.held)
             return task[-1].end - task[0].begin
 
         for done in self._in_flight(write, pinned):
@@ -217,12 +237,12 @@ class Reader:
     def copy_to_stream(self, pinned: Pinned, file: Writable, progress: Progress | None) -> None:
         """Write the object's bytes in order, decoded ahead by several threads."""
         if pinned.record.is_inline:
-            file.write(self.inline(pinned.record))
+            _write_stream(file, self.inline(pinned.record))
             _advance(progress, pinned.record.size)
             return
 
         def decode(task: list[Extent]) -> list[Bytes]:
-            return self._decode_all(task, pinned)
+            return self._decode(task, pinned.held)
 
         for parts in self._in_flight(decode, pinned):
             for part in parts:
@@ -238,7 +258,7 @@ class Reader:
             return b""
 
         def decode(task: list[Extent]) -> list[Bytes]:
-            return self._decode_all(task, pinned)
+            return self._decode(task, pinned.held)
 
         parts = [part for task in self._in_flight(decode, pinned, offset) for part in task]
         first = next(pinned.manifest.at_or_after(offset)).covering(offset, offset + 1)[0]
@@ -259,7 +279,7 @@ class Reader:
         at = offset
         for segment in pinned.manifest.at_or_after(offset):
             for extent in segment.covering(at, end):
-                raw = self._chunk(extent, pinned.mappings)
+                [raw] = self._chunks([extent], pinned.held)
                 part = raw[at - extent.begin : end - extent.begin]
                 target[at - offset : at - offset + len(part)] = part
                 _check_still_there([part])
@@ -280,7 +300,7 @@ class Reader:
             for extent in segment.covering(offset, segment.end)
         )
         try:
-            for task in _tasks(extents):
+            for task in _tasks(extents, self._packs.task_bytes):
                 running.append(self._workers.submit(work, task))
                 if len(running) > 2 * self._workers.threads:
                     yield running.popleft().result()
@@ -290,30 +310,17 @@ class Reader:
             for future in running:
                 future.cancel()
 
-    def _decode_all(self, task: list[Extent], pinned: Pinned) -> list[Bytes]:
-        return [self._decode(extent, pinned.mappings) for extent in task]
 
-    def _let_go(self, task: list[Extent], pinned: Pinned) -> None:
-        """Unmap the pages just read, so that what a large get has mapped stays bounded; they stay
-        in the page cache."""
-        spans: dict[bytes, tuple[int, int]] = {}
-        for _, _, _, (pack_id, offset, stored_bytes) in task:
-            low, high = spans.get(pack_id, (offset, offset))
-            spans[pack_id] = min(low, offset), max(high, offset + stored_bytes)
-        for pack_id, (low, high) in spans.items():
-            mapping = pinned.mappings.get(pack_id)
-            if mapping is not None:
-                mapping.advise_dontneed(low, high - low)
-
-
-def _tasks(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
-    """Consecutive extents, about TASK_BYTES at a time."""
+def _tasks(extents: Iterable[Extent], task_bytes: int) -> Iterator[list[Extent]]:
+    """Consecutive extents, about `task_bytes` at a time."""
     task: list[Extent] = []
+    total = 0
     for extent in extents:
         task.append(extent)
-        if extent.end - task[0].begin >= TASK_BYTES:
+        total += extent.end - extent.begin
+        if total >= task_bytes:
             yield task
-            task = []
+            task, total = [], 0
     if task:
         yield task
 

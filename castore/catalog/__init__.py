@@ -1,1 +1,41 @@
-"""Names to manifests, and the commit: `local` keeps them in LMDB, which is the truth."""
+"""Names to manifests, and the commit: `local` keeps them in LMDB, which is the truth.
+
+What a Store and its reader ask of any kind is below; commits belong to each kind's session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from castore.format import Record
+from castore.manifest import Manifest
+from castore.model import Extent
+
+
+class Cover(NamedTuple):
+    """What byte ranges of one version of an object are made of: for each, its clamped
+    `[begin, end)` and the extents that cover it. `is_current` says, once they are read, whether
+    that version was the name's when the read began; if it was not, read again."""
+
+    record: Record
+    parts: list[tuple[int, int, list[Extent]]]
+    is_current: Callable[[], bool]
+
+
+class Catalog(Protocol):
+    def record(self, name: bytes) -> Record | None:
+        """What the name maps to now."""
+
+    def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
+        """Raises NameNotFound, InvalidRange."""
+
+    def manifest(self, name: bytes) -> tuple[Record, Manifest]:
+        """The record and all segments of one version: what happens to the name afterwards changes
+        nothing. Raises NameNotFound."""
+
+    def forget(self, name: bytes) -> None:
+        """Read the name's segments again: their packs are not where they were."""
+
+    def page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
+        """Some of the names that start with `prefix` and sort after `after`; none at the end."""

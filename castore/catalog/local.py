@@ -28,6 +28,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 
+from castore.catalog import Cover
 from castore.catalog.changes import NameChanges
 from castore.catalog.operations import Batch, Draft, NewChunk, Operation
 from castore.errors import FormatError, IndexCorrupt, NameNotFound
@@ -98,11 +99,8 @@ class LocalCatalog:
             raw = txn.get(name, db=self._index.names)
         return None if raw is None else self._decode(name, raw)
 
-    def cover(
-        self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]
-    ) -> tuple[Record, list[tuple[int, int, list[Extent]]]]:
-        """The record, and for each range its clamped `[begin, end)` and the extents that cover
-        it, all of one version. Raises NameNotFound, InvalidRange."""
+    def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
+        """One read transaction: what it shows is current."""
         index = self._index
         with index.read() as txn:
             raw = txn.get(name, db=index.names)
@@ -124,15 +122,13 @@ class LocalCatalog:
                     extents += segment.covering(at, end)
                     at = segment.end
                 covered.append((begin, end, extents))
-        return record, covered
+        return Cover(record, covered, _always)
 
     def forget(self, name: bytes) -> None:
         """Read the name's segments from the index again: their packs are not where they were."""
         self._hot.pop(name, None)
 
     def manifest(self, name: bytes) -> tuple[Record, Manifest]:
-        """The record and all segments of one version: what happens to the name afterwards changes
-        nothing. Raises NameNotFound."""
         index = self._index
         with index.read() as txn:
             raw = txn.get(name, db=index.names)
@@ -338,3 +334,7 @@ class LocalCatalog:
                 found = txn.get(_STORE_ID, db=index.meta)
         if found not in (None, store_id):
             raise IndexCorrupt(f"the index {index.path} belongs to another store")
+
+
+def _always() -> bool:
+    return True

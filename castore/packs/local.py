@@ -16,7 +16,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from castore import forks
@@ -32,7 +32,8 @@ from castore.format import (
     encode_pack_header,
 )
 from castore.mapping import Mapping, start_writeback
-from castore.model import Location
+from castore.model import Extent, Location
+from castore.packs import Held
 
 PACK_BYTES_MAX = 256 << 20
 PACK_NAME = re.compile(r"[0-9a-f]{32}\.pack")
@@ -160,6 +161,8 @@ class Placement:
 class LocalPacks:
     """The packs folder of one store, shared by all Stores of the process on that path."""
 
+    task_bytes = 2 << 20
+
     def __init__(self, root: str, store_id: bytes) -> None:
         self.root = root
         self._store_id = store_id
@@ -276,17 +279,39 @@ class LocalPacks:
             return mapping
         return self._map(pack_id, end)
 
-    def whole(self, pack_id: bytes) -> Mapping:
-        """A mapping of all that the pack holds now."""
-        try:
-            size = os.stat(self.path(pack_id)).st_size
-        except FileNotFoundError:
-            raise PackMissing(pack_id) from None
-        return self.mapping(pack_id, size)
+    def frames(self, extents: Sequence[Extent], held: Held) -> Sequence[memoryview]:
+        found = []
+        for _, _, _, (pack_id, offset, stored_bytes) in extents:
+            mapping = held.get(pack_id)
+            if mapping is None or len(mapping) < offset + stored_bytes:
+                mapping = self.mapping(pack_id, offset + stored_bytes)
+            found.append(memoryview(mapping)[offset : offset + stored_bytes])
+        return found
 
-    def forget(self, pack_id: bytes) -> None:
-        """Map the pack anew at its next use: its bytes were not what they should be."""
-        self._mapped.pop(pack_id, None)
+    def hold(self, pack_ids: Collection[bytes]) -> Held:
+        """Mappings of all that the packs hold now."""
+        held = {}
+        for pack_id in pack_ids:
+            try:
+                size = os.stat(self.path(pack_id)).st_size
+            except FileNotFoundError:
+                raise PackMissing(pack_id) from None
+            held[pack_id] = self.mapping(pack_id, size)
+        return held
+
+    def let_go(self, extents: Sequence[Extent], held: Held) -> None:
+        """Unmap the pages just read, so that what a large get has mapped stays bounded; they stay
+        in the page cache."""
+        spans: dict[bytes, tuple[int, int]] = {}
+        for _, _, _, (pack_id, offset, stored_bytes) in extents:
+            low, high = spans.get(pack_id, (offset, offset))
+            spans[pack_id] = min(low, offset), max(high, offset + stored_bytes)
+        for pack_id, (low, high) in spans.items():
+            if pack_id in held:
+                held[pack_id].advise_dontneed(low, high - low)
+
+    def forget(self, location: Location) -> None:
+        self._mapped.pop(location.pack_id, None)
 
     def list(self) -> Iterable[tuple[bytes, int]]:
         """(pack id, bytes) of every pack file."""
