@@ -25,24 +25,27 @@ native = Extension(
     extra_compile_args=["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"],
     libraries=["m"],
     py_limited_api=LIMITED_API,
+    optional=True,
 )
 
 
-class OptionalBuild(build_ext):
-    """Says in one line what a build without the extension means, and goes on."""
+class SayWhatIsMissing(build_ext):
+    """A build that fails is not an error; one line says what it means."""
 
-    def run(self) -> None:
+    def build_extension(self, ext: Extension) -> None:
         try:
-            super().run()
-        except Exception as error:
+            super().build_extension(ext)
+        except Exception:
             print(
-                f"castore: the C extension was not built ({error}): castore will work, but cut "
-                "many times slower. Install a C compiler (gcc or clang) and reinstall."
+                "castore: the C extension could not be built. castore will work without it, but "
+                "cut files into chunks many times slower. For the extension, install a C compiler "
+                "(gcc or clang) and reinstall."
             )
+            raise  # setuptools goes on: the extension is optional
 
 
 setup(
     ext_modules=[native],
-    cmdclass={"build_ext": OptionalBuild},
+    cmdclass={"build_ext": SayWhatIsMissing},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

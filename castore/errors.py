@@ -175,3 +175,100 @@ class IndexCorrupt(CastoreError, OSError):
 
     def __reduce__(self) -> tuple[type[IndexCorrupt], tuple[str]]:
         return type(self), (self.message,)
+
+
+class RemoteError(StoreIOError):
+    """S3 failed a request, again and again where that is worth trying."""
+
+    def __init__(self, message: str, status: int = 0, s3_code: str = "") -> None:
+        super().__init__(message)
+        self.status = status  # of HTTP; 0 when there was no answer
+        self.s3_code = s3_code
+
+    def __reduce__(self) -> tuple[type[RemoteError], tuple[str, int, str]]:  # type: ignore[override]
+        return type(self), (self.message, self.status, self.s3_code)
+
+
+class BucketNotFound(StoreNotFound):
+    """There is no such bucket at this endpoint."""
+
+    def __init__(self, bucket: str, endpoint: str) -> None:
+        super().__init__(errno.ENOENT, f"no bucket {bucket!r}")
+        self.bucket = bucket
+        self.endpoint = endpoint
+
+    def __str__(self) -> str:
+        return (
+            f"there is no bucket {self.bucket!r} at {self.endpoint}: create it, or check its name "
+            "and the endpoint"
+        )
+
+    def __reduce__(self) -> tuple[type[BucketNotFound], tuple[str, str]]:
+        return type(self), (self.bucket, self.endpoint)
+
+
+class AccessDenied(CastoreError, PermissionError):
+    """The credentials are valid, and may not do this."""
+
+    def __init__(self, action: str, url: str, reason: str = "") -> None:
+        super().__init__(errno.EACCES, f"{action} is denied")
+        self.action = action
+        self.url = url
+        self.reason = reason
+
+    def __str__(self) -> str:
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{self.action} is denied on {self.url}{reason}: allow it in the IAM or bucket policy"
+
+    def __reduce__(self) -> tuple[type[AccessDenied], tuple[str, str, str]]:
+        return type(self), (self.action, self.url, self.reason)
+
+
+class CredentialsError(CastoreError, PermissionError):
+    """No credentials were found, or the server does not accept them: expired, unknown, wrong."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EACCES, message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[CredentialsError], tuple[str]]:
+        return type(self), (self.message,)
+
+
+class WrongRegion(CastoreError, OSError):
+    """The bucket is in another region."""
+
+    def __init__(self, bucket: str, region: str, used: str) -> None:
+        super().__init__(errno.EREMOTE, f"bucket {bucket!r} is in another region")
+        self.bucket = bucket
+        self.region = region  # "" if the server didn't say
+        self.used = used
+
+    def __str__(self) -> str:
+        where = f"region {self.region}" if self.region else "another region"
+        which = self.region or "<the bucket's region>"
+        return f"bucket {self.bucket!r} is in {where}, not in {self.used}: set region={which}"
+
+    def __reduce__(self) -> tuple[type[WrongRegion], tuple[str, str, str]]:
+        return type(self), (self.bucket, self.region, self.used)
+
+
+class EndpointUnreachable(CastoreError, ConnectionError):
+    """Nothing answers at the endpoint, or nothing that may be trusted."""
+
+    def __init__(self, endpoint: str, reason: str) -> None:
+        super().__init__(errno.EHOSTUNREACH, reason)
+        self.endpoint = endpoint
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.endpoint} can't be reached ({self.reason}): check endpoint_url, and that the "
+            "server is up"
+        )
+
+    def __reduce__(self) -> tuple[type[EndpointUnreachable], tuple[str, str]]:
+        return type(self), (self.endpoint, self.reason)

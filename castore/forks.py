@@ -9,12 +9,12 @@ from __future__ import annotations
 
 # Registers its own hooks when it loads. Hooks before a fork run in reverse order: loaded first, its
 # lock is taken after ours, as it is when a task is submitted.
+import _thread
 import concurrent.futures.thread  # noqa: F401
 import os
 import threading
 import weakref
 from enum import IntEnum
-from types import TracebackType
 from typing import Protocol
 
 
@@ -51,38 +51,24 @@ def register(instance: ForkAware, rank: Rank) -> None:
         _ranks[instance] = rank
 
 
-class ForkLock:
-    """A lock that no other thread holds at a fork, and that is free in the child."""
+class ForkLock(_thread.RLock):  # type: ignore[misc]
+    """A lock that no other thread holds at a fork, and that is free in the child. As RLock's own,
+    its `with` is one step that no signal handler can come between."""
 
     def __init__(self, rank: Rank) -> None:
-        self._lock = threading.RLock()
         register(self, rank)
 
-    def acquire(self) -> None:
-        self._lock.acquire()
-
-    def release(self) -> None:
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._lock.release()
+    def __new__(cls, rank: Rank) -> ForkLock:
+        return super().__new__(cls)
 
     def before_fork(self) -> None:
-        self._lock.acquire()
+        self.acquire()
 
     def after_fork_in_parent(self) -> None:
-        self._lock.release()
+        self.release()
 
     def after_fork_in_child(self) -> None:
-        self._lock = threading.RLock()
+        self._at_fork_reinit()  # type: ignore[attr-defined]
 
 
 def _before() -> None:

@@ -14,11 +14,11 @@ The rules that bite, each kept here:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import threading
-from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import lmdb
 
@@ -39,14 +39,21 @@ from castore.forks import ForkLock, Rank
 MAP_BYTES = 1 << 40
 MAP_BYTES_LEAST = 1 << 28
 READERS_MAX = 1024
+DISK_FULL_BYTES = 4 << 20
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
 
+LmdbError = lmdb.Error
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
 Table: TypeAlias = Any  # lmdb's own class of it is private
 
 
 class Index:
-    """One environment and its tables. `close` it as often as it was opened."""
+    """One environment and its tables. `close` it as often as it was opened.
+
+    `gate` is held around every read transaction, and a second lock around every write, so that a
+    fork, or a map that has to be opened anew, finds none open. Both are entered by a `with` in C:
+    an interrupt can't come between a lock and what lets go of it.
+    """
 
     names: Table
     segments: Table
@@ -58,51 +65,84 @@ class Index:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.writable = True
+        self.gate = ForkLock(Rank.READ_GATE)
+        self._write_gate = ForkLock(Rank.WRITE_GATE)
+        self._reopening = ForkLock(Rank.LEAF)
         self._references = 1
         self._env: lmdb.Environment | None = None
         self._pid = 0
-        # Held around every transaction of this process, so that a fork finds none open.
-        self._read_gate = ForkLock(Rank.READ_GATE)
-        self._write_gate = ForkLock(Rank.WRITE_GATE)
-        self._reopening = threading.Lock()
-        self.writable = True
         self._open()
         forks.register(self, Rank.LEAF)
 
     # ------------------------------------------------------------ transactions
 
-    def read(self) -> _Read:
-        """`with index.read() as txn`: a snapshot. Keep it short, and leave with copies."""
-        return _Read(self)
-
-    def write(self) -> _Write:
-        """`with index.write() as txn`: committed with a sync at the end, aborted on any error."""
-        return _Write(self)
-
-    def begin(self, *, write: bool) -> Txn:
+    def snapshot(self) -> Txn:
+        """`with index.gate, index.snapshot() as txn`: a read transaction. Keep it short, and leave
+        with copies. Raises lmdb's errors from its use: `typed` turns them into ours."""
         if self._pid != os.getpid():
-            self._reopen_in_child()
-        env = self._env
-        if env is None:
-            raise StoreClosed("the store is closed")
-        try:
-            return env.begin(write=write)
-        except lmdb.MapResizedError:
-            # Another process opened it with a larger map; adopting its size needs a quiet
-            # environment, and the gate that the caller holds makes it quiet.
-            env.set_mapsize(0)
-            return env.begin(write=write)
-        except lmdb.ReadonlyError as error:
-            raise ReadOnlyStore(f"the index {self.path} can't be written here") from error
-        except lmdb.Error as error:
-            raise typed(error, self.path) from error
+            self._open_again()
+        assert self._env is not None
+        return self._env.begin()
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Txn]:
+        """A snapshot with its gate, and with our errors: what to use unless microseconds count."""
+        for last in (False, True):
+            try:
+                with self.gate, self.snapshot() as txn:
+                    last = True
+                    yield txn
+                return
+            except lmdb.Error as error:
+                if last or not isinstance(error, lmdb.MapResizedError):
+                    raise typed(error, self.path) from error
+            self._adopt_map()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Txn]:
+        """The write transaction: committed with a sync at the end, aborted on any error. Raises
+        StoreFull, CommitUnknown."""
+        with self._write_gate:
+            txn_id, whole = 0, False
+            try:
+                with self._begin_write() as txn:
+                    txn_id = txn.id()
+                    yield txn
+                    whole = True
+            except lmdb.Error as error:
+                if not whole:
+                    raise typed(error, self.path) from error
+                # Readers of this process go on with the reopened environment.
+                with self.gate:
+                    raised = self._commit_failed(txn_id, error)
+                raise raised from error
+
+    def _adopt_map(self) -> None:
+        """Open the environment again, with the larger map that another process gave it."""
+        with self._write_gate, self.gate:
+            self._reopen()
 
     def stat_bytes(self) -> int:
         """Bytes of the index in use (not its sparse map)."""
-        env = self._env
-        if env is None:
-            raise StoreClosed("the store is closed")
-        return int(env.info()["last_pgno"] + 1) * int(env.stat()["psize"])
+        with self.gate, self.snapshot():
+            assert self._env is not None
+            return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
+
+    def _begin_write(self) -> Txn:
+        if not self.writable:
+            raise ReadOnlyStore(errno.EACCES, f"the index {self.path} can't be written here")
+        for last in (False, True):
+            if self._pid != os.getpid():
+                self._open_again()
+            assert self._env is not None
+            try:
+                return self._env.begin(write=True)
+            except lmdb.MapResizedError:
+                if last:
+                    raise
+                self._adopt_map()
+        raise AssertionError("unreachable")
 
     # ------------------------------------------------------------ opening
 
@@ -123,19 +163,17 @@ class Index:
                     lib_version=0,
                 )
                 break
-            except (lmdb.MemoryError, MemoryError):
+            except (lmdb.Error, MemoryError) as error:
                 # An address-space limit (ulimit -v): a smaller map still serves most stores.
+                no_room = isinstance(error, (lmdb.MemoryError, MemoryError))
+                if not no_room and _code(error) != errno.ENOMEM:
+                    raise typed(error, self.path) from error
                 if map_bytes <= MAP_BYTES_LEAST:
                     raise StoreIOError(
-                        f"no address space for a map of {map_bytes >> 20} MiB: raise ulimit -v",
+                        f"no address space for the index {self.path}: raise ulimit -v",
                         errno.ENOMEM,
-                    ) from None
+                    ) from error
                 map_bytes >>= 1
-            except lmdb.Error as error:
-                if _code(error) == errno.ENOMEM and map_bytes > MAP_BYTES_LEAST:
-                    map_bytes >>= 1
-                    continue
-                raise typed(error, self.path) from error
         try:
             if self.writable:
                 env.reader_check()
@@ -151,20 +189,20 @@ class Index:
 
     def _reopen(self) -> None:
         env, self._env = self._env, None
+        self._pid = 0  # until it is open: whoever comes next tries again
         if env is not None:
             env.close()
         self._open()
 
-    def _reopen_in_child(self) -> None:
-        # Also after a fork from C, which ran no hooks: then the inherited environment is still
-        # there to be closed.
+    def _open_again(self) -> None:
+        """In a forked child, or after a reopening that failed for a passing reason."""
         with self._reopening:
             if self._references <= 0:
                 raise StoreClosed("the store is closed")
             if self._pid != os.getpid():
                 self._reopen()
 
-    def commit_failed(self, txn_id: int, error: Exception) -> CastoreError:
+    def _commit_failed(self, txn_id: int, error: Exception) -> CastoreError:
         """What to raise for a commit that raised `error`, after reopening the environment."""
         try:
             self._reopen()
@@ -192,10 +230,11 @@ class Index:
                 return
             for key in [key for key, index in _registry.items() if index is self]:
                 del _registry[key]
-            with self._write_gate, self._read_gate:
+            with self._write_gate, self.gate:
                 env, self._env = self._env, None
                 if env is not None and self._pid == os.getpid():
                     env.close()
+                self._pid = 0
 
     def before_fork(self) -> None:
         """Its gates, which are held by now, are what there is to wait for."""
@@ -205,82 +244,9 @@ class Index:
 
     def after_fork_in_child(self) -> None:
         env, self._env = self._env, None
+        self._pid = 0  # opened again on the next use
         if env is not None:
             env.close()  # frees no slot of the parent: it has no transaction open
-        self._pid = 0  # opened again on the next use
-        self._reopening = threading.Lock()
-
-
-class _Read:
-    __slots__ = ("_gate", "_index", "_txn")
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-
-    def __enter__(self) -> Txn:
-        gate = self._gate = self._index._read_gate
-        gate.acquire()
-        try:
-            self._txn = txn = self._index.begin(write=False)
-        except BaseException:
-            gate.release()
-            raise
-        return txn
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> Literal[False]:
-        try:
-            self._txn.abort()
-        finally:
-            self._gate.release()
-        if isinstance(error, lmdb.Error):
-            raise typed(error, self._index.path) from error
-        return False
-
-
-class _Write:
-    __slots__ = ("_gate", "_index", "_txn")
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-
-    def __enter__(self) -> Txn:
-        gate = self._gate = self._index._write_gate
-        gate.acquire()
-        try:
-            self._txn = self._index.begin(write=True)
-        except BaseException:
-            gate.release()
-            raise
-        return self._txn
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> Literal[False]:
-        try:
-            if error is not None:
-                self._txn.abort()
-                if isinstance(error, lmdb.Error):
-                    raise typed(error, self._index.path) from error
-                return False
-            txn_id = self._txn.id()
-            try:
-                self._txn.commit()
-            except lmdb.Error as failure:
-                # Readers of this process go on with the reopened environment.
-                with self._index._read_gate:
-                    raised = self._index.commit_failed(txn_id, failure)
-                raise raised from failure
-        finally:
-            self._gate.release()
-        return False
 
 
 # ---------------------------------------------------------------- the registry
@@ -311,7 +277,7 @@ def _code(error: Exception) -> int:
 def typed(error: Exception, path: str) -> CastoreError:
     """The castore error that says what an lmdb error means for the user."""
     code = _code(error)
-    if code == errno.ENOSPC or "No space left" in str(error):
+    if code in (errno.ENOSPC, errno.EDQUOT) or (code == errno.EIO and _disk_full(path)):
         return StoreFull(f"no space left for the index {path}: free some and repeat")
     if isinstance(error, lmdb.MapFullError):
         return StoreFull(f"the index {path} has outgrown its map: raise ulimit -v and reopen")
@@ -333,3 +299,12 @@ def typed(error: Exception, path: str) -> CastoreError:
     if isinstance(error, lmdb.ReadonlyError) or code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return ReadOnlyStore(errno.EACCES, f"no permission for the index {path}")
     return StoreIOError(f"the index {path} failed: {error}", code or errno.EIO)
+
+
+def _disk_full(path: str) -> bool:
+    # LMDB says EIO where a write came out short, as the last one on a full disk does.
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < DISK_FULL_BYTES

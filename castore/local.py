@@ -75,8 +75,9 @@ class LocalStore:
                 self.packs.close()
             finally:
                 self._index.close()
-                if self._lock_fd >= 0:
-                    os.close(self._lock_fd)
+                fd, self._lock_fd = self._lock_fd, -1
+                if fd >= 0:
+                    os.close(fd)
 
     def before_fork(self) -> None:
         """Nothing to finish: packs and index see to theirs."""
@@ -262,6 +263,8 @@ def _share(root: str) -> int:
         os.close(fd)
         if isinstance(error, StoreLocked):
             raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no space left for {path}") from error
         raise StoreIOError(
             f"{path} can't be locked ({error.strerror}): is it on a network file system?",
             error.errno or errno.EIO,

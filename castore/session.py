@@ -78,8 +78,15 @@ class WriteSession:
 
     # ------------------------------------------------------------ for the drafts
 
+    def check_process(self) -> None:
+        """Raises StoreIOError in a forked child: the packs, and the threads that encode for them,
+        are the parent's."""
+        if self._pid != os.getpid():
+            raise StoreIOError("a put that began before a fork can't go on in the child")
+
     def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         """Which of the chunks need not be stored, and where they are."""
+        self.check_process()
         gc_seq, known = self._catalog.known(chunk_ids)
         if self._batch.gc_seq is None:
             self._batch.gc_seq = gc_seq
@@ -135,8 +142,7 @@ class WriteSession:
     def commit(self, operations: Sequence[Operation]) -> int:
         """Publish, and let the packs go. Raises what LocalCatalog.commit does, but
         PacksVanished; nothing is published then (or, CommitUnknown, it is not known)."""
-        if self._pid != os.getpid():
-            raise StoreIOError("a put that began before a fork can't end in the child")
+        self.check_process()
         deleted = self._attempt(lambda: self._catalog.commit(self._batch, operations))
         self.close()
         return deleted
@@ -185,17 +191,30 @@ class WriteSession:
     def _hold(self, location: Location) -> bool:
         """Keep the frame's bytes reachable whatever happens to its pack; False if it is lost."""
         held = self._held.get(location.pack_id)
-        if held is not None and len(held) >= _end(location):
-            return True
-        try:
-            self._held[location.pack_id] = self._packs.mapping(location.pack_id, _end(location))
-        except (PackMissing, FormatError):
-            return False
-        return True
+        if held is None or len(held) < _end(location):
+            try:
+                # Looks for the file: a mapping that a reader kept outlives one that was removed.
+                held = self._packs.hold([location.pack_id])[location.pack_id]
+            except (PackMissing, FormatError):
+                return False
+            self._held[location.pack_id] = held
+        return len(held) >= _end(location)
 
     def _replace(self, vanished: PacksVanished) -> None:
         """Give the extents in vanished packs new places: where a collector moved their chunks, or
         copies of the frames in our own pack."""
+        own = {
+            pack.pack_id: pack for pack in self._placement.upto if pack.pack_id in vanished.pack_ids
+        }
+        for pack in own.values():
+            # Somebody removed a file whose lock we hold; its bytes are ours until it is closed.
+            self._held[pack.pack_id] = pack.map_again()
+        self._packs.release(self._placement, only=set(own.values()))
+        self._batch.chunks = {
+            chunk_id: chunk
+            for chunk_id, chunk in self._batch.chunks.items()
+            if chunk.location.pack_id not in own
+        }
         self._batch.packs -= vanished.pack_ids
         self._batch.gc_seq = vanished.gc_seq
         for draft in self._batch.drafts:

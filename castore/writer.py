@@ -225,6 +225,7 @@ class ObjectWriter:
 
     def _retire(self, batch: _Batch) -> None:
         """The batch's frames go to a pack, then its chunks become extents."""
+        self._session.check_process()
         for future in batch.encoding:
             self._session.place(future.result())
         for chunk_id in batch.new:

@@ -316,7 +316,11 @@ def test_the_avx512_kernel_under_emulation(tmp_path: Path) -> None:
     subprocess.run([compiler, *flags, f"-I{tmp_path}", source, "-o", library], check=True)
 
     class Variant(ctypes.Structure):
-        _fields_ = [("name", ctypes.c_char_p), ("scan", ctypes.c_void_p)]
+        _fields_ = (
+            ("name", ctypes.c_char_p),
+            ("first_at_least", ctypes.c_void_p),
+            ("last_largest", ctypes.c_void_p),
+        )
 
     kernel = ctypes.CDLL(str(library))
     variant = Variant.in_dll(kernel, "gear_variants")

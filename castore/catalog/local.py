@@ -46,7 +46,7 @@ from castore.format import (
     manifest_of,
     segment_key,
 )
-from castore.index import Index, Txn
+from castore.index import Index, LmdbError, Txn
 from castore.manifest import Manifest
 from castore.model import Extent, Location, clamp_range
 
@@ -102,26 +102,33 @@ class LocalCatalog:
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         """One read transaction: what it shows is current."""
         index = self._index
-        with index.read() as txn:
-            raw = txn.get(name, db=index.names)
-            if raw is None:
-                raise NameNotFound(name.decode())
-            # The record is read every time, so that no answer is stale; what it decodes to, and
-            # the segments of its immutable manifest, are remembered.
-            hot = self._hot.get(name)
-            if hot is None or hot.raw != raw:
-                hot = self._remember(name, raw)
-            record = hot.record
-            covered: list[tuple[int, int, list[Extent]]] = []
-            for byte_range in byte_ranges:
-                begin, end = clamp_range(byte_range, record.size)
-                extents: list[Extent] = []
-                at = begin
-                while at < end and not record.is_inline:
-                    segment = self._segment(txn, hot, at)
-                    extents += segment.covering(at, end)
-                    at = segment.end
-                covered.append((begin, end, extents))
+        try:
+            with index.gate, index.snapshot() as txn:
+                return self._cover(txn, name, byte_ranges)
+        except LmdbError:
+            with index.read() as txn:
+                return self._cover(txn, name, byte_ranges)
+
+    def _cover(self, txn: Txn, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
+        raw = txn.get(name, db=self._index.names)
+        if raw is None:
+            raise NameNotFound(name.decode())
+        # The record is read every time, so that no answer is stale; what it decodes to, and the
+        # segments of its immutable manifest, are remembered.
+        hot = self._hot.get(name)
+        if hot is None or hot.raw != raw:
+            hot = self._remember(name, raw)
+        record = hot.record
+        covered: list[tuple[int, int, list[Extent]]] = []
+        for byte_range in byte_ranges:
+            begin, end = clamp_range(byte_range, record.size)
+            extents: list[Extent] = []
+            at = begin
+            while at < end and not record.is_inline:
+                segment = self._segment(txn, hot, at)
+                extents += segment.covering(at, end)
+                at = segment.end
+            covered.append((begin, end, extents))
         return Cover(record, covered, _always)
 
     def forget(self, name: bytes) -> None:

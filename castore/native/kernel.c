@@ -28,16 +28,19 @@ enum {
 };
 
 /* X of one row of 64 positions. Position p is lane p / 4 of phase p % 4: the lanes of a phase lie
-   side by side, as do the 32-bit words that they read. */
-typedef uint32_t gear_row[4][LANES_PER_PHASE];
+   side by side, as do the 32-bit words that they read; phase after phase. */
+typedef uint32_t gear_row[GEAR_ROW];
+
+static inline size_t place_in_row(size_t position)
+{
+    return position % 4 * LANES_PER_PHASE + position / 4;
+}
 
 static inline uint32_t largest_in_row(gear_row row)
 {
     uint32_t largest = 0;
-    for (int phase = 0; phase < 4; phase++) {
-        for (int lane = 0; lane < LANES_PER_PHASE; lane++) {
-            largest = row[phase][lane] > largest ? row[phase][lane] : largest;
-        }
+    for (int n = 0; n < GEAR_ROW; n++) {
+        largest = row[n] > largest ? row[n] : largest;
     }
     return largest;
 }
@@ -46,7 +49,7 @@ static inline uint32_t largest_in_row(gear_row row)
 static inline size_t first_in_row(gear_row row, uint32_t threshold)
 {
     size_t position = 0;
-    while (row[position % 4][position / 4] < threshold) {
+    while (row[place_in_row(position)] < threshold) {
         position++;
     }
     return position;
@@ -56,7 +59,7 @@ static inline size_t first_in_row(gear_row row, uint32_t threshold)
 static inline size_t last_in_row(gear_row row, uint32_t value)
 {
     size_t position = GEAR_ROW - 1;
-    while (row[position % 4][position / 4] != value) {
+    while (row[place_in_row(position)] != value) {
         position--;
     }
     return position;
@@ -76,16 +79,16 @@ static inline uint32_t little_endian(uint32_t word)
 static inline void step_portable(gear_row x, const uint8_t *at)
 {
     const int32_t k0 = (int16_t)GEAR_K0, k1 = (int16_t)GEAR_K1;
+    gear_row near, far;
     for (int phase = 0; phase < 4; phase++) {
-        uint32_t near[LANES_PER_PHASE], far[LANES_PER_PHASE];
-        memcpy(near, at + phase - 4, sizeof near);
-        memcpy(far, at + phase - 9, sizeof far);
-        for (int lane = 0; lane < LANES_PER_PHASE; lane++) {
-            uint32_t d = little_endian(near[lane]) + little_endian(far[lane]);
-            uint32_t low = (uint32_t)((int16_t)d * k0);
-            uint32_t high = (uint32_t)((int16_t)(d >> 16) * k1);
-            x[phase][lane] = (x[phase][lane] << 3) ^ (low + high);
-        }
+        memcpy(near + phase * LANES_PER_PHASE, at + phase - 4, GEAR_ROW);
+        memcpy(far + phase * LANES_PER_PHASE, at + phase - 9, GEAR_ROW);
+    }
+    for (int n = 0; n < GEAR_ROW; n++) {
+        uint32_t d = little_endian(near[n]) + little_endian(far[n]);
+        uint32_t low = (uint32_t)((int16_t)d * k0);
+        uint32_t high = (uint32_t)((int16_t)(d >> 16) * k1);
+        x[n] = (x[n] << 3) ^ (low + high);
     }
 }
 
@@ -249,7 +252,7 @@ AVX512 void store_avx512(gear_row row, const __m512i x[4])
 {
 #pragma GCC unroll 4
     for (int phase = 0; phase < 4; phase++) {
-        _mm512_storeu_si512(row[phase], x[phase]);
+        _mm512_storeu_si512(row + phase * LANES_PER_PHASE, x[phase]);
     }
 }
 

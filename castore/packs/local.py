@@ -99,6 +99,12 @@ class Pack:
         """False if the file was removed under us."""
         return os.fstat(self._fd).st_nlink > 0
 
+    def map_again(self) -> Mapping:
+        """A mapping of a pack whose file was removed under us, and which takes no more frames."""
+        if self._poison is None:
+            self._poison = FileNotFoundError(errno.ENOENT, "was removed", self.path)
+        return Mapping(self._fd, self.size)
+
     def seal(self) -> None:
         """Write the footer. It is an aid to recovery, which scans a pack without one, so it is
         not synced, and a failure to write it loses nothing."""
