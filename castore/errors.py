@@ -218,7 +218,9 @@ class AccessDenied(CastoreError, PermissionError):
 
     def __str__(self) -> str:
         reason = f" ({self.reason})" if self.reason else ""
-        return f"{self.action} is denied on {self.url}{reason}: allow it in the IAM or bucket policy"
+        return (
+            f"{self.action} is denied on {self.url}{reason}: allow it in the IAM or bucket policy"
+        )
 
     def __reduce__(self) -> tuple[type[AccessDenied], tuple[str, str, str]]:
         return type(self), (self.action, self.url, self.reason)

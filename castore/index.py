@@ -41,6 +41,7 @@ MAP_BYTES_LEAST = 1 << 28
 READERS_MAX = 1024
 DISK_FULL_BYTES = 4 << 20
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
+CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"meta")
 
 LmdbError = lmdb.Error
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
@@ -61,10 +62,13 @@ class Index:
     packs: Table
     pending: Table
     changes: Table
+    frames: Table
     meta: Table
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, tables: tuple[bytes, ...], *, sync: bool) -> None:
         self.path = path
+        self._tables = tables
+        self._sync = sync
         self.writable = True
         self.gate = ForkLock(Rank.READ_GATE)
         self._write_gate = ForkLock(Rank.WRITE_GATE)
@@ -155,9 +159,10 @@ class Index:
                 env = lmdb.open(
                     self.path,
                     map_size=map_bytes,
-                    max_dbs=len(TABLES),
+                    max_dbs=len(self._tables),
                     max_readers=READERS_MAX,
                     max_spare_txns=0,
+                    sync=self._sync,
                     mode=0o600,
                     readonly=not self.writable,
                     lib_version=0,
@@ -177,7 +182,7 @@ class Index:
         try:
             if self.writable:
                 env.reader_check()
-            for table in TABLES:
+            for table in self._tables:
                 setattr(self, table.decode(), env.open_db(table, create=self.writable))
         except lmdb.Error as error:
             env.close()
@@ -236,6 +241,12 @@ class Index:
                     env.close()
                 self._pid = 0
 
+    def flush(self) -> None:
+        """Make an index without `sync` durable as it is now."""
+        with self._write_gate:
+            if self._env is not None and self._pid == os.getpid():
+                self._env.sync(True)
+
     def before_fork(self) -> None:
         """Its gates, which are held by now, are what there is to wait for."""
 
@@ -255,8 +266,10 @@ _registry: dict[tuple[int, int], Index] = {}
 _registry_lock = ForkLock(Rank.INDEXES)
 
 
-def open_index(path: str) -> Index:
-    """The process's one Index on the directory `path`, which is made if it is not there."""
+def open_index(path: str, tables: tuple[bytes, ...] = TABLES, *, sync: bool = True) -> Index:
+    """The process's one Index on the directory `path`, which is made if it is not there. Without
+    `sync` (for what can be lost) it may be damaged by a crash of the machine, though not by one of
+    the process."""
     make_durable_folder(path)
     status = os.stat(path)
     key = (status.st_dev, status.st_ino)
@@ -265,7 +278,7 @@ def open_index(path: str) -> Index:
         if index is not None:
             index._references += 1
             return index
-        index = _registry[key] = Index(path)
+        index = _registry[key] = Index(path, tables, sync=sync)
         return index
 
 

@@ -16,7 +16,7 @@ import secrets
 
 from castore import forks
 from castore.catalog.local import LocalCatalog
-from castore.chunker import ChunkSizes
+from castore.chunker import Chunker, ChunkSizes
 from castore.errors import (
     FormatError,
     IndexCorrupt,
@@ -31,15 +31,21 @@ from castore.fileio import make_durable_folder, sync_folder
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, decode_config, encode_config
 from castore.index import open_index
+from castore.model import StoreStats
 from castore.packs.local import LocalPacks
+from castore.session import LocalSession
+from castore.workers import Workers, usable_cores
 
 CONFIG = "castore.json"
 LOCK = "castore.lock"
+THREADS_MAX = 8
 CHUNK_BYTES_AVG_MAX = 4 << 20  # so that a writer's window holds several of the largest chunks
 
 
 class LocalStore:
     """The layers below a Store on one folder. `close` it as often as it was opened."""
+
+    threads = min(usable_cores(), THREADS_MAX)
 
     def __init__(self, root: str, config: StoreConfig) -> None:
         self.root = root
@@ -63,6 +69,26 @@ class LocalStore:
     @property
     def writable(self) -> bool:
         return self._index.writable
+
+    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> LocalSession:
+        return LocalSession(
+            self.catalog, self.packs, workers, self.config, chunker, compression_level=level
+        )
+
+    def stats(self) -> StoreStats:
+        """From counters that every commit keeps, and the sizes of the pack files."""
+        totals, objects, chunks, _, index_bytes = self.catalog.totals()
+        packs = [size for _, size in self.packs.list()]
+        return StoreStats(
+            objects=objects,
+            chunks=chunks,
+            packs=len(packs),
+            logical_bytes=totals.logical_bytes,
+            unique_bytes=totals.chunk_raw_bytes + totals.inline_raw_bytes,
+            stored_bytes=totals.chunk_stored_bytes + totals.inline_stored_bytes,
+            pack_bytes=sum(packs),
+            index_bytes=index_bytes,
+        )
 
     def close(self) -> None:
         with _registry_lock:
@@ -203,6 +229,7 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
     try:
         make_durable_folder(root)
         open_index(os.path.join(root, "index")).close()
+        sync_folder(os.path.join(root, "index"))  # also if another process has just made it
         draft = os.path.join(root, f"{CONFIG}.{secrets.token_hex(8)}")
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from castore.catalog import Catalog, Cover
 from castore.codec import chunk_id_of, decode_frame, decode_inline
-from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
+from castore.errors import CastoreError, ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.fileio import write_all
 from castore.forks import ForkLock, Rank
 from castore.format import Record, StoreConfig
@@ -95,19 +95,24 @@ class Reader:
         Raises NameNotFound, InvalidRange, ChunkCorrupt, PackMissing.
         """
         lost: bytes | None = None
+        cover = self._catalog.cover(name, byte_ranges)
         while True:
-            cover = self._catalog.cover(name, byte_ranges)
             try:
                 parts = self._read(cover)
             except PackMissing as error:
-                # A collector moved the chunks since the look-up, or they are lost: look again.
-                if error.pack_id == lost:
-                    raise
-                lost = error.pack_id
-                self._catalog.forget(name)
-                continue
-            if cover.is_current():
-                return parts
+                newer = cover.newer()
+                if newer is None:
+                    # A collector moved the chunks since the look-up, or they are lost: look again.
+                    if error.pack_id == lost:
+                        raise
+                    lost = error.pack_id
+                    self._catalog.forget(name)
+                    newer = self._catalog.cover(name, byte_ranges)
+            else:
+                newer = cover.newer()
+                if newer is None:
+                    return parts
+            cover = newer
 
     def explain(self, name: bytes, byte_range: Sequence[int] | None) -> RangePlan:
         _, [(_, _, extents)], _ = self._catalog.cover(name, [byte_range])
@@ -279,7 +284,12 @@ class Reader:
         at = offset
         for segment in pinned.manifest.at_or_after(offset):
             for extent in segment.covering(at, end):
-                [raw] = self._chunks([extent], pinned.held)
+                try:
+                    [raw] = self._chunks([extent], pinned.held)
+                except CastoreError:
+                    if at > offset:
+                        return at - offset  # what is good is not held back; the next call raises
+                    raise
                 part = raw[at - extent.begin : end - extent.begin]
                 target[at - offset : at - offset + len(part)] = part
                 _check_still_there([part])
@@ -301,6 +311,9 @@ class Reader:
         )
         try:
             for task in _tasks(extents, self._packs.task_bytes):
+                if self._workers.closed:  # an open file outlives its Store
+                    yield work(task)
+                    continue
                 running.append(self._workers.submit(work, task))
                 if len(running) > 2 * self._workers.threads:
                     yield running.popleft().result()
@@ -343,7 +356,7 @@ def _check_still_there(parts: Iterable[Bytes]) -> None:
     """Raw frames are views of mapped packs: the bytes that were checked are those that were handed
     out only if the pack was not cut short in between."""
     for part in parts:
-        if isinstance(part, memoryview) and part.obj.damaged:  # type: ignore[attr-defined]
+        if isinstance(part, memoryview) and getattr(part.obj, "damaged", False):
             raise StoreIOError(_CUT_SHORT)
 
 

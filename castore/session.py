@@ -9,6 +9,7 @@ the collector's counter as it stood at the first look-up.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from castore.model import Extent, Location
 from castore.packs.local import LocalPacks, Placement
 from castore.workers import Workers
 
+INLINE_BYTES_MAX = 4096
 ROWS_MAX = 16384  # chunks per transaction: each may dirty a page of its own
 SEGMENTS_MAX = 256  # per transaction
 COMMIT_ATTEMPTS = 20
@@ -46,11 +48,74 @@ class NewFrame:
     disambiguated: bool = False
 
 
-class WriteSession:
-    """All that one commit publishes: the packs it wrote and reuses, and its unpublished rows.
+class WriteSession(ABC):
+    """All that one commit publishes. What a writer asks of any kind of store's session.
 
     Not for several threads at once.
     """
+
+    def __init__(
+        self,
+        workers: Workers,
+        config: StoreConfig,
+        chunker: Chunker,
+        *,
+        compression_level: int,
+        inline_bytes_max: int,
+    ) -> None:
+        self.config = config
+        self.chunker = chunker
+        self.level = compression_level
+        self.inline_bytes_max = inline_bytes_max  # objects up to this are in their record
+        self.guarded = config.collision_guard is not None
+        self._workers = workers
+        self._pid = os.getpid()
+
+    def check_process(self) -> None:
+        """Raises StoreIOError in a forked child: the packs, and the threads that encode for them,
+        are the parent's."""
+        if self._pid != os.getpid():
+            raise StoreIOError("a put that began before a fork can't go on in the child")
+
+    def encode(self, chunks: list[NewFrame]) -> Future[list[Frame]]:
+        return self._workers.submit(_encode_all, chunks, self.level)
+
+    @abstractmethod
+    def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
+        """Which of the chunks need not be stored, and where they are."""
+
+    @abstractmethod
+    def place(self, frames: Sequence[Frame]) -> None:
+        """Give frames their places in a pack of ours."""
+
+    @abstractmethod
+    def location(self, chunk_id: bytes) -> Location:
+        """Where a chunk that this session placed is."""
+
+    @abstractmethod
+    def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
+        """The object's next segment; its frames are placed."""
+
+    @abstractmethod
+    def drop(self, draft: Draft) -> None:
+        """The object failed; what of it is stored already is the collector's."""
+
+    @abstractmethod
+    def stored_sha256(self, chunk_id: bytes, location: Location) -> bytes:
+        """The SHA-256 that a guarded store's frame carries."""
+
+    @abstractmethod
+    def commit(self, operations: Sequence[Operation]) -> int:
+        """Publish, and let the packs go; how many names were deleted. Raises NameNotFound,
+        NameExists, StoreFull, CommitUnknown."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything that was not committed. Idempotent."""
+
+
+class LocalSession(WriteSession):
+    """The packs it wrote and reuses, and its unpublished rows."""
 
     def __init__(
         self,
@@ -62,30 +127,24 @@ class WriteSession:
         *,
         compression_level: int,
     ) -> None:
-        self.config = config
-        self.chunker = chunker
-        self.level = compression_level
-        self.guarded = config.collision_guard is not None
+        super().__init__(
+            workers,
+            config,
+            chunker,
+            compression_level=compression_level,
+            inline_bytes_max=INLINE_BYTES_MAX,
+        )
         self._catalog = catalog
         self._packs = packs
-        self._workers = workers
         self._batch = Batch()
         self._placement = Placement({})
         self._held: dict[bytes, Mapping] = {}
         self._lost: set[bytes] = set()  # chunks that the index knows in packs that are gone
         self._segments = 0
-        self._pid = os.getpid()
 
     # ------------------------------------------------------------ for the drafts
 
-    def check_process(self) -> None:
-        """Raises StoreIOError in a forked child: the packs, and the threads that encode for them,
-        are the parent's."""
-        if self._pid != os.getpid():
-            raise StoreIOError("a put that began before a fork can't go on in the child")
-
     def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
-        """Which of the chunks need not be stored, and where they are."""
         self.check_process()
         gc_seq, known = self._catalog.known(chunk_ids)
         if self._batch.gc_seq is None:
@@ -100,9 +159,6 @@ class WriteSession:
                 known[chunk_id] = new.location
         return known
 
-    def encode(self, chunks: list[NewFrame]) -> Future[list[Frame]]:
-        return self._workers.submit(_encode_all, chunks, self.level)
-
     def place(self, frames: Sequence[Frame]) -> None:
         for frame, location in zip(
             frames, self._packs.append(frames, self._placement), strict=True
@@ -112,12 +168,15 @@ class WriteSession:
             )
 
     def location(self, chunk_id: bytes) -> Location:
-        """Where a chunk that this session placed is."""
         new = self._batch.chunks.get(chunk_id)
-        return self.look_up([chunk_id])[chunk_id] if new is None else new.location
+        if new is not None:
+            return new.location
+        known = self.look_up([chunk_id]).get(chunk_id)
+        if known is None:
+            raise StoreIOError(f"chunk {chunk_id.hex()} was lost while it was put: repeat the put")
+        return known
 
     def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
-        """The object's next segment; its frames are placed."""
         if not draft.segments and not draft.staged:
             self._batch.drafts.append(draft)
         draft.segments.append((segment.end, segment.encode()))
@@ -127,12 +186,10 @@ class WriteSession:
             self._stage()
 
     def drop(self, draft: Draft) -> None:
-        """The object failed; what of it is in the index already is the collector's."""
         if draft in self._batch.drafts:
             self._batch.drafts.remove(draft)
 
-    def stored_sha256(self, location: Location) -> bytes:
-        """The SHA-256 that a guarded store's frame carries."""
+    def stored_sha256(self, chunk_id: bytes, location: Location) -> bytes:
         frame = memoryview(self._packs.mapping(location.pack_id, _end(location)))
         at = location.offset
         return decode_frame_header(frame[at : at + FRAME_HEADER_BYTES + SHA256_BYTES]).sha256
@@ -148,7 +205,6 @@ class WriteSession:
         return deleted
 
     def close(self) -> None:
-        """Let go of everything that was not committed. Idempotent."""
         self._batch = Batch()
         self._held.clear()
         if self._pid == os.getpid():

@@ -11,13 +11,15 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
+from castore.catalog import Catalog
 from castore.catalog.operations import Publish
 from castore.chunker import Chunker, ChunkSizes
 from castore.errors import NameExists, NameNotFound, ReadOnlyStore, StoreClosed
 from castore.forks import ForkLock, Rank
-from castore.local import LocalStore, open_local, refuse_open_store_paths
+from castore.format import StoreConfig
+from castore.local import open_local, refuse_open_store_paths
 from castore.model import (
     ObjectInfo,
     Progress,
@@ -27,19 +29,19 @@ from castore.model import (
     encode_prefix,
 )
 from castore.objectfile import ObjectReader, ObjectWriterFile
+from castore.packs import Packs
 from castore.reader import Reader, Writable
+from castore.s3.settings import parse_settings
 from castore.session import WriteSession
 from castore.transaction import MODE_DEFAULT, Readable, StrPath, Transaction, object_info
-from castore.workers import Workers, usable_cores
+from castore.workers import Workers
 from castore.writer import ObjectWriter
 
 __all__ = ["Store", "Transaction", "open_store", "refuse_open_store_paths"]
 
-THREADS_MAX = 8
-
 
 def open_store(
-    path: StrPath,
+    url_or_path: StrPath,
     *,
     create: bool = True,
     read_only: bool = False,
@@ -47,44 +49,111 @@ def open_store(
     collision_guard: str | None = None,
     compression_level: int = 1,
     cache_bytes: int = 32 << 20,
+    disk_cache_bytes: int | None = None,
     threads: int | None = None,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    profile: str | None = None,
+    addressing_style: str | None = None,
+    sse: str | None = None,
+    sse_kms_key_id: str | None = None,
+    storage_class: str | None = None,
+    connect_timeout_s: float | None = None,
+    read_timeout_s: float | None = None,
+    max_concurrency: int | None = None,
 ) -> Store:
-    """Open the store in a local folder, and make it first if it is not there and `create` is true.
+    """Open the store in a local folder or at `s3://bucket/prefix`, and make it first if it is not
+    there and `create` is true.
 
     `chunk_bytes_avg` (bytes, a multiple of 256) and `collision_guard` (None or "sha256") are
     fixed when a store is made, and ignored afterwards. `compression_level` is zstd's, for chunks
-    that are new; `cache_bytes` bounds the memory for chunks decoded last; `threads` defaults to
-    the usable cores, 8 at the most.
+    that are new; `cache_bytes` bounds the memory for chunks decoded last; `threads` are those that
+    encode and decode.
 
-    Raises StoreNotFound, NotAStore, UnsupportedFormat, StoreLocked, StoreFull, PermissionError.
+    On S3: `disk_cache_bytes` bounds the frames kept on disk (0: none; by default 10 GiB, or a
+    tenth of the free disk if that is less). The others may also come from the URL's query
+    (`?endpoint_url=...&region=...`) or the environment, in that order.
+
+    Raises StoreNotFound, NotAStore, UnsupportedFormat, StoreLocked, StoreFull, PermissionError;
+    on S3 also AccessDenied, CredentialsError, WrongRegion, EndpointUnreachable, RemoteError.
     """
-    path = os.fspath(path)
-    if not isinstance(path, str):
-        raise TypeError(f"a store's path is a str, not {type(path).__name__}")
-    if "://" in path:
-        scheme = path.partition("://")[0]
-        if scheme != "file":
-            raise ValueError(f"{scheme}:// stores are not supported by this version: use a path")
-        path = path.removeprefix("file://")
-    if not path:
+    url = os.fspath(url_or_path)
+    if not isinstance(url, str):
+        raise TypeError(f"a store's path is a str, not {type(url).__name__}")
+    if not url:
         raise ValueError("a store's path must not be empty")
     if not -7 <= compression_level <= 22:
         raise ValueError(f"compression_level is from -7 to 22, not {compression_level}")
-    if cache_bytes < 0 or (threads is not None and threads < 1):
-        raise ValueError("cache_bytes must not be negative, and threads must be at least 1")
+    if cache_bytes < 0 or (disk_cache_bytes is not None and disk_cache_bytes < 0):
+        raise ValueError("cache_bytes and disk_cache_bytes must not be negative")
+    if threads is not None and threads < 1:
+        raise ValueError("threads must be at least 1")
+    remote = {
+        "endpoint_url": endpoint_url,
+        "region": region,
+        "profile": profile,
+        "addressing_style": addressing_style,
+        "sse": sse,
+        "sse_kms_key_id": sse_kms_key_id,
+        "storage_class": storage_class,
+        "connect_timeout_s": connect_timeout_s,
+        "read_timeout_s": read_timeout_s,
+        "max_concurrency": max_concurrency,
+    }
     options = {
         "compression_level": compression_level,
         "cache_bytes": cache_bytes,
+        "disk_cache_bytes": disk_cache_bytes,
         "threads": threads,
+        **{name: value for name, value in remote.items() if value is not None},
     }
-    local = open_local(
-        path,
-        create=create,
-        read_only=read_only,
-        chunk_bytes_avg=chunk_bytes_avg,
-        collision_guard=collision_guard,
-    )
-    return Store(local, read_only=read_only, options=options)
+    scheme, separator, rest = url.partition("://")
+    backend: Backend
+    if separator and scheme == "s3":
+        from castore.remote import open_remote  # loads boto3
+
+        backend = open_remote(
+            parse_settings(url, **remote),
+            create=create,
+            read_only=read_only,
+            chunk_bytes_avg=chunk_bytes_avg,
+            collision_guard=collision_guard,
+            frames_bytes_max=disk_cache_bytes,
+        )
+    elif separator and scheme != "file":
+        raise ValueError(f"{scheme}:// is not a kind of store: use s3://bucket/prefix or a path")
+    else:
+        backend = open_local(
+            rest if separator else url,
+            create=create,
+            read_only=read_only,
+            chunk_bytes_avg=chunk_bytes_avg,
+            collision_guard=collision_guard,
+        )
+    return Store(backend, url=url, read_only=read_only, options=options)
+
+
+class Backend(Protocol):
+    """The layers below a Store, of either kind."""
+
+    root: str
+    config: StoreConfig
+    threads: int
+
+    @property
+    def writable(self) -> bool: ...
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def packs(self) -> Packs: ...
+
+    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> WriteSession: ...
+
+    def stats(self) -> StoreStats: ...
+
+    def close(self) -> None: ...
 
 
 class Store:
@@ -92,17 +161,20 @@ class Store:
     child and where it is unpickled. Names are 1-480 bytes of UTF-8; sizes and offsets are bytes;
     byte ranges are half-open `(begin, end)`."""
 
-    def __init__(self, local: LocalStore, *, read_only: bool, options: dict[str, Any]) -> None:
+    def __init__(
+        self, local: Backend, *, url: str, read_only: bool, options: dict[str, Any]
+    ) -> None:
         self.path = local.root
+        self._url = url if url.startswith("s3://") else local.root
         self.read_only = read_only
         self._options = options
         self._level: int = options["compression_level"]
         config = local.config
-        self._local: LocalStore | None = local
+        self._local: Backend | None = local
         self._closing = ForkLock(Rank.LEAF)
         self._catalog = local.catalog
         self._chunker = Chunker(ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max))
-        self._workers = Workers(options["threads"] or min(usable_cores(), THREADS_MAX))
+        self._workers = Workers(options["threads"] or local.threads)
         self._reader = Reader(
             local.catalog,
             local.packs,
@@ -185,7 +257,7 @@ class Store:
         path = os.fspath(file)
         if os.path.isdir(path):
             path = os.path.join(path, name.rsplit("/", 1)[-1])
-        if path.endswith(os.sep):
+        if not path or path.endswith(os.sep):
             raise FileNotFoundError(errno.ENOENT, "there is no such folder", path)
         path = os.path.realpath(path)
         refuse_open_store_paths(path)
@@ -262,7 +334,16 @@ class Store:
     def names(self, prefix: str = "") -> Iterator[str]:
         """The names that start with `prefix`, sorted by their UTF-8 bytes. Read in pages: names
         that come and go meanwhile may be missed or seen."""
-        return (info.name for info in self.list(prefix))
+        self._check_open()
+        encoded = encode_prefix(prefix)
+
+        def pages() -> Iterator[str]:
+            after = b""
+            while page := self._catalog.names_page(encoded, after):
+                yield from (name.decode() for name in page)
+                after = page[-1]
+
+        return pages()
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """The objects whose names start with `prefix`, as `names`."""
@@ -312,20 +393,9 @@ class Store:
         return self._reader.explain(encode_name(name), byte_range)
 
     def stats(self) -> StoreStats:
-        """Totals, from counters that every commit keeps: it costs the same for any size."""
-        local = self._check_open()
-        totals, objects, chunks, _, index_bytes = self._catalog.totals()
-        packs = list(local.packs.list())
-        return StoreStats(
-            objects=objects,
-            chunks=chunks,
-            packs=len(packs),
-            logical_bytes=totals.logical_bytes,
-            unique_bytes=totals.chunk_raw_bytes + totals.inline_raw_bytes,
-            stored_bytes=totals.chunk_stored_bytes + totals.inline_stored_bytes,
-            pack_bytes=sum(size for _, size in packs),
-            index_bytes=index_bytes,
-        )
+        """Totals: in a local store from counters that every commit keeps, on S3 by reading every
+        manifest that is not cached."""
+        return self._check_open().stats()
 
     def close(self) -> None:
         """Let go of the store; files opened from it can still be read. Idempotent."""
@@ -351,9 +421,9 @@ class Store:
         return f"<castore.Store {self.path!r}{' closed' if self._local is None else ''}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (self.path, self.read_only, self._options)
+        return _unpickle, (self._url, self.read_only, self._options)
 
-    def _check_open(self) -> LocalStore:
+    def _check_open(self) -> Backend:
         if self._local is None:
             raise StoreClosed(f"the store {self.path} is closed")
         return self._local
@@ -362,14 +432,7 @@ class Store:
         local = self._check_open()
         if self.read_only or not local.writable:
             raise ReadOnlyStore(errno.EACCES, f"the store {self.path} is open for reading only")
-        return WriteSession(
-            local.catalog,
-            local.packs,
-            self._workers,
-            local.config,
-            self._chunker,
-            compression_level=self._level,
-        )
+        return local.session(self._workers, self._chunker, level=self._level)
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from castore.format import Record
 from castore.local import refuse_open_store_paths
 from castore.mapping import Mapping
 from castore.model import ObjectInfo, Progress, encode_name, encode_prefix
-from castore.session import WriteSession
-from castore.writer import INLINE_BYTES_MAX, ObjectWriter, read_blocks
+from castore.session import INLINE_BYTES_MAX, WriteSession
+from castore.writer import ObjectWriter, read_blocks
 
 MODE_DEFAULT = 0o644
 

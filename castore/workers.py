@@ -32,6 +32,10 @@ class Workers:
         self._lock = ForkLock(Rank.LEAF)
         forks.register(self, Rank.LEAF)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         with self._lock:
             if self._closed:

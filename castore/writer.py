@@ -22,13 +22,12 @@ import xxhash
 
 from castore.catalog.operations import Draft
 from castore.codec import Frame, chunk_id_of, disambiguated_id, encode_inline, sha256_of
-from castore.errors import SourceChanged
+from castore.errors import FormatError, SourceChanged
 from castore.format import Record, SegmentBuilder
 from castore.mapping import Mapping
 from castore.model import Location, Progress
 from castore.session import NewFrame, WriteSession
 
-INLINE_BYTES_MAX = 4096
 WINDOW_BYTES = 64 << 20  # of a mapped file
 PAGE_MASK = ~0xFFFF  # windows begin at multiples of 64 KiB, the largest page size in use
 CUT_BYTES = 1 << 20  # cut, then hashed while still in cache
@@ -108,7 +107,7 @@ class ObjectWriter:
             etag=b"",
             stored_bytes=0,
         )
-        if record.size <= INLINE_BYTES_MAX and not self._chunks and not self._batches:
+        if record.size <= self._session.inline_bytes_max and not self._chunks and not self._batches:
             return self._inline(record), None
         self._consume_buffer(final=True)
         while self._batches:
@@ -124,7 +123,7 @@ class ObjectWriter:
     def abandon(self) -> None:
         """The object is not to be: forget what was taken."""
         self._batches.clear()
-        self._buffer.clear()
+        self._buffer = bytearray()  # a traceback may hold a view of the old one
         self._session.drop(self._draft)
 
     # ------------------------------------------------------------ bytes to batches of chunks
@@ -205,11 +204,12 @@ class ObjectWriter:
         chunk_id, sha256 = chunk_id_of(raw, session.config.seed), sha256_of(raw)
         for candidate in (chunk_id, disambiguated_id(sha256, session.config.seed)):
             location = session.look_up([candidate]).get(candidate)
-            taken = (
-                self._encoding.get(candidate)
-                if location is None
-                else session.stored_sha256(location)
-            )
+            taken = self._encoding.get(candidate)
+            if location is not None:
+                try:
+                    taken = session.stored_sha256(candidate, location)
+                except FormatError:
+                    taken = b""  # damaged: whatever it was, it can't be relied on
             if taken is None:
                 return NewFrame(raw, candidate, sha256, candidate != chunk_id), candidate, None
             if taken == sha256:

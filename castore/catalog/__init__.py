@@ -15,12 +15,12 @@ from castore.model import Extent
 
 class Cover(NamedTuple):
     """What byte ranges of one version of an object are made of: for each, its clamped
-    `[begin, end)` and the extents that cover it. `is_current` says, once they are read, whether
-    that version was the name's when the read began; if it was not, read again."""
+    `[begin, end)` and the extents that cover it. `newer`, asked once they are read, gives None if
+    that version was the name's when the read began; otherwise read what it gives instead."""
 
     record: Record
     parts: list[tuple[int, int, list[Extent]]]
-    is_current: Callable[[], bool]
+    newer: Callable[[], Cover | None]
 
 
 class Catalog(Protocol):
@@ -39,3 +39,6 @@ class Catalog(Protocol):
 
     def page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
         """Some of the names that start with `prefix` and sort after `after`; none at the end."""
+
+    def names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
+        """The same, without what they map to."""

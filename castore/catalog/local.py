@@ -129,7 +129,7 @@ class LocalCatalog:
                 extents += segment.covering(at, end)
                 at = segment.end
             covered.append((begin, end, extents))
-        return Cover(record, covered, _always)
+        return Cover(record, covered, _none_newer)
 
     def forget(self, name: bytes) -> None:
         """Read the name's segments from the index again: their packs are not where they were."""
@@ -169,9 +169,19 @@ class LocalCatalog:
                 )
             ]
 
-    def any_below(self, prefix: bytes) -> bool:
-        with self._index.read() as txn, txn.cursor(db=self._index.names) as cursor:
-            return cursor.set_range(prefix) and bytes(cursor.key()).startswith(prefix)
+    def names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
+        index = self._index
+        with index.read() as txn, txn.cursor(db=index.names) as cursor:
+            start = max(prefix, after + b"\0") if after else prefix
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return []
+            return [
+                bytes(name)
+                for name in takewhile(
+                    lambda name: name.startswith(prefix),
+                    islice(cursor.iternext(values=False), PAGE_NAMES),
+                )
+            ]
 
     def totals(self) -> tuple[Totals, int, int, int, int]:
         """(sums, objects, chunks, packs, index bytes)."""
@@ -343,5 +353,5 @@ class LocalCatalog:
             raise IndexCorrupt(f"the index {index.path} belongs to another store")
 
 
-def _always() -> bool:
-    return True
+def _none_newer() -> None:
+    return None

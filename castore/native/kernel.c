@@ -207,19 +207,20 @@ static size_t last_largest_avx2(const uint8_t *data, size_t begin, size_t end)
 {
     const __m256i k = _mm256_set1_epi32((int)((uint32_t)GEAR_K1 << 16 | GEAR_K0));
     __m256i x[8], peaks = _mm256_set1_epi32(1);
+    gear_row row = {0}; /* the last that reached the peak */
+    uint32_t peak = 0;
     size_t found = end;
     warm_up_avx2(x, data + begin, k);
     for (size_t i = begin; i < end; i += GEAR_ROW) {
         step_avx2(x, data + i, k);
         if (any_avx2(x, peaks)) {
-            gear_row row;
             store_avx2(row, x);
-            uint32_t peak = largest_in_row(row);
+            peak = largest_in_row(row);
             peaks = _mm256_set1_epi32((int)peak);
-            found = i + last_in_row(row, peak);
+            found = i;
         }
     }
-    return found;
+    return found < end ? found + last_in_row(row, peak) : end;
 }
 
 /* ---- AVX-512BW: a phase is one register of 16 lanes ----------------------------------------- */
@@ -288,19 +289,20 @@ static size_t last_largest_avx512bw(const uint8_t *data, size_t begin, size_t en
 {
     const __m512i k = _mm512_set1_epi32((int)((uint32_t)GEAR_K1 << 16 | GEAR_K0));
     __m512i x[4], peaks = _mm512_set1_epi32(1);
+    gear_row row = {0}; /* the last that reached the peak */
+    uint32_t peak = 0;
     size_t found = end;
     warm_up_avx512(x, data + begin, k);
     for (size_t i = begin; i < end; i += GEAR_ROW) {
         step_avx512(x, data + i, k);
         if (any_avx512(x, peaks)) {
-            gear_row row;
             store_avx512(row, x);
-            uint32_t peak = largest_in_row(row);
+            peak = largest_in_row(row);
             peaks = _mm512_set1_epi32((int)peak);
-            found = i + last_in_row(row, peak);
+            found = i;
         }
     }
-    return found;
+    return found < end ? found + last_in_row(row, peak) : end;
 }
 
 #endif /* GEAR_X86 */

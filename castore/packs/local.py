@@ -21,7 +21,14 @@ from dataclasses import dataclass
 
 from castore import forks
 from castore.codec import Frame
-from castore.errors import FormatError, PackMissing, PackPoisoned, StoreFull, StoreIOError
+from castore.errors import (
+    FormatError,
+    PackMissing,
+    PackPoisoned,
+    StoreClosed,
+    StoreFull,
+    StoreIOError,
+)
 from castore.fileio import make_durable_folder, sync_folder, write_all
 from castore.forks import ForkLock, Rank
 from castore.format import (
@@ -173,6 +180,7 @@ class LocalPacks:
         self.root = root
         self._store_id = store_id
         self._lock = ForkLock(Rank.PACKS)
+        self._closed = False
         self._durable_folders: set[str] = set()
         self._open: Pack | None = None
         self._sealed: set[Pack] = set()  # still held by puts that have not committed
@@ -187,6 +195,8 @@ class LocalPacks:
         `placement.sync()`, and no other process may remove them before `release(placement)`."""
         with self._lock:
             self._check_pid()
+            if self._closed:
+                raise StoreClosed("the store was closed meanwhile")
             pack = self._open
             if pack is None or not pack.usable:
                 self._retire()
@@ -220,6 +230,7 @@ class LocalPacks:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             if self._pid == os.getpid():
                 self._retire()
             self._mapped.clear()

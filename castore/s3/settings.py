@@ -86,6 +86,10 @@ def _split(url: str) -> tuple[str, str, dict[str, str]]:
         raise ValueError("an S3 URL holds no credentials: put them in the environment or ~/.aws")
     if _BUCKET.fullmatch(bucket) is None:
         raise ValueError(f"{bucket!r} in {url!r} is not a bucket's name")
+    if bucket.endswith("--x-s3"):
+        raise ValueError(
+            f"{bucket!r} is a directory bucket, which lists keys in no order: use another"
+        )
     return bucket, _checked_prefix(prefix, url), _parse_query(tail, url)
 
 
@@ -123,9 +127,7 @@ def _parse_query(query: str, url: str) -> dict[str, str]:
     return found
 
 
-def _look_up(
-    name: str, overrides: Mapping[str, Any], query: Mapping[str, str]
-) -> tuple[Any, str]:
+def _look_up(name: str, overrides: Mapping[str, Any], query: Mapping[str, str]) -> tuple[Any, str]:
     """(value or None, where it is from)"""
     if overrides.get(name) is not None:
         return overrides[name], name

@@ -1,0 +1,311 @@
+"""The catalog of a store on S3: one object per name is the truth, what was read of it is cached.
+
+A name that was read before costs one round trip: the conditional GET that says whether it still is
+what we know, and at the same time, on the strength of what we know, the ranges. No answer is older
+than the moment the read began.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import Future
+from itertools import islice
+
+from castore.catalog import Cover
+from castore.coalesce import coalesce
+from castore.errors import FormatError, NameNotFound
+from castore.forks import ForkLock, Rank
+from castore.format import Record, Segment, decode_segment
+from castore.format_s3 import (
+    MANIFEST_HEADER_BYTES,
+    ManifestHead,
+    Place,
+    decode_manifest_head,
+    manifest_head_bytes,
+    name_key,
+)
+from castore.manifest import Manifest
+from castore.model import Extent, clamp_range
+from castore.s3.bucket import Bucket, KeyAbsent, Reply
+from castore.s3.cache import StoreCache
+from castore.workers import Workers
+
+FIRST_BYTES = 256 << 10  # of a manifest, in the first request: all of it for objects up to 500 MB
+GAP_BYTES = 256 << 10
+SPAN_BYTES_MAX = 8 << 20
+PAGE_NAMES = 1000
+VERSIONS_MAX = 256
+SEGMENTS_MAX = 64  # decoded, per version
+
+
+class Overwritten(Exception):
+    """The name's object changed between two requests for parts of it."""
+
+
+class Version:
+    """One version of a name's object, and what is decoded of its segments."""
+
+    def __init__(self, name: bytes, etag: str, head: ManifestHead) -> None:
+        self.name = name
+        self.etag = etag
+        self.head = head
+        self.ends = [place.end for place in head.segments]
+        self.segments: dict[int, Segment] = {}
+
+
+class S3Catalog:
+    def __init__(
+        self, bucket: Bucket, store_id: bytes, cache: StoreCache, requests: Workers
+    ) -> None:
+        self._bucket = bucket
+        self._store_id = store_id
+        self._cache = cache
+        self._requests = requests
+        self._versions: dict[bytes, Version] = {}
+        self._lock = ForkLock(Rank.LEAF)
+
+    # ------------------------------------------------------------ reading
+
+    def record(self, name: bytes) -> Record | None:
+        try:
+            return self.current(name).head.record
+        except NameNotFound:
+            return None
+
+    def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
+        for byte_range in byte_ranges:
+            clamp_range(byte_range, 0)  # a range that can't be says so before anything is asked
+        known = self._known(name)
+        if known is None:
+            return self._cover(self._fetch_known_to_exist(name), byte_ranges)
+        confirmation = self._requests.submit(self._fetch, name, known.etag)
+        try:
+            return self._cover(known, byte_ranges, confirmation)
+        except Overwritten:
+            fresh = confirmation.result()
+            return self._cover(fresh or self._fetch_known_to_exist(name), byte_ranges)
+
+    def manifest(self, name: bytes) -> tuple[Record, Manifest]:
+        while True:
+            version = self.current(name)
+            try:
+                return version.head.record, Manifest(self.raw_segments(version))
+            except Overwritten:
+                continue
+
+    def forget(self, name: bytes) -> None:
+        with self._lock:
+            self._versions.pop(name, None)
+        self._cache.forget_manifest(name)
+
+    def page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
+        while names := self.names_page(prefix, after):
+            reading = [(name, self._requests.submit(self.record, name)) for name in names]
+            found = [(name, future.result()) for name, future in reading]
+            page = [(name, record) for name, record in found if record is not None]
+            if page:
+                return page
+            after = names[-1]
+        return []
+
+    def names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
+        listed = self._bucket.list(
+            "names/" + prefix.decode(), start_after="names/" + after.decode() if after else ""
+        )
+        return [entry.key.removeprefix("names/").encode() for entry in islice(listed, PAGE_NAMES)]
+
+    # ------------------------------------------------------------ for writers
+
+    def current(self, name: bytes) -> Version:
+        """The version that the name has now. Raises NameNotFound."""
+        known = self._known(name)
+        if known is None:
+            return self._fetch_known_to_exist(name)
+        return self._fetch(name, known.etag) or known
+
+    def remember(self, name: bytes, etag: str, raw: bytes) -> None:
+        """A manifest that we wrote ourselves."""
+        self._keep(name, etag, raw[: manifest_head_bytes(raw)], raw)
+
+    def raw_segments(self, version: Version) -> list[bytes]:
+        """All segments of a version, as stored. Raises Overwritten if it is gone before they are
+        read."""
+        places = version.head.segments
+        raws = {
+            place.end: self._cache.segment(version.name, version.etag, place.end)
+            for place in places
+        }
+        missing = [place for place in places if raws[place.end] is None]
+        if missing:
+            fetched = self._fetch_segments(version, missing)
+            raws |= {place.end: raw for place, raw in zip(missing, fetched, strict=True)}
+        return [raw for place in places if (raw := raws[place.end]) is not None]
+
+    # ------------------------------------------------------------ below
+
+    def _cover(
+        self,
+        version: Version,
+        byte_ranges: Sequence[Sequence[int] | None],
+        confirmation: Future[Version | None] | None = None,
+    ) -> Cover:
+        record = version.head.record
+        bounds = [clamp_range(byte_range, record.size) for byte_range in byte_ranges]
+        if not record.is_inline:
+            self._load(version, [place for b, e in bounds for place in _between(version, b, e)])
+        parts = [
+            (begin, end, [] if record.is_inline else self._extents(version, begin, end))
+            for begin, end in bounds
+        ]
+
+        def newer() -> Cover | None:
+            fresh = None if confirmation is None else confirmation.result()
+            return None if fresh is None else self._cover(fresh, byte_ranges)
+
+        return Cover(record, parts, newer)
+
+    def _extents(self, version: Version, begin: int, end: int) -> list[Extent]:
+        return [
+            extent
+            for place in _between(version, begin, end)
+            for extent in self._segment(version, place).covering(begin, end)
+        ]
+
+    def _segment(self, version: Version, place: Place) -> Segment:
+        segment = version.segments.get(place.end)
+        if segment is None:
+            self._load(version, [place])
+            segment = version.segments[place.end]
+        return segment
+
+    def _load(self, version: Version, places: Sequence[Place]) -> None:
+        """Have these segments decoded, from the cache or in as few requests as it takes."""
+        missing = []
+        for place in places:
+            if place.end not in version.segments:
+                raw = self._cache.segment(version.name, version.etag, place.end)
+                if raw is None:
+                    missing.append(place)
+                else:
+                    self._decoded(version, place, raw)
+        if missing:
+            raws = self._fetch_segments(version, missing)
+            for place, raw in zip(missing, raws, strict=True):
+                self._decoded(version, place, raw)
+
+    def _decoded(self, version: Version, place: Place, raw: bytes) -> None:
+        segment = decode_segment(raw)
+        if segment.end != place.end:
+            raise FormatError("a manifest's segment is not the one that its directory says")
+        if len(version.segments) >= SEGMENTS_MAX:
+            version.segments.clear()
+        version.segments[place.end] = segment
+
+    def _fetch_segments(self, version: Version, places: Sequence[Place]) -> list[bytes]:
+        ranges = [(place.offset, place.offset + place.length) for place in places]
+        spans = coalesce(ranges, gap_bytes=GAP_BYTES, span_bytes_max=SPAN_BYTES_MAX)
+        key = name_key(version.name)
+        futures = [
+            self._requests.submit(self._part, key, version.etag, span.begin, span.end)
+            for span in spans
+        ]
+        raws = [b""] * len(places)
+        for span, future in zip(spans, futures, strict=True):
+            body = future.result()
+            for part in span.parts:
+                begin, end = ranges[part]
+                raws[part] = body[begin - span.begin : end - span.begin]
+        self._cache.put_manifest(
+            version.name,
+            version.etag,
+            b"",
+            [(place.end, raw) for place, raw in zip(places, raws, strict=True)],
+        )
+        return raws
+
+    def _part(self, key: str, etag: str, begin: int, end: int) -> bytes:
+        try:
+            reply = self._bucket.get(key, byte_range=(begin, end))
+        except KeyAbsent:
+            raise Overwritten from None
+        assert reply is not None
+        if reply.etag != etag:
+            raise Overwritten
+        return reply.body
+
+    def _known(self, name: bytes) -> Version | None:
+        version = self._versions.get(name)
+        if version is None:
+            cached = self._cache.manifest_head(name)
+            if cached is not None:
+                try:
+                    version = Version(name, cached[0], decode_manifest_head(cached[1]))
+                except FormatError:
+                    return None
+                self._store(version)
+        return version
+
+    def _store(self, version: Version) -> None:
+        with self._lock:
+            self._versions.pop(version.name, None)
+            while len(self._versions) >= VERSIONS_MAX:
+                del self._versions[next(iter(self._versions))]
+            self._versions[version.name] = version
+
+    def _fetch_known_to_exist(self, name: bytes) -> Version:
+        version = self._fetch(name, None)
+        assert version is not None  # no condition was set
+        return version
+
+    def _fetch(self, name: bytes, etag: str | None) -> Version | None:
+        """The name's version unless it is the one with this ETag. Raises NameNotFound."""
+        key = name_key(name)
+        while True:
+            try:
+                reply = self._bucket.get(key, byte_range=(0, FIRST_BYTES), if_none_match=etag)
+            except KeyAbsent:
+                self.forget(name)
+                raise NameNotFound(name.decode()) from None
+            if reply is None:
+                return None
+            try:
+                return self._keep(name, reply.etag, *self._whole_head(key, reply))
+            except Overwritten:
+                continue
+            except FormatError as error:
+                raise FormatError(f"the manifest of {name.decode()!r}: {error}") from error
+
+    def _whole_head(self, key: str, reply: Reply) -> tuple[bytes, bytes]:
+        """(head, the first bytes of the manifest, with at least the head)."""
+        raw = reply.body
+        size = manifest_head_bytes(raw[:MANIFEST_HEADER_BYTES])
+        if size > reply.size:
+            raise FormatError(f"manifest's head takes {size} of its {reply.size} bytes")
+        if size > len(raw):
+            raw += self._part(key, reply.etag, len(raw), size)
+        return raw[:size], raw
+
+    def _keep(self, name: bytes, etag: str, head: bytes, raw: bytes) -> Version:
+        version = Version(name, etag, decode_manifest_head(head))
+        if version.head.store_id != self._store_id:
+            raise FormatError("it belongs to another store")
+        here = [
+            (place.end, raw[place.offset : place.offset + place.length])
+            for place in version.head.segments
+            if place.offset + place.length <= len(raw)
+        ]
+        self._cache.put_manifest(name, etag, head, here)
+        for end, segment in here[:SEGMENTS_MAX]:
+            version.segments[end] = decode_segment(segment)
+        self._store(version)
+        return version
+
+
+def _between(version: Version, begin: int, end: int) -> list[Place]:
+    """The segments that hold bytes of `[begin, end)`."""
+    if begin >= end:
+        return []
+    first = bisect_right(version.ends, begin)
+    last = bisect_right(version.ends, end - 1)
+    return version.head.segments[first : last + 1]

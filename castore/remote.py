@@ -1,0 +1,215 @@
+"""A store under `s3://bucket/prefix`: what it is, opened once per Store.
+
+castore.json               what is fixed for its life
+packs/<pack>-<session>     packs
+names/<name>               manifests
+pins/<session>/<n>         what writers rely on
+gc/...                     what the collector is at
+index/<shard>/...          hints: which chunks are in which packs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+
+from castore.catalog.s3 import S3Catalog
+from castore.chunker import Chunker, ChunkSizes
+from castore.errors import FormatError, NotAStore, StoreNotFound, UnsupportedFormat
+from castore.forks import ForkLock, Rank
+from castore.format import StoreConfig, decode_config, decode_segment, encode_config
+from castore.format_s3 import decode_hints
+from castore.model import StoreStats
+from castore.packs.s3 import S3Packs
+from castore.s3.bucket import Bucket, KeyAbsent, PreconditionFailed
+from castore.s3.cache import StoreCache
+from castore.s3.outcomes import put_once
+from castore.s3.probe import probe
+from castore.s3.session import WriterSession
+from castore.s3.settings import S3Settings
+from castore.session_s3 import S3Session
+from castore.workers import Workers
+
+CONFIG_KEY = "castore.json"
+UPLOADS_MAX = 4  # at a time; each holds a pack in memory
+
+
+class RemoteStore:
+    """The layers below one Store on S3."""
+
+    writable = True
+    threads = 8  # they wait for requests more than they decode
+
+    def __init__(
+        self, bucket: Bucket, config: StoreConfig, *, frames_bytes_max: int | None
+    ) -> None:
+        self.root = bucket.settings.url
+        self.config = config
+        self._bucket = bucket
+        self._requests = Workers(bucket.settings.max_concurrency)
+        self._cache = StoreCache(config.store_id, frames_bytes_max=frames_bytes_max)
+        self.catalog = S3Catalog(bucket, config.store_id, self._cache, self._requests)
+        self.packs = S3Packs(bucket, self._cache.frames, self._requests)
+        self._lock = ForkLock(Rank.STORES)
+        self._budget = threading.BoundedSemaphore(UPLOADS_MAX)
+        self._writing: WriterSession | None = None
+        self._hints_read = False
+        self._pid = os.getpid()
+
+    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> S3Session:
+        with self._lock:
+            if self._pid != os.getpid():
+                # What the parent's puts hold of the budget is the parent's.
+                self._budget = threading.BoundedSemaphore(UPLOADS_MAX)
+                self._pid = os.getpid()
+            if self._writing is None or not self._writing.usable:
+                self._writing = WriterSession(self._bucket, self.config.store_id, self._requests)
+            return S3Session(
+                self._bucket,
+                self.catalog,
+                self.packs,
+                self._cache,
+                self._writing,
+                self._budget,
+                self._requests,
+                workers,
+                self.config,
+                chunker,
+                compression_level=level,
+                read_hints=self.read_hints,
+            )
+
+    def read_hints(self) -> None:
+        """Learn which chunks others have stored since we looked, before the first look-up."""
+        with self._lock:
+            if self._hints_read:
+                return
+            self._hints_read = True
+            seen = self._cache.hints_seen()
+            new = [entry.key for entry in self._bucket.list("index/") if entry.key not in seen]
+            reading = [(key, self._requests.submit(self._bucket.get, key)) for key in new]
+            for key, future in reading:
+                # Hints that are gone, or damaged, only mean that chunks are stored again.
+                with contextlib.suppress(KeyAbsent, FormatError):
+                    reply = future.result()
+                    assert reply is not None
+                    store_id, packs = decode_hints(reply.body)
+                    if store_id == self.config.store_id:
+                        self._cache.add_chunks(packs, hint=key)
+
+    def stats(self) -> StoreStats:
+        """By listing all packs and names, and reading the manifests that are not cached."""
+        packs = [entry.size for entry in self._bucket.list("packs/")]
+        objects = logical = inline_raw = inline_stored = 0
+        chunks: dict[bytes, tuple[int, int]] = {}
+        for name in self._names():
+            version = self.catalog.current(name)
+            record = version.head.record
+            objects += 1
+            logical += record.size
+            if record.is_inline:
+                inline_raw += record.size
+                inline_stored += record.stored_bytes
+            for raw in self.catalog.raw_segments(version):
+                for extent in decode_segment(raw):
+                    size = extent.end - extent.begin
+                    chunks[extent.chunk_id] = size, extent.location.stored_bytes
+        return StoreStats(
+            objects=objects,
+            chunks=len(chunks),
+            packs=len(packs),
+            logical_bytes=logical,
+            unique_bytes=inline_raw + sum(raw for raw, _ in chunks.values()),
+            stored_bytes=inline_stored + sum(stored for _, stored in chunks.values()),
+            pack_bytes=sum(packs),
+            index_bytes=0,
+        )
+
+    def close(self) -> None:
+        try:
+            if self._writing is not None and self._pid == os.getpid():
+                self._writing.close()
+        finally:
+            self._requests.close()
+            self._cache.close()
+            self._bucket.close()
+
+    def _names(self) -> Iterator[bytes]:
+        after = b""
+        while page := self.catalog.names_page(b"", after):
+            yield from page
+            after = page[-1]
+
+
+def open_remote(
+    settings: S3Settings,
+    *,
+    create: bool,
+    read_only: bool,
+    chunk_bytes_avg: int,
+    collision_guard: str | None,
+    frames_bytes_max: int | None,
+) -> RemoteStore:
+    """The store at `settings`, made if it is not there and `create` is true. Raises StoreNotFound,
+    NotAStore, and what a Bucket raises."""
+    bucket = Bucket(settings)
+    try:
+        config = _read_config(bucket)
+        if config is None:
+            if not create or read_only:
+                raise StoreNotFound(f"there is no store at {settings.url}; make one with a put")
+            config = _create(bucket, chunk_bytes_avg, collision_guard)
+        return RemoteStore(bucket, config, frames_bytes_max=frames_bytes_max)
+    except BaseException:
+        bucket.close()
+        raise
+
+
+def _read_config(bucket: Bucket) -> StoreConfig | None:
+    try:
+        reply = bucket.get(CONFIG_KEY)
+    except KeyAbsent:
+        return None
+    assert reply is not None
+    try:
+        config = decode_config(reply.body)
+        ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max)
+    except UnsupportedFormat:
+        raise
+    except ValueError as error:
+        raise FormatError(f"{bucket.settings.url}: {error}") from error
+    return config
+
+
+def _create(bucket: Bucket, chunk_bytes_avg: int, collision_guard: str | None) -> StoreConfig:
+    sizes = ChunkSizes.for_average(chunk_bytes_avg)
+    for entry in bucket.list():
+        if not entry.key.startswith("probe/"):
+            raise NotAStore(
+                f"{bucket.settings.url} is not empty and not a castore store ({entry.key!r} is "
+                "there): choose an empty prefix"
+            )
+    features = probe(bucket)
+    config = StoreConfig(
+        store_id=secrets.token_bytes(16),
+        seed=secrets.randbits(64),
+        chunk_min=sizes.min,
+        chunk_avg=sizes.norm,
+        chunk_max=sizes.max,
+        collision_guard=collision_guard,
+    )
+    # Of two that create it at once, the loser uses what the winner wrote.
+    with contextlib.suppress(PreconditionFailed):
+        put_once(
+            bucket,
+            CONFIG_KEY,
+            lambda _: encode_config(config),
+            if_none_match=features.if_none_match,
+        )
+    written = _read_config(bucket)
+    if written is None:
+        raise NotAStore(f"{bucket.settings.url}: what was just written there is gone")
+    return written

@@ -1,0 +1,246 @@
+"""One attempt at one request: it raises KeyAbsent, PreconditionFailed, a Fault that says whether to
+go on, or an error that ends it. `bucket` repeats them.
+
+A forked child makes a connection of its own, on its first request.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from castore import forks
+from castore.errors import BucketNotFound, RemoteError
+from castore.forks import ForkLock, Rank
+from castore.s3.faults import Broken, Fault, KeyAbsent, Refused, Request, fault_of
+from castore.s3.settings import S3Settings
+
+if TYPE_CHECKING:
+    from castore.s3.connection import Connection
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class Reply(NamedTuple):
+    body: bytes
+    etag: str  # with its quotes
+    size: int  # of the whole object
+    date: float  # by the server's clock, whole seconds since the epoch
+
+
+class Attempts:
+    """Thread-safe: `settings.max_concurrency` at a time, and more wait their turn."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self.settings = settings
+        self.skew_s: float | None = None
+        self._bucket_seen = False
+        self._connection: Connection | None = None
+        self._pid = os.getpid()
+        self._slots = threading.BoundedSemaphore(settings.max_concurrency)
+        self._lock = ForkLock(Rank.LEAF)
+        forks.register(self, Rank.LEAF)
+
+    def get(
+        self, key: str, byte_range: tuple[int, int] | None, if_none_match: str | None
+    ) -> Reply | None:
+        headers = {}
+        if byte_range is not None:
+            headers["Range"] = f"bytes={byte_range[0]}-{byte_range[1] - 1}"
+        if if_none_match is not None:
+            headers["If-None-Match"] = if_none_match
+        connection = self._connected()
+        try:
+            with self._slots:
+                began = time.time()
+                status, found, body = connection.get(self.settings.key(key), headers)
+        except (Refused, Broken) as failure:
+            self._learn(failure, began)
+            if isinstance(failure, Refused) and failure.status == 416 and byte_range is not None:
+                return self._past_the_end(key, byte_range[0])
+            raise self._fault_of(failure, "s3:GetObject", key) from failure
+        self._bucket_seen = True
+        date = self._note_date(found.get("date"), began)
+        if status == 304:
+            return None
+        etag = quoted(found.get("etag", ""))
+        if byte_range is None:
+            return Reply(body, etag, len(body), date)
+        part = found.get("content-range", "")
+        size = _size_of_part(part, byte_range, len(body))
+        if size is None:
+            said = f"answers {headers['Range']} with {part or 'no Content-Range'}"
+            error = RemoteError(f"{connection.endpoint} {said}: it has to honour Range", status)
+            raise Fault(error, repeat=bool(part))
+        return Reply(body, etag, size, date)
+
+    def head(self, key: str) -> Reply:
+        try:
+            found = self._called("head_object", Key=self.settings.key(key))
+        except (Refused, Broken) as failure:
+            if isinstance(failure, Refused) and not failure.code and failure.status < 500:
+                raise self._in_words(failure, key) from failure
+            raise self._fault_of(failure, "s3:GetObject", key) from failure
+        return reply_of(found, int(found["ContentLength"]))
+
+    def head_bucket(self) -> None:
+        """Raises BucketNotFound."""
+        try:
+            self._called("head_bucket")
+        except (Refused, Broken) as failure:
+            if isinstance(failure, Refused) and failure.status == 404:
+                endpoint = self._connected().endpoint
+                raise BucketNotFound(self.settings.bucket, endpoint) from failure
+            raise self._fault_of(failure, "s3:ListBucket", "") from failure
+
+    def call(self, action: str, key: str, operation: str, **parameters: Any) -> dict[str, Any]:
+        """A call of the client, named as its method; `action` is IAM's name for it. Its answer,
+        with the server's `Date` in seconds."""
+        try:
+            return self._called(operation, **parameters)
+        except (Refused, Broken) as failure:
+            conditional = "IfNoneMatch" in parameters or "IfMatch" in parameters
+            fault = self._fault_of(failure, action, key, conditional=conditional)
+            raise fault from failure
+
+    def request(self, action: str, key: str, *, conditional: bool = False) -> Request:
+        connection, settings = self._connected(), self.settings
+        return Request(
+            action=action,
+            key=key,
+            url=f"{settings.url}/{key}" if key else settings.url,
+            bucket=settings.bucket,
+            endpoint=connection.endpoint,
+            region=connection.region,
+            conditional=conditional,
+        )
+
+    def close(self) -> None:
+        """Drop the connections; another request makes new ones."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    # ------------------------------------------------------------ what an answer tells
+
+    def _called(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        connection = self._connected()
+        began = time.time()
+        try:
+            with self._slots:
+                began = time.time()
+                answer = connection.call(operation, **parameters)
+        except (Refused, Broken) as failure:
+            self._learn(failure, began)
+            raise
+        self._bucket_seen = True
+        headers = answer["ResponseMetadata"]["HTTPHeaders"]
+        answer["Date"] = self._note_date(headers.get("date"), began)
+        return answer
+
+    def _fault_of(
+        self, failure: Refused | Broken, action: str, key: str, *, conditional: bool = False
+    ) -> Exception:
+        return fault_of(failure, self.request(action, key, conditional=conditional))
+
+    def _learn(self, failure: Refused | Broken, began: float) -> None:
+        if isinstance(failure, Refused):
+            self._note_date(failure.headers.get("date"), began)
+            self._bucket_seen = self._bucket_seen or failure.code == "NoSuchKey"
+
+    def _note_date(self, date: str | None, began: float) -> float:
+        try:
+            at = parsedate_to_datetime(date or "").timestamp()
+        except ValueError:
+            return 0.0
+        # Dates are cut off to seconds, and were written between the sending and now.
+        self.skew_s = at + 0.5 - (began + time.time()) / 2
+        return at
+
+    def _past_the_end(self, key: str, begin: int) -> Reply:
+        """The range begins behind the last byte: an empty part."""
+        there = self.head(key)
+        if there.size > begin:
+            error = RemoteError(f"{self.settings.url}/{key} changed while it was read", 416)
+            raise Fault(error, repeat=True)
+        return there
+
+    def _in_words(self, refused: Refused, key: str) -> Exception:
+        """A refused HEAD has no body, so no code: what it means takes another request."""
+        if refused.status == 404:
+            if not self._bucket_seen:
+                self._see_bucket()
+            return KeyAbsent(key)
+        plain = self._fault_of(refused, "s3:GetObject", key)
+        if refused.status in (301, 412):
+            return plain
+        try:
+            self._connected().get(self.settings.key(key), {"Range": "bytes=0-0"})
+        except Refused as words:
+            return plain if words.status == 416 else self._fault_of(words, "s3:GetObject", key)
+        except Broken:
+            return plain
+        return plain
+
+    def _see_bucket(self) -> None:
+        try:
+            self.head_bucket()
+        except Fault as fault:
+            if fault.repeat:
+                raise
+        self._bucket_seen = True  # refused for another reason, it is there
+
+    # ------------------------------------------------------------ the connection
+
+    def _connected(self) -> Connection:
+        if self._pid != os.getpid():  # a fork that ran no hooks
+            self._lock.after_fork_in_child()
+            self.after_fork_in_child()
+        connection = self._connection
+        if connection is not None:
+            return connection
+        from castore.s3.connection import Connection
+
+        with self._lock:
+            if self._connection is None:
+                self._connection = Connection(self.settings)
+            return self._connection
+
+    def before_fork(self) -> None:
+        """Its lock, which is held by now, is what there is to wait for."""
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing was stopped."""
+
+    def after_fork_in_child(self) -> None:
+        self._connection = None  # its sockets are the parent's to use; ours of them are closed
+        self._pid = os.getpid()
+        self._slots = threading.BoundedSemaphore(self.settings.max_concurrency)
+
+
+def reply_of(answer: dict[str, Any], size: int) -> Reply:
+    etag = answer.get("ETag")
+    if not etag:
+        raise Fault(RemoteError("an answer without an ETag"), repeat=True, unknown=True)
+    return Reply(b"", quoted(etag), size, answer["Date"])
+
+
+def quoted(etag: str) -> str:
+    """As If-Match wants it, also where a listing leaves the quotes out."""
+    return etag if not etag or etag.startswith(('"', "W/")) else f'"{etag}"'
+
+
+def _size_of_part(content_range: str, asked: tuple[int, int], found: int) -> int | None:
+    """The whole object's size; None if the part is not what was asked for."""
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    if match is None:
+        return None
+    first, last, size = (int(number) for number in match.groups())
+    if first != asked[0] or last != min(asked[1], size) - 1 or found != last + 1 - first:
+        return None
+    return size

@@ -1,0 +1,177 @@
+"""A writer session: what protects its uploads from collectors on other machines, with no lock.
+
+Its own packs are protected by its id, and packs of others by pins, from before they are relied on
+until after the names that refer to them are there. Each pin is written once and says which packs
+the session has newly begun to reuse; only then are the collector's plans read, and only then is
+each of those packs looked for. Whatever is condemned or gone is uploaded again instead.
+
+A session lasts a day at most: pins expire, and a name that is put after they did could refer to
+packs that are gone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterable
+
+from castore.errors import CommitUnknown, FormatError, StoreIOError
+from castore.forks import ForkLock, Rank
+from castore.format import PackEntry
+from castore.format_s3 import (
+    GC_STATE_KEY,
+    decode_condemned,
+    decode_state,
+    encode_hints,
+    encode_pin,
+    new_pack_id,
+    new_session_id,
+    pack_key,
+    pin_key,
+    session_of,
+)
+from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.outcomes import Landed, put_once
+from castore.workers import Workers
+
+SESSION_SECONDS_MAX = 86_400
+HINT_PACKS_MAX = 256  # 4 GiB of packs in one object of hints
+
+
+class WriterSession:
+    """Shared by all puts of a Store; thread-safe."""
+
+    def __init__(self, bucket: Bucket, store_id: bytes, requests: Workers) -> None:
+        self.id = new_session_id()
+        self._bucket = bucket
+        self._store_id = store_id
+        self._requests = requests
+        self._pid = os.getpid()
+        self._began = _boot_clock()
+        self._server_began: float | None = None
+        self._lock = ForkLock(Rank.STORES)
+        self._pins = 0
+        self._relied_on: set[bytes] = set()
+        self._hints: list[tuple[bytes, list[PackEntry]]] = []
+        self._hint_objects = 0
+        self.any_unknown = False  # of some PUT it is not known whether it landed
+
+    @property
+    def usable(self) -> bool:
+        """Whether puts may still begin: not in a forked child, nor too late to end in time."""
+        return self._pid == os.getpid() and self._age() < SESSION_SECONDS_MAX / 2
+
+    def new_pack(self) -> bytes:
+        """The id for a pack that this session will upload. The first pin precedes it."""
+        with self._lock:
+            if not self._pins:
+                self._pin(())
+        return new_pack_id(self.id)
+
+    def rely_on(self, pack_ids: Collection[bytes]) -> set[bytes]:
+        """Make sure that packs of others stay; those that can't be relied on."""
+        with self._lock:
+            new = {
+                pack_id
+                for pack_id in pack_ids
+                if session_of(pack_id) != self.id and pack_id not in self._relied_on
+            }
+            if not new:
+                return set()
+            self._pin(new)
+            doomed = self._condemned() & new
+            looking = [
+                (pack_id, self._requests.submit(self._is_there, pack_id))
+                for pack_id in new - doomed
+            ]
+            gone = {pack_id for pack_id, there in looking if not there.result()}
+            self._relied_on |= new - doomed - gone
+            return doomed | gone
+
+    def check_age(self) -> None:
+        """Called before a name is signed."""
+        if self._pid != os.getpid():
+            raise StoreIOError("a put that began before a fork can't go on in the child")
+        if self._age() >= SESSION_SECONDS_MAX:
+            raise StoreIOError("the put took longer than a day, and its pins expired: repeat it")
+
+    def landed(self, put: Landed) -> None:
+        """A name is there: was it in time by the server's clock, too?"""
+        self.any_unknown = self.any_unknown or put.any_unknown
+        if self._server_began is not None and put.date - self._server_began >= SESSION_SECONDS_MAX:
+            raise CommitUnknown("the put took longer than a day by the server's clock: repeat it")
+
+    def uploaded(self, packs: Iterable[tuple[bytes, list[PackEntry]]]) -> None:
+        """Packs that names refer to now: other machines may be told of them."""
+        with self._lock:
+            self._hints += packs
+            if len(self._hints) >= HINT_PACKS_MAX:
+                self._put_hints()
+
+    def close(self) -> None:
+        """Remove the pins, unless an attempt may land yet that relies on them: they then expire."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._put_hints()
+            if not self.any_unknown:
+                self._bucket.delete_many([pin_key(self.id, n) for n in range(self._pins)])
+                self._pins = 0
+
+    def _pin(self, pack_ids: Collection[bytes]) -> None:
+        def body(nonce: bytes) -> bytes:
+            return encode_pin(self._store_id, self.id, nonce, sorted(pack_ids))
+
+        try:
+            put = put_once(self._bucket, pin_key(self.id, self._pins), body, if_none_match=True)
+        except (OutcomeUnknown, PreconditionFailed):
+            self.any_unknown = True
+            raise
+        self.any_unknown = self.any_unknown or put.any_unknown
+        if self._server_began is None:
+            self._server_began = put.date
+        self._pins += 1
+
+    def _condemned(self) -> set[bytes]:
+        while True:
+            try:
+                reply = self._bucket.get(GC_STATE_KEY)
+            except KeyAbsent:
+                return set()
+            assert reply is not None
+            state = decode_state(reply.body)
+            if state.condemned is None:
+                return set()
+            try:
+                listed = self._bucket.get(state.condemned)
+            except KeyAbsent:
+                continue  # the round ended in between
+            assert listed is not None
+            store_id, packs = decode_condemned(listed.body)
+            if store_id != self._store_id:
+                raise FormatError("the condemned list belongs to another store")
+            return set(packs)
+
+    def _is_there(self, pack_id: bytes) -> bool:
+        try:
+            self._bucket.head(pack_key(pack_id))
+        except KeyAbsent:
+            return False
+        return True
+
+    def _put_hints(self) -> None:
+        if self._hints:
+            key = f"index/{self.id[:1].hex()}/{self.id.hex()}-{self._hint_objects}"
+            self._bucket.put(key, encode_hints(self._store_id, self._hints), idempotent=True)
+            self._hint_objects += 1
+            self._hints = []
+
+    def _age(self) -> float:
+        return _boot_clock() - self._began
+
+
+def _boot_clock() -> float:
+    """Seconds that also pass while the machine sleeps."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
