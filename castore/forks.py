@@ -43,7 +43,9 @@ class ForkAware(Protocol):
 
 _ranks: weakref.WeakKeyDictionary[ForkAware, Rank] = weakref.WeakKeyDictionary()
 _ranks_lock = threading.Lock()
+_one_fork = threading.Lock()
 _quiesced: list[ForkAware] = []
+_stopped: set[int] = set()  # the ids of those
 
 
 def register(instance: ForkAware, rank: Rank) -> None:
@@ -72,22 +74,40 @@ class ForkLock(_thread.RLock):  # type: ignore[misc]
 
 
 def _before() -> None:
-    _ranks_lock.acquire()
-    for instance, _ in sorted(_ranks.items(), key=lambda item: item[1]):
-        instance.before_fork()
-        _quiesced.append(instance)
+    _one_fork.acquire()
+    while True:
+        with _ranks_lock:
+            waiting = sorted(
+                (rank, id(instance), instance)
+                for instance, rank in _ranks.items()
+                if id(instance) not in _stopped
+            )
+        for _, _, instance in waiting:
+            instance.before_fork()
+            _quiesced.append(instance)
+            _stopped.add(id(instance))
+        # Innermost, as where an instance registers while it holds others: held over the fork, so
+        # that the registry is whole in the child.
+        _ranks_lock.acquire()
+        if all(id(instance) in _stopped for instance in _ranks):
+            return
+        _ranks_lock.release()
 
 
 def _after_in_parent() -> None:
+    _ranks_lock.release()
+    _stopped.clear()
     while _quiesced:
         _quiesced.pop().after_fork_in_parent()
-    _ranks_lock.release()
+    _one_fork.release()
 
 
 def _after_in_child() -> None:
+    _ranks_lock.release()
+    _stopped.clear()
     while _quiesced:
         _quiesced.pop().after_fork_in_child()
-    _ranks_lock.release()
+    _one_fork.release()
 
 
 os.register_at_fork(

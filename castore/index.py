@@ -32,6 +32,7 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
     StoreLocked,
+    StoreNotFound,
 )
 from castore.fileio import make_durable_folder, sync_folder
 from castore.forks import ForkLock, Rank
@@ -40,6 +41,7 @@ MAP_BYTES = 1 << 40
 MAP_BYTES_LEAST = 1 << 28
 READERS_MAX = 1024
 DISK_FULL_BYTES = 4 << 20
+NEW_INDEX_BYTES = 512 << 10
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
 CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"meta")
 
@@ -122,6 +124,18 @@ class Index:
                     raised = self._commit_failed(txn_id, error)
                 raise raised from error
 
+    def check_in_place(self) -> None:
+        """Raises StoreNotFound if the index was removed under us: what is committed to it then is
+        gone as soon as it is closed."""
+        try:
+            found = os.stat(os.path.join(self.path, "data.mdb")).st_ino
+        except FileNotFoundError:
+            found = 0
+        if found != self._inode:
+            raise StoreNotFound(
+                errno.ENOENT, f"the index {self.path} was removed while it was in use"
+            )
+
     def _adopt_map(self) -> None:
         """Open the environment again, with the larger map that another process gave it."""
         with self._write_gate, self.gate:
@@ -154,6 +168,9 @@ class Index:
         map_bytes = MAP_BYTES
         self.writable = os.access(self.path, os.W_OK)
         is_new = not os.path.exists(os.path.join(self.path, "data.mdb"))
+        if is_new and _free_bytes(self.path) < NEW_INDEX_BYTES:
+            # LMDB writes its lock file through a map: where there is no room, that is a SIGBUS.
+            raise StoreFull(f"no space left for the index {self.path}: free some and repeat")
         while True:
             try:
                 env = lmdb.open(
@@ -189,6 +206,7 @@ class Index:
             raise typed(error, self.path) from error
         if is_new:
             sync_folder(self.path)  # LMDB syncs its files, not that they are there
+        self._inode = os.stat(os.path.join(self.path, "data.mdb")).st_ino
         self._env = env
         self._pid = os.getpid()
 
@@ -290,7 +308,12 @@ def _code(error: Exception) -> int:
 def typed(error: Exception, path: str) -> CastoreError:
     """The castore error that says what an lmdb error means for the user."""
     code = _code(error)
-    if code in (errno.ENOSPC, errno.EDQUOT) or (code == errno.EIO and _disk_full(path)):
+    full = code in (errno.ENOSPC, errno.EDQUOT)
+    # LMDB says EIO where a write came out short, as the last one on a full disk does.
+    if code == errno.EIO:
+        with contextlib.suppress(OSError):
+            full = _free_bytes(path) < DISK_FULL_BYTES
+    if full:
         return StoreFull(f"no space left for the index {path}: free some and repeat")
     if isinstance(error, lmdb.MapFullError):
         return StoreFull(f"the index {path} has outgrown its map: raise ulimit -v and reopen")
@@ -314,10 +337,6 @@ def typed(error: Exception, path: str) -> CastoreError:
     return StoreIOError(f"the index {path} failed: {error}", code or errno.EIO)
 
 
-def _disk_full(path: str) -> bool:
-    # LMDB says EIO where a write came out short, as the last one on a full disk does.
-    try:
-        status = os.statvfs(path)
-    except OSError:
-        return False
-    return status.f_bavail * status.f_frsize < DISK_FULL_BYTES
+def _free_bytes(path: str) -> int:
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize

@@ -38,6 +38,7 @@ from castore.workers import Workers, usable_cores
 
 CONFIG = "castore.json"
 LOCK = "castore.lock"
+INDEX_BYTES_MIN = 8192  # LMDB's two meta pages; it takes less for a new environment
 THREADS_MAX = 8
 CHUNK_BYTES_AVG_MAX = 4 << 20  # so that a writer's window holds several of the largest chunks
 
@@ -62,7 +63,8 @@ class LocalStore:
                 self._index.close()
                 raise
         except BaseException:
-            os.close(self._lock_fd)
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
             raise
         forks.register(self, Rank.STORES)
 
@@ -122,7 +124,11 @@ class LocalStore:
 
     def _check_parts(self) -> None:
         # The index is made before castore.json: a store without one has lost it.
-        if not os.path.exists(os.path.join(self.root, "index", "data.mdb")):
+        try:
+            size = os.stat(os.path.join(self.root, "index", "data.mdb")).st_size
+        except FileNotFoundError:
+            size = 0
+        if size < INDEX_BYTES_MIN:
             raise IndexCorrupt(
                 f"the index of the store {self.root} is gone: restore index/ from a backup"
             )
@@ -208,8 +214,12 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
         above = os.path.dirname(above)
     if os.path.isdir(root):
         # What a creation that was cut off leaves behind, it may leave.
+        found = os.listdir(root)
+        begun = any(name.startswith(CONFIG) for name in found)
         strangers = [
-            name for name in os.listdir(root) if name != "index" and not name.startswith("castore.")
+            name
+            for name in found
+            if not name.startswith("castore.") and not (begun and name == "index")
         ]
         if os.path.exists(os.path.join(root, CONFIG)):
             return  # another process was faster
@@ -228,8 +238,6 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
     )
     try:
         make_durable_folder(root)
-        open_index(os.path.join(root, "index")).close()
-        sync_folder(os.path.join(root, "index"))  # also if another process has just made it
         draft = os.path.join(root, f"{CONFIG}.{secrets.token_hex(8)}")
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -238,6 +246,9 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
         finally:
             os.close(fd)
         try:
+            # Before castore.json: a store whose index is missing has lost it.
+            open_index(os.path.join(root, "index")).close()
+            sync_folder(os.path.join(root, "index"))  # also if another process has just made it
             # Of two processes that create it at once, the loser opens what the winner made.
             with contextlib.suppress(FileExistsError):
                 os.link(draft, os.path.join(root, CONFIG))

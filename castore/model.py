@@ -127,6 +127,8 @@ def clamp_range(byte_range: Sequence[int] | None, size: int) -> tuple[int, int]:
     """
     if byte_range is None:
         return 0, size
+    if isinstance(byte_range, (bytes, bytearray, memoryview)):
+        raise InvalidRange(f"a byte range is (begin, end), not {byte_range!r}")
     try:
         begin, end = byte_range
         if type(begin) is not int or type(end) is not int:

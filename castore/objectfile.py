@@ -22,7 +22,7 @@ class ObjectReader(io.BufferedReader):
         super().__init__(_RawObject(reader, pinned), BUFFER_BYTES)
         self.info = info
 
-    def __reduce__(self) -> Any:
+    def __reduce_ex__(self, protocol: Any, /) -> Any:
         raise TypeError("an open object can't be pickled: pickle the Store and open it there")
 
 

@@ -123,8 +123,11 @@ def open_store(
     elif separator and scheme != "file":
         raise ValueError(f"{scheme}:// is not a kind of store: use s3://bucket/prefix or a path")
     else:
+        path = rest if separator else url
+        if not path:
+            raise ValueError("a store's path must not be empty")
         backend = open_local(
-            rest if separator else url,
+            path,
             create=create,
             read_only=read_only,
             chunk_bytes_avg=chunk_bytes_avg,

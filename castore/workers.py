@@ -29,6 +29,7 @@ class Workers:
         self.threads = threads
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
+        self._pid = os.getpid()
         self._lock = ForkLock(Rank.LEAF)
         forks.register(self, Rank.LEAF)
 
@@ -40,6 +41,8 @@ class Workers:
         with self._lock:
             if self._closed:
                 raise StoreClosed("the store was closed meanwhile")
+            if self._pid != os.getpid():
+                self.after_fork_in_child()  # of a fork that ran no hooks
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="castore")
             return self._pool.submit(task, *args, **kwargs)
@@ -60,3 +63,4 @@ class Workers:
 
     def after_fork_in_child(self) -> None:
         self._pool = None
+        self._pid = os.getpid()

@@ -223,6 +223,7 @@ class LocalCatalog:
     def _apply(self, txn: Txn, batch: Batch, *, pending_owner: bytes | None) -> dict[Draft, int]:
         """Everything but the names; the numbers of the drafts' manifests."""
         index = self._index
+        index.check_in_place()
         gc_seq = self._number(txn, _GC_SEQ)
         gone = {pack_id for pack_id in batch.packs if txn.get(pack_id, db=index.packs) is None}
         gone |= {pack.pack_id for pack in batch.own if not pack.exists()}

@@ -7,8 +7,9 @@ than the moment the read began.
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from itertools import islice
 
@@ -36,7 +37,7 @@ GAP_BYTES = 256 << 10
 SPAN_BYTES_MAX = 8 << 20
 PAGE_NAMES = 1000
 VERSIONS_MAX = 256
-SEGMENTS_MAX = 64  # decoded, per version
+SEGMENTS_MAX = 64  # kept decoded, per version; and read at once of a whole manifest
 
 
 class Overwritten(Exception):
@@ -100,20 +101,31 @@ class S3Catalog:
         self._cache.forget_manifest(name)
 
     def page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
-        while names := self.names_page(prefix, after):
-            reading = [(name, self._requests.submit(self.record, name)) for name in names]
-            found = [(name, future.result()) for name, future in reading]
-            page = [(name, record) for name, record in found if record is not None]
-            if page:
-                return page
-            after = names[-1]
-        return []
+        return [(version.name, version.head.record) for version in self.versions(prefix, after)]
 
     def names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
-        listed = self._bucket.list(
+        return [name for name, _ in self.listed(prefix, after)]
+
+    def listed(self, prefix: bytes, after: bytes) -> list[tuple[bytes, str]]:
+        """A page of (name, ETag)."""
+        entries = self._bucket.list(
             "names/" + prefix.decode(), start_after="names/" + after.decode() if after else ""
         )
-        return [entry.key.removeprefix("names/").encode() for entry in islice(listed, PAGE_NAMES)]
+        return [
+            (entry.key.removeprefix("names/").encode(), entry.etag)
+            for entry in islice(entries, PAGE_NAMES)
+        ]
+
+    def versions(self, prefix: bytes, after: bytes) -> list[Version]:
+        """A page of what the names map to. A listing tells each ETag: only those that it shows to
+        be unknown are asked for."""
+        while listed := self.listed(prefix, after):
+            reading = [self._requests.submit(self._version, name, etag) for name, etag in listed]
+            page = [version for future in reading if (version := future.result()) is not None]
+            if page:
+                return page
+            after = listed[-1][0]
+        return []
 
     # ------------------------------------------------------------ for writers
 
@@ -128,19 +140,13 @@ class S3Catalog:
         """A manifest that we wrote ourselves."""
         self._keep(name, etag, raw[: manifest_head_bytes(raw)], raw)
 
-    def raw_segments(self, version: Version) -> list[bytes]:
-        """All segments of a version, as stored. Raises Overwritten if it is gone before they are
-        read."""
+    def raw_segments(self, version: Version) -> Iterator[bytes]:
+        """All segments of a version, as stored, a few MiB at a time. Raises Overwritten if it is
+        gone before they are read."""
         places = version.head.segments
-        raws = {
-            place.end: self._cache.segment(version.name, version.etag, place.end)
-            for place in places
-        }
-        missing = [place for place in places if raws[place.end] is None]
-        if missing:
-            fetched = self._fetch_segments(version, missing)
-            raws |= {place.end: raw for place, raw in zip(missing, fetched, strict=True)}
-        return [raw for place in places if (raw := raws[place.end]) is not None]
+        for i in range(0, len(places), SEGMENTS_MAX):
+            for _, raw in self._read(version, places[i : i + SEGMENTS_MAX]):
+                yield raw
 
     # ------------------------------------------------------------ below
 
@@ -152,10 +158,18 @@ class S3Catalog:
     ) -> Cover:
         record = version.head.record
         bounds = [clamp_range(byte_range, record.size) for byte_range in byte_ranges]
-        if not record.is_inline:
-            self._load(version, [place for b, e in bounds for place in _between(version, b, e)])
+        places = [place for begin, end in bounds for place in _between(version, begin, end)]
+        segments = self._segments(version, places)
         parts = [
-            (begin, end, [] if record.is_inline else self._extents(version, begin, end))
+            (
+                begin,
+                end,
+                [
+                    extent
+                    for place in _between(version, begin, end)
+                    for extent in segments[place.end].covering(begin, end)
+                ],
+            )
             for begin, end in bounds
         ]
 
@@ -165,42 +179,45 @@ class S3Catalog:
 
         return Cover(record, parts, newer)
 
-    def _extents(self, version: Version, begin: int, end: int) -> list[Extent]:
-        return [
-            extent
-            for place in _between(version, begin, end)
-            for extent in self._segment(version, place).covering(begin, end)
-        ]
+    def _segments(self, version: Version, places: Sequence[Place]) -> dict[int, Segment]:
+        """These segments by their ends, from memory, the cache, or in as few requests as it
+        takes."""
+        kept = version.segments  # other threads may empty it, so what is found there is held on to
+        found = {place.end: kept.get(place.end) for place in places}
+        missing = [place for place in dict.fromkeys(places) if found[place.end] is None]
+        segments = {end: segment for end, segment in found.items() if segment is not None}
+        for segment, _ in self._read(version, missing):
+            segments[segment.end] = segment
+        if len(kept) + len(missing) > SEGMENTS_MAX:
+            kept.clear()
+        kept.update(islice(((place.end, segments[place.end]) for place in missing), SEGMENTS_MAX))
+        return segments
 
-    def _segment(self, version: Version, place: Place) -> Segment:
-        segment = version.segments.get(place.end)
-        if segment is None:
-            self._load(version, [place])
-            segment = version.segments[place.end]
-        return segment
-
-    def _load(self, version: Version, places: Sequence[Place]) -> None:
-        """Have these segments decoded, from the cache or in as few requests as it takes."""
-        missing = []
+    def _read(self, version: Version, places: Sequence[Place]) -> list[tuple[Segment, bytes]]:
+        """The segments, decoded and as stored. What the cache has of them, and is damaged, counts
+        as missing."""
+        found: dict[int, tuple[Segment, bytes]] = {}
         for place in places:
-            if place.end not in version.segments:
-                raw = self._cache.segment(version.name, version.etag, place.end)
-                if raw is None:
-                    missing.append(place)
-                else:
-                    self._decoded(version, place, raw)
+            raw = self._cache.segment(version.name, version.etag, place.end)
+            if raw is not None:
+                with contextlib.suppress(FormatError):
+                    found[place.end] = _decoded(place, raw), raw
+        missing = [place for place in places if place.end not in found]
         if missing:
-            raws = self._fetch_segments(version, missing)
-            for place, raw in zip(missing, raws, strict=True):
-                self._decoded(version, place, raw)
-
-    def _decoded(self, version: Version, place: Place, raw: bytes) -> None:
-        segment = decode_segment(raw)
-        if segment.end != place.end:
-            raise FormatError("a manifest's segment is not the one that its directory says")
-        if len(version.segments) >= SEGMENTS_MAX:
-            version.segments.clear()
-        version.segments[place.end] = segment
+            for place, raw in zip(missing, self._fetch_segments(version, missing), strict=True):
+                try:
+                    segment = _decoded(place, raw)
+                except FormatError:  # or it was damaged on its way: look once more
+                    [raw] = self._fetch_segments(version, [place])
+                    segment = _decoded(place, raw)
+                found[place.end] = segment, raw
+            self._cache.put_manifest(
+                version.name,
+                version.etag,
+                b"",
+                [(place.end, found[place.end][1]) for place in missing],
+            )
+        return [found[place.end] for place in places]
 
     def _fetch_segments(self, version: Version, places: Sequence[Place]) -> list[bytes]:
         ranges = [(place.offset, place.offset + place.length) for place in places]
@@ -216,12 +233,6 @@ class S3Catalog:
             for part in span.parts:
                 begin, end = ranges[part]
                 raws[part] = body[begin - span.begin : end - span.begin]
-        self._cache.put_manifest(
-            version.name,
-            version.etag,
-            b"",
-            [(place.end, raw) for place, raw in zip(places, raws, strict=True)],
-        )
         return raws
 
     def _part(self, key: str, etag: str, begin: int, end: int) -> bytes:
@@ -258,9 +269,20 @@ class S3Catalog:
         assert version is not None  # no condition was set
         return version
 
+    def _version(self, name: bytes, etag: str) -> Version | None:
+        """What the name maps to, without asking if the version with this ETag is known."""
+        known = self._known(name)
+        if known is not None and known.etag == etag:
+            return known
+        try:
+            return self.current(name)
+        except NameNotFound:
+            return None
+
     def _fetch(self, name: bytes, etag: str | None) -> Version | None:
         """The name's version unless it is the one with this ETag. Raises NameNotFound."""
         key = name_key(name)
+        damaged = False
         while True:
             try:
                 reply = self._bucket.get(key, byte_range=(0, FIRST_BYTES), if_none_match=etag)
@@ -274,7 +296,9 @@ class S3Catalog:
             except Overwritten:
                 continue
             except FormatError as error:
-                raise FormatError(f"the manifest of {name.decode()!r}: {error}") from error
+                if damaged:
+                    raise FormatError(f"the manifest of {name.decode()!r}: {error}") from error
+                damaged = True  # or it was on its way: look once more
 
     def _whole_head(self, key: str, reply: Reply) -> tuple[bytes, bytes]:
         """(head, the first bytes of the manifest, with at least the head)."""
@@ -291,15 +315,22 @@ class S3Catalog:
         if version.head.store_id != self._store_id:
             raise FormatError("it belongs to another store")
         here = [
-            (place.end, raw[place.offset : place.offset + place.length])
+            (place, raw[place.offset : place.offset + place.length])
             for place in version.head.segments
             if place.offset + place.length <= len(raw)
         ]
-        self._cache.put_manifest(name, etag, head, here)
-        for end, segment in here[:SEGMENTS_MAX]:
-            version.segments[end] = decode_segment(segment)
+        decoded = {place.end: _decoded(place, segment) for place, segment in here}
+        version.segments.update(islice(decoded.items(), SEGMENTS_MAX))
+        self._cache.put_manifest(name, etag, head, [(place.end, raw) for place, raw in here])
         self._store(version)
         return version
+
+
+def _decoded(place: Place, raw: bytes) -> Segment:
+    segment = decode_segment(raw)
+    if segment.end != place.end:
+        raise FormatError("a manifest's segment is not the one that its directory says")
+    return segment
 
 
 def _between(version: Version, begin: int, end: int) -> list[Place]:

@@ -28,8 +28,9 @@ from castore.errors import (
     StoreClosed,
     StoreFull,
     StoreIOError,
+    StoreNotFound,
 )
-from castore.fileio import make_durable_folder, sync_folder, write_all
+from castore.fileio import sync_folder, write_all
 from castore.forks import ForkLock, Rank
 from castore.format import (
     PACK_HEADER_BYTES,
@@ -254,9 +255,10 @@ class LocalPacks:
             try:
                 if folder not in self._durable_folders:
                     # Also where another process has just made them, and not synced yet.
-                    make_durable_folder(folder)
-                    sync_folder(self.root)
-                    sync_folder(os.path.dirname(self.root))
+                    for made in (self.root, folder):
+                        with contextlib.suppress(FileExistsError):
+                            os.mkdir(made, 0o700)
+                        sync_folder(os.path.dirname(made))
                     self._durable_folders.add(folder)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             except FileExistsError:
@@ -313,6 +315,9 @@ class LocalPacks:
                 size = os.stat(self.path(pack_id)).st_size
             except FileNotFoundError:
                 raise PackMissing(pack_id) from None
+            mapped = self._mapped.get(pack_id)
+            if mapped is not None and len(mapped) > size:
+                self._mapped.pop(pack_id, None)  # it was cut short outside
             held[pack_id] = self.mapping(pack_id, size)
         return held
 
@@ -385,6 +390,8 @@ class LocalPacks:
 def _typed(error: OSError, path: str) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no space left for {path}: free some and repeat")
+    if isinstance(error, FileNotFoundError):
+        return StoreNotFound(error.errno, f"{path}: its folder was removed while it was in use")
     if isinstance(error, PermissionError):
         return PermissionError(error.errno, f"no permission for {path}", path)
     return StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO)
