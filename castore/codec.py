@@ -11,7 +11,6 @@ taken for it, and the chunk id after.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from dataclasses import dataclass
 
@@ -63,6 +62,8 @@ def disambiguated_id(sha256: bytes, seed: int) -> bytes:
 
 
 def sha256_of(raw: bytes | memoryview) -> bytes:
+    import hashlib  # a while to load, and only guarded stores need it
+
     return hashlib.sha256(raw).digest()
 
 

@@ -7,10 +7,7 @@ that the child drops would give up the parent's reader slot), and told in the ch
 
 from __future__ import annotations
 
-# Registers its own hooks when it loads. Hooks before a fork run in reverse order: loaded first, its
-# lock is taken after ours, as it is when a task is submitted.
 import _thread
-import concurrent.futures.thread  # noqa: F401
 import os
 import threading
 import weakref

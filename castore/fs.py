@@ -3,12 +3,14 @@
     fs = fsspec.filesystem("castore", store="/path/to/store")
     fsspec.open("castore://tables/day.parquet", store="/path/to/store")
     fsspec.open("castore://tables/day.parquet::file:///path/to/store")
+    fs = fsspec.filesystem("castore", store="s3://bucket/prefix?region=eu-west-1")
 
 Without a `store`, $CASTORE_STORE names it. Paths are object names, a leading '/' is dropped, and
 folders are implied by '/': `mkdir` has nothing to do, and an empty folder is none. The store is
 opened when it is first needed, and made only by a write. A write is published when its file is
 closed, or all of a `with fs.transaction` at its end; one that raises in its `with` publishes
-nothing. A store opened here stays open: fsspec keeps and shares its instances.
+nothing. On S3, what is one commit here goes name by name. A store opened here stays open: fsspec
+keeps and shares its instances.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is 
 
     @property
     def fsid(self) -> str:
+        if self.store_path.startswith("s3://"):
+            return f"castore_{self.store_path}"
         return f"castore_{os.path.abspath(self.store_path)}"
 
     @classmethod

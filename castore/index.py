@@ -37,7 +37,7 @@ from castore.errors import (
 from castore.fileio import make_durable_folder, sync_folder
 from castore.forks import ForkLock, Rank
 
-MAP_BYTES = 1 << 40
+MAP_BYTES = 1 << 38  # billions of chunks, and hundreds of such maps in one process
 MAP_BYTES_LEAST = 1 << 28
 READERS_MAX = 1024
 DISK_FULL_BYTES = 4 << 20
@@ -47,6 +47,7 @@ CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"meta")
 
 LmdbError = lmdb.Error
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
+Snapshot: TypeAlias = "lmdb.Transaction[memoryview]"
 Table: TypeAlias = Any  # lmdb's own class of it is private
 
 
@@ -83,22 +84,23 @@ class Index:
 
     # ------------------------------------------------------------ transactions
 
-    def snapshot(self) -> Txn:
-        """`with index.gate, index.snapshot() as txn`: a read transaction. Keep it short, and leave
-        with copies. Raises lmdb's errors from its use: `typed` turns them into ours."""
+    def snapshot(self, buffers: bool = True) -> Snapshot:
+        """`with index.gate, index.snapshot() as txn`: a read transaction whose values are views of
+        the map. Keep it short, and leave with copies. Raises LmdbError."""
         if self._pid != os.getpid():
             self._open_again()
         assert self._env is not None
-        return self._env.begin()
+        return self._env.begin(None, None, False, buffers)  # type: ignore[call-overload, no-any-return]
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[Txn]:
-        """A snapshot with its gate, and with our errors: what to use unless microseconds count."""
+    def read(self, *, buffers: bool = False) -> Iterator[Txn]:
+        """A snapshot with its gate, whose values are bytes unless `buffers`, and with our errors:
+        what to use unless microseconds count."""
         for last in (False, True):
             try:
-                with self.gate, self.snapshot() as txn:
+                with self.gate, self.snapshot(buffers) as txn:
                     last = True
-                    yield txn
+                    yield txn  # type: ignore[misc]
                 return
             except lmdb.Error as error:
                 if last or not isinstance(error, lmdb.MapResizedError):

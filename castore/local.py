@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 
 from castore import forks
 from castore.catalog.local import LocalCatalog
@@ -229,8 +228,8 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
                 f"{root} is {kind} and not a castore store: choose a new or an empty folder"
             )
     config = StoreConfig(
-        store_id=secrets.token_bytes(16),
-        seed=secrets.randbits(64),
+        store_id=os.urandom(16),
+        seed=int.from_bytes(os.urandom(8), "little"),
         chunk_min=sizes.min,
         chunk_avg=sizes.norm,
         chunk_max=sizes.max,
@@ -238,23 +237,22 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
     )
     try:
         make_durable_folder(root)
-        draft = os.path.join(root, f"{CONFIG}.{secrets.token_hex(8)}")
+        draft = os.path.join(root, f"{CONFIG}.{os.urandom(8).hex()}")
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, encode_config(config))
             os.fsync(fd)
         finally:
             os.close(fd)
-        try:
-            # Before castore.json: a store whose index is missing has lost it.
-            open_index(os.path.join(root, "index")).close()
-            sync_folder(os.path.join(root, "index"))  # also if another process has just made it
-            # Of two processes that create it at once, the loser opens what the winner made.
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, os.path.join(root, CONFIG))
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft)
+        # Before castore.json: a store whose index is missing has lost it. If this fails, the draft
+        # stays, and tells the next to try whose index/ this is.
+        open_index(os.path.join(root, "index")).close()
+        sync_folder(os.path.join(root, "index"))  # also if another process has just made it
+        # Of two processes that create it at once, the loser opens what the winner made.
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, os.path.join(root, CONFIG))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
         sync_folder(root)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

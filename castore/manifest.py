@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from castore.format import Segment, decode_segment
 from castore.mapping import Mapping
@@ -35,7 +35,8 @@ class Manifest:
         return (self._segment(i) for i in range(first, len(self._ends)))
 
     def _load(self, raw_segments: Iterable[bytes]) -> None:
-        spill, size = None, 0
+        spill: BinaryIO | None = None
+        size = 0
         for raw in raw_segments:
             segment = decode_segment(raw)
             self.packs.update(segment.packs)
@@ -44,7 +45,10 @@ class Manifest:
             size += len(raw)
             self._raw.append(raw)
             if size > MEMORY_BYTES_MAX:
-                spill = spill or tempfile.TemporaryFile()  # noqa: SIM115  (lives in its mapping)
+                if spill is None:
+                    from tempfile import TemporaryFile  # a while to load, and seldom needed
+
+                    spill = TemporaryFile()  # noqa: SIM115  (lives on in its mapping)
                 spill.write(b"".join(self._raw))
                 self._raw = []
         if spill is not None:

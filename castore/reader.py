@@ -6,12 +6,12 @@ more through a new mapping, then raises ChunkCorrupt: never wrong bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from castore.catalog import Catalog, Cover
 from castore.codec import chunk_id_of, decode_frame, decode_inline
@@ -23,6 +23,9 @@ from castore.manifest import Manifest
 from castore.model import Extent, Progress, RangePlan
 from castore.packs import NOTHING_HELD, Held, Packs
 from castore.workers import Workers
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future  # loads logging
 
 PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
 
@@ -226,12 +229,8 @@ class Reader:
 
         def write(task: list[Extent]) -> int:
             parts = self._decode(task, pinned.held)
-            try:
+            with _gone_pages_named():
                 write_all(target.fd, parts, task[0].begin)
-            except OSError as error:
-                if error.errno == errno.EFAULT:  # the kernel's word for a page that is gone
-                    raise StoreIOError(_CUT_SHORT) from error
-                raise
             _check_still_there(parts)
             self._packs.let_go(task, pinned.held)
             return task[-1].end - task[0].begin
@@ -246,14 +245,16 @@ class Reader:
             _advance(progress, pinned.record.size)
             return
 
-        def decode(task: list[Extent]) -> list[Bytes]:
-            return self._decode(task, pinned.held)
+        def decode(task: list[Extent]) -> tuple[list[Extent], list[Bytes]]:
+            return task, self._decode(task, pinned.held)
 
-        for parts in self._in_flight(decode, pinned):
+        for task, parts in self._in_flight(decode, pinned):
             for part in parts:
-                _write_stream(file, part)
+                with _gone_pages_named():
+                    _write_stream(file, part)
                 _check_still_there([part])
                 _advance(progress, len(part))
+            self._packs.let_go(task, pinned.held)
 
     def read_to_end(self, pinned: Pinned, offset: int) -> bytes:
         """All bytes from `offset` on."""
@@ -350,6 +351,16 @@ class _Descriptor:
 
 
 _CUT_SHORT = "a pack was cut short while it was read: restore it from a backup"
+
+
+@contextlib.contextmanager
+def _gone_pages_named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EFAULT:  # the kernel's word for a page that is gone
+            raise StoreIOError(_CUT_SHORT) from error
+        raise
 
 
 def _check_still_there(parts: Iterable[Bytes]) -> None:

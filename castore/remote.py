@@ -16,25 +16,25 @@ import secrets
 import threading
 from collections.abc import Iterator
 
-from castore.catalog.s3 import S3Catalog
+from castore.catalog.s3 import Overwritten, S3Catalog, Version
 from castore.chunker import Chunker, ChunkSizes
-from castore.errors import FormatError, NotAStore, StoreNotFound, UnsupportedFormat
+from castore.errors import FormatError, NotAStore, StoreIOError, StoreNotFound, UnsupportedFormat
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, decode_config, decode_segment, encode_config
-from castore.format_s3 import decode_hints
 from castore.model import StoreStats
 from castore.packs.s3 import S3Packs
-from castore.s3.bucket import Bucket, KeyAbsent, PreconditionFailed
+from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.cache import StoreCache
+from castore.s3.hints import Hints
 from castore.s3.outcomes import put_once
 from castore.s3.probe import probe
 from castore.s3.session import WriterSession
 from castore.s3.settings import S3Settings
+from castore.s3.uploads import UPLOADS_MAX
 from castore.session_s3 import S3Session
 from castore.workers import Workers
 
 CONFIG_KEY = "castore.json"
-UPLOADS_MAX = 4  # at a time; each holds a pack in memory
 
 
 class RemoteStore:
@@ -51,12 +51,12 @@ class RemoteStore:
         self._bucket = bucket
         self._requests = Workers(bucket.settings.max_concurrency)
         self._cache = StoreCache(config.store_id, frames_bytes_max=frames_bytes_max)
+        self._hints = Hints(bucket, config.store_id, self._cache, self._requests)
         self.catalog = S3Catalog(bucket, config.store_id, self._cache, self._requests)
         self.packs = S3Packs(bucket, self._cache.frames, self._requests)
         self._lock = ForkLock(Rank.STORES)
         self._budget = threading.BoundedSemaphore(UPLOADS_MAX)
         self._writing: WriterSession | None = None
-        self._hints_read = False
         self._pid = os.getpid()
 
     def session(self, workers: Workers, chunker: Chunker, *, level: int) -> S3Session:
@@ -65,13 +65,18 @@ class RemoteStore:
                 # What the parent's puts hold of the budget is the parent's.
                 self._budget = threading.BoundedSemaphore(UPLOADS_MAX)
                 self._pid = os.getpid()
-            if self._writing is None or not self._writing.usable:
+            before = self._writing
+            if before is None or not before.usable:
                 self._writing = WriterSession(self._bucket, self.config.store_id, self._requests)
+                if before is not None:
+                    before.close()
+            assert self._writing is not None
             return S3Session(
                 self._bucket,
                 self.catalog,
                 self.packs,
                 self._cache,
+                self._hints,
                 self._writing,
                 self._budget,
                 self._requests,
@@ -79,44 +84,24 @@ class RemoteStore:
                 self.config,
                 chunker,
                 compression_level=level,
-                read_hints=self.read_hints,
             )
-
-    def read_hints(self) -> None:
-        """Learn which chunks others have stored since we looked, before the first look-up."""
-        with self._lock:
-            if self._hints_read:
-                return
-            self._hints_read = True
-            seen = self._cache.hints_seen()
-            new = [entry.key for entry in self._bucket.list("index/") if entry.key not in seen]
-            reading = [(key, self._requests.submit(self._bucket.get, key)) for key in new]
-            for key, future in reading:
-                # Hints that are gone, or damaged, only mean that chunks are stored again.
-                with contextlib.suppress(KeyAbsent, FormatError):
-                    reply = future.result()
-                    assert reply is not None
-                    store_id, packs = decode_hints(reply.body)
-                    if store_id == self.config.store_id:
-                        self._cache.add_chunks(packs, hint=key)
 
     def stats(self) -> StoreStats:
         """By listing all packs and names, and reading the manifests that are not cached."""
         packs = [entry.size for entry in self._bucket.list("packs/")]
         objects = logical = inline_raw = inline_stored = 0
         chunks: dict[bytes, tuple[int, int]] = {}
-        for name in self._names():
-            version = self.catalog.current(name)
+        for version in self._versions():
             record = version.head.record
             objects += 1
             logical += record.size
             if record.is_inline:
                 inline_raw += record.size
                 inline_stored += record.stored_bytes
-            for raw in self.catalog.raw_segments(version):
-                for extent in decode_segment(raw):
-                    size = extent.end - extent.begin
-                    chunks[extent.chunk_id] = size, extent.location.stored_bytes
+            with contextlib.suppress(Overwritten):  # meanwhile: it counts as it was, by half
+                for raw in self.catalog.raw_segments(version):
+                    for begin, end, chunk_id, location in decode_segment(raw):
+                        chunks[chunk_id] = end - begin, location.stored_bytes
         return StoreStats(
             objects=objects,
             chunks=len(chunks),
@@ -129,19 +114,20 @@ class RemoteStore:
         )
 
     def close(self) -> None:
+        self._requests.close()  # what is under way may rely on the pins
         try:
-            if self._writing is not None and self._pid == os.getpid():
+            if self._writing is not None:
                 self._writing.close()
+            self._hints.close()
         finally:
-            self._requests.close()
             self._cache.close()
             self._bucket.close()
 
-    def _names(self) -> Iterator[bytes]:
+    def _versions(self) -> Iterator[Version]:
         after = b""
-        while page := self.catalog.names_page(b"", after):
+        while page := self.catalog.versions(b"", after):
             yield from page
-            after = page[-1]
+            after = page[-1].name
 
 
 def open_remote(
@@ -187,11 +173,22 @@ def _read_config(bucket: Bucket) -> StoreConfig | None:
 def _create(bucket: Bucket, chunk_bytes_avg: int, collision_guard: str | None) -> StoreConfig:
     sizes = ChunkSizes.for_average(chunk_bytes_avg)
     for entry in bucket.list():
+        if entry.key == CONFIG_KEY:
+            break  # another made it just now
         if not entry.key.startswith("probe/"):
             raise NotAStore(
                 f"{bucket.settings.url} is not empty and not a castore store ({entry.key!r} is "
                 "there): choose an empty prefix"
             )
+    else:
+        _write_config(bucket, sizes, collision_guard)
+    written = _read_config(bucket)
+    if written is None:
+        raise StoreIOError(f"{bucket.settings.url} could not be made: repeat it")
+    return written
+
+
+def _write_config(bucket: Bucket, sizes: ChunkSizes, collision_guard: str | None) -> None:
     features = probe(bucket)
     config = StoreConfig(
         store_id=secrets.token_bytes(16),
@@ -201,15 +198,12 @@ def _create(bucket: Bucket, chunk_bytes_avg: int, collision_guard: str | None) -
         chunk_max=sizes.max,
         collision_guard=collision_guard,
     )
-    # Of two that create it at once, the loser uses what the winner wrote.
-    with contextlib.suppress(PreconditionFailed):
+    # What is read back afterwards counts: of two that create it at once, the loser uses what the
+    # winner wrote.
+    with contextlib.suppress(PreconditionFailed, OutcomeUnknown):
         put_once(
             bucket,
             CONFIG_KEY,
             lambda _: encode_config(config),
             if_none_match=features.if_none_match,
         )
-    written = _read_config(bucket)
-    if written is None:
-        raise NotAStore(f"{bucket.settings.url}: what was just written there is gone")
-    return written

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from castore.catalog.local import LocalCatalog, PacksVanished
 from castore.catalog.operations import Batch, Draft, NewChunk, Operation
@@ -31,6 +31,9 @@ from castore.mapping import Mapping
 from castore.model import Extent, Location
 from castore.packs.local import LocalPacks, Placement
 from castore.workers import Workers
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future  # loads logging
 
 INLINE_BYTES_MAX = 4096
 ROWS_MAX = 16384  # chunks per transaction: each may dirty a page of its own
@@ -149,10 +152,16 @@ class LocalSession(WriteSession):
         gc_seq, known = self._catalog.known(chunk_ids)
         if self._batch.gc_seq is None:
             self._batch.gc_seq = gc_seq
-        for chunk_id in list(known):
-            if not self._hold(known[chunk_id]):
+        missing = [chunk_id for chunk_id in known if not self._hold(known[chunk_id])]
+        while missing:
+            # A collector may have moved them since: what is missing twice in one place is lost.
+            _, again = self._catalog.known(missing)
+            lost = {i for i in missing if again.get(i) in (None, known[i])}
+            for chunk_id in lost:
                 del known[chunk_id]
-                self._lost.add(chunk_id)
+            self._lost |= lost
+            known |= {i: again[i] for i in missing if i not in lost}
+            missing = [i for i in missing if i not in lost and not self._hold(known[i])]
         for chunk_id in chunk_ids:
             new = self._batch.chunks.get(chunk_id)
             if new is not None:

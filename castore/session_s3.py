@@ -1,63 +1,53 @@
 """What one commit publishes on S3: `session.py`'s part, for packs that are objects.
 
-Packs are uploaded while the stream is read, a few at a time under one budget; names are put when
-all packs are there. Each name is published by itself: a transaction's last put comes last, so that
-a marker such as `_SUCCESS` is never there before what it marks.
+Packs are uploaded while the stream is read; names are put when all packs are there. Each name is
+published by itself: a transaction's last put comes after its others, so that a marker such as
+`_SUCCESS` is never there before what it marks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
 from castore.catalog.s3 import Overwritten, S3Catalog, Version
 from castore.chunker import Chunker
-from castore.codec import Frame
-from castore.errors import CommitUnknown, NameExists, NameNotFound, PackMissing, StoreIOError
+from castore.codec import Frame, decode_frame
+from castore.errors import (
+    CastoreError,
+    CommitUnknown,
+    FormatError,
+    NameExists,
+    NameNotFound,
+    PackMissing,
+    StoreIOError,
+)
 from castore.format import (
-    PackEntry,
     Record,
     SegmentBuilder,
     StoreConfig,
     decode_frame_header,
     decode_segment,
-    encode_footer,
-    encode_pack_header,
 )
-from castore.format_s3 import encode_manifest, name_key, pack_key
+from castore.format_s3 import encode_manifest, name_key
 from castore.model import Extent, Location
 from castore.packs import NOTHING_HELD
 from castore.packs.s3 import S3Packs
-from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.bucket import Bucket, OutcomeUnknown, PreconditionFailed
 from castore.s3.cache import StoreCache
+from castore.s3.hints import Hints
 from castore.s3.outcomes import put_once
+from castore.s3.removal import delete_version, etag_at
 from castore.s3.session import WriterSession
+from castore.s3.uploads import Uploads
 from castore.session import WriteSession
 from castore.workers import Workers
 
 INLINE_BYTES_MAX = 64 << 10
-PACK_BYTES_MAX = 16 << 20
-
-
-@dataclasses.dataclass(slots=True)
-class _OpenPack:
-    """A pack being filled, in memory."""
-
-    pack_id: bytes
-    parts: list[bytes]
-    size: int
-    entries: list[PackEntry] = dataclasses.field(default_factory=list)
-
-    def frame(self, location: Location) -> bytes:
-        at = len(self.parts[0])
-        for i in range(1, len(self.parts), 2):
-            if at == location.offset:
-                return self.parts[i] + self.parts[i + 1]
-            at += len(self.parts[i]) + len(self.parts[i + 1])
-        raise KeyError(location)
+MOVED_AT_ONCE = 64  # extents
 
 
 class S3Session(WriteSession):
@@ -67,6 +57,7 @@ class S3Session(WriteSession):
         catalog: S3Catalog,
         packs: S3Packs,
         cache: StoreCache,
+        hints: Hints,
         session: WriterSession,
         budget: threading.Semaphore,
         requests: Workers,
@@ -75,7 +66,6 @@ class S3Session(WriteSession):
         chunker: Chunker,
         *,
         compression_level: int,
-        read_hints: Callable[[], None],
     ) -> None:
         super().__init__(
             workers,
@@ -88,13 +78,12 @@ class S3Session(WriteSession):
         self._catalog = catalog
         self._packs = packs
         self._cache = cache
+        self._hints = hints
         self._session = session
-        self._budget = budget  # uploads in flight, of all puts of the Store
         self._requests = requests
-        self._read_hints = read_hints
-        self._pack: _OpenPack | None = None
-        self._uploads: list[tuple[bytes, list[PackEntry], Future[None]]] = []
-        self._placed: dict[bytes, Location] = {}
+        self._uploads = Uploads(bucket, config.store_id, session, cache, hints, requests, budget)
+        self._open = True
+        session.join()
 
     # ------------------------------------------------------------ for the drafts
 
@@ -102,7 +91,7 @@ class S3Session(WriteSession):
         """Packs of others are pinned, and looked for, before this returns: the caller lets go of
         the bytes of what is known."""
         self.check_process()
-        self._read_hints()
+        self._hints.read()
         known = self._cache.known(chunk_ids)
         unreliable = self._session.rely_on({location.pack_id for location in known.values()})
         if unreliable:
@@ -111,27 +100,16 @@ class S3Session(WriteSession):
             for chunk_id in lost:
                 del known[chunk_id]
         for chunk_id in chunk_ids:
-            if chunk_id in self._placed:
-                known[chunk_id] = self._placed[chunk_id]
+            placed = self._uploads.placed.get(chunk_id)
+            if placed is not None:
+                known[chunk_id] = placed
         return known
 
     def place(self, frames: Sequence[Frame]) -> None:
-        for frame in frames:
-            pack = self._pack
-            if pack is None:
-                pack = self._pack = self._new_pack()
-            place = Location(pack.pack_id, pack.size, frame.stored_bytes)
-            pack.parts += (frame.head, frame.payload)
-            pack.size += frame.stored_bytes
-            pack.entries.append(
-                PackEntry(frame.chunk_id, place.offset, place.stored_bytes, frame.raw_bytes)
-            )
-            self._placed[frame.chunk_id] = place
-            if pack.size >= PACK_BYTES_MAX:
-                self._upload()
+        self._uploads.place(frames)
 
     def location(self, chunk_id: bytes) -> Location:
-        return self._placed[chunk_id]
+        return self._uploads.placed[chunk_id]
 
     def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
         draft.segments.append((segment.end, segment.encode()))
@@ -140,38 +118,12 @@ class S3Session(WriteSession):
         """Nothing of it was kept but its frames."""
 
     def stored_sha256(self, chunk_id: bytes, location: Location) -> bytes:
-        if self._pack is not None and location.pack_id == self._pack.pack_id:
-            return decode_frame_header(self._pack.frame(location)).sha256
-        self._wait()
-        extent = Extent(0, 1, chunk_id, location)
-        return decode_frame_header(self._packs.frames([extent], NOTHING_HELD)[0]).sha256
-
-    # ------------------------------------------------------------ packs
-
-    def _new_pack(self) -> _OpenPack:
-        pack_id = self._session.new_pack()
-        header = encode_pack_header(self.config.store_id, pack_id)
-        return _OpenPack(pack_id, [header], len(header))
-
-    def _upload(self) -> None:
-        pack, self._pack = self._pack, None
-        if pack is None:
-            return
-        pack.parts.append(encode_footer(pack.entries, pack.size))
-        self._budget.acquire()
-        future = self._requests.submit(self._put_pack, pack.pack_id, pack.parts)
-        future.add_done_callback(lambda _: self._budget.release())
-        self._uploads.append((pack.pack_id, pack.entries, future))
-        for _, _, done in self._uploads:
-            if done.done():
-                done.result()  # an upload that failed fails the put now, not at its end
-
-    def _put_pack(self, pack_id: bytes, parts: list[bytes]) -> None:
-        self._bucket.put(pack_key(pack_id), parts, idempotent=True)
-
-    def _wait(self) -> None:
-        for _, _, future in self._uploads:
-            future.result()
+        placed = self._uploads.sha256_of(location)
+        if placed is not None:
+            return placed
+        self._uploads.finish()
+        [frame] = self._packs.frames([Extent(0, 1, chunk_id, location)], NOTHING_HELD)
+        return decode_frame_header(frame).sha256
 
     # ------------------------------------------------------------ the end
 
@@ -179,54 +131,64 @@ class S3Session(WriteSession):
         """Publish the operations in their order, consecutive puts at once but the last one last.
         Not atomic across names: when it raises, those before may be there."""
         self.check_process()
-        self._upload()
-        self._wait()
-        self._check_sources(operations)
-        uploaded = [(pack_id, entries) for pack_id, entries, _ in self._uploads]
+        self._uploads.finish()
+        self._check(operations)
+        last = max((i for i, it in enumerate(operations) if isinstance(it, Publish)), default=-1)
         deleted = 0
         together: list[Publish] = []
         for i, operation in enumerate(operations):
-            if isinstance(operation, Publish) and i < len(operations) - 1:
+            if isinstance(operation, Publish) and i != last:
                 if any(operation.name == other.name for other in together):
                     self._publish(together)
                 together.append(operation)
                 continue
             self._publish(together)
             deleted += self._apply(operation)
-        self._cache.add_chunks(uploaded)
-        self._session.uploaded(uploaded)
         self.close()
         return deleted
 
     def close(self) -> None:
-        self._pack = None
-        for _, _, future in self._uploads:
-            future.cancel()
-        self._uploads = []
-        self._placed = {}
+        if self._open and self._pid == os.getpid():
+            self._open = False
+            self._uploads.drop()
+            self._session.leave()
 
-    def _check_sources(self, operations: Sequence[Operation]) -> None:
-        """What is sure to fail fails before anything is published."""
-        made: set[bytes] = set()
+    def _check(self, operations: Sequence[Operation]) -> None:
+        """What is sure to fail fails before anything is published; what must be absent is looked
+        for also because not every server honours If-None-Match. A copy or a deletion by itself
+        finds out on its own."""
+        asked: set[bytes] = set()
         for operation in operations:
             match operation:
-                case Publish(name) | Copy(_, name):
-                    made.add(name)
-            source = (
-                operation.name
-                if isinstance(operation, Delete)
-                else operation.source
-                if isinstance(operation, Copy)
-                else None
-            )
-            if source is not None and source not in made:
-                self._must_exist(source)
+                case Publish(name, _, _, True):
+                    asked.add(name)
+                case Copy(source, target, _, if_absent) if if_absent or len(operations) > 1:
+                    asked |= {source, target} if if_absent else {source}
+                case Delete(name) if len(operations) > 1:
+                    asked.add(name)
+        looking = [(name, self._requests.submit(self._etag, name)) for name in asked]
+        there = {name for name, future in looking if future.result() is not None}
+        for operation in operations:
+            match operation:
+                case Publish(name, _, _, if_absent):
+                    _must_be_absent(name, there, if_absent)
+                    there.add(name)
+                case Copy(source, target, _, if_absent, rename):
+                    if source in asked and source not in there:
+                        raise NameNotFound(source.decode())
+                    _must_be_absent(target, there, if_absent)
+                    if rename:
+                        there.discard(source)
+                    there.add(target)
+                case Delete(name):
+                    if name in asked and name not in there:
+                        raise NameNotFound(name.decode())
+                    there.discard(name)
+                case DeletePrefix(prefix):
+                    there = {name for name in there if not name.startswith(prefix)}
 
-    def _must_exist(self, name: bytes) -> None:
-        try:
-            self._bucket.head(name_key(name))
-        except KeyAbsent:
-            raise NameNotFound(name.decode()) from None
+    def _etag(self, name: bytes) -> str | None:
+        return etag_at(self._bucket, name_key(name))
 
     def _publish(self, together: list[Publish]) -> None:
         publishing = [self._requests.submit(self._apply, operation) for operation in together]
@@ -245,8 +207,9 @@ class S3Session(WriteSession):
                 self._copy(operation)
                 return 0
             case Delete(name):
-                self._must_exist(name)
-                self._delete(name)
+                etag = self._etag(name)
+                if etag is None or not self._delete(name, etag):
+                    raise NameNotFound(name.decode())
                 return 1
             case DeletePrefix(prefix):
                 return self._delete_below(prefix)
@@ -271,105 +234,113 @@ class S3Session(WriteSession):
             body = encode_manifest(self.config.store_id, nonce, record, list(packs), segments)
             return body
 
+        session = self._session
         try:
             landed = put_once(self._bucket, name_key(name), make_body, if_none_match=if_absent)
         except PreconditionFailed as error:
-            self._session.any_unknown = self._session.any_unknown or error.any_unknown
+            session.any_unknown = session.any_unknown or error.any_unknown
             raise NameExists(name.decode()) from error
         except OutcomeUnknown as error:
-            self._session.any_unknown = True
+            session.any_unknown = True
             raise CommitUnknown(
                 f"whether {name.decode()!r} was put is not known: look before you repeat it "
                 f"({error.__cause__})"
             ) from error
+        except CastoreError:
+            raise  # no attempt of it may land
+        except BaseException:
+            session.any_unknown = True  # an interrupt: of the attempt under way nothing is known
+            raise
         self._session.landed(landed)
         if not landed.any_unknown:
             self._catalog.remember(name, landed.etag, body)
 
     def _copy(self, copy: Copy) -> None:
+        version = self._catalog.current(copy.source)
+        if copy.source == copy.target:
+            if copy.if_absent:
+                raise NameExists(copy.target.decode())
+            return
         while True:
-            version = self._catalog.current(copy.source)
-            if copy.source == copy.target:
-                if copy.if_absent:
-                    raise NameExists(copy.target.decode())
-                return
             try:
-                raws = self._catalog.raw_segments(version)
-                segments = self._reliable(version, raws)
+                segments = self._reliable(version)
+                break
             except (Overwritten, PackMissing) as error:
-                if self._catalog.current(copy.source).etag == version.etag:
+                newer = self._catalog.current(copy.source)
+                if newer.etag == version.etag:
                     if isinstance(error, PackMissing):
                         raise
                     raise StoreIOError(
                         f"the manifest of {copy.source.decode()!r} can't be read"
                     ) from error
-                continue
-            break
-        self._upload()
-        self._wait()
+                version = newer
+        self._uploads.finish()
         record = version.head.record
         if not copy.rename:
             record = dataclasses.replace(record, mtime_ns=copy.mtime_ns)
         self._put_name(copy.target, record, segments, if_absent=copy.if_absent)
         if copy.rename:
-            self._delete(copy.source, if_match=version.etag)
+            self._delete(copy.source, version.etag)
 
-    def _reliable(self, version: Version, raws: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    def _reliable(self, version: Version) -> list[tuple[int, bytes]]:
         """The version's segments, with what is in packs that can't be relied on stored anew."""
         doomed = self._session.rely_on(version.head.packs)
         segments = []
-        for place, raw in zip(version.head.segments, raws, strict=True):
+        for raw in self._catalog.raw_segments(version):
             segment = decode_segment(raw)
             if doomed.intersection(segment.packs):
-                raw = self._moved(segment, doomed)
-            segments.append((place.end, raw))
+                self._store_anew([e for e in segment if e.location.pack_id in doomed])
+                builder = SegmentBuilder(segment.begin)
+                for _, end, chunk_id, location in segment:
+                    moved = location.pack_id in doomed
+                    builder.append(end, chunk_id, *(self.location(chunk_id) if moved else location))
+                raw = builder.encode()
+            segments.append((segment.end, raw))
         return segments
 
-    def _moved(self, segment: Iterable[Extent], doomed: set[bytes]) -> bytes:
-        extents = list(segment)
-        builder = SegmentBuilder(extents[0].begin)
-        for extent in extents:
-            if extent.location.pack_id in doomed and extent.chunk_id not in self._placed:
-                frame = bytes(self._packs.frames([extent], NOTHING_HELD)[0])
-                header = decode_frame_header(frame)
-                cut = header.header_bytes
-                self.place(
-                    [
-                        Frame(
-                            extent.chunk_id,
-                            extent.end - extent.begin,
-                            frame[:cut],
-                            frame[cut:],
-                            header.sha256,
-                        )
-                    ]
-                )
-            location = (
-                self._placed[extent.chunk_id]
-                if extent.location.pack_id in doomed
-                else extent.location
-            )
-            builder.append(extent.end, extent.chunk_id, *location)
-        return builder.encode()
+    def _store_anew(self, extents: Sequence[Extent]) -> None:
+        new = {e.chunk_id: e for e in extents if e.chunk_id not in self._uploads.placed}
+        wanted = list(new.values())
+        for i in range(0, len(wanted), MOVED_AT_ONCE):
+            part = wanted[i : i + MOVED_AT_ONCE]
+            for extent, frame in zip(part, self._packs.frames(part, NOTHING_HELD), strict=True):
+                self.place([self._checked(extent, frame)])
 
-    def _delete(self, name: bytes, *, if_match: str | None = None) -> None:
+    def _checked(self, extent: Extent, raw: bytes | memoryview) -> Frame:
+        """The extent's frame as it is: what does not match its id is fetched once more."""
+        size = extent.end - extent.begin
         try:
-            self._bucket.delete(name_key(name), if_match=if_match)
-        except (PreconditionFailed, KeyAbsent):
-            return  # overwritten, or deleted, by another: what we copied is no longer there
+            decode_frame(raw, extent.chunk_id, size, self.config.seed)
+        except FormatError:
+            self._packs.forget(extent.location)
+            [raw] = self._packs.frames([extent], NOTHING_HELD)
+            decode_frame(raw, extent.chunk_id, size, self.config.seed)
+        frame = bytes(raw)
+        header = decode_frame_header(frame)
+        cut = header.header_bytes
+        return Frame(extent.chunk_id, size, frame[:cut], frame[cut:], header.sha256)
+
+    def _delete(self, name: bytes, etag: str) -> bool:
+        """Delete this version of the name; False if there was none."""
+        try:
+            deleted = delete_version(self._bucket, name_key(name), etag)
         except OutcomeUnknown as error:
             raise CommitUnknown(
                 f"whether {name.decode()!r} was deleted is not known ({error.__cause__}): look "
                 "before you repeat it"
             ) from error
         self._catalog.forget(name)
+        return deleted
 
     def _delete_below(self, prefix: bytes) -> int:
         deleted, after = 0, b""
-        while names := self._catalog.names_page(prefix, after):
-            deleting = [self._requests.submit(self._delete, name) for name in names]
-            for future in deleting:
-                future.result()
-            deleted += len(names)
-            after = names[-1]
+        while listed := self._catalog.listed(prefix, after):
+            deleting = [self._requests.submit(self._delete, *entry) for entry in listed]
+            deleted += sum(future.result() for future in deleting)
+            after = listed[-1][0]
         return deleted
+
+
+def _must_be_absent(name: bytes, there: set[bytes], if_absent: bool) -> None:
+    if if_absent and name in there:
+        raise NameExists(name.decode())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol, overload
@@ -31,7 +30,6 @@ from castore.model import (
 from castore.objectfile import ObjectReader, ObjectWriterFile
 from castore.packs import Packs
 from castore.reader import Reader, Writable
-from castore.s3.settings import parse_settings
 from castore.session import WriteSession
 from castore.transaction import MODE_DEFAULT, Readable, StrPath, Transaction, object_info
 from castore.workers import Workers
@@ -111,6 +109,7 @@ def open_store(
     backend: Backend
     if separator and scheme == "s3":
         from castore.remote import open_remote  # loads boto3
+        from castore.s3.settings import parse_settings
 
         backend = open_remote(
             parse_settings(url, **remote),
@@ -442,7 +441,7 @@ class Store:
 def _replacing(path: str, mode: int) -> Iterator[int]:
     """A descriptor of a new file that takes `path`'s place if the block succeeds."""
     folder = os.path.dirname(path)
-    draft = os.path.join(folder, f".castore-{secrets.token_hex(8)}")
+    draft = os.path.join(folder, f".castore-{os.urandom(8).hex()}")
     try:
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:

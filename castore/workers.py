@@ -1,15 +1,17 @@
-"""The threads of a store: frames are encoded and decoded in batches on them."""
+"""The threads of a store: frames are encoded, fetched and decoded in batches on them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from castore import forks
 from castore.errors import StoreClosed
 from castore.forks import ForkLock, Rank
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,14 +40,13 @@ class Workers:
         return self._closed
 
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        with self._lock:
-            if self._closed:
-                raise StoreClosed("the store was closed meanwhile")
-            if self._pid != os.getpid():
-                self.after_fork_in_child()  # of a fork that ran no hooks
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="castore")
-            return self._pool.submit(task, *args, **kwargs)
+        """Raises StoreClosed once closed."""
+        # Not under the lock: the pool takes one of its own, which is also taken before a fork.
+        pool = self._started()
+        try:
+            return pool.submit(task, *args, **kwargs)
+        except RuntimeError as error:  # it was shut down in between
+            raise StoreClosed("the store was closed meanwhile") from error
 
     def close(self) -> None:
         """Finish what was submitted, and take no more."""
@@ -54,6 +55,19 @@ class Workers:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True)
+
+    def _started(self) -> ThreadPoolExecutor:
+        # Loads logging: a store that needs no threads does without.
+        from concurrent.futures import ThreadPoolExecutor
+
+        with self._lock:
+            if self._closed:
+                raise StoreClosed("the store was closed meanwhile")
+            if self._pid != os.getpid():
+                self.after_fork_in_child()  # of a fork that ran no hooks
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="castore")
+            return self._pool
 
     def before_fork(self) -> None:
         """Its lock, which is held by now, is what there is to wait for."""

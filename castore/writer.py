@@ -15,8 +15,8 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import xxhash
 
@@ -27,6 +27,9 @@ from castore.format import Record, SegmentBuilder
 from castore.mapping import Mapping
 from castore.model import Location, Progress
 from castore.session import NewFrame, WriteSession
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future  # loads logging
 
 WINDOW_BYTES = 64 << 20  # of a mapped file
 PAGE_MASK = ~0xFFFF  # windows begin at multiples of 64 KiB, the largest page size in use

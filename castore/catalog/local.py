@@ -46,9 +46,9 @@ from castore.format import (
     manifest_of,
     segment_key,
 )
-from castore.index import Index, LmdbError, Txn
+from castore.index import Index, LmdbError, Snapshot, Txn
 from castore.manifest import Manifest
-from castore.model import Extent, Location, clamp_range
+from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, clamp_range
 
 PAGE_NAMES = 1000
 HOT_OBJECTS_MAX = 64
@@ -106,10 +106,12 @@ class LocalCatalog:
             with index.gate, index.snapshot() as txn:
                 return self._cover(txn, name, byte_ranges)
         except LmdbError:
-            with index.read() as txn:
-                return self._cover(txn, name, byte_ranges)
+            with index.read(buffers=True) as views:
+                return self._cover(views, name, byte_ranges)  # type: ignore[arg-type]
 
-    def _cover(self, txn: Txn, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
+    def _cover(
+        self, txn: Snapshot, name: bytes, byte_ranges: Sequence[Sequence[int] | None]
+    ) -> Cover:
         raw = txn.get(name, db=self._index.names)
         if raw is None:
             raise NameNotFound(name.decode())
@@ -117,7 +119,7 @@ class LocalCatalog:
         # segments of its immutable manifest, are remembered.
         hot = self._hot.get(name)
         if hot is None or hot.raw != raw:
-            hot = self._remember(name, raw)
+            hot = self._remember(name, bytes(raw))
         record = hot.record
         covered: list[tuple[int, int, list[Extent]]] = []
         for byte_range in byte_ranges:
@@ -282,20 +284,25 @@ class LocalCatalog:
 
     # ------------------------------------------------------------ below
 
-    def _segment(self, txn: Txn, hot: _Hot, at: int) -> Segment:
+    def _segment(self, txn: Snapshot, hot: _Hot, at: int) -> Segment:
         i = bisect_right(hot.ends, at)
         if i < len(hot.ends) and hot.segments[i].begin <= at:
             return hot.segments[i]
+        # Of a huge object the next read will hardly want the same segment: it is read in place.
+        keep = hot.record.chunks <= HOT_SEGMENTS_MAX * SEGMENT_EXTENTS_MAX
         manifest = hot.record.manifest
         with txn.cursor(db=self._index.segments) as cursor:
             if (
                 not cursor.set_range(segment_key(manifest, at + 1))
-                or manifest_of(cursor.key()) != manifest
+                or manifest_of(bytes(cursor.key())) != manifest
             ):
                 raise IndexCorrupt(f"the index has no segment for byte {at} of an object")
-            segment = decode_segment(bytes(cursor.value()))
+            raw = cursor.value()
+            segment = decode_segment(bytes(raw) if keep else raw, verify=keep)
         if not segment.begin <= at < segment.end:
             raise FormatError(f"segment [{segment.begin}, {segment.end}) is not where it says")
+        if not keep:
+            return segment
         if self._hot_segments >= HOT_SEGMENTS_MAX:
             # Start over: as good as an order of use for reads at random, and free for the others.
             for each in (hot, *self._hot.values()):
