@@ -18,10 +18,12 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -359,7 +361,9 @@ def status_bytes(pid: int, field_name: str) -> int | None:
 
 @contextmanager
 def scratch(parent: str | None, *, keep: bool = False) -> Iterator[Path]:
-    """A directory of our own, gone at the end."""
+    """A directory of our own, gone at the end, also when we are told to stop."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     directory = Path(tempfile.mkdtemp(prefix="castore-bench-", dir=parent))
     try:
         yield directory

@@ -37,7 +37,7 @@ from castore.errors import (
 from castore.fileio import make_durable_folder, sync_folder
 from castore.forks import ForkLock, Rank
 
-MAP_BYTES = 1 << 38  # billions of chunks, and hundreds of such maps in one process
+MAP_BYTES = 1 << 40
 MAP_BYTES_LEAST = 1 << 28
 READERS_MAX = 1024
 DISK_FULL_BYTES = 4 << 20
@@ -47,8 +47,33 @@ CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"meta")
 
 LmdbError = lmdb.Error
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
-Snapshot: TypeAlias = "lmdb.Transaction[memoryview]"
 Table: TypeAlias = Any  # lmdb's own class of it is private
+
+
+class Snapshot:
+    """A read transaction. It is gone when its `with` ends, even if a traceback keeps the names that
+    it had: lmdb gives up the reader's slot only with the object, and a fork must find none."""
+
+    __slots__ = ("_txn",)
+
+    def __init__(self, txn: Any) -> None:
+        self._txn = txn
+
+    def get(self, key: bytes, *, db: Table) -> Any:
+        return self._txn.get(key, None, db)
+
+    def cursor(self, *, db: Table) -> Any:
+        return self._txn.cursor(db)
+
+    def stat(self, db: Table) -> dict[str, int]:
+        counts: dict[str, int] = self._txn.stat(db)
+        return counts
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._txn = None
 
 
 class Index:
@@ -68,8 +93,9 @@ class Index:
     frames: Table
     meta: Table
 
-    def __init__(self, path: str, tables: tuple[bytes, ...], *, sync: bool) -> None:
+    def __init__(self, path: str, tables: tuple[bytes, ...], *, sync: bool, create: bool) -> None:
         self.path = path
+        self._create = create
         self._tables = tables
         self._sync = sync
         self.writable = True
@@ -90,17 +116,17 @@ class Index:
         if self._pid != os.getpid():
             self._open_again()
         assert self._env is not None
-        return self._env.begin(None, None, False, buffers)  # type: ignore[call-overload, no-any-return]
+        return Snapshot(self._env.begin(buffers=buffers))  # type: ignore[call-overload]
 
     @contextlib.contextmanager
-    def read(self, *, buffers: bool = False) -> Iterator[Txn]:
+    def read(self, *, buffers: bool = False) -> Iterator[Snapshot]:
         """A snapshot with its gate, whose values are bytes unless `buffers`, and with our errors:
         what to use unless microseconds count."""
         for last in (False, True):
             try:
                 with self.gate, self.snapshot(buffers) as txn:
                     last = True
-                    yield txn  # type: ignore[misc]
+                    yield txn
                 return
             except lmdb.Error as error:
                 if last or not isinstance(error, lmdb.MapResizedError):
@@ -202,7 +228,13 @@ class Index:
             if self.writable:
                 env.reader_check()
             for table in self._tables:
-                setattr(self, table.decode(), env.open_db(table, create=self.writable))
+                setattr(self, table.decode(), env.open_db(table, create=self._create))
+        except lmdb.NotFoundError as error:
+            env.close()
+            raise IndexCorrupt(
+                f"the index {self.path} is another program's, or not whole: restore it from a "
+                "backup"
+            ) from error
         except lmdb.Error as error:
             env.close()
             raise typed(error, self.path) from error
@@ -286,11 +318,14 @@ _registry: dict[tuple[int, int], Index] = {}
 _registry_lock = ForkLock(Rank.INDEXES)
 
 
-def open_index(path: str, tables: tuple[bytes, ...] = TABLES, *, sync: bool = True) -> Index:
-    """The process's one Index on the directory `path`, which is made if it is not there. Without
-    `sync` (for what can be lost) it may be damaged by a crash of the machine, though not by one of
-    the process."""
-    make_durable_folder(path)
+def open_index(
+    path: str, tables: tuple[bytes, ...] = TABLES, *, sync: bool = True, create: bool = True
+) -> Index:
+    """The process's one Index on the directory `path`, made if it is not there and `create` is
+    true. Without `sync` (for what can be lost) it may be damaged by a crash of the machine, though
+    not by one of the process."""
+    if create:
+        make_durable_folder(path)
     status = os.stat(path)
     key = (status.st_dev, status.st_ino)
     with _registry_lock:
@@ -298,7 +333,7 @@ def open_index(path: str, tables: tuple[bytes, ...] = TABLES, *, sync: bool = Tr
         if index is not None:
             index._references += 1
             return index
-        index = _registry[key] = Index(path, tables, sync=sync)
+        index = _registry[key] = Index(path, tables, sync=sync, create=create)
         return index
 
 

@@ -54,7 +54,7 @@ class LocalStore:
         self._lock_fd = _share(root)
         try:
             self._check_parts()
-            self._index = open_index(os.path.join(root, "index"))
+            self._index = open_index(os.path.join(root, "index"), create=False)
             try:
                 self.catalog = LocalCatalog(self._index, config.store_id)
                 self.packs = LocalPacks(os.path.join(root, "packs"), config.store_id)
@@ -229,7 +229,7 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
             )
     config = StoreConfig(
         store_id=os.urandom(16),
-        seed=int.from_bytes(os.urandom(8), "little"),
+        seed=int(os.urandom(8).hex(), 16),
         chunk_min=sizes.min,
         chunk_avg=sizes.norm,
         chunk_max=sizes.max,

@@ -144,6 +144,8 @@ class LocalSession(WriteSession):
         self._held: dict[bytes, Mapping] = {}
         self._lost: set[bytes] = set()  # chunks that the index knows in packs that are gone
         self._segments = 0
+        # Where the chunks are that were staged last: a batch of the writer's may still ask.
+        self._staged: dict[bytes, Location] = {}
 
     # ------------------------------------------------------------ for the drafts
 
@@ -153,7 +155,9 @@ class LocalSession(WriteSession):
         if self._batch.gc_seq is None:
             self._batch.gc_seq = gc_seq
         missing = [chunk_id for chunk_id in known if not self._hold(known[chunk_id])]
-        while missing:
+        for _ in range(COMMIT_ATTEMPTS):
+            if not missing:
+                break
             # A collector may have moved them since: what is missing twice in one place is lost.
             _, again = self._catalog.known(missing)
             lost = {i for i in missing if again.get(i) in (None, known[i])}
@@ -162,6 +166,8 @@ class LocalSession(WriteSession):
             self._lost |= lost
             known |= {i: again[i] for i in missing if i not in lost}
             missing = [i for i in missing if i not in lost and not self._hold(known[i])]
+        for chunk_id in missing:
+            del known[chunk_id]  # forever on the move: stored again
         for chunk_id in chunk_ids:
             new = self._batch.chunks.get(chunk_id)
             if new is not None:
@@ -180,6 +186,8 @@ class LocalSession(WriteSession):
         new = self._batch.chunks.get(chunk_id)
         if new is not None:
             return new.location
+        if chunk_id in self._staged:
+            return self._staged[chunk_id]
         known = self.look_up([chunk_id]).get(chunk_id)
         if known is None:
             raise StoreIOError(f"chunk {chunk_id.hex()} was lost while it was put: repeat the put")
@@ -225,6 +233,9 @@ class LocalSession(WriteSession):
         for draft in self._batch.drafts:
             draft.segments = []
             draft.staged = True
+        if len(self._staged) >= ROWS_MAX:
+            self._staged = {}
+        self._staged |= {i: chunk.location for i, chunk in self._batch.chunks.items()}
         self._batch.chunks = {}
         self._segments = 0
         # The packs that are full are now kept by their rows and this manifest's being pending;

@@ -179,7 +179,7 @@ COMMANDS: dict[str, Command] = {
         (
             _NAME,
             Parameter("file", "the file to store"),
-            Parameter("skip_cleanup", "accepted, and does nothing", "flag", False),
+            Parameter("skip_cleanup", "keep older versions in a versioned bucket", "flag", False),
         ),
     ),
     "puts": Command(_puts, "Store what comes on stdin.", (_NAME,)),
@@ -212,9 +212,7 @@ COMMANDS: dict[str, Command] = {
         (*_CACHE, Parameter("restore_dir", "the folder to restore into")),
     ),
 }
-ARCHIVE = Command(
-    _archive, "Delete all that the pipeline --id ID has, in one step; print how many names.", ()
-)
+ARCHIVE = Command(_archive, "Delete all that the pipeline --id ID has; print how many names.", ())
 
 SCOPES: dict[str, Scope] = {
     "data-pipeline": data.pipeline,

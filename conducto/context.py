@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from castore.errors import CastoreError
 from conducto.errors import ContextError, InvalidContext
 
 if TYPE_CHECKING:
     import castore
 
 PROFILE_DEFAULT = "default"
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+IDENTITY = re.compile(r"[A-Za-z0-9_.:@=+,-]{1,200}")
 
 
 def is_local(local: bool | None = None) -> bool:
@@ -40,13 +45,34 @@ def pipeline_id(given: str | None = None) -> str:
     return _path_part(value, "pipeline id")
 
 
-def store_url(*, local: bool | None = None, profile: str | None = None) -> str:
-    """The store for this mode and profile."""
-    if not is_local(local):
+def identity() -> str:
+    """Whose data it is, in the cloud: CONDUCTO_IDENTITY_ID, else who the AWS credentials are.
+
+    Raises ContextError when neither says.
+    """
+    given = os.environ.get("CONDUCTO_IDENTITY_ID")
+    if given:
+        return _identity(given)
+    from castore.s3.identity import caller_identity  # loads boto3
+    from castore.s3.settings import parse_settings
+
+    try:
+        return _identity(caller_identity(parse_settings(f"s3://{_bucket()}")))
+    except InvalidContext:
+        raise
+    except (CastoreError, ValueError) as error:
         raise ContextError(
-            "this is a cloud environment, whose data is in S3, and the S3 store isn't available "
-            "in this version: use local mode (--local, or local=True)"
-        )
+            f"whose data is it? CONDUCTO_IDENTITY_ID is not set, and AWS can't say: {error}"
+        ) from error
+
+
+def store_url(*, local: bool | None = None, profile: str | None = None) -> str:
+    """The store for this mode: a path on this machine, for the profile, or `s3://` in the cloud,
+    for the identity."""
+    if not is_local(local):
+        if profile is not None:
+            _path_part(profile, "profile")
+        return f"s3://{_bucket()}/{identity()}/store"
     base = os.environ.get("CONDUCTO_BASE_DIR") or os.path.join("~", ".conducto")
     home = os.environ.get("HOME") if base.startswith("~") else None
     profile = profile or os.environ.get("CONDUCTO_PROFILE") or None
@@ -65,10 +91,23 @@ def open_store(*, local: bool | None = None, profile: str | None = None) -> cast
         if store is None:
             import castore
 
-            os.makedirs(os.path.dirname(url), mode=0o700, exist_ok=True)
+            if not url.startswith("s3://"):
+                os.makedirs(os.path.dirname(url), mode=0o700, exist_ok=True)
             store = castore.open(url)
             _stores[url] = store
         return store
+
+
+def remove_old_versions(store: castore.Store, name: str, *, below: bool = False) -> None:
+    """In a versioned bucket, let go of what was overwritten or deleted under the name (`below`: and
+    under all that begin with it), as well as that can be done. Nothing to do anywhere else."""
+    if store.path.startswith("s3://"):
+        from castore.format_s3 import name_key
+        from castore.s3 import versions
+        from castore.s3.settings import parse_settings
+
+        key = name_key(name.encode())
+        versions.remove_old_versions(parse_settings(store.path), key, below=below)
 
 
 def close_stores() -> None:
@@ -117,6 +156,28 @@ def _configured_profile(path: str) -> str:
         reason = " ".join(str(error).split())
         raise InvalidContext(f"the configuration file {path!r} can't be read: {reason}") from error
     return parser.get("general", "default", fallback="") or PROFILE_DEFAULT
+
+
+def _bucket() -> str:
+    bucket = os.environ.get("CONDUCTO_S3_BUCKET")
+    if not bucket:
+        raise ContextError(
+            "data in the cloud is in S3, and CONDUCTO_S3_BUCKET does not say in which bucket: set "
+            "it, or use local mode (--local, or local=True)"
+        )
+    if _BUCKET.fullmatch(bucket) is None:
+        raise InvalidContext(f"CONDUCTO_S3_BUCKET must be a bucket's name, not {bucket!r}")
+    return bucket
+
+
+def _identity(value: str) -> str:
+    """It becomes one part of keys and of the policies that guard them, where more than these
+    characters would mean something."""
+    if IDENTITY.fullmatch(value) is None or value in (".", ".."):
+        raise InvalidContext(
+            f"{value!r} can't be an identity: it is up to 200 letters, digits and _.:@=+,-"
+        )
+    return value
 
 
 def _path_part(value: str, what: str) -> str:

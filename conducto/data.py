@@ -77,12 +77,14 @@ class _Data:
     def put(cls, name: str, file: Path | BinaryIO, skip_cleanup: bool = False) -> None:
         """Store a file, with its mode bits, or what a binary file object holds.
 
-        `skip_cleanup` is accepted and does nothing: there are no old versions to clean up.
-        IsADirectoryError where objects lie below `name`.
+        What a versioned bucket would keep of the name's older versions is removed then, if it can
+        be, unless `skip_cleanup`. IsADirectoryError where objects lie below `name`.
         """
         store, key = cls._store(), cls._key(name)
         _refuse_directory(store, key, name)
         store.put(key, file)
+        if not skip_cleanup:
+            context.remove_old_versions(store, key)
 
     @classmethod
     def puts(cls, name: str, obj: bytes | bytearray | memoryview) -> None:
@@ -91,10 +93,12 @@ class _Data:
         store, key = cls._store(), cls._key(name)
         _refuse_directory(store, key, name)
         store.puts(key, data)
+        context.remove_old_versions(store, key)
 
     @classmethod
     def delete(cls, name: str, recursive: bool = False) -> None:
-        """Delete the object; with `recursive`, also all that lie below `name` + "/", at once.
+        """Delete the object; with `recursive`, also all that lie below `name` + "/" (at once in
+        local mode, name by name in the cloud).
 
         IsADirectoryError for a name that only has others below it, without `recursive`.
         """
@@ -102,6 +106,8 @@ class _Data:
         if recursive:
             if not _delete_tree(store, key):
                 raise NameNotFound(name)
+            context.remove_old_versions(store, key)
+            context.remove_old_versions(store, _folder(key), below=True)
             return
         try:
             store.delete(key)
@@ -109,6 +115,7 @@ class _Data:
             if _has_below(store, key):
                 raise _is_directory(name, "delete it with recursive") from None
             raise NameNotFound(name) from None
+        context.remove_old_versions(store, key)
 
     @classmethod
     def list(cls, prefix: str = "") -> Names:
@@ -159,8 +166,10 @@ class _Data:
         """
         from conducto import cache
 
-        with cls._store().open(cls._cache_key(name, checksum), "wb") as file:
+        store, key = cls._store(), cls._cache_key(name, checksum)
+        with store.open(key, "wb") as file:
             cache.save(save_dir, file)
+        context.remove_old_versions(store, key)
 
     @classmethod
     def restore_cache(cls, name: str, checksum: str, restore_dir: Path) -> None:
@@ -186,13 +195,18 @@ class _Data:
     def clear_cache(cls, name: str, checksum: str | None = None) -> None:
         """Delete the cache with this checksum, or all of this name: with those of `name` + "/",
         never those of another name that starts the same."""
+        store = cls._store()
         if checksum is None:
-            cls._store().delete_prefix(_folder(cls._scope() + _cache_folder(name)))
+            folder = _folder(cls._scope() + _cache_folder(name))
+            if store.delete_prefix(folder):
+                context.remove_old_versions(store, folder, below=True)
             return
+        key = cls._cache_key(name, checksum)
         try:
-            cls._store().delete(cls._cache_key(name, checksum))
+            store.delete(key)
         except NameNotFound:
             raise CacheNotFound(_cache_name(name, checksum)) from None
+        context.remove_old_versions(store, key)
 
     @classmethod
     def _scope(cls) -> str:
@@ -231,12 +245,16 @@ class user(_Data):
 
 
 def archive(pipeline_id: str, *, local: bool | None = None, profile: str | None = None) -> int:
-    """Delete every name of a pipeline in one step; how many there were.
+    """Delete every name of a pipeline; how many there were. In local mode that is one step; in the
+    cloud they go one after another, and to repeat it is to go on.
 
     Their space comes back when the store next collects garbage.
     """
     prefix = f"pipelines/{context.pipeline_id(pipeline_id)}/"
-    return context.open_store(local=local, profile=profile).delete_prefix(prefix)
+    store = context.open_store(local=local, profile=profile)
+    deleted = store.delete_prefix(prefix)
+    context.remove_old_versions(store, prefix, below=True)
+    return deleted
 
 
 def _strip(name: str) -> str:
@@ -276,7 +294,7 @@ def _has_below(store: castore.Store, key: str) -> bool:
 
 
 def _delete_tree(store: castore.Store, key: str) -> int:
-    """Delete the object and all below it in one commit; how many there were."""
+    """Delete the object and all below it, in one commit where there is one; how many there were."""
     try:
         with store.transaction() as transaction:
             transaction.delete_prefix(_folder(key))

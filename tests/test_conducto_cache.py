@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,19 +22,13 @@ from conducto.errors import CacheNotFound, CacheRefused, NotCacheable
 from conducto.merge import IMPLIED_FOLDER_MODE, Merge
 from conducto.tar import Limits
 
+pytest_plugins = ["modes"]
+pytestmark = pytest.mark.usefixtures("mode")
+
+local_only = pytest.mark.parametrize("mode", ["local"], indirect=True)
+
 user = co.data.user
 PATH = "conducto-cache/deps/v1.tar.gz"
-
-
-@pytest.fixture(params=["local"], autouse=True)
-def mode(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    monkeypatch.delenv("CONDUCTO_EXECUTION_ENV", raising=False)
-    monkeypatch.setenv("CONDUCTO_BASE_DIR", str(tmp_path / "base"))
-    monkeypatch.setenv("CONDUCTO_PIPELINE_ID", "p1")
-    yield request.param
-    context.close_stores()
 
 
 @pytest.fixture
@@ -222,7 +215,8 @@ class TestSaveRefuses:
             user.save_cache("deps", "v1", folder)
         assert self.kept() == []
 
-    def test_an_open_store(self, folder: Path, tmp_path: Path) -> None:
+    @local_only
+    def test_an_open_store(self, mode: str, folder: Path, tmp_path: Path) -> None:
         user.puts("x", b"")
         for path in (tmp_path, tmp_path / "base", Path(context.store_url()) / "castore.json"):
             with pytest.raises(errors.NotAStore):
@@ -267,7 +261,7 @@ class TestSaveRefuses:
 
 class TestClear:
     @pytest.fixture(autouse=True)
-    def caches(self, tmp_path: Path) -> None:
+    def caches(self, mode: str, tmp_path: Path) -> None:
         (tmp_path / "d").mkdir()
         for name, checksum in [("a", "1"), ("a", "2"), ("a2", "1"), ("a/b", "1"), ("b", "1")]:
             user.save_cache(name, checksum, tmp_path / "d")
@@ -388,7 +382,8 @@ class TestRestore:
         assert os.listdir(tmp_path / "out") == ["deps"]
         assert contents(tmp_path / "out/deps").keys() == contents(folder).keys()
 
-    def test_into_a_store(self, folder: Path) -> None:
+    @local_only
+    def test_into_a_store(self, mode: str, folder: Path) -> None:
         user.save_cache("deps", "v1", folder)
         with pytest.raises(errors.NotAStore):
             user.restore_cache("deps", "v1", Path(context.store_url()) / "packs")
@@ -432,7 +427,10 @@ class TestCost:
         assert stored[0] > 8 << 20
         assert stored[1] - stored[0] < 1 << 20
 
-    def test_memory_does_not_grow_with_the_folder(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "mode", ["local", pytest.param("cloud", marks=pytest.mark.long)], indirect=True
+    )
+    def test_memory_does_not_grow_with_the_folder(self, mode: str, tmp_path: Path) -> None:
         program = """
 import os, resource, sys
 import conducto as co
@@ -461,4 +459,4 @@ print(anonymous() - before)
             text=True,
             check=True,
         )
-        assert int(run.stdout) < 128
+        assert int(run.stdout) < {"local": 128, "cloud": 256}[mode]

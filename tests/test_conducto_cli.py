@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,24 +18,18 @@ from castore import __version__
 from conducto import cli, context
 from conducto.arguments import HelpWanted, Parameter, UsageError, parse
 
+pytest_plugins = ["modes"]
+pytestmark = pytest.mark.usefixtures("mode")
+
+local_only = pytest.mark.parametrize("mode", ["local"], indirect=True)
+cloud_only = pytest.mark.parametrize("mode", ["cloud"], indirect=True)
+
 ENTRY_POINTS = {
     "data-pipeline": cli.data_pipeline,
     "data-user": cli.data_user,
     "temp-data": cli.temp_data,
     "perm-data": cli.perm_data,
 }
-
-
-@pytest.fixture(params=["local"], autouse=True)
-def mode(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    for variable in ("CONDUCTO_EXECUTION_ENV", "CONDUCTO_PROFILE", "CONDUCTO_CONFIG"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("CONDUCTO_BASE_DIR", str(tmp_path / "base"))
-    monkeypatch.setenv("CONDUCTO_PIPELINE_ID", "p1")
-    yield request.param
-    context.close_stores()
 
 
 class Run:
@@ -102,7 +95,9 @@ class TestCommands:
     @pytest.mark.parametrize(
         "given", [("x",), ("--name", "x"), ("--name=x",), ("--no-local", "--local", "x"), ("/x",)]
     )
-    def test_the_name_in_every_spelling(self, run: Run, given: tuple[str, ...]) -> None:
+    def test_the_name_in_every_spelling(self, run: Run, given: tuple[str, ...], mode: str) -> None:
+        if mode == "cloud" and "--local" in given:  # the last one counts
+            given = (given[1], given[0], *given[2:])
         co.data.user.puts("x", b"12")
         assert run.value("size", *given) == 2
         assert run.value("exists", *given) is True
@@ -207,16 +202,31 @@ class TestWhere:
             "exists", "x", "--id=../p1", which="data-pipeline"
         )
 
-    def test_profile(self, run: Run) -> None:
+    @local_only
+    def test_profile(self, run: Run, mode: str) -> None:
         co.data.user.bound(profile="work").puts("x", b"")
         assert run.value("exists", "x") is False
         assert run.value("exists", "x", "--profile", "work") is True
 
-    def test_local(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert "S3 store isn't available" in run.failure("exists", "x", "--no-local")
+    def test_local(self, run: Run, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        co.data.user.puts("x", b"")
+        assert run.value("exists", "x") is True
+        assert run.value("exists", "x", "--local") is (mode == "local")
+        monkeypatch.delenv("CONDUCTO_S3_BUCKET", raising=False)
+        assert "CONDUCTO_S3_BUCKET" in run.failure("exists", "x", "--no-local")
         monkeypatch.setenv("CONDUCTO_EXECUTION_ENV", "worker_cloud")
-        assert "S3 store isn't available" in run.failure("exists", "x")
-        assert run.value("exists", "x", "--local") is False
+        assert "CONDUCTO_S3_BUCKET" in run.failure("exists", "x")
+
+    @cloud_only
+    def test_what_the_cloud_says_is_one_line(
+        self, run: Run, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CONDUCTO_S3_BUCKET", "no-such-bucket")
+        assert "no bucket 'no-such-bucket'" in run.failure("exists", "x")
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        assert "no AWS credentials" in run.failure("exists", "x")
+        monkeypatch.delenv("CONDUCTO_IDENTITY_ID")
+        assert "CONDUCTO_IDENTITY_ID is not set" in run.failure("exists", "x")
 
 
 class TestFailures:
@@ -333,7 +343,8 @@ class TestProcesses:
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
         assert done.stdout == '["/flask/ip"]\n'
 
-    def test_which_command(self) -> None:
+    @local_only
+    def test_which_command(self, mode: str) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "conducto.cli", "x"], capture_output=True, text=True, check=False
         )
@@ -341,8 +352,9 @@ class TestProcesses:
         assert done.stderr.count("\n") == 1
 
     @pytest.mark.parametrize("unbuffered", ["", "1"])
+    @local_only
     def test_a_reader_that_goes_away(
-        self, unbuffered: str, monkeypatch: pytest.MonkeyPatch
+        self, mode: str, unbuffered: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
         co.data.user.puts("x", os.urandom(4 << 20))
@@ -381,7 +393,8 @@ class TestProcesses:
         assert (process.returncode, err) == (130, b"")
         assert not co.data.user.exists("x")
 
-    def test_closed_streams(self) -> None:
+    @local_only
+    def test_closed_streams(self, mode: str) -> None:
         co.data.user.puts("x", b"1")
         context.close_stores()
         for arguments, message in [(["gets", "x"], "stdout is closed"), (["puts", "x"], "stdin")]:
@@ -391,7 +404,8 @@ class TestProcesses:
             assert done.stderr.count(b"\n") == 1
             assert message in done.stderr.decode()
 
-    def test_stdout_on_a_full_disk(self) -> None:
+    @local_only
+    def test_stdout_on_a_full_disk(self, mode: str) -> None:
         if not os.path.exists("/dev/full"):
             pytest.skip("needs /dev/full")
         co.data.user.puts("x", b"1" * 100)

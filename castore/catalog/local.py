@@ -107,7 +107,7 @@ class LocalCatalog:
                 return self._cover(txn, name, byte_ranges)
         except LmdbError:
             with index.read(buffers=True) as views:
-                return self._cover(views, name, byte_ranges)  # type: ignore[arg-type]
+                return self._cover(views, name, byte_ranges)
 
     def _cover(
         self, txn: Snapshot, name: bytes, byte_ranges: Sequence[Sequence[int] | None]
@@ -243,7 +243,7 @@ class LocalCatalog:
             self._put_chunk(txn, chunk_id, chunk, totals)
         numbers = {}
         for draft in batch.drafts:
-            number = draft.manifest or self._number(txn, _NEXT_MANIFEST, increase=True)
+            number = draft.manifest or self._next(txn, _NEXT_MANIFEST)
             numbers[draft] = number
             for end, raw in draft.segments:
                 txn.put(segment_key(number, end), raw, db=index.segments)
@@ -279,7 +279,7 @@ class LocalCatalog:
 
     def _log_changes(self, txn: Txn, names: Sequence[bytes]) -> None:
         for name in names:
-            sequence = self._number(txn, _CHANGE_SEQ, increase=True)
+            sequence = self._next(txn, _CHANGE_SEQ)
             txn.put(sequence.to_bytes(8, "big"), name, db=self._index.changes)
 
     # ------------------------------------------------------------ below
@@ -314,7 +314,7 @@ class LocalCatalog:
         self._hot_segments += 1
         return segment
 
-    def _raw_segments(self, txn: Txn, manifest: int) -> Iterator[bytes]:
+    def _raw_segments(self, txn: Snapshot, manifest: int) -> Iterator[bytes]:
         with txn.cursor(db=self._index.segments) as cursor:
             if cursor.set_range(segment_key(manifest, 0)):
                 for key, raw in cursor:
@@ -334,15 +334,16 @@ class LocalCatalog:
         except FormatError as error:
             raise FormatError(f"the record of {name.decode(errors='replace')!r}: {error}") from None
 
-    def _number(self, txn: Txn, key: bytes, *, increase: bool = False) -> int:
+    def _number(self, txn: Snapshot | Txn, key: bytes) -> int:
         raw = txn.get(key, db=self._index.meta)
-        number = 0 if raw is None else int.from_bytes(raw, "little")
-        if increase:
-            number += 1
-            txn.put(key, number.to_bytes(8, "little"), db=self._index.meta)
+        return 0 if raw is None else int.from_bytes(raw, "little")
+
+    def _next(self, txn: Txn, key: bytes) -> int:
+        number = self._number(txn, key) + 1
+        txn.put(key, number.to_bytes(8, "little"), db=self._index.meta)
         return number
 
-    def _totals(self, txn: Txn) -> Totals:
+    def _totals(self, txn: Snapshot | Txn) -> Totals:
         raw = txn.get(_TOTALS, db=self._index.meta)
         return Totals() if raw is None else Totals.decode(raw)
 

@@ -80,12 +80,7 @@ class S3Catalog:
         known = self._known(name)
         if known is None:
             return self._cover(self._fetch_known_to_exist(name), byte_ranges)
-        confirmation = self._requests.submit(self._fetch, name, known.etag)
-        try:
-            return self._cover(known, byte_ranges, confirmation)
-        except Overwritten:
-            fresh = confirmation.result()
-            return self._cover(fresh or self._fetch_known_to_exist(name), byte_ranges)
+        return self._cover(known, byte_ranges, self._requests.submit(self._fetch, name, known.etag))
 
     def manifest(self, name: bytes) -> tuple[Record, Manifest]:
         while True:
@@ -156,28 +151,34 @@ class S3Catalog:
         byte_ranges: Sequence[Sequence[int] | None],
         confirmation: Future[Version | None] | None = None,
     ) -> Cover:
-        record = version.head.record
-        bounds = [clamp_range(byte_range, record.size) for byte_range in byte_ranges]
-        places = [place for begin, end in bounds for place in _between(version, begin, end)]
-        segments = self._segments(version, places)
-        parts = [
-            (
-                begin,
-                end,
-                [
-                    extent
-                    for place in _between(version, begin, end)
-                    for extent in segments[place.end].covering(begin, end)
-                ],
-            )
-            for begin, end in bounds
-        ]
+        """Of this version, unless it is found out to be overwritten on the way."""
+        try:
+            parts = self._parts(version, byte_ranges)
+        except Overwritten:
+            fresh = None if confirmation is None else confirmation.result()
+            return self._cover(fresh or self._fetch_known_to_exist(version.name), byte_ranges)
 
         def newer() -> Cover | None:
             fresh = None if confirmation is None else confirmation.result()
             return None if fresh is None else self._cover(fresh, byte_ranges)
 
-        return Cover(record, parts, newer)
+        return Cover(version.head.record, parts, newer)
+
+    def _parts(
+        self, version: Version, byte_ranges: Sequence[Sequence[int] | None]
+    ) -> list[tuple[int, int, list[Extent]]]:
+        size = version.head.record.size
+        bounds = [clamp_range(byte_range, size) for byte_range in byte_ranges]
+        places = [_between(version, begin, end) for begin, end in bounds]
+        segments = self._segments(version, [place for within in places for place in within])
+        return [
+            (
+                begin,
+                end,
+                [e for place in within for e in segments[place.end].covering(begin, end)],
+            )
+            for (begin, end), within in zip(bounds, places, strict=True)
+        ]
 
     def _segments(self, version: Version, places: Sequence[Place]) -> dict[int, Segment]:
         """These segments by their ends, from memory, the cache, or in as few requests as it

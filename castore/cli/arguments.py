@@ -75,14 +75,17 @@ class _NotRecursive(argparse.Action):
 def _build() -> argparse.ArgumentParser:
     parser = _Parser(prog="castore", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument(
-        "-r", "--store", metavar="PATH", help="the store's folder (default: $CASTORE_STORE)"
+        "-r",
+        "--store",
+        metavar="PATH",
+        help="the store's folder, or s3://bucket/prefix (default: $CASTORE_STORE)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print JSON, one document a line, sizes in bytes"
     )
     parser.add_argument("--version", action="version", version=f"castore {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", title="verbs")
-    for add_verb in (_put, _get, _cat, _ls, _stat, _rm, _cp, _mv, _du, _stats, _demo):
+    for add_verb in (_put, _get, _cat, _ls, _stat, _rm, _cp, _mv, _du, _stats, _doctor, _demo):
         add_verb(verbs)
     return parser
 
@@ -100,7 +103,10 @@ def _verb(verbs: Verbs, name: str, run: str, usage: str, help_: str, more: str =
     # Also after the verb, where hands put them; SUPPRESS keeps what was given before it.
     verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
     verb.add_argument(
-        "--store", metavar="PATH", default=argparse.SUPPRESS, help="the store's folder"
+        "--store",
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help="the store's folder, or s3://bucket/prefix",
     )
     verb.add_argument("-r", action=_NotRecursive, nargs="?", help=argparse.SUPPRESS)
     verb.set_defaults(run=f"castore.cli.{run}", verb=name)
@@ -121,6 +127,7 @@ def _put(verbs: Verbs) -> None:
   put -R FOLDER PREFIX every regular file below FOLDER, as PREFIX/ and its path in it
                        (no PREFIX: the folder's own name); symlinks to files are followed;
                        published in batches of up to 500 files or 256 MiB, each whole or not at all
+                       (on S3, each file whole)
   put - NAME           standard input
 """,
     )
@@ -190,6 +197,7 @@ def _rm(verbs: Verbs) -> None:
         "remove names",
         """
 All of them, or none if one is missing. -R removes PREFIX and what is below PREFIX/, never PREFIX2.
+On S3 they go one after another.
 """,
     )
     verb.add_argument("-R", "--recursive", action="store_true", help="and all below them")
@@ -231,6 +239,23 @@ also those that it shares with others; `castore stats` counts each chunk once.
 
 def _stats(verbs: Verbs) -> None:
     _verb(verbs, "stats", "listing:stats", "", "say what the store holds and what it saves")
+
+
+def _doctor(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "doctor",
+        "doctor:doctor",
+        "[PATH|URL]",
+        "say whether a store's place is a good one",
+        """
+On S3: what the server honours (preconditions, ranges, listings), rights, clocks and the cache; it
+writes scratch keys below probe/ and removes them. A folder: whether LMDB opens the index, the file
+system, the space, the C extension. Exit code 1 if something has to be changed, 0 else.
+Without PATH or URL: the store that -r or $CASTORE_STORE names.
+""",
+    )
+    verb.add_argument("place", nargs="?", metavar="PATH|URL", help="a folder or s3://bucket/prefix")
 
 
 def _demo(verbs: Verbs) -> None:

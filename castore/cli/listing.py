@@ -117,6 +117,9 @@ def sum_up(infos: Iterable[ObjectInfo], prefix: str) -> Iterator[Sum]:
 def stats(arguments: Namespace) -> int:
     with open_to_read(arguments) as store:
         found = store.stats()
+        place = (
+            ("on S3", "packs") if store.path.startswith("s3://") else ("on disk", "packs and index")
+        )
     dedup = ratio_of(found.logical_bytes, found.unique_bytes)
     compression = ratio_of(found.unique_bytes, found.stored_bytes)
     total = ratio_of(found.logical_bytes, found.stored_bytes)
@@ -145,7 +148,7 @@ def stats(arguments: Namespace) -> int:
         ("unique", human_size(found.unique_bytes), f"deduplication {human_ratio(dedup)}"),
         ("stored", human_size(found.stored_bytes), f"compression {human_ratio(compression)}"),
         ("", "", f"together {human_ratio(total)}"),
-        ("on disk", human_size(found.pack_bytes + found.index_bytes), "packs and index"),
+        (place[0], human_size(found.pack_bytes + found.index_bytes), place[1]),
     ]
     print_table(rows, right=(1,))
     return exits.OK

@@ -26,7 +26,17 @@ def open_to_change(arguments: Namespace) -> Store:
 def open_to_fill(arguments: Namespace) -> Store:
     """The store that the command names, made on the spot if there is none."""
     path = store_path(arguments)
-    is_new = not os.path.exists(os.path.join(path.removeprefix("file://"), "castore.json"))
+    if path.startswith("s3://"):
+        from castore.errors import BucketNotFound, StoreNotFound
+
+        try:
+            return _open(path, create=False, read_only=False)
+        except BucketNotFound:
+            raise
+        except StoreNotFound:
+            is_new = True
+    else:
+        is_new = not os.path.exists(os.path.join(path.removeprefix("file://"), "castore.json"))
     store = _open(path, create=True, read_only=False)
     if is_new:
         complain(f"created store at {path}")

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -249,7 +248,7 @@ class LocalPacks:
 
     def _create(self) -> Pack:
         while True:
-            pack_id = secrets.token_bytes(16)
+            pack_id = os.urandom(16)
             path = self.path(pack_id)
             folder = os.path.dirname(path)
             try:

@@ -7,17 +7,18 @@ moves in a few milliseconds is worth fetching for nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 
 from castore.coalesce import Span, coalesce
-from castore.errors import FormatError, PackMissing
+from castore.errors import FormatError, PackMissing, StoreClosed
 from castore.forks import ForkLock, Rank
 from castore.format_s3 import pack_key
 from castore.model import Extent, Location
 from castore.packs import NOTHING_HELD, Held
 from castore.s3.bucket import Bucket, KeyAbsent
-from castore.s3.cache import FrameCache
+from castore.s3.frames import FrameCache
 from castore.workers import Workers
 
 GAP_BYTES = 128 << 10
@@ -33,19 +34,18 @@ class S3Packs:
         self._requests = requests
         # One request at a time for a span, however many threads want it.
         self._flying: dict[tuple[bytes, int, int], Future[bytes]] = {}
+        self._pid = os.getpid()
         self._lock = ForkLock(Rank.PACKS)
 
     def frames(self, extents: Sequence[Extent], held: Held) -> Sequence[bytes | memoryview]:
-        places = [(extent.location.pack_id, extent.location.offset) for extent in extents]
         found: list[bytes | memoryview | None] = [
-            frame if frame is None or len(frame) == extent.location.stored_bytes else None
-            for frame, extent in zip(self._cache.get(places), extents, strict=True)
+            *self._cache.get([extent.location for extent in extents])
         ]
         missing: dict[bytes, list[int]] = {}
         for i, frame in enumerate(found):
             if frame is None:
-                missing.setdefault(places[i][0], []).append(i)
-        fetched: list[tuple[bytes, int, bytes | memoryview]] = []
+                missing.setdefault(extents[i].location.pack_id, []).append(i)
+        fetched: list[tuple[Location, bytes | memoryview]] = []
         for pack_id, wanted, span, future in self._start(extents, missing):
             body = memoryview(future.result())
             for part in span.parts:
@@ -55,7 +55,7 @@ class S3Packs:
                 if len(frame) != location.stored_bytes:
                     raise FormatError(f"pack {pack_id.hex()} ends within a frame")
                 found[wanted[part]] = frame
-                fetched.append((pack_id, location.offset, frame))
+                fetched.append((location, frame))
         self._cache.put(fetched)
         return found  # type: ignore[return-value]
 
@@ -68,7 +68,7 @@ class S3Packs:
         """Nothing is mapped that adds up."""
 
     def forget(self, location: Location) -> None:
-        self._cache.drop(location.pack_id, location.offset)
+        self._cache.drop(location)
 
     def _start(
         self, extents: Sequence[Extent], missing: dict[bytes, list[int]]
@@ -86,11 +86,23 @@ class S3Packs:
     def _fly(self, pack_id: bytes, begin: int, end: int) -> Future[bytes]:
         key = (pack_id, begin, end)
         with self._lock:
+            if self._pid != os.getpid():  # the threads that would answer are the parent's
+                self._flying, self._pid = {}, os.getpid()
             future = self._flying.get(key)
             if future is not None:
                 return future
-            future = self._flying[key] = self._requests.submit(self._fetch, pack_id, begin, end)
-        future.add_done_callback(lambda _: self._flying.pop(key, None))
+            try:
+                future = self._requests.submit(self._fetch, pack_id, begin, end)
+            except StoreClosed:  # an object that is open can still be read
+                return self._fetched(pack_id, begin, end)
+            flying = self._flying
+            flying[key] = future
+        future.add_done_callback(lambda _: flying.pop(key, None))
+        return future
+
+    def _fetched(self, pack_id: bytes, begin: int, end: int) -> Future[bytes]:
+        future: Future[bytes] = Future()
+        future.set_result(self._fetch(pack_id, begin, end))
         return future
 
     def _fetch(self, pack_id: bytes, begin: int, end: int) -> bytes:

@@ -22,6 +22,7 @@ from castore.s3.settings import S3Settings
 if TYPE_CHECKING:
     from castore.s3.connection import Connection
 
+_SAYS_ENOUGH = (301, 307, 408, 412, 429)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -177,7 +178,7 @@ class Attempts:
                 self._see_bucket()
             return KeyAbsent(key)
         plain = self._fault_of(refused, "s3:GetObject", key)
-        if refused.status in (301, 412):
+        if refused.status in _SAYS_ENOUGH:
             return plain
         try:
             self._connected().get(self.settings.key(key), {"Range": "bytes=0-0"})

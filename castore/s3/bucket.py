@@ -12,11 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, overload
 
 from castore.errors import CastoreError, RemoteError
 from castore.s3 import retries
 from castore.s3.attempts import Attempts, Reply, quoted, reply_of
+from castore.s3.body import Body, payload
 from castore.s3.faults import (
     Fault,
     KeyAbsent,
@@ -32,7 +33,6 @@ __all__ = ["Bucket", "KeyAbsent", "Listed", "OutcomeUnknown", "PreconditionFaile
 
 DELETE_MANY_MAX = 1000  # keys per request, of S3
 
-Body: TypeAlias = "bytes | Sequence[bytes | bytearray | memoryview]"
 Undeleted: TypeAlias = "list[tuple[str, Exception]]"
 
 _NOT_XML = re.compile("[\x00-\x1f\ufffe\uffff]")
@@ -73,6 +73,24 @@ class Bucket:
         self._attempts.close()
 
     # ------------------------------------------------------------ reading
+
+    @overload
+    def get(
+        self,
+        key: str,
+        *,
+        byte_range: tuple[int, int] | None = None,
+        if_none_match: None = None,
+    ) -> Reply: ...
+
+    @overload
+    def get(
+        self,
+        key: str,
+        *,
+        byte_range: tuple[int, int] | None = None,
+        if_none_match: str | None,
+    ) -> Reply | None: ...
 
     def get(
         self,
@@ -133,12 +151,11 @@ class Bucket:
         if_match: str | None = None,
         idempotent: bool = False,
     ) -> Reply:
-        """Write the whole object (a sequence of buffers is joined). `if_none_match`: only if there
+        """Write the whole object, which may be in several buffers. `if_none_match`: only if there
         is none; `if_match`: only over that ETag. Raises PreconditionFailed (KeyAbsent for an
         `if_match` where there is none), and OutcomeUnknown unless `idempotent`: the same bytes
         again do no harm, whatever happened in between."""
-        whole = body if isinstance(body, bytes) else b"".join(body)
-        once = partial(self.put_attempt, key, whole, if_none_match=if_none_match, if_match=if_match)
+        once = partial(self.put_attempt, key, body, if_none_match=if_none_match, if_match=if_match)
         if not idempotent:
             return persist_once(key, once, self.backoff)
         if if_none_match or if_match is not None:
@@ -146,7 +163,7 @@ class Bucket:
         return persist(once, self.backoff)
 
     def put_attempt(
-        self, key: str, body: bytes, *, if_none_match: bool = False, if_match: str | None = None
+        self, key: str, body: Body, *, if_none_match: bool = False, if_match: str | None = None
     ) -> Reply:
         """A put that is signed and sent once. Raises Fault where `put` might go on."""
         settings = self.settings
@@ -158,10 +175,11 @@ class Bucket:
             "StorageClass": settings.storage_class,
         }
         parameters = {name: value for name, value in given.items() if value is not None}
+        sent, size = payload(body)
         written = self._attempts.call(
-            "s3:PutObject", key, "put_object", Key=settings.key(key), Body=body, **parameters
+            "s3:PutObject", key, "put_object", Key=settings.key(key), Body=sent, **parameters
         )
-        return reply_of(written, len(body))
+        return reply_of(written, size)
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Fine if nothing is there, unless it had to be `if_match`: KeyAbsent then, where the

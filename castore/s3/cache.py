@@ -1,38 +1,41 @@
 """What a machine remembers of a store on S3: manifests by ETag, where chunks are, frames.
 
 All of it can be deleted at any moment, and nothing is lost: every answer is checked against the
-store or against its own checksum, and any trouble with the files drops them and starts over. The
-index is not synced on every change; a crash of the machine could leave it damaged, so it is used
-again only if it was closed cleanly or the machine has not restarted since.
+store or against its own checksum, and any trouble with the files drops them and starts over. Where
+no cache can be kept at all, every answer is that nothing is known.
+
+The index is not synced on every change, and a crash of the machine may damage it. So each process
+that uses it says so in it, durably, before it changes anything else, and takes that back when it
+has closed it: what a process of an earlier boot left there means that there was a crash, and that
+the index is not to be used again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import os
 import secrets
 import shutil
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import xxhash
 
-from castore.errors import CastoreError
-from castore.fileio import write_all
+from castore.errors import CastoreError, ReadOnlyStore, StoreFull, StoreIOError, StoreLocked
 from castore.forks import ForkLock, Rank
 from castore.format import PackEntry, decode_chunk_row, encode_chunk_row
-from castore.index import CACHE_TABLES, LmdbError, open_index
-from castore.mapping import Mapping
+from castore.index import CACHE_TABLES, Index, LmdbError, Snapshot, Table, Txn, open_index
 from castore.model import Location
+from castore.s3.frames import FrameCache
 
-FRAMES_FILE_BYTES_MAX = 64 << 20
-FRAMES_BYTES_DEFAULT = 10 << 30
-_FRAME_ROW = struct.Struct("<16sQI")
-_FRAME_KEY = struct.Struct(">16sI")
+ROWS_MAX = 16_384  # of chunks, per transaction: each may dirty a page of its own
 _SEGMENT_KEY = struct.Struct(">QQ")
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 T = TypeVar("T")
 
@@ -54,298 +57,262 @@ class StoreCache:
 
     def __init__(self, store_id: bytes, *, frames_bytes_max: int | None) -> None:
         self.path = os.path.join(cache_root(), store_id.hex())
-        self._lock = ForkLock(Rank.STORES)
+        self._lock = ForkLock(Rank.PACKS)
+        self._index: Index | None = None
+        self._pid = os.getpid()
+        self._user = b""
         self._open()
-        self.frames = FrameCache(self, frames_bytes_max)
+        self.frames = FrameCache(self.path, self.access, frames_bytes_max)
 
     # ------------------------------------------------------------ manifests
 
     def manifest_head(self, name: bytes) -> tuple[str, bytes] | None:
         """(ETag, head as stored) of the version of the name that was seen last."""
 
-        def read() -> tuple[str, bytes] | None:
-            with self.index.read() as txn:
-                raw = txn.get(name, db=self.index.names)
-            if raw is None or len(raw) < 10:
-                return None
-            checksum, etag_bytes = struct.unpack_from("<QH", raw)
-            if xxhash.xxh3_64_intdigest(raw[8:]) != checksum:
-                return None
-            return raw[10 : 10 + etag_bytes].decode(), raw[10 + etag_bytes :]
+        def read(index: Index) -> tuple[str, bytes] | None:
+            with index.read() as txn:
+                return _version(name, txn.get(name, db=index.names))
 
-        return self._try(read, None)
+        return self.access(read, None)
 
     def put_manifest(
         self, name: bytes, etag: str, head: bytes, segments: Iterable[tuple[int, bytes]]
     ) -> None:
-        """Remember a version, and some of its segments; with an empty head, only those."""
+        """Remember a version, in place of the one before, and some of its segments; with an empty
+        head, only those, if it is the version that is known."""
 
-        def write() -> None:
-            tail = struct.pack("<H", len(etag)) + etag.encode() + head
-            row = struct.pack("<Q", xxhash.xxh3_64_intdigest(tail)) + tail
-            with self.index.write() as txn:
+        def write(index: Index) -> None:
+            with index.write() as txn:
+                before = _version(name, txn.get(name, db=index.names))
                 if head:
-                    txn.put(name, row, db=self.index.names)
+                    if before is not None and before[0] != etag:
+                        _forget_segments(txn, index.segments, name, before[0])
+                    txn.put(name, _checked(name, _encode_version(etag, head)), db=index.names)
+                elif before is None or before[0] != etag:
+                    return
                 for end, raw in segments:
-                    txn.put(_segment_key(name, etag, end), raw, db=self.index.segments)
+                    txn.put(_segment_key(name, etag, end), raw, db=index.segments)
 
-        self._try(write, None)
+        self.access(write, None)
 
     def forget_manifest(self, name: bytes) -> None:
-        def write() -> None:
-            with self.index.write() as txn:
-                txn.delete(name, db=self.index.names)
+        def write(index: Index) -> None:
+            with index.write() as txn:
+                before = _version(name, txn.get(name, db=index.names))
+                if before is not None:
+                    _forget_segments(txn, index.segments, name, before[0])
+                txn.delete(name, db=index.names)
 
-        self._try(write, None)
+        self.access(write, None)
 
     def segment(self, name: bytes, etag: str, end: int) -> bytes | None:
-        def read() -> bytes | None:
-            with self.index.read() as txn:
-                return txn.get(_segment_key(name, etag, end), db=self.index.segments)
+        def read(index: Index) -> bytes | None:
+            with index.read() as txn:
+                raw: bytes | None = txn.get(_segment_key(name, etag, end), db=index.segments)
+            return raw
 
-        return self._try(read, None)
+        return self.access(read, None)
 
     # ------------------------------------------------------------ chunks
 
     def known(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
-        def read() -> dict[bytes, Location]:
-            with self.index.read() as txn, txn.cursor(db=self.index.chunks) as cursor:
-                rows = cursor.getmulti(sorted(set(chunk_ids)))
-            return {bytes(chunk_id): decode_chunk_row(bytes(row))[1] for chunk_id, row in rows}
+        def read(index: Index) -> dict[bytes, Location]:
+            with index.read() as txn, txn.cursor(db=index.chunks) as cursor:
+                rows = [(bytes(i), bytes(row)) for i, row in cursor.getmulti(sorted({*chunk_ids}))]
+            return {
+                chunk_id: decode_chunk_row(raw)[1]
+                for chunk_id, row in rows
+                if (raw := _unchecked(chunk_id, row)) is not None
+            }
 
-        return self._try(read, {})
+        return self.access(read, {})
 
-    def add_chunks(
-        self, packs: Sequence[tuple[bytes, Sequence[PackEntry]]], *, hint: str | None = None
-    ) -> None:
-        """Remember where chunks are; `hint` is the key of the object that told."""
+    def add_chunks(self, packs: Iterable[tuple[bytes, Sequence[PackEntry]]]) -> None:
+        """Remember where chunks are."""
+        rows: list[tuple[bytes, bytes]] = []
 
-        def write() -> None:
-            with self.index.write() as txn:
-                for pack_id, entries in packs:
-                    for entry in entries:
-                        place = Location(pack_id, entry.offset, entry.stored_bytes)
-                        txn.put(
-                            entry.chunk_id,
-                            encode_chunk_row(entry.raw_bytes, place),
-                            db=self.index.chunks,
-                        )
-                if hint is not None:
-                    txn.put(b"hint " + hint.encode(), b"", db=self.index.meta)
+        def write(index: Index) -> None:
+            with index.write() as txn:
+                for chunk_id, row in rows:
+                    txn.put(chunk_id, row, db=index.chunks)
 
-        self._try(write, None)
+        for pack_id, entries in packs:
+            for entry in entries:
+                place = Location(pack_id, entry.offset, entry.stored_bytes)
+                row = _checked(entry.chunk_id, encode_chunk_row(entry.raw_bytes, place))
+                rows.append((entry.chunk_id, row))
+            if len(rows) >= ROWS_MAX:
+                self.access(write, None)
+                rows.clear()
+        self.access(write, None)
 
     def drop_chunks(self, chunk_ids: Iterable[bytes]) -> None:
         """They are not where we thought: their packs are gone, or about to go."""
 
-        def write() -> None:
-            with self.index.write() as txn:
+        def write(index: Index) -> None:
+            with index.write() as txn:
                 for chunk_id in chunk_ids:
-                    txn.delete(chunk_id, db=self.index.chunks)
+                    txn.delete(chunk_id, db=index.chunks)
 
-        self._try(write, None)
+        self.access(write, None)
 
     def hints_seen(self) -> set[str]:
-        def read() -> set[str]:
-            found = set()
-            with self.index.read() as txn, txn.cursor(db=self.index.meta) as cursor:
-                if cursor.set_range(b"hint "):
-                    for key in cursor.iternext(values=False):
-                        if not bytes(key).startswith(b"hint "):
-                            break
-                        found.add(bytes(key)[5:].decode())
-            return found
+        """The keys of the objects of hints whose chunks are remembered."""
 
-        return self._try(read, set())
+        def read(index: Index) -> set[str]:
+            with index.read() as txn:
+                return {key[5:].decode() for key, _ in _rows(txn, index.meta, b"hint ")}
+
+        return self.access(read, set())
+
+    def note_hints(self, seen: Iterable[str], gone: Iterable[str] = ()) -> None:
+        def write(index: Index) -> None:
+            with index.write() as txn:
+                for key in seen:
+                    txn.put(b"hint " + key.encode(), b"", db=index.meta)
+                for key in gone:
+                    txn.delete(b"hint " + key.encode(), db=index.meta)
+
+        self.access(write, None)
 
     # ------------------------------------------------------------ the files
 
-    def close(self) -> None:
-        self.frames.close()
-        with contextlib.suppress(CastoreError, LmdbError, OSError):
-            self.index.flush()
-            with self.index.write() as txn:
-                txn.put(b"clean", b"", db=self.index.meta)
-            self.index.flush()
-        self.index.close()
-
-    def start_over(self) -> None:
-        """Rename the folder away, which is safe while others use it, and begin a new one."""
-        with self._lock:
-            with contextlib.suppress(CastoreError, LmdbError, OSError):
-                self.index.close()
-            doomed = f"{self.path}.{secrets.token_hex(6)}"
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self.path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-            self._open_index()
-
-    def _open(self) -> None:
+    def access(self, use: Callable[[Index], T], otherwise: T) -> T:
+        """What `use` returns; a cache that fails is one that knows nothing."""
+        index = self._index
+        if index is None:
+            return otherwise
         try:
-            self._open_index()
-            if self._after_a_crash():
-                self.start_over()
-        except (CastoreError, LmdbError):
-            doomed = f"{self.path}.{secrets.token_hex(6)}"
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self.path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-            self._open_index()
-
-    def _open_index(self) -> None:
-        self.index = open_index(os.path.join(self.path, "index"), CACHE_TABLES, sync=False)
-
-    def _after_a_crash(self) -> bool:
-        boot = _boot_id()
-        with self.index.read() as txn:
-            last, clean = (txn.get(key, db=self.index.meta) for key in (b"boot", b"clean"))
-        if last not in (None, boot) and clean is None:
-            return True
-        with self.index.write() as txn:
-            txn.put(b"boot", boot, db=self.index.meta)
-            txn.delete(b"clean", db=self.index.meta)
-        return False
-
-    def _try(self, access: Callable[[], T], otherwise: T) -> T:
-        """A cache that fails is one that knows nothing."""
-        try:
-            return access()
-        except (CastoreError, LmdbError, UnicodeDecodeError, struct.error):
-            with contextlib.suppress(CastoreError, LmdbError, OSError):
-                self.start_over()
+            if self._pid != os.getpid():
+                self._enter(index)
+            return use(index)
+        except (CastoreError, LmdbError, UnicodeDecodeError, struct.error) as error:
+            if not _is_passing(error):
+                self._start_over(index)
             return otherwise
 
-
-class FrameCache:
-    """Frames as they were fetched, in files of 64 MiB, the oldest of which goes when they take more
-    than their share. What is read from it is checked as what is fetched is."""
-
-    def __init__(self, cache: StoreCache, bytes_max: int | None) -> None:
-        self._cache = cache
-        self._folder = os.path.join(cache.path, "frames")
-        if bytes_max is None:
-            free = shutil.disk_usage(cache.path).free
-            bytes_max = min(FRAMES_BYTES_DEFAULT, free // 10)
-        self.bytes_max = bytes_max
-        self._lock = ForkLock(Rank.STORES)
-        self._pid = os.getpid()
-        self._fd = -1
-        self._file = b""
-        self._size = 0
-        self._mapped: dict[bytes, Mapping] = {}
-
-    def get(self, places: Sequence[tuple[bytes, int]]) -> list[memoryview | None]:
-        """The frames at (pack id, offset), where they are here."""
-        if not self.bytes_max:
-            return [None] * len(places)
-
-        def read() -> list[bytes | None]:
-            index = self._cache.index
-            with index.read() as txn:
-                return [txn.get(_FRAME_KEY.pack(*place), db=index.frames) for place in places]
-
-        nothing: list[bytes | None] = [None] * len(places)
-        rows = self._cache._try(read, nothing)
-        return [None if row is None else self._frame(row) for row in rows]
-
-    def put(self, frames: Sequence[tuple[bytes, int, bytes | memoryview]]) -> None:
-        """Keep (pack id, offset, frame)s. A full disk only means that they are not kept."""
-        if not self.bytes_max or not frames:
-            return
-        try:
-            with self._lock:
-                rows = self._append(frames)
-        except OSError:
-            return
-
-        def write() -> None:
-            index = self._cache.index
-            with index.write() as txn:
-                for key, row in rows:
-                    txn.put(key, row, db=index.frames)
-
-        self._cache._try(write, None)
-
-    def drop(self, pack_id: bytes, offset: int) -> None:
-        """The frame was not what it should be."""
-
-        def write() -> None:
-            index = self._cache.index
-            with index.write() as txn:
-                txn.delete(_FRAME_KEY.pack(pack_id, offset), db=index.frames)
-
-        if self.bytes_max:
-            self._cache._try(write, None)
-
     def close(self) -> None:
+        """Later questions are answered with nothing; files of frames stay mapped where needed."""
         with self._lock:
-            self._mapped.clear()
-            fd, self._fd = self._fd, -1
-            if fd >= 0:
-                os.close(fd)
+            index, self._index = self._index, None
+        self.frames.close()
+        if index is None:
+            return
+        with contextlib.suppress(CastoreError, LmdbError, OSError):
+            if self._pid == os.getpid():
+                index.flush()
+                with index.write() as txn:
+                    txn.delete(self._user, db=index.meta)
+                index.flush()
+        index.close()
 
-    def _frame(self, row: bytes) -> memoryview | None:
-        file, offset, length = _FRAME_ROW.unpack(row)
-        mapping = self._mapped.get(file)
-        try:
-            if mapping is None or len(mapping) < offset + length:
-                mapping = self._mapped[file] = Mapping(self._path(file))
-        except (OSError, ValueError):
-            self._mapped.pop(file, None)
-            return None  # evicted
-        if len(mapping) < offset + length:
-            return None
-        return memoryview(mapping)[offset : offset + length]
+    def _open(self) -> None:
+        for _ in range(2):
+            try:
+                index = open_index(os.path.join(self.path, "index"), CACHE_TABLES, sync=False)
+                try:
+                    if self._enter(index):
+                        self._index = index
+                        return
+                except BaseException:
+                    index.close()
+                    raise
+                index.close()
+            except (CastoreError, LmdbError, OSError) as error:
+                if _is_passing(error):
+                    return
+            self._put_away()
 
-    def _append(
-        self, frames: Sequence[tuple[bytes, int, bytes | memoryview]]
-    ) -> list[tuple[bytes, bytes]]:
-        if self._pid != os.getpid():
-            # The file is the parent's to append to.
-            self._fd, self._pid = -1, os.getpid()
-        if self._fd < 0 or self._size >= FRAMES_FILE_BYTES_MAX:
-            self._next_file()
-        rows, offset = [], self._size
-        for pack_id, at, frame in frames:
-            rows.append(
-                (_FRAME_KEY.pack(pack_id, at), _FRAME_ROW.pack(self._file, offset, len(frame)))
-            )
-            offset += len(frame)
-        self._size = write_all(self._fd, [frame for _, _, frame in frames], self._size)
-        return rows
+    def _enter(self, index: Index) -> bool:
+        """Say that this process uses the index; False if it may have been damaged by a crash of the
+        machine."""
+        self._pid = os.getpid()
+        boot = _boot_id()
+        with index.read() as txn:
+            users = [row for _, row in _rows(txn, index.meta, b"user ")]
+        if any(row != boot for row in users):
+            return False
+        self._user = b"user " + secrets.token_bytes(16)
+        with contextlib.suppress(ReadOnlyStore):
+            with index.write() as txn:
+                txn.put(self._user, boot, db=index.meta)
+            if not users:
+                index.flush()
+        return True
 
-    def _next_file(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        self._evict()
-        self._file = secrets.token_bytes(16)
-        self._fd = os.open(
-            self._path(self._file), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-        )
-        self._size = 0
+    def _start_over(self, failed: Index) -> None:
+        with self._lock:
+            if self._index is not failed:
+                return  # another thread did, or it was closed
+            self._index = None
+            with contextlib.suppress(CastoreError, LmdbError, OSError):
+                failed.close()
+            self._put_away()
+            self._open()
 
-    def _evict(self) -> None:
-        files = []
-        for entry in os.scandir(self._folder):
-            with contextlib.suppress(FileNotFoundError):
-                status = entry.stat()
-                files.append((status.st_mtime_ns, status.st_size, entry.path))
-        total = sum(size for _, size, _ in files) + FRAMES_FILE_BYTES_MAX
-        for _, size, path in sorted(files):
-            if total <= self.bytes_max:
-                return
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            total -= size
+    def _put_away(self) -> None:
+        """Rename the folder away, which is safe while others use it, and remove it, and what is
+        left of those before."""
+        with contextlib.suppress(OSError):
+            os.rename(self.path, f"{self.path}.{secrets.token_hex(6)}")
+        for doomed in glob.glob(glob.escape(self.path) + ".*"):
+            shutil.rmtree(doomed, ignore_errors=True)
 
-    def _path(self, file: bytes) -> str:
-        return os.path.join(self._folder, file.hex())
+
+def _is_passing(error: Exception) -> bool:
+    """Whether another cache would fare no better."""
+    if isinstance(error, StoreIOError):
+        return error.errno in _PASSING
+    return isinstance(error, (ReadOnlyStore, StoreFull, StoreLocked)) or not isinstance(
+        error, (CastoreError, LmdbError, UnicodeDecodeError, struct.error)
+    )
+
+
+# A row is checked together with its key: what a damaged index has at a key may be another's.
+
+
+def _checked(key: bytes, raw: bytes) -> bytes:
+    return _row_checksum(key, raw) + raw
+
+
+def _unchecked(key: bytes, row: bytes) -> bytes | None:
+    raw = row[8:]
+    return raw if row[:8] == _row_checksum(key, raw) else None
+
+
+def _row_checksum(key: bytes, raw: bytes) -> bytes:
+    return xxhash.xxh3_64_digest(raw, seed=xxhash.xxh3_64_intdigest(key))
+
+
+def _encode_version(etag: str, head: bytes) -> bytes:
+    return struct.pack("<H", len(etag.encode())) + etag.encode() + head
+
+
+def _version(name: bytes, row: bytes | None) -> tuple[str, bytes] | None:
+    raw = None if row is None else _unchecked(name, bytes(row))
+    if raw is None:
+        return None
+    (etag_bytes,) = struct.unpack_from("<H", raw)
+    return raw[2 : 2 + etag_bytes].decode(), raw[2 + etag_bytes :]
 
 
 def _segment_key(name: bytes, etag: str, end: int) -> bytes:
     return _SEGMENT_KEY.pack(xxhash.xxh3_64_intdigest(name + b"\0" + etag.encode()), end)
+
+
+def _forget_segments(txn: Txn, segments: Table, name: bytes, etag: str) -> None:
+    for key, _ in list(_rows(txn, segments, _segment_key(name, etag, 0)[:8])):
+        txn.delete(key, db=segments)
+
+
+def _rows(txn: Snapshot | Txn, table: Table, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The rows whose keys begin with `prefix`."""
+    with txn.cursor(db=table) as cursor:
+        if cursor.set_range(prefix):
+            for key, row in cursor:
+                if not bytes(key).startswith(prefix):
+                    return
+                yield bytes(key), bytes(row)
 
 
 def _boot_id() -> bytes:

@@ -92,7 +92,7 @@ def _ranges(bucket: Bucket, key: str) -> bool:
         part = bucket.get(key, byte_range=(4, 9))
     except RemoteError:
         return False
-    return part is not None and part.body == _OLD[4:9] and part.size == len(_OLD)
+    return part.body == _OLD[4:9] and part.size == len(_OLD)
 
 
 def _list_consistent(bucket: Bucket, key: str) -> bool:
@@ -130,7 +130,6 @@ def _refused(write: Callable[[], object]) -> Exception | None:
 
 def _body(bucket: Bucket, key: str) -> bytes | None:
     try:
-        reply = bucket.get(key)
+        return bucket.get(key).body
     except KeyAbsent:
         return None
-    return None if reply is None else reply.body

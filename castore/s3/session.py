@@ -11,18 +11,17 @@ packs that are gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
-from castore.errors import CommitUnknown, FormatError, StoreIOError
+from castore.errors import CastoreError, CommitUnknown, FormatError, StoreIOError
 from castore.forks import ForkLock, Rank
-from castore.format import PackEntry
 from castore.format_s3 import (
     GC_STATE_KEY,
     decode_condemned,
     decode_state,
-    encode_hints,
     encode_pin,
     new_pack_id,
     new_session_id,
@@ -35,11 +34,10 @@ from castore.s3.outcomes import Landed, put_once
 from castore.workers import Workers
 
 SESSION_SECONDS_MAX = 86_400
-HINT_PACKS_MAX = 256  # 4 GiB of packs in one object of hints
 
 
 class WriterSession:
-    """Shared by all puts of a Store; thread-safe."""
+    """Shared by all puts of a Store, each of which joins and leaves it; thread-safe."""
 
     def __init__(self, bucket: Bucket, store_id: bytes, requests: Workers) -> None:
         self.id = new_session_id()
@@ -51,15 +49,33 @@ class WriterSession:
         self._server_began: float | None = None
         self._lock = ForkLock(Rank.STORES)
         self._pins = 0
+        self._puts = 0
+        self._over = False
         self._relied_on: set[bytes] = set()
-        self._hints: list[tuple[bytes, list[PackEntry]]] = []
-        self._hint_objects = 0
         self.any_unknown = False  # of some PUT it is not known whether it landed
 
     @property
     def usable(self) -> bool:
         """Whether puts may still begin: not in a forked child, nor too late to end in time."""
         return self._pid == os.getpid() and self._age() < SESSION_SECONDS_MAX / 2
+
+    def join(self) -> None:
+        """A put begins."""
+        with self._lock:
+            self._puts += 1
+
+    def leave(self) -> None:
+        """A put has ended."""
+        with self._lock:
+            self._puts -= 1
+            self._unpin()
+
+    def close(self) -> None:
+        """No further puts: once the last has left, remove the pins. Unless an attempt may land yet
+        that relies on them: then they are left to expire, as when this is never called."""
+        with self._lock:
+            self._over = True
+            self._unpin()
 
     def new_pack(self) -> bytes:
         """The id for a pack that this session will upload. The first pin precedes it."""
@@ -101,47 +117,48 @@ class WriterSession:
         if self._server_began is not None and put.date - self._server_began >= SESSION_SECONDS_MAX:
             raise CommitUnknown("the put took longer than a day by the server's clock: repeat it")
 
-    def uploaded(self, packs: Iterable[tuple[bytes, list[PackEntry]]]) -> None:
-        """Packs that names refer to now: other machines may be told of them."""
-        with self._lock:
-            self._hints += packs
-            if len(self._hints) >= HINT_PACKS_MAX:
-                self._put_hints()
-
-    def close(self) -> None:
-        """Remove the pins, unless an attempt may land yet that relies on them: they then expire."""
-        if self._pid != os.getpid():
+    def _unpin(self) -> None:
+        if not self._over or self._puts or self.any_unknown or self._pid != os.getpid():
             return
-        with self._lock:
-            self._put_hints()
-            if not self.any_unknown:
-                self._bucket.delete_many([pin_key(self.id, n) for n in range(self._pins)])
-                self._pins = 0
+        pins, self._pins = self._pins, 0
+        with contextlib.suppress(CastoreError):  # they expire, too
+            self._bucket.delete_many([pin_key(self.id, n) for n in range(pins)])
 
     def _pin(self, pack_ids: Collection[bytes]) -> None:
         def body(nonce: bytes) -> bytes:
             return encode_pin(self._store_id, self.id, nonce, sorted(pack_ids))
 
+        number = self._pins
+        self._pins += 1  # whatever becomes of it: the next one gets a key of its own
         try:
-            put = put_once(self._bucket, pin_key(self.id, self._pins), body, if_none_match=True)
-        except (OutcomeUnknown, PreconditionFailed):
+            put = put_once(self._bucket, pin_key(self.id, number), body, if_none_match=True)
+        except (OutcomeUnknown, PreconditionFailed) as error:
+            self.any_unknown = True
+            raise StoreIOError(
+                f"a pin could not be written ({error.__cause__ or error}): repeat the put"
+            ) from error
+        except BaseException:
             self.any_unknown = True
             raise
         self.any_unknown = self.any_unknown or put.any_unknown
         if self._server_began is None:
             self._server_began = put.date
-        self._pins += 1
 
     def _condemned(self) -> set[bytes]:
+        """What a collector is about to delete, if it is at it."""
+        before = None
         while True:
             try:
                 reply = self._bucket.get(GC_STATE_KEY)
             except KeyAbsent:
                 return set()
-            assert reply is not None
+            assert reply is not None  # no condition was set
             state = decode_state(reply.body)
             if state.condemned is None:
                 return set()
+            if state == before:
+                raise FormatError(f"gc/state refers to {state.condemned!r}, which is not there")
+            before = state
             try:
                 listed = self._bucket.get(state.condemned)
             except KeyAbsent:
@@ -158,13 +175,6 @@ class WriterSession:
         except KeyAbsent:
             return False
         return True
-
-    def _put_hints(self) -> None:
-        if self._hints:
-            key = f"index/{self.id[:1].hex()}/{self.id.hex()}-{self._hint_objects}"
-            self._bucket.put(key, encode_hints(self._store_id, self._hints), idempotent=True)
-            self._hint_objects += 1
-            self._hints = []
 
     def _age(self) -> float:
         return _boot_clock() - self._began

@@ -1,0 +1,347 @@
+"""doctor: whether a store's place is a good one, and what follows where it is not."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from castore.cli import exits
+from castore.cli.exits import UsageError
+from castore.cli.opening import store_path
+from castore.cli.output import human_size, print_json, print_line, print_table
+from castore.errors import (
+    AccessDenied,
+    BucketNotFound,
+    CastoreError,
+    FormatError,
+    StoreNotFound,
+    UnsupportedFormat,
+)
+
+if TYPE_CHECKING:
+    from castore.s3.bucket import Bucket
+    from castore.s3.probe import ServerFeatures
+    from castore.s3.settings import S3Settings
+    from castore.store import Store
+
+FREE_BYTES_MIN = 1 << 30
+CLOCK_SECONDS_MAX = 300  # past that a collector refuses to run, and servers refuse requests
+MOUNTS = "/proc/self/mountinfo"
+NETWORK = {"9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"}
+NETWORK |= {"nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf"}
+NETWORK |= {"fuse.s3fs", "fuse.sshfs", "fuse.glusterfs", "fuse.rclone", "fuse.gcsfuse", "virtiofs"}
+IN_MEMORY = {"tmpfs", "ramfs"}
+
+Verdict = Literal["ok", "warning", "problem"]
+
+
+class Check(NamedTuple):
+    """One thing that was looked at. `means` is what follows for the user, if anything does."""
+
+    what: str
+    verdict: Verdict
+    found: str
+    means: str = ""
+
+
+def doctor(arguments: Namespace) -> int:
+    place = arguments.place or store_path(arguments)
+    scheme, separator, _ = place.partition("://")
+    if separator and scheme not in ("s3", "file"):
+        raise UsageError(f"{scheme}:// is not a kind of store: use s3://bucket/prefix or a path")
+    remote = scheme == "s3" and bool(separator)
+    checks = _check_remote(place) if remote else _check_local(place.removeprefix("file://"))
+    found: list[Check] = []
+    for check in checks:
+        found.append(check)
+        if arguments.json:
+            print_json(check._asdict())
+    problems = sum(check.verdict == "problem" for check in found)
+    warnings = sum(check.verdict == "warning" for check in found)
+    if not arguments.json:
+        _print(found)
+        print_line("")
+        print_line(f"{place}: {_count(problems, 'problem')}, {_count(warnings, 'warning')}")
+    return exits.FAILURE if problems else exits.OK
+
+
+def _print(checks: list[Check]) -> None:
+    print_table([(check.verdict.upper(), check.what, check.found) for check in checks])
+    for check in checks:
+        if check.means:
+            print_line("")
+            print_line(f"{check.what}: {check.means}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+
+# -------------------------------------------------------------------- s3://
+
+
+def _check_remote(url: str) -> Iterator[Check]:
+    from castore.s3.bucket import Bucket
+    from castore.s3.probe import probe
+    from castore.s3.settings import parse_settings
+    from castore.s3.versions import is_versioned
+
+    try:
+        settings = parse_settings(url)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    with Bucket(settings) as bucket:
+        yield _remote_store(bucket, url)
+        try:
+            features = probe(bucket)
+        except AccessDenied as error:
+            yield Check(
+                "writing",
+                "warning",
+                f"{error.action} is denied",
+                "with these credentials the store can be read at most; what the server honours "
+                "can't be found out",
+            )
+        else:
+            yield Check("writing", "ok", "allowed: scratch keys were written and removed")
+            yield from of_features(features)
+        yield _clock(bucket)
+    if is_versioned(settings):
+        yield Check(
+            "versions",
+            "warning",
+            "the bucket keeps what is overwritten and deleted",
+            "space does not come back by itself: give the bucket a lifecycle rule that expires "
+            "noncurrent versions and expired delete markers",
+        )
+    yield from _check_cache(settings)
+
+
+def of_features(features: ServerFeatures) -> Iterator[Check]:
+    """What follows from what a server honours."""
+
+    def honoured(what: str, is_so: bool, otherwise: Verdict, means: str) -> Check:
+        return Check(what, "ok", "honoured") if is_so else Check(what, otherwise, "ignored", means)
+
+    alone = "a gc has to be told that nobody else is writing"
+    yield honoured(
+        "If-None-Match on PUT",
+        features.if_none_match,
+        "warning",
+        "of two puts with if_absent at once both may succeed, and the later one stays; make the "
+        f"store before many use it; {alone}",
+    )
+    yield honoured(
+        "If-Match on PUT",
+        features.if_match_put,
+        "warning",
+        f"collectors can't tell whether they are alone: {alone}",
+    )
+    yield honoured(
+        "If-Match on DELETE",
+        features.if_match_delete,
+        "warning",
+        "a rename or a delete may take away what another put under the name just then: don't "
+        "rename or delete names that others are writing",
+    )
+    yield honoured(
+        "ranges",
+        features.ranges,
+        "problem",
+        "a store can't be read here: use a server that answers ranged GETs",
+    )
+    listing = "listing after writing"
+    if features.list_consistent:
+        yield Check(listing, "ok", "consistent")
+    else:
+        yield Check(
+            listing,
+            "problem",
+            "not consistent",
+            "names may be missed or seen after they are gone, and a gc would lose data: never run "
+            "one here",
+        )
+
+
+def _remote_store(bucket: Bucket, url: str) -> Check:
+    import castore
+
+    try:
+        with castore.open(url, create=False, read_only=True):
+            return Check("store", "ok", f"there, and read by version {castore.__version__}")
+    except StoreNotFound as error:
+        if isinstance(error, BucketNotFound):
+            raise
+    except (UnsupportedFormat, FormatError) as error:
+        return Check("store", "problem", str(error))
+    other = next((entry.key for entry in bucket.list() if not entry.key.startswith("probe/")), None)
+    if other is None:
+        return Check("store", "ok", "none yet: the first put makes it")
+    return Check(
+        "store",
+        "problem",
+        f"none, and there is something else ({other})",
+        "a store is only made under an empty prefix: choose another",
+    )
+
+
+def _clock(bucket: Bucket) -> Check:
+    skew = bucket.clock_skew()
+    if abs(skew) <= CLOCK_SECONDS_MAX:
+        return Check("clock", "ok", f"{abs(skew):.0f} s from the server's")
+    return Check(
+        "clock",
+        "problem",
+        f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the server's",
+        "a gc refuses to run, and the server may refuse requests: set this machine's clock",
+    )
+
+
+def _check_cache(settings: S3Settings) -> Iterator[Check]:
+    from castore.s3.cache import cache_root
+
+    root = os.path.realpath(cache_root())
+    yield _file_system(root, "cache on")
+    yield _free_space(root, "cache's free space")
+
+
+# -------------------------------------------------------------------- folders
+
+
+def _check_local(path: str) -> Iterator[Check]:
+    root = os.path.realpath(os.path.expanduser(path))
+    found = _open(root)
+    if isinstance(found, Check):
+        yield found
+    else:
+        with found as store:
+            stats = store.stats()
+            yield Check("folder", "ok", f"a store of {_count(stats.objects, 'object')}")
+            size = human_size(stats.index_bytes)
+            yield Check("index", "ok", f"LMDB opens it, {size}")
+            yield _permissions(root)
+    yield _file_system(root, "file system")
+    yield _free_space(root, "free space")
+    yield _extension()
+
+
+def _open(root: str) -> Store | Check:
+    import castore
+
+    if not os.path.lexists(root):
+        above = _existing(root)
+        if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
+            return Check("folder", "ok", "not there yet: the first put makes the store")
+        return Check(
+            "folder",
+            "problem",
+            f"not there, and {above} can't be written to",
+            "no store can be made here: choose another folder",
+        )
+    try:
+        return castore.open(root, create=False, read_only=True)
+    except StoreNotFound:
+        if not os.path.isdir(root):
+            return Check("folder", "problem", "it is not a folder")
+        if os.listdir(root):
+            return Check(
+                "folder",
+                "problem",
+                "not a store, and not empty",
+                "a store is only made in an empty folder: choose another",
+            )
+        return Check("folder", "ok", "empty: the first put makes the store")
+    except (CastoreError, OSError) as error:
+        return Check("folder", "problem", exits.describe(error)[1])
+
+
+def _permissions(root: str) -> Check:
+    mode = os.stat(root).st_mode & 0o777
+    if mode & 0o077 == 0:
+        return Check("permissions", "ok", f"{mode:04o}: its owner's alone")
+    return Check(
+        "permissions",
+        "warning",
+        f"{mode:04o}: open to other users",
+        f"whoever may write to a store is trusted with all of it: chmod 700 {root}",
+    )
+
+
+def _extension() -> Check:
+    try:
+        from castore import _native  # noqa: F401
+    except ImportError:
+        return Check(
+            "C extension",
+            "warning",
+            "not built",
+            "puts are many times slower, and files are copied where they could be mapped: install "
+            "a wheel, or a C compiler and reinstall",
+        )
+    return Check("C extension", "ok", "built")
+
+
+# -------------------------------------------------------------------- both
+
+
+def _file_system(path: str, what: str) -> Check:
+    kind, mounted = file_system_of(path)
+    if kind in NETWORK:
+        return Check(
+            what,
+            "warning",
+            f"{kind}, a network file system, at {mounted}",
+            "LMDB's locks and maps don't work across machines: one machine at a time, or the index "
+            "is lost; for many machines use a store on S3"
+            if what == "file system"
+            else "LMDB's locks and maps don't work across machines: set CASTORE_CACHE_DIR to a "
+            "local disk",
+        )
+    if kind in IN_MEMORY and what == "file system":
+        return Check(
+            what,
+            "warning",
+            f"{kind} at {mounted}",
+            "it is in memory, and gone with a restart of the machine",
+        )
+    return Check(what, "ok", f"{kind} at {mounted}" if kind else "of an unknown kind")
+
+
+def file_system_of(path: str, mounts: str = MOUNTS) -> tuple[str, str]:
+    """(type, where it is mounted) of the file system that a path is or would be on; ("", "") on a
+    system that doesn't say."""
+    kind, mounted = "", ""
+    try:
+        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                left, _, right = line.partition(" - ")
+                point = _unescaped(left.split(" ")[4])
+                inside = path == point or path.startswith(point.rstrip("/") + "/")
+                if inside and len(point) >= len(mounted):  # of several at a place the last counts
+                    kind, mounted = right.split(" ")[0], point
+    except (OSError, IndexError):
+        return "", ""
+    return kind, mounted
+
+
+def _unescaped(point: str) -> str:
+    for escape, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+        point = point.replace(escape, character)
+    return point
+
+
+def _free_space(path: str, what: str) -> Check:
+    status = os.statvfs(_existing(path))
+    free = status.f_bavail * status.f_frsize
+    if free >= FREE_BYTES_MIN:
+        return Check(what, "ok", human_size(free))
+    return Check(what, "warning", human_size(free), "puts and the index need room: free some")
+
+
+def _existing(path: str) -> str:
+    """The path, or the nearest folder above it that is there."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path

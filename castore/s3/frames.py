@@ -1,0 +1,209 @@
+"""Frames as they were fetched, kept on disk: the oldest file of them goes when they take more than
+their share. What is read from here is checked as what is fetched is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from castore.fileio import write_all
+from castore.forks import ForkLock, Rank
+from castore.index import Index
+from castore.mapping import Mapping
+from castore.model import Location
+
+FILE_BYTES_MAX = 64 << 20
+BYTES_DEFAULT = 10 << 30
+MAPPED_MAX = 64  # files: a mapping keeps the space of one that was removed
+_ROW = struct.Struct("<16sQI")
+_KEY = struct.Struct(">16sI")
+
+# `access(use, otherwise)`: what `use` makes of the cache's index, where there is one.
+Access = Callable[[Callable[[Index], Any], Any], Any]
+
+
+class FrameCache:
+    """Files in `path/frames`, each appended to by one process, which holds its lock. Thread-safe.
+
+    `bytes_max` (0: keep nothing; None: a tenth of the free disk, 10 GiB at most) bounds them
+    together, and is exceeded only by what other processes append meanwhile.
+    """
+
+    def __init__(self, path: str, access: Access, bytes_max: int | None) -> None:
+        self._access = access
+        self._folder = os.path.join(path, "frames")
+        if bytes_max is None:
+            try:
+                bytes_max = min(BYTES_DEFAULT, shutil.disk_usage(path).free // 10)
+            except OSError:
+                bytes_max = 0
+        self.bytes_max = bytes_max
+        self._file_bytes_max = min(FILE_BYTES_MAX, bytes_max // 8)
+        self._lock = ForkLock(Rank.LEAF)
+        self._pid = os.getpid()
+        self._closed = False
+        self._fd = -1
+        self._file = b""
+        self._size = 0
+        self._mapped: dict[bytes, Mapping] = {}
+        self._bad: set[tuple[bytes, int]] = set()
+
+    def get(self, locations: Sequence[Location]) -> list[memoryview | None]:
+        """The frames, where they are here."""
+        nothing: list[bytes | None] = [None] * len(locations)
+        if not self.bytes_max:
+            return [None] * len(locations)
+
+        def read(index: Index) -> list[bytes | None]:
+            with index.read() as txn:
+                return [txn.get(_KEY.pack(at[0], at[1]), db=index.frames) for at in locations]
+
+        rows: list[bytes | None] = self._access(read, nothing)
+        return [
+            None if row is None or at[:2] in self._bad else self._frame(row, at.stored_bytes)
+            for at, row in zip(locations, rows, strict=True)
+        ]
+
+    def put(self, frames: Sequence[tuple[Location, bytes | memoryview]]) -> None:
+        """Keep frames. A full disk only means that they are not kept."""
+        size = sum(len(frame) for _, frame in frames)
+        if not frames or size > self.bytes_max // 2:
+            return
+        try:
+            with self._lock:
+                if self._closed:
+                    return
+                evicted = self._make_room()
+                rows = self._append(frames)
+        except OSError:
+            return
+
+        def write(index: Index) -> None:
+            with index.write() as txn:
+                if evicted:
+                    with txn.cursor(db=index.frames) as cursor:
+                        old = [bytes(key) for key, row in cursor if bytes(row[:16]) in evicted]
+                    for key in old:
+                        txn.delete(key, db=index.frames)
+                for key, row in rows:
+                    txn.put(key, row, db=index.frames)
+
+        self._access(write, None)
+        self._bad.difference_update([location[:2] for location, _ in frames])
+
+    def drop(self, location: Location) -> None:
+        """The frame was not what it should be."""
+        self._bad.add(location[:2])
+
+        def write(index: Index) -> None:
+            with index.write() as txn:
+                txn.delete(_KEY.pack(location[0], location[1]), db=index.frames)
+
+        self._access(write, None)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._mapped.clear()
+            self._let_go()
+
+    def _frame(self, row: bytes, stored_bytes: int) -> memoryview | None:
+        file, offset, length = _ROW.unpack(row)
+        if length != stored_bytes:
+            return None
+        mapping = self._mapped.get(file)
+        if mapping is None or len(mapping) < offset + length:
+            try:
+                mapping = Mapping(self._path(file))
+            except (OSError, ValueError):
+                return None  # evicted
+            with self._lock:
+                while len(self._mapped) >= MAPPED_MAX:
+                    del self._mapped[next(iter(self._mapped))]
+                self._mapped[file] = mapping
+        if len(mapping) < offset + length:
+            return None
+        return memoryview(mapping)[offset : offset + length]
+
+    # ------------------------------------------------------------ under the lock
+
+    def _append(
+        self, frames: Sequence[tuple[Location, bytes | memoryview]]
+    ) -> list[tuple[bytes, bytes]]:
+        rows, offset = [], self._size
+        for location, frame in frames:
+            row = _ROW.pack(self._file, offset, len(frame))
+            rows.append((_KEY.pack(location.pack_id, location.offset), row))
+            offset += len(frame)
+        self._size = write_all(self._fd, [frame for _, frame in frames], self._size)
+        return rows
+
+    def _make_room(self) -> set[bytes]:
+        """Have a file to append to; the files that had to go for it."""
+        if self._pid != os.getpid():  # the file is the parent's to append to
+            self._pid = os.getpid()
+            self._let_go()
+        if self._fd >= 0 and self._size < self._file_bytes_max:
+            return set()
+        self._let_go()
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        files = []
+        for entry in os.scandir(self._folder):
+            with contextlib.suppress(OSError, ValueError):
+                status = entry.stat()
+                file = bytes.fromhex(entry.name)
+                files.append((status.st_mtime_ns, status.st_size, file))
+        files.sort()
+        evicted = self._evict(files)
+        for _, size, file in reversed(files[len(evicted) :]):
+            if size < self._file_bytes_max and self._adopt(file):
+                return evicted
+        self._adopt(secrets.token_bytes(16))
+        return evicted
+
+    def _evict(self, files: Sequence[tuple[int, int, bytes]]) -> set[bytes]:
+        """Remove the oldest files, an eighth of all at a time: finding the frames that were in
+        them takes a look at every row."""
+        total = sum(size for _, size, _ in files) + self._file_bytes_max
+        if total <= self.bytes_max:
+            return set()
+        evicted = set()
+        for _, size, file in files:
+            if total <= self.bytes_max - self.bytes_max // 8:
+                break
+            with contextlib.suppress(OSError):
+                os.unlink(self._path(file))
+            self._mapped.pop(file, None)
+            evicted.add(file)
+            total -= size
+        return evicted
+
+    def _adopt(self, file: bytes) -> bool:
+        """Append to this file from now on, which may be one that another process left; False if
+        it is in use."""
+        fd = os.open(self._path(file), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            size = os.fstat(fd).st_size
+        except BaseException as error:
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                return False
+            raise
+        self._fd, self._file, self._size = fd, file, size
+        return True
+
+    def _let_go(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _path(self, file: bytes) -> str:
+        return os.path.join(self._folder, file.hex())

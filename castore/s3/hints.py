@@ -1,0 +1,115 @@
+"""Hints: what the packs that others uploaded hold, so that it need not be uploaded again.
+
+Each writer puts the footers of its packs, many in one object, under `index/`; the others read what
+is new there, once, before they first look chunks up. Only ever hints: a chunk that they do not tell
+of is uploaded again, and a pack that they tell of is looked for before it is relied on.
+
+Objects of few packs add up, so a writer that finds many merges them into one. Two that do so at
+once only tell everything twice, and a reader that finds an object gone between its listing and its
+reading misses it until it opens the store again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+
+from castore.errors import CastoreError, FormatError, UnsupportedFormat
+from castore.forks import ForkLock, Rank
+from castore.format import PackEntry
+from castore.format_s3 import decode_hints, encode_hints
+from castore.s3.bucket import Bucket, KeyAbsent
+from castore.s3.cache import StoreCache
+from castore.workers import Workers
+
+PACKS_MAX = 256  # 4 GiB of packs in one object, of about 2 MB
+SMALL_BYTES = 1 << 20  # an object that may be merged
+SMALL_MAX = 32  # of them, before they are
+READ_AT_ONCE = 16
+
+Pack = tuple[bytes, Sequence[PackEntry]]
+
+
+class Hints:
+    """Of one Store; thread-safe."""
+
+    def __init__(
+        self, bucket: Bucket, store_id: bytes, cache: StoreCache, requests: Workers
+    ) -> None:
+        self._bucket = bucket
+        self._store_id = store_id
+        self._cache = cache
+        self._requests = requests
+        self._lock = ForkLock(Rank.STORES)
+        self._pid = os.getpid()
+        self._read = False
+        self._small: list[str] = []
+        self._packs: list[Pack] = []
+
+    def read(self) -> None:
+        """Learn which chunks others have stored since this machine looked last."""
+        with self._lock:
+            if self._read:
+                return
+            seen = self._cache.hints_seen()
+            listed = {entry.key: entry.size for entry in self._bucket.list("index/")}
+            new = [key for key in listed if key not in seen]
+            for i in range(0, len(new), READ_AT_ONCE):
+                keys = new[i : i + READ_AT_ONCE]
+                futures = [self._requests.submit(self._fetch, key) for key in keys]
+                for future in futures:
+                    self._cache.add_chunks(future.result())
+                self._cache.note_hints(keys)
+            if gone := seen.difference(listed):
+                self._cache.note_hints((), gone)
+            self._small = [key for key, size in listed.items() if size < SMALL_BYTES]
+            self._read = True
+
+    def tell(self, packs: Iterable[Pack]) -> None:
+        """Packs that are uploaded."""
+        with self._lock:
+            if self._pid != os.getpid():  # the parent tells of its own
+                self._packs, self._pid = [], os.getpid()
+            self._packs += packs
+            if len(self._packs) >= PACKS_MAX:
+                with contextlib.suppress(CastoreError):
+                    self._put()
+
+    def close(self) -> None:
+        """Tell of the rest. That it fails is no reason for the closing to fail."""
+        with self._lock, contextlib.suppress(CastoreError):
+            if self._pid == os.getpid() and self._packs:
+                self._put()
+                if len(self._small) > SMALL_MAX:
+                    self._merge()
+
+    def _put(self) -> None:
+        packs, self._packs = self._packs, []
+        for i in range(0, len(packs), PACKS_MAX):
+            raw = encode_hints(self._store_id, packs[i : i + PACKS_MAX])
+            name = secrets.token_hex(16)
+            key = f"index/{name[:2]}/{name}"
+            self._bucket.put(key, raw, idempotent=True)
+            self._cache.note_hints([key])
+            if len(raw) < SMALL_BYTES:
+                self._small.append(key)
+
+    def _merge(self) -> None:
+        merged, self._small = self._small, []
+        told: dict[bytes, Sequence[PackEntry]] = {}
+        for key in merged:
+            told.update(self._fetch(key))
+        self._packs = list(told.items())
+        self._put()
+        self._bucket.delete_many(merged)
+
+    def _fetch(self, key: str) -> list[Pack]:
+        try:
+            reply = self._bucket.get(key)
+            assert reply is not None  # no condition was set
+            store_id, packs = decode_hints(reply.body)
+        except (KeyAbsent, FormatError, UnsupportedFormat):
+            return []
+        return list(packs) if store_id == self._store_id else []

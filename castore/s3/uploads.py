@@ -1,0 +1,135 @@
+"""Packs on their way to the bucket: filled in memory, and uploaded a few at a time.
+
+All puts of a Store share one budget of uploads, which is what bounds their memory. A pack is told
+of, to this machine's cache and to the others, as soon as it is there: a put that is interrupted is
+resumed by deduplication.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import islice
+
+from castore.codec import Frame
+from castore.format import PackEntry, decode_frame_header, encode_footer, encode_pack_header
+from castore.format_s3 import pack_key
+from castore.model import Location
+from castore.s3.bucket import Bucket
+from castore.s3.cache import StoreCache
+from castore.s3.hints import Hints
+from castore.s3.session import WriterSession
+from castore.workers import Workers
+
+PACK_BYTES_MAX = 16 << 20
+UPLOADS_MAX = 4  # at a time; each holds a pack in memory
+PLACED_MAX = 1 << 17  # chunks whose places are kept in memory; the cache knows those before
+
+
+@dataclass(slots=True)
+class _OpenPack:
+    pack_id: bytes
+    parts: list[bytes]
+    size: int
+    entries: list[PackEntry] = field(default_factory=list)
+
+
+class Uploads:
+    """The packs of one put, or transaction. Not for several threads at once."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        store_id: bytes,
+        session: WriterSession,
+        cache: StoreCache,
+        hints: Hints,
+        requests: Workers,
+        budget: threading.Semaphore,
+    ) -> None:
+        self._bucket = bucket
+        self._store_id = store_id
+        self._session = session
+        self._cache = cache
+        self._hints = hints
+        self._requests = requests
+        self._budget = budget
+        self._pack: _OpenPack | None = None
+        self._uploading: list[tuple[bytes, list[PackEntry], Future[None]]] = []
+        self.placed: dict[bytes, Location] = {}  # chunks by id, those placed last
+
+    def place(self, frames: Sequence[Frame]) -> None:
+        """Give frames their places."""
+        for frame in frames:
+            pack = self._pack
+            if pack is None:
+                pack = self._pack = self._new_pack()
+            place = Location(pack.pack_id, pack.size, frame.stored_bytes)
+            pack.parts += (frame.head, frame.payload)
+            pack.size += frame.stored_bytes
+            pack.entries.append(
+                PackEntry(frame.chunk_id, place.offset, place.stored_bytes, frame.raw_bytes)
+            )
+            self.placed[frame.chunk_id] = place
+            if pack.size >= PACK_BYTES_MAX:
+                self.begin()
+
+    def begin(self) -> None:
+        """Begin to upload what was placed, once the budget allows it. An upload that failed fails
+        the put now, not at its end."""
+        pack, self._pack = self._pack, None
+        if pack is None:
+            return
+        pack.parts.append(encode_footer(pack.entries, pack.size))
+        self._budget.acquire()
+        try:
+            future = self._requests.submit(self._put, pack.pack_id, pack.parts)
+        except BaseException:
+            self._budget.release()
+            raise
+        future.add_done_callback(lambda _: self._budget.release())
+        self._uploading.append((pack.pack_id, pack.entries, future))
+        self._collect([upload for upload in self._uploading if upload[2].done()])
+
+    def finish(self) -> None:
+        """Have all that was placed uploaded."""
+        self.begin()
+        self._collect(list(self._uploading))
+
+    def sha256_of(self, location: Location) -> bytes | None:
+        """The frame's SHA-256 if it is in the pack that is being filled."""
+        if self._pack is None or location.pack_id != self._pack.pack_id:
+            return None
+        i = next(i for i, entry in enumerate(self._pack.entries) if entry.offset == location.offset)
+        return decode_frame_header(self._pack.parts[1 + 2 * i] + self._pack.parts[2 + 2 * i]).sha256
+
+    def drop(self) -> None:
+        """What has not begun to be uploaded is not to be."""
+        self._pack = None
+        for _, _, future in self._uploading:
+            future.cancel()
+        self._uploading = []
+        self.placed = {}
+
+    def _new_pack(self) -> _OpenPack:
+        pack_id = self._session.new_pack()
+        header = encode_pack_header(self._store_id, pack_id)
+        return _OpenPack(pack_id, [header], len(header))
+
+    def _put(self, pack_id: bytes, parts: list[bytes]) -> None:
+        raw = b"".join(parts)
+        parts.clear()  # or it would be in memory twice for as long as it takes
+        self._bucket.put(pack_key(pack_id), raw, idempotent=True)
+
+    def _collect(self, uploads: Sequence[tuple[bytes, list[PackEntry], Future[None]]]) -> None:
+        for upload in uploads:
+            pack_id, entries, future = upload
+            future.result()
+            self._uploading.remove(upload)
+            self._cache.add_chunks([(pack_id, entries)])
+            self._hints.tell([(pack_id, entries)])
+        excess = max(len(self.placed) - PLACED_MAX, 0)
+        for chunk_id in list(islice(self.placed, excess)):
+            del self.placed[chunk_id]

@@ -1,0 +1,91 @@
+"""Stores on S3 for tests, as fixtures."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_proxy import FaultProxy
+from servers import QUICK, Server
+
+import castore
+from castore.chunker import ChunkSizes
+from castore.format import StoreConfig, encode_config
+from castore.s3 import connection, retries
+from castore.s3.bucket import Bucket
+from castore.s3.settings import S3Settings
+
+Open = Callable[..., castore.Store]
+
+
+def make_store(server: Server, *, chunk_bytes_avg: int = 2816, guard: str | None = None) -> None:
+    """As `castore.open` does, but for the probing, which would take most of the tests' time."""
+    sizes = ChunkSizes.for_average(chunk_bytes_avg)
+    config = StoreConfig(
+        store_id=secrets.token_bytes(16),
+        seed=secrets.randbits(64),
+        chunk_min=sizes.min,
+        chunk_avg=sizes.norm,
+        chunk_max=sizes.max,
+        collision_guard=guard,
+    )
+    with Bucket(server.settings()) as bucket:
+        bucket.put("castore.json", encode_config(config), idempotent=True)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries without the waiting, and one client of boto3's for all that are alike, of which
+    making one takes longer than most tests do."""
+    monkeypatch.setattr(retries, "BACKOFF", QUICK)
+    monkeypatch.setattr(logging.getLogger("werkzeug"), "disabled", True)  # a line per request
+    clients: dict[Any, Any] = {}
+    make = connection._client
+
+    def client_for(session: Any, settings: S3Settings) -> Any:
+        key = dataclasses.replace(settings, bucket="any", prefix="")
+        if key not in clients:
+            clients[key] = make(session, settings)
+        return clients[key]
+
+    monkeypatch.setattr(connection, "_client", client_for)
+
+
+@pytest.fixture
+def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where caches go."""
+    path = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CASTORE_CACHE_DIR", str(path))
+    return path
+
+
+@pytest.fixture
+def open_moto(
+    moto_server: Server, quick: None, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Open]:
+    """Opens the store on moto, with chunks as small as they come; `machine=` is a number, each with
+    a cache of its own; `endpoint_url=` that of a proxy, perhaps."""
+    make_store(moto_server)
+    with ExitStack() as opened:
+
+        def open_store(machine: int = 0, **options: Any) -> castore.Store:
+            monkeypatch.setenv("CASTORE_CACHE_DIR", str(cache_dir / str(machine)))
+            return opened.enter_context(castore.open(moto_server.url(), **options))
+
+        yield open_store
+
+
+@pytest.fixture
+def open_proxied(open_moto: Open, proxy: FaultProxy) -> Open:
+    """The same, through the proxy."""
+
+    def open_store(machine: int = 0, **options: Any) -> castore.Store:
+        return open_moto(machine, endpoint_url=proxy.url, **options)
+
+    return open_store

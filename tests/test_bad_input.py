@@ -1,0 +1,847 @@
+"""What is refused, and the message that says so: it names the thing, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+import castore
+from castore.errors import (
+    CastoreError,
+    FormatError,
+    IndexCorrupt,
+    InvalidName,
+    InvalidRange,
+    NameNotFound,
+    NotAStore,
+    PackMissing,
+    ReadOnlyStore,
+    StoreNotFound,
+    UnsupportedFormat,
+)
+
+NOBODY = 65534
+WAYS_TO_OPEN: list[dict[str, Any]] = [{}, {"create": False}, {"read_only": True}]
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def says(text: str) -> str:
+    """A pattern for exactly this text, at the end."""
+    return re.escape(text) + "$"
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "a name must not be empty"),
+        ("x" * 481, f"name {'x' * 40!r}... has 481 bytes in UTF-8; the most is 480"),
+        ("é" * 241, f"name {'é' * 40!r}... has 482 bytes in UTF-8; the most is 480"),
+        ("a\0b", r"name 'a\x00b' has a NUL byte"),
+        ("/a", "name '/a' starts with '/'"),
+        ("/", "name '/' starts with '/'"),
+        ("..", "name '..' has a '..' component"),
+        ("a/../b", "name 'a/../b' has a '..' component"),
+        ("a/..", "name 'a/..' has a '..' component"),
+        (".", "name '.' has a '.' component"),
+        ("./a", "name './a' has a '.' component"),
+        ("a/./b", "name 'a/./b' has a '.' component"),
+        ("\ud800", r"name '\ud800' is not valid Unicode: surrogates not allowed"),
+        (b"a", "a name is a str, not bytes"),
+        (None, "a name is a str, not NoneType"),
+        (5, "a name is a str, not int"),
+        (["a"], "a name is a str, not list"),
+        (Path("a"), f"a name is a str, not {type(Path('a')).__name__}"),
+    ],
+)
+def test_names(store: castore.Store, tmp_path: Path, name: Any, message: str) -> None:
+    store.puts("good", b"good")
+    for use in (
+        lambda: store.puts(name, b""),
+        lambda: store.put(name, io.BytesIO()),
+        lambda: store.get(name, tmp_path / "target"),
+        lambda: store.gets(name),
+        lambda: store.gets_many(name, [(0, 1)]),
+        lambda: store.explain_range(name),
+        lambda: store.info(name),
+        lambda: store.size(name),
+        lambda: store.exists(name),
+        lambda: store.delete(name),
+        lambda: store.copy(name, "good"),
+        lambda: store.copy("good", name),
+        lambda: store.rename(name, "good"),
+        lambda: store.rename("good", name),
+        lambda: store.open(name),
+        lambda: store.open(name, "wb"),
+        lambda: store.open(name, "xb"),
+    ):
+        with pytest.raises(InvalidName, match=says(message)) as caught:
+            use()
+        assert isinstance(caught.value, ValueError)
+    assert {n: store.gets(n) for n in store.names()} == {"good": b"good"}
+    assert os.listdir(tmp_path) == ["store"]
+
+
+@pytest.mark.parametrize("name", ["x" * 480, "é" * 240, "...", "a/...", "a b", "a//b", "a/", "-"])
+def test_names_that_are_fine(store: castore.Store, name: str) -> None:
+    store.puts(name, b"x")
+    assert list(store.names()) == [name]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (b"a", "a prefix is a str, not bytes"),
+        (None, "a prefix is a str, not NoneType"),
+        ("\udcff", r"prefix '\udcff' is not valid Unicode: surrogates not allowed"),
+    ],
+)
+def test_prefixes(store: castore.Store, prefix: Any, message: str) -> None:
+    store.puts("good", b"")
+    for use in (store.names, store.list, store.delete_prefix):
+        with pytest.raises(InvalidName, match=says(message)):
+            use(prefix)
+    assert store.exists("good")
+
+
+def test_missing_names(store: castore.Store, tmp_path: Path) -> None:
+    store.puts("a/b", b"")
+    for name in ("a", "missing", "a/b/"):
+        for use in (
+            lambda name=name: store.get(name, tmp_path / "target"),
+            lambda name=name: store.get(name, io.BytesIO()),
+            lambda name=name: store.gets(name),
+            lambda name=name: store.gets(name, (0, 1)),
+            lambda name=name: store.gets_many(name, [(0, 1)]),
+            lambda name=name: store.explain_range(name),
+            lambda name=name: store.info(name),
+            lambda name=name: store.size(name),
+            lambda name=name: store.delete(name),
+            lambda name=name: store.copy(name, "b"),
+            lambda name=name: store.rename(name, "b"),
+            lambda name=name: store.open(name),
+        ):
+            with pytest.raises(NameNotFound, match=says(f"no object is named {name!r}")) as caught:
+                use()
+            assert isinstance(caught.value, FileNotFoundError)
+            assert caught.value.name == name
+    assert os.listdir(tmp_path) == ["store"]
+
+
+# ---------------------------------------------------------------- ranges
+
+
+@pytest.mark.parametrize(
+    ("byte_range", "message"),
+    [
+        ((-1, 5), "byte range [-1, 5) is negative"),
+        ((0, -1), "byte range [0, -1) is negative"),
+        ((-5, -1), "byte range [-5, -1) is negative"),
+        ((5, 4), "byte range [5, 4) is reversed: begin must not exceed end"),
+        ((10**30, 0), f"byte range [{10**30}, 0) is reversed: begin must not exceed end"),
+        ((1, 2, 3), "a byte range is (begin, end), not 3 elements"),
+        ((1,), "a byte range is (begin, end), not 1 elements"),
+        ((0.0, 5), "a byte range takes integers, not [0.0, 5]"),
+        ((0, 1e400), "a byte range takes integers, not [0, inf]"),
+        (("0", "5"), "a byte range takes integers, not ['0', '5']"),
+        ((None, 5), "a byte range takes integers, not [None, 5]"),
+        ((0, None), "a byte range takes integers, not [0, None]"),
+        (5, "a byte range is (begin, end), not 5"),
+        ("05", "a byte range is (begin, end), not '05'"),
+        (b"05", "a byte range is (begin, end), not b'05'"),
+        (slice(0, 5), "a byte range is (begin, end), not slice(0, 5, None)"),
+    ],
+)
+def test_ranges(store: castore.Store, byte_range: Any, message: str) -> None:
+    for size in (0, 10, 50_000):
+        store.puts("name", noise(size))
+        for use in (
+            lambda: store.gets("name", byte_range),
+            lambda: store.gets_many("name", [byte_range]),
+            lambda: store.gets_many("name", [(0, 1), byte_range]),
+            lambda: store.explain_range("name", byte_range),
+        ):
+            with pytest.raises(InvalidRange, match=says(message)) as caught:
+                use()
+            assert isinstance(caught.value, ValueError)
+
+
+def test_a_bad_range_is_refused_before_anything_is_read(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from castore import reader
+
+    def unused(*_: object) -> None:
+        raise AssertionError("a frame was decoded")
+
+    store.puts("name", noise(50_000))
+    monkeypatch.setattr(reader, "decode_frame", unused)
+    with pytest.raises(InvalidRange):
+        store.gets_many("name", [(0, 10_000), (3, 2)])
+
+
+# ---------------------------------------------------------------- data and sources
+
+
+def test_data_that_is_str(store: castore.Store) -> None:
+    with pytest.raises(
+        TypeError, match=says("data is bytes or another buffer, not str: encode it first")
+    ):
+        store.puts("name", "text")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=says("the file must be opened in binary mode")):
+        store.put("name", io.StringIO("text"))  # type: ignore[arg-type]
+    with store.open("other", "wb") as file, pytest.raises(TypeError, match="not 'str'"):
+        file.write("text")
+    assert list(store.names()) == ["other"]
+    assert store.gets("other") == b""
+
+
+def test_sources_that_are_not_there(store: castore.Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    refused: list[tuple[Path | str, type[OSError]]] = [
+        (tmp_path / "missing", FileNotFoundError),
+        (tmp_path / "dangling", FileNotFoundError),
+        (tmp_path / "file" / "below", NotADirectoryError),
+        (tmp_path, IsADirectoryError),
+        (f"{tmp_path}/", IsADirectoryError),
+    ]
+    for path, error in refused:
+        with pytest.raises(error) as caught:
+            store.put("name", path)
+        assert str(path) in str(caught.value)
+        assert not isinstance(caught.value, CastoreError), "the file's fault, not the store's"
+    with pytest.raises(FileNotFoundError):
+        store.put("name", "")
+    with pytest.raises(ValueError, match="null byte"):
+        store.put("name", "a\0b")
+    assert list(store.names()) == []
+
+
+# ---------------------------------------------------------------- where a store can't be
+
+
+def contents_of(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def test_a_path_that_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"precious")
+    for options in WAYS_TO_OPEN:
+        with pytest.raises(NotAStore, match=says(f"{path} is a file, not a store's folder")):
+            castore.open(path, **options)
+        with pytest.raises(CastoreError, match="is a file, not a store's folder"):
+            castore.open(path / "below", **options)
+    assert path.read_bytes() == b"precious"
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(NotAStore):
+        castore.open(tmp_path / "fifo")
+
+
+def test_a_path_that_is_another_programs_lmdb(tmp_path: Path) -> None:
+    path = tmp_path / "theirs"
+    with lmdb.open(str(path), max_dbs=2) as env, env.begin(write=True) as txn:
+        txn.put(b"key", b"value")
+    before = contents_of(path)
+    message = (
+        f"{path} is an LMDB environment and not a castore store: choose a new or an empty folder"
+    )
+    with pytest.raises(NotAStore, match=says(message)):
+        castore.open(path)
+    assert contents_of(path) == before
+
+
+def test_a_folder_of_other_things(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_bytes(b"precious")
+    before = contents_of(tmp_path)
+    message = f"{tmp_path} is not empty and not a castore store: choose a new or an empty folder"
+    with pytest.raises(NotAStore, match=says(message)):
+        castore.open(tmp_path)
+    assert contents_of(tmp_path) == before
+    os.unlink(tmp_path / "notes.txt")
+    castore.open(tmp_path).close()
+
+
+def test_a_folder_with_an_index_of_another_program(tmp_path: Path) -> None:
+    """Ours is called `index`; so may theirs be."""
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "page.html").write_bytes(b"precious")
+    before = contents_of(tmp_path)
+    with pytest.raises(NotAStore, match="not a castore store: choose a new or an empty folder"):
+        castore.open(tmp_path)
+    assert contents_of(tmp_path) == before
+
+
+def test_a_store_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "missing"
+    for options in WAYS_TO_OPEN[1:]:
+        message = f"there is no store at {path}; open it with create=True"
+        with pytest.raises(StoreNotFound, match=says(message)) as caught:
+            castore.open(path, **options)
+        assert isinstance(caught.value, FileNotFoundError)
+        assert not path.exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreNotFound):
+        castore.open(tmp_path / "empty", create=False)
+    assert os.listdir(tmp_path / "empty") == []
+
+
+def test_nested_stores(tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    with castore.open(outer) as store:
+        store.puts("name", noise(10_000))
+        for inner in (
+            outer / "inner",
+            outer / "packs",
+            outer / "packs" / "ab" / "c",
+            outer / "index",
+        ):
+            message = f"{inner} lies inside the store {outer}: stores can't be nested"
+            with pytest.raises(NotAStore, match=says(message)):
+                castore.open(inner)
+        assert not (outer / "inner").exists()
+        with pytest.raises(NotAStore, match="not empty and not a castore store"):
+            castore.open(tmp_path)
+        (tmp_path / "link").symlink_to(outer / "packs")
+        with pytest.raises(NotAStore, match="lies inside the store"):
+            castore.open(tmp_path / "link")
+        assert store.gets("name") == noise(10_000)
+    with pytest.raises(NotAStore, match="lies inside the store"):
+        castore.open(outer / "inner")
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("", ValueError, "a store's path must not be empty"),
+        ("file://", ValueError, "a store's path must not be empty"),
+        (b"bytes", TypeError, "a store's path is a str, not bytes"),
+        (5, TypeError, "expected str, bytes or os.PathLike object, not int"),
+        (None, TypeError, "expected str, bytes or os.PathLike object, not NoneType"),
+        ("a\0b", ValueError, "embedded null byte"),
+    ],
+)
+def test_paths_of_stores(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: Any,
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=re.escape(message)):
+        castore.open(path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/prefix", "http://host/x", "ftp://x", "s4://bucket"])
+def test_urls_of_other_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=url.partition("://")[0]):
+        castore.open(url)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compression_level": 23}, "compression_level is from -7 to 22, not 23"),
+        ({"compression_level": -8}, "compression_level is from -7 to 22, not -8"),
+        ({"cache_bytes": -1}, "cache_bytes must not be negative"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"collision_guard": "md5"}, "collision_guard is None or 'sha256', not 'md5'"),
+        ({"chunk_bytes_avg": 100}, "must be a multiple of 256 bytes and at least 2816, not 100"),
+    ],
+)
+def test_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        castore.open(tmp_path / "store", **options)
+    assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------- stores that are damaged, or newer
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A store that is closed, with an object inline and one in a pack."""
+    with castore.open(tmp_path / "store", chunk_bytes_avg=2816) as store:
+        store.puts("inline", b"inline")
+        store.puts("packed", noise(50_000))
+    return tmp_path / "store"
+
+
+def test_a_store_of_a_newer_format(root: Path) -> None:
+    config = json.loads((root / "castore.json").read_text())
+    config |= {"version": 2, "something": "new"}
+    (root / "castore.json").write_text(json.dumps(config))
+    before = contents_of(root)
+    for options in WAYS_TO_OPEN:
+        with pytest.raises(
+            UnsupportedFormat,
+            match="the store has format version 2, this castore reads up to 1: upgrade castore",
+        ):
+            castore.open(root, **options)
+    assert contents_of(root) == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"\0" * 100, b"\xff", b"[" * 100_000, b"x" * 200_000]
+)
+def test_a_config_that_does_not_parse(root: Path, content: bytes) -> None:
+    (root / "castore.json").write_bytes(content)
+    before = contents_of(root)
+    with pytest.raises(FormatError, match=re.escape(f"{root}: castore.json")):
+        castore.open(root)
+    assert contents_of(root) == before, "nothing is made anew over it"
+
+
+def test_sizes_that_the_chunker_can_not_use(root: Path) -> None:
+    good = (root / "castore.json").read_text()
+    for old, new in [('"avg": 2816', '"avg": 2817'), ('"min": 704', '"min": 64')]:
+        assert old in good
+        (root / "castore.json").write_text(good.replace(old, new))
+        for _ in range(2):
+            with pytest.raises(FormatError, match=re.escape(str(root))):
+                castore.open(root)
+    (root / "castore.json").write_text(good)
+    with castore.open(root) as store:
+        assert store.gets("packed") == noise(50_000)
+    assert not [fd for fd in os.listdir("/proc/self/fd") if str(root) in link_of(fd)]
+
+
+def link_of(fd: str) -> str:
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{fd}")
+    return ""
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_store_without_its_index(root: Path, packs: bool) -> None:
+    """It must not open as an empty one."""
+    shutil.rmtree(root / "index")
+    if not packs:
+        shutil.rmtree(root / "packs")
+    for options in WAYS_TO_OPEN:
+        message = f"the index of the store {root} is gone: restore index/ from a backup"
+        with pytest.raises(IndexCorrupt, match=says(message)):
+            castore.open(root, **options)
+    assert not (root / "index" / "data.mdb").exists()
+
+
+def test_the_index_of_another_store(root: Path, tmp_path: Path) -> None:
+    castore.open(tmp_path / "other").close()
+    shutil.rmtree(root / "index")
+    shutil.copytree(tmp_path / "other" / "index", root / "index")
+    for read_only in (False, True):
+        message = f"the index {root}/index belongs to another store"
+        with pytest.raises(IndexCorrupt, match=re.escape(message)):
+            castore.open(root, read_only=read_only)
+
+
+@pytest.mark.parametrize("content", [b"", b"not LMDB at all" * 1000, bytes(8192)])
+def test_an_index_that_is_no_lmdb(root: Path, content: bytes) -> None:
+    (root / "index" / "data.mdb").write_bytes(content)
+    with pytest.raises(IndexCorrupt, match="restore"):
+        castore.open(root)
+    assert (root / "index" / "data.mdb").read_bytes()[: len(content)] == content
+
+
+def test_an_index_that_is_somebody_elses_lmdb(root: Path) -> None:
+    """An environment without our tables is not an empty store."""
+    shutil.rmtree(root / "index")
+    (root / "index").mkdir()
+    with lmdb.open(str(root / "index")) as env, env.begin(write=True) as txn:
+        txn.put(b"key", b"value")
+    before = (root / "index" / "data.mdb").read_bytes()
+    with pytest.raises(IndexCorrupt, match=re.escape(str(root / "index"))):
+        castore.open(root)
+    assert (root / "index" / "data.mdb").read_bytes() == before
+
+
+def test_damaged_rows_of_the_index(root: Path) -> None:
+    """A record or a segment that does not parse is said to be damaged; the rest can be read, and
+    the name replaced or deleted."""
+    for table, key in [(b"names", b"packed"), (b"segments", None)]:
+        with lmdb.open(str(root / "index"), max_dbs=20) as env:
+            database = env.open_db(table, create=False)
+            with env.begin(write=True, db=database) as txn, txn.cursor() as cursor:
+                assert cursor.set_key(key) if key else cursor.last()
+                row = bytearray(cursor.value())
+                row[40] ^= 0xFF
+                cursor.put(cursor.key(), bytes(row))
+        with castore.open(root) as store:
+            for use in (store.gets, store.open):
+                with pytest.raises(FormatError, match="damaged"):
+                    use("packed")
+            assert store.gets("inline") == b"inline"
+            store.puts("packed", noise(50_000))
+            assert store.gets("packed") == noise(50_000)
+
+
+def test_a_store_that_is_deleted_under_us(root: Path, tmp_path: Path) -> None:
+    store = castore.open(root)
+    shutil.rmtree(root)
+    with pytest.raises((PackMissing, FileNotFoundError)):
+        store.gets("packed")
+    with pytest.raises((CastoreError, FileNotFoundError)):
+        store.puts("new", noise(50_000, 2))
+    for change in (
+        lambda: store.puts("new", b"inline"),
+        lambda: store.delete("inline"),
+        lambda: store.rename("inline", "elsewhere"),
+    ):
+        with pytest.raises((CastoreError, FileNotFoundError)):
+            change()
+    with pytest.raises(KeyError), store.transaction() as transaction:  # noqa: PT012
+        with contextlib.suppress(CastoreError, FileNotFoundError):
+            transaction.puts("new", noise(50_000, 3))
+        raise KeyError
+    store.close()
+    assert not [fd for fd in os.listdir("/proc/self/fd") if str(root) in link_of(fd)]
+    with pytest.raises(StoreNotFound):
+        castore.open(root, create=False)
+    shutil.rmtree(root, ignore_errors=True)
+    with castore.open(root) as again:
+        again.puts("name", noise(50_000))
+        assert list(again.names()) == ["name"]
+
+
+def test_a_transaction_whose_store_is_deleted(root: Path) -> None:
+    store = castore.open(root)
+    with pytest.raises((CastoreError, FileNotFoundError)), store.transaction() as transaction:  # noqa: PT012
+        transaction.puts("new", noise(50_000, 2))
+        shutil.rmtree(root)
+    store.close()
+    assert not [fd for fd in os.listdir("/proc/self/fd") if str(root) in link_of(fd)]
+
+
+# ---------------------------------------------------------------- permissions
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Of nobody, where nobody can come to it."""
+    folder = Path(tempfile.mkdtemp(prefix="castore-"))
+    if os.geteuid() == 0:
+        os.chown(folder, NOBODY, NOBODY)
+    yield folder
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def unprivileged(work: Callable[[], Any]) -> Any:
+    """What `work` returns in a child without root's powers, or the error that it raises there."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            answer = work()
+        except BaseException as error:
+            answer = error
+        sender.send(answer)
+        os._exit(0)
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        os.waitpid(pid, 0)
+
+
+def raises_there(work: Callable[[], Any], error: type[Exception], message: str) -> None:
+    answer = unprivileged(work)
+    assert isinstance(answer, error)
+    assert re.search(message, str(answer))
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks
+
+
+def make_store(path: Path) -> None:
+    with castore.open(path, chunk_bytes_avg=2816) as store:
+        store.puts("inline", b"inline")
+        store.puts("packed", noise(50_000))
+
+
+def test_sources_that_may_not_be_read(open_folder: Path) -> None:
+    def work() -> None:
+        (open_folder / "file").write_bytes(b"secret")
+        (open_folder / "file").chmod(0)
+        (open_folder / "folder").mkdir(mode=0)
+        with castore.open(open_folder / "store") as store:
+            for path in (open_folder / "file", open_folder / "folder" / "file"):
+                with pytest.raises(PermissionError, match=re.escape(str(path))) as caught:
+                    store.put("name", path)
+                assert not isinstance(caught.value, CastoreError)
+            assert list(store.names()) == []
+            store.puts("name", noise(10_000))
+            with pytest.raises(PermissionError, match=re.escape(str(open_folder / "folder"))):
+                store.get("name", open_folder / "folder" / "target")
+
+    assert unprivileged(work) is None
+
+
+def test_stores_where_none_can_be_made(open_folder: Path) -> None:
+    def work() -> None:
+        for mode in (0o000, 0o500):
+            folder = open_folder / f"{mode:o}"
+            folder.mkdir(mode=mode)
+            with pytest.raises(PermissionError, match=re.escape(str(folder))):
+                castore.open(folder / "store")
+        (open_folder / "0").chmod(0o700)
+        assert os.listdir(open_folder / "0") == []
+
+    assert unprivileged(work) is None
+
+
+def test_a_store_that_is_somebody_elses(tmp_path: Path, open_folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make somebody else's store")
+    make_store(open_folder / "store")
+    for options in WAYS_TO_OPEN:
+        raises_there(
+            partial(castore.open, open_folder / "store", **options),
+            PermissionError,
+            re.escape(str(open_folder / "store")),
+        )
+    (open_folder / "store").chmod(0o755)
+    raises_there(
+        lambda: castore.open(open_folder / "store"), PermissionError, re.escape(str(open_folder))
+    )
+
+
+def test_a_store_that_may_only_be_read(open_folder: Path) -> None:
+    """Its folders are not writable: every read works, every write says why not."""
+
+    def work() -> None:
+        path = open_folder / "store"
+        make_store(path)
+        for folder in [path, *path.rglob("*")]:
+            if folder.is_dir():
+                folder.chmod(0o500)
+        for read_only in (False, True):
+            with castore.open(path, read_only=read_only) as store:
+                assert store.gets("inline") == b"inline"
+                assert store.gets("packed") == noise(50_000)
+                assert list(store.names()) == ["inline", "packed"]
+                assert store.stats().objects == 2
+                for write in (
+                    lambda: store.puts("new", b""),
+                    lambda: store.puts("new", noise(10_000)),
+                    lambda: store.delete("inline"),
+                    lambda: store.open("new", "wb"),
+                ):
+                    with pytest.raises(ReadOnlyStore, match="is open for reading only"):
+                        write()
+
+    assert unprivileged(work) is None
+
+
+def test_a_store_whose_files_may_only_be_read(open_folder: Path) -> None:
+    """As in a snapshot. LMDB can't mark its readers then: so it is refused, or it is read."""
+
+    def work() -> None:
+        path = open_folder / "store"
+        make_store(path)
+        for part in [path, *path.rglob("*")]:
+            part.chmod(0o500 if part.is_dir() else 0o400)
+        with castore.open(path, read_only=True) as store:
+            assert store.gets("packed") == noise(50_000)
+
+    answer = unprivileged(work)
+    if answer is not None:
+        assert isinstance(answer, PermissionError)
+        assert str(open_folder) in str(answer)
+
+
+def test_packs_that_may_not_be_written_or_read(open_folder: Path) -> None:
+    def work() -> None:
+        path = open_folder / "store"
+        make_store(path)
+        (pack,) = path.glob("packs/*/*.pack")
+        with castore.open(path) as store:
+            (path / "packs").chmod(0o500)
+            with pytest.raises(PermissionError, match=re.escape(str(path / "packs"))):
+                store.puts("new", noise(50_000, 2))
+            store.puts("small", b"inline ones need no pack")
+            (path / "packs").chmod(0o700)
+            pack.chmod(0)
+            for read in (lambda: store.gets("packed"), lambda: store.open("packed")):
+                with pytest.raises(PermissionError, match=re.escape(str(pack))):
+                    read()
+            pack.chmod(0o600)
+            assert store.gets("packed") == noise(50_000)
+            assert list(store.names()) == ["inline", "packed", "small"]
+
+    assert unprivileged(work) is None
+
+
+# ---------------------------------------------------------------- file systems
+
+
+def in_own_mounts(program: str, *arguments: str) -> str:
+    """The output of a program that may mount what it likes."""
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root on Linux, to mount")
+    probe = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
+    if subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("may not mount here")
+    command = ["unshare", "--mount", sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+FULL_DISK = """
+import os, random, subprocess, sys
+import castore
+from castore.errors import StoreFull
+
+folder, size = sys.argv[1], sys.argv[2]
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
+store = castore.open(folder + "/store", chunk_bytes_avg=2816)
+kept, full = {}, 0
+for i in range(400):
+    data = random.Random(i).randbytes(random.Random(i).choice([300, 3000, 30_000, 300_000]))
+    try:
+        store.puts(f"{i:03}", data)
+    except StoreFull as error:
+        assert "no space left" in str(error) and isinstance(error, OSError), error
+        full += 1
+    else:
+        kept[f"{i:03}"] = data
+assert full > 10 and len(kept) > 10, (full, len(kept))
+if not random.Random(size).randrange(2):
+    store.close()
+    store = castore.open(folder + "/store")
+assert list(store.names()) == sorted(kept)
+for name, data in kept.items():
+    assert store.gets(name) == data
+subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+store.puts("at last", bytes(1000) + random.Random(1).randbytes(500_000))
+assert store.size("at last") == 501_000
+store.close()
+with castore.open(folder + "/store") as store:
+    assert list(store.names()) == [*sorted(kept), "at last"]
+    assert store.gets("at last")[1000:] == random.Random(1).randbytes(500_000)
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("size", ["1m", "1500k", "3m"])
+def test_a_full_disk(tmp_path: Path, size: str) -> None:
+    """Nothing half-visible, what was acknowledged stays, and it goes on once there is room."""
+    assert in_own_mounts(FULL_DISK, str(tmp_path), size) == "ok\n"
+
+
+NO_ROOM = """
+import subprocess, sys
+import castore
+from castore.errors import StoreFull
+
+folder = sys.argv[1]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", folder], check=True)
+open(folder + "/filler", "wb").write(bytes(12288))
+try:
+    castore.open(folder + "/store").puts("name", bytes(100))
+except StoreFull as error:
+    print(error)
+"""
+
+
+def test_no_room_to_make_a_store(tmp_path: Path) -> None:
+    assert "no space left" in in_own_mounts(NO_ROOM, str(tmp_path))
+
+
+READ_ONLY_MOUNT = """
+import random, subprocess, sys
+import castore
+from castore.errors import ReadOnlyStore
+
+folder = sys.argv[1]
+data = random.Random(1).randbytes(50_000)
+subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+with castore.open(folder + "/store") as store:
+    store.puts("packed", data)
+    store.puts("inline", b"inline")
+subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+for read_only in (False, True):
+    with castore.open(folder + "/store", read_only=read_only) as store:
+        assert store.gets("packed") == data and store.gets("inline") == b"inline"
+        assert store.stats().objects == 2
+        try:
+            store.puts("new", b"")
+        except ReadOnlyStore as error:
+            print(error)
+try:
+    castore.open(folder + "/other")
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_file_system_that_is_mounted_read_only(tmp_path: Path) -> None:
+    lines = in_own_mounts(READ_ONLY_MOUNT, str(tmp_path)).splitlines()
+    assert len(lines) == 3
+    assert all("is open for reading only" in line for line in lines[:2])
+    assert "Read-only file system" in lines[2]
+    assert str(tmp_path) in lines[2]
+
+
+def test_a_store_in_use_in_another_pid_namespace(root: Path) -> None:
+    """LMDB could not tell its live readers from dead ones."""
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root on Linux")
+    program = (
+        "import castore, sys\n"
+        "try: castore.open(sys.argv[1])\n"
+        "except castore.errors.StoreLocked as error: print(error)\n"
+        "else: print('opened')"
+    )
+    command = ["unshare", "--pid", "--fork", sys.executable, "-c", program, str(root)]
+    with castore.open(root):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "unshare" in done.stderr:
+            pytest.skip(done.stderr)
+        assert "is open in another pid namespace" in done.stdout, done.stderr
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "opened\n"
+
+
+def test_errors_have_a_number_where_the_system_has_one(store: castore.Store) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        store.gets("missing")
+    assert caught.value.errno == errno.ENOENT

@@ -1,0 +1,224 @@
+"""`castore doctor`: what it looks at, what it says, its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from servers import Server
+
+import castore
+from castore.cli import doctor, exits, main
+from castore.errors import AccessDenied
+from castore.s3 import probe
+from castore.s3.bucket import Bucket
+from castore.s3.probe import ServerFeatures
+
+pytest_plugins = ["servers"]
+
+Checks = dict[str, dict[str, str]]
+Doctor = Callable[..., tuple[int, Checks]]
+
+
+@pytest.fixture
+def examine(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Doctor:
+    """(exit code, checks by what was looked at); nothing on stderr."""
+    monkeypatch.delenv("CASTORE_STORE", raising=False)
+    monkeypatch.setenv("CASTORE_CACHE_DIR", str(tmp_path / "cache"))
+
+    def examine(place: object) -> tuple[int, Checks]:
+        code = main(["doctor", "--json", str(place)])
+        out, err = capsys.readouterr()
+        assert err == ""
+        checks = [json.loads(line) for line in out.splitlines()]
+        assert all(set(check) == {"what", "verdict", "found", "means"} for check in checks)
+        return code, {check["what"]: check for check in checks}
+
+    return examine
+
+
+def verdicts(checks: Checks) -> dict[str, str]:
+    return {what: check["verdict"] for what, check in checks.items()}
+
+
+class TestFolder:
+    def test_a_store(self, examine: Doctor, tmp_path: Path) -> None:
+        with castore.open(tmp_path / "store") as store:
+            store.puts("x", b"1")
+        code, checks = examine(tmp_path / "store")
+        assert code == exits.OK
+        assert checks["folder"]["found"] == "a store of 1 object"
+        assert verdicts(checks)["index"] == verdicts(checks)["permissions"] == "ok"
+        assert set(checks) >= {"file system", "free space", "C extension"}
+
+    def test_none_yet(self, examine: Doctor, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        for place, said in (("a/b/c", "not there yet"), ("empty", "empty: the first put")):
+            code, checks = examine(tmp_path / place)
+            assert (code, verdicts(checks)["folder"]) == (exits.OK, "ok")
+            assert said in checks["folder"]["found"]
+        assert os.listdir(tmp_path) == ["empty"]  # nothing was made
+
+    def test_what_is_no_store(self, examine: Doctor, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        for place in (tmp_path, tmp_path / "file"):
+            code, checks = examine(place)
+            assert (code, verdicts(checks)["folder"]) == (exits.FAILURE, "problem")
+
+    def test_a_damaged_store(self, examine: Doctor, tmp_path: Path) -> None:
+        castore.open(tmp_path / "store").close()
+        (tmp_path / "store" / "castore.json").write_text("{")
+        code, checks = examine(tmp_path / "store")
+        assert (code, verdicts(checks)["folder"]) == (exits.FAILURE, "problem")
+
+    def test_open_to_others(self, examine: Doctor, tmp_path: Path) -> None:
+        castore.open(tmp_path / "store").close()
+        (tmp_path / "store").chmod(0o775)
+        code, checks = examine(tmp_path / "store")
+        assert (code, verdicts(checks)["permissions"]) == (exits.OK, "warning")
+        assert "chmod 700" in checks["permissions"]["means"]
+
+    @pytest.mark.parametrize(
+        ("kind", "verdict"), [("ext4", "ok"), ("nfs4", "warning"), ("tmpfs", "warning")]
+    )
+    def test_file_systems(
+        self,
+        examine: Doctor,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        kind: str,
+        verdict: str,
+    ) -> None:
+        mounts = tmp_path / "mountinfo"
+        point = str(tmp_path / "a disk").replace(" ", r"\040")
+        mounts.write_text(
+            "22 1 8:1 / / rw,relatime - xfs /dev/sda1 rw\n"
+            f"23 22 0:5 / {tmp_path}/a rw - proc proc rw\n"
+            f"36 22 0:31 / {point} rw,nosuid shared:1 - {kind} host:/export rw\n"
+        )
+        monkeypatch.setattr(doctor.file_system_of, "__defaults__", (str(mounts),))
+        assert doctor.file_system_of(f"{tmp_path}/other") == ("xfs", "/")
+        code, checks = examine(tmp_path / "a disk" / "store")
+        assert (code, verdicts(checks)["file system"]) == (exits.OK, verdict)
+        assert checks["file system"]["found"].startswith(kind)
+
+    def test_little_space_and_no_extension(
+        self, examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(doctor, "FREE_BYTES_MIN", 1 << 80)
+        monkeypatch.setitem(sys.modules, "castore._native", None)
+        monkeypatch.delattr(castore, "_native", raising=False)
+        code, checks = examine(tmp_path / "store")
+        assert code == exits.OK
+        assert verdicts(checks)["free space"] == verdicts(checks)["C extension"] == "warning"
+
+    def test_as_text(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["-r", str(tmp_path / "store"), "doctor"]) == exits.OK
+        lines = capsys.readouterr().out.splitlines()
+        assert re.fullmatch(r"OK  +folder  +not there yet: the first put makes the store", lines[0])
+        assert lines[-1].startswith(f"{tmp_path / 'store'}: no problems, ")
+
+    def test_boto_is_not_loaded(self, tmp_path: Path) -> None:
+        program = (
+            "import sys; from castore.cli import main; "
+            f"code = main(['doctor', {str(tmp_path / 'store')!r}]); "
+            "print([m for m in ('boto3', 'botocore') if m in sys.modules]); sys.exit(code)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
+
+
+class TestServer:
+    def test_moto_honours_it_all(self, examine: Doctor, moto_server: Server) -> None:
+        code, checks = examine(moto_server.url())
+        assert code == exits.OK
+        server = {"If-None-Match on PUT", "If-Match on PUT", "If-Match on DELETE", "ranges"}
+        server |= {"store", "writing", "listing after writing", "clock"}
+        assert {what for what, verdict in verdicts(checks).items() if verdict == "ok"} >= server
+        assert "none yet" in checks["store"]["found"]
+        assert list(Bucket(moto_server.settings()).list()) == []  # it cleans up
+
+    def test_rclone_ignores_preconditions(self, examine: Doctor, rclone_server: Server) -> None:
+        code, checks = examine(rclone_server.url())
+        assert code == exits.OK
+        for what in ("If-None-Match on PUT", "If-Match on PUT", "If-Match on DELETE"):
+            assert checks[what]["verdict"] == "warning"
+            assert checks[what]["found"] == "ignored"
+            assert checks[what]["means"]
+        assert verdicts(checks)["ranges"] == "ok"
+
+    def test_a_store_and_something_else(self, examine: Doctor, moto_server: Server) -> None:
+        castore.open(moto_server.url("here")).close()
+        _, checks = examine(moto_server.url("here"))
+        assert checks["store"]["found"].startswith("there, and read by version")
+        code, checks = examine(moto_server.url(""))
+        assert (code, checks["store"]["verdict"]) == (exits.FAILURE, "problem")
+        moto_server.client().put_object(
+            Bucket=moto_server.bucket, Key="here/castore.json", Body=b"{"
+        )
+        code, checks = examine(moto_server.url("here"))
+        assert (code, checks["store"]["verdict"]) == (exits.FAILURE, "problem")
+
+    def test_a_versioned_bucket(self, examine: Doctor, moto_server: Server) -> None:
+        moto_server.client().put_bucket_versioning(
+            Bucket=moto_server.bucket, VersioningConfiguration={"Status": "Enabled"}
+        )
+        code, checks = examine(moto_server.url())
+        assert (code, checks["versions"]["verdict"]) == (exits.OK, "warning")
+        assert "lifecycle rule" in checks["versions"]["means"]
+
+    def test_rights_and_clocks(
+        self, examine: Doctor, moto_server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def denied(_: object) -> ServerFeatures:
+            raise AccessDenied("s3:PutObject", "s3://b/probe/1")
+
+        monkeypatch.setattr(probe, "probe", denied)
+        monkeypatch.setattr(Bucket, "clock_skew", lambda _: 400.0)
+        code, checks = examine(moto_server.url())
+        assert checks["writing"]["verdict"] == "warning"
+        assert checks["writing"]["found"] == "s3:PutObject is denied"
+        assert (code, checks["clock"]["verdict"]) == (exits.FAILURE, "problem")
+        assert checks["clock"]["found"] == "400 s behind the server's"
+
+    def test_a_server_that_honours_nothing(self) -> None:
+        checks = list(doctor.of_features(ServerFeatures(False, False, False, False, False)))
+        assert [check.verdict for check in checks] == ["warning"] * 3 + ["problem"] * 2
+        assert all(check.means for check in checks)
+
+    @pytest.mark.parametrize(
+        ("place", "code", "message"),
+        [
+            ("s3://no-such-bucket-here/x", exits.FAILURE, "there is no bucket"),
+            ("s3://bucket?colour=red", exits.USAGE, "'colour' is not a setting"),
+            ("gs://b/x", exits.USAGE, "gs:// is not a kind of store"),
+        ],
+    )
+    def test_errors_are_one_line(
+        self,
+        moto_server: Server,
+        place: str,
+        code: int,
+        message: str,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", moto_server.endpoint_url)
+        assert main(["doctor", place]) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert message in err
+
+
+def test_help_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--help"]) == 0
+    assert "scratch keys" in capsys.readouterr().out

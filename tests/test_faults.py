@@ -1,0 +1,880 @@
+"""Disks that are full or fail, descriptors and memory that run out: typed errors, and a store that
+goes on when the fault has passed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import oracle
+import pytest
+
+import castore
+from castore.catalog.local import LocalCatalog
+from castore.errors import (
+    CastoreError,
+    CommitUnknown,
+    PackPoisoned,
+    SourceChanged,
+    StoreFull,
+    StoreIOError,
+    StoreLocked,
+)
+from castore.mapping import Mapping
+
+
+def some_bytes(size: int, seed: int = 0) -> bytes:
+    return random.Random(f"faults {seed}").randbytes(size)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+KEPT = some_bytes(300_000, 1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[castore.Store]:
+    with castore.open(tmp_path / "store", chunk_bytes_avg=2816, threads=1) as store:
+        store.puts("kept", KEPT)
+        store.puts("inline", b"inline")
+        yield store
+
+
+def check(store: castore.Store, **also: bytes) -> None:
+    """The store holds what it should, takes more, and another process sees the same."""
+    held = {"kept": KEPT, "inline": b"inline", **also}
+    assert {name: store.gets(name) for name in store.names()} == held
+    oracle.check_index(store)
+    store.puts("after", some_bytes(100_000, 99))
+    assert store.gets("after") == some_bytes(100_000, 99)
+    store.delete("after")
+
+    def elsewhere() -> None:
+        assert {name: store.gets(name) for name in store.names()} == held
+
+    said, status = oracle.in_child(lambda _: elsewhere())
+    assert status == 0, said.decode()
+
+
+# ---- a full disk --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[int], Path]]:
+    """Makes file systems of so many bytes, where that is allowed."""
+    mounted: list[str] = []
+
+    def make(size: int) -> Path:
+        folder = tempfile.mkdtemp()
+        run = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder],
+            capture_output=True,
+            check=False,
+        )
+        if run.returncode != 0:
+            os.rmdir(folder)
+            pytest.skip("file systems can't be mounted here")
+        mounted.append(folder)
+        return Path(folder)
+
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip("file systems can't be mounted here")
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
+        os.rmdir(folder)
+
+
+def test_a_full_disk(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(8 << 20)
+    with castore.open(disk / "store") as store:
+        store.puts("kept", KEPT)
+        store.puts("inline", b"inline")
+        (disk / "ballast").write_bytes(bytes(3 << 20))
+        for turn in range(3):
+            with pytest.raises(StoreFull) as caught:
+                store.puts(f"too large {turn}", some_bytes(6 << 20, turn))
+            assert caught.value.errno == errno.ENOSPC
+            assert list(store.names()) == ["inline", "kept"]
+            assert store.gets("kept") == KEPT
+        with pytest.raises(StoreFull), store.open("written", "wb") as file:  # noqa: PT012
+            for piece in range(12):
+                file.write(some_bytes(1 << 20, piece + 10))
+        with pytest.raises(StoreFull), store.transaction() as transaction:  # noqa: PT012
+            transaction.puts("small", b"small")
+            transaction.puts("large", some_bytes(6 << 20, 50))
+        assert list(store.names()) == ["inline", "kept"]
+    # What failed left no packs behind, or only packs that nothing names: space is freed.
+    (disk / "ballast").unlink()
+    for path in disk.glob("store/packs/*/*.pack"):
+        assert path.stat().st_size < 8 << 20
+    with castore.open(disk / "store", create=False) as store:
+        check(store)
+
+
+def test_a_disk_that_fills_up_with_small_objects(small_disk: Callable[[int], Path]) -> None:
+    """Where the index itself finds no room, its commit fails and says so; deletes still work once
+    there is some."""
+    disk = small_disk(2 << 20)
+    held = {}
+    with castore.open(disk / "store") as store:
+        (disk / "ballast").write_bytes(bytes(256 << 10))
+        with pytest.raises(StoreFull):  # noqa: PT012
+            for i in range(5000):
+                value = some_bytes(3000, i)
+                store.puts(f"{i:04}", value)
+                held[f"{i:04}"] = value
+        assert len(held) > 50
+        for _ in range(3):
+            with pytest.raises(StoreFull):
+                store.puts("more", some_bytes(4000))
+        assert {name: store.gets(name) for name in store.names()} == held
+        (disk / "ballast").unlink()
+        store.puts("more", b"more")
+        store.delete_prefix("0")
+        store.puts("0", b"zero")
+        assert store.gets("more") == b"more"
+        oracle.check_index(store)
+    with castore.open(disk / "store", create=False) as store:
+        assert list(store.names()) == ["0", *[n for n in held if n[0] != "0"], "more"]
+
+
+@pytest.mark.parametrize("kilobytes", [4, 20, 36, 60, 84])
+def test_a_disk_too_small_for_a_store(small_disk: Callable[[int], Path], kilobytes: int) -> None:
+    """Whatever it is that does not fit, it is StoreFull, in a process that lives on."""
+    disk = small_disk(kilobytes << 10)
+    program = """
+import sys, castore
+try:
+    with castore.open(sys.argv[1]) as store:
+        store.puts('a', b'a' * 100)
+        store.puts('b', bytes(range(256)) * 80)
+    print('fits')
+except castore.errors.StoreFull:
+    print('full')
+"""
+    said = oracle.run_program(program, disk / "store").strip()
+    assert said in ("full", "fits")
+    if kilobytes <= 12:
+        assert said == "full"
+    # What it left behind does not stand in the way once there is room.
+    subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+    assert oracle.run_program(program, disk / "store").strip() == "fits"
+
+
+def test_a_limit_on_file_sizes(tmp_path: Path) -> None:
+    """Past RLIMIT_FSIZE, a write fails with EFBIG, and half of it may be written."""
+    program = """
+import resource, signal, sys, random
+import castore
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with castore.open(sys.argv[1], threads=1) as store:
+    store.puts('kept', b'kept' * 5000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    for turn in range(2):
+        try:
+            store.puts('large', random.Random(turn).randbytes(9 << 20))
+        except castore.errors.CastoreError as error:
+            assert isinstance(error, OSError), error
+        else:
+            raise AssertionError('it fits')
+    assert list(store.names()) == ['kept']
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    store.puts('large', random.Random(9).randbytes(9 << 20))
+with castore.open(sys.argv[1]) as store:
+    assert store.gets('large') == random.Random(9).randbytes(9 << 20)
+    assert store.gets('kept') == b'kept' * 5000
+"""
+    oracle.run_program(program, tmp_path / "store")
+
+
+# ---- writes and syncs that fail -----------------------------------------------------------------
+
+
+class FailingSync:
+    """fsync of a file whose path ends with `end` fails while `failing`; all calls are kept."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, end: str = ".pack") -> None:
+        self.failing = False
+        self.calls: list[tuple[int, str]] = []  # (inode, path)
+        self.end = end
+        self._real = os.fsync
+        patch.setattr(os, "fsync", self)
+
+    def __call__(self, fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if path.endswith(self.end):
+            self.calls.append((os.fstat(fd).st_ino, path))
+            if self.failing:
+                raise OSError(errno.EIO, "injected")
+        self._real(fd)
+
+
+def test_a_failed_fsync_is_never_repeated(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = FailingSync(monkeypatch)
+    sync.failing = True
+    with pytest.raises(PackPoisoned) as caught:
+        store.puts("lost", some_bytes(50_000, 2))
+    assert isinstance(caught.value.__cause__, OSError)
+    assert len(sync.calls) == 1
+    poisoned = sync.calls[0]
+    sync.failing = False
+    store.puts("next", some_bytes(50_000, 3))
+    store.puts("again", some_bytes(50_000, 2))
+    assert sync.calls.count(poisoned) == 1
+    assert {path for _, path in sync.calls[1:]} != {poisoned[1]}
+    assert not store.exists("lost")
+    # What was durable in it before stays readable.
+    check(store, next=some_bytes(50_000, 3), again=some_bytes(50_000, 2))
+    assert sync.calls.count(poisoned) == 1
+
+
+def test_all_puts_with_frames_in_a_poisoned_pack_fail(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since the failed fsync nobody knows which of its pages reached the disk."""
+    monkeypatch.setattr("castore.writer.BATCHES_MAX", 0)
+    monkeypatch.setattr("castore.writer.BATCH_BYTES", 16_384)
+    sync = FailingSync(monkeypatch)
+    files = [store.open(f"open/{i}", "wb") for i in range(3)]
+    for i, file in enumerate(files):
+        file.write(some_bytes(200_000, 10 + i))
+    sync.failing = True
+    with pytest.raises(PackPoisoned):
+        files[0].close()
+    sync.failing = False
+    with pytest.raises(PackPoisoned):
+        files[1].close()
+    # One that goes on writes the rest elsewhere, but what it wrote before is gone.
+    with pytest.raises(PackPoisoned):  # noqa: PT012
+        files[2].write(some_bytes(200_000, 30))
+        files[2].close()
+    assert len({path for _, path in sync.calls}) == len(sync.calls)
+    assert list(store.names("open/")) == []
+    check(store)
+
+
+def test_a_put_that_was_durable_before_the_fsync_that_failed(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync for another put has covered its frames: it is whole."""
+    monkeypatch.setattr("castore.writer.BATCHES_MAX", 0)
+    monkeypatch.setattr("castore.writer.BATCH_BYTES", 16_384)
+    sync = FailingSync(monkeypatch)
+    first = store.open("first", "wb")
+    first.write(some_bytes(200_000, 40))
+    store.puts("second", some_bytes(5000, 41))  # syncs what first has written so far
+    sync.failing = True
+    with pytest.raises(PackPoisoned):
+        store.puts("third", some_bytes(5000, 42))
+    sync.failing = False
+    file_can_end = True
+    try:
+        first.close()
+    except PackPoisoned:
+        file_can_end = False  # its last frames came after
+    assert store.exists("first") == file_can_end
+    also = {"second": some_bytes(5000, 41)}
+    if file_can_end:
+        also["first"] = some_bytes(200_000, 40)
+    check(store, **also)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_writes_that_fail_in_the_middle(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    real = os.pwritev
+    failing = [True]
+
+    def pwritev(fd: int, parts: Any, offset: int) -> int:
+        if failing[0]:
+            whole = b"".join(parts)
+            if len(whole) < 2000:
+                raise OSError(code, os.strerror(code))
+            failing.append(True)
+            return os.pwrite(fd, whole[: len(whole) // 2], offset)
+        return real(fd, parts, offset)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    with pytest.raises(PackPoisoned if code == errno.EIO else StoreFull):
+        store.puts("lost", some_bytes(50_000, 5))
+    assert len(failing) > 1
+    failing[0] = False
+    check(store)
+
+
+def test_short_writes_are_continued(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwritev
+
+    def pwritev(fd: int, parts: Any, offset: int) -> int:
+        some = b"".join(parts)[:1000]
+        return real(fd, [some], offset)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    value = some_bytes(80_000, 6)
+    store.puts("short", value)
+    monkeypatch.undo()
+    check(store, short=value)
+
+
+@pytest.mark.parametrize("step", ["open", "flock", "fsync", "mkdir"])
+def test_a_pack_that_can_not_be_made(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """No descriptor, file or lock of it stays behind."""
+    store.close()
+    store = castore.open(store.path, create=False, threads=1)
+    before = len(os.listdir("/proc/self/fd"))
+    packs = set(Path(store.path).rglob("*.pack"))
+    module: Any = oracle.fcntl if step == "flock" else os
+    real = getattr(module, step)
+
+    def fails(*args: Any, **options: Any) -> Any:
+        target = args[0]
+        path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else target
+        if "/packs" in str(path) and (step != "open" or args[1] & os.O_CREAT):
+            raise OSError(errno.EIO, "injected")
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, step, fails)
+    if step == "mkdir":
+        for folder in Path(store.path).glob("packs/*"):
+            if not list(folder.iterdir()):
+                folder.rmdir()
+    failures = 0
+    for i in range(3):
+        try:
+            store.puts(f"lost/{i}", some_bytes(50_000, i + 60))
+        except StoreIOError:
+            failures += 1
+    assert failures == 3 or (step == "mkdir" and failures > 0)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert step == "mkdir" or set(Path(store.path).rglob("*.pack")) == packs
+    monkeypatch.undo()
+    store.delete_prefix("lost/")
+    check(store)
+    store.close()
+
+
+# ---- commits that fail --------------------------------------------------------------------------
+
+
+class FailingCommit:
+    """Commits fail while `how` says so: before they have happened, or after."""
+
+    def __init__(self) -> None:
+        self.how = ""
+        self.commits = 0
+        self.end = oracle.watch_commits(self.before, self.after)
+
+    def before(self) -> None:
+        self.commits += 1
+        if self.how == "before":
+            raise lmdb.Error("injected: Input/output error")
+
+    def after(self) -> None:
+        if self.how == "after":
+            raise lmdb.Error("injected: Input/output error")
+
+
+@pytest.fixture
+def commits() -> Iterator[FailingCommit]:
+    commits = FailingCommit()
+    yield commits
+    commits.end()
+
+
+@pytest.fixture
+def watched(commits: FailingCommit, tmp_path: Path) -> Iterator[castore.Store]:
+    with castore.open(tmp_path / "watched", chunk_bytes_avg=2816, threads=1) as store:
+        store.puts("kept", KEPT)
+        store.puts("inline", b"inline")
+        yield store
+
+
+def test_a_commit_that_fails(watched: castore.Store, commits: FailingCommit) -> None:
+    """It has not happened, and the environment was reopened to see that: a definite error."""
+    environment = watched._catalog._index._env  # type: ignore[union-attr]
+    for put in (
+        lambda: watched.puts("small", b"small"),
+        lambda: watched.puts("large", some_bytes(50_000)),
+        lambda: watched.delete("kept"),
+        lambda: watched.rename("kept", "moved"),
+    ):
+        commits.how = "before"
+        with pytest.raises(StoreIOError) as caught:
+            put()
+        assert not isinstance(caught.value, CommitUnknown)
+        commits.how = ""
+        assert list(watched.names()) == ["inline", "kept"]
+    assert watched._catalog._index._env is not environment  # type: ignore[union-attr]
+    check(watched)
+
+
+def test_a_commit_that_fails_after_it_has_happened(
+    watched: castore.Store, commits: FailingCommit
+) -> None:
+    """Its outcome is unknown: never acknowledged, and its pack is never removed."""
+    commits.how = "after"
+    with pytest.raises(CommitUnknown):
+        watched.puts("unknown", some_bytes(50_000, 7))
+    commits.how = ""
+    assert watched.gets("unknown") == some_bytes(50_000, 7)
+    check(watched, unknown=some_bytes(50_000, 7))
+    watched.close()
+    with castore.open(watched.path, create=False) as store:
+        assert store.gets("unknown") == some_bytes(50_000, 7)
+        oracle.check_index(store)
+
+
+def test_a_commit_that_fails_while_others_commit(
+    watched: castore.Store, commits: FailingCommit
+) -> None:
+    """The transaction ids do not tell whose landed: unknown."""
+    program = "import sys, castore\nwith castore.open(sys.argv[1]) as s: s.puts('other', b'o')"
+
+    def before() -> None:
+        if commits.how:
+            commits.how = ""
+            raise lmdb.Error("injected")
+
+    real = lmdb.open
+
+    def slow_open(*args: Any, **options: Any) -> Any:
+        oracle.run_program(program, watched.path)
+        lmdb.open = real
+        return real(*args, **options)
+
+    commits.how = "before"
+    lmdb.open = slow_open
+    try:
+        with pytest.raises(CommitUnknown):
+            watched.puts("small", b"small")
+    finally:
+        lmdb.open = real
+    commits.how = ""
+    check(watched, other=b"o")
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+def test_a_commit_that_fails_and_an_index_that_does_not_reopen(
+    watched: castore.Store, commits: FailingCommit, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """For a while: then it does."""
+
+    def refused(*args: Any, **options: Any) -> Any:
+        raise lmdb.Error("injected: Too many open files")
+
+    commits.how = how
+    with monkeypatch.context() as patched:
+        patched.setattr(lmdb, "open", refused)
+        with pytest.raises(CommitUnknown):
+            watched.puts("unknown", b"unknown")
+        with pytest.raises(CastoreError):
+            watched.gets("kept")
+    commits.how = ""
+    check(watched, **({"unknown": b"unknown"} if how == "after" else {}))
+
+
+def test_readers_go_on_when_a_commit_fails(watched: castore.Store, commits: FailingCommit) -> None:
+    file = watched.open("kept")
+    listing = watched.names()
+    assert next(listing) == "inline"
+    commits.how = "before"
+    with pytest.raises(StoreIOError):
+        watched.puts("small", b"small")
+    commits.how = ""
+    assert file.read() == KEPT
+    assert list(listing) == ["kept"]
+    file.close()
+
+
+def test_a_stage_that_fails(
+    watched: castore.Store, commits: FailingCommit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("castore.session.SEGMENTS_MAX", 1)
+    monkeypatch.setattr("castore.session.ROWS_MAX", 16)
+    monkeypatch.setattr("castore.format.SegmentBuilder.full", property(lambda s: len(s) >= 8))
+    for skip in range(0, 12, 3):
+        left = [skip]
+
+        def before(left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise lmdb.Error("injected")
+
+        monkeypatch.setattr(commits, "before", before)
+        commits.end()
+        commits.end = oracle.watch_commits(lambda: commits.before())
+        watched.close()
+        watched = castore.open(watched.path, create=False, threads=1)
+        try:
+            watched.puts("large", some_bytes(300_000, 8))
+        except StoreIOError:
+            assert not watched.exists("large")
+        left[0] = 1 << 30
+        watched.puts("large", some_bytes(300_000, 8))
+        assert watched.gets("large") == some_bytes(300_000, 8)
+        oracle.check_index(watched)
+        watched.delete("large")
+    check(watched)
+    watched.close()
+
+
+# ---- descriptors, memory, address space ---------------------------------------------------------
+
+
+def test_no_descriptors_left(store: castore.Store, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(some_bytes(200_000, 9))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    codes: list[int | None] = []
+    for room in range(5):
+        store.close()
+        store = castore.open(store.path, create=False, threads=1)
+        store.gets("inline")
+        used = max(map(int, os.listdir("/proc/self/fd")))
+        spare = [os.open("/dev/null", os.O_RDONLY)]
+        while spare[-1] < used:
+            spare.append(os.open("/dev/null", os.O_RDONLY))
+        before = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + room, hard))
+        try:
+            store.put("file", source)
+        except OSError as error:
+            codes.append(error.errno)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        open_now = len(os.listdir("/proc/self/fd"))
+        assert open_now - before <= (1 if store.exists("file") else 0)
+        for fd in spare:
+            os.close(fd)
+        if store.exists("file"):
+            assert store.gets("file") == source.read_bytes()
+            store.delete("file")
+        check(store)
+    assert codes
+    assert set(codes) == {errno.EMFILE}
+    store.close()
+
+
+def test_little_address_space(store: castore.Store) -> None:
+    """Under `ulimit -v`, a smaller map serves as well."""
+    program = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), int(sys.argv[2])))
+import castore
+with castore.open(sys.argv[1], threads=1) as store:
+    assert len(store.gets('kept')) == 300_000
+    for i in range(20):
+        store.puts(f'n{i}', bytes(3000))
+    store.puts('large', bytes(range(256)) * 20_000)
+    assert store.size('large') == 256 * 20_000
+    store.delete_prefix('n')
+    store.delete('large')
+"""
+    for size in (1 << 30, 3 << 30):
+        oracle.run_program(program, store.path, size)
+    store.puts("more", b"more")
+    check(store, more=b"more")
+
+
+def test_too_little_address_space_is_typed(store: castore.Store) -> None:
+    program = """
+import resource, sys
+import castore, castore.store
+used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), resource.RLIM_INFINITY))
+try:
+    castore.open(sys.argv[1])
+except castore.errors.StoreIOError as error:
+    assert 'ulimit' in str(error), error
+else:
+    raise AssertionError('it opened')
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+with castore.open(sys.argv[1]) as store:
+    assert store.size('kept') == 300_000
+"""
+    oracle.run_program(program, store.path)
+
+
+def test_an_index_that_outgrows_the_map_of_another_process(tmp_path: Path) -> None:
+    """One with a small map adopts the larger size; where it can't, that is a typed error, and it
+    goes on once it can."""
+    program = """
+import sys, threading
+import castore, castore.index
+castore.index.MAP_BYTES = 1 << 21
+store = castore.open(sys.argv[1], threads=1)
+castore.index.MAP_BYTES = 1 << 28
+store.puts('mine', b'1')
+print('open', flush=True)
+def read():
+    for i in range(300):
+        assert store.gets('mine') in (b'1', b'2')
+        list(store.names('m'))
+for line in sys.stdin:
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads: thread.start()
+    store.puts('mine', b'2')
+    for thread in threads: thread.join()
+    assert store.gets('mine') == b'2'
+    assert store.size('theirs/0999') == 4000
+    print('done', flush=True)
+"""
+    with subprocess.Popen(
+        oracle.python(program, tmp_path / "store"),
+        env=oracle.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"open\n"
+        with castore.open(tmp_path / "store") as store:
+            for turn in range(2):
+                with store.transaction() as transaction:
+                    for i in range(1000):
+                        transaction.puts(f"theirs/{i:04}", bytes([turn]) * 96 + some_bytes(3904, i))
+                assert store.stats().index_bytes > 1 << 21
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+                said = process.stdout.readline()
+                assert said == b"done\n", process.stderr.read().decode()
+        process.stdin.close()
+        assert process.wait(30) == 0, process.stderr.read().decode()
+
+
+def test_an_index_that_outgrows_its_own_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("castore.index.MAP_BYTES", 1 << 20)
+    with castore.open(tmp_path / "store") as store:
+        count = 0
+        with pytest.raises(StoreFull, match="map"):  # noqa: PT012
+            for count in range(2000):
+                store.puts(f"{count:04}", some_bytes(3000, count))
+        assert count > 100
+        assert len(list(store.names())) == count
+        assert store.gets("0000") == some_bytes(3000, 0)
+    monkeypatch.undo()
+    with castore.open(tmp_path / "store") as store:
+        store.puts("more", b"more")
+        assert len(list(store.names())) == count + 1
+
+
+# ---- sources that change ------------------------------------------------------------------------
+
+
+class Cut:
+    """Progress that cuts the file short when a part of it was taken."""
+
+    def __init__(self, path: Path, at: int, to: int) -> None:
+        self.path, self.at, self.to, self.taken = path, at, to, 0
+
+    def set_size(self, size: int) -> None:
+        pass
+
+    def relative_update(self, inc: int = 1) -> None:
+        self.taken += inc
+        if self.taken >= self.at:
+            os.truncate(self.path, self.to)
+
+
+@pytest.mark.parametrize("to", [0, 100, 5_000_000])
+def test_a_file_that_is_cut_short_while_it_is_put(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: int
+) -> None:
+    if not Mapping.guarded:
+        pytest.skip("without the extension, files are read and not mapped")
+    source = tmp_path / "source"
+    for window in (64 << 20, 1 << 20):
+        monkeypatch.setattr("castore.writer.WINDOW_BYTES", window)
+        source.write_bytes(some_bytes(12_000_000, 11))
+        with pytest.raises(SourceChanged):
+            store.put("cut", source, progress=Cut(source, 4_000_000, to))
+        assert not store.exists("cut")
+    check(store)
+
+
+def test_a_file_that_grows_or_changes_while_it_is_put(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored is what was read, each chunk of it whole: also when it changes after it was
+    hashed and before it is copied."""
+    source = tmp_path / "source"
+    source.write_bytes(some_bytes(9_000_000, 12))
+    real = LocalCatalog.known
+    changes = [0]
+
+    def known(catalog: LocalCatalog, chunk_ids: Any) -> Any:
+        changes[0] += 1
+        with open(source, "r+b") as file:
+            for at in range(changes[0] % 7, 9_000_000, 40_000):
+                file.seek(at)
+                file.write(b"changed")
+            file.seek(0, os.SEEK_END)
+            file.write(b"more")
+        return real(catalog, chunk_ids)
+
+    monkeypatch.setattr(LocalCatalog, "known", known)
+    info = store.put("changed", source)
+    monkeypatch.undo()
+    assert changes[0] > 1
+    assert info.size == len(store.gets("changed")) == 9_000_000
+    assert b"changed" in store.gets("changed")
+    oracle.check_index(store)
+    store.delete("changed")
+    check(store)
+
+
+def test_a_file_object_that_fails(store: castore.Store) -> None:
+    class Fails:
+        def __init__(self) -> None:
+            self.reads = 0
+
+        def read(self, size: int) -> bytes:
+            self.reads += 1
+            if self.reads > 8:
+                raise ConnectionResetError("the peer is gone")
+            return some_bytes(size, self.reads)
+
+    with pytest.raises(ConnectionResetError, match="the peer is gone"):
+        store.put("lost", Fails())
+    check(store)
+
+
+def write_and_close(file: Any, value: bytes) -> None:
+    file.write(value)
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("castore.writer.chunk_id_of", KeyboardInterrupt),
+        ("castore.writer.chunk_id_of", MemoryError),
+        ("castore.session.encode_frame", MemoryError),
+    ],
+)
+def test_an_error_from_within(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], place: str
+) -> None:
+    """It is what the caller gets, and nothing of the put is left in the way of the next."""
+    calls = [0]
+    module, name = place.rsplit(".", 1)
+    real = getattr(__import__(module, fromlist=[name]), name)
+
+    def fails(*args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] >= 5:
+            raise error("injected")
+        return real(*args, **options)
+
+    monkeypatch.setattr(place, fails)
+    with pytest.raises(error, match="injected"):
+        store.puts("lost", some_bytes(300_000, 13))
+    calls[0] = 0
+    file = store.open("lost", "wb")
+    with pytest.raises(error, match="injected"):
+        write_and_close(file, some_bytes(9_000_000, 13))
+    file.abort()
+    with pytest.raises(error, match="injected"), store.transaction() as transaction:  # noqa: PT012
+        calls[0] = 0
+        transaction.puts("lost", some_bytes(300_000, 14))
+    monkeypatch.undo()
+    check(store)
+
+
+# ---- other pid namespaces -----------------------------------------------------------------------
+
+SHARE = """
+import sys, castore
+with castore.open(sys.argv[1]) as store:
+    assert store.gets('inline') == b'inline'
+    print('shared')
+"""
+
+
+def test_another_pid_namespace_is_refused(store: castore.Store) -> None:
+    """LMDB would take the readers there for dead, and give their pages away."""
+    lock = Path(store.path) / "castore.lock"
+    ours = lock.read_bytes()
+    lock.write_bytes(b"0123456789abcdef01 4026530000".ljust(len(ours)))
+    with pytest.raises(AssertionError, match="StoreLocked"):
+        oracle.run_program(SHARE, store.path)
+    lock.write_bytes(ours)
+    assert oracle.run_program(SHARE, store.path) == "shared\n"
+    # When nobody has it open, what the file says is of the past.
+    store.close()
+    lock.write_bytes(b"0123456789abcdef01 4026530000".ljust(len(ours)))
+    assert oracle.run_program(SHARE, store.path) == "shared\n"
+    assert lock.read_bytes() == ours
+
+
+def test_a_real_pid_namespace(store: castore.Store) -> None:
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("namespaces can't be made here")
+    command = [*unshare, *oracle.python(SHARE, store.path)]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env=oracle.environment(), capture_output=True, text=True, check=False
+        )
+
+    refused = run()
+    assert refused.returncode == 1
+    assert "StoreLocked" in refused.stderr
+    assert "pid namespace" in refused.stderr
+    store.puts("more", b"more")
+    store.close()
+    allowed = run()
+    assert allowed.stdout == "shared\n", allowed.stderr
+    with castore.open(store.path, create=False) as again:
+        assert again.gets("more") == b"more"
+
+
+def test_the_lock_refuses_in_this_process_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    castore.open(tmp_path / "store").close()
+    program = """
+import sys, castore
+store = castore.open(sys.argv[1])
+print('open', flush=True)
+sys.stdin.readline()
+"""
+    with subprocess.Popen(
+        oracle.python(program, tmp_path / "store"),
+        env=oracle.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patched:
+            patched.setattr("castore.local._pid_namespace", lambda: b"elsewhere")
+            with pytest.raises(StoreLocked, match="namespace"):
+                castore.open(tmp_path / "store")
+        assert len(os.listdir("/proc/self/fd")) == before
+        castore.open(tmp_path / "store").close()
+        process.communicate(b"\n")

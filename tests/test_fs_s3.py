@@ -1,0 +1,51 @@
+"""castore.fs on a store on S3."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from servers import Server
+
+pytest.importorskip("fsspec")
+
+from castore.fs import CastoreFileSystem
+
+pytest_plugins = ["servers"]
+
+
+def test_the_file_system(
+    moto_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASTORE_CACHE_DIR", str(tmp_path / "cache"))
+    fs = CastoreFileSystem(store=moto_server.url(), skip_instance_cache=True)
+    with pytest.raises(FileNotFoundError, match="no store at s3://"):
+        fs.ls("")
+    data = os.urandom(300_000)
+    fs.pipe_file("dir/large", data)
+    with fs.open("dir/small", "wb") as file:
+        file.write(b"0123456789")
+    assert fs.ls("dir", detail=False) == ["dir/large", "dir/small"]
+    assert fs.cat_file("dir/large", 1000, 200_000) == data[1000:200_000]
+    assert fs.cat_ranges(["dir/large"] * 2, [0, -10], [10, None]) == [data[:10], data[-10:]]
+    with fs.open("dir/large") as file:
+        file.seek(299_990)
+        assert file.read() == data[-10:]
+    assert fs.info("dir")["type"] == "directory"
+    assert fs.find("") == ["dir/large", "dir/small"]
+    fs.mv("dir", "moved", recursive=True)
+    fs.cp_file("moved/small", "copy")
+    with fs.transaction:
+        fs.open("never", "wb").discard()
+    with fs.transaction:
+        fs.pipe_file("a", b"1")
+        fs.pipe_file("b", b"2")
+    fs.get("moved", str(tmp_path / "out"), recursive=True)
+    assert (tmp_path / "out" / "large").read_bytes() == data
+    assert fs.fsid == f"castore_{moto_server.url()}"
+    assert pickle.loads(pickle.dumps(fs)).cat_file("copy") == b"0123456789"
+    fs.rm(["moved", "copy"], recursive=True)
+    assert fs.find("") == ["a", "b"]
+    fs.store.close()

@@ -1,0 +1,95 @@
+"""What the layers may import, and which files may do what."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*(ROOT / "castore").rglob("*.py"), *(ROOT / "conducto").rglob("*.py")])
+
+
+def files_with(pattern: str) -> set[str]:
+    found = re.compile(pattern, re.MULTILINE)
+    return {str(path.relative_to(ROOT)) for path in SOURCES if found.search(path.read_text())}
+
+
+def modules_after(statement: str) -> set[str]:
+    """What is loaded once a fresh process has run the statement."""
+    program = f"import sys\n{statement}\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_imports_go_down_only() -> None:
+    pytest.importorskip("importlinter")
+    lint = (
+        "import sys; from importlinter.cli import lint_imports_command as lint; "
+        "sys.exit(lint(['--no-cache']))"
+    )
+    done = subprocess.run([sys.executable, "-c", lint], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_one_file_imports_lmdb() -> None:
+    assert files_with(r"^\s*(import|from) lmdb\b") == {"castore/index.py"}
+
+
+def test_one_package_imports_boto() -> None:
+    found = files_with(r"^\s*(import|from) (boto3|botocore)\b")
+    assert {name for name in found if not name.startswith("castore/s3/")} == set()
+
+
+def test_threads_are_started_in_three_files_at_most() -> None:
+    found = files_with(r"\b(Thread|Timer|ThreadPoolExecutor|ThreadPool|start_new_thread)\(")
+    assert "castore/workers.py" in found
+    assert len(found) <= 3, found
+
+
+def test_bytes_of_a_local_store_are_laid_out_in_one_file() -> None:
+    found = files_with(r"^\s*(import|from) struct\b")
+    # The reference chunker's words, and a container of another program's making.
+    found -= {"castore/chunker_reference.py", "conducto/stored_gzip.py"}
+    local = {name for name in found if not re.match(r"castore/(s3/|format_s3)", name)}
+    assert local == {"castore/format.py"}
+
+
+def test_nothing_is_unpickled_but_by_pickle_itself() -> None:
+    assert files_with(r"\bpickle\.loads?\(|\bmarshal\.loads?\(|\beval\(|\bexec\(") == set()
+
+
+def test_importing_castore_is_cheap() -> None:
+    loaded = modules_after("import castore")
+    assert "castore" in loaded
+    heavy = {"lmdb", "boto3", "botocore", "zstandard", "xxhash", "numpy", "fsspec"}
+    heavy |= {"castore._native", "castore.store", "hashlib", "concurrent.futures", "asyncio"}
+    assert not loaded & heavy
+
+
+def test_a_local_store_needs_no_boto(tmp_path: Path) -> None:
+    loaded = modules_after(
+        f"import castore\nwith castore.open({str(tmp_path / 'store')!r}) as store:\n"
+        "    store.puts('name', bytes(10000)); store.gets('name')"
+    )
+    assert {"lmdb", "zstandard", "xxhash"} <= loaded
+    assert not loaded & {"boto3", "botocore", "numpy", "fsspec", "urllib3", "asyncio"}
+
+
+def test_castore_does_not_know_conducto() -> None:
+    assert not [name for name in files_with(r"\bconducto\b") if name.startswith("castore/")]
+
+
+def test_the_public_names_are_there() -> None:
+    import castore
+
+    for name in castore.__all__:
+        assert getattr(castore, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = castore.nothing

@@ -1,0 +1,851 @@
+"""Bucket on both servers, and on moto behind a proxy that fails requests."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fault_proxy import (
+    Fault,
+    FaultProxy,
+    answer,
+    corrupt,
+    cut,
+    reset,
+    stall,
+    twice,
+)
+from servers import QUICK, Server, free_port
+
+from castore.errors import (
+    AccessDenied,
+    BucketNotFound,
+    CastoreError,
+    CredentialsError,
+    EndpointUnreachable,
+    RemoteError,
+    StoreFull,
+    WrongRegion,
+)
+from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.retries import Backoff
+from castore.s3.settings import S3Settings
+
+ATTEMPTS = QUICK.attempts
+BODY = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def proxied(
+    moto_server: Server, proxy: FaultProxy, request: pytest.FixtureRequest
+) -> Iterator[Bucket]:
+    """A bucket through the proxy, with something in it, and nothing counted yet."""
+    timeout_s = 0.6 if "stall" in request.node.name else 30.0
+    settings = moto_server.settings(endpoint_url=proxy.url, read_timeout_s=timeout_s)
+    with Bucket(settings, backoff=QUICK) as bucket:
+        bucket.put("there", BODY, idempotent=True)
+        proxy.clear()
+        yield bucket
+
+
+# ---- the contract, on both servers ---------------------------------------------------------------
+
+
+def test_put_get_head_delete(bucket: Bucket) -> None:
+    before = time.time()
+    put = bucket.put("a/b", BODY)
+    assert (put.body, put.size) == (b"", len(BODY))
+    assert put.etag.startswith('"')
+    assert abs(put.date - before) < 5
+    assert abs(bucket.clock_skew()) < 2
+    got = bucket.get("a/b")
+    assert (got.body, got.etag, got.size) == (BODY, put.etag, len(BODY))
+    assert bucket.head("a/b")[:3] == (b"", put.etag, len(BODY))
+    assert bucket.put("a/b", [b"of ", memoryview(b"several "), bytearray(b"parts")]).size == 16
+    again = bucket.get("a/b")
+    assert again.body == b"of several parts"
+    bucket.delete("a/b")
+    for read in (bucket.get, bucket.head):
+        with pytest.raises(KeyAbsent) as caught:
+            read("a/b")
+        assert caught.value.key == "a/b"
+    bucket.delete("a/b")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"), [(0, 1), (5, 5000), (0, len(BODY)), (len(BODY) - 1, len(BODY)), (9, 1 << 40)]
+)
+def test_ranges(bucket: Bucket, begin: int, end: int) -> None:
+    put = bucket.put("whole", BODY)
+    part = bucket.get("whole", byte_range=(begin, end))
+    assert part[:3] == (BODY[begin:end], put.etag, len(BODY))
+
+
+def test_ranges_past_the_end_are_empty(bucket: Bucket) -> None:
+    put = bucket.put("whole", BODY)
+    empty = bucket.put("empty", b"")
+    behind = bucket.get("whole", byte_range=(len(BODY), len(BODY) + 9))
+    assert behind[:3] == (b"", put.etag, len(BODY))
+    assert bucket.get("empty", byte_range=(0, 10))[:3] == (b"", empty.etag, 0)
+    with pytest.raises(KeyAbsent):
+        bucket.get("absent", byte_range=(0, 10))
+    for wrong in ((5, 5), (6, 5), (-1, 5)):
+        with pytest.raises(ValueError, match="range"):
+            bucket.get("whole", byte_range=wrong)
+
+
+def test_not_modified(bucket: Bucket) -> None:
+    etag = bucket.put("k", BODY).etag
+    assert bucket.get("k", if_none_match=etag) is None
+    assert bucket.get("k", if_none_match=etag, byte_range=(0, 9)) is None
+    bucket.put("k", b"other")
+    changed = bucket.get("k", if_none_match=etag)
+    assert changed is not None
+    assert changed.body == b"other"
+
+
+def test_empty_and_large_bodies(bucket: Bucket) -> None:
+    large = os.urandom(3 << 20)
+    bucket.put("empty", b"")
+    bucket.put("large", [large[: 1 << 20], large[1 << 20 :]], idempotent=True)
+    for key, body in (("empty", b""), ("large", large)):
+        got = bucket.get(key)
+        assert got.body == body
+
+
+ODD = ["~ !'()*$&+,;=:@%2F?#[]", "ü/😀/～\u2028", "a.b", "a-b", "a0", "tab\tbell\x07", " x "]
+
+
+def test_odd_keys_everywhere(bucket: Bucket) -> None:
+    for key in ODD:
+        bucket.put(f"odd/{key}", key.encode())
+    for key in ODD:
+        got = bucket.get(f"odd/{key}")
+        assert got.body == key.encode()
+        assert bucket.head(f"odd/{key}").size == len(key.encode())
+    listed = [entry.key for entry in bucket.list("odd/")]
+    assert listed == sorted((f"odd/{key}" for key in ODD), key=str.encode)
+    assert bucket.delete_many([*listed, "odd/never there"]) == []
+    assert list(bucket.list("odd/")) == []
+
+
+def test_list_pages(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = sorted([f"l/{n:03}" for n in range(25)] + ["l/d/1", "l/d/2", "l/e/1", "l-x", "m"])
+    with ThreadPoolExecutor(8) as pool:
+        replies = dict(
+            zip(
+                keys,
+                pool.map(lambda key: bucket.put(key, key.encode(), idempotent=True), keys),
+                strict=True,
+            )
+        )
+    attempts = bucket._attempts
+    call = attempts.call
+    pages = []
+
+    def short_pages(action: str, key: str, operation: str, **parameters: object) -> object:
+        if operation == "list_objects_v2":
+            pages.append(parameters)
+            parameters["MaxKeys"] = 7
+        return call(action, key, operation, **parameters)
+
+    monkeypatch.setattr(attempts, "call", short_pages)
+    listed = list(bucket.list("l"))
+    assert [entry.key for entry in listed] == [key for key in keys if key.startswith("l")]
+    assert len(pages) == 5
+    for entry in listed:
+        assert entry.etag == replies[entry.key].etag
+        assert entry.size == len(entry.key)
+        assert abs(entry.modified - time.time()) < 60
+    assert [entry.key for entry in bucket.list("l/", start_after="l/020")] == [
+        "l/021", "l/022", "l/023", "l/024", "l/d/1", "l/d/2", "l/e/1",
+    ]  # fmt: skip
+    assert list(bucket.list_folders("l/")) == ["l/d/", "l/e/"]
+    assert list(bucket.list_folders()) == ["l/"]
+    assert list(bucket.list("nothing")) == []
+    assert list(bucket.list_folders("nothing/")) == []
+
+
+def test_prefixes_are_apart(s3_server: Server) -> None:
+    buckets = [Bucket(s3_server.settings(prefix)) for prefix in ("", "one", "one-more", "two/x")]
+    for bucket in buckets[1:]:
+        bucket.put("key", bucket.settings.prefix.encode())
+    for bucket in buckets[1:]:
+        assert [entry.key for entry in bucket.list()] == ["key"]
+        got = bucket.get("key")
+        assert got.body == bucket.settings.prefix.encode()
+    assert [entry.key for entry in buckets[0].list()] == ["one-more/key", "one/key", "two/x/key"]
+    for bucket in buckets:
+        bucket.close()
+
+
+def test_delete_many_by_the_thousand(moto_server: Server, proxy: FaultProxy) -> None:
+    with Bucket(moto_server.settings(endpoint_url=proxy.url)) as bucket:
+        bucket.put("k/0001", b"x")
+        bucket.put("k/1500", b"x")
+        assert bucket.delete_many([f"k/{n:04}" for n in range(1501)]) == []
+        assert proxy.count("POST") == 2
+        assert list(bucket.list()) == []
+        assert bucket.delete_many([]) == []
+
+
+def test_a_closed_or_pickled_bucket_connects_again(bucket: Bucket) -> None:
+    bucket.put("k", b"x")
+    bucket.close()
+    assert bucket.head("k").size == 1
+    with pickle.loads(pickle.dumps(bucket)) as other:
+        assert other.head("k").size == 1
+
+
+# ---- preconditions -------------------------------------------------------------------------------
+
+
+def test_preconditions(proxied: Bucket) -> None:
+    first = proxied.put("k", b"one", if_none_match=True)
+    with pytest.raises(PreconditionFailed) as caught:
+        proxied.put("k", b"two", if_none_match=True)
+    assert (caught.value.key, caught.value.conflict) == ("k", False)
+    second = proxied.put("k", b"two", if_match=first.etag)
+    with pytest.raises(PreconditionFailed):
+        proxied.put("k", b"three", if_match=first.etag)
+    with pytest.raises(PreconditionFailed):
+        proxied.delete("k", if_match=first.etag)
+    proxied.delete("k", if_match=second.etag)
+    with pytest.raises(KeyAbsent):
+        proxied.put("k", b"three", if_match=second.etag)
+    with pytest.raises(KeyAbsent):
+        proxied.delete("k", if_match=second.etag)
+    with pytest.raises(ValueError, match="not idempotent"):
+        proxied.put("k", b"", if_none_match=True, idempotent=True)
+
+
+def test_a_conflict_is_a_failed_precondition(proxied: Bucket, proxy: FaultProxy) -> None:
+    proxy.inject("PUT", "/k$", answer(409, "ConditionalRequestConflict"))
+    with pytest.raises(PreconditionFailed) as caught:
+        proxied.put("k", b"x", if_none_match=True)
+    assert caught.value.conflict
+    assert proxy.count() == 1
+
+
+# ---- faults, one of each row ---------------------------------------------------------------------
+
+READS: dict[str, Callable[[Bucket], object]] = {
+    "GET": lambda bucket: bucket.get("there"),
+    "GET part": lambda bucket: bucket.get("there", byte_range=(100, 9000)),
+    "HEAD": lambda bucket: bucket.head("there").etag,
+    "LIST": lambda bucket: list(bucket.list()),
+}
+IDEMPOTENT: dict[str, Callable[[Bucket], object]] = {
+    "PUT": lambda bucket: bucket.put("new", b"new", idempotent=True).etag,
+    "POST": lambda bucket: bucket.delete_many(["there", "not there"]),
+}
+ONCE: dict[str, Callable[[Bucket], object]] = {
+    "PUT": lambda bucket: bucket.put("new", b"new"),
+    "PUT none": lambda bucket: bucket.put("new", b"new", if_none_match=True),
+    "DELETE": lambda bucket: bucket.delete("there"),
+}
+NOT_APPLIED = {
+    "503 SlowDown": answer(503, "SlowDown"),
+    "429": answer(429, "TooManyRequests"),
+    "400 RequestTimeout": answer(400, "RequestTimeout"),
+    "400 BadDigest": answer(400, "BadDigest"),
+    "307": answer(307, "TemporaryRedirect"),
+}
+UNKNOWN = {
+    "500": answer(500, "InternalError"),
+    "500 applied": answer(500, "InternalError", applied=True),
+    "502": answer(502),
+    "503": answer(503, "ServiceUnavailable"),
+    "504": answer(504, body=b"<html>gateway timeout</html>"),
+    "reset before": reset(),
+    "reset after": reset(applied=True),
+    "stall before": stall(),
+    "stall after": stall(applied=True),
+}
+CUTS = {"cut": cut(), "cut at once": cut(0.0), "cut by reset": cut(rst=True)}
+
+
+def delete_it(bucket: Bucket) -> None:
+    bucket.delete("there")
+
+
+def without_dates(result: object) -> object:
+    return result[:3] if isinstance(result, tuple) and not isinstance(result, list) else result
+
+
+@pytest.mark.parametrize("fault", [*NOT_APPLIED, *sorted({*UNKNOWN} - {"stall after"}), *CUTS])
+@pytest.mark.parametrize("read", READS)
+def test_a_read_survives(read: str, fault: str, proxied: Bucket, proxy: FaultProxy) -> None:
+    if read == "HEAD" and fault in CUTS:
+        pytest.skip("a HEAD has no body to be cut")
+    if read == "HEAD" and fault.startswith("400"):
+        pytest.skip("without its code, nothing says that a 400 may pass")
+    kind = read.split()[0]
+    expected = READS[read](proxied)
+    proxy.clear()
+    rule = proxy.inject(kind, "", {**NOT_APPLIED, **UNKNOWN, **CUTS}[fault])
+    assert without_dates(READS[read](proxied)) == without_dates(expected)
+    assert rule.applied == 1
+    assert proxy.count() == 2
+
+
+@pytest.mark.parametrize("fault", [*NOT_APPLIED, *UNKNOWN])
+@pytest.mark.parametrize("write", IDEMPOTENT)
+def test_an_idempotent_write_survives(
+    write: str, fault: str, proxied: Bucket, proxy: FaultProxy
+) -> None:
+    proxy.inject(write, "", {**NOT_APPLIED, **UNKNOWN}[fault])
+    IDEMPOTENT[write](proxied)
+    assert proxy.count(write) == 2
+    assert [entry.key for entry in proxied.list()] == (["new", "there"] if write == "PUT" else [])
+
+
+@pytest.mark.parametrize("fault", [*CUTS])
+def test_a_cut_answer_to_a_deletion_is_not_success(
+    fault: str, proxied: Bucket, proxy: FaultProxy
+) -> None:
+    proxy.inject("POST", "", CUTS[fault])
+    assert proxied.delete_many(["there"]) == []
+    assert proxy.count("POST") == 2
+
+
+@pytest.mark.parametrize("fault", NOT_APPLIED)
+@pytest.mark.parametrize("write", ONCE)
+def test_a_write_is_repeated_if_it_was_not_applied(
+    write: str, fault: str, proxied: Bucket, proxy: FaultProxy
+) -> None:
+    kind = write.split()[0]
+    proxy.inject(kind, "", NOT_APPLIED[fault], times=2)
+    ONCE[write](proxied)
+    assert proxy.count() == 3
+
+
+@pytest.mark.parametrize("fault", UNKNOWN)
+@pytest.mark.parametrize("write", ONCE)
+def test_a_write_is_sent_once_if_it_may_have_been_applied(
+    write: str, fault: str, proxied: Bucket, proxy: FaultProxy
+) -> None:
+    kind = write.split()[0]
+    proxy.inject(kind, "", UNKNOWN[fault])
+    with pytest.raises(OutcomeUnknown) as caught:
+        ONCE[write](proxied)
+    assert proxy.count() == 1
+    assert caught.value.key == ("there" if kind == "DELETE" else "new")
+    assert isinstance(caught.value.__cause__, RemoteError)
+    landed = "after" in fault or "applied" in fault
+    keys = [entry.key for entry in proxied.list()]
+    if kind == "DELETE":
+        assert ("there" not in keys) == landed
+    else:
+        assert ("new" in keys) == landed
+
+
+def test_a_request_that_was_never_sent_is_repeated(
+    moto_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    settings = moto_server.settings(endpoint_url=f"http://127.0.0.1:{port}")
+    with Bucket(settings, backoff=Backoff(attempts=3, first_s=0.01)) as bucket:
+        for request in (*READS.values(), *IDEMPOTENT.values(), *ONCE.values()):
+            with pytest.raises(EndpointUnreachable, match="check endpoint_url") as caught:
+                request(bucket)
+            assert str(port) in caught.value.endpoint
+            assert "\n" not in str(caught.value)
+
+
+def test_wrong_bytes_pass_as_they_are(proxied: Bucket, proxy: FaultProxy) -> None:
+    # Chunks carry their own checks. What the headers say is checked here.
+    proxy.inject("GET", "", corrupt())
+    got = proxied.get("there")
+    assert got.body != BODY
+    assert len(got.body) == len(BODY)
+
+
+@pytest.mark.parametrize(
+    ("content_range", "body"),
+    [
+        ("bytes 0-9/10240", b"0123456789"),
+        ("bytes 4-14/10240", b"01234567890"),
+        ("bytes 5-13/10240", b"012345678"),
+        ("bytes 5-15/10240", b"01234567890"),
+        ("bytes 5-14/10240", b"012345678"),
+        ("bytes 5-14/12", b"0123456789"),
+        ("bytes 5-14/*", b"0123456789"),
+        ("nonsense", b"0123456789"),
+    ],
+)
+def test_a_wrong_part_is_fetched_again(
+    content_range: str, body: bytes, proxied: Bucket, proxy: FaultProxy
+) -> None:
+    wrong = answer(206, headers={"Content-Range": content_range, "ETag": '"x"'}, body=body)
+    proxy.inject("GET", "", wrong)
+    part = proxied.get("there", byte_range=(5, 15))
+    assert part.body == BODY[5:15]
+    assert proxy.count() == 2
+
+
+def test_a_server_without_ranges_is_refused_at_once(proxied: Bucket, proxy: FaultProxy) -> None:
+    proxy.inject("GET", "", answer(200, headers={"ETag": '"x"'}, body=BODY), times=9)
+    with pytest.raises(RemoteError, match="has to honour Range"):
+        proxied.get("there", byte_range=(5, 15))
+    assert proxy.count() == 1
+
+
+# ---- how long, and how often ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("request_", [*READS, *IDEMPOTENT])
+def test_it_gives_up_with_a_typed_error(request_: str, proxied: Bucket, proxy: FaultProxy) -> None:
+    proxy.inject("", "", answer(500, "InternalError", "we\nare sorry"), times=99)
+    with pytest.raises(RemoteError) as caught:
+        {**READS, **IDEMPOTENT}[request_](proxied)
+    assert proxy.count() == ATTEMPTS
+    assert (caught.value.status, caught.value.s3_code) == (
+        500,
+        "" if request_ == "HEAD" else "InternalError",
+    )
+    assert "\n" not in str(caught.value)
+    assert proxied.settings.url in str(caught.value)
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), RemoteError)
+
+
+@pytest.mark.parametrize("fault", [answer(500, "InternalError"), answer(503, "SlowDown"), reset()])
+def test_the_sdk_does_not_repeat(
+    fault: Fault, moto_server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "7")
+    monkeypatch.setenv("AWS_RETRY_MODE", "legacy")
+    settings = moto_server.settings(endpoint_url=proxy.url)
+    proxy.inject("", "", fault, times=99)
+    with Bucket(settings, backoff=Backoff(attempts=1)) as bucket:
+        for request in (*READS.values(), *IDEMPOTENT.values(), delete_it):
+            proxy.clear()
+            with pytest.raises((RemoteError, OutcomeUnknown)):
+                request(bucket)
+            assert proxy.count() == 1
+
+
+def test_retry_after_is_honoured(proxied: Bucket, proxy: FaultProxy) -> None:
+    proxy.inject("GET", "", answer(503, "SlowDown", headers={"Retry-After": "1"}))
+    began = time.monotonic()
+    proxied.get("there")
+    assert time.monotonic() - began >= 1
+    assert proxy.count() == 2
+
+
+def test_it_does_not_wait_longer_than_it_may(moto_server: Server, proxy: FaultProxy) -> None:
+    settings = moto_server.settings(endpoint_url=proxy.url)
+    proxy.inject("GET", "", answer(503, "SlowDown", headers={"Retry-After": "30"}), times=9)
+    with Bucket(settings, backoff=Backoff(total_s=5)) as bucket:
+        began = time.monotonic()
+        with pytest.raises(RemoteError, match="throttled"):
+            bucket.get("k")
+        assert time.monotonic() - began < 5
+    assert proxy.count() == 1
+
+
+# ---- errors for the user -------------------------------------------------------------------------
+
+ALL: dict[str, Callable[[Bucket], object]] = {
+    **READS,
+    **{f"{name} again": request for name, request in IDEMPOTENT.items()},
+    **ONCE,
+}
+
+
+def test_no_such_bucket(s3_server: Server) -> None:
+    settings = S3Settings("no-such-bucket", "p", s3_server.endpoint_url)
+    for request in ALL.values():
+        gone = Bucket(settings, backoff=QUICK)
+        with gone, pytest.raises(BucketNotFound, match="create it") as caught:
+            request(gone)
+        assert caught.value.bucket == "no-such-bucket"
+        assert isinstance(caught.value, FileNotFoundError)
+
+
+def test_an_absent_key_costs_one_look_at_the_bucket(moto_server: Server, proxy: FaultProxy) -> None:
+    with Bucket(moto_server.settings(endpoint_url=proxy.url)) as bucket:
+        for _ in range(2):
+            with pytest.raises(KeyAbsent):
+                bucket.head("absent")
+        assert proxy.count("HEAD", "absent") == 2
+        assert proxy.count() == 3
+
+
+@pytest.mark.parametrize(
+    ("request_", "action", "key"),
+    [
+        ("GET", "s3:GetObject", "/there"),
+        ("HEAD", "s3:GetObject", "/there"),
+        ("LIST", "s3:ListBucket", ""),
+        ("PUT", "s3:PutObject", "/new"),
+        ("DELETE", "s3:DeleteObject", "/there"),
+        ("POST again", "s3:DeleteObject", ""),
+    ],
+)
+def test_access_denied(
+    request_: str, action: str, key: str, proxied: Bucket, proxy: FaultProxy
+) -> None:
+    proxy.inject("", "", answer(403, "AccessDenied", "not authorised"), times=99)
+    with pytest.raises(AccessDenied) as caught:
+        ALL[request_](proxied)
+    assert proxy.count() == (2 if request_ == "HEAD" else 1)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert (error.action, error.url) == (action, proxied.settings.url + key)
+    assert action in str(error)
+    assert "not authorised" in str(error)
+    assert isinstance(error, PermissionError)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (400, "ExpiredToken", "expired"),
+        (403, "InvalidAccessKeyId", "does not know the access key"),
+        (403, "SignatureDoesNotMatch", "secret key"),
+        (400, "InvalidToken", "token"),
+    ],
+)
+def test_credentials_that_do_not_work(
+    status: int, code: str, words: str, proxied: Bucket, proxy: FaultProxy
+) -> None:
+    proxy.inject("", "", answer(status, code), times=99)
+    for request in ("GET", "HEAD", "LIST", "PUT"):
+        proxy.clear()
+        with pytest.raises(CredentialsError, match=words):
+            ALL[request](proxied)
+        assert proxy.count() == (2 if request == "HEAD" else 1)
+
+
+def test_wrong_credentials_for_real(rclone_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
+    with Bucket(rclone_server.settings()) as bucket:
+        for request in ("GET", "HEAD", "LIST", "PUT"):
+            with pytest.raises(CredentialsError, match="SignatureDoesNotMatch"):
+                ALL[request](bucket)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another-access-key")
+    with Bucket(rclone_server.settings()) as bucket:
+        for request in ("GET", "HEAD", "LIST", "PUT"):
+            with pytest.raises(CredentialsError, match="InvalidAccessKeyId"):
+                ALL[request](bucket)
+
+
+def test_no_credentials(moto_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(CredentialsError, match="set AWS_ACCESS_KEY_ID"):
+        Bucket(moto_server.settings()).get("k")
+    with pytest.raises(CredentialsError, match="nobody"):
+        Bucket(moto_server.settings(profile="nobody")).get("k")
+
+
+def test_credentials_are_asked_for_again_as_they_expire(
+    moto_server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "credentials.py"
+    script.write_text(
+        textwrap.dedent(f"""\
+        import datetime, json, pathlib
+        log = pathlib.Path({str(tmp_path / "log")!r})
+        n = len(log.read_text()) if log.exists() else 0
+        log.write_text("x" * (n + 1))
+        soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=100)
+        print(json.dumps({{"Version": 1, "AccessKeyId": f"key-number-{{n}}",
+            "SecretAccessKey": "s" * 20, "SessionToken": "t", "Expiration": soon.isoformat()}}))
+        """)
+    )
+    config = tmp_path / "config"
+    config.write_text(f"[profile short]\ncredential_process = {sys.executable} {script}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    settings = moto_server.settings(endpoint_url=proxy.url, profile="short")
+    with Bucket(settings) as bucket:
+        bucket.put("k", b"x")
+        bucket.get("k")
+        bucket.get("k")
+    keys = [
+        re.findall(r"Credential=([^/]+)/", exchange.headers["authorization"])[0]
+        for exchange in proxy.matching()
+    ]
+    assert len(set(keys)) == 3, "each request came with the credentials of its time"
+    config.write_text("[profile short]\ncredential_process = false\n")
+    with Bucket(settings) as bucket, pytest.raises(CredentialsError, match="credential"):
+        bucket.get("k")
+
+
+def test_a_role_that_is_refused_is_about_credentials(
+    moto_server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile base]\naws_access_key_id = a-key\naws_secret_access_key = a-secret\n"
+        "[profile role]\nrole_arn = arn:aws:iam::123456789012:role/r\nsource_profile = base\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", proxy.url)
+    words = (
+        b"<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code>"
+        b"<Message>not your role</Message></Error></ErrorResponse>"
+    )
+    proxy.inject("POST", "^/$", answer(403, body=words), times=99)
+    for request in ("GET", "HEAD", "PUT"):
+        bucket = Bucket(moto_server.settings(profile="role"), backoff=QUICK)
+        with bucket, pytest.raises(CredentialsError, match="not your role"):
+            ALL[request](bucket)
+
+
+@pytest.mark.parametrize(
+    "redirect",
+    [
+        answer(301, "PermanentRedirect", headers={"x-amz-bucket-region": "eu-west-3"}),
+        answer(
+            400,
+            body=b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>the region "
+            b"'us-east-1' is wrong; expecting 'eu-west-3'</Message><Region>eu-west-3</Region>"
+            b"</Error>",
+        ),
+        answer(
+            400,
+            "IllegalLocationConstraintException",
+            headers={"x-amz-bucket-region": "eu-west-3"},
+        ),
+    ],
+    ids=["301", "400", "illegal location"],
+)
+def test_wrong_region(redirect: Fault, proxied: Bucket, proxy: FaultProxy) -> None:
+    proxy.inject("", "", redirect, times=99)
+    for request in ("GET", "HEAD", "LIST", "PUT", "DELETE"):
+        proxy.clear()
+        with pytest.raises(WrongRegion, match="set region=eu-west-3") as caught:
+            ALL[request](proxied)
+        assert (caught.value.region, caught.value.used) == ("eu-west-3", "us-east-1")
+        most = 2 if request == "HEAD" else 1
+        assert proxy.count() <= most, "the SDK followed the redirect"
+
+
+def test_other_refusals(proxied: Bucket, proxy: FaultProxy) -> None:
+    cases: list[tuple[Fault, type[CastoreError], str]] = [
+        (answer(403, "RequestTimeTooSkewed", "The difference is large"), RemoteError, "clock"),
+        (answer(507, "XMinioStorageFull"), StoreFull, "no space left"),
+        (answer(501, "NotImplemented", "no such header"), RemoteError, "no such header"),
+        (answer(404, body=b"<html>no such page</html>"), RemoteError, "404"),
+        (answer(301, headers={"Location": "https://elsewhere/"}), RemoteError, "elsewhere"),
+        (answer(403, "InvalidObjectState", "archived"), RemoteError, "archived"),
+        (answer(400, "AuthorizationHeaderMalformed", "no key"), CredentialsError, "malformed"),
+    ]
+    for fault, kind, words in cases:
+        for request in (READS["GET"], READS["LIST"], ONCE["PUT"]):
+            proxy.clear()
+            proxy.rules.clear()
+            proxy.inject("", "", fault, times=9)
+            with pytest.raises(kind, match=words):
+                request(proxied)
+            assert proxy.count() == 1
+
+
+def test_one_key_of_many_that_may_not_be_deleted(proxied: Bucket, proxy: FaultProxy) -> None:
+    prefix = proxied.settings.prefix
+    body = (
+        f"<DeleteResult><Deleted><Key>{prefix}/a</Key></Deleted>"
+        f"<Error><Key>{prefix}/b</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+        f"<Error><Key>{prefix}/c</Key><Code>InternalError</Code><Message>?</Message></Error>"
+        "</DeleteResult>"
+    )
+    proxy.inject("POST", "", answer(200, body=body.encode()))
+    [(key, error)] = proxied.delete_many(["a", "b", "c", "d"])
+    assert key == "b"
+    assert isinstance(error, AccessDenied)
+    assert proxy.count("POST") == 2, "c and d, of which nothing was said, are asked for again"
+    proxy.rules.clear()
+    proxy.inject("POST", "", answer(200, body=body.encode()), times=99)
+    failed = proxied.delete_many(["a", "b", "c"])
+    assert [key for key, _ in failed] == ["b", "c"]
+    assert isinstance(failed[1][1], RemoteError)
+
+
+def test_a_server_without_batch_deletion(proxied: Bucket, proxy: FaultProxy) -> None:
+    proxy.inject("POST", "", answer(501, "NotImplemented"), times=9)
+    proxied.put("other", b"x")
+    assert proxied.delete_many(["there", "other"]) == []
+    assert list(proxied.list()) == []
+    assert proxy.count("DELETE") == 2
+
+
+def test_listings_that_can_not_be_trusted(proxied: Bucket, proxy: FaultProxy) -> None:
+    def page(*keys: str, token: str = "") -> bytes:
+        more = f"<NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+        entries = "".join(
+            f"<Contents><Key>{key}</Key><Size>1</Size><ETag>x</ETag>"
+            "<LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
+            for key in keys
+        )
+        truncated = "true" if token else "false"
+        return (
+            "<ListBucketResult><Name>b</Name>"
+            f"<IsTruncated>{truncated}</IsTruncated>{more}{entries}</ListBucketResult>"
+        ).encode()
+
+    for body, words in (
+        (page("store/b", "store/a"), "out of order"),
+        (page("store/a", token="t"), "out of order"),  # the same page again
+        (page(token="t"), "for ever"),
+        (page("elsewhere/a"), "not under the prefix"),
+        (b"<ListBucketResult></ListBucketResult>", "no page"),
+    ):
+        proxy.rules.clear()
+        proxy.inject("LIST", "", answer(200, body=body), times=99)
+        with pytest.raises(RemoteError, match=words):
+            list(proxied.list())
+
+
+# ---- settings that show in requests --------------------------------------------------------------
+
+
+def test_encryption_and_storage_class_are_sent(moto_server: Server, proxy: FaultProxy) -> None:
+    settings = moto_server.settings(
+        endpoint_url=proxy.url, sse="aws:kms", sse_kms_key_id="key-1", storage_class="STANDARD_IA"
+    )
+    with Bucket(settings) as bucket:
+        bucket.put("k", b"x")
+    [exchange] = proxy.matching("PUT")
+    assert exchange.headers["x-amz-server-side-encryption"] == "aws:kms"
+    assert exchange.headers["x-amz-server-side-encryption-aws-kms-key-id"] == "key-1"
+    assert exchange.headers["x-amz-storage-class"] == "STANDARD_IA"
+    assert not [name for name in exchange.headers if "checksum" in name]
+
+
+def test_virtual_addressing(moto_server: Server) -> None:
+    settings = moto_server.settings(
+        endpoint_url="http://s3.localhost:1", addressing_style="virtual", region="eu-west-3"
+    )
+    with Bucket(settings) as bucket:
+        connection = bucket._attempts._connected()
+        assert connection._base == f"http://{moto_server.bucket}.s3.localhost:1/store/"[:-6]
+        assert connection.region == "eu-west-3"
+
+
+def test_an_endpoint_of_the_profile_is_treated_as_one(
+    moto_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    config.write_text(f"[profile mine]\nendpoint_url = {moto_server.endpoint_url}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    with Bucket(moto_server.settings(endpoint_url=None)) as bucket:
+        bucket.put("k", b"x")
+        assert bucket.head("k").size == 1
+        connection = bucket._attempts._connected()
+        assert connection.endpoint == moto_server.endpoint_url
+        assert connection._client.meta.config.request_checksum_calculation == "when_required"
+
+
+def test_boto3_is_not_imported_before_it_is_needed() -> None:
+    import subprocess
+
+    script = (
+        "import sys, castore.s3.bucket, castore.s3.outcomes, castore.s3.probe, castore.s3.settings;"
+        "castore.s3.bucket.Bucket(castore.s3.settings.parse_settings('s3://bkt'));"
+        "print([name for name in sys.modules if name.split('.')[0] in ('boto3', 'botocore')])"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.stdout == "[]\n", finished.stderr
+
+
+# ---- threads and processes -----------------------------------------------------------------------
+
+
+def test_concurrency_is_bounded(moto_server: Server, proxy: FaultProxy) -> None:
+    proxy.rtt_s = 0.03
+    settings = moto_server.settings(endpoint_url=proxy.url, max_concurrency=4)
+    with Bucket(settings) as bucket:
+        bucket.put("k", BODY)
+        proxy.clear()
+        with ThreadPoolExecutor(16) as pool:
+            replies = list(pool.map(lambda n: bucket.get("k", byte_range=(n, n + 9)), range(48)))
+    assert [reply and reply.body for reply in replies] == [BODY[n : n + 9] for n in range(48)]
+    times = sorted(
+        [(exchange.began, 1) for exchange in proxy.exchanges]
+        + [(exchange.ended, -1) for exchange in proxy.exchanges]
+    )
+    in_flight = most = 0
+    for _, step in times:
+        in_flight += step
+        most = max(most, in_flight)
+    assert 2 <= most <= 4
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_makes_connections_of_its_own(s3_server: Server) -> None:
+    with (
+        FaultProxy(s3_server.endpoint_url) as proxy,
+        Bucket(s3_server.settings(endpoint_url=proxy.url), backoff=QUICK) as bucket,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        for whose in ("parent", "child"):
+            for n in range(4):
+                bucket.put(f"{whose}/{n}", f"{whose} {n}".encode() * 1000)
+
+        def read_all(whose: str) -> bool:
+            return all(
+                bucket.get(f"{whose}/{n % 4}").body == f"{whose} {n % 4}".encode() * 1000
+                for n in range(16)
+            )
+
+        assert all(pool.map(read_all, ["parent"] * 4))  # so that there are idle connections
+        busy = [pool.submit(read_all, "parent") for _ in range(2)]
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(0 if read_all("child") else 1)
+            finally:
+                os._exit(2)
+        assert read_all("parent")
+        assert all(future.result() for future in busy)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert read_all("parent")
+        ports = [
+            {exchange.client for exchange in proxy.matching("GET", f"/{whose}/")}
+            for whose in ("parent", "child")
+        ]
+        assert ports[0].isdisjoint(ports[1])
+
+
+# ---- the servers themselves ----------------------------------------------------------------------
+
+
+def test_rclone_refuses_stale_signatures(
+    rclone_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule that ends a late request: it lands while its signature is good, or never."""
+    import datetime
+
+    import botocore.auth
+
+    now = botocore.auth.get_current_datetime
+    with Bucket(rclone_server.settings(), backoff=QUICK) as bucket:
+        bucket.put("k", b"in time")
+        for minutes in (-16, 16):
+            shift = datetime.timedelta(minutes=minutes)
+            monkeypatch.setattr(
+                botocore.auth, "get_current_datetime", lambda *a, s=shift, **k: now(*a, **k) + s
+            )
+            with pytest.raises(RemoteError, match="clock"):
+                bucket.put("k", b"late")
+            with pytest.raises(RemoteError, match="clock"):
+                bucket.get("k")
+        monkeypatch.undo()
+
+
+def test_a_request_that_a_balancer_sends_twice(proxied: Bucket, proxy: FaultProxy) -> None:
+    proxy.inject("PUT", "/k$", twice())
+    with pytest.raises(PreconditionFailed):
+        proxied.put("k", b"mine all the same", if_none_match=True)
+    got = proxied.get("k")
+    assert got.body == b"mine all the same"

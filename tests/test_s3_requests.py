@@ -1,0 +1,398 @@
+"""What each operation costs, in requests, counted by a proxy."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+from fault_proxy import FaultProxy
+from proxy import Connection, Exchange
+from s3_stores import Open
+
+import castore
+from castore import writer
+from castore.catalog import s3 as catalog_s3
+from castore.errors import NameNotFound
+from castore.s3 import hints, uploads
+
+pytestmark = pytest.mark.usefixtures("aws_environment")
+
+SMALL, LARGE = 1000, 600_000  # inline, and not
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def requests(proxy: FaultProxy) -> list[str]:
+    """What was asked since it was asked last, as `GET names`: sorted, with how often."""
+    asked = Counter(f"{exchange.kind} {_kind_of_key(exchange)}" for exchange in proxy.exchanges)
+    proxy.clear()
+    return sorted(f"{kind}{'' if count == 1 else f' x{count}'}" for kind, count in asked.items())
+
+
+def _kind_of_key(exchange: Exchange) -> str:
+    if exchange.kind == "POST":
+        return "delete"
+    listed = parse_qs(exchange.query).get("prefix")
+    return (listed[0] if listed else exchange.key.partition("/")[2].partition("/")[2]).split("/")[1]
+
+
+def warmed(store: castore.Store, proxy: FaultProxy) -> castore.Store:
+    """With its session begun."""
+    store.puts("warm", noise(LARGE, 99))
+    proxy.clear()
+    return store
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_opening_is_one_request(open_proxied: Open, proxy: FaultProxy) -> None:
+    open_proxied()
+    assert requests(proxy) == ["GET castore.json"]
+
+
+def test_an_inline_put_is_one_put(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    proxy.clear()
+    store.puts("a", noise(SMALL))
+    assert requests(proxy) == ["PUT names"]
+    store.puts("a", noise(64 << 10))  # the largest
+    assert requests(proxy) == ["PUT names"]
+    store.close()
+    assert requests(proxy) == []  # nothing was pinned
+
+
+def test_the_first_put_of_chunks_begins_a_session(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    proxy.clear()
+    store.puts("a", noise(LARGE))
+    assert requests(proxy) == ["LIST index", "PUT names", "PUT packs", "PUT pins"]
+    store.close()
+    assert requests(proxy) == ["POST delete", "PUT index"]
+
+
+def test_a_fresh_put_within_a_session_is_two_puts(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = warmed(open_proxied(), proxy)
+    store.puts("a", noise(LARGE))
+    order = [exchange.key.split("/")[3] for exchange in proxy.exchanges]
+    assert order == ["packs", "names"]
+    assert requests(proxy) == ["PUT names", "PUT packs"]
+
+
+def test_bytes_that_this_session_stored_are_one_put(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = warmed(open_proxied(), proxy)
+    store.puts("again", noise(LARGE, 99))
+    assert requests(proxy) == ["PUT names"]
+
+
+def test_reuse_of_a_foreign_pack_costs_once_per_pack_and_session(
+    open_proxied: Open, proxy: FaultProxy
+) -> None:
+    first = open_proxied(1)
+    first.puts("a", noise(LARGE, 1))
+    first.puts("b", noise(LARGE, 2))
+    first.close()
+    second = open_proxied(2)
+    proxy.clear()
+    second.puts("a again", noise(LARGE, 1))
+    order = [exchange.key.split("/")[3] for exchange in proxy.exchanges if exchange.kind != "LIST"]
+    assert order == ["index", "pins", "gc", "packs", "names"]  # the pin, the state, the HEAD
+    assert requests(proxy) == [
+        "GET gc",
+        "GET index",
+        "HEAD packs",
+        "LIST index",
+        "PUT names",
+        "PUT pins",
+    ]
+    second.puts("a once more", noise(LARGE, 1))
+    assert requests(proxy) == ["PUT names"]
+    second.puts("b again", noise(LARGE, 2))
+    assert requests(proxy) == ["GET gc", "HEAD packs", "PUT names", "PUT pins"]
+    second.copy("a", "copied")
+    assert requests(proxy) == ["GET names", "PUT names"]
+
+
+def test_no_chunk_is_uploaded_twice_by_one_put(
+    open_proxied: Open,
+    proxy: FaultProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also one whose packs are many, and whose chunks are too many to be kept in memory."""
+    monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 200_000)
+    parts = [noise(300_000, seed) for seed in range(4)]
+    (tmp_path / "file").write_bytes(b"".join(parts * 3))
+    store = open_proxied()
+    proxy.clear()
+    store.put("a", tmp_path / "file")
+    sent = sum(exchange.sent_bytes for exchange in proxy.matching("PUT", "/packs/"))
+    assert 1_200_000 < sent < 1_200_000 * 1.15  # the seams of the parts differ
+    assert proxy.count("PUT", "/packs/") > 5
+    assert store.gets("a") == b"".join(parts * 3)
+    monkeypatch.setattr(writer, "BATCH_BYTES", 32 << 10)
+    monkeypatch.setattr(writer, "CUT_BYTES", 32 << 10)
+    monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 50_000)
+    monkeypatch.setattr(uploads, "PLACED_MAX", 200)  # of 430; more than are on their way
+    proxy.clear()
+    parts = [noise(300_000, seed) for seed in range(10, 14)]
+    store.puts("b", b"".join(parts * 3))
+    sent = sum(exchange.sent_bytes for exchange in proxy.matching("PUT", "/packs/"))
+    assert 1_200_000 < sent < 1_200_000 * 1.15
+
+
+def test_if_absent_and_delete_and_rename(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = warmed(open_proxied(), proxy)
+    store.puts("a", noise(SMALL), if_absent=True)
+    # The first look spares a large upload, the second is for servers without preconditions.
+    assert requests(proxy) == ["GET names", "HEAD names", "PUT names"]
+    store.rename("a", "b")
+    assert requests(proxy) == ["DELETE names", "GET names", "PUT names"]
+    store.delete("b")
+    assert requests(proxy) == ["DELETE names", "HEAD names"]
+    with pytest.raises(NameNotFound):
+        store.delete("b")
+    assert requests(proxy) == ["HEAD names"]
+
+
+def test_a_transaction_is_one_put_for_each_name(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = warmed(open_proxied(), proxy)
+    with store.transaction() as transaction:
+        for i in range(5):
+            transaction.puts(f"a/{i}", noise(100_000, i))
+        transaction.puts("a/_SUCCESS", b"")
+    assert proxy.matching("PUT", "/names/")[-1].key.endswith("/_SUCCESS")
+    marker = proxy.matching("PUT", "/_SUCCESS")[0]
+    assert all(other.ended < marker.began for other in proxy.matching("PUT", "/a/[0-9]"))
+    assert requests(proxy) == ["PUT names x6", "PUT packs"]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_a_cold_range_is_the_manifest_then_the_frames(
+    open_proxied: Open, proxy: FaultProxy
+) -> None:
+    data = noise(LARGE)
+    open_proxied(1).puts("a", data)
+    store = open_proxied(2)
+    proxy.clear()
+    assert store.gets("a", (1000, 50_000)) == data[1000:50_000]
+    assert requests(proxy) == ["GET names", "GET packs"]
+
+
+class Meeting:
+    """Holds two requests back until both are there: what does not overlap fails."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2)
+
+    def __call__(self, exchange: Exchange, connection: Connection) -> None:
+        self.barrier.wait(10)
+        connection.relay(exchange)
+
+
+def test_a_warm_range_is_two_requests_at_once(open_proxied: Open, proxy: FaultProxy) -> None:
+    """One conditional GET and one ranged GET, in flight together, also where only the index is
+    warm, and where a process begins with it."""
+    data = noise(LARGE)
+    open_proxied(1).puts("a", data)
+    store = open_proxied(2, disk_cache_bytes=0)
+    assert store.info("a").size == LARGE
+    for warm in (store, open_proxied(2, disk_cache_bytes=0)):
+        for begin in (0, 300_000):
+            proxy.clear()
+            proxy.rules.clear()
+            proxy.inject("GET", "", Meeting(), times=2)
+            assert warm.gets("a", (begin, begin + 20_000)) == data[begin : begin + 20_000]
+            asked = {exchange.key.split("/")[3]: exchange for exchange in proxy.exchanges}
+            assert requests(proxy) == ["GET names", "GET packs"]
+            assert asked["names"].status == 304
+            assert "if-none-match" in asked["names"].headers
+            assert asked["packs"].status == 206
+            assert asked["packs"].received_bytes < 20_000 + 2 * 11_264 + 1000
+
+
+def test_a_warm_inline_object_is_one_conditional_get(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    store.puts("a", noise(SMALL))
+    for _ in range(2):
+        proxy.clear()
+        assert store.gets("a") == noise(SMALL)
+        assert [exchange.status for exchange in proxy.exchanges] == [304]
+
+
+def test_what_is_known_is_not_believed(open_proxied: Open, proxy: FaultProxy) -> None:
+    """Another machine overwrites, then deletes, what this one knows."""
+    here, there = open_proxied(1), open_proxied(2)
+    here.puts("a", noise(LARGE, 1))
+    assert here.gets("a", (5, 900)) == noise(LARGE, 1)[5:900]
+    there.puts("a", noise(LARGE, 2))
+    proxy.clear()
+    assert here.gets("a", (5, 900)) == noise(LARGE, 2)[5:900]
+    assert requests(proxy) == ["GET names", "GET packs"]  # the frames of version 1 are cached
+    there.delete("a")
+    with pytest.raises(NameNotFound):
+        here.gets("a", (5, 900))
+
+
+def test_a_cached_open_file_asks_nothing(open_proxied: Open, proxy: FaultProxy) -> None:
+    data = noise(LARGE)
+    open_proxied(1).puts("a", data)
+    store = open_proxied(2)
+    with store.open("a") as file:
+        assert file.read() == data
+        proxy.clear()
+        for _ in range(5):
+            file.seek(random.randrange(LARGE))
+            at = file.tell()
+            assert file.read(5000) == data[at : at + 5000]
+        assert requests(proxy) == []
+    # Nor does another process but for the version.
+    with open_proxied(2).open("a") as file:
+        proxy.clear()
+        assert file.read() == data
+        assert requests(proxy) == []
+
+
+def test_opening_an_object_asks_for_its_version_once(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    store.puts("a", noise(LARGE))
+    proxy.clear()
+    with store.open("a"):
+        assert [exchange.status for exchange in proxy.exchanges] == [304]
+
+
+def test_facts_are_one_request(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied(1)
+    store.puts("a", noise(LARGE))
+    store.puts("small", noise(SMALL))
+    for machine in (1, 2):
+        store = open_proxied(machine)
+        proxy.clear()
+        assert store.exists("a")
+        assert store.size("small") == SMALL
+        assert not store.exists("absent")
+        assert requests(proxy) == ["GET names x3"]
+        assert store.exists("a")
+        assert requests(proxy) == ["GET names"]
+
+
+def test_a_listing_asks_for_what_is_new_to_it(open_proxied: Open, proxy: FaultProxy) -> None:
+    other = open_proxied(1)
+    for i in range(5):
+        other.puts(f"a/{i}", noise(SMALL, i))
+    store = open_proxied(2)
+    proxy.clear()
+    assert [info.size for info in store.list()] == [SMALL] * 5
+    assert requests(proxy) == ["GET names x5", "LIST names x2"]
+    assert [info.size for info in store.list()] == [SMALL] * 5
+    assert requests(proxy) == ["LIST names x2"]
+    other.puts("a/3", noise(SMALL + 1))
+    proxy.clear()
+    assert [info.size for info in store.list()] == [SMALL] * 3 + [SMALL + 1, SMALL]
+    assert requests(proxy) == ["GET names", "LIST names x2"]
+    assert list(store.names()) == [f"a/{i}" for i in range(5)]
+    assert requests(proxy) == ["LIST names x2"]
+
+
+def test_gets_many_is_one_plan(open_proxied: Open, proxy: FaultProxy) -> None:
+    """Ranges that are near each other share a request, in whatever order they are asked for."""
+    data = noise(4_000_000)
+    open_proxied(1).puts("a", data)
+    store = open_proxied(2, disk_cache_bytes=0)
+    store.info("a")
+    proxy.clear()
+    near = [(100_000 + i * 30_000, 100_000 + i * 30_000 + 10) for i in range(20)]
+    far = [(3_000_000, 3_000_100)]
+    asked = near[::-1] + far + [near[3], (0, 0)]
+    assert store.gets_many("a", asked) == [data[begin:end] for begin, end in asked]
+    assert requests(proxy) == ["GET names", "GET packs x2"]
+
+
+def test_a_full_get_fetches_each_byte_once(
+    open_proxied: Open, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    data = noise(9_000_000)
+    open_proxied(1).puts("a", data)
+    store = open_proxied(2)
+    proxy.clear()
+    store.get("a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == data
+    fetched = sum(exchange.received_bytes for exchange in proxy.matching("GET", "/packs/"))
+    assert len(data) < fetched < len(data) * 1.02
+    assert proxy.count("GET", "/packs/") <= 3
+    proxy.clear()
+    assert store.gets("a") == data
+    assert requests(proxy) == ["GET names"]
+
+
+def test_threads_that_want_the_same_share_one_request(
+    open_proxied: Open, proxy: FaultProxy
+) -> None:
+    data = noise(LARGE)
+    open_proxied(1).puts("a", data)
+    store = open_proxied(2, disk_cache_bytes=0)
+    store.info("a")
+    proxy.clear()
+
+    def slow(exchange: Exchange, connection: Connection) -> None:
+        time.sleep(0.5)
+        connection.relay(exchange)
+
+    proxy.inject("GET", "/packs/", slow)
+    threads = [threading.Thread(target=store.gets, args=("a", (0, 3000))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert proxy.count("GET", "/packs/") == 1
+
+
+def test_a_manifest_too_large_for_one_request(
+    open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head in one or two, of its segments only those that cover the range; then none."""
+    data = noise(8_000_000)
+    open_proxied(1).puts("a", data)
+    for first_bytes in (100, 300, 5000):
+        monkeypatch.setattr(catalog_s3, "FIRST_BYTES", first_bytes)
+        monkeypatch.setattr(catalog_s3, "GAP_BYTES", 0)
+        monkeypatch.setattr(catalog_s3, "SEGMENTS_MAX", 2)
+        store = open_proxied(first_bytes)
+        proxy.clear()
+        assert store.gets("a", (7_000_000, 7_000_010)) == data[7_000_000:7_000_010]
+        heads = 1 + (first_bytes < 200)
+        assert requests(proxy) == [f"GET names x{heads + 1}", "GET packs"]
+        assert store.gets("a", (7_000_000, 7_000_010)) == data[7_000_000:7_000_010]
+        assert requests(proxy) == ["GET names"]
+        assert store.gets("a") == data
+        assert open_proxied(first_bytes).gets("a") == data
+        with store.open("a") as file:
+            assert file.read() == data
+
+
+def test_hints_of_many_sessions_are_merged(
+    open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "SMALL_MAX", 4)
+    for i in range(6):
+        store = open_proxied(i)
+        store.puts(f"a/{i}", noise(LARGE, i))
+        store.close()
+    merged = proxy.count("PUT", "/index/") - 6
+    assert merged == 1
+    store = open_proxied(10)
+    proxy.clear()
+    for i in range(6):
+        store.puts(f"again/{i}", noise(LARGE, i))
+        assert store.gets(f"again/{i}") == noise(LARGE, i)
+    assert proxy.count("GET", "/index/") <= 2
+    assert proxy.count("PUT", "/packs/") == 0
