@@ -30,6 +30,7 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 BLOCK_BYTES = 1 << 16
+WINDOW_BYTES = 1 << 18
 HEAD_BYTES_MAX = 1 << 16
 
 
@@ -84,7 +85,12 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._listener = socket.socket()
+        if bytes_per_s is not None:
+            # Else the kernel takes in tens of megabytes at once, and then nothing for seconds.
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW_BYTES)
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(256)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._threads = [threading.Thread(target=self._accept, daemon=True)]

@@ -27,10 +27,9 @@ def coalesce(
     for part in sorted(range(len(ranges)), key=ranges.__getitem__):
         begin, end = ranges[part]
         last = spans[-1] if spans else None
-        if (
-            last is not None
-            and begin - last.end <= gap_bytes
-            and max(end, last.end) - last.begin <= span_bytes_max
+        if last is not None and (
+            end <= last.end
+            or (begin - last.end <= gap_bytes and end - last.begin <= span_bytes_max)
         ):
             last.end = max(last.end, end)
             last.parts.append(part)

@@ -39,6 +39,7 @@ INLINE_BYTES_MAX = 4096
 ROWS_MAX = 16384  # chunks per transaction: each may dirty a page of its own
 SEGMENTS_MAX = 256  # per transaction
 COMMIT_ATTEMPTS = 20
+ATTEMPTS_BEFORE_COPY = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +250,7 @@ class LocalSession(WriteSession):
         return 0
 
     def _attempt(self, transaction: Callable[[], int]) -> int:
-        for _ in range(COMMIT_ATTEMPTS):
+        for attempt in range(COMMIT_ATTEMPTS):
             self._placement.sync()
             for pack in self._placement.upto:
                 pack.named = True
@@ -257,7 +258,8 @@ class LocalSession(WriteSession):
             try:
                 return transaction()
             except PacksVanished as vanished:
-                self._replace(vanished)
+                # Where chunks were moved to is as good as a copy, unless they never rest.
+                self._replace(vanished, copy=attempt >= ATTEMPTS_BEFORE_COPY)
         raise StoreIOError(
             f"collectors removed what a put relied on {COMMIT_ATTEMPTS} times in a row: repeat it"
         )
@@ -276,7 +278,7 @@ class LocalSession(WriteSession):
             self._held[location.pack_id] = held
         return len(held) >= _end(location)
 
-    def _replace(self, vanished: PacksVanished) -> None:
+    def _replace(self, vanished: PacksVanished, *, copy: bool) -> None:
         """Give the extents in vanished packs new places: where a collector moved their chunks, or
         copies of the frames in our own pack."""
         own = {
@@ -295,18 +297,22 @@ class LocalSession(WriteSession):
         self._batch.gc_seq = vanished.gc_seq
         for draft in self._batch.drafts:
             draft.segments = [
-                (end, self._replaced(decode_segment(raw), raw, vanished.pack_ids))
+                (end, self._replaced(decode_segment(raw), raw, vanished.pack_ids, copy=copy))
                 for end, raw in draft.segments
             ]
 
-    def _replaced(self, segment: Iterable[Extent], raw: bytes, gone: set[bytes]) -> bytes:
+    def _replaced(
+        self, segment: Iterable[Extent], raw: bytes, gone: set[bytes], *, copy: bool
+    ) -> bytes:
         extents = list(segment)
         moved = [extent for extent in extents if extent.location.pack_id in gone]
         if not moved:
             return raw
         known = {
             chunk_id: location
-            for chunk_id, location in self.look_up([e.chunk_id for e in moved]).items()
+            for chunk_id, location in (
+                {} if copy else self.look_up([e.chunk_id for e in moved])
+            ).items()
             if location.pack_id not in gone
         }
         builder = SegmentBuilder(extents[0].begin)

@@ -836,15 +836,22 @@ def python(program: str, *args: Any) -> list[str]:
 
 def run_program(program: str, *args: Any, seconds: float = 60) -> str:
     """What a Python program prints that succeeds, in a process that does not hang."""
-    done = subprocess.run(
+    with subprocess.Popen(
         python(program, *args),
         env=environment(),
-        capture_output=True,
-        timeout=seconds,
-        check=False,
-    )
-    assert done.returncode == 0, f"it ended with {done.returncode}: {done.stderr.decode()}"
-    return done.stdout.decode()
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            said, errors = process.communicate(timeout=seconds)
+        finally:
+            # Children of its own that hang, too.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, f"it ended with {process.returncode}: {errors}"
+    return said
 
 
 def last_report(printed: bytes) -> Any:

@@ -24,7 +24,9 @@ from castore.s3.settings import S3Settings
 Open = Callable[..., castore.Store]
 
 
-def make_store(server: Server, *, chunk_bytes_avg: int = 2816, guard: str | None = None) -> None:
+def make_store(
+    server: Server, *, prefix: str = "store", chunk_bytes_avg: int = 2816, guard: str | None = None
+) -> None:
     """As `castore.open` does, but for the probing, which would take most of the tests' time."""
     sizes = ChunkSizes.for_average(chunk_bytes_avg)
     config = StoreConfig(
@@ -35,7 +37,7 @@ def make_store(server: Server, *, chunk_bytes_avg: int = 2816, guard: str | None
         chunk_max=sizes.max,
         collision_guard=guard,
     )
-    with Bucket(server.settings()) as bucket:
+    with Bucket(server.settings(prefix)) as bucket:
         bucket.put("castore.json", encode_config(config), idempotent=True)
 
 

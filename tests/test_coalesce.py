@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,7 +57,7 @@ def test_nothing_further_than_a_gap_is_fetched(ranges: list[Range], gap: int, li
 @given(frames(), gaps, limits)
 def test_no_byte_is_fetched_twice(ranges: list[Range], gap: int, limit: int) -> None:
     spans = coalesce(ranges, gap_bytes=gap, span_bytes_max=limit)
-    for one, other in zip(spans, spans[1:], strict=False):
+    for one, other in pairwise(spans):
         assert one.end <= other.begin
 
 
@@ -63,7 +65,7 @@ def test_no_byte_is_fetched_twice(ranges: list[Range], gap: int, limit: int) -> 
 def test_neighbours_share_a_span(ranges: list[Range], gap: int) -> None:
     """With room enough, two spans are further apart than a gap."""
     spans = coalesce(ranges, gap_bytes=gap, span_bytes_max=1 << 40)
-    for one, other in zip(spans, spans[1:], strict=False):
+    for one, other in pairwise(spans):
         assert other.begin - one.end > gap
 
 

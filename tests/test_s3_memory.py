@@ -23,9 +23,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 from proxy import Proxy
 
 pytest_plugins = ["servers"]
-pytestmark = pytest.mark.skipif(
-    not os.path.exists("/proc/self/status"), reason="this needs Linux's /proc"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="this needs Linux's /proc"),
+]
 
 ANONYMOUS_BYTES_MAX = 256 << 20
 PACK_BYTES = 16 << 20

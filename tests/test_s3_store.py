@@ -33,6 +33,7 @@ LOCAL = {
     "test_an_interrupted_get_writes_to_no_other_file",
     "test_an_open_object_keeps_packs_that_are_removed",
     "test_chunks_of_a_lost_pack_are_stored_again",
+    "test_get_replaces_a_file_only_when_all_of_it_is_there",
     "test_packs_are_full_at_their_maximum",
     "test_packs_are_sealed_when_the_store_is_closed",
     "test_put_refuses_folders_and_the_inside_of_open_stores",

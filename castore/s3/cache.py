@@ -4,10 +4,10 @@ All of it can be deleted at any moment, and nothing is lost: every answer is che
 store or against its own checksum, and any trouble with the files drops them and starts over. Where
 no cache can be kept at all, every answer is that nothing is known.
 
-The index is not synced on every change, and a crash of the machine may damage it. So each process
-that uses it says so in it, durably, before it changes anything else, and takes that back when it
-has closed it: what a process of an earlier boot left there means that there was a crash, and that
-the index is not to be used again.
+The index is not synced on every change, and a crash of the machine may damage it, so that even to
+look into it would kill the process. So each process that uses it says so durably before, in a file
+of `users/`, which it removes when it has closed it: a file that is left from an earlier boot means
+that there was a crash, and that the index is not to be opened again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import TypeVar
 import xxhash
 
 from castore.errors import CastoreError, ReadOnlyStore, StoreFull, StoreIOError, StoreLocked
+from castore.fileio import make_durable_folder, sync_folder
 from castore.forks import ForkLock, Rank
 from castore.format import PackEntry, decode_chunk_row, encode_chunk_row
 from castore.index import CACHE_TABLES, Index, LmdbError, Snapshot, Table, Txn, open_index
@@ -60,7 +61,7 @@ class StoreCache:
         self._lock = ForkLock(Rank.PACKS)
         self._index: Index | None = None
         self._pid = os.getpid()
-        self._user = b""
+        self._user = ""
         self._open()
         self.frames = FrameCache(self.path, self.access, frames_bytes_max)
 
@@ -184,9 +185,9 @@ class StoreCache:
             return otherwise
         try:
             if self._pid != os.getpid():
-                self._enter(index)
+                self._enter()
             return use(index)
-        except (CastoreError, LmdbError, UnicodeDecodeError, struct.error) as error:
+        except (CastoreError, LmdbError, OSError, UnicodeDecodeError, struct.error) as error:
             if not _is_passing(error):
                 self._start_over(index)
             return otherwise
@@ -199,45 +200,37 @@ class StoreCache:
         if index is None:
             return
         with contextlib.suppress(CastoreError, LmdbError, OSError):
+            index.flush()
             if self._pid == os.getpid():
-                index.flush()
-                with index.write() as txn:
-                    txn.delete(self._user, db=index.meta)
-                index.flush()
+                os.unlink(self._user)
         index.close()
 
     def _open(self) -> None:
         for _ in range(2):
             try:
-                index = open_index(os.path.join(self.path, "index"), CACHE_TABLES, sync=False)
-                try:
-                    if self._enter(index):
-                        self._index = index
-                        return
-                except BaseException:
-                    index.close()
-                    raise
-                index.close()
+                if self._enter():
+                    path = os.path.join(self.path, "index")
+                    self._index = open_index(path, CACHE_TABLES, sync=False)
+                    return
             except (CastoreError, LmdbError, OSError) as error:
                 if _is_passing(error):
                     return
             self._put_away()
 
-    def _enter(self, index: Index) -> bool:
+    def _enter(self) -> bool:
         """Say that this process uses the index; False if it may have been damaged by a crash of the
         machine."""
         self._pid = os.getpid()
         boot = _boot_id()
-        with index.read() as txn:
-            users = [row for _, row in _rows(txn, index.meta, b"user ")]
-        if any(row != boot for row in users):
+        users = os.path.join(self.path, "users")
+        make_durable_folder(users)
+        others = os.listdir(users)
+        if any(not other.startswith(f"{boot}.") for other in others):
             return False
-        self._user = b"user " + secrets.token_bytes(16)
-        with contextlib.suppress(ReadOnlyStore):
-            with index.write() as txn:
-                txn.put(self._user, boot, db=index.meta)
-            if not users:
-                index.flush()
+        self._user = os.path.join(users, f"{boot}.{secrets.token_hex(8)}")
+        os.close(os.open(self._user, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        if not others:
+            sync_folder(users)
         return True
 
     def _start_over(self, failed: Index) -> None:
@@ -315,10 +308,10 @@ def _rows(txn: Snapshot | Txn, table: Table, prefix: bytes) -> Iterator[tuple[by
                 yield bytes(key), bytes(row)
 
 
-def _boot_id() -> bytes:
+def _boot_id() -> str:
     try:
-        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
     except OSError:
         # Elsewhere the time of the last boot, to the minute, tells boots apart well enough.
-        return str(int((time.time() - time.monotonic()) // 60)).encode()
+        return str(int((time.time() - time.monotonic()) // 60))

@@ -150,7 +150,7 @@ class FrameCache:
         if self._pid != os.getpid():  # the file is the parent's to append to
             self._pid = os.getpid()
             self._let_go()
-        if self._fd >= 0 and self._size < self._file_bytes_max:
+        if self._fd >= 0 and self._size < self._file_bytes_max and os.fstat(self._fd).st_nlink:
             return set()
         self._let_go()
         os.makedirs(self._folder, mode=0o700, exist_ok=True)

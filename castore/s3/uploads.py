@@ -85,7 +85,7 @@ class Uploads:
         pack.parts.append(encode_footer(pack.entries, pack.size))
         self._budget.acquire()
         try:
-            future = self._requests.submit(self._put, pack.pack_id, pack.parts)
+            future = self._requests.submit(self._put, pack.pack_id, pack.entries, pack.parts)
         except BaseException:
             self._budget.release()
             raise
@@ -118,18 +118,18 @@ class Uploads:
         header = encode_pack_header(self._store_id, pack_id)
         return _OpenPack(pack_id, [header], len(header))
 
-    def _put(self, pack_id: bytes, parts: list[bytes]) -> None:
+    def _put(self, pack_id: bytes, entries: list[PackEntry], parts: list[bytes]) -> None:
         raw = b"".join(parts)
         parts.clear()  # or it would be in memory twice for as long as it takes
         self._bucket.put(pack_key(pack_id), raw, idempotent=True)
+        # Here, not when it is collected: a put that is interrupted collects nothing more.
+        self._cache.add_chunks([(pack_id, entries)])
+        self._hints.tell([(pack_id, entries)])
 
     def _collect(self, uploads: Sequence[tuple[bytes, list[PackEntry], Future[None]]]) -> None:
         for upload in uploads:
-            pack_id, entries, future = upload
-            future.result()
+            upload[2].result()
             self._uploading.remove(upload)
-            self._cache.add_chunks([(pack_id, entries)])
-            self._hints.tell([(pack_id, entries)])
         excess = max(len(self.placed) - PLACED_MAX, 0)
         for chunk_id in list(islice(self.placed, excess)):
             del self.placed[chunk_id]

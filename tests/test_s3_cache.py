@@ -1,0 +1,568 @@
+"""What a machine remembers of a store on S3 may go, or go bad, at any moment."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fault_proxy import FaultProxy
+from s3_stores import Open
+
+import castore
+from castore.codec import chunk_id_of
+from castore.format import PackEntry
+from castore.model import Location
+from castore.s3 import cache, frames
+from castore.s3.cache import StoreCache
+from castore.s3.frames import FrameCache
+
+STORE = bytes(range(16))
+pytestmark = pytest.mark.usefixtures("cache_dir")
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def here(cache_dir: Path) -> Iterator[StoreCache]:
+    one = StoreCache(STORE, frames_bytes_max=1 << 20)
+    yield one
+    one.close()
+
+
+def fill(one: StoreCache) -> None:
+    one.put_manifest(b"name", '"etag"', b"the head", [(10, b"segment 1"), (20, b"segment 2")])
+    one.add_chunks([(bytes(16), [PackEntry(bytes([i]) * 16, i, 7, 9) for i in range(5)])])
+    one.frames.put([(Location(bytes(16), i, 100), bytes([i]) * 100) for i in range(5)])
+    one.note_hints(["index/00/1"])
+
+
+def is_full(one: StoreCache) -> bool:
+    """Whether it knows all of it; it knows all or nothing."""
+    found = [
+        one.manifest_head(b"name") == ('"etag"', b"the head"),
+        one.segment(b"name", '"etag"', 20) == b"segment 2",
+        one.known([bytes([3]) * 16, b"x" * 16]) == {bytes([3]) * 16: (bytes(16), 3, 7)},
+        one.frames.get([Location(bytes(16), 4, 100)]) == [bytes([4]) * 100],
+        one.hints_seen() == {"index/00/1"},
+    ]
+    assert all(found) or not any(found), found
+    return all(found)
+
+
+def reopened(one: StoreCache) -> StoreCache:
+    one.close()
+    return StoreCache(STORE, frames_bytes_max=1 << 20)
+
+
+# ---------------------------------------------------------------- what it keeps
+
+
+def test_it_remembers(here: StoreCache) -> None:
+    assert not is_full(here)
+    fill(here)
+    assert is_full(here)
+    again = reopened(here)
+    assert is_full(again)
+    again.forget_manifest(b"name")
+    assert again.manifest_head(b"name") is None
+    assert again.segment(b"name", '"etag"', 20) is None
+    again.drop_chunks([bytes([3]) * 16])
+    assert again.known([bytes([3]) * 16, bytes([4]) * 16]).keys() == {bytes([4]) * 16}
+    again.frames.drop(Location(bytes(16), 4, 100))
+    assert again.frames.get([Location(bytes(16), 4, 100)]) == [None]
+    again.close()
+
+
+def test_only_the_last_version_is_kept(here: StoreCache) -> None:
+    fill(here)
+    here.put_manifest(b"name", '"newer"', b"head 2", [(10, b"segment 3")])
+    here.put_manifest(b"name", '"etag"', b"", [(10, b"late")])  # of a version that is gone
+    assert here.manifest_head(b"name") == ('"newer"', b"head 2")
+    assert here.segment(b"name", '"newer"', 10) == b"segment 3"
+    for end in (10, 20):
+        assert here.segment(b"name", '"etag"', end) is None
+
+
+def test_folders_and_files_are_for_their_owner(here: StoreCache) -> None:
+    fill(here)
+    for path in [Path(here.path), *Path(here.path).rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASTORE_CACHE_DIR", "/a/b")
+    assert cache.cache_root() == "/a/b"
+    monkeypatch.delenv("CASTORE_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cache.cache_root() == "/c/castore"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/x")
+    assert cache.cache_root() == "/home/x/.cache/castore"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache.cache_root() == "/home/x/Library/Caches/castore"
+
+
+# ---------------------------------------------------------------- what goes, or goes bad
+
+
+def test_it_may_be_removed_in_use(here: StoreCache) -> None:
+    fill(here)
+    os.rename(here.path, here.path + ".away")
+    shutil.rmtree(here.path + ".away")
+    fill(here)
+    is_full(here)
+    another = StoreCache(STORE, frames_bytes_max=1 << 20)  # at the same place, anew
+    assert not is_full(another)
+    another.close()
+    assert not is_full(reopened(here))
+
+
+def damage_nothing(path: Path, size: int) -> None:
+    path.unlink()
+
+
+def damage_with_zeros(path: Path, size: int) -> None:
+    path.write_bytes(bytes(size))
+
+
+def damage_with_noise(path: Path, size: int) -> None:
+    path.write_bytes(noise(size))
+
+
+def damage_into_a_folder(path: Path, size: int) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_nothing,
+        damage_with_zeros,
+        damage_with_noise,
+        damage_into_a_folder,
+    ],
+)
+def test_a_damaged_index_is_dropped(damage: Callable[[Path, int], None], here: StoreCache) -> None:
+    fill(here)
+    here.close()
+    path = Path(here.path) / "index" / "data.mdb"
+    damage(path, path.stat().st_size)
+    again = StoreCache(STORE, frames_bytes_max=1 << 20)
+    assert not is_full(again)
+    fill(again)
+    assert is_full(again)
+    again.close()
+    assert os.listdir(Path(here.path).parent) == [STORE.hex()]  # nothing is left of the other
+
+
+def test_rows_are_checked(here: StoreCache) -> None:
+    """A wrong place of a chunk would lose data."""
+    fill(here)
+    index = here._index
+    assert index is not None
+    for table in (index.names, index.chunks):
+        with index.write() as txn, txn.cursor(db=table) as cursor:
+            for key, row in list(cursor):
+                for at in range(0, len(row), 5):
+                    txn.put(key, row[:at] + bytes([row[at] ^ 4]) + row[at + 1 :], db=table)
+                    with_damage = here.manifest_head(b"name"), here.known([bytes(key)])
+                    assert None in with_damage or {} in with_damage
+    with index.write() as txn:  # the row of another chunk
+        txn.put(bytes([1]) * 16, txn.get(bytes([2]) * 16, db=index.chunks), db=index.chunks)
+    assert here.known([bytes([1]) * 16]) == {}
+
+
+@pytest.mark.parametrize("ended", ["closed", "killed", "used by another"])
+def test_a_crash_of_the_machine(
+    ended: str, here: StoreCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was open at the crash is not used again; what was closed is."""
+    fill(here)
+    path = here.path
+    other = None
+    if ended == "closed":
+        here.close()
+    elif ended == "used by another":
+        other = StoreCache(STORE, frames_bytes_max=0)
+        here.close()
+    # As the disk has it: the same boot first.
+    copy = path + "-copy"
+    shutil.copytree(path, copy)
+    if other is not None:
+        other.close()
+    here.close()
+    for boot, kept in ((cache._boot_id(), True), ("another boot", ended == "closed")):
+        shutil.rmtree(path)
+        shutil.copytree(copy, path)
+        monkeypatch.setattr(cache, "_boot_id", lambda boot=boot: boot)
+        after = StoreCache(STORE, frames_bytes_max=1 << 20)
+        assert is_full(after) == kept
+        fill(after)
+        assert is_full(after)
+        after.close()
+
+
+def test_threads_that_meet_trouble_start_over_once(
+    here: StoreCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(here)
+    times = []
+    put_away = StoreCache._put_away
+    monkeypatch.setattr(StoreCache, "_put_away", lambda self: (times.append(1), put_away(self))[1])
+    failed = here._index
+    barrier = threading.Barrier(4)
+
+    def trouble(_: object) -> None:
+        if here._index is failed:
+            barrier.wait()
+            raise castore.errors.IndexCorrupt("damaged")
+
+    threads = [threading.Thread(target=here.access, args=(trouble, None)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert times == [1]
+    assert not is_full(here)
+    fill(here)
+    assert is_full(here)
+
+
+def test_after_closing_nothing_is_known(here: StoreCache) -> None:
+    fill(here)
+    here.close()
+    assert not is_full(here)
+    fill(here)
+    assert not is_full(here)
+    again = StoreCache(STORE, frames_bytes_max=1 << 20)
+    assert is_full(again)  # nor was anything dropped for it
+    again.close()
+
+
+def test_a_full_disk_is_no_reason_to_start_over(
+    here: StoreCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(here)
+
+    def full(_: object) -> None:
+        raise castore.errors.StoreFull("no space left")
+
+    here.access(full, None)
+    assert is_full(here)
+
+
+# ---------------------------------------------------------------- without one
+
+
+@pytest.mark.parametrize("place", ["a file", "/proc/nothing/here", "read-only"])
+def test_a_store_without_a_cache(
+    place: str, open_moto: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = noise(300_000)
+    open_moto(1).puts("a", data)
+    root = tmp_path / "root"
+    if place == "read-only":
+        root.mkdir(mode=0o500)
+        if os.access(root, os.W_OK):
+            pytest.skip("root may write anywhere")
+    elif place == "a file":
+        root.write_text("not a folder")
+    else:
+        root = Path(place)
+    url, options = open_moto(1)._url, {}
+    monkeypatch.setenv("CASTORE_CACHE_DIR", str(root))
+    with castore.open(url, **options) as store:
+        assert store.gets("a", (1000, 2000)) == data[1000:2000]
+        store.puts("b", data + b"b")
+        store.puts("c", data + b"c")
+        assert store.gets("b") == data + b"b"
+        assert sorted(store.names()) == ["a", "b", "c"]
+    assert open_moto(2).gets("c") == data + b"c"
+
+
+def test_a_cache_that_can_only_be_read(open_moto: Open, tmp_path: Path) -> None:
+    data = noise(300_000)
+    with open_moto(1) as store:
+        store.puts("a", data)
+        url, folder = store._url, Path(store._local._cache.path).parent  # type: ignore[union-attr]
+    before = {path: path.read_bytes() for path in files_below(folder)}
+    (tmp_path / "script").write_text(
+        f"""
+import castore
+with castore.open({url!r}) as store:
+    assert len(store.gets("a")) == 300_000
+    store.puts("b", bytes(100_000) + b"b")
+    assert store.gets("b") == bytes(100_000) + b"b"
+    store.puts("a again", store.gets("a"))
+"""
+    )
+    shell = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && echo on && "$@"'
+    command = ["unshare", "--mount", "sh", "-c", shell, "sh", str(folder)]
+    done = subprocess.run(
+        [*command, sys.executable, str(tmp_path / "script")],
+        env={**os.environ, "CASTORE_CACHE_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    if done.stdout != "on\n":
+        pytest.skip(f"no read-only folder can be made here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    assert before == {path: path.read_bytes() for path in files_below(folder)}
+    fresh = open_moto(2)
+    assert fresh.gets("a again") == data
+    assert fresh.gets("b") == bytes(100_000) + b"b"
+
+
+# ---------------------------------------------------------------- frames
+
+
+def places(count: int, size: int = 1000, pack: int = 0) -> list[tuple[Location, bytes]]:
+    return [
+        (Location(bytes([pack]) * 16, i * size, size), noise(size, pack * 1000 + i))
+        for i in range(count)
+    ]
+
+
+def test_frames_are_bounded(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = 100_000
+    kept = FrameCache(here.path, here.access, bound)
+    folder = Path(here.path) / "frames"
+    for pack in range(40):
+        new = places(10, pack=pack)
+        kept.put(new)
+        assert kept.get([location for location, _ in new]) == [frame for _, frame in new]
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= bound
+    # The oldest went, and their rows with them.
+    assert kept.get([location for location, _ in places(10, pack=0)]) == [None] * 10
+    newest = [location for location, _ in places(10, pack=38)]
+    assert None not in kept.get(newest)
+    rows = here.access(lambda index: _count(index), 0)
+    assert rows <= bound // 1000
+    kept.close()
+
+
+def _count(index: object) -> int:
+    with index.read() as txn, txn.cursor(db=index.frames) as cursor:  # type: ignore[attr-defined]
+        return sum(1 for _ in cursor)
+
+
+def test_frames_of_many_short_processes_share_files(here: StoreCache) -> None:
+    for pack in range(20):
+        kept = FrameCache(here.path, here.access, 1 << 20)
+        kept.put(places(2, pack=pack))
+        kept.close()
+    assert len(list((Path(here.path) / "frames").iterdir())) == 1
+    kept = FrameCache(here.path, here.access, 1 << 20)
+    other = FrameCache(here.path, here.access, 1 << 20)
+    kept.put(places(2, pack=50))
+    other.put(places(2, pack=51))  # while it is in use: a file of its own
+    for pack in (0, 7, 19, 50, 51):
+        asked = places(2, pack=pack)
+        assert kept.get([location for location, _ in asked]) == [frame for _, frame in asked]
+    assert len(list((Path(here.path) / "frames").iterdir())) == 2
+    kept.close()
+    other.close()
+
+
+def test_no_frames_are_kept_where_none_are_wanted(here: StoreCache) -> None:
+    none = FrameCache(here.path, here.access, 0)
+    none.put(places(3))
+    assert none.get([location for location, _ in places(3)]) == [None] * 3
+    none.drop(places(1)[0][0])
+    assert not (Path(here.path) / "frames").exists()
+    none.close()
+
+
+def test_a_full_disk_keeps_no_frames(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = FrameCache(here.path, here.access, 1 << 20)
+    kept.put(places(3))
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(frames, "write_all", full)
+    kept.put(places(3, pack=1))
+    assert kept.get([location for location, _ in places(3, pack=1)]) == [None] * 3
+    monkeypatch.undo()
+    kept.put(places(3, pack=2))
+    for pack in (0, 2):
+        assert None not in kept.get([location for location, _ in places(3, pack=pack)])
+    kept.close()
+
+
+def test_a_forked_child_appends_to_a_file_of_its_own(here: StoreCache) -> None:
+    kept = FrameCache(here.path, here.access, 1 << 20)
+    kept.put(places(2))
+    pid = os.fork()
+    if pid == 0:
+        kept.put(places(2, pack=1))
+        os._exit(0 if None not in kept.get([at for at, _ in places(2, pack=1)]) else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    kept.put(places(2, pack=2))
+    for pack in range(3):
+        asked = places(2, pack=pack)
+        assert kept.get([location for location, _ in asked]) == [frame for _, frame in asked]
+    kept.close()
+
+
+# ---------------------------------------------------------------- under a store
+
+
+def corrupt_segments(store: castore.Store) -> None:
+    index = store._local._cache._index  # type: ignore[union-attr]
+    with index.write() as txn, txn.cursor(db=index.segments) as cursor:
+        for key, row in list(cursor):
+            txn.put(key, row[:50] + b"????" + row[54:], db=index.segments)
+
+
+def corrupt_heads(store: castore.Store) -> None:
+    index = store._local._cache._index  # type: ignore[union-attr]
+    with index.write() as txn, txn.cursor(db=index.names) as cursor:
+        for key, row in list(cursor):
+            txn.put(key, row[:50] + b"????" + row[54:], db=index.names)
+
+
+def corrupt_frames(store: castore.Store) -> None:
+    for path in files_below(Path(store._local._cache.path) / "frames"):  # type: ignore[union-attr]
+        path.write_bytes(b"?" * path.stat().st_size)
+
+
+def lose_frames(store: castore.Store) -> None:
+    shutil.rmtree(Path(store._local._cache.path) / "frames", ignore_errors=True)  # type: ignore[union-attr]
+
+
+def lose_all(store: castore.Store) -> None:
+    shutil.rmtree(store._local._cache.path, ignore_errors=True)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "damage", [corrupt_segments, corrupt_heads, corrupt_frames, lose_frames, lose_all]
+)
+def test_reads_fetch_what_is_damaged_again(
+    damage: Callable[[castore.Store], None], open_proxied: Open, proxy: FaultProxy
+) -> None:
+    data = noise(700_000)
+    open_proxied(1).puts("a", data)
+    warm = open_proxied(2, cache_bytes=0)
+    assert warm.gets("a") == data
+    for store in (warm, open_proxied(2, cache_bytes=0)):
+        damage(store)
+        assert store.gets("a") == data
+        assert store.gets("a", (5000, 90_000)) == data[5000:90_000]
+        with store.open("a") as file:
+            assert file.read() == data
+    store = open_proxied(2, cache_bytes=0)
+    assert store.gets("a") == data
+    proxy.clear()
+    assert store.gets("a") == data
+    assert [exchange.status for exchange in proxy.exchanges] == [304]  # all is cached again
+
+
+@pytest.mark.parametrize("damage", [corrupt_segments, corrupt_heads, lose_all])
+def test_writes_do_without_it(damage: Callable[[castore.Store], None], open_moto: Open) -> None:
+    data = noise(700_000)
+    store = open_moto(1)
+    store.puts("a", data)
+    damage(store)
+    store.copy("a", "b")
+    store.puts("c", data[100_000:] + b"more")
+    store.rename("b", "d")
+    damage(store)
+    fresh = open_moto(2)
+    for machine in (store, fresh):
+        assert {name: len(machine.gets(name)) for name in machine.names()} == {
+            "a": 700_000,
+            "c": 600_004,
+            "d": 700_000,
+        }
+        assert machine.gets("d") == data
+
+
+def test_an_open_file_outlives_the_cache_and_the_store(open_moto: Open) -> None:
+    data = noise(700_000)
+    open_moto(1).puts("a", data)
+    store = open_moto(2, cache_bytes=0)
+    path = Path(store._local._cache.path)  # type: ignore[union-attr]
+    file = store.open("a")
+    assert file.read(100) == data[:100]
+    store.close()
+    assert file.read(100_000) == data[100:100_100]
+    assert path.exists()  # and it did not take the cache of the others along
+    shutil.rmtree(path)
+    assert file.read() == data[100_100:]
+    file.close()
+
+
+def test_a_forked_child_reads_what_its_parent_is_fetching(
+    open_proxied: Open, proxy: FaultProxy
+) -> None:
+    data = noise(300_000)
+    open_proxied(1).puts("a", data)
+    store = open_proxied(2)
+    store.info("a")
+    held, go = threading.Event(), threading.Event()
+
+    def hold(exchange: object, connection: object) -> None:
+        held.set()
+        go.wait(20)
+        connection.relay(exchange)  # type: ignore[attr-defined]
+
+    proxy.inject("GET", "/packs/", hold)
+    thread = threading.Thread(target=store.gets, args=("a",))
+    thread.start()
+    held.wait(20)
+    pid = os.fork()
+    if pid == 0:
+        # The threads that are fetching are the parent's: the child has to fetch for itself.
+        os._exit(0 if store.gets("a") == data else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    go.set()
+    thread.join()
+    assert store.gets("a") == data
+
+
+def test_a_forked_child_writes_in_a_session_of_its_own(
+    open_proxied: Open, proxy: FaultProxy
+) -> None:
+    store = open_proxied(1)
+    store.puts("a", noise(200_000, 1))
+    proxy.clear()
+    pid = os.fork()
+    if pid == 0:
+        store.puts("b", noise(200_000, 2))
+        store.puts("a again", noise(200_000, 1))
+        store.close()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    sessions = {exchange.key.split("/")[4] for exchange in proxy.matching("PUT", "/pins/")}
+    assert len(sessions) == 1
+    # It took the parent's pack for another's, and left the parent's pins alone.
+    assert proxy.count("HEAD", "/packs/") == 1
+    store.puts("c", noise(200_000, 3))
+    assert {exchange.key.split("/")[4] for exchange in proxy.matching("PUT", "/pins/")} == sessions
+    fresh = open_proxied(3)
+    for name, seed in (("a", 1), ("a again", 1), ("b", 2), ("c", 3)):
+        assert fresh.gets(name) == noise(200_000, seed)
+
+
+def test_chunk_ids_depend_on_the_store(open_moto: Open) -> None:
+    """A cache is found by the store's id, so that one made anew at the same place has another."""
+    store = open_moto(1)
+    assert Path(store._local._cache.path).name == store._local.config.store_id.hex()  # type: ignore[union-attr]
+    assert chunk_id_of(b"x", 1) != chunk_id_of(b"x", 2)
