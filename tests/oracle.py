@@ -629,9 +629,9 @@ class WatchedEnvironment:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._environment, name)
 
-    def begin(self, *args: Any, write: bool = False, **options: Any) -> Any:
-        transaction = self._environment.begin(*args, write=write, **options)
-        if not write:
+    def begin(self, *args: Any, **options: Any) -> Any:
+        transaction = self._environment.begin(*args, **options)
+        if not (options.get("write") or args[2:3] == (True,)):
             return transaction
         return WatchedTransaction(transaction, self._before, self._after)
 

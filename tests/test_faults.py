@@ -4,6 +4,7 @@ goes on when the fault has passed."""
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import resource
@@ -23,6 +24,8 @@ from castore.catalog.local import LocalCatalog
 from castore.errors import (
     CastoreError,
     CommitUnknown,
+    FormatError,
+    IndexCorrupt,
     PackPoisoned,
     SourceChanged,
     StoreFull,
@@ -798,6 +801,60 @@ def test_an_error_from_within(
         transaction.puts("lost", some_bytes(300_000, 14))
     monkeypatch.undo()
     check(store)
+
+
+# ---- rows that are gone -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["first", "middle", "last", "all", "swapped"])
+def test_an_object_whose_segments_are_not_all_there(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """No way of reading it ends well, or gives other bytes."""
+    monkeypatch.setattr("castore.format.SegmentBuilder.full", property(lambda s: len(s) >= 8))
+    value = some_bytes(200_000, 15)
+    before = segment_rows(store)
+    store.puts("damaged", value)
+    mine = {key: raw for key, raw in segment_rows(store).items() if key not in before}
+    keys = sorted(mine)
+    assert len(keys) > 5
+    index = store._catalog._index  # type: ignore[union-attr]
+    with index.write() as txn:
+        if which == "swapped":
+            txn.put(keys[1], mine[keys[2]], db=index.segments)
+            txn.put(keys[2], mine[keys[1]], db=index.segments)
+        else:
+            gone = {"first": keys[:1], "middle": keys[3:4], "last": keys[-1:], "all": keys}[which]
+            for key in gone:
+                txn.delete(key, db=index.segments)
+    store.close()
+    with castore.open(store.path, create=False, threads=2) as again:
+        for read in (
+            lambda: again.gets("damaged"),
+            lambda: again.open("damaged").read(),
+            lambda: again.get("damaged", tmp_path / "target"),
+            lambda: again.get("damaged", io.BytesIO()),
+        ):
+            with pytest.raises((IndexCorrupt, FormatError)):
+                read()
+            environment = again._catalog._index._env  # type: ignore[union-attr]
+            assert str(os.getpid()) not in environment.readers(), "a snapshot is still open"
+        assert not (tmp_path / "target").exists()
+        for begin in range(0, 200_000, 10_000):
+            try:
+                assert again.gets("damaged", (begin, begin + 100)) == value[begin : begin + 100]
+            except (IndexCorrupt, FormatError):
+                continue
+        again.puts("damaged", value)
+        assert again.gets("damaged") == value
+        assert again.open("damaged").read() == value
+        assert again.gets("kept") == KEPT
+
+
+def segment_rows(store: castore.Store) -> dict[bytes, bytes]:
+    index = store._catalog._index  # type: ignore[union-attr]
+    with index.read() as txn:
+        return {bytes(key): bytes(raw) for key, raw in txn.cursor(db=index.segments)}
 
 
 # ---- other pid namespaces -----------------------------------------------------------------------

@@ -9,7 +9,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import pytest
@@ -82,8 +82,13 @@ class Blocks:
         return self.file.read(min(size, self.block_bytes))
 
 
-# A change of names, on a Store or a Transaction, and the same on the model.
-Change = tuple[Callable[[Any, str], Any], Callable[[Model], None]]
+class Change(NamedTuple):
+    """A change of names, on a Store or a Transaction, and the same on the model. `absent` is the
+    name that a put looks for when it is called, before anything is stored."""
+
+    on_store: Callable[[Any, str], Any]
+    on_model: Callable[[Model], None]
+    absent: str | None = None
 
 
 def put_change(name: str, data: bytes, how: str, if_absent: bool) -> Change:
@@ -102,7 +107,7 @@ def put_change(name: str, data: bytes, how: str, if_absent: bool) -> Change:
             file.write(data)
         return target.put(name, path, if_absent=if_absent)
 
-    return on_store, on_model
+    return Change(on_store, on_model, name if if_absent else None)
 
 
 def delete_change(name: str) -> Change:
@@ -111,7 +116,7 @@ def delete_change(name: str) -> Change:
             raise NameNotFound(name)
         del model[name]
 
-    return lambda target, _: target.delete(name), on_model
+    return Change(lambda target, _: target.delete(name), on_model)
 
 
 def delete_prefix_change(prefix: str) -> Change:
@@ -119,7 +124,7 @@ def delete_prefix_change(prefix: str) -> Change:
         for name in [name for name in model if name.startswith(prefix)]:
             del model[name]
 
-    return lambda target, _: target.delete_prefix(prefix), on_model
+    return Change(lambda target, _: target.delete_prefix(prefix), on_model)
 
 
 def copy_change(source: str, target: str, if_absent: bool, rename: bool) -> Change:
@@ -135,7 +140,7 @@ def copy_change(source: str, target: str, if_absent: bool, rename: bool) -> Chan
         verb = on.rename if rename else on.copy
         return verb(source, target, if_absent=if_absent)
 
-    return on_store, on_model
+    return Change(on_store, on_model)
 
 
 changes = st.one_of(
@@ -204,7 +209,7 @@ class StoreAndDict(RuleBasedStateMachine):
     @rule(change=changes, look=st.booleans())
     def change(self, change: Change, look: bool) -> None:
         """`look`: read all that there is, so that it is remembered when it changes next."""
-        on_store, on_model = change
+        on_store, on_model, _ = change
         before = len(self.model)
         with self.as_model(on_model, self.model):
             result = on_store(self.store, self.folder)
@@ -224,18 +229,14 @@ class StoreAndDict(RuleBasedStateMachine):
         """The changes one after the other, or none of them."""
 
         def all_of_them(model: Model) -> None:
-            for _, on_model in batch:
-                on_model(model)
-
-        def early(model: Model) -> None:
-            """`if_absent` of a put is also looked at when it is made, against what is published."""
-            all_of_them(model)
+            for change in batch:
+                change.on_model(model)
 
         before = dict(self.model)
         try:
-            with self.as_model(early, self.model), self.store.transaction() as transaction:
-                for on_store, _ in batch:
-                    on_store(transaction, self.folder)
+            with self.as_model(all_of_them, self.model), self.store.transaction() as transaction:
+                for change in batch:
+                    change.on_store(transaction, self.folder)
                 assert set(self.other.names()) == set(before)
                 if fails:
                     raise Failure
@@ -243,6 +244,7 @@ class StoreAndDict(RuleBasedStateMachine):
             self.model = before
         except NameExists:
             # Refused early: the name is published, though the transaction would have deleted it.
+            assert any(change.absent in before for change in batch)
             self.model = before
 
     @rule(name=names, data=contents, how=st.sampled_from(["raise", "abort", "drop", "source"]))

@@ -1130,6 +1130,7 @@ def test_a_list_goes_on_while_the_names_change(store: castore.Store) -> None:
     assert first == [f"{i:04}" for i in range(1000)]
     assert "1500" not in rest
     assert "1600x" in rest
+    assert rest[0] == "0999x", "the page ended just before it"
     assert rest == sorted(set(rest))
     assert set(rest) >= {f"{i:04}" for i in range(1000, 2000)} - {"1500"}
 
