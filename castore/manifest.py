@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
+from castore.errors import FormatError
 from castore.format import Segment, decode_segment
 from castore.mapping import Mapping
 
@@ -13,15 +14,21 @@ MEMORY_BYTES_MAX = 32 << 20  # the segments of about 70 GB
 
 
 class Manifest:
-    """The segments in order; decoded one at a time, as they are asked for."""
+    """The segments in order; decoded one at a time, as they are asked for.
 
-    def __init__(self, raw_segments: Iterable[bytes]) -> None:
+    Raises FormatError unless they cover [0, size) of the object without a gap: what is read through
+    a manifest is all of the object, or an error.
+    """
+
+    def __init__(self, raw_segments: Iterable[bytes], size: int) -> None:
         self.packs: set[bytes] = set()
         self._ends: list[int] = []  # of the segments, as offsets in the object
         self._raw: list[bytes] = []
         self._spans: list[tuple[int, int]] = []
         self._spilled: memoryview | None = None
         self._load(raw_segments)
+        if self._end != size:
+            raise FormatError(f"the segments of an object end at {self._end} of {size} bytes")
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -34,11 +41,17 @@ class Manifest:
         first = bisect_right(self._ends, offset)
         return (self._segment(i) for i in range(first, len(self._ends)))
 
+    @property
+    def _end(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
     def _load(self, raw_segments: Iterable[bytes]) -> None:
         spill: BinaryIO | None = None
         size = 0
         for raw in raw_segments:
             segment = decode_segment(raw)
+            if segment.begin != self._end:
+                raise FormatError(f"a segment begins at byte {segment.begin}, not {self._end}")
             self.packs.update(segment.packs)
             self._ends.append(segment.end)
             self._spans.append((size, size + len(raw)))

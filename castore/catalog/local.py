@@ -145,8 +145,8 @@ class LocalCatalog:
                 raise NameNotFound(name.decode())
             record = self._decode(name, raw)
             if record.is_inline:
-                return record, Manifest(())
-            return record, Manifest(self._raw_segments(txn, record.manifest))
+                return record, Manifest((), 0)
+            return record, Manifest(self._raw_segments(txn, record.manifest), record.size)
 
     def known(self, chunk_ids: Sequence[bytes]) -> tuple[int, dict[bytes, Location]]:
         """The collector's counter, and the locations of those chunks that are stored."""

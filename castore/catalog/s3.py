@@ -86,7 +86,9 @@ class S3Catalog:
         while True:
             version = self.current(name)
             try:
-                return version.head.record, Manifest(self.raw_segments(version))
+                record = version.head.record
+                raw_segments = self.raw_segments(version)
+                return record, Manifest(raw_segments, 0 if record.is_inline else record.size)
             except Overwritten:
                 continue
 
