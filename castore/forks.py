@@ -1,16 +1,17 @@
 """What has to happen around a fork, in one place.
 
 A forked child shares the parent's LMDB environment, flocks and locks without owning any of them.
-What holds such things registers here: it is quiesced before the fork (an inherited transaction
-that the child drops would give up the parent's reader slot), and told in the child to let go.
+Every ForkLock is held over a fork, so that nothing is cut in two (an inherited transaction that
+the child drops would give up the parent's reader slot); what holds such things is told in the
+child to let go.
 """
 
 from __future__ import annotations
 
 import _thread
 import os
-import threading
 import weakref
+from collections.abc import Generator
 from enum import IntEnum
 from typing import Protocol
 
@@ -28,26 +29,8 @@ class Rank(IntEnum):
 
 
 class ForkAware(Protocol):
-    def before_fork(self) -> None:
-        """Finish what must not be cut in two, and keep it from starting again."""
-
-    def after_fork_in_parent(self) -> None:
-        """Go on."""
-
     def after_fork_in_child(self) -> None:
         """Let go of what the parent owns; come back to life on the next use."""
-
-
-_ranks: weakref.WeakKeyDictionary[ForkAware, Rank] = weakref.WeakKeyDictionary()
-_ranks_lock = threading.Lock()
-_one_fork = threading.Lock()
-_quiesced: list[ForkAware] = []
-_stopped: set[int] = set()  # the ids of those
-
-
-def register(instance: ForkAware, rank: Rank) -> None:
-    with _ranks_lock:
-        _ranks[instance] = rank
 
 
 class ForkLock(_thread.RLock):  # type: ignore[misc]
@@ -55,58 +38,86 @@ class ForkLock(_thread.RLock):  # type: ignore[misc]
     its `with` is one step that no signal handler can come between."""
 
     def __init__(self, rank: Rank) -> None:
-        register(self, rank)
+        with _registry:
+            _locks[self] = rank
 
     def __new__(cls, rank: Rank) -> ForkLock:
         return super().__new__(cls)
 
-    def before_fork(self) -> None:
-        self.acquire()
+    def reset_in_child(self) -> None:
+        """Free it, unless the thread that forked had it."""
+        if not self._is_owned():  # type: ignore[attr-defined]
+            self._at_fork_reinit()  # type: ignore[attr-defined]
 
-    def after_fork_in_parent(self) -> None:
-        self.release()
 
-    def after_fork_in_child(self) -> None:
-        self._at_fork_reinit()  # type: ignore[attr-defined]
+_Held = dict[int, Generator[None]]  # what keeps a lock, by the lock's id
+
+_registry = _thread.RLock()
+_one_fork = _thread.RLock()
+_locks: weakref.WeakKeyDictionary[ForkLock, Rank] = weakref.WeakKeyDictionary()
+_aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+_quiesced: _Held = {}
+
+
+def register(instance: ForkAware) -> None:
+    with _registry:
+        _aware.add(instance)
+
+
+def _hold(lock: _thread.RLock, held: _Held) -> None:
+    """Take `lock` until its generator in `held` is closed. It is put there first: a signal handler
+    that raises, wherever it does, leaves no lock that is taken and not known to be."""
+
+    def keep() -> Generator[None]:
+        with lock:
+            yield
+
+    if id(lock) not in held or held[id(lock)].gi_frame is None:  # type: ignore[attr-defined]
+        held[id(lock)] = keep()
+        next(held[id(lock)])
+
+
+def _hold_all(held: _Held) -> None:
+    _hold(_one_fork, held)
+    while True:
+        with _registry:
+            waiting = sorted((rank, id(lock), lock) for lock, rank in _locks.items())
+        for _, _, lock in waiting:
+            _hold(lock, held)
+        # Innermost, as where a lock is made while others are held: held over the fork, so that the
+        # registry is whole in the child.
+        _hold(_registry, held)
+        if all(id(lock) in held for lock in _locks):
+            return
+        held.pop(id(_registry)).close()
 
 
 def _before() -> None:
-    _one_fork.acquire()
+    global _quiesced
+    held: _Held = {}
+    interruption: BaseException | None = None
     while True:
-        with _ranks_lock:
-            waiting = sorted(
-                (rank, id(instance), instance)
-                for instance, rank in _ranks.items()
-                if id(instance) not in _stopped
-            )
-        for _, _, instance in waiting:
-            instance.before_fork()
-            _quiesced.append(instance)
-            _stopped.add(id(instance))
-        # Innermost, as where an instance registers while it holds others: held over the fork, so
-        # that the registry is whole in the child.
-        _ranks_lock.acquire()
-        if all(id(instance) in _stopped for instance in _ranks):
-            return
-        _ranks_lock.release()
+        try:
+            _hold_all(held)
+            _quiesced = held
+            break
+        except BaseException as error:  # a signal handler's; the fork goes on, whatever is raised
+            interruption = error
+    if interruption is not None:
+        raise interruption  # Python reports what a hook raises, and goes on
 
 
-def _after_in_parent() -> None:
-    _ranks_lock.release()
-    _stopped.clear()
+def _release_all() -> None:
     while _quiesced:
-        _quiesced.pop().after_fork_in_parent()
-    _one_fork.release()
+        _quiesced.popitem()[1].close()  # last taken, first released
 
 
 def _after_in_child() -> None:
-    _ranks_lock.release()
-    _stopped.clear()
-    while _quiesced:
-        _quiesced.pop().after_fork_in_child()
-    _one_fork.release()
+    _release_all()
+    for lock in _locks:
+        lock.reset_in_child()
+    for instance in list(_aware):
+        instance.after_fork_in_child()
 
 
-os.register_at_fork(
-    before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
-)
+os.register_at_fork(before=_before, after_in_parent=_release_all, after_in_child=_after_in_child)

@@ -106,7 +106,7 @@ class Index:
         self._env: lmdb.Environment | None = None
         self._pid = 0
         self._open()
-        forks.register(self, Rank.LEAF)
+        forks.register(self)
 
     # ------------------------------------------------------------ transactions
 
@@ -298,12 +298,6 @@ class Index:
         with self._write_gate:
             if self._env is not None and self._pid == os.getpid():
                 self._env.sync(True)
-
-    def before_fork(self) -> None:
-        """Its gates, which are held by now, are what there is to wait for."""
-
-    def after_fork_in_parent(self) -> None:
-        """Nothing was stopped but by the gates."""
 
     def after_fork_in_child(self) -> None:
         env, self._env = self._env, None

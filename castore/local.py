@@ -65,7 +65,7 @@ class LocalStore:
             if self._lock_fd >= 0:
                 os.close(self._lock_fd)
             raise
-        forks.register(self, Rank.STORES)
+        forks.register(self)
 
     @property
     def writable(self) -> bool:
@@ -105,12 +105,6 @@ class LocalStore:
                 fd, self._lock_fd = self._lock_fd, -1
                 if fd >= 0:
                     os.close(fd)
-
-    def before_fork(self) -> None:
-        """Nothing to finish: packs and index see to theirs."""
-
-    def after_fork_in_parent(self) -> None:
-        """Nothing was stopped."""
 
     def after_fork_in_child(self) -> None:
         # The shared lock is one open file description with the parent's: a descriptor of our own

@@ -33,7 +33,7 @@ class Workers:
         self._closed = False
         self._pid = os.getpid()
         self._lock = ForkLock(Rank.LEAF)
-        forks.register(self, Rank.LEAF)
+        forks.register(self)
 
     @property
     def closed(self) -> bool:
@@ -68,12 +68,6 @@ class Workers:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="castore")
             return self._pool
-
-    def before_fork(self) -> None:
-        """Its lock, which is held by now, is what there is to wait for."""
-
-    def after_fork_in_parent(self) -> None:
-        """Nothing was stopped."""
 
     def after_fork_in_child(self) -> None:
         self._pool = None

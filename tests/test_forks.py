@@ -495,6 +495,49 @@ def test_forks_amid_everything(store: castore.Store, rest: str) -> None:
     oracle.run_program(f"{BEGINNING}\n{rest}\nos._exit(0)", store.path, seconds=60)
 
 
+def test_a_fork_that_is_interrupted(store: castore.Store) -> None:
+    """While it waits for a transaction: neither parent nor child hangs afterwards."""
+    program = """
+import os, signal, sys, threading, time
+import castore
+store = castore.open(sys.argv[1], threads=1)
+inside = threading.Event()
+def hold():
+    with store._catalog._index.write():
+        inside.set()
+        time.sleep(1)
+holder = threading.Thread(target=hold)
+holder.start()
+inside.wait()
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+pid = None
+try:
+    pid = os.fork()
+except KeyboardInterrupt:
+    pass
+if pid == 0:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(10)
+    store.puts('child', b'c' * 9000)
+    os._exit(0)
+assert not pid or os.waitpid(pid, 0)[1] == 0
+holder.join()
+signal.signal(signal.SIGALRM, signal.SIG_DFL)
+signal.alarm(10)
+store.puts('after', b'a' * 9000)
+pid = os.fork()
+if pid == 0:
+    store.puts('child', b'd' * 9000)
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert store.gets('child') == b'd' * 9000
+"""
+    oracle.run_program(program, store.path, seconds=30)
+
+
 def test_a_fork_that_ran_no_hooks(store: castore.Store) -> None:
     """One made by C: the pid is what tells."""
     program = """

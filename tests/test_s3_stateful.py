@@ -20,6 +20,7 @@ import castore
 class MachinesAndDict(test_stateful.StoreAndDict):
     """Two Stores with a cache each: what one writes, the other sees at once."""
 
+    INLINE_BYTES_MAX = 64 << 10
     server: ClassVar[Server]
     made: ClassVar[int] = 0
 

@@ -343,6 +343,33 @@ def test_a_transaction_amid_collections(
         at += 2
 
 
+def test_chunks_that_were_just_moved_are_found_again(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look-up and the hold: they are where the index says now, and not stored anew."""
+    store.puts("old", OLD)
+    store = reopened(store)
+    collector = Collector(store)
+    real = LocalCatalog.known
+    moves = iter([b"first target....", b"second target..."])
+
+    def known(catalog: LocalCatalog, chunk_ids: Any) -> Any:
+        found = real(catalog, chunk_ids)
+        target = next(moves, None)
+        if target is not None:
+            collector.run(move_to=target)
+        return found
+
+    monkeypatch.setattr(LocalCatalog, "known", known)
+    store.puts("again", OLD)
+    monkeypatch.undo()
+    assert [pack_id for pack_id, _ in collector.packs.list()] == [b"second target..."]
+    assert store.gets("again") == store.gets("old") == OLD
+    oracle.check_index(store)
+    collector.close()
+    store.close()
+
+
 # ---- what the commit promises the collector -----------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from zlib import crc32
 
 import pytest
@@ -158,6 +158,8 @@ changes = st.one_of(
 
 class StoreAndDict(RuleBasedStateMachine):
     """Two Stores on one path: what one writes, the other sees at once."""
+
+    INLINE_BYTES_MAX: ClassVar[int] = 4096
 
     files = Bundle("files")
     writers = Bundle("writers")
@@ -412,7 +414,7 @@ class StoreAndDict(RuleBasedStateMachine):
         stats = self.store.stats()
         assert stats.objects == len(self.model)
         assert stats.logical_bytes == sum(map(len, self.model.values()))
-        assert stats.pack_bytes >= stats.stored_bytes - 4096 * len(self.model)
+        assert stats.pack_bytes >= stats.stored_bytes - self.INLINE_BYTES_MAX * len(self.model)
 
 
 def run(examples: int, steps: int) -> None:

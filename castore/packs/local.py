@@ -186,7 +186,7 @@ class LocalPacks:
         self._sealed: set[Pack] = set()  # still held by puts that have not committed
         self._mapped: dict[bytes, Mapping] = {}
         self._pid = os.getpid()
-        forks.register(self, Rank.PACKS)
+        forks.register(self)
 
     # ------------------------------------------------------------ writing
 
@@ -365,12 +365,6 @@ class LocalPacks:
         return mapping
 
     # ------------------------------------------------------------ forks
-
-    def before_fork(self) -> None:
-        """Its lock is held at the fork; nothing else needs to stop."""
-
-    def after_fork_in_parent(self) -> None:
-        """Nothing was stopped."""
 
     def after_fork_in_child(self) -> None:
         # The flocks are the parent's, through the descriptions we share: to unlock here would

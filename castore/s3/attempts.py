@@ -44,7 +44,7 @@ class Attempts:
         self._pid = os.getpid()
         self._slots = threading.BoundedSemaphore(settings.max_concurrency)
         self._lock = ForkLock(Rank.LEAF)
-        forks.register(self, Rank.LEAF)
+        forks.register(self)
 
     def get(
         self, key: str, byte_range: tuple[int, int] | None, if_none_match: str | None
@@ -200,7 +200,7 @@ class Attempts:
 
     def _connected(self) -> Connection:
         if self._pid != os.getpid():  # a fork that ran no hooks
-            self._lock.after_fork_in_child()
+            self._lock.reset_in_child()
             self.after_fork_in_child()
         connection = self._connection
         if connection is not None:
@@ -211,12 +211,6 @@ class Attempts:
             if self._connection is None:
                 self._connection = Connection(self.settings)
             return self._connection
-
-    def before_fork(self) -> None:
-        """Its lock, which is held by now, is what there is to wait for."""
-
-    def after_fork_in_parent(self) -> None:
-        """Nothing was stopped."""
 
     def after_fork_in_child(self) -> None:
         self._connection = None  # its sockets are the parent's to use; ours of them are closed
