@@ -26,9 +26,8 @@ on how they arrive, nor on the machine, nor on which implementation runs.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -44,29 +43,32 @@ CHUNK_BYTES_MIN_MIN = 704
 CHUNK_BYTES_MAX_MAX = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkSizes:
+class _Sizes(NamedTuple):
+    min: int
+    norm: int
+    max: int
+
+
+class ChunkSizes(_Sizes):
     """The smallest, usual and largest chunk, in bytes; multiples of 64. A store never changes them.
 
     Only the last chunk of an object may be smaller than `min`, or larger than `max` (by fewer than
     256 bytes).
     """
 
-    min: int
-    norm: int
-    max: int
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if not CHUNK_BYTES_MIN_MIN <= self.min <= self.norm <= self.max <= CHUNK_BYTES_MAX_MAX:
+    def __new__(cls, min: int, norm: int, max: int) -> ChunkSizes:
+        if not CHUNK_BYTES_MIN_MIN <= min <= norm <= max <= CHUNK_BYTES_MAX_MAX:
             raise ValueError(
                 f"chunk sizes must be {CHUNK_BYTES_MIN_MIN} <= min <= norm <= max <= "
-                f"{CHUNK_BYTES_MAX_MAX}, not {self.min}, {self.norm}, {self.max}"
+                f"{CHUNK_BYTES_MAX_MAX}, not {min}, {norm}, {max}"
             )
-        if self.min % ROW_BYTES or self.norm % ROW_BYTES or self.max % ROW_BYTES:
+        if min % ROW_BYTES or norm % ROW_BYTES or max % ROW_BYTES:
             raise ValueError(
-                f"chunk sizes must be multiples of {ROW_BYTES}, "
-                f"not {self.min}, {self.norm}, {self.max}"
+                f"chunk sizes must be multiples of {ROW_BYTES}, not {min}, {norm}, {max}"
             )
+        return super().__new__(cls, min, norm, max)
 
     @classmethod
     def for_average(cls, average: int) -> ChunkSizes:

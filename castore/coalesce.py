@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 
-@dataclass(slots=True)
 class Span:
     """One request for `[begin, end)` that serves the ranges numbered in `parts`."""
 
-    begin: int
-    end: int
-    parts: list[int] = field(default_factory=list)
+    __slots__ = ("begin", "end", "parts")
+
+    def __init__(self, begin: int, end: int, parts: list[int]) -> None:
+        self.begin = begin
+        self.end = end
+        self.parts = parts
 
 
 def coalesce(

@@ -12,7 +12,7 @@ taken for it, and the chunk id after.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import xxhash
 import zstandard
@@ -36,8 +36,7 @@ _thread = threading.local()
 _digest = xxhash.xxh3_128_digest
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """A chunk ready to be written: `head` then `payload`."""
 
     chunk_id: bytes

@@ -13,7 +13,6 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import xxhash
@@ -38,8 +37,7 @@ _checksum = xxhash.xxh3_64_intdigest
 # ---------------------------------------------------------------- config: castore.json
 
 
-@dataclass(frozen=True, slots=True)
-class StoreConfig:
+class StoreConfig(NamedTuple):
     """What is fixed for a store's life. The seed keeps outsiders from aiming collisions."""
 
     store_id: bytes
@@ -187,8 +185,7 @@ PACK_TRAILER_BYTES: Final = _TRAILER.size  # 40
 PACK_BYTES_LIMIT: Final = 1 << 31  # offsets are u32, with room for the last frame
 
 
-@dataclass(frozen=True, slots=True)
-class PackEntry:
+class PackEntry(NamedTuple):
     """One frame, as a pack's footer lists it."""
 
     chunk_id: bytes
@@ -443,8 +440,7 @@ RECORD_HEADER_BYTES: Final = _RECORD.size  # 72
 INLINE_BYTES_LIMIT: Final = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What a name maps to: the object's facts, and its bytes inline or its manifest's number."""
 
     size: int
@@ -567,15 +563,35 @@ def manifest_of(key: bytes) -> int:
         raise FormatError(f"segment key has {len(key)} bytes") from error
 
 
-@dataclass(slots=True)
 class Totals:
     """The running sums behind StoreStats, kept by every commit."""
 
-    logical_bytes: int = 0
-    inline_raw_bytes: int = 0
-    inline_stored_bytes: int = 0
-    chunk_raw_bytes: int = 0
-    chunk_stored_bytes: int = 0
+    __slots__ = (
+        "chunk_raw_bytes",
+        "chunk_stored_bytes",
+        "inline_raw_bytes",
+        "inline_stored_bytes",
+        "logical_bytes",
+    )
+
+    def __init__(
+        self,
+        logical_bytes: int = 0,
+        inline_raw_bytes: int = 0,
+        inline_stored_bytes: int = 0,
+        chunk_raw_bytes: int = 0,
+        chunk_stored_bytes: int = 0,
+    ) -> None:
+        self.logical_bytes = logical_bytes
+        self.inline_raw_bytes = inline_raw_bytes
+        self.inline_stored_bytes = inline_stored_bytes
+        self.chunk_raw_bytes = chunk_raw_bytes
+        self.chunk_stored_bytes = chunk_stored_bytes
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Totals) and self.encode() == other.encode()
+
+    __hash__ = None  # type: ignore[assignment]
 
     def encode(self) -> bytes:
         return _TOTALS.pack(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
 from functools import lru_cache
 from operator import index as as_int
 from typing import NamedTuple, Protocol
@@ -22,8 +21,7 @@ class Progress(Protocol):
     def relative_update(self, inc: int = 1) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(NamedTuple):
     """What a name maps to. `mtime` is when the name was last put, in seconds since the epoch;
     `etag` is the same for equal bytes in one store; `stored_bytes` counts the object's frames
     whole, also those it shares with other objects."""
@@ -37,8 +35,7 @@ class ObjectInfo:
     stored_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class StoreStats:
+class StoreStats(NamedTuple):
     """Totals of a store. `logical_bytes` is what the objects add up to, `unique_bytes` what is
     left of it after deduplication, `stored_bytes` what that takes as frames and inline records.
     Unique and stored bytes include what no name uses any more, until it is collected."""
@@ -53,8 +50,7 @@ class StoreStats:
     index_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class RangePlan:
+class RangePlan(NamedTuple):
     """What reading a byte range touches: the chunks that cover it, the bytes of their frames as
     stored, and the bytes they decode to. An inline object has no chunks."""
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from castore.catalog.local import LocalCatalog, PacksVanished
 from castore.catalog.operations import Batch, Draft, NewChunk, Operation
@@ -42,8 +41,7 @@ COMMIT_ATTEMPTS = 20
 ATTEMPTS_BEFORE_COPY = 2
 
 
-@dataclass(frozen=True, slots=True)
-class NewFrame:
+class NewFrame(NamedTuple):
     """A chunk to be encoded and placed."""
 
     raw: bytes

@@ -7,7 +7,6 @@ published by itself: a transaction's last put comes after its others, so that a 
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 from collections.abc import Sequence
@@ -225,7 +224,7 @@ class S3Session(WriteSession):
         packs: dict[bytes, None] = {}
         for _, raw in segments:
             packs.update(dict.fromkeys(decode_segment(raw).packs))
-        record = dataclasses.replace(record, manifest=1 if segments else 0)
+        record = record._replace(manifest=1 if segments else 0)
         body = b""
 
         def make_body(nonce: bytes) -> bytes:
@@ -277,7 +276,7 @@ class S3Session(WriteSession):
         self._uploads.finish()
         record = version.head.record
         if not copy.rename:
-            record = dataclasses.replace(record, mtime_ns=copy.mtime_ns)
+            record = record._replace(mtime_ns=copy.mtime_ns)
         self._put_name(copy.target, record, segments, if_absent=copy.if_absent)
         if copy.rename:
             self._delete(copy.source, version.etag)

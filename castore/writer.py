@@ -10,12 +10,10 @@ copy is what is stored; a file that is cut short raises SourceChanged.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -39,13 +37,15 @@ TASK_BYTES = 1 << 20  # encoded at once by one thread
 BATCHES_MAX = 4  # being encoded at a time: what bounds memory
 
 
-@dataclass(slots=True)
 class _Batch:
     """Consecutive chunks: where each ends in the object, its id, and where it is if it is known."""
 
-    chunks: list[tuple[int, bytes, Location | None]] = field(default_factory=list)
-    encoding: list[Future[list[Frame]]] = field(default_factory=list)
-    new: set[bytes] = field(default_factory=set)
+    __slots__ = ("chunks", "encoding", "new")
+
+    def __init__(self) -> None:
+        self.chunks: list[tuple[int, bytes, Location | None]] = []
+        self.encoding: list[Future[list[Frame]]] = []
+        self.new: set[bytes] = set()
 
     @property
     def encoded(self) -> bool:
@@ -116,8 +116,7 @@ class ObjectWriter:
         while self._batches:
             self._retire(self._batches.popleft())
         self._close_segment()
-        return dataclasses.replace(
-            record,
+        return record._replace(
             etag=self._etag.digest(),
             stored_bytes=self._stored_bytes,
             chunks=self._chunks,
@@ -135,8 +134,7 @@ class ObjectWriter:
         raw = bytes(self._buffer)
         codec, stored = encode_inline(raw, level=self._session.level)
         self._advance(len(raw))
-        return dataclasses.replace(
-            record,
+        return record._replace(
             etag=chunk_id_of(raw, self._session.config.seed),
             stored_bytes=len(stored),
             codec=codec,

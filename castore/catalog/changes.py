@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from itertools import takewhile
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
@@ -27,7 +26,7 @@ class NameChanges:
         match operation:
             case Publish(name, record, draft, if_absent):
                 if draft is not None:
-                    record = dataclasses.replace(record, manifest=self._numbers[draft])
+                    record = record._replace(manifest=self._numbers[draft])
                 self._set(name, record, if_absent)
             case Copy():
                 self._copy(operation)
@@ -52,7 +51,7 @@ class NameChanges:
         if copy.rename:
             self._drop(copy.source)
         else:
-            record = dataclasses.replace(record, mtime_ns=copy.mtime_ns)
+            record = record._replace(mtime_ns=copy.mtime_ns)
         self._set(copy.target, record, False)
 
     def _set(self, name: bytes, record: Record, if_absent: bool) -> None:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from castore.format import Record
 from castore.model import Location
 from castore.packs.local import Pack
 
 
-@dataclass(slots=True, eq=False)
 class Draft:
     """A new object's manifest on its way into the index. `segments` are (end offset, encoded), of
     those that are not in the index yet; `manifest` is 0 until a transaction that gave it a number
     is committed."""
 
-    segments: list[tuple[int, bytes]] = field(default_factory=list)
-    manifest: int = 0
-    staged: bool = False  # some of its segments are in the index already
+    __slots__ = ("manifest", "segments", "staged")
+
+    def __init__(self) -> None:
+        self.segments: list[tuple[int, bytes]] = []
+        self.manifest = 0
+        self.staged = False  # some of its segments are in the index already
 
 
-@dataclass(frozen=True, slots=True)
-class NewChunk:
+class NewChunk(NamedTuple):
     """A chunk and the frame that this process wrote of it. It `heals` if the index knows the
     chunk in a pack that is lost, so that the row has to be replaced."""
 
@@ -31,21 +31,22 @@ class NewChunk:
     heals: bool = False
 
 
-@dataclass(slots=True)
 class Batch:
     """What goes into the index besides the names. `packs` are those that the segments refer to
     and others own; `own` are this process's, with how much of each is durable; `gc_seq` is the
     collector's counter as it stood at the first look-up that the batch relies on."""
 
-    chunks: dict[bytes, NewChunk] = field(default_factory=dict)
-    drafts: list[Draft] = field(default_factory=list)
-    packs: set[bytes] = field(default_factory=set)
-    own: dict[Pack, int] = field(default_factory=dict)
-    gc_seq: int | None = None
+    __slots__ = ("chunks", "drafts", "gc_seq", "own", "packs")
+
+    def __init__(self) -> None:
+        self.chunks: dict[bytes, NewChunk] = {}
+        self.drafts: list[Draft] = []
+        self.packs: set[bytes] = set()
+        self.own: dict[Pack, int] = {}
+        self.gc_seq: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(NamedTuple):
     """The name maps to the record from now on; with a draft, to that draft's manifest."""
 
     name: bytes
@@ -54,8 +55,7 @@ class Publish:
     if_absent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """`target` maps to what `source` does; with `rename`, `source` is gone."""
 
     source: bytes
@@ -65,13 +65,11 @@ class Copy:
     rename: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(NamedTuple):
     name: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class DeletePrefix:
+class DeletePrefix(NamedTuple):
     prefix: bytes
 
 

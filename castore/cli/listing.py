@@ -6,7 +6,6 @@ import stat as file_mode
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from castore.cli import exits
 from castore.cli.opening import open_to_read
@@ -23,14 +22,12 @@ from castore.errors import NameNotFound
 from castore.model import ObjectInfo
 
 
-@dataclass(slots=True)
 class Sum:
     """What the objects below one prefix add up to."""
 
-    prefix: str
-    objects: int = 0
-    size: int = 0
-    stored_bytes: int = 0
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.objects = self.size = self.stored_bytes = 0
 
     def add(self, info: ObjectInfo) -> None:
         self.objects += 1

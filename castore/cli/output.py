@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from castore.cli.exits import Failure
 
 if TYPE_CHECKING:
-    from castore.model import ObjectInfo  # and dataclasses: --help has no need of either
+    from castore.model import ObjectInfo  # --help has no need of it
 
 BAR_DELAY_SECONDS = 0.5  # a job that ends sooner shows no bar at all
 BAR_INTERVAL_SECONDS = 0.1

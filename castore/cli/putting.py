@@ -7,8 +7,7 @@ import stat
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
@@ -31,8 +30,7 @@ BATCH_FILES_MAX = 500
 BATCH_BYTES_MAX = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """A file and the name it goes under."""
 
     path: str

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from castore import forks
 from castore.codec import Frame
@@ -159,8 +159,7 @@ class Pack:
             self.raise_if_poisoned()
 
 
-@dataclass(slots=True)
-class Placement:
+class Placement(NamedTuple):
     """The packs one put has frames in, and up to where: what has to be durable before it commits,
     and what it holds until then."""
 
