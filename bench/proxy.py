@@ -32,6 +32,7 @@ from urllib.parse import unquote, urlsplit
 BLOCK_BYTES = 1 << 16
 WINDOW_BYTES = 1 << 18
 HEAD_BYTES_MAX = 1 << 16
+LATE_S = 0.003
 
 
 @dataclass
@@ -358,7 +359,12 @@ class _Stream:
 
 
 class _Throttle:
-    """A link that all connections share: what is taken is sent one after the other."""
+    """A link that all connections share: what is taken is sent one after the other.
+
+    A sleep ends late, and the next block comes late by that: a link that became free within
+    LATE_S had it waiting, or a single connection would get half of what was asked for. After a real
+    pause, the time that passed is gone.
+    """
 
     def __init__(self, bytes_per_s: float | None) -> None:
         self._rate = bytes_per_s
@@ -370,9 +376,12 @@ class _Throttle:
             return
         now = time.perf_counter()
         with self._lock:
-            self._free_at = max(now, self._free_at) + size / self._rate
+            if now - self._free_at > LATE_S:
+                self._free_at = now
+            self._free_at += size / self._rate
             wait_s = self._free_at - now
-        time.sleep(wait_s)
+        if wait_s > 0:
+            time.sleep(wait_s)
 
 
 def _persists(head: bytes) -> bool:

@@ -15,7 +15,8 @@ from castore.s3.bucket import Bucket
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
-from proxy import Proxy, ProxyProcess, parse_seconds
+import proxy as proxy_module
+from proxy import Proxy, ProxyProcess, _Throttle, parse_seconds
 
 
 def test_it_counts(s3_server: Server) -> None:
@@ -72,6 +73,42 @@ def test_round_trip_time_and_bandwidth(rclone_server: Server) -> None:
             began = time.monotonic()
             list(pool.map(lambda _: bucket.get("k"), range(4)))
             assert time.monotonic() - began > 0.8, "the bandwidth is that of all together"
+
+
+class Clock:
+    """Time that only passes as told, and in sleeps, which end late."""
+
+    def __init__(self, late_s: float) -> None:
+        self.now = 100.0
+        self._late_s = late_s
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds + self._late_s
+
+
+def test_one_connection_gets_the_bandwidth_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though each sleep ends late and each block takes time to be sent, and though nothing is
+    saved up in a pause."""
+    clock = Clock(late_s=0.0007)
+    monkeypatch.setattr(proxy_module, "time", clock)
+    link = _Throttle(100e6)
+    size = 10_000_000
+
+    def send() -> float:
+        began = clock.now
+        for _ in range(size // 65_536):
+            link.take(65_536)
+            clock.now += 0.0004
+        return clock.now - began
+
+    assert 0.098 < send() < 0.11
+    clock.now += 5
+    assert 0.098 < send() < 0.11
 
 
 def test_in_a_process_of_its_own(rclone_server: Server) -> None:
