@@ -17,6 +17,7 @@ import pytest
 import conducto as co
 from castore import errors
 from castore.s3 import versions
+from castore.s3.connection import Connection
 from castore.s3.settings import parse_settings
 from conducto import context
 from conducto.errors import InvalidContext
@@ -693,19 +694,20 @@ class TestVersions:
         for n in range(5):
             self.client.put_object(Bucket=self.bucket, Key="p/k", Body=b"%d" % n)
         self.client.put_object(Bucket=self.bucket, Key="p/k2", Body=b"")
-        list_versions = versions.VersionsConnection.list_versions
+        call = Connection.call
+        pages = 0
 
-        def two_at_a_time(
-            self: versions.VersionsConnection, prefix: str, **marker: str
-        ) -> dict[str, Any]:
-            page: dict[str, Any] = self._client.list_object_versions(
-                Bucket=self._settings.bucket, Prefix=prefix, MaxKeys=2, **marker
-            )
-            return page
+        def two_at_a_time(self: Connection, operation: str, **parameters: Any) -> dict[str, Any]:
+            nonlocal pages
+            if operation == "list_object_versions":
+                pages += 1
+                parameters["MaxKeys"] = 2
+            return call(self, operation, **parameters)
 
-        monkeypatch.setattr(versions.VersionsConnection, "list_versions", two_at_a_time)
+        monkeypatch.setattr(Connection, "call", two_at_a_time)
         assert versions.remove_old_versions(settings, "k") == 4
-        monkeypatch.setattr(versions.VersionsConnection, "list_versions", list_versions)
+        assert pages == 3
+        monkeypatch.setattr(Connection, "call", call)
         assert versions.remove_old_versions(settings, "k") == 0
         assert self.client.get_object(Bucket=self.bucket, Key="p/k")["Body"].read() == b"4"
 
@@ -714,10 +716,14 @@ class TestVersions:
     ) -> None:
         co.data.user.puts("x", b"1")
 
-        def fail(*_: object, **__: object) -> None:
-            raise errors.RemoteError("out of order")
+        call = Connection.call
 
-        monkeypatch.setattr(versions.VersionsConnection, "list_versions", fail)
+        def fail(self: Connection, operation: str, **parameters: Any) -> dict[str, Any]:
+            if operation == "list_object_versions":
+                raise errors.RemoteError("out of order")
+            return call(self, operation, **parameters)
+
+        monkeypatch.setattr(Connection, "call", fail)
         co.data.user.puts("x", b"2")
         assert co.data.user.gets("x") == b"2"
         assert len(self.kept("data/x")) == 2

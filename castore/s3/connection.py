@@ -45,8 +45,10 @@ _LOADER = create_loader()
 _OPERATIONS = {
     "delete_object": "DeleteObject",
     "delete_objects": "DeleteObjects",
+    "get_bucket_versioning": "GetBucketVersioning",
     "head_bucket": "HeadBucket",
     "head_object": "HeadObject",
+    "list_object_versions": "ListObjectVersions",
     "list_objects_v2": "ListObjectsV2",
     "put_object": "PutObject",
 }
@@ -85,7 +87,7 @@ class Connection:
 
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings
-        with _converted(settings):
+        with converted(settings):
             core = botocore.session.get_session()
             core.register_component("data_loader", _LOADER)
             session = boto3.Session(
@@ -117,7 +119,7 @@ class Connection:
 
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """One call of the client, named as its method, without any retry."""
-        with _converted(self._settings, _OPERATIONS[operation]):
+        with converted(self._settings, _OPERATIONS[operation]):
             method = getattr(self._client, operation)
             reply: dict[str, Any] = method(Bucket=self._settings.bucket, **parameters)
             return reply
@@ -128,7 +130,7 @@ class Connection:
         url = self._base + quote(key, safe="/~")
         request = AWSRequest("GET", url, headers=headers, stream_output=True)
         request.context["client_config"] = self._client.meta.config
-        with _converted(self._settings):
+        with converted(self._settings):
             try:
                 credentials = self._credentials.get_frozen_credentials()
             except (RuntimeError, exceptions.ClientError) as error:  # refreshed, to no avail
@@ -230,7 +232,7 @@ def _refused(status: int, text: str, headers: Mapping[str, str]) -> Refused:
 
 
 @contextmanager
-def _converted(settings: S3Settings, operation: str = "") -> Iterator[None]:
+def converted(settings: S3Settings, operation: str = "") -> Iterator[None]:
     """The SDK's many exceptions as the few that `faults` knows."""
     try:
         yield

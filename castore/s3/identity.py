@@ -16,7 +16,7 @@ import boto3
 from botocore.config import Config
 
 from castore.errors import CredentialsError
-from castore.s3.connection import _converted
+from castore.s3.connection import converted
 from castore.s3.faults import Broken, Fault, Refused, Request, fault_of
 from castore.s3.settings import S3Settings
 
@@ -50,7 +50,7 @@ def chosen_by() -> tuple[str | None, ...]:
 def _asked(settings: S3Settings, credentials: tuple[str | None, ...]) -> str:
     endpoint, region = "STS", settings.region or "us-east-1"
     try:
-        with _converted(settings, "GetCallerIdentity"):
+        with converted(settings, "GetCallerIdentity"):
             session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
             region = session.region_name or region
             config = Config(

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 from castore.errors import CastoreError
 from castore.s3.bucket import DELETE_MANY_MAX
-from castore.s3.connection import Connection, _converted
+from castore.s3.connection import Connection
 from castore.s3.faults import Broken, Refused
 from castore.s3.identity import chosen_by
 from castore.s3.settings import S3Settings
@@ -43,40 +42,16 @@ def remove_old_versions(settings: S3Settings, key: str, *, below: bool = False) 
             # Listed to the end first: not every server goes on from a version that is gone.
             old = list(_old_versions(connection, settings.key(key), below))
             for start in range(0, len(old), DELETE_MANY_MAX):
-                removed += connection.delete_versions(old[start : start + DELETE_MANY_MAX])
+                doomed = {"Objects": old[start : start + DELETE_MANY_MAX]}
+                answer = connection.call("delete_objects", Delete=doomed)
+                removed += len(answer.get("Deleted", ()))
     return removed
 
 
-class VersionsConnection(Connection):
-    """The calls that only versioned buckets have a use for."""
-
-    def versioning(self) -> str:
-        """ "Enabled", "Suspended", or "" for a bucket that never kept versions."""
-        with _converted(self._settings, "GetBucketVersioning"):
-            answer = self._client.get_bucket_versioning(Bucket=self._settings.bucket)
-            return str(answer.get("Status", ""))
-
-    def list_versions(self, prefix: str, **marker: str) -> dict[str, Any]:
-        with _converted(self._settings, "ListObjectVersions"):
-            page: dict[str, Any] = self._client.list_object_versions(
-                Bucket=self._settings.bucket, Prefix=prefix, **marker
-            )
-            return page
-
-    def delete_versions(self, versions: list[dict[str, str]]) -> int:
-        with _converted(self._settings, "DeleteObjects"):
-            answer = self._client.delete_objects(
-                Bucket=self._settings.bucket, Delete={"Objects": versions}
-            )
-            return len(answer.get("Deleted", ()))
-
-
-def _old_versions(
-    connection: VersionsConnection, prefix: str, below: bool
-) -> Iterator[dict[str, str]]:
+def _old_versions(connection: Connection, prefix: str, below: bool) -> Iterator[dict[str, str]]:
     marker: dict[str, str] = {}
     while True:
-        page = connection.list_versions(prefix, **marker)
+        page = connection.call("list_object_versions", Prefix=prefix, **marker)
         found = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
         for version in found:
             if not version["IsLatest"] and (below or version["Key"] == prefix):
@@ -96,7 +71,8 @@ def _old_versions(
 @lru_cache(maxsize=64)
 def _is_versioned(bucket: S3Settings, credentials: tuple[str | None, ...]) -> bool:
     try:
-        return _connection(bucket, credentials, os.getpid()).versioning() != ""
+        answer = _connection(bucket, credentials, os.getpid()).call("get_bucket_versioning")
+        return bool(answer.get("Status"))  # "Enabled" or "Suspended"
     except Refused as refused:
         if refused.status in (403, 501):
             return False  # and so it will be the next time
@@ -104,8 +80,6 @@ def _is_versioned(bucket: S3Settings, credentials: tuple[str | None, ...]) -> bo
 
 
 @lru_cache(maxsize=8)
-def _connection(
-    bucket: S3Settings, credentials: tuple[str | None, ...], pid: int
-) -> VersionsConnection:
+def _connection(bucket: S3Settings, credentials: tuple[str | None, ...], pid: int) -> Connection:
     """A forked child's own: it never uses its parent's sockets."""
-    return VersionsConnection(bucket)
+    return Connection(bucket)
