@@ -331,6 +331,11 @@ def open_index(
         return index
 
 
+def index_folders() -> list[str]:
+    """The directories of the indexes that this process has open."""
+    return [index.path for index in list(_registry.values())]
+
+
 def _code(error: Exception) -> int:
     code = getattr(error, "code", 0)
     return code if isinstance(code, int) else 0

@@ -29,7 +29,7 @@ from castore.errors import (
 from castore.fileio import make_durable_folder, sync_folder
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, decode_config, encode_config
-from castore.index import open_index
+from castore.index import index_folders, open_index
 from castore.model import StoreStats
 from castore.packs.local import LocalPacks
 from castore.session import LocalSession
@@ -159,17 +159,22 @@ def open_local(
 
 
 def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
-    """Raises NotAStore if the file lies inside a store that this process has open.
+    """Raises NotAStore if the file lies inside a store that this process has open, or inside the
+    cache of one on S3.
 
     To open and close LMDB's files anywhere else in the process would drop its locks, and another
     process could then reuse pages that are being read here.
     """
-    if not _registry:
+    folders = index_folders()
+    if not folders:
         return
     real = os.path.realpath(path)
-    for store in list(_registry.values()):
-        if real == store.root or real.startswith(store.root + os.sep):
-            raise NotAStore(f"{os.fspath(path)} lies inside the open store {store.root}")
+    stores = {store.root for store in list(_registry.values())}
+    for folder in folders:
+        root = os.path.realpath(os.path.dirname(folder))  # of a store or of a cache: in its index/
+        if real == root or real.startswith(root + os.sep):
+            what = "the open store" if root in stores else "the cache of an open store,"
+            raise NotAStore(f"{os.fspath(path)} lies inside {what} {root}")
 
 
 def _read_config(root: str) -> StoreConfig | None:

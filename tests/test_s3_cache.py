@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from s3_stores import Open
 
 import castore
 from castore.codec import chunk_id_of
+from castore.errors import NotAStore, StoreClosed
 from castore.format import PackEntry
 from castore.model import Location
 from castore.s3 import cache, frames
@@ -48,6 +50,15 @@ def fill(one: StoreCache) -> None:
     one.add_chunks([(bytes(16), [PackEntry(bytes([i]) * 16, i, 7, 9) for i in range(5)])])
     one.frames.put([(Location(bytes(16), i, 100), bytes([i]) * 100) for i in range(5)])
     one.note_hints(["index/00/1"])
+    settle(one.frames)
+
+
+def settle(kept: FrameCache) -> None:
+    """Wait until the frames that are queued are written."""
+    with contextlib.suppress(StoreClosed):
+        kept._writer.submit(int).result(10)
+    assert not kept._queued
+    assert kept._queued_bytes == 0
 
 
 def is_full(one: StoreCache) -> bool:
@@ -346,6 +357,7 @@ def test_frames_are_bounded(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -
     for pack in range(40):
         new = places(10, pack=pack)
         kept.put(new)
+        settle(kept)
         assert kept.get([location for location, _ in new]) == [frame for _, frame in new]
         assert sum(path.stat().st_size for path in folder.iterdir()) <= bound
     # The oldest went, and their rows with them.
@@ -371,7 +383,9 @@ def test_frames_of_many_short_processes_share_files(here: StoreCache) -> None:
     kept = FrameCache(here.path, here.access, 1 << 20)
     other = FrameCache(here.path, here.access, 1 << 20)
     kept.put(places(2, pack=50))
+    settle(kept)
     other.put(places(2, pack=51))  # while it is in use: a file of its own
+    settle(other)
     for pack in (0, 7, 19, 50, 51):
         asked = places(2, pack=pack)
         assert kept.get([location for location, _ in asked]) == [frame for _, frame in asked]
@@ -392,15 +406,18 @@ def test_no_frames_are_kept_where_none_are_wanted(here: StoreCache) -> None:
 def test_a_full_disk_keeps_no_frames(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = FrameCache(here.path, here.access, 1 << 20)
     kept.put(places(3))
+    settle(kept)
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(frames, "write_all", full)
     kept.put(places(3, pack=1))
+    settle(kept)
     assert kept.get([location for location, _ in places(3, pack=1)]) == [None] * 3
     monkeypatch.undo()
     kept.put(places(3, pack=2))
+    settle(kept)
     for pack in (0, 2):
         assert None not in kept.get([location for location, _ in places(3, pack=pack)])
     kept.close()
@@ -411,11 +428,98 @@ def test_a_forked_child_appends_to_a_file_of_its_own(here: StoreCache) -> None:
     kept.put(places(2))
     pid = os.fork()
     if pid == 0:
-        kept.put(places(2, pack=1))
-        os._exit(0 if None not in kept.get([at for at, _ in places(2, pack=1)]) else 1)
+        status = 1
+        try:
+            kept.put(places(2, pack=1))
+            settle(kept)
+            status = 0 if None not in kept.get([at for at, _ in places(2, pack=1)]) else 1
+        finally:
+            os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
     kept.put(places(2, pack=2))
+    settle(kept)
+    assert len(list((Path(here.path) / "frames").iterdir())) == 2
     for pack in range(3):
+        asked = places(2, pack=pack)
+        assert kept.get([location for location, _ in asked]) == [frame for _, frame in asked]
+    kept.close()
+
+
+class SlowDisk:
+    """Writes when it is let go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.goes_on = threading.Event()
+        self._write = frames.write_all
+        monkeypatch.setattr(frames, "write_all", self.write_all)
+
+    def write_all(self, fd: int, parts: list[bytes | memoryview], offset: int) -> int:
+        assert self.goes_on.wait(10)
+        return self._write(fd, parts, offset)
+
+
+def test_reads_do_not_wait_for_the_disk(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is queued is found; what the queue has no room for is not kept; closing writes all."""
+    disk = SlowDisk(monkeypatch)
+    monkeypatch.setattr(frames, "QUEUE_BYTES_MAX", 3000)
+    kept = FrameCache(here.path, here.access, 1 << 20)
+    reply = noise(2000)
+    in_reply = [(Location(bytes(16), i, 10), memoryview(reply)[i : i + 10]) for i in (0, 1990)]
+    kept.put(in_reply)  # it keeps all of the reply in memory
+    kept.put(places(2, pack=1))
+    kept.put(places(1, pack=2))
+    for pack, found in ((1, False), (2, True)):
+        for location, frame in places(1, pack=pack):
+            assert kept.get([location]) == [frame if found else None]
+    assert kept.get([location for location, _ in in_reply]) == [frame for _, frame in in_reply]
+    disk.goes_on.set()
+    kept.close()
+    again = FrameCache(here.path, here.access, 1 << 20)
+    assert again.get([places(1, pack=2)[0][0]]) == [places(1, pack=2)[0][1]]
+    assert again.get([location for location, _ in in_reply]) == [frame for _, frame in in_reply]
+    again.close()
+
+
+def test_a_frame_dropped_before_it_is_written_stays_dropped(
+    here: StoreCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowDisk(monkeypatch)
+    kept = FrameCache(here.path, here.access, 1 << 20)
+    [(place, good)] = places(1)
+    kept.put([(place, b"?" * 1000)])
+    kept.drop(place)
+    assert kept.get([place]) == [None]
+    disk.goes_on.set()
+    settle(kept)
+    assert kept.get([place]) == [None]
+    kept.put([(place, good)])
+    settle(kept)
+    assert kept.get([place]) == [good]
+    kept.close()
+
+
+def test_a_child_does_not_wait_for_what_its_parent_writes(
+    here: StoreCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue is the parent's; the child has room for its own."""
+    monkeypatch.setattr(frames, "QUEUE_BYTES_MAX", 2000)
+    kept = FrameCache(here.path, here.access, 1 << 20)
+    held = threading.Event()
+    kept._writer.submit(held.wait, 10)
+    kept.put(places(2))
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            kept.put(places(2, pack=1))
+            settle(kept)
+            status = 0 if kept.get([at for at, _ in places(1, pack=1)]) != [None] else 1
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    held.set()
+    settle(kept)
+    for pack in range(2):
         asked = places(2, pack=pack)
         assert kept.get([location for location, _ in asked]) == [frame for _, frame in asked]
     kept.close()
@@ -439,11 +543,13 @@ def corrupt_heads(store: castore.Store) -> None:
 
 
 def corrupt_frames(store: castore.Store) -> None:
+    settle(store._local._cache.frames)  # type: ignore[union-attr]
     for path in files_below(Path(store._local._cache.path) / "frames"):  # type: ignore[union-attr]
         path.write_bytes(b"?" * path.stat().st_size)
 
 
 def lose_frames(store: castore.Store) -> None:
+    settle(store._local._cache.frames)  # type: ignore[union-attr]
     shutil.rmtree(Path(store._local._cache.path) / "frames", ignore_errors=True)  # type: ignore[union-attr]
 
 
@@ -566,3 +672,21 @@ def test_chunk_ids_depend_on_the_store(open_moto: Open) -> None:
     store = open_moto(1)
     assert Path(store._local._cache.path).name == store._local.config.store_id.hex()  # type: ignore[union-attr]
     assert chunk_id_of(b"x", 1) != chunk_id_of(b"x", 2)
+
+
+def test_files_of_a_cache_in_use_are_refused(open_moto: Open, tmp_path: Path) -> None:
+    """To open LMDB's files once more in the process would drop its locks on them."""
+    store = open_moto()
+    store.puts("name", b"x")
+    [index] = (Path(os.environ["CASTORE_CACHE_DIR"])).glob("*/index")
+    inside = [index / "lock.mdb", index / "data.mdb", index.parent / "frames" / "a"]
+    (tmp_path / "link").symlink_to(index.parent, target_is_directory=True)
+    for path in [*inside, tmp_path / "link" / "index" / "lock.mdb"]:
+        with pytest.raises(NotAStore, match="lies inside the cache of an open store"):
+            store.put("other", path)
+        with pytest.raises(NotAStore, match="lies inside the cache of an open store"):
+            store.get("name", path)
+    assert not store.exists("other")
+    store.close()
+    with castore.open(tmp_path / "store") as local:
+        assert local.put("other", index / "lock.mdb").size > 0, "closed: a file like any"

@@ -194,9 +194,9 @@ class StoreCache:
 
     def close(self) -> None:
         """Later questions are answered with nothing; files of frames stay mapped where needed."""
+        self.frames.close()  # writes what is left to write
         with self._lock:
             index, self._index = self._index, None
-        self.frames.close()
         if index is None:
             return
         with contextlib.suppress(CastoreError, LmdbError, OSError):

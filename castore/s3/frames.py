@@ -1,5 +1,8 @@
 """Frames as they were fetched, kept on disk: the oldest file of them goes when they take more than
 their share. What is read from here is checked as what is fetched is.
+
+A read does not wait for the disk: a thread writes what reads have fetched, and until it has, they
+find it in the queue. A disk that falls behind by QUEUE_BYTES_MAX misses frames.
 """
 
 from __future__ import annotations
@@ -10,23 +13,27 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence, Sized
+from typing import Any, TypeAlias, cast
 
+from castore.errors import StoreClosed
 from castore.fileio import write_all
 from castore.forks import ForkLock, Rank
 from castore.index import Index
 from castore.mapping import Mapping
 from castore.model import Location
+from castore.workers import Workers
 
 FILE_BYTES_MAX = 64 << 20
 BYTES_DEFAULT = 10 << 30
+QUEUE_BYTES_MAX = 32 << 20  # of replies that frames to be written are in
 MAPPED_MAX = 64  # files: a mapping keeps the space of one that was removed
 _ROW = struct.Struct("<16sQI")
 _KEY = struct.Struct(">16sI")
 
 # `access(use, otherwise)`: what `use` makes of the cache's index, where there is one.
 Access = Callable[[Callable[[Index], Any], Any], Any]
+Frame: TypeAlias = bytes | memoryview
 
 
 class FrameCache:
@@ -46,44 +53,99 @@ class FrameCache:
                 bytes_max = 0
         self.bytes_max = bytes_max
         self._file_bytes_max = min(FILE_BYTES_MAX, bytes_max // 8)
-        self._lock = ForkLock(Rank.LEAF)
-        self._pid = os.getpid()
+        self._lock = ForkLock(Rank.LEAF)  # of what is in memory; held for moments
         self._closed = False
+        self._queued: dict[tuple[bytes, int], Frame] = {}
+        self._queued_bytes = 0
+        self._queue_pid = os.getpid()
+        self._mapped: dict[bytes, Mapping] = {}
+        self._bad: set[tuple[bytes, int]] = set()
+        self._writer = Workers(1)
+        self._appending = ForkLock(Rank.LEAF)  # of the file; never taken together with the other
+        self._file_pid = os.getpid()
         self._fd = -1
         self._file = b""
         self._size = 0
-        self._mapped: dict[bytes, Mapping] = {}
-        self._bad: set[tuple[bytes, int]] = set()
 
-    def get(self, locations: Sequence[Location]) -> list[memoryview | None]:
+    def get(self, locations: Sequence[Location]) -> list[Frame | None]:
         """The frames, where they are here."""
-        nothing: list[bytes | None] = [None] * len(locations)
+        found: list[Frame | None] = [None] * len(locations)
         if not self.bytes_max:
-            return [None] * len(locations)
+            return found
+        # First, as what leaves the queue has its row by then.
+        if self._queued:
+            with self._lock:
+                found = [self._queued.get(at[:2]) for at in locations]
+        missing = [i for i, frame in enumerate(found) if frame is None]
 
         def read(index: Index) -> list[bytes | None]:
             with index.read() as txn:
-                return [txn.get(_KEY.pack(at[0], at[1]), db=index.frames) for at in locations]
+                keys = [_KEY.pack(locations[i][0], locations[i][1]) for i in missing]
+                return [txn.get(key, db=index.frames) for key in keys]
 
-        rows: list[bytes | None] = self._access(read, nothing)
-        return [
-            None if row is None or at[:2] in self._bad else self._frame(row, at.stored_bytes)
-            for at, row in zip(locations, rows, strict=True)
-        ]
+        rows: list[bytes | None] = self._access(read, [None] * len(missing)) if missing else []
+        for i, row in zip(missing, rows, strict=True):
+            if row is not None and locations[i][:2] not in self._bad:
+                found[i] = self._frame(row, locations[i].stored_bytes)
+        return found
 
-    def put(self, frames: Sequence[tuple[Location, bytes | memoryview]]) -> None:
-        """Keep frames. A full disk only means that they are not kept."""
-        size = sum(len(frame) for _, frame in frames)
-        if not frames or size > self.bytes_max // 2:
+    def put(self, frames: Sequence[tuple[Location, Frame]]) -> None:
+        """Keep frames, if the disk keeps up; one that is full only means that they are not."""
+        buffers = {id(_buffer(frame)): len(_buffer(frame)) for _, frame in frames}
+        size = sum(buffers.values())  # what the queue keeps in memory, gaps between frames included
+        if not frames or size > min(self.bytes_max // 2, QUEUE_BYTES_MAX):
             return
+        with self._lock:
+            if self._queue_pid != os.getpid():  # what was queued is the parent's to write
+                self._queued, self._queued_bytes, self._queue_pid = {}, 0, os.getpid()
+            if self._closed or self._queued_bytes + size > QUEUE_BYTES_MAX:
+                return
+            self._queued_bytes += size
+            self._queued.update((location[:2], frame) for location, frame in frames)
         try:
-            with self._lock:
-                if self._closed:
-                    return
-                evicted = self._make_room()
-                rows = self._append(frames)
-        except OSError:
-            return
+            self._writer.submit(self._write, frames, size)
+        except StoreClosed:
+            self._leave_queue(frames, size)
+        except BaseException:
+            self._leave_queue(frames, size)
+            raise
+
+    def drop(self, location: Location) -> None:
+        """The frame was not what it should be."""
+        with self._lock:
+            self._bad.add(location[:2])
+            self._queued.pop(location[:2], None)
+
+        def write(index: Index) -> None:
+            with index.write() as txn:
+                txn.delete(_KEY.pack(location[0], location[1]), db=index.frames)
+
+        self._access(write, None)
+
+    def close(self) -> None:
+        """Write what is queued, and keep no more. Before the cache's index is closed."""
+        with self._lock:
+            self._closed = True
+        self._writer.close()
+        with self._lock:
+            self._mapped.clear()
+        with self._appending:
+            self._let_go()
+
+    # ------------------------------------------------------------ on the thread that writes
+
+    def _write(self, frames: Sequence[tuple[Location, Frame]], size: int) -> None:
+        try:
+            wanted = [each for each in frames if self._queued.get(each[0][:2]) is each[1]]
+            with contextlib.suppress(OSError):
+                self._write_through(wanted)
+        finally:
+            self._leave_queue(frames, size)
+
+    def _write_through(self, frames: Sequence[tuple[Location, Frame]]) -> None:
+        with self._appending:
+            evicted = self._make_room()
+            rows = self._append(frames)
 
         def write(index: Index) -> None:
             with index.write() as txn:
@@ -96,23 +158,19 @@ class FrameCache:
                     txn.put(key, row, db=index.frames)
 
         self._access(write, None)
-        self._bad.difference_update([location[:2] for location, _ in frames])
-
-    def drop(self, location: Location) -> None:
-        """The frame was not what it should be."""
-        self._bad.add(location[:2])
-
-        def write(index: Index) -> None:
-            with index.write() as txn:
-                txn.delete(_KEY.pack(location[0], location[1]), db=index.frames)
-
-        self._access(write, None)
-
-    def close(self) -> None:
         with self._lock:
-            self._closed = True
-            self._mapped.clear()
-            self._let_go()
+            for file in evicted:
+                self._mapped.pop(file, None)
+            # One that was dropped meanwhile stays bad.
+            written = [at[:2] for at, frame in frames if self._queued.get(at[:2]) is frame]
+            self._bad.difference_update(written)
+
+    def _leave_queue(self, frames: Sequence[tuple[Location, Frame]], size: int) -> None:
+        with self._lock:
+            self._queued_bytes -= size
+            for location, frame in frames:
+                if self._queued.get(location[:2]) is frame:
+                    del self._queued[location[:2]]
 
     def _frame(self, row: bytes, stored_bytes: int) -> memoryview | None:
         file, offset, length = _ROW.unpack(row)
@@ -132,11 +190,9 @@ class FrameCache:
             return None
         return memoryview(mapping)[offset : offset + length]
 
-    # ------------------------------------------------------------ under the lock
+    # ------------------------------------------------------------ while it appends
 
-    def _append(
-        self, frames: Sequence[tuple[Location, bytes | memoryview]]
-    ) -> list[tuple[bytes, bytes]]:
+    def _append(self, frames: Sequence[tuple[Location, Frame]]) -> list[tuple[bytes, bytes]]:
         rows, offset = [], self._size
         for location, frame in frames:
             row = _ROW.pack(self._file, offset, len(frame))
@@ -147,8 +203,8 @@ class FrameCache:
 
     def _make_room(self) -> set[bytes]:
         """Have a file to append to; the files that had to go for it."""
-        if self._pid != os.getpid():  # the file is the parent's to append to
-            self._pid = os.getpid()
+        if self._file_pid != os.getpid():  # the file is the parent's to append to
+            self._file_pid = os.getpid()
             self._let_go()
         if self._fd >= 0 and self._size < self._file_bytes_max and os.fstat(self._fd).st_nlink:
             return set()
@@ -180,7 +236,6 @@ class FrameCache:
                 break
             with contextlib.suppress(OSError):
                 os.unlink(self._path(file))
-            self._mapped.pop(file, None)
             evicted.add(file)
             total -= size
         return evicted
@@ -207,3 +262,8 @@ class FrameCache:
 
     def _path(self, file: bytes) -> str:
         return os.path.join(self._folder, file.hex())
+
+
+def _buffer(frame: Frame) -> Sized:
+    """What a frame keeps in memory: often a whole reply."""
+    return cast(Sized, frame.obj) if isinstance(frame, memoryview) else frame
