@@ -47,6 +47,7 @@ from castore.workers import Workers
 
 INLINE_BYTES_MAX = 64 << 10
 MOVED_AT_ONCE = 64  # extents
+FORESEEN_BYTES = 64 << 20
 
 
 class S3Session(WriteSession):
@@ -73,6 +74,7 @@ class S3Session(WriteSession):
             compression_level=compression_level,
             inline_bytes_max=INLINE_BYTES_MAX,
         )
+        self.foreseen_bytes = FORESEEN_BYTES
         self._bucket = bucket
         self._catalog = catalog
         self._packs = packs
@@ -85,6 +87,11 @@ class S3Session(WriteSession):
         session.join()
 
     # ------------------------------------------------------------ for the drafts
+
+    def foresee(self, chunk_ids: Sequence[bytes]) -> None:
+        """To rely on packs takes three round trips: for many of them at once, if possible."""
+        self._hints.read()
+        self._session.rely_on({at.pack_id for at in self._cache.known(chunk_ids).values()})
 
     def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         """Packs of others are pinned, and looked for, before this returns: the caller lets go of
@@ -207,8 +214,9 @@ class S3Session(WriteSession):
                 return 0
             case Delete(name):
                 etag = self._etag(name)
-                if etag is None or not self._delete(name, etag):
+                if etag is None:
                     raise NameNotFound(name.decode())
+                self._delete(name, etag)
                 return 1
             case DeletePrefix(prefix):
                 return self._delete_below(prefix)
@@ -319,23 +327,23 @@ class S3Session(WriteSession):
         cut = header.header_bytes
         return Frame(extent.chunk_id, size, frame[:cut], frame[cut:], header.sha256)
 
-    def _delete(self, name: bytes, etag: str) -> bool:
-        """Delete this version of the name; False if there was none."""
+    def _delete(self, name: bytes, etag: str) -> None:
+        """Delete this version of the name, which was just seen."""
         try:
-            deleted = delete_version(self._bucket, name_key(name), etag)
+            delete_version(self._bucket, name_key(name), etag)
         except OutcomeUnknown as error:
             raise CommitUnknown(
                 f"whether {name.decode()!r} was deleted is not known ({error.__cause__}): look "
                 "before you repeat it"
             ) from error
         self._catalog.forget(name)
-        return deleted
 
     def _delete_below(self, prefix: bytes) -> int:
         deleted, after = 0, b""
         while listed := self._catalog.listed(prefix, after):
-            deleting = [self._requests.submit(self._delete, *entry) for entry in listed]
-            deleted += sum(future.result() for future in deleting)
+            for deleting in [self._requests.submit(self._delete, *entry) for entry in listed]:
+                deleting.result()
+            deleted += len(listed)
             after = listed[-1][0]
         return deleted
 

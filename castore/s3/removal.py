@@ -20,8 +20,9 @@ def etag_at(bucket: Bucket, key: str) -> str | None:
         return None
 
 
-def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
-    """Delete what has this ETag, unless it was overwritten since; False if nothing was there.
+def delete_version(bucket: Bucket, key: str, etag: str) -> None:
+    """Have what was just seen to have this ETag deleted, or overwritten since. That it is gone is
+    success, too: another deleted it, or something on the way sent our request twice.
 
     Raises OutcomeUnknown if it is still there after some attempts that may land yet.
     """
@@ -30,18 +31,18 @@ def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
     while True:
         try:
             bucket.delete(key, if_match=etag)
-            return True
+            return
         except KeyAbsent:
-            return unknown is not None
+            return
         except PreconditionFailed as refusal:
             if not refusal.conflict:
-                return True
+                return
             fault = Fault(RemoteError(f"{key!r} kept changing: repeat it"), repeat=True)
         except OutcomeUnknown as lost:
             unknown = lost
             fault = Fault(RemoteError(f"{key!r} was not deleted"), repeat=True, unknown=True)
         if etag_at(bucket, key) != etag:
-            return True
+            return
         if not patience.wait(fault):
             if unknown is not None:
                 raise unknown
