@@ -6,6 +6,7 @@ names/<name>               manifests
 pins/<session>/<n>         what writers rely on
 gc/...                     what the collector is at
 index/<shard>/...          hints: which chunks are in which packs
+probe/...                  for moments, while a store is made
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 
 from castore.catalog.s3 import Overwritten, S3Catalog, Version
@@ -35,6 +37,9 @@ from castore.session_s3 import S3Session
 from castore.workers import Workers
 
 CONFIG_KEY = "castore.json"
+PROPOSALS = "probe/castore.json/"
+PROPOSAL_SECONDS = 2.5  # more than the second that S3 rounds times to
+PROPOSAL_ATTEMPTS = 3
 
 
 class RemoteStore:
@@ -114,12 +119,15 @@ class RemoteStore:
         )
 
     def close(self) -> None:
-        self._requests.close()  # what is under way may rely on the pins
+        self._requests.close()  # what is under way may rely on the pins, and has yet to be told of
+        closing = Workers(self._bucket.settings.max_concurrency)
         try:
-            if self._writing is not None:
-                self._writing.close()
-            self._hints.close()
+            unpinned = None if self._writing is None else closing.submit(self._writing.close)
+            self._hints.close(closing)
+            if unpinned is not None:
+                unpinned.result()
         finally:
+            closing.close()
             self._cache.close()
             self._bucket.close()
 
@@ -189,21 +197,52 @@ def _create(bucket: Bucket, chunk_bytes_avg: int, collision_guard: str | None) -
 
 
 def _write_config(bucket: Bucket, sizes: ChunkSizes, collision_guard: str | None) -> None:
+    """What is read back afterwards counts: of several that create it at once, all use what one of
+    them wrote."""
     features = probe(bucket)
-    config = StoreConfig(
-        store_id=secrets.token_bytes(16),
-        seed=secrets.randbits(64),
-        chunk_min=sizes.min,
-        chunk_avg=sizes.norm,
-        chunk_max=sizes.max,
-        collision_guard=collision_guard,
-    )
-    # What is read back afterwards counts: of two that create it at once, the loser uses what the
-    # winner wrote.
-    with contextlib.suppress(PreconditionFailed, OutcomeUnknown):
-        put_once(
-            bucket,
-            CONFIG_KEY,
-            lambda _: encode_config(config),
-            if_none_match=features.if_none_match,
+    raw = encode_config(
+        StoreConfig(
+            store_id=secrets.token_bytes(16),
+            seed=secrets.randbits(64),
+            chunk_min=sizes.min,
+            chunk_avg=sizes.norm,
+            chunk_max=sizes.max,
+            collision_guard=collision_guard,
         )
+    )
+    if not features.if_none_match:
+        _write_what_was_proposed_first(bucket, raw)
+        return
+    with contextlib.suppress(PreconditionFailed, OutcomeUnknown):
+        put_once(bucket, CONFIG_KEY, lambda _: raw, if_none_match=True)
+
+
+def _write_what_was_proposed_first(bucket: Bucket, raw: bytes) -> None:
+    """Where the server ignores If-None-Match, whoever writes castore.json writes the same bytes:
+    the proposal that came first by the server's clock, `raw` if it is ours.
+
+    We look at the proposals so long after ours that any that we do not see is later than it by
+    that clock, whatever its resolution. They are removed only once castore.json is there, so it is
+    read after they are listed.
+    """
+    _propose(bucket, raw)
+    time.sleep(PROPOSAL_SECONDS)
+    proposals = sorted(bucket.list(PROPOSALS), key=lambda entry: (entry.modified, entry.key))
+    if _read_config(bucket) is None:
+        with contextlib.suppress(KeyAbsent):  # removed: castore.json is there by now
+            first = bucket.get(proposals[0].key)
+            bucket.put(CONFIG_KEY, first.body, idempotent=True)
+    bucket.delete_many([entry.key for entry in proposals])
+
+
+def _propose(bucket: Bucket, raw: bytes) -> None:
+    """Each attempt under a key of its own: one that landed again would be dated anew."""
+    for left in reversed(range(PROPOSAL_ATTEMPTS)):
+        try:
+            bucket.put(f"{PROPOSALS}{secrets.token_hex(16)}", raw)
+            return
+        except OutcomeUnknown as lost:
+            if not left:
+                raise StoreIOError(
+                    f"{bucket.settings.url} could not be made ({lost.__cause__}): repeat it"
+                ) from lost

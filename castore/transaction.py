@@ -17,7 +17,7 @@ from castore.format import Record
 from castore.local import refuse_open_store_paths
 from castore.mapping import Mapping
 from castore.model import ObjectInfo, Progress, encode_name, encode_prefix
-from castore.session import INLINE_BYTES_MAX, WriteSession
+from castore.session import WriteSession
 from castore.writer import ObjectWriter, read_blocks
 
 MODE_DEFAULT = 0o644
@@ -152,7 +152,7 @@ def _write_path(writer: ObjectWriter, path: str, progress: Progress | None) -> i
             raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", path)
         # Files of /proc claim to be empty; only one that claims a size can be mapped. Without the
         # extension, a mapping that is cut short would kill the process.
-        mappable = stat.S_ISREG(status.st_mode) and status.st_size > INLINE_BYTES_MAX
+        mappable = stat.S_ISREG(status.st_mode) and status.st_size > writer.inline_bytes_max
         if progress is not None and stat.S_ISREG(status.st_mode):
             progress.set_size(status.st_size)
         if mappable and Mapping.guarded:

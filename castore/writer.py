@@ -14,7 +14,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import xxhash
 
@@ -35,6 +35,8 @@ CUT_BYTES = 1 << 20  # cut, then hashed while still in cache
 BATCH_BYTES = 4 << 20  # looked up at once
 TASK_BYTES = 1 << 20  # encoded at once by one thread
 BATCHES_MAX = 4  # being encoded at a time: what bounds memory
+
+Cut: TypeAlias = tuple[int, int, bytes]  # a chunk's begin and end in a view, and its id
 
 
 class _Batch:
@@ -57,6 +59,7 @@ class ObjectWriter:
 
     def __init__(self, session: WriteSession, progress: Progress | None = None) -> None:
         self.size = 0  # of what was taken out of the buffer
+        self.inline_bytes_max = session.inline_bytes_max
         self._session = session
         self._progress = progress
         self._draft = Draft()
@@ -110,7 +113,7 @@ class ObjectWriter:
             etag=b"",
             stored_bytes=0,
         )
-        if record.size <= self._session.inline_bytes_max and not self._chunks and not self._batches:
+        if record.size <= self.inline_bytes_max and not self._chunks and not self._batches:
             return self._inline(record), None
         self._consume_buffer(final=True)
         while self._batches:
@@ -149,20 +152,34 @@ class ObjectWriter:
     def _consume(self, view: memoryview, *, final: bool) -> int:
         """Take the chunks whose cuts are decided; the bytes that they add up to."""
         chunker, seed = self._session.chunker, self._session.config.seed
-        begin = batch_begin = 0
-        batch: list[tuple[int, int, bytes]] = []
+        ahead = self._session.foreseen_bytes
+        take, at_once = (self._take_ahead, ahead) if ahead else (self._take, BATCH_BYTES)
+        begin = first = 0
+        cut: list[Cut] = []
         while cuts := chunker.cuts(view, begin, final, until=begin + CUT_BYTES):
             for end in cuts:
-                batch.append((begin, end, chunk_id_of(view[begin:end], seed)))
+                cut.append((begin, end, chunk_id_of(view[begin:end], seed)))
                 begin = end
-            if begin - batch_begin >= BATCH_BYTES:
-                self._take(view, batch)
-                batch, batch_begin = [], begin
-        if batch:
-            self._take(view, batch)
+            if begin - first >= at_once:
+                take(view, cut)
+                cut, first = [], begin
+        if cut:
+            take(view, cut)
         return begin
 
-    def _take(self, view: memoryview, cut: list[tuple[int, int, bytes]]) -> None:
+    def _take_ahead(self, view: memoryview, cut: list[Cut]) -> None:
+        """Take what is more than a batch, once the session was told of all of it."""
+        self._session.foresee([chunk_id for _, _, chunk_id in cut])
+        batch: list[Cut] = []
+        for each in cut:
+            batch.append(each)
+            if each[1] - batch[0][0] >= BATCH_BYTES:
+                self._take(view, batch)
+                batch = []
+        if batch:
+            self._take(view, batch)
+
+    def _take(self, view: memoryview, cut: list[Cut]) -> None:
         """Look a batch of chunks up and send the new ones to be encoded."""
         known = self._session.look_up([chunk_id for _, _, chunk_id in cut])
         batch = _Batch()

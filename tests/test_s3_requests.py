@@ -58,13 +58,18 @@ def test_opening_is_one_request(open_proxied: Open, proxy: FaultProxy) -> None:
     assert requests(proxy) == ["GET castore.json"]
 
 
-def test_an_inline_put_is_one_put(open_proxied: Open, proxy: FaultProxy) -> None:
+def test_an_inline_put_is_one_put(open_proxied: Open, proxy: FaultProxy, tmp_path: Path) -> None:
     store = open_proxied()
     proxy.clear()
     store.puts("a", noise(SMALL))
     assert requests(proxy) == ["PUT names"]
     store.puts("a", noise(64 << 10))  # the largest
     assert requests(proxy) == ["PUT names"]
+    (tmp_path / "file").write_bytes(noise(64 << 10))
+    store.put("a", tmp_path / "file")
+    with store.open("a", "wb") as file:
+        file.write(noise(64 << 10))
+    assert requests(proxy) == ["PUT names x2"]
     store.close()
     assert requests(proxy) == []  # nothing was pinned
 
@@ -118,6 +123,56 @@ def test_reuse_of_a_foreign_pack_costs_once_per_pack_and_session(
     assert requests(proxy) == ["GET gc", "HEAD packs", "PUT names", "PUT pins"]
     second.copy("a", "copied")
     assert requests(proxy) == ["GET names", "PUT names"]
+
+
+def test_many_foreign_packs_are_relied_on_at_once(
+    open_proxied: Open, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """One pin and one look at the collector's plans for all that a file reuses."""
+    first = open_proxied(1)
+    parts = [noise(5_000_000, seed) for seed in range(4)]
+    for i, part in enumerate(parts):
+        first.puts(f"part {i}", part)
+    first.close()
+    (tmp_path / "file").write_bytes(b"".join(parts))
+    second = open_proxied(2)
+    proxy.clear()
+    second.put("all", tmp_path / "file")
+    packs = proxy.count("HEAD", "/packs/")
+    assert packs >= 4
+    assert requests(proxy) == [
+        "GET gc",
+        "GET index",
+        f"HEAD packs x{packs}",
+        "LIST index",
+        "PUT names",
+        "PUT packs",  # the seams
+        "PUT pins",
+    ]
+
+
+def test_closing_tells_and_unpins_at_once(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = warmed(open_proxied(), proxy)
+    meeting = Meeting()
+    proxy.inject("PUT", "/index/", meeting)
+    proxy.inject("POST", "", meeting)
+    store.close()
+    assert requests(proxy) == ["POST delete", "PUT index"]
+
+
+def test_the_first_pack_of_a_put_is_on_its_way_early(
+    open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the stream is read, and those that follow are larger."""
+    monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 100_000)
+    monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 400_000)
+    store = open_proxied()
+    proxy.clear()
+    store.puts("a", noise(1_500_000))
+    sizes = sorted(exchange.sent_bytes for exchange in proxy.matching("PUT", "/packs/"))
+    assert sum(sizes) > 1_500_000
+    # A few chunks are left at the end.
+    assert [round(size / 100_000) for size in sizes] == [0, 1, 2, 4, 4, 4]
 
 
 def test_no_chunk_is_uploaded_twice_by_one_put(
@@ -189,10 +244,10 @@ def test_a_cold_range_is_the_manifest_then_the_frames(
 
 
 class Meeting:
-    """Holds two requests back until both are there: what does not overlap fails."""
+    """Holds requests back until so many are there: what does not overlap fails."""
 
-    def __init__(self) -> None:
-        self.barrier = threading.Barrier(2)
+    def __init__(self, parties: int = 2) -> None:
+        self.barrier = threading.Barrier(parties)
 
     def __call__(self, exchange: Exchange, connection: Connection) -> None:
         self.barrier.wait(10)
@@ -301,6 +356,23 @@ def test_a_listing_asks_for_what_is_new_to_it(open_proxied: Open, proxy: FaultPr
     assert requests(proxy) == ["GET names", "LIST names x2"]
     assert list(store.names()) == [f"a/{i}" for i in range(5)]
     assert requests(proxy) == ["LIST names x2"]
+
+
+def test_a_listing_asks_for_many_at_once(open_proxied: Open, proxy: FaultProxy) -> None:
+    """So that thousands of names, new to this machine, take a sixteenth of that many round
+    trips."""
+    other = open_proxied(1)
+    with other.transaction() as transaction:
+        for i in range(32):
+            transaction.puts(f"a/{i:02}", noise(SMALL, i))
+    store = open_proxied(2)
+    proxy.clear()
+    proxy.inject("GET", "/names/", Meeting(16), times=32)
+    assert [info.size for info in store.list()] == [SMALL] * 32
+    assert requests(proxy) == ["GET names x32", "LIST names x2"]
+    proxy.rules.clear()
+    proxy.inject("GET", "/names/", Meeting(16), times=32)
+    assert open_proxied(3).stats().objects == 32
 
 
 def test_gets_many_is_one_plan(open_proxied: Open, proxy: FaultProxy) -> None:

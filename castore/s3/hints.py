@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from castore.errors import CastoreError, FormatError, UnsupportedFormat
 from castore.forks import ForkLock, Rank
@@ -24,9 +24,10 @@ from castore.s3.bucket import Bucket, KeyAbsent
 from castore.s3.cache import StoreCache
 from castore.workers import Workers
 
-PACKS_MAX = 256  # 4 GiB of packs in one object, of about 2 MB
+FRAMES_MAX = 1 << 16  # told of in one object, of about 2 MB: what 4 GiB of packs hold
 SMALL_BYTES = 1 << 20  # an object that may be merged
 SMALL_MAX = 32  # of them, before they are
+MERGED_BYTES_MAX = 4 << 20  # at once, the smallest first: in memory it is ten times that
 READ_AT_ONCE = 16
 
 Pack = tuple[bytes, Sequence[PackEntry]]
@@ -45,8 +46,9 @@ class Hints:
         self._lock = ForkLock(Rank.STORES)
         self._pid = os.getpid()
         self._read = False
-        self._small: list[str] = []
+        self._small: dict[str, int] = {}  # sizes by key
         self._packs: list[Pack] = []
+        self._frames = 0  # in these
 
     def read(self) -> None:
         """Learn which chunks others have stored since this machine looked last."""
@@ -64,43 +66,51 @@ class Hints:
                 self._cache.note_hints(keys)
             if gone := seen.difference(listed):
                 self._cache.note_hints((), gone)
-            self._small = [key for key, size in listed.items() if size < SMALL_BYTES]
+            self._small = {key: size for key, size in listed.items() if size < SMALL_BYTES}
             self._read = True
 
-    def tell(self, packs: Iterable[Pack]) -> None:
+    def tell(self, packs: Sequence[Pack]) -> None:
         """Packs that are uploaded."""
         with self._lock:
             if self._pid != os.getpid():  # the parent tells of its own
-                self._packs, self._pid = [], os.getpid()
+                self._packs, self._frames, self._pid = [], 0, os.getpid()
             self._packs += packs
-            if len(self._packs) >= PACKS_MAX:
+            self._frames += sum(len(entries) for _, entries in packs)
+            if self._frames >= FRAMES_MAX:
                 with contextlib.suppress(CastoreError):
                     self._put()
 
-    def close(self) -> None:
+    def close(self, requests: Workers) -> None:
         """Tell of the rest. That it fails is no reason for the closing to fail."""
         with self._lock, contextlib.suppress(CastoreError):
             if self._pid == os.getpid() and self._packs:
                 self._put()
                 if len(self._small) > SMALL_MAX:
-                    self._merge()
+                    self._merge(requests)
 
     def _put(self) -> None:
-        packs, self._packs = self._packs, []
-        for i in range(0, len(packs), PACKS_MAX):
-            raw = encode_hints(self._store_id, packs[i : i + PACKS_MAX])
+        packs, self._packs, self._frames = self._packs, [], 0
+        for part in _parts(packs):
+            raw = encode_hints(self._store_id, part)
             name = secrets.token_hex(16)
             key = f"index/{name[:2]}/{name}"
             self._bucket.put(key, raw, idempotent=True)
             self._cache.note_hints([key])
             if len(raw) < SMALL_BYTES:
-                self._small.append(key)
+                self._small[key] = len(raw)
 
-    def _merge(self) -> None:
-        merged, self._small = self._small, []
+    def _merge(self, requests: Workers) -> None:
+        merged, total = [], 0
+        for key, size in sorted(self._small.items(), key=lambda item: item[1]):
+            if total + size > MERGED_BYTES_MAX:
+                break
+            merged.append(key)
+            total += size
         told: dict[bytes, Sequence[PackEntry]] = {}
+        for fetching in [requests.submit(self._fetch, key) for key in merged]:
+            told.update(fetching.result())
         for key in merged:
-            told.update(self._fetch(key))
+            del self._small[key]
         self._packs = list(told.items())
         self._put()
         self._bucket.delete_many(merged)
@@ -113,3 +123,17 @@ class Hints:
         except (KeyAbsent, FormatError, UnsupportedFormat):
             return []
         return list(packs) if store_id == self._store_id else []
+
+
+def _parts(packs: Iterable[Pack]) -> Iterator[list[Pack]]:
+    """The packs in lists of about FRAMES_MAX frames."""
+    part: list[Pack] = []
+    frames = 0
+    for pack in packs:
+        part.append(pack)
+        frames += len(pack[1])
+        if frames >= FRAMES_MAX:
+            yield part
+            part, frames = [], 0
+    if part:
+        yield part

@@ -3,6 +3,9 @@
 All puts of a Store share one budget of uploads, which is what bounds their memory. A pack is told
 of, to this machine's cache and to the others, as soon as it is there: a put that is interrupted is
 resumed by deduplication.
+
+The first packs of a put are smaller, or one that adds a few megabytes would begin to upload them
+only when all of it is read.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from castore.s3.hints import Hints
 from castore.s3.session import WriterSession
 from castore.workers import Workers
 
-PACK_BYTES_MAX = 16 << 20
+PACK_BYTES_FIRST = 4 << 20  # and each of the next twice that,
+PACK_BYTES_MAX = 16 << 20  # up to this
 UPLOADS_MAX = 4  # at a time; each holds a pack in memory
 PLACED_MAX = 1 << 17  # chunks whose places are kept in memory; the cache knows those before
 
@@ -57,6 +61,7 @@ class Uploads:
         self._requests = requests
         self._budget = budget
         self._pack: _OpenPack | None = None
+        self._pack_bytes = min(PACK_BYTES_FIRST, PACK_BYTES_MAX)
         self._uploading: list[tuple[bytes, list[PackEntry], Future[None]]] = []
         self.placed: dict[bytes, Location] = {}  # chunks by id, those placed last
 
@@ -73,8 +78,9 @@ class Uploads:
                 PackEntry(frame.chunk_id, place.offset, place.stored_bytes, frame.raw_bytes)
             )
             self.placed[frame.chunk_id] = place
-            if pack.size >= PACK_BYTES_MAX:
+            if pack.size >= self._pack_bytes:
                 self.begin()
+                self._pack_bytes = min(2 * self._pack_bytes, PACK_BYTES_MAX)
 
     def begin(self) -> None:
         """Begin to upload what was placed, once the budget allows it. An upload that failed fails

@@ -1,0 +1,143 @@
+"""What machines tell each other of their packs: few requests for the one that comes new, however
+many sessions have stored something."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fault_proxy import FaultProxy
+from servers import Server
+
+from castore.format import PackEntry
+from castore.s3 import hints
+from castore.s3.bucket import Bucket
+from castore.s3.cache import StoreCache
+from castore.s3.hints import Hints, Pack
+from castore.workers import Workers
+
+STORE = bytes(range(16))
+pytestmark = pytest.mark.usefixtures("aws_environment", "quick")
+
+
+@pytest.fixture
+def bucket(moto_server: Server, proxy: FaultProxy) -> Iterator[Bucket]:
+    with Bucket(moto_server.settings(endpoint_url=proxy.url)) as bucket:
+        yield bucket
+
+
+@contextmanager
+def session(bucket: Bucket, cache: StoreCache) -> Iterator[Hints]:
+    """What a Store keeps of hints, from its opening to its closing."""
+    requests, closing = Workers(16), Workers(16)
+    one = Hints(bucket, STORE, cache, requests)
+    one.read()
+    yield one
+    requests.close()
+    one.close(closing)
+    closing.close()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StoreCache]]:
+    """Two caches: of a machine that has been there all the time, and of one that comes new."""
+    found = []
+    for name in ("old", "new"):
+        monkeypatch.setenv("CASTORE_CACHE_DIR", str(tmp_path / name))
+        found.append(StoreCache(STORE, frames_bytes_max=0))
+    yield found
+    for one in found:
+        one.close()
+
+
+def packs(seed: str, count: int, frames: int) -> list[Pack]:
+    source = random.Random(seed)
+    return [
+        (
+            source.randbytes(16),
+            [PackEntry(source.randbytes(16), 64 + 50 * i, 50, 90) for i in range(frames)],
+        )
+        for _ in range(count)
+    ]
+
+
+def stage(bucket: Bucket, cache: StoreCache, sessions: int, count: int, frames: int) -> list[Pack]:
+    """So many sessions that store `count` packs each; all of the packs."""
+    told = []
+    for i in range(sessions):
+        with session(bucket, cache) as one:
+            new = packs(f"{sessions} {i}", count, frames)
+            for pack in new:
+                one.tell([pack])
+            told += new
+    return told
+
+
+def learn(bucket: Bucket, cache: StoreCache, proxy: FaultProxy, told: list[Pack]) -> int:
+    """The requests that a new machine makes to know of all the packs."""
+    proxy.clear()
+    with session(bucket, cache):
+        pass
+    for at in range(0, len(told), 500):
+        ids = [entry.chunk_id for _, entries in told[at : at + 500] for entry in entries]
+        assert len(cache.known(ids)) == len(ids)
+    return proxy.count()
+
+
+def test_ten_thousand_packs_take_a_few_dozen_requests(
+    bucket: Bucket, machine: list[StoreCache], proxy: FaultProxy
+) -> None:
+    """Of 100 sessions; those that found many objects have merged them."""
+    old, new = machine
+    told = stage(bucket, old, sessions=100, count=100, frames=2)
+    assert learn(bucket, new, proxy, told) <= 36
+    # Nor does each session write all of it anew.
+    assert proxy.count("PUT") == 0
+
+
+@pytest.mark.long
+def test_ten_thousand_full_packs(
+    bucket: Bucket, machine: list[StoreCache], proxy: FaultProxy
+) -> None:
+    """160 GB of them, in chunks of 64 KiB: the objects are as large as they come."""
+    old, new = machine
+    told = stage(bucket, old, sessions=100, count=100, frames=250)
+    assert learn(bucket, new, proxy, told) <= 100
+
+
+def test_what_is_merged_at_once_is_bounded(
+    bucket: Bucket,
+    machine: list[StoreCache],
+    proxy: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The smallest first; and what has grown is left alone."""
+    monkeypatch.setattr(hints, "SMALL_MAX", 8)
+    monkeypatch.setattr(hints, "SMALL_BYTES", 4000)
+    monkeypatch.setattr(hints, "MERGED_BYTES_MAX", 8000)
+    old, new = machine
+    told = stage(bucket, old, sessions=8, count=1, frames=70)  # 2 kB each
+    proxy.clear()
+    told += stage(bucket, old, sessions=1, count=1, frames=1)
+    assert proxy.count("GET", "/index/") == 1 + 3  # LIST is none; the small one, and three others
+    sizes = sorted(entry.size for entry in bucket.list("index/"))
+    assert len(sizes) == 6
+    assert sizes[-1] > 4000
+    assert learn(bucket, new, proxy, told) == 1 + 6
+
+
+def test_a_session_of_many_packs_tells_of_them_on_the_way(
+    bucket: Bucket, machine: list[StoreCache], proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "FRAMES_MAX", 100)
+    old, new = machine
+    with session(bucket, old) as one:
+        told = packs("", 25, 10)
+        for pack in told:
+            one.tell([pack])
+        assert proxy.count("PUT", "/index/") == 2
+    assert proxy.count("PUT", "/index/") == 3
+    assert learn(bucket, new, proxy, told) == 1 + 3
