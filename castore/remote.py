@@ -228,7 +228,7 @@ def _write_what_was_proposed_first(bucket: Bucket, raw: bytes) -> None:
     _propose(bucket, raw)
     time.sleep(PROPOSAL_SECONDS)
     proposals = sorted(bucket.list(PROPOSALS), key=lambda entry: (entry.modified, entry.key))
-    if _read_config(bucket) is None:
+    if proposals and _read_config(bucket) is None:
         with contextlib.suppress(KeyAbsent):  # removed: castore.json is there by now
             first = bucket.get(proposals[0].key)
             bucket.put(CONFIG_KEY, first.body, idempotent=True)

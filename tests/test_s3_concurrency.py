@@ -24,9 +24,6 @@ from servers import Server
 import castore
 from castore.errors import NameExists, NameNotFound
 
-pytestmark = pytest.mark.long
-
-
 pytest_plugins = ["servers"]
 
 Caches = Callable[[int], Path]  # the cache directory of each process
@@ -101,9 +98,10 @@ def test_machines_agree_for_a_few_seconds(
     def caches(i: int) -> Path:
         return tmp_path / f"cache-{i}"
 
-    check(run_oracle(moto_server, tmp_path, caches, processes=3, seconds=6, names=12), least=3)
+    check(run_oracle(moto_server, tmp_path, caches, processes=8, seconds=4, names=12), least=3)
 
 
+@pytest.mark.long
 def test_processes_of_one_machine_agree(
     moto_server: Server, own_cache: Path, tmp_path: Path
 ) -> None:

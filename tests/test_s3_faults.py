@@ -21,9 +21,6 @@ from castore.remote import RemoteStore
 from castore.s3 import retries
 from castore.s3.retries import Backoff
 
-pytestmark = pytest.mark.long
-
-
 TIMEOUT_S = 0.4  # of a reply
 PATIENCE = Backoff(attempts=4, first_s=0.01, throttled_first_s=0.01)
 
@@ -190,6 +187,22 @@ each_case = pytest.mark.parametrize(
 )
 
 
+@each_case
+def test_one_request_fails_in_one_way(
+    each: Case,
+    patience: None,
+    open_moto: Open,
+    open_proxied: Open,
+    proxy: FaultProxy,
+    tmp_path: Path,
+) -> None:
+    """Another way for each case: all of them take minutes."""
+    possible = [fault for fault in FAULTS if fault not in each.never]
+    fault = possible[CASES.index(each) % len(possible)]
+    attempts(each, [fault], 1, open_moto, open_proxied, proxy, tmp_path)
+
+
+@pytest.mark.long
 @each_case
 def test_one_request_fails(
     each: Case,

@@ -16,9 +16,6 @@ from servers import Server
 import castore
 from castore import session_s3
 
-pytestmark = pytest.mark.long
-
-
 # What looks into the folder of a local store, at its index, or at how it is kept durable. An
 # interrupt may come in a destructor of the SDK's, where it is lost.
 LOCAL = {
@@ -50,26 +47,26 @@ NOT_ON_RCLONE = {
     "test_names_are_sorted_by_their_bytes",
     "test_names_are_told_apart",
 }
-LONG = {
-    "test_a_forked_child_has_threads",
-    "test_a_list_goes_on_while_the_names_change",
-    "test_a_source_that_is_written_to_meanwhile_is_stored_consistently",
-    "test_all_ranges_are_of_one_version",
-    "test_chunks_at_their_largest",
-    "test_forks_while_threads_are_at_work",
-    "test_lists_of_many_pages",
-    "test_pickling",
-    "test_ranges_are_slices",
-}
-# On moto, too, which is slower, but honours preconditions.
-ON_BOTH = NOT_ON_RCLONE | {
+# The verbs, on moto, which honours preconditions; the others, and rclone, take minutes.
+BY_DEFAULT = {
+    "test_a_put_that_fails_in_a_transaction_can_be_left_out",
+    "test_a_read_only_store_reads_and_does_not_write",
+    "test_a_source_that_fails_publishes_nothing",
     "test_a_transaction_that_fails_changes_nothing",
+    "test_a_writer_publishes_when_it_is_closed",
     "test_a_writer_that_fails_publishes_nothing",
+    "test_an_open_object_is_a_buffered_reader",
+    "test_an_open_object_is_one_version",
+    "test_closing",
     "test_copy",
     "test_delete",
+    "test_delete_prefix",
     "test_get",
     "test_if_absent",
     "test_if_absent_is_decided_by_the_commit",
+    "test_mode_bits_are_kept",
+    "test_names_are_sorted_by_their_bytes",
+    "test_names_are_told_apart",
     "test_operations_of_a_transaction_apply_in_order",
     "test_rename",
     "test_size_and_info_and_exists",
@@ -85,9 +82,9 @@ def on_s3(name: str, test: Callable[..., None]) -> Callable[..., None]:
         test(*args, **kwargs)
 
     servers = ["moto"] if name in NOT_ON_RCLONE else ["moto", "rclone"]
-    for_long = {*(servers if name in LONG else ()), *(() if name in ON_BOTH else ("moto",))}
+    by_default = {"moto"} if name in BY_DEFAULT else set()
     each = [
-        pytest.param(server, marks=pytest.mark.long if server in for_long else ())
+        pytest.param(server, marks=() if server in by_default else pytest.mark.long)
         for server in servers
     ]
     return pytest.mark.parametrize("s3_server", each, indirect=True)(run)
