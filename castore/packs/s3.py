@@ -1,8 +1,18 @@
 """Packs as S3 objects: PUT whole, read by ranged GETs, frames kept in the disk cache.
 
-Gaps between the frames that a read needs are fetched with them up to GAP_BYTES: at 20 ms a round
-trip and 100 MB/s a request costs as much as 2 MB, but many run at once, so only what a connection
-moves in a few milliseconds is worth fetching for nothing.
+Gaps between the frames that a read needs are fetched with them up to GAP_BYTES. Measured at 20 ms
+and 100 MB/s on the last of six releases of botocore, whose frames are scattered over the packs of
+all (`get` of all of it; `gets` of 4 MiB; medians of two rounds on two busy cores):
+
+    gap, KiB      0     64    128    256    512   1024
+    get, s     1.14   0.71   0.51   0.54   0.52   0.57
+    fetched   14.2   16.6   19.0   23.0   30.8   35.6   MB
+    requests    226    133    107     85     64     58
+    gets, ms     58     45     45     45     48     47
+
+From 128 KiB on, more bytes buy no time. Spans of 2 to 16 MiB take the same time within the noise
+(`gets` of 16 MiB 209 to 220 ms, `get` of 128 MiB 1.6 to 1.8 s; with 1 MiB 311 ms and 1.96 s): 8 MiB
+takes few requests, and bounds what a reply takes in memory.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ from castore.workers import Workers
 
 PACK_BYTES_FIRST = 4 << 20  # and each of the next twice that,
 PACK_BYTES_MAX = 16 << 20  # up to this
-UPLOADS_MAX = 4  # at a time; each holds a pack in memory
+# At a time; each holds a pack in memory. 128 MiB of noise at 20 ms and 100 MB/s: 2.96 s with one,
+# 2.05 with 2, 1.69 with 4, 1.72 with 8.
+UPLOADS_MAX = 4
 PLACED_MAX = 1 << 17  # chunks whose places are kept in memory; the cache knows those before
 
 
