@@ -32,9 +32,9 @@ from castore.s3.bucket import Bucket, KeyAbsent, Reply
 from castore.s3.cache import StoreCache
 from castore.workers import Workers
 
-# Of a manifest, in the first request: all of it for objects up to 500 MB. A cold read of 100 bytes at
-# 20 ms and 100 MB/s, of 1 GiB: 107 to 113 ms and 3 requests with 16 to 128 KiB, 94 ms and 2 requests
-# with this; of 128 MiB: 91 ms with 16 KiB, 53 to 57 ms with 64 KiB and more.
+# Of a manifest, in the first request: all of it for objects up to 500 MB. A cold read of 100 bytes
+# at 20 ms and 100 MB/s, of 1 GiB: 107 to 113 ms and 3 requests with 16 to 128 KiB, 94 ms and 2
+# requests with this; of 128 MiB: 91 ms with 16 KiB, 53 to 57 ms with 64 KiB and more.
 FIRST_BYTES = 256 << 10
 GAP_BYTES = 256 << 10
 SPAN_BYTES_MAX = 8 << 20
