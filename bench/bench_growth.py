@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         probe = directory / "probe"
         write_random(probe, (4 if options.tiny else 64) << 20, seed=1)
         few, many = Store(directory / "few", base), Store(directory / "many", chunks)
-        ending = _find_ending(directory / "search")
+        ending = find_ending(directory / "search")
         facts = {}
         for label, one in (("few", few), ("many", many)):
             one.open()
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _find_ending(directory: Path) -> bytes:
+def find_ending(directory: Path) -> bytes:
     """The last bytes of a chunk of random bytes that was cut before the mean size."""
     import castore
 

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from castore import errors
     from castore.errors import CastoreError
+    from castore.gc import GcReport
     from castore.model import ObjectInfo, RangePlan, StoreStats
     from castore.store import Store, Transaction
     from castore.store import open_store as open
 
 __all__ = [
     "CastoreError",
+    "GcReport",
     "ObjectInfo",
     "RangePlan",
     "Store",
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CastoreError": "errors",
+    "GcReport": "gc",
     "ObjectInfo": "model",
     "RangePlan": "model",
     "Store": "store",

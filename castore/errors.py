@@ -75,6 +75,20 @@ class StoreLocked(CastoreError, BlockingIOError):
     """The store is in use from where it can't be shared, such as another pid namespace."""
 
 
+class StoreBusy(CastoreError, BlockingIOError):
+    """Somebody else is doing to the store what only one can do at a time, such as collecting."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EAGAIN, message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[StoreBusy], tuple[str]]:
+        return type(self), (self.message,)
+
+
 class StoreFull(CastoreError, OSError):
     """The disk or the index is full: nothing was published; free some space and repeat."""
 

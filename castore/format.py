@@ -12,7 +12,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import xxhash
@@ -213,6 +213,11 @@ def decode_pack_header(raw: bytes | memoryview) -> tuple[bytes, bytes]:
     return store_id, pack_id
 
 
+def footer_bytes(frames: int) -> int:
+    """The size of the footer of a pack with so many frames."""
+    return frames * _ENTRY.size + PACK_TRAILER_BYTES
+
+
 def encode_footer(entries: Sequence[PackEntry], footer_offset: int) -> bytes:
     """The footer that makes a pack of `footer_offset` bytes complete."""
     body = b"".join(_ENTRY.pack(e.chunk_id, e.offset, e.stored_bytes, e.raw_bytes) for e in entries)
@@ -315,6 +320,19 @@ class Segment:
 
     def __iter__(self) -> Iterator[Extent]:
         return (self.extent(i) for i in range(len(self.ends)))
+
+    def offsets_by_pack(self) -> Iterable[tuple[bytes, memoryview | array[int]]]:
+        """Each pack with the offsets of the frames that are in it, as u32: all that marking needs,
+        without an Extent for each."""
+        if len(self.packs) == 1:
+            return [(self.packs[0], self._offsets)]
+        split = [array("I") for _ in self.packs]
+        try:
+            for pack, offset in zip(self._pack_of, self._offsets, strict=True):
+                split[pack].append(offset)
+        except IndexError:
+            raise FormatError(f"segment has an extent in pack {pack}") from None
+        return zip(self.packs, split, strict=True)
 
 
 class SegmentBuilder:
@@ -557,8 +575,14 @@ def segment_key(manifest: int, end: int) -> bytes:
 
 
 def manifest_of(key: bytes) -> int:
+    return segment_place(key)[0]
+
+
+def segment_place(key: bytes) -> tuple[int, int]:
+    """(manifest, end offset) of a segment's key."""
     try:
-        return int(_SEGMENT_KEY.unpack(key)[0])
+        manifest, end = _SEGMENT_KEY.unpack(key)
+        return manifest, end
     except struct.error as error:
         raise FormatError(f"segment key has {len(key)} bytes") from error
 

@@ -1,6 +1,7 @@
 """A local store's folder: made once, opened once per process, shared by all Stores on it.
 
 castore.json   what is fixed for its life; it is what makes a folder a store
+castore.gc     held by the one process that collects
 castore.lock   held shared by every process that has it open, with the pid namespace in it
 index/         LMDB
 packs/         packs
@@ -12,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from typing import TYPE_CHECKING
 
 from castore import forks
 from castore.catalog.local import LocalCatalog
@@ -30,10 +32,13 @@ from castore.fileio import make_durable_folder, sync_folder
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, decode_config, encode_config
 from castore.index import index_folders, open_index
-from castore.model import StoreStats
+from castore.model import Progress, StoreStats
 from castore.packs.local import LocalPacks
 from castore.session import LocalSession
 from castore.workers import Workers, usable_cores
+
+if TYPE_CHECKING:
+    from castore.gc import GcReport
 
 CONFIG = "castore.json"
 LOCK = "castore.lock"
@@ -89,6 +94,29 @@ class LocalStore:
             stored_bytes=totals.chunk_stored_bytes + totals.inline_stored_bytes,
             pack_bytes=sum(packs),
             index_bytes=index_bytes,
+        )
+
+    def gc(
+        self,
+        *,
+        dry_run: bool,
+        grace_seconds: float,
+        repack_below: float,
+        max_repack_bytes: int | None,
+        progress: Progress | None,
+    ) -> GcReport:
+        """`grace_seconds` are of no use here: what others rely on is known, not guessed."""
+        from castore.gc.local import collect  # seldom needed
+
+        return collect(
+            self.root,
+            self.catalog,
+            self.packs,
+            seed=self.config.seed,
+            dry_run=dry_run,
+            repack_below=repack_below,
+            max_repack_bytes=max_repack_bytes,
+            progress=progress,
         )
 
     def close(self) -> None:

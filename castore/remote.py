@@ -12,18 +12,20 @@ probe/...                  for moments, while a store is made
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import threading
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from castore.catalog.s3 import Overwritten, S3Catalog, Version
 from castore.chunker import Chunker, ChunkSizes
 from castore.errors import FormatError, NotAStore, StoreIOError, StoreNotFound, UnsupportedFormat
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, decode_config, decode_segment, encode_config
-from castore.model import StoreStats
+from castore.model import Progress, StoreStats
 from castore.packs.s3 import S3Packs
 from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.cache import StoreCache
@@ -35,6 +37,9 @@ from castore.s3.settings import S3Settings
 from castore.s3.uploads import UPLOADS_MAX
 from castore.session_s3 import S3Session
 from castore.workers import Workers
+
+if TYPE_CHECKING:
+    from castore.gc import GcReport
 
 CONFIG_KEY = "castore.json"
 PROPOSALS = "probe/castore.json/"
@@ -117,6 +122,17 @@ class RemoteStore:
             pack_bytes=sum(packs),
             index_bytes=0,
         )
+
+    def gc(
+        self,
+        *,
+        dry_run: bool,
+        grace_seconds: float,
+        repack_below: float,
+        max_repack_bytes: int | None,
+        progress: Progress | None,
+    ) -> GcReport:
+        raise StoreIOError(f"{self.root}: stores on S3 are not collected yet", errno.ENOTSUP)
 
     def close(self) -> None:
         self._requests.close()  # what is under way may rely on the pins, and has yet to be told of

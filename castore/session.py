@@ -246,6 +246,8 @@ class LocalSession(WriteSession):
         # their descriptors would add up in a put of terabytes.
         full = {pack for pack in self._placement.upto if pack.sealed and pack is not owner}
         self._batch.packs |= {pack.pack_id for pack in full}
+        # A collector may take them from now on, with frames that no staged segment refers to yet.
+        self._held |= self._packs.hold([pack.pack_id for pack in full])
         self._packs.release(self._placement, only=full)
 
     def _stage_once(self, owner: bytes) -> int:
@@ -297,7 +299,6 @@ class LocalSession(WriteSession):
             if chunk.location.pack_id not in own
         }
         self._batch.packs -= vanished.pack_ids
-        self._batch.gc_seq = vanished.gc_seq
         for draft in self._batch.drafts:
             draft.segments = [
                 (end, self._replaced(decode_segment(raw), raw, vanished.pack_ids, copy=copy))

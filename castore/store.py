@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 from castore.catalog import Catalog
 from castore.catalog.operations import Publish
@@ -34,6 +34,9 @@ from castore.session import WriteSession
 from castore.transaction import MODE_DEFAULT, Readable, StrPath, Transaction, object_info
 from castore.workers import Workers
 from castore.writer import ObjectWriter
+
+if TYPE_CHECKING:
+    from castore.gc import GcReport
 
 __all__ = ["Store", "Transaction", "open_store", "refuse_open_store_paths"]
 
@@ -154,6 +157,16 @@ class Backend(Protocol):
     def session(self, workers: Workers, chunker: Chunker, *, level: int) -> WriteSession: ...
 
     def stats(self) -> StoreStats: ...
+
+    def gc(
+        self,
+        *,
+        dry_run: bool,
+        grace_seconds: float,
+        repack_below: float,
+        max_repack_bytes: int | None,
+        progress: Progress | None,
+    ) -> GcReport: ...
 
     def close(self) -> None: ...
 
@@ -399,6 +412,39 @@ class Store:
         manifest that is not cached."""
         return self._check_open().stats()
 
+    def gc(
+        self,
+        *,
+        dry_run: bool = False,
+        grace: float = 86_400.0,
+        repack_below: float = 0.5,
+        max_repack_bytes: int | None = None,
+        progress: Progress | None = None,
+    ) -> GcReport:
+        """Give back the space of what no name leads to, while others go on reading and writing.
+
+        Packs of whose bytes less than the share `repack_below` (0 to 1) are in use are rewritten,
+        and small ones merged when they are many; `max_repack_bytes` bounds what is copied for that.
+        With `dry_run` nothing is changed, and the report says what would be. `grace`, in seconds,
+        is how long what was condemned is kept on S3; a local store knows what its readers and
+        writers rely on and needs none. It may be killed at any moment: the next one finishes.
+
+        Raises StoreBusy while another collection runs; FormatError if something that a name leads
+        to can't be read, before anything is taken; ReadOnlyStore; StoreFull, StoreIOError.
+        """
+        local = self._check_open() if dry_run else self._check_writable()
+        if not 0 <= repack_below <= 1:
+            raise ValueError(f"repack_below is from 0 to 1, not {repack_below}")
+        if grace < 0 or (max_repack_bytes is not None and max_repack_bytes < 0):
+            raise ValueError("grace and max_repack_bytes must not be negative")
+        return local.gc(
+            dry_run=dry_run,
+            grace_seconds=grace,
+            repack_below=repack_below,
+            max_repack_bytes=max_repack_bytes,
+            progress=progress,
+        )
+
     def close(self) -> None:
         """Let go of the store; files opened from it can still be read. Idempotent."""
         with self._closing:
@@ -430,10 +476,14 @@ class Store:
             raise StoreClosed(f"the store {self.path} is closed")
         return self._local
 
-    def _session(self) -> WriteSession:
+    def _check_writable(self) -> Backend:
         local = self._check_open()
         if self.read_only or not local.writable:
             raise ReadOnlyStore(errno.EACCES, f"the store {self.path} is open for reading only")
+        return local
+
+    def _session(self) -> WriteSession:
+        local = self._check_writable()
         return local.session(self._workers, self._chunker, level=self._level)
 
 

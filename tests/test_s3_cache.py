@@ -218,10 +218,10 @@ def test_a_crash_of_the_machine(
     if other is not None:
         other.close()
     here.close()
-    for boot, kept in ((cache._boot_id(), True), ("another boot", ended == "closed")):
+    for boot, kept in ((cache.boot_id(), True), ("another boot", ended == "closed")):
         shutil.rmtree(path)
         shutil.copytree(copy, path)
-        monkeypatch.setattr(cache, "_boot_id", lambda boot=boot: boot)
+        monkeypatch.setattr(cache, "boot_id", lambda boot=boot: boot)
         after = StoreCache(STORE, frames_bytes_max=1 << 20)
         assert is_full(after) == kept
         fill(after)

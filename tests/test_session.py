@@ -596,7 +596,7 @@ def test_a_collector_that_never_rests(
     """The put gives up with an error of its own, and publishes nothing."""
 
     def vanish(catalog: LocalCatalog, batch: Any, operations: Any) -> int:
-        raise PacksVanished(set(batch.packs), 1)
+        raise PacksVanished(set(batch.packs))
 
     store.puts("old", OLD)
     monkeypatch.setattr(LocalCatalog, "commit", vanish)

@@ -30,8 +30,19 @@ from itertools import islice, takewhile
 
 from castore.catalog import Cover
 from castore.catalog.changes import NameChanges
+from castore.catalog.meta import (
+    CHANGE_SEQ,
+    GC_SEQ,
+    MARKING,
+    NEXT_MANIFEST,
+    STORE_ID,
+    next_number,
+    read_number,
+    read_totals,
+    write_totals,
+)
 from castore.catalog.operations import Batch, Draft, NewChunk, Operation
-from castore.errors import FormatError, IndexCorrupt, NameNotFound
+from castore.errors import FormatError, IndexCorrupt, NameNotFound, StoreIOError
 from castore.fileio import sync_folder
 from castore.format import (
     Record,
@@ -54,22 +65,14 @@ PAGE_NAMES = 1000
 HOT_OBJECTS_MAX = 64
 HOT_SEGMENTS_MAX = 256  # of all of them; one is 35 KiB
 
-_STORE_ID = b"store_id"
-_GC_SEQ = b"gc_seq"
-_MARKING = b"marking"
-_CHANGE_SEQ = b"change_seq"
-_NEXT_MANIFEST = b"next_manifest"
-_TOTALS = b"totals"
-
 
 class PacksVanished(Exception):
     """Packs that a commit refers to were collected since they were looked up. The writer places
     their chunks anew and commits again; callers of a Store never see this."""
 
-    def __init__(self, pack_ids: set[bytes], gc_seq: int) -> None:
+    def __init__(self, pack_ids: set[bytes]) -> None:
         super().__init__(f"{len(pack_ids)} packs were collected before the commit")
         self.pack_ids = pack_ids
-        self.gc_seq = gc_seq
 
 
 class _Hot:
@@ -91,6 +94,11 @@ class LocalCatalog:
         self._hot: dict[bytes, _Hot] = {}
         self._hot_segments = 0
         self._check_store_id(store_id)
+
+    @property
+    def index(self) -> Index:
+        """What a collector reads and writes beside us."""
+        return self._index
 
     # ------------------------------------------------------------ reading
 
@@ -152,7 +160,7 @@ class LocalCatalog:
         """The collector's counter, and the locations of those chunks that are stored."""
         index = self._index
         with index.read() as txn:
-            gc_seq = self._number(txn, _GC_SEQ)
+            gc_seq = read_number(self._index, txn, GC_SEQ)
             with txn.cursor(db=index.chunks) as cursor:
                 rows = cursor.getmulti(sorted(set(chunk_ids)))
         return gc_seq, {bytes(chunk_id): decode_chunk_row(row)[1] for chunk_id, row in rows}
@@ -193,7 +201,7 @@ class LocalCatalog:
                 int(txn.stat(table)["entries"])
                 for table in (index.names, index.chunks, index.packs)
             ]
-            totals = self._totals(txn)
+            totals = read_totals(self._index, txn)
         return totals, counts[0], counts[1], counts[2], index.stat_bytes()
 
     # ------------------------------------------------------------ writing
@@ -214,11 +222,11 @@ class LocalCatalog:
         """
         with self._index.write() as txn:
             numbers = self._apply(txn, batch, pending_owner=None)
-            names = NameChanges(self._index, txn, self._totals(txn), numbers)
+            names = NameChanges(self._index, txn, read_totals(self._index, txn), numbers)
             for operation in operations:
                 names.apply(operation)
-            txn.put(_TOTALS, names.totals.encode(), db=self._index.meta)
-            if txn.get(_MARKING, db=self._index.meta) is not None:
+            write_totals(self._index, txn, names.totals)
+            if txn.get(MARKING, db=self._index.meta) is not None:
                 self._log_changes(txn, names.changed)
         return names.deleted
 
@@ -226,24 +234,27 @@ class LocalCatalog:
         """Everything but the names; the numbers of the drafts' manifests."""
         index = self._index
         index.check_in_place()
-        gc_seq = self._number(txn, _GC_SEQ)
+        gc_seq = read_number(self._index, txn, GC_SEQ)
         gone = {pack_id for pack_id in batch.packs if txn.get(pack_id, db=index.packs) is None}
         gone |= {pack.pack_id for pack in batch.own if not pack.exists()}
         if gone:
-            raise PacksVanished(gone, gc_seq)
+            raise PacksVanished(gone)
         for pack, upto in batch.own.items():
             # Another session may have committed more of the same pack.
             row = txn.get(pack.pack_id, db=index.packs)
             upto = upto if row is None else max(upto, decode_pack_row(row)[1])
             txn.put(pack.pack_id, encode_pack_row(pack.created_ns, upto), db=index.packs)
-        totals = self._totals(txn)
+        totals = read_totals(self._index, txn)
         if batch.gc_seq is not None and batch.gc_seq != gc_seq:
             self._restore_rows(txn, batch, totals)
         for chunk_id, chunk in batch.chunks.items():
             self._put_chunk(txn, chunk_id, chunk, totals)
         numbers = {}
         for draft in batch.drafts:
-            number = draft.manifest or self._next(txn, _NEXT_MANIFEST)
+            if draft.staged and txn.get(segment_key(draft.manifest, 0), db=index.pending) is None:
+                # Somebody removed the owner's file, and a collector took us for dead.
+                raise StoreIOError("what a put had stored so far was collected: repeat the put")
+            number = draft.manifest or next_number(index, txn, NEXT_MANIFEST)
             numbers[draft] = number
             for end, raw in draft.segments:
                 txn.put(segment_key(number, end), raw, db=index.segments)
@@ -253,7 +264,7 @@ class LocalCatalog:
                     txn.put(key, pending_owner, db=index.pending)
             elif draft.staged:
                 txn.delete(key, db=index.pending)
-        txn.put(_TOTALS, totals.encode(), db=index.meta)
+        write_totals(index, txn, totals)
         return numbers
 
     def _restore_rows(self, txn: Txn, batch: Batch, totals: Totals) -> None:
@@ -279,7 +290,7 @@ class LocalCatalog:
 
     def _log_changes(self, txn: Txn, names: Sequence[bytes]) -> None:
         for name in names:
-            sequence = self._next(txn, _CHANGE_SEQ)
+            sequence = next_number(self._index, txn, CHANGE_SEQ)
             txn.put(sequence.to_bytes(8, "big"), name, db=self._index.changes)
 
     # ------------------------------------------------------------ below
@@ -334,30 +345,17 @@ class LocalCatalog:
         except FormatError as error:
             raise FormatError(f"the record of {name.decode(errors='replace')!r}: {error}") from None
 
-    def _number(self, txn: Snapshot | Txn, key: bytes) -> int:
-        raw = txn.get(key, db=self._index.meta)
-        return 0 if raw is None else int.from_bytes(raw, "little")
-
-    def _next(self, txn: Txn, key: bytes) -> int:
-        number = self._number(txn, key) + 1
-        txn.put(key, number.to_bytes(8, "little"), db=self._index.meta)
-        return number
-
-    def _totals(self, txn: Snapshot | Txn) -> Totals:
-        raw = txn.get(_TOTALS, db=self._index.meta)
-        return Totals() if raw is None else Totals.decode(raw)
-
     def _check_store_id(self, store_id: bytes) -> None:
         index = self._index
         with index.read() as txn:
-            found = txn.get(_STORE_ID, db=index.meta)
+            found = txn.get(STORE_ID, db=index.meta)
         if found is None and index.writable:
             # Whoever made the index may have died before it was durable.
             sync_folder(index.path)
             sync_folder(os.path.dirname(index.path))
             with index.write() as txn:
-                txn.put(_STORE_ID, store_id, db=index.meta, overwrite=False)
-                found = txn.get(_STORE_ID, db=index.meta)
+                txn.put(STORE_ID, store_id, db=index.meta, overwrite=False)
+                found = txn.get(STORE_ID, db=index.meta)
         if found not in (None, store_id):
             raise IndexCorrupt(f"the index {index.path} belongs to another store")
 

@@ -27,8 +27,8 @@ a first walk:
   castore get dumps/monday.sql restored.sql
   castore stats                                  what deduplication and compression saved
 
-exit codes: 0 done, 1 failed, 2 wrong usage, 13 the store is damaged, 14 no such name,
-130 interrupted. `castore VERB --help` says more about a verb.
+exit codes: 0 done, 1 failed, 2 wrong usage, 11 another one is at it, 13 the store is damaged,
+14 no such name, 130 interrupted. `castore VERB --help` says more about a verb.
 """
 
 
@@ -49,6 +49,22 @@ def byte_range(text: str) -> tuple[int, int | None]:
     if end is not None and begin > end:
         raise argparse.ArgumentTypeError(f"{text!r} is reversed: BEGIN must not exceed END")
     return begin, end
+
+
+def seconds(text: str) -> float:
+    """A time such as 90s, 30m, 24h or 7d."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30m, 24h or 7d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+
+
+def size_bytes(text: str) -> int:
+    """A size in bytes, or in powers of 1,024 of them with K, M, G or T."""
+    match = re.fullmatch(r"([0-9]+)([KMGT]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1000000, 500M or 10G")
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -85,7 +101,9 @@ def _build() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"castore {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", title="verbs")
-    for add_verb in (_put, _get, _cat, _ls, _stat, _rm, _cp, _mv, _du, _stats, _doctor, _demo):
+    for add_verb in (_put, _get, _cat, _ls, _stat, _rm, _cp, _mv, _du, _stats, _gc):
+        add_verb(verbs)
+    for add_verb in (_doctor, _demo):
         add_verb(verbs)
     return parser
 
@@ -239,6 +257,39 @@ also those that it shares with others; `castore stats` counts each chunk once.
 
 def _stats(verbs: Verbs) -> None:
     _verb(verbs, "stats", "listing:stats", "", "say what the store holds and what it saves")
+
+
+def _gc(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "gc",
+        "collecting:gc",
+        "[-n] [--grace TIME] [--max-repack-bytes SIZE]",
+        "give back the space of what was removed and overwritten",
+        """
+Others may go on reading and writing, and it may be killed at any moment. Packs of which less than
+half is in use are rewritten, and small ones merged when they are many; caches of stores on S3 that
+nobody used for 30 days are removed. Exit code 11 if another gc is running, 13 if it met damage,
+which it leaves as it is.
+""",
+    )
+    verb.add_argument(
+        "-n", "--dry-run", action="store_true", help="only say what would be collected"
+    )
+    verb.add_argument(
+        "--grace",
+        type=seconds,
+        default=86_400.0,
+        metavar="TIME",
+        help="on S3, how long to keep what was condemned: 90s, 30m, 24h, 7d (default: 24h); "
+        "a local store needs none",
+    )
+    verb.add_argument(
+        "--max-repack-bytes",
+        type=size_bytes,
+        metavar="SIZE",
+        help="copy at most so much to make packs denser: 500M, 10G (default: no bound)",
+    )
 
 
 def _doctor(verbs: Verbs) -> None:

@@ -11,11 +11,13 @@ from castore.errors import (
     InvalidRange,
     NameNotFound,
     PackMissing,
+    StoreBusy,
 )
 
 OK = 0
 FAILURE = 1
 USAGE = 2
+BUSY = 11  # another process is doing what one at a time may
 CORRUPT = 13
 NOT_FOUND = 14
 INTERRUPTED = 130
@@ -40,6 +42,8 @@ def describe(error: BaseException) -> tuple[int, str]:
         return NOT_FOUND, str(error)
     if isinstance(error, CORRUPTIONS):
         return CORRUPT, str(error)
+    if isinstance(error, StoreBusy):
+        return BUSY, str(error)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
     if isinstance(error, CastoreError | Failure):

@@ -209,6 +209,24 @@ class LocalPacks:
                 self._retire()
             return locations
 
+    def create(self, placement: Placement) -> Pack:
+        """A pack that no other put appends to, for who writes a whole one."""
+        with self._lock:
+            self._check_pid()
+            if self._closed:
+                raise StoreClosed("the store was closed meanwhile")
+            pack = self._create()
+            pack.users = 1
+            self._sealed.add(pack)  # no put will be offered it
+            placement.upto[pack] = pack.size
+            return pack
+
+    def retire(self) -> None:
+        """End the open pack, so that a collector can have what this process is done with."""
+        with self._lock:
+            self._check_pid()
+            self._retire()
+
     def own(self, placement: Placement) -> Pack:
         """A pack that this put holds the lock of, made if it has none yet: others can see by it
         that the put is alive."""
@@ -262,7 +280,7 @@ class LocalPacks:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise _typed(error, path) from error
+                raise typed(error, path) from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # A collector may have taken the empty file before the lock was ours.
@@ -279,7 +297,7 @@ class LocalPacks:
                 os.unlink(path)
                 if isinstance(error, (StoreFull, StoreIOError)):
                     raise
-                raise _typed(error, path) from error
+                raise typed(error, path) from error
             return pack
 
     # ------------------------------------------------------------ reading
@@ -331,7 +349,11 @@ class LocalPacks:
                 held[pack_id].advise_dontneed(low, high - low)
 
     def forget(self, location: Location) -> None:
-        self._mapped.pop(location.pack_id, None)
+        self.unmap(location.pack_id)
+
+    def unmap(self, pack_id: bytes) -> None:
+        """Keep no mapping of the pack for later reads."""
+        self._mapped.pop(pack_id, None)
 
     def list(self) -> Iterable[tuple[bytes, int]]:
         """(pack id, bytes) of every pack file."""
@@ -352,7 +374,7 @@ class LocalPacks:
         except ValueError as error:  # an empty file can't be mapped
             raise FormatError(f"pack {path} is empty") from error
         except OSError as error:
-            raise _typed(error, path) from error
+            raise typed(error, path) from error
         if len(mapping) < max(end, PACK_HEADER_BYTES):
             raise FormatError(f"pack {path} has {len(mapping)} bytes, and should have {end}")
         store_id, found = decode_pack_header(memoryview(mapping)[:PACK_HEADER_BYTES])
@@ -379,7 +401,8 @@ class LocalPacks:
             self.after_fork_in_child()
 
 
-def _typed(error: OSError, path: str) -> Exception:
+def typed(error: OSError, path: str) -> Exception:
+    """The castore error for what the system said of a pack's file."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no space left for {path}: free some and repeat")
     if isinstance(error, FileNotFoundError):

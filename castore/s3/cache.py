@@ -221,7 +221,7 @@ class StoreCache:
         """Say that this process uses the index; False if it may have been damaged by a crash of the
         machine."""
         self._pid = os.getpid()
-        boot = _boot_id()
+        boot = boot_id()
         users = os.path.join(self.path, "users")
         make_durable_folder(users)
         others = os.listdir(users)
@@ -308,7 +308,8 @@ def _rows(txn: Snapshot | Txn, table: Table, prefix: bytes) -> Iterator[tuple[by
                 yield bytes(key), bytes(row)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """What tells this boot of the machine from others."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()

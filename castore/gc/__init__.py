@@ -1,0 +1,58 @@
+"""Garbage collection: what no name leads to goes, whoever writes meanwhile.
+
+`local` collects a local store; `caches` the folders that stores on S3 left in the user's cache.
+Below is what a collection of any kind reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A frame that names need and that does not hold its chunk. It was left where it is."""
+
+    pack_id: str
+    offset: int
+    chunk_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What a collection took; with `dry_run`, what one would have taken. Sizes are in bytes.
+
+    `packs_rewritten` are those whose live frames were moved, `bytes_rewritten` what was written for
+    it; `packs_removed` counts them too, and packs that nothing refers to, of which
+    `orphans_removed` were never named by a commit. `packs_busy` are garbage, at least for the most
+    part, but of writers that live. `missing` are packs that names need and that are not there.
+    """
+
+    dry_run: bool
+    objects: int = 0
+    chunks: int = 0
+    chunks_removed: int = 0
+    manifests_removed: int = 0
+    packs_removed: int = 0
+    orphans_removed: int = 0
+    packs_rewritten: int = 0
+    packs_busy: int = 0
+    bytes_freed: int = 0
+    bytes_rewritten: int = 0
+    caches_removed: int = 0
+    cache_bytes_freed: int = 0
+    damaged: tuple[Damage, ...] = ()
+    missing: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether there was nothing to take."""
+        return not (
+            self.chunks_removed
+            or self.manifests_removed
+            or self.packs_removed
+            or self.bytes_rewritten
+            or self.caches_removed
+        )
