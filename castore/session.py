@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 INLINE_BYTES_MAX = 4096
 ROWS_MAX = 16384  # chunks per transaction: each may dirty a page of its own
 SEGMENTS_MAX = 256  # per transaction
+STAGED_MAX = 16_384  # chunks remembered that have rows, and perhaps no segment yet
 COMMIT_ATTEMPTS = 20
 ATTEMPTS_BEFORE_COPY = 2
 
@@ -148,7 +149,8 @@ class LocalSession(WriteSession):
         self._held: dict[bytes, Mapping] = {}
         self._lost: set[bytes] = set()  # chunks that the index knows in packs that are gone
         self._segments = 0
-        # Where the chunks are that were staged last: a batch of the writer's may still ask.
+        # Where the chunks are that were staged last: a batch of the writer's may still ask, and a
+        # collector take the row of one that is in no segment yet.
         self._staged: dict[bytes, Location] = {}
 
     # ------------------------------------------------------------ for the drafts
@@ -237,7 +239,7 @@ class LocalSession(WriteSession):
         for draft in self._batch.drafts:
             draft.segments = []
             draft.staged = True
-        if len(self._staged) >= ROWS_MAX:
+        if len(self._staged) >= STAGED_MAX:
             self._staged = {}
         self._staged |= {i: chunk.location for i, chunk in self._batch.chunks.items()}
         self._batch.chunks = {}

@@ -29,7 +29,7 @@ from castore.errors import (
 from castore.format import SegmentBuilder, decode_chunk_row, decode_segment
 from castore.gc.caches import UNUSED_SECONDS, collect_caches
 from castore.gc.marks import Marks
-from castore.gc.repacking import SMALL_PACK_BYTES, SMALL_PACKS_MAX, PackFacts, choose
+from castore.gc.repacking import FRAMES_MAX, SMALL_PACK_BYTES, SMALL_PACKS_MAX, PackFacts, choose
 from castore.model import Location
 
 SMALL: dict[str, Any] = {"chunk_bytes_avg": 2816, "threads": 1}
@@ -445,6 +445,8 @@ def test_which_packs_are_rewritten() -> None:
     assert chosen(full, sparse_one, half, below=0.6, most=100) == [3]
     assert chosen(full, *few) == []
     assert chosen(full, *few, facts(99, 2000, 1500)) == [*range(10, 10 + len(few)), 99]
+    tiny = [facts(50 + n, 2000, 1500, frames=FRAMES_MAX // 2) for n in range(20)]
+    assert chosen(full, *tiny) == [], "no two of them are moved at a time"
     assert chosen(sparse_one, *few) == [3, *range(10, 10 + len(few))]
     assert chosen(*few, facts(99, 2000, 1500), most=1500) == [], "one is not merged with itself"
     assert chosen(facts(1, 64 + 10 + 28 + 40, 10, frames=1)) == [], "tiny, but all of it alive"

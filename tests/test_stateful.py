@@ -9,9 +9,11 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from zlib import crc32
 
+import oracle
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -417,9 +419,34 @@ class StoreAndDict(RuleBasedStateMachine):
         assert stats.pack_bytes >= stats.stored_bytes - self.INLINE_BYTES_MAX * len(self.model)
 
 
+class CollectedStoreAndDict(StoreAndDict):
+    """A local store, whose garbage goes at any time."""
+
+    @rule(repack_below=st.sampled_from([0, 0.5, 0.9, 1]), dry_run=st.booleans())
+    def collect(self, repack_below: float, dry_run: bool) -> None:
+        """Files are open and puts begun; none of them notices."""
+        before = self.store.stats()
+        report = self.store.gc(repack_below=repack_below, dry_run=dry_run)
+        assert report.objects == len(self.model)
+        assert report.damaged == report.missing == ()
+        after = self.store.stats()
+        if dry_run:
+            assert (after.chunks, after.stored_bytes) == (before.chunks, before.stored_bytes)
+        else:
+            assert after.chunks == report.chunks <= before.chunks
+        assert self.everything(self.other) == self.model
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.store.gc()
+            assert self.everything(self.other) == self.model
+            oracle.check_index(self.other)
+        super().teardown()
+
+
 def run(examples: int, steps: int) -> None:
     run_state_machine_as_test(
-        StoreAndDict,
+        CollectedStoreAndDict,
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
@@ -427,6 +454,11 @@ def run(examples: int, steps: int) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.fixture(autouse=True)
+def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASTORE_CACHE_DIR", str(tmp_path))
 
 
 def test_a_store_is_a_dict() -> None:

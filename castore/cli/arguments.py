@@ -27,8 +27,8 @@ a first walk:
   castore get dumps/monday.sql restored.sql
   castore stats                                  what deduplication and compression saved
 
-exit codes: 0 done, 1 failed, 2 wrong usage, 11 another one is at it, 13 the store is damaged,
-14 no such name, 130 interrupted. `castore VERB --help` says more about a verb.
+exit codes: 0 done, 1 failed, 2 wrong usage, 11 another one is at it, 13 the store is damaged, 14 no
+such name, 130 interrupted. `castore VERB --help` says more about a verb.
 """
 
 

@@ -57,6 +57,11 @@ class PackFacts:
         return PACK_HEADER_BYTES + self.live_bytes + footer_bytes(self.live_frames)
 
     @property
+    def is_small(self) -> bool:
+        """Whether two like it go into one, so that merging comes to an end."""
+        return self.size < SMALL_PACK_BYTES and self.live_frames < FRAMES_MAX // 2
+
+    @property
     def live_share(self) -> float:
         return self.live_size / max(self.size, 1)
 
@@ -71,7 +76,7 @@ def choose(
     """
     ranked = sorted(packs, key=lambda pack: (pack.live_share, pack.size, pack.pack_id))
     low = [pack for pack in ranked if pack.live_share < repack_below]
-    small = [p for p in ranked if p.live_share >= repack_below and p.size < SMALL_PACK_BYTES]
+    small = [pack for pack in ranked if pack.live_share >= repack_below and pack.is_small]
     if len(small) + bool(low) > SMALL_PACKS_MAX:
         low += small
     chosen, total = [], 0
@@ -164,8 +169,8 @@ class Repacker:
         for pack in chosen:
             offsets = self._marker.marks.offsets(pack.pack_id)
             cuts = [0, *offsets[FRAMES_MAX::FRAMES_MAX], _END]
-            for begin, end in pairwise(cuts):
-                count = min(len(offsets), FRAMES_MAX)
+            for number, (begin, end) in enumerate(pairwise(cuts)):
+                count = min(len(offsets) - number * FRAMES_MAX, FRAMES_MAX)
                 part = pack.live_bytes * count // max(len(offsets), 1)
                 if group and (size + part > PACK_BYTES_MAX or frames + count > FRAMES_MAX):
                     yield group

@@ -183,7 +183,7 @@ class Sweeper:
     def _put_rows(self, found: dict[bytes, tuple[int, Location]]) -> None:
         if self._dry_run or not found:
             return
-        index = self._index
+        index, restored = self._index, 0
         with index.write() as txn:
             totals = read_totals(index, txn)
             for chunk_id, (raw_bytes, location) in found.items():
@@ -193,7 +193,9 @@ class Sweeper:
                 txn.put(chunk_id, encode_chunk_row(raw_bytes, location), db=index.chunks)
                 totals.chunk_raw_bytes += raw_bytes
                 totals.chunk_stored_bytes += location.stored_bytes
+                restored += 1
             write_totals(index, txn, totals)
+        self._tally.chunks += restored
 
     # ------------------------------------------------------------ packs
 

@@ -1,0 +1,180 @@
+"""Programs that collect while others write, and die of it: run as `python gc_oracle.py VERB ...`.
+
+Imported by the collector's crash and concurrency tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import oracle
+
+import castore
+import castore.gc.repacking
+import castore.gc.sweeping
+from castore.errors import StoreBusy
+
+
+def make_everything_small() -> None:
+    oracle.make_everything_small()
+    castore.gc.repacking.FRAMES_MAX = 20
+    castore.gc.repacking.SEGMENTS_MAX = 3
+    castore.gc.repacking.ROWS_MAX = castore.gc.sweeping.ROWS_MAX = 16
+    castore.gc.sweeping.PACKS_MAX = 2
+    castore.gc.sweeping.SEGMENTS_MAX = 6
+
+
+def collect(store_path: str, seconds: float) -> None:
+    """Collect again and again, sometimes rewriting all that is not full."""
+    choose = random.Random(os.getpid())
+    deadline = time.monotonic() + seconds
+    collections = busy = 0
+    with castore.open(store_path, create=False, threads=1) as store:
+        while time.monotonic() < deadline:
+            try:
+                report = store.gc(repack_below=choose.choice((0.3, 0.9)))
+            except StoreBusy:
+                busy += 1
+                time.sleep(0.02)
+            else:
+                collections += 1
+                assert report.damaged == report.missing == (), report
+    print(json.dumps([collections, busy]))
+
+
+def keep_collecting(store_path: str) -> None:
+    make_everything_small()
+    while True:
+        collect(store_path, 1.0)
+
+
+class Deleter(oracle.Worker):
+    def run(self, seconds: float, *, reopen: bool = True) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.delete(self.random.choice(self.names))
+            self.gets(self.random.choice(self.names))
+            self.operations += 1
+            time.sleep(0.005)
+        self.store.close()
+
+
+def delete(store_path: str, history_path: str, writer: int, seconds: float, names: int) -> None:
+    history = oracle.History(history_path)
+    Deleter(store_path, history, writer, [f"names/{i:02}" for i in range(names)]).run(seconds)
+    history.close()
+
+
+# ---------------------------------------------------------------- killed at every step
+
+
+def kill_at_every_step(made: str, first: int, last: int, stride: int, torn: int) -> None:
+    """For each step of a collection of a copy of a store, which is made at `made`: a process that
+    dies there, then one that checks what it left."""
+    said, status = oracle.in_child(lambda _, p=Path(made): make_garbage(p))
+    assert status == 0, said.decode()
+    failed: list[Any] = []
+    tried = 0
+    kinds: set[str] = set()
+    finished = False
+    for at in range(first, last, stride):
+        path = f"{made}-{at}"
+        shutil.copytree(made, path)
+        steps = oracle.Steps(at, torn=bool(torn))
+        said, status = oracle.in_child(lambda fd, p=path, s=steps: _run_steps(p, s, fd))
+        tried += 1
+        finished = status == 0
+        if finished:
+            kinds = set(json.loads(said.splitlines()[-1])[2])
+        elif status != -signal.SIGKILL:
+            failed.append([at, "the collection failed", status, said.decode()[-2000:]])
+        report, status = oracle.in_child(lambda fd, p=path: _check_after(p, fd))
+        if status != 0:
+            failed.append([at, status, report.decode()[-2000:]])
+        shutil.rmtree(path)
+        if finished or len(failed) > 5:
+            break
+    print(json.dumps({"tried": tried, "finished": finished, "failed": failed, "of": sorted(kinds)}))
+
+
+def _run_steps(store_path: str, steps: oracle.Steps, say_to: int) -> None:
+    os.dup2(say_to, 1)
+    make_everything_small()
+    steps.install()
+    with castore.open(store_path, create=False, threads=1) as store:
+        store.gc(repack_below=0.9)
+    oracle.say("count", steps.count, steps.names)
+    os._exit(0)
+
+
+def _check_after(store_path: str, report_to: int) -> None:
+    """Nothing is lost, before another collection and after it, which leaves nothing."""
+    os.dup2(report_to, 1)
+    os.dup2(report_to, 2)
+    make_everything_small()
+    expected = json.loads(Path(f"{store_path.rpartition('-')[0]}.json").read_text())
+
+    def check(store: castore.Store) -> None:
+        found = {name: oracle.check_value(name, store.gets(name)) for name in store.names()}
+        if found != {name: oracle.Version(*version) for name, version in expected.items()}:
+            raise AssertionError(f"{found} and should be {expected}")
+
+    with castore.open(store_path, create=False, threads=1) as store:
+        check(store)
+        store.puts("more", oracle.value_of("more", oracle.Version(9, 1)))
+        expected["more"] = (9, 1)
+        store.gc(repack_below=0.9)
+        check(store)
+    with castore.open(store_path, create=False, threads=1) as store:
+        store.gc(repack_below=0.9)
+        oracle.check_index(store)
+        check(store)
+        assert store.gc(repack_below=0.9).found_nothing
+        on_disk = {path.stem for path in Path(store_path).glob("packs/*/*.pack")}
+        with store._catalog.index.read() as txn:  # type: ignore[attr-defined]
+            rows = {key.hex() for key, _ in txn.cursor(db=store._catalog.index.packs)}  # type: ignore[attr-defined]
+        assert on_disk == rows
+
+
+def make_garbage(path: Path) -> None:
+    """A store with all kinds of it; beside it, in JSON, which version each name has."""
+    make_everything_small()
+    expected: dict[str, oracle.Version] = {}
+    for turn in range(5):
+        with castore.open(path, chunk_bytes_avg=2816, threads=1) as store:
+            for n in range(5):
+                name, version = f"{turn % 3}/{n}", oracle.Version(1, 100 * turn + n)
+                store.puts(name, oracle.value_of(name, version))
+                expected[name] = version
+    with castore.open(path, create=False, threads=1) as store:
+        for name in ("0/1", "1/2", "1/3", "2/0"):
+            store.delete(name)
+            del expected[name]
+    orphan = path / "packs" / "00" / f"{'0' * 32}.pack"
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"castpack")
+    Path(f"{path}.json").write_text(json.dumps(expected))
+
+
+PROGRAMS = {
+    "collect": collect,
+    "keep_collecting": keep_collecting,
+    "delete": delete,
+    "kill_at_every_step": kill_at_every_step,
+}
+
+
+def command(verb: str, *args: Any) -> list[str]:
+    return [sys.executable, os.path.abspath(__file__), verb, json.dumps(args)]
+
+
+if __name__ == "__main__":
+    PROGRAMS[sys.argv[1]](*json.loads(sys.argv[2]))
