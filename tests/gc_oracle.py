@@ -18,6 +18,7 @@ from typing import Any
 import oracle
 
 import castore
+import castore.gc.choosing
 import castore.gc.repacking
 import castore.gc.sweeping
 from castore.errors import StoreBusy
@@ -25,7 +26,7 @@ from castore.errors import StoreBusy
 
 def make_everything_small() -> None:
     oracle.make_everything_small()
-    castore.gc.repacking.FRAMES_MAX = 20
+    castore.gc.choosing.FRAMES_MAX = 20
     castore.gc.repacking.SEGMENTS_MAX = 3
     castore.gc.repacking.ROWS_MAX = castore.gc.sweeping.ROWS_MAX = 16
     castore.gc.sweeping.PACKS_MAX = 2

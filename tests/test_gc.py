@@ -28,8 +28,8 @@ from castore.errors import (
 )
 from castore.format import SegmentBuilder, decode_chunk_row, decode_segment
 from castore.gc.caches import UNUSED_SECONDS, collect_caches
+from castore.gc.choosing import FRAMES_MAX, SMALL_PACK_BYTES, SMALL_PACKS_MAX, PackFacts, choose
 from castore.gc.marks import Marks
-from castore.gc.repacking import FRAMES_MAX, SMALL_PACK_BYTES, SMALL_PACKS_MAX, PackFacts, choose
 from castore.model import Location
 
 SMALL: dict[str, Any] = {"chunk_bytes_avg": 2816, "threads": 1}
@@ -352,7 +352,7 @@ def test_small_packs_are_merged_when_they_are_many(store: castore.Store) -> None
 def test_packs_larger_than_memory_allows_are_moved_in_pieces(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("castore.gc.repacking.FRAMES_MAX", 3)
+    monkeypatch.setattr("castore.gc.choosing.FRAMES_MAX", 3)
     monkeypatch.setattr("castore.gc.repacking.SEGMENTS_MAX", 1)
     monkeypatch.setattr("castore.gc.repacking.APPEND_BYTES", 5000)
     monkeypatch.setattr("castore.format.SEGMENT_EXTENTS_MAX", 4)
@@ -363,7 +363,7 @@ def test_packs_larger_than_memory_allows_are_moved_in_pieces(
     report = store.gc()
     assert report.packs_rewritten == 3
     assert len(pack_files(store)) > 6
-    for knob, value in (("repacking.FRAMES_MAX", 1000), ("repacking.SEGMENTS_MAX", 256)):
+    for knob, value in (("choosing.FRAMES_MAX", 1000), ("repacking.SEGMENTS_MAX", 256)):
         monkeypatch.setattr(f"castore.gc.{knob}", value)
     store.gc()
     assert len(pack_files(store)) == 1, "merged"

@@ -217,7 +217,7 @@ def small_steps(patch: pytest.MonkeyPatch) -> None:
         ("marking.NAMES_PER_READ", 3), ("marking.SEGMENTS_PER_READ", 4),
         ("marking.CHANGES_PER_READ", 2), ("sweeping.ROWS_PER_READ", 16),
         ("sweeping.ROWS_MAX", 16), ("sweeping.SEGMENTS_MAX", 5), ("sweeping.PACKS_MAX", 1),
-        ("repacking.SEGMENTS_MAX", 2), ("repacking.ROWS_MAX", 8), ("repacking.FRAMES_MAX", 16),
+        ("repacking.SEGMENTS_MAX", 2), ("repacking.ROWS_MAX", 8), ("choosing.FRAMES_MAX", 16),
     ):  # fmt: skip
         patch.setattr(f"castore.gc.{knob}", value)
 

@@ -17,8 +17,9 @@ import time
 from castore.catalog.local import LocalCatalog
 from castore.gc import GcReport
 from castore.gc.caches import collect_caches
+from castore.gc.choosing import PackFacts, choose
 from castore.gc.marking import Marker
-from castore.gc.repacking import PackFacts, Repacker, choose
+from castore.gc.repacking import Repacker
 from castore.gc.sweeping import Sweeper, Tally
 from castore.index import Index
 from castore.model import Progress

@@ -10,24 +10,23 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from castore.catalog.meta import read_totals, write_totals
 from castore.codec import Frame, decode_frame
 from castore.errors import FormatError, PackMissing
 from castore.format import (
-    PACK_HEADER_BYTES,
     SegmentBuilder,
     decode_chunk_row,
     decode_frame_header,
     decode_segment,
     encode_chunk_row,
     encode_pack_row,
-    footer_bytes,
     segment_key,
 )
-from castore.gc import Damage
+from castore.gc import Damage, choosing
+from castore.gc.choosing import PackFacts
 from castore.gc.marking import Marker
 from castore.gc.sweeping import ROWS_MAX, Sweeper, Tally
 from castore.index import Index
@@ -35,63 +34,12 @@ from castore.model import Extent, Location
 from castore.packs.local import PACK_BYTES_MAX, LocalPacks, Placement
 from castore.packs.locks import PackLocks
 
-SMALL_PACK_BYTES = PACK_BYTES_MAX // 16
-SMALL_PACKS_MAX = 8  # as many are left alone: one is made by each process that puts
-FRAMES_MAX = 65_536  # moved at a time: what is known of each is kept meanwhile
 SEGMENTS_PER_READ = 32
 SEGMENTS_MAX = 256  # per transaction
 APPEND_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class PackFacts:
-    pack_id: bytes
-    created_ns: int
-    size: int
-    live_bytes: int
-    live_frames: int
-
-    @property
-    def live_size(self) -> int:
-        """What a pack of its live frames would take."""
-        return PACK_HEADER_BYTES + self.live_bytes + footer_bytes(self.live_frames)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether two like it go into one, so that merging comes to an end."""
-        return self.size < SMALL_PACK_BYTES and self.live_frames < FRAMES_MAX // 2
-
-    @property
-    def live_share(self) -> float:
-        return self.live_size / max(self.size, 1)
-
-
-def choose(
-    packs: Iterable[PackFacts], *, repack_below: float, bytes_max: int | None
-) -> list[PackFacts]:
-    """The packs to rewrite, the oldest first so that what was put together stays together.
-
-    Those with a live share below `repack_below`, the lowest first, and small ones if there are
-    more than SMALL_PACKS_MAX of them, as long as what is moved stays within `bytes_max`.
-    """
-    ranked = sorted(packs, key=lambda pack: (pack.live_share, pack.size, pack.pack_id))
-    low = [pack for pack in ranked if pack.live_share < repack_below]
-    small = [pack for pack in ranked if pack.live_share >= repack_below and pack.is_small]
-    if len(small) + bool(low) > SMALL_PACKS_MAX:
-        low += small
-    chosen, total = [], 0
-    for pack in low:
-        if bytes_max is not None and total + pack.live_bytes > bytes_max:
-            continue
-        total += pack.live_bytes
-        chosen.append(pack)
-    if len(chosen) == 1 and chosen[0].live_share >= repack_below:
-        return []  # there is nothing to merge it with
-    return sorted(chosen, key=lambda pack: (pack.created_ns, pack.pack_id))
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """The frames of a pack at offsets `[begin, end)`."""
 
     pack_id: bytes
@@ -99,8 +47,7 @@ class Slice:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A live frame, as an extent describes it."""
 
     chunk_id: bytes
@@ -168,11 +115,11 @@ class Repacker:
         size = frames = 0
         for pack in chosen:
             offsets = self._marker.marks.offsets(pack.pack_id)
-            cuts = [0, *offsets[FRAMES_MAX::FRAMES_MAX], _END]
+            cuts = [0, *offsets[choosing.FRAMES_MAX :: choosing.FRAMES_MAX], _END]
             for number, (begin, end) in enumerate(pairwise(cuts)):
-                count = min(len(offsets) - number * FRAMES_MAX, FRAMES_MAX)
+                count = min(len(offsets) - number * choosing.FRAMES_MAX, choosing.FRAMES_MAX)
                 part = pack.live_bytes * count // max(len(offsets), 1)
-                if group and (size + part > PACK_BYTES_MAX or frames + count > FRAMES_MAX):
+                if group and (size + part > PACK_BYTES_MAX or frames + count > choosing.FRAMES_MAX):
                     yield group
                     group, size, frames = [], 0, 0
                 group.append(Slice(pack.pack_id, begin, end))
