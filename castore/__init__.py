@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from castore.model import ObjectInfo, RangePlan, StoreStats
     from castore.store import Store, Transaction
     from castore.store import open_store as open
+    from castore.upkeep import check_store, rebuild_index, restore
 
 __all__ = [
     "CastoreError",
@@ -31,8 +32,11 @@ __all__ = [
     "StoreStats",
     "Transaction",
     "__version__",
+    "check_store",
     "errors",
     "open",
+    "rebuild_index",
+    "restore",
 ]
 
 __version__ = "0.1.0"
@@ -45,7 +49,10 @@ _HOMES = {
     "Store": "store",
     "StoreStats": "model",
     "Transaction": "store",
+    "check_store": "upkeep",
     "open": "store",
+    "rebuild_index": "upkeep",
+    "restore": "upkeep",
 }
 
 

@@ -191,6 +191,24 @@ class IndexCorrupt(CastoreError, OSError):
         return type(self), (self.message,)
 
 
+class NotLocal(CastoreError, ValueError):
+    """A store on S3, and something that only a local store has a use for."""
+
+
+class IndexIntact(CastoreError, FileExistsError):
+    """The index that a backup would replace is whole, and the caller did not insist."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EEXIST, message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[IndexIntact], tuple[str]]:
+        return type(self), (self.message,)
+
+
 class RemoteError(StoreIOError):
     """S3 failed a request, again and again where that is worth trying."""
 

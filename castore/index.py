@@ -175,6 +175,18 @@ class Index:
             assert self._env is not None
             return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
 
+    def copy_to(self, fd: int) -> None:
+        """Write LMDB's own copy of the environment, compact and as of now, to a descriptor. Holds
+        up every reader of this process until it is done: meant for a process of its own."""
+        with self.gate:
+            if self._pid != os.getpid():
+                self._open_again()
+            assert self._env is not None
+            try:
+                self._env.copyfd(fd, True)
+            except lmdb.Error as error:
+                raise typed(error, self.path) from error
+
     def _begin_write(self) -> Txn:
         if not self.writable:
             raise ReadOnlyStore(errno.EACCES, f"the index {self.path} can't be written here")

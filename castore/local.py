@@ -11,38 +11,36 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from castore import forks
 from castore.catalog.local import LocalCatalog
 from castore.chunker import Chunker, ChunkSizes
 from castore.errors import (
-    FormatError,
-    IndexCorrupt,
     NotAStore,
     StoreFull,
     StoreIOError,
     StoreLocked,
     StoreNotFound,
-    UnsupportedFormat,
 )
 from castore.fileio import make_durable_folder, sync_folder
+from castore.folder import CONFIG, check_index_in_place, read_config, share
 from castore.forks import ForkLock, Rank
-from castore.format import StoreConfig, decode_config, encode_config
+from castore.format import StoreConfig, encode_config
 from castore.index import index_folders, open_index
 from castore.model import Progress, StoreStats
 from castore.packs.local import LocalPacks
-from castore.session import LocalSession
+from castore.session import LocalSession, WriteSession
 from castore.workers import Workers, usable_cores
 
 if TYPE_CHECKING:
+    from castore.backup import BackupReport
+    from castore.check import CheckReport
     from castore.gc import GcReport
+    from castore.rebuild import RebuildReport
 
-CONFIG = "castore.json"
-LOCK = "castore.lock"
-INDEX_BYTES_MIN = 8192  # LMDB's two meta pages; it takes less for a new environment
 THREADS_MAX = 8
 CHUNK_BYTES_AVG_MAX = 4 << 20  # so that a writer's window holds several of the largest chunks
 
@@ -56,9 +54,9 @@ class LocalStore:
         self.root = root
         self.config = config
         self.references = 1
-        self._lock_fd = _share(root)
+        self._lock_fd = share(root)
         try:
-            self._check_parts()
+            check_index_in_place(root)
             self._index = open_index(os.path.join(root, "index"), create=False)
             try:
                 self.catalog = LocalCatalog(self._index, config.store_id)
@@ -80,6 +78,39 @@ class LocalStore:
         return LocalSession(
             self.catalog, self.packs, workers, self.config, chunker, compression_level=level
         )
+
+    def check(self, *, fraction: float, progress: Progress | None) -> CheckReport:
+        from castore.check.local import check_local
+
+        return check_local(self.root, fraction=fraction, threads=self.threads, progress=progress)
+
+    def repair(
+        self, session: Callable[[], WriteSession], *, progress: Progress | None
+    ) -> CheckReport:
+        from castore.check.repair import LocalRepair
+        from castore.gc.local import LOCK as GC_LOCK
+        from castore.packs.locks import CollectorLock
+
+        report = self.check(fraction=1, progress=progress)
+        mend = LocalRepair(self.root, self.config, self._index, self.catalog, self.packs, session)
+        # A collector moves frames, too, and relies on it that nobody else does.
+        with CollectorLock(os.path.join(self.root, GC_LOCK)):
+            self.packs.retire()
+            done = mend.run(report)
+        report = self.check(fraction=1, progress=None)
+        report.repaired = done
+        return report
+
+    def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
+        raise StoreLocked(
+            errno.EAGAIN,
+            f"the store {self.root} is open: close it, and call castore.rebuild_index",
+        )
+
+    def back_up(self, path: str) -> BackupReport:
+        from castore.backup import back_up
+
+        return back_up(self.root, path)
 
     def stats(self) -> StoreStats:
         """From counters that every commit keeps, and the sizes of the pack files."""
@@ -139,20 +170,9 @@ class LocalStore:
         # keeps it when the parent exits.
         inherited, self._lock_fd = self._lock_fd, -1
         with contextlib.suppress(OSError, StoreLocked, StoreIOError):
-            self._lock_fd = _share(self.root)
+            self._lock_fd = share(self.root)
         if inherited >= 0:
             os.close(inherited)
-
-    def _check_parts(self) -> None:
-        # The index is made before castore.json: a store without one has lost it.
-        try:
-            size = os.stat(os.path.join(self.root, "index", "data.mdb")).st_size
-        except FileNotFoundError:
-            size = 0
-        if size < INDEX_BYTES_MIN:
-            raise IndexCorrupt(
-                f"the index of the store {self.root} is gone: restore index/ from a backup"
-            )
 
 
 # ---------------------------------------------------------------- opening
@@ -167,14 +187,14 @@ def open_local(
     """The process's one LocalStore on `path`, made if it is not there and `create` is true."""
     root = os.path.realpath(path)
     with _registry_lock:
-        config = _read_config(root)
+        config = read_config(root)
         if config is None:
             if not create or read_only:
                 raise StoreNotFound(
                     errno.ENOENT, f"there is no store at {root}; open it with create=True"
                 )
             _create(root, chunk_bytes_avg, collision_guard)
-            config = _read_config(root)
+            config = read_config(root)
             assert config is not None
         status = os.stat(root)
         key = (status.st_dev, status.st_ino)
@@ -203,22 +223,6 @@ def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
         if real == root or real.startswith(root + os.sep):
             what = "the open store" if root in stores else "the cache of an open store,"
             raise NotAStore(f"{os.fspath(path)} lies inside {what} {root}")
-
-
-def _read_config(root: str) -> StoreConfig | None:
-    try:
-        with open(os.path.join(root, CONFIG), "rb") as file:
-            config = decode_config(file.read(1 << 17))
-            ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max)
-            return config
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        raise NotAStore(f"{root} is a file, not a store's folder") from None
-    except UnsupportedFormat:
-        raise
-    except ValueError as error:
-        raise FormatError(f"{root}: {error}") from error
 
 
 def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> None:
@@ -285,64 +289,3 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"no space left to make a store at {root}") from error
         raise
-
-
-# ---------------------------------------------------------------- pid namespaces
-
-
-def _share(root: str) -> int:
-    """Hold castore.lock shared, for as long as the store is open; -1 where it can't be written.
-
-    LMDB tells live readers from dead ones by their pid, which means nothing in another pid
-    namespace (another container on the same volume): it would free the pages that they read. The
-    first to open writes its namespace into the file; who comes while it is held must be of the
-    same one. Raises StoreLocked.
-    """
-    path = os.path.join(root, LOCK)
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except (PermissionError, OSError) as error:
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return -1
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"no space left for {path}") from error
-        raise StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO) from error
-    try:
-        ours = _pid_namespace()
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.pwrite(fd, ours.ljust(64), 0)
-        except BlockingIOError:
-            pass
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        theirs = os.pread(fd, 64, 0).strip()
-        if theirs != ours:
-            raise StoreLocked(
-                errno.EAGAIN,
-                f"the store {root} is open in another pid namespace (container) or on another "
-                "machine: share one namespace, or close it there",
-            )
-    except OSError as error:
-        os.close(fd)
-        if isinstance(error, StoreLocked):
-            raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"no space left for {path}") from error
-        raise StoreIOError(
-            f"{path} can't be locked ({error.strerror}): is it on a network file system?",
-            error.errno or errno.EIO,
-        ) from error
-    return fd
-
-
-def _pid_namespace() -> bytes:
-    try:
-        boot = _read_text("/proc/sys/kernel/random/boot_id")
-        return f"{boot[:18]} {os.stat('/proc/self/ns/pid').st_ino}".encode()
-    except OSError:
-        return b"no pid namespaces here"
-
-
-def _read_text(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.read().strip()

@@ -102,10 +102,11 @@ class Reader:
         while True:
             try:
                 parts = self._read(cover)
-            except PackMissing as error:
+            except (PackMissing, ChunkCorrupt) as error:
                 newer = cover.newer()
                 if newer is None:
-                    # A collector moved the chunks since the look-up, or they are lost: look again.
+                    # A collector or a repair moved the chunks since the look-up, or they are lost:
+                    # look again.
                     if error.pack_id == lost:
                         raise
                     lost = error.pack_id

@@ -17,12 +17,19 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from castore.catalog.s3 import Overwritten, S3Catalog, Version
 from castore.chunker import Chunker, ChunkSizes
-from castore.errors import FormatError, NotAStore, StoreIOError, StoreNotFound, UnsupportedFormat
+from castore.errors import (
+    FormatError,
+    NotAStore,
+    NotLocal,
+    StoreIOError,
+    StoreNotFound,
+    UnsupportedFormat,
+)
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, decode_config, decode_segment, encode_config
 from castore.model import Progress, StoreStats
@@ -35,11 +42,16 @@ from castore.s3.probe import probe
 from castore.s3.session import WriterSession
 from castore.s3.settings import S3Settings
 from castore.s3.uploads import UPLOADS_MAX
+from castore.session import WriteSession
 from castore.session_s3 import S3Session
-from castore.workers import Workers
+from castore.workers import Workers, usable_cores
 
 if TYPE_CHECKING:
+    from castore.backup import BackupReport
+    from castore.check import CheckReport
+    from castore.check.remote import RemoteCheck
     from castore.gc import GcReport
+    from castore.rebuild import RebuildReport
 
 CONFIG_KEY = "castore.json"
 PROPOSALS = "probe/castore.json/"
@@ -95,6 +107,58 @@ class RemoteStore:
                 chunker,
                 compression_level=level,
             )
+
+    def check(self, *, fraction: float, progress: Progress | None) -> CheckReport:
+        with self._looking() as look:
+            return look.run(fraction=fraction, progress=progress)
+
+    def repair(
+        self, session: Callable[[], WriteSession], *, progress: Progress | None
+    ) -> CheckReport:
+        from castore.check.repair_remote import RemoteRepair
+
+        with self._looking() as look:
+            report = look.run(fraction=1, progress=progress)
+            done = RemoteRepair(
+                self._bucket, self.catalog, self._cache, self._hints, look, session
+            ).run(report)
+        report = self.check(fraction=1, progress=None)
+        report.repaired = done
+        return report
+
+    def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
+        """Forget what this machine knows, learn it anew from packs and names, and put the hints
+        for other machines anew."""
+        from castore.rebuild import RebuildReport
+
+        with self._looking() as look:
+            look.read_packs()
+            packs = {pack_id: list(r.frames) for pack_id, r in look.readings.items()}
+        report = RebuildReport(packs=len(packs), chunks=sum(map(len, packs.values())))
+        self._cache.clear()
+        self.catalog.forget_all()
+        self._cache.add_chunks(packs.items())
+        self._hints.replace(packs.items())
+        if progress is not None:
+            progress.set_size(len(packs))
+        for version in self._versions():
+            report.names += 1
+            if not packs.keys() >= set(version.head.packs):
+                report.lost.append(version.name.decode())
+        return report
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[RemoteCheck]:
+        from castore.check.remote import RemoteCheck
+
+        workers = Workers(usable_cores())
+        try:
+            yield RemoteCheck(self._bucket, self.config, self._requests, workers)
+        finally:
+            workers.close()
+
+    def back_up(self, path: str) -> BackupReport:
+        raise NotLocal(f"{self.root} needs no backup of its index: its names are in S3")
 
     def stats(self) -> StoreStats:
         """By listing all packs and names, and reading the manifests that are not cached."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
@@ -35,8 +35,12 @@ from castore.transaction import MODE_DEFAULT, Readable, StrPath, Transaction, ob
 from castore.workers import Workers
 from castore.writer import ObjectWriter
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # loaded by those who need it
+    from castore.backup import BackupReport
+    from castore.check import CheckReport
     from castore.gc import GcReport
+    from castore.rebuild import RebuildReport
+    from castore.transfer import TransferReport
 
 __all__ = ["Store", "Transaction", "open_store", "refuse_open_store_paths"]
 
@@ -167,6 +171,16 @@ class Backend(Protocol):
         max_repack_bytes: int | None,
         progress: Progress | None,
     ) -> GcReport: ...
+
+    def check(self, *, fraction: float, progress: Progress | None) -> CheckReport: ...
+
+    def repair(
+        self, session: Callable[[], WriteSession], *, progress: Progress | None
+    ) -> CheckReport: ...
+
+    def back_up(self, path: str) -> BackupReport: ...
+
+    def rebuild_index(self, *, progress: Progress | None) -> RebuildReport: ...
 
     def close(self) -> None: ...
 
@@ -445,6 +459,78 @@ class Store:
             progress=progress,
         )
 
+    def check(
+        self,
+        read_data: bool | float = False,
+        repair: bool = False,
+        progress: Progress | None = None,
+    ) -> CheckReport:
+        """Whether the store is whole: that every extent's frame is in its pack, that manifests and
+        index agree with the packs and with each other. With `read_data`, all frames (or, for a
+        number below 1, that fraction of them, at random) are decoded and compared with their ids.
+        The report names the objects that can't be read in full. `progress` counts bytes.
+
+        With `repair`, all data is read, and what is wrong is mended as far as it can be: nothing is
+        removed that may be of use, but moved below `quarantine/`, objects under names there. The
+        report is then that of another check; its `repaired` says what was done.
+
+        Raises IndexCorrupt where LMDB's pages are damaged; StoreLocked; ReadOnlyStore (a repair).
+        """
+        local = self._check_open()
+        fraction = check_fraction(read_data)
+        if not repair:
+            return local.check(fraction=fraction, progress=progress)
+        session = self._session  # refuses where nothing may be written
+        return local.repair(session, progress=progress)
+
+    def export_folder(
+        self, prefix: str, folder: StrPath, *, progress: Progress | None = None
+    ) -> TransferReport:
+        """Write every object below `prefix` + "/" (all for "") to a plain file below the folder,
+        with its mode and time. Files that are the same already are skipped; a name that can't be a
+        path there, or leads through a symlink, is left out, and the report says why.
+
+        Raises NameNotFound if there is nothing below; OSError for a file that can't be written.
+        """
+        from castore.transfer import export_folder
+
+        self._check_open()
+        refuse_open_store_paths(folder)
+        threads = self._workers.threads
+        return export_folder(self, prefix, os.fspath(folder), threads=threads, progress=progress)
+
+    def import_folder(
+        self, folder: StrPath, prefix: str = "", *, progress: Progress | None = None
+    ) -> TransferReport:
+        """Put every regular file below the folder as `prefix` + "/" and its path in it, with its
+        mode and time; objects that are the same already are skipped. Published in batches, each
+        whole or not at all (on S3, each file whole): to repeat it is to go on.
+
+        Raises FileNotFoundError, NotADirectoryError, ReadOnlyStore, StoreFull; OSError for a file
+        that can't be read.
+        """
+        from castore.transfer import import_folder
+
+        self._check_open()
+        refuse_open_store_paths(folder)
+        threads = self._workers.threads
+        return import_folder(self, os.fspath(folder), prefix, threads=threads, progress=progress)
+
+    def rebuild_index(self, progress: Progress | None = None) -> RebuildReport:
+        """On S3, make this machine's cache and the hints for others anew, from packs and names. A
+        local store must not be open for it: see `castore.rebuild_index`. Raises StoreLocked."""
+        return self._check_open().rebuild_index(progress=progress)
+
+    def backup(self, dest: StrPath) -> BackupReport:
+        """Write a consistent copy of a local store's index, where its names are, to a file, while
+        the store is in use. Durable when this returns. See `castore.restore`.
+
+        Raises NotLocal on S3; IndexCorrupt, StoreFull, StoreIOError: the file is as it was then.
+        """
+        local = self._check_open()
+        refuse_open_store_paths(dest)
+        return local.back_up(os.fspath(dest))
+
     def close(self) -> None:
         """Let go of the store; files opened from it can still be read. Idempotent."""
         with self._closing:
@@ -507,6 +593,14 @@ def _replacing(path: str, mode: int) -> Iterator[int]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
         raise
+
+
+def check_fraction(read_data: bool | float) -> float:
+    """How much of the data `read_data` means. Raises ValueError."""
+    fraction = float(read_data)
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"read_data is a bool, or a fraction from 0 to 1, not {read_data!r}")
+    return fraction
 
 
 def _unpickle(path: str, read_only: bool, options: dict[str, Any]) -> Store:

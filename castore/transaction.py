@@ -47,8 +47,10 @@ class Transaction:
         *,
         if_absent: bool = False,
         progress: Progress | None = None,
+        mtime_ns: int | None = None,
     ) -> ObjectInfo:
-        """As Store.put; visible at the end of the block."""
+        """As Store.put; visible at the end of the block. `mtime_ns`, since the epoch, is what the
+        object's time is to be, if it is not now."""
         self._check(name, if_absent)
         with self._writing(progress) as writer:
             if isinstance(file, (str, os.PathLike)):
@@ -63,7 +65,7 @@ class Transaction:
                 mode = MODE_DEFAULT
                 for block in read_blocks(read):
                     writer.write(block)
-            return self._publish(name, writer, mode, if_absent)
+            return self._publish(name, writer, mode, if_absent, mtime_ns)
 
     def puts(
         self,
@@ -136,8 +138,17 @@ class Transaction:
             writer.abandon()
             raise
 
-    def _publish(self, name: str, writer: ObjectWriter, mode: int, if_absent: bool) -> ObjectInfo:
+    def _publish(
+        self,
+        name: str,
+        writer: ObjectWriter,
+        mode: int,
+        if_absent: bool,
+        mtime_ns: int | None = None,
+    ) -> ObjectInfo:
         record, draft = writer.finish(mode)
+        if mtime_ns is not None:
+            record = record._replace(mtime_ns=mtime_ns)
         self._operations.append(Publish(encode_name(name), record, draft, if_absent))
         return object_info(name, record)
 

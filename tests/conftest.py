@@ -9,7 +9,7 @@ import pytest
 
 import castore
 
-pytest_plugins = ["servers", "s3_stores"]  # of S3
+pytest_plugins = ["servers", "s3_stores", "stores"]
 
 
 @pytest.fixture

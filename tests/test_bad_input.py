@@ -450,7 +450,9 @@ def test_a_store_without_its_index(root: Path, packs: bool) -> None:
     if not packs:
         shutil.rmtree(root / "packs")
     for options in WAYS_TO_OPEN:
-        message = f"the index of the store {root} is gone: restore index/ from a backup"
+        message = (
+            f"the index of the store {root} is gone: restore it from a backup (castore restore)"
+        )
         with pytest.raises(IndexCorrupt, match=says(message)):
             castore.open(root, **options)
     assert not (root / "index" / "data.mdb").exists()

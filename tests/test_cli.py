@@ -23,8 +23,8 @@ import castore
 from castore.cli import exits, main
 from castore.cli.listing import sum_up
 from castore.cli.output import ProgressBar, human_size, one_line, print_table
-from castore.cli.putting import Source, batches
 from castore.model import ObjectInfo
+from castore.transfer import Source, batches
 
 DATA = random.Random(7).randbytes(300_000)
 COMMAND = [sys.executable, "-m", "castore"]
@@ -131,7 +131,11 @@ def test_help_names_every_verb_and_the_exit_codes(bare):
 
 
 @pytest.mark.parametrize(
-    "verb", ["put", "get", "cat", "ls", "stat", "rm", "cp", "mv", "du", "stats", "demo"]
+    "verb",
+    [
+        *("put", "get", "cat", "ls", "stat", "rm", "cp", "mv", "du", "stats", "demo"),
+        *("export", "import", "check", "backup", "restore", "index", "doctor"),
+    ],
 )
 def test_every_verb_has_help(bare, verb):
     result = bare(verb, "--help")
@@ -410,9 +414,9 @@ def test_put_a_folder_corner_cases(run, tmp_path):
 
 
 def test_put_a_folder_says_how_far_it_came(run, tmp_path, monkeypatch):
-    from castore.cli import putting
+    from castore import transfer
 
-    monkeypatch.setattr(putting, "BATCH_FILES_MAX", 2)
+    monkeypatch.setattr(transfer, "BATCH_FILES_MAX", 2)
     tree = make_tree(tmp_path / "tree")
     assert run("put", "-", "p/top.txt", stdin=b"").code == 0
     result = run("put", "--if-absent", "-R", tree, "p")

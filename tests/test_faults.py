@@ -929,7 +929,7 @@ sys.stdin.readline()
         process.stdout.readline()
         before = len(os.listdir("/proc/self/fd"))
         with monkeypatch.context() as patched:
-            patched.setattr("castore.local._pid_namespace", lambda: b"elsewhere")
+            patched.setattr("castore.folder._pid_namespace", lambda: b"elsewhere")
             with pytest.raises(StoreLocked, match="namespace"):
                 castore.open(tmp_path / "store")
         assert len(os.listdir("/proc/self/fd")) == before

@@ -145,6 +145,11 @@ class LocalCatalog:
         """Read the name's segments from the index again: their packs are not where they were."""
         self._hot.pop(name, None)
 
+    def forget_all(self) -> None:
+        """Segments were changed in place."""
+        self._hot = {}
+        self._hot_segments = 0
+
     def manifest(self, name: bytes) -> tuple[Record, Manifest]:
         index = self._index
         with index.read() as txn:
@@ -222,12 +227,19 @@ class LocalCatalog:
         """
         with self._index.write() as txn:
             numbers = self._apply(txn, batch, pending_owner=None)
-            names = NameChanges(self._index, txn, read_totals(self._index, txn), numbers)
-            for operation in operations:
-                names.apply(operation)
-            write_totals(self._index, txn, names.totals)
-            if txn.get(MARKING, db=self._index.meta) is not None:
-                self._log_changes(txn, names.changed)
+            return self.change_names(txn, operations, numbers)
+
+    def change_names(
+        self, txn: Txn, operations: Sequence[Operation], numbers: dict[Draft, int]
+    ) -> int:
+        """Apply operations inside a write transaction, totals and change table included; the number
+        of names deleted. `numbers` are the manifests of the drafts that they publish."""
+        names = NameChanges(self._index, txn, read_totals(self._index, txn), numbers)
+        for operation in operations:
+            names.apply(operation)
+        write_totals(self._index, txn, names.totals)
+        if txn.get(MARKING, db=self._index.meta) is not None:
+            self._log_changes(txn, names.changed)
         return names.deleted
 
     def _apply(self, txn: Txn, batch: Batch, *, pending_owner: bytes | None) -> dict[Draft, int]:

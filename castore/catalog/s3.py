@@ -100,6 +100,11 @@ class S3Catalog:
             self._versions.pop(name, None)
         self._cache.forget_manifest(name)
 
+    def forget_all(self) -> None:
+        """What is in memory; the cache is another's to clear."""
+        with self._lock:
+            self._versions.clear()
+
     def page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
         return [(version.name, version.head.record) for version in self.versions(prefix, after)]
 

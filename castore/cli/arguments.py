@@ -27,8 +27,8 @@ a first walk:
   castore get dumps/monday.sql restored.sql
   castore stats                                  what deduplication and compression saved
 
-exit codes: 0 done, 1 failed, 2 wrong usage, 11 another one is at it, 13 the store is damaged, 14 no
-such name, 130 interrupted. `castore VERB --help` says more about a verb.
+exit codes: 0 done, 1 failed, 2 wrong usage, 11 the store is in use, 13 it is damaged, 14 no such
+name (check: data is missing), 130 interrupted. `castore VERB --help` says more about a verb.
 """
 
 
@@ -101,11 +101,18 @@ def _build() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"castore {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", title="verbs")
-    for add_verb in (_put, _get, _cat, _ls, _stat, _rm, _cp, _mv, _du, _stats, _gc):
-        add_verb(verbs)
-    for add_verb in (_doctor, _demo):
+    for add_verb in _VERBS:
         add_verb(verbs)
     return parser
+
+
+def percent(text: str) -> float:
+    """'10%' or '0.1' as a fraction."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(%?)", text)
+    fraction = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < fraction <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part of all, such as 10% or 0.1")
+    return fraction
 
 
 Verbs = Any  # argparse keeps the type of what add_subparsers returns to itself
@@ -323,3 +330,142 @@ Without PATH: this Python's own standard library.
 """,
     )
     verb.add_argument("path", nargs="?", metavar="PATH", help="a folder or a file of yours")
+
+
+def _export(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "export",
+        "transferring:export",
+        "PREFIX FOLDER",
+        "write all objects below a prefix to plain files",
+        """
+Every object below PREFIX/ ('/': all), as FOLDER/ and the rest of its name, with its mode and time.
+Files that are the same already (size, mode and time) are skipped: repeat an interrupted one. What
+can't be a path there, or leads through a symlink, is left out, and the exit code is 1.
+""",
+    )
+    verb.add_argument("prefix", metavar="PREFIX")
+    verb.add_argument("folder", metavar="FOLDER")
+
+
+def _import(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "import",
+        "transferring:import_",
+        "FOLDER PREFIX",
+        "put all files of a folder below a prefix",
+        """
+Every regular file below FOLDER, as PREFIX/ ('/': nothing) and its path in it, with its mode and
+time. What is the same already is skipped: repeat an interrupted one. The first put makes the store.
+""",
+    )
+    verb.add_argument("folder", metavar="FOLDER")
+    verb.add_argument("prefix", metavar="PREFIX")
+
+
+def _check(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "check",
+        "checking:check",
+        "[--read-data[=10%%]] [--repair [--yes]]",
+        "look whether the store is whole",
+        """
+Structure: that every object's manifest is whole, and leads to frames that are in their packs; that
+the index agrees with the packs. --read-data also decodes every frame (or a part of them, at random)
+and compares it with its id. Prints what is wrong, and the names that can't be read because of it.
+
+--repair reads all data, says what it would do, asks, and does it: what has another copy is read
+from there from now on; what has none is moved below quarantine/, with all its intact bytes; nothing
+is removed that may be of use. --yes does not ask.
+
+Exit codes: 0 whole, 1 only warnings (what a gc will take), 13 something is damaged, 14 something is
+missing, 11 the store is in use in a way that does not allow it.
+""",
+    )
+    verb.add_argument(
+        "--read-data",
+        nargs="?",
+        const=1.0,
+        default=0.0,
+        type=percent,
+        metavar="PART",
+        help="decode all frames, or a part of them",
+    )
+    verb.add_argument("--repair", action="store_true", help="mend what can be mended")
+    verb.add_argument("--yes", action="store_true", help="repair without asking")
+
+
+def _backup(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "backup",
+        "backups:backup",
+        "FILE",
+        "write a copy of a local store's index to a file",
+        """
+The names of a local store are in its index and nowhere else. The copy is consistent, whoever uses
+the store meanwhile, and durable. Copy the folder packs/ too, after it, with what you copy files
+with.
+""",
+    )
+    verb.add_argument("file", metavar="FILE", help="the backup to write; replaced in one step")
+
+
+def _restore(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "restore",
+        "backups:restore",
+        "[--force] FILE",
+        "put a backup of the index back into a local store",
+        """
+Into the store that -r names, whose index is lost or damaged, while nobody uses it. What was there
+is kept beside it. Names whose packs are gone are listed; exit code 14 if there are any.
+""",
+    )
+    verb.add_argument(
+        "--force", action="store_true", help="also in place of an index that is whole"
+    )
+    verb.add_argument("file", metavar="FILE", help="the backup")
+
+
+def _index(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "index",
+        "backups:index",
+        "rebuild",
+        "make the index anew from the packs",
+        """
+  index rebuild        a local store: the rows of chunks and packs, from the packs' footers; names
+                       are kept. On S3: this machine's cache, and the hints for other machines.
+A local store must not be in use. What was there is kept beside it.
+""",
+    )
+    verb.add_argument("action", choices=["rebuild"], metavar="rebuild")
+
+
+_VERBS = (
+    _put,
+    _get,
+    _cat,
+    _ls,
+    _stat,
+    _rm,
+    _cp,
+    _mv,
+    _du,
+    _stats,
+    _gc,
+    _export,
+    _import,
+    _check,
+    _backup,
+    _restore,
+    _index,
+    _doctor,
+    _demo,
+)

@@ -12,6 +12,7 @@ from castore.errors import (
     NameNotFound,
     PackMissing,
     StoreBusy,
+    StoreLocked,
 )
 
 OK = 0
@@ -44,6 +45,8 @@ def describe(error: BaseException) -> tuple[int, str]:
         return CORRUPT, str(error)
     if isinstance(error, StoreBusy):
         return BUSY, str(error)
+    if isinstance(error, StoreLocked):
+        return BUSY, error.strerror or str(error)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
     if isinstance(error, CastoreError | Failure):

@@ -19,6 +19,7 @@ from castore.cli.output import (
 )
 from castore.errors import NameNotFound
 from castore.model import ObjectInfo
+from castore.transfer import as_prefix
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -72,8 +73,8 @@ def _get_folder(arguments: Namespace) -> int:
     if len(arguments.names) != 2:
         raise UsageError("get -R takes a prefix and a folder: castore get -R PREFIX FOLDER")
     stem, folder = arguments.names
-    stem = stem.rstrip("/")
-    prefix = stem + "/" if stem else ""
+    prefix = as_prefix(stem)
+    stem = prefix.rstrip("/")
     with open_to_read(arguments) as store, open_progress(stem or "all") as progress:
         if progress is not None:
             progress.fix_size(sum(info.size for info in store.list(prefix)))

@@ -6,12 +6,11 @@ import os
 import stat
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
-from castore.cli.folders import FoundFile, walk
 from castore.cli.opening import open_to_fill, store_path
 from castore.cli.output import (
     ProgressBar,
@@ -21,22 +20,12 @@ from castore.cli.output import (
     print_json,
 )
 from castore.errors import InvalidName
+from castore.folders import FoundFile, walk
 from castore.model import ObjectInfo, encode_name
+from castore.transfer import Source, as_prefix, batches
 
 if TYPE_CHECKING:
     from castore.store import Store
-
-BATCH_FILES_MAX = 500
-BATCH_BYTES_MAX = 256 << 20
-
-
-class Source(NamedTuple):
-    """A file and the name it goes under."""
-
-    path: str
-    name: str
-    size: int
-    is_regular: bool = True
 
 
 def put(arguments: Namespace) -> int:
@@ -64,7 +53,7 @@ def plan_files(paths: list[str]) -> list[Source]:
         )
     sources: dict[str, Source] = {}
     for path in files:
-        name = _as_prefix(target) + os.path.basename(path) if is_prefix else target
+        name = as_prefix(target) + os.path.basename(path) if is_prefix else target
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise Failure(f"{path} is a folder: castore put -R {path} {target or 'PREFIX'}")
@@ -73,20 +62,6 @@ def plan_files(paths: list[str]) -> list[Source]:
             raise UsageError(f"{sources[name].path} and {path} would both be put as {name!r}")
         sources[name] = Source(path, name, status.st_size, stat.S_ISREG(status.st_mode))
     return list(sources.values())
-
-
-def batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
-    """`sources` in order, in groups that are each small enough for one transaction."""
-    batch: list[Source] = []
-    batch_bytes = 0
-    for source in sources:
-        if batch and (len(batch) >= BATCH_FILES_MAX or batch_bytes + source.size > BATCH_BYTES_MAX):
-            yield batch
-            batch, batch_bytes = [], 0
-        batch.append(source)
-        batch_bytes += source.size
-    if batch:
-        yield batch
 
 
 def _put_stdin(arguments: Namespace) -> int:
@@ -117,7 +92,7 @@ def _put_files(arguments: Namespace) -> int:
 
 def _put_folder(arguments: Namespace) -> int:
     folder, *targets = arguments.paths
-    prefix = _as_prefix(targets[0] if targets else os.path.basename(os.path.abspath(folder)))
+    prefix = as_prefix(targets[0] if targets else os.path.basename(os.path.abspath(folder)))
     store_folder = store_path(arguments)
     # The whole folder is looked at before anything is put: what can't be read or named stops here.
     files, total_bytes = 0, 0
@@ -181,12 +156,6 @@ def _check_name(prefix: str, found: FoundFile) -> None:
         encode_name(prefix + found.inner)
     except InvalidName as error:
         raise Failure(f"{found.path} can't be put: {error}") from error
-
-
-def _as_prefix(target: str) -> str:
-    """A prefix that ends with '/', or the empty one for '' and '/'."""
-    stripped = target.rstrip("/")
-    return stripped + "/" if stripped else ""
 
 
 def _fix_size(progress: ProgressBar | None, total_bytes: int) -> None:

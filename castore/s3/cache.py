@@ -192,6 +192,12 @@ class StoreCache:
                 self._start_over(index)
             return otherwise
 
+    def clear(self) -> None:
+        """Know nothing, and start over."""
+        index = self._index
+        if index is not None:
+            self._start_over(index)
+
     def close(self) -> None:
         """Later questions are answered with nothing; files of frames stay mapped where needed."""
         self.frames.close()  # writes what is left to write

@@ -80,6 +80,14 @@ class Hints:
                 with contextlib.suppress(CastoreError):
                     self._put()
 
+    def replace(self, packs: Iterable[Pack]) -> None:
+        """Tell of these packs, all there are, in place of what was told before."""
+        with self._lock:
+            before = [entry.key for entry in self._bucket.list("index/")]
+            self._packs, self._frames, self._small = list(packs), 0, {}
+            self._put()
+            self._bucket.delete_many(before)
+
     def close(self, requests: Workers) -> None:
         """Tell of the rest. That it fails is no reason for the closing to fail."""
         with self._lock, contextlib.suppress(CastoreError):

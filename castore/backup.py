@@ -1,0 +1,249 @@
+"""Backups of a local store's index: where names are, and nowhere else.
+
+A backup is one file: LMDB's own copy of the index, consistent and compact, then castore.json
+(without its seed no chunk can be checked), then a trailer with a checksum of both. It is taken
+while the store is in use, in a process of its own (see `isolated`), read through from end to end
+before it gets its name, and durable then. The packs are not in it: copy the folder packs/ after the
+backup was taken, with anything that copies files, as what a pack holds never changes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import xxhash
+
+from castore import isolated
+from castore.errors import (
+    CastoreError,
+    FormatError,
+    IndexCorrupt,
+    IndexIntact,
+    NotAStore,
+    StoreFull,
+    StoreIOError,
+    StoreNotFound,
+    UnsupportedFormat,
+)
+from castore.fileio import sync_folder, write_all
+from castore.folder import CONFIG, INDEX_BYTES_MIN, alone, read_config
+from castore.format import (
+    BACKUP_TRAILER_BYTES,
+    BackupTrailer,
+    StoreConfig,
+    decode_backup_trailer,
+    decode_config,
+    encode_backup_trailer,
+)
+from castore.model import Progress
+from castore.rebuild import RebuildReport, replace_index
+
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """A backup that was taken: the file, its size in bytes, and how many names are in it."""
+
+    path: str
+    bytes: int
+    names: int
+
+
+def back_up(root: str, path: str) -> BackupReport:
+    """Write a backup of the index of the store in the folder `root` to a file, which is replaced in
+    one step. Raises IndexCorrupt if the index is damaged: the file stays as it was then; StoreFull,
+    StoreIOError."""
+    index_path = os.path.join(root, "index")
+    path = os.path.realpath(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "a backup is a file, and this is a folder", path)
+    draft = os.path.join(os.path.dirname(path), f".castore-{os.urandom(8).hex()}")
+    with _errors_of(path):
+        os.mkdir(draft, 0o700)
+        try:
+            data = os.path.join(draft, "data.mdb")
+            fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                _run("copy_index", index_path, path=index_path, fd=fd, fds=(fd,))
+                # A copy that can't be read is no backup, and now is the time to find out.
+                looked = _run("look_through", index_path, path=draft)
+                if looked["damaged"]:
+                    raise IndexCorrupt(
+                        f"{looked['damaged']} rows of the index {index_path} are damaged, and no "
+                        "backup was taken: castore check says which"
+                    )
+                size = _finish(fd, root)
+            finally:
+                os.close(fd)
+            os.rename(data, path)
+            sync_folder(os.path.dirname(path))
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return BackupReport(path, size, looked["names"])
+
+
+def _run(
+    function: str, index_path: str, *, fds: tuple[int, ...] = (), **arguments: object
+) -> dict[str, int]:
+    reports = isolated.run(f"castore.index_walk:{function}", index_path, fds=fds, **arguments)
+    return next(iter([*reports]), {})
+
+
+def _finish(fd: int, root: str) -> int:
+    """Write what follows the index, and make all of it durable; its size in bytes."""
+    with open(os.path.join(root, CONFIG), "rb") as file:
+        config = file.read(1 << 17)
+    decode_config(config)
+    index_bytes = os.fstat(fd).st_size
+    checksum = xxhash.xxh3_64()
+    for block in _blocks(fd, index_bytes):
+        checksum.update(block)
+    checksum.update(config)
+    trailer = BackupTrailer(index_bytes, len(config), time.time_ns(), checksum.intdigest())
+    size = write_all(fd, [config, encode_backup_trailer(trailer)], index_bytes)
+    os.fsync(fd)
+    return size
+
+
+# ---------------------------------------------------------------- restoring
+
+
+def restore(
+    source: str, root: str, *, force: bool = False, progress: Progress | None = None
+) -> RebuildReport:
+    """Put the index of a backup back into a store's folder, whose index is lost or damaged; what
+    was there is kept beside it. The rows of chunks and packs are made to fit the packs that are
+    there, and the report tells which names need packs that are not.
+
+    Raises FormatError if `source` is no whole backup; NotAStore if it is another store's;
+    IndexIntact if there is an index that is whole, unless `force`; StoreLocked while anybody has
+    the store open."""
+    root = os.path.realpath(root)
+    with _errors_of(root), open(source, "rb") as file:
+        fd = file.fileno()
+        trailer, raw_config = _trailer_of(fd, source)
+        config = decode_config(raw_config)
+        if not os.path.isdir(root):
+            raise StoreNotFound(
+                errno.ENOENT, f"there is no folder {root}: put the store's packs/ into it first"
+            )
+        _check_folder(root, config)
+        with alone(root):
+            if not force:
+                _refuse_intact(root)
+
+            def take_rows(draft: str) -> None:
+                _copy_index(fd, trailer, source, os.path.join(draft, "data.mdb"))
+
+            report = replace_index(root, config, take_rows, progress)
+            _put_config(root, raw_config)
+    return report
+
+
+def _trailer_of(fd: int, source: str) -> tuple[BackupTrailer, bytes]:
+    size = os.fstat(fd).st_size
+    try:
+        raw = os.pread(fd, BACKUP_TRAILER_BYTES, max(0, size - BACKUP_TRAILER_BYTES))
+        trailer = decode_backup_trailer(raw, size)
+    except FormatError as error:
+        raise FormatError(f"{source}: {error}") from None
+    checksum = xxhash.xxh3_64()
+    end = trailer.index_bytes + trailer.config_bytes
+    for block in _blocks(fd, end):
+        checksum.update(block)
+    if checksum.intdigest() != trailer.checksum:
+        raise FormatError(f"{source}: the backup is damaged: take another")
+    return trailer, os.pread(fd, trailer.config_bytes, trailer.index_bytes)
+
+
+def _check_folder(root: str, config: StoreConfig) -> None:
+    """It is this store's, or was: castore.json may be lost or damaged, too."""
+    try:
+        found = read_config(root)
+    except (FormatError, UnsupportedFormat):
+        return
+    if found is None:
+        if not os.path.isdir(os.path.join(root, "packs")):
+            raise NotAStore(f"{root} is no store: put its packs/ into it first")
+    elif found.store_id != config.store_id:
+        raise NotAStore(f"the backup is of another store than {root}")
+
+
+def _refuse_intact(root: str) -> None:
+    path = os.path.join(root, "index")
+    try:
+        if os.stat(os.path.join(path, "data.mdb")).st_size < INDEX_BYTES_MIN:
+            return
+        looked = _run("look_through", path, path=path)
+    except (FileNotFoundError, IndexCorrupt):
+        return
+    if not looked["damaged"]:
+        raise IndexIntact(
+            f"the index of {root} is whole, with {looked['names']} names: to replace it all the "
+            "same, insist (--force)"
+        )
+
+
+def _copy_index(fd: int, trailer: BackupTrailer, source: str, target: str) -> None:
+    copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        at = 0
+        for block in _blocks(fd, trailer.index_bytes):
+            at = write_all(copy, [block], at)
+        if at != trailer.index_bytes:
+            raise FormatError(f"{source} was cut short while it was read")
+        os.fsync(copy)
+    finally:
+        os.close(copy)
+
+
+def _put_config(root: str, raw: bytes) -> None:
+    """castore.json as the backup has it, where the folder has none that is the same."""
+    path = os.path.join(root, CONFIG)
+    with contextlib.suppress(FileNotFoundError):
+        with open(path, "rb") as file:
+            found = file.read(1 << 17)
+        if found == raw:
+            return
+        os.rename(path, f"{path}.before-{os.urandom(3).hex()}")
+    draft = f"{path}.{os.urandom(8).hex()}"
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, [raw], 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(draft, path)
+    sync_folder(root)
+
+
+def _blocks(fd: int, end: int) -> Iterator[bytes]:
+    at = 0
+    while at < end:
+        block = os.pread(fd, min(BLOCK_BYTES, end - at), at)
+        if not block:
+            return
+        at += len(block)
+        yield block
+
+
+@contextlib.contextmanager
+def _errors_of(path: str) -> Iterator[None]:
+    try:
+        yield
+    except CastoreError as error:
+        if isinstance(error, StoreFull):
+            raise StoreFull(f"no space left for {path}: free some and repeat") from error
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no space left for {path}: free some and repeat") from error
+        if error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS):
+            raise StoreIOError(f"{path}: {error.strerror}", error.errno) from error
+        raise

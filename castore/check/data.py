@@ -1,0 +1,90 @@
+"""Decoding frames and comparing them with their ids: in threads, a few MiB at a time."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from castore.check.packs import PackReading, Read, frame_fault
+from castore.format import PackEntry
+from castore.workers import Workers
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future  # loads logging
+
+TASK_BYTES = 4 << 20
+
+
+def check_data(
+    packs: Iterable[tuple[PackReading, Read]],
+    workers: Workers,
+    seed: int,
+    *,
+    fraction: float,
+    done: Callable[[int, int], None],
+) -> None:
+    """Decode this fraction of the frames, at random, and note those that are not their chunks' as
+    bad. Of each pack at least one, so that a store's wrong seed is found. `done` is told of frames
+    and stored bytes. Memory: a task's bytes per thread, whatever the store's size."""
+    choose = random.Random()
+    running: deque[tuple[PackReading, Future[list[tuple[int, str]]], int, int]] = deque()
+
+    def finish() -> None:
+        pack, future, frames, size = running.popleft()
+        pack.bad.update(future.result())
+        done(frames, size)
+
+    try:
+        for pack, read in packs:
+            for task in _tasks(_chosen(pack, fraction, choose)):
+                size = sum(entry.stored_bytes for entry in task)
+                running.append((pack, workers.submit(_faults, read, task, seed), len(task), size))
+                if len(running) > 2 * workers.threads:
+                    finish()
+        while running:
+            finish()
+    finally:
+        for _, future, _, _ in running:
+            future.cancel()
+
+
+def _chosen(pack: PackReading, fraction: float, choose: random.Random) -> Iterator[PackEntry]:
+    always = choose.randrange(len(pack.frames)) if len(pack.frames) else 0
+    for i, entry in enumerate(pack.frames):
+        wanted = fraction >= 1 or i == always or choose.random() < fraction
+        if wanted and entry.offset not in pack.bad:
+            yield entry
+
+
+def _tasks(entries: Iterable[PackEntry]) -> Iterator[list[PackEntry]]:
+    """Entries near each other, to be read at once."""
+    task: list[PackEntry] = []
+    for entry in entries:
+        if task and entry.offset + entry.stored_bytes - task[0].offset > TASK_BYTES:
+            yield task
+            task = []
+        task.append(entry)
+    if task:
+        yield task
+
+
+def _faults(read: Read, task: list[PackEntry], seed: int) -> list[tuple[int, str]]:
+    begin, end = task[0].offset, task[-1].offset + task[-1].stored_bytes
+    block = memoryview(read(begin, end))
+    if len(block) < end - begin:  # an unreadable part is not to take its neighbours with it
+        return [
+            (entry.offset, fault)
+            for entry in task
+            if (fault := frame_fault(read(entry.offset, _end(entry)), entry, seed))
+        ]
+    return [
+        (entry.offset, fault)
+        for entry in task
+        if (fault := frame_fault(block[entry.offset - begin : _end(entry) - begin], entry, seed))
+    ]
+
+
+def _end(entry: PackEntry) -> int:
+    return entry.offset + entry.stored_bytes

@@ -1,0 +1,83 @@
+"""One object's manifest against the packs, whichever kind of store holds both. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import xxhash
+
+from castore.check.packs import PackReading
+from castore.codec import chunk_id_of, decode_inline
+from castore.errors import FormatError
+from castore.format import PackEntry, Record, decode_segment
+from castore.model import Extent
+
+
+class Faulty(NamedTuple):
+    """What is wrong with an object: its manifest (no extent), or the frame of one extent."""
+
+    what: str
+    extent: Extent | None = None
+    missing: bool = False  # and not damaged
+
+
+def inline_fault(record: Record, seed: int) -> str:
+    try:
+        raw = decode_inline(record.codec, record.inline, record.size)
+    except FormatError as error:
+        return str(error)
+    return "" if chunk_id_of(raw, seed) == record.etag else "its bytes do not match its etag"
+
+
+def manifest_faults(
+    record: Record,
+    raw_segments: Iterable[bytes],
+    packs: dict[bytes, PackReading],
+    seed: int,
+) -> Iterator[Faulty]:
+    """All that is wrong with an object that has extents: the segments must decode, follow each
+    other, and add up to what the record says, and each extent's frame be in its pack."""
+    end = chunks = stored_bytes = 0
+    etag = xxhash.xxh3_128(seed=seed)
+    whole = True
+    for raw in raw_segments:
+        try:
+            segment = decode_segment(raw)
+            if segment.begin != end:
+                yield Faulty(f"a segment begins at byte {segment.begin}, not {end}")
+                whole = False
+            for extent in segment:
+                fault = extent_fault(extent, packs)
+                if fault is not None:
+                    yield fault
+                etag.update(extent.chunk_id)
+                chunks += 1
+                stored_bytes += extent.location.stored_bytes
+            end = segment.end
+        except FormatError as error:
+            yield Faulty(str(error))
+            whole = False
+            break
+    if whole and (end, chunks) != (record.size, record.chunks):
+        yield Faulty(
+            f"its segments have {end} bytes in {chunks} chunks, not {record.size} in "
+            f"{record.chunks}"
+        )
+    elif whole and (etag.digest(), stored_bytes) != (record.etag, record.stored_bytes):
+        yield Faulty("its segments do not match its etag")
+
+
+def extent_fault(extent: Extent, packs: dict[bytes, PackReading]) -> Faulty | None:
+    pack_id, offset, stored_bytes = extent.location
+    pack = packs.get(pack_id)
+    if pack is None:
+        return Faulty(f"pack {pack_id.hex()} is missing", extent, missing=True)
+    if offset in pack.bad:
+        return Faulty(pack.bad[offset], extent)
+    entry = pack.frames.at(offset)
+    if entry == PackEntry(extent.chunk_id, offset, stored_bytes, extent.end - extent.begin):
+        return None
+    if entry is None and offset + stored_bytes > pack.end:
+        return Faulty("the pack ends before it", extent, missing=True)
+    return Faulty("there is no such frame", extent)

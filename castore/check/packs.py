@@ -1,0 +1,228 @@
+"""Reading a pack with no trust in it: its header, its footer, the header of every frame.
+
+A pack is a function `read(begin, end) -> bytes` here, of a local file or of an S3 object; what it
+gives may be shorter than asked for at the pack's end. Nothing is mapped: a page that the disk can't
+read is an error of a read, not a signal.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from castore.check.frames import Frames
+from castore.codec import decode_frame
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format import (
+    CHUNK_BYTES_LIMIT,
+    FRAME_HEADER_BYTES,
+    FRAME_MAGIC,
+    PACK_HEADER_BYTES,
+    PACK_TRAILER_BYTES,
+    SHA256_BYTES,
+    PackEntry,
+    decode_footer,
+    decode_frame_header,
+    decode_pack_header,
+    decode_trailer,
+    encode_footer,
+)
+
+Read: TypeAlias = Callable[[int, int], bytes]
+
+_HEAD = FRAME_HEADER_BYTES + SHA256_BYTES
+_BLOCK_BYTES = 1 << 20
+_READ_ERRORS = (
+    (errno.EIO, errno.EBADMSG, errno.EUCLEAN) if hasattr(errno, "EUCLEAN") else (errno.EIO,)
+)
+
+
+@dataclass(slots=True)
+class PackReading:
+    """What a pack holds. `frames` are those whose headers are whole; `bad` are the others that are
+    known of, and those whose bytes turned out not to be their chunk's, by their offsets; `faults`
+    is what else is wrong with the pack. An `unsealed` pack has no footer, as its writer lives, or
+    died; its last bytes, from `end` on, are then nobody's."""
+
+    pack_id: bytes
+    size: int
+    frames: Frames = field(default_factory=Frames)
+    bad: dict[int, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    unsealed: bool = False
+    end: int = 0
+
+    @property
+    def damaged(self) -> bool:
+        return bool(self.bad or self.faults)
+
+    def frame_at(self, offset: int) -> PackEntry | None:
+        return None if offset in self.bad else self.frames.at(offset)
+
+
+def file_reader(fd: int) -> Read:
+    """Of a file, whose unreadable parts come back as nothing."""
+
+    def read(begin: int, end: int) -> bytes:
+        try:
+            return os.pread(fd, end - begin, begin)
+        except OSError as error:
+            if error.errno in _READ_ERRORS:
+                return b""
+            raise
+
+    return read
+
+
+def read_pack(
+    read: Read, size: int, *, store_id: bytes, pack_id: bytes, seed: int, headers: bool = True
+) -> PackReading:
+    """Without `headers` the frames' own are not read where there is a footer that tells of them."""
+    reading = PackReading(pack_id, size)
+    try:
+        found = decode_pack_header(read(0, PACK_HEADER_BYTES))
+        if found != (store_id, pack_id):
+            reading.faults.append("its header is another pack's, or another store's")
+    except (FormatError, UnsupportedFormat) as error:
+        reading.faults.append(str(error))
+    entries = _footer(read, size)
+    if entries is not None:
+        _compare(reading, read, entries, headers=headers)
+    else:
+        _scan(reading, read, seed)
+    return reading
+
+
+def _footer(read: Read, size: int) -> list[PackEntry] | None:
+    """What the footer lists; None where there is none that is whole."""
+    try:
+        offset, _ = decode_trailer(read(max(0, size - PACK_TRAILER_BYTES), size), size)
+        return decode_footer(read(offset, size), size)
+    except FormatError:
+        return None
+
+
+def _compare(reading: PackReading, read: Read, entries: list[PackEntry], *, headers: bool) -> None:
+    """The frames' headers with the footer's entries, which have a checksum."""
+    at = PACK_HEADER_BYTES
+    for entry in entries:
+        if entry.offset != at:
+            reading.faults.append(f"its footer leaves a gap at byte {at}")
+        at = entry.offset + entry.stored_bytes
+        fault = _header_fault(read, entry) if headers else ""
+        if fault:
+            reading.bad[entry.offset] = fault
+        reading.frames.append(entry)
+    reading.end = at
+
+
+def _header_fault(read: Read, entry: PackEntry) -> str:
+    try:
+        header = decode_frame_header(read(entry.offset, entry.offset + _HEAD))
+    except FormatError as error:
+        return str(error)
+    stored = header.header_bytes + header.payload_bytes
+    if (header.chunk_id, stored, header.raw_bytes) != (
+        entry.chunk_id,
+        entry.stored_bytes,
+        entry.raw_bytes,
+    ):
+        return "the frame's header is not what the footer says"
+    return ""
+
+
+# ---------------------------------------------------------------- a pack without a footer
+
+
+def _scan(reading: PackReading, read: Read, seed: int) -> None:
+    """Frame by frame; over what is damaged, to the next frame that is whole."""
+    at, size = PACK_HEADER_BYTES, reading.size
+    while at < size:
+        entry = _frame(read, at, size)
+        if entry is None:
+            found = _next_frame(read, at + 1, size, seed)
+            if found is None:
+                break
+            reading.bad[at] = "the frame's header is damaged"
+            entry = found
+        reading.frames.append(entry)
+        at = entry.offset + entry.stored_bytes
+    reading.end = min(at, size)
+    _judge_tail(reading, read)
+
+
+def _judge_tail(reading: PackReading, read: Read) -> None:
+    """What follows the last frame: nothing, or what a writer that died left, is no damage; a footer
+    that was written and is not whole any more is."""
+    left = reading.size - reading.end
+    footer = encode_footer(list(reading.frames), reading.end) if len(reading.frames) else b""
+    reading.unsealed = True
+    if not left or _is_torn(read, reading.end, reading.size):
+        return
+    if reading.bad or left <= len(footer):
+        reading.faults.append("its footer is damaged or cut short")
+        reading.unsealed = False
+    else:
+        reading.bad[reading.end] = "the frame's header is damaged"
+
+
+def _is_torn(read: Read, begin: int, end: int) -> bool:
+    """Whether this is the beginning of a frame, or nothing but zeros."""
+    head = read(begin, min(end, begin + _HEAD))
+    if head[: len(FRAME_MAGIC)] == FRAME_MAGIC[: len(head)]:
+        if len(head) < FRAME_HEADER_BYTES:
+            return True
+        try:
+            header = decode_frame_header(head.ljust(_HEAD, b"\0"))
+        except FormatError:
+            return False
+        return begin + header.header_bytes + header.payload_bytes > end
+    return all(
+        not any(read(at, min(at + _BLOCK_BYTES, end))) for at in range(begin, end, _BLOCK_BYTES)
+    )
+
+
+def _frame(read: Read, at: int, size: int) -> PackEntry | None:
+    try:
+        header = decode_frame_header(read(at, min(at + _HEAD, size)))
+    except FormatError:
+        return None
+    stored = header.header_bytes + header.payload_bytes
+    if at + stored > size:
+        return None
+    return PackEntry(header.chunk_id, at, stored, header.raw_bytes)
+
+
+def _next_frame(read: Read, begin: int, size: int, seed: int) -> PackEntry | None:
+    """The first frame at or after `begin` whose bytes are its chunk's: a header alone may be found
+    in a chunk's bytes, too."""
+    overlap = len(FRAME_MAGIC) - 1
+    limit = min(size, begin + CHUNK_BYTES_LIMIT + _HEAD + 256)
+    while begin < limit:
+        block = read(begin, min(begin + _BLOCK_BYTES, size))
+        i = block.find(FRAME_MAGIC)
+        while i >= 0:
+            entry = _frame(read, begin + i, size)
+            if entry is not None and is_whole(read, entry, seed):
+                return entry
+            i = block.find(FRAME_MAGIC, i + 1)
+        if len(block) <= overlap:
+            return None
+        begin += len(block) - overlap
+    return None
+
+
+def is_whole(read: Read, entry: PackEntry, seed: int) -> bool:
+    return frame_fault(read(entry.offset, entry.offset + entry.stored_bytes), entry, seed) == ""
+
+
+def frame_fault(frame: bytes | memoryview, entry: PackEntry, seed: int) -> str:
+    """What is wrong with a frame's bytes; empty if they are its chunk's."""
+    try:
+        decode_frame(frame, entry.chunk_id, entry.raw_bytes, seed)
+    except FormatError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,76 @@
+"""What a check found, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+Severity: TypeAlias = Literal["corrupt", "missing", "warning"]
+
+CLEAN: Final = 0
+WARNINGS: Final = 1
+CORRUPT: Final = 13
+MISSING: Final = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. `kind` says of what: index, config, record, manifest, segment, chunk
+    row, pack row, totals, pack, frame, pin, gc state, hints, orphan, lock.
+
+    `corrupt` is what is not as it was written, `missing` what is not there, `warning` what costs
+    nobody any data. `names` are those that can't be read in full because of it. Where it is one
+    frame's: `pack` (hex) and `offset`, in bytes; `chunk` (hex) where its id is known.
+    """
+
+    kind: str
+    severity: Severity
+    what: str
+    names: tuple[str, ...] = ()
+    pack: str = ""
+    offset: int = -1
+    chunk: str = ""
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self) | {"names": list(self.names)}
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Problem:
+        return cls(**{**document, "names": tuple(document["names"])})
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """`read_bytes` of frames were decoded and compared with their ids, in `read_frames` frames."""
+
+    problems: list[Problem] = field(default_factory=list)
+    names: int = 0
+    packs: int = 0
+    frames: int = 0
+    read_frames: int = 0
+    read_bytes: int = 0
+    repaired: list[str] = field(default_factory=list)
+
+    @property
+    def damaged_names(self) -> list[str]:
+        """Every name that can't be read in full, once."""
+        return sorted({name for problem in self.problems for name in problem.names})
+
+    @property
+    def clean(self) -> bool:
+        return not self.problems
+
+    @property
+    def exit_code(self) -> int:
+        """0 clean, 1 nothing but warnings, 13 something is corrupt, 14 something is missing."""
+        severities = {problem.severity for problem in self.problems}
+        if "corrupt" in severities:
+            return CORRUPT
+        if "missing" in severities:
+            return MISSING
+        return WARNINGS if severities else CLEAN
+
+    def worst_first(self) -> Iterator[Problem]:
+        order = {"corrupt": 0, "missing": 1, "warning": 2}
+        return iter(sorted(self.problems, key=lambda problem: order[problem.severity]))

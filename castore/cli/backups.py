@@ -1,0 +1,55 @@
+"""backup, restore and index rebuild: an index is copied, put back, made anew."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from castore.cli import exits
+from castore.cli.opening import open_to_read, store_path
+from castore.cli.output import complain, human_size, open_progress, print_json, print_line
+
+if TYPE_CHECKING:
+    from castore.rebuild import RebuildReport
+
+
+def backup(arguments: Namespace) -> int:
+    with open_to_read(arguments) as store:
+        report = store.backup(arguments.file)
+    if arguments.json:
+        print_json(asdict(report))
+    else:
+        print_line(f"{report.path}: {report.names:,} names, {human_size(report.bytes)}")
+    return exits.OK
+
+
+def restore(arguments: Namespace) -> int:
+    import castore
+
+    report = castore.restore(arguments.file, store_path(arguments), force=arguments.force)
+    return _print(report, arguments)
+
+
+def index(arguments: Namespace) -> int:
+    import castore
+
+    with open_progress("packs") as progress:
+        report = castore.rebuild_index(store_path(arguments), progress=progress)
+    return _print(report, arguments)
+
+
+def _print(report: RebuildReport, arguments: Namespace) -> int:
+    if arguments.json:
+        print_json(asdict(report))
+    else:
+        print_line(
+            f"{report.names:,} names, {report.chunks:,} chunks in {report.packs:,} packs; "
+            f"{report.chunk_rows_added:,} rows of chunks added, {report.chunk_rows_dropped:,} "
+            f"dropped, {report.extents_moved:,} extents found elsewhere"
+        )
+        if report.kept:
+            print_line(f"the old index is in {report.kept}: remove it when all is well")
+    for name in report.lost:
+        complain(f"{name} can't be read in full: packs that it needs are gone, or damaged")
+    return exits.NOT_FOUND if report.lost else exits.OK

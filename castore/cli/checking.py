@@ -1,0 +1,91 @@
+"""check: what is wrong with a store, and the mending of it."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from castore.cli import exits
+from castore.cli.exits import UsageError
+from castore.cli.opening import open_to_change, store_path
+from castore.cli.output import complain, human_size, open_progress, print_json, print_line
+
+if TYPE_CHECKING:
+    from castore.check import CheckReport
+
+NAMES_SHOWN = 20  # of one problem; --json has them all
+
+
+def check(arguments: Namespace) -> int:
+    if arguments.yes and not arguments.repair:
+        raise UsageError("--yes goes with --repair")
+    import castore
+
+    read_data = 1.0 if arguments.repair else arguments.read_data
+    with open_progress("check") as progress:
+        report = castore.check_store(store_path(arguments), read_data=read_data, progress=progress)
+    _print(report, arguments)
+    if not arguments.repair or report.clean:
+        return report.exit_code
+    return _repair(report, arguments)
+
+
+def _repair(report: CheckReport, arguments: Namespace) -> int:
+    """What would be done has been said before anything is."""
+    from castore.check.plan import plan
+
+    steps = plan(report)
+    if not steps:
+        complain("there is nothing that a repair could do: the next gc takes what is left over")
+        return report.exit_code
+    for step in steps:
+        complain(f"to do: {step}")
+    if not arguments.yes and not _agreed():
+        complain("nothing was done: repeat it with --yes to repair")
+        return report.exit_code
+    with open_to_change(arguments) as store, open_progress("repair") as progress:
+        mended = store.check(repair=True, progress=progress)
+    for step in mended.repaired:
+        complain(f"done: {step}")
+    _print(mended, arguments)
+    return mended.exit_code
+
+
+def _agreed() -> bool:
+    if sys.stdin is None or not sys.stdin.isatty() or sys.stderr is None:
+        return False
+    print("castore: repair? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _print(report: CheckReport, arguments: Namespace) -> None:
+    if arguments.json:
+        for problem in report.worst_first():
+            print_json(problem.document())
+        print_json(
+            {
+                "exit_code": report.exit_code,
+                "names": report.names,
+                "packs": report.packs,
+                "frames": report.frames,
+                "read_frames": report.read_frames,
+                "read_bytes": report.read_bytes,
+                "damaged_names": report.damaged_names,
+                "repaired": report.repaired,
+            }
+        )
+        return
+    for problem in report.worst_first():
+        print_line(f"{problem.severity}: {problem.what}")
+        for name in problem.names[:NAMES_SHOWN]:
+            print_line(f"    {name}")
+        if len(problem.names) > NAMES_SHOWN:
+            print_line(f"    and {len(problem.names) - NAMES_SHOWN:,} more names")
+    verdict = {exits.OK: "whole", exits.FAILURE: "whole, with warnings"}
+    print_line(
+        f"{verdict.get(report.exit_code, 'damaged')}: {report.names:,} names, {report.packs:,} "
+        f"packs, {report.frames:,} frames, of which {report.read_frames:,} were read "
+        f"({human_size(report.read_bytes)}); {len(report.damaged_names):,} names can't be read "
+        "in full"
+    )

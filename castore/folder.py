@@ -1,0 +1,136 @@
+"""What makes a folder a local store, and who may use it: castore.json and castore.lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+
+from castore.chunker import ChunkSizes
+from castore.errors import (
+    FormatError,
+    IndexCorrupt,
+    NotAStore,
+    StoreFull,
+    StoreIOError,
+    StoreLocked,
+    UnsupportedFormat,
+)
+from castore.format import StoreConfig, decode_config
+
+CONFIG = "castore.json"
+LOCK = "castore.lock"
+INDEX_BYTES_MIN = 8192  # LMDB's two meta pages; it takes less for a new environment
+
+
+def check_index_in_place(root: str) -> None:
+    """Raises IndexCorrupt if there is none: it is made before castore.json, so that a store without
+    one has lost it."""
+    try:
+        size = os.stat(os.path.join(root, "index", "data.mdb")).st_size
+    except FileNotFoundError:
+        size = 0
+    if size < INDEX_BYTES_MIN:
+        raise IndexCorrupt(
+            f"the index of the store {root} is gone: restore it from a backup (castore restore)"
+        )
+
+
+def read_config(root: str) -> StoreConfig | None:
+    """What castore.json says, None if there is none. Raises FormatError, UnsupportedFormat,
+    NotAStore."""
+    try:
+        with open(os.path.join(root, CONFIG), "rb") as file:
+            config = decode_config(file.read(1 << 17))
+            ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max)
+            return config
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise NotAStore(f"{root} is a file, not a store's folder") from None
+    except UnsupportedFormat:
+        raise
+    except ValueError as error:
+        raise FormatError(f"{root}: {error}") from error
+
+
+# ---------------------------------------------------------------- pid namespaces
+
+
+def share(root: str) -> int:
+    """Hold castore.lock shared, for as long as the store is open; -1 where it can't be written.
+
+    LMDB tells live readers from dead ones by their pid, which means nothing in another pid
+    namespace (another container on the same volume): it would free the pages that they read. The
+    first to open writes its namespace into the file; who comes while it is held must be of the
+    same one. Raises StoreLocked.
+    """
+    path = os.path.join(root, LOCK)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (PermissionError, OSError) as error:
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            return -1
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no space left for {path}") from error
+        raise StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO) from error
+    try:
+        ours = _pid_namespace()
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.pwrite(fd, ours.ljust(64), 0)
+        except BlockingIOError:
+            pass
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        theirs = os.pread(fd, 64, 0).strip()
+        if theirs != ours:
+            raise StoreLocked(
+                errno.EAGAIN,
+                f"the store {root} is open in another pid namespace (container) or on another "
+                "machine: share one namespace, or close it there",
+            )
+    except OSError as error:
+        os.close(fd)
+        if isinstance(error, StoreLocked):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no space left for {path}") from error
+        raise StoreIOError(
+            f"{path} can't be locked ({error.strerror}): is it on a network file system?",
+            error.errno or errno.EIO,
+        ) from error
+    return fd
+
+
+@contextlib.contextmanager
+def alone(root: str) -> Iterator[None]:
+    """Have the store's folder to oneself: nobody has it open, and who opens it waits for the end of
+    the block. Raises StoreLocked if somebody, this process too, has it open."""
+    path = os.path.join(root, LOCK)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreLocked(
+                errno.EAGAIN, f"the store {root} is in use: close it everywhere, and repeat"
+            ) from None
+        os.pwrite(fd, _pid_namespace().ljust(64), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _pid_namespace() -> bytes:
+    try:
+        boot = _read_text("/proc/sys/kernel/random/boot_id")
+        return f"{boot[:18]} {os.stat('/proc/self/ns/pid').st_ino}".encode()
+    except OSError:
+        return b"no pid namespaces here"
+
+
+def _read_text(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read().strip()

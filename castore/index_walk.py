@@ -1,0 +1,148 @@
+"""Reading all of an index, with no trust in it: row by row, in order, each one counted.
+
+The functions that take a Report run in a process of their own (`isolated`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
+from castore.format import (
+    decode_chunk_row,
+    decode_pack_row,
+    decode_record,
+    decode_segment,
+    manifest_of,
+)
+from castore.index import TABLES, Index, LmdbError, Snapshot, Table, open_index, typed
+from castore.isolated import Report
+
+PAGE_ROWS_MAX = 4096
+PAGE_BYTES_MAX = 16 << 20
+
+
+def rows(index: Index, txn: Snapshot, table: Table) -> Iterator[tuple[bytes, bytes]]:
+    """Every row of a table, in the order of the keys. Raises IndexCorrupt where a damaged page
+    shows itself: keys out of order (as in a tree that leads round in circles), rows missing."""
+    try:
+        expected = txn.stat(table)["entries"]
+        found, last = 0, b""
+        with txn.cursor(db=table) as cursor:
+            for raw_key, value in cursor:
+                key = bytes(raw_key)
+                if found and key <= last:
+                    raise IndexCorrupt(
+                        f"the index {index.path} is damaged: its keys are not in order"
+                    )
+                last = key
+                found += 1
+                if found > expected:
+                    break
+                yield key, bytes(value)
+        if found != expected:
+            raise IndexCorrupt(
+                f"the index {index.path} is damaged: a table of {expected} rows has "
+                f"{'more' if found > expected else found}"
+            )
+    except LmdbError as error:
+        raise typed(error, index.path) from error
+
+
+def pages(index: Index, table: Table) -> Iterator[list[tuple[bytes, bytes]]]:
+    """All rows, some at a time, so that they may be changed in between."""
+    after: bytes | None = None
+    while True:
+        with index.read() as txn, txn.cursor(db=table) as cursor:
+            page: list[tuple[bytes, bytes]] = []
+            size = 0
+            if cursor.set_range(after + b"\0") if after is not None else cursor.first():
+                for key, value in cursor:
+                    page.append((bytes(key), bytes(value)))
+                    size += len(value)
+                    if len(page) >= PAGE_ROWS_MAX or size >= PAGE_BYTES_MAX:
+                        break
+        if not page:
+            return
+        yield page
+        after = page[-1][0]
+
+
+def copy_index(report: Report, path: str, fd: int) -> None:
+    """LMDB's own copy of the index at `path`, to a descriptor."""
+    index = open_index(path, create=False)
+    try:
+        index.copy_to(fd)
+    finally:
+        index.close()
+
+
+def look_through(report: Report, path: str) -> None:
+    """Read every row, and decode those that have a format of their own; report how many names there
+    are, and how many rows do not decode."""
+    index = open_index(path, create=False)
+    names = damaged = 0
+    try:
+        with index.read() as txn:
+            for table in TABLES:
+                for key, value in rows(index, txn, getattr(index, table.decode())):
+                    names += table == b"names"
+                    damaged += not _decodes(table, key, value)
+    finally:
+        index.close()
+    report({"names": names, "damaged": damaged})
+
+
+def transplant(report: Report, path: str, target: str) -> None:
+    """Copy the rows of the index at `path` into a new one at `target`. Names and segments must all
+    be there; where chunk or pack rows can't be read, the rest of them is left out, and reported."""
+    source, copy = open_index(path, create=False), open_index(target, sync=False)
+    try:
+        with source.read() as txn:
+            for table in TABLES:
+                try:
+                    _copy_rows(source, txn, copy, table.decode())
+                except (IndexCorrupt, FormatError) as error:
+                    if table not in (b"chunks", b"packs"):
+                        raise
+                    report({"left_out": table.decode(), "reason": str(error)})
+        copy.flush()
+    finally:
+        copy.close()
+        source.close()
+
+
+def _copy_rows(source: Index, txn: Snapshot, copy: Index, table: str) -> None:
+    batch: list[tuple[bytes, bytes]] = []
+    size = 0
+    for row in rows(source, txn, getattr(source, table)):
+        batch.append(row)
+        size += len(row[1])
+        if len(batch) >= PAGE_ROWS_MAX or size >= PAGE_BYTES_MAX:
+            _write_rows(copy, table, batch)
+            batch, size = [], 0
+    _write_rows(copy, table, batch)
+
+
+def _write_rows(copy: Index, table: str, batch: list[tuple[bytes, bytes]]) -> None:
+    with copy.write() as txn:
+        for key, value in batch:
+            txn.put(key, value, db=getattr(copy, table))
+
+
+def _decodes(table: bytes, key: bytes, value: bytes) -> bool:
+    decoders: dict[bytes, Any] = {
+        b"names": decode_record,
+        b"segments": decode_segment,
+        b"chunks": decode_chunk_row,
+        b"packs": decode_pack_row,
+    }
+    try:
+        if table in (b"segments", b"pending"):
+            manifest_of(key)
+        if table in decoders:
+            decoders[table](value)
+    except (FormatError, UnsupportedFormat):
+        return False
+    return True

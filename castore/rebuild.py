@@ -1,0 +1,316 @@
+"""A local store's index, made anew from what the packs hold and from names that are known.
+
+The names and their segments come from the index that is there, or from a backup: they are nowhere
+else. The rows of packs and chunks come from the packs' footers (or their frames, where a pack has
+no footer). A row that was there and leads to its frame is kept; one is added only for a frame that
+was read and found whole, as a pack whose writer died may hold frames that never reached the disk.
+
+The new index is made beside the old one, and takes its place in one step, durably: a crash before
+it leaves the store as it was. The old one is kept aside, and never removed.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from castore import isolated
+from castore.check.local import PackFile, list_packs, open_pack, pack_path
+from castore.check.objects import extent_fault
+from castore.check.packs import PackReading, is_whole
+from castore.errors import FormatError, IndexCorrupt, StoreNotFound, UnsupportedFormat
+from castore.fileio import sync_folder
+from castore.folder import alone, check_index_in_place, read_config
+from castore.format import (
+    PackEntry,
+    Segment,
+    SegmentBuilder,
+    StoreConfig,
+    Totals,
+    decode_chunk_row,
+    decode_pack_row,
+    decode_record,
+    decode_segment,
+    encode_chunk_row,
+    encode_pack_row,
+    manifest_of,
+)
+from castore.index import Index, Table, open_index
+from castore.index_walk import pages
+from castore.model import Extent, Location, Progress
+
+ROWS_MAX = 4096  # written in one transaction
+DRAFT = "index.new-"
+ASIDE = "index.before-"
+
+
+@dataclass(slots=True)
+class RebuildReport:
+    """What became of an index. `lost` are the names that can't be read in full, as what they need
+    is in no pack; `kept` is where the old index is now, empty if there was none."""
+
+    names: int = 0
+    chunks: int = 0
+    packs: int = 0
+    chunk_rows_added: int = 0
+    chunk_rows_dropped: int = 0
+    extents_moved: int = 0
+    lost: list[str] = field(default_factory=list)
+    kept: str = ""
+
+
+def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildReport:
+    """Make the index of the store in the folder anew. Raises StoreLocked while anybody has the
+    store open; IndexCorrupt if its names can't be read, so that only a backup helps."""
+    config = read_config(root)
+    if config is None:
+        raise StoreNotFound(f"there is no store at {root}")
+    index_path = os.path.join(root, "index")
+
+    def take_rows(draft: str) -> None:
+        for _ in isolated.run(
+            "castore.index_walk:transplant", index_path, path=index_path, target=draft
+        ):
+            """What was left out is made anew."""
+
+    with alone(root):
+        _put_back(root)
+        check_index_in_place(root)
+        return replace_index(root, config, take_rows, progress)
+
+
+def replace_index(
+    root: str,
+    config: StoreConfig,
+    take_rows: Callable[[str], None],
+    progress: Progress | None = None,
+) -> RebuildReport:
+    """Put an index in place whose names `take_rows(folder)` puts there. For who has the store
+    `alone`."""
+    for left in glob.glob(os.path.join(glob.escape(root), DRAFT + "*")):
+        shutil.rmtree(left)  # a draft of a run that was killed: copies of what is elsewhere
+    draft = os.path.join(root, DRAFT + os.urandom(6).hex())
+    os.mkdir(draft, 0o700)
+    try:
+        take_rows(draft)
+        index = open_index(draft)
+        try:
+            report = Rebuild(index, root, config, progress).run()
+        finally:
+            index.close()
+        report.kept = _take_place(root, draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return report
+
+
+def _take_place(root: str, draft: str) -> str:
+    """The draft becomes the index; where the old one is then. If only the first of the two renames
+    happens, the store says that its index is gone, and another restore goes on from there."""
+    sync_folder(draft)
+    path = os.path.join(root, "index")
+    kept = ""
+    if os.path.exists(path):
+        now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        kept = os.path.join(root, f"{ASIDE}{now}-{os.urandom(3).hex()}")
+        os.rename(path, kept)
+    os.rename(draft, path)
+    sync_folder(root)
+    return kept
+
+
+def _put_back(root: str) -> None:
+    """If the last one was killed between its two renames, the index is where the first put it."""
+    kept = glob.glob(os.path.join(glob.escape(root), ASIDE + "*"))
+    if kept and not os.path.exists(os.path.join(root, "index")):
+        os.rename(max(kept), os.path.join(root, "index"))
+        sync_folder(root)
+
+
+class Rebuild:
+    """Of an index that nobody else uses."""
+
+    def __init__(
+        self, index: Index, root: str, config: StoreConfig, progress: Progress | None
+    ) -> None:
+        self._index = index
+        self._root = root
+        self._config = config
+        self._progress = progress
+        self._readings: dict[bytes, PackReading] = {}
+        self._report = RebuildReport()
+
+    def run(self) -> RebuildReport:
+        with self._index.read() as txn:
+            found = txn.get(b"store_id", db=self._index.meta)
+        if found != self._config.store_id:
+            raise IndexCorrupt(f"the names are not those of the store {self._root}")
+        self._read_packs()
+        self._drop_stale(self._index.packs, self._pack_is_there)
+        self._report.chunk_rows_dropped = self._drop_stale(self._index.chunks, self._row_is_right)
+        for pack_id in self._readings:
+            self._add_rows(pack_id)
+            if self._progress is not None:
+                self._progress.relative_update(1)
+        self._move_extents()
+        self._count()
+        return self._report
+
+    # ------------------------------------------------------------ packs and chunks
+
+    def _read_packs(self) -> None:
+        for pack_id, path in list_packs(os.path.join(self._root, "packs")):
+            found = open_pack(path, self._config, pack_id)
+            if found is not None:
+                self._readings[pack_id] = found[0]
+        if self._progress is not None:
+            self._progress.set_size(len(self._readings))
+
+    def _add_rows(self, pack_id: bytes) -> None:
+        """A row for each chunk of the pack that has none, and for the pack itself."""
+        index, reading = self._index, self._readings[pack_id]
+        file = PackFile(pack_path(self._root, pack_id))
+        entries = [entry for entry in reading.frames if entry.offset not in reading.bad]
+        for i in range(0, len(entries), ROWS_MAX):
+            added = self._without_row(entries[i : i + ROWS_MAX])
+            whole = [e for e in added if is_whole(file.read, e, self._config.seed)]
+            with index.write() as txn:
+                for entry in whole:
+                    at = Location(pack_id, entry.offset, entry.stored_bytes)
+                    row = encode_chunk_row(entry.raw_bytes, at)
+                    self._report.chunk_rows_added += txn.put(
+                        entry.chunk_id, row, db=index.chunks, overwrite=False
+                    )
+        with index.write() as txn:
+            if not _durable_bytes(txn.get(pack_id, db=index.packs)):
+                row = encode_pack_row(os.fstat(file.fd).st_mtime_ns, reading.end)
+                txn.put(pack_id, row, db=index.packs)
+
+    def _without_row(self, entries: list[PackEntry]) -> list[PackEntry]:
+        with self._index.read() as txn:
+            return [e for e in entries if txn.get(e.chunk_id, db=self._index.chunks) is None]
+
+    def _row_is_right(self, chunk_id: bytes, row: bytes) -> bool:
+        try:
+            raw_bytes, location = decode_chunk_row(row)
+        except FormatError:
+            return False
+        return extent_fault(Extent(0, raw_bytes, chunk_id, location), self._readings) is None
+
+    def _pack_is_there(self, pack_id: bytes, row: bytes) -> bool:
+        return pack_id in self._readings
+
+    def _drop_stale(self, table: Table, is_right: Callable[[bytes, bytes], bool]) -> int:
+        """Delete the rows that are not right; how many."""
+        index, dropped = self._index, 0
+        for batch in pages(index, table):
+            stale = [key for key, row in batch if not is_right(key, row)]
+            if stale:
+                with index.write() as txn:
+                    for key in stale:
+                        txn.delete(key, db=table)
+            dropped += len(stale)
+        return dropped
+
+    # ------------------------------------------------------------ segments
+
+    def _move_extents(self) -> None:
+        """What segments say is in packs that are gone may be in others by now."""
+        index = self._index
+        for batch in pages(index, index.segments):
+            moved = {}
+            for key, raw in batch:
+                try:
+                    segment = decode_segment(raw)
+                except FormatError:
+                    continue
+                replaced = self._moved(segment)
+                if replaced is not None:
+                    moved[key] = replaced
+            if moved:
+                with index.write() as txn:
+                    for key, raw in moved.items():
+                        txn.put(key, raw, db=index.segments)
+
+    def _moved(self, segment: Segment) -> bytes | None:
+        astray = [e for e in segment if extent_fault(e, self._readings) is not None]
+        if not astray:
+            return None
+        found = {}
+        with self._index.read() as txn:
+            for extent in astray:
+                row = txn.get(extent.chunk_id, db=self._index.chunks)
+                if row is not None:
+                    raw_bytes, location = decode_chunk_row(row)
+                    if raw_bytes == extent.end - extent.begin:
+                        found[extent.chunk_id] = location
+        if not found:
+            return None
+        builder = SegmentBuilder(segment.begin)
+        bad = {extent.begin for extent in astray}
+        for begin, end, chunk_id, location in segment:
+            move = begin in bad and chunk_id in found
+            self._report.extents_moved += move
+            builder.append(end, chunk_id, *(found[chunk_id] if move else location))
+        return builder.encode()
+
+    # ------------------------------------------------------------ sums
+
+    def _count(self) -> None:
+        """The totals, and the names that are lost."""
+        index, report = self._index, self._report
+        unreadable = set(self._unreadable_manifests())
+        ends = self._ends
+        totals = Totals()
+        for batch in pages(index, index.names):
+            for name, raw in batch:
+                report.names += 1
+                try:
+                    record = decode_record(raw)
+                except (FormatError, UnsupportedFormat):
+                    report.lost.append(name.decode(errors="backslashreplace"))
+                    continue
+                totals.logical_bytes += record.size
+                if record.is_inline:
+                    totals.inline_raw_bytes += record.size
+                    totals.inline_stored_bytes += record.stored_bytes
+                elif record.manifest in unreadable or ends.get(record.manifest) != record.size:
+                    report.lost.append(name.decode(errors="backslashreplace"))
+        for batch in pages(index, index.chunks):
+            for _, row in batch:
+                raw_bytes, location = decode_chunk_row(row)
+                report.chunks += 1
+                totals.chunk_raw_bytes += raw_bytes
+                totals.chunk_stored_bytes += location.stored_bytes
+        report.packs = len(self._readings)
+        with index.write() as txn:
+            txn.put(b"totals", totals.encode(), db=index.meta)
+
+    def _unreadable_manifests(self) -> Iterator[int]:
+        """Whose segments do not follow each other, or lead to what is in no pack."""
+        self._ends: dict[int, int] = {}
+        for batch in pages(self._index, self._index.segments):
+            for key, raw in batch:
+                manifest = manifest_of(key)
+                try:
+                    segment = decode_segment(raw)
+                    whole = segment.begin == self._ends.get(manifest, 0) and not any(
+                        extent_fault(extent, self._readings) for extent in segment
+                    )
+                    self._ends[manifest] = segment.end
+                except FormatError:
+                    whole = False
+                if not whole:
+                    yield manifest
+
+
+def _durable_bytes(row: bytes | None) -> int:
+    try:
+        return 0 if row is None else decode_pack_row(row)[1]
+    except FormatError:
+        return 0

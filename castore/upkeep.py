@@ -1,0 +1,82 @@
+"""What is done to a store as a whole while nobody has it open, or while it can't be opened."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from castore.model import Progress
+from castore.store import check_fraction, open_store
+from castore.transaction import StrPath
+from castore.workers import usable_cores
+
+if TYPE_CHECKING:
+    from castore.check import CheckReport
+    from castore.rebuild import RebuildReport
+
+
+def restore(
+    source: StrPath, store: StrPath, *, force: bool = False, progress: Progress | None = None
+) -> RebuildReport:
+    """Put the index of a backup (see `Store.backup`) into a local store whose index is lost or
+    damaged. What was there is kept beside it. The report's `lost` are the names that can't be read,
+    as their packs are gone.
+
+    Raises FormatError if `source` is no whole backup, NotAStore if it is another store's,
+    IndexIntact if the store's index is whole, unless `force`; StoreLocked while it is in use.
+    """
+    from castore.backup import restore as restore_local
+
+    return restore_local(os.fspath(source), local_path(store), force=force, progress=progress)
+
+
+def rebuild_index(
+    store: StrPath, *, progress: Progress | None = None, **options: Any
+) -> RebuildReport:
+    """Make a store's index anew from its packs: locally all but the names, which are taken from the
+    index as it is (or, with `restore`, from a backup); on S3 this machine's cache and the hints for
+    other machines. `options` are those of `castore.open`.
+
+    Raises StoreLocked while a local store is in use; IndexCorrupt if its names can't be read.
+    """
+    if is_remote(store):
+        with open_store(store, create=False, **options) as opened:
+            return opened.rebuild_index(progress)
+    from castore.rebuild import rebuild_local
+
+    return rebuild_local(local_path(store), progress=progress)
+
+
+def check_store(
+    store: StrPath,
+    *,
+    read_data: bool | float = False,
+    repair: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> CheckReport:
+    """As `Store.check`, of a store that need not be fit to be opened: a local store's index is
+    looked at in a process of its own before this one opens it."""
+    fraction = 0 if repair else check_fraction(read_data)  # a repair looks for itself
+    if not is_remote(store):
+        from castore.check.local import check_local
+
+        report = check_local(
+            local_path(store), fraction=fraction, threads=usable_cores(), progress=progress
+        )
+        if not repair:
+            return report
+    with open_store(store, create=False, read_only=not repair, **options) as opened:
+        return opened.check(read_data, repair, progress)
+
+
+def is_remote(store: StrPath) -> bool:
+    return os.fspath(store).startswith("s3://")
+
+
+def local_path(store: StrPath) -> str:
+    """Raises ValueError for a store on S3: there the names are in S3."""
+    path = os.fspath(store).removeprefix("file://")
+    if "://" in path:
+        raise ValueError(f"{path} is no local store: on S3 the names are in S3")
+    return os.path.realpath(path)

@@ -1,0 +1,98 @@
+"""Stores that tests damage, and what is known of what they hold."""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+import castore
+from castore import isolated
+
+TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
+
+
+@pytest.fixture
+def quick_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks without a process of their own, whose start takes longer than they do."""
+
+    def run(task: str, index_path: str, *, fds: object = (), **arguments: Any) -> Any:
+        module, _, function = task.partition(":")
+        reports: list[dict[str, Any]] = []
+        getattr(import_module(module), function)(reports.append, **arguments)
+        return iter(json.loads(json.dumps(reports)))
+
+    monkeypatch.setattr(isolated, "run", run)
+
+
+def contents(seed: int = 0, names: int = 12) -> dict[str, bytes]:
+    """Objects of all kinds: inline, raw and compressed chunks, shared chunks, an empty one."""
+    choose = random.Random(seed)
+    shared = choose.randbytes(20_000)
+    made: dict[str, bytes] = {"empty": b"", "inline": b"inline" * 20}
+    for i in range(names):
+        body = choose.randbytes(choose.randrange(5_000, 25_000))
+        if i % 3 == 0:
+            body = body.hex().encode()
+        made[f"n/{i:02}"] = shared + body if i % 2 else body
+    return made
+
+
+def fill(store: castore.Store, values: dict[str, bytes]) -> None:
+    for name, value in values.items():
+        store.puts(name, value)
+
+
+def read(store: castore.Store) -> dict[str, bytes]:
+    """All that can be read in full, those below quarantine/ aside."""
+    found = {}
+    for name in store.names():
+        if not name.startswith("quarantine/"):
+            try:
+                found[name] = store.gets(name)
+            except castore.CastoreError:
+                continue
+    return found
+
+
+def rows(folder: Path) -> dict[bytes, dict[bytes, bytes]]:
+    """Every row of the index in a store's folder, which nobody has open."""
+    with lmdb.open(str(folder / "index"), max_dbs=9, readonly=True, lock=False) as environment:
+        tables = {table: environment.open_db(table, create=False) for table in TABLES}
+        with environment.begin() as txn:
+            return {
+                table: {bytes(k): bytes(v) for k, v in txn.cursor(db=db)}
+                for table, db in tables.items()
+            }
+
+
+def change_rows(folder: Path, table: bytes, changes: dict[bytes, bytes | None]) -> None:
+    """Put rows, or delete those that map to None, behind castore's back."""
+    with lmdb.open(str(folder / "index"), max_dbs=9, map_size=1 << 30) as environment:
+        db = environment.open_db(table, create=False)
+        with environment.begin(write=True) as txn:
+            for key, value in changes.items():
+                if value is None:
+                    txn.delete(key, db=db)
+                else:
+                    txn.put(key, value, db=db)
+
+
+def packs(folder: Path) -> list[Path]:
+    return sorted((folder / "packs").glob("*/*.pack"))
+
+
+def flip(path: Path, bit: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[bit >> 3] ^= 1 << (bit & 7)
+    path.write_bytes(raw)
+
+
+def small(path: Path, **options: Any) -> castore.Store:
+    """Opened with chunks as small as they come."""
+    return castore.open(path, chunk_bytes_avg=2816, threads=2, **options)

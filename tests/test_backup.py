@@ -1,0 +1,464 @@
+"""Backups of the index, restoring them, and an index made anew."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+from stores import change_rows, contents, fill, packs, read, rows, small
+
+import castore
+from castore import backup as backups
+from castore import rebuild
+from castore.cli import main
+from castore.errors import (
+    FormatError,
+    IndexCorrupt,
+    IndexIntact,
+    NotAStore,
+    StoreFull,
+    StoreIOError,
+    StoreLocked,
+)
+from castore.format import BackupTrailer, decode_backup_trailer, encode_backup_trailer
+
+VALUES = contents()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A store's, which nobody has open."""
+    with small(tmp_path / "store") as store:
+        fill(store, VALUES)
+    return tmp_path / "store"
+
+
+def back_up(folder: Path) -> Path:
+    path = folder.parent / "backup"
+    with castore.open(folder) as store:
+        store.backup(path)
+    return path
+
+
+# ---- taking one ---------------------------------------------------------------------------------
+
+
+def test_a_backup_holds_every_row(folder: Path, tmp_path: Path) -> None:
+    before = rows(folder)
+    with castore.open(folder, read_only=True) as store:
+        report = store.backup(tmp_path / "backup")
+    assert report.names == len(VALUES)
+    assert report.bytes == (tmp_path / "backup").stat().st_size
+    assert (tmp_path / "backup").stat().st_mode & 0o777 == 0o600
+    shutil.rmtree(folder / "index")
+    assert castore.restore(tmp_path / "backup", folder).lost == []
+    assert rows(folder) == before
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        assert store.check(True).clean
+    assert sorted(os.listdir(tmp_path)) == ["backup", "store"]
+
+
+def test_a_backup_is_consistent_while_others_write(folder: Path, tmp_path: Path) -> None:
+    """Of two names that are always put together, it has both, in the same version."""
+    stop = threading.Event()
+
+    def keep_putting() -> None:
+        with castore.open(folder) as store:
+            turn = 0
+            while not stop.is_set():
+                turn += 1
+                with store.transaction() as transaction:
+                    for name in ("left", "right"):
+                        transaction.puts(name, b"%d" % turn + bytes(5000))
+
+    thread = threading.Thread(target=keep_putting)
+    thread.start()
+    try:
+        with castore.open(folder) as store:
+            while not store.exists("left"):
+                pass
+            for i in range(3):
+                store.backup(tmp_path / f"backup{i}")
+    finally:
+        stop.set()
+        thread.join()
+    for i in range(3):
+        castore.restore(tmp_path / f"backup{i}", folder, force=True)
+        with castore.open(folder) as store:
+            assert store.gets("left") == store.gets("right")
+            assert store.check(True).exit_code <= 1  # the versions since are orphans now
+
+
+def test_a_backup_replaces_another_in_one_step(folder: Path, tmp_path: Path) -> None:
+    path = back_up(folder)
+    first = path.read_bytes()
+    data = folder / "index" / "data.mdb"
+    whole = data.read_bytes()
+    with castore.open(folder) as store:
+        data.write_bytes(whole[:8192] + bytes(len(whole) - 8192))
+        with pytest.raises(IndexCorrupt, match="restore"):
+            store.backup(path)
+        data.write_bytes(whole)
+    assert path.read_bytes() == first
+    assert sorted(os.listdir(tmp_path)) == ["backup", "store"]
+
+
+def test_a_backup_of_damaged_rows_is_refused(folder: Path, tmp_path: Path) -> None:
+    raw = rows(folder)[b"names"][b"n/01"]
+    change_rows(folder, b"names", {b"n/01": raw[:-1] + b"?"})
+    with (
+        castore.open(folder) as store,
+        pytest.raises(IndexCorrupt, match=r"1 rows of the index .* are damaged.* castore check"),
+    ):
+        store.backup(tmp_path / "backup")
+    assert os.listdir(tmp_path) == ["store"]
+
+
+def test_where_a_backup_can_not_go(folder: Path, tmp_path: Path) -> None:
+    with castore.open(folder) as store:
+        with pytest.raises(NotAStore, match="inside the open store"):
+            store.backup(folder / "backup")
+        with pytest.raises(IsADirectoryError):
+            store.backup(tmp_path)
+        with pytest.raises(FileNotFoundError):
+            store.backup(tmp_path / "none" / "backup")
+    assert os.listdir(tmp_path) == ["store"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("call", ["mkdir", "open", "fsync", "rename", "pwritev"])
+def test_a_backup_that_fails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    """Whatever fails, the file is as it was, nothing is left over, and the next one works."""
+    path = back_up(folder)
+    before = path.read_bytes()
+    whole = getattr(os, call)
+
+    def fails(*args: Any, **options: Any) -> Any:
+        if call != "open" or (len(args) > 1 and args[1] & os.O_CREAT):
+            raise OSError(code, os.strerror(code))
+        return whole(*args, **options)
+
+    with castore.open(folder) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, fails)
+            expected = StoreFull if code == errno.ENOSPC else StoreIOError
+            with pytest.raises(expected):
+                store.backup(path)
+        assert path.read_bytes() == before
+        assert sorted(os.listdir(tmp_path)) == ["backup", "store"]
+        store.backup(path)
+
+
+# ---- restoring ----------------------------------------------------------------------------------
+
+
+def test_an_index_that_is_whole_is_not_replaced(folder: Path) -> None:
+    path = back_up(folder)
+    before = rows(folder)
+    with pytest.raises(IndexIntact, match=f"whole, with {len(VALUES)} names"):
+        castore.restore(path, folder)
+    assert rows(folder) == before
+    report = castore.restore(path, folder, force=True)
+    assert Path(report.kept, "data.mdb").exists()
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no file", "zeros", "cut short", "a row", "pages"])
+def test_a_damaged_index_is_replaced_and_kept(folder: Path, damage: str) -> None:
+    path = back_up(folder)
+    data = folder / "index" / "data.mdb"
+    whole = data.read_bytes()
+    if damage == "no folder":
+        shutil.rmtree(folder / "index")
+    elif damage == "no file":
+        data.unlink()
+    elif damage == "a row":
+        raw = rows(folder)[b"names"][b"n/01"]
+        change_rows(folder, b"names", {b"n/01": raw[:-1] + b"?"})
+    elif damage == "cut short":
+        data.write_bytes(whole[: len(whole) // 3])
+    else:
+        keep = 0 if damage == "zeros" else 8192
+        data.write_bytes(whole[:keep] + b"\xff" * (len(whole) - keep))
+    report = castore.restore(path, folder)
+    assert bool(report.kept) == (damage != "no folder")
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        assert store.check(True).clean
+
+
+def test_names_whose_packs_are_gone_are_told_of(folder: Path) -> None:
+    with castore.open(folder) as store:
+        store.puts("late", random.Random(7).randbytes(9000))
+    [old, new] = sorted(packs(folder), key=lambda pack: pack.stat().st_mtime_ns)
+    path = back_up(folder)
+    shutil.rmtree(folder / "index")
+    new.unlink()
+    report = castore.restore(path, folder)
+    assert report.lost == ["late"]
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+    assert old.exists()
+
+
+def test_chunks_that_were_stored_since_are_known_again(folder: Path, tmp_path: Path) -> None:
+    """The names since the backup are lost, but what they were of needs not be stored again."""
+    path = back_up(folder)
+    since = random.Random(9).randbytes(90_000)
+    with castore.open(folder) as store:
+        store.puts("since", since)
+        store.delete("n/00")
+    shutil.rmtree(folder / "index")
+    report = castore.restore(path, folder)
+    assert report.chunk_rows_added > 5
+    stored = sum(pack.stat().st_size for pack in packs(folder))
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        store.puts("again", since)
+    assert sum(pack.stat().st_size for pack in packs(folder)) == stored
+
+
+def test_a_lost_config_comes_back_too(folder: Path) -> None:
+    path = back_up(folder)
+    config = (folder / "castore.json").read_bytes()
+    for damaged in (None, b"{}", config.replace(b'"seed": "', b'"seed": "1')[:-1]):
+        shutil.rmtree(folder / "index")
+        (folder / "castore.json").unlink()
+        if damaged is not None:
+            (folder / "castore.json").write_bytes(damaged)
+        castore.restore(path, folder)
+        assert (folder / "castore.json").read_bytes() == config
+        with castore.open(folder) as store:
+            assert read(store) == VALUES
+
+
+def test_what_is_no_backup_of_this_store(folder: Path, tmp_path: Path) -> None:
+    path = back_up(folder)
+    before = rows(folder)
+    whole = path.read_bytes()
+    with small(tmp_path / "other") as store:
+        store.puts("a", b"a")
+    with pytest.raises(NotAStore, match="another store"):
+        castore.restore(path, tmp_path / "other", force=True)
+    with pytest.raises(castore.errors.StoreNotFound, match="no folder"):
+        castore.restore(path, tmp_path / "none")
+    choose = random.Random(3)
+    damaged = [b"", b"x", whole[:-1], whole[:-48], whole[4096:], whole + b"\0"]
+    for _ in range(30):
+        flipped = bytearray(whole)
+        flipped[choose.randrange(len(whole))] ^= 1 << choose.randrange(8)
+        damaged.append(bytes(flipped))
+    for raw in damaged:
+        path.write_bytes(raw)
+        with pytest.raises(FormatError, match="backup"):
+            castore.restore(path, folder, force=True)
+    assert rows(folder) == before
+    assert not list(folder.glob("index.*"))
+
+
+def test_a_store_in_use_is_not_restored(folder: Path) -> None:
+    path = back_up(folder)
+    with castore.open(folder) as store:
+        with pytest.raises(StoreLocked, match="in use"):
+            castore.restore(path, folder, force=True)
+        with pytest.raises(StoreLocked, match="in use"):
+            castore.rebuild_index(folder)
+        with pytest.raises(StoreLocked, match="open"):
+            store.rebuild_index()
+        assert read(store) == VALUES
+
+
+# ---- an index made anew -------------------------------------------------------------------------
+
+
+def test_a_rebuilt_index_is_what_it_was(folder: Path) -> None:
+    before = rows(folder)
+    report = castore.rebuild_index(folder)
+    assert (report.names, report.lost, report.chunk_rows_added) == (len(VALUES), [], 0)
+    assert rows(folder) == before
+    assert Path(report.kept).is_dir()
+
+
+@pytest.mark.parametrize("footers", [True, False])
+def test_rows_come_back_from_packs(folder: Path, footers: bool) -> None:
+    before = rows(folder)
+    chunks, [pack] = before[b"chunks"], before[b"packs"]
+    change_rows(folder, b"chunks", dict.fromkeys(chunks))
+    change_rows(folder, b"packs", {pack: None})
+    change_rows(folder, b"meta", {b"totals": None})
+    [path] = packs(folder)
+    if not footers:
+        size = int.from_bytes(before[b"packs"][pack][8:], "little")
+        os.truncate(path, size)
+    report = castore.rebuild_index(folder)
+    assert report.chunk_rows_added == len(chunks)
+    after = rows(folder)
+    assert {**after, b"packs": {}} == {**before, b"packs": {}}
+    assert after[b"packs"][pack][8:] == before[b"packs"][pack][8:]  # its time is the file's now
+
+
+def test_rows_that_lead_astray_are_replaced(folder: Path) -> None:
+    before = rows(folder)
+    chunks = before[b"chunks"]
+    first, second, third, *_ = chunks
+    wrong = {first: chunks[second], second: chunks[second][:20] + bytes(16), third: b"short"}
+    change_rows(folder, b"chunks", {**wrong, b"no id": chunks[first]})
+    report = castore.rebuild_index(folder)
+    assert report.chunk_rows_dropped == 4
+    assert rows(folder) == before
+
+
+def test_a_frame_that_is_not_whole_gets_no_row(folder: Path) -> None:
+    before = rows(folder)
+    chunk_id, row = next(iter(before[b"chunks"].items()))
+    offset, stored = (int.from_bytes(row[i : i + 4], "little") for i in (4, 8))
+    change_rows(folder, b"chunks", {chunk_id: None})
+    [path] = packs(folder)
+    raw = bytearray(path.read_bytes())
+    raw[offset + stored - 1] ^= 1
+    path.write_bytes(raw)
+    castore.rebuild_index(folder)
+    assert rows(folder)[b"chunks"].keys() == before[b"chunks"].keys() - {chunk_id}
+
+
+def test_an_index_whose_names_can_not_be_read(folder: Path) -> None:
+    data = folder / "index" / "data.mdb"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:8192] + b"\xff" * (len(whole) - 8192))
+    damaged = data.read_bytes()
+    with pytest.raises(IndexCorrupt, match="restore"):
+        castore.rebuild_index(folder)
+    assert data.read_bytes() == damaged
+    assert not list(folder.glob("index.*"))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("call", ["mkdir", "open", "fsync", "rename"])
+def test_a_restore_that_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    path = back_up(folder)
+    shutil.rmtree(folder / "index")
+    whole = getattr(os, call)
+
+    def fails(*args: Any, **options: Any) -> Any:
+        if call != "open" or str(args[0]).endswith("data.mdb"):
+            raise OSError(code, os.strerror(code))
+        return whole(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fails)
+        with pytest.raises(StoreFull if code == errno.ENOSPC else StoreIOError):
+            castore.restore(path, folder)
+    castore.restore(path, folder)
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+
+
+def killed_in(folder: Path, call: str, nth: int, program: str) -> None:
+    """Run a program that dies at the nth call of a function of os."""
+    dying = f"""
+import os, signal, sys, castore
+left = [{nth}]
+whole = os.{call}
+def dies(*args, **options):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*args, **options)
+os.{call} = dies
+{program}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", dying, str(folder)], env=oracle.environment(), check=False
+    )
+    assert done.returncode in (0, -9)
+
+
+@pytest.mark.parametrize(("call", "nth"), [("rename", 1), ("rename", 2), ("fsync", 1)])
+@pytest.mark.parametrize("what", ["restore", "rebuild"])
+def test_killed_on_the_way(folder: Path, what: str, call: str, nth: int) -> None:
+    """To repeat it is all there is to do."""
+    path = back_up(folder)
+    again: Callable[[], object]
+    if what == "restore":
+        program = f"castore.restore({str(path)!r}, sys.argv[1], force=True)"
+
+        def again() -> object:
+            return castore.restore(path, folder, force=True)
+    else:
+        program = "castore.rebuild_index(sys.argv[1])"
+
+        def again() -> object:
+            return castore.rebuild_index(folder)
+
+    before = rows(folder)
+    killed_in(folder, call, nth, program)
+    again()
+    assert rows(folder) == before
+    assert not list(folder.glob(rebuild.DRAFT + "*"))
+
+
+# ---- the commands -------------------------------------------------------------------------------
+
+
+def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main(["-r", str(folder), *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    code, out, _ = run("backup", "--json", tmp_path / "backup")
+    assert (code, json.loads(out)["names"]) == (0, len(VALUES))
+    code, _, err = run("restore", tmp_path / "backup")
+    assert code == 1
+    assert "--force" in err
+    code, out, _ = run("restore", "--force", tmp_path / "backup")
+    assert code == 0
+    assert "kept" not in out
+    assert "index.before-" in out
+    code, out, _ = run("index", "rebuild", "--json")
+    assert (code, json.loads(out)["lost"]) == (0, [])
+    with castore.open(folder):
+        code, _, err = run("index", "rebuild")
+    assert code == 11
+    assert "in use" in err
+    packs(folder)[0].unlink()
+    code, _, err = run("restore", "--force", tmp_path / "backup")
+    assert code == 14
+    assert "n/01 can't be read in full" in err
+    assert run("backup")[0] == 2
+    assert run("index", "destroy")[0] == 2
+
+
+def test_blocks_end_where_the_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    with open(path, "rb") as file:
+        assert b"".join(backups._blocks(file.fileno(), 100)) == b"0123456789"
+
+
+def test_the_bytes_of_a_trailer() -> None:
+    trailer = BackupTrailer(8192, 300, 1_600_000_000_000_000_000, 0x0123456789ABCDEF)
+    raw = encode_backup_trailer(trailer)
+    assert raw.hex() == (
+        "00200000000000000000a0d8855734162c01000001000000efcdab8967452301"
+        "8bf8e4fe42578d8c636173746261636b"
+    )
+    assert decode_backup_trailer(raw, 8192 + 300 + len(raw)) == trailer
+    for size in (8192, 8192 + 300 + len(raw) + 1):
+        with pytest.raises(FormatError):
+            decode_backup_trailer(raw, size)
