@@ -64,10 +64,14 @@ def perm_data() -> int:
 def main(which: str, argv: Sequence[str]) -> int:
     """Run one of the four commands, called `conducto-<which>`; its exit code."""
     program = f"conducto-{which}"
-    scope: Scope = SCOPES[which]
+    return guarded(program, lambda: _run(program, SCOPES[which], argv))
+
+
+def guarded(program: str, run: Callable[[], int]) -> int:
+    """What `run` returns, or the exit code for its error, which gets its one line."""
     try:
         try:
-            return _run(program, scope, argv)
+            return run()
         finally:
             _flush()
     except UsageError as error:
@@ -90,10 +94,10 @@ def _run(program: str, scope: Scope, argv: Sequence[str]) -> int:
         raise UsageError(f"no command given: one of {', '.join(commands)}")
     first, *rest = argv
     if first in ("-h", "--help"):
-        _write_text(_help(program, scope, commands))
+        write_text(_help(program, scope, commands))
         return 0
     if first == "--version":
-        _write_text(f"{program} {__version__}\n")
+        write_text(f"{program} {__version__}\n")
         return 0
     name = first.replace("_", "-")
     if name not in commands:
@@ -102,7 +106,7 @@ def _run(program: str, scope: Scope, argv: Sequence[str]) -> int:
     try:
         values: dict[str, Any] = {**parse((*command.parameters, *COMMON), rest)}
     except HelpWanted:
-        _write_text(_command_help(f"{program} {name}", command))
+        write_text(_command_help(f"{program} {name}", command))
         return 0
     except UsageError as error:
         return _fail(program, f"{name}: {error} (see {program} {name} --help)", EXIT_USAGE)
@@ -113,7 +117,7 @@ def _run(program: str, scope: Scope, argv: Sequence[str]) -> int:
     )
     result = command.run(bound, **values)
     if result is not None:
-        _write_text(json.dumps(result) + "\n")
+        write_text(json.dumps(result) + "\n")
     return 0
 
 
@@ -277,7 +281,7 @@ def _write(piece: bytes | bytearray | memoryview) -> None:
         raise OutputClosed from None
 
 
-def _write_text(text: str) -> None:
+def write_text(text: str) -> None:
     _write(text.encode("utf-8", "surrogateescape"))
 
 

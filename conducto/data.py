@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, TypeVar
 
@@ -20,7 +21,7 @@ from conducto.errors import CacheNotFound, ContextError
 if TYPE_CHECKING:
     import castore
 
-__all__ = ["ContextError", "archive", "pipeline", "user"]
+__all__ = ["ContextError", "archive", "archive_quiet", "pipeline", "user"]
 
 Path = str | os.PathLike[str]
 Names = list[str]  # inside the classes `list` is a method
@@ -255,6 +256,46 @@ def archive(pipeline_id: str, *, local: bool | None = None, profile: str | None 
     deleted = store.delete_prefix(prefix)
     context.remove_old_versions(store, prefix, below=True)
     return deleted
+
+
+def archive_quiet(
+    older_than_s: float,
+    *,
+    dry_run: bool = False,
+    local: bool | None = None,
+    profile: str | None = None,
+) -> dict[str, int]:
+    """Archive every pipeline none of whose names was written for so many seconds; how many names
+    each had, by its id. With `dry_run` nothing is deleted. Reading a name does not count as use.
+
+    Each is looked at again right before it is archived; what is written after that look goes with
+    it. What belongs to the user is not looked at at all.
+    """
+    if not older_than_s >= 0:
+        raise ValueError(f"older_than_s is not negative, and not {older_than_s!r}")
+    store = context.open_store(local=local, profile=profile)
+    before = time.time() - older_than_s
+    quiet = {}
+    for pipeline_id, (names, newest) in _activity(store, "pipelines/").items():
+        if newest >= before:
+            continue
+        if dry_run:
+            quiet[pipeline_id] = names
+            continue
+        again = _activity(store, f"pipelines/{pipeline_id}/").get(pipeline_id)
+        if again is not None and again[1] < before:
+            quiet[pipeline_id] = archive(pipeline_id, local=local, profile=profile)
+    return quiet
+
+
+def _activity(store: castore.Store, prefix: str) -> dict[str, tuple[int, float]]:
+    """(names, when the last of them was written) of each pipeline, by its id."""
+    found: dict[str, tuple[int, float]] = {}
+    for info in store.list(prefix):
+        pipeline_id = info.name.split("/")[1]
+        names, newest = found.get(pipeline_id, (0, 0.0))
+        found[pipeline_id] = names + 1, max(newest, info.mtime)
+    return found
 
 
 def _strip(name: str) -> str:

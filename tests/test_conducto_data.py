@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -404,6 +405,30 @@ class TestScopes:
         assert co.data.pipeline.bound(pipeline_id="p10").list("") == ["x", "y/z"]
         assert co.data.user.list("") == ["x"]
         assert co.data.archive("p1") == 0
+
+    def test_archive_quiet(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By the last write of any of a pipeline's names; `1` never takes `12` with it."""
+        now, day = time.time_ns(), 86_400 * 10**9
+        ages = {"1": [9, 8], "12": [9, 1], "123": [0], "quiet": [30]}
+        for pipeline_id, days in ages.items():
+            bound = co.data.pipeline.bound(pipeline_id=pipeline_id)
+            for i, old in enumerate(days):
+                monkeypatch.setattr(time, "time_ns", lambda old=old: now - old * day)
+                bound.puts(f"x{i}", b"")
+        co.data.user.puts("pipelines/1/data/mine", b"")
+        monkeypatch.setattr(time, "time_ns", lambda: now)
+        seven = 7 * 86_400
+        found = {"1": 2, "quiet": 1}
+        assert co.data.archive_quiet(seven, dry_run=True) == found
+        assert co.data.archive_quiet(seven) == found
+        assert co.data.archive_quiet(seven) == {}
+        for pipeline_id, days in ages.items():
+            left = co.data.pipeline.bound(pipeline_id=pipeline_id).list("")
+            assert len(left) == (0 if pipeline_id in found else len(days))
+        assert co.data.user.list("") == ["pipelines/1/data/mine"]
+        assert co.data.archive_quiet(0).keys() == {"12", "123"}
+        with pytest.raises(ValueError, match="negative"):
+            co.data.archive_quiet(-1)
 
 
 class TestWhere:

@@ -1,0 +1,92 @@
+"""The command `conducto`: what concerns pipelines as a whole.
+
+As the others, it prints one line of JSON, and one line on stderr with exit code 1 for an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+
+from castore import __version__
+from conducto import data
+from conducto.arguments import HelpWanted, Parameter, UsageError, parse
+from conducto.cli import guarded, write_text
+
+PROGRAM = "conducto"
+HELP = """\
+usage: conducto archive PIPELINE_ID
+       conducto archive --older-than AGE [--dry-run]
+
+Archive a pipeline: drop all its names (locally in one step; in the cloud one after another, and to
+repeat it is to go on), and print how many there were. What belongs to the user stays. The space
+comes back when the store next collects garbage.
+
+  --older-than AGE     every pipeline none of whose names was written for so long: 45m, 12h, 7d, 2w;
+                       prints how many names each had, by its id
+  --dry-run            only print them
+  --local/--no-local   the store on this machine, or not
+  --profile PROFILE    the profile; else CONDUCTO_PROFILE
+"""
+PARAMETERS = (
+    Parameter("pipeline_id", "the pipeline", required=False),
+    Parameter("older_than", "all that went quiet so long ago", required=False, positional=False),
+    Parameter("dry_run", "only print them", "flag", False, False),
+    Parameter("local", "the store on this machine, or not", "flag", False, False),
+    Parameter("profile", "the profile", "text", False, False),
+)
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own); its exit code."""
+    return guarded(PROGRAM, lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def age(text: str) -> float:
+    """'7d' and the like in seconds. Raises UsageError."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])", text)
+    if match is None:
+        raise UsageError(f"an age is a number and s, m, h, d or w, such as 7d; not {text!r}")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def _run(argv: Sequence[str]) -> int:
+    if not argv:
+        raise UsageError("no command given: archive")
+    verb, *rest = argv
+    if verb in ("-h", "--help"):
+        write_text(HELP)
+        return 0
+    if verb == "--version":
+        write_text(f"{PROGRAM} {__version__}\n")
+        return 0
+    if verb != "archive":
+        raise UsageError(f"{verb!r} is not one of the commands archive")
+    try:
+        given = parse(PARAMETERS, rest)
+    except HelpWanted:
+        write_text(HELP)
+        return 0
+    write_text(json.dumps(_archive(given)) + "\n")
+    return 0
+
+
+def _archive(given: dict[str, str | bool | list[int]]) -> int | dict[str, int]:
+    local, profile = given.get("local"), given.get("profile")
+    assert isinstance(local, bool | None)
+    assert isinstance(profile, str | None)
+    pipeline_id, older_than = given.get("pipeline_id"), given.get("older_than")
+    # Not from the environment: a node that meant another pipeline would lose its own.
+    if (pipeline_id is None) == (older_than is None):
+        raise UsageError("archive takes a PIPELINE_ID, or --older-than AGE")
+    dry_run = bool(given.get("dry_run", False))
+    if older_than is not None:
+        return data.archive_quiet(
+            age(str(older_than)), dry_run=dry_run, local=local, profile=profile
+        )
+    if dry_run:
+        raise UsageError("--dry-run goes with --older-than")
+    return data.archive(str(pipeline_id), local=local, profile=profile)

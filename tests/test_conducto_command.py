@@ -1,0 +1,91 @@
+"""The command `conducto`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import conducto as co
+from conducto import command
+from conducto.arguments import UsageError
+
+pytest_plugins = ["modes"]
+pytestmark = pytest.mark.usefixtures("mode")
+
+local_only = pytest.mark.parametrize("mode", ["local"], indirect=True)
+
+
+def fill() -> None:
+    for pipeline_id in ("1", "12"):
+        co.data.pipeline.bound(pipeline_id=pipeline_id).puts("x", b"x")
+    co.data.user.puts("mine", b"mine")
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = command.main(argv)
+    return code, *capsys.readouterr()
+
+
+def test_archive(capsys: pytest.CaptureFixture[str]) -> None:
+    fill()
+    assert run(capsys, "archive", "1") == (0, "1\n", "")
+    assert run(capsys, "archive", "1") == (0, "0\n", "")
+    assert co.data.pipeline.bound(pipeline_id="12").gets("x") == b"x"
+    assert co.data.user.gets("mine") == b"mine"
+
+
+def test_archive_what_went_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    fill()
+    assert run(capsys, "archive", "--older-than", "7d") == (0, "{}\n", "")
+    code, out, _ = run(capsys, "archive", "--older-than=0s", "--dry-run")
+    assert (code, json.loads(out)) == (0, {"1": 1, "12": 1})
+    assert co.data.pipeline.bound(pipeline_id="12").exists("x")
+    code, out, _ = run(capsys, "archive", "--older_than=0s")
+    assert (code, json.loads(out)) == (0, {"1": 1, "12": 1})
+    assert not co.data.pipeline.bound(pipeline_id="12").exists("x")
+    assert co.data.user.gets("mine") == b"mine"
+
+
+@local_only
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "no command given"),
+        (["archive"], "takes a PIPELINE_ID"),  # and not that of the environment
+        (["archive", "1", "--older-than", "7d"], "takes a PIPELINE_ID, or"),
+        (["archive", "--older-than", "7"], "such as 7d"),
+        (["archive", "--older-than", "-1d"], "such as 7d"),
+        (["archive", "1", "--dry-run"], "goes with --older-than"),
+        (["archive", "1", "2"], "unexpected argument"),
+        (["delete", "1"], "'delete' is not one"),
+    ],
+)
+def test_usage(capsys: pytest.CaptureFixture[str], argv: list[str], words: str) -> None:
+    fill()
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("conducto: ")
+    assert words in err
+    assert co.data.pipeline.bound(pipeline_id="1").exists("x")
+
+
+@local_only
+def test_help_version_and_names_that_can_not_be(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--help"], ["archive", "--help"]):
+        assert run(capsys, *argv) == (0, command.HELP, "")
+    assert run(capsys, "--version")[1].startswith("conducto ")
+    for bad in ("", "..", "a/b"):
+        code, _, err = run(capsys, "archive", bad)
+        assert code == 1
+        assert "pipeline id" in err
+
+
+@local_only
+def test_ages() -> None:
+    assert [command.age(text) for text in ("1s", "2m", "1.5h", "7d", "2w")] == [
+        1, 120, 5400, 604_800, 1_209_600,
+    ]  # fmt: skip
+    for bad in ("", "d", "7", "7 d", "-7d", "7y", "1e3s"):
+        with pytest.raises(UsageError):
+            command.age(bad)
