@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
+
+from castore.errors import StoreFull, StoreIOError, StoreNotFound
 
 _IOV_MAX = 512
 
@@ -42,3 +45,14 @@ def make_durable_folder(folder: str) -> None:
     except FileExistsError:
         return
     sync_folder(parent)
+
+
+def storage_error(error: OSError, path: str) -> Exception:
+    """The castore error for what the system said of a store's file or folder."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"no space left for {path}: free some and repeat")
+    if isinstance(error, FileNotFoundError):
+        return StoreNotFound(error.errno, f"{path}: its folder was removed while it was in use")
+    if isinstance(error, PermissionError):
+        return PermissionError(error.errno, f"no permission for {path}", path)
+    return StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO)

@@ -225,7 +225,7 @@ class Index:
                     lib_version=0,
                 )
                 break
-            except (lmdb.Error, MemoryError) as error:
+            except (lmdb.Error, OSError, MemoryError) as error:
                 # An address-space limit (ulimit -v): a smaller map still serves most stores.
                 no_room = isinstance(error, (lmdb.MemoryError, MemoryError))
                 if not no_room and _code(error) != errno.ENOMEM:
@@ -349,7 +349,7 @@ def index_folders() -> list[str]:
 
 
 def _code(error: Exception) -> int:
-    code = getattr(error, "code", 0)
+    code = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
     return code if isinstance(code, int) else 0
 
 

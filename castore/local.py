@@ -12,20 +12,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from castore import forks
 from castore.catalog.local import LocalCatalog
 from castore.chunker import Chunker, ChunkSizes
 from castore.errors import (
+    CastoreError,
     NotAStore,
-    StoreFull,
     StoreIOError,
     StoreLocked,
     StoreNotFound,
 )
-from castore.fileio import make_durable_folder, sync_folder
+from castore.fileio import make_durable_folder, storage_error, sync_folder
 from castore.folder import CONFIG, check_index_in_place, read_config, share
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, encode_config
@@ -186,7 +186,7 @@ def open_local(
 ) -> LocalStore:
     """The process's one LocalStore on `path`, made if it is not there and `create` is true."""
     root = os.path.realpath(path)
-    with _registry_lock:
+    with _registry_lock, _typed_errors(root):
         config = read_config(root)
         if config is None:
             if not create or read_only:
@@ -204,6 +204,16 @@ def open_local(
             return store
         store = _registry[key] = LocalStore(root, config)
         return store
+
+
+@contextlib.contextmanager
+def _typed_errors(root: str) -> Iterator[None]:
+    try:
+        yield
+    except CastoreError:
+        raise
+    except OSError as error:
+        raise storage_error(error, str(error.filename or root)) from error
 
 
 def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
@@ -266,26 +276,21 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
         chunk_max=sizes.max,
         collision_guard=collision_guard,
     )
+    make_durable_folder(root)
+    draft = os.path.join(root, f"{CONFIG}.{os.urandom(8).hex()}")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        make_durable_folder(root)
-        draft = os.path.join(root, f"{CONFIG}.{os.urandom(8).hex()}")
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, encode_config(config))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        # Before castore.json: a store whose index is missing has lost it. If this fails, the draft
-        # stays, and tells the next to try whose index/ this is.
-        open_index(os.path.join(root, "index")).close()
-        sync_folder(os.path.join(root, "index"))  # also if another process has just made it
-        # Of two processes that create it at once, the loser opens what the winner made.
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, os.path.join(root, CONFIG))
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        sync_folder(root)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"no space left to make a store at {root}") from error
-        raise
+        os.write(fd, encode_config(config))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    # Before castore.json: a store whose index is missing has lost it. If this fails, the draft
+    # stays, and tells the next to try whose index/ this is.
+    open_index(os.path.join(root, "index")).close()
+    sync_folder(os.path.join(root, "index"))  # also if another process has just made it
+    # Of two processes that create it at once, the loser opens what the winner made.
+    with contextlib.suppress(FileExistsError):
+        os.link(draft, os.path.join(root, CONFIG))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(draft)
+    sync_folder(root)

@@ -27,9 +27,8 @@ from castore.errors import (
     StoreClosed,
     StoreFull,
     StoreIOError,
-    StoreNotFound,
 )
-from castore.fileio import sync_folder, write_all
+from castore.fileio import storage_error, sync_folder, write_all
 from castore.forks import ForkLock, Rank
 from castore.format import (
     PACK_HEADER_BYTES,
@@ -280,7 +279,7 @@ class LocalPacks:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise typed(error, path) from error
+                raise storage_error(error, path) from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # A collector may have taken the empty file before the lock was ours.
@@ -297,7 +296,7 @@ class LocalPacks:
                 os.unlink(path)
                 if isinstance(error, (StoreFull, StoreIOError)):
                     raise
-                raise typed(error, path) from error
+                raise storage_error(error, path) from error
             return pack
 
     # ------------------------------------------------------------ reading
@@ -374,7 +373,7 @@ class LocalPacks:
         except ValueError as error:  # an empty file can't be mapped
             raise FormatError(f"pack {path} is empty") from error
         except OSError as error:
-            raise typed(error, path) from error
+            raise storage_error(error, path) from error
         if len(mapping) < max(end, PACK_HEADER_BYTES):
             raise FormatError(f"pack {path} has {len(mapping)} bytes, and should have {end}")
         store_id, found = decode_pack_header(memoryview(mapping)[:PACK_HEADER_BYTES])
@@ -399,14 +398,3 @@ class LocalPacks:
     def _check_pid(self) -> None:
         if self._pid != os.getpid():  # a fork that ran no hooks
             self.after_fork_in_child()
-
-
-def typed(error: OSError, path: str) -> Exception:
-    """The castore error for what the system said of a pack's file."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(f"no space left for {path}: free some and repeat")
-    if isinstance(error, FileNotFoundError):
-        return StoreNotFound(error.errno, f"{path}: its folder was removed while it was in use")
-    if isinstance(error, PermissionError):
-        return PermissionError(error.errno, f"no permission for {path}", path)
-    return StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO)

@@ -12,7 +12,8 @@ import os
 
 from castore import forks
 from castore.errors import StoreBusy
-from castore.packs.local import LocalPacks, typed
+from castore.fileio import storage_error
+from castore.packs.local import LocalPacks
 
 
 class PackLocks:
@@ -38,7 +39,7 @@ class PackLocks:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise typed(error, path) from error
+            raise storage_error(error, path) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -46,7 +47,7 @@ class PackLocks:
             return False
         except OSError as error:
             os.close(fd)
-            raise typed(error, path) from error
+            raise storage_error(error, path) from error
         self._fds[pack_id] = fd
         return True
 
@@ -63,7 +64,7 @@ class PackLocks:
             except FileNotFoundError:
                 pass  # somebody else removes our files: gone is gone
             except OSError as error:
-                raise typed(error, path) from error
+                raise storage_error(error, path) from error
             self._packs.unmap(pack_id)
             self._let_go(pack_id)
         return freed
@@ -104,7 +105,7 @@ class CollectorLock:
             ) from None
         except OSError as error:
             self.__exit__()
-            raise typed(error, self._path) from error
+            raise storage_error(error, self._path) from error
         return self
 
     def __exit__(self, *_: object) -> None:
