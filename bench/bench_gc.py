@@ -36,14 +36,9 @@ with castore.open(sys.argv[1], create=False) as store:
     report = store.gc(repack_below=float(sys.argv[2]))
 seconds = time.perf_counter() - began
 unit = 1 if sys.platform == 'darwin' else 1024
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-if sys.platform == 'linux':
-    # Not that of the process that started this one, which getrusage counts.
-    with open('/proc/self/status') as status:
-        peak = next(int(line.split()[1]) << 10 for line in status if line.startswith('VmHWM:'))
 print(json.dumps({
     'seconds': seconds,
-    'rss_bytes': peak,
+    'rss_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     'chunks_removed': report.chunks_removed,
     'packs_rewritten': report.packs_rewritten,
     'bytes_rewritten': report.bytes_rewritten,

@@ -143,6 +143,20 @@ class FormatError(CastoreError, ValueError):
     """Bytes of the store that do not parse: a frame, footer, segment, record or config."""
 
 
+class ManifestUnreadable(FormatError):
+    """What a name maps to can't be read, so that what it needs is not known."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(
+            f"the manifest of {name!r} can't be read ({reason}): put the name again or delete it"
+        )
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ManifestUnreadable], tuple[str, str]]:
+        return type(self), (self.name, self.reason)
+
+
 class ChunkCorrupt(CastoreError, OSError):
     """A chunk's frame does not decode to bytes of its id, and there is no other copy."""
 
@@ -207,6 +221,64 @@ class IndexIntact(CastoreError, FileExistsError):
 
     def __reduce__(self) -> tuple[type[IndexIntact], tuple[str]]:
         return type(self), (self.message,)
+
+
+class CollectionRefused(StoreIOError):
+    """A collector does not begin, as it could not tell what is garbage. Nothing was changed."""
+
+
+class ClockSkewed(CollectionRefused):
+    """The server's clock and this machine's are too far apart to tell how old anything is."""
+
+    def __init__(self, url: str, skew_s: float) -> None:
+        ahead = "ahead of" if skew_s > 0 else "behind"
+        super().__init__(
+            f"the clock of {url} is {abs(skew_s):.0f} s {ahead} this machine's: set the wrong one "
+            "right and collect again"
+        )
+        self.url = url
+        self.skew_s = skew_s
+
+    def __reduce__(self) -> tuple[type[ClockSkewed], tuple[str, float]]:  # type: ignore[override]
+        return type(self), (self.url, self.skew_s)
+
+
+class StateWentBackwards(CollectionRefused):
+    """`gc/state` is older than one that this machine has seen: the store was put back to an earlier
+    one, or something else writes there."""
+
+    def __init__(self, url: str, version: int, seen: int, cache: str) -> None:
+        super().__init__(
+            f"{url}/gc/state is at version {version}, and this machine has seen {seen}: if the "
+            f"store was restored on purpose, and no writer is at work since before, remove {cache} "
+            "and collect again"
+        )
+        self.url = url
+        self.version = version
+        self.seen = seen
+        self.cache = cache
+
+    def __reduce__(  # type: ignore[override]
+        self,
+    ) -> tuple[type[StateWentBackwards], tuple[str, int, int, str]]:
+        return type(self), (self.url, self.version, self.seen, self.cache)
+
+
+class PreconditionsIgnored(CollectionRefused):
+    """The server ignores what keeps a collector and the writers apart."""
+
+    def __init__(self, endpoint: str, ignored: str) -> None:
+        super().__init__(
+            f"{endpoint} ignores {ignored}: collect there only while nobody writes, and say so "
+            "(--alone, or alone=True)"
+        )
+        self.endpoint = endpoint
+        self.ignored = ignored
+
+    def __reduce__(  # type: ignore[override]
+        self,
+    ) -> tuple[type[PreconditionsIgnored], tuple[str, str]]:
+        return type(self), (self.endpoint, self.ignored)
 
 
 class RemoteError(StoreIOError):

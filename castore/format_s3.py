@@ -56,6 +56,11 @@ def pin_key(session: bytes, number: int) -> str:
     return f"pins/{session.hex()}/{number}"
 
 
+def new_hints_key() -> str:
+    name = secrets.token_hex(16)
+    return f"index/{name[:2]}/{name}"
+
+
 # ---------------------------------------------------------------- manifests
 
 MANIFEST_MAGIC: Final = b"CMAN"

@@ -43,7 +43,7 @@ READERS_MAX = 1024
 DISK_FULL_BYTES = 4 << 20
 NEW_INDEX_BYTES = 512 << 10
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
-CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"meta")
+CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"references", b"meta")
 
 LmdbError = lmdb.Error
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
@@ -91,6 +91,7 @@ class Index:
     pending: Table
     changes: Table
     frames: Table
+    references: Table
     meta: Table
 
     def __init__(self, path: str, tables: tuple[bytes, ...], *, sync: bool, create: bool) -> None:

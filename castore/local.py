@@ -134,9 +134,12 @@ class LocalStore:
         grace_seconds: float,
         repack_below: float,
         max_repack_bytes: int | None,
+        alone: bool,
+        carry_undeletable: bool,
         progress: Progress | None,
     ) -> GcReport:
-        """`grace_seconds` are of no use here: what others rely on is known, not guessed."""
+        """`grace_seconds`, `alone` and `carry_undeletable` are of no use here: what others rely on
+        is known, not guessed."""
         from castore.gc.local import collect  # seldom needed
 
         return collect(

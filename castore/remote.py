@@ -12,7 +12,6 @@ probe/...                  for moments, while a store is made
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import threading
@@ -93,20 +92,48 @@ class RemoteStore:
                 if before is not None:
                     before.close()
             assert self._writing is not None
-            return S3Session(
-                self._bucket,
-                self.catalog,
-                self.packs,
-                self._cache,
-                self._hints,
-                self._writing,
-                self._budget,
-                self._requests,
-                workers,
-                self.config,
-                chunker,
-                compression_level=level,
-            )
+            return self._session(self._writing, workers, chunker, level)
+
+    def _session(
+        self, writing: WriterSession, workers: Workers, chunker: Chunker, level: int
+    ) -> S3Session:
+        return S3Session(
+            self._bucket,
+            self.catalog,
+            self.packs,
+            self._cache,
+            self._hints,
+            writing,
+            self._budget,
+            self._requests,
+            workers,
+            self.config,
+            chunker,
+            compression_level=level,
+        )
+
+    @contextlib.contextmanager
+    def _collector_session(self) -> Iterator[S3Session]:
+        """One that copies frames as they are, and is over, with its pins, when it ends."""
+        config = self.config
+        chunker = Chunker(ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max))
+        writing = WriterSession(self._bucket, config.store_id, self._requests)
+        try:
+            session = self._session(writing, self._requests, chunker, level=1)
+            try:
+                yield session
+            finally:
+                session.close()
+        finally:
+            writing.close()
+
+    def _end_session(self) -> None:
+        """What this Store wrote and nobody names any more is garbage as well: further puts begin
+        another session, and the pins go with the last put that is under way."""
+        with self._lock:
+            if self._writing is not None and self._pid == os.getpid():
+                self._writing.close()
+                self._writing = None
 
     def check(self, *, fraction: float, progress: Progress | None) -> CheckReport:
         with self._looking() as look:
@@ -194,9 +221,31 @@ class RemoteStore:
         grace_seconds: float,
         repack_below: float,
         max_repack_bytes: int | None,
+        alone: bool,
+        carry_undeletable: bool,
         progress: Progress | None,
     ) -> GcReport:
-        raise StoreIOError(f"{self.root}: stores on S3 are not collected yet", errno.ENOTSUP)
+        from castore.gc import s3  # seldom needed
+
+        if not dry_run:
+            self._end_session()
+        parts = s3.Parts(
+            self._bucket,
+            self.config.store_id,
+            self._cache,
+            self.catalog,
+            self._requests,
+            self._collector_session,
+        )
+        options = s3.Options(
+            dry_run=dry_run,
+            grace_seconds=grace_seconds,
+            repack_below=repack_below,
+            max_repack_bytes=max_repack_bytes,
+            alone=alone,
+            carry_undeletable=carry_undeletable,
+        )
+        return s3.collect(parts, options, progress)
 
     def close(self) -> None:
         self._requests.close()  # what is under way may rely on the pins, and has yet to be told of

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
 from castore.catalog.s3 import Overwritten, S3Catalog, Version
@@ -17,6 +17,7 @@ from castore.chunker import Chunker
 from castore.codec import Frame, decode_frame
 from castore.errors import (
     CastoreError,
+    ChunkCorrupt,
     CommitUnknown,
     FormatError,
     NameExists,
@@ -48,6 +49,8 @@ from castore.workers import Workers
 INLINE_BYTES_MAX = 64 << 10
 MOVED_AT_ONCE = 64  # extents
 FORESEEN_BYTES = 64 << 20
+
+Segments = Sequence[tuple[int, bytes]]  # (end offset, encoded), in order
 
 
 class S3Session(WriteSession):
@@ -84,6 +87,7 @@ class S3Session(WriteSession):
         self._requests = requests
         self._uploads = Uploads(bucket, config.store_id, session, cache, hints, requests, budget)
         self._open = True
+        self.moved_bytes = 0  # of frames that were stored anew
         session.join()
 
     # ------------------------------------------------------------ for the drafts
@@ -159,6 +163,35 @@ class S3Session(WriteSession):
             self._uploads.drop()
             self._session.leave()
 
+    # ------------------------------------------------------------ for collectors
+
+    def place_anew(self, version: Version, moved: Set[bytes]) -> Segments:
+        """The version's segments, with what they have in the packs `moved` placed anew. Raises
+        Overwritten, PackMissing, ChunkCorrupt."""
+        self.check_process()
+        return self._reliable(version, moved)
+
+    def put_moved(self, moved: Sequence[tuple[Version, Segments]]) -> int:
+        """Put what was placed anew, each over the version that it is of and over nothing else; how
+        many were. Raises CommitUnknown, once all others were put."""
+        self._uploads.finish()
+        putting = [self._requests.submit(self._put_over, *each) for each in moved]
+        results = [future.exception() or future.result() for future in putting]
+        failures = [error for error in results if isinstance(error, BaseException)]
+        if failures:
+            raise failures[0]
+        return sum(result is True for result in results)
+
+    def _put_over(self, version: Version, segments: Segments) -> bool:
+        try:
+            record = version.head.record
+            self._put_name(version.name, record, segments, if_match=version.etag)
+        except NameExists:
+            return False  # another version
+        return True
+
+    # ------------------------------------------------------------ parts of these
+
     def _check(self, operations: Sequence[Operation]) -> None:
         """What is sure to fail fails before anything is published; what must be absent is looked
         for also because not every server honours If-None-Match. A copy or a deletion by itself
@@ -227,7 +260,8 @@ class S3Session(WriteSession):
         record: Record,
         segments: Sequence[tuple[int, bytes]],
         *,
-        if_absent: bool,
+        if_absent: bool = False,
+        if_match: str | None = None,
     ) -> None:
         packs: dict[bytes, None] = {}
         for _, raw in segments:
@@ -243,7 +277,13 @@ class S3Session(WriteSession):
 
         session = self._session
         try:
-            landed = put_once(self._bucket, name_key(name), make_body, if_none_match=if_absent)
+            landed = put_once(
+                self._bucket,
+                name_key(name),
+                make_body,
+                if_none_match=if_absent,
+                if_match=if_match,
+            )
         except PreconditionFailed as error:
             session.any_unknown = session.any_unknown or error.any_unknown
             raise NameExists(name.decode()) from error
@@ -289,9 +329,11 @@ class S3Session(WriteSession):
         if copy.rename:
             self._delete(copy.source, version.etag)
 
-    def _reliable(self, version: Version) -> list[tuple[int, bytes]]:
-        """The version's segments, with what is in packs that can't be relied on stored anew."""
-        doomed = self._session.rely_on(version.head.packs)
+    def _reliable(self, version: Version, moved: Set[bytes] = frozenset()) -> Segments:
+        """The version's segments, with what is in the packs `moved`, or in packs that can't be
+        relied on, stored anew."""
+        kept = [pack_id for pack_id in version.head.packs if pack_id not in moved]
+        doomed = self._session.rely_on(kept).union(moved)
         segments = []
         for raw in self._catalog.raw_segments(version):
             segment = decode_segment(raw)
@@ -299,8 +341,8 @@ class S3Session(WriteSession):
                 self._store_anew([e for e in segment if e.location.pack_id in doomed])
                 builder = SegmentBuilder(segment.begin)
                 for _, end, chunk_id, location in segment:
-                    moved = location.pack_id in doomed
-                    builder.append(end, chunk_id, *(self.location(chunk_id) if moved else location))
+                    anew = location.pack_id in doomed
+                    builder.append(end, chunk_id, *(self.location(chunk_id) if anew else location))
                 raw = builder.encode()
             segments.append((segment.end, raw))
         return segments
@@ -312,6 +354,7 @@ class S3Session(WriteSession):
             part = wanted[i : i + MOVED_AT_ONCE]
             for extent, frame in zip(part, self._packs.frames(part, NOTHING_HELD), strict=True):
                 self.place([self._checked(extent, frame)])
+                self.moved_bytes += extent.location.stored_bytes
 
     def _checked(self, extent: Extent, raw: bytes | memoryview) -> Frame:
         """The extent's frame as it is: what does not match its id is fetched once more."""
@@ -321,7 +364,11 @@ class S3Session(WriteSession):
         except FormatError:
             self._packs.forget(extent.location)
             [raw] = self._packs.frames([extent], NOTHING_HELD)
-            decode_frame(raw, extent.chunk_id, size, self.config.seed)
+            try:
+                decode_frame(raw, extent.chunk_id, size, self.config.seed)
+            except FormatError as error:
+                pack_id, offset, _ = extent.location
+                raise ChunkCorrupt(extent.chunk_id, pack_id, offset, str(error)) from error
         frame = bytes(raw)
         header = decode_frame_header(frame)
         cut = header.header_bytes

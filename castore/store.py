@@ -169,6 +169,8 @@ class Backend(Protocol):
         grace_seconds: float,
         repack_below: float,
         max_repack_bytes: int | None,
+        alone: bool,
+        carry_undeletable: bool,
         progress: Progress | None,
     ) -> GcReport: ...
 
@@ -433,6 +435,8 @@ class Store:
         grace: float = 86_400.0,
         repack_below: float = 0.5,
         max_repack_bytes: int | None = None,
+        alone: bool = False,
+        carry_undeletable: bool = False,
         progress: Progress | None = None,
     ) -> GcReport:
         """Give back the space of what no name leads to, while others go on reading and writing.
@@ -443,8 +447,14 @@ class Store:
         is how long what was condemned is kept on S3; a local store knows what its readers and
         writers rely on and needs none. It may be killed at any moment: the next one finishes.
 
+        On S3 what is garbage is condemned by one collection and removed by one that comes after the
+        grace; the report says when. `alone` says that nobody else writes, for servers that ignore
+        preconditions; `carry_undeletable` leaves packs that the server does not remove condemned,
+        and goes on without them.
+
         Raises StoreBusy while another collection runs; FormatError if something that a name leads
-        to can't be read, before anything is taken; ReadOnlyStore; StoreFull, StoreIOError.
+        to can't be read, before anything is taken; CollectionRefused where a server does not allow
+        for a safe one; ReadOnlyStore; StoreFull, StoreIOError.
         """
         local = self._check_open() if dry_run else self._check_writable()
         if not 0 <= repack_below <= 1:
@@ -456,6 +466,8 @@ class Store:
             grace_seconds=grace,
             repack_below=repack_below,
             max_repack_bytes=max_repack_bytes,
+            alone=alone,
+            carry_undeletable=carry_undeletable,
             progress=progress,
         )
 

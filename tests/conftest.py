@@ -9,7 +9,7 @@ import pytest
 
 import castore
 
-pytest_plugins = ["servers", "s3_stores", "stores"]
+pytest_plugins = ["servers", "s3_stores", "stores", "gc_stores"]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from itertools import islice
 
 from castore.catalog import Cover
 from castore.coalesce import coalesce
-from castore.errors import FormatError, NameNotFound
+from castore.errors import FormatError, ManifestUnreadable, NameNotFound
 from castore.forks import ForkLock, Rank
 from castore.format import Record, Segment, decode_segment
 from castore.format_s3 import (
@@ -308,7 +308,7 @@ class S3Catalog:
                 continue
             except FormatError as error:
                 if damaged:
-                    raise FormatError(f"the manifest of {name.decode()!r}: {error}") from error
+                    raise ManifestUnreadable(name.decode(), str(error)) from error
                 damaged = True  # or it was on its way: look once more
 
     def _whole_head(self, key: str, reply: Reply) -> tuple[bytes, bytes]:

@@ -271,13 +271,15 @@ def _gc(verbs: Verbs) -> None:
         verbs,
         "gc",
         "collecting:gc",
-        "[-n] [--grace TIME] [--max-repack-bytes SIZE]",
+        "[-n] [--grace TIME] [--max-repack-bytes SIZE] [--alone] [--carry-undeletable]",
         "give back the space of what was removed and overwritten",
         """
 Others may go on reading and writing, and it may be killed at any moment. Packs of which less than
 half is in use are rewritten, and small ones merged when they are many; caches of stores on S3 that
 nobody used for 30 days are removed. Exit code 11 if another gc is running, 13 if it met damage,
 which it leaves as it is.
+
+On S3 one gc condemns what is garbage, and one after the grace removes it: run it every day.
 """,
     )
     verb.add_argument(
@@ -296,6 +298,16 @@ which it leaves as it is.
         type=size_bytes,
         metavar="SIZE",
         help="copy at most so much to make packs denser: 500M, 10G (default: no bound)",
+    )
+    verb.add_argument(
+        "--alone",
+        action="store_true",
+        help="nobody else writes to the store: collect also where the server ignores preconditions",
+    )
+    verb.add_argument(
+        "--carry-undeletable",
+        action="store_true",
+        help="go on although the server does not remove some packs; they stay condemned",
     )
 
 

@@ -1,12 +1,14 @@
 """Garbage collection: what no name leads to goes, whoever writes meanwhile.
 
-`local` collects a local store; `caches` the folders that stores on S3 left in the user's cache.
-Below is what a collection of any kind reports.
+`local` collects a local store, `s3` one on S3, `caches` the folders that stores on S3 left in the
+user's cache. Below is what a collection of any kind reports.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from castore.model import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,14 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
+class Undeletable:
+    """A pack that is garbage and that the server does not remove."""
+
+    pack_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class GcReport:
     """What a collection took; with `dry_run`, what one would have taken. Sizes are in bytes.
 
@@ -27,6 +37,10 @@ class GcReport:
     it; `packs_removed` counts them too, and packs that nothing refers to, of which
     `orphans_removed` were never named by a commit. `packs_busy` are garbage, at least for the most
     part, but of writers that live. `missing` are packs that names need and that are not there.
+
+    On S3 garbage is condemned first, and removed by a collection after the grace:
+    `packs_condemned` wait for that until `come_again`, in seconds since the epoch by the server's
+    clock. `pins_expired` were left by writers that died, a week ago or more.
     """
 
     dry_run: bool
@@ -44,6 +58,11 @@ class GcReport:
     cache_bytes_freed: int = 0
     damaged: tuple[Damage, ...] = ()
     missing: tuple[str, ...] = ()
+    packs_condemned: int = 0
+    bytes_condemned: int = 0
+    pins_expired: int = 0
+    come_again: float | None = None
+    undeletable: tuple[Undeletable, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -55,4 +74,24 @@ class GcReport:
             or self.packs_removed
             or self.bytes_rewritten
             or self.caches_removed
+            or self.packs_condemned
+            or self.pins_expired
+            or self.undeletable
         )
+
+
+class Meter:
+    """How far a collection is, in bytes, as it finds out what there is to do."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._expected = 0
+
+    def expect(self, size: int) -> None:
+        self._expected += size
+        if self._progress is not None:
+            self._progress.set_size(self._expected)
+
+    def advance(self, size: int) -> None:
+        if self._progress is not None:
+            self._progress.relative_update(size)

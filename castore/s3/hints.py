@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 
 from castore.errors import CastoreError, FormatError, UnsupportedFormat
 from castore.forks import ForkLock, Rank
 from castore.format import PackEntry
-from castore.format_s3 import decode_hints, encode_hints
+from castore.format_s3 import decode_hints, encode_hints, new_hints_key
 from castore.s3.bucket import Bucket, KeyAbsent
 from castore.s3.cache import StoreCache
 from castore.workers import Workers
@@ -98,10 +97,9 @@ class Hints:
 
     def _put(self) -> None:
         packs, self._packs, self._frames = self._packs, [], 0
-        for part in _parts(packs):
+        for part in in_parts(packs):
             raw = encode_hints(self._store_id, part)
-            name = secrets.token_hex(16)
-            key = f"index/{name[:2]}/{name}"
+            key = new_hints_key()
             self._bucket.put(key, raw, idempotent=True)
             self._cache.note_hints([key])
             if len(raw) < SMALL_BYTES:
@@ -133,7 +131,7 @@ class Hints:
         return list(packs) if store_id == self._store_id else []
 
 
-def _parts(packs: Iterable[Pack]) -> Iterator[list[Pack]]:
+def in_parts(packs: Iterable[Pack]) -> Iterator[list[Pack]]:
     """The packs in lists of about FRAMES_MAX frames."""
     part: list[Pack] = []
     frames = 0

@@ -1,0 +1,302 @@
+"""Collecting a store on S3, beside writers on other machines and with no server between.
+
+A round has two phases, with the grace between them. First everything is listed, and what nobody
+needs is condemned: from then on no writer comes to rely on it. Then everything is listed again,
+and what of it still nobody needs is removed: whoever came to rely on it before it was condemned
+had pinned it, and has published it or still does. A collection finishes the round that it finds,
+once its grace is over, and begins the next. It may end anywhere: the next one goes on from what
+`gc/state` says.
+
+The grace is for readers. What keeps data is the order in which collector and writers look at what
+the other has announced (`castore/s3/session.py` has the writers' half).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from castore.catalog.s3 import S3Catalog
+from castore.errors import (
+    ClockSkewed,
+    CollectionRefused,
+    PreconditionsIgnored,
+    RemoteError,
+)
+from castore.gc import GcReport, Meter, Undeletable
+from castore.gc.caches import collect_caches
+from castore.gc.s3_marking import PIN_SECONDS, Marker
+from castore.gc.s3_memory import CollectorMemory
+from castore.gc.s3_repacking import Repacker
+from castore.gc.s3_state import CONDEMNED, SWEEPING, CollectorState
+from castore.gc.s3_sweeping import remove_packs, rewrite_hints
+from castore.model import Progress
+from castore.s3.bucket import Bucket
+from castore.s3.cache import StoreCache
+from castore.s3.probe import ServerFeatures, probe
+from castore.session_s3 import S3Session
+from castore.workers import Workers
+
+SKEW_SECONDS_MAX = 300
+CONDEMNED_MAX = 1 << 16  # packs per round: a writer reads the list, of 1 MiB then, at each reuse
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is asked of one collection. `alone`: nobody else writes, whatever the server honours;
+    `carry_undeletable`: go on to the next round with what can't be removed, condemned as it is."""
+
+    dry_run: bool
+    grace_seconds: float
+    repack_below: float
+    max_repack_bytes: int | None
+    alone: bool
+    carry_undeletable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Of the store."""
+
+    bucket: Bucket
+    store_id: bytes
+    cache: StoreCache
+    catalog: S3Catalog
+    requests: Workers
+    open_session: Callable[[], AbstractContextManager[S3Session]]
+
+
+def collect(parts: Parts, options: Options, progress: Progress | None) -> GcReport:
+    """Raises CollectionRefused, ManifestUnreadable and FormatError before anything is removed;
+    StoreBusy when another collection took over; StoreIOError, RemoteError and what else a Bucket
+    raises: then the next collection goes on."""
+    began = time.monotonic()
+    features = _checked_server(parts.bucket, options)
+    collection = _Collection(parts, options, features, progress)
+    if options.dry_run:
+        collection.foretell()
+    else:
+        collection.run()
+    caches, cache_bytes = collect_caches(dry_run=options.dry_run)
+    return dataclasses.replace(
+        collection.report(),
+        caches_removed=caches,
+        cache_bytes_freed=cache_bytes,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _checked_server(bucket: Bucket, options: Options) -> ServerFeatures | None:
+    """What it honours; not asked for a dry run, which writes nothing."""
+    url = bucket.settings.url
+    skew_s = bucket.clock_skew()
+    if abs(skew_s) > SKEW_SECONDS_MAX:
+        raise ClockSkewed(url, skew_s)
+    if options.dry_run:
+        return None
+    features = probe(bucket)
+    if not features.list_consistent:
+        raise CollectionRefused(f"{url}: a listing there does not show what there is")
+    if not features.ranges:
+        raise CollectionRefused(f"{url}: the server ignores Range")
+    if not options.alone:
+        for honoured, header in (
+            (features.if_none_match, "If-None-Match"),
+            (features.if_match_put, "If-Match"),
+        ):
+            if not honoured:
+                raise PreconditionsIgnored(url, header)
+    return features
+
+
+@dataclass(slots=True)
+class _Tally:
+    packs_removed: int = 0
+    bytes_freed: int = 0
+    packs_condemned: int = 0
+    bytes_condemned: int = 0
+    pins_expired: int = 0
+    packs_rewritten: int = 0
+    bytes_rewritten: int = 0
+    come_again: float | None = None
+    undeletable: dict[bytes, Exception] = field(default_factory=dict)
+
+
+class _Collection:
+    def __init__(
+        self,
+        parts: Parts,
+        options: Options,
+        features: ServerFeatures | None,
+        progress: Progress | None,
+    ) -> None:
+        self._bucket = parts.bucket
+        self._store_id = parts.store_id
+        self._options = options
+        self._meter = meter = Meter(progress)
+        self._may_rewrite = features is None or features.if_match_put
+        conditional = features is None or (features.if_none_match and features.if_match_put)
+        memory = CollectorMemory(parts.cache)
+        self._state = CollectorState(parts.bucket, parts.store_id, memory, conditional=conditional)
+        self._marker = Marker(parts.bucket, parts.store_id, memory, parts.requests, meter)
+        self._repacker = Repacker(parts.catalog, parts.open_session, meter)
+        self._tally = _Tally()
+
+    def run(self) -> None:
+        state, options = self._state, self._options
+        state.read()
+        if state.phase == CONDEMNED:
+            if not self._grace_is_over():
+                self._note_waiting()
+                return
+            state.lead()
+            self._second_phase()
+        elif state.phase == SWEEPING:
+            self._sweep()
+        if state.phase == SWEEPING and not options.carry_undeletable:
+            return
+        self._expire_pins()
+        if options.repack_below > 0 and self._may_rewrite:
+            self._repack()
+        self._first_phase()
+        if state.phase == CONDEMNED and not options.grace_seconds:
+            self._second_phase()
+
+    def foretell(self) -> None:
+        """Look, and count as condemned what is, or would be."""
+        options, tally = self._options, self._tally
+        self._state.read()
+        packs = self._marker.packs()
+        condemned = self._state.packs()
+        expired_before = self._now() - PIN_SECONDS
+        tally.pins_expired = len(self._marker.expired_pins(expired_before))
+        garbage = self._marker.garbage(packs, expired_before=expired_before)
+        tally.packs_condemned, tally.bytes_condemned = len(garbage), sum(garbage.values())
+        if self._state.phase == CONDEMNED:
+            tally.come_again = self._state.condemned_at() + options.grace_seconds
+        if options.repack_below > 0:
+            left = {i: s for i, s in packs.items() if i not in garbage and i not in condemned}
+            chosen = self._choose(left, expired_before)
+            tally.packs_rewritten, tally.bytes_rewritten = len(chosen), sum(chosen.values())
+
+    def report(self) -> GcReport:
+        tally = self._tally
+        undeletable = [
+            Undeletable(pack_id.hex(), str(error))
+            for pack_id, error in sorted(tally.undeletable.items())
+        ]
+        return GcReport(
+            dry_run=self._options.dry_run,
+            objects=self._marker.objects,
+            packs_removed=tally.packs_removed,
+            packs_rewritten=tally.packs_rewritten,
+            bytes_freed=tally.bytes_freed,
+            bytes_rewritten=tally.bytes_rewritten,
+            packs_condemned=tally.packs_condemned,
+            bytes_condemned=tally.bytes_condemned,
+            pins_expired=tally.pins_expired,
+            come_again=tally.come_again,
+            undeletable=tuple(undeletable),
+            damaged=tuple(self._repacker.damaged),
+        )
+
+    # ------------------------------------------------------------ the phases
+
+    def _first_phase(self) -> None:
+        """Condemn what nobody needs. What could not be removed stays condemned: no state is without
+        it, so no writer ever relies on what a late request may yet remove."""
+        state, tally = self._state, self._tally
+        carried = set(tally.undeletable)
+        if not carried:
+            state.lead()
+        packs = self._marker.packs()
+        garbage = self._marker.garbage(packs, expired_before=0)
+        room = CONDEMNED_MAX - len(carried)
+        doomed = carried.union(sorted(garbage.keys() - carried)[: max(room, 0)])
+        if not doomed:
+            state.remove_lists()
+            return
+        state.condemn(doomed)
+        state.remove_lists()
+        tally.packs_condemned = len(doomed)
+        tally.bytes_condemned = sum(packs.get(pack_id, 0) for pack_id in doomed)
+        tally.come_again = state.condemned_at() + self._options.grace_seconds
+
+    def _second_phase(self) -> None:
+        """Remove what was condemned and is still not needed."""
+        state, tally = self._state, self._tally
+        condemned = state.packs()
+        listed = self._marker.packs()
+        left = {pack_id: listed.get(pack_id, 0) for pack_id in condemned}
+        doomed = self._marker.garbage(left, expired_before=0)
+        tally.packs_condemned = tally.bytes_condemned = 0
+        tally.come_again = None
+        if not doomed:
+            state.retire()
+            return
+        state.sweep(doomed)
+        self._remove(doomed)
+
+    def _sweep(self) -> None:
+        """Go on with what another collection was removing."""
+        listed = self._marker.packs()
+        self._remove({pack_id: listed.get(pack_id, 0) for pack_id in self._state.packs()})
+
+    def _remove(self, doomed: dict[bytes, int]) -> None:
+        tally = self._tally
+        left = remove_packs(self._bucket, doomed, self._meter)
+        gone = {pack_id: size for pack_id, size in doomed.items() if pack_id not in left}
+        tally.packs_removed += sum(size > 0 for size in gone.values())
+        tally.bytes_freed += sum(gone.values())
+        tally.undeletable = left
+        rewrite_hints(self._bucket, self._store_id, gone.keys())
+        if not left:
+            self._state.retire()
+
+    def _expire_pins(self) -> None:
+        keys = self._marker.expired_pins(self._now() - PIN_SECONDS)
+        kept = self._bucket.delete_many(keys)
+        self._tally.pins_expired = len(keys) - len(kept)
+
+    def _repack(self) -> None:
+        packs = self._marker.packs()
+        left = {i: size for i, size in packs.items() if i not in self._tally.undeletable}
+        chosen = self._choose(left, 0)
+        if chosen:
+            self._meter.expect(sum(chosen.values()))
+            self._repacker.rewrite(chosen.keys())
+            self._tally.packs_rewritten = len(chosen)
+            self._tally.bytes_rewritten = self._repacker.bytes_written
+
+    def _choose(self, packs: dict[bytes, int], expired_before: float) -> dict[bytes, int]:
+        return self._repacker.candidates(
+            packs,
+            self._marker.pins(expired_before),
+            repack_below=self._options.repack_below,
+            bytes_max=self._options.max_repack_bytes,
+        )
+
+    # ------------------------------------------------------------ time and progress
+
+    def _now(self) -> float:
+        """Seconds since the epoch by the server's clock."""
+        now = self._bucket.head("castore.json").date
+        if not now:
+            raise RemoteError(f"{self._bucket.settings.url}: the server sends no Date")
+        return now
+
+    def _grace_is_over(self) -> bool:
+        """What was condemned, is."""
+        grace = self._options.grace_seconds
+        return not grace or self._now() - self._state.condemned_at() >= grace
+
+    def _note_waiting(self) -> None:
+        tally, state = self._tally, self._state
+        condemned = state.packs()
+        listed = self._marker.packs()
+        tally.packs_condemned = len(condemned)
+        tally.bytes_condemned = sum(listed.get(pack_id, 0) for pack_id in condemned)
+        tally.come_again = state.condemned_at() + self._options.grace_seconds

@@ -1,0 +1,128 @@
+"""What a collector of a store on S3 remembers from one run to the next, in the store's cache.
+
+Which packs each manifest refers to, by name and ETag, so that a run reads only the manifests that
+changed since the last one on this machine; and the version of `gc/state` that it saw last. All of
+it can be lost: then more is read, and one refusal is not made.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+
+import xxhash
+
+from castore.format import PACK_ID_BYTES
+from castore.index import Index, Snapshot, Table, Txn
+from castore.s3.cache import StoreCache
+
+_STATE_VERSION = b"gc state version"
+_ETAG = struct.Struct("<H")
+
+Packs = tuple[bytes, ...]
+
+
+class CollectorMemory:
+    def __init__(self, cache: StoreCache) -> None:
+        self._cache = cache
+        self.path = cache.path
+
+    # ------------------------------------------------------------ gc/state
+
+    def state_version(self) -> int:
+        """The highest version seen; 0 if none was."""
+
+        def read(index: Index) -> int:
+            with index.read() as txn:
+                raw = txn.get(_STATE_VERSION, db=index.meta)
+            return 0 if raw is None else int.from_bytes(raw, "little")
+
+        return self._cache.access(read, 0)
+
+    def saw_state(self, version: int) -> None:
+        def write(index: Index) -> None:
+            with index.write() as txn:
+                txn.put(_STATE_VERSION, version.to_bytes(8, "little"), db=index.meta)
+
+        self._cache.access(write, None)
+
+    # ------------------------------------------------------------ manifests
+
+    def packs_of(self, listed: Sequence[tuple[bytes, str]]) -> dict[bytes, Packs]:
+        """The packs of those of the (name, ETag) that are remembered."""
+
+        def read(index: Index) -> dict[bytes, Packs]:
+            found = {}
+            with index.read() as txn:
+                for name, etag in listed:
+                    packs = _decode(name, etag, txn.get(name, db=index.references))
+                    if packs is not None:
+                        found[name] = packs
+            return found
+
+        return self._cache.access(read, {})
+
+    def remember(
+        self,
+        after: bytes,
+        listed: Sequence[tuple[bytes, str]],
+        fresh: Mapping[bytes, tuple[str, Packs]],
+    ) -> None:
+        """What is `fresh` of the names `listed`, which are all that follow `after`, up to the last
+        of them: others between are no longer there. With an empty list, all behind `after`."""
+        there = {name for name, _ in listed}
+        upto = listed[-1][0] if listed else None
+
+        def write(index: Index) -> None:
+            with index.write() as txn:
+                for name in list(_between(txn, index.references, after, upto)):
+                    if name not in there:
+                        txn.delete(name, db=index.references)
+                for name, (etag, packs) in fresh.items():
+                    txn.put(name, _encode(name, etag, packs), db=index.references)
+
+        def has_others(index: Index) -> bool:
+            with index.read() as txn:
+                rows = _between(txn, index.references, after, upto)
+                return any(name not in there for name in rows)
+
+        outdated: bool = self._cache.access(has_others, False)
+        if fresh or outdated:
+            self._cache.access(write, None)
+
+
+def _encode(name: bytes, etag: str, packs: Packs) -> bytes:
+    raw = etag.encode()
+    row = b"".join([_ETAG.pack(len(raw)), raw, *packs])
+    return _checksum(name, row) + row
+
+
+def _decode(name: bytes, etag: str, row: bytes | None) -> Packs | None:
+    """None unless it is what was remembered of this version of the name."""
+    if row is None or row[:8] != _checksum(name, row[8:]):
+        return None
+    begin = 8 + _ETAG.size
+    end = begin + _ETAG.unpack_from(row, 8)[0]
+    if row[begin:end] != etag.encode():
+        return None
+    return tuple(row[i : i + PACK_ID_BYTES] for i in range(end, len(row), PACK_ID_BYTES))
+
+
+def _checksum(name: bytes, row: bytes) -> bytes:
+    """What a damaged index has at a name may be another's."""
+    return xxhash.xxh3_64_digest(row, seed=xxhash.xxh3_64_intdigest(name))
+
+
+def _between(
+    txn: Snapshot | Txn, table: Table, after: bytes, upto: bytes | None
+) -> Iterator[bytes]:
+    """The names that follow `after`, up to `upto`, or all."""
+    with txn.cursor(db=table) as cursor:
+        there = cursor.set_range(after) if after else cursor.first()
+        if there:
+            for key in cursor.iternext(values=False):
+                name = bytes(key)
+                if upto is not None and name > upto:
+                    return
+                if name != after:
+                    yield name

@@ -1,0 +1,107 @@
+"""Stores on S3 in memory, several machines on each, as fixtures."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_s3 import Actor, Killed, MemoryS3
+from servers import QUICK
+
+import castore
+from castore.chunker import ChunkSizes
+from castore.format import StoreConfig, encode_config
+from castore.gc import GcReport
+from castore.s3 import bucket, retries, session
+from castore.s3.settings import S3Settings, parse_settings
+
+URL = "s3://memory/store"
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+
+def noise(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+class World:
+    """A store on a server in memory, and the machines that use it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.server = MemoryS3()
+        self._folder = folder
+        self._monkeypatch = monkeypatch
+        self._opened = ExitStack()
+        monkeypatch.setattr(bucket, "Attempts", self.server.attempts)
+        monkeypatch.setattr(session, "_boot_clock", lambda: self.server.clock)
+        sizes = ChunkSizes.for_average(2816)
+        config = StoreConfig(
+            store_id=bytes(range(16)),
+            seed=7,
+            chunk_min=sizes.min,
+            chunk_avg=sizes.norm,
+            chunk_max=sizes.max,
+            collision_guard=None,
+        )
+        self.config = config
+        with bucket.Bucket(self.settings()) as made:
+            made.put("castore.json", encode_config(config), idempotent=True)
+
+    def settings(self) -> S3Settings:
+        return parse_settings(URL)
+
+    def bucket(self) -> bucket.Bucket:
+        """Of nobody in particular."""
+        return bucket.Bucket(self.settings())
+
+    def open(self, machine: str = "one", actor: Actor | None = None) -> castore.Store:
+        self._monkeypatch.setenv("CASTORE_CACHE_DIR", str(self._folder / machine))
+        with self.server.opening(actor or Actor(machine)):
+            store = castore.open(URL, create=False)
+        self._opened.callback(_close, store)
+        return store
+
+    def pass_time(self, seconds: float) -> None:
+        self.server.clock += seconds
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+def _close(store: castore.Store) -> None:
+    with suppress(Killed, castore.CastoreError):
+        store.close()
+
+
+@pytest.fixture
+def make_world(
+    monkeypatch: pytest.MonkeyPatch,
+    aws_environment: None,
+) -> Iterator[Callable[[], World]]:
+    """Each call makes another one, which is then the one that is opened."""
+    monkeypatch.setattr(retries, "BACKOFF", QUICK)
+    in_memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # nothing here is about fsync
+    with tempfile.TemporaryDirectory(dir=in_memory) as folder, ExitStack() as made:
+
+        def make() -> World:
+            world = World(Path(tempfile.mkdtemp(dir=folder)), monkeypatch)
+            made.callback(world.close)
+            return world
+
+        yield make
+
+
+@pytest.fixture
+def world(make_world: Callable[[], World]) -> World:
+    return make_world()
+
+
+def collect(store: castore.Store, **options: Any) -> GcReport:
+    """At once, and without moving anything, unless it is said otherwise."""
+    return store.gc(**{"grace": 0.0, "repack_below": 0.0, **options})
