@@ -1,0 +1,86 @@
+"""The S3 protocol as implemented, in every order of its steps; and what each guard is there for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from s3_model import A, B, Rules, Scenario, explore
+
+PUT = (("put", 0, A),)
+TWO_PUTS = (("put", 0, A), ("put", 1, A | B))
+OWN = (("put", 0, 0),)
+COPY = (("copy", 0, 2),)
+RENAME = (("rename", 0, 2),)
+FOR_B = (None, None, ("z", B, "z0"))
+BOTH = (("b", B, "b0"), None, ("z", A | B, "z0"))
+
+PLAIN = Scenario((PUT,), deletes=(2,))
+SESSION = Scenario((TWO_PUTS,), deletes=(2,))
+LEADERS = Scenario((PUT,), collectors=2, deletes=(2,))
+COPIES = Scenario((COPY,), deletes=(2,))
+RENAMES = Scenario((RENAME,), collectors=2)
+REPLACED = Scenario((RENAME, (("put", 2, 0),)))
+AGES = Scenario((PUT,), deletes=(2,), ages=True)
+AGED = Scenario((OWN,), ages=True)
+LATE = Scenario((OWN, OWN), late=True, names=(None,))
+REPACKS = Scenario((), repacks=True, late=True, ages=True)
+REWRITES = Scenario(((("put", 2, B),),), repacks=True)
+STUCK = Scenario((PUT,), deletes=(1,), stuck=A, names=(None, ("z", A | B, "z0")))
+
+SAFE = {
+    "one put": PLAIN,
+    "two puts of a session": SESSION,
+    "two collectors": LEADERS,
+    "a copy": COPIES,
+    "a rename, two collectors": RENAMES,
+    "a rename of a name that is put": REPLACED,
+    "pins that age": AGES,
+    "requests that land late": LATE,
+    "a collector that repacks": REPACKS,
+    "repacking beside a put": REWRITES,
+    "packs that can't be removed": STUCK,
+}
+# Without the guard, that scenario loses data; no scenario shows them all.
+GUARDS = {
+    "pin": PLAIN,
+    "state_after_pin": PLAIN,
+    "read_state": SESSION,
+    "head": PLAIN,
+    "head_after_state": PLAIN,
+    "copies_rely": COPIES,
+    "check_age": AGED,
+    "stale_refused": AGED,
+    "keep_pins": LATE,
+    "own_packs": Scenario((OWN,)),
+    "packs_first": Scenario((OWN,), deletes=(2,)),
+    "pins_first": PLAIN,
+    "second_look": PLAIN,
+    "swap": LEADERS,
+    "finish_sweep": LEADERS,
+    "await_deletes": LEADERS,
+    "carry": STUCK,
+    "repack_pinned": Scenario((), repacks=True),
+    "rewrite_if_match": REWRITES,
+    "delete_if_match": REPLACED,
+}
+
+
+@pytest.mark.parametrize("scenario", SAFE.values(), ids=SAFE)
+def test_no_order_of_steps_loses_anything(scenario: Scenario) -> None:
+    visited, path = explore(scenario, Rules(), states_max=200_000)
+    assert path == []
+    assert visited > 50
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_each_guard_is_needed(guard: str) -> None:
+    scenario = GUARDS[guard]
+    _, path = explore(scenario, replace(Rules(), **{guard: False}), states_max=400_000)
+    assert path != []
+    if scenario not in SAFE.values():
+        assert explore(scenario, Rules(), states_max=200_000)[1] == []
+
+
+def test_every_guard_has_its_scenario() -> None:
+    assert set(GUARDS) == set(Rules.__dataclass_fields__)
