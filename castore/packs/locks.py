@@ -79,11 +79,13 @@ class PackLocks:
     def _let_go(self, pack_id: bytes) -> None:
         fd = self._fds.pop(pack_id, None)
         if fd is not None:
-            os.close(fd)
+            _unlock(fd)
 
     def after_fork_in_child(self) -> None:
-        # Else our locks would last as long as the child does.
-        self.__exit__()
+        # Else our locks would last as long as the child does. To unlock would unlock the parent's.
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
 
 
 class CollectorLock:
@@ -111,7 +113,15 @@ class CollectorLock:
     def __exit__(self, *_: object) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            _unlock(fd)
 
     def after_fork_in_child(self) -> None:
-        self.__exit__()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _unlock(fd: int) -> None:
+    """Also for a child that was forked just now and has not let go of its copy yet."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
