@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from castore import isolated
-from castore.check.local import PackFile, list_packs, open_pack, pack_path
 from castore.check.objects import extent_fault
+from castore.check.pack_files import PackFile, list_packs, open_pack, pack_path
 from castore.check.packs import PackReading, is_whole
 from castore.errors import FormatError, IndexCorrupt, StoreNotFound, UnsupportedFormat
 from castore.fileio import sync_folder

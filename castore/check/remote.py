@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from castore.check.config import config_fault
 from castore.check.data import check_data
 from castore.check.findings import Findings
-from castore.check.local import config_fault
 from castore.check.objects import Faulty, inline_fault, manifest_faults
 from castore.check.packs import PackReading, Read, read_pack
 from castore.check.report import CheckReport, Problem, Severity

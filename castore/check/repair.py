@@ -22,9 +22,9 @@ import xxhash
 
 from castore.catalog.local import LocalCatalog
 from castore.catalog.operations import Copy, Delete, Operation, Publish
-from castore.check.local import PackFile, is_locked, list_packs, open_pack, pack_path
 from castore.check.mending import mended
 from castore.check.objects import extent_fault, inline_fault, manifest_faults
+from castore.check.pack_files import PackFile, is_locked, list_packs, open_pack, pack_path
 from castore.check.packs import PackReading, is_whole
 from castore.check.report import CheckReport
 from castore.check.salvage import PREFIX, note, salvage

@@ -1,0 +1,17 @@
+"""Whether a config is as castore writes it."""
+
+from __future__ import annotations
+
+from castore.chunker import ChunkSizes
+from castore.format import StoreConfig, encode_config
+
+
+def config_fault(raw: bytes, config: StoreConfig) -> str:
+    """What is odd about a config that decodes: castore always writes the same bytes for it."""
+    try:
+        usual = ChunkSizes.for_average(config.chunk_avg)
+    except ValueError as error:
+        return f"has chunk sizes that castore would not choose: {error}"
+    if (usual.min, usual.max) != (config.chunk_min, config.chunk_max):
+        return "has chunk sizes that castore would not choose"
+    return "" if encode_config(config) == raw else "is not as castore writes it"
