@@ -60,8 +60,9 @@ def salvage(
         saved, draft = writer.finish(record.mode)
         target = quarantine_name(name, record)
         operations = [Publish(target, saved, draft)]
-        # The same bytes are cut into the same chunks: equal etags, equal objects.
-        whole = not holes.ranges and saved.etag == record.etag
+        # The same bytes are cut into the same chunks: equal etags, equal objects. Of one that has
+        # lost nothing but zeros, nothing is lost.
+        whole = saved.etag == record.etag
         if not whole:
             told = _encoded(session, _description(name, record, holes, why))
             operations.append(Publish(target + b".json", *told))

@@ -1,0 +1,59 @@
+"""Walking a local store's names and segments, with no trust in them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+
+from castore.check.pack_files import is_locked, pack_path
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format import Segment, decode_record, decode_segment, manifest_of, segment_key
+from castore.index import Index, Snapshot, Txn
+from castore.index_walk import pages
+
+
+def all_segments(index: Index) -> Iterator[tuple[bytes, Segment]]:
+    """(key, segment) of those that decode."""
+    for page in pages(index, index.segments):
+        for key, raw in page:
+            with contextlib.suppress(FormatError):
+                yield key, decode_segment(raw)
+
+
+def segments_of(index: Index, txn: Snapshot | Txn, manifest: int) -> Iterator[tuple[bytes, bytes]]:
+    """(key, segment as stored) of a manifest's, in order."""
+    with txn.cursor(db=index.segments) as cursor:
+        if cursor.set_range(segment_key(manifest, 0)):
+            for key, raw in cursor:
+                if manifest_of(bytes(key)) != manifest:
+                    return
+                yield bytes(key), bytes(raw)
+
+
+def named_manifests(index: Index, txn: Snapshot | Txn) -> set[int]:
+    """Those that a record which decodes leads to."""
+    named = set()
+    for _, raw in txn.cursor(db=index.names):
+        with contextlib.suppress(FormatError, UnsupportedFormat):
+            named.add(decode_record(bytes(raw)).manifest)
+    return named
+
+
+def pending_manifests(
+    index: Index, txn: Snapshot | Txn, root: str, ours: Collection[bytes]
+) -> set[int]:
+    """Of writers that live. The locks of the packs that are `ours` show nothing."""
+    return {
+        manifest_of(bytes(key))
+        for key, owner in txn.cursor(db=index.pending)
+        if bytes(owner) not in ours and is_locked(pack_path(root, bytes(owner)))
+    }
+
+
+def decodes(raw: bytes) -> bool:
+    """Whether it is a whole segment."""
+    try:
+        decode_segment(raw)
+    except FormatError:
+        return False
+    return True

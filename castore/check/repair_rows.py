@@ -1,0 +1,209 @@
+"""The rows of a local store's index that are damaged, or lead to no frame: put right where it is
+known what is right, else dropped, if others can do without them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from castore.catalog.meta import GC_SEQ, TOTALS, next_number, read_totals, write_totals
+from castore.check.manifests import decodes, segments_of
+from castore.check.mending import mended
+from castore.check.objects import extent_fault
+from castore.check.pack_files import pack_path
+from castore.check.repair_packs import PackRepair
+from castore.check.report import CheckReport
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format import (
+    Totals,
+    decode_chunk_row,
+    decode_pack_row,
+    decode_record,
+    decode_segment,
+    encode_chunk_row,
+    encode_pack_row,
+)
+from castore.index import Index, Table, Txn
+from castore.index_walk import pages
+from castore.model import Extent, Location
+
+ROWS_MAX = 4096  # of chunks, changed in one transaction
+
+
+class RowRepair:
+    def __init__(self, root: str, index: Index, packs: PackRepair, done: list[str]) -> None:
+        self._root = root
+        self._index = index
+        self._packs = packs
+        self._done = done
+
+    # ------------------------------------------------------------ single bits
+
+    def mend_bits(self, report: CheckReport) -> None:
+        """Put right the records and segments that have one bit flipped."""
+        names = [
+            p.names[0] for p in report.problems if p.kind in ("record", "manifest") and p.names
+        ]
+        for name in dict.fromkeys(names):
+            key = name.encode(errors="surrogateescape")
+            self._mend(self._index.names, key, decode_record, f"the record of {name!r}")
+            for segment in self._damaged_segments(key):
+                self._mend(self._index.segments, segment, decode_segment, f"a segment of {name!r}")
+
+    def _damaged_segments(self, name: bytes) -> list[bytes]:
+        index = self._index
+        with index.read() as txn:
+            raw = txn.get(name, db=index.names)
+            if raw is None:
+                return []
+            try:
+                record = decode_record(raw)
+            except (FormatError, UnsupportedFormat):
+                return []
+            return [
+                key for key, value in segments_of(index, txn, record.manifest) if not decodes(value)
+            ]
+
+    def _mend(self, table: Table, key: bytes, decode: Callable[[bytes], object], what: str) -> None:
+        with self._index.read() as txn:
+            raw = txn.get(key, db=table)
+        if raw is None:
+            return
+        with contextlib.suppress(FormatError, UnsupportedFormat):
+            decode(raw)
+            return
+        right = mended(raw, decode)
+        if right is None:
+            return
+        with self._index.write() as txn:
+            if txn.get(key, db=table) != raw:
+                return
+            txn.put(key, right, db=table)
+        self._done.append(f"{what} had one bit flipped: it is put right")
+
+    # ------------------------------------------------------------ chunks
+
+    def mend_chunks(self) -> None:
+        """So that what is put from now on, by a repair too, does not rely on what is lost."""
+        for page in pages(self._index, self._index.chunks):
+            wrong = [key for key, row in page if not self._is_right(key, row, self._packs.replaced)]
+            if wrong:
+                with self._index.write() as txn:
+                    self._mend_chunks(txn, wrong, self._packs.replaced)
+
+    def mend_all_chunks(self, txn: Txn, gone: Collection[bytes]) -> None:
+        """In the transaction after which the packs that are `gone` are."""
+        wrong = [
+            bytes(key)
+            for key, row in txn.cursor(db=self._index.chunks)
+            if not self._is_right(bytes(key), bytes(row), gone)
+        ]
+        self._mend_chunks(txn, wrong, gone)
+
+    def _mend_chunks(self, txn: Txn, keys: Iterable[bytes], gone: Collection[bytes]) -> None:
+        index, led, dropped = self._index, 0, 0
+        totals = read_totals(index, txn)
+        for key in keys:
+            row = txn.get(key, db=index.chunks)
+            if row is None or self._is_right(key, bytes(row), gone):
+                continue
+            with contextlib.suppress(FormatError):
+                raw_bytes, old = decode_chunk_row(row)
+                totals.chunk_raw_bytes -= raw_bytes
+                totals.chunk_stored_bytes -= old.stored_bytes
+            new = self._frame_of(key, gone)
+            if new is None:
+                txn.delete(key, db=index.chunks)
+                dropped += 1
+            else:
+                raw_bytes, at = new
+                txn.put(key, encode_chunk_row(raw_bytes, at), db=index.chunks)
+                totals.chunk_raw_bytes += raw_bytes
+                totals.chunk_stored_bytes += at.stored_bytes
+                led += 1
+        if led or dropped:
+            write_totals(index, txn, totals)
+            next_number(index, txn, GC_SEQ)
+            self._done.append(
+                f"{led} rows of chunks lead to other copies, {dropped} that led nowhere are dropped"
+            )
+
+    def _frame_of(self, chunk_id: bytes, gone: Collection[bytes]) -> tuple[int, Location] | None:
+        """(raw bytes, place) of an intact frame of the chunk that is known."""
+        at = self._packs.elsewhere.get(chunk_id)
+        if at is None or at.pack_id in gone or at.pack_id not in self._packs.readings:
+            return None
+        entry = self._packs.readings[at.pack_id].frame_at(at.offset)
+        return None if entry is None else (entry.raw_bytes, at)
+
+    def _is_right(self, key: bytes, row: bytes, gone: Collection[bytes]) -> bool:
+        try:
+            raw_bytes, location = decode_chunk_row(row)
+        except FormatError:
+            return False
+        if location.pack_id in gone:
+            return False
+        fault = extent_fault(Extent(0, raw_bytes, key, location), self._packs.readings)
+        return (
+            fault is None
+            or not self._packs.is_settled(location.pack_id)
+            or self._packs.is_new(location)
+        )
+
+    # ------------------------------------------------------------ packs
+
+    def mend_packs(self, txn: Txn, gone: Collection[bytes]) -> None:
+        index, readings = self._index, self._packs.readings
+        rows = {bytes(key): bytes(row) for key, row in txn.cursor(db=index.packs)}
+        used = set(self._packs_of_chunks(txn))
+        for pack_id in gone:
+            txn.delete(pack_id, db=index.packs)
+        for pack_id, row in rows.items():
+            if pack_id not in readings and self._packs.is_settled(pack_id):
+                txn.delete(pack_id, db=index.packs)
+                self._done.append(f"pack {pack_id.hex()} is gone, and so is its row")
+            elif not _pack_row_decodes(row) and pack_id not in gone:
+                self._put_pack_row(txn, pack_id)
+        for pack_id in used - rows.keys() - set(gone):
+            if pack_id in readings:
+                self._put_pack_row(txn, pack_id)
+
+    def _packs_of_chunks(self, txn: Txn) -> Iterator[bytes]:
+        for _, row in txn.cursor(db=self._index.chunks):
+            with contextlib.suppress(FormatError):
+                yield bytes(decode_chunk_row(bytes(row))[1].pack_id)
+
+    def _put_pack_row(self, txn: Txn, pack_id: bytes) -> None:
+        created_ns = os.stat(pack_path(self._root, pack_id)).st_mtime_ns
+        row = encode_pack_row(created_ns, self._packs.readings[pack_id].end)
+        txn.put(pack_id, row, db=self._index.packs)
+        self._done.append(f"the row of pack {pack_id.hex()} is written anew")
+
+    # ------------------------------------------------------------ sums
+
+    def count(self, txn: Txn) -> None:
+        index, totals = self._index, Totals()
+        for _, raw in txn.cursor(db=index.names):
+            with contextlib.suppress(FormatError, UnsupportedFormat):
+                record = decode_record(bytes(raw))
+                totals.logical_bytes += record.size
+                if record.is_inline:
+                    totals.inline_raw_bytes += record.size
+                    totals.inline_stored_bytes += record.stored_bytes
+        for _, row in txn.cursor(db=index.chunks):
+            with contextlib.suppress(FormatError):
+                raw_bytes, location = decode_chunk_row(bytes(row))
+                totals.chunk_raw_bytes += raw_bytes
+                totals.chunk_stored_bytes += location.stored_bytes
+        if txn.get(TOTALS, db=index.meta) not in (None, totals.encode()):
+            self._done.append("the totals are counted anew")
+        write_totals(index, txn, totals)
+
+
+def _pack_row_decodes(row: bytes) -> bool:
+    try:
+        decode_pack_row(row)
+    except FormatError:
+        return False
+    return True
