@@ -1,10 +1,15 @@
-"""The threads of a store: frames are encoded, fetched and decoded in batches on them."""
+"""The threads of a store: frames are encoded, fetched and decoded in batches on them.
+
+Where no thread can be started, the caller does the work: at the end of the interpreter, when
+stores are closed that nobody closed before, and at the system's limit of threads.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 from castore import forks
 from castore.errors import StoreClosed
@@ -41,12 +46,15 @@ class Workers:
 
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Raises StoreClosed once closed."""
-        # Not under the lock: the pool takes one of its own, which is also taken before a fork.
-        pool = self._started()
+        job = _Job(partial(task, *args, **kwargs))
         try:
-            return pool.submit(task, *args, **kwargs)
-        except RuntimeError as error:  # it was shut down in between
-            raise StoreClosed("the store was closed meanwhile") from error
+            # Not under the lock: the pool takes one of its own, which is also taken before a fork.
+            self._started().submit(job.run)
+        except RuntimeError as error:
+            if self._closed:
+                raise StoreClosed("the store was closed meanwhile") from error
+            job.run()
+        return job.future
 
     def close(self) -> None:
         """Finish what was submitted, and take no more."""
@@ -72,3 +80,33 @@ class Workers:
     def after_fork_in_child(self) -> None:
         self._pool = None
         self._pid = os.getpid()
+
+
+class _Job(Generic[T]):
+    """A task that is run once, whoever comes first: a pool that fails to start a thread has
+    queued it nevertheless, for the threads that it has."""
+
+    def __init__(self, task: Callable[[], T]) -> None:
+        from concurrent.futures import Future  # loads logging
+
+        self.future: Future[T] = Future()
+        self._left = [task]
+
+    def run(self) -> None:
+        try:
+            task = self._left.pop()
+        except IndexError:
+            return
+        future = self.future
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = task()
+        except BaseException as error:
+            future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise  # an interrupt, in the caller's thread
+        else:
+            future.set_result(result)
+        finally:
+            del future, self  # an error leads to this frame: no cycle that keeps what the task had

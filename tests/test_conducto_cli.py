@@ -15,6 +15,8 @@ import pytest
 
 import conducto as co
 from castore import __version__
+from castore.s3.bucket import Bucket
+from castore.s3.settings import parse_settings
 from conducto import cli, context
 from conducto.arguments import HelpWanted, Parameter, UsageError, parse
 
@@ -392,6 +394,19 @@ class TestProcesses:
         _, err = process.communicate(timeout=20)
         assert (process.returncode, err) == (130, b"")
         assert not co.data.user.exists("x")
+
+    @pytest.mark.parametrize("size", [100, 300_000])  # inline; in chunks
+    def test_a_script_that_closes_nothing(self, mode: str, size: int) -> None:
+        """Its stores are closed at the end of the interpreter, as they would be before."""
+        content = bytes(range(100)) * (size // 100)
+        script = f'import conducto as co; co.data.user.puts("x", {content[:100]!r} * {size // 100})'
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert co.data.user.gets("x") == content
+        if mode == "cloud":
+            with Bucket(parse_settings(context.store_url())) as bucket:
+                assert [entry.key for entry in bucket.list("pins/")] == []
+                assert len(list(bucket.list("index/"))) == (size > 64 << 10)
 
     @local_only
     def test_closed_streams(self, mode: str) -> None:

@@ -1,0 +1,74 @@
+"""Work is done where no thread can be started, and once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+
+import pytest
+
+from castore.errors import StoreClosed
+from castore.workers import Workers
+
+AT_EXIT = """
+import atexit, sys, threading
+from castore.workers import Workers
+
+def end():
+    print([future.result() for future in [workers.submit(pow, 2, i) for i in range(3)]])
+    try:
+        workers.submit(int, "x").result()
+    except ValueError as error:
+        print(type(error).__name__)
+    workers.close()
+
+atexit.register(end)
+workers = Workers(2)
+if sys.argv[1] == "used":
+    workers.submit(pow, 2, 1).result()
+"""
+
+
+@pytest.mark.parametrize("before", ["used", "unused"])
+def test_the_end_of_the_interpreter(before: str) -> None:
+    """It starts no threads by then; nor can their pool be imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, before], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("[1, 2, 4]\nValueError\n", "")
+
+
+def test_the_limit_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool queues what it finds no thread for: a thread that it has later does nothing of it
+    again."""
+    done: list[int] = []
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    workers = Workers(2)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    refused = [workers.submit(done.append, i) for i in range(3)]
+    assert done == [0, 1, 2]
+    monkeypatch.setattr(threading.Thread, "start", start)
+    refused.append(workers.submit(done.append, 3))
+    workers.close()
+    assert [future.result() for future in refused] == [None] * 4
+    assert done == [0, 1, 2, 3]
+
+
+def test_what_is_cancelled_is_not_begun() -> None:
+    workers = Workers(1)
+    goes_on = threading.Event()
+    busy = workers.submit(goes_on.wait, 10)
+    waiting: Future[None] = workers.submit(pytest.fail, "it was begun")
+    assert waiting.cancel()
+    goes_on.set()
+    assert busy.result()
+    workers.close()
+    assert waiting.cancelled()
+    with pytest.raises(StoreClosed):
+        workers.submit(int)
