@@ -180,28 +180,43 @@ class Reader:
         return found  # type: ignore[return-value]
 
     def _decode(self, extents: Sequence[Extent], held: Held) -> list[Bytes]:
-        """Fetch and decode chunks: those that do not match their ids, once more by themselves."""
+        """Fetch and decode chunks: those that do not match their ids, once more."""
         try:
             frames = self._packs.frames(extents, held)
-        except FormatError:
-            return [self._decode_again(extent) for extent in extents]
+        except FormatError:  # a pack that is too short for one of them
+            return [raw for extent in extents for raw in self._decode_again([extent])]
         decoded: list[Bytes] = []
+        bad = []
         for extent, frame in zip(extents, frames, strict=True):
             begin, end, chunk_id, _ = extent
             try:
                 decoded.append(decode_frame(frame, chunk_id, end - begin, self._seed))
             except FormatError:
-                decoded.append(self._decode_again(extent))
+                bad.append(len(decoded))
+                decoded.append(b"")
+        if bad:
+            again = self._decode_again([extents[i] for i in bad])
+            for i, raw in zip(bad, again, strict=True):
+                decoded[i] = raw
         return decoded
 
-    def _decode_again(self, extent: Extent) -> Bytes:
-        begin, end, chunk_id, location = extent
-        self._packs.forget(location)
+    def _decode_again(self, extents: Sequence[Extent]) -> list[Bytes]:
+        """In one go, as a cache may have damaged all of them. Raises ChunkCorrupt."""
+        self._packs.forget(*(extent.location for extent in extents))
         try:
-            [frame] = self._packs.frames([extent], NOTHING_HELD)
-            return decode_frame(frame, chunk_id, end - begin, self._seed)
+            frames = self._packs.frames(extents, NOTHING_HELD)
         except FormatError as error:
-            raise ChunkCorrupt(chunk_id, location.pack_id, location.offset, str(error)) from error
+            if len(extents) == 1:
+                raise _corrupt(extents[0], error) from error
+            return [raw for extent in extents for raw in self._decode_again([extent])]
+        decoded = []
+        for extent, frame in zip(extents, frames, strict=True):
+            begin, end, chunk_id, _ = extent
+            try:
+                decoded.append(decode_frame(frame, chunk_id, end - begin, self._seed))
+            except FormatError as error:
+                raise _corrupt(extent, error) from error
+        return decoded
 
     # ------------------------------------------------------------ whole objects
 
@@ -324,6 +339,11 @@ class Reader:
         finally:
             for future in running:
                 future.cancel()
+
+
+def _corrupt(extent: Extent, error: FormatError) -> ChunkCorrupt:
+    pack_id, offset, _ = extent.location
+    return ChunkCorrupt(extent.chunk_id, pack_id, offset, str(error))
 
 
 def _tasks(extents: Iterable[Extent], task_bytes: int) -> Iterator[list[Extent]]:

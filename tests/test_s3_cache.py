@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import random
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
 from s3_stores import Open
+from servers import Server
 
 import castore
 from castore.codec import chunk_id_of
@@ -58,7 +63,7 @@ def settle(kept: FrameCache) -> None:
     with contextlib.suppress(StoreClosed):
         kept._writer.submit(int).result(10)
     assert not kept._queued
-    assert kept._queued_bytes == 0
+    assert not kept._batches
 
 
 def is_full(one: StoreCache) -> bool:
@@ -498,6 +503,46 @@ def test_a_frame_dropped_before_it_is_written_stays_dropped(
     kept.close()
 
 
+def test_an_interrupt_leaves_nothing_queued(here: StoreCache) -> None:
+    """Wherever it comes: what is queued and never written would take room in memory for good."""
+    kept = FrameCache(here.path, here.access, 1 << 20)
+
+    def interrupt_at(line: int) -> bool:
+        """Whether the put was interrupted, before this one of the lines that it runs."""
+        left = line
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal left
+            if frame.f_code is not FrameCache.put.__code__:
+                return None
+            # A tracer may raise between a block and its `__exit__`, where no signal handler can.
+            source = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+            left -= event == "line" and not source.lstrip().startswith("with ")
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            kept.put(places(2, pack=line))
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    lines = 0
+    while interrupt_at(lines):
+        settle(kept)
+        lines += 1
+    assert lines > 8
+    settle(kept)
+    assert None not in kept.get([location for location, _ in places(2, pack=lines)])
+    kept.close()
+
+
 def test_a_child_does_not_wait_for_what_its_parent_writes(
     here: StoreCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -578,6 +623,66 @@ def test_reads_fetch_what_is_damaged_again(
     proxy.clear()
     assert store.gets("a") == data
     assert [exchange.status for exchange in proxy.exchanges] == [304]  # all is cached again
+
+
+def test_damaged_frames_are_fetched_again_at_once(open_proxied: Open, proxy: FaultProxy) -> None:
+    data = noise(700_000)
+    open_proxied(1).puts("a", data)
+    store = open_proxied(2, cache_bytes=0)
+    assert store.gets("a") == data
+    corrupt_frames(store)
+    proxy.clear()
+    assert store.gets("a") == data
+    assert sorted(exchange.status for exchange in proxy.exchanges) == [206, 304]
+
+
+READ_SLOWLY_KEPT = """
+import sys, time
+import castore
+from castore.s3 import frames
+
+write_all = frames.write_all
+
+def slow(*given):
+    time.sleep(0.5)
+    return write_all(*given)
+
+frames.write_all = slow
+castore.open(sys.argv[1]).gets("a")
+print(flush=True)
+if sys.argv[2] == "interrupted":
+    time.sleep(10)
+"""
+
+
+@pytest.mark.parametrize("end", ["ended", "interrupted"])
+def test_what_a_process_fetched_last_is_kept(
+    end: str, open_proxied: Open, proxy: FaultProxy, moto_server: Server, cache_dir: Path
+) -> None:
+    """Also if it closes nothing."""
+    data = noise(700_000)
+    open_proxied(1).puts("a", data)
+    with subprocess.Popen(
+        [sys.executable, "-c", READ_SLOWLY_KEPT, moto_server.url(), end],
+        env={**os.environ, "CASTORE_CACHE_DIR": str(cache_dir / "2")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        if end == "interrupted":
+            process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    if end == "interrupted":
+        assert (err.splitlines()[-1], process.returncode) == ("KeyboardInterrupt", -signal.SIGINT)
+        assert err.count("Traceback") == 1
+    else:
+        assert (err, process.returncode) == ("", 0)
+    store = open_proxied(2)
+    proxy.clear()
+    assert store.gets("a") == data
+    assert [exchange.status for exchange in proxy.exchanges] == [304]
 
 
 @pytest.mark.parametrize("damage", [corrupt_segments, corrupt_heads, lose_all])

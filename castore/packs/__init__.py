@@ -29,5 +29,5 @@ class Packs(Protocol):
     def let_go(self, extents: Sequence[Extent], held: Held) -> None:
         """The extents' frames will not be read again soon."""
 
-    def forget(self, location: Location) -> None:
-        """Fetch the frame anew at its next use: its bytes were not what they should be."""
+    def forget(self, *locations: Location) -> None:
+        """Fetch the frames anew at their next use: their bytes were not what they should be."""

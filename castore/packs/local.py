@@ -347,8 +347,9 @@ class LocalPacks:
             if pack_id in held:
                 held[pack_id].advise_dontneed(low, high - low)
 
-    def forget(self, location: Location) -> None:
-        self.unmap(location.pack_id)
+    def forget(self, *locations: Location) -> None:
+        for location in locations:
+            self.unmap(location.pack_id)
 
     def unmap(self, pack_id: bytes) -> None:
         """Keep no mapping of the pack for later reads."""

@@ -77,8 +77,8 @@ class S3Packs:
     def let_go(self, extents: Sequence[Extent], held: Held) -> None:
         """Nothing is mapped that adds up."""
 
-    def forget(self, location: Location) -> None:
-        self._cache.drop(location)
+    def forget(self, *locations: Location) -> None:
+        self._cache.drop(*locations)
 
     def _start(
         self, extents: Sequence[Extent], missing: dict[bytes, list[int]]
@@ -99,7 +99,9 @@ class S3Packs:
             if self._pid != os.getpid():  # the threads that would answer are the parent's
                 self._flying, self._pid = {}, os.getpid()
             future = self._flying.get(key)
-            if future is not None:
+            # One that is done may not have been taken out yet, and what it fetched may be why the
+            # span is fetched again.
+            if future is not None and not future.done():
                 return future
             try:
                 future = self._requests.submit(self._fetch, pack_id, begin, end)
@@ -107,7 +109,12 @@ class S3Packs:
                 return self._fetched(pack_id, begin, end)
             flying = self._flying
             flying[key] = future
-        future.add_done_callback(lambda _: flying.pop(key, None))
+
+        def landed(done: Future[bytes]) -> None:
+            if flying.get(key) is done:
+                del flying[key]
+
+        future.add_done_callback(landed)
         return future
 
     def _fetched(self, pack_id: bytes, begin: int, end: int) -> Future[bytes]:

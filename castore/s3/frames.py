@@ -56,7 +56,7 @@ class FrameCache:
         self._lock = ForkLock(Rank.LEAF)  # of what is in memory; held for moments
         self._closed = False
         self._queued: dict[tuple[bytes, int], Frame] = {}
-        self._queued_bytes = 0
+        self._batches: dict[object, int] = {}  # bytes of those that are queued
         self._queue_pid = os.getpid()
         self._mapped: dict[bytes, Mapping] = {}
         self._bad: set[tuple[bytes, int]] = set()
@@ -95,30 +95,32 @@ class FrameCache:
         size = sum(buffers.values())  # what the queue keeps in memory, gaps between frames included
         if not frames or size > min(self.bytes_max // 2, QUEUE_BYTES_MAX):
             return
-        with self._lock:
-            if self._queue_pid != os.getpid():  # what was queued is the parent's to write
-                self._queued, self._queued_bytes, self._queue_pid = {}, 0, os.getpid()
-            if self._closed or self._queued_bytes + size > QUEUE_BYTES_MAX:
-                return
-            self._queued_bytes += size
-            self._queued.update((location[:2], frame) for location, frame in frames)
+        batch = object()
         try:
-            self._writer.submit(self._write, frames, size)
-        except StoreClosed:
-            self._leave_queue(frames, size)
-        except BaseException:
-            self._leave_queue(frames, size)
-            raise
+            with self._lock:
+                if self._queue_pid != os.getpid():  # what was queued is the parent's to write
+                    self._queued, self._batches, self._queue_pid = {}, {}, os.getpid()
+                if self._closed or sum(self._batches.values()) + size > QUEUE_BYTES_MAX:
+                    return
+                self._batches[batch] = size
+                self._queued.update((location[:2], frame) for location, frame in frames)
+            self._writer.submit(self._write, batch, frames)
+        except BaseException as error:  # an interrupt, wherever it comes, leaves nothing queued
+            self._leave_queue(batch, frames)
+            if not isinstance(error, StoreClosed):
+                raise
 
-    def drop(self, location: Location) -> None:
-        """The frame was not what it should be."""
+    def drop(self, *locations: Location) -> None:
+        """The frames were not what they should be."""
         with self._lock:
-            self._bad.add(location[:2])
-            self._queued.pop(location[:2], None)
+            for location in locations:
+                self._bad.add(location[:2])
+                self._queued.pop(location[:2], None)
 
         def write(index: Index) -> None:
             with index.write() as txn:
-                txn.delete(_KEY.pack(location[0], location[1]), db=index.frames)
+                for pack_id, offset, _ in locations:
+                    txn.delete(_KEY.pack(pack_id, offset), db=index.frames)
 
         self._access(write, None)
 
@@ -134,13 +136,13 @@ class FrameCache:
 
     # ------------------------------------------------------------ on the thread that writes
 
-    def _write(self, frames: Sequence[tuple[Location, Frame]], size: int) -> None:
+    def _write(self, batch: object, frames: Sequence[tuple[Location, Frame]]) -> None:
         try:
             wanted = [each for each in frames if self._queued.get(each[0][:2]) is each[1]]
             with contextlib.suppress(OSError):
                 self._write_through(wanted)
         finally:
-            self._leave_queue(frames, size)
+            self._leave_queue(batch, frames)
 
     def _write_through(self, frames: Sequence[tuple[Location, Frame]]) -> None:
         with self._appending:
@@ -165,9 +167,9 @@ class FrameCache:
             written = [at[:2] for at, frame in frames if self._queued.get(at[:2]) is frame]
             self._bad.difference_update(written)
 
-    def _leave_queue(self, frames: Sequence[tuple[Location, Frame]], size: int) -> None:
+    def _leave_queue(self, batch: object, frames: Sequence[tuple[Location, Frame]]) -> None:
         with self._lock:
-            self._queued_bytes -= size
+            self._batches.pop(batch, None)
             for location, frame in frames:
                 if self._queued.get(location[:2]) is frame:
                     del self._queued[location[:2]]
