@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from castore.catalog.s3 import Overwritten, S3Catalog, Version
+from castore.catalog.s3 import Overwritten, S3Catalog
 from castore.chunker import Chunker, ChunkSizes
 from castore.errors import (
     FormatError,
@@ -168,7 +168,7 @@ class RemoteStore:
         self._hints.replace(packs.items())
         if progress is not None:
             progress.set_size(len(packs))
-        for version in self._versions():
+        for version in self.catalog.versions(b""):
             report.names += 1
             if not packs.keys() >= set(version.head.packs):
                 report.lost.append(version.name.decode())
@@ -192,7 +192,7 @@ class RemoteStore:
         packs = [entry.size for entry in self._bucket.list("packs/")]
         objects = logical = inline_raw = inline_stored = 0
         chunks: dict[bytes, tuple[int, int]] = {}
-        for version in self._versions():
+        for version in self.catalog.versions(b""):
             record = version.head.record
             objects += 1
             logical += record.size
@@ -259,12 +259,6 @@ class RemoteStore:
             closing.close()
             self._cache.close()
             self._bucket.close()
-
-    def _versions(self) -> Iterator[Version]:
-        after = b""
-        while page := self.catalog.versions(b"", after):
-            yield from page
-            after = page[-1].name
 
 
 def open_remote(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence, Set
+from concurrent.futures import Future
+from typing import Any
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
 from castore.catalog.s3 import Overwritten, S3Catalog, Version
@@ -232,9 +234,7 @@ class S3Session(WriteSession):
     def _publish(self, together: list[Publish]) -> None:
         publishing = [self._requests.submit(self._apply, operation) for operation in together]
         together.clear()
-        failures = [error for future in publishing if (error := future.exception())]
-        if failures:
-            raise failures[0]
+        _finish(publishing)
 
     def _apply(self, operation: Operation) -> int:
         match operation:
@@ -386,13 +386,18 @@ class S3Session(WriteSession):
         self._catalog.forget(name)
 
     def _delete_below(self, prefix: bytes) -> int:
-        deleted, after = 0, b""
-        while listed := self._catalog.listed(prefix, after):
-            for deleting in [self._requests.submit(self._delete, *entry) for entry in listed]:
-                deleting.result()
+        deleted = 0
+        for listed in self._catalog.listed(prefix):
+            _finish([self._requests.submit(self._delete, *entry) for entry in listed])
             deleted += len(listed)
-            after = listed[-1][0]
         return deleted
+
+
+def _finish(changes: Sequence[Future[Any]]) -> None:
+    """Wait for all: none of them is to land when the caller has been told that one failed."""
+    failures = [error for future in changes if (error := future.exception())]
+    if failures:
+        raise failures[0]
 
 
 def _must_be_absent(name: bytes, there: set[bytes], if_absent: bool) -> None:

@@ -369,10 +369,8 @@ class Store:
         encoded = encode_prefix(prefix)
 
         def pages() -> Iterator[str]:
-            after = b""
-            while page := self._catalog.names_page(encoded, after):
+            for page in self._catalog.names(encoded):
                 yield from (name.decode() for name in page)
-                after = page[-1]
 
         return pages()
 
@@ -382,11 +380,9 @@ class Store:
         encoded = encode_prefix(prefix)
 
         def pages() -> Iterator[ObjectInfo]:
-            after = b""
-            while page := self._catalog.page(encoded, after):
+            for page in self._catalog.pages(encoded):
                 for name, record in page:
                     yield object_info(name.decode(), record)
-                after = page[-1][0]
 
         return pages()
 

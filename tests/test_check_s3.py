@@ -55,7 +55,7 @@ def flipped(raw: bytes, bit: int) -> bytes:
 
 def read(store: castore.Store) -> dict[str, bytes]:
     found = {}
-    for name in store._catalog.names_page(b"", b""):
+    for name in [name for page in store._catalog.names(b"") for name in page]:
         if not name.startswith(b"quarantine/"):
             try:
                 found[name.decode()] = store.gets(name.decode())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy, answer
+from proxy import Connection, Exchange
 from s3_stores import Open, make_store
 from servers import Server, free_port
 
@@ -291,3 +293,21 @@ def test_packs_that_are_lost(open_moto: Open, moto_server: Server, tmp_path: Pat
     for machine in (2, 1, 3):
         open_moto(machine).puts("again", data)
         assert open_moto(9).gets("again") == data
+
+
+def test_a_deletion_that_fails_is_over(open_proxied: Open, proxy: FaultProxy) -> None:
+    """None of its requests lands after it raised."""
+    store = open_proxied()
+    names = [f"a/{i}" for i in range(4)]
+    for name in names:
+        store.puts(name, b"")
+
+    def slow(exchange: Exchange, connection: Connection) -> None:
+        time.sleep(0.2)
+        connection.relay(exchange)
+
+    proxy.inject("DELETE", "/names/a/0", answer(403, "AccessDenied"))
+    proxy.inject("DELETE", "/names/a/", slow, times=3)
+    with pytest.raises(AccessDenied):
+        store.delete_prefix("a/")
+    assert list(store.names()) == ["a/0"]

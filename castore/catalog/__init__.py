@@ -5,7 +5,7 @@ What a Store and its reader ask of any kind is below; commits belong to each kin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from castore.format import Record
@@ -37,8 +37,8 @@ class Catalog(Protocol):
     def forget(self, name: bytes) -> None:
         """Read the name's segments again: their packs are not where they were."""
 
-    def page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
-        """Some of the names that start with `prefix` and sort after `after`; none at the end."""
+    def pages(self, prefix: bytes) -> Iterator[list[tuple[bytes, Record]]]:
+        """The names that start with `prefix`, in order, a page at a time."""
 
-    def names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
+    def names(self, prefix: bytes) -> Iterator[list[bytes]]:
         """The same, without what they map to."""

@@ -170,7 +170,19 @@ class LocalCatalog:
                 rows = cursor.getmulti(sorted(set(chunk_ids)))
         return gc_seq, {bytes(chunk_id): decode_chunk_row(row)[1] for chunk_id, row in rows}
 
-    def page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
+    def pages(self, prefix: bytes) -> Iterator[list[tuple[bytes, Record]]]:
+        after = b""
+        while page := self._page(prefix, after):
+            yield page
+            after = page[-1][0]
+
+    def names(self, prefix: bytes) -> Iterator[list[bytes]]:
+        after = b""
+        while page := self._names_page(prefix, after):
+            yield page
+            after = page[-1]
+
+    def _page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
         """Up to PAGE_NAMES names that start with `prefix` and sort after `after`."""
         index = self._index
         with index.read() as txn, txn.cursor(db=index.names) as cursor:
@@ -184,7 +196,7 @@ class LocalCatalog:
                 )
             ]
 
-    def names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
+    def _names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
         index = self._index
         with index.read() as txn, txn.cursor(db=index.names) as cursor:
             start = max(prefix, after + b"\0") if after else prefix

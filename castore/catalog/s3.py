@@ -105,32 +105,27 @@ class S3Catalog:
         with self._lock:
             self._versions.clear()
 
-    def page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
-        return [(version.name, version.head.record) for version in self.versions(prefix, after)]
+    def pages(self, prefix: bytes) -> Iterator[list[tuple[bytes, Record]]]:
+        for versions in self._version_pages(prefix):
+            yield [(version.name, version.head.record) for version in versions]
 
-    def names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
-        return [name for name, _ in self.listed(prefix, after)]
+    def names(self, prefix: bytes) -> Iterator[list[bytes]]:
+        for listed in self.listed(prefix):
+            yield [name for name, _ in listed]
 
-    def listed(self, prefix: bytes, after: bytes) -> list[tuple[bytes, str]]:
-        """A page of (name, ETag)."""
-        entries = self._bucket.list(
-            "names/" + prefix.decode(), start_after="names/" + after.decode() if after else ""
-        )
-        return [
+    def listed(self, prefix: bytes) -> Iterator[list[tuple[bytes, str]]]:
+        """(name, ETag) of what begins with `prefix`, a page at a time."""
+        entries = (
             (entry.key.removeprefix("names/").encode(), entry.etag)
-            for entry in islice(entries, PAGE_NAMES)
-        ]
+            for entry in self._bucket.list("names/" + prefix.decode())
+        )
+        while page := list(islice(entries, PAGE_NAMES)):
+            yield page
 
-    def versions(self, prefix: bytes, after: bytes) -> list[Version]:
-        """A page of what the names map to. A listing tells each ETag: only those that it shows to
-        be unknown are asked for."""
-        while listed := self.listed(prefix, after):
-            reading = [self._requests.submit(self._version, name, etag) for name, etag in listed]
-            page = [version for future in reading if (version := future.result()) is not None]
-            if page:
-                return page
-            after = listed[-1][0]
-        return []
+    def versions(self, prefix: bytes) -> Iterator[Version]:
+        """What the names that begin with `prefix` map to, in order."""
+        for versions in self._version_pages(prefix):
+            yield from versions
 
     # ------------------------------------------------------------ for writers
 
@@ -154,6 +149,12 @@ class S3Catalog:
                 yield raw
 
     # ------------------------------------------------------------ below
+
+    def _version_pages(self, prefix: bytes) -> Iterator[list[Version]]:
+        """A listing tells each ETag: only those that it shows to be unknown are asked for."""
+        for listed in self.listed(prefix):
+            reading = [self._requests.submit(self._version, name, etag) for name, etag in listed]
+            yield [version for future in reading if (version := future.result()) is not None]
 
     def _cover(
         self,

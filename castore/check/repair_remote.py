@@ -73,7 +73,7 @@ class RemoteRepair:
         self._forget(bad)
         self._find_elsewhere(report)
         damaged = dict.fromkeys(name.encode() for name in report.damaged_names)
-        for version in self._versions():
+        for version in self._catalog.versions(b""):
             if version.name in damaged or bad.keys() & set(version.head.packs):
                 self._store_anew(version, set(bad), report)
                 damaged.pop(version.name, None)
@@ -143,7 +143,9 @@ class RemoteRepair:
 
     def _find_elsewhere(self, report: CheckReport) -> None:
         wanted = {bytes.fromhex(p.chunk) for p in report.problems if p.chunk}
-        wanted |= {chunk_id for v in self._versions() for chunk_id in self._missing_chunks(v)}
+        wanted |= {
+            chunk_id for v in self._catalog.versions(b"") for chunk_id in self._missing_chunks(v)
+        }
         for pack_id, reading in self._look.readings.items():
             for entry in reading.frames:
                 if (
@@ -258,9 +260,3 @@ class RemoteRepair:
             if now - modified > PIN_SECONDS_MAX:
                 self._keep_copy(key)
                 self._bucket.delete_many([key])
-
-    def _versions(self) -> Iterator[Version]:
-        after = b""
-        while page := self._catalog.versions(b"", after):
-            yield from page
-            after = page[-1].name

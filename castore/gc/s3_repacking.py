@@ -11,7 +11,7 @@ this machine: segments stay in the cache.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager
 
 from castore.catalog.s3 import Overwritten, S3Catalog, Version
@@ -97,7 +97,7 @@ class Repacker:
     ) -> dict[bytes, int]:
         """Which packs to rewrite, and their live bytes. Those of writers at work are left alone."""
         frames = LiveFrames()
-        for version in self._versions():
+        for version in self._catalog.versions(b""):
             try:
                 for raw in self._catalog.raw_segments(version):
                     for extent in decode_segment(raw):
@@ -122,7 +122,7 @@ class Repacker:
     ) -> Iterator[list[tuple[Version, Segments]]]:
         batch: list[tuple[Version, Segments]] = []
         size = begun = 0
-        for version in self._versions():
+        for version in self._catalog.versions(b""):
             if chosen.isdisjoint(version.head.packs):
                 continue
             try:
@@ -139,9 +139,3 @@ class Repacker:
                 yield batch
                 batch, size, begun = [], 0, session.moved_bytes
         yield batch
-
-    def _versions(self) -> Iterable[Version]:
-        after = b""
-        while page := self._catalog.versions(b"", after):
-            yield from page
-            after = page[-1].name
