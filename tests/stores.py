@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ def quick_check(monkeypatch: pytest.MonkeyPatch) -> None:
         return iter(json.loads(json.dumps(reports)))
 
     monkeypatch.setattr(isolated, "run", run)
+
+
+def failures(calls: Sequence[object], codes: Sequence[int]) -> list[Any]:
+    """Parameters: every call with every error code. By default each of them once, the rest when
+    there is time."""
+    return [
+        pytest.param(call, code, marks=() if i % len(codes) == j else pytest.mark.long)
+        for i, call in enumerate(calls)
+        for j, code in enumerate(codes)
+    ]
 
 
 def contents(seed: int = 0, names: int = 12) -> dict[str, bytes]:

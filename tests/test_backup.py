@@ -16,7 +16,7 @@ from typing import Any
 
 import oracle
 import pytest
-from stores import change_rows, contents, fill, packs, read, rows, small
+from stores import change_rows, contents, failures, fill, packs, read, rows, small
 
 import castore
 from castore import backup as backups
@@ -137,8 +137,12 @@ def test_where_a_backup_can_not_go(folder: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["store"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE])
-@pytest.mark.parametrize("call", ["mkdir", "open", "fsync", "rename", "pwritev"])
+@pytest.mark.parametrize(
+    ("call", "code"),
+    failures(
+        ["mkdir", "open", "fsync", "rename", "pwritev"], [errno.ENOSPC, errno.EIO, errno.EMFILE]
+    ),
+)
 def test_a_backup_that_fails(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
@@ -345,8 +349,10 @@ def test_an_index_whose_names_can_not_be_read(folder: Path) -> None:
     assert not list(folder.glob("index.*"))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE])
-@pytest.mark.parametrize("call", ["mkdir", "open", "fsync", "rename"])
+@pytest.mark.parametrize(
+    ("call", "code"),
+    failures(["mkdir", "open", "fsync", "rename"], [errno.ENOSPC, errno.EIO, errno.EMFILE]),
+)
 def test_a_restore_that_fails(
     folder: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
@@ -388,8 +394,17 @@ os.{call} = dies
     assert done.returncode in (0, -9)
 
 
-@pytest.mark.parametrize(("call", "nth"), [("rename", 1), ("rename", 2), ("fsync", 1)])
-@pytest.mark.parametrize("what", ["restore", "rebuild"])
+@pytest.mark.parametrize(
+    ("what", "call", "nth"),
+    [
+        ("restore", "rename", 1),
+        ("rebuild", "rename", 2),
+        ("restore", "fsync", 1),
+        pytest.param("restore", "rename", 2, marks=pytest.mark.long),
+        pytest.param("rebuild", "rename", 1, marks=pytest.mark.long),
+        pytest.param("rebuild", "fsync", 1, marks=pytest.mark.long),
+    ],
+)
 def test_killed_on_the_way(folder: Path, what: str, call: str, nth: int) -> None:
     """To repeat it is all there is to do."""
     path = back_up(folder)

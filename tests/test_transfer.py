@@ -14,7 +14,7 @@ from typing import Any
 import oracle
 import pytest
 from s3_stores import Open
-from stores import contents, fill, flip, packs, small
+from stores import contents, failures, fill, flip, packs, small
 
 import castore
 from castore import transfer
@@ -187,8 +187,10 @@ def test_a_damaged_object_does_not_take_the_others_away(tmp_path: Path) -> None:
     assert found == {name: VALUES[name] for name in found}
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE])
-@pytest.mark.parametrize("call", ["open", "pwritev", "replace", "utime"])
+@pytest.mark.parametrize(
+    ("call", "code"),
+    failures(["open", "pwritev", "replace", "utime"], [errno.ENOSPC, errno.EIO, errno.EMFILE]),
+)
 def test_an_export_that_fails(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
@@ -214,8 +216,10 @@ def test_an_export_that_fails(
     assert {name: raw for name, (raw, *_) in tree(tmp_path / "out").items()} == VALUES
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE])
-@pytest.mark.parametrize("call", ["open", "pwritev", "fsync", "stat"])
+@pytest.mark.parametrize(
+    ("call", "code"),
+    failures(["open", "pwritev", "fsync", "stat"], [errno.ENOSPC, errno.EIO, errno.EMFILE]),
+)
 def test_an_import_that_fails(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
