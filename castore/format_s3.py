@@ -177,15 +177,30 @@ def decode_pin(raw: bytes) -> tuple[bytes, bytes, list[bytes]]:
     return _decode_list(b"CPIN", raw)
 
 
-def encode_condemned(store_id: bytes, nonce: bytes, packs: Collection[bytes]) -> bytes:
-    """What a collector is about to delete."""
-    return _encode_list(b"CCON", store_id, bytes(SESSION_ID_BYTES), nonce, packs)
+def encode_condemned(
+    store_id: bytes, nonce: bytes, packs: Collection[bytes], carried: Collection[bytes] = ()
+) -> bytes:
+    """What a collector is about to delete. `carried` are those of `packs` that one has tried to
+    delete before: they come first, and their number stands where a pin has its session."""
+    first = set(carried)
+    ordered = [*carried, *(pack_id for pack_id in packs if pack_id not in first)]
+    number = len(first).to_bytes(SESSION_ID_BYTES, "little")
+    return _encode_list(b"CCON", store_id, number, nonce, ordered)
 
 
 def decode_condemned(raw: bytes) -> tuple[bytes, list[bytes]]:
     """(store id, packs)."""
     store_id, _, packs = _decode_list(b"CCON", raw)
     return store_id, packs
+
+
+def decode_carried(raw: bytes) -> list[bytes]:
+    """Those of a condemned list that a collector has tried to delete before."""
+    _, number, packs = _decode_list(b"CCON", raw)
+    carried = int.from_bytes(number, "little")
+    if carried > len(packs):
+        raise FormatError(f"list of {len(packs)} condemned packs carries {carried}")
+    return packs[:carried]
 
 
 def _encode_list(
@@ -262,6 +277,35 @@ def decode_state(raw: bytes) -> GcState:
     ):
         raise FormatError(f"gc/state is {state.phase} with list {state.condemned!r}")
     return state
+
+
+# ---------------------------------------------------------------- what a collector remembers
+
+Packs = tuple[bytes, ...]
+_ETAG = struct.Struct("<H")
+
+
+def encode_references(name: bytes, etag: str, packs: Packs) -> bytes:
+    """A row of the cache: the packs that this version of a name refers to."""
+    raw = etag.encode()
+    row = b"".join([_ETAG.pack(len(raw)), raw, *packs])
+    return _row_checksum(name, row) + row
+
+
+def decode_references(name: bytes, etag: str, row: bytes | None) -> Packs | None:
+    """None unless it is what was remembered of this version of the name."""
+    if row is None or row[:8] != _row_checksum(name, row[8:]):
+        return None
+    begin = 8 + _ETAG.size
+    end = begin + _ETAG.unpack_from(row, 8)[0]
+    if row[begin:end] != etag.encode():
+        return None
+    return tuple(_ids(row[end:]))
+
+
+def _row_checksum(name: bytes, row: bytes) -> bytes:
+    """What a damaged index has at a name may be another's."""
+    return xxhash.xxh3_64_digest(row, seed=xxhash.xxh3_64_intdigest(name))
 
 
 # ---------------------------------------------------------------- hints: which chunks are where

@@ -43,6 +43,7 @@ class Rules:
     finish_sweep: bool = True  # one that is found is finished
     await_deletes: bool = True  # before the state is idle
     carry: bool = True  # what can't be removed stays condemned
+    carry_known: bool = True  # for whoever leads next, too
     repack_pinned: bool = True
     rewrite_if_match: bool = True
     delete_if_match: bool = True  # by a rename
@@ -102,7 +103,7 @@ class State(NamedTuple):
     names: tuple[Name, ...]
     owed: int  # names that were acknowledged, as bits
     pins: tuple[Pin, ...]
-    phase: tuple[int, str, int]  # version, phase, list
+    phase: tuple[int, str, int, int]  # version, phase, list, what of it is carried
     writers: tuple[Writer, ...]
     collectors: tuple[Collector, ...]
     repacker: Repacker | None
@@ -143,7 +144,7 @@ class Model:
             s.names,
             owed,
             (),
-            (0, "idle", 0),
+            (0, "idle", 0, 0),
             (Writer(),) * len(s.writers),
             (Collector(),) * s.collectors,
             Repacker() if s.repacks else None,
@@ -301,7 +302,7 @@ class Model:
 
     def collect(self, s: State, i: int) -> Steps:
         c, rules = s.collectors[i], self.rules
-        version, phase, listed = s.phase
+        version, phase, listed, carried = s.phase
 
         def to(at: str, state: State = s, **changes: object) -> tuple[str, State]:
             changed = c._replace(at=at, **changes)  # type: ignore[arg-type]
@@ -310,16 +311,17 @@ class Model:
         def swap(at: str, phase: str, packs: int, **changes: object) -> tuple[str, State]:
             if rules.swap and version != c.version:
                 return to("done")
-            moved = s._replace(phase=(version + 1, phase, packs))
+            kept = c.carried if phase == "condemned" and rules.carry_known else 0
+            moved = s._replace(phase=(version + 1, phase, packs, kept))
             return to(at, moved, version=version + 1, **changes)
 
         if c.at == "begin":
             if phase == "sweeping" and rules.finish_sweep:
                 yield to("sweep", version=version, packs=listed)
                 return
-            led = s._replace(phase=(version + 1, phase, listed))
+            led = s._replace(phase=(version + 1, phase, listed, carried))
             if phase == "condemned":
-                yield to("look again", led, version=version + 1, packs=listed)
+                yield to("look again", led, version=version + 1, packs=listed, carried=carried)
             else:
                 yield to("packs", led, version=version + 1)
         elif c.at == "packs":
@@ -348,7 +350,9 @@ class Model:
     def sweep(self, s: State, c: Collector, to, swap) -> Steps:  # type: ignore[no-untyped-def]
         left = c.packs & s.packs
         if not self.rules.await_deletes and s.phase[0] == c.version and s.phase[1] == "sweeping":
-            yield to("sweep", s._replace(phase=(c.version + 1, "idle", 0)), version=c.version + 1)
+            yield to(
+                "sweep", s._replace(phase=(c.version + 1, "idle", 0, 0)), version=c.version + 1
+            )
             return
         for bit in range(left.bit_length()):
             pack = left & 1 << bit

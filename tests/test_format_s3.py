@@ -17,6 +17,7 @@ from castore.format import PackEntry, Record, SegmentBuilder
 from castore.format_s3 import (
     MANIFEST_HEADER_BYTES,
     GcState,
+    decode_carried,
     decode_condemned,
     decode_hints,
     decode_manifest_head,
@@ -93,6 +94,10 @@ def test_lists_of_packs(found: list[bytes]) -> None:
     session = new_session_id()
     assert decode_pin(encode_pin(STORE, session, NONCE, found)) == (STORE, session, found)
     assert decode_condemned(encode_condemned(STORE, NONCE, found)) == (STORE, found)
+    carrying = encode_condemned(STORE, NONCE, found, found[-1:])
+    assert sorted(decode_condemned(carrying)[1]) == sorted(found)
+    assert decode_carried(carrying) == found[-1:]
+    assert decode_carried(encode_condemned(STORE, NONCE, found)) == []
     with pytest.raises(FormatError):  # one is not the other
         decode_pin(encode_condemned(STORE, NONCE, found))
     with pytest.raises(FormatError):

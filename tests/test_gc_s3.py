@@ -23,6 +23,7 @@ from castore.format_s3 import (
     GcState,
     decode_hints,
     decode_state,
+    encode_pin,
     encode_state,
     name_key,
     new_session_id,
@@ -453,6 +454,28 @@ def test_what_can_t_be_removed_is_said_and_carried(store: castore.Store, world: 
     assert state(world).phase == "idle"
     assert store.gets("again") == noise(SIZE, 97)
     assert store.gets("c") == noise(SIZE, 99)
+
+
+def test_what_was_carried_stays_condemned_whoever_pins_it(world: World) -> None:
+    """A removal may land late: a pin of a writer that has yet to read the state changes nothing
+    about that, whichever collector leads by then."""
+    store = world.open("one")
+    fill(store, "a", "b")
+    [pack_id] = store._catalog.current(b"a").head.packs
+    held = packs_of(store, "a")
+    store.delete("a")
+    world.server.refuse = lambda step: (
+        (403, "AccessDenied") if step.kind == "DELETE" and step.key in held else None
+    )
+    collect(store)
+    collect(store, carry_undeletable=True, grace=DAY)
+    assert state(world).phase == "condemned"
+    writer = new_session_id()
+    pin = encode_pin(world.config.store_id, writer, bytes(16), [pack_id])
+    world.bucket().put(pin_key(writer, 0), pin, idempotent=True)
+    world.pass_time(DAY)
+    assert len(collect(world.open("two")).undeletable) == 1
+    assert state(world).phase == "sweeping"
 
 
 # ---------------------------------------------------------------- what is remembered

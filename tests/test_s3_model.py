@@ -41,6 +41,19 @@ SAFE = {
     "repacking beside a put": REWRITES,
     "packs that can't be removed": STUCK,
 }
+LONG = {
+    "two puts, two collectors": replace(SESSION, collectors=2),
+    "a copy, two collectors": replace(COPIES, collectors=2),
+    "two puts and a rename": Scenario((TWO_PUTS, (("rename", 1, 2),))),
+    "a rename there and another back": Scenario((RENAME, (("rename", 2, 0),)), collectors=1),
+    "a put, late, that ages": Scenario((PUT,), deletes=(2,), ages=True, late=True),
+    "two puts and repacking": Scenario((TWO_PUTS,), repacks=True, deletes=(2,)),
+    "a put and late repacking": Scenario((PUT,), repacks=True, deletes=(2,), late=True),
+    "a rename and repacking": Scenario((RENAME,), repacks=True, late=True),
+    "a put, stuck, two collectors": replace(STUCK, collectors=2),
+    "late requests and pins that age": replace(LATE, ages=True),
+}
+
 # Without the guard, that scenario loses data; no scenario shows them all.
 GUARDS = {
     "pin": PLAIN,
@@ -60,6 +73,7 @@ GUARDS = {
     "finish_sweep": LEADERS,
     "await_deletes": LEADERS,
     "carry": STUCK,
+    "carry_known": replace(STUCK, collectors=2),
     "repack_pinned": Scenario((), repacks=True),
     "rewrite_if_match": REWRITES,
     "delete_if_match": REPLACED,
@@ -73,7 +87,19 @@ def test_no_order_of_steps_loses_anything(scenario: Scenario) -> None:
     assert visited > 50
 
 
-@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.long
+@pytest.mark.parametrize("scenario", LONG.values(), ids=LONG)
+def test_no_order_of_more_steps_does(scenario: Scenario) -> None:
+    visited, path = explore(scenario, Rules(), states_max=6_000_000)
+    assert path == []
+    assert visited > 1000
+
+
+SLOW = pytest.mark.long
+EACH_GUARD = [pytest.param(g, marks=SLOW if g == "carry_known" else ()) for g in GUARDS]
+
+
+@pytest.mark.parametrize("guard", EACH_GUARD)
 def test_each_guard_is_needed(guard: str) -> None:
     scenario = GUARDS[guard]
     _, path = explore(scenario, replace(Rules(), **{guard: False}), states_max=400_000)

@@ -219,19 +219,21 @@ class _Collection:
         if not doomed:
             state.remove_lists()
             return
-        state.condemn(doomed)
+        state.condemn(doomed, carried)
         state.remove_lists()
         tally.packs_condemned = len(doomed)
         tally.bytes_condemned = sum(packs.get(pack_id, 0) for pack_id in doomed)
         tally.come_again = state.condemned_at() + self._options.grace_seconds
 
     def _second_phase(self) -> None:
-        """Remove what was condemned and is still not needed."""
+        """Remove what was condemned and is still not needed. What was carried never is: who pins it
+        has not read yet that it is condemned, and will."""
         state, tally = self._state, self._tally
         condemned = state.packs()
         listed = self._marker.packs()
         left = {pack_id: listed.get(pack_id, 0) for pack_id in condemned}
         doomed = self._marker.garbage(left, expired_before=0)
+        doomed |= {pack_id: left[pack_id] for pack_id in state.carried()}
         tally.packs_condemned = tally.bytes_condemned = 0
         tally.come_again = None
         if not doomed:

@@ -15,6 +15,7 @@ from itertools import islice
 from castore.errors import FormatError, ManifestUnreadable
 from castore.format_s3 import (
     MANIFEST_HEADER_BYTES,
+    Packs,
     decode_manifest_head,
     decode_pin,
     manifest_head_bytes,
@@ -22,7 +23,7 @@ from castore.format_s3 import (
     session_of,
 )
 from castore.gc import Meter
-from castore.gc.s3_memory import CollectorMemory, Packs
+from castore.gc.s3_memory import CollectorMemory
 from castore.s3.bucket import Bucket, KeyAbsent, Listed, Reply
 from castore.workers import Workers
 

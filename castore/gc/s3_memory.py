@@ -7,19 +7,13 @@ it can be lost: then more is read, and one refusal is not made.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 
-import xxhash
-
-from castore.format import PACK_ID_BYTES
+from castore.format_s3 import Packs, decode_references, encode_references
 from castore.index import Index, Snapshot, Table, Txn
 from castore.s3.cache import StoreCache
 
 _STATE_VERSION = b"gc state version"
-_ETAG = struct.Struct("<H")
-
-Packs = tuple[bytes, ...]
 
 
 class CollectorMemory:
@@ -55,7 +49,7 @@ class CollectorMemory:
             found = {}
             with index.read() as txn:
                 for name, etag in listed:
-                    packs = _decode(name, etag, txn.get(name, db=index.references))
+                    packs = decode_references(name, etag, txn.get(name, db=index.references))
                     if packs is not None:
                         found[name] = packs
             return found
@@ -79,7 +73,7 @@ class CollectorMemory:
                     if name not in there:
                         txn.delete(name, db=index.references)
                 for name, (etag, packs) in fresh.items():
-                    txn.put(name, _encode(name, etag, packs), db=index.references)
+                    txn.put(name, encode_references(name, etag, packs), db=index.references)
 
         def has_others(index: Index) -> bool:
             with index.read() as txn:
@@ -89,28 +83,6 @@ class CollectorMemory:
         outdated: bool = self._cache.access(has_others, False)
         if fresh or outdated:
             self._cache.access(write, None)
-
-
-def _encode(name: bytes, etag: str, packs: Packs) -> bytes:
-    raw = etag.encode()
-    row = b"".join([_ETAG.pack(len(raw)), raw, *packs])
-    return _checksum(name, row) + row
-
-
-def _decode(name: bytes, etag: str, row: bytes | None) -> Packs | None:
-    """None unless it is what was remembered of this version of the name."""
-    if row is None or row[:8] != _checksum(name, row[8:]):
-        return None
-    begin = 8 + _ETAG.size
-    end = begin + _ETAG.unpack_from(row, 8)[0]
-    if row[begin:end] != etag.encode():
-        return None
-    return tuple(row[i : i + PACK_ID_BYTES] for i in range(end, len(row), PACK_ID_BYTES))
-
-
-def _checksum(name: bytes, row: bytes) -> bytes:
-    """What a damaged index has at a name may be another's."""
-    return xxhash.xxh3_64_digest(row, seed=xxhash.xxh3_64_intdigest(name))
 
 
 def _between(

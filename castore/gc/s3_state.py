@@ -20,6 +20,7 @@ from castore.errors import FormatError, StateWentBackwards, StoreBusy, StoreIOEr
 from castore.format_s3 import (
     GC_STATE_KEY,
     GcState,
+    decode_carried,
     decode_condemned,
     decode_state,
     encode_condemned,
@@ -69,12 +70,13 @@ class CollectorState:
         """Raise the version, and change nothing else. Raises StoreBusy."""
         self._move(self._now.phase, self._now.condemned)
 
-    def condemn(self, packs: Collection[bytes]) -> None:
-        """Raises StoreBusy, as do the steps below."""
-        self._move(CONDEMNED, self._write_list(packs))
+    def condemn(self, packs: Collection[bytes], carried: Collection[bytes] = ()) -> None:
+        """`carried` are those of `packs` that could not be removed. Raises StoreBusy, as do the
+        steps below."""
+        self._move(CONDEMNED, self._write_list(packs, carried))
 
     def sweep(self, packs: Collection[bytes]) -> None:
-        self._move(SWEEPING, self._write_list(packs))
+        self._move(SWEEPING, self._write_list(packs, ()))
 
     def retire(self) -> None:
         self._move(IDLE, None)
@@ -82,16 +84,12 @@ class CollectorState:
 
     def packs(self) -> set[bytes]:
         """What is condemned, or being removed."""
-        if self._now.condemned is None:
-            return set()
-        try:
-            reply = self._bucket.get(self._now.condemned)
-        except KeyAbsent:
-            raise self._no_list() from None
-        store_id, packs = decode_condemned(reply.body)
-        if store_id != self._store_id:
-            raise FormatError(f"{self._now.condemned} belongs to another store")
-        return set(packs)
+        return set() if self._now.condemned is None else set(decode_condemned(self._list())[1])
+
+    def carried(self) -> set[bytes]:
+        """Those of them that some collector has tried to remove: a request of its may yet do it,
+        so they stay condemned, whoever came to pin them."""
+        return set() if self._now.condemned is None else set(decode_carried(self._list()))
 
     def condemned_at(self) -> float:
         """When the list was written, in seconds since the epoch by the server's clock."""
@@ -129,9 +127,19 @@ class CollectorState:
             "if no writer and no collector is at work, remove gc/state"
         )
 
-    def _write_list(self, packs: Collection[bytes]) -> str:
+    def _list(self) -> bytes:
+        assert self._now.condemned is not None
+        try:
+            raw = self._bucket.get(self._now.condemned).body
+        except KeyAbsent:
+            raise self._no_list() from None
+        if decode_condemned(raw)[0] != self._store_id:
+            raise FormatError(f"{self._now.condemned} belongs to another store")
+        return raw
+
+    def _write_list(self, packs: Collection[bytes], carried: Collection[bytes]) -> str:
         def body(nonce: bytes) -> bytes:
-            return encode_condemned(self._store_id, nonce, sorted(packs))
+            return encode_condemned(self._store_id, nonce, sorted(packs), sorted(carried))
 
         key = f"{LISTS}{self._now.version + 1}"
         try:

@@ -1,0 +1,159 @@
+"""Guards of collectors and writers on S3, taken out of the code: some meeting loses data.
+
+Those of time (a session's day, a pin's week) and the order of pins and names need longer histories
+than these; test_s3_model.py has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+from gc_races import broken, collects, late, losses, meetings, overwrite, repacks, reuse
+from gc_stores import World
+
+from castore import session_s3
+from castore.format_s3 import session_of
+from castore.gc import s3, s3_state
+from castore.gc.s3_marking import Marker, Pins
+from castore.s3.outcomes import put_once
+from castore.s3.probe import ServerFeatures
+from castore.s3.session import WriterSession
+
+Make = Callable[[], World]
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(autouse=True)
+def probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "probe", lambda bucket: ServerFeatures(True, True, True, True, True))
+
+
+def meet(left: Any, right: Any) -> Callable[[Make], Iterator[list[str]]]:
+    def run(make: Make) -> Iterator[list[str]]:
+        for world, one, two, _ in meetings(make, left, right):
+            yield losses(world, one, two)
+
+    return run
+
+
+def no_pins(patch: pytest.MonkeyPatch) -> None:
+    """They are there, and list nothing."""
+    pin = WriterSession._pin
+    patch.setattr(WriterSession, "_pin", lambda session, packs: pin(session, ()))
+
+
+def no_plans(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(WriterSession, "_condemned", lambda session: set())
+
+
+def no_looking(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(WriterSession, "_is_there", lambda session, pack_id: True)
+
+
+def plans_before_pins(patch: pytest.MonkeyPatch) -> None:
+    pin, condemned = WriterSession._pin, WriterSession._condemned
+    read: dict[int, set[bytes]] = {}
+
+    def reads_first(session: WriterSession, packs: Any) -> None:
+        read[id(session)] = condemned(session)
+        pin(session, packs)
+
+    patch.setattr(WriterSession, "_pin", reads_first)
+    patch.setattr(WriterSession, "_condemned", lambda session: read[id(session)])
+
+
+def own_packs_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Pins, "protect", lambda pins, pack_id: pack_id in pins.packs)
+
+
+def pins_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Pins, "protect", lambda pins, pack_id: session_of(pack_id) in pins.sessions)
+
+
+def packs_last(patch: pytest.MonkeyPatch) -> None:
+    packs = Marker.packs
+
+    def garbage(
+        marker: Marker, before: dict[bytes, int], *, expired_before: float
+    ) -> dict[bytes, int]:
+        pins = marker.pins(expired_before)
+        referred = set().union(*marker.references())
+        return {
+            i: size
+            for i, size in packs(marker).items()
+            if not pins.protect(i) and i not in referred
+        }
+
+    patch.setattr(Marker, "garbage", garbage)
+
+
+def one_look(patch: pytest.MonkeyPatch) -> None:
+    phase = s3._Collection._second_phase
+
+    def removes(collection: Any) -> None:
+        with pytest.MonkeyPatch.context() as blind:
+            blind.setattr(Marker, "garbage", lambda marker, packs, expired_before: packs)
+            phase(collection)
+
+    patch.setattr(s3._Collection, "_second_phase", removes)
+
+
+def overwrites_anything(patch: pytest.MonkeyPatch) -> None:
+    def put(bucket: Any, key: str, make_body: Any, **conditions: Any) -> Any:
+        return put_once(bucket, key, make_body)
+
+    patch.setattr(session_s3, "put_once", put)
+
+
+def retires_first(patch: pytest.MonkeyPatch) -> None:
+    """Before the packs are removed."""
+    remove = s3._Collection._remove
+
+    def eager(collection: Any, doomed: dict[bytes, int]) -> None:
+        collection._state.retire()
+        with pytest.MonkeyPatch.context() as done:
+            done.setattr(s3_state.CollectorState, "retire", lambda state: None)
+            remove(collection, doomed)
+
+    patch.setattr(s3._Collection, "_remove", eager)
+
+
+def pins_dropped(patch: pytest.MonkeyPatch) -> None:
+    """Also while an attempt may land."""
+    patch.setattr(
+        WriterSession, "any_unknown", property(lambda s: False, lambda s, v: None), raising=False
+    )
+
+
+def lose(make: Make) -> Iterator[list[str]]:
+    for world, _ in late(make, reuse):
+        yield broken(world)
+
+
+GUARDS: dict[str, tuple[Patch, Callable[[Make], Iterator[list[str]]]]] = {
+    "pins": (no_pins, meet(reuse, collects)),
+    "plans are read": (no_plans, meet(reuse, collects)),
+    "packs are looked for": (no_looking, meet(reuse, collects)),
+    "pins before plans": (plans_before_pins, meet(reuse, collects)),
+    "own packs": (own_packs_forgotten, meet(reuse, collects)),
+    "pinned packs": (pins_forgotten, meet(reuse, collects)),
+    "packs first": (packs_last, meet(reuse, collects)),
+    "a second look": (one_look, meet(reuse, collects)),
+    "rewritten if it matches": (overwrites_anything, meet(overwrite, repacks)),
+    "retired last": (retires_first, meet(reuse, collects)),
+    "pins kept for what may land": (pins_dropped, lose),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("guard", GUARDS)
+def test_without_the_guard_something_is_lost(
+    guard: str, make_world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch, scenario = GUARDS[guard]
+    assert not any(islice(scenario(make_world), 3))  # it is the guard that makes the difference
+    patch(monkeypatch)
+    assert any(scenario(make_world)), "the scenario does not show what the guard is for"
