@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 
 import pytest
 from fault_proxy import Fault, FaultProxy, answer, late, reset, stall, twice
@@ -111,7 +112,8 @@ class TestEachPrecondition:
         writer = Writer()
         landed = put_once(proxied, KEY, writer, **options)  # type: ignore[arg-type]
         assert landed.any_unknown
-        assert [e.kind for e in proxy.exchanges] == ["PUT", "GET", "PUT", "GET", "PUT"]
+        kinds = [kind for kind, _ in groupby(e.kind for e in proxy.exchanges)]  # a read may repeat
+        assert kinds == ["PUT", "GET", "PUT", "GET", "PUT"]
         check(proxied, landed, writer, attempt=2)
 
     def test_what_was_not_applied_is_not_looked_for(

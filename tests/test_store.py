@@ -1666,7 +1666,7 @@ def test_chunks_of_a_lost_pack_are_stored_again(store: castore.Store) -> None:
 def collect(store: castore.Store, packs: list[Path], *, rows_only: bool = False) -> None:
     """What a collector does to packs: their chunks' rows go, then (but for `rows_only`) their own,
     its counter is raised, and after its commit the files are unlinked."""
-    from castore.catalog import local
+    from castore.catalog import meta
 
     index = store._catalog._index
     with index.write() as txn:
@@ -1678,8 +1678,7 @@ def collect(store: castore.Store, packs: list[Path], *, rows_only: bool = False)
                 txn.delete(key, db=index.chunks)
         for pack_id in ids if not rows_only else ():
             assert txn.delete(pack_id, db=index.packs)
-        seq = int.from_bytes(txn.get(local._GC_SEQ, b"", db=index.meta), "little") + 1
-        txn.put(local._GC_SEQ, seq.to_bytes(8, "little"), db=index.meta)
+        meta.next_number(index, txn, meta.GC_SEQ)
     for pack in packs if not rows_only else ():
         pack.unlink()
 

@@ -69,7 +69,8 @@ class RemoteRepair:
         self._mend_manifests(report)
         bad = {i: r for i, r in self._look.readings.items() if r.damaged and i in self._look.used}
         for pack_id in bad:
-            self._keep_copy(pack_key(pack_id))
+            with contextlib.suppress(KeyAbsent):  # a collector took it meanwhile
+                self._keep_copy(pack_key(pack_id))
         self._forget(bad)
         self._find_elsewhere(report)
         damaged = dict.fromkeys(name.encode() for name in report.damaged_names)
@@ -102,7 +103,10 @@ class RemoteRepair:
                 if self._write_over(name, reply.etag, right):
                     self._done.append(f"the manifest of {name.decode()!r} had one bit flipped")
                 continue
-            copy = self._keep_copy(name_key(name))
+            try:
+                copy = self._keep_copy(name_key(name))
+            except KeyAbsent:
+                continue  # deleted meanwhile
             target = PREFIX + chunk_id_of(name, 0).hex().encode() + b".json"
             note(self._session(), target, {"name": name.decode(), "manifest": copy, "why": fault})
             delete_version(self._bucket, name_key(name), reply.etag)
@@ -147,15 +151,19 @@ class RemoteRepair:
             chunk_id for v in self._catalog.versions(b"") for chunk_id in self._missing_chunks(v)
         }
         for pack_id, reading in self._look.readings.items():
-            for entry in reading.frames:
-                if (
-                    entry.chunk_id in wanted
-                    and entry.chunk_id not in self._elsewhere
-                    and entry.offset not in reading.bad
-                    and is_whole(self._look.reader(pack_id), entry, self._config.seed)
-                ):
-                    at = Location(pack_id, entry.offset, entry.stored_bytes)
-                    self._elsewhere[entry.chunk_id] = at
+            with contextlib.suppress(KeyAbsent):  # a collector took it meanwhile
+                self._find_in(pack_id, reading, wanted)
+
+    def _find_in(self, pack_id: bytes, reading: PackReading, wanted: set[bytes]) -> None:
+        for entry in reading.frames:
+            if (
+                entry.chunk_id in wanted
+                and entry.chunk_id not in self._elsewhere
+                and entry.offset not in reading.bad
+                and is_whole(self._look.reader(pack_id), entry, self._config.seed)
+            ):
+                at = Location(pack_id, entry.offset, entry.stored_bytes)
+                self._elsewhere[entry.chunk_id] = at
 
     def _missing_chunks(self, version: Version) -> Iterator[bytes]:
         if not set(version.head.packs) - self._look.readings.keys():
@@ -258,5 +266,6 @@ class RemoteRepair:
                     self._bucket.delete_many([entry.key])
         for key, modified in self._look.bad_pins:
             if now - modified > PIN_SECONDS_MAX:
-                self._keep_copy(key)
-                self._bucket.delete_many([key])
+                with contextlib.suppress(KeyAbsent):
+                    self._keep_copy(key)
+                    self._bucket.delete_many([key])
