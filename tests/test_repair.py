@@ -459,3 +459,20 @@ def test_the_command_asks_first(folder: Path, capsys: pytest.CaptureFixture[str]
     assert "done: " in captured.err
     assert captured.out.splitlines()[-1].startswith("whole: ")
     assert main(["-r", str(folder), "check", "--repair", "--yes"]) == 0
+
+
+def test_the_command_does_nothing_while_most_packs_are_missing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with castore.open(folder) as store:
+        expected = {name: store.gets(name) for name in store.names()}
+    (folder / "packs").rename(tmp_path / "not mounted")
+    index = rows(folder)
+    assert main(["-r", str(folder), "check", "--repair", "--yes"]) == 14
+    assert "bring packs/ back first" in capsys.readouterr().err
+    assert rows(folder) == index
+    (tmp_path / "not mounted").rename(folder / "packs")
+    with castore.open(folder) as store:
+        assert {name: store.gets(name) for name in store.names()} == expected
+    (folder / "packs").rename(tmp_path / "not mounted")
+    assert main(["-r", str(folder), "check", "--repair", "--yes", "--packs-are-lost"]) in (0, 1)

@@ -58,6 +58,11 @@ class CheckReport:
         return sorted({name for problem in self.problems for name in problem.names})
 
     @property
+    def missing_packs(self) -> set[str]:
+        """Those that something leads to and that are not there, in hex."""
+        return {p.pack for p in self.problems if (p.kind, p.severity) == ("pack", "missing")}
+
+    @property
     def clean(self) -> bool:
         return not self.problems
 

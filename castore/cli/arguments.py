@@ -382,7 +382,7 @@ def _check(verbs: Verbs) -> None:
         verbs,
         "check",
         "checking:check",
-        "[--read-data[=10%%]] [--repair [--yes]]",
+        "[--read-data[=10%%]] [--repair [--yes] [--packs-are-lost]]",
         "look whether the store is whole",
         """
 Structure: that every object's manifest is whole, and leads to frames that are in their packs; that
@@ -391,7 +391,8 @@ and compares it with its id. Prints what is wrong, and the names that can't be r
 
 --repair reads all data, says what it would do, asks, and does it: what has another copy is read
 from there from now on; what has none is moved below quarantine/, with all its intact bytes; nothing
-is removed that may be of use. --yes does not ask.
+is removed that may be of use. --yes does not ask. While more packs are missing than are there, as
+where a folder is not mounted, it does nothing, unless you say --packs-are-lost.
 
 Exit codes: 0 whole, 1 only warnings (what a gc will take), 13 something is damaged, 14 something is
 missing, 11 the store is in use in a way that does not allow it.
@@ -408,6 +409,9 @@ missing, 11 the store is in use in a way that does not allow it.
     )
     verb.add_argument("--repair", action="store_true", help="mend what can be mended")
     verb.add_argument("--yes", action="store_true", help="repair without asking")
+    verb.add_argument(
+        "--packs-are-lost", action="store_true", help="what is missing will not come back"
+    )
 
 
 def _backup(verbs: Verbs) -> None:

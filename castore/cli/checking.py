@@ -18,8 +18,8 @@ NAMES_SHOWN = 20  # of one problem; --json has them all
 
 
 def check(arguments: Namespace) -> int:
-    if arguments.yes and not arguments.repair:
-        raise UsageError("--yes goes with --repair")
+    if (arguments.yes or arguments.packs_are_lost) and not arguments.repair:
+        raise UsageError("--yes and --packs-are-lost go with --repair")
     import castore
 
     read_data = 1.0 if arguments.repair else arguments.read_data
@@ -35,6 +35,12 @@ def _repair(report: CheckReport, arguments: Namespace) -> int:
     """What would be done has been said before anything is."""
     from castore.check.plan import plan
 
+    if len(report.missing_packs) > report.packs and not arguments.packs_are_lost:
+        complain(
+            f"{len(report.missing_packs):,} packs are missing and {report.packs:,} are there: "
+            "bring packs/ back first (is it mounted?), or repeat with --packs-are-lost"
+        )
+        return report.exit_code
     steps = plan(report)
     if not steps:
         complain("there is nothing that a repair could do: the next gc takes what is left over")
