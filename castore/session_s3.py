@@ -327,7 +327,7 @@ class S3Session(WriteSession):
             record = record._replace(mtime_ns=copy.mtime_ns)
         self._put_name(copy.target, record, segments, if_absent=copy.if_absent)
         if copy.rename:
-            self._delete(copy.source, version.etag)
+            self._delete(copy.source, version.etag, version.head.record)
 
     def _reliable(self, version: Version, moved: Set[bytes] = frozenset()) -> Segments:
         """The version's segments, with what is in the packs `moved`, or in packs that can't be
@@ -374,16 +374,29 @@ class S3Session(WriteSession):
         cut = header.header_bytes
         return Frame(extent.chunk_id, size, frame[:cut], frame[cut:], header.sha256)
 
-    def _delete(self, name: bytes, etag: str) -> None:
-        """Delete this version of the name, which was just seen."""
+    def _delete(self, name: bytes, etag: str, record: Record | None = None) -> None:
+        """Delete the name, which was just seen with this ETag. What came after goes, too: of one
+        that has a `record`, only what a collector wrote anew."""
         try:
-            delete_version(self._bucket, name_key(name), etag)
+            newer: str | None = etag
+            while newer is not None and not delete_version(self._bucket, name_key(name), newer):
+                newer = self._etag(name) if record is None else self._etag_of(name, record)
         except OutcomeUnknown as error:
             raise CommitUnknown(
                 f"whether {name.decode()!r} was deleted is not known ({error.__cause__}): look "
                 "before you repeat it"
             ) from error
         self._catalog.forget(name)
+
+    def _etag_of(self, name: bytes, record: Record) -> str | None:
+        """The ETag that the name has now, if it still maps to this."""
+        try:
+            version = self._catalog.current(name)
+        except NameNotFound:
+            return None
+        there = version.head.record
+        same = (there.etag, there.mtime_ns) == (record.etag, record.mtime_ns)
+        return version.etag if same else None
 
     def _delete_below(self, prefix: bytes) -> int:
         deleted = 0

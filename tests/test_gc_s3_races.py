@@ -61,6 +61,15 @@ def test_a_writer_and_a_collector_that_repacks(make_world: Make) -> None:
     check_meetings(make_world, "overwrite", "repacks", every=12)
 
 
+def test_what_is_deleted_does_not_come_back_repacked(make_world: Make) -> None:
+    def deletes(machine: Machine) -> None:
+        machine.delete("kept")
+        machine.store.close()
+
+    for world, one, _, where in meetings(make_world, deletes, repacks):
+        assert losses(world, one) == [], where
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("collector", COLLECTORS)
 @pytest.mark.parametrize("writer", WRITERS)

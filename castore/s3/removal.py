@@ -20,9 +20,9 @@ def etag_at(bucket: Bucket, key: str) -> str | None:
         return None
 
 
-def delete_version(bucket: Bucket, key: str, etag: str) -> None:
-    """Have what was just seen to have this ETag deleted, or overwritten since. That it is gone is
-    success, too: another deleted it, or something on the way sent our request twice.
+def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
+    """Have what was just seen to have this ETag deleted; False if it was overwritten since. That it
+    is gone is success: another deleted it, or something on the way sent our request twice.
 
     Raises OutcomeUnknown if it is still there after some attempts that may land yet.
     """
@@ -31,18 +31,19 @@ def delete_version(bucket: Bucket, key: str, etag: str) -> None:
     while True:
         try:
             bucket.delete(key, if_match=etag)
-            return
+            return True
         except KeyAbsent:
-            return
+            return True
         except PreconditionFailed as refusal:
             if not refusal.conflict:
-                return
+                return False
             fault = Fault(RemoteError(f"{key!r} kept changing: repeat it"), repeat=True)
         except OutcomeUnknown as lost:
             unknown = lost
             fault = Fault(RemoteError(f"{key!r} was not deleted"), repeat=True, unknown=True)
-        if etag_at(bucket, key) != etag:
-            return
+        there = etag_at(bucket, key)
+        if there != etag:
+            return there is None
         if not patience.wait(fault):
             if unknown is not None:
                 raise unknown
