@@ -51,6 +51,7 @@ def names(*only: str) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="zstd, the floor, is not installed")
+@pytest.mark.long
 def test_whole_process_rows(tmp_path: Path) -> None:
     document, printed = run(
         tmp_path, "bench_local.py", "--peers", "", "--only", "put,get,cat", "--size", "2M"
@@ -122,6 +123,7 @@ def test_an_unknown_row_is_named(tmp_path: Path) -> None:
     assert "no row begins with 'nothing-such'" in finished.stderr
 
 
+@pytest.mark.long
 def test_memory(tmp_path: Path) -> None:
     document, _ = run(tmp_path, "bench_memory.py")
     measured = rows(document)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias, overload
 
 from castore.errors import CastoreError, RemoteError
@@ -268,15 +269,17 @@ class Bucket:
             if not isinstance(page.get("IsTruncated"), bool):
                 # An answer that is cut off at its first byte reads like an empty page.
                 raise Fault(RemoteError(f"no page of {self.settings.url} was sent"), repeat=True)
+            keys = [last, *(entry["Key"].encode() for entry in page.get("Contents", ()))]
+            if any(key >= following for key, following in pairwise(keys)):
+                # So do some while keys come and go.
+                said = f"{self.settings.url}: the server lists keys out of order"
+                raise Fault(RemoteError(said), repeat=True)
             return page
 
         while True:
             page = persist(once, self.backoff)
-            for entry in page.get("Contents", ()):
-                key = entry["Key"].encode()
-                if key <= last:
-                    raise RemoteError(f"{self.settings.url}: the server lists keys out of order")
-                last = key
+            for entry in page.get("Contents", ())[-1:]:
+                last = entry["Key"].encode()
             yield page
             if not page["IsTruncated"]:
                 return
