@@ -25,12 +25,12 @@ from castore.format import (
     FLAG_DISAMBIGUATED,
     FLAG_SHA256,
     FRAME_HEADER_BYTES,
-    INLINE_BYTES_LIMIT,
     FrameHeader,
     decode_frame_header,
     encode_frame_header,
     plain_frame_header,
 )
+from castore.format_index import INLINE_BYTES_LIMIT
 
 _thread = threading.local()
 _digest = xxhash.xxh3_128_digest

@@ -16,14 +16,8 @@ from typing import Final, NamedTuple
 import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import (
-    PACK_ID_BYTES,
-    VERSION,
-    PackEntry,
-    Record,
-    decode_record,
-    encode_record,
-)
+from castore.format import PACK_ID_BYTES, VERSION, PackEntry
+from castore.format_index import Record, decode_record, encode_record
 
 SESSION_ID_BYTES: Final = 8
 NONCE_BYTES: Final = 16

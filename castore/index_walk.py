@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
-from castore.format import (
+from castore.format_index import (
     decode_chunk_row,
     decode_pack_row,
     decode_record,

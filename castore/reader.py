@@ -18,7 +18,8 @@ from castore.codec import chunk_id_of, decode_frame, decode_inline
 from castore.errors import CastoreError, ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.fileio import write_all
 from castore.forks import ForkLock, Rank
-from castore.format import Record, StoreConfig
+from castore.format import StoreConfig
+from castore.format_index import Record
 from castore.manifest import Manifest
 from castore.model import Extent, Progress, RangePlan
 from castore.packs import NOTHING_HELD, Held, Packs

@@ -25,11 +25,10 @@ from castore.check.packs import PackReading, is_whole
 from castore.errors import FormatError, IndexCorrupt, StoreNotFound, UnsupportedFormat
 from castore.fileio import sync_folder
 from castore.folder import alone, check_index_in_place, read_config
-from castore.format import (
-    PackEntry,
+from castore.format import PackEntry, StoreConfig
+from castore.format_index import (
     Segment,
     SegmentBuilder,
-    StoreConfig,
     Totals,
     decode_chunk_row,
     decode_pack_row,

@@ -30,7 +30,8 @@ from castore.errors import (
     UnsupportedFormat,
 )
 from castore.forks import ForkLock, Rank
-from castore.format import StoreConfig, decode_config, decode_segment, encode_config
+from castore.format import StoreConfig, decode_config, encode_config
+from castore.format_index import decode_segment
 from castore.model import Progress, StoreStats
 from castore.packs.s3 import S3Packs
 from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed

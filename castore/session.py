@@ -18,14 +18,8 @@ from castore.catalog.operations import Batch, Draft, NewChunk, Operation
 from castore.chunker import Chunker
 from castore.codec import Frame, encode_frame
 from castore.errors import FormatError, PackMissing, StoreIOError
-from castore.format import (
-    FRAME_HEADER_BYTES,
-    SHA256_BYTES,
-    SegmentBuilder,
-    StoreConfig,
-    decode_frame_header,
-    decode_segment,
-)
+from castore.format import FRAME_HEADER_BYTES, SHA256_BYTES, StoreConfig, decode_frame_header
+from castore.format_index import SegmentBuilder, decode_segment
 from castore.mapping import Mapping
 from castore.model import Extent, Location
 from castore.packs.local import LocalPacks, Placement

@@ -27,13 +27,8 @@ from castore.errors import (
     PackMissing,
     StoreIOError,
 )
-from castore.format import (
-    Record,
-    SegmentBuilder,
-    StoreConfig,
-    decode_frame_header,
-    decode_segment,
-)
+from castore.format import StoreConfig, decode_frame_header
+from castore.format_index import Record, SegmentBuilder, decode_segment
 from castore.format_s3 import encode_manifest, name_key
 from castore.model import Extent, Location
 from castore.packs import NOTHING_HELD

@@ -8,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from castore.catalog import Catalog
+from castore.backend import Backend
 from castore.catalog.operations import Publish
 from castore.chunker import Chunker, ChunkSizes
 from castore.errors import NameExists, NameNotFound, ReadOnlyStore, StoreClosed
 from castore.forks import ForkLock, Rank
-from castore.format import StoreConfig
 from castore.local import open_local, refuse_open_store_paths
 from castore.model import (
     ObjectInfo,
@@ -28,7 +27,6 @@ from castore.model import (
     encode_prefix,
 )
 from castore.objectfile import ObjectReader, ObjectWriterFile
-from castore.packs import Packs
 from castore.reader import Reader, Writable
 from castore.session import WriteSession
 from castore.transaction import MODE_DEFAULT, Readable, StrPath, Transaction, object_info
@@ -140,51 +138,6 @@ def open_store(
             collision_guard=collision_guard,
         )
     return Store(backend, url=url, read_only=read_only, options=options)
-
-
-class Backend(Protocol):
-    """The layers below a Store, of either kind."""
-
-    root: str
-    config: StoreConfig
-    threads: int
-
-    @property
-    def writable(self) -> bool: ...
-
-    @property
-    def catalog(self) -> Catalog: ...
-
-    @property
-    def packs(self) -> Packs: ...
-
-    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> WriteSession: ...
-
-    def stats(self) -> StoreStats: ...
-
-    def gc(
-        self,
-        *,
-        dry_run: bool,
-        grace_seconds: float,
-        repack_below: float,
-        max_repack_bytes: int | None,
-        alone: bool,
-        carry_undeletable: bool,
-        progress: Progress | None,
-    ) -> GcReport: ...
-
-    def check(self, *, fraction: float, progress: Progress | None) -> CheckReport: ...
-
-    def repair(
-        self, session: Callable[[], WriteSession], *, progress: Progress | None
-    ) -> CheckReport: ...
-
-    def back_up(self, path: str) -> BackupReport: ...
-
-    def rebuild_index(self, *, progress: Progress | None) -> RebuildReport: ...
-
-    def close(self) -> None: ...
 
 
 class Store:

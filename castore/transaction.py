@@ -13,7 +13,7 @@ from typing import Protocol
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Operation, Publish
 from castore.errors import NameExists, StoreClosed
-from castore.format import Record
+from castore.format_index import Record
 from castore.local import refuse_open_store_paths
 from castore.mapping import Mapping
 from castore.model import ObjectInfo, Progress, encode_name, encode_prefix

@@ -21,7 +21,7 @@ import xxhash
 from castore.catalog.operations import Draft
 from castore.codec import Frame, chunk_id_of, disambiguated_id, encode_inline, sha256_of
 from castore.errors import FormatError, SourceChanged
-from castore.format import Record, SegmentBuilder
+from castore.format_index import Record, SegmentBuilder
 from castore.mapping import Mapping
 from castore.model import Location, Progress
 from castore.session import NewFrame, WriteSession

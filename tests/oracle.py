@@ -261,7 +261,7 @@ def check_index(store: castore.Store) -> None:
     every chunk row too, and the sums are right."""
     catalog, packs = store._catalog, store._local.packs  # type: ignore[union-attr]
     index = catalog._index  # type: ignore[union-attr]
-    totals = castore.format.Totals()
+    totals = castore.format_index.Totals()
     mapped: dict[bytes, memoryview] = {}
 
     def frame_header(location: castore.model.Location) -> castore.format.FrameHeader:
@@ -276,7 +276,7 @@ def check_index(store: castore.Store) -> None:
 
     with index.read() as txn:
         for name, raw in txn.cursor(db=index.names):
-            record = castore.format.decode_record(bytes(raw))
+            record = castore.format_index.decode_record(bytes(raw))
             totals.logical_bytes += record.size
             if record.is_inline:
                 totals.inline_raw_bytes += record.size
@@ -284,19 +284,19 @@ def check_index(store: castore.Store) -> None:
                 continue
             end = chunks = 0
             for segment in catalog._raw_segments(txn, record.manifest):  # type: ignore[union-attr]
-                for extent in castore.format.decode_segment(segment):
+                for extent in castore.format_index.decode_segment(segment):
                     assert extent.begin == end, f"a hole in {bytes(name)!r}"
                     assert frame_header(extent.location).chunk_id == extent.chunk_id
                     end, chunks = extent.end, chunks + 1
             assert (end, chunks) == (record.size, record.chunks), bytes(name)
         for chunk_id, raw in txn.cursor(db=index.chunks):
-            raw_bytes, location = castore.format.decode_chunk_row(bytes(raw))
+            raw_bytes, location = castore.format_index.decode_chunk_row(bytes(raw))
             header = frame_header(location)
             assert (header.chunk_id, header.raw_bytes) == (bytes(chunk_id), raw_bytes)
             totals.chunk_raw_bytes += raw_bytes
             totals.chunk_stored_bytes += location.stored_bytes
         counted = txn.get(b"totals", db=index.meta)
-    assert counted is None or castore.format.Totals.decode(bytes(counted)) == totals
+    assert counted is None or castore.format_index.Totals.decode(bytes(counted)) == totals
 
 
 # ---------------------------------------------------------------- a process of the oracle
@@ -522,7 +522,7 @@ def keep_putting(store_path: str, writer: int, threads: int) -> None:
 
 def make_everything_small() -> None:
     """Segments, batches of rows and packs of a size that a small object fills."""
-    castore.format.SEGMENT_EXTENTS_MAX = 8  # type: ignore[misc]
+    castore.format_index.SEGMENT_EXTENTS_MAX = 8  # type: ignore[misc]
     castore.session.ROWS_MAX = 24
     castore.session.SEGMENTS_MAX = 3
     castore.packs.local.PACK_BYTES_MAX = 300_000

@@ -19,7 +19,8 @@ from castore.check import CheckReport
 from castore.check.mending import mended
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt, StoreIOError, StoreNotFound
-from castore.format import PACK_HEADER_BYTES, decode_chunk_row, decode_record, encode_record
+from castore.format import PACK_HEADER_BYTES
+from castore.format_index import decode_chunk_row, decode_record, encode_record
 
 VALUES = contents()
 

@@ -18,12 +18,12 @@ from castore.format import (
     FLAG_DISAMBIGUATED,
     FLAG_SHA256,
     FRAME_HEADER_BYTES,
-    INLINE_BYTES_LIMIT,
     SHA256_BYTES,
     FrameHeader,
     decode_frame_header,
     encode_frame_header,
 )
+from castore.format_index import INLINE_BYTES_LIMIT
 
 SEED = 0x0123456789ABCDEF
 TEXT = b"".join(b"line %d of a text that repeats itself\n" % i for i in range(2000))

@@ -276,7 +276,7 @@ linux = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="reads /p
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments, batches of rows and packs that a small object fills."""
-    monkeypatch.setattr("castore.format.SEGMENT_EXTENTS_MAX", 8)
+    monkeypatch.setattr("castore.format_index.SEGMENT_EXTENTS_MAX", 8)
     monkeypatch.setattr("castore.session.ROWS_MAX", 24)
     monkeypatch.setattr("castore.session.SEGMENTS_MAX", 3)
     monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 300_000)

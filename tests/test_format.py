@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from castore import codec
 from castore import format as layout
+from castore import format_index as rows
 from castore.errors import FormatError, UnsupportedFormat
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location
 
@@ -55,7 +56,7 @@ def extents(count: int = 5, begin: int = 1000) -> list[Extent]:
 
 
 def segment(of: list[Extent]) -> bytes:
-    builder = layout.SegmentBuilder(of[0].begin)
+    builder = rows.SegmentBuilder(of[0].begin)
     for extent in of:
         builder.append(extent.end, extent.chunk_id, *extent.location)
     return builder.encode()
@@ -77,8 +78,8 @@ DISAMBIGUATED_HEADER = layout.FrameHeader(
     codec.disambiguated_id(SHA256, SEED),
     SHA256,
 )
-INLINE = layout.Record(5, 1767225600_123456789, 0o640, b"\x11" * 16, 5, inline=b"hello")
-INLINE_ZSTD = layout.Record(
+INLINE = rows.Record(5, 1767225600_123456789, 0o640, b"\x11" * 16, 5, inline=b"hello")
+INLINE_ZSTD = rows.Record(
     len(TEXT),
     1767225600_000000000,
     0o4755,
@@ -87,8 +88,8 @@ INLINE_ZSTD = layout.Record(
     codec=layout.CODEC_ZSTD,
     inline=ZSTD_PAYLOAD,
 )
-EXTENTS = layout.Record(1 << 40, -1, 0o644, b"\x33" * 16, 1 << 39, chunks=1 << 24, manifest=77)
-TOTALS = layout.Totals(1 << 50, 2, 3, 1 << 49, 5)
+EXTENTS = rows.Record(1 << 40, -1, 0o644, b"\x33" * 16, 1 << 39, chunks=1 << 24, manifest=77)
+TOTALS = rows.Totals(1 << 50, 2, 3, 1 << 49, 5)
 
 SPECIMENS: dict[str, bytes] = {
     "config": layout.encode_config(config()),
@@ -101,13 +102,13 @@ SPECIMENS: dict[str, bytes] = {
     "pack footer": layout.encode_footer(ENTRIES, FOOTER_OFFSET),
     "pack footer, no frames": layout.encode_footer([], 64),
     "segment": segment(extents()),
-    "record, inline raw": layout.encode_record(INLINE),
-    "record, inline zstd": layout.encode_record(INLINE_ZSTD),
-    "record, extents": layout.encode_record(EXTENTS),
-    "chunk row": layout.encode_chunk_row(65536, Location(PACK_IDS[1], 1 << 28, 65568)),
-    "pack row": layout.encode_pack_row(1767225600_123456789, 256 << 20),
+    "record, inline raw": rows.encode_record(INLINE),
+    "record, inline zstd": rows.encode_record(INLINE_ZSTD),
+    "record, extents": rows.encode_record(EXTENTS),
+    "chunk row": rows.encode_chunk_row(65536, Location(PACK_IDS[1], 1 << 28, 65568)),
+    "pack row": rows.encode_pack_row(1767225600_123456789, 256 << 20),
     "totals row": TOTALS.encode(),
-    "segment key": layout.segment_key(77, 1 << 40),
+    "segment key": rows.segment_key(77, 1 << 40),
     "chunk id": TEXT_ID,
     "disambiguated chunk id": codec.disambiguated_id(SHA256, SEED),
 }
@@ -139,18 +140,18 @@ def test_golden_bytes_decode_to_what_they_meant() -> None:
     footer = raw["pack footer"]
     assert layout.decode_footer(footer, FOOTER_OFFSET + len(footer)) == ENTRIES
     assert layout.decode_footer(raw["pack footer, no frames"], 64 + 40) == []
-    assert list(layout.decode_segment(raw["segment"])) == extents()
-    assert layout.decode_record(raw["record, inline raw"]) == INLINE
-    assert layout.decode_record(raw["record, inline zstd"]) == INLINE_ZSTD
-    assert layout.decode_record(raw["record, extents"]) == EXTENTS
+    assert list(rows.decode_segment(raw["segment"])) == extents()
+    assert rows.decode_record(raw["record, inline raw"]) == INLINE
+    assert rows.decode_record(raw["record, inline zstd"]) == INLINE_ZSTD
+    assert rows.decode_record(raw["record, extents"]) == EXTENTS
     assert codec.decode_inline(INLINE_ZSTD.codec, INLINE_ZSTD.inline, len(TEXT)) == TEXT
-    assert layout.decode_chunk_row(raw["chunk row"]) == (
+    assert rows.decode_chunk_row(raw["chunk row"]) == (
         65536,
         Location(PACK_IDS[1], 1 << 28, 65568),
     )
-    assert layout.decode_pack_row(raw["pack row"]) == (1767225600_123456789, 256 << 20)
-    assert layout.Totals.decode(raw["totals row"]) == TOTALS
-    assert layout.manifest_of(raw["segment key"]) == 77
+    assert rows.decode_pack_row(raw["pack row"]) == (1767225600_123456789, 256 << 20)
+    assert rows.Totals.decode(raw["totals row"]) == TOTALS
+    assert rows.manifest_of(raw["segment key"]) == 77
 
 
 def test_layouts_are_those_of_the_format_page() -> None:
@@ -223,15 +224,15 @@ def test_records_of_extents_round_trip(
     data: st.DataObject,
 ) -> None:
     chunks = data.draw(st.integers(1, min(size, 2**60)))
-    record = layout.Record(size, mtime_ns, mode, etag, stored, chunks, manifest)
-    assert layout.decode_record(layout.encode_record(record)) == record
+    record = rows.Record(size, mtime_ns, mode, etag, stored, chunks, manifest)
+    assert rows.decode_record(rows.encode_record(record)) == record
     assert not record.is_inline
 
 
 @given(st.binary(max_size=5000), u32, id16)
 def test_inline_records_round_trip(inline: bytes, mode: int, etag: bytes) -> None:
-    record = layout.Record(len(inline), 1, mode, etag, len(inline), inline=inline)
-    assert layout.decode_record(layout.encode_record(record)) == record
+    record = rows.Record(len(inline), 1, mode, etag, len(inline), inline=inline)
+    assert rows.decode_record(rows.encode_record(record)) == record
     assert record.is_inline
 
 
@@ -253,7 +254,7 @@ def test_segments_round_trip_and_find_their_extents(
         location = Location(pack_id, (i * 77777) % 2**31, 32 + length % 1000)
         made.append(Extent(begin, begin + length, struct.pack("<QQ", i, length), location))
         begin += length
-    decoded = layout.decode_segment(segment(made))
+    decoded = rows.decode_segment(segment(made))
     assert list(decoded) == made
     assert (decoded.begin, decoded.end, len(decoded)) == (made[0].begin, begin, len(made))
     low = made[0].begin + int(at * (begin - made[0].begin - 1))
@@ -264,19 +265,19 @@ def test_segments_round_trip_and_find_their_extents(
 
 
 def test_a_segment_holds_1024_extents() -> None:
-    builder = layout.SegmentBuilder(0)
+    builder = rows.SegmentBuilder(0)
     for i in range(SEGMENT_EXTENTS_MAX):
         assert not builder.full
         builder.append(i + 1, bytes(16), bytes(16), 64, 33)
     assert builder.full
-    assert len(layout.decode_segment(builder.encode())) == SEGMENT_EXTENTS_MAX
+    assert len(rows.decode_segment(builder.encode())) == SEGMENT_EXTENTS_MAX
     builder.append(9999, bytes(16), bytes(16), 64, 33)
     with pytest.raises(FormatError, match="claims 1025 extents"):
-        layout.decode_segment(builder.encode())
+        rows.decode_segment(builder.encode())
 
 
 def test_segment_keys_sort_as_numbers() -> None:
-    keys = [layout.segment_key(m, e) for m in (0, 1, 255, 256, 2**63) for e in (0, 255, 256, 2**40)]
+    keys = [rows.segment_key(m, e) for m in (0, 1, 255, 256, 2**63) for e in (0, 255, 256, 2**40)]
     assert keys == sorted(keys)
 
 
@@ -319,7 +320,7 @@ def test_newer_versions_are_said_to_be_newer() -> None:
     with pytest.raises(UnsupportedFormat, match="format version 2, this castore reads up to 1"):
         layout.decode_config(newer)
     with pytest.raises(UnsupportedFormat, match="version 9: upgrade castore"):
-        layout.decode_record(repaired_record(b"\x09" + SPECIMENS["record, extents"][1:]))
+        rows.decode_record(repaired_record(b"\x09" + SPECIMENS["record, extents"][1:]))
     header = SPECIMENS["pack header"]
     with pytest.raises(UnsupportedFormat, match="format version 3"):
         layout.decode_pack_header(repaired_pack_header(header[:8] + b"\x03" + header[9:]))
@@ -419,9 +420,9 @@ def test_a_footer_that_places_frames_outside_its_pack_is_refused() -> None:
 def test_a_segment_whose_columns_contradict_each_other_is_refused() -> None:
     good = SPECIMENS["segment"]
 
-    def with_end(i: int, end: int) -> layout.Segment:
+    def with_end(i: int, end: int) -> rows.Segment:
         at = 32 + 8 * i
-        return layout.decode_segment(
+        return rows.decode_segment(
             repaired_segment(good[:at] + end.to_bytes(8, "little") + good[at + 8 :])
         )
 
@@ -438,7 +439,7 @@ def test_a_segment_whose_columns_contradict_each_other_is_refused() -> None:
     pack_at = 32 + 5 * (8 + 16 + 4 + 4)
     elsewhere = repaired_segment(good[:pack_at] + b"\x03\0" + good[pack_at + 2 :])
     with pytest.raises(FormatError, match="in pack 3"):
-        layout.decode_segment(elsewhere).extent(0)
+        rows.decode_segment(elsewhere).extent(0)
 
 
 # ---------------------------------------------------------------- mutations
@@ -471,14 +472,14 @@ def use_footer(raw: bytes) -> None:
 
 
 def use_segment(raw: bytes) -> None:
-    decoded = layout.decode_segment(raw)
+    decoded = rows.decode_segment(raw)
     list(decoded.covering(decoded.begin, decoded.end))
     for extent in decoded:
         assert 0 < extent.end - extent.begin <= layout.CHUNK_BYTES_LIMIT + 256
 
 
 def use_record(raw: bytes) -> None:
-    record = layout.decode_record(raw)
+    record = rows.decode_record(raw)
     if record.is_inline:
         inline = codec.decode_inline(record.codec, record.inline, record.size)
         assert len(inline) == record.size
@@ -523,10 +524,10 @@ TARGETS = {
         layout.decode_config,
         versioned=True,
     ),
-    "chunk rows": Target([SPECIMENS["chunk row"]], layout.decode_chunk_row),
-    "pack rows": Target([SPECIMENS["pack row"]], layout.decode_pack_row),
-    "totals": Target([SPECIMENS["totals row"]], layout.Totals.decode),
-    "segment keys": Target([SPECIMENS["segment key"]], layout.manifest_of),
+    "chunk rows": Target([SPECIMENS["chunk row"]], rows.decode_chunk_row),
+    "pack rows": Target([SPECIMENS["pack row"]], rows.decode_pack_row),
+    "totals": Target([SPECIMENS["totals row"]], rows.Totals.decode),
+    "segment keys": Target([SPECIMENS["segment key"]], rows.manifest_of),
 }
 EXTREMES = [0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 1 << 26, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
 EXTREMES += [1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from castore.codec import CODEC_RAW
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import PackEntry, Record, SegmentBuilder
+from castore.format import PackEntry
+from castore.format_index import Record, SegmentBuilder
 from castore.format_s3 import (
     MANIFEST_HEADER_BYTES,
     GcState,

@@ -26,7 +26,7 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
 )
-from castore.format import SegmentBuilder, decode_chunk_row, decode_segment
+from castore.format_index import SegmentBuilder, decode_chunk_row, decode_segment
 from castore.gc.caches import UNUSED_SECONDS, collect_caches
 from castore.gc.choosing import FRAMES_MAX, SMALL_PACK_BYTES, SMALL_PACKS_MAX, PackFacts, choose
 from castore.gc.marks import Marks
@@ -153,7 +153,7 @@ def test_what_a_failed_put_had_staged_goes(
 WRITER = """
 import random, sys
 import castore, castore.format, castore.session, castore.writer, castore.packs.local
-castore.format.SEGMENT_EXTENTS_MAX = 4
+castore.format_index.SEGMENT_EXTENTS_MAX = 4
 castore.session.SEGMENTS_MAX = 2
 castore.packs.local.PACK_BYTES_MAX = 200_000
 castore.writer.BATCHES_MAX = 0
@@ -355,7 +355,7 @@ def test_packs_larger_than_memory_allows_are_moved_in_pieces(
     monkeypatch.setattr("castore.gc.choosing.FRAMES_MAX", 3)
     monkeypatch.setattr("castore.gc.repacking.SEGMENTS_MAX", 1)
     monkeypatch.setattr("castore.gc.repacking.APPEND_BYTES", 5000)
-    monkeypatch.setattr("castore.format.SEGMENT_EXTENTS_MAX", 4)
+    monkeypatch.setattr("castore.format_index.SEGMENT_EXTENTS_MAX", 4)
     for n in range(3):
         sparse(store, f"{n}", seed=10 * n)
     store.puts("both", everything(store)["0/kept"] + everything(store)["2/kept"])

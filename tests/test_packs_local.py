@@ -184,7 +184,7 @@ def test_descriptors_are_bounded_in_a_large_put(
     """Full packs are let go of as their rows are staged, however many there are."""
     monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 30_000)
     monkeypatch.setattr("castore.session.ROWS_MAX", 32)
-    monkeypatch.setattr("castore.format.SEGMENT_EXTENTS_MAX", 8)
+    monkeypatch.setattr("castore.format_index.SEGMENT_EXTENTS_MAX", 8)
     monkeypatch.setattr("castore.writer.BATCH_BYTES", 50_000)
     monkeypatch.setattr("castore.writer.BATCHES_MAX", 0)
     before = len(os.listdir("/proc/self/fd"))

@@ -22,7 +22,7 @@ from stores import change_rows, contents, fill, flip, packs, read, rows, small
 import castore
 from castore.cli import main
 from castore.errors import CastoreError
-from castore.format import decode_chunk_row, decode_segment
+from castore.format_index import decode_chunk_row, decode_segment
 
 VALUES = contents()
 EXPECTED = {**VALUES, "copy": VALUES["n/03"]}

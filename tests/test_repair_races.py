@@ -15,7 +15,7 @@ from castore.check.repair_objects import ObjectRepair
 from castore.check.repair_packs import PackRepair
 from castore.check.repair_rows import RowRepair
 from castore.codec import encode_frame
-from castore.format import decode_pack_row, decode_record, decode_segment, segment_key
+from castore.format_index import decode_pack_row, decode_record, decode_segment, segment_key
 from castore.local import LocalStore
 from castore.packs.local import LocalPacks, Placement
 

@@ -24,17 +24,14 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
 )
-from castore.format import (
-    PackEntry,
+from castore.format import PackEntry, decode_frame_header, encode_footer, encode_pack_header
+from castore.format_index import (
     SegmentBuilder,
     Totals,
     decode_chunk_row,
-    decode_frame_header,
     decode_record,
     decode_segment,
     encode_chunk_row,
-    encode_footer,
-    encode_pack_header,
     encode_pack_row,
     manifest_of,
     segment_key,
@@ -238,7 +235,7 @@ def small_batches(patch: pytest.MonkeyPatch) -> None:
 def small_stages(patch: pytest.MonkeyPatch) -> None:
     """And their rows are in the index long before the object has a name."""
     small_batches(patch)
-    patch.setattr("castore.format.SEGMENT_EXTENTS_MAX", 4)
+    patch.setattr("castore.format_index.SEGMENT_EXTENTS_MAX", 4)
     patch.setattr("castore.session.SEGMENTS_MAX", 2)
 
 
@@ -515,7 +512,7 @@ def test_a_killed_writers_staged_rows_are_the_collectors(tmp_path: Path) -> None
     program = """
 import os, random, sys
 import castore, castore.format, castore.session, castore.writer
-castore.format.SEGMENT_EXTENTS_MAX = 4
+castore.format_index.SEGMENT_EXTENTS_MAX = 4
 castore.session.SEGMENTS_MAX = 2
 store = castore.open(sys.argv[1], chunk_bytes_avg=2816, threads=1)
 castore.writer.BATCHES_MAX = 0

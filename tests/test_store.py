@@ -39,7 +39,8 @@ from castore.errors import (
     StoreClosed,
     StoreFull,
 )
-from castore.format import decode_chunk_row, decode_footer, decode_frame_header
+from castore.format import decode_footer, decode_frame_header
+from castore.format_index import decode_chunk_row
 from castore.packs import local as local_packs
 
 CHUNK_MIN, CHUNK_MAX, TAIL = 704, 11264, 256  # of the `store` fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from castore.format import Record
+from castore.format_index import Record
 from castore.manifest import Manifest
 from castore.model import Extent
 

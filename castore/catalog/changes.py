@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
 from castore.errors import FormatError, NameExists, NameNotFound
-from castore.format import Record, Totals, decode_record, encode_record
+from castore.format_index import Record, Totals, decode_record, encode_record
 from castore.index import Index, Txn
 
 

@@ -44,7 +44,7 @@ from castore.catalog.meta import (
 from castore.catalog.operations import Batch, Draft, NewChunk, Operation
 from castore.errors import FormatError, IndexCorrupt, NameNotFound, StoreIOError
 from castore.fileio import sync_folder
-from castore.format import (
+from castore.format_index import (
     Record,
     Segment,
     Totals,

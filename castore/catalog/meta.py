@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from castore.format import Totals
+from castore.format_index import Totals
 from castore.index import Index, Snapshot, Txn
 
 STORE_ID = b"store_id"

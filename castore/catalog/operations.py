@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from castore.format import Record
+from castore.format_index import Record
 from castore.model import Location
 from castore.packs.local import Pack
 

@@ -17,7 +17,7 @@ from castore.catalog import Cover
 from castore.coalesce import coalesce
 from castore.errors import FormatError, ManifestUnreadable, NameNotFound
 from castore.forks import ForkLock, Rank
-from castore.format import Record, Segment, decode_segment
+from castore.format_index import Record, Segment, decode_segment
 from castore.format_s3 import (
     MANIFEST_HEADER_BYTES,
     ManifestHead,

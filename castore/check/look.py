@@ -22,9 +22,9 @@ from castore.errors import (
     UnsupportedFormat,
 )
 from castore.folder import CONFIG
-from castore.format import (
+from castore.format import StoreConfig
+from castore.format_index import (
     Record,
-    StoreConfig,
     Totals,
     decode_chunk_row,
     decode_pack_row,

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 from castore.check.pack_files import is_locked, pack_path
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import Segment, decode_record, decode_segment, manifest_of, segment_key
+from castore.format_index import Segment, decode_record, decode_segment, manifest_of, segment_key
 from castore.index import Index, Snapshot, Txn
 from castore.index_walk import pages
 

@@ -10,7 +10,8 @@ import xxhash
 from castore.check.packs import PackReading
 from castore.codec import chunk_id_of, decode_inline
 from castore.errors import FormatError
-from castore.format import PackEntry, Record, decode_segment
+from castore.format import PackEntry
+from castore.format_index import Record, decode_segment
 from castore.model import Extent
 
 

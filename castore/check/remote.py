@@ -20,7 +20,8 @@ from castore.check.objects import Faulty, inline_fault, manifest_faults
 from castore.check.packs import PackReading, Read, read_pack
 from castore.check.report import CheckReport, Problem, Severity
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import StoreConfig, decode_segment
+from castore.format import StoreConfig
+from castore.format_index import decode_segment
 from castore.format_s3 import (
     GC_STATE_KEY,
     MANIFEST_HEADER_BYTES,

@@ -26,7 +26,8 @@ from castore.check.repair_rows import RowRepair
 from castore.check.report import CheckReport
 from castore.errors import FormatError
 from castore.fileio import make_durable_folder, sync_folder
-from castore.format import StoreConfig, decode_segment, manifest_of
+from castore.format import StoreConfig
+from castore.format_index import decode_segment, manifest_of
 from castore.index import Index, Txn
 from castore.packs.local import LocalPacks, Placement
 from castore.packs.locks import PackLocks

@@ -24,11 +24,11 @@ from castore.check.report import CheckReport
 from castore.check.salvage import PREFIX, note, salvage
 from castore.codec import decode_frame
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import (
+from castore.format import StoreConfig
+from castore.format_index import (
     Record,
     Segment,
     SegmentBuilder,
-    StoreConfig,
     decode_record,
     decode_segment,
     manifest_of,

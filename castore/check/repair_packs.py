@@ -14,11 +14,9 @@ from castore.check.packs import PackReading, is_whole
 from castore.check.report import CheckReport
 from castore.codec import Frame, decode_frame
 from castore.errors import FormatError
-from castore.format import (
-    PackEntry,
-    StoreConfig,
+from castore.format import PackEntry, StoreConfig, decode_frame_header
+from castore.format_index import (
     decode_chunk_row,
-    decode_frame_header,
     decode_pack_row,
     encode_chunk_row,
     encode_pack_row,

@@ -22,7 +22,7 @@ from castore.check.report import CheckReport
 from castore.check.salvage import PREFIX, note, salvage
 from castore.codec import chunk_id_of, decode_frame
 from castore.errors import CommitUnknown, FormatError, NameNotFound, UnsupportedFormat
-from castore.format import decode_segment
+from castore.format_index import decode_segment
 from castore.format_s3 import (
     MANIFEST_HEADER_BYTES,
     NONCE_BYTES,

@@ -15,7 +15,7 @@ from castore.check.pack_files import pack_path
 from castore.check.repair_packs import PackRepair
 from castore.check.report import CheckReport
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import (
+from castore.format_index import (
     Totals,
     decode_chunk_row,
     decode_pack_row,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from castore.catalog.operations import Draft, Publish
 from castore.codec import chunk_id_of
 from castore.errors import FormatError
-from castore.format import Record, Segment, decode_segment
+from castore.format_index import Record, Segment, decode_segment
 from castore.model import NAME_BYTES_MAX, Extent
 from castore.session import WriteSession
 from castore.writer import ObjectWriter

@@ -24,7 +24,7 @@ from castore.catalog.meta import (
     read_number,
 )
 from castore.errors import FormatError
-from castore.format import (
+from castore.format_index import (
     Record,
     Segment,
     decode_record,

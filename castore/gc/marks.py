@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Set
 
-from castore.format import Segment
+from castore.format_index import Segment
 from castore.model import Location
 
 GROWTH_MIN = 1 << 16  # offsets; below, repeats are not worth looking for

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from castore.catalog.meta import read_totals, write_totals
 from castore.codec import Frame, decode_frame
 from castore.errors import FormatError, PackMissing
-from castore.format import (
+from castore.format import decode_frame_header
+from castore.format_index import (
     SegmentBuilder,
     decode_chunk_row,
-    decode_frame_header,
     decode_segment,
     encode_chunk_row,
     encode_pack_row,

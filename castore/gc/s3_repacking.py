@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 
 from castore.catalog.s3 import Overwritten, S3Catalog, Version
 from castore.errors import ChunkCorrupt, PackMissing
-from castore.format import decode_segment
+from castore.format_index import decode_segment
 from castore.gc import Damage, Meter
 from castore.gc.s3_marking import Pins
 from castore.s3.uploads import PACK_BYTES_MAX

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from castore.catalog.meta import read_totals, write_totals
-from castore.format import (
+from castore.format_index import (
     decode_chunk_row,
     decode_pack_row,
     decode_segment,

@@ -29,7 +29,8 @@ import xxhash
 from castore.errors import CastoreError, ReadOnlyStore, StoreFull, StoreIOError, StoreLocked
 from castore.fileio import make_durable_folder, sync_folder
 from castore.forks import ForkLock, Rank
-from castore.format import PackEntry, decode_chunk_row, encode_chunk_row
+from castore.format import PackEntry
+from castore.format_index import decode_chunk_row, encode_chunk_row
 from castore.index import CACHE_TABLES, Index, LmdbError, Snapshot, Table, Txn, open_index
 from castore.model import Location
 from castore.s3.frames import FrameCache

@@ -1,0 +1,68 @@
+"""What a kind of store supplies to `Store`: the layers below it, and what is done to all of it.
+
+`castore/local.py` and `castore/remote.py` have the two that there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from castore.catalog import Catalog
+from castore.chunker import Chunker
+from castore.format import StoreConfig
+from castore.model import Progress, StoreStats
+from castore.packs import Packs
+from castore.session import WriteSession
+from castore.workers import Workers
+
+if TYPE_CHECKING:  # loaded by those who need it
+    from castore.backup import BackupReport
+    from castore.check import CheckReport
+    from castore.gc import GcReport
+    from castore.rebuild import RebuildReport
+
+
+class Backend(Protocol):
+    """Raises what its layers raise: see the verbs of `Store`."""
+
+    root: str
+    config: StoreConfig
+    threads: int
+
+    @property
+    def writable(self) -> bool: ...
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def packs(self) -> Packs: ...
+
+    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> WriteSession: ...
+
+    def stats(self) -> StoreStats: ...
+
+    def gc(
+        self,
+        *,
+        dry_run: bool,
+        grace_seconds: float,
+        repack_below: float,
+        max_repack_bytes: int | None,
+        alone: bool,
+        carry_undeletable: bool,
+        progress: Progress | None,
+    ) -> GcReport: ...
+
+    def check(self, *, fraction: float, progress: Progress | None) -> CheckReport: ...
+
+    def repair(
+        self, session: Callable[[], WriteSession], *, progress: Progress | None
+    ) -> CheckReport: ...
+
+    def back_up(self, path: str) -> BackupReport: ...
+
+    def rebuild_index(self, *, progress: Progress | None) -> RebuildReport: ...
+
+    def close(self) -> None: ...
