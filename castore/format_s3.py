@@ -11,7 +11,7 @@ import secrets
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import xxhash
 
@@ -239,15 +239,14 @@ class GcState:
 
 
 def encode_state(state: GcState) -> bytes:
-    return json.dumps(
-        {
-            "format": "castore-gc",
-            "version": state.version,
-            "phase": state.phase,
-            "nonce": state.nonce.hex(),
-            "condemned": state.condemned,
-        }
-    ).encode()
+    fields = {
+        "format": "castore-gc",
+        "version": state.version,
+        "phase": state.phase,
+        "nonce": state.nonce.hex(),
+        "condemned": state.condemned,
+    }
+    return json.dumps({**fields, "checksum": _state_checksum(fields)}).encode()
 
 
 def decode_state(raw: bytes) -> GcState:
@@ -262,6 +261,7 @@ def decode_state(raw: bytes) -> GcState:
             fields["condemned"],
         )
         known = fields["format"] == "castore-gc" and isinstance(state.version, int)
+        whole = fields.pop("checksum") == _state_checksum(fields)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise FormatError(f"gc/state does not parse: {error!r}") from error
     if not known or state.phase not in ("idle", "condemned", "sweeping"):
@@ -270,7 +270,15 @@ def decode_state(raw: bytes) -> GcState:
         state.condemned, str | None
     ):
         raise FormatError(f"gc/state is {state.phase} with list {state.condemned!r}")
+    if not whole:
+        raise FormatError("gc/state is damaged")
     return state
+
+
+def _state_checksum(fields: dict[str, Any]) -> str:
+    """Of all fields but itself, in their order: a version that went back, or another list's number,
+    parses as well."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(fields).encode())
 
 
 # ---------------------------------------------------------------- what a collector remembers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -66,6 +67,12 @@ class World:
             store = castore.open(URL, create=False)
         self._opened.callback(_close, store)
         return store
+
+    def forget_machines(self) -> None:
+        """Close all that are open; with nothing cached, the next are new ones."""
+        self.close()
+        for machine in self._folder.iterdir():
+            shutil.rmtree(machine)
 
     def pass_time(self, seconds: float) -> None:
         self.server.clock += seconds

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -228,14 +229,35 @@ def test_claims_cost_no_memory() -> None:
 )
 def test_states_that_make_no_sense(change: dict[str, Any]) -> None:
     good = json.loads(encode_state(GcState(7, "condemned", NONCE, "gc/condemned/7")))
+    del good["checksum"]
+    assert decode_state(sealed(good)).version == 7
     with pytest.raises(FormatError):
-        decode_state(json.dumps({**good, **change}).encode())
+        decode_state(sealed({**good, **change}))
+    for key in good:
+        with pytest.raises(FormatError):
+            decode_state(sealed({k: v for k, v in good.items() if k != key}))
+    good = json.loads(sealed(good))
     for key in good:
         with pytest.raises(FormatError):
             decode_state(json.dumps({k: v for k, v in good.items() if k != key}).encode())
     for raw in (b"[" * 3000, b"null", b"[1]", b"{" + b" " * 5000 + b"}"):
         with pytest.raises(FormatError):
             decode_state(raw)
+
+
+def sealed(fields: dict[str, Any]) -> bytes:
+    """With a checksum that is right."""
+    checksum = xxhash.xxh3_64_hexdigest(json.dumps(fields).encode())
+    return json.dumps({**fields, "checksum": checksum}).encode()
+
+
+def test_every_flipped_bit_of_a_state() -> None:
+    raw = encode_state(GcState(12, "condemned", NONCE, "gc/condemned/11"))
+    for bit in range(8 * len(raw)):
+        changed = bytearray(raw)
+        changed[bit >> 3] ^= 1 << (bit & 7)
+        with pytest.raises(FormatError):
+            decode_state(bytes(changed))
 
 
 def test_segments_that_are_not_one_behind_the_other() -> None:
