@@ -1,15 +1,18 @@
-"""What a collection takes, in a store of a million chunks of which half are dead.
+"""What a check and a collection take, in a store of a million chunks of which half are dead.
 
     python bench/bench_gc.py [--quick] [--json FILE] [--chunks 1000000]
 
 The store is filled by ordinary puts with the chunks of bench_growth: distinct ones, small, so that
 the index is that of a store of 65 GB and the packs are not. Objects of 1,000 chunks are kept and
-dropped in turn, so that every pack is half dead. Three collections follow, each in a process of its
-own, whose peak of resident memory counts the pages of index and packs that it has mapped:
+dropped in turn, so that every pack is half dead. Two checks and three collections follow, each in a
+process of its own, whose peak of resident memory counts the pages of index and packs that it has
+mapped:
 
-    sweep     marks everything, removes half of the rows and segments
-    rewrite   what is left of every pack, each frame checked on its way (the rest of the work)
-    again     finds nothing
+    check       of the index against the headers of all frames
+    check-data  and every frame decoded
+    sweep       marks everything, removes half of the rows and segments
+    rewrite     what is left of every pack, each frame checked on its way (the rest of the work)
+    again       finds nothing
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from measure import Row, castore_environment, machine_line, report, scratch, set
 
 CHUNKS_PER_OBJECT = 1000
 MEMORY_BAR_MIB = 512
-PROGRAM = """
+COLLECT = """
 import json, resource, sys, time
 import castore
 began = time.perf_counter()
@@ -44,6 +47,24 @@ print(json.dumps({
     'bytes_rewritten': report.bytes_rewritten,
     'bytes_freed': report.bytes_freed,
     'found_nothing': report.found_nothing,
+}))
+"""
+CHECK = """
+import json, resource, sys, time
+import castore
+began = time.perf_counter()
+report = castore.check_store(sys.argv[1], read_data=float(sys.argv[2]))
+seconds = time.perf_counter() - began
+unit = 1 if sys.platform == 'darwin' else 1024
+both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+print(json.dumps({
+    'seconds': seconds,
+    'rss_bytes': max(resource.getrusage(who).ru_maxrss for who in both) * unit,
+    'exit_code': report.exit_code,
+    'names': report.names,
+    'frames': report.frames,
+    'read_frames': report.read_frames,
+    'read_bytes': report.read_bytes,
 }))
 """
 
@@ -88,44 +109,62 @@ def _fill(path: Path, chunks: int, ending: bytes) -> dict[str, Any]:
 
 
 def _measure(path: Path, facts: dict[str, Any]) -> list[Row]:
-    millions = facts["chunks"] / 1e6
     rows = []
     found: dict[str, dict[str, Any]] = {}
+    for name, what, read_data in (
+        ("check", "index and packs against each other", 0.0),
+        ("check-data", "and every frame decoded", 1.0),
+    ):
+        measured = found[name] = _run(CHECK, path, read_data)
+        note = (
+            f"{measured['frames']:,} frames, {measured['read_frames']:,} of them decoded "
+            f"({measured['read_bytes'] / 1e6:.0f} MB stored)"
+        )
+        rows += _rows(name, what, "check", measured, facts["chunks"], note)
+        if measured["exit_code"] > 1 or measured["frames"] < facts["chunks"]:
+            raise AssertionError("the check found damage, or fewer frames than chunks")
     for name, what, repack_below in (
         ("sweep", "mark all, remove half of the rows", 0.0),
         ("rewrite", "the half of every pack that is alive", 0.9),
         ("again", "with nothing to find", 0.9),
     ):
-        settle()
-        measured = found[name] = _collect(path, repack_below)
-        seconds = Row(name, what, "s per million chunks")
-        seconds.add("gc", measured["seconds"] / millions)
-        seconds.notes.append(
-            f"{measured['seconds']:.2f} s in all; {measured['chunks_removed']:,} chunks removed, "
+        measured = found[name] = _run(COLLECT, path, repack_below)
+        note = (
+            f"{measured['chunks_removed']:,} chunks removed, "
             f"{measured['packs_rewritten']} packs rewritten "
             f"({measured['bytes_rewritten'] / 1e6:.0f} MB), "
             f"{measured['bytes_freed'] / 1e6:.0f} MB freed"
         )
-        memory = Row(f"{name}-memory", "peak resident, mapped pages too", "MiB")
-        memory.add("gc", measured["rss_bytes"] / 2**20)
-        memory.bar(f"≤ {MEMORY_BAR_MIB} MiB", memory.samples["gc"], _within_bar)
-        for row in (seconds, memory):
-            show(row, base="gc")
-        rows += [seconds, memory]
+        rows += _rows(name, what, "gc", measured, facts["chunks"], note)
     if not found["again"]["found_nothing"] or not found["sweep"]["chunks_removed"]:
         raise AssertionError("the first collection found nothing, or the last one something")
-    facts["collections"] = found
+    facts["runs"] = found
     return rows
 
 
-def _collect(path: Path, repack_below: float) -> dict[str, Any]:
+def _run(program: str, path: Path, option: float) -> dict[str, Any]:
+    settle()
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(path), str(repack_below)],
+        [sys.executable, "-c", program, str(path), str(option)],
         stdout=subprocess.PIPE,
         check=True,
     )
     measured: dict[str, Any] = json.loads(done.stdout)
     return measured
+
+
+def _rows(
+    name: str, what: str, verb: str, measured: dict[str, Any], chunks: int, note: str
+) -> list[Row]:
+    seconds = Row(name, what, "s per million chunks")
+    seconds.add(verb, measured["seconds"] / (chunks / 1e6))
+    seconds.notes.append(f"{measured['seconds']:.2f} s in all; {note}")
+    memory = Row(f"{name}-memory", "peak resident, mapped pages too", "MiB")
+    memory.add(verb, measured["rss_bytes"] / 2**20)
+    memory.bar(f"≤ {MEMORY_BAR_MIB} MiB", memory.samples[verb], _within_bar)
+    for row in (seconds, memory):
+        show(row, base=verb)
+    return [seconds, memory]
 
 
 def _within_bar(mebibytes: float) -> bool:

@@ -146,14 +146,17 @@ def test_gc(tmp_path: Path) -> None:
     document, _ = run(tmp_path, "bench_gc.py")
     measured = rows(document)
     assert [name for name in measured if not name.endswith("-memory")] == [
+        "check",
+        "check-data",
         "sweep",
         "rewrite",
         "again",
     ]
     assert all(bar["met"] for row in measured.values() for bar in row["bars"])
-    collections = document["settings"]["collections"]
-    assert collections["sweep"]["chunks_removed"] == 2000
-    assert collections["rewrite"]["packs_rewritten"] >= 1
+    runs = document["settings"]["runs"]
+    assert runs["check-data"]["read_frames"] == runs["check"]["frames"] >= 4000
+    assert runs["sweep"]["chunks_removed"] == 2000
+    assert runs["rewrite"]["packs_rewritten"] >= 1
 
 
 @pytest.mark.long
