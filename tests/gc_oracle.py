@@ -165,11 +165,100 @@ def make_garbage(path: Path) -> None:
     Path(f"{path}.json").write_text(json.dumps(expected))
 
 
+# ---------------------------------------------------------------- stopped at every step
+
+
+class Stops(oracle.Steps):
+    """Notes in a file in which step the process is stopped, and whether it then holds a lock that
+    others wait for: LMDB's, or the one under which a process says that it uses the store."""
+
+    signal = signal.SIGSTOP
+
+    def __init__(self, stop_at: int, note: Path) -> None:
+        super().__init__(stop_at)
+        self._note = note
+
+    def step(self, name: str) -> bool:
+        if self.count + 1 == self.die_at:
+            locked = name in ("before commit", "pwrite") or self.names[-1:] == ["pwrite"]
+            self._note.write_text(json.dumps([name, locked]))
+        return super().step(name)
+
+
+def stop_at_every_step(folder: str, first: int, last: int, stride: int) -> None:
+    """For each step of a writer: one that is stopped there while another process collects, and goes
+    on when that has ended, or can't as the writer holds a lock."""
+    make_everything_small()
+    failed: list[Any] = []
+    tried, finished = 0, False
+    for at in range(first, last, stride):
+        path, note = os.path.join(folder, f"{at}"), Path(folder, f"{at}.step")
+        steps = Stops(at, note)
+        writer = oracle.fork_child(lambda fd, p=path, s=steps: oracle.run_steps(p, s, fd))
+        finished = not _is_stopped(writer[0])
+        collector = oracle.fork_child(lambda _, p=path: _collect(p))
+        if not finished:
+            name, locked = json.loads(note.read_text())
+            if not _ends(collector[0], 0.2 if locked else 20) and not locked:
+                failed.append([at, f"the collector waits for a writer that is stopped at {name}"])
+            os.kill(writer[0], signal.SIGCONT)
+        said, status = oracle.await_child(*writer)
+        if status != 0:
+            failed.append([at, "the writer failed", status, said.decode()[-2000:]])
+            break
+        for report, status in (
+            oracle.await_child(*collector),
+            oracle.in_child(lambda fd, p=path, s=said: oracle.check_scenario(p, s, fd)),
+            oracle.in_child(lambda _, p=path: _check_collected(p)),
+        ):
+            if status != 0:
+                failed.append([at, status, report.decode()[-2000:]])
+        shutil.rmtree(path)
+        tried += 1
+        if finished or len(failed) > 5:
+            break
+    print(json.dumps({"tried": tried, "finished": finished, "failed": failed}))
+
+
+def _is_stopped(pid: int) -> bool:
+    """Once the process is, or has ended; it can still be waited for."""
+    found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    return found is not None and found.si_code == os.CLD_STOPPED
+
+
+def _ends(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _collect(store_path: str) -> None:
+    with castore.open(store_path, chunk_bytes_avg=2816, threads=1) as store:
+        report = store.gc(repack_below=0.9)
+    assert report.damaged == report.missing == (), report
+
+
+def _check_collected(store_path: str) -> None:
+    """All is still there when what the writer left is collected."""
+    with castore.open(store_path, create=False, threads=1) as store:
+        names = list(store.names())
+    _collect(store_path)
+    with castore.open(store_path, create=False, threads=1) as store:
+        oracle.check_index(store)
+        assert [
+            name for name in store.names() if oracle.check_value(name, store.gets(name))
+        ] == names
+
+
 PROGRAMS = {
     "collect": collect,
     "keep_collecting": keep_collecting,
     "delete": delete,
     "kill_at_every_step": kill_at_every_step,
+    "stop_at_every_step": stop_at_every_step,
 }
 
 

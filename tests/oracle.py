@@ -535,6 +535,8 @@ def say(*words: Any) -> None:
 class Expected:
     """What a store that was written to by processes that were killed may hold."""
 
+    family: str | None = None  # the name that all values are of, where objects are copied
+
     def __init__(self) -> None:
         self.settled: dict[str, Version | None] = {}
         self.tried: dict[str, list[Version | None]] = {}
@@ -555,12 +557,15 @@ class Expected:
     def check(self, store: castore.Store) -> None:
         """Every acknowledged object is intact, and nothing is half there. What was being tried
         when its process died has happened or not; from here on, that is settled."""
-        found = {name: check_value(name, store.gets(name)) for name in store.names()}
+        family = self.family
+        found = {name: check_value(family or name, store.gets(name)) for name in store.names()}
         for name in {*self.settled, *self.tried, *found}:
             allowed = [self.settled.get(name), *self.tried.get(name, [])]
             if found.get(name) not in allowed:
                 raise AssertionError(f"{name} is {found.get(name)}, and should be of {allowed}")
-            if name in found and store.info(name).size != len(value_of(name, found[name])):
+            if name in found and store.info(name).size != len(
+                value_of(family or name, found[name])
+            ):
                 raise AssertionError(f"{name} has another size in its record")
         self.settled = dict.fromkeys(self.settled, None) | dict(found)
         self.tried = {}
@@ -573,7 +578,10 @@ class Expected:
 
 
 class Steps:
-    """Counts the calls by which a process changes the disk, and dies at the one it is told."""
+    """Counts the calls by which a process changes the disk, and dies at the one it is told, or is
+    sent another signal."""
+
+    signal = signal.SIGKILL
 
     def __init__(self, die_at: int, *, torn: bool = False) -> None:
         self.count = 0
@@ -596,7 +604,7 @@ class Steps:
         if self.count == self.die_at:
             if self.torn and name == "pwritev":
                 return True
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)
         return False
 
     def _counted(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -719,7 +727,7 @@ def scenario(store_path: str) -> None:
         put(store, "large", 1)
 
 
-def _run_steps(store_path: str, steps: Steps, say_to: int) -> None:
+def run_steps(store_path: str, steps: Steps, say_to: int) -> None:
     os.dup2(say_to, 1)
     steps.install()
     scenario(store_path)
@@ -735,12 +743,12 @@ def kill_at_every_step(folder: str, first: int, last: int, stride: int, torn: in
     for at in range(first, last, stride):
         path = os.path.join(folder, f"{at}")
         steps = Steps(at, torn=bool(torn))
-        said, status = in_child(lambda fd, p=path, s=steps: _run_steps(p, s, fd))
+        said, status = in_child(lambda fd, p=path, s=steps: run_steps(p, s, fd))
         tried += 1
         finished = status == 0
         if not finished and status != -signal.SIGKILL:
             failed.append([at, "the scenario failed", status, said.decode()[-2000:]])
-        report, status = in_child(lambda fd, p=path, s=said: _check_after(p, s, fd))
+        report, status = in_child(lambda fd, p=path, s=said: check_scenario(p, s, fd))
         if status != 0:
             failed.append([at, status, report.decode()[-2000:]])
         if finished:
@@ -748,7 +756,7 @@ def kill_at_every_step(folder: str, first: int, last: int, stride: int, torn: in
     print(json.dumps({"tried": tried, "finished": finished, "failed": failed}))
 
 
-def _check_after(path: str, said: bytes, report_to: int) -> None:
+def check_scenario(path: str, said: bytes, report_to: int) -> None:
     os.dup2(report_to, 1)
     os.dup2(report_to, 2)
     expected = Expected()
@@ -787,6 +795,11 @@ def _check_after(path: str, said: bytes, report_to: int) -> None:
 def in_child(run: Callable[[int], None], *, seconds: int = 60) -> tuple[bytes, int]:
     """What a forked process wrote to the descriptor it is given, and how it ended: with 0, with 1
     and a traceback, or by a signal, which is SIGALRM when it hangs."""
+    return await_child(*fork_child(run, seconds=seconds))
+
+
+def fork_child(run: Callable[[int], None], *, seconds: int = 60) -> tuple[int, int]:
+    """The same in two steps, so that others may run beside it: its pid, and what to read from."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -802,6 +815,10 @@ def in_child(run: Callable[[int], None], *, seconds: int = 60) -> tuple[bytes, i
         finally:
             os._exit(status)
     os.close(writing)
+    return pid, reading
+
+
+def await_child(pid: int, reading: int) -> tuple[bytes, int]:
     with open(reading, "rb") as file:
         said = file.read()
     _, status = os.waitpid(pid, 0)

@@ -63,6 +63,37 @@ def test_killed_at_every_step(fast_folder: Path, torn: bool) -> None:
     kill_at_steps(fast_folder, 1, 1, torn=torn)
 
 
+# ---- stopped ------------------------------------------------------------------------------------
+
+
+def stop_at_steps(folder: Path, first: int, stride: int) -> None:
+    done = subprocess.run(
+        gc_oracle.command("stop_at_every_step", str(folder), first, 1000, stride),
+        env=oracle.environment(),
+        capture_output=True,
+        timeout=1000,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    report = oracle.last_report(done.stdout)
+    assert report["failed"] == []
+    assert report["finished"], "the scenario has more steps than were tried"
+    assert report["tried"] * stride > 100, "the scenario has fewer steps than it should"
+
+
+def test_a_writer_that_is_stopped_at_some_steps(fast_folder: Path) -> None:
+    stop_at_steps(fast_folder, 1, 17)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_writer_that_is_stopped_at_every_step(fast_folder: Path) -> None:
+    stop_at_steps(fast_folder, 1, 1)
+
+
+# ---- killed at random moments -------------------------------------------------------------------
+
+
 def kill_again_and_again(folder: Path, kills: int) -> None:
     """A collector and a writer on one store, both killed at a random moment, each turn."""
     expected = oracle.Expected()

@@ -1,0 +1,310 @@
+"""Writers and collectors of a store on S3 that are killed, or stopped and go on: real processes."""
+
+from __future__ import annotations
+
+import datetime
+import http.client
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import gc_s3_oracle
+import oracle
+import pytest
+from fault_proxy import Connection, Exchange, FaultProxy
+from gc_s3_oracle import DOOMED, KEPT, Child, Expected, ForkServer
+from moto.s3.models import s3_backends
+from s3_stores import make_store
+from servers import Server
+
+import castore
+from castore.format_s3 import decode_manifest_head
+from castore.gc import s3
+from castore.s3.bucket import Bucket
+from castore.s3.probe import ServerFeatures
+
+ACCOUNT = "123456789012"
+DAY = datetime.timedelta(days=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    with oracle.fast_folder(tmp_path) as folder:
+        yield folder
+
+
+@pytest.fixture
+def forks(folder: Path, aws_environment: None) -> Iterator[ForkServer]:
+    (folder / "said").mkdir()
+    with ForkServer(folder / "said") as forks:
+        yield forks
+
+
+def await_requests(server: Server, before: set[threading.Thread]) -> None:
+    """Until whatever was sent by processes that are gone has been done, or never will be: a
+    connection's thread in the server ends with it, and connections are taken in their order."""
+    ours = http.client.HTTPConnection(urlsplit(server.endpoint_url).netloc)
+    ours.request("GET", f"/{server.bucket}?location")
+    ours.getresponse().read()
+    ours.close()
+    for thread in set(threading.enumerate()) - before:
+        if "process_request_thread" in thread.name:
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@contextmanager
+def opened(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[castore.Store]:
+    """On a machine that has nothing in its cache, nor keeps it."""
+    monkeypatch.setenv("CASTORE_CACHE_DIR", str(cache))
+    with castore.open(url, create=False, threads=2) as store:
+        yield store
+    shutil.rmtree(cache)
+
+
+def let_pins_expire(server: Server) -> None:
+    """A week goes by on the server for all that is there, and every process is dead."""
+    for key in s3_backends[ACCOUNT]["aws"].buckets[server.bucket].keys.values():
+        key.last_modified -= 8 * DAY
+
+
+def assert_no_space_is_lost(bucket: Bucket) -> None:
+    """Right after a collection: every pack is needed."""
+    needed: set[str] = set()
+    for entry in bucket.list("names/"):
+        head = decode_manifest_head(bucket.get(entry.key).body)
+        needed.update(pack_id.hex() for pack_id in head.packs)
+    assert {entry.key[6:38] for entry in bucket.list("packs/")} == needed
+    for nothing in ("pins/", "gc/condemned/", "quarantine/"):
+        assert [entry.key for entry in bucket.list(nothing)] == []
+
+
+# ---- killed -------------------------------------------------------------------------------------
+
+
+def kill_again_and_again(
+    server: Server, forks: ForkServer, folder: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> Expected:
+    """A collector and a writer on one bucket, both killed at a random moment, each turn. Their
+    caches live on."""
+    make_store(server)
+    expected = Expected()
+    for turn in range(1, kills + 1):
+        choose = random.Random(turn)
+        before = set(threading.enumerate())
+        writer = forks.start("keep_writing", server.url(), str(folder / "w"), turn, 1 + turn % 2)
+        collector = forks.start("keep_collecting", server.url(), str(folder / "c"), turn)
+        if choose.random() < 0.9:
+            writer.await_words()
+        time.sleep(choose.random() * 0.4)
+        for process in choose.sample([collector, writer], 2):
+            process.kill()
+            time.sleep(choose.random() * 0.05)
+        for process in (collector, writer):
+            assert process.wait() == -9, process.errors()
+            assert process.errors() == ""
+        await_requests(server, before)
+        expected.follow(writer.said())
+        assert expected.absent == []
+        with opened(server.url(), folder / f"{turn}", monkeypatch) as store:
+            expected.check(store)
+            if turn % 10 == 0 or turn == kills:
+                let_pins_expire(server)
+                gc_s3_oracle.collect(store)
+                expected.check(store)
+                gc_s3_oracle.assert_whole(store.check(read_data=True))
+                with Bucket(server.settings()) as bucket:
+                    assert_no_space_is_lost(bucket)
+    return expected
+
+
+def test_killed_at_random_moments(
+    moto_server: Server,
+    quick: None,
+    forks: ForkServer,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = kill_again_and_again(moto_server, forks, folder, monkeypatch, 5)
+    assert expected.acknowledged > 5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+def test_killed_at_a_thousand_random_moments(
+    moto_server: Server,
+    quick: None,
+    forks: ForkServer,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = kill_again_and_again(moto_server, forks, folder, monkeypatch, 1000)
+    print(f"{expected.acknowledged} acknowledged")
+    assert expected.acknowledged > 1000
+
+
+# ---- stopped ------------------------------------------------------------------------------------
+
+
+class Pause:
+    """A fault that stops the process that sent the request, before the server sees it or, if
+    `applied`, once the server has answered; runs `meanwhile`, and lets it go on."""
+
+    def __init__(self, meanwhile: Callable[[], object], *, applied: bool) -> None:
+        self.child: Child | None = None  # it may be here before its pid is known
+        self.request = ""
+        self.error: BaseException | None = None
+        self._meanwhile = meanwhile
+        self._applied = applied
+
+    def __call__(self, exchange: Exchange, connection: Connection) -> None:
+        body = b"".join(connection.request_blocks(exchange))
+
+        def relay() -> None:
+            response = connection.upstream.forward(exchange, body)
+            exchange.status = response.status
+            connection.send(response.head + response.body)
+
+        self.request = f"{exchange.kind} {exchange.key}"
+        while self.child is None:
+            time.sleep(0.001)
+        with self.child.stopped():
+            if self._applied:
+                relay()
+            try:
+                self._meanwhile()
+            except BaseException as error:
+                self.error = error
+        if not self._applied:
+            relay()
+
+
+Program = tuple[str, ...]  # of gc_s3_oracle, with the arguments that follow URL and cache
+REMOVE = "remove", *DOOMED
+REMOVE_SOURCE = *REMOVE, KEPT
+
+
+class Stopping:
+    """A store as `prepare` makes it, again and again, and a process that is stopped at it.
+
+    `errors`: at which request a process was, and with what one ended, where that was an error."""
+
+    def __init__(
+        self,
+        server: Server,
+        proxy: FaultProxy,
+        forks: ForkServer,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        self.errors: list[tuple[str, str]] = []
+        self._server = server
+        self._proxy = proxy
+        self._forks = forks
+        self._folder = folder
+        self._monkeypatch = monkeypatch
+        make_store(server, prefix="made")
+        self._said = forks.run("prepare", server.url("made"), str(folder / "made"))
+        with Bucket(server.settings("made")) as bucket:
+            self._objects = {entry.key: bucket.get(entry.key).body for entry in bucket.list("")}
+
+    def stop_at(self, step: int, stopped: Program, beside: Program) -> bool:
+        """Run one program up to a step, then all of the other, then the rest. Each request is two
+        steps: before it arrives, and after it was answered. False if there are fewer."""
+        prefix = "-".join((*stopped, f"{step}"))
+        with Bucket(self._server.settings(prefix)) as bucket:
+            for key, raw in self._objects.items():
+                bucket.put(key, raw, idempotent=True)
+        url, caches = self._server.url(prefix), self._folder / prefix
+        said: list[bytes] = []
+
+        def meanwhile() -> None:
+            said.extend(self._forks.run(beside[0], url, str(caches / "beside"), *beside[1:]))
+
+        pause = Pause(meanwhile, applied=step % 2 > 0)
+        self._proxy.rules.clear()
+        rule = self._proxy.inject("", "", pause, nth=step // 2 + 1)
+        behind = replace(self._server, endpoint_url=self._proxy.url).url(prefix)
+        child = self._forks.start(stopped[0], behind, str(caches / "stopped"), *stopped[1:])
+        pause.child = child
+        assert child.wait() == 0, child.errors()
+        assert pause.error is None, pause.error
+        if not rule.applied:
+            return False
+        expected = Expected()
+        expected.follow([*self._said, *child.said(), *said])
+        self.errors += [(pause.request, error) for error in expected.errors]
+        removed = [
+            name for program in (stopped, beside) if program[0] == "remove" for name in program[1:]
+        ]
+        assert {*expected.absent} <= {*removed}
+        expected.settled.update(dict.fromkeys(removed))
+        with opened(url, caches / "check", self._monkeypatch) as store:
+            self._check(store, expected)
+        with Bucket(self._server.settings(prefix)) as bucket:
+            assert_no_space_is_lost(bucket)
+        shutil.rmtree(caches)
+        return True
+
+    def _check(self, store: castore.Store, expected: Expected) -> None:
+        """All that was acknowledged is there, and is still when all is collected that may be."""
+        expected.check(store)
+        gc_s3_oracle.collect(store, repack_below=0.0)
+        expected.check(store)
+        gc_s3_oracle.assert_whole(store.check(read_data=True))
+
+
+@pytest.fixture
+def stopping(
+    moto_server: Server,
+    quick: None,
+    proxy: FaultProxy,
+    forks: ForkServer,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Stopping:
+    monkeypatch.setattr(s3, "probe", lambda bucket: ServerFeatures(True, True, True, True, True))
+    return Stopping(moto_server, proxy, forks, folder, monkeypatch)
+
+
+def stop_at_every_step(stopping: Stopping, stopped: Program, beside: Program) -> int:
+    step = 0
+    while stopping.stop_at(step, stopped, beside):
+        step += 1
+    print(f"{stopped}: {step} steps, {stopping.errors}")
+    return step
+
+
+def test_stopped_at_some_steps(stopping: Stopping) -> None:
+    for verb, step in [("put", 4), ("put", 13), ("put", 22), ("rename", 9), ("rename", 18)]:
+        assert stopping.stop_at(step, ("change", verb), REMOVE)
+    assert stopping.errors == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("verb", gc_s3_oracle.CHANGES)
+def test_stopped_at_every_step(stopping: Stopping, verb: str) -> None:
+    assert stop_at_every_step(stopping, ("change", verb), REMOVE) > 8
+    assert stopping.errors == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("verb", ["delete", "copy", "rename"])
+def test_stopped_while_its_source_is_removed(stopping: Stopping, verb: str) -> None:
+    assert stop_at_every_step(stopping, ("change", verb), REMOVE_SOURCE) > 8
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("verb", ["put", "copy"])
+def test_a_collector_is_stopped_at_every_step(stopping: Stopping, verb: str) -> None:
+    assert stop_at_every_step(stopping, REMOVE, ("change", verb)) > 100
+    assert stopping.errors == []
