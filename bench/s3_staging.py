@@ -2,7 +2,9 @@
 
 Each release is a job of its own, as a daily one is: open the store (or make the client), put the
 tar, close. castore keeps its cache from job to job, or has none each time (`new machine`): it then
-learns from the store's hints what others have stored. Against boto3's `upload_file` and s3fs's
+learns from the store's hints what others have stored. The stores are there before, as the peers'
+bucket is: the server ignores preconditions, and to make a store on such a one takes seconds, once,
+in which another proposal may land. Against boto3's `upload_file` and s3fs's
 `put_file`. A figure is the sum of a series' jobs. Everything put is read back and compared.
 """
 
@@ -45,6 +47,10 @@ def rows(
         sent = {}
         used = f"{link.endpoint.rpartition(':')[2]}-{repeat}"
         prefixes = {"castore": f"kept-{used}", NEW_MACHINE: f"new-{used}"}
+        for prefix in prefixes.values():
+            where = {"url": straight.store_url(prefix), "cache": str(folder / f"cache-make-{prefix}")}
+            clients["castore"]("open", label="make", **where)
+            clients["castore"]("close", label="make")
         for i, release in enumerate(releases):
             for contender in (*prefixes, *(peer for peer in PEERS if peer in clients)):
                 settle()
