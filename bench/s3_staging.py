@@ -48,7 +48,10 @@ def rows(
         used = f"{link.endpoint.rpartition(':')[2]}-{repeat}"
         prefixes = {"castore": f"kept-{used}", NEW_MACHINE: f"new-{used}"}
         for prefix in prefixes.values():
-            where = {"url": straight.store_url(prefix), "cache": str(folder / f"cache-make-{prefix}")}
+            where = {
+                "url": straight.store_url(prefix),
+                "cache": str(folder / f"cache-make-{prefix}"),
+            }
             clients["castore"]("open", label="make", **where)
             clients["castore"]("close", label="make")
         for i, release in enumerate(releases):

@@ -149,6 +149,26 @@ def read_history(path: str | os.PathLike[str]) -> Iterator[Event]:
         yield Event(kind, name, start, end, version)
 
 
+def final_reads(store: castore.Store, names: int) -> list[Event]:
+    """What is there in the end, to be judged with the histories."""
+    events = []
+    for i in range(names):
+        name, start = f"names/{i:02}", time.monotonic_ns()
+        try:
+            version = check_value(name, store.gets(name))
+            events.append(Event(READ, i, start, time.monotonic_ns(), version))
+        except NameNotFound:
+            events.append(Event(ABSENT, i, start, time.monotonic_ns()))
+    return events
+
+
+def check_histories(events: list[Event], least: int) -> None:
+    """Nothing in them can't be; and `least` of each kind were done, on however busy a machine."""
+    assert judge(events) == []
+    counts = [sum(event.kind == kind for event in events) for kind in range(5)]
+    assert min(counts[kind] for kind in (PUT, DELETE, READ, ABSENT)) >= least, counts
+
+
 def judge(events: Iterable[Event]) -> list[str]:
     """What in the history of a store can't be, if every operation took effect at one moment
     between its start and its end; [] for a store that keeps its promises.

@@ -15,7 +15,6 @@ import oracle
 import pytest
 
 import castore
-from castore.errors import NameNotFound
 
 NAMES = 30
 
@@ -189,16 +188,7 @@ def run_all(folder: Path, seconds: float, writers: int, deleters: int, collector
     events = [event for history in histories for event in oracle.read_history(history)]
     with castore.open(path, create=False) as store:
         for _ in range(2):
-            for i in range(NAMES):
-                start = time.monotonic_ns()
-                try:
-                    value = store.gets(f"names/{i:02}")
-                except NameNotFound:
-                    events.append(oracle.Event(oracle.ABSENT, i, start, time.monotonic_ns()))
-                else:
-                    version = oracle.check_value(f"names/{i:02}", value)
-                    end = time.monotonic_ns()
-                    events.append(oracle.Event(oracle.READ, i, start, end, version))
+            events += oracle.final_reads(store, NAMES)
             store.gc()
         oracle.check_index(store)
         assert store.gc().found_nothing
