@@ -144,14 +144,23 @@ class RemoteStore:
         self, session: Callable[[], WriteSession], *, progress: Progress | None
     ) -> CheckReport:
         from castore.check.repair_remote import RemoteRepair
+        from castore.gc.s3_mending import Mending
 
+        self._end_session()
         with self._looking() as look:
             report = look.run(fraction=1, progress=progress)
-            done = RemoteRepair(
+            repair = RemoteRepair(
                 self._bucket, self.catalog, self._cache, self._hints, look, session
-            ).run(report)
+            )
+            done = repair.mend_manifests(report)
+            # Before anything is put: who can't read what is condemned relies on nothing.
+            announced = Mending(self._bucket, self.config.store_id, self._cache, self._requests)
+            if any(problem.kind == "gc state" for problem in report.problems):
+                done += announced.run()
+            done += repair.run(report)
         report = self.check(fraction=1, progress=None)
         report.repaired = done
+        report.problems += announced.left
         return report
 
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:

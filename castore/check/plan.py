@@ -11,6 +11,8 @@ COUNTED = {
     "are of is stored anew by the next put of it",
     "pack row": "write the rows of {} packs anew",
     "totals": "count the totals anew",
+    "gc state": "put a flipped bit right in what collectors announce; if their list of condemned "
+    "packs is lost, condemn all packs that no name has",
     "hints": "write the hints anew",
     "pin": "move {} pins that can't be read below quarantine/",
 }

@@ -26,6 +26,7 @@ from castore.format_s3 import (
     GC_STATE_KEY,
     MANIFEST_HEADER_BYTES,
     ManifestHead,
+    decode_carried,
     decode_condemned,
     decode_hints,
     decode_manifest_head,
@@ -301,17 +302,29 @@ class RemoteCheck:
 
     def _check_gc(self) -> None:
         """gc/state, and the list that it refers to."""
-        try:
-            state = decode_state(self._bucket.get(GC_STATE_KEY).body)
-            if state.condemned is not None:
-                store_id, _ = decode_condemned(self._bucket.get(state.condemned).body)
-                if store_id != self.config.store_id:
+        before = None
+        while True:
+            try:
+                state = decode_state(self._bucket.get(GC_STATE_KEY).body)
+                if state.condemned is None:
+                    return
+                if state == before:
+                    what = f"gc/state refers to {state.condemned!r}, which is not there"
+                    self._add("gc state", "missing", what)
+                    return
+                before = state
+                raw = self._bucket.get(state.condemned).body
+                if decode_condemned(raw)[0] != self.config.store_id:
                     raise FormatError("the condemned list belongs to another store")
-        except KeyAbsent as absent:
-            if absent.key != GC_STATE_KEY:
-                self._add("gc state", "missing", "gc/state refers to a list that is not there")
-        except (FormatError, UnsupportedFormat) as error:
-            self._add("gc state", "corrupt", f"gc/state: {error}")
+                decode_carried(raw)
+                return
+            except KeyAbsent as absent:
+                if absent.key == GC_STATE_KEY:
+                    return
+                # Unless the round ended in between.
+            except (FormatError, UnsupportedFormat) as error:
+                self._add("gc state", "corrupt", f"gc/state: {error}")
+                return
 
     def _check_hints(self) -> None:
         for entry, raw in self._objects("index/"):

@@ -44,7 +44,8 @@ RAW_BYTES_MAX = 64 << 10  # of a manifest whose every bit is tried
 
 
 class RemoteRepair:
-    """`run` does what can be done about what `look` found in all data, and says what it did."""
+    """What can be done about what `look` found in all data: first `mend_manifests`, then `run`,
+    which needs the packs that others stored. Both say what they did."""
 
     def __init__(
         self,
@@ -66,7 +67,6 @@ class RemoteRepair:
         self._elsewhere: dict[bytes, Location] = {}
 
     def run(self, report: CheckReport) -> list[str]:
-        self._mend_manifests(report)
         bad = {i: r for i, r in self._look.readings.items() if r.damaged and i in self._look.used}
         for pack_id in bad:
             with contextlib.suppress(KeyAbsent):  # a collector took it meanwhile
@@ -79,11 +79,12 @@ class RemoteRepair:
                 self._store_anew(version, set(bad), report)
                 damaged.pop(version.name, None)
         self._tidy()
-        return self._done
+        return self._taken()
 
     # ------------------------------------------------------------ manifests that do not decode
 
-    def _mend_manifests(self, report: CheckReport) -> None:
+    def mend_manifests(self, report: CheckReport) -> list[str]:
+        """Those that do not decode: with them no collector would say what is garbage."""
         for problem in report.problems:
             if problem.kind != "manifest":
                 continue
@@ -111,6 +112,11 @@ class RemoteRepair:
             note(self._session(), target, {"name": name.decode(), "manifest": copy, "why": fault})
             delete_version(self._bucket, name_key(name), reply.etag)
             self._done.append(f"{name.decode()} has no readable manifest: it is now {copy}")
+        return self._taken()
+
+    def _taken(self) -> list[str]:
+        done, self._done = self._done, []
+        return done
 
     def _fault(self, raw: bytes) -> str:
         try:

@@ -95,14 +95,18 @@ def _checked_server(bucket: Bucket, options: Options) -> ServerFeatures | None:
     skew_s = bucket.clock_skew()
     if abs(skew_s) > SKEW_SECONDS_MAX:
         raise ClockSkewed(url, skew_s)
-    if options.dry_run:
-        return None
+    return None if options.dry_run else fit_server(bucket, alone=options.alone)
+
+
+def fit_server(bucket: Bucket, *, alone: bool) -> ServerFeatures:
+    """What it honours. Raises CollectionRefused where that is not enough to condemn anything."""
+    url = bucket.settings.url
     features = probe(bucket)
     if not features.list_consistent:
         raise CollectionRefused(f"{url}: a listing there does not show what there is")
     if not features.ranges:
         raise CollectionRefused(f"{url}: the server ignores Range")
-    if not options.alone:
+    if not alone:
         for honoured, header in (
             (features.if_none_match, "If-None-Match"),
             (features.if_match_put, "If-Match"),

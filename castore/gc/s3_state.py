@@ -32,6 +32,7 @@ from castore.s3.outcomes import put_once
 
 IDLE, CONDEMNED, SWEEPING = "idle", "condemned", "sweeping"
 LISTS = "gc/condemned/"
+REPAIR = "repair the store (castore check --repair)"
 _NOTHING_YET = GcState(0, IDLE, b"")
 
 
@@ -54,12 +55,14 @@ class CollectorState:
         return self._now.phase
 
     def read(self) -> None:
-        """Raises StateWentBackwards."""
+        """Raises StateWentBackwards, FormatError."""
         try:
             reply = self._bucket.get(GC_STATE_KEY)
             self._now, self._etag = decode_state(reply.body), reply.etag
         except KeyAbsent:
             self._now, self._etag = _NOTHING_YET, None
+        except FormatError as error:
+            raise FormatError(f"{error}: {REPAIR}") from error
         seen = self._memory.state_version()
         if self._now.version < seen:
             url = self._bucket.settings.url
@@ -90,6 +93,15 @@ class CollectorState:
         """Those of them that some collector has tried to remove: a request of its may yet do it,
         so they stay condemned, whoever came to pin them."""
         return set() if self._now.condemned is None else set(decode_carried(self._list()))
+
+    def fault(self) -> str:
+        """Why the list that the state refers to can't be read; empty if it can, or there is none.
+        Raises StoreBusy."""
+        try:
+            self.packs()
+        except FormatError as error:
+            return str(error)
+        return ""
 
     def condemned_at(self) -> float:
         """When the list was written, in seconds since the epoch by the server's clock."""
@@ -122,10 +134,7 @@ class CollectorState:
             if self._bucket.head(GC_STATE_KEY).etag != self._etag:
                 return self._busy()
         url, key = self._bucket.settings.url, self._now.condemned
-        return FormatError(
-            f"{url}/gc/state refers to {key!r}, which is not there: restore it from a backup, or "
-            "if no writer and no collector is at work, remove gc/state"
-        )
+        return FormatError(f"{url}/gc/state refers to {key!r}, which is not there: {REPAIR}")
 
     def _list(self) -> bytes:
         assert self._now.condemned is not None
@@ -133,8 +142,12 @@ class CollectorState:
             raw = self._bucket.get(self._now.condemned).body
         except KeyAbsent:
             raise self._no_list() from None
-        if decode_condemned(raw)[0] != self._store_id:
-            raise FormatError(f"{self._now.condemned} belongs to another store")
+        try:
+            if decode_condemned(raw)[0] != self._store_id:
+                raise FormatError("it belongs to another store")
+            decode_carried(raw)
+        except FormatError as error:
+            raise FormatError(f"{self._now.condemned}: {error}: {REPAIR}") from error
         return raw
 
     def _write_list(self, packs: Collection[bytes], carried: Collection[bytes]) -> str:

@@ -145,29 +145,31 @@ class WriterSession:
             self._server_began = put.date
 
     def _condemned(self) -> set[bytes]:
-        """What a collector is about to delete, if it is at it."""
+        """What a collector is about to delete, if it is at it. Raises FormatError where that can't
+        be read: no pack of others can be relied on until a repair has condemned anew what the list
+        may have had."""
         before = None
         while True:
             try:
-                reply = self._bucket.get(GC_STATE_KEY)
-            except KeyAbsent:
-                return set()
-            assert reply is not None  # no condition was set
-            state = decode_state(reply.body)
-            if state.condemned is None:
-                return set()
-            if state == before:
-                raise FormatError(f"gc/state refers to {state.condemned!r}, which is not there")
-            before = state
-            try:
-                listed = self._bucket.get(state.condemned)
-            except KeyAbsent:
-                continue  # the round ended in between
-            assert listed is not None
-            store_id, packs = decode_condemned(listed.body)
-            if store_id != self._store_id:
-                raise FormatError("the condemned list belongs to another store")
-            return set(packs)
+                state = decode_state(self._bucket.get(GC_STATE_KEY).body)
+                if state.condemned is None:
+                    return set()
+                if state == before:
+                    raise FormatError(f"gc/state refers to {state.condemned!r}, which is not there")
+                before = state
+                store_id, packs = decode_condemned(self._bucket.get(state.condemned).body)
+                if store_id != self._store_id:
+                    raise FormatError(f"{state.condemned!r} belongs to another store")
+                return set(packs)
+            except KeyAbsent as absent:
+                if absent.key == GC_STATE_KEY:
+                    return set()
+                # The round ended in between.
+            except FormatError as error:
+                raise FormatError(
+                    f"{error}: nothing that others stored can be reused before the store is "
+                    "repaired (castore check --repair)"
+                ) from error
 
     def _is_there(self, pack_id: bytes) -> bool:
         try:

@@ -1,0 +1,159 @@
+"""Mending, in a repair, what collectors announce: `gc/state`, and the list that it refers to.
+
+Until a list that is lost is replaced, no writer knows what it may rely on: whoever would reuse
+packs fails. What the list had is not known. But whatever of it a collector may yet remove (it is
+slow, or asleep, or a request of it is late; nothing that is written now stops it) had no name when
+it was looked at for the second time, and was condemned ever since, so that nobody came to rely on
+it: it is among the packs that no name has now. Therefore the new list has all of those, and all as
+carried: none of them is released because a writer pinned it in vain, before it read that it is
+condemned.
+
+What is carried is removed after the grace whoever pins it, so nobody may rely on it already. But a
+writer may: on what it has uploaded, or pinned before, and no name has yet. Such a pin can't be told
+from one in vain, so nothing is done while there are any: until these writers have ended, or their
+pins are void. From the look on nobody comes to rely on any of these packs, as the old list can't be
+read and the new one has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from castore.check.mending import mended
+from castore.check.report import Problem
+from castore.errors import CollectionRefused, FormatError, PreconditionsIgnored, StoreBusy
+from castore.format_s3 import GC_STATE_KEY, decode_carried, decode_condemned, decode_state
+from castore.gc import Meter
+from castore.gc.s3 import fit_server
+from castore.gc.s3_marking import PIN_SECONDS, Marker
+from castore.gc.s3_memory import CollectorMemory
+from castore.gc.s3_state import CollectorState
+from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.cache import StoreCache
+from castore.workers import Workers
+
+
+class Mending:
+    """`run` says what it did; `left` is what it had to leave as it is, and why."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        store_id: bytes,
+        cache: StoreCache,
+        requests: Workers,
+    ) -> None:
+        self.left: list[Problem] = []
+        self._bucket = bucket
+        self._store_id = store_id
+        self._cache = cache
+        self._requests = requests
+        self._done: list[str] = []
+
+    def run(self) -> list[str]:
+        try:
+            self._mend()
+        except (StoreBusy, CollectionRefused, FormatError) as error:
+            self._leave(str(error))
+        return self._done
+
+    def _mend(self) -> None:
+        state = self._mended(GC_STATE_KEY, decode_state)
+        if state is None:
+            return
+        key = decode_state(state).condemned
+        if key is None:
+            return
+        self._mended(key, self._decode_list)
+        memory = CollectorMemory(self._cache)
+        moving = CollectorState(self._bucket, self._store_id, memory, conditional=True)
+        moving.read()
+        if not moving.fault():
+            return
+        try:
+            fit_server(self._bucket, alone=False)
+        except PreconditionsIgnored as error:
+            raise CollectionRefused(
+                f"{error.endpoint} ignores {error.ignored}: when no collector and no writer is at "
+                "work, remove gc/state"
+            ) from error
+        marker = Marker(self._bucket, self._store_id, memory, self._requests, Meter(None))
+        now = self._bucket.head("castore.json").date
+        condemned = condemn_anew(moving, marker, expired_before=now - PIN_SECONDS)
+        if condemned is not None:
+            self._done.append(
+                f"{key} is lost: all {condemned} packs that no name has are condemned anew"
+            )
+
+    def _mended(self, key: str, decode: Callable[[bytes], object]) -> bytes | None:
+        """What is there, with the bit that is flipped put right; None if it does not decode."""
+        try:
+            reply = self._bucket.get(key)
+        except KeyAbsent:
+            return None
+        try:
+            decode(reply.body)
+            return reply.body
+        except FormatError as error:
+            right = mended(reply.body, decode)
+            self._keep_copy(key, reply.body)
+            if right is None:
+                if key == GC_STATE_KEY:
+                    raise FormatError(
+                        f"{error}: when no collector and no writer is at work, remove gc/state"
+                    ) from error
+                return None
+        try:
+            self._bucket.put(key, right, if_match=reply.etag)
+        except (PreconditionFailed, KeyAbsent, OutcomeUnknown) as error:
+            raise StoreBusy(f"{key} changed meanwhile: repeat the repair") from error
+        self._done.append(f"{key} had one bit flipped")
+        return right
+
+    def _keep_copy(self, key: str, raw: bytes) -> None:
+        target = f"quarantine/{key}"
+        self._bucket.put(target, raw, idempotent=True)
+        self._done.append(f"{key} is copied to {target}")
+
+    def _decode_list(self, raw: bytes) -> None:
+        """Raises FormatError unless it is a condemned list of this store."""
+        if decode_condemned(raw)[0] != self._store_id:
+            raise FormatError("it belongs to another store")
+        decode_carried(raw)
+
+    def _leave(self, why: str) -> None:
+        what = f"gc/state and the list that it refers to were left as they are: {why}"
+        self.left.append(Problem("gc state", "warning", what))
+
+
+def condemn_anew(state: CollectorState, marker: Marker, *, expired_before: float) -> int | None:
+    """How many packs are condemned now, if the list was lost; None if it was not. Pins that were
+    written before `expired_before`, in seconds by the server's clock, count no more.
+
+    Raises StoreBusy while writers rely on packs that no name has yet, or when a collector was
+    faster; ManifestUnreadable, StateWentBackwards, and what else a Bucket raises.
+    """
+    state.read()
+    if not state.fault():
+        return None
+    unnamed = marker.packs()
+    pins = marker.pins(expired_before)
+    for referred in marker.references():
+        for pack_id in referred:
+            unnamed.pop(pack_id, None)
+    held = sum(pins.protect(pack_id) for pack_id in unnamed)
+    if held:
+        raise StoreBusy(
+            f"{held} packs that no name has yet are held by the pins of writers, below pins/ "
+            f"({len(pins.sessions)} sessions): repeat it when those have ended; remove the pins of "
+            "one that died, or wait until they are a week old"
+        )
+    if not state.fault():
+        return None  # somebody has brought it back
+    state.lead()
+    if unnamed:
+        state.condemn(unnamed.keys(), unnamed.keys())
+        state.remove_lists()
+    else:
+        state.retire()
+    return len(unnamed)

@@ -1,0 +1,339 @@
+"""A list of condemned packs that is lost: what fails until it is repaired, and that the repair is
+safe beside writers who began before and collectors who go on removing what the list had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+from gc_races import SHARED, WRITERS, Machine, Work, collects, losses, prepare, settle
+from gc_stores import DAY, HOUR, World, collect, noise
+
+from castore.errors import CastoreError, FormatError, StoreBusy
+from castore.format_s3 import decode_carried, decode_condemned, decode_state
+from castore.gc import s3, s3_mending
+from castore.gc.s3_marking import Pins
+from castore.gc.s3_state import CollectorState
+from castore.s3.probe import ServerFeatures
+
+Make = Callable[[], World]
+STATE = "store/gc/state"
+HELD = "held by the pins of writers"
+
+
+@pytest.fixture(autouse=True)
+def probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    honours = ServerFeatures(True, True, True, True, True)
+    monkeypatch.setattr(s3, "probe", lambda bucket: honours)
+
+
+@pytest.fixture
+def condemned(world: World) -> World:
+    """What has been deleted is condemned, and the grace is not over."""
+    prepare(world)
+    with world.open("collector") as store:
+        assert collect(store, grace=DAY).packs_condemned == 1
+    return world
+
+
+def lose_list(world: World) -> bool:
+    """False if there is none."""
+    lists = world.server.keys("store/gc/condemned/")
+    for key in lists:
+        del world.server.objects[key]
+    return bool(lists)
+
+
+def change(world: World, key: str, raw: bytes) -> None:
+    with world.bucket() as bucket:
+        bucket.put(key.removeprefix("store/"), raw, idempotent=True)
+
+
+def repairs(world: World) -> list[str]:
+    """What is left to do after a repair, warnings of garbage aside."""
+    with world.open("repairer") as store:
+        report = store.check(repair=True)
+    return [problem.what for problem in report.problems if problem.kind != "orphan"]
+
+
+def test_what_fails_and_what_mends_it(condemned: World) -> None:
+    world = condemned
+    before = decode_state(world.server.objects[STATE].body)
+    assert lose_list(world)
+    remedy = r"'gc/condemned/2', which is not there.*\(castore check --repair\)"
+    with world.open("writer") as writer:
+        with pytest.raises(FormatError, match=remedy):
+            writer.puts("again", SHARED)
+        writer.puts("new", noise(70_000, 50))  # relies on nothing
+    with world.open("collector") as store:
+        with pytest.raises(FormatError, match=remedy):
+            collect(store, grace=DAY)
+        report = store.check()
+        assert report.exit_code == 14
+        assert "'gc/condemned/2', which is not there" in report.problems[0].what
+    with world.open("repairer") as store:
+        mended = store.check(repair=True)
+        assert [problem.kind for problem in mended.problems] == ["orphan"]
+        assert mended.repaired == [
+            "gc/condemned/2 is lost: all 1 packs that no name has are condemned anew"
+        ]
+        assert store.check(repair=True).repaired == []
+    after = decode_state(world.server.objects[STATE].body)
+    assert (after.phase, after.condemned) == ("condemned", f"gc/condemned/{after.version}")
+    assert after.version > before.version
+    raw = world.server.objects[f"store/{after.condemned}"].body
+    assert decode_carried(raw) == decode_condemned(raw)[1] != []
+    with world.open("writer") as writer:
+        writer.puts("again", SHARED)
+    with world.open("collector") as store:
+        assert collect(store, grace=DAY).packs_removed == 0  # the grace began anew
+        world.pass_time(DAY + HOUR)
+        assert collect(store, grace=DAY).packs_removed == 1
+        assert store.gets("again") == SHARED
+    assert losses(world) == []
+
+
+def test_nothing_was_condemned_that_is_still_there(condemned: World) -> None:
+    world = condemned
+    with world.bucket() as bucket:
+        [pack_id] = decode_condemned(world.server.objects["store/gc/condemned/2"].body)[1]
+        bucket.delete_many([f"packs/{pack_id.hex()}-{pack_id[:8].hex()}"])
+    lose_list(world)
+    assert repairs(world) == []
+    assert decode_state(world.server.objects[STATE].body).phase == "idle"
+
+
+@pytest.mark.parametrize("key", [STATE, "store/gc/condemned/2"])
+def test_a_flipped_bit(condemned: World, key: str) -> None:
+    world = condemned
+    before = world.server.objects[key].body
+    change(world, key, before[:40] + bytes([before[40] ^ 16]) + before[41:])
+    with world.open("writer") as writer, pytest.raises(FormatError, match="castore check --repair"):
+        writer.puts("again", SHARED)
+    with world.open("other") as store, pytest.raises(FormatError, match="castore check --repair"):
+        collect(store)
+    assert repairs(world) == []
+    assert world.server.objects[key].body == before
+    assert len(world.server.keys("store/quarantine/gc/")) == 1
+
+
+@pytest.mark.parametrize("raw", [b"garbled", b""])
+def test_a_garbled_list(condemned: World, raw: bytes) -> None:
+    world = condemned
+    change(world, "store/gc/condemned/2", raw)
+    assert repairs(world) == []
+    assert world.server.objects["store/quarantine/gc/condemned/2"].body == raw
+    assert decode_state(world.server.objects[STATE].body).phase == "condemned"
+
+
+def test_a_garbled_state_is_left(condemned: World) -> None:
+    """What its version was is not known, nor what is condemned."""
+    change(condemned, STATE, b"garbled")
+    left = repairs(condemned)
+    assert len(left) == 2
+    assert "no collector and no writer is at work, remove gc/state" in left[1]
+    assert condemned.server.objects[STATE].body == b"garbled"
+
+
+def test_a_server_without_preconditions(condemned: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    honours = ServerFeatures(True, False, True, True, True)
+    monkeypatch.setattr(s3, "probe", lambda bucket: honours)
+    lose_list(condemned)
+    left = repairs(condemned)
+    assert (
+        "ignores If-Match: when no collector and no writer is at work, remove gc/state" in left[1]
+    )
+
+
+def test_writers_at_work_come_first(condemned: World) -> None:
+    """What they rely on and no name has yet can't be told from what may yet be removed."""
+    world = condemned
+    one = Machine(world, "one")
+    assert one.start(WRITERS["reuse"], 8)
+    assert world.server.keys("store/pins/")
+    lose_list(world)
+    left = repairs(world)
+    assert [HELD in what for what in left] == [False, True]
+    one.kill()
+    assert HELD in repairs(world)[1]
+    world.pass_time(8 * DAY)
+    assert repairs(world) == []
+    settle(world)
+    assert losses(world, one) == []
+
+
+# ---- everybody at every step -------------------------------------------------------------------
+
+
+def after(machine: Machine) -> None:
+    """By one who knows nothing yet: what may be removed is not relied on."""
+    machine.puts("after", SHARED + noise(3000, 51))
+    machine.store.close()
+
+
+def amid(make: Make, work: Work, *, first: bool) -> Iterator[tuple[World, Machine, list[str]]]:
+    """The list is lost at each step of `work`, mended, and SHARED put anew; then `work` goes on,
+    and what is condemned by then is removed. `first`: a collector has condemned SHARED before."""
+    for step in count():
+        world = make()
+        prepare(world)
+        if first:
+            with world.open("first") as store:
+                collect(store, grace=DAY)
+        one = Machine(world, "one")
+        waits = one.start(work, step)
+        left = []
+        if lose_list(world):
+            left = repairs(world)
+            two = Machine(world, "two")
+            two.run(after)
+            two.store.close()
+            assert isinstance(two.error, FormatError) == any(HELD in what for what in left)
+            one.acknowledged.update(two.acknowledged)
+        one.finish()
+        one.store.close()
+        assert repairs(world) == []
+        with world.open("last") as store:
+            collect(store)
+        yield world, one, left
+        world.close()
+        if not waits:
+            break
+    assert step > 5
+
+
+def test_collectors_that_go_on(make_world: Make) -> None:
+    mended = 0
+    for world, one, left in amid(make_world, collects, first=False):
+        assert one.error is None or isinstance(one.error, (StoreBusy, FormatError))
+        assert losses(world, one) == []
+        mended += "after" in one.acknowledged and not left
+    assert mended > 10
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_writers_that_go_on(make_world: Make, writer: str) -> None:
+    """They may find the list gone and fail; what is acknowledged is there."""
+    held = mended = 0
+    for world, one, left in amid(make_world, WRITERS[writer], first=True):
+        assert one.error is None or isinstance(one.error, CastoreError)
+        assert losses(world, one) == []
+        held += any(HELD in what for what in left)
+        mended += not left
+    assert mended > 2
+    assert held > 2 or writer in ("copy", "rename")  # whose packs have names
+
+
+def test_requests_of_collectors_that_come_late(make_world: Make) -> None:
+    """A removal that was sent before lands after what it removes has been put anew, and the round
+    that condemned it anew is over."""
+    for step in count():
+        world = make_world()
+        prepare(world)
+        one = Machine(world, "one")
+        there = one.run(collects, lose=step)
+        one.store.close()
+        if lose_list(world):
+            assert repairs(world) == []
+        two = Machine(world, "two")
+        two.run(after)
+        assert two.error is None
+        world.server.land()
+        assert losses(world, two) == []
+        settle(world)
+        assert losses(world, two) == []
+        world.close()
+        if not there:
+            break
+    assert step > 20
+
+
+def idle(patch: pytest.MonkeyPatch) -> None:
+    """Nothing is condemned instead."""
+    patch.setattr(CollectorState, "condemn", lambda state, packs, carried: state.retire())
+
+
+def not_carried(patch: pytest.MonkeyPatch) -> None:
+    condemn = CollectorState.condemn
+    patch.setattr(CollectorState, "condemn", lambda state, packs, carried: condemn(state, packs))
+
+
+def writers_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Pins, "protect", lambda pins, pack_id: False)
+
+
+def sleeping_sweep(make: Make, step: int) -> list[str]:
+    """A collector sleeps before the removal; meanwhile the list is mended, a writer pins in vain
+    what it is about to remove, the next round ends, and another writer comes."""
+    world = make()
+    prepare(world)
+    one, two, three = Machine(world, "one"), Machine(world, "two"), Machine(world, "three")
+    one.start(collects, step)
+    if not lose_list(world):
+        one.finish()
+        world.close()
+        return []
+    assert repairs(world) == []
+    two.puts("in vain", SHARED)  # its pins stay: it is not closed
+    with world.open("last") as store:
+        collect(store)
+    three.puts("after", SHARED)
+    one.finish()
+    lost = losses(world, two, three)
+    world.close()
+    return lost
+
+
+SLEEPS = 60
+
+
+def test_a_collector_that_sleeps_beside_writers(make_world: Make) -> None:
+    for step in range(SLEEPS):
+        assert sleeping_sweep(make_world, step) == [], step
+
+
+@pytest.mark.parametrize("guard", [idle, not_carried])
+def test_what_is_lost_is_condemned_and_carried(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch, guard: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """Without it, something is lost."""
+    mend = s3_mending.condemn_anew
+
+    def unguarded(*arguments: object, **options: float) -> int | None:
+        with pytest.MonkeyPatch.context() as patch:
+            guard(patch)
+            return mend(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(s3_mending, "condemn_anew", unguarded)
+    assert any(sleeping_sweep(make_world, step) for step in range(SLEEPS))
+
+
+def test_writers_are_waited_for(make_world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, what they rely on is removed."""
+    mend = s3_mending.condemn_anew
+
+    def unguarded(*arguments: object, **options: float) -> int | None:
+        with pytest.MonkeyPatch.context() as patch:
+            writers_ignored(patch)
+            return mend(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(s3_mending, "condemn_anew", unguarded)
+    lost = False
+    for step in count():
+        world = make_world()
+        prepare(world)
+        with world.open("first") as store:
+            collect(store, grace=DAY)
+        one = Machine(world, "one")
+        waits = one.start(WRITERS["reuse"], step)
+        lose_list(world)
+        repairs(world)
+        with world.open("last") as store:
+            collect(store)
+        one.finish()
+        lost = lost or bool(losses(world, one))
+        world.close()
+        if lost or not waits:
+            break
+    assert lost
