@@ -15,7 +15,8 @@ from stores import contents, fill
 
 import castore
 from castore.errors import CastoreError, NotLocal
-from castore.format_s3 import encode_pin
+from castore.format import decode_config
+from castore.format_s3 import GcState, encode_condemned, encode_pin, encode_state
 from castore.s3.bucket import Bucket
 from castore.s3.cache import cache_root
 
@@ -206,6 +207,39 @@ def garble_manifest(bucket: Bucket) -> None:
     change(bucket, "names/inline", b"garbled" + bucket.get("names/inline").body[7:])
 
 
+def flip_hints(bucket: Bucket) -> None:
+    key = keys(bucket, "index/")[0]
+    change(bucket, key, flipped(bucket.get(key).body, 99))
+
+
+def condemn(bucket: Bucket) -> str:
+    """As a collector does, a pack that is gone by now; the list's key."""
+    store_id = decode_config(bucket.get("castore.json").body).store_id
+    key = "gc/condemned/3"
+    change(bucket, key, encode_condemned(store_id, bytes(16), [bytes(16)]))
+    change(bucket, "gc/state", encode_state(GcState(4, "condemned", bytes(16), key)))
+    return key
+
+
+def flip_state(bucket: Bucket) -> None:
+    condemn(bucket)
+    change(bucket, "gc/state", flipped(bucket.get("gc/state").body, 8 * 36))
+
+
+def flip_list(bucket: Bucket) -> None:
+    key = condemn(bucket)
+    change(bucket, key, flipped(bucket.get(key).body, 8 * 70))
+
+
+def remove_list(bucket: Bucket) -> None:
+    bucket.delete_many([condemn(bucket)])
+
+
+def remove_list_and_pack(bucket: Bucket) -> None:
+    remove_list(bucket)
+    remove_pack(bucket)
+
+
 DAMAGES = [
     flip_pack,
     flip_footer,
@@ -214,11 +248,26 @@ DAMAGES = [
     flip_manifest,
     flip_segment,
     garble_manifest,
+    flip_hints,
+    flip_state,
+    flip_list,
+    remove_list,
+    remove_list_and_pack,
 ]
+# None of these takes anything from a name that can't be put right.
+HARMLESS = {
+    flip_footer,
+    flip_manifest,
+    flip_segment,
+    flip_hints,
+    flip_state,
+    flip_list,
+    remove_list,
+}
 
 
 def some_are_long(damage: Callable[[Bucket], None]) -> Any:
-    quick = damage in (flip_pack, remove_pack, garble_manifest)
+    quick = damage in (flip_pack, remove_pack, garble_manifest, remove_list_and_pack)
     return pytest.param(damage, id=damage.__name__, marks=() if quick else pytest.mark.long)
 
 
@@ -233,7 +282,7 @@ def test_repair(remote: Open, bucket: Bucket, damage: Callable[[Bucket], None]) 
     after = read(remote())
     assert {name: after[name] for name in before} == before
     assert {name: VALUES[name] for name in after} == after
-    if damage in (flip_footer, flip_manifest, flip_segment):
+    if damage in HARMLESS:
         assert after == VALUES
     for name in VALUES.keys() - after.keys():
         assert any(kept.endswith(name) for kept in keys(bucket, "quarantine/")) or any(
