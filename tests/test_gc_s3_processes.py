@@ -165,24 +165,30 @@ class Pause:
 
     def __call__(self, exchange: Exchange, connection: Connection) -> None:
         body = b"".join(connection.request_blocks(exchange))
-
-        def relay() -> None:
-            response = connection.upstream.forward(exchange, body)
-            exchange.status = response.status
-            connection.send(response.head + response.body)
-
         self.request = f"{exchange.kind} {exchange.key}"
         while self.child is None:
             time.sleep(0.001)
         with self.child.stopped():
             if self._applied:
-                relay()
+                pass_on(exchange, connection, body)
             try:
                 self._meanwhile()
             except BaseException as error:
                 self.error = error
         if not self._applied:
-            relay()
+            pass_on(exchange, connection, body)
+
+
+def whole(exchange: Exchange, connection: Connection) -> None:
+    """Pass a request on once all of it is here: the server takes one at a time, and would wait for
+    the rest of one whose process is stopped."""
+    pass_on(exchange, connection, b"".join(connection.request_blocks(exchange)))
+
+
+def pass_on(exchange: Exchange, connection: Connection, body: bytes) -> None:
+    response = connection.upstream.forward(exchange, body)
+    exchange.status = response.status
+    connection.send(response.head + response.body)
 
 
 Program = tuple[str, ...]  # of gc_s3_oracle, with the arguments that follow URL and cache
@@ -230,6 +236,7 @@ class Stopping:
         pause = Pause(meanwhile, applied=step % 2 > 0)
         self._proxy.rules.clear()
         rule = self._proxy.inject("", "", pause, nth=step // 2 + 1)
+        self._proxy.inject("", "", whole, times=1 << 20)
         behind = replace(self._server, endpoint_url=self._proxy.url).url(prefix)
         child = self._forks.start(stopped[0], behind, str(caches / "stopped"), *stopped[1:])
         pause.child = child
