@@ -1,12 +1,13 @@
 """Programs that write to a store on S3 and collect it, and are killed or stopped meanwhile.
 
-Run in processes of a ForkServer, as `python gc_s3_oracle.py FOLDER`: Python and boto3 take longer
+Run in processes of a ForkServer, as `python gc_s3_oracle.py`: Python and boto3 take longer
 to start than most of these programs live.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -97,8 +98,9 @@ class ForkServer:
         self._folder = folder
         self._lock = threading.Lock()
         self._started: list[Child] = []
+        self._outputs = itertools.count()  # pids come again
         self._server = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), str(folder)],
+            [sys.executable, os.path.abspath(__file__)],
             env=oracle.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -119,7 +121,8 @@ class ForkServer:
         self._server.stdout.close()
 
     def start(self, program: str, *args: Any) -> Child:
-        child = Child(self, self.ask("start", program, *args), self._folder)
+        output = self._folder / str(next(self._outputs))
+        child = Child(self, self.ask("start", str(output), program, *args), output)
         self._started = [each for each in self._started if each.status is None] + [child]
         return child
 
@@ -141,11 +144,11 @@ class ForkServer:
 class Child:
     """One program's process."""
 
-    def __init__(self, server: ForkServer, pid: int, folder: Path) -> None:
+    def __init__(self, server: ForkServer, pid: int, output: Path) -> None:
         self.pid = pid
         self.status: int | None = None  # once it has been waited for
         self._server = server
-        self._output = folder / str(pid)
+        self._output = output
 
     def said(self) -> list[bytes]:
         return self._output.with_suffix(".said").read_bytes().splitlines()
@@ -191,7 +194,7 @@ class Child:
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def serve(folder: str) -> None:
+def serve() -> None:
     make_everything_small()
     Connection(parse_settings("s3://bucket/warm", endpoint_url="http://127.0.0.1:9")).close()
     running: set[int] = set()
@@ -199,12 +202,12 @@ def serve(folder: str) -> None:
         verb, *words = json.loads(line)
         answer: Any
         if verb == "start":
+            for suffix in (".said", ".errors"):
+                Path(words[0] + suffix).touch()
             answer = os.fork()
             if answer == 0:
-                _run(os.path.join(folder, str(os.getpid())), *words)
+                _run(*words)
             running.add(answer)
-            for suffix in (".said", ".errors"):
-                Path(folder, f"{answer}{suffix}").touch()
         else:
             ended, status = os.waitpid(words[0], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if ended else None
@@ -219,7 +222,7 @@ def _run(output: str, program: str, *args: Any) -> None:
     try:
         signal.alarm(SECONDS_MAX)
         for fd, suffix in ((1, ".said"), (2, ".errors")):
-            os.dup2(os.open(output + suffix, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), fd)
+            os.dup2(os.open(output + suffix, os.O_WRONLY | os.O_APPEND), fd)
         PROGRAMS[program](*args)
         status = 0
     except BaseException:
@@ -485,4 +488,4 @@ PROGRAMS: dict[str, Callable[..., None]] = {
 }
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve()
