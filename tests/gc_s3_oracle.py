@@ -156,11 +156,11 @@ class Child:
     def errors(self) -> str:
         return self._output.with_suffix(".errors").read_text()
 
-    def await_words(self, seconds: float = 30) -> None:
-        """Until it has said something, or has ended."""
+    def await_lines(self, count: int, seconds: float = 30) -> None:
+        """Until it has said so much, or has ended."""
         deadline = time.monotonic() + seconds
-        while not self.said() and not self._has_ended():
-            assert time.monotonic() < deadline, "it says nothing"
+        while len(self.said()) < count and not self._has_ended():
+            assert time.monotonic() < deadline, "it says no more"
             time.sleep(0.002)
 
     def kill(self) -> None:

@@ -100,9 +100,8 @@ def kill_again_and_again(
         before = set(threading.enumerate())
         writer = forks.start("keep_writing", server.url(), str(folder / "w"), turn, 1 + turn % 2)
         collector = forks.start("keep_collecting", server.url(), str(folder / "c"), turn)
-        if choose.random() < 0.9:
-            writer.await_words()
-        time.sleep(choose.random() * 0.4)
+        writer.await_lines(choose.randrange(12))  # not a time: the machine may be busy
+        time.sleep(choose.random() * 0.1)
         for process in choose.sample([collector, writer], 2):
             process.kill()
             time.sleep(choose.random() * 0.05)
