@@ -18,6 +18,7 @@ from typing import NamedTuple
 YOUNG, OLD, EXPIRED = 0, 1, 2  # ages of a pin: up to a day, up to a week, more
 PINS_MAX = 3  # per session
 A, B, REPACKED = 1, 2, 4  # packs that are there from the start, and the one that A moves to
+LOST = -1  # in place of a condemned list: it can't be read
 COLLECTOR = 9  # the session of the one that repacks
 Name = tuple[str, int, str] | None  # (content, packs it needs, the version's ETag)
 
@@ -47,6 +48,8 @@ class Rules:
     repack_pinned: bool = True
     rewrite_if_match: bool = True
     delete_if_match: bool = True  # by a rename
+    condemn_anew: bool = True  # where the list is lost
+    await_writers: bool = True  # who rely on what no name has yet
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Scenario:
     deletes: tuple[int, ...] = ()  # names that their user deletes at some time
     ages: bool = False  # pins grow old, and expire
     late: bool = False  # a put's first attempt may land at any later time
+    loses: bool = False  # some list is lost, and mended by a repair
+    trying: int = 0  # packs that are condemned, and that a late request may yet remove
     stuck: int = 0  # packs that the server does not remove, but some day
     names: tuple[Name, ...] = (None, None, ("z", A | B, "z0"))
 
@@ -98,6 +103,17 @@ class Repacker(NamedTuple):
     unknown: bool = False
 
 
+class Mender(NamedTuple):
+    """Of a list that is lost."""
+
+    at: str = "wait"
+    version: int = 0
+    packs: int = 0
+    named: int = 0
+    pinned: int = 0
+    seen: int = 0  # of the keys to be listed
+
+
 class State(NamedTuple):
     packs: int
     names: tuple[Name, ...]
@@ -109,6 +125,7 @@ class State(NamedTuple):
     repacker: Repacker | None
     late: frozenset[tuple[object, ...]]
     deletes: tuple[int, ...]
+    mender: Mender | None = None
     wrong: str = ""
 
 
@@ -144,12 +161,13 @@ class Model:
             s.names,
             owed,
             (),
-            (0, "idle", 0, 0),
+            (1, "condemned", s.trying, s.trying) if s.trying else (0, "idle", 0, 0),
             (Writer(),) * len(s.writers),
             (Collector(),) * s.collectors,
             Repacker() if s.repacks else None,
-            frozenset(),
+            frozenset([("delete", s.trying)] if s.trying else []),
             s.deletes,
+            Mender() if s.loses else None,
         )
 
     def steps(self, s: State) -> Steps:
@@ -159,6 +177,8 @@ class Model:
             yield from self.collect(s, i)
         if s.repacker is not None:
             yield from self.repack(s, s.repacker)
+        if s.mender is not None:
+            yield from self.mend(s, s.mender)
         yield from self.world(s)
 
     # ------------------------------------------------------------ time, users, late requests
@@ -228,6 +248,8 @@ class Model:
                 yield to("late pin", asked=new & ~doomed, anew=w.anew | doomed)
         elif w.at == "late pin":
             yield to("looked", self.pinned(s, i, w, w.asked), pins=w.pins + 1)
+        elif w.at == "pinned" and s.phase[2] == LOST:
+            yield to("close")  # what it may rely on is not known
         elif w.at == "pinned":
             if rules.head_after_state:
                 doomed = w.asked & s.phase[2] if rules.read_state else 0
@@ -316,6 +338,9 @@ class Model:
             return to(at, moved, version=version + 1, **changes)
 
         if c.at == "begin":
+            if listed == LOST:
+                yield to("done")
+                return
             if phase == "sweeping" and rules.finish_sweep:
                 yield to("sweep", version=version, packs=listed)
                 return
@@ -379,6 +404,45 @@ class Model:
             if (pin.session, pin.number) == key:
                 found |= pin.packs | (own_packs(pin.session) if self.rules.own_packs else 0)
         return found
+
+    # ------------------------------------------------------------ a list that is lost, and mended
+
+    def mend(self, s: State, m: Mender) -> Steps:
+        rules = self.rules
+        version, phase, listed, _ = s.phase
+
+        def to(at: str, state: State = s, **changes: int) -> tuple[str, State]:
+            changed = m._replace(at=at, **changes)  # type: ignore[arg-type]
+            return f"mend {at} {changes}", state._replace(mender=changed)
+
+        if m.at == "wait":
+            if listed:
+                yield to("begin", s._replace(phase=(version, phase, LOST, 0)))
+        elif m.at == "begin":
+            if listed == LOST:
+                yield to("look", version=version, packs=s.packs)
+            else:
+                yield to("done")
+        elif m.at == "look":
+            kind, key = self.keys[m.seen]
+            found = self.live(s, kind, key)
+            named = m.named | (found if kind == "name" else 0)
+            pinned = m.pinned | (found if kind == "pin" else 0)
+            if m.seen + 1 < len(self.keys):
+                yield to("look", named=named, pinned=pinned, seen=m.seen + 1)
+            elif m.packs & ~named & pinned and rules.await_writers:
+                yield to("begin", version=0, packs=0, named=0, pinned=0, seen=0)
+            else:
+                packs = m.packs & ~named
+                yield to("condemn", packs=packs, named=0, pinned=0, seen=0)
+        elif m.at == "condemn":
+            if version != m.version:
+                yield to("done")
+                return
+            now = (version + 1, "idle", 0, 0)
+            if m.packs and rules.condemn_anew:
+                now = (version + 1, "condemned", m.packs, m.packs)
+            yield to("done", s._replace(phase=now))
 
     # ------------------------------------------------------------ a collector that repacks
 

@@ -12,6 +12,7 @@ TWO_PUTS = (("put", 0, A), ("put", 1, A | B))
 OWN = (("put", 0, 0),)
 COPY = (("copy", 0, 2),)
 RENAME = (("rename", 0, 2),)
+FOR_A = (None, None, ("z", A, "z0"))
 FOR_B = (None, None, ("z", B, "z0"))
 BOTH = (("b", B, "b0"), None, ("z", A | B, "z0"))
 
@@ -27,6 +28,8 @@ LATE = Scenario((OWN, OWN), late=True, names=(None,))
 REPACKS = Scenario((), repacks=True, late=True, ages=True)
 REWRITES = Scenario(((("put", 2, B),),), repacks=True)
 STUCK = Scenario((PUT,), deletes=(1,), stuck=A, names=(None, ("z", A | B, "z0")))
+MENDED = Scenario((PUT,), deletes=(2,), loses=True)
+HELD = Scenario((OWN,), loses=True, trying=B, names=FOR_A)
 
 SAFE = {
     "one put": PLAIN,
@@ -40,6 +43,8 @@ SAFE = {
     "a collector that repacks": REPACKS,
     "repacking beside a put": REWRITES,
     "packs that can't be removed": STUCK,
+    "a list that is lost": MENDED,
+    "a list that is lost beside a writer": HELD,
 }
 LONG = {
     "two puts, two collectors": replace(SESSION, collectors=2),
@@ -77,6 +82,8 @@ GUARDS = {
     "repack_pinned": Scenario((), repacks=True),
     "rewrite_if_match": REWRITES,
     "delete_if_match": REPLACED,
+    "condemn_anew": MENDED,
+    "await_writers": HELD,
 }
 
 
