@@ -891,9 +891,18 @@ def run_program(program: str, *args: Any, seconds: float = 60) -> str:
     return said
 
 
-def last_report(printed: bytes) -> Any:
-    """What a program printed last, decoded."""
-    return json.loads(printed.splitlines()[-1])
+def steps_report(command: list[str], *, least: int, seconds: float = 1000) -> dict[str, Any]:
+    """What a program reports that was at all steps of a scenario, every how-manieth of `least` or
+    more, and found nothing wrong."""
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, timeout=seconds, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert report["failed"] == []
+    assert report["finished"], "there are more steps than were tried"
+    assert report["tried"] > least, "there are fewer steps than there should be"
+    return report
 
 
 def environment() -> dict[str, str]:

@@ -126,18 +126,10 @@ def fast_folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def kill_at_steps(folder: Path, first: int, stride: int, *, torn: bool) -> None:
-    done = subprocess.run(
-        oracle.command("kill_at_every_step", str(folder / "s"), first, 1000, stride, int(torn)),
-        env=oracle.environment(),
-        capture_output=True,
-        timeout=280,
-        check=False,
+    command = oracle.command(
+        "kill_at_every_step", str(folder / "s"), first, 1000, stride, int(torn)
     )
-    assert done.returncode == 0, done.stderr.decode()
-    report = oracle.last_report(done.stdout)
-    assert report["failed"] == []
-    assert report["finished"], "the scenario has more steps than were tried"
-    assert report["tried"] * stride > 100, "the scenario has fewer steps than it should"
+    oracle.steps_report(command, least=100 // stride, seconds=280)
 
 
 def test_killed_at_every_fifth_step(fast_folder: Path) -> None:
