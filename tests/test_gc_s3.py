@@ -31,6 +31,7 @@ from castore.format_s3 import (
     pin_key,
 )
 from castore.gc import s3
+from castore.gc.s3 import SCRATCH_SECONDS
 from castore.gc.s3_marking import PIN_SECONDS, Marker
 
 SIZE = 100_000  # in a pack, and not inline
@@ -313,6 +314,18 @@ def test_lists_that_crashes_left_go(store: castore.Store, world: World) -> None:
         bucket.put("gc/condemned/99", b"not yet of a state", idempotent=True)
     assert collect(store).packs_removed == 1
     assert world.server.keys("store/gc/") == ["store/gc/condemned/99", "store/gc/state"]
+
+
+def test_what_a_probe_left_goes_after_a_day(store: castore.Store, world: World) -> None:
+    with world.bucket() as bucket:
+        bucket.put("probe/0123/left", b"scratch", idempotent=True)
+        world.pass_time(SCRATCH_SECONDS - 60)
+        bucket.put("probe/4567/new", b"scratch", idempotent=True)
+    collect(store)
+    assert len(world.server.keys("store/probe/")) == 2
+    world.pass_time(120)
+    collect(store)
+    assert world.server.keys("store/probe/") == ["store/probe/4567/new"]
 
 
 # ---------------------------------------------------------------- what is refused

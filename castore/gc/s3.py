@@ -32,7 +32,7 @@ from castore.gc.s3_marking import PIN_SECONDS, Marker
 from castore.gc.s3_memory import CollectorMemory
 from castore.gc.s3_repacking import Repacker
 from castore.gc.s3_state import CONDEMNED, SWEEPING, CollectorState
-from castore.gc.s3_sweeping import remove_packs, rewrite_hints
+from castore.gc.s3_sweeping import remove_packs, remove_scratch, rewrite_hints
 from castore.model import Progress
 from castore.s3.bucket import Bucket
 from castore.s3.cache import StoreCache
@@ -41,6 +41,7 @@ from castore.session_s3 import S3Session
 from castore.workers import Workers
 
 SKEW_SECONDS_MAX = 300
+SCRATCH_SECONDS = 86_400
 CONDEMNED_MAX = 1 << 16  # packs per round: a writer reads the list, of 1 MiB then, at each reuse
 
 
@@ -162,7 +163,7 @@ class _Collection:
             self._sweep()
         if state.phase == SWEEPING and not options.carry_undeletable:
             return
-        self._expire_pins()
+        self._expire()
         if options.repack_below > 0 and self._may_rewrite:
             self._repack()
         self._first_phase()
@@ -262,10 +263,12 @@ class _Collection:
         if not left:
             self._state.retire()
 
-    def _expire_pins(self) -> None:
-        keys = self._marker.expired_pins(self._now() - PIN_SECONDS)
+    def _expire(self) -> None:
+        now = self._now()
+        keys = self._marker.expired_pins(now - PIN_SECONDS)
         kept = self._bucket.delete_many(keys)
         self._tally.pins_expired = len(keys) - len(kept)
+        remove_scratch(self._bucket, before=now - SCRATCH_SECONDS)
 
     def _repack(self) -> None:
         packs = self._marker.packs()

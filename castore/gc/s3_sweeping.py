@@ -29,6 +29,14 @@ def remove_packs(
     return left
 
 
+def remove_scratch(bucket: Bucket, *, before: float) -> None:
+    """Remove what a process that died while it probed the server left, if it is from before that
+    time in seconds by the server's clock."""
+    scratch = [entry.key for entry in bucket.list("probe/") if entry.modified < before]
+    if scratch:
+        bucket.delete_many(scratch)
+
+
 def rewrite_hints(bucket: Bucket, store_id: bytes, gone: Collection[bytes]) -> None:
     """Take packs that are gone out of the hints, and put small objects of hints together. Those
     that replace others are there before the others go: a reader may be told twice, never less."""
