@@ -147,10 +147,7 @@ class Reader:
             )
             following = iter(chunks)
             read = [
-                b"".join(
-                    next(following)[max(begin - extent.begin, 0) : end - extent.begin]
-                    for extent in extents
-                )
+                b"".join([_within(next(following), extent, begin, end) for extent in extents])
                 for begin, end, extents in cover.parts
             ]
         _check_still_there(chunks)
@@ -383,6 +380,11 @@ def _gone_pages_named() -> Iterator[None]:
         if error.errno == errno.EFAULT:  # the kernel's word for a page that is gone
             raise StoreIOError(_CUT_SHORT) from error
         raise
+
+
+def _within(chunk: Bytes, extent: Extent, begin: int, end: int) -> memoryview:
+    """The chunk's part of a range: a view, as it is copied when the parts are joined."""
+    return memoryview(chunk)[max(begin - extent.begin, 0) : end - extent.begin]
 
 
 def _check_still_there(parts: Iterable[Bytes]) -> None:
