@@ -30,7 +30,7 @@ from castore.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
-from castore.fileio import sync_folder, write_all
+from castore.fileio import of_file, sync_folder, write_all
 from castore.folder import CONFIG, INDEX_BYTES_MIN, alone, read_config
 from castore.format import (
     BACKUP_TRAILER_BYTES,
@@ -65,7 +65,10 @@ def back_up(root: str, path: str) -> BackupReport:
         raise IsADirectoryError(errno.EISDIR, "a backup is a file, and this is a folder", path)
     draft = os.path.join(os.path.dirname(path), f".castore-{os.urandom(8).hex()}")
     with _errors_of(path):
-        os.mkdir(draft, 0o700)
+        try:
+            os.mkdir(draft, 0o700)
+        except OSError as error:
+            raise of_file(error, os.path.dirname(path)) from None
         try:
             data = os.path.join(draft, "data.mdb")
             fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

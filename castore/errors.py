@@ -54,6 +54,9 @@ class InvalidRange(CastoreError, ValueError):
 class StoreNotFound(CastoreError, FileNotFoundError):
     """There is no store at this path, and the caller asked for none to be made."""
 
+    def __str__(self) -> str:
+        return _said(self)
+
 
 class NotAStore(CastoreError, ValueError):
     """The path holds something that is not a castore store, or may not hold one."""
@@ -66,6 +69,9 @@ class UnsupportedFormat(CastoreError, ValueError):
 class ReadOnlyStore(CastoreError, PermissionError):
     """A write to a store that was opened with `read_only=True`."""
 
+    def __str__(self) -> str:
+        return _said(self)
+
 
 class StoreClosed(CastoreError, ValueError):
     """The store was closed (or was inherited through a fork by an object that can't reopen it)."""
@@ -73,6 +79,9 @@ class StoreClosed(CastoreError, ValueError):
 
 class StoreLocked(CastoreError, BlockingIOError):
     """The store is in use from where it can't be shared, such as another pid namespace."""
+
+    def __str__(self) -> str:
+        return _said(self)
 
 
 class StoreBusy(CastoreError, BlockingIOError):
@@ -378,3 +387,8 @@ class EndpointUnreachable(CastoreError, ConnectionError):
 
     def __reduce__(self) -> tuple[type[EndpointUnreachable], tuple[str, str]]:
         return type(self), (self.endpoint, self.reason)
+
+
+def _said(error: OSError) -> str:
+    """The message alone: OSError would put the number of the error before it."""
+    return error.strerror or OSError.__str__(error)

@@ -47,6 +47,11 @@ def make_durable_folder(folder: str) -> None:
     sync_folder(parent)
 
 
+def of_file(error: OSError, path: str) -> OSError:
+    """The same error, said of `path`: a descriptor has no name, and a draft's says nothing."""
+    return type(error)(error.errno, error.strerror, path)
+
+
 def storage_error(error: OSError, path: str) -> Exception:
     """The castore error for what the system said of a store's file or folder."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -54,5 +59,5 @@ def storage_error(error: OSError, path: str) -> Exception:
     if isinstance(error, FileNotFoundError):
         return StoreNotFound(error.errno, f"{path}: its folder was removed while it was in use")
     if isinstance(error, PermissionError):
-        return PermissionError(error.errno, f"no permission for {path}", path)
+        return of_file(error, path)
     return StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO)

@@ -25,7 +25,7 @@ from castore.errors import (
     StoreLocked,
     StoreNotFound,
 )
-from castore.fileio import make_durable_folder, storage_error, sync_folder
+from castore.fileio import make_durable_folder, of_file, storage_error, sync_folder
 from castore.folder import CONFIG, check_index_in_place, read_config, share
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, encode_config
@@ -194,7 +194,7 @@ def open_local(
         if config is None:
             if not create or read_only:
                 raise StoreNotFound(
-                    errno.ENOENT, f"there is no store at {root}; open it with create=True"
+                    errno.ENOENT, f"there is no store at {root}; make one with a put"
                 )
             _create(root, chunk_bytes_avg, collision_guard)
             config = read_config(root)
@@ -281,7 +281,10 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
     )
     make_durable_folder(root)
     draft = os.path.join(root, f"{CONFIG}.{os.urandom(8).hex()}")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise of_file(error, root) from None
     try:
         os.write(fd, encode_config(config))
         os.fsync(fd)

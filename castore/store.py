@@ -130,6 +130,10 @@ def open_store(
         path = rest if separator else url
         if not path:
             raise ValueError("a store's path must not be empty")
+        if path.startswith("s3:"):
+            raise ValueError(
+                f"{path!r} is no URL: use s3://bucket/prefix, or ./{path} for a folder"
+            )
         backend = open_local(
             path,
             create=create,

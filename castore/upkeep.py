@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from castore.errors import NotLocal
 from castore.model import Progress
 from castore.store import check_fraction, open_store
 from castore.transaction import StrPath
@@ -75,8 +76,8 @@ def is_remote(store: StrPath) -> bool:
 
 
 def local_path(store: StrPath) -> str:
-    """Raises ValueError for a store on S3: there the names are in S3."""
+    """Raises NotLocal for a store on S3: there the names are in S3."""
     path = os.fspath(store).removeprefix("file://")
     if "://" in path:
-        raise ValueError(f"{path} is no local store: on S3 the names are in S3")
+        raise NotLocal(f"{path} is no local store: on S3 the names are in S3")
     return os.path.realpath(path)

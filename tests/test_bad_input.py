@@ -302,7 +302,7 @@ def test_a_folder_with_an_index_of_another_program(tmp_path: Path) -> None:
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "missing"
     for options in WAYS_TO_OPEN[1:]:
-        message = f"there is no store at {path}; open it with create=True"
+        message = f"there is no store at {path}; make one with a put"
         with pytest.raises(StoreNotFound, match=says(message)) as caught:
             castore.open(path, **options)
         assert isinstance(caught.value, FileNotFoundError)

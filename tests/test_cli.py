@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
 import os
+import pickle
 import random
 import signal
 import socket
@@ -178,6 +180,40 @@ def test_only_put_makes_a_store_and_says_so(bare, tmp_path):
     assert bare("-r", path, "put", "-", "x", stdin=b"1").err == ""
 
 
+def test_errors_name_what_the_user_knows(run, bare, monkeypatch, tmp_path):
+    """Neither the number of an error nor a temporary file's name."""
+    missing = tmp_path / "missing"
+    store = bare("-r", missing, "ls")
+    assert store.err == f"castore: there is no store at {missing}; make one with a put\n"
+    backup = run("backup", missing / "names")
+    assert backup.err == f"castore: {missing}: No such file or directory\n"
+    on_s3 = bare("-r", "s3://bucket/x", "restore", "names")
+    assert on_s3.err == "castore: s3://bucket/x is no local store: on S3 the names are in S3\n"
+
+    make = os.open
+
+    def denied(path, *arguments, **options):
+        if "castore.json." in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return make(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", denied)
+    new = bare("-r", missing, "put", "-", "name", stdin=b"x")
+    assert new.err == f"castore: {missing}: Permission denied\n"
+    assert [store.code, backup.code, on_s3.code, new.code] == [1, 1, 1, 1]
+
+
+def test_a_lock_or_a_denial_is_said_without_its_number(tmp_path):
+    for error in (
+        castore.errors.StoreLocked(errno.EAGAIN, "in use"),
+        castore.errors.ReadOnlyStore(errno.EACCES, "in use"),
+        castore.errors.StoreNotFound(errno.ENOENT, "in use"),
+    ):
+        assert str(error) == str(pickle.loads(pickle.dumps(error))) == "in use"
+        assert pickle.loads(pickle.dumps(error)).errno == error.errno
+    assert str(castore.errors.StoreNotFound("gone")) == "gone"
+
+
 def test_a_path_that_is_no_store_exits_1(bare, tmp_path):
     (tmp_path / "file").write_text("no store")
     fails(bare("-r", tmp_path / "file", "ls"), 1, "file")
@@ -186,6 +222,8 @@ def test_a_path_that_is_no_store_exits_1(bare, tmp_path):
     fails(bare("-r", tmp_path / "folder", "put", "-", "x", stdin=b"1"), 1, "folder")
     assert (tmp_path / "folder" / "precious").read_text() == "keep me"
     fails(bare("-r", "gopher://store", "put", "-", "x", stdin=b"1"), 2, "gopher")
+    fails(bare("-r", "s3:/bucket/x", "put", "-", "x", stdin=b"1"), 2, "use s3://bucket/prefix")
+    assert not os.path.exists("s3:")
 
 
 def test_unexpected_errors_are_one_line_unless_debugging(run, monkeypatch, capsysbinary):

@@ -43,10 +43,8 @@ def describe(error: BaseException) -> tuple[int, str]:
         return NOT_FOUND, str(error)
     if isinstance(error, CORRUPTIONS):
         return CORRUPT, str(error)
-    if isinstance(error, StoreBusy):
+    if isinstance(error, StoreBusy | StoreLocked):
         return BUSY, str(error)
-    if isinstance(error, StoreLocked):
-        return BUSY, error.strerror or str(error)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
     if isinstance(error, CastoreError | Failure):
