@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from castore.backend import Backend
 from castore.catalog.operations import Publish
 from castore.chunker import Chunker, ChunkSizes
-from castore.errors import NameExists, NameNotFound, ReadOnlyStore, StoreClosed
+from castore.errors import CastoreError, NameExists, NameNotFound, ReadOnlyStore, StoreClosed
+from castore.fileio import of_file
 from castore.forks import ForkLock, Rank
 from castore.local import open_local, refuse_open_store_paths
 from castore.model import (
@@ -546,7 +547,7 @@ def _replacing(path: str, mode: int) -> Iterator[int]:
     try:
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise type(error)(error.errno, error.strerror, folder or ".") from None
+        raise of_file(error, folder or ".") from None
     try:
         try:
             yield fd
@@ -554,9 +555,12 @@ def _replacing(path: str, mode: int) -> Iterator[int]:
         finally:
             os.close(fd)
         os.rename(draft, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
+        # Writing to a descriptor names no file; what the store itself can't do is a CastoreError.
+        if isinstance(error, OSError) and not isinstance(error, CastoreError):
+            raise of_file(error, path) from error
         raise
 
 

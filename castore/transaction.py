@@ -167,7 +167,7 @@ def _write_path(writer: ObjectWriter, path: str, progress: Progress | None) -> i
         if progress is not None and stat.S_ISREG(status.st_mode):
             progress.set_size(status.st_size)
         if mappable and Mapping.guarded:
-            writer.write_file(fd, status.st_size)
+            writer.write_file(fd, status.st_size, path)
         else:
             with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
                 for block in read_blocks(file.read):

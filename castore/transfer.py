@@ -11,15 +11,18 @@ import re
 import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from castore.errors import (
+    CastoreError,
     ChunkCorrupt,
     FormatError,
     InvalidName,
     NameNotFound,
     PackMissing,
 )
+from castore.fileio import of_file
 from castore.folders import FoundFile, walk
 from castore.model import ObjectInfo, Progress, encode_name
 from castore.transaction import Transaction
@@ -90,15 +93,18 @@ def export_folder(
     below = as_prefix(prefix)
     if progress is not None:
         progress.set_size(sum(info.size for info in store.list(below)))
+    infos = store.list(below)
+    first = next(infos, None)
+    if first is None and below:
+        raise NameNotFound(below)  # before there is a folder for nothing
     report = TransferReport()
     os.makedirs(folder, exist_ok=True)
 
     def export(info: ObjectInfo) -> tuple[ObjectInfo, str]:
         return info, _export(store, info, folder, info.name[len(below) :], progress)
 
-    found = False
-    for info, what in _ahead(export, store.list(below), min(threads, THREADS_MAX)):
-        found = True
+    listed = chain([] if first is None else [first], infos)
+    for info, what in _ahead(export, listed, min(threads, THREADS_MAX)):
         if what == "same":
             report.same_files += 1
             report.same_bytes += info.size
@@ -108,8 +114,6 @@ def export_folder(
         else:
             report.files += 1
             report.bytes += info.size
-    if not found and below:
-        raise NameNotFound(below)
     return report
 
 
@@ -151,6 +155,10 @@ def _export(
         return f"{path} can't be a file and a folder"
     except DAMAGE as error:
         return f"{_DAMAGED}{error}"
+    except OSError as error:
+        if isinstance(error, CastoreError):
+            raise
+        raise of_file(error, path) from error  # and not of the draft
     finally:
         if os.path.lexists(draft):
             os.unlink(draft)

@@ -85,8 +85,8 @@ class ObjectWriter:
             if len(self._buffer) >= enough:
                 self._consume_buffer(final=False)
 
-    def write_file(self, fd: int, size: int) -> None:
-        """Take the first `size` bytes of a regular file, through mapped windows.
+    def write_file(self, fd: int, size: int, path: str) -> None:
+        """Take the first `size` bytes of a regular file, open at `fd`, through mapped windows.
 
         Raises SourceChanged if it turns out to be shorter.
         """
@@ -97,12 +97,12 @@ class ObjectWriter:
             try:
                 window = Mapping(fd, length, offset=floor)
             except ValueError as error:
-                raise _cut_short(size) from error
+                raise _cut_short(path, size) from error
             with memoryview(window) as whole, whole[at - floor :] as view:
                 at += self._consume(view, final=floor + length == size)
             # The last page of a shorter file reads as zeros behind its end, without a fault.
             if window.damaged or os.fstat(fd).st_size < size:
-                raise _cut_short(size)
+                raise _cut_short(path, size)
 
     def finish(self, mode: int) -> tuple[Record, Draft | None]:
         """The object's record, and its draft unless it is inline. Nothing is visible yet."""
@@ -277,7 +277,7 @@ def read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
         yield block
 
 
-def _cut_short(size: int) -> SourceChanged:
+def _cut_short(path: str, size: int) -> SourceChanged:
     return SourceChanged(
-        f"the file was cut short of its {size} bytes while it was read: nothing was published"
+        f"{path} was cut short of its {size} bytes while it was read: nothing was published"
     )

@@ -203,6 +203,33 @@ def test_errors_name_what_the_user_knows(run, bare, monkeypatch, tmp_path):
     assert [store.code, backup.code, on_s3.code, new.code] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("verb", ["get", "get -R", "export"])
+def test_a_full_disk_is_said_of_the_file(run, monkeypatch, tmp_path, verb):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert run("put", "-", "p/name", stdin=DATA).code == 0
+    monkeypatch.setattr("castore.reader.write_all", full)
+    path = tmp_path / "out" / "name"
+    path.parent.mkdir()
+    names = ["p/name", path] if verb == "get" else ["p", path.parent]
+    failed = run(*verb.split(), *names)
+    assert (failed.code, failed.err) == (1, f"castore: {path}: No space left on device\n")
+    assert not list(path.parent.iterdir())
+
+
+def test_a_name_that_has_a_file_in_its_way(run, tmp_path):
+    for name in ("p/a", "p/a/b"):
+        assert run("put", "-", name, stdin=b"x").code == 0
+    fails(run("get", "-R", "p", tmp_path / "out"), 1, "p/a/b can't be written to", "in its way")
+
+
+def test_an_export_of_nothing_makes_no_folder(run, tmp_path):
+    fails(run("export", "nothing", tmp_path / "out"), 14, "nothing/")
+    assert not (tmp_path / "out").exists()
+    assert run("rm", "seed").code == run("export", "/", tmp_path / "out").code == 0
+
+
 def test_a_lock_or_a_denial_is_said_without_its_number(tmp_path):
     for error in (
         castore.errors.StoreLocked(errno.EAGAIN, "in use"),

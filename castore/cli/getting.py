@@ -95,7 +95,10 @@ def _get_all(
             code = max(code, exits.FAILURE)
             continue
         path = os.path.join(folder, inner)
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise Failure(f"{name} can't be written to {path}: a file is in its way") from error
         try:
             if os.path.isdir(path):
                 raise Failure(f"{name} can't be written to {path}: it is a folder")
