@@ -25,6 +25,7 @@ import castore
 from castore.cli import exits, main
 from castore.cli.listing import sum_up
 from castore.cli.output import ProgressBar, human_size, one_line, print_table
+from castore.gc import GcReport
 from castore.model import ObjectInfo
 from castore.transfer import Source, batches
 
@@ -201,6 +202,24 @@ def test_errors_name_what_the_user_knows(run, bare, monkeypatch, tmp_path):
     new = bare("-r", missing, "put", "-", "name", stdin=b"x")
     assert new.err == f"castore: {missing}: Permission denied\n"
     assert [store.code, backup.code, on_s3.code, new.code] == [1, 1, 1, 1]
+
+
+def test_gc_says_what_it_did_and_no_more(run, monkeypatch):
+    assert run("gc").text == "nothing to collect in 1 objects\n"
+    assert run("put", "-", "name", stdin=DATA).code == run("rm", "name").code == 0
+    lines = [line.split(maxsplit=2) for line in run("gc").text.splitlines()]
+    assert [line[0] for line in lines] == ["chunks", "manifests", "packs", "freed"]
+    assert lines[1] == ["manifests", "1", "removed, that no name has"]
+
+    def gc(self, **_):
+        return GcReport(
+            False, packs_condemned=2, bytes_condemned=2048, bytes_freed=-1536, come_again=0.0
+        )
+
+    monkeypatch.setattr("castore.store.Store.gc", gc)
+    *rows, last = run("gc").text.splitlines()
+    assert rows == ["freed      -1.5 KiB  on balance", "condemned         2  packs, 2.0 KiB"]
+    assert last.startswith("what is condemned can be removed from ")
 
 
 @pytest.mark.parametrize("verb", ["get", "get -R", "export"])

@@ -54,21 +54,7 @@ def _print_report(report: GcReport) -> None:
     if report.found_nothing:
         print_line(f"nothing to collect in {report.objects:,} objects")
     else:
-        rows = [
-            ("chunks", f"{report.chunks_removed:,}", f"removed, of {_all_chunks(report):,}"),
-            ("packs", f"{report.packs_removed:,}", _packs(report)),
-            ("rewritten", human_size(report.bytes_rewritten), "frames still in use, moved"),
-            ("freed", human_size(report.bytes_freed), "on balance"),
-        ]
-        if report.packs_condemned:
-            size = human_size(report.bytes_condemned)
-            rows.append(("condemned", f"{report.packs_condemned:,}", f"packs, {size}"))
-        if report.pins_expired:
-            rows.append(("pins", f"{report.pins_expired:,}", "of writers that died, expired"))
-        if report.caches_removed:
-            size = human_size(report.cache_bytes_freed)
-            rows.append(("caches", f"{report.caches_removed:,}", f"unused for 30 days, {size}"))
-        print_table(rows, right=(1,))
+        print_table(_rows(report), right=(1,))
         if report.dry_run:
             print_line("this is what would be done: nothing was")
     if report.come_again is not None:
@@ -76,6 +62,30 @@ def _print_report(report: GcReport) -> None:
         print_line(f"what is condemned can be removed from {when} on: collect again then")
     if report.packs_busy:
         print_line(f"{report.packs_busy:,} packs are left, whose writers are at work")
+
+
+def _rows(report: GcReport) -> list[tuple[str, str, str]]:
+    """What was done, and no zeros: a store on S3 counts no chunks, and at first condemns only."""
+    balance = human_size(abs(report.bytes_freed))
+    rows = [
+        (report.chunks_removed, "chunks", f"removed, of {_all_chunks(report):,}"),
+        (report.manifests_removed, "manifests", "removed, that no name has"),
+        (report.packs_removed, "packs", _packs(report)),
+        (human_size(report.bytes_rewritten), "rewritten", "frames still in use, moved"),
+        ("-" * (report.bytes_freed < 0) + balance, "freed", "on balance"),
+        (report.packs_condemned, "condemned", f"packs, {human_size(report.bytes_condemned)}"),
+        (report.pins_expired, "pins", "of writers that died, expired"),
+        (
+            report.caches_removed,
+            "caches",
+            f"unused for 30 days, {human_size(report.cache_bytes_freed)}",
+        ),
+    ]
+    return [
+        (what, found if isinstance(found, str) else f"{found:,}", more)
+        for found, what, more in rows
+        if found not in (0, "0 B")
+    ]
 
 
 def _all_chunks(report: GcReport) -> int:
