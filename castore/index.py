@@ -382,7 +382,11 @@ def typed(error: Exception, path: str) -> CastoreError:
             errno.EAGAIN, f"more than {READERS_MAX} readers of {path} at once: close some"
         )
     if isinstance(error, lmdb.ReadonlyError) or code in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return ReadOnlyStore(errno.EACCES, f"no permission for the index {path}")
+        return ReadOnlyStore(
+            errno.EACCES,
+            f"no permission to read and write the index {path}: who only reads needs it, too, "
+            "for LMDB's lock file",
+        )
     return StoreIOError(f"the index {path} failed: {error}", code or errno.EIO)
 
 

@@ -68,7 +68,7 @@ class Source(NamedTuple):
 class TransferReport:
     """Files that were written (or put), and those that were the same already; sizes in bytes.
     `left_out` says for each that was not: its name or path, and why; `damaged` is how many of these
-    are objects that can't be read."""
+    are objects that can't be read, `refused` how many are files whose name no object can have."""
 
     def __init__(self) -> None:
         self.files = 0
@@ -76,6 +76,7 @@ class TransferReport:
         self.same_files = 0
         self.same_bytes = 0
         self.damaged = 0
+        self.refused = 0
         self.left_out: list[tuple[str, str]] = []
 
 
@@ -248,6 +249,7 @@ def _sources(folder: str, prefix: str, store_path: str, report: TransferReport) 
             encode_name(prefix + found.inner)
         except InvalidName as error:
             report.left_out.append((found.path, str(error)))
+            report.refused += 1
             continue
         yield Source(found.path, prefix + found.inner, found.size)
 

@@ -204,6 +204,32 @@ def test_errors_name_what_the_user_knows(run, bare, monkeypatch, tmp_path):
     assert [store.code, backup.code, on_s3.code, new.code] == [1, 1, 1, 1]
 
 
+def test_bytes_are_not_printed_as_json(run):
+    for arguments in (["cat", "--json", "seed"], ["get", "seed", "-", "--json"]):
+        fails(run(*arguments), 2, "leave --json out")
+    assert "--json" not in run("cat", "--help").text
+
+
+def test_an_empty_path_is_not_the_store_of_the_environment(run, bare, monkeypatch):
+    monkeypatch.setenv("CASTORE_STORE", str(run.store))
+    assert bare("ls").text == "seed\n"
+    fails(bare("-r", "", "rm", "seed"), 2, "which store")
+    assert bare("ls").text == "seed\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such file names")
+def test_an_import_that_leaves_a_file_out_exits_1(run):
+    os.mkdir("folder")
+    os.mkfifo("folder/pipe")
+    Path("folder/fine").write_bytes(b"fine")
+    result = run("import", "folder", "p")
+    assert (result.code, "pipe is left out" in result.err) == (0, True)
+    Path(os.fsdecode(b"folder/latin\xe9")).write_bytes(b"x")
+    result = run("import", "folder", "p")
+    assert (result.code, "not valid Unicode" in result.err) == (1, True)
+    assert run("import", "--json", "folder", "p").documents[0]["refused"] == 1
+
+
 def test_gc_says_what_it_did_and_no_more(run, monkeypatch):
     assert run("gc").text == "nothing to collect in 1 objects\n"
     assert run("put", "-", "name", stdin=DATA).code == run("rm", "name").code == 0

@@ -67,6 +67,14 @@ class TestFolder:
             assert said in checks["folder"]["found"]
         assert os.listdir(tmp_path) == ["empty"]  # nothing was made
 
+    def test_an_empty_folder_that_cannot_be_written_to(
+        self, examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+        code, checks = examine(tmp_path)
+        assert (code, verdicts(checks)["folder"]) == (exits.FAILURE, "problem")
+        assert str(tmp_path) in checks["folder"]["means"]
+
     def test_what_is_no_store(self, examine: Doctor, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
         for place in (tmp_path, tmp_path / "file"):

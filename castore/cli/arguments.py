@@ -118,15 +118,22 @@ def percent(text: str) -> float:
 Verbs = Any  # argparse keeps the type of what add_subparsers returns to itself
 
 
-def _verb(verbs: Verbs, name: str, run: str, usage: str, help_: str, more: str = "") -> _Parser:
+def _verb(
+    verbs: Verbs, name: str, run: str, usage: str, help_: str, more: str = "", *, json: bool = True
+) -> _Parser:
     verb: _Parser = verbs.add_parser(
         name,
-        usage=f"castore [-r PATH] {name} [--json] {usage}".rstrip(),
+        usage=f"castore [-r PATH] {name} {'[--json] ' if json else ''}{usage}".rstrip(),
         help=help_,
         description=f"{help_[:1].upper()}{help_[1:]}.\n{more}",
     )
     # Also after the verb, where hands put them; SUPPRESS keeps what was given before it.
-    verb.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    verb.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print JSON" if json else argparse.SUPPRESS,
+    )
     verb.add_argument(
         "--store",
         metavar="PATH",
@@ -190,6 +197,7 @@ def _cat(verbs: Verbs) -> None:
         "[--range BEGIN:END] NAME...",
         "print objects, or a byte range of one",
         "The range is in bytes, without END's own byte; BEGIN or END may be left out.\n",
+        json=False,
     )
     verb.add_argument("--range", type=byte_range, metavar="BEGIN:END", help="only these bytes")
     verb.add_argument("names", nargs="+", metavar="NAME")
@@ -371,6 +379,7 @@ def _import(verbs: Verbs) -> None:
         """
 Every regular file below FOLDER, as PREFIX/ ('/': nothing) and its path in it, with its mode and
 time. What is the same already is skipped: repeat an interrupted one. The first put makes the store.
+A file whose name no object can have is left out, and the exit code is 1.
 """,
     )
     verb.add_argument("folder", metavar="FOLDER")

@@ -252,6 +252,13 @@ def _open(root: str) -> Store | Check:
                 "not a store, and not empty",
                 "a store is only made in an empty folder: choose another",
             )
+        if not os.access(root, os.W_OK | os.X_OK):
+            return Check(
+                "folder",
+                "problem",
+                "empty, and can't be written to",
+                f"no store can be made here: chown or chmod {root}, or choose another folder",
+            )
         return Check("folder", "ok", "empty: the first put makes the store")
     except (CastoreError, OSError) as error:
         return Check("folder", "problem", exits.describe(error)[1])

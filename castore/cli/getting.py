@@ -51,6 +51,7 @@ def get(arguments: Namespace) -> int:
 
 
 def cat(arguments: Namespace) -> int:
+    _refuse_json(arguments)
     if arguments.range is not None and len(arguments.names) > 1:
         raise UsageError("--range takes one NAME")
     with open_to_read(arguments) as store:
@@ -62,7 +63,15 @@ def cat(arguments: Namespace) -> int:
     return exits.OK
 
 
+def _refuse_json(arguments: Namespace) -> None:
+    if arguments.json:
+        raise UsageError(
+            "objects that are printed are no JSON: leave --json out, or see castore stat --json"
+        )
+
+
 def _get_to_stdout(arguments: Namespace, names: list[str]) -> int:
+    _refuse_json(arguments)
     with open_to_read(arguments) as store:
         for name in names:
             store.get(name, stdout().buffer)

@@ -44,7 +44,9 @@ def open_to_fill(arguments: Namespace) -> Store:
 
 
 def store_path(arguments: Namespace) -> str:
-    path: str = arguments.store or os.environ.get("CASTORE_STORE", "")
+    path: str | None = arguments.store
+    if path is None:  # an empty one, as of a variable that is not set, means no other store
+        path = os.environ.get("CASTORE_STORE", "")
     if not path:
         raise UsageError("which store? Give -r PATH (--store PATH) or set CASTORE_STORE=PATH")
     return path
