@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import io
+import warnings
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
+from castore.errors import CastoreError
 from castore.model import ObjectInfo
 from castore.reader import Pinned, Reader
 from castore.writer import ObjectWriter
 
 BUFFER_BYTES = 64 << 10
+_dropped: deque[Callable[[], None]] = deque()
+
+
+def discard_dropped() -> None:
+    """Discard the new objects whose files were dropped unclosed since the last call. Python lets go
+    of what is in a cycle at any moment, in any thread, whatever locks that thread holds, and to
+    discard an object takes locks and, on S3, requests: it waits until somebody uses a store."""
+    while _dropped:
+        try:
+            discard = _dropped.popleft()
+        except IndexError:  # another thread was faster
+            return
+        try:
+            discard()
+        except CastoreError as error:  # not of the store that is being used
+            warnings.warn(
+                f"an object was dropped unclosed, and what it left stays: {error}",
+                ResourceWarning,
+                stacklevel=3,
+            )
 
 
 class ObjectReader(io.BufferedReader):
@@ -137,5 +161,8 @@ class ObjectWriterFile(io.RawIOBase):
 
     def __del__(self) -> None:
         # RawIOBase would close, which publishes; but nobody said that the object is whole.
-        if getattr(self, "_writer", None) is not None:
-            self.abort()
+        writer = getattr(self, "_writer", None)
+        if writer is not None:
+            self._writer = None
+            _dropped.append(partial(self._discard, writer))
+            super().close()

@@ -27,7 +27,7 @@ from castore.model import (
     encode_name,
     encode_prefix,
 )
-from castore.objectfile import ObjectReader, ObjectWriterFile
+from castore.objectfile import ObjectReader, ObjectWriterFile, discard_dropped
 from castore.reader import Reader, Writable
 from castore.session import WriteSession
 from castore.transaction import MODE_DEFAULT, Readable, StrPath, Transaction, object_info
@@ -142,6 +142,7 @@ def open_store(
             chunk_bytes_avg=chunk_bytes_avg,
             collision_guard=collision_guard,
         )
+    discard_dropped()
     return Store(backend, url=url, read_only=read_only, options=options)
 
 
@@ -501,6 +502,7 @@ class Store:
         """Let go of the store; files opened from it can still be read. Idempotent."""
         with self._closing:
             local, self._local = self._local, None
+        discard_dropped()
         if local is not None:
             self._workers.close()
             local.close()
@@ -532,6 +534,7 @@ class Store:
         local = self._check_open()
         if self.read_only or not local.writable:
             raise ReadOnlyStore(errno.EACCES, f"the store {self.path} is open for reading only")
+        discard_dropped()
         return local
 
     def _session(self) -> WriteSession:

@@ -134,6 +134,22 @@ def test_a_store_s_own_session_ends_with_its_collection(store: castore.Store, wo
     assert store.gets("b") == noise(2 * SIZE, 1)
 
 
+def test_what_is_dropped_asks_for_nothing_until_a_store_is_used(world: World) -> None:
+    """Python may let go of it in any thread at any moment: in one that serves us, for instance."""
+    store = world.open("dropping", actor := Actor("dropping"))
+    file = store.open("never", "wb")
+    file.write(noise(SIZE, 3))
+    fill(store, "kept")
+    store.close()
+    assert world.server.keys("store/pins/")
+    asked = len(actor.steps)
+    del file
+    assert len(actor.steps) == asked
+    world.open("other")
+    assert len(actor.steps) > asked
+    assert world.server.keys("store/pins/") == []
+
+
 def test_pins_of_the_dead_expire_after_a_week(world: World) -> None:
     one, dead = world.open("one"), world.open("dead", actor := Actor("dead"))
     writer = dead.open("never", "wb")
