@@ -272,6 +272,9 @@ def test_a_name_that_has_a_file_in_its_way(run, tmp_path):
 def test_an_export_of_nothing_makes_no_folder(run, tmp_path):
     fails(run("export", "nothing", tmp_path / "out"), 14, "nothing/")
     assert not (tmp_path / "out").exists()
+    for verb in (["export"], ["get", "-R"]):
+        fails(run(*verb, "/", run.store / "out"), 1, "lies inside the open store")
+        assert not (run.store / "out").exists()
     assert run("rm", "seed").code == run("export", "/", tmp_path / "out").code == 0
 
 

@@ -82,9 +82,12 @@ def _get_folder(arguments: Namespace) -> int:
     if len(arguments.names) != 2:
         raise UsageError("get -R takes a prefix and a folder: castore get -R PREFIX FOLDER")
     stem, folder = arguments.names
+    from castore.local import refuse_open_store_paths  # loads lmdb: as late as the store itself
+
     prefix = as_prefix(stem)
     stem = prefix.rstrip("/")
     with open_to_read(arguments) as store, open_progress(stem or "all") as progress:
+        refuse_open_store_paths(folder)  # as each file would, but before a folder is made there
         if progress is not None:
             progress.fix_size(sum(info.size for info in store.list(prefix)))
         return _get_all(store, prefix, folder, arguments, progress)
