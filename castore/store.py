@@ -76,7 +76,7 @@ def open_store(
 
     On S3: `disk_cache_bytes` bounds the frames kept on disk (0: none; by default 10 GiB, or a
     tenth of the free disk if that is less). The others may also come from the URL's query
-    (`?endpoint_url=...&region=...`) or the environment, in that order.
+    (`?endpoint_url=...&region=...`) or the environment, in that order; a folder takes none of them.
 
     Raises StoreNotFound, NotAStore, UnsupportedFormat, StoreLocked, StoreFull, PermissionError;
     on S3 also AccessDenied, CredentialsError, WrongRegion, EndpointUnreachable, RemoteError.
@@ -131,6 +131,9 @@ def open_store(
         path = rest if separator else url
         if not path:
             raise ValueError("a store's path must not be empty")
+        strangers = [name for name, value in remote.items() if value is not None]
+        if strangers:
+            raise ValueError(f"{path} is no store on S3, which alone has {', '.join(strangers)}")
         if path.startswith("s3:"):
             raise ValueError(
                 f"{path!r} is no URL: use s3://bucket/prefix, or ./{path} for a folder"

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from castore import __version__
+from castore.cli.exits import describe_os_error
+from castore.errors import CastoreError
 from conducto import data
 from conducto.arguments import HelpWanted, Parameter, UsageError, parse
 
@@ -83,9 +85,15 @@ def guarded(program: str, run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except (OSError, ValueError, RuntimeError) as error:
-        return _fail(program, str(error) or type(error).__name__, EXIT_FAILURE)
+        return _fail(program, _describe(error), EXIT_FAILURE)
     except Exception as error:  # scripts read one line, whatever happens
         return _fail(program, f"{type(error).__name__}: {error}", EXIT_FAILURE)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, CastoreError):
+        return describe_os_error(error)
+    return str(error) or type(error).__name__
 
 
 def _run(program: str, scope: Scope, argv: Sequence[str]) -> int:

@@ -299,6 +299,12 @@ def test_a_folder_with_an_index_of_another_program(tmp_path: Path) -> None:
     assert contents_of(tmp_path) == before
 
 
+def test_settings_of_s3_for_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no store on S3, which alone has region, sse$"):
+        castore.open(tmp_path / "store", region="eu-west-1", sse="AES256")
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "missing"
     for options in WAYS_TO_OPEN[1:]:

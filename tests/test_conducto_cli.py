@@ -72,6 +72,12 @@ def run(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPat
 
 
 class TestCommands:
+    @local_only
+    def test_errors_of_files_are_said_as_castore_says_them(self, run: Run, tmp_path: Path) -> None:
+        assert run.failure("put", "x", "missing") == "missing: No such file or directory"
+        assert run.failure("put", "x", str(tmp_path)) == f"{tmp_path}: is a folder, not a file"
+        assert run.failure("gets", "x") == "no object is named 'x'"
+
     def test_puts_and_gets_raw_bytes(self, run: Run) -> None:
         content = bytes(range(256)) * 100
         assert run("puts", "/raw/all", stdin=content) == (0, b"", "")

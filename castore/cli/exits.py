@@ -50,14 +50,15 @@ def describe(error: BaseException) -> tuple[int, str]:
     if isinstance(error, CastoreError | Failure):
         return FAILURE, str(error)
     if isinstance(error, OSError) and error.strerror:
-        return FAILURE, _describe_os_error(error)
+        return FAILURE, describe_os_error(error)
     facts = f": {error}" if str(error) else ""
     return FAILURE, (
         f"unexpected {type(error).__name__}{facts} (CASTORE_DEBUG=1 shows where it comes from)"
     )
 
 
-def _describe_os_error(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
+    """What the system said, of which files; without the error's number."""
     paths = [_text(path) for path in (error.filename, error.filename2) if path is not None]
     return f"{' -> '.join(paths)}: {error.strerror}" if paths else str(error.strerror)
 
