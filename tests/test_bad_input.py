@@ -300,7 +300,7 @@ def test_a_folder_with_an_index_of_another_program(tmp_path: Path) -> None:
 
 
 def test_settings_of_s3_for_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no store on S3, which alone has region, sse$"):
+    with pytest.raises(ValueError, match=r"is no store on S3, which alone has region, sse$"):
         castore.open(tmp_path / "store", region="eu-west-1", sse="AES256")
     assert not (tmp_path / "store").exists()
 
