@@ -31,17 +31,30 @@ from measure import Row, castore_environment, machine_line, report, scratch, set
 
 CHUNKS_PER_OBJECT = 1000
 MEMORY_BAR_MIB = 512
-COLLECT = """
+# A process's ru_maxrss begins with that of whoever started it, which has just filled a store: where
+# there is a VmHWM, that is the process's own.
+PEAK = """
 import json, resource, sys, time
 import castore
+
+def peak_rss_bytes():
+    try:
+        with open('/proc/self/status') as status:
+            own = next(int(line.split()[1]) << 10 for line in status if line.startswith('VmHWM'))
+    except FileNotFoundError:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit)
+
+"""
+COLLECT = """
 began = time.perf_counter()
 with castore.open(sys.argv[1], create=False) as store:
     report = store.gc(repack_below=float(sys.argv[2]))
 seconds = time.perf_counter() - began
-unit = 1 if sys.platform == 'darwin' else 1024
 print(json.dumps({
     'seconds': seconds,
-    'rss_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    'rss_bytes': peak_rss_bytes(),
     'chunks_removed': report.chunks_removed,
     'packs_rewritten': report.packs_rewritten,
     'bytes_rewritten': report.bytes_rewritten,
@@ -50,16 +63,12 @@ print(json.dumps({
 }))
 """
 CHECK = """
-import json, resource, sys, time
-import castore
 began = time.perf_counter()
 report = castore.check_store(sys.argv[1], read_data=float(sys.argv[2]))
 seconds = time.perf_counter() - began
-unit = 1 if sys.platform == 'darwin' else 1024
-both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 print(json.dumps({
     'seconds': seconds,
-    'rss_bytes': max(resource.getrusage(who).ru_maxrss for who in both) * unit,
+    'rss_bytes': peak_rss_bytes(),
     'exit_code': report.exit_code,
     'names': report.names,
     'frames': report.frames,
@@ -145,7 +154,7 @@ def _measure(path: Path, facts: dict[str, Any]) -> list[Row]:
 def _run(program: str, path: Path, option: float) -> dict[str, Any]:
     settle()
     done = subprocess.run(
-        [sys.executable, "-c", program, str(path), str(option)],
+        [sys.executable, "-c", PEAK + program, str(path), str(option)],
         stdout=subprocess.PIPE,
         check=True,
     )

@@ -31,6 +31,7 @@ from castore.objectfile import ObjectReader, ObjectWriterFile, discard_dropped
 from castore.reader import Reader, Writable
 from castore.session import WriteSession
 from castore.transaction import MODE_DEFAULT, Readable, StrPath, Transaction, object_info
+from castore.urls import local_folder
 from castore.workers import Workers
 from castore.writer import ObjectWriter
 
@@ -84,8 +85,6 @@ def open_store(
     url = os.fspath(url_or_path)
     if not isinstance(url, str):
         raise TypeError(f"a store's path is a str, not {type(url).__name__}")
-    if not url:
-        raise ValueError("a store's path must not be empty")
     if not -7 <= compression_level <= 22:
         raise ValueError(f"compression_level is from -7 to 22, not {compression_level}")
     if cache_bytes < 0 or (disk_cache_bytes is not None and disk_cache_bytes < 0):
@@ -111,9 +110,9 @@ def open_store(
         "threads": threads,
         **{name: value for name, value in remote.items() if value is not None},
     }
-    scheme, separator, rest = url.partition("://")
+    path = local_folder(url)
     backend: Backend
-    if separator and scheme == "s3":
+    if path is None:
         from castore.remote import open_remote  # loads boto3
         from castore.s3.settings import parse_settings
 
@@ -125,19 +124,10 @@ def open_store(
             collision_guard=collision_guard,
             frames_bytes_max=disk_cache_bytes,
         )
-    elif separator and scheme != "file":
-        raise ValueError(f"{scheme}:// is not a kind of store: use s3://bucket/prefix or a path")
     else:
-        path = rest if separator else url
-        if not path:
-            raise ValueError("a store's path must not be empty")
         strangers = [name for name, value in remote.items() if value is not None]
         if strangers:
             raise ValueError(f"{path} is no store on S3, which alone has {', '.join(strangers)}")
-        if path.startswith("s3:"):
-            raise ValueError(
-                f"{path!r} is no URL: use s3://bucket/prefix, or ./{path} for a folder"
-            )
         backend = open_local(
             path,
             create=create,

@@ -9,6 +9,7 @@ from castore.errors import NotLocal
 from castore.model import Progress
 from castore.store import check_fraction, open_store
 from castore.transaction import StrPath
+from castore.urls import local_folder
 from castore.workers import usable_cores
 
 if TYPE_CHECKING:
@@ -72,12 +73,13 @@ def check_store(
 
 
 def is_remote(store: StrPath) -> bool:
-    return os.fspath(store).startswith("s3://")
+    """Raises ValueError for what names no store."""
+    return local_folder(os.fspath(store)) is None
 
 
 def local_path(store: StrPath) -> str:
     """Raises NotLocal for a store on S3: there the names are in S3."""
-    path = os.fspath(store).removeprefix("file://")
-    if "://" in path:
-        raise NotLocal(f"{path} is no local store: on S3 the names are in S3")
+    path = local_folder(os.fspath(store))
+    if path is None:
+        raise NotLocal(f"{os.fspath(store)} is no local store: on S3 the names are in S3")
     return os.path.realpath(path)

@@ -231,7 +231,7 @@ def test_an_import_that_leaves_a_file_out_exits_1(run):
 
 
 def test_gc_says_what_it_did_and_no_more(run, monkeypatch):
-    assert run("gc").text == "nothing to collect in 1 objects\n"
+    assert run("gc").text == "nothing to collect in 1 object\n"
     assert run("put", "-", "name", stdin=DATA).code == run("rm", "name").code == 0
     lines = [line.split(maxsplit=2) for line in run("gc").text.splitlines()]
     assert [line[0] for line in lines] == ["chunks", "manifests", "packs", "freed"]

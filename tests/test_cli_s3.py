@@ -136,7 +136,7 @@ def test_places_that_are_none(
     message: str,
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_server.endpoint_url)
-    for verb in (["ls"], ["put", "-", "x"]):
+    for verb in (["ls"], ["put", "-", "x"], ["gc"], ["check"], ["index", "rebuild"]):
         failed = bare("-r", url, *verb)
         assert (failed.code, failed.out, failed.err.count("\n")) == (code, b"", 1)
         assert message in failed.err

@@ -287,7 +287,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert run("import", tmp_path / "in", "p")[0] == 0
     code, out = run("import", tmp_path / "in", "p")
     assert code == 0
-    assert out.startswith(f"0 files put (0 B), {len(made)} were the same already (")
+    assert out.startswith(f"0 files put (0 B), {len(made)} the same already (")
     code, out = run("export", "--json", "p", tmp_path / "out")
     assert (code, json.loads(out)["files"]) == (0, len(made))
     assert same_but_for_rounding(tree(tmp_path / "out"), made)

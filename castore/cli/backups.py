@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
-from castore.cli.opening import open_to_read, store_path
-from castore.cli.output import complain, human_size, open_progress, print_json, print_line
+from castore.cli.opening import open_to_read, places_refused, store_path
+from castore.cli.output import complain, counted, human_size, open_progress, print_json, print_line
 
 if TYPE_CHECKING:
     from castore.rebuild import RebuildReport
@@ -20,7 +20,7 @@ def backup(arguments: Namespace) -> int:
     if arguments.json:
         print_json(asdict(report))
     else:
-        print_line(f"{report.path}: {report.names:,} names, {human_size(report.bytes)}")
+        print_line(f"{report.path}: {counted(report.names, 'name')}, {human_size(report.bytes)}")
     return exits.OK
 
 
@@ -34,7 +34,7 @@ def restore(arguments: Namespace) -> int:
 def index(arguments: Namespace) -> int:
     import castore
 
-    with open_progress("packs") as progress:
+    with places_refused(), open_progress("packs") as progress:
         report = castore.rebuild_index(store_path(arguments), progress=progress)
     return _print(report, arguments)
 
@@ -44,7 +44,8 @@ def _print(report: RebuildReport, arguments: Namespace) -> int:
         print_json(asdict(report))
     else:
         print_line(
-            f"{report.names:,} names, {report.chunks:,} chunks in {report.packs:,} packs; "
+            f"{counted(report.names, 'name')}, {counted(report.chunks, 'chunk')} in "
+            f"{counted(report.packs, 'pack')}; "
             f"{report.chunk_rows_added:,} rows of chunks added, {report.chunk_rows_dropped:,} "
             f"dropped, {report.extents_moved:,} extents found elsewhere"
         )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import UsageError
-from castore.cli.opening import open_to_change, store_path
-from castore.cli.output import complain, human_size, open_progress, print_json, print_line
+from castore.cli.opening import open_to_change, places_refused, store_path
+from castore.cli.output import complain, counted, human_size, open_progress, print_json, print_line
 
 if TYPE_CHECKING:
     from castore.check import CheckReport
@@ -23,7 +23,7 @@ def check(arguments: Namespace) -> int:
     import castore
 
     read_data = 1.0 if arguments.repair else arguments.read_data
-    with open_progress("check") as progress:
+    with places_refused(), open_progress("check") as progress:
         report = castore.check_store(store_path(arguments), read_data=read_data, progress=progress)
     _print(report, arguments)
     if not arguments.repair or report.clean:
@@ -90,8 +90,8 @@ def _print(report: CheckReport, arguments: Namespace) -> None:
             print_line(f"    and {len(problem.names) - NAMES_SHOWN:,} more names")
     verdict = {exits.OK: "whole", exits.FAILURE: "whole, with warnings"}
     print_line(
-        f"{verdict.get(report.exit_code, 'damaged')}: {report.names:,} names, {report.packs:,} "
-        f"packs, {report.frames:,} frames, of which {report.read_frames:,} were read "
-        f"({human_size(report.read_bytes)}); {len(report.damaged_names):,} names can't be read "
-        "in full"
+        f"{verdict.get(report.exit_code, 'damaged')}: {counted(report.names, 'name')}, "
+        f"{counted(report.packs, 'pack')}, {counted(report.frames, 'frame')}, of which "
+        f"{report.read_frames:,} were read ({human_size(report.read_bytes)}); "
+        f"{counted(len(report.damaged_names), 'name')} can't be read in full"
     )

@@ -10,6 +10,7 @@ from castore.cli import exits
 from castore.cli.opening import open_to_change, open_to_read
 from castore.cli.output import (
     complain,
+    counted,
     human_size,
     open_progress,
     print_json,
@@ -52,7 +53,7 @@ def gc(arguments: Namespace) -> int:
 
 def _print_report(report: GcReport) -> None:
     if report.found_nothing:
-        print_line(f"nothing to collect in {report.objects:,} objects")
+        print_line(f"nothing to collect in {counted(report.objects, 'object')}")
     else:
         print_table(_rows(report), right=(1,))
         if report.dry_run:
@@ -61,7 +62,7 @@ def _print_report(report: GcReport) -> None:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(report.come_again))
         print_line(f"what is condemned can be removed from {when} on: collect again then")
     if report.packs_busy:
-        print_line(f"{report.packs_busy:,} packs are left, whose writers are at work")
+        print_line(f"{counted(report.packs_busy, 'pack')} left, whose writers are at work")
 
 
 def _rows(report: GcReport) -> list[tuple[str, str, str]]:

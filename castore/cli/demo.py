@@ -10,6 +10,7 @@ from dataclasses import asdict
 from castore import demo as castore_demo
 from castore.cli import exits
 from castore.cli.output import (
+    counted,
     human_ratio,
     human_size,
     print_json,
@@ -43,7 +44,7 @@ def demo(arguments: Namespace) -> int:
 
 def _print_report(report: DemoReport) -> None:
     note = f" ({report.note})" if report.note else ""
-    files = "1 file" if report.files == 1 else f"{report.files:,} files"
+    files = counted(report.files, "file")
     _print_paragraph(f"Yesterday: {files} of {report.label}, as one tar{note}.")
     _print_paragraph(
         f"Today: {report.edited_files:,} of them edited by a line, {report.removed_files:,} "

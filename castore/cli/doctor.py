@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from castore.cli import exits
-from castore.cli.exits import UsageError
-from castore.cli.opening import store_path
+from castore.cli.opening import local_store_folder, places_refused, store_path
 from castore.cli.output import human_size, print_json, print_line, print_table
 from castore.errors import (
     AccessDenied,
@@ -48,11 +47,8 @@ class Check(NamedTuple):
 
 def doctor(arguments: Namespace) -> int:
     place = arguments.place or store_path(arguments)
-    scheme, separator, _ = place.partition("://")
-    if separator and scheme not in ("s3", "file"):
-        raise UsageError(f"{scheme}:// is not a kind of store: use s3://bucket/prefix or a path")
-    remote = scheme == "s3" and bool(separator)
-    checks = _check_remote(place) if remote else _check_local(place.removeprefix("file://"))
+    folder = local_store_folder(place)
+    checks = _check_remote(place) if folder is None else _check_local(folder)
     found: list[Check] = []
     for check in checks:
         found.append(check)
@@ -88,10 +84,8 @@ def _check_remote(url: str) -> Iterator[Check]:
     from castore.s3.settings import parse_settings
     from castore.s3.versions import is_versioned
 
-    try:
+    with places_refused():
         settings = parse_settings(url)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     with Bucket(settings) as bucket:
         yield _remote_store(bucket, url)
         try:

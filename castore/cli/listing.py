@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from castore.cli import exits
 from castore.cli.opening import open_to_read
 from castore.cli.output import (
+    counted,
     human_ratio,
     human_size,
     object_document,
@@ -155,7 +156,7 @@ def _facts(info: ObjectInfo) -> list[tuple[str, str]]:
     return [
         ("name", info.name),
         ("size", _size(info.size)),
-        ("stored", f"{_size(info.stored_bytes)} in {info.chunks:,} chunks"),
+        ("stored", f"{_size(info.stored_bytes)} in {counted(info.chunks, 'chunk')}"),
         ("mode", f"{_mode(info)} ({info.mode:04o})"),
         ("put", time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(info.mtime))),
         ("etag", info.etag),

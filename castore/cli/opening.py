@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from castore.cli.exits import UsageError
 from castore.cli.output import complain
+from castore.errors import CastoreError
+from castore.urls import local_folder
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -26,7 +30,8 @@ def open_to_change(arguments: Namespace) -> Store:
 def open_to_fill(arguments: Namespace) -> Store:
     """The store that the command names, made on the spot if there is none."""
     path = store_path(arguments)
-    if path.startswith("s3://"):
+    folder = local_store_folder(path)
+    if folder is None:
         from castore.errors import BucketNotFound, StoreNotFound
 
         try:
@@ -36,7 +41,7 @@ def open_to_fill(arguments: Namespace) -> Store:
         except StoreNotFound:
             is_new = True
     else:
-        is_new = not os.path.exists(os.path.join(path.removeprefix("file://"), "castore.json"))
+        is_new = not os.path.exists(os.path.join(folder, "castore.json"))
     store = _open(path, create=True, read_only=False)
     if is_new:
         complain(f"created store at {path}")
@@ -49,15 +54,29 @@ def store_path(arguments: Namespace) -> str:
         path = os.environ.get("CASTORE_STORE", "")
     if not path:
         raise UsageError("which store? Give -r PATH (--store PATH) or set CASTORE_STORE=PATH")
+    local_store_folder(path)
     return path
+
+
+def local_store_folder(path: str) -> str | None:
+    """None for a store on S3. Raises UsageError for what names no store."""
+    with places_refused():
+        return local_folder(path)
+
+
+@contextlib.contextmanager
+def places_refused() -> Iterator[None]:
+    """A path or URL that no store can have, or that says what is no setting, is wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, CastoreError):
+            raise
+        raise UsageError(str(error)) from error
 
 
 def _open(path: str, *, create: bool, read_only: bool) -> Store:
     import castore  # its attributes load the store, lmdb and zstandard: not before this
 
-    try:
+    with places_refused():
         return castore.open(path, create=create, read_only=read_only)
-    except ValueError as error:
-        if isinstance(error, castore.CastoreError):
-            raise
-        raise UsageError(str(error)) from error  # a path that no store can have

@@ -15,6 +15,7 @@ from castore.cli.opening import open_to_fill, store_path
 from castore.cli.output import (
     ProgressBar,
     complain,
+    counted,
     object_document,
     open_progress,
     print_json,
@@ -83,7 +84,7 @@ def _put_stdin(arguments: Namespace) -> int:
 
 def _put_files(arguments: Namespace) -> int:
     sources = plan_files(arguments.paths)
-    label = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
+    label = sources[0].name if len(sources) == 1 else counted(len(sources), "file")
     with open_to_fill(arguments) as store, open_progress(label) as progress:
         _fix_size(progress, sum(source.size for source in sources))
         _put_in_batches(store, sources, arguments, progress)
@@ -105,7 +106,7 @@ def _put_folder(arguments: Namespace) -> int:
     if files == 0:
         complain(f"{folder} holds no regular files: nothing to put")
         return exits.OK
-    with open_to_fill(arguments) as store, open_progress(f"{files} files") as progress:
+    with open_to_fill(arguments) as store, open_progress(counted(files, "file")) as progress:
         _fix_size(progress, total_bytes)
         sources = (
             Source(found.path, prefix + found.inner, found.size)

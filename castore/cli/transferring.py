@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.opening import open_to_fill, open_to_read
-from castore.cli.output import complain, human_size, open_progress, print_json, print_line
+from castore.cli.output import complain, counted, human_size, open_progress, print_json, print_line
 
 if TYPE_CHECKING:
     from castore.transfer import TransferReport
@@ -36,7 +36,7 @@ def _print(report: TransferReport, done: str, arguments: Namespace) -> None:
         print_json(vars(report))
     else:
         print_line(
-            f"{report.files:,} files {done} ({human_size(report.bytes)}), {report.same_files:,} "
-            f"were the same already ({human_size(report.same_bytes)}), {len(report.left_out):,} "
-            "left out"
+            f"{counted(report.files, 'file')} {done} ({human_size(report.bytes)}), "
+            f"{report.same_files:,} the same already ({human_size(report.same_bytes)}), "
+            f"{len(report.left_out):,} left out"
         )
