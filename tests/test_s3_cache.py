@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import oracle
 import pytest
 from fault_proxy import FaultProxy
 from s3_stores import Open
@@ -426,6 +427,52 @@ def test_a_full_disk_keeps_no_frames(here: StoreCache, monkeypatch: pytest.Monke
     for pack in (0, 2):
         assert None not in kept.get([location for location, _ in places(3, pack=pack)])
     kept.close()
+
+
+@pytest.mark.parametrize(
+    ("stride", "torn"),
+    [(5, False), (5, True)] + [pytest.param(1, t, marks=pytest.mark.long) for t in (False, True)],
+)
+def test_killed_at_steps_of_keeping_and_evicting(
+    stride: int, torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is found is right, and the bound holds again with the next that is kept."""
+    bound, packs = 20_000, 12
+
+    def keep(one: StoreCache, numbers: range) -> None:
+        for pack in numbers:
+            one.frames.put(places(3, pack=pack))
+            settle(one.frames)
+
+    def until_killed(steps: oracle.Steps) -> None:
+        steps.install()
+        one = StoreCache(STORE, frames_bytes_max=bound)
+        keep(one, range(packs))
+        one.close()
+
+    def afterwards() -> None:
+        one = StoreCache(STORE, frames_bytes_max=bound)
+        for pack in range(packs):
+            kept = places(3, pack=pack)
+            found = one.frames.get([location for location, _ in kept])
+            assert all(a in (None, b) for a, (_, b) in zip(found, kept, strict=True)), pack
+        keep(one, range(packs, packs + 6))
+        newest = places(3, pack=packs + 5)
+        assert one.frames.get([at for at, _ in newest]) == [frame for _, frame in newest]
+        folder = Path(one.path) / "frames"
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= bound
+        one.close()
+
+    for at in range(1, 500, stride):
+        monkeypatch.setenv("CASTORE_CACHE_DIR", str(tmp_path / str(at)))
+        steps = oracle.Steps(at, torn=torn)
+        said, status = oracle.in_child(lambda _, s=steps: until_killed(s))  # type: ignore[misc]
+        assert status in (0, -signal.SIGKILL), (at, said.decode())
+        said, after = oracle.in_child(lambda _: afterwards())
+        assert after == 0, (at, said.decode())
+        if status == 0:
+            break
+    assert 40 < at < 499
 
 
 def test_a_forked_child_appends_to_a_file_of_its_own(here: StoreCache) -> None:
