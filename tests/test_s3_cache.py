@@ -450,13 +450,17 @@ def test_killed_at_steps_of_keeping_and_evicting(
         keep(one, range(packs))
         one.close()
 
-    def afterwards() -> None:
-        one = StoreCache(STORE, frames_bytes_max=bound)
-        for pack in range(packs):
+    def check(one: StoreCache, numbers: range) -> None:
+        for pack in numbers:
             kept = places(3, pack=pack)
             found = one.frames.get([location for location, _ in kept])
             assert all(a in (None, b) for a, (_, b) in zip(found, kept, strict=True)), pack
+
+    def afterwards() -> None:
+        one = StoreCache(STORE, frames_bytes_max=bound)
+        check(one, range(packs))
         keep(one, range(packs, packs + 6))
+        check(one, range(packs + 6))
         newest = places(3, pack=packs + 5)
         assert one.frames.get([at for at, _ in newest]) == [frame for _, frame in newest]
         folder = Path(one.path) / "frames"
