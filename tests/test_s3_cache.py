@@ -437,11 +437,11 @@ def test_killed_at_steps_of_keeping_and_evicting(
     stride: int, torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is found is right, and the bound holds again with the next that is kept."""
-    bound, packs = 20_000, 12
+    bound, packs = 1600, 24  # two puts fill a file, of which there are seven
 
     def keep(one: StoreCache, numbers: range) -> None:
         for pack in numbers:
-            one.frames.put(places(3, pack=pack))
+            one.frames.put(places(3, 30, pack))
             settle(one.frames)
 
     def until_killed(steps: oracle.Steps) -> None:
@@ -452,7 +452,7 @@ def test_killed_at_steps_of_keeping_and_evicting(
 
     def check(one: StoreCache, numbers: range) -> None:
         for pack in numbers:
-            kept = places(3, pack=pack)
+            kept = places(3, 30, pack)
             found = one.frames.get([location for location, _ in kept])
             assert all(a in (None, b) for a, (_, b) in zip(found, kept, strict=True)), pack
 
@@ -461,7 +461,7 @@ def test_killed_at_steps_of_keeping_and_evicting(
         check(one, range(packs))
         keep(one, range(packs, packs + 6))
         check(one, range(packs + 6))
-        newest = places(3, pack=packs + 5)
+        newest = places(3, 30, packs + 5)
         assert one.frames.get([at for at, _ in newest]) == [frame for _, frame in newest]
         folder = Path(one.path) / "frames"
         assert sum(path.stat().st_size for path in folder.iterdir()) <= bound

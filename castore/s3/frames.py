@@ -146,7 +146,7 @@ class FrameCache:
 
     def _write_through(self, frames: Sequence[tuple[Location, Frame]]) -> None:
         with self._appending:
-            evicted = self._make_room()
+            evicted = self._make_room(sum(len(frame) for _, frame in frames))
             rows = self._append(frames)
 
         def write(index: Index) -> None:
@@ -203,12 +203,13 @@ class FrameCache:
         self._size = write_all(self._fd, [frame for _, frame in frames], self._size)
         return rows
 
-    def _make_room(self) -> set[bytes]:
-        """Have a file to append to; the files that had to go for it."""
+    def _make_room(self, size: int) -> set[bytes]:
+        """Have a file to append so many bytes to; the files that had to go for it."""
         if self._file_pid != os.getpid():  # the file is the parent's to append to
             self._file_pid = os.getpid()
             self._let_go()
-        if self._fd >= 0 and self._size < self._file_bytes_max and os.fstat(self._fd).st_nlink:
+        limit = self._file_bytes_max - size
+        if self._fd >= 0 and self._size <= limit and os.fstat(self._fd).st_nlink:
             return set()
         self._let_go()
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
@@ -219,17 +220,17 @@ class FrameCache:
                 file = bytes.fromhex(entry.name)
                 files.append((status.st_mtime_ns, status.st_size, file))
         files.sort()
-        evicted = self._evict(files)
-        for _, size, file in reversed(files[len(evicted) :]):
-            if size < self._file_bytes_max and self._adopt(file):
+        evicted = self._evict(files, max(size, self._file_bytes_max))
+        for _, file_bytes, file in reversed(files[len(evicted) :]):
+            if file_bytes <= limit and self._adopt(file):
                 return evicted
         self._adopt(secrets.token_bytes(16))
         return evicted
 
-    def _evict(self, files: Sequence[tuple[int, int, bytes]]) -> set[bytes]:
-        """Remove the oldest files, an eighth of all at a time: finding the frames that were in
-        them takes a look at every row."""
-        total = sum(size for _, size, _ in files) + self._file_bytes_max
+    def _evict(self, files: Sequence[tuple[int, int, bytes]], room: int) -> set[bytes]:
+        """Remove the oldest files, until there is `room` and an eighth of all is free: finding the
+        frames that were in them takes a look at every row."""
+        total = sum(size for _, size, _ in files) + room
         if total <= self.bytes_max:
             return set()
         evicted = set()
