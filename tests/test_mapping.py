@@ -20,7 +20,7 @@ from castore.mapping import Mapping, PlainMapping
 PAGE = os.sysconf("SC_PAGESIZE")
 PAGES = b"".join(bytes([ord("a") + n]) * PAGE for n in range(8))
 
-every_mapping = pytest.mark.parametrize("make", list({Mapping, PlainMapping}))
+every_mapping = pytest.mark.parametrize("make", list(dict.fromkeys((Mapping, PlainMapping))))
 guarded = pytest.mark.skipif(not Mapping.guarded, reason="the C extension isn't built")
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
 
