@@ -174,27 +174,31 @@ def decode_pin(raw: bytes) -> tuple[bytes, bytes, list[bytes]]:
 def encode_condemned(
     store_id: bytes, nonce: bytes, packs: Collection[bytes], carried: Collection[bytes] = ()
 ) -> bytes:
-    """What a collector is about to delete. `carried` are those of `packs` that one has tried to
-    delete before: they come first, and their number stands where a pin has its session."""
+    """See Condemned. Those that are carried come first, and their number stands where a pin has its
+    session."""
     first = set(carried)
     ordered = [*carried, *(pack_id for pack_id in packs if pack_id not in first)]
     number = len(first).to_bytes(SESSION_ID_BYTES, "little")
     return _encode_list(b"CCON", store_id, number, nonce, ordered)
 
 
-def decode_condemned(raw: bytes) -> tuple[bytes, list[bytes]]:
-    """(store id, packs)."""
-    store_id, _, packs = _decode_list(b"CCON", raw)
-    return store_id, packs
+class Condemned(NamedTuple):
+    """What a collector is about to delete; `carried` are those that one has tried to delete before:
+    a request of its may yet do it, so they stay condemned, whoever came to pin them."""
+
+    packs: list[bytes]
+    carried: list[bytes]
 
 
-def decode_carried(raw: bytes) -> list[bytes]:
-    """Those of a condemned list that a collector has tried to delete before."""
-    _, number, packs = _decode_list(b"CCON", raw)
+def decode_condemned(raw: bytes, store_id: bytes) -> Condemned:
+    """The list of that store."""
+    owner, number, packs = _decode_list(b"CCON", raw)
     carried = int.from_bytes(number, "little")
     if carried > len(packs):
         raise FormatError(f"list of {len(packs)} condemned packs carries {carried}")
-    return packs[:carried]
+    if owner != store_id:
+        raise FormatError("the list of condemned packs belongs to another store")
+    return Condemned(packs, packs[:carried])
 
 
 def _encode_list(

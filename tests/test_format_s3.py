@@ -19,7 +19,6 @@ from castore.format_index import Record, SegmentBuilder
 from castore.format_s3 import (
     MANIFEST_HEADER_BYTES,
     GcState,
-    decode_carried,
     decode_condemned,
     decode_hints,
     decode_manifest_head,
@@ -95,15 +94,16 @@ def test_inline_manifests(data: bytes) -> None:
 def test_lists_of_packs(found: list[bytes]) -> None:
     session = new_session_id()
     assert decode_pin(encode_pin(STORE, session, NONCE, found)) == (STORE, session, found)
-    assert decode_condemned(encode_condemned(STORE, NONCE, found)) == (STORE, found)
+    assert decode_condemned(encode_condemned(STORE, NONCE, found), STORE) == (found, [])
     carrying = encode_condemned(STORE, NONCE, found, found[-1:])
-    assert sorted(decode_condemned(carrying)[1]) == sorted(found)
-    assert decode_carried(carrying) == found[-1:]
-    assert decode_carried(encode_condemned(STORE, NONCE, found)) == []
+    condemned = decode_condemned(carrying, STORE)
+    assert (sorted(condemned.packs), condemned.carried) == (sorted(found), found[-1:])
     with pytest.raises(FormatError):  # one is not the other
         decode_pin(encode_condemned(STORE, NONCE, found))
     with pytest.raises(FormatError):
-        decode_condemned(encode_pin(STORE, session, NONCE, found))
+        decode_condemned(encode_pin(STORE, session, NONCE, found), STORE)
+    with pytest.raises(FormatError, match="another store"):
+        decode_condemned(carrying, STORE[::-1])
 
 
 @given(st.lists(st.tuples(ids, entries), max_size=5))
@@ -141,7 +141,10 @@ def all_decoders() -> list[tuple[Callable[[bytes], Any], bytes]]:
         (decode_manifest_head, manifest(2)[0]),
         (decode_manifest_head, inline(b"some bytes")[0]),
         (decode_pin, encode_pin(STORE, bytes(8), NONCE, [bytes(16), bytes(range(16))])),
-        (decode_condemned, encode_condemned(STORE, NONCE, [bytes(16)])),
+        (
+            lambda raw: decode_condemned(raw, STORE),
+            encode_condemned(STORE, NONCE, [bytes(16)]),
+        ),
         (decode_hints, encode_hints(STORE, [(bytes(16), [PackEntry(STORE, 1, 2, 3)] * 3)])),
     ]
 

@@ -11,7 +11,7 @@ from gc_races import SHARED, WRITERS, Machine, Work, collects, losses, prepare, 
 from gc_stores import DAY, HOUR, World, collect, noise
 
 from castore.errors import CastoreError, FormatError, StoreBusy
-from castore.format_s3 import decode_carried, decode_condemned, decode_state
+from castore.format_s3 import decode_condemned, decode_state
 from castore.gc import s3, s3_mending
 from castore.gc.s3_marking import Pins
 from castore.gc.s3_state import CollectorState
@@ -83,7 +83,8 @@ def test_what_fails_and_what_mends_it(condemned: World) -> None:
     assert (after.phase, after.condemned) == ("condemned", f"gc/condemned/{after.version}")
     assert after.version > before.version
     raw = world.server.objects[f"store/{after.condemned}"].body
-    assert decode_carried(raw) == decode_condemned(raw)[1] != []
+    condemned = decode_condemned(raw, world.config.store_id)
+    assert condemned.carried == condemned.packs != []
     with world.open("writer") as writer:
         writer.puts("again", SHARED)
     with world.open("collector") as store:
@@ -97,7 +98,8 @@ def test_what_fails_and_what_mends_it(condemned: World) -> None:
 def test_nothing_was_condemned_that_is_still_there(condemned: World) -> None:
     world = condemned
     with world.bucket() as bucket:
-        [pack_id] = decode_condemned(world.server.objects["store/gc/condemned/2"].body)[1]
+        raw = world.server.objects["store/gc/condemned/2"].body
+        [pack_id] = decode_condemned(raw, world.config.store_id).packs
         bucket.delete_many([f"packs/{pack_id.hex()}-{pack_id[:8].hex()}"])
     lose_list(world)
     assert repairs(world) == []

@@ -23,15 +23,11 @@ from castore.errors import FormatError, UnsupportedFormat
 from castore.format import StoreConfig
 from castore.format_index import decode_segment
 from castore.format_s3 import (
-    GC_STATE_KEY,
     MANIFEST_HEADER_BYTES,
     ManifestHead,
-    decode_carried,
-    decode_condemned,
     decode_hints,
     decode_manifest_head,
     decode_pin,
-    decode_state,
     manifest_head_bytes,
     name_key,
     pack_key,
@@ -39,6 +35,7 @@ from castore.format_s3 import (
 )
 from castore.model import Location, Progress
 from castore.s3.bucket import Bucket, KeyAbsent, Listed
+from castore.s3.condemned import ListGone, read_condemned
 from castore.workers import Workers
 
 if TYPE_CHECKING:
@@ -302,29 +299,12 @@ class RemoteCheck:
 
     def _check_gc(self) -> None:
         """gc/state, and the list that it refers to."""
-        before = None
-        while True:
-            try:
-                state = decode_state(self._bucket.get(GC_STATE_KEY).body)
-                if state.condemned is None:
-                    return
-                if state == before:
-                    what = f"gc/state refers to {state.condemned!r}, which is not there"
-                    self._add("gc state", "missing", what)
-                    return
-                before = state
-                raw = self._bucket.get(state.condemned).body
-                if decode_condemned(raw)[0] != self.config.store_id:
-                    raise FormatError("the condemned list belongs to another store")
-                decode_carried(raw)
-                return
-            except KeyAbsent as absent:
-                if absent.key == GC_STATE_KEY:
-                    return
-                # Unless the round ended in between.
-            except (FormatError, UnsupportedFormat) as error:
-                self._add("gc state", "corrupt", f"gc/state: {error}")
-                return
+        try:
+            read_condemned(self._bucket, self.config.store_id)
+        except ListGone as error:
+            self._add("gc state", "missing", str(error))
+        except (FormatError, UnsupportedFormat) as error:
+            self._add("gc state", "corrupt", f"gc/state: {error}")
 
     def _check_hints(self) -> None:
         for entry, raw in self._objects("index/"):

@@ -175,7 +175,7 @@ class _Collection:
         options, tally = self._options, self._tally
         self._state.read()
         packs = self._marker.packs()
-        condemned = self._state.packs()
+        condemned = set(self._state.listed().packs)
         expired_before = self._now() - PIN_SECONDS
         tally.pins_expired = len(self._marker.expired_pins(expired_before))
         garbage = self._marker.garbage(packs, expired_before=expired_before)
@@ -234,11 +234,11 @@ class _Collection:
         """Remove what was condemned and is still not needed. What was carried never is: who pins it
         has not read yet that it is condemned, and will."""
         state, tally = self._state, self._tally
-        condemned = state.packs()
+        condemned = state.listed()
         listed = self._marker.packs()
-        left = {pack_id: listed.get(pack_id, 0) for pack_id in condemned}
+        left = {pack_id: listed.get(pack_id, 0) for pack_id in condemned.packs}
         doomed = self._marker.garbage(left, expired_before=0)
-        doomed |= {pack_id: left[pack_id] for pack_id in state.carried()}
+        doomed |= {pack_id: left[pack_id] for pack_id in condemned.carried}
         tally.packs_condemned = tally.bytes_condemned = 0
         tally.come_again = None
         if not doomed:
@@ -250,7 +250,7 @@ class _Collection:
     def _sweep(self) -> None:
         """Go on with what another collection was removing."""
         listed = self._marker.packs()
-        self._remove({pack_id: listed.get(pack_id, 0) for pack_id in self._state.packs()})
+        self._remove({i: listed.get(i, 0) for i in self._state.listed().packs})
 
     def _remove(self, doomed: dict[bytes, int]) -> None:
         tally = self._tally
@@ -304,7 +304,7 @@ class _Collection:
 
     def _note_waiting(self) -> None:
         tally, state = self._tally, self._state
-        condemned = state.packs()
+        condemned = state.listed().packs
         listed = self._marker.packs()
         tally.packs_condemned = len(condemned)
         tally.bytes_condemned = sum(listed.get(pack_id, 0) for pack_id in condemned)

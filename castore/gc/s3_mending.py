@@ -22,7 +22,7 @@ from collections.abc import Callable
 from castore.check.mending import mended
 from castore.check.report import Problem
 from castore.errors import CollectionRefused, FormatError, PreconditionsIgnored, StoreBusy
-from castore.format_s3 import GC_STATE_KEY, decode_carried, decode_condemned, decode_state
+from castore.format_s3 import GC_STATE_KEY, decode_condemned, decode_state
 from castore.gc import Meter
 from castore.gc.s3 import fit_server
 from castore.gc.s3_marking import PIN_SECONDS, Marker
@@ -64,7 +64,7 @@ class Mending:
         key = decode_state(state).condemned
         if key is None:
             return
-        self._mended(key, self._decode_list)
+        self._mended(key, lambda raw: decode_condemned(raw, self._store_id))
         memory = CollectorMemory(self._cache)
         moving = CollectorState(self._bucket, self._store_id, memory, conditional=True)
         moving.read()
@@ -114,12 +114,6 @@ class Mending:
         target = f"quarantine/{key}"
         self._bucket.put(target, raw, idempotent=True)
         self._done.append(f"{key} is copied to {target}")
-
-    def _decode_list(self, raw: bytes) -> None:
-        """Raises FormatError unless it is a condemned list of this store."""
-        if decode_condemned(raw)[0] != self._store_id:
-            raise FormatError("it belongs to another store")
-        decode_carried(raw)
 
     def _leave(self, why: str) -> None:
         what = f"gc/state and the list that it refers to were left as they are: {why}"

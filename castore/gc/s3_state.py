@@ -19,8 +19,8 @@ from contextlib import suppress
 from castore.errors import FormatError, StateWentBackwards, StoreBusy, StoreIOError
 from castore.format_s3 import (
     GC_STATE_KEY,
+    Condemned,
     GcState,
-    decode_carried,
     decode_condemned,
     decode_state,
     encode_condemned,
@@ -85,20 +85,24 @@ class CollectorState:
         self._move(IDLE, None)
         self.remove_lists()
 
-    def packs(self) -> set[bytes]:
-        """What is condemned, or being removed."""
-        return set() if self._now.condemned is None else set(decode_condemned(self._list())[1])
-
-    def carried(self) -> set[bytes]:
-        """Those of them that some collector has tried to remove: a request of its may yet do it,
-        so they stay condemned, whoever came to pin them."""
-        return set() if self._now.condemned is None else set(decode_carried(self._list()))
+    def listed(self) -> Condemned:
+        """What is condemned, or being removed. Raises FormatError, StoreBusy."""
+        if self._now.condemned is None:
+            return Condemned([], [])
+        try:
+            raw = self._bucket.get(self._now.condemned).body
+        except KeyAbsent:
+            raise self._no_list() from None
+        try:
+            return decode_condemned(raw, self._store_id)
+        except FormatError as error:
+            raise FormatError(f"{self._now.condemned}: {error}: {REPAIR}") from error
 
     def fault(self) -> str:
         """Why the list that the state refers to can't be read; empty if it can, or there is none.
         Raises StoreBusy."""
         try:
-            self.packs()
+            self.listed()
         except FormatError as error:
             return str(error)
         return ""
@@ -135,20 +139,6 @@ class CollectorState:
                 return self._busy()
         url, key = self._bucket.settings.url, self._now.condemned
         return FormatError(f"{url}/gc/state refers to {key!r}, which is not there: {REPAIR}")
-
-    def _list(self) -> bytes:
-        assert self._now.condemned is not None
-        try:
-            raw = self._bucket.get(self._now.condemned).body
-        except KeyAbsent:
-            raise self._no_list() from None
-        try:
-            if decode_condemned(raw)[0] != self._store_id:
-                raise FormatError("it belongs to another store")
-            decode_carried(raw)
-        except FormatError as error:
-            raise FormatError(f"{self._now.condemned}: {error}: {REPAIR}") from error
-        return raw
 
     def _write_list(self, packs: Collection[bytes], carried: Collection[bytes]) -> str:
         def body(nonce: bytes) -> bytes:

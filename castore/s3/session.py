@@ -19,9 +19,6 @@ from collections.abc import Collection
 from castore.errors import CastoreError, CommitUnknown, FormatError, StoreIOError
 from castore.forks import ForkLock, Rank
 from castore.format_s3 import (
-    GC_STATE_KEY,
-    decode_condemned,
-    decode_state,
     encode_pin,
     new_pack_id,
     new_session_id,
@@ -30,6 +27,7 @@ from castore.format_s3 import (
     session_of,
 )
 from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.condemned import read_condemned
 from castore.s3.outcomes import Landed, put_once
 from castore.workers import Workers
 
@@ -148,28 +146,13 @@ class WriterSession:
         """What a collector is about to delete, if it is at it. Raises FormatError where that can't
         be read: no pack of others can be relied on until a repair has condemned anew what the list
         may have had."""
-        before = None
-        while True:
-            try:
-                state = decode_state(self._bucket.get(GC_STATE_KEY).body)
-                if state.condemned is None:
-                    return set()
-                if state == before:
-                    raise FormatError(f"gc/state refers to {state.condemned!r}, which is not there")
-                before = state
-                store_id, packs = decode_condemned(self._bucket.get(state.condemned).body)
-                if store_id != self._store_id:
-                    raise FormatError(f"{state.condemned!r} belongs to another store")
-                return set(packs)
-            except KeyAbsent as absent:
-                if absent.key == GC_STATE_KEY:
-                    return set()
-                # The round ended in between.
-            except FormatError as error:
-                raise FormatError(
-                    f"{error}: nothing that others stored can be reused before the store is "
-                    "repaired (castore check --repair)"
-                ) from error
+        try:
+            return set(read_condemned(self._bucket, self._store_id))
+        except FormatError as error:
+            raise FormatError(
+                f"{error}: nothing that others stored can be reused before the store is repaired "
+                "(castore check --repair)"
+            ) from error
 
     def _is_there(self, pack_id: bytes) -> bool:
         try:
