@@ -19,7 +19,7 @@ from castore.workers import Workers
 if TYPE_CHECKING:  # loaded by those who need it
     from castore.backup import BackupReport
     from castore.check import CheckReport
-    from castore.gc import GcReport
+    from castore.gc import GcOptions, GcReport
     from castore.rebuild import RebuildReport
 
 
@@ -43,17 +43,7 @@ class Backend(Protocol):
 
     def stats(self) -> StoreStats: ...
 
-    def gc(
-        self,
-        *,
-        dry_run: bool,
-        grace_seconds: float,
-        repack_below: float,
-        max_repack_bytes: int | None,
-        alone: bool,
-        carry_undeletable: bool,
-        progress: Progress | None,
-    ) -> GcReport: ...
+    def gc(self, options: GcOptions, *, progress: Progress | None) -> GcReport: ...
 
     def check(self, *, fraction: float, progress: Progress | None) -> CheckReport: ...
 

@@ -38,7 +38,7 @@ from castore.workers import Workers, usable_cores
 if TYPE_CHECKING:
     from castore.backup import BackupReport
     from castore.check import CheckReport
-    from castore.gc import GcReport
+    from castore.gc import GcOptions, GcReport
     from castore.rebuild import RebuildReport
 
 THREADS_MAX = 8
@@ -127,17 +127,7 @@ class LocalStore:
             index_bytes=index_bytes,
         )
 
-    def gc(
-        self,
-        *,
-        dry_run: bool,
-        grace_seconds: float,
-        repack_below: float,
-        max_repack_bytes: int | None,
-        alone: bool,
-        carry_undeletable: bool,
-        progress: Progress | None,
-    ) -> GcReport:
+    def gc(self, options: GcOptions, *, progress: Progress | None) -> GcReport:
         """`grace_seconds`, `alone` and `carry_undeletable` are of no use here: what others rely on
         is known, not guessed."""
         from castore.gc.local import collect  # seldom needed
@@ -147,9 +137,9 @@ class LocalStore:
             self.catalog,
             self.packs,
             seed=self.config.seed,
-            dry_run=dry_run,
-            repack_below=repack_below,
-            max_repack_bytes=max_repack_bytes,
+            dry_run=options.dry_run,
+            repack_below=options.repack_below,
+            max_repack_bytes=options.max_repack_bytes,
             progress=progress,
         )
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from castore.backup import BackupReport
     from castore.check import CheckReport
     from castore.check.remote import RemoteCheck
-    from castore.gc import GcReport
+    from castore.gc import GcOptions, GcReport
     from castore.rebuild import RebuildReport
 
 CONFIG_KEY = "castore.json"
@@ -224,20 +224,10 @@ class RemoteStore:
             index_bytes=0,
         )
 
-    def gc(
-        self,
-        *,
-        dry_run: bool,
-        grace_seconds: float,
-        repack_below: float,
-        max_repack_bytes: int | None,
-        alone: bool,
-        carry_undeletable: bool,
-        progress: Progress | None,
-    ) -> GcReport:
+    def gc(self, options: GcOptions, *, progress: Progress | None) -> GcReport:
         from castore.gc import s3  # seldom needed
 
-        if not dry_run:
+        if not options.dry_run:
             self._end_session()
         parts = s3.Parts(
             self._bucket,
@@ -246,14 +236,6 @@ class RemoteStore:
             self.catalog,
             self._requests,
             self._collector_session,
-        )
-        options = s3.Options(
-            dry_run=dry_run,
-            grace_seconds=grace_seconds,
-            repack_below=repack_below,
-            max_repack_bytes=max_repack_bytes,
-            alone=alone,
-            carry_undeletable=carry_undeletable,
         )
         return s3.collect(parts, options, progress)
 

@@ -409,15 +409,17 @@ class Store:
             raise ValueError(f"repack_below is from 0 to 1, not {repack_below}")
         if grace < 0 or (max_repack_bytes is not None and max_repack_bytes < 0):
             raise ValueError("grace and max_repack_bytes must not be negative")
-        return local.gc(
+        from castore.gc import GcOptions  # seldom needed
+
+        options = GcOptions(
             dry_run=dry_run,
             grace_seconds=grace,
             repack_below=repack_below,
             max_repack_bytes=max_repack_bytes,
             alone=alone,
             carry_undeletable=carry_undeletable,
-            progress=progress,
         )
+        return local.gc(options, progress=progress)
 
     def check(
         self,

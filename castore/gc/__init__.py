@@ -1,7 +1,8 @@
 """Garbage collection: what no name leads to goes, whoever writes meanwhile.
 
 `local` collects a local store, `s3` one on S3, `caches` the folders that stores on S3 left in the
-user's cache. Below is what a collection of any kind reports.
+user's cache. Below is what a collection of any kind is
+asked, and what it reports.
 """
 
 from __future__ import annotations
@@ -9,6 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from castore.model import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class GcOptions:
+    """What is asked of one collection: see `Store.gc`."""
+
+    dry_run: bool
+    grace_seconds: float
+    repack_below: float
+    max_repack_bytes: int | None
+    alone: bool
+    carry_undeletable: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from castore.errors import (
     PreconditionsIgnored,
     RemoteError,
 )
-from castore.gc import GcReport, Meter, Undeletable
+from castore.gc import GcOptions, GcReport, Meter, Undeletable
 from castore.gc.caches import collect_caches
 from castore.gc.s3_marking import PIN_SECONDS, Marker
 from castore.gc.s3_memory import CollectorMemory
@@ -46,19 +46,6 @@ CONDEMNED_MAX = 1 << 16  # packs per round: a writer reads the list, of 1 MiB th
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What is asked of one collection. `alone`: nobody else writes, whatever the server honours;
-    `carry_undeletable`: go on to the next round with what can't be removed, condemned as it is."""
-
-    dry_run: bool
-    grace_seconds: float
-    repack_below: float
-    max_repack_bytes: int | None
-    alone: bool
-    carry_undeletable: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Parts:
     """Of the store."""
 
@@ -70,7 +57,7 @@ class Parts:
     open_session: Callable[[], AbstractContextManager[S3Session]]
 
 
-def collect(parts: Parts, options: Options, progress: Progress | None) -> GcReport:
+def collect(parts: Parts, options: GcOptions, progress: Progress | None) -> GcReport:
     """Raises CollectionRefused, ManifestUnreadable and FormatError before anything is removed;
     StoreBusy when another collection took over; StoreIOError, RemoteError and what else a Bucket
     raises: then the next collection goes on."""
@@ -90,7 +77,7 @@ def collect(parts: Parts, options: Options, progress: Progress | None) -> GcRepo
     )
 
 
-def _checked_server(bucket: Bucket, options: Options) -> ServerFeatures | None:
+def _checked_server(bucket: Bucket, options: GcOptions) -> ServerFeatures | None:
     """What it honours; not asked for a dry run, which writes nothing."""
     url = bucket.settings.url
     skew_s = bucket.clock_skew()
@@ -134,7 +121,7 @@ class _Collection:
     def __init__(
         self,
         parts: Parts,
-        options: Options,
+        options: GcOptions,
         features: ServerFeatures | None,
         progress: Progress | None,
     ) -> None:
