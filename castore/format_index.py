@@ -327,7 +327,8 @@ def decode_chunk_row(row: bytes) -> tuple[int, Location]:
 
 
 def encode_pack_row(created_ns: int, pack_bytes: int) -> bytes:
-    """A pack that commits refer to. `pack_bytes` is how much of it was durable at the last one."""
+    """A pack that commits refer to. `pack_bytes` is how much of it was durable at the last one;
+    a footer written since is not counted."""
     return _PACK_ROW.pack(created_ns, pack_bytes)
 
 

@@ -20,7 +20,13 @@ from castore.check.mending import mended
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt, StoreIOError, StoreNotFound
 from castore.format import PACK_HEADER_BYTES
-from castore.format_index import decode_chunk_row, decode_record, encode_record
+from castore.format_index import (
+    decode_chunk_row,
+    decode_pack_row,
+    decode_record,
+    encode_pack_row,
+    encode_record,
+)
 
 VALUES = contents()
 
@@ -185,6 +191,19 @@ def test_a_pack_that_is_cut_short(folder: Path) -> None:
     with castore.open(folder) as store:
         kept = read(store)
     assert set(report.damaged_names) == {*VALUES, "copy"} - kept.keys()
+
+
+def test_a_row_that_counts_the_footer_says_no_more_than_that(folder: Path) -> None:
+    """As rows do of packs that an earlier version's collector made."""
+    [path] = packs(folder)
+    pack_id = bytes.fromhex(path.stem)
+    created_ns, frames_end = decode_pack_row(rows(folder)[b"packs"][pack_id])
+    size = path.stat().st_size
+    assert frames_end < size
+    change_rows(folder, b"packs", {pack_id: encode_pack_row(created_ns, size)})
+    assert check(folder).problems == []
+    change_rows(folder, b"packs", {pack_id: encode_pack_row(created_ns, size + 1)})
+    assert kinds(check(folder)) == {("pack", "missing")}
 
 
 @pytest.mark.parametrize("table", [b"names", b"segments", b"chunks", b"packs"])

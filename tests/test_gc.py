@@ -37,6 +37,11 @@ OLD = some_bytes(60_000)
 
 
 @pytest.fixture(autouse=True)
+def every_store_is_checked(quick_check: None) -> None:
+    """`assert_clean` asks `check`, too."""
+
+
+@pytest.fixture(autouse=True)
 def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "caches"
     monkeypatch.setenv("CASTORE_CACHE_DIR", str(folder))
@@ -67,9 +72,10 @@ def in_a_pack_of_its_own(store: castore.Store, name: str, data: bytes) -> bytes:
 
 
 def assert_clean(store: castore.Store, expected: dict[str, bytes]) -> None:
-    """What should be there is, and there is nothing left to collect."""
+    """What should be there is, and there is nothing left to collect, nor for a check to say."""
     assert everything(store) == expected
     oracle.check_index(store)
+    assert store.check(read_data=True).problems == []
     assert_rows_complete(store)
     assert store.gc().found_nothing
     for name in ("pending", "changes"):

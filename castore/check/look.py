@@ -166,7 +166,7 @@ class LocalCheck:
                 self.findings.bad_frame(
                     Location(pack_id, offset, 0), chunk_id, fault, "warning" if torn else "corrupt"
                 )
-            if reading.end < durable:
+            if reading.intact < durable:
                 what = f"pack {pack_id.hex()} is cut short at {reading.size} of {durable} bytes"
                 self._add("pack", "missing", what, pack=pack_id.hex())
             if reading.unsealed and not is_locked(pack_path(self.root, pack_id)):
@@ -277,7 +277,7 @@ class LocalCheck:
 
     def _is_cut_short(self, pack_id: bytes) -> bool:
         reading = self.readings.get(pack_id)
-        return reading is not None and reading.end < self._rows.get(pack_id, 0)
+        return reading is not None and reading.intact < self._rows.get(pack_id, 0)
 
     def _bad_of(self, pack_id: bytes) -> dict[int, str]:
         reading = self.readings.get(pack_id)

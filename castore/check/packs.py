@@ -45,7 +45,8 @@ class PackReading:
     """What a pack holds. `frames` are those whose headers are whole; `bad` are the others that are
     known of, and those whose bytes turned out not to be their chunk's, by their offsets; `faults`
     is what else is wrong with the pack. An `unsealed` pack has no footer, as its writer lives, or
-    died; its last bytes, from `end` on, are then nobody's."""
+    died; its last bytes, from `end` on, are then nobody's. All is accounted for up to `intact`:
+    where the frames end, or where the pack does, if its footer is whole."""
 
     pack_id: bytes
     size: int
@@ -54,6 +55,7 @@ class PackReading:
     faults: list[str] = field(default_factory=list)
     unsealed: bool = False
     end: int = 0
+    intact: int = 0
 
     @property
     def damaged(self) -> bool:
@@ -116,7 +118,7 @@ def _compare(reading: PackReading, read: Read, entries: list[PackEntry], *, head
         if fault:
             reading.bad[entry.offset] = fault
         reading.frames.append(entry)
-    reading.end = at
+    reading.end, reading.intact = at, reading.size
 
 
 def _header_fault(read: Read, entry: PackEntry) -> str:
@@ -150,7 +152,7 @@ def _scan(reading: PackReading, read: Read, seed: int) -> None:
             entry = found
         reading.frames.append(entry)
         at = entry.offset + entry.stored_bytes
-    reading.end = min(at, size)
+    reading.end = reading.intact = min(at, size)
     _judge_tail(reading, read)
 
 

@@ -31,7 +31,7 @@ from castore.gc.marking import Marker
 from castore.gc.sweeping import ROWS_MAX, Sweeper, Tally
 from castore.index import Index
 from castore.model import Extent, Location
-from castore.packs.local import PACK_BYTES_MAX, LocalPacks, Placement
+from castore.packs.local import PACK_BYTES_MAX, LocalPacks, Pack, Placement
 from castore.packs.locks import PackLocks
 
 SEGMENTS_PER_READ = 32
@@ -136,13 +136,14 @@ class Repacker:
             moves = self._copy(wanted, placement)
             if not placement.upto:
                 return  # nothing in them could be moved
+            frames_end = dict(placement.upto)  # a row counts what names need: no footer
             for pack in placement.upto:
                 pack.seal()
                 placement.upto[pack] = pack.size
             placement.sync()
             for pack in placement.upto:
                 pack.named = True  # from here on, a commit that may land refers to it
-            self._publish(placement, moves, wanted)
+            self._publish(frames_end, moves, wanted)
             self._tally.bytes_rewritten += sum(placement.upto.values())
             self._tally.bytes_freed -= sum(placement.upto.values())
         finally:
@@ -238,14 +239,14 @@ class Repacker:
 
     def _publish(
         self,
-        placement: Placement,
+        frames_end: Mapping[Pack, int],
         moves: Moves,
         wanted: Mapping[bytes, Mapping[int, Wanted]],
     ) -> None:
         index = self._index
         with index.write() as txn:
-            for pack in placement.upto:
-                row = encode_pack_row(pack.created_ns, pack.size)
+            for pack, end in frames_end.items():
+                row = encode_pack_row(pack.created_ns, end)
                 txn.put(pack.pack_id, row, db=index.packs)
         rows = [
             (chunk_id, wanted[pack_id][offset].raw_bytes, pack_id, offset, place)
