@@ -75,8 +75,8 @@ class ChunkSizes(_Sizes):
         """A quarter of the average to four times it; the average a multiple of 256 bytes."""
         if average % (4 * ROW_BYTES) or average < 4 * CHUNK_BYTES_MIN_MIN:
             raise ValueError(
-                f"the average chunk size must be a multiple of {4 * ROW_BYTES} bytes and at least "
-                f"{4 * CHUNK_BYTES_MIN_MIN}, not {average}"
+                f"the average chunk size (chunk_bytes_avg) must be a multiple of {4 * ROW_BYTES} "
+                f"bytes and at least {4 * CHUNK_BYTES_MIN_MIN}, not {average}"
             )
         return cls(average // 4, average, average * 4)
 

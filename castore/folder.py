@@ -8,17 +8,15 @@ import fcntl
 import os
 from collections.abc import Iterator
 
-from castore.chunker import ChunkSizes
+from castore.config import parse_config
 from castore.errors import (
-    FormatError,
     IndexCorrupt,
     NotAStore,
     StoreFull,
     StoreIOError,
     StoreLocked,
-    UnsupportedFormat,
 )
-from castore.format import StoreConfig, decode_config
+from castore.format import StoreConfig
 
 CONFIG = "castore.json"
 LOCK = "castore.lock"
@@ -43,17 +41,11 @@ def read_config(root: str) -> StoreConfig | None:
     NotAStore."""
     try:
         with open(os.path.join(root, CONFIG), "rb") as file:
-            config = decode_config(file.read(1 << 17))
-            ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max)
-            return config
+            return parse_config(file.read(1 << 17), root)
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         raise NotAStore(f"{root} is a file, not a store's folder") from None
-    except UnsupportedFormat:
-        raise
-    except ValueError as error:
-        raise FormatError(f"{root}: {error}") from error
 
 
 # ---------------------------------------------------------------- pid namespaces

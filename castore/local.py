@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from castore import forks
 from castore.catalog.local import LocalCatalog
-from castore.chunker import Chunker, ChunkSizes
+from castore.chunker import Chunker
+from castore.config import new_config
 from castore.errors import (
     CastoreError,
     NotAStore,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from castore.rebuild import RebuildReport
 
 THREADS_MAX = 8
-CHUNK_BYTES_AVG_MAX = 4 << 20  # so that a writer's window holds several of the largest chunks
 
 
 class LocalStore:
@@ -229,13 +229,7 @@ def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
 
 
 def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> None:
-    if collision_guard not in (None, "sha256"):
-        raise ValueError(f"collision_guard is None or 'sha256', not {collision_guard!r}")
-    if not isinstance(chunk_bytes_avg, int) or chunk_bytes_avg > CHUNK_BYTES_AVG_MAX:
-        raise ValueError(
-            f"chunk_bytes_avg is a whole number up to {CHUNK_BYTES_AVG_MAX}, not {chunk_bytes_avg}"
-        )
-    sizes = ChunkSizes.for_average(chunk_bytes_avg)
+    config = new_config(chunk_bytes_avg, collision_guard)
     if os.path.exists(root) and not os.path.isdir(root):
         raise NotAStore(f"{root} is a file, not a store's folder")
     above = os.path.dirname(root)
@@ -261,14 +255,6 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
             raise NotAStore(
                 f"{root} is {kind} and not a castore store: choose a new or an empty folder"
             )
-    config = StoreConfig(
-        store_id=os.urandom(16),
-        seed=int(os.urandom(8).hex(), 16),
-        chunk_min=sizes.min,
-        chunk_avg=sizes.norm,
-        chunk_max=sizes.max,
-        collision_guard=collision_guard,
-    )
     make_durable_folder(root)
     draft = os.path.join(root, f"{CONFIG}.{os.urandom(8).hex()}")
     try:

@@ -11,6 +11,7 @@ it leaves the store as it was. The old one is kept aside, and never removed.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -67,7 +68,7 @@ def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildRepo
     store open; IndexCorrupt if its names can't be read, so that only a backup helps."""
     config = read_config(root)
     if config is None:
-        raise StoreNotFound(f"there is no store at {root}")
+        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}")
     index_path = os.path.join(root, "index")
 
     def take_rows(draft: str) -> None:

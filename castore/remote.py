@@ -12,6 +12,7 @@ probe/...                  for moments, while a store is made
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import threading
@@ -21,16 +22,15 @@ from typing import TYPE_CHECKING
 
 from castore.catalog.s3 import Overwritten, S3Catalog
 from castore.chunker import Chunker, ChunkSizes
+from castore.config import new_config, parse_config
 from castore.errors import (
-    FormatError,
     NotAStore,
     NotLocal,
     StoreIOError,
     StoreNotFound,
-    UnsupportedFormat,
 )
 from castore.forks import ForkLock, Rank
-from castore.format import StoreConfig, decode_config, encode_config
+from castore.format import StoreConfig, encode_config
 from castore.format_index import decode_segment
 from castore.model import Progress, StoreStats
 from castore.packs.s3 import S3Packs
@@ -269,7 +269,9 @@ def open_remote(
         config = _read_config(bucket)
         if config is None:
             if not create or read_only:
-                raise StoreNotFound(f"there is no store at {settings.url}; make one with a put")
+                raise StoreNotFound(
+                    errno.ENOENT, f"there is no store at {settings.url}; make one with a put"
+                )
             config = _create(bucket, chunk_bytes_avg, collision_guard)
         return RemoteStore(bucket, config, frames_bytes_max=frames_bytes_max)
     except BaseException:
@@ -283,18 +285,11 @@ def _read_config(bucket: Bucket) -> StoreConfig | None:
     except KeyAbsent:
         return None
     assert reply is not None
-    try:
-        config = decode_config(reply.body)
-        ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max)
-    except UnsupportedFormat:
-        raise
-    except ValueError as error:
-        raise FormatError(f"{bucket.settings.url}: {error}") from error
-    return config
+    return parse_config(reply.body, bucket.settings.url)
 
 
 def _create(bucket: Bucket, chunk_bytes_avg: int, collision_guard: str | None) -> StoreConfig:
-    sizes = ChunkSizes.for_average(chunk_bytes_avg)
+    config = new_config(chunk_bytes_avg, collision_guard)
     for entry in bucket.list():
         if entry.key == CONFIG_KEY:
             break  # another made it just now
@@ -304,27 +299,18 @@ def _create(bucket: Bucket, chunk_bytes_avg: int, collision_guard: str | None) -
                 "there): choose an empty prefix"
             )
     else:
-        _write_config(bucket, sizes, collision_guard)
+        _write_config(bucket, config)
     written = _read_config(bucket)
     if written is None:
         raise StoreIOError(f"{bucket.settings.url} could not be made: repeat it")
     return written
 
 
-def _write_config(bucket: Bucket, sizes: ChunkSizes, collision_guard: str | None) -> None:
+def _write_config(bucket: Bucket, config: StoreConfig) -> None:
     """What is read back afterwards counts: of several that create it at once, all use what one of
     them wrote."""
     features = probe(bucket)
-    raw = encode_config(
-        StoreConfig(
-            store_id=secrets.token_bytes(16),
-            seed=secrets.randbits(64),
-            chunk_min=sizes.min,
-            chunk_avg=sizes.norm,
-            chunk_max=sizes.max,
-            collision_guard=collision_guard,
-        )
-    )
+    raw = encode_config(config)
     if not features.if_none_match:
         _write_what_was_proposed_first(bucket, raw)
         return
