@@ -26,8 +26,11 @@ from castore.errors import CastoreError, IndexCorrupt, StoreIOError
 
 Report: TypeAlias = Callable[[dict[str, Any]], None]
 
+# The standard library comes before everything else, and castore from where the parent has it.
 _PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "import json, sys, typing; root, path = json.loads(sys.argv[1]); "
+    "sys.path.insert(0, root); import castore; "
+    "sys.path[:] = dict.fromkeys([*sys.path[1:], *path]); "
     "from castore.isolated import _main; _main(sys.argv[2], sys.argv[3], int(sys.argv[4]))"
 )
 # Signals by which LMDB's pages, and not the user, end a process.
@@ -51,9 +54,10 @@ def run(
             child = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",
                     "-c",
                     _PROGRAM,
-                    _root(),
+                    json.dumps([_root(), _search_path()]),
                     task,
                     json.dumps(arguments),
                     str(writing),
@@ -61,6 +65,7 @@ def run(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,
+                env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
                 pass_fds=(writing, *fds),
             )
             os.close(writing)
@@ -119,6 +124,19 @@ def _raised(document: dict[str, Any]) -> CastoreError:
 
 def _root() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _search_path() -> list[str]:
+    """Where this process finds modules, but for the current folder: a program that is given no
+    script has that first, and so has an empty entry of PYTHONPATH. Whoever may write there must
+    not be able to have their `random.py` run by a check. Unless castore itself comes from there."""
+    try:
+        here = os.path.realpath(os.curdir)
+    except FileNotFoundError:  # it was removed
+        here = ""
+    if here == os.path.realpath(_root()):
+        here = ""
+    return [path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here]
 
 
 def _main(task: str, arguments: str, writing: int) -> None:
