@@ -46,6 +46,7 @@ class MemoryS3:
         self.objects: dict[str, Stored] = {}
         self.clock = 1_800_000_000.0
         self.preconditions = True
+        self.if_match_refusal: tuple[int, str] | None = None  # to whatever has If-Match
         self.refuse: Callable[[Step], tuple[int, str] | None] = lambda step: None
         self._late: list[tuple[Step, float, Callable[[], Any]]] = []
         self._lock = threading.Lock()
@@ -219,6 +220,8 @@ class MemoryAttempts:
         return stored
 
     def _check(self, key: str, parameters: dict[str, Any]) -> None:
+        if "IfMatch" in parameters and self._server.if_match_refusal is not None:
+            raise Refused(*self._server.if_match_refusal, "said the test", {})
         if not self._server.preconditions:
             return
         there = self._server.objects.get(self.settings.key(key))

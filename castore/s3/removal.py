@@ -1,7 +1,8 @@
 """Deleting one version of what is at a key, so that a lost reply is not passed on to the user.
 
 With If-Match, as no two versions of a name have one ETag, a request that lands late deletes nothing
-that was put meanwhile. A server that ignores it deletes what is there.
+that was put meanwhile. A server that ignores it deletes what is there; so does one that refuses it
+whatever is there, which is asked without it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from castore.errors import RemoteError
 from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.faults import Fault
 from castore.s3.retries import Patience
+
+UNKNOWN_HEADER = (400, 501)  # what servers answer that do not know If-Match
 
 
 def etag_at(bucket: Bucket, key: str) -> str | None:
@@ -28,16 +31,27 @@ def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
     """
     patience = Patience(bucket.backoff)
     unknown: OutcomeUnknown | None = None
+    if_match: str | None = etag
     while True:
         try:
-            bucket.delete(key, if_match=etag)
+            bucket.delete(key, if_match=if_match)
             return True
         except KeyAbsent:
             return True
         except PreconditionFailed as refusal:
             if not refusal.conflict:
-                return False
+                if etag_at(bucket, key) != etag:
+                    return False
+                if_match = None  # or it would be refused for ever
+                continue
             fault = Fault(RemoteError(f"{key!r} kept changing: repeat it"), repeat=True)
+        except RemoteError as refusal:
+            if if_match is None or refusal.status not in UNKNOWN_HEADER:
+                raise
+            if etag_at(bucket, key) != etag:
+                return False
+            if_match = None
+            continue
         except OutcomeUnknown as lost:
             unknown = lost
             fault = Fault(RemoteError(f"{key!r} was not deleted"), repeat=True, unknown=True)

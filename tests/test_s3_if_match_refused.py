@@ -1,0 +1,47 @@
+"""Servers that refuse every request with If-Match, even one that is for what is there."""
+
+from __future__ import annotations
+
+import pytest
+from gc_stores import World, noise
+
+from castore.errors import NameNotFound
+
+REFUSALS = [(412, "PreconditionFailed"), (501, "NotImplemented"), (400, "InvalidRequest")]
+
+
+@pytest.fixture(params=REFUSALS, ids=lambda refusal: refusal[1])
+def refusing(world: World, request: pytest.FixtureRequest) -> World:
+    world.server.if_match_refusal = request.param
+    return world
+
+
+@pytest.mark.timeout(60)
+def test_what_deletes_comes_to_an_end(refusing: World) -> None:
+    store = refusing.open()
+    for name in ("a", "b", "c/1", "c/2"):
+        store.puts(name, noise(70_000, ord(name[0])))
+    store.delete("a")
+    store.rename("b", "d")
+    assert store.delete_prefix("c/") == 2
+    assert list(refusing.open("another").names()) == ["d"]
+    with pytest.raises(NameNotFound):
+        store.delete("a")
+    assert store.gets("d") == noise(70_000, ord("b"))
+    assert store.check(True).damaged_names == []
+
+
+def test_what_was_put_meanwhile_is_not_taken_by_a_rename(refusing: World) -> None:
+    store, other = refusing.open(), refusing.open("other")
+    store.puts("a", b"old")
+    with store.transaction() as transaction:
+        transaction.rename("a", "b")
+        delete = store._local._bucket._attempts.call  # type: ignore[union-attr]
+
+        def meanwhile(action: str, key: str, operation: str, **parameters: object) -> object:
+            if operation == "delete_object" and "IfMatch" in parameters:
+                other.puts("a", b"new")
+            return delete(action, key, operation, **parameters)
+
+        store._local._bucket._attempts.call = meanwhile  # type: ignore[union-attr]
+    assert (other.gets("a"), other.gets("b")) == (b"new", b"old")
