@@ -16,14 +16,15 @@ class CastoreError(Exception):
 
 
 class NameNotFound(CastoreError, FileNotFoundError):
-    """No object has this name."""
+    """No object has this name; or, of one that ends with "/", none has a name that starts so."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(errno.ENOENT, f"no object is named {name!r}")
+        what = "there is nothing below" if name.endswith("/") else "no object is named"
+        super().__init__(errno.ENOENT, f"{what} {name!r}")
         self.name = name
 
     def __str__(self) -> str:
-        return f"no object is named {self.name!r}"
+        return _said(self)
 
     def __reduce__(self) -> tuple[type[NameNotFound], tuple[str]]:
         return type(self), (self.name,)

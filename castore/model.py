@@ -115,6 +115,12 @@ def encode_prefix(prefix: str) -> bytes:
         raise InvalidName(f"prefix {prefix!r} is not valid Unicode: {error.reason}") from error
 
 
+def as_prefix(target: str) -> str:
+    """A prefix that ends with '/', or the empty one for '' and '/'."""
+    stripped = target.rstrip("/")
+    return stripped + "/" if stripped else ""
+
+
 def clamp_range(byte_range: Sequence[int] | None, size: int) -> tuple[int, int]:
     """The half-open `[begin, end)` that `byte_range` means for an object of `size` bytes.
 

@@ -24,7 +24,7 @@ from castore.errors import (
 )
 from castore.fileio import of_file
 from castore.folders import FoundFile, walk
-from castore.model import ObjectInfo, Progress, encode_name
+from castore.model import ObjectInfo, Progress, as_prefix, encode_name
 from castore.transaction import Transaction
 from castore.workers import Workers
 
@@ -229,12 +229,6 @@ def batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
         batch_bytes += source.size
     if batch:
         yield batch
-
-
-def as_prefix(target: str) -> str:
-    """A prefix that ends with '/', or the empty one for '' and '/'."""
-    stripped = target.rstrip("/")
-    return stripped + "/" if stripped else ""
 
 
 def _sources(folder: str, prefix: str, store_path: str, report: TransferReport) -> Iterator[Source]:

@@ -152,6 +152,73 @@ def test_version(bare):
     assert result.text.startswith("castore ")
 
 
+def test_errors_are_json_where_json_is_asked_for(run, bare, tmp_path):
+    for arguments, kind, code in (
+        (["-r", run.store, "stat", "none", "--json"], "NameNotFound", 14),
+        (["--json", "-r", tmp_path / "none", "ls"], "StoreNotFound", 10),
+        (["ls", "--json", "--bogus"], "UsageError", 2),
+        (["-r", run.store, "put", "--json", "none", "x"], "FileNotFoundError", 1),
+    ):
+        result = bare(*arguments)
+        error = json.loads(result.err)["error"]
+        assert (result.code, result.out, error["type"], error["exit_code"]) == (
+            *(code, b"", kind, code),
+        )
+        assert error["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["lst"], "did you mean ls?"),
+        (["imprt", "a", "b"], "did you mean import?"),
+        (["frobnicate"], "there is no verb 'frobnicate' (see"),
+        (["put", "--if-abstent", "a", "b"], "did you mean --if-absent? (see castore put --help"),
+        (["check", "--read-dta=10%"], "did you mean --read-data?"),
+        (["ls", "--zzz"], "--zzz (see castore ls --help"),
+        (["ls", "-r", "x"], "castore: -r names the store"),
+        (["get", "-r", "x"], "castore: for a folder say -R"),
+        (["cp", "-r", "x", "y"], "castore: for a folder say -R"),
+    ],
+)
+def test_what_is_misspelt_gets_a_hint(bare, arguments, hint):
+    fails(bare(*arguments), 2, hint)
+
+
+def test_a_folder_is_called_one(run):
+    run("put", "-", "a/b/c", stdin=b"1")
+    for verb, instead in (
+        (["get", "a"], "get -R a FOLDER"),
+        (["get", "a/", "-"], "get -R a FOLDER"),
+        (["cat", "a/b"], "get -R a/b FOLDER"),
+        (["rm", "a"], "rm -R a"),
+        (["cp", "a", "x"], "cp -R a TARGET"),
+        (["mv", "a/b", "x"], "mv -R a/b TARGET"),
+        (["stat", "a"], "ls -l a/"),
+    ):
+        fails(run(*verb), 14, "is a folder", f"castore {instead}")
+    assert names(run) == ["a/b/c", "seed"]
+    assert "a/b/c" in run("du", "a/b/c").text
+    assert run("du", "--json", "a/b/c").documents[0]["size"] == 1
+
+
+def test_cp_and_mv_of_a_folder(run):
+    for name in ("a/x", "a/b/y", "ab/z", "a"):
+        run("put", "-", name, stdin=name.encode())
+    assert run("cp", "-R", "a", "copy/of").code == 0
+    assert names(run, "copy") == ["copy/of/b/y", "copy/of/x"]
+    result = run("mv", "-R", "copy/of/", "moved", "--json")
+    assert [each["name"] for each in result.documents] == ["moved/b/y", "moved/x"]
+    assert names(run) == ["a", "a/b/y", "a/x", "ab/z", "moved/b/y", "moved/x", "seed"]
+    assert run("cat", "moved/b/y").out == b"a/b/y"
+    fails(run("cp", "-R", "none", "x"), 14, "none/")
+    for within in (["a", "a/b"], ["a/b", "a"], ["a", "a"], ["/", "x"]):
+        fails(run("mv", "-R", *within), 2, "lies below")
+    assert run("cp", "-R", "--if-absent", "moved", "a").code == 1
+    assert names(run, "a") == ["a", "a/b/y", "a/x", "ab/z"]
+    assert run("check", "--read-data").code == 0
+
+
 def test_usage_errors_are_one_line_and_exit_2(bare, tmp_path):
     fails(bare(), 2, "which verb?", "castore --help")
     fails(bare("frobnicate"), 2, "frobnicate")
@@ -174,7 +241,7 @@ def test_the_store_comes_from_the_option_or_the_environment(bare, tmp_path, monk
 def test_only_put_makes_a_store_and_says_so(bare, tmp_path):
     path = tmp_path / "new"
     for verb in (["ls"], ["cat", "x"], ["rm", "x"], ["cp", "x", "y"], ["stats"], ["get", "x"]):
-        fails(bare("-r", path, *verb), 1, "new")
+        fails(bare("-r", path, *verb), 10, "new")
         assert not path.exists()
     result = bare("-r", path, "put", "-", "x", stdin=b"1")
     assert (result.code, result.err) == (0, f"castore: created store at {path}\n")
@@ -201,12 +268,14 @@ def test_errors_name_what_the_user_knows(run, bare, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "open", denied)
     new = bare("-r", missing, "put", "-", "name", stdin=b"x")
     assert new.err == f"castore: {missing}: Permission denied\n"
-    assert [store.code, backup.code, on_s3.code, new.code] == [1, 1, 1, 1]
+    assert [store.code, backup.code, on_s3.code, new.code] == [10, 1, 1, 12]
 
 
 def test_bytes_are_not_printed_as_json(run):
     for arguments in (["cat", "--json", "seed"], ["get", "seed", "-", "--json"]):
-        fails(run(*arguments), 2, "leave --json out")
+        result = run(*arguments)
+        assert (result.code, result.out) == (2, b"")
+        assert "leave --json out" in json.loads(result.err)["error"]["message"]
     assert "--json" not in run("cat", "--help").text
 
 
@@ -223,7 +292,7 @@ def test_an_import_that_leaves_a_file_out_exits_1(run):
     os.mkfifo("folder/pipe")
     Path("folder/fine").write_bytes(b"fine")
     result = run("import", "folder", "p")
-    assert (result.code, "pipe is left out" in result.err) == (0, True)
+    assert (result.code, "pipe is left out" in result.err) == (1, True)
     Path(os.fsdecode(b"folder/latin\xe9")).write_bytes(b"x")
     result = run("import", "folder", "p")
     assert (result.code, "not valid Unicode" in result.err) == (1, True)
@@ -289,9 +358,9 @@ def test_a_lock_or_a_denial_is_said_without_its_number(tmp_path):
     assert str(castore.errors.StoreNotFound("gone")) == "gone"
 
 
-def test_a_path_that_is_no_store_exits_1(bare, tmp_path):
+def test_a_path_that_is_no_store(bare, tmp_path):
     (tmp_path / "file").write_text("no store")
-    fails(bare("-r", tmp_path / "file", "ls"), 1, "file")
+    fails(bare("-r", tmp_path / "file", "ls"), 10, "file")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "precious").write_text("keep me")
     fails(bare("-r", tmp_path / "folder", "put", "-", "x", stdin=b"1"), 1, "folder")
@@ -662,7 +731,7 @@ def test_damage_exits_13_and_spares_the_other_objects(run, tmp_path):
     assert not (tmp_path / "out" / "bad").exists()
     for pack in run.store.glob("packs/*/*.pack"):
         pack.unlink()
-    fails(run("get", "p/bad", tmp_path / "bad"), 13, "missing")
+    fails(run("get", "p/bad", tmp_path / "bad"), 14, "missing")
 
 
 # ---------------------------------------------------------------- the other verbs
@@ -674,8 +743,7 @@ def test_ls(run):
     assert names(run) == ["logs.txt", "logs/a", "logs/b", "other", "seed"]
     assert names(run, "logs") == ["logs.txt", "logs/a", "logs/b"]
     assert names(run, "logs/") == ["logs/a", "logs/b"]
-    result = run("ls", "none")
-    assert (result.code, result.out) == (0, b"")
+    fails(run("ls", "none"), 14, "no name starts with 'none'")
     line = run("ls", "-l", "logs/a").text.split()
     assert (line[0], line[1:3], line[-1]) == ("-rw-r--r--", ["4.9", "KiB"], "logs/a")
     documents = run("ls", "--json", "logs/").documents
@@ -823,7 +891,7 @@ def test_a_full_output_is_one_line(process):
 
 
 def test_a_closed_output_is_one_line(run):
-    for verb in ("cat seed", "ls --json"):
+    for verb in ("cat seed", "ls"):
         done = subprocess.run(
             ["sh", "-c", f'exec "$0" -m castore {verb} >&-', sys.executable],
             capture_output=True,

@@ -104,7 +104,7 @@ def test_a_put_that_makes_no_store_is_silent(run: Run) -> None:
 def test_reading_makes_no_store(run: Run, moto_server: Server) -> None:
     for verb in (["ls"], ["cat", "x"], ["rm", "x"], ["stats"], ["cp", "x", "y"]):
         failed = run(*verb)
-        assert (failed.code, failed.out) == (exits.FAILURE, b"")
+        assert (failed.code, failed.out) == (exits.NO_STORE, b"")
         assert "there is no store at s3://" in failed.err
         assert failed.err.count("\n") == 1
     assert "Contents" not in moto_server.client().list_objects_v2(Bucket=moto_server.bucket)
@@ -120,7 +120,7 @@ def test_missing_names(run: Run) -> None:
 @pytest.mark.parametrize(
     ("url", "code", "message"),
     [
-        ("s3://no-such-bucket-here/x", exits.FAILURE, "there is no bucket 'no-such-bucket-here'"),
+        ("s3://no-such-bucket-here/x", exits.NO_STORE, "there is no bucket 'no-such-bucket-here'"),
         ("s3://bucket?colour=red", exits.USAGE, "'colour' is not a setting of an S3 URL"),
         ("s3://b/x", exits.USAGE, "is not a bucket's name"),
         ("s3://key:secret@bucket/x", exits.USAGE, "holds no credentials"),
@@ -153,7 +153,7 @@ def test_no_credentials_and_no_server(
     assert "can't be reached" in failed.err
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     failed = bare("-r", moto_server.url(), "ls")
-    assert (failed.code, failed.err.count("\n")) == (exits.FAILURE, 1)
+    assert (failed.code, failed.err.count("\n")) == (exits.DENIED, 1)
     assert "no AWS credentials for s3://" in failed.err
 
 

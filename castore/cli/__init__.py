@@ -6,6 +6,7 @@ group of verbs, and is imported when one of them runs, so that `castore --help` 
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from importlib import import_module
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code."""
     if argv is None:
+        _print_any_text()
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores the second
                 signal.signal(number, _exit_on_signal)
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # --help, --version, a signal
         return exit_.code if isinstance(exit_.code, int) else 0
     except BaseException as error:
-        return _report(error)
+        return _report(error, as_json="--json" in (sys.argv[1:] if argv is None else argv))
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -44,9 +46,9 @@ def _run(argv: Sequence[str] | None) -> int:
     return verb(arguments)
 
 
-def _report(error: BaseException) -> int:
+def _report(error: BaseException, *, as_json: bool) -> int:
     from castore.cli import exits
-    from castore.cli.output import complain
+    from castore.cli.output import complain, complain_json
 
     if isinstance(error, BrokenPipeError):
         # The reader has what it wanted. Python flushes stdout once more on its way out.
@@ -57,7 +59,12 @@ def _report(error: BaseException) -> int:
 
         traceback.print_exception(error)
     code, message = exits.describe(error)
-    complain(message)
+    if as_json:
+        complain_json(
+            {"error": {"type": type(error).__name__, "message": message, "exit_code": code}}
+        )
+    else:
+        complain(message)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -69,6 +76,14 @@ def _report(error: BaseException) -> int:
 def _discard_stdout() -> None:
     with suppress(OSError, ValueError):  # a stdout that is no file has nothing to flush either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_any_text() -> None:
+    """A name that stdout's encoding does not have is printed escaped, and does not end the rest. A
+    path that is not UTF-8 comes out as the bytes that it is."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def _exit_on_signal(number: int, _: object) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from castore import __version__
-from castore.cli.exits import UsageError
+from castore.cli.exits import TABLE, UsageError
 from castore.cli.output import columns
 
 DESCRIPTION = """\
 Store files once, compressed, under names; read any byte range of them back at full speed.
 """
 
-EXAMPLES = """\
+EXAMPLES = (
+    """\
 a first walk:
   castore demo                                   see it work on files you already have
   export CASTORE_STORE=~/store                   or give -r ~/store before each verb
@@ -27,14 +28,31 @@ a first walk:
   castore get dumps/monday.sql restored.sql
   castore stats                                  what deduplication and compression saved
 
-exit codes: 0 done, 1 failed, 2 wrong usage, 11 the store is in use, 13 it is damaged, 14 no such
-name (check: data is missing), 130 interrupted. `castore VERB --help` says more about a verb.
+`castore VERB --help` says more about a verb. With --json an error is a JSON line on stderr:
+{"error": {"type": ..., "message": ..., "exit_code": ...}}.
+
+exit codes:
 """
+    + TABLE
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line as a namespace; its `run` is 'module:function' of the verb."""
-    return _build().parse_args(argv)
+    parser, verbs = _build()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        verb = verbs.get(getattr(arguments, "verb", ""), parser)
+        hint = _hint(unknown[0].partition("=")[0], verb.options())
+        raise verb.wrong(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return arguments
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    import difflib  # only when something went wrong
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def byte_range(text: str) -> tuple[int, int | None]:
@@ -77,18 +95,31 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
 
+    def options(self) -> list[str]:
+        """Those that its help shows."""
+        shown = (each for each in self._actions if each.help is not argparse.SUPPRESS)
+        return [option for action in shown for option in action.option_strings]
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        no_verb = re.match(r"argument VERB: invalid choice: '(.*?)'", message)
+        if no_verb is not None:
+            known = [add.__name__.strip("_") for add in _VERBS]
+            message = f"there is no verb {no_verb[1]!r}{_hint(no_verb[1], known)}"
+        raise self.wrong(message)
+
+    def wrong(self, message: str) -> UsageError:
+        return UsageError(f"{message} (see {self.prog} --help)")
 
 
 class _NotRecursive(argparse.Action):
     """-r after a verb: what `cp` calls recursive is -R here, as -r names the store."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
-        parser.error("for a folder say -R; -r names the store and stands before the verb")
+    def __call__(self, parser: Any, *_: object, **__: object) -> NoReturn:
+        folder = "for a folder say -R; " if "-R" in parser.options() else ""
+        raise parser.wrong(f"{folder}-r names the store and stands before the verb")
 
 
-def _build() -> argparse.ArgumentParser:
+def _build() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(prog="castore", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument(
         "-r",
@@ -103,7 +134,7 @@ def _build() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", title="verbs")
     for add_verb in _VERBS:
         add_verb(verbs)
-    return parser
+    return parser, verbs.choices
 
 
 def percent(text: str) -> float:
@@ -238,18 +269,26 @@ On S3 they go one after another.
 
 
 def _cp(verbs: Verbs) -> None:
-    _two_names(
-        _verb(
-            verbs, "cp", "naming:cp", "[--if-absent] NAME TARGET", "copy an object; no bytes move"
-        )
-    )
+    _two_names(verbs, "cp", "copy an object, or all below a prefix; no bytes move")
 
 
 def _mv(verbs: Verbs) -> None:
-    _two_names(_verb(verbs, "mv", "naming:mv", "[--if-absent] NAME TARGET", "rename an object"))
+    _two_names(verbs, "mv", "rename an object, or all below a prefix")
 
 
-def _two_names(verb: _Parser) -> None:
+def _two_names(verbs: Verbs, name: str, help_: str) -> None:
+    verb = _verb(
+        verbs,
+        name,
+        f"naming:{name}",
+        "[--if-absent] NAME TARGET | -R PREFIX TARGET",
+        help_,
+        """
+-R takes all below PREFIX/ to TARGET/ and the rest of their names: in one step, or on S3 one after
+another.
+""",
+    )
+    verb.add_argument("-R", "--recursive", action="store_true", help="all below a prefix")
     verb.add_argument("--if-absent", action="store_true", help="fail where TARGET exists")
     verb.add_argument("source", metavar="NAME")
     verb.add_argument("target", metavar="TARGET", help="a name, or a prefix that ends with '/'")
@@ -379,7 +418,7 @@ def _import(verbs: Verbs) -> None:
         """
 Every regular file below FOLDER, as PREFIX/ ('/': nothing) and its path in it, with its mode and
 time. What is the same already is skipped: repeat an interrupted one. The first put makes the store.
-A file whose name no object can have is left out, and the exit code is 1.
+What can't be put is left out and named, and the exit code is 1.
 """,
     )
     verb.add_argument("folder", metavar="FOLDER")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
+from castore.cli.naming import of_folder
 from castore.cli.opening import open_to_read
 from castore.cli.output import (
     ProgressBar,
@@ -18,8 +21,7 @@ from castore.cli.output import (
     stdout,
 )
 from castore.errors import NameNotFound
-from castore.model import ObjectInfo
-from castore.transfer import as_prefix
+from castore.model import ObjectInfo, as_prefix
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -42,7 +44,11 @@ def get(arguments: Namespace) -> int:
     if len(paths) < len(names):
         raise UsageError(f"two of the names would be written to the same file in {target!r}")
     label = names[0] if len(names) == 1 else f"{len(names)} objects"
-    with open_to_read(arguments) as store, open_progress(label) as progress:
+    with (
+        open_to_read(arguments) as store,
+        _folders_named(store),
+        open_progress(label) as progress,
+    ):
         if progress is not None:
             progress.fix_size(sum(store.size(name) for name in names))
         for path, name in paths.items():
@@ -54,7 +60,7 @@ def cat(arguments: Namespace) -> int:
     _refuse_json(arguments)
     if arguments.range is not None and len(arguments.names) > 1:
         raise UsageError("--range takes one NAME")
-    with open_to_read(arguments) as store:
+    with open_to_read(arguments) as store, _folders_named(store):
         for name in arguments.names:
             if arguments.range is None:
                 store.get(name, stdout().buffer)
@@ -72,7 +78,7 @@ def _refuse_json(arguments: Namespace) -> None:
 
 def _get_to_stdout(arguments: Namespace, names: list[str]) -> int:
     _refuse_json(arguments)
-    with open_to_read(arguments) as store:
+    with open_to_read(arguments) as store, _folders_named(store):
         for name in names:
             store.get(name, stdout().buffer)
     return exits.OK
@@ -115,7 +121,7 @@ def _get_all(
             if os.path.isdir(path):
                 raise Failure(f"{name} can't be written to {path}: it is a folder")
             _print_file(store.get(name, path, progress=progress), path, arguments)
-        except exits.CORRUPTIONS as error:
+        except exits.DAMAGE as error:
             # One damaged object does not take the others' bytes away.
             complain(f"{name} is left out: {error}")
             code = exits.CORRUPT
@@ -144,6 +150,14 @@ def _path_of(name: str, folder: str) -> str:
     if not last:
         raise UsageError(f"{name!r} ends with '/': give the file to write it to")
     return os.path.join(folder, last)
+
+
+@contextlib.contextmanager
+def _folders_named(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except NameNotFound as error:
+        raise of_folder(store, error, f"get -R {error.name.rstrip('/')} FOLDER") from error
 
 
 def _print_file(info: ObjectInfo, path: str, arguments: Namespace) -> None:

@@ -6,13 +6,17 @@ import stat as file_mode
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from castore.cli import exits
+from castore.cli.exits import Failure
+from castore.cli.naming import of_folder
 from castore.cli.opening import open_to_read
 from castore.cli.output import (
     counted,
     human_ratio,
     human_size,
+    json_line,
     object_document,
     print_json,
     print_line,
@@ -21,6 +25,9 @@ from castore.cli.output import (
 )
 from castore.errors import NameNotFound
 from castore.model import ObjectInfo
+
+if TYPE_CHECKING:
+    from castore.store import Store
 
 
 class Sum:
@@ -37,23 +44,32 @@ class Sum:
 
 
 def ls(arguments: Namespace) -> int:
+    prefix: str = arguments.prefix
     with open_to_read(arguments) as store:
-        if not (arguments.long or arguments.json):
-            for name in store.names(arguments.prefix):
-                print_line(name)
-            return exits.OK
-        for info in store.list(arguments.prefix):
-            if arguments.json:
-                print_json(object_document(info))
-            else:
-                print_line(_long_line(info))
+        listed = False
+        for line in _lines(store, prefix, arguments):
+            listed = True
+            print_line(line)
+    if prefix and not listed:
+        raise Failure(f"no name starts with {prefix!r}", exits.NOT_FOUND)
     return exits.OK
+
+
+def _lines(store: Store, prefix: str, arguments: Namespace) -> Iterable[str]:
+    if arguments.json:
+        return (json_line(object_document(info)) for info in store.list(prefix))
+    if arguments.long:
+        return (_long_line(info) for info in store.list(prefix))
+    return store.names(prefix)
 
 
 def stat(arguments: Namespace) -> int:
     with open_to_read(arguments) as store:
         for at, name in enumerate(arguments.names):
-            info = store.info(name)
+            try:
+                info = store.info(name)
+            except NameNotFound as error:
+                raise of_folder(store, error, f"ls -l {name}/") from error
             if arguments.json:
                 print_json(object_document(info))
                 continue
@@ -68,8 +84,11 @@ def du(arguments: Namespace) -> int:
     prefix = stem + "/" if stem else ""
     with open_to_read(arguments) as store:
         sums = list(sum_up(store.list(prefix), prefix))
-    if prefix and not sums[-1].objects:
-        raise NameNotFound(prefix)
+        if prefix and not sums[-1].objects:
+            if not store.exists(stem):
+                raise NameNotFound(prefix)
+            sums = [Sum(stem)]
+            sums[-1].add(store.info(stem))
     if arguments.json:
         for each in sums:
             print_json(

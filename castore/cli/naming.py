@@ -3,41 +3,85 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import UsageError
 from castore.cli.opening import open_to_change
 from castore.cli.output import object_document, print_json
 from castore.errors import NameNotFound
+from castore.model import as_prefix
+
+if TYPE_CHECKING:
+    from castore.store import Store
 
 
 def rm(arguments: Namespace) -> int:
     names = list(dict.fromkeys(arguments.names))
     if arguments.recursive:
         return _rm_folders(arguments, names)
-    with open_to_change(arguments) as store, store.transaction() as transaction:
-        for name in names:
-            transaction.delete(name)
+    with open_to_change(arguments) as store:
+        try:
+            with store.transaction() as transaction:
+                for name in names:
+                    transaction.delete(name)
+        except NameNotFound as error:
+            raise of_folder(store, error, f"rm -R {error.name}") from error
     _print_removed(transaction.deleted, arguments)
     return exits.OK
 
 
 def cp(arguments: Namespace) -> int:
-    target = _target(arguments)
     with open_to_change(arguments) as store:
-        store.copy(arguments.source, target, if_absent=arguments.if_absent)
-        if arguments.json:
-            print_json(object_document(store.info(target)))
-    return exits.OK
+        return _transfer(store, arguments, rename=False)
 
 
 def mv(arguments: Namespace) -> int:
-    target = _target(arguments)
     with open_to_change(arguments) as store:
-        store.rename(arguments.source, target, if_absent=arguments.if_absent)
-        if arguments.json:
+        return _transfer(store, arguments, rename=True)
+
+
+def _transfer(store: Store, arguments: Namespace, *, rename: bool) -> int:
+    if_absent: bool = arguments.if_absent
+    pairs = _folder_pairs(store, arguments) if arguments.recursive else [_pair(arguments)]
+    try:
+        with store.transaction() as transaction:
+            take = transaction.rename if rename else transaction.copy
+            for source, target in pairs:
+                take(source, target, if_absent=if_absent)
+    except NameNotFound as error:
+        raise of_folder(store, error, f"{arguments.verb} -R {arguments.source} TARGET") from error
+    if arguments.json:
+        for _, target in pairs:
             print_json(object_document(store.info(target)))
     return exits.OK
+
+
+def _folder_pairs(store: Store, arguments: Namespace) -> list[tuple[str, str]]:
+    source, target = as_prefix(arguments.source), as_prefix(arguments.target)
+    for inner, outer in ((target, source), (source, target)):
+        if inner.startswith(outer):  # one name's target could be another one's source
+            raise UsageError(f"{inner or '/'} lies below {outer or '/'}: go by another prefix")
+    names = list(store.names(source))
+    if not names:
+        raise NameNotFound(source)
+    return [(name, target + name[len(source) :]) for name in names]
+
+
+def _pair(arguments: Namespace) -> tuple[str, str]:
+    source: str = arguments.source
+    target: str = arguments.target
+    if target.endswith("/"):
+        target = target.lstrip("/") + source.rsplit("/", 1)[-1]
+    return source, target
+
+
+def of_folder(store: Store, error: NameNotFound, instead: str) -> Exception:
+    """The error for a name that is not there, or that is only a folder of others."""
+    name = error.name.rstrip("/")
+    if name and next(store.names(name + "/"), None) is not None:
+        return exits.Failure(f"{name} is a folder: castore {instead}", exits.NOT_FOUND)
+    return error
 
 
 def _rm_folders(arguments: Namespace, names: list[str]) -> int:
@@ -55,14 +99,6 @@ def _rm_folders(arguments: Namespace, names: list[str]) -> int:
                 transaction.delete(stem)
     _print_removed(transaction.deleted, arguments)
     return exits.OK
-
-
-def _target(arguments: Namespace) -> str:
-    target: str = arguments.target
-    if not target.endswith("/"):
-        return target
-    source: str = arguments.source
-    return target.lstrip("/") + source.rsplit("/", 1)[-1]
 
 
 def _print_removed(count: int, arguments: Namespace) -> None:

@@ -8,9 +8,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from castore.cli.exits import UsageError
+from castore.cli import exits
+from castore.cli.exits import Failure, UsageError
 from castore.cli.output import complain
-from castore.errors import CastoreError
+from castore.errors import CastoreError, NotAStore
 from castore.urls import local_folder
 
 if TYPE_CHECKING:
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 def open_to_read(arguments: Namespace) -> Store:
     """The store that the command names; it must exist, and nothing in it is changed."""
-    return _open(store_path(arguments), create=False, read_only=True)
+    return _open_there(arguments, read_only=True)
 
 
 def open_to_change(arguments: Namespace) -> Store:
     """The store that the command names; it must exist."""
-    return _open(store_path(arguments), create=False, read_only=False)
+    return _open_there(arguments, read_only=False)
 
 
 def open_to_fill(arguments: Namespace) -> Store:
@@ -73,6 +74,13 @@ def places_refused() -> Iterator[None]:
         if isinstance(error, CastoreError):
             raise
         raise UsageError(str(error)) from error
+
+
+def _open_there(arguments: Namespace, *, read_only: bool) -> Store:
+    try:
+        return _open(store_path(arguments), create=False, read_only=read_only)
+    except NotAStore as error:  # there is something, and no store
+        raise Failure(str(error), exits.NO_STORE) from error
 
 
 def _open(path: str, *, create: bool, read_only: bool) -> Store:

@@ -21,9 +21,13 @@ BAR_WIDTH = 24
 
 def print_json(document: dict[str, object]) -> None:
     """One document on one line of stdout."""
+    stdout().write(json_line(document) + "\n")
+
+
+def json_line(document: dict[str, object]) -> str:
     import json  # a verb without --json has no use for it
 
-    stdout().write(json.dumps(document) + "\n")
+    return json.dumps(document)
 
 
 def print_line(text: str) -> None:
@@ -43,6 +47,12 @@ def complain(message: str) -> None:
     """One line on stderr."""
     if sys.stderr is not None:
         print(f"castore: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def complain_json(document: dict[str, object]) -> None:
+    """One document on one line of stderr."""
+    if sys.stderr is not None:
+        print(json_line(document), file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:
@@ -92,7 +102,7 @@ def object_document(info: ObjectInfo) -> dict[str, object]:
         "name": info.name,
         "size": info.size,
         "mtime": info.mtime,
-        "mode": info.mode,
+        "mode": f"{info.mode:04o}",
         "etag": info.etag,
         "chunks": info.chunks,
         "stored_bytes": info.stored_bytes,

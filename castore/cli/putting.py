@@ -22,8 +22,8 @@ from castore.cli.output import (
 )
 from castore.errors import InvalidName
 from castore.folders import FoundFile, walk
-from castore.model import ObjectInfo, encode_name
-from castore.transfer import Source, as_prefix, batches
+from castore.model import ObjectInfo, as_prefix, encode_name
+from castore.transfer import Source, batches
 
 if TYPE_CHECKING:
     from castore.store import Store

@@ -26,7 +26,7 @@ def import_(arguments: Namespace) -> int:
     with open_to_fill(arguments) as store, open_progress(arguments.folder) as progress:
         report = store.import_folder(arguments.folder, arguments.prefix, progress=progress)
     _print(report, "put", arguments)
-    return exits.FAILURE if report.refused else exits.OK
+    return exits.FAILURE if report.left_out else exits.OK
 
 
 def _print(report: TransferReport, done: str, arguments: Namespace) -> None:
