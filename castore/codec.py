@@ -22,7 +22,7 @@ from castore.errors import FormatError
 from castore.format import (
     CODEC_RAW,
     CODEC_ZSTD,
-    FLAG_DISAMBIGUATED,
+    FLAG_ID_OF_SHA256,
     FLAG_SHA256,
     FRAME_HEADER_BYTES,
     FrameHeader,
@@ -55,8 +55,9 @@ def chunk_id_of(raw: bytes | memoryview, seed: int) -> bytes:
     return _digest(raw, seed)
 
 
-def disambiguated_id(sha256: bytes, seed: int) -> bytes:
-    """The id of a chunk whose ordinary id another chunk already has (collision guard only)."""
+def guarded_id(sha256: bytes, seed: int) -> bytes:
+    """The chunk's id in a store with a collision guard: by whatever path two frames come to be
+    taken for one (dedup, a cache, a collection, a repair), equal ids mean equal SHA-256s."""
     return _digest(sha256, seed)
 
 
@@ -67,10 +68,10 @@ def sha256_of(raw: bytes | memoryview) -> bytes:
 
 
 def encode_frame(
-    raw: bytes, chunk_id: bytes, *, level: int, sha256: bytes = b"", disambiguated: bool = False
+    raw: bytes, chunk_id: bytes, *, level: int, sha256: bytes = b"", id_of_sha256: bool = False
 ) -> Frame:
     codec, payload = _compress(raw, level)
-    flags = (FLAG_SHA256 if sha256 else 0) | (FLAG_DISAMBIGUATED if disambiguated else 0)
+    flags = (FLAG_SHA256 if sha256 else 0) | (FLAG_ID_OF_SHA256 if id_of_sha256 else 0)
     header = FrameHeader(codec, flags, len(raw), len(payload), chunk_id, sha256)
     return Frame(chunk_id, len(raw), encode_frame_header(header), payload, sha256)
 
@@ -99,10 +100,8 @@ def decode_frame(
         raise FormatError(f"the frame is {header.payload_bytes} bytes in a place of {len(frame)}")
     payload = memoryview(frame)[header.header_bytes :]
     raw = payload if header.codec == CODEC_RAW else _decompress(payload, raw_bytes)
-    if header.flags & FLAG_DISAMBIGUATED:
-        intact = sha256_of(raw) == header.sha256 and chunk_id == disambiguated_id(
-            header.sha256, seed
-        )
+    if header.flags & FLAG_ID_OF_SHA256:
+        intact = sha256_of(raw) == header.sha256 and chunk_id == guarded_id(header.sha256, seed)
     else:
         intact = _digest(raw, seed) == chunk_id
     if not intact:

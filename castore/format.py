@@ -26,7 +26,7 @@ CODEC_RAW: Final = 0
 CODEC_ZSTD: Final = 1
 
 FLAG_SHA256: Final = 1  # a SHA-256 of the raw bytes follows the frame's header
-FLAG_DISAMBIGUATED: Final = 2  # the chunk id is that of the SHA-256, not of the raw bytes
+FLAG_ID_OF_SHA256: Final = 2  # the chunk id is that of the SHA-256, not of the raw bytes
 
 _checksum = xxhash.xxh3_64_intdigest
 
@@ -165,8 +165,8 @@ def decode_frame_header(frame: bytes | memoryview) -> FrameHeader:
         sha256 = bytes(frame[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + SHA256_BYTES])
         if len(sha256) != SHA256_BYTES:
             raise FormatError(f"frame is cut short at {len(frame)} bytes")
-    elif flags & FLAG_DISAMBIGUATED:
-        raise FormatError("frame has a disambiguated id without its SHA-256")
+    elif flags & FLAG_ID_OF_SHA256:
+        raise FormatError("frame has the id of a SHA-256, and no SHA-256")
     return FrameHeader(codec, flags, raw_bytes, payload_bytes, chunk_id, sha256)
 
 

@@ -18,7 +18,7 @@ from castore.catalog.operations import Batch, Draft, NewChunk, Operation
 from castore.chunker import Chunker
 from castore.codec import Frame, encode_frame
 from castore.errors import FormatError, PackMissing, StoreIOError
-from castore.format import FRAME_HEADER_BYTES, SHA256_BYTES, StoreConfig, decode_frame_header
+from castore.format import StoreConfig, decode_frame_header
 from castore.format_index import SegmentBuilder, decode_segment
 from castore.mapping import Mapping
 from castore.model import Extent, Location
@@ -41,8 +41,7 @@ class NewFrame(NamedTuple):
 
     raw: bytes
     chunk_id: bytes
-    sha256: bytes = b""
-    disambiguated: bool = False
+    sha256: bytes = b""  # in a store with a collision guard, where the id is made of it
 
 
 class WriteSession(ABC):
@@ -101,10 +100,6 @@ class WriteSession(ABC):
     @abstractmethod
     def drop(self, draft: Draft) -> None:
         """The object failed; what of it is stored already is the collector's."""
-
-    @abstractmethod
-    def stored_sha256(self, chunk_id: bytes, location: Location) -> bytes:
-        """The SHA-256 that a guarded store's frame carries."""
 
     @abstractmethod
     def commit(self, operations: Sequence[Operation]) -> int:
@@ -205,11 +200,6 @@ class LocalSession(WriteSession):
     def drop(self, draft: Draft) -> None:
         if draft in self._batch.drafts:
             self._batch.drafts.remove(draft)
-
-    def stored_sha256(self, chunk_id: bytes, location: Location) -> bytes:
-        frame = memoryview(self._packs.mapping(location.pack_id, _end(location)))
-        at = location.offset
-        return decode_frame_header(frame[at : at + FRAME_HEADER_BYTES + SHA256_BYTES]).sha256
 
     # ------------------------------------------------------------ the end
 
@@ -351,7 +341,7 @@ def _encode_all(chunks: list[NewFrame], level: int) -> list[Frame]:
             chunk.chunk_id,
             level=level,
             sha256=chunk.sha256,
-            disambiguated=chunk.disambiguated,
+            id_of_sha256=bool(chunk.sha256),
         )
         for chunk in chunks
     ]

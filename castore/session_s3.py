@@ -124,14 +124,6 @@ class S3Session(WriteSession):
     def drop(self, draft: Draft) -> None:
         """Nothing of it was kept but its frames."""
 
-    def stored_sha256(self, chunk_id: bytes, location: Location) -> bytes:
-        placed = self._uploads.sha256_of(location)
-        if placed is not None:
-            return placed
-        self._uploads.finish()
-        [frame] = self._packs.frames([Extent(0, 1, chunk_id, location)], NOTHING_HELD)
-        return decode_frame_header(frame).sha256
-
     # ------------------------------------------------------------ the end
 
     def commit(self, operations: Sequence[Operation]) -> int:

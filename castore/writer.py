@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import xxhash
 
 from castore.catalog.operations import Draft
-from castore.codec import Frame, chunk_id_of, disambiguated_id, encode_inline, sha256_of
-from castore.errors import FormatError, SourceChanged
+from castore.codec import Frame, chunk_id_of, encode_inline, guarded_id, sha256_of
+from castore.errors import SourceChanged
 from castore.format_index import Record, SegmentBuilder
 from castore.mapping import Mapping
 from castore.model import Location, Progress
@@ -61,13 +61,14 @@ class ObjectWriter:
         self.size = 0  # of what was taken out of the buffer
         self.inline_bytes_max = session.inline_bytes_max
         self._session = session
+        self._seed = session.config.seed
         self._progress = progress
         self._draft = Draft()
         self._buffer = bytearray()
         self._batches: deque[_Batch] = deque()
-        self._encoding: dict[bytes, bytes] = {}  # chunks on their way to a pack: id -> SHA-256
+        self._encoding: set[bytes] = set()  # chunks on their way to a pack
         self._segment = SegmentBuilder(0)
-        self._etag = xxhash.xxh3_128(seed=session.config.seed)
+        self._etag = xxhash.xxh3_128(seed=self._seed)
         self._chunks = 0
         self._stored_bytes = 0
 
@@ -138,7 +139,7 @@ class ObjectWriter:
         codec, stored = encode_inline(raw, level=self._session.level)
         self._advance(len(raw))
         return record._replace(
-            etag=chunk_id_of(raw, self._session.config.seed),
+            etag=chunk_id_of(raw, self._seed),
             stored_bytes=len(stored),
             codec=codec,
             inline=stored,
@@ -151,14 +152,16 @@ class ObjectWriter:
 
     def _consume(self, view: memoryview, *, final: bool) -> int:
         """Take the chunks whose cuts are decided; the bytes that they add up to."""
-        chunker, seed = self._session.chunker, self._session.config.seed
+        chunker, seed, guarded = self._session.chunker, self._seed, self._session.guarded
         ahead = self._session.foreseen_bytes
         take, at_once = (self._take_ahead, ahead) if ahead else (self._take, BATCH_BYTES)
         begin = first = 0
         cut: list[Cut] = []
         while cuts := chunker.cuts(view, begin, final, until=begin + CUT_BYTES):
             for end in cuts:
-                cut.append((begin, end, chunk_id_of(view[begin:end], seed)))
+                raw = view[begin:end]
+                chunk_id = guarded_id(sha256_of(raw), seed) if guarded else chunk_id_of(raw, seed)
+                cut.append((begin, end, chunk_id))
                 begin = end
             if begin - first >= at_once:
                 take(view, cut)
@@ -188,24 +191,17 @@ class ObjectWriter:
         task_bytes = 0
         for begin, end, chunk_id in cut:
             location = known.get(chunk_id)
-            if self._session.guarded:
-                new, chunk_id, location = self._guarded(view[begin:end], chunk_id, location)
-            elif location is None and chunk_id not in self._encoding:
-                raw = bytes(view[begin:end])
-                # What was hashed may not be what was copied, if the source is a file that is
-                # being written to.
-                chunk_id = chunk_id_of(raw, self._session.config.seed)
-                new = NewFrame(raw, chunk_id)
-            else:
-                new = None
-            if new is not None and chunk_id not in self._encoding:
-                self._encoding[chunk_id] = new.sha256
-                batch.new.add(chunk_id)
-                task.append(new)
-                task_bytes += len(new.raw)
-                if task_bytes >= TASK_BYTES:
-                    batch.encoding.append(self._session.encode(task))
-                    task, task_bytes = [], 0
+            if location is None and chunk_id not in self._encoding:
+                new = self._new_frame(view[begin:end])
+                chunk_id = new.chunk_id
+                if chunk_id not in self._encoding:
+                    self._encoding.add(chunk_id)
+                    batch.new.add(chunk_id)
+                    task.append(new)
+                    task_bytes += len(new.raw)
+                    if task_bytes >= TASK_BYTES:
+                        batch.encoding.append(self._session.encode(task))
+                        task, task_bytes = [], 0
             batch.chunks.append((base + end - cut[0][0], chunk_id, location))
         if task:
             batch.encoding.append(self._session.encode(task))
@@ -214,25 +210,14 @@ class ObjectWriter:
         while self._batches and (len(self._batches) > BATCHES_MAX or self._batches[0].encoded):
             self._retire(self._batches.popleft())
 
-    def _guarded(
-        self, view: memoryview, chunk_id: bytes, location: Location | None
-    ) -> tuple[NewFrame | None, bytes, Location | None]:
-        """The same decision when the store has a collision guard: equal ids are not enough."""
-        session, raw = self._session, bytes(view)
-        chunk_id, sha256 = chunk_id_of(raw, session.config.seed), sha256_of(raw)
-        for candidate in (chunk_id, disambiguated_id(sha256, session.config.seed)):
-            location = session.look_up([candidate]).get(candidate)
-            taken = self._encoding.get(candidate)
-            if location is not None:
-                try:
-                    taken = session.stored_sha256(candidate, location)
-                except FormatError:
-                    taken = b""  # damaged: whatever it was, it can't be relied on
-            if taken is None:
-                return NewFrame(raw, candidate, sha256, candidate != chunk_id), candidate, None
-            if taken == sha256:
-                return None, candidate, location
-        raise ValueError("two chunks have one SHA-256")
+    def _new_frame(self, view: memoryview) -> NewFrame:
+        """A copy, and the id of what was copied: it may not be what was cut and hashed, if the
+        source is a file that is being written to."""
+        raw = bytes(view)
+        if not self._session.guarded:
+            return NewFrame(raw, chunk_id_of(raw, self._seed))
+        sha256 = sha256_of(raw)
+        return NewFrame(raw, guarded_id(sha256, self._seed), sha256)
 
     def _advance(self, taken: int) -> None:
         self.size += taken
@@ -246,8 +231,7 @@ class ObjectWriter:
         self._session.check_process()
         for future in batch.encoding:
             self._session.place(future.result())
-        for chunk_id in batch.new:
-            self._encoding.pop(chunk_id, None)
+        self._encoding -= batch.new
         for end, chunk_id, location in batch.chunks:
             at = location or self._session.location(chunk_id)
             self._segment.append(end, chunk_id, at.pack_id, at.offset, at.stored_bytes)

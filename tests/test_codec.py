@@ -15,7 +15,7 @@ from castore.errors import FormatError
 from castore.format import (
     CODEC_RAW,
     CODEC_ZSTD,
-    FLAG_DISAMBIGUATED,
+    FLAG_ID_OF_SHA256,
     FLAG_SHA256,
     FRAME_HEADER_BYTES,
     SHA256_BYTES,
@@ -168,18 +168,18 @@ def test_zstd_frames_that_lie_about_their_size() -> None:
         codec.decode_frame(frame, chunk_id, size, SEED)
 
 
-def test_a_disambiguated_frame_needs_the_sha256_of_its_bytes() -> None:
+def test_the_id_of_a_sha256_needs_the_sha256_of_its_bytes() -> None:
     raw = TEXT[:5000]
     sha256 = codec.sha256_of(raw)
-    chunk_id = codec.disambiguated_id(sha256, SEED)
+    chunk_id = codec.guarded_id(sha256, SEED)
     assert chunk_id != codec.chunk_id_of(raw, SEED)
 
     def frame(sha256: bytes, chunk_id: bytes = chunk_id) -> bytes:
-        made = codec.encode_frame(raw, chunk_id, level=1, sha256=sha256, disambiguated=True)
+        made = codec.encode_frame(raw, chunk_id, level=1, sha256=sha256, id_of_sha256=True)
         return made.head + made.payload
 
     header = decode_frame_header(frame(sha256))
-    assert header.flags == FLAG_SHA256 | FLAG_DISAMBIGUATED
+    assert header.flags == FLAG_SHA256 | FLAG_ID_OF_SHA256
     assert header.sha256 == sha256
     assert codec.decode_frame(frame(sha256), chunk_id, len(raw), SEED) == raw
     with pytest.raises(FormatError):
@@ -187,7 +187,7 @@ def test_a_disambiguated_frame_needs_the_sha256_of_its_bytes() -> None:
     plain_id = codec.chunk_id_of(raw, SEED)
     with pytest.raises(FormatError):
         codec.decode_frame(frame(sha256, plain_id), plain_id, len(raw), SEED)
-    with pytest.raises(FormatError, match="without its SHA-256"):
+    with pytest.raises(FormatError, match="and no SHA-256"):
         codec.decode_frame(frame(b""), chunk_id, len(raw), SEED)
 
 

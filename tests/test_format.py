@@ -70,12 +70,12 @@ ZSTD_HEADER = layout.FrameHeader(layout.CODEC_ZSTD, 0, len(TEXT), len(ZSTD_PAYLO
 GUARDED_HEADER = layout.FrameHeader(
     layout.CODEC_ZSTD, layout.FLAG_SHA256, len(TEXT), len(ZSTD_PAYLOAD), TEXT_ID, SHA256
 )
-DISAMBIGUATED_HEADER = layout.FrameHeader(
+GUARDED_ID_HEADER = layout.FrameHeader(
     layout.CODEC_RAW,
-    layout.FLAG_SHA256 | layout.FLAG_DISAMBIGUATED,
+    layout.FLAG_SHA256 | layout.FLAG_ID_OF_SHA256,
     len(TEXT),
     len(TEXT),
-    codec.disambiguated_id(SHA256, SEED),
+    codec.guarded_id(SHA256, SEED),
     SHA256,
 )
 INLINE = rows.Record(5, 1767225600_123456789, 0o640, b"\x11" * 16, 5, inline=b"hello")
@@ -97,7 +97,7 @@ SPECIMENS: dict[str, bytes] = {
     "frame header, raw": layout.encode_frame_header(RAW_HEADER),
     "frame header, zstd": layout.encode_frame_header(ZSTD_HEADER),
     "frame header, zstd with sha256": layout.encode_frame_header(GUARDED_HEADER),
-    "frame header, raw disambiguated": layout.encode_frame_header(DISAMBIGUATED_HEADER),
+    "frame header, raw, id of sha256": layout.encode_frame_header(GUARDED_ID_HEADER),
     "pack header": layout.encode_pack_header(STORE_ID, PACK_IDS[0]),
     "pack footer": layout.encode_footer(ENTRIES, FOOTER_OFFSET),
     "pack footer, no frames": layout.encode_footer([], 64),
@@ -110,7 +110,7 @@ SPECIMENS: dict[str, bytes] = {
     "totals row": TOTALS.encode(),
     "segment key": rows.segment_key(77, 1 << 40),
     "chunk id": TEXT_ID,
-    "disambiguated chunk id": codec.disambiguated_id(SHA256, SEED),
+    "chunk id of sha256": codec.guarded_id(SHA256, SEED),
 }
 
 
@@ -131,7 +131,7 @@ def test_golden_bytes_decode_to_what_they_meant() -> None:
         ("frame header, raw", RAW_HEADER, TEXT),
         ("frame header, zstd", ZSTD_HEADER, ZSTD_PAYLOAD),
         ("frame header, zstd with sha256", GUARDED_HEADER, ZSTD_PAYLOAD),
-        ("frame header, raw disambiguated", DISAMBIGUATED_HEADER, TEXT),
+        ("frame header, raw, id of sha256", GUARDED_ID_HEADER, TEXT),
     ]:
         frame = raw[name] + payload
         assert layout.decode_frame_header(frame) == header
@@ -390,7 +390,7 @@ def test_frame_headers_out_of_range_are_refused() -> None:
         {"raw": 2**32 - 1},
         {"payload": 101},
         {"codec": 0},
-        {"flags": layout.FLAG_DISAMBIGUATED},
+        {"flags": layout.FLAG_ID_OF_SHA256},
         {"flags": layout.FLAG_SHA256},  # and no room for it
     ]:
         with pytest.raises(FormatError):
@@ -495,7 +495,7 @@ FRAMES = [
     SPECIMENS["frame header, raw"] + TEXT,
     SPECIMENS["frame header, zstd"] + ZSTD_PAYLOAD,
     SPECIMENS["frame header, zstd with sha256"] + ZSTD_PAYLOAD,
-    SPECIMENS["frame header, raw disambiguated"] + TEXT,
+    SPECIMENS["frame header, raw, id of sha256"] + TEXT,
 ]
 TARGETS = {
     "frames": Target([*FRAMES, bomb(1 << 20)], use_frame),

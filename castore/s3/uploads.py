@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from castore.codec import Frame
-from castore.format import PackEntry, decode_frame_header, encode_footer, encode_pack_header
+from castore.format import PackEntry, encode_footer, encode_pack_header
 from castore.format_s3 import pack_key
 from castore.model import Location
 from castore.s3.bucket import Bucket
@@ -105,13 +105,6 @@ class Uploads:
         """Have all that was placed uploaded."""
         self.begin()
         self._collect(list(self._uploading))
-
-    def sha256_of(self, location: Location) -> bytes | None:
-        """The frame's SHA-256 if it is in the pack that is being filled."""
-        if self._pack is None or location.pack_id != self._pack.pack_id:
-            return None
-        i = next(i for i, entry in enumerate(self._pack.entries) if entry.offset == location.offset)
-        return decode_frame_header(self._pack.parts[1 + 2 * i] + self._pack.parts[2 + 2 * i]).sha256
 
     def drop(self) -> None:
         """What has not begun to be uploaded is not to be."""
