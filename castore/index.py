@@ -215,7 +215,7 @@ class Index:
         while True:
             try:
                 env = lmdb.open(
-                    self.path,
+                    os.fsencode(self.path),
                     map_size=map_bytes,
                     max_dbs=len(self._tables),
                     max_readers=READERS_MAX,

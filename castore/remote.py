@@ -36,6 +36,7 @@ from castore.model import Progress, StoreStats
 from castore.packs.s3 import S3Packs
 from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.cache import StoreCache
+from castore.s3.cache_folder import cache_folder
 from castore.s3.hints import Hints
 from castore.s3.outcomes import put_once
 from castore.s3.probe import probe
@@ -72,7 +73,9 @@ class RemoteStore:
         self.config = config
         self._bucket = bucket
         self._requests = Workers(bucket.settings.max_concurrency)
-        self._cache = StoreCache(config.store_id, frames_bytes_max=frames_bytes_max)
+        self._cache = StoreCache(
+            cache_folder(config.store_id, bucket.place), frames_bytes_max=frames_bytes_max
+        )
         self._hints = Hints(bucket, config.store_id, self._cache, self._requests)
         self.catalog = S3Catalog(bucket, config.store_id, self._cache, self._requests)
         self.packs = S3Packs(bucket, self._cache.frames, self._requests)

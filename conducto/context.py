@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from castore.errors import CastoreError
+from castore.urls import expand_home
 from conducto.errors import ContextError, InvalidContext
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ atexit.register(close_stores)
 
 @lru_cache(maxsize=64)
 def _local_store(base: str, home: str | None, profile: str | None, config: str | None) -> str:
-    folder = os.path.abspath(os.path.expanduser(base))  # reads HOME: that is why it is a key
+    folder = os.path.abspath(_home_expanded(base))  # reads HOME: that is why it is a key
     if profile is None:
         profile = _configured_profile(config or os.path.join(folder, "config"))
     elif profile == "__none__":  # how the environment says "not the configured one"
@@ -141,9 +142,16 @@ def _local_store(base: str, home: str | None, profile: str | None, config: str |
     return os.path.join(folder, _path_part(profile, "profile"), "store")
 
 
+def _home_expanded(path: str) -> str:
+    try:
+        return expand_home(path)
+    except ValueError as error:
+        raise InvalidContext(f"{error}; or set CONDUCTO_BASE_DIR") from error
+
+
 def _configured_profile(path: str) -> str:
     """`default` of section `general` in the user's configuration file."""
-    path = os.path.expanduser(path)
+    path = _home_expanded(path)
     if not os.path.isfile(path):
         return PROFILE_DEFAULT
     import configparser

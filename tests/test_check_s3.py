@@ -18,7 +18,7 @@ from castore.errors import CastoreError, NotLocal
 from castore.format import decode_config
 from castore.format_s3 import GcState, encode_condemned, encode_pin, encode_state
 from castore.s3.bucket import Bucket
-from castore.s3.cache import cache_root
+from castore.s3.cache_folder import cache_root
 
 VALUES = {**contents(names=8), "large inline": bytes(range(256)) * 40}
 # Inline up to 64 KiB on S3: so that there are packs, these are larger.
@@ -300,7 +300,7 @@ def test_repair(remote: Open, bucket: Bucket, damage: Callable[[Bucket], None]) 
 
 def cached(store: castore.Store) -> dict[str, dict[bytes, bytes]]:
     """What the cache of this machine knows."""
-    [folder] = Path(cache_root()).iterdir()
+    [folder] = Path(cache_root() or "").iterdir()
     index = store._local._cache._index  # type: ignore[union-attr]
     assert folder.name in index.path
     with index.read() as txn:

@@ -29,7 +29,9 @@ from castore.errors import NotAStore, StoreClosed
 from castore.format import PackEntry
 from castore.model import Location
 from castore.s3 import cache, frames
+from castore.s3.bucket import Bucket
 from castore.s3.cache import StoreCache
+from castore.s3.cache_folder import cache_folder, cache_root
 from castore.s3.frames import FrameCache
 
 STORE = bytes(range(16))
@@ -46,7 +48,7 @@ def files_below(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def here(cache_dir: Path) -> Iterator[StoreCache]:
-    one = StoreCache(STORE, frames_bytes_max=1 << 20)
+    one = StoreCache(cache_folder(STORE, "a place"), frames_bytes_max=1 << 20)
     yield one
     one.close()
 
@@ -82,7 +84,7 @@ def is_full(one: StoreCache) -> bool:
 
 def reopened(one: StoreCache) -> StoreCache:
     one.close()
-    return StoreCache(STORE, frames_bytes_max=1 << 20)
+    return StoreCache(cache_folder(STORE, "a place"), frames_bytes_max=1 << 20)
 
 
 # ---------------------------------------------------------------- what it keeps
@@ -122,16 +124,16 @@ def test_folders_and_files_are_for_their_owner(here: StoreCache) -> None:
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASTORE_CACHE_DIR", "/a/b")
-    assert cache.cache_root() == "/a/b"
+    assert cache_root() == "/a/b"
     monkeypatch.delenv("CASTORE_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
     monkeypatch.setattr(sys, "platform", "linux")
-    assert cache.cache_root() == "/c/castore"
+    assert cache_root() == "/c/castore"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/x")
-    assert cache.cache_root() == "/home/x/.cache/castore"
+    assert cache_root() == "/home/x/.cache/castore"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache.cache_root() == "/home/x/Library/Caches/castore"
+    assert cache_root() == "/home/x/Library/Caches/castore"
 
 
 # ---------------------------------------------------------------- what goes, or goes bad
@@ -143,7 +145,9 @@ def test_it_may_be_removed_in_use(here: StoreCache) -> None:
     shutil.rmtree(here.path + ".away")
     fill(here)
     is_full(here)
-    another = StoreCache(STORE, frames_bytes_max=1 << 20)  # at the same place, anew
+    another = StoreCache(
+        cache_folder(STORE, "a place"), frames_bytes_max=1 << 20
+    )  # at the same place, anew
     assert not is_full(another)
     another.close()
     assert not is_full(reopened(here))
@@ -180,12 +184,14 @@ def test_a_damaged_index_is_dropped(damage: Callable[[Path, int], None], here: S
     here.close()
     path = Path(here.path) / "index" / "data.mdb"
     damage(path, path.stat().st_size)
-    again = StoreCache(STORE, frames_bytes_max=1 << 20)
+    again = StoreCache(cache_folder(STORE, "a place"), frames_bytes_max=1 << 20)
     assert not is_full(again)
     fill(again)
     assert is_full(again)
     again.close()
-    assert os.listdir(Path(here.path).parent) == [STORE.hex()]  # nothing is left of the other
+    assert os.listdir(Path(here.path).parent) == [
+        Path(here.path).name
+    ]  # nothing is left of the other
 
 
 def test_rows_are_checked(here: StoreCache) -> None:
@@ -216,7 +222,7 @@ def test_a_crash_of_the_machine(
     if ended == "closed":
         here.close()
     elif ended == "used by another":
-        other = StoreCache(STORE, frames_bytes_max=0)
+        other = StoreCache(cache_folder(STORE, "a place"), frames_bytes_max=0)
         here.close()
     # As the disk has it: the same boot first.
     copy = path + "-copy"
@@ -228,7 +234,7 @@ def test_a_crash_of_the_machine(
         shutil.rmtree(path)
         shutil.copytree(copy, path)
         monkeypatch.setattr(cache, "boot_id", lambda boot=boot: boot)
-        after = StoreCache(STORE, frames_bytes_max=1 << 20)
+        after = StoreCache(cache_folder(STORE, "a place"), frames_bytes_max=1 << 20)
         assert is_full(after) == kept
         fill(after)
         assert is_full(after)
@@ -267,7 +273,7 @@ def test_after_closing_nothing_is_known(here: StoreCache) -> None:
     assert not is_full(here)
     fill(here)
     assert not is_full(here)
-    again = StoreCache(STORE, frames_bytes_max=1 << 20)
+    again = StoreCache(cache_folder(STORE, "a place"), frames_bytes_max=1 << 20)
     assert is_full(again)  # nor was anything dropped for it
     again.close()
 
@@ -446,7 +452,7 @@ def test_killed_at_steps_of_keeping_and_evicting(
 
     def until_killed(steps: oracle.Steps) -> None:
         steps.install()
-        one = StoreCache(STORE, frames_bytes_max=bound)
+        one = StoreCache(cache_folder(STORE, "a place"), frames_bytes_max=bound)
         keep(one, range(packs))
         one.close()
 
@@ -457,7 +463,7 @@ def test_killed_at_steps_of_keeping_and_evicting(
             assert all(a in (None, b) for a, (_, b) in zip(found, kept, strict=True)), pack
 
     def afterwards() -> None:
-        one = StoreCache(STORE, frames_bytes_max=bound)
+        one = StoreCache(cache_folder(STORE, "a place"), frames_bytes_max=bound)
         check(one, range(packs))
         keep(one, range(packs, packs + 6))
         check(one, range(packs + 6))
@@ -713,8 +719,9 @@ def test_what_a_process_fetched_last_is_kept(
     """Also if it closes nothing."""
     data = noise(700_000)
     open_proxied(1).puts("a", data)
+    url = Server(proxy.url, moto_server.bucket, preconditions=True).url()
     with subprocess.Popen(
-        [sys.executable, "-c", READ_SLOWLY_KEPT, moto_server.url(), end],
+        [sys.executable, "-c", READ_SLOWLY_KEPT, url, end],
         env={**os.environ, "CASTORE_CACHE_DIR": str(cache_dir / "2")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -826,7 +833,7 @@ def test_a_forked_child_writes_in_a_session_of_its_own(
 def test_chunk_ids_depend_on_the_store(open_moto: Open) -> None:
     """A cache is found by the store's id, so that one made anew at the same place has another."""
     store = open_moto(1)
-    assert Path(store._local._cache.path).name == store._local.config.store_id.hex()  # type: ignore[union-attr]
+    assert Path(store._local._cache.path).parent == Path(cache_root() or "")  # type: ignore[union-attr]
     assert chunk_id_of(b"x", 1) != chunk_id_of(b"x", 2)
 
 
@@ -846,3 +853,85 @@ def test_files_of_a_cache_in_use_are_refused(open_moto: Open, tmp_path: Path) ->
     store.close()
     with castore.open(tmp_path / "store") as local:
         assert local.put("other", index / "lock.mdb").size > 0, "closed: a file like any"
+
+
+# ---------------------------------------------------------------- whose it is
+
+
+def test_a_copy_of_the_config_elsewhere_has_a_cache_of_its_own(
+    moto_server: Server, open_moto: Open, cache_dir: Path
+) -> None:
+    """Who may read a store can serve its castore.json, and other bytes under its names."""
+    store = open_moto(1)
+    store.puts("name", noise(100_000))
+    client, bucket = moto_server.client(), moto_server.bucket
+    for entry in client.list_objects_v2(Bucket=bucket, Prefix="store/")["Contents"]:
+        source = {"Bucket": bucket, "Key": entry["Key"]}
+        key = entry["Key"].replace("store/", "elsewhere/", 1)
+        client.copy_object(Bucket=bucket, Key=key, CopySource=source)
+    with castore.open(moto_server.url("elsewhere")) as other:
+        assert other.gets("name") == noise(100_000)
+    assert len(list((cache_dir / "1").iterdir())) == 2
+    other_store = Server(moto_server.endpoint_url, f"{bucket}-2", True)
+    client.create_bucket(Bucket=other_store.bucket)
+    paths = {
+        cache_folder(STORE, Bucket(settings).place)
+        for settings in (
+            moto_server.settings(),
+            moto_server.settings("elsewhere"),
+            other_store.settings(),
+            moto_server.settings(endpoint_url="http://localhost:1"),
+        )
+    }
+    assert len(paths) == 4
+    assert cache_folder(bytes(16), Bucket(moto_server.settings()).place) not in paths
+
+
+OTHERS = {
+    "another's": lambda path: os.chown(path, 12345, -1),
+    "open to all": lambda path: os.chmod(path, 0o777),
+    "a link": lambda path: (os.rename(path, f"{path}.real"), os.symlink(f"{path}.real", path)),
+}
+
+
+@pytest.mark.parametrize("how", OTHERS)
+@pytest.mark.parametrize("part", ["", "index", "frames", "users", "index/lock.mdb"])
+def test_what_others_may_have_put_there_is_not_used(
+    part: str, how: str, here: StoreCache, moto_server: Server, open_moto: Open, cache_dir: Path
+) -> None:
+    store = open_moto(1)
+    store.puts("name", noise(100_000))
+    assert store.gets("name") == noise(100_000)
+    store.close()
+    [folder] = (cache_dir / "1").iterdir()
+    if how == "another's" and os.geteuid():
+        pytest.skip("only root may give files away")
+    OTHERS[how](folder / part)
+    before = {path: path.lstat() for path in (cache_dir / "1").rglob("*")}
+    with pytest.warns(RuntimeWarning, match="nothing is cached"):
+        again = open_moto(1)
+    again.puts("other", noise(90_000, 1))
+    assert again.gets("name") == noise(100_000)
+    assert again.gets("other") == noise(90_000, 1)
+    again.close()
+    after = {path: path.lstat() for path in (cache_dir / "1").rglob("*")}
+    assert {p: (s.st_size, s.st_mtime_ns) for p, s in after.items()} == {
+        p: (s.st_size, s.st_mtime_ns) for p, s in before.items()
+    }
+
+
+def test_a_root_that_others_may_write_to(cache_dir: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="other users may write"):
+        one = StoreCache(str(shared / "0"), frames_bytes_max=1 << 20)
+    fill(one)
+    assert not is_full(one)
+    assert list(shared.iterdir()) == []
+    shared.chmod(0o1777)  # as /tmp is
+    two = StoreCache(str(shared / "0"), frames_bytes_max=1 << 20)
+    fill(two)
+    assert is_full(two)
+    two.close()
+    one.close()

@@ -16,6 +16,7 @@ from castore.format import PackEntry
 from castore.s3 import hints
 from castore.s3.bucket import Bucket
 from castore.s3.cache import StoreCache
+from castore.s3.cache_folder import cache_folder
 from castore.s3.hints import Hints, Pack
 from castore.workers import Workers
 
@@ -47,7 +48,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[St
     found = []
     for name in ("old", "new"):
         monkeypatch.setenv("CASTORE_CACHE_DIR", str(tmp_path / name))
-        found.append(StoreCache(STORE, frames_bytes_max=0))
+        found.append(StoreCache(cache_folder(STORE, "a place"), frames_bytes_max=0))
     yield found
     for one in found:
         one.close()

@@ -18,6 +18,7 @@ from castore.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
+from castore.urls import redacted
 
 if TYPE_CHECKING:
     from castore.s3.bucket import Bucket
@@ -59,7 +60,9 @@ def doctor(arguments: Namespace) -> int:
     if not arguments.json:
         _print(found)
         print_line("")
-        print_line(f"{place}: {_count(problems, 'problem')}, {_count(warnings, 'warning')}")
+        print_line(
+            f"{redacted(place)}: {_count(problems, 'problem')}, {_count(warnings, 'warning')}"
+        )
     return exits.FAILURE if problems else exits.OK
 
 
@@ -194,9 +197,13 @@ def _clock(bucket: Bucket) -> Check:
 
 
 def _check_cache(settings: S3Settings) -> Iterator[Check]:
-    from castore.s3.cache import cache_root
+    from castore.s3.cache_folder import cache_root
 
-    root = os.path.realpath(cache_root())
+    where = cache_root()
+    if where is None:
+        yield Check("cache", "warning", "none", "each read asks S3: set HOME or CASTORE_CACHE_DIR")
+        return
+    root = os.path.realpath(where)
     yield _file_system(root, "cache on")
     yield _free_space(root, "cache's free space")
 
@@ -205,7 +212,7 @@ def _check_cache(settings: S3Settings) -> Iterator[Check]:
 
 
 def _check_local(path: str) -> Iterator[Check]:
-    root = os.path.realpath(os.path.expanduser(path))
+    root = os.path.realpath(path)
     found = _open(root)
     if isinstance(found, Check):
         yield found

@@ -1,9 +1,8 @@
 """The folders that stores on S3 leave in the user's cache when they are gone.
 
-A cache is named by its store's id and does not say where the store is, so that whether the store
-still exists can't be told from here. So it goes by use: a cache is removed when nobody has it open
-and nobody had for 30 days. What is lost then is time, never data: a store that is used again
-after that fills its cache anew.
+A cache's name does not say where the store is, so that whether the store still exists can't be told
+from here. So it goes by use: a cache is removed when nobody has it open and nobody had for 30 days.
+What is lost then is time, never data: a store that is used again after that fills its cache anew.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import secrets
 import shutil
 import time
 
-from castore.s3.cache import boot_id, cache_root
+from castore.s3.cache import boot_id
+from castore.s3.cache_folder import cache_root
 
 UNUSED_SECONDS = 30 * 86400
 _CACHE = re.compile(r"[0-9a-f]{32}")
@@ -26,6 +26,8 @@ def collect_caches(*, dry_run: bool) -> tuple[int, int]:
     """Remove the caches that nobody uses any more: how many, and their bytes. Whatever can't be
     looked at or removed is left."""
     root, count, freed = cache_root(), 0, 0
+    if root is None:
+        return 0, 0
     try:
         names = os.listdir(root)
     except OSError:

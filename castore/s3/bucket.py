@@ -73,6 +73,12 @@ class Bucket:
         """Drop the connections; another request makes new ones."""
         self._attempts.close()
 
+    @property
+    def place(self) -> str:
+        """What tells these objects from those of any other endpoint, bucket or prefix."""
+        endpoint = self._attempts.request("", "").endpoint
+        return "\0".join((endpoint, self.settings.bucket, self.settings.prefix))
+
     # ------------------------------------------------------------ reading
 
     @overload

@@ -19,7 +19,6 @@ import os
 import secrets
 import shutil
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -33,6 +32,7 @@ from castore.format import PackEntry
 from castore.format_index import decode_chunk_row, encode_chunk_row
 from castore.index import CACHE_TABLES, Index, LmdbError, Snapshot, Table, Txn, open_index
 from castore.model import Location
+from castore.s3.cache_folder import FolderNotOurs, make_own_folder, warn_uncached
 from castore.s3.frames import FrameCache
 
 ROWS_MAX = 16_384  # of chunks, per transaction: each may dirty a page of its own
@@ -42,29 +42,21 @@ _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 T = TypeVar("T")
 
 
-def cache_root() -> str:
-    """CASTORE_CACHE_DIR, or `castore` in the platform's folder for caches."""
-    given = os.environ.get("CASTORE_CACHE_DIR")
-    if given:
-        return given
-    if sys.platform == "darwin":
-        return os.path.expanduser("~/Library/Caches/castore")
-    return os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "castore"
-    )
-
-
 class StoreCache:
-    """The cache of one store, shared by all processes of the user."""
+    """The cache of one store, shared by all processes of the user, in the folder `path` (see
+    `cache_folder`; None: there is none)."""
 
-    def __init__(self, store_id: bytes, *, frames_bytes_max: int | None) -> None:
-        self.path = os.path.join(cache_root(), store_id.hex())
+    def __init__(self, path: str | None, *, frames_bytes_max: int | None) -> None:
+        self.path = path or ""
         self._lock = ForkLock(Rank.PACKS)
         self._index: Index | None = None
         self._pid = os.getpid()
         self._user = ""
-        self._open()
-        self.frames = FrameCache(self.path, self.access, frames_bytes_max)
+        if path is not None:
+            self._open()
+        # Frames without an index could not be found again.
+        kept = 0 if self._index is None else frames_bytes_max
+        self.frames = FrameCache(self.path, self.access, kept)
 
     # ------------------------------------------------------------ manifests
 
@@ -219,6 +211,9 @@ class StoreCache:
                     path = os.path.join(self.path, "index")
                     self._index = open_index(path, CACHE_TABLES, sync=False)
                     return
+            except FolderNotOurs as error:
+                warn_uncached(str(error))
+                return
             except (CastoreError, LmdbError, OSError) as error:
                 if _is_passing(error):
                     return
@@ -229,6 +224,7 @@ class StoreCache:
         machine."""
         self._pid = os.getpid()
         boot = boot_id()
+        make_own_folder(self.path)
         users = os.path.join(self.path, "users")
         make_durable_folder(users)
         others = os.listdir(users)
@@ -263,9 +259,9 @@ def _is_passing(error: Exception) -> bool:
     """Whether another cache would fare no better."""
     if isinstance(error, StoreIOError):
         return error.errno in _PASSING
-    return isinstance(error, (ReadOnlyStore, StoreFull, StoreLocked)) or not isinstance(
-        error, (CastoreError, LmdbError, UnicodeDecodeError, struct.error)
-    )
+    return isinstance(
+        error, (FolderNotOurs, ReadOnlyStore, StoreFull, StoreLocked)
+    ) or not isinstance(error, (CastoreError, LmdbError, UnicodeDecodeError, struct.error))
 
 
 # A row is checked together with its key: what a damaged index has at a key may be another's.

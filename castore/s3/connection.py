@@ -34,7 +34,8 @@ from botocore.utils import get_environ_proxies
 
 from castore.errors import CredentialsError, RemoteError
 from castore.s3.faults import Broken, Refused
-from castore.s3.settings import S3Settings
+from castore.s3.settings import S3Settings, checked_endpoint
+from castore.urls import redacted
 
 ERROR_BYTES_MAX = 1 << 16
 
@@ -186,7 +187,7 @@ def _client(session: Any, settings: S3Settings) -> Any:
     endpoint = client.meta.endpoint_url
     if settings.endpoint_url is None and not _is_aws(endpoint):  # boto3's configuration has one
         client.close()
-        client = made(endpoint)
+        client = made(checked_endpoint(endpoint, "endpoint_url of boto3's configuration"))
     client.meta.events.register_last("before-parameter-build.s3", _stay)
     client.meta.events.register_last("before-call.s3", _do_not_ask)
     return client
@@ -237,10 +238,10 @@ def converted(settings: S3Settings, operation: str = "") -> Iterator[None]:
     try:
         yield
     except _NO_CREDENTIALS as error:
-        raise _no_credentials(settings, str(error)) from error
+        raise _no_credentials(settings, redacted(str(error))) from error
     except exceptions.ClientError as error:
         if error.operation_name != operation:  # a role's credentials were asked for on the way
-            raise _no_credentials(settings, str(error)) from error
+            raise _no_credentials(settings, redacted(str(error))) from error
         raise _of_client(error) from error
     except _NOT_SENT as error:
         raise Broken(_reason(error), sent=False) from error
@@ -259,7 +260,7 @@ def converted(settings: S3Settings, operation: str = "") -> Iterator[None]:
     except exceptions.ParamValidationError:
         raise  # a bug of ours
     except exceptions.BotoCoreError as error:
-        raise RemoteError(f"{settings.url}: {error}") from error
+        raise RemoteError(f"{settings.url}: {redacted(str(error))}") from error
 
 
 def _of_client(error: exceptions.ClientError) -> Refused:
@@ -293,4 +294,4 @@ def _reason(error: Exception) -> str:
             break
         error = inner
     text = str(error) or type(error).__name__
-    return text.rpartition(">: ")[2]
+    return redacted(text.rpartition(">: ")[2])

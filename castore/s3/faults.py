@@ -21,6 +21,7 @@ from castore.errors import (
     StoreFull,
     WrongRegion,
 )
+from castore.urls import redacted
 
 _NOT_NOW = {  # throttled: it was not begun
     "SlowDown",
@@ -193,7 +194,7 @@ def _remote(refused: Refused, request: Request) -> RemoteError:
     said = f"{refused.status} {refused.code}".strip()
     message = f": {refused.message}" if refused.message else ""
     location = refused.headers.get("location", "")
-    elsewhere = f", to {location[:200]}" if location and refused.status < 400 else ""
+    elsewhere = f", to {redacted(location)[:200]}" if location and refused.status < 400 else ""
     return RemoteError(
         f"{_asked(request)} was answered with {said}{elsewhere}{message}",
         refused.status,

@@ -246,7 +246,7 @@ class FrameCache:
     def _adopt(self, file: bytes) -> bool:
         """Append to this file from now on, which may be one that another process left; False if
         it is in use."""
-        fd = os.open(self._path(file), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path(file), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             size = os.fstat(fd).st_size

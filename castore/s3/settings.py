@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from castore.urls import redacted
+
 PREFIX_BYTES_MAX = 480  # what S3's 1,024 bytes leave beside the longest name
 CONCURRENCY_MAX = 1024
 
@@ -79,13 +81,16 @@ def parse_settings(url: str, **overrides: Any) -> S3Settings:
 def _split(url: str) -> tuple[str, str, dict[str, str]]:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme != "s3":
-        raise ValueError(f"{url!r} is not an S3 URL: s3://bucket/prefix")
+        raise ValueError(f"{redacted(url)!r} is not an S3 URL: s3://bucket/prefix")
     path, _, tail = rest.partition("?")
     bucket, _, prefix = path.partition("/")
-    if "@" in bucket:
-        raise ValueError("an S3 URL holds no credentials: put them in the environment or ~/.aws")
     if _BUCKET.fullmatch(bucket) is None:
-        raise ValueError(f"{bucket!r} in {url!r} is not a bucket's name")
+        if "@" in rest or ":" in bucket:  # what it says instead may be a secret: it is not repeated
+            raise ValueError(
+                "an S3 URL is s3://bucket/prefix and holds no credentials (put them in the "
+                "environment or ~/.aws) and no port (endpoint_url=): this has not a bucket's name"
+            )
+        raise ValueError(f"{bucket!r} in {redacted(url)!r} is not a bucket's name")
     if bucket.endswith("--x-s3"):
         raise ValueError(
             f"{bucket!r} is a directory bucket, which lists keys in no order: use another"
@@ -98,14 +103,15 @@ def _checked_prefix(prefix: str, url: str) -> str:
     if not prefix:
         return ""
     if any(part in ("", ".", "..") for part in prefix.split("/")):
-        raise ValueError(f"the prefix of {url!r} has an empty, '.' or '..' component")
+        raise ValueError(f"the prefix of {redacted(url)!r} has an empty, '.' or '..' component")
     try:
         size = len(prefix.encode())
     except UnicodeEncodeError:
-        raise ValueError(f"the prefix of {url!r} is not valid Unicode") from None
+        raise ValueError(f"the prefix of {redacted(url)!r} is not valid Unicode") from None
     if size > PREFIX_BYTES_MAX or "\0" in prefix:
         raise ValueError(
-            f"the prefix of {url!r} has a NUL, or more than {PREFIX_BYTES_MAX} bytes of UTF-8"
+            f"the prefix of {redacted(url)!r} has a NUL, or more than {PREFIX_BYTES_MAX} bytes of "
+            "UTF-8"
         )
     return prefix
 
@@ -115,14 +121,14 @@ def _parse_query(query: str, url: str) -> dict[str, str]:
         return {}
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict")
-    except ValueError as error:
-        raise ValueError(f"the query of {url!r} is not of the form key=value&…") from error
+    except ValueError:
+        raise ValueError(f"the query of {redacted(url)!r} is not of the form key=value&…") from None
     found: dict[str, str] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r} is twice in {url!r}")
+            raise ValueError(f"{name!r} is twice in {redacted(url)!r}")
         if not value:
-            raise ValueError(f"{name!r} is empty in {url!r}")
+            raise ValueError(f"{name!r} is empty in {redacted(url)!r}")
         found[name] = value
     return found
 
@@ -147,7 +153,7 @@ def _checked(name: str, value: Any, source: str) -> str | float | int:
     if not isinstance(value, str):
         raise ValueError(f"{source} must be text, and is {value!r}")
     if name == "endpoint_url":
-        return _endpoint(value, source)
+        return checked_endpoint(value, source)
     if name == "addressing_style" and value not in ("auto", "path", "virtual"):
         raise ValueError(f"{source} must be auto, path or virtual, and is {value!r}")
     if name == "sse" and value not in ("AES256", "aws:kms"):
@@ -162,16 +168,17 @@ def _checked(name: str, value: Any, source: str) -> str | float | int:
     return value
 
 
-def _endpoint(value: str, source: str) -> str:
+def checked_endpoint(value: str, source: str) -> str:
+    """The URL of a server. Raises ValueError, which does not repeat a password in it."""
+    if "@" in value:
+        raise ValueError(f"{source} holds credentials: put them in the environment or ~/.aws")
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port  # the port is parsed, and may fail, only when asked
-    except ValueError as error:
-        raise ValueError(f"{source} is not a URL: {value!r}") from error
-    if "@" in parts.netloc:
-        raise ValueError(f"{source} holds credentials: put them in the environment or ~/.aws")
+    except ValueError:
+        raise ValueError(f"{source} is not a URL: {redacted(value)!r}") from None
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise ValueError(f"{source} must be http(s)://host[:port], and is {value!r}")
+        raise ValueError(f"{source} must be http(s)://host[:port], and is {redacted(value)!r}")
     return value.rstrip("/")
 
 
