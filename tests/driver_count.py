@@ -1,0 +1,123 @@
+"""What a store holds, counted from its index and packs themselves and not as its verbs say it."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import castore
+from castore.format import PACK_HEADER_BYTES, footer_bytes
+from castore.format_index import (
+    Record,
+    Totals,
+    decode_chunk_row,
+    decode_record,
+    decode_segment,
+    manifest_of,
+)
+from castore.format_s3 import decode_manifest_head
+from castore.s3.bucket import Bucket
+from castore.s3.settings import parse_settings
+
+
+@dataclass
+class Count:
+    """`live` has the frames that names need, as {offset: bytes} of each pack; `packs` the bytes of
+    each that is there."""
+
+    objects: int = 0
+    logical_bytes: int = 0
+    inline_raw_bytes: int = 0
+    inline_stored_bytes: int = 0
+    chunks: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # raw, stored bytes
+    live_chunks: set[bytes] = field(default_factory=set)
+    live: defaultdict[bytes, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    packs: dict[bytes, int] = field(default_factory=dict)
+    pack_rows: set[bytes] | None = None  # of a local store
+    orphan_segments: int = 0
+
+    def add(self, record: Record) -> None:
+        self.objects += 1
+        self.logical_bytes += record.size
+        if record.is_inline:
+            self.inline_raw_bytes += record.size
+            self.inline_stored_bytes += record.stored_bytes
+
+    def add_segment(self, raw: bytes, *, chunks: bool) -> None:
+        """`chunks`: what is in segments is all that is known of chunks."""
+        for begin, end, chunk_id, location in decode_segment(raw):
+            self.live_chunks.add(chunk_id)
+            self.live[location.pack_id][location.offset] = location.stored_bytes
+            if chunks:
+                self.chunks[chunk_id] = end - begin, location.stored_bytes
+
+    def live_share(self, pack_id: bytes) -> float:
+        """Of a pack's bytes, those that a pack of its live frames would take."""
+        live = self.live.get(pack_id, {})
+        needed = PACK_HEADER_BYTES + sum(live.values()) + footer_bytes(len(live))
+        return needed / max(self.packs[pack_id], 1)
+
+    def expected_stats(self) -> dict[str, int]:
+        return {
+            "objects": self.objects,
+            "chunks": len(self.chunks),
+            "packs": len(self.packs),
+            "logical_bytes": self.logical_bytes,
+            "unique_bytes": self.inline_raw_bytes + sum(raw for raw, _ in self.chunks.values()),
+            "stored_bytes": self.inline_stored_bytes
+            + sum(stored for _, stored in self.chunks.values()),
+            "pack_bytes": sum(self.packs.values()),
+        }
+
+
+def count_local(store: castore.Store) -> Count:
+    count = Count(pack_rows=set())
+    catalog: Any = store._catalog
+    index = catalog.index
+    with index.read() as txn:
+        manifests = set()
+        for _, raw in txn.cursor(db=index.names):
+            record = decode_record(bytes(raw))
+            count.add(record)
+            manifests.add(record.manifest)
+        for key, raw in txn.cursor(db=index.segments):
+            if manifest_of(bytes(key)) in manifests:
+                count.add_segment(bytes(raw), chunks=False)
+            else:
+                count.orphan_segments += 1
+        for chunk_id, raw in txn.cursor(db=index.chunks):
+            raw_bytes, location = decode_chunk_row(bytes(raw))
+            count.chunks[bytes(chunk_id)] = raw_bytes, location.stored_bytes
+        assert count.pack_rows is not None
+        count.pack_rows.update(bytes(key) for key, _ in txn.cursor(db=index.packs))
+        totals = txn.get(b"totals", db=index.meta)
+    counted = Totals() if totals is None else Totals.decode(bytes(totals))
+    assert counted.logical_bytes == count.logical_bytes, (counted, count.logical_bytes)
+    for folder, _, files in os.walk(Path(store.path) / "packs"):
+        for file in files:
+            assert file.endswith(".pack"), f"{folder}/{file}"
+            count.packs[bytes.fromhex(file[:32])] = os.stat(os.path.join(folder, file)).st_size
+    return count
+
+
+def count_remote(url: str) -> Count:
+    count = Count()
+    with Bucket(parse_settings(url)) as bucket:
+        for entry in bucket.list("packs/"):
+            pack_id, _, _ = entry.key.removeprefix("packs/").partition("-")
+            count.packs[bytes.fromhex(pack_id)] = entry.size
+        for entry in bucket.list("names/"):
+            raw = bucket.get(entry.key).body
+            head = decode_manifest_head(raw)
+            count.add(head.record)
+            for place in head.segments:
+                part = raw[place.offset : place.offset + place.length]
+                count.add_segment(part, chunks=True)
+    return count
+
+
+def count_of(store: castore.Store, url: str) -> Count:
+    return count_remote(url) if url.startswith("s3://") else count_local(store)

@@ -1,0 +1,466 @@
+"""The steps of `driver.py` that change or read names: each does one thing by the product and by the
+model, and compares. What it returns says what it did."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from driver_doors import PIPELINE, Blocks, Door, PeerDoor, StoreDoor, write_blocks
+from driver_model import ANY_MODE, NAMES, PREFIXES, Change, Model, Source, Thing, now_after
+
+import conducto
+from castore.errors import NameExists, NameNotFound
+
+if TYPE_CHECKING:
+    from driver import Driver
+
+MODES = (0o644, 0o644, 0o600, 0o755, 0o444, 0o640)
+EXPECTED = (FileNotFoundError, FileExistsError, IsADirectoryError)
+
+
+class Failure(Exception):
+    """What a block raises on purpose."""
+
+
+def change_of(driver: Driver, verbs: tuple[str, ...]) -> Change:
+    choose = driver.choose
+    weights = {"put": 12, "delete": 3, "copy": 2, "rename": 2, "delete_prefix": 1, "delete_tree": 1}
+    if driver.model.size > driver.size_max:
+        weights |= {"put": 3, "delete": 12, "delete_prefix": 2}
+    verb = choose.choices(verbs, [weights[each] for each in verbs])[0]
+    if verb == "put":
+        source = Source(
+            choose,
+            [thing.data for thing in driver.model.things.values()],
+            bytes_max=driver.place.settings.data_bytes_max,
+        )
+        name, mode = choose.choice(NAMES), choose.choice(MODES)
+        return Change("put", name, source.make(), mode, choose.random() < 0.15)
+    if verb == "delete_prefix":
+        return Change(verb, choose.choice(PREFIXES[1:] if choose.random() < 0.97 else PREFIXES))
+    name = _name(driver)
+    if verb in ("copy", "rename"):
+        return Change(verb, name, if_absent=choose.random() < 0.2, target=choose.choice(NAMES))
+    return Change(verb, name)
+
+
+def _name(driver: Driver) -> str:
+    """Mostly one that is there."""
+    there = driver.model.names()
+    if there and driver.choose.random() < 0.85:
+        return driver.choose.choice(there)
+    return driver.choose.choice(NAMES)
+
+
+@contextlib.contextmanager
+def expecting(kind: type[Exception] | None) -> Iterator[None]:
+    """The block must raise this, or nothing."""
+    try:
+        yield
+    except EXPECTED as error:
+        if kind is None or not isinstance(error, kind):
+            raise
+    else:
+        assert kind is None, f"{kind.__name__} was not raised"
+
+
+def on_model(model: Model, changes: list[Change], began_ns: int) -> type[Exception] | None:
+    """Apply all of them, or none and say why."""
+    after = model.copy()
+    try:
+        for change in changes:
+            change.apply(after, now_after(began_ns))
+    except (NameNotFound, NameExists) as error:
+        return FileNotFoundError if isinstance(error, NameNotFound) else FileExistsError
+    model.things = after.things
+    return None
+
+
+def change(driver: Driver) -> str:
+    """By any door."""
+    choose = driver.choose
+    everyone = [*driver.doors, "other"] + ["peer"] * (driver.peer is not None)
+    word = choose.choice(everyone)
+    door: Door = driver.doors.get(word, driver.doors["store"])
+    inner = choose.choice([*driver.doors])
+    if word == "peer":
+        door = driver.doors[inner]
+    elif word == "other":
+        door = StoreDoor(driver.scratch, driver.other)
+    for _ in range(50):
+        what = change_of(driver, door.verbs)
+        if door.takes(what, driver.model):
+            break
+    else:
+        return f"nothing by {word}"
+    way = choose.choice(door.ways)
+    if way not in door.keeps_mode:
+        what = Change(what.verb, what.name, what.data, 0o644, what.if_absent, what.target)
+    driver.say(f"{what} by {word}{' ' + inner if word == 'peer' else ''} ({way})")
+    refused = door.refuses(what, driver.model)
+    began, after = time.time_ns(), driver.model.copy()
+    # Applied by a copy first: the time of what was put is known only when it was.
+    expected = refused or on_model(after, [what], began)
+    with expecting(expected):
+        if word == "peer":
+            assert driver.peer is not None
+            driver.peer.inner(inner, what, way, choose.getrandbits(32))
+        else:
+            door.do(what, way, choose)
+    if refused is None:
+        on_model(driver.model, [what], began)
+    driver.touched = [what.name, what.target]
+    return ""
+
+
+def transaction(driver: Driver) -> str:
+    """Several changes, committed, or not as the block raises or another was faster."""
+    choose, model = driver.choose, driver.model
+    door = driver.doors["store"]
+    assert isinstance(door, StoreDoor)
+    changes, ways = [], []
+    for _ in range(choose.randrange(1, 7)):
+        what, way = change_of(driver, door.verbs), choose.choice(["bytes", "path", "stream"])
+        if way == "stream":
+            what = Change(what.verb, what.name, what.data, 0o644, what.if_absent, what.target)
+        changes.append(what)
+        ways.append(way)
+    end = choose.choice(["commit", "commit", "raise", "race"])
+    racing = change_of(driver, ("put", "delete")) if end == "race" else None
+    driver.say(f"a transaction to {end} ({racing}) of {changes}")
+    began, before = time.time_ns(), model.copy()
+    failed: BaseException | None = None
+    try:
+        with driver.store.transaction() as target:
+            for what, way in zip(changes, ways, strict=True):
+                door.on(target, what, way, choose)
+            if end == "raise":
+                raise Failure
+            if racing is not None:
+                with expecting(on_model(before.copy(), [racing], began)):
+                    StoreDoor(driver.scratch, driver.other).do(racing, "bytes", choose)
+                on_model(model, [racing], began)
+    except (Failure, NameNotFound, NameExists) as error:
+        failed = error
+    if isinstance(failed, Failure):
+        return ""
+    middle = model.copy()
+    expected = on_model(model, changes, began)
+    if failed is None:
+        assert expected is None, f"{expected} was not raised"
+    elif expected is None:
+        # Refused early: a name is taken as long as what would free it is not committed.
+        assert isinstance(failed, NameExists), failed
+        assert any(what.absent in before.things or what.absent in middle.things for what in changes)
+        model.things = middle.things
+    if failed is not None and driver.place.kind != "local":
+        driver.settle(middle, changes)
+    return ""
+
+
+def put_that_fails(driver: Driver) -> str:
+    choose = driver.choose
+    what = change_of(driver, ("put",))
+    how = choose.choice(["raise", "abort", "drop", "source", "missing"])
+    driver.say(f"{what} that fails: {how}")
+    store = driver.store
+    if how == "source":
+
+        class Failing(Blocks):
+            def read(self, size: int = -1, /) -> bytes:
+                block = super().read(size)
+                if not block:
+                    raise Failure
+                return block
+
+        with contextlib.suppress(Failure):
+            store.put(what.name, Failing(what.data, choose))
+    elif how == "missing":
+        with contextlib.suppress(FileNotFoundError):
+            store.put(what.name, driver.scratch / "nothing-here")
+    elif how == "raise":
+        with contextlib.suppress(Failure), store.open(what.name, "wb") as file:
+            write_blocks(file, what.data, choose)
+            raise Failure
+    else:
+        file = store.open(what.name, "wb")
+        write_blocks(file, what.data, choose)
+        if how == "abort":
+            file.abort()
+        else:
+            with contextlib.suppress(ResourceWarning):
+                del file
+    return ""
+
+
+def read(driver: Driver) -> str:
+    """get to a file or a stream, file objects, ranges; names that are not there."""
+    choose, model, store = driver.choose, driver.model, driver.store
+    name = _name(driver)
+    how = choose.choice(["path", "stream", "file", "list", "pickle"])
+    driver.say(f"read {name!r} by {how}")
+    if how == "list":
+        prefix = choose.choice(PREFIXES)
+        assert list(store.names(prefix)) == model.names(prefix)
+        sizes = [(info.name, info.size) for info in driver.other.list(prefix)]
+        assert sizes == [(n, len(model.things[n].data)) for n in model.names(prefix)]
+        return ""
+    if name not in model.things:
+        for verb in (store.gets, store.size, store.info, store.open, store.explain_range):
+            with expecting(FileNotFoundError):
+                verb(name)
+        assert not store.exists(name)
+        return ""
+    thing = model.things[name]
+    if how == "path":
+        path = driver.scratch / "target"
+        store.get(name, path)
+        assert path.read_bytes() == thing.data
+        assert thing.mode in (ANY_MODE, stat.S_IMODE(path.stat().st_mode))
+        path.unlink()
+    elif how == "stream":
+        stream = io.BytesIO()
+        driver.other.get(name, stream)
+        assert stream.getvalue() == thing.data
+    elif how == "file":
+        with store.open(name) as file:
+            _same_as(file, thing.data, choose)
+    else:
+        with pickle.loads(pickle.dumps(store)) as again:
+            assert again.gets(name) == thing.data
+    return ""
+
+
+def _same_as(file: Any, data: bytes, choose: Any) -> None:
+    expected = io.BytesIO(data)
+    for _ in range(4):
+        at, size = choose.randrange(len(data) + 10), choose.randrange(-1, len(data) // 2 + 10)
+        assert file.seek(at) == expected.seek(at)
+        assert file.read(size) == expected.read(size)
+        assert file.tell() == expected.tell()
+
+
+def hold(driver: Driver) -> str:
+    """Open an object, to be read at a later step, whatever happened to its name."""
+    if not driver.model.things or len(driver.held) >= 3:
+        return release(driver)
+    name = driver.choose.choice(driver.model.names())
+    driver.say(f"hold {name!r}")
+    driver.held.append((driver.store.open(name), driver.model.things[name].data))
+    return ""
+
+
+def release(driver: Driver) -> str:
+    if driver.held:
+        file, data = driver.held.pop(0)
+        with file:
+            _same_as(file, data, driver.choose)
+            file.seek(0)
+            assert file.read() == data
+    return ""
+
+
+def write_on(driver: Driver) -> str:
+    """A new object that is written over several steps."""
+    choose = driver.choose
+    if driver.writing is None:
+        what = change_of(driver, ("put",))
+        driver.say(f"begin {what}")
+        mode = "xb" if what.if_absent else "wb"
+        taken = what.if_absent and what.name in driver.model.things
+        with expecting(FileExistsError if taken else None):
+            driver.writing = driver.store.open(what.name, mode), what
+            driver.writing[0].write(what.data)
+        return ""
+    (file, what), driver.writing = driver.writing, None
+    how = choose.choice(["close", "close", "abort"])
+    driver.say(f"{how} {what}")
+    if how == "abort":
+        file.abort()
+        return ""
+    began = time.time_ns()
+    what = Change("put", what.name, what.data, 0o644, what.if_absent)
+    with expecting(on_model(driver.model.copy(), [what], began)):
+        file.close()
+    on_model(driver.model, [what], began)
+    return ""
+
+
+# ---------------------------------------------------------------- folders
+
+
+def folder(driver: Driver) -> str:
+    """Export what is below a prefix, change some of the files, and import it again."""
+    choose, model = driver.choose, driver.model
+    prefix, target = choose.choice(["n", "data", "Ä"]), choose.choice(["n", "data", "imported"])
+    by_command = choose.random() < 0.4
+    driver.say(f"export {prefix} and import it as {target}{' by command' if by_command else ''}")
+    if not model.names(f"{prefix}/"):
+        return ""
+    with tempfile.TemporaryDirectory(dir=driver.scratch) as made:
+        place = Path(made)
+        if by_command:
+            driver.command("get", "-R", f"{prefix}/", str(place))
+        else:
+            report = driver.store.export_folder(prefix, place)
+            assert not report.left_out, report.left_out
+        _same_files(driver, prefix, place, times=not by_command)
+        began = time.time_ns()
+        _change_files(driver, place)
+        if by_command:
+            driver.command("put", "-R", str(place), target)
+        else:
+            assert not driver.other.import_folder(place, target).left_out
+        for path in sorted(path for path in place.rglob("*") if path.is_file()):
+            status = path.stat()
+            when = status.st_mtime_ns - 1000, status.st_mtime_ns + 1000
+            if by_command:
+                when = now_after(began)
+            thing = Thing(path.read_bytes(), stat.S_IMODE(status.st_mode), when)
+            model.things[f"{target}/{path.relative_to(place)}"] = thing
+    return ""
+
+
+def _same_files(driver: Driver, prefix: str, place: Path, *, times: bool) -> None:
+    names = driver.model.names(f"{prefix}/")
+    found = {f"{prefix}/{p.relative_to(place)}" for p in place.rglob("*") if p.is_file()}
+    assert found == set(names)
+    for name in names:
+        path, thing = place / name.removeprefix(f"{prefix}/"), driver.model.things[name]
+        assert path.read_bytes() == thing.data
+        status = path.stat()
+        assert thing.mode in (ANY_MODE, stat.S_IMODE(status.st_mode))
+        if times:
+            assert thing.mtime[0] - 1000 <= status.st_mtime_ns <= thing.mtime[1] + 1000, name
+
+
+def _change_files(driver: Driver, place: Path) -> None:
+    choose = driver.choose
+    for path in sorted(place.rglob("*")):
+        if path.is_file() and choose.random() < 0.4:
+            data = path.read_bytes() + choose.randbytes(choose.randrange(1, 2000))
+            path.unlink()
+            path.write_bytes(data)
+    (place / "added").write_bytes(choose.randbytes(choose.randrange(9000)))
+
+
+def cache(driver: Driver) -> str:
+    """conducto's copy of a folder, saved and restored; or cleared."""
+    choose, model = driver.choose, driver.model
+    name, checksum = choose.choice(["deps", "venv"]), choose.choice(["1", "2"])
+    key = f"{PIPELINE}conducto-cache/{name}/{checksum}.tar.gz"
+    data = conducto.data.pipeline
+    how = choose.choice(["save", "save", "clear", "archive"])
+    driver.say(f"{how} the cache {name} {checksum}")
+    assert data.cache_exists(name, checksum) == (key in model.things)
+    if how == "clear":
+        with expecting(None if key in model.things else FileNotFoundError):
+            data.clear_cache(name, checksum)
+        model.things.pop(key, None)
+        return ""
+    if how == "archive":
+        doomed = model.names("pipelines/p1/")
+        if choose.random() < 0.3:
+            assert conducto.data.archive("p1") == len(doomed)
+            for each in doomed:
+                del model.things[each]
+        return ""
+    with tempfile.TemporaryDirectory(dir=driver.scratch) as made:
+        source, target = Path(made) / "source", Path(made) / "target"
+        files = {}
+        for each in choose.sample(["a", "b/c", "b/d", "e/f/g"], choose.randrange(1, 5)):
+            path = source / each
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files[each] = choose.randbytes(choose.randrange(20_000))
+            path.write_bytes(files[each])
+        began = time.time_ns()
+        data.save_cache(name, checksum, source)
+        target.mkdir()
+        data.restore_cache(name, checksum, target)
+        inside = target / source.name
+        restored = {str(p.relative_to(inside)): p for p in inside.rglob("*") if p.is_file()}
+        assert {each: path.read_bytes() for each, path in restored.items()} == files
+    model.things[key] = Thing(driver.store.gets(key), ANY_MODE, now_after(began))
+    return ""
+
+
+# ---------------------------------------------------------------- processes
+
+
+def fork(driver: Driver) -> str:
+    """A forked child puts, and its parent sees it."""
+    what = change_of(driver, ("put",))
+    what = Change("put", what.name, what.data)
+    driver.say(f"{what} by a forked child")
+    began = time.time_ns()
+    pid = os.fork()
+    if not pid:
+        status = 1
+        with contextlib.suppress(BaseException):
+            driver.store.puts(what.name, what.data)
+            assert driver.store.gets(what.name) == what.data
+            driver.store.close()
+            status = 0
+        os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0, "the child failed"
+    on_model(driver.model, [what], began)
+    return ""
+
+
+def kill(driver: Driver) -> str:
+    """Kill the other process while it puts; what it put is there whole, or not at all."""
+    if driver.peer is None:
+        driver.peer = PeerDoor(driver.scratch, driver.place.for_child())
+        return "start the other process"
+    choose = driver.choose
+    what = change_of(driver, ("put",))
+    wait = choose.choice([0, 0.001, 0.003, 0.01])
+    driver.say(f"{what} by a process that is killed {wait} s after half of it")
+    path = driver.scratch / "slow"
+    path.write_bytes(what.data)
+    peer, driver.peer = driver.peer, None
+    began, before = time.time_ns(), driver.model.copy()
+    half = len(what.data) // 2
+    assert peer.ask(verb="slow", name=what.name, path=str(path), at=half) == "half"
+    time.sleep(wait)
+    peer.kill()
+    driver.killed = True
+    driver.settle(before, [Change("put", what.name, what.data)], began)
+    return ""
+
+
+def kill_machine(driver: Driver) -> str:
+    """As `kill`, on the server in memory: none of its requests arrives from one on."""
+    what = change_of(driver, ("put",))
+    what = Change("put", what.name, what.data)
+    after = driver.choose.randrange(6)
+    driver.say(f"{what} by a machine that is gone after {after} requests")
+    began, before = time.time_ns(), driver.model.copy()
+    driver.die_while(lambda store: store.puts(what.name, what.data), after)
+    driver.killed = True
+    driver.settle(before, [what], began)
+    return ""
+
+
+STEPS: dict[Any, tuple[int, str]] = {
+    change: (60, "local s3 moto"),
+    transaction: (10, "local s3 moto"),
+    put_that_fails: (5, "local s3 moto"),
+    read: (10, "local s3 moto"),
+    hold: (3, "local"),
+    write_on: (4, "local s3 moto"),
+    folder: (2, "local s3 moto"),
+    cache: (3, "local s3 moto"),
+    fork: (1, "local"),
+    kill: (1, "local"),
+    kill_machine: (2, "s3"),
+}

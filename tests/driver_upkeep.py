@@ -1,0 +1,146 @@
+"""The steps of `driver.py` that are done to a store as a whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import driver_judge as judge
+
+import castore
+from castore.errors import PackMissing
+
+if TYPE_CHECKING:
+    from driver import Driver
+
+BACKUPS_MAX = 3
+DAY = 86_400.0
+
+
+def gc(driver: Driver) -> str:
+    """With others at work, and any settings."""
+    choose = driver.choose
+    options: dict[str, Any] = {
+        "repack_below": choose.choice([0.0, 0.3, 0.5, 0.9, 1.0]),
+        "max_repack_bytes": choose.choice([None, None, 0, 20_000, 1_000_000]),
+        "grace": choose.choice([0.0, DAY]),
+    }
+    dry_run = choose.random() < 0.15
+    by_peer = driver.peer is not None and choose.random() < 0.3
+    driver.say(f"gc {options}{' by the other process' * by_peer}{' dry' * dry_run}")
+    if by_peer:
+        assert driver.peer is not None
+        driver.peer.ask(verb="gc", options=options)
+        return ""
+    report = choose.choice([driver.store, driver.other]).gc(dry_run=dry_run, **options)
+    assert not report.damaged, report
+    assert not report.missing, report
+    driver.pass_time(choose.choice([0.0, 60.0]))
+    return ""
+
+
+def quiet_gc(driver: Driver) -> str:
+    """Nobody else is at work: nothing is left that nothing needs, and the next one rests."""
+    choose = driver.choose
+    below = choose.choice([0.0, 0.3, 0.5, 0.9])
+    driver.say(f"gc of a quiet store, below {below}")
+    driver.close_all()
+    driver.pass_time(8 * DAY)  # what was killed pinned packs
+    driver.open_all()
+    options = {"repack_below": below, "grace": 0.0}
+    report = driver.store.gc(**options)
+    assert not report.damaged, report
+    judge.nothing_is_left(driver, below)
+    judge.comes_to_rest(driver, **options)
+    driver.killed = False
+    clean = driver.store.check(True)
+    wrong = [problem.what for problem in clean.problems if not driver.is_known(problem)]
+    assert not wrong, wrong
+    return ""
+
+
+def reopen(driver: Driver) -> str:
+    driver.say("reopen")
+    driver.close_all()
+    driver.open_all()
+    return ""
+
+
+def repair(driver: Driver) -> str:
+    """Of a store that is whole: nothing is done."""
+    if any(driver.is_known(problem) for problem in driver.store.check().problems):
+        return ""
+    driver.say("check --repair")
+    before = driver.model.names()
+    report = driver.store.check(repair=True)
+    assert not report.repaired, report.repaired
+    assert list(driver.store.names()) == before
+    return ""
+
+
+def backup(driver: Driver) -> str:
+    driver.say("backup")
+    path = driver.scratch / f"backup-{driver.step}"
+    report = driver.store.backup(path)
+    assert report.names == len(driver.model.things)
+    driver.backups.append((path, driver.model.copy()))
+    if len(driver.backups) > BACKUPS_MAX:
+        driver.backups.pop(driver.choose.randrange(BACKUPS_MAX))[0].unlink()
+    return ""
+
+
+def restore(driver: Driver) -> str:
+    """A backup, perhaps an older one: the names are those of then. Of what was collected since it
+    is said that it is lost."""
+    if not driver.backups:
+        return backup(driver)
+    path, model = driver.choose.choice(driver.backups)
+    driver.say(f"restore {path.name}")
+    driver.close_all()
+    report = castore.restore(path, driver.place.url, force=True)
+    driver.model.things = dict(model.things)
+    driver.open_all()
+    assert set(report.lost) <= driver.model.things.keys()
+    for name in report.lost:
+        try:
+            driver.store.gets(name)
+        except PackMissing:
+            driver.store.delete(name)
+            del driver.model.things[name]
+        else:
+            raise AssertionError(f"{name!r} is said to be lost, and can be read")
+    return ""
+
+
+def rebuild(driver: Driver) -> str:
+    driver.say("index rebuild")
+    if driver.place.kind == "local":
+        driver.close_all()
+        report = castore.rebuild_index(driver.place.url)
+        driver.open_all()
+    else:
+        report = driver.store.rebuild_index()
+    assert not report.lost, report.lost
+    assert report.names == len(driver.model.things)
+    return ""
+
+
+def wait(driver: Driver) -> str:
+    seconds = driver.choose.choice([60.0, 3600.0, DAY, 8 * DAY])
+    driver.say(f"{seconds:.0f} s pass")
+    if driver.writing is not None:  # a put may take a day at most
+        driver.writing[0].abort()
+        driver.writing = None
+    driver.pass_time(seconds)
+    return ""
+
+
+STEPS: dict[Any, tuple[int, str]] = {
+    gc: (6, "local s3 moto"),
+    quiet_gc: (3, "local s3"),
+    reopen: (2, "local s3 moto"),
+    repair: (1, "local s3 moto"),
+    backup: (1, "local"),
+    restore: (1, "local"),
+    rebuild: (1, "local s3 moto"),
+    wait: (3, "s3"),
+}
