@@ -33,6 +33,8 @@ _checksum = xxhash.xxh3_64_intdigest
 
 SEGMENT_MAGIC: Final = b"CSEG"
 _SEGMENT = struct.Struct("<4sBBHHHIQQ")
+_OWNER = struct.Struct("<I")
+_OWNER_AT = 12
 SEGMENT_HEADER_BYTES: Final = _SEGMENT.size  # 32
 _EXTENT_BYTES: Final = 8 + CHUNK_ID_BYTES + 4 + 4 + 2
 
@@ -40,13 +42,25 @@ _EXTENT_BYTES: Final = 8 + CHUNK_ID_BYTES + 4 + 4 + 2
 class Segment:
     """Up to 1,024 consecutive extents of one object, in columns that are read in place.
 
-    `ends[i]` is the offset in the object where extent i ends; extent 0 begins at `begin`.
+    `ends[i]` is the offset in the object where extent i ends; extent 0 begins at `begin`. `owner`
+    are the low 32 bits of its manifest's number; 0 where it does not say.
     """
 
-    __slots__ = ("_ids", "_offsets", "_pack_of", "_stored", "begin", "end", "ends", "packs")
+    __slots__ = (
+        "_ids",
+        "_offsets",
+        "_pack_of",
+        "_stored",
+        "begin",
+        "end",
+        "ends",
+        "owner",
+        "packs",
+    )
 
     def __init__(
         self,
+        owner: int,
         begin: int,
         ends: memoryview,
         ids: memoryview,
@@ -55,6 +69,7 @@ class Segment:
         pack_of: memoryview,
         packs: list[bytes],
     ) -> None:
+        self.owner = owner
         self.begin = begin
         self.end: int = ends[-1]
         self.ends = ends
@@ -143,7 +158,7 @@ class SegmentBuilder:
         self._stored.append(stored_bytes)
         self._pack_of.append(self._packs.setdefault(pack_id, len(self._packs)))
 
-    def encode(self) -> bytes:
+    def encode(self, owner: int = 0) -> bytes:
         columns = b"".join(
             [
                 _little(self._ends),
@@ -164,7 +179,7 @@ class SegmentBuilder:
                     count,
                     len(self._packs),
                     0,
-                    0,
+                    owner,
                     self.begin,
                     _checksum(columns, self.begin ^ count << 48),
                 ),
@@ -173,14 +188,31 @@ class SegmentBuilder:
         )
 
 
-def decode_segment(raw: bytes | memoryview, *, verify: bool = True) -> Segment:
-    """Without `verify` its checksum is not looked at, so that finding one extent does not read all
-    1,024. What a damaged one says does not agree with the frame that it leads to."""
+def owned(raw: bytes, manifest: int) -> bytes:
+    """The segment, saying which manifest it is of."""
+    return raw[:_OWNER_AT] + _OWNER.pack(manifest & OWNER_MASK) + raw[_OWNER_AT + _OWNER.size :]
+
+
+def check_owner(raw: bytes | memoryview, manifest: int) -> None:
+    """Raises FormatError for a segment that says that it is of another manifest."""
+    owner: int = _OWNER.unpack_from(raw, _OWNER_AT)[0] if len(raw) >= SEGMENT_HEADER_BYTES else 0
+    if owner not in (0, manifest & OWNER_MASK):
+        raise FormatError("segment is of another manifest")
+
+
+def decode_segment(
+    raw: bytes | memoryview, *, manifest: int | None = None, verify: bool = True
+) -> Segment:
+    """With `manifest`, it must be of that one. Without `verify` its checksum is not looked at, so
+    that finding one extent does not read all 1,024. What a damaged one says does not agree with the
+    frame that it leads to."""
     if len(raw) < SEGMENT_HEADER_BYTES:
         raise FormatError(f"segment is cut short at {len(raw)} bytes")
-    magic, version, flags, count, packs, zero, zeroes, begin, checksum = _SEGMENT.unpack_from(raw)
-    if magic != SEGMENT_MAGIC or version != VERSION or flags or zero or zeroes:
+    magic, version, flags, count, packs, zero, owner, begin, checksum = _SEGMENT.unpack_from(raw)
+    if magic != SEGMENT_MAGIC or version != VERSION or flags or zero:
         raise FormatError(f"segment has an unknown header {bytes(raw[:8]).hex()}")
+    if manifest is not None:
+        check_owner(raw, manifest)
     if not 0 < count <= SEGMENT_EXTENTS_MAX or not 0 < packs <= count:
         raise FormatError(f"segment claims {count} extents in {packs} packs")
     if len(raw) != SEGMENT_HEADER_BYTES + count * _EXTENT_BYTES + packs * PACK_ID_BYTES:
@@ -196,6 +228,7 @@ def decode_segment(raw: bytes | memoryview, *, verify: bool = True) -> Segment:
     pack_ids = [bytes(columns[i : i + PACK_ID_BYTES]) for i in range(at, len(columns), 16)]
     ends, ids, offsets, stored, pack_of = parts
     return Segment(
+        owner,
         begin,
         _native(ends, "Q"),
         ids,
@@ -306,6 +339,7 @@ def decode_record(raw: bytes) -> Record:
 _CHUNK_ROW = struct.Struct("<IIIBBH16s")
 _PACK_ROW = struct.Struct("<QQ")
 _TOTALS = struct.Struct("<qqqqqq")
+TOTALS_BYTES: Final = _TOTALS.size
 _SEGMENT_KEY = struct.Struct(">QQ")
 
 
@@ -339,6 +373,31 @@ def decode_pack_row(row: bytes) -> tuple[int, int]:
     except struct.error as error:
         raise FormatError(f"pack row has {len(row)} bytes") from error
     return created_ns, pack_bytes
+
+
+# ---------------------------------------------------------------- numbers of manifests
+
+# In the order in which they were made, above a random tag: a number is not given out twice, even if
+# what is known of the last one is lost, and a flipped bit in one does not make it another's.
+_TAG_BITS = 24
+MANIFEST_ORDER_MAX: Final = (1 << 40) - 1
+OWNER_MASK: Final = (1 << 32) - 1
+
+
+def manifest_number(order: int, tag: int) -> int:
+    """`tag` is a random number below 2^24; 0 counts as 1, so that no owner is 0."""
+    return order << _TAG_BITS | max(tag, 1)
+
+
+def manifest_order(manifest: int) -> int:
+    """0 for those of earlier versions, which counted from 1 and had no tag."""
+    return manifest >> _TAG_BITS
+
+
+def manifest_slot(manifest: int) -> int:
+    """A small number for each manifest, as far as they were given out in their order."""
+    order = manifest_order(manifest)
+    return order + (1 << _TAG_BITS) if order else manifest
 
 
 def segment_key(manifest: int, end: int) -> bytes:

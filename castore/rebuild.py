@@ -257,7 +257,7 @@ class Rebuild:
             move = begin in bad and chunk_id in found
             self._report.extents_moved += move
             builder.append(end, chunk_id, *(found[chunk_id] if move else location))
-        return builder.encode()
+        return builder.encode(segment.owner)
 
     # ------------------------------------------------------------ sums
 

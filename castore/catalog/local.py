@@ -31,12 +31,12 @@ from itertools import islice, takewhile
 from castore.catalog import Cover
 from castore.catalog.changes import NameChanges
 from castore.catalog.meta import (
-    CHANGE_SEQ,
     GC_SEQ,
     MARKING,
-    NEXT_MANIFEST,
     STORE_ID,
-    next_number,
+    is_flipped,
+    next_change,
+    next_manifest,
     read_number,
     read_totals,
     write_totals,
@@ -48,6 +48,7 @@ from castore.format_index import (
     Record,
     Segment,
     Totals,
+    check_owner,
     decode_chunk_row,
     decode_pack_row,
     decode_record,
@@ -55,6 +56,7 @@ from castore.format_index import (
     encode_chunk_row,
     encode_pack_row,
     manifest_of,
+    owned,
     segment_key,
 )
 from castore.index import Index, LmdbError, Snapshot, Txn
@@ -273,15 +275,15 @@ class LocalCatalog:
             self._restore_rows(txn, batch, totals)
         for chunk_id, chunk in batch.chunks.items():
             self._put_chunk(txn, chunk_id, chunk, totals)
-        numbers = {}
+        numbers: dict[Draft, int] = {}
         for draft in batch.drafts:
             if draft.staged and txn.get(segment_key(draft.manifest, 0), db=index.pending) is None:
                 # Somebody removed the owner's file, and a collector took us for dead.
                 raise StoreIOError("what a put had stored so far was collected: repeat the put")
-            number = draft.manifest or next_number(index, txn, NEXT_MANIFEST)
+            number = draft.manifest or next_manifest(index, txn)
             numbers[draft] = number
             for end, raw in draft.segments:
-                txn.put(segment_key(number, end), raw, db=index.segments)
+                txn.put(segment_key(number, end), owned(raw, number), db=index.segments)
             key = segment_key(number, 0)
             if pending_owner is not None:
                 if draft.segments:
@@ -314,8 +316,7 @@ class LocalCatalog:
 
     def _log_changes(self, txn: Txn, names: Sequence[bytes]) -> None:
         for name in names:
-            sequence = next_number(self._index, txn, CHANGE_SEQ)
-            txn.put(sequence.to_bytes(8, "big"), name, db=self._index.changes)
+            txn.put(next_change(self._index, txn), name, db=self._index.changes)
 
     # ------------------------------------------------------------ below
 
@@ -333,7 +334,7 @@ class LocalCatalog:
             ):
                 raise IndexCorrupt(f"the index has no segment for byte {at} of an object")
             raw = cursor.value()
-            segment = decode_segment(bytes(raw) if keep else raw, verify=keep)
+            segment = decode_segment(bytes(raw) if keep else raw, manifest=manifest, verify=keep)
         if not segment.begin <= at < segment.end:
             raise FormatError(f"segment [{segment.begin}, {segment.end}) is not where it says")
         if not keep:
@@ -355,6 +356,7 @@ class LocalCatalog:
                 for key, raw in cursor:
                     if manifest_of(key) != manifest:
                         return
+                    check_owner(raw, manifest)
                     yield bytes(raw)
 
     def _remember(self, name: bytes, raw: bytes) -> _Hot:
@@ -380,7 +382,8 @@ class LocalCatalog:
             with index.write() as txn:
                 txn.put(STORE_ID, store_id, db=index.meta, overwrite=False)
                 found = txn.get(STORE_ID, db=index.meta)
-        if found not in (None, store_id):
+        # A flipped bit is for a check to find and a repair to put right: both open the store.
+        if found not in (None, store_id) and not is_flipped(found, store_id):
             raise IndexCorrupt(f"the index {index.path} belongs to another store")
 
 

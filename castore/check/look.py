@@ -10,6 +10,7 @@ from itertools import groupby
 
 import xxhash
 
+from castore.catalog.meta import GC_SEQ, TOTALS, meta_faults
 from castore.check.config import config_fault
 from castore.check.data import check_data
 from castore.check.findings import Findings
@@ -80,7 +81,7 @@ class LocalCheck:
         index = self._index
         self._check_config()
         with index.read() as txn:
-            self._gc_seq = _meta(index, txn, b"gc_seq")
+            self._gc_seq = _meta(index, txn, GC_SEQ)
             self._check_meta(txn)
             self._read_pack_rows(txn)
             self._read_packs()
@@ -89,8 +90,8 @@ class LocalCheck:
             self._check_chunk_rows(txn, seen)
             self._check_packs(seen)
             self._look_for_orphans(txn, seen)
-            counted = _meta(index, txn, b"totals")
-        if (Totals.decode(counted) if counted else Totals()) != seen.sums:
+            counted = _meta(index, txn, TOTALS)
+        if (counted or Totals().encode()) != seen.sums.encode():
             what = "the running totals are not what the names and chunks add up to"
             self._add("totals", "corrupt", what)
         self.totals |= {"names": seen.names, "packs": len(self.readings)}
@@ -99,7 +100,7 @@ class LocalCheck:
     def undisturbed(self) -> bool:
         """Whether no collector removed or moved anything since this look began."""
         with self._index.read() as txn:
-            return _meta(self._index, txn, b"gc_seq") == self._gc_seq
+            return _meta(self._index, txn, GC_SEQ) == self._gc_seq
 
     # ------------------------------------------------------------ config and meta
 
@@ -112,8 +113,10 @@ class LocalCheck:
             self._add("config", "corrupt", f"{path} {fault}")
 
     def _check_meta(self, txn: Snapshot) -> None:
-        if _meta(self._index, txn, b"store_id") not in (b"", self.config.store_id):
-            self._add("config", "corrupt", "the index belongs to another store than castore.json")
+        found = rows(self._index, txn, self._index.meta)
+        for key, fault in meta_faults(found, self.config.store_id):
+            what = f"the row {key.decode(errors='backslashreplace')!r} of the index {fault}"
+            self._add("meta", "corrupt", what)
 
     # ------------------------------------------------------------ packs
 

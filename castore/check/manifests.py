@@ -17,7 +17,7 @@ def all_segments(index: Index) -> Iterator[tuple[bytes, Segment]]:
     for page in pages(index, index.segments):
         for key, raw in page:
             with contextlib.suppress(FormatError):
-                yield key, decode_segment(raw)
+                yield key, decode_segment(raw, manifest=manifest_of(key))
 
 
 def segments_of(index: Index, txn: Snapshot | Txn, manifest: int) -> Iterator[tuple[bytes, bytes]]:
@@ -50,10 +50,10 @@ def pending_manifests(
     }
 
 
-def decodes(raw: bytes) -> bool:
-    """Whether it is a whole segment."""
+def decodes(raw: bytes, manifest: int) -> bool:
+    """Whether it is a whole segment, and of this manifest."""
     try:
-        decode_segment(raw)
+        decode_segment(raw, manifest=manifest)
     except FormatError:
         return False
     return True

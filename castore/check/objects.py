@@ -44,7 +44,7 @@ def manifest_faults(
     whole = True
     for raw in raw_segments:
         try:
-            segment = decode_segment(raw)
+            segment = decode_segment(raw, manifest=record.manifest)
             if segment.begin != end:
                 yield Faulty(f"a segment begins at byte {segment.begin}, not {end}")
                 whole = False

@@ -10,6 +10,7 @@ COUNTED = {
     "chunk row": "lead {} rows of chunks to their frames, or drop those that have none: what they "
     "are of is stored anew by the next put of it",
     "pack row": "write the rows of {} packs anew",
+    "meta": "put right, or drop, {} rows of the index that say what can't be",
     "totals": "count the totals anew",
     "gc state": "put a flipped bit right in what collectors announce; if their list of condemned "
     "packs is lost, condemn all packs that no name has",

@@ -56,13 +56,14 @@ class LocalRepair:
         self._frames = PackRepair(
             root, config, index, packs, self._locks, self._placement, self._done
         )
-        self._rows = RowRepair(root, index, self._frames, self._done)
+        self._rows = RowRepair(root, config.store_id, index, self._frames, self._done)
         self._objects = ObjectRepair(
             root, config, index, catalog, session, self._frames, self._done
         )
 
     def run(self, report: CheckReport) -> list[str]:
         frames, objects = self._frames, self._objects
+        self._rows.mend_meta()
         self._rows.mend_bits(report)
         frames.read(report)
         try:

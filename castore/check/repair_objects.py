@@ -96,14 +96,16 @@ class ObjectRepair:
         builder = SegmentBuilder(segment.begin)
         for extent, new in zip(extents, moves, strict=True):
             builder.append(extent.end, extent.chunk_id, *(new or extent.location))
-        return builder.encode()
+        return builder.encode(segment.owner)
 
     def _rewrite(self, keys: list[bytes]) -> int:
         index, count = self._index, 0
         with index.write() as txn:
             for key in keys:
                 raw = txn.get(key, db=index.segments)
-                new = None if raw is None or not decodes(raw) else self.moved(decode_segment(raw))
+                if raw is None or not decodes(raw, manifest_of(key)):
+                    continue
+                new = self.moved(decode_segment(raw))
                 if new is not None:
                     txn.put(key, new, db=index.segments)
                     count += 1
@@ -140,7 +142,12 @@ class ObjectRepair:
     def _is_readable(self, record: Record) -> bool:
         with self._index.read() as txn:
             raws = [raw for _, raw in segments_of(self._index, txn, record.manifest)]
-        packs = {pack_id for raw in raws if decodes(raw) for pack_id in decode_segment(raw).packs}
+        packs = {
+            pack_id
+            for raw in raws
+            if decodes(raw, record.manifest)
+            for pack_id in decode_segment(raw).packs
+        }
         if packs - self._packs.readings.keys():
             self._packs.read_new()  # of an object that was put since
         return not any(manifest_faults(record, raws, self._packs.readings, self._config.seed))
@@ -235,7 +242,7 @@ class ObjectRepair:
         etag = xxhash.xxh3_128(seed=self._config.seed)
         end = stored_bytes = chunks = 0
         for raw in segments:
-            if not decodes(raw) or (segment := decode_segment(raw)).begin != end:
+            if not decodes(raw, manifest) or (segment := decode_segment(raw)).begin != end:
                 return None
             for extent in segment:
                 if self._packs.is_astray(extent):

@@ -6,8 +6,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 
-from castore.catalog.meta import GC_SEQ, TOTALS, next_number, read_totals, write_totals
+from castore.catalog.meta import (
+    GC_SEQ,
+    STORE_ID,
+    TOTALS,
+    is_flipped,
+    meta_faults,
+    next_number,
+    read_totals,
+    write_totals,
+)
 from castore.check.manifests import decodes, segments_of
 from castore.check.mending import mended
 from castore.check.objects import extent_fault
@@ -23,6 +33,7 @@ from castore.format_index import (
     decode_segment,
     encode_chunk_row,
     encode_pack_row,
+    manifest_of,
 )
 from castore.index import Index, Table, Txn
 from castore.index_walk import pages
@@ -32,8 +43,11 @@ ROWS_MAX = 4096  # of chunks, changed in one transaction
 
 
 class RowRepair:
-    def __init__(self, root: str, index: Index, packs: PackRepair, done: list[str]) -> None:
+    def __init__(
+        self, root: str, store_id: bytes, index: Index, packs: PackRepair, done: list[str]
+    ) -> None:
         self._root = root
+        self._store_id = store_id
         self._index = index
         self._packs = packs
         self._done = done
@@ -49,7 +63,8 @@ class RowRepair:
             key = name.encode(errors="surrogateescape")
             self._mend(self._index.names, key, decode_record, f"the record of {name!r}")
             for segment in self._damaged_segments(key):
-                self._mend(self._index.segments, segment, decode_segment, f"a segment of {name!r}")
+                decode = partial(decode_segment, manifest=manifest_of(segment))
+                self._mend(self._index.segments, segment, decode, f"a segment of {name!r}")
 
     def _damaged_segments(self, name: bytes) -> list[bytes]:
         index = self._index
@@ -62,7 +77,9 @@ class RowRepair:
             except (FormatError, UnsupportedFormat):
                 return []
             return [
-                key for key, value in segments_of(index, txn, record.manifest) if not decodes(value)
+                key
+                for key, value in segments_of(index, txn, record.manifest)
+                if not decodes(value, record.manifest)
             ]
 
     def _mend(self, table: Table, key: bytes, decode: Callable[[bytes], object], what: str) -> None:
@@ -81,6 +98,28 @@ class RowRepair:
                 return
             txn.put(key, right, db=table)
         self._done.append(f"{what} had one bit flipped: it is put right")
+
+    # ------------------------------------------------------------ meta
+
+    def mend_meta(self) -> None:
+        """While no collector runs: a repair has its lock."""
+        index = self._index
+        with index.write() as txn:
+            rows = [(bytes(key), bytes(value)) for key, value in txn.cursor(db=index.meta)]
+            for key, fault in meta_faults(rows, self._store_id):
+                if key == STORE_ID:
+                    found = txn.get(STORE_ID, db=index.meta)
+                    if found is None or not is_flipped(found, self._store_id):
+                        continue
+                    txn.put(STORE_ID, self._store_id, db=index.meta)
+                elif key == GC_SEQ:
+                    next_number(index, txn, GC_SEQ)
+                elif key == TOTALS:
+                    write_totals(index, txn, Totals())  # they are counted at the end
+                else:
+                    txn.delete(key, db=index.meta)
+                shown = key.decode(errors="backslashreplace")
+                self._done.append(f"the row {shown!r} of the index {fault}: it is put right")
 
     # ------------------------------------------------------------ chunks
 

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from castore.catalog.meta import (
-    CHANGE_SEQ,
     GC_SEQ,
     MARKING,
-    NEXT_MANIFEST,
+    MARKING_VALUE,
+    last_manifest,
     next_number,
-    read_number,
 )
 from castore.errors import FormatError
 from castore.format_index import (
@@ -33,7 +32,7 @@ from castore.format_index import (
     segment_key,
     segment_place,
 )
-from castore.gc.marks import Marks
+from castore.gc.marks import Manifests, Marks
 from castore.index import Index, Snapshot, Txn
 from castore.packs.locks import PackLocks
 
@@ -54,7 +53,7 @@ class Marker:
         self._index = index
         self._locks = locks
         self._advance = advance
-        self._named = bytearray()  # a bit for each manifest number
+        self._named = Manifests()
         self._pending: dict[int, int] = {}  # manifest of a live writer -> marked up to this end
         self._change_seq = 0
         self._manifest_last = 0
@@ -67,8 +66,7 @@ class Marker:
         index = self._index
         with index.write() as txn:
             txn.drop(index.changes, delete=False)
-            txn.put(MARKING, b"\1", db=index.meta)
-            self._change_seq = read_number(index, txn, CHANGE_SEQ)
+            txn.put(MARKING, MARKING_VALUE, db=index.meta)
 
     def end(self) -> None:
         index = self._index
@@ -92,7 +90,7 @@ class Marker:
         be read: then nothing can be said to be garbage."""
         index = self._index
         with index.read() as txn:
-            self._manifest_last = read_number(index, txn, NEXT_MANIFEST)
+            self._manifest_last = last_manifest(index, txn)
             self._mark_pending(txn)
         self._read_names()
         for batch in self.live_segments(note_dead=True):
@@ -105,10 +103,7 @@ class Marker:
         self.marks.settle()
 
     def is_alive(self, manifest: int) -> bool:
-        at, bit = divmod(manifest, 8)
-        return manifest in self._pending or (
-            at < len(self._named) and bool(self._named[at] >> bit & 1)
-        )
+        return manifest in self._pending or manifest in self._named
 
     def live_segments(self, *, note_dead: bool = False) -> Iterator[list[tuple[bytes, bytes]]]:
         """The segments of all manifests that are marked, as (key, raw), some at a time."""
@@ -142,9 +137,9 @@ class Marker:
         for sequence, name in rows:
             raw = txn.get(name, db=index.names)
             manifest = 0 if raw is None else self._record(name, raw).manifest
-            if manifest and not self._is_named(manifest):
+            if manifest and manifest not in self._named:
                 self._mark_manifest(txn, manifest, 0)
-                self._name(manifest)
+                self._named.add(manifest)
             self._change_seq = int.from_bytes(sequence, "big")
         self._mark_pending(txn)
         return len(rows)
@@ -171,13 +166,13 @@ class Marker:
                     manifest = self._record(after, raw).manifest
                     self.objects += 1
                     if manifest:
-                        self._name(manifest)
+                        self._named.add(manifest)
 
     def _mark_pending(self, txn: Snapshot | Txn) -> None:
         with txn.cursor(db=self._index.pending) as cursor:
             rows = [(manifest_of(bytes(key)), bytes(owner)) for key, owner in cursor]
         for manifest, owner in rows:
-            if not self._is_named(manifest) and self._locks.is_held(owner):
+            if manifest not in self._named and self._locks.is_held(owner):
                 marked = self._pending.get(manifest, 0)
                 self._pending[manifest] = self._mark_manifest(txn, manifest, marked)
 
@@ -194,16 +189,6 @@ class Marker:
                 found = cursor.next()
         return end
 
-    def _is_named(self, manifest: int) -> bool:
-        at, bit = divmod(manifest, 8)
-        return at < len(self._named) and bool(self._named[at] >> bit & 1)
-
-    def _name(self, manifest: int) -> None:
-        at, bit = divmod(manifest, 8)
-        if at >= len(self._named):
-            self._named.extend(bytes(at + 1024 - len(self._named)))
-        self._named[at] |= 1 << bit
-
     def _record(self, name: bytes, raw: bytes) -> Record:
         try:
             return decode_record(raw)
@@ -216,7 +201,7 @@ class Marker:
 
 def _decode(key: bytes, raw: bytes) -> Segment:
     try:
-        return decode_segment(raw)
+        return decode_segment(raw, manifest=manifest_of(key))
     except FormatError as error:
         raise FormatError(
             f"a segment of manifest {manifest_of(key)}: {error}. Nothing is collected while it "

@@ -7,10 +7,28 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Set
 
-from castore.format_index import Segment
+from castore.format_index import Segment, manifest_slot
 from castore.model import Location
 
+PAGE_BYTES = 1024
 GROWTH_MIN = 1 << 16  # offsets; below, repeats are not worth looking for
+
+
+class Manifests:
+    """A set of manifests: a bit for each number that was given out, in pages, since a damaged one
+    may be anywhere."""
+
+    def __init__(self) -> None:
+        self._pages: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(PAGE_BYTES))
+
+    def add(self, manifest: int) -> None:
+        at, bit = divmod(manifest_slot(manifest), 8)
+        self._pages[at // PAGE_BYTES][at % PAGE_BYTES] |= 1 << bit
+
+    def __contains__(self, manifest: int) -> bool:
+        at, bit = divmod(manifest_slot(manifest), 8)
+        page = self._pages.get(at // PAGE_BYTES)
+        return page is not None and bool(page[at % PAGE_BYTES] >> bit & 1)
 
 
 class Marks:

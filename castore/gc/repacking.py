@@ -289,7 +289,7 @@ class Repacker:
             if moved is not None and moved[0] == chunk_id:
                 location = moved[1]
             builder.append(end, chunk_id, *location)
-        return builder.encode()
+        return builder.encode(segment.owner)
 
 
 _END = 1 << 32  # behind every offset

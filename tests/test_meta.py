@@ -1,0 +1,178 @@
+"""Whatever a row of the index says, no object takes another's place."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from stores import change_rows, contents, fill, read, rows, small
+
+import castore
+from castore.catalog import meta
+from castore.check import CheckReport
+from castore.errors import FormatError, IndexCorrupt
+from castore.format_index import (
+    decode_record,
+    manifest_number,
+    manifest_of,
+    manifest_order,
+    segment_key,
+    segment_place,
+)
+from castore.gc.marks import Manifests
+
+pytestmark = pytest.mark.usefixtures("quick_check")
+VALUES = contents()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with small(tmp_path / "store") as store:
+        fill(store, VALUES)
+        store.puts("gone", bytes(30_000))
+        store.delete("gone")
+        store.gc()
+    return tmp_path / "store"
+
+
+def check(folder: Path) -> CheckReport:
+    return castore.check_store(folder, read_data=True)
+
+
+def go_on(folder: Path) -> None:
+    """Puts and a collection; then everything is what it was, and whole."""
+    more = {f"more/{name}": value for name, value in contents(9, 5).items()}
+    again = {f"again/{name}": value for name, value in more.items()}
+    with castore.open(folder) as store:
+        fill(store, more)
+        store.gc()
+        fill(store, again)
+        assert read(store) == VALUES | more | again
+        store.gc()
+
+
+def flipped(raw: bytes, bit: int) -> bytes:
+    return (int.from_bytes(raw, "little") ^ 1 << bit).to_bytes(len(raw), "little")
+
+
+@pytest.mark.parametrize("row", [b"store_id", b"totals", b"gc_seq", b"next_manifest"])
+def test_a_flipped_bit_of_any_row_takes_nothing_with_it(folder: Path, row: bytes) -> None:
+    whole = rows(folder)[b"meta"][row]
+    for bit in random.Random(1).sample(range(8 * len(whole)), 6):
+        change_rows(folder, b"meta", {row: flipped(whole, bit)})
+        assert check(folder).exit_code == 13
+        mended = castore.check_store(folder, repair=True)
+        assert mended.problems == []
+        assert mended.repaired
+    go_on(folder)
+    assert check(folder).problems == []
+
+
+@pytest.mark.parametrize("last", [0, 1, 8, 1 << 30, 1 << 54, (1 << 64) - 1])
+def test_the_counter_of_manifests_is_not_relied_on(folder: Path, last: int) -> None:
+    """Numbers that were in use were given out again, and names had other objects' bytes."""
+    for value in (last.to_bytes(8, "little"), meta.encode_number(last)):
+        change_rows(folder, b"meta", {b"next_manifest": value})
+        go_on(folder)
+    assert check(folder).problems == []
+
+
+@pytest.mark.parametrize(
+    ("row", "value"),
+    [
+        (b"gc_seq", b"short"),
+        (b"gc_seq", bytes(9)),
+        (b"totals", bytes(47)),
+        (b"marking", b"\0"),
+        (b"next_manifest", b""),
+        (b"uotals", bytes(48)),
+    ],
+)
+def test_rows_that_can_not_be_are_told_of_and_put_right(
+    folder: Path, row: bytes, value: bytes
+) -> None:
+    change_rows(folder, b"meta", {row: value})
+    [problem] = [p for p in check(folder).problems if p.kind != "totals"]
+    assert (problem.kind, problem.severity) == ("meta", "corrupt")
+    assert row.decode() in problem.what
+    assert castore.check_store(folder, repair=True).problems == []
+    go_on(folder)
+    assert check(folder).problems == []
+
+
+def test_an_index_of_another_store_is_no_flipped_bit(folder: Path) -> None:
+    change_rows(folder, b"meta", {b"store_id": bytes(16)})
+    assert check(folder).exit_code == 13
+    with pytest.raises(IndexCorrupt, match="another store"):
+        castore.check_store(folder, repair=True)
+    assert rows(folder)[b"meta"][b"store_id"] == bytes(16)
+
+
+# ---- whose a segment is -------------------------------------------------------------------------
+
+
+def exchange_segments(folder: Path, one: str, other: str) -> None:
+    names, segments = rows(folder)[b"names"], rows(folder)[b"segments"]
+    keys = [
+        next(key for key in segments if manifest_of(key) == decode_record(names[n]).manifest)
+        for n in (one.encode(), other.encode())
+    ]
+    change_rows(folder, b"segments", {keys[0]: segments[keys[1]], keys[1]: segments[keys[0]]})
+
+
+def test_a_segment_of_another_object_is_not_read(folder: Path) -> None:
+    exchange_segments(folder, "n/03", "n/05")
+    with castore.open(folder) as store:
+        with pytest.raises(FormatError, match="another manifest"):
+            store.gets("n/03")
+        with pytest.raises(FormatError, match="another manifest"):
+            store.gets("n/05", byte_range=(10, 20))
+        with pytest.raises(FormatError, match="another manifest"), store.open("n/05") as file:
+            file.read()
+        with pytest.raises(FormatError, match="another manifest"):
+            store.gc()
+        assert read(store).keys() == VALUES.keys() - {"n/03", "n/05"}
+    assert set(check(folder).damaged_names) == {"n/03", "n/05"}
+
+
+@pytest.mark.parametrize("bit", range(0, 64, 7))
+def test_a_flipped_bit_of_a_segments_key_is_nobody_elses_object(folder: Path, bit: int) -> None:
+    """Nor does a number that may be anywhere cost a collection any memory."""
+    found = rows(folder)[b"segments"]
+    key = sorted(found)[4]
+    manifest, end = segment_place(key)
+    change_rows(folder, b"segments", {key: None, segment_key(manifest ^ 1 << bit, end): found[key]})
+    assert check(folder).exit_code == 13
+    with castore.open(folder) as store:
+        kept = read(store)
+        assert len(kept) == len(VALUES) - 1
+        assert all(VALUES[name] == value for name, value in kept.items())
+        fill(store, {f"new/{name}": value for name, value in VALUES.items()})
+        assert {name: store.gets(f"new/{name}") for name in VALUES} == VALUES
+
+
+# ---- numbers ------------------------------------------------------------------------------------
+
+
+def test_a_number_comes_after_all_that_are_in_use(folder: Path) -> None:
+    numbers = {manifest_of(key) for key in rows(folder)[b"segments"]}
+    orders = [manifest_order(number) for number in sorted(numbers)]
+    assert orders == [*range(1, len(orders) + 1)]
+    assert all(number & 0xFFFFFF for number in numbers)
+    assert len({number & 0xFFFFFF for number in numbers}) > len(numbers) / 2
+    with small(folder) as store:
+        store.puts("next", bytes(30_000))
+    [last] = {manifest_of(key) for key in rows(folder)[b"segments"]} - numbers
+    # One had been collected: its order is not given out again.
+    assert manifest_order(last) == len(orders) + 2
+
+
+def test_a_set_of_manifests() -> None:
+    found = Manifests()
+    members = [1, 2, 40, manifest_number(1, 99), manifest_number(9000, 1), (1 << 63) + 5]
+    for manifest in members:
+        found.add(manifest)
+    assert all(manifest in found for manifest in members)
+    others = [3, 41, manifest_number(2, 99), manifest_number(8999, 1), 1 << 62]
+    assert not any(manifest in found for manifest in others)
