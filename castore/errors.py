@@ -44,6 +44,12 @@ class NameExists(CastoreError, FileExistsError):
         return type(self), (self.name,)
 
 
+class UnpublishedResourceWarning(ResourceWarning):
+    """What was written to a file is not kept: the file was dropped unclosed, or closed while an
+    exception was being handled. Shown by default, unlike other ResourceWarnings: it tells of a
+    loss."""
+
+
 class InvalidName(CastoreError, ValueError):
     """The name is empty, too long, or has a NUL, a leading `/`, or a `.` or `..` component."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -10,10 +11,14 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from castore.errors import CastoreError
+from castore.errors import CastoreError, UnpublishedResourceWarning
 from castore.model import ObjectInfo
 from castore.reader import Pinned, Reader
+from castore.unwinding import Unwinding, leaves_with
 from castore.writer import ObjectWriter
+
+if not sys.warnoptions:  # who set some decides
+    warnings.simplefilter("default", UnpublishedResourceWarning)
 
 BUFFER_BYTES = 64 << 10
 _dropped: deque[Callable[[], None]] = deque()
@@ -97,35 +102,39 @@ class _RawObject(io.RawIOBase):
 
 class ObjectWriterFile(io.RawIOBase):
     """A new object being written: it is published when closed, and not at all if the `with` block
-    raises, on `abort()`, or when it is dropped unclosed."""
+    raises, on `abort()`, or when it is dropped unclosed.
+
+    Nor is it published where something else closes it because of an exception: a text layer or a
+    compressor around it, in whose `with` one was raised, or a `finally`. `castore.unwinding` has
+    how that is known. Where the caller need not know of it, an UnpublishedResourceWarning says so.
+    """
 
     def __init__(
         self,
+        name: str,
         writer: ObjectWriter,
         publish: Callable[[ObjectWriter], ObjectInfo],
         discard: Callable[[ObjectWriter], None],
     ) -> None:
+        self.name = name
+        self.mode = "wb"
+        self.info: ObjectInfo | None = None  # once it is closed
         self._writer: ObjectWriter | None = writer
         self._publish = publish
         self._discard = discard
+        self._unwinding: Unwinding | None = Unwinding()
+        self._lost = False
         self._at = 0
-        self.info: ObjectInfo | None = None  # once it is closed
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any, /) -> int:
-        if self._writer is None:
-            raise ValueError("I/O operation on closed file")
         if isinstance(data, str):
             raise TypeError("a bytes-like object is required, not 'str'")
         with memoryview(data) as view:
-            try:
-                self._writer.write(view)
-            except BaseException:
-                # Some of the data may be taken: what would be published has a hole in it.
-                self.abort()
-                raise
+            if not self._lost:  # a layer that is dropped writes what it still has
+                self._take(view)
             self._at += view.nbytes
             return view.nbytes
 
@@ -133,20 +142,53 @@ class ObjectWriterFile(io.RawIOBase):
         return self._at
 
     def close(self) -> None:
-        """Publish the object. Raises what `put` does."""
+        """Publish the object, unless an exception is being handled that was raised after it was
+        opened. Raises what `put` does."""
         writer, self._writer = self._writer, None
+        unwinding, self._unwinding = self._unwinding, None
         try:
-            if writer is not None:
+            if writer is None or unwinding is None:
+                return
+            error = unwinding.raised()
+            if error is None:
                 self.info = self._publish(writer)
+                return
+            self._discard(writer)
+            if not leaves_with(error):
+                self._warn(
+                    f"it was closed while {type(error).__name__} was being handled. To keep what "
+                    "was written until then, close it outside of the except or finally",
+                    stacklevel=3,
+                )
         finally:
             super().close()
 
     def abort(self) -> None:
         """Close it and publish nothing."""
         writer, self._writer = self._writer, None
+        self._unwinding = None
         if writer is not None:
             self._discard(writer)
         super().close()
+
+    def lose(self) -> None:
+        """What follows is no longer taken, nor what was written kept: a layer around it, which
+        will still write and close, failed."""
+        writer, self._writer = self._writer, None
+        self._unwinding = None
+        self._lost = True
+        if writer is not None:
+            _dropped.append(partial(self._discard, writer))
+
+    def _take(self, view: memoryview) -> None:
+        if self._writer is None:
+            raise ValueError("I/O operation on closed file")
+        try:
+            self._writer.write(view)
+        except BaseException:
+            # Some of the data may be taken: what would be published has a hole in it.
+            self.abort()
+            raise
 
     def __exit__(
         self,
@@ -161,8 +203,17 @@ class ObjectWriterFile(io.RawIOBase):
 
     def __del__(self) -> None:
         # RawIOBase would close, which publishes; but nobody said that the object is whole.
-        writer = getattr(self, "_writer", None)
-        if writer is not None:
-            self._writer = None
-            _dropped.append(partial(self._discard, writer))
+        if getattr(self, "_writer", None) is not None:
+            self._dealloc_warn(self)
             super().close()
+
+    def _dealloc_warn(self, dropped: object, /) -> None:
+        """What Python's own layers (TextIOWrapper, BufferedWriter) call below them when they were
+        dropped unclosed, and are about to close all the same."""
+        if self._writer is not None:
+            self.lose()
+            self._warn("its file was dropped unclosed. Close it, or use `with`", stacklevel=3)
+
+    def _warn(self, why: str, *, stacklevel: int) -> None:
+        message = f"{self.name!r} is not published: {why}"
+        warnings.warn(message, UnpublishedResourceWarning, stacklevel + 1, source=self)

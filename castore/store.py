@@ -293,7 +293,7 @@ class Store:
             writer.abandon()
             session.close()
 
-        return ObjectWriterFile(ObjectWriter(session), publish, discard)
+        return ObjectWriterFile(name, ObjectWriter(session), publish, discard)
 
     # ------------------------------------------------------------ names
 

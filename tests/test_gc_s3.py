@@ -18,6 +18,7 @@ from castore.errors import (
     PreconditionsIgnored,
     StateWentBackwards,
     StoreBusy,
+    UnpublishedResourceWarning,
 )
 from castore.format_s3 import (
     GcState,
@@ -143,13 +144,15 @@ def test_what_is_dropped_asks_for_nothing_until_a_store_is_used(world: World) ->
     store.close()
     assert world.server.keys("store/pins/")
     asked = len(actor.steps)
-    del file
+    with pytest.warns(UnpublishedResourceWarning):
+        del file
     assert len(actor.steps) == asked
     world.open("other")
     assert len(actor.steps) > asked
     assert world.server.keys("store/pins/") == []
 
 
+@pytest.mark.filterwarnings("ignore::castore.errors.UnpublishedResourceWarning")
 def test_pins_of_the_dead_expire_after_a_week(world: World) -> None:
     one, dead = world.open("one"), world.open("dead", actor := Actor("dead"))
     writer = dead.open("never", "wb")

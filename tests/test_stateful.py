@@ -30,7 +30,8 @@ from hypothesis.stateful import (
 )
 
 import castore
-from castore.errors import NameExists, NameNotFound, StoreClosed
+from castore.errors import NameExists, NameNotFound, StoreClosed, UnpublishedResourceWarning
+from castore.objectfile import ObjectWriterFile
 
 NAMES = ["a", "a/b", "a/b/c", "a0", "b", "é", "\U0001f600", "x" * 480]
 PREFIXES = ["", "a", "a/", "a/b", "é", "nothing", "x" * 400]
@@ -171,6 +172,7 @@ class StoreAndDict(RuleBasedStateMachine):
         self.folder = tempfile.mkdtemp(prefix="castore-stateful-")
         self.path = os.path.join(self.folder, "store")
         self.model: Model = {}
+        self.written: list[ObjectWriterFile] = []
 
     @initialize(guard=st.sampled_from([None, None, "sha256"]), cache=st.sampled_from([0, 1 << 20]))
     def make(self, guard: str | None, cache: int) -> None:
@@ -181,6 +183,8 @@ class StoreAndDict(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "store"):
             assert self.everything(self.other) == self.model
+            for file in self.written:
+                file.abort()
             self.other.close()
             self.store.close()
             with castore.open(self.path, create=False, read_only=True) as again:
@@ -273,7 +277,9 @@ class StoreAndDict(RuleBasedStateMachine):
             file.write(data)
             if how == "abort":
                 file.abort()
-            del file
+                return
+            with pytest.warns(UnpublishedResourceWarning):
+                del file
 
     # ------------------------------------------------------------ file objects
 
@@ -309,7 +315,9 @@ class StoreAndDict(RuleBasedStateMachine):
             with pytest.raises(NameExists):
                 self.store.open(name, mode)
             return multiple()
-        return self.store.open(name, mode), self.store, name, mode, bytearray()
+        file = self.store.open(name, mode)
+        self.written.append(file)
+        return file, self.store, name, mode, bytearray()
 
     @contextlib.contextmanager
     def closed_with(self, store: castore.Store) -> Iterator[None]:

@@ -39,6 +39,7 @@ from castore.errors import (
     SourceChanged,
     StoreClosed,
     StoreFull,
+    UnpublishedResourceWarning,
 )
 from castore.format import decode_footer, decode_frame_header
 from castore.format_index import decode_chunk_row
@@ -1025,7 +1026,8 @@ def test_a_writer_that_fails_publishes_nothing(store: castore.Store) -> None:
     file.close()
     file = store.open("name", "wb")
     file.write(b"dropped")
-    del file
+    with pytest.warns(UnpublishedResourceWarning, match="'name' is not published: .* dropped"):
+        del file
     file = store.open("name", "wb")
     with pytest.raises(TypeError, match="bytes-like"):
         file.write("text")

@@ -1,0 +1,193 @@
+"""Files being written, and the layers around them: what is published, and what is not."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gc
+import gzip
+import io
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import castore
+from castore.errors import UnpublishedResourceWarning
+from castore.objectfile import ObjectWriterFile
+
+Layer = Callable[[ObjectWriterFile], Any]
+
+# What closes the file below it in its own `with`, without a word of what was raised.
+CLOSING: dict[str, Layer] = {
+    "text": io.TextIOWrapper,
+    "buffer": io.BufferedWriter,
+    "text on a buffer": lambda file: io.TextIOWrapper(io.BufferedWriter(file)),
+}
+# What leaves the file below it open.
+LEAVING: dict[str, Layer] = {
+    "gzip": lambda file: gzip.GzipFile(fileobj=file, mode="wb"),
+    "bz2": lambda file: bz2.BZ2File(file, "wb"),
+    "text on gzip": lambda file: gzip.open(file, "wt"),  # noqa: SIM115
+    "zip": lambda file: zipfile.ZipFile(file, "w").open("member", "w"),  # noqa: SIM115
+}
+LAYERS = {**CLOSING, **LEAVING}
+
+
+@pytest.fixture(autouse=True)
+def whole(store: castore.Store) -> Iterator[None]:
+    store.puts("x", b"the old, whole version")
+    yield
+    store.gc()
+    assert store.check(read_data=True).clean
+
+
+def half(layer: Any) -> Any:
+    """Something to write to the layer."""
+    return "half" if isinstance(layer, io.TextIOWrapper) else b"half"
+
+
+@pytest.mark.parametrize("layer", CLOSING)
+def test_a_layer_whose_with_raises_publishes_nothing(store: castore.Store, layer: str) -> None:
+    with pytest.raises(KeyError), CLOSING[layer](store.open("x", "wb")) as file:  # noqa: PT012
+        file.write(half(file))
+        raise KeyError
+    assert store.gets("x") == b"the old, whole version"
+    with CLOSING[layer](store.open("x", "wb")) as file:
+        file.write(half(file))
+    assert store.gets("x") == b"half"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_that_is_dropped_warns_and_publishes_nothing(
+    store: castore.Store, layer: str
+) -> None:
+    around = LAYERS[layer](store.open("x", "wb"))
+    around.write(half(around))
+    with pytest.warns(  # noqa: PT031
+        UnpublishedResourceWarning, match="'x' is not published: .*dropped unclosed"
+    ):
+        del around
+        gc.collect()
+    assert store.gets("x") == b"the old, whole version"
+
+
+def test_half_a_file_that_is_dropped_after_its_exception_is_not_published(
+    store: castore.Store,
+) -> None:
+    def write_half() -> None:
+        text = io.TextIOWrapper(store.open("x", "wb"))
+        text.write("half")
+        raise KeyError
+
+    with pytest.warns(UnpublishedResourceWarning), contextlib.suppress(KeyError):
+        write_half()
+    assert store.gets("x") == b"the old, whole version"
+
+
+def test_a_finally_publishes_nothing_and_says_so(store: castore.Store) -> None:
+    file = store.open("x", "wb")
+
+    def fail() -> None:
+        try:
+            file.write(b"half")
+            raise KeyError
+        finally:
+            file.close()
+
+    with (
+        pytest.warns(UnpublishedResourceWarning, match="while KeyError was being handled"),
+        pytest.raises(KeyError),
+    ):
+        fail()
+    assert file.closed
+    assert store.gets("x") == b"the old, whole version"
+
+
+def test_what_is_handled_already_does_not_keep_a_file_from_being_published(
+    store: castore.Store,
+) -> None:
+    try:
+        raise KeyError
+    except KeyError:
+        with io.TextIOWrapper(store.open("report", "wb")) as text:
+            text.write("a KeyError")
+        with contextlib.suppress(ValueError):
+            later = store.open("later", "wb")
+            raise ValueError from None
+        later.close()
+        open_still = store.open("open still", "wb")
+    open_still.close()
+    assert store.gets("report") == b"a KeyError"
+    assert list(store.names()) == ["later", "open still", "report", "x"]
+
+
+def test_what_a_with_does_while_it_is_left_is_published(store: castore.Store) -> None:
+    class Reporting:
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            with io.TextIOWrapper(store.open("report", "wb")) as text:
+                text.write("it failed")
+
+    with pytest.raises(KeyError), Reporting():
+        raise KeyError
+    assert store.gets("report") == b"it failed"
+
+
+def test_what_is_raised_again_inside_a_with_publishes_nothing(store: castore.Store) -> None:
+    def fail() -> None:
+        try:
+            raise KeyError
+        except KeyError:
+            with io.TextIOWrapper(store.open("x", "wb")) as text:
+                text.write("half")
+                raise
+
+    with pytest.raises(KeyError):
+        fail()
+    assert store.gets("x") == b"the old, whole version"
+
+
+def test_an_exit_stack_that_unwinds_publishes_nothing(store: castore.Store) -> None:
+    def fail() -> None:
+        with contextlib.ExitStack() as stack:
+            text = io.TextIOWrapper(store.open("x", "wb"))
+            stack.callback(text.close)
+            text.write("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert store.gets("x") == b"the old, whole version"
+
+
+def test_archives_are_written_to_a_file(store: castore.Store, tmp_path: Path) -> None:
+    (tmp_path / "member").write_bytes(b"1" * 10_000)
+    for mode in ("w|", "w|gz"):
+        with store.open("x", "wb") as file, tarfile.open(fileobj=file, mode=mode) as tar:
+            tar.add(tmp_path / "member", "member")
+        with store.open("x") as read, tarfile.open(fileobj=read) as tar:
+            assert tar.getnames() == ["member"]
+    with store.open("x", "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("member", b"1")
+    with store.open("x") as read:
+        assert zipfile.ZipFile(read).read("member") == b"1"
+
+
+def test_a_drop_is_said_without_being_asked_for(store: castore.Store) -> None:
+    code = (
+        "import pickle, sys, castore; "
+        "pickle.dump([1], castore.open(sys.argv[1]).open('lost', 'wb'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, store.path], capture_output=True, text=True, check=True
+    )
+    assert "UnpublishedResourceWarning: 'lost' is not published" in done.stderr
+    assert not store.exists("lost")
