@@ -40,8 +40,10 @@ from castore.format import (
     decode_config,
     encode_backup_trailer,
 )
+from castore.index import Index
 from castore.model import Progress
 from castore.rebuild import RebuildReport, replace_index
+from castore.transplant import Transplanted, transplant
 
 BLOCK_BYTES = 1 << 20
 
@@ -141,8 +143,11 @@ def restore(
             if not force:
                 _refuse_intact(root)
 
-            def take_rows(draft: str) -> None:
-                _copy_index(fd, trailer, source, os.path.join(draft, "data.mdb"))
+            def take_rows(index: Index) -> Transplanted:
+                taken = transplant(fd, source, index, trailer.index_bytes)
+                if taken.lost_names or taken.lost_segments:
+                    raise FormatError(f"{source}: the backup is damaged: take another")
+                return taken
 
             report = replace_index(root, config, take_rows, progress)
             _put_config(root, raw_config)
@@ -191,19 +196,6 @@ def _refuse_intact(root: str) -> None:
             f"the index of {root} is whole, with {looked['names']} names: to replace it all the "
             "same, insist (--force)"
         )
-
-
-def _copy_index(fd: int, trailer: BackupTrailer, source: str, target: str) -> None:
-    copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        at = 0
-        for block in _blocks(fd, trailer.index_bytes):
-            at = write_all(copy, [block], at)
-        if at != trailer.index_bytes:
-            raise FormatError(f"{source} was cut short while it was read")
-        os.fsync(copy)
-    finally:
-        os.close(copy)
 
 
 def _put_config(root: str, raw: bytes) -> None:

@@ -36,12 +36,14 @@ from castore.errors import (
 )
 from castore.fileio import make_durable_folder, sync_folder
 from castore.forks import ForkLock, Rank
+from castore.index_pages import check_length
 
 MAP_BYTES = 1 << 40
 MAP_BYTES_LEAST = 1 << 28
 READERS_MAX = 1024
 DISK_FULL_BYTES = 4 << 20
 NEW_INDEX_BYTES = 512 << 10
+LOCK_FILE_BYTES = 65_664  # what LMDB takes for READERS_MAX readers
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
 CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"references", b"meta")
 
@@ -64,6 +66,10 @@ class Snapshot:
 
     def cursor(self, *, db: Table) -> Any:
         return self._txn.cursor(db)
+
+    def id(self) -> int:
+        """The number of the transaction whose state it shows."""
+        return int(self._txn.id())
 
     def stat(self, db: Table) -> dict[str, int]:
         counts: dict[str, int] = self._txn.stat(db)
@@ -210,8 +216,11 @@ class Index:
         self.writable = os.access(self.path, os.W_OK)
         is_new = not os.path.exists(os.path.join(self.path, "data.mdb"))
         if is_new and _free_bytes(self.path) < NEW_INDEX_BYTES:
-            # LMDB writes its lock file through a map: where there is no room, that is a SIGBUS.
-            raise StoreFull(f"no space left for the index {self.path}: free some and repeat")
+            raise _full(self.path)
+        if self.writable:
+            _allocate_lock_file(self.path)
+        if not is_new:
+            check_length(self.path)
         while True:
             try:
                 env = lmdb.open(
@@ -363,7 +372,7 @@ def typed(error: Exception, path: str) -> CastoreError:
         with contextlib.suppress(OSError):
             full = _free_bytes(path) < DISK_FULL_BYTES
     if full:
-        return StoreFull(f"no space left for the index {path}: free some and repeat")
+        return _full(path)
     if isinstance(error, lmdb.MapFullError):
         return StoreFull(f"the index {path} has outgrown its map: raise ulimit -v and reopen")
     if isinstance(
@@ -374,9 +383,17 @@ def typed(error: Exception, path: str) -> CastoreError:
             lmdb.InvalidError,
             lmdb.VersionMismatchError,
             lmdb.PanicError,
+            # What LMDB says of a page that is of another kind than its place in the tree.
+            lmdb.BadTxnError,
+            lmdb.BadDbiError,
+            lmdb.BadValsizeError,
+            lmdb.CursorFullError,
+            lmdb.IncompatibleError,
+            lmdb.PageFullError,
+            lmdb.ProblemError,
         ),
     ):
-        return IndexCorrupt(f"the index {path} is damaged ({error}): restore it from a backup")
+        return damaged(path, str(error))
     if isinstance(error, lmdb.ReadersFullError):
         return StoreLocked(
             errno.EAGAIN, f"more than {READERS_MAX} readers of {path} at once: close some"
@@ -388,6 +405,36 @@ def typed(error: Exception, path: str) -> CastoreError:
             "for LMDB's lock file",
         )
     return StoreIOError(f"the index {path} failed: {error}", code or errno.EIO)
+
+
+def damaged(path: str, reason: str) -> IndexCorrupt:
+    """The error for an index that is not whole, with the ways out."""
+    return IndexCorrupt(
+        f"the index {path} is damaged ({reason}): make it anew (castore index rebuild), or restore "
+        "it from a backup (castore restore)"
+    )
+
+
+def _full(path: str) -> StoreFull:
+    return StoreFull(f"no space left for the index {path}: free some and repeat")
+
+
+def _allocate_lock_file(path: str) -> None:
+    """Have lock.mdb in full on the disk before LMDB maps it: what it writes through the map to a
+    hole of the file, on a disk that is full, ends the process (SIGBUS). Before this process has the
+    environment open, as to close the file would drop LMDB's lock."""
+    fd = os.open(os.path.join(path, "lock.mdb"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(fd).st_blocks * 512 < LOCK_FILE_BYTES and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, LOCK_FILE_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(path) from error
+        # A file system that can't: it is made as it ever was.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):
+            raise StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO) from error
+    finally:
+        os.close(fd)
 
 
 def _free_bytes(path: str) -> int:

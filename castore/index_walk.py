@@ -5,6 +5,7 @@ The functions that take a Report run in a process of their own (`isolated`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,17 @@ from castore.format_index import (
     decode_segment,
     manifest_of,
 )
-from castore.index import TABLES, Index, LmdbError, Snapshot, Table, open_index, typed
+from castore.index import (
+    TABLES,
+    Index,
+    LmdbError,
+    Snapshot,
+    Table,
+    damaged,
+    open_index,
+    typed,
+)
+from castore.index_pages import IndexPages
 from castore.isolated import Report
 
 PAGE_ROWS_MAX = 4096
@@ -69,6 +80,32 @@ def pages(index: Index, table: Table) -> Iterator[list[tuple[bytes, bytes]]]:
         after = page[-1][0]
 
 
+def check_pages(index: Index) -> None:
+    """Raises IndexCorrupt if a page of the index is damaged, though LMDB may get along with it
+    until something is written."""
+    fd = os.open(os.path.join(index.path, "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while True:
+            with index.read() as txn:  # its pages are not written over while it is there
+                found = IndexPages(fd, index.path)
+                if found.meta.txn_id == txn.id():
+                    fault = found.fault()
+                    break
+    finally:
+        os.close(fd)
+    if fault:
+        raise damaged(index.path, fault)
+
+
+def look_at_pages(report: Report, path: str) -> None:
+    """`check_pages` of the index at `path`."""
+    index = open_index(path, create=False)
+    try:
+        check_pages(index)
+    finally:
+        index.close()
+
+
 def copy_index(report: Report, path: str, fd: int) -> None:
     """LMDB's own copy of the index at `path`, to a descriptor."""
     index = open_index(path, create=False)
@@ -82,53 +119,17 @@ def look_through(report: Report, path: str) -> None:
     """Read every row, and decode those that have a format of their own; report how many names there
     are, and how many rows do not decode."""
     index = open_index(path, create=False)
-    names = damaged = 0
+    names = undecodable = 0
     try:
+        check_pages(index)
         with index.read() as txn:
             for table in TABLES:
                 for key, value in rows(index, txn, getattr(index, table.decode())):
                     names += table == b"names"
-                    damaged += not _decodes(table, key, value)
+                    undecodable += not _decodes(table, key, value)
     finally:
         index.close()
-    report({"names": names, "damaged": damaged})
-
-
-def transplant(report: Report, path: str, target: str) -> None:
-    """Copy the rows of the index at `path` into a new one at `target`. Names and segments must all
-    be there; where chunk or pack rows can't be read, the rest of them is left out, and reported."""
-    source, copy = open_index(path, create=False), open_index(target, sync=False)
-    try:
-        with source.read() as txn:
-            for table in TABLES:
-                try:
-                    _copy_rows(source, txn, copy, table.decode())
-                except (IndexCorrupt, FormatError) as error:
-                    if table not in (b"chunks", b"packs"):
-                        raise
-                    report({"left_out": table.decode(), "reason": str(error)})
-        copy.flush()
-    finally:
-        copy.close()
-        source.close()
-
-
-def _copy_rows(source: Index, txn: Snapshot, copy: Index, table: str) -> None:
-    batch: list[tuple[bytes, bytes]] = []
-    size = 0
-    for row in rows(source, txn, getattr(source, table)):
-        batch.append(row)
-        size += len(row[1])
-        if len(batch) >= PAGE_ROWS_MAX or size >= PAGE_BYTES_MAX:
-            _write_rows(copy, table, batch)
-            batch, size = [], 0
-    _write_rows(copy, table, batch)
-
-
-def _write_rows(copy: Index, table: str, batch: list[tuple[bytes, bytes]]) -> None:
-    with copy.write() as txn:
-        for key, value in batch:
-            txn.put(key, value, db=getattr(copy, table))
+    report({"names": names, "damaged": undecodable})
 
 
 def _decodes(table: bytes, key: bytes, value: bytes) -> bool:

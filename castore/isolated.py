@@ -16,10 +16,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Generator, Iterator
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from castore import errors
 from castore.errors import CastoreError, IndexCorrupt, StoreIOError
@@ -50,7 +49,7 @@ def run(
     reading, writing = os.pipe()
     try:
         # Not a pipe: nobody reads it before the end.
-        with tempfile.TemporaryFile() as complaints:
+        with _scratch_file() as complaints:
             child = subprocess.Popen(
                 [
                     sys.executable,
@@ -85,6 +84,15 @@ def run(
         os.close(reading)
         if writing >= 0:
             os.close(writing)
+
+
+def _scratch_file() -> BinaryIO:
+    """A file without a name, in memory where the system can: no folder need be writable."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("castore"), "w+b")
+    from tempfile import TemporaryFile
+
+    return TemporaryFile()
 
 
 def _reports(reading: int) -> Generator[dict[str, Any], None, bool]:

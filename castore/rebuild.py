@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from castore import isolated
+from castore.catalog.meta import NEXT_MANIFEST, STORE_ID, read_number
 from castore.check.objects import extent_fault
 from castore.check.pack_files import PackFile, list_packs, open_pack, pack_path
 from castore.check.packs import PackReading, is_whole
@@ -42,6 +42,7 @@ from castore.format_index import (
 from castore.index import Index, Table, open_index
 from castore.index_walk import pages
 from castore.model import Extent, Location, Progress
+from castore.transplant import Transplanted, transplant_file
 
 ROWS_MAX = 4096  # written in one transaction
 DRAFT = "index.new-"
@@ -51,7 +52,8 @@ ASIDE = "index.before-"
 @dataclass(slots=True)
 class RebuildReport:
     """What became of an index. `lost` are the names that can't be read in full, as what they need
-    is in no pack; `kept` is where the old index is now, empty if there was none."""
+    is in no pack; `lost_names` says, in words, which ranges of names can't be read at all; `kept`
+    is where the old index is now, empty if there was none."""
 
     names: int = 0
     chunks: int = 0
@@ -60,22 +62,21 @@ class RebuildReport:
     chunk_rows_dropped: int = 0
     extents_moved: int = 0
     lost: list[str] = field(default_factory=list)
+    lost_names: list[str] = field(default_factory=list)
     kept: str = ""
 
 
 def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildReport:
-    """Make the index of the store in the folder anew. Raises StoreLocked while anybody has the
-    store open; IndexCorrupt if its names can't be read, so that only a backup helps."""
+    """Make the index of the store in the folder anew, with all names that can be read. Raises
+    StoreLocked while anybody has the store open; IndexCorrupt if none of its names can be read, so
+    that only a backup helps."""
     config = read_config(root)
     if config is None:
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}")
     index_path = os.path.join(root, "index")
 
-    def take_rows(draft: str) -> None:
-        for _ in isolated.run(
-            "castore.index_walk:transplant", index_path, path=index_path, target=draft
-        ):
-            """What was left out is made anew."""
+    def take_rows(index: Index) -> Transplanted:
+        return transplant_file(index_path, index)
 
     with alone(root):
         _put_back(root)
@@ -86,20 +87,22 @@ def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildRepo
 def replace_index(
     root: str,
     config: StoreConfig,
-    take_rows: Callable[[str], None],
+    take_rows: Callable[[Index], Transplanted],
     progress: Progress | None = None,
 ) -> RebuildReport:
-    """Put an index in place whose names `take_rows(folder)` puts there. For who has the store
+    """Put an index in place whose names `take_rows(index)` puts there. For who has the store
     `alone`."""
     for left in glob.glob(os.path.join(glob.escape(root), DRAFT + "*")):
         shutil.rmtree(left)  # a draft of a run that was killed: copies of what is elsewhere
     draft = os.path.join(root, DRAFT + os.urandom(6).hex())
     os.mkdir(draft, 0o700)
     try:
-        take_rows(draft)
-        index = open_index(draft)
+        index = open_index(draft, sync=False)
         try:
+            taken = take_rows(index)
             report = Rebuild(index, root, config, progress).run()
+            report.lost_names = taken.lost_names
+            index.flush()
         finally:
             index.close()
         report.kept = _take_place(root, draft)
@@ -146,10 +149,7 @@ class Rebuild:
         self._report = RebuildReport()
 
     def run(self) -> RebuildReport:
-        with self._index.read() as txn:
-            found = txn.get(b"store_id", db=self._index.meta)
-        if found != self._config.store_id:
-            raise IndexCorrupt(f"the names are not those of the store {self._root}")
+        self._mend_meta()
         self._read_packs()
         self._drop_stale(self._index.packs, self._pack_is_there)
         self._report.chunk_rows_dropped = self._drop_stale(self._index.chunks, self._row_is_right)
@@ -160,6 +160,19 @@ class Rebuild:
         self._move_extents()
         self._count()
         return self._report
+
+    def _mend_meta(self) -> None:
+        """The row of the store's id, which may be lost, and the last number of a manifest, which
+        must be none that is in use."""
+        index, config = self._index, self._config
+        with index.write() as txn:
+            txn.put(STORE_ID, config.store_id, db=index.meta, overwrite=False)
+            if txn.get(STORE_ID, db=index.meta) != config.store_id:
+                raise IndexCorrupt(f"the names are not those of the store {self._root}")
+            with txn.cursor(db=index.segments) as cursor:
+                last = manifest_of(bytes(cursor.key())) if cursor.last() else 0
+            if last > read_number(index, txn, NEXT_MANIFEST):
+                txn.put(NEXT_MANIFEST, last.to_bytes(8, "little"), db=index.meta)
 
     # ------------------------------------------------------------ packs and chunks
 

@@ -361,7 +361,7 @@ def test_a_restore_that_fails(
     whole = getattr(os, call)
 
     def fails(*args: Any, **options: Any) -> Any:
-        if call != "open" or str(args[0]).endswith("data.mdb"):
+        if call != "open" or str(args[0]).endswith(".mdb"):
             raise OSError(code, os.strerror(code))
         return whole(*args, **options)
 

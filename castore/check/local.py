@@ -16,12 +16,12 @@ from castore.check.look import LocalCheck
 from castore.check.report import CheckReport, Problem
 from castore.errors import (
     FormatError,
-    IndexCorrupt,
     StoreLocked,
     StoreNotFound,
 )
 from castore.folder import CONFIG, check_index_in_place, read_config, share
-from castore.index import open_index
+from castore.index import damaged, open_index
+from castore.index_walk import check_pages
 from castore.isolated import Report
 from castore.model import Progress
 from castore.workers import Workers
@@ -68,15 +68,13 @@ def check_in_process(report: Report, root: str, fraction: float, threads: int) -
     index = open_index(os.path.join(root, "index"), create=False)
     workers = Workers(threads)
     try:
+        check_pages(index)
         for look in range(1, LOOKS + 1):
             check = LocalCheck(root, config, index, workers, fraction, report)
             try:
                 check.run()
             except FormatError as error:  # of a key: those have no checksums
-                raise IndexCorrupt(
-                    f"the index {index.path} is damaged ({error}): restore it from a backup "
-                    "(castore restore)"
-                ) from error
+                raise damaged(index.path, str(error)) from error
             if not len(check.findings) or check.undisturbed():
                 break
             if look == LOOKS:

@@ -53,4 +53,6 @@ def _print(report: RebuildReport, arguments: Namespace) -> int:
             print_line(f"the old index is in {report.kept}: remove it when all is well")
     for name in report.lost:
         complain(f"{name} can't be read in full: packs that it needs are gone, or damaged")
-    return exits.NOT_FOUND if report.lost else exits.OK
+    for names in report.lost_names:
+        complain(f"{names} are lost: a backup may have them (castore restore)")
+    return exits.NOT_FOUND if report.lost or report.lost_names else exits.OK

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from castore import isolated
 from castore.cli import exits
 from castore.cli.opening import local_store_folder, places_refused, store_path
 from castore.cli.output import human_size, print_json, print_line, print_table
@@ -221,7 +222,7 @@ def _check_local(path: str) -> Iterator[Check]:
             stats = store.stats()
             yield Check("folder", "ok", f"a store of {_count(stats.objects, 'object')}")
             size = human_size(stats.index_bytes)
-            yield Check("index", "ok", f"LMDB opens it, {size}")
+            yield Check("index", "ok", f"all its pages are whole, {size}")
             yield _permissions(root)
     yield _file_system(root, "file system")
     yield _free_space(root, "free space")
@@ -242,6 +243,11 @@ def _open(root: str) -> Store | Check:
             "no store can be made here: choose another folder",
         )
     try:
+        index_path = os.path.join(root, "index")
+        if os.path.exists(os.path.join(index_path, "data.mdb")):
+            # Before this process opens it, which a damaged page might end.
+            for _ in isolated.run("castore.index_walk:look_at_pages", index_path, path=index_path):
+                """It reports nothing."""
         return castore.open(root, create=False, read_only=True)
     except StoreNotFound:
         if not os.path.isdir(root):

@@ -1,0 +1,319 @@
+"""LMDB's file, page by page, read with no trust in it and without LMDB.
+
+LMDB trusts its pages: one damaged page can end the process that looks at it, or hides all that is
+behind it. Here every number is checked before it is used, a page that can't be read costs only the
+keys that it holds, and which these are is said. So this is what an index is rebuilt from, what a
+backup is restored from, and what a check of the pages themselves is made with: the list of free
+pages, too, which no row shows, and from which LMDB takes the pages that it writes next.
+
+The layout is that of LMDB 0.9 (`lib_version=0`), on a machine with 64-bit words:
+
+    page    u64 its number, u16 0, u16 flags, then u16 lower, u16 upper (or u32 pages of overflow),
+            then a u16 for each node: where in the page it is
+    node    u16 low, u16 high, u16 flags, u16 key bytes, key, then of a leaf the value, whose size
+            is low | high << 16, or if the flag 1 is set the number of its overflow page; of a
+            branch low | high << 16 | flags << 32 is the page below
+    meta    u32 magic, u32 version, u64, u64, two tables (free pages; the names of the others),
+            u64 last page, u64 transaction
+    table   u32 (of the first: bytes of a page), u16 flags, u16 depth, u64 branch pages, u64 leaf
+            pages, u64 overflow pages, u64 entries, u64 root (all ones: none)
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from castore.errors import IndexCorrupt
+
+MAGIC: Final = 0xBEEFC0DE
+BRANCH: Final = 1
+LEAF: Final = 2
+OVERFLOW: Final = 4
+_KINDS: Final = 0x6F  # all flags but the one that is of memory alone
+_BIG: Final = 1  # of a node: its value is on overflow pages
+_TABLE_NODE: Final = 2  # of a node: its value is a table
+_NONE: Final = (1 << 64) - 1
+DEPTH_MAX: Final = 32
+
+_PAGE = struct.Struct("<QHHHH")
+_NODE = struct.Struct("<HHHH")
+_TABLE = struct.Struct("<IHHQQQQQ")
+_META = struct.Struct(f"<IIQQ{_TABLE.size}s{_TABLE.size}sQQ")
+_HEADER_BYTES: Final = _PAGE.size  # 16
+
+
+class PageTable(NamedTuple):
+    """One of LMDB's tables: the root of its tree, and how deep that is."""
+
+    depth: int
+    entries: int
+    root: int
+
+    @classmethod
+    def decode(cls, raw: bytes) -> PageTable:
+        _, _, depth, _, _, _, entries, root = _TABLE.unpack(raw)
+        return cls(depth, entries, root)
+
+
+class Meta(NamedTuple):
+    """The state that a transaction left: what is free, which tables there are, the last page."""
+
+    txn_id: int
+    page_bytes: int
+    last_page: int
+    free: PageTable
+    main: PageTable
+
+
+class Lost(NamedTuple):
+    """Keys of a table in `[begin, end)` that can't be read; `end` is None for those to the end."""
+
+    begin: bytes
+    end: bytes | None
+    reason: str
+
+
+class IndexPages:
+    """The pages of the index in the first `size` bytes of a descriptor.
+
+    `lost` fills as tables are walked. Raises IndexCorrupt if the file has no meta page.
+    """
+
+    def __init__(self, fd: int, path: str, size: int | None = None) -> None:
+        self._fd = fd
+        self._path = path
+        self._size = os.fstat(fd).st_size if size is None else size
+        self.meta = self._newest_meta()
+        self.visited: set[int] = set()
+        self.lost: list[Lost] = []
+        self._ends_early = False
+
+    # ------------------------------------------------------------ tables and rows
+
+    def tables(self) -> dict[bytes, PageTable]:
+        """Those that can be found. What is wrong with the pages that list them is in `lost`."""
+        found = {}
+        for name, flags, value in self._nodes(self.meta.main):
+            if flags & _TABLE_NODE and len(value) == _TABLE.size:
+                found[name] = PageTable.decode(value)
+        return found
+
+    def rows(self, table: PageTable) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) of all rows that can be read, in order."""
+        for key, _, value in self._nodes(table):
+            yield key, value
+
+    def _nodes(self, table: PageTable) -> Iterator[tuple[bytes, int, bytes]]:
+        if table.root == _NONE:
+            return
+        count, before = 0, len(self.lost)
+        if not 0 < table.depth <= DEPTH_MAX:
+            self.lost.append(Lost(b"", None, f"a tree of depth {table.depth}"))
+            return
+        for leaf, begin, end in self._leaves(table.root, table.depth, b"", None):
+            for node in self._leaf(leaf, begin, end):
+                count += 1
+                yield node
+        if count != table.entries and len(self.lost) == before:
+            reason = f"a table of {table.entries} rows has {count}"
+            self.lost.append(Lost(b"", None, reason))
+
+    def _leaves(
+        self, number: int, depth: int, begin: bytes, end: bytes | None
+    ) -> Iterator[tuple[bytes, bytes, bytes | None]]:
+        """(page, first key, end) of every leaf below a page, in order."""
+        try:
+            page = self._page(number, LEAF if depth == 1 else BRANCH)
+        except IndexCorrupt as error:
+            self.lost.append(Lost(begin, end, str(error)))
+            return
+        if depth == 1:
+            yield page, begin, end
+            return
+        below = []
+        for at in self._places(page):
+            low, high, flags, key_bytes = _NODE.unpack_from(page, at)
+            key = page[at + _NODE.size : at + _NODE.size + key_bytes]
+            below.append((key, low | high << 16 | flags << 32))
+        below[:1] = [(begin, below[0][1])] if below else []
+        ends = [*(key for key, _ in below[1:]), end]
+        for (key, child), until in zip(below, ends, strict=True):
+            if key < begin or (until is not None and key >= until):
+                self.lost.append(Lost(key, until, f"page {number} is not in order"))
+                continue
+            yield from self._leaves(child, depth - 1, key, until)
+
+    def _leaf(
+        self, page: bytes, begin: bytes, end: bytes | None
+    ) -> Iterator[tuple[bytes, int, bytes]]:
+        last: bytes | None = None
+        for at in self._places(page):
+            low, high, flags, key_bytes = _NODE.unpack_from(page, at)
+            size = low | high << 16
+            at += _NODE.size
+            key = page[at : at + key_bytes]
+            at += key_bytes
+            if len(key) != key_bytes or key < begin or (end is not None and key >= end):
+                self.lost.append(Lost(last or begin, end, "a key out of its place"))
+                continue
+            if last is not None and key <= last:
+                self.lost.append(Lost(last, end, "keys that are not in order"))
+                continue
+            last = key
+            try:
+                value = self._overflow(page, at, size) if flags & _BIG else page[at : at + size]
+                if len(value) != size:
+                    raise IndexCorrupt(f"a value of {size} bytes is cut short")
+            except IndexCorrupt as error:
+                self.lost.append(Lost(key, key + b"\0", str(error)))
+                continue
+            yield key, flags, value
+
+    def _overflow(self, page: bytes, at: int, size: int) -> bytes:
+        raw = page[at : at + 8]
+        number = int.from_bytes(raw, "little")
+        head = self._read(number)
+        pages = int.from_bytes(head[12:16], "little")
+        flags = int.from_bytes(head[10:12], "little") & _KINDS
+        if len(raw) != 8 or flags != OVERFLOW or head[:8] != raw:
+            raise IndexCorrupt(f"page {number} is none of a large value")
+        if pages != -(-(size + _HEADER_BYTES) // self.meta.page_bytes):
+            raise IndexCorrupt(f"page {number} has {pages} pages of a value of {size} bytes")
+        if any(number + i in self.visited for i in range(pages)):
+            raise IndexCorrupt(f"page {number} is in use twice")
+        self.visited.update(range(number, number + pages))
+        begin = number * self.meta.page_bytes
+        if begin + _HEADER_BYTES + size > self._size:
+            self._ends_early = True
+            raise IndexCorrupt(f"the file ends before page {number + pages - 1}")
+        return os.pread(self._fd, size, begin + _HEADER_BYTES)
+
+    # ------------------------------------------------------------ free pages
+
+    def free_pages(self) -> Iterator[int]:
+        """Those that LMDB may write to next. Raises IndexCorrupt if a list of them is damaged."""
+        before = len(self.lost)
+        for key, value in self.rows(self.meta.free):
+            ids = array("Q", value) if len(value) % 8 == 0 else array("Q")
+            if len(key) != 8 or not ids or ids[0] != len(ids) - 1:
+                raise IndexCorrupt("a list of free pages is damaged")
+            if not 0 < int.from_bytes(key, "little") <= self.meta.txn_id:
+                raise IndexCorrupt("a list of free pages is of no transaction")
+            if any(ids[i] <= ids[i + 1] for i in range(1, len(ids) - 1)):
+                raise IndexCorrupt("a list of free pages is not in order")
+            yield from ids[1:]
+        if len(self.lost) > before:
+            raise IndexCorrupt(f"the list of free pages can't be read: {self.lost[-1].reason}")
+
+    def fault(self) -> str:
+        """What is wrong with the pages, whatever the rows hold; "" if nothing is."""
+        tables = [self.meta.main, *self.tables().values()]
+        self.visited.clear()
+        for table in tables:
+            for _ in self.rows(table):
+                """Each page is looked at, and noted."""
+        if self.lost:
+            return self.lost[0].reason
+        try:
+            free = list(self.free_pages())
+        except IndexCorrupt as error:
+            return str(error)
+        taken = set(free)
+        if len(taken) != len(free) or not taken.isdisjoint(self.visited):
+            return "a page is both free and in use"
+        if free and not 2 <= min(taken) <= max(taken) <= self.meta.last_page:
+            return "a page is free that is none"
+        return ""
+
+    def is_long_enough(self) -> bool:
+        """Whether the file has every page that a table leads to."""
+        if (self.meta.last_page + 1) * self.meta.page_bytes <= self._size:
+            return True
+        self.fault()
+        return not self._ends_early
+
+    # ------------------------------------------------------------ pages
+
+    def _newest_meta(self) -> Meta:
+        found = []
+        for page_bytes in (4096, 8192, 16384, 32768, 65536):
+            for at in (0, page_bytes):
+                meta = self._meta(at)
+                if meta is not None and meta.page_bytes == page_bytes:
+                    found.append(meta)
+            if found:
+                return max(found, key=lambda meta: meta.txn_id)
+        raise IndexCorrupt(f"the index {self._path} has no meta page")
+
+    def _meta(self, at: int) -> Meta | None:
+        if at + _HEADER_BYTES + _META.size > self._size:
+            return None
+        raw = os.pread(self._fd, _META.size, at + _HEADER_BYTES)
+        if len(raw) != _META.size:
+            return None
+        magic, version, _, _, free, main, last_page, txn_id = _META.unpack(raw)
+        if magic != MAGIC or version != 1:
+            return None
+        page_bytes: int = _TABLE.unpack(free)[0]
+        return Meta(txn_id, page_bytes, last_page, PageTable.decode(free), PageTable.decode(main))
+
+    def _page(self, number: int, kind: int) -> bytes:
+        """A page of a tree, once. What it is, its place says: of one whose own word for it is
+        damaged the rest may be whole."""
+        if number in self.visited:
+            raise IndexCorrupt(f"page {number} is in use twice")
+        page = self._read(number)
+        own, _, flags, lower, upper = _PAGE.unpack_from(page)
+        if not _HEADER_BYTES <= lower <= upper <= len(page) or lower % 2:
+            raise IndexCorrupt(f"page {number} is damaged")
+        self.visited.add(number)
+        if own != number or flags & _KINDS != kind:
+            # Kept apart from what is lost for certain: no key is missing because of it.
+            self.lost.append(Lost(b"", b"", f"the head of page {number} is damaged"))
+        return page
+
+    def _places(self, page: bytes) -> list[int]:
+        """Where the nodes of a page are; those that would be outside of it are left out."""
+        lower, upper = _PAGE.unpack_from(page)[3:]
+        places = struct.unpack_from(f"<{(lower - _HEADER_BYTES) // 2}H", page, _HEADER_BYTES)
+        right = [at for at in places if upper <= at <= len(page) - _NODE.size]
+        if len(right) != len(places):
+            self.lost.append(Lost(b"", None, "a page with nodes outside of it"))
+        return right
+
+    def _read(self, number: int) -> bytes:
+        page_bytes = self.meta.page_bytes
+        if not 2 <= number <= self.meta.last_page:
+            raise IndexCorrupt(f"there is no page {number}")
+        if (number + 1) * page_bytes > self._size:
+            self._ends_early = True
+            raise IndexCorrupt(f"the file ends before page {number}")
+        page = os.pread(self._fd, page_bytes, number * page_bytes)
+        if len(page) != page_bytes:
+            raise IndexCorrupt(f"there is no page {number}")
+        return page
+
+
+def check_length(path: str) -> None:
+    """Raises IndexCorrupt if the index in the folder `path` was cut short: LMDB would read behind
+    the end of its file, which ends the process (SIGBUS)."""
+    fd = os.open(os.path.join(path, "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while True:
+            pages = IndexPages(fd, path)
+            # The last pages may have been freed before they were ever written: then no table
+            # leads there. That is seldom, and all pages are looked at to find out.
+            if pages.is_long_enough():
+                return
+            if IndexPages(fd, path).meta.txn_id == pages.meta.txn_id:
+                size = os.fstat(fd).st_size
+                raise IndexCorrupt(
+                    f"the index {path} is damaged (it was cut short at {size} bytes): make it anew "
+                    "(castore index rebuild), or restore it from a backup (castore restore)"
+                )
+    finally:
+        os.close(fd)
