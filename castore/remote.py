@@ -37,7 +37,9 @@ from castore.packs.s3 import S3Packs
 from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.cache import StoreCache
 from castore.s3.cache_folder import cache_folder
+from castore.s3.damaged import damaged_packs
 from castore.s3.hints import Hints
+from castore.s3.keys import listed_packs
 from castore.s3.outcomes import put_once
 from castore.s3.probe import probe
 from castore.s3.session import WriterSession
@@ -152,18 +154,18 @@ class RemoteStore:
         self._end_session()
         with self._looking() as look:
             report = look.run(fraction=1, progress=progress)
-            repair = RemoteRepair(
-                self._bucket, self.catalog, self._cache, self._hints, look, session
-            )
-            done = repair.mend_manifests(report)
+            repair = RemoteRepair(self._bucket, self.catalog, look, session)
+            repair.mark_packs(report)
+            repair.mend_manifests(report)
             # Before anything is put: who can't read what is condemned relies on nothing.
             announced = Mending(self._bucket, self.config.store_id, self._cache, self._requests)
             if any(problem.kind == "gc state" for problem in report.problems):
-                done += announced.run()
-            done += repair.run(report)
-        report = self.check(fraction=1, progress=None)
-        report.repaired = done
-        report.problems += announced.left
+                repair.done += announced.run()
+            repair.run(report)
+        with self._looking(look) as after:
+            report = after.run(fraction=1, progress=None)
+        report.repaired = repair.done
+        report.problems += [*repair.lost, *announced.left]
         return report
 
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
@@ -172,8 +174,10 @@ class RemoteStore:
         from castore.rebuild import RebuildReport
 
         with self._looking() as look:
-            look.read_packs()
-            packs = {pack_id: list(r.frames) for pack_id, r in look.readings.items()}
+            look.packs.read(0, None)
+            damaged = damaged_packs(self._bucket)
+            there = look.readings
+            packs = {i: list(r.frames) for i, r in there.items() if i not in damaged}
         report = RebuildReport(packs=len(packs), chunks=sum(map(len, packs.values())))
         self._cache.clear()
         self.catalog.forget_all()
@@ -183,17 +187,17 @@ class RemoteStore:
             progress.set_size(len(packs))
         for version in self.catalog.versions(b""):
             report.names += 1
-            if not packs.keys() >= set(version.head.packs):
+            if not there.keys() >= set(version.head.packs):
                 report.lost.append(version.name.decode())
         return report
 
     @contextlib.contextmanager
-    def _looking(self) -> Iterator[RemoteCheck]:
+    def _looking(self, before: RemoteCheck | None = None) -> Iterator[RemoteCheck]:
         from castore.check.remote import RemoteCheck
 
         workers = Workers(usable_cores())
         try:
-            yield RemoteCheck(self._bucket, self.config, self._requests, workers)
+            yield RemoteCheck(self._bucket, self.config, self._requests, workers, before)
         finally:
             workers.close()
 
@@ -202,7 +206,7 @@ class RemoteStore:
 
     def stats(self) -> StoreStats:
         """By listing all packs and names, and reading the manifests that are not cached."""
-        packs = [entry.size for entry in self._bucket.list("packs/")]
+        packs = listed_packs(self._bucket).values()
         objects = logical = inline_raw = inline_stored = 0
         chunks: dict[bytes, tuple[int, int]] = {}
         for version in self.catalog.versions(b""):
@@ -240,7 +244,10 @@ class RemoteStore:
             self._requests,
             self._collector_session,
         )
-        return s3.collect(parts, options, progress)
+        report = s3.collect(parts, options, progress)
+        if report.packs_removed:
+            self._hints.retain(listed_packs(self._bucket).keys())
+        return report
 
     def close(self) -> None:
         self._requests.close()  # what is under way may rely on the pins, and has yet to be told of

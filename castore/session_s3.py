@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from concurrent.futures import Future
 from typing import Any
 
@@ -35,6 +35,7 @@ from castore.packs import NOTHING_HELD
 from castore.packs.s3 import S3Packs
 from castore.s3.bucket import Bucket, OutcomeUnknown, PreconditionFailed
 from castore.s3.cache import StoreCache
+from castore.s3.damaged import damaged_packs
 from castore.s3.hints import Hints
 from castore.s3.outcomes import put_once
 from castore.s3.removal import delete_version, etag_at
@@ -84,6 +85,7 @@ class S3Session(WriteSession):
         self._requests = requests
         self._uploads = Uploads(bucket, config.store_id, session, cache, hints, requests, budget)
         self._open = True
+        self._damaged: Future[set[bytes]] | None = None
         self.moved_bytes = 0  # of frames that were stored anew
         session.join()
 
@@ -100,7 +102,7 @@ class S3Session(WriteSession):
         self.check_process()
         self._hints.read()
         known = self._cache.known(chunk_ids)
-        unreliable = self._session.rely_on({location.pack_id for location in known.values()})
+        unreliable = self._unreliable({location.pack_id for location in known.values()})
         if unreliable:
             lost = [i for i, location in known.items() if location.pack_id in unreliable]
             self._cache.drop_chunks(lost)
@@ -123,6 +125,17 @@ class S3Session(WriteSession):
 
     def drop(self, draft: Draft) -> None:
         """Nothing of it was kept but its frames."""
+
+    def _unreliable(self, pack_ids: Collection[bytes]) -> set[bytes]:
+        """Those of the packs that nothing that is put may rely on. What is marked as damaged is
+        asked once by each commit: of our own packs, and of those that the session relied on before,
+        nothing else would tell."""
+        if not pack_ids:
+            return set()
+        if self._damaged is None:
+            self._damaged = self._requests.submit(damaged_packs, self._bucket)
+        unreliable = self._session.rely_on(pack_ids)
+        return unreliable | self._damaged.result().intersection(pack_ids)
 
     # ------------------------------------------------------------ the end
 
@@ -319,8 +332,8 @@ class S3Session(WriteSession):
     def _reliable(self, version: Version, moved: Set[bytes] = frozenset()) -> Segments:
         """The version's segments, with what is in the packs `moved`, or in packs that can't be
         relied on, stored anew."""
-        kept = [pack_id for pack_id in version.head.packs if pack_id not in moved]
-        doomed = self._session.rely_on(kept).union(moved)
+        kept = {*version.head.packs} - moved
+        doomed = self._unreliable(kept).union(moved)
         segments = []
         for raw in self._catalog.raw_segments(version):
             segment = decode_segment(raw)

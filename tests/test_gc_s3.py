@@ -305,12 +305,12 @@ def test_hints_of_what_is_gone_go(world: World) -> None:
 
 
 def test_many_small_hints_become_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from castore.gc import s3_sweeping
+    from castore.s3 import hints
 
-    monkeypatch.setattr(s3_sweeping, "SMALL_MAX", 3)
     for name in "abcde":
         with world.open(name) as store:
             fill(store, name)
+    monkeypatch.setattr(hints, "SMALL_MAX", 3)
     collector = world.open("collector")
     collector.delete("b")
     collect(collector)
@@ -423,12 +423,10 @@ def test_what_is_of_another_store(make_world: Callable[[], World]) -> None:
 
 
 def test_pins_that_can_t_be_read(store: castore.Store, world: World) -> None:
-    for key in (pin_key(new_session_id(), 0), "pins/strange"):
-        with world.bucket() as bucket:
-            bucket.put(key, b"not a pin", idempotent=True)
-        with pytest.raises(FormatError):
-            collect(store)
-        del world.server.objects[f"store/{key}"]
+    with world.bucket() as bucket:
+        bucket.put(pin_key(new_session_id(), 0), b"not a pin", idempotent=True)
+    with pytest.raises(FormatError):
+        collect(store)
 
 
 def test_another_collector_that_leads(

@@ -74,7 +74,7 @@ def test_what_fails_and_what_mends_it(condemned: World) -> None:
         assert "'gc/condemned/2', which is not there" in report.problems[0].what
     with world.open("repairer") as store:
         mended = store.check(repair=True)
-        assert [problem.kind for problem in mended.problems] == ["orphan"]
+        assert (mended.problems, mended.garbage) == ([], {"packs": 1})
         assert mended.repaired == [
             "gc/condemned/2 is lost: all 1 packs that no name has are condemned anew"
         ]

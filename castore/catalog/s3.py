@@ -30,6 +30,7 @@ from castore.manifest import Manifest
 from castore.model import Extent, clamp_range
 from castore.s3.bucket import Bucket, KeyAbsent, Reply
 from castore.s3.cache import StoreCache
+from castore.s3.keys import NAMES, name_of
 from castore.workers import Workers
 
 # Of a manifest, in the first request: all of it for objects up to 500 MB. A cold read of 100 bytes
@@ -116,8 +117,9 @@ class S3Catalog:
     def listed(self, prefix: bytes) -> Iterator[list[tuple[bytes, str]]]:
         """(name, ETag) of what begins with `prefix`, a page at a time."""
         entries = (
-            (entry.key.removeprefix("names/").encode(), entry.etag)
-            for entry in self._bucket.list("names/" + prefix.decode())
+            (name, entry.etag)
+            for entry in self._bucket.list(NAMES + prefix.decode())
+            if (name := name_of(entry)) is not None
         )
         while page := list(islice(entries, PAGE_NAMES)):
             yield page

@@ -3,21 +3,22 @@ announce. Nothing is taken from this machine's cache.
 
 Packs are listed before names, so that a name may lead to a pack that was not there yet: such a pack
 is looked at by itself, and so is one that is gone, before it is called missing. It counts as
-missing only if its name still is the same by then."""
+missing only if its name still is the same by then.
+
+What nobody needs is no fault of the store: it is counted. But a damaged pack that a later put could
+come to rely on is, even if nobody needs it now.
+"""
 
 from __future__ import annotations
 
-import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator
 
 from castore.check.config import config_fault
-from castore.check.data import check_data
 from castore.check.findings import Findings
 from castore.check.objects import Faulty, inline_fault, manifest_faults
-from castore.check.packs import PackReading, Read, read_pack
+from castore.check.packs import PackReading
+from castore.check.remote_packs import RemotePacks, in_order
 from castore.check.report import CheckReport, Problem, Severity
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format import StoreConfig
@@ -30,141 +31,89 @@ from castore.format_s3 import (
     decode_pin,
     manifest_head_bytes,
     name_key,
-    pack_key,
     session_of,
 )
 from castore.model import Location, Progress
 from castore.s3.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.condemned import ListGone, read_condemned
+from castore.s3.damaged import damaged_packs
+from castore.s3.keys import GC, HINTS, NAMES, PINS, is_collectors, is_hints, name_of, session_of_pin
 from castore.workers import Workers
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 CONFIG_KEY = "castore.json"
 PIN_SECONDS_MAX = 7 * 86_400  # then a collector ignores it
 FIRST_BYTES = 256 << 10
 SPAN_BYTES_MAX = 8 << 20
-AHEAD = 32  # packs or names that are read at once
-_PACK_KEY = re.compile(r"packs/([0-9a-f]{32})-([0-9a-f]{16})")
-_PIN_KEY = re.compile(r"pins/([0-9a-f]{16})/[0-9]+")
 
 
 class RemoteCheck:
-    """One look at a store. `readings` is what its packs hold."""
+    """One look at a store; after a look `before` at all its data, at what changed since."""
 
     def __init__(
-        self, bucket: Bucket, config: StoreConfig, requests: Workers, workers: Workers
+        self,
+        bucket: Bucket,
+        config: StoreConfig,
+        requests: Workers,
+        workers: Workers,
+        before: RemoteCheck | None = None,
     ) -> None:
         self.config = config
-        self.readings: dict[bytes, PackReading] = {}
+        self.packs: RemotePacks = RemotePacks(
+            bucket, config, requests, workers, None if before is None else before.packs
+        )
         self.used: set[bytes] = set()  # packs that names lead to
         self.bad_pins: list[tuple[str, float]] = []  # key, and when it was written
         self._bucket = bucket
         self._requests = requests
-        self._workers = workers
+        self._odd_keys: list[str] = []
         self._findings = Findings()
         self._report = CheckReport()
 
     def run(self, *, fraction: float, progress: Progress | None) -> CheckReport:
         self._check_config()
-        self.read_packs(fraction, progress)
+        self.packs.read(fraction, progress)
         self._check_names()
         protected = self._check_pins()
-        self._check_gc()
+        condemned = self._check_gc()
         self._check_hints()
-        self._check_packs(protected)
+        self._check_packs(protected, condemned)
+        self._check_keys()
         report = self._report
         report.problems = list(self._findings.problems())
         report.packs = len(self.readings)
         report.frames = sum(len(reading.frames) for reading in self.readings.values())
+        report.read_frames, report.read_bytes = self.packs.read_frames, self.packs.read_bytes
         return report
+
+    @property
+    def readings(self) -> dict[bytes, PackReading]:
+        """What the packs hold."""
+        return self.packs.readings
 
     # ------------------------------------------------------------ packs
 
-    def _listed_packs(self) -> list[tuple[bytes, int]]:
-        found = []
-        for entry in self._bucket.list("packs/"):
-            match = _PACK_KEY.fullmatch(entry.key)
-            pack_id = bytes.fromhex(match[1]) if match else b""
-            if match is None or session_of(pack_id).hex() != match[2]:
-                self._add("pack", "warning", f"{entry.key!r} is no key that castore gives a pack")
-            else:
-                found.append((pack_id, entry.size))
-        return found
-
-    def read_packs(self, fraction: float = 0, progress: Progress | None = None) -> None:
-        """What all packs hold; this fraction of it is decoded."""
-        listed = self._listed_packs()
-        if progress is not None:
-            progress.set_size(int(fraction * sum(size for _, size in listed)))
-
-        def done(frames: int, size: int) -> None:
-            self._report.read_frames += frames
-            self._report.read_bytes += size
-            if progress is not None:
-                progress.relative_update(size)
-
-        def opened() -> Iterator[tuple[PackReading, Read]]:
-            for reading in self._ahead(self._read_pack, listed):
-                if reading is not None:
-                    self.readings[reading.pack_id] = reading
-                    yield reading, self.reader(reading.pack_id)
-
-        check_data(opened(), self._workers, self.config.seed, fraction=fraction, done=done)
-
-    def _read_pack(self, listed: tuple[bytes, int]) -> PackReading | None:
-        pack_id, size = listed
-        try:
-            return read_pack(
-                self.reader(pack_id),
-                size,
-                store_id=self.config.store_id,
-                pack_id=pack_id,
-                seed=self.config.seed,
-                headers=False,  # they are read with the data: each by itself would be a request
-            )
-        except KeyAbsent:
-            return None
-
-    def reader(self, pack_id: bytes) -> Read:
-        def read(begin: int, end: int) -> bytes:
-            return self._bucket.get(pack_key(pack_id), byte_range=(begin, end)).body
-
-        return lambda begin, end: read(begin, end) if begin < end else b""
-
-    def _check_packs(self, protected: set[bytes]) -> None:
-        unused = unused_bytes = 0
+    def _check_packs(self, protected: set[bytes], condemned: set[bytes]) -> None:
+        marked = damaged_packs(self._bucket)
         for pack_id, reading in self.readings.items():
             used = pack_id in self.used
-            # What no name needs costs no data; the next gc takes it.
-            severity: Severity = "corrupt" if used else "warning"
-            if not used and session_of(pack_id) not in protected:
-                unused, unused_bytes = unused + 1, unused_bytes + reading.size
-            if reading.unsealed:
-                reading.faults.append("it has no footer, and is put with one")
-            for fault in reading.faults:
-                what = f"pack {pack_id.hex()}: {fault}"
-                self._add("pack", severity, what, pack=pack_id.hex())
-            for offset, fault in reading.bad.items():
-                entry = reading.frames.at(offset)
-                chunk_id = b"" if entry is None else entry.chunk_id
-                self._findings.bad_frame(Location(pack_id, offset, 0), chunk_id, fault, severity)
-        if unused:
-            what = f"{unused} packs of {unused_bytes} bytes serve no name: the next gc takes them"
-            self._add("orphan", "warning", what)
+            if not used and session_of(pack_id) not in protected and pack_id not in protected:
+                self._report.count_garbage("packs", reading.size)
+            if used or (reading.damaged and pack_id not in marked and pack_id not in condemned):
+                self._note_pack(reading, "corrupt" if used else "warning")
+
+    def _note_pack(self, reading: PackReading, severity: Severity) -> None:
+        pack_id = reading.pack_id
+        for fault in reading.faults:
+            self._add("pack", severity, f"pack {pack_id.hex()}: {fault}", pack=pack_id.hex())
+        for offset, fault in reading.bad.items():
+            entry = reading.frames.at(offset)
+            chunk_id = b"" if entry is None else entry.chunk_id
+            self._findings.bad_frame(Location(pack_id, offset, 0), chunk_id, fault, severity)
 
     # ------------------------------------------------------------ names
 
     def _check_names(self) -> None:
-        names = (
-            (entry.key.removeprefix("names/").encode(), entry.etag)
-            for entry in self._bucket.list("names/")
-        )
-        for found in self._ahead(self._name_faults, names):
+        for found in in_order(self._requests, self._name_faults, self._listed_names()):
             if found is None:
                 continue
             name, faults, packs = found
@@ -172,6 +121,14 @@ class RemoteCheck:
             self.used |= packs
             for faulty in faults:
                 self._note(faulty, name)
+
+    def _listed_names(self) -> Iterator[tuple[bytes, str]]:
+        for entry in self._bucket.list(NAMES):
+            name = name_of(entry)
+            if name is None:
+                self._odd_keys.append(entry.key)
+            else:
+                yield name, entry.etag
 
     def _name_faults(
         self, listed: tuple[bytes, str]
@@ -210,7 +167,7 @@ class RemoteCheck:
                 yield Faulty(fault)
         else:
             for pack_id in packs - self.readings.keys():
-                self._look_again(pack_id)
+                self.packs.look_again(pack_id)
             end = head.segments[-1].offset + head.segments[-1].length
             if end > size:
                 yield Faulty(f"it is cut short at {size} of {end} bytes")
@@ -249,16 +206,6 @@ class RemoteCheck:
             raise _Overwritten
         return reply.body
 
-    def _look_again(self, pack_id: bytes) -> None:
-        """A pack that was not there when they were listed, or that went since."""
-        try:
-            size = self._bucket.head(pack_key(pack_id)).size
-        except KeyAbsent:
-            return
-        reading = self._read_pack((pack_id, size))
-        if reading is not None:
-            self.readings[pack_id] = reading
-
     def _note(self, faulty: Faulty, name: str) -> None:
         extent = faulty.extent
         if extent is None:
@@ -277,37 +224,43 @@ class RemoteCheck:
             self._add("config", "corrupt", f"castore.json {fault}")
 
     def _check_pins(self) -> set[bytes]:
-        """The sessions that have pins."""
-        sessions, old = set(), 0
+        """The sessions that have pins, and the packs that these tell of."""
+        protected: set[bytes] = set()
         now = time.time() + self._bucket.clock_skew()
-        for entry, raw in self._objects("pins/"):
-            match = _PIN_KEY.fullmatch(entry.key)
+        for entry, raw in self._objects(PINS):
+            session = session_of_pin(entry.key)
+            if session is None:
+                self._odd_keys.append(entry.key)
+                continue
+            if now - entry.modified > PIN_SECONDS_MAX:
+                self._report.count_garbage("pins", entry.size)
             try:
-                store_id, session, _ = decode_pin(raw)
+                store_id, owner, packs = decode_pin(raw)
                 if store_id != self.config.store_id:
                     raise FormatError("it belongs to another store")
-                if match is None or session.hex() != match[1]:
+                if owner != session:
                     raise FormatError("it is another session's")
-                sessions.add(session)
+                protected |= {session, *packs}
             except (FormatError, UnsupportedFormat) as error:
                 self._add("pin", "corrupt", f"{entry.key}: {error}")
                 self.bad_pins.append((entry.key, entry.modified))
-            old += now - entry.modified > PIN_SECONDS_MAX
-        if old:
-            self._add("orphan", "warning", f"{old} pins have expired: the next gc takes them")
-        return sessions
+        return protected
 
-    def _check_gc(self) -> None:
-        """gc/state, and the list that it refers to."""
+    def _check_gc(self) -> set[bytes]:
+        """gc/state, and the list that it refers to: what is on it."""
         try:
-            read_condemned(self._bucket, self.config.store_id)
+            return set(read_condemned(self._bucket, self.config.store_id))
         except ListGone as error:
             self._add("gc state", "missing", str(error))
         except (FormatError, UnsupportedFormat) as error:
             self._add("gc state", "corrupt", f"gc/state: {error}")
+        return set()
 
     def _check_hints(self) -> None:
-        for entry, raw in self._objects("index/"):
+        for entry, raw in self._objects(HINTS):
+            if not is_hints(entry.key):
+                self._odd_keys.append(entry.key)
+                continue
             try:
                 store_id, _ = decode_hints(raw)
                 if store_id != self.config.store_id:
@@ -316,6 +269,12 @@ class RemoteCheck:
                 # Only ever hints: chunks that they do not tell of are stored again.
                 self._add("hints", "warning", f"{entry.key}: {error}")
 
+    def _check_keys(self) -> None:
+        odd = [entry.key for entry in self._bucket.list(GC) if not is_collectors(entry.key)]
+        for key in [*self.packs.odd_keys, *self._odd_keys, *odd]:
+            what = f"{key!r} is no key that castore gives: it is left alone; remove it yourself"
+            self._add("key", "warning", what)
+
     def _objects(self, prefix: str) -> Iterator[tuple[Listed, bytes]]:
         def fetch(entry: Listed) -> tuple[Listed, bytes] | None:
             try:
@@ -323,23 +282,9 @@ class RemoteCheck:
             except KeyAbsent:
                 return None
 
-        for found in self._ahead(fetch, self._bucket.list(prefix)):
+        for found in in_order(self._requests, fetch, self._bucket.list(prefix)):
             if found is not None:
                 yield found
-
-    def _ahead(self, read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """`read` of each, some at once; in order."""
-        reading: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                reading.append(self._requests.submit(read, item))
-                if len(reading) > AHEAD:
-                    yield reading.popleft().result()
-            while reading:
-                yield reading.popleft().result()
-        finally:
-            for future in reading:
-                future.cancel()
 
     def _add(
         self, kind: str, severity: Severity, what: str, name: str = "", *, pack: str = ""

@@ -17,7 +17,7 @@ MISSING: Final = 14
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong. `kind` says of what: index, config, record, manifest, segment, chunk
-    row, pack row, meta, totals, pack, frame, pin, gc state, hints, orphan, lock.
+    row, pack row, meta, totals, pack, frame, pin, gc state, hints, key, object, orphan, lock.
 
     `corrupt` is what is not as it was written, `missing` what is not there, `warning` what costs
     nobody any data. `names` are those that can't be read in full because of it. Where it is one
@@ -42,7 +42,11 @@ class Problem:
 
 @dataclass(slots=True)
 class CheckReport:
-    """`read_bytes` of frames were decoded and compared with their ids, in `read_frames` frames."""
+    """`read_bytes` of frames were decoded and compared with their ids, in `read_frames` frames.
+
+    `garbage` is what nothing leads to, so that the next collection takes it, or condemns it: how
+    many of each kind ("packs", "pins", ...), and `garbage_bytes` altogether. It is no problem.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     names: int = 0
@@ -51,6 +55,12 @@ class CheckReport:
     read_frames: int = 0
     read_bytes: int = 0
     repaired: list[str] = field(default_factory=list)
+    garbage: dict[str, int] = field(default_factory=dict)
+    garbage_bytes: int = 0
+
+    def count_garbage(self, kind: str, size: int) -> None:
+        self.garbage[kind] = self.garbage.get(kind, 0) + 1
+        self.garbage_bytes += size
 
     @property
     def damaged_names(self) -> list[str]:

@@ -78,6 +78,8 @@ def _print(report: CheckReport, arguments: Namespace) -> None:
                 "read_frames": report.read_frames,
                 "read_bytes": report.read_bytes,
                 "damaged_names": report.damaged_names,
+                "garbage": report.garbage,
+                "garbage_bytes": report.garbage_bytes,
                 "repaired": report.repaired,
             }
         )
@@ -88,6 +90,9 @@ def _print(report: CheckReport, arguments: Namespace) -> None:
             print_line(f"    {name}")
         if len(problem.names) > NAMES_SHOWN:
             print_line(f"    and {len(problem.names) - NAMES_SHOWN:,} more names")
+    if report.garbage:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.garbage.items())
+        print_line(f"garbage, for the next gc: {kinds}; {human_size(report.garbage_bytes)}")
     verdict = {exits.OK: "whole", exits.FAILURE: "whole, with warnings"}
     print_line(
         f"{verdict.get(report.exit_code, 'damaged')}: {counted(report.names, 'name')}, "

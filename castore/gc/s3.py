@@ -32,10 +32,12 @@ from castore.gc.s3_marking import PIN_SECONDS, Marker
 from castore.gc.s3_memory import CollectorMemory
 from castore.gc.s3_repacking import Repacker
 from castore.gc.s3_state import CONDEMNED, SWEEPING, CollectorState
-from castore.gc.s3_sweeping import remove_packs, remove_scratch, rewrite_hints
+from castore.gc.s3_sweeping import remove_packs, remove_scratch
 from castore.model import Progress
 from castore.s3.bucket import Bucket
 from castore.s3.cache import StoreCache
+from castore.s3.damaged import remove_marks
+from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.probe import ServerFeatures, probe
 from castore.session_s3 import S3Session
 from castore.workers import Workers
@@ -246,9 +248,17 @@ class _Collection:
         tally.packs_removed += sum(size > 0 for size in gone.values())
         tally.bytes_freed += sum(gone.values())
         tally.undeletable = left
-        rewrite_hints(self._bucket, self._store_id, gone.keys())
+        self._forget_removed()
         if not left:
             self._state.retire()
+
+    def _forget_removed(self) -> None:
+        """Hints, and marks of damage, of packs that are gone, whoever removed them. A pack is there
+        before it is told of, so those that are told of are listed first."""
+        told = listed_hints(self._bucket)
+        there = self._marker.packs().keys()
+        rewrite_hints(self._bucket, self._store_id, told, lambda pack_id: pack_id not in there)
+        remove_marks(self._bucket, there, now=self._now())
 
     def _expire(self) -> None:
         now = self._now()

@@ -7,7 +7,6 @@ other way around, a name could come between.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,19 +18,18 @@ from castore.format_s3 import (
     decode_manifest_head,
     decode_pin,
     manifest_head_bytes,
-    pack_key,
+    name_key,
     session_of,
 )
 from castore.gc import Meter
 from castore.gc.s3_memory import CollectorMemory
 from castore.s3.bucket import Bucket, KeyAbsent, Listed, Reply
+from castore.s3.keys import NAMES, PINS, listed_packs, name_of, session_of_pin
 from castore.workers import Workers
 
 HEAD_BYTES = 16 << 10  # of a manifest, in the first request
 PAGE_NAMES = 1000
 PIN_SECONDS = 7 * 86_400  # a writer's session is over after one day
-_PACK = re.compile("packs/([0-9a-f]{32})-[0-9a-f]{16}")
-_PIN = re.compile("pins/([0-9a-f]{16})/[0-9]{1,9}")
 
 
 @dataclass(slots=True)
@@ -64,15 +62,8 @@ class Marker:
         self._meter = meter
 
     def packs(self) -> dict[bytes, int]:
-        """All packs, and their bytes. Keys that are no packs' are nobody's to remove."""
-        found = {}
-        for entry in self._bucket.list("packs/"):
-            match = _PACK.fullmatch(entry.key)
-            if match is not None:
-                pack_id = bytes.fromhex(match[1])
-                if pack_key(pack_id) == entry.key:
-                    found[pack_id] = entry.size
-        return found
+        """All packs, and their bytes."""
+        return listed_packs(self._bucket)
 
     def garbage(self, packs: dict[bytes, int], *, expired_before: float) -> dict[bytes, int]:
         """Those of `packs`, which were listed before, that nothing protects now, and their bytes.
@@ -102,16 +93,12 @@ class Marker:
         return pins
 
     def _listed_pins(self) -> Iterator[Listed]:
-        for entry in self._bucket.list("pins/"):
-            if _PIN.fullmatch(entry.key) is None:
-                raise FormatError(f"{entry.key!r} is not a pin's key: remove it")
-            yield entry
+        return (e for e in self._bucket.list(PINS) if session_of_pin(e.key) is not None)
 
     def _read_pin(self, key: str) -> tuple[bytes, list[bytes]]:
         """A session that removed it meanwhile has ended: its names are there to be listed."""
-        match = _PIN.fullmatch(key)
-        assert match is not None
-        session = bytes.fromhex(match[1])
+        session = session_of_pin(key)
+        assert session is not None
         try:
             store_id, owner, packs = decode_pin(self._bucket.get(key).body)
         except KeyAbsent:
@@ -134,10 +121,14 @@ class Marker:
     def references(self) -> Iterator[set[bytes]]:
         """The packs that the names refer to, some names at a time."""
         self.objects, after = 0, b""
-        entries = self._bucket.list("names/")
+        entries = (
+            (name, entry)
+            for entry in self._bucket.list(NAMES)
+            if (name := name_of(entry)) is not None
+        )
         while page := list(islice(entries, PAGE_NAMES)):
-            listed = [(entry.key.removeprefix("names/").encode(), entry.etag) for entry in page]
-            size = sum(entry.size for entry in page)
+            listed = [(name, entry.etag) for name, entry in page]
+            size = sum(entry.size for _, entry in page)
             self._meter.expect(size)
             known = self._memory.packs_of(listed)
             reading = [
@@ -157,7 +148,7 @@ class Marker:
 
     def _read_packs(self, name: bytes) -> tuple[str, Packs] | None:
         """(ETag, packs) of what the name maps to now; None if it is gone since it was listed."""
-        key = f"names/{name.decode()}"
+        key = name_key(name)
         damaged = False
         while True:
             try:

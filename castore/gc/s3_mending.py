@@ -28,8 +28,10 @@ from castore.gc.s3 import fit_server
 from castore.gc.s3_marking import PIN_SECONDS, Marker
 from castore.gc.s3_memory import CollectorMemory
 from castore.gc.s3_state import CollectorState
-from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown
 from castore.s3.cache import StoreCache
+from castore.s3.outcomes import put_over
+from castore.s3.probe import probe
 from castore.workers import Workers
 
 
@@ -103,10 +105,13 @@ class Mending:
                         f"{error}: when no collector and no writer is at work, remove gc/state"
                     ) from error
                 return None
+        conditional = probe(self._bucket).if_match_put
         try:
-            self._bucket.put(key, right, if_match=reply.etag)
-        except (PreconditionFailed, KeyAbsent, OutcomeUnknown) as error:
-            raise StoreBusy(f"{key} changed meanwhile: repeat the repair") from error
+            done = put_over(self._bucket, key, right, reply.etag, conditional=conditional)
+        except OutcomeUnknown as error:
+            raise StoreBusy(f"whether {key} was mended is not known: repeat the repair") from error
+        if not done:
+            raise StoreBusy(f"{key} changed meanwhile: repeat the repair")
         self._done.append(f"{key} had one bit flipped")
         return right
 

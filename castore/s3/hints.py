@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from castore.errors import CastoreError, FormatError, UnsupportedFormat
 from castore.forks import ForkLock, Rank
@@ -21,6 +21,7 @@ from castore.format import PackEntry
 from castore.format_s3 import decode_hints, encode_hints, new_hints_key
 from castore.s3.bucket import Bucket, KeyAbsent
 from castore.s3.cache import StoreCache
+from castore.s3.keys import HINTS, is_hints
 from castore.workers import Workers
 
 FRAMES_MAX = 1 << 16  # told of in one object, of about 2 MB: what 4 GiB of packs hold
@@ -55,7 +56,7 @@ class Hints:
             if self._read:
                 return
             seen = self._cache.hints_seen()
-            listed = {entry.key: entry.size for entry in self._bucket.list("index/")}
+            listed = listed_hints(self._bucket)
             new = [key for key in listed if key not in seen]
             for i in range(0, len(new), READ_AT_ONCE):
                 keys = new[i : i + READ_AT_ONCE]
@@ -82,10 +83,17 @@ class Hints:
     def replace(self, packs: Iterable[Pack]) -> None:
         """Tell of these packs, all there are, in place of what was told before."""
         with self._lock:
-            before = [entry.key for entry in self._bucket.list("index/")]
+            before = list(listed_hints(self._bucket))
             self._packs, self._frames, self._small = list(packs), 0, {}
             self._put()
             self._bucket.delete_many(before)
+
+    def retain(self, there: Collection[bytes]) -> None:
+        """Tell of none but these packs: a collection has removed others that are yet to be told
+        of."""
+        with self._lock:
+            self._packs = [pack for pack in self._packs if pack[0] in there]
+            self._frames = sum(len(entries) for _, entries in self._packs)
 
     def close(self, requests: Workers) -> None:
         """Tell of the rest. That it fails is no reason for the closing to fail."""
@@ -131,6 +139,11 @@ class Hints:
         return list(packs) if store_id == self._store_id else []
 
 
+def listed_hints(bucket: Bucket) -> dict[str, int]:
+    """The keys of all that there are, and their bytes."""
+    return {entry.key: entry.size for entry in bucket.list(HINTS) if is_hints(entry.key)}
+
+
 def in_parts(packs: Iterable[Pack]) -> Iterator[list[Pack]]:
     """The packs in lists of about FRAMES_MAX frames."""
     part: list[Pack] = []
@@ -143,3 +156,49 @@ def in_parts(packs: Iterable[Pack]) -> Iterator[list[Pack]]:
             part, frames = [], 0
     if part:
         yield part
+
+
+def rewrite_hints(
+    bucket: Bucket, store_id: bytes, listed: dict[str, int], is_gone: Callable[[bytes], bool]
+) -> None:
+    """Take packs that are gone out of the hints `listed`, and put small objects of hints together.
+    Those that replace others are there before the others go: a reader may be told twice, never
+    less."""
+    small = {key for key, size in listed.items() if size < SMALL_BYTES}
+    merged = small if len(small) > SMALL_MAX else set()
+    kept: dict[bytes, Sequence[PackEntry]] = {}
+    replaced: list[str] = []
+
+    def put() -> None:
+        """Write what is kept, and drop what it replaces."""
+        for part in in_parts(kept.items()):
+            bucket.put(new_hints_key(), encode_hints(store_id, part), idempotent=True)
+        if replaced:
+            bucket.delete_many(replaced)
+        kept.clear()
+        replaced.clear()
+
+    for key in listed:
+        packs = _read(bucket, store_id, key)
+        if packs is None or (key not in merged and not any(is_gone(i) for i, _ in packs)):
+            continue
+        kept.update((i, entries) for i, entries in packs if not is_gone(i))
+        replaced.append(key)
+        if sum(map(len, kept.values())) >= FRAMES_MAX:
+            put()
+    put()
+
+
+def _read(bucket: Bucket, store_id: bytes, key: str) -> list[Pack] | None:
+    """None for what is not ours to rewrite: gone, or of a later format. What is damaged tells of
+    nothing."""
+    for last in (False, True):
+        try:
+            owner, packs = decode_hints(bucket.get(key).body)
+            return [*packs] if owner == store_id else []
+        except (KeyAbsent, UnsupportedFormat):
+            return None
+        except FormatError:
+            if last:
+                return []
+    raise AssertionError("unreachable")

@@ -80,6 +80,22 @@ def put_once(
             raise fault.error from fault.__cause__
 
 
+def put_over(bucket: Bucket, key: str, body: bytes, etag: str, *, conditional: bool) -> bool:
+    """Put `body`, once, over the version that has this ETag; False if it is not there any more.
+    Where the server does not honour If-Match (not `conditional`) the version is looked for just
+    before: what is put in between is lost. Raises OutcomeUnknown."""
+    try:
+        if conditional:
+            bucket.put(key, body, if_match=etag)
+            return True
+        if bucket.head(key).etag != etag:
+            return False
+        bucket.put(key, body)
+    except (PreconditionFailed, KeyAbsent):
+        return False
+    return True
+
+
 def _read_back(bucket: Bucket, key: str) -> Reply | None:
     try:
         return bucket.get(key)

@@ -1,0 +1,48 @@
+"""Packs that are known to be damaged, or to be missing: marks below `damaged/`, for all machines.
+
+A repair leads names to intact copies, but the pack stays until a collector takes it, as a writer
+elsewhere may be relying on the rest of it. Meanwhile any machine may remember, or be told by hints,
+what it had; and a session knows its own packs without asking. So before a put relies on anything
+that it did not store itself, it asks what is marked: that is stored anew.
+
+A mark is written before the repair puts anything, and stays until the pack is gone and no session
+that could know of it from before is left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+from castore.s3.bucket import Bucket, Listed
+from castore.s3.session import SESSION_SECONDS_MAX
+
+PREFIX = "damaged/"
+_MARK = re.compile(f"{PREFIX}([0-9a-f]{{32}})")
+
+
+def mark_damaged(bucket: Bucket, packs: Collection[bytes]) -> None:
+    for pack_id in packs:
+        bucket.put(f"{PREFIX}{pack_id.hex()}", b"", idempotent=True)
+
+
+def damaged_packs(bucket: Bucket) -> set[bytes]:
+    return {pack_id for pack_id, _ in _marks(bucket)}
+
+
+def remove_marks(bucket: Bucket, there: Collection[bytes], *, now: float) -> None:
+    """Those of packs that are not `there` any more; `now` is the server's time, in seconds."""
+    void = [
+        entry.key
+        for pack_id, entry in _marks(bucket)
+        if pack_id not in there and now - entry.modified > SESSION_SECONDS_MAX
+    ]
+    if void:
+        bucket.delete_many(void)
+
+
+def _marks(bucket: Bucket) -> Iterator[tuple[bytes, Listed]]:
+    for entry in bucket.list(PREFIX):
+        match = _MARK.fullmatch(entry.key)
+        if match is not None:
+            yield bytes.fromhex(match[1]), entry

@@ -1,0 +1,201 @@
+"""What a repair of a store on S3 found damaged is relied on by nobody from then on; and what it
+mends, or what is put meanwhile, it does not take away."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from gc_stores import DAY, World, collect, noise
+
+from castore.check.repair_remote import RemoteRepair
+from castore.s3.bucket import Bucket
+from castore.s3.keys import HINTS, PACKS
+
+DATA = noise(300_000, 1)
+
+
+def packs(bucket: Bucket) -> list[str]:
+    return [entry.key for entry in bucket.list(PACKS)]
+
+
+def cut(raw: bytes) -> bytes:
+    return raw[:100_000]
+
+
+def flip(raw: bytes) -> bytes:
+    return raw[:100_000] + bytes([raw[100_000] ^ 4]) + raw[100_001:]
+
+
+def lose(raw: bytes) -> bytes:
+    return b""
+
+
+def damage(world: World, how: Callable[[bytes], bytes]) -> None:
+    with world.bucket() as bucket:
+        for key in packs(bucket):
+            if how is lose:
+                bucket.delete_many([key])
+            else:
+                bucket.put(key, how(bucket.get(key).body), idempotent=True)
+
+
+def is_whole(world: World) -> None:
+    report = world.open("judge").check(True)
+    assert (report.exit_code, report.problems) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("how", "named"), [(cut, True), (flip, True), (lose, True), (cut, False), (flip, False)]
+)
+def test_the_next_put_of_the_bytes_stores_them_anew(
+    world: World, how: Callable[[bytes], bytes], named: bool
+) -> None:
+    """By whoever knew them: the session that stored them, one that had relied on them, other
+    machines with and without a cache, and after an index made anew."""
+    own, relied, cached = world.open("own"), world.open("relied"), world.open("cached")
+    own.puts("a", DATA)
+    with world.open("told") as told:  # so that hints tell of them
+        told.puts("told", noise(300_000, 2))
+    relied.puts("relied", DATA)
+    cached.puts("cached", DATA)
+    cached.close()
+    if not named:
+        for name in ("a", "relied", "cached", "told"):
+            own.delete(name)
+    damage(world, how)
+    with world.open("repairer") as repairer:
+        report = repairer.check(repair=True)
+    assert report.exit_code == (14 if named else 0)
+    is_whole(world)
+    stores = {
+        "own": own,
+        "relied": relied,
+        "cached": world.open("cached"),
+        "repairer": world.open("repairer"),
+        "new": world.open("new"),
+    }
+    rebuilt = stores["rebuilt"] = world.open("rebuilt")
+    rebuilt.rebuild_index()
+    for name, store in stores.items():
+        store.puts(name, DATA)
+        assert store.gets(name) == DATA, name
+        store.puts(f"{name} 2", noise(300_000, 2))
+        assert world.open("reader").gets(f"{name} 2") == noise(300_000, 2), name
+    for name in stores:
+        assert world.open("reader").gets(name) == DATA, name
+    is_whole(world)
+
+
+def test_marks_and_hints_go_with_the_packs(world: World) -> None:
+    with world.open("writer") as store:
+        store.puts("a", DATA)
+    damage(world, flip)
+    with world.open("repairer") as store:
+        store.check(repair=True)
+        store.delete_prefix("quarantine/")
+        assert len(world.server.keys("store/damaged/")) == 1
+        collect(store)
+        # A session from before may still know the pack.
+        assert len(world.server.keys("store/damaged/")) == 1
+        world.pass_time(2 * DAY)
+        store.puts("b", noise(70_000, 3))
+        store.delete("b")
+        collect(store)
+    assert world.server.keys("store/damaged/") == []
+    assert world.server.keys("store/packs/") == []
+    with world.bucket() as bucket:
+        assert sum(entry.size for entry in bucket.list(HINTS)) == 0
+    is_whole(world)
+
+
+def test_a_damaged_pack_that_nobody_needs_is_told_of_until_it_is_marked(world: World) -> None:
+    with world.open("writer") as store:
+        store.puts("a", DATA)
+        store.delete("a")
+    damage(world, flip)
+    store = world.open("judge")
+    report = store.check(True)
+    assert (report.exit_code, {p.severity for p in report.problems}) == (1, {"warning"})
+    assert store.check(repair=True).exit_code == 0
+    assert store.check(True).exit_code == 0
+    assert store.check(True).garbage == {"packs": 1}
+
+
+def flip_bit(world: World, key: str, bit: int) -> None:
+    stored = world.server.objects[f"store/{key}"]
+    raw = bytearray(stored.body)
+    raw[bit >> 3] ^= 1 << (bit & 7)
+    with world.bucket() as bucket:
+        bucket.put(key, bytes(raw), idempotent=True)
+
+
+@pytest.mark.parametrize("if_match", ["honoured", "ignored", "refused"])
+def test_an_inline_object_is_mended_and_stays(world: World, if_match: str) -> None:
+    if if_match == "refused":
+        world.server.if_match_refusal = (412, "PreconditionFailed")
+    world.server.preconditions = if_match != "ignored"
+    values = {"inline": b"x" * 1000, "empty": b"", "noise": noise(5000, 9)}
+    store = world.open()
+    choose = random.Random(1)
+    for name, value in values.items():
+        store.puts(name, value)
+        size = len(world.server.objects[f"store/names/{name}"].body)
+        for _ in range(3):
+            flip_bit(world, f"names/{name}", choose.randrange(8 * size))
+            assert store.check(True).damaged_names == [name]
+            report = store.check(repair=True)
+            assert report.repaired == [f"the manifest of {name!r} had one bit flipped"]
+            assert report.exit_code == 0
+            assert store.gets(name) == value
+    assert {name: store.gets(name) for name in store.names()} == values
+    is_whole(world)
+
+
+@pytest.mark.parametrize("size", [1000, 90_000])
+@pytest.mark.parametrize("moment", ["mark_packs", "mend_manifests", "_find_elsewhere"])
+def test_what_is_put_anew_during_the_repair_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str, size: int
+) -> None:
+    with world.open("writer") as store:
+        store.puts("a", DATA)
+        store.puts("b", b"x" * 1000)
+    damage(world, cut)
+    flip_bit(world, "names/b", 0)
+    other = world.open("other")
+    step = getattr(RemoteRepair, moment)
+
+    def meanwhile(repair: RemoteRepair, *given: object) -> object:
+        for name in "ab":
+            other.puts(name, noise(size, ord(name)))
+        return step(repair, *given)
+
+    monkeypatch.setattr(RemoteRepair, moment, meanwhile)
+    world.open("repairer").check(repair=True)
+    for name in "ab":
+        assert world.open("reader").gets(name) == noise(size, ord(name))
+    assert world.open("repairer").check(repair=True).repaired == []
+    is_whole(world)
+
+
+def test_a_repair_reads_the_data_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with world.open("writer") as store:
+        for i in range(3):
+            store.puts(f"n{i}", noise(400_000, i))
+    damage(world, flip)
+    fetched = 0
+    get = Bucket.get
+
+    def counted(bucket: Bucket, key: str, **options: object) -> object:
+        nonlocal fetched
+        reply = get(bucket, key, **options)  # type: ignore[call-overload]
+        fetched += len(reply.body) if key.startswith(PACKS) else 0
+        return reply
+
+    monkeypatch.setattr(Bucket, "get", counted)
+    stored = sum(entry.size for entry in world.bucket().list(PACKS))
+    report = world.open("repairer").check(repair=True)
+    assert report.read_bytes > stored
+    # And each damaged pack to be copied, what it has to be stored anew, and that to be checked.
+    assert fetched < 4.2 * stored
