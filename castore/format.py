@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import xxhash
 
@@ -45,8 +45,16 @@ class StoreConfig(NamedTuple):
     collision_guard: str | None = None
 
 
-def encode_config(config: StoreConfig) -> bytes:
-    fields = {
+def encode_config(config: StoreConfig, *, checksum: bool = True) -> bytes:
+    """`checksum` is False for what castore wrote before there was one."""
+    fields = _config_fields(config)
+    if checksum:
+        fields["checksum"] = _config_checksum(config)
+    return json.dumps(fields, indent=2).encode() + b"\n"
+
+
+def _config_fields(config: StoreConfig) -> dict[str, Any]:
+    return {
         "format": "castore",
         "version": VERSION,
         "store_id": config.store_id.hex(),
@@ -58,7 +66,11 @@ def encode_config(config: StoreConfig) -> bytes:
         },
         "collision_guard": config.collision_guard,
     }
-    return json.dumps(fields, indent=2).encode() + b"\n"
+
+
+def _config_checksum(config: StoreConfig) -> str:
+    """Of what it means: with another seed nothing that is stored would be found again."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(_config_fields(config)).encode())
 
 
 def decode_config(raw: bytes) -> StoreConfig:
@@ -86,6 +98,7 @@ def decode_config(raw: bytes) -> StoreConfig:
             sizes["max"],
             fields["collision_guard"],
         )
+        checksum = fields.get("checksum")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, (FormatError, UnsupportedFormat)):
             raise
@@ -98,6 +111,8 @@ def decode_config(raw: bytes) -> StoreConfig:
         raise FormatError("castore.json has a store id, seed or chunk sizes out of range")
     if config.collision_guard not in (None, "sha256"):
         raise FormatError(f"castore.json has collision guard {config.collision_guard!r}")
+    if checksum is not None and checksum != _config_checksum(config):
+        raise FormatError("castore.json is damaged: its checksum is another's")
     return config
 
 
@@ -173,6 +188,8 @@ def decode_frame_header(frame: bytes | memoryview) -> FrameHeader:
 # ---------------------------------------------------------------- packs
 
 PACK_MAGIC: Final = b"castpack"
+PACK_VERSION: Final = 2  # with the store's config; 1, without, is written and read, too
+PACK_GUARDED: Final = 1  # the store has a collision guard
 FOOTER_MAGIC: Final = b"castfoot"
 _PACK = struct.Struct("<8sHHI16s16sQQ")
 _ENTRY = struct.Struct("<16sIII")
@@ -191,8 +208,13 @@ class PackEntry(NamedTuple):
     raw_bytes: int
 
 
-def encode_pack_header(store_id: bytes, pack_id: bytes) -> bytes:
-    head = _PACK.pack(PACK_MAGIC, VERSION, 0, 0, store_id, pack_id, 0, 0)[:-8]
+def encode_pack_header(store_id: bytes, pack_id: bytes, config: StoreConfig | None = None) -> bytes:
+    """With its store's `config`, the pack is enough to make castore.json again."""
+    version, flags, average, seed = 1, 0, 0, 0
+    if config is not None and config == _usual_config(config):
+        version, average, seed = PACK_VERSION, config.chunk_avg, config.seed
+        flags = PACK_GUARDED if config.collision_guard else 0
+    head = _PACK.pack(PACK_MAGIC, version, flags, average, store_id, pack_id, seed, 0)[:-8]
     return head + _checksum(head).to_bytes(8, "little")
 
 
@@ -200,14 +222,31 @@ def decode_pack_header(raw: bytes | memoryview) -> tuple[bytes, bytes]:
     """(store id, pack id) of the pack that starts with `raw`."""
     if len(raw) < PACK_HEADER_BYTES:
         raise FormatError(f"pack header is cut short at {len(raw)} bytes")
-    magic, version, flags, reserved, store_id, pack_id, zero, checksum = _PACK.unpack_from(raw)
+    magic, version, flags, average, store_id, pack_id, seed, checksum = _PACK.unpack_from(raw)
     if magic != PACK_MAGIC or _checksum(raw[: PACK_HEADER_BYTES - 8]) != checksum:
         raise FormatError("pack header is damaged")
-    if version > VERSION:
+    if version > PACK_VERSION:
         raise UnsupportedFormat(f"pack {pack_id.hex()} has format version {version}")
-    if version < 1 or flags or reserved or zero:
+    if version < 1 or flags & ~PACK_GUARDED or (version == 1 and (flags or average or seed)):
         raise FormatError(f"pack header has version {version} and flags {flags:#x}")
     return store_id, pack_id
+
+
+def decode_pack_config(raw: bytes | memoryview) -> StoreConfig | None:
+    """The config of the store that the pack was written to; None where its header has none. The
+    header is decoded first, by `decode_pack_header`."""
+    _, version, flags, average, store_id, _, seed, _ = _PACK.unpack_from(raw)
+    if version < PACK_VERSION:
+        return None
+    guard = "sha256" if flags & PACK_GUARDED else None
+    config = _usual_config(StoreConfig(store_id, seed, 0, average, 0, guard))
+    return decode_config(encode_config(config))  # its sizes may be out of range
+
+
+def _usual_config(config: StoreConfig) -> StoreConfig:
+    """With the smallest and the largest chunk that castore chooses for the average."""
+    average = config.chunk_avg
+    return config._replace(chunk_min=average // 4, chunk_max=average * 4)
 
 
 def footer_bytes(frames: int) -> int:

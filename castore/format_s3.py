@@ -11,12 +11,20 @@ import secrets
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import PACK_ID_BYTES, VERSION, PackEntry
+from castore.format import (
+    PACK_ID_BYTES,
+    VERSION,
+    PackEntry,
+    StoreConfig,
+    decode_config,
+    encode_config,
+)
 from castore.format_index import Record, decode_record, encode_record
 
 SESSION_ID_BYTES: Final = 8
@@ -58,7 +66,9 @@ def new_hints_key() -> str:
 # ---------------------------------------------------------------- manifests
 
 MANIFEST_MAGIC: Final = b"CMAN"
+MANIFEST_VERSION: Final = 2  # with the store's config; 1, without, is read, too
 _MANIFEST = struct.Struct("<4sBBHIII16s16sQ")
+_CONFIG = struct.Struct("<QIIII")
 _DIRECTORY = struct.Struct("<QQI")
 MANIFEST_HEADER_BYTES: Final = _MANIFEST.size
 
@@ -81,10 +91,11 @@ class ManifestHead:
     record: Record
     packs: list[bytes]
     segments: list[Place]
+    config: StoreConfig | None = None  # the store's: enough to make castore.json again
 
 
 def encode_manifest(
-    store_id: bytes,
+    config: StoreConfig,
     nonce: bytes,
     record: Record,
     packs: Sequence[bytes],
@@ -95,6 +106,7 @@ def encode_manifest(
     raw_record = encode_record(record)
     head_bytes = (
         MANIFEST_HEADER_BYTES
+        + _CONFIG.size
         + len(raw_record)
         + PACK_ID_BYTES * len(packs)
         + _DIRECTORY.size * len(segments)
@@ -103,16 +115,16 @@ def encode_manifest(
     for end, raw in segments:
         directory.append(_DIRECTORY.pack(end, offset, len(raw)))
         offset += len(raw)
-    body = b"".join([raw_record, *packs, *directory])
+    body = b"".join([_encode_store(config), raw_record, *packs, *directory])
     fixed = _MANIFEST.pack(
         MANIFEST_MAGIC,
-        VERSION,
+        MANIFEST_VERSION,
         0,
         0,
         len(raw_record),
         len(packs),
         len(segments),
-        store_id,
+        config.store_id,
         nonce,
         0,
     )[:-8]
@@ -127,11 +139,12 @@ def manifest_head_bytes(raw: bytes) -> int:
     magic, version, flags, zero, record, packs, segments, *_ = _MANIFEST.unpack_from(raw)
     if magic != MANIFEST_MAGIC:
         raise FormatError("manifest does not start with its magic")
-    if version > VERSION:
+    if version > MANIFEST_VERSION:
         raise UnsupportedFormat(f"manifest has format version {version}: upgrade castore")
-    if version != VERSION or flags or zero:
+    if version < 1 or flags or zero:
         raise FormatError(f"manifest has version {version} and flags {flags:#x}")
-    return int(MANIFEST_HEADER_BYTES + record + packs * PACK_ID_BYTES + segments * _DIRECTORY.size)
+    lists = packs * PACK_ID_BYTES + segments * _DIRECTORY.size
+    return int(MANIFEST_HEADER_BYTES + _store_bytes(version) + record + lists)
 
 
 def decode_manifest_head(raw: bytes) -> ManifestHead:
@@ -139,10 +152,12 @@ def decode_manifest_head(raw: bytes) -> ManifestHead:
     size = manifest_head_bytes(raw)
     if len(raw) < size:
         raise FormatError(f"manifest's head is cut short at {len(raw)} of {size} bytes")
-    *_, record_bytes, packs, _, store_id, nonce, checksum = _MANIFEST.unpack_from(raw)
+    _, version, _, _, record_bytes, packs, _, store_id, nonce, checksum = _MANIFEST.unpack_from(raw)
     body = raw[MANIFEST_HEADER_BYTES:size]
     if _checksum(body, _checksum(raw[: MANIFEST_HEADER_BYTES - 8])) != checksum:
         raise FormatError("manifest is damaged")
+    config = _decode_store(store_id, body) if version > 1 else None
+    body = body[_store_bytes(version) :]
     at = record_bytes + packs * PACK_ID_BYTES
     places = [Place(*fields) for fields in _DIRECTORY.iter_unpack(body[at:])]
     record = decode_record(body[:record_bytes])
@@ -153,7 +168,32 @@ def decode_manifest_head(raw: bytes) -> ManifestHead:
         following += place.length
     if record.is_inline == bool(places) or (places and places[-1].end != record.size):
         raise FormatError(f"manifest has {len(places)} segments for {record.size} bytes")
-    return ManifestHead(store_id, nonce, record, _ids(body[record_bytes:at]), places)
+    return ManifestHead(store_id, nonce, record, _ids(body[record_bytes:at]), places, config)
+
+
+def _store_bytes(version: int) -> int:
+    return _CONFIG.size if version > 1 else 0
+
+
+def _encode_store(config: StoreConfig) -> bytes:
+    sizes = config.chunk_min, config.chunk_avg, config.chunk_max
+    return _CONFIG.pack(config.seed, *sizes, config.collision_guard is not None)
+
+
+def _decode_store(store_id: bytes, raw: bytes) -> StoreConfig:
+    if len(raw) < _CONFIG.size:
+        raise FormatError("manifest's head is cut short in its store's config")
+    return _store_config(store_id, raw[: _CONFIG.size])
+
+
+@lru_cache(maxsize=16)  # one per store
+def _store_config(store_id: bytes, raw: bytes) -> StoreConfig:
+    seed, smallest, average, largest, guarded = _CONFIG.unpack_from(raw)
+    if guarded > 1:
+        raise FormatError(f"manifest tells of an unknown collision guard {guarded}")
+    guard = "sha256" if guarded else None
+    config = StoreConfig(store_id, seed, smallest, average, largest, guard)
+    return decode_config(encode_config(config))  # its sizes may be out of range
 
 
 # ---------------------------------------------------------------- pins and condemned lists

@@ -83,7 +83,7 @@ class S3Session(WriteSession):
         self._hints = hints
         self._session = session
         self._requests = requests
-        self._uploads = Uploads(bucket, config.store_id, session, cache, hints, requests, budget)
+        self._uploads = Uploads(bucket, config, session, cache, hints, requests, budget)
         self._open = True
         self._damaged: Future[set[bytes]] | None = None
         self.moved_bytes = 0  # of frames that were stored anew
@@ -272,7 +272,7 @@ class S3Session(WriteSession):
         def make_body(nonce: bytes) -> bytes:
             nonlocal body
             self._session.check_age()
-            body = encode_manifest(self.config.store_id, nonce, record, list(packs), segments)
+            body = encode_manifest(self.config, nonce, record, list(packs), segments)
             return body
 
         session = self._session

@@ -92,13 +92,15 @@ EXTENTS = rows.Record(1 << 40, -1, 0o644, b"\x33" * 16, 1 << 39, chunks=1 << 24,
 TOTALS = rows.Totals(1 << 50, 2, 3, 1 << 49, 5)
 
 SPECIMENS: dict[str, bytes] = {
-    "config": layout.encode_config(config()),
-    "config with collision guard": layout.encode_config(config("sha256")),
+    "config": layout.encode_config(config(), checksum=False),
+    "config with collision guard": layout.encode_config(config("sha256"), checksum=False),
+    "config with checksum": layout.encode_config(config("sha256")),
     "frame header, raw": layout.encode_frame_header(RAW_HEADER),
     "frame header, zstd": layout.encode_frame_header(ZSTD_HEADER),
     "frame header, zstd with sha256": layout.encode_frame_header(GUARDED_HEADER),
     "frame header, raw, id of sha256": layout.encode_frame_header(GUARDED_ID_HEADER),
     "pack header": layout.encode_pack_header(STORE_ID, PACK_IDS[0]),
+    "pack header with config": layout.encode_pack_header(STORE_ID, PACK_IDS[0], config("sha256")),
     "pack footer": layout.encode_footer(ENTRIES, FOOTER_OFFSET),
     "pack footer, no frames": layout.encode_footer([], 64),
     "segment": segment(extents()),
@@ -136,7 +138,11 @@ def test_golden_bytes_decode_to_what_they_meant() -> None:
         frame = raw[name] + payload
         assert layout.decode_frame_header(frame) == header
         assert codec.decode_frame(frame, header.chunk_id, len(TEXT), SEED) == TEXT
+    assert layout.decode_config(raw["config with checksum"]) == config("sha256")
     assert layout.decode_pack_header(raw["pack header"]) == (STORE_ID, PACK_IDS[0])
+    assert layout.decode_pack_config(raw["pack header"]) is None
+    assert layout.decode_pack_header(raw["pack header with config"]) == (STORE_ID, PACK_IDS[0])
+    assert layout.decode_pack_config(raw["pack header with config"]) == config("sha256")
     footer = raw["pack footer"]
     assert layout.decode_footer(footer, FOOTER_OFFSET + len(footer)) == ENTRIES
     assert layout.decode_footer(raw["pack footer, no frames"], 64 + 40) == []
@@ -203,6 +209,22 @@ id16 = st.binary(min_size=16, max_size=16)
 @given(st.builds(layout.StoreConfig, id16, u64, *[st.just(4096)] * 3, st.sampled_from([None])))
 def test_configs_round_trip(made: layout.StoreConfig) -> None:
     assert layout.decode_config(layout.encode_config(made)) == made
+
+
+def test_every_flipped_bit_of_a_config_is_seen_or_means_the_same() -> None:
+    """With another seed every chunk would look damaged, and a repair take all objects away."""
+    raw = SPECIMENS["config with checksum"]
+    for bit in range(8 * len(raw)):
+        changed = bytearray(raw)
+        changed[bit >> 3] ^= 1 << (bit & 7)
+        with suppress(FormatError, UnsupportedFormat):
+            assert layout.decode_config(bytes(changed)) == config("sha256")
+
+
+def test_a_config_of_other_sizes_is_not_in_pack_headers() -> None:
+    odd = config()._replace(chunk_min=704)
+    raw = layout.encode_pack_header(STORE_ID, PACK_IDS[0], odd)
+    assert layout.decode_pack_config(raw) is None
 
 
 @given(
@@ -478,6 +500,11 @@ def use_segment(raw: bytes) -> None:
         assert 0 < extent.end - extent.begin <= layout.CHUNK_BYTES_LIMIT + 256
 
 
+def use_pack_header(raw: bytes) -> None:
+    layout.decode_pack_header(raw)
+    layout.decode_pack_config(raw)
+
+
 def use_record(raw: bytes) -> None:
     record = rows.decode_record(raw)
     if record.is_inline:
@@ -506,7 +533,10 @@ TARGETS = {
         repaired_footer,
     ),
     "pack headers": Target(
-        [SPECIMENS["pack header"]], layout.decode_pack_header, repaired_pack_header, True
+        [SPECIMENS["pack header"], SPECIMENS["pack header with config"]],
+        use_pack_header,
+        repaired_pack_header,
+        True,
     ),
     "segments": Target(
         [SPECIMENS["segment"], segment(extents(1)), segment(extents(200, 0))],
@@ -520,7 +550,7 @@ TARGETS = {
         True,
     ),
     "configs": Target(
-        [SPECIMENS["config"], SPECIMENS["config with collision guard"]],
+        [SPECIMENS[f"config{more}"] for more in ("", " with collision guard", " with checksum")],
         layout.decode_config,
         versioned=True,
     ),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from castore.codec import CODEC_RAW
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import PackEntry
+from castore.format import PackEntry, StoreConfig
 from castore.format_index import Record, SegmentBuilder
 from castore.format_s3 import (
     MANIFEST_HEADER_BYTES,
@@ -39,6 +39,7 @@ from castore.format_s3 import (
 )
 
 STORE, NONCE = bytes(range(16)), bytes(range(16, 32))
+CONFIG = StoreConfig(STORE, 1 << 63, 704, 2816, 11_264, "sha256")
 ids = st.binary(min_size=16, max_size=16)
 packs = st.lists(ids, max_size=20, unique=True)
 entries = st.lists(
@@ -58,13 +59,13 @@ def manifest(segments: int = 3, extents: int = 4) -> tuple[bytes, Record, list[b
             builder.append(end, source.randbytes(16), pack_ids[i % 3], i * 1000, 900)
         encoded.append((end, builder.encode()))
     record = Record(end, 5, 0o644, bytes(16), end, manifest=1, chunks=segments * extents)
-    raw = encode_manifest(STORE, NONCE, record, pack_ids, encoded)
+    raw = encode_manifest(CONFIG, NONCE, record, pack_ids, encoded)
     return raw, record, pack_ids, encoded
 
 
 def inline(data: bytes) -> tuple[bytes, Record]:
     record = Record(len(data), 5, 0o600, bytes(16), len(data), codec=CODEC_RAW, inline=data)
-    return encode_manifest(STORE, NONCE, record, [], []), record
+    return encode_manifest(CONFIG, NONCE, record, [], []), record
 
 
 # ---------------------------------------------------------------- round trips
@@ -81,6 +82,27 @@ def test_manifests(segments: int) -> None:
     for place, (_, segment) in zip(head.segments, encoded, strict=True):
         assert raw[place.offset : place.offset + place.length] == segment
     assert head.segments[-1].offset + head.segments[-1].length == len(raw)
+    assert head.config == CONFIG
+
+
+def test_manifests_of_the_first_version_tell_of_no_config() -> None:
+    """As castore wrote them until then: without the 24 bytes of it."""
+    raw, record = inline(b"data")
+    fixed = raw[:4] + b"\x01" + raw[5:52]
+    body = raw[60 + 24 :]
+    checksum = xxhash.xxh3_64_intdigest(body, xxhash.xxh3_64_intdigest(fixed))
+    old = fixed + checksum.to_bytes(8, "little") + body
+    head = decode_manifest_head(old)
+    assert (head.store_id, head.record, head.config) == (STORE, record, None)
+    with pytest.raises(UnsupportedFormat, match="version 3: upgrade castore"):
+        decode_manifest_head(raw[:4] + b"\x03" + raw[5:])
+
+
+def test_a_manifest_with_an_impossible_config() -> None:
+    _, record = inline(b"data")
+    wrong = CONFIG._replace(chunk_max=1 << 30)
+    with pytest.raises(FormatError, match="chunk sizes out of range"):
+        decode_manifest_head(encode_manifest(wrong, NONCE, record, [], []))
 
 
 @given(st.binary(max_size=300))
@@ -177,7 +199,7 @@ def test_every_cut_is_noticed(which: int) -> None:
 def test_a_newer_version_says_so(which: int) -> None:
     decode, raw = all_decoders()[which]
     with pytest.raises(UnsupportedFormat, match="upgrade castore"):
-        decode(raw[:4] + b"\x02" + raw[5:])
+        decode(raw[:4] + b"\x03" + raw[5:])
 
 
 @settings(max_examples=300)
@@ -266,8 +288,8 @@ def test_every_flipped_bit_of_a_state() -> None:
 def test_segments_that_are_not_one_behind_the_other() -> None:
     _, record, pack_ids, encoded = manifest(2)
     with pytest.raises(FormatError, match="segments for"):  # the last ends elsewhere
-        decode_manifest_head(encode_manifest(STORE, NONCE, record, pack_ids, encoded[:1]))
+        decode_manifest_head(encode_manifest(CONFIG, NONCE, record, pack_ids, encoded[:1]))
     with pytest.raises(FormatError):  # none at all
-        decode_manifest_head(encode_manifest(STORE, NONCE, record, pack_ids, []))
+        decode_manifest_head(encode_manifest(CONFIG, NONCE, record, pack_ids, []))
     with pytest.raises(FormatError):  # inline, and segments
-        decode_manifest_head(encode_manifest(STORE, NONCE, inline(b"x")[1], pack_ids, encoded))
+        decode_manifest_head(encode_manifest(CONFIG, NONCE, inline(b"x")[1], pack_ids, encoded))

@@ -184,7 +184,7 @@ class RemoteRepair:
             return
         saved = self._catalog.current(target)
         body = encode_manifest(
-            self._config.store_id,
+            self._config,
             secrets.token_bytes(NONCE_BYTES),
             saved.head.record._replace(mtime_ns=record.mtime_ns),
             saved.head.packs,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from castore.codec import Frame
-from castore.format import PackEntry, encode_footer, encode_pack_header
+from castore.format import PackEntry, StoreConfig, encode_footer, encode_pack_header
 from castore.format_s3 import pack_key
 from castore.model import Location
 from castore.s3.bucket import Bucket
@@ -48,7 +48,7 @@ class Uploads:
     def __init__(
         self,
         bucket: Bucket,
-        store_id: bytes,
+        config: StoreConfig,
         session: WriterSession,
         cache: StoreCache,
         hints: Hints,
@@ -56,7 +56,7 @@ class Uploads:
         budget: threading.Semaphore,
     ) -> None:
         self._bucket = bucket
-        self._store_id = store_id
+        self._config = config
         self._session = session
         self._cache = cache
         self._hints = hints
@@ -116,7 +116,7 @@ class Uploads:
 
     def _new_pack(self) -> _OpenPack:
         pack_id = self._session.new_pack()
-        header = encode_pack_header(self._store_id, pack_id)
+        header = encode_pack_header(self._config.store_id, pack_id, self._config)
         return _OpenPack(pack_id, [header], len(header))
 
     def _put(self, pack_id: bytes, entries: list[PackEntry], parts: list[bytes]) -> None:
