@@ -159,6 +159,11 @@ class FormatError(CastoreError, ValueError):
     """Bytes of the store that do not parse: a frame, footer, segment, record or config."""
 
 
+class ConfigLost(FormatError):
+    """A store's castore.json is gone or damaged, while what the store holds is there. None is made
+    anew: nothing of the old store could be read with it."""
+
+
 class ManifestUnreadable(FormatError):
     """What a name maps to can't be read, so that what it needs is not known."""
 

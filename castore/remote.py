@@ -14,34 +14,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from castore.catalog.s3 import Overwritten, S3Catalog
 from castore.chunker import Chunker, ChunkSizes
-from castore.config import new_config, parse_config
-from castore.errors import (
-    NotAStore,
-    NotLocal,
-    StoreIOError,
-    StoreNotFound,
-)
+from castore.config import new_config
+from castore.errors import ConfigLost, NotLocal, StoreNotFound
 from castore.forks import ForkLock, Rank
-from castore.format import StoreConfig, encode_config
+from castore.format import StoreConfig
 from castore.format_index import decode_segment
 from castore.model import Progress, StoreStats
 from castore.packs.s3 import S3Packs
-from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.bucket import Bucket
 from castore.s3.cache import StoreCache
 from castore.s3.cache_folder import cache_folder
+from castore.s3.creation import create as create_store
+from castore.s3.creation import mend_config, raise_if_lost, read_config
 from castore.s3.damaged import damaged_packs
 from castore.s3.hints import Hints
 from castore.s3.keys import listed_packs
-from castore.s3.outcomes import put_once
-from castore.s3.probe import probe
 from castore.s3.session import WriterSession
 from castore.s3.settings import S3Settings
 from castore.s3.uploads import UPLOADS_MAX
@@ -55,11 +48,6 @@ if TYPE_CHECKING:
     from castore.check.remote import RemoteCheck
     from castore.gc import GcOptions, GcReport
     from castore.rebuild import RebuildReport
-
-CONFIG_KEY = "castore.json"
-PROPOSALS = "probe/castore.json/"
-PROPOSAL_SECONDS = 2.5  # more than the second that S3 rounds times to
-PROPOSAL_ATTEMPTS = 3
 
 
 class RemoteStore:
@@ -152,6 +140,9 @@ class RemoteStore:
         from castore.gc.s3_mending import Mending
 
         self._end_session()
+        config_mended = mend_config(self._bucket)
+        if read_config(self._bucket) != self.config:
+            raise ConfigLost(f"{self.root} was opened with another's castore.json: open it anew")
         with self._looking() as look:
             report = look.run(fraction=1, progress=progress)
             repair = RemoteRepair(self._bucket, self.catalog, look, session)
@@ -164,7 +155,7 @@ class RemoteStore:
             repair.run(report)
         with self._looking(look) as after:
             report = after.run(fraction=1, progress=None)
-        report.repaired = repair.done
+        report.repaired = [config_mended, *repair.done] if config_mended else repair.done
         report.problems += [*repair.lost, *announced.left]
         return report
 
@@ -273,87 +264,24 @@ def open_remote(
     frames_bytes_max: int | None,
 ) -> RemoteStore:
     """The store at `settings`, made if it is not there and `create` is true. Raises StoreNotFound,
-    NotAStore, and what a Bucket raises."""
+    ConfigLost, NotAStore, and what a Bucket raises."""
     bucket = Bucket(settings)
     try:
-        config = _read_config(bucket)
+        config = read_config(bucket)
         if config is None:
             if not create or read_only:
+                raise_if_lost(bucket)
                 raise StoreNotFound(
                     errno.ENOENT, f"there is no store at {settings.url}; make one with a put"
                 )
-            config = _create(bucket, chunk_bytes_avg, collision_guard)
+            config = create_store(bucket, new_config(chunk_bytes_avg, collision_guard))
         return RemoteStore(bucket, config, frames_bytes_max=frames_bytes_max)
     except BaseException:
         bucket.close()
         raise
 
 
-def _read_config(bucket: Bucket) -> StoreConfig | None:
-    try:
-        reply = bucket.get(CONFIG_KEY)
-    except KeyAbsent:
-        return None
-    assert reply is not None
-    return parse_config(reply.body, bucket.settings.url)
-
-
-def _create(bucket: Bucket, chunk_bytes_avg: int, collision_guard: str | None) -> StoreConfig:
-    config = new_config(chunk_bytes_avg, collision_guard)
-    for entry in bucket.list():
-        if entry.key == CONFIG_KEY:
-            break  # another made it just now
-        if not entry.key.startswith("probe/"):
-            raise NotAStore(
-                f"{bucket.settings.url} is not empty and not a castore store ({entry.key!r} is "
-                "there): choose an empty prefix"
-            )
-    else:
-        _write_config(bucket, config)
-    written = _read_config(bucket)
-    if written is None:
-        raise StoreIOError(f"{bucket.settings.url} could not be made: repeat it")
-    return written
-
-
-def _write_config(bucket: Bucket, config: StoreConfig) -> None:
-    """What is read back afterwards counts: of several that create it at once, all use what one of
-    them wrote."""
-    features = probe(bucket)
-    raw = encode_config(config)
-    if not features.if_none_match:
-        _write_what_was_proposed_first(bucket, raw)
-        return
-    with contextlib.suppress(PreconditionFailed, OutcomeUnknown):
-        put_once(bucket, CONFIG_KEY, lambda _: raw, if_none_match=True)
-
-
-def _write_what_was_proposed_first(bucket: Bucket, raw: bytes) -> None:
-    """Where the server ignores If-None-Match, whoever writes castore.json writes the same bytes:
-    the proposal that came first by the server's clock, `raw` if it is ours.
-
-    We look at the proposals so long after ours that any that we do not see is later than it by
-    that clock, whatever its resolution. They are removed only once castore.json is there, so it is
-    read after they are listed.
-    """
-    _propose(bucket, raw)
-    time.sleep(PROPOSAL_SECONDS)
-    proposals = sorted(bucket.list(PROPOSALS), key=lambda entry: (entry.modified, entry.key))
-    if proposals and _read_config(bucket) is None:
-        with contextlib.suppress(KeyAbsent):  # removed: castore.json is there by now
-            first = bucket.get(proposals[0].key)
-            bucket.put(CONFIG_KEY, first.body, idempotent=True)
-    bucket.delete_many([entry.key for entry in proposals])
-
-
-def _propose(bucket: Bucket, raw: bytes) -> None:
-    """Each attempt under a key of its own: one that landed again would be dated anew."""
-    for left in reversed(range(PROPOSAL_ATTEMPTS)):
-        try:
-            bucket.put(f"{PROPOSALS}{secrets.token_hex(16)}", raw)
-            return
-        except OutcomeUnknown as lost:
-            if not left:
-                raise StoreIOError(
-                    f"{bucket.settings.url} could not be made ({lost.__cause__}): repeat it"
-                ) from lost
+def mend_remote_config(settings: S3Settings) -> str:
+    """Before a store is repaired that may have lost its castore.json: see `mend_config`."""
+    with Bucket(settings) as bucket:
+        return mend_config(bucket)

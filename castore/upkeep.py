@@ -68,8 +68,26 @@ def check_store(
         )
         if not repair:
             return report
+    mended = mend_config(store, **options) if repair else ""
     with open_store(store, create=False, read_only=not repair, **options) as opened:
-        return opened.check(read_data, repair, progress)
+        report = opened.check(read_data, repair, progress)
+    if mended:
+        report.repaired.insert(0, mended)
+    return report
+
+
+def mend_config(store: StrPath, **options: Any) -> str:
+    """Make the castore.json of a store on S3 again, if it is lost or damaged, from what its packs
+    and manifests say of it; what was done, "" for nothing. `options` are those of `castore.open`.
+
+    Raises ConfigLost if they do not say, or contradict each other.
+    """
+    if not is_remote(store):
+        return ""
+    from castore.remote import mend_remote_config
+    from castore.s3.settings import parse_settings, settings_among
+
+    return mend_remote_config(parse_settings(os.fspath(store), **settings_among(options)))
 
 
 def is_remote(store: StrPath) -> bool:

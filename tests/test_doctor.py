@@ -205,7 +205,7 @@ class TestServer:
     @pytest.mark.parametrize(
         ("place", "code", "message"),
         [
-            ("s3://no-such-bucket-here/x", exits.FAILURE, "there is no bucket"),
+            ("s3://no-such-bucket-here/x", exits.NO_STORE, "there is no bucket"),
             ("s3://bucket?colour=red", exits.USAGE, "'colour' is not a setting"),
             ("gs://b/x", exits.USAGE, "gs:// is not a kind of store"),
         ],

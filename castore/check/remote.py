@@ -219,7 +219,12 @@ class RemoteCheck:
     # ------------------------------------------------------------ what else is there
 
     def _check_config(self) -> None:
-        fault = config_fault(self._bucket.get(CONFIG_KEY).body, self.config)
+        try:
+            raw = self._bucket.get(CONFIG_KEY).body
+        except KeyAbsent:
+            self._add("config", "missing", "castore.json is gone: a repair makes it again")
+            return
+        fault = config_fault(raw, self.config)
         if fault:
             self._add("config", "corrupt", f"castore.json {fault}")
 

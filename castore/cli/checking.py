@@ -10,6 +10,7 @@ from castore.cli import exits
 from castore.cli.exits import UsageError
 from castore.cli.opening import open_to_change, places_refused, store_path
 from castore.cli.output import complain, counted, human_size, open_progress, print_json, print_line
+from castore.errors import ConfigLost
 
 if TYPE_CHECKING:
     from castore.check import CheckReport
@@ -23,12 +24,32 @@ def check(arguments: Namespace) -> int:
     import castore
 
     read_data = 1.0 if arguments.repair else arguments.read_data
-    with places_refused(), open_progress("check") as progress:
-        report = castore.check_store(store_path(arguments), read_data=read_data, progress=progress)
+    store = store_path(arguments)
+    try:
+        with places_refused(), open_progress("check") as progress:
+            report = castore.check_store(store, read_data=read_data, progress=progress)
+    except ConfigLost as lost:
+        if not arguments.repair or not _mend_config(store, lost, arguments):
+            raise
+        return check(arguments)
     _print(report, arguments)
     if not arguments.repair or report.clean:
         return report.exit_code
     return _repair(report, arguments)
+
+
+def _mend_config(store: str, lost: ConfigLost, arguments: Namespace) -> bool:
+    """Nothing else can be looked at before; False if the user does not agree."""
+    from castore.upkeep import mend_config
+
+    complain(str(lost))
+    if not arguments.yes and not _agreed():
+        complain("nothing was done: repeat it with --yes to repair")
+        return False
+    mended = mend_config(store)
+    if mended:
+        complain(f"done: {mended}")
+    return bool(mended)
 
 
 def _repair(report: CheckReport, arguments: Namespace) -> int:

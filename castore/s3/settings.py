@@ -78,6 +78,12 @@ def parse_settings(url: str, **overrides: Any) -> S3Settings:
     return S3Settings(bucket, prefix, **values)
 
 
+def settings_among(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options of `castore.open` that say how to talk to S3."""
+    known = {field.name for field in fields(S3Settings)}
+    return {name: value for name, value in options.items() if name in known}
+
+
 def _split(url: str) -> tuple[str, str, dict[str, str]]:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme != "s3":

@@ -1,0 +1,203 @@
+"""castore.json on S3: read, made by the first to put, and made again when it was lost.
+
+Every manifest and every pack says what was in it, so that it is lost for good only with all of
+them. A prefix that has some of these and no castore.json is never made a new store of: that would
+get another seed, and nothing of the old one could be read any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain, islice
+
+from castore.config import parse_config
+from castore.errors import (
+    ConfigLost,
+    FormatError,
+    NotAStore,
+    StoreIOError,
+    UnsupportedFormat,
+)
+from castore.format import (
+    PACK_HEADER_BYTES,
+    StoreConfig,
+    decode_pack_config,
+    decode_pack_header,
+    encode_config,
+)
+from castore.format_s3 import MANIFEST_MAGIC, decode_manifest_head
+from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.outcomes import put_once
+from castore.s3.probe import probe
+
+CONFIG_KEY = "castore.json"
+PROPOSALS = "probe/castore.json/"
+PROPOSAL_SECONDS = 2.5  # more than the second that S3 rounds times to
+PROPOSAL_ATTEMPTS = 3
+CONFIG_BYTES_MAX = 1 << 17
+WITNESSES_MAX = 16  # packs, and as many manifests, that are asked
+HEAD_BYTES_MAX = 1 << 20
+
+_OURS = ("names/", "packs/", "pins/", "gc/", "index/", "quarantine/")
+_PACK_KEY = re.compile(r"packs/[0-9a-f]{32}-[0-9a-f]{16}")
+
+
+def read_config(bucket: Bucket) -> StoreConfig | None:
+    """None if there is none. Raises ConfigLost, UnsupportedFormat."""
+    try:
+        raw = bucket.get(CONFIG_KEY, byte_range=(0, CONFIG_BYTES_MAX)).body
+    except KeyAbsent:
+        return None
+    url = bucket.settings.url
+    try:
+        return parse_config(raw, url)
+    except UnsupportedFormat:
+        raise
+    except FormatError as error:
+        raise ConfigLost(f"{error}: castore -r {url} check --repair makes it again") from error
+
+
+def create(bucket: Bucket, config: StoreConfig) -> StoreConfig:
+    """Make the store, unless another does at the same time; the config that it has then. Raises
+    NotAStore, ConfigLost."""
+    url = bucket.settings.url
+    for entry in bucket.list():
+        if entry.key == CONFIG_KEY:
+            break  # another made it just now
+        if entry.key.startswith(_OURS):
+            raise_if_lost(bucket)
+        if not entry.key.startswith("probe/"):
+            raise NotAStore(
+                f"{url} is not empty and not a castore store ({entry.key!r} is there): choose an "
+                "empty prefix"
+            )
+    else:
+        _write_config(bucket, config)
+    written = read_config(bucket)
+    if written is None:
+        raise StoreIOError(f"{url} could not be made: repeat it")
+    return written
+
+
+# ---------------------------------------------------------------- a castore.json that is lost
+
+
+def raise_if_lost(bucket: Bucket, *, recoverable: bool = True) -> None:
+    """Raises ConfigLost if what is there is a store whose castore.json is not."""
+    url = bucket.settings.url
+    for _ in chain(_witnesses(bucket, "packs/"), _witnesses(bucket, "names/")):
+        remedy = (
+            f"castore -r {url} check --repair makes it again from what packs and manifests say"
+            if recoverable
+            else "its packs and manifests, of an older castore or damaged, do not say what it was: "
+            "put a copy of it back"
+        )
+        raise ConfigLost(f"castore.json of the store {url} is gone or damaged: {remedy}")
+
+
+def mend_config(bucket: Bucket) -> str:
+    """Have the castore.json there that packs and manifests say was there; what was done for it, ""
+    if there was nothing to do, or nothing is there that says. What was in its place is kept below
+    `quarantine/`. Raises ConfigLost where what is there does not say, or not with one voice."""
+    try:
+        there = bucket.get(CONFIG_KEY, byte_range=(0, CONFIG_BYTES_MAX)).body
+    except KeyAbsent:
+        there = None
+    url = bucket.settings.url
+    found = None
+    if there is not None:
+        with contextlib.suppress(FormatError):
+            found = parse_config(there, url)
+    votes = Counter(_told(bucket))
+    if found is not None and (not votes or found in votes):
+        return ""  # others than it may have been copied here
+    if not votes:
+        raise_if_lost(bucket, recoverable=False)
+        return ""
+    first = votes.most_common(2)
+    if len(first) > 1 and first[0][1] == first[1][1]:
+        raise ConfigLost(
+            f"what is at {url} belongs to several stores: put the right castore.json back by hand"
+        )
+    if there is not None:
+        bucket.put(f"quarantine/{CONFIG_KEY}", there, idempotent=True)
+    # Who else mends it puts the same.
+    bucket.put(CONFIG_KEY, encode_config(first[0][0]), idempotent=True)
+    was = "gone" if there is None else f"damaged (the old one is quarantine/{CONFIG_KEY})"
+    return f"castore.json was {was}, and is made again from what packs and manifests say"
+
+
+def _told(bucket: Bucket) -> Iterator[StoreConfig]:
+    """What packs and manifests say of their store, of some of each."""
+    for kind in ("packs/", "names/"):
+        told = (config for config in _witnesses(bucket, kind) if config is not None)
+        yield from islice(told, WITNESSES_MAX)
+
+
+def _witnesses(bucket: Bucket, kind: str) -> Iterator[StoreConfig | None]:
+    """What each pack, or manifest, says of its store; None for one that is damaged or too old."""
+    for entry in bucket.list(kind):
+        try:
+            if kind == "names/":
+                raw = bucket.get(entry.key, byte_range=(0, HEAD_BYTES_MAX)).body
+                if raw[:4] == MANIFEST_MAGIC:
+                    yield decode_manifest_head(raw).config
+            elif _PACK_KEY.fullmatch(entry.key):
+                raw = bucket.get(entry.key, byte_range=(0, PACK_HEADER_BYTES)).body
+                decode_pack_header(raw)
+                yield decode_pack_config(raw)
+        except KeyAbsent:
+            continue
+        except (FormatError, UnsupportedFormat):
+            yield None
+
+
+# ---------------------------------------------------------------- making it
+
+
+def _write_config(bucket: Bucket, config: StoreConfig) -> None:
+    """What is read back afterwards counts: of several that create it at once, all use what one of
+    them wrote."""
+    features = probe(bucket)
+    raw = encode_config(config)
+    if not features.if_none_match:
+        _write_what_was_proposed_first(bucket, raw)
+        return
+    with contextlib.suppress(PreconditionFailed, OutcomeUnknown):
+        put_once(bucket, CONFIG_KEY, lambda _: raw, if_none_match=True)
+
+
+def _write_what_was_proposed_first(bucket: Bucket, raw: bytes) -> None:
+    """Where the server ignores If-None-Match, whoever writes castore.json writes the same bytes:
+    the proposal that came first by the server's clock, `raw` if it is ours.
+
+    We look at the proposals so long after ours that any that we do not see is later than it by
+    that clock, whatever its resolution. They are removed only once castore.json is there, so it is
+    read after they are listed.
+    """
+    _propose(bucket, raw)
+    time.sleep(PROPOSAL_SECONDS)
+    proposals = sorted(bucket.list(PROPOSALS), key=lambda entry: (entry.modified, entry.key))
+    if proposals and read_config(bucket) is None:
+        with contextlib.suppress(KeyAbsent):  # removed: castore.json is there by now
+            first = bucket.get(proposals[0].key)
+            bucket.put(CONFIG_KEY, first.body, idempotent=True)
+    bucket.delete_many([entry.key for entry in proposals])
+
+
+def _propose(bucket: Bucket, raw: bytes) -> None:
+    """Each attempt under a key of its own: one that landed again would be dated anew."""
+    for left in reversed(range(PROPOSAL_ATTEMPTS)):
+        try:
+            bucket.put(f"{PROPOSALS}{secrets.token_hex(16)}", raw)
+            return
+        except OutcomeUnknown as lost:
+            if not left:
+                raise StoreIOError(
+                    f"{bucket.settings.url} could not be made ({lost.__cause__}): repeat it"
+                ) from lost
