@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import select
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 from castore.errors import StoreFull, StoreIOError, StoreNotFound
 
 _IOV_MAX = 512
+_LINKS_MAX = 40  # as many as the system follows
+
+
+class Writable(Protocol):
+    def write(self, data: Any, /) -> Any: ...
+
+
+class Flushable(Protocol):
+    def flush(self) -> None: ...
 
 
 def write_all(fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:
@@ -23,6 +35,52 @@ def write_all(fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:
             if written:
                 batch[0] = memoryview(batch[0])[written:]
     return offset
+
+
+def write_stream(file: Writable, part: bytes | memoryview) -> None:
+    """All of it, in order, also where `write` takes only some or would block: a raw stream, or one
+    whose descriptor is in non-blocking mode."""
+    left = memoryview(part).cast("B")
+    while left:
+        try:
+            written = file.write(left)
+        except BlockingIOError as error:
+            _wait_until_writable(file)
+            written = error.characters_written
+        if written is None:
+            if not isinstance(file, io.RawIOBase):
+                return  # it says nothing, and so took all
+            _wait_until_writable(file)
+            written = 0
+        left = left[written:]
+
+
+def flush_stream(file: Flushable) -> None:
+    """Flush it, also where that would block."""
+    while True:
+        try:
+            return file.flush()
+        except BlockingIOError:
+            _wait_until_writable(file)
+
+
+def _wait_until_writable(file: Any) -> None:
+    select.select([], [file.fileno()], [])
+
+
+def descriptor_of(path: str) -> int | None:
+    """The descriptor of this process that /dev/stdout, /dev/fd/63 and the like stand for. What it
+    leads to may have no path, and if it has, may be written to from where others left off."""
+    here = {"/dev/fd", f"/proc/{os.getpid()}/fd"}
+    for _ in range(_LINKS_MAX):
+        folder, leaf = os.path.split(path)
+        if leaf.isdecimal() and os.path.realpath(folder) in here:
+            return int(leaf)
+        try:
+            path = os.path.join(folder, os.readlink(path))
+        except OSError:
+            return None
+    return None
 
 
 def sync_folder(folder: str) -> None:

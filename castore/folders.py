@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -18,18 +17,19 @@ class FoundFile(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Something that is not a regular file, and why it is left out."""
+    """What is left out, and why. `on_purpose`: nobody misses it."""
 
     path: str
     reason: str
+    on_purpose: bool = False
 
 
 def walk(folder: str, *, leave_out: str | None = None) -> Iterator[FoundFile | Skipped]:
     """What is below `folder`, sorted by bytes within each folder, hidden files included.
 
     Symlinks to files count as the file; symlinks to folders are skipped, so that a loop can't
-    trap the walk. `leave_out` is a folder to skip: the store, where it lies inside. Raises
-    OSError with the path for a folder that can't be listed or a file that can't be read.
+    trap the walk. `leave_out` is a folder to skip: the store, where it lies inside. What can't be
+    looked at, or vanishes meanwhile, is skipped. Raises OSError for `folder` itself.
     """
     left_out = _identity(leave_out) if leave_out else None
     # One open listing for each level of the path, not one for the whole tree.
@@ -40,14 +40,23 @@ def walk(folder: str, *, leave_out: str | None = None) -> Iterator[FoundFile | S
             pending.pop()
             continue
         path, inner = found
-        status = os.lstat(path)
-        if stat.S_ISDIR(status.st_mode):
-            if (status.st_dev, status.st_ino) == left_out:
-                yield Skipped(path, "it is the store itself")
+        try:
+            status = os.lstat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                yield _classify(path, inner, status)
+            elif (status.st_dev, status.st_ino) == left_out:
+                yield Skipped(path, "it is the store itself", on_purpose=True)
             else:
                 pending.append(_entries(path, inner + "/"))
-            continue
-        yield _classify(path, inner, status)
+        except OSError as error:
+            yield Skipped(path, reason(error))
+
+
+def reason(error: OSError) -> str:
+    """Why something is left out that the system did not let us have."""
+    if isinstance(error, FileNotFoundError):
+        return "it vanished meanwhile"
+    return f"{error.strerror}"
 
 
 def describe_kind(mode: int) -> str:
@@ -79,8 +88,6 @@ def _classify(path: str, inner: str, status: os.stat_result) -> FoundFile | Skip
             return Skipped(path, "it is a symlink to a folder")
     if not stat.S_ISREG(status.st_mode):
         return Skipped(path, f"it is {describe_kind(status.st_mode)}")
-    if not os.access(path, os.R_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     return FoundFile(path, inner, status.st_size)
 
 

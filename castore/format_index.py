@@ -260,6 +260,7 @@ RECORD_INLINE: Final = 0
 RECORD_EXTENTS: Final = 1
 _RECORD = struct.Struct("<BBBBIQq16sQQQQ")
 RECORD_HEADER_BYTES: Final = _RECORD.size  # 72
+_RECORD_VERSION_SOURCE = 2  # has the state of a source behind the header
 INLINE_BYTES_LIMIT: Final = 1 << 16
 
 
@@ -275,6 +276,7 @@ class Record(NamedTuple):
     manifest: int = 0  # the segments' key; 0 for an inline object
     codec: int = CODEC_RAW
     inline: bytes = b""
+    source: int = 0  # tells the state of the file that it was put from; 0: not known
 
     @property
     def is_inline(self) -> bool:
@@ -283,7 +285,7 @@ class Record(NamedTuple):
 
 def encode_record(record: Record) -> bytes:
     head = _RECORD.pack(
-        VERSION,
+        _RECORD_VERSION_SOURCE if record.source else VERSION,
         RECORD_INLINE if record.is_inline else RECORD_EXTENTS,
         record.codec,
         0,
@@ -296,8 +298,8 @@ def encode_record(record: Record) -> bytes:
         record.manifest,
         0,
     )[:-8]
-    checksum = _checksum(record.inline, _checksum(head))
-    return head + checksum.to_bytes(8, "little") + record.inline
+    tail = (record.source.to_bytes(8, "little") if record.source else b"") + record.inline
+    return head + _checksum(tail, _checksum(head)).to_bytes(8, "little") + tail
 
 
 def decode_record(raw: bytes) -> Record:
@@ -317,12 +319,14 @@ def decode_record(raw: bytes) -> Record:
         manifest,
         checksum,
     ) = _RECORD.unpack_from(raw)
-    inline = bytes(raw[RECORD_HEADER_BYTES:])
-    if _checksum(inline, _checksum(raw[: RECORD_HEADER_BYTES - 8])) != checksum:
+    tail = bytes(raw[RECORD_HEADER_BYTES:])
+    if _checksum(tail, _checksum(raw[: RECORD_HEADER_BYTES - 8])) != checksum:
         raise FormatError("record is damaged")
-    if version > VERSION:
+    if version > _RECORD_VERSION_SOURCE:
         raise UnsupportedFormat(f"record has format version {version}: upgrade castore")
-    if version != VERSION or flags or codec not in (CODEC_RAW, CODEC_ZSTD):
+    source_bytes = 8 if version == _RECORD_VERSION_SOURCE else 0
+    source, inline = int.from_bytes(tail[:source_bytes], "little"), tail[source_bytes:]
+    if not version or len(tail) < source_bytes or flags or codec not in (CODEC_RAW, CODEC_ZSTD):
         raise FormatError(f"record has version {version}, codec {codec}, flags {flags:#x}")
     if kind == RECORD_INLINE:
         if manifest or chunks or size > INLINE_BYTES_LIMIT or stored_bytes != len(inline):
@@ -331,7 +335,7 @@ def decode_record(raw: bytes) -> Record:
             raise FormatError(f"inline record claims {size} bytes and has {len(inline)}")
     elif kind != RECORD_EXTENTS or not manifest or not chunks or inline or size < chunks:
         raise FormatError(f"record of kind {kind} claims {size} bytes in {chunks} chunks")
-    return Record(size, mtime_ns, mode, etag, stored_bytes, chunks, manifest, codec, inline)
+    return Record(size, mtime_ns, mode, etag, stored_bytes, chunks, manifest, codec, inline, source)
 
 
 # ---------------------------------------------------------------- rows of the index

@@ -22,17 +22,22 @@ class Progress(Protocol):
 
 
 class ObjectInfo(NamedTuple):
-    """What a name maps to. `mtime` is when the name was last put, in seconds since the epoch;
-    `etag` is the same for equal bytes in one store; `stored_bytes` counts the object's frames
-    whole, also those it shares with other objects."""
+    """What a name maps to. `mtime_ns` is when the name was last put (or, if it was imported, the
+    time of its file), in nanoseconds since the epoch, `mtime` the same in seconds, a float; `mode`
+    is its permission bits; `etag` is the same for equal bytes in one store; `stored_bytes` counts
+    the object's frames whole, also those it shares with other objects."""
 
     name: str
     size: int
-    mtime: float
+    mtime_ns: int
     mode: int
     etag: str
     chunks: int
     stored_bytes: int
+
+    @property
+    def mtime(self) -> float:
+        return self.mtime_ns / 1e9
 
 
 class StoreStats(NamedTuple):

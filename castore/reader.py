@@ -11,12 +11,12 @@ import errno
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from castore.catalog import Catalog, Cover
 from castore.codec import chunk_id_of, decode_frame, decode_inline
 from castore.errors import CastoreError, ChunkCorrupt, FormatError, PackMissing, StoreIOError
-from castore.fileio import write_all
+from castore.fileio import Writable, write_all, write_stream
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig
 from castore.format_index import Record
@@ -32,10 +32,6 @@ PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than 
 
 Bytes: TypeAlias = bytes | memoryview
 T = TypeVar("T")
-
-
-class Writable(Protocol):
-    def write(self, data: Any, /) -> Any: ...
 
 
 class DecodedChunks:
@@ -255,7 +251,7 @@ class Reader:
     def copy_to_stream(self, pinned: Pinned, file: Writable, progress: Progress | None) -> None:
         """Write the object's bytes in order, decoded ahead by several threads."""
         if pinned.record.is_inline:
-            _write_stream(file, self.inline(pinned.record))
+            write_stream(file, self.inline(pinned.record))
             _advance(progress, pinned.record.size)
             return
 
@@ -265,7 +261,7 @@ class Reader:
         for task, parts in self._in_flight(decode, pinned):
             for part in parts:
                 with _gone_pages_named():
-                    _write_stream(file, part)
+                    write_stream(file, part)
                 _check_still_there([part])
                 _advance(progress, len(part))
             self._packs.let_go(task, pinned.held)
@@ -393,15 +389,6 @@ def _check_still_there(parts: Iterable[Bytes]) -> None:
     for part in parts:
         if isinstance(part, memoryview) and getattr(part.obj, "damaged", False):
             raise StoreIOError(_CUT_SHORT)
-
-
-def _write_stream(file: Writable, part: Bytes) -> None:
-    """All of it, also where `write` takes only some (a raw stream)."""
-    while part:
-        written = file.write(part)
-        if written is None or written == len(part):
-            return
-        part = memoryview(part)[written:]
 
 
 def _advance(progress: Progress | None, done: int) -> None:

@@ -16,7 +16,7 @@ from castore.backend import Backend
 from castore.catalog.operations import Publish
 from castore.chunker import Chunker, ChunkSizes
 from castore.errors import CastoreError, NameExists, NameNotFound, ReadOnlyStore, StoreClosed
-from castore.fileio import of_file
+from castore.fileio import Writable, descriptor_of, of_file
 from castore.forks import ForkLock, Rank
 from castore.local import open_local, refuse_open_store_paths
 from castore.model import (
@@ -28,8 +28,10 @@ from castore.model import (
     encode_prefix,
 )
 from castore.objectfile import ObjectReader, ObjectWriterFile, discard_dropped
-from castore.reader import Reader, Writable
+from castore.outfolder import Draft, replacing
+from castore.reader import Reader
 from castore.session import WriteSession
+from castore.sourcefile import has_content
 from castore.transaction import MODE_DEFAULT, Readable, StrPath, Transaction, object_info
 from castore.urls import local_folder
 from castore.workers import Workers
@@ -156,6 +158,7 @@ class Store:
         self._local: Backend | None = local
         self._closing = ForkLock(Rank.LEAF)
         self._catalog = local.catalog
+        self._config = config
         self._chunker = Chunker(ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max))
         self._workers = Workers(options["threads"] or local.threads)
         self._reader = Reader(
@@ -223,9 +226,10 @@ class Store:
     ) -> ObjectInfo:
         """Write the object to a path, or to a binary file object.
 
-        A path is replaced atomically and gets the object's permission bits; a folder means a file
-        in it with the last part of the name; a device or a pipe is written to. Nothing is synced
-        to disk: as with `cp`, the system does that in its own time.
+        A path is replaced atomically and gets the object's permission bits (but for setuid, setgid
+        and sticky); a folder means a file in it with the last part of the name; a device, a pipe or
+        an open descriptor (`/dev/stdout`) is written to. Nothing is synced to disk: as with `cp`,
+        the system does that in its own time.
 
         Raises NameNotFound, ChunkCorrupt, PackMissing, and what writing to the file raises.
         """
@@ -242,15 +246,44 @@ class Store:
             path = os.path.join(path, name.rsplit("/", 1)[-1])
         if not path or path.endswith(os.sep):
             raise FileNotFoundError(errno.ENOENT, "there is no such folder", path)
+        descriptor = descriptor_of(path)
+        if descriptor is not None:
+            with open(os.dup(descriptor), "wb", buffering=0) as stream:
+                self._reader.copy_to_stream(pinned, stream, progress)
+            return info
         path = os.path.realpath(path)
         refuse_open_store_paths(path)
         if os.path.exists(path) and not os.path.isfile(path):
-            with open(path, "wb", buffering=0) as special:
-                self._reader.copy_to_stream(pinned, special, progress)
-        else:
-            with _replacing(path, info.mode) as fd:
-                self._reader.copy_to_file(pinned, fd, progress)
+            with open(path, "wb", buffering=0) as stream:
+                self._reader.copy_to_stream(pinned, stream, progress)
+            return info
+        with _replacing(path) as draft:
+            self._reader.copy_to_file(pinned, draft.fd, progress)
+            draft.finish(info.mode)
         return info
+
+    def get_into(self, name: str, fd: int, *, progress: Progress | None = None) -> ObjectInfo:
+        """Write the object to an empty regular file that is open at the descriptor `fd`, and
+        nothing to its mode or time. Raises as `get` does."""
+        self._check_open()
+        pinned = self._reader.pin(encode_name(name))
+        info = object_info(name, pinned.record)
+        if progress is not None:
+            progress.set_size(info.size)
+        self._reader.copy_to_file(pinned, fd, progress)
+        return info
+
+    def has_content(self, info: ObjectInfo, fd: int) -> bool:
+        """Whether the regular file open at `fd` has the bytes of this version of an object: it is
+        read and hashed, and the store is not."""
+        return has_content(
+            fd,
+            info.size,
+            bytes.fromhex(info.etag),
+            inline=info.chunks == 0,
+            chunker=self._chunker,
+            config=self._config,
+        )
 
     # ------------------------------------------------------------ file objects
 
@@ -322,7 +355,7 @@ class Store:
 
         def pages() -> Iterator[str]:
             for page in self._catalog.names(encoded):
-                yield from (name.decode() for name in page)
+                yield from (_shown(name) for name in page)
 
         return pages()
 
@@ -334,7 +367,7 @@ class Store:
         def pages() -> Iterator[ObjectInfo]:
             for page in self._catalog.pages(encoded):
                 for name, record in page:
-                    yield object_info(name.decode(), record)
+                    yield object_info(_shown(name), record)
 
         return pages()
 
@@ -449,34 +482,62 @@ class Store:
         self, prefix: str, folder: StrPath, *, progress: Progress | None = None
     ) -> TransferReport:
         """Write every object below `prefix` + "/" (all for "") to a plain file below the folder,
-        with its mode and time. Files that are the same already are skipped; a name that can't be a
-        path there, or leads through a symlink, is left out, and the report says why.
+        with its permission bits and time. Files that are the same already, in size, mode, time and
+        content, are left as they are. What can't be written is left out and named in the report:
+        a name that can't be a path there or leads through a symlink, a damaged object, a folder
+        without permission. Nothing is written outside the folder.
 
-        Raises NameNotFound if there is nothing below; OSError for a file that can't be written.
+        Raises NameNotFound if there is nothing below; OSError for a disk that is full or fails.
         """
-        from castore.transfer import export_folder
+        from castore.transfer import export_folder, report_of
 
-        self._check_open()
-        refuse_open_store_paths(folder)
-        threads = self._workers.threads
-        return export_folder(self, prefix, os.fspath(folder), threads=threads, progress=progress)
+        return report_of(
+            export_folder(
+                self,
+                prefix,
+                self._folder(folder),
+                keep_time=True,
+                skip_same=True,
+                threads=self._workers.threads,
+                progress=progress,
+            )
+        )
 
     def import_folder(
-        self, folder: StrPath, prefix: str = "", *, progress: Progress | None = None
+        self,
+        folder: StrPath,
+        prefix: str = "",
+        *,
+        checksum: bool = False,
+        progress: Progress | None = None,
     ) -> TransferReport:
         """Put every regular file below the folder as `prefix` + "/" and its path in it, with its
-        mode and time; objects that are the same already are skipped. Published in batches, each
-        whole or not at all (on S3, each file whole): to repeat it is to go on.
+        permission bits and time. Published in batches, each whole or not at all (on S3, each file
+        whole): to repeat it is to go on. What can't be read or named is left out and named in the
+        report.
 
-        Raises FileNotFoundError, NotADirectoryError, ReadOnlyStore, StoreFull; OSError for a file
-        that can't be read.
+        A file is not read if it is in the state in which it was imported before: of the same size,
+        mode, time, inode and ctime. With `checksum` all files are read.
+
+        Raises FileNotFoundError, NotADirectoryError, ReadOnlyStore, StoreFull.
         """
-        from castore.transfer import import_folder
+        from castore.transfer import ImportOptions, import_folder, report_of
 
+        options = ImportOptions(checksum=checksum)
+        outcomes = import_folder(
+            self,
+            self._folder(folder),
+            prefix,
+            options,
+            threads=self._workers.threads,
+            progress=progress,
+        )
+        return report_of(outcomes)
+
+    def _folder(self, folder: StrPath) -> str:
         self._check_open()
         refuse_open_store_paths(folder)
-        threads = self._workers.threads
-        return import_folder(self, os.fspath(folder), prefix, threads=threads, progress=progress)
+        return os.fspath(folder)
 
     def rebuild_index(self, progress: Progress | None = None) -> RebuildReport:
         """On S3, make this machine's cache and the hints for others anew, from packs and names. A
@@ -538,28 +599,23 @@ class Store:
 
 
 @contextlib.contextmanager
-def _replacing(path: str, mode: int) -> Iterator[int]:
-    """A descriptor of a new file that takes `path`'s place if the block succeeds."""
-    folder = os.path.dirname(path)
-    draft = os.path.join(folder, f".castore-{os.urandom(8).hex()}")
+def _replacing(path: str) -> Iterator[Draft]:
     try:
-        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with replacing(path) as draft:
+            yield draft
     except OSError as error:
-        raise of_file(error, folder or ".") from None
-    try:
-        try:
-            yield fd
-            os.fchmod(fd, mode)
-        finally:
-            os.close(fd)
-        os.rename(draft, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        # Writing to a descriptor names no file; what the store itself can't do is a CastoreError.
-        if isinstance(error, OSError) and not isinstance(error, CastoreError):
-            raise of_file(error, path) from error
-        raise
+        # A descriptor has no name and a draft's says nothing; what the store itself can't do is a
+        # CastoreError.
+        if isinstance(error, CastoreError):
+            raise
+        folder = os.path.dirname(path)
+        raise of_file(error, path if os.path.isdir(folder) else folder) from error
+
+
+def _shown(name: bytes) -> str:
+    """One that is not UTF-8, in a damaged index, does not end a listing: it comes with its bytes
+    escaped, as a str that no object can have as its name."""
+    return name.decode("utf-8", "surrogateescape")
 
 
 def check_fraction(read_data: bool | float) -> float:

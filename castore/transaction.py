@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 import time
@@ -11,13 +10,13 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Protocol
 
-from castore.catalog.operations import Copy, Delete, DeletePrefix, Operation, Publish
+from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
 from castore.errors import NameExists, StoreClosed
 from castore.format_index import Record
 from castore.local import refuse_open_store_paths
-from castore.mapping import Mapping
 from castore.model import ObjectInfo, Progress, encode_name, encode_prefix
 from castore.session import WriteSession
+from castore.sourcefile import fingerprint, opened, store_file
 from castore.writer import ObjectWriter, read_blocks
 
 MODE_DEFAULT = 0o644
@@ -52,20 +51,51 @@ class Transaction:
         """As Store.put; visible at the end of the block. `mtime_ns`, since the epoch, is what the
         object's time is to be, if it is not now."""
         self._check(name, if_absent)
+        if isinstance(file, (str, os.PathLike)):
+            path = os.fspath(file)
+            refuse_open_store_paths(path)
+            with opened(path) as source:
+                record, draft, _ = store_file(self._session, source, progress)
+            return self._publish(name, record, draft, if_absent, mtime_ns)
+        read = getattr(file, "read", None)
+        if read is None:
+            raise TypeError(
+                f"file is a path or a binary file object, not {type(file).__name__}; "
+                "puts takes bytes"
+            )
         with self._writing(progress) as writer:
-            if isinstance(file, (str, os.PathLike)):
-                mode = _write_path(writer, os.fspath(file), progress)
-            else:
-                read = getattr(file, "read", None)
-                if read is None:
-                    raise TypeError(
-                        f"file is a path or a binary file object, not {type(file).__name__}; "
-                        "puts takes bytes"
-                    )
-                mode = MODE_DEFAULT
-                for block in read_blocks(read):
-                    writer.write(block)
-            return self._publish(name, writer, mode, if_absent, mtime_ns)
+            for block in read_blocks(read):
+                writer.write(block)
+            return self._publish(name, *writer.finish(MODE_DEFAULT), if_absent, mtime_ns)
+
+    def put_file(
+        self,
+        name: str,
+        path: str,
+        *,
+        if_absent: bool,
+        keep_time: bool,
+        skip_same: bool,
+        checksum: bool,
+        progress: Progress,
+    ) -> tuple[ObjectInfo, bool]:
+        """Put a regular file; what its object is, and whether that was the same already.
+
+        With `keep_time` it has the file's time of modification. With `skip_same` it is not read if
+        it is in the state in which it was put before; with `checksum` also then. Raises as `put`
+        does; SourceChanged for what is no regular file.
+        """
+        key = self._check(name, if_absent)
+        refuse_open_store_paths(path)
+        with opened(path, regular=True) as source:
+            old = self._record(key) if skip_same else None
+            if old is not None and not checksum and is_unchanged(old, source.status):
+                return object_info(name, old), True
+            record, draft, status = store_file(self._session, source, progress)
+        record = record._replace(source=fingerprint(status))
+        mtime_ns = status.st_mtime_ns if keep_time else record.mtime_ns
+        info = self._publish(name, record, draft, if_absent, mtime_ns)
+        return info, old is not None and object_info(name, old) == info
 
     def puts(
         self,
@@ -83,7 +113,7 @@ class Transaction:
         self._check(name, if_absent)
         with self._writing(None) as writer, memoryview(data) as view:
             writer.write(view)
-            return self._publish(name, writer, mode, if_absent)
+            return self._publish(name, *writer.finish(mode), if_absent)
 
     def copy(self, source: str, target: str, *, if_absent: bool = False) -> None:
         """As Store.copy; a missing source raises NameNotFound at the end of the block."""
@@ -141,40 +171,26 @@ class Transaction:
     def _publish(
         self,
         name: str,
-        writer: ObjectWriter,
-        mode: int,
+        record: Record,
+        draft: Draft | None,
         if_absent: bool,
         mtime_ns: int | None = None,
     ) -> ObjectInfo:
-        record, draft = writer.finish(mode)
         if mtime_ns is not None:
             record = record._replace(mtime_ns=mtime_ns)
         self._operations.append(Publish(encode_name(name), record, draft, if_absent))
         return object_info(name, record)
 
 
-def _write_path(writer: ObjectWriter, path: str, progress: Progress | None) -> int:
-    """Feed the file to the writer; its permission bits."""
-    refuse_open_store_paths(path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        status = os.fstat(fd)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", path)
-        # Files of /proc claim to be empty; only one that claims a size can be mapped. Without the
-        # extension, a mapping that is cut short would kill the process.
-        mappable = stat.S_ISREG(status.st_mode) and status.st_size > writer.inline_bytes_max
-        if progress is not None and stat.S_ISREG(status.st_mode):
-            progress.set_size(status.st_size)
-        if mappable and Mapping.guarded:
-            writer.write_file(fd, status.st_size, path)
-        else:
-            with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
-                for block in read_blocks(file.read):
-                    writer.write(block)
-        return stat.S_IMODE(status.st_mode)
-    finally:
-        os.close(fd)
+def is_unchanged(record: Record, status: os.stat_result) -> bool:
+    """Whether the file is in the state in which it was put: also where another one has its size,
+    mode and time."""
+    return (
+        record.size == status.st_size
+        and record.mode == stat.S_IMODE(status.st_mode)
+        and record.mtime_ns == status.st_mtime_ns
+        and record.source == fingerprint(status) != 0
+    )
 
 
 def object_info(name: str, record: Record) -> ObjectInfo:
@@ -182,7 +198,7 @@ def object_info(name: str, record: Record) -> ObjectInfo:
     return ObjectInfo(
         name,
         record.size,
-        record.mtime_ns / 1e9,
+        record.mtime_ns,
         record.mode,
         record.etag.hex(),
         record.chunks,

@@ -1,30 +1,37 @@
 """Objects to plain files and back: nobody is locked in.
 
-Both ways skip what is the same already (the size, the time and the mode of file and object agree),
-so that one that was interrupted is gone on with by repeating it. A file keeps its mode and its time
-through both."""
+Both ways go entry by entry: one that can't be written, read or named is left out and named, and the
+others go on. Only what concerns all of them ends it: a full disk, no more descriptors, the store
+itself. Repeating one that was interrupted goes on with it, as what is the same is skipped."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from castore.errors import (
     CastoreError,
     ChunkCorrupt,
     FormatError,
     InvalidName,
+    NameExists,
     NameNotFound,
+    NotAStore,
     PackMissing,
+    SourceChanged,
 )
 from castore.fileio import of_file
-from castore.folders import FoundFile, walk
+from castore.folders import FoundFile, reason, walk
 from castore.model import ObjectInfo, Progress, as_prefix, encode_name
+from castore.outfolder import FILE_BITS, InTheWay, OutFolder, replacing, status_in
 from castore.transaction import Transaction
 from castore.workers import Workers
 
@@ -34,12 +41,18 @@ if TYPE_CHECKING:
 BATCH_FILES_MAX = 500
 BATCH_BYTES_MAX = 256 << 20
 THREADS_MAX = 4  # each may hold the buffers of a put
-SAME_TIME_NS = 1000  # a float of seconds is no finer
+SAME_TIME_NS = 1000  # file systems round
 DRAFT = re.compile(r"\.castore-[0-9a-f]{16}")
-DAMAGE = (ChunkCorrupt, FormatError, PackMissing)
+NO_MORE_FILES = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}  # of this process or system, for any file
+NO_MORE_WRITES = NO_MORE_FILES | {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 
 T = TypeVar("T")
 R = TypeVar("R")
+Fault = Literal["", "on purpose", "name", "damaged", "missing", "other"]
 
 
 class Objects(Protocol):
@@ -47,11 +60,15 @@ class Objects(Protocol):
 
     path: str
 
+    def names(self, prefix: str = "") -> Iterator[str]: ...
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]: ...
 
     def info(self, name: str) -> ObjectInfo: ...
 
-    def get(self, name: str, file: str, *, progress: Progress | None = None) -> ObjectInfo: ...
+    def get_into(self, name: str, fd: int, *, progress: Progress | None = None) -> ObjectInfo: ...
+
+    def has_content(self, info: ObjectInfo, fd: int) -> bool: ...
 
     def transaction(self) -> Transaction: ...
 
@@ -65,156 +82,240 @@ class Source(NamedTuple):
     is_regular: bool = True
 
 
+class Outcome(NamedTuple):
+    """What became of a file or of an object: `what` is its path or its name. `info` is that of the
+    object that was written or put, or is the same already; without one it was left out, for the
+    reason given."""
+
+    what: str
+    info: ObjectInfo | None = None
+    same: bool = False
+    reason: str = ""
+    fault: Fault = ""
+
+
 class TransferReport:
     """Files that were written (or put), and those that were the same already; sizes in bytes.
-    `left_out` says for each that was not: its name or path, and why; `damaged` is how many of these
-    are objects that can't be read, `refused` how many are files whose name no object can have."""
+    `left_out` says for each that was not: its name or path, and why. `failures` is how many of
+    these are missing from the result (all but what nobody wants in it: the store itself, the
+    remains of an interrupted get). Of these, `damaged` and `missing` are objects whose data is
+    damaged or gone; `refused` are files whose name no object can have."""
 
     def __init__(self) -> None:
         self.files = 0
         self.bytes = 0
         self.same_files = 0
         self.same_bytes = 0
+        self.failures = 0
         self.damaged = 0
+        self.missing = 0
         self.refused = 0
         self.left_out: list[tuple[str, str]] = []
+
+    def add(self, outcome: Outcome) -> None:
+        info, fault = outcome.info, outcome.fault
+        if info is None:
+            self.left_out.append((outcome.what, outcome.reason))
+            self.failures += fault != "on purpose"
+            self.damaged += fault == "damaged"
+            self.missing += fault == "missing"
+            self.refused += fault == "name"
+        elif outcome.same:
+            self.same_files += 1
+            self.same_bytes += info.size
+        else:
+            self.files += 1
+            self.bytes += info.size
+
+
+def report_of(outcomes: Iterable[Outcome]) -> TransferReport:
+    report = TransferReport()
+    for outcome in outcomes:
+        report.add(outcome)
+    return report
 
 
 # ---------------------------------------------------------------- objects to files
 
 
 def export_folder(
-    store: Objects, prefix: str, folder: str, *, threads: int, progress: Progress | None = None
-) -> TransferReport:
+    store: Objects,
+    prefix: str,
+    folder: str,
+    *,
+    keep_time: bool,
+    skip_same: bool,
+    threads: int,
+    progress: Progress | None,
+) -> Iterator[Outcome]:
     """Write every object below `prefix` + "/" (all for "") to a file below the folder, several at a
-    time. A name that can't be a path in it, or that leads through a symlink, is left out.
+    time. With `keep_time` a file has its object's time; with `skip_same` those of the same size,
+    mode, time and content are left as they are.
 
-    Raises NameNotFound if there is nothing; OSError for a file that can't be written.
+    Raises NameNotFound if there is nothing; OSError for a folder that can't be written to.
     """
     below = as_prefix(prefix)
-    if progress is not None:
-        progress.set_size(sum(info.size for info in store.list(below)))
-    infos = store.list(below)
-    first = next(infos, None)
+    found = _objects(store, below)
+    first = next(found, None)
     if first is None and below:
         raise NameNotFound(below)  # before there is a folder for nothing
-    report = TransferReport()
-    os.makedirs(folder, exist_ok=True)
+    shared = _Shared(progress)
+    if progress is not None:
+        shared.fix_size(_listed_bytes(store, below))
+    out = OutFolder(folder)
+    try:
 
-    def export(info: ObjectInfo) -> tuple[ObjectInfo, str]:
-        return info, _export(store, info, folder, info.name[len(below) :], progress)
+        def export(entry: tuple[str, ObjectInfo | None]) -> Outcome:
+            name, info = entry
+            with shared.entry(info.size if info else 0) as counted:
+                return _export(
+                    store,
+                    name,
+                    info if skip_same else None,
+                    out,
+                    name[len(below) :],
+                    keep_time=keep_time,
+                    progress=counted,
+                )
 
-    listed = chain([] if first is None else [first], infos)
-    for info, what in _ahead(export, listed, min(threads, THREADS_MAX)):
-        if what == "same":
-            report.same_files += 1
-            report.same_bytes += info.size
-        elif what:
-            report.left_out.append((info.name, what))
-            report.damaged += what.startswith(_DAMAGED)
-        else:
-            report.files += 1
-            report.bytes += info.size
-    return report
+        entries = chain([] if first is None else [first], found)
+        yield from _ahead(export, entries, min(threads, THREADS_MAX), shared.stop)
+    finally:
+        out.close()
 
 
-_DAMAGED = "it is damaged: "
+def _objects(store: Objects, below: str) -> Iterator[tuple[str, ObjectInfo | None]]:
+    """Names and what they map to; without it from where on a listing can't be read."""
+    last = b""
+    try:
+        for info in store.list(below):
+            yield info.name, info
+            last = _sort_key(info.name)
+    except FormatError:  # one of them is damaged: the others come one by one
+        for name in store.names(below):
+            if _sort_key(name) > last:
+                yield name, None
+
+
+def _sort_key(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _listed_bytes(store: Objects, below: str) -> int:
+    return sum(info.size for _, info in _objects(store, below) if info is not None)
 
 
 def _export(
-    store: Objects, info: ObjectInfo, folder: str, inner: str, progress: Progress | None
-) -> str:
-    """Empty if the file was written, "same", or why it was left out."""
-    parts = inner.split("/")
-    if "" in parts:
-        return "it has an empty part, which a file's path can't have"
-    fault = _make_folders(folder, parts[:-1])
-    if fault:
-        return fault
-    path = os.path.join(folder, *parts)
+    store: Objects,
+    name: str,
+    old: ObjectInfo | None,
+    out: OutFolder,
+    inner: str,
+    *,
+    keep_time: bool,
+    progress: Progress,
+) -> Outcome:
     try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        pass
-    else:
-        if stat.S_ISDIR(status.st_mode):
-            return f"{path} is a folder"
-        if stat.S_ISREG(status.st_mode) and _is_same(info, status):
-            if progress is not None:
-                progress.relative_update(info.size)
-            return "same"
-    draft = os.path.join(os.path.dirname(path), f".castore-{os.urandom(8).hex()}")
-    try:
-        # One version of it, which may be a newer one than was listed; a symlink is replaced, and
-        # not followed.
-        written = store.get(info.name, draft, progress=progress)
-        os.utime(draft, ns=(_ns(written.mtime), _ns(written.mtime)))
-        os.replace(draft, path)
+        *folders, leaf = out.claim(inner)
+        with out.opened(folders) as folder:
+            status = status_in(folder, leaf)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                raise InTheWay(f"{os.path.join(out.path, inner)} is a folder")
+            if old is not None and _is_same(store, old, status, folder, leaf):
+                return Outcome(name, old, same=True)
+            # One version of it, which may be a newer one than was listed; a symlink in the file's
+            # place is replaced, and not followed.
+            with replacing(leaf, folder=folder) as draft:
+                info = store.get_into(name, draft.fd, progress=progress)
+                draft.finish(info.mode, info.mtime_ns if keep_time else None)
+        return Outcome(name, info)
+    except InTheWay as error:
+        return Outcome(name, reason=str(error), fault="other")
     except NameNotFound:
-        return "it was deleted meanwhile"
-    except (IsADirectoryError, NotADirectoryError):  # by a name that is exported at the same time
-        return f"{path} can't be a file and a folder"
-    except DAMAGE as error:
-        return f"{_DAMAGED}{error}"
+        return Outcome(name, reason="it was deleted meanwhile", fault="other")
+    except PackMissing as error:
+        return Outcome(name, reason=str(error), fault="missing")
+    except (ChunkCorrupt, FormatError) as error:
+        return Outcome(name, reason=f"it is damaged: {error}", fault="damaged")
     except OSError as error:
         if isinstance(error, CastoreError):
             raise
-        raise of_file(error, path) from error  # and not of the draft
+        path = os.path.join(out.path, inner)
+        if isinstance(error, IsADirectoryError):  # of a name that was written at the same time
+            return Outcome(name, reason=f"{path} is a folder", fault="other")
+        if error.errno in NO_MORE_WRITES:
+            raise of_file(error, path) from error  # and not of the draft
+        return Outcome(name, reason=f"{path}: {error.strerror}", fault="other")
+
+
+def _is_same(
+    store: Objects, info: ObjectInfo, status: os.stat_result | None, folder: int, leaf: str
+) -> bool:
+    """Size, mode and time are looked at first, and then the content: they are the same, too, where
+    another version has the time of this one."""
+    if (
+        status is None
+        or not stat.S_ISREG(status.st_mode)
+        or status.st_size != info.size
+        or stat.S_IMODE(status.st_mode) != info.mode & FILE_BITS
+        or abs(status.st_mtime_ns - info.mtime_ns) >= SAME_TIME_NS
+    ):
+        return False
+    try:
+        fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:  # it can't be read, but may be replaced
+        return False
+    try:
+        return store.has_content(info, fd)
     finally:
-        if os.path.lexists(draft):
-            os.unlink(draft)
-    return ""
-
-
-def _make_folders(folder: str, parts: list[str]) -> str:
-    """Make the folders on the way to a file, and say what is in the way: a symlink there could lead
-    out of the folder, or to what another name is."""
-    path = folder
-    for part in parts:
-        path = os.path.join(path, part)
-        try:
-            os.mkdir(path)
-        except NotADirectoryError:
-            return f"{os.path.dirname(path)} is a file"
-        except FileExistsError:
-            status = os.lstat(path)
-            if stat.S_ISLNK(status.st_mode):
-                return f"{path} is a symlink"
-            if not stat.S_ISDIR(status.st_mode):
-                return f"{path} is a file"
-    return ""
+        os.close(fd)
 
 
 # ---------------------------------------------------------------- files to objects
 
 
-def import_folder(
-    store: Objects, folder: str, prefix: str, *, threads: int, progress: Progress | None = None
-) -> TransferReport:
-    """Put every regular file below the folder as `prefix` + "/" and its path in it, in batches that
-    are each published whole, several at a time. What is neither a file nor a symlink to one is left
-    out. An object's time is its file's.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """`skip_same` does not read files that are in the state in which they were put; `checksum`
+    reads these, too. `keep_time` gives an object its file's time. `if_absent` leaves out what has a
+    name that is taken."""
 
-    Raises FileNotFoundError, NotADirectoryError; OSError for a file that can't be read.
+    keep_time: bool = True
+    skip_same: bool = True
+    checksum: bool = False
+    if_absent: bool = False
+
+
+def import_folder(
+    store: Objects,
+    folder: str,
+    prefix: str,
+    options: ImportOptions,
+    *,
+    threads: int,
+    progress: Progress | None,
+) -> Iterator[Outcome]:
+    """Put every regular file below the folder as `prefix` + "/" and its path in it, in batches that
+    are each published whole, several at a time.
+
+    Raises FileNotFoundError, NotADirectoryError.
     """
-    below = as_prefix(prefix)
-    report = TransferReport()
     if not os.path.isdir(folder):
         os.listdir(folder)  # says which error it is
+    shared = _Shared(progress)
     if progress is not None:
         found = walk(folder, leave_out=store.path)
-        progress.set_size(sum(each.size for each in found if isinstance(each, FoundFile)))
+        shared.fix_size(sum(each.size for each in found if isinstance(each, FoundFile)))
 
-    def put(batch: list[Source]) -> tuple[list[Source], list[Source]]:
-        return _import(store, batch, progress)
+    def put(batch: list[Source]) -> list[Outcome]:
+        return put_files(store, batch, options, shared)
 
-    sources = _sources(folder, below, store.path, report)
-    for new, same in _ahead(put, batches(sources), min(threads, THREADS_MAX)):
-        report.files += len(new)
-        report.bytes += sum(source.size for source in new)
-        report.same_files += len(same)
-        report.same_bytes += sum(source.size for source in same)
-    return report
+    left_out: list[Outcome] = []
+    sources = _sources(folder, as_prefix(prefix), store.path, left_out)
+    for outcomes in _ahead(put, batches(sources), min(threads, THREADS_MAX), shared.stop):
+        yield from _drained(left_out)
+        yield from outcomes
+    yield from _drained(left_out)
 
 
 def batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
@@ -231,63 +332,121 @@ def batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
         yield batch
 
 
-def _sources(folder: str, prefix: str, store_path: str, report: TransferReport) -> Iterator[Source]:
+def _sources(
+    folder: str, prefix: str, store_path: str, left_out: list[Outcome]
+) -> Iterator[Source]:
     for found in walk(folder, leave_out=store_path):
+        path = found.path
         if not isinstance(found, FoundFile):
-            report.left_out.append((found.path, found.reason))
+            fault: Fault = "on purpose" if found.on_purpose else "other"
+            left_out.append(Outcome(path, reason=found.reason, fault=fault))
             continue
-        if DRAFT.fullmatch(os.path.basename(found.path)):
-            report.left_out.append((found.path, "it is what an interrupted get left"))
+        if DRAFT.fullmatch(os.path.basename(path)):
+            why = "it is what an interrupted get left"
+            left_out.append(Outcome(path, reason=why, fault="on purpose"))
             continue
         try:
             encode_name(prefix + found.inner)
         except InvalidName as error:
-            report.left_out.append((found.path, str(error)))
-            report.refused += 1
+            left_out.append(Outcome(path, reason=str(error), fault="name"))
             continue
-        yield Source(found.path, prefix + found.inner, found.size)
+        yield Source(path, prefix + found.inner, found.size)
 
 
-def _import(
-    store: Objects, batch: list[Source], progress: Progress | None
-) -> tuple[list[Source], list[Source]]:
-    """(put, the same already)."""
-    new, same = [], []
+def put_files(
+    store: Objects, batch: list[Source], options: ImportOptions, shared: _Shared
+) -> list[Outcome]:
+    """Put these regular files in one commit, all but those that can't be read."""
+    outcomes = []
     with store.transaction() as transaction:
         for source in batch:
-            status = os.stat(source.path)
-            try:
-                is_same = _is_same(store.info(source.name), status)
-            except NameNotFound:
-                is_same = False
-            if is_same:
-                same.append(source)
-                if progress is not None:
-                    progress.relative_update(source.size)
-            else:
-                transaction.put(
-                    source.name, source.path, progress=progress, mtime_ns=status.st_mtime_ns
-                )
-                new.append(source)
-    return new, same
+            with shared.entry(source.size) as progress:
+                outcomes.append(_put_file(transaction, source, options, progress))
+    return outcomes
+
+
+def _put_file(
+    transaction: Transaction, source: Source, options: ImportOptions, progress: Progress
+) -> Outcome:
+    path = source.path
+    try:
+        info, same = transaction.put_file(
+            source.name,
+            path,
+            if_absent=options.if_absent,
+            keep_time=options.keep_time,
+            skip_same=options.skip_same,
+            checksum=options.checksum,
+            progress=progress,
+        )
+        return Outcome(path, info, same)
+    except (SourceChanged, NameExists, NotAStore) as error:
+        return Outcome(path, reason=str(error), fault="other")
+    except OSError as error:
+        # An error of the store's own files is another one's, or a CastoreError.
+        if error.filename != path or error.errno in NO_MORE_FILES:
+            raise
+        return Outcome(path, reason=reason(error), fault="other")
 
 
 # ---------------------------------------------------------------- both
 
 
-def _is_same(info: ObjectInfo, status: os.stat_result) -> bool:
-    return (
-        info.size == status.st_size
-        and info.mode == stat.S_IMODE(status.st_mode)
-        and abs(_ns(info.mtime) - status.st_mtime_ns) < SAME_TIME_NS
-    )
+class _Stopped(Exception):
+    """Another entry failed, or the user interrupted: the rest is given up."""
 
 
-def _ns(seconds: float) -> int:
-    return int(seconds * 1e9)
+class _Shared:
+    """The progress of many entries at once, and the way to stop all of them. An entry counts its
+    size in the end, whatever of it was moved."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.stop = threading.Event()
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def fix_size(self, size: int) -> None:
+        if self._progress is not None:
+            self._progress.set_size(size)
+
+    def entry(self, size: int) -> _Entry:
+        return _Entry(self, size)
+
+    def advance(self, done: int) -> None:
+        if self._progress is not None and done > 0:
+            with self._lock:
+                self._progress.relative_update(done)
 
 
-def _ahead(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+class _Entry:
+    def __init__(self, shared: _Shared, size: int) -> None:
+        self._shared = shared
+        self._left = size
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shared.advance(self._left)
+
+    def set_size(self, size: int) -> None:
+        pass
+
+    def relative_update(self, inc: int = 1) -> None:
+        if self._shared.stop.is_set():
+            raise _Stopped
+        self._left -= inc
+        self._shared.advance(inc)
+
+
+def _drained(outcomes: list[Outcome]) -> Iterator[Outcome]:
+    while outcomes:
+        yield outcomes.pop(0)
+
+
+def _ahead(
+    work: Callable[[T], R], items: Iterable[T], threads: int, stop: threading.Event
+) -> Iterator[R]:
     """`work` on each, some at once; in order. The first error ends it."""
     workers = Workers(threads)  # not the store's, on which what `work` waits for is done
     running: deque[Future[R]] = deque()
@@ -298,6 +457,9 @@ def _ahead(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+    except BaseException:
+        stop.set()
+        raise
     finally:
         for future in running:
             future.cancel()

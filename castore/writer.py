@@ -10,6 +10,7 @@ copy is what is stored; a file that is cut short raises SourceChanged.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import deque
@@ -21,6 +22,7 @@ import xxhash
 from castore.catalog.operations import Draft
 from castore.codec import Frame, chunk_id_of, encode_inline, guarded_id, sha256_of
 from castore.errors import SourceChanged
+from castore.fileio import of_file
 from castore.format_index import Record, SegmentBuilder
 from castore.mapping import Mapping
 from castore.model import Location, Progress
@@ -89,7 +91,8 @@ class ObjectWriter:
     def write_file(self, fd: int, size: int, path: str) -> None:
         """Take the first `size` bytes of a regular file, open at `fd`, through mapped windows.
 
-        Raises SourceChanged if it turns out to be shorter.
+        Raises SourceChanged if it turns out to be shorter; OSError, with the path, if it can't be
+        read.
         """
         at = 0
         while at < size:
@@ -99,11 +102,27 @@ class ObjectWriter:
                 window = Mapping(fd, length, offset=floor)
             except ValueError as error:
                 raise _cut_short(path, size) from error
+            except OSError:  # of a file system that maps nothing, as of /sys, or of FUSE
+                self._read_file(fd, at, size, path)
+                return
             with memoryview(window) as whole, whole[at - floor :] as view:
                 at += self._consume(view, final=floor + length == size)
             # The last page of a shorter file reads as zeros behind its end, without a fault.
-            if window.damaged or os.fstat(fd).st_size < size:
+            if os.fstat(fd).st_size < size:
                 raise _cut_short(path, size)
+            if window.damaged:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    def _read_file(self, fd: int, at: int, size: int, path: str) -> None:
+        while at < size:
+            try:
+                block = os.pread(fd, min(CUT_BYTES, size - at), at)
+            except OSError as error:
+                raise of_file(error, path) from error
+            if not block:
+                raise _cut_short(path, size)
+            self.write(block)
+            at += len(block)
 
     def finish(self, mode: int) -> tuple[Record, Draft | None]:
         """The object's record, and its draft unless it is inline. Nothing is visible yet."""

@@ -335,7 +335,9 @@ def test_a_full_disk_is_said_of_the_file(run, monkeypatch, tmp_path, verb):
 def test_a_name_that_has_a_file_in_its_way(run, tmp_path):
     for name in ("p/a", "p/a/b"):
         assert run("put", "-", name, stdin=b"x").code == 0
-    fails(run("get", "-R", "p", tmp_path / "out"), 1, "p/a/b can't be written to", "in its way")
+    result = run("get", "-R", "p", tmp_path / "out")
+    assert (result.code, result.out) == (1, b"")
+    assert f"is left out: {tmp_path / 'out' / 'a'} is a f" in result.err  # file, or folder
 
 
 def test_an_export_of_nothing_makes_no_folder(run, tmp_path):
@@ -519,59 +521,71 @@ def test_put_a_folder_follows_links_to_files_and_skips_what_is_no_file(run, tmp_
         server.bind("socket")
         os.chdir(here)
         result = run("put", "-R", tree, "p")
-    assert result.code == 0
+    assert result.code == 1
     assert run("cat", "p/link").out == b"linked"
     assert len(names(run, "p/")) == 5
     lines = sorted(line.split(": ", 2)[1:] for line in result.err.splitlines())
     assert lines == [
-        [f"skipped {tree}/dangling", "it is a symlink to nothing"],
-        [f"skipped {tree}/loop", "it is a symlink to a folder"],
-        [f"skipped {tree}/pipe", "it is a named pipe"],
+        [f"{tree}/dangling is left out", "it is a symlink to nothing"],
+        [f"{tree}/loop is left out", "it is a symlink to a folder"],
+        [f"{tree}/pipe is left out", "it is a named pipe"],
         [
-            f"skipped {tree}/round",
+            f"{tree}/round is left out",
             "it is a symlink that leads nowhere (Too many levels of symbolic links)",
         ],
-        [f"skipped {tree}/socket", "it is a socket"],
+        [f"{tree}/socket is left out", "it is a socket"],
     ]
 
 
-def test_put_a_folder_publishes_nothing_when_a_file_cannot_be_named(run, tmp_path):
+def test_put_a_folder_leaves_out_what_cannot_be_named(run, tmp_path):
     tree = make_tree(tmp_path / "tree")
     (tree / "zz-\udcff").write_text("not UTF-8")
-    fails(run("put", "-R", tree, "p"), 1, "zz-", "can't be put")
-    assert names(run) == ["seed"]
-    fails(run("put", "-R", make_tree(tmp_path / "other"), "p/../q"), 1, "'..'")
-    assert names(run) == ["seed"]
+    fails(run("put", "-R", tree, "p"), 1, "zz-\\udcff is left out", "not valid Unicode")
+    assert len(names(run, "p/")) == 4
+    fails(run("put", "-R", make_tree(tmp_path / "other"), "p/../q"), 2, "'..'")
+    assert len(names(run)) == 5
+
+
+def test_put_a_folder_leaves_out_what_cannot_be_read(run, tmp_path, monkeypatch):
+    tree = make_tree(tmp_path / "tree")
+    (tree / "sub" / "mem").symlink_to("/proc/self/mem")  # readable by mode, not in fact
+    walk = os.lstat
+
+    def lstat(path, **options):
+        if str(path).endswith("top.txt"):
+            Path(path).unlink(missing_ok=True)
+        return walk(path, **options)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    result = run("put", "-R", tree, "p")
+    assert result.code == 1
+    assert f"{tree}/top.txt is left out: it vanished meanwhile" in result.err
+    assert f"{tree}/sub/mem is left out: Input/output error" in result.err
+    assert names(run, "p/") == ["p/.hidden", "p/sub/deeper/two", "p/sub/one"]
+    assert run("check", "--read-data").code == 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-@pytest.mark.parametrize("locked", ["sub", "sub/one"])
-def test_put_a_folder_publishes_nothing_when_a_part_is_unreadable(run, tmp_path, locked):
+@pytest.mark.parametrize(("locked", "left"), [("sub", 2), ("sub/one", 3)])
+def test_put_a_folder_leaves_out_what_is_not_ours_to_read(run, tmp_path, locked, left):
     tree = make_tree(tmp_path / "tree")
     (tree / locked).chmod(0)
     try:
-        fails(run("put", "-R", tree, "p"), 1, f"{tree}/{locked}: Permission denied")
+        fails(run("put", "-R", tree, "p"), 1, f"{tree}/{locked} is left out: Permission denied")
     finally:
         (tree / locked).chmod(0o700)
-    assert names(run) == ["seed"]
+    assert len(names(run, "p/")) == left
 
 
-def test_put_a_folder_names_the_file_that_vanished_and_publishes_its_batch_not(
-    run, tmp_path, monkeypatch
-):
-    from castore.cli import putting
-
+def test_many_that_are_left_out_are_counted(run, tmp_path):
     tree = make_tree(tmp_path / "tree")
-    real_open = putting.open_to_fill
-
-    def open_late(arguments):
-        (tree / "sub" / "one").unlink()
-        (tree / "sub" / "one").symlink_to("/proc/self/mem")  # readable by mode, not in fact
-        return real_open(arguments)
-
-    monkeypatch.setattr(putting, "open_to_fill", open_late)
-    fails(run("put", "-R", tree, "p"), 1)
-    assert names(run) == ["seed"]
+    for i in range(30):
+        (tree / f"{i}").symlink_to("nothing")
+    for verb in (["put", "-R", tree, "p"], ["import", tree, "p"]):
+        result = run(*verb)
+        assert (result.code, result.err.count("\n")) == (1, 21)
+        assert result.err.endswith("castore: and 10 more are left out: --verbose names all\n")
+        assert run(*verb, "--verbose").err.count("\n") == 30
 
 
 def test_put_a_folder_leaves_out_the_store_inside_it(bare, tmp_path):
@@ -579,7 +593,7 @@ def test_put_a_folder_leaves_out_the_store_inside_it(bare, tmp_path):
     for _ in range(2):
         result = bare("-r", tree / "store", "put", "-R", tree, "p")
         assert result.code == 0
-    assert f"skipped {tree}/store: it is the store itself" in result.err
+    assert f"{tree}/store is left out: it is the store itself" in result.err
     assert len(bare("-r", tree / "store", "ls").text.splitlines()) == 4
 
 
@@ -595,16 +609,36 @@ def test_put_a_folder_corner_cases(run, tmp_path):
     assert run("cat", "p").out == b"1"
 
 
-def test_put_a_folder_says_how_far_it_came(run, tmp_path, monkeypatch):
+def test_put_a_folder_leaves_out_names_that_are_taken(run, tmp_path, monkeypatch):
     from castore import transfer
 
     monkeypatch.setattr(transfer, "BATCH_FILES_MAX", 2)
     tree = make_tree(tmp_path / "tree")
-    assert run("put", "-", "p/top.txt", stdin=b"").code == 0
-    result = run("put", "--if-absent", "-R", tree, "p")
-    assert result.code == 1
-    assert result.err.startswith("castore: the first 2 files are put")
-    assert names(run, "p/") == ["p/.hidden", "p/sub/deeper/two", "p/top.txt"]
+    assert run("put", "-", "p/sub/one", stdin=b"mine").code == 0
+    fails(run("put", "--if-absent", "-R", tree, "p"), 1, "sub/one is left out", "already named")
+    assert names(run, "p/") == ["p/.hidden", "p/sub/deeper/two", "p/sub/one", "p/top.txt"]
+    assert run("cat", "p/sub/one").out == b"mine"
+
+
+def test_put_a_folder_says_how_far_it_came(run, tmp_path, monkeypatch):
+    from castore import transfer
+    from castore.errors import StoreFull
+
+    monkeypatch.setattr(transfer, "BATCH_FILES_MAX", 2)
+    whole = transfer.put_files
+
+    def put_files(store, batch, *rest):
+        if batch[0].name == "p/sub/one":
+            raise StoreFull("no space left")
+        return whole(store, batch, *rest)
+
+    monkeypatch.setattr(transfer, "put_files", put_files)
+    result = run("put", "-R", make_tree(tmp_path / "tree"), "p")
+    assert (result.code, result.err) == (
+        1,
+        "castore: 2 files put, and not all the others, because of:\ncastore: no space left\n",
+    )
+    assert names(run, "p/") == ["p/.hidden", "p/sub/deeper/two"]
 
 
 def test_batches_are_bounded_by_files_and_by_bytes():

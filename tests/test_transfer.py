@@ -52,15 +52,6 @@ def tree(folder: Path) -> dict[str, tuple[bytes, int, int]]:
     }
 
 
-def same_but_for_rounding(
-    found: dict[str, tuple[bytes, int, int]], wanted: dict[str, tuple[bytes, int, int]]
-) -> bool:
-    return found.keys() == wanted.keys() and all(
-        found[name][:2] == wanted[name][:2] and abs(found[name][2] - wanted[name][2]) < 1000
-        for name in wanted
-    )
-
-
 @pytest.fixture(params=["local", "s3"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if request.param == "s3":
@@ -76,7 +67,7 @@ def test_there_and_back(any_store: castore.Store, tmp_path: Path) -> None:
     assert list(any_store.names()) == sorted((f"p/q/{name}" for name in made), key=str.encode)
     report = any_store.export_folder("p/q", tmp_path / "out")
     assert (report.files, report.left_out) == (len(made), [])
-    assert same_but_for_rounding(tree(tmp_path / "out"), made)
+    assert tree(tmp_path / "out") == made
     # Again: all of it is the same, both ways.
     for again in (
         any_store.export_folder("p/q", tmp_path / "out"),
@@ -103,7 +94,7 @@ def test_what_differs_is_written_again(store: castore.Store, tmp_path: Path, cha
         path.write_bytes(b"x" * (status.st_size + (change == "size")))
     report = store.export_folder("/", tmp_path / "out")
     assert (report.files, report.same_files) == (1, len(made) - 1)
-    assert same_but_for_rounding(tree(tmp_path / "out"), made)
+    assert tree(tmp_path / "out") == made
 
 
 def test_a_changed_file_is_put_again(store: castore.Store, tmp_path: Path) -> None:
@@ -189,7 +180,7 @@ def test_a_damaged_object_does_not_take_the_others_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("call", "code"),
-    failures(["open", "pwritev", "replace", "utime"], [errno.ENOSPC, errno.EIO, errno.EMFILE]),
+    failures(["open", "pwritev", "rename", "utime"], [errno.ENOSPC, errno.EIO, errno.EMFILE]),
 )
 def test_an_export_that_fails(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
@@ -218,7 +209,7 @@ def test_an_export_that_fails(
 
 @pytest.mark.parametrize(
     ("call", "code"),
-    failures(["open", "pwritev", "fsync", "stat"], [errno.ENOSPC, errno.EIO, errno.EMFILE]),
+    failures(["open", "pwritev", "fsync"], [errno.ENOSPC, errno.EIO, errno.EMFILE]),
 )
 def test_an_import_that_fails(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
@@ -229,7 +220,7 @@ def test_an_import_that_fails(
     left = [3]
 
     def fails(*args: Any, **options: Any) -> Any:
-        if call not in ("open", "stat") or str(args[0]).startswith(str(tmp_path / "in")):
+        if call != "open" or str(args[0]).startswith(str(tmp_path / "in")):
             left[0] -= 1
             if left[0] == 0:
                 raise OSError(code, os.strerror(code))
@@ -237,8 +228,11 @@ def test_an_import_that_fails(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, call, fails)
-        with pytest.raises(OSError):
-            store.import_folder(tmp_path / "in")
+        if call == "open" and code != errno.EMFILE:  # of one file alone
+            assert store.import_folder(tmp_path / "in").failures == 1
+        else:
+            with pytest.raises(OSError):
+                store.import_folder(tmp_path / "in")
     for name in store.names():
         assert store.gets(name) == made[name][0]
     store.import_folder(tmp_path / "in")
@@ -253,13 +247,13 @@ def test_killed_on_the_way(store: castore.Store, tmp_path: Path) -> None:
     dying = """
 import os, signal, sys, castore
 left = [5]
-whole = os.replace
-def dies(*args):
+whole = os.rename
+def dies(*args, **options):
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return whole(*args)
-os.replace = dies
+    return whole(*args, **options)
+os.rename = dies
 castore.open(sys.argv[1]).export_folder('', sys.argv[2])
 """
     done = subprocess.run(
@@ -290,7 +284,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert out.startswith(f"0 files put (0 B), {len(made)} the same already (")
     code, out = run("export", "--json", "p", tmp_path / "out")
     assert (code, json.loads(out)["files"]) == (0, len(made))
-    assert same_but_for_rounding(tree(tmp_path / "out"), made)
+    assert tree(tmp_path / "out") == made
     assert run("export", "none", tmp_path / "out")[0] == 14
     (tmp_path / "out" / "a").unlink()
     (tmp_path / "out" / "a").mkdir()

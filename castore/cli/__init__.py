@@ -6,7 +6,6 @@ group of verbs, and is imported when one of them runs, so that `castore --help` 
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -18,7 +17,9 @@ from importlib import import_module
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code."""
     if argv is None:
-        _print_any_text()
+        from castore.cli.streams import take_over_streams
+
+        take_over_streams()
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores the second
                 signal.signal(number, _exit_on_signal)
@@ -76,14 +77,6 @@ def _report(error: BaseException, *, as_json: bool) -> int:
 def _discard_stdout() -> None:
     with suppress(OSError, ValueError):  # a stdout that is no file has nothing to flush either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print_any_text() -> None:
-    """A name that stdout's encoding does not have is printed escaped, and does not end the rest. A
-    path that is not UTF-8 comes out as the bytes that it is."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def _exit_on_signal(number: int, _: object) -> None:

@@ -176,6 +176,12 @@ def _verb(
     return verb
 
 
+def _names_all(verb: _Parser) -> None:
+    verb.add_argument(
+        "-v", "--verbose", action="store_true", help="name all that is left out, not 20 at most"
+    )
+
+
 def _put(verbs: Verbs) -> None:
     verb = _verb(
         verbs,
@@ -195,6 +201,7 @@ def _put(verbs: Verbs) -> None:
 """,
     )
     verb.add_argument("-R", "--recursive", action="store_true", help="put a folder")
+    _names_all(verb)
     verb.add_argument(
         "--if-absent", action="store_true", help="fail where the name exists, instead of replacing"
     )
@@ -217,6 +224,7 @@ def _get(verbs: Verbs) -> None:
 """,
     )
     verb.add_argument("-R", "--recursive", action="store_true", help="get all below a prefix")
+    _names_all(verb)
     verb.add_argument("names", nargs="+", metavar="NAME", help="names, then where to write them")
 
 
@@ -396,14 +404,15 @@ def _export(verbs: Verbs) -> None:
         verbs,
         "export",
         "transferring:export",
-        "PREFIX FOLDER",
+        "[--verbose] PREFIX FOLDER",
         "write all objects below a prefix to plain files",
         """
 Every object below PREFIX/ ('/': all), as FOLDER/ and the rest of its name, with its mode and time.
-Files that are the same already (size, mode and time) are skipped: repeat an interrupted one. What
-can't be a path there, or leads through a symlink, is left out, and the exit code is 1.
+Files that are the same already (size, mode, time and content) are left as they are: repeat an
+interrupted one. What can't be written is left out and named, and the exit code is 1.
 """,
     )
+    _names_all(verb)
     verb.add_argument("prefix", metavar="PREFIX")
     verb.add_argument("folder", metavar="FOLDER")
 
@@ -413,14 +422,19 @@ def _import(verbs: Verbs) -> None:
         verbs,
         "import",
         "transferring:import_",
-        "FOLDER PREFIX",
+        "[--checksum] [--verbose] FOLDER PREFIX",
         "put all files of a folder below a prefix",
         """
 Every regular file below FOLDER, as PREFIX/ ('/': nothing) and its path in it, with its mode and
-time. What is the same already is skipped: repeat an interrupted one. The first put makes the store.
-What can't be put is left out and named, and the exit code is 1.
+time. Files that were imported before and are unchanged (size, mode, time, inode and ctime) are not
+read: repeat an interrupted one. The first put makes the store. What can't be put is left out and
+named, and the exit code is 1.
 """,
     )
+    verb.add_argument(
+        "--checksum", action="store_true", help="read all files, also those that look unchanged"
+    )
+    _names_all(verb)
     verb.add_argument("folder", metavar="FOLDER")
     verb.add_argument("prefix", metavar="PREFIX")
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
+from castore.cli.exits import UsageError
 from castore.cli.opening import open_to_read, places_refused, store_path
 from castore.cli.output import complain, counted, human_size, open_progress, print_json, print_line
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def backup(arguments: Namespace) -> int:
+    _refuse_stream(arguments.file)
     with open_to_read(arguments) as store:
         report = store.backup(arguments.file)
     if arguments.json:
@@ -27,8 +29,14 @@ def backup(arguments: Namespace) -> int:
 def restore(arguments: Namespace) -> int:
     import castore
 
+    _refuse_stream(arguments.file)
     report = castore.restore(arguments.file, store_path(arguments), force=arguments.force)
     return _print(report, arguments)
+
+
+def _refuse_stream(path: str) -> None:
+    if path == "-":
+        raise UsageError("a backup is a file: give a path (./- for a file that is named so)")
 
 
 def index(arguments: Namespace) -> int:

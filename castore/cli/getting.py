@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
+from castore.cli.leftout import LeftOut
 from castore.cli.naming import of_folder
 from castore.cli.opening import open_to_read
 from castore.cli.output import (
-    ProgressBar,
     complain,
     object_document,
     open_progress,
@@ -21,7 +21,8 @@ from castore.cli.output import (
     stdout,
 )
 from castore.errors import NameNotFound
-from castore.model import ObjectInfo, as_prefix
+from castore.fileio import write_stream
+from castore.model import as_prefix
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -34,7 +35,8 @@ def get(arguments: Namespace) -> int:
         return _get_folder(arguments)
     *names, target = arguments.names if len(arguments.names) > 1 else [*arguments.names, "."]
     if target == "-":
-        return _get_to_stdout(arguments, names)
+        _refuse_json(arguments)
+        return _print_objects(names, arguments)
     is_folder = os.path.isdir(target)
     if len(names) > 1 and not is_folder:
         raise UsageError(f"to get {len(names)} objects, end with a folder; {target!r} is none")
@@ -44,28 +46,27 @@ def get(arguments: Namespace) -> int:
     if len(paths) < len(names):
         raise UsageError(f"two of the names would be written to the same file in {target!r}")
     label = names[0] if len(names) == 1 else f"{len(names)} objects"
-    with (
-        open_to_read(arguments) as store,
-        _folders_named(store),
-        open_progress(label) as progress,
-    ):
+    with open_to_read(arguments) as store, open_progress(label) as progress:
         if progress is not None:
-            progress.fix_size(sum(store.size(name) for name in names))
-        for path, name in paths.items():
-            _print_file(store.get(name, path, progress=progress), path, arguments)
-    return exits.OK
+            progress.fix_size(sum(store.size(name) for name in names if store.exists(name)))
+
+        def write(path: str) -> None:
+            info = store.get(paths[path], path, progress=progress)
+            if arguments.json:
+                print_json({"file": path, **object_document(info)})
+
+        return _each(store, list(paths), write, paths)
 
 
 def cat(arguments: Namespace) -> int:
     _refuse_json(arguments)
-    if arguments.range is not None and len(arguments.names) > 1:
+    if arguments.range is None:
+        return _print_objects(arguments.names, arguments)
+    if len(arguments.names) > 1:
         raise UsageError("--range takes one NAME")
+    [name] = arguments.names
     with open_to_read(arguments) as store, _folders_named(store):
-        for name in arguments.names:
-            if arguments.range is None:
-                store.get(name, stdout().buffer)
-            else:
-                _copy_range(store, name, *arguments.range)
+        _copy_range(store, name, *arguments.range)
     return exits.OK
 
 
@@ -76,58 +77,58 @@ def _refuse_json(arguments: Namespace) -> None:
         )
 
 
-def _get_to_stdout(arguments: Namespace, names: list[str]) -> int:
-    _refuse_json(arguments)
-    with open_to_read(arguments) as store, _folders_named(store):
-        for name in names:
-            store.get(name, stdout().buffer)
-    return exits.OK
+def _print_objects(names: list[str], arguments: Namespace) -> int:
+    with open_to_read(arguments) as store:
+        return _each(store, names, lambda name: _print_object(store, name), {})
+
+
+def _print_object(store: Store, name: str) -> None:
+    store.get(name, stdout().buffer)
+
+
+def _each(
+    store: Store, items: list[str], work: Callable[[str], None], names: dict[str, str]
+) -> int:
+    """`work` on each; one that is missing or damaged does not take the others' bytes away."""
+    codes = []
+    for item in items:
+        try:
+            with _folders_named(store):
+                work(item)
+        except (Failure, NameNotFound, *exits.DAMAGE) as error:
+            if len(items) == 1:
+                raise
+            complain(f"{names.get(item, item)} is left out: {error}")
+            codes.append(exits.code_of(error))
+    return exits.worst(codes)
 
 
 def _get_folder(arguments: Namespace) -> int:
     if len(arguments.names) != 2:
         raise UsageError("get -R takes a prefix and a folder: castore get -R PREFIX FOLDER")
-    stem, folder = arguments.names
-    from castore.local import refuse_open_store_paths  # loads lmdb: as late as the store itself
+    prefix, folder = arguments.names
+    if folder == "-":
+        raise UsageError("get -R writes files: give a folder (./- for one that is named so)")
+    from castore.store import refuse_open_store_paths  # loads lmdb: as late as the store itself
+    from castore.transfer import THREADS_MAX, export_folder
 
-    prefix = as_prefix(stem)
-    stem = prefix.rstrip("/")
-    with open_to_read(arguments) as store, open_progress(stem or "all") as progress:
-        refuse_open_store_paths(folder)  # as each file would, but before a folder is made there
-        if progress is not None:
-            progress.fix_size(sum(info.size for info in store.list(prefix)))
-        return _get_all(store, prefix, folder, arguments, progress)
-
-
-def _get_all(
-    store: Store, prefix: str, folder: str, arguments: Namespace, progress: ProgressBar | None
-) -> int:
-    code = exits.OK
-    found = False
-    for name in store.names(prefix):
-        inner = name[len(prefix) :]
-        found = True
-        if "" in inner.split("/"):
-            # 'a/' and 'a//b' are names, but no paths: they would land on 'a' or 'a/b'.
-            complain(f"{name} is left out: it has an empty part, which a file's path can't have")
-            code = max(code, exits.FAILURE)
-            continue
-        path = os.path.join(folder, inner)
-        try:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise Failure(f"{name} can't be written to {path}: a file is in its way") from error
-        try:
-            if os.path.isdir(path):
-                raise Failure(f"{name} can't be written to {path}: it is a folder")
-            _print_file(store.get(name, path, progress=progress), path, arguments)
-        except exits.DAMAGE as error:
-            # One damaged object does not take the others' bytes away.
-            complain(f"{name} is left out: {error}")
-            code = exits.CORRUPT
-    if not found and prefix:
-        raise NameNotFound(prefix)
-    return code
+    report = LeftOut(arguments)
+    with open_to_read(arguments) as store, open_progress(prefix) as progress:
+        refuse_open_store_paths(folder)
+        for outcome in export_folder(
+            store,
+            prefix,
+            folder,
+            keep_time=False,
+            skip_same=False,
+            threads=THREADS_MAX,
+            progress=progress,
+        ):
+            report.add(outcome)
+            if arguments.json and outcome.info is not None:
+                path = os.path.join(folder, outcome.what[len(as_prefix(prefix)) :])
+                print_json({"file": path, **object_document(outcome.info)})
+    return report.finish()
 
 
 def _copy_range(store: Store, name: str, begin: int, end: int | None) -> None:
@@ -141,7 +142,7 @@ def _copy_range(store: Store, name: str, begin: int, end: int | None) -> None:
             block = source.read(min(left, COPY_BYTES))
             if not block:
                 raise Failure(f"{name} ended {left} bytes early")
-            output.write(block)
+            write_stream(output, block)
             left -= len(block)
 
 
@@ -158,8 +159,3 @@ def _folders_named(store: Store) -> Iterator[None]:
         yield
     except NameNotFound as error:
         raise of_folder(store, error, f"get -R {error.name.rstrip('/')} FOLDER") from error
-
-
-def _print_file(info: ObjectInfo, path: str, arguments: Namespace) -> None:
-    if arguments.json:
-        print_json({"file": path, **object_document(info)})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
+from castore.cli.leftout import LeftOut
 from castore.cli.opening import open_to_fill, store_path
 from castore.cli.output import (
     ProgressBar,
@@ -20,7 +21,6 @@ from castore.cli.output import (
     open_progress,
     print_json,
 )
-from castore.errors import InvalidName
 from castore.folders import FoundFile, walk
 from castore.model import ObjectInfo, as_prefix, encode_name
 from castore.transfer import Source, batches
@@ -92,29 +92,32 @@ def _put_files(arguments: Namespace) -> int:
 
 
 def _put_folder(arguments: Namespace) -> int:
+    from castore.transfer import THREADS_MAX, ImportOptions, import_folder
+
     folder, *targets = arguments.paths
     prefix = as_prefix(targets[0] if targets else os.path.basename(os.path.abspath(folder)))
-    store_folder = store_path(arguments)
-    # The whole folder is looked at before anything is put: what can't be read or named stops here.
-    files, total_bytes = 0, 0
-    for found in walk(folder, leave_out=store_folder):
-        if isinstance(found, FoundFile):
-            _check_name(prefix, found)
-            files, total_bytes = files + 1, total_bytes + found.size
-        else:
-            complain(f"skipped {found.path}: {found.reason}")
-    if files == 0:
+    if prefix:
+        encode_name(prefix + "file")  # a prefix that no name can have is said once
+    report = LeftOut(arguments)
+    if not _has_files(folder, store_path(arguments)):
         complain(f"{folder} holds no regular files: nothing to put")
         return exits.OK
-    with open_to_fill(arguments) as store, open_progress(counted(files, "file")) as progress:
-        _fix_size(progress, total_bytes)
-        sources = (
-            Source(found.path, prefix + found.inner, found.size)
-            for found in walk(folder, leave_out=store_folder)
-            if isinstance(found, FoundFile)
-        )
-        _put_in_batches(store, sources, arguments, progress)
-    return exits.OK
+    options = ImportOptions(keep_time=False, skip_same=False, if_absent=arguments.if_absent)
+    with open_to_fill(arguments) as store, open_progress(folder) as progress:
+        try:
+            for outcome in import_folder(
+                store, folder, prefix, options, threads=THREADS_MAX, progress=progress
+            ):
+                report.add(outcome)
+                _print_objects([] if outcome.info is None else [outcome.info], arguments)
+        except BaseException:
+            _complain_of_the_rest(report.report.files)
+            raise
+    return report.finish()
+
+
+def _has_files(folder: str, store_folder: str) -> bool:
+    return any(isinstance(each, FoundFile) for each in walk(folder, leave_out=store_folder))
 
 
 def _put_in_batches(
@@ -126,11 +129,13 @@ def _put_in_batches(
             _print_objects(_put_batch(store, batch, arguments.if_absent, progress), arguments)
             published += len(batch)
     except BaseException:
-        if published:
-            complain(
-                f"the first {published} files are put, the rest is not, because of what follows"
-            )
+        _complain_of_the_rest(published)
         raise
+
+
+def _complain_of_the_rest(published: int) -> None:
+    if published:
+        complain(f"{counted(published, 'file')} put, and not all the others, because of:")
 
 
 def _put_batch(
@@ -150,13 +155,6 @@ def _put_batch(
                     )
             infos.append(info)
     return infos
-
-
-def _check_name(prefix: str, found: FoundFile) -> None:
-    try:
-        encode_name(prefix + found.inner)
-    except InvalidName as error:
-        raise Failure(f"{found.path} can't be put: {error}") from error
 
 
 def _fix_size(progress: ProgressBar | None, total_bytes: int) -> None:

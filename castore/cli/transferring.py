@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import TYPE_CHECKING
 
-from castore.cli import exits
+from castore.cli.exits import UsageError
+from castore.cli.leftout import LeftOut
 from castore.cli.opening import open_to_fill, open_to_read
-from castore.cli.output import complain, counted, human_size, open_progress, print_json, print_line
-
-if TYPE_CHECKING:
-    from castore.transfer import TransferReport
+from castore.cli.output import counted, human_size, open_progress, print_json, print_line
 
 
 def export(arguments: Namespace) -> int:
+    if arguments.folder == "-":
+        raise UsageError("export writes files: give a folder (./- for one that is named so)")
+    from castore.store import refuse_open_store_paths
+    from castore.transfer import THREADS_MAX, export_folder
+
+    left_out = LeftOut(arguments)
     with open_to_read(arguments) as store, open_progress(arguments.prefix) as progress:
-        report = store.export_folder(arguments.prefix, arguments.folder, progress=progress)
-    _print(report, "written", arguments)
-    if report.damaged:
-        return exits.CORRUPT
-    return exits.FAILURE if report.left_out else exits.OK
+        refuse_open_store_paths(arguments.folder)
+        for outcome in export_folder(
+            store,
+            arguments.prefix,
+            arguments.folder,
+            keep_time=True,
+            skip_same=True,
+            threads=THREADS_MAX,
+            progress=progress,
+        ):
+            left_out.add(outcome)
+    return _finish(left_out, "written", arguments)
 
 
 def import_(arguments: Namespace) -> int:
+    from castore.transfer import THREADS_MAX, ImportOptions, import_folder
+
+    left_out = LeftOut(arguments)
     with open_to_fill(arguments) as store, open_progress(arguments.folder) as progress:
-        report = store.import_folder(arguments.folder, arguments.prefix, progress=progress)
-    _print(report, "put", arguments)
-    return exits.FAILURE if report.left_out else exits.OK
+        for outcome in import_folder(
+            store,
+            arguments.folder,
+            arguments.prefix,
+            ImportOptions(checksum=arguments.checksum),
+            threads=THREADS_MAX,
+            progress=progress,
+        ):
+            left_out.add(outcome)
+    return _finish(left_out, "put", arguments)
 
 
-def _print(report: TransferReport, done: str, arguments: Namespace) -> None:
-    for what, reason in report.left_out:
-        complain(f"{what} is left out: {reason}")
+def _finish(left_out: LeftOut, done: str, arguments: Namespace) -> int:
+    report = left_out.report
+    code = left_out.finish()
     if arguments.json:
         print_json(vars(report))
     else:
@@ -40,3 +60,4 @@ def _print(report: TransferReport, done: str, arguments: Namespace) -> None:
             f"{report.same_files:,} the same already ({human_size(report.same_bytes)}), "
             f"{len(report.left_out):,} left out"
         )
+    return code

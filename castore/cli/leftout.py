@@ -1,0 +1,47 @@
+"""What put -R, get -R, import and export leave out: named, counted, and told by the exit code."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from castore.cli import exits
+from castore.cli.output import complain
+
+if TYPE_CHECKING:
+    from castore.transfer import Outcome, TransferReport
+
+LINES_MAX = 20  # without --verbose
+
+
+class LeftOut:
+    """A report that complains of what is left out as it comes."""
+
+    def __init__(self, arguments: Namespace) -> None:
+        from castore.transfer import TransferReport
+
+        self.report = TransferReport()
+        self._lines_max = None if arguments.verbose else LINES_MAX
+
+    def add(self, outcome: Outcome) -> None:
+        self.report.add(outcome)
+        if outcome.info is not None:
+            return
+        if self._lines_max is None or len(self.report.left_out) <= self._lines_max:
+            complain(f"{outcome.what} is left out: {outcome.reason}")
+
+    def finish(self) -> int:
+        """The exit code."""
+        if self._lines_max is not None:
+            more = len(self.report.left_out) - self._lines_max
+            if more > 0:
+                complain(f"and {more:,} more are left out: --verbose names all")
+        return code_of(self.report)
+
+
+def code_of(report: TransferReport) -> int:
+    if report.damaged:
+        return exits.CORRUPT
+    if report.missing:
+        return exits.NOT_FOUND
+    return exits.FAILURE if report.failures else exits.OK

@@ -1,0 +1,147 @@
+"""A folder that objects are written into as files: nothing lands outside of it.
+
+Every step on the way to a file is taken from an open folder to one inside it (`dir_fd`), and never
+through a symlink: what somebody swaps for a link meanwhile can't lead a file elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from castore.errors import InvalidName
+from castore.model import encode_name
+
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DRAFT = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE_BITS = 0o777  # setuid, setgid and sticky are not given to a file by somebody's store
+
+
+class InTheWay(Exception):
+    """Why a name can't be a file in this folder."""
+
+
+class OutFolder:
+    """The folder at `path`, which is made where it is not there. For several threads at once."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        os.makedirs(path, exist_ok=True)
+        self._fd = os.open(path, (_FOLDER | os.O_RDONLY) & ~os.O_NOFOLLOW)
+        self._lock = threading.Lock()
+        self._spelled: dict[str, str] | None = {} if ignores_case(self._fd) else None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def claim(self, inner: str) -> list[str]:
+        """The parts of the path of a file in this folder. Raises InTheWay for what can't be one, or
+        is one with another name's that was claimed before."""
+        parts = inner.split("/")
+        if "" in parts:
+            raise InTheWay("it has an empty part, which a file's path can't have")
+        try:
+            encode_name(inner)
+        except InvalidName as error:
+            raise InTheWay(str(error)) from None
+        if self._spelled is not None:
+            with self._lock:
+                other = self._spelled.setdefault(_folded(inner), inner)
+            if other != inner:
+                raise InTheWay(f"it would be one file with {other!r}: the folder ignores case")
+        return parts
+
+    @contextlib.contextmanager
+    def opened(self, parts: Sequence[str]) -> Iterator[int]:
+        """A descriptor of the folder that these lead to, made where it is not there. Raises
+        InTheWay, OSError."""
+        fd = os.dup(self._fd)
+        try:
+            for i, part in enumerate(parts):
+                inside = _enter(fd, part, os.path.join(self.path, *parts[: i + 1]))
+                os.close(fd)
+                fd = inside
+            yield fd
+        finally:
+            os.close(fd)
+
+
+class Draft:
+    """A new file, open at `fd`, that is to take another one's place."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+
+    def finish(self, mode: int, mtime_ns: int | None = None) -> None:
+        """It is whole: what is left is its mode, less the bits that nobody's store may set, and its
+        time, if that is not to be now."""
+        os.fchmod(self.fd, mode & FILE_BITS)
+        if mtime_ns is not None:
+            os.utime(self.fd, ns=(mtime_ns, mtime_ns))
+
+
+@contextlib.contextmanager
+def replacing(leaf: str, *, folder: int | None = None) -> Iterator[Draft]:
+    """A new file that takes the place of `leaf`, a path or a name in the open folder, if the block
+    succeeds; else nothing is left of it."""
+    path = os.path.join(os.path.dirname(leaf), f".castore-{os.urandom(8).hex()}")
+    draft = Draft()
+    try:
+        # Within the `try`: an interrupt may come as soon as the file is there.
+        draft.fd = os.open(path, _DRAFT, 0o600, dir_fd=folder)
+        yield draft
+        os.rename(path, leaf, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path, dir_fd=folder)
+        raise
+    finally:
+        if draft.fd >= 0:
+            os.close(draft.fd)
+
+
+def status_in(folder: int, leaf: str) -> os.stat_result | None:
+    """None if there is nothing of this name. Raises OSError, as where the name is too long."""
+    try:
+        return os.stat(leaf, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def ignores_case(folder: int) -> bool:
+    """Whether names that differ in case alone are one name in the open folder, as on macOS."""
+    probe = f".castore-a{os.urandom(7).hex()}0"
+    try:
+        os.close(os.open(probe, _DRAFT, 0o600, dir_fd=folder))
+    except OSError:  # whatever it is, the first file will say it
+        return False
+    try:
+        return status_in(folder, probe.upper()) is not None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(probe, dir_fd=folder)
+
+
+def _folded(inner: str) -> str:
+    # Folders that ignore case hold 'é' to be one with 'e' and an accent, too.
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", inner).casefold())
+
+
+def _enter(fd: int, part: str, path: str) -> int:
+    """The folder `part` in the open folder, made if there is none."""
+    for _ in range(2):
+        try:
+            return os.open(part, _FOLDER, dir_fd=fd)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, dir_fd=fd)
+        except OSError:
+            status = status_in(fd, part)
+            if status is None or stat.S_ISDIR(status.st_mode):
+                raise
+            kind = "symlink" if stat.S_ISLNK(status.st_mode) else "file"
+            raise InTheWay(f"{path} is a {kind}") from None
+    return os.open(part, _FOLDER, dir_fd=fd)
