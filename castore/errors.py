@@ -141,6 +141,35 @@ class CommitUnknown(StoreIOError):
     """The commit failed in a way that does not tell whether it landed: look before you repeat."""
 
 
+class FileStillOpen(CastoreError, ValueError):
+    """A file that belongs to a transaction was not closed before its end: whether it is whole is
+    not known, so nothing was published."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name!r} was opened in the transaction and not closed: close it before the end. "
+            "Nothing is published"
+        )
+
+
+class ObjectChanged(CastoreError, OSError):
+    """A pickled file was opened again, and its name maps to other bytes by now."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(errno.ESTALE, f"{name!r} was put anew")
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name!r} was put anew since its file was pickled: open it again"
+
+    def __reduce__(self) -> tuple[type[ObjectChanged], tuple[str]]:
+        return type(self), (self.name,)
+
+
 class SourceChanged(CastoreError, OSError):
     """The file that was being put was truncated while it was read: nothing was published."""
 

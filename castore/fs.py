@@ -5,59 +5,98 @@
     fsspec.open("castore://tables/day.parquet::file:///path/to/store")
     fs = fsspec.filesystem("castore", store="s3://bucket/prefix?region=eu-west-1")
 
-Without a `store`, $CASTORE_STORE names it. Paths are object names, a leading '/' is dropped, and
-folders are implied by '/': `mkdir` has nothing to do, and an empty folder is none. The store is
+Without a `store`, $CASTORE_STORE names it. Paths are object names, a leading '/' is dropped; one
+that is there is itself, and only what is not is taken for a pattern (`*?[`). Folders are implied by
+'/': `mkdir` has nothing to do, and an empty folder is none. The store is
 opened when it is first needed, and made only by a write. A write is published when its file is
-closed, or all of a `with fs.transaction` at its end; one that raises in its `with` publishes
-nothing. On S3, what is one commit here goes name by name. A store opened here stays open: fsspec
-keeps and shares its instances.
+closed, or all of a `with fs.transaction` at its end, with what is copied, moved and removed in it;
+one that raises in its `with` publishes nothing. On S3, what is one commit here goes name by name. A
+store opened here stays open, as fsspec keeps and shares its instances: where somebody closes it,
+the next use opens it again.
 """
 
 from __future__ import annotations
 
-import io
+import contextlib
+import errno
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.compression import compr
+from fsspec.config import apply_config
+from fsspec.core import get_compression, has_magic
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, stringify_path, tokenize
 
 import castore
-from castore.errors import NameExists, NameNotFound
-from castore.model import ObjectInfo
+from castore.errors import InvalidName, NameNotFound
+from castore.fs_files import CastoreFile, CastoreTransaction, CompressedWriter, Info, file_entry
+from castore.store import open_store
+from castore.urls import local_folder
 
-Info = dict[str, Any]
+OPEN_OPTIONS = frozenset(inspect.signature(open_store).parameters) - {"url_or_path"}
+FSSPEC_OPTIONS = {"asynchronous", "loop", "use_listings_cache", "listings_expiry_time", "max_paths"}
 
 
-class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is untyped
-    """A castore store as an fsspec file system; see the module for paths and URLs."""
+class _Resolved(type(AbstractFileSystem)):  # type: ignore[misc]  # fsspec is untyped
+    """Says which store is meant before fsspec looks among the instances that it keeps, by their
+    arguments. A relative path, or none, means another store after a chdir, in another process, or
+    with another environment."""
 
-    protocol = "castore"
-    root_marker = ""
-
-    def __init__(
-        self,
+    def __call__(
+        cls,
         store: str | os.PathLike[str] | None = None,
         *,
-        read_only: bool = False,
         fo: str | None = None,
         target_protocol: str | None = None,
         target_options: dict[str, Any] | None = None,
         **storage_options: Any,
-    ) -> None:
+    ) -> Any:
         """`fo` and `target_protocol` are what a chained URL gives: the store's own path."""
-        super().__init__(**storage_options)
         if target_protocol not in (None, "file", "local"):
             raise ValueError(f"a castore store can't be opened through {target_protocol!r}")
-        path = store or fo or os.environ.get("CASTORE_STORE")
-        if not path:
+        if target_options:
+            raise ValueError(f"a folder takes no settings, and not {', '.join(target_options)}")
+        options = apply_config(cls, storage_options)
+        where = store or fo or options.pop("store", None) or os.environ.get("CASTORE_STORE")
+        if not where:
             raise ValueError("which store? Give store=PATH or set CASTORE_STORE=PATH")
-        self.store_path = os.fspath(path)
-        self.read_only = read_only
+        return super().__call__(**{**options, "store": _absolute(where)})
+
+
+class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignore[misc]
+    """A castore store as an fsspec file system; see the module for paths and URLs.
+
+    `store` is a path or a URL, and made absolute at once; without one, $CASTORE_STORE is. The other
+    options are those of `castore.open` and of fsspec itself. Raises ValueError for a store that
+    can't be one, TypeError for options that nobody knows.
+    """
+
+    protocol = "castore"
+    root_marker = ""
+    transaction_type = CastoreTransaction
+
+    def __init__(self, store: str, **storage_options: Any) -> None:
+        strangers = storage_options.keys() - OPEN_OPTIONS - FSSPEC_OPTIONS
+        if strangers:
+            raise TypeError(
+                f"there is no storage option {', '.join(sorted(strangers))} of castore: there are "
+                f"{', '.join(['store', *sorted(OPEN_OPTIONS)])}"
+            )
+        super().__init__(store=store, **storage_options)
+        self.store_path = store
+        self._open_options = {
+            name: value for name, value in storage_options.items() if name in OPEN_OPTIONS
+        }
+        self._may_create = bool(self._open_options.pop("create", True))
         self._store: castore.Store | None = None
 
     @property
@@ -67,9 +106,7 @@ class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is 
 
     @property
     def fsid(self) -> str:
-        if self.store_path.startswith("s3://"):
-            return f"castore_{self.store_path}"
-        return f"castore_{os.path.abspath(self.store_path)}"
+        return f"castore_{self.store_path}"
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -88,7 +125,7 @@ class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is 
         if not name:
             return _folder("")
         try:
-            return _file(self.store.info(name))
+            return file_entry(self.store.info(name))
         except NameNotFound:
             if self._has_below(name):
                 return _folder(name)
@@ -97,9 +134,15 @@ class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is 
     def exists(self, path: str, **kwargs: Any) -> bool:
         try:
             self.info(path)
-        except (FileNotFoundError, ValueError):  # a name that can't be is not there
+        except (FileNotFoundError, InvalidName):  # a name that can't be is not there
             return False
         return True
+
+    def isdir(self, path: str) -> bool:
+        return self._kind(path) == "directory"
+
+    def isfile(self, path: str) -> bool:
+        return self._kind(path) == "file"
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         name = self._strip_protocol(path)
@@ -108,10 +151,10 @@ class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is 
         for info in self.store.list(prefix):
             inner, slash, _ = info.name[len(prefix) :].partition("/")
             if inner:
-                entry = _folder(prefix + inner) if slash else _file(info)
+                entry = _folder(prefix + inner) if slash else file_entry(info)
                 found[entry["name"], entry["type"]] = entry
         if not found and name:
-            found[name, "file"] = _file(self.store.info(name))
+            found[name, "file"] = file_entry(self.store.info(name))
         entries = [found[key] for key in sorted(found)]
         return entries if detail else [entry["name"] for entry in entries]
 
@@ -135,11 +178,11 @@ class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is 
                     folder = prefix + "/".join(parts[:depth])
                     found.setdefault(folder, _folder(folder))
             if maxdepth is None or len(parts) <= maxdepth:
-                found[info.name] = _file(info)
+                found[info.name] = file_entry(info)
         if name and withdirs and found:
             found.setdefault(name, _folder(name))
         if name and not found and self.store.exists(name):
-            found[name] = _file(self.store.info(name))
+            found[name] = file_entry(self.store.info(name))
         return {each: found[each] for each in sorted(found)} if detail else sorted(found)
 
     def modified(self, path: str) -> datetime:
@@ -226,20 +269,34 @@ class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is 
     ) -> None:
         if os.path.isdir(lpath):
             return
-        if self._intrans:
-            super().put_file(lpath, rpath, callback=callback, mode=mode, **kwargs)
-            return
-        self._open_store(create=True).put(
-            self._strip_protocol(rpath), lpath, if_absent=mode == "create", progress=callback
-        )
+        name = self._strip_protocol(rpath)
+        with self._changes(create=True) as changes:
+            changes.put(name, lpath, if_absent=mode == "create", progress=callback)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
-        if self._intrans:
-            super().pipe_file(path, value, mode=mode, **kwargs)
-            return
-        self._open_store(create=True).puts(
-            self._strip_protocol(path), value, if_absent=mode == "create"
-        )
+        with self._changes(create=True) as changes:
+            changes.puts(self._strip_protocol(path), value, if_absent=mode == "create")
+
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        cache_options: dict[str, Any] | None = None,
+        compression: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As fsspec's. What compresses into a file publishes it when it is closed."""
+        path = self._strip_protocol(path)
+        compression = get_compression(path, compression)
+        if compression is None or "r" in mode or "b" not in mode:
+            return super().open(path, mode, block_size, cache_options, compression, **kwargs)
+        file = super().open(path, mode, block_size, cache_options, **kwargs)
+        try:
+            return CompressedWriter(file, compr[compression])
+        except BaseException:
+            file.abort()
+            raise
 
     def _open(
         self,
@@ -250,29 +307,112 @@ class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is 
         cache_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The store does its own caching: `block_size` and `cache_options` change nothing."""
+        """The store does its own caching: `cache_options` changes nothing."""
         name = self._strip_protocol(path)
+        blocksize = block_size or self.blocksize
         if mode == "rb":
-            file = self.store.open(name, "rb")
-            file.size = file.info.size  # type: ignore[attr-defined]  # what fsspec's files have
-            return file
+            return CastoreFile(self, self.store.open(name, "rb"), blocksize)
         if mode not in ("wb", "xb"):
             raise NotImplementedError(f"castore opens files with 'rb', 'wb' and 'xb', not {mode!r}")
-        store = self._open_store(create=True)
-        if mode == "xb" and store.exists(name):
-            raise NameExists(name)
-        writer = store.open(name, mode)
-        return writer if autocommit else _DeferredFile(writer)
+        file: Any
+        if autocommit:
+            file = self._open_store(create=True).open(name, mode)
+        elif self._intrans:
+            file = self.transaction.changes(create=True).open(name, mode)
+        else:
+            raise ValueError("autocommit=False is for files of a `with fs.transaction`")
+        file.fs, file.path, file.blocksize = self, name, blocksize
+        return file
 
     # ------------------------------------------------------------------ names
 
+    def expand_path(
+        self, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
+    ) -> list[str]:
+        """The names that are meant. A name that is there is itself, whatever is in it: only what
+        is not is taken for a pattern."""
+        one = isinstance(path, (str, os.PathLike))
+        found: set[str] = set()
+        others = []
+        for each in self._strip_protocol([path] if one else list(path)):
+            if not has_magic(each) or not self.exists(each):
+                others.append(each)
+                continue
+            found.add(each)
+            if recursive:
+                found.update(self.find(each, maxdepth=maxdepth, withdirs=True))
+        try:
+            if others or not found:
+                found.update(super().expand_path(others, recursive, maxdepth, **kwargs))
+        except FileNotFoundError:
+            if not found:
+                raise
+        return sorted(found)
+
+    def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
+        """What matches the pattern; a name that is there is itself."""
+        name = self._strip_protocol(path)
+        if not has_magic(name) or not self.exists(name):
+            return super().glob(path, maxdepth, **kwargs)
+        return {name: self.info(name)} if kwargs.get("detail") else [name]
+
+    def get(
+        self,
+        rpath: Any,
+        lpath: Any,
+        recursive: bool = False,
+        callback: Any = DEFAULT_CALLBACK,
+        maxdepth: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(lpath, (str, os.PathLike)):
+            local = LocalFileSystem()
+            into = lpath if isinstance(lpath, str) else os.fspath(lpath)
+            rpath, lpath = _literally(self, rpath, local, into, recursive, maxdepth) or (
+                rpath,
+                lpath,
+            )
+        super().get(rpath, lpath, recursive, callback, maxdepth, **kwargs)
+
+    def put(
+        self,
+        lpath: Any,
+        rpath: Any,
+        recursive: bool = False,
+        callback: Any = DEFAULT_CALLBACK,
+        maxdepth: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(rpath, str):
+            local = LocalFileSystem()
+            lpath, rpath = _literally(local, lpath, self, rpath, recursive, maxdepth) or (
+                lpath,
+                rpath,
+            )
+        super().put(lpath, rpath, recursive, callback, maxdepth, **kwargs)
+
+    def copy(
+        self,
+        path1: Any,
+        path2: Any,
+        recursive: bool = False,
+        maxdepth: int | None = None,
+        on_error: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(path2, str):
+            path1, path2 = _literally(self, path1, self, path2, recursive, maxdepth) or (
+                path1,
+                path2,
+            )
+        super().copy(path1, path2, recursive, maxdepth, on_error, **kwargs)
+
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
         source = self._strip_protocol(path1)
-        try:
-            self.store.copy(source, self._strip_protocol(path2))
-        except NameNotFound:
-            if not self._has_below(source):  # a folder comes into being with what is in it
-                raise
+        if not self.store.exists(source) and self._has_below(source):
+            return  # a folder comes into being with what is in it
+        with self._changes(create=False) as changes:
+            changes.copy(source, self._strip_protocol(path2))
 
     def mv(
         self,
@@ -288,52 +428,75 @@ class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is 
             return
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
         is_file = self.store.exists(source)
-        if not is_file and any(magic in source for magic in "*?["):
+        is_folder = not is_file and self._has_below(source)
+        if not is_file and not is_folder:
+            if not has_magic(source):
+                raise NameNotFound(source)
             super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
             return
         if path2.endswith("/") or self.isdir(target):
             into = is_file or not path1.endswith("/")
-            target = f"{target}/{source.rsplit('/', 1)[-1]}".lstrip("/") if into else target
-        if is_file:
-            self.store.rename(source, target)
-            return
-        if not self._has_below(source):
-            raise NameNotFound(source)
-        if not recursive:
+            target = _join(target, _last(source)) if into else target
+        if is_folder and not recursive:
             raise IsADirectoryError(f"{source} is a folder: mv it with recursive=True")
-        names = list(self.store.names(source + "/"))
-        with self.store.transaction() as transaction:
+        names = [source] if is_file else list(self.store.names(source + "/"))
+        with self._changes(create=False) as changes:
             for name in names:
-                transaction.rename(name, f"{target}{name[len(source) :]}".lstrip("/"))
+                changes.rename(name, f"{target}{name[len(source) :]}".lstrip("/"))
 
     def rm_file(self, path: str) -> None:
-        self.store.delete(self._strip_protocol(path))
+        with self._changes(create=False) as changes:
+            changes.delete(self._strip_protocol(path))
 
     _rm = rm_file
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
         """All of it in one commit. A folder goes with `recursive` only."""
         expanded = self.expand_path(path, recursive=recursive, maxdepth=maxdepth)
-        with self.store.transaction() as transaction:
+        with self._changes(create=False) as changes:
             for name in expanded:
                 if self.store.exists(name):
-                    transaction.delete(name)
+                    changes.delete(name)
                 elif not self._has_below(name):
                     raise NameNotFound(name)
                 elif not recursive:
                     raise IsADirectoryError(f"{name} is a folder: rm it with recursive=True")
 
+    def rmdir(self, path: str) -> None:
+        """Raises: a folder that is there is not empty."""
+        name = self._strip_protocol(path)
+        if self.info(name)["type"] == "file":
+            raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", name)
+        if self._has_below(name):
+            raise OSError(errno.ENOTEMPTY, "the folder is not empty: rm it with recursive", name)
+
     # ------------------------------------------------------------------ in here
 
     def _open_store(self, *, create: bool) -> castore.Store:
-        if self._store is None:
-            self._store = castore.open(
-                self.store_path, create=create and not self.read_only, read_only=self.read_only
-            )
-        return self._store
+        store = self._store
+        if store is None or store.closed:
+            create = create and self._may_create and not self._open_options.get("read_only", False)
+            store = self._store = _opened(self.store_path, self._open_options, create=create)
+        return store
+
+    @contextlib.contextmanager
+    def _changes(self, *, create: bool) -> Iterator[castore.Transaction]:
+        """What gathers changes: until its end in a `with fs.transaction`, else for this call."""
+        if self._intrans:
+            yield self.transaction.changes(create=create)
+        else:
+            with self._open_store(create=create).transaction() as changes:
+                yield changes
 
     def _has_below(self, name: str) -> bool:
-        return next(iter(self.store.names(name + "/")), None) is not None
+        return next(iter(self.store.names(name + "/" if name else "")), None) is not None
+
+    def _kind(self, path: str) -> str | None:
+        try:
+            kind: str = self.info(path)["type"]
+        except (FileNotFoundError, InvalidName):
+            return None
+        return kind
 
     def _byte_range(self, name: str, start: int | None, end: int | None) -> tuple[int, int] | None:
         """fsspec's start and end, which count from the end where negative, as a byte range."""
@@ -348,40 +511,69 @@ class CastoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec is 
         return begin, max(begin, stop)
 
 
-class _DeferredFile(io.BufferedIOBase):
-    """A file written in an fsspec transaction: closing it publishes nothing, `commit` does."""
-
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        written: int = self._writer.write(data)
-        return written
-
-    def tell(self) -> int:
-        position: int = self._writer.tell()
-        return position
-
-    def commit(self) -> None:
-        self._writer.close()
-
-    def discard(self) -> None:
-        self._writer.abort()
+_stores: weakref.WeakValueDictionary[str, castore.Store] = weakref.WeakValueDictionary()
+_stores_lock = threading.Lock()
 
 
-def _file(info: ObjectInfo) -> Info:
-    return {
-        "name": info.name,
-        "size": info.size,
-        "type": "file",
-        "mtime": info.mtime,
-        "mode": info.mode,
-        "ETag": info.etag,
-        "stored_bytes": info.stored_bytes,
-    }
+def _forget_lock() -> None:
+    # Another thread may have held it across the fork, and does not exist in the child.
+    global _stores_lock
+    _stores_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
+
+
+def _opened(path: str, options: dict[str, Any], *, create: bool) -> castore.Store:
+    """One Store for all instances of a process that want the same: fsspec makes one a thread."""
+    key = repr((path, sorted(options.items())))
+    with _stores_lock:
+        store = _stores.get(key)
+        if store is None or store.closed:
+            store = _stores[key] = castore.open(path, create=create, **options)
+        return store
+
+
+def _absolute(store: str | os.PathLike[str]) -> str:
+    """A store's path or URL so that it means the same everywhere. Raises ValueError."""
+    url = os.fspath(store)
+    if not isinstance(url, str):
+        raise TypeError(f"a store's path is a str, not {type(url).__name__}")
+    folder = local_folder(url)
+    return url if folder is None else os.path.abspath(folder)
+
+
+def _literally(
+    source_fs: AbstractFileSystem,
+    source: Any,
+    target_fs: AbstractFileSystem,
+    target: str,
+    recursive: bool,
+    maxdepth: int | None,
+) -> tuple[list[str], list[str]] | None:
+    """Where everything goes, if the source is there and fsspec would take its name for a pattern,
+    or, as it is in no folder, for the folder that it is in; else None."""
+    if not isinstance(source, str):
+        return None
+    name = source_fs._strip_protocol(source)
+    if not name or not (has_magic(name) or "/" not in name) or not source_fs.exists(name):
+        return None
+    into = target.endswith("/") or target_fs.isdir(target)
+    root = target_fs._strip_protocol(target)
+    if source_fs.isfile(name):
+        return [name], [_join(root, _last(name)) if into else root]
+    if into and not source.endswith("/"):
+        root = _join(root, _last(name))
+    inside = source_fs.find(name, maxdepth=maxdepth) if recursive else []
+    return inside, [_join(root, each[len(name) + 1 :]) for each in inside]
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _last(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
 
 
 def _folder(name: str) -> Info:

@@ -111,9 +111,12 @@ def _encode_name(name: str) -> bytes:
 
 
 def encode_prefix(prefix: str) -> bytes:
-    """The UTF-8 bytes of a prefix of names; any str will do, the empty one too."""
+    """The UTF-8 bytes of a prefix of names, the empty one too; raises InvalidName for what is in no
+    name at all."""
     if not isinstance(prefix, str):
         raise InvalidName(f"a prefix is a str, not {type(prefix).__name__}")
+    if "\0" in prefix:
+        raise InvalidName(f"prefix {prefix!r} has a NUL byte")
     try:
         return prefix.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -115,13 +116,20 @@ class ObjectWriterFile(io.RawIOBase):
         writer: ObjectWriter,
         publish: Callable[[ObjectWriter], ObjectInfo],
         discard: Callable[[ObjectWriter], None],
+        *,
+        dropped: Callable[[ObjectWriter], None] | None = None,
+        exclusively: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`dropped` takes the place of `discard` where it was not asked for; `exclusively` is held
+        while the writer is written to."""
         self.name = name
         self.mode = "wb"
         self.info: ObjectInfo | None = None  # once it is closed
         self._writer: ObjectWriter | None = writer
         self._publish = publish
         self._discard = discard
+        self._drop = dropped or discard
+        self._exclusively = exclusively
         self._unwinding: Unwinding | None = Unwinding()
         self._lost = False
         self._at = 0
@@ -171,6 +179,8 @@ class ObjectWriterFile(io.RawIOBase):
             self._discard(writer)
         super().close()
 
+    discard = abort  # what fsspec calls it
+
     def lose(self) -> None:
         """What follows is no longer taken, nor what was written kept: a layer around it, which
         will still write and close, failed."""
@@ -178,13 +188,14 @@ class ObjectWriterFile(io.RawIOBase):
         self._unwinding = None
         self._lost = True
         if writer is not None:
-            _dropped.append(partial(self._discard, writer))
+            _dropped.append(partial(self._drop, writer))
 
     def _take(self, view: memoryview) -> None:
         if self._writer is None:
             raise ValueError("I/O operation on closed file")
         try:
-            self._writer.write(view)
+            with self._exclusively():
+                self._writer.write(view)
         except BaseException:
             # Some of the data may be taken: what would be published has a hole in it.
             self.abort()

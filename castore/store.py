@@ -20,6 +20,7 @@ from castore.fileio import Writable, descriptor_of, of_file
 from castore.forks import ForkLock, Rank
 from castore.local import open_local, refuse_open_store_paths
 from castore.model import (
+    NAME_BYTES_MAX,
     ObjectInfo,
     Progress,
     RangePlan,
@@ -352,6 +353,8 @@ class Store:
         that come and go meanwhile may be missed or seen."""
         self._check_open()
         encoded = encode_prefix(prefix)
+        if len(encoded) > NAME_BYTES_MAX:
+            return iter(())
 
         def pages() -> Iterator[str]:
             for page in self._catalog.names(encoded):
@@ -363,6 +366,8 @@ class Store:
         """The objects whose names start with `prefix`, as `names`."""
         self._check_open()
         encoded = encode_prefix(prefix)
+        if len(encoded) > NAME_BYTES_MAX:
+            return iter(())
 
         def pages() -> Iterator[ObjectInfo]:
             for page in self._catalog.pages(encoded):
@@ -553,6 +558,10 @@ class Store:
         local = self._check_open()
         refuse_open_store_paths(dest)
         return local.back_up(os.fspath(dest))
+
+    @property
+    def closed(self) -> bool:
+        return self._local is None
 
     def close(self) -> None:
         """Let go of the store; files opened from it can still be read. Idempotent."""

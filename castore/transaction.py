@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
-from castore.errors import NameExists, StoreClosed
+from castore.errors import FileStillOpen, NameExists, StoreClosed
 from castore.format_index import Record
 from castore.local import refuse_open_store_paths
 from castore.model import ObjectInfo, Progress, encode_name, encode_prefix
+from castore.objectfile import ObjectWriterFile
 from castore.session import WriteSession
 from castore.sourcefile import fingerprint, opened, store_file
 from castore.writer import ObjectWriter, read_blocks
@@ -29,8 +32,9 @@ class Readable(Protocol):
 
 
 class Transaction:
-    """Puts and changes of names that become visible together, when the `with` block ends. Its
-    operations apply in their order; reading the store meanwhile shows none of them."""
+    """Puts and changes of names that become visible together, when the `with` block ends, or by
+    `commit`. Its operations apply in their order (a file's, when it is closed); reading the store
+    meanwhile shows none of them. Several threads may use it."""
 
     def __init__(self, session: WriteSession, record: Callable[[bytes], Record | None]) -> None:
         self.deleted = 0  # names deleted, once it is committed
@@ -38,6 +42,9 @@ class Transaction:
         self._record = record
         self._operations: list[Operation] = []
         self._open = True
+        self._storing = threading.RLock()  # a session is for one thread at a time
+        self._files: weakref.WeakSet[ObjectWriterFile] = weakref.WeakSet()
+        self._unfinished: list[str] = []  # names of files that were neither closed nor aborted
 
     def put(
         self,
@@ -54,7 +61,7 @@ class Transaction:
         if isinstance(file, (str, os.PathLike)):
             path = os.fspath(file)
             refuse_open_store_paths(path)
-            with opened(path) as source:
+            with self._exclusively(), opened(path) as source:
                 record, draft, _ = store_file(self._session, source, progress)
             return self._publish(name, record, draft, if_absent, mtime_ns)
         read = getattr(file, "read", None)
@@ -87,7 +94,7 @@ class Transaction:
         """
         key = self._check(name, if_absent)
         refuse_open_store_paths(path)
-        with opened(path, regular=True) as source:
+        with self._exclusively(), opened(path, regular=True) as source:
             old = self._record(key) if skip_same else None
             if old is not None and not checksum and is_unchanged(old, source.status):
                 return object_info(name, old), True
@@ -115,6 +122,38 @@ class Transaction:
             writer.write(view)
             return self._publish(name, *writer.finish(mode), if_absent)
 
+    def open(self, name: str, mode: Literal["wb", "xb"] = "wb") -> ObjectWriterFile:
+        """A new object as a binary file object, which becomes visible at the end of the block if it
+        was closed before; "xb" refuses a name that is taken, now and at the end.
+
+        One that was not closed by then, nor aborted, makes the commit raise FileStillOpen.
+        """
+        if mode not in ("wb", "xb"):
+            raise ValueError(f"mode is 'wb' or 'xb', not {mode!r}")
+        self._check(name, mode == "xb")
+        self._unfinished.append(name)
+
+        def publish(writer: ObjectWriter) -> ObjectInfo:
+            self._check(name, False)
+            with self._exclusively():
+                self._unfinished.remove(name)
+                return self._publish(name, *writer.finish(MODE_DEFAULT), mode == "xb")
+
+        def discard(writer: ObjectWriter) -> None:
+            with self._exclusively():
+                writer.abandon()
+
+        def give_up(writer: ObjectWriter) -> None:
+            self._unfinished.remove(name)
+            discard(writer)
+
+        writer = ObjectWriter(self._session)
+        file = ObjectWriterFile(
+            name, writer, publish, give_up, dropped=discard, exclusively=self._exclusively
+        )
+        self._files.add(file)
+        return file
+
     def copy(self, source: str, target: str, *, if_absent: bool = False) -> None:
         """As Store.copy; a missing source raises NameNotFound at the end of the block."""
         keys = encode_name(source), self._check(target, False)
@@ -134,6 +173,21 @@ class Transaction:
         self._check("prefix", False)
         self._operations.append(DeletePrefix(encode_prefix(prefix)))
 
+    def commit(self) -> None:
+        """Publish all of it. Raises FileStillOpen, NameExists, NameNotFound, StoreFull,
+        CommitUnknown."""
+        with self._ending():
+            if self._unfinished:
+                raise FileStillOpen(self._unfinished[0])
+            if self._operations:
+                self.deleted = self._session.commit(self._operations)
+
+    def abort(self) -> None:
+        """Publish nothing of it. Idempotent, and of no use after a commit."""
+        if self._open:
+            with self._ending():
+                pass
+
     def __enter__(self) -> Transaction:
         return self
 
@@ -143,12 +197,29 @@ class Transaction:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is None:
+            self.commit()
+        else:
+            self.abort()
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        if not self._open:
+            raise StoreClosed("the transaction has ended")
         self._open = False
         try:
-            if error is None and self._operations:
-                self.deleted = self._session.commit(self._operations)
+            yield
         finally:
+            for file in list(self._files):
+                file.abort()
             self._session.close()
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        # In a forked child the lock may be held by a thread that does not exist there.
+        self._session.check_process()
+        with self._storing:
+            yield
 
     def _check(self, name: str, if_absent: bool) -> bytes:
         if not self._open:
@@ -161,12 +232,13 @@ class Transaction:
 
     @contextlib.contextmanager
     def _writing(self, progress: Progress | None) -> Iterator[ObjectWriter]:
-        writer = ObjectWriter(self._session, progress)
-        try:
-            yield writer
-        except BaseException:
-            writer.abandon()
-            raise
+        with self._exclusively():
+            writer = ObjectWriter(self._session, progress)
+            try:
+                yield writer
+            except BaseException:
+                writer.abandon()
+                raise
 
     def _publish(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,18 +26,23 @@ from castore.fs import CastoreFileSystem  # noqa: E402
 
 
 @pytest.fixture
-def fs(tmp_path: Path) -> CastoreFileSystem:
-    return CastoreFileSystem(store=tmp_path / "store", skip_instance_cache=True)
+def fs(tmp_path: Path) -> Iterator[CastoreFileSystem]:
+    fs = CastoreFileSystem(store=tmp_path / "store", skip_instance_cache=True)
+    yield fs
+    if fs.exists(""):
+        fs.store.close()
 
 
 class CastoreFixtures(AbstractFixtures):
     @pytest.fixture
     def fs(self, tmp_path):
-        return CastoreFileSystem(store=tmp_path / "store", skip_instance_cache=True)
+        fs = CastoreFileSystem(store=tmp_path / "store", skip_instance_cache=True)
+        fs.pipe_file("somewhere/else", b"so that the store is there")
+        yield fs
+        fs.store.close()
 
     @pytest.fixture
     def fs_path(self, fs):
-        fs.pipe_file("somewhere/else", b"so that the store is there")
         return "base"
 
     @pytest.fixture

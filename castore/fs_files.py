@@ -1,0 +1,243 @@
+"""The files and the transaction of `castore.fs`, with what fsspec's layers ask of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fsspec.transaction import Transaction as FsspecTransaction
+
+import castore
+from castore.errors import ObjectChanged
+from castore.model import ObjectInfo
+from castore.objectfile import BUFFER_BYTES, ObjectReader, ObjectWriterFile
+
+if TYPE_CHECKING:
+    from castore.fs import CastoreFileSystem
+
+Info = dict[str, Any]
+
+
+def file_entry(info: ObjectInfo) -> Info:
+    """An object as fsspec's listings have it."""
+    return {
+        "name": info.name,
+        "size": info.size,
+        "type": "file",
+        "mtime": info.mtime,
+        "mode": info.mode,
+        "ETag": info.etag,
+        "stored_bytes": info.stored_bytes,
+    }
+
+
+class CastoreFile(io.BufferedReader):
+    """One version of an object, with what fsspec's files have besides: `blockcache::` and `tar://`
+    go by it. Pickled, it opens the object again, where it was: ObjectChanged if it is another by
+    then."""
+
+    def __init__(self, fs: CastoreFileSystem, opened: ObjectReader, blocksize: int) -> None:
+        self._details = file_entry(opened.info)
+        self._raw = _CachedRaw(opened.detach())
+        super().__init__(self._raw, BUFFER_BYTES)
+        self.fs = fs
+        self.path: str = self._details["name"]
+        self.size: int = self._details["size"]
+        self.blocksize = blocksize
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    @property
+    def mode(self) -> str:
+        return "rb"
+
+    def info(self) -> Info:
+        """As `fs.info` was when the file was opened."""
+        return dict(self._details)
+
+    @property
+    def cache(self) -> Any:
+        """What reads go through, if one of fsspec's caches was put here."""
+        return self._raw.cache
+
+    @cache.setter
+    def cache(self, cache: Any) -> None:
+        self._raw.cache = cache
+
+    @property
+    def closed(self) -> bool:
+        return self._raw.closed
+
+    @closed.setter
+    def closed(self, closed: bool) -> None:
+        """fsspec's caches say so after they have closed it."""
+        if closed != self.closed:
+            raise ValueError("close a file with close()")
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self._raw.fetch(start, end)
+
+    def __reduce_ex__(self, protocol: Any, /) -> Any:
+        where = 0 if self.closed else self.tell()
+        return _reopen, (self.fs, self.path, self.blocksize, self._details["ETag"], where)
+
+
+class _CachedRaw(io.RawIOBase):
+    """An object's bytes, through a cache of fsspec's where there is one."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self.cache: Any = None
+        self._below = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._below.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._below.tell()
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        if self.cache is None:
+            return self._below.readinto(buffer)
+        with memoryview(buffer).cast("B") as target:
+            at = self.tell()
+            data = self.cache._fetch(at, at + len(target))
+            target[: len(data)] = data
+        self.seek(at + len(data))
+        return len(data)
+
+    def readall(self) -> bytes:
+        return super().readall() if self.cache is not None else self._below.readall()
+
+    def fetch(self, start: int, end: int) -> bytes:
+        at = self.tell()
+        try:
+            self._below.seek(start)
+            data = bytearray(max(0, end - start))
+            read = self._below.readinto(data)
+        finally:
+            self._below.seek(at)
+        return bytes(data[:read])
+
+    def close(self) -> None:
+        self._below.close()
+        super().close()
+
+
+def _reopen(fs: CastoreFileSystem, path: str, blocksize: int, etag: str, at: int) -> CastoreFile:
+    file: CastoreFile = fs._open(path, "rb", block_size=blocksize)
+    if file.info()["ETag"] != etag:
+        file.close()
+        raise ObjectChanged(path)
+    file.seek(at)
+    return file
+
+
+class CompressedWriter(io.RawIOBase):
+    """What compresses into a file, and publishes it when it is closed itself: compressors leave
+    open what they write to."""
+
+    def __init__(self, file: ObjectWriterFile, compress: Callable[..., Any]) -> None:
+        self._file = file
+        self._compressor = compress(file, mode="w")
+        self._ended = False
+        self.name = self.path = file.name
+        self.mode = "wb"
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        written: int = self._compressor.write(data)
+        return written
+
+    def flush(self) -> None:
+        if not self._ended:
+            self._compressor.flush()
+
+    def tell(self) -> int:
+        position: int = self._compressor.tell()
+        return position
+
+    def close(self) -> None:
+        """Publish what was written. Raises what `put` does."""
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            self._compressor.close()
+        except BaseException:
+            self._file.abort()
+            raise
+        finally:
+            super().close()
+        self._file.close()
+
+    def abort(self) -> None:
+        """Close it and publish nothing."""
+        self._file.lose()
+        self.close()
+
+    discard = abort  # what fsspec calls it
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self.abort()
+        else:
+            self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_ended", True):
+            self._dealloc_warn(self)
+            self.close()
+
+    def _dealloc_warn(self, dropped: object, /) -> None:
+        self._file._dealloc_warn(dropped)
+
+
+class CastoreTransaction(FsspecTransaction):  # type: ignore[misc]  # fsspec is untyped
+    """`with fs.transaction`: one castore transaction, begun when something is first changed."""
+
+    fs: CastoreFileSystem | None
+
+    def __init__(self, fs: CastoreFileSystem, **options: Any) -> None:
+        super().__init__(fs, **options)
+        self._changes: castore.Transaction | None = None
+
+    def changes(self, *, create: bool) -> castore.Transaction:
+        """What gathers the changes; `create`, the store too if it is not there."""
+        if self._changes is None:
+            if self.fs is None:
+                raise ValueError("the transaction has ended")
+            self._changes = self.fs._open_store(create=create).transaction()
+        return self._changes
+
+    def start(self) -> None:
+        self._end(commit=False)  # of one that was never completed
+        super().start()
+
+    def complete(self, commit: bool = True) -> None:
+        """Publish all of it, or nothing. Raises FileStillOpen for a file that was not closed."""
+        fs, self.fs = self.fs, None
+        if fs is not None:
+            fs._intrans = False
+            fs._transaction = None
+        self._end(commit=commit)
+
+    def _end(self, *, commit: bool) -> None:
+        changes, self._changes = self._changes, None
+        try:
+            if changes is not None and commit:
+                changes.commit()
+            elif changes is not None:
+                changes.abort()
+        finally:
+            self.files.clear()
