@@ -184,6 +184,20 @@ class SourceChanged(CastoreError, OSError):
         return type(self), (self.message,)
 
 
+class TimeOutOfRange(CastoreError, ValueError):
+    """A time that no record can hold: it is not within the years 1678 to 2261."""
+
+    def __init__(self, what: str, time_ns: int) -> None:
+        super().__init__(
+            f"the time of {what} is {time_ns / 1e9:.0f} s from 1970, and can be from 1678 to 2261"
+        )
+        self.what = what
+        self.time_ns = time_ns
+
+    def __reduce__(self) -> tuple[type[TimeOutOfRange], tuple[str, int]]:
+        return type(self), (self.what, self.time_ns)
+
+
 class FormatError(CastoreError, ValueError):
     """Bytes of the store that do not parse: a frame, footer, segment, record or config."""
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
-from castore.errors import FileStillOpen, NameExists, StoreClosed
+from castore.errors import FileStillOpen, NameExists, StoreClosed, TimeOutOfRange
 from castore.format_index import Record
 from castore.local import refuse_open_store_paths
 from castore.model import ObjectInfo, Progress, encode_name, encode_prefix
@@ -23,6 +23,7 @@ from castore.sourcefile import fingerprint, opened, store_file
 from castore.writer import ObjectWriter, read_blocks
 
 MODE_DEFAULT = 0o644
+TIME_NS_LIMIT = 1 << 63
 
 StrPath = str | os.PathLike[str]
 
@@ -58,6 +59,8 @@ class Transaction:
         """As Store.put; visible at the end of the block. `mtime_ns`, since the epoch, is what the
         object's time is to be, if it is not now."""
         self._check(name, if_absent)
+        if mtime_ns is not None:
+            check_time(name, mtime_ns)
         if isinstance(file, (str, os.PathLike)):
             path = os.fspath(file)
             refuse_open_store_paths(path)
@@ -95,12 +98,15 @@ class Transaction:
         key = self._check(name, if_absent)
         refuse_open_store_paths(path)
         with self._exclusively(), opened(path, regular=True) as source:
+            if keep_time:
+                check_time(path, source.status.st_mtime_ns)
             old = self._record(key) if skip_same else None
             if old is not None and not checksum and is_unchanged(old, source.status):
                 return object_info(name, old), True
             record, draft, status = store_file(self._session, source, progress)
         record = record._replace(source=fingerprint(status))
         mtime_ns = status.st_mtime_ns if keep_time else record.mtime_ns
+        check_time(path, mtime_ns)  # it may have been touched since
         info = self._publish(name, record, draft, if_absent, mtime_ns)
         return info, old is not None and object_info(name, old) == info
 
@@ -252,6 +258,12 @@ class Transaction:
             record = record._replace(mtime_ns=mtime_ns)
         self._operations.append(Publish(encode_name(name), record, draft, if_absent))
         return object_info(name, record)
+
+
+def check_time(what: str, time_ns: int) -> None:
+    """Raises TimeOutOfRange."""
+    if not -TIME_NS_LIMIT <= time_ns < TIME_NS_LIMIT:
+        raise TimeOutOfRange(what, time_ns)
 
 
 def is_unchanged(record: Record, status: os.stat_result) -> bool:

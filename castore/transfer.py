@@ -27,6 +27,7 @@ from castore.errors import (
     NotAStore,
     PackMissing,
     SourceChanged,
+    TimeOutOfRange,
 )
 from castore.fileio import of_file
 from castore.folders import FoundFile, reason, walk
@@ -380,7 +381,7 @@ def _put_file(
             progress=progress,
         )
         return Outcome(path, info, same)
-    except (SourceChanged, NameExists, NotAStore) as error:
+    except (SourceChanged, NameExists, NotAStore, TimeOutOfRange) as error:
         return Outcome(path, reason=str(error), fault="other")
     except OSError as error:
         # An error of the store's own files is another one's, or a CastoreError.

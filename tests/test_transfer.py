@@ -52,13 +52,6 @@ def tree(folder: Path) -> dict[str, tuple[bytes, int, int]]:
     }
 
 
-@pytest.fixture(params=["local", "s3"])
-def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    if request.param == "s3":
-        return request.getfixturevalue("open_moto")()
-    return request.getfixturevalue("store")
-
-
 def test_there_and_back(any_store: castore.Store, tmp_path: Path) -> None:
     made = make_tree(tmp_path / "in")
     report = any_store.import_folder(tmp_path / "in", "p/q")
