@@ -9,6 +9,7 @@ packs/         packs
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -172,6 +173,15 @@ class LocalStore:
 
 _registry: dict[tuple[int, int], LocalStore] = {}
 _registry_lock = ForkLock(Rank.STORES)
+
+
+def _at_exit() -> None:
+    """End the packs of stores that nobody closed, as closing would have."""
+    for store in list(_registry.values()):
+        store.packs.retire_at_exit()
+
+
+atexit.register(_at_exit)
 
 
 def open_local(

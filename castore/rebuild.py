@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from castore.catalog.meta import NEXT_MANIFEST, STORE_ID, read_number
+from castore.catalog.meta import STORE_ID
 from castore.check.objects import extent_fault
-from castore.check.pack_files import PackFile, list_packs, open_pack, pack_path
+from castore.check.pack_files import PackFile, open_pack, pack_path
 from castore.check.packs import PackReading, is_whole
 from castore.errors import FormatError, IndexCorrupt, StoreNotFound, UnsupportedFormat
 from castore.fileio import sync_folder
@@ -42,6 +42,7 @@ from castore.format_index import (
 from castore.index import Index, Table, open_index
 from castore.index_walk import pages
 from castore.model import Extent, Location, Progress
+from castore.packs.files import list_packs
 from castore.transplant import Transplanted, transplant_file
 
 ROWS_MAX = 4096  # written in one transaction
@@ -162,17 +163,12 @@ class Rebuild:
         return self._report
 
     def _mend_meta(self) -> None:
-        """The row of the store's id, which may be lost, and the last number of a manifest, which
-        must be none that is in use."""
+        """The row of the store's id, which may be lost."""
         index, config = self._index, self._config
         with index.write() as txn:
             txn.put(STORE_ID, config.store_id, db=index.meta, overwrite=False)
             if txn.get(STORE_ID, db=index.meta) != config.store_id:
                 raise IndexCorrupt(f"the names are not those of the store {self._root}")
-            with txn.cursor(db=index.segments) as cursor:
-                last = manifest_of(bytes(cursor.key())) if cursor.last() else 0
-            if last > read_number(index, txn, NEXT_MANIFEST):
-                txn.put(NEXT_MANIFEST, last.to_bytes(8, "little"), db=index.meta)
 
     # ------------------------------------------------------------ packs and chunks
 

@@ -208,6 +208,7 @@ class LocalSession(WriteSession):
         PacksVanished; nothing is published then (or, CommitUnknown, it is not known)."""
         self.check_process()
         deleted = self._attempt(lambda: self._catalog.commit(self._batch, operations))
+        self._packs.release(self._placement)
         self.close()
         return deleted
 
@@ -215,7 +216,7 @@ class LocalSession(WriteSession):
         self._batch = Batch()
         self._held.clear()
         if self._pid == os.getpid():
-            self._packs.release(self._placement)
+            self._packs.give_up(self._placement)
 
     def _stage(self) -> None:
         owner = self._packs.own(self._placement)

@@ -42,7 +42,6 @@ SIZE_MAX = 2_000_000  # bytes of objects, above which more are deleted than put
 # What is known to be wrong and is being mended: words of what a check says of it, or of what the
 # judge would look at.
 KNOWN: list[str] = [
-    "has no footer: its writer died",  # said of writers that ended without closing the store
     "segments do not match its etag",  # of bytes that were put twice at once, at two levels
     "a collection on S3 comes to rest",  # what it rewrites is sparse or small again
 ]

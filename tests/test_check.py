@@ -79,11 +79,12 @@ def test_an_open_store_is_checked_while_it_is_written(tmp_path: Path) -> None:
     with small(tmp_path / "store") as store:
         for turn in range(3):
             fill(store, contents(turn, 4))
-            assert [p for p in store.check(True).problems if p.severity != "warning"] == []
+            assert store.check(True).problems == []
         with store.open("half", "wb") as file:
             file.write(random.Random(1).randbytes(100_000))
-            # The frames of a writer that lives are nobody's orphans.
-            assert {p.kind for p in store.check(True).problems} == {"orphan"}
+            # What a writer that lives has written so far is no garbage: what it overwrote is.
+            report = store.check(True)
+            assert (report.problems, report.garbage) == ([], {"manifests": 8})
 
 
 def test_progress_counts_bytes(whole: Path) -> None:
@@ -108,14 +109,23 @@ def test_fractions_that_can_not_be(whole: Path, fraction: float) -> None:
         check(whole, fraction)
 
 
-def test_what_a_delete_leaves_is_a_warning(folder: Path) -> None:
+def test_what_a_delete_leaves_is_counted_and_no_more(folder: Path) -> None:
     with castore.open(folder) as store:
         store.delete("n/01")
         store.puts("n/02", b"now inline")
     report = check(folder)
-    assert kinds(report) == {("orphan", "warning")}
-    assert report.exit_code == 1
-    assert "2 manifests" in report.problems[0].what
+    assert report.problems == []
+    assert report.exit_code == 0
+    assert report.garbage == {"manifests": 2}
+    with castore.open(folder) as store:
+        for name in [*store.names("n/"), "copy"]:
+            store.delete(name)
+    report = check(folder)
+    [pack] = packs(folder)
+    assert (report.exit_code, report.garbage["packs"]) == (0, 1)
+    assert report.garbage_bytes == pack.stat().st_size
+    assert main(["-r", str(folder), "gc"]) == 0
+    assert check(folder).garbage == {}
 
 
 # ---- what is not --------------------------------------------------------------------------------

@@ -156,11 +156,6 @@ def flip_footer_and_frame(folder: Path) -> None:
         flip(path, 8 * (path.stat().st_size - 10))
 
 
-def cut_footer(folder: Path) -> None:
-    path = packs(folder)[0]
-    os.truncate(path, path.stat().st_size - 20)
-
-
 def cut_pack(folder: Path) -> None:
     path = packs(folder)[0]
     os.truncate(path, path.stat().st_size // 2)
@@ -228,7 +223,6 @@ DAMAGES = [
     flip_pack_header,
     flip_footer,
     flip_footer_and_frame,
-    cut_footer,
     cut_pack,
     zero_a_page,
     remove_pack,

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from typing import Any
 
 import xxhash
 
@@ -14,8 +14,9 @@ from castore.catalog.meta import GC_SEQ, TOTALS, meta_faults
 from castore.check.config import config_fault
 from castore.check.data import check_data
 from castore.check.findings import Findings
+from castore.check.garbage import Garbage
 from castore.check.objects import Faulty, extent_fault, inline_fault, manifest_faults
-from castore.check.pack_files import is_locked, list_packs, open_pack, pack_path, size_of
+from castore.check.pack_files import open_pack, size_of
 from castore.check.packs import PackReading, Read
 from castore.check.report import Problem, Severity
 from castore.errors import (
@@ -38,6 +39,7 @@ from castore.index import Index, Snapshot
 from castore.index_walk import rows
 from castore.isolated import Report
 from castore.model import Extent, Location
+from castore.packs.files import list_packs, list_strays
 from castore.workers import Workers
 
 
@@ -69,13 +71,14 @@ class LocalCheck:
         self.config = config
         self.findings = Findings()
         self.readings: dict[bytes, PackReading] = {}
-        self.totals: dict[str, int] = {}
+        self.totals: dict[str, Any] = {}
         self._index = index
         self._workers = workers
         self._fraction = fraction
         self._report = report
         self._gc_seq = b""
         self._rows: dict[bytes, int] = {}  # pack id -> durable bytes
+        self._garbage = Garbage(root, index)
 
     def run(self) -> None:
         index = self._index
@@ -88,13 +91,18 @@ class LocalCheck:
             seen = _Seen()
             self._check_names(txn, seen)
             self._check_chunk_rows(txn, seen)
+            staged, damaged = self._garbage.find_manifests(txn, set(seen.manifests))
+            if damaged:
+                self._add("segment", "corrupt", f"{damaged} keys of segments are damaged")
+            seen.packs |= staged
             self._check_packs(seen)
-            self._look_for_orphans(txn, seen)
             counted = _meta(index, txn, TOTALS)
         if (counted or Totals().encode()) != seen.sums.encode():
             what = "the running totals are not what the names and chunks add up to"
             self._add("totals", "corrupt", what)
+        self._garbage.settle()
         self.totals |= {"names": seen.names, "packs": len(self.readings)}
+        self.totals |= {"garbage": self._garbage.counts, "garbage_bytes": self._garbage.size}
         self.totals["frames"] = sum(len(reading.frames) for reading in self.readings.values())
 
     def undisturbed(self) -> bool:
@@ -148,42 +156,43 @@ class LocalCheck:
                     yield found
 
         check_data(opened(), self._workers, self.config.seed, fraction=self._fraction, done=done)
-        self.totals = {"read_frames": read_frames, "read_bytes": read_bytes}
+        self.totals |= {"read_frames": read_frames, "read_bytes": read_bytes}
 
     def _check_packs(self, seen: _Seen) -> None:
         """What is wrong with the packs themselves, whether or not a name needs it."""
         for pack_id, reading in self.readings.items():
-            durable = self._rows.get(pack_id, 0)
             if pack_id not in self._rows:
-                self._check_pack_without_row(pack_id, reading, seen)
                 if pack_id not in seen.packs:
+                    self._garbage.suspect(pack_id, has_row=False)
                     continue
-            for fault in reading.faults:
-                what = f"pack {pack_id.hex()}: {fault}"
-                self._add("pack", "corrupt", what, pack=pack_id.hex())
-            for offset, fault in reading.bad.items():
-                entry = reading.frames.at(offset)
-                chunk_id = b"" if entry is None else entry.chunk_id
-                # What its writer never made durable, no name needs, and a crash may leave torn.
-                torn = reading.unsealed and offset >= durable
-                self.findings.bad_frame(
-                    Location(pack_id, offset, 0), chunk_id, fault, "warning" if torn else "corrupt"
-                )
-            if reading.intact < durable:
-                what = f"pack {pack_id.hex()} is cut short at {reading.size} of {durable} bytes"
-                self._add("pack", "missing", what, pack=pack_id.hex())
-            if reading.unsealed and not is_locked(pack_path(self.root, pack_id)):
-                what = f"pack {pack_id.hex()} has no footer: its writer died, or it was cut off"
-                self._add("pack", "warning", what, pack=pack_id.hex())
+                what = f"pack {pack_id.hex()} has no row"
+                self._add("pack row", "corrupt", what, pack=pack_id.hex())
+            elif pack_id not in seen.packs:
+                self._garbage.suspect(pack_id, has_row=True)
+            self._check_pack(pack_id, reading, self._rows.get(pack_id, 0))
         for pack_id in self._rows.keys() - self.readings.keys():
             self.findings.missing_pack(pack_id, None)
+        for pack_id, path in list_strays(os.path.join(self.root, "packs")):
+            what = f"{path} is not where, or what, readers look for"
+            self._add("stray", "warning", what, pack=pack_id.hex())
 
-    def _check_pack_without_row(self, pack_id: bytes, reading: PackReading, seen: _Seen) -> None:
-        if pack_id in seen.packs:
-            self._add("pack row", "corrupt", f"pack {pack_id.hex()} has no row", pack=pack_id.hex())
-        elif not is_locked(pack_path(self.root, pack_id)):
-            what = f"pack {pack_id.hex()}, {reading.size} bytes, is of a writer that died"
-            self._add("orphan", "warning", what + ": the next gc takes it", pack=pack_id.hex())
+    def _check_pack(self, pack_id: bytes, reading: PackReading, durable: int) -> None:
+        pack = pack_id.hex()
+        for fault in reading.faults:
+            self._add("pack", "corrupt", f"pack {pack}: {fault}", pack=pack)
+        for offset, fault in reading.bad.items():
+            if offset >= durable:
+                continue  # no name needs what was never made durable, and a crash leaves it torn
+            entry = reading.frames.at(offset)
+            chunk_id = b"" if entry is None else entry.chunk_id
+            self.findings.bad_frame(Location(pack_id, offset, 0), chunk_id, fault, "corrupt")
+        if reading.intact < durable:
+            what = f"pack {pack} is cut short at {reading.size} of {durable} bytes"
+            self._add("pack", "missing", what, pack=pack)
+        if reading.surplus:
+            size = "1 byte" if reading.surplus == 1 else f"{reading.surplus} bytes"
+            what = f"pack {pack} has {size} behind its footer, where castore writes nothing"
+            self._add("pack", "warning", what, pack=pack)
 
     # ------------------------------------------------------------ names
 
@@ -257,7 +266,9 @@ class LocalCheck:
             found = extent_fault(Extent(0, raw_bytes, chunk_id, location), self.readings)
             if found is None and not fault:
                 continue
-            if found is not None and location.offset in self._bad_of(location.pack_id):
+            durable = self._rows.get(location.pack_id, 0)
+            bad = self._bad_of(location.pack_id)
+            if found is not None and location.offset in bad and location.offset < durable:
                 continue  # the frame's own problem says it
             if found is not None and location.pack_id not in self.readings:
                 if location.pack_id in self._rows:
@@ -274,9 +285,7 @@ class LocalCheck:
                 chunk=chunk_id.hex(),
             )
 
-        if outlived:
-            what = f"{outlived} rows of chunks outlive their packs: the next gc takes them"
-            self._add("orphan", "warning", what)
+        self._garbage.count("rows of chunks", outlived)
 
     def _is_cut_short(self, pack_id: bytes) -> bool:
         reading = self.readings.get(pack_id)
@@ -285,26 +294,6 @@ class LocalCheck:
     def _bad_of(self, pack_id: bytes) -> dict[int, str]:
         reading = self.readings.get(pack_id)
         return {} if reading is None else reading.bad
-
-    def _look_for_orphans(self, txn: Snapshot, seen: _Seen) -> None:
-        """Manifests that no name leads to, but those whose writers live."""
-        index = self._index
-        pending = {}
-        for key, owner in rows(index, txn, index.pending):
-            pending[manifest_of(key)] = owner
-        orphans = 0
-        with txn.cursor(db=index.segments) as cursor:
-            keys = (bytes(key) for key in cursor.iternext(values=False))
-            for manifest, _ in groupby(keys, key=_manifest_or_none):
-                if manifest is None:
-                    self._add("segment", "corrupt", "a segment's key is damaged")
-                elif manifest not in seen.manifests and not (
-                    manifest in pending and is_locked(pack_path(self.root, pending[manifest]))
-                ):
-                    orphans += 1
-        if orphans:
-            what = f"{orphans} manifests have no name: the next gc takes them"
-            self._add("orphan", "warning", what)
 
     def _add(
         self,
@@ -323,10 +312,3 @@ class LocalCheck:
 def _meta(index: Index, txn: Snapshot, key: bytes) -> bytes:
     value = txn.get(key, db=index.meta)
     return b"" if value is None else bytes(value)
-
-
-def _manifest_or_none(key: bytes) -> int | None:
-    try:
-        return manifest_of(key)
-    except FormatError:
-        return None

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from collections.abc import Iterator
+import stat
 
 from castore.check.packs import PackReading, Read, file_reader, read_pack
 from castore.format import StoreConfig
-from castore.packs.local import PACK_NAME
-
-
-def list_packs(folder: str) -> Iterator[tuple[bytes, str]]:
-    """(pack id, path) of every pack file, in order."""
-    for inner, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if PACK_NAME.fullmatch(name):
-                yield bytes.fromhex(name.removesuffix(".pack")), os.path.join(inner, name)
+from castore.packs import files
 
 
 def pack_path(root: str, pack_id: bytes) -> str:
-    name = pack_id.hex()
-    return os.path.join(root, "packs", name[:2], f"{name}.pack")
+    """Of a pack of the store in the folder `root`."""
+    return files.pack_path(os.path.join(root, "packs"), pack_id)
 
 
 def is_locked(path: str) -> bool:
@@ -32,6 +24,8 @@ def is_locked(path: str) -> bool:
     except FileNotFoundError:
         return False
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return False
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -53,6 +47,8 @@ class PackFile:
     def __init__(self, path: str) -> None:
         self.fd = -1
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):  # a folder, say, in its place
+            raise FileNotFoundError(errno.ENOENT, "there is no pack file", path)
         self._read = file_reader(self.fd)
 
     def read(self, begin: int, end: int) -> bytes:

@@ -44,9 +44,10 @@ _READ_ERRORS = (
 class PackReading:
     """What a pack holds. `frames` are those whose headers are whole; `bad` are the others that are
     known of, and those whose bytes turned out not to be their chunk's, by their offsets; `faults`
-    is what else is wrong with the pack. An `unsealed` pack has no footer, as its writer lives, or
-    died; its last bytes, from `end` on, are then nobody's. All is accounted for up to `intact`:
-    where the frames end, or where the pack does, if its footer is whole."""
+    is what else is wrong with the pack. An `unsealed` pack has no whole footer, as its writer
+    lives, or ended without; its last bytes, from `end` on, are then nobody's. All is accounted for
+    up to `intact`: where the frames end, or where the pack does, if its footer is whole. `surplus`
+    bytes are behind a footer, where castore writes nothing."""
 
     pack_id: bytes
     size: int
@@ -56,6 +57,7 @@ class PackReading:
     unsealed: bool = False
     end: int = 0
     intact: int = 0
+    surplus: int = 0
 
     @property
     def damaged(self) -> bool:
@@ -157,17 +159,22 @@ def _scan(reading: PackReading, read: Read, seed: int) -> None:
 
 
 def _judge_tail(reading: PackReading, read: Read) -> None:
-    """What follows the last frame: nothing, or what a writer that died left, is no damage; a footer
-    that was written and is not whole any more is."""
-    left = reading.size - reading.end
-    footer = encode_footer(list(reading.frames), reading.end) if len(reading.frames) else b""
+    """What follows the last frame: nothing, or what a writer that died left of a frame or of the
+    footer, is no damage; a footer that was written and is not what it was is."""
     reading.unsealed = True
+    left = reading.size - reading.end
+    if reading.size < PACK_HEADER_BYTES:
+        return
+    footer = encode_footer(list(reading.frames), reading.end)
+    found = read(reading.end, reading.end + len(footer))
     if not left or _is_torn(read, reading.end, reading.size):
         return
-    if reading.bad or left <= len(footer):
-        reading.faults.append("its footer is damaged or cut short")
+    if not reading.bad and found == footer:
+        reading.surplus = left - len(footer)
+    elif reading.bad or (left == len(footer) and not footer.startswith(found.rstrip(b"\0"))):
+        reading.faults.append("its footer is damaged")
         reading.unsealed = False
-    else:
+    elif left > len(footer):
         reading.bad[reading.end] = "the frame's header is damaged"
 
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from castore.catalog.meta import read_totals, write_totals
 from castore.check.objects import extent_fault
-from castore.check.pack_files import PackFile, list_packs, open_pack, pack_path
+from castore.check.pack_files import PackFile, open_pack, pack_path
 from castore.check.packs import PackReading, is_whole
 from castore.check.report import CheckReport
 from castore.codec import Frame, decode_frame
@@ -23,6 +23,7 @@ from castore.format_index import (
 )
 from castore.index import Index, Txn
 from castore.model import Extent, Location
+from castore.packs.files import list_packs
 from castore.packs.local import LocalPacks, Pack, Placement
 from castore.packs.locks import PackLocks
 
@@ -100,7 +101,7 @@ class PackRepair:
 
     def is_settled(self, pack_id: bytes) -> bool:
         """Whether what was read of the pack still is all there is: not of one made since."""
-        return pack_id in self.readings or not os.path.exists(pack_path(self._root, pack_id))
+        return pack_id in self.readings or not os.path.isfile(pack_path(self._root, pack_id))
 
     def is_new(self, location: Location) -> bool:
         """Whether it is beyond what was read of a pack that grows."""

@@ -456,8 +456,9 @@ from there from now on; what has none is moved below quarantine/, with all its i
 is removed that may be of use. --yes does not ask. While more packs are missing than are there, as
 where a folder is not mounted, it does nothing, unless you say --packs-are-lost.
 
-Exit codes: 0 whole, 1 only warnings (what a gc will take), 13 something is damaged, 14 something is
-missing, 11 the store is in use in a way that does not allow it.
+Exit codes: 0 whole (garbage, which a gc will take, is only counted), 1 nothing is lost, but look at
+it, 13 something is damaged, 14 something is missing, 11 the store is in use in a way that does not
+allow it.
 """,
     )
     verb.add_argument(

@@ -72,6 +72,7 @@ def _rows(report: GcReport) -> list[tuple[str, str, str]]:
         (report.chunks_removed, "chunks", f"removed, of {_all_chunks(report):,}"),
         (report.manifests_removed, "manifests", "removed, that no name has"),
         (report.packs_removed, "packs", _packs(report)),
+        (report.packs_sealed, "packs", "sealed, whose writers had ended without"),
         (human_size(report.bytes_rewritten), "rewritten", "frames still in use, moved"),
         ("-" * (report.bytes_freed < 0) + balance, "freed", "on balance"),
         (report.packs_condemned, "condemned", f"packs, {human_size(report.bytes_condemned)}"),

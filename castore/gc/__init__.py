@@ -49,7 +49,8 @@ class GcReport:
     `packs_rewritten` are those whose live frames were moved, `bytes_rewritten` what was written for
     it; `packs_removed` counts them too, and packs that nothing refers to, of which
     `orphans_removed` were never named by a commit. `packs_busy` are garbage, at least for the most
-    part, but of writers that live. `missing` are packs that names need and that are not there.
+    part, but of writers that live. `packs_sealed` are of writers that ended without, on a local
+    store: nothing was wrong with them. `missing` are packs that names need and that are not there.
 
     On S3 garbage is condemned first, and removed by a collection after the grace:
     `packs_condemned` wait for that until `come_again`, in seconds since the epoch by the server's
@@ -64,6 +65,7 @@ class GcReport:
     packs_removed: int = 0
     orphans_removed: int = 0
     packs_rewritten: int = 0
+    packs_sealed: int = 0
     packs_busy: int = 0
     bytes_freed: int = 0
     bytes_rewritten: int = 0
@@ -85,6 +87,7 @@ class GcReport:
             self.chunks_removed
             or self.manifests_removed
             or self.packs_removed
+            or self.packs_sealed
             or self.bytes_rewritten
             or self.caches_removed
             or self.packs_condemned

@@ -81,6 +81,7 @@ class _Collection:
     ) -> None:
         self._index = index
         self._dry_run = dry_run
+        self._seed = seed
         self._progress = progress
         self._work = 0
         self.tally = Tally()
@@ -119,6 +120,7 @@ class _Collection:
             self._foretell(chosen)
         elif chosen:
             self.repacker.rewrite(chosen)
+        self.sweeper.seal_packs(self._seed)
         return self._report()
 
     def _foretell(self, chosen: list[PackFacts]) -> None:
@@ -140,6 +142,7 @@ class _Collection:
             packs_removed=tally.packs_removed,
             orphans_removed=tally.orphans_removed,
             packs_rewritten=tally.packs_rewritten,
+            packs_sealed=tally.packs_sealed,
             packs_busy=tally.packs_busy,
             bytes_freed=tally.bytes_freed,
             bytes_rewritten=tally.bytes_rewritten,

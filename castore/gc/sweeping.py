@@ -22,6 +22,7 @@ from castore.format_index import (
 )
 from castore.gc import Damage
 from castore.gc.marking import Marker
+from castore.gc.sealing import seal_packs
 from castore.index import Index, Txn
 from castore.model import Location
 from castore.packs.local import LocalPacks
@@ -43,6 +44,7 @@ class Tally:
     packs_removed: int = 0
     orphans_removed: int = 0
     packs_rewritten: int = 0
+    packs_sealed: int = 0
     packs_busy: int = 0
     bytes_freed: int = 0
     bytes_rewritten: int = 0
@@ -216,6 +218,13 @@ class Sweeper:
             for pack_id, size in files.items()
             if pack_id in live and pack_id in made
         }
+
+    def seal_packs(self, seed: int) -> None:
+        """End the packs whose writers did not."""
+        index = self._index
+        with index.read() as txn, txn.cursor(db=index.packs) as cursor:
+            ends = [(key, decode_pack_row(row)[1]) for key, row in cursor]
+        self._tally.packs_sealed = seal_packs(self._packs, ends, seed=seed, dry_run=self._dry_run)
 
     def remove_packs(
         self,

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -40,9 +39,9 @@ from castore.format import (
 from castore.mapping import Mapping, start_writeback
 from castore.model import Extent, Location
 from castore.packs import Held
+from castore.packs.files import list_packs, pack_path
 
 PACK_BYTES_MAX = 256 << 20
-PACK_NAME = re.compile(r"[0-9a-f]{32}\.pack")
 WRITEBACK_BYTES = 8 << 20
 MAPPINGS_MAX = 512  # kept for the next read; whoever holds one keeps it longer
 
@@ -226,6 +225,16 @@ class LocalPacks:
             self._check_pid()
             self._retire()
 
+    def retire_at_exit(self) -> None:
+        """`retire`, for a process that ends without closing the store; unless a thread is amid an
+        append, which may never end."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._check_pid()
+                self._retire()
+            finally:
+                self._lock.release()
+
     def own(self, placement: Placement) -> Pack:
         """A pack that this put holds the lock of, made if it has none yet: others can see by it
         that the put is alive."""
@@ -243,6 +252,14 @@ class LocalPacks:
                 if pack.users == 0 and pack in self._sealed:
                     self._sealed.discard(pack)
                     pack.close()
+
+    def give_up(self, placement: Placement) -> None:
+        """The put has failed: let go of its packs, and end the open one, if it has frames in it, so
+        that any collector can have what nobody will commit."""
+        with self._lock:
+            if self._open in placement.upto:
+                self._retire()
+            self.release(placement)
 
     def close(self) -> None:
         with self._lock:
@@ -289,7 +306,10 @@ class LocalPacks:
                 pack = Pack(path, fd, self._store_id, pack_id)
                 sync_folder(folder)
             except BlockingIOError:
+                # Somebody looks whether it is locked; a collector may be about to take it.
                 os.close(fd)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
                 continue
             except OSError as error:
                 os.close(fd)
@@ -302,8 +322,7 @@ class LocalPacks:
     # ------------------------------------------------------------ reading
 
     def path(self, pack_id: bytes) -> str:
-        name = pack_id.hex()
-        return os.path.join(self.root, name[:2], f"{name}.pack")
+        return pack_path(self.root, pack_id)
 
     def mapping(self, pack_id: bytes, end: int) -> Mapping:
         """A mapping of at least the first `end` bytes of a pack. Hold it to keep the bytes, even
@@ -357,13 +376,10 @@ class LocalPacks:
 
     def list(self) -> Iterable[tuple[bytes, int]]:
         """(pack id, bytes) of every pack file."""
-        for folder, _, names in os.walk(self.root):
-            for name in sorted(names):
-                if PACK_NAME.fullmatch(name):
-                    # A collector may have removed it since it was listed.
-                    with contextlib.suppress(FileNotFoundError):
-                        size = os.stat(os.path.join(folder, name)).st_size
-                        yield bytes.fromhex(name.removesuffix(".pack")), size
+        for pack_id, path in list_packs(self.root):
+            # A collector may have removed it since it was listed.
+            with contextlib.suppress(FileNotFoundError):
+                yield pack_id, os.stat(path).st_size
 
     def _map(self, pack_id: bytes, end: int) -> Mapping:
         path = self.path(pack_id)

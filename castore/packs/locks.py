@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 
 from castore import forks
 from castore.errors import StoreBusy
@@ -40,6 +41,9 @@ class PackLocks:
             return None
         except OSError as error:
             raise storage_error(error, path) from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
