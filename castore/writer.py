@@ -167,7 +167,9 @@ class ObjectWriter:
     def _consume_buffer(self, *, final: bool) -> None:
         with memoryview(self._buffer) as view:
             used = self._consume(view, final=final)
-        del self._buffer[:used]
+        # Not shortened in place: the traceback of a request that was tried again may keep frames
+        # that hold slices of it.
+        self._buffer = self._buffer[used:]
 
     def _consume(self, view: memoryview, *, final: bool) -> int:
         """Take the chunks whose cuts are decided; the bytes that they add up to."""

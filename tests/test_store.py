@@ -44,6 +44,7 @@ from castore.errors import (
 from castore.format import decode_footer, decode_frame_header
 from castore.format_index import decode_chunk_row
 from castore.packs import local as local_packs
+from castore.session import LocalSession
 
 CHUNK_MIN, CHUNK_MAX, TAIL = 704, 11264, 256  # of the `store` fixture
 
@@ -705,6 +706,7 @@ def test_get_to_a_stream_that_takes_little_at_a_time(store: castore.Store) -> No
     assert got == data
 
 
+@pytest.mark.damages_store("a pack is written over")
 def test_get_replaces_a_file_only_when_all_of_it_is_there(
     store: castore.Store, tmp_path: Path
 ) -> None:
@@ -994,6 +996,7 @@ def test_an_open_object_is_one_version(store: castore.Store) -> None:
     pinned.close()
 
 
+@pytest.mark.damages_store("packs are removed")
 def test_an_open_object_keeps_packs_that_are_removed(store: castore.Store) -> None:
     data = mixed(300_000)
     store.puts("name", data)
@@ -1704,6 +1707,24 @@ def test_short_writes_are_continued(store: castore.Store, monkeypatch: pytest.Mo
         assert fresh.gets("name") == data
 
 
+def test_a_put_goes_on_though_somebody_keeps_its_frames(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the traceback of a request that was tried again does: its slices of the buffer live."""
+    kept, look_up = [], LocalSession.look_up
+
+    def keeping(self: LocalSession, ids: list[bytes]) -> object:
+        kept.append(sys._getframe())
+        return look_up(self, ids)
+
+    monkeypatch.setattr(LocalSession, "look_up", keeping)
+    data = mixed(9_000_000)
+    store.put("name", io.BytesIO(data))
+    assert store.gets("name") == data
+    assert len(kept) > 1
+
+
+@pytest.mark.damages_store("packs are removed")
 def test_chunks_of_a_lost_pack_are_stored_again(store: castore.Store) -> None:
     data = mixed(200_000)
     store.puts("name", data)
@@ -1762,6 +1783,7 @@ def read_afresh(path: str, name: str) -> bytes:
         return store.gets(name)
 
 
+@pytest.mark.damages_store("rows are removed without the sums")
 @pytest.mark.parametrize("which", [slice(0, 1), slice(1, 2), slice(0, 2)])
 def test_packs_that_are_collected_after_they_were_looked_up(
     reusable: castore.Store, which: slice
@@ -1782,6 +1804,7 @@ def test_packs_that_are_collected_after_they_were_looked_up(
     assert read_afresh(reusable.path, "partly known") == both
 
 
+@pytest.mark.damages_store("rows are removed without the sums")
 def test_packs_that_are_collected_while_another_stores_their_chunks_again(
     reusable: castore.Store,
 ) -> None:
@@ -1797,6 +1820,7 @@ def test_packs_that_are_collected_while_another_stores_their_chunks_again(
     assert read_afresh(reusable.path, "name") == data
 
 
+@pytest.mark.damages_store("rows are removed without the sums")
 def test_rows_that_are_collected_after_they_were_looked_up(reusable: castore.Store) -> None:
     """Their pack is still there: the rows come back."""
     data = mixed(4_000_000, 0)
