@@ -10,7 +10,7 @@ import pytest
 
 import castore
 
-pytest_plugins = ["servers", "s3_stores", "stores", "gc_stores"]
+pytest_plugins = ["servers", "s3_stores", "stores", "gc_stores", "whole"]
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ class Driver:
         found = set(self.store.names())
         assert found <= allowed.keys(), found - allowed.keys()
         things = {}
-        for name in found:
+        for name in sorted(found):
             data = self.store.gets(name)
             fitting = [thing for thing in reversed(allowed[name]) if thing.data == data]
             assert fitting, f"{name!r} is {len(data)} bytes that were never put"

@@ -147,6 +147,8 @@ class FsDoor(Door):
         names = [change.name, change.target] if change.target else [change.name]
         if change.verb not in self.verbs or not change.name or change.name.endswith("/"):
             return False
+        if change.verb in ("delete_tree", "rename") and set("".join(names)) & set("*?["):
+            return False  # known: it takes these for patterns
         if change.verb in ("copy", "rename"):
             if change.if_absent:
                 return False

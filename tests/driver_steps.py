@@ -40,7 +40,7 @@ def change_of(driver: Driver, verbs: tuple[str, ...]) -> Change:
     if verb == "put":
         source = Source(
             choose,
-            [thing.data for thing in driver.model.things.values()],
+            [driver.model.things[name].data for name in driver.model.names()],
             bytes_max=driver.place.settings.data_bytes_max,
         )
         name, mode = choose.choice(NAMES), choose.choice(MODES)

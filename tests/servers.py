@@ -190,7 +190,9 @@ def _with_bucket(endpoint_url: str, *, preconditions: bool) -> Server:
     if endpoint_url not in _clients:  # it takes a while to make one
         _clients[endpoint_url] = server.client()
     _clients[endpoint_url].create_bucket(Bucket=server.bucket)
+    BUCKETS[server.bucket] = endpoint_url
     return server
 
 
 _clients: dict[str, Any] = {}
+BUCKETS: dict[str, str] = {}  # to the servers that they are on, as long as these run

@@ -404,6 +404,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+@pytest.mark.damages_store("castore.json is another")
 def test_a_store_of_a_newer_format(root: Path) -> None:
     config = json.loads((root / "castore.json").read_text())
     config |= {"version": 2, "something": "new"}
@@ -418,6 +419,7 @@ def test_a_store_of_a_newer_format(root: Path) -> None:
     assert contents_of(root) == before
 
 
+@pytest.mark.damages_store("castore.json is another")
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"\0" * 100, b"\xff", b"[" * 100_000, b"x" * 200_000]
 )
@@ -449,6 +451,7 @@ def link_of(fd: str) -> str:
     return ""
 
 
+@pytest.mark.damages_store("the index is gone, or another")
 @pytest.mark.parametrize("packs", [True, False])
 def test_a_store_without_its_index(root: Path, packs: bool) -> None:
     """It must not open as an empty one."""
@@ -464,6 +467,7 @@ def test_a_store_without_its_index(root: Path, packs: bool) -> None:
     assert not (root / "index" / "data.mdb").exists()
 
 
+@pytest.mark.damages_store("the index is gone, or another")
 def test_the_index_of_another_store(root: Path, tmp_path: Path) -> None:
     castore.open(tmp_path / "other").close()
     shutil.rmtree(root / "index")
@@ -474,6 +478,7 @@ def test_the_index_of_another_store(root: Path, tmp_path: Path) -> None:
             castore.open(root, read_only=read_only)
 
 
+@pytest.mark.damages_store("the index is gone, or another")
 @pytest.mark.parametrize("content", [b"", b"not LMDB at all" * 1000, bytes(8192)])
 def test_an_index_that_is_no_lmdb(root: Path, content: bytes) -> None:
     (root / "index" / "data.mdb").write_bytes(content)
@@ -482,6 +487,7 @@ def test_an_index_that_is_no_lmdb(root: Path, content: bytes) -> None:
     assert (root / "index" / "data.mdb").read_bytes()[: len(content)] == content
 
 
+@pytest.mark.damages_store("the index is gone, or another")
 def test_an_index_that_is_somebody_elses_lmdb(root: Path) -> None:
     """An environment without our tables is not an empty store."""
     shutil.rmtree(root / "index")
@@ -494,6 +500,7 @@ def test_an_index_that_is_somebody_elses_lmdb(root: Path) -> None:
     assert (root / "index" / "data.mdb").read_bytes() == before
 
 
+@pytest.mark.damages_store("rows are damaged")
 def test_damaged_rows_of_the_index(root: Path) -> None:
     """A record or a segment that does not parse is said to be damaged; the rest can be read, and
     the name replaced or deleted."""

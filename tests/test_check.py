@@ -31,6 +31,9 @@ from castore.format_index import (
 VALUES = contents()
 
 
+pytestmark = pytest.mark.damages_store("what a check says of damage")
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that is never changed, but copied."""

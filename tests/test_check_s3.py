@@ -90,6 +90,7 @@ def test_what_is_deleted_is_counted_until_it_is_collected(remote: Open) -> None:
         assert (report.garbage_bytes > 90_000) == bool(garbage)
 
 
+@pytest.mark.damages_store("packs or lists are removed")
 def test_missing_packs_and_lists(remote: Open, bucket: Bucket) -> None:
     gone = keys(bucket, "packs/")[0]
     bucket.delete_many([gone])
@@ -337,6 +338,7 @@ def test_a_rebuilt_index_is_what_it_was(remote: Open, bucket: Bucket) -> None:
     assert len(keys(bucket, "packs/")) == packs
 
 
+@pytest.mark.damages_store("packs or lists are removed")
 def test_names_whose_packs_are_gone_are_told_of(
     remote: Open, bucket: Bucket, moto_server: Server
 ) -> None:

@@ -746,6 +746,7 @@ def test_cat_several_objects_and_none(run):
     fails(run("cat", "none", "--range", "0:1"), 14, "'none'")
 
 
+@pytest.mark.damages_store("a pack is removed")
 def test_damage_exits_13_and_spares_the_other_objects(run, tmp_path):
     run("put", "-", "p/bad", stdin=DATA)
     run("put", "-", "p/good", stdin=b"small, inline")

@@ -229,6 +229,7 @@ def test_what_a_killed_writer_leaves_goes(
     assert_clean(store, {})
 
 
+@pytest.mark.damages_store("rows are damaged")
 def test_a_chunk_row_may_be_lost_or_lead_elsewhere(store: castore.Store) -> None:
     """Two writers may store the same chunk at once: each has its own frame, one has the row."""
     first = in_a_pack_of_its_own(store, "first", OLD)
@@ -272,6 +273,7 @@ def test_a_pack_that_is_missing_is_reported(store: castore.Store) -> None:
     assert_clean(store, {})
 
 
+@pytest.mark.damages_store("rows are damaged")
 @pytest.mark.parametrize("table", ["names", "segments"])
 def test_nothing_is_taken_while_something_can_not_be_read(store: castore.Store, table: str) -> None:
     store.puts("damaged", OLD)

@@ -319,6 +319,7 @@ def test_an_index_that_is_gone_is_not_made_anew(tmp_path: Path, what: str) -> No
         assert store.gets("a") == b"a" * 9000
 
 
+@pytest.mark.damages_store("the index is another store's")
 def test_the_index_of_another_store(tmp_path: Path) -> None:
     for name in ("one", "two"):
         with castore.open(tmp_path / name) as store:

@@ -391,10 +391,12 @@ def kill_at_steps(whole: Path, tmp_path: Path, stride: int, damage: Callable[[Pa
     return steps
 
 
+@pytest.mark.damages_store("its repairs are killed, and looked at one by one")
 def test_killed_at_some_steps(quick_check: None, whole: Path, tmp_path: Path) -> None:
     kill_at_steps(whole, tmp_path, 23, flip_many)
 
 
+@pytest.mark.damages_store("its repairs are killed, and looked at one by one")
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

@@ -533,6 +533,7 @@ def test_wrong_bytes_that_stay_are_an_error_and_not_a_result(
         open_proxied(3).gets("large")
 
 
+@pytest.mark.damages_store("a pack is removed")
 def test_a_copy_of_a_damaged_frame_is_not_made(
     patience: None, open_proxied: Open, open_moto: Open, proxy: FaultProxy
 ) -> None:

@@ -670,6 +670,7 @@ def test_numbers_are_not_given_twice(store: castore.Store) -> None:
 # ---- packs that were lost outside ---------------------------------------------------------------
 
 
+@pytest.mark.damages_store("packs are damaged or removed")
 @pytest.mark.parametrize("loss", ["removed", "emptied", "cut short"])
 @pytest.mark.parametrize("mapped", [False, True], ids=["reopened", "mapped"])
 def test_the_next_put_of_lost_bytes_stores_them_anew(
@@ -700,6 +701,7 @@ def test_the_next_put_of_lost_bytes_stores_them_anew(
     store.close()
 
 
+@pytest.mark.damages_store("packs are damaged or removed")
 def test_a_lost_pack_is_a_typed_loss(store: castore.Store) -> None:
     store.puts("a", OLD)
     store = reopened(store)
@@ -717,6 +719,7 @@ def test_a_lost_pack_is_a_typed_loss(store: castore.Store) -> None:
     store.close()
 
 
+@pytest.mark.damages_store("packs are damaged or removed")
 def test_a_writers_own_pack_that_is_removed_under_it(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
