@@ -82,6 +82,10 @@ class Segment:
     def __len__(self) -> int:
         return len(self.ends)
 
+    @property
+    def stored_bytes(self) -> int:
+        return sum(self._stored)
+
     def extent(self, i: int) -> Extent:
         """Raises FormatError for one that can't be: the columns are checked as they are read, so
         that finding one extent among 1,024 does not cost a look at all."""

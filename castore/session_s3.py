@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from concurrent.futures import Future
 from typing import Any
 
@@ -28,7 +28,7 @@ from castore.errors import (
     StoreIOError,
 )
 from castore.format import StoreConfig, decode_frame_header
-from castore.format_index import Record, SegmentBuilder, decode_segment
+from castore.format_index import Record, Segment, SegmentBuilder, decode_segment
 from castore.format_s3 import encode_manifest, name_key
 from castore.model import Extent, Location
 from castore.packs import NOTHING_HELD
@@ -40,7 +40,7 @@ from castore.s3.hints import Hints
 from castore.s3.outcomes import put_once
 from castore.s3.removal import delete_version, etag_at
 from castore.s3.session import WriterSession
-from castore.s3.uploads import Uploads
+from castore.s3.uploads import PACK_BYTES_MAX, Uploads
 from castore.session import WriteSession
 from castore.workers import Workers
 
@@ -86,7 +86,6 @@ class S3Session(WriteSession):
         self._uploads = Uploads(bucket, config, session, cache, hints, requests, budget)
         self._open = True
         self._damaged: Future[set[bytes]] | None = None
-        self.moved_bytes = 0  # of frames that were stored anew
         session.join()
 
     # ------------------------------------------------------------ for the drafts
@@ -102,7 +101,7 @@ class S3Session(WriteSession):
         self.check_process()
         self._hints.read()
         known = self._cache.known(chunk_ids)
-        unreliable = self._unreliable({location.pack_id for location in known.values()})
+        unreliable = self.unreliable({location.pack_id for location in known.values()})
         if unreliable:
             lost = [i for i, location in known.items() if location.pack_id in unreliable]
             self._cache.drop_chunks(lost)
@@ -126,7 +125,7 @@ class S3Session(WriteSession):
     def drop(self, draft: Draft) -> None:
         """Nothing of it was kept but its frames."""
 
-    def _unreliable(self, pack_ids: Collection[bytes]) -> set[bytes]:
+    def unreliable(self, pack_ids: Collection[bytes]) -> set[bytes]:
         """Those of the packs that nothing that is put may rely on. What is marked as damaged is
         asked once by each commit: of our own packs, and of those that the session relied on before,
         nothing else would tell."""
@@ -167,16 +166,27 @@ class S3Session(WriteSession):
 
     # ------------------------------------------------------------ for collectors
 
-    def place_anew(self, version: Version, moved: Set[bytes]) -> Segments:
-        """The version's segments, with what they have in the packs `moved` placed anew. Raises
-        Overwritten, PackMissing, ChunkCorrupt."""
+    def frames_at(self, locations: Sequence[Location]) -> list[Frame | FormatError]:
+        """The frames as they are, checked against the ids in their heads; or why one is none. What
+        does not match is fetched once more. Raises PackMissing."""
         self.check_process()
-        return self._reliable(version, moved)
+        return [
+            self._frame(location, raw)
+            for location, raw in zip(locations, self._fetched(locations), strict=True)
+        ]
+
+    def move(self, frame: Frame) -> Location:
+        """Store a frame as it is, in packs as large as they come; where."""
+        [place] = self._uploads.place([frame], pack_bytes=PACK_BYTES_MAX)
+        return place
+
+    def finish(self) -> None:
+        """Have all that was placed uploaded."""
+        self._uploads.finish()
 
     def put_moved(self, moved: Sequence[tuple[Version, Segments]]) -> int:
-        """Put what was placed anew, each over the version that it is of and over nothing else; how
-        many were. Raises CommitUnknown, once all others were put."""
-        self._uploads.finish()
+        """Put what was moved, and is uploaded, each over the version that it is of and over nothing
+        else; how many were. Raises CommitUnknown, once all others were put."""
         putting = [self._requests.submit(self._put_over, *each) for each in moved]
         results = [future.exception() or future.result() for future in putting]
         failures = [error for error in results if isinstance(error, BaseException)]
@@ -264,9 +274,14 @@ class S3Session(WriteSession):
         if_match: str | None = None,
     ) -> None:
         packs: dict[bytes, None] = {}
+        stored_bytes = 0
         for _, raw in segments:
-            packs.update(dict.fromkeys(decode_segment(raw).packs))
-        record = record._replace(manifest=1 if segments else 0)
+            segment = decode_segment(raw)
+            packs.update(dict.fromkeys(segment.packs))
+            stored_bytes += segment.stored_bytes
+        record = record._replace(manifest=0)
+        if segments:  # frames that were moved may take more or less than those before
+            record = record._replace(manifest=1, stored_bytes=stored_bytes)
         body = b""
 
         def make_body(nonce: bytes) -> bytes:
@@ -329,50 +344,61 @@ class S3Session(WriteSession):
         if copy.rename:
             self._delete(copy.source, version.etag, version.head.record)
 
-    def _reliable(self, version: Version, moved: Set[bytes] = frozenset()) -> Segments:
-        """The version's segments, with what is in the packs `moved`, or in packs that can't be
-        relied on, stored anew."""
-        kept = {*version.head.packs} - moved
-        doomed = self._unreliable(kept).union(moved)
+    def _reliable(self, version: Version) -> Segments:
+        """The version's segments, with what is in packs that can't be relied on stored anew."""
+        doomed = self.unreliable(version.head.packs)
         segments = []
         for raw in self._catalog.raw_segments(version):
             segment = decode_segment(raw)
-            if doomed.intersection(segment.packs):
-                self._store_anew([e for e in segment if e.location.pack_id in doomed])
-                builder = SegmentBuilder(segment.begin)
-                for _, end, chunk_id, location in segment:
-                    anew = location.pack_id in doomed
-                    builder.append(end, chunk_id, *(self.location(chunk_id) if anew else location))
-                raw = builder.encode()
+            if not doomed.isdisjoint(segment.packs):
+                lost = [extent for extent in segment if extent.location.pack_id in doomed]
+                raw = relocated(segment, doomed, self._store_anew(lost))
             segments.append((segment.end, raw))
         return segments
 
-    def _store_anew(self, extents: Sequence[Extent]) -> None:
-        new = {e.chunk_id: e for e in extents if e.chunk_id not in self._uploads.placed}
+    def _store_anew(self, extents: Sequence[Extent]) -> dict[bytes, Location]:
+        """Where their chunks are now. Raises PackMissing, ChunkCorrupt."""
+        placed = self._uploads.placed
+        places = {e.chunk_id: placed[e.chunk_id] for e in extents if e.chunk_id in placed}
+        new = {e.chunk_id: e for e in extents if e.chunk_id not in places}
         wanted = list(new.values())
         for i in range(0, len(wanted), MOVED_AT_ONCE):
             part = wanted[i : i + MOVED_AT_ONCE]
-            for extent, frame in zip(part, self._packs.frames(part, NOTHING_HELD), strict=True):
-                self.place([self._checked(extent, frame)])
-                self.moved_bytes += extent.location.stored_bytes
+            frames = self.frames_at([extent.location for extent in part])
+            for (begin, end, chunk_id, at), frame in zip(part, frames, strict=True):
+                if isinstance(frame, FormatError):
+                    raise ChunkCorrupt(chunk_id, at.pack_id, at.offset, str(frame)) from frame
+                if (frame.chunk_id, frame.raw_bytes) != (chunk_id, end - begin):
+                    reason = f"the frame is of chunk {frame.chunk_id.hex()}"
+                    raise ChunkCorrupt(chunk_id, at.pack_id, at.offset, reason)
+                [places[chunk_id]] = self._uploads.place([frame])
+        return places
 
-    def _checked(self, extent: Extent, raw: bytes | memoryview) -> Frame:
-        """The extent's frame as it is: what does not match its id is fetched once more."""
-        size = extent.end - extent.begin
+    def _fetched(self, locations: Sequence[Location]) -> list[bytes | memoryview]:
+        """As stored, each; nothing where a pack ends before."""
+        asked = [Extent(0, 1, b"", location) for location in locations]
         try:
-            decode_frame(raw, extent.chunk_id, size, self.config.seed)
+            return list(self._packs.frames(asked, NOTHING_HELD))
         except FormatError:
-            self._packs.forget(extent.location)
-            [raw] = self._packs.frames([extent], NOTHING_HELD)
+            if len(locations) == 1:
+                return [b""]
+            return [raw for location in locations for raw in self._fetched([location])]
+
+    def _frame(self, location: Location, raw: bytes | memoryview) -> Frame | FormatError:
+        try:
+            return self._decoded(raw)
+        except FormatError:
+            self._packs.forget(location)
             try:
-                decode_frame(raw, extent.chunk_id, size, self.config.seed)
+                return self._decoded(self._fetched([location])[0])
             except FormatError as error:
-                pack_id, offset, _ = extent.location
-                raise ChunkCorrupt(extent.chunk_id, pack_id, offset, str(error)) from error
-        frame = bytes(raw)
-        header = decode_frame_header(frame)
-        cut = header.header_bytes
-        return Frame(extent.chunk_id, size, frame[:cut], frame[cut:], header.sha256)
+                return error
+
+    def _decoded(self, raw: bytes | memoryview) -> Frame:
+        header = decode_frame_header(raw)
+        decode_frame(raw, header.chunk_id, header.raw_bytes, self.config.seed)
+        frame, cut = bytes(raw), header.header_bytes
+        return Frame(header.chunk_id, header.raw_bytes, frame[:cut], frame[cut:], header.sha256)
 
     def _delete(self, name: bytes, etag: str, record: Record | None = None) -> None:
         """Delete the name, which was just seen with this ETag. What came after goes, too: of one
@@ -404,6 +430,17 @@ class S3Session(WriteSession):
             _finish([self._requests.submit(self._delete, *entry) for entry in listed])
             deleted += len(listed)
         return deleted
+
+
+def relocated(segment: Segment, moved: Set[bytes], places: Mapping[bytes, Location]) -> bytes:
+    """The segment, encoded, with what it has in the packs `moved` in other `places`, by chunk id.
+    Raises KeyError."""
+    builder = SegmentBuilder(segment.begin)
+    for _, end, chunk_id, location in segment:
+        builder.append(
+            end, chunk_id, *(places[chunk_id] if location.pack_id in moved else location)
+        )
+    return builder.encode()
 
 
 def _finish(changes: Sequence[Future[Any]]) -> None:

@@ -43,7 +43,6 @@ SIZE_MAX = 2_000_000  # bytes of objects, above which more are deleted than put
 # judge would look at.
 KNOWN: list[str] = [
     "segments do not match its etag",  # of bytes that were put twice at once, at two levels
-    "a collection on S3 comes to rest",  # what it rewrites is sparse or small again
 ]
 
 

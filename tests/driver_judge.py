@@ -143,8 +143,6 @@ def nothing_is_left(driver: Driver, repack_below: float) -> None:
 
 def comes_to_rest(driver: Driver, **options: Any) -> None:
     """Another collection finds nothing."""
-    if driver.place.kind == "s3" and driver.knows("a collection on S3 comes to rest"):
-        return
     report = driver.store.gc(**options)
     assert report.found_nothing, facts(report)
 

@@ -78,11 +78,10 @@ class Settings:
             "castore.transfer:BATCH_FILES_MAX": 5,
             "castore.s3.uploads:PACK_BYTES_FIRST": self.pack_bytes_max // 4,
             "castore.s3.uploads:PACK_BYTES_MAX": self.pack_bytes_max,
-            "castore.gc.s3_repacking:BATCH_NAMES": 4,
-            "castore.gc.s3_repacking:BATCH_BYTES": self.pack_bytes_max,
+            "castore.gc.s3_repacking:BATCH_BYTES": 8192,
+            "castore.gc.s3_repacking:FRAMES_MAX": 40,
             "castore.gc.s3_repacking:SMALL_BYTES": self.pack_bytes_max // 16,
             "castore.s3.hints:SMALL_MAX": 4,
-            "castore.gc.s3_sweeping:SMALL_MAX": 4,
             "castore.s3.retries:BACKOFF": QUICK,
         }
 

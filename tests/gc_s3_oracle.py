@@ -237,8 +237,8 @@ def make_everything_small() -> None:
     castore.session_s3.INLINE_BYTES_MAX = 4096
     castore.s3.uploads.PACK_BYTES_FIRST = 50_000
     castore.s3.uploads.PACK_BYTES_MAX = 200_000
-    castore.gc.s3_repacking.BATCH_NAMES = 4
-    castore.s3.hints.SMALL_MAX = castore.gc.s3_sweeping.SMALL_MAX = 4  # type: ignore[misc]
+    castore.gc.s3_repacking.BATCH_BYTES = 8192
+    castore.s3.hints.SMALL_MAX = 4  # type: ignore[misc]
     castore.s3.retries.BACKOFF = QUICK
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from gc_stores import DAY, HOUR, World, collect, noise
@@ -34,6 +35,7 @@ from castore.format_s3 import (
 from castore.gc import s3
 from castore.gc.s3 import SCRATCH_SECONDS
 from castore.gc.s3_marking import PIN_SECONDS, Marker
+from castore.s3.bucket import Bucket
 
 SIZE = 100_000  # in a pack, and not inline
 
@@ -378,6 +380,33 @@ def test_a_state_that_went_backwards(store: castore.Store, world: World) -> None
         copied = pickle.loads(pickle.dumps(caught.value))
         assert (copied.version, copied.seen) == (0 if older is None else 1, 2)
     collect(world.open("another"))  # has seen nothing
+
+
+def test_two_collectors_on_one_machine(
+    store: castore.Store, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has read the state when the other moves it on has lost the lead, and nothing went
+    backwards."""
+    fill(store, "a")
+    store.delete("a")
+    other = world.open("one")
+    get = Bucket.get
+
+    def meanwhile(bucket: Bucket, key: str, **options: Any) -> Any:
+        reply = get(bucket, key, **options)
+        if key == "gc/state":
+            monkeypatch.setattr(Bucket, "get", get)
+            assert collect(other).packs_removed == 1
+        return reply
+
+    collect(store)
+    fill(store, "b")
+    store.delete("b")
+    monkeypatch.setattr(Bucket, "get", meanwhile)
+    with pytest.raises(StoreBusy, match="has taken over"):
+        collect(store)
+    assert collect(store).found_nothing
+    world.close()
 
 
 def test_a_server_without_preconditions(store: castore.Store, world: World) -> None:

@@ -9,7 +9,7 @@ from memory_s3 import Actor
 import castore
 from castore.format_s3 import pack_key
 from castore.gc import s3_repacking
-from castore.gc.s3_repacking import LiveFrames, choose
+from castore.gc.s3_repacking import Live, LiveFrames, choose
 
 SIZE = 70_000
 
@@ -75,7 +75,8 @@ def test_what_is_copied_is_bounded(world: World) -> None:
 
 
 def test_batches_and_large_objects(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_repacking, "BATCH_NAMES", 2)
+    monkeypatch.setattr(s3_repacking, "BATCH_BYTES", 4096)
+    monkeypatch.setattr(s3_repacking, "FRAMES_MAX", 100)
     store = world.open()
     large = noise(1_000_000, 1)
     with store.transaction() as transaction:
@@ -150,20 +151,26 @@ def test_live_frames_are_counted_once() -> None:
     for _ in range(5):
         for i in range(3000):
             frames.add(b"p", i * 100, 100)
-    assert frames.live_bytes(b"p") == 300_000
-    assert frames.live_bytes(b"q") == 0
+    assert frames.live(b"p") == Live(3000, 300_000)
+    assert frames.live(b"q") == Live(0, 0)
     assert len(frames._frames[b"p"]) == 3000
 
 
 def test_the_emptiest_are_chosen_first() -> None:
     sizes = {b"a": 100 << 20, b"b": 100 << 20, b"c": 100 << 20, b"d": 100 << 20}
-    live = {b"a": 40 << 20, b"b": 10 << 20, b"c": 60 << 20}
+    live = {b"a": Live(600, 40 << 20), b"b": Live(200, 10 << 20), b"c": Live(900, 60 << 20)}
+    live[b"d"] = Live(0, 0)
     assert choose(sizes, live, repack_below=0.5, bytes_max=None) == {
         b"b": live[b"b"],
         b"a": live[b"a"],
     }
     assert choose(sizes, live, repack_below=0.5, bytes_max=20 << 20) == {b"b": live[b"b"]}
-    small = {bytes([i]): 1000 for i in range(40)}
-    assert len(choose(small, small, repack_below=0.5, bytes_max=None)) == 40
-    few = dict(list(small.items())[:20])
-    assert choose(few, few, repack_below=0.5, bytes_max=None) == {}
+    few = Live(10, 1000)
+    small = {bytes([i]): few.pack_bytes for i in range(40)}
+    all_of_them = dict.fromkeys(small, few)
+    assert len(choose(small, all_of_them, repack_below=0.5, bytes_max=None)) == 40
+    assert len(choose(small, all_of_them, repack_below=0.5, bytes_max=2500)) == 2
+    assert choose(small, all_of_them, repack_below=0.5, bytes_max=1500) == {}
+    some = dict(list(small.items())[:20])
+    assert choose(some, all_of_them, repack_below=0.5, bytes_max=None) == {}
+    assert choose(some, all_of_them, repack_below=1.0, bytes_max=None) == {}

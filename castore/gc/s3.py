@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -30,13 +30,13 @@ from castore.gc import GcOptions, GcReport, Meter, Undeletable
 from castore.gc.caches import collect_caches
 from castore.gc.s3_marking import PIN_SECONDS, Marker
 from castore.gc.s3_memory import CollectorMemory
-from castore.gc.s3_repacking import Repacker
+from castore.gc.s3_repacking import Live, Repacker
 from castore.gc.s3_state import CONDEMNED, SWEEPING, CollectorState
 from castore.gc.s3_sweeping import remove_packs, remove_scratch
 from castore.model import Progress
 from castore.s3.bucket import Bucket
 from castore.s3.cache import StoreCache
-from castore.s3.damaged import remove_marks
+from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.probe import ServerFeatures, probe
 from castore.session_s3 import S3Session
@@ -172,9 +172,9 @@ class _Collection:
         if self._state.phase == CONDEMNED:
             tally.come_again = self._state.condemned_at() + options.grace_seconds
         if options.repack_below > 0:
-            left = {i: s for i, s in packs.items() if i not in garbage and i not in condemned}
-            chosen = self._choose(left, expired_before)
-            tally.packs_rewritten, tally.bytes_rewritten = len(chosen), sum(chosen.values())
+            chosen = self._choose(packs, garbage.keys() | condemned, expired_before)
+            tally.packs_rewritten = len(chosen)
+            tally.bytes_rewritten = sum(live.bytes for live in chosen.values())
 
     def report(self) -> GcReport:
         tally = self._tally
@@ -194,7 +194,7 @@ class _Collection:
             pins_expired=tally.pins_expired,
             come_again=tally.come_again,
             undeletable=tuple(undeletable),
-            damaged=tuple(self._repacker.damaged),
+            damaged=tuple(self._repacker.damaged.values()),
         )
 
     # ------------------------------------------------------------ the phases
@@ -268,19 +268,21 @@ class _Collection:
         remove_scratch(self._bucket, before=now - SCRATCH_SECONDS)
 
     def _repack(self) -> None:
-        packs = self._marker.packs()
-        left = {i: size for i, size in packs.items() if i not in self._tally.undeletable}
-        chosen = self._choose(left, 0)
+        chosen = self._choose(self._marker.packs(), self._tally.undeletable.keys(), 0)
         if chosen:
-            self._meter.expect(sum(chosen.values()))
-            self._repacker.rewrite(chosen.keys())
+            self._repacker.rewrite(chosen)
             self._tally.packs_rewritten = len(chosen)
             self._tally.bytes_rewritten = self._repacker.bytes_written
+            # Neither is moved the next time, in vain, nor does a put come to rely on them.
+            mark_damaged(self._bucket, {at.pack_id for at in self._repacker.damaged})
 
-    def _choose(self, packs: dict[bytes, int], expired_before: float) -> dict[bytes, int]:
+    def _choose(
+        self, packs: dict[bytes, int], condemned: Set[bytes], expired_before: float
+    ) -> dict[bytes, Live]:
         return self._repacker.candidates(
             packs,
             self._marker.pins(expired_before),
+            condemned | damaged_packs(self._bucket),
             repack_below=self._options.repack_below,
             bytes_max=self._options.max_repack_bytes,
         )

@@ -36,7 +36,9 @@ class CollectorMemory:
     def saw_state(self, version: int) -> None:
         def write(index: Index) -> None:
             with index.write() as txn:
-                txn.put(_STATE_VERSION, version.to_bytes(8, "little"), db=index.meta)
+                raw = txn.get(_STATE_VERSION, db=index.meta)
+                if raw is None or int.from_bytes(raw, "little") < version:
+                    txn.put(_STATE_VERSION, version.to_bytes(8, "little"), db=index.meta)
 
         self._cache.access(write, None)
 

@@ -56,6 +56,7 @@ class CollectorState:
 
     def read(self) -> None:
         """Raises StateWentBackwards, FormatError."""
+        seen = self._memory.state_version()  # before: another collector may be at work here, too
         try:
             reply = self._bucket.get(GC_STATE_KEY)
             self._now, self._etag = decode_state(reply.body), reply.etag
@@ -63,7 +64,6 @@ class CollectorState:
             self._now, self._etag = _NOTHING_YET, None
         except FormatError as error:
             raise FormatError(f"{error}: {REPAIR}") from error
-        seen = self._memory.state_version()
         if self._now.version < seen:
             url = self._bucket.settings.url
             raise StateWentBackwards(url, self._now.version, seen, self._memory.path)

@@ -67,8 +67,9 @@ class Uploads:
         self._uploading: list[tuple[bytes, list[PackEntry], Future[None]]] = []
         self.placed: dict[bytes, Location] = {}  # chunks by id, those placed last
 
-    def place(self, frames: Sequence[Frame]) -> None:
-        """Give frames their places."""
+    def place(self, frames: Sequence[Frame], *, pack_bytes: int = 0) -> list[Location]:
+        """Give frames their places. A pack has at least `pack_bytes`, unless it is the last."""
+        places = []
         for frame in frames:
             pack = self._pack
             if pack is None:
@@ -80,9 +81,11 @@ class Uploads:
                 PackEntry(frame.chunk_id, place.offset, place.stored_bytes, frame.raw_bytes)
             )
             self.placed[frame.chunk_id] = place
-            if pack.size >= self._pack_bytes:
+            places.append(place)
+            if pack.size >= max(self._pack_bytes, pack_bytes):
                 self.begin()
                 self._pack_bytes = min(2 * self._pack_bytes, PACK_BYTES_MAX)
+        return places
 
     def begin(self) -> None:
         """Begin to upload what was placed, once the budget allows it. An upload that failed fails
