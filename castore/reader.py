@@ -11,7 +11,7 @@ import errno
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from castore.catalog import Catalog, Cover
 from castore.codec import chunk_id_of, decode_frame, decode_inline
@@ -23,10 +23,7 @@ from castore.format_index import Record
 from castore.manifest import Manifest
 from castore.model import Extent, Progress, RangePlan
 from castore.packs import NOTHING_HELD, Held, Packs
-from castore.workers import Workers
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future  # loads logging
+from castore.workers import Future, Workers
 
 PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -40,7 +39,7 @@ from castore.s3.settings import S3Settings
 from castore.s3.uploads import UPLOADS_MAX
 from castore.session import WriteSession
 from castore.session_s3 import S3Session
-from castore.workers import Workers, usable_cores
+from castore.workers import Slots, Workers, usable_cores
 
 if TYPE_CHECKING:
     from castore.backup import BackupReport
@@ -70,7 +69,7 @@ class RemoteStore:
         self.catalog = S3Catalog(bucket, config.store_id, self._cache, self._requests)
         self.packs = S3Packs(bucket, self._cache.frames, self._requests)
         self._lock = ForkLock(Rank.STORES)
-        self._budget = threading.BoundedSemaphore(UPLOADS_MAX)
+        self._budget = Slots(UPLOADS_MAX)
         self._writing: WriterSession | None = None
         self._pid = os.getpid()
 
@@ -78,7 +77,7 @@ class RemoteStore:
         with self._lock:
             if self._pid != os.getpid():
                 # What the parent's puts hold of the budget is the parent's.
-                self._budget = threading.BoundedSemaphore(UPLOADS_MAX)
+                self._budget = Slots(UPLOADS_MAX)
                 self._pid = os.getpid()
             before = self._writing
             if before is None or not before.usable:

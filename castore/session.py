@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from castore.catalog.local import LocalCatalog, PacksVanished
 from castore.catalog.operations import Batch, Draft, NewChunk, Operation
@@ -23,10 +23,7 @@ from castore.format_index import SegmentBuilder, decode_segment
 from castore.mapping import Mapping
 from castore.model import Extent, Location
 from castore.packs.local import LocalPacks, Placement
-from castore.workers import Workers
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future  # loads logging
+from castore.workers import Future, Workers
 
 INLINE_BYTES_MAX = 4096
 ROWS_MAX = 16384  # chunks per transaction: each may dirty a page of its own

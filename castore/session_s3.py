@@ -8,9 +8,7 @@ published by itself: a transaction's last put comes after its others, so that a 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Collection, Mapping, Sequence, Set
-from concurrent.futures import Future
 from typing import Any
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
@@ -42,7 +40,7 @@ from castore.s3.removal import delete_version, etag_at
 from castore.s3.session import WriterSession
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
 from castore.session import WriteSession
-from castore.workers import Workers
+from castore.workers import Future, Slots, Workers
 
 INLINE_BYTES_MAX = 64 << 10
 MOVED_AT_ONCE = 64  # extents
@@ -60,7 +58,7 @@ class S3Session(WriteSession):
         cache: StoreCache,
         hints: Hints,
         session: WriterSession,
-        budget: threading.Semaphore,
+        budget: Slots,
         requests: Workers,
         workers: Workers,
         config: StoreConfig,

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from castore.errors import (
     CastoreError,
@@ -34,10 +34,7 @@ from castore.folders import FoundFile, reason, walk
 from castore.model import ObjectInfo, Progress, as_prefix, encode_name
 from castore.outfolder import FILE_BITS, InTheWay, OutFolder, replacing, status_in
 from castore.transaction import Transaction
-from castore.workers import Workers
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+from castore.workers import Future, Workers
 
 BATCH_FILES_MAX = 500
 BATCH_BYTES_MAX = 256 << 20

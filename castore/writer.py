@@ -15,7 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import xxhash
 
@@ -27,9 +27,7 @@ from castore.format_index import Record, SegmentBuilder
 from castore.mapping import Mapping
 from castore.model import Location, Progress
 from castore.session import NewFrame, WriteSession
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future  # loads logging
+from castore.workers import Future
 
 WINDOW_BYTES = 64 << 20  # of a mapped file
 PAGE_MASK = ~0xFFFF  # windows begin at multiples of 64 KiB, the largest page size in use
@@ -286,3 +284,6 @@ def _cut_short(path: str, size: int) -> SourceChanged:
     return SourceChanged(
         f"{path} was cut short of its {size} bytes while it was read: nothing was published"
     )
+
+
+# TODO

@@ -64,7 +64,7 @@ def fill(one: StoreCache) -> None:
 def settle(kept: FrameCache) -> None:
     """Wait until the frames that are queued are written."""
     with contextlib.suppress(StoreClosed):
-        kept._writer.submit(int).result(10)
+        kept._writer.submit(int).result()
     assert not kept._queued
     assert not kept._batches
 

@@ -1,19 +1,19 @@
-"""Work is done where no thread can be started, and once."""
+"""Work is done where no thread can be started, and once; and an interrupt leaves nothing taken."""
 
 from __future__ import annotations
 
+import _thread
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future
 
 import pytest
 
 from castore.errors import StoreClosed
-from castore.workers import Workers
+from castore.workers import Future, Workers
 
 AT_EXIT = """
-import atexit, sys, threading
+import atexit, sys
 from castore.workers import Workers
 
 def end():
@@ -41,19 +41,18 @@ def test_the_end_of_the_interpreter(before: str) -> None:
 
 
 def test_the_limit_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool queues what it finds no thread for: a thread that it has later does nothing of it
-    again."""
+    """The caller does what no thread can be started for, and later ones do not do it again."""
     done: list[int] = []
-    start = threading.Thread.start
+    start = _thread.start_new_thread
 
-    def refuse(self: threading.Thread) -> None:
+    def refuse(*_: object) -> int:
         raise RuntimeError("can't start new thread")
 
     workers = Workers(2)
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
     refused = [workers.submit(done.append, i) for i in range(3)]
     assert done == [0, 1, 2]
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
     refused.append(workers.submit(done.append, 3))
     workers.close()
     assert [future.result() for future in refused] == [None] * 4

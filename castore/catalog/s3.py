@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from itertools import islice
 
 from castore.catalog import Cover
@@ -31,7 +30,7 @@ from castore.model import Extent, clamp_range
 from castore.s3.bucket import Bucket, KeyAbsent, Reply
 from castore.s3.cache import StoreCache
 from castore.s3.keys import NAMES, name_of
-from castore.workers import Workers
+from castore.workers import Future, Workers
 
 # Of a manifest, in the first request: all of it for objects up to 500 MB. A cold read of 100 bytes
 # at 20 ms and 100 MB/s, of 1 GiB: 107 to 113 ms and 3 requests with 16 to 128 KiB, 94 ms and 2

@@ -5,14 +5,10 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from castore.check.packs import PackReading, Read, frame_fault
 from castore.format import PackEntry
-from castore.workers import Workers
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future  # loads logging
+from castore.workers import Future, Workers
 
 TASK_BYTES = 4 << 20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from castore.check.data import check_data
 from castore.check.packs import PackReading, Read, read_pack
@@ -13,10 +13,7 @@ from castore.format_s3 import pack_key
 from castore.model import Progress
 from castore.s3.bucket import Bucket, KeyAbsent
 from castore.s3.keys import PACKS, pack_of
-from castore.workers import Workers
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future  # loads logging
+from castore.workers import Future, Workers
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from concurrent.futures import Future
+from functools import partial
 
 from castore.coalesce import Span, coalesce
 from castore.errors import FormatError, PackMissing, StoreClosed
@@ -29,7 +29,7 @@ from castore.model import Extent, Location
 from castore.packs import NOTHING_HELD, Held
 from castore.s3.bucket import Bucket, KeyAbsent
 from castore.s3.frames import FrameCache
-from castore.workers import Workers
+from castore.workers import Future, Workers
 
 GAP_BYTES = 128 << 10
 SPAN_BYTES_MAX = 8 << 20
@@ -118,8 +118,8 @@ class S3Packs:
         return future
 
     def _fetched(self, pack_id: bytes, begin: int, end: int) -> Future[bytes]:
-        future: Future[bytes] = Future()
-        future.set_result(self._fetch(pack_id, begin, end))
+        future = Future(partial(self._fetch, pack_id, begin, end))
+        future.run()
         return future
 
     def _fetch(self, pack_id: bytes, begin: int, end: int) -> bytes:

@@ -2,25 +2,32 @@
 go on, or an error that ends it. `bucket` repeats them.
 
 A forked child makes a connection of its own, on its first request.
+
+The SDK's pools and caches are guarded by locks that Python code takes: a signal handler that raises
+while a thread is in there leaves them locked, and every later request waits for good. So requests
+are sent by threads of their own, and who asks only waits.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import threading
 import time
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from castore import forks
 from castore.errors import BucketNotFound, RemoteError
 from castore.forks import ForkLock, Rank
 from castore.s3.faults import Broken, Fault, KeyAbsent, Refused, Request, fault_of
 from castore.s3.settings import S3Settings
+from castore.workers import Workers
 
 if TYPE_CHECKING:
     from castore.s3.connection import Connection
+
+T = TypeVar("T")
 
 _SAYS_ENOUGH = (301, 307, 408, 412, 429)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -42,7 +49,8 @@ class Attempts:
         self._bucket_seen = False
         self._connection: Connection | None = None
         self._pid = os.getpid()
-        self._slots = threading.BoundedSemaphore(settings.max_concurrency)
+        # What a server does not answer, nobody who gave it up is to wait for.
+        self._threads = Workers(settings.max_concurrency, abandon=True)
         self._lock = ForkLock(Rank.LEAF)
         forks.register(self)
 
@@ -54,13 +62,10 @@ class Attempts:
             headers["Range"] = f"bytes={byte_range[0]}-{byte_range[1] - 1}"
         if if_none_match is not None:
             headers["If-None-Match"] = if_none_match
-        connection = self._connected()
+        path = self.settings.key(key)
         try:
-            with self._slots:
-                began = time.time()
-                status, found, body = connection.get(self.settings.key(key), headers)
+            (status, found, body), began = self._answered(lambda there: there.get(path, headers))
         except (Refused, Broken) as failure:
-            self._learn(failure, began)
             if isinstance(failure, Refused) and failure.status == 416 and byte_range is not None:
                 return self._past_the_end(key, byte_range[0])
             raise self._fault_of(failure, "s3:GetObject", key) from failure
@@ -75,7 +80,8 @@ class Attempts:
         size = _size_of_part(part, byte_range, len(body))
         if size is None:
             said = f"answers {headers['Range']} with {part or 'no Content-Range'}"
-            error = RemoteError(f"{connection.endpoint} {said}: it has to honour Range", status)
+            endpoint = self._connected().endpoint
+            error = RemoteError(f"{endpoint} {said}: it has to honour Range", status)
             raise Fault(error, repeat=bool(part))
         return Reply(body, etag, size, date)
 
@@ -130,19 +136,27 @@ class Attempts:
     # ------------------------------------------------------------ what an answer tells
 
     def _called(self, operation: str, **parameters: Any) -> dict[str, Any]:
-        connection = self._connected()
-        began = time.time()
-        try:
-            with self._slots:
-                began = time.time()
-                answer = connection.call(operation, **parameters)
-        except (Refused, Broken) as failure:
-            self._learn(failure, began)
-            raise
+        answer, began = self._answered(lambda there: there.call(operation, **parameters))
         self._bucket_seen = True
         headers = answer["ResponseMetadata"]["HTTPHeaders"]
         answer["Date"] = self._note_date(headers.get("date"), began)
         return answer
+
+    def _answered(self, ask: Callable[[Connection], T]) -> tuple[T, float]:
+        """What is answered, and when it was asked for. Raises Refused, Broken."""
+        began = time.time()
+
+        def send() -> T:
+            nonlocal began
+            connection = self._connected()
+            began = time.time()
+            return ask(connection)
+
+        try:
+            return self._threads.submit(send).result(), began
+        except (Refused, Broken) as failure:
+            self._learn(failure, began)
+            raise
 
     def _fault_of(
         self, failure: Refused | Broken, action: str, key: str, *, conditional: bool = False
@@ -181,7 +195,7 @@ class Attempts:
         if refused.status in _SAYS_ENOUGH:
             return plain
         try:
-            self._connected().get(self.settings.key(key), {"Range": "bytes=0-0"})
+            self._answered(lambda there: there.get(self.settings.key(key), {"Range": "bytes=0-0"}))
         except Refused as words:
             return plain if words.status == 416 else self._fault_of(words, "s3:GetObject", key)
         except Broken:
@@ -215,7 +229,6 @@ class Attempts:
     def after_fork_in_child(self) -> None:
         self._connection = None  # its sockets are the parent's to use; ours of them are closed
         self._pid = os.getpid()
-        self._slots = threading.BoundedSemaphore(self.settings.max_concurrency)
 
 
 def reply_of(answer: dict[str, Any], size: int) -> Reply:
