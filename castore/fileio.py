@@ -6,7 +6,10 @@ import errno
 import io
 import os
 import select
+import signal
 from collections.abc import Sequence
+from functools import partial
+from types import CodeType
 from typing import Any, Protocol
 
 from castore.errors import StoreFull, StoreIOError, StoreNotFound
@@ -110,8 +113,35 @@ def of_file(error: OSError, path: str) -> OSError:
     return type(error)(error.errno, error.strerror, path)
 
 
+def is_interrupt(error: OSError) -> bool:
+    """Whether a signal handler raised it, as one that sets a limit of time raises TimeoutError, and
+    it tells nothing of the file that was being worked on."""
+    if error.errno is None:
+        return True
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in handlers:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _code(handler: object) -> CodeType | None:
+    while isinstance(handler, partial):
+        handler = handler.func
+    for called in (handler, getattr(handler, "__call__", None)):  # noqa: B004
+        code = getattr(called, "__code__", None)
+        if code is not None:
+            return code  # type: ignore[no-any-return]
+    return None
+
+
 def storage_error(error: OSError, path: str) -> Exception:
-    """The castore error for what the system said of a store's file or folder."""
+    """The castore error for what the system said of a store's file or folder; what a signal handler
+    raised goes on as it is."""
+    if is_interrupt(error):
+        raise error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no space left for {path}: free some and repeat")
     if isinstance(error, FileNotFoundError):

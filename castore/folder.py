@@ -16,6 +16,7 @@ from castore.errors import (
     StoreIOError,
     StoreLocked,
 )
+from castore.fileio import is_interrupt
 from castore.format import StoreConfig
 
 CONFIG = "castore.json"
@@ -85,7 +86,7 @@ def share(root: str) -> int:
             )
     except OSError as error:
         os.close(fd)
-        if isinstance(error, StoreLocked):
+        if isinstance(error, StoreLocked) or is_interrupt(error):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"no space left for {path}") from error

@@ -39,7 +39,7 @@ from castore.s3.settings import S3Settings
 from castore.s3.uploads import UPLOADS_MAX
 from castore.session import WriteSession
 from castore.session_s3 import S3Session
-from castore.workers import Slots, Workers, usable_cores
+from castore.workers import InFlight, Workers, usable_cores
 
 if TYPE_CHECKING:
     from castore.backup import BackupReport
@@ -69,7 +69,7 @@ class RemoteStore:
         self.catalog = S3Catalog(bucket, config.store_id, self._cache, self._requests)
         self.packs = S3Packs(bucket, self._cache.frames, self._requests)
         self._lock = ForkLock(Rank.STORES)
-        self._budget = Slots(UPLOADS_MAX)
+        self._budget = InFlight(UPLOADS_MAX)
         self._writing: WriterSession | None = None
         self._pid = os.getpid()
 
@@ -77,7 +77,7 @@ class RemoteStore:
         with self._lock:
             if self._pid != os.getpid():
                 # What the parent's puts hold of the budget is the parent's.
-                self._budget = Slots(UPLOADS_MAX)
+                self._budget = InFlight(UPLOADS_MAX)
                 self._pid = os.getpid()
             before = self._writing
             if before is None or not before.usable:

@@ -131,7 +131,7 @@ class LocalSession(WriteSession):
         self._catalog = catalog
         self._packs = packs
         self._batch = Batch()
-        self._placement = Placement({})
+        self._placement = Placement()
         self._held: dict[bytes, Mapping] = {}
         self._lost: set[bytes] = set()  # chunks that the index knows in packs that are gone
         self._segments = 0

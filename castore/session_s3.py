@@ -40,7 +40,7 @@ from castore.s3.removal import delete_version, etag_at
 from castore.s3.session import WriterSession
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
 from castore.session import WriteSession
-from castore.workers import Future, Slots, Workers
+from castore.workers import Future, InFlight, Workers
 
 INLINE_BYTES_MAX = 64 << 10
 MOVED_AT_ONCE = 64  # extents
@@ -58,7 +58,7 @@ class S3Session(WriteSession):
         cache: StoreCache,
         hints: Hints,
         session: WriterSession,
-        budget: Slots,
+        budget: InFlight,
         requests: Workers,
         workers: Workers,
         config: StoreConfig,

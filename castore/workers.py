@@ -16,10 +16,12 @@ import _thread
 import atexit
 import os
 import weakref
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from castore import forks
 from castore.errors import StoreClosed
@@ -247,30 +249,23 @@ def _end_all() -> None:
 atexit.register(_end_all)
 
 
-class Slots:
-    """So many of something at a time."""
+class InFlight:
+    """Futures under way, of which there are to be so many at most. No count is kept that an
+    interrupt could leave wrong: those that are done are done."""
 
-    def __init__(self, count: int) -> None:
-        self._free: SimpleQueue[Slot] = SimpleQueue()
-        for _ in range(count):
-            self._free.put(Slot(self._free))
+    def __init__(self, futures_max: int) -> None:
+        self._futures_max = futures_max
+        self._futures: deque[Future[Any]] = deque()
 
-    def take(self) -> Slot:
-        """Wait for one that is free. It is free again after its `release`, or when it is dropped:
-        wherever an interrupt strikes, none is lost."""
-        return self._free.get()
+    def wait_for_room(self) -> None:
+        while len(self._futures) >= self._futures_max:
+            under_way = [future for future in self._futures.copy() if not future.done()]
+            if len(under_way) >= self._futures_max:
+                under_way[0].exception()
+            for future in self._futures.copy():
+                if future.done():
+                    with suppress(ValueError):  # another thread was faster
+                        self._futures.remove(future)
 
-
-class Slot:
-    __slots__ = ("_home",)
-
-    def __init__(self, home: SimpleQueue[Slot]) -> None:
-        self._home: weakref.ref[SimpleQueue[Slot]] | None = weakref.ref(home)
-
-    def release(self) -> None:
-        known, self._home = self._home, None
-        home = None if known is None else known()
-        if home is not None:
-            home.put(Slot(home))
-
-    __del__ = release
+    def add(self, future: Future[Any]) -> None:
+        self._futures.append(future)

@@ -64,7 +64,7 @@ def commit(packs: LocalPacks, placement: Placement) -> None:
 
 
 def test_frames_are_where_append_says(packs: LocalPacks) -> None:
-    placement = Placement({})
+    placement = Placement()
     some = frames(20)
     locations = packs.append(some[:7], placement) + packs.append(some[7:], placement)
     assert len({location.pack_id for location in locations}) == 1
@@ -97,7 +97,7 @@ def scanned(raw: bytes) -> Iterator[PackEntry]:
 
 
 def test_a_sealed_pack_ends_with_its_footer(packs: LocalPacks) -> None:
-    placement = Placement({})
+    placement = Placement()
     some = frames(300, size=900)
     locations = packs.append(some, placement)
     commit(packs, placement)
@@ -145,7 +145,7 @@ def test_packs_are_sealed_and_replaced_when_they_are_full(
     monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 60_000)
     placements = []
     for turn in range(8):
-        placement = Placement({})
+        placement = Placement()
         packs.append(frames(5, seed=turn), placement)
         placements.append(placement)
     assert len(files(packs)) == 3
@@ -166,7 +166,7 @@ def test_packs_are_sealed_and_replaced_when_they_are_full(
 
 def test_a_put_over_many_packs(packs: LocalPacks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 20_000)
-    placement = Placement({})
+    placement = Placement()
     some = frames(40)
     locations = [location for frame in some for location in packs.append([frame], placement)]
     assert len(placement.upto) == len(files(packs)) == 10
@@ -202,7 +202,7 @@ def test_descriptors_are_bounded_in_a_large_put(
 
 def test_sync_is_asked_for_only_once(packs: LocalPacks, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts that wait for the same pack share its fsync."""
-    placements = [Placement({}) for _ in range(4)]
+    placements = [Placement() for _ in range(4)]
     for turn, placement in enumerate(placements):
         packs.append(frames(3, seed=turn), placement)
     calls = []
@@ -224,7 +224,7 @@ def test_a_sync_covers_what_was_written_when_it_began(
     packs: LocalPacks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not what another put appends while it runs."""
-    first, second = Placement({}), Placement({})
+    first, second = Placement(), Placement()
     packs.append(frames(2, seed=1), first)
     calls: list[int] = []
     real = os.fsync
@@ -244,11 +244,11 @@ def test_a_sync_covers_what_was_written_when_it_began(
 
 
 def test_packs_that_nobody_named_are_removed(packs: LocalPacks) -> None:
-    placement = Placement({})
+    placement = Placement()
     packs.append(frames(3), placement)
     assert len(files(packs)) == 1
     packs.release(placement)  # the put failed
-    kept = Placement({})
+    kept = Placement()
     packs.append(frames(3, seed=1), kept)
     assert len(files(packs)) == 1, "the next put goes on in it"
     packs.release(kept)
@@ -257,10 +257,10 @@ def test_packs_that_nobody_named_are_removed(packs: LocalPacks) -> None:
 
 
 def test_packs_that_a_commit_may_have_named_are_kept(packs: LocalPacks) -> None:
-    placement = Placement({})
+    placement = Placement()
     packs.append(frames(3), placement)
     commit(packs, placement)
-    failed = Placement({})
+    failed = Placement()
     packs.append(frames(3, seed=1), failed)
     packs.release(failed)
     packs.close()
@@ -272,7 +272,7 @@ def test_packs_that_a_commit_may_have_named_are_kept(packs: LocalPacks) -> None:
 
 def test_closing_with_a_put_in_progress(packs: LocalPacks) -> None:
     """Its pack stays locked until the put is over, and takes nothing more."""
-    placement = Placement({})
+    placement = Placement()
     packs.append(frames(3), placement)
     packs.close()
     (path,) = files(packs)
@@ -289,7 +289,7 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
         packs = LocalPacks(str(tmp_path / f"{mask}/packs"), STORE_ID)
         before = os.umask(mask)
         try:
-            placement = Placement({})
+            placement = Placement()
             packs.append(frames(1), placement)
             commit(packs, placement)
         finally:
@@ -310,7 +310,7 @@ def test_ids_are_random_and_never_those_of_a_file_that_is_there(
     path.write_bytes(b"somebody else's")
     ids = iter([taken, b"u" * 16])
     monkeypatch.setattr("castore.packs.local.os.urandom", lambda size: next(ids))
-    placement = Placement({})
+    placement = Placement()
     (location,) = packs.append(frames(1), placement)
     assert location.pack_id == b"u" * 16
     assert path.read_bytes() == b"somebody else's"
@@ -335,7 +335,7 @@ def test_a_collector_that_is_faster_than_our_lock(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     before = len(os.listdir("/proc/self/fd"))
-    placement = Placement({})
+    placement = Placement()
     (location,) = packs.append(frames(1), placement)
     assert packs.path(location.pack_id) != met[0]
     assert len(os.listdir("/proc/self/fd")) == before + 1
@@ -348,7 +348,7 @@ def test_threads_append_to_one_pack(packs: LocalPacks) -> None:
 
     def run(seed: int) -> None:
         for turn in range(20):
-            placement = Placement({})
+            placement = Placement()
             some = frames(3, seed=seed * 100 + turn)
             for frame, location in zip(some, packs.append(some, placement), strict=True):
                 end = location.offset + location.stored_bytes
@@ -368,7 +368,7 @@ def test_threads_append_to_one_pack(packs: LocalPacks) -> None:
 
 
 def test_mappings_grow_with_the_pack_and_outlive_it(packs: LocalPacks) -> None:
-    placement = Placement({})
+    placement = Placement()
     some = frames(2)
     (first,) = packs.append(some[:1], placement)
     mapping = packs.mapping(first.pack_id, first.offset + first.stored_bytes)
@@ -388,7 +388,7 @@ def test_mappings_grow_with_the_pack_and_outlive_it(packs: LocalPacks) -> None:
 
 def test_what_is_no_pack_of_ours(packs: LocalPacks, tmp_path: Path) -> None:
     other = LocalPacks(str(tmp_path / "other"), b"another store...")
-    placement = Placement({})
+    placement = Placement()
     (location,) = other.append(frames(1), placement)
     commit(other, placement)
     other.close()
@@ -412,7 +412,7 @@ def test_what_is_no_pack_of_ours(packs: LocalPacks, tmp_path: Path) -> None:
 
 
 def test_strangers_in_the_folder_are_no_packs(packs: LocalPacks) -> None:
-    placement = Placement({})
+    placement = Placement()
     (location,) = packs.append(frames(1), placement)
     commit(packs, placement)
     root = Path(packs.root)
@@ -429,7 +429,7 @@ def test_a_poisoned_pack_takes_no_more_frames(
     def fsync(fd: int) -> None:
         raise OSError(5, "injected")
 
-    placement, other = Placement({}), Placement({})
+    placement, other = Placement(), Placement()
     packs.append(frames(1), placement)
     packs.append(frames(1, seed=1), other)
     with monkeypatch.context() as patched:

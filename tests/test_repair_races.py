@@ -123,7 +123,7 @@ def test_what_a_writer_may_take_back_is_not_relied_on(folder: Path) -> None:
     [raw] = segments(folder, "n/01").values()
     *_, (begin, end, _, _) = decode_segment(raw)
     other = LocalPacks(str(folder / "packs"), config.store_id)
-    placement = Placement({})
+    placement = Placement()
     other.append([encode_frame(VALUES["n/01"][begin:end], chunk_id, level=1)], placement)
     castore.check_store(folder, repair=True)
     other.release(placement)

@@ -51,7 +51,7 @@ class LocalRepair:
         self._catalog = catalog
         self._packs = packs
         self._done: list[str] = []
-        self._placement = Placement({})
+        self._placement = Placement()
         self._locks = PackLocks(packs)
         self._frames = PackRepair(
             root, config, index, packs, self._locks, self._placement, self._done

@@ -131,7 +131,7 @@ class Repacker:
 
     def _move(self, group: Sequence[Slice]) -> None:
         wanted = self._wanted(group)
-        placement = Placement({})
+        placement = Placement()
         try:
             moves = self._copy(wanted, placement)
             if not placement.upto:

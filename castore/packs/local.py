@@ -14,8 +14,8 @@ import fcntl
 import os
 import threading
 import time
+import weakref
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
 
 from castore import forks
 from castore.codec import Frame
@@ -27,7 +27,7 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
 )
-from castore.fileio import storage_error, sync_folder, write_all
+from castore.fileio import is_interrupt, storage_error, sync_folder, write_all
 from castore.forks import ForkLock, Rank
 from castore.format import (
     PACK_HEADER_BYTES,
@@ -58,7 +58,9 @@ class Pack:
         self.durable_bytes = 0
         self.sealed = False
         self.named = False  # a commit that may have landed refers to it
-        self.users = 0  # puts that have frames in it and have not committed
+        # Of puts that have frames in it and have not committed. One that was interrupted before it
+        # could let go is none.
+        self.users: weakref.WeakSet[Placement] = weakref.WeakSet()
         self._fd = fd
         self._entries: list[PackEntry] = []
         self._poison: Exception | None = None
@@ -96,7 +98,10 @@ class Pack:
             try:
                 os.fsync(self._fd)
             except OSError as error:
-                self._poison = error
+                self._poison = error  # first: the next instruction may be interrupted, too
+                if is_interrupt(error):
+                    self._poison = None  # not a word of the disk's; it is asked again
+                    raise
                 self.raise_if_poisoned()
             self.durable_bytes = size
 
@@ -124,7 +129,7 @@ class Pack:
 
     def close(self) -> None:
         """Give up the lock, and the file too if nothing can refer to it."""
-        if not self.named and self.users == 0:
+        if not self.named and not self.users:
             with contextlib.suppress(FileNotFoundError):  # the store was removed under us
                 os.unlink(self.path)
         self.abandon()
@@ -154,14 +159,18 @@ class Pack:
         except OSError as error:
             # The tail is torn and can't be truncated away: this pack is finished.
             self._poison = error
+            if is_interrupt(error):
+                self._poison = None  # what was written of it is written over
+                raise
             self.raise_if_poisoned()
 
 
-class Placement(NamedTuple):
+class Placement:
     """The packs one put has frames in, and up to where: what has to be durable before it commits,
     and what it holds until then."""
 
-    upto: dict[Pack, int]
+    def __init__(self) -> None:
+        self.upto: dict[Pack, int] = {}
 
     def sync(self) -> None:
         for pack, upto in self.upto.items():
@@ -199,8 +208,8 @@ class LocalPacks:
                 self._retire()
                 pack = self._open = self._create()
             if pack not in placement.upto:
-                pack.users += 1
                 placement.upto[pack] = pack.size
+                pack.users.add(placement)
             locations = pack.append(frames)
             placement.upto[pack] = pack.size
             if pack.size >= PACK_BYTES_MAX:
@@ -214,9 +223,9 @@ class LocalPacks:
             if self._closed:
                 raise StoreClosed("the store was closed meanwhile")
             pack = self._create()
-            pack.users = 1
             self._sealed.add(pack)  # no put will be offered it
             placement.upto[pack] = pack.size
+            pack.users.add(placement)
             return pack
 
     def retire(self) -> None:
@@ -247,11 +256,9 @@ class LocalPacks:
         """The put has committed, or is over: let go of its packs, or of `only` those."""
         with self._lock:
             for pack in list(placement.upto if only is None else only):
-                del placement.upto[pack]
-                pack.users -= 1
-                if pack.users == 0 and pack in self._sealed:
-                    self._sealed.discard(pack)
-                    pack.close()
+                placement.upto.pop(pack, None)
+                pack.users.discard(placement)
+            self._close_unused()
 
     def give_up(self, placement: Placement) -> None:
         """The put has failed: let go of its packs, and end the open one, if it has frames in it, so
@@ -266,6 +273,7 @@ class LocalPacks:
             self._closed = True
             if self._pid == os.getpid():
                 self._retire()
+                self._close_unused()
             self._mapped.clear()
 
     def _retire(self) -> None:
@@ -278,6 +286,11 @@ class LocalPacks:
             self._sealed.add(pack)
         else:
             pack.close()
+
+    def _close_unused(self) -> None:
+        for pack in [pack for pack in self._sealed if not pack.users]:
+            pack.close()
+            self._sealed.discard(pack)
 
     def _create(self) -> Pack:
         while True:

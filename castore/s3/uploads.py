@@ -22,7 +22,7 @@ from castore.s3.bucket import Bucket
 from castore.s3.cache import StoreCache
 from castore.s3.hints import Hints
 from castore.s3.session import WriterSession
-from castore.workers import Future, Slot, Slots, Workers
+from castore.workers import Future, InFlight, Workers
 
 PACK_BYTES_FIRST = 4 << 20  # and each of the next twice that,
 PACK_BYTES_MAX = 16 << 20  # up to this
@@ -51,7 +51,7 @@ class Uploads:
         cache: StoreCache,
         hints: Hints,
         requests: Workers,
-        budget: Slots,
+        budget: InFlight,
     ) -> None:
         self._bucket = bucket
         self._config = config
@@ -92,8 +92,9 @@ class Uploads:
         if pack is None:
             return
         pack.parts.append(encode_footer(pack.entries, pack.size))
-        slot = self._budget.take()
-        future = self._requests.submit(self._put, slot, pack.pack_id, pack.entries, pack.parts)
+        self._budget.wait_for_room()
+        future = self._requests.submit(self._put, pack.pack_id, pack.entries, pack.parts)
+        self._budget.add(future)
         self._uploading.append((pack.pack_id, pack.entries, future))
         self._collect([upload for upload in self._uploading if upload[2].done()])
 
@@ -115,18 +116,13 @@ class Uploads:
         header = encode_pack_header(self._config.store_id, pack_id, self._config)
         return _OpenPack(pack_id, [header], len(header))
 
-    def _put(
-        self, slot: Slot, pack_id: bytes, entries: list[PackEntry], parts: list[bytes]
-    ) -> None:
-        try:
-            raw = b"".join(parts)
-            parts.clear()  # or it would be in memory twice for as long as it takes
-            self._bucket.put(pack_key(pack_id), raw, idempotent=True)
-            # Here, not when it is collected: a put that is interrupted collects nothing more.
-            self._cache.add_chunks([(pack_id, entries)])
-            self._hints.tell([(pack_id, entries)])
-        finally:
-            slot.release()
+    def _put(self, pack_id: bytes, entries: list[PackEntry], parts: list[bytes]) -> None:
+        raw = b"".join(parts)
+        parts.clear()  # or it would be in memory twice for as long as it takes
+        self._bucket.put(pack_key(pack_id), raw, idempotent=True)
+        # Here, not when it is collected: a put that is interrupted collects nothing more.
+        self._cache.add_chunks([(pack_id, entries)])
+        self._hints.tell([(pack_id, entries)])
 
     def _collect(self, uploads: Sequence[tuple[bytes, list[PackEntry], Future[None]]]) -> None:
         for upload in uploads:
