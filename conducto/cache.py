@@ -2,33 +2,31 @@
 
 `save` writes the same bytes for the same folder (sorted names, no owners, times as they are), and
 leaves the compressing to the store (`stored_gzip.py` has the why and the numbers). `restore` takes
-the archive for hostile: it unpacks into a new private folder inside `restore_dir`, up to the
-stream's last checksum, looks at all that is in the way, and only then moves things into place by
-renaming, never through a symbolic link. So a refused archive restores nothing, and each file
-appears whole; a disk that fails between two renames can leave some files new and some old.
+the archive for hostile, and `restore_dir` for a place where others can write: it unpacks into a new
+private folder inside, up to the stream's last checksum, looks at all that is in the way, and only
+then moves things into place by renaming, all by descriptors and never through a symbolic link. So
+a refused archive restores nothing, and each file appears whole; a disk that fails between two
+renames can leave some files new and some old.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import shutil
 import stat
 import tarfile
-import tempfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from castore.errors import SourceChanged
 from conducto.errors import CacheRefused, NotCacheable
-from conducto.merge import Folders, Merge, Parts
+from conducto.merge import Folder, Merge
+from conducto.staging import enter, made, staged
 from conducto.stored_gzip import Sink, StoredGzip
-from conducto.tar import BLOCK_BYTES, PIECE_BYTES, Limits, Member, TarReader, clean_name
+from conducto.tar import BLOCK_BYTES, PIECE_BYTES, Limits, Member, TarReader, clean_link, clean_name
+from conducto.unpacked import Unpacked
 
 EXPANSION_FREE_BYTES = 64 << 20  # any archive may unpack to this much
-STAGING_PREFIX = ".conducto-restore-"
+Parts = tuple[str, ...]
 LIMITS = Limits()
 
 
@@ -42,19 +40,23 @@ def save(save_dir: str | os.PathLike[str], sink: Sink, limits: Limits = LIMITS) 
     name = {"..": os.path.basename(os.path.abspath(root)), ".": ""}.get(root, root)
     name = os.path.basename(name)
     _refuse_open_stores(root)  # the folders in it are asked about one by one
-    walk = _walk(name, os.path.realpath(root), os.stat(root))
+    real = os.path.realpath(root)
     out = StoredGzip(sink)
-    for members, (member, path, info) in enumerate(walk, 1):
-        if members > limits.members_max:
-            raise NotCacheable(root, f"it holds more than {limits.members_max} files and folders")
+    counted = {"files and folders": (0, limits.members_max), "folders": (0, limits.folders_max)}
+    for entry in _walk(real, name, real, os.stat(root), 0):
+        for what in counted if stat.S_ISDIR(entry.info.st_mode) else ["files and folders"]:
+            count, most = counted[what]
+            if count == most:
+                raise NotCacheable(root, f"it holds more than {most} {what}")
+            counted[what] = (count + 1, most)
         try:
-            clean_name(os.fsencode(member), limits)
+            clean_name(os.fsencode(entry.name), limits)
         except CacheRefused as error:
-            raise NotCacheable(path, str(error)) from None
-        if stat.S_ISREG(info.st_mode):
-            _save_file(out, member, path)
-        elif member:
-            out.write(_header(member, info))
+            raise NotCacheable(entry.path, str(error)) from None
+        if stat.S_ISREG(entry.info.st_mode):
+            _save_file(out, entry.name, entry.path)
+        elif entry.name:
+            out.write(_header(entry.name, entry.info, entry.link))
         out.boundary()
     out.write(bytes(2 * BLOCK_BYTES))
     out.close()
@@ -70,29 +72,65 @@ def restore(
     target = os.fspath(restore_dir)
     _refuse_open_stores(target)
     bytes_max = EXPANSION_FREE_BYTES + limits.expansion_max * archive_bytes
-    stream = _Unpacked(archive, min(bytes_max, limits.bytes_max))
-    with _made(target), _staging(target) as staging:
-        folders = _unpack(stream, staging, limits)
-        with Merge(staging, target, folders) as merge:
-            merge.look()
-            merge.move()
+    stream = Unpacked(archive, min(bytes_max, limits.bytes_max))
+    with made(target) as target_fd, staged(target_fd) as staging_fd:
+        with _Unpacking(staging_fd, limits) as unpacking:
+            reader = TarReader(stream.read, limits)
+            for member in reader:
+                unpacking.put(member, reader.pieces())
+            while stream.read(PIECE_BYTES):
+                pass  # to the end: only there is the checksum of it all
+        merge = Merge(staging_fd, target_fd, unpacking.root)
+        merge.look()
+        merge.move()
 
 
-def _walk(name: str, path: str, info: os.stat_result) -> Iterator[tuple[str, str, os.stat_result]]:
-    """(name in the archive, path, stat) of everything there, a folder before what it holds."""
+class _Entry(NamedTuple):
+    """Something to save: its name in the archive, where its content is, and where it leads if it is
+    a symbolic link."""
+
+    name: str
+    path: str
+    info: os.stat_result
+    link: str = ""
+
+
+def _walk(root: str, name: str, path: str, info: os.stat_result, depth: int) -> Iterator[_Entry]:
+    """Everything there, a folder before what it holds. `depth` is how far below `root` it is."""
     if stat.S_ISLNK(info.st_mode):
-        raise NotCacheable(path, "it is a symbolic link, which no restore would make")
+        yield _linked(root, _Entry(name, path, info), depth)
+        return
     if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
         raise NotCacheable(path, "it is neither a file nor a folder")
     if stat.S_ISDIR(info.st_mode):
         _refuse_open_stores(path)
-    yield name, path, info
+    yield _Entry(name, path, info)
     if stat.S_ISDIR(info.st_mode):
         with os.scandir(path) as entries:
             inside = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         for entry in inside:
             child = f"{name}/{entry.name}" if name else entry.name
-            yield from _walk(child, entry.path, entry.stat(follow_symlinks=False))
+            below = entry.stat(follow_symlinks=False)
+            yield from _walk(root, child, entry.path, below, depth + 1)
+
+
+def _linked(root: str, entry: _Entry, depth: int) -> _Entry:
+    """A symbolic link as it is saved: where it leads inside the folder, wherever that is restored.
+    One to a file outside is that file: a virtual environment's own Python, for one."""
+    target = os.readlink(entry.path)
+    if clean_link(os.fsencode(target), depth - 1) is not None:
+        return entry._replace(link=target)
+    real = os.path.realpath(entry.path)
+    if os.path.commonpath([real, root]) == root:
+        return entry._replace(link=os.path.relpath(real, os.path.dirname(entry.path)))
+    _refuse_open_stores(real)
+    try:
+        info = os.stat(real)
+    except FileNotFoundError:
+        raise NotCacheable(entry.path, f"it is a link to {target!r}, which is not there") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise NotCacheable(entry.path, f"it is a link to {target!r}, outside and no file")
+    return entry._replace(path=real, info=info)
 
 
 def _save_file(out: StoredGzip, name: str, path: str) -> None:
@@ -113,7 +151,7 @@ def _save_file(out: StoredGzip, name: str, path: str) -> None:
         out.write(bytes(-info.st_size % BLOCK_BYTES))
 
 
-def _header(name: str, info: os.stat_result) -> bytes:
+def _header(name: str, info: os.stat_result, link: str = "") -> bytes:
     header = tarfile.TarInfo(name)
     header.mode = stat.S_IMODE(info.st_mode) & 0o777
     seconds, nanoseconds = divmod(max(info.st_mtime_ns, 0), 10**9)
@@ -122,75 +160,84 @@ def _header(name: str, info: os.stat_result) -> bytes:
         header.pax_headers = {"mtime": f"{seconds}.{nanoseconds:09d}"}
     if stat.S_ISDIR(info.st_mode):
         header.type = tarfile.DIRTYPE
+    elif link:
+        header.type = tarfile.SYMTYPE
+        header.linkname = link
     else:
         header.size = info.st_size
     return header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-class _Unpacked:
-    """What is inside the gzip stream, up to a number of bytes. A plain tar is taken too: that is
-    what the first Conducto kept under these names."""
+class _Unpacking:
+    """Puts an archive's members into an empty folder of ours. Its folders are open from there down
+    to where the last member went; their modes and times are for later, as they could keep us from
+    filling them."""
 
-    def __init__(self, archive: BinaryIO, bytes_max: int) -> None:
-        zipped = archive.read(2) == b"\x1f\x8b"
-        archive.seek(0)
-        self._file = gzip.GzipFile(fileobj=archive) if zipped else archive
-        self._bytes_max = bytes_max
-        self._bytes_read = 0
+    def __init__(self, staging_fd: int, limits: Limits) -> None:
+        self.root = Folder()
+        self._limits = limits
+        self._folders = 0
+        self._names: list[str] = []
+        self._open = [(staging_fd, self.root)]
 
-    def read(self, size: int) -> bytes:
+    def __enter__(self) -> _Unpacking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave(0)
+
+    def put(self, member: Member, pieces: Iterator[bytes]) -> None:
+        """Raises CacheRefused for what was there before in the archive."""
+        if member.is_folder:
+            folder = self._enter(member.parts)[1]
+            if member.parts:
+                if folder.attributes is not None:
+                    raise _twice(member.parts)
+                folder.attributes = (member.mode, member.mtime_ns)
+            return
+        folder_fd, _ = self._enter(member.parts[:-1])
         try:
-            data = self._file.read(size)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise CacheRefused(f"the archive is damaged or cut short: {error}") from error
-        self._bytes_read += len(data)
-        if self._bytes_read > self._bytes_max:
-            raise CacheRefused(f"the archive unpacks to more than {self._bytes_max} bytes")
-        return data
+            if member.link:
+                _unpack_link(member, folder_fd)
+            else:
+                _unpack_file(member, folder_fd, pieces)
+        except FileExistsError:
+            raise _twice(member.parts) from None
 
+    def _enter(self, parts: Parts) -> tuple[int, Folder]:
+        common = 0
+        while common < min(len(parts), len(self._names)) and parts[common] == self._names[common]:
+            common += 1
+        self._leave(common)
+        for at in range(common, len(parts)):
+            name, (above_fd, above) = parts[at], self._open[-1]
+            if name not in above.inside:
+                self._make(name, above_fd, above, parts[: at + 1])
+            self._open.append((enter(name, above_fd), above.inside[name]))
+            self._names.append(name)
+        return self._open[-1]
 
-def _unpack(stream: _Unpacked, staging: str, limits: Limits) -> Folders:
-    """Everything in the archive, into an empty folder of ours; the folders' modes and times are
-    for later, as they could keep us from filling them."""
-    reader = TarReader(stream.read, limits)
-    folders: Folders = {}
-    names_bytes = 0
-
-    def make_folder(parts: Parts) -> None:
-        nonlocal names_bytes
-        names_bytes += len(os.fsencode("/".join(parts)))
-        if names_bytes > limits.folder_names_bytes_max:
+    def _make(self, name: str, above_fd: int, above: Folder, parts: Parts) -> None:
+        self._folders += 1
+        if self._folders > self._limits.folders_max:
             raise CacheRefused("the archive has too many folders")
         try:
-            os.mkdir(os.path.join(staging, *parts), 0o700)
+            os.mkdir(name, 0o700, dir_fd=above_fd)
         except FileExistsError:
             raise _twice(parts) from None
-        folders[parts] = None
+        above.inside[name] = Folder()
 
-    for member in reader:
-        for depth in range(1, len(member.parts)):
-            if member.parts[:depth] not in folders:
-                make_folder(member.parts[:depth])
-        if not member.is_folder:
-            _unpack_file(reader, member, os.path.join(staging, *member.parts))
-        elif member.parts:
-            if member.parts not in folders:
-                make_folder(member.parts)
-            elif folders[member.parts] is not None:
-                raise _twice(member.parts)
-            folders[member.parts] = (member.mode, member.mtime_ns)
-    while stream.read(PIECE_BYTES):
-        pass  # to the end: only there is the checksum of it all
-    return folders
+    def _leave(self, depth: int) -> None:
+        while len(self._names) > depth:
+            self._names.pop()
+            os.close(self._open.pop()[0])
 
 
-def _unpack_file(reader: TarReader, member: Member, path: str) -> None:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        raise _twice(member.parts) from None
+def _unpack_file(member: Member, folder_fd: int, pieces: Iterator[bytes]) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(member.parts[-1], flags, 0o600, dir_fd=folder_fd)
     with open(fd, "wb", buffering=0) as file:
-        for piece in reader.pieces():
+        for piece in pieces:
             view = memoryview(piece)
             while view:
                 view = view[file.write(view) :]
@@ -198,37 +245,14 @@ def _unpack_file(reader: TarReader, member: Member, path: str) -> None:
         os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
 
 
+def _unpack_link(member: Member, folder_fd: int) -> None:
+    name, times = member.parts[-1], (member.mtime_ns, member.mtime_ns)
+    os.symlink(member.link, name, dir_fd=folder_fd)
+    os.utime(name, ns=times, dir_fd=folder_fd, follow_symlinks=False)
+
+
 def _twice(parts: Parts) -> CacheRefused:
     return CacheRefused(f"the archive has {'/'.join(parts)!r} twice")
-
-
-@contextmanager
-def _made(folder: str) -> Iterator[None]:
-    """Makes the folder, and unmakes what it made when the block raises."""
-    missing = []
-    while folder and not os.path.isdir(folder):
-        missing.append(folder)
-        folder = os.path.dirname(folder)
-    try:
-        for path in reversed(missing):
-            with suppress(FileExistsError):  # "a/.", or made by someone else just now
-                os.mkdir(path)
-        yield
-    except BaseException:
-        for path in missing:
-            with suppress(OSError):  # not empty: no longer ours alone
-                os.rmdir(path)
-        raise
-
-
-@contextmanager
-def _staging(folder: str) -> Iterator[str]:
-    """A private folder inside `folder`, so on its file system: what is in it can be renamed."""
-    path = tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _refuse_open_stores(path: str) -> None:

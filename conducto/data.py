@@ -162,8 +162,8 @@ class _Data:
     def save_cache(cls, name: str, checksum: str, save_dir: Path) -> None:
         """Keep a copy of the folder as `conducto-cache/<name>/<checksum>.tar.gz`.
 
-        Files and folders only: a link or a device in it raises NotCacheable, and nothing is
-        kept.
+        Symbolic links stay links; one to a file outside the folder becomes that file. A device, or
+        a link that leads outside to anything else, raises NotCacheable, and nothing is kept.
         """
         from conducto import cache
 

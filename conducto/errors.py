@@ -25,7 +25,8 @@ class CacheNotFound(NameNotFound):
 
 
 class NotCacheable(CastoreError, ValueError):
-    """The folder holds what a cache can't: a link, a device, a name that is too long."""
+    """The folder holds what a cache can't: a link that leads outside to no file, a device, a name
+    that is too long."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)

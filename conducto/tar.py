@@ -1,8 +1,9 @@
-"""Reading a tar that is not trusted: regular files and folders, with every length capped.
+"""Reading a tar that is not trusted: regular files, folders and symbolic links, with every length
+capped.
 
-POSIX (ustar and pax) and GNU long names are understood; links, devices, sparse files and anything
-else are refused, as are names that leave the folder they are unpacked into. Whatever the bytes,
-the only errors are CacheRefused and those of the stream they are read from.
+POSIX (ustar and pax) and GNU long names are understood; hard links, devices, sparse files and
+anything else are refused, as are names and links that leave the folder they are unpacked into.
+Whatever the bytes, the only errors are CacheRefused and those of the stream they are read from.
 """
 
 from __future__ import annotations
@@ -31,18 +32,24 @@ class Limits:
     part_bytes_max: int = 255
     depth_max: int = 100
     extension_bytes_max: int = 64 << 10  # a pax header, a GNU long name
-    folder_names_bytes_max: int = 64 << 20  # all folders' names together, as these are remembered
+    extensions_max: int = 8  # of one member
+    pax_records_max: int = 8_000_000  # of all members
+    folders_max: int = 250_000  # as they are remembered
+    parts_max: int = 10_000_000  # of all names together: each is a folder to go through
+    link_bytes_max: int = 4095
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file or folder. `parts` are its name's components; none, the folder itself."""
+    """One file, folder or symbolic link. `parts` are its name's components; none, the folder that
+    all are in. `link` is where a link leads, inside that folder."""
 
     parts: tuple[str, ...]
     is_folder: bool
     size: int
     mode: int
     mtime_ns: int
+    link: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,7 @@ class Header:
     size: int
     mode: int
     mtime_ns: int
+    link: bytes = b""
 
 
 class TarReader:
@@ -64,14 +72,18 @@ class TarReader:
         self._limits = limits
         self._left = 0  # of the current member's content
         self._padding = 0
+        self._pax_records = 0
 
     def __iter__(self) -> Iterator[Member]:
-        members = 0
+        members = parts = 0
         while (header := self._next_header()) is not None:
             members += 1
             if members > self._limits.members_max:
                 raise CacheRefused(f"the archive has more than {self._limits.members_max} members")
             member = _member(header, self._limits)
+            parts += len(member.parts)
+            if parts > self._limits.parts_max:
+                raise CacheRefused("the archive has too many folders to go through")
             self._left, self._padding = member.size, -member.size % BLOCK_BYTES
             yield member
             for _ in self.pieces():
@@ -89,22 +101,31 @@ class TarReader:
     def _next_header(self) -> Header | None:
         """The next member's header, with what extended headers say about it; None at the end."""
         extensions: dict[bytes, bytes] = {}
-        while True:
+        for _ in range(self._limits.extensions_max + 1):
             header = decode_header(self._read_exactly(BLOCK_BYTES))
             if header is None:
                 if extensions:
                     raise CacheRefused("the archive ends where a member should be")
                 return None
             if header.type == b"x":
-                extensions.update(decode_pax(self._extension(header)))
+                extensions |= self._pax(header)
             elif header.type == b"g":
-                unfit = {b"path", b"size"} & decode_pax(self._extension(header)).keys()
-                if unfit:
+                if {b"path", b"linkpath", b"size"} & self._pax(header).keys():
                     raise CacheRefused("the archive gives all its members one name or size")
-            elif header.type == b"L":
-                extensions[b"path"] = self._extension(header).partition(b"\0")[0]
+            elif header.type in (b"L", b"K"):
+                keyword = b"path" if header.type == b"L" else b"linkpath"
+                extensions[keyword] = self._extension(header).partition(b"\0")[0]
             else:
                 return _extended(header, extensions)
+        raise CacheRefused("a member has too many extended headers")
+
+    def _pax(self, header: Header) -> dict[bytes, bytes]:
+        """What an extended header says that means anything here."""
+        records = decode_pax(self._extension(header))
+        self._pax_records += len(records)
+        if self._pax_records > self._limits.pax_records_max:
+            raise CacheRefused("the archive's extended headers say too much")
+        return {keyword: records[keyword] for keyword in _PAX_KEYWORDS & records.keys()}
 
     def _extension(self, header: Header) -> bytes:
         if header.size > self._limits.extension_bytes_max:
@@ -141,6 +162,7 @@ def decode_header(block: bytes) -> Header | None:
         size=_number(block[124:136], "size"),
         mode=_number(block[100:108], "mode"),
         mtime_ns=_number(block[136:148], "mtime") * 10**9,
+        link=block[157:257].partition(b"\0")[0],
     )
 
 
@@ -182,12 +204,32 @@ def clean_name(name: bytes, limits: Limits) -> tuple[str, ...]:
     return tuple(os.fsdecode(part) for part in parts)
 
 
+def clean_link(target: bytes, depth: int) -> str | None:
+    """Where a symbolic link leads that is `depth` folders deep; None if that may be outside.
+
+    It may go up first, and then down: where it goes up after a name, that may be another link, and
+    above it is what is above where that leads.
+    """
+    up, down = 0, False
+    for part in target.split(b"/"):
+        if part == b"..":
+            if down:
+                return None
+            up += 1
+        elif part not in (b"", b"."):
+            down = True
+    if not target or target.startswith(b"/") or b"\0" in target or up > depth:
+        return None
+    return os.fsdecode(target)
+
+
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([0-9]{1,6}) ")
 _PAX_SIZE = re.compile(rb"[0-9]{1,18}")
 _PAX_MTIME = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]{1,40}))?")
-_KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device"}
-_KINDS |= {b"6": "a FIFO", b"K": "a link", b"S": "a sparse file"}
+_PAX_KEYWORDS = {b"path", b"linkpath", b"size", b"mtime"}
+_KINDS = {b"1": "a hard link", b"3": "a device", b"4": "a device"}
+_KINDS |= {b"6": "a FIFO", b"S": "a sparse file"}
 _SECONDS_MAX = 1 << 33  # past the year 2200: what file systems can hold
 
 
@@ -204,6 +246,8 @@ def _number(field: bytes, what: str) -> int:
 def _extended(header: Header, extensions: dict[bytes, bytes]) -> Header:
     if b"path" in extensions:
         header = replace(header, name=extensions[b"path"])
+    if b"linkpath" in extensions:
+        header = replace(header, link=extensions[b"linkpath"])
     if b"size" in extensions:
         if not _PAX_SIZE.fullmatch(extensions[b"size"]):
             raise CacheRefused("an extended header's size is not a number")
@@ -224,18 +268,32 @@ def _member(header: Header, limits: Limits) -> Member:
     is_folder = header.type == b"5"
     if header.type in (b"\0", b"0") and header.name.endswith(b"/"):
         is_folder = True  # as archives older than POSIX have it
-    elif header.type not in (b"\0", b"0", b"5", b"7"):
+    elif header.type not in (b"\0", b"0", b"2", b"5", b"7"):
         kind = _KINDS.get(header.type, f"of the unknown type {header.type!r}")
-        raise CacheRefused(f"{shown} is {kind}: only files and folders are restored")
+        raise CacheRefused(
+            f"{shown} is {kind}: only files, folders and symbolic links are restored"
+        )
     parts = clean_name(header.name, limits)
     if is_folder and header.size:
         raise CacheRefused(f"the folder {shown} has content")
     if not parts and not is_folder:
         raise CacheRefused("a file has no name")
+    is_link = header.type == b"2" and not is_folder
     return Member(
         parts=parts,
         is_folder=is_folder,
-        size=header.size,
+        size=0 if is_link else header.size,
+        link=_link(header, shown, len(parts) - 1, limits) if is_link else "",
         mode=header.mode & 0o777,
         mtime_ns=min(header.mtime_ns, _SECONDS_MAX * 10**9),
     )
+
+
+def _link(header: Header, shown: str, depth: int, limits: Limits) -> str:
+    target = repr(header.link[:200])[1:]
+    if len(header.link) > limits.link_bytes_max:
+        raise CacheRefused(f"the link {shown} leads to a name that is too long: {target}...")
+    link = clean_link(header.link, depth)
+    if link is None:
+        raise CacheRefused(f"{shown} is a symbolic link that leaves the folder: to {target}")
+    return link

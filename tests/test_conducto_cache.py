@@ -20,6 +20,7 @@ from castore import errors
 from conducto import cache, context
 from conducto.errors import CacheNotFound, CacheRefused, NotCacheable
 from conducto.merge import IMPLIED_FOLDER_MODE, Merge
+from conducto.staging import STAGING_PREFIX
 from conducto.tar import Limits
 
 pytest_plugins = ["modes"]
@@ -194,6 +195,94 @@ class TestRoundTrip:
         assert contents(tmp_path / "out/closed") == contents(closed)
 
 
+class TestLinks:
+    LINKS = {  # noqa: RUF012
+        "here": "readme.txt",
+        "folder": "lib/deep",
+        "lib/up": "../bin/tool",
+        "lib/deep/er/root": "../../..",
+        "nowhere": "lib/none",
+        "itself": "itself",
+        "spelled": ".//lib/./deep/",
+        "bin/" + "n" * 90: "../long/" + "d" * 120,
+    }
+
+    @pytest.fixture
+    def linked(self, folder: Path) -> Path:
+        for name, target in self.LINKS.items():
+            (folder / name).symlink_to(target)
+        os.utime(folder / "here", ns=(1, 1_600_000_000_123_456_789), follow_symlinks=False)
+        return folder
+
+    def test_they_come_back(self, linked: Path, tmp_path: Path) -> None:
+        for version in ("first", "over what is there"):
+            user.save_cache("deps", version, linked)
+            user.restore_cache("deps", version, tmp_path / "out")
+            out = tmp_path / "out/deps"
+            assert {name: os.readlink(out / name) for name in self.LINKS} == self.LINKS
+            assert (out / "here").lstat().st_mtime_ns == 1_600_000_000_123_456_789
+            assert (out / "lib/up").read_bytes() == b"#!/bin/sh\n"
+
+    def test_other_programs_can_read_them(self, linked: Path, tmp_path: Path) -> None:
+        user.save_cache("deps", "v1", linked)
+        with tarfile.open(fileobj=io.BytesIO(user.gets(PATH)), mode="r:gz") as tar:
+            tar.extractall(tmp_path / "out", filter="tar")
+        assert {n: os.readlink(tmp_path / "out/deps" / n) for n in self.LINKS} == self.LINKS
+
+    @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    def test_those_of_other_programs(self, linked: Path, tmp_path: Path, format: int) -> None:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w:gz", format=format) as tar:
+            tar.add(linked, "deps")
+        user.puts(PATH, out.getvalue())
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert {n: os.readlink(tmp_path / "out/deps" / n) for n in self.LINKS} == self.LINKS
+
+    def test_an_absolute_one_leads_to_where_it_is_restored(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        (folder / "bin/absolute").symlink_to(folder / "lib/deep")
+        (folder / "bin/up and down").symlink_to("../lib/../readme.txt")
+        user.save_cache("deps", "v1", folder)
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert os.readlink(tmp_path / "out/deps/bin/absolute") == "../lib/deep"
+        assert os.readlink(tmp_path / "out/deps/bin/up and down") == "../readme.txt"
+
+    def test_one_to_a_file_outside_is_that_file(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "python").write_bytes(b"an interpreter")
+        (tmp_path / "python").chmod(0o755)
+        (folder / "bin/python3").symlink_to(tmp_path / "python")
+        (folder / "bin/python").symlink_to("python3")
+        user.save_cache("deps", "v1", folder)
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        copy = tmp_path / "out/deps/bin/python3"
+        assert (copy.is_symlink(), copy.read_bytes()) == (False, b"an interpreter")
+        assert copy.stat().st_mode & 0o777 == 0o755
+        assert os.readlink(tmp_path / "out/deps/bin/python") == "python3"
+
+    @local_only
+    def test_a_virtual_environment_works_where_it_is_restored(
+        self, mode: str, tmp_path: Path
+    ) -> None:
+        made = tmp_path / "venv"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
+        user.save_cache("deps", "v1", made)
+        shutil.rmtree(made)
+        user.restore_cache("deps", "v1", tmp_path)
+        program = "import sys; print(sys.prefix)"
+        done = subprocess.run(
+            [made / "bin/python", "-c", program], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(made)
+
+    @local_only
+    def test_a_file_of_an_open_store_is_not_taken(self, mode: str, folder: Path) -> None:
+        user.puts("x", b"")
+        (folder / "link").symlink_to(Path(context.store_url()) / "castore.json")
+        with pytest.raises(errors.NotAStore):
+            user.save_cache("deps", "v1", folder)
+
+
 class TestSaveRefuses:
     def kept(self) -> list[str]:
         return user.list("")
@@ -203,10 +292,12 @@ class TestSaveRefuses:
             user.save_cache("deps", "v1", tmp_path / "no-such-folder")
         assert self.kept() == []
 
-    def test_links(self, folder: Path) -> None:
-        (folder / "lib/link").symlink_to("deep")
-        with pytest.raises(NotCacheable, match="lib/link' can't be cached: it is a symbolic link"):
-            user.save_cache("deps", "v1", folder)
+    def test_links_that_lead_outside_to_no_file(self, folder: Path, tmp_path: Path) -> None:
+        for target, why in [(tmp_path, "outside and no file"), ("/no/such", "which is not there")]:
+            (folder / "lib/link").symlink_to(target)
+            with pytest.raises(NotCacheable, match=f"lib/link' can't be cached: .*{why}"):
+                user.save_cache("deps", "v1", folder)
+            (folder / "lib/link").unlink()
         assert self.kept() == []
 
     def test_devices(self, folder: Path) -> None:
@@ -227,6 +318,8 @@ class TestSaveRefuses:
         sink = io.BytesIO()
         with pytest.raises(NotCacheable, match="more than 2 files and folders"):
             cache.save(folder, sink, Limits(members_max=2))
+        with pytest.raises(NotCacheable, match="more than 3 folders"):
+            cache.save(folder, sink, Limits(folders_max=3))
         with pytest.raises(NotCacheable, match="2 folders deep"):
             cache.save(folder, sink, Limits(depth_max=2))
         with pytest.raises(NotCacheable, match="longer than 200 bytes"):
@@ -235,10 +328,10 @@ class TestSaveRefuses:
     def test_a_file_that_shrinks(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         header = cache._header
 
-        def shrink(name: str, info: os.stat_result) -> bytes:
+        def shrink(name: str, info: os.stat_result, link: str = "") -> bytes:
             if name.endswith("x.bin"):
                 os.truncate(folder / "lib/deep/er/x.bin", 1000)
-            return header(name, info)
+            return header(name, info, link)
 
         monkeypatch.setattr(cache, "_header", shrink)
         with pytest.raises(errors.SourceChanged, match=r"x\.bin' got shorter"):
@@ -370,6 +463,52 @@ class TestRestore:
         with pytest.raises(OSError, match="d"):
             user.restore_cache("deps", "v1", out)
         assert os.listdir(outside) == []
+
+    @pytest.mark.parametrize("when", ["mkdir", "open"])
+    def test_a_link_swapped_in_for_the_private_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    ) -> None:
+        """Where others can write, they can put what they like in the place of what is made."""
+        user.puts(PATH, archive_of(("file", b"new"), ("d/file", b"new")))
+        out, outside = tmp_path / "out", tmp_path / "outside"
+        out.mkdir()
+        outside.mkdir()
+        call = getattr(os, when)
+
+        def then_swap(name: str, *args: int, **options: int) -> int | None:
+            made: int | None = call(name, *args, **options)
+            if str(name).startswith(STAGING_PREFIX) and not (tmp_path / "aside").exists():
+                (out / name).rename(tmp_path / "aside")
+                (out / name).symlink_to(outside)
+            return made
+
+        monkeypatch.setattr(os, when, then_swap)
+        if when == "mkdir":
+            with pytest.raises(OSError):
+                user.restore_cache("deps", "v1", out)
+        else:
+            user.restore_cache("deps", "v1", out)
+            assert (out / "d/file").read_bytes() == b"new"
+            assert os.listdir(tmp_path / "aside") == []
+        assert os.listdir(outside) == []
+
+    def test_a_link_swapped_in_for_a_folder_that_is_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        user.puts(PATH, archive_of(("file", b"new")))
+        (tmp_path / "outside").mkdir()
+        mkdir = os.mkdir
+
+        def then_swap(name: str, *args: int, **options: int) -> None:
+            mkdir(name, *args, **options)
+            if name == "new":
+                (tmp_path / "new").rmdir()
+                (tmp_path / "new").symlink_to(tmp_path / "outside")
+
+        monkeypatch.setattr(os, "mkdir", then_swap)
+        with pytest.raises(OSError):
+            user.restore_cache("deps", "v1", tmp_path / "new" / "out")
+        assert os.listdir(tmp_path / "outside") == []
 
     def test_two_at_once(self, folder: Path, tmp_path: Path) -> None:
         user.save_cache("deps", "v1", folder)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from castore.errors import FormatError
 from conducto import cache
 from conducto.errors import CacheRefused
+from conducto.staging import STAGING_PREFIX
 from conducto.stored_gzip import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, StoredGzip, block_end
 from conducto.tar import Limits, TarReader, clean_name, decode_header, decode_pax
 
@@ -28,7 +29,11 @@ SMALL = Limits(
     name_bytes_max=300,
     depth_max=10,
     extension_bytes_max=4096,
-    folder_names_bytes_max=2000,
+    extensions_max=4,
+    pax_records_max=100,
+    folders_max=20,
+    parts_max=300,
+    link_bytes_max=200,
 )
 
 
@@ -42,6 +47,10 @@ def header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, **attributes
 
 def file(name: str, content: bytes = b"x") -> bytes:
     return header(name, size=len(content)) + content + bytes(-len(content) % 512)
+
+
+def link(name: str, target: str) -> bytes:
+    return header(name, tarfile.SYMTYPE, linkname=target)
 
 
 def extension(kind: bytes, content: bytes) -> bytes:
@@ -82,13 +91,23 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "parent in GNU long name": (extension(b"L", b"../evil\0") + file("ok"), "leaves the folder"),
     "absolute": (file("/evil"), "leaves the folder: its name starts with '/'"),
     "absolute folder": (header("/evil", tarfile.DIRTYPE), "leaves the folder"),
-    "symbolic link": (header("l", tarfile.SYMTYPE, linkname="x"), "'l' is a symbolic link"),
-    "link, then through it": (
-        header("l", tarfile.SYMTYPE, linkname="/tmp") + file("l/evil"),
-        "symbolic link",
+    "absolute link": (
+        link("l", "/tmp"),
+        "'l' is a symbolic link that leaves the folder: to '/tmp'",
     ),
+    "link upwards": (link("l", ".."), "leaves the folder"),
+    "link upwards, later": (link("a/l", "../../x"), "leaves the folder"),
+    "link upwards, through another": (link("a", ".") + link("b", "a/../x"), "leaves the folder"),
+    "link to nothing": (link("l", ""), "leaves the folder"),
+    "link in pax": (pax(linkpath="../x") + link("l", "ok"), "leaves the folder"),
+    "GNU long link": (extension(b"K", b"../x\0") + link("l", "ok"), "leaves the folder"),
+    "long link": (link("l", "x" * 201), "leads to a name that is too long"),
+    "link, then through it": (link("l", "d") + file("d/a") + file("l/evil"), "has 'l' twice"),
+    "link, then in its place": (link("l", "d") + file("l"), "has 'l' twice"),
+    "folder, then a link": (header("l", tarfile.DIRTYPE) + link("l", "d"), "has 'l' twice"),
+    "link without a name": (link(".", "d"), "no name"),
+    "global link": (extension(b"g", b"14 linkpath=x\n") + file("ok"), "one name or size"),
     "hard link": (header("l", tarfile.LNKTYPE, linkname="/etc/passwd"), "'l' is a hard link"),
-    "long link": (extension(b"K", b"x" * 200) + file("ok"), "is a link"),
     "character device": (header("d", tarfile.CHRTYPE), "'d' is a device"),
     "block device": (header("d", tarfile.BLKTYPE), "'d' is a device"),
     "FIFO": (header("d", tarfile.FIFOTYPE), "'d' is a FIFO"),
@@ -111,9 +130,21 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         b"".join(header(f"{n}{'x' * 90}", tarfile.DIRTYPE) for n in range(30)),
         "too many folders",
     ),
+    "many implied folders": (
+        file("a/b/c/d/e/f/g/x") + file("h/i/j/k/l/m/n/o/p/x") + file("q/r/s/t/u/v/x"),
+        "too many folders",
+    ),
+    "deep chains": (
+        b"".join(file(f"{'a/' * 8}{n}") for n in range(40)),
+        "too many folders to go through",
+    ),
     "long pax header": (extension(b"x", b"9" * 5000), "5000 bytes is too long"),
     "long GNU name": (extension(b"L", b"n" * 5000) + file("ok"), "5000 bytes is too long"),
-    "endless pax headers": (30_000 * extension(b"g", b"7 a=b \n"), "unpacks to more than"),
+    "endless pax headers": (30_000 * extension(b"g", b"7 a=b \n"), "too many extended headers"),
+    "endless pax records": (
+        b"".join(pax(**{f"k{i}": "v" for i in range(9)}) + file(f"{n}") for n in range(12)),
+        "extended headers say too much",
+    ),
     "global path": (extension(b"g", b"9 path=x\n") + file("ok"), "one name or size"),
     "pax at the end": (pax(path="x"), "ends where a member should be"),
     "pax length 0": (extension(b"x", b"0 a=b\n"), "malformed"),
@@ -214,6 +245,28 @@ class TestDamagedStreams:
             restore(zeros, tmp_path / "out", Limits())
         restore(zeros, tmp_path / "out", Limits(expansion_max=1000))
 
+    def test_empty_gzip_members_count(self, tmp_path: Path) -> None:
+        empty = gzip.compress(b"", mtime=0)
+        archive = file("a") + END
+        restore(20 * empty + gzip.compress(archive) + 20 * empty + bytes(700), tmp_path / "out")
+        assert (tmp_path / "out" / "a").read_bytes() == b"x"
+        with pytest.raises(CacheRefused, match="unpacks to more than"):
+            restore(2000 * empty + gzip.compress(archive), tmp_path / "other")
+        with pytest.raises(CacheRefused, match="damaged or cut short"):
+            restore(gzip.compress(archive) + empty[:12], tmp_path / "other")
+        assert os.listdir(tmp_path) == ["out"]
+
+    def test_what_an_extended_header_says_is_not_kept(self, tmp_path: Path) -> None:
+        records = b"".join(b"%d k%05d=v\n" % (12, n) for n in range(5000))
+        content = b"".join(
+            extension(b"x", records.replace(b"k", b"%c" % (97 + n))) for n in range(8)
+        )
+        tracemalloc.start()
+        restore(content + file("a") + END, tmp_path / "out", Limits())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8 << 20
+
     def test_errors_of_the_store_are_not_the_archives(self, tmp_path: Path) -> None:
         class Failing(io.BytesIO):
             def readinto(self, buffer: object) -> int:
@@ -250,6 +303,7 @@ def mutate(data: bytes, seed: int) -> bytes:
 SEEDS = [
     GOOD,
     pax(path="deep/er", size="3", mtime="1.5") + file("ok", b"abc") + END,
+    file("a/b") + link("a/up", "../a/b") + link("x", "a") + link("loop", "loop") + END,
     extension(b"L", b"n" * 150 + b"\0") + file("ok") + extension(b"g", b"11 aa=bbbb\n") + END,
 ]
 
@@ -304,8 +358,9 @@ class TestMutants:
         except CacheRefused:
             assert not target.exists()
         else:
-            assert not any(path.is_symlink() for path in target.rglob("*"))
-            assert not any(name.startswith(cache.STAGING_PREFIX) for name in os.listdir(target))
+            for path in target.rglob("*"):
+                assert Path(os.path.realpath(path)).is_relative_to(target)
+            assert not any(name.startswith(STAGING_PREFIX) for name in os.listdir(target))
             remove(target)
         assert os.listdir(tmp_path) == []
 
@@ -316,7 +371,8 @@ def remove(folder: Path) -> None:
         for name in files:
             os.unlink(os.path.join(path, name))
         for name in folders:
-            os.rmdir(os.path.join(path, name))
+            inner = os.path.join(path, name)
+            (os.unlink if os.path.islink(inner) else os.rmdir)(inner)
     os.rmdir(folder)
 
 
