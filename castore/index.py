@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import lmdb
@@ -85,9 +84,11 @@ class Snapshot:
 class Index:
     """One environment and its tables. `close` it as often as it was opened.
 
-    `gate` is held around every read transaction, and a second lock around every write, so that a
-    fork, or a map that has to be opened anew, finds none open. Both are entered by a `with` in C:
-    an interrupt can't come between a lock and what lets go of it.
+    `gate` is held around every read transaction, and `write_gate` around every write, so that a
+    fork, or a map that has to be opened anew, finds none open; `errors` makes LMDB's errors ours.
+    Gates and write transactions are entered and left by a `with` in C, where they are used: an
+    interrupt can't come between a lock and what lets go of it, as it can in a context manager that
+    is a generator, or has methods in Python.
     """
 
     names: Table
@@ -107,8 +108,10 @@ class Index:
         self._sync = sync
         self.writable = True
         self.gate = ForkLock(Rank.READ_GATE)
-        self._write_gate = ForkLock(Rank.WRITE_GATE)
+        self.write_gate = ForkLock(Rank.WRITE_GATE)
+        self.errors = _Errors(self)
         self._reopening = ForkLock(Rank.LEAF)
+        self._before = 0  # the last transaction when the one that writes began
         self._references = 1
         self._env: lmdb.Environment | None = None
         self._pid = 0
@@ -118,46 +121,37 @@ class Index:
     # ------------------------------------------------------------ transactions
 
     def snapshot(self, buffers: bool = True) -> Snapshot:
-        """`with index.gate, index.snapshot() as txn`: a read transaction whose values are views of
-        the map. Keep it short, and leave with copies. Raises LmdbError."""
+        """`with index.gate, index.errors, index.snapshot() as txn`: a read transaction whose values
+        are views of the map, or bytes. Keep it short, and leave with copies. Raises LmdbError."""
         if self._pid != os.getpid():
             self._open_again()
         assert self._env is not None
+        try:
+            return Snapshot(self._env.begin(buffers=buffers))  # type: ignore[call-overload]
+        except lmdb.MapResizedError:
+            # Its locks come before the gate, which we hold: once, as no snapshot is open.
+            self.gate.release()
+            try:
+                self._adopt_map()
+            finally:
+                self.gate.acquire()
         return Snapshot(self._env.begin(buffers=buffers))  # type: ignore[call-overload]
 
-    @contextlib.contextmanager
-    def read(self, *, buffers: bool = False) -> Iterator[Snapshot]:
-        """A snapshot with its gate, whose values are bytes unless `buffers`, and with our errors:
-        what to use unless microseconds count."""
-        for last in (False, True):
-            try:
-                with self.gate, self.snapshot(buffers) as txn:
-                    last = True
-                    yield txn
-                return
-            except lmdb.Error as error:
-                if last or not isinstance(error, lmdb.MapResizedError):
-                    raise typed(error, self.path) from error
+    def begin(self) -> Txn:
+        """`with index.write_gate, index.errors, index.begin() as txn`: the write transaction,
+        committed with a sync at the end, aborted on any error. Raises ReadOnlyStore, LmdbError."""
+        if not self.writable:
+            raise ReadOnlyStore(errno.EACCES, f"the index {self.path} can't be written here")
+        if self._pid != os.getpid():
+            self._open_again()
+        assert self._env is not None
+        self._before = self._env.info()["last_txnid"]
+        # No variable has the transaction: of an interrupt here, the traceback would keep it open.
+        try:
+            return self._env.begin(write=True)
+        except lmdb.MapResizedError:
             self._adopt_map()
-
-    @contextlib.contextmanager
-    def write(self) -> Iterator[Txn]:
-        """The write transaction: committed with a sync at the end, aborted on any error. Raises
-        StoreFull, CommitUnknown."""
-        with self._write_gate:
-            txn_id, whole = 0, False
-            try:
-                with self._begin_write() as txn:
-                    txn_id = txn.id()
-                    yield txn
-                    whole = True
-            except lmdb.Error as error:
-                if not whole:
-                    raise typed(error, self.path) from error
-                # Readers of this process go on with the reopened environment.
-                with self.gate:
-                    raised = self._commit_failed(txn_id, error)
-                raise raised from error
+        return self._env.begin(write=True)
 
     def check_in_place(self) -> None:
         """Raises StoreNotFound if the index was removed under us: what is committed to it then is
@@ -173,7 +167,7 @@ class Index:
 
     def _adopt_map(self) -> None:
         """Open the environment again, with the larger map that another process gave it."""
-        with self._write_gate, self.gate:
+        with self.write_gate, self.gate:
             self._reopen()
 
     def stat_bytes(self) -> int:
@@ -193,21 +187,6 @@ class Index:
                 self._env.copyfd(fd, True)
             except lmdb.Error as error:
                 raise typed(error, self.path) from error
-
-    def _begin_write(self) -> Txn:
-        if not self.writable:
-            raise ReadOnlyStore(errno.EACCES, f"the index {self.path} can't be written here")
-        for last in (False, True):
-            if self._pid != os.getpid():
-                self._open_again()
-            assert self._env is not None
-            try:
-                return self._env.begin(write=True)
-            except lmdb.MapResizedError:
-                if last:
-                    raise
-                self._adopt_map()
-        raise AssertionError("unreachable")
 
     # ------------------------------------------------------------ opening
 
@@ -281,12 +260,14 @@ class Index:
             if self._pid != os.getpid():
                 self._reopen()
 
-    def _commit_failed(self, txn_id: int, error: Exception) -> CastoreError:
-        """What to raise for a commit that raised `error`, after reopening the environment."""
+    def commit_failed(self, error: Exception) -> CastoreError:
+        """What to raise for a commit that raised `error`, after reopening the environment, with
+        which readers of this process go on."""
         try:
-            self._reopen()
-            assert self._env is not None
-            landed = self._env.info()["last_txnid"] >= txn_id
+            with self.gate:
+                self._reopen()
+                assert self._env is not None
+                landed = self._env.info()["last_txnid"] > self._before
         except (CastoreError, lmdb.Error) as reopening:
             return CommitUnknown(
                 f"the commit failed ({error}), and the index does not reopen ({reopening}): "
@@ -309,7 +290,7 @@ class Index:
                 return
             for key in [key for key, index in _registry.items() if index is self]:
                 del _registry[key]
-            with self._write_gate, self.gate:
+            with self.write_gate, self.gate:
                 env, self._env = self._env, None
                 if env is not None and self._pid == os.getpid():
                     env.close()
@@ -317,7 +298,7 @@ class Index:
 
     def flush(self) -> None:
         """Make an index without `sync` durable as it is now."""
-        with self._write_gate:
+        with self.write_gate:
             if self._env is not None and self._pid == os.getpid():
                 self._env.sync(True)
 
@@ -326,6 +307,22 @@ class Index:
         self._pid = 0  # opened again on the next use
         if env is not None:
             env.close()  # frees no slot of the parent: it has no transaction open
+
+
+class _Errors:
+    """A context that makes LMDB's errors ours."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, lmdb.Error):
+            if str(error).startswith("mdb_txn_commit"):
+                raise self._index.commit_failed(error) from error
+            raise typed(error, self._index.path) from error
 
 
 # ---------------------------------------------------------------- the registry

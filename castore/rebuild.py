@@ -165,7 +165,7 @@ class Rebuild:
     def _mend_meta(self) -> None:
         """The row of the store's id, which may be lost."""
         index, config = self._index, self._config
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             txn.put(STORE_ID, config.store_id, db=index.meta, overwrite=False)
             if txn.get(STORE_ID, db=index.meta) != config.store_id:
                 raise IndexCorrupt(f"the names are not those of the store {self._root}")
@@ -188,20 +188,20 @@ class Rebuild:
         for i in range(0, len(entries), ROWS_MAX):
             added = self._without_row(entries[i : i + ROWS_MAX])
             whole = [e for e in added if is_whole(file.read, e, self._config.seed)]
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 for entry in whole:
                     at = Location(pack_id, entry.offset, entry.stored_bytes)
                     row = encode_chunk_row(entry.raw_bytes, at)
                     self._report.chunk_rows_added += txn.put(
                         entry.chunk_id, row, db=index.chunks, overwrite=False
                     )
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             if not _durable_bytes(txn.get(pack_id, db=index.packs)):
                 row = encode_pack_row(os.fstat(file.fd).st_mtime_ns, reading.end)
                 txn.put(pack_id, row, db=index.packs)
 
     def _without_row(self, entries: list[PackEntry]) -> list[PackEntry]:
-        with self._index.read() as txn:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
             return [e for e in entries if txn.get(e.chunk_id, db=self._index.chunks) is None]
 
     def _row_is_right(self, chunk_id: bytes, row: bytes) -> bool:
@@ -220,7 +220,7 @@ class Rebuild:
         for batch in pages(index, table):
             stale = [key for key, row in batch if not is_right(key, row)]
             if stale:
-                with index.write() as txn:
+                with index.write_gate, index.errors, index.begin() as txn:
                     for key in stale:
                         txn.delete(key, db=table)
             dropped += len(stale)
@@ -242,7 +242,7 @@ class Rebuild:
                 if replaced is not None:
                     moved[key] = replaced
             if moved:
-                with index.write() as txn:
+                with index.write_gate, index.errors, index.begin() as txn:
                     for key, raw in moved.items():
                         txn.put(key, raw, db=index.segments)
 
@@ -251,7 +251,7 @@ class Rebuild:
         if not astray:
             return None
         found = {}
-        with self._index.read() as txn:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
             for extent in astray:
                 row = txn.get(extent.chunk_id, db=self._index.chunks)
                 if row is not None:
@@ -297,7 +297,7 @@ class Rebuild:
                 totals.chunk_raw_bytes += raw_bytes
                 totals.chunk_stored_bytes += location.stored_bytes
         report.packs = len(self._readings)
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             txn.put(b"totals", totals.encode(), db=index.meta)
 
     def _unreadable_manifests(self) -> Iterator[int]:

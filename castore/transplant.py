@@ -70,7 +70,12 @@ def _copy(pages: IndexPages, name: bytes, tables: dict[bytes, PageTable], target
     size = 0
 
     def flush() -> None:
-        with target.write() as txn, txn.cursor(db=table) as cursor:
+        with (
+            target.write_gate,
+            target.errors,
+            target.begin() as txn,
+            txn.cursor(db=table) as cursor,
+        ):
             for key, value in batch:
                 cursor.put(key, value)
         batch.clear()

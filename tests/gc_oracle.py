@@ -140,7 +140,11 @@ def _check_after(store_path: str, report_to: int) -> None:
         check(store)
         assert store.gc(repack_below=0.9).found_nothing
         on_disk = {path.stem for path in Path(store_path).glob("packs/*/*.pack")}
-        with store._catalog.index.read() as txn:  # type: ignore[attr-defined]
+        with (
+            store._catalog.index.gate,
+            store._catalog.index.errors,
+            store._catalog.index.snapshot(False) as txn,
+        ):  # type: ignore[attr-defined]
             rows = {key.hex() for key, _ in txn.cursor(db=store._catalog.index.packs)}  # type: ignore[attr-defined]
         assert on_disk == rows
 

@@ -311,7 +311,7 @@ def cached(store: castore.Store) -> dict[str, dict[bytes, bytes]]:
     [folder] = Path(cache_root() or "").iterdir()
     index = store._local._cache._index  # type: ignore[union-attr]
     assert folder.name in index.path
-    with index.read() as txn:
+    with index.gate, index.errors, index.snapshot(False) as txn:
         return {
             table: {bytes(key): bytes(value) for key, value in txn.cursor(db=getattr(index, table))}
             for table in ("names", "segments", "chunks")

@@ -827,7 +827,7 @@ def test_an_object_whose_segments_are_not_all_there(
     keys = sorted(mine)
     assert len(keys) > 5
     index = store._catalog._index  # type: ignore[union-attr]
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         if which == "swapped":
             txn.put(keys[1], mine[keys[2]], db=index.segments)
             txn.put(keys[2], mine[keys[1]], db=index.segments)
@@ -861,7 +861,7 @@ def test_an_object_whose_segments_are_not_all_there(
 
 def segment_rows(store: castore.Store) -> dict[bytes, bytes]:
     index = store._catalog._index  # type: ignore[union-attr]
-    with index.read() as txn:
+    with index.gate, index.errors, index.snapshot(False) as txn:
         return {bytes(key): bytes(raw) for key, raw in txn.cursor(db=index.segments)}
 
 

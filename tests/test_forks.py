@@ -234,7 +234,7 @@ def test_the_parents_reader_keeps_its_slot(store: castore.Store) -> None:
     forked = threading.Thread(target=lambda: status.append(oracle.in_child(lambda _: use())))
     forked.start()
     time.sleep(0.3)  # the child waits
-    with index.read() as txn:
+    with index.gate, index.errors, index.snapshot(False) as txn:
         before = bytes(txn.get(b"inline", db=index.names))
         os.close(go)
         os.close(ready)
@@ -266,7 +266,7 @@ def test_a_fork_while_an_error_is_handled(store: castore.Store, verb: str) -> No
         if pid == 0:
             signal.alarm(20)
             os.close(done[1])
-            with index.read():
+            with index.gate, index.snapshot():
                 os.write(reading[1], b"1")
                 os.read(done[0], 1)
                 listed = str(os.getpid()) in index._env.readers()  # type: ignore[union-attr]
@@ -287,7 +287,7 @@ def test_a_fork_waits_for_transactions(store: castore.Store) -> None:
     ended: list[float] = []
 
     def hold() -> None:
-        with index.read():
+        with index.gate, index.snapshot():
             inside.set()
             leave.wait(10)
             ended.append(time.monotonic())
@@ -504,7 +504,8 @@ import castore
 store = castore.open(sys.argv[1], threads=1)
 inside = threading.Event()
 def hold():
-    with store._catalog._index.write():
+    index = store._catalog._index
+    with index.write_gate, index.begin():
         inside.set()
         time.sleep(1)
 holder = threading.Thread(target=hold)

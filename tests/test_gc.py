@@ -235,12 +235,12 @@ def test_a_chunk_row_may_be_lost_or_lead_elsewhere(store: castore.Store) -> None
     first = in_a_pack_of_its_own(store, "first", OLD)
     row_of = rows(store, "chunks")
     index = store._catalog.index  # type: ignore[attr-defined]
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         txn.drop(index.chunks, delete=False)
         txn.delete(b"totals", db=index.meta)
     second = in_a_pack_of_its_own(store, "second", OLD)
     assert rows(store, "chunks").keys() == row_of.keys()
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         for chunk_id, row in row_of.items():
             txn.put(chunk_id, row, db=index.chunks)
     assert first != second
@@ -281,7 +281,7 @@ def test_nothing_is_taken_while_something_can_not_be_read(store: castore.Store, 
     store.delete("garbage")
     index = store._catalog.index  # type: ignore[attr-defined]
     key, raw = next(iter(rows(store, table).items()))
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         txn.put(key, raw[:-1] + bytes([raw[-1] ^ 1]), db=getattr(index, table))
     store._local.packs.retire()  # type: ignore[union-attr]
     before = {name: rows(store, name) for name in ("segments", "chunks", "packs", "names")}
@@ -577,7 +577,7 @@ def test_a_child_forked_amid_a_collection_does_not_keep_its_locks(
 
 def test_what_a_killed_collector_leaves_is_cleared(store: castore.Store) -> None:
     index = store._catalog.index  # type: ignore[attr-defined]
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         txn.put(b"marking", b"1", db=index.meta)
     store.puts("a", OLD)
     store.puts("b", OLD)

@@ -284,18 +284,12 @@ def test_at_every_moment(fast_folder: Path, monkeypatch: pytest.MonkeyPatch, act
 # ---- what each guard is for ---------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def raises_gc_seq_never(marker: Marker) -> Iterator[Any]:
-    with marker._index.write() as txn:
-        marker.catch_up(txn)
-        yield txn
+def raises_gc_seq_never(marker: Marker, txn: Any) -> None:
+    marker.catch_up(txn)
 
 
-@contextlib.contextmanager
-def catches_up_never(marker: Marker) -> Iterator[Any]:
-    with marker._index.write() as txn:
-        yield txn
-        next_number(marker._index, txn, GC_SEQ)
+def catches_up_never(marker: Marker, txn: Any) -> None:
+    next_number(marker._index, txn, GC_SEQ)
 
 
 def begins_without_marking(marker: Marker) -> None:
@@ -310,10 +304,10 @@ ABLATIONS: dict[str, tuple[str, Any, str]] = {
         "castore.gc.marking.Marker.begin", begins_without_marking, "move",
     ),
     "what changed is not marked before it is taken": (
-        "castore.gc.marking.Marker.decisive", catches_up_never, "put again",
+        "castore.gc.marking.Marker.make_decisive", catches_up_never, "put again",
     ),
     "writers are not told to look again": (
-        "castore.gc.marking.Marker.decisive", raises_gc_seq_never, "end of a put",
+        "castore.gc.marking.Marker.make_decisive", raises_gc_seq_never, "end of a put",
     ),
     "what live writers staged is not marked": (
         "castore.gc.marking.Marker._mark_pending", lambda *_: None, "end of a put",

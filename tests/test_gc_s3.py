@@ -567,7 +567,7 @@ def test_what_is_remembered_is_of_that_version(world: World) -> None:
     fill(store, "a", "b")
     collect(store)
     index = store._local._cache._index
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         row = txn.get(b"a", None, index.references)
         txn.put(b"b", row, db=index.references)
         txn.put(b"a", row[:-16], db=index.references)

@@ -40,12 +40,12 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def put(index: Index, key: bytes, value: bytes) -> None:
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         txn.put(key, value, db=index.meta)
 
 
 def get(index: Index, key: bytes) -> bytes | None:
-    with index.read() as txn:
+    with index.gate, index.errors, index.snapshot(False) as txn:
         raw = txn.get(key, db=index.meta)
     return None if raw is None else bytes(raw)
 
@@ -210,7 +210,8 @@ def test_slots_of_dead_readers_are_freed_at_the_next_opening(tmp_path: Path) -> 
     program = """
 import os, sys, castore
 store = castore.open(sys.argv[1])
-with store._catalog._index.read() as txn:
+index = store._catalog._index
+with index.gate, index.snapshot() as txn:
     print(os.getpid(), flush=True)
     os.kill(os.getpid(), 9)
 """
@@ -235,16 +236,16 @@ def test_read_transactions_take_no_slot_when_they_are_over(index: Index) -> None
         get(index, b"a")
     assert index._env is not None
     assert str(os.getpid()) not in index._env.readers()
-    with index.read():
+    with index.gate, index.snapshot():
         assert str(os.getpid()) in index._env.readers()
 
 
 def test_a_transaction_that_fails_leaves_nothing(index: Index) -> None:
     put(index, b"a", b"1")
-    with pytest.raises(ZeroDivisionError), index.write() as txn:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), index.write_gate, index.errors, index.begin() as txn:  # noqa: PT012
         txn.put(b"a", b"2", db=index.meta)
         raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError), index.read():
+    with pytest.raises(ZeroDivisionError), index.gate, index.snapshot():
         raise ZeroDivisionError
     assert get(index, b"a") == b"1"
     put(index, b"a", b"3")
@@ -256,7 +257,7 @@ def test_writers_of_one_process_wait_for_each_other(index: Index) -> None:
     order: list[str] = []
 
     def first() -> None:
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             inside.release()
             threading.Event().wait(0.2)
             txn.put(b"a", b"1", db=index.meta)
@@ -266,7 +267,7 @@ def test_writers_of_one_process_wait_for_each_other(index: Index) -> None:
     thread.start()
     inside.acquire()
     assert get(index, b"a") is None  # a reader does not wait
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         order.append("second")
         assert txn.get(b"a", db=index.meta) == b"1"
     thread.join()
@@ -470,8 +471,8 @@ def test_a_short_write_of_lmdb_means_a_full_disk(
 
 @pytest.mark.parametrize("error", [lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.Error])
 def test_errors_within_a_transaction_are_typed(index: Index, error: type[Exception]) -> None:
-    for transaction in (index.read, index.write):
-        with pytest.raises(CastoreError) as caught, transaction():
+    for gate, transaction in ((index.gate, index.snapshot), (index.write_gate, index.begin)):
+        with pytest.raises(CastoreError) as caught, gate, index.errors, transaction():
             raise error("injected")
         assert isinstance(caught.value.__cause__, error)
     put(index, b"a", b"1")

@@ -4,6 +4,7 @@ more: wherever it strikes, the store goes on, for other threads too, and is whol
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import random
 import signal
@@ -15,6 +16,8 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from gc_stores import World
+from memory_s3 import MemoryAttempts
 
 import castore
 from castore.workers import InFlight, Workers
@@ -51,6 +54,8 @@ def in_time(action: Callable[[], Any]) -> None:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(WAIT_SECONDS)
+    if thread.is_alive():
+        faulthandler.dump_traceback()
     assert not thread.is_alive(), "it hangs"
     assert not raised, raised
 
@@ -137,3 +142,80 @@ def test_a_handlers_error_is_not_the_disks(
             assert store.check(read_data=True).exit_code in (0, 1)
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+# ---------------------------------------------------------------- the verbs
+
+
+# An iterator of a folder is closed when its traceback goes, and Python warns of it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def use(store: castore.Store, seconds: float, longest: float) -> None:
+    """Every verb that takes locks, interrupted; what others put meanwhile is there."""
+    choose = random.Random(3)
+    large, small = os.urandom(400_000), os.urandom(500)
+    done = 0
+
+    def write() -> None:
+        match choose.randrange(5):
+            case 0:
+                store.puts("struck", os.urandom(80_000))
+            case 1:
+                with store.transaction() as transaction:
+                    transaction.puts("struck", small)
+                    transaction.puts("struck/2", large[: choose.randrange(100_000)])
+            case 2:
+                with store.open("struck", "wb") as file:
+                    file.write(large)
+            case 3:
+                store.copy("kept", "struck")
+            case 4:
+                store.delete_prefix("struck")
+
+    def read() -> None:
+        assert store.gets("kept") == large
+        with store.open("kept") as file:
+            file.read(70_000)
+        store.exists("struck")
+        list(store.list())
+        store.stats()
+
+    def after() -> None:
+        nonlocal done
+        done += 1
+        store.puts("other", small + b"%d" % done)
+        assert store.gets("other") == small + b"%d" % done
+        assert store.gets("kept") == large
+
+    store.puts("kept", large)
+    assert storm(write, after, seconds=seconds, longest=longest) > 10
+    assert storm(read, after, seconds=seconds / 2, longest=longest) > 10
+    assert storm(lambda: store.gc(grace=0.0), after, seconds=seconds / 2, longest=longest) > 10
+    in_time(lambda: store.gc(grace=0.0))
+
+
+def test_a_local_store(tmp_path: Path, alarm: None, quick_check: None) -> None:
+    store = castore.open(tmp_path / "store", chunk_bytes_avg=2816, threads=2)
+    use(store, seconds=3, longest=8e-3)
+    in_time(store.close)
+    with castore.open(tmp_path / "store") as again:
+        again.gc()
+        report = again.check(read_data=True)
+        assert report.clean, report.problems
+        assert not [p for p in (tmp_path / "store").glob("packs/*/*") if p.suffix != ".pack"]
+
+
+def test_a_store_on_s3(world: World, alarm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The server in memory has locks that Python code takes. Attempts asks a server so, too.
+    senders, ask = Workers(8, abandon=True), MemoryAttempts._ask
+
+    def sent(attempts: MemoryAttempts, *asked: Any, **options: Any) -> Any:
+        return senders.submit(ask, attempts, *asked, **options).result()
+
+    monkeypatch.setattr(MemoryAttempts, "_ask", sent)
+    store = world.open()
+    use(store, seconds=3, longest=8e-3)
+    in_time(store.close)
+    report = world.open("two").check(read_data=True)
+    assert all(p.severity == "warning" for p in report.problems), report.problems

@@ -200,13 +200,13 @@ def test_rows_are_checked(here: StoreCache) -> None:
     index = here._index
     assert index is not None
     for table in (index.names, index.chunks):
-        with index.write() as txn, txn.cursor(db=table) as cursor:
+        with index.write_gate, index.errors, index.begin() as txn, txn.cursor(db=table) as cursor:
             for key, row in list(cursor):
                 for at in range(0, len(row), 5):
                     txn.put(key, row[:at] + bytes([row[at] ^ 4]) + row[at + 1 :], db=table)
                     with_damage = here.manifest_head(b"name"), here.known([bytes(key)])
                     assert None in with_damage or {} in with_damage
-    with index.write() as txn:  # the row of another chunk
+    with index.write_gate, index.errors, index.begin() as txn:  # the row of another chunk
         txn.put(bytes([1]) * 16, txn.get(bytes([2]) * 16, db=index.chunks), db=index.chunks)
     assert here.known([bytes([1]) * 16]) == {}
 
@@ -382,7 +382,12 @@ def test_frames_are_bounded(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _count(index: object) -> int:
-    with index.read() as txn, txn.cursor(db=index.frames) as cursor:  # type: ignore[attr-defined]
+    with (
+        index.gate,
+        index.errors,
+        index.snapshot(False) as txn,
+        txn.cursor(db=index.frames) as cursor,
+    ):  # type: ignore[attr-defined]
         return sum(1 for _ in cursor)
 
 
@@ -632,14 +637,19 @@ def test_a_child_does_not_wait_for_what_its_parent_writes(
 
 def corrupt_segments(store: castore.Store) -> None:
     index = store._local._cache._index  # type: ignore[union-attr]
-    with index.write() as txn, txn.cursor(db=index.segments) as cursor:
+    with (
+        index.write_gate,
+        index.errors,
+        index.begin() as txn,
+        txn.cursor(db=index.segments) as cursor,
+    ):
         for key, row in list(cursor):
             txn.put(key, row[:50] + b"????" + row[54:], db=index.segments)
 
 
 def corrupt_heads(store: castore.Store) -> None:
     index = store._local._cache._index  # type: ignore[union-attr]
-    with index.write() as txn, txn.cursor(db=index.names) as cursor:
+    with index.write_gate, index.errors, index.begin() as txn, txn.cursor(db=index.names) as cursor:
         for key, row in list(cursor):
             txn.put(key, row[:50] + b"????" + row[54:], db=index.names)
 

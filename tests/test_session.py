@@ -79,7 +79,7 @@ class Collector:
         after the frames that are alive were moved to that new pack."""
         index = self.index
         locks: dict[bytes, int] = {}
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             alive = self._alive_manifests(txn)
             segments = {
                 bytes(key): bytes(raw)
@@ -372,7 +372,7 @@ def test_chunks_that_were_just_moved_are_found_again(
 
 def rows(store: castore.Store, table: str) -> dict[bytes, bytes]:
     index = store._catalog._index  # type: ignore[union-attr]
-    with index.read() as txn:
+    with index.gate, index.errors, index.snapshot(False) as txn:
         return {bytes(k): bytes(v) for k, v in txn.cursor(db=getattr(index, table))}
 
 
@@ -388,7 +388,7 @@ def test_chunk_rows_come_back_when_the_collector_has_been_there(
     file = store.open("new", "wb")
     file.write(OLD)
     file.write(some_bytes(100_000, 3))  # so that the first are looked up
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         totals = Totals.decode(bytes(txn.get(b"totals", db=index.meta)))
         for chunk_id, row in before.items():
             txn.delete(chunk_id, db=index.chunks)
@@ -410,7 +410,7 @@ def test_changes_are_written_down_only_while_a_collector_marks(store: castore.St
     index = store._catalog._index  # type: ignore[union-attr]
     store.puts("before", b"1")
     assert rows(store, "changes") == {}
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         txn.put(b"marking", b"1", db=index.meta)
 
     def in_one_commit() -> None:
@@ -438,7 +438,7 @@ def test_changes_are_written_down_only_while_a_collector_marks(store: castore.St
         store.puts("a", b"", if_absent=True)
     with pytest.raises(NameNotFound):
         store.delete("nothing")
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         txn.delete(b"marking", db=index.meta)
     store.puts("after", b"1")
     assert rows(store, "changes") == changes

@@ -1406,7 +1406,7 @@ def test_a_transaction_that_stages_rows_before_its_end(
     for name, data in contents.items():
         assert store.gets(name) == data
     index = store._catalog._index
-    with index.read() as txn:
+    with index.gate, index.errors, index.snapshot(False) as txn:
         pending = txn.stat(index.pending)["entries"]
     assert pending <= 4, "what was published is not pending any more"
 
@@ -1751,7 +1751,7 @@ def collect(store: castore.Store, packs: list[Path], *, rows_only: bool = False)
     from castore.catalog import meta
 
     index = store._catalog._index
-    with index.write() as txn:
+    with index.write_gate, index.errors, index.begin() as txn:
         ids = {bytes.fromhex(pack.stem) for pack in packs}
         with txn.cursor(db=index.chunks) as cursor:
             rows = [(key, decode_chunk_row(row)[1].pack_id) for key, row in cursor]

@@ -105,7 +105,7 @@ class LocalCatalog:
     # ------------------------------------------------------------ reading
 
     def record(self, name: bytes) -> Record | None:
-        with self._index.read() as txn:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
             raw = txn.get(name, db=self._index.names)
         return None if raw is None else self._decode(name, raw)
 
@@ -116,7 +116,7 @@ class LocalCatalog:
             with index.gate, index.snapshot() as txn:
                 return self._cover(txn, name, byte_ranges)
         except LmdbError:
-            with index.read(buffers=True) as views:
+            with index.gate, index.errors, index.snapshot() as views:
                 return self._cover(views, name, byte_ranges)
 
     def _cover(
@@ -154,7 +154,7 @@ class LocalCatalog:
 
     def manifest(self, name: bytes) -> tuple[Record, Manifest]:
         index = self._index
-        with index.read() as txn:
+        with index.gate, index.errors, index.snapshot(False) as txn:
             raw = txn.get(name, db=index.names)
             if raw is None:
                 raise NameNotFound(name.decode())
@@ -166,7 +166,7 @@ class LocalCatalog:
     def known(self, chunk_ids: Sequence[bytes]) -> tuple[int, dict[bytes, Location]]:
         """The collector's counter, and the locations of those chunks that are stored."""
         index = self._index
-        with index.read() as txn:
+        with index.gate, index.errors, index.snapshot(False) as txn:
             gc_seq = read_number(self._index, txn, GC_SEQ)
             with txn.cursor(db=index.chunks) as cursor:
                 rows = cursor.getmulti(sorted(set(chunk_ids)))
@@ -187,7 +187,12 @@ class LocalCatalog:
     def _page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
         """Up to PAGE_NAMES names that start with `prefix` and sort after `after`."""
         index = self._index
-        with index.read() as txn, txn.cursor(db=index.names) as cursor:
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.names) as cursor,
+        ):
             start = max(prefix, after + b"\0") if after else prefix
             if not (cursor.set_range(start) if start else cursor.first()):
                 return []
@@ -200,7 +205,12 @@ class LocalCatalog:
 
     def _names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
         index = self._index
-        with index.read() as txn, txn.cursor(db=index.names) as cursor:
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.names) as cursor,
+        ):
             start = max(prefix, after + b"\0") if after else prefix
             if not (cursor.set_range(start) if start else cursor.first()):
                 return []
@@ -215,7 +225,7 @@ class LocalCatalog:
     def totals(self) -> tuple[Totals, int, int, int, int]:
         """(sums, objects, chunks, packs, index bytes)."""
         index = self._index
-        with index.read() as txn:
+        with index.gate, index.errors, index.snapshot(False) as txn:
             counts = [
                 int(txn.stat(table)["entries"])
                 for table in (index.names, index.chunks, index.packs)
@@ -228,7 +238,7 @@ class LocalCatalog:
     def stage(self, batch: Batch, owner: bytes) -> None:
         """Put a batch of rows in, before there is a name for them. `owner` is the pack whose lock
         shows that the writer lives. Raises PacksVanished."""
-        with self._index.write() as txn:
+        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
             numbers = self._apply(txn, batch, pending_owner=owner)
         # Only now are they taken: of a transaction that failed, another takes them.
         for draft, number in numbers.items():
@@ -239,7 +249,7 @@ class LocalCatalog:
 
         Raises NameNotFound, NameExists, PacksVanished: nothing was published; CommitUnknown.
         """
-        with self._index.write() as txn:
+        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
             numbers = self._apply(txn, batch, pending_owner=None)
             return self.change_names(txn, operations, numbers)
 
@@ -373,13 +383,13 @@ class LocalCatalog:
 
     def _check_store_id(self, store_id: bytes) -> None:
         index = self._index
-        with index.read() as txn:
+        with index.gate, index.errors, index.snapshot(False) as txn:
             found = txn.get(STORE_ID, db=index.meta)
         if found is None and index.writable:
             # Whoever made the index may have died before it was durable.
             sync_folder(index.path)
             sync_folder(os.path.dirname(index.path))
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 txn.put(STORE_ID, store_id, db=index.meta, overwrite=False)
                 found = txn.get(STORE_ID, db=index.meta)
         # A flipped bit is for a check to find and a repair to put right: both open the store.

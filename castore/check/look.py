@@ -83,7 +83,7 @@ class LocalCheck:
     def run(self) -> None:
         index = self._index
         self._check_config()
-        with index.read() as txn:
+        with index.gate, index.errors, index.snapshot(False) as txn:
             self._gc_seq = _meta(index, txn, GC_SEQ)
             self._check_meta(txn)
             self._read_pack_rows(txn)
@@ -107,7 +107,7 @@ class LocalCheck:
 
     def undisturbed(self) -> bool:
         """Whether no collector removed or moved anything since this look began."""
-        with self._index.read() as txn:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
             return _meta(self._index, txn, GC_SEQ) == self._gc_seq
 
     # ------------------------------------------------------------ config and meta

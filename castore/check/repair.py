@@ -90,7 +90,7 @@ class LocalRepair:
         are right; then these packs are below quarantine/ alone."""
         replaced = self._frames.replaced
         links = {pack_id: self._link(pack_id) for pack_id in sorted(replaced)}
-        with self._index.write() as txn:
+        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
             named = named_manifests(self._index, txn)
             self._drop_segments(txn, named)
             pending = pending_manifests(self._index, txn, self._root, replaced)

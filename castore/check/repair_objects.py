@@ -100,7 +100,7 @@ class ObjectRepair:
 
     def _rewrite(self, keys: list[bytes]) -> int:
         index, count = self._index, 0
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             for key in keys:
                 raw = txn.get(key, db=index.segments)
                 if raw is None or not decodes(raw, manifest_of(key)):
@@ -119,7 +119,7 @@ class ObjectRepair:
         unreadable = []
         for name in report.damaged_names:
             key = name.encode(errors="surrogateescape")
-            with self._index.read() as txn:
+            with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
                 raw = txn.get(key, db=self._index.names)
             if raw is None:
                 continue
@@ -140,7 +140,7 @@ class ObjectRepair:
             self._keep_raw(key, raw, reason)
 
     def _is_readable(self, record: Record) -> bool:
-        with self._index.read() as txn:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
             raws = [raw for _, raw in segments_of(self._index, txn, record.manifest)]
         packs = {
             pack_id
@@ -153,7 +153,7 @@ class ObjectRepair:
         return not any(manifest_faults(record, raws, self._packs.readings, self._config.seed))
 
     def _keep_rest(self, key: bytes, raw: bytes, record: Record, why: str) -> None:
-        with self._index.read() as txn:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
             segments = [
                 (segment_place(segment)[1], value)
                 for segment, value in segments_of(self._index, txn, record.manifest)
@@ -180,7 +180,7 @@ class ObjectRepair:
 
     def _change_name(self, key: bytes, raw: bytes, changes: Sequence[Operation]) -> bool:
         """Unless it was put anew meanwhile."""
-        with self._index.write() as txn:
+        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
             if txn.get(key, db=self._index.names) != raw:
                 return False
             self._catalog.change_names(txn, changes, {})
@@ -205,7 +205,7 @@ class ObjectRepair:
         index = self._index
         # Before those with a name: what is staged in between is not taken for one without.
         manifests = {manifest_of(key) for key, _ in all_segments(index)}
-        with index.read() as txn:
+        with index.gate, index.errors, index.snapshot(False) as txn:
             taken = named_manifests(index, txn) | self.emptied
             taken |= pending_manifests(index, txn, self._root, self._packs.replaced)
         for manifest in sorted(manifests - taken):
@@ -213,13 +213,13 @@ class ObjectRepair:
 
     def _name_orphan(self, manifest: int) -> None:
         index = self._index
-        with index.read() as txn:
+        with index.gate, index.errors, index.snapshot(False) as txn:
             rows = list(segments_of(index, txn, manifest))
         segments = [value for _, value in rows]
         record = self._record_of(manifest, segments)
         if record is not None:
             target = PREFIX + record.etag[:4].hex().encode() + b"/manifest-%d" % manifest
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 if [value for _, value in segments_of(index, txn, manifest)] != segments:
                     return  # a put that failed has taken it back
                 self._catalog.change_names(txn, [Publish(target, record, None)], {})

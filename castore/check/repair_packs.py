@@ -186,7 +186,7 @@ class PackRepair:
 
     def _durable_bytes(self) -> dict[bytes, int]:
         """What commits have said of each pack."""
-        with self._index.read() as txn:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
             rows = {bytes(key): bytes(row) for key, row in txn.cursor(db=self._index.packs)}
         return {pack_id: _durable(row) for pack_id, row in rows.items()}
 
@@ -204,7 +204,7 @@ class PackRepair:
         self._placement.sync()
         for pack in self._placement.upto:
             pack.named = True
-        with self._index.write() as txn:
+        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
             for pack, upto in self._placement.upto.items():
                 self._put_pack_row(txn, pack, upto)
             self._move_rows(txn, pack_id, copies, locations)

@@ -68,7 +68,7 @@ class RowRepair:
 
     def _damaged_segments(self, name: bytes) -> list[bytes]:
         index = self._index
-        with index.read() as txn:
+        with index.gate, index.errors, index.snapshot(False) as txn:
             raw = txn.get(name, db=index.names)
             if raw is None:
                 return []
@@ -83,7 +83,7 @@ class RowRepair:
             ]
 
     def _mend(self, table: Table, key: bytes, decode: Callable[[bytes], object], what: str) -> None:
-        with self._index.read() as txn:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
             raw = txn.get(key, db=table)
         if raw is None:
             return
@@ -93,7 +93,7 @@ class RowRepair:
         right = mended(raw, decode)
         if right is None:
             return
-        with self._index.write() as txn:
+        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
             if txn.get(key, db=table) != raw:
                 return
             txn.put(key, right, db=table)
@@ -104,7 +104,7 @@ class RowRepair:
     def mend_meta(self) -> None:
         """While no collector runs: a repair has its lock."""
         index = self._index
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             rows = [(bytes(key), bytes(value)) for key, value in txn.cursor(db=index.meta)]
             for key, fault in meta_faults(rows, self._store_id):
                 if key == STORE_ID:
@@ -128,7 +128,7 @@ class RowRepair:
         for page in pages(self._index, self._index.chunks):
             wrong = [key for key, row in page if not self._is_right(key, row, self._packs.replaced)]
             if wrong:
-                with self._index.write() as txn:
+                with self._index.write_gate, self._index.errors, self._index.begin() as txn:
                     self._mend_chunks(txn, wrong, self._packs.replaced)
 
     def mend_all_chunks(self, txn: Txn, gone: Collection[bytes]) -> None:

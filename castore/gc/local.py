@@ -154,7 +154,7 @@ class _Collection:
 
     def _announce(self) -> None:
         index = self._index
-        with index.read() as txn:
+        with index.gate, index.errors, index.snapshot(False) as txn:
             segments = int(txn.stat(index.segments)["entries"])
             rows = int(txn.stat(index.chunks)["entries"])
         self._add_work(segments * SEGMENT_BYTES + rows * ROW_BYTES)

@@ -10,7 +10,6 @@ meanwhile is left to the next collection.
 
 from __future__ import annotations
 
-import contextlib
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -64,24 +63,21 @@ class Marker:
         """Have changes written down from now on. What a collector that was killed left of them is
         dropped."""
         index = self._index
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             txn.drop(index.changes, delete=False)
             txn.put(MARKING, MARKING_VALUE, db=index.meta)
 
     def end(self) -> None:
         index = self._index
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             txn.delete(MARKING, db=index.meta)
             txn.drop(index.changes, delete=False)
 
-    @contextlib.contextmanager
-    def decisive(self) -> Iterator[Txn]:
-        """A write transaction in which everything alive is marked. Those who looked up what it
-        takes learn by the counter that they have to look again."""
-        with self._index.write() as txn:
-            self.catch_up(txn)
-            yield txn
-            next_number(self._index, txn, GC_SEQ)
+    def make_decisive(self, txn: Txn) -> None:
+        """Have everything alive marked in a write transaction that is to take something. Those who
+        looked up what it takes learn by the counter that they have to look again."""
+        self.catch_up(txn)
+        next_number(self._index, txn, GC_SEQ)
 
     # ------------------------------------------------------------ marking
 
@@ -89,7 +85,7 @@ class Marker:
         """Mark everything that is alive. Raises FormatError if something that a name leads to can't
         be read: then nothing can be said to be garbage."""
         index = self._index
-        with index.read() as txn:
+        with index.gate, index.errors, index.snapshot(False) as txn:
             self._manifest_last = last_manifest(index, txn)
             self._mark_pending(txn)
         self._read_names()
@@ -110,7 +106,12 @@ class Marker:
         index, at = self._index, segment_key(0, 0)
         while at:
             batch = []
-            with index.read() as txn, txn.cursor(db=index.segments) as cursor:
+            with (
+                index.gate,
+                index.errors,
+                index.snapshot(False) as txn,
+                txn.cursor(db=index.segments) as cursor,
+            ):
                 found = cursor.set_range(at)
                 for _ in range(SEGMENTS_PER_READ):
                     if not found:
@@ -149,7 +150,7 @@ class Marker:
         for _ in range(ROUNDS_MAX):
             changes = CHANGES_PER_READ
             while changes == CHANGES_PER_READ:
-                with self._index.read() as txn:
+                with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
                     changes = self.catch_up(txn, CHANGES_PER_READ)
             if changes <= CHANGES_LEFT:
                 return
@@ -159,7 +160,12 @@ class Marker:
     def _read_names(self) -> None:
         index, after = self._index, b""
         while True:
-            with index.read() as txn, txn.cursor(db=index.names) as cursor:
+            with (
+                index.gate,
+                index.errors,
+                index.snapshot(False) as txn,
+                txn.cursor(db=index.names) as cursor,
+            ):
                 if not (cursor.set_range(after + b"\0") if after else cursor.first()):
                     return
                 for after, raw in islice(cursor, NAMES_PER_READ):

@@ -167,7 +167,7 @@ class Repacker:
         """Those of all segments that refer to the packs, and others."""
         keys = self._segment_keys(packs)
         for i in range(0, len(keys), SEGMENTS_PER_READ):
-            with self._index.read() as txn:
+            with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
                 found = [
                     txn.get(segment_key(*key), db=self._index.segments)
                     for key in keys[i : i + SEGMENTS_PER_READ]
@@ -244,7 +244,7 @@ class Repacker:
         wanted: Mapping[bytes, Mapping[int, Wanted]],
     ) -> None:
         index = self._index
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             for pack, end in frames_end.items():
                 row = encode_pack_row(pack.created_ns, end)
                 txn.put(pack.pack_id, row, db=index.packs)
@@ -257,7 +257,7 @@ class Repacker:
             self._move_rows(rows[i : i + ROWS_MAX])
         keys = self._segment_keys(moves)
         for i in range(0, len(keys), SEGMENTS_MAX):
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 for place in keys[i : i + SEGMENTS_MAX]:
                     key = segment_key(*place)
                     raw = txn.get(key, db=index.segments)
@@ -266,7 +266,7 @@ class Repacker:
 
     def _move_rows(self, rows: Sequence[tuple[bytes, int, bytes, int, Location]]) -> None:
         index = self._index
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             totals = read_totals(index, txn)
             for chunk_id, raw_bytes, pack_id, offset, place in rows:
                 old = txn.get(chunk_id, db=index.chunks)

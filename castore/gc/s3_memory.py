@@ -27,7 +27,7 @@ class CollectorMemory:
         """The highest version seen; 0 if none was."""
 
         def read(index: Index) -> int:
-            with index.read() as txn:
+            with index.gate, index.errors, index.snapshot(False) as txn:
                 raw = txn.get(_STATE_VERSION, db=index.meta)
             return 0 if raw is None else int.from_bytes(raw, "little")
 
@@ -35,7 +35,7 @@ class CollectorMemory:
 
     def saw_state(self, version: int) -> None:
         def write(index: Index) -> None:
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 raw = txn.get(_STATE_VERSION, db=index.meta)
                 if raw is None or int.from_bytes(raw, "little") < version:
                     txn.put(_STATE_VERSION, version.to_bytes(8, "little"), db=index.meta)
@@ -49,7 +49,7 @@ class CollectorMemory:
 
         def read(index: Index) -> dict[bytes, Packs]:
             found = {}
-            with index.read() as txn:
+            with index.gate, index.errors, index.snapshot(False) as txn:
                 for name, etag in listed:
                     packs = decode_references(name, etag, txn.get(name, db=index.references))
                     if packs is not None:
@@ -70,7 +70,7 @@ class CollectorMemory:
         upto = listed[-1][0] if listed else None
 
         def write(index: Index) -> None:
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 for name in list(_between(txn, index.references, after, upto)):
                     if name not in there:
                         txn.delete(name, db=index.references)
@@ -78,7 +78,7 @@ class CollectorMemory:
                     txn.put(name, encode_references(name, etag, packs), db=index.references)
 
         def has_others(index: Index) -> bool:
-            with index.read() as txn:
+            with index.gate, index.errors, index.snapshot(False) as txn:
                 rows = _between(txn, index.references, after, upto)
                 return any(name not in there for name in rows)
 

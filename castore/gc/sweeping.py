@@ -80,9 +80,10 @@ class Sweeper:
         if self._dry_run:
             self._tally.manifests_removed = len(self._marker.dead)
             return
-        at = 0
+        index, at = self._index, 0
         while at < len(self._marker.dead):
-            with self._marker.decisive() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
+                self._marker.make_decisive(txn)
                 at = self._remove_manifests(txn, self._marker.dead, at)
 
     def _remove_manifests(self, txn: Txn, manifests: array[int], at: int) -> int:
@@ -130,7 +131,12 @@ class Sweeper:
         many there were."""
         index, see, live, count = self._index, self._marks.see, 0, 0
         key = b""
-        with index.read() as txn, txn.cursor(db=index.chunks) as cursor:
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.chunks) as cursor,
+        ):
             if cursor.set_range(after + b"\0") if after else cursor.first():
                 for key, row in islice(cursor, ROWS_PER_READ):
                     count += 1
@@ -148,7 +154,8 @@ class Sweeper:
         if not chunk_ids:
             return
         index, removed = self._index, 0
-        with self._marker.decisive() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
+            self._marker.make_decisive(txn)
             totals = read_totals(index, txn)
             for chunk_id in chunk_ids:
                 row = txn.get(chunk_id, db=index.chunks)
@@ -186,7 +193,7 @@ class Sweeper:
         if self._dry_run or not found:
             return
         index, restored = self._index, 0
-        with index.write() as txn:
+        with index.write_gate, index.errors, index.begin() as txn:
             totals = read_totals(index, txn)
             for chunk_id, (raw_bytes, location) in found.items():
                 row = txn.get(chunk_id, db=index.chunks)
@@ -205,7 +212,12 @@ class Sweeper:
         """Remove the packs with nothing alive in them, files without rows too; the others, with
         their bytes and when they were made (ns since the epoch)."""
         index = self._index
-        with index.read() as txn, txn.cursor(db=index.packs) as cursor:
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.packs) as cursor,
+        ):
             made = {key: decode_pack_row(row)[0] for key, row in cursor}
         files = dict(self._packs.list())
         live = self._marks.packs
@@ -222,7 +234,12 @@ class Sweeper:
     def seal_packs(self, seed: int) -> None:
         """End the packs whose writers did not."""
         index = self._index
-        with index.read() as txn, txn.cursor(db=index.packs) as cursor:
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.packs) as cursor,
+        ):
             ends = [(key, decode_pack_row(row)[1]) for key, row in cursor]
         self._tally.packs_sealed = seal_packs(self._packs, ends, seed=seed, dry_run=self._dry_run)
 
@@ -239,7 +256,8 @@ class Sweeper:
         removed: set[bytes] = set()
         orphans = 0
         with PackLocks(self._packs) as locks:
-            with self._marker.decisive() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
+                self._marker.make_decisive(txn)
                 for pack_id in pack_ids:
                     if (referred or self._marks.has)(pack_id):
                         continue

@@ -64,7 +64,7 @@ class StoreCache:
         """(ETag, head as stored) of the version of the name that was seen last."""
 
         def read(index: Index) -> tuple[str, bytes] | None:
-            with index.read() as txn:
+            with index.gate, index.errors, index.snapshot(False) as txn:
                 return _version(name, txn.get(name, db=index.names))
 
         return self.access(read, None)
@@ -76,7 +76,7 @@ class StoreCache:
         head, only those, if it is the version that is known."""
 
         def write(index: Index) -> None:
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 before = _version(name, txn.get(name, db=index.names))
                 if head:
                     if before is not None and before[0] != etag:
@@ -91,7 +91,7 @@ class StoreCache:
 
     def forget_manifest(self, name: bytes) -> None:
         def write(index: Index) -> None:
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 before = _version(name, txn.get(name, db=index.names))
                 if before is not None:
                     _forget_segments(txn, index.segments, name, before[0])
@@ -101,7 +101,7 @@ class StoreCache:
 
     def segment(self, name: bytes, etag: str, end: int) -> bytes | None:
         def read(index: Index) -> bytes | None:
-            with index.read() as txn:
+            with index.gate, index.errors, index.snapshot(False) as txn:
                 raw: bytes | None = txn.get(_segment_key(name, etag, end), db=index.segments)
             return raw
 
@@ -111,7 +111,12 @@ class StoreCache:
 
     def known(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         def read(index: Index) -> dict[bytes, Location]:
-            with index.read() as txn, txn.cursor(db=index.chunks) as cursor:
+            with (
+                index.gate,
+                index.errors,
+                index.snapshot(False) as txn,
+                txn.cursor(db=index.chunks) as cursor,
+            ):
                 rows = [(bytes(i), bytes(row)) for i, row in cursor.getmulti(sorted({*chunk_ids}))]
             return {
                 chunk_id: decode_chunk_row(raw)[1]
@@ -126,7 +131,7 @@ class StoreCache:
         rows: list[tuple[bytes, bytes]] = []
 
         def write(index: Index) -> None:
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 for chunk_id, row in rows:
                     txn.put(chunk_id, row, db=index.chunks)
 
@@ -144,7 +149,7 @@ class StoreCache:
         """They are not where we thought: their packs are gone, or about to go."""
 
         def write(index: Index) -> None:
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 for chunk_id in chunk_ids:
                     txn.delete(chunk_id, db=index.chunks)
 
@@ -154,14 +159,14 @@ class StoreCache:
         """The keys of the objects of hints whose chunks are remembered."""
 
         def read(index: Index) -> set[str]:
-            with index.read() as txn:
+            with index.gate, index.errors, index.snapshot(False) as txn:
                 return {key[5:].decode() for key, _ in _rows(txn, index.meta, b"hint ")}
 
         return self.access(read, set())
 
     def note_hints(self, seen: Iterable[str], gone: Iterable[str] = ()) -> None:
         def write(index: Index) -> None:
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 for key in seen:
                     txn.put(b"hint " + key.encode(), b"", db=index.meta)
                 for key in gone:

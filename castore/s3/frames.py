@@ -79,7 +79,7 @@ class FrameCache:
         missing = [i for i, frame in enumerate(found) if frame is None]
 
         def read(index: Index) -> list[bytes | None]:
-            with index.read() as txn:
+            with index.gate, index.errors, index.snapshot(False) as txn:
                 keys = [_KEY.pack(locations[i][0], locations[i][1]) for i in missing]
                 return [txn.get(key, db=index.frames) for key in keys]
 
@@ -118,7 +118,7 @@ class FrameCache:
                 self._queued.pop(location[:2], None)
 
         def write(index: Index) -> None:
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 for pack_id, offset, _ in locations:
                     txn.delete(_KEY.pack(pack_id, offset), db=index.frames)
 
@@ -150,7 +150,7 @@ class FrameCache:
             rows = self._append(frames)
 
         def write(index: Index) -> None:
-            with index.write() as txn:
+            with index.write_gate, index.errors, index.begin() as txn:
                 if evicted:
                     with txn.cursor(db=index.frames) as cursor:
                         old = [bytes(key) for key, row in cursor if bytes(row[:16]) in evicted]
