@@ -391,10 +391,15 @@ class Store:
         with self.transaction() as transaction:
             transaction.delete(name)
 
-    def delete_prefix(self, prefix: str) -> int:
-        """Remove every name that starts with `prefix`, in one step; how many there were."""
+    def delete_prefix(self, prefix: str, *, unbounded: bool = False) -> int:
+        """Remove every name below a folder, such as "project/", in one step; how many there were.
+
+        `unbounded`, every name that starts with `prefix`, whatever follows: "project" is also what
+        "project2/a" starts with, and "" what all do. Without it, a prefix that does not end in "/"
+        raises InvalidName. Raises ReadOnlyStore.
+        """
         with self.transaction() as transaction:
-            transaction.delete_prefix(prefix)
+            transaction.delete_prefix(prefix, unbounded=unbounded)
         return transaction.deleted
 
     def transaction(self) -> Transaction:

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
-from castore.errors import FileStillOpen, NameExists, StoreClosed, TimeOutOfRange
+from castore.errors import FileStillOpen, InvalidName, NameExists, StoreClosed, TimeOutOfRange
 from castore.format_index import Record
 from castore.local import refuse_open_store_paths
-from castore.model import ObjectInfo, Progress, encode_name, encode_prefix
+from castore.model import NAME_BYTES_MAX, ObjectInfo, Progress, encode_name, encode_prefix
 from castore.objectfile import ObjectWriterFile
 from castore.session import WriteSession
 from castore.sourcefile import fingerprint, opened, store_file
@@ -174,10 +174,20 @@ class Transaction:
         """As Store.delete; a missing name raises NameNotFound at the end of the block."""
         self._operations.append(Delete(self._check(name, False)))
 
-    def delete_prefix(self, prefix: str) -> None:
+    def delete_prefix(self, prefix: str, *, unbounded: bool = False) -> None:
         """As Store.delete_prefix."""
         self._check("prefix", False)
-        self._operations.append(DeletePrefix(encode_prefix(prefix)))
+        encoded = encode_prefix(prefix)
+        if not unbounded and not encoded.endswith(b"/"):
+            meant = f"{prefix + '/'!r}, or " if prefix else ""
+            every = (
+                f"every name that starts with {prefix!r}" if prefix else "every name of the store"
+            )
+            raise InvalidName(
+                f"prefix {prefix!r} does not end in '/': say {meant}unbounded=True for {every}"
+            )
+        if len(encoded) <= NAME_BYTES_MAX:
+            self._operations.append(DeletePrefix(encoded))
 
     def commit(self) -> None:
         """Publish all of it. Raises FileStillOpen, NameExists, NameNotFound, StoreFull,

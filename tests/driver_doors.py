@@ -119,6 +119,8 @@ class StoreDoor(Door):
                 target.put(name, Blocks(change.data, choose), if_absent=if_absent)
         elif change.verb in ("copy", "rename"):
             getattr(target, change.verb)(name, change.target, if_absent=if_absent)
+        elif change.verb == "delete_prefix":
+            target.delete_prefix(name, unbounded=not name.endswith("/"))
         else:
             getattr(target, change.verb)(name)
 

@@ -267,7 +267,7 @@ def late(make: Make, work: Work) -> Iterator[tuple[World, Machine]]:
         there = one.run(work, lose=step)
         one.store.close()
         with world.open("two") as other:
-            other.delete_prefix("new")
+            other.delete_prefix("new", unbounded=True)
             collect(other)
             world.server.land()
         yield world, one

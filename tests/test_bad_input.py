@@ -116,6 +116,7 @@ def test_names_that_are_fine(store: castore.Store, name: str) -> None:
     [
         (b"a", "a prefix is a str, not bytes"),
         (None, "a prefix is a str, not NoneType"),
+        ("a\0b", r"prefix 'a\x00b' has a NUL byte"),
         ("\udcff", r"prefix '\udcff' is not valid Unicode: surrogates not allowed"),
     ],
 )

@@ -160,7 +160,7 @@ def put_unseen(one: castore.Store, other: castore.Store) -> None:
         first.puts("waste 1", noise(70_000, 3))
         second.puts("second", SECOND)
         second.puts("waste 2", noise(70_000, 4))
-    one.delete_prefix("waste")
+    one.delete_prefix("waste", unbounded=True)
 
 
 def assert_whole(store: castore.Store) -> None:

@@ -143,7 +143,7 @@ def test_a_disk_that_fills_up_with_small_objects(small_disk: Callable[[int], Pat
         assert {name: store.gets(name) for name in store.names()} == held
         (disk / "ballast").unlink()
         store.puts("more", b"more")
-        store.delete_prefix("0")
+        store.delete_prefix("0", unbounded=True)
         store.puts("0", b"zero")
         assert store.gets("more") == b"more"
         oracle.check_index(store)
@@ -585,7 +585,7 @@ with castore.open(sys.argv[1], threads=1) as store:
         store.puts(f'n{i}', bytes(3000))
     store.puts('large', bytes(range(256)) * 20_000)
     assert store.size('large') == 256 * 20_000
-    store.delete_prefix('n')
+    store.delete_prefix('n', unbounded=True)
     store.delete('large')
 """
     for size in (1 << 30, 3 << 30):

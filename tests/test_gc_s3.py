@@ -74,7 +74,7 @@ def packs_of(store: castore.Store, name: str) -> set[str]:
         lambda store: store.puts("b", noise(SIZE, 7)),
         lambda store: store.copy("a", "b"),
         lambda store: store.rename("a", "b"),
-        lambda store: store.delete_prefix("b"),
+        lambda store: store.delete_prefix("b", unbounded=True),
     ],
     ids=["delete", "put inline", "put", "copy", "rename", "delete prefix"],
 )
@@ -264,7 +264,7 @@ def test_a_round_condemns_only_so_many(
 ) -> None:
     monkeypatch.setattr(s3, "CONDEMNED_MAX", 2)
     fill(store, *"abcde")
-    store.delete_prefix("")
+    store.delete_prefix("", unbounded=True)
     assert [collect(store).packs_removed for _ in range(4)] == [2, 2, 1, 0]
 
 
@@ -598,7 +598,7 @@ def test_pages_of_names(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -
     fill(store, *"abcdefg")
     store.delete("d")
     assert collect(store).packs_removed == 1
-    store.delete_prefix("")
+    store.delete_prefix("", unbounded=True)
     assert collect(store).packs_removed == 6
     assert collect(store).objects == 0
 

@@ -65,7 +65,7 @@ def mixed(store: castore.Store) -> None:
         size = choose.choice([100, 66_000, 90_000, 200_000])
         store.puts(f"n{choose.randrange(25)}", noise(size, i) + bytes(choose.randrange(90_000)))
         if not i % 7:
-            store.delete_prefix(f"n{choose.randrange(10)}")
+            store.delete_prefix(f"n{choose.randrange(10)}", unbounded=True)
 
 
 SHAPES = [nothing, zeros, one_by_one, half_deleted, copies, repetitive, edited, mixed]

@@ -264,7 +264,7 @@ def test_reading_only(open_moto: Open) -> None:
         lambda: store.puts("b", b"b"),
         lambda: store.delete("a"),
         lambda: store.copy("a", "b"),
-        lambda: store.delete_prefix(""),
+        lambda: store.delete_prefix("", unbounded=True),
     ):
         with pytest.raises(ReadOnlyStore):
             change()

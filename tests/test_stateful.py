@@ -127,7 +127,7 @@ def delete_prefix_change(prefix: str) -> Change:
         for name in [name for name in model if name.startswith(prefix)]:
             del model[name]
 
-    return Change(lambda target, _: target.delete_prefix(prefix), on_model)
+    return Change(lambda target, _: target.delete_prefix(prefix, unbounded=True), on_model)
 
 
 def copy_change(source: str, target: str, if_absent: bool, rename: bool) -> Change:

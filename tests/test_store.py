@@ -29,6 +29,7 @@ import pytest
 import castore
 from castore import errors, reader, writer
 from castore.errors import (
+    InvalidName,
     InvalidRange,
     NameExists,
     NameNotFound,
@@ -1233,7 +1234,7 @@ def test_copy(store: castore.Store) -> None:
         assert store.gets("target") == b"changed"
         store.copy("source", "source")
         assert store.gets("source") == b"changed"
-        store.delete_prefix("")
+        store.delete_prefix("", unbounded=True)
     with pytest.raises(NameNotFound, match="'missing'"):
         store.copy("missing", "target")
     assert not store.exists("target")
@@ -1272,10 +1273,16 @@ def test_delete_prefix(store: castore.Store) -> None:
         store.puts(name, b"x")
     assert store.delete_prefix("a/") == 2
     assert list(store.names()) == ["a", "ab", "b"]
-    assert store.delete_prefix("a") == 2
-    assert store.delete_prefix("a") == 0
-    assert store.delete_prefix("b" * 1000) == 0
-    assert store.delete_prefix("") == 1
+    for prefix, meant in [
+        ("a", "say 'a/', or unbounded=True for every name that starts with 'a'"),
+        ("", "say unbounded=True for every name of the store"),
+    ]:
+        with pytest.raises(InvalidName, match=meant):
+            store.delete_prefix(prefix)
+    assert store.delete_prefix("a", unbounded=True) == 2
+    assert store.delete_prefix("a", unbounded=True) == 0
+    assert store.delete_prefix("b" * 1000, unbounded=True) == 0
+    assert store.delete_prefix("", unbounded=True) == 1
     assert list(store.names()) == []
 
 
@@ -1345,7 +1352,7 @@ def test_a_transaction_that_fails_changes_nothing(
     with pytest.raises(error), store.transaction() as transaction:  # noqa: PT012
         transaction.puts("old", b"new")
         transaction.puts("more", noise(50_000))
-        transaction.delete_prefix("o")
+        transaction.delete_prefix("o", unbounded=True)
         fail(transaction)
         transaction.puts("last", b"")
     assert {name: store.gets(name) for name in store.names()} == {"old": b"old"}
@@ -1374,7 +1381,7 @@ def test_a_transaction_ends_once(store: castore.Store) -> None:
     for use in (
         lambda: transaction.puts("a", b""),
         lambda: transaction.delete("a"),
-        lambda: transaction.delete_prefix("a"),
+        lambda: transaction.delete_prefix("a", unbounded=True),
         lambda: transaction.copy("a", "b"),
         lambda: transaction.put("a", io.BytesIO()),
     ):
@@ -1773,7 +1780,7 @@ def reusable(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[castore
         with castore.open(path, chunk_bytes_avg=2816, collision_guard=request.param) as store:
             store.puts(f"{i}", mixed(4_000_000, i))
     with castore.open(path) as store:
-        store.delete_prefix("")
+        store.delete_prefix("", unbounded=True)
         yield store
 
 
@@ -1900,7 +1907,7 @@ def test_a_read_only_store_reads_and_does_not_write(store: castore.Store, tmp_pa
             lambda: reading.copy("name", "new"),
             lambda: reading.rename("name", "new"),
             lambda: reading.delete("name"),
-            lambda: reading.delete_prefix(""),
+            lambda: reading.delete_prefix("", unbounded=True),
             lambda: reading.open("new", "wb"),
             lambda: reading.open("new", "xb"),
             lambda: reading.transaction(),
@@ -1934,7 +1941,7 @@ def test_closing(store: castore.Store, tmp_path: Path) -> None:
         lambda: store.list(),
         lambda: store.copy("name", "b"),
         lambda: store.delete("name"),
-        lambda: store.delete_prefix("name"),
+        lambda: store.delete_prefix("name", unbounded=True),
         lambda: store.transaction(),
         lambda: store.stats(),
         lambda: store.explain_range("name"),
