@@ -243,7 +243,7 @@ class RemoteStore:
         self._requests.close()  # what is under way may rely on the pins, and has yet to be told of
         closing = Workers(self._bucket.settings.max_concurrency)
         try:
-            unpinned = None if self._writing is None else closing.submit(self._writing.close)
+            unpinned = None if self._writing is None else closing.submit(self._writing.abandon)
             self._hints.close(closing)
             if unpinned is not None:
                 unpinned.result()

@@ -8,7 +8,7 @@ published by itself: a transaction's last put comes after its others, so that a 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
@@ -35,7 +35,7 @@ from castore.s3.bucket import Bucket, OutcomeUnknown, PreconditionFailed
 from castore.s3.cache import StoreCache
 from castore.s3.damaged import damaged_packs
 from castore.s3.hints import Hints
-from castore.s3.outcomes import put_once
+from castore.s3.outcomes import Landed, put_once
 from castore.s3.removal import delete_version, etag_at
 from castore.s3.session import WriterSession
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
@@ -83,6 +83,7 @@ class S3Session(WriteSession):
         self._requests = requests
         self._uploads = Uploads(bucket, config, session, cache, hints, requests, budget)
         self._open = True
+        self._published = False
         self._damaged: Future[set[bytes]] | None = None
         session.join()
 
@@ -153,12 +154,17 @@ class S3Session(WriteSession):
                 continue
             self._publish(together)
             deleted += self._apply(operation)
+        self._published = True
         self.close()
         return deleted
 
     def close(self) -> None:
         if self._open and self._pid == os.getpid():
             self._open = False
+            # What was uploaded for nothing is garbage at once, and not when the Store is closed:
+            # the next put begins another session.
+            if self._uploads.any_begun and not self._published:
+                self._session.close()
             self._uploads.drop()
             self._session.leave()
 
@@ -288,6 +294,19 @@ class S3Session(WriteSession):
             body = encode_manifest(self.config, nonce, record, list(packs), segments)
             return body
 
+        with self._session.naming():
+            landed = self._land(name, make_body, if_absent, if_match)
+        if not landed.any_unknown:
+            self._catalog.remember(name, landed.etag, body)
+
+    def _land(
+        self,
+        name: bytes,
+        make_body: Callable[[bytes], bytes],
+        if_absent: bool,
+        if_match: str | None,
+    ) -> Landed:
+        """Put a manifest; the session learns whether an attempt of it may land later."""
         session = self._session
         try:
             landed = put_once(
@@ -311,9 +330,8 @@ class S3Session(WriteSession):
         except BaseException:
             session.any_unknown = True  # an interrupt: of the attempt under way nothing is known
             raise
-        self._session.landed(landed)
-        if not landed.any_unknown:
-            self._catalog.remember(name, landed.etag, body)
+        session.landed(landed)
+        return landed
 
     def _copy(self, copy: Copy) -> None:
         version = self._catalog.current(copy.source)

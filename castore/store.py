@@ -311,9 +311,10 @@ class Store:
             return ObjectReader(self._reader, pinned, object_info(name, pinned.record))
         if mode not in ("wb", "xb"):
             raise ValueError(f"mode is 'rb', 'wb' or 'xb', not {mode!r}")
-        session = self._session()
+        self._check_writable()
         if mode == "xb" and self._catalog.record(key) is not None:
             raise NameExists(name)
+        session = self._session()
 
         def publish(writer: ObjectWriter) -> ObjectInfo:
             try:

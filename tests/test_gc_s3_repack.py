@@ -101,6 +101,7 @@ def test_packs_of_writers_at_work_are_left(world: World) -> None:
     assert collect(store, repack_below=0.5).packs_rewritten == 1
 
 
+@pytest.mark.damages_store("a frame is damaged")
 def test_what_is_damaged_stays_where_it_is(world: World) -> None:
     store = world.open()
     in_one_pack(store, "a", "b", "c")

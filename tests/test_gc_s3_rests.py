@@ -187,6 +187,7 @@ def test_what_is_damaged_is_not_moved_again(world: World, small: None) -> None:
     assert world.open("judge").check(True).exit_code == 0
 
 
+@pytest.mark.damages_store("a pack is missing")
 def test_what_a_missing_pack_keeps_is_not_moved_again(world: World, small: None) -> None:
     with world.open("first") as store:
         store.puts("x", noise(90_000, 1))

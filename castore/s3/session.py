@@ -14,9 +14,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
-from castore.errors import CastoreError, CommitUnknown, FormatError, StoreIOError
+from castore.errors import (
+    CastoreError,
+    CommitUnknown,
+    FormatError,
+    StoreClosed,
+    StoreIOError,
+)
 from castore.forks import ForkLock, Rank
 from castore.format_s3 import (
     encode_pin,
@@ -48,14 +54,18 @@ class WriterSession:
         self._lock = ForkLock(Rank.STORES)
         self._pins = 0
         self._puts = 0
+        self._naming = 0  # names that are being put
         self._over = False
+        self._abandoned = False
         self._relied_on: set[bytes] = set()
         self.any_unknown = False  # of some PUT it is not known whether it landed
 
     @property
     def usable(self) -> bool:
         """Whether puts may still begin: not in a forked child, nor too late to end in time."""
-        return self._pid == os.getpid() and self._age() < SESSION_SECONDS_MAX / 2
+        if self._over or self._pid != os.getpid():
+            return False
+        return self._age() < SESSION_SECONDS_MAX / 2
 
     def join(self) -> None:
         """A put begins."""
@@ -74,6 +84,25 @@ class WriterSession:
         with self._lock:
             self._over = True
             self._unpin()
+
+    def abandon(self) -> None:
+        """As `close`, but puts that have not ended can't name anything any more: none is waited
+        for, but for those whose names are on their way."""
+        with self._lock:
+            self._over = self._abandoned = True
+            self._unpin()
+
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """A name is being put: what may come of it is known at the end."""
+        with self._lock:
+            self._naming += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._naming -= 1
+                self._unpin()
 
     def new_pack(self) -> bytes:
         """The id for a pack that this session will upload. The first pin precedes it."""
@@ -106,6 +135,8 @@ class WriterSession:
         """Called before a name is signed."""
         if self._pid != os.getpid():
             raise StoreIOError("a put that began before a fork can't go on in the child")
+        if self._abandoned:
+            raise StoreClosed("the store was closed meanwhile")
         if self._age() >= SESSION_SECONDS_MAX:
             raise StoreIOError("the put took longer than a day, and its pins expired: repeat it")
 
@@ -116,7 +147,8 @@ class WriterSession:
             raise CommitUnknown("the put took longer than a day by the server's clock: repeat it")
 
     def _unpin(self) -> None:
-        if not self._over or self._puts or self.any_unknown or self._pid != os.getpid():
+        under_way = self._naming or (self._puts and not self._abandoned)
+        if not self._over or under_way or self.any_unknown or self._pid != os.getpid():
             return
         pins, self._pins = self._pins, 0
         with contextlib.suppress(CastoreError):  # they expire, too
@@ -135,6 +167,8 @@ class WriterSession:
             raise StoreIOError(
                 f"a pin could not be written ({error.__cause__ or error}): repeat the put"
             ) from error
+        except CastoreError:
+            raise  # no attempt of it may land
         except BaseException:
             self.any_unknown = True
             raise

@@ -64,6 +64,7 @@ class Uploads:
         self._pack_bytes = min(PACK_BYTES_FIRST, PACK_BYTES_MAX)
         self._uploading: list[tuple[bytes, list[PackEntry], Future[None]]] = []
         self.placed: dict[bytes, Location] = {}  # chunks by id, those placed last
+        self.any_begun = False
 
     def place(self, frames: Sequence[Frame], *, pack_bytes: int = 0) -> list[Location]:
         """Give frames their places. A pack has at least `pack_bytes`, unless it is the last."""
@@ -91,6 +92,7 @@ class Uploads:
         pack, self._pack = self._pack, None
         if pack is None:
             return
+        self.any_begun = True
         pack.parts.append(encode_footer(pack.entries, pack.size))
         self._budget.wait_for_room()
         future = self._requests.submit(self._put, pack.pack_id, pack.entries, pack.parts)

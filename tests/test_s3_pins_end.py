@@ -1,0 +1,144 @@
+"""A session that ends leaves no pin, and what was uploaded for nothing is garbage at once, however
+it ends: unless a request may land yet that relies on it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+from gc_stores import World, collect, noise
+from memory_s3 import Step
+
+import castore
+from castore.errors import CastoreError, NameExists, StoreClosed
+from castore.s3 import uploads
+
+SIZE = 200_000
+
+
+def pins(world: World) -> list[str]:
+    return world.server.keys("store/pins/")
+
+
+def refused_at_once(store: castore.Store) -> None:
+    with pytest.raises(NameExists):
+        store.open("there", "xb")
+
+
+def refused_at_the_end(store: castore.Store) -> None:
+    file = store.open("late", "xb")
+    file.write(noise(SIZE, 1))
+    store.copy("there", "late")
+    with pytest.raises(NameExists):
+        file.close()
+
+
+def a_put_that_is_refused(store: castore.Store) -> None:
+    with pytest.raises(NameExists):
+        store.puts("there", noise(SIZE, 2), if_absent=True)
+
+
+def a_block_that_raises(store: castore.Store) -> None:
+    with contextlib.suppress(ZeroDivisionError), store.open("new", "wb") as file:
+        file.write(noise(SIZE, 3))
+        raise ZeroDivisionError
+
+
+def a_transaction_that_raises(store: castore.Store) -> None:
+    with contextlib.suppress(ZeroDivisionError), store.transaction() as transaction:
+        transaction.puts("new", noise(SIZE, 4))
+        raise ZeroDivisionError
+
+
+def a_source_that_fails(store: castore.Store) -> None:
+    class Source:
+        left = 4
+
+        def read(self, size: int) -> bytes:
+            self.left -= 1
+            if not self.left:
+                raise OSError("the source failed")
+            return noise(SIZE // 2, self.left)
+
+    with pytest.raises(OSError, match="the source failed"):
+        store.put("new", Source())
+
+
+WAYS = [
+    refused_at_once,
+    refused_at_the_end,
+    a_put_that_is_refused,
+    a_block_that_raises,
+    a_transaction_that_raises,
+    a_source_that_fails,
+]
+
+
+@pytest.fixture
+def store(world: World, monkeypatch: pytest.MonkeyPatch) -> castore.Store:
+    monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 30_000)
+    monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 60_000)
+    monkeypatch.setattr("castore.writer.BATCH_BYTES", 50_000)
+    store = world.open("writer")
+    store.puts("there", noise(SIZE, 9))
+    return store
+
+
+def is_tidy(world: World) -> None:
+    """Once another machine has collected, while the first still has its store open."""
+    collect(world.open("collector"))
+    assert collect(world.open("collector")).found_nothing
+    report = world.open("judge").check(True)
+    assert (report.exit_code, report.garbage) == (0, {})
+    assert world.open("judge").stats().pack_bytes < 1.1 * SIZE
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_whatever_becomes_of_a_put(
+    world: World, store: castore.Store, way: Callable[[castore.Store], None]
+) -> None:
+    way(store)
+    with contextlib.suppress(castore.errors.NameNotFound):
+        store.delete("late")
+    is_tidy(world)
+    store.puts("goes on", noise(SIZE, 9))
+    assert store.gets("goes on") == noise(SIZE, 9)
+    store.close()
+    assert pins(world) == []
+
+
+def test_a_store_that_is_closed_with_a_put_under_way(world: World, store: castore.Store) -> None:
+    transaction = store.transaction()
+    transaction.puts("new", noise(SIZE, 5))
+    file = store.open("file", "wb")
+    file.write(noise(SIZE, 6))
+    store.close()
+    assert pins(world) == []
+    with pytest.raises(StoreClosed):
+        transaction.commit()
+    with pytest.raises(CastoreError):
+        file.close()
+    is_tidy(world)
+    assert list(world.open("reader").names()) == ["there"]
+
+
+def test_a_pin_that_is_refused_is_no_unknown_outcome(world: World, store: castore.Store) -> None:
+    store.close()
+    store = world.open("writer")
+    refused: list[Step] = []
+
+    def refuse(step: Step) -> tuple[int, str] | None:
+        if step.kind == "PUT" and step.key.startswith("pins/") and not refused:
+            refused.append(step)
+            return 403, "AccessDenied"
+        return None
+
+    world.server.refuse = refuse
+    with pytest.raises(CastoreError):
+        store.puts("new", noise(SIZE, 7))
+    store.puts("new", noise(SIZE, 7))
+    assert refused
+    store.close()
+    assert pins(world) == []
+    assert world.open("reader").gets("new") == noise(SIZE, 7)
