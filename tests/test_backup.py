@@ -115,6 +115,7 @@ def test_a_backup_replaces_another_in_one_step(folder: Path, tmp_path: Path) -> 
     assert sorted(os.listdir(tmp_path)) == ["backup", "store"]
 
 
+@pytest.mark.damages_store("rows, packs or pages are damaged or gone")
 def test_a_backup_of_damaged_rows_is_refused(folder: Path, tmp_path: Path) -> None:
     raw = rows(folder)[b"names"][b"n/01"]
     change_rows(folder, b"names", {b"n/01": raw[:-1] + b"?"})
@@ -204,6 +205,7 @@ def test_a_damaged_index_is_replaced_and_kept(folder: Path, damage: str) -> None
         assert store.check(True).clean
 
 
+@pytest.mark.damages_store("rows, packs or pages are damaged or gone")
 def test_names_whose_packs_are_gone_are_told_of(folder: Path) -> None:
     with castore.open(folder) as store:
         store.puts("late", random.Random(7).randbytes(9000))
@@ -325,6 +327,7 @@ def test_rows_that_lead_astray_are_replaced(folder: Path) -> None:
     assert rows(folder) == before
 
 
+@pytest.mark.damages_store("rows, packs or pages are damaged or gone")
 def test_a_frame_that_is_not_whole_gets_no_row(folder: Path) -> None:
     before = rows(folder)
     chunk_id, row = next(iter(before[b"chunks"].items()))
@@ -338,6 +341,7 @@ def test_a_frame_that_is_not_whole_gets_no_row(folder: Path) -> None:
     assert rows(folder)[b"chunks"].keys() == before[b"chunks"].keys() - {chunk_id}
 
 
+@pytest.mark.damages_store("rows, packs or pages are damaged or gone")
 def test_an_index_whose_names_can_not_be_read(folder: Path) -> None:
     data = folder / "index" / "data.mdb"
     whole = data.read_bytes()
@@ -430,6 +434,7 @@ def test_killed_on_the_way(folder: Path, what: str, call: str, nth: int) -> None
 # ---- the commands -------------------------------------------------------------------------------
 
 
+@pytest.mark.damages_store("rows, packs or pages are damaged or gone")
 def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: object) -> tuple[int, str, str]:
         code = main(["-r", str(folder), *map(str, arguments)])

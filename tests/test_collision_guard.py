@@ -110,6 +110,7 @@ def test_colliding_chunks_are_stored_once(
         assert again.gets("c") == again.gets("d") == data
 
 
+@pytest.mark.damages_store("its hashes collide")
 def test_without_the_guard_such_a_collision_would_not_be_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ def test_puts_that_do_not_see_each_other(
         assert again.gets("second again") == SECOND
 
 
+@pytest.mark.damages_store("its hashes collide")
 def test_a_repair_takes_no_other_chunk_for_a_lost_one(
     guarded: castore.Store, monkeypatch: pytest.MonkeyPatch, quick_check: None
 ) -> None:

@@ -216,7 +216,7 @@ class Disk:
 
     def _lmdb_open(self, _: Any, path: str, *args: Any, **options: Any) -> None:
         for name in ("data.mdb", "lock.mdb"):
-            file = os.path.realpath(os.path.join(path, name))
+            file = os.path.realpath(os.path.join(os.fsdecode(path), name))
             if name == "data.mdb":
                 self.entries.setdefault(file, False)
 
