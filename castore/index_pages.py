@@ -47,11 +47,17 @@ _HEADER_BYTES: Final = _PAGE.size  # 16
 
 
 class PageTable(NamedTuple):
-    """One of LMDB's tables: the root of its tree, and how deep that is."""
+    """One of LMDB's tables: the root of its tree, how deep that is, and whether its keys are
+    numbers, as those of the free pages are: they are sorted as such."""
 
     depth: int
     entries: int
     root: int
+    by_number: bool = False
+
+    def place(self, key: bytes) -> bytes:
+        """What keys are sorted by."""
+        return key[::-1] if self.by_number else key
 
     @classmethod
     def decode(cls, raw: bytes) -> PageTable:
@@ -114,8 +120,8 @@ class IndexPages:
         if not 0 < table.depth <= DEPTH_MAX:
             self.lost.append(Lost(b"", None, f"a tree of depth {table.depth}"))
             return
-        for leaf, begin, end in self._leaves(table.root, table.depth, b"", None):
-            for node in self._leaf(leaf, begin, end):
+        for leaf, begin, end in self._leaves(table, table.root, table.depth, b"", None):
+            for node in self._leaf(table, leaf, begin, end):
                 count += 1
                 yield node
         if count != table.entries and len(self.lost) == before:
@@ -123,7 +129,7 @@ class IndexPages:
             self.lost.append(Lost(b"", None, reason))
 
     def _leaves(
-        self, number: int, depth: int, begin: bytes, end: bytes | None
+        self, table: PageTable, number: int, depth: int, begin: bytes, end: bytes | None
     ) -> Iterator[tuple[bytes, bytes, bytes | None]]:
         """(page, first key, end) of every leaf below a page, in order."""
         try:
@@ -141,26 +147,30 @@ class IndexPages:
             below.append((key, low | high << 16 | flags << 32))
         below[:1] = [(begin, below[0][1])] if below else []
         ends = [*(key for key, _ in below[1:]), end]
+        place = table.place
         for (key, child), until in zip(below, ends, strict=True):
-            if key < begin or (until is not None and key >= until):
+            if place(key) < place(begin) or (until is not None and place(key) >= place(until)):
                 self.lost.append(Lost(key, until, f"page {number} is not in order"))
                 continue
-            yield from self._leaves(child, depth - 1, key, until)
+            yield from self._leaves(table, child, depth - 1, key, until)
 
     def _leaf(
-        self, page: bytes, begin: bytes, end: bytes | None
+        self, table: PageTable, page: bytes, begin: bytes, end: bytes | None
     ) -> Iterator[tuple[bytes, int, bytes]]:
-        last: bytes | None = None
+        place, last = table.place, None
+        first, limit = place(begin), None if end is None else place(end)
         for at in self._places(page):
             low, high, flags, key_bytes = _NODE.unpack_from(page, at)
             size = low | high << 16
             at += _NODE.size
             key = page[at : at + key_bytes]
             at += key_bytes
-            if len(key) != key_bytes or key < begin or (end is not None and key >= end):
+            at_place = place(key)
+            out = at_place < first or (limit is not None and at_place >= limit)
+            if out or len(key) != key_bytes:
                 self.lost.append(Lost(last or begin, end, "a key out of its place"))
                 continue
-            if last is not None and key <= last:
+            if last is not None and at_place <= place(last):
                 self.lost.append(Lost(last, end, "keys that are not in order"))
                 continue
             last = key
@@ -259,7 +269,8 @@ class IndexPages:
         if magic != MAGIC or version != 1:
             return None
         page_bytes: int = _TABLE.unpack(free)[0]
-        return Meta(txn_id, page_bytes, last_page, PageTable.decode(free), PageTable.decode(main))
+        freed = PageTable.decode(free)._replace(by_number=True)
+        return Meta(txn_id, page_bytes, last_page, freed, PageTable.decode(main))
 
     def _page(self, number: int, kind: int) -> bytes:
         """A page of a tree, once. What it is, its place says: of one whose own word for it is

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import pytest
 from stores import contents, fill, read, rows, small
 
@@ -72,6 +73,26 @@ def test_it_reads_what_lmdb_reads(folder: Path) -> None:
         index = open_index(str(folder / "index"))
         check_pages(index)
         index.close()
+
+
+def test_lists_of_free_pages_are_sorted_as_numbers(folder: Path) -> None:
+    """One for each transaction, as long as a reader is there that may need the pages: byte by
+    byte, number 512 would come before number 511."""
+    with lmdb.open(str(folder / "index"), max_dbs=9, map_size=1 << 30) as environment:
+        meta = environment.open_db(b"meta", create=False)
+        with environment.begin():
+            for value in range(600):
+                with environment.begin(write=True) as txn:
+                    txn.put(b"of a test", b"%d" % value, db=meta)
+    with open(folder / "index/data.mdb", "rb") as file:
+        pages = IndexPages(file.fileno(), "index")
+        assert pages.fault() == ""
+        pages.lost.clear()
+        pages.visited.clear()
+        lists = [int.from_bytes(key, "little") for key, _ in pages.rows(pages.meta.free)]
+    assert lists == sorted(lists)
+    assert {511, 512} <= set(lists)
+    assert not pages.lost
 
 
 def test_no_bytes_are_too_damaged_to_be_read(template: bytes, tmp_path: Path) -> None:
