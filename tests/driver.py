@@ -33,17 +33,10 @@ from driver_places import MemoryPlace, Place, place_of
 from memory_s3 import Actor, Killed
 
 import castore
-from castore.check import Problem
 from castore.errors import CastoreError
 from conducto import context
 
 SIZE_MAX = 2_000_000  # bytes of objects, above which more are deleted than put
-
-# What is known to be wrong and is being mended: words of what a check says of it, or of what the
-# judge would look at.
-KNOWN: list[str] = [
-    "segments do not match its etag",  # of bytes that were put twice at once, at two levels
-]
 
 
 class Wrong(AssertionError):
@@ -69,8 +62,6 @@ class Driver:
         self.writing: tuple[Any, Change] | None = None
         self.backups: list[tuple[Path, Model]] = []
         self.touched: list[str] = []
-        self.killed = False  # since the last collection of a quiet store
-        self.allowed = False  # whether the last check said what it may say
         self.open_all()
 
     # ------------------------------------------------------------ the store, opened
@@ -103,28 +94,6 @@ class Driver:
         code, said, complaint = door.run(*words)
         assert code == 0, (words, code, complaint)
         return said
-
-    # ------------------------------------------------------------ what is allowed
-
-    def allows(self, problem: Problem) -> bool:
-        """What a check may say of a store that is whole: what the next collection takes, and what
-        writers left that were killed."""
-        self.allowed = True
-        if self.is_known(problem):
-            return True
-        if problem.severity != "warning":
-            return False
-        if problem.kind == "orphan":
-            return True
-        return self.killed and problem.kind == "pack" and "no footer" in problem.what
-
-    @staticmethod
-    def is_known(problem: Problem) -> bool:
-        return any(words in problem.what for words in KNOWN)
-
-    @staticmethod
-    def knows(what: str) -> bool:
-        return what in KNOWN
 
     def settle(self, before: Model, changes: list[Change], began_ns: int | None = None) -> None:
         """Each name is as before, or as after one of the changes: find out which."""
@@ -189,7 +158,6 @@ class Driver:
     def run_step(self, step: int) -> None:
         self.step = step
         self.choose = random.Random(f"{self.seed} {step}")
-        self.allowed = False
         do = self.choose.choices(*self._steps())[0]
         try:
             more = do(self)

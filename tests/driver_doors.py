@@ -149,8 +149,8 @@ class FsDoor(Door):
         names = [change.name, change.target] if change.target else [change.name]
         if change.verb not in self.verbs or not change.name or change.name.endswith("/"):
             return False
-        if change.verb in ("delete_tree", "rename") and set("".join(names)) & set("*?["):
-            return False  # known: it takes these for patterns
+        if change.name not in model.things and set(change.name) & set("*?["):
+            return change.verb in ("put", "delete")  # for the others a pattern
         if change.verb in ("copy", "rename"):
             if change.if_absent:
                 return False

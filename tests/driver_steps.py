@@ -433,7 +433,6 @@ def kill(driver: Driver) -> str:
     assert peer.ask(verb="slow", name=what.name, path=str(path), at=half) == "half"
     time.sleep(wait)
     peer.kill()
-    driver.killed = True
     driver.settle(before, [Change("put", what.name, what.data)], began)
     return ""
 
@@ -446,7 +445,6 @@ def kill_machine(driver: Driver) -> str:
     driver.say(f"{what} by a machine that is gone after {after} requests")
     began, before = time.time_ns(), driver.model.copy()
     driver.die_while(lambda store: store.puts(what.name, what.data), after)
-    driver.killed = True
     driver.settle(before, [what], began)
     return ""
 
