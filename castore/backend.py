@@ -48,8 +48,14 @@ class Backend(Protocol):
     def check(self, *, fraction: float, progress: Progress | None) -> CheckReport: ...
 
     def repair(
-        self, session: Callable[[], WriteSession], *, progress: Progress | None
-    ) -> CheckReport: ...
+        self,
+        session: Callable[[], WriteSession],
+        found: CheckReport | None,
+        *,
+        progress: Progress | None,
+    ) -> CheckReport:
+        """`found` is what a check of all data has just found, so that the data need not be read
+        again by a kind of store that can do without."""
 
     def back_up(self, path: str) -> BackupReport: ...
 

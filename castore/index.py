@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from typing import Any, TypeAlias
 
 import lmdb
@@ -40,6 +41,7 @@ from castore.index_pages import check_length
 MAP_BYTES = 1 << 40
 MAP_BYTES_LEAST = 1 << 28
 READERS_MAX = 1024
+READER_CHECK_SECONDS = 1.0
 DISK_FULL_BYTES = 4 << 20
 NEW_INDEX_BYTES = 512 << 10
 LOCK_FILE_BYTES = 65_664  # what LMDB takes for READERS_MAX readers
@@ -115,6 +117,7 @@ class Index:
         self._references = 1
         self._env: lmdb.Environment | None = None
         self._pid = 0
+        self._readers_checked = 0.0
         self._open()
         forks.register(self)
 
@@ -145,6 +148,7 @@ class Index:
         if self._pid != os.getpid():
             self._open_again()
         assert self._env is not None
+        self._check_readers(self._env)
         self._before = self._env.info()["last_txnid"]
         # No variable has the transaction: of an interrupt here, the traceback would keep it open.
         try:
@@ -187,6 +191,14 @@ class Index:
                 self._env.copyfd(fd, True)
             except lmdb.Error as error:
                 raise typed(error, self.path) from error
+
+    def _check_readers(self, env: lmdb.Environment) -> None:
+        """Let go of the snapshots of processes that were killed: while one is kept, no page that is
+        freed is used again, and the index grows with every commit."""
+        now = time.monotonic()
+        if now - self._readers_checked >= READER_CHECK_SECONDS:
+            self._readers_checked = now
+            env.reader_check()
 
     # ------------------------------------------------------------ opening
 

@@ -13,7 +13,7 @@ import atexit
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 from castore import forks
@@ -80,25 +80,41 @@ class LocalStore:
             self.catalog, self.packs, workers, self.config, chunker, compression_level=level
         )
 
-    def check(self, *, fraction: float, progress: Progress | None) -> CheckReport:
+    def check(
+        self,
+        *,
+        fraction: float,
+        progress: Progress | None,
+        sound: Collection[bytes] = (),
+    ) -> CheckReport:
+        """The frames of the `sound` packs are not decoded."""
         from castore.check.local import check_local
 
-        return check_local(self.root, fraction=fraction, threads=self.threads, progress=progress)
+        return check_local(
+            self.root, fraction=fraction, sound=sound, threads=self.threads, progress=progress
+        )
 
     def repair(
-        self, session: Callable[[], WriteSession], *, progress: Progress | None
+        self,
+        session: Callable[[], WriteSession],
+        found: CheckReport | None,
+        *,
+        progress: Progress | None,
     ) -> CheckReport:
         from castore.check.repair import LocalRepair
         from castore.gc.local import LOCK as GC_LOCK
         from castore.packs.locks import CollectorLock
 
-        report = self.check(fraction=1, progress=progress)
+        before = found or self.check(fraction=1, progress=progress)
         mend = LocalRepair(self.root, self.config, self._index, self.catalog, self.packs, session)
         # A collector moves frames, too, and relies on it that nobody else does.
         with CollectorLock(os.path.join(self.root, GC_LOCK)):
             self.packs.retire()
-            done = mend.run(report)
-        report = self.check(fraction=1, progress=None)
+            done = mend.run(before)
+        report = self.check(fraction=1, progress=None, sound=mend.sound)
+        report.read_frames += before.read_frames
+        report.read_bytes += before.read_bytes
+        report.problems += mend.lost
         report.repaired = done
         return report
 

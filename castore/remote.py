@@ -133,8 +133,13 @@ class RemoteStore:
             return look.run(fraction=fraction, progress=progress)
 
     def repair(
-        self, session: Callable[[], WriteSession], *, progress: Progress | None
+        self,
+        session: Callable[[], WriteSession],
+        found: CheckReport | None,
+        *,
+        progress: Progress | None,
     ) -> CheckReport:
+        """It looks for itself, whatever was `found`: what the packs hold is in no report."""
         from castore.check.repair_remote import RemoteRepair
         from castore.gc.s3_mending import Mending
 

@@ -468,7 +468,7 @@ class Store:
     def check(
         self,
         read_data: bool | float = False,
-        repair: bool = False,
+        repair: bool | CheckReport = False,
         progress: Progress | None = None,
     ) -> CheckReport:
         """Whether the store is whole: that every extent's frame is in its pack, that manifests and
@@ -478,16 +478,18 @@ class Store:
 
         With `repair`, all data is read, and what is wrong is mended as far as it can be: nothing is
         removed that may be of use, but moved below `quarantine/`, objects under names there. The
-        report is then that of another check; its `repaired` says what was done.
+        report is then that of another check, and names what is lost; its `repaired` says what was
+        done. In place of True, `repair` may be the report of a check with all data read, just now.
 
         Raises IndexCorrupt where LMDB's pages are damaged; StoreLocked; ReadOnlyStore (a repair).
         """
         local = self._check_open()
         fraction = check_fraction(read_data)
-        if not repair:
+        if repair is False:
             return local.check(fraction=fraction, progress=progress)
-        session = self._session  # refuses where nothing may be written
-        return local.repair(session, progress=progress)
+        self._check_writable()  # before anything is looked at or mended
+        found = None if repair is True else repair
+        return local.repair(self._session, found, progress=progress)
 
     def export_folder(
         self, prefix: str, folder: StrPath, *, progress: Progress | None = None

@@ -101,6 +101,7 @@ def test_rows_that_can_not_be_are_told_of_and_put_right(
     assert check(folder).problems == []
 
 
+@pytest.mark.damages_store("a row of its index")
 def test_an_index_of_another_store_is_no_flipped_bit(folder: Path) -> None:
     change_rows(folder, b"meta", {b"store_id": bytes(16)})
     assert check(folder).exit_code == 13
@@ -121,6 +122,7 @@ def exchange_segments(folder: Path, one: str, other: str) -> None:
     change_rows(folder, b"segments", {keys[0]: segments[keys[1]], keys[1]: segments[keys[0]]})
 
 
+@pytest.mark.damages_store("a row of its index")
 def test_a_segment_of_another_object_is_not_read(folder: Path) -> None:
     exchange_segments(folder, "n/03", "n/05")
     with castore.open(folder) as store:
@@ -136,6 +138,7 @@ def test_a_segment_of_another_object_is_not_read(folder: Path) -> None:
     assert set(check(folder).damaged_names) == {"n/03", "n/05"}
 
 
+@pytest.mark.damages_store("a key of its index")
 @pytest.mark.parametrize("bit", range(0, 64, 7))
 def test_a_flipped_bit_of_a_segments_key_is_nobody_elses_object(folder: Path, bit: int) -> None:
     """Nor does a number that may be anywhere cost a collection any memory."""

@@ -68,7 +68,7 @@ def repaired(folder: Path) -> castore.check.CheckReport:
     """Until there is nothing that it would have to be repeated for."""
     castore.check_store(folder, repair=True)
     report = castore.check_store(folder, repair=True)
-    assert [p for p in report.problems if p.kind != "orphan"] == []
+    assert [p for p in report.problems if p.kind != "object"] == []
     return report
 
 

@@ -145,6 +145,7 @@ def test_bytes_behind_a_footer_are_told_of_and_a_repair_ends_it(
     assert_whole(unsealed)
 
 
+@pytest.mark.damages_store("a pack is cut short")
 def test_a_pack_that_lost_a_frame_is_not_sealed(unsealed: Path, quick_check: None) -> None:
     [pack] = packs(unsealed)
     durable = decode_pack_row(rows(unsealed)[b"packs"][bytes.fromhex(pack.stem)])[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Collection
 
 from castore import isolated
 from castore.check.look import LocalCheck
@@ -30,9 +31,15 @@ LOOKS = 3  # at a store whose packs collectors move meanwhile
 
 
 def check_local(
-    root: str, *, fraction: float, threads: int, progress: Progress | None
+    root: str,
+    *,
+    fraction: float,
+    sound: Collection[bytes] = (),
+    threads: int,
+    progress: Progress | None,
 ) -> CheckReport:
-    """Check the store in the folder; `fraction` of its frames is decoded. Raises IndexCorrupt, if
+    """Check the store in the folder; `fraction` of its frames is decoded, but for those of packs
+    whose data is known to be `sound`. Raises IndexCorrupt, if
     LMDB's own pages are damaged; StoreLocked, if collectors leave it no time."""
     report = CheckReport()
     index_path = os.path.join(root, "index")
@@ -46,6 +53,7 @@ def check_local(
         index_path,
         root=root,
         fraction=fraction,
+        sound=[pack_id.hex() for pack_id in sound],
         threads=threads,
     ):
         if "problem" in document:
@@ -60,7 +68,9 @@ def check_local(
     return report
 
 
-def check_in_process(report: Report, root: str, fraction: float, threads: int) -> None:
+def check_in_process(
+    report: Report, root: str, fraction: float, sound: list[str], threads: int
+) -> None:
     """What the child of `check_local` does."""
     config = read_config(root)
     assert config is not None  # the parent has looked
@@ -71,6 +81,7 @@ def check_in_process(report: Report, root: str, fraction: float, threads: int) -
         check_pages(index)
         for look in range(1, LOOKS + 1):
             check = LocalCheck(root, config, index, workers, fraction, report)
+            check.sound = {bytes.fromhex(pack) for pack in sound}
             try:
                 check.run()
             except FormatError as error:  # of a key: those have no checksums

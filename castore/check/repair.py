@@ -22,8 +22,9 @@ from castore.check.manifests import named_manifests, pending_manifests, segments
 from castore.check.pack_files import pack_path
 from castore.check.repair_objects import ObjectRepair
 from castore.check.repair_packs import PackRepair
+from castore.check.repair_places import mend_places
 from castore.check.repair_rows import RowRepair
-from castore.check.report import CheckReport
+from castore.check.report import CheckReport, Problem
 from castore.errors import FormatError
 from castore.fileio import make_durable_folder, sync_folder
 from castore.format import StoreConfig
@@ -50,6 +51,8 @@ class LocalRepair:
         self._index = index
         self._catalog = catalog
         self._packs = packs
+        self.lost: list[Problem] = []  # objects that are kept below quarantine/, with holes
+        self.sound: set[bytes] = set()  # packs that nothing was wrong with, with all data read
         self._done: list[str] = []
         self._placement = Placement()
         self._locks = PackLocks(packs)
@@ -58,14 +61,16 @@ class LocalRepair:
         )
         self._rows = RowRepair(root, config.store_id, index, self._frames, self._done)
         self._objects = ObjectRepair(
-            root, config, index, catalog, session, self._frames, self._done
+            root, config, index, catalog, session, self._frames, self._done, self.lost
         )
 
     def run(self, report: CheckReport) -> list[str]:
         frames, objects = self._frames, self._objects
+        self._done += mend_places(self._root)
         self._rows.mend_meta()
         self._rows.mend_bits(report)
         frames.read(report)
+        self.sound = frames.sound(report)
         try:
             with self._locks:
                 frames.take_locks(report)

@@ -20,7 +20,7 @@ from castore.check.manifests import (
 )
 from castore.check.objects import inline_fault, manifest_faults
 from castore.check.repair_packs import PackRepair
-from castore.check.report import CheckReport
+from castore.check.report import CheckReport, Problem
 from castore.check.salvage import PREFIX, note, salvage
 from castore.codec import decode_frame
 from castore.errors import FormatError, UnsupportedFormat
@@ -42,7 +42,8 @@ SEGMENTS_MAX = 256  # rewritten in one transaction
 
 
 class ObjectRepair:
-    """`emptied` are the manifests whose names were moved away."""
+    """`emptied` are the manifests whose names were moved away; `lost` tells of those that are not
+    whole any more."""
 
     def __init__(
         self,
@@ -53,7 +54,9 @@ class ObjectRepair:
         session: Callable[[], WriteSession],
         packs: PackRepair,
         done: list[str],
+        lost: list[Problem],
     ) -> None:
+        self.lost = lost
         self.emptied: set[int] = set()
         self._root = root
         self._config = config
@@ -162,11 +165,10 @@ class ObjectRepair:
         copied: list[Operation] = [Copy(target, key, record.mtime_ns), Delete(target)]
         if self._change_name(key, raw, copied if whole else [Delete(key)]):
             self.emptied.add(record.manifest)
-            self._done.append(
-                f"{_shown(key)} is put together again from its chunks"
-                if whole
-                else f"{_shown(key)} can't be read in full: it is now {_shown(target)}"
-            )
+            if whole:
+                self._done.append(f"{_shown(key)} is put together again from its chunks")
+            else:
+                self._lose(key, f"{_shown(key)} can't be read in full: it is now {_shown(target)}")
 
     def _keep_raw(self, key: bytes, raw: bytes, why: str) -> None:
         """A name of whose object there is nothing but a record that does not decode."""
@@ -174,9 +176,12 @@ class ObjectRepair:
         facts: dict[str, object] = {"name": _shown(key), "record": raw.hex(), "why": why}
         note(self._session(), target, facts)
         if self._change_name(key, raw, [Delete(key)]):
-            self._done.append(
-                f"{_shown(key)} has no readable record: {_shown(target)} has its bytes"
-            )
+            self._lose(key, f"{_shown(key)} has no readable record: {_shown(target)} has its bytes")
+
+    def _lose(self, key: bytes, what: str) -> None:
+        self._done.append(what)
+        name = key.decode(errors="surrogateescape")
+        self.lost.append(Problem("object", "missing", what, (name,)))
 
     def _change_name(self, key: bytes, raw: bytes, changes: Sequence[Operation]) -> bool:
         """Unless it was put anew meanwhile."""

@@ -74,6 +74,11 @@ class PackRepair:
                 if reading is not None and reading.frames.at(problem.offset) is not None:
                     reading.bad.setdefault(problem.offset, problem.what)
 
+    def sound(self, report: CheckReport) -> set[bytes]:
+        """The packs that a check of all data has found nothing wrong with."""
+        faulty = {p.pack for p in report.problems if p.pack}
+        return {pack_id for pack_id in self.readings if pack_id.hex() not in faulty}
+
     def read_new(self) -> None:
         """The copies, and what was put since: also into packs that were read already."""
         for pack_id, path in list_packs(os.path.join(self._root, "packs")):

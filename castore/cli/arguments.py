@@ -444,7 +444,7 @@ def _check(verbs: Verbs) -> None:
         verbs,
         "check",
         "checking:check",
-        "[--read-data[=10%%]] [--repair [--yes] [--packs-are-lost]]",
+        "[--read-data[=10%%]] [--verbose] [--repair [--yes] [--packs-are-lost]]",
         "look whether the store is whole",
         """
 Structure: that every object's manifest is whole, and leads to frames that are in their packs; that
@@ -470,6 +470,7 @@ allow it.
         metavar="PART",
         help="decode all frames, or a part of them",
     )
+    verb.add_argument("-v", "--verbose", action="store_true", help="list all, not some of a kind")
     verb.add_argument("--repair", action="store_true", help="mend what can be mended")
     verb.add_argument("--yes", action="store_true", help="repair without asking")
     verb.add_argument(

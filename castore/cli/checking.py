@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
@@ -15,7 +16,9 @@ from castore.errors import ConfigLost
 if TYPE_CHECKING:
     from castore.check import CheckReport
 
-NAMES_SHOWN = 20  # of one problem; --json has them all
+NAMES_SHOWN = 20  # of one problem; --verbose and --json have them all
+STEPS_SHOWN = 20  # of a repair
+ALIKE_SHOWN = 5  # problems of one kind with one pack, or with the index
 
 
 def check(arguments: Namespace) -> int:
@@ -66,17 +69,23 @@ def _repair(report: CheckReport, arguments: Namespace) -> int:
     if not steps:
         complain("there is nothing that a repair could do: the next gc takes what is left over")
         return report.exit_code
-    for step in steps:
-        complain(f"to do: {step}")
+    _complain_of("to do", steps, arguments)
     if not arguments.yes and not _agreed():
         complain("nothing was done: repeat it with --yes to repair")
         return report.exit_code
     with open_to_change(arguments) as store, open_progress("repair") as progress:
-        mended = store.check(repair=True, progress=progress)
-    for step in mended.repaired:
-        complain(f"done: {step}")
+        mended = store.check(repair=report, progress=progress)
+    _complain_of("done", mended.repaired, arguments)
     _print(mended, arguments)
     return mended.exit_code
+
+
+def _complain_of(what: str, steps: list[str], arguments: Namespace) -> None:
+    shown = len(steps) if arguments.verbose else STEPS_SHOWN
+    for step in steps[:shown]:
+        complain(f"{what}: {step}")
+    if len(steps) > shown:
+        complain(f"{what}: and {len(steps) - shown:,} more: --verbose names all")
 
 
 def _agreed() -> bool:
@@ -105,19 +114,38 @@ def _print(report: CheckReport, arguments: Namespace) -> None:
             }
         )
         return
-    for problem in report.worst_first():
-        print_line(f"{problem.severity}: {problem.what}")
-        for name in problem.names[:NAMES_SHOWN]:
-            print_line(f"    {name}")
-        if len(problem.names) > NAMES_SHOWN:
-            print_line(f"    and {len(problem.names) - NAMES_SHOWN:,} more names")
+    _print_problems(report, everything=arguments.verbose)
     if report.garbage:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.garbage.items())
         print_line(f"garbage, for the next gc: {kinds}; {human_size(report.garbage_bytes)}")
-    verdict = {exits.OK: "whole", exits.FAILURE: "whole, with warnings"}
+    verdict = {exits.OK: "whole", exits.FAILURE: "whole, with warnings"}.get(report.exit_code)
+    if verdict is None:
+        lost_only = all(problem.kind == "object" for problem in report.problems)
+        verdict = "mended, but for what is lost" if lost_only else "damaged"
     print_line(
-        f"{verdict.get(report.exit_code, 'damaged')}: {counted(report.names, 'name')}, "
+        f"{verdict}: {counted(report.names, 'name')}, "
         f"{counted(report.packs, 'pack')}, {counted(report.frames, 'frame')}, of which "
         f"{report.read_frames:,} were read ({human_size(report.read_bytes)}); "
         f"{counted(len(report.damaged_names), 'name')} can't be read in full"
     )
+
+
+def _print_problems(report: CheckReport, *, everything: bool) -> None:
+    """One pack that is cut short is wrong for each of its frames, and for each row of a chunk."""
+    alike: Counter[tuple[str, str, str]] = Counter()
+    for problem in report.worst_first():
+        kind = problem.severity, problem.kind, problem.pack
+        alike[kind] += 1
+        if alike[kind] > ALIKE_SHOWN and not everything:
+            continue
+        print_line(f"{problem.severity}: {problem.what}")
+        shown = len(problem.names) if everything else NAMES_SHOWN
+        for name in problem.names[:shown]:
+            print_line(f"    {name}")
+        if len(problem.names) > shown:
+            print_line(f"    and {len(problem.names) - shown:,} more names")
+    for (severity, what, pack), count in alike.items():
+        if count > ALIKE_SHOWN and not everything:
+            where = f", of pack {pack}" if pack else ""
+            more = f"{count - ALIKE_SHOWN:,} more like it ({what}{where})"
+            print_line(f"{severity}: and {more}; --verbose lists all")
