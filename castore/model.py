@@ -129,6 +129,17 @@ def as_prefix(target: str) -> str:
     return stripped + "/" if stripped else ""
 
 
+def can_begin_a_name(prefix: bytes) -> bool:
+    """False for what no name begins with: it need not be looked for, and S3 refuses some of it."""
+    *folders, _ = prefix.split(b"/")
+    return (
+        b"\0" not in prefix
+        and not prefix.startswith(b"/")
+        and len(prefix) <= NAME_BYTES_MAX
+        and not any(folder in (b".", b"..") for folder in folders)
+    )
+
+
 def clamp_range(byte_range: Sequence[int] | None, size: int) -> tuple[int, int]:
     """The half-open `[begin, end)` that `byte_range` means for an object of `size` bytes.
 

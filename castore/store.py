@@ -144,7 +144,8 @@ def open_store(
 
 class Store:
     """Objects by name. Safe for many threads and processes at once; opens itself anew in a forked
-    child and where it is unpickled. Names are 1-480 bytes of UTF-8; sizes and offsets are bytes;
+    child and where it is unpickled. Names are 1-480 bytes of UTF-8
+    with no NUL, leading `/`, or `.` or `..` component; sizes and offsets are bytes;
     byte ranges are half-open `(begin, end)`."""
 
     def __init__(

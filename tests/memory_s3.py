@@ -143,6 +143,7 @@ class MemoryAttempts:
     def __init__(self, server: MemoryS3, settings: S3Settings, actor: Actor) -> None:
         self.settings = settings
         self.skew_s: float | None = 0.0
+        self.refuses_past_end = False
         self.actor = actor
         self._server = server
 

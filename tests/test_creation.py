@@ -73,3 +73,16 @@ def test_no_store_there(place: Place) -> None:
             open_anew()
         assert raised.value.errno == errno.ENOENT
     assert there() == []
+
+
+@pytest.mark.parametrize("prefix", ["a\0b", "\0", "/a", "./", "a/../", "../", "ü" * 300])
+def test_prefixes_that_no_name_has(prefix: str, place: Place) -> None:
+    """S3 answers some of them with an error, and some servers with what is elsewhere."""
+    with castore.open(place[0]) as store:
+        for name in (".a", "..a/b", "a/..b", "a/b."):
+            store.puts(name, b"x")
+        assert list(store.names(prefix)) == []
+        assert list(store.list(prefix)) == []
+        assert list(store.names("a/..")) == ["a/..b"]
+        assert sorted(store.names(".")) == ["..a/b", ".a"]
+        assert store.check(read_data=True).problems == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,9 +11,18 @@ import pytest
 from fault_proxy import Connection, Exchange, FaultProxy, answer, reset
 from servers import QUICK, Server
 
+import castore
 from castore.errors import AccessDenied, BucketNotFound, RemoteError
 from castore.s3.bucket import Bucket
-from castore.s3.probe import ServerFeatures, probe
+from castore.s3.probe import (
+    BOTH_WIN,
+    IGNORED,
+    REFUSED,
+    UNKNOWN,
+    UNQUOTED,
+    ServerFeatures,
+    probe,
+)
 from castore.s3.settings import S3Settings
 
 EVERYTHING = ServerFeatures(
@@ -45,7 +56,7 @@ def test_both_servers(s3_server: Server) -> None:
 
 def test_it_takes_few_requests(proxied: Bucket, proxy: FaultProxy) -> None:
     assert probe(proxied) == EVERYTHING
-    assert proxy.count() <= 25
+    assert proxy.count() <= 40
     assert proxy.count("", "/store/probe/[0-9a-f]{32}/") + proxy.count("LIST") == (
         proxy.count() - proxy.count("POST")
     )
@@ -87,7 +98,10 @@ def test_one_feature_is_missing(
 
     proxy.inject(kind, "", fault, times=999)
     found = probe(proxied)
-    assert [name for name in found.__slots__ if not getattr(found, name)] == [feature]
+    missing = [name for name in found.__slots__ if not getattr(found, name) and name != "instead"]
+    assert missing == [feature, *(["ranges_past_end"] if feature == "ranges" else [])]
+    if feature != "ranges":
+        assert found.instead == {feature: IGNORED if how == "ignored" else UNKNOWN}
     proxy.rules.clear()
     assert list(proxied.list()) == []
 
@@ -102,7 +116,90 @@ def test_a_precondition_that_always_fails_is_not_honoured(
             connection.relay(exchange)
 
     proxy.inject("", "", fault, times=999)
-    assert probe(proxied) == ServerFeatures(False, False, False, True, True)
+    found = probe(proxied)
+    assert found == ServerFeatures(False, False, False, True, True)
+    assert set(found.instead.values()) == {REFUSED}
+
+
+def test_etags_that_are_only_known_without_quotes(proxied: Bucket, proxy: FaultProxy) -> None:
+    def fault(exchange: Exchange, connection: Connection) -> None:
+        if exchange.headers.get("if-match", "").startswith('"'):
+            answer(412, "PreconditionFailed")(exchange, connection)
+        else:
+            connection.relay(exchange)
+
+    proxy.inject("", "", fault, times=999)
+    found = probe(proxied)
+    assert found == ServerFeatures(True, False, False, True, True)
+    assert set(found.instead.values()) == {UNQUOTED}
+
+
+def test_two_at_once_that_both_win(proxied: Bucket, proxy: FaultProxy) -> None:
+    """It looks, and writes later: one after the other, all is well."""
+    there: set[str] = set()
+    many = threading.Lock()
+
+    def fault(exchange: Exchange, connection: Connection) -> None:
+        if "if-none-match" not in exchange.headers:
+            connection.relay(exchange)
+            return
+        with many:
+            seen = exchange.key in there
+        if seen:
+            answer(412, "PreconditionFailed")(exchange, connection)
+            return
+        time.sleep(0.2)
+        with many:
+            there.add(exchange.key)
+        without("if-none-match")(exchange, connection)  # type: ignore[operator]
+
+    proxy.inject("PUT", "", fault, times=999)
+    found = probe(proxied)
+    assert found == replace(EVERYTHING, if_none_match=False)
+    assert found.instead == {"if_none_match": BOTH_WIN}
+    proxy.rules.clear()
+    assert list(proxied.list()) == []
+
+
+@pytest.mark.usefixtures("cache_dir", "quick")
+@pytest.mark.parametrize(
+    ("status", "code"), [(416, "InvalidRange"), (416, "X"), (400, "InvalidRange")]
+)
+def test_ranges_that_end_behind_the_last_byte(
+    status: int, code: str, proxied: Bucket, proxy: FaultProxy, moto_server: Server
+) -> None:
+    """Whoever reads a name for the first time does not know its size."""
+    client = moto_server.client()
+
+    def size_of(key: str) -> int:
+        listed = client.list_objects_v2(Bucket=moto_server.bucket, Prefix=key)
+        return next((e["Size"] for e in listed.get("Contents", ()) if e["Key"] == key), 1 << 40)
+
+    def fault(exchange: Exchange, connection: Connection) -> None:
+        last = int(exchange.headers.get("range", "bytes=0-0").rpartition("-")[2])
+        if last >= max(size_of(exchange.key.split("/", 2)[2]), 1):
+            answer(status, code)(exchange, connection)
+        else:
+            connection.relay(exchange)
+
+    proxied.put("ten", b"0123456789")
+    proxied.put("none", b"")
+    proxy.inject("GET", "", fault, times=999)
+    etag = proxied.head("ten").etag
+    assert proxied.get("ten", byte_range=(0, 10)).body == b"0123456789"
+    assert not proxied.refuses_ranges_past_end
+    reply = proxied.get("ten", byte_range=(4, 1000))
+    assert (reply.body, reply.size, reply.etag) == (b"456789", 10, etag)
+    assert proxied.get("ten", byte_range=(4, 1000), if_none_match=etag) is None
+    assert proxied.get("ten", byte_range=(10, 11)).body == b""
+    assert proxied.get("none", byte_range=(0, 11)).body == b""
+    assert probe(proxied) == replace(EVERYTHING, ranges_past_end=False)
+    with castore.open(Server(proxy.url, moto_server.bucket, True).url("store2")) as store:
+        store.puts("inline", b"x")
+        store.puts("large", bytes(range(256)) * 1000)
+        assert store.check(read_data=True).problems == []
+    with castore.open(Server(proxy.url, moto_server.bucket, True).url("store2")) as store:
+        assert store.gets("large") == bytes(range(256)) * 1000
 
 
 def test_a_write_that_is_refused_and_done_is_not_honoured(

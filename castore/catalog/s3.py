@@ -26,7 +26,7 @@ from castore.format_s3 import (
     name_key,
 )
 from castore.manifest import Manifest
-from castore.model import Extent, clamp_range
+from castore.model import Extent, can_begin_a_name, clamp_range
 from castore.s3.bucket import Bucket, KeyAbsent, Reply
 from castore.s3.cache import StoreCache
 from castore.s3.keys import NAMES, name_of
@@ -115,6 +115,8 @@ class S3Catalog:
 
     def listed(self, prefix: bytes) -> Iterator[list[tuple[bytes, str]]]:
         """(name, ETag) of what begins with `prefix`, a page at a time."""
+        if not can_begin_a_name(prefix):
+            return
         entries = (
             (name, entry.etag)
             for entry in self._bucket.list(NAMES + prefix.decode())

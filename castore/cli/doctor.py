@@ -119,37 +119,48 @@ def _check_remote(url: str) -> Iterator[Check]:
 
 def of_features(features: ServerFeatures) -> Iterator[Check]:
     """What follows from what a server honours."""
+    from castore.s3.probe import IGNORED
 
-    def honoured(what: str, is_so: bool, otherwise: Verdict, means: str) -> Check:
-        return Check(what, "ok", "honoured") if is_so else Check(what, otherwise, "ignored", means)
+    def honoured(what: str, feature: str, means: str) -> Check:
+        if getattr(features, feature):
+            return Check(what, "ok", "honoured")
+        return Check(what, "warning", features.instead.get(feature, IGNORED), means)
 
     alone = "a gc has to be told that nobody else is writing"
     yield honoured(
         "If-None-Match on PUT",
-        features.if_none_match,
-        "warning",
+        "if_none_match",
         "of two puts with if_absent at once both may succeed, and the later one stays; make the "
         f"store before many use it; {alone}",
     )
     yield honoured(
         "If-Match on PUT",
-        features.if_match_put,
-        "warning",
-        f"collectors can't tell whether they are alone: {alone}",
+        "if_match_put",
+        "collectors can't tell whether they are alone, nor a repair whether a name was put "
+        f"meanwhile: {alone}, and nobody may write while a check repairs",
     )
     yield honoured(
         "If-Match on DELETE",
-        features.if_match_delete,
-        "warning",
+        "if_match_delete",
         "a rename or a delete may take away what another put under the name just then: don't "
         "rename or delete names that others are writing",
     )
-    yield honoured(
-        "ranges",
-        features.ranges,
-        "problem",
-        "a store can't be read here: use a server that answers ranged GETs",
-    )
+    if not features.ranges:
+        yield Check(
+            "ranges",
+            "problem",
+            "not answered as asked",
+            "a store can't be read here: use a server that answers ranged GETs",
+        )
+    elif features.ranges_past_end:
+        yield Check("ranges", "ok", "honoured")
+    else:
+        yield Check(
+            "ranges",
+            "warning",
+            "refused where they end behind the last byte",
+            "a name that was not read before takes three requests, where one would do",
+        )
     listing = "listing after writing"
     if features.list_consistent:
         yield Check(listing, "ok", "consistent")
@@ -161,6 +172,33 @@ def of_features(features: ServerFeatures) -> Iterator[Check]:
             "names may be missed or seen after they are gone, and a gc would lose data: never run "
             "one here",
         )
+    yield _safe_verbs(features)
+
+
+def _safe_verbs(features: ServerFeatures) -> Check:
+    """What may be done here, beside others who do the same."""
+    if not features.ranges:
+        return Check("verbs", "problem", "none is safe", "use another server")
+    safe = ["put", "get", "ls", "cp"]
+    alone: list[str] = []
+    (safe if features.if_none_match else alone).append("put --if-absent")
+    (safe if features.if_match_delete else alone).extend(("mv", "rm"))
+    may_collect = features.if_none_match and features.if_match_put
+    (safe if may_collect else alone).extend(("gc", "check --repair"))
+    if not features.list_consistent:
+        for verbs in (safe, alone):
+            verbs[:] = [verb for verb in verbs if verb not in ("gc", "check --repair")]
+    found = f"safe beside others: {', '.join(safe)}"
+    if alone:
+        found += f"; only while nobody else writes: {', '.join(alone)}"
+    if not features.list_consistent:
+        return Check("verbs", "problem", f"{found}; never: gc, check --repair")
+    if alone:
+        means = "run these when nobody else writes" + (
+            ", gc with --alone" if not may_collect else ""
+        )
+        return Check("verbs", "warning", found, means)
+    return Check("verbs", "ok", found)
 
 
 def _remote_store(bucket: Bucket, url: str) -> Check:

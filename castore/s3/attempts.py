@@ -46,6 +46,7 @@ class Attempts:
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
         self.skew_s: float | None = None
+        self.refuses_past_end = False  # ranges that end behind the last byte
         self._bucket_seen = False
         self._connection: Connection | None = None
         self._pid = os.getpid()
@@ -57,6 +58,15 @@ class Attempts:
     def get(
         self, key: str, byte_range: tuple[int, int] | None, if_none_match: str | None
     ) -> Reply | None:
+        try:
+            return self._get(key, byte_range, if_none_match)
+        except _RangeRefused:
+            assert byte_range is not None
+            return self._get_clamped(key, byte_range, if_none_match)
+
+    def _get(
+        self, key: str, byte_range: tuple[int, int] | None, if_none_match: str | None
+    ) -> Reply | None:
         headers = {}
         if byte_range is not None:
             headers["Range"] = f"bytes={byte_range[0]}-{byte_range[1] - 1}"
@@ -66,8 +76,8 @@ class Attempts:
         try:
             (status, found, body), began = self._answered(lambda there: there.get(path, headers))
         except (Refused, Broken) as failure:
-            if isinstance(failure, Refused) and failure.status == 416 and byte_range is not None:
-                return self._past_the_end(key, byte_range[0])
+            if isinstance(failure, Refused) and byte_range is not None and _is_of_range(failure):
+                raise _RangeRefused from failure
             raise self._fault_of(failure, "s3:GetObject", key) from failure
         self._bucket_seen = True
         date = self._note_date(found.get("date"), began)
@@ -177,13 +187,24 @@ class Attempts:
         self.skew_s = at + 0.5 - (began + time.time()) / 2
         return at
 
-    def _past_the_end(self, key: str, begin: int) -> Reply:
-        """The range begins behind the last byte: an empty part."""
+    def _get_clamped(
+        self, key: str, byte_range: tuple[int, int], if_none_match: str | None
+    ) -> Reply | None:
+        """The range begins behind the last byte: an empty part. Or the server refuses one that only
+        ends there: it is asked for what there is."""
+        begin, end = byte_range
         there = self.head(key)
-        if there.size > begin:
-            error = RemoteError(f"{self.settings.url}/{key} changed while it was read", 416)
-            raise Fault(error, repeat=True)
-        return there
+        if there.size <= begin:
+            return there
+        try:
+            if there.size < end:
+                reply = self._get(key, (begin, there.size), if_none_match)
+                self.refuses_past_end = True
+                return reply
+        except _RangeRefused:
+            """As below."""
+        error = RemoteError(f"{self.settings.url}/{key} changed while it was read", 416)
+        raise Fault(error, repeat=True)
 
     def _in_words(self, refused: Refused, key: str) -> Exception:
         """A refused HEAD has no body, so no code: what it means takes another request."""
@@ -197,7 +218,7 @@ class Attempts:
         try:
             self._answered(lambda there: there.get(self.settings.key(key), {"Range": "bytes=0-0"}))
         except Refused as words:
-            return plain if words.status == 416 else self._fault_of(words, "s3:GetObject", key)
+            return plain if _is_of_range(words) else self._fault_of(words, "s3:GetObject", key)
         except Broken:
             return plain
         return plain
@@ -229,6 +250,14 @@ class Attempts:
     def after_fork_in_child(self) -> None:
         self._connection = None  # its sockets are the parent's to use; ours of them are closed
         self._pid = os.getpid()
+
+
+class _RangeRefused(Exception):
+    """The server has no bytes in the range, or refuses it as it ends behind the last one."""
+
+
+def _is_of_range(refused: Refused) -> bool:
+    return refused.status == 416 or refused.code == "InvalidRange"
 
 
 def reply_of(answer: dict[str, Any], size: int) -> Reply:

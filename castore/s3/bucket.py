@@ -79,6 +79,11 @@ class Bucket:
         endpoint = self._attempts.request("", "").endpoint
         return "\0".join((endpoint, self.settings.bucket, self.settings.prefix))
 
+    @property
+    def refuses_ranges_past_end(self) -> bool:
+        """Whether the server was seen to refuse a range because it ends behind the last byte."""
+        return self._attempts.refuses_past_end
+
     # ------------------------------------------------------------ reading
 
     @overload
