@@ -10,6 +10,7 @@ import pickle
 import stat
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from driver_doors import PIPELINE, Blocks, Door, PeerDoor, StoreDoor, write_bloc
 from driver_model import ANY_MODE, NAMES, PREFIXES, Change, Model, Source, Thing, now_after
 
 import conducto
-from castore.errors import NameExists, NameNotFound
+from castore.errors import NameExists, NameNotFound, UnpublishedResourceWarning
 
 if TYPE_CHECKING:
     from driver import Driver
@@ -197,8 +198,10 @@ def put_that_fails(driver: Driver) -> str:
         if how == "abort":
             file.abort()
         else:
-            with contextlib.suppress(ResourceWarning):
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
                 del file
+            assert [each.category for each in said] == [UnpublishedResourceWarning]
     return ""
 
 
