@@ -22,10 +22,6 @@ class Writable(Protocol):
     def write(self, data: Any, /) -> Any: ...
 
 
-class Flushable(Protocol):
-    def flush(self) -> None: ...
-
-
 def write_all(fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:
     """Write `parts` one behind the other from `offset`; the offset behind the last."""
     for i in range(0, len(parts), _IOV_MAX):
@@ -56,15 +52,6 @@ def write_stream(file: Writable, part: bytes | memoryview) -> None:
             _wait_until_writable(file)
             written = 0
         left = left[written:]
-
-
-def flush_stream(file: Flushable) -> None:
-    """Flush it, also where that would block."""
-    while True:
-        try:
-            return file.flush()
-        except BlockingIOError:
-            _wait_until_writable(file)
 
 
 def _wait_until_writable(file: Any) -> None:

@@ -1,0 +1,329 @@
+"""What the command writes to pipes, terminals and full disks: all of it, or an error."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+
+import castore
+from castore.cli import exits
+from castore.fileio import write_stream
+
+DATA = random.Random(3).randbytes(900_000)
+UNBUFFERED = ["", "1"]
+
+
+@pytest.fixture
+def filled(store: castore.Store) -> castore.Store:
+    with store.transaction() as transaction:
+        transaction.puts("x", DATA)
+        for i in range(3000):
+            transaction.puts(f"many/{i:04}-{'n' * 60}", b"")
+    return store
+
+
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    yield
+    while STARTED:
+        with STARTED.pop() as process:  # closes its pipes
+            process.kill()
+
+
+def command(store: castore.Store, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    environment = oracle.environment() | {"CASTORE_STORE": store.path}
+    environment |= options.pop("environment", {})
+    STARTED.append(
+        subprocess.Popen(
+            [sys.executable, "-m", "castore", *arguments],
+            env=environment,
+            stderr=options.pop("stderr", subprocess.PIPE),
+            **options,
+        )
+    )
+    return STARTED[-1]
+
+
+@pytest.mark.parametrize("unbuffered", UNBUFFERED)
+@pytest.mark.parametrize(
+    "arguments",
+    [["cat", "x"], ["cat", "--range", "5:", "x"], ["get", "x", "-"], ["ls", "--json"]],
+)
+def test_a_slow_reader_and_a_descriptor_that_does_not_block(
+    filled: castore.Store, arguments: list[str], unbuffered: str
+) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    done = command(
+        filled,
+        *arguments,
+        stdout=writing,
+        stderr=subprocess.DEVNULL,
+        environment={"PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(writing)
+    time.sleep(0.5)
+    got = b""
+    while block := os.read(reading, 1 << 14):
+        got += block
+    os.close(reading)
+    assert done.wait(30) == 0
+    if arguments[0] == "ls":
+        assert got.count(b"\n") == 3001
+        assert got.endswith(b"}\n")
+    else:
+        assert got == DATA[5 if "5:" in arguments else 0 :]
+
+
+def limited() -> None:
+    """A file can't grow beyond so many bytes: as on a full disk, a write is short, then fails."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+
+
+@pytest.mark.parametrize("unbuffered", UNBUFFERED)
+@pytest.mark.parametrize(
+    "arguments",
+    [["cat", "x"], ["cat", "--range", "0:", "x"], ["get", "x", "-"], ["ls", "--json"]],
+)
+def test_a_disk_that_is_full(
+    filled: castore.Store, tmp_path: Path, arguments: list[str], unbuffered: str
+) -> None:
+    with open(tmp_path / "out", "wb") as out:
+        done = command(
+            filled,
+            *arguments,
+            stdout=out,
+            preexec_fn=limited,
+            environment={"PYTHONUNBUFFERED": unbuffered},
+        )
+        assert done.wait(30) == 1
+    assert done.stderr is not None
+    assert done.stderr.read().count(b"\n") == 1
+    assert (tmp_path / "out").stat().st_size == 150_000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cat", "x"],
+        ["cat", "--range", "0:", "x"],
+        ["get", "x", "-"],
+        ["get", "x", "/dev/stdout"],
+        ["ls", "--json"],
+        ["ls"],
+    ],
+)
+def test_a_reader_that_hangs_up(filled: castore.Store, arguments: list[str]) -> None:
+    done = command(filled, *arguments, stdout=subprocess.PIPE)
+    assert done.stdout is not None
+    assert done.stderr is not None
+    assert len(done.stdout.read(10)) == 10
+    done.stdout.close()
+    assert done.wait(30) == exits.BROKEN_PIPE
+    assert done.stderr.read() == b""
+
+
+# ---------------------------------------------------------------- descriptors that have a path
+
+
+def test_a_get_to_dev_stdout(filled: castore.Store, tmp_path: Path) -> None:
+    done = command(filled, "get", "x", "/dev/stdout", stdout=subprocess.PIPE)
+    assert done.communicate()[0] == DATA
+    # What others wrote before stays, also where it is no longer a file of this name.
+    with open(tmp_path / "out", "wb") as out:
+        out.write(b"before")
+        out.flush()
+        assert command(filled, "get", "x", "/dev/stdout", stdout=out).wait(30) == 0
+        out.seek(0, os.SEEK_END)
+        out.write(b"after")
+    assert (tmp_path / "out").read_bytes() == b"before" + DATA + b"after"
+    with open(tmp_path / "gone", "w+b") as gone:
+        (tmp_path / "gone").unlink()
+        assert command(filled, "get", "x", "/dev/fd/1", stdout=gone).wait(30) == 0
+        gone.seek(0)
+        assert gone.read() == DATA
+    assert sorted(os.listdir(tmp_path)) == ["out", "store"]
+
+
+@pytest.mark.skipif(not os.path.exists("/bin/bash"), reason="no bash")
+def test_a_get_to_a_process_and_to_a_named_pipe(filled: castore.Store, tmp_path: Path) -> None:
+    script = """
+"$0" -m castore get x >(cat > process)
+for i in $(seq 100); do [ "$(stat -c %s process)" = 900000 ] && break; sleep 0.1; done
+"""
+    done = subprocess.run(
+        ["/bin/bash", "-c", script, sys.executable],
+        env=oracle.environment() | {"CASTORE_STORE": filled.path},
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "process").read_bytes() == DATA
+    os.mkfifo(tmp_path / "pipe")
+    get = command(filled, "get", "x", str(tmp_path / "pipe"))
+    assert (tmp_path / "pipe").read_bytes() == DATA
+    assert get.wait(30) == 0
+
+
+# ---------------------------------------------------------------- file objects
+
+
+class Short(io.RawIOBase):
+    """Takes a few bytes at a time, and now and then none, until it is to take all."""
+
+    def __init__(self, ready: int) -> None:
+        self.taken = b""
+        self.ready = ready
+        self.blocks = True
+        self.calls = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.ready
+
+    def write(self, data: Any, /) -> int | None:
+        self.calls += 1
+        if self.calls % 3 == 0 and self.blocks:
+            return None
+        self.taken += bytes(data[:50_000])
+        return len(data[:50_000])
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def write(self, data: Any) -> None:
+        self.taken += bytes(data)
+
+
+def test_a_get_to_streams_that_take_only_some(filled: castore.Store) -> None:
+    with open(os.devnull, "wb") as ready:
+        short = Short(ready.fileno())
+        filled.get("x", short)
+        assert short.taken == DATA
+        buffered = Short(ready.fileno())
+        with io.BufferedWriter(buffered, 1000) as file:
+            filled.get("x", file)
+            buffered.blocks = False
+        assert buffered.taken == DATA
+    silent = Silent()
+    filled.get("x", silent)
+    assert silent.taken == DATA
+
+
+@pytest.mark.parametrize("buffering", [0, 4096])
+def test_a_get_to_a_pipe_that_does_not_block(filled: castore.Store, buffering: int) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    got: list[bytes] = []
+
+    def read() -> None:
+        while block := os.read(reading, 1 << 14):
+            got.append(block)
+
+    thread = threading.Timer(0.2, read)
+    thread.start()
+    file = open(writing, "wb", buffering=buffering)  # noqa: SIM115
+    filled.get("x", file)
+    os.set_blocking(writing, True)
+    file.close()
+    thread.join()
+    os.close(reading)
+    assert b"".join(got) == DATA
+
+
+def test_an_error_of_a_stream_is_its_own() -> None:
+    class Fails(Silent):
+        def write(self, data: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_stream(Fails(), b"1")
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        pytest.param({"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.long),
+        pytest.param({"LC_ALL": "C"}, marks=pytest.mark.long),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such file names")
+def test_names_and_paths_that_the_locale_does_not_have(
+    tmp_path: Path, locale: dict[str, str]
+) -> None:
+    folder = os.fsencode(tmp_path) + b"/st\xe9re \xc3\xbc"
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "näme").write_bytes(b"1")
+
+    def run(*arguments: str | bytes) -> tuple[int, bytes, bytes]:
+        done = subprocess.run(
+            [sys.executable, "-m", "castore", "-r", folder, *arguments],
+            env=oracle.environment() | locale,
+            capture_output=True,
+            check=False,
+        )
+        assert b"Traceback" not in done.stderr
+        assert b"codec" not in done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    assert run("import", os.fsencode(source), "p")[0] == 0
+    code, out, _ = run("ls")
+    assert code == 0
+    assert out in (b"p/n\\xe4me\n", b"p/n\xe4me\n", "p/näme\n".encode())
+    for verb in (["ls", "-l"], ["stats"], ["gc"], ["check"], ["doctor"]):
+        assert run(*verb)[0] == 0, verb
+    for verb in (["stat", "p/näme".encode()], ["cat", "p/näme".encode()]):
+        assert run(*verb)[0] == 0, verb
+    code, out, _ = run("backup", os.fsencode(tmp_path) + b"/b\xe9ckup")
+    assert (code, b"ckup" in out) == (0, True)
+    assert run("cat", "gone")[0] == 14
+    assert run("export", "p", os.fsencode(tmp_path) + b"/o\xe9t")[0] == 0
+    with castore.open(os.fsdecode(folder)) as store:
+        assert list(store.names()) == ["p/näme"]
+
+
+def test_a_terminal_gets_no_control_characters(filled: castore.Store) -> None:
+    filled.puts("evil\x1b]0;pwned\x07\nname", b"1")
+    for verb in (["ls"], ["ls", "-l"], ["stat", "evil\x1b]0;pwned\x07\nname"], ["du"]):
+        ours, theirs = pty.openpty()
+        done = command(filled, *verb, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        got = b""
+        try:
+            while block := os.read(ours, 1 << 16):
+                got += block
+        except OSError:  # Linux says EIO at the end
+            pass
+        os.close(ours)
+        assert done.wait(30) == 0
+        assert b"\x1b]" not in got
+        assert b"\x07" not in got
