@@ -143,7 +143,7 @@ def test_what_is_dropped_asks_for_nothing_until_a_store_is_used(world: World) ->
     file = store.open("never", "wb")
     file.write(noise(SIZE, 3))
     fill(store, "kept")
-    store.close()
+    store._local._end_session()  # type: ignore[union-attr]
     assert world.server.keys("store/pins/")
     asked = len(actor.steps)
     with pytest.warns(UnpublishedResourceWarning):
@@ -154,7 +154,6 @@ def test_what_is_dropped_asks_for_nothing_until_a_store_is_used(world: World) ->
     assert world.server.keys("store/pins/") == []
 
 
-@pytest.mark.filterwarnings("ignore::castore.errors.UnpublishedResourceWarning")
 def test_pins_of_the_dead_expire_after_a_week(world: World) -> None:
     one, dead = world.open("one"), world.open("dead", actor := Actor("dead"))
     writer = dead.open("never", "wb")
@@ -163,6 +162,8 @@ def test_pins_of_the_dead_expire_after_a_week(world: World) -> None:
     dead._session()._uploads.finish()
     fill(dead, "kept")
     actor.kill()
+    writer._writer = None  # nothing of it runs any more, as its process is gone
+    writer.close()
     world.pass_time(PIN_SECONDS - 60)
     assert collect(one).found_nothing
     world.pass_time(120)
@@ -451,6 +452,7 @@ def test_what_is_of_another_store(make_world: Callable[[], World]) -> None:
         world.server.objects[f"store/{key}"] = good
 
 
+@pytest.mark.damages_store("a pin can't be read")
 def test_pins_that_can_t_be_read(store: castore.Store, world: World) -> None:
     with world.bucket() as bucket:
         bucket.put(pin_key(new_session_id(), 0), b"not a pin", idempotent=True)

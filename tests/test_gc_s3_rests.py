@@ -201,6 +201,8 @@ def test_what_a_missing_pack_keeps_is_not_moved_again(world: World, small: None)
     collect(world.open("collector"), repack_below=0.9)
     report = collect(world.open("another"), repack_below=0.9)
     assert (report.bytes_rewritten, report.packs_removed) == (0, 0)
+    assert report.missing == (lost.pack_id.hex(),)
+    assert world.open("x").gc(dry_run=True).missing == report.missing
 
 
 def test_a_manifest_says_what_its_frames_take(world: World, small: None) -> None:

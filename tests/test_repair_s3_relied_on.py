@@ -110,6 +110,27 @@ def test_marks_and_hints_go_with_the_packs(world: World) -> None:
     is_whole(world)
 
 
+def test_a_pack_that_is_brought_back_is_relied_on_again(world: World) -> None:
+    with world.open("writer") as store:
+        store.puts("a", DATA)
+        store.puts("kept", noise(300_000, 2))
+    with world.bucket() as bucket:
+        whole = {key: bucket.get(key).body for key in packs(bucket)}
+        damage(world, flip)
+        world.open("repairer").check(repair=True)
+        assert len(world.server.keys("store/damaged/")) == 2
+        for key, raw in whole.items():
+            bucket.put(key, raw, idempotent=True)
+    with world.open("repairer") as repairer:
+        assert repairer.check(repair=True).repaired == []
+        assert world.server.keys("store/damaged/") == []
+        repairer.rebuild_index()
+        before = len(world.server.keys("store/packs/"))
+        repairer.puts("again", DATA)
+    assert len(world.server.keys("store/packs/")) == before
+    is_whole(world)
+
+
 def test_a_damaged_pack_that_nobody_needs_is_told_of_until_it_is_marked(world: World) -> None:
     with world.open("writer") as store:
         store.puts("a", DATA)

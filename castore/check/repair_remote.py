@@ -36,7 +36,7 @@ from castore.format_s3 import (
 )
 from castore.model import Extent, Location
 from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown
-from castore.s3.damaged import mark_damaged
+from castore.s3.damaged import damaged_packs, mark_damaged, unmark
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.outcomes import put_over
 from castore.s3.probe import probe
@@ -75,8 +75,10 @@ class RemoteRepair:
 
     def mark_packs(self, report: CheckReport) -> None:
         """What is put from now on, on whatever machine, relies on none of those that are damaged or
-        missing."""
+        missing, and on those again that turned out to be whole."""
         unfit = {bytes.fromhex(pack_id) for pack_id in report.missing_packs} | self._bad.keys()
+        whole = damaged_packs(self._bucket) & self._look.readings.keys() - unfit
+        unmark(self._bucket, whole)
         mark_damaged(self._bucket, unfit)
         if unfit:
             listed = listed_hints(self._bucket)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -117,6 +117,7 @@ class _Tally:
     bytes_rewritten: int = 0
     come_again: float | None = None
     undeletable: dict[bytes, Exception] = field(default_factory=dict)
+    missing: Sequence[bytes] = ()
 
 
 class _Collection:
@@ -169,6 +170,7 @@ class _Collection:
         tally.pins_expired = len(self._marker.expired_pins(expired_before))
         garbage = self._marker.garbage(packs, expired_before=expired_before)
         tally.packs_condemned, tally.bytes_condemned = len(garbage), sum(garbage.values())
+        tally.missing = self._marker.missing(packs)
         if self._state.phase == CONDEMNED:
             tally.come_again = self._state.condemned_at() + options.grace_seconds
         if options.repack_below > 0:
@@ -194,6 +196,7 @@ class _Collection:
             pins_expired=tally.pins_expired,
             come_again=tally.come_again,
             undeletable=tuple(undeletable),
+            missing=tuple(pack_id.hex() for pack_id in tally.missing),
             damaged=tuple(self._repacker.damaged.values()),
         )
 
@@ -208,6 +211,7 @@ class _Collection:
             state.lead()
         packs = self._marker.packs()
         garbage = self._marker.garbage(packs, expired_before=0)
+        tally.missing = self._marker.missing(packs)
         room = CONDEMNED_MAX - len(carried)
         doomed = carried.union(sorted(garbage.keys() - carried)[: max(room, 0)])
         if not doomed:

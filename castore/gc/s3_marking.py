@@ -19,6 +19,7 @@ from castore.format_s3 import (
     decode_pin,
     manifest_head_bytes,
     name_key,
+    pack_key,
     session_of,
 )
 from castore.gc import Meter
@@ -55,6 +56,7 @@ class Marker:
         meter: Meter,
     ) -> None:
         self.objects = 0  # in the last listing of names
+        self.referred: set[bytes] = set()  # packs that these had
         self._bucket = bucket
         self._store_id = store_id
         self._memory = memory
@@ -70,10 +72,26 @@ class Marker:
         Raises ManifestUnreadable, FormatError."""
         pins = self.pins(expired_before)
         left = {i: size for i, size in packs.items() if not pins.protect(i)}
+        self.referred = set()
         for referred in self.references():
+            self.referred |= referred
             for pack_id in referred:
                 left.pop(pack_id, None)
         return left
+
+    def missing(self, packs: dict[bytes, int]) -> list[bytes]:
+        """Those that names referred to in the last look for garbage among all `packs`, and that are
+        not there; one that was not listed may have been put since."""
+        unlisted = sorted(self.referred - packs.keys())
+        looking = [(i, self._requests.submit(self._is_there, i)) for i in unlisted]
+        return [pack_id for pack_id, there in looking if not there.result()]
+
+    def _is_there(self, pack_id: bytes) -> bool:
+        try:
+            self._bucket.head(pack_key(pack_id))
+        except KeyAbsent:
+            return False
+        return True
 
     # ------------------------------------------------------------ pins
 

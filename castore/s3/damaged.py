@@ -26,6 +26,12 @@ def mark_damaged(bucket: Bucket, packs: Collection[bytes]) -> None:
         bucket.put(f"{PREFIX}{pack_id.hex()}", b"", idempotent=True)
 
 
+def unmark(bucket: Bucket, packs: Collection[bytes]) -> None:
+    """They are whole: damaged on its way, a frame looked as if it were."""
+    if packs:
+        bucket.delete_many([f"{PREFIX}{pack_id.hex()}" for pack_id in packs])
+
+
 def damaged_packs(bucket: Bucket) -> set[bytes]:
     return {pack_id for pack_id, _ in _marks(bucket)}
 
