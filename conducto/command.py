@@ -14,15 +14,21 @@ from castore import __version__
 from conducto import data
 from conducto.arguments import HelpWanted, Parameter, UsageError, parse
 from conducto.cli import guarded, write_text
+from conducto.takeover import TakenOver, take_over
 
 PROGRAM = "conducto"
 HELP = """\
 usage: conducto archive PIPELINE_ID
        conducto archive --older-than AGE [--dry-run]
+       conducto take-over
 
 Archive a pipeline: drop all its names (locally in one step; in the cloud one after another, and to
 repeat it is to go on), and print how many there were. What belongs to the user stays. The space
 comes back when the store next collects garbage.
+
+Take over: put what an earlier Conducto kept on this machine as plain files, in the profile's data/
+and pipelines/*/data/, into the store, but no name that it has already; and print how many that
+were. The files stay, and can be removed by hand.
 
   --older-than AGE     every pipeline none of whose names was written for so long: 45m, 12h, 7d, 2w;
                        prints how many names each had, by its id
@@ -30,12 +36,15 @@ comes back when the store next collects garbage.
   --local/--no-local   the store on this machine, or not
   --profile PROFILE    the profile; else CONDUCTO_PROFILE
 """
+COMMON = (
+    Parameter("local", "the store on this machine, or not", "flag", False, False),
+    Parameter("profile", "the profile", "text", False, False),
+)
 PARAMETERS = (
     Parameter("pipeline_id", "the pipeline", required=False),
     Parameter("older_than", "all that went quiet so long ago", required=False, positional=False),
     Parameter("dry_run", "only print them", "flag", False, False),
-    Parameter("local", "the store on this machine, or not", "flag", False, False),
-    Parameter("profile", "the profile", "text", False, False),
+    *COMMON,
 )
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -55,7 +64,7 @@ def age(text: str) -> float:
 
 def _run(argv: Sequence[str]) -> int:
     if not argv:
-        raise UsageError("no command given: archive")
+        raise UsageError("no command given: archive or take-over")
     verb, *rest = argv
     if verb in ("-h", "--help"):
         write_text(HELP)
@@ -63,15 +72,27 @@ def _run(argv: Sequence[str]) -> int:
     if verb == "--version":
         write_text(f"{PROGRAM} {__version__}\n")
         return 0
-    if verb != "archive":
-        raise UsageError(f"{verb!r} is not one of the commands archive")
+    verb = verb.replace("_", "-")
+    if verb not in ("archive", "take-over"):
+        raise UsageError(f"{verb!r} is not one of the commands archive, take-over")
     try:
-        given = parse(PARAMETERS, rest)
+        given = parse(PARAMETERS if verb == "archive" else COMMON, rest)
     except HelpWanted:
         write_text(HELP)
         return 0
-    write_text(json.dumps(_archive(given)) + "\n")
-    return 0
+    if verb == "archive":
+        write_text(json.dumps(_archive(given)) + "\n")
+        return 0
+    taken = _take_over(given)
+    write_text(json.dumps(taken) + "\n")
+    return 1 if taken["left_out"] else 0
+
+
+def _take_over(given: dict[str, str | bool | list[int]]) -> TakenOver:
+
+    local, profile = given.get("local"), given.get("profile")
+    assert isinstance(profile, str | None)
+    return take_over(local=None if local is None else bool(local), profile=profile)
 
 
 def _archive(given: dict[str, str | bool | list[int]]) -> int | dict[str, int]:

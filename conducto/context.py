@@ -99,6 +99,14 @@ def open_store(*, local: bool | None = None, profile: str | None = None) -> cast
         return store
 
 
+def left_behind(store: castore.Store, key: str) -> str | None:
+    """The file, on this machine, in which the first Conducto kept what would have this name."""
+    if store.path.startswith("s3://"):
+        return None
+    path = os.path.join(os.path.dirname(store.path), key)
+    return path if os.path.exists(path) else None
+
+
 def remove_old_versions(store: castore.Store, name: str, *, below: bool = False) -> None:
     """In a versioned bucket, let go of what was overwritten or deleted under the name (`below`: and
     under all that begin with it), as well as that can be done. Nothing to do anywhere else."""

@@ -11,12 +11,22 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, TypeVar
 
-from castore.errors import InvalidName, NameNotFound
+from castore.errors import NameNotFound
 from conducto import context
-from conducto.errors import CacheNotFound, ContextError
+from conducto.errors import CacheNotFound, ContextError, NameIsFolder, NotTakenOver
+from conducto.names import (
+    cache_folder,
+    cache_name,
+    called,
+    cleaned_name,
+    cleaned_prefix,
+    is_all,
+    key_of,
+)
 
 if TYPE_CHECKING:
     import castore
@@ -57,10 +67,8 @@ class _Data:
         A path is replaced atomically and gets the object's mode bits; in a folder, the file is
         named like the last part of `name`. `local` overrides the mode for this call.
         """
-        try:
-            cls._store(local).get(cls._key(name), file)
-        except FileNotFoundError as error:
-            raise _as_called(error, name) from None
+        with cls._reading(name, local) as (store, key):
+            store.get(key, file)
 
     @classmethod
     def gets(cls, name: str, *, byte_range: Sequence[int] | None = None) -> bytes:
@@ -69,10 +77,8 @@ class _Data:
         `end` past the object's size is clamped; None or `[]` is the whole object. A range that
         is negative, reversed or not two integers raises ValueError.
         """
-        try:
-            return cls._store().gets(cls._key(name), byte_range)
-        except FileNotFoundError as error:
-            raise _as_called(error, name) from None
+        with cls._reading(name) as (store, key):
+            return store.gets(key, byte_range)
 
     @classmethod
     def put(cls, name: str, file: Path | BinaryIO, skip_cleanup: bool = False) -> None:
@@ -106,7 +112,7 @@ class _Data:
         store, key = cls._store(), cls._key(name)
         if recursive:
             if not _delete_tree(store, key):
-                raise NameNotFound(name)
+                raise _missing(store, key, name)
             context.remove_old_versions(store, key)
             context.remove_old_versions(store, _folder(key), below=True)
             return
@@ -115,33 +121,30 @@ class _Data:
         except NameNotFound:
             if _has_below(store, key):
                 raise _is_directory(name, "delete it with recursive") from None
-            raise NameNotFound(name) from None
+            raise _missing(store, key, name) from None
         context.remove_old_versions(store, key)
 
     @classmethod
     def list(cls, prefix: str = "") -> Names:
         """The names of objects that start with `prefix`, a plain string, in the caller's
-        spelling and sorted."""
-        scope, stripped = cls._scope(), _strip(prefix)
-        if ".." in stripped.split("/"):
-            raise InvalidName(f"prefix {prefix!r} has a '..' component")
-        slashes = prefix[: len(prefix) - len(stripped)]
-        names = cls._store().names(scope + stripped)
+        spelling and sorted; all of them for "" and "."."""
+        scope, (slashes, start) = cls._scope(), cleaned_prefix(prefix)
+        names = cls._store().names(scope + start)
         return [slashes + name[len(scope) :] for name in names]
 
     @classmethod
     def exists(cls, name: str) -> bool:
-        """Whether there is an object with this name, or one below it."""
+        """Whether there is an object with this name, or one below it; for "" and ".", any."""
+        if is_all(name):
+            return next(iter(cls._store().names(cls._scope())), None) is not None
         store, key = cls._store(), cls._key(name)
         return store.exists(key) or _has_below(store, key)
 
     @classmethod
     def size(cls, name: str) -> int:
         """The object's size in bytes."""
-        try:
-            return cls._store().size(cls._key(name))
-        except FileNotFoundError as error:
-            raise _as_called(error, name) from None
+        with cls._reading(name) as (store, key):
+            return store.size(key)
 
     @classmethod
     def url(cls, name: str, path_only: bool = True) -> str:
@@ -155,7 +158,7 @@ class _Data:
             if not base:
                 raise ContextError("a whole URL needs the app's address: set CONDUCTO_AUTO_URL")
         pipeline_id = context.pipeline_id(cls._pipeline_id)
-        path = f"{quote(pipeline_id)}/{cls.__name__}/{quote(_clean(name))}"
+        path = f"{quote(pipeline_id)}/{cls.__name__}/{quote(cleaned_name(name))}"
         return f"{base}/gw/manager/data/{path}"
 
     @classmethod
@@ -183,7 +186,7 @@ class _Data:
         try:
             file = cls._store().open(cls._cache_key(name, checksum))
         except NameNotFound:
-            raise CacheNotFound(_cache_name(name, checksum)) from None
+            raise CacheNotFound(cache_name(name, checksum)) from None
         with file:
             cache.restore(file, file.info.size, restore_dir)
 
@@ -198,7 +201,7 @@ class _Data:
         never those of another name that starts the same."""
         store = cls._store()
         if checksum is None:
-            folder = _folder(cls._scope() + _cache_folder(name))
+            folder = _folder(cls._scope() + cache_folder(name))
             if store.delete_prefix(folder):
                 context.remove_old_versions(store, folder, below=True)
             return
@@ -206,7 +209,7 @@ class _Data:
         try:
             store.delete(key)
         except NameNotFound:
-            raise CacheNotFound(_cache_name(name, checksum)) from None
+            raise CacheNotFound(cache_name(name, checksum)) from None
         context.remove_old_versions(store, key)
 
     @classmethod
@@ -220,12 +223,22 @@ class _Data:
         return context.open_store(local=local, profile=cls._profile)
 
     @classmethod
+    @contextmanager
+    def _reading(cls, name: str, local: bool | None = None) -> Iterator[tuple[castore.Store, str]]:
+        store, key = cls._store(local), cls._key(name)
+        try:
+            with called(name, key):
+                yield store, key
+        except NameNotFound:
+            raise _missing(store, key, name) from None
+
+    @classmethod
     def _key(cls, name: str) -> str:
-        return cls._scope() + _clean(name)
+        return key_of(cls._scope(), name)
 
     @classmethod
     def _cache_key(cls, name: str, checksum: str) -> str:
-        return cls._scope() + _cache_name(name, checksum)
+        return key_of(cls._scope(), cache_name(name, checksum))
 
 
 class pipeline(_Data):
@@ -298,34 +311,6 @@ def _activity(store: castore.Store, prefix: str) -> dict[str, tuple[int, float]]
     return found
 
 
-def _strip(name: str) -> str:
-    if not isinstance(name, str):
-        raise InvalidName(f"a name is a str, not {type(name).__name__}")
-    return name.lstrip("/")
-
-
-def _clean(name: str) -> str:
-    """The name inside its scope. The store checks names too, but whole ones: here the message
-    can be about what the caller wrote."""
-    stripped = _strip(name)
-    if not stripped:
-        raise InvalidName(f"name {name!r} is empty")
-    for part in stripped.split("/"):
-        if part in (".", ".."):
-            raise InvalidName(f"name {name!r} has a {part!r} component")
-    return stripped
-
-
-def _cache_folder(name: str) -> str:
-    return f"conducto-cache/{_clean(name).rstrip('/')}"
-
-
-def _cache_name(name: str, checksum: str) -> str:
-    if not isinstance(checksum, str) or not checksum:
-        raise InvalidName(f"a cache's checksum must be text that is not empty, not {checksum!r}")
-    return _clean(f"{_cache_folder(name)}/{checksum}.tar.gz")
-
-
 def _folder(key: str) -> str:
     return key if key.endswith("/") else key + "/"
 
@@ -353,13 +338,16 @@ def _refuse_directory(store: castore.Store, key: str, name: str) -> None:
         raise _is_directory(name, "other objects lie below it")
 
 
+def _missing(store: castore.Store, key: str, name: str) -> NameNotFound:
+    """Why there is no object with the name."""
+    if _has_below(store, key):
+        return NameIsFolder(name)
+    left = context.left_behind(store, key)
+    return NameNotFound(name) if left is None else NotTakenOver(name, left)
+
+
 def _is_directory(name: str, why: str) -> IsADirectoryError:
     return IsADirectoryError(errno.EISDIR, f"Is a directory ({why})", name)
-
-
-def _as_called(error: FileNotFoundError, name: str) -> FileNotFoundError:
-    """A missing object under the name that the caller used; a missing file as it is."""
-    return NameNotFound(name) if isinstance(error, NameNotFound) else error
 
 
 def _as_bytes(obj: object) -> bytes | memoryview:

@@ -24,6 +24,31 @@ class CacheNotFound(NameNotFound):
         return f"Cache not found: {self.name!r}"
 
 
+class NameIsFolder(NameNotFound, IsADirectoryError):
+    """No object has this name, but others lie below it."""
+
+    def __str__(self) -> str:
+        return f"no object is named {self.name!r}: it is a folder of others"
+
+
+class NotTakenOver(NameNotFound):
+    """The store has no object with this name, but the former Conducto kept one on this machine, at
+    `path`."""
+
+    def __init__(self, name: str, path: str) -> None:
+        super().__init__(name)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"no object is named {self.name!r}, but an earlier Conducto kept {self.path}: "
+            "`conducto take-over` puts what it kept into the store"
+        )
+
+    def __reduce__(self) -> tuple[type[NotTakenOver], tuple[str, str]]:  # type: ignore[override]
+        return type(self), (self.name, self.path)
+
+
 class NotCacheable(CastoreError, ValueError):
     """The folder holds what a cache can't: a link that leads outside to no file, a device, a name
     that is too long."""

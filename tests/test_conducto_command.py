@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 import conducto as co
-from conducto import command
+from conducto import command, context
 from conducto.arguments import UsageError
+from conducto.errors import NotTakenOver
 
 pytest_plugins = ["modes"]
 pytestmark = pytest.mark.usefixtures("mode")
@@ -89,3 +92,38 @@ def test_ages() -> None:
     for bad in ("", "d", "7", "7 d", "-7d", "7y", "1e3s"):
         with pytest.raises(UsageError):
             command.age(bad)
+
+
+@local_only
+def test_what_an_earlier_conducto_kept_is_taken_over(
+    mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Path(context.store_url()).parent
+    kept = {"data/a/b": b"1", "data/mine": b"older", "pipelines/7/data/c": b"2" * 10_000}
+    for name, content in kept.items():
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_bytes(content)
+    (base / "data/a/b").chmod(0o750)
+    os.utime(base / "data/a/b", ns=(1, 1_500_000_000_000_000_000))
+    (base / "data/link").symlink_to("/etc/passwd")
+    co.data.user.puts("mine", b"newer")
+    with pytest.raises(FileNotFoundError, match=r"earlier Conducto kept .*data/a/b: .*take-over"):
+        co.data.user.gets("a/b")
+    pipeline = co.data.pipeline.bound(pipeline_id="7")
+    with pytest.raises(NotTakenOver):
+        pipeline.size("c")
+    for again in (False, True):
+        code, out, err = run(capsys, "take-over")
+        put, there = (0, 3) if again else (2, 1)
+        left_out = {str(base / "data/link"): "it is no regular file"}
+        assert json.loads(out) == {"put": put, "there_already": there, "left_out": left_out}
+        assert (code, err) == (1, "")
+    assert co.data.user.list() == ["a/b", "mine"]
+    assert co.data.user.gets("mine") == b"newer"
+    assert pipeline.gets("c") == b"2" * 10_000
+    info = context.open_store().info("data/a/b")
+    assert (info.mode, info.mtime) == (0o750, 1_500_000_000)
+    assert (base / "data/a/b").exists()
+    assert context.open_store().check(read_data=True).exit_code == 0
+    assert run(capsys, "take-over", "--no-local")[0] == 1
+    assert run(capsys, "take-over", "x")[0] == 2

@@ -97,10 +97,16 @@ class TestNames:
     def test_other_bad_names(self, scope: Scope) -> None:
         with pytest.raises(ValueError, match=r"has a '\.' component"):
             scope.puts("./a", b"")
-        with pytest.raises(ValueError, match="NUL"):
-            scope.puts("a\0b", b"")
-        with pytest.raises(ValueError, match="bytes in UTF-8; the most is 480"):
-            scope.puts("x" * 500, b"")
+        for call in (scope.exists, scope.gets, scope.delete, lambda name: scope.puts(name, b"")):
+            for name, why in [
+                ("a\0b", r"name 'a\\x00b' has a NUL byte"),
+                ("x" * 500, r"name 'x{40}'\.\.\. has 500 bytes in UTF-8; the most is 4\d\d here"),
+                ("\ud800", r"name '\\ud800' is not valid Unicode"),
+            ]:
+                with pytest.raises(errors.InvalidName, match=why):
+                    call(name)
+        with pytest.raises(errors.InvalidName, match=r"prefix 'a\\x00b' has a NUL"):
+            scope.list("a\0b")
         with pytest.raises(ValueError, match="a name is a str, not int"):
             scope.puts(5, b"")  # type: ignore[arg-type]
 
@@ -121,6 +127,23 @@ class TestNames:
             assert isinstance(caught.value, errors.NameNotFound)
             assert caught.value.name == name
         assert not (tmp_path / "out").exists()
+
+    def test_a_folder_is_no_object_and_says_so(self, scope: Scope, tmp_path: Path) -> None:
+        scope.puts("dir/x", b"")
+        for name in ("dir", "dir/", "/dir"):
+            for call in (scope.gets, scope.size, lambda name: scope.get(name, tmp_path / "out")):
+                with pytest.raises(IsADirectoryError, match=f"named '{name}': it is a folder"):
+                    call(name)
+
+    def test_the_folder_of_all(self, scope: Scope) -> None:
+        for name in ("", "/", ".", "./"):
+            assert scope.exists(name) is False
+        scope.puts("a/b", b"")
+        scope.puts(".hidden", b"")
+        for name in ("", "/", ".", "./"):
+            assert scope.exists(name) is True
+        assert scope.list("") == scope.list(".") == scope.list("./") == [".hidden", "a/b"]
+        assert scope.list(".h") == [".hidden"]
 
 
 @scopes
