@@ -157,7 +157,7 @@ class Rebuild:
         for pack_id in self._readings:
             self._add_rows(pack_id)
             if self._progress is not None:
-                self._progress.relative_update(1)
+                self._progress.relative_update(self._readings[pack_id].end)
         self._move_extents()
         self._count()
         return self._report
@@ -178,7 +178,7 @@ class Rebuild:
             if found is not None:
                 self._readings[pack_id] = found[0]
         if self._progress is not None:
-            self._progress.set_size(len(self._readings))
+            self._progress.set_size(sum(reading.end for reading in self._readings.values()))
 
     def _add_rows(self, pack_id: bytes) -> None:
         """A row for each chunk of the pack that has none, and for the pack itself."""

@@ -169,7 +169,7 @@ class RemoteStore:
         from castore.rebuild import RebuildReport
 
         with self._looking() as look:
-            look.packs.read(0, None)
+            look.packs.read(0, progress)
             damaged = damaged_packs(self._bucket)
             there = look.readings
             packs = {i: list(r.frames) for i, r in there.items() if i not in damaged}
@@ -178,8 +178,6 @@ class RemoteStore:
         self.catalog.forget_all()
         self._cache.add_chunks(packs.items())
         self._hints.replace(packs.items())
-        if progress is not None:
-            progress.set_size(len(packs))
         for version in self.catalog.versions(b""):
             report.names += 1
             if not there.keys() >= set(version.head.packs):

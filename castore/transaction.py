@@ -13,7 +13,14 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
-from castore.errors import FileStillOpen, InvalidName, NameExists, StoreClosed, TimeOutOfRange
+from castore.errors import (
+    FileStillOpen,
+    FormatError,
+    InvalidName,
+    NameExists,
+    StoreClosed,
+    TimeOutOfRange,
+)
 from castore.format_index import Record
 from castore.local import refuse_open_store_paths
 from castore.model import NAME_BYTES_MAX, ObjectInfo, Progress, encode_name, encode_prefix
@@ -100,7 +107,7 @@ class Transaction:
         with self._exclusively(), opened(path, regular=True) as source:
             if keep_time:
                 check_time(path, source.status.st_mtime_ns)
-            old = self._record(key) if skip_same else None
+            old = self._readable(key) if skip_same else None
             if old is not None and not checksum and is_unchanged(old, source.status):
                 return object_info(name, old), True
             record, draft, status = store_file(self._session, source, progress)
@@ -110,6 +117,13 @@ class Transaction:
         info = self._publish(name, record, draft, if_absent, mtime_ns)
         same = old is not None and old[:4] == (info.size, mtime_ns, record.mode, record.etag)
         return info, same
+
+    def _readable(self, key: bytes) -> Record | None:
+        """None also for a record that is damaged: it is to be replaced."""
+        try:
+            return self._record(key)
+        except FormatError:
+            return None
 
     def puts(
         self,

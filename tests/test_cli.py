@@ -302,9 +302,13 @@ def test_an_import_that_leaves_a_file_out_exits_1(run):
 def test_gc_says_what_it_did_and_no_more(run, monkeypatch):
     assert run("gc").text == "nothing to collect in 1 object\n"
     assert run("put", "-", "name", stdin=DATA).code == run("rm", "name").code == 0
-    lines = [line.split(maxsplit=2) for line in run("gc").text.splitlines()]
+    planned = run("gc", "-n").text
+    assert planned.count("would be removed") == 3
+    done = run("gc").text
+    assert planned.replace("would be ", "").startswith(done)
+    lines = [line.split(maxsplit=2) for line in done.splitlines()]
     assert [line[0] for line in lines] == ["chunks", "manifests", "packs", "freed"]
-    assert lines[1] == ["manifests", "1", "removed, that no name has"]
+    assert lines[1] == ["manifests", "1", "removed: no name leads to them"]
 
     def gc(self, **_):
         return GcReport(
@@ -313,7 +317,10 @@ def test_gc_says_what_it_did_and_no_more(run, monkeypatch):
 
     monkeypatch.setattr("castore.store.Store.gc", gc)
     *rows, last = run("gc").text.splitlines()
-    assert rows == ["freed      -1.5 KiB  on balance", "condemned         2  packs, 2.0 KiB"]
+    assert rows == [
+        "used       1.5 KiB  more than before",
+        "condemned        2  packs, 2.0 KiB",
+    ]
     assert last.startswith("what is condemned can be removed from ")
 
 

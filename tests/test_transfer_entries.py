@@ -195,6 +195,7 @@ def test_a_name_that_is_too_long_for_a_file(any_store: castore.Store, tmp_path: 
     }
 
 
+@pytest.mark.damages_store("rows of its index are changed")
 def test_names_of_a_damaged_index_do_not_end_a_listing(tmp_path: Path) -> None:
     """Not UTF-8, or leading elsewhere: no put makes them, but an index may be another's work."""
     folder = tmp_path / "store"
@@ -219,6 +220,19 @@ def test_names_of_a_damaged_index_do_not_end_a_listing(tmp_path: Path) -> None:
     assert main(["-r", str(folder), "export", "p", str(out)]) == 13
     assert main(["-r", str(folder), "get", "-R", "p", str(out)]) == 13
     assert main(["-r", str(folder), "ls", "p/"]) == 0
+
+
+@pytest.mark.damages_store("rows of its index are changed")
+def test_a_damaged_object_is_imported_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    made = make_tree(tmp_path / "in")
+    with small(folder) as store:
+        store.import_folder(tmp_path / "in", "p")
+    change_rows(folder, b"names", {b"p/b/c": b"torn"})
+    with castore.open(folder) as store:
+        report = store.import_folder(tmp_path / "in", "p")
+        assert (report.files, report.same_files, report.left_out) == (1, len(made) - 1, [])
+        assert store.gets("p/b/c") == made["b/c"][0]
 
 
 def test_files_get_no_setuid_setgid_or_sticky_bit(store: castore.Store, tmp_path: Path) -> None:

@@ -54,8 +54,9 @@ def _print(report: RebuildReport, arguments: Namespace) -> int:
         print_line(
             f"{counted(report.names, 'name')}, {counted(report.chunks, 'chunk')} in "
             f"{counted(report.packs, 'pack')}; "
-            f"{report.chunk_rows_added:,} rows of chunks added, {report.chunk_rows_dropped:,} "
-            f"dropped, {report.extents_moved:,} extents found elsewhere"
+            f"index rows of chunks: {report.chunk_rows_added:,} added, "
+            f"{report.chunk_rows_dropped:,} removed; {report.extents_moved:,} parts of objects "
+            "led to another copy"
         )
         if report.kept:
             print_line(f"the old index is in {report.kept}: remove it when all is well")

@@ -67,14 +67,16 @@ def _print_report(report: GcReport) -> None:
 
 def _rows(report: GcReport) -> list[tuple[str, str, str]]:
     """What was done, and no zeros: a store on S3 counts no chunks, and at first condemns only."""
-    balance = human_size(abs(report.bytes_freed))
+    would_be = "would be " if report.dry_run else ""
+    freed = "freed" if report.bytes_freed >= 0 else "used"
+    net = "net of what is rewritten" if report.bytes_freed >= 0 else "more than before"
     rows = [
-        (report.chunks_removed, "chunks", f"removed, of {_all_chunks(report):,}"),
-        (report.manifests_removed, "manifests", "removed, that no name has"),
+        (report.chunks_removed, "chunks", f"{would_be}removed, of {_all_chunks(report):,}"),
+        (report.manifests_removed, "manifests", f"{would_be}removed: no name leads to them"),
         (report.packs_removed, "packs", _packs(report)),
         (report.packs_sealed, "packs", "sealed, whose writers had ended without"),
-        (human_size(report.bytes_rewritten), "rewritten", "frames still in use, moved"),
-        ("-" * (report.bytes_freed < 0) + balance, "freed", "on balance"),
+        (human_size(report.bytes_rewritten), "rewritten", f"{would_be}copied: still in use"),
+        (human_size(abs(report.bytes_freed)), freed, net),
         (report.packs_condemned, "condemned", f"packs, {human_size(report.bytes_condemned)}"),
         (report.pins_expired, "pins", "of writers that died, expired"),
         (
@@ -95,4 +97,8 @@ def _all_chunks(report: GcReport) -> int:
 
 
 def _packs(report: GcReport) -> str:
-    return f"removed: {report.packs_rewritten:,} rewritten, {report.orphans_removed:,} orphans"
+    would_be = "would be " if report.dry_run else ""
+    return (
+        f"{would_be}removed: {report.packs_rewritten:,} rewritten, "
+        f"{report.orphans_removed:,} that nothing leads to"
+    )
