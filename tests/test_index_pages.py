@@ -75,6 +75,7 @@ def test_it_reads_what_lmdb_reads(folder: Path) -> None:
         index.close()
 
 
+@pytest.mark.damages_store("a row of meta is none of castore's")
 def test_lists_of_free_pages_are_sorted_as_numbers(folder: Path) -> None:
     """One for each transaction, as long as a reader is there that may need the pages: byte by
     byte, number 512 would come before number 511."""
