@@ -208,10 +208,15 @@ class Index:
         is_new = not os.path.exists(os.path.join(self.path, "data.mdb"))
         if is_new and _free_bytes(self.path) < NEW_INDEX_BYTES:
             raise _full(self.path)
-        if self.writable:
-            _allocate_lock_file(self.path)
-        if not is_new:
-            check_length(self.path)
+        try:
+            if self.writable:
+                _allocate_lock_file(self.path)
+            if not is_new:
+                check_length(self.path)
+        except (CastoreError, PermissionError):
+            raise
+        except OSError as error:
+            raise typed(error, self.path) from error
         while True:
             try:
                 env = lmdb.open(
