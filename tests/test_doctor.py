@@ -81,6 +81,7 @@ class TestFolder:
             code, checks = examine(place)
             assert (code, verdicts(checks)["folder"]) == (exits.FAILURE, "problem")
 
+    @pytest.mark.damages_store("castore.json is another")
     def test_a_damaged_store(self, examine: Doctor, tmp_path: Path) -> None:
         castore.open(tmp_path / "store").close()
         (tmp_path / "store" / "castore.json").write_text("{")
@@ -163,6 +164,7 @@ class TestServer:
             assert checks[what]["means"]
         assert verdicts(checks)["ranges"] == "ok"
 
+    @pytest.mark.damages_store("castore.json is another")
     def test_a_store_and_something_else(self, examine: Doctor, moto_server: Server) -> None:
         castore.open(moto_server.url("here")).close()
         _, checks = examine(moto_server.url("here"))

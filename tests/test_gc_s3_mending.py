@@ -129,6 +129,7 @@ def test_a_garbled_list(condemned: World, raw: bytes) -> None:
     assert decode_state(world.server.objects[STATE].body).phase == "condemned"
 
 
+@pytest.mark.damages_store("the state, its list or a pack is damaged or gone")
 def test_a_garbled_state_is_left(condemned: World) -> None:
     """What its version was is not known, nor what is condemned."""
     change(condemned, STATE, b"garbled")
@@ -138,6 +139,7 @@ def test_a_garbled_state_is_left(condemned: World) -> None:
     assert condemned.server.objects[STATE].body == b"garbled"
 
 
+@pytest.mark.damages_store("the state, its list or a pack is damaged or gone")
 def test_a_server_without_preconditions(condemned: World, monkeypatch: pytest.MonkeyPatch) -> None:
     honours = ServerFeatures(True, False, True, True, True)
     monkeypatch.setattr(s3, "probe", lambda bucket: honours)
@@ -295,6 +297,7 @@ def test_a_collector_that_sleeps_beside_writers(make_world: Make) -> None:
         assert sleeping_sweep(make_world, step) == [], step
 
 
+@pytest.mark.damages_store("the state, its list or a pack is damaged or gone")
 @pytest.mark.parametrize("guard", [idle, not_carried])
 def test_what_is_lost_is_condemned_and_carried(
     make_world: Make, monkeypatch: pytest.MonkeyPatch, guard: Callable[[pytest.MonkeyPatch], None]
@@ -311,6 +314,7 @@ def test_what_is_lost_is_condemned_and_carried(
     assert any(sleeping_sweep(make_world, step) for step in range(SLEEPS))
 
 
+@pytest.mark.damages_store("the state, its list or a pack is damaged or gone")
 def test_writers_are_waited_for(make_world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it, what they rely on is removed."""
     mend = s3_mending.condemn_anew
