@@ -136,3 +136,23 @@ def storage_error(error: OSError, path: str) -> Exception:
     if isinstance(error, PermissionError):
         return of_file(error, path)
     return StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO)
+
+
+def new_file_mode() -> int:
+    """The permission bits of a file that this process makes without saying which: 0666, less its
+    umask."""
+    return 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    try:
+        with open("/proc/self/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Umask:"):
+                    return int(line.split()[1], 8)
+    except FileNotFoundError:
+        pass  # not Linux
+    # Asked for by setting it: what another thread makes meanwhile is private at worst.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask

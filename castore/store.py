@@ -16,7 +16,7 @@ from castore.backend import Backend
 from castore.catalog.operations import Publish
 from castore.chunker import Chunker, ChunkSizes
 from castore.errors import CastoreError, NameExists, NameNotFound, ReadOnlyStore, StoreClosed
-from castore.fileio import Writable, descriptor_of, of_file
+from castore.fileio import Writable, descriptor_of, new_file_mode, of_file
 from castore.forks import ForkLock, Rank
 from castore.local import open_local, refuse_open_store_paths
 from castore.model import (
@@ -33,7 +33,7 @@ from castore.outfolder import Draft, replacing
 from castore.reader import Reader
 from castore.session import WriteSession
 from castore.sourcefile import has_content
-from castore.transaction import MODE_DEFAULT, Readable, StrPath, Transaction, object_info
+from castore.transaction import Readable, StrPath, Transaction, object_info
 from castore.urls import local_folder
 from castore.workers import Workers
 from castore.writer import ObjectWriter
@@ -183,7 +183,8 @@ class Store:
     ) -> ObjectInfo:
         """Store a file, or what a binary file object has left to read, under the name.
 
-        A path's permission bits are kept; the object of a file object gets 0644. Durable when
+        A path's permission bits are kept; the object of a file object gets those of a new file
+        (0666, less the umask). Durable when
         this returns; visible whole or not at all.
 
         Raises FileNotFoundError, IsADirectoryError (of the file); NameExists, if the name is taken
@@ -198,10 +199,11 @@ class Store:
         data: bytes | bytearray | memoryview,
         *,
         if_absent: bool = False,
-        mode: int = MODE_DEFAULT,
+        mode: int | None = None,
     ) -> ObjectInfo:
-        """Store bytes, or any contiguous buffer, under the name. Raises as `put` does; TypeError
-        for a str."""
+        """Store bytes, or any contiguous buffer, under the name. `mode` is its permission bits, by
+        default those of a new file (0666, less the umask). Raises as `put` does; TypeError for a
+        str."""
         with self.transaction() as transaction:
             return transaction.puts(name, data, if_absent=if_absent, mode=mode)
 
@@ -319,7 +321,7 @@ class Store:
 
         def publish(writer: ObjectWriter) -> ObjectInfo:
             try:
-                record, draft = writer.finish(MODE_DEFAULT)
+                record, draft = writer.finish(new_file_mode())
                 session.commit([Publish(key, record, draft, if_absent=mode == "xb")])
                 return object_info(name, record)
             finally:

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -21,6 +22,7 @@ from castore.errors import (
     StoreClosed,
     TimeOutOfRange,
 )
+from castore.fileio import new_file_mode
 from castore.format_index import Record
 from castore.local import refuse_open_store_paths
 from castore.model import NAME_BYTES_MAX, ObjectInfo, Progress, encode_name, encode_prefix
@@ -83,7 +85,7 @@ class Transaction:
         with self._writing(progress) as writer:
             for block in read_blocks(read):
                 writer.write(block)
-            return self._publish(name, *writer.finish(MODE_DEFAULT), if_absent, mtime_ns)
+            return self._publish(name, *writer.finish(self._mode), if_absent, mtime_ns)
 
     def put_file(
         self,
@@ -131,9 +133,10 @@ class Transaction:
         data: bytes | bytearray | memoryview,
         *,
         if_absent: bool = False,
-        mode: int = MODE_DEFAULT,
+        mode: int | None = None,
     ) -> ObjectInfo:
         """As Store.puts; visible at the end of the block."""
+        mode = self._mode if mode is None else mode
         if isinstance(data, str):
             raise TypeError("data is bytes or another buffer, not str: encode it first")
         if not 0 <= mode <= 0o7777:
@@ -158,7 +161,7 @@ class Transaction:
             self._check(name, False)
             with self._exclusively():
                 self._unfinished.remove(name)
-                return self._publish(name, *writer.finish(MODE_DEFAULT), mode == "xb")
+                return self._publish(name, *writer.finish(self._mode), mode == "xb")
 
         def discard(writer: ObjectWriter) -> None:
             with self._exclusively():
@@ -232,6 +235,10 @@ class Transaction:
             self.commit()
         else:
             self.abort()
+
+    @cached_property
+    def _mode(self) -> int:
+        return new_file_mode()
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:

@@ -454,6 +454,16 @@ def test_put_if_absent(run):
     assert run("cat", "seed").out == b"new"
 
 
+def test_put_with_an_empty_name_is_a_mistake(run, tmp_path):
+    (tmp_path / "f").write_bytes(DATA)
+    before = run("ls").out
+    fails(run("put", tmp_path / "f", ""), 2, "the name is empty")
+    fails(run("put", tmp_path / "f", tmp_path / "f", ""), 2, "the name is empty")
+    assert run("ls").out == before
+    assert run("put", tmp_path / "f", "/").code == 0
+    assert run("cat", "f").out == DATA
+
+
 def test_put_prints_json(run, tmp_path):
     (tmp_path / "f").write_bytes(DATA)
     assert run("put", tmp_path / "f", "x").out == b""

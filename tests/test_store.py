@@ -1096,6 +1096,44 @@ def test_a_writer_that_fails_publishes_nothing(store: castore.Store) -> None:
     assert list(store.names()) == ["name"]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o007])
+def test_what_has_no_mode_gets_that_of_a_new_file(
+    store: castore.Store, tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        store.puts("bytes", b"1")
+        store.put("stream", io.BytesIO(b"1"))
+        store.puts("given", b"1", mode=0o644)
+        with store.open("file", "wb") as file, store.transaction() as transaction:
+            file.write(b"1")
+            transaction.open("in a transaction").close()
+        (tmp_path / "new").touch()
+    finally:
+        os.umask(before)
+    new = (tmp_path / "new").stat().st_mode & 0o777
+    assert new == 0o666 & ~umask
+    modes = {info.name: info.mode for info in store.list()}
+    assert modes.pop("given") == 0o644
+    assert modes == dict.fromkeys(["bytes", "file", "in a transaction", "stream"], new)
+    store.get("bytes", tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode & 0o7777 == new
+
+
+def test_nobody_s_store_gives_a_file_more_than_permissions(
+    store: castore.Store, tmp_path: Path
+) -> None:
+    for bits in (0o4755, 0o2755, 0o1777):
+        store.puts("n/x", b"1", mode=bits)
+        (tmp_path / "x").write_bytes(b"")
+        (tmp_path / "x").chmod(bits)
+        store.put("n/y", tmp_path / "x")
+        store.get("n/x", tmp_path / "x")
+        store.export_folder("n", tmp_path / "out")
+        for path in ("x", "out/x", "out/y"):
+            assert (tmp_path / path).stat().st_mode & 0o7777 == bits & 0o777
+
+
 def test_two_writers_of_one_name(store: castore.Store) -> None:
     with store.open("name", "wb") as first:
         first.write(b"first")

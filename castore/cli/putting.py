@@ -45,8 +45,10 @@ def plan_files(paths: list[str]) -> list[Source]:
 
     Everything that can be told without reading the files is checked here, before anything is put.
     """
-    *files, target = paths if len(paths) > 1 else [*paths, ""]
-    is_prefix = target == "" or target.endswith("/")
+    *files, target = paths if len(paths) > 1 else [*paths, "/"]
+    if not target:
+        raise UsageError("the name is empty: give one, or a prefix such as '/'")
+    is_prefix = target.endswith("/")
     if len(files) > 1 and not is_prefix:
         raise UsageError(
             f"to put {len(files)} files, end with a prefix, such as {target + '/'!r}; "
@@ -57,7 +59,9 @@ def plan_files(paths: list[str]) -> list[Source]:
         name = as_prefix(target) + os.path.basename(path) if is_prefix else target
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise Failure(f"{path} is a folder: castore put -R {path} {target or 'PREFIX'}")
+            raise Failure(
+                f"{path} is a folder: castore put -R {path} {target.lstrip('/') or 'PREFIX'}"
+            )
         encode_name(name)
         if name in sources:
             raise UsageError(f"{sources[name].path} and {path} would both be put as {name!r}")
