@@ -150,9 +150,40 @@ def test_a_flipped_bit_of_a_segments_key_is_nobody_elses_object(folder: Path, bi
     with castore.open(folder) as store:
         kept = read(store)
         assert len(kept) == len(VALUES) - 1
+        with pytest.raises(FormatError, match="Nothing is collected"):
+            store.gc()
         assert all(VALUES[name] == value for name, value in kept.items())
         fill(store, {f"new/{name}": value for name, value in VALUES.items()})
         assert {name: store.gets(f"new/{name}") for name in VALUES} == VALUES
+
+
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_nothing_is_collected_while_a_segment_is_missing(tmp_path: Path, which: int) -> None:
+    """What it led to would be taken, and a repair could not bring it back."""
+    folder = tmp_path / "store"
+    with small(folder) as store:
+        large = random.Random(3).randbytes(8_000_000)
+        store.puts("large", large)
+        fill(store, VALUES)
+    segments = rows(folder)[b"segments"]
+    [manifest] = {manifest_of(key) for key in segments if segment_place(key)[1] > 1_000_000}
+    keys = sorted(key for key in segments if manifest_of(key) == manifest)
+    assert len(keys) > 2
+    change_rows(folder, b"segments", {keys[which]: None})
+    with castore.open(folder) as store:
+        with pytest.raises(FormatError, match="Nothing is collected"):
+            store.gc()
+        assert castore.check_store(folder, read_data=True).damaged_names == ["large"]
+        change_rows_of(store, keys[which], segments[keys[which]])
+        store.gc()
+        assert store.gets("large") == large
+
+
+def change_rows_of(store: castore.Store, key: bytes, value: bytes) -> None:
+    """As `change_rows`, of a store that is open."""
+    index = store._catalog.index  # type: ignore[attr-defined]
+    with index.write_gate, index.errors, index.begin() as txn:
+        txn.put(key, value, db=index.segments)
 
 
 # ---- numbers ------------------------------------------------------------------------------------

@@ -89,10 +89,15 @@ class Marker:
             self._manifest_last = last_manifest(index, txn)
             self._mark_pending(txn)
         self._read_names()
+        last = (0, 0)  # manifest, and where its last segment ended
         for batch in self.live_segments(note_dead=True):
             for key, raw in batch:
-                self.marks.add(_decode(key, raw))
+                segment = _decode(key, raw)
+                self.marks.add(segment)
                 manifest, end = segment_place(key)
+                if segment.begin != (last[1] if last[0] == manifest else 0):
+                    raise _unknown(f"manifest {manifest} lacks a segment before byte {end}")
+                last = manifest, end
                 if manifest in self._pending:
                     self._pending[manifest] = max(end, self._pending[manifest])
             self._advance(len(batch))
@@ -165,14 +170,18 @@ class Marker:
                 index.errors,
                 index.snapshot(False) as txn,
                 txn.cursor(db=index.names) as cursor,
+                txn.cursor(db=index.segments) as segments,
             ):
                 if not (cursor.set_range(after + b"\0") if after else cursor.first()):
                     return
                 for after, raw in islice(cursor, NAMES_PER_READ):
-                    manifest = self._record(after, raw).manifest
+                    record = self._record(after, raw)
                     self.objects += 1
-                    if manifest:
-                        self._named.add(manifest)
+                    if record.is_inline:
+                        continue
+                    if not segments.set_key(segment_key(record.manifest, record.size)):
+                        raise _unknown(f"{_shown(after)} lacks its last segment")
+                    self._named.add(record.manifest)
 
     def _mark_pending(self, txn: Snapshot | Txn) -> None:
         with txn.cursor(db=self._index.pending) as cursor:
@@ -200,8 +209,8 @@ class Marker:
             return decode_record(raw)
         except FormatError as error:
             raise FormatError(
-                f"the record of {bytes(name).decode(errors='replace')!r}: {error}. Nothing is "
-                "collected while it can't be told what it needs: put or delete the name"
+                f"the record of {_shown(name)}: {error}. Nothing is collected while it can't be "
+                "told what it needs: put or delete the name"
             ) from None
 
 
@@ -209,7 +218,15 @@ def _decode(key: bytes, raw: bytes) -> Segment:
     try:
         return decode_segment(raw, manifest=manifest_of(key))
     except FormatError as error:
-        raise FormatError(
-            f"a segment of manifest {manifest_of(key)}: {error}. Nothing is collected while it "
-            "can't be told what it needs: run `castore check`"
-        ) from None
+        raise _unknown(f"a segment of manifest {manifest_of(key)}: {error}") from None
+
+
+def _shown(name: bytes) -> str:
+    return repr(bytes(name).decode(errors="replace"))
+
+
+def _unknown(what: str) -> FormatError:
+    return FormatError(
+        f"{what}. Nothing is collected while it can't be told what it needs: run `castore check "
+        "--repair`"
+    )
