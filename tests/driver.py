@@ -95,9 +95,9 @@ class Driver:
         assert code == 0, (words, code, complaint)
         return said
 
-    def settle(self, before: Model, changes: list[Change], began_ns: int | None = None) -> None:
+    def settle(self, before: Model, changes: list[Change], began_ns: int) -> None:
         """Each name is as before, or as after one of the changes: find out which."""
-        when = now_after(began_ns if began_ns is not None else time.time_ns() - 10**10)
+        when = now_after(began_ns)
         allowed = {name: [thing] for name, thing in before.things.items()}
         after = before.copy()
         for change in changes:
@@ -115,9 +115,9 @@ class Driver:
             data = self.store.gets(name)
             fitting = [thing for thing in reversed(allowed[name]) if thing.data == data]
             assert fitting, f"{name!r} is {len(data)} bytes that were never put"
-            mtime = self.store.info(name).mtime * 1e9
-            exact = [t for t in fitting if t.mtime[0] <= mtime <= t.mtime[1]]
-            assert exact, f"{name!r} has a time that was never its"
+            info = self.store.info(name)
+            exact = [thing for thing in fitting if thing.fits(info.mode, info.mtime)]
+            assert exact, f"{name!r} has a mode or a time that was never its: {info}"
             things[name] = exact[0]
         self.model.things = things
 

@@ -331,10 +331,8 @@ class PeerDoor(Door):
 
     def ask(self, **question: Any) -> Any:
         """Raises what it raised."""
-        assert self._process.stdin is not None
+        self.tell(**question)
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question).encode() + b"\n")
-        self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, f"the other process ended with {self._process.wait()}"
         answer = json.loads(line)
@@ -345,9 +343,11 @@ class PeerDoor(Door):
             raise kind(answer["trace"].splitlines()[-1])
         return answer["answer"]
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def tell(self, **question: Any) -> None:
+        """Ask, and wait for no answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question).encode() + b"\n")
+        self._process.stdin.flush()
 
     def close(self) -> None:
         assert self._process.stdin is not None

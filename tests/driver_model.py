@@ -34,6 +34,10 @@ class Thing:
     mode: int
     mtime: Interval
 
+    def fits(self, mode: int, mtime: float) -> bool:
+        first, last = self.mtime
+        return self.mode in (ANY_MODE, mode) and first <= mtime * 1e9 <= last
+
     def __repr__(self) -> str:
         return f"<{len(self.data)} bytes, crc {crc32(self.data):08x}, {self.mode:o}>"
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +165,7 @@ def transaction(driver: Driver) -> str:
         assert any(what.absent in before.things or what.absent in middle.things for what in changes)
         model.things = middle.things
     if failed is not None and driver.place.kind != "local":
-        driver.settle(middle, changes)
+        driver.settle(middle, changes, began)
     return ""
 
 
@@ -427,11 +428,17 @@ def kill(driver: Driver) -> str:
     choose = driver.choose
     what = change_of(driver, ("put",))
     wait = choose.choice([0, 0.001, 0.003, 0.01])
+    peer, driver.peer = driver.peer, None
+    began, before = time.time_ns(), driver.model.copy()
+    if choose.random() < 0.4:
+        driver.say(f"gc by a process that is killed {wait} s later")
+        peer.tell(verb="gc", options={"repack_below": choose.choice([0.5, 0.9])})
+        time.sleep(wait)
+        peer.kill()
+        return ""
     driver.say(f"{what} by a process that is killed {wait} s after half of it")
     path = driver.scratch / "slow"
     path.write_bytes(what.data)
-    peer, driver.peer = driver.peer, None
-    began, before = time.time_ns(), driver.model.copy()
     half = len(what.data) // 2
     assert peer.ask(verb="slow", name=what.name, path=str(path), at=half) == "half"
     time.sleep(wait)
@@ -442,6 +449,12 @@ def kill(driver: Driver) -> str:
 
 def kill_machine(driver: Driver) -> str:
     """As `kill`, on the server in memory: none of its requests arrives from one on."""
+    if driver.choose.random() < 0.4:
+        after = driver.choose.randrange(40)
+        options = {"grace": 0.0, "repack_below": driver.choose.choice([0.0, 0.5, 0.9])}
+        driver.say(f"gc {options} by a machine that is gone after {after} requests")
+        driver.die_while(lambda store: store.gc(**options), after)
+        return ""
     what = change_of(driver, ("put",))
     what = Change("put", what.name, what.data)
     after = driver.choose.randrange(6)
@@ -449,6 +462,27 @@ def kill_machine(driver: Driver) -> str:
     began, before = time.time_ns(), driver.model.copy()
     driver.die_while(lambda store: store.puts(what.name, what.data), after)
     driver.settle(before, [what], began)
+    return ""
+
+
+def at_once(driver: Driver) -> str:
+    """Several threads put, each its own names, while one collects."""
+    choose = driver.choose
+    names = choose.sample(NAMES, 6)
+    puts = []
+    for name in names:
+        what = change_of(driver, ("put",))
+        puts.append(Change("put", name, what.data))
+    grace, below = choose.choice([0.0, 86_400.0]), choose.choice([0.0, 0.9])
+    driver.say(f"at once: {puts}, gc of grace {grace} below {below}")
+    began = time.time_ns()
+    with ThreadPoolExecutor(4) as pool:
+        collecting = pool.submit(driver.other.gc, grace=grace, repack_below=below)
+        doing = [pool.submit(driver.store.puts, what.name, what.data) for what in puts]
+        for future in [collecting, *doing]:
+            future.result()
+    for what in puts:
+        on_model(driver.model, [what], began)
     return ""
 
 
@@ -461,6 +495,7 @@ STEPS: dict[Any, tuple[int, str]] = {
     write_on: (4, "local s3 moto"),
     folder: (2, "local s3 moto"),
     cache: (3, "local s3 moto"),
+    at_once: (2, "local s3"),
     fork: (1, "local"),
     kill: (1, "local"),
     kill_machine: (2, "s3"),
