@@ -594,6 +594,30 @@ def test_put_a_folder_leaves_out_what_is_not_ours_to_read(run, tmp_path, locked,
     assert len(names(run, "p/")) == left
 
 
+def test_what_is_left_out_is_json_where_json_is_asked_for(run, tmp_path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a").write_bytes(b"1")
+    (tmp_path / "tree" / "b").symlink_to("nothing")
+    left_out = {"what": str(tmp_path / "tree" / "b"), "reason": "it is a symlink to nothing"}
+    for verb in (["put", "-R", tmp_path / "tree", "p"], ["import", tmp_path / "tree", "p"]):
+        result = run(*verb, "--json")
+        assert (result.code, len(result.documents)) == (1, 1)
+        assert [json.loads(line) for line in result.err.splitlines()] == [{"left_out": left_out}]
+
+
+def test_get_and_cat_of_several_go_on(run, tmp_path):
+    run("put", "-", "a", stdin=b"1")
+    run("put", "-", "z", stdin=b"2")
+    for verb in (["get", "a", "gone", "seed", "z", tmp_path], ["cat", "a", "gone", "z"]):
+        result = run(*verb)
+        assert result.code == 14
+        assert result.err == "castore: gone is left out: no object is named 'gone'\n"
+    assert result.out == b"12"
+    assert {name: (tmp_path / name).read_bytes() for name in ("a", "seed", "z")} == {
+        **{"a": b"1", "seed": b"seed", "z": b"2"},
+    }
+
+
 def test_many_that_are_left_out_are_counted(run, tmp_path):
     tree = make_tree(tmp_path / "tree")
     for i in range(30):

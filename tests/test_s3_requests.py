@@ -58,6 +58,21 @@ def test_opening_is_one_request(open_proxied: Open, proxy: FaultProxy) -> None:
     assert requests(proxy) == ["GET castore.json"]
 
 
+def test_a_file_that_was_just_written_is_read_twice_and_uploaded_once(
+    open_proxied: Open, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = warmed(open_proxied(), proxy)
+    asked = []
+    for young in (False, True):
+        monkeypatch.setattr("castore.sourcefile.is_young", lambda _, young=young: young)
+        path = tmp_path / f"{young}"
+        path.write_bytes(noise(LARGE, 5 + young))
+        store.put(f"{young}", path)
+        asked.append(requests(proxy))
+    assert asked[0] == asked[1]
+    assert store.gets("True") == noise(LARGE, 6)
+
+
 def test_an_inline_put_is_one_put(open_proxied: Open, proxy: FaultProxy, tmp_path: Path) -> None:
     store = open_proxied()
     proxy.clear()

@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 import castore
-from castore import errors, reader, writer
+from castore import errors, reader, sourcefile, writer
 from castore.errors import (
     InvalidName,
     InvalidRange,
@@ -491,6 +491,27 @@ def test_a_source_that_is_overwritten_once_is_read_again(
     assert store.gets("name") == path.read_bytes() == b"new" * (size // 3)
     assert sum(progress.steps) == size
     assert store.check(True).exit_code <= 1
+
+
+def test_a_change_within_a_tick_of_the_clock_is_seen(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its times tell nothing then: a second reading does."""
+    monkeypatch.setattr("castore.sourcefile.is_young", lambda _: True)
+    monkeypatch.setattr("castore.sourcefile._is_same", lambda *_: True)
+    path = tmp_path / "source"
+    path.write_bytes(noise(3 << 20))
+    store.put("name", path, progress=Overwriting(path, 1))
+    assert store.gets("name") == path.read_bytes() == b"new" * (1 << 20)
+
+
+def test_the_state_of_a_file_that_was_just_changed_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = os.stat(tmp_path)
+    for age_ns, known in ((0, False), (19_000_000, False), (21_000_000, True), (-(10**9), False)):
+        monkeypatch.setattr(time, "time_ns", lambda age_ns=age_ns: status.st_ctime_ns + age_ns)
+        assert bool(sourcefile.fingerprint(status)) is known
 
 
 def test_a_log_that_only_grows_is_stored_as_it_was(store: castore.Store, tmp_path: Path) -> None:

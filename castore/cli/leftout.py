@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
-from castore.cli.output import complain
+from castore.cli.output import complain, complain_json
 
 if TYPE_CHECKING:
     from castore.transfer import Outcome, TransferReport
@@ -21,13 +21,16 @@ class LeftOut:
         from castore.transfer import TransferReport
 
         self.report = TransferReport()
-        self._lines_max = None if arguments.verbose else LINES_MAX
+        self._json: bool = arguments.json
+        self._lines_max = None if arguments.verbose or arguments.json else LINES_MAX
 
     def add(self, outcome: Outcome) -> None:
         self.report.add(outcome)
         if outcome.info is not None:
             return
-        if self._lines_max is None or len(self.report.left_out) <= self._lines_max:
+        if self._json:
+            complain_json({"left_out": {"what": outcome.what, "reason": outcome.reason}})
+        elif self._lines_max is None or len(self.report.left_out) <= self._lines_max:
             complain(f"{outcome.what} is left out: {outcome.reason}")
 
     def finish(self) -> int:
