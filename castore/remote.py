@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from castore.backup import BackupReport
     from castore.check import CheckReport
     from castore.check.remote import RemoteCheck
+    from castore.check.remote_packs import PacksRead
     from castore.gc import GcOptions, GcReport
     from castore.rebuild import RebuildReport
 
@@ -139,7 +140,7 @@ class RemoteStore:
         *,
         progress: Progress | None,
     ) -> CheckReport:
-        """It looks for itself, whatever was `found`: what the packs hold is in no report."""
+        """It looks for itself, whatever was `found`, but only at packs that changed since."""
         from castore.check.repair_remote import RemoteRepair
         from castore.gc.s3_mending import Mending
 
@@ -147,7 +148,7 @@ class RemoteStore:
         config_mended = mend_config(self._bucket)
         if read_config(self._bucket) != self.config:
             raise ConfigLost(f"{self.root} was opened with another's castore.json: open it anew")
-        with self._looking() as look:
+        with self._looking(found.packs_read if found is not None else None) as look:
             report = look.run(fraction=1, progress=progress)
             repair = RemoteRepair(self._bucket, self.catalog, look, session)
             repair.mark_packs(report)
@@ -157,7 +158,7 @@ class RemoteStore:
             if any(problem.kind == "gc state" for problem in report.problems):
                 repair.done += announced.run()
             repair.run(report)
-        with self._looking(look) as after:
+        with self._looking(report.packs_read) as after:
             report = after.run(fraction=1, progress=None)
         report.repaired = [config_mended, *repair.done] if config_mended else repair.done
         report.problems += [*repair.lost, *announced.left]
@@ -185,7 +186,7 @@ class RemoteStore:
         return report
 
     @contextlib.contextmanager
-    def _looking(self, before: RemoteCheck | None = None) -> Iterator[RemoteCheck]:
+    def _looking(self, before: PacksRead | None = None) -> Iterator[RemoteCheck]:
         from castore.check.remote import RemoteCheck
 
         workers = Workers(usable_cores())

@@ -216,7 +216,14 @@ def test_a_repair_reads_the_data_once(world: World, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Bucket, "get", counted)
     stored = sum(entry.size for entry in world.bucket().list(PACKS))
-    report = world.open("repairer").check(repair=True)
+    with world.open("repairer") as repairer:
+        found = repairer.check(True)
+        read, fetched = fetched, 0
+        assert stored < read < 1.05 * stored
+        report = repairer.check(repair=found)
+    # Each damaged pack to be copied, what it has to be stored anew, and that to be checked.
+    assert fetched < 3.2 * stored
     assert report.read_bytes > stored
-    # And each damaged pack to be copied, what it has to be stored anew, and that to be checked.
-    assert fetched < 4.2 * stored
+    fetched = 0
+    assert world.open("judge").check(repair=True).repaired == []
+    assert fetched < 2.05 * stored  # of the damaged packs and the new ones, once

@@ -18,7 +18,7 @@ from castore.check.config import config_fault
 from castore.check.findings import Findings
 from castore.check.objects import Faulty, inline_fault, manifest_faults
 from castore.check.packs import PackReading
-from castore.check.remote_packs import RemotePacks, in_order
+from castore.check.remote_packs import PacksRead, RemotePacks, in_order
 from castore.check.report import CheckReport, Problem, Severity
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format import StoreConfig
@@ -55,12 +55,10 @@ class RemoteCheck:
         config: StoreConfig,
         requests: Workers,
         workers: Workers,
-        before: RemoteCheck | None = None,
+        before: PacksRead | None = None,
     ) -> None:
         self.config = config
-        self.packs: RemotePacks = RemotePacks(
-            bucket, config, requests, workers, None if before is None else before.packs
-        )
+        self.packs: RemotePacks = RemotePacks(bucket, config, requests, workers, before)
         self.used: set[bytes] = set()  # packs that names lead to
         self.bad_pins: list[tuple[str, float]] = []  # key, and when it was written
         self._bucket = bucket
@@ -82,6 +80,7 @@ class RemoteCheck:
         report.problems = list(self._findings.problems())
         report.packs = len(self.readings)
         report.frames = sum(len(reading.frames) for reading in self.readings.values())
+        report.packs_read = self.packs.all_read if fraction == 1 else None
         report.read_frames, report.read_bytes = self.packs.read_frames, self.packs.read_bytes
         return report
 

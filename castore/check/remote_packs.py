@@ -18,6 +18,9 @@ from castore.workers import Future, Workers
 T = TypeVar("T")
 R = TypeVar("R")
 
+# What a look at all data read, by pack: how it was listed, and what it holds.
+PacksRead = dict[bytes, tuple[tuple[int, str], PackReading]]
+
 AHEAD = 32  # packs or names that are read at once
 
 
@@ -31,7 +34,7 @@ class RemotePacks:
         config: StoreConfig,
         requests: Workers,
         workers: Workers,
-        before: RemotePacks | None = None,
+        before: PacksRead | None = None,
     ) -> None:
         """Of packs that are as they were in a look `before` at all data, nothing is read again."""
         self.readings: dict[bytes, PackReading] = {}
@@ -42,9 +45,10 @@ class RemotePacks:
         self._config = config
         self._requests = requests
         self._workers = workers
-        self._before = before
+        self._before = before or {}
         self._listed: dict[bytes, tuple[int, str]] = {}  # (bytes, ETag)
         self._gone: set[bytes] = set()
+        self._later: set[bytes] = set()
 
     def read(self, fraction: float, progress: Progress | None) -> None:
         """What all packs hold; this fraction of it is decoded."""
@@ -55,8 +59,9 @@ class RemotePacks:
             else:
                 self._listed[pack_id] = entry.size, entry.etag
         listed = dict(self._listed)
-        for pack_id in listed.keys() & ({} if self._before is None else self._before.readings):
-            if self._carry_over(pack_id):
+        for pack_id, (as_listed, reading) in self._before.items():
+            if listed.get(pack_id) == as_listed:
+                self._carry_over(reading)
                 del listed[pack_id]
         if progress is not None:
             progress.set_size(int(fraction * sum(size for size, _ in listed.values())))
@@ -77,6 +82,11 @@ class RemotePacks:
         for pack_id in self._gone:
             self.readings.pop(pack_id, None)
 
+    @property
+    def all_read(self) -> PacksRead:
+        """If all data was to be: without the packs that were looked at later."""
+        return {i: (self._listed[i], r) for i, r in self.readings.items() if i not in self._later}
+
     def look_again(self, pack_id: bytes) -> None:
         """At a pack that was not there when they were listed. One that a name leads to was there
         before: what is gone once stays so."""
@@ -88,6 +98,7 @@ class RemotePacks:
             self._gone.add(pack_id)
             return
         self._listed[pack_id] = there.size, there.etag
+        self._later.add(pack_id)
         reading = self._read_pack(pack_id)
         if reading is not None:
             self.readings[pack_id] = reading
@@ -106,15 +117,10 @@ class RemotePacks:
 
         return read
 
-    def _carry_over(self, pack_id: bytes) -> bool:
-        before = self._before
-        assert before is not None
-        if self._listed[pack_id] != before._listed[pack_id]:
-            return False
-        reading = self.readings[pack_id] = before.readings[pack_id]
+    def _carry_over(self, reading: PackReading) -> None:
+        self.readings[reading.pack_id] = reading
         self.read_frames += len(reading.frames)
         self.read_bytes += sum(entry.stored_bytes for entry in reading.frames)
-        return True
 
     def _read_pack(self, pack_id: bytes) -> PackReading | None:
         reading = read_pack(

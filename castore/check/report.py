@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from castore.check.remote_packs import PacksRead
 
 Severity: TypeAlias = Literal["corrupt", "missing", "warning"]
 
@@ -46,6 +49,7 @@ class CheckReport:
 
     `garbage` is what nothing leads to, so that the next collection takes it, or condemns it: how
     many of each kind ("packs", "pins", ...), and `garbage_bytes` altogether. It is no problem.
+    `packs_read` is for a repair that follows: what was read of a store on S3, if all of it was.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -57,6 +61,7 @@ class CheckReport:
     repaired: list[str] = field(default_factory=list)
     garbage: dict[str, int] = field(default_factory=dict)
     garbage_bytes: int = 0
+    packs_read: PacksRead | None = field(default=None, repr=False, compare=False)
 
     def count_garbage(self, kind: str, size: int) -> None:
         self.garbage[kind] = self.garbage.get(kind, 0) + 1
