@@ -67,6 +67,13 @@ class Future(Generic[T]):
             pass
         return self._error
 
+    def wait(self, seconds: float) -> bool:
+        """Whether it is done, or is within so long. For who alone waits for it."""
+        if not self._pending.acquire(timeout=seconds):
+            return False
+        self._pending.release()
+        return True
+
     def done(self) -> bool:
         """Whether it has been run, or cancelled."""
         return self._done

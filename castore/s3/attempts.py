@@ -20,17 +20,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from castore import forks
 from castore.errors import BucketNotFound, RemoteError
 from castore.forks import ForkLock, Rank
+from castore.s3.deadline import Deadline
 from castore.s3.faults import Broken, Fault, KeyAbsent, Refused, Request, fault_of
 from castore.s3.settings import S3Settings
-from castore.workers import Workers
+from castore.workers import Future, Workers
 
 if TYPE_CHECKING:
     from castore.s3.connection import Connection
 
 T = TypeVar("T")
 
+WHOLE_BYTES_MAX = 256 << 20  # of an object whose size is not known: most are read by ranges
+ETAG_MAX = 1024
+GIVE_UP_SECONDS = 5.0  # for a request to end whose connection was shut down
+
 _SAYS_ENOUGH = (301, 307, 408, 412, 429)
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
 class Reply(NamedTuple):
@@ -73,8 +78,11 @@ class Attempts:
         if if_none_match is not None:
             headers["If-None-Match"] = if_none_match
         path = self.settings.key(key)
+        most = WHOLE_BYTES_MAX if byte_range is None else byte_range[1] - byte_range[0]
         try:
-            (status, found, body), began = self._answered(lambda there: there.get(path, headers))
+            (status, found, body), began = self._answered(
+                lambda there: there.get(path, headers, most)
+            )
         except (Refused, Broken) as failure:
             if isinstance(failure, Refused) and byte_range is not None and _is_of_range(failure):
                 raise _RangeRefused from failure
@@ -102,7 +110,10 @@ class Attempts:
             if isinstance(failure, Refused) and not failure.code and failure.status < 500:
                 raise self._in_words(failure, key) from failure
             raise self._fault_of(failure, "s3:GetObject", key) from failure
-        return reply_of(found, int(found["ContentLength"]))
+        size = found.get("ContentLength")
+        if not isinstance(size, int) or size < 0:  # its head was cut
+            raise Fault(RemoteError(f"HEAD of {key!r} was answered without a size"), repeat=True)
+        return reply_of(found, size)
 
     def head_bucket(self) -> None:
         """Raises BucketNotFound."""
@@ -156,14 +167,17 @@ class Attempts:
         """What is answered, and when it was asked for. Raises Refused, Broken."""
         began = time.time()
 
+        deadline = Deadline(self.settings.connect_timeout_s + self.settings.read_timeout_s)
+
         def send() -> T:
             nonlocal began
             connection = self._connected()
             began = time.time()
-            return ask(connection)
+            with deadline:
+                return ask(connection)
 
         try:
-            return self._threads.submit(send).result(), began
+            return _result(self._threads.submit(send), deadline), began
         except (Refused, Broken) as failure:
             self._learn(failure, began)
             raise
@@ -181,7 +195,7 @@ class Attempts:
     def _note_date(self, date: str | None, began: float) -> float:
         try:
             at = parsedate_to_datetime(date or "").timestamp()
-        except ValueError:
+        except (ValueError, TypeError, OverflowError, OSError):
             return 0.0
         # Dates are cut off to seconds, and were written between the sending and now.
         self.skew_s = at + 0.5 - (began + time.time()) / 2
@@ -216,7 +230,8 @@ class Attempts:
         if refused.status in _SAYS_ENOUGH:
             return plain
         try:
-            self._answered(lambda there: there.get(self.settings.key(key), {"Range": "bytes=0-0"}))
+            path = self.settings.key(key)
+            self._answered(lambda there: there.get(path, {"Range": "bytes=0-0"}, 1))
         except Refused as words:
             return plain if _is_of_range(words) else self._fault_of(words, "s3:GetObject", key)
         except Broken:
@@ -252,6 +267,18 @@ class Attempts:
         self._pid = os.getpid()
 
 
+def _result(sending: Future[T], deadline: Deadline) -> T:
+    """Raises Broken when its time is over."""
+    while not sending.wait(max(deadline.left_s(), 0.01)):
+        if deadline.left_s() > 0:
+            continue
+        if not deadline.expire() or not sending.wait(GIVE_UP_SECONDS):
+            break  # whatever it is in, nobody waits for it any more
+    if deadline.expired:
+        raise Broken("it was given up, as less than 16 KiB a second went through")
+    return sending.result()
+
+
 class _RangeRefused(Exception):
     """The server has no bytes in the range, or refuses it as it ends behind the last one."""
 
@@ -268,7 +295,10 @@ def reply_of(answer: dict[str, Any], size: int) -> Reply:
 
 
 def quoted(etag: str) -> str:
-    """As If-Match wants it, also where a listing leaves the quotes out."""
+    """As If-Match wants it, also where a listing leaves the quotes out. Raises Fault for what no
+    ETag can be: it is sent back in a header, and kept in the cache."""
+    if len(etag) > ETAG_MAX or not all("\x20" < character < "\x7f" for character in etag):
+        raise Fault(RemoteError(f"an ETag that can't be one: {etag[:40]!r}"), repeat=True)
     return etag if not etag or etag.startswith(('"', "W/")) else f'"{etag}"'
 
 

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TypeAlias
 
+from castore.s3.deadline import note_moved
+
 ONE_PIECE_MAX = 1 << 18
 
 Body: TypeAlias = "bytes | Sequence[bytes | bytearray | memoryview]"
@@ -46,12 +48,14 @@ class Buffers:
         while left > 0:
             view = self._views[index]
             begin = self._at - (self._ends[index] - len(view))
-            block = view[begin : begin + left]
-            found.append(block)
-            self._at += len(block)
-            left -= len(block)
+            part = view[begin : begin + left]
+            found.append(part)
+            self._at += len(part)
+            left -= len(part)
             index += 1
-        return b"".join(found)
+        block = b"".join(found)
+        note_moved(len(block))  # it is read as it is sent
+        return block
 
 
 def payload(body: Body) -> tuple[bytes | Buffers, int]:

@@ -125,12 +125,7 @@ class Bucket:
         """What begins with `prefix`, a plain string, in the order of the keys' UTF-8 bytes."""
         for page in self._pages(prefix, start_after):
             for entry in page.get("Contents", ()):
-                yield Listed(
-                    self._relative(entry["Key"]),
-                    int(entry["Size"]),
-                    quoted(entry.get("ETag", "")),
-                    entry["LastModified"].timestamp(),
-                )
+                yield self._listed(entry)
 
     def list_folders(self, prefix: str = "") -> Iterator[str]:
         """The keys that begin with `prefix`, each cut off behind the next `/`; keys without one
@@ -280,7 +275,11 @@ class Bucket:
             if not isinstance(page.get("IsTruncated"), bool):
                 # An answer that is cut off at its first byte reads like an empty page.
                 raise Fault(RemoteError(f"no page of {self.settings.url} was sent"), repeat=True)
-            keys = [last, *(entry["Key"].encode() for entry in page.get("Contents", ()))]
+            try:
+                keys = [last, *(entry["Key"].encode() for entry in page.get("Contents", ()))]
+            except (KeyError, UnicodeEncodeError) as error:
+                said = f"{self.settings.url}: the server lists a key that can't be: {error!r}"
+                raise Fault(RemoteError(said), repeat=True) from error
             if any(key >= following for key, following in pairwise(keys)):
                 # So do some while keys come and go.
                 said = f"{self.settings.url}: the server lists keys out of order"
@@ -298,6 +297,21 @@ class Bucket:
             if not token or token == parameters.get("ContinuationToken"):
                 raise RemoteError(f"{self.settings.url}: the server lists one page for ever")
             parameters["ContinuationToken"] = token
+
+    def _listed(self, entry: dict[str, Any]) -> Listed:
+        try:
+            return Listed(
+                self._relative(entry["Key"]),
+                int(entry["Size"]),
+                quoted(entry.get("ETag", "")),
+                entry["LastModified"].timestamp(),
+            )
+        except Fault as fault:
+            raise fault.error from None
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, OSError) as error:
+            raise RemoteError(
+                f"{self.settings.url}: the server lists what can't be: {error!r}"
+            ) from error
 
     def _relative(self, key: str) -> str:
         base = self.settings.key("")

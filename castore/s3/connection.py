@@ -27,17 +27,20 @@ from botocore import exceptions
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
-from botocore.httpsession import URLLib3Session
 from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
 from castore.errors import CredentialsError, RemoteError
 from castore.s3.faults import Broken, Refused
+from castore.s3.http import HttpSession, read_body
 from castore.s3.settings import S3Settings, checked_endpoint
 from castore.urls import redacted
 
 ERROR_BYTES_MAX = 1 << 16
+REPLY_BYTES_MAX = (
+    32 << 20
+)  # in XML: a page of 1,000 keys of 1,024 bytes, each byte as %xx, and more
 
 # Keeps what it parsed: the second client of a process, or the first of a forked child, takes 20 ms
 # and not 150.
@@ -99,6 +102,10 @@ class Connection:
                 raise exceptions.NoCredentialsError
             self._credentials = credentials
             self._client = _client(session, settings)
+            # What it sends goes the same way as what is sent past it, so that it ends.
+            self._client.meta.events.register(
+                "before-send.s3", self._send, unique_id="castore-send"
+            )
             self.endpoint: str = self._client.meta.endpoint_url
             # Presigning is the public way to ask where a key's URL and which region signs it.
             signed = self._client.generate_presigned_url(
@@ -106,7 +113,7 @@ class Connection:
             )
         self._base = signed.partition("?")[0][:-1]
         self.region = parse_qs(urlsplit(signed).query)["X-Amz-Credential"][0].split("/")[2]
-        self._http = URLLib3Session(
+        self._http = HttpSession(
             verify=core.get_config_variable("ca_bundle")
             or os.environ.get("REQUESTS_CA_BUNDLE", True),
             proxies=get_environ_proxies(self._base),
@@ -118,16 +125,20 @@ class Connection:
             ],
         )
 
+    def _send(self, request: Any, **_: Any) -> Any:
+        return self._http.send_whole(request, REPLY_BYTES_MAX)
+
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """One call of the client, named as its method, without any retry."""
-        with converted(self._settings, _OPERATIONS[operation]):
+        with converted(self._settings, _OPERATIONS[operation]), _parsed():
             method = getattr(self._client, operation)
             reply: dict[str, Any] = method(Bucket=self._settings.bucket, **parameters)
             return reply
 
-    def get(self, key: str, headers: dict[str, str]) -> Answer:
+    def get(self, key: str, headers: dict[str, str], bytes_max: int) -> Answer:
         """GET of the whole key: 200, 206 or 304. A server that ignores a Range is not listened to:
-        the body is then empty, and there is no Content-Range."""
+        the body is then empty, and there is no Content-Range; nor is one that sends more than
+        `bytes_max`."""
         url = self._base + quote(key, safe="/~")
         request = AWSRequest("GET", url, headers=headers, stream_output=True)
         request.context["client_config"] = self._client.meta.config
@@ -145,7 +156,7 @@ class Connection:
                 if "Range" in headers and "content-range" not in response.headers:
                     raw.close()
                     return Answer(status, response.headers, b"")
-                return Answer(status, response.headers, _body(raw, response.headers))
+                return Answer(status, response.headers, read_body(raw, response.headers, bytes_max))
             said = raw.read(ERROR_BYTES_MAX, decode_content=False)
             if raw.read(1):
                 raw.close()
@@ -208,17 +219,6 @@ def _is_aws(endpoint: str) -> bool:
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
-def _body(raw: Any, headers: Mapping[str, str]) -> bytes:
-    body: bytes = raw.read(decode_content=False)
-    length = headers.get("content-length")
-    if length is None:
-        if headers.get("transfer-encoding", "").lower() != "chunked":
-            raise Broken("the reply does not say how long it is")
-    elif len(body) != int(length):
-        raise Broken(f"the reply ended after {len(body)} of {length} bytes")
-    return body
-
-
 def _refused(status: int, text: str, headers: Mapping[str, str]) -> Refused:
     code, message, region = _CODE.search(text), _MESSAGE.search(text), _REGION.search(text)
     found = {name.lower(): value for name, value in headers.items()}
@@ -230,6 +230,17 @@ def _refused(status: int, text: str, headers: Mapping[str, str]) -> Refused:
         html.unescape(message[1]) if message else "",
         found,
     )
+
+
+@contextmanager
+def _parsed() -> Iterator[None]:
+    """A reply that botocore's parsers stumble over is no reply."""
+    try:
+        yield
+    except exceptions.ParamValidationError:
+        raise  # a bug of ours
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise Broken(f"the reply can't be understood: {error!r}") from error
 
 
 @contextmanager

@@ -213,6 +213,6 @@ def _wait_s(refused: Refused) -> float:
     try:
         at = parsedate_to_datetime(value).timestamp()
         now = parsedate_to_datetime(refused.headers.get("date", "")).timestamp()
-    except ValueError:
+    except (ValueError, TypeError, OverflowError, OSError):
         return 0.0
     return min(max(at - now, 0.0), _WAIT_S_MAX)

@@ -69,8 +69,8 @@ def put_once(
                 raise OutcomeUnknown(key) from error
             raise
         if bodies:
-            there = _read_back(bucket, key)
-            if there is not None and there.body in bodies:
+            there = _read_back(bucket, key, max(map(len, bodies)))
+            if there is not None and there.body in bodies and there.size == len(there.body):
                 return Landed(b"", *there[1:], any_unknown=True)
             if not _allowed(there, if_none_match=if_none_match, if_match=if_match):
                 raise PreconditionFailed(key, any_unknown=unknown) from fault
@@ -96,9 +96,9 @@ def put_over(bucket: Bucket, key: str, body: bytes, etag: str, *, conditional: b
     return True
 
 
-def _read_back(bucket: Bucket, key: str) -> Reply | None:
+def _read_back(bucket: Bucket, key: str, size: int) -> Reply | None:
     try:
-        return bucket.get(key)
+        return bucket.get(key, byte_range=(0, size))  # of what is larger, enough to tell
     except KeyAbsent:
         return None
     except Exception as error:
