@@ -409,7 +409,7 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
 
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
         source = self._strip_protocol(path1)
-        if not self.store.exists(source) and self._has_below(source):
+        if not source or (not self.store.exists(source) and self._has_below(source)):
             return  # a folder comes into being with what is in it
         with self._changes(create=False) as changes:
             changes.copy(source, self._strip_protocol(path2))
@@ -451,13 +451,17 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
     _rm = rm_file
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """All of it in one commit. A folder goes with `recursive` only."""
+        """All of it in one commit. A folder goes with `recursive` only; all of the store, where
+        "/" says so: an empty path is a mistake."""
+        for each in [path] if isinstance(path, (str, os.PathLike)) else path:
+            if stringify_path(each) in ("", "castore://"):
+                raise ValueError(f"the path {each!r} is empty: '/' is all of the store")
         expanded = self.expand_path(path, recursive=recursive, maxdepth=maxdepth)
         with self._changes(create=False) as changes:
             for name in expanded:
-                if self.store.exists(name):
+                if name and self.store.exists(name):
                     changes.delete(name)
-                elif not self._has_below(name):
+                elif name and not self._has_below(name):
                     raise NameNotFound(name)
                 elif not recursive:
                     raise IsADirectoryError(f"{name} is a folder: rm it with recursive=True")

@@ -123,6 +123,15 @@ def test_names_that_can_not_be(fs: CastoreFileSystem) -> None:
     assert list(fs.store.names("x" * 481)) == list(fs.store.list("x" * 481)) == []
 
 
+def test_an_empty_path_is_not_all_of_the_store(fs: CastoreFileSystem) -> None:
+    for path in ("", "castore://", ["f1", ""]):
+        with pytest.raises(ValueError, match="'/' is all of the store"):
+            fs.rm(path, recursive=True)
+    assert left(fs)
+    fs.rm("/", recursive=True)
+    assert fs.find("") == []
+
+
 def test_rmdir_says_why_it_can_not(fs: CastoreFileSystem) -> None:
     with pytest.raises(NameNotFound):
         fs.rmdir("nowhere")
