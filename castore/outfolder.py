@@ -6,6 +6,7 @@ through a symlink: what somebody swaps for a link meanwhile can't lead a file el
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import threading
@@ -29,7 +30,10 @@ class OutFolder:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        os.makedirs(path, exist_ok=True)
+        try:
+            os.makedirs(path, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         self._fd = os.open(path, (_FOLDER | os.O_RDONLY) & ~os.O_NOFOLLOW)
         self._lock = threading.Lock()
         self._spelled: dict[str, str] | None = {} if ignores_case(self._fd) else None

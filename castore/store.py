@@ -29,7 +29,7 @@ from castore.model import (
     encode_prefix,
 )
 from castore.objectfile import ObjectReader, ObjectWriterFile, discard_dropped
-from castore.outfolder import Draft, replacing
+from castore.outfolder import replacing
 from castore.reader import Reader
 from castore.session import WriteSession
 from castore.sourcefile import has_content
@@ -252,16 +252,17 @@ class Store:
             raise FileNotFoundError(errno.ENOENT, "there is no such folder", path)
         descriptor = descriptor_of(path)
         if descriptor is not None:
-            with open(os.dup(descriptor), "wb", buffering=0) as stream:
+            with _errors_of(path), open(os.dup(descriptor), "wb", buffering=0) as stream:
                 self._reader.copy_to_stream(pinned, stream, progress)
             return info
         path = os.path.realpath(path)
         refuse_open_store_paths(path)
         if os.path.exists(path) and not os.path.isfile(path):
-            with open(path, "wb", buffering=0) as stream:
+            with _errors_of(path), open(path, "wb", buffering=0) as stream:
                 self._reader.copy_to_stream(pinned, stream, progress)
             return info
-        with _replacing(path) as draft:
+        folder = os.path.dirname(path)
+        with _errors_of(path if os.path.isdir(folder) else folder), replacing(path) as draft:
             self._reader.copy_to_file(pinned, draft.fd, progress)
             draft.finish(info.mode)
         return info
@@ -619,17 +620,15 @@ class Store:
 
 
 @contextlib.contextmanager
-def _replacing(path: str) -> Iterator[Draft]:
+def _errors_of(path: str) -> Iterator[None]:
+    """What goes wrong with a file is said of it: a descriptor has no name, and a draft's says
+    nothing. What the store itself can't do is a CastoreError."""
     try:
-        with replacing(path) as draft:
-            yield draft
+        yield
     except OSError as error:
-        # A descriptor has no name and a draft's says nothing; what the store itself can't do is a
-        # CastoreError.
         if isinstance(error, CastoreError):
             raise
-        folder = os.path.dirname(path)
-        raise of_file(error, path if os.path.isdir(folder) else folder) from error
+        raise of_file(error, path) from error
 
 
 def _shown(name: bytes) -> str:

@@ -185,6 +185,20 @@ for i in $(seq 100); do [ "$(stat -c %s process)" = 900000 ] && break; sleep 0.1
     assert get.wait(30) == 0
 
 
+def test_errors_name_the_file(filled: castore.Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for arguments, line in (
+        (["get", "x", "/dev/full"], "/dev/full: No space left on device"),
+        (["get", "x", "/proc/none"], "/proc/none: No such file or directory"),
+        (["get", "-R", "many", "file"], "file: Not a directory"),
+        (["export", "many", "file"], "file: Not a directory"),
+    ):
+        failed = command(filled, *arguments, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        assert failed.wait(30) == 1
+        assert failed.stderr is not None
+        assert failed.stderr.read().decode() == f"castore: {line}\n"
+
+
 # ---------------------------------------------------------------- file objects
 
 
