@@ -346,6 +346,7 @@ def decode_record(raw: bytes) -> Record:
 
 _CHUNK_ROW = struct.Struct("<IIIBBH16s")
 _PACK_ROW = struct.Struct("<QQ")
+_CHECKSUM_BYTES = 8
 _TOTALS = struct.Struct("<qqqqqq")
 TOTALS_BYTES: Final = _TOTALS.size
 _SEGMENT_KEY = struct.Struct(">QQ")
@@ -371,15 +372,19 @@ def decode_chunk_row(row: bytes) -> tuple[int, Location]:
 def encode_pack_row(created_ns: int, pack_bytes: int) -> bytes:
     """A pack that commits refer to. `pack_bytes` is how much of it was durable at the last one;
     a footer written since is not counted."""
-    return _PACK_ROW.pack(created_ns, pack_bytes)
+    row = _PACK_ROW.pack(created_ns, pack_bytes)
+    return row + _checksum(row).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def decode_pack_row(row: bytes) -> tuple[int, int]:
     """(creation time in ns since the epoch, durable bytes)."""
-    try:
-        created_ns, pack_bytes = _PACK_ROW.unpack(row)
-    except struct.error as error:
-        raise FormatError(f"pack row has {len(row)} bytes") from error
+    facts, checksum = row[: _PACK_ROW.size], row[_PACK_ROW.size :]
+    if len(facts) != _PACK_ROW.size or len(checksum) not in (0, _CHECKSUM_BYTES):
+        raise FormatError(f"pack row has {len(row)} bytes")
+    # Earlier versions wrote none.
+    if checksum and _checksum(facts) != int.from_bytes(checksum, "little"):
+        raise FormatError("pack row is damaged")
+    created_ns, pack_bytes = _PACK_ROW.unpack(facts)
     return created_ns, pack_bytes
 
 

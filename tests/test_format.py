@@ -156,6 +156,8 @@ def test_golden_bytes_decode_to_what_they_meant() -> None:
         Location(PACK_IDS[1], 1 << 28, 65568),
     )
     assert rows.decode_pack_row(raw["pack row"]) == (1767225600_123456789, 256 << 20)
+    # As versions wrote it that had no checksum.
+    assert rows.decode_pack_row(raw["pack row"][:16]) == (1767225600_123456789, 256 << 20)
     assert rows.Totals.decode(raw["totals row"]) == TOTALS
     assert rows.manifest_of(raw["segment key"]) == 77
 
@@ -617,7 +619,7 @@ def mutate(name: str, count: int) -> None:
             refused += 1
         except BaseException as error:
             raise AssertionError(f"{name}, mutant {i}: {mutant[:400].hex()}") from error
-    if name not in ("pack rows", "totals", "segment keys", "chunk rows"):
+    if name not in ("totals", "segment keys", "chunk rows"):
         assert refused > count // 3, "these mutations hardly do anything"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,7 @@ def test_the_counter_of_manifests_is_not_relied_on(folder: Path, last: int) -> N
     ("row", "value"),
     [
         (b"gc_seq", b"short"),
+        (b"store_id", b"short"),
         (b"gc_seq", bytes(9)),
         (b"totals", bytes(47)),
         (b"marking", b"\0"),
@@ -147,6 +149,11 @@ def test_a_flipped_bit_of_a_segments_key_is_nobody_elses_object(folder: Path, bi
     manifest, end = segment_place(key)
     change_rows(folder, b"segments", {key: None, segment_key(manifest ^ 1 << bit, end): found[key]})
     assert check(folder).exit_code == 13
+    mended = Path(shutil.copytree(folder, folder.parent / "mended"))
+    assert castore.check_store(mended, repair=True).problems == []
+    with castore.open(mended) as store:
+        assert read(store) == VALUES
+        assert store.gc().found_nothing
     with castore.open(folder) as store:
         kept = read(store)
         assert len(kept) == len(VALUES) - 1
@@ -184,6 +191,31 @@ def change_rows_of(store: castore.Store, key: bytes, value: bytes) -> None:
     index = store._catalog.index  # type: ignore[attr-defined]
     with index.write_gate, index.errors, index.begin() as txn:
         txn.put(key, value, db=index.segments)
+
+
+@pytest.mark.parametrize("bit", [0, 5, 14, 30, 63])
+def test_where_a_segments_key_says_it_ends_is_compared(folder: Path, bit: int) -> None:
+    """Reads go by what the segment says; a collection by its key."""
+    found = rows(folder)[b"segments"]
+    key = sorted(found)[3]
+    manifest, end = segment_place(key)
+    wrong = segment_key(manifest, end ^ 1 << bit)
+    change_rows(folder, b"segments", {key: None, wrong: found[key]})
+    assert check(folder).exit_code == 13
+    with castore.open(folder) as store, pytest.raises(FormatError, match="Nothing is collected"):
+        store.gc()
+    assert castore.check_store(folder, repair=True).problems == []
+    assert rows(folder)[b"segments"] == found
+    go_on(folder)
+
+
+@pytest.mark.parametrize("byte", range(0, 24, 5))
+def test_a_flipped_bit_of_a_packs_row_is_found(folder: Path, byte: int) -> None:
+    [(pack_id, row), *_] = rows(folder)[b"packs"].items()
+    change_rows(folder, b"packs", {pack_id: flipped(row, 8 * byte + 3)})
+    assert [p.kind for p in check(folder).problems] == ["pack row"]
+    assert castore.check_store(folder, repair=True).problems == []
+    go_on(folder)
 
 
 # ---- numbers ------------------------------------------------------------------------------------

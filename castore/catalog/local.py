@@ -34,7 +34,7 @@ from castore.catalog.meta import (
     GC_SEQ,
     MARKING,
     STORE_ID,
-    is_flipped,
+    is_damaged_id,
     next_change,
     next_manifest,
     read_number,
@@ -393,7 +393,7 @@ class LocalCatalog:
                 txn.put(STORE_ID, store_id, db=index.meta, overwrite=False)
                 found = txn.get(STORE_ID, db=index.meta)
         # A flipped bit is for a check to find and a repair to put right: both open the store.
-        if found not in (None, store_id) and not is_flipped(found, store_id):
+        if found not in (None, store_id) and not is_damaged_id(found, store_id):
             raise IndexCorrupt(f"the index {index.path} belongs to another store")
 
 

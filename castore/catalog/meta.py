@@ -51,10 +51,10 @@ def meta_faults(
             yield key, fault
 
 
-def is_flipped(found: bytes, right: bytes) -> bool:
-    """Whether one bit of it is not as it should be."""
+def is_damaged_id(found: bytes, right: bytes) -> bool:
+    """Whether a store's id is not as it should be, and not another's: one bit, or its length."""
     difference = int.from_bytes(found, "big") ^ int.from_bytes(right, "big")
-    return len(found) == len(right) and difference.bit_count() == 1
+    return len(found) != len(right) or difference.bit_count() == 1
 
 
 def last_manifest(index: Index, txn: Snapshot | Txn) -> int:

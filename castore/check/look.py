@@ -239,7 +239,11 @@ class LocalCheck:
                     if manifest_of(bytes(key)) != manifest:
                         return
                     with contextlib.suppress(FormatError):  # that is for who decodes it to say
-                        seen.packs.update(decode_segment(raw, verify=False).packs)
+                        segment = decode_segment(raw, verify=False)
+                        seen.packs.update(segment.packs)
+                        if bytes(key) != segment_key(manifest, segment.end):
+                            what = f"a segment of manifest {manifest} has a damaged key"
+                            self._add("segment", "corrupt", what)
                     yield raw
 
     def _note(self, faulty: Faulty, name: str) -> None:

@@ -9,6 +9,7 @@ from castore.check.report import CheckReport
 COUNTED = {
     "chunk row": "lead {} rows of chunks to their frames, or drop those that have none: what they "
     "are of is stored anew by the next put of it",
+    "segment": "put {} segments whose keys are damaged where they belong",
     "pack row": "write the rows of {} packs anew",
     "meta": "put right, or drop, {} rows of the index that say what can't be",
     "totals": "count the totals anew",

@@ -12,13 +12,13 @@ from castore.catalog.meta import (
     GC_SEQ,
     STORE_ID,
     TOTALS,
-    is_flipped,
+    is_damaged_id,
     meta_faults,
     next_number,
     read_totals,
     write_totals,
 )
-from castore.check.manifests import decodes, segments_of
+from castore.check.manifests import decodes, named_manifests, segments_of
 from castore.check.mending import mended
 from castore.check.objects import extent_fault
 from castore.check.pack_files import pack_path
@@ -26,6 +26,7 @@ from castore.check.repair_packs import PackRepair
 from castore.check.report import CheckReport
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format_index import (
+    OWNER_MASK,
     Totals,
     decode_chunk_row,
     decode_pack_row,
@@ -34,6 +35,8 @@ from castore.format_index import (
     encode_chunk_row,
     encode_pack_row,
     manifest_of,
+    segment_key,
+    segment_place,
 )
 from castore.index import Index, Table, Txn
 from castore.index_walk import pages
@@ -65,6 +68,33 @@ class RowRepair:
             for segment in self._damaged_segments(key):
                 decode = partial(decode_segment, manifest=manifest_of(segment))
                 self._mend(self._index.segments, segment, decode, f"a segment of {name!r}")
+
+    def mend_keys(self) -> None:
+        """A segment says where it ends, and whose it is: one with another key is put where it
+        belongs, unless there is one."""
+        index = self._index
+        owners = self._named_by_owner()
+        for page in pages(index, index.segments):
+            wrong = {}
+            for key, raw in page:
+                right = _right_key(key, raw, owners)
+                if right != key:
+                    wrong[key] = right
+            if not wrong:
+                continue
+            with index.write_gate, index.errors, index.begin() as txn:
+                for key, right in wrong.items():
+                    found = txn.get(key, db=index.segments)
+                    if found is not None and txn.get(right, db=index.segments) is None:
+                        txn.put(right, found, db=index.segments)
+                        txn.delete(key, db=index.segments)
+                        self._done.append("a segment had a damaged key: it is put right")
+
+    def _named_by_owner(self) -> dict[int, int]:
+        """The manifests that names have, by what their segments say of them."""
+        index = self._index
+        with index.gate, index.errors, index.snapshot(False) as txn:
+            return {manifest & OWNER_MASK: manifest for manifest in named_manifests(index, txn)}
 
     def _damaged_segments(self, name: bytes) -> list[bytes]:
         index = self._index
@@ -109,7 +139,7 @@ class RowRepair:
             for key, fault in meta_faults(rows, self._store_id):
                 if key == STORE_ID:
                     found = txn.get(STORE_ID, db=index.meta)
-                    if found is None or not is_flipped(found, self._store_id):
+                    if found is None or not is_damaged_id(found, self._store_id):
                         continue
                     txn.put(STORE_ID, self._store_id, db=index.meta)
                 elif key == GC_SEQ:
@@ -202,11 +232,20 @@ class RowRepair:
             if pack_id not in readings and self._packs.is_settled(pack_id):
                 txn.delete(pack_id, db=index.packs)
                 self._done.append(f"pack {pack_id.hex()} is gone, and so is its row")
-            elif not _pack_row_decodes(row) and pack_id not in gone:
+            elif pack_id not in gone and not self._pack_row_is_right(pack_id, row):
                 self._put_pack_row(txn, pack_id)
         for pack_id in used - rows.keys() - set(gone):
             if pack_id in readings:
                 self._put_pack_row(txn, pack_id)
+
+    def _pack_row_is_right(self, pack_id: bytes, row: bytes) -> bool:
+        """Of one whose pack has been made since, that it decodes."""
+        try:
+            end = decode_pack_row(row)[1]
+        except FormatError:
+            return False
+        reading = self._packs.readings.get(pack_id)
+        return reading is None or reading.unsealed or end <= reading.intact
 
     def _packs_of_chunks(self, txn: Txn) -> Iterator[bytes]:
         for _, row in txn.cursor(db=self._index.chunks):
@@ -240,9 +279,11 @@ class RowRepair:
         write_totals(index, txn, totals)
 
 
-def _pack_row_decodes(row: bytes) -> bool:
+def _right_key(key: bytes, raw: bytes, owners: dict[int, int]) -> bytes:
+    """The key that the segment should have, as far as it tells."""
     try:
-        decode_pack_row(row)
+        segment = decode_segment(raw)
+        manifest = segment_place(key)[0]
     except FormatError:
-        return False
-    return True
+        return key
+    return segment_key(owners.get(segment.owner, manifest), segment.end)
