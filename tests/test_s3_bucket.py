@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import pickle
 import re
 import sys
 import textwrap
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from fault_proxy import (
+    Connection,
+    Exchange,
     Fault,
     FaultProxy,
     answer,
@@ -849,3 +854,68 @@ def test_a_request_that_a_balancer_sends_twice(proxied: Bucket, proxy: FaultProx
         proxied.put("k", b"mine all the same", if_none_match=True)
     got = proxied.get("k")
     assert got.body == b"mine all the same"
+
+
+# ---------------------------------------------------------------- checksums of what is put
+
+
+@pytest.mark.parametrize("size", [0, 1000, 5_000_000])
+@pytest.mark.parametrize("kind", ["auto", "md5", "crc32", "none"])
+def test_a_checksum_with_each_put(
+    kind: str, size: int, moto_server: Server, proxy: FaultProxy
+) -> None:
+    """A bucket that retains objects by default refuses those that come without."""
+    header = {"auto": "content-md5", "md5": "content-md5", "crc32": "x-amz-checksum-crc32"}.get(
+        kind
+    )
+    data = os.urandom(size)
+
+    def retaining(exchange: Exchange, connection: Connection) -> None:
+        found = {"content-md5", "x-amz-checksum-crc32"} & exchange.headers.keys()
+        assert "x-amz-trailer" not in exchange.headers
+        if not found:
+            answer(400, "InvalidRequest", "Content-MD5 OR x-amz-checksum- is required")(
+                exchange, connection
+            )
+            return
+        [name] = found
+        seen.append((name, exchange.headers[name]))
+        connection.relay(exchange)
+
+    seen: list[tuple[str, str]] = []
+    proxy.inject("PUT", "", retaining, times=9)
+    settings = moto_server.settings(endpoint_url=proxy.url, upload_checksum=kind)
+    with Bucket(settings, backoff=QUICK) as bucket:
+        parts = [data[: size // 3], memoryview(data)[size // 3 :]]
+        if header is None:
+            with pytest.raises(RemoteError, match="is required"):
+                bucket.put("key", parts)
+            return
+        bucket.put("key", parts)
+        assert bucket.get("key").body == data
+    raw = (
+        hashlib.md5(data).digest()
+        if header == "content-md5"
+        else zlib.crc32(data).to_bytes(4, "big")
+    )
+    assert seen == [(header, base64.b64encode(raw).decode())]
+
+
+def test_a_body_that_changed_on_its_way_is_sent_again(s3_server: Server) -> None:
+    """Where the server checks it; moto does not."""
+    if s3_server.preconditions:
+        pytest.skip("moto checks no checksum")
+
+    def corrupted(exchange: Exchange, connection: Connection) -> None:
+        sent = b"".join(connection.request_blocks(exchange))
+        response = connection.upstream.forward(exchange, sent[:-1] + bytes([sent[-1] ^ 1]))
+        exchange.status = response.status
+        connection.send(response.head + response.body)
+
+    with FaultProxy(s3_server.endpoint_url) as link:
+        link.inject("PUT", "", corrupted)
+        settings = s3_server.settings(endpoint_url=link.url)
+        with Bucket(settings, backoff=QUICK) as bucket:
+            bucket.put("key", b"0123456789", idempotent=True)
+            assert link.count("PUT") == 2
+            assert bucket.get("key").body == b"0123456789"

@@ -70,6 +70,7 @@ def test_every_setting_from_each_source(monkeypatch: pytest.MonkeyPatch) -> None
         "sse": "aws:kms",
         "sse_kms_key_id": "arn:aws:kms:eu-west-1:111122223333:key/1234abcd",
         "storage_class": "STANDARD_IA",
+        "upload_checksum": "crc32",
         "connect_timeout_s": 2.5,
         "read_timeout_s": 7.0,
         "max_concurrency": 3,

@@ -32,6 +32,7 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
 from castore.errors import CredentialsError, RemoteError
+from castore.s3.body import checksum_header
 from castore.s3.faults import Broken, Refused
 from castore.s3.http import HttpSession, read_body
 from castore.s3.settings import S3Settings, checked_endpoint
@@ -107,6 +108,10 @@ class Connection:
                 "before-send.s3", self._send, unique_id="castore-send"
             )
             self.endpoint: str = self._client.meta.endpoint_url
+            kind = settings.upload_checksum
+            if kind == "auto":
+                kind = "crc32" if _is_aws(self.endpoint) else "md5"
+            self._checksum = kind
             # Presigning is the public way to ask where a key's URL and which region signs it.
             signed = self._client.generate_presigned_url(
                 "get_object", Params={"Bucket": settings.bucket, "Key": "x"}
@@ -130,6 +135,8 @@ class Connection:
 
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """One call of the client, named as its method, without any retry."""
+        if operation == "put_object":
+            parameters |= checksum_header(self._checksum, parameters["Body"])
         with converted(self._settings, _OPERATIONS[operation]), _parsed():
             method = getattr(self._client, operation)
             reply: dict[str, Any] = method(Bucket=self._settings.bucket, **parameters)
@@ -172,15 +179,8 @@ class Connection:
 def _client(session: Any, settings: S3Settings) -> Any:
     def made(endpoint_url: str | None) -> Any:
         style = settings.addressing_style
-        if endpoint_url is None:
-            compatible = {}
-        else:
-            # Newer checksums are what servers that are only like S3 stumble over.
-            compatible = {
-                "request_checksum_calculation": "when_required",
-                "response_checksum_validation": "when_required",
-            }
-            style = "path" if style == "auto" else style
+        if endpoint_url is not None and style == "auto":
+            style = "path"
         config = Config(
             signature_version="s3v4",
             retries={"total_max_attempts": 1, "mode": "standard"},
@@ -190,7 +190,10 @@ def _client(session: Any, settings: S3Settings) -> Any:
             max_pool_connections=settings.max_concurrency,
             tcp_keepalive=True,
             user_agent_extra="castore",
-            **compatible,
+            # As trailers, or in replies, they are what servers that are only like S3 stumble over;
+            # `call` has its own, as a header, and all that is read is checked by castore.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
         )
         return session.client("s3", endpoint_url=endpoint_url, config=config)
 

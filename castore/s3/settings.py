@@ -18,6 +18,7 @@ from castore.urls import redacted
 
 PREFIX_BYTES_MAX = 480  # what S3's 1,024 bytes leave beside the longest name
 CONCURRENCY_MAX = 1024
+UPLOAD_CHECKSUMS = ("auto", "crc32", "md5", "none")
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _WORD = re.compile(r"[A-Za-z0-9_./:-]+")
@@ -43,6 +44,7 @@ class S3Settings:
     sse: str | None = None
     sse_kms_key_id: str | None = None
     storage_class: str | None = None
+    upload_checksum: str = "auto"  # md5 on custom endpoints, crc32 on AWS
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
     max_concurrency: int = 16  # requests in flight at once, of one Bucket
@@ -162,6 +164,8 @@ def _checked(name: str, value: Any, source: str) -> str | float | int:
         return checked_endpoint(value, source)
     if name == "addressing_style" and value not in ("auto", "path", "virtual"):
         raise ValueError(f"{source} must be auto, path or virtual, and is {value!r}")
+    if name == "upload_checksum" and value not in UPLOAD_CHECKSUMS:
+        raise ValueError(f"{source} must be one of {', '.join(UPLOAD_CHECKSUMS)}, and is {value!r}")
     if name == "sse" and value not in ("AES256", "aws:kms"):
         raise ValueError(f"{source} must be AES256 or aws:kms, and is {value!r}")
     if name == "storage_class":
