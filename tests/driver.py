@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import driver_folders
 import driver_judge as judge
+import driver_processes
 import driver_steps
 import driver_upkeep
 from driver_doors import CommandDoor, Door, PeerDoor, doors_of
@@ -171,7 +173,8 @@ class Driver:
             raise Wrong(f"step {step}, {' '.join(ours)}: {what}") from error
 
     def _steps(self) -> tuple[list[Any], list[int]]:
-        found = {**driver_steps.STEPS, **driver_upkeep.STEPS}
+        parts = (driver_steps, driver_folders, driver_processes, driver_upkeep)
+        found = {do: facts for part in parts for do, facts in part.STEPS.items()}
         steps = {do: weight for do, (weight, kinds) in found.items() if self.place.kind in kinds}
         return list(steps), list(steps.values())
 

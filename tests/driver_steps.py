@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import pickle
 import stat
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driver_doors import PIPELINE, Blocks, Door, PeerDoor, StoreDoor, write_blocks
-from driver_model import ANY_MODE, NAMES, PREFIXES, Change, Model, Source, Thing, now_after
+from driver_doors import Blocks, Door, FsDoor, StoreDoor, write_blocks
+from driver_model import ANY_MODE, NAMES, PREFIXES, Change, Model, Source, now_after
 
-import conducto
-from castore.errors import NameExists, NameNotFound, UnpublishedResourceWarning
+from castore.errors import (
+    NameExists,
+    NameNotFound,
+    ReadOnlyStore,
+    UnpublishedResourceWarning,
+)
 
 if TYPE_CHECKING:
     from driver import Driver
@@ -253,6 +253,40 @@ def _same_as(file: Any, data: bytes, choose: Any) -> None:
         assert file.tell() == expected.tell()
 
 
+def tree(driver: Driver) -> str:
+    """What fsspec makes of names: folders, ranges; and a Store that only reads."""
+    choose, model = driver.choose, driver.model
+    door = driver.doors["fs"]
+    assert isinstance(door, FsDoor)
+    path = choose.choice(["", "n", "n/deep", "a", "data", "pipelines", "nothing"])
+    driver.say(f"the tree below {path!r}")
+    below = f"{path}/" if path else ""
+    entries = set()
+    for name in model.names(below):
+        inner, slash, _ = name[len(below) :].partition("/")
+        entries.add((below + inner, "directory" if slash else "file"))
+    if entries or path in model.things:
+        found = {(each["name"], each["type"]) for each in door.fs.ls(path, detail=True)}
+        assert found == (entries or {(path, "file")})
+        expected = model.names(below) or [path]
+        assert sorted(door.fs.find(path)) == sorted(expected)
+        assert door.fs.du(path) == sum(len(model.things[name].data) for name in expected)
+    else:
+        with expecting(FileNotFoundError if path else None):
+            door.fs.ls(path)
+    assert door.fs.isdir(path) == (not path or (bool(entries) and path not in model.things))
+    with driver.place.open("one", read_only=True) as store:
+        for name in choose.sample(model.names(), min(2, len(model.things))):
+            data = model.things[name].data
+            begin, end = (choose.randrange(-len(data) - 1, len(data) + 2) for _ in range(2))
+            assert door.fs.cat_file(name, begin, end) == data[begin:end]
+            assert store.gets(name) == data
+        with contextlib.suppress(ReadOnlyStore):
+            store.puts("never", b"")
+            raise AssertionError("a store that only reads was written to")
+    return ""
+
+
 def hold(driver: Driver) -> str:
     """Open an object, to be read at a later step, whatever happened to its name."""
     if not driver.model.things or len(driver.held) >= 3:
@@ -299,204 +333,12 @@ def write_on(driver: Driver) -> str:
     return ""
 
 
-# ---------------------------------------------------------------- folders
-
-
-def folder(driver: Driver) -> str:
-    """Export what is below a prefix, change some of the files, and import it again."""
-    choose, model = driver.choose, driver.model
-    prefix, target = choose.choice(["n", "data", "Ä"]), choose.choice(["n", "data", "imported"])
-    by_command = choose.random() < 0.4
-    driver.say(f"export {prefix} and import it as {target}{' by command' if by_command else ''}")
-    if not model.names(f"{prefix}/"):
-        return ""
-    with tempfile.TemporaryDirectory(dir=driver.scratch) as made:
-        place = Path(made)
-        if by_command:
-            driver.command("get", "-R", f"{prefix}/", str(place))
-        else:
-            report = driver.store.export_folder(prefix, place)
-            assert not report.left_out, report.left_out
-        _same_files(driver, prefix, place, times=not by_command)
-        began = time.time_ns()
-        _change_files(driver, place)
-        if by_command:
-            driver.command("put", "-R", str(place), target)
-        else:
-            assert not driver.other.import_folder(place, target).left_out
-        for path in sorted(path for path in place.rglob("*") if path.is_file()):
-            status = path.stat()
-            when = status.st_mtime_ns - 1000, status.st_mtime_ns + 1000
-            if by_command:
-                when = now_after(began)
-            thing = Thing(path.read_bytes(), stat.S_IMODE(status.st_mode), when)
-            model.things[f"{target}/{path.relative_to(place)}"] = thing
-    return ""
-
-
-def _same_files(driver: Driver, prefix: str, place: Path, *, times: bool) -> None:
-    names = driver.model.names(f"{prefix}/")
-    found = {f"{prefix}/{p.relative_to(place)}" for p in place.rglob("*") if p.is_file()}
-    assert found == set(names)
-    for name in names:
-        path, thing = place / name.removeprefix(f"{prefix}/"), driver.model.things[name]
-        assert path.read_bytes() == thing.data
-        status = path.stat()
-        assert thing.mode in (ANY_MODE, stat.S_IMODE(status.st_mode))
-        if times:
-            assert thing.mtime[0] - 1000 <= status.st_mtime_ns <= thing.mtime[1] + 1000, name
-
-
-def _change_files(driver: Driver, place: Path) -> None:
-    choose = driver.choose
-    for path in sorted(place.rglob("*")):
-        if path.is_file() and choose.random() < 0.4:
-            data = path.read_bytes() + choose.randbytes(choose.randrange(1, 2000))
-            path.unlink()
-            path.write_bytes(data)
-    (place / "added").write_bytes(choose.randbytes(choose.randrange(9000)))
-
-
-def cache(driver: Driver) -> str:
-    """conducto's copy of a folder, saved and restored; or cleared."""
-    choose, model = driver.choose, driver.model
-    name, checksum = choose.choice(["deps", "venv"]), choose.choice(["1", "2"])
-    key = f"{PIPELINE}conducto-cache/{name}/{checksum}.tar.gz"
-    data = conducto.data.pipeline
-    how = choose.choice(["save", "save", "clear", "archive"])
-    driver.say(f"{how} the cache {name} {checksum}")
-    assert data.cache_exists(name, checksum) == (key in model.things)
-    if how == "clear":
-        with expecting(None if key in model.things else FileNotFoundError):
-            data.clear_cache(name, checksum)
-        model.things.pop(key, None)
-        return ""
-    if how == "archive":
-        doomed = model.names("pipelines/p1/")
-        if choose.random() < 0.3:
-            assert conducto.data.archive("p1") == len(doomed)
-            for each in doomed:
-                del model.things[each]
-        return ""
-    with tempfile.TemporaryDirectory(dir=driver.scratch) as made:
-        source, target = Path(made) / "source", Path(made) / "target"
-        files = {}
-        for each in choose.sample(["a", "b/c", "b/d", "e/f/g"], choose.randrange(1, 5)):
-            path = source / each
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files[each] = choose.randbytes(choose.randrange(20_000))
-            path.write_bytes(files[each])
-        began = time.time_ns()
-        data.save_cache(name, checksum, source)
-        target.mkdir()
-        data.restore_cache(name, checksum, target)
-        inside = target / source.name
-        restored = {str(p.relative_to(inside)): p for p in inside.rglob("*") if p.is_file()}
-        assert {each: path.read_bytes() for each, path in restored.items()} == files
-    model.things[key] = Thing(driver.store.gets(key), ANY_MODE, now_after(began))
-    return ""
-
-
-# ---------------------------------------------------------------- processes
-
-
-def fork(driver: Driver) -> str:
-    """A forked child puts, and its parent sees it."""
-    what = change_of(driver, ("put",))
-    what = Change("put", what.name, what.data)
-    driver.say(f"{what} by a forked child")
-    began = time.time_ns()
-    pid = os.fork()
-    if not pid:
-        status = 1
-        with contextlib.suppress(BaseException):
-            driver.store.puts(what.name, what.data)
-            assert driver.store.gets(what.name) == what.data
-            driver.store.close()
-            status = 0
-        os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0, "the child failed"
-    on_model(driver.model, [what], began)
-    return ""
-
-
-def kill(driver: Driver) -> str:
-    """Kill the other process while it puts; what it put is there whole, or not at all."""
-    if driver.peer is None:
-        driver.peer = PeerDoor(driver.scratch, driver.place.for_child())
-        return "start the other process"
-    choose = driver.choose
-    what = change_of(driver, ("put",))
-    wait = choose.choice([0, 0.001, 0.003, 0.01])
-    peer, driver.peer = driver.peer, None
-    began, before = time.time_ns(), driver.model.copy()
-    if choose.random() < 0.4:
-        driver.say(f"gc by a process that is killed {wait} s later")
-        peer.tell(verb="gc", options={"repack_below": choose.choice([0.5, 0.9])})
-        time.sleep(wait)
-        peer.kill()
-        return ""
-    driver.say(f"{what} by a process that is killed {wait} s after half of it")
-    path = driver.scratch / "slow"
-    path.write_bytes(what.data)
-    half = len(what.data) // 2
-    assert peer.ask(verb="slow", name=what.name, path=str(path), at=half) == "half"
-    time.sleep(wait)
-    peer.kill()
-    driver.settle(before, [Change("put", what.name, what.data)], began)
-    return ""
-
-
-def kill_machine(driver: Driver) -> str:
-    """As `kill`, on the server in memory: none of its requests arrives from one on."""
-    if driver.choose.random() < 0.4:
-        after = driver.choose.randrange(40)
-        options = {"grace": 0.0, "repack_below": driver.choose.choice([0.0, 0.5, 0.9])}
-        driver.say(f"gc {options} by a machine that is gone after {after} requests")
-        driver.die_while(lambda store: store.gc(**options), after)
-        return ""
-    what = change_of(driver, ("put",))
-    what = Change("put", what.name, what.data)
-    after = driver.choose.randrange(6)
-    driver.say(f"{what} by a machine that is gone after {after} requests")
-    began, before = time.time_ns(), driver.model.copy()
-    driver.die_while(lambda store: store.puts(what.name, what.data), after)
-    driver.settle(before, [what], began)
-    return ""
-
-
-def at_once(driver: Driver) -> str:
-    """Several threads put, each its own names, while one collects."""
-    choose = driver.choose
-    names = choose.sample(NAMES, 6)
-    puts = []
-    for name in names:
-        what = change_of(driver, ("put",))
-        puts.append(Change("put", name, what.data))
-    grace, below = choose.choice([0.0, 86_400.0]), choose.choice([0.0, 0.9])
-    driver.say(f"at once: {puts}, gc of grace {grace} below {below}")
-    began = time.time_ns()
-    with ThreadPoolExecutor(4) as pool:
-        collecting = pool.submit(driver.other.gc, grace=grace, repack_below=below)
-        doing = [pool.submit(driver.store.puts, what.name, what.data) for what in puts]
-        for future in [collecting, *doing]:
-            future.result()
-    for what in puts:
-        on_model(driver.model, [what], began)
-    return ""
-
-
 STEPS: dict[Any, tuple[int, str]] = {
     change: (60, "local s3 moto"),
     transaction: (10, "local s3 moto"),
     put_that_fails: (5, "local s3 moto"),
     read: (10, "local s3 moto"),
+    tree: (3, "local s3 moto"),
     hold: (3, "local"),
     write_on: (4, "local s3 moto"),
-    folder: (2, "local s3 moto"),
-    cache: (3, "local s3 moto"),
-    at_once: (2, "local s3"),
-    fork: (1, "local"),
-    kill: (1, "local"),
-    kill_machine: (2, "s3"),
 }
