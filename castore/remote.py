@@ -157,7 +157,8 @@ class RemoteStore:
             announced = Mending(self._bucket, self.config.store_id, self._cache, self._requests)
             if any(problem.kind == "gc state" for problem in report.problems):
                 repair.done += announced.run()
-            repair.run(report)
+            if not announced.left:
+                repair.run(report)
         with self._looking(report.packs_read) as after:
             report = after.run(fraction=1, progress=None)
         report.repaired = [config_mended, *repair.done] if config_mended else repair.done

@@ -11,7 +11,7 @@ from gc_races import SHARED, WRITERS, Machine, Work, collects, losses, prepare, 
 from gc_stores import DAY, HOUR, World, collect, noise
 
 from castore.errors import CastoreError, FormatError, StoreBusy
-from castore.format_s3 import decode_condemned, decode_state
+from castore.format_s3 import decode_condemned, decode_state, pack_key
 from castore.gc import s3, s3_mending
 from castore.gc.s3_marking import Pins
 from castore.gc.s3_state import CollectorState
@@ -129,12 +129,32 @@ def test_a_garbled_list(condemned: World, raw: bytes) -> None:
     assert decode_state(world.server.objects[STATE].body).phase == "condemned"
 
 
+@pytest.mark.parametrize("raw", [b"garbled", b""])
+def test_a_garbled_state(condemned: World, raw: bytes) -> None:
+    """What its version was is not known, nor what is condemned: all that no name has is."""
+    world = condemned
+    before = decode_state(world.server.objects[STATE].body)
+    change(world, STATE, raw)
+    assert repairs(world) == []
+    after = decode_state(world.server.objects[STATE].body)
+    assert (after.phase, after.version > before.version) == ("condemned", True)
+    with world.open("writer") as writer:
+        writer.puts("again", SHARED)
+    world.pass_time(DAY + HOUR)
+    with world.open("collector") as store:  # which has seen the state before
+        assert collect(store, grace=DAY).packs_removed == 1
+        assert store.gets("again") == SHARED
+    assert losses(world) == []
+
+
 @pytest.mark.damages_store("the state, its list or a pack is damaged or gone")
-def test_a_garbled_state_is_left(condemned: World) -> None:
-    """What its version was is not known, nor what is condemned."""
+def test_a_garbled_state_on_a_server_without_preconditions(
+    condemned: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honours = ServerFeatures(True, False, True, True, True)
+    monkeypatch.setattr(s3, "probe", lambda bucket: honours)
     change(condemned, STATE, b"garbled")
     left = repairs(condemned)
-    assert len(left) == 2
     assert "no collector and no writer is at work, remove gc/state" in left[1]
     assert condemned.server.objects[STATE].body == b"garbled"
 
@@ -343,3 +363,27 @@ def test_writers_are_waited_for(make_world: Make, monkeypatch: pytest.MonkeyPatc
         if lost or not waits:
             break
     assert lost
+
+
+@pytest.mark.damages_store("the state, its list or a pack is damaged or gone")
+def test_what_can_t_be_stored_anew_yet_is_left(condemned: World) -> None:
+    """Nothing that is put can rely on a pack: a repair says so, and ends."""
+    world = condemned
+    one = Machine(world, "one")
+    assert one.start(WRITERS["reuse"], 8)
+    with world.open("other") as store:
+        store.puts("hurt", noise(90_000, 77))
+        [at] = {e.location for e in store._catalog.cover(b"hurt", [(0, 1)]).parts[0][2]}
+    key = f"store/{pack_key(at.pack_id)}"
+    raw = world.server.objects[key].body
+    change(world, key, raw[:70] + bytes([raw[70] ^ 1]) + raw[71:])
+    change(world, STATE, b"garbled")
+    with world.open("repairer") as store:
+        report = store.check(repair=True)
+    assert "hurt" in report.damaged_names
+    assert any("are held by the pins of writers" in problem.what for problem in report.problems)
+    one.kill()
+    world.pass_time(8 * DAY)
+    with world.open("repairer") as store:
+        assert store.check(repair=True).exit_code == 14
+    assert world.open("judge").check(True).exit_code == 0

@@ -1,5 +1,7 @@
 """Mending, in a repair, what collectors announce: `gc/state`, and the list that it refers to.
 
+A bit that is flipped is put right. A state that is beyond that is made one whose list is lost.
+
 Until a list that is lost is replaced, no writer knows what it may rely on: whoever would reuse
 packs fails. What the list had is not known. But whatever of it a collector may yet remove (it is
 slow, or asleep, or a request of it is late; nothing that is written now stops it) had no name when
@@ -17,22 +19,33 @@ read and the new one has them.
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 from collections.abc import Callable
 
 from castore.check.mending import mended
 from castore.check.report import Problem
 from castore.errors import CollectionRefused, FormatError, PreconditionsIgnored, StoreBusy
-from castore.format_s3 import GC_STATE_KEY, decode_condemned, decode_state
+from castore.format_s3 import (
+    GC_STATE_KEY,
+    NONCE_BYTES,
+    GcState,
+    decode_condemned,
+    decode_state,
+    encode_state,
+)
 from castore.gc import Meter
 from castore.gc.s3 import fit_server
 from castore.gc.s3_marking import PIN_SECONDS, Marker
 from castore.gc.s3_memory import CollectorMemory
-from castore.gc.s3_state import CollectorState
+from castore.gc.s3_state import CONDEMNED, LISTS, CollectorState
 from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown
 from castore.s3.cache import StoreCache
 from castore.s3.outcomes import put_over
 from castore.s3.probe import probe
 from castore.workers import Workers
+
+VERSIONS_SKIPPED = 1 << 40  # more than all collections together ever raise it by
 
 
 class Mending:
@@ -60,25 +73,21 @@ class Mending:
         return self._done
 
     def _mend(self) -> None:
-        state = self._mended(GC_STATE_KEY, decode_state)
-        if state is None:
+        try:
+            state = self._mended(GC_STATE_KEY, decode_state)
+        except KeyAbsent:
             return
-        key = decode_state(state).condemned
+        key = self._replace_state() if state is None else decode_state(state).condemned
         if key is None:
             return
-        self._mended(key, lambda raw: decode_condemned(raw, self._store_id))
+        with contextlib.suppress(KeyAbsent):
+            self._mended(key, lambda raw: decode_condemned(raw, self._store_id))
         memory = CollectorMemory(self._cache)
         moving = CollectorState(self._bucket, self._store_id, memory, conditional=True)
         moving.read()
         if not moving.fault():
             return
-        try:
-            fit_server(self._bucket, alone=False)
-        except PreconditionsIgnored as error:
-            raise CollectionRefused(
-                f"{error.endpoint} ignores {error.ignored}: when no collector and no writer is at "
-                "work, remove gc/state"
-            ) from error
+        self._check_server()
         marker = Marker(self._bucket, self._store_id, memory, self._requests, Meter(None))
         now = self._bucket.head("castore.json").date
         condemned = condemn_anew(moving, marker, expired_before=now - PIN_SECONDS)
@@ -87,33 +96,53 @@ class Mending:
                 f"{key} is lost: all {condemned} packs that no name has are condemned anew"
             )
 
-    def _mended(self, key: str, decode: Callable[[bytes], object]) -> bytes | None:
-        """What is there, with the bit that is flipped put right; None if it does not decode."""
+    def _check_server(self) -> None:
         try:
-            reply = self._bucket.get(key)
-        except KeyAbsent:
-            return None
+            fit_server(self._bucket, alone=False)
+        except PreconditionsIgnored as error:
+            raise CollectionRefused(
+                f"{error.endpoint} ignores {error.ignored}: when no collector and no writer is at "
+                "work, remove gc/state"
+            ) from error
+
+    def _replace_state(self) -> str:
+        """A state that can't be read is as good as one whose list is lost: have it be that, with a
+        version above all that there may have been. The key of that list."""
+        self._check_server()
+        reply = self._bucket.get(GC_STATE_KEY)
+        numbers = [entry.key.rpartition("/")[2] for entry in self._bucket.list(LISTS)]
+        seen = CollectorMemory(self._cache).state_version()
+        version = max([seen, *(int(n) for n in numbers if n.isdecimal() and len(n) < 16)])
+        key = f"{LISTS}{version + VERSIONS_SKIPPED}"
+        state = GcState(
+            version + VERSIONS_SKIPPED, CONDEMNED, secrets.token_bytes(NONCE_BYTES), key
+        )
+        self._write_over(GC_STATE_KEY, reply.etag, encode_state(state))
+        return key
+
+    def _mended(self, key: str, decode: Callable[[bytes], object]) -> bytes | None:
+        """What is there, with the bit that is flipped put right; None if it does not decode. Raises
+        KeyAbsent."""
+        reply = self._bucket.get(key)
         try:
             decode(reply.body)
             return reply.body
-        except FormatError as error:
+        except FormatError:
             right = mended(reply.body, decode)
             self._keep_copy(key, reply.body)
-            if right is None:
-                if key == GC_STATE_KEY:
-                    raise FormatError(
-                        f"{error}: when no collector and no writer is at work, remove gc/state"
-                    ) from error
-                return None
+        if right is not None:
+            self._write_over(key, reply.etag, right)
+            self._done.append(f"{key} had one bit flipped")
+        return right
+
+    def _write_over(self, key: str, etag: str, raw: bytes) -> None:
         conditional = probe(self._bucket).if_match_put
         try:
-            done = put_over(self._bucket, key, right, reply.etag, conditional=conditional)
+            done = put_over(self._bucket, key, raw, etag, conditional=conditional)
         except OutcomeUnknown as error:
             raise StoreBusy(f"whether {key} was mended is not known: repeat the repair") from error
         if not done:
             raise StoreBusy(f"{key} changed meanwhile: repeat the repair")
-        self._done.append(f"{key} had one bit flipped")
-        return right
 
     def _keep_copy(self, key: str, raw: bytes) -> None:
         target = f"quarantine/{key}"
@@ -121,7 +150,10 @@ class Mending:
         self._done.append(f"{key} is copied to {target}")
 
     def _leave(self, why: str) -> None:
-        what = f"gc/state and the list that it refers to were left as they are: {why}"
+        what = (
+            "gc/state and the list that it refers to were left as they are, and so is what would "
+            f"have to be stored anew: {why}"
+        )
         self.left.append(Problem("gc state", "warning", what))
 
 
