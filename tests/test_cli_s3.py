@@ -177,3 +177,49 @@ def test_a_local_store_loads_no_boto(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+VERBS = (
+    ["ls"],
+    ["stats"],
+    ["check"],
+    ["check", "--repair", "--yes"],
+    ["gc"],
+    ["index", "rebuild"],
+    ["doctor"],
+    ["cat", "x"],
+    ["stat", "x"],
+    ["du"],
+    ["rm", "x"],
+    ["mv", "x", "y"],
+    ["export", "/", "out"],
+    ["put", __file__, "x"],
+    ["put", "-R", "folder"],
+    ["import", "folder", "p"],
+)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: " ".join(verb[:2]).replace("/", ""))
+def test_no_bucket_and_wrong_credentials_have_codes_of_their_own(
+    verb: list[str],
+    bare: Run,
+    moto_server: Server,
+    rclone_server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"x")
+    nowhere = Server(moto_server.endpoint_url, "no-such-bucket", preconditions=True)
+    monkeypatch.setenv("CASTORE_STORE", nowhere.url())
+    code, out, err = bare(*verb)
+    assert (code, out) == (exits.NO_STORE, b"")
+    assert "there is no bucket 'no-such-bucket'" in err
+    monkeypatch.setenv("CASTORE_STORE", rclone_server.url())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-key")
+    code, out, err = bare(*verb)
+    assert (code, out) == (exits.DENIED, b"")
+    assert "credentials don't work" in err
+    assert "wrong-secret-key" not in err
+    assert not (tmp_path / "out").exists()

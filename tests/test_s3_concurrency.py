@@ -19,10 +19,12 @@ from pathlib import Path
 import oracle
 import pytest
 from oracle import Event
+from s3_stores import Open
 from servers import Server
 
 import castore
 from castore.errors import NameExists, NameNotFound
+from castore.s3.settings import S3Settings
 
 pytest_plugins = ["servers"]
 
@@ -243,3 +245,41 @@ def test_machines_that_put_the_same_new_bytes_at_once_lose_none(
         late.puts("same/again", data)
         assert late.gets("same/again") == data
         assert late.stats().pack_bytes == before
+
+
+def test_eight_threads_that_use_a_store_first_share_all_of_it(
+    open_moto: Open, moto_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One connection, one session with its pins, one cache."""
+    from castore.s3 import connection
+
+    made: list[object] = []
+    real = connection.Connection
+
+    def counted(settings: S3Settings) -> connection.Connection:
+        time.sleep(0.05)  # so that who does not wait for it makes another
+        made.append(settings)
+        return real(settings)
+
+    monkeypatch.setattr(connection, "Connection", counted)
+    store = open_moto()
+    store._local._bucket.close()  # type: ignore[union-attr]  # as if nothing was asked yet
+    made.clear()
+    together = threading.Barrier(8)
+    data = [random.Random(i).randbytes(100_000) for i in range(8)]
+
+    def use(i: int) -> None:
+        together.wait(10)
+        store.puts(f"{i}", data[i])
+        assert store.gets(f"{i}") == data[i]
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    listed = moto_server.client().list_objects_v2(Bucket=moto_server.bucket, Prefix="store/pins/")
+    assert len({entry["Key"].split("/")[2] for entry in listed["Contents"]}) == 1
+    assert len(made) == 1
+    assert [store.gets(f"{i}") for i in range(8)] == data
+    assert store.check(read_data=True).problems == []
