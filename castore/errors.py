@@ -171,7 +171,8 @@ class ObjectChanged(CastoreError, OSError):
 
 
 class SourceChanged(CastoreError, OSError):
-    """The file that was being put was truncated while it was read: nothing was published."""
+    """The file that was being put was truncated, or changed again and again, while it was read:
+    nothing of it was published."""
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.EIO, message)

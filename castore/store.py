@@ -186,11 +186,13 @@ class Store:
         """Store a file, or what a binary file object has left to read, under the name.
 
         A path's permission bits are kept; the object of a file object gets those of a new file
-        (0666, less the umask). Durable when
-        this returns; visible whole or not at all.
+        (0666, less the umask). Durable when this returns; visible whole or not at all. A file that
+        is changed while it is read is read again; one that only grows is stored as it was when it
+        was opened.
 
         Raises FileNotFoundError, IsADirectoryError (of the file); NameExists, if the name is taken
-        and `if_absent`; SourceChanged; StoreFull; ReadOnlyStore; InvalidName.
+        and `if_absent`; SourceChanged, if the file is cut short or does not hold still; StoreFull;
+        ReadOnlyStore; InvalidName.
         """
         with self.transaction() as transaction:
             return transaction.put(name, file, if_absent=if_absent, progress=progress)
@@ -339,7 +341,7 @@ class Store:
     # ------------------------------------------------------------ names
 
     def info(self, name: str) -> ObjectInfo:
-        """Raises NameNotFound."""
+        """What the name maps to. Raises NameNotFound."""
         self._check_open()
         record = self._catalog.record(encode_name(name))
         if record is None:

@@ -16,6 +16,7 @@ import sys
 import termios
 import threading
 import time
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import pytest
 import castore
 from castore.cli import exits, main
 from castore.cli.listing import sum_up
-from castore.cli.output import ProgressBar, human_size, one_line, print_table
+from castore.cli.output import ProgressBar, complain_each, human_size, one_line, print_table
 from castore.gc import GcReport
 from castore.model import ObjectInfo
 from castore.transfer import Source, batches
@@ -1078,6 +1079,14 @@ def test_human_size(size, text):
 def test_print_table_aligns_columns(capsys):
     print_table([("a", "bb"), ("ccc", "d")], right=(1,))
     assert capsys.readouterr().out == "a    bb\nccc   d\n"
+
+
+@pytest.mark.parametrize(("count", "verbose", "lines"), [(20, 0, 20), (23, 0, 21), (23, 1, 23)])
+def test_many_complaints_are_counted(capsys, count, verbose, lines):
+    complain_each([f"{i}" for i in range(count)], Namespace(verbose=verbose))
+    err = capsys.readouterr().err
+    assert err.count("\n") == lines
+    assert ("castore: and 3 more: --verbose names all\n" in err) is (lines == 21)
 
 
 def test_one_line_escapes_what_a_terminal_would_obey():

@@ -177,9 +177,7 @@ def _verb(
 
 
 def _names_all(verb: _Parser) -> None:
-    verb.add_argument(
-        "-v", "--verbose", action="store_true", help="name all that is left out, not 20 at most"
-    )
+    verb.add_argument("-v", "--verbose", action="store_true", help="name all, not 20 at most")
 
 
 def _put(verbs: Verbs) -> None:
@@ -198,6 +196,8 @@ def _put(verbs: Verbs) -> None:
                        published in batches of up to 500 files or 256 MiB, each whole or not at all
                        (on S3, each file whole)
   put - NAME           standard input
+
+-R goes on when a file can't be put: it is left out and named, and the exit code is 1.
 """,
     )
     verb.add_argument("-R", "--recursive", action="store_true", help="put a folder")
@@ -221,6 +221,9 @@ def _get(verbs: Verbs) -> None:
   get NAME... FOLDER   into an existing folder, under each name's last part
   get -R PREFIX FOLDER every object below PREFIX/ ('/': all), as FOLDER/ and the rest of its name
   get NAME -           to standard output
+
+What can't be written of several is left out and named. The exit code is then 1; 13 for damaged
+objects, 14 for missing ones.
 """,
     )
     verb.add_argument("-R", "--recursive", action="store_true", help="get all below a prefix")
@@ -235,7 +238,7 @@ def _cat(verbs: Verbs) -> None:
         "getting:cat",
         "[--range BEGIN:END] NAME...",
         "print objects, or a byte range of one",
-        "The range is in bytes, without END's own byte; BEGIN or END may be left out.\n",
+        "The range is in bytes: from BEGIN up to, but without, END. Either may be left out.\n",
         json=False,
     )
     verb.add_argument("--range", type=byte_range, metavar="BEGIN:END", help="only these bytes")
@@ -256,7 +259,13 @@ def _ls(verbs: Verbs) -> None:
 
 
 def _stat(verbs: Verbs) -> None:
-    verb = _verb(verbs, "stat", "listing:stat", "NAME...", "say all that is known about a name")
+    verb = _verb(
+        verbs,
+        "stat",
+        "listing:stat",
+        "NAME...",
+        "show size, mode, time, etag and chunks of an object",
+    )
     verb.add_argument("names", nargs="+", metavar="NAME")
 
 
@@ -318,7 +327,13 @@ also those that it shares with others; `castore stats` counts each chunk once.
 
 
 def _stats(verbs: Verbs) -> None:
-    _verb(verbs, "stats", "listing:stats", "", "say what the store holds and what it saves")
+    _verb(
+        verbs,
+        "stats",
+        "listing:stats",
+        "",
+        "show how much the store holds, and what deduplication and compression save",
+    )
 
 
 def _gc(verbs: Verbs) -> None:
@@ -329,12 +344,13 @@ def _gc(verbs: Verbs) -> None:
         "[-n] [--grace TIME] [--max-repack-bytes SIZE] [--alone] [--carry-undeletable]",
         "give back the space of what was removed and overwritten",
         """
-Others may go on reading and writing, and it may be killed at any moment. Packs of which less than
-half is in use are rewritten, and small ones merged when they are many; caches of stores on S3 that
-nobody used for 30 days are removed. Exit code 11 if another gc is running, 13 if it met damage,
-which it leaves as it is.
+Others may read and write meanwhile, and it may be killed at any moment. It removes packs that no
+name leads to, rewrites packs of which less than half is in use, and merges small ones when they are
+many. It also removes this machine's caches of stores on S3 that nobody used for 30 days. Exit code
+11: another gc is running; 13: it met damage, and left it as it is.
 
-On S3 one gc condemns what is garbage, and one after the grace removes it: run it every day.
+On S3 it has two phases: one run marks packs as garbage ("condemned"), a later run, after the grace
+period, deletes them. Run it every day.
 """,
     )
     verb.add_argument(
@@ -372,7 +388,7 @@ def _doctor(verbs: Verbs) -> None:
         "doctor",
         "doctor:doctor",
         "[PATH|URL]",
-        "say whether a store's place is a good one",
+        "diagnose a store's server, or its folder's disk",
         """
 On S3: what the server honours (preconditions, ranges, listings), rights, clocks and the cache; it
 writes scratch keys below probe/ and removes them. A folder: whether LMDB opens the index, the file
@@ -445,7 +461,7 @@ def _check(verbs: Verbs) -> None:
         "check",
         "checking:check",
         "[--read-data[=10%%]] [--verbose] [--repair [--yes] [--packs-are-lost]]",
-        "look whether the store is whole",
+        "verify that the store is whole",
         """
 Structure: that every object's manifest is whole, and leads to frames that are in their packs; that
 the index agrees with the packs. --read-data also decodes every frame (or a part of them, at random)
@@ -487,8 +503,7 @@ def _backup(verbs: Verbs) -> None:
         "write a copy of a local store's index to a file",
         """
 The names of a local store are in its index and nowhere else. The copy is consistent, whoever uses
-the store meanwhile, and durable. Copy the folder packs/ too, after it, with what you copy files
-with.
+the store meanwhile, and durable. Afterwards copy the folder packs/ too, with any tool.
 """,
     )
     verb.add_argument("file", metavar="FILE", help="the backup to write; replaced in one step")
@@ -509,6 +524,7 @@ is kept beside it. Names whose packs are gone are listed; exit code 14 if there 
     verb.add_argument(
         "--force", action="store_true", help="also in place of an index that is whole"
     )
+    _names_all(verb)
     verb.add_argument("file", metavar="FILE", help="the backup")
 
 
@@ -525,6 +541,7 @@ def _index(verbs: Verbs) -> None:
 A local store must not be in use. What was there is kept beside it.
 """,
     )
+    _names_all(verb)
     verb.add_argument("action", choices=["rebuild"], metavar="rebuild")
 
 

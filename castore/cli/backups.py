@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from castore.cli import exits
 from castore.cli.exits import UsageError
 from castore.cli.opening import open_to_read, places_refused, store_path
-from castore.cli.output import complain, counted, human_size, open_progress, print_json, print_line
+from castore.cli.output import (
+    complain,
+    complain_each,
+    counted,
+    human_size,
+    open_progress,
+    print_json,
+    print_line,
+)
 
 if TYPE_CHECKING:
     from castore.rebuild import RebuildReport
@@ -60,8 +68,8 @@ def _print(report: RebuildReport, arguments: Namespace) -> int:
         )
         if report.kept:
             print_line(f"the old index is in {report.kept}: remove it when all is well")
-    for name in report.lost:
-        complain(f"{name} can't be read in full: packs that it needs are gone, or damaged")
+    why = "can't be read in full: packs that it needs are missing or damaged"
+    complain_each([f"{name} {why}" for name in report.lost], arguments)
     for names in report.lost_names:
         complain(f"{names} are lost: a backup may have them (castore restore)")
     return exits.NOT_FOUND if report.lost or report.lost_names else exits.OK

@@ -6,12 +6,10 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
-from castore.cli.output import complain, complain_json
+from castore.cli.output import LINES_MAX, complain, complain_json
 
 if TYPE_CHECKING:
     from castore.transfer import Outcome, TransferReport
-
-LINES_MAX = 20  # without --verbose
 
 
 class LeftOut:

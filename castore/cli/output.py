@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, TextIO
 from castore.cli.exits import Failure
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from castore.model import ObjectInfo  # --help has no need of it
 
+LINES_MAX = 20  # of one kind, without --verbose
 BAR_DELAY_SECONDS = 0.5  # a job that ends sooner shows no bar at all
 BAR_INTERVAL_SECONDS = 0.1
 BAR_WIDTH = 24
@@ -47,6 +50,15 @@ def complain(message: str) -> None:
     """One line on stderr."""
     if sys.stderr is not None:
         print(f"castore: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def complain_each(messages: Sequence[str], arguments: Namespace) -> None:
+    """A line on stderr for each; beyond 20 only with --verbose."""
+    shown = len(messages) if arguments.verbose else LINES_MAX
+    for message in messages[:shown]:
+        complain(message)
+    if len(messages) > shown:
+        complain(f"and {len(messages) - shown:,} more: --verbose names all")
 
 
 def complain_json(document: dict[str, object]) -> None:
