@@ -22,6 +22,7 @@ from castore import isolated
 from castore.errors import (
     CastoreError,
     FormatError,
+    IndexChanged,
     IndexCorrupt,
     IndexIntact,
     NotAStore,
@@ -57,7 +58,7 @@ class BackupReport:
     names: int
 
 
-def back_up(root: str, path: str) -> BackupReport:
+def back_up(root: str, path: str, *, read_only: bool = False) -> BackupReport:
     """Write a backup of the index of the store in the folder `root` to a file, which is replaced in
     one step. Raises IndexCorrupt if the index is damaged: the file stays as it was then; StoreFull,
     StoreIOError."""
@@ -75,7 +76,7 @@ def back_up(root: str, path: str) -> BackupReport:
             data = os.path.join(draft, "data.mdb")
             fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                _run("copy_index", index_path, path=index_path, fd=fd, fds=(fd,))
+                _copy_index(index_path, fd, read_only=read_only)
                 # A copy that can't be read is no backup, and now is the time to find out.
                 looked = _run("look_through", index_path, path=draft)
                 if looked["damaged"]:
@@ -91,6 +92,18 @@ def back_up(root: str, path: str) -> BackupReport:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return BackupReport(path, size, looked["names"])
+
+
+def _copy_index(index_path: str, fd: int, *, read_only: bool) -> None:
+    for last in (False, False, True):
+        try:
+            _run("copy_index", index_path, path=index_path, fd=fd, read_only=read_only, fds=(fd,))
+            return
+        except IndexChanged:
+            if last:
+                raise
+            read_only = False
+            os.truncate(fd, os.lseek(fd, 0, os.SEEK_SET))
 
 
 def _run(

@@ -80,6 +80,23 @@ class ReadOnlyStore(CastoreError, PermissionError):
         return _said(self)
 
 
+class PermissionDenied(CastoreError, PermissionError):
+    """The user may not read, or not write, a file of the store."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.EACCES, "permission denied", path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"no permission for {self.path}: use the store as the user who made it, or have them "
+            "share it (chmod -R g+rX to let a group read)"
+        )
+
+    def __reduce__(self) -> tuple[type[PermissionDenied], tuple[str]]:
+        return type(self), (self.path,)
+
+
 class StoreClosed(CastoreError, ValueError):
     """The store was closed (or was inherited through a fork by an object that can't reopen it)."""
 
@@ -103,6 +120,11 @@ class StoreBusy(CastoreError, BlockingIOError):
 
     def __reduce__(self) -> tuple[type[StoreBusy], tuple[str]]:
         return type(self), (self.message,)
+
+
+class IndexChanged(StoreBusy):
+    """The index was written to while it was read by somebody who may not lock it, and what was read
+    is no state that it ever had: repeat it."""
 
 
 class StoreFull(CastoreError, OSError):

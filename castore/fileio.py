@@ -7,12 +7,13 @@ import io
 import os
 import select
 import signal
+import stat
 from collections.abc import Sequence
 from functools import partial
 from types import CodeType
 from typing import Any, Protocol
 
-from castore.errors import StoreFull, StoreIOError, StoreNotFound
+from castore.errors import PermissionDenied, StoreFull, StoreIOError, StoreNotFound
 
 _IOV_MAX = 512
 _LINKS_MAX = 40  # as many as the system follows
@@ -82,6 +83,28 @@ def sync_folder(folder: str) -> None:
         os.close(fd)
 
 
+def adopt(fd: int, root: str, *, as_lock: bool = False) -> None:
+    """Have a file or folder that was just made in the store `root` belong to those whom the store
+    belongs to. Its group, and others, may read if they may read the store's folder; write to
+    folders, and to files that are there to be locked, if they may write to it. What root makes in
+    somebody's store (by sudo) is theirs."""
+    store, made = os.stat(root), os.fstat(fd)
+    is_folder = stat.S_ISDIR(made.st_mode)
+    bits = store.st_mode & (0o077 if is_folder else 0o066 if as_lock else 0o044)
+    if bits and made.st_uid in (os.geteuid(), 0):
+        os.fchmod(fd, stat.S_IMODE(made.st_mode) & 0o7700 | bits)
+    if os.geteuid() == 0 != store.st_uid:
+        os.fchown(fd, store.st_uid, store.st_gid)
+
+
+def adopt_folder(folder: str, root: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        adopt(fd, root)
+    finally:
+        os.close(fd)
+
+
 def make_durable_folder(folder: str) -> None:
     """Make the folder, and those above it, for the owner alone, durably."""
     if os.path.isdir(folder):
@@ -134,7 +157,7 @@ def storage_error(error: OSError, path: str) -> Exception:
     if isinstance(error, FileNotFoundError):
         return StoreNotFound(error.errno, f"{path}: its folder was removed while it was in use")
     if isinstance(error, PermissionError):
-        return of_file(error, path)
+        return PermissionDenied(path)
     return StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO)
 
 

@@ -16,7 +16,7 @@ from castore.errors import (
     StoreIOError,
     StoreLocked,
 )
-from castore.fileio import is_interrupt
+from castore.fileio import adopt, is_interrupt
 from castore.format import StoreConfig
 
 CONFIG = "castore.json"
@@ -62,7 +62,7 @@ def share(root: str) -> int:
     """
     path = os.path.join(root, LOCK)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except (PermissionError, OSError) as error:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             return -1
@@ -70,6 +70,8 @@ def share(root: str) -> int:
             raise StoreFull(f"no space left for {path}") from error
         raise StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO) from error
     try:
+        if not os.fstat(fd).st_size:
+            adopt(fd, root, as_lock=True)
         ours = _pid_namespace()
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,8 +83,10 @@ def share(root: str) -> int:
         if theirs != ours:
             raise StoreLocked(
                 errno.EAGAIN,
-                f"the store {root} is open in another pid namespace (container) or on another "
-                "machine: share one namespace, or close it there",
+                f"the store {root} is open in another pid namespace (another container): from here "
+                "LMDB can't tell which of its readers live. Share the namespace (docker run "
+                "--pid=container:NAME or --pid=host; shareProcessNamespace: true in Kubernetes), "
+                "open it with read_only=True here, or use a store on S3",
             )
     except OSError as error:
         os.close(fd)
@@ -102,7 +106,7 @@ def alone(root: str) -> Iterator[None]:
     """Have the store's folder to oneself: nobody has it open, and who opens it waits for the end of
     the block. Raises StoreLocked if somebody, this process too, has it open."""
     path = os.path.join(root, LOCK)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,6 +8,13 @@ The rules that bite, each kept here:
   for the transactions of all threads, each of which is short, and none is kept in reserve
   (`max_spare_txns=0`). The pid is checked on every transaction, for forks that ran no hooks.
 - `lib_version=0` pins the file format to LMDB 0.9's; the map is huge and sparse from the start.
+- Who may not write the lock file, or is not to touch anything, reads without a lock, and finds out
+  afterwards whether that went well. A reader of transaction N sees pages that N + 1 may free at the
+  earliest. They are then listed as free under N + 1, and a writer M takes only what is listed below
+  M - 1 (`mdb_find_oldest` gives M - 1 where it knows of no reader, and `mdb_page_alloc` takes what
+  is listed below that). So N + 3 is the first that may write over them, and it begins when N + 2 is
+  committed: while the last transaction is N + 1 or less, all that was read is as it was. Its number
+  is the last of it that is written, after the pages and the roots.
 - A commit that fails has an unknown outcome: the environment is reopened and the transaction ids
   compared, so that the error can say whether it may have landed. It is never acknowledged.
 """
@@ -16,7 +23,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import struct
+import sys
 import time
 from typing import Any, TypeAlias
 
@@ -26,7 +36,9 @@ from castore import forks
 from castore.errors import (
     CastoreError,
     CommitUnknown,
+    IndexChanged,
     IndexCorrupt,
+    PermissionDenied,
     ReadOnlyStore,
     StoreClosed,
     StoreFull,
@@ -45,6 +57,12 @@ READER_CHECK_SECONDS = 1.0
 DISK_FULL_BYTES = 4 << 20
 NEW_INDEX_BYTES = 512 << 10
 LOCK_FILE_BYTES = 65_664  # what LMDB takes for READERS_MAX readers
+_FLOCK = "hhqqi"  # Linux's struct flock
+TRIES = 50  # of a reading without a lock
+_CHANGED = (
+    "the index was changed while it was read by who may not lock it: repeat it (to be counted as a "
+    "reader takes write permission on index/lock.mdb)"
+)
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
 CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"references", b"meta")
 
@@ -57,10 +75,11 @@ class Snapshot:
     """A read transaction. It is gone when its `with` ends, even if a traceback keeps the names that
     it had: lmdb gives up the reader's slot only with the object, and a fork must find none."""
 
-    __slots__ = ("_txn",)
+    __slots__ = ("_env", "_txn")
 
-    def __init__(self, txn: Any) -> None:
+    def __init__(self, txn: Any, env: lmdb.Environment | None) -> None:
         self._txn = txn
+        self._env = env  # where it is read without a lock
 
     def get(self, key: bytes, *, db: Table) -> Any:
         return self._txn.get(key, None, db)
@@ -79,8 +98,11 @@ class Snapshot:
     def __enter__(self) -> Snapshot:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._txn = None
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        txn, self._txn = self._txn, None
+        if self._env is not None and _last_transaction(self._env) > txn.id() + 1:
+            del txn
+            raise IndexChanged(_CHANGED) from error
 
 
 class Index:
@@ -103,11 +125,15 @@ class Index:
     references: Table
     meta: Table
 
-    def __init__(self, path: str, tables: tuple[bytes, ...], *, sync: bool, create: bool) -> None:
+    def __init__(
+        self, path: str, tables: tuple[bytes, ...], *, sync: bool, create: bool, lock_free: bool
+    ) -> None:
         self.path = path
         self._create = create
         self._tables = tables
         self._sync = sync
+        self._never_lock = lock_free
+        self.lock_free = lock_free
         self.writable = True
         self.gate = ForkLock(Rank.READ_GATE)
         self.write_gate = ForkLock(Rank.WRITE_GATE)
@@ -130,7 +156,7 @@ class Index:
             self._open_again()
         assert self._env is not None
         try:
-            return Snapshot(self._env.begin(buffers=buffers))  # type: ignore[call-overload]
+            return self._snapshot(buffers)
         except lmdb.MapResizedError:
             # Its locks come before the gate, which we hold: once, as no snapshot is open.
             self.gate.release()
@@ -138,7 +164,13 @@ class Index:
                 self._adopt_map()
             finally:
                 self.gate.acquire()
-        return Snapshot(self._env.begin(buffers=buffers))  # type: ignore[call-overload]
+        return self._snapshot(buffers)
+
+    def _snapshot(self, buffers: bool) -> Snapshot:
+        env = self._env
+        assert env is not None
+        txn: Any = env.begin(buffers=buffers)  # type: ignore[call-overload]
+        return Snapshot(txn, env if self.lock_free else None)
 
     def begin(self) -> Txn:
         """`with index.write_gate, index.errors, index.begin() as txn`: the write transaction,
@@ -156,6 +188,13 @@ class Index:
         except lmdb.MapResizedError:
             self._adopt_map()
         return self._env.begin(write=True)
+
+    def take_locks(self) -> None:
+        """Count as a reader from now on, and be able to write."""
+        with self.write_gate, self.gate:
+            if self._never_lock:
+                self._never_lock = False
+                self._reopen()
 
     def check_in_place(self) -> None:
         """Raises StoreNotFound if the index was removed under us: what is committed to it then is
@@ -187,10 +226,13 @@ class Index:
             if self._pid != os.getpid():
                 self._open_again()
             assert self._env is not None
+            before = _last_transaction(self._env)
             try:
                 self._env.copyfd(fd, True)
             except lmdb.Error as error:
                 raise typed(error, self.path) from error
+            if self.lock_free and _last_transaction(self._env) > before + 1:
+                raise IndexChanged(_CHANGED)
 
     def _check_readers(self, env: lmdb.Environment) -> None:
         """Let go of the snapshots of processes that were killed: while one is kept, no page that is
@@ -204,16 +246,20 @@ class Index:
 
     def _open(self) -> None:
         map_bytes = MAP_BYTES
-        self.writable = os.access(self.path, os.W_OK)
+        self.lock_free = self._never_lock or not can_lock(self.path)
+        self.writable = not self.lock_free and os.access(self.path, os.W_OK)
         is_new = not os.path.exists(os.path.join(self.path, "data.mdb"))
         if is_new and _free_bytes(self.path) < NEW_INDEX_BYTES:
             raise _full(self.path)
+        for name in ("data.mdb", "lock.mdb"):
+            if os.path.islink(os.path.join(self.path, name)):
+                raise StoreIOError(f"{self.path}/{name} is a symbolic link: it may lead anywhere")
         try:
             if self.writable:
                 _allocate_lock_file(self.path)
             if not is_new:
                 check_length(self.path)
-        except (CastoreError, PermissionError):
+        except CastoreError:
             raise
         except OSError as error:
             raise typed(error, self.path) from error
@@ -228,6 +274,7 @@ class Index:
                     sync=self._sync,
                     mode=0o600,
                     readonly=not self.writable,
+                    lock=not self.lock_free,
                     lib_version=0,
                 )
                 break
@@ -245,8 +292,7 @@ class Index:
         try:
             if self.writable:
                 env.reader_check()
-            for table in self._tables:
-                setattr(self, table.decode(), env.open_db(table, create=self._create))
+            self._open_tables(env)
         except lmdb.NotFoundError as error:
             env.close()
             raise IndexCorrupt(
@@ -261,6 +307,18 @@ class Index:
         self._inode = os.stat(os.path.join(self.path, "data.mdb")).st_ino
         self._env = env
         self._pid = os.getpid()
+
+    def _open_tables(self, env: lmdb.Environment) -> None:
+        for _ in range(TRIES):
+            before = _last_transaction(env)
+            try:
+                for table in self._tables:
+                    setattr(self, table.decode(), env.open_db(table, create=self._create))
+            except lmdb.Error:
+                if not self.lock_free or _last_transaction(env) <= before + 1:
+                    raise
+            else:
+                return
 
     def _reopen(self) -> None:
         env, self._env = self._env, None
@@ -349,11 +407,17 @@ _registry_lock = ForkLock(Rank.INDEXES)
 
 
 def open_index(
-    path: str, tables: tuple[bytes, ...] = TABLES, *, sync: bool = True, create: bool = True
+    path: str,
+    tables: tuple[bytes, ...] = TABLES,
+    *,
+    sync: bool = True,
+    create: bool = True,
+    lock_free: bool = False,
 ) -> Index:
     """The process's one Index on the directory `path`, made if it is not there and `create` is
     true. Without `sync` (for what can be lost) it may be damaged by a crash of the machine, though
-    not by one of the process."""
+    not by one of the process. With `lock_free` no byte of it is touched, as long as nobody in this
+    process opens it without."""
     if create:
         make_durable_folder(path)
     status = os.stat(path)
@@ -361,10 +425,39 @@ def open_index(
     with _registry_lock:
         index = _registry.get(key)
         if index is not None:
+            if not lock_free:
+                index.take_locks()
             index._references += 1
             return index
-        index = _registry[key] = Index(path, tables, sync=sync, create=create)
+        index = _registry[key] = Index(path, tables, sync=sync, create=create, lock_free=lock_free)
         return index
+
+
+def can_lock(path: str) -> bool:
+    """Whether LMDB's readers can be counted in the index `path`: its lock file can be written."""
+    lock = os.path.join(path, "lock.mdb")
+    return os.access(lock if os.path.exists(lock) else path, os.R_OK | os.W_OK)
+
+
+def is_in_use(path: str) -> bool:
+    """Whether any process has the index `path` open, readers without a lock apart. Not to be asked
+    where this one does: to close the lock file would drop LMDB's lock."""
+    if sys.platform != "linux":
+        return True
+    try:
+        fd = os.open(os.path.join(path, "lock.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        found = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    finally:
+        os.close(fd)
+    return bool(found[0] != fcntl.F_UNLCK)
+
+
+def _last_transaction(env: lmdb.Environment) -> int:
+    return int(env.info()["last_txnid"])
 
 
 def index_folders() -> list[str]:
@@ -412,12 +505,10 @@ def typed(error: Exception, path: str) -> CastoreError:
         return StoreLocked(
             errno.EAGAIN, f"more than {READERS_MAX} readers of {path} at once: close some"
         )
-    if isinstance(error, lmdb.ReadonlyError) or code in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return ReadOnlyStore(
-            errno.EACCES,
-            f"no permission to read and write the index {path}: who only reads needs it, too, "
-            "for LMDB's lock file",
-        )
+    if isinstance(error, lmdb.ReadonlyError):
+        return ReadOnlyStore(errno.EACCES, f"the index {path} can't be written here")
+    if code in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return PermissionDenied(path)
     return StoreIOError(f"the index {path} failed: {error}", code or errno.EIO)
 
 

@@ -24,6 +24,7 @@ from castore.index import (
     Snapshot,
     Table,
     damaged,
+    is_in_use,
     open_index,
     typed,
 )
@@ -110,9 +111,9 @@ def look_at_pages(report: Report, path: str) -> None:
         index.close()
 
 
-def copy_index(report: Report, path: str, fd: int) -> None:
+def copy_index(report: Report, path: str, fd: int, read_only: bool) -> None:
     """LMDB's own copy of the index at `path`, to a descriptor."""
-    index = open_index(path, create=False)
+    index = open_index(path, create=False, lock_free=read_only and not is_in_use(path))
     try:
         index.copy_to(fd)
     finally:

@@ -123,8 +123,16 @@ def _died(status: int, index_path: str, said: str) -> CastoreError:
 def _raised(document: dict[str, Any]) -> CastoreError:
     kind = getattr(errors, document["raised"], None)
     message: str = document["message"]
-    if kind in (errors.IndexCorrupt, errors.StoreFull, errors.FormatError, errors.NotAStore):
+    if kind in (
+        errors.FormatError,
+        errors.IndexChanged,
+        errors.IndexCorrupt,
+        errors.NotAStore,
+        errors.StoreFull,
+    ):
         return kind(message)  # type: ignore[no-any-return]
+    if document["errno"] in (errno.EACCES, errno.EPERM):
+        return errors.PermissionDenied(document["path"])
     if kind in (errors.StoreLocked, errors.StoreNotFound, errors.ReadOnlyStore):
         return kind(document["errno"], message)  # type: ignore[no-any-return]
     return StoreIOError(message, document["errno"])
@@ -158,8 +166,10 @@ def _main(task: str, arguments: str, writing: int) -> None:
         try:
             getattr(import_module(module), function)(report, **json.loads(arguments))
         except (CastoreError, OSError) as error:
+            path = getattr(error, "filename", None) or ""
             code = getattr(error, "errno", None) or errno.EIO
-            message = str(error) if isinstance(error, CastoreError) else f"{error.strerror}"
-            report({"raised": type(error).__name__, "message": message, "errno": code})
+            message = str(error) if isinstance(error, CastoreError) else f"{path}: {error.strerror}"
+            kind = type(error).__name__
+            report({"raised": kind, "message": message, "errno": code, "path": str(path)})
         else:
             report({"ended": True})

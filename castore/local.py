@@ -51,14 +51,15 @@ class LocalStore:
 
     threads = min(usable_cores(), THREADS_MAX)
 
-    def __init__(self, root: str, config: StoreConfig) -> None:
+    def __init__(self, root: str, config: StoreConfig, *, read_only: bool) -> None:
         self.root = root
         self.config = config
         self.references = 1
-        self._lock_fd = share(root)
+        self._read_only = read_only
+        self._lock_fd = -1 if read_only else share(root)
         try:
             check_index_in_place(root)
-            self._index = open_index(os.path.join(root, "index"), create=False)
+            self._index = open_index(os.path.join(root, "index"), create=False, lock_free=read_only)
             try:
                 self.catalog = LocalCatalog(self._index, config.store_id)
                 self.packs = LocalPacks(os.path.join(root, "packs"), config.store_id)
@@ -74,6 +75,13 @@ class LocalStore:
     @property
     def writable(self) -> bool:
         return self._index.writable
+
+    def take_locks(self) -> None:
+        """Somebody in this process is to write."""
+        if self._read_only:
+            self._lock_fd = share(self.root)
+            self._index.take_locks()
+            self._read_only = False
 
     def session(self, workers: Workers, chunker: Chunker, *, level: int) -> LocalSession:
         return LocalSession(
@@ -91,7 +99,12 @@ class LocalStore:
         from castore.check.local import check_local
 
         return check_local(
-            self.root, fraction=fraction, sound=sound, threads=self.threads, progress=progress
+            self.root,
+            fraction=fraction,
+            sound=sound,
+            threads=self.threads,
+            progress=progress,
+            read_only=self._read_only,
         )
 
     def repair(
@@ -127,7 +140,7 @@ class LocalStore:
     def back_up(self, path: str) -> BackupReport:
         from castore.backup import back_up
 
-        return back_up(self.root, path)
+        return back_up(self.root, path, read_only=self._read_only)
 
     def stats(self) -> StoreStats:
         """From counters that every commit keeps, and the sizes of the pack files."""
@@ -179,10 +192,11 @@ class LocalStore:
         # The shared lock is one open file description with the parent's: a descriptor of our own
         # keeps it when the parent exits.
         inherited, self._lock_fd = self._lock_fd, -1
+        if inherited < 0:
+            return
         with contextlib.suppress(OSError, StoreLocked, StoreIOError):
             self._lock_fd = share(self.root)
-        if inherited >= 0:
-            os.close(inherited)
+        os.close(inherited)
 
 
 # ---------------------------------------------------------------- opening
@@ -219,9 +233,11 @@ def open_local(
         key = (status.st_dev, status.st_ino)
         store = _registry.get(key)
         if store is not None:
+            if not read_only:
+                store.take_locks()
             store.references += 1
             return store
-        store = _registry[key] = LocalStore(root, config)
+        store = _registry[key] = LocalStore(root, config, read_only=read_only)
         return store
 
 

@@ -613,8 +613,10 @@ class Store:
 
     def _check_writable(self) -> Backend:
         local = self._check_open()
-        if self.read_only or not local.writable:
+        if self.read_only:
             raise ReadOnlyStore(errno.EACCES, f"the store {self.path} is open for reading only")
+        if not local.writable:
+            raise ReadOnlyStore(errno.EACCES, f"no permission to write to the store {self.path}")
         discard_dropped()
         return local
 

@@ -326,6 +326,19 @@ def test_other_bus_errors_kill_where_nobody_was(tmp_path: Path) -> None:
 
 
 @guarded
+def test_a_handler_that_mends_nothing_is_not_called_for_ever(tmp_path: Path) -> None:
+    """That of signal.signal only takes a note, and the instruction is tried again."""
+    program = """
+        signal.signal(signal.SIGBUS, lambda *_: None)
+        assert memoryview(truncated(Mapping))[0] == 0
+        print("survived", flush=True)
+        memoryview(truncated(plain))[0]
+    """
+    done = run(program, tmp_path)
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, "survived\n")
+
+
+@guarded
 def test_bus_signals_that_are_sent(tmp_path: Path) -> None:
     send = "Mapping(sys.executable); os.kill(os.getpid(), signal.SIGBUS); print('alive')"
     assert run(send, tmp_path).returncode == -signal.SIGBUS

@@ -285,7 +285,7 @@ def test_closing_with_a_put_in_progress(packs: LocalPacks) -> None:
 
 def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
     for mask in (0, 0o027, 0o077):
-        (tmp_path / f"{mask}").mkdir()
+        (tmp_path / f"{mask}").mkdir(0o700)
         packs = LocalPacks(str(tmp_path / f"{mask}/packs"), STORE_ID)
         before = os.umask(mask)
         try:

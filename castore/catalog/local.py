@@ -25,8 +25,10 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from itertools import islice, takewhile
+from typing import Concatenate, ParamSpec, TypeVar
 
 from castore.catalog import Cover
 from castore.catalog.changes import NameChanges
@@ -42,7 +44,7 @@ from castore.catalog.meta import (
     write_totals,
 )
 from castore.catalog.operations import Batch, Draft, NewChunk, Operation
-from castore.errors import FormatError, IndexCorrupt, NameNotFound, StoreIOError
+from castore.errors import FormatError, IndexChanged, IndexCorrupt, NameNotFound, StoreIOError
 from castore.fileio import sync_folder
 from castore.format_index import (
     Record,
@@ -59,9 +61,12 @@ from castore.format_index import (
     owned,
     segment_key,
 )
-from castore.index import Index, LmdbError, Snapshot, Txn
+from castore.index import TRIES, Index, Snapshot, Txn
 from castore.manifest import Manifest
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, clamp_range
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PAGE_NAMES = 1000
 HOT_OBJECTS_MAX = 64
@@ -90,6 +95,23 @@ class _Hot:
         self.ends: list[int] = []
 
 
+def _repeated(
+    read: Callable[Concatenate[LocalCatalog, P], T],
+) -> Callable[Concatenate[LocalCatalog, P], T]:
+    """Where the index is read without a lock, what was changed meanwhile is read again."""
+
+    @wraps(read)
+    def reading(self: LocalCatalog, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(TRIES):
+            try:
+                return read(self, *args, **kwargs)
+            except IndexChanged:
+                self.forget_all()
+        return read(self, *args, **kwargs)
+
+    return reading
+
+
 class LocalCatalog:
     def __init__(self, index: Index, store_id: bytes) -> None:
         self._index = index
@@ -104,20 +126,18 @@ class LocalCatalog:
 
     # ------------------------------------------------------------ reading
 
+    @_repeated
     def record(self, name: bytes) -> Record | None:
         with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
             raw = txn.get(name, db=self._index.names)
         return None if raw is None else self._decode(name, raw)
 
+    @_repeated
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         """One read transaction: what it shows is current."""
         index = self._index
-        try:
-            with index.gate, index.snapshot() as txn:
-                return self._cover(txn, name, byte_ranges)
-        except LmdbError:
-            with index.gate, index.errors, index.snapshot() as views:
-                return self._cover(views, name, byte_ranges)
+        with index.gate, index.errors, index.snapshot() as txn:
+            return self._cover(txn, name, byte_ranges)
 
     def _cover(
         self, txn: Snapshot, name: bytes, byte_ranges: Sequence[Sequence[int] | None]
@@ -152,6 +172,7 @@ class LocalCatalog:
         self._hot = {}
         self._hot_segments = 0
 
+    @_repeated
     def manifest(self, name: bytes) -> tuple[Record, Manifest]:
         index = self._index
         with index.gate, index.errors, index.snapshot(False) as txn:
@@ -163,6 +184,7 @@ class LocalCatalog:
                 return record, Manifest((), 0)
             return record, Manifest(self._raw_segments(txn, record.manifest), record.size)
 
+    @_repeated
     def known(self, chunk_ids: Sequence[bytes]) -> tuple[int, dict[bytes, Location]]:
         """The collector's counter, and the locations of those chunks that are stored."""
         index = self._index
@@ -184,6 +206,7 @@ class LocalCatalog:
             yield page
             after = page[-1]
 
+    @_repeated
     def _page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
         """Up to PAGE_NAMES names that start with `prefix` and sort after `after`."""
         index = self._index
@@ -203,6 +226,7 @@ class LocalCatalog:
                 )
             ]
 
+    @_repeated
     def _names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
         index = self._index
         with (
@@ -222,6 +246,7 @@ class LocalCatalog:
                 )
             ]
 
+    @_repeated
     def totals(self) -> tuple[Totals, int, int, int, int]:
         """(sums, objects, chunks, packs, index bytes)."""
         index = self._index

@@ -17,11 +17,12 @@ from castore.check.look import LocalCheck
 from castore.check.report import CheckReport, Problem
 from castore.errors import (
     FormatError,
+    IndexChanged,
     StoreLocked,
     StoreNotFound,
 )
 from castore.folder import CONFIG, check_index_in_place, read_config, share
-from castore.index import damaged, open_index
+from castore.index import damaged, is_in_use, open_index
 from castore.index_walk import check_pages
 from castore.isolated import Report
 from castore.model import Progress
@@ -37,10 +38,29 @@ def check_local(
     sound: Collection[bytes] = (),
     threads: int,
     progress: Progress | None,
+    read_only: bool = False,
 ) -> CheckReport:
     """Check the store in the folder; `fraction` of its frames is decoded, but for those of packs
-    whose data is known to be `sound`. Raises IndexCorrupt, if
-    LMDB's own pages are damaged; StoreLocked, if collectors leave it no time."""
+    whose data is known to be `sound`. With `read_only` nothing of it is touched, unless others
+    write meanwhile. Raises IndexCorrupt, if LMDB's own pages are damaged; StoreLocked, if
+    collectors leave it no time; IndexChanged, if writers leave none to who may not lock it."""
+    for _ in range(LOOKS):
+        try:
+            return _check_once(root, fraction, sound, threads, progress, read_only=read_only)
+        except IndexChanged:
+            read_only = False
+    return _check_once(root, fraction, sound, threads, progress, read_only=False)
+
+
+def _check_once(
+    root: str,
+    fraction: float,
+    sound: Collection[bytes],
+    threads: int,
+    progress: Progress | None,
+    *,
+    read_only: bool,
+) -> CheckReport:
     report = CheckReport()
     index_path = os.path.join(root, "index")
     if read_config(root) is None:
@@ -55,6 +75,7 @@ def check_local(
         fraction=fraction,
         sound=[pack_id.hex() for pack_id in sound],
         threads=threads,
+        read_only=read_only,
     ):
         if "problem" in document:
             report.problems.append(Problem.of(document["problem"]))
@@ -69,13 +90,15 @@ def check_local(
 
 
 def check_in_process(
-    report: Report, root: str, fraction: float, sound: list[str], threads: int
+    report: Report, root: str, fraction: float, sound: list[str], threads: int, read_only: bool
 ) -> None:
     """What the child of `check_local` does."""
     config = read_config(root)
     assert config is not None  # the parent has looked
-    in_use = share(root)
-    index = open_index(os.path.join(root, "index"), create=False)
+    path = os.path.join(root, "index")
+    lock_free = read_only and not is_in_use(path)
+    in_use = -1 if lock_free else share(root)
+    index = open_index(path, create=False, lock_free=lock_free)
     workers = Workers(threads)
     try:
         check_pages(index)

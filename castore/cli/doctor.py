@@ -313,6 +313,8 @@ def _permissions(root: str) -> Check:
     mode = os.stat(root).st_mode & 0o777
     if mode & 0o077 == 0:
         return Check("permissions", "ok", f"{mode:04o}: its owner's alone")
+    if mode & 0o022 == 0:
+        return Check("permissions", "ok", f"{mode:04o}: others may read it, or some of it")
     return Check(
         "permissions",
         "warning",

@@ -24,6 +24,9 @@ static struct guarded_region *first_free;
 static uintptr_t page_bytes;
 static struct sigaction previous;
 static atomic_int passing_on;
+static atomic_uintptr_t passed_address; /* of the fault that was passed on last, */
+static atomic_int passed_times;         /* and how often in a row */
+enum { PASSED_TIMES_MAX = 16 };
 
 /* ---- the handler: async-signal-safe from here on -------------------------------------------- */
 
@@ -50,6 +53,20 @@ static void die_by_default(int number)
     raise(number); /* SA_NODEFER: it is not blocked here */
 }
 
+/* A handler that returns without having mended anything, as that of Python's signal.signal does, is
+   called for the same instruction again and again, and nothing else happens any more. */
+static bool is_in_vain(const siginfo_t *info)
+{
+    const uintptr_t address = (uintptr_t)info->si_addr;
+    if (info->si_code <= 0) {
+        return false;
+    }
+    if (atomic_exchange(&passed_address, address) != address) {
+        atomic_store(&passed_times, 0);
+    }
+    return atomic_fetch_add(&passed_times, 1) >= PASSED_TIMES_MAX;
+}
+
 /* Not one of our pages: whoever handled SIGBUS before us does so now. Handlers such as
    faulthandler's put back what was there before them and raise again, which may be us: the second
    time round is the end. */
@@ -59,7 +76,7 @@ static void pass_on(int number, siginfo_t *info, void *context)
         return; /* sent by kill(): a real fault can't be ignored */
     }
     if (previous.sa_handler == SIG_DFL || previous.sa_handler == SIG_IGN ||
-        atomic_fetch_add(&passing_on, 1) > 0) {
+        is_in_vain(info) || atomic_fetch_add(&passing_on, 1) > 0) {
         die_by_default(number);
         return;
     }

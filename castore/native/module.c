@@ -238,6 +238,8 @@ static int module_exec(PyObject *module)
     return result;
 }
 
+/* No Py_mod_gil: the regions' free list (guard.c), a mapping's count of exports (mapping.c) and the
+   choice of the kernel rely on the GIL, which a free-threaded Python turns on again for us. */
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, module_exec},
     {0, NULL},

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from castore.fileio import storage_error
+
 PACK_NAME = re.compile(r"[0-9a-f]{32}\.pack")
 
 
@@ -31,8 +33,14 @@ def list_strays(folder: str) -> Iterator[tuple[bytes, str]]:
             yield pack_id, path
 
 
+def _gone(error: OSError) -> None:
+    """One that can't be read is not one without packs. Raises PermissionDenied, StoreIOError."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise storage_error(error, error.filename) from error
+
+
 def _named_as_packs(folder: str) -> Iterator[tuple[bytes, str]]:
-    for inner, folders, names in os.walk(folder):
+    for inner, folders, names in os.walk(folder, onerror=_gone):
         folders.sort()
         for name in sorted([*names, *folders]):
             if PACK_NAME.fullmatch(name):

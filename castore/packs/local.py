@@ -27,7 +27,7 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
 )
-from castore.fileio import is_interrupt, storage_error, sync_folder, write_all
+from castore.fileio import adopt, adopt_folder, is_interrupt, storage_error, sync_folder, write_all
 from castore.forks import ForkLock, Rank
 from castore.format import (
     PACK_HEADER_BYTES,
@@ -184,6 +184,7 @@ class LocalPacks:
 
     def __init__(self, root: str, store_id: bytes) -> None:
         self.root = root
+        self._store = os.path.dirname(root)
         self._store_id = store_id
         self._lock = ForkLock(Rank.PACKS)
         self._closed = False
@@ -303,6 +304,7 @@ class LocalPacks:
                     for made in (self.root, folder):
                         with contextlib.suppress(FileExistsError):
                             os.mkdir(made, 0o700)
+                            adopt_folder(made, self._store)
                         sync_folder(os.path.dirname(made))
                     self._durable_folders.add(folder)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -312,6 +314,7 @@ class LocalPacks:
                 raise storage_error(error, path) from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                adopt(fd, self._store)
                 # A collector may have taken the empty file before the lock was ours.
                 if os.fstat(fd).st_nlink == 0:
                     os.close(fd)

@@ -13,7 +13,7 @@ import stat
 
 from castore import forks
 from castore.errors import StoreBusy
-from castore.fileio import storage_error
+from castore.fileio import adopt, storage_error
 from castore.packs.local import LocalPacks
 
 
@@ -36,7 +36,7 @@ class PackLocks:
         of it. Raises StoreIOError, PermissionError."""
         path = self._packs.path(pack_id)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -102,22 +102,27 @@ class CollectorLock:
 
     def __enter__(self) -> CollectorLock:
         try:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(self._path, flags, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            adopt(self._fd, os.path.dirname(self._path), as_lock=True)
+        except BaseException as error:  # an interrupt, too: nobody else could let it go
             self.__exit__()
-            raise StoreBusy(
-                f"{self._path} is locked: another collection is running; wait for it"
-            ) from None
-        except OSError as error:
-            self.__exit__()
-            raise storage_error(error, self._path) from error
+            if isinstance(error, BlockingIOError):
+                raise StoreBusy(
+                    f"{self._path} is locked: another collection is running; wait for it"
+                ) from None
+            if isinstance(error, OSError):
+                raise storage_error(error, self._path) from error
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             _unlock(fd)
+
+    __del__ = __exit__
 
     def after_fork_in_child(self) -> None:
         fd, self._fd = self._fd, -1

@@ -1,0 +1,327 @@
+"""A store is read by who may not write it: another user, a read-only mount, an image. Not a byte
+of it is touched, and what is read is a state that it had, whoever writes meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import castore
+from castore.errors import IndexChanged, PermissionDenied, ReadOnlyStore
+from castore.index import Index
+
+NOBODY = 65534
+DATA = {f"n/{i}": bytes([i]) * 300 + os.urandom(9000) for i in range(5)} | {"small": b"x"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "store"
+    with castore.open(path) as store:
+        for name, data in DATA.items():
+            store.puts(name, data)
+    return path
+
+
+@pytest.fixture
+def as_reader(folder: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Runs a command of Python's as somebody who may read the store, and not write it."""
+    before: list[str] = []
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may write everything, and there is no setpriv")
+        # Somebody else's store, for a root that has to ask.
+        before = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, NOBODY, NOBODY)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*before, sys.executable, *command], capture_output=True, text=True, check=False
+        )
+
+    yield run
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Every byte and every time."""
+    return {
+        str(path): (
+            path.stat().st_mtime_ns,
+            b"" if path.is_dir() else hashlib.sha256(path.read_bytes()).digest(),
+        )
+        for path in [folder, *sorted(folder.rglob("*"))]
+    }
+
+
+READS = """
+import sys, castore
+from castore.errors import ReadOnlyStore
+with castore.open(sys.argv[1], create=False, read_only=sys.argv[2] == "True") as store:
+    data = {name: store.gets(name) for name in store.names()}
+    assert len(data) == 6 and data["small"] == b"x"
+    with store.open("n/1") as file:
+        assert file.read() == data["n/1"] == store.gets("n/1", (0, 9300))
+    assert store.stats().objects == len(list(store.list())) == 6
+    assert store.info("n/2").size == 9300
+    store.get("n/3", sys.argv[3] + "/got")
+    store.export_folder("n", sys.argv[3] + "/exported")
+    store.backup(sys.argv[3] + "/backup")
+    report = store.check(read_data=True)
+    assert report.clean and report.read_frames, report
+    for write in (lambda: store.puts("x", b"1"), lambda: store.delete("small"), store.gc):
+        try:
+            write()
+        except ReadOnlyStore:
+            continue
+        raise SystemExit("it was written to")
+print("done")
+"""
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_another_user(folder: Path, tmp_path: Path, as_reader: Any, read_only: bool) -> None:
+    before = state(folder)
+    done = as_reader("-c", READS, str(folder), str(read_only), str(tmp_path))
+    assert (done.stdout, done.stderr) == ("done\n", ""), done
+    assert state(folder) == before
+
+
+def test_the_command_of_another_user(folder: Path, tmp_path: Path, as_reader: Any) -> None:
+    before = state(folder)
+    for command, code in {
+        "ls -l": 0,
+        "cat small": 0,
+        "stats": 0,
+        "check --read-data": 0,
+        f"get -R n {tmp_path}/there": 0,
+        f"backup {tmp_path}/names": 0,
+        "gc": 12,
+        "rm small": 12,
+        f"put {__file__} x": 12,
+    }.items():
+        done = as_reader("-m", "castore", "-r", str(folder), *command.split())
+        assert done.returncode == code, (command, done)
+        assert not code or done.stderr.count("\n") == 1, done.stderr
+    assert state(folder) == before
+
+
+def test_read_only_touches_nothing_of_ones_own_store(folder: Path, tmp_path: Path) -> None:
+    before = state(folder)
+    with castore.open(folder, read_only=True) as store:
+        assert {name: store.gets(name) for name in store.names()} == DATA
+        assert store.stats().objects == len(DATA)
+        store.export_folder("n", tmp_path / "out")
+        assert store.check(read_data=True).clean
+        store.backup(tmp_path / "backup")
+        with pytest.raises(ReadOnlyStore):
+            store.check(repair=True)
+    assert state(folder) == before
+
+
+def test_both_kinds_in_one_process(folder: Path) -> None:
+    """LMDB opens an index once in a process: who reads without a lock gets one with who writes."""
+    with castore.open(folder, read_only=True) as reads:
+        reads.gets("small")
+        with castore.open(folder) as writes:
+            for i in range(20):
+                writes.puts("turns", b"%d" % i)
+                assert reads.gets("turns") == b"%d" % i
+            writes.gc(repack_below=1)
+        assert {name: reads.gets(name) for name in DATA} == DATA
+        assert reads.check(read_data=True).clean
+        with pytest.raises(ReadOnlyStore):
+            reads.puts("x", b"1")
+
+
+# ---------------------------------------------------------------- while others write
+
+COMMITS = """
+import sys, castore
+store = castore.open(sys.argv[1])
+for line in sys.stdin:
+    for i in range(int(line)):
+        with store.transaction() as transaction:
+            for k in range(500):
+                transaction.puts(f"many/{k:04}", b"%d" % (i % 7) * 8)
+    print("done", flush=True)
+"""
+WITHOUT_END = """
+import itertools, os, sys, castore
+store = castore.open(sys.argv[1])
+print("begun", flush=True)
+for number in itertools.count():
+    with store.transaction() as transaction:
+        for name in ("one", "two"):
+            transaction.puts(name, b"%d" % number * 100)
+        transaction.puts(f"filler/{number % 100}", os.urandom(3000))
+"""
+
+
+class Writer:
+    """Another process, that commits as often as it is told to."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def commit(self, times: int) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{times}\n")
+        self.process.stdin.flush()
+        self.wait()
+
+    def wait(self) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def index_of(store: castore.Store) -> Index:
+    index: Index = store._catalog._index  # type: ignore[attr-defined]
+    assert index.lock_free
+    return index
+
+
+def snapshot_over(index: Index, writer: Writer, commits: int) -> None:
+    with index.gate, index.errors, index.snapshot() as txn:
+        assert txn.get(b"small", db=index.names) is not None
+        writer.commit(commits)
+
+
+def test_a_snapshot_is_good_until_its_pages_may_be_written_over(folder: Path) -> None:
+    with castore.open(folder, read_only=True) as store, Writer(COMMITS, folder) as writer:
+        writer.commit(1)
+        snapshot_over(index_of(store), writer, 1)
+        with pytest.raises(IndexChanged, match="index was changed while it was read"):
+            snapshot_over(index_of(store), writer, 2)
+
+
+def test_pages_are_written_over_then(folder: Path) -> None:
+    """By the third commit after a snapshot that nobody knows of, and not before."""
+    changed = []
+    for commits in (2, 8):
+        with castore.open(folder, read_only=True) as store, Writer(COMMITS, folder) as writer:
+            writer.commit(3)
+            index = index_of(store)
+            with pytest.raises(IndexChanged), index.gate, index.snapshot(False) as txn:  # noqa: PT012
+                before = {i: txn.get(b"many/%04d" % i, db=index.names) for i in range(500)}
+                writer.commit(commits)
+                after = {i: txn.get(b"many/%04d" % i, db=index.names) for i in range(500)}
+            changed.append(before != after)
+    assert changed == [False, True]
+
+
+def test_reading_while_others_write(folder: Path) -> None:
+    """What is read is of one moment, though nothing keeps the writer from going on."""
+    with castore.open(folder, read_only=True) as store, Writer(WITHOUT_END, folder) as writer:
+        writer.wait()
+        index, changed = index_of(store), 0
+        for _ in range(300):
+            try:
+                with index.gate, index.errors, index.snapshot(False) as txn:
+                    one, two = (txn.get(name, db=index.names) for name in (b"one", b"two"))
+                    assert (one is None) == (two is None)
+            except IndexChanged:
+                changed += 1
+            assert {name: store.gets(name) for name in DATA} == DATA
+            assert {*DATA} <= {*store.names()}
+            store.stats()
+        assert changed < 300
+        assert store.check(read_data=True).exit_code in (0, 1)
+
+
+# ---------------------------------------------------------------- what may not even be read
+
+
+def test_unreadable_is_not_absent(folder: Path, as_reader: Any) -> None:
+    [pack] = folder.glob("packs/*/*.pack")
+    for closed in (pack, pack.parent, folder / "packs", folder / "index" / "data.mdb", folder):
+        mode = closed.stat().st_mode
+        closed.chmod(0)
+        for verb in ("check", "cat n/1", "check --read-data"):
+            done = as_reader("-m", "castore", "-r", str(folder), *verb.split())
+            assert done.returncode == 12, (closed, verb, done)
+            assert "ermission" in done.stderr
+            assert done.stderr.count("\n") == 1, done.stderr
+        closed.chmod(mode)
+
+
+def test_the_error_is_typed(folder: Path) -> None:
+    error = PermissionDenied("/store/packs")
+    assert isinstance(error, PermissionError)
+    assert isinstance(error, castore.CastoreError)
+    assert error.filename == "/store/packs"
+    assert "chmod -R g+rX" in str(error)
+
+
+# ---------------------------------------------------------------- who a store is shared with
+
+
+def modes(folder: Path) -> set[tuple[bool, int]]:
+    return {(path.is_dir(), path.stat().st_mode & 0o777) for path in folder.glob("packs/**/*")}
+
+
+def test_new_packs_are_for_those_who_may_read_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    with castore.open(folder) as store:
+        store.puts("a", os.urandom(9000))
+    assert modes(folder) == {(True, 0o700), (False, 0o600)}
+    folder = tmp_path / "shared"
+    castore.open(folder).close()
+    folder.chmod(0o750)
+    before = os.umask(0o077)
+    try:
+        with castore.open(folder) as store:
+            store.puts("b", os.urandom(9000))
+    finally:
+        os.umask(before)
+    assert modes(folder) == {(True, 0o750), (False, 0o640)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root writes into the stores of others")
+def test_what_root_puts_into_a_store_is_its_owners(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+    (folder / "castore.lock").unlink()
+    with castore.open(folder) as store:
+        store.puts("by root", os.urandom(9000))
+        store.gc()
+    assert {path.stat().st_uid for path in [folder, *folder.rglob("*")]} == {NOBODY}
+
+
+# ---------------------------------------------------------------- links
+
+
+@pytest.mark.parametrize("name", ["castore.lock", "castore.gc", "index/lock.mdb"])
+def test_links_are_not_followed(folder: Path, tmp_path: Path, name: str) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"precious")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(other)
+    with pytest.raises(OSError, match=r"symbolic link"), castore.open(folder) as store:
+        store.gc()
+    assert other.read_bytes() == b"precious"
+    (folder / name).unlink()
