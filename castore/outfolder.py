@@ -82,7 +82,9 @@ class Draft:
     def finish(self, mode: int, mtime_ns: int | None = None) -> None:
         """It is whole: what is left is its mode, less the bits that nobody's store may set, and its
         time, if that is not to be now."""
-        os.fchmod(self.fd, mode & FILE_BITS)
+        # A file system that has no permission bits, as a USB stick's, takes the bytes nevertheless.
+        with contextlib.suppress(PermissionError):
+            os.fchmod(self.fd, mode & FILE_BITS)
         if mtime_ns is not None:
             os.utime(self.fd, ns=(mtime_ns, mtime_ns))
 

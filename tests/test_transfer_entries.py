@@ -246,6 +246,21 @@ def test_files_get_no_setuid_setgid_or_sticky_bit(store: castore.Store, tmp_path
         assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
+def test_a_file_system_without_permission_bits(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.puts("p/x", b"1" * 9000)
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    assert store.export_folder("p", tmp_path / "out").left_out == []
+    store.get("p/x", tmp_path / "one")
+    for path in (tmp_path / "out" / "x", tmp_path / "one"):
+        assert path.read_bytes() == b"1" * 9000
+
+
 def test_times_are_kept_to_the_nanosecond(any_store: castore.Store, tmp_path: Path) -> None:
     path = tmp_path / "in" / "file"
     path.parent.mkdir()
