@@ -159,6 +159,7 @@ def test_what_is_no_file_is_left_out(store: castore.Store, tmp_path: Path) -> No
         closed.import_folder(folder, "other")
 
 
+@pytest.mark.damages_store("a frame is damaged")
 def test_a_damaged_object_does_not_take_the_others_away(tmp_path: Path) -> None:
     with small(tmp_path / "store") as store:
         fill(store, VALUES)
