@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import contents, fill, flip, packs, read, small
+from stores import change_rows, contents, fill, flip, packs, read, rows, small
 
 import castore
 from castore.check import CheckReport, data
@@ -160,6 +160,31 @@ def test_a_second_pack_of_the_same_name_is_moved_away(folder: Path) -> None:
         assert store.gc().missing == ()
     assert castore.check_store(folder, repair=True).problems == []
     assert (folder / "quarantine" / path.name).exists()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_row_of_a_pack_that_only_segments_lead_to_is_written_anew(
+    tmp_path: Path, which: int
+) -> None:
+    """Two writers at once have stored the same chunks, whose rows lead to the first's frames."""
+    data = os.urandom(50_000)
+    folder = tmp_path / "store"
+    with small(folder) as store:
+        store.puts("one", data)
+    chunks = rows(folder)[b"chunks"]
+    change_rows(folder, b"chunks", dict.fromkeys(chunks))
+    with small(folder) as store:
+        store.puts("other", data)
+    change_rows(folder, b"chunks", dict(chunks))
+    assert castore.check_store(folder, repair=True).repaired == ["the totals are counted anew"]
+    found = sorted(rows(folder)[b"packs"])
+    assert len(found) == 2
+    change_rows(folder, b"packs", {found[which]: None})
+    assert [p.kind for p in check(folder).problems] == ["pack row"]
+    assert castore.check_store(folder, repair=True).problems == []
+    with castore.open(folder) as store:
+        store.gc()
+        assert store.gets("one") == store.gets("other") == data
 
 
 # ---- sizes that two levels differ about ---------------------------------------------------------

@@ -225,7 +225,7 @@ class RowRepair:
     def mend_packs(self, txn: Txn, gone: Collection[bytes]) -> None:
         index, readings = self._index, self._packs.readings
         rows = {bytes(key): bytes(row) for key, row in txn.cursor(db=index.packs)}
-        used = set(self._packs_of_chunks(txn))
+        used = set(self._packs_in_use(txn))
         for pack_id in gone:
             txn.delete(pack_id, db=index.packs)
         for pack_id, row in rows.items():
@@ -247,10 +247,15 @@ class RowRepair:
         reading = self._packs.readings.get(pack_id)
         return reading is None or reading.unsealed or end <= reading.intact
 
-    def _packs_of_chunks(self, txn: Txn) -> Iterator[bytes]:
+    def _packs_in_use(self, txn: Txn) -> Iterator[bytes]:
+        """By rows of chunks, and by segments: of a chunk that was stored twice at once, the row
+        leads to one frame only."""
         for _, row in txn.cursor(db=self._index.chunks):
             with contextlib.suppress(FormatError):
                 yield bytes(decode_chunk_row(bytes(row))[1].pack_id)
+        for _, raw in txn.cursor(db=self._index.segments):
+            with contextlib.suppress(FormatError):
+                yield from decode_segment(bytes(raw), verify=False).packs
 
     def _put_pack_row(self, txn: Txn, pack_id: bytes) -> None:
         created_ns = os.stat(pack_path(self._root, pack_id)).st_mtime_ns
