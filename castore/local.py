@@ -56,7 +56,9 @@ class LocalStore:
         self.config = config
         self.references = 1
         self._read_only = read_only
-        self._lock_fd = -1 if read_only else share(root)
+        self._lock_fd, self._lock_file = -1, (0, 0)
+        if not read_only:
+            self._share()
         try:
             check_index_in_place(root)
             self._index = open_index(os.path.join(root, "index"), create=False, lock_free=read_only)
@@ -67,8 +69,7 @@ class LocalStore:
                 self._index.close()
                 raise
         except BaseException:
-            if self._lock_fd >= 0:
-                os.close(self._lock_fd)
+            self._let_go()
             raise
         forks.register(self)
 
@@ -79,7 +80,7 @@ class LocalStore:
     def take_locks(self) -> None:
         """Somebody in this process is to write."""
         if self._read_only:
-            self._lock_fd = share(self.root)
+            self._share()
             self._index.take_locks()
             self._read_only = False
 
@@ -184,19 +185,36 @@ class LocalStore:
                 self.packs.close()
             finally:
                 self._index.close()
-                fd, self._lock_fd = self._lock_fd, -1
-                if fd >= 0:
-                    os.close(fd)
+                self._let_go()
+
+    def _share(self) -> None:
+        self._lock_fd = -1
+        self._lock_fd = share(self.root)
+        self._lock_file = _file_at(self._lock_fd)
+
+    def _let_go(self) -> None:
+        """A process that becomes a daemon closes all descriptors that there are, and the number may
+        be another file's by now."""
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0 and _file_at(fd) == self._lock_file:
+            os.close(fd)
 
     def after_fork_in_child(self) -> None:
         # The shared lock is one open file description with the parent's: a descriptor of our own
         # keeps it when the parent exits.
-        inherited, self._lock_fd = self._lock_fd, -1
-        if inherited < 0:
-            return
-        with contextlib.suppress(OSError, StoreLocked, StoreIOError):
-            self._lock_fd = share(self.root)
-        os.close(inherited)
+        inherited = self._lock_fd
+        if inherited >= 0:
+            with contextlib.suppress(OSError, StoreLocked, StoreIOError):
+                self._share()
+            os.close(inherited)
+
+
+def _file_at(fd: int) -> tuple[int, int]:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return -1, fd
+    return status.st_dev, status.st_ino
 
 
 # ---------------------------------------------------------------- opening

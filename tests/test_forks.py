@@ -599,3 +599,24 @@ while time.monotonic() < until:
 assert stops > 20, stops
 """
     oracle.run_program(program, store.path)
+
+
+def test_a_child_that_closes_all_descriptors_closes_none_of_others(store: castore.Store) -> None:
+    """As one does that becomes a daemon; what it opens then has the numbers of what it closed."""
+    store.puts("w", os.urandom(20_000))
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.closerange(3, 256)
+            opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(60)]
+            store.puts("from a daemon", b"1")
+            assert len(store.gets("w")) == 20_000
+            store.close()
+            for fd in opened:
+                os.fstat(fd)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert store.gets("from a daemon") == b"1"

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, TypeAlias, cast
 
+from castore import forks
 from castore.errors import StoreClosed
 from castore.fileio import write_all
 from castore.forks import ForkLock, Rank
@@ -66,6 +67,7 @@ class FrameCache:
         self._fd = -1
         self._file = b""
         self._size = 0
+        forks.register(self)
 
     def get(self, locations: Sequence[Location]) -> list[Frame | None]:
         """The frames, where they are here."""
@@ -205,9 +207,8 @@ class FrameCache:
 
     def _make_room(self, size: int) -> set[bytes]:
         """Have a file to append so many bytes to; the files that had to go for it."""
-        if self._file_pid != os.getpid():  # the file is the parent's to append to
-            self._file_pid = os.getpid()
-            self._let_go()
+        if self._file_pid != os.getpid():  # of a fork that ran no hooks
+            self.after_fork_in_child()
         limit = self._file_bytes_max - size
         if self._fd >= 0 and self._size <= limit and os.fstat(self._fd).st_nlink:
             return set()
@@ -262,6 +263,11 @@ class FrameCache:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def after_fork_in_child(self) -> None:
+        # The file is the parent's to append to. At once: later the number may be another file's.
+        self._file_pid = os.getpid()
+        self._let_go()
 
     def _path(self, file: bytes) -> str:
         return os.path.join(self._folder, file.hex())
