@@ -15,7 +15,7 @@ from castore.check.config import config_fault
 from castore.check.data import check_data
 from castore.check.findings import Findings
 from castore.check.garbage import Garbage
-from castore.check.objects import Faulty, extent_fault, inline_fault, manifest_faults
+from castore.check.objects import Faulty, extent_fault, inline_fault, manifest_faults, name_fault
 from castore.check.pack_files import open_pack, size_of
 from castore.check.packs import PackReading, Read
 from castore.check.report import Problem, Severity
@@ -207,6 +207,10 @@ class LocalCheck:
             except (FormatError, UnsupportedFormat) as error:
                 self._add("record", "corrupt", f"the record of {name!r}: {error}", name)
                 continue
+            fault = name_fault(key)
+            if fault:
+                what = f"{name!r} is no name that an object can have: {fault}"
+                self._add("record", "corrupt", what, name)
             seen.sums.logical_bytes += record.size
             if record.is_inline:
                 seen.sums.inline_raw_bytes += record.size

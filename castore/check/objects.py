@@ -9,10 +9,10 @@ import xxhash
 
 from castore.check.packs import PackReading
 from castore.codec import chunk_id_of, decode_inline
-from castore.errors import FormatError
+from castore.errors import FormatError, InvalidName
 from castore.format import PackEntry
 from castore.format_index import Record, decode_segment
-from castore.model import Extent
+from castore.model import Extent, encode_name
 
 
 class Faulty(NamedTuple):
@@ -21,6 +21,17 @@ class Faulty(NamedTuple):
     what: str
     extent: Extent | None = None
     missing: bool = False  # and not damaged
+
+
+def name_fault(name: bytes) -> str:
+    """Why no object can have this name; empty if one can."""
+    try:
+        encode_name(name.decode())
+    except UnicodeDecodeError:
+        return "it is not UTF-8"
+    except InvalidName as error:
+        return str(error)
+    return ""
 
 
 def inline_fault(record: Record, seed: int) -> str:

@@ -18,10 +18,10 @@ from castore.check.manifests import (
     pending_manifests,
     segments_of,
 )
-from castore.check.objects import inline_fault, manifest_faults
+from castore.check.objects import inline_fault, manifest_faults, name_fault
 from castore.check.repair_packs import PackRepair
 from castore.check.report import CheckReport, Problem
-from castore.check.salvage import PREFIX, note, salvage
+from castore.check.salvage import PREFIX, hashed_name, note, salvage
 from castore.codec import decode_frame
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format import StoreConfig
@@ -131,6 +131,8 @@ class ObjectRepair:
             except (FormatError, UnsupportedFormat):
                 unreadable.append((key, raw, why[name]))
                 continue
+            if name_fault(key):
+                key = self._give_name(key, raw, record, why[name])
             if not record.is_inline:
                 if not self._is_readable(record):
                     self._keep_rest(key, raw, record, why[name])
@@ -169,6 +171,16 @@ class ObjectRepair:
                 self._done.append(f"{_shown(key)} is put together again from its chunks")
             else:
                 self._lose(key, f"{_shown(key)} can't be read in full: it is now {_shown(target)}")
+
+    def _give_name(self, key: bytes, raw: bytes, record: Record, why: str) -> bytes:
+        """A name that can be asked for, to an object that has none."""
+        target = hashed_name(key, record)
+        note(self._session(), target + b".json", {"name": _shown(key), "why": why})
+        if self._change_name(key, raw, [Copy(key, target, record.mtime_ns, rename=True)]):
+            self._done.append(
+                f"{_shown(key)} is no name that can be read: it is now {_shown(target)}"
+            )
+        return target
 
     def _keep_raw(self, key: bytes, raw: bytes, why: str) -> None:
         """A name of whose object there is nothing but a record that does not decode."""

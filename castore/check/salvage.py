@@ -77,10 +77,13 @@ def quarantine_name(name: bytes, record: Record) -> bytes:
     there twice."""
     target = PREFIX + record.etag[:4].hex().encode() + b"/" + name
     if len(target) + len(b".json") > NAME_BYTES_MAX:
-        target = (
-            PREFIX + record.etag[:4].hex().encode() + b"/" + chunk_id_of(name, 0).hex().encode()
-        )
+        return hashed_name(name, record)
     return target
+
+
+def hashed_name(name: bytes, record: Record) -> bytes:
+    """The same, where the name can't be part of it."""
+    return PREFIX + record.etag[:4].hex().encode() + b"/" + chunk_id_of(name, 0).hex().encode()
 
 
 def note(session: WriteSession, target: bytes, facts: dict[str, object]) -> None:
