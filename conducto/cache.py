@@ -176,7 +176,7 @@ class _Unpacking:
     def __init__(self, staging_fd: int, limits: Limits) -> None:
         self.root = Folder()
         self._limits = limits
-        self._folders = 0
+        self._folders = self._entered = 0
         self._names: list[str] = []
         self._open = [(staging_fd, self.root)]
 
@@ -209,6 +209,9 @@ class _Unpacking:
         while common < min(len(parts), len(self._names)) and parts[common] == self._names[common]:
             common += 1
         self._leave(common)
+        self._entered += len(parts) - common
+        if self._entered > self._limits.entered_max:
+            raise CacheRefused("the archive goes through too many folders: it is in no order")
         for at in range(common, len(parts)):
             name, (above_fd, above) = parts[at], self._open[-1]
             if name not in above.inside:

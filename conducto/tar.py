@@ -35,7 +35,7 @@ class Limits:
     extensions_max: int = 8  # of one member
     pax_records_max: int = 8_000_000  # of all members
     folders_max: int = 250_000  # as they are remembered
-    parts_max: int = 10_000_000  # of all names together: each is a folder to go through
+    entered_max: int = 500_000  # folders gone into, again where members are in no order
     link_bytes_max: int = 4095
 
 
@@ -75,15 +75,12 @@ class TarReader:
         self._pax_records = 0
 
     def __iter__(self) -> Iterator[Member]:
-        members = parts = 0
+        members = 0
         while (header := self._next_header()) is not None:
             members += 1
             if members > self._limits.members_max:
                 raise CacheRefused(f"the archive has more than {self._limits.members_max} members")
             member = _member(header, self._limits)
-            parts += len(member.parts)
-            if parts > self._limits.parts_max:
-                raise CacheRefused("the archive has too many folders to go through")
             self._left, self._padding = member.size, -member.size % BLOCK_BYTES
             yield member
             for _ in self.pieces():

@@ -10,7 +10,7 @@ from conducto.errors import CacheRefused
 
 GZIP_MAGIC = b"\x1f\x8b"
 INPUT_BYTES = 64 << 10  # what follows a member is copied: small pieces keep many tiny members cheap
-MEMBER_BYTES = 8 << 10  # what a gzip member counts for besides its content, which may be empty
+MEMBER_BYTES = 32 << 10  # what a gzip member counts for besides its content, which may be empty
 _GZIP = 16 + zlib.MAX_WBITS
 
 
