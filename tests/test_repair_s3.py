@@ -165,7 +165,7 @@ def test_a_full_disk_of_the_cache(
         raise StoreFull("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Index, "write", no_commit)
+        patched.setattr(Index, "begin", no_commit)
         for call in ("open", "mkdir", "rename", "replace"):
             patched.setattr(os, call, failing(call))
         report = store.check(repair=True)

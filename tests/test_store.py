@@ -1651,11 +1651,11 @@ def test_a_pack_is_durable_before_the_index_names_it(
             dirty.add(os.path.dirname(path))
         return fd
 
-    write = index.Index.write
+    begin = index.Index.begin
 
     def watched(self: index.Index) -> Any:
         commits.append(set(dirty))
-        return write(self)
+        return begin(self)
 
     for name, replacement in {
         "pwritev": pwritev,
@@ -1664,7 +1664,7 @@ def test_a_pack_is_durable_before_the_index_names_it(
         "open": opened,
     }.items():
         monkeypatch.setattr(os, name, replacement)
-    monkeypatch.setattr(index.Index, "write", watched)
+    monkeypatch.setattr(index.Index, "begin", watched)
     for i in range(4):
         store.puts(f"{i}", noise(100_000, i))
     assert len(commits) >= 4
