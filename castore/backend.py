@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # loaded by those who need it
     from castore.backup import BackupReport
     from castore.check import CheckReport
     from castore.gc import GcOptions, GcReport
-    from castore.rebuild import RebuildReport
+    from castore.rebuild_rows import RebuildReport
 
 
 class Backend(Protocol):

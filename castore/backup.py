@@ -1,4 +1,4 @@
-"""Backups of a local store's index: where names are, and nowhere else.
+"""Backups of a local store's index, where names are.
 
 A backup is one file: LMDB's own copy of the index, consistent and compact, then castore.json
 (without its seed no chunk can be checked), then a trailer with a checksum of both. It is taken
@@ -42,8 +42,10 @@ from castore.format import (
     encode_backup_trailer,
 )
 from castore.index import Index
+from castore.journal_reading import read_journal
 from castore.model import Progress
-from castore.rebuild import RebuildReport, replace_index
+from castore.rebuild import Sources, put_config, replace_index
+from castore.rebuild_rows import RebuildReport
 from castore.transplant import Transplanted, transplant
 
 BLOCK_BYTES = 1 << 20
@@ -153,17 +155,25 @@ def restore(
             )
         _check_folder(root, config)
         with alone(root):
-            if not force:
-                _refuse_intact(root)
+            intact = _is_intact(root)
+            if intact is not None and not force:
+                raise IndexIntact(
+                    f"the index of {root} is whole, with {intact} names: to go back to the backup "
+                    "all the same, insist (--force)"
+                )
 
             def take_rows(index: Index) -> Transplanted:
                 taken = transplant(fd, source, index, trailer.index_bytes)
-                if taken.lost_names or taken.lost_segments:
+                if taken.has_packs and not os.path.isdir(os.path.join(root, "packs")):
+                    raise NotAStore(f"{root} has no packs: put the store's packs/ into it first")
+                if not taken.whole:
                     raise FormatError(f"{source}: the backup is damaged: take another")
                 return taken
 
-            report = replace_index(root, config, take_rows, progress)
-            _put_config(root, raw_config)
+            # Of an index that is whole the names are known: who goes back does not want them.
+            journal = None if intact is not None else read_journal(root)
+            report = replace_index(root, config, Sources(take_rows, journal, True), progress)
+            put_config(root, raw_config)
     return report
 
 
@@ -190,45 +200,23 @@ def _check_folder(root: str, config: StoreConfig) -> None:
     except (FormatError, UnsupportedFormat):
         return
     if found is None:
-        if not os.path.isdir(os.path.join(root, "packs")):
-            raise NotAStore(f"{root} is no store: put its packs/ into it first")
+        ours = ("castore.", "index", "journal", "packs", "quarantine")
+        if not all(name.startswith(ours) for name in os.listdir(root)):
+            raise NotAStore(f"{root} is no store, and not empty: choose the store's, or a new one")
     elif found.store_id != config.store_id:
         raise NotAStore(f"the backup is of another store than {root}")
 
 
-def _refuse_intact(root: str) -> None:
+def _is_intact(root: str) -> int | None:
+    """How many names the index has, if there is one that is whole."""
     path = os.path.join(root, "index")
     try:
         if os.stat(os.path.join(path, "data.mdb")).st_size < INDEX_BYTES_MIN:
-            return
+            return None
         looked = _run("look_through", path, path=path)
     except (FileNotFoundError, IndexCorrupt):
-        return
-    if not looked["damaged"]:
-        raise IndexIntact(
-            f"the index of {root} is whole, with {looked['names']} names: to replace it all the "
-            "same, insist (--force)"
-        )
-
-
-def _put_config(root: str, raw: bytes) -> None:
-    """castore.json as the backup has it, where the folder has none that is the same."""
-    path = os.path.join(root, CONFIG)
-    with contextlib.suppress(FileNotFoundError):
-        with open(path, "rb") as file:
-            found = file.read(1 << 17)
-        if found == raw:
-            return
-        os.rename(path, f"{path}.before-{os.urandom(3).hex()}")
-    draft = f"{path}.{os.urandom(8).hex()}"
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(fd, [raw], 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(draft, path)
-    sync_folder(root)
+        return None
+    return None if looked["damaged"] else looked["names"]
 
 
 def _blocks(fd: int, end: int) -> Iterator[bytes]:

@@ -32,6 +32,8 @@ from castore.format import (
 )
 from castore.format_index import INLINE_BYTES_LIMIT
 
+BLOCK_COMPRESS_MIN = 1024  # bytes of a journal's block
+
 _thread = threading.local()
 _digest = xxhash.xxh3_128_digest
 
@@ -122,6 +124,17 @@ def decode_inline(codec: int, stored: bytes, raw_bytes: int) -> bytes:
     if raw_bytes > INLINE_BYTES_LIMIT:
         raise FormatError(f"inline record claims {raw_bytes} bytes")
     return _decompress(stored, raw_bytes)
+
+
+def encode_block_payload(raw: bytes) -> tuple[bool, bytes]:
+    """(compressed, bytes) of a block of the journal."""
+    codec, payload = (CODEC_RAW, raw) if len(raw) < BLOCK_COMPRESS_MIN else _compress(raw, 1)
+    return codec == CODEC_ZSTD, payload
+
+
+def decode_block_payload(payload: bytes, raw_bytes: int, *, compressed: bool) -> bytes:
+    """`raw_bytes` is bounded already. Raises FormatError."""
+    return _decompress(payload, raw_bytes) if compressed else payload
 
 
 def _compress(raw: bytes, level: int) -> tuple[int, bytes]:

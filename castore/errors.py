@@ -314,6 +314,18 @@ class CollectionRefused(StoreIOError):
     """A collector does not begin, as it could not tell what is garbage. Nothing was changed."""
 
 
+class UnclaimedData(CollectionRefused):
+    """Packs hold what no name leads to because names were lost, not because they were deleted."""
+
+    def __init__(self, root: str, reason: str) -> None:
+        super().__init__(f"nothing is collected in {root}: {reason}")
+        self.root = root
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UnclaimedData], tuple[str, str]]:  # type: ignore[override]
+        return type(self), (self.root, self.reason)
+
+
 class ClockSkewed(CollectionRefused):
     """The server's clock and this machine's are too far apart to tell how old anything is."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 from collections.abc import Iterator
 
 from castore.config import parse_config
 from castore.errors import (
+    FormatError,
     IndexCorrupt,
     NotAStore,
     StoreFull,
@@ -35,6 +37,26 @@ def check_index_in_place(root: str) -> None:
         raise IndexCorrupt(
             f"the index of the store {root} is gone: restore it from a backup (castore restore)"
         )
+
+
+def refuse_lost_config(root: str) -> None:
+    """Raises FormatError if the folder, which has no castore.json, is a store all the same."""
+    signs = ("index/data.mdb", "journal/*.log", "packs/??/*.pack")
+    at = glob.escape(root)
+    is_ours = os.path.exists(os.path.join(root, LOCK)) and not _is_begun(root)
+    if not is_ours or not any(glob.glob(os.path.join(at, sign)) for sign in signs):
+        return
+    raise FormatError(
+        f"{os.path.join(root, CONFIG)} is gone: castore index rebuild makes it again, from the "
+        "journal or the index; or restore it from a backup (castore restore)"
+    )
+
+
+def _is_begun(root: str) -> bool:
+    """Whether it is being made: its index then comes before its castore.json."""
+    drafts = glob.glob(os.path.join(glob.escape(root), CONFIG + ".*"))
+    packs = os.path.join(root, "packs")
+    return any(".before-" not in draft for draft in drafts) and not os.path.exists(packs)
 
 
 def read_config(root: str) -> StoreConfig | None:

@@ -4,6 +4,7 @@ castore.json   what is fixed for its life; it is what makes a folder a store
 castore.gc     held by the one process that collects
 castore.lock   held shared by every process that has it open, with the pid namespace in it
 index/         LMDB
+journal/       every change of a name, for when the index is lost
 packs/         packs
 """
 
@@ -28,10 +29,11 @@ from castore.errors import (
     StoreNotFound,
 )
 from castore.fileio import make_durable_folder, of_file, storage_error, sync_folder
-from castore.folder import CONFIG, check_index_in_place, read_config, share
+from castore.folder import CONFIG, check_index_in_place, read_config, refuse_lost_config, share
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, encode_config
 from castore.index import index_folders, open_index
+from castore.journal import Journal, journal_bytes
 from castore.model import Progress, StoreStats
 from castore.packs.local import LocalPacks
 from castore.session import LocalSession, WriteSession
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from castore.backup import BackupReport
     from castore.check import CheckReport
     from castore.gc import GcOptions, GcReport
-    from castore.rebuild import RebuildReport
+    from castore.rebuild_rows import RebuildReport
 
 THREADS_MAX = 8
 
@@ -63,7 +65,8 @@ class LocalStore:
             check_index_in_place(root)
             self._index = open_index(os.path.join(root, "index"), create=False, lock_free=read_only)
             try:
-                self.catalog = LocalCatalog(self._index, config.store_id)
+                self.journal = Journal(root, config)
+                self.catalog = LocalCatalog(self._index, self.journal, config)
                 self.packs = LocalPacks(os.path.join(root, "packs"), config.store_id)
             except BaseException:
                 self._index.close()
@@ -141,6 +144,7 @@ class LocalStore:
     def back_up(self, path: str) -> BackupReport:
         from castore.backup import back_up
 
+        self.journal.sync()
         return back_up(self.root, path, read_only=self._read_only)
 
     def stats(self) -> StoreStats:
@@ -156,6 +160,7 @@ class LocalStore:
             stored_bytes=totals.chunk_stored_bytes + totals.inline_stored_bytes,
             pack_bytes=sum(packs),
             index_bytes=index_bytes,
+            journal_bytes=journal_bytes(self.journal.folder),
         )
 
     def gc(self, options: GcOptions, *, progress: Progress | None) -> GcReport:
@@ -168,9 +173,7 @@ class LocalStore:
             self.catalog,
             self.packs,
             seed=self.config.seed,
-            dry_run=options.dry_run,
-            repack_below=options.repack_below,
-            max_repack_bytes=options.max_repack_bytes,
+            options=options,
             progress=progress,
         )
 
@@ -183,6 +186,7 @@ class LocalStore:
                 del _registry[key]
             try:
                 self.packs.close()
+                self.journal.close(self._index)
             finally:
                 self._index.close()
                 self._let_go()
@@ -240,6 +244,7 @@ def open_local(
     with _registry_lock, _typed_errors(root):
         config = read_config(root)
         if config is None:
+            refuse_lost_config(root)
             if not create or read_only:
                 raise StoreNotFound(
                     errno.ENOENT, f"there is no store at {root}; make one with a put"

@@ -53,6 +53,7 @@ class StoreStats(NamedTuple):
     stored_bytes: int
     pack_bytes: int
     index_bytes: int
+    journal_bytes: int = 0
 
 
 class RangePlan(NamedTuple):

@@ -1,98 +1,111 @@
-"""A local store's index, made anew from what the packs hold and from names that are known.
+"""A local store's index, made anew: names that are known, and rows from what the packs hold.
 
-The names and their segments come from the index that is there, or from a backup: they are nowhere
-else. The rows of packs and chunks come from the packs' footers (or their frames, where a pack has
-no footer). A row that was there and leads to its frame is kept; one is added only for a frame that
-was read and found whole, as a pack whose writer died may hold frames that never reached the disk.
+The names and their segments come from the index that is there, as far as its pages can be read, or
+from a backup; and from the journal what that lacks. What the journal says comes after a backup; an
+index that is there is newer than it, or as new, and only what can't be read of it is filled in. If
+the index turns out to be older than the journal (somebody put an old copy back), the journal is
+what counts. Where neither has everything, what may be missing is said, and chunks that no name
+leads to are marked as unclaimed: no collection takes them until it is told to.
 
 The new index is made beside the old one, and takes its place in one step, durably: a crash before
-it leaves the store as it was. The old one is kept aside, and never removed.
+it leaves the store as it was. The old one is kept aside, in place of the one that was before it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from castore.catalog.meta import STORE_ID
-from castore.check.objects import extent_fault
-from castore.check.pack_files import PackFile, open_pack, pack_path
-from castore.check.packs import PackReading, is_whole
-from castore.errors import FormatError, IndexCorrupt, StoreNotFound, UnsupportedFormat
-from castore.fileio import sync_folder
-from castore.folder import alone, check_index_in_place, read_config
-from castore.format import PackEntry, StoreConfig
-from castore.format_index import (
-    Segment,
-    SegmentBuilder,
-    Totals,
-    decode_chunk_row,
-    decode_pack_row,
-    decode_record,
-    decode_segment,
-    encode_chunk_row,
-    encode_pack_row,
-    manifest_of,
+from castore.catalog import meta
+from castore.config import parse_config
+from castore.errors import (
+    FormatError,
+    IndexCorrupt,
+    StoreNotFound,
+    UnsupportedFormat,
 )
-from castore.index import Index, Table, open_index
-from castore.index_walk import pages
-from castore.model import Extent, Location, Progress
-from castore.packs.files import list_packs
+from castore.fileio import sync_folder, write_all
+from castore.folder import CONFIG, INDEX_BYTES_MIN, alone, read_config
+from castore.format import StoreConfig
+from castore.format_journal import Entry, JournalPlace
+from castore.index import Index, open_index
+from castore.index_pages import IndexPages
+from castore.journal import FOLDER, PLACE, Journal, log_path, read_unclaimed
+from castore.journal_reading import JournalReading, read_journal
+from castore.model import Progress
+from castore.rebuild_rows import RebuildReport, RowRebuild
+from castore.replay import clear_names, drop_unnamed, fill, replay
 from castore.transplant import Transplanted, transplant_file
 
-ROWS_MAX = 4096  # written in one transaction
 DRAFT = "index.new-"
 ASIDE = "index.before-"
 
 
-@dataclass(slots=True)
-class RebuildReport:
-    """What became of an index. `lost` are the names that can't be read in full, as what they need
-    is in no pack; `lost_names` says, in words, which ranges of names can't be read at all; `kept`
-    is where the old index is now, empty if there was none."""
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the names of a new index come from. `take_rows` puts those of an index or of a backup
+    into it, None if there is no index; `journal` is None if what it says is not wanted."""
 
-    names: int = 0
-    chunks: int = 0
-    packs: int = 0
-    chunk_rows_added: int = 0
-    chunk_rows_dropped: int = 0
-    extents_moved: int = 0
-    lost: list[str] = field(default_factory=list)
-    lost_names: list[str] = field(default_factory=list)
-    kept: str = ""
+    take_rows: Callable[[Index], Transplanted] | None
+    journal: JournalReading | None
+    is_backup: bool = False
 
 
 def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildReport:
-    """Make the index of the store in the folder anew, with all names that can be read. Raises
-    StoreLocked while anybody has the store open; IndexCorrupt if none of its names can be read, so
-    that only a backup helps."""
-    config = read_config(root)
-    if config is None:
+    """Make the index of the store in the folder anew, with all names that can be read, and
+    castore.json if it is lost. Raises StoreLocked while anybody has the store open; IndexCorrupt if
+    none of its names can be read, so that only a backup helps."""
+    if not os.path.isdir(root):
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}")
     index_path = os.path.join(root, "index")
+    journal = read_journal(root)
+    found = find_config(root, journal)
+    if found is None:
+        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}")
+    raw_config, config = found
 
     def take_rows(index: Index) -> Transplanted:
         return transplant_file(index_path, index)
 
     with alone(root):
         _put_back(root)
-        check_index_in_place(root)
-        return replace_index(root, config, take_rows, progress)
+        there = has_index(root)
+        if not there and not journal.is_there:
+            raise IndexCorrupt(
+                f"the index of the store {root} is gone, and it has no journal: restore it from a "
+                "backup (castore restore)"
+            )
+        report = replace_index(
+            root, config, Sources(take_rows if there else None, journal), progress
+        )
+        put_config(root, raw_config)
+    return report
+
+
+def has_index(root: str) -> bool:
+    """Whether there is anything to be read of one."""
+    try:
+        fd = os.open(os.path.join(root, "index", "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.fstat(fd).st_size >= INDEX_BYTES_MIN and bool(IndexPages(fd, root).meta)
+    except IndexCorrupt:
+        return False
+    finally:
+        os.close(fd)
 
 
 def replace_index(
-    root: str,
-    config: StoreConfig,
-    take_rows: Callable[[Index], Transplanted],
-    progress: Progress | None = None,
+    root: str, config: StoreConfig, sources: Sources, progress: Progress | None = None
 ) -> RebuildReport:
-    """Put an index in place whose names `take_rows(index)` puts there. For who has the store
-    `alone`."""
+    """Put an index in place with the names that the sources have. For who has the store `alone`."""
     for left in glob.glob(os.path.join(glob.escape(root), DRAFT + "*")):
         shutil.rmtree(left)  # a draft of a run that was killed: copies of what is elsewhere
     draft = os.path.join(root, DRAFT + os.urandom(6).hex())
@@ -100,9 +113,7 @@ def replace_index(
     try:
         index = open_index(draft, sync=False)
         try:
-            taken = take_rows(index)
-            report = Rebuild(index, root, config, progress).run()
-            report.lost_names = taken.lost_names
+            report, anew = _fill_draft(index, root, config, sources, progress)
             index.flush()
         finally:
             index.close()
@@ -110,7 +121,167 @@ def replace_index(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    if anew:
+        _begin_journal(root, config)
     return report
+
+
+def _fill_draft(
+    index: Index, root: str, config: StoreConfig, sources: Sources, progress: Progress | None
+) -> tuple[RebuildReport, bool]:
+    """The report, and whether the journal has to begin anew."""
+    taken = None if sources.take_rows is None else sources.take_rows(index)
+    rows = RowRebuild(index, root, config, progress)
+    rows.make_rows()
+    journal = sources.journal or JournalReading(gaps=["it is not wanted"])
+    complete, replayed, missing = _join(index, taken, journal, is_backup=sources.is_backup)
+    unclaimed = "" if complete else "since" if sources.is_backup else "all"
+    report = rows.finish(unclaimed)
+    report.replayed = replayed
+    report.lost_names = missing
+    consistent = taken is not None and taken.whole and not sources.is_backup and not replayed
+    anew = not (consistent and (journal.complete or not journal.is_there))
+    if anew:
+        _set_place(index, root, max(journal.seq, taken.place.seq if taken and taken.place else 0))
+    return report, anew
+
+
+def _join(
+    index: Index, taken: Transplanted | None, journal: JournalReading, *, is_backup: bool
+) -> tuple[bool, int, list[str]]:
+    """Put what the journal knows better into the draft; whether all names are there then, how many
+    changes of names that took, and what may be missing."""
+    lost = [] if taken is None else taken.lost_names
+    may_be_missing = [f"names that the journal lacks ({journal.gaps[0]})"] if journal.gaps else []
+    place = taken.place if taken is not None else None
+    if taken is None or (not is_backup and _is_older(index, taken, journal)):
+        if journal.complete:
+            clear_names(index)
+        replayed = replay(_all(journal), index, index)
+        drop_unnamed(index)
+        return journal.complete, replayed, may_be_missing
+    if is_backup:
+        if not journal.is_there:
+            return False, 0, []
+        if journal.complete:
+            clear_names(index)
+            replayed = replay(_all(journal), index, index)
+        else:
+            replayed = replay(journal.changes(after=place.seq if place else 0), index, index)
+        drop_unnamed(index)
+        complete = journal.complete or (place is not None and journal.has_from(place.seq))
+        return complete, replayed, [] if complete else may_be_missing
+    if taken.whole:
+        return True, 0, []
+    complete = journal.complete and (place is None or journal.seq >= place.seq)
+    replayed = _fill_in(index, journal)
+    if complete:
+        return True, replayed, []
+    return not (lost or taken.lost_segments), replayed, lost
+
+
+def _is_older(index: Index, taken: Transplanted, journal: JournalReading) -> bool:
+    with index.gate, index.errors, index.snapshot(False) as txn, contextlib.suppress(FormatError):
+        return read_unclaimed(index, txn) is not None or journal.is_ahead_of(taken.place)
+    return True
+
+
+def _all(journal: JournalReading) -> Iterator[Entry]:
+    yield from journal.state()
+    yield from journal.changes()
+
+
+def _fill_in(index: Index, journal: JournalReading) -> int:
+    """Names and segments that the index lost."""
+    if not journal.is_there:
+        return 0
+    beside = os.path.join(index.path, "journal")
+    os.mkdir(beside, 0o700)
+    source = open_index(beside, sync=False)
+    try:
+        replay(_all(journal), source, index)
+        drop_unnamed(source)
+        filled = fill(source, index)
+    finally:
+        source.close()
+        shutil.rmtree(beside)
+    drop_unnamed(index)
+    return filled
+
+
+def _set_place(index: Index, root: str, seq: int) -> None:
+    """So that until the journal begins anew the one that is there is known to lack something."""
+    folder = os.path.join(root, FOLDER)
+    generation, end = 0, 0
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        if name.endswith(".log"):
+            generation = int(name.partition(".")[0], 16)
+            end = os.path.getsize(log_path(folder, generation))
+    with index.write_gate, index.errors, index.begin() as txn:
+        txn.put(PLACE, JournalPlace(generation, seq + 1, end).encode(), db=index.meta)
+
+
+def _begin_journal(root: str, config: StoreConfig) -> None:
+    index = open_index(os.path.join(root, "index"), create=False)
+    journal = Journal(root, config)
+    try:
+        journal.rotate(index)
+    finally:
+        journal.close(index)
+        index.close()
+
+
+# ---------------------------------------------------------------- castore.json
+
+
+def find_config(root: str, journal: JournalReading) -> tuple[bytes, StoreConfig] | None:
+    """castore.json, and what it says; where it is lost or damaged, from what has a copy of it."""
+    with contextlib.suppress(FormatError, UnsupportedFormat):
+        config = read_config(root)
+        if config is not None:
+            with open(os.path.join(root, CONFIG), "rb") as file:
+                return file.read(1 << 17), config
+    for text in journal.configs:
+        with contextlib.suppress(FormatError, UnsupportedFormat):
+            raw = text.encode()
+            return raw, parse_config(raw, root)
+    return _config_of_index(root)
+
+
+def _config_of_index(root: str) -> tuple[bytes, StoreConfig] | None:
+    with contextlib.suppress(FormatError, UnsupportedFormat, IndexCorrupt, FileNotFoundError):
+        fd = os.open(os.path.join(root, "index", "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pages = IndexPages(fd, root)
+            table = pages.tables().get(b"meta")
+            raw = dict(pages.rows(table)).get(meta.CONFIG) if table else None
+            return None if raw is None else (raw, parse_config(raw, root))
+        finally:
+            os.close(fd)
+    return None
+
+
+def put_config(root: str, raw: bytes) -> None:
+    """castore.json, where the folder has none that is the same; a damaged one is kept aside."""
+    path = os.path.join(root, CONFIG)
+    with contextlib.suppress(FileNotFoundError):
+        with open(path, "rb") as file:
+            found = file.read(1 << 17)
+        if found == raw:
+            return
+        os.rename(path, f"{path}.before-{os.urandom(3).hex()}")
+    draft = f"{path}.{os.urandom(8).hex()}"
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, [raw], 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(draft, path)
+    sync_folder(root)
+
+
+# ---------------------------------------------------------------- taking its place
 
 
 def _take_place(root: str, draft: str) -> str:
@@ -134,192 +305,3 @@ def _put_back(root: str) -> None:
     if kept and not os.path.exists(os.path.join(root, "index")):
         os.rename(max(kept), os.path.join(root, "index"))
         sync_folder(root)
-
-
-class Rebuild:
-    """Of an index that nobody else uses."""
-
-    def __init__(
-        self, index: Index, root: str, config: StoreConfig, progress: Progress | None
-    ) -> None:
-        self._index = index
-        self._root = root
-        self._config = config
-        self._progress = progress
-        self._readings: dict[bytes, PackReading] = {}
-        self._report = RebuildReport()
-
-    def run(self) -> RebuildReport:
-        self._mend_meta()
-        self._read_packs()
-        self._drop_stale(self._index.packs, self._pack_is_there)
-        self._report.chunk_rows_dropped = self._drop_stale(self._index.chunks, self._row_is_right)
-        for pack_id in self._readings:
-            self._add_rows(pack_id)
-            if self._progress is not None:
-                self._progress.relative_update(self._readings[pack_id].end)
-        self._move_extents()
-        self._count()
-        return self._report
-
-    def _mend_meta(self) -> None:
-        """The row of the store's id, which may be lost."""
-        index, config = self._index, self._config
-        with index.write_gate, index.errors, index.begin() as txn:
-            txn.put(STORE_ID, config.store_id, db=index.meta, overwrite=False)
-            if txn.get(STORE_ID, db=index.meta) != config.store_id:
-                raise IndexCorrupt(f"the names are not those of the store {self._root}")
-
-    # ------------------------------------------------------------ packs and chunks
-
-    def _read_packs(self) -> None:
-        for pack_id, path in list_packs(os.path.join(self._root, "packs")):
-            found = open_pack(path, self._config, pack_id)
-            if found is not None:
-                self._readings[pack_id] = found[0]
-        if self._progress is not None:
-            self._progress.set_size(sum(reading.end for reading in self._readings.values()))
-
-    def _add_rows(self, pack_id: bytes) -> None:
-        """A row for each chunk of the pack that has none, and for the pack itself."""
-        index, reading = self._index, self._readings[pack_id]
-        file = PackFile(pack_path(self._root, pack_id))
-        entries = [entry for entry in reading.frames if entry.offset not in reading.bad]
-        for i in range(0, len(entries), ROWS_MAX):
-            added = self._without_row(entries[i : i + ROWS_MAX])
-            whole = [e for e in added if is_whole(file.read, e, self._config.seed)]
-            with index.write_gate, index.errors, index.begin() as txn:
-                for entry in whole:
-                    at = Location(pack_id, entry.offset, entry.stored_bytes)
-                    row = encode_chunk_row(entry.raw_bytes, at)
-                    self._report.chunk_rows_added += txn.put(
-                        entry.chunk_id, row, db=index.chunks, overwrite=False
-                    )
-        with index.write_gate, index.errors, index.begin() as txn:
-            if not _durable_bytes(txn.get(pack_id, db=index.packs)):
-                row = encode_pack_row(os.fstat(file.fd).st_mtime_ns, reading.end)
-                txn.put(pack_id, row, db=index.packs)
-
-    def _without_row(self, entries: list[PackEntry]) -> list[PackEntry]:
-        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
-            return [e for e in entries if txn.get(e.chunk_id, db=self._index.chunks) is None]
-
-    def _row_is_right(self, chunk_id: bytes, row: bytes) -> bool:
-        try:
-            raw_bytes, location = decode_chunk_row(row)
-        except FormatError:
-            return False
-        return extent_fault(Extent(0, raw_bytes, chunk_id, location), self._readings) is None
-
-    def _pack_is_there(self, pack_id: bytes, row: bytes) -> bool:
-        return pack_id in self._readings
-
-    def _drop_stale(self, table: Table, is_right: Callable[[bytes, bytes], bool]) -> int:
-        """Delete the rows that are not right; how many."""
-        index, dropped = self._index, 0
-        for batch in pages(index, table):
-            stale = [key for key, row in batch if not is_right(key, row)]
-            if stale:
-                with index.write_gate, index.errors, index.begin() as txn:
-                    for key in stale:
-                        txn.delete(key, db=table)
-            dropped += len(stale)
-        return dropped
-
-    # ------------------------------------------------------------ segments
-
-    def _move_extents(self) -> None:
-        """What segments say is in packs that are gone may be in others by now."""
-        index = self._index
-        for batch in pages(index, index.segments):
-            moved = {}
-            for key, raw in batch:
-                try:
-                    segment = decode_segment(raw)
-                except FormatError:
-                    continue
-                replaced = self._moved(segment)
-                if replaced is not None:
-                    moved[key] = replaced
-            if moved:
-                with index.write_gate, index.errors, index.begin() as txn:
-                    for key, raw in moved.items():
-                        txn.put(key, raw, db=index.segments)
-
-    def _moved(self, segment: Segment) -> bytes | None:
-        astray = [e for e in segment if extent_fault(e, self._readings) is not None]
-        if not astray:
-            return None
-        found = {}
-        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
-            for extent in astray:
-                row = txn.get(extent.chunk_id, db=self._index.chunks)
-                if row is not None:
-                    raw_bytes, location = decode_chunk_row(row)
-                    if raw_bytes == extent.end - extent.begin:
-                        found[extent.chunk_id] = location
-        if not found:
-            return None
-        builder = SegmentBuilder(segment.begin)
-        bad = {extent.begin for extent in astray}
-        for begin, end, chunk_id, location in segment:
-            move = begin in bad and chunk_id in found
-            self._report.extents_moved += move
-            builder.append(end, chunk_id, *(found[chunk_id] if move else location))
-        return builder.encode(segment.owner)
-
-    # ------------------------------------------------------------ sums
-
-    def _count(self) -> None:
-        """The totals, and the names that are lost."""
-        index, report = self._index, self._report
-        unreadable = set(self._unreadable_manifests())
-        ends = self._ends
-        totals = Totals()
-        for batch in pages(index, index.names):
-            for name, raw in batch:
-                report.names += 1
-                try:
-                    record = decode_record(raw)
-                except (FormatError, UnsupportedFormat):
-                    report.lost.append(name.decode(errors="backslashreplace"))
-                    continue
-                totals.logical_bytes += record.size
-                if record.is_inline:
-                    totals.inline_raw_bytes += record.size
-                    totals.inline_stored_bytes += record.stored_bytes
-                elif record.manifest in unreadable or ends.get(record.manifest) != record.size:
-                    report.lost.append(name.decode(errors="backslashreplace"))
-        for batch in pages(index, index.chunks):
-            for _, row in batch:
-                raw_bytes, location = decode_chunk_row(row)
-                report.chunks += 1
-                totals.chunk_raw_bytes += raw_bytes
-                totals.chunk_stored_bytes += location.stored_bytes
-        report.packs = len(self._readings)
-        with index.write_gate, index.errors, index.begin() as txn:
-            txn.put(b"totals", totals.encode(), db=index.meta)
-
-    def _unreadable_manifests(self) -> Iterator[int]:
-        """Whose segments do not follow each other, or lead to what is in no pack."""
-        self._ends: dict[int, int] = {}
-        for batch in pages(self._index, self._index.segments):
-            for key, raw in batch:
-                manifest = manifest_of(key)
-                try:
-                    segment = decode_segment(raw)
-                    whole = segment.begin == self._ends.get(manifest, 0) and not any(
-                        extent_fault(extent, self._readings) for extent in segment
-                    )
-                    self._ends[manifest] = segment.end
-                except FormatError:
-                    whole = False
-                if not whole:
-                    yield manifest
-
-
-def _durable_bytes(row: bytes | None) -> int:
-    try:
-        return 0 if row is None else decode_pack_row(row)[1]
-    except FormatError:
-        return 0

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from castore.check.remote import RemoteCheck
     from castore.check.remote_packs import PacksRead
     from castore.gc import GcOptions, GcReport
-    from castore.rebuild import RebuildReport
+    from castore.rebuild_rows import RebuildReport
 
 
 class RemoteStore:
@@ -168,7 +168,7 @@ class RemoteStore:
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
         """Forget what this machine knows, learn it anew from packs and names, and put the hints
         for other machines anew."""
-        from castore.rebuild import RebuildReport
+        from castore.rebuild_rows import RebuildReport
 
         with self._looking() as look:
             look.packs.read(0, progress)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # loaded by those who need it
     from castore.backup import BackupReport
     from castore.check import CheckReport
     from castore.gc import GcReport
-    from castore.rebuild import RebuildReport
+    from castore.rebuild_rows import RebuildReport
     from castore.transfer import TransferReport
 
 __all__ = ["Store", "Transaction", "open_store", "refuse_open_store_paths"]
@@ -437,6 +437,7 @@ class Store:
         max_repack_bytes: int | None = None,
         alone: bool = False,
         carry_undeletable: bool = False,
+        accept_unclaimed: bool = False,
         progress: Progress | None = None,
     ) -> GcReport:
         """Give back the space of what no name leads to, while others go on reading and writing.
@@ -452,9 +453,13 @@ class Store:
         preconditions; `carry_undeletable` leaves packs that the server does not remove condemned,
         and goes on without them.
 
-        Raises StoreBusy while another collection runs; FormatError if something that a name leads
-        to can't be read, before anything is taken; CollectionRefused where a server does not allow
-        for a safe one; ReadOnlyStore; StoreFull, StoreIOError.
+        A local store's collection refuses to begin where names are known to be lost, so that what
+        no name leads to may be all that is left of them, as after the restore of an older backup;
+        `accept_unclaimed` accepts the loss, once and for all.
+
+        Raises UnclaimedData then; StoreBusy while another collection runs; FormatError if something
+        that a name leads to can't be read, before anything is taken; CollectionRefused where a
+        server does not allow for a safe one; ReadOnlyStore; StoreFull, StoreIOError.
         """
         local = self._check_open() if dry_run else self._check_writable()
         if not 0 <= repack_below <= 1:
@@ -470,6 +475,7 @@ class Store:
             max_repack_bytes=max_repack_bytes,
             alone=alone,
             carry_undeletable=carry_undeletable,
+            accept_unclaimed=accept_unclaimed,
         )
         return local.gc(options, progress=progress)
 

@@ -7,12 +7,17 @@ origin as well.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from castore.errors import IndexCorrupt
+from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
+from castore.format_index import decode_record, decode_segment
+from castore.format_journal import JournalPlace
 from castore.index import TABLES, Index
 from castore.index_pages import IndexPages, Lost, PageTable
+from castore.journal import read_place
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20
@@ -21,11 +26,19 @@ BATCH_BYTES = 16 << 20
 @dataclass(slots=True)
 class Transplanted:
     """What came along, and what did not: the ranges of names that can't be read, in words, and
-    whether segments are among what was left out."""
+    whether segments are among what was left out, or names and segments do not decode. `place` is
+    how far the journal was, if the index says so."""
 
     names: int = 0
     lost_names: list[str] = field(default_factory=list)
     lost_segments: bool = False
+    undecodable: bool = False
+    has_packs: bool = False
+    place: JournalPlace | None = None
+
+    @property
+    def whole(self) -> bool:
+        return not (self.lost_names or self.lost_segments or self.undecodable)
 
 
 def transplant(fd: int, path: str, target: Index, size: int | None = None) -> Transplanted:
@@ -45,13 +58,22 @@ def transplant(fd: int, path: str, target: Index, size: int | None = None) -> Tr
             report.lost_segments |= name == b"segments"
             continue
         before = len(pages.lost)
-        count = _copy(pages, name, tables, target)
+        count = _copy(pages, name, tables[name], target, report)
         lost = [found for found in pages.lost[before:] if found.begin != found.end]
         if name == b"names":
             report.names = count
             report.lost_names = [_said(found) for found in lost]
+        elif name == b"packs":
+            report.has_packs = count > 0
         elif name == b"segments":
             report.lost_segments = bool(lost)
+    with (
+        target.gate,
+        target.errors,
+        target.snapshot(False) as txn,
+        contextlib.suppress(FormatError),
+    ):
+        report.place = read_place(target, txn)
     return report
 
 
@@ -64,26 +86,33 @@ def transplant_file(folder: str, target: Index) -> Transplanted:
         os.close(fd)
 
 
-def _copy(pages: IndexPages, name: bytes, tables: dict[bytes, PageTable], target: Index) -> int:
+def _copy(
+    pages: IndexPages, name: bytes, rows: PageTable, target: Index, report: Transplanted
+) -> int:
     table, count = getattr(target, name.decode()), 0
+    decoders: dict[bytes, Callable[[bytes], object]] = {
+        b"names": decode_record,
+        b"segments": decode_segment,
+    }
+    decode = decoders.get(name)
     batch: list[tuple[bytes, bytes]] = []
     size = 0
 
     def flush() -> None:
-        with (
-            target.write_gate,
-            target.errors,
-            target.begin() as txn,
-            txn.cursor(db=table) as cursor,
-        ):
+        with target.write_gate, target.errors, target.begin() as txn:
             for key, value in batch:
-                cursor.put(key, value)
+                txn.put(key, value, db=table)
         batch.clear()
 
-    for key, value in pages.rows(tables[name]):
+    for key, value in pages.rows(rows):
         batch.append((key, value))
         size += len(value)
         count += 1
+        try:
+            if decode is not None:
+                decode(value)
+        except (FormatError, UnsupportedFormat):
+            report.undecodable = True
         if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
             flush()
             size = 0

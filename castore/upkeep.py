@@ -14,7 +14,7 @@ from castore.workers import usable_cores
 
 if TYPE_CHECKING:
     from castore.check import CheckReport
-    from castore.rebuild import RebuildReport
+    from castore.rebuild_rows import RebuildReport
 
 
 def restore(

@@ -72,14 +72,17 @@ def read(store: castore.Store) -> dict[str, bytes]:
 
 
 def rows(folder: Path) -> dict[bytes, dict[bytes, bytes]]:
-    """Every row of the index in a store's folder, which nobody has open."""
+    """Every row of the index in a store's folder, which nobody has open; but for how far its
+    journal is."""
     with lmdb.open(str(folder / "index"), max_dbs=9, readonly=True, lock=False) as environment:
         tables = {table: environment.open_db(table, create=False) for table in TABLES}
         with environment.begin() as txn:
-            return {
+            found = {
                 table: {bytes(k): bytes(v) for k, v in txn.cursor(db=db)}
                 for table, db in tables.items()
             }
+    found[b"meta"].pop(b"journal", None)
+    return found
 
 
 def change_rows(folder: Path, table: bytes, changes: dict[bytes, bytes | None]) -> None:

@@ -30,6 +30,7 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
     StoreLocked,
+    UnclaimedData,
 )
 from castore.format import BackupTrailer, decode_backup_trailer, encode_backup_trailer
 
@@ -221,20 +222,69 @@ def test_names_whose_packs_are_gone_are_told_of(folder: Path) -> None:
 
 
 def test_chunks_that_were_stored_since_are_known_again(folder: Path, tmp_path: Path) -> None:
-    """The names since the backup are lost, but what they were of needs not be stored again."""
+    """Without a journal the names since the backup are lost, but what they were of needs not be
+    stored again; and nothing collects it before the loss is accepted."""
     path = back_up(folder)
     since = random.Random(9).randbytes(90_000)
     with castore.open(folder) as store:
         store.puts("since", since)
         store.delete("n/00")
     shutil.rmtree(folder / "index")
+    shutil.rmtree(folder / "journal")
     report = castore.restore(path, folder)
     assert report.chunk_rows_added > 5
+    assert report.unclaimed_chunks == report.chunk_rows_added
     stored = sum(pack.stat().st_size for pack in packs(folder))
     with castore.open(folder) as store:
         assert read(store) == VALUES
+        with pytest.raises(
+            UnclaimedData, match=rf"{report.unclaimed_chunks} chunks .* newer backup"
+        ):
+            store.gc()
+        [problem] = store.check(True).problems
+        assert "newer backup" in problem.what
         store.puts("again", since)
-    assert sum(pack.stat().st_size for pack in packs(folder)) == stored
+        assert sum(pack.stat().st_size for pack in packs(folder)) == stored
+        store.delete("again")
+        assert store.gc(accept_unclaimed=True).chunks_removed >= report.unclaimed_chunks
+        assert store.gc().found_nothing
+        assert store.check(True).clean
+
+
+def test_names_since_a_backup_come_from_the_journal(folder: Path) -> None:
+    path = back_up(folder)
+    since = random.Random(9).randbytes(90_000)
+    with castore.open(folder) as store:
+        store.puts("since", since)
+        store.delete("n/00")
+        store.rename("n/01", "moved")
+    shutil.rmtree(folder / "index")
+    report = castore.restore(path, folder)
+    assert (report.lost, report.lost_names, report.unclaimed_chunks) == ([], [], 0)
+    with castore.open(folder) as store:
+        expected = {**VALUES, "since": since, "moved": VALUES["n/01"]}
+        del expected["n/00"], expected["n/01"]
+        assert read(store) == expected
+        store.gc()
+        assert read(store) == expected
+        assert store.check(True).clean
+
+
+def test_who_goes_back_to_a_backup_keeps_what_came_since(folder: Path) -> None:
+    """Until the loss is accepted: by --force names are given up, not yet their bytes."""
+    path = back_up(folder)
+    with castore.open(folder) as store:
+        store.puts("since", random.Random(9).randbytes(90_000))
+    report = castore.restore(path, folder, force=True)
+    assert report.unclaimed_bytes > 90_000
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        with pytest.raises(UnclaimedData):
+            store.gc(dry_run=True)
+    shutil.rmtree(folder / "index")
+    castore.rebuild_index(folder)  # the journal is that of the names gone back to
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
 
 
 def test_a_lost_config_comes_back_too(folder: Path) -> None:

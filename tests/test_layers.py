@@ -53,12 +53,12 @@ def test_threads_are_started_in_three_files_at_most() -> None:
     assert len(found) <= 3, found
 
 
-def test_bytes_of_a_local_store_are_laid_out_in_two_files() -> None:
+def test_bytes_of_a_local_store_are_laid_out_in_three_files() -> None:
     found = files_with(r"^\s*(import|from) struct\b")
     # The reference chunker's words, a container and pages of other programs' making.
     found -= {"castore/chunker_reference.py", "conducto/stored_gzip.py", "castore/index_pages.py"}
     local = {name for name in found if not re.match(r"castore/(s3/|format_s3)", name)}
-    assert local == {"castore/format.py", "castore/format_index.py"}
+    assert local == {f"castore/format{part}.py" for part in ("", "_index", "_journal")}
 
 
 def test_nothing_is_unpickled_but_by_pickle_itself() -> None:

@@ -33,6 +33,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from castore.catalog import Cover
 from castore.catalog.changes import NameChanges
 from castore.catalog.meta import (
+    CONFIG,
     GC_SEQ,
     MARKING,
     STORE_ID,
@@ -46,6 +47,7 @@ from castore.catalog.meta import (
 from castore.catalog.operations import Batch, Draft, NewChunk, Operation
 from castore.errors import FormatError, IndexChanged, IndexCorrupt, NameNotFound, StoreIOError
 from castore.fileio import sync_folder
+from castore.format import StoreConfig, encode_config
 from castore.format_index import (
     Record,
     Segment,
@@ -61,7 +63,9 @@ from castore.format_index import (
     owned,
     segment_key,
 )
+from castore.format_journal import encode_drop, encode_piece, encode_put
 from castore.index import TRIES, Index, Snapshot, Txn
+from castore.journal import Journal, start_journal
 from castore.manifest import Manifest
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, clamp_range
 
@@ -113,11 +117,16 @@ def _repeated(
 
 
 class LocalCatalog:
-    def __init__(self, index: Index, store_id: bytes) -> None:
+    def __init__(self, index: Index, journal: Journal, config: StoreConfig) -> None:
         self._index = index
+        self._journal = journal
         self._hot: dict[bytes, _Hot] = {}
         self._hot_segments = 0
-        self._check_store_id(store_id)
+        self._check_whose(config)
+
+    @property
+    def journal(self) -> Journal:
+        return self._journal
 
     @property
     def index(self) -> Index:
@@ -263,8 +272,16 @@ class LocalCatalog:
     def stage(self, batch: Batch, owner: bytes) -> None:
         """Put a batch of rows in, before there is a name for them. `owner` is the pack whose lock
         shows that the writer lives. Raises PacksVanished."""
-        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
-            numbers = self._apply(txn, batch, pending_owner=owner)
+        entries: list[bytes] = []
+        place = None
+        try:
+            with self._index.write_gate, self._index.errors, self._index.begin() as txn:
+                numbers = self._apply(txn, batch, entries, pending_owner=owner)
+                place = self._journal.append(self._index, txn, entries)
+        except BaseException as error:
+            self._journal.failed(place, error)
+            raise
+        self._journal.done(place)
         # Only now are they taken: of a transaction that failed, another takes them.
         for draft, number in numbers.items():
             draft.manifest = number
@@ -274,24 +291,50 @@ class LocalCatalog:
 
         Raises NameNotFound, NameExists, PacksVanished: nothing was published; CommitUnknown.
         """
-        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
-            numbers = self._apply(txn, batch, pending_owner=None)
-            return self.change_names(txn, operations, numbers)
+        entries: list[bytes] = []
+        place = None
+        try:
+            with self._index.write_gate, self._index.errors, self._index.begin() as txn:
+                numbers = self._apply(txn, batch, entries, pending_owner=None)
+                deleted = self._change_names(txn, operations, numbers, entries)
+                place = self._journal.append(self._index, txn, entries)
+        except BaseException as error:
+            self._journal.failed(place, error)
+            raise
+        self._journal.done(place)
+        return deleted
 
-    def change_names(
-        self, txn: Txn, operations: Sequence[Operation], numbers: dict[Draft, int]
+    def change_names(self, txn: Txn, operations: Sequence[Operation]) -> int:
+        """Apply operations inside a write transaction, as the last thing in it: totals, change
+        table and journal included; the number of names deleted."""
+        entries: list[bytes] = []
+        deleted = self._change_names(txn, operations, {}, entries)
+        self._journal.append(self._index, txn, entries)
+        return deleted
+
+    def _change_names(
+        self,
+        txn: Txn,
+        operations: Sequence[Operation],
+        numbers: dict[Draft, int],
+        entries: list[bytes],
     ) -> int:
-        """Apply operations inside a write transaction, totals and change table included; the number
-        of names deleted. `numbers` are the manifests of the drafts that they publish."""
+        """`numbers` are the manifests of the drafts that the operations publish; what belongs into
+        the journal goes to `entries`."""
         names = NameChanges(self._index, txn, read_totals(self._index, txn), numbers)
         for operation in operations:
             names.apply(operation)
         write_totals(self._index, txn, names.totals)
         if txn.get(MARKING, db=self._index.meta) is not None:
             self._log_changes(txn, names.changed)
+        for name in dict.fromkeys(names.changed):
+            raw = txn.get(name, db=self._index.names)
+            entries.append(encode_drop(name) if raw is None else encode_put(name, raw))
         return names.deleted
 
-    def _apply(self, txn: Txn, batch: Batch, *, pending_owner: bytes | None) -> dict[Draft, int]:
+    def _apply(
+        self, txn: Txn, batch: Batch, entries: list[bytes], *, pending_owner: bytes | None
+    ) -> dict[Draft, int]:
         """Everything but the names; the numbers of the drafts' manifests."""
         index = self._index
         index.check_in_place()
@@ -319,6 +362,7 @@ class LocalCatalog:
             numbers[draft] = number
             for end, raw in draft.segments:
                 txn.put(segment_key(number, end), owned(raw, number), db=index.segments)
+                entries.append(encode_piece(number, raw))
             key = segment_key(number, 0)
             if pending_owner is not None:
                 if draft.segments:
@@ -406,8 +450,8 @@ class LocalCatalog:
         except FormatError as error:
             raise FormatError(f"the record of {name.decode(errors='replace')!r}: {error}") from None
 
-    def _check_store_id(self, store_id: bytes) -> None:
-        index = self._index
+    def _check_whose(self, config: StoreConfig) -> None:
+        index, store_id = self._index, config.store_id
         with index.gate, index.errors, index.snapshot(False) as txn:
             found = txn.get(STORE_ID, db=index.meta)
         if found is None and index.writable:
@@ -415,7 +459,9 @@ class LocalCatalog:
             sync_folder(index.path)
             sync_folder(os.path.dirname(index.path))
             with index.write_gate, index.errors, index.begin() as txn:
-                txn.put(STORE_ID, store_id, db=index.meta, overwrite=False)
+                if txn.put(STORE_ID, store_id, db=index.meta, overwrite=False):
+                    txn.put(CONFIG, encode_config(config), db=index.meta)
+                    start_journal(index, txn)
                 found = txn.get(STORE_ID, db=index.meta)
         # A flipped bit is for a check to find and a repair to put right: both open the store.
         if found not in (None, store_id) and not is_damaged_id(found, store_id):

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from xxhash import xxh3_64_intdigest
 
-from castore.errors import IndexCorrupt
+from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
+from castore.format import decode_config
 from castore.format_index import (
     MANIFEST_ORDER_MAX,
     TOTALS_BYTES,
@@ -17,13 +18,16 @@ from castore.format_index import (
     manifest_order,
     segment_key,
 )
+from castore.format_journal import JournalPlace, Unclaimed
 from castore.index import Index, Snapshot, Table, Txn
+from castore.journal import PLACE, UNCLAIMED
 
 STORE_ID = b"store_id"
 GC_SEQ = b"gc_seq"  # raised by every transaction that takes rows of chunks or packs
 MARKING = b"marking"  # there while a collector reads the change table
 NEXT_MANIFEST = b"next_manifest"  # the order of the last manifest that was made
 TOTALS = b"totals"
+CONFIG = b"config"  # castore.json, for when it is lost
 MARKING_VALUE = b"\1"
 FORMER = b"change_seq"  # of earlier versions; nobody reads it
 
@@ -43,12 +47,31 @@ def meta_faults(
             # Earlier versions wrote no checksum.
             whole = len(value) == 8 or (_is_order if key == NEXT_MANIFEST else _is_whole)(value)
             fault = "" if whole else "is damaged"
+        elif key in (PLACE, UNCLAIMED):
+            fault = _fault_of(JournalPlace if key == PLACE else Unclaimed, value)
+        elif key == CONFIG:
+            fault = _config_fault(value, store_id)
         elif key == FORMER:
             fault = ""
         else:
             fault = "is none that castore writes"
         if fault:
             yield key, fault
+
+
+def _fault_of(row: type[JournalPlace | Unclaimed], value: bytes) -> str:
+    try:
+        row.decode(value)
+    except FormatError as error:
+        return str(error)
+    return ""
+
+
+def _config_fault(raw: bytes, store_id: bytes) -> str:
+    try:
+        return "" if decode_config(raw).store_id == store_id else "is another store's castore.json"
+    except (FormatError, UnsupportedFormat) as error:
+        return str(error)
 
 
 def is_damaged_id(found: bytes, right: bytes) -> bool:

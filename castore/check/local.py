@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection
 
 from castore import isolated
+from castore.check.journal import check_journal
 from castore.check.look import LocalCheck
 from castore.check.report import CheckReport, Problem
 from castore.errors import (
@@ -21,7 +22,7 @@ from castore.errors import (
     StoreLocked,
     StoreNotFound,
 )
-from castore.folder import CONFIG, check_index_in_place, read_config, share
+from castore.folder import check_index_in_place, read_config, refuse_lost_config, share
 from castore.index import damaged, is_in_use, open_index
 from castore.index_walk import check_pages
 from castore.isolated import Report
@@ -64,9 +65,8 @@ def _check_once(
     report = CheckReport()
     index_path = os.path.join(root, "index")
     if read_config(root) is None:
-        if not os.path.isdir(os.path.join(root, "packs")):
-            raise StoreNotFound(errno.ENOENT, f"there is no store at {root}")
-        raise FormatError(f"{os.path.join(root, CONFIG)} is gone: restore it (castore restore)")
+        refuse_lost_config(root)
+        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}")
     check_index_in_place(root)
     for document in isolated.run(
         "castore.check.local:check_in_process",
@@ -115,6 +115,7 @@ def check_in_process(
                 raise StoreLocked(
                     errno.EAGAIN, f"collectors keep moving packs of {root}: repeat it later"
                 )
+        check_journal(root, index, check.findings)
         for problem in check.findings.problems():
             report({"problem": problem.document()})
         report({"totals": check.totals})

@@ -200,7 +200,7 @@ class ObjectRepair:
         with self._index.write_gate, self._index.errors, self._index.begin() as txn:
             if txn.get(key, db=self._index.names) != raw:
                 return False
-            self._catalog.change_names(txn, changes, {})
+            self._catalog.change_names(txn, changes)
         return True
 
     def _find(self, extent: Extent) -> bytes | memoryview | None:
@@ -239,7 +239,7 @@ class ObjectRepair:
             with index.write_gate, index.errors, index.begin() as txn:
                 if [value for _, value in segments_of(index, txn, manifest)] != segments:
                     return  # a put that failed has taken it back
-                self._catalog.change_names(txn, [Publish(target, record, None)], {})
+                self._catalog.change_names(txn, [Publish(target, record, None)])
         elif rows:
             ends = [segment_place(key)[1] for key, _ in rows]
             etag = xxhash.xxh3_128_digest(b"".join(segments))

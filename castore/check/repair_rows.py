@@ -38,8 +38,10 @@ from castore.format_index import (
     segment_key,
     segment_place,
 )
+from castore.format_journal import Unclaimed
 from castore.index import Index, Table, Txn
 from castore.index_walk import pages
+from castore.journal import UNCLAIMED
 from castore.model import Extent, Location
 
 ROWS_MAX = 4096  # of chunks, changed in one transaction
@@ -146,6 +148,8 @@ class RowRepair:
                     next_number(index, txn, GC_SEQ)
                 elif key == TOTALS:
                     write_totals(index, txn, Totals())  # they are counted at the end
+                elif key == UNCLAIMED:  # whatever it was, a collection asks first
+                    txn.put(key, Unclaimed(0, 0).encode(), db=index.meta)
                 else:
                     txn.delete(key, db=index.meta)
                 shown = key.decode(errors="backslashreplace")

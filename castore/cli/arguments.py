@@ -341,7 +341,8 @@ def _gc(verbs: Verbs) -> None:
         verbs,
         "gc",
         "collecting:gc",
-        "[-n] [--grace TIME] [--max-repack-bytes SIZE] [--alone] [--carry-undeletable]",
+        "[-n] [--grace TIME] [--max-repack-bytes SIZE] [--alone] [--carry-undeletable] "
+        "[--accept-unclaimed]",
         "give back the space of what was removed and overwritten",
         """
 Others may read and write meanwhile, and it may be killed at any moment. It removes packs that no
@@ -379,6 +380,11 @@ period, deletes them. Run it every day.
         "--carry-undeletable",
         action="store_true",
         help="go on although the server does not remove some packs; they stay condemned",
+    )
+    verb.add_argument(
+        "--accept-unclaimed",
+        action="store_true",
+        help="collect also what is left of names that were lost with an index",
     )
 
 
@@ -502,8 +508,8 @@ def _backup(verbs: Verbs) -> None:
         "FILE",
         "write a copy of a local store's index to a file",
         """
-The names of a local store are in its index and nowhere else. The copy is consistent, whoever uses
-the store meanwhile, and durable. Afterwards copy the folder packs/ too, with any tool.
+The names of a local store are in its index, and in the journal beside it. The copy is consistent,
+whoever uses the store meanwhile, and durable. Afterwards copy the folder packs/ too, with any tool.
 """,
     )
     verb.add_argument("file", metavar="FILE", help="the backup to write; replaced in one step")
@@ -518,11 +524,16 @@ def _restore(verbs: Verbs) -> None:
         "put a backup of the index back into a local store",
         """
 Into the store that -r names, whose index is lost or damaged, while nobody uses it. What was there
-is kept beside it. Names whose packs are gone are listed; exit code 14 if there are any.
+is kept beside it. Names that were put since the backup come from the journal, if that is there.
+Names whose packs are gone are listed; exit code 14 if there are any. With --force an index that is
+whole is replaced, too, to go back to the names of the backup; what was put since is then kept by
+every gc until one is told to --accept-unclaimed.
 """,
     )
     verb.add_argument(
-        "--force", action="store_true", help="also in place of an index that is whole"
+        "--force",
+        action="store_true",
+        help="also in place of an index that is whole: go back to the backup",
     )
     _names_all(verb)
     verb.add_argument("file", metavar="FILE", help="the backup")
@@ -537,7 +548,8 @@ def _index(verbs: Verbs) -> None:
         "make the index anew from the packs",
         """
   index rebuild        a local store: the rows of chunks and packs, from the packs' footers; names
-                       are kept. On S3: this machine's cache, and the hints for other machines.
+                       are kept, and those that the index lost come from the journal, castore.json
+                       as well. On S3: this machine's cache, and the hints for other machines.
 A local store must not be in use. What was there is kept beside it.
 """,
     )

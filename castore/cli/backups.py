@@ -20,7 +20,7 @@ from castore.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from castore.rebuild import RebuildReport
+    from castore.rebuild_rows import RebuildReport
 
 
 def backup(arguments: Namespace) -> int:
@@ -66,10 +66,18 @@ def _print(report: RebuildReport, arguments: Namespace) -> int:
             f"{report.chunk_rows_dropped:,} removed; {report.extents_moved:,} parts of objects "
             "led to another copy"
         )
+        if report.replayed:
+            print_line(f"{counted(report.replayed, 'change')} of names taken from the journal")
         if report.kept:
             print_line(f"the old index is in {report.kept}: remove it when all is well")
     why = "can't be read in full: packs that it needs are missing or damaged"
     complain_each([f"{name} {why}" for name in report.lost], arguments)
     for names in report.lost_names:
         complain(f"{names} are lost: a backup may have them (castore restore)")
+    if report.unclaimed_chunks:
+        complain(
+            f"{human_size(report.unclaimed_bytes)} in {counted(report.unclaimed_chunks, 'chunk')} "
+            "that no name leads to were stored after these names were: gc leaves them until it is "
+            "told to --accept-unclaimed"
+        )
     return exits.NOT_FOUND if report.lost or report.lost_names else exits.OK

@@ -29,6 +29,7 @@ def gc(arguments: Namespace) -> int:
             max_repack_bytes=arguments.max_repack_bytes,
             alone=arguments.alone,
             carry_undeletable=arguments.carry_undeletable,
+            accept_unclaimed=arguments.accept_unclaimed,
             progress=bar,
         )
     if arguments.json:
@@ -79,6 +80,7 @@ def _rows(report: GcReport) -> list[tuple[str, str, str]]:
         (human_size(abs(report.bytes_freed)), freed, net),
         (report.packs_condemned, "condemned", f"packs, {human_size(report.bytes_condemned)}"),
         (report.pins_expired, "pins", "of writers that died, expired"),
+        (report.leftovers_removed, "leftovers", "of restores and rebuilds, removed"),
         (
             report.caches_removed,
             "caches",

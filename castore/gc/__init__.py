@@ -22,6 +22,7 @@ class GcOptions:
     max_repack_bytes: int | None
     alone: bool
     carry_undeletable: bool
+    accept_unclaimed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ class GcReport:
     it; `packs_removed` counts them too, and packs that nothing refers to, of which
     `orphans_removed` were never named by a commit. `packs_busy` are garbage, at least for the most
     part, but of writers that live. `packs_sealed` are of writers that ended without, on a local
-    store: nothing was wrong with them. `missing` are packs that names need and that are not there.
+    store: nothing was wrong with them. `leftovers_removed` are indexes that restores and rebuilds
+    left behind. `missing` are packs that names need and that are not there.
 
     On S3 garbage is condemned first, and removed by a collection after the grace:
     `packs_condemned` wait for that until `come_again`, in seconds since the epoch by the server's
@@ -69,6 +71,7 @@ class GcReport:
     packs_busy: int = 0
     bytes_freed: int = 0
     bytes_rewritten: int = 0
+    leftovers_removed: int = 0
     caches_removed: int = 0
     cache_bytes_freed: int = 0
     damaged: tuple[Damage, ...] = ()
@@ -89,6 +92,7 @@ class GcReport:
             or self.packs_removed
             or self.packs_sealed
             or self.bytes_rewritten
+            or self.leftovers_removed
             or self.caches_removed
             or self.packs_condemned
             or self.pins_expired

@@ -10,17 +10,19 @@ locks of what it wrote, and learns in its commit if what it reuses is gone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
 
 from castore.catalog.local import LocalCatalog
-from castore.gc import GcReport
+from castore.gc import GcOptions, GcReport
 from castore.gc.caches import collect_caches
 from castore.gc.choosing import PackFacts, choose
 from castore.gc.marking import Marker
 from castore.gc.repacking import Repacker
 from castore.gc.sweeping import Sweeper, Tally
+from castore.gc.upkeep import claim, remove_leftovers, tend
 from castore.index import Index
 from castore.model import Progress
 from castore.packs.local import LocalPacks
@@ -37,32 +39,38 @@ def collect(
     packs: LocalPacks,
     *,
     seed: int,
-    dry_run: bool,
-    repack_below: float,
-    max_repack_bytes: int | None,
+    options: GcOptions,
     progress: Progress | None,
 ) -> GcReport:
     """Collect the store in the folder `root`.
 
-    Raises StoreBusy if another collection is running; FormatError if something that a name leads to
+    Raises UnclaimedData if names are known to be lost, unless that is accepted; StoreBusy if
+    another collection is running; FormatError if something that a name leads to
     can't be read, before anything is taken; StoreFull, StoreIOError, CommitUnknown: what was done
     until then is done, and the store is whole.
     """
     began = time.monotonic()
-    collection = _Collection(catalog.index, packs, seed, dry_run=dry_run, progress=progress)
-    if dry_run:
-        report = collection.run(repack_below, max_repack_bytes)
-    else:
-        with CollectorLock(os.path.join(root, LOCK)):
+    index, dry_run = catalog.index, options.dry_run
+    collection = _Collection(index, packs, seed, dry_run=dry_run, progress=progress)
+    lock = contextlib.nullcontext() if dry_run else CollectorLock(os.path.join(root, LOCK))
+    with lock:
+        claim(root, index, catalog.journal, accept=options.accept_unclaimed, dry_run=dry_run)
+        if dry_run:
+            report = collection.run(options.repack_below, options.max_repack_bytes)
+        else:
             packs.retire()
             collection.marker.begin()
             try:
-                report = collection.run(repack_below, max_repack_bytes)
+                report = collection.run(options.repack_below, options.max_repack_bytes)
             finally:
                 collection.marker.end()
+            tend(root, index, catalog.journal)
+        leftovers, leftover_bytes = remove_leftovers(root, dry_run=dry_run)
     caches, cache_bytes = collect_caches(dry_run=dry_run)
     return dataclasses.replace(
         report,
+        leftovers_removed=leftovers,
+        bytes_freed=report.bytes_freed + leftover_bytes,
         caches_removed=caches,
         cache_bytes_freed=cache_bytes,
         seconds=time.monotonic() - began,

@@ -1,0 +1,469 @@
+"""The journal of names: what it says when the index is lost, and what it must not cost."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+from stores import change_rows, contents, fill, read, rows, small
+
+import castore
+from castore.cli import main
+from castore.errors import FormatError, IndexCorrupt, StoreFull, UnclaimedData
+from castore.format_journal import Kind, decode_block_head, decode_entries
+from castore.index import Index
+from castore.journal_reading import blocks, read_journal
+
+VALUES = contents()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with small(tmp_path / "store") as store:
+        fill(store, VALUES)
+    return tmp_path / "store"
+
+
+def lose_index(folder: Path) -> None:
+    shutil.rmtree(folder / "index")
+
+
+def rebuilt(folder: Path) -> dict[str, bytes]:
+    """What is there after the index was lost and made anew, and all agree that it is whole."""
+    lose_index(folder)
+    report = castore.rebuild_index(folder)
+    assert (report.lost, report.lost_names, report.unclaimed_chunks) == ([], [], 0)
+    with castore.open(folder) as store:
+        found = read(store)
+        assert len(found) == store.stats().objects
+        store.gc()
+        assert read(store) == found
+        assert store.check(True).clean
+        assert store.gc().found_nothing
+    assert main(["-r", str(folder), "check", "--read-data"]) == 0
+    assert read_journal(str(folder)).gaps == []
+    return found
+
+
+def logs(folder: Path) -> list[Path]:
+    return sorted((folder / "journal").glob("*.log"))
+
+
+# ---- names outlive the index --------------------------------------------------------------------
+
+
+def test_names_outlive_the_index(folder: Path) -> None:
+    assert rebuilt(folder) == VALUES
+
+
+def test_the_rebuilt_index_is_what_it_was(folder: Path) -> None:
+    """Records and segments to the bit: times, modes, etags, sizes."""
+    before = rows(folder)
+    lose_index(folder)
+    castore.rebuild_index(folder)
+    after = rows(folder)
+    for table in (b"names", b"segments", b"chunks"):
+        assert after[table] == before[table]
+
+
+def test_every_change_of_a_name(folder: Path) -> None:
+    with castore.open(folder) as store:
+        store.delete("n/00")
+        store.rename("n/01", "moved")
+        store.copy("n/02", "copied")
+        store.puts("n/03", b"over")
+        store.puts("d/1", b"1")
+        store.puts("d/2", bytes(9000))
+        store.delete_prefix("d/")
+        with store.transaction() as transaction:
+            transaction.puts("t/1", b"1" * 7000)
+            transaction.delete("n/04")
+        with pytest.raises(castore.errors.NameNotFound):
+            store.delete("none")
+        expected = read(store)
+    assert rebuilt(folder) == expected
+
+
+def test_frames_that_a_collection_moved(folder: Path) -> None:
+    """The journal does not say where frames are."""
+    with castore.open(folder) as store:
+        for name in list(VALUES)[::2]:
+            store.delete(name)
+        assert store.gc(repack_below=1.0).bytes_rewritten
+        expected = read(store)
+    assert rebuilt(folder) == expected
+
+
+def test_a_large_object_goes_in_by_pieces(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    value = random.Random(5).randbytes(8 << 20)
+    with small(folder) as store:
+        limits = {"ROWS_MAX": 256, "SEGMENTS_MAX": 2}
+        from castore import session
+
+        before = {name: getattr(session, name) for name in limits}
+        for name, limit in limits.items():
+            setattr(session, name, limit)
+        try:
+            store.put("large", io.BytesIO(value))
+        finally:
+            for name, limit in before.items():
+                setattr(session, name, limit)
+    seqs = {block.head.seq for block in blocks(str(logs(folder)[0]))}
+    assert len(seqs) > 3
+    assert rebuilt(folder) == {"large": value}
+
+
+def test_many_processes_and_forks(folder: Path) -> None:
+    program = """
+import os, sys, castore
+with castore.open(sys.argv[1]) as store:
+    for i in range(20):
+        store.puts(f"{sys.argv[2]}/{i}", sys.argv[2].encode() * 3000)
+        if i == 10 and os.fork() == 0:
+            for j in range(5):
+                store.puts(f"{sys.argv[2]}/child/{j}", b"child" * j)
+            os._exit(0)
+    os.wait()
+"""
+    running = [
+        subprocess.Popen([sys.executable, "-c", program, folder, name], env=oracle.environment())
+        for name in ("a", "b", "c")
+    ]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert read_journal(str(folder)).gaps == []
+    found = rebuilt(folder)
+    assert len(found) == len(VALUES) + 3 * 25
+
+
+def test_threads_beside_a_rotation(folder: Path) -> None:
+    with castore.open(folder) as store:
+        stop = threading.Event()
+
+        def put(who: int) -> None:
+            turn = 0
+            while not stop.is_set():
+                turn += 1
+                store.puts(f"{who}/{turn % 7}", b"%d" % turn * 900)
+                if turn % 5 == 0:
+                    store.delete(f"{who}/{turn % 7}")
+
+        threads = [threading.Thread(target=put, args=(who,)) for who in range(2)]
+        for thread in threads:
+            thread.start()
+        catalog: Any = store._catalog
+        for _ in range(6):
+            catalog.journal.rotate(catalog.index)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        expected = read(store)
+    assert len(read_journal(str(folder)).known) == 1
+    assert rebuilt(folder) == expected
+
+
+# ---- generations --------------------------------------------------------------------------------
+
+
+def test_a_collection_begins_it_anew_when_it_has_grown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("castore.gc.upkeep", "castore.journal"):
+        monkeypatch.setattr(f"{module}.LOG_BYTES_MIN", 1000)
+    with castore.open(folder) as store:
+        store.puts("secret", b"do not keep")
+        store.delete("secret")
+        store.gc()
+        files = sorted(os.listdir(folder / "journal"))
+        assert [name[-8:] for name in files] == ["0002.log", "snapshot"]
+        assert b"do not keep" not in b"".join(
+            (folder / "journal" / name).read_bytes() for name in files
+        )
+        store.gc()
+        assert sorted(os.listdir(folder / "journal")) == files
+        assert store.stats().journal_bytes == sum(
+            (folder / "journal" / name).stat().st_size for name in files
+        )
+        store.puts("later", b"1")
+    assert rebuilt(folder) == {**VALUES, "later": b"1"}
+
+
+def test_a_store_without_a_journal_gets_one(folder: Path) -> None:
+    """As one of an earlier version: at the end of the next use, or by a collection."""
+    shutil.rmtree(folder / "journal")
+    change_rows(folder, b"meta", {b"journal": None})
+    with castore.open(folder, read_only=True) as store:
+        [problem] = store.check(True).problems
+        assert "next gc" in problem.what
+    assert not (folder / "journal").exists()
+    with castore.open(folder) as store:
+        store.puts("later", b"1")
+    assert read_journal(str(folder)).complete
+    shutil.rmtree(folder / "journal")
+    with castore.open(folder) as store:
+        store.gc()
+        assert store.check(True).clean
+    assert rebuilt(folder) == {**VALUES, "later": b"1"}
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "rename", "unlink"])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_killed_in_a_rotation(folder: Path, call: str, nth: int) -> None:
+    program = f"""
+import os, signal, sys, castore
+store = castore.open(sys.argv[1])
+store.puts("later", b"1")
+left = [{nth}]
+whole = os.{call}
+def dies(*args, **options):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*args, **options)
+os.{call} = dies
+store._catalog.journal.rotate(store._catalog.index)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], env=oracle.environment(), check=False
+    )
+    assert done.returncode in (0, -signal.SIGKILL)
+    with castore.open(folder) as store:
+        assert store.check(True).clean
+        store.puts("after", b"2")
+    assert rebuilt(folder) == {**VALUES, "later": b"1", "after": b"2"}
+
+
+# ---- what goes wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_between_the_journal_and_the_commit(folder: Path, when: str) -> None:
+    """What the index never came to know does not count, once somebody commits."""
+    program = f"""
+import os, signal, sys, castore
+from castore import journal
+store = castore.open(sys.argv[1])
+whole = journal.Journal.append
+def dies(self, index, txn, entries):
+    if {when!r} == "after":
+        whole(self, index, txn, entries)
+    os.kill(os.getpid(), signal.SIGKILL)
+journal.Journal.append = dies
+store.puts("never", b"1")
+"""
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(folder)], env=oracle.environment(), check=False
+        )
+        assert done.returncode == -signal.SIGKILL
+    with castore.open(folder) as store:
+        assert not store.exists("never")
+        store.gc()
+        assert store.check(True).clean
+        store.puts("after", b"2")
+    assert rebuilt(folder) == {**VALUES, "after": b"2"}
+
+
+def test_a_commit_that_fails_is_undone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller was told that nothing was published: so it stays, whatever happens next."""
+    with castore.open(folder) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(Index, "begin", failing_commit(StoreFull("no space left")))
+            with pytest.raises(StoreFull):
+                store.puts("never", b"1")
+        assert not store.exists("never")
+    assert rebuilt(folder) == VALUES
+
+
+def failing_commit(error: Exception) -> Any:
+    """In place of `Index.begin`: fails where LMDB's commit would, behind everything else."""
+    whole = Index.begin
+
+    class Transaction:
+        def __init__(self, index: Index) -> None:
+            self._txn = whole(index)
+
+        def __enter__(self) -> Any:
+            return self._txn
+
+        def __exit__(self, *_: object) -> None:
+            self._txn.abort()
+            raise error
+
+    return lambda index: Transaction(index)
+
+
+@pytest.mark.parametrize("code", [28, 5, 13])
+@pytest.mark.parametrize("short", [True, False])
+def test_a_put_does_not_need_the_journal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, short: bool
+) -> None:
+    """A full disk: what the index takes is stored. The gap is known, and mended by a collection."""
+    whole = os.write
+
+    def fails(fd: int, raw: Any) -> int:
+        if bytes(raw[:4]) == b"CJNL":
+            if short:
+                return whole(fd, bytes(raw)[: len(raw) // 2])
+            raise OSError(code, os.strerror(code))
+        return whole(fd, raw)
+
+    with castore.open(folder) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", fails)
+            store.puts("later", b"1" * 5000)
+        store.puts("last", b"2")
+        [problem] = store.check(True).problems
+        assert (problem.severity, problem.kind) == ("warning", "journal")
+        assert "transactions" in problem.what
+        store.gc()
+        assert store.check(True).clean
+    assert rebuilt(folder) == {**VALUES, "later": b"1" * 5000, "last": b"2"}
+
+
+@pytest.mark.damages_store("its index is gone")
+def test_a_torn_tail_and_a_flipped_bit(folder: Path) -> None:
+    """Every bit of it, one by one: a name is as it was, or what is missing is said."""
+    log = logs(folder)[0]
+    whole = log.read_bytes()
+    lose_index(folder)
+    choose = random.Random(3)
+    damaged = [whole[:n] for n in choose.sample(range(len(whole)), 8)]
+    for at in choose.sample(range(len(whole)), 25):
+        damaged.append(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+    for raw in damaged:
+        log.write_bytes(raw)
+        reading = read_journal(str(folder))
+        names = {e.name for e in reading.changes() if hasattr(e, "record")}
+        kept = {name.decode() for name in names}
+        assert kept <= VALUES.keys()
+        # The end of the last transaction is not known to be the end: that the index says.
+        if len(kept) < len(VALUES) and len(raw) == len(whole):
+            assert reading.gaps or reading.seq < len(VALUES)
+
+
+def test_a_journal_that_lost_its_end_is_noticed(folder: Path) -> None:
+    """As by a power cut: the index has what it lacks."""
+    log = logs(folder)[0]
+    os.truncate(log, log.stat().st_size - 200)
+    with castore.open(folder, read_only=True) as store:
+        [problem] = store.check(True).problems
+        assert problem.kind == "journal"
+    assert main(["-r", str(folder), "check"]) == 1
+    with castore.open(folder) as store:
+        store.gc()
+        assert store.check(True).clean
+    assert rebuilt(folder) == VALUES
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_an_old_copy_of_the_index_put_back_by_hand(folder: Path, used: bool, rotated: bool) -> None:
+    """By one commit older is older: a gc refuses, whoever has written since, and a rebuild has all
+    names again."""
+    shutil.copytree(folder / "index", folder.parent / "old")
+    with castore.open(folder) as store:
+        store.puts("since", random.Random(2).randbytes(50_000))
+        if rotated:
+            catalog: Any = store._catalog
+            catalog.journal.rotate(catalog.index)
+    lose_index(folder)
+    shutil.copytree(folder.parent / "old", folder / "index")
+    expected = {**VALUES, "since": random.Random(2).randbytes(50_000)}
+    with castore.open(folder) as store:
+        assert not store.exists("since")
+        if used:
+            store.puts("used", b"1" * 6000)
+            expected["used"] = b"1" * 6000
+        with pytest.raises(UnclaimedData, match="index rebuild"):
+            store.gc()
+        assert store.check(True).exit_code == 14
+    assert main(["-r", str(folder), "gc"]) == 1
+    report = castore.rebuild_index(folder)
+    assert report.replayed
+    with castore.open(folder) as store:
+        assert read(store) == expected
+        store.gc()
+        assert store.check(True).clean
+    assert rebuilt(folder) == expected
+
+
+def test_an_older_index_may_be_accepted(folder: Path) -> None:
+    shutil.copytree(folder / "index", folder.parent / "old")
+    with castore.open(folder) as store:
+        store.puts("since", random.Random(2).randbytes(50_000))
+    lose_index(folder)
+    shutil.copytree(folder.parent / "old", folder / "index")
+    assert main(["-r", str(folder), "gc", "--accept-unclaimed"]) == 0
+    assert main(["-r", str(folder), "check", "--read-data"]) == 0
+    assert main(["-r", str(folder), "gc"]) == 0
+    assert rebuilt(folder) == VALUES
+
+
+@pytest.mark.damages_store("index and journal are gone")
+def test_without_index_and_journal_only_a_backup_helps(folder: Path) -> None:
+    lose_index(folder)
+    shutil.rmtree(folder / "journal")
+    with pytest.raises(IndexCorrupt, match="backup"):
+        castore.rebuild_index(folder)
+
+
+@pytest.mark.parametrize("left", ["journal", "index", "both"])
+def test_castore_json_is_made_again(folder: Path, left: str) -> None:
+    config = (folder / "castore.json").read_bytes()
+    (folder / "castore.json").unlink()
+    if left == "index":
+        shutil.rmtree(folder / "journal")
+    if left == "journal":
+        lose_index(folder)
+    for verb in (["ls"], ["check"], ["put", os.devnull, "x"]):
+        assert main(["-r", str(folder), *verb]) == 13
+    assert main(["-r", str(folder), "index", "rebuild"]) == 0
+    assert (folder / "castore.json").read_bytes() == config
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        store.gc()
+        assert store.check(True).clean
+
+
+def test_a_store_of_small_objects_only_is_restored(tmp_path: Path) -> None:
+    with castore.open(tmp_path / "store") as store:
+        store.puts("a", b"1")
+        store.backup(tmp_path / "backup")
+    os.mkdir(tmp_path / "new")
+    castore.restore(tmp_path / "backup", tmp_path / "new")
+    with castore.open(tmp_path / "new") as store:
+        assert read(store) == {"a": b"1"}
+        assert store.check(True).clean
+
+
+# ---- bytes --------------------------------------------------------------------------------------
+
+
+def test_blocks_of_any_bytes_are_refused() -> None:
+    choose = random.Random(1)
+    for size in (0, 10, 40, 200):
+        for _ in range(50):
+            raw = b"CJNL\1\2" + choose.randbytes(size)
+            for decode in (decode_block_head, lambda raw: list(decode_entries(raw))):
+                try:
+                    decode(raw)
+                except FormatError:
+                    continue
+
+
+def test_where_each_transaction_is(folder: Path) -> None:
+    kinds = [block.head.kind for block in blocks(str(logs(folder)[0]))]
+    assert kinds[0] == Kind.HEAD
+    assert kinds[1::2] == [Kind.CHANGES] * len(VALUES)
+    assert kinds[2::2] == [Kind.DONE] * len(VALUES)
