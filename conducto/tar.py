@@ -33,7 +33,7 @@ class Limits:
     depth_max: int = 100
     extension_bytes_max: int = 64 << 10  # a pax header, a GNU long name
     extensions_max: int = 8  # of one member
-    pax_records_max: int = 8_000_000  # of all members
+    pax_records_max: int = 4_000_000  # of all members
     folders_max: int = 250_000  # as they are remembered
     entered_max: int = 500_000  # folders gone into, again where members are in no order
     link_bytes_max: int = 4095
