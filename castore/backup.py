@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ from castore.rebuild_rows import RebuildReport
 from castore.transplant import Transplanted, transplant
 
 BLOCK_BYTES = 1 << 20
+GROWTH_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,12 @@ class BackupReport:
     names: int
 
 
-def back_up(root: str, path: str, *, read_only: bool = False) -> BackupReport:
+def back_up(
+    root: str, path: str, *, read_only: bool = False, progress: Progress | None = None
+) -> BackupReport:
     """Write a backup of the index of the store in the folder `root` to a file, which is replaced in
-    one step. Raises IndexCorrupt if the index is damaged: the file stays as it was then; StoreFull,
+    one step. `progress` counts the bytes of the index three times: it is copied, read through and
+    summed. Raises IndexCorrupt if the index is damaged: the file stays as it was then; StoreFull,
     StoreIOError."""
     index_path = os.path.join(root, "index")
     path = os.path.realpath(path)
@@ -78,15 +83,21 @@ def back_up(root: str, path: str, *, read_only: bool = False) -> BackupReport:
             data = os.path.join(draft, "data.mdb")
             fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                _copy_index(index_path, fd, read_only=read_only)
+                with _growth(fd, progress):
+                    _copy_index(index_path, fd, read_only=read_only)
+                index_bytes = os.fstat(fd).st_size
+                if progress is not None:
+                    progress.set_size(3 * index_bytes)
                 # A copy that can't be read is no backup, and now is the time to find out.
                 looked = _run("look_through", index_path, path=draft)
+                if progress is not None:
+                    progress.relative_update(index_bytes)
                 if looked["damaged"]:
                     raise IndexCorrupt(
                         f"{looked['damaged']} rows of the index {index_path} are damaged, and no "
                         "backup was taken: castore check says which"
                     )
-                size = _finish(fd, root)
+                size = _finish(fd, root, progress)
             finally:
                 os.close(fd)
             os.rename(data, path)
@@ -115,7 +126,37 @@ def _run(
     return next(iter([*reports]), {})
 
 
-def _finish(fd: int, root: str) -> int:
+@contextlib.contextmanager
+def _growth(fd: int, progress: Progress | None) -> Iterator[None]:
+    """LMDB copies in one call, in another process: how far it is is seen by the file."""
+    if progress is None:
+        yield
+        return
+    ended = threading.Event()
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        grown = os.fstat(fd).st_size - counted
+        if grown > 0:  # less, where the copy begins anew
+            counted += grown
+            progress.relative_update(grown)
+
+    def watch() -> None:
+        while not ended.wait(GROWTH_SECONDS):
+            count()
+
+    thread = threading.Thread(target=watch, name="castore-backup")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    count()
+
+
+def _finish(fd: int, root: str, progress: Progress | None) -> int:
     """Write what follows the index, and make all of it durable; its size in bytes."""
     with open(os.path.join(root, CONFIG), "rb") as file:
         config = file.read(1 << 17)
@@ -124,6 +165,8 @@ def _finish(fd: int, root: str) -> int:
     checksum = xxhash.xxh3_64()
     for block in _blocks(fd, index_bytes):
         checksum.update(block)
+        if progress is not None:
+            progress.relative_update(len(block))
     checksum.update(config)
     trailer = BackupTrailer(index_bytes, len(config), time.time_ns(), checksum.intdigest())
     size = write_all(fd, [config, encode_backup_trailer(trailer)], index_bytes)

@@ -141,11 +141,11 @@ class LocalStore:
             f"the store {self.root} is open: close it, and call castore.rebuild_index",
         )
 
-    def back_up(self, path: str) -> BackupReport:
+    def back_up(self, path: str, *, progress: Progress | None) -> BackupReport:
         from castore.backup import back_up
 
         self.journal.sync()
-        return back_up(self.root, path, read_only=self._read_only)
+        return back_up(self.root, path, read_only=self._read_only, progress=progress)
 
     def stats(self) -> StoreStats:
         """From counters that every commit keeps, and the sizes of the pack files."""

@@ -196,7 +196,7 @@ class RemoteStore:
         finally:
             workers.close()
 
-    def back_up(self, path: str) -> BackupReport:
+    def back_up(self, path: str, *, progress: Progress | None) -> BackupReport:
         raise NotLocal(f"{self.root} needs no backup of its index: its names are in S3")
 
     def stats(self) -> StoreStats:

@@ -571,15 +571,16 @@ class Store:
         local store must not be open for it: see `castore.rebuild_index`. Raises StoreLocked."""
         return self._check_open().rebuild_index(progress=progress)
 
-    def backup(self, dest: StrPath) -> BackupReport:
+    def backup(self, dest: StrPath, *, progress: Progress | None = None) -> BackupReport:
         """Write a consistent copy of a local store's index, where its names are, to a file, while
-        the store is in use. Durable when this returns. See `castore.restore`.
+        the store is in use. Durable when this returns. `progress` counts bytes. See
+        `castore.restore`.
 
         Raises NotLocal on S3; IndexCorrupt, StoreFull, StoreIOError: the file is as it was then.
         """
         local = self._check_open()
         refuse_open_store_paths(dest)
-        return local.back_up(os.fspath(dest))
+        return local.back_up(os.fspath(dest), progress=progress)
 
     @property
     def closed(self) -> bool:

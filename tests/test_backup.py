@@ -55,6 +55,24 @@ def back_up(folder: Path) -> Path:
 # ---- taking one ---------------------------------------------------------------------------------
 
 
+def test_progress_of_a_backup(store: castore.Store, tmp_path: Path) -> None:
+    class Told:
+        size = done = 0
+
+        def set_size(self, size: int) -> None:
+            self.size = size
+
+        def relative_update(self, inc: int = 1) -> None:
+            assert inc > 0
+            self.done += inc
+
+    store.puts("x", b"1")
+    told = Told()
+    report = store.backup(tmp_path / "backup", progress=told)
+    assert told.done == told.size
+    assert told.size // 3 < report.bytes < told.size // 3 + 10_000  # behind it are config, trailer
+
+
 def test_a_backup_holds_every_row(folder: Path, tmp_path: Path) -> None:
     before = rows(folder)
     with castore.open(folder, read_only=True) as store:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 def backup(arguments: Namespace) -> int:
     _refuse_stream(arguments.file)
-    with open_to_read(arguments) as store:
-        report = store.backup(arguments.file)
+    with open_to_read(arguments) as store, open_progress("backup") as progress:
+        report = store.backup(arguments.file, progress=progress)
     if arguments.json:
         print_json(asdict(report))
     else:
