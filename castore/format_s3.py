@@ -18,6 +18,7 @@ import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format import (
+    CHUNK_BYTES_LIMIT,
     PACK_ID_BYTES,
     VERSION,
     PackEntry,
@@ -26,6 +27,7 @@ from castore.format import (
     encode_config,
 )
 from castore.format_index import Record, decode_record, encode_record
+from castore.model import SEGMENT_EXTENTS_MAX
 
 SESSION_ID_BYTES: Final = 8
 NONCE_BYTES: Final = 16
@@ -71,6 +73,7 @@ _MANIFEST = struct.Struct("<4sBBHIII16s16sQ")
 _CONFIG = struct.Struct("<QIIII")
 _DIRECTORY = struct.Struct("<QQI")
 MANIFEST_HEADER_BYTES: Final = _MANIFEST.size
+_SEGMENT_BYTES_LIMIT: Final = SEGMENT_EXTENTS_MAX * (CHUNK_BYTES_LIMIT + 256)
 
 
 class Place(NamedTuple):
@@ -161,11 +164,14 @@ def decode_manifest_head(raw: bytes) -> ManifestHead:
     at = record_bytes + packs * PACK_ID_BYTES
     places = [Place(*fields) for fields in _DIRECTORY.iter_unpack(body[at:])]
     record = decode_record(body[:record_bytes])
-    following = size
+    following, end = size, 0
     for place in places:
         if place.offset != following:
             raise FormatError("manifest's segments are not one behind the other")
-        following += place.length
+        # Who would write zeros for what can't be read of more than fits would never come to an end.
+        if not 0 < place.end - end <= _SEGMENT_BYTES_LIMIT:
+            raise FormatError(f"manifest's segment ends at byte {place.end} after {end}")
+        following, end = following + place.length, place.end
     if record.is_inline == bool(places) or (places and places[-1].end != record.size):
         raise FormatError(f"manifest has {len(places)} segments for {record.size} bytes")
     return ManifestHead(store_id, nonce, record, _ids(body[record_bytes:at]), places, config)
@@ -304,12 +310,15 @@ def decode_state(raw: bytes) -> GcState:
             bytes.fromhex(fields["nonce"]),
             fields["condemned"],
         )
-        known = fields["format"] == "castore-gc" and isinstance(state.version, int)
+        known = fields["format"] == "castore-gc" and type(state.version) is int
+        known = known and 0 <= state.version < 1 << 63
         whole = fields.pop("checksum") == _state_checksum(fields)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise FormatError(f"gc/state does not parse: {error!r}") from error
     if not known or state.phase not in ("idle", "condemned", "sweeping"):
-        raise FormatError(f"gc/state has phase {state.phase!r}")
+        raise FormatError(
+            f"gc/state has phase {state.phase!r} and version {str(state.version)[:40]}"
+        )
     if (state.phase == "idle") != (state.condemned is None) or not isinstance(
         state.condemned, str | None
     ):

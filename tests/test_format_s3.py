@@ -285,6 +285,21 @@ def test_every_flipped_bit_of_a_state() -> None:
             decode_state(bytes(changed))
 
 
+@pytest.mark.parametrize("version", [-1, 1 << 63, 1 << 70, True, "1", None, 1.0])
+def test_versions_that_no_state_has(version: Any) -> None:
+    with pytest.raises(FormatError):
+        decode_state(encode_state(GcState(version, "idle", NONCE)))
+
+
+@pytest.mark.parametrize("ends", [[1 << 62], [(1 << 64) - 1], [1000, 500], [1000, 1000]])
+def test_segments_of_more_than_chunks_hold(ends: list[int]) -> None:
+    """Who would put zeros in place of such an object's bytes would not come to an end."""
+    segments = [(end, b"not looked at") for end in ends]
+    record = Record(ends[-1], 5, 0o644, bytes(16), 900, manifest=1, chunks=1)
+    with pytest.raises(FormatError, match=r"segment ends at byte"):
+        decode_manifest_head(encode_manifest(CONFIG, NONCE, record, [bytes(16)], segments))
+
+
 def test_segments_that_are_not_one_behind_the_other() -> None:
     _, record, pack_ids, encoded = manifest(2)
     with pytest.raises(FormatError, match="segments for"):  # the last ends elsewhere
