@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,11 +47,14 @@ from castore.workers import Workers
 @dataclass(slots=True)
 class _Seen:
     """What the walk of the names found out: which manifests they have, and which packs these are
-    in; the sums."""
+    in; the sums. `unknown` are the packs of a manifest from which nothing is read, as their headers
+    are damaged, and `unread` the names that they take with them."""
 
     manifests: dict[int, int] = field(default_factory=dict)  # to a hash of what was checked
     faulty: dict[int, list[Faulty]] = field(default_factory=dict)
     packs: set[bytes] = field(default_factory=set)
+    unknown: defaultdict[int, set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    unread: defaultdict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list))
     sums: Totals = field(default_factory=Totals)
     names: int = 0
 
@@ -171,17 +175,21 @@ class LocalCheck:
                 self._add("pack row", "corrupt", what, pack=pack_id.hex())
             elif pack_id not in seen.packs:
                 self._garbage.suspect(pack_id, has_row=True)
-            self._check_pack(pack_id, reading, self._rows.get(pack_id, 0))
+            self._check_pack(pack_id, reading, self._rows.get(pack_id, 0), seen.unread[pack_id])
         for pack_id in self._rows.keys() - self.readings.keys():
             self.findings.missing_pack(pack_id, None)
         for pack_id, path in list_strays(os.path.join(self.root, "packs")):
             what = f"{path} is not where, or what, readers look for"
             self._add("stray", "warning", what, pack=pack_id.hex())
 
-    def _check_pack(self, pack_id: bytes, reading: PackReading, durable: int) -> None:
+    def _check_pack(
+        self, pack_id: bytes, reading: PackReading, durable: int, unread: list[str]
+    ) -> None:
         pack = pack_id.hex()
         for fault in reading.faults:
-            self._add("pack", "corrupt", f"pack {pack}: {fault}", pack=pack)
+            self.findings.add(
+                Problem("pack", "corrupt", f"pack {pack}: {fault}", tuple(unread), pack=pack)
+            )
         for offset, fault in reading.bad.items():
             if offset >= durable:
                 continue  # no name needs what was never made durable, and a crash leaves it torn
@@ -221,6 +229,8 @@ class LocalCheck:
             else:
                 for faulty in self._manifest(txn, record, seen):
                     self._note(faulty, name)
+                for pack_id in seen.unknown.get(record.manifest, ()):
+                    seen.unread[pack_id].append(name)
 
     def _manifest(self, txn: Snapshot, record: Record, seen: _Seen) -> list[Faulty]:
         """What is wrong with the record's manifest, which it may share with other names."""
@@ -245,6 +255,10 @@ class LocalCheck:
                     with contextlib.suppress(FormatError):  # that is for who decodes it to say
                         segment = decode_segment(raw, verify=False)
                         seen.packs.update(segment.packs)
+                        for pack_id in segment.packs:
+                            reading = self.readings.get(pack_id)
+                            if reading is not None and not reading.known:
+                                seen.unknown[manifest].add(pack_id)
                         if bytes(key) != segment_key(manifest, segment.end):
                             what = f"a segment of manifest {manifest} has a damaged key"
                             self._add("segment", "corrupt", what)

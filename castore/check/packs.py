@@ -47,7 +47,8 @@ class PackReading:
     is what else is wrong with the pack. An `unsealed` pack has no whole footer, as its writer
     lives, or ended without; its last bytes, from `end` on, are then nobody's. All is accounted for
     up to `intact`: where the frames end, or where the pack does, if its footer is whole. `surplus`
-    bytes are behind a footer, where castore writes nothing."""
+    bytes are behind a footer, where castore writes nothing. With a damaged header it is not
+    `known` for the pack that it is: a local store reads nothing from it."""
 
     pack_id: bytes
     size: int
@@ -58,6 +59,7 @@ class PackReading:
     end: int = 0
     intact: int = 0
     surplus: int = 0
+    known: bool = True
 
     @property
     def damaged(self) -> bool:
@@ -92,6 +94,7 @@ def read_pack(
             reading.faults.append("its header is another pack's, or another store's")
     except (FormatError, UnsupportedFormat) as error:
         reading.faults.append(str(error))
+    reading.known = not reading.faults
     entries = _footer(read, size)
     if entries is not None:
         _compare(reading, read, entries, headers=headers)
