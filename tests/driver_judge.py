@@ -27,14 +27,15 @@ def look(driver: Driver, step: int) -> None:
     choose = random.Random(f"look {driver.seed} {step}")
     store, model = driver.store, driver.model
     names = model.names()
-    assert list(store.names()) == names
+    found = list(store.names())
+    assert found == names, (sorted({*found} - {*names}), sorted({*names} - {*found}))
     some = names if step % EVERY == 0 else choose.sample(names, min(NAMES_LOOKED_AT, len(names)))
     for name in some:
         look_at(driver, choose.choice([driver.store, driver.other]), name, choose)
     infos = {info.name: info for info in store.list()}
-    assert {name: info.size for name, info in infos.items()} == {
-        name: len(thing.data) for name, thing in model.things.items()
-    }
+    sizes = {name: info.size for name, info in infos.items()}
+    wrong = {n: size for n, size in sizes.items() if size != len(model.things[n].data)}
+    assert not wrong, (wrong, [model.things[name] for name in wrong])
     for name in some:
         assert infos[name] == store.info(name)
     check(driver)

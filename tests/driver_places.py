@@ -169,6 +169,11 @@ class Place:
         """What another process needs to use the store."""
         return {"url": self.url, "settings": asdict(self.settings)}
 
+    def flip(self, choose: random.Random) -> None:
+        """One bit of one pack, if there is one; nobody has the store open, and no machine keeps
+        a copy of the frame."""
+        raise NotImplementedError
+
     def close(self) -> None:
         context.close_stores()
         self.patches.close()
@@ -182,6 +187,12 @@ class LocalPlace(Place):
         self.root = folder / "base" / "default" / "store"  # where conducto looks, too
         self.root.parent.mkdir(parents=True)
         self.url = str(self.root)
+
+    def flip(self, choose: random.Random) -> None:
+        packs = sorted(self.root.glob("packs/*/*.pack"))
+        if packs:
+            path = choose.choice(packs)
+            path.write_bytes(_flipped(path.read_bytes(), choose))
 
 
 class MemoryPlace(Place):
@@ -201,6 +212,14 @@ class MemoryPlace(Place):
         _cloud(self.patches, "memory", "identity")
         with Bucket(parse_settings(self.url)) as bucket:
             bucket.put("castore.json", _config(settings), idempotent=True)
+
+    def flip(self, choose: random.Random) -> None:
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        packs = [key for key in sorted(self.server.objects) if "/packs/" in key]
+        if packs:
+            key = choose.choice(packs)
+            stored = self.server.objects[key]
+            self.server.objects[key] = stored._replace(body=_flipped(stored.body, choose))
 
     def acting(self, actor: Actor) -> AbstractContextManager[None]:
         """What is opened in the block is that actor's."""
@@ -226,6 +245,13 @@ class ServerPlace(Place):
         _cloud(self.patches, bucket, "identity")
         with Bucket(parse_settings(self.url)) as made:
             made.put("castore.json", _config(settings), idempotent=True)
+
+
+def _flipped(raw: bytes, choose: random.Random) -> bytes:
+    damaged = bytearray(raw)
+    bit = choose.randrange(8 * len(raw))
+    damaged[bit >> 3] ^= 1 << (bit & 7)
+    return bytes(damaged)
 
 
 def _cloud(patches: Patches, bucket: str, identity: str) -> None:
