@@ -268,7 +268,7 @@ def test_errors_name_what_the_user_knows(run, bare, monkeypatch, tmp_path):
 
     monkeypatch.setattr(os, "open", denied)
     new = bare("-r", missing, "put", "-", "name", stdin=b"x")
-    assert new.err == f"castore: {missing}: Permission denied\n"
+    assert new.err.startswith(f"castore: no permission for {missing}: ")
     assert [store.code, backup.code, on_s3.code, new.code] == [10, 1, 1, 12]
 
 
