@@ -172,6 +172,7 @@ def test_nothing_acknowledged_is_lost_in_500_images(tmp_path: Path) -> None:
         check_images(tmp_path, seed, count=50, steps=60)
 
 
+@pytest.mark.damages_store("what was not synced is lost")
 @pytest.mark.parametrize("sync", WITHOUT)
 def test_each_sync_is_needed(tmp_path: Path, sync: str) -> None:
     """Without it, an image shows a loss: which is also what says that images are made right."""

@@ -193,6 +193,7 @@ def test_every_byte_of_a_pack_header_and_a_frame(path: Path, tmp_path: Path) -> 
     pack.write_bytes(original)
 
 
+@pytest.mark.damages_store("a pack is damaged")
 def test_one_damaged_chunk_costs_one_chunk(path: Path, tmp_path: Path) -> None:
     """What does not touch it can be read, and the error says where it is."""
     with castore.open(path, cache_bytes=0) as store:
@@ -224,6 +225,7 @@ def test_one_damaged_chunk_costs_one_chunk(path: Path, tmp_path: Path) -> None:
             assert reading.read() == CONTENTS["noise"][50_000:]
 
 
+@pytest.mark.damages_store("a pack is damaged")
 def test_damage_in_large_reads_of_several_threads(tmp_path: Path) -> None:
     data = noise(20 << 20, 9)
     with castore.open(tmp_path / "store", threads=4) as store:

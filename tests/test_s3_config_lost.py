@@ -58,6 +58,7 @@ VERBS: dict[str, Callable[[str], object]] = {
 }
 
 
+@pytest.mark.damages_store("castore.json is taken away")
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_verb_makes_another_store_of_it(verb: str, moto_server: Server, bucket: Bucket) -> None:
     made(moto_server)
@@ -68,6 +69,7 @@ def test_no_verb_makes_another_store_of_it(verb: str, moto_server: Server, bucke
     assert [entry.key for entry in bucket.list()] == before
 
 
+@pytest.mark.damages_store("castore.json is taken away")
 @pytest.mark.parametrize("guard", [None, "sha256"])
 @pytest.mark.parametrize("left", ["all", "only names", "only inline", "only packs"])
 def test_it_is_made_again(
@@ -143,6 +145,7 @@ def test_while_it_is_open(moto_server: Server, bucket: Bucket) -> None:
     is_whole(moto_server)
 
 
+@pytest.mark.damages_store("castore.json is taken away")
 def test_a_few_of_another_store_do_not_count(moto_server: Server, bucket: Bucket) -> None:
     config = made(moto_server)
     with castore.open(moto_server.url("other")) as other:
@@ -163,6 +166,7 @@ def test_a_few_of_another_store_do_not_count(moto_server: Server, bucket: Bucket
         mend_config(bucket)
 
 
+@pytest.mark.damages_store("castore.json is taken away")
 def test_what_says_nothing_of_it(moto_server: Server, bucket: Bucket) -> None:
     made(moto_server)
     for entry in list(bucket.list("packs/")) + list(bucket.list("names/")):
