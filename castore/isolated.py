@@ -171,5 +171,8 @@ def _main(task: str, arguments: str, writing: int) -> None:
             message = str(error) if isinstance(error, CastoreError) else f"{path}: {error.strerror}"
             kind = type(error).__name__
             report({"raised": kind, "message": message, "errno": code, "path": str(path)})
+        except MemoryError:
+            message = "there is not enough memory for it: raise ulimit -v"
+            report({"raised": "StoreIOError", "message": message, "errno": errno.ENOMEM})
         else:
             report({"ended": True})

@@ -5,6 +5,7 @@
 #   bash tests/sanitize.sh [SECONDS]      PYTHON=... and CC=gcc or clang choose what with
 set -euo pipefail
 cd "$(dirname "$0")/.."
+here=$PWD
 python=${PYTHON:-python} cc=${CC:-gcc}
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
@@ -23,5 +24,7 @@ export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 "$python" -c 'import castore, castore._native as n; assert castore.__file__.startswith("'"$copy"'"), castore; print(n.variants())'
 "$python" -m pytest -q -p no:cacheprovider \
     tests/test_native.py tests/test_mapping.py tests/test_chunker.py tests/test_codec.py
-unset LD_PRELOAD PYTHONMALLOC
+
+unset LD_PRELOAD PYTHONMALLOC PYTHONPATH
+cd "$here"
 "$python" tests/fuzz_decoders.py "${1:-60}"

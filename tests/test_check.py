@@ -7,8 +7,10 @@ import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from stores import change_rows, contents, fill, flip, packs, read, rows, small
@@ -360,6 +362,23 @@ def test_a_process_that_lmdb_kills(number: signal.Signals, monkeypatch: pytest.M
         dies("import os; os.kill(os.getpid(), 9)")
     with pytest.raises(StoreIOError, match="ended with status 3"):
         dies("import sys; sys.exit(3)")
+
+
+def test_a_child_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def eat(_: isolated.Report) -> None:
+        raise MemoryError
+
+    module = ModuleType("hungry")
+    monkeypatch.setattr(module, "eat", eat, raising=False)
+    monkeypatch.setitem(sys.modules, "hungry", module)
+    reading, writing = os.pipe()
+    isolated._main("hungry:eat", "{}", writing)
+    with os.fdopen(reading) as told:
+        error = isolated._raised(json.loads(told.read()))
+    assert (type(error), str(error)) == (
+        StoreIOError,
+        "there is not enough memory for it: raise ulimit -v",
+    )
 
 
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
