@@ -32,6 +32,7 @@ from castore.format import (
 )
 from castore.format_index import INLINE_BYTES_LIMIT
 
+ETAG_SEED = 0x9E3779B97F4A7C15
 BLOCK_COMPRESS_MIN = 1024  # bytes of a journal's block
 
 _thread = threading.local()
@@ -55,6 +56,28 @@ class Frame(NamedTuple):
 def chunk_id_of(raw: bytes | memoryview, seed: int) -> bytes:
     """xxh3-128 of the raw bytes, seeded with the store's seed, in canonical byte order."""
     return _digest(raw, seed)
+
+
+class ChunksEtag:
+    """The etag of an object that has chunks: of their ids, in order. Its seed is another than that
+    of inline objects' etags, or one whose bytes are chunk ids would have the etag of the object
+    that has these chunks."""
+
+    __slots__ = ("_former", "_hash")
+
+    def __init__(self, seed: int) -> None:
+        self._hash = xxhash.xxh3_128(seed=seed ^ ETAG_SEED)
+        self._former = xxhash.xxh3_128(seed=seed)  # as castore wrote it until November 2026
+
+    def update(self, chunk_id: bytes) -> None:
+        self._hash.update(chunk_id)
+        self._former.update(chunk_id)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+    def matches(self, etag: bytes) -> bool:
+        return etag in (self._hash.digest(), self._former.digest())
 
 
 def guarded_id(sha256: bytes, seed: int) -> bytes:

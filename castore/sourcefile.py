@@ -20,7 +20,7 @@ import xxhash
 
 from castore.catalog.operations import Draft
 from castore.chunker import Chunker
-from castore.codec import chunk_id_of, guarded_id, sha256_of
+from castore.codec import ChunksEtag, chunk_id_of, guarded_id, sha256_of
 from castore.errors import SourceChanged
 from castore.fileio import of_file
 from castore.format import StoreConfig
@@ -116,7 +116,7 @@ def has_content(
     if inline:
         raw = os.pread(fd, size + 1, 0)
         return len(raw) == size and chunk_id_of(raw, config.seed) == etag
-    found = xxhash.xxh3_128(seed=config.seed)
+    found = ChunksEtag(config.seed)
     buffer = bytearray()
     at, final = 0, False
     while not final:
@@ -130,7 +130,7 @@ def has_content(
                 found.update(_chunk_id(view[used:end], config))
                 used = end
         del buffer[:used]
-    return at == size and found.digest() == etag
+    return at == size and found.matches(etag)
 
 
 def _chunk_id(raw: memoryview, config: StoreConfig) -> bytes:

@@ -17,10 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-import xxhash
-
 from castore.catalog.operations import Draft
-from castore.codec import Frame, chunk_id_of, encode_inline, guarded_id, sha256_of
+from castore.codec import ChunksEtag, Frame, chunk_id_of, encode_inline, guarded_id, sha256_of
 from castore.errors import SourceChanged
 from castore.fileio import of_file
 from castore.format_index import Record, SegmentBuilder
@@ -68,7 +66,7 @@ class ObjectWriter:
         self._batches: deque[_Batch] = deque()
         self._encoding: set[bytes] = set()  # chunks on their way to a pack
         self._segment = SegmentBuilder(0)
-        self._etag = xxhash.xxh3_128(seed=self._seed)
+        self._etag = ChunksEtag(self._seed)
         self._chunks = 0
         self._stored_bytes = 0
 

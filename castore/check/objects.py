@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import xxhash
-
 from castore.check.packs import PackReading
-from castore.codec import chunk_id_of, decode_inline
+from castore.codec import ChunksEtag, chunk_id_of, decode_inline
 from castore.errors import FormatError, InvalidName
 from castore.format import PackEntry
 from castore.format_index import Record, decode_segment
@@ -51,7 +49,7 @@ def manifest_faults(
     """All that is wrong with an object that has extents: the segments must decode, follow each
     other, and add up to what the record says, and each extent's frame be in its pack."""
     end = chunks = 0
-    etag = xxhash.xxh3_128(seed=seed)
+    etag = ChunksEtag(seed)
     whole = True
     for raw in raw_segments:
         try:
@@ -75,7 +73,7 @@ def manifest_faults(
             f"its segments have {end} bytes in {chunks} chunks, not {record.size} in "
             f"{record.chunks}"
         )
-    elif whole and etag.digest() != record.etag:
+    elif whole and not etag.matches(record.etag):
         # How many bytes are stored may have changed: a collector leads extents to another frame
         # of the same chunk, which another level may have made.
         yield Faulty("its segments do not match its etag")

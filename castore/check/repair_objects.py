@@ -22,7 +22,7 @@ from castore.check.objects import inline_fault, manifest_faults, name_fault
 from castore.check.repair_packs import PackRepair
 from castore.check.report import CheckReport, Problem
 from castore.check.salvage import PREFIX, hashed_name, note, salvage
-from castore.codec import decode_frame
+from castore.codec import ChunksEtag, decode_frame
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format import StoreConfig
 from castore.format_index import (
@@ -256,7 +256,7 @@ class ObjectRepair:
         """A record for a manifest that is whole."""
         if not segments:
             return None
-        etag = xxhash.xxh3_128(seed=self._config.seed)
+        etag = ChunksEtag(self._config.seed)
         end = stored_bytes = chunks = 0
         for raw in segments:
             if not decodes(raw, manifest) or (segment := decode_segment(raw)).begin != end:
