@@ -231,10 +231,6 @@ def test_damaged_rows(folder: Path, table: bytes) -> None:
     damaged = found[key][:6] + bytes([found[key][6] ^ 1]) + found[key][7:]
     change_rows(folder, table, {key: damaged})
     report = check(folder, False)
-    if table == b"packs":  # the time at which it was made: nobody can tell
-        assert report.clean
-        change_rows(folder, table, {key: found[key][:-1]})
-        report = check(folder, False)
     assert report.exit_code == 13
     kind = {
         b"names": "record",
@@ -264,7 +260,7 @@ def test_missing_rows(folder: Path) -> None:
 def test_a_record_that_does_not_fit_its_manifest(folder: Path) -> None:
     raw = rows(folder)[b"names"][b"n/01"]
     record = decode_record(raw)
-    for changed in ({"chunks": record.chunks + 1}, {"etag": bytes(16)}, {"stored_bytes": 9}):
+    for changed in ({"chunks": record.chunks + 1}, {"etag": bytes(16)}):
         other = encode_record(record._replace(**changed))  # type: ignore[arg-type]
         change_rows(folder, b"names", {b"n/01": other})
         report = check(folder, False)
@@ -284,7 +280,7 @@ def test_config(folder: Path) -> None:
         config.replace(b"\n", b" "),
     ):
         path.write_bytes(changed)
-        assert check(folder, False).exit_code == 13, changed
+        assert main(["-r", str(folder), "check"]) == 13, changed
     path.write_bytes(config[:-9])
     with pytest.raises(FormatError):
         check(folder, False)
