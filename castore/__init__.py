@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from castore.model import ObjectInfo, RangePlan, StoreStats
     from castore.store import Store, Transaction
     from castore.store import open_store as open
-    from castore.upkeep import check_store, rebuild_index, restore
+    from castore.upkeep import check_store, compact_index, rebuild_index, restore
 
 __all__ = [
     "CastoreError",
@@ -33,6 +33,7 @@ __all__ = [
     "Transaction",
     "__version__",
     "check_store",
+    "compact_index",
     "errors",
     "open",
     "rebuild_index",
@@ -51,6 +52,7 @@ _HOMES = {
     "Transaction": "store",
     "check_store": "upkeep",
     "open": "store",
+    "compact_index": "upkeep",
     "rebuild_index": "upkeep",
     "restore": "upkeep",
 }

@@ -33,7 +33,7 @@ from castore.errors import (
     UnsupportedFormat,
 )
 from castore.fileio import of_file, sync_folder, write_all
-from castore.folder import CONFIG, INDEX_BYTES_MIN, alone, read_config
+from castore.folder import CONFIG, INDEX_BYTES_MIN, alone, check_index_in_place, read_config
 from castore.format import (
     BACKUP_TRAILER_BYTES,
     BackupTrailer,
@@ -45,7 +45,7 @@ from castore.format import (
 from castore.index import Index
 from castore.journal_reading import read_journal
 from castore.model import Progress
-from castore.rebuild import Sources, put_config, replace_index
+from castore.rebuild import DRAFT, Sources, put_config, replace_index, take_place
 from castore.rebuild_rows import RebuildReport
 from castore.transplant import Transplanted, transplant
 
@@ -60,6 +60,15 @@ class BackupReport:
     path: str
     bytes: int
     names: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompactReport:
+    """How many names an index has, and how large its file was and is, in bytes."""
+
+    names: int
+    bytes_before: int
+    bytes_after: int
 
 
 def back_up(
@@ -172,6 +181,33 @@ def _finish(fd: int, root: str, progress: Progress | None) -> int:
     size = write_all(fd, [config, encode_backup_trailer(trailer)], index_bytes)
     os.fsync(fd)
     return size
+
+
+def compact(root: str) -> CompactReport:
+    """Give back what the index of the store in the folder `root` keeps of pages that are free: it
+    is copied without them, read through, and takes the old one's place. Raises StoreLocked while
+    anybody has the store open; IndexCorrupt, StoreFull, StoreIOError: nothing was changed."""
+    index_path = os.path.join(root, "index")
+    draft = os.path.join(root, DRAFT + os.urandom(6).hex())
+    with _errors_of(root), alone(root):
+        check_index_in_place(root)
+        before = os.path.getsize(os.path.join(index_path, "data.mdb"))
+        try:
+            os.mkdir(draft, 0o700)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            fd = os.open(os.path.join(draft, "data.mdb"), flags, 0o600)
+            try:
+                _copy_index(index_path, fd, read_only=False)
+                looked = _run("look_through", index_path, path=draft)
+                os.fsync(fd)
+                after = os.fstat(fd).st_size
+            finally:
+                os.close(fd)
+            shutil.rmtree(take_place(root, draft))
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    return CompactReport(looked["names"], before, after)
 
 
 # ---------------------------------------------------------------- restoring

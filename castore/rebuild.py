@@ -117,7 +117,7 @@ def replace_index(
             index.flush()
         finally:
             index.close()
-        report.kept = _take_place(root, draft)
+        report.kept = take_place(root, draft)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -284,7 +284,7 @@ def put_config(root: str, raw: bytes) -> None:
 # ---------------------------------------------------------------- taking its place
 
 
-def _take_place(root: str, draft: str) -> str:
+def take_place(root: str, draft: str) -> str:
     """The draft becomes the index; where the old one is then. If only the first of the two renames
     happens, the store says that its index is gone, and another restore goes on from there."""
     sync_folder(draft)

@@ -13,6 +13,7 @@ from castore.urls import local_folder
 from castore.workers import usable_cores
 
 if TYPE_CHECKING:
+    from castore.backup import CompactReport
     from castore.check import CheckReport
     from castore.rebuild_rows import RebuildReport
 
@@ -47,6 +48,15 @@ def rebuild_index(
     from castore.rebuild import rebuild_local
 
     return rebuild_local(local_path(store), progress=progress)
+
+
+def compact_index(store: StrPath) -> CompactReport:
+    """Make the file of a local store's index as small as what is in it; it does not shrink by
+    itself. Raises StoreLocked while the store is in use; IndexCorrupt, StoreFull, StoreIOError:
+    nothing was changed then."""
+    from castore.backup import compact
+
+    return compact(local_path(store))
 
 
 def check_store(

@@ -375,13 +375,13 @@ def test_rows_come_back_from_packs(folder: Path, footers: bool) -> None:
     change_rows(folder, b"meta", {b"totals": None})
     [path] = packs(folder)
     if not footers:
-        size = int.from_bytes(before[b"packs"][pack][8:], "little")
+        size = int.from_bytes(before[b"packs"][pack][8:16], "little")
         os.truncate(path, size)
     report = castore.rebuild_index(folder)
     assert report.chunk_rows_added == len(chunks)
     after = rows(folder)
     assert {**after, b"packs": {}} == {**before, b"packs": {}}
-    assert after[b"packs"][pack][8:] == before[b"packs"][pack][8:]  # its time is the file's now
+    assert after[b"packs"][pack][8:16] == before[b"packs"][pack][8:16]  # its time is the file's now
 
 
 def test_rows_that_lead_astray_are_replaced(folder: Path) -> None:
@@ -550,3 +550,22 @@ def test_the_bytes_of_a_trailer() -> None:
     for size in (8192, 8192 + 300 + len(raw) + 1):
         with pytest.raises(FormatError):
             decode_backup_trailer(raw, size)
+
+
+def test_a_compacted_index_has_all_and_is_small(folder: Path) -> None:
+    data = folder / "index/data.mdb"
+    with castore.open(folder) as store:
+        with store.transaction() as transaction:
+            for i in range(400):
+                transaction.puts(f"small/{i}", b"1" * 3000 + b"%d" % i)
+        store.delete_prefix("small/")
+        with pytest.raises(StoreLocked):
+            castore.compact_index(folder)
+    before, size = rows(folder), data.stat().st_size
+    assert main(["-r", str(folder), "index", "compact"]) == 0
+    assert data.stat().st_size < size / 2
+    assert rows(folder) == before
+    assert not list(folder.glob("index.*"))
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        store.puts("more", b"1")

@@ -544,17 +544,18 @@ def _index(verbs: Verbs) -> None:
         verbs,
         "index",
         "backups:index",
-        "rebuild",
+        "rebuild|compact",
         "make the index anew from the packs",
         """
   index rebuild        a local store: the rows of chunks and packs, from the packs' footers; names
                        are kept, and those that the index lost come from the journal, castore.json
                        as well. On S3: this machine's cache, and the hints for other machines.
+  index compact        a local store: make the file of the index as small as what is in it.
 A local store must not be in use. What was there is kept beside it.
 """,
     )
     _names_all(verb)
-    verb.add_argument("action", choices=["rebuild"], metavar="rebuild")
+    verb.add_argument("action", choices=["rebuild", "compact"], metavar="rebuild|compact")
 
 
 _VERBS = (

@@ -50,6 +50,15 @@ def _refuse_stream(path: str) -> None:
 def index(arguments: Namespace) -> int:
     import castore
 
+    if arguments.action == "compact":
+        with places_refused():
+            compacted = castore.compact_index(store_path(arguments))
+        if arguments.json:
+            print_json(asdict(compacted))
+        else:
+            sizes = (human_size(compacted.bytes_before), human_size(compacted.bytes_after))
+            print_line(f"{counted(compacted.names, 'name')}, {sizes[0]} before, {sizes[1]} now")
+        return exits.OK
     with places_refused(), open_progress("packs") as progress:
         report = castore.rebuild_index(store_path(arguments), progress=progress)
     return _print(report, arguments)
