@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import driver_judge as judge
 from driver_model import Thing, now_after
 
 import castore
-from castore.errors import ChunkCorrupt, FormatError, PackMissing
+from castore.errors import ChunkCorrupt, FormatError, PackMissing, UnclaimedData
 
 if TYPE_CHECKING:
     from driver import Driver
@@ -128,15 +131,20 @@ def backup(driver: Driver) -> str:
 
 
 def restore(driver: Driver) -> str:
-    """A backup, perhaps an older one: the names are those of then. Of what was collected since it
-    is said that it is lost."""
+    """A backup, perhaps an older one. Over an index that is whole, the names are those of then, and
+    nothing is collected until that is accepted; where the index is lost, those since come from the
+    journal. Of what was collected since it is said that it is lost."""
     if not driver.backups:
         return backup(driver)
     path, model = driver.choose.choice(driver.backups)
-    driver.say(f"restore {path.name}")
+    by_force = driver.choose.random() < 0.5
+    driver.say(f"restore {path.name} {'by force' if by_force else 'as the index is lost'}")
     driver.close_all()
-    report = castore.restore(path, driver.place.url, force=True)
-    driver.model.things = dict(model.things)
+    if by_force:
+        driver.model.things = dict(model.things)
+    else:
+        shutil.rmtree(Path(driver.place.url) / "index")
+    report = castore.restore(path, driver.place.url, force=by_force)
     driver.open_all()
     assert set(report.lost) <= driver.model.things.keys()
     for name in report.lost:
@@ -147,6 +155,11 @@ def restore(driver: Driver) -> str:
             del driver.model.things[name]
         else:
             raise AssertionError(f"{name!r} is said to be lost, and can be read")
+    if by_force and driver.store.check().problems:
+        with contextlib.suppress(UnclaimedData):
+            driver.store.gc()
+            raise AssertionError("a collection takes what a backup does not know of")
+        driver.store.gc(accept_unclaimed=True)
     return ""
 
 
@@ -154,6 +167,9 @@ def rebuild(driver: Driver) -> str:
     driver.say("index rebuild")
     if driver.place.kind == "local":
         driver.close_all()
+        root = Path(driver.place.url)
+        if driver.choose.random() < 0.5 and any(root.glob("journal/*")):
+            shutil.rmtree(root / "index")
         report = castore.rebuild_index(driver.place.url)
         driver.open_all()
     else:
