@@ -9,7 +9,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -50,6 +49,7 @@ class Transaction:
         self.deleted = 0  # names deleted, once it is committed
         self._session = session
         self._record = record
+        self._new_mode: int | None = None
         self._operations: list[Operation] = []
         self._open = True
         self._storing = threading.RLock()  # a session is for one thread at a time
@@ -236,9 +236,13 @@ class Transaction:
         else:
             self.abort()
 
-    @cached_property
+    @property
     def _mode(self) -> int:
-        return new_file_mode()
+        # No cached_property: before Python 3.12 that has a lock of its own, which a fork in another
+        # thread leaves taken in the child for good.
+        if self._new_mode is None:
+            self._new_mode = new_file_mode()
+        return self._new_mode
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:

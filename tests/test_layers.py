@@ -94,3 +94,11 @@ def test_the_public_names_are_there() -> None:
         assert getattr(castore, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = castore.nothing
+
+
+def test_no_lock_is_hidden_in_what_a_put_uses() -> None:
+    """cached_property has one before Python 3.12, of the class: a fork while another thread is in
+    it leaves it taken in the child for good. A repair is no part of a put."""
+    assert files_with(r"\bcached_property\b.*import|import .*\bcached_property\b") <= {
+        "castore/check/repair_remote.py"
+    }
