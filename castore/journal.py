@@ -16,6 +16,9 @@ journal, such as a copy that somebody put back: there is no other sign of names 
 index, in short read transactions. Others commit meanwhile; what the snapshot has of that is in the
 new log, too, which is applied to it: so it comes out right. Older generations go after that. Until
 it is written, the older ones, then the new log, are what a rebuild reads.
+
+A collection rotates, and in a store that nobody collects the put after which the log has grown to
+several times its snapshot (`bound`): what a snapshot costs was written before.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ UNCLAIMED: Final = b"unclaimed"
 PIECE_BYTES = 1 << 20  # of entries in one block
 TAIL_BYTES_MAX = 1 << 20  # looked at, of what others appended
 LOG_BYTES_MIN = 1 << 20  # a log is kept up to this, or up to the size of its snapshot
+LOG_BYTES_MAX = 64 << 20  # nor does a put let it grow past this, or past some of its snapshot
+SNAPSHOTS_MAX = 4
 ROWS_AT_CLOSE_MAX = 20_000  # a snapshot of them takes a moment
 FOLDER = "journal"
 _NAME = re.compile(r"([0-9a-f]{16})\.(log|snapshot)")
@@ -81,6 +86,7 @@ class Journal:
         )
         self._dirty = False
         self._lacking = False  # it was found to lack something, or could not be written
+        self._log_bytes_max = 0  # where `bound` looks next
         # Before a descriptor is closed that another thread may be writing to.
         self._lock = ForkLock(Rank.LEAF)
         forks.register(self)
@@ -175,20 +181,40 @@ class Journal:
 
     # ------------------------------------------------------------ generations
 
-    def rotate(self, index: Index) -> None:
+    def bound(self, index: Index) -> None:
+        """After a commit, with nothing held: rotate if the log has outgrown its snapshot. The
+        commit is done whatever comes of it, and what failed is not tried again before the log has
+        grown by as much."""
+        with self._lock:
+            if self._known is None or self._known[1] <= self._log_bytes_max:
+                return
+            place, size = self._known
+            limit = max(LOG_BYTES_MAX, SNAPSHOTS_MAX * _snapshot_bytes(self.folder))
+            grown = size > limit
+            self._log_bytes_max = size + limit if grown else limit
+        if grown:
+            with contextlib.suppress(OSError, CastoreError):
+                self.rotate(index, only=place.generation)
+
+    def rotate(self, index: Index, *, only: int | None = None) -> None:
         """Begin a new generation with a snapshot of all that is in the index, and remove the older
-        ones. If a row does not decode, they stay: they may have what it was. Raises StoreFull,
-        StoreIOError, CommitUnknown."""
+        ones. If a row does not decode, they stay: they may have what it was. With `only`, nothing
+        is done if another generation is there by now, or if the index is known to lack what the
+        journal has. Raises StoreFull, StoreIOError, CommitUnknown."""
         try:
-            self._rotate(index)
+            self._rotate(index, only)
         except OSError as error:
             if isinstance(error, CastoreError):
                 raise
             raise storage_error(error, self.folder) from error
 
-    def _rotate(self, index: Index) -> None:
+    def _rotate(self, index: Index, only: int | None) -> None:
         with index.write_gate, index.errors, index.begin() as txn, self._lock:
             place = self._decoded(txn.get(PLACE, db=index.meta))
+            if only is not None and (
+                place.generation != only or txn.get(UNCLAIMED, db=index.meta) is not None
+            ):
+                return
             known = generations(self.folder)
             generation = max([place.generation, *known]) + 1
             place = self._begin(generation, place.seq, is_empty=False)
@@ -205,6 +231,10 @@ class Journal:
         except FileNotFoundError:
             if max(generations(self.folder), default=0) > generation:
                 return  # somebody else rotated meanwhile, and took it for a leftover
+            raise
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):  # on a full disk others need the room
+                os.unlink(draft)
             raise
         sync_folder(self.folder)
         _remove_before(self.folder, generation)
@@ -233,10 +263,16 @@ class Journal:
         """The end of this process's part. What the journal was found to lack, it gets now, unless
         that would take long: then a collection does it."""
         with contextlib.suppress(OSError, CastoreError):  # the store is whole without it
-            if self._lacking and _may_rotate(index):
+            if (self._lacking or self._has_grown()) and _may_rotate(index):
                 self.rotate(index)
             self.sync()
         self._let_go()
+
+    def _has_grown(self) -> bool:
+        """By what this process appended: a store that is only read is left alone."""
+        known = self._known
+        limit = max(LOG_BYTES_MIN, SNAPSHOTS_MAX * _snapshot_bytes(self.folder))
+        return known is not None and known[1] > limit
 
     def after_fork_in_child(self) -> None:
         self._let_go()
@@ -258,6 +294,7 @@ class Journal:
 
     def _adopt(self, fd: int) -> None:
         self._fd = fd
+        self._log_bytes_max = LOG_BYTES_MAX
         status = os.fstat(fd)
         self._file = status.st_dev, status.st_ino
 
@@ -370,6 +407,14 @@ def generations(folder: str) -> list[int]:
     except FileNotFoundError:
         return []
     return sorted({int(match[1], 16) for match in map(_NAME.fullmatch, names) if match})
+
+
+def _snapshot_bytes(folder: str) -> int:
+    """Of the newest one that there is."""
+    for generation in reversed(generations(folder)):
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(snapshot_path(folder, generation)).st_size
+    return 0
 
 
 def journal_bytes(folder: str) -> int:

@@ -207,6 +207,7 @@ class LocalSession(WriteSession):
         deleted = self._attempt(lambda: self._catalog.commit(self._batch, operations))
         self._packs.release(self._placement)
         self.close()
+        self._catalog.bound_journal()
         return deleted
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -22,6 +23,7 @@ from castore.cli import main
 from castore.errors import FormatError, IndexCorrupt, StoreFull, UnclaimedData
 from castore.format_journal import Kind, decode_block_head, decode_entries
 from castore.index import Index
+from castore.journal import Journal
 from castore.journal_reading import blocks, read_journal
 
 VALUES = contents()
@@ -196,6 +198,114 @@ def test_a_collection_begins_it_anew_when_it_has_grown(
         )
         store.puts("later", b"1")
     assert rebuilt(folder) == {**VALUES, "later": b"1"}
+
+
+@pytest.fixture
+def low(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs are small already when puts begin them anew."""
+    monkeypatch.setattr("castore.journal.LOG_BYTES_MAX", 20_000)
+
+
+def rotations(monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> list[int]:
+    """The generations that were begun anew from now on, by length of the log."""
+    whole, found = Journal._rotate, list[int]()
+
+    def rotate(self: Journal, index: Index, only: int | None) -> None:
+        found.append(logs(Path(self.folder).parent)[-1].stat().st_size)
+        if fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(self, index, only)
+
+    monkeypatch.setattr(Journal, "_rotate", rotate)
+    return found
+
+
+def test_a_store_that_is_never_collected(
+    folder: Path, low: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One name that is overwritten for ever: the journal stays as small as what it stands for, and
+    as much was written before each snapshot as that takes."""
+    found = rotations(monkeypatch)
+    largest = 0
+    with castore.open(folder) as store:
+        store.puts("key", random.Random(0).randbytes(3000))
+        for turn in range(150):
+            store.puts("key", random.Random(turn).randbytes(3000))
+            largest = max(largest, store.stats().journal_bytes)
+        snapshot = next((folder / "journal").glob("*.snapshot")).stat().st_size
+        limit = max(20_000, 4 * snapshot)
+        assert 2 <= len(found) <= 150 * 3200 / limit + 1
+        assert all(limit < size < limit + 7000 for size in found[1:])
+        assert largest < limit + snapshot + 7000
+        value = random.Random(149).randbytes(3000)
+        assert read(store) == {**VALUES, "key": value}
+    assert rebuilt(folder) == {**VALUES, "key": value}
+
+
+def test_what_a_put_can_not_begin_anew_is_not_tried_at_each(
+    folder: Path, low: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It succeeds all the same."""
+    with castore.open(folder) as store:
+        with monkeypatch.context() as patched:
+            found = rotations(patched, fails=True)
+            for turn in range(30):
+                store.puts("key", random.Random(turn).randbytes(3000))
+        assert 2 <= len(found) <= 5
+        assert store.check(True).clean
+    expected = {**VALUES, "key": random.Random(29).randbytes(3000)}
+    assert rebuilt(folder) == expected
+
+
+def test_a_full_disk_in_the_middle_of_it(
+    folder: Path, low: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written of the snapshot goes, and the older generation stays until there is one."""
+
+    def full(fd: int, block: bytes) -> None:
+        os.write(fd, block[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with castore.open(folder) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr("castore.journal._write_all", full)
+            for turn in range(9):
+                store.puts("key", random.Random(turn).randbytes(3000))
+        kinds = [name.partition(".")[2] for name in sorted(os.listdir(folder / "journal"))]
+        assert kinds == ["log", "log"]
+        assert store.check(True).clean
+    expected = {**VALUES, "key": random.Random(8).randbytes(3000)}
+    assert rebuilt(folder) == expected
+
+
+def test_a_put_begins_nothing_anew_over_names_that_the_index_lacks(folder: Path, low: None) -> None:
+    shutil.copytree(folder / "index", folder.parent / "old")
+    with castore.open(folder) as store:
+        store.puts("since", b"1")
+    lose_index(folder)
+    shutil.copytree(folder.parent / "old", folder / "index")
+    with castore.open(folder) as store:
+        for turn in range(20):
+            store.puts("key", random.Random(turn).randbytes(3000))
+        with pytest.raises(UnclaimedData):
+            store.gc()
+    castore.rebuild_index(folder)
+    expected = {**VALUES, "since": b"1", "key": random.Random(19).randbytes(3000)}
+    assert rebuilt(folder) == expected
+
+
+def test_a_process_for_each_put(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command does: a small store's journal is begun anew when one ends."""
+    monkeypatch.setattr("castore.journal.LOG_BYTES_MIN", 20_000)
+    found = rotations(monkeypatch)
+    for turn in range(40):
+        with castore.open(folder) as store:
+            store.puts("key", random.Random(turn).randbytes(3000))
+            assert store.stats().journal_bytes < 250_000
+    assert 1 <= len(found) <= 6
+    with castore.open(folder, read_only=True) as store:
+        assert store.check(True).clean
+    assert rebuilt(folder) == {**VALUES, "key": random.Random(39).randbytes(3000)}
 
 
 def test_a_store_without_a_journal_gets_one(folder: Path) -> None:

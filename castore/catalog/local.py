@@ -304,6 +304,10 @@ class LocalCatalog:
         self._journal.done(place)
         return deleted
 
+    def bound_journal(self) -> None:
+        """To be called after a commit, when nothing of it is held any more: it may take a while."""
+        self._journal.bound(self._index)
+
     def change_names(self, txn: Txn, operations: Sequence[Operation]) -> int:
         """Apply operations inside a write transaction, as the last thing in it: totals, change
         table and journal included; the number of names deleted."""
