@@ -28,7 +28,8 @@ import os
 import struct
 import sys
 import time
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import lmdb
 
@@ -66,6 +67,7 @@ _CHANGED = (
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
 CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"references", b"meta")
 
+T = TypeVar("T")
 LmdbError = lmdb.Error
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
 Table: TypeAlias = Any  # lmdb's own class of it is private
@@ -431,6 +433,14 @@ def open_index(
             return index
         index = _registry[key] = Index(path, tables, sync=sync, create=create, lock_free=lock_free)
         return index
+
+
+def repeated(read: Callable[[], T]) -> T:
+    """Where an index is read without a lock, what was changed meanwhile is read again."""
+    for _ in range(TRIES):
+        with contextlib.suppress(IndexChanged):
+            return read()
+    return read()
 
 
 def can_lock(path: str) -> bool:

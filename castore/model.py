@@ -43,7 +43,8 @@ class ObjectInfo(NamedTuple):
 class StoreStats(NamedTuple):
     """Totals of a store. `logical_bytes` is what the objects add up to, `unique_bytes` what is
     left of it after deduplication, `stored_bytes` what that takes as frames and inline records.
-    Unique and stored bytes include what no name uses any more, until it is collected."""
+    Unique and stored bytes include what no name uses any more, until it is collected. Packs, index
+    and journal are what it takes as files; a store on S3 has no journal."""
 
     objects: int
     chunks: int

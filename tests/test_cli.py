@@ -913,8 +913,13 @@ def test_stats(run):
     assert document["total_ratio"] == pytest.approx(
         document["dedup_ratio"] * document["compression_ratio"]
     )
+    assert document["journal_bytes"] > 0
     text = run("stats").text
     assert "deduplication 2.00x" in text
+    assert "packs, index and journal" in text
+    occupied = sum(document[f"{what}_bytes"] for what in ("pack", "index", "journal"))
+    [line] = [line for line in text.splitlines() if line.startswith("on disk")]
+    assert human_size(occupied) in line
     assert "objects" in text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,6 +81,49 @@ class TestFolder:
         for place in (tmp_path, tmp_path / "file"):
             code, checks = examine(place)
             assert (code, verdicts(checks)["folder"]) == (exits.FAILURE, "problem")
+
+    def test_the_journal(self, examine: Doctor, tmp_path: Path) -> None:
+        """How it stands, and what is to be done: which is so afterwards."""
+        folder = tmp_path / "store"
+        castore.open(folder).close()
+        assert examine(folder)[1]["journal"]["found"].startswith("none yet")
+        with castore.open(folder) as store:
+            store.puts("x", b"1")
+            journal = examine(folder)[1]["journal"]
+            assert journal["verdict"] == "ok"
+            assert journal["found"].startswith("has every name, generation 1, ")
+            store.puts("y", b"2")
+        log = next((folder / "journal").glob("*.log"))
+        os.truncate(log, log.stat().st_size - 100)
+        code, checks = examine(folder)
+        assert (code, checks["journal"]["verdict"]) == (exits.OK, "warning")
+        assert "generation 1, " in checks["journal"]["found"]
+        assert "transactions 2 to 2 are missing" in checks["journal"]["found"]
+        assert "castore gc" in checks["journal"]["means"]
+        shutil.rmtree(folder / "journal")
+        journal = examine(folder)[1]["journal"]
+        assert (journal["verdict"], journal["found"]) == ("warning", "none")
+        assert "castore gc" in journal["means"]
+        with castore.open(folder) as store:
+            store.gc()
+        assert examine(folder)[1]["journal"]["found"].startswith("has every name, generation 2, ")
+
+    def test_an_index_that_is_older_than_the_journal(self, examine: Doctor, tmp_path: Path) -> None:
+        folder = tmp_path / "store"
+        with castore.open(folder) as store:
+            store.puts("x", b"1")
+        shutil.copytree(folder / "index", tmp_path / "old")
+        with castore.open(folder) as store:
+            store.puts("y", b"2")
+        shutil.rmtree(folder / "index")
+        shutil.copytree(tmp_path / "old", folder / "index")
+        code, checks = examine(folder)
+        assert (code, checks["journal"]["verdict"]) == (exits.OK, "warning")
+        assert "index rebuild" in checks["journal"]["means"]
+        castore.rebuild_index(folder)
+        assert examine(folder)[1]["journal"]["verdict"] == "ok"
+        with castore.open(folder) as store:
+            assert list(store.names()) == ["x", "y"]
 
     @pytest.mark.damages_store("castore.json is another")
     def test_a_damaged_store(self, examine: Doctor, tmp_path: Path) -> None:

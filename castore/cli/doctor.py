@@ -19,6 +19,9 @@ from castore.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
+from castore.index import open_index, repeated
+from castore.journal import FOLDER, journal_bytes
+from castore.journal_state import judge
 from castore.urls import redacted
 
 if TYPE_CHECKING:
@@ -261,6 +264,7 @@ def _check_local(path: str) -> Iterator[Check]:
             yield Check("folder", "ok", f"a store of {_count(stats.objects, 'object')}")
             size = human_size(stats.index_bytes)
             yield Check("index", "ok", f"all its pages are whole, {size}")
+            yield _journal(root)
             yield _permissions(root)
     yield _file_system(root, "file system")
     yield _free_space(root, "free space")
@@ -307,6 +311,30 @@ def _open(root: str) -> Store | Check:
         return Check("folder", "ok", "empty: the first put makes the store")
     except (CastoreError, OSError) as error:
         return Check("folder", "problem", exits.describe(error)[1])
+
+
+def _journal(root: str) -> Check:
+    """Of a store that is open here. What a check of the rows is for is left to that."""
+    index = open_index(os.path.join(root, "index"), create=False, lock_free=True)
+    try:
+        state = repeated(lambda: judge(root, index))
+    except FormatError as error:
+        return Check("journal", "problem", str(error), "castore check --repair puts it right")
+    finally:
+        index.close()
+    size = human_size(journal_bytes(os.path.join(root, FOLDER)))
+    found = f"generation {state.reading.generation}, {size}"
+    if state.refusal:
+        return Check("journal", "warning", f"{found}; a gc would refuse", state.refusal)
+    if state.gaps and not state.reading.is_there:
+        means = "a lost index could not be made anew with its names: castore gc makes a journal"
+        return Check("journal", "warning", "none", means)
+    if state.gaps:
+        means = "a lost index might come back without some names: castore gc writes it anew"
+        return Check("journal", "warning", f"{found}; {state.gaps[0]}", means)
+    if not state.reading.is_there:
+        return Check("journal", "ok", "none yet: the first put begins it")
+    return Check("journal", "ok", f"has every name, {found}")
 
 
 def _permissions(root: str) -> Check:

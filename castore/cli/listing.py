@@ -134,9 +134,9 @@ def sum_up(infos: Iterable[ObjectInfo], prefix: str) -> Iterator[Sum]:
 def stats(arguments: Namespace) -> int:
     with open_to_read(arguments) as store:
         found = store.stats()
-        place = (
-            ("on S3", "packs") if store.path.startswith("s3://") else ("on disk", "packs and index")
-        )
+        on_s3 = store.path.startswith("s3://")
+        place = ("on S3", "packs") if on_s3 else ("on disk", "packs, index and journal")
+    occupied = found.pack_bytes + found.index_bytes + found.journal_bytes
     dedup = ratio_of(found.logical_bytes, found.unique_bytes)
     compression = ratio_of(found.unique_bytes, found.stored_bytes)
     total = ratio_of(found.logical_bytes, found.stored_bytes)
@@ -151,6 +151,7 @@ def stats(arguments: Namespace) -> int:
                 "stored_bytes": found.stored_bytes,
                 "pack_bytes": found.pack_bytes,
                 "index_bytes": found.index_bytes,
+                "journal_bytes": found.journal_bytes,
                 "dedup_ratio": dedup,
                 "compression_ratio": compression,
                 "total_ratio": total,
@@ -165,7 +166,7 @@ def stats(arguments: Namespace) -> int:
         ("unique", human_size(found.unique_bytes), f"deduplication {human_ratio(dedup)}"),
         ("stored", human_size(found.stored_bytes), f"compression {human_ratio(compression)}"),
         ("", "", f"together {human_ratio(total)}"),
-        (place[0], human_size(found.pack_bytes + found.index_bytes), place[1]),
+        (place[0], human_size(occupied), place[1]),
     ]
     print_table(rows, right=(1,))
     return exits.OK
