@@ -24,6 +24,7 @@ from castore.check import CheckReport, Problem
 from castore.cli import main
 from castore.errors import CastoreError
 from castore.format_index import decode_chunk_row, decode_segment
+from castore.model import Extent
 
 VALUES = contents()
 EXPECTED = {**VALUES, "copy": VALUES["n/03"]}
@@ -100,6 +101,29 @@ def damage_then_repair(folder: Path, damage: Callable[[Path], None]) -> list[str
         assert {name: store.gets(name) for name in VALUES} == VALUES
         assert store.check(True).exit_code <= 1
     return report.repaired
+
+
+def test_what_was_saved_once_is_not_replaced_by_what_is_left_another_time(tmp_path: Path) -> None:
+    data = random.Random(5).randbytes(60_000)
+    folder = tmp_path / "store"
+    kept: list[set[str]] = []
+    for lost in (1, 4):
+        with small(folder) as store:
+            store.puts("again", data)  # the same version: what is gone of it is stored anew
+            where = [extent.location for extent in extents_of(store, "again")][lost]
+        [pack] = (path for path in packs(folder) if path.stem == where.pack_id.hex())
+        flip(pack, 8 * (where.offset + where.stored_bytes // 2))
+        assert repair(folder).exit_code == 14
+        with small(folder) as store:
+            kept.append({n for n in store.names("quarantine/") if n.endswith("/again")})
+            assert all(store.gets(name)[-1000:] == data[-1000:] for name in kept[-1])
+    assert len(kept[0]) == 1
+    assert len(kept[1]) == 2  # the first has lost a chunk as well, and is named after that, too
+
+
+def extents_of(store: castore.Store, name: str) -> list[Extent]:
+    [(_, _, extents)] = store._check_open().catalog.cover(name.encode(), [None]).parts
+    return extents
 
 
 def still_wrong(report: CheckReport) -> list[Problem]:

@@ -58,7 +58,7 @@ def salvage(
         for part in _bytes_of(record.size, segments, find, holes):
             writer.write(part)
         saved, draft = writer.finish(record.mode)
-        target = quarantine_name(name, record)
+        target = quarantine_name(name, saved)
         operations = [Publish(target, saved, draft)]
         # The same bytes are cut into the same chunks: equal etags, equal objects. Of one that has
         # lost nothing but zeros, nothing is lost.
@@ -72,12 +72,12 @@ def salvage(
         session.close()
 
 
-def quarantine_name(name: bytes, record: Record) -> bytes:
-    """The same for the same version of an object, so that a repair that is repeated does not put it
-    there twice."""
-    target = PREFIX + record.etag[:4].hex().encode() + b"/" + name
+def quarantine_name(name: bytes, saved: Record) -> bytes:
+    """The same for the same bytes, so that a repair that is repeated does not put them there twice,
+    and another for others: what was saved once is not replaced by what is left another time."""
+    target = PREFIX + saved.etag[:4].hex().encode() + b"/" + name
     if len(target) + len(b".json") > NAME_BYTES_MAX:
-        return hashed_name(name, record)
+        return hashed_name(name, saved)
     return target
 
 
