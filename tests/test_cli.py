@@ -145,6 +145,16 @@ def test_every_verb_has_help(bare, verb):
     result = bare(verb, "--help")
     assert result.code == 0
     assert f"usage: castore [-r PATH] {verb}" in result.text
+    assert [line for line in result.text.splitlines() if len(line) > 100] == []
+
+
+def test_help_tells_a_cron_job_what_goes_where(run, bare):
+    """Under --json, too, a note on stderr is text: who parses stderr is told so."""
+    text = " ".join(bare("--help").text.split())
+    assert 'notes such as "castore: created store at ...", stay text' in text
+    new = bare("--json", "-r", run.store.parent / "new", "put", "-", "x", stdin=b"1")
+    assert new.err.startswith("castore: created store at ")
+    assert new.documents[0]["name"] == "x"
 
 
 def test_version(bare):
@@ -173,6 +183,7 @@ def test_errors_are_json_where_json_is_asked_for(run, bare, tmp_path):
     [
         (["lst"], "did you mean ls?"),
         (["imprt", "a", "b"], "did you mean import?"),
+        (["chek"], "did you mean check?"),
         (["frobnicate"], "there is no verb 'frobnicate' (see"),
         (["put", "--if-abstent", "a", "b"], "did you mean --if-absent? (see castore put --help"),
         (["check", "--read-dta=10%"], "did you mean --read-data?"),

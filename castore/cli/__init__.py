@@ -1,7 +1,8 @@
 """The `castore` command.
 
-`main` knows the exit codes and how an error looks; `arguments` the grammar; one module holds each
-group of verbs, and is imported when one of them runs, so that `castore --help` is quick.
+`main` knows the exit codes and how an error looks. `arguments` is the grammar, with that of each
+verb in `object_verbs` and `store_verbs`. What the verbs do is in the other modules, one for each
+group, which are imported when one of them runs, so that `castore --help` is quick.
 """
 
 from __future__ import annotations
