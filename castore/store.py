@@ -401,11 +401,11 @@ class Store:
             transaction.delete(name)
 
     def delete_prefix(self, prefix: str, *, unbounded: bool = False) -> int:
-        """Remove every name below a folder, such as "project/", in one step; how many there were.
+        """Remove every name below a folder, in one step; how many there were.
 
-        `unbounded`, every name that starts with `prefix`, whatever follows: "project" is also what
-        "project2/a" starts with, and "" what all do. Without it, a prefix that does not end in "/"
-        raises InvalidName. Raises ReadOnlyStore.
+        "project" and "project/" are both the folder: neither "project2/a" is below it, nor an
+        object "project". With `unbounded`, every name that starts with `prefix`, whatever follows;
+        "" is what all names start with, and raises InvalidName without it. Raises ReadOnlyStore.
         """
         with self.transaction() as transaction:
             transaction.delete_prefix(prefix, unbounded=unbounded)

@@ -196,14 +196,10 @@ class Transaction:
         """As Store.delete_prefix."""
         self._check("prefix", False)
         encoded = encode_prefix(prefix)
-        if not unbounded and not encoded.endswith(b"/"):
-            meant = f"{prefix + '/'!r}, or " if prefix else ""
-            every = (
-                f"every name that starts with {prefix!r}" if prefix else "every name of the store"
-            )
-            raise InvalidName(
-                f"prefix {prefix!r} does not end in '/': say {meant}unbounded=True for {every}"
-            )
+        if not unbounded:
+            if not encoded:
+                raise InvalidName("prefix '': say unbounded=True for every name of the store")
+            encoded = encoded.removesuffix(b"/") + b"/"
         if len(encoded) <= NAME_BYTES_MAX:
             self._operations.append(DeletePrefix(encoded))
 

@@ -71,9 +71,11 @@ def storm(
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-6, longest))
-            strike()
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-6, longest))
+                strike()
+            finally:  # or what else it raises is followed by an alarm in pytest itself
+                signal.setitimer(signal.ITIMER_REAL, 0)
         except Soft as error:
             interrupted += 1
             kept = [error]
