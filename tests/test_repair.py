@@ -22,8 +22,8 @@ from stores import change_rows, contents, fill, flip, packs, read, rows, small
 import castore
 from castore.check import CheckReport, Problem
 from castore.cli import main
-from castore.errors import CastoreError
-from castore.format_index import decode_chunk_row, decode_segment
+from castore.errors import CastoreError, FormatError, IndexCorrupt
+from castore.format_index import decode_chunk_row, decode_segment, segment_key
 from castore.model import Extent
 
 VALUES = contents()
@@ -250,6 +250,22 @@ def garble_totals(folder: Path) -> None:
     change_rows(folder, b"meta", {b"totals": bytes(range(48))})
 
 
+def garble_pending(folder: Path) -> None:
+    """Of unfinished puts, and of a collection that was cut off: of each length, with each end."""
+    owner = bytes(range(16))
+    damaged = {b"\0" * 3: owner, segment_key(7, 5): owner, b"x" * 30: owner}
+    change_rows(folder, b"pending", {**damaged, segment_key(9, 0): owner[:-1]})
+    change_rows(folder, b"changes", {b"x" * 20: b"n/01"})
+    change_rows(folder, b"meta", {b"marking": b"\1"})
+
+
+def garble_segment_keys(folder: Path) -> None:
+    """What an object's segment needs of its key, it says itself; others are nobody's."""
+    (key, raw), *_, (last, last_raw) = rows(folder)[b"segments"].items()
+    change_rows(folder, b"segments", {key: None, key[:9]: raw, last: None, last + b"x": last_raw})
+    change_rows(folder, b"segments", {b"\xff" * 20: raw, b"a": b"garbled"})
+
+
 DAMAGES = [
     flip_payload,
     flip_many,
@@ -269,6 +285,8 @@ DAMAGES = [
     garble_chunk_rows,
     drop_pack_rows,
     garble_totals,
+    garble_pending,
+    garble_segment_keys,
 ]
 
 
@@ -288,6 +306,33 @@ def test_damage_that_costs_nothing(
     with castore.open(folder) as store:
         assert read(store) == EXPECTED
         assert list(store.names("quarantine/")) == []
+
+
+@pytest.mark.parametrize("damage", [garble_pending, garble_segment_keys])
+def test_damaged_keys_are_findings(
+    quick_check: None, folder: Path, damage: Callable[[Path], None]
+) -> None:
+    """Each of them, and other damage beside them; and what a collector says tells of the repair."""
+    damage(folder)
+    with castore.open(folder) as store:
+        found = store.check(True)
+        assert found.exit_code == 13
+        kinds = {problem.kind for problem in found.problems}
+        if damage is garble_pending:
+            assert kinds == {"pending row", "change row"}
+            assert any("4 rows" in problem.what for problem in found.problems)
+            with pytest.raises(IndexCorrupt, match="--repair"):
+                store.puts("during", b"1")
+        else:
+            assert "segment" in kinds
+        with pytest.raises((FormatError, IndexCorrupt), match="--repair"):
+            store.gc()
+    assert repair(folder).exit_code == 0
+    with castore.open(folder) as store:
+        assert read(store) == EXPECTED
+        store.puts("after", VALUES["n/01"])
+        store.gc()
+        assert store.check(True).clean
 
 
 def test_a_damaged_pack_is_moved_and_not_removed(folder: Path) -> None:

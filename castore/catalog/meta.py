@@ -29,6 +29,7 @@ NEXT_MANIFEST = b"next_manifest"  # the order of the last manifest that was made
 TOTALS = b"totals"
 CONFIG = b"config"  # castore.json, for when it is lost
 MARKING_VALUE = b"\1"
+CHANGE_KEY_BYTES = 8  # a number, big-endian
 FORMER = b"change_seq"  # of earlier versions; nobody reads it
 
 
@@ -81,8 +82,13 @@ def is_damaged_id(found: bytes, right: bytes) -> bool:
 
 
 def last_manifest(index: Index, txn: Snapshot | Txn) -> int:
-    """The highest number that is in use; 0 if none is."""
-    return manifest_of(_last_key(txn, index.segments) or segment_key(0, 0))
+    """The highest number that is in use; 0 if none is. Raises IndexCorrupt if it can't be told."""
+    try:
+        return manifest_of(_last_key(txn, index.segments) or segment_key(0, 0))
+    except FormatError as error:
+        raise IndexCorrupt(
+            f"a key in the index {index.path} is damaged ({error}): run castore check --repair"
+        ) from None
 
 
 def next_manifest(index: Index, txn: Txn) -> int:
@@ -102,9 +108,15 @@ def next_manifest(index: Index, txn: Txn) -> int:
 
 
 def next_change(index: Index, txn: Txn) -> bytes:
-    """The key behind the last one in the change table."""
-    last = int.from_bytes(_last_key(txn, index.changes), "big")
-    return (last + 1).to_bytes(8, "big")
+    """The key behind the last one in the change table. Raises IndexCorrupt if there can be none."""
+    key = _last_key(txn, index.changes)
+    number = int.from_bytes(key, "big") + 1
+    if len(key) not in (0, CHANGE_KEY_BYTES) or number.bit_length() > 8 * CHANGE_KEY_BYTES:
+        raise IndexCorrupt(
+            f"a row of what changed during a collection is damaged in the index {index.path}: run "
+            "castore gc or castore check --repair"
+        )
+    return number.to_bytes(CHANGE_KEY_BYTES, "big")
 
 
 def _last_key(txn: Snapshot | Txn, table: Table) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from castore.check.manifests import segments_of
+from castore.check.manifests import is_pending, segments_of
 from castore.check.pack_files import is_locked, pack_path, size_of
 from castore.errors import FormatError
 from castore.format_index import decode_segment, manifest_of, segment_key
@@ -34,11 +34,12 @@ class Garbage:
     def suspect(self, pack_id: bytes, *, has_row: bool) -> None:
         self._packs[pack_id] = has_row
 
-    def find_manifests(self, txn: Snapshot, named: set[int]) -> tuple[set[bytes], int]:
-        """Those that no name leads to; the packs that a writer may be staging objects in, and how
-        many keys are damaged."""
+    def find_manifests(self, txn: Snapshot, named: set[int]) -> tuple[set[bytes], int, int]:
+        """Those that no name leads to; the packs that a writer may be staging objects in, how many
+        keys of segments are damaged, and how many rows of what is pending."""
         index = self._index
-        pending = {manifest_of(key): owner for key, owner in rows(index, txn, index.pending)}
+        found = list(rows(index, txn, index.pending))
+        pending = {manifest_of(key): owner for key, owner in found if is_pending(key, owner)}
         damaged = 0
         with txn.cursor(db=index.segments) as cursor:
             keys = (bytes(key) for key in cursor.iternext(values=False))
@@ -52,7 +53,7 @@ class Garbage:
                 else:
                     self.count("manifests", 1)
         packs = (self._packs_of(txn, manifest) for manifest in self._staged)
-        return set[bytes]().union(*packs), damaged
+        return set[bytes]().union(*packs), damaged, len(found) - len(pending)
 
     def settle(self) -> None:
         """Once all that is suspect is known."""

@@ -11,11 +11,12 @@ from typing import Any
 
 import xxhash
 
-from castore.catalog.meta import GC_SEQ, TOTALS, meta_faults
+from castore.catalog.meta import CHANGE_KEY_BYTES, GC_SEQ, TOTALS, meta_faults
 from castore.check.config import config_fault
 from castore.check.data import check_data
 from castore.check.findings import Findings
 from castore.check.garbage import Garbage
+from castore.check.manifests import segments_of
 from castore.check.objects import Faulty, extent_fault, inline_fault, manifest_faults, name_fault
 from castore.check.pack_files import open_pack, size_of
 from castore.check.packs import PackReading, Read
@@ -33,7 +34,6 @@ from castore.format_index import (
     decode_pack_row,
     decode_record,
     decode_segment,
-    manifest_of,
     segment_key,
 )
 from castore.index import Index, Snapshot
@@ -96,9 +96,13 @@ class LocalCheck:
             seen = _Seen()
             self._check_names(txn, seen)
             self._check_chunk_rows(txn, seen)
-            staged, damaged = self._garbage.find_manifests(txn, set(seen.manifests))
-            if damaged:
-                self._add("segment", "corrupt", f"{damaged} keys of segments are damaged")
+            self._check_changes(txn)
+            staged, keys, pending = self._garbage.find_manifests(txn, set(seen.manifests))
+            if keys:
+                self._add("segment", "corrupt", f"{keys} keys of segments are damaged")
+            if pending:
+                what = f"{pending} rows of objects that were being put are damaged"
+                self._add("pending row", "corrupt", what)
             seen.packs |= staged
             self._check_packs(seen)
             counted = _meta(index, txn, TOTALS)
@@ -130,6 +134,13 @@ class LocalCheck:
         for key, fault in meta_faults(found, self.config.store_id):
             what = f"the row {key.decode(errors='backslashreplace')!r} of the index {fault}"
             self._add("meta", "corrupt", what)
+
+    def _check_changes(self, txn: Snapshot) -> None:
+        found = rows(self._index, txn, self._index.changes)
+        damaged = sum(len(key) != CHANGE_KEY_BYTES for key, _ in found)
+        if damaged:
+            what = f"{damaged} rows of what changed during a collection are damaged"
+            self._add("change row", "corrupt", what)
 
     # ------------------------------------------------------------ packs
 
@@ -247,22 +258,18 @@ class LocalCheck:
         return seen.faulty.get(record.manifest, [])
 
     def _segments(self, txn: Snapshot, manifest: int, seen: _Seen) -> Iterator[bytes]:
-        with txn.cursor(db=self._index.segments) as cursor:
-            if cursor.set_range(segment_key(manifest, 0)):
-                for key, raw in cursor:
-                    if manifest_of(bytes(key)) != manifest:
-                        return
-                    with contextlib.suppress(FormatError):  # that is for who decodes it to say
-                        segment = decode_segment(raw, verify=False)
-                        seen.packs.update(segment.packs)
-                        for pack_id in segment.packs:
-                            reading = self.readings.get(pack_id)
-                            if reading is not None and not reading.known:
-                                seen.unknown[manifest].add(pack_id)
-                        if bytes(key) != segment_key(manifest, segment.end):
-                            what = f"a segment of manifest {manifest} has a damaged key"
-                            self._add("segment", "corrupt", what)
-                    yield raw
+        for key, raw in segments_of(self._index, txn, manifest):
+            with contextlib.suppress(FormatError):  # that is for who decodes it to say
+                segment = decode_segment(raw, verify=False)
+                seen.packs.update(segment.packs)
+                for pack_id in segment.packs:
+                    reading = self.readings.get(pack_id)
+                    if reading is not None and not reading.known:
+                        seen.unknown[manifest].add(pack_id)
+                if key != segment_key(manifest, segment.end):
+                    what = f"a segment of manifest {manifest} has a damaged key"
+                    self._add("segment", "corrupt", what)
+            yield raw
 
     def _note(self, faulty: Faulty, name: str) -> None:
         extent = faulty.extent

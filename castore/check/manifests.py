@@ -7,7 +7,15 @@ from collections.abc import Collection, Iterator
 
 from castore.check.pack_files import is_locked, pack_path
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format_index import Segment, decode_record, decode_segment, manifest_of, segment_key
+from castore.format import PACK_ID_BYTES
+from castore.format_index import (
+    Segment,
+    decode_record,
+    decode_segment,
+    manifest_of,
+    segment_key,
+    segment_place,
+)
 from castore.index import Index, Snapshot, Txn
 from castore.index_walk import pages
 
@@ -21,13 +29,16 @@ def all_segments(index: Index) -> Iterator[tuple[bytes, Segment]]:
 
 
 def segments_of(index: Index, txn: Snapshot | Txn, manifest: int) -> Iterator[tuple[bytes, bytes]]:
-    """(key, segment as stored) of a manifest's, in order."""
+    """(key, segment as stored) of a manifest's, in order; those with a damaged key are left out."""
+    first = segment_key(manifest, 0)
     with txn.cursor(db=index.segments) as cursor:
-        if cursor.set_range(segment_key(manifest, 0)):
-            for key, raw in cursor:
-                if manifest_of(bytes(key)) != manifest:
+        if cursor.set_range(first):
+            for raw_key, raw in cursor:
+                key = bytes(raw_key)
+                if key[:8] > first[:8]:
                     return
-                yield bytes(key), bytes(raw)
+                if len(key) == len(first):
+                    yield key, bytes(raw)
 
 
 def named_manifests(index: Index, txn: Snapshot | Txn) -> set[int]:
@@ -43,11 +54,20 @@ def pending_manifests(
     index: Index, txn: Snapshot | Txn, root: str, ours: Collection[bytes]
 ) -> set[int]:
     """Of writers that live. The locks of the packs that are `ours` show nothing."""
+    rows = [(bytes(key), bytes(owner)) for key, owner in txn.cursor(db=index.pending)]
     return {
-        manifest_of(bytes(key))
-        for key, owner in txn.cursor(db=index.pending)
-        if bytes(owner) not in ours and is_locked(pack_path(root, bytes(owner)))
+        manifest_of(key)
+        for key, owner in rows
+        if is_pending(key, owner) and owner not in ours and is_locked(pack_path(root, owner))
     }
+
+
+def is_pending(key: bytes, owner: bytes) -> bool:
+    """Whether it is a row that a writer may have put into `pending`."""
+    try:
+        return segment_place(key)[1] == 0 and len(owner) == PACK_ID_BYTES
+    except FormatError:
+        return False
 
 
 def decodes(raw: bytes, manifest: int) -> bool:

@@ -68,6 +68,7 @@ class LocalRepair:
         frames, objects = self._frames, self._objects
         self._done += mend_places(self._root)
         self._rows.mend_meta()
+        self._rows.mend_pending()
         self._rows.mend_keys()
         self._rows.mend_bits(report)
         frames.read(report)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
 from castore.catalog.meta import (
+    CHANGE_KEY_BYTES,
     GC_SEQ,
+    MARKING,
     STORE_ID,
     TOTALS,
     is_damaged_id,
@@ -18,7 +20,7 @@ from castore.catalog.meta import (
     read_totals,
     write_totals,
 )
-from castore.check.manifests import decodes, named_manifests, segments_of
+from castore.check.manifests import decodes, is_pending, named_manifests, segments_of
 from castore.check.mending import mended
 from castore.check.objects import extent_fault
 from castore.check.pack_files import pack_path
@@ -73,7 +75,7 @@ class RowRepair:
 
     def mend_keys(self) -> None:
         """A segment says where it ends, and whose it is: one with another key is put where it
-        belongs, unless there is one."""
+        belongs, unless there is one. One whose key says nothing, and that is no object's, goes."""
         index = self._index
         owners = self._named_by_owner()
         for page in pages(index, index.segments):
@@ -86,11 +88,22 @@ class RowRepair:
                 continue
             with index.write_gate, index.errors, index.begin() as txn:
                 for key, right in wrong.items():
-                    found = txn.get(key, db=index.segments)
-                    if found is not None and txn.get(right, db=index.segments) is None:
-                        txn.put(right, found, db=index.segments)
-                        txn.delete(key, db=index.segments)
-                        self._done.append("a segment had a damaged key: it is put right")
+                    self._move_segment(txn, key, right)
+
+    def _move_segment(self, txn: Txn, key: bytes, right: bytes | None) -> None:
+        index = self._index
+        raw = txn.get(key, db=index.segments)
+        if raw is None:
+            return
+        there = None if right is None else txn.get(right, db=index.segments)
+        if right is not None and (there is None or not decodes(there, manifest_of(right))):
+            txn.put(right, raw, db=index.segments)
+            self._done.append("a segment had a damaged key: it is put right")
+        elif right is None or there == raw or len(key) != len(right):
+            self._done.append("a segment of no object had a damaged key: it is dropped")
+        else:
+            return
+        txn.delete(key, db=index.segments)
 
     def _named_by_owner(self) -> dict[int, int]:
         """The manifests that names have, by what their segments say of them."""
@@ -154,6 +167,22 @@ class RowRepair:
                     txn.delete(key, db=index.meta)
                 shown = key.decode(errors="backslashreplace")
                 self._done.append(f"the row {shown!r} of the index {fault}: it is put right")
+
+    def mend_pending(self) -> None:
+        """Rows that no writer has put, or not so: what they were of is garbage, or its writer is
+        told to repeat the put. Nobody reads the change table while no collector runs."""
+        index = self._index
+        with index.write_gate, index.errors, index.begin() as txn:
+            pending = [(bytes(key), bytes(owner)) for key, owner in txn.cursor(db=index.pending)]
+            wrong = [key for key, owner in pending if not is_pending(key, owner)]
+            for key in wrong:
+                txn.delete(key, db=index.pending)
+            if wrong:
+                self._done.append(f"{len(wrong)} damaged rows of unfinished puts are dropped")
+            if any(len(bytes(key)) != CHANGE_KEY_BYTES for key, _ in txn.cursor(db=index.changes)):
+                txn.drop(index.changes, delete=False)
+                txn.delete(MARKING, db=index.meta)
+                self._done.append("what a collection that was cut off left behind is dropped")
 
     # ------------------------------------------------------------ chunks
 
@@ -288,11 +317,14 @@ class RowRepair:
         write_totals(index, txn, totals)
 
 
-def _right_key(key: bytes, raw: bytes, owners: dict[int, int]) -> bytes:
-    """The key that the segment should have, as far as it tells."""
+def _right_key(key: bytes, raw: bytes, owners: dict[int, int]) -> bytes | None:
+    """The key that the segment should have, as far as it tells; None if no object can have it."""
+    manifest = None
+    with contextlib.suppress(FormatError):
+        manifest = segment_place(key)[0]
     try:
         segment = decode_segment(raw)
-        manifest = segment_place(key)[0]
     except FormatError:
-        return key
-    return segment_key(owners.get(segment.owner, manifest), segment.end)
+        return key if manifest is not None else None
+    manifest = owners.get(segment.owner, manifest)
+    return None if manifest is None else segment_key(manifest, segment.end)

@@ -20,8 +20,8 @@ MISSING: Final = 14
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong. `kind` says of what: index, config, journal, record, manifest,
-    segment, chunk row, pack row, meta, totals, pack, frame, pin, gc state, hints, key, object,
-    orphan, lock.
+    segment, chunk row, pack row, pending row, change row, meta, totals, pack, frame, pin, gc state,
+    hints, key, object, orphan, lock.
 
     `corrupt` is what is not as it was written, `missing` what is not there, `warning` what costs
     nobody any data. `names` are those that can't be read in full because of it. Where it is one

@@ -122,7 +122,7 @@ class Marker:
                     if not found:
                         break
                     key = bytes(cursor.key())
-                    manifest = manifest_of(key)
+                    manifest = _manifest_of(key)
                     if self.is_alive(manifest):
                         batch.append((key, bytes(cursor.value())))
                         found = cursor.next()
@@ -185,7 +185,7 @@ class Marker:
 
     def _mark_pending(self, txn: Snapshot | Txn) -> None:
         with txn.cursor(db=self._index.pending) as cursor:
-            rows = [(manifest_of(bytes(key)), bytes(owner)) for key, owner in cursor]
+            rows = [(_manifest_of(bytes(key)), bytes(owner)) for key, owner in cursor]
         for manifest, owner in rows:
             if manifest not in self._named and self._locks.is_held(owner):
                 marked = self._pending.get(manifest, 0)
@@ -219,6 +219,13 @@ def _decode(key: bytes, raw: bytes) -> Segment:
         return decode_segment(raw, manifest=manifest_of(key))
     except FormatError as error:
         raise _unknown(f"a segment of manifest {manifest_of(key)}: {error}") from None
+
+
+def _manifest_of(key: bytes) -> int:
+    try:
+        return manifest_of(key)
+    except FormatError as error:
+        raise _unknown(f"a key of the index is damaged: {error}") from None
 
 
 def _shown(name: bytes) -> str:
