@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import threading
 import time
@@ -51,6 +52,8 @@ from castore.transplant import Transplanted, transplant
 
 BLOCK_BYTES = 1 << 20
 GROWTH_SECONDS = 0.2
+DRAFT_SECONDS = 86400  # since the last change of a draft: nobody writes it any more
+_DRAFT = re.compile(r"\.castore-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,10 @@ def back_up(
     root: str, path: str, *, read_only: bool = False, progress: Progress | None = None
 ) -> BackupReport:
     """Write a backup of the index of the store in the folder `root` to a file, which is replaced in
-    one step. `progress` counts the bytes of the index three times: it is copied, read through and
-    summed. Raises IndexCorrupt if the index is damaged: the file stays as it was then; StoreFull,
+    one step; drafts of backups that were killed, beside it, go when they are a day old. `progress`
+    counts the bytes of the index three times: it is copied, read through and summed.
+
+    Raises IndexCorrupt if the index is damaged: the file stays as it was then; StoreFull,
     StoreIOError."""
     index_path = os.path.join(root, "index")
     path = os.path.realpath(path)
@@ -85,6 +90,7 @@ def back_up(
     draft = os.path.join(os.path.dirname(path), f".castore-{os.urandom(8).hex()}")
     with _errors_of(path):
         try:
+            _remove_drafts(os.path.dirname(path))
             os.mkdir(draft, 0o700)
         except OSError as error:
             raise of_file(error, os.path.dirname(path)) from None
@@ -114,6 +120,23 @@ def back_up(
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return BackupReport(path, size, looked["names"])
+
+
+def _remove_drafts(folder: str) -> None:
+    """What backups that were killed left in the folder a day ago or more: copies of all names."""
+    try:
+        entries = os.scandir(folder)
+    except PermissionError:  # to write a backup takes no right to list the folder
+        return
+    for entry in entries:
+        if not _DRAFT.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+            continue  # a file of this name is of an interrupted get
+        with contextlib.suppress(FileNotFoundError):  # another backup is at it
+            if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+                continue
+            newest = max(os.stat(path).st_mtime for path in (entry, *os.scandir(entry)))
+            if time.time() - newest > DRAFT_SECONDS:
+                shutil.rmtree(entry.path)
 
 
 def _copy_index(index_path: str, fd: int, *, read_only: bool) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -497,6 +498,86 @@ def test_killed_on_the_way(folder: Path, what: str, call: str, nth: int) -> None
     again()
     assert rows(folder) == before
     assert not list(folder.glob(rebuild.DRAFT + "*"))
+
+
+# ---- what is left behind ------------------------------------------------------------------------
+
+
+def test_the_drafts_of_backups_that_were_killed(folder: Path, tmp_path: Path) -> None:
+    """They have a copy of all names: the next backup beside them takes them when they are old."""
+    place = tmp_path / "place"
+    place.mkdir()
+    for call in ("fsync", "rename"):
+        program = f"castore.open(sys.argv[1]).backup({str(place / 'backup')!r})"
+        killed_in(folder, call, 1, program)
+    drafts = list(place.glob(".castore-*"))
+    assert len(drafts) == 2
+    kept = place / f".castore-{'0' * 16}"
+    kept.write_bytes(b"of a get")
+    (place / f".castore-{'1' * 16}").symlink_to(folder)
+    (place / ".castore-mine").mkdir()
+    with castore.open(folder) as store:
+        store.backup(place / "backup")
+        assert all(draft.exists() for draft in drafts)  # they may be written to at this moment
+        two_days_ago = time.time() - 2 * 86400
+        for path in (*place.glob(".castore-*/*"), *place.glob(".castore-*")):
+            os.utime(path, (two_days_ago, two_days_ago), follow_symlinks=False)
+        os.utime(next(drafts[0].iterdir()))  # one of them is
+        store.backup(place / "backup")
+    assert sorted(place.iterdir()) == sorted(
+        [drafts[0], kept, place / f".castore-{'1' * 16}", place / ".castore-mine", place / "backup"]
+    )
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+
+
+def test_a_backup_into_a_folder_that_can_not_be_listed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.scandir
+
+    def refuses(path: Any = ".") -> Any:
+        if str(path) == str(tmp_path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    assert back_up(folder).stat().st_size
+
+
+def test_a_collection_takes_indexes_that_were_left(folder: Path) -> None:
+    """Of a rebuild that was killed at once, of one that was replaced after a month."""
+    killed_in(folder, "rename", 1, "castore.rebuild_index(sys.argv[1])")
+    path = back_up(folder)
+    castore.restore(path, folder, force=True)
+    [kept] = folder.glob(rebuild.ASIDE + "*")
+    killed_in(folder, "rename", 1, "castore.rebuild_index(sys.argv[1])")
+    [draft] = folder.glob(rebuild.DRAFT + "*")
+
+    def of(days: float) -> Path:
+        then = time.strftime("%Y%m%d-%H%M%S", time.gmtime(time.time() - days * 86400))
+        return Path(shutil.copytree(kept, folder / f"{rebuild.ASIDE}{then}-0a1b2c"))
+
+    old, young = of(30.1), of(29.9)
+    others = [folder / f"{rebuild.ASIDE}mine", folder / f"{rebuild.DRAFT}file"]
+    others[0].mkdir()
+    others[1].write_bytes(b"1")
+    (folder / f"{rebuild.DRAFT}link").symlink_to(kept)
+    with castore.open(folder) as store:
+        foretold = store.gc(dry_run=True)
+        assert old.exists()
+        assert draft.exists()
+        report = store.gc()
+        assert report.leftovers_removed == foretold.leftovers_removed == 2
+        assert report.bytes_freed >= foretold.bytes_freed > 2 * 4096
+        assert not old.exists()
+        assert not draft.exists()
+        assert young.exists()
+        assert kept.exists()
+        assert all(path.exists() for path in others)
+        assert store.gc().found_nothing
+        assert read(store) == VALUES
+        assert store.check(True).clean
 
 
 # ---- the commands -------------------------------------------------------------------------------

@@ -52,8 +52,10 @@ def remove_leftovers(root: str, *, dry_run: bool) -> tuple[int, int]:
     ago. Whoever makes one has the store alone, so nobody does now."""
     folders = size = 0
     for name in sorted(os.listdir(root)):
+        path = os.path.join(root, name)
+        if os.path.islink(path) or not os.path.isdir(path):
+            continue  # none that castore made
         if name.startswith(_DRAFT) or (name.startswith(_ASIDE) and _is_old(name)):
-            path = os.path.join(root, name)
             folders += 1
             size += sum(entry.stat().st_blocks * 512 for entry in os.scandir(path))
             if not dry_run:
