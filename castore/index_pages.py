@@ -48,9 +48,11 @@ _HEADER_BYTES: Final = _PAGE.size  # 16
 
 class PageTable(NamedTuple):
     """One of LMDB's tables: the root of its tree, how deep that is, and whether its keys are
-    numbers, as those of the free pages are: they are sorted as such."""
+    numbers, as those of the free pages are: they are sorted as such. `overflow_pages` are those of
+    large values."""
 
     depth: int
+    overflow_pages: int
     entries: int
     root: int
     by_number: bool = False
@@ -61,8 +63,8 @@ class PageTable(NamedTuple):
 
     @classmethod
     def decode(cls, raw: bytes) -> PageTable:
-        _, _, depth, _, _, _, entries, root = _TABLE.unpack(raw)
-        return cls(depth, entries, root)
+        _, _, depth, _, _, overflow_pages, entries, root = _TABLE.unpack(raw)
+        return cls(depth, overflow_pages, entries, root)
 
 
 class Meta(NamedTuple):
@@ -117,16 +119,20 @@ class IndexPages:
         if table.root == _NONE:
             return
         count, before = 0, len(self.lost)
+        overflow_pages: list[int] = []  # of each large value
         if not 0 < table.depth <= DEPTH_MAX:
             self.lost.append(Lost(b"", None, f"a tree of depth {table.depth}"))
             return
         for leaf, begin, end in self._leaves(table, table.root, table.depth, b"", None):
-            for node in self._leaf(table, leaf, begin, end):
+            for node in self._leaf(table, leaf, begin, end, overflow_pages):
                 count += 1
                 yield node
         if count != table.entries and len(self.lost) == before:
             reason = f"a table of {table.entries} rows has {count}"
             self.lost.append(Lost(b"", None, reason))
+        elif sum(overflow_pages) != table.overflow_pages and len(self.lost) == before:
+            reason = f"large values have {sum(overflow_pages)} pages, not {table.overflow_pages}"
+            self.lost.append(Lost(b"", b"", reason))
 
     def _leaves(
         self, table: PageTable, number: int, depth: int, begin: bytes, end: bytes | None
@@ -155,7 +161,12 @@ class IndexPages:
             yield from self._leaves(table, child, depth - 1, key, until)
 
     def _leaf(
-        self, table: PageTable, page: bytes, begin: bytes, end: bytes | None
+        self,
+        table: PageTable,
+        page: bytes,
+        begin: bytes,
+        end: bytes | None,
+        overflow_pages: list[int],
     ) -> Iterator[tuple[bytes, int, bytes]]:
         place, last = table.place, None
         first, limit = place(begin), None if end is None else place(end)
@@ -175,7 +186,11 @@ class IndexPages:
                 continue
             last = key
             try:
-                value = self._overflow(page, at, size) if flags & _BIG else page[at : at + size]
+                if flags & _BIG:
+                    value, pages = self._overflow(page, at, size)
+                    overflow_pages.append(pages)
+                else:
+                    value = page[at : at + size]
                 if len(value) != size:
                     raise IndexCorrupt(f"a value of {size} bytes is cut short")
             except IndexCorrupt as error:
@@ -183,7 +198,9 @@ class IndexPages:
                 continue
             yield key, flags, value
 
-    def _overflow(self, page: bytes, at: int, size: int) -> bytes:
+    def _overflow(self, page: bytes, at: int, size: int) -> tuple[bytes, int]:
+        """A large value, and how many pages it has. They may be more than it needs: LMDB writes a
+        smaller value over a larger one in its place."""
         raw = page[at : at + 8]
         number = int.from_bytes(raw, "little")
         head = self._read(number)
@@ -191,7 +208,8 @@ class IndexPages:
         flags = int.from_bytes(head[10:12], "little") & _KINDS
         if len(raw) != 8 or flags != OVERFLOW or head[:8] != raw:
             raise IndexCorrupt(f"page {number} is none of a large value")
-        if pages != -(-(size + _HEADER_BYTES) // self.meta.page_bytes):
+        needed = -(-(size + _HEADER_BYTES) // self.meta.page_bytes)
+        if not needed <= pages <= self.meta.last_page + 1 - number:
             raise IndexCorrupt(f"page {number} has {pages} pages of a value of {size} bytes")
         if any(number + i in self.visited for i in range(pages)):
             raise IndexCorrupt(f"page {number} is in use twice")
@@ -200,7 +218,7 @@ class IndexPages:
         if begin + _HEADER_BYTES + size > self._size:
             self._ends_early = True
             raise IndexCorrupt(f"the file ends before page {number + pages - 1}")
-        return os.pread(self._fd, size, begin + _HEADER_BYTES)
+        return os.pread(self._fd, size, begin + _HEADER_BYTES), pages
 
     # ------------------------------------------------------------ free pages
 

@@ -98,6 +98,32 @@ def test_lists_of_free_pages_are_sorted_as_numbers(folder: Path) -> None:
     assert not pages.lost
 
 
+def test_a_small_value_written_over_a_large_one_keeps_its_pages(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    open_index(str(path)).close()
+    with lmdb.open(str(path), max_dbs=9) as env, env.begin(write=True) as txn:
+        names = env.open_db(b"names", txn=txn)
+        txn.put(b"large", os.urandom(9000), db=names)
+        txn.put(b"large", b"small", db=names)
+        assert txn.stat(names)["overflow_pages"] == 3
+    index = open_index(str(path), create=False)
+    check_pages(index)
+    index.close()
+    found, pages = salvage(tmp_path / "copy", raw := (path / "data.mdb").read_bytes())
+    assert found[b"names"] == {b"large": b"small"}
+    # But how many there are is what LMDB frees one day: one more would be another value's.
+    at = next(
+        at
+        for at in range(2 * PAGE, len(raw), PAGE)
+        if struct.unpack_from("<QHHI", raw, at)[2:] == (4, 3)
+    )
+    for wrong in (2, 4):
+        changed = raw[: at + 12] + struct.pack("<I", wrong) + raw[at + 16 :]
+        found, pages = salvage(tmp_path / "copy", changed)
+        assert found[b"names"] == {b"large": b"small"}
+        assert pages.lost
+
+
 def test_no_bytes_are_too_damaged_to_be_read(template: bytes, tmp_path: Path) -> None:
     """Where rows are left out `lost` says so; nothing else is raised."""
     whole, _ = salvage(tmp_path / "data.mdb", template)
