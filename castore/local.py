@@ -34,7 +34,7 @@ from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig, encode_config
 from castore.index import index_folders, open_index
 from castore.journal import Journal, journal_bytes
-from castore.model import Progress, StoreStats
+from castore.model import Progress, Stages, StoreStats
 from castore.packs.local import LocalPacks
 from castore.session import LocalSession, WriteSession
 from castore.workers import Workers, usable_cores
@@ -122,13 +122,14 @@ class LocalStore:
         from castore.gc.local import LOCK as GC_LOCK
         from castore.packs.locks import CollectorLock
 
-        before = found or self.check(fraction=1, progress=progress)
+        stages = Stages(progress)
+        before = found or self.check(fraction=1, progress=stages)
         mend = LocalRepair(self.root, self.config, self._index, self.catalog, self.packs, session)
         # A collector moves frames, too, and relies on it that nobody else does.
         with CollectorLock(os.path.join(self.root, GC_LOCK)):
             self.packs.retire()
             done = mend.run(before)
-        report = self.check(fraction=1, progress=None, sound=mend.sound)
+        report = self.check(fraction=1, progress=stages, sound=mend.sound)
         report.read_frames += before.read_frames
         report.read_bytes += before.read_bytes
         report.problems += mend.lost

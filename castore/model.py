@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 from functools import lru_cache
 from operator import index as as_int
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from castore.errors import InvalidName, InvalidRange
 
@@ -19,6 +19,57 @@ class Progress(Protocol):
     def set_size(self, size: int) -> None: ...
 
     def relative_update(self, inc: int = 1) -> None: ...
+
+
+@runtime_checkable
+class StagedProgress(Progress, Protocol):
+    """One that is told, too, when another part of the job begins: what it is called, and its size,
+    0 where that is not known."""
+
+    def begin_stage(self, what: str, size: int) -> None: ...
+
+
+class Stages:
+    """Tells a Progress of a job whose size is known only bit by bit. To one that knows no stages
+    all of them are one job, whose size grows. At the end of each, and of the job, all is done:
+    what turned out to be less work is made up for. A StagedProgress itself, for parts of a job
+    that have stages of their own."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._size = self._done = 0
+
+    def begin_stage(self, what: str, size: int) -> None:
+        """What follows is `size` bytes of `what`, or not known (0)."""
+        self.end()
+        if isinstance(self._progress, StagedProgress):
+            self._progress.begin_stage(what, size)
+        if size:
+            self.set_size(size)
+
+    def set_size(self, size: int) -> None:
+        """Of the stage."""
+        self._size = self._done + size
+        if self._progress is not None:
+            self._progress.set_size(size if self._staged else self._size)
+
+    def relative_update(self, inc: int = 1) -> None:
+        if self._size:
+            inc = min(inc, self._size - self._done)
+        self._done += inc
+        if self._progress is not None and inc:
+            self._progress.relative_update(inc)
+
+    def end(self) -> None:
+        """The stage is done, or the job."""
+        self.relative_update(max(0, self._size - self._done))
+        if self._progress is not None and not self._size and self._done and not self._staged:
+            self._progress.set_size(self._done)
+        self._size = 0
+
+    @property
+    def _staged(self) -> bool:
+        return isinstance(self._progress, StagedProgress)
 
 
 class ObjectInfo(NamedTuple):

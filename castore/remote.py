@@ -24,7 +24,7 @@ from castore.errors import ConfigLost, NotLocal, StoreNotFound
 from castore.forks import ForkLock, Rank
 from castore.format import StoreConfig
 from castore.format_index import decode_segment
-from castore.model import Progress, StoreStats
+from castore.model import Progress, Stages, StoreStats
 from castore.packs.s3 import S3Packs
 from castore.s3.bucket import Bucket
 from castore.s3.cache import StoreCache
@@ -144,12 +144,13 @@ class RemoteStore:
         from castore.check.repair_remote import RemoteRepair
         from castore.gc.s3_mending import Mending
 
+        stages = Stages(progress)
         self._end_session()
         config_mended = mend_config(self._bucket)
         if read_config(self._bucket) != self.config:
             raise ConfigLost(f"{self.root} was opened with another's castore.json: open it anew")
         with self._looking(found.packs_read if found is not None else None) as look:
-            report = look.run(fraction=1, progress=progress)
+            report = look.run(fraction=1, progress=stages)
             repair = RemoteRepair(self._bucket, self.catalog, look, session)
             repair.mark_packs(report)
             repair.mend_manifests(report)
@@ -160,7 +161,7 @@ class RemoteStore:
             if not announced.left:
                 repair.run(report)
         with self._looking(report.packs_read) as after:
-            report = after.run(fraction=1, progress=None)
+            report = after.run(fraction=1, progress=stages)
         report.repaired = [config_mended, *repair.done] if config_mended else repair.done
         report.problems += [*repair.lost, *announced.left]
         return report
@@ -171,7 +172,9 @@ class RemoteStore:
         from castore.rebuild_rows import RebuildReport
 
         with self._looking() as look:
-            look.packs.read(0, progress)
+            stages = Stages(progress)
+            look.packs.read(0, stages)
+            stages.end()
             damaged = damaged_packs(self._bucket)
             there = look.readings
             packs = {i: list(r.frames) for i, r in there.items() if i not in damaged}

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from castore.errors import NotLocal
-from castore.model import Progress
+from castore.model import Progress, Stages
 from castore.store import check_fraction, open_store
 from castore.transaction import StrPath
 from castore.urls import local_folder
@@ -70,17 +70,18 @@ def check_store(
     """As `Store.check`, of a store that need not be fit to be opened: a local store's index is
     looked at in a process of its own before this one opens it."""
     fraction = 0 if repair else check_fraction(read_data)  # a repair looks for itself
+    stages = Stages(progress)
     if not is_remote(store):
         from castore.check.local import check_local
 
         report = check_local(
-            local_path(store), fraction=fraction, threads=usable_cores(), progress=progress
+            local_path(store), fraction=fraction, threads=usable_cores(), progress=stages
         )
         if not repair:
             return report
     mended = mend_config(store, **options) if repair else ""
     with open_store(store, create=False, read_only=not repair, **options) as opened:
-        report = opened.check(read_data, repair, progress)
+        report = opened.check(read_data, repair, stages)
     if mended:
         report.repaired.insert(0, mended)
     return report

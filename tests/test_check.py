@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from stores import change_rows, contents, fill, flip, packs, read, rows, small
@@ -104,8 +105,35 @@ def test_progress_counts_bytes(whole: Path) -> None:
 
     counter = Counter()
     report = castore.check_store(whole, read_data=True, progress=counter)
-    assert counter.done == report.read_bytes
-    assert 0 < counter.done < counter.size < counter.done * 1.1
+    assert report.read_bytes < counter.done == counter.size < report.read_bytes * 1.1
+
+
+def test_progress_goes_from_nothing_to_all_in_each_stage(whole: Path) -> None:
+    """Also of a check that decodes only some frames, of a repair, and where the index is what
+    takes the time: no stage stands still at its end, or goes back."""
+
+    class Stages(list[list[Any]]):
+        def begin_stage(self, what: str, size: int) -> None:
+            self.append([what, size, 0])
+
+        def set_size(self, size: int) -> None:
+            self[-1][1] = size
+
+        def relative_update(self, inc: int = 1) -> None:
+            assert inc > 0
+            self[-1][2] += inc
+            assert self[-1][2] <= self[-1][1]
+
+    for options, what in (
+        ({}, ["packs", "index"]),
+        ({"read_data": 0.3}, ["data", "index"]),
+        ({"read_data": True}, ["data", "index"]),
+        ({"repair": True}, ["packs", "index", *["data", "index"] * 2]),
+    ):
+        told = Stages()
+        assert castore.check_store(whole, **options, progress=told).problems == []
+        assert [name for name, _, _ in told] == what
+        assert all(done == size for _, size, done in told), (options, told)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])

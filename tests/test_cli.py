@@ -1057,6 +1057,23 @@ def test_the_progress_bar_of_many_files_and_of_unknown_sizes():
     assert "%" not in screen.getvalue()
 
 
+def test_the_progress_bar_of_a_job_in_stages():
+    now = [0.0]
+    screen = Terminal()
+    with ProgressBar("gc", screen, clock=lambda: now[0]) as bar:
+        bar.begin_stage("marking", 100)
+        now[0] = 1.0
+        bar.relative_update(99)
+        assert "gc: marking   99% [" in screen.getvalue()
+        bar.relative_update(1)
+        assert "gc: marking  100% [" in screen.getvalue()
+        bar.begin_stage("repacking", 4 << 20)
+        now[0] = 3.0
+        bar.relative_update(1 << 20)
+    assert "gc: repacking   25% [######.........." in screen.getvalue()
+    assert "512.0 KiB/s  0:06 left" in screen.getvalue()
+
+
 def test_no_progress_bar_unless_stderr_is_a_terminal(run, monkeypatch, tmp_path):
     monkeypatch.setattr("castore.cli.output.BAR_DELAY_SECONDS", -1)
     assert run("put", "-", "x", stdin=DATA).err == ""

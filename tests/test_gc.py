@@ -628,7 +628,29 @@ def test_progress_is_told(store: castore.Store) -> None:
 
     told = Told()
     store.gc(progress=told)
-    assert 0 < told.done <= told.size
+    assert 0 < told.done == told.size
+
+
+def test_progress_of_a_dry_run_is_of_no_copying(store: castore.Store) -> None:
+    sparse(store, "a")
+
+    class Told(list[tuple[str, int]]):
+        done = 0
+
+        def begin_stage(self, what: str, size: int) -> None:
+            self.append((what, size))
+
+        def set_size(self, size: int) -> None: ...
+
+        def relative_update(self, inc: int = 1) -> None:
+            self.done += inc
+
+    for dry_run, stages in ((True, ["marking"]), (False, ["marking", "repacking"])):
+        told = Told()
+        store.gc(dry_run=dry_run, progress=told)
+        assert [what for what, _ in told] == stages
+        assert told.done == sum(size for _, size in told)
+    assert store.check(read_data=True).exit_code == 0
 
 
 @pytest.mark.parametrize(

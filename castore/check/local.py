@@ -26,7 +26,7 @@ from castore.folder import check_index_in_place, read_config, refuse_lost_config
 from castore.index import damaged, is_in_use, open_index
 from castore.index_walk import check_pages
 from castore.isolated import Report
-from castore.model import Progress
+from castore.model import Progress, Stages
 from castore.workers import Workers
 
 LOOKS = 3  # at a store whose packs collectors move meanwhile
@@ -62,7 +62,7 @@ def _check_once(
     *,
     read_only: bool,
 ) -> CheckReport:
-    report = CheckReport()
+    report, stages = CheckReport(), Stages(progress)
     index_path = os.path.join(root, "index")
     if read_config(root) is None:
         refuse_lost_config(root)
@@ -82,10 +82,11 @@ def _check_once(
         elif "totals" in document:
             for name, value in document["totals"].items():
                 setattr(report, name, value)
-        elif progress is not None and "size" in document:
-            progress.set_size(document["size"])
-        elif progress is not None and "done" in document:
-            progress.relative_update(document["done"])
+        elif "stage" in document:
+            stages.begin_stage(document["stage"], document["size"])
+        elif "done" in document:
+            stages.relative_update(document["done"])
+    stages.end()
     return report
 
 

@@ -43,6 +43,9 @@ from castore.model import Extent, Location
 from castore.packs.files import list_packs, list_strays
 from castore.workers import Workers
 
+ROW_BYTES = 64  # what a row of the index counts as, in progress
+ROWS_REPORTED = 4096  # at once
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -82,6 +85,7 @@ class LocalCheck:
         self._fraction = fraction
         self._report = report
         self._gc_seq = b""
+        self._rows_seen = 0
         self._rows: dict[bytes, int] = {}  # pack id -> durable bytes
         self._garbage = Garbage(root, index)
 
@@ -93,6 +97,7 @@ class LocalCheck:
             self._check_meta(txn)
             self._read_pack_rows(txn)
             self._read_packs()
+            self._begin_index(txn)
             seen = _Seen()
             self._check_names(txn, seen)
             self._check_chunk_rows(txn, seen)
@@ -154,15 +159,18 @@ class LocalCheck:
 
     def _read_packs(self) -> None:
         paths = dict(list_packs(os.path.join(self.root, "packs")))
+        sizes = [size_of(path) for pack_id, path in paths.items() if pack_id not in self.sound]
         if self._fraction > 0:
-            sizes = [size_of(path) for pack_id, path in paths.items() if pack_id not in self.sound]
-            self._report({"size": int(self._fraction * sum(sizes))})
+            self._report({"stage": "data", "size": int(self._fraction * sum(sizes))})
+        else:
+            self._report({"stage": "packs", "size": sum(sizes)})
         read_frames = read_bytes = 0
 
         def done(frames: int, size: int) -> None:
             nonlocal read_frames, read_bytes
             read_frames, read_bytes = read_frames + frames, read_bytes + size
-            self._report({"done": size})
+            if self._fraction > 0:
+                self._report({"done": size})
 
         def opened() -> Iterator[tuple[PackReading, Read]]:
             for pack_id, path in paths.items():
@@ -171,6 +179,8 @@ class LocalCheck:
                     self.readings[pack_id] = found[0]
                     if pack_id not in self.sound:
                         yield found
+                        if self._fraction == 0:
+                            self._report({"done": found[0].size})
 
         check_data(opened(), self._workers, self.config.seed, fraction=self._fraction, done=done)
         self.totals |= {"read_frames": read_frames, "read_bytes": read_bytes}
@@ -217,8 +227,20 @@ class LocalCheck:
 
     # ------------------------------------------------------------ names
 
+    def _begin_index(self, txn: Snapshot) -> None:
+        index = self._index
+        tables = (index.names, index.segments, index.chunks)
+        entries = sum(int(txn.stat(table)["entries"]) for table in tables)
+        self._report({"stage": "index", "size": entries * ROW_BYTES})
+
+    def _count_row(self) -> None:
+        self._rows_seen += 1
+        if self._rows_seen % ROWS_REPORTED == 0:
+            self._report({"done": ROWS_REPORTED * ROW_BYTES})
+
     def _check_names(self, txn: Snapshot, seen: _Seen) -> None:
         for key, raw in rows(self._index, txn, self._index.names):
+            self._count_row()
             seen.names += 1
             name = key.decode(errors="surrogateescape")
             try:
@@ -259,6 +281,7 @@ class LocalCheck:
 
     def _segments(self, txn: Snapshot, manifest: int, seen: _Seen) -> Iterator[bytes]:
         for key, raw in segments_of(self._index, txn, manifest):
+            self._count_row()
             with contextlib.suppress(FormatError):  # that is for who decodes it to say
                 segment = decode_segment(raw, verify=False)
                 seen.packs.update(segment.packs)
@@ -286,6 +309,7 @@ class LocalCheck:
     def _check_chunk_rows(self, txn: Snapshot, seen: _Seen) -> None:
         outlived = 0
         for chunk_id, row in rows(self._index, txn, self._index.chunks):
+            self._count_row()
             try:
                 raw_bytes, location = decode_chunk_row(row)
                 fault = "it has no id" if len(chunk_id) != 16 else ""

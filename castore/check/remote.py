@@ -33,7 +33,7 @@ from castore.format_s3 import (
     name_key,
     session_of,
 )
-from castore.model import Location, Progress
+from castore.model import Location, Progress, Stages
 from castore.s3.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.condemned import ListGone, read_condemned
 from castore.s3.damaged import damaged_packs
@@ -69,11 +69,14 @@ class RemoteCheck:
 
     def run(self, *, fraction: float, progress: Progress | None) -> CheckReport:
         self._check_config()
-        self.packs.read(fraction, progress)
-        self._check_names()
+        stages = Stages(progress)
+        self.packs.read(fraction, stages)
+        stages.begin_stage("names", 0)
+        self._check_names(stages)
         protected = self._check_pins()
         condemned = self._check_gc()
         self._check_hints()
+        stages.end()
         self._check_packs(protected, condemned)
         self._check_keys()
         report = self._report
@@ -111,8 +114,8 @@ class RemoteCheck:
 
     # ------------------------------------------------------------ names
 
-    def _check_names(self) -> None:
-        for found in in_order(self._requests, self._name_faults, self._listed_names()):
+    def _check_names(self, stages: Stages) -> None:
+        for found in in_order(self._requests, self._name_faults, self._listed_names(stages)):
             if found is None:
                 continue
             name, faults, packs = found
@@ -121,12 +124,13 @@ class RemoteCheck:
             for faulty in faults:
                 self._note(faulty, name)
 
-    def _listed_names(self) -> Iterator[tuple[bytes, str]]:
+    def _listed_names(self, stages: Stages) -> Iterator[tuple[bytes, str]]:
         for entry in self._bucket.list(NAMES):
             name = name_of(entry)
             if name is None:
                 self._odd_keys.append(entry.key)
             else:
+                stages.relative_update(entry.size)
                 yield name, entry.etag
 
     def _name_faults(

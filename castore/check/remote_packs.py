@@ -10,7 +10,7 @@ from castore.check.data import check_data
 from castore.check.packs import PackReading, Read, read_pack
 from castore.format import StoreConfig
 from castore.format_s3 import pack_key
-from castore.model import Progress
+from castore.model import Stages
 from castore.s3.bucket import Bucket, KeyAbsent
 from castore.s3.keys import PACKS, pack_of
 from castore.workers import Future, Workers
@@ -50,7 +50,7 @@ class RemotePacks:
         self._gone: set[bytes] = set()
         self._later: set[bytes] = set()
 
-    def read(self, fraction: float, progress: Progress | None) -> None:
+    def read(self, fraction: float, stages: Stages) -> None:
         """What all packs hold; this fraction of it is decoded."""
         for entry in self._bucket.list(PACKS):
             pack_id = pack_of(entry)
@@ -63,20 +63,22 @@ class RemotePacks:
             if listed.get(pack_id) == as_listed:
                 self._carry_over(reading)
                 del listed[pack_id]
-        if progress is not None:
-            progress.set_size(int(fraction * sum(size for size, _ in listed.values())))
+        total = sum(size for size, _ in listed.values())
+        stages.begin_stage("data" if fraction > 0 else "packs", int((fraction or 1) * total))
 
         def done(frames: int, size: int) -> None:
             self.read_frames += frames
             self.read_bytes += size
-            if progress is not None:
-                progress.relative_update(size)
+            if fraction > 0:
+                stages.relative_update(size)
 
         def opened() -> Iterator[tuple[PackReading, Read]]:
             for reading in in_order(self._requests, self._read_pack, list(listed)):
                 if reading is not None:
                     self.readings[reading.pack_id] = reading
                     yield reading, self.reader(reading.pack_id)
+                    if fraction == 0:
+                        stages.relative_update(reading.size)
 
         check_data(opened(), self._workers, self._config.seed, fraction=fraction, done=done)
         for pack_id in self._gone:

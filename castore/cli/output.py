@@ -141,7 +141,7 @@ def open_progress(label: str) -> AbstractContextManager[ProgressBar | None]:
 class ProgressBar:
     """Bytes done, rate and time left, on one line that is gone when the job is done.
 
-    It has the two methods that `Store.put` and `Store.get` call. With `total_bytes` given, it
+    It is the `StagedProgress` that the methods of `Store` report to. With `total_bytes` given, it
     covers many files, and what each of them announces as its size is ignored.
     """
 
@@ -159,6 +159,7 @@ class ProgressBar:
         self._total_is_fixed = False
         self._total_bytes = 0
         self._done_bytes = 0
+        self._stage = ""
         self._began = clock()
         self._next_draw = self._began + BAR_DELAY_SECONDS
         self._drawn = False
@@ -182,10 +183,18 @@ class ProgressBar:
         if not self._total_is_fixed:
             self._total_bytes = size
 
+    def begin_stage(self, what: str, size: int) -> None:
+        """Begin anew, for another part of the job: '<label>: <what>'."""
+        self._stage = f": {what}"
+        self._total_bytes, self._done_bytes = size, 0
+        self._began = self._clock()
+
     def relative_update(self, inc: int = 1) -> None:
+        was_done = self._done_bytes >= self._total_bytes
         self._done_bytes += inc
         now = self._clock()
-        if now < self._next_draw:
+        ends = self._drawn and not was_done and self._done_bytes >= self._total_bytes
+        if now < self._next_draw and not ends:  # a bar that was seen is seen to end
             return
         self._next_draw = now + BAR_INTERVAL_SECONDS
         self._draw(now - self._began)
@@ -199,7 +208,7 @@ class ProgressBar:
             left_seconds = max(0, self._total_bytes - self._done_bytes) / max(rate, 1e-9)
             facts = f"{done:4.0%} [{bar}] {facts}  {_minutes(left_seconds)} left"
         room = columns(self._stream) - len(facts) - 3
-        label = one_line(self._label)
+        label = one_line(self._label + self._stage)
         if len(label) > room:
             label = "…" + label[len(label) - room + 1 :] if room > 1 else ""
         self._stream.write(f"\r{label}  {facts}\x1b[K")

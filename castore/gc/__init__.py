@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from castore.model import Progress
-
 
 @dataclass(frozen=True, slots=True)
 class GcOptions:
@@ -98,20 +96,3 @@ class GcReport:
             or self.pins_expired
             or self.undeletable
         )
-
-
-class Meter:
-    """How far a collection is, in bytes, as it finds out what there is to do."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._expected = 0
-
-    def expect(self, size: int) -> None:
-        self._expected += size
-        if self._progress is not None:
-            self._progress.set_size(self._expected)
-
-    def advance(self, size: int) -> None:
-        if self._progress is not None:
-            self._progress.relative_update(size)

@@ -24,7 +24,7 @@ from castore.gc.repacking import Repacker
 from castore.gc.sweeping import Sweeper, Tally
 from castore.gc.upkeep import claim, remove_leftovers, tend
 from castore.index import Index
-from castore.model import Progress
+from castore.model import Progress, Stages
 from castore.packs.local import LocalPacks
 from castore.packs.locks import CollectorLock, PackLocks
 
@@ -90,8 +90,7 @@ class _Collection:
         self._index = index
         self._dry_run = dry_run
         self._seed = seed
-        self._progress = progress
-        self._work = 0
+        self._stages = Stages(progress)
         self.tally = Tally()
         self.marker = Marker(index, PackLocks(packs), self._advance_segments)
         self.sweeper = Sweeper(
@@ -104,11 +103,11 @@ class _Collection:
             self.sweeper,
             self.tally,
             seed=seed,
-            advance=self._advance,
+            advance=self._stages.relative_update,
         )
 
     def run(self, repack_below: float, max_repack_bytes: int | None) -> GcReport:
-        self._announce()
+        self._begin_marking()
         self.marker.mark()
         self.marker.catch_up_outside()
         self.sweeper.sweep_manifests()
@@ -123,12 +122,13 @@ class _Collection:
         chosen = choose(
             self.repacker.free(facts), repack_below=repack_below, bytes_max=max_repack_bytes
         )
-        self._add_work(sum(pack.live_bytes for pack in chosen))
         if self._dry_run:
             self._foretell(chosen)
         elif chosen:
+            self._stages.begin_stage("repacking", sum(pack.live_bytes for pack in chosen))
             self.repacker.rewrite(chosen)
         self.sweeper.seal_packs(self._seed)
+        self._stages.end()
         return self._report()
 
     def _foretell(self, chosen: list[PackFacts]) -> None:
@@ -160,24 +160,15 @@ class _Collection:
 
     # ------------------------------------------------------------ progress, in bytes looked at
 
-    def _announce(self) -> None:
+    def _begin_marking(self) -> None:
         index = self._index
         with index.gate, index.errors, index.snapshot(False) as txn:
             segments = int(txn.stat(index.segments)["entries"])
             rows = int(txn.stat(index.chunks)["entries"])
-        self._add_work(segments * SEGMENT_BYTES + rows * ROW_BYTES)
-
-    def _add_work(self, size: int) -> None:
-        self._work += size
-        if self._progress is not None:
-            self._progress.set_size(self._work)
-
-    def _advance(self, size: int) -> None:
-        if self._progress is not None:
-            self._progress.relative_update(size)
+        self._stages.begin_stage("marking", segments * SEGMENT_BYTES + rows * ROW_BYTES)
 
     def _advance_segments(self, segments: int) -> None:
-        self._advance(segments * SEGMENT_BYTES)
+        self._stages.relative_update(segments * SEGMENT_BYTES)
 
     def _advance_rows(self, rows: int) -> None:
-        self._advance(rows * ROW_BYTES)
+        self._stages.relative_update(rows * ROW_BYTES)

@@ -26,14 +26,14 @@ from castore.errors import (
     PreconditionsIgnored,
     RemoteError,
 )
-from castore.gc import GcOptions, GcReport, Meter, Undeletable
+from castore.gc import GcOptions, GcReport, Undeletable
 from castore.gc.caches import collect_caches
 from castore.gc.s3_marking import PIN_SECONDS, Marker
 from castore.gc.s3_memory import CollectorMemory
 from castore.gc.s3_repacking import Live, Repacker
 from castore.gc.s3_state import CONDEMNED, SWEEPING, CollectorState
 from castore.gc.s3_sweeping import remove_packs, remove_scratch
-from castore.model import Progress
+from castore.model import Progress, Stages
 from castore.s3.bucket import Bucket
 from castore.s3.cache import StoreCache
 from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
@@ -131,13 +131,13 @@ class _Collection:
         self._bucket = parts.bucket
         self._store_id = parts.store_id
         self._options = options
-        self._meter = meter = Meter(progress)
+        self._stages = stages = Stages(progress)
         self._may_rewrite = features is None or features.if_match_put
         conditional = features is None or (features.if_none_match and features.if_match_put)
         memory = CollectorMemory(parts.cache)
         self._state = CollectorState(parts.bucket, parts.store_id, memory, conditional=conditional)
-        self._marker = Marker(parts.bucket, parts.store_id, memory, parts.requests, meter)
-        self._repacker = Repacker(parts.catalog, parts.open_session, meter)
+        self._marker = Marker(parts.bucket, parts.store_id, memory, parts.requests, stages)
+        self._repacker = Repacker(parts.catalog, parts.open_session, stages)
         self._tally = _Tally()
 
     def run(self) -> None:
@@ -247,7 +247,7 @@ class _Collection:
 
     def _remove(self, doomed: dict[bytes, int]) -> None:
         tally = self._tally
-        left = remove_packs(self._bucket, doomed, self._meter)
+        left = remove_packs(self._bucket, doomed, self._stages)
         gone = {pack_id: size for pack_id, size in doomed.items() if pack_id not in left}
         tally.packs_removed += sum(size > 0 for size in gone.values())
         tally.bytes_freed += sum(gone.values())

@@ -22,8 +22,8 @@ from castore.format_s3 import (
     pack_key,
     session_of,
 )
-from castore.gc import Meter
 from castore.gc.s3_memory import CollectorMemory
+from castore.model import Stages
 from castore.s3.bucket import Bucket, KeyAbsent, Listed, Reply
 from castore.s3.keys import NAMES, PINS, listed_packs, name_of, session_of_pin
 from castore.workers import Workers
@@ -53,7 +53,7 @@ class Marker:
         store_id: bytes,
         memory: CollectorMemory,
         requests: Workers,
-        meter: Meter,
+        stages: Stages,
     ) -> None:
         self.objects = 0  # in the last listing of names
         self.referred: set[bytes] = set()  # packs that these had
@@ -61,7 +61,7 @@ class Marker:
         self._store_id = store_id
         self._memory = memory
         self._requests = requests
-        self._meter = meter
+        self._stages = stages
 
     def packs(self) -> dict[bytes, int]:
         """All packs, and their bytes."""
@@ -139,6 +139,7 @@ class Marker:
     def references(self) -> Iterator[set[bytes]]:
         """The packs that the names refer to, some names at a time."""
         self.objects, after = 0, b""
+        self._stages.begin_stage("marking", 0)
         entries = (
             (name, entry)
             for entry in self._bucket.list(NAMES)
@@ -147,7 +148,6 @@ class Marker:
         while page := list(islice(entries, PAGE_NAMES)):
             listed = [(name, entry.etag) for name, entry in page]
             size = sum(entry.size for _, entry in page)
-            self._meter.expect(size)
             known = self._memory.packs_of(listed)
             reading = [
                 (name, self._requests.submit(self._read_packs, name))
@@ -158,7 +158,7 @@ class Marker:
             self._memory.remember(after, listed, read)
             self.objects += len(known) + len(read)
             after = listed[-1][0]
-            self._meter.advance(size)
+            self._stages.relative_update(size)
             yield {i for packs in known.values() for i in packs} | {
                 i for _, packs in read.values() for i in packs
             }

@@ -34,11 +34,11 @@ from castore.format_s3 import (
     decode_state,
     encode_state,
 )
-from castore.gc import Meter
 from castore.gc.s3 import fit_server
 from castore.gc.s3_marking import PIN_SECONDS, Marker
 from castore.gc.s3_memory import CollectorMemory
 from castore.gc.s3_state import CONDEMNED, LISTS, CollectorState
+from castore.model import Stages
 from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown
 from castore.s3.cache import StoreCache
 from castore.s3.outcomes import put_over
@@ -88,7 +88,7 @@ class Mending:
         if not moving.fault():
             return
         self._check_server()
-        marker = Marker(self._bucket, self._store_id, memory, self._requests, Meter(None))
+        marker = Marker(self._bucket, self._store_id, memory, self._requests, Stages(None))
         now = self._bucket.head("castore.json").date
         condemned = condemn_anew(moving, marker, expired_before=now - PIN_SECONDS)
         if condemned is not None:

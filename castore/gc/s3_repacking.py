@@ -25,9 +25,9 @@ from castore.codec import Frame
 from castore.errors import FormatError, PackMissing
 from castore.format import PACK_HEADER_BYTES, footer_bytes
 from castore.format_index import decode_segment
-from castore.gc import Damage, Meter
+from castore.gc import Damage
 from castore.gc.s3_marking import Pins
-from castore.model import Extent, Location
+from castore.model import Extent, Location, Stages
 from castore.s3.uploads import PACK_BYTES_MAX
 from castore.session_s3 import S3Session, Segments, relocated
 
@@ -120,14 +120,14 @@ class Repacker:
         self,
         catalog: S3Catalog,
         open_session: Callable[[], AbstractContextManager[S3Session]],
-        meter: Meter,
+        stages: Stages,
     ) -> None:
         """`open_session` gives a session of its own, which is over at the end of the `with`."""
         self.bytes_written = 0
         self.damaged: dict[Location, Damage] = {}
         self._catalog = catalog
         self._open_session = open_session
-        self._meter = meter
+        self._stages = stages
         self._live = LiveFrames()
         self._bad: dict[Location, FormatError] = {}
         self._left: set[bytes] = set()  # packs that have some of these
@@ -163,7 +163,7 @@ class Repacker:
     def rewrite(self, chosen: Mapping[bytes, Live]) -> None:
         """Move what names need of these packs. Raises CommitUnknown, and what uploading raises:
         what was moved until then is, and nothing is lost."""
-        self._meter.expect(sum(live.bytes for live in chosen.values()))
+        self._stages.begin_stage("repacking", sum(live.bytes for live in chosen.values()))
         with self._open_session() as session:
             for group in _groups(chosen):
                 places: dict[bytes, Location] = {}
@@ -188,7 +188,7 @@ class Repacker:
                     self._bad[at] = frame
                 else:
                     frames.append(frame)
-            self._meter.advance(sum(at.stored_bytes for at in locations))
+            self._stages.relative_update(sum(at.stored_bytes for at in locations))
         if len(frames) < len(live):
             self._left.add(pack_id)
         else:

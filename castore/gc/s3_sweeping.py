@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from itertools import islice
 
 from castore.format_s3 import pack_key
-from castore.gc import Meter
+from castore.model import Stages
 from castore.s3.bucket import DELETE_MANY_MAX, Bucket
 
 
 def remove_packs(
-    bucket: Bucket, packs: Mapping[bytes, int], meter: Meter
+    bucket: Bucket, packs: Mapping[bytes, int], stages: Stages
 ) -> dict[bytes, Exception]:
     """Remove packs, which are given with their bytes. Those that are not known to be gone, and
     why."""
-    meter.expect(sum(packs.values()))
+    stages.begin_stage("deleting", sum(packs.values()))
     left = {}
     remaining = iter(sorted(packs))
     while batch := list(islice(remaining, DELETE_MANY_MAX)):
         keys = {pack_key(pack_id): pack_id for pack_id in batch}
         for key, error in bucket.delete_many(list(keys)):
             left[keys[key]] = error
-        meter.advance(sum(packs[pack_id] for pack_id in batch))
+        stages.relative_update(sum(packs[pack_id] for pack_id in batch))
     return left
 
 
