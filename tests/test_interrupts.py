@@ -8,6 +8,8 @@ import faulthandler
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +86,22 @@ def storm(
     in_time(after)
     del kept
     return interrupted
+
+
+# ---------------------------------------------------------------- these tests
+
+
+def test_ctrl_c_is_heard_where_the_tests_are_begun_in_the_background() -> None:
+    """What is begun by a process that ignores it does, too: so all that the tests begin would."""
+    test = "tests/test_cli.py::test_an_interrupted_put_publishes_nothing"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", test],
+        cwd=Path(__file__).parent.parent,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout.decode()
 
 
 # ---------------------------------------------------------------- threads
