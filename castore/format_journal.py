@@ -5,6 +5,7 @@ Decoders take untrusted bytes, as those of `format.py` do.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
@@ -197,6 +198,16 @@ class JournalPlace(NamedTuple):
             raise FormatError("the journal's row in the index is damaged")
         generation, seq, end, _ = _PLACE.unpack(row)
         return cls(generation, seq, end)
+
+    @classmethod
+    def mended(cls, row: bytes) -> JournalPlace:
+        """Of a row in which one bit at most is flipped. Raises FormatError."""
+        for bit in range(-1, 8 * len(row)):
+            flip = 1 << bit if bit >= 0 else 0
+            whole = (int.from_bytes(row, "little") ^ flip).to_bytes(len(row), "little")
+            with contextlib.suppress(FormatError):
+                return cls.decode(whole)
+        return cls.decode(row)
 
 
 class Unclaimed(NamedTuple):

@@ -136,10 +136,10 @@ class Journal:
         return os.fstat(self._fd).st_size
 
     def _decoded(self, row: bytes | None) -> JournalPlace:
-        """Of a row that is damaged nothing is known, as of one that is not there."""
+        """Of a row that is damaged in more than a bit nothing is known, as of one that is gone."""
         with contextlib.suppress(FormatError):
             if row is not None:
-                return JournalPlace.decode(row)
+                return JournalPlace.mended(row)
         return STARTED
 
     def _find_end(self, index: Index, txn: Txn, place: JournalPlace) -> JournalPlace:
@@ -378,9 +378,9 @@ def _encoded(kind: Kind, seq: int, part: int, raw: bytes, flags: int) -> bytes:
 
 
 def read_place(index: Index, txn: Snapshot | Txn) -> JournalPlace | None:
-    """Raises FormatError."""
+    """Raises FormatError if more than a bit of it is damaged."""
     row = txn.get(PLACE, db=index.meta)
-    return None if row is None else JournalPlace.decode(bytes(row))
+    return None if row is None else JournalPlace.mended(bytes(row))
 
 
 def read_unclaimed(index: Index, txn: Snapshot | Txn) -> Unclaimed | None:

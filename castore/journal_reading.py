@@ -26,6 +26,7 @@ from castore.format_journal import (
     Entry,
     JournalPlace,
     Kind,
+    Piece,
     block_is_whole,
     decode_block_head,
     decode_entries,
@@ -94,12 +95,25 @@ class JournalReading:
         if self._snapshot is not None:
             yield from _entries(self._snapshot.path, 0, None, Kind.STATE)
 
-    def changes(self, after: int = 0) -> Iterator[Entry]:
-        """The entries of the transactions behind number `after`, in order."""
+    def changes(self, after: int = 0, upto: int | None = None) -> Iterator[Entry]:
+        """The entries of the transactions behind number `after`, up to number `upto`, in order."""
         for log in self._logs:
             for seq, begin, end in zip(log.seqs, log.begins, log.ends, strict=True):
-                if seq > after:
+                if seq > after and (upto is None or seq <= upto):
                     yield from _entries(log.path, begin, end, Kind.CHANGES)
+
+    @property
+    def has_newest(self) -> bool:
+        """Whether there was a transaction since it began."""
+        return any(self.newest in log.seqs for log in self._logs)
+
+    def newest_entries(self) -> Iterator[Entry]:
+        """What the last transaction did that is known to have been committed; where there is none,
+        the names that the journal begins with."""
+        if self.has_newest:
+            yield from self.changes(self.newest - 1, self.newest)
+        else:  # a collection may have taken segments since
+            yield from (entry for entry in self.state() if not isinstance(entry, Piece))
 
     def is_ahead_of(self, place: JournalPlace | None) -> bool:
         """Whether it has transactions that were committed, and that an index does not know of which

@@ -557,6 +557,80 @@ def test_a_store_of_small_objects_only_is_restored(tmp_path: Path) -> None:
         assert store.check(True).clean
 
 
+# ---- the row of the index that says how far it is ----------------------------------------------
+
+
+def damage_place(folder: Path, bits: int) -> None:
+    with castore.open(folder) as store:
+        index: Any = store._catalog
+        with index.index.begin() as txn:
+            row = int.from_bytes(txn.get(b"journal", db=index.index.meta), "little")
+    for bit in random.Random(bits).sample(range(256), bits):
+        row ^= 1 << bit
+    change_rows(folder, b"meta", {b"journal": row.to_bytes(32, "little")})
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 40])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_damaged_row_of_the_journal(folder: Path, bits: int, used: bool, rotated: bool) -> None:
+    """A repair puts it right, and nothing is refused for ever: of a bit, not even before. Whoever
+    puts over one of which nothing can be read has a collection ask; a rebuild answers."""
+    expected = dict(VALUES)
+    with castore.open(folder) as store:
+        store.delete("n/00")
+        del expected["n/00"]
+        if rotated:
+            catalog: Any = store._catalog
+            catalog.journal.rotate(catalog.index)
+    damage_place(folder, bits)
+    if used:
+        with castore.open(folder) as store:
+            store.puts("used", b"1" * 6000)
+            expected["used"] = b"1" * 6000
+    else:
+        assert main(["-r", str(folder), "check"]) in (13, 14)
+    main(["-r", str(folder), "check", "--repair", "--yes"])
+    with castore.open(folder) as store:
+        if used and bits > 1:
+            with pytest.raises(UnclaimedData, match="index rebuild"):
+                store.gc()
+        else:
+            assert store.check(True).clean
+            store.gc()
+    if used and bits > 1:
+        castore.rebuild_index(folder)
+    with castore.open(folder) as store:
+        assert read(store) == expected
+        store.puts("after", b"2")
+        store.gc()
+        assert store.check(True).clean
+    assert rebuilt(folder) == {**expected, "after": b"2"}
+
+
+@pytest.mark.parametrize("last", ["put", "delete", "put rotate", "delete rotate"])
+def test_a_damaged_row_of_an_index_that_is_older(folder: Path, last: str) -> None:
+    """Two faults at once: no repair takes the names that the journal has for those that are not."""
+    shutil.copytree(folder / "index", folder.parent / "old")
+    with castore.open(folder) as store:
+        if "put" in last:
+            store.puts("since", random.Random(2).randbytes(50_000))
+        else:
+            store.delete("n/00")
+        if "rotate" in last:
+            catalog: Any = store._catalog
+            catalog.journal.rotate(catalog.index)
+        expected = read(store)
+    lose_index(folder)
+    shutil.copytree(folder.parent / "old", folder / "index")
+    damage_place(folder, 9)
+    main(["-r", str(folder), "check", "--repair", "--yes"])
+    with castore.open(folder) as store, pytest.raises(UnclaimedData, match="index rebuild"):
+        store.gc()
+    castore.rebuild_index(folder)
+    assert rebuilt(folder) == expected
+
+
 # ---- bytes --------------------------------------------------------------------------------------
 
 

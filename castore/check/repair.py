@@ -18,6 +18,7 @@ from itertools import count
 
 from castore.catalog.local import LocalCatalog
 from castore.catalog.meta import GC_SEQ, next_number
+from castore.check.journal import mend_journal
 from castore.check.manifests import named_manifests, pending_manifests, segments_of
 from castore.check.pack_files import pack_path
 from castore.check.repair_objects import ObjectRepair
@@ -68,6 +69,7 @@ class LocalRepair:
         frames, objects = self._frames, self._objects
         self._done += mend_places(self._root)
         self._rows.mend_meta()
+        self._done += mend_journal(self._root, self._index, self._catalog.journal)
         self._rows.mend_pending()
         self._rows.mend_keys()
         self._rows.mend_bits(report)

@@ -43,7 +43,7 @@ from castore.format_index import (
 from castore.format_journal import Unclaimed
 from castore.index import Index, Table, Txn
 from castore.index_walk import pages
-from castore.journal import UNCLAIMED
+from castore.journal import PLACE, UNCLAIMED
 from castore.model import Extent, Location
 
 ROWS_MAX = 4096  # of chunks, changed in one transaction
@@ -163,6 +163,8 @@ class RowRepair:
                     write_totals(index, txn, Totals())  # they are counted at the end
                 elif key == UNCLAIMED:  # whatever it was, a collection asks first
                     txn.put(key, Unclaimed(0, 0).encode(), db=index.meta)
+                elif key == PLACE:
+                    continue  # `mend_journal` asks the journal
                 else:
                     txn.delete(key, db=index.meta)
                 shown = key.decode(errors="backslashreplace")
