@@ -519,6 +519,13 @@ def typed(error: Exception, path: str) -> CastoreError:
         return ReadOnlyStore(errno.EACCES, f"the index {path} can't be written here")
     if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return PermissionDenied(path)
+    # LMDB's copy has a thread of its own, and EAGAIN is all it says where none can be started.
+    if code in (errno.EAGAIN, errno.ENOMEM) or isinstance(error, lmdb.MemoryError):
+        return StoreIOError(
+            f"there is not enough memory, or are too many threads, for the index {path}: give it "
+            "more (ulimit -v, ulimit -u)",
+            errno.ENOMEM,
+        )
     return StoreIOError(f"the index {path} failed: {error}", code or errno.EIO)
 
 

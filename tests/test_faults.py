@@ -7,9 +7,11 @@ import errno
 import io
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,9 @@ import oracle
 import pytest
 
 import castore
+from castore import index
 from castore.catalog.local import LocalCatalog
+from castore.cli.exits import describe
 from castore.errors import (
     CastoreError,
     CommitUnknown,
@@ -592,6 +596,41 @@ with castore.open(sys.argv[1], threads=1) as store:
         oracle.run_program(program, store.path, size)
     store.puts("more", b"more")
     check(store, more=b"more")
+
+
+@pytest.mark.parametrize(
+    "megabytes", [290, *(pytest.param(n, marks=pytest.mark.long) for n in range(270, 400, 10))]
+)
+def test_the_command_says_in_a_line_that_memory_is_short(
+    store: castore.Store, tmp_path: Path, megabytes: int
+) -> None:
+    """However far it comes."""
+    (tmp_path / "file").write_bytes(os.urandom(20_000_000))
+    store.put("there", tmp_path / "file")
+    for command in ("put file new", "backup copy", "get there got", "gc", "stats"):
+        done = subprocess.run(
+            ["bash", "-c", f"ulimit -v {megabytes}000; exec {sys.executable} -m castore {command}"],
+            env=oracle.environment() | {"CASTORE_STORE": store.path},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            assert done.returncode == 1, (command, done)
+            assert done.stderr.count("\n") == 1, (command, done)
+            assert re.search("memory|no address space", done.stderr), (command, done)
+    assert store.check(read_data=True).exit_code == 0
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM])
+def test_an_index_that_gets_no_memory_says_so(code: int) -> None:
+    error = index.typed(OSError(code, "mdb_env_copyfd3"), "/there/index")
+    assert isinstance(error, StoreIOError)
+    assert error.errno == errno.ENOMEM
+    assert "not enough memory" in str(error)
+    said = "there is not enough memory for it: give it more (ulimit -v)"
+    assert describe(MemoryError()) == (1, said)
 
 
 def test_too_little_address_space_is_typed(store: castore.Store) -> None:

@@ -80,6 +80,8 @@ def describe(error: BaseException) -> tuple[int, str]:
         return code, str(error)
     if isinstance(error, OSError) and error.strerror:
         return code, describe_os_error(error)
+    if isinstance(error, MemoryError):
+        return code, "there is not enough memory for it: give it more (ulimit -v)"
     facts = f": {error}" if str(error) else ""
     return code, (
         f"unexpected {type(error).__name__}{facts} (CASTORE_DEBUG=1 shows where it comes from)"
