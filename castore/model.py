@@ -91,6 +91,11 @@ class ObjectInfo(NamedTuple):
         return self.mtime_ns / 1e9
 
 
+def sort_key(name: str) -> bytes:
+    """What names are sorted by."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 class StoreStats(NamedTuple):
     """Totals of a store. `logical_bytes` is what the objects add up to, `unique_bytes` what is
     left of it after deduplication, `stored_bytes` what that takes as frames and inline records.

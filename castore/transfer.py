@@ -21,6 +21,7 @@ from castore.errors import (
     CastoreError,
     ChunkCorrupt,
     FormatError,
+    IndexCorrupt,
     InvalidName,
     NameExists,
     NameNotFound,
@@ -31,7 +32,7 @@ from castore.errors import (
 )
 from castore.fileio import of_file
 from castore.folders import FoundFile, reason, walk
-from castore.model import ObjectInfo, Progress, as_prefix, encode_name
+from castore.model import ObjectInfo, Progress, as_prefix, encode_name, sort_key
 from castore.outfolder import FILE_BITS, InTheWay, OutFolder, replacing, status_in
 from castore.transaction import Transaction
 from castore.workers import Future, Workers
@@ -143,14 +144,17 @@ def export_folder(
     *,
     keep_time: bool,
     skip_same: bool,
+    past_damage: bool = False,
     threads: int,
     progress: Progress | None,
 ) -> Iterator[Outcome]:
     """Write every object below `prefix` + "/" (all for "") to a file below the folder, several at a
     time. With `keep_time` a file has its object's time; with `skip_same` those of the same size,
-    mode, time and content are left as they are.
+    mode, time and content are left as they are. With `past_damage` an object of which the index
+    lacks something is left out, and the others go on.
 
-    Raises NameNotFound if there is nothing; OSError for a folder that can't be written to.
+    Raises IndexCorrupt without that; NameNotFound if there is nothing; OSError for a folder that
+    can't be written to.
     """
     below = as_prefix(prefix)
     found = _objects(store, below)
@@ -166,15 +170,20 @@ def export_folder(
         def export(entry: tuple[str, ObjectInfo | None]) -> Outcome:
             name, info = entry
             with shared.entry(info.size if info else 0) as counted:
-                return _export(
-                    store,
-                    name,
-                    info if skip_same else None,
-                    out,
-                    name[len(below) :],
-                    keep_time=keep_time,
-                    progress=counted,
-                )
+                try:
+                    return _export(
+                        store,
+                        name,
+                        info if skip_same else None,
+                        out,
+                        name[len(below) :],
+                        keep_time=keep_time,
+                        progress=counted,
+                    )
+                except IndexCorrupt as error:
+                    if not past_damage:
+                        raise
+                    return Outcome(name, reason=f"it is damaged: {error}", fault="damaged")
 
         entries = chain([] if first is None else [first], found)
         yield from _ahead(export, entries, min(threads, THREADS_MAX), shared.stop)
@@ -188,15 +197,11 @@ def _objects(store: Objects, below: str) -> Iterator[tuple[str, ObjectInfo | Non
     try:
         for info in store.list(below):
             yield info.name, info
-            last = _sort_key(info.name)
+            last = sort_key(info.name)
     except FormatError:  # one of them is damaged: the others come one by one
         for name in store.names(below):
-            if _sort_key(name) > last:
+            if sort_key(name) > last:
                 yield name, None
-
-
-def _sort_key(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
 
 
 def _listed_bytes(store: Objects, below: str) -> int:

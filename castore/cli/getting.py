@@ -20,9 +20,10 @@ from castore.cli.output import (
     print_json,
     stdout,
 )
+from castore.cli.salvaging import read_all
 from castore.errors import NameNotFound
 from castore.fileio import write_stream
-from castore.model import as_prefix
+from castore.model import as_prefix, sort_key
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -112,23 +113,33 @@ def _get_folder(arguments: Namespace) -> int:
     from castore.store import refuse_open_store_paths  # loads lmdb: as late as the store itself
     from castore.transfer import THREADS_MAX, export_folder
 
-    report = LeftOut(arguments)
-    with open_to_read(arguments) as store, open_progress(prefix) as progress:
-        refuse_open_store_paths(folder)
-        for outcome in export_folder(
-            store,
-            prefix,
-            folder,
-            keep_time=False,
-            skip_same=False,
-            threads=THREADS_MAX,
-            progress=progress,
-        ):
-            report.add(outcome)
-            if arguments.json and outcome.info is not None:
-                path = os.path.join(folder, outcome.what[len(as_prefix(prefix)) :])
-                print_json({"file": path, **object_document(outcome.info)})
-    return report.finish()
+    last = ""
+
+    def work(store: Store, is_damaged: bool) -> int:
+        nonlocal last
+        report = LeftOut(arguments)
+        with open_progress(prefix) as progress:
+            refuse_open_store_paths(folder)
+            for outcome in export_folder(
+                store,
+                prefix,
+                folder,
+                keep_time=False,
+                skip_same=False,
+                past_damage=is_damaged,
+                threads=THREADS_MAX,
+                progress=progress,
+            ):
+                report.add(outcome)
+                # Not told of before the damage was met.
+                if outcome.info is not None and sort_key(outcome.what) > sort_key(last):
+                    last = outcome.what
+                    if arguments.json:
+                        path = os.path.join(folder, last[len(as_prefix(prefix)) :])
+                        print_json({"file": path, **object_document(outcome.info)})
+        return report.finish()
+
+    return read_all(arguments, work)
 
 
 def _copy_range(store: Store, name: str, begin: int, end: int | None) -> None:

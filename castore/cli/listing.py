@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat as file_mode
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
@@ -23,8 +23,9 @@ from castore.cli.output import (
     print_table,
     ratio_of,
 )
+from castore.cli.salvaging import read_all
 from castore.errors import NameNotFound
-from castore.model import ObjectInfo
+from castore.model import ObjectInfo, sort_key
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -45,22 +46,30 @@ class Sum:
 
 def ls(arguments: Namespace) -> int:
     prefix: str = arguments.prefix
-    with open_to_read(arguments) as store:
-        listed = False
-        for line in _lines(store, prefix, arguments):
-            listed = True
-            print_line(line)
-    if prefix and not listed:
+    line_of = _line_of(arguments)
+    last = ""
+
+    def work(store: Store, _: bool) -> int:
+        nonlocal last
+        found = store.list(prefix) if line_of is not None else store.names(prefix)
+        for each in found:
+            name = each if isinstance(each, str) else each.name
+            if sort_key(name) > sort_key(last):  # not printed before the damage was met
+                last = name
+                print_line(name if line_of is None or isinstance(each, str) else line_of(each))
+        return exits.OK
+
+    code = read_all(arguments, work)
+    if prefix and not last and code == exits.OK:
         raise Failure(f"no name starts with {prefix!r}", exits.NOT_FOUND)
-    return exits.OK
+    return code
 
 
-def _lines(store: Store, prefix: str, arguments: Namespace) -> Iterable[str]:
+def _line_of(arguments: Namespace) -> Callable[[ObjectInfo], str] | None:
+    """How an object is shown; None if its name is all."""
     if arguments.json:
-        return (json_line(object_document(info)) for info in store.list(prefix))
-    if arguments.long:
-        return (_long_line(info) for info in store.list(prefix))
-    return store.names(prefix)
+        return lambda info: json_line(object_document(info))
+    return _long_line if arguments.long else None
 
 
 def stat(arguments: Namespace) -> int:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from castore.cli.exits import UsageError
 from castore.cli.leftout import LeftOut
-from castore.cli.opening import open_to_fill, open_to_read
+from castore.cli.opening import open_to_fill
 from castore.cli.output import counted, human_size, open_progress, print_json, print_line
+from castore.cli.salvaging import read_all
+
+if TYPE_CHECKING:
+    from castore.store import Store
 
 
 def export(arguments: Namespace) -> int:
@@ -16,20 +21,24 @@ def export(arguments: Namespace) -> int:
     from castore.store import refuse_open_store_paths
     from castore.transfer import THREADS_MAX, export_folder
 
-    left_out = LeftOut(arguments)
-    with open_to_read(arguments) as store, open_progress(arguments.prefix) as progress:
-        refuse_open_store_paths(arguments.folder)
-        for outcome in export_folder(
-            store,
-            arguments.prefix,
-            arguments.folder,
-            keep_time=True,
-            skip_same=True,
-            threads=THREADS_MAX,
-            progress=progress,
-        ):
-            left_out.add(outcome)
-    return _finish(left_out, "written", arguments)
+    def work(store: Store, is_damaged: bool) -> int:
+        left_out = LeftOut(arguments)
+        with open_progress(arguments.prefix) as progress:
+            refuse_open_store_paths(arguments.folder)
+            for outcome in export_folder(
+                store,
+                arguments.prefix,
+                arguments.folder,
+                keep_time=True,
+                skip_same=True,
+                past_damage=is_damaged,
+                threads=THREADS_MAX,
+                progress=progress,
+            ):
+                left_out.add(outcome)
+        return _finish(left_out, "written", arguments)
+
+    return read_all(arguments, work)
 
 
 def import_(arguments: Namespace) -> int:
