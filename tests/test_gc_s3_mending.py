@@ -129,12 +129,23 @@ def test_a_garbled_list(condemned: World, raw: bytes) -> None:
     assert decode_state(world.server.objects[STATE].body).phase == "condemned"
 
 
-@pytest.mark.parametrize("raw", [b"garbled", b""])
-def test_a_garbled_state(condemned: World, raw: bytes) -> None:
+@pytest.mark.parametrize("raw", [b"garbled", b"", None])
+def test_a_state_that_is_garbled_or_gone(condemned: World, raw: bytes | None) -> None:
     """What its version was is not known, nor what is condemned: all that no name has is."""
     world = condemned
     before = decode_state(world.server.objects[STATE].body)
-    change(world, STATE, raw)
+    if raw is None:
+        del world.server.objects[STATE]
+    else:
+        change(world, STATE, raw)
+    for machine in ("another", "collector"):  # the second has seen the state before
+        with world.open(machine) as store:
+            report = store.check()
+            assert report.exit_code == (14 if raw is None else 13)
+            assert "gc/state" in report.problems[0].what
+            for dry_run in (True, False):
+                with pytest.raises(FormatError, match=r"\(castore check --repair\)"):
+                    collect(store, grace=DAY, dry_run=dry_run)
     assert repairs(world) == []
     after = decode_state(world.server.objects[STATE].body)
     assert (after.phase, after.version > before.version) == ("condemned", True)
@@ -155,7 +166,10 @@ def test_a_garbled_state_on_a_server_without_preconditions(
     monkeypatch.setattr(s3, "probe", lambda bucket: honours)
     change(condemned, STATE, b"garbled")
     left = repairs(condemned)
-    assert "no collector and no writer is at work, remove gc/state" in left[1]
+    assert (
+        "no collector and no writer is at work, remove gc/state and all below gc/condemned/"
+        in left[1]
+    )
     assert condemned.server.objects[STATE].body == b"garbled"
 
 

@@ -35,7 +35,7 @@ from castore.format_s3 import (
 )
 from castore.model import Location, Progress, Stages
 from castore.s3.bucket import Bucket, KeyAbsent, Listed
-from castore.s3.condemned import ListGone, read_condemned
+from castore.s3.condemned import ListGone, list_without_state, read_condemned
 from castore.s3.damaged import damaged_packs
 from castore.s3.keys import GC, HINTS, NAMES, PINS, is_collectors, is_hints, name_of, session_of_pin
 from castore.workers import Workers
@@ -257,6 +257,10 @@ class RemoteCheck:
     def _check_gc(self) -> set[bytes]:
         """gc/state, and the list that it refers to: what is on it."""
         try:
+            orphan = list_without_state(self._bucket)
+            if orphan is not None:
+                what = f"gc/state is gone, while {orphan} is there: a repair makes it again"
+                self._add("gc state", "missing", what)
             return set(read_condemned(self._bucket, self.config.store_id))
         except ListGone as error:
             self._add("gc state", "missing", str(error))

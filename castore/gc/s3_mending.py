@@ -1,6 +1,7 @@
 """Mending, in a repair, what collectors announce: `gc/state`, and the list that it refers to.
 
-A bit that is flipped is put right. A state that is beyond that is made one whose list is lost.
+A bit that is flipped is put right. A state that is beyond that, or gone while
+there are lists, is made one whose list is lost.
 
 Until a list that is lost is replaced, no writer knows what it may rely on: whoever would reuse
 packs fails. What the list had is not known. But whatever of it a collector may yet remove (it is
@@ -37,10 +38,12 @@ from castore.format_s3 import (
 from castore.gc.s3 import fit_server
 from castore.gc.s3_marking import PIN_SECONDS, Marker
 from castore.gc.s3_memory import CollectorMemory
-from castore.gc.s3_state import CONDEMNED, LISTS, CollectorState
+from castore.gc.s3_state import CONDEMNED, CollectorState
 from castore.model import Stages
-from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown
+from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.cache import StoreCache
+from castore.s3.condemned import list_without_state
+from castore.s3.keys import LISTS
 from castore.s3.outcomes import put_over
 from castore.s3.probe import probe
 from castore.workers import Workers
@@ -76,7 +79,10 @@ class Mending:
         try:
             state = self._mended(GC_STATE_KEY, decode_state)
         except KeyAbsent:
-            return
+            if list_without_state(self._bucket) is None:
+                return
+            state = None
+            self._done.append("gc/state is gone: it is made again")
         key = self._replace_state() if state is None else decode_state(state).condemned
         if key is None:
             return
@@ -102,14 +108,17 @@ class Mending:
         except PreconditionsIgnored as error:
             raise CollectionRefused(
                 f"{error.endpoint} ignores {error.ignored}: when no collector and no writer is at "
-                "work, remove gc/state"
+                "work, remove gc/state and all below gc/condemned/"
             ) from error
 
     def _replace_state(self) -> str:
-        """A state that can't be read is as good as one whose list is lost: have it be that, with a
-        version above all that there may have been. The key of that list."""
+        """A state that can't be read, or is gone, is as good as one whose list is lost: have it be
+        that, with a version above all that there may have been. The key of that list."""
         self._check_server()
-        reply = self._bucket.get(GC_STATE_KEY)
+        try:
+            etag = self._bucket.head(GC_STATE_KEY).etag
+        except KeyAbsent:
+            etag = None
         numbers = [entry.key.rpartition("/")[2] for entry in self._bucket.list(LISTS)]
         seen = CollectorMemory(self._cache).state_version()
         version = max([seen, *(int(n) for n in numbers if n.isdecimal() and len(n) < 16)])
@@ -117,7 +126,7 @@ class Mending:
         state = GcState(
             version + VERSIONS_SKIPPED, CONDEMNED, secrets.token_bytes(NONCE_BYTES), key
         )
-        self._write_over(GC_STATE_KEY, reply.etag, encode_state(state))
+        self._write_over(GC_STATE_KEY, etag, encode_state(state))
         return key
 
     def _mended(self, key: str, decode: Callable[[bytes], object]) -> bytes | None:
@@ -135,10 +144,17 @@ class Mending:
             self._done.append(f"{key} had one bit flipped")
         return right
 
-    def _write_over(self, key: str, etag: str, raw: bytes) -> None:
+    def _write_over(self, key: str, etag: str | None, raw: bytes) -> None:
+        """Over the version that has this ETag; None: where there is nothing."""
         conditional = probe(self._bucket).if_match_put
         try:
-            done = put_over(self._bucket, key, raw, etag, conditional=conditional)
+            if etag is None:
+                self._bucket.put(key, raw, if_none_match=True)
+                done = True
+            else:
+                done = put_over(self._bucket, key, raw, etag, conditional=conditional)
+        except PreconditionFailed:
+            done = False
         except OutcomeUnknown as error:
             raise StoreBusy(f"whether {key} was mended is not known: repeat the repair") from error
         if not done:

@@ -28,10 +28,11 @@ from castore.format_s3 import (
 )
 from castore.gc.s3_memory import CollectorMemory
 from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.condemned import list_without_state
+from castore.s3.keys import LISTS
 from castore.s3.outcomes import put_once
 
 IDLE, CONDEMNED, SWEEPING = "idle", "condemned", "sweeping"
-LISTS = "gc/condemned/"
 REPAIR = "repair the store (castore check --repair)"
 _NOTHING_YET = GcState(0, IDLE, b"")
 
@@ -62,6 +63,12 @@ class CollectorState:
             self._now, self._etag = decode_state(reply.body), reply.etag
         except KeyAbsent:
             self._now, self._etag = _NOTHING_YET, None
+            orphan = list_without_state(self._bucket)
+            if orphan is not None:
+                url = self._bucket.settings.url
+                raise FormatError(
+                    f"{url}/gc/state is gone, while {orphan} is there: {REPAIR}"
+                ) from None
         except FormatError as error:
             raise FormatError(f"{error}: {REPAIR}") from error
         if self._now.version < seen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from castore.errors import FormatError
 from castore.format_s3 import GC_STATE_KEY, decode_condemned, decode_state
 from castore.s3.bucket import Bucket, KeyAbsent
+from castore.s3.keys import LISTS, is_collectors
 
 
 class ListGone(FormatError):
@@ -28,3 +29,16 @@ def read_condemned(bucket: Bucket, store_id: bytes) -> list[bytes]:
             if absent.key == GC_STATE_KEY:
                 return []
             # The list: unless the round ended in between.
+
+
+def list_without_state(bucket: Bucket) -> str | None:
+    """The key of a list where `gc/state` is gone: none is written before there is a state, which
+    nobody takes away."""
+    lists = (entry.key for entry in bucket.list(LISTS) if is_collectors(entry.key))
+    key = next(lists, None)
+    if key is not None:
+        try:
+            bucket.head(GC_STATE_KEY)
+        except KeyAbsent:
+            return key
+    return None

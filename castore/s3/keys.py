@@ -15,9 +15,10 @@ from castore.model import encode_name
 from castore.s3.bucket import Bucket, Listed
 
 NAMES, PACKS, PINS, HINTS, GC = "names/", "packs/", "pins/", "index/", "gc/"
+LISTS = f"{GC}condemned/"
 _PACK = re.compile(f"{PACKS}([0-9a-f]{{32}})-[0-9a-f]{{16}}")
 _PIN = re.compile(f"{PINS}([0-9a-f]{{16}})/[0-9]{{1,9}}")
-_GC = re.compile(f"{GC_STATE_KEY}|{GC}condemned/[0-9]{{1,18}}")
+_GC = re.compile(f"{GC_STATE_KEY}|{LISTS}[0-9]{{1,18}}")
 _HINTS = re.compile(f"{HINTS}[0-9a-f]{{2}}/[0-9a-f]{{32}}")
 
 
