@@ -118,6 +118,92 @@ def test_the_command_of_another_user(folder: Path, tmp_path: Path, as_reader: An
     assert state(folder) == before
 
 
+FSSPEC = """
+import sys, fsspec
+fs = fsspec.filesystem("castore", store=sys.argv[1], read_only=True)
+assert sorted(fs.find("")) == sorted([*(f"n/{i}" for i in range(5)), "small"])
+assert [entry["name"] for entry in fs.ls("n")] == [f"n/{i}" for i in range(5)]
+assert fs.cat_file("small") == b"x" and fs.info("n/2")["size"] == 9300
+with fs.open("n/1") as file:
+    assert file.read(300) == bytes([1]) * 300
+fs.get("n/", sys.argv[2] + "/", recursive=True)
+for write in (
+    lambda: fs.pipe_file("x", b"1"),
+    lambda: fs.rm("small"),
+    lambda: fs.cp_file("small", "copy"),
+    lambda: fs.mv("small", "moved"),
+    lambda: fs.open("x", "wb").close(),
+):
+    try:
+        write()
+    except PermissionError:
+        continue
+    raise SystemExit("it was written to")
+assert not fs.exists("x") and fs.exists("small")
+print("done")
+"""
+
+
+def test_fsspec_of_another_user(folder: Path, tmp_path: Path, as_reader: Any) -> None:
+    before = state(folder)
+    done = as_reader("-c", FSSPEC, str(folder), str(tmp_path / "out"))
+    assert (done.stdout, done.stderr) == ("done\n", ""), done
+    assert (tmp_path / "out/4").read_bytes() == DATA["n/4"]
+    assert state(folder) == before
+
+
+@pytest.fixture
+def on_read_only_mount(folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command of Python's where the store is below a mount that nobody writes to."""
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root on Linux, to mount")
+    mount = f"mount --bind '{folder}' '{folder}' && mount -o remount,ro,bind '{folder}'"
+    if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("may not mount here")
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        script = ["sh", "-c", mount + ' && exec "$@"', "sh", sys.executable, *command]
+        return subprocess.run(
+            ["unshare", "--mount", *script], capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_read_only_mount(
+    folder: Path, tmp_path: Path, on_read_only_mount: Any, read_only: bool
+) -> None:
+    before = state(folder)
+    done = on_read_only_mount("-c", READS, str(folder), str(read_only), str(tmp_path))
+    assert (done.stdout, done.stderr) == ("done\n", ""), done
+    done = on_read_only_mount("-c", FSSPEC, str(folder), str(tmp_path / "out"))
+    assert (done.stdout, done.stderr) == ("done\n", ""), done
+    assert state(folder) == before
+
+
+def test_the_command_on_a_read_only_mount(
+    folder: Path, tmp_path: Path, on_read_only_mount: Any
+) -> None:
+    before = state(folder)
+    for command, code in {
+        "ls -l": 0,
+        "stats": 0,
+        "check --read-data": 0,
+        f"get n/1 {tmp_path}/got": 0,
+        f"export n {tmp_path}/exported": 0,
+        f"backup {tmp_path}/names": 0,
+        "gc": 12,
+        "rm small": 12,
+        f"put {__file__} x": 12,
+    }.items():
+        done = on_read_only_mount("-m", "castore", "-r", str(folder), *command.split())
+        assert done.returncode == code, (command, done)
+        assert not code or done.stderr.count("\n") == 1, done.stderr
+    assert (tmp_path / "exported/3").read_bytes() == DATA["n/3"]
+    assert state(folder) == before
+
+
 def test_read_only_touches_nothing_of_ones_own_store(folder: Path, tmp_path: Path) -> None:
     before = state(folder)
     with castore.open(folder, read_only=True) as store:
