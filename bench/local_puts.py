@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import zstandard
 from measure import Row, on_cores, plain_read, settle
 
-ROWS = ["again-in-process", "new-in-process", "get-in-process"]
+ROWS = ["again-in-process", "new-in-process", "get-in-process", "journal"]
+BLOCKS = 5  # for each repetition, of the row "journal"
 
 
 def run(wanted: Sequence[str], source: Path, directory: Path, repeats: int) -> Iterator[Row]:
@@ -23,6 +25,9 @@ def run(wanted: Sequence[str], source: Path, directory: Path, repeats: int) -> I
         yield _new(source, store, repeats)
     if "get-in-process" in wanted:
         yield _get(source, store, directory / "in-process.out", repeats)
+    if "journal" in wanted:
+        puts = 200 if source.stat().st_size >= 64 << 20 else 20
+        yield _journal(store, puts, BLOCKS * repeats)
 
 
 def _again(source: Path, directory: Path, repeats: int) -> Row:
@@ -88,6 +93,41 @@ def _get(source: Path, directory: Path, out: Path, repeats: int) -> Row:
     os.unlink(packed)
     shutil.rmtree(directory)
     return row
+
+
+def _journal(directory: Path, puts: int, blocks: int) -> Row:
+    """What the journal of names adds to a durable put of 1 KB: blocks of puts with it and without,
+    in turn. Most of a put waits for the disk, so the processor's time is told as well."""
+    from castore.journal import Journal
+
+    row = Row("journal", f"{puts} durable puts of 1 KB, in one process", "s")
+    value, append = os.urandom(1024), Journal.append
+    busy: dict[str, list[float]] = {"with": [], "without": []}
+    with _open(directory) as store:
+        for block in range(blocks):
+            for which in ("with", "without") if block % 2 else ("without", "with"):
+                Journal.append = append if which == "with" else _nothing  # type: ignore[method-assign]
+                began, began_busy = time.perf_counter(), time.process_time()
+                try:
+                    for i in range(puts):
+                        store.puts(f"key/{i}", value)
+                finally:
+                    Journal.append = append  # type: ignore[method-assign]
+                row.add(f"{which} the journal", time.perf_counter() - began)
+                busy[which].append(time.process_time() - began_busy)
+    shutil.rmtree(directory)
+    row.bar("≤ 1.05 × without", row.ratio("with the journal", "without the journal"), _is_little)
+    spent = [statistics.median(busy[which]) / puts * 1e6 for which in ("with", "without")]
+    row.notes.append(f"processor: {spent[0]:.0f} us a put with it, {spent[1]:.0f} us without")
+    return row
+
+
+def _is_little(ratio: float) -> bool:
+    return ratio <= 1.05
+
+
+def _nothing(*_: Any) -> None:
+    """In place of `Journal.append`."""
 
 
 def _open(directory: Path) -> Any:

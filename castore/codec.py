@@ -33,7 +33,8 @@ from castore.format import (
 from castore.format_index import INLINE_BYTES_LIMIT
 
 ETAG_SEED = 0x9E3779B97F4A7C15
-BLOCK_COMPRESS_MIN = 1024  # bytes of a journal's block
+# Bytes of a journal's block. What is smaller is of one small object, whose bytes are compressed.
+BLOCK_COMPRESS_MIN = 8192
 
 _thread = threading.local()
 _digest = xxhash.xxh3_128_digest

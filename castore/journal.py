@@ -145,14 +145,12 @@ class Journal:
     def _find_end(self, index: Index, txn: Txn, place: JournalPlace) -> JournalPlace:
         """Have the file open that is appended to; a new one if that is gone, or has more than the
         index knows of."""
-        if (
-            self._generation != place.generation
-            or not self._is_ours()
-            or not os.fstat(self._fd).st_nlink
-        ):
+        status = self._status() if self._generation == place.generation else None
+        if status is None or not status.st_nlink:
             self._open(place.generation)
-        if self._fd >= 0:
-            size = os.fstat(self._fd).st_size
+            status = self._status()
+        if status is not None:
+            size = status.st_size
             if self._known == (place, size) or not self._is_ahead(place, size):
                 return place
         known = generations(self.folder)
@@ -164,13 +162,18 @@ class Journal:
         return self._begin(max(known, default=place.generation) + 1, place.seq, is_empty=is_empty)
 
     def _is_ours(self) -> bool:
-        """Whether the descriptor is still of the file that was opened: a process that becomes a
+        return self._status() is not None
+
+    def _status(self) -> os.stat_result | None:
+        """Of the file that was opened, if the descriptor is still of that: a process that becomes a
         daemon closes all that there are, and the number may be another file's by now."""
+        if self._fd < 0:
+            return None
         try:
             status = os.fstat(self._fd)
         except OSError:
-            return False
-        return (status.st_dev, status.st_ino) == self._file
+            return None
+        return status if (status.st_dev, status.st_ino) == self._file else None
 
     def _is_ahead(self, place: JournalPlace, size: int) -> bool:
         """Whether the file has transactions behind `place` that were committed."""
