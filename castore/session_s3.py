@@ -33,7 +33,7 @@ from castore.packs import NOTHING_HELD
 from castore.packs.s3 import S3Packs
 from castore.s3.bucket import Bucket, OutcomeUnknown, PreconditionFailed
 from castore.s3.cache import StoreCache
-from castore.s3.damaged import damaged_packs
+from castore.s3.damaged import to_avoid
 from castore.s3.hints import Hints
 from castore.s3.outcomes import Landed, put_once
 from castore.s3.removal import delete_version, etag_at
@@ -131,7 +131,7 @@ class S3Session(WriteSession):
         if not pack_ids:
             return set()
         if self._damaged is None:
-            self._damaged = self._requests.submit(damaged_packs, self._bucket)
+            self._damaged = self._requests.submit(to_avoid, self._bucket)
         unreliable = self._session.rely_on(pack_ids)
         return unreliable | self._damaged.result().intersection(pack_ids)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from gc_stores import DAY, World, collect, noise
 
 from castore.check.repair_remote import RemoteRepair
 from castore.s3.bucket import Bucket
+from castore.s3.damaged import MARKED
 from castore.s3.keys import HINTS, PACKS
 
 DATA = noise(300_000, 1)
@@ -88,6 +90,35 @@ def test_the_next_put_of_the_bytes_stores_them_anew(
     is_whole(world)
 
 
+def marks(world: World) -> list[str]:
+    """The last key is what says that there may be any."""
+    return world.server.keys("store/damaged/")[:-1]
+
+
+def test_that_there_are_marks_is_said_before_and_said_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with world.open("writer") as store:
+        store.puts("a", DATA)
+    damage(world, flip)
+    assert world.server.keys("store/damaged/") == []
+    put, written = Bucket.put, []
+
+    def noted(bucket: Bucket, key: str, *arguments: Any, **options: Any) -> Any:
+        written.append(key)
+        return put(bucket, key, *arguments, **options)
+
+    monkeypatch.setattr(Bucket, "put", noted)
+    with world.open("repairer") as store:
+        store.check(repair=True)
+        assert written[0] == MARKED
+        assert written[1].startswith("damaged/")
+        assert len(marks(world)) == 1
+        del world.server.objects[f"store/{MARKED}"]
+        collect(store)
+    assert f"store/{MARKED}" in world.server.objects
+
+
 def test_marks_and_hints_go_with_the_packs(world: World) -> None:
     with world.open("writer") as store:
         store.puts("a", DATA)
@@ -95,15 +126,15 @@ def test_marks_and_hints_go_with_the_packs(world: World) -> None:
     with world.open("repairer") as store:
         store.check(repair=True)
         store.delete_prefix("quarantine/")
-        assert len(world.server.keys("store/damaged/")) == 1
+        assert len(marks(world)) == 1
         collect(store)
         # A session from before may still know the pack.
-        assert len(world.server.keys("store/damaged/")) == 1
+        assert len(marks(world)) == 1
         world.pass_time(2 * DAY)
         store.puts("b", noise(70_000, 3))
         store.delete("b")
         collect(store)
-    assert world.server.keys("store/damaged/") == []
+    assert marks(world) == []
     assert world.server.keys("store/packs/") == []
     with world.bucket() as bucket:
         assert sum(entry.size for entry in bucket.list(HINTS)) == 0
@@ -118,12 +149,12 @@ def test_a_pack_that_is_brought_back_is_relied_on_again(world: World) -> None:
         whole = {key: bucket.get(key).body for key in packs(bucket)}
         damage(world, flip)
         world.open("repairer").check(repair=True)
-        assert len(world.server.keys("store/damaged/")) == 2
+        assert len(marks(world)) == 2
         for key, raw in whole.items():
             bucket.put(key, raw, idempotent=True)
     with world.open("repairer") as repairer:
         assert repairer.check(repair=True).repaired == []
-        assert world.server.keys("store/damaged/") == []
+        assert marks(world) == []
         repairer.rebuild_index()
         before = len(world.server.keys("store/packs/"))
         repairer.puts("again", DATA)

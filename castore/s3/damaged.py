@@ -7,6 +7,9 @@ that it did not store itself, it asks what is marked: that is stored anew.
 
 A mark is written before the repair puts anything, and stays until the pack is gone and no session
 that could know of it from before is left.
+
+Most stores never have one, and a LIST costs as much as a dozen other requests. So `damaged/marked`
+is put before the first mark, and never taken away: who does not find it had no mark to miss.
 """
 
 from __future__ import annotations
@@ -14,14 +17,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from castore.s3.bucket import Bucket, Listed
+from castore.s3.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.session import SESSION_SECONDS_MAX
 
 PREFIX = "damaged/"
+MARKED = f"{PREFIX}marked"
 _MARK = re.compile(f"{PREFIX}([0-9a-f]{{32}})")
 
 
 def mark_damaged(bucket: Bucket, packs: Collection[bytes]) -> None:
+    if packs:
+        bucket.put(MARKED, b"", idempotent=True)
     for pack_id in packs:
         bucket.put(f"{PREFIX}{pack_id.hex()}", b"", idempotent=True)
 
@@ -32,15 +38,27 @@ def unmark(bucket: Bucket, packs: Collection[bytes]) -> None:
         bucket.delete_many([f"{PREFIX}{pack_id.hex()}" for pack_id in packs])
 
 
+def to_avoid(bucket: Bucket) -> set[bytes]:
+    """As `damaged_packs`; of a store where nothing was ever marked, for one HEAD."""
+    try:
+        bucket.head(MARKED)
+    except KeyAbsent:
+        return set()
+    return damaged_packs(bucket)
+
+
 def damaged_packs(bucket: Bucket) -> set[bytes]:
     return {pack_id for pack_id, _ in _marks(bucket)}
 
 
 def remove_marks(bucket: Bucket, there: Collection[bytes], *, now: float) -> None:
     """Those of packs that are not `there` any more; `now` is the server's time, in seconds."""
+    marks = list(_marks(bucket))
+    if marks:  # also if somebody took it away
+        bucket.put(MARKED, b"", idempotent=True)
     void = [
         entry.key
-        for pack_id, entry in _marks(bucket)
+        for pack_id, entry in marks
         if pack_id not in there and now - entry.modified > SESSION_SECONDS_MAX
     ]
     if void:
