@@ -69,14 +69,14 @@ def test_whole_process_rows(tmp_path: Path) -> None:
 
 
 def test_in_process_rows(tmp_path: Path) -> None:
-    document, printed = run(tmp_path, "bench_local.py", "--only", "again,new,range")
+    document, printed = run(tmp_path, "bench_local.py", "--only", "again,new,journal,range")
     measured = rows(document)
-    assert list(measured) == names("again", "new", "range")
+    assert list(measured) == names("again", "new", "journal", "range")
     for state, bound in (("zstd", "bare decode"), ("raw", "open+seek+read")):
         contenders = measured[f"range-{state}-4K"]["contenders"]
         assert {"castore", bound} <= set(contenders)
     bars = [bar for row in measured.values() for bar in row["bars"]]
-    assert len(bars) == 2 + 3 * 2
+    assert len(bars) == 2 + 1 + 3 * 2
     assert all(bar["met"] in (True, False, None) for bar in bars)
     assert f"of {len(bars)} judged bars met" in printed
 
