@@ -306,7 +306,10 @@ def _check_folder(root: str, config: StoreConfig) -> None:
         if not all(name.startswith(ours) for name in os.listdir(root)):
             raise NotAStore(f"{root} is no store, and not empty: choose the store's, or a new one")
     elif found.store_id != config.store_id:
-        raise NotAStore(f"the backup is of another store than {root}")
+        raise NotAStore(
+            f"the backup is of another store than {root}: restore it to its own, or to a new "
+            "folder with its packs/"
+        )
 
 
 def _is_intact(root: str) -> int | None:

@@ -8,7 +8,6 @@ importing this module. Absent is not failed: `NameNotFound` means the name is de
 from __future__ import annotations
 
 import errno
-import os
 
 
 class CastoreError(Exception):
@@ -38,7 +37,7 @@ class NameExists(CastoreError, FileExistsError):
         self.name = name
 
     def __str__(self) -> str:
-        return f"an object is already named {self.name!r}"
+        return f"an object is already named {self.name!r}: choose another name, or delete it first"
 
     def __reduce__(self) -> tuple[type[NameExists], tuple[str]]:
         return type(self), (self.name,)
@@ -212,7 +211,8 @@ class TimeOutOfRange(CastoreError, ValueError):
 
     def __init__(self, what: str, time_ns: int) -> None:
         super().__init__(
-            f"the time of {what} is {time_ns / 1e9:.0f} s from 1970, and can be from 1678 to 2261"
+            f"the time of {what} is {time_ns / 1e9:.0f} s from 1970, and a record can hold the "
+            "years 1678 to 2261: touch the file"
         )
         self.what = what
         self.time_ns = time_ns
@@ -257,7 +257,7 @@ class ChunkCorrupt(CastoreError, OSError):
     def __str__(self) -> str:
         return (
             f"chunk {self.chunk_id.hex()} is corrupt at byte {self.offset} of pack "
-            f"{os.fsencode(self.pack_id.hex()).decode()}: {self.reason}"
+            f"{self.pack_id.hex()} ({self.reason}): castore check --repair keeps what is left"
         )
 
     def __reduce__(self) -> tuple[type[ChunkCorrupt], tuple[bytes, bytes, int, str]]:

@@ -35,7 +35,8 @@ def check_index_in_place(root: str) -> None:
         size = 0
     if size < INDEX_BYTES_MIN:
         raise IndexCorrupt(
-            f"the index of the store {root} is gone: restore it from a backup (castore restore)"
+            f"the index of the store {root} is gone: make it anew (castore index rebuild), or "
+            "restore it from a backup (castore restore)"
         )
 
 

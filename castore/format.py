@@ -226,7 +226,9 @@ def decode_pack_header(raw: bytes | memoryview) -> tuple[bytes, bytes]:
     if magic != PACK_MAGIC or _checksum(raw[: PACK_HEADER_BYTES - 8]) != checksum:
         raise FormatError("pack header is damaged")
     if version > PACK_VERSION:
-        raise UnsupportedFormat(f"pack {pack_id.hex()} has format version {version}")
+        raise UnsupportedFormat(
+            f"pack {pack_id.hex()} has format version {version}: upgrade castore"
+        )
     if version < 1 or flags & ~PACK_GUARDED or (version == 1 and (flags or average or seed)):
         raise FormatError(f"pack header has version {version} and flags {flags:#x}")
     return store_id, pack_id

@@ -178,7 +178,10 @@ class Index:
         """`with index.write_gate, index.errors, index.begin() as txn`: the write transaction,
         committed with a sync at the end, aborted on any error. Raises ReadOnlyStore, LmdbError."""
         if not self.writable:
-            raise ReadOnlyStore(errno.EACCES, f"the index {self.path} can't be written here")
+            raise ReadOnlyStore(
+                errno.EACCES,
+                f"the index {self.path} can't be written here: is its disk read-only?",
+            )
         if self._pid != os.getpid():
             self._open_again()
         assert self._env is not None
@@ -207,7 +210,9 @@ class Index:
             found = 0
         if found != self._inode:
             raise StoreNotFound(
-                errno.ENOENT, f"the index {self.path} was removed while it was in use"
+                errno.ENOENT,
+                f"the index {self.path} was removed while it was in use: make it anew (castore "
+                "index rebuild), or restore it from a backup (castore restore)",
             )
 
     def _adopt_map(self) -> None:
@@ -299,7 +304,7 @@ class Index:
             env.close()
             raise IndexCorrupt(
                 f"the index {self.path} is another program's, or not whole: restore it from a "
-                "backup"
+                "backup (castore restore)"
             ) from error
         except lmdb.Error as error:
             env.close()
@@ -333,7 +338,7 @@ class Index:
         """In a forked child, or after a reopening that failed for a passing reason."""
         with self._reopening:
             if self._references <= 0:
-                raise StoreClosed("the store is closed")
+                raise StoreClosed(f"the store of the index {self.path} is closed: open it again")
             if self._pid != os.getpid():
                 self._reopen()
 
@@ -516,7 +521,10 @@ def typed(error: Exception, path: str) -> CastoreError:
             errno.EAGAIN, f"more than {READERS_MAX} readers of {path} at once: close some"
         )
     if isinstance(error, lmdb.ReadonlyError):
-        return ReadOnlyStore(errno.EACCES, f"the index {path} can't be written here")
+        return ReadOnlyStore(
+            errno.EACCES,
+            f"the index {path} can't be written here: is its disk read-only?",
+        )
     if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return PermissionDenied(path)
     # LMDB's copy has a thread of its own, and EAGAIN is all it says where none can be started.

@@ -275,7 +275,10 @@ class IndexPages:
                     found.append(meta)
             if found:
                 return max(found, key=lambda meta: meta.txn_id)
-        raise IndexCorrupt(f"the index {self._path} has no meta page")
+        raise IndexCorrupt(
+            f"the index {self._path} is damaged (it has no meta page): make it anew (castore index "
+            "rebuild), or restore it from a backup (castore restore)"
+        )
 
     def _meta(self, at: int) -> Meta | None:
         if at + _HEADER_BYTES + _META.size > self._size:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
+from castore.errors import FormatError, UnsupportedFormat
 from castore.format_index import (
     decode_chunk_row,
     decode_pack_row,
@@ -45,19 +45,15 @@ def rows(index: Index, txn: Snapshot, table: Table) -> Iterator[tuple[bytes, byt
             for raw_key, value in cursor:
                 key = bytes(raw_key)
                 if found and key <= last:
-                    raise IndexCorrupt(
-                        f"the index {index.path} is damaged: its keys are not in order"
-                    )
+                    raise damaged(index.path, "its keys are not in order")
                 last = key
                 found += 1
                 if found > expected:
                     break
                 yield key, bytes(value)
         if found != expected:
-            raise IndexCorrupt(
-                f"the index {index.path} is damaged: a table of {expected} rows has "
-                f"{'more' if found > expected else found}"
-            )
+            counted = "more" if found > expected else found
+            raise damaged(index.path, f"a table of {expected} rows has {counted}")
     except LmdbError as error:
         raise typed(error, index.path) from error
 

@@ -248,7 +248,8 @@ def open_local(
             refuse_lost_config(root)
             if not create or read_only:
                 raise StoreNotFound(
-                    errno.ENOENT, f"there is no store at {root}; make one with a put"
+                    errno.ENOENT,
+                    f"there is no store at {root}: check the path, or make one with a put",
                 )
             _create(root, chunk_bytes_avg, collision_guard)
             config = read_config(root)

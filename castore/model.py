@@ -161,7 +161,7 @@ def _encode_name(name: str) -> bytes:
     if b"\0" in encoded:
         raise InvalidName(f"name {name!r} has a NUL byte")
     if encoded.startswith(b"/"):
-        raise InvalidName(f"name {name!r} starts with '/'")
+        raise InvalidName(f"name {name!r} starts with '/': leave that out")
     for part in encoded.split(b"/"):
         if part in (b".", b".."):
             raise InvalidName(f"name {name!r} has a {part.decode()!r} component")

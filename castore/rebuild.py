@@ -62,12 +62,12 @@ def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildRepo
     castore.json if it is lost. Raises StoreLocked while anybody has the store open; IndexCorrupt if
     none of its names can be read, so that only a backup helps."""
     if not os.path.isdir(root):
-        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}")
+        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     index_path = os.path.join(root, "index")
     journal = read_journal(root)
     found = find_config(root, journal)
     if found is None:
-        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}")
+        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     raw_config, config = found
 
     def take_rows(index: Index) -> Transplanted:

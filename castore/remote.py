@@ -279,7 +279,8 @@ def open_remote(
             if not create or read_only:
                 raise_if_lost(bucket)
                 raise StoreNotFound(
-                    errno.ENOENT, f"there is no store at {settings.url}; make one with a put"
+                    errno.ENOENT,
+                    f"there is no store at {settings.url}: check the URL, or make one with a put",
                 )
             config = create_store(bucket, new_config(chunk_bytes_avg, collision_guard))
         return RemoteStore(bucket, config, frames_bytes_max=frames_bytes_max)

@@ -69,7 +69,9 @@ class WriteSession(ABC):
         """Raises StoreIOError in a forked child: the packs, and the threads that encode for them,
         are the parent's."""
         if self._pid != os.getpid():
-            raise StoreIOError("a put that began before a fork can't go on in the child")
+            raise StoreIOError(
+                "a put that began before a fork can't go on in the child: begin it there"
+            )
 
     def encode(self, chunks: list[NewFrame]) -> Future[list[Frame]]:
         return self._workers.submit(_encode_all, chunks, self.level)

@@ -60,7 +60,7 @@ def opened(path: str, *, regular: bool = False) -> Iterator[SourceFile]:
         if stat.S_ISDIR(source.status.st_mode):
             raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", path)
         if regular and not source.is_regular:
-            raise SourceChanged(f"{path} is no regular file any more")
+            raise SourceChanged(f"{path} is no regular file any more: nothing of it was published")
         yield source
     finally:
         os.close(fd)

@@ -615,13 +615,16 @@ class Store:
 
     def _check_open(self) -> Backend:
         if self._local is None:
-            raise StoreClosed(f"the store {self.path} is closed")
+            raise StoreClosed(f"the store {self.path} is closed: open it again")
         return self._local
 
     def _check_writable(self) -> Backend:
         local = self._check_open()
         if self.read_only:
-            raise ReadOnlyStore(errno.EACCES, f"the store {self.path} is open for reading only")
+            raise ReadOnlyStore(
+                errno.EACCES,
+                f"the store {self.path} is open for reading only: open it without read_only",
+            )
         if not local.writable:
             raise ReadOnlyStore(errno.EACCES, f"no permission to write to the store {self.path}")
         discard_dropped()

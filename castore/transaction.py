@@ -243,7 +243,7 @@ class Transaction:
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:
         if not self._open:
-            raise StoreClosed("the transaction has ended")
+            raise StoreClosed("the transaction has ended: begin another")
         self._open = False
         try:
             yield
@@ -261,7 +261,7 @@ class Transaction:
 
     def _check(self, name: str, if_absent: bool) -> bytes:
         if not self._open:
-            raise StoreClosed("the transaction has ended")
+            raise StoreClosed("the transaction has ended: begin another")
         key = encode_name(name)
         # The commit decides; this only spares storing what can't be published.
         if if_absent and self._record(key) is not None:

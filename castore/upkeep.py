@@ -110,5 +110,8 @@ def local_path(store: StrPath) -> str:
     """Raises NotLocal for a store on S3: there the names are in S3."""
     path = local_folder(os.fspath(store))
     if path is None:
-        raise NotLocal(f"{os.fspath(store)} is no local store: on S3 the names are in S3")
+        raise NotLocal(
+            f"{os.fspath(store)} is on S3, where names are objects of their own: this is for the "
+            "index of a local store"
+        )
     return os.path.realpath(path)

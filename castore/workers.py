@@ -147,7 +147,7 @@ class Workers:
         future = Future(partial(task, *args, **kwargs))
         with self._lock:
             if self._closed:
-                raise StoreClosed("the store was closed meanwhile")
+                raise StoreClosed("the store was closed meanwhile: open it again")
             if self._pid != os.getpid():
                 self.after_fork_in_child()  # of a fork that ran no hooks
             if self._pool is None or self._pool.over:

@@ -61,8 +61,8 @@ def says(text: str) -> str:
         ("x" * 481, f"name {'x' * 40!r}... has 481 bytes in UTF-8; the most is 480"),
         ("é" * 241, f"name {'é' * 40!r}... has 482 bytes in UTF-8; the most is 480"),
         ("a\0b", r"name 'a\x00b' has a NUL byte"),
-        ("/a", "name '/a' starts with '/'"),
-        ("/", "name '/' starts with '/'"),
+        ("/a", "name '/a' starts with '/': leave that out"),
+        ("/", "name '/' starts with '/': leave that out"),
         ("..", "name '..' has a '..' component"),
         ("a/../b", "name 'a/../b' has a '..' component"),
         ("a/..", "name 'a/..' has a '..' component"),
@@ -309,7 +309,7 @@ def test_settings_of_s3_for_a_folder(tmp_path: Path) -> None:
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "missing"
     for options in WAYS_TO_OPEN[1:]:
-        message = f"there is no store at {path}; make one with a put"
+        message = f"there is no store at {path}: check the path, or make one with a put"
         with pytest.raises(StoreNotFound, match=says(message)) as caught:
             castore.open(path, **options)
         assert isinstance(caught.value, FileNotFoundError)
@@ -461,7 +461,8 @@ def test_a_store_without_its_index(root: Path, packs: bool) -> None:
         shutil.rmtree(root / "packs")
     for options in WAYS_TO_OPEN:
         message = (
-            f"the index of the store {root} is gone: restore it from a backup (castore restore)"
+            f"the index of the store {root} is gone: make it anew (castore index rebuild), or "
+            "restore it from a backup (castore restore)"
         )
         with pytest.raises(IndexCorrupt, match=says(message)):
             castore.open(root, **options)

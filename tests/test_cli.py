@@ -264,11 +264,14 @@ def test_errors_name_what_the_user_knows(run, bare, monkeypatch, tmp_path):
     """Neither the number of an error nor a temporary file's name."""
     missing = tmp_path / "missing"
     store = bare("-r", missing, "ls")
-    assert store.err == f"castore: there is no store at {missing}; make one with a put\n"
+    remedy = ": check the path, or make one with a put"
+    assert store.err == f"castore: there is no store at {missing}{remedy}\n"
     backup = run("backup", missing / "names")
     assert backup.err == f"castore: {missing}: No such file or directory\n"
     on_s3 = bare("-r", "s3://bucket/x", "restore", "names")
-    assert on_s3.err == "castore: s3://bucket/x is no local store: on S3 the names are in S3\n"
+    assert on_s3.err.startswith(
+        "castore: s3://bucket/x is on S3, where names are objects of their own"
+    )
 
     make = os.open
 

@@ -97,7 +97,10 @@ def test_a_put_that_makes_no_store_is_silent(run: Run) -> None:
     assert "created store" in run("put", "-", "x", stdin=b"1").err
     assert run("put", "-", "x", stdin=b"2").err == ""
     refused = run("put", "--if-absent", "-", "x", stdin=b"3")
-    assert (refused.code, refused.err) == (1, "castore: an object is already named 'x'\n")
+    assert (refused.code, refused.err) == (
+        1,
+        "castore: an object is already named 'x': choose another name, or delete it first\n",
+    )
     assert run("cat", "x").out == b"2"
 
 

@@ -701,7 +701,7 @@ def test_listings_that_can_not_be_trusted(proxied: Bucket, proxy: FaultProxy) ->
         (page("store/b", "store/a"), "out of order"),
         (page("store/a", token="t"), "out of order"),  # the same page again
         (page(token="t"), "for ever"),
-        (page("elsewhere/a"), "not under the prefix"),
+        (page("elsewhere/a"), "which is not under the prefix"),
         (b"<ListBucketResult></ListBucketResult>", "no page"),
     ):
         proxy.rules.clear()

@@ -64,7 +64,7 @@ from castore.format_index import (
     segment_key,
 )
 from castore.format_journal import encode_drop, encode_piece, encode_put
-from castore.index import TRIES, Index, Snapshot, Txn
+from castore.index import TRIES, Index, Snapshot, Txn, damaged
 from castore.journal import Journal, start_journal
 from castore.manifest import Manifest
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, clamp_range
@@ -415,7 +415,8 @@ class LocalCatalog:
                 not cursor.set_range(segment_key(manifest, at + 1))
                 or manifest_of(bytes(cursor.key())) != manifest
             ):
-                raise IndexCorrupt(f"the index has no segment for byte {at} of an object")
+                what = f"it has no segment for byte {at} of an object"
+                raise damaged(self._index.path, what)
             raw = cursor.value()
             segment = decode_segment(bytes(raw) if keep else raw, manifest=manifest, verify=keep)
         if not segment.begin <= at < segment.end:
@@ -469,7 +470,10 @@ class LocalCatalog:
                 found = txn.get(STORE_ID, db=index.meta)
         # A flipped bit is for a check to find and a repair to put right: both open the store.
         if found not in (None, store_id) and not is_damaged_id(found, store_id):
-            raise IndexCorrupt(f"the index {index.path} belongs to another store")
+            raise IndexCorrupt(
+                f"the index {index.path} belongs to another store: bring this one's back, or "
+                "restore it from a backup (castore restore)"
+            )
 
 
 def _none_newer() -> None:

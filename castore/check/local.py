@@ -66,7 +66,7 @@ def _check_once(
     index_path = os.path.join(root, "index")
     if read_config(root) is None:
         refuse_lost_config(root)
-        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}")
+        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     check_index_in_place(root)
     for document in isolated.run(
         "castore.check.local:check_in_process",

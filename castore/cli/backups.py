@@ -79,7 +79,7 @@ def _print(report: RebuildReport, arguments: Namespace) -> int:
             print_line(f"{counted(report.replayed, 'change')} of names taken from the journal")
         if report.kept:
             print_line(f"the old index is in {report.kept}: remove it when all is well")
-    why = "can't be read in full: packs that it needs are missing or damaged"
+    why = "can't be read in full: bring the packs that it needs back, and run castore check"
     complain_each([f"{name} {why}" for name in report.lost], arguments)
     for names in report.lost_names:
         complain(f"{names} are lost: a backup may have them (castore restore)")

@@ -42,10 +42,13 @@ def get(arguments: Namespace) -> int:
     if len(names) > 1 and not is_folder:
         raise UsageError(f"to get {len(names)} objects, end with a folder; {target!r} is none")
     if target.endswith("/") and not is_folder:
-        raise Failure(f"there is no folder {target}")
+        raise Failure(f"there is no folder {target}: make it first")
     paths = {_path_of(name, target) if is_folder else target: name for name in names}
     if len(paths) < len(names):
-        raise UsageError(f"two of the names would be written to the same file in {target!r}")
+        raise UsageError(
+            f"two of the names would be written to the same file in {target!r}: get "
+            "each to a FILE of its own"
+        )
     label = names[0] if len(names) == 1 else f"{len(names)} objects"
     with open_to_read(arguments) as store, open_progress(label) as progress:
         if progress is not None:

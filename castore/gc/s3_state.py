@@ -184,7 +184,9 @@ class CollectorState:
         self._memory.saw_state(after.version)
 
     def _busy(self) -> StoreBusy:
-        return StoreBusy(f"another collection of {self._bucket.settings.url} has taken over")
+        return StoreBusy(
+            f"another collection of {self._bucket.settings.url} has taken over: let it finish"
+        )
 
 
 def _unknown(key: str, error: OutcomeUnknown) -> StoreIOError:

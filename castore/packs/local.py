@@ -203,7 +203,7 @@ class LocalPacks:
         with self._lock:
             self._check_pid()
             if self._closed:
-                raise StoreClosed("the store was closed meanwhile")
+                raise StoreClosed("the store was closed meanwhile: open it again")
             pack = self._open
             if pack is None or not pack.usable:
                 self._retire()
@@ -222,7 +222,7 @@ class LocalPacks:
         with self._lock:
             self._check_pid()
             if self._closed:
-                raise StoreClosed("the store was closed meanwhile")
+                raise StoreClosed("the store was closed meanwhile: open it again")
             pack = self._create()
             self._sealed.add(pack)  # no put will be offered it
             placement.upto[pack] = pack.size
@@ -411,7 +411,9 @@ class LocalPacks:
             raise FormatError(f"pack {path} has {len(mapping)} bytes, and should have {end}")
         store_id, found = decode_pack_header(memoryview(mapping)[:PACK_HEADER_BYTES])
         if store_id != self._store_id or found != pack_id:
-            raise FormatError(f"pack {path} is another store's, or another pack")
+            raise FormatError(
+                f"pack {path} is another store's, or another pack: restore it from a backup"
+            )
         while len(self._mapped) >= MAPPINGS_MAX:
             self._mapped.pop(next(iter(self._mapped)), None)
         self._mapped[pack_id] = mapping

@@ -144,7 +144,7 @@ class Bucket:
                 if self._attempts.skew_s is None:
                     raise
         if self._attempts.skew_s is None:
-            raise RemoteError(f"{self.settings.url}: the server sends no Date")
+            raise RemoteError(f"{self.settings.url}: the server sends no Date: run castore doctor")
         return self._attempts.skew_s
 
     # ------------------------------------------------------------ writing
@@ -295,7 +295,9 @@ class Bucket:
                 return
             token = page.get("NextContinuationToken")
             if not token or token == parameters.get("ContinuationToken"):
-                raise RemoteError(f"{self.settings.url}: the server lists one page for ever")
+                raise RemoteError(
+                    f"{self.settings.url}: the server lists one page for ever: run castore doctor"
+                )
             parameters["ContinuationToken"] = token
 
     def _listed(self, entry: dict[str, Any]) -> Listed:
@@ -310,13 +312,15 @@ class Bucket:
             raise fault.error from None
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError, OSError) as error:
             raise RemoteError(
-                f"{self.settings.url}: the server lists what can't be: {error!r}"
+                f"{self.settings.url}: the server's list can't be understood ({error!r}): run "
+                "castore doctor"
             ) from error
 
     def _relative(self, key: str) -> str:
         base = self.settings.key("")
         if not key.startswith(base):
             raise RemoteError(
-                f"{self.settings.url}: the server names {key!r}, not under the prefix"
+                f"{self.settings.url}: the server lists {key!r}, which is not under the prefix: "
+                "run castore doctor"
             )
         return key[len(base) :]

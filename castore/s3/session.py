@@ -136,7 +136,7 @@ class WriterSession:
         if self._pid != os.getpid():
             raise StoreIOError("a put that began before a fork can't go on in the child")
         if self._abandoned:
-            raise StoreClosed("the store was closed meanwhile")
+            raise StoreClosed("the store was closed meanwhile: open it again")
         if self._age() >= SESSION_SECONDS_MAX:
             raise StoreIOError("the put took longer than a day, and its pins expired: repeat it")
 
