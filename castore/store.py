@@ -626,7 +626,11 @@ class Store:
                 f"the store {self.path} is open for reading only: open it without read_only",
             )
         if not local.writable:
-            raise ReadOnlyStore(errno.EACCES, f"no permission to write to the store {self.path}")
+            raise ReadOnlyStore(
+                errno.EACCES,
+                f"no permission to write to the store {self.path}: it is another user's, or its "
+                "disk is read-only",
+            )
         discard_dropped()
         return local
 

@@ -22,18 +22,18 @@ usage: conducto archive PIPELINE_ID
        conducto archive --older-than AGE [--dry-run]
        conducto take-over
 
-Archive a pipeline: drop all its names (locally in one step; in the cloud one after another, and to
-repeat it is to go on), and print how many there were. What belongs to the user stays. The space
-comes back when the store next collects garbage.
+archive deletes all names of a pipeline and prints how many there were. Locally that is one step. In
+the cloud they go one after another: repeat one that was interrupted. What belongs to the user
+stays. The space comes back with the store's next `castore gc`.
 
-Take over: put what an earlier Conducto kept on this machine as plain files, in the profile's data/
-and pipelines/*/data/, into the store, but no name that it has already; and print how many that
-were. The files stay, and can be removed by hand.
+take-over puts what an earlier Conducto kept as plain files into the store, and prints how many
+names that were. It reads the profile's data/ and pipelines/*/data/. It skips names that the store
+has already. The files stay, and can be removed by hand.
 
-  --older-than AGE     every pipeline none of whose names was written for so long: 45m, 12h, 7d, 2w;
-                       prints how many names each had, by its id
-  --dry-run            only print them
-  --local/--no-local   the store on this machine, or not
+  --older-than AGE     archive every pipeline that wrote nothing for so long: 45m, 12h, 7d, 2w;
+                       print how many names each had, by its id
+  --dry-run            with --older-than: only print them
+  --local/--no-local   the store on this machine, or in the cloud
   --profile PROFILE    the profile; else CONDUCTO_PROFILE
 """
 COMMON = (

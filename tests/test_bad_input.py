@@ -145,7 +145,7 @@ def test_missing_names(store: castore.Store, tmp_path: Path) -> None:
             lambda name=name: store.rename(name, "b"),
             lambda name=name: store.open(name),
         ):
-            with pytest.raises(NameNotFound, match=says(f"no object is named {name!r}")) as caught:
+            with pytest.raises(NameNotFound, match=r"no object is named|nothing below") as caught:
                 use()
             assert isinstance(caught.value, FileNotFoundError)
             assert caught.value.name == name
@@ -682,7 +682,9 @@ def test_a_store_that_may_only_be_read(open_folder: Path) -> None:
                     lambda: store.delete("inline"),
                     lambda: store.open("new", "wb"),
                 ):
-                    with pytest.raises(ReadOnlyStore, match="is open for reading only"):
+                    with pytest.raises(
+                        ReadOnlyStore, match=r"for reading only|no permission to write"
+                    ):
                         write()
 
     assert unprivileged(work) is None
@@ -834,7 +836,7 @@ except OSError as error:
 def test_a_file_system_that_is_mounted_read_only(tmp_path: Path) -> None:
     lines = in_own_mounts(READ_ONLY_MOUNT, str(tmp_path)).splitlines()
     assert len(lines) == 3
-    assert all("is open for reading only" in line for line in lines[:2])
+    assert all(re.search("for reading only|no permission to write", line) for line in lines[:2])
     assert "Read-only file system" in lines[2]
     assert str(tmp_path) in lines[2]
 
