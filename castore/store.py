@@ -71,8 +71,9 @@ def open_store(
     read_timeout_s: float | None = None,
     max_concurrency: int | None = None,
 ) -> Store:
-    """Open the store in a local folder or at `s3://bucket/prefix`, and make it first if it is not
-    there and `create` is true.
+    """Open the store in a local folder or at `s3://bucket/prefix`.
+
+    It is made first if it is not there and `create` is true.
 
     `chunk_bytes_avg` (bytes, a multiple of 256) and `collision_guard` (None or "sha256") are
     fixed when a store is made, and ignored afterwards. `compression_level` is zstd's, for chunks
@@ -145,10 +146,11 @@ def open_store(
 
 
 class Store:
-    """Objects by name. Safe for many threads and processes at once; opens itself anew in a forked
-    child and where it is unpickled. Names are 1-480 bytes of UTF-8
-    with no NUL, leading `/`, or `.` or `..` component; sizes and offsets are bytes;
-    byte ranges are half-open `(begin, end)`."""
+    """Objects by name; `castore.open` makes one.
+
+    Safe for many threads and processes at once; opens itself anew in a forked child and where it is
+    unpickled. Names are 1-480 bytes of UTF-8 with no NUL, leading `/`, or `.` or `..` component.
+    Sizes and offsets are bytes; byte ranges are half-open `(begin, end)`."""
 
     def __init__(
         self, local: Backend, *, url: str, read_only: bool, options: dict[str, Any]
@@ -424,8 +426,10 @@ class Store:
         return self._reader.explain(encode_name(name), byte_range)
 
     def stats(self) -> StoreStats:
-        """Totals: in a local store from counters that every commit keeps, on S3 by reading every
-        manifest that is not cached."""
+        """How many objects, chunks, packs and bytes there are.
+
+        In a local store from counters that every commit keeps; on S3 by reading every manifest that
+        is not cached."""
         return self._check_open().stats()
 
     def gc(
@@ -440,7 +444,7 @@ class Store:
         accept_unclaimed: bool = False,
         progress: Progress | None = None,
     ) -> GcReport:
-        """Give back the space of what no name leads to, while others go on reading and writing.
+        """Collect garbage: free the space of what no name leads to, while others read and write.
 
         Packs of whose bytes less than the share `repack_below` (0 to 1) are in use are rewritten,
         and small ones merged when they are many; `max_repack_bytes` bounds what is copied for that.
@@ -485,8 +489,10 @@ class Store:
         repair: bool | CheckReport = False,
         progress: Progress | None = None,
     ) -> CheckReport:
-        """Whether the store is whole: that every extent's frame is in its pack, that manifests and
-        index agree with the packs and with each other. With `read_data`, all frames (or, for a
+        """Whether the store is whole, and with `repair`, its mending.
+
+        Every extent's frame is in its pack; manifests and index agree with the packs and with each
+        other. With `read_data`, all frames (or, for a
         number below 1, that fraction of them, at random) are decoded and compared with their ids.
         The report names the objects that can't be read in full. `progress` counts bytes.
 
@@ -508,11 +514,12 @@ class Store:
     def export_folder(
         self, prefix: str, folder: StrPath, *, progress: Progress | None = None
     ) -> TransferReport:
-        """Write every object below `prefix` + "/" (all for "") to a plain file below the folder,
-        with its permission bits and time. Files that are the same already, in size, mode, time and
-        content, are left as they are. What can't be written is left out and named in the report:
-        a name that can't be a path there or leads through a symlink, a damaged object, a folder
-        without permission. Nothing is written outside the folder.
+        """Write every object below `prefix` + "/" (all for "") to a plain file below the folder.
+
+        It gets the object's permission bits and time. Files that are the same already, in size,
+        mode, time and content, are left as they are. What can't be written is left out and named in
+        the report: a name that can't be a path there or leads through a symlink, a damaged object,
+        a folder without permission. Nothing is written outside the folder.
 
         Raises NameNotFound if there is nothing below; OSError for a disk that is full or fails.
         """
@@ -538,10 +545,11 @@ class Store:
         checksum: bool = False,
         progress: Progress | None = None,
     ) -> TransferReport:
-        """Put every regular file below the folder as `prefix` + "/" and its path in it, with its
-        permission bits and time. Published in batches, each whole or not at all (on S3, each file
-        whole): to repeat it is to go on. What can't be read or named is left out and named in the
-        report.
+        """Put every regular file below the folder as `prefix` + "/" and its path in it.
+
+        The objects get the files' permission bits and times. Published in batches, each whole or
+        not at all (on S3, each file whole): to repeat it is to go on. What can't be read or named
+        is left out and named in the report.
 
         A file is not read if it is in the state in which it was imported before: of the same size,
         mode, time, inode and ctime. With `checksum` all files are read.
@@ -572,8 +580,9 @@ class Store:
         return self._check_open().rebuild_index(progress=progress)
 
     def backup(self, dest: StrPath, *, progress: Progress | None = None) -> BackupReport:
-        """Write a consistent copy of a local store's index, where its names are, to a file, while
-        the store is in use. Durable when this returns. `progress` counts bytes. See
+        """Write a consistent copy of a local store's index, where its names are, to a file.
+
+        The store may be in use. Durable when this returns. `progress` counts bytes. See
         `castore.restore`.
 
         Raises NotLocal on S3; IndexCorrupt, StoreFull, StoreIOError: the file is as it was then.

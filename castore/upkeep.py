@@ -51,9 +51,10 @@ def rebuild_index(
 
 
 def compact_index(store: StrPath) -> CompactReport:
-    """Make the file of a local store's index as small as what is in it; it does not shrink by
-    itself. Raises StoreLocked while the store is in use; IndexCorrupt, StoreFull, StoreIOError:
-    nothing was changed then."""
+    """Make the file of a local store's index as small as what is in it.
+
+    It does not shrink by itself. Raises StoreLocked while the store is in use; IndexCorrupt,
+    StoreFull, StoreIOError: nothing was changed then."""
     from castore.backup import compact
 
     return compact(local_path(store))
