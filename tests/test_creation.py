@@ -75,7 +75,7 @@ def test_no_store_there(place: Place) -> None:
     assert there() == []
 
 
-@pytest.mark.parametrize("prefix", ["a\0b", "\0", "/a", "./", "a/../", "../", "ü" * 300])
+@pytest.mark.parametrize("prefix", ["/a", "./", "a/../", "../", "ü" * 300])
 def test_prefixes_that_no_name_has(prefix: str, place: Place) -> None:
     """S3 answers some of them with an error, and some servers with what is elsewhere."""
     with castore.open(place[0]) as store:

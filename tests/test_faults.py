@@ -389,11 +389,11 @@ class FailingCommit:
     def before(self) -> None:
         self.commits += 1
         if self.how == "before":
-            raise lmdb.Error("injected: Input/output error")
+            raise lmdb.Error("mdb_txn_commit: Input/output error (injected)")
 
     def after(self) -> None:
         if self.how == "after":
-            raise lmdb.Error("injected: Input/output error")
+            raise lmdb.Error("mdb_txn_commit: Input/output error (injected)")
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_no_such_bucket(moto_server: Server) -> None:
 
 def test_no_store_there(moto_server: Server) -> None:
     for options in ({"create": False}, {"read_only": True}):
-        with pytest.raises(StoreNotFound, match=r"there is no store at s3://.*; make one with a"):
+        with pytest.raises(StoreNotFound, match=r"there is no store at s3://.*make one with a put"):
             castore.open(moto_server.url(), **options)
     assert "Contents" not in moto_server.client().list_objects_v2(Bucket=moto_server.bucket)
 
@@ -203,6 +203,7 @@ def test_a_store_of_a_newer_format(moto_server: Server) -> None:
     )
 
 
+@pytest.mark.damages_store("a manifest of another store is put in it")
 def test_a_newer_or_foreign_manifest(open_moto: Open, moto_server: Server) -> None:
     store = open_moto()
     store.puts("a", b"a")
@@ -270,6 +271,7 @@ def test_reading_only(open_moto: Open) -> None:
             change()
 
 
+@pytest.mark.damages_store("a pack is removed")
 def test_packs_that_are_lost(open_moto: Open, moto_server: Server, tmp_path: Path) -> None:
     """Removed behind our back: a typed error that names one, and the same bytes can be put again,
     also by who thought that it knew them."""

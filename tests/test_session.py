@@ -620,17 +620,17 @@ def test_a_stage_that_fails_takes_no_number(
         if failing[0]:
             failing[0] = False
             raise (
-                oracle.lmdb.DiskError("injected")
+                oracle.lmdb.DiskError("mdb_txn_commit: injected")
                 if hasattr(oracle.lmdb, "DiskError")
-                else oracle.lmdb.Error("injected")
+                else oracle.lmdb.Error("mdb_txn_commit: injected")
             )
 
     end = oracle.watch_commits(fail if moment == "at its commit" else lambda: None)
     small_stages(monkeypatch)
     real = LocalCatalog._apply
 
-    def apply(catalog: LocalCatalog, txn: Any, batch: Any, *, pending_owner: Any) -> Any:
-        numbers = real(catalog, txn, batch, pending_owner=pending_owner)
+    def apply(catalog: LocalCatalog, *changes: Any, pending_owner: Any) -> Any:
+        numbers = real(catalog, *changes, pending_owner=pending_owner)
         if moment == "in the transaction" and pending_owner is not None and failing[0]:
             failing[0] = False
             raise StoreFull("injected")

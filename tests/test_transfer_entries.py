@@ -123,7 +123,8 @@ def test_a_file_that_became_a_pipe_is_not_waited_for(
 
     monkeypatch.setattr(transfer, "batches", batches)
     report = store.import_folder(top)
-    assert reasons(report, top) == {"a": f"{top / 'a'} is no regular file any more"}
+    what = f"{top / 'a'} is no regular file any more: nothing of it was published"
+    assert reasons(report, top) == {"a": what}
     with pytest.raises(SourceChanged), sourcefile.opened(str(top / "a"), regular=True):
         pass
 
