@@ -154,11 +154,15 @@ class Journal:
             if self._known == (place, size) or not self._is_ahead(place, size):
                 return place
         known = generations(self.folder)
-        if known or place.seq:
-            is_behind = self._fd >= 0 or max(known, default=0) > place.generation
-            if is_behind and txn.get(UNCLAIMED, db=index.meta) is None:
-                txn.put(UNCLAIMED, Unclaimed(0, 0).encode(), db=index.meta)
-        is_empty = not known and txn.get(PLACE, db=index.meta) == STARTED.encode()
+        # Of a commit that failed, or was cut off, when it had begun a log: that has nothing.
+        is_behind = self._fd >= 0 or any(
+            _newest_of(log_path(self.folder, later)) > place.seq
+            for later in known
+            if later > place.generation
+        )
+        if is_behind and txn.get(UNCLAIMED, db=index.meta) is None:
+            txn.put(UNCLAIMED, Unclaimed(0, 0).encode(), db=index.meta)
+        is_empty = not is_behind and txn.get(PLACE, db=index.meta) == STARTED.encode()
         return self._begin(max(known, default=place.generation) + 1, place.seq, is_empty=is_empty)
 
     def _is_ours(self) -> bool:
@@ -438,20 +442,35 @@ def _remove_before(folder: str, generation: int) -> None:
     sync_folder(folder)
 
 
-def _newest_committed(tail: bytes) -> int:
-    """The number of the last transaction in `tail` that is known to be committed: a DONE says so,
-    and every transaction of the one before it."""
+def _newest_of(path: str) -> int:
+    """The number of the last transaction that is known to be committed by the log at `path`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        size = os.fstat(fd).st_size
+        parts = [(0, TAIL_BYTES_MAX), (max(0, size - TAIL_BYTES_MAX), TAIL_BYTES_MAX)]
+        return max(_newest_committed(os.pread(fd, size, at)) for at, size in parts)
+    finally:
+        os.close(fd)
+
+
+def _newest_committed(part: bytes) -> int:
+    """The number of the last transaction in a part of a log that is known to be committed: a DONE
+    says so, every transaction of the one before it, and what a log begins with of those before it.
+    """
     newest, at = 0, 0
     while True:
         with contextlib.suppress(FormatError):
-            head = decode_block_head(tail[at : at + BLOCK_HEADER_BYTES])
-            if head.kind == Kind.DONE:
+            head = decode_block_head(part[at : at + BLOCK_HEADER_BYTES])
+            if head.kind in (Kind.DONE, Kind.HEAD):
                 newest = max(newest, head.seq)
             elif head.kind == Kind.CHANGES:
                 newest = max(newest, head.seq - 1)
             at += BLOCK_HEADER_BYTES + head.payload_bytes
             continue
-        at = tail.find(b"CJNL", at + 1)
+        at = part.find(b"CJNL", at + 1)
         if at < 0:
             return newest
 

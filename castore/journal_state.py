@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import NamedTuple
 
 from castore.errors import FormatError
+from castore.fileio import storage_error
 from castore.format_journal import JournalPlace, Unclaimed
 from castore.index import Index
-from castore.journal import read_place, read_unclaimed
+from castore.journal import FOLDER, read_place, read_unclaimed
 from castore.journal_reading import JournalReading, read_journal
 
 
@@ -45,7 +47,12 @@ def judge(root: str, index: Index) -> JournalState:
     row of what is unclaimed is damaged."""
     while True:
         before = _place(index)
-        reading = read_journal(root)
+        try:
+            reading = read_journal(root)
+        except FileNotFoundError:
+            continue  # see below
+        except OSError as error:
+            raise storage_error(error, os.path.join(root, FOLDER)) from error
         after = _place(index)
         # A rotation takes files away while they are read: then it is all read again.
         if before == after or (before and after and before.generation == after.generation):

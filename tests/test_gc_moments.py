@@ -325,9 +325,9 @@ ABLATIONS: dict[str, tuple[str, Any, str]] = {
 
 
 def apply_without_packs(real: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(catalog: Any, txn: Any, batch: Any, **options: Any) -> Any:
+    def apply(catalog: Any, txn: Any, batch: Any, *rest: Any, **options: Any) -> Any:
         batch.packs = set()
-        return real(catalog, txn, batch, **options)
+        return real(catalog, txn, batch, *rest, **options)
 
     return apply
 

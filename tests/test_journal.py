@@ -14,13 +14,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import oracle
 import pytest
 from stores import change_rows, contents, fill, read, rows, small
 
 import castore
 from castore.cli import main
-from castore.errors import FormatError, IndexCorrupt, StoreFull, UnclaimedData
+from castore.errors import FormatError, IndexCorrupt, StoreFull, StoreIOError, UnclaimedData
 from castore.format_journal import Kind, decode_block_head, decode_entries
 from castore.index import Index
 from castore.journal import Journal
@@ -651,3 +652,34 @@ def test_where_each_transaction_is(folder: Path) -> None:
     assert kinds[0] == Kind.HEAD
     assert kinds[1::2] == [Kind.CHANGES] * len(VALUES)
     assert kinds[2::2] == [Kind.DONE] * len(VALUES)
+
+
+@pytest.mark.parametrize("puts", [1, 3])
+def test_a_first_commit_that_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, puts: int
+) -> None:
+    """It had begun the first log, which an index that knows of none is not older than."""
+    failing = [True]
+
+    def fail() -> None:
+        if failing[0]:
+            raise lmdb.DiskError("mdb_txn_commit: injected")
+
+    with small(tmp_path / "store") as store:
+        store.exists("opened")
+    end = oracle.watch_commits(fail, lambda: None)
+    try:
+        with small(tmp_path / "store") as store:
+            with pytest.raises(StoreIOError):
+                store.puts("lost", b"x")
+            failing[0] = False
+            for i in range(puts):
+                store.puts(f"{i}", b"x")
+            assert store.check(read_data=True).problems == []
+            store.gc()
+    finally:
+        end()
+    shutil.rmtree(tmp_path / "store/index")
+    castore.rebuild_index(tmp_path / "store")
+    with small(tmp_path / "store") as store:
+        assert list(store.names()) == [f"{i}" for i in range(puts)]
