@@ -273,7 +273,7 @@ class Journal:
             if (self._lacking or self._has_grown()) and _may_rotate(index):
                 self.rotate(index)
             self.sync()
-        self._let_go()
+        self.let_go()
 
     def _has_grown(self) -> bool:
         """By what this process appended: a store that is only read is left alone."""
@@ -282,9 +282,9 @@ class Journal:
         return known is not None and known[1] > limit
 
     def after_fork_in_child(self) -> None:
-        self._let_go()
+        self.let_go()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         with self._lock:
             if self._is_ours():
                 os.close(self._fd)
@@ -293,7 +293,7 @@ class Journal:
             self._dirty = False
 
     def _open(self, generation: int) -> None:
-        self._let_go()
+        self.let_go()
         path = log_path(self.folder, generation)
         with contextlib.suppress(FileNotFoundError):
             self._adopt(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC))
@@ -308,7 +308,7 @@ class Journal:
     def _begin(self, generation: int, seq: int, *, is_empty: bool) -> JournalPlace:
         """A log with nothing in it. A rotation that was cut off may have left one of this name."""
         make_durable_folder(self.folder)
-        self._let_go()
+        self.let_go()
         path = log_path(self.folder, generation)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._adopt(os.open(path, flags, 0o600))

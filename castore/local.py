@@ -190,6 +190,7 @@ class LocalStore:
                 self.journal.close(self._index)
             finally:
                 self._index.close()
+                self.journal.let_go()  # a commit that came in between had opened it again
                 self._let_go()
 
     def _share(self) -> None:

@@ -184,7 +184,10 @@ class Stops(oracle.Steps):
 
     def step(self, name: str) -> bool:
         if self.count + 1 == self.die_at:
-            locked = name in ("before commit", "pwrite") or self.names[-1:] == ["pwrite"]
+            # The journal is written to, and begun, within LMDB's transaction.
+            locked = name in ("before commit", "pwrite", "write") or (
+                self.names[-1:] in (["pwrite"], ["write"])
+            )
             self._note.write_text(json.dumps([name, locked]))
         return super().step(name)
 

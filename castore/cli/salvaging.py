@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -42,6 +40,9 @@ def read_all(arguments: Namespace, work: Callable[[Store, bool], int]) -> int:
 @contextlib.contextmanager
 def _salvaged(root: str, error: IndexCorrupt) -> Iterator[Store]:
     """Raises IndexCorrupt if no names can be read."""
+    import shutil  # these are for a damaged index alone
+    import tempfile
+
     import castore
     from castore.index import open_index
     from castore.transplant import transplant_file
