@@ -282,6 +282,3 @@ def _cut_short(path: str, size: int) -> SourceChanged:
     return SourceChanged(
         f"{path} was cut short of its {size} bytes while it was read: nothing was published"
     )
-
-
-# TODO
