@@ -242,7 +242,8 @@ def test_what_a_lost_page_did_not_hold_is_saved(
         with pytest.raises(UnclaimedData, match="chunks that no name leads to"):
             store.gc()
         assert "journal" in [p.kind for p in store.check(True).problems]
-        assert store.gc(accept_unclaimed=True).chunks_removed > 100
+        lost = len(VALUES) - 1 - len(found)
+        assert store.gc(accept_unclaimed=True).chunks_removed >= lost
         assert store.check(True).clean
 
 
