@@ -23,7 +23,12 @@ import castore
 from castore.check import CheckReport, Problem
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt
-from castore.format_index import decode_chunk_row, decode_segment, segment_key
+from castore.format_index import (
+    SegmentBuilder,
+    decode_chunk_row,
+    decode_segment,
+    segment_key,
+)
 from castore.model import Extent
 
 VALUES = contents()
@@ -386,6 +391,29 @@ def test_a_record_that_can_not_be_mended(folder: Path) -> None:
         kept = [store.gets(name) for name in store.names("quarantine/")]
     assert VALUES["n/01"] in kept
     assert any(b'"n/01"' in raw for raw in kept)
+
+
+def test_what_no_name_leads_to_is_no_news(folder: Path) -> None:
+    """A manifest without a name, whose pack went: garbage to a check, and to a repair."""
+    before = rows(folder)[b"segments"]
+    with castore.open(folder) as store:
+        store.puts("deleted", VALUES["n/03"])
+        store.delete("deleted")
+    garbage = rows(folder)[b"segments"].keys() - before.keys()
+    assert len(garbage) == 1
+    (key,) = garbage
+    segment = decode_segment(rows(folder)[b"segments"][key])
+    builder = SegmentBuilder(segment.begin)
+    for extent in segment:
+        _, offset, stored = extent.location
+        builder.append(extent.end, extent.chunk_id, bytes(16), offset, stored)
+    change_rows(folder, b"segments", {key: builder.encode(segment.owner)})
+    assert castore.check_store(folder, read_data=True).problems == []
+    report = repair(folder)
+    assert (report.problems, report.repaired) == ([], [])
+    with castore.open(folder) as store:
+        assert store.gc().manifests_removed == 1
+        assert store.check(True).clean
 
 
 def test_an_object_that_is_put_meanwhile_stays(folder: Path) -> None:
