@@ -48,8 +48,8 @@ from measure import (
 castore_environment()  # makes the project's own tree importable
 import corpora  # noqa: E402
 
-from castore import chunker  # noqa: E402
-from castore.chunker import Chunker, ChunkSizes  # noqa: E402
+from castore.stream import chunker  # noqa: E402
+from castore.stream.chunker import Chunker, ChunkSizes  # noqa: E402
 
 try:
     from castore import _native

@@ -46,7 +46,7 @@ from measure import castore_environment, table
 castore_environment()  # makes the project's own tree importable
 import corpora  # noqa: E402
 
-from castore.chunker import ChunkSizes  # noqa: E402
+from castore.stream.chunker import ChunkSizes  # noqa: E402
 
 KERNEL = Path(__file__).resolve().parent.parent / "castore" / "native" / "kernel.c"
 IN_USE = (0x6AF1, 0x50AB)

@@ -98,7 +98,7 @@ def _get(source: Path, directory: Path, out: Path, repeats: int) -> Row:
 def _journal(directory: Path, puts: int, blocks: int) -> Row:
     """What the journal of names adds to a durable put of 1 KB: blocks of puts with it and without,
     in turn. Most of a put waits for the disk, so the processor's time is told as well."""
-    from castore.journal import Journal
+    from castore.local.journal.log import Journal
 
     row = Row("journal", f"{puts} durable puts of 1 KB, in one process", "s")
     value, append = os.urandom(1024), Journal.append

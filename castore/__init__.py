@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from castore import errors
     from castore.errors import CastoreError
-    from castore.gc import GcReport
+    from castore.maintenance import check_store, compact_index, rebuild_index, restore
     from castore.model import ObjectInfo, RangePlan, StoreStats
     from castore.store import Store, Transaction
     from castore.store import open_store as open
-    from castore.upkeep import check_store, compact_index, rebuild_index, restore
+    from castore.stream.reports import GcReport
 
 __all__ = [
     "CastoreError",
@@ -44,17 +44,17 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CastoreError": "errors",
-    "GcReport": "gc",
+    "GcReport": "stream.reports",
     "ObjectInfo": "model",
     "RangePlan": "model",
     "Store": "store",
     "StoreStats": "model",
     "Transaction": "store",
-    "check_store": "upkeep",
+    "check_store": "maintenance",
     "open": "store",
-    "compact_index": "upkeep",
-    "rebuild_index": "upkeep",
-    "restore": "upkeep",
+    "compact_index": "maintenance",
+    "rebuild_index": "maintenance",
+    "restore": "maintenance",
 }
 
 

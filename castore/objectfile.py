@@ -14,9 +14,9 @@ from typing import Any
 
 from castore.errors import CastoreError, UnpublishedResourceWarning
 from castore.model import ObjectInfo
-from castore.reader import Pinned, Reader
-from castore.unwinding import Unwinding, leaves_with
-from castore.writer import ObjectWriter
+from castore.stream.reader import Pinned, Reader
+from castore.stream.writer import ObjectWriter
+from castore.system.unwinding import Unwinding, leaves_with
 
 if not sys.warnoptions:  # who set some decides
     warnings.simplefilter("default", UnpublishedResourceWarning)
@@ -106,8 +106,9 @@ class ObjectWriterFile(io.RawIOBase):
     raises, on `abort()`, or when it is dropped unclosed.
 
     Nor is it published where something else closes it because of an exception: a text layer or a
-    compressor around it, in whose `with` one was raised, or a `finally`. `castore.unwinding` has
-    how that is known. Where the caller need not know of it, an UnpublishedResourceWarning says so.
+    compressor around it, in whose `with` one was raised, or a `finally`.
+    `castore.system.unwinding` has how that is known. Where the caller need not know of it, an
+    UnpublishedResourceWarning says so.
     """
 
     def __init__(

@@ -12,13 +12,9 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from castore.backend import Backend
-from castore.catalog.operations import Publish
-from castore.chunker import Chunker, ChunkSizes
 from castore.errors import CastoreError, NameExists, NameNotFound, ReadOnlyStore, StoreClosed
-from castore.fileio import Writable, descriptor_of, new_file_mode, of_file
-from castore.forks import ForkLock, Rank
-from castore.local import open_local, refuse_open_store_paths
+from castore.local.session import WriteSession
+from castore.local.store import open_local, refuse_open_store_paths
 from castore.model import (
     NAME_BYTES_MAX,
     ObjectInfo,
@@ -29,20 +25,24 @@ from castore.model import (
     encode_prefix,
 )
 from castore.objectfile import ObjectReader, ObjectWriterFile, discard_dropped
-from castore.outfolder import replacing
-from castore.reader import Reader
-from castore.session import WriteSession
-from castore.sourcefile import has_content
+from castore.stream.backend import Backend
+from castore.stream.chunker import Chunker, ChunkSizes
+from castore.stream.operations import Publish
+from castore.stream.reader import Reader
+from castore.stream.sourcefile import has_content
+from castore.stream.writer import ObjectWriter
+from castore.system.fileio import Writable, descriptor_of, new_file_mode, of_file
+from castore.system.forks import ForkLock, Rank
+from castore.system.outfolder import replacing
+from castore.system.workers import Workers
 from castore.transaction import Readable, StrPath, Transaction, object_info
 from castore.urls import local_folder
-from castore.workers import Workers
-from castore.writer import ObjectWriter
 
 if TYPE_CHECKING:  # loaded by those who need it
-    from castore.backup import BackupReport
-    from castore.check import CheckReport
-    from castore.gc import GcReport
-    from castore.rebuild_rows import RebuildReport
+    from castore.local.backup import BackupReport
+    from castore.local.rebuild_rows import RebuildReport
+    from castore.stream.check_report import CheckReport
+    from castore.stream.reports import GcReport
     from castore.transfer import TransferReport
 
 __all__ = ["Store", "Transaction", "open_store", "refuse_open_store_paths"]
@@ -119,8 +119,8 @@ def open_store(
     path = local_folder(url)
     backend: Backend
     if path is None:
-        from castore.remote import open_remote  # loads boto3
-        from castore.s3.settings import parse_settings
+        from castore.s3.client.settings import parse_settings
+        from castore.s3.store import open_remote  # loads boto3
 
         backend = open_remote(
             parse_settings(url, **remote),
@@ -470,7 +470,7 @@ class Store:
             raise ValueError(f"repack_below is from 0 to 1, not {repack_below}")
         if grace < 0 or (max_repack_bytes is not None and max_repack_bytes < 0):
             raise ValueError("grace and max_repack_bytes must not be negative")
-        from castore.gc import GcOptions  # seldom needed
+        from castore.stream.reports import GcOptions  # seldom needed
 
         options = GcOptions(
             dry_run=dry_run,

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Literal, Protocol
 
-from castore.catalog.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
 from castore.errors import (
     FileStillOpen,
     FormatError,
@@ -21,14 +20,15 @@ from castore.errors import (
     StoreClosed,
     TimeOutOfRange,
 )
-from castore.fileio import new_file_mode
-from castore.format_index import Record
-from castore.local import refuse_open_store_paths
+from castore.format.index import Record
+from castore.local.session import WriteSession
+from castore.local.store import refuse_open_store_paths
 from castore.model import NAME_BYTES_MAX, ObjectInfo, Progress, encode_name, encode_prefix
 from castore.objectfile import ObjectWriterFile
-from castore.session import WriteSession
-from castore.sourcefile import fingerprint, opened, store_file
-from castore.writer import ObjectWriter, read_blocks
+from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
+from castore.stream.sourcefile import fingerprint, opened, store_file
+from castore.stream.writer import ObjectWriter, read_blocks
+from castore.system.fileio import new_file_mode
 
 MODE_DEFAULT = 0o644
 TIME_NS_LIMIT = 1 << 63

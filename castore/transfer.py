@@ -30,12 +30,12 @@ from castore.errors import (
     SourceChanged,
     TimeOutOfRange,
 )
-from castore.fileio import of_file
-from castore.folders import FoundFile, reason, walk
 from castore.model import ObjectInfo, Progress, as_prefix, encode_name, sort_key
-from castore.outfolder import FILE_BITS, InTheWay, OutFolder, replacing, status_in
+from castore.system.fileio import of_file
+from castore.system.outfolder import FILE_BITS, InTheWay, OutFolder, replacing, status_in
+from castore.system.walk import FoundFile, reason, walk
+from castore.system.workers import Future, Workers
 from castore.transaction import Transaction
-from castore.workers import Future, Workers
 
 BATCH_FILES_MAX = 500
 BATCH_BYTES_MAX = 256 << 20

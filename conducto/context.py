@@ -54,8 +54,8 @@ def identity() -> str:
     given = os.environ.get("CONDUCTO_IDENTITY_ID")
     if given:
         return _identity(given)
-    from castore.s3.identity import caller_identity  # loads boto3
-    from castore.s3.settings import parse_settings
+    from castore.s3.client.identity import caller_identity  # loads boto3
+    from castore.s3.client.settings import parse_settings
 
     try:
         return _identity(caller_identity(parse_settings(f"s3://{_bucket()}")))
@@ -111,9 +111,9 @@ def remove_old_versions(store: castore.Store, name: str, *, below: bool = False)
     """In a versioned bucket, let go of what was overwritten or deleted under the name (`below`: and
     under all that begin with it), as well as that can be done. Nothing to do anywhere else."""
     if store.path.startswith("s3://"):
-        from castore.format_s3 import name_key
-        from castore.s3 import versions
-        from castore.s3.settings import parse_settings
+        from castore.format.s3 import name_key
+        from castore.s3.client import versions
+        from castore.s3.client.settings import parse_settings
 
         key = name_key(name.encode())
         versions.remove_old_versions(parse_settings(store.path), key, below=below)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import castore
-from castore.format import PACK_HEADER_BYTES, footer_bytes
-from castore.format_index import (
+from castore.format.index import (
     Record,
     Totals,
     decode_chunk_row,
@@ -18,9 +17,10 @@ from castore.format_index import (
     decode_segment,
     manifest_of,
 )
-from castore.format_s3 import decode_manifest_head
-from castore.s3.bucket import Bucket
-from castore.s3.settings import parse_settings
+from castore.format.pack import PACK_HEADER_BYTES, footer_bytes
+from castore.format.s3 import decode_manifest_head
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.settings import parse_settings
 
 
 @dataclass

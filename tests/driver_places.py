@@ -19,11 +19,11 @@ from memory_s3 import Actor, MemoryS3
 from servers import QUICK
 
 import castore
-from castore import isolated
-from castore.chunker import ChunkSizes
-from castore.format import StoreConfig, encode_config
-from castore.s3.bucket import Bucket
-from castore.s3.settings import parse_settings
+from castore.format.pack import StoreConfig, encode_config
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.settings import parse_settings
+from castore.stream.chunker import ChunkSizes
+from castore.system import isolated
 from conducto import context
 
 
@@ -61,28 +61,28 @@ class Settings:
     def constants(self) -> dict[str, Any]:
         """The modules' constants that are other ones in a run, in each of its processes."""
         return {
-            "castore.format_index:SEGMENT_EXTENTS_MAX": self.segment_extents,
-            "castore.session:ROWS_MAX": 24,
-            "castore.session:SEGMENTS_MAX": 3,
-            "castore.session:INLINE_BYTES_MAX": self.inline_bytes_max,
-            "castore.session_s3:INLINE_BYTES_MAX": self.inline_bytes_max,
-            "castore.packs.local:PACK_BYTES_MAX": self.pack_bytes_max,
-            "castore.gc.choosing:SMALL_PACK_BYTES": self.pack_bytes_max // 16,
-            "castore.gc.choosing:FRAMES_MAX": 20,
-            "castore.gc.repacking:PACK_BYTES_MAX": self.pack_bytes_max,
-            "castore.gc.repacking:SEGMENTS_MAX": 3,
-            "castore.gc.repacking:ROWS_MAX": 16,
-            "castore.gc.sweeping:ROWS_MAX": 16,
-            "castore.gc.sweeping:PACKS_MAX": 2,
-            "castore.gc.sweeping:SEGMENTS_MAX": 6,
+            "castore.format.index:SEGMENT_EXTENTS_MAX": self.segment_extents,
+            "castore.local.session:ROWS_MAX": 24,
+            "castore.local.session:SEGMENTS_MAX": 3,
+            "castore.local.session:INLINE_BYTES_MAX": self.inline_bytes_max,
+            "castore.s3.session:INLINE_BYTES_MAX": self.inline_bytes_max,
+            "castore.local.packs:PACK_BYTES_MAX": self.pack_bytes_max,
+            "castore.stream.repack_choice:SMALL_PACK_BYTES": self.pack_bytes_max // 16,
+            "castore.stream.repack_choice:FRAMES_MAX": 20,
+            "castore.local.gc.repack:PACK_BYTES_MAX": self.pack_bytes_max,
+            "castore.local.gc.repack:SEGMENTS_MAX": 3,
+            "castore.local.gc.repack:ROWS_MAX": 16,
+            "castore.local.gc.sweep:ROWS_MAX": 16,
+            "castore.local.gc.sweep:PACKS_MAX": 2,
+            "castore.local.gc.sweep:SEGMENTS_MAX": 6,
             "castore.transfer:BATCH_FILES_MAX": 5,
             "castore.s3.uploads:PACK_BYTES_FIRST": self.pack_bytes_max // 4,
             "castore.s3.uploads:PACK_BYTES_MAX": self.pack_bytes_max,
-            "castore.gc.s3_repacking:BATCH_BYTES": 8192,
-            "castore.gc.s3_repacking:FRAMES_MAX": 40,
-            "castore.gc.s3_repacking:SMALL_BYTES": self.pack_bytes_max // 16,
+            "castore.s3.gc.repack:BATCH_BYTES": 8192,
+            "castore.s3.gc.repack:FRAMES_MAX": 40,
+            "castore.s3.gc.repack:SMALL_BYTES": self.pack_bytes_max // 16,
             "castore.s3.hints:SMALL_MAX": 4,
-            "castore.s3.retries:BACKOFF": QUICK,
+            "castore.s3.client.retries:BACKOFF": QUICK,
         }
 
 
@@ -117,7 +117,7 @@ class Patches(ExitStack):
         run = isolated.run
 
         def here(task: str, index_path: str, **arguments: Any) -> Iterator[dict[str, Any]]:
-            if not task.startswith("castore.check.local:"):
+            if not task.startswith("castore.local.check.run:"):
                 return run(task, index_path, **arguments)
             module, _, function = task.partition(":")
             reports: list[dict[str, Any]] = []
@@ -125,7 +125,7 @@ class Patches(ExitStack):
             getattr(import_module(module), function)(reports.append, **arguments)
             return iter(json.loads(json.dumps(reports)))
 
-        self.set("castore.isolated:run", here)
+        self.set("castore.system.isolated:run", here)
 
 
 class Place:
@@ -206,9 +206,9 @@ class MemoryPlace(Place):
         self.server = MemoryS3()
         self.server.clock = time.time()
         self.url = "s3://memory/identity/store"
-        self.patches.set("castore.s3.bucket:Attempts", self.server.attempts)
-        self.patches.set("castore.s3.session:_boot_clock", lambda: self.server.clock)
-        self.patches.set("castore.s3.versions:is_versioned", lambda settings: False)
+        self.patches.set("castore.s3.client.bucket:Attempts", self.server.attempts)
+        self.patches.set("castore.s3.lease:_boot_clock", lambda: self.server.clock)
+        self.patches.set("castore.s3.client.versions:is_versioned", lambda settings: False)
         _cloud(self.patches, "memory", "identity")
         with Bucket(parse_settings(self.url)) as bucket:
             bucket.put("castore.json", _config(settings), idempotent=True)

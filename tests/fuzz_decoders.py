@@ -27,9 +27,9 @@ from test_conducto_tar import SEEDS, with_checksums
 from test_format import Target, memory_limited, mutated
 from test_format_s3 import NONCE, STORE
 
-from castore import format_s3 as s3
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import (
+from castore.format import s3
+from castore.format.pack import (
     BackupTrailer,
     PackEntry,
     decode_backup_trailer,

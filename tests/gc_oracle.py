@@ -18,19 +18,19 @@ from typing import Any
 import oracle
 
 import castore
-import castore.gc.choosing
-import castore.gc.repacking
-import castore.gc.sweeping
+import castore.local.gc.repack
+import castore.local.gc.sweep
+import castore.stream.repack_choice
 from castore.errors import StoreBusy
 
 
 def make_everything_small() -> None:
     oracle.make_everything_small()
-    castore.gc.choosing.FRAMES_MAX = 20
-    castore.gc.repacking.SEGMENTS_MAX = 3
-    castore.gc.repacking.ROWS_MAX = castore.gc.sweeping.ROWS_MAX = 16
-    castore.gc.sweeping.PACKS_MAX = 2
-    castore.gc.sweeping.SEGMENTS_MAX = 6
+    castore.stream.repack_choice.FRAMES_MAX = 20
+    castore.local.gc.repack.SEGMENTS_MAX = 3
+    castore.local.gc.repack.ROWS_MAX = castore.local.gc.sweep.ROWS_MAX = 16
+    castore.local.gc.sweep.PACKS_MAX = 2
+    castore.local.gc.sweep.SEGMENTS_MAX = 6
 
 
 def collect(store_path: str, seconds: float) -> None:

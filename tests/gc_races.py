@@ -11,7 +11,7 @@ from gc_stores import DAY, World, collect, noise
 from memory_s3 import Actor, Killed, Stored
 
 from castore.errors import CastoreError, NameNotFound
-from castore.format_s3 import decode_manifest_head
+from castore.format.s3 import decode_manifest_head
 
 SIZE = 70_000  # in a pack, and not inline
 SHARED, KEPT = noise(SIZE, 1), noise(SIZE, 2)

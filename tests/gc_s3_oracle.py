@@ -26,18 +26,18 @@ from oracle import Version, say
 from servers import QUICK
 
 import castore
-import castore.gc.s3
-import castore.gc.s3_repacking
-import castore.gc.s3_sweeping
+import castore.s3.client.retries
+import castore.s3.gc.collect
+import castore.s3.gc.repack
+import castore.s3.gc.sweep
 import castore.s3.hints
-import castore.s3.retries
+import castore.s3.session
 import castore.s3.uploads
-import castore.session_s3
-from castore.check import CheckReport
 from castore.errors import CastoreError, NameNotFound, StoreBusy
-from castore.s3.connection import Connection
-from castore.s3.probe import ServerFeatures
-from castore.s3.settings import parse_settings
+from castore.s3.client.connection import Connection
+from castore.s3.client.probe import ServerFeatures
+from castore.s3.client.settings import parse_settings
+from castore.stream.check_report import CheckReport
 
 FAMILY = "value"  # all values are of this name, so that a copy's is one, too
 SECONDS_MAX = 120  # that a program may live
@@ -234,12 +234,12 @@ def _run(output: str, program: str, *args: Any) -> None:
 def make_everything_small() -> None:
     """Objects of a few kilobytes have packs, several of them, and manifests of several segments."""
     oracle.make_everything_small()
-    castore.session_s3.INLINE_BYTES_MAX = 4096
+    castore.s3.session.INLINE_BYTES_MAX = 4096
     castore.s3.uploads.PACK_BYTES_FIRST = 50_000
     castore.s3.uploads.PACK_BYTES_MAX = 200_000
-    castore.gc.s3_repacking.BATCH_BYTES = 8192
+    castore.s3.gc.repack.BATCH_BYTES = 8192
     castore.s3.hints.SMALL_MAX = 4  # type: ignore[misc]
-    castore.s3.retries.BACKOFF = QUICK
+    castore.s3.client.retries.BACKOFF = QUICK
 
 
 def open_store(url: str, cache: str, **options: Any) -> castore.Store:
@@ -373,7 +373,7 @@ def collect(store: castore.Store, *, repack_below: float = 1.0) -> None:
 
 
 def do_not_probe() -> None:
-    castore.gc.s3.probe = lambda bucket: ServerFeatures(True, True, True, True, True)  # type: ignore[attr-defined]
+    castore.s3.gc.collect.probe = lambda bucket: ServerFeatures(True, True, True, True, True)  # type: ignore[attr-defined]
 
 
 def assert_whole(report: CheckReport) -> None:

@@ -16,11 +16,12 @@ from memory_s3 import Actor, Killed, MemoryS3
 from servers import QUICK
 
 import castore
-from castore.chunker import ChunkSizes
-from castore.format import StoreConfig, encode_config
-from castore.gc import GcReport
-from castore.s3 import bucket, retries, session
-from castore.s3.settings import S3Settings, parse_settings
+from castore.format.pack import StoreConfig, encode_config
+from castore.s3 import lease as session
+from castore.s3.client import bucket, retries
+from castore.s3.client.settings import S3Settings, parse_settings
+from castore.stream.chunker import ChunkSizes
+from castore.stream.reports import GcReport
 
 URL = "s3://memory/store"
 HOUR = 3600.0

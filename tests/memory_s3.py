@@ -1,8 +1,8 @@
 """S3 in memory, with a clock that tests set and requests that wait where tests want them to.
 
-It stands in for `castore.s3.attempts.Attempts`, below everything that repeats and reads back. Its
-requests are atomic and consistent, preconditions are honoured, and what was signed more than 15
-minutes before it arrives is refused, as S3 does.
+It stands in for `castore.s3.client.attempts.Attempts`, below everything that repeats and
+reads back. Its requests are atomic and consistent, preconditions are honoured, and what was signed
+more than 15 minutes before it arrives is refused, as S3 does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from castore.s3.attempts import Reply
-from castore.s3.faults import Broken, Refused, Request, fault_of
-from castore.s3.settings import S3Settings
+from castore.s3.client.attempts import Reply
+from castore.s3.client.faults import Broken, Refused, Request, fault_of
+from castore.s3.client.settings import S3Settings
 
 SIGNED_SECONDS_MAX = 900
 STEP_SECONDS = 20.0  # longer than any step takes

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from castore.format import StoreConfig, encode_config
+from castore.format.pack import StoreConfig, encode_config
 from conducto import context
 
 pytest_plugins = ["servers"]

@@ -34,10 +34,10 @@ from typing import Any, NamedTuple
 import lmdb
 
 import castore
-import castore.format
+import castore.format.pack
+import castore.local.packs
+import castore.local.session
 import castore.model
-import castore.packs.local
-import castore.session
 import castore.store
 from castore.errors import NameExists, NameNotFound
 
@@ -281,22 +281,22 @@ def check_index(store: castore.Store) -> None:
     every chunk row too, and the sums are right."""
     catalog, packs = store._catalog, store._local.packs  # type: ignore[union-attr]
     index = catalog._index  # type: ignore[union-attr]
-    totals = castore.format_index.Totals()
+    totals = castore.format.index.Totals()
     mapped: dict[bytes, memoryview] = {}
 
-    def frame_header(location: castore.model.Location) -> castore.format.FrameHeader:
+    def frame_header(location: castore.model.Location) -> castore.format.pack.FrameHeader:
         pack_id, offset, stored = location
         if pack_id not in mapped:
             assert txn.get(pack_id, db=index.packs) is not None, "a pack without its row"
             mapped[pack_id] = memoryview(Path(packs.path(pack_id)).read_bytes())
         frame = mapped[pack_id][offset : offset + stored]
-        header = castore.format.decode_frame_header(frame)
+        header = castore.format.pack.decode_frame_header(frame)
         assert header.header_bytes + header.payload_bytes == stored
         return header
 
     with index.gate, index.errors, index.snapshot(False) as txn:
         for name, raw in txn.cursor(db=index.names):
-            record = castore.format_index.decode_record(bytes(raw))
+            record = castore.format.index.decode_record(bytes(raw))
             totals.logical_bytes += record.size
             if record.is_inline:
                 totals.inline_raw_bytes += record.size
@@ -304,19 +304,19 @@ def check_index(store: castore.Store) -> None:
                 continue
             end = chunks = 0
             for segment in catalog._raw_segments(txn, record.manifest):  # type: ignore[union-attr]
-                for extent in castore.format_index.decode_segment(segment):
+                for extent in castore.format.index.decode_segment(segment):
                     assert extent.begin == end, f"a hole in {bytes(name)!r}"
                     assert frame_header(extent.location).chunk_id == extent.chunk_id
                     end, chunks = extent.end, chunks + 1
             assert (end, chunks) == (record.size, record.chunks), bytes(name)
         for chunk_id, raw in txn.cursor(db=index.chunks):
-            raw_bytes, location = castore.format_index.decode_chunk_row(bytes(raw))
+            raw_bytes, location = castore.format.index.decode_chunk_row(bytes(raw))
             header = frame_header(location)
             assert (header.chunk_id, header.raw_bytes) == (bytes(chunk_id), raw_bytes)
             totals.chunk_raw_bytes += raw_bytes
             totals.chunk_stored_bytes += location.stored_bytes
         counted = txn.get(b"totals", db=index.meta)
-    assert counted is None or castore.format_index.Totals.decode(bytes(counted)) == totals
+    assert counted is None or castore.format.index.Totals.decode(bytes(counted)) == totals
 
 
 # ---------------------------------------------------------------- a process of the oracle
@@ -542,10 +542,10 @@ def keep_putting(store_path: str, writer: int, threads: int) -> None:
 
 def make_everything_small() -> None:
     """Segments, batches of rows and packs of a size that a small object fills."""
-    castore.format_index.SEGMENT_EXTENTS_MAX = 8  # type: ignore[misc]
-    castore.session.ROWS_MAX = 24
-    castore.session.SEGMENTS_MAX = 3
-    castore.packs.local.PACK_BYTES_MAX = 300_000
+    castore.format.index.SEGMENT_EXTENTS_MAX = 8  # type: ignore[misc]
+    castore.local.session.ROWS_MAX = 24
+    castore.local.session.SEGMENTS_MAX = 3
+    castore.local.packs.PACK_BYTES_MAX = 300_000
 
 
 def say(*words: Any) -> None:

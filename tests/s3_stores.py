@@ -15,11 +15,11 @@ from fault_proxy import FaultProxy
 from servers import QUICK, Server
 
 import castore
-from castore.chunker import ChunkSizes
-from castore.format import StoreConfig, encode_config
-from castore.s3 import connection, retries
-from castore.s3.bucket import Bucket
-from castore.s3.settings import S3Settings
+from castore.format.pack import StoreConfig, encode_config
+from castore.s3.client import connection, retries
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.settings import S3Settings
+from castore.stream.chunker import ChunkSizes
 
 Open = Callable[..., castore.Store]
 

@@ -26,9 +26,9 @@ from typing import Any
 import pytest
 from fault_proxy import FaultProxy
 
-from castore.s3.bucket import Bucket
-from castore.s3.retries import Backoff
-from castore.s3.settings import S3Settings, parse_settings
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.retries import Backoff
+from castore.s3.client.settings import S3Settings, parse_settings
 
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-key"

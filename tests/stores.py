@@ -13,7 +13,7 @@ import lmdb
 import pytest
 
 import castore
-from castore import isolated
+from castore.system import isolated
 
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
 

@@ -20,8 +20,6 @@ import pytest
 from stores import change_rows, contents, failures, fill, packs, read, rows, small
 
 import castore
-from castore import backup as backups
-from castore import rebuild
 from castore.cli import main
 from castore.errors import (
     FormatError,
@@ -33,7 +31,9 @@ from castore.errors import (
     StoreLocked,
     UnclaimedData,
 )
-from castore.format import BackupTrailer, decode_backup_trailer, encode_backup_trailer
+from castore.format.pack import BackupTrailer, decode_backup_trailer, encode_backup_trailer
+from castore.local import backup as backups
+from castore.local import rebuild
 
 VALUES = contents()
 

@@ -193,7 +193,7 @@ def test_ranges(store: castore.Store, byte_range: Any, message: str) -> None:
 def test_a_bad_range_is_refused_before_anything_is_read(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from castore import reader
+    from castore.stream import reader
 
     def unused(*_: object) -> None:
         raise AssertionError("a frame was decoded")

@@ -17,19 +17,19 @@ import pytest
 from stores import change_rows, contents, fill, flip, packs, read, rows, small
 
 import castore
-from castore import isolated
-from castore.check import CheckReport
-from castore.check.mending import mended
+from castore.check.bitflip import mended
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt, StoreIOError, StoreNotFound
-from castore.format import PACK_HEADER_BYTES
-from castore.format_index import (
+from castore.format.index import (
     decode_chunk_row,
     decode_pack_row,
     decode_record,
     encode_pack_row,
     encode_record,
 )
+from castore.format.pack import PACK_HEADER_BYTES
+from castore.stream.check_report import CheckReport
+from castore.system import isolated
 
 VALUES = contents()
 

@@ -99,7 +99,7 @@ def test_a_check_that_was_killed_does_not_make_the_index_grow(tmp_path: Path) ->
         fill(store, contents())
         index = Path(store.path, "index")
         program = (
-            "import sys, time; from castore.index import open_index\n"
+            "import sys, time; from castore.system.lmdb_env import open_index\n"
             "index = open_index(sys.argv[1], create=False)\n"
             "with index.gate, index.errors, index.snapshot() as txn:\n"
             "    print('reads', flush=True); time.sleep(600)"

@@ -15,10 +15,10 @@ from stores import contents, fill
 
 import castore
 from castore.errors import CastoreError, NotLocal
-from castore.format import decode_config
-from castore.format_s3 import GcState, encode_condemned, encode_pin, encode_state
-from castore.s3.bucket import Bucket
-from castore.s3.cache_folder import cache_root
+from castore.format.pack import decode_config
+from castore.format.s3 import GcState, encode_condemned, encode_pin, encode_state
+from castore.s3.cache.folder import cache_root
+from castore.s3.client.bucket import Bucket
 
 VALUES = {**contents(names=8), "large inline": bytes(range(256)) * 40}
 # Inline up to 64 KiB on S3: so that there are packs, these are larger.

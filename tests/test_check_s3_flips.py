@@ -13,9 +13,9 @@ from memory_s3 import Stored
 from stores import contents, fill, read
 
 from castore.errors import CastoreError
-from castore.format_s3 import decode_pin, pack_key
-from castore.gc import s3
-from castore.s3.probe import ServerFeatures
+from castore.format.s3 import decode_pin, pack_key
+from castore.s3.client.probe import ServerFeatures
+from castore.s3.gc import collect as s3
 
 VALUES = {**contents(names=6), "large inline": bytes(range(256)) * 40}
 VALUES |= {f"big/{i}": noise(90_000, i) for i in range(2)}

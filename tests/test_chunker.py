@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from castore import chunker, chunker_reference
-from castore.chunker import Chunker, ChunkSizes
+from castore.stream import chunker, chunker_reference
+from castore.stream.chunker import Chunker, ChunkSizes
 
 try:
     from castore import _native

@@ -26,8 +26,8 @@ import castore
 from castore.cli import exits, main
 from castore.cli.listing import sum_up
 from castore.cli.output import ProgressBar, complain_each, human_size, one_line, print_table
-from castore.gc import GcReport
 from castore.model import ObjectInfo
+from castore.stream.reports import GcReport
 from castore.transfer import Source, batches
 
 DATA = random.Random(7).randbytes(300_000)
@@ -345,7 +345,7 @@ def test_a_full_disk_is_said_of_the_file(run, monkeypatch, tmp_path, verb):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     assert run("put", "-", "p/name", stdin=DATA).code == 0
-    monkeypatch.setattr("castore.reader.write_all", full)
+    monkeypatch.setattr("castore.stream.reader.write_all", full)
     path = tmp_path / "out" / "name"
     path.parent.mkdir()
     names = ["p/name", path] if verb == "get" else ["p", path.parent]

@@ -149,7 +149,7 @@ def test_places_that_are_none(
 def test_no_credentials_and_no_server(
     bare: Run, moto_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("castore.s3.retries.BACKOFF.__class__.wait_s", lambda *_: 0.0)
+    monkeypatch.setattr("castore.s3.client.retries.BACKOFF.__class__.wait_s", lambda *_: 0.0)
     down = f"s3://{moto_server.bucket}/x?endpoint_url=http://127.0.0.1:{free_port()}"
     failed = bare("-r", down, "ls")
     assert (failed.code, failed.err.count("\n")) == (exits.FAILURE, 1)

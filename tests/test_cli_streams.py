@@ -21,7 +21,7 @@ import pytest
 
 import castore
 from castore.cli import exits
-from castore.fileio import write_stream
+from castore.system.fileio import write_stream
 
 DATA = random.Random(3).randbytes(900_000)
 UNBUFFERED = ["", "1"]

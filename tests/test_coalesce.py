@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from castore.coalesce import coalesce
+from castore.stream.coalesce import coalesce
 
 Range = tuple[int, int]
 

@@ -10,9 +10,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from castore import codec
 from castore.errors import FormatError
-from castore.format import (
+from castore.format.index import INLINE_BYTES_LIMIT
+from castore.format.pack import (
     CODEC_RAW,
     CODEC_ZSTD,
     FLAG_ID_OF_SHA256,
@@ -23,7 +23,7 @@ from castore.format import (
     decode_frame_header,
     encode_frame_header,
 )
-from castore.format_index import INLINE_BYTES_LIMIT
+from castore.stream import codec
 
 SEED = 0x0123456789ABCDEF
 TEXT = b"".join(b"line %d of a text that repeats itself\n" % i for i in range(2000))

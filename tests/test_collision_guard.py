@@ -16,9 +16,9 @@ import pytest
 from gc_stores import World, collect
 
 import castore
-from castore import codec
 from castore.errors import ChunkCorrupt
-from castore.format import FLAG_ID_OF_SHA256, FLAG_SHA256, decode_frame_header, encode_config
+from castore.format.pack import FLAG_ID_OF_SHA256, FLAG_SHA256, decode_frame_header, encode_config
+from castore.stream import codec
 
 FLAGS = FLAG_SHA256 | FLAG_ID_OF_SHA256
 

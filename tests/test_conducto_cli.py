@@ -15,8 +15,8 @@ import pytest
 
 import conducto as co
 from castore import __version__
-from castore.s3.bucket import Bucket
-from castore.s3.settings import parse_settings
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.settings import parse_settings
 from conducto import cli, context
 from conducto.arguments import HelpWanted, Parameter, UsageError, parse
 

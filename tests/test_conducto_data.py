@@ -17,9 +17,9 @@ import pytest
 
 import conducto as co
 from castore import errors
-from castore.s3 import versions
-from castore.s3.connection import Connection
-from castore.s3.settings import parse_settings
+from castore.s3.client import versions
+from castore.s3.client.connection import Connection
+from castore.s3.client.settings import parse_settings
 from conducto import context
 from conducto.errors import InvalidContext
 
@@ -666,7 +666,7 @@ class TestIdentity:
         ],
     )
     def test_who_stays_the_same(self, user_id: str, arn: str, expected: str) -> None:
-        from castore.s3.identity import user_or_role
+        from castore.s3.client.identity import user_or_role
 
         assert user_or_role({"UserId": user_id, "Arn": arn}) == expected
 

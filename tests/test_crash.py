@@ -18,7 +18,7 @@ import oracle
 import pytest
 
 import castore
-from castore.format import PACK_HEADER_BYTES, decode_frame_header, decode_pack_header
+from castore.format.pack import PACK_HEADER_BYTES, decode_frame_header, decode_pack_header
 
 # ---- killed at random ---------------------------------------------------------------------------
 
@@ -268,10 +268,10 @@ linux = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="reads /p
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments, batches of rows and packs that a small object fills."""
-    monkeypatch.setattr("castore.format_index.SEGMENT_EXTENTS_MAX", 8)
-    monkeypatch.setattr("castore.session.ROWS_MAX", 24)
-    monkeypatch.setattr("castore.session.SEGMENTS_MAX", 3)
-    monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 300_000)
+    monkeypatch.setattr("castore.format.index.SEGMENT_EXTENTS_MAX", 8)
+    monkeypatch.setattr("castore.local.session.ROWS_MAX", 24)
+    monkeypatch.setattr("castore.local.session.SEGMENTS_MAX", 3)
+    monkeypatch.setattr("castore.local.packs.PACK_BYTES_MAX", 300_000)
 
 
 def write_everything(store: castore.Store) -> Iterator[dict[str, bytes | None]]:

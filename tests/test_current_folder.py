@@ -63,7 +63,8 @@ def test_a_child_of_a_program_that_was_run_there(planted: Path, tmp_path: Path, 
     """`python -c` and a prompt have '' in their path, an empty entry of PYTHONPATH is the folder's
     own name. What the program itself needs, it has imported before."""
     program = (
-        "import sys; sys.path.remove(''); import lmdb, random, castore.check.local, castore.store; "
+        "import sys; sys.path.remove(''); import lmdb, random; "
+        "import castore.local.check.run, castore.store; "
         f"sys.path.insert(0, {path.format(here=planted)!r}); "
         f"print(castore.open({str(tmp_path / 'store')!r}).check(read_data=True).exit_code)"
     )

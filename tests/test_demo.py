@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore import demo, demo_corpus
+from castore import demo
 from castore.cli import main
+from castore.demo import corpus as demo_corpus
 
 
 @pytest.fixture

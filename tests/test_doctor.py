@@ -17,9 +17,9 @@ from servers import Server
 import castore
 from castore.cli import doctor, exits, main
 from castore.errors import AccessDenied
-from castore.s3 import probe
-from castore.s3.bucket import Bucket
-from castore.s3.probe import ServerFeatures
+from castore.s3.client import probe
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.probe import ServerFeatures
 
 pytest_plugins = ["servers"]
 

@@ -7,10 +7,10 @@ import os
 import xxhash
 
 import castore
-from castore.catalog.local import LocalCatalog
 from castore.check.objects import manifest_faults
-from castore.codec import ChunksEtag
-from castore.format_index import Record, decode_segment
+from castore.format.index import Record, decode_segment
+from castore.local.catalog import LocalCatalog
+from castore.stream.codec import ChunksEtag
 
 
 def test_one_whose_bytes_are_chunk_ids_has_an_etag_of_its_own(store: castore.Store) -> None:

@@ -22,8 +22,6 @@ import oracle
 import pytest
 
 import castore
-from castore import index
-from castore.catalog.local import LocalCatalog
 from castore.cli.exits import describe
 from castore.errors import (
     CastoreError,
@@ -36,7 +34,9 @@ from castore.errors import (
     StoreIOError,
     StoreLocked,
 )
-from castore.mapping import Mapping
+from castore.local.catalog import LocalCatalog
+from castore.system import lmdb_env as index
+from castore.system.mapping import Mapping
 
 
 def some_bytes(size: int, seed: int = 0) -> bytes:
@@ -251,8 +251,8 @@ def test_all_puts_with_frames_in_a_poisoned_pack_fail(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Since the failed fsync nobody knows which of its pages reached the disk."""
-    monkeypatch.setattr("castore.writer.BATCHES_MAX", 0)
-    monkeypatch.setattr("castore.writer.BATCH_BYTES", 16_384)
+    monkeypatch.setattr("castore.stream.writer.BATCHES_MAX", 0)
+    monkeypatch.setattr("castore.stream.writer.BATCH_BYTES", 16_384)
     sync = FailingSync(monkeypatch)
     files = [store.open(f"open/{i}", "wb") for i in range(3)]
     for i, file in enumerate(files):
@@ -276,8 +276,8 @@ def test_a_put_that_was_durable_before_the_fsync_that_failed(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sync for another put has covered its frames: it is whole."""
-    monkeypatch.setattr("castore.writer.BATCHES_MAX", 0)
-    monkeypatch.setattr("castore.writer.BATCH_BYTES", 16_384)
+    monkeypatch.setattr("castore.stream.writer.BATCHES_MAX", 0)
+    monkeypatch.setattr("castore.stream.writer.BATCH_BYTES", 16_384)
     sync = FailingSync(monkeypatch)
     first = store.open("first", "wb")
     first.write(some_bytes(200_000, 40))
@@ -511,9 +511,9 @@ def test_readers_go_on_when_a_commit_fails(watched: castore.Store, commits: Fail
 def test_a_stage_that_fails(
     watched: castore.Store, commits: FailingCommit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("castore.session.SEGMENTS_MAX", 1)
-    monkeypatch.setattr("castore.session.ROWS_MAX", 16)
-    monkeypatch.setattr("castore.format_index.SegmentBuilder.full", property(lambda s: len(s) >= 8))
+    monkeypatch.setattr("castore.local.session.SEGMENTS_MAX", 1)
+    monkeypatch.setattr("castore.local.session.ROWS_MAX", 16)
+    monkeypatch.setattr("castore.format.index.SegmentBuilder.full", property(lambda s: len(s) >= 8))
     for skip in range(0, 12, 3):
         left = [skip]
 
@@ -658,10 +658,10 @@ def test_an_index_that_outgrows_the_map_of_another_process(tmp_path: Path) -> No
     goes on once it can."""
     program = """
 import sys, threading
-import castore, castore.index
-castore.index.MAP_BYTES = 1 << 21
+import castore, castore.system.lmdb_env
+castore.system.lmdb_env.MAP_BYTES = 1 << 21
 store = castore.open(sys.argv[1], threads=1)
-castore.index.MAP_BYTES = 1 << 28
+castore.system.lmdb_env.MAP_BYTES = 1 << 28
 store.puts('mine', b'1')
 print('open', flush=True)
 def read():
@@ -705,7 +705,7 @@ for line in sys.stdin:
 def test_an_index_that_outgrows_its_own_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("castore.index.MAP_BYTES", 1 << 20)
+    monkeypatch.setattr("castore.system.lmdb_env.MAP_BYTES", 1 << 20)
     with castore.open(tmp_path / "store") as store:
         count = 0
         with pytest.raises(StoreFull, match="map"):  # noqa: PT012
@@ -746,7 +746,7 @@ def test_a_file_that_is_cut_short_while_it_is_put(
         pytest.skip("without the extension, files are read and not mapped")
     source = tmp_path / "source"
     for window in (64 << 20, 1 << 20):
-        monkeypatch.setattr("castore.writer.WINDOW_BYTES", window)
+        monkeypatch.setattr("castore.stream.writer.WINDOW_BYTES", window)
         source.write_bytes(some_bytes(12_000_000, 11))
         with pytest.raises(SourceChanged):
             store.put("cut", source, progress=Cut(source, 4_000_000, to))
@@ -817,9 +817,9 @@ def write_and_close(file: Any, value: bytes) -> None:
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("castore.writer.chunk_id_of", KeyboardInterrupt),
-        ("castore.writer.chunk_id_of", MemoryError),
-        ("castore.session.encode_frame", MemoryError),
+        ("castore.stream.writer.chunk_id_of", KeyboardInterrupt),
+        ("castore.stream.writer.chunk_id_of", MemoryError),
+        ("castore.local.session.encode_frame", MemoryError),
     ],
 )
 def test_an_error_from_within(
@@ -859,7 +859,7 @@ def test_an_object_whose_segments_are_not_all_there(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     """No way of reading it ends well, or gives other bytes."""
-    monkeypatch.setattr("castore.format_index.SegmentBuilder.full", property(lambda s: len(s) >= 8))
+    monkeypatch.setattr("castore.format.index.SegmentBuilder.full", property(lambda s: len(s) >= 8))
     value = some_bytes(200_000, 15)
     before = segment_rows(store)
     store.puts("damaged", value)
@@ -977,7 +977,7 @@ sys.stdin.readline()
         process.stdout.readline()
         before = len(os.listdir("/proc/self/fd"))
         with monkeypatch.context() as patched:
-            patched.setattr("castore.folder._pid_namespace", lambda: b"elsewhere")
+            patched.setattr("castore.local.folder._pid_namespace", lambda: b"elsewhere")
             with pytest.raises(StoreLocked, match="namespace"):
                 castore.open(tmp_path / "store")
         assert len(os.listdir("/proc/self/fd")) == before

@@ -19,11 +19,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from castore import codec
-from castore import format as layout
-from castore import format_index as rows
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format import index as rows
+from castore.format import pack as layout
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location
+from castore.stream import codec
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "format_v1.json").read_text())
 SEED = 0x0123456789ABCDEF

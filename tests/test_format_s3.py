@@ -12,11 +12,10 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from castore.codec import CODEC_RAW
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import PackEntry, StoreConfig
-from castore.format_index import Record, SegmentBuilder
-from castore.format_s3 import (
+from castore.format.index import Record, SegmentBuilder
+from castore.format.pack import PackEntry, StoreConfig
+from castore.format.s3 import (
     MANIFEST_HEADER_BYTES,
     GcState,
     decode_condemned,
@@ -37,6 +36,7 @@ from castore.format_s3 import (
     pin_key,
     session_of,
 )
+from castore.stream.codec import CODEC_RAW
 
 STORE, NONCE = bytes(range(16)), bytes(range(16, 32))
 CONFIG = StoreConfig(STORE, 1 << 63, 704, 2816, 11_264, "sha256")

@@ -26,11 +26,17 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
 )
-from castore.format_index import SegmentBuilder, decode_chunk_row, decode_segment
-from castore.gc.caches import UNUSED_SECONDS, collect_caches
-from castore.gc.choosing import FRAMES_MAX, SMALL_PACK_BYTES, SMALL_PACKS_MAX, PackFacts, choose
-from castore.gc.marks import Marks
+from castore.format.index import SegmentBuilder, decode_chunk_row, decode_segment
 from castore.model import Location
+from castore.s3.cache.unused import UNUSED_SECONDS, collect_caches
+from castore.stream.live_frames import Marks
+from castore.stream.repack_choice import (
+    FRAMES_MAX,
+    SMALL_PACK_BYTES,
+    SMALL_PACKS_MAX,
+    PackFacts,
+    choose,
+)
 
 SMALL: dict[str, Any] = {"chunk_bytes_avg": 2816, "threads": 1}
 OLD = some_bytes(60_000)
@@ -158,13 +164,14 @@ def test_what_a_failed_put_had_staged_goes(
 
 WRITER = """
 import random, sys
-import castore, castore.format, castore.session, castore.writer, castore.packs.local
-castore.format_index.SEGMENT_EXTENTS_MAX = 4
-castore.session.SEGMENTS_MAX = 2
-castore.packs.local.PACK_BYTES_MAX = 200_000
-castore.writer.BATCHES_MAX = 0
-castore.writer.BATCH_BYTES = 16_384
-castore.writer.CUT_BYTES = 8192
+import castore, castore.format.pack, castore.stream.writer
+import castore.local.packs, castore.local.session
+castore.format.index.SEGMENT_EXTENTS_MAX = 4
+castore.local.session.SEGMENTS_MAX = 2
+castore.local.packs.PACK_BYTES_MAX = 200_000
+castore.stream.writer.BATCHES_MAX = 0
+castore.stream.writer.BATCH_BYTES = 16_384
+castore.stream.writer.CUT_BYTES = 8192
 store = castore.open(sys.argv[1], threads=1)
 file = store.open('large', 'wb')
 data = random.Random('bytes 5').randbytes(900_000)
@@ -360,10 +367,10 @@ def test_small_packs_are_merged_when_they_are_many(store: castore.Store) -> None
 def test_packs_larger_than_memory_allows_are_moved_in_pieces(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("castore.gc.choosing.FRAMES_MAX", 3)
-    monkeypatch.setattr("castore.gc.repacking.SEGMENTS_MAX", 1)
-    monkeypatch.setattr("castore.gc.repacking.APPEND_BYTES", 5000)
-    monkeypatch.setattr("castore.format_index.SEGMENT_EXTENTS_MAX", 4)
+    monkeypatch.setattr("castore.stream.repack_choice.FRAMES_MAX", 3)
+    monkeypatch.setattr("castore.local.gc.repack.SEGMENTS_MAX", 1)
+    monkeypatch.setattr("castore.local.gc.repack.APPEND_BYTES", 5000)
+    monkeypatch.setattr("castore.format.index.SEGMENT_EXTENTS_MAX", 4)
     for n in range(3):
         sparse(store, f"{n}", seed=10 * n)
     store.puts("both", everything(store)["0/kept"] + everything(store)["2/kept"])
@@ -371,8 +378,11 @@ def test_packs_larger_than_memory_allows_are_moved_in_pieces(
     report = store.gc()
     assert report.packs_rewritten == 3
     assert len(pack_files(store)) > 6
-    for knob, value in (("choosing.FRAMES_MAX", 1000), ("repacking.SEGMENTS_MAX", 256)):
-        monkeypatch.setattr(f"castore.gc.{knob}", value)
+    for knob, value in (
+        ("stream.repack_choice.FRAMES_MAX", 1000),
+        ("local.gc.repack.SEGMENTS_MAX", 256),
+    ):
+        monkeypatch.setattr(f"castore.{knob}", value)
     store.gc()
     assert len(pack_files(store)) == 1, "merged"
     assert_clean(store, expected)
@@ -536,7 +546,7 @@ def test_one_collector_at_a_time(store: castore.Store, monkeypatch: pytest.Monke
         subprocess.run([sys.executable, "-c", ""], check=True)
 
     with monkeypatch.context() as patched:
-        patched.setattr("castore.gc.marking.Marker.catch_up_outside", another)
+        patched.setattr("castore.local.gc.mark.Marker.catch_up_outside", another)
         assert store.gc().packs_removed == 1
     assert isinstance(seen[0], StoreBusy)
     assert isinstance(seen[0], BlockingIOError)
@@ -566,7 +576,7 @@ def test_a_child_forked_amid_a_collection_does_not_keep_its_locks(
 
     try:
         with monkeypatch.context() as patched:
-            patched.setattr("castore.gc.marking.Marker.catch_up_outside", fork)
+            patched.setattr("castore.local.gc.mark.Marker.catch_up_outside", fork)
             store.gc()
         assert store.gc().found_nothing
     finally:
@@ -788,7 +798,7 @@ def make_cache(folder: Path, name: str, *, age: float, users: tuple[str, ...] = 
 
 
 def test_caches_that_nobody_uses_go(no_caches: Path) -> None:
-    from castore.s3.cache import boot_id
+    from castore.s3.cache.store import boot_id
 
     old = 2 * UNUSED_SECONDS
     doomed = [
@@ -828,7 +838,7 @@ def test_a_put_whose_full_packs_are_collected_keeps_their_frames(
     """It lets their locks go before its end; frames that no staged segment refers to yet are only
     in its own hands."""
     small_stages(monkeypatch)
-    monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 20_000)
+    monkeypatch.setattr("castore.local.packs.PACK_BYTES_MAX", 20_000)
     data = some_bytes(300_000, 3)
     removed = 0
     file = store.open("large", "wb")
@@ -838,7 +848,7 @@ def test_a_put_whose_full_packs_are_collected_keeps_their_frames(
     file.close()
     assert removed > 5
     assert store.gets("large") == data
-    monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 256 << 20)
+    monkeypatch.setattr("castore.local.packs.PACK_BYTES_MAX", 256 << 20)
     store.gc(repack_below=1)
     assert_clean(store, {"large": data})
 

@@ -21,13 +21,13 @@ from test_gc import assert_rows_complete, everything, pack_files
 from test_session import rows, small_stages, some_bytes
 
 import castore
-from castore.catalog.local import LocalCatalog
-from castore.catalog.meta import GC_SEQ, next_number
 from castore.errors import StoreBusy
-from castore.gc.marking import Marker
-from castore.gc.repacking import Repacker
-from castore.gc.sweeping import Sweeper
-from castore.packs.locks import PackLocks
+from castore.local.catalog import LocalCatalog
+from castore.local.gc.mark import Marker
+from castore.local.gc.repack import Repacker
+from castore.local.gc.sweep import Sweeper
+from castore.local.locks import PackLocks
+from castore.local.meta import GC_SEQ, next_number
 
 SMALL: dict[str, Any] = {"chunk_bytes_avg": 2816, "threads": 1}
 DEAD, SHARED, NEW = (some_bytes(size, size) for size in (40_000, 30_000, 150_000))
@@ -214,12 +214,18 @@ class Moments:
 def small_steps(patch: pytest.MonkeyPatch) -> None:
     small_stages(patch)
     for knob, value in (
-        ("marking.NAMES_PER_READ", 3), ("marking.SEGMENTS_PER_READ", 4),
-        ("marking.CHANGES_PER_READ", 2), ("sweeping.ROWS_PER_READ", 16),
-        ("sweeping.ROWS_MAX", 16), ("sweeping.SEGMENTS_MAX", 5), ("sweeping.PACKS_MAX", 1),
-        ("repacking.SEGMENTS_MAX", 2), ("repacking.ROWS_MAX", 8), ("choosing.FRAMES_MAX", 16),
-    ):  # fmt: skip
-        patch.setattr(f"castore.gc.{knob}", value)
+        ("local.gc.mark.NAMES_PER_READ", 3),
+        ("local.gc.mark.SEGMENTS_PER_READ", 4),
+        ("local.gc.mark.CHANGES_PER_READ", 2),
+        ("local.gc.sweep.ROWS_PER_READ", 16),
+        ("local.gc.sweep.ROWS_MAX", 16),
+        ("local.gc.sweep.SEGMENTS_MAX", 5),
+        ("local.gc.sweep.PACKS_MAX", 1),
+        ("local.gc.repack.SEGMENTS_MAX", 2),
+        ("local.gc.repack.ROWS_MAX", 8),
+        ("stream.repack_choice.FRAMES_MAX", 16),
+    ):
+        patch.setattr(f"castore.{knob}", value)
 
 
 def collect_amid(path: Path, action: str, at: int, patch: pytest.MonkeyPatch) -> int:
@@ -298,28 +304,28 @@ def begins_without_marking(marker: Marker) -> None:
 
 ABLATIONS: dict[str, tuple[str, Any, str]] = {
     "commits are not asked to write changes down": (
-        "castore.gc.marking.Marker.begin", begins_without_marking, "put again",
+        "castore.local.gc.mark.Marker.begin", begins_without_marking, "put again",
     ),
     "names that moved are not looked at again": (
-        "castore.gc.marking.Marker.begin", begins_without_marking, "move",
+        "castore.local.gc.mark.Marker.begin", begins_without_marking, "move",
     ),
     "what changed is not marked before it is taken": (
-        "castore.gc.marking.Marker.make_decisive", catches_up_never, "put again",
+        "castore.local.gc.mark.Marker.make_decisive", catches_up_never, "put again",
     ),
     "writers are not told to look again": (
-        "castore.gc.marking.Marker.make_decisive", raises_gc_seq_never, "end of a put",
+        "castore.local.gc.mark.Marker.make_decisive", raises_gc_seq_never, "end of a put",
     ),
     "what live writers staged is not marked": (
-        "castore.gc.marking.Marker._mark_pending", lambda *_: None, "end of a put",
+        "castore.local.gc.mark.Marker._mark_pending", lambda *_: None, "end of a put",
     ),
     "no writer is taken for alive": (
-        "castore.packs.locks.PackLocks.is_held", lambda *_: False, "end of a put",
+        "castore.local.locks.PackLocks.is_held", lambda *_: False, "end of a put",
     ),
     "packs go though they were referred to meanwhile": (
-        "castore.gc.repacking.Repacker._is_referred_to", lambda *_: False, "put again",
+        "castore.local.gc.repack.Repacker._is_referred_to", lambda *_: False, "put again",
     ),
     "commits do not look for their packs": (
-        "castore.catalog.local.LocalCatalog._apply", "packs", "end of a put",
+        "castore.local.catalog.LocalCatalog._apply", "packs", "end of a put",
     ),
 }  # fmt: skip
 
@@ -365,7 +371,7 @@ def test_a_frame_is_checked_before_it_is_moved(
     with castore.open(fast_folder / "store", **SMALL) as store:
         old = sparse(store, "a")
         damage(store, first_extents(store, "a/kept")[1].location)
-        monkeypatch.setattr("castore.gc.repacking.decode_frame", lambda *_: b"")
+        monkeypatch.setattr("castore.local.gc.repack.decode_frame", lambda *_: b"")
         report = store.gc()
         assert report.damaged == ()
         assert old.hex() not in pack_files(store), "the evidence is gone"
@@ -380,4 +386,4 @@ def test_scenes_fit_what_they_are_for(fast_folder: Path) -> None:
         assert report.packs_removed > report.packs_rewritten
         assert report.orphans_removed == 1
         assert report.manifests_removed == 6
-        assert os.path.exists(os.path.join(store.path, "castore.gc"))
+        assert os.path.exists(os.path.join(store.path, "castore.stream.reports"))

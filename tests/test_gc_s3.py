@@ -21,7 +21,7 @@ from castore.errors import (
     StoreBusy,
     UnpublishedResourceWarning,
 )
-from castore.format_s3 import (
+from castore.format.s3 import (
     GcState,
     decode_hints,
     decode_state,
@@ -32,10 +32,10 @@ from castore.format_s3 import (
     pack_key,
     pin_key,
 )
-from castore.gc import s3
-from castore.gc.s3 import SCRATCH_SECONDS
-from castore.gc.s3_marking import PIN_SECONDS, Marker
-from castore.s3.bucket import Bucket
+from castore.s3.client.bucket import Bucket
+from castore.s3.gc import collect as s3
+from castore.s3.gc.collect import SCRATCH_SECONDS
+from castore.s3.gc.mark import PIN_SECONDS, Marker
 
 SIZE = 100_000  # in a pack, and not inline
 
@@ -583,7 +583,7 @@ def test_what_is_remembered_is_of_that_version(world: World) -> None:
 def test_large_heads_are_read_whole(
     store: castore.Store, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from castore.gc import s3_marking
+    from castore.s3.gc import mark as s3_marking
 
     monkeypatch.setattr(s3_marking, "HEAD_BYTES", 100)
     fill(store, "a", "b")
@@ -595,7 +595,7 @@ def test_large_heads_are_read_whole(
 
 
 def test_pages_of_names(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from castore.gc import s3_marking
+    from castore.s3.gc import mark as s3_marking
 
     monkeypatch.setattr(s3_marking, "PAGE_NAMES", 2)
     fill(store, *"abcdefg")

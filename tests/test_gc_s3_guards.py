@@ -14,13 +14,14 @@ import pytest
 from gc_races import broken, collects, late, losses, meetings, overwrite, repacks, reuse
 from gc_stores import World
 
-from castore import session_s3
-from castore.format_s3 import session_of
-from castore.gc import s3, s3_state
-from castore.gc.s3_marking import Marker, Pins
-from castore.s3.outcomes import put_once
-from castore.s3.probe import ServerFeatures
-from castore.s3.session import WriterSession
+from castore.format.s3 import session_of
+from castore.s3 import session as session_s3
+from castore.s3.client.probe import ServerFeatures
+from castore.s3.client.put_once import put_once
+from castore.s3.gc import collect as s3
+from castore.s3.gc import state as s3_state
+from castore.s3.gc.mark import Marker, Pins
+from castore.s3.lease import WriterSession
 
 Make = Callable[[], World]
 Patch = Callable[[pytest.MonkeyPatch], None]

@@ -11,11 +11,12 @@ from gc_races import SHARED, WRITERS, Machine, Work, collects, losses, prepare, 
 from gc_stores import DAY, HOUR, World, collect, noise
 
 from castore.errors import CastoreError, FormatError, StoreBusy
-from castore.format_s3 import decode_condemned, decode_state, pack_key
-from castore.gc import s3, s3_mending
-from castore.gc.s3_marking import Pins
-from castore.gc.s3_state import CollectorState
-from castore.s3.probe import ServerFeatures
+from castore.format.s3 import decode_condemned, decode_state, pack_key
+from castore.s3.check import repair_condemned
+from castore.s3.client.probe import ServerFeatures
+from castore.s3.gc import collect as s3
+from castore.s3.gc.mark import Pins
+from castore.s3.gc.state import CollectorState
 
 Make = Callable[[], World]
 STATE = "store/gc/state"
@@ -337,28 +338,28 @@ def test_what_is_lost_is_condemned_and_carried(
     make_world: Make, monkeypatch: pytest.MonkeyPatch, guard: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     """Without it, something is lost."""
-    mend = s3_mending.condemn_anew
+    mend = repair_condemned.condemn_anew
 
     def unguarded(*arguments: object, **options: float) -> int | None:
         with pytest.MonkeyPatch.context() as patch:
             guard(patch)
             return mend(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(s3_mending, "condemn_anew", unguarded)
+    monkeypatch.setattr(repair_condemned, "condemn_anew", unguarded)
     assert any(sleeping_sweep(make_world, step) for step in range(SLEEPS))
 
 
 @pytest.mark.damages_store("the state, its list or a pack is damaged or gone")
 def test_writers_are_waited_for(make_world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it, what they rely on is removed."""
-    mend = s3_mending.condemn_anew
+    mend = repair_condemned.condemn_anew
 
     def unguarded(*arguments: object, **options: float) -> int | None:
         with pytest.MonkeyPatch.context() as patch:
             writers_ignored(patch)
             return mend(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(s3_mending, "condemn_anew", unguarded)
+    monkeypatch.setattr(repair_condemned, "condemn_anew", unguarded)
     lost = False
     for step in count():
         world = make_world()

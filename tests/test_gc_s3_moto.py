@@ -16,8 +16,8 @@ from servers import Server
 
 import castore
 from castore.errors import CastoreError, NameNotFound, PreconditionsIgnored
-from castore.gc import s3
-from castore.s3.probe import ServerFeatures
+from castore.s3.client.probe import ServerFeatures
+from castore.s3.gc import collect as s3
 
 SIZE = 70_000
 

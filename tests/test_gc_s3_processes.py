@@ -24,10 +24,10 @@ from s3_stores import make_store
 from servers import Server
 
 import castore
-from castore.format_s3 import decode_manifest_head
-from castore.gc import s3
-from castore.s3.bucket import Bucket
-from castore.s3.probe import ServerFeatures
+from castore.format.s3 import decode_manifest_head
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.probe import ServerFeatures
+from castore.s3.gc import collect as s3
 
 ACCOUNT = "123456789012"
 DAY = datetime.timedelta(days=1)

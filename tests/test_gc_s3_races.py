@@ -25,8 +25,8 @@ from gc_races import (
 from gc_stores import DAY, HOUR, World, collect
 
 from castore.errors import CastoreError, StoreBusy
-from castore.gc import s3
-from castore.s3.probe import ServerFeatures
+from castore.s3.client.probe import ServerFeatures
+from castore.s3.gc import collect as s3
 
 Make = Callable[[], World]
 COLLECTORS = {"collects": collects, "repacks": repacks}

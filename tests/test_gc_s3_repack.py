@@ -7,9 +7,9 @@ from gc_stores import DAY, World, collect, noise
 from memory_s3 import Actor
 
 import castore
-from castore.format_s3 import pack_key
-from castore.gc import s3_repacking
-from castore.gc.s3_repacking import Live, LiveFrames, choose
+from castore.format.s3 import pack_key
+from castore.s3.gc import repack as s3_repacking
+from castore.s3.gc.repack import Live, LiveFrames, choose
 
 SIZE = 70_000
 

@@ -9,9 +9,9 @@ import pytest
 from gc_stores import DAY, World, collect, noise
 
 import castore
-from castore.format_s3 import pack_key
-from castore.gc import s3_repacking
+from castore.format.s3 import pack_key
 from castore.s3 import uploads
+from castore.s3.gc import repack as s3_repacking
 from castore.s3.keys import listed_packs
 
 SIZE = 70_000
@@ -76,7 +76,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs, and what is done at once, so that there are many of each."""
     monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 50_000)
     monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 200_000)
-    monkeypatch.setattr("castore.session_s3.PACK_BYTES_MAX", 200_000)
+    monkeypatch.setattr("castore.s3.session.PACK_BYTES_MAX", 200_000)
     monkeypatch.setattr(s3_repacking, "SMALL_BYTES", 20_000)
     monkeypatch.setattr(s3_repacking, "SMALL_MIN", 8)
     monkeypatch.setattr(s3_repacking, "BATCH_BYTES", 5_000)

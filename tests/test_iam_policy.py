@@ -19,8 +19,8 @@ from botocore.exceptions import ClientError
 import castore
 import conducto as co
 from castore.errors import AccessDenied
-from castore.s3.bucket import Bucket
-from castore.s3.settings import parse_settings
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.settings import parse_settings
 from conducto import context
 from conducto.errors import InvalidContext
 from conducto.policy import EACH_USER, main, user_policy

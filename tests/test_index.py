@@ -17,7 +17,6 @@ import oracle
 import pytest
 
 import castore
-from castore import index as index_module
 from castore.errors import (
     CastoreError,
     CommitUnknown,
@@ -30,7 +29,8 @@ from castore.errors import (
     StoreIOError,
     StoreLocked,
 )
-from castore.index import Index, open_index, typed
+from castore.system import lmdb_env as index_module
+from castore.system.lmdb_env import Index, open_index, typed
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from stores import contents, fill, read, rows, small
 import castore
 from castore.cli import main
 from castore.errors import IndexCorrupt, StoreFull, UnclaimedData
-from castore.index import LOCK_FILE_BYTES, open_index
-from castore.index_pages import BRANCH, LEAF, IndexPages
-from castore.index_walk import check_pages
+from castore.local.index_walk import check_pages
+from castore.system.lmdb_env import LOCK_FILE_BYTES, open_index
+from castore.system.lmdb_pages import BRANCH, LEAF, IndexPages
 
 VALUES = contents(names=400)
 PAGE = 4096

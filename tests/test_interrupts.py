@@ -22,7 +22,7 @@ from gc_stores import World
 from memory_s3 import MemoryAttempts
 
 import castore
-from castore.workers import InFlight, Workers
+from castore.system.workers import InFlight, Workers
 
 WAIT_SECONDS = 30.0  # until a thread counts as hanging
 

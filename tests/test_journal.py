@@ -22,10 +22,10 @@ from stores import change_rows, contents, fill, read, rows, small
 import castore
 from castore.cli import main
 from castore.errors import FormatError, IndexCorrupt, StoreFull, StoreIOError, UnclaimedData
-from castore.format_journal import Kind, decode_block_head, decode_entries
-from castore.index import Index
-from castore.journal import Journal
-from castore.journal_reading import blocks, read_journal
+from castore.format.journal import Kind, decode_block_head, decode_entries
+from castore.local.journal.log import Journal
+from castore.local.journal.scan import blocks, read_journal
+from castore.system.lmdb_env import Index
 
 VALUES = contents()
 
@@ -112,7 +112,7 @@ def test_a_large_object_goes_in_by_pieces(tmp_path: Path) -> None:
     value = random.Random(5).randbytes(8 << 20)
     with small(folder) as store:
         limits = {"ROWS_MAX": 256, "SEGMENTS_MAX": 2}
-        from castore import session
+        from castore.local import session
 
         before = {name: getattr(session, name) for name in limits}
         for name, limit in limits.items():
@@ -181,7 +181,7 @@ def test_threads_beside_a_rotation(folder: Path) -> None:
 def test_a_collection_begins_it_anew_when_it_has_grown(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("castore.gc.upkeep", "castore.journal"):
+    for module in ("castore.local.gc.claim", "castore.local.journal.log"):
         monkeypatch.setattr(f"{module}.LOG_BYTES_MIN", 1000)
     with castore.open(folder) as store:
         store.puts("secret", b"do not keep")
@@ -204,7 +204,7 @@ def test_a_collection_begins_it_anew_when_it_has_grown(
 @pytest.fixture
 def low(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logs are small already when puts begin them anew."""
-    monkeypatch.setattr("castore.journal.LOG_BYTES_MAX", 20_000)
+    monkeypatch.setattr("castore.local.journal.log.LOG_BYTES_MAX", 20_000)
 
 
 def rotations(monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> list[int]:
@@ -269,7 +269,7 @@ def test_a_full_disk_in_the_middle_of_it(
 
     with castore.open(folder) as store:
         with monkeypatch.context() as patched:
-            patched.setattr("castore.journal._write_all", full)
+            patched.setattr("castore.local.journal.log._write_all", full)
             for turn in range(9):
                 store.puts("key", random.Random(turn).randbytes(3000))
         kinds = [name.partition(".")[2] for name in sorted(os.listdir(folder / "journal"))]
@@ -297,7 +297,7 @@ def test_a_put_begins_nothing_anew_over_names_that_the_index_lacks(folder: Path,
 
 def test_a_process_for_each_put(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the command does: a small store's journal is begun anew when one ends."""
-    monkeypatch.setattr("castore.journal.LOG_BYTES_MIN", 20_000)
+    monkeypatch.setattr("castore.local.journal.log.LOG_BYTES_MIN", 20_000)
     found = rotations(monkeypatch)
     for turn in range(40):
         with castore.open(folder) as store:
@@ -362,7 +362,7 @@ def test_killed_between_the_journal_and_the_commit(folder: Path, when: str) -> N
     """What the index never came to know does not count, once somebody commits."""
     program = f"""
 import os, signal, sys, castore
-from castore import journal
+from castore.local.journal import log as journal
 store = castore.open(sys.argv[1])
 whole = journal.Journal.append
 def dies(self, index, txn, entries):

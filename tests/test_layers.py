@@ -39,27 +39,27 @@ def test_imports_go_down_only() -> None:
 
 
 def test_one_file_imports_lmdb() -> None:
-    assert files_with(r"^\s*(import|from) lmdb\b") == {"castore/index.py"}
+    assert files_with(r"^\s*(import|from) lmdb\b") == {"castore/system/lmdb_env.py"}
 
 
 def test_one_package_imports_boto() -> None:
     found = files_with(r"^\s*(import|from) (boto3|botocore)\b")
-    assert {name for name in found if not name.startswith("castore/s3/")} == set()
+    assert {name for name in found if not name.startswith("castore/s3/client/")} == set()
 
 
 def test_threads_are_started_in_three_files_at_most() -> None:
     found = files_with(r"\b(Thread|Timer|ThreadPoolExecutor|ThreadPool|start_new_thread)\(")
-    assert "castore/workers.py" in found
+    assert "castore/system/workers.py" in found
     assert len(found) <= 3, found
 
 
 def test_bytes_of_a_local_store_are_laid_out_in_three_files() -> None:
     found = files_with(r"^\s*(import|from) struct\b")
     # The reference chunker's words; a container, pages and a lock of other programs' making.
-    found -= {"castore/chunker_reference.py", "conducto/stored_gzip.py"}
-    found -= {"castore/index_pages.py", "castore/index.py"}
-    local = {name for name in found if not re.match(r"castore/(s3/|format_s3)", name)}
-    assert local == {f"castore/format{part}.py" for part in ("", "_index", "_journal")}
+    found -= {"castore/stream/chunker_reference.py", "conducto/stored_gzip.py"}
+    found -= {"castore/system/lmdb_pages.py", "castore/system/lmdb_env.py"}
+    local = {name for name in found if not re.match(r"castore/(s3/|format/s3)", name)}
+    assert local == {f"castore/format/{part}.py" for part in ("pack", "index", "journal")}
 
 
 def test_nothing_is_unpickled_but_by_pickle_itself() -> None:
@@ -100,5 +100,5 @@ def test_no_lock_is_hidden_in_what_a_put_uses() -> None:
     """cached_property has one before Python 3.12, of the class: a fork while another thread is in
     it leaves it taken in the child for good. A repair is no part of a put."""
     assert files_with(r"\bcached_property\b.*import|import .*\bcached_property\b") <= {
-        "castore/check/repair_remote.py"
+        "castore/s3/check/repair.py"
     }

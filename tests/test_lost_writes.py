@@ -83,21 +83,21 @@ for step in range(steps):
 WITHOUT = {
     "of packs": """
 import types
-import castore.packs.local
-castore.packs.local.os = types.SimpleNamespace(**{**vars(os), "fsync": lambda fd: None})
+import castore.local.packs
+castore.local.packs.os = types.SimpleNamespace(**{**vars(os), "fsync": lambda fd: None})
 """,
     "of folders": """
-import castore.store, castore.local, castore.fileio
+import castore.store, castore.local.store, castore.system.fileio
 for module in list(sys.modules.values()):
     if hasattr(module, "sync_folder"):
         module.sync_folder = lambda folder: None
 """,
     "of the index": """
 import types
-import castore.index, lmdb
+import castore.system.lmdb_env, lmdb
 def open_unsynced(*arguments, **options):
     return lmdb.open(*arguments, **{**options, "sync": False})
-castore.index.lmdb = types.SimpleNamespace(**{**vars(lmdb), "open": open_unsynced})
+castore.system.lmdb_env.lmdb = types.SimpleNamespace(**{**vars(lmdb), "open": open_unsynced})
 """,
 }
 

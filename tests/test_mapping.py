@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from castore import mapping
-from castore.mapping import Mapping, PlainMapping
+from castore.system import mapping
+from castore.system.mapping import Mapping, PlainMapping
 
 PAGE = os.sysconf("SC_PAGESIZE")
 PAGES = b"".join(bytes([ord("a") + n]) * PAGE for n in range(8))
@@ -270,7 +270,7 @@ def test_threads_that_map_and_lose_pages(tmp_path: Path) -> None:
 def run(program: str, directory: Path) -> subprocess.CompletedProcess[str]:
     prelude = """
         import faulthandler, importlib, mmap, os, signal, sys
-        from castore.mapping import Mapping
+        from castore.system.mapping import Mapping
 
         def truncated(make):
             with open("pages", "wb") as file:
@@ -368,8 +368,8 @@ def test_a_forked_child_is_guarded_too(tmp_path: Path) -> None:
 def test_without_the_extension(tmp_path: Path) -> None:
     program = """
         sys.modules["castore._native"] = None
-        del sys.modules["castore.mapping"]
-        mapping = importlib.import_module("castore.mapping")
+        del sys.modules["castore.system.mapping"]
+        mapping = importlib.import_module("castore.system.mapping")
         assert mapping.Mapping is mapping.PlainMapping and not mapping.Mapping.guarded
         mapping.start_writeback(0, 0, 0)
     """

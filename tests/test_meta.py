@@ -10,10 +10,8 @@ import pytest
 from stores import change_rows, contents, fill, read, rows, small
 
 import castore
-from castore.catalog import meta
-from castore.check import CheckReport
 from castore.errors import FormatError, IndexCorrupt
-from castore.format_index import (
+from castore.format.index import (
     decode_record,
     manifest_number,
     manifest_of,
@@ -21,7 +19,9 @@ from castore.format_index import (
     segment_key,
     segment_place,
 )
-from castore.gc.marks import Manifests
+from castore.local import meta
+from castore.stream.check_report import CheckReport
+from castore.stream.live_frames import Manifests
 
 pytestmark = pytest.mark.usefixtures("quick_check")
 VALUES = contents()

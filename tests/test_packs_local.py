@@ -13,9 +13,8 @@ import oracle
 import pytest
 
 import castore
-from castore.codec import chunk_id_of, encode_frame
 from castore.errors import FormatError, PackMissing, PackPoisoned, StoreClosed
-from castore.format import (
+from castore.format.pack import (
     PACK_HEADER_BYTES,
     PackEntry,
     decode_footer,
@@ -23,8 +22,9 @@ from castore.format import (
     decode_pack_header,
     decode_trailer,
 )
+from castore.local.packs import LocalPacks, Placement
 from castore.model import Location
-from castore.packs.local import LocalPacks, Placement
+from castore.stream.codec import chunk_id_of, encode_frame
 
 STORE_ID = b"the store's id.."
 
@@ -142,7 +142,7 @@ os.kill(os.getpid(), 9)
 def test_packs_are_sealed_and_replaced_when_they_are_full(
     packs: LocalPacks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 60_000)
+    monkeypatch.setattr("castore.local.packs.PACK_BYTES_MAX", 60_000)
     placements = []
     for turn in range(8):
         placement = Placement()
@@ -165,7 +165,7 @@ def test_packs_are_sealed_and_replaced_when_they_are_full(
 
 
 def test_a_put_over_many_packs(packs: LocalPacks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 20_000)
+    monkeypatch.setattr("castore.local.packs.PACK_BYTES_MAX", 20_000)
     placement = Placement()
     some = frames(40)
     locations = [location for frame in some for location in packs.append([frame], placement)]
@@ -182,11 +182,11 @@ def test_descriptors_are_bounded_in_a_large_put(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Full packs are let go of as their rows are staged, however many there are."""
-    monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 30_000)
-    monkeypatch.setattr("castore.session.ROWS_MAX", 32)
-    monkeypatch.setattr("castore.format_index.SEGMENT_EXTENTS_MAX", 8)
-    monkeypatch.setattr("castore.writer.BATCH_BYTES", 50_000)
-    monkeypatch.setattr("castore.writer.BATCHES_MAX", 0)
+    monkeypatch.setattr("castore.local.packs.PACK_BYTES_MAX", 30_000)
+    monkeypatch.setattr("castore.local.session.ROWS_MAX", 32)
+    monkeypatch.setattr("castore.format.index.SEGMENT_EXTENTS_MAX", 8)
+    monkeypatch.setattr("castore.stream.writer.BATCH_BYTES", 50_000)
+    monkeypatch.setattr("castore.stream.writer.BATCHES_MAX", 0)
     before = len(os.listdir("/proc/self/fd"))
     most = [0]
     data = random.Random(1).randbytes(4_500_000)
@@ -309,7 +309,7 @@ def test_ids_are_random_and_never_those_of_a_file_that_is_there(
     path.parent.mkdir(parents=True)
     path.write_bytes(b"somebody else's")
     ids = iter([taken, b"u" * 16])
-    monkeypatch.setattr("castore.packs.local.os.urandom", lambda size: next(ids))
+    monkeypatch.setattr("castore.local.packs.os.urandom", lambda size: next(ids))
     placement = Placement()
     (location,) = packs.append(frames(1), placement)
     assert location.pack_id == b"u" * 16

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from servers import Server
 
-from castore.s3.bucket import Bucket
+from castore.s3.client.bucket import Bucket
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 

@@ -16,7 +16,7 @@ import pytest
 
 import castore
 from castore.errors import IndexChanged, PermissionDenied, ReadOnlyStore
-from castore.index import Index
+from castore.system.lmdb_env import Index
 
 NOBODY = 65534
 DATA = {f"n/{i}": bytes([i]) * 300 + os.urandom(9000) for i in range(5)} | {"small": b"x"}
@@ -401,7 +401,7 @@ def test_what_root_puts_into_a_store_is_its_owners(folder: Path) -> None:
 # ---------------------------------------------------------------- links
 
 
-@pytest.mark.parametrize("name", ["castore.lock", "castore.gc", "index/lock.mdb"])
+@pytest.mark.parametrize("name", ["castore.lock", "castore.stream.reports", "index/lock.mdb"])
 def test_links_are_not_followed(folder: Path, tmp_path: Path, name: str) -> None:
     other = tmp_path / "other"
     other.write_bytes(b"precious")

@@ -16,8 +16,8 @@ import pytest
 
 import castore
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
-from castore.mapping import Mapping
-from castore.reader import DecodedChunks
+from castore.stream.reader import DecodedChunks
+from castore.system.mapping import Mapping
 
 
 def noise(size: int, seed: int) -> bytes:
@@ -384,7 +384,7 @@ def test_a_pack_that_is_being_truncated_while_it_is_read(tmp_path: Path) -> None
     program = """
 import os, sys, threading, random
 import castore
-from castore import codec, reader
+from castore.stream import codec, reader
 from castore.errors import ChunkCorrupt, FormatError, StoreIOError
 
 data = random.Random(1).randbytes(16000)
@@ -445,7 +445,7 @@ def test_decoded_chunks_are_bounded_and_the_oldest_go_first() -> None:
 
 
 def test_reading_nearby_decodes_once(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from castore import reader
+    from castore.stream import reader
 
     data = text(200_000, 1)
     store.puts("name", data)

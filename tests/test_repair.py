@@ -20,16 +20,16 @@ import pytest
 from stores import change_rows, contents, fill, flip, packs, read, rows, small
 
 import castore
-from castore.check import CheckReport, Problem
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt
-from castore.format_index import (
+from castore.format.index import (
     SegmentBuilder,
     decode_chunk_row,
     decode_segment,
     segment_key,
 )
 from castore.model import Extent
+from castore.stream.check_report import CheckReport, Problem
 
 VALUES = contents()
 EXPECTED = {**VALUES, "copy": VALUES["n/03"]}
@@ -53,7 +53,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "store"))
 
 
-def repair(folder: Path) -> castore.check.CheckReport:
+def repair(folder: Path) -> castore.stream.check_report.CheckReport:
     return castore.check_store(folder, repair=True)
 
 

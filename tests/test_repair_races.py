@@ -11,13 +11,13 @@ import pytest
 from stores import change_rows, contents, fill, flip, read, rows, small
 
 import castore
-from castore.check.repair_objects import ObjectRepair
-from castore.check.repair_packs import PackRepair
-from castore.check.repair_rows import RowRepair
-from castore.codec import encode_frame
-from castore.format_index import decode_pack_row, decode_record, decode_segment, segment_key
-from castore.local import LocalStore
-from castore.packs.local import LocalPacks, Placement
+from castore.format.index import decode_pack_row, decode_record, decode_segment, segment_key
+from castore.local.check.repair_objects import ObjectRepair
+from castore.local.check.repair_packs import PackRepair
+from castore.local.check.repair_rows import RowRepair
+from castore.local.packs import LocalPacks, Placement
+from castore.local.store import LocalStore
+from castore.stream.codec import encode_frame
 
 VALUES = contents()
 
@@ -64,7 +64,7 @@ def before(
     monkeypatch.setattr(kind, method, called)
 
 
-def repaired(folder: Path) -> castore.check.CheckReport:
+def repaired(folder: Path) -> castore.stream.check_report.CheckReport:
     """Until there is nothing that it would have to be repeated for."""
     castore.check_store(folder, repair=True)
     report = castore.check_store(folder, repair=True)

@@ -20,9 +20,9 @@ from test_check_s3 import DAMAGES, VALUES, bucket, change, flip_pack, keys, read
 
 import castore
 from castore.errors import StoreFull
-from castore.index import Index
-from castore.s3.attempts import Attempts
-from castore.s3.bucket import Bucket
+from castore.s3.client.attempts import Attempts
+from castore.s3.client.bucket import Bucket
+from castore.system.lmdb_env import Index
 
 __all__ = ["bucket", "remote"]  # fixtures
 

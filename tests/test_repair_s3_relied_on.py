@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from gc_stores import DAY, World, collect, noise
 
-from castore.check.repair_remote import RemoteRepair
-from castore.s3.bucket import Bucket
+from castore.s3.check.repair import RemoteRepair
+from castore.s3.client.bucket import Bucket
 from castore.s3.damaged import MARKED
 from castore.s3.keys import HINTS, PACKS
 

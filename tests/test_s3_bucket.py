@@ -40,9 +40,9 @@ from castore.errors import (
     StoreFull,
     WrongRegion,
 )
-from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
-from castore.s3.retries import Backoff
-from castore.s3.settings import S3Settings
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.retries import Backoff
+from castore.s3.client.settings import S3Settings
 
 ATTEMPTS = QUICK.attempts
 BODY = bytes(range(256)) * 40
@@ -755,8 +755,9 @@ def test_boto3_is_not_imported_before_it_is_needed() -> None:
     import subprocess
 
     script = (
-        "import sys, castore.s3.bucket, castore.s3.outcomes, castore.s3.probe, castore.s3.settings;"
-        "castore.s3.bucket.Bucket(castore.s3.settings.parse_settings('s3://bkt'));"
+        "import sys, castore.s3.client.put_once, castore.s3.client.probe;"
+        "from castore.s3.client import bucket, settings;"
+        "bucket.Bucket(settings.parse_settings('s3://bkt'));"
         "print([name for name in sys.modules if name.split('.')[0] in ('boto3', 'botocore')])"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

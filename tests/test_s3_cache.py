@@ -24,15 +24,16 @@ from s3_stores import Open
 from servers import Server
 
 import castore
-from castore.codec import chunk_id_of
 from castore.errors import NotAStore, StoreClosed
-from castore.format import PackEntry
+from castore.format.pack import PackEntry
 from castore.model import Location
-from castore.s3 import cache, frames
-from castore.s3.bucket import Bucket
-from castore.s3.cache import StoreCache
-from castore.s3.cache_folder import cache_folder, cache_root
-from castore.s3.frames import FrameCache
+from castore.s3.cache import frames
+from castore.s3.cache import store as cache
+from castore.s3.cache.folder import cache_folder, cache_root
+from castore.s3.cache.frames import FrameCache
+from castore.s3.cache.store import StoreCache
+from castore.s3.client.bucket import Bucket
+from castore.stream.codec import chunk_id_of
 
 STORE = bytes(range(16))
 pytestmark = pytest.mark.usefixtures("cache_dir")
@@ -706,7 +707,7 @@ def test_damaged_frames_are_fetched_again_at_once(open_proxied: Open, proxy: Fau
 READ_SLOWLY_KEPT = """
 import sys, time
 import castore
-from castore.s3 import frames
+from castore.s3.cache import frames
 
 write_all = frames.write_all
 

@@ -24,7 +24,7 @@ from servers import Server
 
 import castore
 from castore.errors import NameExists, NameNotFound
-from castore.s3.settings import S3Settings
+from castore.s3.client.settings import S3Settings
 
 pytest_plugins = ["servers"]
 
@@ -251,7 +251,7 @@ def test_eight_threads_that_use_a_store_first_share_all_of_it(
     open_moto: Open, moto_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One connection, one session with its pins, one cache."""
-    from castore.s3 import connection
+    from castore.s3.client import connection
 
     made: list[object] = []
     real = connection.Connection

@@ -12,8 +12,8 @@ from servers import Server
 import castore
 from castore.cli import exits, main
 from castore.errors import ConfigLost, FormatError, NotAStore
-from castore.format import decode_config, encode_config
-from castore.s3.bucket import Bucket
+from castore.format.pack import decode_config, encode_config
+from castore.s3.client.bucket import Bucket
 from castore.s3.creation import CONFIG_KEY, mend_config
 
 pytestmark = pytest.mark.usefixtures("quick", "cache_dir")

@@ -13,9 +13,9 @@ from fault_proxy import Connection, Exchange, FaultProxy
 from servers import Server
 
 import castore
-from castore.format import StoreConfig, encode_config
+from castore.format.pack import StoreConfig, encode_config
 from castore.s3 import creation
-from castore.s3.bucket import Bucket
+from castore.s3.client.bucket import Bucket
 from castore.s3.creation import CONFIG_KEY, PROPOSALS
 
 pytestmark = pytest.mark.usefixtures("aws_environment", "quick", "cache_dir")

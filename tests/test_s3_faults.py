@@ -16,10 +16,10 @@ from s3_stores import Open
 
 import castore
 from castore.errors import CastoreError, CommitUnknown, NameExists, NameNotFound
-from castore.format_s3 import GcState, encode_condemned, encode_state
-from castore.remote import RemoteStore
-from castore.s3 import retries
-from castore.s3.retries import Backoff
+from castore.format.s3 import GcState, encode_condemned, encode_state
+from castore.s3.client import retries
+from castore.s3.client.retries import Backoff
+from castore.s3.store import RemoteStore
 
 TIMEOUT_S = 0.4  # of a reply
 PATIENCE = Backoff(attempts=4, first_s=0.01, throttled_first_s=0.01)

@@ -12,13 +12,13 @@ import pytest
 from fault_proxy import FaultProxy
 from servers import Server
 
-from castore.format import PackEntry
+from castore.format.pack import PackEntry
 from castore.s3 import hints
-from castore.s3.bucket import Bucket
-from castore.s3.cache import StoreCache
-from castore.s3.cache_folder import cache_folder
+from castore.s3.cache.folder import cache_folder
+from castore.s3.cache.store import StoreCache
+from castore.s3.client.bucket import Bucket
 from castore.s3.hints import Hints, Pack
-from castore.workers import Workers
+from castore.system.workers import Workers
 
 STORE = bytes(range(16))
 pytestmark = pytest.mark.usefixtures("aws_environment", "quick")

@@ -13,9 +13,9 @@ from fault_proxy import Connection, Exchange, Fault, FaultProxy, answer
 from servers import QUICK, Server
 
 from castore.errors import CastoreError, RemoteError
-from castore.s3 import attempts, connection
-from castore.s3.bucket import Bucket, OutcomeUnknown
-from castore.s3.retries import Backoff
+from castore.s3.client import attempts, connection
+from castore.s3.client.bucket import Bucket, OutcomeUnknown
+from castore.s3.client.retries import Backoff
 
 ONCE = Backoff(attempts=1)
 SLOWLY = {"connect_timeout_s": 0.5, "read_timeout_s": 0.5}

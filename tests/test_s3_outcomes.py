@@ -12,9 +12,9 @@ from fault_proxy import Fault, FaultProxy, answer, late, reset, stall, twice
 from servers import QUICK, Server
 
 from castore.errors import AccessDenied, RemoteError
-from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
-from castore.s3.outcomes import Landed, put_once
-from castore.s3.retries import Backoff
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.put_once import Landed, put_once
+from castore.s3.client.retries import Backoff
 
 KEY = "names/k"
 

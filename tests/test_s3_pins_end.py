@@ -79,7 +79,7 @@ WAYS = [
 def store(world: World, monkeypatch: pytest.MonkeyPatch) -> castore.Store:
     monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 30_000)
     monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 60_000)
-    monkeypatch.setattr("castore.writer.BATCH_BYTES", 50_000)
+    monkeypatch.setattr("castore.stream.writer.BATCH_BYTES", 50_000)
     store = world.open("writer")
     store.puts("there", noise(SIZE, 9))
     return store

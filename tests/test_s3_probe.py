@@ -13,8 +13,8 @@ from servers import QUICK, Server
 
 import castore
 from castore.errors import AccessDenied, BucketNotFound, RemoteError
-from castore.s3.bucket import Bucket
-from castore.s3.probe import (
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.probe import (
     BOTH_WIN,
     IGNORED,
     REFUSED,
@@ -23,7 +23,7 @@ from castore.s3.probe import (
     ServerFeatures,
     probe,
 )
-from castore.s3.settings import S3Settings
+from castore.s3.client.settings import S3Settings
 
 EVERYTHING = ServerFeatures(
     if_none_match=True,

@@ -15,10 +15,10 @@ from proxy import Connection, Exchange
 from s3_stores import Open
 
 import castore
-from castore import writer
-from castore.catalog import s3 as catalog_s3
 from castore.errors import NameNotFound
+from castore.s3 import catalog as catalog_s3
 from castore.s3 import hints, uploads
+from castore.stream import writer
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
@@ -64,7 +64,7 @@ def test_a_file_that_was_just_written_is_read_twice_and_uploaded_once(
     store = warmed(open_proxied(), proxy)
     asked = []
     for young in (False, True):
-        monkeypatch.setattr("castore.sourcefile.is_young", lambda _, young=young: young)
+        monkeypatch.setattr("castore.stream.sourcefile.is_young", lambda _, young=young: young)
         path = tmp_path / f"{young}"
         path.write_bytes(noise(LARGE, 5 + young))
         store.put(f"{young}", path)

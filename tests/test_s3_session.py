@@ -15,7 +15,7 @@ from servers import QUICK, Server
 
 import castore
 from castore.errors import CommitUnknown, FormatError, StoreIOError
-from castore.format_s3 import (
+from castore.format.s3 import (
     GcState,
     decode_pin,
     encode_condemned,
@@ -25,11 +25,11 @@ from castore.format_s3 import (
     pack_key,
     pin_key,
 )
-from castore.s3 import session
-from castore.s3.bucket import Bucket
-from castore.s3.outcomes import Landed
-from castore.s3.session import SESSION_SECONDS_MAX, WriterSession
-from castore.workers import Workers
+from castore.s3 import lease as session
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.put_once import Landed
+from castore.s3.lease import SESSION_SECONDS_MAX, WriterSession
+from castore.system.workers import Workers
 
 STORE = bytes(range(16))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from castore.s3.settings import S3Settings, parse_settings
+from castore.s3.client.settings import S3Settings, parse_settings
 
 
 @pytest.fixture(autouse=True)

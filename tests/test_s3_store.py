@@ -14,7 +14,7 @@ from s3_stores import make_store
 from servers import Server
 
 import castore
-from castore import session_s3
+from castore.s3 import session as session_s3
 
 # What looks into the folder of a local store, at its index, or at how it is kept durable. An
 # interrupt may come in a destructor of the SDK's, where it is lost.

@@ -14,7 +14,7 @@ from stores import small
 
 import castore
 from castore.cli import main
-from castore.index_pages import LEAF
+from castore.system.lmdb_pages import LEAF
 
 PAGE = 4096
 VALUES = {f"n/{i:03}": random.Random(i).randbytes(300 if i % 9 else 6000) for i in range(90)}

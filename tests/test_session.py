@@ -15,7 +15,6 @@ import oracle
 import pytest
 
 import castore
-from castore.catalog.local import LocalCatalog, PacksVanished
 from castore.errors import (
     CastoreError,
     NameExists,
@@ -24,8 +23,7 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
 )
-from castore.format import PackEntry, decode_frame_header, encode_footer, encode_pack_header
-from castore.format_index import (
+from castore.format.index import (
     SegmentBuilder,
     Totals,
     decode_chunk_row,
@@ -36,9 +34,11 @@ from castore.format_index import (
     manifest_of,
     segment_key,
 )
-from castore.index import Index, open_index
+from castore.format.pack import PackEntry, decode_frame_header, encode_footer, encode_pack_header
+from castore.local.catalog import LocalCatalog, PacksVanished
+from castore.local.packs import LocalPacks, Placement
 from castore.model import Location
-from castore.packs.local import LocalPacks, Placement
+from castore.system.lmdb_env import Index, open_index
 
 CHUNKS_OF = {"chunk_bytes_avg": 2816, "threads": 1}
 
@@ -227,16 +227,16 @@ class Moments:
 
 def small_batches(patch: pytest.MonkeyPatch) -> None:
     """Chunks are looked up a few at a time, and placed as soon as they are encoded."""
-    patch.setattr("castore.writer.BATCH_BYTES", 16_384)
-    patch.setattr("castore.writer.CUT_BYTES", 8192)
-    patch.setattr("castore.writer.BATCHES_MAX", 0)
+    patch.setattr("castore.stream.writer.BATCH_BYTES", 16_384)
+    patch.setattr("castore.stream.writer.CUT_BYTES", 8192)
+    patch.setattr("castore.stream.writer.BATCHES_MAX", 0)
 
 
 def small_stages(patch: pytest.MonkeyPatch) -> None:
     """And their rows are in the index long before the object has a name."""
     small_batches(patch)
-    patch.setattr("castore.format_index.SEGMENT_EXTENTS_MAX", 4)
-    patch.setattr("castore.session.SEGMENTS_MAX", 2)
+    patch.setattr("castore.format.index.SEGMENT_EXTENTS_MAX", 4)
+    patch.setattr("castore.local.session.SEGMENTS_MAX", 2)
 
 
 OLD = some_bytes(60_000)
@@ -511,12 +511,12 @@ def test_what_was_staged_is_garbage_when_the_put_fails(
 def test_a_killed_writers_staged_rows_are_the_collectors(tmp_path: Path) -> None:
     program = """
 import os, random, sys
-import castore, castore.format, castore.session, castore.writer
-castore.format_index.SEGMENT_EXTENTS_MAX = 4
-castore.session.SEGMENTS_MAX = 2
+import castore, castore.format.pack, castore.local.session, castore.stream.writer
+castore.format.index.SEGMENT_EXTENTS_MAX = 4
+castore.local.session.SEGMENTS_MAX = 2
 store = castore.open(sys.argv[1], chunk_bytes_avg=2816, threads=1)
-castore.writer.BATCHES_MAX = 0
-castore.writer.BATCH_BYTES = 16_384
+castore.stream.writer.BATCHES_MAX = 0
+castore.stream.writer.BATCH_BYTES = 16_384
 file = store.open('large', 'wb')
 file.write(random.Random(1).randbytes(900_000))
 print('staged', flush=True)
@@ -570,7 +570,7 @@ def test_sealed_packs_stay_locked_until_the_commit_that_names_them(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_batches(monkeypatch)
-    monkeypatch.setattr("castore.packs.local.PACK_BYTES_MAX", 200_000)
+    monkeypatch.setattr("castore.local.packs.PACK_BYTES_MAX", 200_000)
     collector = Collector(store)
     data = some_bytes(1_500_000, 6)
     file = store.open("a", "wb")

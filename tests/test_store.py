@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 import castore
-from castore import errors, reader, sourcefile, writer
+from castore import errors
 from castore.errors import (
     InvalidName,
     InvalidRange,
@@ -42,10 +42,11 @@ from castore.errors import (
     StoreFull,
     UnpublishedResourceWarning,
 )
-from castore.format import decode_footer, decode_frame_header
-from castore.format_index import decode_chunk_row
-from castore.packs import local as local_packs
-from castore.session import LocalSession
+from castore.format.index import decode_chunk_row
+from castore.format.pack import decode_footer, decode_frame_header
+from castore.local import packs as local_packs
+from castore.local.session import LocalSession
+from castore.stream import reader, sourcefile, writer
 
 CHUNK_MIN, CHUNK_MAX, TAIL = 704, 11264, 256  # of the `store` fixture
 
@@ -497,8 +498,8 @@ def test_a_change_within_a_tick_of_the_clock_is_seen(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its times tell nothing then: a second reading does."""
-    monkeypatch.setattr("castore.sourcefile.is_young", lambda _: True)
-    monkeypatch.setattr("castore.sourcefile._is_same", lambda *_: True)
+    monkeypatch.setattr("castore.stream.sourcefile.is_young", lambda _: True)
+    monkeypatch.setattr("castore.stream.sourcefile._is_same", lambda *_: True)
     path = tmp_path / "source"
     path.write_bytes(noise(3 << 20))
     store.put("name", path, progress=Overwriting(path, 1))
@@ -1453,7 +1454,7 @@ def test_a_transaction_that_stages_rows_before_its_end(
 ) -> None:
     """Large objects go into the index in batches: none shows before the commit, or after a
     failure."""
-    from castore import session
+    from castore.local import session
 
     monkeypatch.setattr(session, "ROWS_MAX", 50)
     monkeypatch.setattr(session, "SEGMENTS_MAX", 2)
@@ -1623,7 +1624,7 @@ def test_a_pack_is_durable_before_the_index_names_it(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every write to a pack and every folder made is synced before the commit that follows."""
-    from castore import index
+    from castore.system import lmdb_env as index
 
     dirty: set[str] = set()
     commits: list[set[str]] = []
@@ -1813,7 +1814,7 @@ def test_chunks_of_a_lost_pack_are_stored_again(store: castore.Store) -> None:
 def collect(store: castore.Store, packs: list[Path], *, rows_only: bool = False) -> None:
     """What a collector does to packs: their chunks' rows go, then (but for `rows_only`) their own,
     its counter is raised, and after its commit the files are unlinked."""
-    from castore.catalog import meta
+    from castore.local import meta
 
     index = store._catalog._index
     with index.write_gate, index.errors, index.begin() as txn:
@@ -1919,8 +1920,8 @@ def test_with_hardly_any_room_to_remember(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every cache that has a bound, at its least; manifests too large for memory."""
-    from castore import manifest
-    from castore.catalog import local
+    from castore.local import catalog as local
+    from castore.stream import segments as manifest
 
     monkeypatch.setattr(local_packs, "PACK_BYTES_MAX", 100_000)
     monkeypatch.setattr(local_packs, "MAPPINGS_MAX", 1)
@@ -2136,7 +2137,7 @@ def test_threads_open_and_close_at_once(tmp_path: Path) -> None:
 
 def test_two_processes_make_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slower one opens what the faster one made, also when that is in use already."""
-    from castore import local
+    from castore.local import store as local
 
     path = tmp_path / "store"
     program = "import castore, sys; castore.open(sys.argv[1]).puts('name', bytes(50000))"

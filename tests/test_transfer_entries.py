@@ -19,9 +19,11 @@ from stores import change_rows, rows, small
 from test_transfer import make_tree, tree
 
 import castore
-from castore import outfolder, sourcefile, transfer
+from castore import transfer
 from castore.cli import main
 from castore.errors import FormatError, InvalidName, SourceChanged, TimeOutOfRange
+from castore.stream import sourcefile
+from castore.system import outfolder
 
 LATIN = os.fsdecode(b"latin\xe9")
 
@@ -92,8 +94,8 @@ def test_a_file_that_cannot_be_mapped_is_read(
         def __init__(self, *_: object, **__: object) -> None:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
-    monkeypatch.setattr("castore.writer.Mapping", Refused)
-    monkeypatch.setattr("castore.sourcefile.Mapping", Refused)
+    monkeypatch.setattr("castore.stream.writer.Mapping", Refused)
+    monkeypatch.setattr("castore.stream.sourcefile.Mapping", Refused)
     store.put("x", path)
     monkeypatch.undo()
     assert store.gets("x") == raw
@@ -166,7 +168,7 @@ def test_unchanged_files_are_not_read_again(
         reads.append(os.path.relpath(source.path, top))
         whole(writer, source, *rest)
 
-    monkeypatch.setattr("castore.sourcefile._feed", feed)
+    monkeypatch.setattr("castore.stream.sourcefile._feed", feed)
     assert store.import_folder(top).same_files == len(made)
     assert reads == []
     (top / "a").chmod(0o604)

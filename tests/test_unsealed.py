@@ -13,7 +13,8 @@ from stores import contents, fill, packs, read, rows, small
 
 import castore
 from castore.cli import main
-from castore.format import (
+from castore.format.index import decode_pack_row
+from castore.format.pack import (
     FRAME_MAGIC,
     PACK_TRAILER_BYTES,
     FrameHeader,
@@ -21,7 +22,6 @@ from castore.format import (
     decode_trailer,
     encode_frame_header,
 )
-from castore.format_index import decode_pack_row
 
 VALUES = contents(0, 6)
 WRITER = """

@@ -11,8 +11,8 @@ import pytest
 
 import castore
 from castore.cli import exits, main
-from castore.s3.cache_folder import cache_root
-from castore.s3.settings import parse_settings
+from castore.s3.cache.folder import cache_root
+from castore.s3.client.settings import parse_settings
 from castore.urls import expand_home, local_folder, redacted
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"

@@ -10,11 +10,11 @@ import threading
 import pytest
 
 from castore.errors import StoreClosed
-from castore.workers import Future, Workers
+from castore.system.workers import Future, Workers
 
 AT_EXIT = """
 import atexit, sys
-from castore.workers import Workers
+from castore.system.workers import Workers
 
 def end():
     print([future.result() for future in [workers.submit(pow, 2, i) for i in range(3)]])

@@ -22,11 +22,11 @@ import servers
 from memory_s3 import Actor, MemoryAttempts, MemoryS3
 
 import castore
-from castore.check import CheckReport
-from castore.check.local import check_local
-from castore.folder import CONFIG
-from castore.local import LocalStore
-from castore.remote import RemoteStore
+from castore.local.check.run import check_local
+from castore.local.folder import CONFIG
+from castore.local.store import LocalStore
+from castore.s3.store import RemoteStore
+from castore.stream.check_report import CheckReport
 
 PACK_BYTES_MAX = 64 << 20  # of larger ones the data is not read, and the report says so
 FILES_MAX = 20_000  # looked through for stores; no test has as many by far
@@ -125,7 +125,9 @@ def _check_remote(bucket: str, prefix: str, server: MemoryS3 | None) -> CheckRep
         opened.callback(shutil.rmtree, cache)
         patches.environ("CASTORE_CACHE_DIR", cache)
         if server is not None:
-            patches.set("castore.s3.bucket:Attempts", lambda s: MemoryAttempts(server, s, _nobody))
+            patches.set(
+                "castore.s3.client.bucket:Attempts", lambda s: MemoryAttempts(server, s, _nobody)
+            )
         else:
             patches.environ("AWS_ACCESS_KEY_ID", servers.ACCESS_KEY)
             patches.environ("AWS_SECRET_ACCESS_KEY", servers.SECRET_KEY)

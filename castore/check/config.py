@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from castore.chunker import ChunkSizes
-from castore.format import StoreConfig, encode_config
+from castore.format.pack import StoreConfig, encode_config
+from castore.stream.chunker import ChunkSizes
 
 
 def config_fault(raw: bytes, config: StoreConfig) -> str:

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from castore.check.packs import PackReading, Read, frame_fault
-from castore.format import PackEntry
-from castore.workers import Future, Workers
+from castore.format.pack import PackEntry
+from castore.system.workers import Future, Workers
 
 TASK_BYTES = 4 << 20
 

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
-from castore.check.report import Problem, Severity
 from castore.model import Extent, Location
+from castore.stream.check_report import Problem, Severity
 
 NAMES_MAX = 10_000  # listed for one problem; the others are only counted
 

@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from castore.format import CHUNK_ID_BYTES, PackEntry
+from castore.format.pack import CHUNK_ID_BYTES, PackEntry
 
 
 class Frames:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from castore.check.packs import PackReading
-from castore.codec import ChunksEtag, chunk_id_of, decode_inline
 from castore.errors import FormatError, InvalidName
-from castore.format import PackEntry
-from castore.format_index import Record, decode_segment
+from castore.format.index import Record, decode_segment
+from castore.format.pack import PackEntry
 from castore.model import Extent, encode_name
+from castore.stream.codec import ChunksEtag, chunk_id_of, decode_inline
 
 
 class Faulty(NamedTuple):

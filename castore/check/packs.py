@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from castore.check.frames import Frames
-from castore.codec import decode_frame
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import (
+from castore.format.pack import (
     CHUNK_BYTES_LIMIT,
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
@@ -30,6 +29,7 @@ from castore.format import (
     decode_trailer,
     encode_footer,
 )
+from castore.stream.codec import decode_frame
 
 Read: TypeAlias = Callable[[int, int], bytes]
 

@@ -11,13 +11,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from castore.catalog.operations import Draft, Publish
-from castore.codec import chunk_id_of
 from castore.errors import FormatError
-from castore.format_index import Record, Segment, decode_segment
+from castore.format.index import Record, Segment, decode_segment
+from castore.local.session import WriteSession
 from castore.model import NAME_BYTES_MAX, Extent
-from castore.session import WriteSession
-from castore.writer import ObjectWriter
+from castore.stream.codec import chunk_id_of
+from castore.stream.operations import Draft, Publish
+from castore.stream.writer import ObjectWriter
 
 PREFIX = b"quarantine/"
 ZEROS = bytes(1 << 20)

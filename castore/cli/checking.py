@@ -14,7 +14,7 @@ from castore.cli.output import complain, counted, human_size, open_progress, pri
 from castore.errors import ConfigLost
 
 if TYPE_CHECKING:
-    from castore.check import CheckReport
+    from castore.stream.check_report import CheckReport
 
 NAMES_SHOWN = 20  # of one problem; --verbose and --json have them all
 STEPS_SHOWN = 20  # of a repair
@@ -43,7 +43,7 @@ def check(arguments: Namespace) -> int:
 
 def _mend_config(store: str, lost: ConfigLost, arguments: Namespace) -> bool:
     """Nothing else can be looked at before; False if the user does not agree."""
-    from castore.upkeep import mend_config
+    from castore.maintenance import mend_config
 
     complain(str(lost))
     if not arguments.yes and not _agreed():

@@ -17,7 +17,7 @@ from castore.cli.output import (
     print_line,
     print_table,
 )
-from castore.gc import GcReport
+from castore.stream.reports import GcReport
 
 
 def gc(arguments: Namespace) -> int:

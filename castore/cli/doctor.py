@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from castore import isolated
 from castore.cli import exits
 from castore.cli.opening import local_store_folder, places_refused, store_path
 from castore.cli.output import human_size, print_json, print_line, print_table
@@ -19,15 +18,16 @@ from castore.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
-from castore.index import open_index, repeated
-from castore.journal import FOLDER, journal_bytes
-from castore.journal_state import judge
+from castore.local.journal.log import FOLDER, journal_bytes
+from castore.local.journal.state import judge
+from castore.system import isolated
+from castore.system.lmdb_env import open_index, repeated
 from castore.urls import redacted
 
 if TYPE_CHECKING:
-    from castore.s3.bucket import Bucket
-    from castore.s3.probe import ServerFeatures
-    from castore.s3.settings import S3Settings
+    from castore.s3.client.bucket import Bucket
+    from castore.s3.client.probe import ServerFeatures
+    from castore.s3.client.settings import S3Settings
     from castore.store import Store
 
 FREE_BYTES_MIN = 1 << 30
@@ -86,10 +86,10 @@ def _count(number: int, what: str) -> str:
 
 
 def _check_remote(url: str) -> Iterator[Check]:
-    from castore.s3.bucket import Bucket
-    from castore.s3.probe import probe
-    from castore.s3.settings import parse_settings
-    from castore.s3.versions import is_versioned
+    from castore.s3.client.bucket import Bucket
+    from castore.s3.client.probe import probe
+    from castore.s3.client.settings import parse_settings
+    from castore.s3.client.versions import is_versioned
 
     with places_refused():
         settings = parse_settings(url)
@@ -122,7 +122,7 @@ def _check_remote(url: str) -> Iterator[Check]:
 
 def of_features(features: ServerFeatures) -> Iterator[Check]:
     """What follows from what a server honours."""
-    from castore.s3.probe import IGNORED
+    from castore.s3.client.probe import IGNORED
 
     def honoured(what: str, feature: str, means: str) -> Check:
         if getattr(features, feature):
@@ -239,7 +239,7 @@ def _clock(bucket: Bucket) -> Check:
 
 
 def _check_cache(settings: S3Settings) -> Iterator[Check]:
-    from castore.s3.cache_folder import cache_root
+    from castore.s3.cache.folder import cache_root
 
     where = cache_root()
     if where is None:
@@ -288,7 +288,9 @@ def _open(root: str) -> Store | Check:
         index_path = os.path.join(root, "index")
         if os.path.exists(os.path.join(index_path, "data.mdb")):
             # Before this process opens it, which a damaged page might end.
-            for _ in isolated.run("castore.index_walk:look_at_pages", index_path, path=index_path):
+            for _ in isolated.run(
+                "castore.local.index_walk:look_at_pages", index_path, path=index_path
+            ):
                 """It reports nothing."""
         return castore.open(root, create=False, read_only=True)
     except StoreNotFound:

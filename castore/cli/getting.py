@@ -22,8 +22,8 @@ from castore.cli.output import (
 )
 from castore.cli.salvaging import read_all
 from castore.errors import NameNotFound
-from castore.fileio import write_stream
 from castore.model import as_prefix, sort_key
+from castore.system.fileio import write_stream
 
 if TYPE_CHECKING:
     from castore.store import Store

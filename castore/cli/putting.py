@@ -21,8 +21,8 @@ from castore.cli.output import (
     open_progress,
     print_json,
 )
-from castore.folders import FoundFile, walk
 from castore.model import ObjectInfo, as_prefix, encode_name
+from castore.system.walk import FoundFile, walk
 from castore.transfer import Source, batches
 
 if TYPE_CHECKING:

@@ -44,8 +44,8 @@ def _salvaged(root: str, error: IndexCorrupt) -> Iterator[Store]:
     import tempfile
 
     import castore
-    from castore.index import open_index
-    from castore.transplant import transplant_file
+    from castore.local.transplant import transplant_file
+    from castore.system.lmdb_env import open_index
 
     with tempfile.TemporaryDirectory(prefix="castore-") as folder:
         index = open_index(os.path.join(folder, "index"), sync=False)

@@ -248,7 +248,7 @@ static PyModuleDef_Slot slots[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "castore._native",
-    .m_doc = "The parts of castore that are in C. castore.chunker and castore.mapping fall back "
+    .m_doc = "The parts of castore that are in C. castore.stream.chunker and castore.system.mapping fall back "
              "to Python without it.",
     .m_methods = functions,
     .m_slots = slots,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from castore.errors import FormatError
-from castore.format_s3 import GC_STATE_KEY, decode_condemned, decode_state
-from castore.s3.bucket import Bucket, KeyAbsent
+from castore.format.s3 import GC_STATE_KEY, decode_condemned, decode_state
+from castore.s3.client.bucket import Bucket, KeyAbsent
 from castore.s3.keys import LISTS, is_collectors
 
 

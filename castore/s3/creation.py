@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 
-from castore.config import parse_config
 from castore.errors import (
     ConfigLost,
     FormatError,
@@ -23,17 +22,18 @@ from castore.errors import (
     StoreIOError,
     UnsupportedFormat,
 )
-from castore.format import (
+from castore.format.pack import (
     PACK_HEADER_BYTES,
     StoreConfig,
     decode_pack_config,
     decode_pack_header,
     encode_config,
 )
-from castore.format_s3 import MANIFEST_MAGIC, decode_manifest_head
-from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
-from castore.s3.outcomes import put_once
-from castore.s3.probe import probe
+from castore.format.s3 import MANIFEST_MAGIC, decode_manifest_head
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.probe import probe
+from castore.s3.client.put_once import put_once
+from castore.stream.config import parse_config
 
 CONFIG_KEY = "castore.json"
 PROPOSALS = "probe/castore.json/"

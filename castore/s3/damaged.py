@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from castore.s3.bucket import Bucket, KeyAbsent, Listed
-from castore.s3.session import SESSION_SECONDS_MAX
+from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
+from castore.s3.lease import SESSION_SECONDS_MAX
 
 PREFIX = "damaged/"
 MARKED = f"{PREFIX}marked"

@@ -16,13 +16,13 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from castore.errors import CastoreError, FormatError, UnsupportedFormat
-from castore.forks import ForkLock, Rank
-from castore.format import PackEntry
-from castore.format_s3 import decode_hints, encode_hints, new_hints_key
-from castore.s3.bucket import Bucket, KeyAbsent
-from castore.s3.cache import StoreCache
+from castore.format.pack import PackEntry
+from castore.format.s3 import decode_hints, encode_hints, new_hints_key
+from castore.s3.cache.store import StoreCache
+from castore.s3.client.bucket import Bucket, KeyAbsent
 from castore.s3.keys import HINTS, is_hints
-from castore.workers import Workers
+from castore.system.forks import ForkLock, Rank
+from castore.system.workers import Workers
 
 FRAMES_MAX = 1 << 16  # told of in one object, of about 2 MB: what 4 GiB of packs hold
 SMALL_BYTES = 1 << 20  # an object that may be merged

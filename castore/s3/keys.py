@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 
 from castore.errors import InvalidName
-from castore.format_s3 import GC_STATE_KEY, pack_key
+from castore.format.s3 import GC_STATE_KEY, pack_key
 from castore.model import encode_name
-from castore.s3.bucket import Bucket, Listed
+from castore.s3.client.bucket import Bucket, Listed
 
 NAMES, PACKS, PINS, HINTS, GC = "names/", "packs/", "pins/", "index/", "gc/"
 LISTS = f"{GC}condemned/"

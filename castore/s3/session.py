@@ -1,206 +1,471 @@
-"""A writer session: what protects its uploads from collectors on other machines, with no lock.
+"""What one commit publishes on S3: `session.py`'s part, for packs that are objects.
 
-Its own packs are protected by its id, and packs of others by pins, from before they are relied on
-until after the names that refer to them are there. Each pin is written once and says which packs
-the session has newly begun to reuse; only then are the collector's plans read, and only then is
-each of those packs looked for. Whatever is condemned or gone is uploaded again instead.
-
-A session lasts a day at most: pins expire, and a name that is put after they did could refer to
-packs that are gone.
+Packs are uploaded while the stream is read; names are put when all packs are there. Each name is
+published by itself: a transaction's last put comes after its others, so that a marker such as
+`_SUCCESS` is never there before what it marks.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from typing import Any
 
 from castore.errors import (
     CastoreError,
+    ChunkCorrupt,
     CommitUnknown,
     FormatError,
-    StoreClosed,
+    NameExists,
+    NameNotFound,
+    PackMissing,
     StoreIOError,
 )
-from castore.forks import ForkLock, Rank
-from castore.format_s3 import (
-    encode_pin,
-    new_pack_id,
-    new_session_id,
-    pack_key,
-    pin_key,
-    session_of,
-)
-from castore.s3.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
-from castore.s3.condemned import read_condemned
-from castore.s3.outcomes import Landed, put_once
-from castore.workers import Workers
+from castore.format.index import Record, Segment, SegmentBuilder, decode_segment
+from castore.format.pack import StoreConfig, decode_frame_header
+from castore.format.s3 import encode_manifest, name_key
+from castore.local.session import WriteSession
+from castore.model import Extent, Location
+from castore.s3.cache.store import StoreCache
+from castore.s3.catalog import Overwritten, S3Catalog, Version
+from castore.s3.client.bucket import Bucket, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.delete_version import delete_version, etag_at
+from castore.s3.client.put_once import Landed, put_once
+from castore.s3.damaged import to_avoid
+from castore.s3.hints import Hints
+from castore.s3.lease import WriterSession
+from castore.s3.packs import S3Packs
+from castore.s3.uploads import PACK_BYTES_MAX, Uploads
+from castore.stream.chunker import Chunker
+from castore.stream.codec import Frame, decode_frame
+from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
+from castore.stream.packs import NOTHING_HELD
+from castore.system.workers import Future, InFlight, Workers
 
-SESSION_SECONDS_MAX = 86_400
+INLINE_BYTES_MAX = 64 << 10
+MOVED_AT_ONCE = 64  # extents
+FORESEEN_BYTES = 64 << 20
+
+Segments = Sequence[tuple[int, bytes]]  # (end offset, encoded), in order
 
 
-class WriterSession:
-    """Shared by all puts of a Store, each of which joins and leaves it; thread-safe."""
-
-    def __init__(self, bucket: Bucket, store_id: bytes, requests: Workers) -> None:
-        self.id = new_session_id()
+class S3Session(WriteSession):
+    def __init__(
+        self,
+        bucket: Bucket,
+        catalog: S3Catalog,
+        packs: S3Packs,
+        cache: StoreCache,
+        hints: Hints,
+        session: WriterSession,
+        budget: InFlight,
+        requests: Workers,
+        workers: Workers,
+        config: StoreConfig,
+        chunker: Chunker,
+        *,
+        compression_level: int,
+    ) -> None:
+        super().__init__(
+            workers,
+            config,
+            chunker,
+            compression_level=compression_level,
+            inline_bytes_max=INLINE_BYTES_MAX,
+        )
+        self.foreseen_bytes = FORESEEN_BYTES
         self._bucket = bucket
-        self._store_id = store_id
+        self._catalog = catalog
+        self._packs = packs
+        self._cache = cache
+        self._hints = hints
+        self._session = session
         self._requests = requests
-        self._pid = os.getpid()
-        self._began = _boot_clock()
-        self._server_began: float | None = None
-        self._lock = ForkLock(Rank.STORES)
-        self._pins = 0
-        self._puts = 0
-        self._naming = 0  # names that are being put
-        self._over = False
-        self._abandoned = False
-        self._relied_on: set[bytes] = set()
-        self.any_unknown = False  # of some PUT it is not known whether it landed
+        self._uploads = Uploads(bucket, config, session, cache, hints, requests, budget)
+        self._open = True
+        self._published = False
+        self._damaged: Future[set[bytes]] | None = None
+        session.join()
 
-    @property
-    def usable(self) -> bool:
-        """Whether puts may still begin: not in a forked child, nor too late to end in time."""
-        if self._over or self._pid != os.getpid():
-            return False
-        return self._age() < SESSION_SECONDS_MAX / 2
+    # ------------------------------------------------------------ for the drafts
 
-    def join(self) -> None:
-        """A put begins."""
-        with self._lock:
-            self._puts += 1
+    def foresee(self, chunk_ids: Sequence[bytes]) -> None:
+        """To rely on packs takes three round trips: for many of them at once, if possible."""
+        self._hints.read()
+        self._session.rely_on({at.pack_id for at in self._cache.known(chunk_ids).values()})
 
-    def leave(self) -> None:
-        """A put has ended."""
-        with self._lock:
-            self._puts -= 1
-            self._unpin()
+    def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
+        """Packs of others are pinned, and looked for, before this returns: the caller lets go of
+        the bytes of what is known."""
+        self.check_process()
+        self._hints.read()
+        known = self._cache.known(chunk_ids)
+        unreliable = self.unreliable({location.pack_id for location in known.values()})
+        if unreliable:
+            lost = [i for i, location in known.items() if location.pack_id in unreliable]
+            self._cache.drop_chunks(lost)
+            for chunk_id in lost:
+                del known[chunk_id]
+        for chunk_id in chunk_ids:
+            placed = self._uploads.placed.get(chunk_id)
+            if placed is not None:
+                known[chunk_id] = placed
+        return known
+
+    def place(self, frames: Sequence[Frame]) -> None:
+        self._uploads.place(frames)
+
+    def location(self, chunk_id: bytes) -> Location:
+        return self._uploads.placed[chunk_id]
+
+    def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
+        draft.segments.append((segment.end, segment.encode()))
+
+    def drop(self, draft: Draft) -> None:
+        """Nothing of it was kept but its frames."""
+
+    def unreliable(self, pack_ids: Collection[bytes]) -> set[bytes]:
+        """Those of the packs that nothing that is put may rely on. What is marked as damaged is
+        asked once by each commit: of our own packs, and of those that the session relied on before,
+        nothing else would tell."""
+        if not pack_ids:
+            return set()
+        if self._damaged is None:
+            self._damaged = self._requests.submit(to_avoid, self._bucket)
+        unreliable = self._session.rely_on(pack_ids)
+        return unreliable | self._damaged.result().intersection(pack_ids)
+
+    # ------------------------------------------------------------ the end
+
+    def commit(self, operations: Sequence[Operation]) -> int:
+        """Publish the operations in their order, consecutive puts at once but the last one last.
+        Not atomic across names: when it raises, those before may be there."""
+        self.check_process()
+        self._uploads.finish()
+        self._check(operations)
+        last = max((i for i, it in enumerate(operations) if isinstance(it, Publish)), default=-1)
+        deleted = 0
+        together: list[Publish] = []
+        for i, operation in enumerate(operations):
+            if isinstance(operation, Publish) and i != last:
+                if any(operation.name == other.name for other in together):
+                    self._publish(together)
+                together.append(operation)
+                continue
+            self._publish(together)
+            deleted += self._apply(operation)
+        self._published = True
+        self.close()
+        return deleted
 
     def close(self) -> None:
-        """No further puts: once the last has left, remove the pins. Unless an attempt may land yet
-        that relies on them: then they are left to expire, as when this is never called."""
-        with self._lock:
-            self._over = True
-            self._unpin()
+        if self._open and self._pid == os.getpid():
+            self._open = False
+            # What was uploaded for nothing is garbage at once, and not when the Store is closed:
+            # the next put begins another session.
+            if self._uploads.any_begun and not self._published:
+                self._session.close()
+            self._uploads.drop()
+            self._session.leave()
 
-    def abandon(self) -> None:
-        """As `close`, but puts that have not ended can't name anything any more: none is waited
-        for, but for those whose names are on their way."""
-        with self._lock:
-            self._over = self._abandoned = True
-            self._unpin()
+    # ------------------------------------------------------------ for collectors
 
-    @contextlib.contextmanager
-    def naming(self) -> Iterator[None]:
-        """A name is being put: what may come of it is known at the end."""
-        with self._lock:
-            self._naming += 1
+    def frames_at(self, locations: Sequence[Location]) -> list[Frame | FormatError]:
+        """The frames as they are, checked against the ids in their heads; or why one is none. What
+        does not match is fetched once more. Raises PackMissing."""
+        self.check_process()
+        return [
+            self._frame(location, raw)
+            for location, raw in zip(locations, self._fetched(locations), strict=True)
+        ]
+
+    def move(self, frame: Frame) -> Location:
+        """Store a frame as it is, in packs as large as they come; where."""
+        [place] = self._uploads.place([frame], pack_bytes=PACK_BYTES_MAX)
+        return place
+
+    def finish(self) -> None:
+        """Have all that was placed uploaded."""
+        self._uploads.finish()
+
+    def put_moved(self, moved: Sequence[tuple[Version, Segments]]) -> int:
+        """Put what was moved, and is uploaded, each over the version that it is of and over nothing
+        else; how many were. Raises CommitUnknown, once all others were put."""
+        putting = [self._requests.submit(self._put_over, *each) for each in moved]
+        results = [future.exception() or future.result() for future in putting]
+        failures = [error for error in results if isinstance(error, BaseException)]
+        if failures:
+            raise failures[0]
+        return sum(result is True for result in results)
+
+    def _put_over(self, version: Version, segments: Segments) -> bool:
         try:
-            yield
-        finally:
-            with self._lock:
-                self._naming -= 1
-                self._unpin()
+            record = version.head.record
+            self._put_name(version.name, record, segments, if_match=version.etag)
+        except NameExists:
+            return False  # another version
+        return True
 
-    def new_pack(self) -> bytes:
-        """The id for a pack that this session will upload. The first pin precedes it."""
-        with self._lock:
-            if not self._pins:
-                self._pin(())
-        return new_pack_id(self.id)
+    # ------------------------------------------------------------ parts of these
 
-    def rely_on(self, pack_ids: Collection[bytes]) -> set[bytes]:
-        """Make sure that packs of others stay; those that can't be relied on."""
-        with self._lock:
-            new = {
-                pack_id
-                for pack_id in pack_ids
-                if session_of(pack_id) != self.id and pack_id not in self._relied_on
-            }
-            if not new:
-                return set()
-            self._pin(new)
-            doomed = self._condemned() & new
-            looking = [
-                (pack_id, self._requests.submit(self._is_there, pack_id))
-                for pack_id in new - doomed
-            ]
-            gone = {pack_id for pack_id, there in looking if not there.result()}
-            self._relied_on |= new - doomed - gone
-            return doomed | gone
+    def _check(self, operations: Sequence[Operation]) -> None:
+        """What is sure to fail fails before anything is published; what must be absent is looked
+        for also because not every server honours If-None-Match. A copy or a deletion by itself
+        finds out on its own."""
+        asked: set[bytes] = set()
+        for operation in operations:
+            match operation:
+                case Publish(name, _, _, True):
+                    asked.add(name)
+                case Copy(source, target, _, if_absent) if if_absent or len(operations) > 1:
+                    asked |= {source, target} if if_absent else {source}
+                case Delete(name) if len(operations) > 1:
+                    asked.add(name)
+        looking = [(name, self._requests.submit(self._etag, name)) for name in asked]
+        there = {name for name, future in looking if future.result() is not None}
+        for operation in operations:
+            match operation:
+                case Publish(name, _, _, if_absent):
+                    _must_be_absent(name, there, if_absent)
+                    there.add(name)
+                case Copy(source, target, _, if_absent, rename):
+                    if source in asked and source not in there:
+                        raise NameNotFound(source.decode())
+                    _must_be_absent(target, there, if_absent)
+                    if rename:
+                        there.discard(source)
+                    there.add(target)
+                case Delete(name):
+                    if name in asked and name not in there:
+                        raise NameNotFound(name.decode())
+                    there.discard(name)
+                case DeletePrefix(prefix):
+                    there = {name for name in there if not name.startswith(prefix)}
 
-    def check_age(self) -> None:
-        """Called before a name is signed."""
-        if self._pid != os.getpid():
-            raise StoreIOError("a put that began before a fork can't go on in the child")
-        if self._abandoned:
-            raise StoreClosed("the store was closed meanwhile: open it again")
-        if self._age() >= SESSION_SECONDS_MAX:
-            raise StoreIOError("the put took longer than a day, and its pins expired: repeat it")
+    def _etag(self, name: bytes) -> str | None:
+        return etag_at(self._bucket, name_key(name))
 
-    def landed(self, put: Landed) -> None:
-        """A name is there: was it in time by the server's clock, too?"""
-        self.any_unknown = self.any_unknown or put.any_unknown
-        if self._server_began is not None and put.date - self._server_began >= SESSION_SECONDS_MAX:
-            raise CommitUnknown("the put took longer than a day by the server's clock: repeat it")
+    def _publish(self, together: list[Publish]) -> None:
+        publishing = [self._requests.submit(self._apply, operation) for operation in together]
+        together.clear()
+        _finish(publishing)
 
-    def _unpin(self) -> None:
-        under_way = self._naming or (self._puts and not self._abandoned)
-        if not self._over or under_way or self.any_unknown or self._pid != os.getpid():
-            return
-        pins, self._pins = self._pins, 0
-        with contextlib.suppress(CastoreError):  # they expire, too
-            self._bucket.delete_many([pin_key(self.id, n) for n in range(pins)])
+    def _apply(self, operation: Operation) -> int:
+        match operation:
+            case Publish(name, record, draft, if_absent):
+                segments = [] if draft is None else draft.segments
+                self._put_name(name, record, segments, if_absent=if_absent)
+                return 0
+            case Copy():
+                self._copy(operation)
+                return 0
+            case Delete(name):
+                etag = self._etag(name)
+                if etag is None:
+                    raise NameNotFound(name.decode())
+                self._delete(name, etag)
+                return 1
+            case DeletePrefix(prefix):
+                return self._delete_below(prefix)
 
-    def _pin(self, pack_ids: Collection[bytes]) -> None:
-        def body(nonce: bytes) -> bytes:
-            return encode_pin(self._store_id, self.id, nonce, sorted(pack_ids))
+    def _put_name(
+        self,
+        name: bytes,
+        record: Record,
+        segments: Sequence[tuple[int, bytes]],
+        *,
+        if_absent: bool = False,
+        if_match: str | None = None,
+    ) -> None:
+        packs: dict[bytes, None] = {}
+        stored_bytes = 0
+        for _, raw in segments:
+            segment = decode_segment(raw)
+            packs.update(dict.fromkeys(segment.packs))
+            stored_bytes += segment.stored_bytes
+        record = record._replace(manifest=0)
+        if segments:  # frames that were moved may take more or less than those before
+            record = record._replace(manifest=1, stored_bytes=stored_bytes)
+        body = b""
 
-        number = self._pins
-        self._pins += 1  # whatever becomes of it: the next one gets a key of its own
+        def make_body(nonce: bytes) -> bytes:
+            nonlocal body
+            self._session.check_age()
+            body = encode_manifest(self.config, nonce, record, list(packs), segments)
+            return body
+
+        with self._session.naming():
+            landed = self._land(name, make_body, if_absent, if_match)
+        if not landed.any_unknown:
+            self._catalog.remember(name, landed.etag, body)
+
+    def _land(
+        self,
+        name: bytes,
+        make_body: Callable[[bytes], bytes],
+        if_absent: bool,
+        if_match: str | None,
+    ) -> Landed:
+        """Put a manifest; the session learns whether an attempt of it may land later."""
+        session = self._session
         try:
-            put = put_once(self._bucket, pin_key(self.id, number), body, if_none_match=True)
-        except (OutcomeUnknown, PreconditionFailed) as error:
-            self.any_unknown = True
-            raise StoreIOError(
-                f"a pin could not be written ({error.__cause__ or error}): repeat the put"
+            landed = put_once(
+                self._bucket,
+                name_key(name),
+                make_body,
+                if_none_match=if_absent,
+                if_match=if_match,
+            )
+        except PreconditionFailed as error:
+            session.any_unknown = session.any_unknown or error.any_unknown
+            raise NameExists(name.decode()) from error
+        except OutcomeUnknown as error:
+            session.any_unknown = True
+            raise CommitUnknown(
+                f"whether {name.decode()!r} was put is not known: look before you repeat it "
+                f"({error.__cause__})"
             ) from error
         except CastoreError:
             raise  # no attempt of it may land
         except BaseException:
-            self.any_unknown = True
+            session.any_unknown = True  # an interrupt: of the attempt under way nothing is known
             raise
-        self.any_unknown = self.any_unknown or put.any_unknown
-        if self._server_began is None:
-            self._server_began = put.date
+        session.landed(landed)
+        return landed
 
-    def _condemned(self) -> set[bytes]:
-        """What a collector is about to delete, if it is at it. Raises FormatError where that can't
-        be read: no pack of others can be relied on until a repair has condemned anew what the list
-        may have had."""
+    def _copy(self, copy: Copy) -> None:
+        version = self._catalog.current(copy.source)
+        if copy.source == copy.target:
+            if copy.if_absent:
+                raise NameExists(copy.target.decode())
+            return
+        while True:
+            try:
+                segments = self._reliable(version)
+                break
+            except (Overwritten, PackMissing) as error:
+                newer = self._catalog.current(copy.source)
+                if newer.etag == version.etag:
+                    if isinstance(error, PackMissing):
+                        raise
+                    raise StoreIOError(
+                        f"the manifest of {copy.source.decode()!r} can't be read"
+                    ) from error
+                version = newer
+        self._uploads.finish()
+        record = version.head.record
+        if not copy.rename:
+            record = record._replace(mtime_ns=copy.mtime_ns)
+        self._put_name(copy.target, record, segments, if_absent=copy.if_absent)
+        if copy.rename:
+            self._delete(copy.source, version.etag, version.head.record)
+
+    def _reliable(self, version: Version) -> Segments:
+        """The version's segments, with what is in packs that can't be relied on stored anew."""
+        doomed = self.unreliable(version.head.packs)
+        segments = []
+        for raw in self._catalog.raw_segments(version):
+            segment = decode_segment(raw)
+            if not doomed.isdisjoint(segment.packs):
+                lost = [extent for extent in segment if extent.location.pack_id in doomed]
+                raw = relocated(segment, doomed, self._store_anew(lost))
+            segments.append((segment.end, raw))
+        return segments
+
+    def _store_anew(self, extents: Sequence[Extent]) -> dict[bytes, Location]:
+        """Where their chunks are now. Raises PackMissing, ChunkCorrupt."""
+        placed = self._uploads.placed
+        places = {e.chunk_id: placed[e.chunk_id] for e in extents if e.chunk_id in placed}
+        new = {e.chunk_id: e for e in extents if e.chunk_id not in places}
+        wanted = list(new.values())
+        for i in range(0, len(wanted), MOVED_AT_ONCE):
+            part = wanted[i : i + MOVED_AT_ONCE]
+            frames = self.frames_at([extent.location for extent in part])
+            for (begin, end, chunk_id, at), frame in zip(part, frames, strict=True):
+                if isinstance(frame, FormatError):
+                    raise ChunkCorrupt(chunk_id, at.pack_id, at.offset, str(frame)) from frame
+                if (frame.chunk_id, frame.raw_bytes) != (chunk_id, end - begin):
+                    reason = f"the frame is of chunk {frame.chunk_id.hex()}"
+                    raise ChunkCorrupt(chunk_id, at.pack_id, at.offset, reason)
+                [places[chunk_id]] = self._uploads.place([frame])
+        return places
+
+    def _fetched(self, locations: Sequence[Location]) -> list[bytes | memoryview]:
+        """As stored, each; nothing where a pack ends before."""
+        asked = [Extent(0, 1, b"", location) for location in locations]
         try:
-            return set(read_condemned(self._bucket, self._store_id))
-        except FormatError as error:
-            raise FormatError(
-                f"{error}: nothing that others stored can be reused before the store is repaired "
-                "(castore check --repair)"
+            return list(self._packs.frames(asked, NOTHING_HELD))
+        except FormatError:
+            if len(locations) == 1:
+                return [b""]
+            return [raw for location in locations for raw in self._fetched([location])]
+
+    def _frame(self, location: Location, raw: bytes | memoryview) -> Frame | FormatError:
+        try:
+            return self._decoded(raw)
+        except FormatError:
+            self._packs.forget(location)
+            try:
+                return self._decoded(self._fetched([location])[0])
+            except FormatError as error:
+                return error
+
+    def _decoded(self, raw: bytes | memoryview) -> Frame:
+        header = decode_frame_header(raw)
+        decode_frame(raw, header.chunk_id, header.raw_bytes, self.config.seed)
+        frame, cut = bytes(raw), header.header_bytes
+        return Frame(header.chunk_id, header.raw_bytes, frame[:cut], frame[cut:], header.sha256)
+
+    def _delete(self, name: bytes, etag: str, record: Record | None = None) -> None:
+        """Delete the name, which was just seen with this ETag. What came after goes, too: of one
+        that has a `record`, only what a collector wrote anew."""
+        try:
+            newer: str | None = etag
+            while newer is not None and not delete_version(self._bucket, name_key(name), newer):
+                newer = self._etag(name) if record is None else self._etag_of(name, record)
+        except OutcomeUnknown as error:
+            raise CommitUnknown(
+                f"whether {name.decode()!r} was deleted is not known ({error.__cause__}): look "
+                "before you repeat it"
             ) from error
+        self._catalog.forget(name)
 
-    def _is_there(self, pack_id: bytes) -> bool:
+    def _etag_of(self, name: bytes, record: Record) -> str | None:
+        """The ETag that the name has now, if it still maps to this."""
         try:
-            self._bucket.head(pack_key(pack_id))
-        except KeyAbsent:
-            return False
-        return True
+            version = self._catalog.current(name)
+        except NameNotFound:
+            return None
+        there = version.head.record
+        same = (there.etag, there.mtime_ns) == (record.etag, record.mtime_ns)
+        return version.etag if same else None
 
-    def _age(self) -> float:
-        return _boot_clock() - self._began
+    def _delete_below(self, prefix: bytes) -> int:
+        deleted = 0
+        for listed in self._catalog.listed(prefix):
+            _finish([self._requests.submit(self._delete, *entry) for entry in listed])
+            deleted += len(listed)
+        return deleted
 
 
-def _boot_clock() -> float:
-    """Seconds that also pass while the machine sleeps."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
+def relocated(segment: Segment, moved: Set[bytes], places: Mapping[bytes, Location]) -> bytes:
+    """The segment, encoded, with what it has in the packs `moved` in other `places`, by chunk id.
+    Raises KeyError."""
+    builder = SegmentBuilder(segment.begin)
+    for _, end, chunk_id, location in segment:
+        builder.append(
+            end, chunk_id, *(places[chunk_id] if location.pack_id in moved else location)
+        )
+    return builder.encode()
+
+
+def _finish(changes: Sequence[Future[Any]]) -> None:
+    """Wait for all: none of them is to land when the caller has been told that one failed."""
+    failures = [error for future in changes if (error := future.exception())]
+    if failures:
+        raise failures[0]
+
+
+def _must_be_absent(name: bytes, there: set[bytes], if_absent: bool) -> None:
+    if if_absent and name in there:
+        raise NameExists(name.decode())

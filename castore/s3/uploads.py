@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from castore.codec import Frame
-from castore.format import PackEntry, StoreConfig, encode_footer, encode_pack_header
-from castore.format_s3 import pack_key
+from castore.format.pack import PackEntry, StoreConfig, encode_footer, encode_pack_header
+from castore.format.s3 import pack_key
 from castore.model import Location
-from castore.s3.bucket import Bucket
-from castore.s3.cache import StoreCache
+from castore.s3.cache.store import StoreCache
+from castore.s3.client.bucket import Bucket
 from castore.s3.hints import Hints
-from castore.s3.session import WriterSession
-from castore.workers import Future, InFlight, Workers
+from castore.s3.lease import WriterSession
+from castore.stream.codec import Frame
+from castore.system.workers import Future, InFlight, Workers
 
 PACK_BYTES_FIRST = 4 << 20  # and each of the next twice that,
 PACK_BYTES_MAX = 16 << 20  # up to this

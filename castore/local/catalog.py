@@ -1,0 +1,480 @@
+"""The catalog of a local store: LMDB is the truth for names.
+
+Tables: `names` (name -> record), `segments` (manifest number, end offset -> segment), `chunks`
+(chunk id -> where its frame is), `packs` (pack id -> durable bytes), `pending` (manifest number ->
+the pack by whose lock its writer is known to live), `changes` and `meta`.
+
+A manifest is immutable and may have several names, so that a copy costs one row; the segments of
+one that has no name left are the collector's to take.
+
+What the commit promises to the collector, and expects from it:
+
+- Packs are durable before a transaction refers to them (the writer's part), and every pack that a
+  transaction refers to is looked up inside it: one that went raises PacksVanished, and nothing is
+  published. While `gc_seq` has not moved since the look-ups, the chunk rows need no second look;
+  when it has, those of the batch that went are put back, since their packs are there.
+- Rows of a large object go in before its name, in bounded batches. Until then its manifest is in
+  `pending`, with a pack that its writer holds the lock of: while that lock is held, the manifest
+  counts as named; when it is free, the writer is dead and the manifest is garbage.
+- The change table exists for a collector that is marking: it sets `marking` in a transaction of
+  its own and from then on every commit appends (sequence, name). Without one there is no reader
+  of the table, and it would only grow: so it is not written.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from itertools import islice, takewhile
+from typing import Concatenate, ParamSpec, TypeVar
+
+from castore.errors import FormatError, IndexChanged, IndexCorrupt, NameNotFound, StoreIOError
+from castore.format.index import (
+    Record,
+    Segment,
+    Totals,
+    check_owner,
+    decode_chunk_row,
+    decode_pack_row,
+    decode_record,
+    decode_segment,
+    encode_chunk_row,
+    encode_pack_row,
+    manifest_of,
+    owned,
+    segment_key,
+)
+from castore.format.journal import encode_drop, encode_piece, encode_put
+from castore.format.pack import StoreConfig, encode_config
+from castore.local.journal.log import Journal, start_journal
+from castore.local.meta import (
+    CONFIG,
+    GC_SEQ,
+    MARKING,
+    STORE_ID,
+    is_damaged_id,
+    next_change,
+    next_manifest,
+    read_number,
+    read_totals,
+    write_totals,
+)
+from castore.local.names import NameChanges
+from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, clamp_range
+from castore.stream.catalog import Cover
+from castore.stream.operations import Batch, Draft, NewChunk, Operation
+from castore.stream.segments import Manifest
+from castore.system.fileio import sync_folder
+from castore.system.lmdb_env import TRIES, Index, Snapshot, Txn, damaged
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PAGE_NAMES = 1000
+HOT_OBJECTS_MAX = 64
+HOT_SEGMENTS_MAX = 256  # of all of them; one is 35 KiB
+
+
+class PacksVanished(Exception):
+    """Packs that a commit refers to were collected since they were looked up. The writer places
+    their chunks anew and commits again; callers of a Store never see this."""
+
+    def __init__(self, pack_ids: set[bytes]) -> None:
+        super().__init__(f"{len(pack_ids)} packs were collected before the commit")
+        self.pack_ids = pack_ids
+
+
+class _Hot:
+    """An object that was read lately: its record as stored, decoded, and some of its segments,
+    sorted."""
+
+    __slots__ = ("ends", "raw", "record", "segments")
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self.record = decode_record(raw)
+        self.segments: list[Segment] = []
+        self.ends: list[int] = []
+
+
+def _repeated(
+    read: Callable[Concatenate[LocalCatalog, P], T],
+) -> Callable[Concatenate[LocalCatalog, P], T]:
+    """Where the index is read without a lock, what was changed meanwhile is read again."""
+
+    @wraps(read)
+    def reading(self: LocalCatalog, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(TRIES):
+            try:
+                return read(self, *args, **kwargs)
+            except IndexChanged:
+                self.forget_all()
+        return read(self, *args, **kwargs)
+
+    return reading
+
+
+class LocalCatalog:
+    def __init__(self, index: Index, journal: Journal, config: StoreConfig) -> None:
+        self._index = index
+        self._journal = journal
+        self._hot: dict[bytes, _Hot] = {}
+        self._hot_segments = 0
+        self._check_whose(config)
+
+    @property
+    def journal(self) -> Journal:
+        return self._journal
+
+    @property
+    def index(self) -> Index:
+        """What a collector reads and writes beside us."""
+        return self._index
+
+    # ------------------------------------------------------------ reading
+
+    @_repeated
+    def record(self, name: bytes) -> Record | None:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+            raw = txn.get(name, db=self._index.names)
+        return None if raw is None else self._decode(name, raw)
+
+    @_repeated
+    def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
+        """One read transaction: what it shows is current."""
+        index = self._index
+        with index.gate, index.errors, index.snapshot() as txn:
+            return self._cover(txn, name, byte_ranges)
+
+    def _cover(
+        self, txn: Snapshot, name: bytes, byte_ranges: Sequence[Sequence[int] | None]
+    ) -> Cover:
+        raw = txn.get(name, db=self._index.names)
+        if raw is None:
+            raise NameNotFound(name.decode())
+        # The record is read every time, so that no answer is stale; what it decodes to, and the
+        # segments of its immutable manifest, are remembered.
+        hot = self._hot.get(name)
+        if hot is None or hot.raw != raw:
+            hot = self._remember(name, bytes(raw))
+        record = hot.record
+        covered: list[tuple[int, int, list[Extent]]] = []
+        for byte_range in byte_ranges:
+            begin, end = clamp_range(byte_range, record.size)
+            extents: list[Extent] = []
+            at = begin
+            while at < end and not record.is_inline:
+                segment = self._segment(txn, hot, at)
+                extents += segment.covering(at, end)
+                at = segment.end
+            covered.append((begin, end, extents))
+        return Cover(record, covered, _none_newer)
+
+    def forget(self, name: bytes) -> None:
+        """Read the name's segments from the index again: their packs are not where they were."""
+        self._hot.pop(name, None)
+
+    def forget_all(self) -> None:
+        """Segments were changed in place."""
+        self._hot = {}
+        self._hot_segments = 0
+
+    @_repeated
+    def manifest(self, name: bytes) -> tuple[Record, Manifest]:
+        index = self._index
+        with index.gate, index.errors, index.snapshot(False) as txn:
+            raw = txn.get(name, db=index.names)
+            if raw is None:
+                raise NameNotFound(name.decode())
+            record = self._decode(name, raw)
+            if record.is_inline:
+                return record, Manifest((), 0)
+            return record, Manifest(self._raw_segments(txn, record.manifest), record.size)
+
+    @_repeated
+    def known(self, chunk_ids: Sequence[bytes]) -> tuple[int, dict[bytes, Location]]:
+        """The collector's counter, and the locations of those chunks that are stored."""
+        index = self._index
+        with index.gate, index.errors, index.snapshot(False) as txn:
+            gc_seq = read_number(self._index, txn, GC_SEQ)
+            with txn.cursor(db=index.chunks) as cursor:
+                rows = cursor.getmulti(sorted(set(chunk_ids)))
+        return gc_seq, {bytes(chunk_id): decode_chunk_row(row)[1] for chunk_id, row in rows}
+
+    def pages(self, prefix: bytes) -> Iterator[list[tuple[bytes, Record]]]:
+        after = b""
+        while page := self._page(prefix, after):
+            yield page
+            after = page[-1][0]
+
+    def names(self, prefix: bytes) -> Iterator[list[bytes]]:
+        after = b""
+        while page := self._names_page(prefix, after):
+            yield page
+            after = page[-1]
+
+    @_repeated
+    def _page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
+        """Up to PAGE_NAMES names that start with `prefix` and sort after `after`."""
+        index = self._index
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.names) as cursor,
+        ):
+            start = max(prefix, after + b"\0") if after else prefix
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return []
+            return [
+                (bytes(name), self._decode(name, raw))
+                for name, raw in takewhile(
+                    lambda item: item[0].startswith(prefix), islice(cursor, PAGE_NAMES)
+                )
+            ]
+
+    @_repeated
+    def _names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
+        index = self._index
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.names) as cursor,
+        ):
+            start = max(prefix, after + b"\0") if after else prefix
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return []
+            return [
+                bytes(name)
+                for name in takewhile(
+                    lambda name: name.startswith(prefix),
+                    islice(cursor.iternext(values=False), PAGE_NAMES),
+                )
+            ]
+
+    @_repeated
+    def totals(self) -> tuple[Totals, int, int, int, int]:
+        """(sums, objects, chunks, packs, index bytes)."""
+        index = self._index
+        with index.gate, index.errors, index.snapshot(False) as txn:
+            counts = [
+                int(txn.stat(table)["entries"])
+                for table in (index.names, index.chunks, index.packs)
+            ]
+            totals = read_totals(self._index, txn)
+        return totals, counts[0], counts[1], counts[2], index.stat_bytes()
+
+    # ------------------------------------------------------------ writing
+
+    def stage(self, batch: Batch, owner: bytes) -> None:
+        """Put a batch of rows in, before there is a name for them. `owner` is the pack whose lock
+        shows that the writer lives. Raises PacksVanished."""
+        entries: list[bytes] = []
+        place = None
+        try:
+            with self._index.write_gate, self._index.errors, self._index.begin() as txn:
+                numbers = self._apply(txn, batch, entries, pending_owner=owner)
+                place = self._journal.append(self._index, txn, entries)
+        except BaseException as error:
+            self._journal.failed(place, error)
+            raise
+        self._journal.done(place)
+        # Only now are they taken: of a transaction that failed, another takes them.
+        for draft, number in numbers.items():
+            draft.manifest = number
+
+    def commit(self, batch: Batch, operations: Sequence[Operation]) -> int:
+        """Make the operations visible, in their order, all or none; the number of names deleted.
+
+        Raises NameNotFound, NameExists, PacksVanished: nothing was published; CommitUnknown.
+        """
+        entries: list[bytes] = []
+        place = None
+        try:
+            with self._index.write_gate, self._index.errors, self._index.begin() as txn:
+                numbers = self._apply(txn, batch, entries, pending_owner=None)
+                deleted = self._change_names(txn, operations, numbers, entries)
+                place = self._journal.append(self._index, txn, entries)
+        except BaseException as error:
+            self._journal.failed(place, error)
+            raise
+        self._journal.done(place)
+        return deleted
+
+    def bound_journal(self) -> None:
+        """To be called after a commit, when nothing of it is held any more: it may take a while."""
+        self._journal.bound(self._index)
+
+    def change_names(self, txn: Txn, operations: Sequence[Operation]) -> int:
+        """Apply operations inside a write transaction, as the last thing in it: totals, change
+        table and journal included; the number of names deleted."""
+        entries: list[bytes] = []
+        deleted = self._change_names(txn, operations, {}, entries)
+        self._journal.append(self._index, txn, entries)
+        return deleted
+
+    def _change_names(
+        self,
+        txn: Txn,
+        operations: Sequence[Operation],
+        numbers: dict[Draft, int],
+        entries: list[bytes],
+    ) -> int:
+        """`numbers` are the manifests of the drafts that the operations publish; what belongs into
+        the journal goes to `entries`."""
+        names = NameChanges(self._index, txn, read_totals(self._index, txn), numbers)
+        for operation in operations:
+            names.apply(operation)
+        write_totals(self._index, txn, names.totals)
+        if txn.get(MARKING, db=self._index.meta) is not None:
+            self._log_changes(txn, names.changed)
+        for name in dict.fromkeys(names.changed):
+            raw = txn.get(name, db=self._index.names)
+            entries.append(encode_drop(name) if raw is None else encode_put(name, raw))
+        return names.deleted
+
+    def _apply(
+        self, txn: Txn, batch: Batch, entries: list[bytes], *, pending_owner: bytes | None
+    ) -> dict[Draft, int]:
+        """Everything but the names; the numbers of the drafts' manifests."""
+        index = self._index
+        index.check_in_place()
+        gc_seq = read_number(self._index, txn, GC_SEQ)
+        gone = {pack_id for pack_id in batch.packs if txn.get(pack_id, db=index.packs) is None}
+        gone |= {pack.pack_id for pack in batch.own if not pack.exists()}
+        if gone:
+            raise PacksVanished(gone)
+        for pack, upto in batch.own.items():
+            # Another session may have committed more of the same pack.
+            row = txn.get(pack.pack_id, db=index.packs)
+            upto = upto if row is None else max(upto, decode_pack_row(row)[1])
+            txn.put(pack.pack_id, encode_pack_row(pack.created_ns, upto), db=index.packs)
+        totals = read_totals(self._index, txn)
+        if batch.gc_seq is not None and batch.gc_seq != gc_seq:
+            self._restore_rows(txn, batch, totals)
+        for chunk_id, chunk in batch.chunks.items():
+            self._put_chunk(txn, chunk_id, chunk, totals)
+        numbers: dict[Draft, int] = {}
+        for draft in batch.drafts:
+            if draft.staged and txn.get(segment_key(draft.manifest, 0), db=index.pending) is None:
+                # Somebody removed the owner's file, and a collector took us for dead.
+                raise StoreIOError("what a put had stored so far was collected: repeat the put")
+            number = draft.manifest or next_manifest(index, txn)
+            numbers[draft] = number
+            for end, raw in draft.segments:
+                txn.put(segment_key(number, end), owned(raw, number), db=index.segments)
+                entries.append(encode_piece(number, raw))
+            key = segment_key(number, 0)
+            if pending_owner is not None:
+                if draft.segments:
+                    txn.put(key, pending_owner, db=index.pending)
+            elif draft.staged:
+                txn.delete(key, db=index.pending)
+        write_totals(index, txn, totals)
+        return numbers
+
+    def _restore_rows(self, txn: Txn, batch: Batch, totals: Totals) -> None:
+        for draft in batch.drafts:
+            for _, raw in draft.segments:
+                for extent in decode_segment(raw):
+                    chunk = NewChunk(extent.end - extent.begin, extent.location)
+                    self._put_chunk(txn, extent.chunk_id, chunk, totals)
+
+    def _put_chunk(self, txn: Txn, chunk_id: bytes, chunk: NewChunk, totals: Totals) -> None:
+        """Unless another writer was first: its frame serves the same."""
+        index = self._index
+        old = txn.get(chunk_id, db=index.chunks)
+        if old is not None:
+            raw_bytes, location = decode_chunk_row(old)
+            if not chunk.heals and txn.get(location.pack_id, db=index.packs) is not None:
+                return
+            totals.chunk_raw_bytes -= raw_bytes
+            totals.chunk_stored_bytes -= location.stored_bytes
+        txn.put(chunk_id, encode_chunk_row(chunk.raw_bytes, chunk.location), db=index.chunks)
+        totals.chunk_raw_bytes += chunk.raw_bytes
+        totals.chunk_stored_bytes += chunk.location.stored_bytes
+
+    def _log_changes(self, txn: Txn, names: Sequence[bytes]) -> None:
+        for name in names:
+            txn.put(next_change(self._index, txn), name, db=self._index.changes)
+
+    # ------------------------------------------------------------ below
+
+    def _segment(self, txn: Snapshot, hot: _Hot, at: int) -> Segment:
+        i = bisect_right(hot.ends, at)
+        if i < len(hot.ends) and hot.segments[i].begin <= at:
+            return hot.segments[i]
+        # Of a huge object the next read will hardly want the same segment: it is read in place.
+        keep = hot.record.chunks <= HOT_SEGMENTS_MAX * SEGMENT_EXTENTS_MAX
+        manifest = hot.record.manifest
+        with txn.cursor(db=self._index.segments) as cursor:
+            if (
+                not cursor.set_range(segment_key(manifest, at + 1))
+                or manifest_of(bytes(cursor.key())) != manifest
+            ):
+                what = f"it has no segment for byte {at} of an object"
+                raise damaged(self._index.path, what)
+            raw = cursor.value()
+            segment = decode_segment(bytes(raw) if keep else raw, manifest=manifest, verify=keep)
+        if not segment.begin <= at < segment.end:
+            raise FormatError(f"segment [{segment.begin}, {segment.end}) is not where it says")
+        if not keep:
+            return segment
+        if self._hot_segments >= HOT_SEGMENTS_MAX:
+            # Start over: as good as an order of use for reads at random, and free for the others.
+            for each in (hot, *self._hot.values()):
+                each.segments.clear()
+                each.ends.clear()
+            self._hot_segments = i = 0
+        hot.segments.insert(i, segment)
+        hot.ends.insert(i, segment.end)
+        self._hot_segments += 1
+        return segment
+
+    def _raw_segments(self, txn: Snapshot, manifest: int) -> Iterator[bytes]:
+        with txn.cursor(db=self._index.segments) as cursor:
+            if cursor.set_range(segment_key(manifest, 0)):
+                for key, raw in cursor:
+                    if manifest_of(key) != manifest:
+                        return
+                    check_owner(raw, manifest)
+                    yield bytes(raw)
+
+    def _remember(self, name: bytes, raw: bytes) -> _Hot:
+        while len(self._hot) >= HOT_OBJECTS_MAX:
+            self._hot.pop(next(iter(self._hot)), None)
+        hot = self._hot[name] = _Hot(raw)
+        return hot
+
+    def _decode(self, name: bytes, raw: bytes) -> Record:
+        try:
+            return decode_record(raw)
+        except FormatError as error:
+            raise FormatError(f"the record of {name.decode(errors='replace')!r}: {error}") from None
+
+    def _check_whose(self, config: StoreConfig) -> None:
+        index, store_id = self._index, config.store_id
+        with index.gate, index.errors, index.snapshot(False) as txn:
+            found = txn.get(STORE_ID, db=index.meta)
+        if found is None and index.writable:
+            # Whoever made the index may have died before it was durable.
+            sync_folder(index.path)
+            sync_folder(os.path.dirname(index.path))
+            with index.write_gate, index.errors, index.begin() as txn:
+                if txn.put(STORE_ID, store_id, db=index.meta, overwrite=False):
+                    txn.put(CONFIG, encode_config(config), db=index.meta)
+                    start_journal(index, txn)
+                found = txn.get(STORE_ID, db=index.meta)
+        # A flipped bit is for a check to find and a repair to put right: both open the store.
+        if found not in (None, store_id) and not is_damaged_id(found, store_id):
+            raise IndexCorrupt(
+                f"the index {index.path} belongs to another store: bring this one's back, or "
+                "restore it from a backup (castore restore)"
+            )
+
+
+def _none_newer() -> None:
+    return None

@@ -1,0 +1,1 @@
+"""Checking a local store, and mending one that is not whole: see `run` and `repair`."""

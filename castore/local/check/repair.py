@@ -1,0 +1,168 @@
+"""Mending a local store, while it may be in use.
+
+What the repair of damage must never do is add to it. So: nothing is written over or removed but
+rows of the index, each in a write transaction that looks again at what it changes; a pack that is
+damaged is left as it is, its intact frames are copied to a new one, and once nothing leads to it
+any more it is moved below `quarantine/`, by linking it there before the transaction and unlinking
+it after. Whoever dies in the middle leaves a store that the next repair goes on with.
+
+It keeps to what a collector keeps to: it touches a pack only with its lock held, inside a write
+transaction that raises `gc_seq`, so that a writer who has looked up a frame of it finds out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import count
+
+from castore.errors import FormatError
+from castore.format.index import decode_segment, manifest_of
+from castore.format.pack import StoreConfig
+from castore.local.catalog import LocalCatalog
+from castore.local.check.journal import mend_journal
+from castore.local.check.pack_files import pack_path
+from castore.local.check.repair_objects import ObjectRepair
+from castore.local.check.repair_packs import PackRepair
+from castore.local.check.repair_places import mend_places
+from castore.local.check.repair_rows import RowRepair
+from castore.local.check.segments import named_manifests, pending_manifests, segments_of
+from castore.local.locks import PackLocks
+from castore.local.meta import GC_SEQ, next_number
+from castore.local.packs import LocalPacks, Placement
+from castore.local.session import WriteSession
+from castore.stream.check_report import CheckReport, Problem
+from castore.system.fileio import make_durable_folder, sync_folder
+from castore.system.lmdb_env import Index, Txn
+
+
+class LocalRepair:
+    """`run` does what can be done about what a check of all data found, and says what it did."""
+
+    def __init__(
+        self,
+        root: str,
+        config: StoreConfig,
+        index: Index,
+        catalog: LocalCatalog,
+        packs: LocalPacks,
+        session: Callable[[], WriteSession],
+    ) -> None:
+        self._root = root
+        self._index = index
+        self._catalog = catalog
+        self._packs = packs
+        self.lost: list[Problem] = []  # objects that are kept below quarantine/, with holes
+        self.sound: set[bytes] = set()  # packs that nothing was wrong with, with all data read
+        self._done: list[str] = []
+        self._placement = Placement()
+        self._locks = PackLocks(packs)
+        self._frames = PackRepair(
+            root, config, index, packs, self._locks, self._placement, self._done
+        )
+        self._rows = RowRepair(root, config.store_id, index, self._frames, self._done)
+        self._objects = ObjectRepair(
+            root, config, index, catalog, session, self._frames, self._done, self.lost
+        )
+
+    def run(self, report: CheckReport) -> list[str]:
+        frames, objects = self._frames, self._objects
+        self._done += mend_places(self._root)
+        self._rows.mend_meta()
+        self._done += mend_journal(self._root, self._index, self._catalog.journal)
+        self._rows.mend_pending()
+        self._rows.mend_keys()
+        self._rows.mend_bits(report)
+        frames.read(report)
+        self.sound = frames.sound(report)
+        try:
+            with self._locks:
+                frames.take_locks(report)
+                wanted = {bytes.fromhex(p.chunk) for p in report.problems if p.chunk}
+                frames.find_elsewhere(wanted | objects.chunks_astray())
+                frames.copy_intact()
+                frames.read_new()
+                self._rows.mend_chunks()
+                objects.move_extents()
+                objects.salvage(report)
+                frames.read_new()
+                self._finish()
+        finally:
+            self._catalog.forget_all()
+            self._packs.release(self._placement)
+        return self._done
+
+    # ------------------------------------------------------------ the end
+
+    def _finish(self) -> None:
+        """One transaction after which nothing leads to the packs that were replaced, and all rows
+        are right; then these packs are below quarantine/ alone."""
+        replaced = self._frames.replaced
+        links = {pack_id: self._link(pack_id) for pack_id in sorted(replaced)}
+        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
+            named = named_manifests(self._index, txn)
+            self._drop_segments(txn, named)
+            pending = pending_manifests(self._index, txn, self._root, replaced)
+            blocked = self._move_stragglers(txn, named | pending)
+            gone = replaced - blocked
+            self._rows.mend_all_chunks(txn, gone)
+            self._rows.mend_packs(txn, gone)
+            self._rows.count(txn)
+            next_number(self._index, txn, GC_SEQ)
+        for pack_id, link in links.items():
+            if pack_id in blocked:
+                os.unlink(link)
+                self._done.append(
+                    f"pack {pack_id.hex()} is in use by what was put just now: repeat"
+                )
+                continue
+            os.unlink(pack_path(self._root, pack_id))
+            sync_folder(os.path.dirname(pack_path(self._root, pack_id)))
+            self._done.append(f"pack {pack_id.hex()} is now {link}")
+
+    def _link(self, pack_id: bytes) -> str:
+        """Where the pack's file is below quarantine/, too: where it was linked by a repair that was
+        killed, or else beside what an earlier repair put there, of a pack that was brought back."""
+        folder = os.path.join(self._root, "quarantine")
+        make_durable_folder(folder)
+        source = pack_path(self._root, pack_id)
+        for number in count():
+            end = f".{number}.pack" if number else ".pack"
+            path = os.path.join(folder, pack_id.hex() + end)
+            try:
+                os.link(source, path)
+            except FileExistsError:
+                if not os.path.samefile(source, path):
+                    continue
+            break
+        sync_folder(folder)
+        return path
+
+    def _drop_segments(self, txn: Txn, named: set[int]) -> None:
+        """Of the manifests whose names were moved away: what they lead to is lost, or copied."""
+        for manifest in self._objects.emptied - named:
+            for key, _ in list(segments_of(self._index, txn, manifest)):
+                txn.delete(key, db=self._index.segments)
+
+    def _move_stragglers(self, txn: Txn, alive: set[int]) -> set[bytes]:
+        """Lead what was committed meanwhile to the copies; the packs that some object still needs,
+        though no copy of what it needs is known."""
+        index, replaced = self._index, self._frames.replaced
+        blocked: set[bytes] = set()
+        moved = {}
+        for key, raw in txn.cursor(db=index.segments):
+            raw = bytes(raw)
+            try:
+                segment = decode_segment(raw)
+            except FormatError:
+                continue
+            if replaced.isdisjoint(segment.packs):
+                continue
+            new = self._objects.moved(segment)
+            if new is not None:
+                moved[bytes(key)] = new
+            if manifest_of(bytes(key)) in alive:
+                blocked |= replaced & set(decode_segment(new or raw).packs)
+        for key, raw in moved.items():
+            txn.put(key, raw, db=index.segments)
+        return blocked

@@ -1,0 +1,283 @@
+"""The objects of a local store that is being repaired: led to intact frames where there are any,
+and kept below `quarantine/` where there are not."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+import xxhash
+
+from castore.check.objects import inline_fault, manifest_faults, name_fault
+from castore.check.salvage import PREFIX, hashed_name, note, salvage
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format.index import (
+    Record,
+    Segment,
+    SegmentBuilder,
+    decode_record,
+    decode_segment,
+    manifest_of,
+    segment_place,
+)
+from castore.format.pack import StoreConfig
+from castore.local.catalog import LocalCatalog
+from castore.local.check.repair_packs import PackRepair
+from castore.local.check.segments import (
+    all_segments,
+    decodes,
+    named_manifests,
+    pending_manifests,
+    segments_of,
+)
+from castore.local.session import WriteSession
+from castore.model import Extent
+from castore.stream.check_report import CheckReport, Problem
+from castore.stream.codec import ChunksEtag, decode_frame
+from castore.stream.operations import Copy, Delete, Operation, Publish
+from castore.system.lmdb_env import Index
+
+SEGMENTS_MAX = 256  # rewritten in one transaction
+
+
+class ObjectRepair:
+    """`emptied` are the manifests whose names were moved away; `lost` tells of those that are not
+    whole any more."""
+
+    def __init__(
+        self,
+        root: str,
+        config: StoreConfig,
+        index: Index,
+        catalog: LocalCatalog,
+        session: Callable[[], WriteSession],
+        packs: PackRepair,
+        done: list[str],
+        lost: list[Problem],
+    ) -> None:
+        self.lost = lost
+        self.emptied: set[int] = set()
+        self._root = root
+        self._config = config
+        self._index = index
+        self._catalog = catalog
+        self._session = session
+        self._packs = packs
+        self._done = done
+
+    # ------------------------------------------------------------ extents
+
+    def chunks_astray(self) -> set[bytes]:
+        return {
+            extent.chunk_id
+            for _, segment in all_segments(self._index)
+            for extent in segment
+            if self._packs.is_astray(extent)
+        }
+
+    def move_extents(self) -> None:
+        """Lead extents in packs that are to be replaced, or astray, to the copies.
+
+        Also those of manifests that no name leads to, since the lost record of a name may have.
+        But nobody is told of these: the next collection takes them.
+        """
+        batch: list[bytes] = []
+        moved = 0
+        for key, segment in all_segments(self._index):
+            if self.moved(segment) is not None:
+                batch.append(key)
+            if len(batch) >= SEGMENTS_MAX:
+                moved += self._rewrite(batch)
+                batch = []
+        moved += self._rewrite(batch)
+        if moved:
+            self._done.append(f"{moved} segments lead to other copies of their chunks")
+
+    def moved(self, segment: Segment) -> bytes | None:
+        """The segment with what can be led elsewhere led there; None if there is nothing."""
+        extents = list(segment)
+        moves = [self._packs.moved_to(extent) for extent in extents]
+        if not any(moves):
+            return None
+        builder = SegmentBuilder(segment.begin)
+        for extent, new in zip(extents, moves, strict=True):
+            builder.append(extent.end, extent.chunk_id, *(new or extent.location))
+        return builder.encode(segment.owner)
+
+    def _rewrite(self, keys: list[bytes]) -> int:
+        """How many segments of objects are led elsewhere."""
+        if not keys:
+            return 0
+        index, count = self._index, 0
+        with index.write_gate, index.errors, index.begin() as txn:
+            named = named_manifests(index, txn)
+            for key in keys:
+                raw = txn.get(key, db=index.segments)
+                if raw is None or not decodes(raw, manifest_of(key)):
+                    continue
+                new = self.moved(decode_segment(raw))
+                if new is not None:
+                    txn.put(key, new, db=index.segments)
+                    count += manifest_of(key) in named
+        return count
+
+    # ------------------------------------------------------------ what can't be read in full
+
+    def salvage(self, report: CheckReport) -> None:
+        """Move what still can't be read in full below quarantine/."""
+        why = {name: p.what for p in report.problems for name in p.names}
+        unreadable = []
+        for name in report.damaged_names:
+            key = name.encode(errors="surrogateescape")
+            with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+                raw = txn.get(key, db=self._index.names)
+            if raw is None:
+                continue
+            try:
+                record = decode_record(raw)
+            except (FormatError, UnsupportedFormat):
+                unreadable.append((key, raw, why[name]))
+                continue
+            if name_fault(key):
+                key = self._give_name(key, raw, record, why[name])
+            if not record.is_inline:
+                if not self._is_readable(record):
+                    self._keep_rest(key, raw, record, why[name])
+            elif inline_fault(record, self._config.seed):
+                self._keep_raw(key, raw, why[name])
+        if unreadable:
+            # While their names are there, a repair that is repeated knows that something is lost.
+            self._name_orphans()
+        for key, raw, reason in unreadable:
+            self._keep_raw(key, raw, reason)
+
+    def _is_readable(self, record: Record) -> bool:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+            raws = [raw for _, raw in segments_of(self._index, txn, record.manifest)]
+        packs = {
+            pack_id
+            for raw in raws
+            if decodes(raw, record.manifest)
+            for pack_id in decode_segment(raw).packs
+        }
+        if packs - self._packs.readings.keys():
+            self._packs.read_new()  # of an object that was put since
+        return not any(manifest_faults(record, raws, self._packs.readings, self._config.seed))
+
+    def _keep_rest(self, key: bytes, raw: bytes, record: Record, why: str) -> None:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+            segments = [
+                (segment_place(segment)[1], value)
+                for segment, value in segments_of(self._index, txn, record.manifest)
+            ]
+        target, whole = salvage(self._session(), key, record, segments, self._find, why)
+        copied: list[Operation] = [Copy(target, key, record.mtime_ns), Delete(target)]
+        if self._change_name(key, raw, copied if whole else [Delete(key)]):
+            self.emptied.add(record.manifest)
+            if whole:
+                self._done.append(f"{_shown(key)} is put together again from its chunks")
+            else:
+                self._lose(key, f"{_shown(key)} can't be read in full: it is now {_shown(target)}")
+
+    def _give_name(self, key: bytes, raw: bytes, record: Record, why: str) -> bytes:
+        """A name that can be asked for, to an object that has none."""
+        target = hashed_name(key, record)
+        note(self._session(), target + b".json", {"name": _shown(key), "why": why})
+        if self._change_name(key, raw, [Copy(key, target, record.mtime_ns, rename=True)]):
+            self._done.append(
+                f"{_shown(key)} is no name that can be read: it is now {_shown(target)}"
+            )
+        return target
+
+    def _keep_raw(self, key: bytes, raw: bytes, why: str) -> None:
+        """A name of whose object there is nothing but a record that does not decode."""
+        target = PREFIX + xxhash.xxh3_64_hexdigest(raw).encode() + b".json"
+        facts: dict[str, object] = {"name": _shown(key), "record": raw.hex(), "why": why}
+        note(self._session(), target, facts)
+        if self._change_name(key, raw, [Delete(key)]):
+            self._lose(key, f"{_shown(key)} has no readable record: {_shown(target)} has its bytes")
+
+    def _lose(self, key: bytes, what: str) -> None:
+        self._done.append(what)
+        name = key.decode(errors="surrogateescape")
+        self.lost.append(Problem("object", "missing", what, (name,)))
+
+    def _change_name(self, key: bytes, raw: bytes, changes: Sequence[Operation]) -> bool:
+        """Unless it was put anew meanwhile."""
+        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
+            if txn.get(key, db=self._index.names) != raw:
+                return False
+            self._catalog.change_names(txn, changes)
+        return True
+
+    def _find(self, extent: Extent) -> bytes | memoryview | None:
+        """The chunk's bytes from where the extent says, whatever is known of that place, or from
+        another frame."""
+        for location in (extent.location, self._packs.instead_of(extent)):
+            if location is not None:
+                with contextlib.suppress(FormatError):
+                    frame = self._packs.frame(location)
+                    size = extent.end - extent.begin
+                    return decode_frame(frame, extent.chunk_id, size, self._config.seed)
+        return None
+
+    # ------------------------------------------------------------ manifests without a name
+
+    def _name_orphans(self) -> None:
+        """Manifests without a name, one of which a lost record was of: kept below quarantine/,
+        where the next gc does not take them."""
+        index = self._index
+        # Before those with a name: what is staged in between is not taken for one without.
+        manifests = {manifest_of(key) for key, _ in all_segments(index)}
+        with index.gate, index.errors, index.snapshot(False) as txn:
+            taken = named_manifests(index, txn) | self.emptied
+            taken |= pending_manifests(index, txn, self._root, self._packs.replaced)
+        for manifest in sorted(manifests - taken):
+            self._name_orphan(manifest)
+
+    def _name_orphan(self, manifest: int) -> None:
+        index = self._index
+        with index.gate, index.errors, index.snapshot(False) as txn:
+            rows = list(segments_of(index, txn, manifest))
+        segments = [value for _, value in rows]
+        record = self._record_of(manifest, segments)
+        if record is not None:
+            target = PREFIX + record.etag[:4].hex().encode() + b"/manifest-%d" % manifest
+            with index.write_gate, index.errors, index.begin() as txn:
+                if [value for _, value in segments_of(index, txn, manifest)] != segments:
+                    return  # a put that failed has taken it back
+                self._catalog.change_names(txn, [Publish(target, record, None)])
+        elif rows:
+            ends = [segment_place(key)[1] for key, _ in rows]
+            etag = xxhash.xxh3_128_digest(b"".join(segments))
+            record = Record(ends[-1], time.time_ns(), 0o600, etag, 0, 0, manifest)
+            found = list(zip(ends, segments, strict=True))
+            name, why = b"manifest-%d" % manifest, "the record of its name is lost"
+            target, _ = salvage(self._session(), name, record, found, self._find, why)
+            self.emptied.add(manifest)
+        else:
+            return
+        self._done.append(f"{_shown(target)} is an object whose name is not known any more")
+
+    def _record_of(self, manifest: int, segments: list[bytes]) -> Record | None:
+        """A record for a manifest that is whole."""
+        if not segments:
+            return None
+        etag = ChunksEtag(self._config.seed)
+        end = stored_bytes = chunks = 0
+        for raw in segments:
+            if not decodes(raw, manifest) or (segment := decode_segment(raw)).begin != end:
+                return None
+            for extent in segment:
+                if self._packs.is_astray(extent):
+                    return None
+                etag.update(extent.chunk_id)
+                stored_bytes += extent.location.stored_bytes
+                chunks += 1
+            end = segment.end
+        return Record(end, time.time_ns(), 0o600, etag.digest(), stored_bytes, chunks, manifest)
+
+
+def _shown(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")

@@ -1,0 +1,281 @@
+"""The packs of a local store that is being repaired: which of their frames are intact, which packs
+are to be replaced, and where the frames are that others take the place of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import partial
+
+from castore.check.objects import extent_fault
+from castore.check.packs import PackReading, is_whole
+from castore.errors import FormatError
+from castore.format.index import (
+    decode_chunk_row,
+    decode_pack_row,
+    encode_chunk_row,
+    encode_pack_row,
+)
+from castore.format.pack import PackEntry, StoreConfig, decode_frame_header
+from castore.local.check.pack_files import PackFile, open_pack, pack_path
+from castore.local.locks import PackLocks
+from castore.local.meta import read_totals, write_totals
+from castore.local.pack_files import list_packs
+from castore.local.packs import LocalPacks, Pack, Placement
+from castore.model import Extent, Location
+from castore.stream.check_report import CheckReport
+from castore.stream.codec import Frame, decode_frame
+from castore.system.lmdb_env import Index, Txn
+
+FRAMES_MAX = 256  # copied at a time
+FILES_MAX = 64  # open at a time
+
+
+class PackRepair:
+    """`readings` is what the packs hold, `replaced` those whose lock is ours and whose intact
+    frames get copies, `elsewhere` an intact frame of chunks that have lost, or may lose, another.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        config: StoreConfig,
+        index: Index,
+        packs: LocalPacks,
+        locks: PackLocks,
+        placement: Placement,
+        done: list[str],
+    ) -> None:
+        self.readings: dict[bytes, PackReading] = {}
+        self.replaced: set[bytes] = set()
+        self.elsewhere: dict[bytes, Location] = {}
+        self._root = root
+        self._config = config
+        self._index = index
+        self._packs = packs
+        self._locks = locks
+        self._placement = placement
+        self._done = done
+        # By the place of the frame that was copied: in a store with a collision guard two writers
+        # at once may have given different chunks the same id.
+        self._copies: dict[tuple[bytes, int], tuple[bytes, Location]] = {}
+        self._files: dict[bytes, PackFile] = {}
+
+    # ------------------------------------------------------------ what there is
+
+    def read(self, report: CheckReport) -> None:
+        for pack_id, path in list_packs(os.path.join(self._root, "packs")):
+            found = open_pack(path, self._config, pack_id)
+            if found is not None:
+                self.readings[pack_id] = found[0]
+        for problem in report.problems:
+            if problem.kind == "frame" and problem.offset >= 0:
+                reading = self.readings.get(bytes.fromhex(problem.pack))
+                if reading is not None and reading.frames.at(problem.offset) is not None:
+                    reading.bad.setdefault(problem.offset, problem.what)
+
+    def sound(self, report: CheckReport) -> set[bytes]:
+        """The packs that a check of all data has found nothing wrong with."""
+        faulty = {p.pack for p in report.problems if p.pack}
+        return {pack_id for pack_id in self.readings if pack_id.hex() not in faulty}
+
+    def read_new(self) -> None:
+        """The copies, and what was put since: also into packs that were read already."""
+        for pack_id, path in list_packs(os.path.join(self._root, "packs")):
+            known = self.readings.get(pack_id)
+            if known is None or (known.unsealed and pack_id not in self.replaced):
+                self._read_again(pack_id, path)
+
+    def _read_again(self, pack_id: bytes, path: str) -> None:
+        found = open_pack(path, self._config, pack_id)
+        if found is not None:
+            known = self.readings.get(pack_id)
+            found[0].bad.update(known.bad if known else {})
+            self.readings[pack_id] = found[0]
+
+    def frame(self, location: Location) -> bytes:
+        """The bytes at a place; fewer, or none, where it is no place of a pack."""
+        pack_id, offset, stored_bytes = location
+        try:
+            return self._file(pack_id).read(offset, offset + stored_bytes)
+        except FileNotFoundError:
+            return b""
+
+    def is_astray(self, extent: Extent) -> bool:
+        return extent_fault(extent, self.readings) is not None
+
+    def is_settled(self, pack_id: bytes) -> bool:
+        """Whether what was read of the pack still is all there is: not of one made since."""
+        return pack_id in self.readings or not os.path.isfile(pack_path(self._root, pack_id))
+
+    def is_new(self, location: Location) -> bool:
+        """Whether it is beyond what was read of a pack that grows."""
+        reading = self.readings.get(location.pack_id)
+        return reading is not None and reading.unsealed and location.offset >= reading.end
+
+    def moved_to(self, extent: Extent) -> Location | None:
+        """Where the extent's frame is from now on; None if it stays, or is lost."""
+        at = extent.location
+        if at.pack_id not in self.replaced and not (
+            self.is_astray(extent) and self.is_settled(at.pack_id)
+        ):
+            return None
+        new = self.instead_of(extent)
+        return None if new == at else new
+
+    def instead_of(self, extent: Extent) -> Location | None:
+        """A copy of the extent's own frame, or another frame of its chunk."""
+        chunk_id, new = self._copies.get(extent.location[:2], (b"", None))
+        return new if chunk_id == extent.chunk_id else self.elsewhere.get(extent.chunk_id)
+
+    # ------------------------------------------------------------ what is done about it
+
+    def take_locks(self, report: CheckReport) -> None:
+        """Of the packs that are to be replaced: those with something wrong, in use by nobody."""
+        wanted = {p.pack for p in report.problems if p.kind in ("pack", "frame") and p.pack}
+        for pack_id in sorted(bytes.fromhex(pack) for pack in wanted):
+            reading = self.readings.get(pack_id)
+            if reading is None or not (reading.damaged or reading.unsealed):
+                continue
+            taken = self._locks.take(pack_id)
+            if taken:
+                # Its writer may have ended only now, and have added to it since it was read.
+                self._read_again(pack_id, pack_path(self._root, pack_id))
+                self.replaced.add(pack_id)
+            elif taken is False:
+                self._done.append(f"pack {pack_id.hex()} is left as it is: its writer is at work")
+
+    def find_elsewhere(self, wanted: set[bytes]) -> None:
+        """Intact frames of these chunks in packs that stay. Those that no commit made durable may
+        be taken back by who wrote them, or not survive a power cut: they are copied."""
+        durable = self._durable_bytes()
+        for pack_id, reading in list(self.readings.items()):
+            if pack_id in self.replaced:
+                continue
+            fleeting = []
+            read = partial(self._read, pack_id)
+            for entry in reading.frames:
+                if (
+                    entry.chunk_id not in wanted
+                    or entry.chunk_id in self.elsewhere
+                    or entry.offset in reading.bad
+                    or not is_whole(read, entry, self._seed)
+                ):
+                    continue
+                if entry.offset + entry.stored_bytes <= durable.get(pack_id, 0):
+                    at = Location(pack_id, entry.offset, entry.stored_bytes)
+                    self.elsewhere[entry.chunk_id] = at
+                else:
+                    fleeting.append(entry)
+            self._copy_all(pack_id, fleeting)
+
+    def copy_intact(self) -> None:
+        """Every intact frame of the packs that are to be replaced, to new ones. Their chunks' rows
+        lead there at once: what is put from now on relies on the copies."""
+        for pack_id in sorted(self.replaced):
+            # The bad ones too: what could not be read once may be read now.
+            entries = list(self.readings[pack_id].frames)
+            copied = self._copy_all(pack_id, entries)
+            self._done.append(
+                f"pack {pack_id.hex()}: {copied} intact frames of {len(entries)} are copied"
+            )
+
+    # ------------------------------------------------------------ below
+
+    @property
+    def _seed(self) -> int:
+        return self._config.seed
+
+    def _read(self, pack_id: bytes, begin: int, end: int) -> bytes:
+        return self.frame(Location(pack_id, begin, end - begin))
+
+    def _durable_bytes(self) -> dict[bytes, int]:
+        """What commits have said of each pack."""
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+            rows = {bytes(key): bytes(row) for key, row in txn.cursor(db=self._index.packs)}
+        return {pack_id: _durable(row) for pack_id, row in rows.items()}
+
+    def _copy_all(self, pack_id: bytes, entries: list[PackEntry]) -> int:
+        return sum(
+            self._copy(pack_id, entries[i : i + FRAMES_MAX])
+            for i in range(0, len(entries), FRAMES_MAX)
+        )
+
+    def _copy(self, pack_id: bytes, entries: list[PackEntry]) -> int:
+        copies = list(self._intact(pack_id, entries))
+        if not copies:
+            return 0
+        locations = self._packs.append([frame for _, frame in copies], self._placement)
+        self._placement.sync()
+        for pack in self._placement.upto:
+            pack.named = True
+        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
+            for pack, upto in self._placement.upto.items():
+                self._put_pack_row(txn, pack, upto)
+            self._move_rows(txn, pack_id, copies, locations)
+        for (offset, frame), location in zip(copies, locations, strict=True):
+            self.readings[pack_id].bad.pop(offset, None)
+            self.elsewhere[frame.chunk_id] = location
+            self._copies[pack_id, offset] = frame.chunk_id, location
+        return len(copies)
+
+    def _intact(self, pack_id: bytes, entries: Iterable[PackEntry]) -> list[tuple[int, Frame]]:
+        found = []
+        for chunk_id, offset, stored_bytes, raw_bytes in entries:
+            raw = self.frame(Location(pack_id, offset, stored_bytes))
+            try:
+                decode_frame(raw, chunk_id, raw_bytes, self._seed)
+            except FormatError as error:
+                self.readings[pack_id].bad.setdefault(offset, str(error))
+                continue
+            header = decode_frame_header(raw)
+            cut = header.header_bytes
+            found.append((offset, Frame(chunk_id, raw_bytes, raw[:cut], raw[cut:], header.sha256)))
+        return found
+
+    def _put_pack_row(self, txn: Txn, pack: Pack, upto: int) -> None:
+        """A put of this process may have committed more of the same pack."""
+        row = txn.get(pack.pack_id, db=self._index.packs)
+        upto = upto if row is None else max(upto, _durable(bytes(row)))
+        txn.put(pack.pack_id, encode_pack_row(pack.created_ns, upto), db=self._index.packs)
+
+    def _move_rows(
+        self,
+        txn: Txn,
+        pack_id: bytes,
+        copies: list[tuple[int, Frame]],
+        locations: Iterable[Location],
+    ) -> None:
+        """The rows of chunks that have none, or one that leads to the frame that was copied."""
+        index = self._index
+        totals = read_totals(index, txn)
+        for (offset, frame), location in zip(copies, locations, strict=True):
+            row = txn.get(frame.chunk_id, db=index.chunks)
+            if row is not None:
+                try:
+                    raw_bytes, at = decode_chunk_row(row)
+                except FormatError:
+                    continue  # it is replaced when all rows are looked at
+                if at[:2] != (pack_id, offset):
+                    continue
+                totals.chunk_raw_bytes -= raw_bytes
+                totals.chunk_stored_bytes -= at.stored_bytes
+            txn.put(frame.chunk_id, encode_chunk_row(frame.raw_bytes, location), db=index.chunks)
+            totals.chunk_raw_bytes += frame.raw_bytes
+            totals.chunk_stored_bytes += location.stored_bytes
+        write_totals(index, txn, totals)
+
+    def _file(self, pack_id: bytes) -> PackFile:
+        file = self._files.get(pack_id)
+        if file is None:
+            while len(self._files) >= FILES_MAX:
+                del self._files[next(iter(self._files))]
+            file = self._files[pack_id] = PackFile(pack_path(self._root, pack_id))
+        return file
+
+
+def _durable(row: bytes) -> int:
+    try:
+        return decode_pack_row(row)[1]
+    except FormatError:
+        return 0

@@ -1,0 +1,156 @@
+"""What makes a folder a local store, and who may use it: castore.json and castore.lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import glob
+import os
+from collections.abc import Iterator
+
+from castore.errors import (
+    FormatError,
+    IndexCorrupt,
+    NotAStore,
+    StoreFull,
+    StoreIOError,
+    StoreLocked,
+)
+from castore.format.pack import StoreConfig
+from castore.stream.config import parse_config
+from castore.system.fileio import adopt, is_interrupt
+
+CONFIG = "castore.json"
+LOCK = "castore.lock"
+INDEX_BYTES_MIN = 8192  # LMDB's two meta pages; it takes less for a new environment
+
+
+def check_index_in_place(root: str) -> None:
+    """Raises IndexCorrupt if there is none: it is made before castore.json, so that a store without
+    one has lost it."""
+    try:
+        size = os.stat(os.path.join(root, "index", "data.mdb")).st_size
+    except FileNotFoundError:
+        size = 0
+    if size < INDEX_BYTES_MIN:
+        raise IndexCorrupt(
+            f"the index of the store {root} is gone: make it anew (castore index rebuild), or "
+            "restore it from a backup (castore restore)"
+        )
+
+
+def refuse_lost_config(root: str) -> None:
+    """Raises FormatError if the folder, which has no castore.json, is a store all the same."""
+    signs = ("index/data.mdb", "journal/*.log", "packs/??/*.pack")
+    at = glob.escape(root)
+    is_ours = os.path.exists(os.path.join(root, LOCK)) and not _is_begun(root)
+    if not is_ours or not any(glob.glob(os.path.join(at, sign)) for sign in signs):
+        return
+    raise FormatError(
+        f"{os.path.join(root, CONFIG)} is gone: castore index rebuild makes it again, from the "
+        "journal or the index; or restore it from a backup (castore restore)"
+    )
+
+
+def _is_begun(root: str) -> bool:
+    """Whether it is being made: its index then comes before its castore.json."""
+    drafts = glob.glob(os.path.join(glob.escape(root), CONFIG + ".*"))
+    packs = os.path.join(root, "packs")
+    return any(".before-" not in draft for draft in drafts) and not os.path.exists(packs)
+
+
+def read_config(root: str) -> StoreConfig | None:
+    """What castore.json says, None if there is none. Raises FormatError, UnsupportedFormat,
+    NotAStore."""
+    try:
+        with open(os.path.join(root, CONFIG), "rb") as file:
+            return parse_config(file.read(1 << 17), root)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise NotAStore(f"{root} is a file, not a store's folder") from None
+
+
+# ---------------------------------------------------------------- pid namespaces
+
+
+def share(root: str) -> int:
+    """Hold castore.lock shared, for as long as the store is open; -1 where it can't be written.
+
+    LMDB tells live readers from dead ones by their pid, which means nothing in another pid
+    namespace (another container on the same volume): it would free the pages that they read. The
+    first to open writes its namespace into the file; who comes while it is held must be of the
+    same one. Raises StoreLocked.
+    """
+    path = os.path.join(root, LOCK)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except (PermissionError, OSError) as error:
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            return -1
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no space left for {path}") from error
+        raise StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO) from error
+    try:
+        if not os.fstat(fd).st_size:
+            adopt(fd, root, as_lock=True)
+        ours = _pid_namespace()
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.pwrite(fd, ours.ljust(64), 0)
+        except BlockingIOError:
+            pass
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        theirs = os.pread(fd, 64, 0).strip()
+        if theirs != ours:
+            raise StoreLocked(
+                errno.EAGAIN,
+                f"the store {root} is open in another pid namespace (another container): from here "
+                "LMDB can't tell which of its readers live. Share the namespace (docker run "
+                "--pid=container:NAME or --pid=host; shareProcessNamespace: true in Kubernetes), "
+                "open it with read_only=True here, or use a store on S3",
+            )
+    except OSError as error:
+        os.close(fd)
+        if isinstance(error, StoreLocked) or is_interrupt(error):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no space left for {path}") from error
+        raise StoreIOError(
+            f"{path} can't be locked ({error.strerror}): is it on a network file system?",
+            error.errno or errno.EIO,
+        ) from error
+    return fd
+
+
+@contextlib.contextmanager
+def alone(root: str) -> Iterator[None]:
+    """Have the store's folder to oneself: nobody has it open, and who opens it waits for the end of
+    the block. Raises StoreLocked if somebody, this process too, has it open."""
+    path = os.path.join(root, LOCK)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreLocked(
+                errno.EAGAIN, f"the store {root} is in use: close it everywhere, and repeat"
+            ) from None
+        os.pwrite(fd, _pid_namespace().ljust(64), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _pid_namespace() -> bytes:
+    try:
+        boot = _read_text("/proc/sys/kernel/random/boot_id")
+        return f"{boot[:18]} {os.stat('/proc/self/ns/pid').st_ino}".encode()
+    except OSError:
+        return b"no pid namespaces here"
+
+
+def _read_text(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read().strip()

@@ -1,0 +1,1 @@
+"""Collecting a local store: see `collect`."""

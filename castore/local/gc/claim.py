@@ -1,0 +1,72 @@
+"""What a collection of a local store does besides: it keeps the journal of names small and whole,
+and takes what restores and rebuilds left behind.
+
+It does not begin where chunks are unclaimed: what no name leads to may be all that is left of an
+object, when the index is older than the packs.
+"""
+
+from __future__ import annotations
+
+import calendar
+import os
+import shutil
+import time
+
+from castore.errors import UnclaimedData
+from castore.local.journal.log import LOG_BYTES_MIN, UNCLAIMED, Journal
+from castore.local.journal.state import judge
+from castore.system.lmdb_env import Index
+
+KEPT_SECONDS = 30 * 86400  # an index that was replaced
+_DRAFT = "index.new-"
+_ASIDE = "index.before-"
+
+
+def claim(root: str, index: Index, journal: Journal, *, accept: bool, dry_run: bool) -> None:
+    """Raises UnclaimedData if the index lacks names of what is in the packs, unless the loss is
+    accepted: that is so from then on."""
+    state = judge(root, index)
+    if not state.refusal:
+        return
+    if not accept:
+        raise UnclaimedData(root, state.refusal)
+    if dry_run:
+        return
+    journal.rotate(index)  # what it had of the names that are given up goes
+    with index.write_gate, index.errors, index.begin() as txn:
+        txn.delete(UNCLAIMED, db=index.meta)
+
+
+def tend(root: str, index: Index, journal: Journal) -> None:
+    """Begin the journal anew if it lacks something, or has grown past what it stands for. Raises
+    StoreFull, StoreIOError."""
+    state = judge(root, index)
+    reading = state.reading
+    bound = max(LOG_BYTES_MIN, reading.snapshot_bytes)
+    if state.gaps or len(reading.known) > 1 or reading.log_bytes > bound:
+        journal.rotate(index)
+
+
+def remove_leftovers(root: str, *, dry_run: bool) -> tuple[int, int]:
+    """(folders, bytes) of indexes that were never finished, and of those that were replaced a month
+    ago. Whoever makes one has the store alone, so nobody does now."""
+    folders = size = 0
+    for name in sorted(os.listdir(root)):
+        path = os.path.join(root, name)
+        if os.path.islink(path) or not os.path.isdir(path):
+            continue  # none that castore made
+        if name.startswith(_DRAFT) or (name.startswith(_ASIDE) and _is_old(name)):
+            folders += 1
+            size += sum(entry.stat().st_blocks * 512 for entry in os.scandir(path))
+            if not dry_run:
+                shutil.rmtree(path)
+    return folders, size
+
+
+def _is_old(name: str) -> bool:
+    stamp = name.removeprefix(_ASIDE)[:15]
+    try:
+        replaced = calendar.timegm(time.strptime(stamp, "%Y%m%d-%H%M%S"))
+    except ValueError:
+        return False
+    return time.time() - replaced > KEPT_SECONDS

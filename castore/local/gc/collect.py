@@ -1,0 +1,174 @@
+"""Collecting a local store.
+
+In this order: mark; remove the segments that nothing leads to, then rows of chunks, then packs;
+then rewrite packs that are mostly dead. Each step leaves a store that is whole, with perhaps more
+garbage than need be, so that a collection may end anywhere: the next one begins anew and finishes.
+
+No clock is asked and no grace needed. Readers keep what they read from mapped; a writer holds the
+locks of what it wrote, and learns in its commit if what it reuses is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+
+from castore.local.catalog import LocalCatalog
+from castore.local.gc.claim import claim, remove_leftovers, tend
+from castore.local.gc.mark import Marker
+from castore.local.gc.repack import Repacker
+from castore.local.gc.sweep import Sweeper, Tally
+from castore.local.locks import CollectorLock, PackLocks
+from castore.local.packs import LocalPacks
+from castore.model import Progress, Stages
+from castore.s3.cache.unused import collect_caches
+from castore.stream.repack_choice import PackFacts, choose
+from castore.stream.reports import GcOptions, GcReport
+from castore.system.lmdb_env import Index
+
+LOCK = "castore.stream.reports"
+SEGMENT_BYTES = 36 << 10  # about, as progress goes
+ROW_BYTES = 64
+
+
+def collect(
+    root: str,
+    catalog: LocalCatalog,
+    packs: LocalPacks,
+    *,
+    seed: int,
+    options: GcOptions,
+    progress: Progress | None,
+) -> GcReport:
+    """Collect the store in the folder `root`.
+
+    Raises UnclaimedData if names are known to be lost, unless that is accepted; StoreBusy if
+    another collection is running; FormatError if something that a name leads to
+    can't be read, before anything is taken; StoreFull, StoreIOError, CommitUnknown: what was done
+    until then is done, and the store is whole.
+    """
+    began = time.monotonic()
+    index, dry_run = catalog.index, options.dry_run
+    collection = _Collection(index, packs, seed, dry_run=dry_run, progress=progress)
+    lock = contextlib.nullcontext() if dry_run else CollectorLock(os.path.join(root, LOCK))
+    with lock:
+        claim(root, index, catalog.journal, accept=options.accept_unclaimed, dry_run=dry_run)
+        if dry_run:
+            report = collection.run(options.repack_below, options.max_repack_bytes)
+        else:
+            packs.retire()
+            collection.marker.begin()
+            try:
+                report = collection.run(options.repack_below, options.max_repack_bytes)
+            finally:
+                collection.marker.end()
+            tend(root, index, catalog.journal)
+        leftovers, leftover_bytes = remove_leftovers(root, dry_run=dry_run)
+    caches, cache_bytes = collect_caches(dry_run=dry_run)
+    return dataclasses.replace(
+        report,
+        leftovers_removed=leftovers,
+        bytes_freed=report.bytes_freed + leftover_bytes,
+        caches_removed=caches,
+        cache_bytes_freed=cache_bytes,
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Collection:
+    def __init__(
+        self,
+        index: Index,
+        packs: LocalPacks,
+        seed: int,
+        *,
+        dry_run: bool,
+        progress: Progress | None,
+    ) -> None:
+        self._index = index
+        self._dry_run = dry_run
+        self._seed = seed
+        self._stages = Stages(progress)
+        self.tally = Tally()
+        self.marker = Marker(index, PackLocks(packs), self._advance_segments)
+        self.sweeper = Sweeper(
+            index, packs, self.marker, self.tally, dry_run=dry_run, advance=self._advance_rows
+        )
+        self.repacker = Repacker(
+            index,
+            packs,
+            self.marker,
+            self.sweeper,
+            self.tally,
+            seed=seed,
+            advance=self._stages.relative_update,
+        )
+
+    def run(self, repack_below: float, max_repack_bytes: int | None) -> GcReport:
+        self._begin_marking()
+        self.marker.mark()
+        self.marker.catch_up_outside()
+        self.sweeper.sweep_manifests()
+        self.sweeper.sweep_chunks()
+        marks = self.marker.marks
+        facts = [
+            PackFacts(
+                pack_id, created_ns, size, marks.live_bytes[pack_id], len(marks.offsets(pack_id))
+            )
+            for pack_id, (size, created_ns) in self.sweeper.sweep_packs().items()
+        ]
+        chosen = choose(
+            self.repacker.free(facts), repack_below=repack_below, bytes_max=max_repack_bytes
+        )
+        if self._dry_run:
+            self._foretell(chosen)
+        elif chosen:
+            self._stages.begin_stage("repacking", sum(pack.live_bytes for pack in chosen))
+            self.repacker.rewrite(chosen)
+        self.sweeper.seal_packs(self._seed)
+        self._stages.end()
+        return self._report()
+
+    def _foretell(self, chosen: list[PackFacts]) -> None:
+        tally = self.tally
+        moved = sum(pack.live_size for pack in chosen)
+        tally.packs_rewritten = len(chosen)
+        tally.packs_removed += len(chosen)
+        tally.bytes_rewritten = moved
+        tally.bytes_freed += sum(pack.size for pack in chosen) - moved
+
+    def _report(self) -> GcReport:
+        tally = self.tally
+        return GcReport(
+            dry_run=self._dry_run,
+            objects=self.marker.objects,
+            chunks=tally.chunks,
+            chunks_removed=tally.chunks_removed,
+            manifests_removed=tally.manifests_removed,
+            packs_removed=tally.packs_removed,
+            orphans_removed=tally.orphans_removed,
+            packs_rewritten=tally.packs_rewritten,
+            packs_sealed=tally.packs_sealed,
+            packs_busy=tally.packs_busy,
+            bytes_freed=tally.bytes_freed,
+            bytes_rewritten=tally.bytes_rewritten,
+            damaged=tuple(tally.damaged),
+            missing=tuple(sorted(pack_id.hex() for pack_id in tally.missing)),
+        )
+
+    # ------------------------------------------------------------ progress, in bytes looked at
+
+    def _begin_marking(self) -> None:
+        index = self._index
+        with index.gate, index.errors, index.snapshot(False) as txn:
+            segments = int(txn.stat(index.segments)["entries"])
+            rows = int(txn.stat(index.chunks)["entries"])
+        self._stages.begin_stage("marking", segments * SEGMENT_BYTES + rows * ROW_BYTES)
+
+    def _advance_segments(self, segments: int) -> None:
+        self._stages.relative_update(segments * SEGMENT_BYTES)
+
+    def _advance_rows(self, rows: int) -> None:
+        self._stages.relative_update(rows * ROW_BYTES)

@@ -1,0 +1,309 @@
+"""Moving live frames out of packs that are mostly dead, or small and many.
+
+Frames are copied as they are, each checked against its chunk's id on the way: one that is damaged
+stays where it is, and its pack with it. The new pack is durable before a row or a segment refers to
+it. Segments are then changed to it in bounded transactions, between which every extent leads to a
+frame; a pack goes when nothing refers to it any more, and nothing came to refer to it meanwhile.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from castore.errors import FormatError, PackMissing
+from castore.format.index import (
+    SegmentBuilder,
+    decode_chunk_row,
+    decode_segment,
+    encode_chunk_row,
+    encode_pack_row,
+    segment_key,
+)
+from castore.format.pack import decode_frame_header
+from castore.local.gc.mark import Marker
+from castore.local.gc.sweep import ROWS_MAX, Sweeper, Tally
+from castore.local.locks import PackLocks
+from castore.local.meta import read_totals, write_totals
+from castore.local.packs import PACK_BYTES_MAX, LocalPacks, Pack, Placement
+from castore.model import Extent, Location
+from castore.stream import repack_choice
+from castore.stream.codec import Frame, decode_frame
+from castore.stream.repack_choice import PackFacts
+from castore.stream.reports import Damage
+from castore.system.lmdb_env import Index
+
+SEGMENTS_PER_READ = 32
+SEGMENTS_MAX = 256  # per transaction
+APPEND_BYTES = 1 << 20
+
+
+class Slice(NamedTuple):
+    """The frames of a pack at offsets `[begin, end)`."""
+
+    pack_id: bytes
+    begin: int
+    end: int
+
+
+class Wanted(NamedTuple):
+    """A live frame, as an extent describes it."""
+
+    chunk_id: bytes
+    raw_bytes: int
+    stored_bytes: int
+
+
+Moves = dict[bytes, dict[int, tuple[bytes, Location]]]  # pack -> offset -> chunk, where it is now
+
+
+class Repacker:
+    def __init__(
+        self,
+        index: Index,
+        packs: LocalPacks,
+        marker: Marker,
+        sweeper: Sweeper,
+        tally: Tally,
+        *,
+        seed: int,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._index = index
+        self._packs = packs
+        self._marker = marker
+        self._sweeper = sweeper
+        self._tally = tally
+        self._seed = seed
+        self._advance = advance
+        self._keys: dict[bytes, array[int]] = {}  # pack -> (manifest, end) of segments, flat
+        self._stuck: set[bytes] = set()  # packs with frames that can't be moved
+
+    def free(self, candidates: Iterable[PackFacts]) -> list[PackFacts]:
+        """Those that no live writer has."""
+        with PackLocks(self._packs) as locks:
+            return [pack for pack in candidates if not locks.is_held(pack.pack_id)]
+
+    def rewrite(self, chosen: Sequence[PackFacts]) -> None:
+        """Move what is alive in the packs to new ones, and remove them."""
+        self._marker.catch_up_outside()
+        self._marker.recent.clear()
+        self._find_references({pack.pack_id for pack in chosen})
+        sizes = {pack.pack_id: pack.size for pack in chosen}
+        for group in self._groups(chosen):
+            self._move(group)
+            done = [piece.pack_id for piece in group if piece.end == _END]
+            gone = self._sweeper.remove_packs(done, sizes, self._is_referred_to)
+            self._tally.packs_rewritten += len(gone)
+
+    def _is_referred_to(self, pack_id: bytes) -> bool:
+        return pack_id in self._stuck or pack_id in self._marker.recent
+
+    # ------------------------------------------------------------ planning
+
+    def _find_references(self, sources: set[bytes]) -> None:
+        for batch in self._marker.live_segments():
+            for key, raw in batch:
+                for pack_id in sources.intersection(decode_segment(raw).packs):
+                    keys = self._keys.setdefault(pack_id, array("Q"))
+                    keys.extend((int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")))
+
+    def _groups(self, chosen: Sequence[PackFacts]) -> Iterator[list[Slice]]:
+        """What to move at a time: what fills a pack, and of which the frames fit in memory."""
+        group: list[Slice] = []
+        size = frames = 0
+        for pack in chosen:
+            offsets = self._marker.marks.offsets(pack.pack_id)
+            cuts = [0, *offsets[repack_choice.FRAMES_MAX :: repack_choice.FRAMES_MAX], _END]
+            for number, (begin, end) in enumerate(pairwise(cuts)):
+                count = min(
+                    len(offsets) - number * repack_choice.FRAMES_MAX, repack_choice.FRAMES_MAX
+                )
+                part = pack.live_bytes * count // max(len(offsets), 1)
+                if group and (
+                    size + part > PACK_BYTES_MAX or frames + count > repack_choice.FRAMES_MAX
+                ):
+                    yield group
+                    group, size, frames = [], 0, 0
+                group.append(Slice(pack.pack_id, begin, end))
+                size, frames = size + part, frames + count
+        if group:
+            yield group
+
+    # ------------------------------------------------------------ moving
+
+    def _move(self, group: Sequence[Slice]) -> None:
+        wanted = self._wanted(group)
+        placement = Placement()
+        try:
+            moves = self._copy(wanted, placement)
+            if not placement.upto:
+                return  # nothing in them could be moved
+            frames_end = dict(placement.upto)  # a row counts what names need: no footer
+            for pack in placement.upto:
+                pack.seal()
+                placement.upto[pack] = pack.size
+            placement.sync()
+            for pack in placement.upto:
+                pack.named = True  # from here on, a commit that may land refers to it
+            self._publish(frames_end, moves, wanted)
+            self._tally.bytes_rewritten += sum(placement.upto.values())
+            self._tally.bytes_freed -= sum(placement.upto.values())
+        finally:
+            self._packs.release(placement)
+
+    def _wanted(self, group: Sequence[Slice]) -> dict[bytes, dict[int, Wanted]]:
+        """What the live segments say is in the slices."""
+        slices = {piece.pack_id: piece for piece in group}
+        wanted: dict[bytes, dict[int, Wanted]] = {pack_id: {} for pack_id in slices}
+        for extent in self._extents(slices):
+            begin, end, chunk_id, (pack_id, offset, stored_bytes) = extent
+            piece = slices.get(pack_id)
+            if piece is None or not piece.begin <= offset < piece.end:
+                continue
+            frame = Wanted(chunk_id, end - begin, stored_bytes)
+            if wanted[pack_id].setdefault(offset, frame) != frame:
+                self._damage(pack_id, offset, chunk_id, "two segments differ about a frame")
+        return wanted
+
+    def _extents(self, packs: Iterable[bytes]) -> Iterator[Extent]:
+        """Those of all segments that refer to the packs, and others."""
+        keys = self._segment_keys(packs)
+        for i in range(0, len(keys), SEGMENTS_PER_READ):
+            with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+                found = [
+                    txn.get(segment_key(*key), db=self._index.segments)
+                    for key in keys[i : i + SEGMENTS_PER_READ]
+                ]
+            for raw in found:
+                if raw is not None:
+                    yield from decode_segment(raw)
+
+    def _segment_keys(self, packs: Iterable[bytes]) -> list[tuple[int, int]]:
+        found: set[tuple[int, int]] = set()
+        for pack_id in packs:
+            keys = self._keys.get(pack_id, array("Q"))
+            found.update(zip(keys[::2], keys[1::2], strict=True))
+        return sorted(found)
+
+    def _copy(self, wanted: Mapping[bytes, Mapping[int, Wanted]], placement: Placement) -> Moves:
+        """Append the frames to a new pack; those that hold what they should."""
+        moves: Moves = {pack_id: {} for pack_id in wanted}
+        # Of a chunk that was stored twice, once is enough. The SHA-256 tells those apart that a
+        # store with a collision guard took for one at the same time.
+        placed: dict[tuple[bytes, bytes], Location] = {}
+        for pack_id, frames in wanted.items():
+            reading = self._intact_frames(pack_id, frames)
+            while batch := list(_up_to(reading, APPEND_BYTES)):
+                new = [
+                    (offset, frame)
+                    for offset, frame in batch
+                    if (frame.chunk_id, frame.sha256) not in placed
+                ]
+                new = list({(f.chunk_id, f.sha256): (o, f) for o, f in new}.values())
+                if new:
+                    pack = next(iter(placement.upto), None) or self._packs.create(placement)
+                    located = pack.append([frame for _, frame in new])
+                    placement.upto[pack] = pack.size
+                    for (_, frame), location in zip(new, located, strict=True):
+                        placed[frame.chunk_id, frame.sha256] = location
+                for offset, frame in batch:
+                    location = placed[frame.chunk_id, frame.sha256]
+                    moves[pack_id][offset] = frame.chunk_id, location
+                self._advance(sum(frame.stored_bytes for _, frame in batch))
+        return moves
+
+    def _intact_frames(
+        self, pack_id: bytes, frames: Mapping[int, Wanted]
+    ) -> Iterator[tuple[int, Frame]]:
+        for offset in sorted(frames):
+            chunk = frames[offset]
+            try:
+                mapping = self._packs.mapping(pack_id, offset + chunk.stored_bytes)
+                # What is checked is what is written, whatever happens to the file.
+                raw = bytes(memoryview(mapping)[offset : offset + chunk.stored_bytes])
+                decode_frame(raw, chunk.chunk_id, chunk.raw_bytes, self._seed)
+            except (FormatError, PackMissing) as error:
+                self._damage(pack_id, offset, chunk.chunk_id, str(error))
+                continue
+            mapping.advise_dontneed(offset, chunk.stored_bytes)
+            header = decode_frame_header(raw)
+            cut = header.header_bytes
+            yield (
+                offset,
+                Frame(chunk.chunk_id, chunk.raw_bytes, raw[:cut], raw[cut:], header.sha256),
+            )
+
+    def _damage(self, pack_id: bytes, offset: int, chunk_id: bytes, reason: str) -> None:
+        self._stuck.add(pack_id)
+        self._tally.damaged.append(Damage(pack_id.hex(), offset, chunk_id.hex(), reason))
+
+    # ------------------------------------------------------------ publishing
+
+    def _publish(
+        self,
+        frames_end: Mapping[Pack, int],
+        moves: Moves,
+        wanted: Mapping[bytes, Mapping[int, Wanted]],
+    ) -> None:
+        index = self._index
+        with index.write_gate, index.errors, index.begin() as txn:
+            for pack, end in frames_end.items():
+                row = encode_pack_row(pack.created_ns, end)
+                txn.put(pack.pack_id, row, db=index.packs)
+        rows = [
+            (chunk_id, wanted[pack_id][offset].raw_bytes, pack_id, offset, place)
+            for pack_id, moved in moves.items()
+            for offset, (chunk_id, place) in moved.items()
+        ]
+        for i in range(0, len(rows), ROWS_MAX):
+            self._move_rows(rows[i : i + ROWS_MAX])
+        keys = self._segment_keys(moves)
+        for i in range(0, len(keys), SEGMENTS_MAX):
+            with index.write_gate, index.errors, index.begin() as txn:
+                for place in keys[i : i + SEGMENTS_MAX]:
+                    key = segment_key(*place)
+                    raw = txn.get(key, db=index.segments)
+                    if raw is not None:
+                        txn.put(key, self._rewritten(raw, moves), db=index.segments)
+
+    def _move_rows(self, rows: Sequence[tuple[bytes, int, bytes, int, Location]]) -> None:
+        index = self._index
+        with index.write_gate, index.errors, index.begin() as txn:
+            totals = read_totals(index, txn)
+            for chunk_id, raw_bytes, pack_id, offset, place in rows:
+                old = txn.get(chunk_id, db=index.chunks)
+                if old is not None:
+                    before, location = decode_chunk_row(old)
+                    if (location.pack_id, location.offset) != (pack_id, offset):
+                        continue  # it is known elsewhere, which is as good
+                    totals.chunk_raw_bytes -= before
+                    totals.chunk_stored_bytes -= location.stored_bytes
+                txn.put(chunk_id, encode_chunk_row(raw_bytes, place), db=index.chunks)
+                totals.chunk_raw_bytes += raw_bytes
+                totals.chunk_stored_bytes += place.stored_bytes
+            write_totals(index, txn, totals)
+
+    def _rewritten(self, raw: bytes, moves: Moves) -> bytes:
+        segment = decode_segment(raw)
+        builder = SegmentBuilder(segment.begin)
+        for _, end, chunk_id, location in segment:
+            moved = moves.get(location.pack_id, {}).get(location.offset)
+            if moved is not None and moved[0] == chunk_id:
+                location = moved[1]
+            builder.append(end, chunk_id, *location)
+        return builder.encode(segment.owner)
+
+
+_END = 1 << 32  # behind every offset
+
+
+def _up_to(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[tuple[int, Frame]]:
+    """The next of them, until they have `size` bytes."""
+    for offset, frame in frames:
+        yield offset, frame
+        size -= frame.stored_bytes
+        if size <= 0:
+            return

@@ -1,0 +1,285 @@
+"""Taking what is not marked: segments, rows of chunks, packs.
+
+Each transaction catches up before it takes anything, and is bounded in what it dirties. A commit
+that fails ends the collection: what its transaction took rows of is not removed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from castore.format.index import (
+    decode_chunk_row,
+    decode_pack_row,
+    decode_segment,
+    encode_chunk_row,
+    manifest_of,
+    segment_key,
+)
+from castore.local.gc.mark import Marker
+from castore.local.gc.seal import seal_packs
+from castore.local.locks import PackLocks
+from castore.local.meta import read_totals, write_totals
+from castore.local.packs import LocalPacks
+from castore.model import Location
+from castore.stream.reports import Damage
+from castore.system.lmdb_env import Index, Txn
+
+ROWS_PER_READ = 8192
+ROWS_MAX = 16_384  # per transaction: each may dirty a page of its own
+SEGMENTS_MAX = 1024  # per transaction
+PACKS_MAX = 64  # per transaction: each takes a descriptor
+
+
+@dataclass(slots=True)
+class Tally:
+    """A GcReport in the making."""
+
+    chunks: int = 0
+    chunks_removed: int = 0
+    manifests_removed: int = 0
+    packs_removed: int = 0
+    orphans_removed: int = 0
+    packs_rewritten: int = 0
+    packs_sealed: int = 0
+    packs_busy: int = 0
+    bytes_freed: int = 0
+    bytes_rewritten: int = 0
+    damaged: list[Damage] = field(default_factory=list)
+    missing: set[bytes] = field(default_factory=set)
+
+
+class Sweeper:
+    """With `dry_run` it counts only."""
+
+    def __init__(
+        self,
+        index: Index,
+        packs: LocalPacks,
+        marker: Marker,
+        tally: Tally,
+        *,
+        dry_run: bool,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._index = index
+        self._packs = packs
+        self._marker = marker
+        self._marks = marker.marks
+        self._tally = tally
+        self._dry_run = dry_run
+        self._advance = advance
+
+    # ------------------------------------------------------------ segments
+
+    def sweep_manifests(self) -> None:
+        """Remove the segments of manifests that were dead when they were marked, and still are."""
+        if self._dry_run:
+            self._tally.manifests_removed = len(self._marker.dead)
+            return
+        index, at = self._index, 0
+        while at < len(self._marker.dead):
+            with index.write_gate, index.errors, index.begin() as txn:
+                self._marker.make_decisive(txn)
+                at = self._remove_manifests(txn, self._marker.dead, at)
+
+    def _remove_manifests(self, txn: Txn, manifests: array[int], at: int) -> int:
+        """Those from `at` on, as many as go into a transaction; where to go on."""
+        index, room = self._index, SEGMENTS_MAX
+        with txn.cursor(db=index.segments) as cursor:
+            while at < len(manifests):
+                manifest = manifests[at]
+                at += 1
+                if self._marker.is_alive(manifest):
+                    continue
+                found = cursor.set_range(segment_key(manifest, 0))
+                while found and room and manifest_of(bytes(cursor.key())) == manifest:
+                    cursor.delete()
+                    # The cursor stands on what followed, or behind the last.
+                    found = bool(cursor.key())
+                    room -= 1
+                if not room:
+                    return at - 1
+                txn.delete(segment_key(manifest, 0), db=index.pending)
+                self._tally.manifests_removed += 1
+        return at
+
+    # ------------------------------------------------------------ rows of chunks
+
+    def sweep_chunks(self) -> None:
+        """Remove the rows that lead to no live frame, and give one to each chunk that is alive and
+        has none, so that it is known when it comes again."""
+        after, dead = b"", list[bytes]()
+        while True:
+            after, rows = self._read_rows(after, dead)
+            self._advance(rows)
+            if len(dead) >= ROWS_MAX or not after:
+                for i in range(0, len(dead), ROWS_MAX):
+                    self._remove_rows(dead[i : i + ROWS_MAX])
+                dead.clear()
+            if not after:
+                break
+        unseen = self._marks.unseen()
+        if unseen:
+            self._restore_rows(unseen)
+
+    def _read_rows(self, after: bytes, dead: list[bytes]) -> tuple[bytes, int]:
+        """Look at the rows that follow; the key of the last of them, or b"" at the end, and how
+        many there were."""
+        index, see, live, count = self._index, self._marks.see, 0, 0
+        key = b""
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.chunks) as cursor,
+        ):
+            if cursor.set_range(after + b"\0") if after else cursor.first():
+                for key, row in islice(cursor, ROWS_PER_READ):
+                    count += 1
+                    if see(decode_chunk_row(row)[1]):
+                        live += 1
+                    else:
+                        dead.append(key)
+        self._tally.chunks += live
+        return (key if count == ROWS_PER_READ else b""), count
+
+    def _remove_rows(self, chunk_ids: list[bytes]) -> None:
+        if self._dry_run:
+            self._tally.chunks_removed += len(chunk_ids)
+            return
+        if not chunk_ids:
+            return
+        index, removed = self._index, 0
+        with index.write_gate, index.errors, index.begin() as txn:
+            self._marker.make_decisive(txn)
+            totals = read_totals(index, txn)
+            for chunk_id in chunk_ids:
+                row = txn.get(chunk_id, db=index.chunks)
+                if row is None:
+                    continue
+                raw_bytes, location = decode_chunk_row(row)
+                if self._marks.is_live(location):
+                    continue
+                txn.delete(chunk_id, db=index.chunks)
+                totals.chunk_raw_bytes -= raw_bytes
+                totals.chunk_stored_bytes -= location.stored_bytes
+                removed += 1
+            write_totals(index, txn, totals)
+        self._tally.chunks_removed += removed
+
+    def _restore_rows(self, unseen: dict[bytes, set[int]]) -> None:
+        found: dict[bytes, tuple[int, Location]] = {}
+        for batch in self._marker.live_segments():
+            for _, raw in batch:
+                segment = decode_segment(raw)
+                if unseen.keys().isdisjoint(segment.packs):
+                    continue
+                for begin, end, chunk_id, location in segment:
+                    offsets = unseen.get(location.pack_id)
+                    if offsets and location.offset in offsets:
+                        offsets.discard(location.offset)
+                        self._marks.live_bytes[location.pack_id] += location.stored_bytes
+                        found[chunk_id] = end - begin, location
+            if len(found) >= ROWS_MAX:
+                self._put_rows(found)
+                found.clear()
+        self._put_rows(found)
+
+    def _put_rows(self, found: dict[bytes, tuple[int, Location]]) -> None:
+        if self._dry_run or not found:
+            return
+        index, restored = self._index, 0
+        with index.write_gate, index.errors, index.begin() as txn:
+            totals = read_totals(index, txn)
+            for chunk_id, (raw_bytes, location) in found.items():
+                row = txn.get(chunk_id, db=index.chunks)
+                if row is not None or txn.get(location.pack_id, db=index.packs) is None:
+                    continue
+                txn.put(chunk_id, encode_chunk_row(raw_bytes, location), db=index.chunks)
+                totals.chunk_raw_bytes += raw_bytes
+                totals.chunk_stored_bytes += location.stored_bytes
+                restored += 1
+            write_totals(index, txn, totals)
+        self._tally.chunks += restored
+
+    # ------------------------------------------------------------ packs
+
+    def sweep_packs(self) -> dict[bytes, tuple[int, int]]:
+        """Remove the packs with nothing alive in them, files without rows too; the others, with
+        their bytes and when they were made (ns since the epoch)."""
+        index = self._index
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.packs) as cursor,
+        ):
+            made = {key: decode_pack_row(row)[0] for key, row in cursor}
+        files = dict(self._packs.list())
+        live = self._marks.packs
+        self._tally.missing = {pack_id for pack_id in live if pack_id not in files}
+        dead = sorted((made.keys() | files.keys()) - live)
+        for i in range(0, len(dead), PACKS_MAX):
+            self.remove_packs(dead[i : i + PACKS_MAX], files)
+        return {
+            pack_id: (size, made[pack_id])
+            for pack_id, size in files.items()
+            if pack_id in live and pack_id in made
+        }
+
+    def seal_packs(self, seed: int) -> None:
+        """End the packs whose writers did not."""
+        index = self._index
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.packs) as cursor,
+        ):
+            ends = [(key, decode_pack_row(row)[1]) for key, row in cursor]
+        self._tally.packs_sealed = seal_packs(self._packs, ends, seed=seed, dry_run=self._dry_run)
+
+    def remove_packs(
+        self,
+        pack_ids: Iterable[bytes],
+        files: dict[bytes, int],
+        referred: Callable[[bytes], bool] | None = None,
+    ) -> set[bytes]:
+        """Remove those that nothing is `referred` to in, and whose lock can be had."""
+        index, tally = self._index, self._tally
+        if self._dry_run:
+            return self._count_packs(pack_ids, files)
+        removed: set[bytes] = set()
+        orphans = 0
+        with PackLocks(self._packs) as locks:
+            with index.write_gate, index.errors, index.begin() as txn:
+                self._marker.make_decisive(txn)
+                for pack_id in pack_ids:
+                    if (referred or self._marks.has)(pack_id):
+                        continue
+                    if locks.take(pack_id) is False:
+                        tally.packs_busy += 1
+                        continue
+                    orphans += not txn.delete(pack_id, db=index.packs)
+                    removed.add(pack_id)
+            # Committed: nothing in the index leads there any more.
+            tally.bytes_freed += locks.remove()
+        tally.packs_removed += len(removed)
+        tally.orphans_removed += orphans
+        return removed
+
+    def _count_packs(self, pack_ids: Iterable[bytes], files: dict[bytes, int]) -> set[bytes]:
+        counted = set()
+        with PackLocks(self._packs) as locks:
+            for pack_id in pack_ids:
+                if locks.is_held(pack_id):
+                    self._tally.packs_busy += 1
+                    continue
+                counted.add(pack_id)
+                self._tally.bytes_freed += files.get(pack_id, 0)
+        self._tally.packs_removed += len(counted)
+        return counted

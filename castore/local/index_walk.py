@@ -1,0 +1,150 @@
+"""Reading all of an index, with no trust in it: row by row, in order, each one counted.
+
+The functions that take a Report run in a process of their own (`isolated`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format.index import (
+    decode_chunk_row,
+    decode_pack_row,
+    decode_record,
+    decode_segment,
+    manifest_of,
+)
+from castore.system.isolated import Report
+from castore.system.lmdb_env import (
+    TABLES,
+    Index,
+    LmdbError,
+    Snapshot,
+    Table,
+    damaged,
+    is_in_use,
+    open_index,
+    typed,
+)
+from castore.system.lmdb_pages import IndexPages
+
+PAGE_ROWS_MAX = 4096
+PAGE_BYTES_MAX = 16 << 20
+
+
+def rows(index: Index, txn: Snapshot, table: Table) -> Iterator[tuple[bytes, bytes]]:
+    """Every row of a table, in the order of the keys. Raises IndexCorrupt where a damaged page
+    shows itself: keys out of order (as in a tree that leads round in circles), rows missing."""
+    try:
+        expected = txn.stat(table)["entries"]
+        found, last = 0, b""
+        with txn.cursor(db=table) as cursor:
+            for raw_key, value in cursor:
+                key = bytes(raw_key)
+                if found and key <= last:
+                    raise damaged(index.path, "its keys are not in order")
+                last = key
+                found += 1
+                if found > expected:
+                    break
+                yield key, bytes(value)
+        if found != expected:
+            counted = "more" if found > expected else found
+            raise damaged(index.path, f"a table of {expected} rows has {counted}")
+    except LmdbError as error:
+        raise typed(error, index.path) from error
+
+
+def pages(index: Index, table: Table) -> Iterator[list[tuple[bytes, bytes]]]:
+    """All rows, some at a time, so that they may be changed in between."""
+    after: bytes | None = None
+    while True:
+        with index.gate, index.errors, index.snapshot(False) as txn, txn.cursor(db=table) as cursor:
+            page: list[tuple[bytes, bytes]] = []
+            size = 0
+            if cursor.set_range(after + b"\0") if after is not None else cursor.first():
+                for key, value in cursor:
+                    page.append((bytes(key), bytes(value)))
+                    size += len(value)
+                    if len(page) >= PAGE_ROWS_MAX or size >= PAGE_BYTES_MAX:
+                        break
+        if not page:
+            return
+        yield page
+        after = page[-1][0]
+
+
+def check_pages(index: Index) -> None:
+    """Raises IndexCorrupt if a page of the index is damaged, though LMDB may get along with it
+    until something is written."""
+    fd = os.open(os.path.join(index.path, "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while True:
+            with (
+                index.gate,
+                index.errors,
+                index.snapshot(False) as txn,
+            ):  # its pages are not written over while it is there
+                found = IndexPages(fd, index.path)
+                if found.meta.txn_id == txn.id():
+                    fault = found.fault()
+                    break
+    finally:
+        os.close(fd)
+    if fault:
+        raise damaged(index.path, fault)
+
+
+def look_at_pages(report: Report, path: str) -> None:
+    """`check_pages` of the index at `path`."""
+    index = open_index(path, create=False)
+    try:
+        check_pages(index)
+    finally:
+        index.close()
+
+
+def copy_index(report: Report, path: str, fd: int, read_only: bool) -> None:
+    """LMDB's own copy of the index at `path`, to a descriptor."""
+    index = open_index(path, create=False, lock_free=read_only and not is_in_use(path))
+    try:
+        index.copy_to(fd)
+    finally:
+        index.close()
+
+
+def look_through(report: Report, path: str) -> None:
+    """Read every row, and decode those that have a format of their own; report how many names there
+    are, and how many rows do not decode."""
+    index = open_index(path, create=False)
+    names = undecodable = 0
+    try:
+        check_pages(index)
+        with index.gate, index.errors, index.snapshot(False) as txn:
+            for table in TABLES:
+                for key, value in rows(index, txn, getattr(index, table.decode())):
+                    names += table == b"names"
+                    undecodable += not _decodes(table, key, value)
+    finally:
+        index.close()
+    report({"names": names, "damaged": undecodable})
+
+
+def _decodes(table: bytes, key: bytes, value: bytes) -> bool:
+    decoders: dict[bytes, Any] = {
+        b"names": decode_record,
+        b"segments": decode_segment,
+        b"chunks": decode_chunk_row,
+        b"packs": decode_pack_row,
+    }
+    try:
+        if table in (b"segments", b"pending"):
+            manifest_of(key)
+        if table in decoders:
+            decoders[table](value)
+    except (FormatError, UnsupportedFormat):
+        return False
+    return True

@@ -1,0 +1,481 @@
+"""The journal of a local store's names: what outlives its index.
+
+`journal/<generation>.log` has every change of a name, and the chunks of every object, in the order
+of the commits. A commit appends to it inside its own LMDB transaction, just before that is
+committed: writers take turns there already, so one file serves all processes. Nothing waits for the
+disk: the index is the truth, and a power cut loses the last moments of the journal at most, until
+the next rotation. For the same reason a put does not fail when the journal can't be written, as on
+a full disk; what it lacks then, the numbers of its transactions show.
+
+Each transaction has a number, kept in the index (`JournalPlace`) and raised with it. Blocks of a
+commit that failed, or was cut off by a crash, are followed by others with the same number, which
+then count. The block DONE that follows a commit is for who finds an index that is older than the
+journal, such as a copy that somebody put back: there is no other sign of names that are lost.
+
+`rotate` begins a new generation, and writes `journal/<generation>.snapshot`: all that is in the
+index, in short read transactions. Others commit meanwhile; what the snapshot has of that is in the
+new log, too, which is applied to it: so it comes out right. Older generations go after that. Until
+it is written, the older ones, then the new log, are what a rebuild reads.
+
+A collection rotates, and in a store that nobody collects the put after which the log has grown to
+several times its snapshot (`bound`): what a snapshot costs was written before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from castore.errors import CastoreError, CommitUnknown, FormatError
+from castore.format.index import decode_record, decode_segment, manifest_of
+from castore.format.journal import (
+    BLOCK_HEADER_BYTES,
+    FLAG_LAST,
+    FLAG_ZSTD,
+    JournalPlace,
+    Kind,
+    Unclaimed,
+    decode_block_head,
+    encode_block,
+    encode_piece,
+    encode_put,
+)
+from castore.format.pack import StoreConfig, encode_config
+from castore.local.index_walk import pages
+from castore.stream.codec import encode_block_payload
+from castore.system import forks
+from castore.system.fileio import make_durable_folder, storage_error, sync_folder
+from castore.system.forks import ForkLock, Rank
+from castore.system.lmdb_env import Index, Snapshot, Txn
+
+PLACE: Final = b"journal"  # rows of `meta`
+UNCLAIMED: Final = b"unclaimed"
+PIECE_BYTES = 1 << 20  # of entries in one block
+TAIL_BYTES_MAX = 1 << 20  # looked at, of what others appended
+LOG_BYTES_MIN = 1 << 20  # a log is kept up to this, or up to the size of its snapshot
+LOG_BYTES_MAX = 64 << 20  # nor does a put let it grow past this, or past some of its snapshot
+SNAPSHOTS_MAX = 4
+ROWS_AT_CLOSE_MAX = 20_000  # a snapshot of them takes a moment
+FOLDER = "journal"
+_NAME = re.compile(r"([0-9a-f]{16})\.(log|snapshot)")
+
+
+STARTED: Final = JournalPlace(0, 0, 0)
+
+
+def start_journal(index: Index, txn: Txn) -> None:
+    """Of a store that is being made: what comes is all that there is."""
+    txn.put(PLACE, STARTED.encode(), db=index.meta)
+
+
+class Journal:
+    """The journal of the store in the folder `root`, as one process writes it."""
+
+    def __init__(self, root: str, config: StoreConfig) -> None:
+        self.folder = os.path.join(root, FOLDER)
+        self._config = config
+        self._fd = -1
+        self._file = (0, 0)
+        self._generation = 0
+        self._known: tuple[JournalPlace, int] | None = (
+            None  # after our last append; the file's size
+        )
+        self._dirty = False
+        self._lacking = False  # it was found to lack something, or could not be written
+        self._log_bytes_max = 0  # where `bound` looks next
+        # Before a descriptor is closed that another thread may be writing to.
+        self._lock = ForkLock(Rank.LEAF)
+        forks.register(self)
+
+    # ------------------------------------------------------------ commits
+
+    def append(self, index: Index, txn: Txn, entries: Sequence[bytes]) -> JournalPlace | None:
+        """Write the entries of a transaction, if there are any, as the last thing within it. What
+        the disk does not take is a gap, which the numbers show, and no reason for a put to fail."""
+        if not entries:
+            return None
+        place = self._decoded(txn.get(PLACE, db=index.meta))
+        with self._lock:
+            try:
+                place = self._find_end(index, txn, place)
+                end = self._write(place.seq + 1, entries)
+            except OSError:
+                end = place.end
+                self._lacking = True
+        place = JournalPlace(place.generation, place.seq + 1, end)
+        txn.put(PLACE, place.encode(), db=index.meta)
+        return place
+
+    def done(self, place: JournalPlace | None) -> None:
+        """The commit of the transaction that appended up to `place` is known to be durable."""
+        if place is not None:
+            self._note(Kind.DONE, place, b"")
+
+    def failed(self, place: JournalPlace | None, error: BaseException) -> None:
+        """It raised `error`; its entries do not count, unless it may have landed all the same."""
+        known = isinstance(error, CastoreError) and not isinstance(error, CommitUnknown)
+        if place is not None and known:
+            self._note(Kind.UNDONE, place, place.end.to_bytes(8, "little"))
+
+    def _note(self, kind: Kind, place: JournalPlace, payload: bytes) -> None:
+        block = encode_block(kind, place.seq, 0, payload, raw_bytes=len(payload), flags=FLAG_LAST)
+        with self._lock, contextlib.suppress(OSError):  # the next transaction says the same
+            if self._is_ours() and self._generation == place.generation:
+                size = os.write(self._fd, block)
+                self._known = place, place.end + size
+
+    def _write(self, seq: int, entries: Iterable[bytes]) -> int:
+        """Where the file ends then. One call for each block: nobody else's comes in between."""
+        self._dirty = True
+        for block in encode_blocks(Kind.CHANGES, seq, entries):
+            os.write(self._fd, block)
+        return os.fstat(self._fd).st_size
+
+    def _decoded(self, row: bytes | None) -> JournalPlace:
+        """Of a row that is damaged in more than a bit nothing is known, as of one that is gone."""
+        with contextlib.suppress(FormatError):
+            if row is not None:
+                return JournalPlace.mended(row)
+        return STARTED
+
+    def _find_end(self, index: Index, txn: Txn, place: JournalPlace) -> JournalPlace:
+        """Have the file open that is appended to; a new one if that is gone, or has more than the
+        index knows of."""
+        status = self._status() if self._generation == place.generation else None
+        if status is None or not status.st_nlink:
+            self._open(place.generation)
+            status = self._status()
+        if status is not None:
+            size = status.st_size
+            if self._known == (place, size) or not self._is_ahead(place, size):
+                return place
+        known = generations(self.folder)
+        # Of a commit that failed, or was cut off, when it had begun a log: that has nothing.
+        is_behind = self._fd >= 0 or any(
+            _newest_of(log_path(self.folder, later)) > place.seq
+            for later in known
+            if later > place.generation
+        )
+        if is_behind and txn.get(UNCLAIMED, db=index.meta) is None:
+            txn.put(UNCLAIMED, Unclaimed(0, 0).encode(), db=index.meta)
+        is_empty = not is_behind and txn.get(PLACE, db=index.meta) == STARTED.encode()
+        return self._begin(max(known, default=place.generation) + 1, place.seq, is_empty=is_empty)
+
+    def _is_ours(self) -> bool:
+        return self._status() is not None
+
+    def _status(self) -> os.stat_result | None:
+        """Of the file that was opened, if the descriptor is still of that: a process that becomes a
+        daemon closes all that there are, and the number may be another file's by now."""
+        if self._fd < 0:
+            return None
+        try:
+            status = os.fstat(self._fd)
+        except OSError:
+            return None
+        return status if (status.st_dev, status.st_ino) == self._file else None
+
+    def _is_ahead(self, place: JournalPlace, size: int) -> bool:
+        """Whether the file has transactions behind `place` that were committed."""
+        if size <= place.end:
+            return False
+        tail = os.pread(self._fd, min(size - place.end, TAIL_BYTES_MAX), place.end)
+        return _newest_committed(tail) > place.seq
+
+    # ------------------------------------------------------------ generations
+
+    def bound(self, index: Index) -> None:
+        """After a commit, with nothing held: rotate if the log has outgrown its snapshot. The
+        commit is done whatever comes of it, and what failed is not tried again before the log has
+        grown by as much."""
+        with self._lock:
+            if self._known is None or self._known[1] <= self._log_bytes_max:
+                return
+            place, size = self._known
+            limit = max(LOG_BYTES_MAX, SNAPSHOTS_MAX * _snapshot_bytes(self.folder))
+            grown = size > limit
+            self._log_bytes_max = size + limit if grown else limit
+        if grown:
+            with contextlib.suppress(OSError, CastoreError):
+                self.rotate(index, only=place.generation)
+
+    def rotate(self, index: Index, *, only: int | None = None) -> None:
+        """Begin a new generation with a snapshot of all that is in the index, and remove the older
+        ones. If a row does not decode, they stay: they may have what it was. With `only`, nothing
+        is done if another generation is there by now, or if the index is known to lack what the
+        journal has. Raises StoreFull, StoreIOError, CommitUnknown."""
+        try:
+            self._rotate(index, only)
+        except OSError as error:
+            if isinstance(error, CastoreError):
+                raise
+            raise storage_error(error, self.folder) from error
+
+    def _rotate(self, index: Index, only: int | None) -> None:
+        with index.write_gate, index.errors, index.begin() as txn, self._lock:
+            place = self._decoded(txn.get(PLACE, db=index.meta))
+            if only is not None and (
+                place.generation != only or txn.get(UNCLAIMED, db=index.meta) is not None
+            ):
+                return
+            known = generations(self.folder)
+            generation = max([place.generation, *known]) + 1
+            place = self._begin(generation, place.seq, is_empty=False)
+            txn.put(PLACE, place.encode(), db=index.meta)
+        draft = os.path.join(self.folder, f"{generation:016x}.draft")
+        try:
+            whole = self._write_snapshot(index, draft, generation, place.seq)
+            # What it has of later transactions is to be in the log, too, whatever happens.
+            self.sync()
+            if not whole:
+                os.unlink(draft)
+                return
+            os.rename(draft, snapshot_path(self.folder, generation))
+        except FileNotFoundError:
+            if max(generations(self.folder), default=0) > generation:
+                return  # somebody else rotated meanwhile, and took it for a leftover
+            raise
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):  # on a full disk others need the room
+                os.unlink(draft)
+            raise
+        sync_folder(self.folder)
+        _remove_before(self.folder, generation)
+        self._lacking = False
+
+    def _write_snapshot(self, index: Index, path: str, generation: int, seq: int) -> bool:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(fd, self._head(generation, seq, "snapshot"))
+            state = _State(index)
+            for block in encode_blocks(Kind.STATE, seq, state):
+                _write_all(fd, block)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        return state.whole
+
+    def sync(self) -> None:
+        """Make what this process appended durable. Raises OSError."""
+        with self._lock:
+            if self._dirty and self._is_ours():
+                self._dirty = False
+                os.fsync(self._fd)
+
+    def close(self, index: Index) -> None:
+        """The end of this process's part. What the journal was found to lack, it gets now, unless
+        that would take long: then a collection does it."""
+        with contextlib.suppress(OSError, CastoreError):  # the store is whole without it
+            if (self._lacking or self._has_grown()) and _may_rotate(index):
+                self.rotate(index)
+            self.sync()
+        self.let_go()
+
+    def _has_grown(self) -> bool:
+        """By what this process appended: a store that is only read is left alone."""
+        known = self._known
+        limit = max(LOG_BYTES_MIN, SNAPSHOTS_MAX * _snapshot_bytes(self.folder))
+        return known is not None and known[1] > limit
+
+    def after_fork_in_child(self) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        with self._lock:
+            if self._is_ours():
+                os.close(self._fd)
+            self._fd = -1
+            self._known = None
+            self._dirty = False
+
+    def _open(self, generation: int) -> None:
+        self.let_go()
+        path = log_path(self.folder, generation)
+        with contextlib.suppress(FileNotFoundError):
+            self._adopt(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC))
+        self._generation = generation
+
+    def _adopt(self, fd: int) -> None:
+        self._fd = fd
+        self._log_bytes_max = LOG_BYTES_MAX
+        status = os.fstat(fd)
+        self._file = status.st_dev, status.st_ino
+
+    def _begin(self, generation: int, seq: int, *, is_empty: bool) -> JournalPlace:
+        """A log with nothing in it. A rotation that was cut off may have left one of this name."""
+        make_durable_folder(self.folder)
+        self.let_go()
+        path = log_path(self.folder, generation)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._adopt(os.open(path, flags, 0o600))
+        self._generation = generation
+        self._dirty = True
+        self._lacking |= not is_empty
+        os.write(self._fd, self._head(generation, seq, "nothing" if is_empty else "snapshot"))
+        os.fsync(self._fd)
+        sync_folder(self.folder)
+        return JournalPlace(generation, seq, os.fstat(self._fd).st_size)
+
+    def _head(self, generation: int, seq: int, base: str) -> bytes:
+        """The first block of a file. `base` is what its entries are applied to: the snapshot of the
+        generation, or nothing, as in a new store. castore.json is in it: it may be lost as well."""
+        config = json.loads(encode_config(self._config))
+        fields = {"generation": generation, "base": base, "config": config}
+        payload = json.dumps(fields).encode()
+        return encode_block(Kind.HEAD, seq, 0, payload, raw_bytes=len(payload), flags=FLAG_LAST)
+
+
+class _State:
+    """The entries of a snapshot: all segments and names of an index. `whole` is false if some do
+    not decode, and are left out."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self.whole = True
+
+    def __iter__(self) -> Iterator[bytes]:
+        index = self._index
+        # Segments first: a name that came meanwhile is in the log, with its own.
+        for page in pages(index, index.segments):
+            for key, raw in page:
+                try:
+                    decode_segment(raw, manifest=manifest_of(key))
+                    yield encode_piece(manifest_of(key), raw)
+                except FormatError:
+                    self.whole = False
+        for page in pages(index, index.names):
+            for name, raw in page:
+                try:
+                    decode_record(raw)
+                    yield encode_put(name, raw)
+                except FormatError:
+                    self.whole = False
+
+
+def _may_rotate(index: Index) -> bool:
+    """Whether it takes but a moment, and no older generation has names that the index lacks."""
+    with index.gate, index.errors, index.snapshot(False) as txn:
+        if txn.get(UNCLAIMED, db=index.meta) is not None:
+            return False
+        rows = [int(txn.stat(table)["entries"]) for table in (index.names, index.segments)]
+    return sum(rows) <= ROWS_AT_CLOSE_MAX
+
+
+def encode_blocks(kind: Kind, seq: int, entries: Iterable[bytes]) -> Iterator[bytes]:
+    """The blocks of a transaction or a snapshot; there is always one."""
+    part, size, batch = 0, 0, list[bytes]()
+    for entry in entries:
+        if size and size + len(entry) > PIECE_BYTES:
+            yield _encoded(kind, seq, part, b"".join(batch), 0)
+            part, size = part + 1, 0
+            batch.clear()
+        batch.append(entry)
+        size += len(entry)
+    yield _encoded(kind, seq, part, b"".join(batch), FLAG_LAST)
+
+
+def _encoded(kind: Kind, seq: int, part: int, raw: bytes, flags: int) -> bytes:
+    compressed, payload = encode_block_payload(raw)
+    flags |= FLAG_ZSTD if compressed else 0
+    return encode_block(kind, seq, part, payload, raw_bytes=len(raw), flags=flags)
+
+
+def read_place(index: Index, txn: Snapshot | Txn) -> JournalPlace | None:
+    """Raises FormatError if more than a bit of it is damaged."""
+    row = txn.get(PLACE, db=index.meta)
+    return None if row is None else JournalPlace.mended(bytes(row))
+
+
+def read_unclaimed(index: Index, txn: Snapshot | Txn) -> Unclaimed | None:
+    """Raises FormatError."""
+    row = txn.get(UNCLAIMED, db=index.meta)
+    return None if row is None else Unclaimed.decode(bytes(row))
+
+
+# ---------------------------------------------------------------- files
+
+
+def log_path(folder: str, generation: int) -> str:
+    return os.path.join(folder, f"{generation:016x}.log")
+
+
+def snapshot_path(folder: str, generation: int) -> str:
+    return os.path.join(folder, f"{generation:016x}.snapshot")
+
+
+def generations(folder: str) -> list[int]:
+    """Those that there is a file of, in order."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return sorted({int(match[1], 16) for match in map(_NAME.fullmatch, names) if match})
+
+
+def _snapshot_bytes(folder: str) -> int:
+    """Of the newest one that there is."""
+    for generation in reversed(generations(folder)):
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(snapshot_path(folder, generation)).st_size
+    return 0
+
+
+def journal_bytes(folder: str) -> int:
+    size = 0
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            with contextlib.suppress(FileNotFoundError):
+                size += entry.stat().st_size
+    return size
+
+
+def _remove_before(folder: str, generation: int) -> None:
+    for name in os.listdir(folder):
+        stem, _, kind = name.partition(".")
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if kind in ("log", "snapshot", "draft") and int(stem, 16) < generation:
+                os.unlink(os.path.join(folder, name))
+    sync_folder(folder)
+
+
+def _newest_of(path: str) -> int:
+    """The number of the last transaction that is known to be committed by the log at `path`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        size = os.fstat(fd).st_size
+        parts = [(0, TAIL_BYTES_MAX), (max(0, size - TAIL_BYTES_MAX), TAIL_BYTES_MAX)]
+        return max(_newest_committed(os.pread(fd, size, at)) for at, size in parts)
+    finally:
+        os.close(fd)
+
+
+def _newest_committed(part: bytes) -> int:
+    """The number of the last transaction in a part of a log that is known to be committed: a DONE
+    says so, every transaction of the one before it, and what a log begins with of those before it.
+    """
+    newest, at = 0, 0
+    while True:
+        with contextlib.suppress(FormatError):
+            head = decode_block_head(part[at : at + BLOCK_HEADER_BYTES])
+            if head.kind in (Kind.DONE, Kind.HEAD):
+                newest = max(newest, head.seq)
+            elif head.kind == Kind.CHANGES:
+                newest = max(newest, head.seq - 1)
+            at += BLOCK_HEADER_BYTES + head.payload_bytes
+            continue
+        at = part.find(b"CJNL", at + 1)
+        if at < 0:
+            return newest
+
+
+def _write_all(fd: int, block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(fd, view) :]

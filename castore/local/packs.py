@@ -1,0 +1,442 @@
+"""Packs as files: written once by appending, read through mmap.
+
+A pack belongs to the process that made it, which holds `flock(LOCK_EX)` on it from its creation
+until what it holds is committed: a collector that can't get the lock leaves the pack alone. Packs
+are never truncated, since a mapped reader would fault, and never fsynced again after an fsync of
+theirs failed, since the kernel may have dropped the pages that it could not write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+import time
+import weakref
+from collections.abc import Collection, Iterable, Sequence
+
+from castore.errors import (
+    FormatError,
+    PackMissing,
+    PackPoisoned,
+    StoreClosed,
+    StoreFull,
+    StoreIOError,
+)
+from castore.format.pack import (
+    PACK_HEADER_BYTES,
+    PackEntry,
+    decode_pack_header,
+    encode_footer,
+    encode_pack_header,
+)
+from castore.local.pack_files import list_packs, pack_path
+from castore.model import Extent, Location
+from castore.stream.codec import Frame
+from castore.stream.packs import Held
+from castore.system import forks
+from castore.system.fileio import (
+    adopt,
+    adopt_folder,
+    is_interrupt,
+    storage_error,
+    sync_folder,
+    write_all,
+)
+from castore.system.forks import ForkLock, Rank
+from castore.system.mapping import Mapping, start_writeback
+
+PACK_BYTES_MAX = 256 << 20
+WRITEBACK_BYTES = 8 << 20
+MAPPINGS_MAX = 512  # kept for the next read; whoever holds one keeps it longer
+
+
+class Pack:
+    """A pack that this process is writing. Its methods are called under LocalPacks' lock, but for
+    `sync`, which many puts may wait for at once."""
+
+    def __init__(self, path: str, fd: int, store_id: bytes, pack_id: bytes) -> None:
+        self.pack_id = pack_id
+        self.path = path
+        self.created_ns = time.time_ns()
+        self.size = 0
+        self.durable_bytes = 0
+        self.sealed = False
+        self.named = False  # a commit that may have landed refers to it
+        # Of puts that have frames in it and have not committed. One that was interrupted before it
+        # could let go is none.
+        self.users: weakref.WeakSet[Placement] = weakref.WeakSet()
+        self._fd = fd
+        self._entries: list[PackEntry] = []
+        self._poison: Exception | None = None
+        self._written_back = 0
+        self._sync_lock = threading.Lock()
+        self._append_bytes([encode_pack_header(store_id, pack_id)])
+
+    @property
+    def usable(self) -> bool:
+        return not self.sealed and self._poison is None
+
+    def append(self, frames: Sequence[Frame]) -> list[Location]:
+        locations, offset = [], self.size
+        for frame in frames:
+            locations.append(Location(self.pack_id, offset, frame.stored_bytes))
+            offset += frame.stored_bytes
+        self._append_bytes([part for frame in frames for part in (frame.head, frame.payload)])
+        self._entries += [
+            PackEntry(frame.chunk_id, at.offset, at.stored_bytes, frame.raw_bytes)
+            for frame, at in zip(frames, locations, strict=True)
+        ]
+        if self.size - self._written_back >= WRITEBACK_BYTES:
+            # The disk starts now on what the fsync would otherwise begin with.
+            start_writeback(self._fd, self._written_back, self.size - self._written_back)
+            self._written_back = self.size
+        return locations
+
+    def sync(self, upto: int) -> None:
+        """Make the first `upto` bytes durable. A failure poisons the pack for good."""
+        with self._sync_lock:
+            if self.durable_bytes >= upto:
+                return
+            self.raise_if_poisoned()
+            size = self.size
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                self._poison = error  # first: the next instruction may be interrupted, too
+                if is_interrupt(error):
+                    self._poison = None  # not a word of the disk's; it is asked again
+                    raise
+                self.raise_if_poisoned()
+            self.durable_bytes = size
+
+    def exists(self) -> bool:
+        """False if the file was removed under us."""
+        return os.fstat(self._fd).st_nlink > 0
+
+    def map_again(self) -> Mapping:
+        """A mapping of a pack whose file was removed under us, and which takes no more frames."""
+        if self._poison is None:
+            self._poison = FileNotFoundError(errno.ENOENT, "was removed", self.path)
+        return Mapping(self._fd, self.size)
+
+    def seal(self) -> None:
+        """Write the footer. It is an aid to recovery, which scans a pack without one, so it is
+        not synced, and a failure to write it loses nothing."""
+        if not self.usable:
+            return
+        self.sealed = True
+        try:
+            self._append_bytes([encode_footer(self._entries, self.size)])
+        except OSError as error:
+            self._poison = error
+        self._entries = []
+
+    def close(self) -> None:
+        """Give up the lock, and the file too if nothing can refer to it."""
+        if not self.named and not self.users:
+            with contextlib.suppress(FileNotFoundError):  # the store was removed under us
+                os.unlink(self.path)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptor only: what a forked child may do."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def raise_if_poisoned(self) -> None:
+        if self._poison is None:
+            return
+        if getattr(self._poison, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(
+                f"no space left for pack {self.path}: nothing was published; free some and repeat"
+            ) from self._poison
+        raise PackPoisoned(
+            f"pack {self.path} can't be written ({self._poison}): nothing was published; check "
+            "the disk and repeat"
+        ) from self._poison
+
+    def _append_bytes(self, parts: Sequence[bytes]) -> None:
+        self.raise_if_poisoned()
+        try:
+            self.size = write_all(self._fd, parts, self.size)
+        except OSError as error:
+            # The tail is torn and can't be truncated away: this pack is finished.
+            self._poison = error
+            if is_interrupt(error):
+                self._poison = None  # what was written of it is written over
+                raise
+            self.raise_if_poisoned()
+
+
+class Placement:
+    """The packs one put has frames in, and up to where: what has to be durable before it commits,
+    and what it holds until then."""
+
+    def __init__(self) -> None:
+        self.upto: dict[Pack, int] = {}
+
+    def sync(self) -> None:
+        for pack, upto in self.upto.items():
+            pack.sync(upto)
+
+
+class LocalPacks:
+    """The packs folder of one store, shared by all Stores of the process on that path."""
+
+    task_bytes = 2 << 20
+
+    def __init__(self, root: str, store_id: bytes) -> None:
+        self.root = root
+        self._store = os.path.dirname(root)
+        self._store_id = store_id
+        self._lock = ForkLock(Rank.PACKS)
+        self._closed = False
+        self._durable_folders: set[str] = set()
+        self._open: Pack | None = None
+        self._sealed: set[Pack] = set()  # still held by puts that have not committed
+        self._mapped: dict[bytes, Mapping] = {}
+        self._pid = os.getpid()
+        forks.register(self)
+
+    # ------------------------------------------------------------ writing
+
+    def append(self, frames: Sequence[Frame], placement: Placement) -> list[Location]:
+        """Write frames at the end of the open pack. They are not durable before
+        `placement.sync()`, and no other process may remove them before `release(placement)`."""
+        with self._lock:
+            self._check_pid()
+            if self._closed:
+                raise StoreClosed("the store was closed meanwhile: open it again")
+            pack = self._open
+            if pack is None or not pack.usable:
+                self._retire()
+                pack = self._open = self._create()
+            if pack not in placement.upto:
+                placement.upto[pack] = pack.size
+                pack.users.add(placement)
+            locations = pack.append(frames)
+            placement.upto[pack] = pack.size
+            if pack.size >= PACK_BYTES_MAX:
+                self._retire()
+            return locations
+
+    def create(self, placement: Placement) -> Pack:
+        """A pack that no other put appends to, for who writes a whole one."""
+        with self._lock:
+            self._check_pid()
+            if self._closed:
+                raise StoreClosed("the store was closed meanwhile: open it again")
+            pack = self._create()
+            self._sealed.add(pack)  # no put will be offered it
+            placement.upto[pack] = pack.size
+            pack.users.add(placement)
+            return pack
+
+    def retire(self) -> None:
+        """End the open pack, so that a collector can have what this process is done with."""
+        with self._lock:
+            self._check_pid()
+            self._retire()
+
+    def retire_at_exit(self) -> None:
+        """`retire`, for a process that ends without closing the store; unless a thread is amid an
+        append, which may never end."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._check_pid()
+                self._retire()
+            finally:
+                self._lock.release()
+
+    def own(self, placement: Placement) -> Pack:
+        """A pack that this put holds the lock of, made if it has none yet: others can see by it
+        that the put is alive."""
+        with self._lock:
+            if not placement.upto:
+                self.append([], placement)
+            return next(iter(placement.upto))
+
+    def release(self, placement: Placement, *, only: set[Pack] | None = None) -> None:
+        """The put has committed, or is over: let go of its packs, or of `only` those."""
+        with self._lock:
+            for pack in list(placement.upto if only is None else only):
+                placement.upto.pop(pack, None)
+                pack.users.discard(placement)
+            self._close_unused()
+
+    def give_up(self, placement: Placement) -> None:
+        """The put has failed: let go of its packs, and end the open one, if it has frames in it, so
+        that any collector can have what nobody will commit."""
+        with self._lock:
+            if self._open in placement.upto:
+                self._retire()
+            self.release(placement)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._pid == os.getpid():
+                self._retire()
+                self._close_unused()
+            self._mapped.clear()
+
+    def _retire(self) -> None:
+        pack, self._open = self._open, None
+        if pack is None:
+            return
+        if pack.named or pack.users:
+            pack.seal()
+        if pack.users:
+            self._sealed.add(pack)
+        else:
+            pack.close()
+
+    def _close_unused(self) -> None:
+        for pack in [pack for pack in self._sealed if not pack.users]:
+            pack.close()
+            self._sealed.discard(pack)
+
+    def _create(self) -> Pack:
+        while True:
+            pack_id = os.urandom(16)
+            path = self.path(pack_id)
+            folder = os.path.dirname(path)
+            try:
+                if folder not in self._durable_folders:
+                    # Also where another process has just made them, and not synced yet.
+                    for made in (self.root, folder):
+                        with contextlib.suppress(FileExistsError):
+                            os.mkdir(made, 0o700)
+                            adopt_folder(made, self._store)
+                        sync_folder(os.path.dirname(made))
+                    self._durable_folders.add(folder)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise storage_error(error, path) from error
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                adopt(fd, self._store)
+                # A collector may have taken the empty file before the lock was ours.
+                if os.fstat(fd).st_nlink == 0:
+                    os.close(fd)
+                    continue
+                pack = Pack(path, fd, self._store_id, pack_id)
+                sync_folder(folder)
+            except BlockingIOError:
+                # Somebody looks whether it is locked; a collector may be about to take it.
+                os.close(fd)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                continue
+            except OSError as error:
+                os.close(fd)
+                os.unlink(path)
+                if isinstance(error, (StoreFull, StoreIOError)):
+                    raise
+                raise storage_error(error, path) from error
+            return pack
+
+    # ------------------------------------------------------------ reading
+
+    def path(self, pack_id: bytes) -> str:
+        return pack_path(self.root, pack_id)
+
+    def mapping(self, pack_id: bytes, end: int) -> Mapping:
+        """A mapping of at least the first `end` bytes of a pack. Hold it to keep the bytes, even
+        when the pack is removed. Raises PackMissing, or FormatError if it ends before `end`."""
+        mapping = self._mapped.get(pack_id)
+        if mapping is not None and len(mapping) >= end:
+            return mapping
+        return self._map(pack_id, end)
+
+    def frames(self, extents: Sequence[Extent], held: Held) -> Sequence[memoryview]:
+        found = []
+        for _, _, _, (pack_id, offset, stored_bytes) in extents:
+            mapping = held.get(pack_id)
+            if mapping is None or len(mapping) < offset + stored_bytes:
+                mapping = self.mapping(pack_id, offset + stored_bytes)
+            found.append(memoryview(mapping)[offset : offset + stored_bytes])
+        return found
+
+    def hold(self, pack_ids: Collection[bytes]) -> Held:
+        """Mappings of all that the packs hold now."""
+        held = {}
+        for pack_id in pack_ids:
+            try:
+                size = os.stat(self.path(pack_id)).st_size
+            except FileNotFoundError:
+                raise PackMissing(pack_id) from None
+            mapped = self._mapped.get(pack_id)
+            if mapped is not None and len(mapped) > size:
+                self._mapped.pop(pack_id, None)  # it was cut short outside
+            held[pack_id] = self.mapping(pack_id, size)
+        return held
+
+    def let_go(self, extents: Sequence[Extent], held: Held) -> None:
+        """Unmap the pages just read, so that what a large get has mapped stays bounded; they stay
+        in the page cache."""
+        spans: dict[bytes, tuple[int, int]] = {}
+        for _, _, _, (pack_id, offset, stored_bytes) in extents:
+            low, high = spans.get(pack_id, (offset, offset))
+            spans[pack_id] = min(low, offset), max(high, offset + stored_bytes)
+        for pack_id, (low, high) in spans.items():
+            if pack_id in held:
+                held[pack_id].advise_dontneed(low, high - low)
+
+    def forget(self, *locations: Location) -> None:
+        for location in locations:
+            self.unmap(location.pack_id)
+
+    def unmap(self, pack_id: bytes) -> None:
+        """Keep no mapping of the pack for later reads."""
+        self._mapped.pop(pack_id, None)
+
+    def list(self) -> Iterable[tuple[bytes, int]]:
+        """(pack id, bytes) of every pack file."""
+        for pack_id, path in list_packs(self.root):
+            # A collector may have removed it since it was listed.
+            with contextlib.suppress(FileNotFoundError):
+                yield pack_id, os.stat(path).st_size
+
+    def _map(self, pack_id: bytes, end: int) -> Mapping:
+        path = self.path(pack_id)
+        try:
+            mapping = Mapping(path)
+        except FileNotFoundError:
+            raise PackMissing(pack_id) from None
+        except ValueError as error:  # an empty file can't be mapped
+            raise FormatError(f"pack {path} is empty") from error
+        except OSError as error:
+            raise storage_error(error, path) from error
+        if len(mapping) < max(end, PACK_HEADER_BYTES):
+            raise FormatError(f"pack {path} has {len(mapping)} bytes, and should have {end}")
+        store_id, found = decode_pack_header(memoryview(mapping)[:PACK_HEADER_BYTES])
+        if store_id != self._store_id or found != pack_id:
+            raise FormatError(
+                f"pack {path} is another store's, or another pack: restore it from a backup"
+            )
+        while len(self._mapped) >= MAPPINGS_MAX:
+            self._mapped.pop(next(iter(self._mapped)), None)
+        self._mapped[pack_id] = mapping
+        return mapping
+
+    # ------------------------------------------------------------ forks
+
+    def after_fork_in_child(self) -> None:
+        # The flocks are the parent's, through the descriptions we share: to unlock here would
+        # unlock there. Closing our descriptors does not.
+        for pack in [*self._sealed, *([self._open] if self._open else [])]:
+            pack.abandon()
+        self._sealed.clear()
+        self._open = None
+        self._pid = os.getpid()
+
+    def _check_pid(self) -> None:
+        if self._pid != os.getpid():  # a fork that ran no hooks
+            self.after_fork_in_child()

@@ -1,0 +1,307 @@
+"""A local store's index, made anew: names that are known, and rows from what the packs hold.
+
+The names and their segments come from the index that is there, as far as its pages can be read, or
+from a backup; and from the journal what that lacks. What the journal says comes after a backup; an
+index that is there is newer than it, or as new, and only what can't be read of it is filled in. If
+the index turns out to be older than the journal (somebody put an old copy back), the journal is
+what counts. Where neither has everything, what may be missing is said, and chunks that no name
+leads to are marked as unclaimed: no collection takes them until it is told to.
+
+The new index is made beside the old one, and takes its place in one step, durably: a crash before
+it leaves the store as it was. The old one is kept aside, in place of the one that was before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from castore.errors import (
+    FormatError,
+    IndexCorrupt,
+    StoreNotFound,
+    UnsupportedFormat,
+)
+from castore.format.journal import Entry, JournalPlace
+from castore.format.pack import StoreConfig
+from castore.local import meta
+from castore.local.folder import CONFIG, INDEX_BYTES_MIN, alone, read_config
+from castore.local.journal.log import FOLDER, PLACE, Journal, log_path, read_unclaimed
+from castore.local.journal.replay import clear_names, drop_unnamed, fill, replay
+from castore.local.journal.scan import JournalReading, read_journal
+from castore.local.rebuild_rows import RebuildReport, RowRebuild
+from castore.local.transplant import Transplanted, transplant_file
+from castore.model import Progress
+from castore.stream.config import parse_config
+from castore.system.fileio import sync_folder, write_all
+from castore.system.lmdb_env import Index, open_index
+from castore.system.lmdb_pages import IndexPages
+
+DRAFT = "index.new-"
+ASIDE = "index.before-"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the names of a new index come from. `take_rows` puts those of an index or of a backup
+    into it, None if there is no index; `journal` is None if what it says is not wanted."""
+
+    take_rows: Callable[[Index], Transplanted] | None
+    journal: JournalReading | None
+    is_backup: bool = False
+
+
+def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildReport:
+    """Make the index of the store in the folder anew, with all names that can be read, and
+    castore.json if it is lost. Raises StoreLocked while anybody has the store open; IndexCorrupt if
+    none of its names can be read, so that only a backup helps."""
+    if not os.path.isdir(root):
+        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
+    index_path = os.path.join(root, "index")
+    journal = read_journal(root)
+    found = find_config(root, journal)
+    if found is None:
+        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
+    raw_config, config = found
+
+    def take_rows(index: Index) -> Transplanted:
+        return transplant_file(index_path, index)
+
+    with alone(root):
+        _put_back(root)
+        there = has_index(root)
+        if not there and not journal.is_there:
+            raise IndexCorrupt(
+                f"the index of the store {root} is gone, and it has no journal: restore it from a "
+                "backup (castore restore)"
+            )
+        report = replace_index(
+            root, config, Sources(take_rows if there else None, journal), progress
+        )
+        put_config(root, raw_config)
+    return report
+
+
+def has_index(root: str) -> bool:
+    """Whether there is anything to be read of one."""
+    try:
+        fd = os.open(os.path.join(root, "index", "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.fstat(fd).st_size >= INDEX_BYTES_MIN and bool(IndexPages(fd, root).meta)
+    except IndexCorrupt:
+        return False
+    finally:
+        os.close(fd)
+
+
+def replace_index(
+    root: str, config: StoreConfig, sources: Sources, progress: Progress | None = None
+) -> RebuildReport:
+    """Put an index in place with the names that the sources have. For who has the store `alone`."""
+    for left in glob.glob(os.path.join(glob.escape(root), DRAFT + "*")):
+        shutil.rmtree(left)  # a draft of a run that was killed: copies of what is elsewhere
+    draft = os.path.join(root, DRAFT + os.urandom(6).hex())
+    os.mkdir(draft, 0o700)
+    try:
+        index = open_index(draft, sync=False)
+        try:
+            report, anew = _fill_draft(index, root, config, sources, progress)
+            index.flush()
+        finally:
+            index.close()
+        report.kept = take_place(root, draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if anew:
+        _begin_journal(root, config)
+    return report
+
+
+def _fill_draft(
+    index: Index, root: str, config: StoreConfig, sources: Sources, progress: Progress | None
+) -> tuple[RebuildReport, bool]:
+    """The report, and whether the journal has to begin anew."""
+    taken = None if sources.take_rows is None else sources.take_rows(index)
+    rows = RowRebuild(index, root, config, progress)
+    rows.make_rows()
+    journal = sources.journal or JournalReading(gaps=["it is not wanted"])
+    complete, replayed, missing = _join(index, taken, journal, is_backup=sources.is_backup)
+    unclaimed = "" if complete else "since" if sources.is_backup else "all"
+    report = rows.finish(unclaimed)
+    report.replayed = replayed
+    report.lost_names = missing
+    consistent = taken is not None and taken.whole and not sources.is_backup and not replayed
+    anew = not (consistent and (journal.complete or not journal.is_there))
+    if anew:
+        _set_place(index, root, max(journal.seq, taken.place.seq if taken and taken.place else 0))
+    return report, anew
+
+
+def _join(
+    index: Index, taken: Transplanted | None, journal: JournalReading, *, is_backup: bool
+) -> tuple[bool, int, list[str]]:
+    """Put what the journal knows better into the draft; whether all names are there then, how many
+    changes of names that took, and what may be missing."""
+    lost = [] if taken is None else taken.lost_names
+    may_be_missing = [f"names that the journal lacks ({journal.gaps[0]})"] if journal.gaps else []
+    place = taken.place if taken is not None else None
+    if taken is None or (not is_backup and _is_older(index, taken, journal)):
+        if journal.complete:
+            clear_names(index)
+        replayed = replay(_all(journal), index, index)
+        drop_unnamed(index)
+        return journal.complete, replayed, may_be_missing
+    if is_backup:
+        if not journal.is_there:
+            return False, 0, []
+        if journal.complete:
+            clear_names(index)
+            replayed = replay(_all(journal), index, index)
+        else:
+            replayed = replay(journal.changes(after=place.seq if place else 0), index, index)
+        drop_unnamed(index)
+        complete = journal.complete or (place is not None and journal.has_from(place.seq))
+        return complete, replayed, [] if complete else may_be_missing
+    if taken.whole:
+        return True, 0, []
+    complete = journal.complete and (place is None or journal.seq >= place.seq)
+    replayed = _fill_in(index, journal)
+    if complete:
+        return True, replayed, []
+    return not (lost or taken.lost_segments), replayed, lost
+
+
+def _is_older(index: Index, taken: Transplanted, journal: JournalReading) -> bool:
+    with index.gate, index.errors, index.snapshot(False) as txn, contextlib.suppress(FormatError):
+        return read_unclaimed(index, txn) is not None or journal.is_ahead_of(taken.place)
+    return True
+
+
+def _all(journal: JournalReading) -> Iterator[Entry]:
+    yield from journal.state()
+    yield from journal.changes()
+
+
+def _fill_in(index: Index, journal: JournalReading) -> int:
+    """Names and segments that the index lost."""
+    if not journal.is_there:
+        return 0
+    beside = os.path.join(index.path, "journal")
+    os.mkdir(beside, 0o700)
+    source = open_index(beside, sync=False)
+    try:
+        replay(_all(journal), source, index)
+        drop_unnamed(source)
+        filled = fill(source, index)
+    finally:
+        source.close()
+        shutil.rmtree(beside)
+    drop_unnamed(index)
+    return filled
+
+
+def _set_place(index: Index, root: str, seq: int) -> None:
+    """So that until the journal begins anew the one that is there is known to lack something."""
+    folder = os.path.join(root, FOLDER)
+    generation, end = 0, 0
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        if name.endswith(".log"):
+            generation = int(name.partition(".")[0], 16)
+            end = os.path.getsize(log_path(folder, generation))
+    with index.write_gate, index.errors, index.begin() as txn:
+        txn.put(PLACE, JournalPlace(generation, seq + 1, end).encode(), db=index.meta)
+
+
+def _begin_journal(root: str, config: StoreConfig) -> None:
+    index = open_index(os.path.join(root, "index"), create=False)
+    journal = Journal(root, config)
+    try:
+        journal.rotate(index)
+    finally:
+        journal.close(index)
+        index.close()
+
+
+# ---------------------------------------------------------------- castore.json
+
+
+def find_config(root: str, journal: JournalReading) -> tuple[bytes, StoreConfig] | None:
+    """castore.json, and what it says; where it is lost or damaged, from what has a copy of it."""
+    with contextlib.suppress(FormatError, UnsupportedFormat):
+        config = read_config(root)
+        if config is not None:
+            with open(os.path.join(root, CONFIG), "rb") as file:
+                return file.read(1 << 17), config
+    for text in journal.configs:
+        with contextlib.suppress(FormatError, UnsupportedFormat):
+            raw = text.encode()
+            return raw, parse_config(raw, root)
+    return _config_of_index(root)
+
+
+def _config_of_index(root: str) -> tuple[bytes, StoreConfig] | None:
+    with contextlib.suppress(FormatError, UnsupportedFormat, IndexCorrupt, FileNotFoundError):
+        fd = os.open(os.path.join(root, "index", "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pages = IndexPages(fd, root)
+            table = pages.tables().get(b"meta")
+            raw = dict(pages.rows(table)).get(meta.CONFIG) if table else None
+            return None if raw is None else (raw, parse_config(raw, root))
+        finally:
+            os.close(fd)
+    return None
+
+
+def put_config(root: str, raw: bytes) -> None:
+    """castore.json, where the folder has none that is the same; a damaged one is kept aside."""
+    path = os.path.join(root, CONFIG)
+    with contextlib.suppress(FileNotFoundError):
+        with open(path, "rb") as file:
+            found = file.read(1 << 17)
+        if found == raw:
+            return
+        os.rename(path, f"{path}.before-{os.urandom(3).hex()}")
+    draft = f"{path}.{os.urandom(8).hex()}"
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, [raw], 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(draft, path)
+    sync_folder(root)
+
+
+# ---------------------------------------------------------------- taking its place
+
+
+def take_place(root: str, draft: str) -> str:
+    """The draft becomes the index; where the old one is then. If only the first of the two renames
+    happens, the store says that its index is gone, and another restore goes on from there."""
+    sync_folder(draft)
+    path = os.path.join(root, "index")
+    kept = ""
+    if os.path.exists(path):
+        now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        kept = os.path.join(root, f"{ASIDE}{now}-{os.urandom(3).hex()}")
+        os.rename(path, kept)
+    os.rename(draft, path)
+    sync_folder(root)
+    return kept
+
+
+def _put_back(root: str) -> None:
+    """If the last one was killed between its two renames, the index is where the first put it."""
+    kept = glob.glob(os.path.join(glob.escape(root), ASIDE + "*"))
+    if kept and not os.path.exists(os.path.join(root, "index")):
+        os.rename(max(kept), os.path.join(root, "index"))
+        sync_folder(root)

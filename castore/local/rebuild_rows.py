@@ -1,0 +1,309 @@
+"""The rows of a local store's index, made anew from what its packs hold.
+
+They come from the packs' footers (or their frames, where a pack has no footer). A row that was
+there and leads to its frame is kept; one is added only for a frame that was read and found whole,
+as a pack whose writer died may hold frames that never reached the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from castore.check.objects import extent_fault
+from castore.check.packs import PackReading, is_whole
+from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
+from castore.format.index import (
+    Segment,
+    SegmentBuilder,
+    Totals,
+    decode_chunk_row,
+    decode_pack_row,
+    decode_record,
+    decode_segment,
+    encode_chunk_row,
+    encode_pack_row,
+    encode_record,
+    manifest_of,
+)
+from castore.format.journal import Unclaimed
+from castore.format.pack import PackEntry, StoreConfig, encode_config
+from castore.local.check.pack_files import PackFile, open_pack, pack_path
+from castore.local.index_walk import pages
+from castore.local.journal.log import UNCLAIMED
+from castore.local.meta import CONFIG, MARKING, STORE_ID
+from castore.local.pack_files import list_packs
+from castore.model import Extent, Location, Progress
+from castore.system.lmdb_env import Index, Table
+
+ROWS_MAX = 4096  # written in one transaction
+
+
+@dataclass(slots=True)
+class RebuildReport:
+    """What became of an index. `lost` are the names that can't be read in full, as what they need
+    is in no pack; `lost_names` says, in words, what names can't be read at all, or may be missing;
+    `kept` is where the old index is now, empty if there was none.
+
+    `replayed` is how often the journal put or deleted a name. `unclaimed_chunks`, of
+    `unclaimed_bytes` as stored, came after the names that are known: a collection leaves them until
+    it is told not to."""
+
+    names: int = 0
+    chunks: int = 0
+    packs: int = 0
+    chunk_rows_added: int = 0
+    chunk_rows_dropped: int = 0
+    extents_moved: int = 0
+    lost: list[str] = field(default_factory=list)
+    lost_names: list[str] = field(default_factory=list)
+    kept: str = ""
+    replayed: int = 0
+    unclaimed_chunks: int = 0
+    unclaimed_bytes: int = 0
+
+
+class RowRebuild:
+    """Of an index that nobody else uses: `make_rows`, then the names, then `finish`."""
+
+    def __init__(
+        self, index: Index, root: str, config: StoreConfig, progress: Progress | None
+    ) -> None:
+        self._index = index
+        self._root = root
+        self._config = config
+        self._progress = progress
+        self._readings: dict[bytes, PackReading] = {}
+        self._report = RebuildReport()
+        self._named: set[int] = set()
+        self._durable: dict[bytes, int] = {}
+
+    def make_rows(self) -> None:
+        """Rows for all packs and all whole frames, and none that lead elsewhere."""
+        self._mend_meta()
+        for page in pages(self._index, self._index.packs):
+            self._durable |= {pack_id: _durable_bytes(row) for pack_id, row in page}
+        self._read_packs()
+        self._drop_stale(self._index.packs, self._pack_is_there)
+        self._report.chunk_rows_dropped = self._drop_stale(self._index.chunks, self._row_is_right)
+        for pack_id in self._readings:
+            self._add_rows(pack_id)
+            if self._progress is not None:
+                self._progress.relative_update(self._readings[pack_id].end)
+
+    def finish(self, unclaimed: str = "") -> RebuildReport:
+        """Lead the segments to where their frames are, and sum up. `unclaimed` says which chunks
+        that no name leads to are to be kept: those "since" the pack rows that were taken over,
+        "all", or none."""
+        self._move_extents()
+        self._count()
+        self._mark_unclaimed(unclaimed)
+        return self._report
+
+    def _mend_meta(self) -> None:
+        """The rows that say whose index this is: they may be lost."""
+        index, config = self._index, self._config
+        with index.write_gate, index.errors, index.begin() as txn:
+            txn.put(STORE_ID, config.store_id, db=index.meta, overwrite=False)
+            if txn.get(STORE_ID, db=index.meta) != config.store_id:
+                raise IndexCorrupt(f"the names are not those of the store {self._root}")
+            txn.put(CONFIG, encode_config(config), db=index.meta)
+            txn.delete(MARKING, db=index.meta)
+            txn.drop(index.changes, delete=False)
+
+    # ------------------------------------------------------------ packs and chunks
+
+    def _read_packs(self) -> None:
+        for pack_id, path in list_packs(os.path.join(self._root, "packs")):
+            found = open_pack(path, self._config, pack_id)
+            if found is not None:
+                self._readings[pack_id] = found[0]
+        if self._progress is not None:
+            self._progress.set_size(sum(reading.end for reading in self._readings.values()))
+
+    def _add_rows(self, pack_id: bytes) -> None:
+        """A row for each chunk of the pack that has none, and for the pack itself."""
+        index, reading = self._index, self._readings[pack_id]
+        file = PackFile(pack_path(self._root, pack_id))
+        entries = [entry for entry in reading.frames if entry.offset not in reading.bad]
+        for i in range(0, len(entries), ROWS_MAX):
+            added = self._without_row(entries[i : i + ROWS_MAX])
+            whole = [e for e in added if is_whole(file.read, e, self._config.seed)]
+            with index.write_gate, index.errors, index.begin() as txn:
+                for entry in whole:
+                    at = Location(pack_id, entry.offset, entry.stored_bytes)
+                    row = encode_chunk_row(entry.raw_bytes, at)
+                    self._report.chunk_rows_added += txn.put(
+                        entry.chunk_id, row, db=index.chunks, overwrite=False
+                    )
+        with index.write_gate, index.errors, index.begin() as txn:
+            if not _durable_bytes(txn.get(pack_id, db=index.packs)):
+                row = encode_pack_row(os.fstat(file.fd).st_mtime_ns, reading.end)
+                txn.put(pack_id, row, db=index.packs)
+
+    def _without_row(self, entries: list[PackEntry]) -> list[PackEntry]:
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+            return [e for e in entries if txn.get(e.chunk_id, db=self._index.chunks) is None]
+
+    def _row_is_right(self, chunk_id: bytes, row: bytes) -> bool:
+        try:
+            raw_bytes, location = decode_chunk_row(row)
+        except FormatError:
+            return False
+        return extent_fault(Extent(0, raw_bytes, chunk_id, location), self._readings) is None
+
+    def _pack_is_there(self, pack_id: bytes, row: bytes) -> bool:
+        return pack_id in self._readings
+
+    def _drop_stale(self, table: Table, is_right: Callable[[bytes, bytes], bool]) -> int:
+        """Delete the rows that are not right; how many."""
+        index, dropped = self._index, 0
+        for batch in pages(index, table):
+            stale = [key for key, row in batch if not is_right(key, row)]
+            if stale:
+                with index.write_gate, index.errors, index.begin() as txn:
+                    for key in stale:
+                        txn.delete(key, db=table)
+            dropped += len(stale)
+        return dropped
+
+    # ------------------------------------------------------------ segments
+
+    def _move_extents(self) -> None:
+        """What segments say is in packs that are gone may be in others by now."""
+        index = self._index
+        for batch in pages(index, index.segments):
+            moved = {}
+            for key, raw in batch:
+                try:
+                    segment = decode_segment(raw)
+                except FormatError:
+                    continue
+                replaced = self._moved(segment)
+                if replaced is not None:
+                    moved[key] = replaced
+            if moved:
+                with index.write_gate, index.errors, index.begin() as txn:
+                    for key, raw in moved.items():
+                        txn.put(key, raw, db=index.segments)
+
+    def _moved(self, segment: Segment) -> bytes | None:
+        astray = [e for e in segment if extent_fault(e, self._readings) is not None]
+        if not astray:
+            return None
+        found = {}
+        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+            for extent in astray:
+                row = txn.get(extent.chunk_id, db=self._index.chunks)
+                if row is not None:
+                    raw_bytes, location = decode_chunk_row(row)
+                    if raw_bytes == extent.end - extent.begin:
+                        found[extent.chunk_id] = location
+        if not found:
+            return None
+        builder = SegmentBuilder(segment.begin)
+        bad = {extent.begin for extent in astray}
+        for begin, end, chunk_id, location in segment:
+            move = begin in bad and chunk_id in found
+            self._report.extents_moved += move
+            builder.append(end, chunk_id, *(found[chunk_id] if move else location))
+        return builder.encode(segment.owner)
+
+    # ------------------------------------------------------------ sums
+
+    def _count(self) -> None:
+        """The totals, and the names that are lost."""
+        index, report = self._index, self._report
+        unreadable = set(self._unreadable_manifests())
+        ends = self._ends
+        moved: dict[bytes, bytes] = {}  # of names whose frames are others now, of another size
+        totals = Totals()
+        for batch in pages(index, index.names):
+            for name, raw in batch:
+                report.names += 1
+                try:
+                    record = decode_record(raw)
+                except (FormatError, UnsupportedFormat):
+                    report.lost.append(name.decode(errors="backslashreplace"))
+                    continue
+                totals.logical_bytes += record.size
+                self._named.add(record.manifest)
+                if record.is_inline:
+                    totals.inline_raw_bytes += record.size
+                    totals.inline_stored_bytes += record.stored_bytes
+                elif record.manifest in unreadable or ends.get(record.manifest) != record.size:
+                    report.lost.append(name.decode(errors="backslashreplace"))
+                elif self._stored[record.manifest] != record.stored_bytes:
+                    stored_bytes = self._stored[record.manifest]
+                    moved[name] = encode_record(record._replace(stored_bytes=stored_bytes))
+            with index.write_gate, index.errors, index.begin() as txn:
+                for name, raw in moved.items():
+                    txn.put(name, raw, db=index.names)
+                moved.clear()
+        for batch in pages(index, index.chunks):
+            for _, row in batch:
+                raw_bytes, location = decode_chunk_row(row)
+                report.chunks += 1
+                totals.chunk_raw_bytes += raw_bytes
+                totals.chunk_stored_bytes += location.stored_bytes
+        report.packs = len(self._readings)
+        with index.write_gate, index.errors, index.begin() as txn:
+            txn.put(b"totals", totals.encode(), db=index.meta)
+
+    def _mark_unclaimed(self, which: str) -> None:
+        index, report = self._index, self._report
+        if which:
+            claimed = self._claimed()
+            since = self._durable if which == "since" else {}
+            for batch in pages(index, index.chunks):
+                for chunk_id, row in batch:
+                    at = decode_chunk_row(row)[1]
+                    if chunk_id not in claimed and at.offset >= since.get(at.pack_id, 0):
+                        report.unclaimed_chunks += 1
+                        report.unclaimed_bytes += at.stored_bytes
+        mark = Unclaimed(report.unclaimed_chunks, report.unclaimed_bytes)
+        with index.write_gate, index.errors, index.begin() as txn:
+            if mark.chunks:
+                txn.put(UNCLAIMED, mark.encode(), db=index.meta)
+            else:
+                txn.delete(UNCLAIMED, db=index.meta)
+
+    def _claimed(self) -> set[bytes]:
+        """The chunks that names lead to."""
+        claimed: set[bytes] = set()
+        for batch in pages(self._index, self._index.segments):
+            for key, raw in batch:
+                if manifest_of(key) not in self._named:
+                    continue
+                with contextlib.suppress(FormatError):
+                    claimed.update(extent.chunk_id for extent in decode_segment(raw))
+        return claimed
+
+    def _unreadable_manifests(self) -> Iterator[int]:
+        """Whose segments do not follow each other, or lead to what is in no pack."""
+        self._ends: dict[int, int] = {}
+        self._stored: defaultdict[int, int] = defaultdict(int)
+        for batch in pages(self._index, self._index.segments):
+            for key, raw in batch:
+                manifest = manifest_of(key)
+                try:
+                    segment = decode_segment(raw)
+                    whole = segment.begin == self._ends.get(manifest, 0) and not any(
+                        extent_fault(extent, self._readings) for extent in segment
+                    )
+                    self._ends[manifest] = segment.end
+                    self._stored[manifest] += sum(e.location.stored_bytes for e in segment)
+                except FormatError:
+                    whole = False
+                if not whole:
+                    yield manifest
+
+
+def _durable_bytes(row: bytes | None) -> int:
+    try:
+        return 0 if row is None else decode_pack_row(row)[1]
+    except FormatError:
+        return 0

@@ -1,0 +1,348 @@
+"""What one commit publishes, from the first look-up to the end.
+
+A put may take hours, and what it relies on changes meanwhile. So a session keeps three things
+until it ends: the locks of the packs that it wrote (nobody else may remove them), a mapping of
+every pack that it reuses (so that the frames of one that is collected can be copied out of it), and
+the collector's counter as it stood at the first look-up.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from castore.errors import FormatError, PackMissing, StoreIOError
+from castore.format.index import SegmentBuilder, decode_segment
+from castore.format.pack import StoreConfig, decode_frame_header
+from castore.local.catalog import LocalCatalog, PacksVanished
+from castore.local.packs import LocalPacks, Placement
+from castore.model import Extent, Location
+from castore.stream.chunker import Chunker
+from castore.stream.codec import Frame, encode_frame
+from castore.stream.operations import Batch, Draft, NewChunk, Operation
+from castore.system.mapping import Mapping
+from castore.system.workers import Future, Workers
+
+INLINE_BYTES_MAX = 4096
+ROWS_MAX = 16384  # chunks per transaction: each may dirty a page of its own
+SEGMENTS_MAX = 256  # per transaction
+STAGED_MAX = 16_384  # chunks remembered that have rows, and perhaps no segment yet
+COMMIT_ATTEMPTS = 20
+ATTEMPTS_BEFORE_COPY = 2
+
+
+class NewFrame(NamedTuple):
+    """A chunk to be encoded and placed."""
+
+    raw: bytes
+    chunk_id: bytes
+    sha256: bytes = b""  # in a store with a collision guard, where the id is made of it
+
+
+class WriteSession(ABC):
+    """All that one commit publishes. What a writer asks of any kind of store's session.
+
+    Not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        config: StoreConfig,
+        chunker: Chunker,
+        *,
+        compression_level: int,
+        inline_bytes_max: int,
+    ) -> None:
+        self.config = config
+        self.chunker = chunker
+        self.level = compression_level
+        self.inline_bytes_max = inline_bytes_max  # objects up to this are in their record
+        self.foreseen_bytes = 0  # how far ahead `foresee` is told; 0: never
+        self.guarded = config.collision_guard is not None
+        self._workers = workers
+        self._pid = os.getpid()
+
+    def check_process(self) -> None:
+        """Raises StoreIOError in a forked child: the packs, and the threads that encode for them,
+        are the parent's."""
+        if self._pid != os.getpid():
+            raise StoreIOError(
+                "a put that began before a fork can't go on in the child: begin it there"
+            )
+
+    def encode(self, chunks: list[NewFrame]) -> Future[list[Frame]]:
+        return self._workers.submit(_encode_all, chunks, self.level)
+
+    def foresee(self, chunk_ids: Sequence[bytes]) -> None:
+        """These will be looked up next."""
+        raise NotImplementedError("a session that foresees nothing")
+
+    @abstractmethod
+    def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
+        """Which of the chunks need not be stored, and where they are."""
+
+    @abstractmethod
+    def place(self, frames: Sequence[Frame]) -> None:
+        """Give frames their places in a pack of ours."""
+
+    @abstractmethod
+    def location(self, chunk_id: bytes) -> Location:
+        """Where a chunk that this session placed is."""
+
+    @abstractmethod
+    def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
+        """The object's next segment; its frames are placed."""
+
+    @abstractmethod
+    def drop(self, draft: Draft) -> None:
+        """The object failed; what of it is stored already is the collector's."""
+
+    @abstractmethod
+    def commit(self, operations: Sequence[Operation]) -> int:
+        """Publish, and let the packs go; how many names were deleted. Raises NameNotFound,
+        NameExists, StoreFull, CommitUnknown."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything that was not committed. Idempotent."""
+
+
+class LocalSession(WriteSession):
+    """The packs it wrote and reuses, and its unpublished rows."""
+
+    def __init__(
+        self,
+        catalog: LocalCatalog,
+        packs: LocalPacks,
+        workers: Workers,
+        config: StoreConfig,
+        chunker: Chunker,
+        *,
+        compression_level: int,
+    ) -> None:
+        super().__init__(
+            workers,
+            config,
+            chunker,
+            compression_level=compression_level,
+            inline_bytes_max=INLINE_BYTES_MAX,
+        )
+        self._catalog = catalog
+        self._packs = packs
+        self._batch = Batch()
+        self._placement = Placement()
+        self._held: dict[bytes, Mapping] = {}
+        self._lost: set[bytes] = set()  # chunks that the index knows in packs that are gone
+        self._segments = 0
+        # Where the chunks are that were staged last: a batch of the writer's may still ask, and a
+        # collector take the row of one that is in no segment yet.
+        self._staged: dict[bytes, Location] = {}
+
+    # ------------------------------------------------------------ for the drafts
+
+    def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
+        self.check_process()
+        gc_seq, known = self._catalog.known(chunk_ids)
+        if self._batch.gc_seq is None:
+            self._batch.gc_seq = gc_seq
+        missing = [chunk_id for chunk_id in known if not self._hold(known[chunk_id])]
+        for _ in range(COMMIT_ATTEMPTS):
+            if not missing:
+                break
+            # A collector may have moved them since: what is missing twice in one place is lost.
+            _, again = self._catalog.known(missing)
+            lost = {i for i in missing if again.get(i) in (None, known[i])}
+            for chunk_id in lost:
+                del known[chunk_id]
+            self._lost |= lost
+            known |= {i: again[i] for i in missing if i not in lost}
+            missing = [i for i in missing if i not in lost and not self._hold(known[i])]
+        for chunk_id in missing:
+            del known[chunk_id]  # forever on the move: stored again
+        for chunk_id in chunk_ids:
+            new = self._batch.chunks.get(chunk_id)
+            if new is not None:
+                known[chunk_id] = new.location
+        return known
+
+    def place(self, frames: Sequence[Frame]) -> None:
+        for frame, location in zip(
+            frames, self._packs.append(frames, self._placement), strict=True
+        ):
+            self._batch.chunks[frame.chunk_id] = NewChunk(
+                frame.raw_bytes, location, heals=frame.chunk_id in self._lost
+            )
+
+    def location(self, chunk_id: bytes) -> Location:
+        new = self._batch.chunks.get(chunk_id)
+        if new is not None:
+            return new.location
+        if chunk_id in self._staged:
+            return self._staged[chunk_id]
+        known = self.look_up([chunk_id]).get(chunk_id)
+        if known is None:
+            raise StoreIOError(f"chunk {chunk_id.hex()} was lost while it was put: repeat the put")
+        return known
+
+    def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
+        if not draft.segments and not draft.staged:
+            self._batch.drafts.append(draft)
+        draft.segments.append((segment.end, segment.encode()))
+        self._batch.packs |= segment.packs - {pack.pack_id for pack in self._placement.upto}
+        self._segments += 1
+        if len(self._batch.chunks) >= ROWS_MAX or self._segments >= SEGMENTS_MAX:
+            self._stage()
+
+    def drop(self, draft: Draft) -> None:
+        if draft in self._batch.drafts:
+            self._batch.drafts.remove(draft)
+
+    # ------------------------------------------------------------ the end
+
+    def commit(self, operations: Sequence[Operation]) -> int:
+        """Publish, and let the packs go. Raises what LocalCatalog.commit does, but
+        PacksVanished; nothing is published then (or, CommitUnknown, it is not known)."""
+        self.check_process()
+        deleted = self._attempt(lambda: self._catalog.commit(self._batch, operations))
+        self._packs.release(self._placement)
+        self.close()
+        self._catalog.bound_journal()
+        return deleted
+
+    def close(self) -> None:
+        self._batch = Batch()
+        self._held.clear()
+        if self._pid == os.getpid():
+            self._packs.give_up(self._placement)
+
+    def _stage(self) -> None:
+        owner = self._packs.own(self._placement)
+        self._attempt(lambda: self._stage_once(owner.pack_id))
+        for draft in self._batch.drafts:
+            draft.segments = []
+            draft.staged = True
+        if len(self._staged) >= STAGED_MAX:
+            self._staged = {}
+        self._staged |= {i: chunk.location for i, chunk in self._batch.chunks.items()}
+        self._batch.chunks = {}
+        self._segments = 0
+        # The packs that are full are now kept by their rows and this manifest's being pending;
+        # their descriptors would add up in a put of terabytes.
+        full = {pack for pack in self._placement.upto if pack.sealed and pack is not owner}
+        self._batch.packs |= {pack.pack_id for pack in full}
+        # A collector may take them from now on, with frames that no staged segment refers to yet.
+        self._held |= self._packs.hold([pack.pack_id for pack in full])
+        self._packs.release(self._placement, only=full)
+
+    def _stage_once(self, owner: bytes) -> int:
+        self._catalog.stage(self._batch, owner)
+        return 0
+
+    def _attempt(self, transaction: Callable[[], int]) -> int:
+        for attempt in range(COMMIT_ATTEMPTS):
+            self._placement.sync()
+            for pack in self._placement.upto:
+                pack.named = True
+            self._batch.own = dict(self._placement.upto)
+            try:
+                return transaction()
+            except PacksVanished as vanished:
+                # Where chunks were moved to is as good as a copy, unless they never rest.
+                self._replace(vanished, copy=attempt >= ATTEMPTS_BEFORE_COPY)
+        raise StoreIOError(
+            f"collectors removed what a put relied on {COMMIT_ATTEMPTS} times in a row: repeat it"
+        )
+
+    # ------------------------------------------------------------ packs that went meanwhile
+
+    def _hold(self, location: Location) -> bool:
+        """Keep the frame's bytes reachable whatever happens to its pack; False if it is lost."""
+        held = self._held.get(location.pack_id)
+        if held is None or len(held) < _end(location):
+            try:
+                # Looks for the file: a mapping that a reader kept outlives one that was removed.
+                held = self._packs.hold([location.pack_id])[location.pack_id]
+            except (PackMissing, FormatError):
+                return False
+            self._held[location.pack_id] = held
+        return len(held) >= _end(location)
+
+    def _replace(self, vanished: PacksVanished, *, copy: bool) -> None:
+        """Give the extents in vanished packs new places: where a collector moved their chunks, or
+        copies of the frames in our own pack."""
+        own = {
+            pack.pack_id: pack for pack in self._placement.upto if pack.pack_id in vanished.pack_ids
+        }
+        for pack in own.values():
+            # Somebody removed a file whose lock we hold; its bytes are ours until it is closed.
+            self._held[pack.pack_id] = pack.map_again()
+        self._packs.release(self._placement, only=set(own.values()))
+        self._batch.chunks = {
+            chunk_id: chunk
+            for chunk_id, chunk in self._batch.chunks.items()
+            if chunk.location.pack_id not in own
+        }
+        self._batch.packs -= vanished.pack_ids
+        for draft in self._batch.drafts:
+            draft.segments = [
+                (end, self._replaced(decode_segment(raw), raw, vanished.pack_ids, copy=copy))
+                for end, raw in draft.segments
+            ]
+
+    def _replaced(
+        self, segment: Iterable[Extent], raw: bytes, gone: set[bytes], *, copy: bool
+    ) -> bytes:
+        extents = list(segment)
+        moved = [extent for extent in extents if extent.location.pack_id in gone]
+        if not moved:
+            return raw
+        known = {
+            chunk_id: location
+            for chunk_id, location in (
+                {} if copy else self.look_up([e.chunk_id for e in moved])
+            ).items()
+            if location.pack_id not in gone
+        }
+        builder = SegmentBuilder(extents[0].begin)
+        for extent in extents:
+            location = extent.location
+            if location.pack_id in gone:
+                if extent.chunk_id not in known:
+                    known[extent.chunk_id] = self._copied(extent)
+                location = known[extent.chunk_id]
+            builder.append(extent.end, extent.chunk_id, *location)
+        own = {pack.pack_id for pack in self._placement.upto}
+        self._batch.packs |= builder.packs - own
+        return builder.encode()
+
+    def _copied(self, extent: Extent) -> Location:
+        held = self._held.get(extent.location.pack_id)
+        if held is None:
+            raise PackMissing(extent.location.pack_id)
+        at = extent.location.offset
+        frame = bytes(memoryview(held)[at : _end(extent.location)])
+        header = decode_frame_header(frame)
+        cut = header.header_bytes
+        raw_bytes = extent.end - extent.begin
+        self.place([Frame(extent.chunk_id, raw_bytes, frame[:cut], frame[cut:], header.sha256)])
+        return self.location(extent.chunk_id)
+
+
+def _end(location: Location) -> int:
+    return location.offset + location.stored_bytes
+
+
+def _encode_all(chunks: list[NewFrame], level: int) -> list[Frame]:
+    return [
+        encode_frame(
+            chunk.raw,
+            chunk.chunk_id,
+            level=level,
+            sha256=chunk.sha256,
+            id_of_sha256=bool(chunk.sha256),
+        )
+        for chunk in chunks
+    ]

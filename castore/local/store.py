@@ -1,0 +1,352 @@
+"""A local store's folder: made once, opened once per process, shared by all Stores on it.
+
+castore.json   what is fixed for its life; it is what makes a folder a store
+castore.stream.reports     held by the one process that collects
+castore.lock   held shared by every process that has it open, with the pid namespace in it
+index/         LMDB
+journal/       every change of a name, for when the index is lost
+packs/         packs
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
+
+from castore.errors import (
+    CastoreError,
+    NotAStore,
+    StoreIOError,
+    StoreLocked,
+    StoreNotFound,
+)
+from castore.format.pack import StoreConfig, encode_config
+from castore.local.catalog import LocalCatalog
+from castore.local.folder import (
+    CONFIG,
+    check_index_in_place,
+    read_config,
+    refuse_lost_config,
+    share,
+)
+from castore.local.journal.log import Journal, journal_bytes
+from castore.local.packs import LocalPacks
+from castore.local.session import LocalSession, WriteSession
+from castore.model import Progress, Stages, StoreStats
+from castore.stream.chunker import Chunker
+from castore.stream.config import new_config
+from castore.system import forks
+from castore.system.fileio import make_durable_folder, of_file, storage_error, sync_folder
+from castore.system.forks import ForkLock, Rank
+from castore.system.lmdb_env import index_folders, open_index
+from castore.system.workers import Workers, usable_cores
+
+if TYPE_CHECKING:
+    from castore.local.backup import BackupReport
+    from castore.local.rebuild_rows import RebuildReport
+    from castore.stream.check_report import CheckReport
+    from castore.stream.reports import GcOptions, GcReport
+
+THREADS_MAX = 8
+
+
+class LocalStore:
+    """The layers below a Store on one folder. `close` it as often as it was opened."""
+
+    threads = min(usable_cores(), THREADS_MAX)
+
+    def __init__(self, root: str, config: StoreConfig, *, read_only: bool) -> None:
+        self.root = root
+        self.config = config
+        self.references = 1
+        self._read_only = read_only
+        self._lock_fd, self._lock_file = -1, (0, 0)
+        if not read_only:
+            self._share()
+        try:
+            check_index_in_place(root)
+            self._index = open_index(os.path.join(root, "index"), create=False, lock_free=read_only)
+            try:
+                self.journal = Journal(root, config)
+                self.catalog = LocalCatalog(self._index, self.journal, config)
+                self.packs = LocalPacks(os.path.join(root, "packs"), config.store_id)
+            except BaseException:
+                self._index.close()
+                raise
+        except BaseException:
+            self._let_go()
+            raise
+        forks.register(self)
+
+    @property
+    def writable(self) -> bool:
+        return self._index.writable
+
+    def take_locks(self) -> None:
+        """Somebody in this process is to write."""
+        if self._read_only:
+            self._share()
+            self._index.take_locks()
+            self._read_only = False
+
+    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> LocalSession:
+        return LocalSession(
+            self.catalog, self.packs, workers, self.config, chunker, compression_level=level
+        )
+
+    def check(
+        self,
+        *,
+        fraction: float,
+        progress: Progress | None,
+        sound: Collection[bytes] = (),
+    ) -> CheckReport:
+        """The frames of the `sound` packs are not decoded."""
+        from castore.local.check.run import check_local
+
+        return check_local(
+            self.root,
+            fraction=fraction,
+            sound=sound,
+            threads=self.threads,
+            progress=progress,
+            read_only=self._read_only,
+        )
+
+    def repair(
+        self,
+        session: Callable[[], WriteSession],
+        found: CheckReport | None,
+        *,
+        progress: Progress | None,
+    ) -> CheckReport:
+        from castore.local.check.repair import LocalRepair
+        from castore.local.gc.collect import LOCK as GC_LOCK
+        from castore.local.locks import CollectorLock
+
+        stages = Stages(progress)
+        before = found or self.check(fraction=1, progress=stages)
+        mend = LocalRepair(self.root, self.config, self._index, self.catalog, self.packs, session)
+        # A collector moves frames, too, and relies on it that nobody else does.
+        with CollectorLock(os.path.join(self.root, GC_LOCK)):
+            self.packs.retire()
+            done = mend.run(before)
+        report = self.check(fraction=1, progress=stages, sound=mend.sound)
+        report.read_frames += before.read_frames
+        report.read_bytes += before.read_bytes
+        report.problems += mend.lost
+        report.repaired = done
+        return report
+
+    def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
+        raise StoreLocked(
+            errno.EAGAIN,
+            f"the store {self.root} is open: close it, and call castore.rebuild_index",
+        )
+
+    def back_up(self, path: str, *, progress: Progress | None) -> BackupReport:
+        from castore.local.backup import back_up
+
+        self.journal.sync()
+        return back_up(self.root, path, read_only=self._read_only, progress=progress)
+
+    def stats(self) -> StoreStats:
+        """From counters that every commit keeps, and the sizes of the pack files."""
+        totals, objects, chunks, _, index_bytes = self.catalog.totals()
+        packs = [size for _, size in self.packs.list()]
+        return StoreStats(
+            objects=objects,
+            chunks=chunks,
+            packs=len(packs),
+            logical_bytes=totals.logical_bytes,
+            unique_bytes=totals.chunk_raw_bytes + totals.inline_raw_bytes,
+            stored_bytes=totals.chunk_stored_bytes + totals.inline_stored_bytes,
+            pack_bytes=sum(packs),
+            index_bytes=index_bytes,
+            journal_bytes=journal_bytes(self.journal.folder),
+        )
+
+    def gc(self, options: GcOptions, *, progress: Progress | None) -> GcReport:
+        """`grace_seconds`, `alone` and `carry_undeletable` are of no use here: what others rely on
+        is known, not guessed."""
+        from castore.local.gc.collect import collect  # seldom needed
+
+        return collect(
+            self.root,
+            self.catalog,
+            self.packs,
+            seed=self.config.seed,
+            options=options,
+            progress=progress,
+        )
+
+    def close(self) -> None:
+        with _registry_lock:
+            self.references -= 1
+            if self.references > 0:
+                return
+            for key in [key for key, store in _registry.items() if store is self]:
+                del _registry[key]
+            try:
+                self.packs.close()
+                self.journal.close(self._index)
+            finally:
+                self._index.close()
+                self.journal.let_go()  # a commit that came in between had opened it again
+                self._let_go()
+
+    def _share(self) -> None:
+        self._lock_fd = -1
+        self._lock_fd = share(self.root)
+        self._lock_file = _file_at(self._lock_fd)
+
+    def _let_go(self) -> None:
+        """A process that becomes a daemon closes all descriptors that there are, and the number may
+        be another file's by now."""
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0 and _file_at(fd) == self._lock_file:
+            os.close(fd)
+
+    def after_fork_in_child(self) -> None:
+        # The shared lock is one open file description with the parent's: a descriptor of our own
+        # keeps it when the parent exits.
+        inherited = self._lock_fd
+        if inherited >= 0:
+            with contextlib.suppress(OSError, StoreLocked, StoreIOError):
+                self._share()
+            os.close(inherited)
+
+
+def _file_at(fd: int) -> tuple[int, int]:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return -1, fd
+    return status.st_dev, status.st_ino
+
+
+# ---------------------------------------------------------------- opening
+
+_registry: dict[tuple[int, int], LocalStore] = {}
+_registry_lock = ForkLock(Rank.STORES)
+
+
+def _at_exit() -> None:
+    """End the packs of stores that nobody closed, as closing would have."""
+    for store in list(_registry.values()):
+        store.packs.retire_at_exit()
+
+
+atexit.register(_at_exit)
+
+
+def open_local(
+    path: str, *, create: bool, read_only: bool, chunk_bytes_avg: int, collision_guard: str | None
+) -> LocalStore:
+    """The process's one LocalStore on `path`, made if it is not there and `create` is true."""
+    root = os.path.realpath(path)
+    with _registry_lock, _typed_errors(root):
+        config = read_config(root)
+        if config is None:
+            refuse_lost_config(root)
+            if not create or read_only:
+                raise StoreNotFound(
+                    errno.ENOENT,
+                    f"there is no store at {root}: check the path, or make one with a put",
+                )
+            _create(root, chunk_bytes_avg, collision_guard)
+            config = read_config(root)
+            assert config is not None
+        status = os.stat(root)
+        key = (status.st_dev, status.st_ino)
+        store = _registry.get(key)
+        if store is not None:
+            if not read_only:
+                store.take_locks()
+            store.references += 1
+            return store
+        store = _registry[key] = LocalStore(root, config, read_only=read_only)
+        return store
+
+
+@contextlib.contextmanager
+def _typed_errors(root: str) -> Iterator[None]:
+    try:
+        yield
+    except CastoreError:
+        raise
+    except OSError as error:
+        raise storage_error(error, str(error.filename or root)) from error
+
+
+def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
+    """Raises NotAStore if the file lies inside a store that this process has open, or inside the
+    cache of one on S3.
+
+    To open and close LMDB's files anywhere else in the process would drop its locks, and another
+    process could then reuse pages that are being read here.
+    """
+    folders = index_folders()
+    if not folders:
+        return
+    real = os.path.realpath(path)
+    stores = {store.root for store in list(_registry.values())}
+    for folder in folders:
+        root = os.path.realpath(os.path.dirname(folder))  # of a store or of a cache: in its index/
+        if real == root or real.startswith(root + os.sep):
+            what = "the open store" if root in stores else "the cache of an open store,"
+            raise NotAStore(f"{os.fspath(path)} lies inside {what} {root}")
+
+
+def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> None:
+    config = new_config(chunk_bytes_avg, collision_guard)
+    if os.path.exists(root) and not os.path.isdir(root):
+        raise NotAStore(f"{root} is a file, not a store's folder")
+    above = os.path.dirname(root)
+    while True:
+        if os.path.exists(os.path.join(above, CONFIG)):
+            raise NotAStore(f"{root} lies inside the store {above}: stores can't be nested")
+        if above == os.path.dirname(above):
+            break
+        above = os.path.dirname(above)
+    if os.path.isdir(root):
+        # What a creation that was cut off leaves behind, it may leave.
+        found = os.listdir(root)
+        begun = any(name.startswith(CONFIG) for name in found)
+        strangers = [
+            name
+            for name in found
+            if not name.startswith("castore.") and not (begun and name == "index")
+        ]
+        if os.path.exists(os.path.join(root, CONFIG)):
+            return  # another process was faster
+        if strangers:
+            kind = "an LMDB environment" if "data.mdb" in strangers else "not empty"
+            raise NotAStore(
+                f"{root} is {kind} and not a castore store: choose a new or an empty folder"
+            )
+    make_durable_folder(root)
+    draft = os.path.join(root, f"{CONFIG}.{os.urandom(8).hex()}")
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise of_file(error, root) from None
+    try:
+        os.write(fd, encode_config(config))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    # Before castore.json: a store whose index is missing has lost it. If this fails, the draft
+    # stays, and tells the next to try whose index/ this is.
+    open_index(os.path.join(root, "index")).close()
+    sync_folder(os.path.join(root, "index"))  # also if another process has just made it
+    # Of two processes that create it at once, the loser opens what the winner made.
+    with contextlib.suppress(FileExistsError):
+        os.link(draft, os.path.join(root, CONFIG))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(draft)
+    sync_folder(root)

@@ -1,0 +1,118 @@
+"""What is done to a store as a whole while nobody has it open, or while it can't be opened."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from castore.errors import NotLocal
+from castore.model import Progress, Stages
+from castore.store import check_fraction, open_store
+from castore.system.workers import usable_cores
+from castore.transaction import StrPath
+from castore.urls import local_folder
+
+if TYPE_CHECKING:
+    from castore.local.backup import CompactReport
+    from castore.local.rebuild_rows import RebuildReport
+    from castore.stream.check_report import CheckReport
+
+
+def restore(
+    source: StrPath, store: StrPath, *, force: bool = False, progress: Progress | None = None
+) -> RebuildReport:
+    """Put the index of a backup (see `Store.backup`) into a local store whose index is lost or
+    damaged. What was there is kept beside it. The report's `lost` are the names that can't be read,
+    as their packs are gone.
+
+    Raises FormatError if `source` is no whole backup, NotAStore if it is another store's,
+    IndexIntact if the store's index is whole, unless `force`; StoreLocked while it is in use.
+    """
+    from castore.local.backup import restore as restore_local
+
+    return restore_local(os.fspath(source), local_path(store), force=force, progress=progress)
+
+
+def rebuild_index(
+    store: StrPath, *, progress: Progress | None = None, **options: Any
+) -> RebuildReport:
+    """Make a store's index anew from its packs: locally all but the names, which are taken from the
+    index as it is (or, with `restore`, from a backup); on S3 this machine's cache and the hints for
+    other machines. `options` are those of `castore.open`.
+
+    Raises StoreLocked while a local store is in use; IndexCorrupt if its names can't be read.
+    """
+    if is_remote(store):
+        with open_store(store, create=False, **options) as opened:
+            return opened.rebuild_index(progress)
+    from castore.local.rebuild import rebuild_local
+
+    return rebuild_local(local_path(store), progress=progress)
+
+
+def compact_index(store: StrPath) -> CompactReport:
+    """Make the file of a local store's index as small as what is in it.
+
+    It does not shrink by itself. Raises StoreLocked while the store is in use; IndexCorrupt,
+    StoreFull, StoreIOError: nothing was changed then."""
+    from castore.local.backup import compact
+
+    return compact(local_path(store))
+
+
+def check_store(
+    store: StrPath,
+    *,
+    read_data: bool | float = False,
+    repair: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> CheckReport:
+    """As `Store.check`, of a store that need not be fit to be opened: a local store's index is
+    looked at in a process of its own before this one opens it."""
+    fraction = 0 if repair else check_fraction(read_data)  # a repair looks for itself
+    stages = Stages(progress)
+    if not is_remote(store):
+        from castore.local.check.run import check_local
+
+        report = check_local(
+            local_path(store), fraction=fraction, threads=usable_cores(), progress=stages
+        )
+        if not repair:
+            return report
+    mended = mend_config(store, **options) if repair else ""
+    with open_store(store, create=False, read_only=not repair, **options) as opened:
+        report = opened.check(read_data, repair, stages)
+    if mended:
+        report.repaired.insert(0, mended)
+    return report
+
+
+def mend_config(store: StrPath, **options: Any) -> str:
+    """Make the castore.json of a store on S3 again, if it is lost or damaged, from what its packs
+    and manifests say of it; what was done, "" for nothing. `options` are those of `castore.open`.
+
+    Raises ConfigLost if they do not say, or contradict each other.
+    """
+    if not is_remote(store):
+        return ""
+    from castore.s3.client.settings import parse_settings, settings_among
+    from castore.s3.store import mend_remote_config
+
+    return mend_remote_config(parse_settings(os.fspath(store), **settings_among(options)))
+
+
+def is_remote(store: StrPath) -> bool:
+    """Raises ValueError for what names no store."""
+    return local_folder(os.fspath(store)) is None
+
+
+def local_path(store: StrPath) -> str:
+    """Raises NotLocal for a store on S3: there the names are in S3."""
+    path = local_folder(os.fspath(store))
+    if path is None:
+        raise NotLocal(
+            f"{os.fspath(store)} is on S3, where names are objects of their own: this is for the "
+            "index of a local store"
+        )
+    return os.path.realpath(path)

@@ -1,0 +1,265 @@
+"""Mending a store on S3, while it may be in use.
+
+A damaged pack is copied below `quarantine/`, and what names need of it is stored anew in other
+packs; the pack itself is left for the collector, which alone may tell when nobody relies on it any
+more. It is marked as damaged first (`castore.s3.damaged`), so that no put relies on it from now on.
+A name is written over, or away, only if it still has the ETag that was looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+from castore.check.bitflip import mended
+from castore.check.objects import Faulty, inline_fault, manifest_faults
+from castore.check.salvage import PREFIX, note, salvage
+from castore.errors import CommitUnknown, FormatError, NameNotFound, UnsupportedFormat
+from castore.format.index import decode_segment
+from castore.format.s3 import (
+    MANIFEST_HEADER_BYTES,
+    NONCE_BYTES,
+    decode_hints,
+    decode_manifest_head,
+    encode_manifest,
+    manifest_head_bytes,
+    name_key,
+    pack_key,
+)
+from castore.local.session import WriteSession
+from castore.model import Extent, Location
+from castore.s3.catalog import Overwritten, S3Catalog, Version
+from castore.s3.check.check import PIN_SECONDS_MAX, RemoteCheck
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown
+from castore.s3.client.delete_version import delete_version
+from castore.s3.client.probe import probe
+from castore.s3.client.put_once import put_over
+from castore.s3.damaged import damaged_packs, mark_damaged, unmark
+from castore.s3.hints import listed_hints, rewrite_hints
+from castore.stream.check_report import CheckReport, Problem
+from castore.stream.codec import chunk_id_of, decode_frame
+from castore.stream.operations import Delete
+
+RAW_BYTES_MAX = 64 << 10  # of a manifest whose every bit is tried
+
+
+class RemoteRepair:
+    """What can be done about what `look` found in all data: `mark_packs`, then `mend_manifests`,
+    then `run`, which needs the packs that others stored. `done` says what they did, `lost` which
+    objects are below quarantine/ now."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        catalog: S3Catalog,
+        look: RemoteCheck,
+        session: Callable[[], WriteSession],
+    ) -> None:
+        self.done: list[str] = []
+        self.lost: list[Problem] = []
+        self._bucket = bucket
+        self._catalog = catalog
+        self._look = look
+        self._session = session
+        self._config = look.config
+        self._elsewhere: dict[bytes, list[Location]] = {}
+        self._bad = {i: reading for i, reading in look.readings.items() if reading.damaged}
+
+    @cached_property
+    def conditional(self) -> bool:
+        """Whether the server honours If-Match."""
+        return probe(self._bucket).if_match_put
+
+    def mark_packs(self, report: CheckReport) -> None:
+        """What is put from now on, on whatever machine, relies on none of those that are damaged or
+        missing, and on those again that turned out to be whole."""
+        unfit = {bytes.fromhex(pack_id) for pack_id in report.missing_packs} | self._bad.keys()
+        whole = damaged_packs(self._bucket) & self._look.readings.keys() - unfit
+        unmark(self._bucket, whole)
+        mark_damaged(self._bucket, unfit)
+        if unfit:
+            listed = listed_hints(self._bucket)
+            rewrite_hints(self._bucket, self._config.store_id, listed, unfit.__contains__)
+
+    def run(self, report: CheckReport) -> None:
+        for pack_id in self._bad.keys() & self._look.used:
+            with contextlib.suppress(KeyAbsent):  # a collector took it meanwhile
+                self._keep_copy(pack_key(pack_id))
+        self._find_elsewhere(report)
+        damaged = {name.encode() for name in report.damaged_names}
+        for version in self._catalog.versions(b""):
+            # One that is inline and can be read is whole, or `mend_manifests` had dealt with it.
+            if version.head.record.is_inline:
+                continue
+            if version.name in damaged or self._bad.keys() & set(version.head.packs):
+                self._store_anew(version)
+        self._tidy()
+
+    # ------------------------------------------------------------ manifests that do not decode
+
+    def mend_manifests(self, report: CheckReport) -> None:
+        """Those that do not decode: with them no collector would say what is garbage."""
+        for problem in report.problems:
+            if problem.kind == "manifest":
+                for name in problem.names:
+                    with contextlib.suppress(KeyAbsent):  # deleted meanwhile
+                        self._mend_manifest(name.encode())
+
+    def _mend_manifest(self, name: bytes) -> None:
+        reply = self._bucket.get(name_key(name))
+        try:
+            self._decode(reply.body)
+            return
+        except (FormatError, UnsupportedFormat) as error:
+            fault = error
+        right = None
+        if len(reply.body) <= RAW_BYTES_MAX:
+            right = mended(reply.body, self._decode)
+        self._catalog.forget(name)
+        if right is not None:
+            if self._write_over(name, reply.etag, right):
+                self.done.append(f"the manifest of {name.decode()!r} had one bit flipped")
+        elif not isinstance(fault, UnsupportedFormat):  # which a later castore can read
+            copy = self._keep_copy(name_key(name))
+            target = PREFIX + chunk_id_of(name, 0).hex().encode() + b".json"
+            facts: dict[str, object] = {"name": name.decode(), "manifest": copy, "why": str(fault)}
+            note(self._session(), target, facts)
+            if delete_version(self._bucket, name_key(name), reply.etag):
+                self._lose(name, f"has no readable manifest: it is now {copy}")
+
+    def _decode(self, raw: bytes) -> None:
+        """Raises FormatError unless all of the manifest is as it was written."""
+        head = decode_manifest_head(raw[: manifest_head_bytes(raw[:MANIFEST_HEADER_BYTES])])
+        if head.store_id != self._config.store_id:
+            raise FormatError("it belongs to another store")
+        if head.record.is_inline:
+            fault = inline_fault(head.record, self._config.seed)
+            if fault:
+                raise FormatError(fault)
+        for place in head.segments:
+            decode_segment(raw[place.offset : place.offset + place.length])
+
+    # ------------------------------------------------------------ objects
+
+    def _find_elsewhere(self, report: CheckReport) -> None:
+        """Where there are intact frames of the chunks that are lost where names look for them."""
+        wanted = {bytes.fromhex(p.chunk) for p in report.problems if p.chunk}
+        for version in self._catalog.versions(b""):
+            wanted.update(self._missing_chunks(version))
+        for pack_id, reading in self._look.readings.items():
+            for entry in reading.frames:
+                if entry.chunk_id in wanted and entry.offset not in reading.bad:
+                    at = Location(pack_id, entry.offset, entry.stored_bytes)
+                    self._elsewhere.setdefault(entry.chunk_id, []).append(at)
+
+    def _missing_chunks(self, version: Version) -> Iterator[bytes]:
+        if set(version.head.packs) <= self._look.readings.keys():
+            return
+        with contextlib.suppress(Overwritten, FormatError):
+            for raw in self._catalog.raw_segments(version):
+                for extent in decode_segment(raw):
+                    if extent.location.pack_id not in self._look.readings:
+                        yield extent.chunk_id
+
+    def _store_anew(self, version: Version) -> None:
+        """The object from its intact frames, in packs that are not damaged; below quarantine/ if
+        they do not make all of it."""
+        name, record = version.name, version.head.record
+        for pack_id in set(version.head.packs) - self._look.readings.keys():
+            self._look.packs.look_again(pack_id)  # it may have been put since
+        try:
+            segments = self._segments(version)
+        except Overwritten:
+            return
+        faults = self._faults(version, segments)
+        if not faults and self._bad.keys().isdisjoint(version.head.packs):
+            return
+        why = "; ".join(fault.what for fault in faults[:10])
+        target, whole = salvage(self._session(), name, record, segments, self._find, why)
+        self._catalog.forget(name)
+        if not whole:
+            if delete_version(self._bucket, name_key(name), version.etag):
+                self._lose(name, f"can't be read in full: it is now {target.decode()}")
+            return
+        saved = self._catalog.current(target)
+        body = encode_manifest(
+            self._config,
+            secrets.token_bytes(NONCE_BYTES),
+            saved.head.record._replace(mtime_ns=record.mtime_ns),
+            saved.head.packs,
+            self._segments(saved),
+        )
+        if self._write_over(name, version.etag, body):
+            self.done.append(f"{name.decode()} is stored anew from its intact chunks")
+        with contextlib.suppress(NameNotFound):
+            session = self._session()
+            try:
+                session.commit([Delete(target)])
+            finally:
+                session.close()
+
+    def _segments(self, version: Version) -> list[tuple[int, bytes]]:
+        """(end, as stored) of each. Raises Overwritten."""
+        raws = self._catalog.raw_segments(version)
+        return [(place.end, raw) for place, raw in zip(version.head.segments, raws, strict=True)]
+
+    def _faults(self, version: Version, segments: list[tuple[int, bytes]]) -> list[Faulty]:
+        raws = [raw for _, raw in segments]
+        seed = self._config.seed
+        return list(manifest_faults(version.head.record, raws, self._look.readings, seed))
+
+    def _find(self, extent: Extent) -> bytes | memoryview | None:
+        for location in (extent.location, *self._elsewhere.get(extent.chunk_id, ())):
+            if location.pack_id not in self._look.readings:
+                continue
+            frame = self._frame(location)
+            with contextlib.suppress(FormatError):
+                size = extent.end - extent.begin
+                return decode_frame(frame, extent.chunk_id, size, self._config.seed)
+        return None
+
+    def _frame(self, location: Location) -> bytes:
+        begin, end = location.offset, location.offset + location.stored_bytes
+        return self._look.packs.reader(location.pack_id)(begin, end)
+
+    # ------------------------------------------------------------ parts of these
+
+    def _write_over(self, name: bytes, etag: str, body: bytes) -> bool:
+        """False if the name is not any more what was looked at."""
+        try:
+            return put_over(self._bucket, name_key(name), body, etag, conditional=self.conditional)
+        except OutcomeUnknown as error:
+            raise CommitUnknown(
+                f"whether {name.decode()!r} was written anew is not known: repeat the repair"
+            ) from error
+
+    def _lose(self, name: bytes, what: str) -> None:
+        self.done.append(f"{name.decode()} {what}")
+        self.lost.append(Problem("object", "missing", self.done[-1], (name.decode(),)))
+
+    def _keep_copy(self, key: str) -> str:
+        """A copy below quarantine/; where. Raises KeyAbsent."""
+        target = f"quarantine/{key}"
+        self._bucket.put(target, self._bucket.get(key).body, idempotent=True)
+        self.done.append(f"{key} is copied to {target}")
+        return target
+
+    def _tidy(self) -> None:
+        """Hints that do not decode only cost time, and expired pins that do not decode protect
+        nothing: they go. A younger pin's session may live: it stays."""
+        now = time.time() + self._bucket.clock_skew()
+        void = [key for key, modified in self._look.bad_pins if now - modified > PIN_SECONDS_MAX]
+        for key in listed_hints(self._bucket):
+            try:
+                decode_hints(self._bucket.get(key).body)
+            except FormatError:
+                void.append(key)
+            except (KeyAbsent, UnsupportedFormat):  # gone; or a later castore's
+                continue
+        for key in void:
+            with contextlib.suppress(KeyAbsent):
+                self._keep_copy(key)
+                self._bucket.delete_many([key])

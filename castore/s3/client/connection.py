@@ -1,0 +1,311 @@
+"""One process's way to one bucket: the only module that imports boto3 and botocore.
+
+Everything goes through boto3's client but GET, which is most of what a store does and costs the
+client 2.5 times the CPU of its parts: here the URL and the region are resolved once, by the client,
+and each GET is signed by botocore's signer and sent by botocore's HTTP session. Credentials are the
+boto3 session's, asked for at each request, so that they are refreshed as they expire.
+"""
+
+# mypy: disable-error-code="import-untyped"
+
+from __future__ import annotations
+
+import html
+import http.client
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, quote, urlsplit
+
+import boto3
+import botocore.session
+import urllib3.exceptions
+from botocore import exceptions
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.loaders import create_loader
+from botocore.parsers import ResponseParserError
+from botocore.utils import get_environ_proxies
+
+from castore.errors import CredentialsError, RemoteError
+from castore.s3.client.body import checksum_header
+from castore.s3.client.faults import Broken, Refused
+from castore.s3.client.http import HttpSession, read_body
+from castore.s3.client.settings import S3Settings, checked_endpoint
+from castore.urls import redacted
+
+ERROR_BYTES_MAX = 1 << 16
+REPLY_BYTES_MAX = (
+    32 << 20
+)  # in XML: a page of 1,000 keys of 1,024 bytes, each byte as %xx, and more
+
+# Keeps what it parsed: the second client of a process, or the first of a forked child, takes 20 ms
+# and not 150.
+_LOADER = create_loader()
+
+_OPERATIONS = {
+    "delete_object": "DeleteObject",
+    "delete_objects": "DeleteObjects",
+    "get_bucket_versioning": "GetBucketVersioning",
+    "head_bucket": "HeadBucket",
+    "head_object": "HeadObject",
+    "list_object_versions": "ListObjectVersions",
+    "list_objects_v2": "ListObjectsV2",
+    "put_object": "PutObject",
+}
+_NOT_SENT = (
+    exceptions.EndpointConnectionError,
+    exceptions.ConnectTimeoutError,
+    exceptions.ProxyConnectionError,
+)
+_NO_CREDENTIALS = (
+    exceptions.CredentialRetrievalError,
+    exceptions.MetadataRetrievalError,
+    exceptions.NoAuthTokenError,
+    exceptions.NoCredentialsError,
+    exceptions.PartialCredentialsError,
+    exceptions.ProfileNotFound,
+    exceptions.RefreshWithMFAUnsupportedError,
+    exceptions.SSOError,
+    exceptions.TokenRetrievalError,
+    exceptions.UnknownCredentialError,
+)
+_CODE = re.compile(r"<Code>\s*([^<\s]{1,100})\s*</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+_REGION = re.compile(r"<Region>\s*([a-z0-9-]{1,40})\s*</Region>")
+
+
+class Answer(NamedTuple):
+    """A GET's, whole. `headers` are looked up in any case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Connection:
+    """Thread-safe. Its methods raise Refused and Broken, and CredentialsError."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self._settings = settings
+        with converted(settings):
+            core = botocore.session.get_session()
+            core.register_component("data_loader", _LOADER)
+            session = boto3.Session(
+                botocore_session=core, profile_name=settings.profile, region_name=settings.region
+            )
+            credentials = session.get_credentials()
+            if credentials is None:
+                raise exceptions.NoCredentialsError
+            self._credentials = credentials
+            self._client = _client(session, settings)
+            # What it sends goes the same way as what is sent past it, so that it ends.
+            self._client.meta.events.register(
+                "before-send.s3", self._send, unique_id="castore-send"
+            )
+            self.endpoint: str = self._client.meta.endpoint_url
+            kind = settings.upload_checksum
+            if kind == "auto":
+                kind = "crc32" if _is_aws(self.endpoint) else "md5"
+            self._checksum = kind
+            # Presigning is the public way to ask where a key's URL and which region signs it.
+            signed = self._client.generate_presigned_url(
+                "get_object", Params={"Bucket": settings.bucket, "Key": "x"}
+            )
+        self._base = signed.partition("?")[0][:-1]
+        self.region = parse_qs(urlsplit(signed).query)["X-Amz-Credential"][0].split("/")[2]
+        self._http = HttpSession(
+            verify=core.get_config_variable("ca_bundle")
+            or os.environ.get("REQUESTS_CA_BUNDLE", True),
+            proxies=get_environ_proxies(self._base),
+            timeout=(settings.connect_timeout_s, settings.read_timeout_s),
+            max_pool_connections=settings.max_concurrency,
+            socket_options=[
+                (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            ],
+        )
+
+    def _send(self, request: Any, **_: Any) -> Any:
+        return self._http.send_whole(request, REPLY_BYTES_MAX)
+
+    def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        """One call of the client, named as its method, without any retry."""
+        if operation == "put_object":
+            parameters |= checksum_header(self._checksum, parameters["Body"])
+        with converted(self._settings, _OPERATIONS[operation]), _parsed():
+            method = getattr(self._client, operation)
+            reply: dict[str, Any] = method(Bucket=self._settings.bucket, **parameters)
+            return reply
+
+    def get(self, key: str, headers: dict[str, str], bytes_max: int) -> Answer:
+        """GET of the whole key: 200, 206 or 304. A server that ignores a Range is not listened to:
+        the body is then empty, and there is no Content-Range; nor is one that sends more than
+        `bytes_max`."""
+        url = self._base + quote(key, safe="/~")
+        request = AWSRequest("GET", url, headers=headers, stream_output=True)
+        request.context["client_config"] = self._client.meta.config
+        with converted(self._settings):
+            try:
+                credentials = self._credentials.get_frozen_credentials()
+            except (RuntimeError, exceptions.ClientError) as error:  # refreshed, to no avail
+                raise exceptions.CredentialRetrievalError(
+                    provider=self._credentials.method, error_msg=str(error)
+                ) from error
+            S3SigV4Auth(credentials, "s3", self.region).add_auth(request)
+            response = self._http.send(request.prepare())
+            status, raw = response.status_code, response.raw
+            if status in (200, 206):
+                if "Range" in headers and "content-range" not in response.headers:
+                    raw.close()
+                    return Answer(status, response.headers, b"")
+                return Answer(status, response.headers, read_body(raw, response.headers, bytes_max))
+            said = raw.read(ERROR_BYTES_MAX, decode_content=False)
+            if raw.read(1):
+                raw.close()
+        if status == 304:
+            return Answer(status, response.headers, b"")
+        raise _refused(status, said.decode("utf-8", "replace"), response.headers)
+
+    def close(self) -> None:
+        self._client.close()
+        self._http.close()
+
+
+def _client(session: Any, settings: S3Settings) -> Any:
+    def made(endpoint_url: str | None) -> Any:
+        style = settings.addressing_style
+        if endpoint_url is not None and style == "auto":
+            style = "path"
+        config = Config(
+            signature_version="s3v4",
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            s3={"addressing_style": style},
+            connect_timeout=settings.connect_timeout_s,
+            read_timeout=settings.read_timeout_s,
+            max_pool_connections=settings.max_concurrency,
+            tcp_keepalive=True,
+            user_agent_extra="castore",
+            # As trailers, or in replies, they are what servers that are only like S3 stumble over;
+            # `call` has its own, as a header, and all that is read is checked by castore.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        return session.client("s3", endpoint_url=endpoint_url, config=config)
+
+    client = made(settings.endpoint_url)
+    endpoint = client.meta.endpoint_url
+    if settings.endpoint_url is None and not _is_aws(endpoint):  # boto3's configuration has one
+        client.close()
+        client = made(checked_endpoint(endpoint, "endpoint_url of boto3's configuration"))
+    client.meta.events.register_last("before-parameter-build.s3", _stay)
+    client.meta.events.register_last("before-call.s3", _do_not_ask)
+    return client
+
+
+def _stay(context: dict[str, Any], **_: Any) -> None:
+    """Else the client follows a bucket into another region, with requests of its own."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _do_not_ask(params: dict[str, Any], **_: Any) -> None:
+    """Else a body that is a file waits for a round trip, or a second, for leave to be sent."""
+    params["headers"].pop("Expect", None)
+
+
+def _is_aws(endpoint: str) -> bool:
+    host = urlsplit(endpoint).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def _refused(status: int, text: str, headers: Mapping[str, str]) -> Refused:
+    code, message, region = _CODE.search(text), _MESSAGE.search(text), _REGION.search(text)
+    found = {name.lower(): value for name, value in headers.items()}
+    if region is not None:
+        found.setdefault("x-amz-bucket-region", region[1])
+    return Refused(
+        status,
+        code[1] if code else "",
+        html.unescape(message[1]) if message else "",
+        found,
+    )
+
+
+@contextmanager
+def _parsed() -> Iterator[None]:
+    """A reply that botocore's parsers stumble over is no reply."""
+    try:
+        yield
+    except exceptions.ParamValidationError:
+        raise  # a bug of ours
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise Broken(f"the reply can't be understood: {error!r}") from error
+
+
+@contextmanager
+def converted(settings: S3Settings, operation: str = "") -> Iterator[None]:
+    """The SDK's many exceptions as the few that `faults` knows."""
+    try:
+        yield
+    except _NO_CREDENTIALS as error:
+        raise _no_credentials(settings, redacted(str(error))) from error
+    except exceptions.ClientError as error:
+        if error.operation_name != operation:  # a role's credentials were asked for on the way
+            raise _no_credentials(settings, redacted(str(error))) from error
+        raise _of_client(error) from error
+    except _NOT_SENT as error:
+        raise Broken(_reason(error), sent=False) from error
+    except exceptions.SSLError as error:
+        untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
+        raise Broken(_reason(error), sent=not untrusted, hopeless=untrusted) from error
+    except (
+        exceptions.HTTPClientError,
+        exceptions.IncompleteReadError,
+        ResponseParserError,
+        urllib3.exceptions.HTTPError,
+        http.client.HTTPException,
+        OSError,
+    ) as error:
+        raise Broken(_reason(error)) from error
+    except exceptions.ParamValidationError:
+        raise  # a bug of ours
+    except exceptions.BotoCoreError as error:
+        raise RemoteError(f"{settings.url}: {redacted(str(error))}") from error
+
+
+def _of_client(error: exceptions.ClientError) -> Refused:
+    said = error.response.get("Error", {})
+    metadata = error.response.get("ResponseMetadata", {})
+    headers = dict(metadata.get("HTTPHeaders", {}))
+    if said.get("Region"):
+        headers.setdefault("x-amz-bucket-region", said["Region"])
+    status = int(metadata.get("HTTPStatusCode", 0))
+    code = str(said.get("Code", ""))
+    return Refused(
+        status,
+        "" if code == str(status) else code,  # botocore's stand-in where there is none
+        str(said.get("Message") or ""),
+        headers,
+    )
+
+
+def _no_credentials(settings: S3Settings, reason: str) -> CredentialsError:
+    return CredentialsError(
+        f"no AWS credentials for {settings.url} ({reason}): set AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or choose a profile of ~/.aws with profile="
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The innermost words: what urllib3 and botocore wrap around them names objects."""
+    while True:
+        inner = getattr(error, "kwargs", {}).get("error") or getattr(error, "reason", None)
+        if not isinstance(inner, Exception):
+            break
+        error = inner
+    text = str(error) or type(error).__name__
+    return redacted(text.rpartition(">: ")[2])

@@ -1,0 +1,64 @@
+"""Deleting one version of what is at a key, so that a lost reply is not passed on to the user.
+
+With If-Match, as no two versions of a name have one ETag, a request that lands late deletes nothing
+that was put meanwhile. A server that ignores it deletes what is there; so does one that refuses it
+whatever is there, which is asked without it.
+"""
+
+from __future__ import annotations
+
+from castore.errors import RemoteError
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.faults import Fault
+from castore.s3.client.retries import Patience
+
+UNKNOWN_HEADER = (400, 501)  # what servers answer that do not know If-Match
+
+
+def etag_at(bucket: Bucket, key: str) -> str | None:
+    """What is there now."""
+    try:
+        return bucket.head(key).etag
+    except KeyAbsent:
+        return None
+
+
+def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
+    """Have what was just seen to have this ETag deleted; False if it was overwritten since. That it
+    is gone is success: another deleted it, or something on the way sent our request twice.
+
+    Raises OutcomeUnknown if it is still there after some attempts that may land yet.
+    """
+    patience = Patience(bucket.backoff)
+    unknown: OutcomeUnknown | None = None
+    if_match: str | None = etag
+    while True:
+        try:
+            bucket.delete(key, if_match=if_match)
+            return True
+        except KeyAbsent:
+            return True
+        except PreconditionFailed as refusal:
+            if not refusal.conflict:
+                if etag_at(bucket, key) != etag:
+                    return False
+                if_match = None  # or it would be refused for ever
+                continue
+            fault = Fault(RemoteError(f"{key!r} kept changing: repeat it"), repeat=True)
+        except RemoteError as refusal:
+            if if_match is None or refusal.status not in UNKNOWN_HEADER:
+                raise
+            if etag_at(bucket, key) != etag:
+                return False
+            if_match = None
+            continue
+        except OutcomeUnknown as lost:
+            unknown = lost
+            fault = Fault(RemoteError(f"{key!r} was not deleted"), repeat=True, unknown=True)
+        there = etag_at(bucket, key)
+        if there != etag:
+            return there is None
+        if not patience.wait(fault):
+            if unknown is not None:
+                raise unknown
+            raise fault.error

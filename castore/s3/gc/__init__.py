@@ -1,0 +1,1 @@
+"""Collecting a store on S3: see `collect`."""

@@ -1,0 +1,314 @@
+"""Collecting a store on S3, beside writers on other machines and with no server between.
+
+A round has two phases, with the grace between them. First everything is listed, and what nobody
+needs is condemned: from then on no writer comes to rely on it. Then everything is listed again,
+and what of it still nobody needs is removed: whoever came to rely on it before it was condemned
+had pinned it, and has published it or still does. A collection finishes the round that it finds,
+once its grace is over, and begins the next. It may end anywhere: the next one goes on from what
+`gc/state` says.
+
+The grace is for readers. What keeps data is the order in which collector and writers look at what
+the other has announced (`castore/s3/lease.py` has the writers' half).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence, Set
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from castore.errors import (
+    ClockSkewed,
+    CollectionRefused,
+    PreconditionsIgnored,
+    RemoteError,
+)
+from castore.model import Progress, Stages
+from castore.s3.cache.store import StoreCache
+from castore.s3.cache.unused import collect_caches
+from castore.s3.catalog import S3Catalog
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.probe import ServerFeatures, probe
+from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
+from castore.s3.gc.mark import PIN_SECONDS, Marker
+from castore.s3.gc.memory import CollectorMemory
+from castore.s3.gc.repack import Live, Repacker
+from castore.s3.gc.state import CONDEMNED, SWEEPING, CollectorState
+from castore.s3.gc.sweep import remove_packs, remove_scratch
+from castore.s3.hints import listed_hints, rewrite_hints
+from castore.s3.session import S3Session
+from castore.stream.reports import GcOptions, GcReport, Undeletable
+from castore.system.workers import Workers
+
+SKEW_SECONDS_MAX = 300
+SCRATCH_SECONDS = 86_400
+CONDEMNED_MAX = 1 << 16  # packs per round: a writer reads the list, of 1 MiB then, at each reuse
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Of the store."""
+
+    bucket: Bucket
+    store_id: bytes
+    cache: StoreCache
+    catalog: S3Catalog
+    requests: Workers
+    open_session: Callable[[], AbstractContextManager[S3Session]]
+
+
+def collect(parts: Parts, options: GcOptions, progress: Progress | None) -> GcReport:
+    """Raises CollectionRefused, ManifestUnreadable and FormatError before anything is removed;
+    StoreBusy when another collection took over; StoreIOError, RemoteError and what else a Bucket
+    raises: then the next collection goes on."""
+    began = time.monotonic()
+    features = _checked_server(parts.bucket, options)
+    collection = _Collection(parts, options, features, progress)
+    if options.dry_run:
+        collection.foretell()
+    else:
+        collection.run()
+    caches, cache_bytes = collect_caches(dry_run=options.dry_run)
+    return dataclasses.replace(
+        collection.report(),
+        caches_removed=caches,
+        cache_bytes_freed=cache_bytes,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _checked_server(bucket: Bucket, options: GcOptions) -> ServerFeatures | None:
+    """What it honours; not asked for a dry run, which writes nothing."""
+    url = bucket.settings.url
+    skew_s = bucket.clock_skew()
+    if abs(skew_s) > SKEW_SECONDS_MAX:
+        raise ClockSkewed(url, skew_s)
+    return None if options.dry_run else fit_server(bucket, alone=options.alone)
+
+
+def fit_server(bucket: Bucket, *, alone: bool) -> ServerFeatures:
+    """What it honours. Raises CollectionRefused where that is not enough to condemn anything."""
+    url = bucket.settings.url
+    features = probe(bucket)
+    if not features.list_consistent:
+        raise CollectionRefused(f"{url}: a listing there does not show what there is")
+    if not features.ranges:
+        raise CollectionRefused(f"{url}: the server ignores Range")
+    if not alone:
+        for honoured, header in (
+            (features.if_none_match, "If-None-Match"),
+            (features.if_match_put, "If-Match"),
+        ):
+            if not honoured:
+                raise PreconditionsIgnored(url, header)
+    return features
+
+
+@dataclass(slots=True)
+class _Tally:
+    packs_removed: int = 0
+    bytes_freed: int = 0
+    packs_condemned: int = 0
+    bytes_condemned: int = 0
+    pins_expired: int = 0
+    packs_rewritten: int = 0
+    bytes_rewritten: int = 0
+    come_again: float | None = None
+    undeletable: dict[bytes, Exception] = field(default_factory=dict)
+    missing: Sequence[bytes] = ()
+
+
+class _Collection:
+    def __init__(
+        self,
+        parts: Parts,
+        options: GcOptions,
+        features: ServerFeatures | None,
+        progress: Progress | None,
+    ) -> None:
+        self._bucket = parts.bucket
+        self._store_id = parts.store_id
+        self._options = options
+        self._stages = stages = Stages(progress)
+        self._may_rewrite = features is None or features.if_match_put
+        conditional = features is None or (features.if_none_match and features.if_match_put)
+        memory = CollectorMemory(parts.cache)
+        self._state = CollectorState(parts.bucket, parts.store_id, memory, conditional=conditional)
+        self._marker = Marker(parts.bucket, parts.store_id, memory, parts.requests, stages)
+        self._repacker = Repacker(parts.catalog, parts.open_session, stages)
+        self._tally = _Tally()
+
+    def run(self) -> None:
+        state, options = self._state, self._options
+        state.read()
+        if state.phase == CONDEMNED:
+            if not self._grace_is_over():
+                self._note_waiting()
+                return
+            state.lead()
+            self._second_phase()
+        elif state.phase == SWEEPING:
+            self._sweep()
+        if state.phase == SWEEPING and not options.carry_undeletable:
+            return
+        self._expire()
+        if options.repack_below > 0 and self._may_rewrite:
+            self._repack()
+        self._first_phase()
+        if state.phase == CONDEMNED and not options.grace_seconds:
+            self._second_phase()
+
+    def foretell(self) -> None:
+        """Look, and count as condemned what is, or would be."""
+        options, tally = self._options, self._tally
+        self._state.read()
+        packs = self._marker.packs()
+        condemned = set(self._state.listed().packs)
+        expired_before = self._now() - PIN_SECONDS
+        tally.pins_expired = len(self._marker.expired_pins(expired_before))
+        garbage = self._marker.garbage(packs, expired_before=expired_before)
+        tally.packs_condemned, tally.bytes_condemned = len(garbage), sum(garbage.values())
+        tally.missing = self._marker.missing(packs)
+        if self._state.phase == CONDEMNED:
+            tally.come_again = self._state.condemned_at() + options.grace_seconds
+        if options.repack_below > 0:
+            chosen = self._choose(packs, garbage.keys() | condemned, expired_before)
+            tally.packs_rewritten = len(chosen)
+            tally.bytes_rewritten = sum(live.bytes for live in chosen.values())
+
+    def report(self) -> GcReport:
+        tally = self._tally
+        undeletable = [
+            Undeletable(pack_id.hex(), str(error))
+            for pack_id, error in sorted(tally.undeletable.items())
+        ]
+        return GcReport(
+            dry_run=self._options.dry_run,
+            objects=self._marker.objects,
+            packs_removed=tally.packs_removed,
+            packs_rewritten=tally.packs_rewritten,
+            bytes_freed=tally.bytes_freed,
+            bytes_rewritten=tally.bytes_rewritten,
+            packs_condemned=tally.packs_condemned,
+            bytes_condemned=tally.bytes_condemned,
+            pins_expired=tally.pins_expired,
+            come_again=tally.come_again,
+            undeletable=tuple(undeletable),
+            missing=tuple(pack_id.hex() for pack_id in tally.missing),
+            damaged=tuple(self._repacker.damaged.values()),
+        )
+
+    # ------------------------------------------------------------ the phases
+
+    def _first_phase(self) -> None:
+        """Condemn what nobody needs. What could not be removed stays condemned: no state is without
+        it, so no writer ever relies on what a late request may yet remove."""
+        state, tally = self._state, self._tally
+        carried = set(tally.undeletable)
+        if not carried:
+            state.lead()
+        packs = self._marker.packs()
+        garbage = self._marker.garbage(packs, expired_before=0)
+        tally.missing = self._marker.missing(packs)
+        room = CONDEMNED_MAX - len(carried)
+        doomed = carried.union(sorted(garbage.keys() - carried)[: max(room, 0)])
+        if not doomed:
+            state.remove_lists()
+            return
+        state.condemn(doomed, carried)
+        state.remove_lists()
+        tally.packs_condemned = len(doomed)
+        tally.bytes_condemned = sum(packs.get(pack_id, 0) for pack_id in doomed)
+        tally.come_again = state.condemned_at() + self._options.grace_seconds
+
+    def _second_phase(self) -> None:
+        """Remove what was condemned and is still not needed. What was carried never is: who pins it
+        has not read yet that it is condemned, and will."""
+        state, tally = self._state, self._tally
+        condemned = state.listed()
+        listed = self._marker.packs()
+        left = {pack_id: listed.get(pack_id, 0) for pack_id in condemned.packs}
+        doomed = self._marker.garbage(left, expired_before=0)
+        doomed |= {pack_id: left[pack_id] for pack_id in condemned.carried}
+        tally.packs_condemned = tally.bytes_condemned = 0
+        tally.come_again = None
+        if not doomed:
+            state.retire()
+            return
+        state.sweep(doomed)
+        self._remove(doomed)
+
+    def _sweep(self) -> None:
+        """Go on with what another collection was removing."""
+        listed = self._marker.packs()
+        self._remove({i: listed.get(i, 0) for i in self._state.listed().packs})
+
+    def _remove(self, doomed: dict[bytes, int]) -> None:
+        tally = self._tally
+        left = remove_packs(self._bucket, doomed, self._stages)
+        gone = {pack_id: size for pack_id, size in doomed.items() if pack_id not in left}
+        tally.packs_removed += sum(size > 0 for size in gone.values())
+        tally.bytes_freed += sum(gone.values())
+        tally.undeletable = left
+        self._forget_removed()
+        if not left:
+            self._state.retire()
+
+    def _forget_removed(self) -> None:
+        """Hints, and marks of damage, of packs that are gone, whoever removed them. A pack is there
+        before it is told of, so those that are told of are listed first."""
+        told = listed_hints(self._bucket)
+        there = self._marker.packs().keys()
+        rewrite_hints(self._bucket, self._store_id, told, lambda pack_id: pack_id not in there)
+        remove_marks(self._bucket, there, now=self._now())
+
+    def _expire(self) -> None:
+        now = self._now()
+        keys = self._marker.expired_pins(now - PIN_SECONDS)
+        kept = self._bucket.delete_many(keys)
+        self._tally.pins_expired = len(keys) - len(kept)
+        remove_scratch(self._bucket, before=now - SCRATCH_SECONDS)
+
+    def _repack(self) -> None:
+        chosen = self._choose(self._marker.packs(), self._tally.undeletable.keys(), 0)
+        if chosen:
+            self._repacker.rewrite(chosen)
+            self._tally.packs_rewritten = len(chosen)
+            self._tally.bytes_rewritten = self._repacker.bytes_written
+            # Neither is moved the next time, in vain, nor does a put come to rely on them.
+            mark_damaged(self._bucket, {at.pack_id for at in self._repacker.damaged})
+
+    def _choose(
+        self, packs: dict[bytes, int], condemned: Set[bytes], expired_before: float
+    ) -> dict[bytes, Live]:
+        return self._repacker.candidates(
+            packs,
+            self._marker.pins(expired_before),
+            condemned | damaged_packs(self._bucket),
+            repack_below=self._options.repack_below,
+            bytes_max=self._options.max_repack_bytes,
+        )
+
+    # ------------------------------------------------------------ time and progress
+
+    def _now(self) -> float:
+        """Seconds since the epoch by the server's clock."""
+        now = self._bucket.head("castore.json").date
+        if not now:
+            raise RemoteError(f"{self._bucket.settings.url}: the server sends no Date")
+        return now
+
+    def _grace_is_over(self) -> bool:
+        """What was condemned, is."""
+        grace = self._options.grace_seconds
+        return not grace or self._now() - self._state.condemned_at() >= grace
+
+    def _note_waiting(self) -> None:
+        tally, state = self._tally, self._state
+        condemned = state.listed().packs
+        listed = self._marker.packs()
+        tally.packs_condemned = len(condemned)
+        tally.bytes_condemned = sum(listed.get(pack_id, 0) for pack_id in condemned)
+        tally.come_again = state.condemned_at() + self._options.grace_seconds

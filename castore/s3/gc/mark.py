@@ -1,0 +1,196 @@
+"""What in a store on S3 is alive: which packs names refer to, and which ones writers rely on.
+
+Everything is listed to its end, and in this order: packs, pins, names. A pack that is listed had
+its writer's pin before, and whatever a pin no longer there protected has its name by then: the
+other way around, a name could come between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from castore.errors import FormatError, ManifestUnreadable
+from castore.format.s3 import (
+    MANIFEST_HEADER_BYTES,
+    Packs,
+    decode_manifest_head,
+    decode_pin,
+    manifest_head_bytes,
+    name_key,
+    pack_key,
+    session_of,
+)
+from castore.model import Stages
+from castore.s3.client.bucket import Bucket, KeyAbsent, Listed, Reply
+from castore.s3.gc.memory import CollectorMemory
+from castore.s3.keys import NAMES, PINS, listed_packs, name_of, session_of_pin
+from castore.system.workers import Workers
+
+HEAD_BYTES = 16 << 10  # of a manifest, in the first request
+PAGE_NAMES = 1000
+PIN_SECONDS = 7 * 86_400  # a writer's session is over after one day
+
+
+@dataclass(slots=True)
+class Pins:
+    """What writers that are at work rely on."""
+
+    sessions: set[bytes] = field(default_factory=set)
+    packs: set[bytes] = field(default_factory=set)
+
+    def protect(self, pack_id: bytes) -> bool:
+        return pack_id in self.packs or session_of(pack_id) in self.sessions
+
+
+class Marker:
+    """Of one store; it changes nothing."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        store_id: bytes,
+        memory: CollectorMemory,
+        requests: Workers,
+        stages: Stages,
+    ) -> None:
+        self.objects = 0  # in the last listing of names
+        self.referred: set[bytes] = set()  # packs that these had
+        self._bucket = bucket
+        self._store_id = store_id
+        self._memory = memory
+        self._requests = requests
+        self._stages = stages
+
+    def packs(self) -> dict[bytes, int]:
+        """All packs, and their bytes."""
+        return listed_packs(self._bucket)
+
+    def garbage(self, packs: dict[bytes, int], *, expired_before: float) -> dict[bytes, int]:
+        """Those of `packs`, which were listed before, that nothing protects now, and their bytes.
+        Raises ManifestUnreadable, FormatError."""
+        pins = self.pins(expired_before)
+        left = {i: size for i, size in packs.items() if not pins.protect(i)}
+        self.referred = set()
+        for referred in self.references():
+            self.referred |= referred
+            for pack_id in referred:
+                left.pop(pack_id, None)
+        return left
+
+    def missing(self, packs: dict[bytes, int]) -> list[bytes]:
+        """Those that names referred to in the last look for garbage among all `packs`, and that are
+        not there; one that was not listed may have been put since."""
+        unlisted = sorted(self.referred - packs.keys())
+        looking = [(i, self._requests.submit(self._is_there, i)) for i in unlisted]
+        return [pack_id for pack_id, there in looking if not there.result()]
+
+    def _is_there(self, pack_id: bytes) -> bool:
+        try:
+            self._bucket.head(pack_key(pack_id))
+        except KeyAbsent:
+            return False
+        return True
+
+    # ------------------------------------------------------------ pins
+
+    def expired_pins(self, expired_before: float) -> list[str]:
+        """Keys of pins that were written before this time, in seconds by the server's clock."""
+        return [entry.key for entry in self._listed_pins() if entry.modified < expired_before]
+
+    def pins(self, expired_before: float) -> Pins:
+        pins = Pins()
+        listed = [entry for entry in self._listed_pins() if entry.modified >= expired_before]
+        for i in range(0, len(listed), PAGE_NAMES):
+            page = [entry.key for entry in listed[i : i + PAGE_NAMES]]
+            for reading in [self._requests.submit(self._read_pin, key) for key in page]:
+                session, packs = reading.result()
+                pins.sessions.add(session)
+                pins.packs.update(packs)
+        return pins
+
+    def _listed_pins(self) -> Iterator[Listed]:
+        return (e for e in self._bucket.list(PINS) if session_of_pin(e.key) is not None)
+
+    def _read_pin(self, key: str) -> tuple[bytes, list[bytes]]:
+        """A session that removed it meanwhile has ended: its names are there to be listed."""
+        session = session_of_pin(key)
+        assert session is not None
+        try:
+            store_id, owner, packs = decode_pin(self._bucket.get(key).body)
+        except KeyAbsent:
+            return session, []
+        except FormatError:
+            store_id, owner, packs = decode_pin(self._read_again(key))
+        if (store_id, owner) != (self._store_id, session):
+            raise FormatError(f"the pin {key!r} is of another store or session: remove it")
+        return session, packs
+
+    def _read_again(self, key: str) -> bytes:
+        """What was damaged on its way is not the second time."""
+        try:
+            return self._bucket.get(key).body
+        except KeyAbsent as error:
+            raise FormatError(f"{key!r} was damaged, and is gone: collect again") from error
+
+    # ------------------------------------------------------------ names
+
+    def references(self) -> Iterator[set[bytes]]:
+        """The packs that the names refer to, some names at a time."""
+        self.objects, after = 0, b""
+        self._stages.begin_stage("marking", 0)
+        entries = (
+            (name, entry)
+            for entry in self._bucket.list(NAMES)
+            if (name := name_of(entry)) is not None
+        )
+        while page := list(islice(entries, PAGE_NAMES)):
+            listed = [(name, entry.etag) for name, entry in page]
+            size = sum(entry.size for _, entry in page)
+            known = self._memory.packs_of(listed)
+            reading = [
+                (name, self._requests.submit(self._read_packs, name))
+                for name, _ in listed
+                if name not in known
+            ]
+            read = {name: found for name, future in reading if (found := future.result())}
+            self._memory.remember(after, listed, read)
+            self.objects += len(known) + len(read)
+            after = listed[-1][0]
+            self._stages.relative_update(size)
+            yield {i for packs in known.values() for i in packs} | {
+                i for _, packs in read.values() for i in packs
+            }
+        self._memory.remember(after, [], {})
+
+    def _read_packs(self, name: bytes) -> tuple[str, Packs] | None:
+        """(ETag, packs) of what the name maps to now; None if it is gone since it was listed."""
+        key = name_key(name)
+        damaged = False
+        while True:
+            try:
+                reply = self._bucket.get(key, byte_range=(0, HEAD_BYTES))
+                raw = self._whole_head(key, reply)
+                if raw is None:
+                    continue
+                head = decode_manifest_head(raw)
+                if head.store_id != self._store_id:
+                    raise FormatError("it belongs to another store")
+                return reply.etag, tuple(head.packs)
+            except KeyAbsent:
+                return None
+            except FormatError as error:
+                if damaged:
+                    raise ManifestUnreadable(name.decode(), str(error)) from error
+                damaged = True  # or it was on its way: look once more
+
+    def _whole_head(self, key: str, reply: Reply) -> bytes | None:
+        """None if the name was overwritten before all of it was read."""
+        size = manifest_head_bytes(reply.body[:MANIFEST_HEADER_BYTES])
+        if size > reply.size:
+            raise FormatError(f"its head takes {size} of its {reply.size} bytes")
+        if size <= len(reply.body):
+            return reply.body
+        rest = self._bucket.get(key, byte_range=(len(reply.body), size))
+        return reply.body + rest.body if rest.etag == reply.etag else None

@@ -1,0 +1,195 @@
+"""`gc/state`: what the collectors of a store on S3 are at, moved by compare-and-swap alone.
+
+idle -> condemned: a list says which packs are about to be removed, and writers rely on them no
+more. condemned -> sweeping: a second look found those of them that nobody has come to rely on
+before; they are being removed. sweeping -> idle: each removal was acknowledged. Each step raises
+the version. Whoever leads has raised it last: all others fail at their next step.
+
+A list is written before the state names it, under the number of the version that will, which only
+the leader of the version before can write. So its time, by the server's clock, is when the names
+had been looked at, and the grace counts from there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from contextlib import suppress
+
+from castore.errors import FormatError, StateWentBackwards, StoreBusy, StoreIOError
+from castore.format.s3 import (
+    GC_STATE_KEY,
+    Condemned,
+    GcState,
+    decode_condemned,
+    decode_state,
+    encode_condemned,
+    encode_state,
+)
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.put_once import put_once
+from castore.s3.condemned import list_without_state
+from castore.s3.gc.memory import CollectorMemory
+from castore.s3.keys import LISTS
+
+IDLE, CONDEMNED, SWEEPING = "idle", "condemned", "sweeping"
+REPAIR = "repair the store (castore check --repair)"
+_NOTHING_YET = GcState(0, IDLE, b"")
+
+
+class CollectorState:
+    """The state as one collector sees and moves it."""
+
+    def __init__(
+        self, bucket: Bucket, store_id: bytes, memory: CollectorMemory, *, conditional: bool
+    ) -> None:
+        """`conditional`: whether the server honours preconditions; else nobody else may write."""
+        self._bucket = bucket
+        self._store_id = store_id
+        self._memory = memory
+        self._conditional = conditional
+        self._etag: str | None = None
+        self._now = _NOTHING_YET
+
+    @property
+    def phase(self) -> str:
+        return self._now.phase
+
+    def read(self) -> None:
+        """Raises StateWentBackwards, FormatError."""
+        seen = self._memory.state_version()  # before: another collector may be at work here, too
+        try:
+            reply = self._bucket.get(GC_STATE_KEY)
+            self._now, self._etag = decode_state(reply.body), reply.etag
+        except KeyAbsent:
+            self._now, self._etag = _NOTHING_YET, None
+            orphan = list_without_state(self._bucket)
+            if orphan is not None:
+                url = self._bucket.settings.url
+                raise FormatError(
+                    f"{url}/gc/state is gone, while {orphan} is there: {REPAIR}"
+                ) from None
+        except FormatError as error:
+            raise FormatError(f"{error}: {REPAIR}") from error
+        if self._now.version < seen:
+            url = self._bucket.settings.url
+            raise StateWentBackwards(url, self._now.version, seen, self._memory.path)
+        self._memory.saw_state(self._now.version)
+
+    def lead(self) -> None:
+        """Raise the version, and change nothing else. Raises StoreBusy."""
+        self._move(self._now.phase, self._now.condemned)
+
+    def condemn(self, packs: Collection[bytes], carried: Collection[bytes] = ()) -> None:
+        """`carried` are those of `packs` that could not be removed. Raises StoreBusy, as do the
+        steps below."""
+        self._move(CONDEMNED, self._write_list(packs, carried))
+
+    def sweep(self, packs: Collection[bytes]) -> None:
+        self._move(SWEEPING, self._write_list(packs, ()))
+
+    def retire(self) -> None:
+        self._move(IDLE, None)
+        self.remove_lists()
+
+    def listed(self) -> Condemned:
+        """What is condemned, or being removed. Raises FormatError, StoreBusy."""
+        if self._now.condemned is None:
+            return Condemned([], [])
+        try:
+            raw = self._bucket.get(self._now.condemned).body
+        except KeyAbsent:
+            raise self._no_list() from None
+        try:
+            return decode_condemned(raw, self._store_id)
+        except FormatError as error:
+            raise FormatError(f"{self._now.condemned}: {error}: {REPAIR}") from error
+
+    def fault(self) -> str:
+        """Why the list that the state refers to can't be read; empty if it can, or there is none.
+        Raises StoreBusy."""
+        try:
+            self.listed()
+        except FormatError as error:
+            return str(error)
+        return ""
+
+    def condemned_at(self) -> float:
+        """When the list was written, in seconds since the epoch by the server's clock."""
+        key = self._now.condemned
+        assert key is not None
+        for entry in self._bucket.list(key):
+            if entry.key == key:
+                return entry.modified
+        raise self._no_list()
+
+    def remove_lists(self) -> None:
+        """Those that no state refers to, nor will: whoever wrote them has lost the lead."""
+        doomed = []
+        for entry in self._bucket.list(LISTS):
+            number = entry.key.removeprefix(LISTS)
+            if (
+                re.fullmatch("[0-9]{1,18}", number)
+                and int(number) <= self._now.version
+                and entry.key != self._now.condemned
+            ):
+                doomed.append(entry.key)
+        if doomed:
+            self._bucket.delete_many(doomed)
+
+    # ------------------------------------------------------------ below
+
+    def _no_list(self) -> FormatError | StoreBusy:
+        """Unless the state does not refer to it any more, either."""
+        with suppress(KeyAbsent):
+            if self._bucket.head(GC_STATE_KEY).etag != self._etag:
+                return self._busy()
+        url, key = self._bucket.settings.url, self._now.condemned
+        return FormatError(f"{url}/gc/state refers to {key!r}, which is not there: {REPAIR}")
+
+    def _write_list(self, packs: Collection[bytes], carried: Collection[bytes]) -> str:
+        def body(nonce: bytes) -> bytes:
+            return encode_condemned(self._store_id, nonce, sorted(packs), sorted(carried))
+
+        key = f"{LISTS}{self._now.version + 1}"
+        try:
+            put_once(self._bucket, key, body, if_none_match=self._conditional)
+        except PreconditionFailed as error:
+            raise self._busy() from error
+        except OutcomeUnknown as error:
+            raise _unknown(key, error) from error
+        return key
+
+    def _move(self, phase: str, condemned: str | None) -> None:
+        after = _NOTHING_YET
+
+        def body(nonce: bytes) -> bytes:
+            nonlocal after
+            after = GcState(self._now.version + 1, phase, nonce, condemned)
+            return encode_state(after)
+
+        try:
+            landed = put_once(
+                self._bucket,
+                GC_STATE_KEY,
+                body,
+                if_none_match=self._conditional and self._etag is None,
+                if_match=self._etag if self._conditional else None,
+            )
+        except PreconditionFailed as error:
+            raise self._busy() from error
+        except OutcomeUnknown as error:
+            raise _unknown(GC_STATE_KEY, error) from error
+        self._now, self._etag = after, landed.etag
+        self._memory.saw_state(after.version)
+
+    def _busy(self) -> StoreBusy:
+        return StoreBusy(
+            f"another collection of {self._bucket.settings.url} has taken over: let it finish"
+        )
+
+
+def _unknown(key: str, error: OutcomeUnknown) -> StoreIOError:
+    return StoreIOError(
+        f"whether {key} was written is not known ({error.__cause__}): collect again"
+    )

@@ -1,0 +1,206 @@
+"""A writer session: what protects its uploads from collectors on other machines, with no lock.
+
+Its own packs are protected by its id, and packs of others by pins, from before they are relied on
+until after the names that refer to them are there. Each pin is written once and says which packs
+the session has newly begun to reuse; only then are the collector's plans read, and only then is
+each of those packs looked for. Whatever is condemned or gone is uploaded again instead.
+
+A session lasts a day at most: pins expire, and a name that is put after they did could refer to
+packs that are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Collection, Iterator
+
+from castore.errors import (
+    CastoreError,
+    CommitUnknown,
+    FormatError,
+    StoreClosed,
+    StoreIOError,
+)
+from castore.format.s3 import (
+    encode_pin,
+    new_pack_id,
+    new_session_id,
+    pack_key,
+    pin_key,
+    session_of,
+)
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.put_once import Landed, put_once
+from castore.s3.condemned import read_condemned
+from castore.system.forks import ForkLock, Rank
+from castore.system.workers import Workers
+
+SESSION_SECONDS_MAX = 86_400
+
+
+class WriterSession:
+    """Shared by all puts of a Store, each of which joins and leaves it; thread-safe."""
+
+    def __init__(self, bucket: Bucket, store_id: bytes, requests: Workers) -> None:
+        self.id = new_session_id()
+        self._bucket = bucket
+        self._store_id = store_id
+        self._requests = requests
+        self._pid = os.getpid()
+        self._began = _boot_clock()
+        self._server_began: float | None = None
+        self._lock = ForkLock(Rank.STORES)
+        self._pins = 0
+        self._puts = 0
+        self._naming = 0  # names that are being put
+        self._over = False
+        self._abandoned = False
+        self._relied_on: set[bytes] = set()
+        self.any_unknown = False  # of some PUT it is not known whether it landed
+
+    @property
+    def usable(self) -> bool:
+        """Whether puts may still begin: not in a forked child, nor too late to end in time."""
+        if self._over or self._pid != os.getpid():
+            return False
+        return self._age() < SESSION_SECONDS_MAX / 2
+
+    def join(self) -> None:
+        """A put begins."""
+        with self._lock:
+            self._puts += 1
+
+    def leave(self) -> None:
+        """A put has ended."""
+        with self._lock:
+            self._puts -= 1
+            self._unpin()
+
+    def close(self) -> None:
+        """No further puts: once the last has left, remove the pins. Unless an attempt may land yet
+        that relies on them: then they are left to expire, as when this is never called."""
+        with self._lock:
+            self._over = True
+            self._unpin()
+
+    def abandon(self) -> None:
+        """As `close`, but puts that have not ended can't name anything any more: none is waited
+        for, but for those whose names are on their way."""
+        with self._lock:
+            self._over = self._abandoned = True
+            self._unpin()
+
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """A name is being put: what may come of it is known at the end."""
+        with self._lock:
+            self._naming += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._naming -= 1
+                self._unpin()
+
+    def new_pack(self) -> bytes:
+        """The id for a pack that this session will upload. The first pin precedes it."""
+        with self._lock:
+            if not self._pins:
+                self._pin(())
+        return new_pack_id(self.id)
+
+    def rely_on(self, pack_ids: Collection[bytes]) -> set[bytes]:
+        """Make sure that packs of others stay; those that can't be relied on."""
+        with self._lock:
+            new = {
+                pack_id
+                for pack_id in pack_ids
+                if session_of(pack_id) != self.id and pack_id not in self._relied_on
+            }
+            if not new:
+                return set()
+            self._pin(new)
+            doomed = self._condemned() & new
+            looking = [
+                (pack_id, self._requests.submit(self._is_there, pack_id))
+                for pack_id in new - doomed
+            ]
+            gone = {pack_id for pack_id, there in looking if not there.result()}
+            self._relied_on |= new - doomed - gone
+            return doomed | gone
+
+    def check_age(self) -> None:
+        """Called before a name is signed."""
+        if self._pid != os.getpid():
+            raise StoreIOError("a put that began before a fork can't go on in the child")
+        if self._abandoned:
+            raise StoreClosed("the store was closed meanwhile: open it again")
+        if self._age() >= SESSION_SECONDS_MAX:
+            raise StoreIOError("the put took longer than a day, and its pins expired: repeat it")
+
+    def landed(self, put: Landed) -> None:
+        """A name is there: was it in time by the server's clock, too?"""
+        self.any_unknown = self.any_unknown or put.any_unknown
+        if self._server_began is not None and put.date - self._server_began >= SESSION_SECONDS_MAX:
+            raise CommitUnknown("the put took longer than a day by the server's clock: repeat it")
+
+    def _unpin(self) -> None:
+        under_way = self._naming or (self._puts and not self._abandoned)
+        if not self._over or under_way or self.any_unknown or self._pid != os.getpid():
+            return
+        pins, self._pins = self._pins, 0
+        with contextlib.suppress(CastoreError):  # they expire, too
+            self._bucket.delete_many([pin_key(self.id, n) for n in range(pins)])
+
+    def _pin(self, pack_ids: Collection[bytes]) -> None:
+        def body(nonce: bytes) -> bytes:
+            return encode_pin(self._store_id, self.id, nonce, sorted(pack_ids))
+
+        number = self._pins
+        self._pins += 1  # whatever becomes of it: the next one gets a key of its own
+        try:
+            put = put_once(self._bucket, pin_key(self.id, number), body, if_none_match=True)
+        except (OutcomeUnknown, PreconditionFailed) as error:
+            self.any_unknown = True
+            raise StoreIOError(
+                f"a pin could not be written ({error.__cause__ or error}): repeat the put"
+            ) from error
+        except CastoreError:
+            raise  # no attempt of it may land
+        except BaseException:
+            self.any_unknown = True
+            raise
+        self.any_unknown = self.any_unknown or put.any_unknown
+        if self._server_began is None:
+            self._server_began = put.date
+
+    def _condemned(self) -> set[bytes]:
+        """What a collector is about to delete, if it is at it. Raises FormatError where that can't
+        be read: no pack of others can be relied on until a repair has condemned anew what the list
+        may have had."""
+        try:
+            return set(read_condemned(self._bucket, self._store_id))
+        except FormatError as error:
+            raise FormatError(
+                f"{error}: nothing that others stored can be reused before the store is repaired "
+                "(castore check --repair)"
+            ) from error
+
+    def _is_there(self, pack_id: bytes) -> bool:
+        try:
+            self._bucket.head(pack_key(pack_id))
+        except KeyAbsent:
+            return False
+        return True
+
+    def _age(self) -> float:
+        return _boot_clock() - self._began
+
+
+def _boot_clock() -> float:
+    """Seconds that also pass while the machine sleeps."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()

@@ -1,0 +1,295 @@
+"""A store under `s3://bucket/prefix`: what it is, opened once per Store.
+
+castore.json               what is fixed for its life
+packs/<pack>-<session>     packs
+names/<name>               manifests
+pins/<session>/<n>         what writers rely on
+gc/...                     what the collector is at
+index/<shard>/...          hints: which chunks are in which packs
+probe/...                  for moments, while a store is made
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from castore.errors import ConfigLost, NotLocal, StoreNotFound
+from castore.format.index import decode_segment
+from castore.format.pack import StoreConfig
+from castore.local.session import WriteSession
+from castore.model import Progress, Stages, StoreStats
+from castore.s3.cache.folder import cache_folder
+from castore.s3.cache.store import StoreCache
+from castore.s3.catalog import Overwritten, S3Catalog
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.settings import S3Settings
+from castore.s3.creation import create as create_store
+from castore.s3.creation import mend_config, raise_if_lost, read_config
+from castore.s3.damaged import damaged_packs
+from castore.s3.hints import Hints
+from castore.s3.keys import listed_packs
+from castore.s3.lease import WriterSession
+from castore.s3.packs import S3Packs
+from castore.s3.session import S3Session
+from castore.s3.uploads import UPLOADS_MAX
+from castore.stream.chunker import Chunker, ChunkSizes
+from castore.stream.config import new_config
+from castore.system.forks import ForkLock, Rank
+from castore.system.workers import InFlight, Workers, usable_cores
+
+if TYPE_CHECKING:
+    from castore.local.backup import BackupReport
+    from castore.local.rebuild_rows import RebuildReport
+    from castore.s3.check.check import RemoteCheck
+    from castore.s3.check.packs import PacksRead
+    from castore.stream.check_report import CheckReport
+    from castore.stream.reports import GcOptions, GcReport
+
+
+class RemoteStore:
+    """The layers below one Store on S3."""
+
+    writable = True
+    threads = 8  # they wait for requests more than they decode
+
+    def __init__(
+        self, bucket: Bucket, config: StoreConfig, *, frames_bytes_max: int | None
+    ) -> None:
+        self.root = bucket.settings.url
+        self.config = config
+        self._bucket = bucket
+        self._requests = Workers(bucket.settings.max_concurrency)
+        self._cache = StoreCache(
+            cache_folder(config.store_id, bucket.place), frames_bytes_max=frames_bytes_max
+        )
+        self._hints = Hints(bucket, config.store_id, self._cache, self._requests)
+        self.catalog = S3Catalog(bucket, config.store_id, self._cache, self._requests)
+        self.packs = S3Packs(bucket, self._cache.frames, self._requests)
+        self._lock = ForkLock(Rank.STORES)
+        self._budget = InFlight(UPLOADS_MAX)
+        self._writing: WriterSession | None = None
+        self._pid = os.getpid()
+
+    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> S3Session:
+        with self._lock:
+            if self._pid != os.getpid():
+                # What the parent's puts hold of the budget is the parent's.
+                self._budget = InFlight(UPLOADS_MAX)
+                self._pid = os.getpid()
+            before = self._writing
+            if before is None or not before.usable:
+                self._writing = WriterSession(self._bucket, self.config.store_id, self._requests)
+                if before is not None:
+                    before.close()
+            assert self._writing is not None
+            return self._session(self._writing, workers, chunker, level)
+
+    def _session(
+        self, writing: WriterSession, workers: Workers, chunker: Chunker, level: int
+    ) -> S3Session:
+        return S3Session(
+            self._bucket,
+            self.catalog,
+            self.packs,
+            self._cache,
+            self._hints,
+            writing,
+            self._budget,
+            self._requests,
+            workers,
+            self.config,
+            chunker,
+            compression_level=level,
+        )
+
+    @contextlib.contextmanager
+    def _collector_session(self) -> Iterator[S3Session]:
+        """One that copies frames as they are, and is over, with its pins, when it ends."""
+        config = self.config
+        chunker = Chunker(ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max))
+        writing = WriterSession(self._bucket, config.store_id, self._requests)
+        try:
+            session = self._session(writing, self._requests, chunker, level=1)
+            try:
+                yield session
+            finally:
+                session.close()
+        finally:
+            writing.close()
+
+    def _end_session(self) -> None:
+        """What this Store wrote and nobody names any more is garbage as well: further puts begin
+        another session, and the pins go with the last put that is under way."""
+        with self._lock:
+            if self._writing is not None and self._pid == os.getpid():
+                self._writing.close()
+                self._writing = None
+
+    def check(self, *, fraction: float, progress: Progress | None) -> CheckReport:
+        with self._looking() as look:
+            return look.run(fraction=fraction, progress=progress)
+
+    def repair(
+        self,
+        session: Callable[[], WriteSession],
+        found: CheckReport | None,
+        *,
+        progress: Progress | None,
+    ) -> CheckReport:
+        """It looks for itself, whatever was `found`, but only at packs that changed since."""
+        from castore.s3.check.repair import RemoteRepair
+        from castore.s3.check.repair_condemned import Mending
+
+        stages = Stages(progress)
+        self._end_session()
+        config_mended = mend_config(self._bucket)
+        if read_config(self._bucket) != self.config:
+            raise ConfigLost(f"{self.root} was opened with another's castore.json: open it anew")
+        with self._looking(found.packs_read if found is not None else None) as look:
+            report = look.run(fraction=1, progress=stages)
+            repair = RemoteRepair(self._bucket, self.catalog, look, session)
+            repair.mark_packs(report)
+            repair.mend_manifests(report)
+            # Before anything is put: who can't read what is condemned relies on nothing.
+            announced = Mending(self._bucket, self.config.store_id, self._cache, self._requests)
+            if any(problem.kind == "gc state" for problem in report.problems):
+                repair.done += announced.run()
+            if not announced.left:
+                repair.run(report)
+        with self._looking(report.packs_read) as after:
+            report = after.run(fraction=1, progress=stages)
+        report.repaired = [config_mended, *repair.done] if config_mended else repair.done
+        report.problems += [*repair.lost, *announced.left]
+        return report
+
+    def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
+        """Forget what this machine knows, learn it anew from packs and names, and put the hints
+        for other machines anew."""
+        from castore.local.rebuild_rows import RebuildReport
+
+        with self._looking() as look:
+            stages = Stages(progress)
+            look.packs.read(0, stages)
+            stages.end()
+            damaged = damaged_packs(self._bucket)
+            there = look.readings
+            packs = {i: list(r.frames) for i, r in there.items() if i not in damaged}
+        report = RebuildReport(packs=len(packs), chunks=sum(map(len, packs.values())))
+        self._cache.clear()
+        self.catalog.forget_all()
+        self._cache.add_chunks(packs.items())
+        self._hints.replace(packs.items())
+        for version in self.catalog.versions(b""):
+            report.names += 1
+            if not there.keys() >= set(version.head.packs):
+                report.lost.append(version.name.decode())
+        return report
+
+    @contextlib.contextmanager
+    def _looking(self, before: PacksRead | None = None) -> Iterator[RemoteCheck]:
+        from castore.s3.check.check import RemoteCheck
+
+        workers = Workers(usable_cores())
+        try:
+            yield RemoteCheck(self._bucket, self.config, self._requests, workers, before)
+        finally:
+            workers.close()
+
+    def back_up(self, path: str, *, progress: Progress | None) -> BackupReport:
+        raise NotLocal(f"{self.root} needs no backup of its index: its names are in S3")
+
+    def stats(self) -> StoreStats:
+        """By listing all packs and names, and reading the manifests that are not cached."""
+        packs = listed_packs(self._bucket).values()
+        objects = logical = inline_raw = inline_stored = 0
+        chunks: dict[bytes, tuple[int, int]] = {}
+        for version in self.catalog.versions(b""):
+            record = version.head.record
+            objects += 1
+            logical += record.size
+            if record.is_inline:
+                inline_raw += record.size
+                inline_stored += record.stored_bytes
+            with contextlib.suppress(Overwritten):  # meanwhile: it counts as it was, by half
+                for raw in self.catalog.raw_segments(version):
+                    for begin, end, chunk_id, location in decode_segment(raw):
+                        chunks[chunk_id] = end - begin, location.stored_bytes
+        return StoreStats(
+            objects=objects,
+            chunks=len(chunks),
+            packs=len(packs),
+            logical_bytes=logical,
+            unique_bytes=inline_raw + sum(raw for raw, _ in chunks.values()),
+            stored_bytes=inline_stored + sum(stored for _, stored in chunks.values()),
+            pack_bytes=sum(packs),
+            index_bytes=0,
+        )
+
+    def gc(self, options: GcOptions, *, progress: Progress | None) -> GcReport:
+        from castore.s3.gc import collect as s3  # seldom needed
+
+        if not options.dry_run:
+            self._end_session()
+        parts = s3.Parts(
+            self._bucket,
+            self.config.store_id,
+            self._cache,
+            self.catalog,
+            self._requests,
+            self._collector_session,
+        )
+        report = s3.collect(parts, options, progress)
+        if report.packs_removed:
+            self._hints.retain(listed_packs(self._bucket).keys())
+        return report
+
+    def close(self) -> None:
+        self._requests.close()  # what is under way may rely on the pins, and has yet to be told of
+        closing = Workers(self._bucket.settings.max_concurrency)
+        try:
+            unpinned = None if self._writing is None else closing.submit(self._writing.abandon)
+            self._hints.close(closing)
+            if unpinned is not None:
+                unpinned.result()
+        finally:
+            closing.close()
+            self._cache.close()
+            self._bucket.close()
+
+
+def open_remote(
+    settings: S3Settings,
+    *,
+    create: bool,
+    read_only: bool,
+    chunk_bytes_avg: int,
+    collision_guard: str | None,
+    frames_bytes_max: int | None,
+) -> RemoteStore:
+    """The store at `settings`, made if it is not there and `create` is true. Raises StoreNotFound,
+    ConfigLost, NotAStore, and what a Bucket raises."""
+    bucket = Bucket(settings)
+    try:
+        config = read_config(bucket)
+        if config is None:
+            if not create or read_only:
+                raise_if_lost(bucket)
+                raise StoreNotFound(
+                    errno.ENOENT,
+                    f"there is no store at {settings.url}: check the URL, or make one with a put",
+                )
+            config = create_store(bucket, new_config(chunk_bytes_avg, collision_guard))
+        return RemoteStore(bucket, config, frames_bytes_max=frames_bytes_max)
+    except BaseException:
+        bucket.close()
+        raise
+
+
+def mend_remote_config(settings: S3Settings) -> str:
+    """Before a store is repaired that may have lost its castore.json: see `mend_config`."""
+    with Bucket(settings) as bucket:
+        return mend_config(bucket)

@@ -1,0 +1,191 @@
+"""Chunks to frames and back.
+
+A frame is zstd where that pays and raw where it does not: a chunk whose sampled order-0 entropy
+says that it is already compressed or random skips zstd, and a zstd frame that saves under 1/32 is
+dropped, because a raw frame is served straight from the mapped pack. Level 1 by default: on chunks
+of 64 KiB the negative levels are no faster, and far worse on binary data.
+
+Every decode is checked twice against what the index expects: the length before any memory is
+taken for it, and the chunk id after.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+import xxhash
+import zstandard
+
+from castore.errors import FormatError
+from castore.format.index import INLINE_BYTES_LIMIT
+from castore.format.pack import (
+    CODEC_RAW,
+    CODEC_ZSTD,
+    FLAG_ID_OF_SHA256,
+    FLAG_SHA256,
+    FRAME_HEADER_BYTES,
+    FrameHeader,
+    decode_frame_header,
+    encode_frame_header,
+    plain_frame_header,
+)
+from castore.stream.chunker import is_incompressible
+
+ETAG_SEED = 0x9E3779B97F4A7C15
+# Bytes of a journal's block. What is smaller is of one small object, whose bytes are compressed.
+BLOCK_COMPRESS_MIN = 8192
+
+_thread = threading.local()
+_digest = xxhash.xxh3_128_digest
+
+
+class Frame(NamedTuple):
+    """A chunk ready to be written: `head` then `payload`."""
+
+    chunk_id: bytes
+    raw_bytes: int
+    head: bytes
+    payload: bytes
+    sha256: bytes = b""
+
+    @property
+    def stored_bytes(self) -> int:
+        return len(self.head) + len(self.payload)
+
+
+def chunk_id_of(raw: bytes | memoryview, seed: int) -> bytes:
+    """xxh3-128 of the raw bytes, seeded with the store's seed, in canonical byte order."""
+    return _digest(raw, seed)
+
+
+class ChunksEtag:
+    """The etag of an object that has chunks: of their ids, in order. Its seed is another than that
+    of inline objects' etags, or one whose bytes are chunk ids would have the etag of the object
+    that has these chunks."""
+
+    __slots__ = ("_former", "_hash")
+
+    def __init__(self, seed: int) -> None:
+        self._hash = xxhash.xxh3_128(seed=seed ^ ETAG_SEED)
+        self._former = xxhash.xxh3_128(seed=seed)  # as castore wrote it until November 2026
+
+    def update(self, chunk_id: bytes) -> None:
+        self._hash.update(chunk_id)
+        self._former.update(chunk_id)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+    def matches(self, etag: bytes) -> bool:
+        return etag in (self._hash.digest(), self._former.digest())
+
+
+def guarded_id(sha256: bytes, seed: int) -> bytes:
+    """The chunk's id in a store with a collision guard: by whatever path two frames come to be
+    taken for one (dedup, a cache, a collection, a repair), equal ids mean equal SHA-256s."""
+    return _digest(sha256, seed)
+
+
+def sha256_of(raw: bytes | memoryview) -> bytes:
+    import hashlib  # a while to load, and only guarded stores need it
+
+    return hashlib.sha256(raw).digest()
+
+
+def encode_frame(
+    raw: bytes, chunk_id: bytes, *, level: int, sha256: bytes = b"", id_of_sha256: bool = False
+) -> Frame:
+    codec, payload = _compress(raw, level)
+    flags = (FLAG_SHA256 if sha256 else 0) | (FLAG_ID_OF_SHA256 if id_of_sha256 else 0)
+    header = FrameHeader(codec, flags, len(raw), len(payload), chunk_id, sha256)
+    return Frame(chunk_id, len(raw), encode_frame_header(header), payload, sha256)
+
+
+def decode_frame(
+    frame: bytes | memoryview, chunk_id: bytes, raw_bytes: int, seed: int
+) -> bytes | memoryview:
+    """The chunk's bytes: a view into `frame` when it is raw. Raises FormatError unless it decodes
+    to exactly `raw_bytes` bytes of this id."""
+    if len(frame) < FRAME_HEADER_BYTES:
+        raise FormatError(f"frame is cut short at {len(frame)} bytes")
+    if frame[:FRAME_HEADER_BYTES] == plain_frame_header(
+        CODEC_ZSTD, raw_bytes, len(frame) - FRAME_HEADER_BYTES, chunk_id
+    ):
+        # Nearly every frame: what is expected is compared in one go, and nothing is parsed.
+        raw: bytes | memoryview = _decompress(frame[FRAME_HEADER_BYTES:], raw_bytes)
+        if _digest(raw, seed) == chunk_id:
+            return raw
+        raise FormatError("the bytes do not match the chunk's id")
+    header = decode_frame_header(frame)
+    if header.chunk_id != chunk_id or header.raw_bytes != raw_bytes:
+        raise FormatError(
+            f"the frame is of chunk {header.chunk_id.hex()}, {header.raw_bytes} bytes"
+        )
+    if header.header_bytes + header.payload_bytes != len(frame):
+        raise FormatError(f"the frame is {header.payload_bytes} bytes in a place of {len(frame)}")
+    payload = memoryview(frame)[header.header_bytes :]
+    raw = payload if header.codec == CODEC_RAW else _decompress(payload, raw_bytes)
+    if header.flags & FLAG_ID_OF_SHA256:
+        intact = sha256_of(raw) == header.sha256 and chunk_id == guarded_id(header.sha256, seed)
+    else:
+        intact = _digest(raw, seed) == chunk_id
+    if not intact:
+        raise FormatError("the bytes do not match the chunk's id")
+    return raw
+
+
+def encode_inline(raw: bytes, *, level: int) -> tuple[int, bytes]:
+    """(codec, bytes) of a small object, as its record carries it."""
+    if len(raw) < 256:
+        return CODEC_RAW, raw
+    return _compress(raw, level)
+
+
+def decode_inline(codec: int, stored: bytes, raw_bytes: int) -> bytes:
+    if codec == CODEC_RAW:
+        return stored
+    if raw_bytes > INLINE_BYTES_LIMIT:
+        raise FormatError(f"inline record claims {raw_bytes} bytes")
+    return _decompress(stored, raw_bytes)
+
+
+def encode_block_payload(raw: bytes) -> tuple[bool, bytes]:
+    """(compressed, bytes) of a block of the journal."""
+    codec, payload = (CODEC_RAW, raw) if len(raw) < BLOCK_COMPRESS_MIN else _compress(raw, 1)
+    return codec == CODEC_ZSTD, payload
+
+
+def decode_block_payload(payload: bytes, raw_bytes: int, *, compressed: bool) -> bytes:
+    """`raw_bytes` is bounded already. Raises FormatError."""
+    return _decompress(payload, raw_bytes) if compressed else payload
+
+
+def _compress(raw: bytes, level: int) -> tuple[int, bytes]:
+    if is_incompressible(raw):
+        return CODEC_RAW, raw
+    compressors = _thread.__dict__.setdefault("compressors", {})
+    compressor = compressors.get(level)
+    if compressor is None:
+        compressor = compressors[level] = zstandard.ZstdCompressor(level=level)
+    payload = compressor.compress(raw)
+    if len(payload) > len(raw) - len(raw) // 32:
+        return CODEC_RAW, raw
+    return CODEC_ZSTD, payload
+
+
+def _decompress(payload: bytes | memoryview, raw_bytes: int) -> bytes:
+    try:
+        decompressor = _thread.decompressor
+    except AttributeError:
+        decompressor = _thread.decompressor = zstandard.ZstdDecompressor()
+    try:
+        # The size that the frame claims is what zstandard would allocate.
+        if zstandard.frame_content_size(payload) != raw_bytes:
+            raise FormatError(f"zstd frame does not hold {raw_bytes} bytes")
+        raw: bytes = decompressor.decompress(payload)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"zstd frame does not decode: {error}") from error
+    if len(raw) != raw_bytes:
+        raise FormatError(f"zstd frame holds {len(raw)} bytes, not {raw_bytes}")
+    return raw

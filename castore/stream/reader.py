@@ -1,0 +1,393 @@
+"""Extents to bytes: map, decode, check, trim.
+
+Every chunk that is decoded is checked against its length and its id. A mismatch is looked at once
+more through a new mapping, then raises ChunkCorrupt: never wrong bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
+
+from castore.errors import CastoreError, ChunkCorrupt, FormatError, PackMissing, StoreIOError
+from castore.format.index import Record
+from castore.format.pack import StoreConfig
+from castore.model import Extent, Progress, RangePlan
+from castore.stream.catalog import Catalog, Cover
+from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
+from castore.stream.packs import NOTHING_HELD, Held, Packs
+from castore.stream.segments import Manifest
+from castore.system.fileio import Writable, write_all, write_stream
+from castore.system.forks import ForkLock, Rank
+from castore.system.workers import Future, Workers
+
+PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
+
+Bytes: TypeAlias = bytes | memoryview
+T = TypeVar("T")
+
+
+class DecodedChunks:
+    """The chunks decoded last, up to a number of bytes: the next small read nearby costs no
+    decoding. Raw frames are not kept: they are as near in the mapped pack."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self._bytes = 0
+        self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = ForkLock(Rank.LEAF)
+
+    def get(self, chunk_id: bytes, raw_bytes: int) -> bytes | None:
+        with self._lock:
+            raw = self._chunks.get(chunk_id)
+            if raw is None or len(raw) != raw_bytes:
+                return None
+            self._chunks.move_to_end(chunk_id)
+            return raw
+
+    def put(self, chunk_id: bytes, raw: bytes) -> None:
+        with self._lock:
+            if chunk_id in self._chunks or len(raw) > self.bytes_max:
+                return
+            self._chunks[chunk_id] = raw
+            self._bytes += len(raw)
+            while self._bytes > self.bytes_max:
+                self._bytes -= len(self._chunks.popitem(last=False)[1])
+
+
+class Pinned(NamedTuple):
+    """One version of an object, kept: its segments are read and its packs are held, so that it is
+    read to its end whatever is overwritten or collected meanwhile."""
+
+    record: Record
+    manifest: Manifest
+    held: Held
+
+
+class Reader:
+    def __init__(
+        self,
+        catalog: Catalog,
+        packs: Packs,
+        workers: Workers,
+        config: StoreConfig,
+        *,
+        cache_bytes: int,
+    ) -> None:
+        self._catalog = catalog
+        self._packs = packs
+        self._workers = workers
+        self._seed = config.seed
+        self._decoded = DecodedChunks(cache_bytes)
+
+    # ------------------------------------------------------------ ranges
+
+    def ranges(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> list[bytes]:
+        """The bytes of each half-open range, all of one version of the object.
+
+        Raises NameNotFound, InvalidRange, ChunkCorrupt, PackMissing.
+        """
+        lost: bytes | None = None
+        cover = self._catalog.cover(name, byte_ranges)
+        while True:
+            try:
+                parts = self._read(cover)
+            except (PackMissing, ChunkCorrupt) as error:
+                newer = cover.newer()
+                if newer is None:
+                    # A collector or a repair moved the chunks since the look-up, or they are lost:
+                    # look again.
+                    if error.pack_id == lost:
+                        raise
+                    lost = error.pack_id
+                    self._catalog.forget(name)
+                    newer = self._catalog.cover(name, byte_ranges)
+            else:
+                newer = cover.newer()
+                if newer is None:
+                    return parts
+            cover = newer
+
+    def explain(self, name: bytes, byte_range: Sequence[int] | None) -> RangePlan:
+        _, [(_, _, extents)], _ = self._catalog.cover(name, [byte_range])
+        return RangePlan(
+            len(extents),
+            sum(extent.location.stored_bytes for extent in extents),
+            sum(extent.end - extent.begin for extent in extents),
+        )
+
+    def inline(self, record: Record) -> bytes:
+        raw = decode_inline(record.codec, record.inline, record.size)
+        if chunk_id_of(raw, self._seed) != record.etag:
+            raise FormatError("an inline object's bytes do not match its etag")
+        return raw
+
+    def _read(self, cover: Cover) -> list[bytes]:
+        if cover.record.is_inline:
+            raw = self.inline(cover.record)
+            return [raw[begin:end] for begin, end, _ in cover.parts]
+        if len(cover.parts) == 1 and len(cover.parts[0][2]) == 1:
+            begin, end, [extent] = cover.parts[0]
+            chunks = self._chunks([extent], NOTHING_HELD)
+            read = [bytes(chunks[0][begin - extent.begin : end - extent.begin])]
+        else:
+            chunks = self._many_chunks(
+                [extent for *_, extents in cover.parts for extent in extents]
+            )
+            following = iter(chunks)
+            read = [
+                b"".join([_within(next(following), extent, begin, end) for extent in extents])
+                for begin, end, extents in cover.parts
+            ]
+        _check_still_there(chunks)
+        return read
+
+    def _many_chunks(self, extents: list[Extent]) -> list[Bytes]:
+        total = sum(extent.end - extent.begin for extent in extents)
+        if total < PARALLEL_BYTES or self._workers.threads == 1:
+            return self._chunks(extents, NOTHING_HELD)
+        futures = [
+            self._workers.submit(self._chunks, task, NOTHING_HELD)
+            for task in _tasks(extents, self._packs.task_bytes)
+        ]
+        return [chunk for future in futures for chunk in future.result()]
+
+    def _chunks(self, extents: list[Extent], held: Held) -> list[Bytes]:
+        """Their bytes, through the cache of decoded ones."""
+        found: list[Bytes | None] = [
+            self._decoded.get(extent.chunk_id, extent.end - extent.begin) for extent in extents
+        ]
+        if None in found:
+            missing = [i for i, raw in enumerate(found) if raw is None]
+            decoded = self._decode([extents[i] for i in missing], held)
+            for i, raw in zip(missing, decoded, strict=True):
+                found[i] = raw
+                if isinstance(raw, bytes):
+                    self._decoded.put(extents[i].chunk_id, raw)
+        return found  # type: ignore[return-value]
+
+    def _decode(self, extents: Sequence[Extent], held: Held) -> list[Bytes]:
+        """Fetch and decode chunks: those that do not match their ids, once more."""
+        try:
+            frames = self._packs.frames(extents, held)
+        except FormatError:  # a pack that is too short for one of them
+            return [raw for extent in extents for raw in self._decode_again([extent])]
+        decoded: list[Bytes] = []
+        bad = []
+        for extent, frame in zip(extents, frames, strict=True):
+            begin, end, chunk_id, _ = extent
+            try:
+                decoded.append(decode_frame(frame, chunk_id, end - begin, self._seed))
+            except FormatError:
+                bad.append(len(decoded))
+                decoded.append(b"")
+        if bad:
+            again = self._decode_again([extents[i] for i in bad])
+            for i, raw in zip(bad, again, strict=True):
+                decoded[i] = raw
+        return decoded
+
+    def _decode_again(self, extents: Sequence[Extent]) -> list[Bytes]:
+        """In one go, as a cache may have damaged all of them. Raises ChunkCorrupt."""
+        self._packs.forget(*(extent.location for extent in extents))
+        try:
+            frames = self._packs.frames(extents, NOTHING_HELD)
+        except FormatError as error:
+            if len(extents) == 1:
+                raise _corrupt(extents[0], error) from error
+            return [raw for extent in extents for raw in self._decode_again([extent])]
+        decoded = []
+        for extent, frame in zip(extents, frames, strict=True):
+            begin, end, chunk_id, _ = extent
+            try:
+                decoded.append(decode_frame(frame, chunk_id, end - begin, self._seed))
+            except FormatError as error:
+                raise _corrupt(extent, error) from error
+        return decoded
+
+    # ------------------------------------------------------------ whole objects
+
+    def pin(self, name: bytes) -> Pinned:
+        """Raises NameNotFound, PackMissing."""
+        lost: bytes | None = None
+        while True:
+            record, manifest = self._catalog.manifest(name)
+            try:
+                held = self._packs.hold(manifest.packs)
+            except PackMissing as error:
+                if error.pack_id == lost:
+                    raise
+                lost = error.pack_id
+                continue
+            return Pinned(record, manifest, held)
+
+    def copy_to_file(self, pinned: Pinned, fd: int, progress: Progress | None) -> None:
+        """Write the object's bytes at their offsets, from several threads in any order."""
+        if pinned.record.is_inline:
+            write_all(fd, [self.inline(pinned.record)], 0)
+            _advance(progress, pinned.record.size)
+            return
+        os.truncate(fd, pinned.record.size)
+        target = _Descriptor(fd)
+
+        def write(task: list[Extent]) -> int:
+            parts = self._decode(task, pinned.held)
+            with _gone_pages_named():
+                write_all(target.fd, parts, task[0].begin)
+            _check_still_there(parts)
+            self._packs.let_go(task, pinned.held)
+            return task[-1].end - task[0].begin
+
+        for done in self._in_flight(write, pinned):
+            _advance(progress, done)
+
+    def copy_to_stream(self, pinned: Pinned, file: Writable, progress: Progress | None) -> None:
+        """Write the object's bytes in order, decoded ahead by several threads."""
+        if pinned.record.is_inline:
+            write_stream(file, self.inline(pinned.record))
+            _advance(progress, pinned.record.size)
+            return
+
+        def decode(task: list[Extent]) -> tuple[list[Extent], list[Bytes]]:
+            return task, self._decode(task, pinned.held)
+
+        for task, parts in self._in_flight(decode, pinned):
+            for part in parts:
+                with _gone_pages_named():
+                    write_stream(file, part)
+                _check_still_there([part])
+                _advance(progress, len(part))
+            self._packs.let_go(task, pinned.held)
+
+    def read_to_end(self, pinned: Pinned, offset: int) -> bytes:
+        """All bytes from `offset` on."""
+        if pinned.record.is_inline:
+            return self.inline(pinned.record)[offset:]
+        if offset >= pinned.record.size:
+            return b""
+
+        def decode(task: list[Extent]) -> list[Bytes]:
+            return self._decode(task, pinned.held)
+
+        parts = [part for task in self._in_flight(decode, pinned, offset) for part in task]
+        first = next(pinned.manifest.at_or_after(offset)).covering(offset, offset + 1)[0]
+        parts[0] = parts[0][offset - first.begin :]
+        raw = b"".join(parts)
+        _check_still_there(parts)
+        return raw
+
+    def read_into(self, pinned: Pinned, offset: int, target: memoryview) -> int:
+        """Fill `target` from `offset`; the bytes read, fewer only at the object's end."""
+        record = pinned.record
+        end = min(offset + len(target), record.size)
+        if offset >= end:
+            return 0
+        if record.is_inline:
+            target[: end - offset] = self.inline(record)[offset:end]
+            return end - offset
+        at = offset
+        for segment in pinned.manifest.at_or_after(offset):
+            for extent in segment.covering(at, end):
+                try:
+                    [raw] = self._chunks([extent], pinned.held)
+                except CastoreError:
+                    if at > offset:
+                        return at - offset  # what is good is not held back; the next call raises
+                    raise
+                part = raw[at - extent.begin : end - extent.begin]
+                target[at - offset : at - offset + len(part)] = part
+                _check_still_there([part])
+                at += len(part)
+            if at >= end:
+                break
+        return at - offset
+
+    def _in_flight(
+        self, work: Callable[[list[Extent]], T], pinned: Pinned, offset: int = 0
+    ) -> Iterator[T]:
+        """Run `work` on the object's extents from `offset` on, a few tasks ahead; results in
+        order."""
+        running: deque[Future[T]] = deque()
+        extents = (
+            extent
+            for segment in pinned.manifest.at_or_after(offset)
+            for extent in segment.covering(offset, segment.end)
+        )
+        try:
+            for task in _tasks(extents, self._packs.task_bytes):
+                if self._workers.closed:  # an open file outlives its Store
+                    yield work(task)
+                    continue
+                running.append(self._workers.submit(work, task))
+                if len(running) > 2 * self._workers.threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _corrupt(extent: Extent, error: FormatError) -> ChunkCorrupt:
+    pack_id, offset, _ = extent.location
+    return ChunkCorrupt(extent.chunk_id, pack_id, offset, str(error))
+
+
+def _tasks(extents: Iterable[Extent], task_bytes: int) -> Iterator[list[Extent]]:
+    """Consecutive extents, about `task_bytes` at a time."""
+    task: list[Extent] = []
+    total = 0
+    for extent in extents:
+        task.append(extent)
+        total += extent.end - extent.begin
+        if total >= task_bytes:
+            yield task
+            task, total = [], 0
+    if task:
+        yield task
+
+
+class _Descriptor:
+    """A duplicate that lives as long as some task refers to it: a task that outlives an interrupted
+    get must not write to whatever file gets the number next."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = os.dup(fd)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+_CUT_SHORT = "a pack was cut short while it was read: restore it from a backup"
+
+
+@contextlib.contextmanager
+def _gone_pages_named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EFAULT:  # the kernel's word for a page that is gone
+            raise StoreIOError(_CUT_SHORT) from error
+        raise
+
+
+def _within(chunk: Bytes, extent: Extent, begin: int, end: int) -> memoryview:
+    """The chunk's part of a range: a view, as it is copied when the parts are joined."""
+    return memoryview(chunk)[max(begin - extent.begin, 0) : end - extent.begin]
+
+
+def _check_still_there(parts: Iterable[Bytes]) -> None:
+    """Raw frames are views of mapped packs: the bytes that were checked are those that were handed
+    out only if the pack was not cut short in between."""
+    for part in parts:
+        if isinstance(part, memoryview) and getattr(part.obj, "damaged", False):
+            raise StoreIOError(_CUT_SHORT)
+
+
+def _advance(progress: Progress | None, done: int) -> None:
+    if progress is not None:
+        progress.relative_update(done)

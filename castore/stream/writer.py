@@ -1,0 +1,291 @@
+"""A stream in, extents out: cut, hash, look up, encode, append.
+
+The invariant: *a pack is durable before anything names it; a crash before the commit leaks space,
+never data.* What is written here becomes visible by WriteSession.commit, and by nothing else.
+
+A path is read through mapped windows, which costs a quarter of reading it into a buffer. A file
+can change under the mapping: a chunk that turns out to be new is copied and hashed again, and the
+copy is what is stored; a file that is cut short raises SourceChanged.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from castore.errors import SourceChanged
+from castore.format.index import Record, SegmentBuilder
+from castore.local.session import NewFrame, WriteSession
+from castore.model import Location, Progress
+from castore.stream.codec import (
+    ChunksEtag,
+    Frame,
+    chunk_id_of,
+    encode_inline,
+    guarded_id,
+    sha256_of,
+)
+from castore.stream.operations import Draft
+from castore.system.fileio import of_file
+from castore.system.mapping import Mapping
+from castore.system.workers import Future
+
+WINDOW_BYTES = 64 << 20  # of a mapped file
+PAGE_MASK = ~0xFFFF  # windows begin at multiples of 64 KiB, the largest page size in use
+CUT_BYTES = 1 << 20  # cut, then hashed while still in cache
+BATCH_BYTES = 4 << 20  # looked up at once
+TASK_BYTES = 1 << 20  # encoded at once by one thread
+BATCHES_MAX = 4  # being encoded at a time: what bounds memory
+
+Cut: TypeAlias = tuple[int, int, bytes]  # a chunk's begin and end in a view, and its id
+
+
+class _Batch:
+    """Consecutive chunks: where each ends in the object, its id, and where it is if it is known."""
+
+    __slots__ = ("chunks", "encoding", "new")
+
+    def __init__(self) -> None:
+        self.chunks: list[tuple[int, bytes, Location | None]] = []
+        self.encoding: list[Future[list[Frame]]] = []
+        self.new: set[bytes] = set()
+
+    @property
+    def encoded(self) -> bool:
+        return all(future.done() for future in self.encoding)
+
+
+class ObjectWriter:
+    """Takes one object's bytes, in order, by `write` and `write_file`, then `finish`."""
+
+    def __init__(self, session: WriteSession, progress: Progress | None = None) -> None:
+        self.size = 0  # of what was taken out of the buffer
+        self.inline_bytes_max = session.inline_bytes_max
+        self._session = session
+        self._seed = session.config.seed
+        self._progress = progress
+        self._draft = Draft()
+        self._buffer = bytearray()
+        self._batches: deque[_Batch] = deque()
+        self._encoding: set[bytes] = set()  # chunks on their way to a pack
+        self._segment = SegmentBuilder(0)
+        self._etag = ChunksEtag(self._seed)
+        self._chunks = 0
+        self._stored_bytes = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take any contiguous buffer; it may be changed once this returns."""
+        view = memoryview(data).cast("B")
+        enough = BATCH_BYTES + self._session.chunker.lookahead
+        while view:
+            if not self._buffer and len(view) >= enough:
+                used = self._consume(view, final=False)
+                view = view[used:]
+            taken = min(len(view), enough - len(self._buffer))
+            self._buffer += view[:taken]
+            view = view[taken:]
+            if len(self._buffer) >= enough:
+                self._consume_buffer(final=False)
+
+    def write_file(self, fd: int, size: int, path: str) -> None:
+        """Take the first `size` bytes of a regular file, open at `fd`, through mapped windows.
+
+        Raises SourceChanged if it turns out to be shorter; OSError, with the path, if it can't be
+        read.
+        """
+        at = 0
+        while at < size:
+            floor = at & PAGE_MASK
+            length = min(WINDOW_BYTES, size - floor)
+            try:
+                window = Mapping(fd, length, offset=floor)
+            except ValueError as error:
+                raise _cut_short(path, size) from error
+            except OSError:  # of a file system that maps nothing, as of /sys, or of FUSE
+                self._read_file(fd, at, size, path)
+                return
+            with memoryview(window) as whole, whole[at - floor :] as view:
+                at += self._consume(view, final=floor + length == size)
+            # The last page of a shorter file reads as zeros behind its end, without a fault.
+            if os.fstat(fd).st_size < size:
+                raise _cut_short(path, size)
+            if window.damaged:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    def _read_file(self, fd: int, at: int, size: int, path: str) -> None:
+        while at < size:
+            try:
+                block = os.pread(fd, min(CUT_BYTES, size - at), at)
+            except OSError as error:
+                raise of_file(error, path) from error
+            if not block:
+                raise _cut_short(path, size)
+            self.write(block)
+            at += len(block)
+
+    def finish(self, mode: int) -> tuple[Record, Draft | None]:
+        """The object's record, and its draft unless it is inline. Nothing is visible yet."""
+        record = Record(
+            size=self.size + len(self._buffer),
+            mtime_ns=time.time_ns(),
+            mode=mode,
+            etag=b"",
+            stored_bytes=0,
+        )
+        if record.size <= self.inline_bytes_max and not self._chunks and not self._batches:
+            return self._inline(record), None
+        self._consume_buffer(final=True)
+        while self._batches:
+            self._retire(self._batches.popleft())
+        self._close_segment()
+        return record._replace(
+            etag=self._etag.digest(),
+            stored_bytes=self._stored_bytes,
+            chunks=self._chunks,
+        ), self._draft
+
+    def abandon(self) -> None:
+        """The object is not to be: forget what was taken."""
+        self._batches.clear()
+        self._buffer = bytearray()  # a traceback may hold a view of the old one
+        self._session.drop(self._draft)
+
+    # ------------------------------------------------------------ bytes to batches of chunks
+
+    def _inline(self, record: Record) -> Record:
+        raw = bytes(self._buffer)
+        codec, stored = encode_inline(raw, level=self._session.level)
+        self._advance(len(raw))
+        return record._replace(
+            etag=chunk_id_of(raw, self._seed),
+            stored_bytes=len(stored),
+            codec=codec,
+            inline=stored,
+        )
+
+    def _consume_buffer(self, *, final: bool) -> None:
+        with memoryview(self._buffer) as view:
+            used = self._consume(view, final=final)
+        # Not shortened in place: the traceback of a request that was tried again may keep frames
+        # that hold slices of it.
+        self._buffer = self._buffer[used:]
+
+    def _consume(self, view: memoryview, *, final: bool) -> int:
+        """Take the chunks whose cuts are decided; the bytes that they add up to."""
+        chunker, seed, guarded = self._session.chunker, self._seed, self._session.guarded
+        ahead = self._session.foreseen_bytes
+        take, at_once = (self._take_ahead, ahead) if ahead else (self._take, BATCH_BYTES)
+        begin = first = 0
+        cut: list[Cut] = []
+        while cuts := chunker.cuts(view, begin, final, until=begin + CUT_BYTES):
+            for end in cuts:
+                raw = view[begin:end]
+                chunk_id = guarded_id(sha256_of(raw), seed) if guarded else chunk_id_of(raw, seed)
+                cut.append((begin, end, chunk_id))
+                begin = end
+            if begin - first >= at_once:
+                take(view, cut)
+                cut, first = [], begin
+        if cut:
+            take(view, cut)
+        return begin
+
+    def _take_ahead(self, view: memoryview, cut: list[Cut]) -> None:
+        """Take what is more than a batch, once the session was told of all of it."""
+        self._session.foresee([chunk_id for _, _, chunk_id in cut])
+        batch: list[Cut] = []
+        for each in cut:
+            batch.append(each)
+            if each[1] - batch[0][0] >= BATCH_BYTES:
+                self._take(view, batch)
+                batch = []
+        if batch:
+            self._take(view, batch)
+
+    def _take(self, view: memoryview, cut: list[Cut]) -> None:
+        """Look a batch of chunks up and send the new ones to be encoded."""
+        known = self._session.look_up([chunk_id for _, _, chunk_id in cut])
+        batch = _Batch()
+        base = self.size
+        task: list[NewFrame] = []
+        task_bytes = 0
+        for begin, end, chunk_id in cut:
+            location = known.get(chunk_id)
+            if location is None and chunk_id not in self._encoding:
+                new = self._new_frame(view[begin:end])
+                chunk_id = new.chunk_id
+                if chunk_id not in self._encoding:
+                    self._encoding.add(chunk_id)
+                    batch.new.add(chunk_id)
+                    task.append(new)
+                    task_bytes += len(new.raw)
+                    if task_bytes >= TASK_BYTES:
+                        batch.encoding.append(self._session.encode(task))
+                        task, task_bytes = [], 0
+            batch.chunks.append((base + end - cut[0][0], chunk_id, location))
+        if task:
+            batch.encoding.append(self._session.encode(task))
+        self._advance(cut[-1][1] - cut[0][0])
+        self._batches.append(batch)
+        while self._batches and (len(self._batches) > BATCHES_MAX or self._batches[0].encoded):
+            self._retire(self._batches.popleft())
+
+    def _new_frame(self, view: memoryview) -> NewFrame:
+        """A copy, and the id of what was copied: it may not be what was cut and hashed, if the
+        source is a file that is being written to."""
+        raw = bytes(view)
+        if not self._session.guarded:
+            return NewFrame(raw, chunk_id_of(raw, self._seed))
+        sha256 = sha256_of(raw)
+        return NewFrame(raw, guarded_id(sha256, self._seed), sha256)
+
+    def _advance(self, taken: int) -> None:
+        self.size += taken
+        if self._progress is not None:
+            self._progress.relative_update(taken)
+
+    # ------------------------------------------------------------ batches to extents
+
+    def _retire(self, batch: _Batch) -> None:
+        """The batch's frames go to a pack, then its chunks become extents."""
+        self._session.check_process()
+        for future in batch.encoding:
+            self._session.place(future.result())
+        self._encoding -= batch.new
+        for end, chunk_id, location in batch.chunks:
+            at = location or self._session.location(chunk_id)
+            self._segment.append(end, chunk_id, at.pack_id, at.offset, at.stored_bytes)
+            self._etag.update(chunk_id)
+            self._chunks += 1
+            self._stored_bytes += at.stored_bytes
+            if self._segment.full:
+                self._close_segment(next_begin=end)
+
+    def _close_segment(self, next_begin: int = 0) -> None:
+        segment = self._segment
+        if len(segment):
+            self._segment = SegmentBuilder(next_begin)
+            self._session.add_segment(self._draft, segment)
+
+
+def read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """The blocks of a binary file object, to its end."""
+    while True:
+        block = read(CUT_BYTES)
+        if isinstance(block, str):
+            raise TypeError("the file must be opened in binary mode")
+        if block is None:
+            raise BlockingIOError("the file is in non-blocking mode and has nothing to read yet")
+        if not block:
+            return
+        yield block
+
+
+def _cut_short(path: str, size: int) -> SourceChanged:
+    return SourceChanged(
+        f"{path} was cut short of its {size} bytes while it was read: nothing was published"
+    )

@@ -1,0 +1,1 @@
+"""What the rest stands on: files, mappings, processes, threads, LMDB. Nothing here knows chunks."""

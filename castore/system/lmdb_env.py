@@ -1,0 +1,572 @@
+"""The LMDB environment of a store: the only file that knows lmdb.
+
+The rules that bite, each kept here:
+
+- One environment per path per process, shared through a registry keyed by device and inode.
+- A forked child closes the environment that it inherited and opens its own. Closing ends any
+  transaction that was open at the fork, and that frees the *parent's* reader slot: so a fork waits
+  for the transactions of all threads, each of which is short, and none is kept in reserve
+  (`max_spare_txns=0`). The pid is checked on every transaction, for forks that ran no hooks.
+- `lib_version=0` pins the file format to LMDB 0.9's; the map is huge and sparse from the start.
+- Who may not write the lock file, or is not to touch anything, reads without a lock, and finds out
+  afterwards whether that went well. A reader of transaction N sees pages that N + 1 may free at the
+  earliest. They are then listed as free under N + 1, and a writer M takes only what is listed below
+  M - 1 (`mdb_find_oldest` gives M - 1 where it knows of no reader, and `mdb_page_alloc` takes what
+  is listed below that). So N + 3 is the first that may write over them, and it begins when N + 2 is
+  committed: while the last transaction is N + 1 or less, all that was read is as it was. Its number
+  is the last of it that is written, after the pages and the roots.
+- A commit that fails has an unknown outcome: the environment is reopened and the transaction ids
+  compared, so that the error can say whether it may have landed. It is never acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+import lmdb
+
+from castore.errors import (
+    CastoreError,
+    CommitUnknown,
+    IndexChanged,
+    IndexCorrupt,
+    PermissionDenied,
+    ReadOnlyStore,
+    StoreClosed,
+    StoreFull,
+    StoreIOError,
+    StoreLocked,
+    StoreNotFound,
+)
+from castore.system import forks
+from castore.system.fileio import make_durable_folder, sync_folder
+from castore.system.forks import ForkLock, Rank
+from castore.system.lmdb_pages import check_length
+
+MAP_BYTES = 1 << 40
+MAP_BYTES_LEAST = 1 << 28
+READERS_MAX = 1024
+READER_CHECK_SECONDS = 1.0
+DISK_FULL_BYTES = 4 << 20
+NEW_INDEX_BYTES = 512 << 10
+LOCK_FILE_BYTES = 65_664  # what LMDB takes for READERS_MAX readers
+_FLOCK = "hhqqi"  # Linux's struct flock
+TRIES = 50  # of a reading without a lock
+_CHANGED = (
+    "the index was changed while it was read by who may not lock it: repeat it (to be counted as a "
+    "reader takes write permission on index/lock.mdb)"
+)
+TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
+CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"references", b"meta")
+
+T = TypeVar("T")
+LmdbError = lmdb.Error
+Txn: TypeAlias = "lmdb.Transaction[bytes]"
+Table: TypeAlias = Any  # lmdb's own class of it is private
+
+
+class Snapshot:
+    """A read transaction. It is gone when its `with` ends, even if a traceback keeps the names that
+    it had: lmdb gives up the reader's slot only with the object, and a fork must find none."""
+
+    __slots__ = ("_env", "_txn")
+
+    def __init__(self, txn: Any, env: lmdb.Environment | None) -> None:
+        self._txn = txn
+        self._env = env  # where it is read without a lock
+
+    def get(self, key: bytes, *, db: Table) -> Any:
+        return self._txn.get(key, None, db)
+
+    def cursor(self, *, db: Table) -> Any:
+        return self._txn.cursor(db)
+
+    def id(self) -> int:
+        """The number of the transaction whose state it shows."""
+        return int(self._txn.id())
+
+    def stat(self, db: Table) -> dict[str, int]:
+        counts: dict[str, int] = self._txn.stat(db)
+        return counts
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        txn, self._txn = self._txn, None
+        if self._env is not None and _last_transaction(self._env) > txn.id() + 1:
+            del txn
+            raise IndexChanged(_CHANGED) from error
+
+
+class Index:
+    """One environment and its tables. `close` it as often as it was opened.
+
+    `gate` is held around every read transaction, and `write_gate` around every write, so that a
+    fork, or a map that has to be opened anew, finds none open; `errors` makes LMDB's errors ours.
+    Gates and write transactions are entered and left by a `with` in C, where they are used: an
+    interrupt can't come between a lock and what lets go of it, as it can in a context manager that
+    is a generator, or has methods in Python.
+    """
+
+    names: Table
+    segments: Table
+    chunks: Table
+    packs: Table
+    pending: Table
+    changes: Table
+    frames: Table
+    references: Table
+    meta: Table
+
+    def __init__(
+        self, path: str, tables: tuple[bytes, ...], *, sync: bool, create: bool, lock_free: bool
+    ) -> None:
+        self.path = path
+        self._create = create
+        self._tables = tables
+        self._sync = sync
+        self._never_lock = lock_free
+        self.lock_free = lock_free
+        self.writable = True
+        self.gate = ForkLock(Rank.READ_GATE)
+        self.write_gate = ForkLock(Rank.WRITE_GATE)
+        self.errors = _Errors(self)
+        self._reopening = ForkLock(Rank.LEAF)
+        self._before = 0  # the last transaction when the one that writes began
+        self._references = 1
+        self._env: lmdb.Environment | None = None
+        self._pid = 0
+        self._readers_checked = 0.0
+        self._open()
+        forks.register(self)
+
+    # ------------------------------------------------------------ transactions
+
+    def snapshot(self, buffers: bool = True) -> Snapshot:
+        """`with index.gate, index.errors, index.snapshot() as txn`: a read transaction whose values
+        are views of the map, or bytes. Keep it short, and leave with copies. Raises LmdbError."""
+        if self._pid != os.getpid():
+            self._open_again()
+        assert self._env is not None
+        try:
+            return self._snapshot(buffers)
+        except lmdb.MapResizedError:
+            # Its locks come before the gate, which we hold: once, as no snapshot is open.
+            self.gate.release()
+            try:
+                self._adopt_map()
+            finally:
+                self.gate.acquire()
+        return self._snapshot(buffers)
+
+    def _snapshot(self, buffers: bool) -> Snapshot:
+        env = self._env
+        assert env is not None
+        txn: Any = env.begin(buffers=buffers)  # type: ignore[call-overload]
+        return Snapshot(txn, env if self.lock_free else None)
+
+    def begin(self) -> Txn:
+        """`with index.write_gate, index.errors, index.begin() as txn`: the write transaction,
+        committed with a sync at the end, aborted on any error. Raises ReadOnlyStore, LmdbError."""
+        if not self.writable:
+            raise ReadOnlyStore(
+                errno.EACCES,
+                f"the index {self.path} can't be written here: is its disk read-only?",
+            )
+        if self._pid != os.getpid():
+            self._open_again()
+        assert self._env is not None
+        self._check_readers(self._env)
+        self._before = self._env.info()["last_txnid"]
+        # No variable has the transaction: of an interrupt here, the traceback would keep it open.
+        try:
+            return self._env.begin(write=True)
+        except lmdb.MapResizedError:
+            self._adopt_map()
+        return self._env.begin(write=True)
+
+    def take_locks(self) -> None:
+        """Count as a reader from now on, and be able to write."""
+        with self.write_gate, self.gate:
+            if self._never_lock:
+                self._never_lock = False
+                self._reopen()
+
+    def check_in_place(self) -> None:
+        """Raises StoreNotFound if the index was removed under us: what is committed to it then is
+        gone as soon as it is closed."""
+        try:
+            found = os.stat(os.path.join(self.path, "data.mdb")).st_ino
+        except FileNotFoundError:
+            found = 0
+        if found != self._inode:
+            raise StoreNotFound(
+                errno.ENOENT,
+                f"the index {self.path} was removed while it was in use: make it anew (castore "
+                "index rebuild), or restore it from a backup (castore restore)",
+            )
+
+    def _adopt_map(self) -> None:
+        """Open the environment again, with the larger map that another process gave it."""
+        with self.write_gate, self.gate:
+            self._reopen()
+
+    def stat_bytes(self) -> int:
+        """Bytes of the index in use (not its sparse map)."""
+        with self.gate, self.snapshot():
+            assert self._env is not None
+            return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
+
+    def copy_to(self, fd: int) -> None:
+        """Write LMDB's own copy of the environment, compact and as of now, to a descriptor. Holds
+        up every reader of this process until it is done: meant for a process of its own."""
+        with self.gate:
+            if self._pid != os.getpid():
+                self._open_again()
+            assert self._env is not None
+            before = _last_transaction(self._env)
+            try:
+                self._env.copyfd(fd, True)
+            except lmdb.Error as error:
+                raise typed(error, self.path) from error
+            if self.lock_free and _last_transaction(self._env) > before + 1:
+                raise IndexChanged(_CHANGED)
+
+    def _check_readers(self, env: lmdb.Environment) -> None:
+        """Let go of the snapshots of processes that were killed: while one is kept, no page that is
+        freed is used again, and the index grows with every commit."""
+        now = time.monotonic()
+        if now - self._readers_checked >= READER_CHECK_SECONDS:
+            self._readers_checked = now
+            env.reader_check()
+
+    # ------------------------------------------------------------ opening
+
+    def _open(self) -> None:
+        map_bytes = MAP_BYTES
+        self.lock_free = self._never_lock or not can_lock(self.path)
+        self.writable = not self.lock_free and os.access(self.path, os.W_OK)
+        is_new = not os.path.exists(os.path.join(self.path, "data.mdb"))
+        if is_new and _free_bytes(self.path) < NEW_INDEX_BYTES:
+            raise _full(self.path)
+        for name in ("data.mdb", "lock.mdb"):
+            if os.path.islink(os.path.join(self.path, name)):
+                raise StoreIOError(f"{self.path}/{name} is a symbolic link: it may lead anywhere")
+        try:
+            if self.writable:
+                _allocate_lock_file(self.path)
+            if not is_new:
+                check_length(self.path)
+        except CastoreError:
+            raise
+        except OSError as error:
+            raise typed(error, self.path) from error
+        while True:
+            try:
+                env = lmdb.open(
+                    os.fsencode(self.path),
+                    map_size=map_bytes,
+                    max_dbs=len(self._tables),
+                    max_readers=READERS_MAX,
+                    max_spare_txns=0,
+                    sync=self._sync,
+                    mode=0o600,
+                    readonly=not self.writable,
+                    lock=not self.lock_free,
+                    lib_version=0,
+                )
+                break
+            except (lmdb.Error, OSError, MemoryError) as error:
+                # An address-space limit (ulimit -v): a smaller map still serves most stores.
+                no_room = isinstance(error, (lmdb.MemoryError, MemoryError))
+                if not no_room and _code(error) != errno.ENOMEM:
+                    raise typed(error, self.path) from error
+                if map_bytes <= MAP_BYTES_LEAST:
+                    raise StoreIOError(
+                        f"no address space for the index {self.path}: raise ulimit -v",
+                        errno.ENOMEM,
+                    ) from error
+                map_bytes >>= 1
+        try:
+            if self.writable:
+                env.reader_check()
+            self._open_tables(env)
+        except lmdb.NotFoundError as error:
+            env.close()
+            raise IndexCorrupt(
+                f"the index {self.path} is another program's, or not whole: restore it from a "
+                "backup (castore restore)"
+            ) from error
+        except lmdb.Error as error:
+            env.close()
+            raise typed(error, self.path) from error
+        if is_new:
+            sync_folder(self.path)  # LMDB syncs its files, not that they are there
+        self._inode = os.stat(os.path.join(self.path, "data.mdb")).st_ino
+        self._env = env
+        self._pid = os.getpid()
+
+    def _open_tables(self, env: lmdb.Environment) -> None:
+        for _ in range(TRIES):
+            before = _last_transaction(env)
+            try:
+                for table in self._tables:
+                    setattr(self, table.decode(), env.open_db(table, create=self._create))
+            except lmdb.Error:
+                if not self.lock_free or _last_transaction(env) <= before + 1:
+                    raise
+            else:
+                return
+
+    def _reopen(self) -> None:
+        env, self._env = self._env, None
+        self._pid = 0  # until it is open: whoever comes next tries again
+        if env is not None:
+            env.close()
+        self._open()
+
+    def _open_again(self) -> None:
+        """In a forked child, or after a reopening that failed for a passing reason."""
+        with self._reopening:
+            if self._references <= 0:
+                raise StoreClosed(f"the store of the index {self.path} is closed: open it again")
+            if self._pid != os.getpid():
+                self._reopen()
+
+    def commit_failed(self, error: Exception) -> CastoreError:
+        """What to raise for a commit that raised `error`, after reopening the environment, with
+        which readers of this process go on."""
+        try:
+            with self.gate:
+                self._reopen()
+                assert self._env is not None
+                landed = self._env.info()["last_txnid"] > self._before
+        except (CastoreError, lmdb.Error) as reopening:
+            return CommitUnknown(
+                f"the commit failed ({error}), and the index does not reopen ({reopening}): "
+                "whether it landed is unknown"
+            )
+        if landed:
+            return CommitUnknown(
+                f"the commit failed ({error}) and may have landed all the same: look before you "
+                "repeat it"
+            )
+        return typed(error, self.path)
+
+    # ------------------------------------------------------------ references and forks
+
+    def close(self) -> None:
+        # Closed before another thread can find no Index here and open the environment again.
+        with _registry_lock:
+            self._references -= 1
+            if self._references > 0:
+                return
+            for key in [key for key, index in _registry.items() if index is self]:
+                del _registry[key]
+            with self.write_gate, self.gate:
+                env, self._env = self._env, None
+                if env is not None and self._pid == os.getpid():
+                    env.close()
+                self._pid = 0
+
+    def flush(self) -> None:
+        """Make an index without `sync` durable as it is now."""
+        with self.write_gate:
+            if self._env is not None and self._pid == os.getpid():
+                self._env.sync(True)
+
+    def after_fork_in_child(self) -> None:
+        env, self._env = self._env, None
+        self._pid = 0  # opened again on the next use
+        if env is not None:
+            env.close()  # frees no slot of the parent: it has no transaction open
+
+
+class _Errors:
+    """A context that makes LMDB's errors ours."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, lmdb.Error):
+            if str(error).startswith("mdb_txn_commit"):
+                raise self._index.commit_failed(error) from error
+            raise typed(error, self._index.path) from error
+
+
+# ---------------------------------------------------------------- the registry
+
+_registry: dict[tuple[int, int], Index] = {}
+_registry_lock = ForkLock(Rank.INDEXES)
+
+
+def open_index(
+    path: str,
+    tables: tuple[bytes, ...] = TABLES,
+    *,
+    sync: bool = True,
+    create: bool = True,
+    lock_free: bool = False,
+) -> Index:
+    """The process's one Index on the directory `path`, made if it is not there and `create` is
+    true. Without `sync` (for what can be lost) it may be damaged by a crash of the machine, though
+    not by one of the process. With `lock_free` no byte of it is touched, as long as nobody in this
+    process opens it without."""
+    if create:
+        make_durable_folder(path)
+    status = os.stat(path)
+    key = (status.st_dev, status.st_ino)
+    with _registry_lock:
+        index = _registry.get(key)
+        if index is not None:
+            if not lock_free:
+                index.take_locks()
+            index._references += 1
+            return index
+        index = _registry[key] = Index(path, tables, sync=sync, create=create, lock_free=lock_free)
+        return index
+
+
+def repeated(read: Callable[[], T]) -> T:
+    """Where an index is read without a lock, what was changed meanwhile is read again."""
+    for _ in range(TRIES):
+        with contextlib.suppress(IndexChanged):
+            return read()
+    return read()
+
+
+def can_lock(path: str) -> bool:
+    """Whether LMDB's readers can be counted in the index `path`: its lock file can be written."""
+    lock = os.path.join(path, "lock.mdb")
+    return os.access(lock if os.path.exists(lock) else path, os.R_OK | os.W_OK)
+
+
+def is_in_use(path: str) -> bool:
+    """Whether any process has the index `path` open, readers without a lock apart. Not to be asked
+    where this one does: to close the lock file would drop LMDB's lock."""
+    if sys.platform != "linux":
+        return True
+    try:
+        fd = os.open(os.path.join(path, "lock.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        found = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    finally:
+        os.close(fd)
+    return bool(found[0] != fcntl.F_UNLCK)
+
+
+def _last_transaction(env: lmdb.Environment) -> int:
+    return int(env.info()["last_txnid"])
+
+
+def index_folders() -> list[str]:
+    """The directories of the indexes that this process has open."""
+    return [index.path for index in list(_registry.values())]
+
+
+def _code(error: Exception) -> int:
+    code = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
+    return code if isinstance(code, int) else 0
+
+
+def typed(error: Exception, path: str) -> CastoreError:
+    """The castore error that says what an lmdb error means for the user."""
+    code = _code(error)
+    full = code in (errno.ENOSPC, errno.EDQUOT)
+    # LMDB says EIO where a write came out short, as the last one on a full disk does.
+    if code == errno.EIO:
+        with contextlib.suppress(OSError):
+            full = _free_bytes(path) < DISK_FULL_BYTES
+    if full:
+        return _full(path)
+    if isinstance(error, lmdb.MapFullError):
+        return StoreFull(f"the index {path} has outgrown its map: raise ulimit -v and reopen")
+    if isinstance(
+        error,
+        (
+            lmdb.CorruptedError,
+            lmdb.PageNotFoundError,
+            lmdb.InvalidError,
+            lmdb.VersionMismatchError,
+            lmdb.PanicError,
+            # What LMDB says of a page that is of another kind than its place in the tree.
+            lmdb.BadTxnError,
+            lmdb.BadDbiError,
+            lmdb.BadValsizeError,
+            lmdb.CursorFullError,
+            lmdb.IncompatibleError,
+            lmdb.PageFullError,
+            lmdb.ProblemError,
+        ),
+    ):
+        return damaged(path, str(error))
+    if isinstance(error, lmdb.ReadersFullError):
+        return StoreLocked(
+            errno.EAGAIN, f"more than {READERS_MAX} readers of {path} at once: close some"
+        )
+    if isinstance(error, lmdb.ReadonlyError):
+        return ReadOnlyStore(
+            errno.EACCES,
+            f"the index {path} can't be written here: is its disk read-only?",
+        )
+    if code in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return PermissionDenied(path)
+    # LMDB's copy has a thread of its own, and EAGAIN is all it says where none can be started.
+    if code in (errno.EAGAIN, errno.ENOMEM) or isinstance(error, lmdb.MemoryError):
+        return StoreIOError(
+            f"there is not enough memory, or are too many threads, for the index {path}: give it "
+            "more (ulimit -v, ulimit -u)",
+            errno.ENOMEM,
+        )
+    return StoreIOError(f"the index {path} failed: {error}", code or errno.EIO)
+
+
+def damaged(path: str, reason: str) -> IndexCorrupt:
+    """The error for an index that is not whole, with the ways out."""
+    return IndexCorrupt(
+        f"the index {path} is damaged ({reason}): make it anew (castore index rebuild), or restore "
+        "it from a backup (castore restore)"
+    )
+
+
+def _full(path: str) -> StoreFull:
+    return StoreFull(f"no space left for the index {path}: free some and repeat")
+
+
+def _allocate_lock_file(path: str) -> None:
+    """Have lock.mdb in full on the disk before LMDB maps it: what it writes through the map to a
+    hole of the file, on a disk that is full, ends the process (SIGBUS). Before this process has the
+    environment open, as to close the file would drop LMDB's lock."""
+    fd = os.open(os.path.join(path, "lock.mdb"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(fd).st_blocks * 512 < LOCK_FILE_BYTES and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, LOCK_FILE_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(path) from error
+        # A file system that can't: it is made as it ever was.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):
+            raise StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO) from error
+    finally:
+        os.close(fd)
+
+
+def _free_bytes(path: str) -> int:
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize

@@ -1,0 +1,278 @@
+"""The threads of a store: frames are encoded, fetched and decoded in batches on them.
+
+A signal handler that raises (Ctrl-C, a soft time limit) does so between any two instructions of the
+thread that waits here, and what it leaves locked stays locked: `concurrent.futures` and `threading`
+build on locks that Python code takes and lets go of, so that a future, or the pool itself, is then
+out of order for good, and so is all that waits for it. So the waiting is done on C's own locks and
+queues, in one step each.
+
+Where no thread can be started, the caller does the work: at the end of the interpreter, when
+stores are closed that nobody closed before, and at the system's limit of threads.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from castore.errors import StoreClosed
+from castore.system import forks
+from castore.system.forks import ForkLock, Rank
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Future(Generic[T]):
+    """What a task comes to. It is run once, or cancelled before."""
+
+    __slots__ = ("_callbacks", "_cancelled", "_done", "_error", "_left", "_pending", "_result")
+    _result: T
+
+    def __init__(self, task: Callable[[], T]) -> None:
+        self._left = [task]  # who takes it out runs it, or cancels it
+        self._callbacks: list[Callable[[Future[T]], object]] = []
+        self._done = self._cancelled = False
+        self._error: BaseException | None = None
+        self._pending = _thread.allocate_lock()  # held until there is a result
+        self._pending.acquire()
+
+    def result(self) -> T:
+        """Wait for it. Raises what the task raised."""
+        error = self.exception()
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del self, error  # the error leads to this frame: no cycle that keeps what the task had
+
+    def exception(self) -> BaseException | None:
+        """Wait for it; what the task raised."""
+        with self._pending:
+            pass
+        return self._error
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is done, or is within so long. For who alone waits for it."""
+        if not self._pending.acquire(timeout=seconds):
+            return False
+        self._pending.release()
+        return True
+
+    def done(self) -> bool:
+        """Whether it has been run, or cancelled."""
+        return self._done
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def cancel(self) -> bool:
+        """Do not run it; False if that has begun."""
+        try:
+            self._left.pop()
+        except IndexError:
+            return self._cancelled
+        self._cancelled = True
+        self._error = RuntimeError("it was cancelled")
+        self._end()
+        return True
+
+    def add_done_callback(self, callback: Callable[[Future[T]], object]) -> None:
+        """Called with this future once it is done: at once if it is."""
+        self._callbacks.append(callback)
+        if self._done:
+            self._call_back()
+
+    def run(self) -> None:
+        try:
+            task = self._left.pop()
+        except IndexError:
+            return
+        try:
+            self._result = task()
+        except BaseException as error:
+            self._error = error
+        del task
+        self._end()
+
+    def _end(self) -> None:
+        self._done = True
+        self._pending.release()
+        self._call_back()
+
+    def _call_back(self) -> None:
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop(0)
+            except IndexError:  # another thread was faster
+                return
+            callback(self)
+
+
+class Workers:
+    """A thread pool that starts on first use, and anew in a forked child (threads do not survive
+    a fork, and a pool that lost its threads waits forever). With `abandon`, neither `close` nor
+    the end of the interpreter waits for what is under way."""
+
+    def __init__(self, threads: int, *, abandon: bool = False) -> None:
+        self.threads = threads
+        self._abandon = abandon
+        self._pool: _Pool | None = None
+        self._closed = False
+        self._pid = os.getpid()
+        self._lock = ForkLock(Rank.LEAF)
+        forks.register(self)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Raises StoreClosed once closed."""
+        future = Future(partial(task, *args, **kwargs))
+        with self._lock:
+            if self._closed:
+                raise StoreClosed("the store was closed meanwhile: open it again")
+            if self._pid != os.getpid():
+                self.after_fork_in_child()  # of a fork that ran no hooks
+            if self._pool is None or self._pool.over:
+                self._pool = _Pool(self.threads)
+                if not self._abandon:
+                    _pools.add(self._pool)
+            taken = self._pool.take(future)
+        if not taken:
+            future.run()
+            error = future.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error  # an interrupt, in the caller's thread
+        return future
+
+    def close(self) -> None:
+        """Finish what was submitted, and take no more."""
+        with self._lock:
+            self._closed = True
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.let_go()
+            if not self._abandon:
+                pool.join()
+
+    def after_fork_in_child(self) -> None:
+        self._pool = None
+        self._pid = os.getpid()
+
+    def __del__(self) -> None:
+        pool = getattr(self, "_pool", None)
+        if pool is not None:
+            pool.let_go()
+
+
+class _Pool:
+    """Threads that take what is queued until they find the end of the queue."""
+
+    def __init__(self, threads_max: int) -> None:
+        self.over = False
+        self.pid = os.getpid()
+        self._threads_max = threads_max
+        self._queue: SimpleQueue[Future[object] | None] = SimpleQueue()
+        self._idle: SimpleQueue[None] = SimpleQueue()  # an entry for each thread that waits
+        self._running: list[_thread.LockType] = []  # each is held by a thread until it ends
+
+    def take(self, future: Future[T]) -> bool:
+        """Have it run; False if there is no thread, and none can be started. Not for several
+        threads at once."""
+        try:
+            self._idle.get_nowait()
+        except Empty:
+            if len(self._running) < self._threads_max:
+                try:
+                    self._start()
+                except RuntimeError:
+                    if not self._running:
+                        return False
+        self._queue.put(future)  # type: ignore[arg-type]
+        return True
+
+    def let_go(self) -> None:
+        """The threads end when they have done all that is queued."""
+        self.over = True
+        self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait for that."""
+        for running in self._running:
+            with running:
+                pass
+
+    def _start(self) -> None:
+        running = _thread.allocate_lock()
+        running.acquire()
+        _thread.start_new_thread(_work, (self._queue, self._idle, running))
+        self._running.append(running)
+
+
+def _work(
+    queue: SimpleQueue[Future[object] | None],
+    idle: SimpleQueue[None],
+    running: _thread.LockType,
+) -> None:
+    # Knows nothing of the pool, which can be dropped while this waits.
+    try:
+        while (future := queue.get()) is not None:
+            future.run()
+            del future
+            idle.put(None)
+        queue.put(None)  # for the next
+    finally:
+        running.release()
+
+
+_pools: weakref.WeakSet[_Pool] = weakref.WeakSet()  # that the end of the interpreter waits for
+
+
+def _end_all() -> None:
+    """A thread that is at work when the interpreter is taken apart finds its objects gone."""
+    for pool in list(_pools):
+        if pool.pid == os.getpid():
+            pool.let_go()
+            pool.join()
+
+
+atexit.register(_end_all)
+
+
+class InFlight:
+    """Futures under way, of which there are to be so many at most. No count is kept that an
+    interrupt could leave wrong: those that are done are done."""
+
+    def __init__(self, futures_max: int) -> None:
+        self._futures_max = futures_max
+        self._futures: deque[Future[Any]] = deque()
+
+    def wait_for_room(self) -> None:
+        while len(self._futures) >= self._futures_max:
+            under_way = [future for future in self._futures.copy() if not future.done()]
+            if len(under_way) >= self._futures_max:
+                under_way[0].exception()
+            for future in self._futures.copy():
+                if future.done():
+                    with suppress(ValueError):  # another thread was faster
+                        self._futures.remove(future)
+
+    def add(self, future: Future[Any]) -> None:
+        self._futures.append(future)
