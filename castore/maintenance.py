@@ -13,9 +13,7 @@ from castore.transaction import StrPath
 from castore.urls import local_folder
 
 if TYPE_CHECKING:
-    from castore.local.backup import CompactReport
-    from castore.local.rebuild_rows import RebuildReport
-    from castore.stream.check_report import CheckReport
+    from castore.stream.reports import CheckReport, CompactReport, RebuildReport
 
 
 def restore(

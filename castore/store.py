@@ -6,6 +6,7 @@ The knobs have their defaults here and nowhere else.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from castore.errors import CastoreError, NameExists, NameNotFound, ReadOnlyStore, StoreClosed
-from castore.local.session import WriteSession
-from castore.local.store import open_local, refuse_open_store_paths
+from castore.local.store import open_local
 from castore.model import (
     NAME_BYTES_MAX,
     ObjectInfo,
@@ -29,23 +29,22 @@ from castore.stream.backend import Backend
 from castore.stream.chunker import Chunker, ChunkSizes
 from castore.stream.operations import Publish
 from castore.stream.reader import Reader
+from castore.stream.session import WriteSession
 from castore.stream.sourcefile import has_content
 from castore.stream.writer import ObjectWriter
 from castore.system.fileio import Writable, descriptor_of, new_file_mode, of_file
 from castore.system.forks import ForkLock, Rank
+from castore.system.open_folders import refuse_open_store_paths
 from castore.system.outfolder import replacing
 from castore.system.workers import Workers
 from castore.transaction import Readable, StrPath, Transaction, object_info
 from castore.urls import local_folder
 
 if TYPE_CHECKING:  # loaded by those who need it
-    from castore.local.backup import BackupReport
-    from castore.local.rebuild_rows import RebuildReport
-    from castore.stream.check_report import CheckReport
-    from castore.stream.reports import GcReport
+    from castore.stream.reports import BackupReport, CheckReport, GcReport, RebuildReport
     from castore.transfer import TransferReport
 
-__all__ = ["Store", "Transaction", "open_store", "refuse_open_store_paths"]
+__all__ = ["Store", "Transaction", "open_store"]
 
 
 def open_store(
@@ -465,12 +464,13 @@ class Store:
         that a name leads to can't be read, before anything is taken; CollectionRefused where a
         server does not allow for a safe one; ReadOnlyStore; StoreFull, StoreIOError.
         """
-        local = self._check_open() if dry_run else self._check_writable()
+        backend = self._check_open() if dry_run else self._check_writable()
         if not 0 <= repack_below <= 1:
             raise ValueError(f"repack_below is from 0 to 1, not {repack_below}")
         if grace < 0 or (max_repack_bytes is not None and max_repack_bytes < 0):
             raise ValueError("grace and max_repack_bytes must not be negative")
-        from castore.stream.reports import GcOptions  # seldom needed
+        from castore.s3.cache.unused import collect_caches  # seldom needed
+        from castore.stream.reports import GcOptions
 
         options = GcOptions(
             dry_run=dry_run,
@@ -481,7 +481,10 @@ class Store:
             carry_undeletable=carry_undeletable,
             accept_unclaimed=accept_unclaimed,
         )
-        return local.gc(options, progress=progress)
+        report = backend.gc(options, progress=progress)
+        # What stores on S3 left on this machine when they were gone is nobody else's to take.
+        caches, freed = collect_caches(dry_run=dry_run)
+        return dataclasses.replace(report, caches_removed=caches, cache_bytes_freed=freed)
 
     def check(
         self,

@@ -21,14 +21,14 @@ from castore.errors import (
     TimeOutOfRange,
 )
 from castore.format.index import Record
-from castore.local.session import WriteSession
-from castore.local.store import refuse_open_store_paths
 from castore.model import NAME_BYTES_MAX, ObjectInfo, Progress, encode_name, encode_prefix
 from castore.objectfile import ObjectWriterFile
 from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
+from castore.stream.session import WriteSession
 from castore.stream.sourcefile import fingerprint, opened, store_file
 from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import new_file_mode
+from castore.system.open_folders import refuse_open_store_paths
 
 MODE_DEFAULT = 0o644
 TIME_NS_LIMIT = 1 << 63

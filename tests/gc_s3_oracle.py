@@ -37,7 +37,7 @@ from castore.errors import CastoreError, NameNotFound, StoreBusy
 from castore.s3.client.connection import Connection
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.client.settings import parse_settings
-from castore.stream.check_report import CheckReport
+from castore.stream.reports import CheckReport
 
 FAMILY = "value"  # all values are of this name, so that a copy's is one, too
 SECONDS_MAX = 120  # that a program may live

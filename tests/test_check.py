@@ -28,7 +28,7 @@ from castore.format.index import (
     encode_record,
 )
 from castore.format.pack import PACK_HEADER_BYTES
-from castore.stream.check_report import CheckReport
+from castore.stream.reports import CheckReport
 from castore.system import isolated
 
 VALUES = contents()

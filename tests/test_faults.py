@@ -819,7 +819,7 @@ def write_and_close(file: Any, value: bytes) -> None:
     [
         ("castore.stream.writer.chunk_id_of", KeyboardInterrupt),
         ("castore.stream.writer.chunk_id_of", MemoryError),
-        ("castore.local.session.encode_frame", MemoryError),
+        ("castore.stream.session.encode_frame", MemoryError),
     ],
 )
 def test_an_error_from_within(

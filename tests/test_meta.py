@@ -20,8 +20,8 @@ from castore.format.index import (
     segment_place,
 )
 from castore.local import meta
-from castore.stream.check_report import CheckReport
 from castore.stream.live_frames import Manifests
+from castore.stream.reports import CheckReport
 
 pytestmark = pytest.mark.usefixtures("quick_check")
 VALUES = contents()

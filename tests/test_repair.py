@@ -29,7 +29,7 @@ from castore.format.index import (
     segment_key,
 )
 from castore.model import Extent
-from castore.stream.check_report import CheckReport, Problem
+from castore.stream.reports import CheckReport, Problem
 
 VALUES = contents()
 EXPECTED = {**VALUES, "copy": VALUES["n/03"]}
@@ -53,7 +53,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "store"))
 
 
-def repair(folder: Path) -> castore.stream.check_report.CheckReport:
+def repair(folder: Path) -> castore.stream.reports.CheckReport:
     return castore.check_store(folder, repair=True)
 
 

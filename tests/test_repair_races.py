@@ -64,7 +64,7 @@ def before(
     monkeypatch.setattr(kind, method, called)
 
 
-def repaired(folder: Path) -> castore.stream.check_report.CheckReport:
+def repaired(folder: Path) -> castore.stream.reports.CheckReport:
     """Until there is nothing that it would have to be repeated for."""
     castore.check_store(folder, repair=True)
     report = castore.check_store(folder, repair=True)

@@ -14,7 +14,7 @@ from stores import change_rows, contents, fill, flip, packs, read, rows, small
 import castore
 from castore.cli import main
 from castore.errors import CastoreError, ReadOnlyStore
-from castore.stream.check_report import CheckReport, data
+from castore.stream.reports import CheckReport, data
 
 pytestmark = pytest.mark.usefixtures("quick_check")
 VALUES = contents()

@@ -26,7 +26,7 @@ from castore.local.check.run import check_local
 from castore.local.folder import CONFIG
 from castore.local.store import LocalStore
 from castore.s3.store import RemoteStore
-from castore.stream.check_report import CheckReport
+from castore.stream.reports import CheckReport
 
 PACK_BYTES_MAX = 64 << 20  # of larger ones the data is not read, and the report says so
 FILES_MAX = 20_000  # looked through for stores; no test has as many by far

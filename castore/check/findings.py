@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from castore.model import Extent, Location
-from castore.stream.check_report import Problem, Severity
+from castore.stream.reports import Problem, Severity
 
 NAMES_MAX = 10_000  # listed for one problem; the others are only counted
 

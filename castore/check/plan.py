@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from castore.stream.check_report import CheckReport
+from castore.stream.reports import CheckReport
 
 COUNTED = {
     "chunk row": "lead {} rows of chunks to their frames, or drop those that have none: what they "

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from castore.errors import FormatError
 from castore.format.index import Record, Segment, decode_segment
-from castore.local.session import WriteSession
 from castore.model import NAME_BYTES_MAX, Extent
 from castore.stream.codec import chunk_id_of
 from castore.stream.operations import Draft, Publish
+from castore.stream.session import WriteSession
 from castore.stream.writer import ObjectWriter
 
 PREFIX = b"quarantine/"

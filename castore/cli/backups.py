@@ -20,7 +20,7 @@ from castore.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from castore.local.rebuild_rows import RebuildReport
+    from castore.stream.reports import RebuildReport
 
 
 def backup(arguments: Namespace) -> int:

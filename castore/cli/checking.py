@@ -14,7 +14,7 @@ from castore.cli.output import complain, counted, human_size, open_progress, pri
 from castore.errors import ConfigLost
 
 if TYPE_CHECKING:
-    from castore.stream.check_report import CheckReport
+    from castore.stream.reports import CheckReport
 
 NAMES_SHOWN = 20  # of one problem; --verbose and --json have them all
 STEPS_SHOWN = 20  # of a repair

@@ -113,7 +113,9 @@ def _get_folder(arguments: Namespace) -> int:
     prefix, folder = arguments.names
     if folder == "-":
         raise UsageError("get -R writes files: give a folder (./- for one that is named so)")
-    from castore.store import refuse_open_store_paths  # loads lmdb: as late as the store itself
+    from castore.system.open_folders import (
+        refuse_open_store_paths,  # loads lmdb: as late as the store itself
+    )
     from castore.transfer import THREADS_MAX, export_folder
 
     last = ""

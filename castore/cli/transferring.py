@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def export(arguments: Namespace) -> int:
     if arguments.folder == "-":
         raise UsageError("export writes files: give a folder (./- for one that is named so)")
-    from castore.store import refuse_open_store_paths
+    from castore.system.open_folders import refuse_open_store_paths
     from castore.transfer import THREADS_MAX, export_folder
 
     def work(store: Store, is_damaged: bool) -> int:

@@ -16,7 +16,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import xxhash
 
@@ -43,9 +42,9 @@ from castore.format.pack import (
 from castore.local.folder import CONFIG, INDEX_BYTES_MIN, alone, check_index_in_place, read_config
 from castore.local.journal.scan import read_journal
 from castore.local.rebuild import DRAFT, Sources, put_config, replace_index, take_place
-from castore.local.rebuild_rows import RebuildReport
 from castore.local.transplant import Transplanted, transplant
 from castore.model import Progress
+from castore.stream.reports import BackupReport, CompactReport, RebuildReport
 from castore.system import isolated
 from castore.system.fileio import of_file, sync_folder, write_all
 from castore.system.lmdb_env import Index
@@ -54,24 +53,6 @@ BLOCK_BYTES = 1 << 20
 GROWTH_SECONDS = 0.2
 DRAFT_SECONDS = 86400  # since the last change of a draft: nobody writes it any more
 _DRAFT = re.compile(r"\.castore-[0-9a-f]{16}")
-
-
-@dataclass(frozen=True, slots=True)
-class BackupReport:
-    """A backup that was taken: the file, its size in bytes, and how many names are in it."""
-
-    path: str
-    bytes: int
-    names: int
-
-
-@dataclass(frozen=True, slots=True)
-class CompactReport:
-    """How many names an index has, and how large its file was and is, in bytes."""
-
-    names: int
-    bytes_before: int
-    bytes_after: int
 
 
 def back_up(

@@ -48,6 +48,7 @@ from castore.format.index import (
 )
 from castore.format.journal import encode_drop, encode_piece, encode_put
 from castore.format.pack import StoreConfig, encode_config
+from castore.local.batch import Batch, NewChunk
 from castore.local.journal.log import Journal, start_journal
 from castore.local.meta import (
     CONFIG,
@@ -63,8 +64,8 @@ from castore.local.meta import (
 )
 from castore.local.names import NameChanges
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, clamp_range
-from castore.stream.catalog import Cover
-from castore.stream.operations import Batch, Draft, NewChunk, Operation
+from castore.stream.backend import Cover
+from castore.stream.operations import Draft, Operation
 from castore.stream.segments import Manifest
 from castore.system.fileio import sync_folder
 from castore.system.lmdb_env import TRIES, Index, Snapshot, Txn, damaged

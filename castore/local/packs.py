@@ -34,8 +34,8 @@ from castore.format.pack import (
 )
 from castore.local.pack_files import list_packs, pack_path
 from castore.model import Extent, Location
+from castore.stream.backend import Held
 from castore.stream.codec import Frame
-from castore.stream.packs import Held
 from castore.system import forks
 from castore.system.fileio import (
     adopt,

@@ -35,10 +35,11 @@ from castore.local.folder import CONFIG, INDEX_BYTES_MIN, alone, read_config
 from castore.local.journal.log import FOLDER, PLACE, Journal, log_path, read_unclaimed
 from castore.local.journal.replay import clear_names, drop_unnamed, fill, replay
 from castore.local.journal.scan import JournalReading, read_journal
-from castore.local.rebuild_rows import RebuildReport, RowRebuild
+from castore.local.rebuild_rows import RowRebuild
 from castore.local.transplant import Transplanted, transplant_file
 from castore.model import Progress
 from castore.stream.config import parse_config
+from castore.stream.reports import RebuildReport
 from castore.system.fileio import sync_folder, write_all
 from castore.system.lmdb_env import Index, open_index
 from castore.system.lmdb_pages import IndexPages

@@ -11,7 +11,6 @@ import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from castore.check.objects import extent_fault
 from castore.check.packs import PackReading, is_whole
@@ -37,33 +36,10 @@ from castore.local.journal.log import UNCLAIMED
 from castore.local.meta import CONFIG, MARKING, STORE_ID
 from castore.local.pack_files import list_packs
 from castore.model import Extent, Location, Progress
+from castore.stream.reports import RebuildReport
 from castore.system.lmdb_env import Index, Table
 
 ROWS_MAX = 4096  # written in one transaction
-
-
-@dataclass(slots=True)
-class RebuildReport:
-    """What became of an index. `lost` are the names that can't be read in full, as what they need
-    is in no pack; `lost_names` says, in words, what names can't be read at all, or may be missing;
-    `kept` is where the old index is now, empty if there was none.
-
-    `replayed` is how often the journal put or deleted a name. `unclaimed_chunks`, of
-    `unclaimed_bytes` as stored, came after the names that are known: a collection leaves them until
-    it is told not to."""
-
-    names: int = 0
-    chunks: int = 0
-    packs: int = 0
-    chunk_rows_added: int = 0
-    chunk_rows_dropped: int = 0
-    extents_moved: int = 0
-    lost: list[str] = field(default_factory=list)
-    lost_names: list[str] = field(default_factory=list)
-    kept: str = ""
-    replayed: int = 0
-    unclaimed_chunks: int = 0
-    unclaimed_bytes: int = 0
 
 
 class RowRebuild:

@@ -9,21 +9,21 @@ the collector's counter as it stood at the first look-up.
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from castore.errors import FormatError, PackMissing, StoreIOError
 from castore.format.index import SegmentBuilder, decode_segment
 from castore.format.pack import StoreConfig, decode_frame_header
+from castore.local.batch import Batch, NewChunk
 from castore.local.catalog import LocalCatalog, PacksVanished
 from castore.local.packs import LocalPacks, Placement
 from castore.model import Extent, Location
 from castore.stream.chunker import Chunker
-from castore.stream.codec import Frame, encode_frame
-from castore.stream.operations import Batch, Draft, NewChunk, Operation
+from castore.stream.codec import Frame
+from castore.stream.operations import Draft, Operation
+from castore.stream.session import WriteSession
 from castore.system.mapping import Mapping
-from castore.system.workers import Future, Workers
+from castore.system.workers import Workers
 
 INLINE_BYTES_MAX = 4096
 ROWS_MAX = 16384  # chunks per transaction: each may dirty a page of its own
@@ -31,83 +31,6 @@ SEGMENTS_MAX = 256  # per transaction
 STAGED_MAX = 16_384  # chunks remembered that have rows, and perhaps no segment yet
 COMMIT_ATTEMPTS = 20
 ATTEMPTS_BEFORE_COPY = 2
-
-
-class NewFrame(NamedTuple):
-    """A chunk to be encoded and placed."""
-
-    raw: bytes
-    chunk_id: bytes
-    sha256: bytes = b""  # in a store with a collision guard, where the id is made of it
-
-
-class WriteSession(ABC):
-    """All that one commit publishes. What a writer asks of any kind of store's session.
-
-    Not for several threads at once.
-    """
-
-    def __init__(
-        self,
-        workers: Workers,
-        config: StoreConfig,
-        chunker: Chunker,
-        *,
-        compression_level: int,
-        inline_bytes_max: int,
-    ) -> None:
-        self.config = config
-        self.chunker = chunker
-        self.level = compression_level
-        self.inline_bytes_max = inline_bytes_max  # objects up to this are in their record
-        self.foreseen_bytes = 0  # how far ahead `foresee` is told; 0: never
-        self.guarded = config.collision_guard is not None
-        self._workers = workers
-        self._pid = os.getpid()
-
-    def check_process(self) -> None:
-        """Raises StoreIOError in a forked child: the packs, and the threads that encode for them,
-        are the parent's."""
-        if self._pid != os.getpid():
-            raise StoreIOError(
-                "a put that began before a fork can't go on in the child: begin it there"
-            )
-
-    def encode(self, chunks: list[NewFrame]) -> Future[list[Frame]]:
-        return self._workers.submit(_encode_all, chunks, self.level)
-
-    def foresee(self, chunk_ids: Sequence[bytes]) -> None:
-        """These will be looked up next."""
-        raise NotImplementedError("a session that foresees nothing")
-
-    @abstractmethod
-    def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
-        """Which of the chunks need not be stored, and where they are."""
-
-    @abstractmethod
-    def place(self, frames: Sequence[Frame]) -> None:
-        """Give frames their places in a pack of ours."""
-
-    @abstractmethod
-    def location(self, chunk_id: bytes) -> Location:
-        """Where a chunk that this session placed is."""
-
-    @abstractmethod
-    def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
-        """The object's next segment; its frames are placed."""
-
-    @abstractmethod
-    def drop(self, draft: Draft) -> None:
-        """The object failed; what of it is stored already is the collector's."""
-
-    @abstractmethod
-    def commit(self, operations: Sequence[Operation]) -> int:
-        """Publish, and let the packs go; how many names were deleted. Raises NameNotFound,
-        NameExists, StoreFull, CommitUnknown."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of everything that was not committed. Idempotent."""
 
 
 class LocalSession(WriteSession):
@@ -333,16 +256,3 @@ class LocalSession(WriteSession):
 
 def _end(location: Location) -> int:
     return location.offset + location.stored_bytes
-
-
-def _encode_all(chunks: list[NewFrame], level: int) -> list[Frame]:
-    return [
-        encode_frame(
-            chunk.raw,
-            chunk.chunk_id,
-            level=level,
-            sha256=chunk.sha256,
-            id_of_sha256=bool(chunk.sha256),
-        )
-        for chunk in chunks
-    ]

@@ -35,21 +35,19 @@ from castore.local.folder import (
 )
 from castore.local.journal.log import Journal, journal_bytes
 from castore.local.packs import LocalPacks
-from castore.local.session import LocalSession, WriteSession
+from castore.local.session import LocalSession
 from castore.model import Progress, Stages, StoreStats
 from castore.stream.chunker import Chunker
 from castore.stream.config import new_config
+from castore.stream.session import WriteSession
 from castore.system import forks
 from castore.system.fileio import make_durable_folder, of_file, storage_error, sync_folder
 from castore.system.forks import ForkLock, Rank
-from castore.system.lmdb_env import index_folders, open_index
+from castore.system.lmdb_env import open_index
 from castore.system.workers import Workers, usable_cores
 
 if TYPE_CHECKING:
-    from castore.local.backup import BackupReport
-    from castore.local.rebuild_rows import RebuildReport
-    from castore.stream.check_report import CheckReport
-    from castore.stream.reports import GcOptions, GcReport
+    from castore.stream.reports import BackupReport, CheckReport, GcOptions, GcReport, RebuildReport
 
 THREADS_MAX = 8
 
@@ -281,25 +279,6 @@ def _typed_errors(root: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise storage_error(error, str(error.filename or root)) from error
-
-
-def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
-    """Raises NotAStore if the file lies inside a store that this process has open, or inside the
-    cache of one on S3.
-
-    To open and close LMDB's files anywhere else in the process would drop its locks, and another
-    process could then reuse pages that are being read here.
-    """
-    folders = index_folders()
-    if not folders:
-        return
-    real = os.path.realpath(path)
-    stores = {store.root for store in list(_registry.values())}
-    for folder in folders:
-        root = os.path.realpath(os.path.dirname(folder))  # of a store or of a cache: in its index/
-        if real == root or real.startswith(root + os.sep):
-            what = "the open store" if root in stores else "the cache of an open store,"
-            raise NotAStore(f"{os.fspath(path)} lies inside {what} {root}")
 
 
 def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> None:

@@ -26,7 +26,7 @@ from castore.model import Extent, can_begin_a_name, clamp_range
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Reply
 from castore.s3.keys import NAMES, name_of
-from castore.stream.catalog import Cover
+from castore.stream.backend import Cover
 from castore.stream.coalesce import coalesce
 from castore.stream.segments import Manifest
 from castore.system.forks import ForkLock, Rank

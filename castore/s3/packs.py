@@ -26,8 +26,8 @@ from castore.format.s3 import pack_key
 from castore.model import Extent, Location
 from castore.s3.cache.frames import FrameCache
 from castore.s3.client.bucket import Bucket, KeyAbsent
+from castore.stream.backend import NOTHING_HELD, Held
 from castore.stream.coalesce import Span, coalesce
-from castore.stream.packs import NOTHING_HELD, Held
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Future, Workers
 

@@ -24,7 +24,6 @@ from castore.errors import (
 from castore.format.index import Record, Segment, SegmentBuilder, decode_segment
 from castore.format.pack import StoreConfig, decode_frame_header
 from castore.format.s3 import encode_manifest, name_key
-from castore.local.session import WriteSession
 from castore.model import Extent, Location
 from castore.s3.cache.store import StoreCache
 from castore.s3.catalog import Overwritten, S3Catalog, Version
@@ -36,10 +35,11 @@ from castore.s3.hints import Hints
 from castore.s3.lease import WriterSession
 from castore.s3.packs import S3Packs
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
+from castore.stream.backend import NOTHING_HELD
 from castore.stream.chunker import Chunker
 from castore.stream.codec import Frame, decode_frame
 from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
-from castore.stream.packs import NOTHING_HELD
+from castore.stream.session import WriteSession
 from castore.system.workers import Future, InFlight, Workers
 
 INLINE_BYTES_MAX = 64 << 10

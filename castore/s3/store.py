@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from castore.errors import ConfigLost, NotLocal, StoreNotFound
 from castore.format.index import decode_segment
 from castore.format.pack import StoreConfig
-from castore.local.session import WriteSession
 from castore.model import Progress, Stages, StoreStats
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
@@ -38,16 +37,14 @@ from castore.s3.session import S3Session
 from castore.s3.uploads import UPLOADS_MAX
 from castore.stream.chunker import Chunker, ChunkSizes
 from castore.stream.config import new_config
+from castore.stream.session import WriteSession
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import InFlight, Workers, usable_cores
 
 if TYPE_CHECKING:
-    from castore.local.backup import BackupReport
-    from castore.local.rebuild_rows import RebuildReport
     from castore.s3.check.check import RemoteCheck
     from castore.s3.check.packs import PacksRead
-    from castore.stream.check_report import CheckReport
-    from castore.stream.reports import GcOptions, GcReport
+    from castore.stream.reports import BackupReport, CheckReport, GcOptions, GcReport, RebuildReport
 
 
 class RemoteStore:
@@ -169,7 +166,7 @@ class RemoteStore:
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
         """Forget what this machine knows, learn it anew from packs and names, and put the hints
         for other machines anew."""
-        from castore.local.rebuild_rows import RebuildReport
+        from castore.stream.reports import RebuildReport
 
         with self._looking() as look:
             stages = Stages(progress)

@@ -1,26 +1,32 @@
-"""What a kind of store supplies to `Store`: the layers below it, and what is done to all of it.
+"""What a kind of store supplies to `Store`: names, packs, sessions, and what is done to all of it.
 
 `castore/local/store.py` and `castore/s3/store.py` have the two that there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
+from castore.format.index import Record
 from castore.format.pack import StoreConfig
-from castore.local.session import WriteSession
-from castore.model import Progress, StoreStats
-from castore.stream.catalog import Catalog
+from castore.model import Extent, Location, Progress, StoreStats
 from castore.stream.chunker import Chunker
-from castore.stream.packs import Packs
+from castore.stream.segments import Manifest
+from castore.stream.session import WriteSession
 from castore.system.workers import Workers
 
 if TYPE_CHECKING:  # loaded by those who need it
-    from castore.local.backup import BackupReport
-    from castore.local.rebuild_rows import RebuildReport
-    from castore.stream.check_report import CheckReport
-    from castore.stream.reports import GcOptions, GcReport
+    from castore.stream.reports import (
+        BackupReport,
+        CheckReport,
+        GcOptions,
+        GcReport,
+        RebuildReport,
+    )
+
+Held: TypeAlias = Mapping[bytes, Any]  # by pack id: what keeps a pack readable
+NOTHING_HELD: Final[Held] = {}
 
 
 class Backend(Protocol):
@@ -62,3 +68,53 @@ class Backend(Protocol):
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport: ...
 
     def close(self) -> None: ...
+
+
+class Catalog(Protocol):
+    def record(self, name: bytes) -> Record | None:
+        """What the name maps to now."""
+
+    def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
+        """Raises NameNotFound, InvalidRange."""
+
+    def manifest(self, name: bytes) -> tuple[Record, Manifest]:
+        """The record and all segments of one version: what happens to the name afterwards changes
+        nothing. Raises NameNotFound."""
+
+    def forget(self, name: bytes) -> None:
+        """Read the name's segments again: their packs are not where they were."""
+
+    def pages(self, prefix: bytes) -> Iterator[list[tuple[bytes, Record]]]:
+        """The names that start with `prefix`, in order, a page at a time."""
+
+    def names(self, prefix: bytes) -> Iterator[list[bytes]]:
+        """The same, without what they map to."""
+
+
+class Cover(NamedTuple):
+    """What byte ranges of one version of an object are made of: for each, its clamped
+    `[begin, end)` and the extents that cover it. `newer`, asked once they are read, gives None if
+    that version was the name's when the read began; otherwise read what it gives instead."""
+
+    record: Record
+    parts: list[tuple[int, int, list[Extent]]]
+    newer: Callable[[], Cover | None]
+
+
+class Packs(Protocol):
+    @property
+    def task_bytes(self) -> int:
+        """How much of an object one thread fetches and decodes at a time."""
+
+    def frames(self, extents: Sequence[Extent], held: Held) -> Sequence[bytes | memoryview]:
+        """The extents' frames, in their order. Raises PackMissing, or FormatError if a pack is too
+        short; what the frames hold is for the caller to check."""
+
+    def hold(self, pack_ids: Collection[bytes]) -> Held:
+        """Keep the packs readable for as long as the answer is kept. Raises PackMissing."""
+
+    def let_go(self, extents: Sequence[Extent], held: Held) -> None:
+        """The extents' frames will not be read again soon."""
+
+    def forget(self, *locations: Location) -> None:
+        """Fetch the frames anew at their next use: their bytes were not what they should be."""

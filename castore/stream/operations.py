@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from castore.format.index import Record
-from castore.local.packs import Pack
-from castore.model import Location
 
 
 class Draft:
@@ -20,30 +18,6 @@ class Draft:
         self.segments: list[tuple[int, bytes]] = []
         self.manifest = 0
         self.staged = False  # some of its segments are in the index already
-
-
-class NewChunk(NamedTuple):
-    """A chunk and the frame that this process wrote of it. It `heals` if the index knows the
-    chunk in a pack that is lost, so that the row has to be replaced."""
-
-    raw_bytes: int
-    location: Location
-    heals: bool = False
-
-
-class Batch:
-    """What goes into the index besides the names. `packs` are those that the segments refer to
-    and others own; `own` are this process's, with how much of each is durable; `gc_seq` is the
-    collector's counter as it stood at the first look-up that the batch relies on."""
-
-    __slots__ = ("chunks", "drafts", "gc_seq", "own", "packs")
-
-    def __init__(self) -> None:
-        self.chunks: dict[bytes, NewChunk] = {}
-        self.drafts: list[Draft] = []
-        self.packs: set[bytes] = set()
-        self.own: dict[Pack, int] = {}
-        self.gc_seq: int | None = None
 
 
 class Publish(NamedTuple):

@@ -17,9 +17,8 @@ from castore.errors import CastoreError, ChunkCorrupt, FormatError, PackMissing,
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.model import Extent, Progress, RangePlan
-from castore.stream.catalog import Catalog, Cover
+from castore.stream.backend import NOTHING_HELD, Catalog, Cover, Held, Packs
 from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
-from castore.stream.packs import NOTHING_HELD, Held, Packs
 from castore.stream.segments import Manifest
 from castore.system.fileio import Writable, write_all, write_stream
 from castore.system.forks import ForkLock, Rank

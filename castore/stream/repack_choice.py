@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from castore.format.pack import PACK_HEADER_BYTES, footer_bytes
-from castore.local.packs import PACK_BYTES_MAX
 
-SMALL_PACK_BYTES = PACK_BYTES_MAX // 16
+SMALL_PACK_BYTES = 16 << 20  # a sixteenth of a full local pack
 SMALL_PACKS_MAX = 8  # as many are left alone: one is made by each process that puts
 FRAMES_MAX = 65_536  # moved at a time: what is known of each is kept meanwhile
 

@@ -21,11 +21,11 @@ import xxhash
 from castore.errors import SourceChanged
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
-from castore.local.session import WriteSession
 from castore.model import Progress
 from castore.stream.chunker import Chunker
 from castore.stream.codec import ChunksEtag, chunk_id_of, guarded_id, sha256_of
 from castore.stream.operations import Draft
+from castore.stream.session import WriteSession
 from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping

@@ -19,7 +19,6 @@ from typing import TypeAlias
 
 from castore.errors import SourceChanged
 from castore.format.index import Record, SegmentBuilder
-from castore.local.session import NewFrame, WriteSession
 from castore.model import Location, Progress
 from castore.stream.codec import (
     ChunksEtag,
@@ -30,6 +29,7 @@ from castore.stream.codec import (
     sha256_of,
 )
 from castore.stream.operations import Draft
+from castore.stream.session import NewFrame, WriteSession
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
 from castore.system.workers import Future

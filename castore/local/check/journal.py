@@ -12,7 +12,7 @@ from castore.format.journal import Entry, JournalPlace, Piece, Put
 from castore.local.journal.log import PLACE, UNCLAIMED, Journal
 from castore.local.journal.scan import JournalReading
 from castore.local.journal.state import judge
-from castore.stream.check_report import Problem, Severity
+from castore.stream.reports import Problem, Severity
 from castore.system.lmdb_env import Index, Snapshot
 
 ENTRIES_PER_READ = 1000

@@ -30,8 +30,8 @@ from castore.local.check.segments import named_manifests, pending_manifests, seg
 from castore.local.locks import PackLocks
 from castore.local.meta import GC_SEQ, next_number
 from castore.local.packs import LocalPacks, Placement
-from castore.local.session import WriteSession
-from castore.stream.check_report import CheckReport, Problem
+from castore.stream.reports import CheckReport, Problem
+from castore.stream.session import WriteSession
 from castore.system.fileio import make_durable_folder, sync_folder
 from castore.system.lmdb_env import Index, Txn
 

@@ -31,11 +31,11 @@ from castore.local.check.segments import (
     pending_manifests,
     segments_of,
 )
-from castore.local.session import WriteSession
 from castore.model import Extent
-from castore.stream.check_report import CheckReport, Problem
 from castore.stream.codec import ChunksEtag, decode_frame
 from castore.stream.operations import Copy, Delete, Operation, Publish
+from castore.stream.reports import CheckReport, Problem
+from castore.stream.session import WriteSession
 from castore.system.lmdb_env import Index
 
 SEGMENTS_MAX = 256  # rewritten in one transaction

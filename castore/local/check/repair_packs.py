@@ -23,8 +23,8 @@ from castore.local.meta import read_totals, write_totals
 from castore.local.pack_files import list_packs
 from castore.local.packs import LocalPacks, Pack, Placement
 from castore.model import Extent, Location
-from castore.stream.check_report import CheckReport
 from castore.stream.codec import Frame, decode_frame
+from castore.stream.reports import CheckReport
 from castore.system.lmdb_env import Index, Txn
 
 FRAMES_MAX = 256  # copied at a time

@@ -43,7 +43,7 @@ from castore.local.meta import (
     write_totals,
 )
 from castore.model import Extent, Location
-from castore.stream.check_report import CheckReport
+from castore.stream.reports import CheckReport
 from castore.system.lmdb_env import Index, Table, Txn
 
 ROWS_MAX = 4096  # of chunks, changed in one transaction

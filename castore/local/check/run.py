@@ -23,7 +23,7 @@ from castore.local.check.scan import LocalCheck
 from castore.local.folder import check_index_in_place, read_config, refuse_lost_config, share
 from castore.local.index_walk import check_pages
 from castore.model import Progress, Stages
-from castore.stream.check_report import CheckReport, Problem
+from castore.stream.reports import CheckReport, Problem
 from castore.system import isolated
 from castore.system.isolated import Report
 from castore.system.lmdb_env import damaged, is_in_use, open_index

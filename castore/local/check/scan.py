@@ -38,7 +38,7 @@ from castore.local.index_walk import rows
 from castore.local.meta import CHANGE_KEY_BYTES, GC_SEQ, TOTALS, meta_faults
 from castore.local.pack_files import list_packs, list_strays
 from castore.model import Extent, Location
-from castore.stream.check_report import Problem, Severity
+from castore.stream.reports import Problem, Severity
 from castore.system.isolated import Report
 from castore.system.lmdb_env import Index, Snapshot
 from castore.system.workers import Workers

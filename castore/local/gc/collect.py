@@ -23,7 +23,6 @@ from castore.local.gc.sweep import Sweeper, Tally
 from castore.local.locks import CollectorLock, PackLocks
 from castore.local.packs import LocalPacks
 from castore.model import Progress, Stages
-from castore.s3.cache.unused import collect_caches
 from castore.stream.repack_choice import PackFacts, choose
 from castore.stream.reports import GcOptions, GcReport
 from castore.system.lmdb_env import Index
@@ -66,13 +65,10 @@ def collect(
                 collection.marker.end()
             tend(root, index, catalog.journal)
         leftovers, leftover_bytes = remove_leftovers(root, dry_run=dry_run)
-    caches, cache_bytes = collect_caches(dry_run=dry_run)
     return dataclasses.replace(
         report,
         leftovers_removed=leftovers,
         bytes_freed=report.bytes_freed + leftover_bytes,
-        caches_removed=caches,
-        cache_bytes_freed=cache_bytes,
         seconds=time.monotonic() - began,
     )
 

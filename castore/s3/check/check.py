@@ -37,7 +37,7 @@ from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.condemned import ListGone, list_without_state, read_condemned
 from castore.s3.damaged import damaged_packs
 from castore.s3.keys import GC, HINTS, NAMES, PINS, is_collectors, is_hints, name_of, session_of_pin
-from castore.stream.check_report import CheckReport, Problem, Severity
+from castore.stream.reports import CheckReport, Problem, Severity
 from castore.system.workers import Workers
 
 CONFIG_KEY = "castore.json"

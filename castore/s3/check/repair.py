@@ -29,7 +29,6 @@ from castore.format.s3 import (
     name_key,
     pack_key,
 )
-from castore.local.session import WriteSession
 from castore.model import Extent, Location
 from castore.s3.catalog import Overwritten, S3Catalog, Version
 from castore.s3.check.check import PIN_SECONDS_MAX, RemoteCheck
@@ -39,9 +38,10 @@ from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.damaged import damaged_packs, mark_damaged, unmark
 from castore.s3.hints import listed_hints, rewrite_hints
-from castore.stream.check_report import CheckReport, Problem
 from castore.stream.codec import chunk_id_of, decode_frame
 from castore.stream.operations import Delete
+from castore.stream.reports import CheckReport, Problem
+from castore.stream.session import WriteSession
 
 RAW_BYTES_MAX = 64 << 10  # of a manifest whose every bit is tried
 

@@ -45,7 +45,7 @@ from castore.s3.gc.mark import PIN_SECONDS, Marker
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.state import CONDEMNED, CollectorState
 from castore.s3.keys import LISTS
-from castore.stream.check_report import Problem
+from castore.stream.reports import Problem
 from castore.system.workers import Workers
 
 VERSIONS_SKIPPED = 1 << 40  # more than all collections together ever raise it by

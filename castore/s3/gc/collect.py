@@ -27,7 +27,6 @@ from castore.errors import (
 )
 from castore.model import Progress, Stages
 from castore.s3.cache.store import StoreCache
-from castore.s3.cache.unused import collect_caches
 from castore.s3.catalog import S3Catalog
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures, probe
@@ -70,13 +69,7 @@ def collect(parts: Parts, options: GcOptions, progress: Progress | None) -> GcRe
         collection.foretell()
     else:
         collection.run()
-    caches, cache_bytes = collect_caches(dry_run=options.dry_run)
-    return dataclasses.replace(
-        collection.report(),
-        caches_removed=caches,
-        cache_bytes_freed=cache_bytes,
-        seconds=time.monotonic() - began,
-    )
+    return dataclasses.replace(collection.report(), seconds=time.monotonic() - began)
 
 
 def _checked_server(bucket: Bucket, options: GcOptions) -> ServerFeatures | None:
