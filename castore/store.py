@@ -152,23 +152,23 @@ class Store:
     Sizes and offsets are bytes; byte ranges are half-open `(begin, end)`."""
 
     def __init__(
-        self, local: Backend, *, url: str, read_only: bool, options: dict[str, Any]
+        self, backend: Backend, *, url: str, read_only: bool, options: dict[str, Any]
     ) -> None:
-        self.path = local.root
-        self._url = url if url.startswith("s3://") else local.root
+        self.path = backend.root
+        self._url = url if url.startswith("s3://") else backend.root
         self.read_only = read_only
         self._options = options
         self._level: int = options["compression_level"]
-        config = local.config
-        self._local: Backend | None = local
+        config = backend.config
+        self._backend: Backend | None = backend
         self._closing = ForkLock(Rank.LEAF)
-        self._catalog = local.catalog
+        self._catalog = backend.catalog
         self._config = config
         self._chunker = Chunker(ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max))
-        self._workers = Workers(options["threads"] or local.threads)
+        self._workers = Workers(options["threads"] or backend.threads)
         self._reader = Reader(
-            local.catalog,
-            local.packs,
+            backend.catalog,
+            backend.packs,
             self._workers,
             config,
             cache_bytes=options["cache_bytes"],
@@ -506,13 +506,13 @@ class Store:
 
         Raises IndexCorrupt where LMDB's pages are damaged; StoreLocked; ReadOnlyStore (a repair).
         """
-        local = self._check_open()
+        backend = self._check_open()
         fraction = check_fraction(read_data)
         if repair is False:
-            return local.check(fraction=fraction, progress=progress)
+            return backend.check(fraction=fraction, progress=progress)
         self._check_writable()  # before anything is looked at or mended
         found = None if repair is True else repair
-        return local.repair(self._session, found, progress=progress)
+        return backend.repair(self._session, found, progress=progress)
 
     def export_folder(
         self, prefix: str, folder: StrPath, *, progress: Progress | None = None
@@ -590,22 +590,22 @@ class Store:
 
         Raises NotLocal on S3; IndexCorrupt, StoreFull, StoreIOError: the file is as it was then.
         """
-        local = self._check_open()
+        backend = self._check_open()
         refuse_open_store_paths(dest)
-        return local.back_up(os.fspath(dest), progress=progress)
+        return backend.back_up(os.fspath(dest), progress=progress)
 
     @property
     def closed(self) -> bool:
-        return self._local is None
+        return self._backend is None
 
     def close(self) -> None:
         """Let go of the store; files opened from it can still be read. Idempotent."""
         with self._closing:
-            local, self._local = self._local, None
+            backend, self._backend = self._backend, None
         discard_dropped()
-        if local is not None:
+        if backend is not None:
             self._workers.close()
-            local.close()
+            backend.close()
 
     def __enter__(self) -> Store:
         self._check_open()
@@ -620,35 +620,35 @@ class Store:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<castore.Store {self.path!r}{' closed' if self._local is None else ''}>"
+        return f"<castore.Store {self.path!r}{' closed' if self._backend is None else ''}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, (self._url, self.read_only, self._options)
 
     def _check_open(self) -> Backend:
-        if self._local is None:
+        if self._backend is None:
             raise StoreClosed(f"the store {self.path} is closed: open it again")
-        return self._local
+        return self._backend
 
     def _check_writable(self) -> Backend:
-        local = self._check_open()
+        backend = self._check_open()
         if self.read_only:
             raise ReadOnlyStore(
                 errno.EACCES,
                 f"the store {self.path} is open for reading only: open it without read_only",
             )
-        if not local.writable:
+        if not backend.writable:
             raise ReadOnlyStore(
                 errno.EACCES,
                 f"no permission to write to the store {self.path}: it is another user's, or its "
                 "disk is read-only",
             )
         discard_dropped()
-        return local
+        return backend
 
     def _session(self) -> WriteSession:
-        local = self._check_writable()
-        return local.session(self._workers, self._chunker, level=self._level)
+        backend = self._check_writable()
+        return backend.session(self._workers, self._chunker, level=self._level)
 
 
 @contextlib.contextmanager

@@ -279,7 +279,7 @@ def check_index(store: castore.Store) -> None:
 
     Every segment follows the one before, every extent's frame is in its pack and of its chunk,
     every chunk row too, and the sums are right."""
-    catalog, packs = store._catalog, store._local.packs  # type: ignore[union-attr]
+    catalog, packs = store._catalog, store._backend.packs  # type: ignore[union-attr]
     index = catalog._index  # type: ignore[union-attr]
     totals = castore.format.index.Totals()
     mapped: dict[bytes, memoryview] = {}

@@ -309,7 +309,7 @@ def test_repair(remote: Open, bucket: Bucket, damage: Callable[[Bucket], None]) 
 def cached(store: castore.Store) -> dict[str, dict[bytes, bytes]]:
     """What the cache of this machine knows."""
     [folder] = Path(cache_root() or "").iterdir()
-    index = store._local._cache._index  # type: ignore[union-attr]
+    index = store._backend._cache._index  # type: ignore[union-attr]
     assert folder.name in index.path
     with index.gate, index.errors, index.snapshot(False) as txn:
         return {

@@ -70,7 +70,7 @@ def prepared(world: World, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     with world.open("other") as store:
         needed = {
             f"store/{pack_key(pack_id)}"
-            for version in store._local.catalog.versions(b"")  # type: ignore[union-attr]
+            for version in store._backend.catalog.versions(b"")  # type: ignore[union-attr]
             for pack_id in version.head.packs
         }
     found = Prepared(world, objects, frozenset(), pinned)

@@ -72,7 +72,7 @@ def in_a_pack_of_its_own(store: castore.Store, name: str, data: bytes) -> bytes:
     """Put it, and end the pack; the id of the pack."""
     before = set(pack_files(store))
     store.puts(name, data)
-    store._local.packs.retire()  # type: ignore[union-attr]
+    store._backend.packs.retire()  # type: ignore[union-attr]
     [pack] = set(pack_files(store)) - before
     return bytes.fromhex(pack)
 
@@ -266,8 +266,8 @@ def test_a_pack_that_is_missing_is_reported(store: castore.Store) -> None:
     lost = in_a_pack_of_its_own(store, "lost", OLD)
     in_a_pack_of_its_own(store, "gone", some_bytes(9000, 1))
     store.delete("gone")
-    store._local.packs.unmap(lost)  # type: ignore[union-attr]
-    os.unlink(store._local.packs.path(lost))  # type: ignore[union-attr]
+    store._backend.packs.unmap(lost)  # type: ignore[union-attr]
+    os.unlink(store._backend.packs.path(lost))  # type: ignore[union-attr]
     report = store.gc()
     assert report.missing == (lost.hex(),)
     assert report.packs_removed == 1, "the other"
@@ -290,7 +290,7 @@ def test_nothing_is_taken_while_something_can_not_be_read(store: castore.Store, 
     key, raw = next(iter(rows(store, table).items()))
     with index.write_gate, index.errors, index.begin() as txn:
         txn.put(key, raw[:-1] + bytes([raw[-1] ^ 1]), db=getattr(index, table))
-    store._local.packs.retire()  # type: ignore[union-attr]
+    store._backend.packs.retire()  # type: ignore[union-attr]
     before = {name: rows(store, name) for name in ("segments", "chunks", "packs", "names")}
     files = pack_files(store)
     with pytest.raises(FormatError, match="Nothing is collected"):
@@ -311,7 +311,7 @@ def sparse(store: castore.Store, name: str, seed: int = 0) -> bytes:
     with store.transaction() as transaction:
         transaction.puts(f"{name}/kept", some_bytes(25_000, seed))
         transaction.puts(f"{name}/gone", some_bytes(75_000, seed + 1))
-    store._local.packs.retire()  # type: ignore[union-attr]
+    store._backend.packs.retire()  # type: ignore[union-attr]
     store.delete(f"{name}/gone")
     return next(
         extent.location.pack_id
@@ -389,7 +389,7 @@ def test_packs_larger_than_memory_allows_are_moved_in_pieces(
 
 
 def damage(store: castore.Store, location: Location) -> None:
-    path = store._local.packs.path(location.pack_id)  # type: ignore[union-attr]
+    path = store._backend.packs.path(location.pack_id)  # type: ignore[union-attr]
     with open(path, "r+b") as file:
         file.seek(location.offset + location.stored_bytes - 5)
         byte = file.read(1)
@@ -434,7 +434,7 @@ def test_frames_are_moved_byte_for_byte(store: castore.Store) -> None:
     sparse(store, "a")
 
     def frames() -> list[bytes]:
-        packs = store._local.packs  # type: ignore[union-attr]
+        packs = store._backend.packs  # type: ignore[union-attr]
         return [
             Path(packs.path(at.pack_id)).read_bytes()[at.offset : at.offset + at.stored_bytes]
             for _, _, _, at in first_extents(store, "a/kept")
@@ -508,7 +508,7 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be(store: castore.Store) 
     sparse(store, "a")
     store.puts("b", some_bytes(70_000, 7))
     store.delete("b")
-    store._local.packs.retire()  # type: ignore[union-attr]
+    store._backend.packs.retire()  # type: ignore[union-attr]
     (Path(store.path) / "packs" / "00").mkdir(exist_ok=True)
     (Path(store.path) / "packs" / "00" / f"{'0' * 32}.pack").write_bytes(b"orphan")
     tables = ("names", "segments", "chunks", "packs", "pending", "changes", "meta")
@@ -618,7 +618,7 @@ def test_a_reader_that_remembers_where_chunks_were_finds_them(store: castore.Sto
         oracle.run_program(program, store.path)
         # Its packs were mapped, and still can be read; then they aren't mapped any more.
         assert other.gets("a/kept") == expected
-        other._local.packs._mapped.clear()  # type: ignore[union-attr]
+        other._backend.packs._mapped.clear()  # type: ignore[union-attr]
         assert other.gets("a/kept") == expected
         assert other.gets("a/kept", (20_000, 20_010)) == expected[20_000:20_010]
 
@@ -861,7 +861,7 @@ def test_a_put_that_was_taken_for_dead_publishes_nothing(
     file = store.open("large", "wb")
     file.write(some_bytes(300_000, 3))
     for pack in pack_files(store):
-        os.unlink(store._local.packs.path(bytes.fromhex(pack)))  # type: ignore[union-attr]
+        os.unlink(store._backend.packs.path(bytes.fromhex(pack)))  # type: ignore[union-attr]
     assert store.gc().manifests_removed == 1
     with pytest.raises(StoreIOError, match="repeat the put"):
         file.close()

@@ -35,7 +35,7 @@ from castore.format.s3 import (
 from castore.s3.client.bucket import Bucket
 from castore.s3.gc import collect as s3
 from castore.s3.gc.collect import SCRATCH_SECONDS
-from castore.s3.gc.mark import PIN_SECONDS, Marker
+from castore.s3.gc.mark import PIN_SECONDS, S3Marker
 
 SIZE = 100_000  # in a pack, and not inline
 
@@ -143,7 +143,7 @@ def test_what_is_dropped_asks_for_nothing_until_a_store_is_used(world: World) ->
     file = store.open("never", "wb")
     file.write(noise(SIZE, 3))
     fill(store, "kept")
-    store._local._end_session()  # type: ignore[union-attr]
+    store._backend._end_session()  # type: ignore[union-attr]
     assert world.server.keys("store/pins/")
     asked = len(actor.steps)
     with pytest.warns(UnpublishedResourceWarning):
@@ -242,15 +242,15 @@ def test_what_came_to_be_needed_before_it_was_condemned_stays(
         fill(writer, "a", "z")
     one, two = world.open("one"), world.open("two")
     one.delete("a")
-    names = Marker.references
+    names = S3Marker.references
 
-    def meanwhile(marker: Marker) -> object:
+    def meanwhile(marker: S3Marker) -> object:
         """Between the listing of the pins and the condemning."""
-        monkeypatch.setattr(Marker, "references", names)
+        monkeypatch.setattr(S3Marker, "references", names)
         yield from names(marker)
         two.puts("b", noise(SIZE, 97))
 
-    monkeypatch.setattr(Marker, "references", meanwhile)
+    monkeypatch.setattr(S3Marker, "references", meanwhile)
     assert collect(one, grace=DAY).packs_condemned == 1
     assert len(packs(world)) == 2  # all of it was known
     two.close()
@@ -272,7 +272,7 @@ def test_a_round_condemns_only_so_many(
 def test_a_dry_run_changes_nothing(store: castore.Store, world: World) -> None:
     fill(store, "a", "b")
     store.delete("a")
-    store._local._end_session()
+    store._backend._end_session()
     world.pass_time(PIN_SECONDS + 1)
     with world.bucket() as bucket:
         bucket.put(pin_key(new_session_id(), 0), b"", idempotent=True)
@@ -356,7 +356,7 @@ def test_what_a_probe_left_goes_after_a_day(store: castore.Store, world: World) 
 
 @pytest.mark.parametrize("skew_s", [301.0, -301.0])
 def test_clocks_too_far_apart(skew_s: float, store: castore.Store, world: World) -> None:
-    attempts = store._local._bucket._attempts
+    attempts = store._backend._bucket._attempts
     attempts.skew_s = skew_s
     where = "ahead of" if skew_s > 0 else "behind"
     with pytest.raises(ClockSkewed, match=f"301 s {where}") as caught:
@@ -467,14 +467,14 @@ def test_another_collector_that_leads(
     fill(store, "a")
     store.delete("a")
     other = world.open("two")
-    names = Marker.references
+    names = S3Marker.references
 
-    def meanwhile(marker: Marker) -> object:
-        monkeypatch.setattr(Marker, "references", names)
+    def meanwhile(marker: S3Marker) -> object:
+        monkeypatch.setattr(S3Marker, "references", names)
         collect(other)
         return names(marker)
 
-    monkeypatch.setattr(Marker, "references", meanwhile)
+    monkeypatch.setattr(S3Marker, "references", meanwhile)
     with pytest.raises(StoreBusy, match="has taken over"):
         collect(store)
     assert packs(world) == []
@@ -569,12 +569,12 @@ def test_what_is_remembered_is_of_that_version(world: World) -> None:
     store = world.open()
     fill(store, "a", "b")
     collect(store)
-    index = store._local._cache._index
+    index = store._backend._cache._index
     with index.write_gate, index.errors, index.begin() as txn:
         row = txn.get(b"a", None, index.references)
         txn.put(b"b", row, db=index.references)
         txn.put(b"a", row[:-16], db=index.references)
-    store._local._end_session()
+    store._backend._end_session()
     assert collect(store).found_nothing
     assert store.gets("a") == noise(SIZE, 97)
     assert store.gets("b") == noise(SIZE, 98)

@@ -20,8 +20,8 @@ from castore.s3.client.probe import ServerFeatures
 from castore.s3.client.put_once import put_once
 from castore.s3.gc import collect as s3
 from castore.s3.gc import state as s3_state
-from castore.s3.gc.mark import Marker, Pins
-from castore.s3.lease import WriterSession
+from castore.s3.gc.mark import Pins, S3Marker
+from castore.s3.lease import WriterLease
 
 Make = Callable[[], World]
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -42,28 +42,28 @@ def meet(left: Any, right: Any) -> Callable[[Make], Iterator[list[str]]]:
 
 def no_pins(patch: pytest.MonkeyPatch) -> None:
     """They are there, and list nothing."""
-    pin = WriterSession._pin
-    patch.setattr(WriterSession, "_pin", lambda session, packs: pin(session, ()))
+    pin = WriterLease._pin
+    patch.setattr(WriterLease, "_pin", lambda session, packs: pin(session, ()))
 
 
 def no_plans(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(WriterSession, "_condemned", lambda session: set())
+    patch.setattr(WriterLease, "_condemned", lambda session: set())
 
 
 def no_looking(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(WriterSession, "_is_there", lambda session, pack_id: True)
+    patch.setattr(WriterLease, "_is_there", lambda session, pack_id: True)
 
 
 def plans_before_pins(patch: pytest.MonkeyPatch) -> None:
-    pin, condemned = WriterSession._pin, WriterSession._condemned
+    pin, condemned = WriterLease._pin, WriterLease._condemned
     read: dict[int, set[bytes]] = {}
 
-    def reads_first(session: WriterSession, packs: Any) -> None:
+    def reads_first(session: WriterLease, packs: Any) -> None:
         read[id(session)] = condemned(session)
         pin(session, packs)
 
-    patch.setattr(WriterSession, "_pin", reads_first)
-    patch.setattr(WriterSession, "_condemned", lambda session: read[id(session)])
+    patch.setattr(WriterLease, "_pin", reads_first)
+    patch.setattr(WriterLease, "_condemned", lambda session: read[id(session)])
 
 
 def own_packs_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -75,10 +75,10 @@ def pins_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 def packs_last(patch: pytest.MonkeyPatch) -> None:
-    packs = Marker.packs
+    packs = S3Marker.packs
 
     def garbage(
-        marker: Marker, before: dict[bytes, int], *, expired_before: float
+        marker: S3Marker, before: dict[bytes, int], *, expired_before: float
     ) -> dict[bytes, int]:
         pins = marker.pins(expired_before)
         referred = set().union(*marker.references())
@@ -88,7 +88,7 @@ def packs_last(patch: pytest.MonkeyPatch) -> None:
             if not pins.protect(i) and i not in referred
         }
 
-    patch.setattr(Marker, "garbage", garbage)
+    patch.setattr(S3Marker, "garbage", garbage)
 
 
 def one_look(patch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def one_look(patch: pytest.MonkeyPatch) -> None:
 
     def removes(collection: Any) -> None:
         with pytest.MonkeyPatch.context() as blind:
-            blind.setattr(Marker, "garbage", lambda marker, packs, expired_before: packs)
+            blind.setattr(S3Marker, "garbage", lambda marker, packs, expired_before: packs)
             phase(collection)
 
     patch.setattr(s3._Collection, "_second_phase", removes)
@@ -125,7 +125,7 @@ def retires_first(patch: pytest.MonkeyPatch) -> None:
 def pins_dropped(patch: pytest.MonkeyPatch) -> None:
     """Also while an attempt may land."""
     patch.setattr(
-        WriterSession, "any_unknown", property(lambda s: False, lambda s, v: None), raising=False
+        WriterLease, "any_unknown", property(lambda s: False, lambda s, v: None), raising=False
     )
 
 

@@ -151,7 +151,7 @@ def test_a_handlers_error_is_not_the_disks(
                 return real(*arguments, **options)
 
             for i in range(3):
-                store._local.packs.retire()  # the next put makes a pack
+                store._backend.packs.retire()  # the next put makes a pack
                 monkeypatch.setattr(os, call, slow)
                 with contextlib.suppress(TimeUp):
                     store.puts(f"{i}", os.urandom(9000))

@@ -102,7 +102,7 @@ def test_a_damaged_object_that_is_put_anew_stays(
 
         def put() -> None:
             if method != "mend_all_chunks":  # within a transaction nobody puts
-                store._local.packs.retire()  # type: ignore[union-attr]
+                store._backend.packs.retire()  # type: ignore[union-attr]
                 store.puts("n/01", fresh)
 
         before(monkeypatch, kind, method, put)
@@ -119,7 +119,7 @@ def test_what_a_writer_may_take_back_is_not_relied_on(folder: Path) -> None:
     """A frame in the pack of a writer that is alive, and has not committed it."""
     _, _, chunk_id = flip_frame(folder, "n/01")
     with castore.open(folder) as store:
-        config = store._local.config  # type: ignore[union-attr]
+        config = store._backend.config  # type: ignore[union-attr]
     [raw] = segments(folder, "n/01").values()
     *_, (begin, end, _, _) = decode_segment(raw)
     other = LocalPacks(str(folder / "packs"), config.store_id)

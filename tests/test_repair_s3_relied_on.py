@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from gc_stores import DAY, World, collect, noise
 
-from castore.s3.check.repair import RemoteRepair
+from castore.s3.check.repair import S3Repair
 from castore.s3.client.bucket import Bucket
 from castore.s3.damaged import MARKED
 from castore.s3.keys import HINTS, PACKS
@@ -216,14 +216,14 @@ def test_what_is_put_anew_during_the_repair_stays(
     damage(world, cut)
     flip_bit(world, "names/b", 0)
     other = world.open("other")
-    step = getattr(RemoteRepair, moment)
+    step = getattr(S3Repair, moment)
 
-    def meanwhile(repair: RemoteRepair, *given: object) -> object:
+    def meanwhile(repair: S3Repair, *given: object) -> object:
         for name in "ab":
             other.puts(name, noise(size, ord(name)))
         return step(repair, *given)
 
-    monkeypatch.setattr(RemoteRepair, moment, meanwhile)
+    monkeypatch.setattr(S3Repair, moment, meanwhile)
     world.open("repairer").check(repair=True)
     for name in "ab":
         assert world.open("reader").gets(name) == noise(size, ord(name))

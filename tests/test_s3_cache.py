@@ -324,7 +324,7 @@ def test_a_cache_that_can_only_be_read(open_moto: Open, tmp_path: Path) -> None:
     data = noise(300_000)
     with open_moto(1) as store:
         store.puts("a", data)
-        url, folder = store._url, Path(store._local._cache.path).parent  # type: ignore[union-attr]
+        url, folder = store._url, Path(store._backend._cache.path).parent  # type: ignore[union-attr]
     before = {path: path.read_bytes() for path in files_below(folder)}
     (tmp_path / "script").write_text(
         f"""
@@ -637,7 +637,7 @@ def test_a_child_does_not_wait_for_what_its_parent_writes(
 
 
 def corrupt_segments(store: castore.Store) -> None:
-    index = store._local._cache._index  # type: ignore[union-attr]
+    index = store._backend._cache._index  # type: ignore[union-attr]
     with (
         index.write_gate,
         index.errors,
@@ -649,25 +649,25 @@ def corrupt_segments(store: castore.Store) -> None:
 
 
 def corrupt_heads(store: castore.Store) -> None:
-    index = store._local._cache._index  # type: ignore[union-attr]
+    index = store._backend._cache._index  # type: ignore[union-attr]
     with index.write_gate, index.errors, index.begin() as txn, txn.cursor(db=index.names) as cursor:
         for key, row in list(cursor):
             txn.put(key, row[:50] + b"????" + row[54:], db=index.names)
 
 
 def corrupt_frames(store: castore.Store) -> None:
-    settle(store._local._cache.frames)  # type: ignore[union-attr]
-    for path in files_below(Path(store._local._cache.path) / "frames"):  # type: ignore[union-attr]
+    settle(store._backend._cache.frames)  # type: ignore[union-attr]
+    for path in files_below(Path(store._backend._cache.path) / "frames"):  # type: ignore[union-attr]
         path.write_bytes(b"?" * path.stat().st_size)
 
 
 def lose_frames(store: castore.Store) -> None:
-    settle(store._local._cache.frames)  # type: ignore[union-attr]
-    shutil.rmtree(Path(store._local._cache.path) / "frames", ignore_errors=True)  # type: ignore[union-attr]
+    settle(store._backend._cache.frames)  # type: ignore[union-attr]
+    shutil.rmtree(Path(store._backend._cache.path) / "frames", ignore_errors=True)  # type: ignore[union-attr]
 
 
 def lose_all(store: castore.Store) -> None:
-    shutil.rmtree(store._local._cache.path, ignore_errors=True)  # type: ignore[union-attr]
+    shutil.rmtree(store._backend._cache.path, ignore_errors=True)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -778,7 +778,7 @@ def test_an_open_file_outlives_the_cache_and_the_store(open_moto: Open) -> None:
     data = noise(700_000)
     open_moto(1).puts("a", data)
     store = open_moto(2, cache_bytes=0)
-    path = Path(store._local._cache.path)  # type: ignore[union-attr]
+    path = Path(store._backend._cache.path)  # type: ignore[union-attr]
     file = store.open("a")
     assert file.read(100) == data[:100]
     store.close()
@@ -844,7 +844,7 @@ def test_a_forked_child_writes_in_a_session_of_its_own(
 def test_chunk_ids_depend_on_the_store(open_moto: Open) -> None:
     """A cache is found by the store's id, so that one made anew at the same place has another."""
     store = open_moto(1)
-    assert Path(store._local._cache.path).parent == Path(cache_root() or "")  # type: ignore[union-attr]
+    assert Path(store._backend._cache.path).parent == Path(cache_root() or "")  # type: ignore[union-attr]
     assert chunk_id_of(b"x", 1) != chunk_id_of(b"x", 2)
 
 

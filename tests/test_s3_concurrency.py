@@ -263,7 +263,7 @@ def test_eight_threads_that_use_a_store_first_share_all_of_it(
 
     monkeypatch.setattr(connection, "Connection", counted)
     store = open_moto()
-    store._local._bucket.close()  # type: ignore[union-attr]  # as if nothing was asked yet
+    store._backend._bucket.close()  # type: ignore[union-attr]  # as if nothing was asked yet
     made.clear()
     together = threading.Barrier(8)
     data = [random.Random(i).randbytes(100_000) for i in range(8)]

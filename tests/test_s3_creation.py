@@ -33,12 +33,12 @@ def test_many_that_make_it_at_once_have_one_store(s3_server: Server) -> None:
         together.wait(10)
         with castore.open(s3_server.url(), chunk_bytes_avg=(8192, 65536)[i % 2]) as store:
             store.puts(f"name {i}", bytes([i]))
-            return store._local.config.store_id  # type: ignore[union-attr]
+            return store._backend.config.store_id  # type: ignore[union-attr]
 
     with ThreadPoolExecutor(4) as threads:
         found = set(threads.map(create, range(4)))
     with castore.open(s3_server.url(), create=False) as store:
-        assert found == {store._local.config.store_id}  # type: ignore[union-attr]
+        assert found == {store._backend.config.store_id}  # type: ignore[union-attr]
         assert [store.gets(f"name {i}") for i in range(4)] == [bytes([i]) for i in range(4)]
     assert keys(s3_server) == [CONFIG_KEY]
 
@@ -102,5 +102,5 @@ def test_what_one_that_died_proposed_is_taken_up(
     with Bucket(rclone_server.settings()) as bucket:
         bucket.put(f"{PROPOSALS}dead", encode_config(config))
     with castore.open(rclone_server.url()) as store:
-        assert store._local.config == config  # type: ignore[union-attr]
+        assert store._backend.config == config  # type: ignore[union-attr]
     assert keys(rclone_server) == [CONFIG_KEY]

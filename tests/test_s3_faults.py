@@ -19,7 +19,7 @@ from castore.errors import CastoreError, CommitUnknown, NameExists, NameNotFound
 from castore.format.s3 import GcState, encode_condemned, encode_state
 from castore.s3.client import retries
 from castore.s3.client.retries import Backoff
-from castore.s3.store import RemoteStore
+from castore.s3.store import S3Store
 
 TIMEOUT_S = 0.4  # of a reply
 PATIENCE = Backoff(attempts=4, first_s=0.01, throttled_first_s=0.01)
@@ -540,8 +540,8 @@ def test_a_copy_of_a_damaged_frame_is_not_made(
     """The packs of the source are condemned, so its frames move; on the way one is damaged."""
     first = open_moto(1)
     first.puts("large", LARGE)
-    remote = first._local
-    assert isinstance(remote, RemoteStore)
+    remote = first._backend
+    assert isinstance(remote, S3Store)
     bucket = remote._bucket
     packs = [bytes.fromhex(entry.key[6:38]) for entry in bucket.list("packs/")]
     condemned = encode_condemned(remote.config.store_id, bytes(16), packs)

@@ -36,12 +36,12 @@ def test_what_was_put_meanwhile_is_not_taken_by_a_rename(refusing: World) -> Non
     store.puts("a", b"old")
     with store.transaction() as transaction:
         transaction.rename("a", "b")
-        delete = store._local._bucket._attempts.call  # type: ignore[union-attr]
+        delete = store._backend._bucket._attempts.call  # type: ignore[union-attr]
 
         def meanwhile(action: str, key: str, operation: str, **parameters: object) -> object:
             if operation == "delete_object" and "IfMatch" in parameters:
                 other.puts("a", b"new")
             return delete(action, key, operation, **parameters)
 
-        store._local._bucket._attempts.call = meanwhile  # type: ignore[union-attr]
+        store._backend._bucket._attempts.call = meanwhile  # type: ignore[union-attr]
     assert (other.gets("a"), other.gets("b")) == (b"new", b"old")

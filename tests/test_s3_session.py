@@ -28,7 +28,7 @@ from castore.format.s3 import (
 from castore.s3 import lease as session
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.put_once import Landed
-from castore.s3.lease import SESSION_SECONDS_MAX, WriterSession
+from castore.s3.lease import SESSION_SECONDS_MAX, WriterLease
 from castore.system.workers import Workers
 
 STORE = bytes(range(16))
@@ -49,8 +49,8 @@ def via(moto_server: Server, proxy: FaultProxy, quick: None) -> Iterator[Bucket]
 
 
 @pytest.fixture
-def writing(via: Bucket, requests: Workers) -> WriterSession:
-    return WriterSession(via, STORE, requests)
+def writing(via: Bucket, requests: Workers) -> WriterLease:
+    return WriterLease(via, STORE, requests)
 
 
 def foreign_packs(bucket: Bucket, count: int) -> list[bytes]:
@@ -62,7 +62,7 @@ def foreign_packs(bucket: Bucket, count: int) -> list[bytes]:
     return found
 
 
-def pins_of(bucket: Bucket, writing: WriterSession) -> list[set[bytes]]:
+def pins_of(bucket: Bucket, writing: WriterLease) -> list[set[bytes]]:
     """What each pin lists, in order."""
     found = []
     for number, entry in enumerate(bucket.list(f"pins/{writing.id.hex()}/")):
@@ -82,7 +82,7 @@ def state_is(bucket: Bucket, phase: str, packs: list[bytes], version: int = 1) -
     bucket.put("gc/state", encode_state(state), idempotent=True)
 
 
-def test_the_first_pin_precedes_the_first_pack(via: Bucket, writing: WriterSession) -> None:
+def test_the_first_pin_precedes_the_first_pack(via: Bucket, writing: WriterLease) -> None:
     assert pins_of(via, writing) == []
     first, second = writing.new_pack(), writing.new_pack()
     assert first != second
@@ -92,7 +92,7 @@ def test_the_first_pin_precedes_the_first_pack(via: Bucket, writing: WriterSessi
 
 
 def test_reuse_is_pinned_then_the_plans_are_read_then_the_packs_are_looked_for(
-    via: Bucket, writing: WriterSession, proxy: FaultProxy
+    via: Bucket, writing: WriterLease, proxy: FaultProxy
 ) -> None:
     one, two, three = foreign_packs(via, 3)
     proxy.clear()
@@ -109,7 +109,7 @@ def test_reuse_is_pinned_then_the_plans_are_read_then_the_packs_are_looked_for(
 
 @pytest.mark.parametrize("phase", ["condemned", "sweeping"])
 def test_what_is_condemned_or_gone_is_not_relied_on(
-    phase: str, via: Bucket, writing: WriterSession
+    phase: str, via: Bucket, writing: WriterLease
 ) -> None:
     doomed, gone, good = foreign_packs(via, 3)
     state_is(via, phase, [doomed, gone])
@@ -124,7 +124,7 @@ def test_what_is_condemned_or_gone_is_not_relied_on(
 
 
 def test_a_list_that_is_gone_belongs_to_a_round_that_ended(
-    via: Bucket, writing: WriterSession, proxy: FaultProxy
+    via: Bucket, writing: WriterLease, proxy: FaultProxy
 ) -> None:
     [pack] = foreign_packs(via, 1)
     state_is(via, "condemned", [pack])
@@ -145,11 +145,11 @@ def test_a_list_of_another_store_is_an_error(via: Bucket, requests: Workers) -> 
     [pack] = foreign_packs(via, 1)
     state_is(via, "condemned", [pack])
     with pytest.raises(FormatError, match="another store"):
-        WriterSession(via, bytes(16), requests).rely_on([pack])
+        WriterLease(via, bytes(16), requests).rely_on([pack])
 
 
 def test_a_pin_that_failed_is_not_tried_under_its_number(
-    via: Bucket, writing: WriterSession, proxy: FaultProxy
+    via: Bucket, writing: WriterLease, proxy: FaultProxy
 ) -> None:
     rule = proxy.inject("PUT", "/pins/.*/0", reset(applied=True), times=99)
     proxy.inject("GET", "/pins/.*/0", reset(), times=99)
@@ -163,7 +163,7 @@ def test_a_pin_that_failed_is_not_tried_under_its_number(
     assert len(pins_of(via, writing)) == 2
 
 
-def test_pins_go_when_the_last_put_has_ended(via: Bucket, writing: WriterSession) -> None:
+def test_pins_go_when_the_last_put_has_ended(via: Bucket, writing: WriterLease) -> None:
     writing.join()
     writing.join()
     writing.new_pack()
@@ -175,7 +175,7 @@ def test_pins_go_when_the_last_put_has_ended(via: Bucket, writing: WriterSession
 
 
 def test_a_session_lasts_a_day(
-    via: Bucket, writing: WriterSession, monkeypatch: pytest.MonkeyPatch
+    via: Bucket, writing: WriterLease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began = session._boot_clock()
     for age, usable, may_sign in (
@@ -193,7 +193,7 @@ def test_a_session_lasts_a_day(
                 writing.check_age()
 
 
-def test_a_day_by_the_server_s_clock_counts_too(via: Bucket, writing: WriterSession) -> None:
+def test_a_day_by_the_server_s_clock_counts_too(via: Bucket, writing: WriterLease) -> None:
     writing.new_pack()
     began = writing._server_began
     assert began is not None

@@ -57,7 +57,7 @@ class Collector:
 
     def __init__(self, store: castore.Store) -> None:
         self.root = Path(store.path)
-        self.packs = store._local.packs  # type: ignore[union-attr]
+        self.packs = store._backend.packs  # type: ignore[union-attr]
         self.index: Index = open_index(str(self.root / "index"))
         self.taken: set[bytes] = set()
 

@@ -25,7 +25,7 @@ import castore
 from castore.local.check.run import check_local
 from castore.local.folder import CONFIG
 from castore.local.store import LocalStore
-from castore.s3.store import RemoteStore
+from castore.s3.store import S3Store
 from castore.stream.reports import CheckReport
 
 PACK_BYTES_MAX = 64 << 20  # of larger ones the data is not read, and the report says so
@@ -37,13 +37,13 @@ _remote: dict[tuple[str, str, int], tuple[str, str, MemoryS3 | None]] = {}
 
 def _note_opened() -> None:
     """From now on every store that is opened is known here."""
-    open_local, open_remote = LocalStore.__init__, RemoteStore.__init__
+    open_local, open_remote = LocalStore.__init__, S3Store.__init__
 
     def local(self: LocalStore, root: str, *args: Any, **options: Any) -> None:
         _folders.add(root)
         open_local(self, root, *args, **options)
 
-    def remote(self: RemoteStore, bucket: Any, *args: Any, **options: Any) -> None:
+    def remote(self: S3Store, bucket: Any, *args: Any, **options: Any) -> None:
         attempts, settings = bucket._attempts, bucket.settings
         server = attempts._server if isinstance(attempts, MemoryAttempts) else None
         _remote[settings.bucket, settings.prefix, id(server)] = (
@@ -54,7 +54,7 @@ def _note_opened() -> None:
         open_remote(self, bucket, *args, **options)
 
     LocalStore.__init__ = local  # type: ignore[method-assign, assignment]
-    RemoteStore.__init__ = remote  # type: ignore[method-assign, assignment]
+    S3Store.__init__ = remote  # type: ignore[method-assign, assignment]
 
 
 _note_opened()

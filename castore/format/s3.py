@@ -336,18 +336,18 @@ def _state_checksum(fields: dict[str, Any]) -> str:
 
 # ---------------------------------------------------------------- what a collector remembers
 
-Packs = tuple[bytes, ...]
+PackIds = tuple[bytes, ...]
 _ETAG = struct.Struct("<H")
 
 
-def encode_references(name: bytes, etag: str, packs: Packs) -> bytes:
+def encode_references(name: bytes, etag: str, packs: PackIds) -> bytes:
     """A row of the cache: the packs that this version of a name refers to."""
     raw = etag.encode()
     row = b"".join([_ETAG.pack(len(raw)), raw, *packs])
     return _row_checksum(name, row) + row
 
 
-def decode_references(name: bytes, etag: str, row: bytes | None) -> Packs | None:
+def decode_references(name: bytes, etag: str, row: bytes | None) -> PackIds | None:
     """None unless it is what was remembered of this version of the name."""
     if row is None or row[:8] != _row_checksum(name, row[8:]):
         return None

@@ -167,12 +167,12 @@ class RowRebuild:
                         txn.put(key, raw, db=index.segments)
 
     def _moved(self, segment: Segment) -> bytes | None:
-        astray = [e for e in segment if extent_fault(e, self._readings) is not None]
-        if not astray:
+        dangling = [e for e in segment if extent_fault(e, self._readings) is not None]
+        if not dangling:
             return None
         found = {}
         with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
-            for extent in astray:
+            for extent in dangling:
                 row = txn.get(extent.chunk_id, db=self._index.chunks)
                 if row is not None:
                     raw_bytes, location = decode_chunk_row(row)
@@ -181,7 +181,7 @@ class RowRebuild:
         if not found:
             return None
         builder = SegmentBuilder(segment.begin)
-        bad = {extent.begin for extent in astray}
+        bad = {extent.begin for extent in dangling}
         for begin, end, chunk_id, location in segment:
             move = begin in bad and chunk_id in found
             self._report.extents_moved += move

@@ -40,7 +40,7 @@ from castore.system.workers import Workers
 SESSION_SECONDS_MAX = 86_400
 
 
-class WriterSession:
+class WriterLease:
     """Shared by all puts of a Store, each of which joins and leaves it; thread-safe."""
 
     def __init__(self, bucket: Bucket, store_id: bytes, requests: Workers) -> None:

@@ -32,7 +32,7 @@ from castore.s3.client.delete_version import delete_version, etag_at
 from castore.s3.client.put_once import Landed, put_once
 from castore.s3.damaged import to_avoid
 from castore.s3.hints import Hints
-from castore.s3.lease import WriterSession
+from castore.s3.lease import WriterLease
 from castore.s3.packs import S3Packs
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
 from castore.stream.backend import NOTHING_HELD
@@ -57,7 +57,7 @@ class S3Session(WriteSession):
         packs: S3Packs,
         cache: StoreCache,
         hints: Hints,
-        session: WriterSession,
+        session: WriterLease,
         budget: InFlight,
         requests: Workers,
         workers: Workers,
@@ -73,7 +73,7 @@ class S3Session(WriteSession):
             compression_level=compression_level,
             inline_bytes_max=INLINE_BYTES_MAX,
         )
-        self.foreseen_bytes = FORESEEN_BYTES
+        self.lookahead_bytes = FORESEEN_BYTES
         self._bucket = bucket
         self._catalog = catalog
         self._packs = packs
@@ -89,7 +89,7 @@ class S3Session(WriteSession):
 
     # ------------------------------------------------------------ for the drafts
 
-    def foresee(self, chunk_ids: Sequence[bytes]) -> None:
+    def prefetch(self, chunk_ids: Sequence[bytes]) -> None:
         """To rely on packs takes three round trips: for many of them at once, if possible."""
         self._hints.read()
         self._session.rely_on({at.pack_id for at in self._cache.known(chunk_ids).values()})

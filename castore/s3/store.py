@@ -31,7 +31,7 @@ from castore.s3.creation import mend_config, raise_if_lost, read_config
 from castore.s3.damaged import damaged_packs
 from castore.s3.hints import Hints
 from castore.s3.keys import listed_packs
-from castore.s3.lease import WriterSession
+from castore.s3.lease import WriterLease
 from castore.s3.packs import S3Packs
 from castore.s3.session import S3Session
 from castore.s3.uploads import UPLOADS_MAX
@@ -42,12 +42,12 @@ from castore.system.forks import ForkLock, Rank
 from castore.system.workers import InFlight, Workers, usable_cores
 
 if TYPE_CHECKING:
-    from castore.s3.check.check import RemoteCheck
+    from castore.s3.check.check import S3Check
     from castore.s3.check.packs import PacksRead
     from castore.stream.reports import BackupReport, CheckReport, GcOptions, GcReport, RebuildReport
 
 
-class RemoteStore:
+class S3Store:
     """The layers below one Store on S3."""
 
     writable = True
@@ -68,7 +68,7 @@ class RemoteStore:
         self.packs = S3Packs(bucket, self._cache.frames, self._requests)
         self._lock = ForkLock(Rank.STORES)
         self._budget = InFlight(UPLOADS_MAX)
-        self._writing: WriterSession | None = None
+        self._writing: WriterLease | None = None
         self._pid = os.getpid()
 
     def session(self, workers: Workers, chunker: Chunker, *, level: int) -> S3Session:
@@ -79,14 +79,14 @@ class RemoteStore:
                 self._pid = os.getpid()
             before = self._writing
             if before is None or not before.usable:
-                self._writing = WriterSession(self._bucket, self.config.store_id, self._requests)
+                self._writing = WriterLease(self._bucket, self.config.store_id, self._requests)
                 if before is not None:
                     before.close()
             assert self._writing is not None
             return self._session(self._writing, workers, chunker, level)
 
     def _session(
-        self, writing: WriterSession, workers: Workers, chunker: Chunker, level: int
+        self, writing: WriterLease, workers: Workers, chunker: Chunker, level: int
     ) -> S3Session:
         return S3Session(
             self._bucket,
@@ -108,7 +108,7 @@ class RemoteStore:
         """One that copies frames as they are, and is over, with its pins, when it ends."""
         config = self.config
         chunker = Chunker(ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max))
-        writing = WriterSession(self._bucket, config.store_id, self._requests)
+        writing = WriterLease(self._bucket, config.store_id, self._requests)
         try:
             session = self._session(writing, self._requests, chunker, level=1)
             try:
@@ -138,8 +138,8 @@ class RemoteStore:
         progress: Progress | None,
     ) -> CheckReport:
         """It looks for itself, whatever was `found`, but only at packs that changed since."""
-        from castore.s3.check.repair import RemoteRepair
-        from castore.s3.check.repair_condemned import Mending
+        from castore.s3.check.repair import S3Repair
+        from castore.s3.check.repair_condemned import CondemnedRepair
 
         stages = Stages(progress)
         self._end_session()
@@ -148,11 +148,13 @@ class RemoteStore:
             raise ConfigLost(f"{self.root} was opened with another's castore.json: open it anew")
         with self._looking(found.packs_read if found is not None else None) as look:
             report = look.run(fraction=1, progress=stages)
-            repair = RemoteRepair(self._bucket, self.catalog, look, session)
+            repair = S3Repair(self._bucket, self.catalog, look, session)
             repair.mark_packs(report)
             repair.mend_manifests(report)
             # Before anything is put: who can't read what is condemned relies on nothing.
-            announced = Mending(self._bucket, self.config.store_id, self._cache, self._requests)
+            announced = CondemnedRepair(
+                self._bucket, self.config.store_id, self._cache, self._requests
+            )
             if any(problem.kind == "gc state" for problem in report.problems):
                 repair.done += announced.run()
             if not announced.left:
@@ -187,12 +189,12 @@ class RemoteStore:
         return report
 
     @contextlib.contextmanager
-    def _looking(self, before: PacksRead | None = None) -> Iterator[RemoteCheck]:
-        from castore.s3.check.check import RemoteCheck
+    def _looking(self, before: PacksRead | None = None) -> Iterator[S3Check]:
+        from castore.s3.check.check import S3Check
 
         workers = Workers(usable_cores())
         try:
-            yield RemoteCheck(self._bucket, self.config, self._requests, workers, before)
+            yield S3Check(self._bucket, self.config, self._requests, workers, before)
         finally:
             workers.close()
 
@@ -266,7 +268,7 @@ def open_remote(
     chunk_bytes_avg: int,
     collision_guard: str | None,
     frames_bytes_max: int | None,
-) -> RemoteStore:
+) -> S3Store:
     """The store at `settings`, made if it is not there and `create` is true. Raises StoreNotFound,
     ConfigLost, NotAStore, and what a Bucket raises."""
     bucket = Bucket(settings)
@@ -280,7 +282,7 @@ def open_remote(
                     f"there is no store at {settings.url}: check the URL, or make one with a put",
                 )
             config = create_store(bucket, new_config(chunk_bytes_avg, collision_guard))
-        return RemoteStore(bucket, config, frames_bytes_max=frames_bytes_max)
+        return S3Store(bucket, config, frames_bytes_max=frames_bytes_max)
     except BaseException:
         bucket.close()
         raise

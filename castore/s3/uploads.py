@@ -20,7 +20,7 @@ from castore.model import Location
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket
 from castore.s3.hints import Hints
-from castore.s3.lease import WriterSession
+from castore.s3.lease import WriterLease
 from castore.stream.codec import Frame
 from castore.system.workers import Future, InFlight, Workers
 
@@ -47,7 +47,7 @@ class Uploads:
         self,
         bucket: Bucket,
         config: StoreConfig,
-        session: WriterSession,
+        session: WriterLease,
         cache: StoreCache,
         hints: Hints,
         requests: Workers,

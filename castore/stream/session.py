@@ -44,7 +44,7 @@ class WriteSession(ABC):
         self.chunker = chunker
         self.level = compression_level
         self.inline_bytes_max = inline_bytes_max  # objects up to this are in their record
-        self.foreseen_bytes = 0  # how far ahead `foresee` is told; 0: never
+        self.lookahead_bytes = 0  # how far ahead `prefetch` is told; 0: never
         self.guarded = config.collision_guard is not None
         self._workers = workers
         self._pid = os.getpid()
@@ -60,9 +60,9 @@ class WriteSession(ABC):
     def encode(self, chunks: list[NewFrame]) -> Future[list[Frame]]:
         return self._workers.submit(_encode_all, chunks, self.level)
 
-    def foresee(self, chunk_ids: Sequence[bytes]) -> None:
+    def prefetch(self, chunk_ids: Sequence[bytes]) -> None:
         """These will be looked up next."""
-        raise NotImplementedError("a session that foresees nothing")
+        raise NotImplementedError("a session that prefetches nothing")
 
     @abstractmethod
     def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:

@@ -177,7 +177,7 @@ class ObjectWriter:
     def _consume(self, view: memoryview, *, final: bool) -> int:
         """Take the chunks whose cuts are decided; the bytes that they add up to."""
         chunker, seed, guarded = self._session.chunker, self._seed, self._session.guarded
-        ahead = self._session.foreseen_bytes
+        ahead = self._session.lookahead_bytes
         take, at_once = (self._take_ahead, ahead) if ahead else (self._take, BATCH_BYTES)
         begin = first = 0
         cut: list[Cut] = []
@@ -196,7 +196,7 @@ class ObjectWriter:
 
     def _take_ahead(self, view: memoryview, cut: list[Cut]) -> None:
         """Take what is more than a batch, once the session was told of all of it."""
-        self._session.foresee([chunk_id for _, _, chunk_id in cut])
+        self._session.prefetch([chunk_id for _, _, chunk_id in cut])
         batch: list[Cut] = []
         for each in cut:
             batch.append(each)

@@ -79,7 +79,7 @@ class LocalRepair:
             with self._locks:
                 frames.take_locks(report)
                 wanted = {bytes.fromhex(p.chunk) for p in report.problems if p.chunk}
-                frames.find_elsewhere(wanted | objects.chunks_astray())
+                frames.find_elsewhere(wanted | objects.dangling_chunks())
                 frames.copy_intact()
                 frames.read_new()
                 self._rows.mend_chunks()

@@ -68,16 +68,16 @@ class ObjectRepair:
 
     # ------------------------------------------------------------ extents
 
-    def chunks_astray(self) -> set[bytes]:
+    def dangling_chunks(self) -> set[bytes]:
         return {
             extent.chunk_id
             for _, segment in all_segments(self._index)
             for extent in segment
-            if self._packs.is_astray(extent)
+            if self._packs.is_dangling(extent)
         }
 
     def move_extents(self) -> None:
-        """Lead extents in packs that are to be replaced, or astray, to the copies.
+        """Lead extents in packs that are to be replaced, or dangling, to the copies.
 
         Also those of manifests that no name leads to, since the lost record of a name may have.
         But nobody is told of these: the next collection takes them.
@@ -270,7 +270,7 @@ class ObjectRepair:
             if not decodes(raw, manifest) or (segment := decode_segment(raw)).begin != end:
                 return None
             for extent in segment:
-                if self._packs.is_astray(extent):
+                if self._packs.is_dangling(extent):
                     return None
                 etag.update(extent.chunk_id)
                 stored_bytes += extent.location.stored_bytes

@@ -101,7 +101,7 @@ class PackRepair:
         except FileNotFoundError:
             return b""
 
-    def is_astray(self, extent: Extent) -> bool:
+    def is_dangling(self, extent: Extent) -> bool:
         return extent_fault(extent, self.readings) is not None
 
     def is_settled(self, pack_id: bytes) -> bool:
@@ -117,7 +117,7 @@ class PackRepair:
         """Where the extent's frame is from now on; None if it stays, or is lost."""
         at = extent.location
         if at.pack_id not in self.replaced and not (
-            self.is_astray(extent) and self.is_settled(at.pack_id)
+            self.is_dangling(extent) and self.is_settled(at.pack_id)
         ):
             return None
         new = self.instead_of(extent)

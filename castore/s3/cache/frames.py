@@ -34,7 +34,7 @@ _KEY = struct.Struct(">16sI")
 
 # `access(use, otherwise)`: what `use` makes of the cache's index, where there is one.
 Access = Callable[[Callable[[Index], Any], Any], Any]
-Frame: TypeAlias = bytes | memoryview
+FrameBytes: TypeAlias = bytes | memoryview
 
 
 class FrameCache:
@@ -56,7 +56,7 @@ class FrameCache:
         self._file_bytes_max = min(FILE_BYTES_MAX, bytes_max // 8)
         self._lock = ForkLock(Rank.LEAF)  # of what is in memory; held for moments
         self._closed = False
-        self._queued: dict[tuple[bytes, int], Frame] = {}
+        self._queued: dict[tuple[bytes, int], FrameBytes] = {}
         self._batches: dict[object, int] = {}  # bytes of those that are queued
         self._queue_pid = os.getpid()
         self._mapped: dict[bytes, Mapping] = {}
@@ -69,9 +69,9 @@ class FrameCache:
         self._size = 0
         forks.register(self)
 
-    def get(self, locations: Sequence[Location]) -> list[Frame | None]:
+    def get(self, locations: Sequence[Location]) -> list[FrameBytes | None]:
         """The frames, where they are here."""
-        found: list[Frame | None] = [None] * len(locations)
+        found: list[FrameBytes | None] = [None] * len(locations)
         if not self.bytes_max:
             return found
         # First, as what leaves the queue has its row by then.
@@ -91,7 +91,7 @@ class FrameCache:
                 found[i] = self._frame(row, locations[i].stored_bytes)
         return found
 
-    def put(self, frames: Sequence[tuple[Location, Frame]]) -> None:
+    def put(self, frames: Sequence[tuple[Location, FrameBytes]]) -> None:
         """Keep frames, if the disk keeps up; one that is full only means that they are not."""
         buffers = {id(_buffer(frame)): len(_buffer(frame)) for _, frame in frames}
         size = sum(buffers.values())  # what the queue keeps in memory, gaps between frames included
@@ -138,7 +138,7 @@ class FrameCache:
 
     # ------------------------------------------------------------ on the thread that writes
 
-    def _write(self, batch: object, frames: Sequence[tuple[Location, Frame]]) -> None:
+    def _write(self, batch: object, frames: Sequence[tuple[Location, FrameBytes]]) -> None:
         try:
             wanted = [each for each in frames if self._queued.get(each[0][:2]) is each[1]]
             with contextlib.suppress(OSError):
@@ -146,7 +146,7 @@ class FrameCache:
         finally:
             self._leave_queue(batch, frames)
 
-    def _write_through(self, frames: Sequence[tuple[Location, Frame]]) -> None:
+    def _write_through(self, frames: Sequence[tuple[Location, FrameBytes]]) -> None:
         with self._appending:
             evicted = self._make_room(sum(len(frame) for _, frame in frames))
             rows = self._append(frames)
@@ -169,7 +169,7 @@ class FrameCache:
             written = [at[:2] for at, frame in frames if self._queued.get(at[:2]) is frame]
             self._bad.difference_update(written)
 
-    def _leave_queue(self, batch: object, frames: Sequence[tuple[Location, Frame]]) -> None:
+    def _leave_queue(self, batch: object, frames: Sequence[tuple[Location, FrameBytes]]) -> None:
         with self._lock:
             self._batches.pop(batch, None)
             for location, frame in frames:
@@ -196,7 +196,7 @@ class FrameCache:
 
     # ------------------------------------------------------------ while it appends
 
-    def _append(self, frames: Sequence[tuple[Location, Frame]]) -> list[tuple[bytes, bytes]]:
+    def _append(self, frames: Sequence[tuple[Location, FrameBytes]]) -> list[tuple[bytes, bytes]]:
         rows, offset = [], self._size
         for location, frame in frames:
             row = _ROW.pack(self._file, offset, len(frame))
@@ -273,6 +273,6 @@ class FrameCache:
         return os.path.join(self._folder, file.hex())
 
 
-def _buffer(frame: Frame) -> Sized:
+def _buffer(frame: FrameBytes) -> Sized:
     """What a frame keeps in memory: often a whole reply."""
     return cast(Sized, frame.obj) if isinstance(frame, memoryview) else frame

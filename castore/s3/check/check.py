@@ -32,7 +32,7 @@ from castore.format.s3 import (
     session_of,
 )
 from castore.model import Location, Progress, Stages
-from castore.s3.check.packs import PacksRead, RemotePacks, in_order
+from castore.s3.check.packs import PackScan, PacksRead, in_order
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.condemned import ListGone, list_without_state, read_condemned
 from castore.s3.damaged import damaged_packs
@@ -46,7 +46,7 @@ FIRST_BYTES = 256 << 10
 SPAN_BYTES_MAX = 8 << 20
 
 
-class RemoteCheck:
+class S3Check:
     """One look at a store; after a look `before` at all its data, at what changed since."""
 
     def __init__(
@@ -58,7 +58,7 @@ class RemoteCheck:
         before: PacksRead | None = None,
     ) -> None:
         self.config = config
-        self.packs: RemotePacks = RemotePacks(bucket, config, requests, workers, before)
+        self.packs: PackScan = PackScan(bucket, config, requests, workers, before)
         self.used: set[bytes] = set()  # packs that names lead to
         self.bad_pins: list[tuple[str, float]] = []  # key, and when it was written
         self._bucket = bucket

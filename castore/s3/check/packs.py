@@ -24,7 +24,7 @@ PacksRead = dict[bytes, tuple[tuple[int, str], PackReading]]
 AHEAD = 32  # packs or names that are read at once
 
 
-class RemotePacks:
+class PackScan:
     """Packs are listed once, before the names that lead to them; one that a name leads to and that
     was not there yet is looked at by itself."""
 

@@ -31,7 +31,7 @@ from castore.format.s3 import (
 )
 from castore.model import Extent, Location
 from castore.s3.catalog import Overwritten, S3Catalog, Version
-from castore.s3.check.check import PIN_SECONDS_MAX, RemoteCheck
+from castore.s3.check.check import PIN_SECONDS_MAX, S3Check
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown
 from castore.s3.client.delete_version import delete_version
 from castore.s3.client.probe import probe
@@ -46,7 +46,7 @@ from castore.stream.session import WriteSession
 RAW_BYTES_MAX = 64 << 10  # of a manifest whose every bit is tried
 
 
-class RemoteRepair:
+class S3Repair:
     """What can be done about what `look` found in all data: `mark_packs`, then `mend_manifests`,
     then `run`, which needs the packs that others stored. `done` says what they did, `lost` which
     objects are below quarantine/ now."""
@@ -55,7 +55,7 @@ class RemoteRepair:
         self,
         bucket: Bucket,
         catalog: S3Catalog,
-        look: RemoteCheck,
+        look: S3Check,
         session: Callable[[], WriteSession],
     ) -> None:
         self.done: list[str] = []

@@ -41,7 +41,7 @@ from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.condemned import list_without_state
 from castore.s3.gc.collect import fit_server
-from castore.s3.gc.mark import PIN_SECONDS, Marker
+from castore.s3.gc.mark import PIN_SECONDS, S3Marker
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.state import CONDEMNED, CollectorState
 from castore.s3.keys import LISTS
@@ -51,7 +51,7 @@ from castore.system.workers import Workers
 VERSIONS_SKIPPED = 1 << 40  # more than all collections together ever raise it by
 
 
-class Mending:
+class CondemnedRepair:
     """`run` says what it did; `left` is what it had to leave as it is, and why."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Mending:
         if not moving.fault():
             return
         self._check_server()
-        marker = Marker(self._bucket, self._store_id, memory, self._requests, Stages(None))
+        marker = S3Marker(self._bucket, self._store_id, memory, self._requests, Stages(None))
         now = self._bucket.head("castore.json").date
         condemned = condemn_anew(moving, marker, expired_before=now - PIN_SECONDS)
         if condemned is not None:
@@ -173,7 +173,7 @@ class Mending:
         self.left.append(Problem("gc state", "warning", what))
 
 
-def condemn_anew(state: CollectorState, marker: Marker, *, expired_before: float) -> int | None:
+def condemn_anew(state: CollectorState, marker: S3Marker, *, expired_before: float) -> int | None:
     """How many packs are condemned now, if the list was lost; None if it was not. Pins that were
     written before `expired_before`, in seconds by the server's clock, count no more.
 

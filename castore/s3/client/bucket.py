@@ -27,7 +27,7 @@ from castore.s3.client.faults import (
     Refused,
     fault_of,
 )
-from castore.s3.client.retries import Backoff, persist, persist_once
+from castore.s3.client.retries import Backoff, retry, retry_once
 from castore.s3.client.settings import S3Settings
 
 __all__ = ["Bucket", "KeyAbsent", "Listed", "OutcomeUnknown", "PreconditionFailed", "Reply"]
@@ -115,11 +115,11 @@ class Bucket:
         is clamped to the object. None if its ETag is still `if_none_match`. Raises KeyAbsent."""
         if byte_range is not None and not 0 <= byte_range[0] < byte_range[1]:
             raise ValueError(f"an empty or negative range: {byte_range}")
-        return persist(lambda: self._attempts.get(key, byte_range, if_none_match), self.backoff)
+        return retry(lambda: self._attempts.get(key, byte_range, if_none_match), self.backoff)
 
     def head(self, key: str) -> Reply:
         """Its ETag and size, with no body. Raises KeyAbsent."""
-        return persist(lambda: self._attempts.head(key), self.backoff)
+        return retry(lambda: self._attempts.head(key), self.backoff)
 
     def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[Listed]:
         """What begins with `prefix`, a plain string, in the order of the keys' UTF-8 bytes."""
@@ -139,7 +139,7 @@ class Bucket:
         only if there was none yet."""
         if self._attempts.skew_s is None:
             try:
-                persist(self._attempts.head_bucket, self.backoff)
+                retry(self._attempts.head_bucket, self.backoff)
             except CastoreError:
                 if self._attempts.skew_s is None:
                     raise
@@ -164,10 +164,10 @@ class Bucket:
         again do no harm, whatever happened in between."""
         once = partial(self.put_attempt, key, body, if_none_match=if_none_match, if_match=if_match)
         if not idempotent:
-            return persist_once(key, once, self.backoff)
+            return retry_once(key, once, self.backoff)
         if if_none_match or if_match is not None:
             raise ValueError("a conditional put is not idempotent: it may meet itself")
-        return persist(once, self.backoff)
+        return retry(once, self.backoff)
 
     def put_attempt(
         self, key: str, body: Body, *, if_none_match: bool = False, if_match: str | None = None
@@ -191,7 +191,7 @@ class Bucket:
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """Fine if nothing is there, unless it had to be `if_match`: KeyAbsent then, where the
         server says so. Raises PreconditionFailed and OutcomeUnknown."""
-        persist_once(key, partial(self._delete_attempt, key, if_match), self.backoff)
+        retry_once(key, partial(self._delete_attempt, key, if_match), self.backoff)
 
     def delete_many(self, keys: Sequence[str]) -> Undeleted:
         """Delete keys that are never written again, so that repeating it does no harm. Returns
@@ -209,7 +209,7 @@ class Bucket:
                 singly += batch
         for key in singly:
             try:
-                persist(partial(self._delete_attempt, key, None), self.backoff)
+                retry(partial(self._delete_attempt, key, None), self.backoff)
             except CastoreError as error:
                 failed.append((key, error))
         return failed
@@ -251,7 +251,7 @@ class Bucket:
                 raise again
 
         try:
-            persist(once, self.backoff)
+            retry(once, self.backoff)
         except CastoreError as error:
             if len(left) == len(keys):
                 raise
@@ -287,7 +287,7 @@ class Bucket:
             return page
 
         while True:
-            page = persist(once, self.backoff)
+            page = retry(once, self.backoff)
             for entry in page.get("Contents", ())[-1:]:
                 last = entry["Key"].encode()
             yield page

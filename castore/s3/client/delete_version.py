@@ -10,7 +10,7 @@ from __future__ import annotations
 from castore.errors import RemoteError
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.faults import Fault
-from castore.s3.client.retries import Patience
+from castore.s3.client.retries import Retrier
 
 UNKNOWN_HEADER = (400, 501)  # what servers answer that do not know If-Match
 
@@ -29,7 +29,7 @@ def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
 
     Raises OutcomeUnknown if it is still there after some attempts that may land yet.
     """
-    patience = Patience(bucket.backoff)
+    retrier = Retrier(bucket.backoff)
     unknown: OutcomeUnknown | None = None
     if_match: str | None = etag
     while True:
@@ -58,7 +58,7 @@ def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
         there = etag_at(bucket, key)
         if there != etag:
             return there is None
-        if not patience.wait(fault):
+        if not retrier.wait(fault):
             if unknown is not None:
                 raise unknown
             raise fault.error

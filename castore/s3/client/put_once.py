@@ -15,7 +15,7 @@ from typing import NamedTuple
 from castore.errors import RemoteError
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed, Reply
 from castore.s3.client.faults import Fault
-from castore.s3.client.retries import Patience
+from castore.s3.client.retries import Retrier
 
 NONCE_BYTES = 16
 
@@ -46,7 +46,7 @@ def put_once(
     attempt that may have landed. Without a precondition, the last to land is what stays.
     """
     bodies: list[bytes] = []
-    patience = Patience(bucket.backoff)
+    retrier = Retrier(bucket.backoff)
     unknown = False
     while True:
         try:
@@ -74,7 +74,7 @@ def put_once(
                 return Landed(b"", *there[1:], any_unknown=True)
             if not _allowed(there, if_none_match=if_none_match, if_match=if_match):
                 raise PreconditionFailed(key, any_unknown=unknown) from fault
-        if not patience.wait(fault):
+        if not retrier.wait(fault):
             if unknown:
                 raise OutcomeUnknown(key) from fault.error
             raise fault.error from fault.__cause__

@@ -35,7 +35,7 @@ class Backoff:
 BACKOFF = Backoff()
 
 
-class Patience:
+class Retrier:
     """The attempts at one request: `wait` after each that failed."""
 
     def __init__(self, backoff: Backoff) -> None:
@@ -55,25 +55,25 @@ class Patience:
         return True
 
 
-def persist(attempt: Callable[[], T], backoff: Backoff) -> T:
+def retry(attempt: Callable[[], T], backoff: Backoff) -> T:
     """Repeat what may be applied any number of times. Raises the last Fault's error."""
-    patience = Patience(backoff)
+    retrier = Retrier(backoff)
     while True:
         try:
             return attempt()
         except Fault as fault:
-            if not patience.wait(fault):
+            if not retrier.wait(fault):
                 raise fault.error from fault.__cause__
 
 
-def persist_once(key: str, attempt: Callable[[], T], backoff: Backoff) -> T:
+def retry_once(key: str, attempt: Callable[[], T], backoff: Backoff) -> T:
     """Repeat while it is certain that nothing was applied. Raises OutcomeUnknown when it is not."""
-    patience = Patience(backoff)
+    retrier = Retrier(backoff)
     while True:
         try:
             return attempt()
         except Fault as fault:
             if fault.unknown:
                 raise OutcomeUnknown(key) from fault.error
-            if not patience.wait(fault):
+            if not retrier.wait(fault):
                 raise fault.error from fault.__cause__

@@ -31,9 +31,9 @@ from castore.s3.catalog import S3Catalog
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures, probe
 from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
-from castore.s3.gc.mark import PIN_SECONDS, Marker
+from castore.s3.gc.mark import PIN_SECONDS, S3Marker
 from castore.s3.gc.memory import CollectorMemory
-from castore.s3.gc.repack import Live, Repacker
+from castore.s3.gc.repack import Live, S3Repacker
 from castore.s3.gc.state import CONDEMNED, SWEEPING, CollectorState
 from castore.s3.gc.sweep import remove_packs, remove_scratch
 from castore.s3.hints import listed_hints, rewrite_hints
@@ -129,8 +129,8 @@ class _Collection:
         conditional = features is None or (features.if_none_match and features.if_match_put)
         memory = CollectorMemory(parts.cache)
         self._state = CollectorState(parts.bucket, parts.store_id, memory, conditional=conditional)
-        self._marker = Marker(parts.bucket, parts.store_id, memory, parts.requests, stages)
-        self._repacker = Repacker(parts.catalog, parts.open_session, stages)
+        self._marker = S3Marker(parts.bucket, parts.store_id, memory, parts.requests, stages)
+        self._repacker = S3Repacker(parts.catalog, parts.open_session, stages)
         self._tally = _Tally()
 
     def run(self) -> None:

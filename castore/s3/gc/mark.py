@@ -14,7 +14,7 @@ from itertools import islice
 from castore.errors import FormatError, ManifestUnreadable
 from castore.format.s3 import (
     MANIFEST_HEADER_BYTES,
-    Packs,
+    PackIds,
     decode_manifest_head,
     decode_pin,
     manifest_head_bytes,
@@ -44,7 +44,7 @@ class Pins:
         return pack_id in self.packs or session_of(pack_id) in self.sessions
 
 
-class Marker:
+class S3Marker:
     """Of one store; it changes nothing."""
 
     def __init__(
@@ -164,7 +164,7 @@ class Marker:
             }
         self._memory.remember(after, [], {})
 
-    def _read_packs(self, name: bytes) -> tuple[str, Packs] | None:
+    def _read_packs(self, name: bytes) -> tuple[str, PackIds] | None:
         """(ETag, packs) of what the name maps to now; None if it is gone since it was listed."""
         key = name_key(name)
         damaged = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from castore.format.s3 import Packs, decode_references, encode_references
+from castore.format.s3 import PackIds, decode_references, encode_references
 from castore.s3.cache.store import StoreCache
 from castore.system.lmdb_env import Index, Snapshot, Table, Txn
 
@@ -44,10 +44,10 @@ class CollectorMemory:
 
     # ------------------------------------------------------------ manifests
 
-    def packs_of(self, listed: Sequence[tuple[bytes, str]]) -> dict[bytes, Packs]:
+    def packs_of(self, listed: Sequence[tuple[bytes, str]]) -> dict[bytes, PackIds]:
         """The packs of those of the (name, ETag) that are remembered."""
 
-        def read(index: Index) -> dict[bytes, Packs]:
+        def read(index: Index) -> dict[bytes, PackIds]:
             found = {}
             with index.gate, index.errors, index.snapshot(False) as txn:
                 for name, etag in listed:
@@ -62,7 +62,7 @@ class CollectorMemory:
         self,
         after: bytes,
         listed: Sequence[tuple[bytes, str]],
-        fresh: Mapping[bytes, tuple[str, Packs]],
+        fresh: Mapping[bytes, tuple[str, PackIds]],
     ) -> None:
         """What is `fresh` of the names `listed`, which are all that follow `after`, up to the last
         of them: others between are no longer there. With an empty list, all behind `after`."""

@@ -115,7 +115,7 @@ def choose(
     return chosen
 
 
-class Repacker:
+class S3Repacker:
     def __init__(
         self,
         catalog: S3Catalog,
