@@ -1,7 +1,7 @@
 """What the index holds: segments of extents, records, and the rows of its tables (see FORMAT.md).
 
 All integers are little endian, but for keys, which are big endian so that LMDB sorts them.
-Decoders take untrusted bytes, as those of `format.py` do.
+Decoders take untrusted bytes, as those of `pack` do.
 """
 
 from __future__ import annotations

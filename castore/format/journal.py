@@ -1,6 +1,6 @@
 """The journal of a local store: blocks of entries, each with its checksum (see FORMAT.md).
 
-Decoders take untrusted bytes, as those of `format.py` do.
+Decoders take untrusted bytes, as those of `pack` do.
 """
 
 from __future__ import annotations

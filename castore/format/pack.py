@@ -1,7 +1,7 @@
 """What a store has in files: castore.json, frames, packs, and backups (see FORMAT.md).
 
-Every byte layout is encoded and decoded in this module, `format_index.py` and `format_s3.py`, and
-nowhere else. All integers are little endian.
+Every byte layout is encoded and decoded in this package (`index`, `s3` and `journal` have the
+others), and nowhere else. All integers are little endian.
 Decoders take untrusted bytes: each length is checked before anything is allocated from it, and
 malformed bytes raise FormatError, nothing else.
 """

@@ -1,4 +1,4 @@
-"""The byte layouts that only a store on S3 has (see FORMAT.md), as `format.py` has the others.
+"""The byte layouts that only a store on S3 has (see FORMAT.md), as `pack` has the others.
 
 A pack's id begins with the id of the session that wrote it, so that its key, and whether a pinned
 session protects it, follow from the id alone.

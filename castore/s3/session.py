@@ -1,4 +1,4 @@
-"""What one commit publishes on S3: `session.py`'s part, for packs that are objects.
+"""What one commit publishes on S3: the session of a store in a bucket, for packs that are objects.
 
 Packs are uploaded while the stream is read; names are put when all packs are there. Each name is
 published by itself: a transaction's last put comes after its others, so that a marker such as
