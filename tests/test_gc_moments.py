@@ -386,4 +386,4 @@ def test_scenes_fit_what_they_are_for(fast_folder: Path) -> None:
         assert report.packs_removed > report.packs_rewritten
         assert report.orphans_removed == 1
         assert report.manifests_removed == 6
-        assert os.path.exists(os.path.join(store.path, "castore.stream.reports"))
+        assert os.path.exists(os.path.join(store.path, "castore.gc"))

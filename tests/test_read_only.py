@@ -401,7 +401,7 @@ def test_what_root_puts_into_a_store_is_its_owners(folder: Path) -> None:
 # ---------------------------------------------------------------- links
 
 
-@pytest.mark.parametrize("name", ["castore.lock", "castore.stream.reports", "index/lock.mdb"])
+@pytest.mark.parametrize("name", ["castore.lock", "castore.gc", "index/lock.mdb"])
 def test_links_are_not_followed(folder: Path, tmp_path: Path, name: str) -> None:
     other = tmp_path / "other"
     other.write_bytes(b"precious")

@@ -1,7 +1,7 @@
 """A local store's folder: made once, opened once per process, shared by all Stores on it.
 
 castore.json   what is fixed for its life; it is what makes a folder a store
-castore.stream.reports     held by the one process that collects
+castore.gc     held by the one process that collects
 castore.lock   held shared by every process that has it open, with the pid namespace in it
 index/         LMDB
 journal/       every change of a name, for when the index is lost

@@ -27,7 +27,7 @@ from castore.stream.repack_choice import PackFacts, choose
 from castore.stream.reports import GcOptions, GcReport
 from castore.system.lmdb_env import Index
 
-LOCK = "castore.stream.reports"
+LOCK = "castore.gc"
 SEGMENT_BYTES = 36 << 10  # about, as progress goes
 ROW_BYTES = 64
 
