@@ -8,6 +8,10 @@
 
 Names map to objects whose bytes are cut into content-defined chunks, each stored once, compressed,
 and checked whenever it is read. See `castore.open` and `castore.Store`.
+
+What is listed in `__all__` here and in `castore.errors` is all that a layer above needs, and may
+use. For one that names things its own way there are `NAME_BYTES_MAX`, `caller_identity`,
+`expand_home`, `refuse_open_store_paths` and `Store.remove_old_versions`, beside the verbs.
 """
 
 from __future__ import annotations
@@ -18,12 +22,16 @@ if TYPE_CHECKING:
     from castore import errors
     from castore.errors import CastoreError
     from castore.maintenance import check_store, compact_index, rebuild_index, restore
-    from castore.model import ObjectInfo, RangePlan, StoreStats
+    from castore.model import NAME_BYTES_MAX, ObjectInfo, RangePlan, StoreStats
+    from castore.s3.client.identity import caller_identity
     from castore.store import Store, Transaction
     from castore.store import open_store as open
     from castore.stream.reports import GcReport
+    from castore.system.open_folders import refuse_open_store_paths
+    from castore.urls import expand_home
 
 __all__ = [
+    "NAME_BYTES_MAX",
     "CastoreError",
     "GcReport",
     "ObjectInfo",
@@ -32,17 +40,21 @@ __all__ = [
     "StoreStats",
     "Transaction",
     "__version__",
+    "caller_identity",
     "check_store",
     "compact_index",
     "errors",
+    "expand_home",
     "open",
     "rebuild_index",
+    "refuse_open_store_paths",
     "restore",
 ]
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "NAME_BYTES_MAX": "model",
     "CastoreError": "errors",
     "GcReport": "stream.reports",
     "ObjectInfo": "model",
@@ -50,10 +62,13 @@ _HOMES = {
     "Store": "store",
     "StoreStats": "model",
     "Transaction": "store",
+    "caller_identity": "s3.client.identity",
     "check_store": "maintenance",
-    "open": "store",
     "compact_index": "maintenance",
+    "expand_home": "urls",
+    "open": "store",
     "rebuild_index": "maintenance",
+    "refuse_open_store_paths": "system.open_folders",
     "restore": "maintenance",
 }
 

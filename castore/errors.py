@@ -479,6 +479,18 @@ class EndpointUnreachable(CastoreError, ConnectionError):
         return type(self), (self.endpoint, self.reason)
 
 
+def describe_os_error(error: OSError) -> str:
+    """What the system said, of which files, in one line: `a -> b: No space left on device`.
+
+    Without the error's number, which OSError puts before it."""
+    paths = [_text(path) for path in (error.filename, error.filename2) if path is not None]
+    return f"{' -> '.join(paths)}: {error.strerror}" if paths else str(error.strerror)
+
+
+def _text(path: object) -> str:
+    return path.decode(errors="backslashreplace") if isinstance(path, bytes) else str(path)
+
+
 def _said(error: OSError) -> str:
     """The message alone: OSError would put the number of the error before it."""
     return error.strerror or OSError.__str__(error)

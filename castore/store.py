@@ -412,6 +412,18 @@ class Store:
             transaction.delete_prefix(prefix, unbounded=unbounded)
         return transaction.deleted
 
+    def remove_old_versions(self, name: str, *, below: bool = False) -> int:
+        """In a bucket that keeps versions, remove those of what the name mapped to before (with
+        `below`, and of all names that begin with `name`); how many are gone.
+
+        A deleted or overwritten name can't be brought back then. A best effort: what can't be
+        removed, for want of rights or because the server fails, stays. Anywhere else there is
+        nothing to remove. Raises InvalidName, ReadOnlyStore.
+        """
+        backend = self._check_writable()
+        key = encode_prefix(name) if below else encode_name(name)
+        return backend.remove_old_versions(key, below=below)
+
     def transaction(self) -> Transaction:
         """`with store.transaction() as t: t.put(...); t.delete(...)`: all of it in one commit at
         the end, or, if the block raises, none."""

@@ -259,6 +259,6 @@ def _twice(parts: Parts) -> CacheRefused:
 
 
 def _refuse_open_stores(path: str) -> None:
-    from castore.system.open_folders import refuse_open_store_paths
+    import castore
 
-    refuse_open_store_paths(path)
+    castore.refuse_open_store_paths(path)

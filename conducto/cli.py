@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from castore import __version__
-from castore.cli.exits import describe_os_error
-from castore.errors import CastoreError
+from castore.errors import CastoreError, describe_os_error
 from conducto import data
 from conducto.arguments import HelpWanted, Parameter, UsageError, parse
 

@@ -13,8 +13,8 @@ import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from castore import expand_home
 from castore.errors import CastoreError
-from castore.urls import expand_home
 from conducto.errors import ContextError, InvalidContext
 
 if TYPE_CHECKING:
@@ -54,11 +54,10 @@ def identity() -> str:
     given = os.environ.get("CONDUCTO_IDENTITY_ID")
     if given:
         return _identity(given)
-    from castore.s3.client.identity import caller_identity  # loads boto3
-    from castore.s3.client.settings import parse_settings
+    from castore import caller_identity  # loads boto3
 
     try:
-        return _identity(caller_identity(parse_settings(f"s3://{_bucket()}")))
+        return _identity(caller_identity(f"s3://{_bucket()}"))
     except InvalidContext:
         raise
     except (CastoreError, ValueError) as error:
@@ -105,18 +104,6 @@ def left_behind(store: castore.Store, key: str) -> str | None:
         return None
     path = os.path.join(os.path.dirname(store.path), key)
     return path if os.path.exists(path) else None
-
-
-def remove_old_versions(store: castore.Store, name: str, *, below: bool = False) -> None:
-    """In a versioned bucket, let go of what was overwritten or deleted under the name (`below`: and
-    under all that begin with it), as well as that can be done. Nothing to do anywhere else."""
-    if store.path.startswith("s3://"):
-        from castore.format.s3 import name_key
-        from castore.s3.client import versions
-        from castore.s3.client.settings import parse_settings
-
-        key = name_key(name.encode())
-        versions.remove_old_versions(parse_settings(store.path), key, below=below)
 
 
 def close_stores() -> None:

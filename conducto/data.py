@@ -91,7 +91,7 @@ class _Data:
         _refuse_directory(store, key, name)
         store.put(key, file)
         if not skip_cleanup:
-            context.remove_old_versions(store, key)
+            store.remove_old_versions(key)
 
     @classmethod
     def puts(cls, name: str, obj: bytes | bytearray | memoryview) -> None:
@@ -100,7 +100,7 @@ class _Data:
         store, key = cls._store(), cls._key(name)
         _refuse_directory(store, key, name)
         store.puts(key, data)
-        context.remove_old_versions(store, key)
+        store.remove_old_versions(key)
 
     @classmethod
     def delete(cls, name: str, recursive: bool = False) -> None:
@@ -113,8 +113,8 @@ class _Data:
         if recursive:
             if not _delete_tree(store, key):
                 raise _missing(store, key, name)
-            context.remove_old_versions(store, key)
-            context.remove_old_versions(store, _folder(key), below=True)
+            store.remove_old_versions(key)
+            store.remove_old_versions(_folder(key), below=True)
             return
         try:
             store.delete(key)
@@ -122,7 +122,7 @@ class _Data:
             if _has_below(store, key):
                 raise _is_directory(name, "delete it with recursive") from None
             raise _missing(store, key, name) from None
-        context.remove_old_versions(store, key)
+        store.remove_old_versions(key)
 
     @classmethod
     def list(cls, prefix: str = "") -> Names:
@@ -173,7 +173,7 @@ class _Data:
         store, key = cls._store(), cls._cache_key(name, checksum)
         with store.open(key, "wb") as file:
             cache.save(save_dir, file)
-        context.remove_old_versions(store, key)
+        store.remove_old_versions(key)
 
     @classmethod
     def restore_cache(cls, name: str, checksum: str, restore_dir: Path) -> None:
@@ -203,14 +203,14 @@ class _Data:
         if checksum is None:
             folder = _folder(cls._scope() + cache_folder(name))
             if store.delete_prefix(folder):
-                context.remove_old_versions(store, folder, below=True)
+                store.remove_old_versions(folder, below=True)
             return
         key = cls._cache_key(name, checksum)
         try:
             store.delete(key)
         except NameNotFound:
             raise CacheNotFound(cache_name(name, checksum)) from None
-        context.remove_old_versions(store, key)
+        store.remove_old_versions(key)
 
     @classmethod
     def _scope(cls) -> str:
@@ -267,7 +267,7 @@ def archive(pipeline_id: str, *, local: bool | None = None, profile: str | None 
     prefix = f"pipelines/{context.pipeline_id(pipeline_id)}/"
     store = context.open_store(local=local, profile=profile)
     deleted = store.delete_prefix(prefix)
-    context.remove_old_versions(store, prefix, below=True)
+    store.remove_old_versions(prefix, below=True)
     return deleted
 
 

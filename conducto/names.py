@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from castore import NAME_BYTES_MAX
 from castore.errors import InvalidName, ManifestUnreadable, NameNotFound
-from castore.model import NAME_BYTES_MAX
 
 
 def key_of(scope: str, name: str) -> str:

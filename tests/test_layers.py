@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -102,3 +103,35 @@ def test_no_lock_is_hidden_in_what_a_put_uses() -> None:
     assert files_with(r"\bcached_property\b.*import|import .*\bcached_property\b") <= {
         "castore/s3/check/repair.py"
     }
+
+
+def test_conducto_uses_what_castore_exports() -> None:
+    """As any other naming layer could: the names that `castore` and `castore.errors` list."""
+    import castore
+
+    exported = set(castore.__all__)
+    used = 0
+    for path in (ROOT / "conducto").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.ImportFrom(module=str(module)) if module.split(".")[0] == "castore":
+                    assert module in ("castore", "castore.errors"), f"{path.name}: {module}"
+                    names = {alias.name for alias in node.names}
+                    assert module == "castore.errors" or names <= exported, f"{path.name}: {names}"
+                    used += 1
+                case ast.Import(names=aliases):
+                    modules = {alias.name for alias in aliases}
+                    assert not any(name.startswith("castore.") for name in modules), path.name
+                case ast.Attribute(value=ast.Name(id="castore"), attr=name):
+                    assert name in exported, f"{path.name}: castore.{name}"
+                    used += 1
+    assert used > 10
+
+
+def test_help_of_conducto_loads_no_store() -> None:
+    loaded = modules_after(
+        "from conducto.command import main\n"
+        "sys.argv[1:] = ['--help']\ntry: main()\nexcept SystemExit: pass"
+    )
+    assert "conducto.data" in loaded
+    assert not loaded & {"lmdb", "boto3", "zstandard", "xxhash", "castore.store"}

@@ -602,6 +602,16 @@ def test_put_refuses_folders_and_the_inside_of_open_stores(
 # ---------------------------------------------------------------- if_absent
 
 
+def test_old_versions_of_a_place_that_keeps_none(store: castore.Store) -> None:
+    for data in (b"1", b"2"):
+        store.puts("a/b", data)
+    assert store.remove_old_versions("a/b") == 0
+    assert store.remove_old_versions("a/", below=True) == 0
+    assert store.gets("a/b") == b"2"
+    with pytest.raises(castore.errors.InvalidName):
+        store.remove_old_versions("a/../b")
+
+
 def test_if_absent(store: castore.Store, tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"new")
     assert store.puts("name", b"first", if_absent=True).size == 5

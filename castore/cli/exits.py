@@ -17,6 +17,7 @@ from castore.errors import (
     StoreLocked,
     StoreNotFound,
     UnsupportedFormat,
+    describe_os_error,
 )
 
 OK = 0
@@ -105,13 +106,3 @@ def worst(codes: Iterable[int]) -> int:
 
 
 _WORST_FIRST = (CORRUPT, NOT_FOUND, FAILURE)
-
-
-def describe_os_error(error: OSError) -> str:
-    """What the system said, of which files; without the error's number."""
-    paths = [_text(path) for path in (error.filename, error.filename2) if path is not None]
-    return f"{' -> '.join(paths)}: {error.strerror}" if paths else str(error.strerror)
-
-
-def _text(path: object) -> str:
-    return path.decode(errors="backslashreplace") if isinstance(path, bytes) else str(path)

@@ -152,6 +152,10 @@ class LocalStore:
         self.journal.sync()
         return back_up(self.root, path, read_only=self._read_only, progress=progress)
 
+    def remove_old_versions(self, name: bytes, *, below: bool) -> int:
+        """A folder keeps none."""
+        return 0
+
     def stats(self) -> StoreStats:
         """From counters that every commit keeps, and the sizes of the pack files."""
         totals, objects, chunks, _, index_bytes = self.catalog.totals()

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 from castore.errors import ConfigLost, NotLocal, StoreNotFound
 from castore.format.index import decode_segment
 from castore.format.pack import StoreConfig
+from castore.format.s3 import name_key
 from castore.model import Progress, Stages, StoreStats
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
 from castore.s3.catalog import Overwritten, S3Catalog
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.settings import S3Settings
+from castore.s3.client.versions import remove_old_versions
 from castore.s3.creation import create as create_store
 from castore.s3.creation import mend_config, raise_if_lost, read_config
 from castore.s3.damaged import damaged_packs
@@ -200,6 +202,9 @@ class S3Store:
 
     def back_up(self, path: str, *, progress: Progress | None) -> BackupReport:
         raise NotLocal(f"{self.root} needs no backup of its index: its names are in S3")
+
+    def remove_old_versions(self, name: bytes, *, below: bool) -> int:
+        return remove_old_versions(self._bucket.settings, name_key(name), below=below)
 
     def stats(self) -> StoreStats:
         """By listing all packs and names, and reading the manifests that are not cached."""

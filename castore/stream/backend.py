@@ -67,6 +67,10 @@ class Backend(Protocol):
 
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport: ...
 
+    def remove_old_versions(self, name: bytes, *, below: bool) -> int:
+        """Of what the place itself keeps of earlier versions of the name (`below`: of all names
+        that begin with it), how many were removed."""
+
     def close(self) -> None: ...
 
 

@@ -18,7 +18,7 @@ from botocore.config import Config
 from castore.errors import CredentialsError
 from castore.s3.client.connection import converted
 from castore.s3.client.faults import Broken, Fault, Refused, Request, fault_of
-from castore.s3.client.settings import S3Settings
+from castore.s3.client.settings import S3Settings, parse_settings
 
 ATTEMPTS_MAX = 3
 _CHOSEN_BY = (
@@ -31,14 +31,16 @@ _CHOSEN_BY = (
 )
 
 
-def caller_identity(settings: S3Settings) -> str:
-    """The id of the user or role: what IAM's `${aws:userid}` is, up to the name of a role's session
-    (but for users of IAM Identity Center, who have their names in it).
+def caller_identity(url: str, **options: Any) -> str:
+    """Who the AWS credentials are that a store at `s3://bucket/prefix` would be opened with: the
+    id of the user or role. It is what IAM's `${aws:userid}` is, up to the name of a role's session
+    (but for users of IAM Identity Center, who have their names in it). `options` are those of
+    `castore.open` that say how to talk to S3. The store itself is not asked, and need not exist.
 
-    Asked once per process and choice of credentials. Raises CredentialsError, EndpointUnreachable,
-    RemoteError.
+    Asked of STS once per process and choice of credentials. Raises ValueError for what is no such
+    URL; CredentialsError, EndpointUnreachable, RemoteError.
     """
-    return _asked(settings, chosen_by())
+    return _asked(parse_settings(url, **options), chosen_by())
 
 
 def chosen_by() -> tuple[str | None, ...]:
