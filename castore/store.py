@@ -164,7 +164,9 @@ class Store:
         self._closing = ForkLock(Rank.LEAF)
         self._catalog = backend.catalog
         self._config = config
-        self._chunker = Chunker(ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max))
+        self._chunker = Chunker(
+            ChunkSizes(config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)
+        )
         self._workers = Workers(options["threads"] or backend.threads)
         self._reader = Reader(
             backend.catalog,
@@ -447,7 +449,7 @@ class Store:
         self,
         *,
         dry_run: bool = False,
-        grace: float = 86_400.0,
+        grace_s: float = 86_400.0,
         repack_below: float = 0.5,
         max_repack_bytes: int | None = None,
         alone: bool = False,
@@ -459,7 +461,7 @@ class Store:
 
         Packs of whose bytes less than the share `repack_below` (0 to 1) are in use are rewritten,
         and small ones merged when they are many; `max_repack_bytes` bounds what is copied for that.
-        With `dry_run` nothing is changed, and the report says what would be. `grace`, in seconds,
+        With `dry_run` nothing is changed, and the report says what would be. `grace_s`, in seconds,
         is how long what was condemned is kept on S3; a local store knows what its readers and
         writers rely on and needs none. It may be killed at any moment: the next one finishes.
 
@@ -479,14 +481,14 @@ class Store:
         backend = self._check_open() if dry_run else self._check_writable()
         if not 0 <= repack_below <= 1:
             raise ValueError(f"repack_below is from 0 to 1, not {repack_below}")
-        if grace < 0 or (max_repack_bytes is not None and max_repack_bytes < 0):
-            raise ValueError("grace and max_repack_bytes must not be negative")
+        if grace_s < 0 or (max_repack_bytes is not None and max_repack_bytes < 0):
+            raise ValueError("grace_s and max_repack_bytes must not be negative")
         from castore.s3.cache.unused import collect_caches  # seldom needed
         from castore.stream.reports import GcOptions
 
         options = GcOptions(
             dry_run=dry_run,
-            grace_seconds=grace,
+            grace_s=grace_s,
             repack_below=repack_below,
             max_repack_bytes=max_repack_bytes,
             alone=alone,

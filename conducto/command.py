@@ -46,7 +46,7 @@ PARAMETERS = (
     Parameter("dry_run", "only print them", "flag", False, False),
     *COMMON,
 )
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def age(text: str) -> float:
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])", text)
     if match is None:
         raise UsageError(f"an age is a number and s, m, h, d or w, such as 7d; not {text!r}")
-    return float(match[1]) * SECONDS[match[2]]
+    return float(match[1]) * UNIT_S[match[2]]
 
 
 def _run(argv: Sequence[str]) -> int:

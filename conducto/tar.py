@@ -227,7 +227,7 @@ _PAX_MTIME = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]{1,40}))?")
 _PAX_KEYWORDS = {b"path", b"linkpath", b"size", b"mtime"}
 _KINDS = {b"1": "a hard link", b"3": "a device", b"4": "a device"}
 _KINDS |= {b"6": "a FIFO", b"S": "a sparse file"}
-_SECONDS_MAX = 1 << 33  # past the year 2200: what file systems can hold
+_MTIME_S_MAX = 1 << 33  # past the year 2200: what file systems can hold
 
 
 def _number(field: bytes, what: str) -> int:
@@ -282,7 +282,7 @@ def _member(header: Header, limits: Limits) -> Member:
         size=0 if is_link else header.size,
         link=_link(header, shown, len(parts) - 1, limits) if is_link else "",
         mode=header.mode & 0o777,
-        mtime_ns=min(header.mtime_ns, _SECONDS_MAX * 10**9),
+        mtime_ns=min(header.mtime_ns, _MTIME_S_MAX * 10**9),
     )
 
 

@@ -268,9 +268,9 @@ def _config(settings: Settings) -> bytes:
         StoreConfig(
             store_id=os.urandom(16),
             seed=int.from_bytes(os.urandom(8)),
-            chunk_min=sizes.min,
-            chunk_avg=sizes.norm,
-            chunk_max=sizes.max,
+            chunk_bytes_min=sizes.min,
+            chunk_bytes_avg=sizes.norm,
+            chunk_bytes_max=sizes.max,
             collision_guard=settings.collision_guard,
         )
     )

@@ -68,7 +68,7 @@ def kill_machine(driver: Driver) -> str:
     """As `kill`, on the server in memory: none of its requests arrives from one on."""
     if driver.choose.random() < 0.4:
         after = driver.choose.randrange(40)
-        options = {"grace": 0.0, "repack_below": driver.choose.choice([0.0, 0.5, 0.9])}
+        options = {"grace_s": 0.0, "repack_below": driver.choose.choice([0.0, 0.5, 0.9])}
         driver.say(f"gc {options} by a machine that is gone after {after} requests")
         driver.die_while(lambda store: store.gc(**options), after)
         return ""
@@ -94,7 +94,7 @@ def at_once(driver: Driver) -> str:
     driver.say(f"at once: {puts}, gc of grace {grace} below {below}")
     began = time.time_ns()
     with ThreadPoolExecutor(4) as pool:
-        collecting = pool.submit(driver.other.gc, grace=grace, repack_below=below)
+        collecting = pool.submit(driver.other.gc, grace_s=grace, repack_below=below)
         doing = [pool.submit(driver.store.puts, what.name, what.data) for what in puts]
         for future in [collecting, *doing]:
             future.result()

@@ -27,7 +27,7 @@ def gc(driver: Driver) -> str:
     options: dict[str, Any] = {
         "repack_below": choose.choice([0.0, 0.3, 0.5, 0.9, 1.0]),
         "max_repack_bytes": choose.choice([None, None, 0, 20_000, 1_000_000]),
-        "grace": choose.choice([0.0, DAY]),
+        "grace_s": choose.choice([0.0, DAY]),
     }
     dry_run = choose.random() < 0.15
     by_peer = driver.peer is not None and choose.random() < 0.3
@@ -51,7 +51,7 @@ def quiet_gc(driver: Driver) -> str:
     driver.close_all()
     driver.pass_time(8 * DAY)  # what was killed pinned packs
     driver.open_all()
-    options = {"repack_below": below, "grace": 0.0}
+    options = {"repack_below": below, "grace_s": 0.0}
     report = driver.store.gc(**options)
     assert not report.damaged, report
     judge.nothing_is_left(driver, below)

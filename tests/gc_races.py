@@ -236,7 +236,7 @@ def meetings(
 
 
 def sleeps(
-    make: Make, work: Work, seconds: float, *, grace: float = DAY
+    make: Make, work: Work, seconds: float, *, grace_s: float = DAY
 ) -> Iterator[tuple[World, Machine]]:
     """A writer that is stopped at each of its steps, past the grace, and goes on."""
     for step in itertools.count():
@@ -245,11 +245,11 @@ def sleeps(
         one = Machine(world, "one")
         waits = one.start(work, step)
         with world.open("two") as other:
-            collect(other, grace=grace)
+            collect(other, grace_s=grace_s)
             world.pass_time(seconds)
-            collect(other, grace=grace)
-            world.pass_time(grace)
-            collect(other, grace=grace)
+            collect(other, grace_s=grace_s)
+            world.pass_time(grace_s)
+            collect(other, grace_s=grace_s)
         one.finish()
         yield world, one
         world.close()

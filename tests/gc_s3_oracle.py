@@ -40,7 +40,7 @@ from castore.s3.client.settings import parse_settings
 from castore.stream.reports import CheckReport
 
 FAMILY = "value"  # all values are of this name, so that a copy's is one, too
-SECONDS_MAX = 120  # that a program may live
+LIFE_S_MAX = 120  # that a program may live
 DISK_CACHE_BYTES = 400_000  # in 8 files: some go in every turn
 SMALL_NAMES = 8
 
@@ -220,7 +220,7 @@ def serve() -> None:
 def _run(output: str, program: str, *args: Any) -> None:
     status = 1
     try:
-        signal.alarm(SECONDS_MAX)
+        signal.alarm(LIFE_S_MAX)
         for fd, suffix in ((1, ".said"), (2, ".errors")):
             os.dup2(os.open(output + suffix, os.O_WRONLY | os.O_APPEND), fd)
         PROGRAMS[program](*args)
@@ -368,7 +368,7 @@ def keep_collecting(url: str, cache: str, turn: int) -> None:
 
 def collect(store: castore.Store, *, repack_below: float = 1.0) -> None:
     with contextlib.suppress(StoreBusy):  # a request of a collector that was killed came late
-        report = store.gc(grace=0.0, repack_below=repack_below)
+        report = store.gc(grace_s=0.0, repack_below=repack_below)
         assert report.damaged == report.undeletable == (), report
 
 

@@ -46,9 +46,9 @@ class World:
         config = StoreConfig(
             store_id=bytes(range(16)),
             seed=7,
-            chunk_min=sizes.min,
-            chunk_avg=sizes.norm,
-            chunk_max=sizes.max,
+            chunk_bytes_min=sizes.min,
+            chunk_bytes_avg=sizes.norm,
+            chunk_bytes_max=sizes.max,
             collision_guard=None,
         )
         self.config = config
@@ -112,4 +112,4 @@ def world(make_world: Callable[[], World]) -> World:
 
 def collect(store: castore.Store, **options: Any) -> GcReport:
     """At once, and without moving anything, unless it is said otherwise."""
-    return store.gc(**{"grace": 0.0, "repack_below": 0.0, **options})
+    return store.gc(**{"grace_s": 0.0, "repack_below": 0.0, **options})

@@ -18,8 +18,8 @@ from castore.s3.client.attempts import Reply
 from castore.s3.client.faults import Broken, Refused, Request, fault_of
 from castore.s3.client.settings import S3Settings
 
-SIGNED_SECONDS_MAX = 900
-STEP_SECONDS = 20.0  # longer than any step takes
+SIGNED_S_MAX = 900
+STEP_S = 20.0  # longer than any step takes
 
 
 class Stored(NamedTuple):
@@ -70,7 +70,7 @@ class MemoryS3:
 
     def apply(self, step: Step, signed: float, change: Callable[[], Any]) -> Any:
         with self._lock:
-            if self.clock - signed > SIGNED_SECONDS_MAX:
+            if self.clock - signed > SIGNED_S_MAX:
                 raise Refused(403, "RequestTimeTooSkewed", "signed too long ago", {})
             refused = self.refuse(step)
             if refused is not None:
@@ -130,7 +130,7 @@ class Actor:
             self._changed.notify_all()
             try:
                 while self._stop_at is not None and number >= self._stop_at and not self._killed:
-                    if not self._changed.wait(STEP_SECONDS):
+                    if not self._changed.wait(STEP_S):
                         raise AssertionError(f"{self.name} waits for ever at {step}")
             finally:
                 self._waiting -= 1

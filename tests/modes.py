@@ -72,9 +72,9 @@ def _make_store(endpoint_url: str, prefix: str) -> None:
     config = StoreConfig(
         store_id=secrets.token_bytes(16),
         seed=secrets.randbits(64),
-        chunk_min=16 << 10,
-        chunk_avg=64 << 10,
-        chunk_max=256 << 10,
+        chunk_bytes_min=16 << 10,
+        chunk_bytes_avg=64 << 10,
+        chunk_bytes_max=256 << 10,
         collision_guard=None,
     )
     _put(endpoint_url, f"{CLOUD_BUCKET}/{quote(prefix)}/castore.json", encode_config(config))

@@ -32,9 +32,9 @@ def make_store(
     config = StoreConfig(
         store_id=secrets.token_bytes(16),
         seed=secrets.randbits(64),
-        chunk_min=sizes.min,
-        chunk_avg=sizes.norm,
-        chunk_max=sizes.max,
+        chunk_bytes_min=sizes.min,
+        chunk_bytes_avg=sizes.norm,
+        chunk_bytes_max=sizes.max,
         collision_guard=guard,
     )
     with Bucket(server.settings(prefix)) as bucket:

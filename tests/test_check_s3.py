@@ -84,7 +84,7 @@ def test_what_is_deleted_is_counted_until_it_is_collected(remote: Open) -> None:
     remote().delete("big/1")
     for grace, garbage in ((None, {"packs": 1}), (3600.0, {"packs": 1}), (0.0, {})):
         if grace is not None:
-            remote().gc(grace=grace)
+            remote().gc(grace_s=grace)
         report = remote().check()
         assert (report.exit_code, report.problems, report.garbage) == (0, [], garbage)
         assert (report.garbage_bytes > 90_000) == bool(garbage)
@@ -298,7 +298,7 @@ def test_repair(remote: Open, bucket: Bucket, damage: Callable[[Bucket], None]) 
     fill(store := remote(), VALUES)
     assert {name: store.gets(name) for name in VALUES} == VALUES
     assert store.check(True).exit_code == 0
-    store.gc(grace=0.0)
+    store.gc(grace_s=0.0)
     assert {name: store.gets(name) for name in VALUES} == VALUES
     assert (store.check(True).exit_code, store.check().garbage) == (0, {})
 

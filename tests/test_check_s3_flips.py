@@ -59,7 +59,7 @@ def prepared(world: World, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     for name in ("condemned", "pinned", "again"):
         writer.delete(name)
     with world.open("collector") as store:
-        assert collect(store, grace=DAY).packs_condemned == 1
+        assert collect(store, grace_s=DAY).packs_condemned == 1
     objects = dict(world.server.objects)
     pinned = frozenset(
         f"store/{pack_key(pack_id)}"

@@ -327,7 +327,7 @@ def test_gc_says_what_it_did_and_no_more(run, monkeypatch):
 
     def gc(self, **_):
         return GcReport(
-            False, packs_condemned=2, bytes_condemned=2048, bytes_freed=-1536, come_again=0.0
+            False, packs_condemned=2, bytes_condemned=2048, bytes_freed=-1536, next_run_at=0.0
         )
 
     monkeypatch.setattr("castore.store.Store.gc", gc)
@@ -1078,7 +1078,7 @@ def test_the_progress_bar_of_a_job_in_stages():
 
 
 def test_no_progress_bar_unless_stderr_is_a_terminal(run, monkeypatch, tmp_path):
-    monkeypatch.setattr("castore.cli.output.BAR_DELAY_SECONDS", -1)
+    monkeypatch.setattr("castore.cli.output.BAR_DELAY_S", -1)
     assert run("put", "-", "x", stdin=DATA).err == ""
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)

@@ -92,9 +92,9 @@ def test_json_has_the_numbers_of_the_table(corpus, temporary, capsys):
     assert document["total_ratio"] == pytest.approx(
         document["dedup_ratio"] * document["compression_ratio"]
     )
-    for key in ("bytes_in", "new_bytes", "stored_bytes", "seconds", "plain_seconds"):
+    for key in ("bytes_in", "new_bytes", "stored_bytes", "duration_s", "plain_duration_s"):
         assert key in document["today"]
-    for key in ("count", "size", "chunks", "frame_bytes", "seconds", "plain_seconds"):
+    for key in ("count", "size", "chunks", "frame_bytes", "duration_s", "plain_duration_s"):
         assert key in document["ranges"]
 
 

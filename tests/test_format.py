@@ -224,7 +224,7 @@ def test_every_flipped_bit_of_a_config_is_seen_or_means_the_same() -> None:
 
 
 def test_a_config_of_other_sizes_is_not_in_pack_headers() -> None:
-    odd = config()._replace(chunk_min=704)
+    odd = config()._replace(chunk_bytes_min=704)
     raw = layout.encode_pack_header(STORE_ID, PACK_IDS[0], odd)
     assert layout.decode_pack_config(raw) is None
 

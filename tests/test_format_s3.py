@@ -100,7 +100,7 @@ def test_manifests_of_the_first_version_tell_of_no_config() -> None:
 
 def test_a_manifest_with_an_impossible_config() -> None:
     _, record = inline(b"data")
-    wrong = CONFIG._replace(chunk_max=1 << 30)
+    wrong = CONFIG._replace(chunk_bytes_max=1 << 30)
     with pytest.raises(FormatError, match="chunk sizes out of range"):
         decode_manifest_head(encode_manifest(wrong, NONCE, record, [], []))
 

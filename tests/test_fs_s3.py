@@ -72,6 +72,6 @@ def test_the_file_system(
     assert pickle.loads(pickle.dumps(fs)).cat_file("copy") == b"0123456789"
     fs.rm(["moved", "copy"], recursive=True)
     assert fs.find("") == ["a", "b"]
-    fs.store.gc(grace=0, alone=True)
+    fs.store.gc(grace_s=0, alone=True)
     assert fs.store.check(read_data=True).exit_code == 0
     fs.store.close()

@@ -28,7 +28,7 @@ from castore.errors import (
 )
 from castore.format.index import SegmentBuilder, decode_chunk_row, decode_segment
 from castore.model import Location
-from castore.s3.cache.unused import UNUSED_SECONDS, collect_caches
+from castore.s3.cache.unused import UNUSED_S, collect_caches
 from castore.stream.live_frames import Marks
 from castore.stream.repack_choice import (
     FRAMES_MAX,
@@ -664,7 +664,8 @@ def test_progress_of_a_dry_run_is_of_no_copying(store: castore.Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"repack_below": 1.1}, {"grace": -1}, {"max_repack_bytes": -1}, {"repack_below": -1}]
+    "wrong",
+    [{"repack_below": 1.1}, {"grace_s": -1}, {"max_repack_bytes": -1}, {"repack_below": -1}],
 )
 def test_arguments_that_make_no_sense(store: castore.Store, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must not|from 0 to 1"):
@@ -800,14 +801,14 @@ def make_cache(folder: Path, name: str, *, age: float, users: tuple[str, ...] = 
 def test_caches_that_nobody_uses_go(no_caches: Path) -> None:
     from castore.s3.cache.store import boot_id
 
-    old = 2 * UNUSED_SECONDS
+    old = 2 * UNUSED_S
     doomed = [
         make_cache(no_caches, "a" * 32, age=old),
         make_cache(no_caches, "b" * 32, age=old, users=("an-earlier-boot.1",)),
         make_cache(no_caches, f"{'c' * 32}.{'0' * 12}", age=old),
     ]
     kept = [
-        make_cache(no_caches, "d" * 32, age=UNUSED_SECONDS - 1000),
+        make_cache(no_caches, "d" * 32, age=UNUSED_S - 1000),
         make_cache(no_caches, "e" * 32, age=old, users=(f"{boot_id()}.1",)),
         make_cache(no_caches, "not-a-cache", age=old),
     ]
@@ -823,7 +824,7 @@ def test_caches_that_nobody_uses_go(no_caches: Path) -> None:
 
 
 def test_a_collection_takes_caches_too(store: castore.Store, no_caches: Path) -> None:
-    make_cache(no_caches, "a" * 32, age=2 * UNUSED_SECONDS)
+    make_cache(no_caches, "a" * 32, age=2 * UNUSED_S)
     report = store.gc()
     assert (report.caches_removed, report.cache_bytes_freed) == (1, 1000)
     assert not report.found_nothing

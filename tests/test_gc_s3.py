@@ -34,8 +34,8 @@ from castore.format.s3 import (
 )
 from castore.s3.client.bucket import Bucket
 from castore.s3.gc import collect as s3
-from castore.s3.gc.collect import SCRATCH_SECONDS
-from castore.s3.gc.mark import PIN_SECONDS, S3Marker
+from castore.s3.gc.collect import SCRATCH_S
+from castore.s3.gc.mark import PIN_S, S3Marker
 
 SIZE = 100_000  # in a pack, and not inline
 
@@ -164,7 +164,7 @@ def test_pins_of_the_dead_expire_after_a_week(world: World) -> None:
     actor.kill()
     writer._writer = None  # nothing of it runs any more, as its process is gone
     writer.close()
-    world.pass_time(PIN_SECONDS - 60)
+    world.pass_time(PIN_S - 60)
     assert collect(one).found_nothing
     world.pass_time(120)
     one.delete("kept")
@@ -190,19 +190,19 @@ def test_the_grace_is_the_server_s(store: castore.Store, world: World) -> None:
     fill(store, "a", "b")
     store.delete("a")
     condemned_at = world.server.clock
-    report = collect(store, grace=DAY)
+    report = collect(store, grace_s=DAY)
     assert (report.packs_condemned, report.packs_removed) == (1, 0)
     assert report.bytes_condemned > SIZE
-    assert report.come_again == condemned_at + DAY
+    assert report.next_run_at == condemned_at + DAY
     assert state(world).phase == "condemned"
     world.pass_time(DAY - 10)
     before = dict(world.server.objects)
-    again = collect(store, grace=DAY)
-    assert (again.packs_condemned, again.come_again) == (1, condemned_at + DAY)
+    again = collect(store, grace_s=DAY)
+    assert (again.packs_condemned, again.next_run_at) == (1, condemned_at + DAY)
     assert {k for k in before if "probe/" not in k} == set(world.server.objects)
     world.pass_time(10)
-    last = collect(store, grace=DAY)
-    assert (last.packs_condemned, last.packs_removed, last.come_again) == (0, 1, None)
+    last = collect(store, grace_s=DAY)
+    assert (last.packs_condemned, last.packs_removed, last.next_run_at) == (0, 1, None)
     assert state(world).phase == "idle"
 
 
@@ -211,14 +211,14 @@ def test_a_round_that_is_finished_is_followed_by_the_next(
 ) -> None:
     fill(store, "a", "b")
     store.delete("a")
-    collect(store, grace=DAY)
+    collect(store, grace_s=DAY)
     store.delete("b")
     world.pass_time(DAY)
-    report = collect(store, grace=DAY)
+    report = collect(store, grace_s=DAY)
     assert (report.packs_removed, report.packs_condemned) == (1, 1)
     assert len(packs(world)) == 1
     world.pass_time(DAY)
-    assert collect(store, grace=DAY).packs_removed == 1
+    assert collect(store, grace_s=DAY).packs_removed == 1
 
 
 def test_who_reuses_what_is_condemned_uploads_it_again(world: World) -> None:
@@ -226,11 +226,11 @@ def test_who_reuses_what_is_condemned_uploads_it_again(world: World) -> None:
     fill(one, "a")
     [first] = packs(world)
     one.delete("a")
-    collect(one, grace=DAY)
+    collect(one, grace_s=DAY)
     two.puts("b", noise(SIZE, 97))
     assert len(packs(world)) == 2
     world.pass_time(DAY)
-    assert collect(one, grace=DAY).packs_removed == 1
+    assert collect(one, grace_s=DAY).packs_removed == 1
     assert first not in packs(world)
     assert one.gets("b") == noise(SIZE, 97)
 
@@ -251,11 +251,11 @@ def test_what_came_to_be_needed_before_it_was_condemned_stays(
         two.puts("b", noise(SIZE, 97))
 
     monkeypatch.setattr(S3Marker, "references", meanwhile)
-    assert collect(one, grace=DAY).packs_condemned == 1
+    assert collect(one, grace_s=DAY).packs_condemned == 1
     assert len(packs(world)) == 2  # all of it was known
     two.close()
     world.pass_time(DAY)
-    assert collect(one, grace=DAY).packs_removed == 0
+    assert collect(one, grace_s=DAY).packs_removed == 0
     assert one.gets("b") == noise(SIZE, 97)
     assert state(world).phase == "idle"
 
@@ -273,10 +273,10 @@ def test_a_dry_run_changes_nothing(store: castore.Store, world: World) -> None:
     fill(store, "a", "b")
     store.delete("a")
     store._backend._end_session()
-    world.pass_time(PIN_SECONDS + 1)
+    world.pass_time(PIN_S + 1)
     with world.bucket() as bucket:
         bucket.put(pin_key(new_session_id(), 0), b"", idempotent=True)
-    world.pass_time(PIN_SECONDS + 1)
+    world.pass_time(PIN_S + 1)
     before = dict(world.server.objects)
     report = collect(store, dry_run=True, repack_below=0.5)
     assert (report.packs_condemned, report.pins_expired, report.packs_removed) == (1, 1, 0)
@@ -342,7 +342,7 @@ def test_lists_that_crashes_left_go(store: castore.Store, world: World) -> None:
 def test_what_a_probe_left_goes_after_a_day(store: castore.Store, world: World) -> None:
     with world.bucket() as bucket:
         bucket.put("probe/0123/left", b"scratch", idempotent=True)
-        world.pass_time(SCRATCH_SECONDS - 60)
+        world.pass_time(SCRATCH_S - 60)
         bucket.put("probe/4567/new", b"scratch", idempotent=True)
     collect(store)
     assert len(world.server.keys("store/probe/")) == 2
@@ -507,7 +507,7 @@ def test_what_can_t_be_removed_is_said_and_carried(store: castore.Store, world: 
     assert len(carried.undeletable) == 1
     assert state(world).phase == "sweeping"
     # It is condemned in every state from then on: who has its chunks uploads them again.
-    waiting = collect(store, carry_undeletable=True, grace=DAY)
+    waiting = collect(store, carry_undeletable=True, grace_s=DAY)
     assert (waiting.packs_condemned, state(world).phase) == (1, "condemned")
     store.puts("again", noise(SIZE, 97))
     held = set()
@@ -530,7 +530,7 @@ def test_what_was_carried_stays_condemned_whoever_pins_it(world: World) -> None:
         (403, "AccessDenied") if step.kind == "DELETE" and step.key in held else None
     )
     collect(store)
-    collect(store, carry_undeletable=True, grace=DAY)
+    collect(store, carry_undeletable=True, grace_s=DAY)
     assert state(world).phase == "condemned"
     writer = new_session_id()
     pin = encode_pin(world.config.store_id, writer, bytes(16), [pack_id])
@@ -640,6 +640,6 @@ def test_listings_that_can_t_be_relied_on(
 def test_hours_of_the_clock_do_not_matter(store: castore.Store, world: World) -> None:
     fill(store, "a")
     store.delete("a")
-    collect(store, grace=HOUR)
+    collect(store, grace_s=HOUR)
     world.pass_time(HOUR)
-    assert collect(store, grace=HOUR).packs_removed == 1
+    assert collect(store, grace_s=HOUR).packs_removed == 1

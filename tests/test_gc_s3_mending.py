@@ -34,7 +34,7 @@ def condemned(world: World) -> World:
     """What has been deleted is condemned, and the grace is not over."""
     prepare(world)
     with world.open("collector") as store:
-        assert collect(store, grace=DAY).packs_condemned == 1
+        assert collect(store, grace_s=DAY).packs_condemned == 1
     return world
 
 
@@ -69,7 +69,7 @@ def test_what_fails_and_what_mends_it(condemned: World) -> None:
         writer.puts("new", noise(70_000, 50))  # relies on nothing
     with world.open("collector") as store:
         with pytest.raises(FormatError, match=remedy):
-            collect(store, grace=DAY)
+            collect(store, grace_s=DAY)
         report = store.check()
         assert report.exit_code == 14
         assert "'gc/condemned/2', which is not there" in report.problems[0].what
@@ -89,9 +89,9 @@ def test_what_fails_and_what_mends_it(condemned: World) -> None:
     with world.open("writer") as writer:
         writer.puts("again", SHARED)
     with world.open("collector") as store:
-        assert collect(store, grace=DAY).packs_removed == 0  # the grace began anew
+        assert collect(store, grace_s=DAY).packs_removed == 0  # the grace began anew
         world.pass_time(DAY + HOUR)
-        assert collect(store, grace=DAY).packs_removed == 1
+        assert collect(store, grace_s=DAY).packs_removed == 1
         assert store.gets("again") == SHARED
     assert losses(world) == []
 
@@ -146,7 +146,7 @@ def test_a_state_that_is_garbled_or_gone(condemned: World, raw: bytes | None) ->
             assert "gc/state" in report.problems[0].what
             for dry_run in (True, False):
                 with pytest.raises(FormatError, match=r"\(castore check --repair\)"):
-                    collect(store, grace=DAY, dry_run=dry_run)
+                    collect(store, grace_s=DAY, dry_run=dry_run)
     assert repairs(world) == []
     after = decode_state(world.server.objects[STATE].body)
     assert (after.phase, after.version > before.version) == ("condemned", True)
@@ -154,7 +154,7 @@ def test_a_state_that_is_garbled_or_gone(condemned: World, raw: bytes | None) ->
         writer.puts("again", SHARED)
     world.pass_time(DAY + HOUR)
     with world.open("collector") as store:  # which has seen the state before
-        assert collect(store, grace=DAY).packs_removed == 1
+        assert collect(store, grace_s=DAY).packs_removed == 1
         assert store.gets("again") == SHARED
     assert losses(world) == []
 
@@ -219,7 +219,7 @@ def amid(make: Make, work: Work, *, first: bool) -> Iterator[tuple[World, Machin
         prepare(world)
         if first:
             with world.open("first") as store:
-                collect(store, grace=DAY)
+                collect(store, grace_s=DAY)
         one = Machine(world, "one")
         waits = one.start(work, step)
         left = []
@@ -365,7 +365,7 @@ def test_writers_are_waited_for(make_world: Make, monkeypatch: pytest.MonkeyPatc
         world = make_world()
         prepare(world)
         with world.open("first") as store:
-            collect(store, grace=DAY)
+            collect(store, grace_s=DAY)
         one = Machine(world, "one")
         waits = one.start(WRITERS["reuse"], step)
         lose_list(world)

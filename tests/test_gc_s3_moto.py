@@ -57,19 +57,19 @@ def test_both_phases(open_moto: Open) -> None:
             store.puts(f"n{i}", noise(SIZE, i))
         store.delete("n1")
     with open_moto(1) as collector:
-        report = collector.gc(grace=0.0)
+        report = collector.gc(grace_s=0.0)
         assert (report.packs_removed, report.objects) == (1, 3)
-        assert collector.gc(grace=0.0).found_nothing
+        assert collector.gc(grace_s=0.0).found_nothing
         for i in (0, 2, 3):
             assert collector.gets(f"n{i}") == noise(SIZE, i)
-        waiting = collector.gc(grace=3600.0, dry_run=True)
+        waiting = collector.gc(grace_s=3600.0, dry_run=True)
         assert waiting.packs_condemned == 0
         collector.delete("n2")
-        first = collector.gc(grace=3600.0)
+        first = collector.gc(grace_s=3600.0)
         assert first.packs_condemned == 1
-        assert first.come_again is not None
-        assert abs(first.come_again - time.time() - 3600) < 60
-        assert collector.gc(grace=3600.0).packs_removed == 0
+        assert first.next_run_at is not None
+        assert abs(first.next_run_at - time.time() - 3600) < 60
+        assert collector.gc(grace_s=3600.0).packs_removed == 0
 
 
 def test_a_server_that_ignores_preconditions(rclone_server: Server, cache_dir: object) -> None:
@@ -78,8 +78,8 @@ def test_a_server_that_ignores_preconditions(rclone_server: Server, cache_dir: o
         store.puts("b", noise(SIZE, 2))
         store.delete("a")
         with pytest.raises(PreconditionsIgnored):
-            store.gc(grace=0.0)
-        assert store.gc(grace=0.0, alone=True).packs_removed == 1
+            store.gc(grace_s=0.0)
+        assert store.gc(grace_s=0.0, alone=True).packs_removed == 1
         assert store.gets("b") == noise(SIZE, 2)
 
 
@@ -99,14 +99,14 @@ def fail_at(
     pinned.puts("e", noise(SIZE, 5))
     rule = proxy.inject(kind, key, fault, times=times)
     with contextlib.suppress(CastoreError):
-        collector.gc(grace=0.0)
+        collector.gc(grace_s=0.0)
     assert rule.applied
     proxy.rules.clear()
-    collector.gc(grace=0.0)
+    collector.gc(grace_s=0.0)
     pinned.close()
     collector.close()
     with open_proxied(3) as last:
-        last.gc(grace=0.0)
+        last.gc(grace_s=0.0)
         assert last.gets("c") == noise(SIZE, ord("c"))
         assert last.gets("e") == noise(SIZE, 5)
         assert last.gets("f") == noise(SIZE, 6)
@@ -173,7 +173,7 @@ def test_many_at_once(open_moto: Open, seconds: float, probed: None) -> None:
     def collect(number: int) -> None:
         while time.monotonic() < until:
             with contextlib.suppress(BlockingIOError):
-                collectors[number].gc(grace=0.0, repack_below=0.3 * number)
+                collectors[number].gc(grace_s=0.0, repack_below=0.3 * number)
 
     def run(work: Any, number: int) -> None:
         try:
@@ -192,7 +192,7 @@ def test_many_at_once(open_moto: Open, seconds: float, probed: None) -> None:
     for store in (*stores, *collectors):
         store.close()
     with open_moto(20) as last:
-        last.gc(grace=0.0)
+        last.gc(grace_s=0.0)
         for name, data in kept.items():
             assert last.gets(name) == data
         assert sorted(last.names()) == sorted(kept)

@@ -86,7 +86,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def at_rest(world: World, contents: dict[str, bytes], **options: object) -> None:
     """And as it should be: for all verbs, and other machines."""
     store = world.open("another")
-    report = store.gc(**{"grace": 0.0, **options})  # type: ignore[arg-type]
+    report = store.gc(**{"grace_s": 0.0, **options})  # type: ignore[arg-type]
     assert (report.bytes_rewritten, report.found_nothing) == (0, True), report
     assert {name: store.gets(name) for name in store.names()} == contents
     checked = store.check(True)

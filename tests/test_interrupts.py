@@ -24,7 +24,7 @@ from memory_s3 import MemoryAttempts
 import castore
 from castore.system.workers import InFlight, Workers
 
-WAIT_SECONDS = 30.0  # until a thread counts as hanging
+WAIT_S = 30.0  # until a thread counts as hanging
 
 
 class Soft(Exception):
@@ -55,7 +55,7 @@ def in_time(action: Callable[[], Any]) -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(WAIT_SECONDS)
+    thread.join(WAIT_S)
     if thread.is_alive():
         faulthandler.dump_traceback()
     assert not thread.is_alive(), "it hangs"
@@ -211,8 +211,8 @@ def use(store: castore.Store, seconds: float, longest: float) -> None:
     store.puts("kept", large)
     assert storm(write, after, seconds=seconds, longest=longest) > 10
     assert storm(read, after, seconds=seconds / 2, longest=longest) > 10
-    assert storm(lambda: store.gc(grace=0.0), after, seconds=seconds / 2, longest=longest) > 10
-    in_time(lambda: store.gc(grace=0.0))
+    assert storm(lambda: store.gc(grace_s=0.0), after, seconds=seconds / 2, longest=longest) > 10
+    in_time(lambda: store.gc(grace_s=0.0))
 
 
 def test_a_local_store(tmp_path: Path, alarm: None, quick_check: None) -> None:

@@ -72,7 +72,7 @@ def test_one_that_is_held_up_takes_nothing_back(
     held: str, rclone_server: Server, slow_link: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its request lands when another has long made the store, and put to it."""
-    monkeypatch.setattr(creation, "PROPOSAL_SECONDS", 1.1)
+    monkeypatch.setattr(creation, "PROPOSAL_S", 1.1)
     hold = Hold()
     slow_link.inject("PUT", held, hold)
     with ThreadPoolExecutor(1) as thread:
@@ -97,7 +97,7 @@ def test_one_that_is_held_up_takes_nothing_back(
 def test_what_one_that_died_proposed_is_taken_up(
     rclone_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(creation, "PROPOSAL_SECONDS", 1.1)
+    monkeypatch.setattr(creation, "PROPOSAL_S", 1.1)
     config = StoreConfig(secrets.token_bytes(16), 1, 704, 2816, 11_264, None)
     with Bucket(rclone_server.settings()) as bucket:
         bucket.put(f"{PROPOSALS}dead", encode_config(config))

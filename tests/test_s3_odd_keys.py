@@ -46,8 +46,8 @@ def test_all_goes_on(world: World, key: str, tmp_path: object) -> None:
     store.delete("b")
     store.close()
     store = world.open("another")
-    assert store.gc(grace=0.0).packs_removed == 1
-    assert store.gc(grace=0.0).found_nothing
+    assert store.gc(grace_s=0.0).packs_removed == 1
+    assert store.gc(grace_s=0.0).found_nothing
     report = store.check(True)
     assert report.exit_code == 1
     assert sorted(problem.what.split("'")[1] for problem in report.problems) == sorted(keys)

@@ -28,7 +28,7 @@ from castore.format.s3 import (
 from castore.s3 import lease as session
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.put_once import Landed
-from castore.s3.lease import SESSION_SECONDS_MAX, WriterLease
+from castore.s3.lease import SESSION_S_MAX, WriterLease
 from castore.system.workers import Workers
 
 STORE = bytes(range(16))
@@ -179,10 +179,10 @@ def test_a_session_lasts_a_day(
 ) -> None:
     began = session._boot_clock()
     for age, usable, may_sign in (
-        (SESSION_SECONDS_MAX / 2 - 5, True, True),
-        (SESSION_SECONDS_MAX / 2 + 5, False, True),
-        (SESSION_SECONDS_MAX - 60, False, True),
-        (SESSION_SECONDS_MAX + 1, False, False),
+        (SESSION_S_MAX / 2 - 5, True, True),
+        (SESSION_S_MAX / 2 + 5, False, True),
+        (SESSION_S_MAX - 60, False, True),
+        (SESSION_S_MAX + 1, False, False),
     ):
         monkeypatch.setattr(session, "_boot_clock", lambda age=age: began + age)
         assert writing.usable == usable
@@ -197,9 +197,9 @@ def test_a_day_by_the_server_s_clock_counts_too(via: Bucket, writing: WriterLeas
     writing.new_pack()
     began = writing._server_began
     assert began is not None
-    writing.landed(Landed(b"", "", 0, began + SESSION_SECONDS_MAX - 1, any_unknown=False))
+    writing.landed(Landed(b"", "", 0, began + SESSION_S_MAX - 1, any_unknown=False))
     with pytest.raises(CommitUnknown, match="server's clock"):
-        writing.landed(Landed(b"", "", 0, began + SESSION_SECONDS_MAX, any_unknown=False))
+        writing.landed(Landed(b"", "", 0, began + SESSION_S_MAX, any_unknown=False))
 
 
 def test_a_store_begins_another_session_in_time(
@@ -210,7 +210,7 @@ def test_a_store_begins_another_session_in_time(
     store.puts("a", bytes(range(256)) * 1000)
     assert len(sessions(proxy)) == 1
     clock = session._boot_clock
-    monkeypatch.setattr(session, "_boot_clock", lambda: clock() + SESSION_SECONDS_MAX * 0.6)
+    monkeypatch.setattr(session, "_boot_clock", lambda: clock() + SESSION_S_MAX * 0.6)
     proxy.clear()
     store.puts("b", bytes(range(255, -1, -1)) * 1000)
     store.puts("a again", bytes(range(256)) * 1000)
@@ -219,7 +219,7 @@ def test_a_store_begins_another_session_in_time(
     assert proxy.count("POST") == 1
     writer = store.open("c", "wb")
     writer.write(bytes(300_000))
-    monkeypatch.setattr(session, "_boot_clock", lambda: clock() + SESSION_SECONDS_MAX * 1.7)
+    monkeypatch.setattr(session, "_boot_clock", lambda: clock() + SESSION_S_MAX * 1.7)
     with pytest.raises(StoreIOError, match="longer than a day"):
         writer.close()
     assert sorted(store.names()) == ["a", "a again", "b"]

@@ -25,7 +25,7 @@ def gc(arguments: Namespace) -> int:
     with opening(arguments) as store, open_progress("gc") as bar:
         report = store.gc(
             dry_run=arguments.dry_run,
-            grace=arguments.grace,
+            grace_s=arguments.grace,
             max_repack_bytes=arguments.max_repack_bytes,
             alone=arguments.alone,
             carry_undeletable=arguments.carry_undeletable,
@@ -59,8 +59,8 @@ def _print_report(report: GcReport) -> None:
         print_table(_rows(report), right=(1,))
         if report.dry_run:
             print_line("this is what would be done: nothing was")
-    if report.come_again is not None:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(report.come_again))
+    if report.next_run_at is not None:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(report.next_run_at))
         print_line(f"what is condemned can be removed from {when} on: collect again then")
     if report.packs_busy:
         print_line(f"{counted(report.packs_busy, 'pack')} left, whose writers are at work")

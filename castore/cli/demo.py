@@ -71,8 +71,8 @@ def _print_report(report: DemoReport) -> None:
             ),
             (
                 *_read_row("all of it", whole, whole.size)[:4],
-                _rate(whole.size, whole.seconds),
-                _rate(whole.size, whole.plain_seconds),
+                _rate(whole.size, whole.duration_s),
+                _rate(whole.size, whole.plain_duration_s),
             ),
         ],
         right=range(1, 6),
@@ -116,8 +116,8 @@ def _put_row(label: str, result: PutResult) -> tuple[str, ...]:
         human_size(result.bytes_in),
         human_size(result.new_bytes),
         human_size(result.stored_bytes),
-        _rate(result.bytes_in, result.seconds),
-        _rate(result.bytes_in, result.plain_seconds),
+        _rate(result.bytes_in, result.duration_s),
+        _rate(result.bytes_in, result.plain_duration_s),
     )
 
 
@@ -127,17 +127,17 @@ def _read_row(label: str, result: ReadResult, tar_bytes: int) -> tuple[str, ...]
         human_size(result.frame_bytes),
         f"{result.frame_bytes / tar_bytes:.2%}",
         f"{result.chunks:,.1f}",
-        _micros(result.seconds),
-        _micros(result.plain_seconds),
+        _micros(result.duration_s),
+        _micros(result.plain_duration_s),
     )
 
 
-def _rate(size_bytes: int, seconds: float) -> str:
-    return f"{human_size(size_bytes / max(seconds, 1e-9))}/s"
+def _rate(size_bytes: int, duration_s: float) -> str:
+    return f"{human_size(size_bytes / max(duration_s, 1e-9))}/s"
 
 
-def _micros(seconds: float) -> str:
-    return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
+def _micros(duration_s: float) -> str:
+    return f"{duration_s * 1e6:.0f} µs" if duration_s < 1e-3 else f"{duration_s * 1e3:.1f} ms"
 
 
 def _show_step(text: str) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from castore.store import Store
 
 FREE_BYTES_MIN = 1 << 30
-CLOCK_SECONDS_MAX = 300  # past that a collector refuses to run, and servers refuse requests
+CLOCK_S_MAX = 300  # past that a collector refuses to run, and servers refuse requests
 MOUNTS = "/proc/self/mountinfo"
 NETWORK = {"9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"}
 NETWORK |= {"nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf"}
@@ -228,7 +228,7 @@ def _remote_store(bucket: Bucket, url: str) -> Check:
 
 def _clock(bucket: Bucket) -> Check:
     skew = bucket.clock_skew()
-    if abs(skew) <= CLOCK_SECONDS_MAX:
+    if abs(skew) <= CLOCK_S_MAX:
         return Check("clock", "ok", f"{abs(skew):.0f} s from the server's")
     return Check(
         "clock",

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from castore.model import ObjectInfo  # --help has no need of it
 
 LINES_MAX = 20  # of one kind, without --verbose
-BAR_DELAY_SECONDS = 0.5  # a job that ends sooner shows no bar at all
-BAR_INTERVAL_SECONDS = 0.1
+BAR_DELAY_S = 0.5  # a job that ends sooner shows no bar at all
+BAR_INTERVAL_S = 0.1
 BAR_WIDTH = 24
 
 
@@ -161,7 +161,7 @@ class ProgressBar:
         self._done_bytes = 0
         self._stage = ""
         self._began = clock()
-        self._next_draw = self._began + BAR_DELAY_SECONDS
+        self._next_draw = self._began + BAR_DELAY_S
         self._drawn = False
         if total_bytes is not None:
             self.fix_size(total_bytes)
@@ -196,17 +196,17 @@ class ProgressBar:
         ends = self._drawn and not was_done and self._done_bytes >= self._total_bytes
         if now < self._next_draw and not ends:  # a bar that was seen is seen to end
             return
-        self._next_draw = now + BAR_INTERVAL_SECONDS
+        self._next_draw = now + BAR_INTERVAL_S
         self._draw(now - self._began)
 
-    def _draw(self, elapsed_seconds: float) -> None:
-        rate = self._done_bytes / max(elapsed_seconds, 1e-9)
+    def _draw(self, elapsed_s: float) -> None:
+        rate = self._done_bytes / max(elapsed_s, 1e-9)
         facts = f"{human_size(self._done_bytes)}  {human_size(rate)}/s"
         if self._total_bytes:
             done = min(1.0, self._done_bytes / self._total_bytes)
             bar = ("#" * int(done * BAR_WIDTH)).ljust(BAR_WIDTH, ".")
-            left_seconds = max(0, self._total_bytes - self._done_bytes) / max(rate, 1e-9)
-            facts = f"{done:4.0%} [{bar}] {facts}  {_minutes(left_seconds)} left"
+            left_s = max(0, self._total_bytes - self._done_bytes) / max(rate, 1e-9)
+            facts = f"{done:4.0%} [{bar}] {facts}  {_minutes(left_s)} left"
         room = columns(self._stream) - len(facts) - 3
         label = one_line(self._label + self._stage)
         if len(label) > room:

@@ -36,7 +36,7 @@ RANGE_BYTES = 4096
 MEMBERS = 50
 MEMBER_BYTES_MAX = 16 << 20  # of a larger one only the beginning is read: it is all in memory
 ROUNDS = 3
-ROUNDS_SECONDS_MAX = 3.0  # past this no round begins: what takes longer is steady enough
+ROUNDS_S_MAX = 3.0  # past this no round begins: what takes longer is steady enough
 # What goes through three puts and more in some ten seconds, by what cuts the chunks here.
 CORPUS_BYTES_MAX = {"numpy": 64 << 20, "python": 3 << 20}
 CORPUS_BYTES_MAX_NATIVE = 512 << 20
@@ -50,8 +50,8 @@ class PutResult:
     bytes_in: int
     new_bytes: int
     stored_bytes: int
-    seconds: float
-    plain_seconds: float
+    duration_s: float
+    plain_duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ class ReadResult:
     size: int
     chunks: float
     frame_bytes: float
-    seconds: float
-    plain_seconds: float
+    duration_s: float
+    plain_duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _run_in(folder: str, corpus: Corpus, step: Callable[[str], None]) -> DemoRep
     puts: list[tuple[PutResult, ...]] = []
     began = time.perf_counter()
     store_path = os.path.join(folder, "store")
-    while not puts or (len(puts) < ROUNDS and time.perf_counter() - began < ROUNDS_SECONDS_MAX):
+    while not puts or (len(puts) < ROUNDS and time.perf_counter() - began < ROUNDS_S_MAX):
         step(f"putting them, round {len(puts) + 1}")
         shutil.rmtree(store_path, ignore_errors=True)
         with castore.open(store_path) as store:
@@ -154,18 +154,18 @@ def _run_in(folder: str, corpus: Corpus, step: Callable[[str], None]) -> DemoRep
 
 
 def _put(store: Store, name: str, path: str) -> PutResult:
-    plain_seconds = _copy(path, path + ".copy", sync=True)
+    plain_duration_s = _copy(path, path + ".copy", sync=True)
     before = store.stats()
     began = time.perf_counter()
     info = store.put(name, path)
-    seconds = time.perf_counter() - began
+    duration_s = time.perf_counter() - began
     after = store.stats()
     return PutResult(
         bytes_in=info.size,
         new_bytes=after.unique_bytes - before.unique_bytes,
         stored_bytes=after.stored_bytes - before.stored_bytes,
-        seconds=seconds,
-        plain_seconds=plain_seconds,
+        duration_s=duration_s,
+        plain_duration_s=plain_duration_s,
     )
 
 
@@ -173,8 +173,8 @@ def _median_put(results: Sequence[PutResult]) -> PutResult:
     """The last round's result, with the medians of all rounds for its times."""
     return replace(
         results[-1],
-        seconds=statistics.median(result.seconds for result in results),
-        plain_seconds=statistics.median(result.plain_seconds for result in results),
+        duration_s=statistics.median(result.duration_s for result in results),
+        plain_duration_s=statistics.median(result.plain_duration_s for result in results),
     )
 
 
@@ -185,9 +185,9 @@ def _copy(path: str, target: str, *, sync: bool) -> float:
     if sync:
         with open(target, "rb+") as copied:
             os.fsync(copied.fileno())
-    seconds = time.perf_counter() - began
+    duration_s = time.perf_counter() - began
     os.unlink(target)
-    return seconds
+    return duration_s
 
 
 def _read_whole(store: Store, path: str, back: str, rounds: int) -> ReadResult:
@@ -206,8 +206,8 @@ def _read_whole(store: Store, path: str, back: str, rounds: int) -> ReadResult:
         size=info.size,
         chunks=plan.chunks,
         frame_bytes=plan.frame_bytes,
-        seconds=statistics.median(times),
-        plain_seconds=statistics.median(plain_times),
+        duration_s=statistics.median(times),
+        plain_duration_s=statistics.median(plain_times),
     )
 
 
@@ -250,8 +250,8 @@ def _measure_ranges(store: Store, path: str, byte_ranges: list[tuple[int, int]])
         size=round(statistics.median(end - begin for begin, end in byte_ranges)),
         chunks=statistics.fmean(plan.chunks for plan in plans),
         frame_bytes=statistics.fmean(plan.frame_bytes for plan in plans),
-        seconds=statistics.median(times),
-        plain_seconds=statistics.median(plain_times),
+        duration_s=statistics.median(times),
+        plain_duration_s=statistics.median(plain_times),
     )
 
 

@@ -39,9 +39,9 @@ class StoreConfig(NamedTuple):
 
     store_id: bytes
     seed: int
-    chunk_min: int
-    chunk_avg: int
-    chunk_max: int
+    chunk_bytes_min: int
+    chunk_bytes_avg: int
+    chunk_bytes_max: int
     collision_guard: str | None = None
 
 
@@ -60,9 +60,9 @@ def _config_fields(config: StoreConfig) -> dict[str, Any]:
         "store_id": config.store_id.hex(),
         "seed": f"{config.seed:016x}",
         "chunk_bytes": {
-            "min": config.chunk_min,
-            "avg": config.chunk_avg,
-            "max": config.chunk_max,
+            "min": config.chunk_bytes_min,
+            "avg": config.chunk_bytes_avg,
+            "max": config.chunk_bytes_max,
         },
         "collision_guard": config.collision_guard,
     }
@@ -105,8 +105,14 @@ def decode_config(raw: bytes) -> StoreConfig:
         raise FormatError(f"castore.json does not parse: {error!r}") from error
     sizes_ok = all(
         isinstance(n, int) and not isinstance(n, bool)
-        for n in (config.chunk_min, config.chunk_avg, config.chunk_max)
-    ) and (0 < config.chunk_min <= config.chunk_avg <= config.chunk_max <= CHUNK_BYTES_LIMIT)
+        for n in (config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)
+    ) and (
+        0
+        < config.chunk_bytes_min
+        <= config.chunk_bytes_avg
+        <= config.chunk_bytes_max
+        <= CHUNK_BYTES_LIMIT
+    )
     if len(config.store_id) != 16 or not 0 <= config.seed < 1 << 64 or not sizes_ok:
         raise FormatError("castore.json has a store id, seed or chunk sizes out of range")
     if config.collision_guard not in (None, "sha256"):
@@ -212,7 +218,7 @@ def encode_pack_header(store_id: bytes, pack_id: bytes, config: StoreConfig | No
     """With its store's `config`, the pack is enough to make castore.json again."""
     version, flags, average, seed = 1, 0, 0, 0
     if config is not None and config == _usual_config(config):
-        version, average, seed = PACK_VERSION, config.chunk_avg, config.seed
+        version, average, seed = PACK_VERSION, config.chunk_bytes_avg, config.seed
         flags = PACK_GUARDED if config.collision_guard else 0
     head = _PACK.pack(PACK_MAGIC, version, flags, average, store_id, pack_id, seed, 0)[:-8]
     return head + _checksum(head).to_bytes(8, "little")
@@ -247,8 +253,8 @@ def decode_pack_config(raw: bytes | memoryview) -> StoreConfig | None:
 
 def _usual_config(config: StoreConfig) -> StoreConfig:
     """With the smallest and the largest chunk that castore chooses for the average."""
-    average = config.chunk_avg
-    return config._replace(chunk_min=average // 4, chunk_max=average * 4)
+    average = config.chunk_bytes_avg
+    return config._replace(chunk_bytes_min=average // 4, chunk_bytes_max=average * 4)
 
 
 def footer_bytes(frames: int) -> int:

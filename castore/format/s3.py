@@ -182,7 +182,7 @@ def _store_bytes(version: int) -> int:
 
 
 def _encode_store(config: StoreConfig) -> bytes:
-    sizes = config.chunk_min, config.chunk_avg, config.chunk_max
+    sizes = config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max
     return _CONFIG.pack(config.seed, *sizes, config.collision_guard is not None)
 
 

@@ -50,8 +50,8 @@ from castore.system.fileio import of_file, sync_folder, write_all
 from castore.system.lmdb_env import Index
 
 BLOCK_BYTES = 1 << 20
-GROWTH_SECONDS = 0.2
-DRAFT_SECONDS = 86400  # since the last change of a draft: nobody writes it any more
+GROWTH_S = 0.2
+DRAFT_S = 86400  # since the last change of a draft: nobody writes it any more
 _DRAFT = re.compile(r"\.castore-[0-9a-f]{16}")
 
 
@@ -116,7 +116,7 @@ def _remove_drafts(folder: str) -> None:
             if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
                 continue
             newest = max(os.stat(path).st_mtime for path in (entry, *os.scandir(entry)))
-            if time.time() - newest > DRAFT_SECONDS:
+            if time.time() - newest > DRAFT_S:
                 shutil.rmtree(entry.path)
 
 
@@ -156,7 +156,7 @@ def _growth(fd: int, progress: Progress | None) -> Iterator[None]:
             progress.relative_update(grown)
 
     def watch() -> None:
-        while not ended.wait(GROWTH_SECONDS):
+        while not ended.wait(GROWTH_S):
             count()
 
     thread = threading.Thread(target=watch, name="castore-backup")

@@ -173,7 +173,7 @@ class LocalStore:
         )
 
     def gc(self, options: GcOptions, *, progress: Progress | None) -> GcReport:
-        """`grace_seconds`, `alone` and `carry_undeletable` are of no use here: what others rely on
+        """`grace_s`, `alone` and `carry_undeletable` are of no use here: what others rely on
         is known, not guessed."""
         from castore.local.gc.collect import collect  # seldom needed
 

@@ -37,7 +37,7 @@ from castore.stream.config import parse_config
 
 CONFIG_KEY = "castore.json"
 PROPOSALS = "probe/castore.json/"
-PROPOSAL_SECONDS = 2.5  # more than the second that S3 rounds times to
+PROPOSAL_S = 2.5  # more than the second that S3 rounds times to
 PROPOSAL_ATTEMPTS = 3
 CONFIG_BYTES_MAX = 1 << 17
 WITNESSES_MAX = 16  # packs, and as many manifests, that are asked
@@ -181,7 +181,7 @@ def _write_what_was_proposed_first(bucket: Bucket, raw: bytes) -> None:
     read after they are listed.
     """
     _propose(bucket, raw)
-    time.sleep(PROPOSAL_SECONDS)
+    time.sleep(PROPOSAL_S)
     proposals = sorted(bucket.list(PROPOSALS), key=lambda entry: (entry.modified, entry.key))
     if proposals and read_config(bucket) is None:
         with contextlib.suppress(KeyAbsent):  # removed: castore.json is there by now

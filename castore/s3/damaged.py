@@ -18,7 +18,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
-from castore.s3.lease import SESSION_SECONDS_MAX
+from castore.s3.lease import SESSION_S_MAX
 
 PREFIX = "damaged/"
 MARKED = f"{PREFIX}marked"
@@ -59,7 +59,7 @@ def remove_marks(bucket: Bucket, there: Collection[bytes], *, now: float) -> Non
     void = [
         entry.key
         for pack_id, entry in marks
-        if pack_id not in there and now - entry.modified > SESSION_SECONDS_MAX
+        if pack_id not in there and now - entry.modified > SESSION_S_MAX
     ]
     if void:
         bucket.delete_many(void)

@@ -37,7 +37,7 @@ from castore.s3.condemned import read_condemned
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
-SESSION_SECONDS_MAX = 86_400
+SESSION_S_MAX = 86_400
 
 
 class WriterLease:
@@ -65,7 +65,7 @@ class WriterLease:
         """Whether puts may still begin: not in a forked child, nor too late to end in time."""
         if self._over or self._pid != os.getpid():
             return False
-        return self._age() < SESSION_SECONDS_MAX / 2
+        return self._age() < SESSION_S_MAX / 2
 
     def join(self) -> None:
         """A put begins."""
@@ -137,13 +137,13 @@ class WriterLease:
             raise StoreIOError("a put that began before a fork can't go on in the child")
         if self._abandoned:
             raise StoreClosed("the store was closed meanwhile: open it again")
-        if self._age() >= SESSION_SECONDS_MAX:
+        if self._age() >= SESSION_S_MAX:
             raise StoreIOError("the put took longer than a day, and its pins expired: repeat it")
 
     def landed(self, put: Landed) -> None:
         """A name is there: was it in time by the server's clock, too?"""
         self.any_unknown = self.any_unknown or put.any_unknown
-        if self._server_began is not None and put.date - self._server_began >= SESSION_SECONDS_MAX:
+        if self._server_began is not None and put.date - self._server_began >= SESSION_S_MAX:
             raise CommitUnknown("the put took longer than a day by the server's clock: repeat it")
 
     def _unpin(self) -> None:

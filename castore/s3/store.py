@@ -109,7 +109,9 @@ class S3Store:
     def _collector_session(self) -> Iterator[S3Session]:
         """One that copies frames as they are, and is over, with its pins, when it ends."""
         config = self.config
-        chunker = Chunker(ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max))
+        chunker = Chunker(
+            ChunkSizes(config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)
+        )
         writing = WriterLease(self._bucket, config.store_id, self._requests)
         try:
             session = self._session(writing, self._requests, chunker, level=1)

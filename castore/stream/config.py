@@ -29,9 +29,9 @@ def new_config(chunk_bytes_avg: int, collision_guard: str | None) -> StoreConfig
     return StoreConfig(
         store_id=os.urandom(16),
         seed=int.from_bytes(os.urandom(8), "little"),
-        chunk_min=sizes.min,
-        chunk_avg=sizes.norm,
-        chunk_max=sizes.max,
+        chunk_bytes_min=sizes.min,
+        chunk_bytes_avg=sizes.norm,
+        chunk_bytes_max=sizes.max,
         collision_guard=collision_guard,
     )
 
@@ -40,7 +40,7 @@ def parse_config(raw: bytes, where: str) -> StoreConfig:
     """What a castore.json says. Raises FormatError naming the store, UnsupportedFormat."""
     try:
         config = decode_config(raw)
-        ChunkSizes(config.chunk_min, config.chunk_avg, config.chunk_max)
+        ChunkSizes(config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)
     except UnsupportedFormat:
         raise
     except ValueError as error:

@@ -19,7 +19,7 @@ class GcOptions:
     """What is asked of one collection: see `Store.gc`."""
 
     dry_run: bool
-    grace_seconds: float
+    grace_s: float
     repack_below: float
     max_repack_bytes: int | None
     alone: bool
@@ -57,7 +57,7 @@ class GcReport:
     left behind. `missing` are packs that names need and that are not there.
 
     On S3 garbage is condemned first, and removed by a collection after the grace:
-    `packs_condemned` wait for that until `come_again`, in seconds since the epoch by the server's
+    `packs_condemned` wait for that until `next_run_at`, in seconds since the epoch by the server's
     clock. `pins_expired` were left by writers that died, a week ago or more.
     """
 
@@ -81,9 +81,9 @@ class GcReport:
     packs_condemned: int = 0
     bytes_condemned: int = 0
     pins_expired: int = 0
-    come_again: float | None = None
+    next_run_at: float | None = None
     undeletable: tuple[Undeletable, ...] = ()
-    seconds: float = 0.0
+    duration_s: float = 0.0
 
     @property
     def found_nothing(self) -> bool:

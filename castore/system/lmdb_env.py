@@ -54,7 +54,7 @@ from castore.system.lmdb_pages import check_length
 MAP_BYTES = 1 << 40
 MAP_BYTES_LEAST = 1 << 28
 READERS_MAX = 1024
-READER_CHECK_SECONDS = 1.0
+READER_CHECK_S = 1.0
 DISK_FULL_BYTES = 4 << 20
 NEW_INDEX_BYTES = 512 << 10
 LOCK_FILE_BYTES = 65_664  # what LMDB takes for READERS_MAX readers
@@ -245,7 +245,7 @@ class Index:
         """Let go of the snapshots of processes that were killed: while one is kept, no page that is
         freed is used again, and the index grows with every commit."""
         now = time.monotonic()
-        if now - self._readers_checked >= READER_CHECK_SECONDS:
+        if now - self._readers_checked >= READER_CHECK_S:
             self._readers_checked = now
             env.reader_check()
 

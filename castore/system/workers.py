@@ -67,9 +67,9 @@ class Future(Generic[T]):
             pass
         return self._error
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, timeout_s: float) -> bool:
         """Whether it is done, or is within so long. For who alone waits for it."""
-        if not self._pending.acquire(timeout=seconds):
+        if not self._pending.acquire(timeout=timeout_s):
             return False
         self._pending.release()
         return True

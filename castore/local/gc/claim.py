@@ -17,7 +17,7 @@ from castore.local.journal.log import LOG_BYTES_MIN, UNCLAIMED, Journal
 from castore.local.journal.state import judge
 from castore.system.lmdb_env import Index
 
-KEPT_SECONDS = 30 * 86400  # an index that was replaced
+KEPT_S = 30 * 86400  # an index that was replaced
 _DRAFT = "index.new-"
 _ASIDE = "index.before-"
 
@@ -69,4 +69,4 @@ def _is_old(name: str) -> bool:
         replaced = calendar.timegm(time.strptime(stamp, "%Y%m%d-%H%M%S"))
     except ValueError:
         return False
-    return time.time() - replaced > KEPT_SECONDS
+    return time.time() - replaced > KEPT_S

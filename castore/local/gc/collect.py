@@ -69,7 +69,7 @@ def collect(
         report,
         leftovers_removed=leftovers,
         bytes_freed=report.bytes_freed + leftover_bytes,
-        seconds=time.monotonic() - began,
+        duration_s=time.monotonic() - began,
     )
 
 

@@ -16,7 +16,7 @@ import time
 from castore.s3.cache.folder import cache_root
 from castore.s3.cache.store import boot_id
 
-UNUSED_SECONDS = 30 * 86400
+UNUSED_S = 30 * 86400
 _CACHE = re.compile(r"[0-9a-f]{32}")
 _PUT_AWAY = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{12}")  # renamed by who was about to remove it
 _PARTS = {"index", "users", "frames"}
@@ -63,7 +63,7 @@ def _is_unused(path: str) -> bool:
     if "users" in entries and any(user.startswith(f"{boot_id()}.") for user in os.listdir(users)):
         return False
     times = [os.stat(os.path.join(path, entry)).st_mtime for entry in entries]
-    return time.time() - max([os.stat(path).st_mtime, *times]) > UNUSED_SECONDS
+    return time.time() - max([os.stat(path).st_mtime, *times]) > UNUSED_S
 
 
 def _size(path: str) -> int:

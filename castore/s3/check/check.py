@@ -41,7 +41,7 @@ from castore.stream.reports import CheckReport, Problem, Severity
 from castore.system.workers import Workers
 
 CONFIG_KEY = "castore.json"
-PIN_SECONDS_MAX = 7 * 86_400  # then a collector ignores it
+PIN_S_MAX = 7 * 86_400  # then a collector ignores it
 FIRST_BYTES = 256 << 10
 SPAN_BYTES_MAX = 8 << 20
 
@@ -240,7 +240,7 @@ class S3Check:
             if session is None:
                 self._odd_keys.append(entry.key)
                 continue
-            if now - entry.modified > PIN_SECONDS_MAX:
+            if now - entry.modified > PIN_S_MAX:
                 self._report.count_garbage("pins", entry.size)
             try:
                 store_id, owner, packs = decode_pin(raw)

@@ -31,7 +31,7 @@ from castore.format.s3 import (
 )
 from castore.model import Extent, Location
 from castore.s3.catalog import Overwritten, S3Catalog, Version
-from castore.s3.check.check import PIN_SECONDS_MAX, S3Check
+from castore.s3.check.check import PIN_S_MAX, S3Check
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown
 from castore.s3.client.delete_version import delete_version
 from castore.s3.client.probe import probe
@@ -251,7 +251,7 @@ class S3Repair:
         """Hints that do not decode only cost time, and expired pins that do not decode protect
         nothing: they go. A younger pin's session may live: it stays."""
         now = time.time() + self._bucket.clock_skew()
-        void = [key for key, modified in self._look.bad_pins if now - modified > PIN_SECONDS_MAX]
+        void = [key for key, modified in self._look.bad_pins if now - modified > PIN_S_MAX]
         for key in listed_hints(self._bucket):
             try:
                 decode_hints(self._bucket.get(key).body)

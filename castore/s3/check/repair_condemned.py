@@ -41,7 +41,7 @@ from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.condemned import list_without_state
 from castore.s3.gc.collect import fit_server
-from castore.s3.gc.mark import PIN_SECONDS, S3Marker
+from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.state import CONDEMNED, CollectorState
 from castore.s3.keys import LISTS
@@ -96,7 +96,7 @@ class CondemnedRepair:
         self._check_server()
         marker = S3Marker(self._bucket, self._store_id, memory, self._requests, Stages(None))
         now = self._bucket.head("castore.json").date
-        condemned = condemn_anew(moving, marker, expired_before=now - PIN_SECONDS)
+        condemned = condemn_anew(moving, marker, expired_before=now - PIN_S)
         if condemned is not None:
             self._done.append(
                 f"{key} is lost: all {condemned} packs that no name has are condemned anew"

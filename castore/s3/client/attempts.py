@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 WHOLE_BYTES_MAX = 256 << 20  # of an object whose size is not known: most are read by ranges
 ETAG_MAX = 1024
-GIVE_UP_SECONDS = 5.0  # for a request to end whose connection was shut down
+GIVE_UP_S = 5.0  # for a request to end whose connection was shut down
 
 _SAYS_ENOUGH = (301, 307, 408, 412, 429)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
@@ -272,7 +272,7 @@ def _result(sending: Future[T], deadline: Deadline) -> T:
     while not sending.wait(max(deadline.left_s(), 0.01)):
         if deadline.left_s() > 0:
             continue
-        if not deadline.expire() or not sending.wait(GIVE_UP_SECONDS):
+        if not deadline.expire() or not sending.wait(GIVE_UP_S):
             break  # whatever it is in, nobody waits for it any more
     if deadline.expired:
         raise Broken("it was given up, as less than 16 KiB a second went through")

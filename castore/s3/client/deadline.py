@@ -22,9 +22,9 @@ _current = threading.local()
 class Deadline:
     """Of one request: entered by the thread that sends it, watched by the one that waits for it."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, timeout_s: float) -> None:
         self.expired = False
-        self._seconds = seconds
+        self._timeout_s = timeout_s
         self._began: float | None = None  # not while it waits for its turn
         self._moved = 0
         self._connection: Any = None
@@ -41,8 +41,8 @@ class Deadline:
     def left_s(self) -> float:
         """At least so long it still has."""
         if self._began is None:
-            return self._seconds
-        allowed = self._seconds + self._moved / BYTES_PER_SECOND_MIN
+            return self._timeout_s
+        allowed = self._timeout_s + self._moved / BYTES_PER_SECOND_MIN
         return max(0.0, self._began + allowed - time.monotonic())
 
     def expire(self) -> bool:

@@ -22,7 +22,7 @@ from castore.system.workers import Workers
 TRIES = 3
 RACES, RACERS = 2, 4  # puts of one key at once, by as many
 RACE_BYTES = 64 << 10
-RACE_SECONDS = 5.0
+RACE_S = 5.0
 _NO_ETAG = '"00000000000000000000000000000000"'
 T = TypeVar("T")
 _OLD, _NEW = b"the first bytes", b"other bytes, and more of them"
@@ -107,7 +107,7 @@ def _winners(bucket: Bucket, key: str) -> int:
 
     def put(i: int) -> bool:
         with contextlib.suppress(threading.BrokenBarrierError):  # no thread for it, or a slow one
-            together.wait(RACE_SECONDS)
+            together.wait(RACE_S)
         with contextlib.suppress(PreconditionFailed):
             bucket.put(key, bytes([i]) * RACE_BYTES, if_none_match=True)
             return True

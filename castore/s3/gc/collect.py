@@ -31,7 +31,7 @@ from castore.s3.catalog import S3Catalog
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures, probe
 from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
-from castore.s3.gc.mark import PIN_SECONDS, S3Marker
+from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.repack import Live, S3Repacker
 from castore.s3.gc.state import CONDEMNED, SWEEPING, CollectorState
@@ -41,8 +41,8 @@ from castore.s3.session import S3Session
 from castore.stream.reports import GcOptions, GcReport, Undeletable
 from castore.system.workers import Workers
 
-SKEW_SECONDS_MAX = 300
-SCRATCH_SECONDS = 86_400
+SKEW_S_MAX = 300
+SCRATCH_S = 86_400
 CONDEMNED_MAX = 1 << 16  # packs per round: a writer reads the list, of 1 MiB then, at each reuse
 
 
@@ -69,14 +69,14 @@ def collect(parts: Parts, options: GcOptions, progress: Progress | None) -> GcRe
         collection.foretell()
     else:
         collection.run()
-    return dataclasses.replace(collection.report(), seconds=time.monotonic() - began)
+    return dataclasses.replace(collection.report(), duration_s=time.monotonic() - began)
 
 
 def _checked_server(bucket: Bucket, options: GcOptions) -> ServerFeatures | None:
     """What it honours; not asked for a dry run, which writes nothing."""
     url = bucket.settings.url
     skew_s = bucket.clock_skew()
-    if abs(skew_s) > SKEW_SECONDS_MAX:
+    if abs(skew_s) > SKEW_S_MAX:
         raise ClockSkewed(url, skew_s)
     return None if options.dry_run else fit_server(bucket, alone=options.alone)
 
@@ -108,7 +108,7 @@ class _Tally:
     pins_expired: int = 0
     packs_rewritten: int = 0
     bytes_rewritten: int = 0
-    come_again: float | None = None
+    next_run_at: float | None = None
     undeletable: dict[bytes, Exception] = field(default_factory=dict)
     missing: Sequence[bytes] = ()
 
@@ -150,7 +150,7 @@ class _Collection:
         if options.repack_below > 0 and self._may_rewrite:
             self._repack()
         self._first_phase()
-        if state.phase == CONDEMNED and not options.grace_seconds:
+        if state.phase == CONDEMNED and not options.grace_s:
             self._second_phase()
 
     def foretell(self) -> None:
@@ -159,13 +159,13 @@ class _Collection:
         self._state.read()
         packs = self._marker.packs()
         condemned = set(self._state.listed().packs)
-        expired_before = self._now() - PIN_SECONDS
+        expired_before = self._now() - PIN_S
         tally.pins_expired = len(self._marker.expired_pins(expired_before))
         garbage = self._marker.garbage(packs, expired_before=expired_before)
         tally.packs_condemned, tally.bytes_condemned = len(garbage), sum(garbage.values())
         tally.missing = self._marker.missing(packs)
         if self._state.phase == CONDEMNED:
-            tally.come_again = self._state.condemned_at() + options.grace_seconds
+            tally.next_run_at = self._state.condemned_at() + options.grace_s
         if options.repack_below > 0:
             chosen = self._choose(packs, garbage.keys() | condemned, expired_before)
             tally.packs_rewritten = len(chosen)
@@ -187,7 +187,7 @@ class _Collection:
             packs_condemned=tally.packs_condemned,
             bytes_condemned=tally.bytes_condemned,
             pins_expired=tally.pins_expired,
-            come_again=tally.come_again,
+            next_run_at=tally.next_run_at,
             undeletable=tuple(undeletable),
             missing=tuple(pack_id.hex() for pack_id in tally.missing),
             damaged=tuple(self._repacker.damaged.values()),
@@ -214,7 +214,7 @@ class _Collection:
         state.remove_lists()
         tally.packs_condemned = len(doomed)
         tally.bytes_condemned = sum(packs.get(pack_id, 0) for pack_id in doomed)
-        tally.come_again = state.condemned_at() + self._options.grace_seconds
+        tally.next_run_at = state.condemned_at() + self._options.grace_s
 
     def _second_phase(self) -> None:
         """Remove what was condemned and is still not needed. What was carried never is: who pins it
@@ -226,7 +226,7 @@ class _Collection:
         doomed = self._marker.garbage(left, expired_before=0)
         doomed |= {pack_id: left[pack_id] for pack_id in condemned.carried}
         tally.packs_condemned = tally.bytes_condemned = 0
-        tally.come_again = None
+        tally.next_run_at = None
         if not doomed:
             state.retire()
             return
@@ -259,10 +259,10 @@ class _Collection:
 
     def _expire(self) -> None:
         now = self._now()
-        keys = self._marker.expired_pins(now - PIN_SECONDS)
+        keys = self._marker.expired_pins(now - PIN_S)
         kept = self._bucket.delete_many(keys)
         self._tally.pins_expired = len(keys) - len(kept)
-        remove_scratch(self._bucket, before=now - SCRATCH_SECONDS)
+        remove_scratch(self._bucket, before=now - SCRATCH_S)
 
     def _repack(self) -> None:
         chosen = self._choose(self._marker.packs(), self._tally.undeletable.keys(), 0)
@@ -295,7 +295,7 @@ class _Collection:
 
     def _grace_is_over(self) -> bool:
         """What was condemned, is."""
-        grace = self._options.grace_seconds
+        grace = self._options.grace_s
         return not grace or self._now() - self._state.condemned_at() >= grace
 
     def _note_waiting(self) -> None:
@@ -304,4 +304,4 @@ class _Collection:
         listed = self._marker.packs()
         tally.packs_condemned = len(condemned)
         tally.bytes_condemned = sum(listed.get(pack_id, 0) for pack_id in condemned)
-        tally.come_again = state.condemned_at() + self._options.grace_seconds
+        tally.next_run_at = state.condemned_at() + self._options.grace_s

@@ -30,7 +30,7 @@ from castore.system.workers import Workers
 
 HEAD_BYTES = 16 << 10  # of a manifest, in the first request
 PAGE_NAMES = 1000
-PIN_SECONDS = 7 * 86_400  # a writer's session is over after one day
+PIN_S = 7 * 86_400  # a writer's session is over after one day
 
 
 @dataclass(slots=True)
