@@ -8,10 +8,25 @@ importing this module. Absent is not failed: `NameNotFound` means the name is de
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 
 class CastoreError(Exception):
-    """The base of every error below."""
+    """The base of every error below. Its text is its message alone, without the number that OSError
+    puts before it, and it comes out of a pickle with all its fields."""
+
+    def __str__(self) -> str:
+        return getattr(self, "strerror", None) or super().__str__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What a class of errors is made of differs, and what an exception is made of does not.
+        return _again, (type(self), super().__reduce__()[1]), self.__dict__
+
+
+def _again(kind: type[CastoreError], args: tuple[Any, ...]) -> CastoreError:
+    error = kind.__new__(kind, *args)
+    super(CastoreError, error).__init__(*args)
+    return error
 
 
 class NameNotFound(CastoreError, FileNotFoundError):
@@ -22,25 +37,16 @@ class NameNotFound(CastoreError, FileNotFoundError):
         super().__init__(errno.ENOENT, f"{what} {name!r}")
         self.name = name
 
-    def __str__(self) -> str:
-        return _said(self)
-
-    def __reduce__(self) -> tuple[type[NameNotFound], tuple[str]]:
-        return type(self), (self.name,)
-
 
 class NameExists(CastoreError, FileExistsError):
     """An object already has this name, and the caller asked for it not to be replaced."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(errno.EEXIST, f"an object is already named {name!r}")
+        super().__init__(
+            errno.EEXIST,
+            f"an object is already named {name!r}: choose another name, or delete it first",
+        )
         self.name = name
-
-    def __str__(self) -> str:
-        return f"an object is already named {self.name!r}: choose another name, or delete it first"
-
-    def __reduce__(self) -> tuple[type[NameExists], tuple[str]]:
-        return type(self), (self.name,)
 
 
 class UnpublishedResourceWarning(ResourceWarning):
@@ -60,9 +66,6 @@ class InvalidRange(CastoreError, ValueError):
 class StoreNotFound(CastoreError, FileNotFoundError):
     """There is no store at this path, and the caller asked for none to be made."""
 
-    def __str__(self) -> str:
-        return _said(self)
-
 
 class NotAStore(CastoreError, ValueError):
     """The path holds something that is not a castore store, or may not hold one."""
@@ -75,25 +78,18 @@ class UnsupportedFormat(CastoreError, ValueError):
 class ReadOnlyStore(CastoreError, PermissionError):
     """A write to a store that was opened with `read_only=True`."""
 
-    def __str__(self) -> str:
-        return _said(self)
-
 
 class PermissionDenied(CastoreError, PermissionError):
     """The user may not read, or not write, a file of the store."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(errno.EACCES, "permission denied", path)
-        self.path = path
-
-    def __str__(self) -> str:
-        return (
-            f"no permission for {self.path}: use the store as the user who made it, or have them "
-            "share it (chmod -R g+rX to let a group read)"
+        super().__init__(
+            errno.EACCES,
+            f"no permission for {path}: use the store as the user who made it, or have them share "
+            "it (chmod -R g+rX to let a group read)",
+            path,
         )
-
-    def __reduce__(self) -> tuple[type[PermissionDenied], tuple[str]]:
-        return type(self), (self.path,)
+        self.path = path
 
 
 class StoreClosed(CastoreError, ValueError):
@@ -103,22 +99,12 @@ class StoreClosed(CastoreError, ValueError):
 class StoreLocked(CastoreError, BlockingIOError):
     """The store is in use from where it can't be shared, such as another pid namespace."""
 
-    def __str__(self) -> str:
-        return _said(self)
-
 
 class StoreBusy(CastoreError, BlockingIOError):
     """Somebody else is doing to the store what only one can do at a time, such as collecting."""
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.EAGAIN, message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-    def __reduce__(self) -> tuple[type[StoreBusy], tuple[str]]:
-        return type(self), (self.message,)
 
 
 class IndexChanged(StoreBusy):
@@ -131,13 +117,6 @@ class StoreFull(CastoreError, OSError):
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.ENOSPC, message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-    def __reduce__(self) -> tuple[type[StoreFull], tuple[str]]:
-        return type(self), (self.message,)
 
 
 class StoreIOError(CastoreError, OSError):
@@ -145,13 +124,6 @@ class StoreIOError(CastoreError, OSError):
 
     def __init__(self, message: str, code: int = errno.EIO) -> None:
         super().__init__(code, message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-    def __reduce__(self) -> tuple[type[StoreIOError], tuple[str, int]]:
-        return type(self), (self.message, self.errno or errno.EIO)
 
 
 class PackPoisoned(StoreIOError):
@@ -167,28 +139,21 @@ class FileStillOpen(CastoreError, ValueError):
     not known, so nothing was published."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name!r} was opened in the transaction and not closed: close it before the end. "
+        super().__init__(
+            f"{name!r} was opened in the transaction and not closed: close it before the end. "
             "Nothing is published"
         )
+        self.name = name
 
 
 class ObjectChanged(CastoreError, OSError):
     """A pickled file was opened again, and its name maps to other bytes by now."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(errno.ESTALE, f"{name!r} was put anew")
+        super().__init__(
+            errno.ESTALE, f"{name!r} was put anew since its file was pickled: open it again"
+        )
         self.name = name
-
-    def __str__(self) -> str:
-        return f"{self.name!r} was put anew since its file was pickled: open it again"
-
-    def __reduce__(self) -> tuple[type[ObjectChanged], tuple[str]]:
-        return type(self), (self.name,)
 
 
 class SourceChanged(CastoreError, OSError):
@@ -197,13 +162,6 @@ class SourceChanged(CastoreError, OSError):
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.EIO, message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-    def __reduce__(self) -> tuple[type[SourceChanged], tuple[str]]:
-        return type(self), (self.message,)
 
 
 class TimeOutOfRange(CastoreError, ValueError):
@@ -216,9 +174,6 @@ class TimeOutOfRange(CastoreError, ValueError):
         )
         self.what = what
         self.time_ns = time_ns
-
-    def __reduce__(self) -> tuple[type[TimeOutOfRange], tuple[str, int]]:
-        return type(self), (self.what, self.time_ns)
 
 
 class FormatError(CastoreError, ValueError):
@@ -240,42 +195,30 @@ class ManifestUnreadable(FormatError):
         self.name = name
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[ManifestUnreadable], tuple[str, str]]:
-        return type(self), (self.name, self.reason)
-
 
 class ChunkCorrupt(CastoreError, OSError):
     """A chunk's frame does not decode to bytes of its id, and there is no other copy."""
 
     def __init__(self, chunk_id: bytes, pack_id: bytes, offset: int, reason: str) -> None:
-        super().__init__(errno.EIO, reason)
+        super().__init__(
+            errno.EIO,
+            f"chunk {chunk_id.hex()} is corrupt at byte {offset} of pack {pack_id.hex()} "
+            f"({reason}): castore check --repair keeps what is left",
+        )
         self.chunk_id = chunk_id
         self.pack_id = pack_id
         self.offset = offset
         self.reason = reason
-
-    def __str__(self) -> str:
-        return (
-            f"chunk {self.chunk_id.hex()} is corrupt at byte {self.offset} of pack "
-            f"{self.pack_id.hex()} ({self.reason}): castore check --repair keeps what is left"
-        )
-
-    def __reduce__(self) -> tuple[type[ChunkCorrupt], tuple[bytes, bytes, int, str]]:
-        return type(self), (self.chunk_id, self.pack_id, self.offset, self.reason)
 
 
 class PackMissing(CastoreError, OSError):
     """A pack that the index names is not there: data was lost outside castore."""
 
     def __init__(self, pack_id: bytes) -> None:
-        super().__init__(errno.EIO, "pack is missing")
+        super().__init__(
+            errno.EIO, f"pack {pack_id.hex()} is missing from the store: restore it from a backup"
+        )
         self.pack_id = pack_id
-
-    def __str__(self) -> str:
-        return f"pack {self.pack_id.hex()} is missing from the store: restore it from a backup"
-
-    def __reduce__(self) -> tuple[type[PackMissing], tuple[bytes]]:
-        return type(self), (self.pack_id,)
 
 
 class IndexCorrupt(CastoreError, OSError):
@@ -283,13 +226,6 @@ class IndexCorrupt(CastoreError, OSError):
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.EIO, message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-    def __reduce__(self) -> tuple[type[IndexCorrupt], tuple[str]]:
-        return type(self), (self.message,)
 
 
 class NotLocal(CastoreError, ValueError):
@@ -301,13 +237,6 @@ class IndexIntact(CastoreError, FileExistsError):
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.EEXIST, message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-    def __reduce__(self) -> tuple[type[IndexIntact], tuple[str]]:
-        return type(self), (self.message,)
 
 
 class CollectionRefused(StoreIOError):
@@ -322,9 +251,6 @@ class UnclaimedData(CollectionRefused):
         self.root = root
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[UnclaimedData], tuple[str, str]]:  # type: ignore[override]
-        return type(self), (self.root, self.reason)
-
 
 class ClockSkewed(CollectionRefused):
     """The server's clock and this machine's are too far apart to tell how old anything is."""
@@ -337,9 +263,6 @@ class ClockSkewed(CollectionRefused):
         )
         self.url = url
         self.skew_s = skew_s
-
-    def __reduce__(self) -> tuple[type[ClockSkewed], tuple[str, float]]:  # type: ignore[override]
-        return type(self), (self.url, self.skew_s)
 
 
 class StateWentBackwards(CollectionRefused):
@@ -357,11 +280,6 @@ class StateWentBackwards(CollectionRefused):
         self.seen = seen
         self.cache = cache
 
-    def __reduce__(  # type: ignore[override]
-        self,
-    ) -> tuple[type[StateWentBackwards], tuple[str, int, int, str]]:
-        return type(self), (self.url, self.version, self.seen, self.cache)
-
 
 class PreconditionsIgnored(CollectionRefused):
     """The server ignores what keeps a collector and the writers apart."""
@@ -374,11 +292,6 @@ class PreconditionsIgnored(CollectionRefused):
         self.endpoint = endpoint
         self.ignored = ignored
 
-    def __reduce__(  # type: ignore[override]
-        self,
-    ) -> tuple[type[PreconditionsIgnored], tuple[str, str]]:
-        return type(self), (self.endpoint, self.ignored)
-
 
 class RemoteError(StoreIOError):
     """S3 failed a request, again and again where that is worth trying."""
@@ -388,45 +301,32 @@ class RemoteError(StoreIOError):
         self.status = status  # of HTTP; 0 when there was no answer
         self.s3_code = s3_code
 
-    def __reduce__(self) -> tuple[type[RemoteError], tuple[str, int, str]]:  # type: ignore[override]
-        return type(self), (self.message, self.status, self.s3_code)
-
 
 class BucketNotFound(StoreNotFound):
     """There is no such bucket at this endpoint."""
 
     def __init__(self, bucket: str, endpoint: str) -> None:
-        super().__init__(errno.ENOENT, f"no bucket {bucket!r}")
+        super().__init__(
+            errno.ENOENT,
+            f"there is no bucket {bucket!r} at {endpoint}: create it, or check its name and the "
+            "endpoint",
+        )
         self.bucket = bucket
         self.endpoint = endpoint
-
-    def __str__(self) -> str:
-        return (
-            f"there is no bucket {self.bucket!r} at {self.endpoint}: create it, or check its name "
-            "and the endpoint"
-        )
-
-    def __reduce__(self) -> tuple[type[BucketNotFound], tuple[str, str]]:
-        return type(self), (self.bucket, self.endpoint)
 
 
 class AccessDenied(CastoreError, PermissionError):
     """The credentials are valid, and may not do this."""
 
     def __init__(self, action: str, url: str, reason: str = "") -> None:
-        super().__init__(errno.EACCES, f"{action} is denied")
+        why = f" ({reason})" if reason else ""
+        super().__init__(
+            errno.EACCES,
+            f"{action} is denied on {url}{why}: allow it in the IAM or bucket policy",
+        )
         self.action = action
         self.url = url
         self.reason = reason
-
-    def __str__(self) -> str:
-        reason = f" ({self.reason})" if self.reason else ""
-        return (
-            f"{self.action} is denied on {self.url}{reason}: allow it in the IAM or bucket policy"
-        )
-
-    def __reduce__(self) -> tuple[type[AccessDenied], tuple[str, str, str]]:
-        return type(self), (self.action, self.url, self.reason)
 
 
 class CredentialsError(CastoreError, PermissionError):
@@ -434,49 +334,33 @@ class CredentialsError(CastoreError, PermissionError):
 
     def __init__(self, message: str) -> None:
         super().__init__(errno.EACCES, message)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-    def __reduce__(self) -> tuple[type[CredentialsError], tuple[str]]:
-        return type(self), (self.message,)
 
 
 class WrongRegion(CastoreError, OSError):
     """The bucket is in another region."""
 
     def __init__(self, bucket: str, region: str, used: str) -> None:
-        super().__init__(errno.EREMOTE, f"bucket {bucket!r} is in another region")
+        where = f"region {region}" if region else "another region"
+        which = region or "<the bucket's region>"
+        super().__init__(
+            errno.EREMOTE, f"bucket {bucket!r} is in {where}, not in {used}: set region={which}"
+        )
         self.bucket = bucket
         self.region = region  # "" if the server didn't say
         self.used = used
-
-    def __str__(self) -> str:
-        where = f"region {self.region}" if self.region else "another region"
-        which = self.region or "<the bucket's region>"
-        return f"bucket {self.bucket!r} is in {where}, not in {self.used}: set region={which}"
-
-    def __reduce__(self) -> tuple[type[WrongRegion], tuple[str, str, str]]:
-        return type(self), (self.bucket, self.region, self.used)
 
 
 class EndpointUnreachable(CastoreError, ConnectionError):
     """Nothing answers at the endpoint, or nothing that may be trusted."""
 
     def __init__(self, endpoint: str, reason: str) -> None:
-        super().__init__(errno.EHOSTUNREACH, reason)
+        super().__init__(
+            errno.EHOSTUNREACH,
+            f"{endpoint} can't be reached ({reason}): check endpoint_url, and that the server is "
+            "up",
+        )
         self.endpoint = endpoint
         self.reason = reason
-
-    def __str__(self) -> str:
-        return (
-            f"{self.endpoint} can't be reached ({self.reason}): check endpoint_url, and that the "
-            "server is up"
-        )
-
-    def __reduce__(self) -> tuple[type[EndpointUnreachable], tuple[str, str]]:
-        return type(self), (self.endpoint, self.reason)
 
 
 def describe_os_error(error: OSError) -> str:
@@ -489,8 +373,3 @@ def describe_os_error(error: OSError) -> str:
 
 def _text(path: object) -> str:
     return path.decode(errors="backslashreplace") if isinstance(path, bytes) else str(path)
-
-
-def _said(error: OSError) -> str:
-    """The message alone: OSError would put the number of the error before it."""
-    return error.strerror or OSError.__str__(error)

@@ -45,9 +45,6 @@ class NotTakenOver(NameNotFound):
             "`conducto take-over` puts what it kept into the store"
         )
 
-    def __reduce__(self) -> tuple[type[NotTakenOver], tuple[str, str]]:  # type: ignore[override]
-        return type(self), (self.name, self.path)
-
 
 class NotCacheable(CastoreError, ValueError):
     """The folder holds what a cache can't: a link that leads outside to no file, a device, a name

@@ -1,0 +1,39 @@
+"""Each error: the builtin that it is too, its text, and what is left of it after a pickle."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+import castore.errors
+import conducto.errors
+from castore.errors import CastoreError
+
+ERRORS = [
+    kind
+    for module in (castore.errors, conducto.errors)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, CastoreError) and kind is not CastoreError
+]
+FACTS: dict[str, object] = {"code": 28, "time_ns": 10**20, "chunk_id": b"\1" * 16}
+FACTS |= {"pack_id": b"\2" * 16, "offset": 7, "skew_s": 3.5, "version": 1, "seen": 2, "status": 503}
+
+
+def made(kind: type[CastoreError]) -> CastoreError:
+    if inspect.isfunction(kind.__init__):
+        names = list(inspect.signature(kind).parameters)
+        return kind(*(FACTS.get(name, f"some {name}") for name in names))
+    return kind(11, "a text") if issubclass(kind, OSError) else kind("a text")
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_a_pickled_error_is_the_same_error(kind: type[CastoreError]) -> None:
+    error = made(kind)
+    error.tried = 3  # what somebody else noted on it
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind and str(again) == str(error) and vars(again) == vars(error)
+    for fact in ("errno", "filename"):
+        assert getattr(again, fact, None) == getattr(error, fact, None)
+    assert again.args == error.args and "[Errno" not in str(error)
