@@ -33,7 +33,9 @@ def test_a_pickled_error_is_the_same_error(kind: type[CastoreError]) -> None:
     error = made(kind)
     error.tried = 3  # what somebody else noted on it
     again = pickle.loads(pickle.dumps(error))
-    assert type(again) is kind and str(again) == str(error) and vars(again) == vars(error)
+    assert type(again) is kind
+    assert (str(again), vars(again)) == (str(error), vars(error))
     for fact in ("errno", "filename"):
         assert getattr(again, fact, None) == getattr(error, fact, None)
-    assert again.args == error.args and "[Errno" not in str(error)
+    assert again.args == error.args
+    assert "[Errno" not in str(error)

@@ -371,7 +371,7 @@ def test_a_frame_is_checked_before_it_is_moved(
     with castore.open(fast_folder / "store", **SMALL) as store:
         old = sparse(store, "a")
         damage(store, first_extents(store, "a/kept")[1].location)
-        monkeypatch.setattr("castore.local.gc.repack.decode_frame", lambda *_: b"")
+        monkeypatch.setattr("castore.stream.codec.decode_frame", lambda *_: b"")
         report = store.gc()
         assert report.damaged == ()
         assert old.hex() not in pack_files(store), "the evidence is gone"

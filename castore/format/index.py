@@ -10,7 +10,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import xxhash
@@ -111,6 +111,18 @@ class Segment:
 
     def __iter__(self) -> Iterator[Extent]:
         return (self.extent(i) for i in range(len(self.ends)))
+
+    def relocated(self, find: Callable[[Extent], Location | None]) -> bytes | None:
+        """The segment, encoded, with its frames where `find` says that they are from now on, or
+        where they were if it says None; None if all of them stay."""
+        extents = list(self)
+        moves = [find(extent) for extent in extents]
+        if not any(moves):
+            return None
+        builder = SegmentBuilder(self.begin)
+        for extent, new in zip(extents, moves, strict=True):
+            builder.append(extent.end, extent.chunk_id, *(new or extent.location))
+        return builder.encode(self.owner)
 
     def offsets_by_pack(self) -> Iterable[tuple[bytes, memoryview | array[int]]]:
         """Each pack with the offsets of the frames that are in it, as u32: all that marking needs,

@@ -16,8 +16,6 @@ from castore.check.objects import extent_fault
 from castore.check.packs import PackReading, is_whole
 from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
 from castore.format.index import (
-    Segment,
-    SegmentBuilder,
     Totals,
     decode_chunk_row,
     decode_pack_row,
@@ -155,10 +153,9 @@ class RowRebuild:
             moved = {}
             for key, raw in batch:
                 try:
-                    segment = decode_segment(raw)
+                    replaced = decode_segment(raw).relocated(self._moved)
                 except FormatError:
                     continue
-                replaced = self._moved(segment)
                 if replaced is not None:
                     moved[key] = replaced
             if moved:
@@ -166,27 +163,18 @@ class RowRebuild:
                     for key, raw in moved.items():
                         txn.put(key, raw, db=index.segments)
 
-    def _moved(self, segment: Segment) -> bytes | None:
-        dangling = [e for e in segment if extent_fault(e, self._readings) is not None]
-        if not dangling:
+    def _moved(self, extent: Extent) -> Location | None:
+        if extent_fault(extent, self._readings) is None:
             return None
-        found = {}
         with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
-            for extent in dangling:
-                row = txn.get(extent.chunk_id, db=self._index.chunks)
-                if row is not None:
-                    raw_bytes, location = decode_chunk_row(row)
-                    if raw_bytes == extent.end - extent.begin:
-                        found[extent.chunk_id] = location
-        if not found:
+            row = txn.get(extent.chunk_id, db=self._index.chunks)
+        if row is None:
             return None
-        builder = SegmentBuilder(segment.begin)
-        bad = {extent.begin for extent in dangling}
-        for begin, end, chunk_id, location in segment:
-            move = begin in bad and chunk_id in found
-            self._report.extents_moved += move
-            builder.append(end, chunk_id, *(found[chunk_id] if move else location))
-        return builder.encode(segment.owner)
+        raw_bytes, location = decode_chunk_row(row)
+        if raw_bytes != extent.end - extent.begin:
+            return None
+        self._report.extents_moved += 1
+        return location
 
     # ------------------------------------------------------------ sums
 

@@ -9,17 +9,17 @@ the collector's counter as it stood at the first look-up.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from castore.errors import FormatError, PackMissing, StoreIOError
-from castore.format.index import SegmentBuilder, decode_segment
-from castore.format.pack import StoreConfig, decode_frame_header
+from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
+from castore.format.index import Segment, SegmentBuilder, decode_segment
+from castore.format.pack import StoreConfig
 from castore.local.batch import Batch, NewChunk
 from castore.local.catalog import LocalCatalog, PacksVanished
 from castore.local.packs import LocalPacks, Placement
 from castore.model import Extent, Location
 from castore.stream.chunker import Chunker
-from castore.stream.codec import Frame
+from castore.stream.codec import Frame, stored_frame
 from castore.stream.operations import Draft, Operation
 from castore.stream.session import WriteSession
 from castore.system.mapping import Mapping
@@ -211,47 +211,40 @@ class LocalSession(WriteSession):
         self._batch.packs -= vanished.pack_ids
         for draft in self._batch.drafts:
             draft.segments = [
-                (end, self._replaced(decode_segment(raw), raw, vanished.pack_ids, copy=copy))
+                (end, self._replaced(decode_segment(raw), vanished.pack_ids, copy=copy) or raw)
                 for end, raw in draft.segments
             ]
 
-    def _replaced(
-        self, segment: Iterable[Extent], raw: bytes, gone: set[bytes], *, copy: bool
-    ) -> bytes:
-        extents = list(segment)
-        moved = [extent for extent in extents if extent.location.pack_id in gone]
-        if not moved:
-            return raw
-        known = {
-            chunk_id: location
-            for chunk_id, location in (
-                {} if copy else self.look_up([e.chunk_id for e in moved])
-            ).items()
-            if location.pack_id not in gone
-        }
-        builder = SegmentBuilder(extents[0].begin)
-        for extent in extents:
-            location = extent.location
-            if location.pack_id in gone:
-                if extent.chunk_id not in known:
-                    known[extent.chunk_id] = self._copied(extent)
-                location = known[extent.chunk_id]
-            builder.append(extent.end, extent.chunk_id, *location)
-        own = {pack.pack_id for pack in self._placement.upto}
-        self._batch.packs |= builder.packs - own
-        return builder.encode()
+    def _replaced(self, segment: Segment, gone: set[bytes], *, copy: bool) -> bytes | None:
+        lost = [extent.chunk_id for extent in segment if extent.location.pack_id in gone]
+        known = {} if copy or not lost else self.look_up(lost)
+        known = {i: location for i, location in known.items() if location.pack_id not in gone}
+
+        def find(extent: Extent) -> Location | None:
+            if extent.location.pack_id not in gone:
+                return None
+            if extent.chunk_id not in known:
+                known[extent.chunk_id] = self._copied(extent)
+            return known[extent.chunk_id]
+
+        raw = segment.relocated(find)
+        if raw is not None:
+            own = {pack.pack_id for pack in self._placement.upto}
+            self._batch.packs |= set(decode_segment(raw).packs) - own
+        return raw
 
     def _copied(self, extent: Extent) -> Location:
-        held = self._held.get(extent.location.pack_id)
+        begin, end, chunk_id, location = extent
+        held = self._held.get(location.pack_id)
         if held is None:
-            raise PackMissing(extent.location.pack_id)
-        at = extent.location.offset
-        frame = bytes(memoryview(held)[at : _end(extent.location)])
-        header = decode_frame_header(frame)
-        cut = header.header_bytes
-        raw_bytes = extent.end - extent.begin
-        self.place([Frame(extent.chunk_id, raw_bytes, frame[:cut], frame[cut:], header.sha256)])
-        return self.location(extent.chunk_id)
+            raise PackMissing(location.pack_id)
+        raw = bytes(memoryview(held)[location.offset : _end(location)])
+        try:
+            frame = stored_frame(raw, chunk_id, end - begin, self.config.seed)
+        except FormatError as error:
+            raise ChunkCorrupt(chunk_id, location.pack_id, location.offset, str(error)) from error
+        self.place([frame])
+        return self.location(chunk_id)
 
 
 def _end(location: Location) -> int:

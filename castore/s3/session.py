@@ -37,7 +37,7 @@ from castore.s3.packs import S3Packs
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
 from castore.stream.backend import NOTHING_HELD
 from castore.stream.chunker import Chunker
-from castore.stream.codec import Frame, decode_frame
+from castore.stream.codec import Frame, stored_frame
 from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
 from castore.stream.session import WriteSession
 from castore.system.workers import Future, InFlight, Workers
@@ -368,7 +368,7 @@ class S3Session(WriteSession):
             segment = decode_segment(raw)
             if not doomed.isdisjoint(segment.packs):
                 lost = [extent for extent in segment if extent.location.pack_id in doomed]
-                raw = relocated(segment, doomed, self._store_anew(lost))
+                raw = relocated(segment, doomed, self._store_anew(lost)) or raw
             segments.append((segment.end, raw))
         return segments
 
@@ -412,9 +412,7 @@ class S3Session(WriteSession):
 
     def _decoded(self, raw: bytes | memoryview) -> Frame:
         header = decode_frame_header(raw)
-        decode_frame(raw, header.chunk_id, header.raw_bytes, self.config.seed)
-        frame, cut = bytes(raw), header.header_bytes
-        return Frame(header.chunk_id, header.raw_bytes, frame[:cut], frame[cut:], header.sha256)
+        return stored_frame(bytes(raw), header.chunk_id, header.raw_bytes, self.config.seed)
 
     def _delete(self, name: bytes, etag: str, record: Record | None = None) -> None:
         """Delete the name, which was just seen with this ETag. What came after goes, too: of one
@@ -448,15 +446,12 @@ class S3Session(WriteSession):
         return deleted
 
 
-def relocated(segment: Segment, moved: Set[bytes], places: Mapping[bytes, Location]) -> bytes:
-    """The segment, encoded, with what it has in the packs `moved` in other `places`, by chunk id.
-    Raises KeyError."""
-    builder = SegmentBuilder(segment.begin)
-    for _, end, chunk_id, location in segment:
-        builder.append(
-            end, chunk_id, *(places[chunk_id] if location.pack_id in moved else location)
-        )
-    return builder.encode()
+def relocated(
+    segment: Segment, moved: Set[bytes], places: Mapping[bytes, Location]
+) -> bytes | None:
+    """The segment with what it has in the packs `moved` in other `places`, by chunk id; None if it
+    has nothing there. Raises KeyError."""
+    return segment.relocated(lambda e: places[e.chunk_id] if e.location.pack_id in moved else None)
 
 
 def _finish(changes: Sequence[Future[Any]]) -> None:

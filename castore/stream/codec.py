@@ -135,6 +135,15 @@ def decode_frame(
     return raw
 
 
+def stored_frame(frame: bytes, chunk_id: bytes, raw_bytes: int, seed: int) -> Frame:
+    """A frame as it is stored, to be stored elsewhere. Raises FormatError unless it decodes to
+    exactly `raw_bytes` bytes of this id."""
+    decode_frame(frame, chunk_id, raw_bytes, seed)
+    header = decode_frame_header(frame)
+    cut = header.header_bytes
+    return Frame(chunk_id, raw_bytes, frame[:cut], frame[cut:], header.sha256)
+
+
 def encode_inline(raw: bytes, *, level: int) -> tuple[int, bytes]:
     """(codec, bytes) of a small object, as its record carries it."""
     if len(raw) < 256:

@@ -158,7 +158,7 @@ class LocalRepair:
                 continue
             if replaced.isdisjoint(segment.packs):
                 continue
-            new = self._objects.moved(segment)
+            new = segment.relocated(self._frames.moved_to)
             if new is not None:
                 moved[bytes(key)] = new
             if manifest_of(bytes(key)) in alive:

@@ -14,8 +14,6 @@ from castore.check.salvage import PREFIX, hashed_name, note, salvage
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.index import (
     Record,
-    Segment,
-    SegmentBuilder,
     decode_record,
     decode_segment,
     manifest_of,
@@ -85,7 +83,7 @@ class ObjectRepair:
         batch: list[bytes] = []
         moved = 0
         for key, segment in all_segments(self._index):
-            if self.moved(segment) is not None:
+            if any(map(self._packs.moved_to, segment)):
                 batch.append(key)
             if len(batch) >= SEGMENTS_MAX:
                 moved += self._rewrite(batch)
@@ -93,17 +91,6 @@ class ObjectRepair:
         moved += self._rewrite(batch)
         if moved:
             self._done.append(f"{moved} segments lead to other copies of their chunks")
-
-    def moved(self, segment: Segment) -> bytes | None:
-        """The segment with what can be led elsewhere led there; None if there is nothing."""
-        extents = list(segment)
-        moves = [self._packs.moved_to(extent) for extent in extents]
-        if not any(moves):
-            return None
-        builder = SegmentBuilder(segment.begin)
-        for extent, new in zip(extents, moves, strict=True):
-            builder.append(extent.end, extent.chunk_id, *(new or extent.location))
-        return builder.encode(segment.owner)
 
     def _rewrite(self, keys: list[bytes]) -> int:
         """How many segments of objects are led elsewhere."""
@@ -116,7 +103,7 @@ class ObjectRepair:
                 raw = txn.get(key, db=index.segments)
                 if raw is None or not decodes(raw, manifest_of(key)):
                     continue
-                new = self.moved(decode_segment(raw))
+                new = decode_segment(raw).relocated(self._packs.moved_to)
                 if new is not None:
                     txn.put(key, new, db=index.segments)
                     count += manifest_of(key) in named

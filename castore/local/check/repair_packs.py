@@ -16,14 +16,14 @@ from castore.format.index import (
     encode_chunk_row,
     encode_pack_row,
 )
-from castore.format.pack import PackEntry, StoreConfig, decode_frame_header
+from castore.format.pack import PackEntry, StoreConfig
 from castore.local.check.pack_files import PackFile, open_pack, pack_path
 from castore.local.locks import PackLocks
 from castore.local.meta import read_totals, write_totals
 from castore.local.pack_files import list_packs
 from castore.local.packs import LocalPacks, Pack, Placement
 from castore.model import Extent, Location
-from castore.stream.codec import Frame, decode_frame
+from castore.stream.codec import Frame, stored_frame
 from castore.stream.reports import CheckReport
 from castore.system.lmdb_env import Index, Txn
 
@@ -224,13 +224,9 @@ class PackRepair:
         for chunk_id, offset, stored_bytes, raw_bytes in entries:
             raw = self.frame(Location(pack_id, offset, stored_bytes))
             try:
-                decode_frame(raw, chunk_id, raw_bytes, self._seed)
+                found.append((offset, stored_frame(raw, chunk_id, raw_bytes, self._seed)))
             except FormatError as error:
                 self.readings[pack_id].bad.setdefault(offset, str(error))
-                continue
-            header = decode_frame_header(raw)
-            cut = header.header_bytes
-            found.append((offset, Frame(chunk_id, raw_bytes, raw[:cut], raw[cut:], header.sha256)))
         return found
 
     def _put_pack_row(self, txn: Txn, pack: Pack, upto: int) -> None:

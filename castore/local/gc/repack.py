@@ -15,14 +15,12 @@ from typing import NamedTuple
 
 from castore.errors import FormatError, PackMissing
 from castore.format.index import (
-    SegmentBuilder,
     decode_chunk_row,
     decode_segment,
     encode_chunk_row,
     encode_pack_row,
     segment_key,
 )
-from castore.format.pack import decode_frame_header
 from castore.local.gc.mark import Marker
 from castore.local.gc.sweep import ROWS_MAX, Sweeper, Tally
 from castore.local.locks import PackLocks
@@ -30,7 +28,7 @@ from castore.local.meta import read_totals, write_totals
 from castore.local.packs import PACK_BYTES_MAX, LocalPacks, Pack, Placement
 from castore.model import Extent, Location
 from castore.stream import repack_choice
-from castore.stream.codec import Frame, decode_frame
+from castore.stream.codec import Frame, stored_frame
 from castore.stream.repack_choice import PackFacts
 from castore.stream.reports import Damage
 from castore.system.lmdb_env import Index
@@ -224,17 +222,12 @@ class Repacker:
                 mapping = self._packs.mapping(pack_id, offset + chunk.stored_bytes)
                 # What is checked is what is written, whatever happens to the file.
                 raw = bytes(memoryview(mapping)[offset : offset + chunk.stored_bytes])
-                decode_frame(raw, chunk.chunk_id, chunk.raw_bytes, self._seed)
+                frame = stored_frame(raw, chunk.chunk_id, chunk.raw_bytes, self._seed)
             except (FormatError, PackMissing) as error:
                 self._damage(pack_id, offset, chunk.chunk_id, str(error))
                 continue
             mapping.advise_dontneed(offset, chunk.stored_bytes)
-            header = decode_frame_header(raw)
-            cut = header.header_bytes
-            yield (
-                offset,
-                Frame(chunk.chunk_id, chunk.raw_bytes, raw[:cut], raw[cut:], header.sha256),
-            )
+            yield offset, frame
 
     def _damage(self, pack_id: bytes, offset: int, chunk_id: bytes, reason: str) -> None:
         self._stuck.add(pack_id)
@@ -266,8 +259,11 @@ class Repacker:
                 for place in keys[i : i + SEGMENTS_MAX]:
                     key = segment_key(*place)
                     raw = txn.get(key, db=index.segments)
-                    if raw is not None:
-                        txn.put(key, self._rewritten(raw, moves), db=index.segments)
+                    if raw is None:
+                        continue
+                    new = decode_segment(raw).relocated(lambda extent: _moved_to(extent, moves))
+                    if new is not None:
+                        txn.put(key, new, db=index.segments)
 
     def _move_rows(self, rows: Sequence[tuple[bytes, int, bytes, int, Location]]) -> None:
         index = self._index
@@ -286,18 +282,14 @@ class Repacker:
                 totals.chunk_stored_bytes += place.stored_bytes
             write_totals(index, txn, totals)
 
-    def _rewritten(self, raw: bytes, moves: Moves) -> bytes:
-        segment = decode_segment(raw)
-        builder = SegmentBuilder(segment.begin)
-        for _, end, chunk_id, location in segment:
-            moved = moves.get(location.pack_id, {}).get(location.offset)
-            if moved is not None and moved[0] == chunk_id:
-                location = moved[1]
-            builder.append(end, chunk_id, *location)
-        return builder.encode(segment.owner)
-
 
 _END = 1 << 32  # behind every offset
+
+
+def _moved_to(extent: Extent, moves: Moves) -> Location | None:
+    at = extent.location
+    chunk_id, place = moves.get(at.pack_id, {}).get(at.offset, (b"", None))
+    return place if chunk_id == extent.chunk_id else None
 
 
 def _up_to(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[tuple[int, Frame]]:

@@ -245,9 +245,7 @@ class S3Repacker:
                 if left:
                     self._note(left)
                     return None
-                if not moved.isdisjoint(segment.packs):
-                    raw = relocated(segment, moved, places)
-                segments.append((segment.end, raw))
+                segments.append((segment.end, relocated(segment, moved, places) or raw))
         except Overwritten:
             return None
         return segments
