@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -34,7 +33,7 @@ from castore.model import ObjectInfo, Progress, as_prefix, encode_name, sort_key
 from castore.system.fileio import of_file
 from castore.system.outfolder import FILE_BITS, InTheWay, OutFolder, replacing, status_in
 from castore.system.walk import FoundFile, reason, walk
-from castore.system.workers import Future, Workers
+from castore.system.workers import Workers
 from castore.transaction import Transaction
 
 BATCH_FILES_MAX = 500
@@ -452,18 +451,10 @@ def _ahead(
 ) -> Iterator[R]:
     """`work` on each, some at once; in order. The first error ends it."""
     workers = Workers(threads)  # not the store's, on which what `work` waits for is done
-    running: deque[Future[R]] = deque()
     try:
-        for item in items:
-            running.append(workers.submit(work, item))
-            if len(running) > 2 * threads:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+        yield from workers.map_ahead(work, items)
     except BaseException:
         stop.set()
         raise
     finally:
-        for future in running:
-            future.cancel()
         workers.close()

@@ -71,3 +71,36 @@ def test_what_is_cancelled_is_not_begun() -> None:
     assert waiting.cancelled()
     with pytest.raises(StoreClosed):
         workers.submit(int)
+
+
+def test_what_is_read_ahead_comes_in_order_whatever_is_closed_meanwhile() -> None:
+    """The results of before come before those of the caller's own work."""
+    workers = Workers(2)
+    begun = threading.Event()
+
+    def square(i: int) -> int:
+        if i == 0:
+            begun.wait(10)
+        return i * i
+
+    squares = workers.map_ahead(square, iter(range(9)), ahead=3)
+    threading.Timer(0.2, begun.set).start()
+    assert next(squares) == 0
+    workers.close()
+    assert list(squares) == [i * i for i in range(1, 9)]
+
+
+def test_what_is_read_ahead_ends_with_the_first_error() -> None:
+    workers = Workers(1)
+    seen = list[int]()
+
+    def work(i: int) -> int:
+        seen.append(i)
+        return 6 // (2 - i)
+
+    results = workers.map_ahead(work, range(1000), ahead=2)
+    assert [next(results), next(results)] == [3, 6]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    workers.close()
+    assert len(seen) <= 5  # and what had been read ahead

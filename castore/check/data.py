@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from castore.check.packs import PackReading, Read, frame_fault
 from castore.format.pack import PackEntry
-from castore.system.workers import Future, Workers
+from castore.system.workers import Workers
 
 TASK_BYTES = 4 << 20
+
+
+class _Job(NamedTuple):
+    pack: PackReading
+    read: Read
+    task: list[PackEntry]
 
 
 def check_data(
@@ -25,25 +31,18 @@ def check_data(
     bad. Of each pack at least one, so that a store's wrong seed is found. `done` is told of frames
     and stored bytes. Memory: a task's bytes per thread, whatever the store's size."""
     choose = random.Random()
-    running: deque[tuple[PackReading, Future[list[tuple[int, str]]], int, int]] = deque()
 
-    def finish() -> None:
-        pack, future, frames, size = running.popleft()
-        pack.bad.update(future.result())
-        done(frames, size)
+    def look(job: _Job) -> tuple[_Job, list[tuple[int, str]]]:
+        return job, _faults(job.read, job.task, seed)
 
-    try:
-        for pack, read in packs:
-            for task in _tasks(_chosen(pack, fraction, choose)):
-                size = sum(entry.stored_bytes for entry in task)
-                running.append((pack, workers.submit(_faults, read, task, seed), len(task), size))
-                if len(running) > 2 * workers.threads:
-                    finish()
-        while running:
-            finish()
-    finally:
-        for _, future, _, _ in running:
-            future.cancel()
+    jobs = (
+        _Job(pack, read, task)
+        for pack, read in packs
+        for task in _tasks(_chosen(pack, fraction, choose))
+    )
+    for job, faults in workers.map_ahead(look, jobs):
+        job.pack.bad.update(faults)
+        done(len(job.task), sum(entry.stored_bytes for entry in job.task))
 
 
 def _chosen(pack: PackReading, fraction: float, choose: random.Random) -> Iterator[PackEntry]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -22,7 +22,7 @@ from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
 from castore.stream.segments import Manifest
 from castore.system.fileio import Writable, write_all, write_stream
 from castore.system.forks import ForkLock, Rank
-from castore.system.workers import Future, Workers
+from castore.system.workers import Workers
 
 PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
 
@@ -310,25 +310,12 @@ class Reader:
     ) -> Iterator[T]:
         """Run `work` on the object's extents from `offset` on, a few tasks ahead; results in
         order."""
-        running: deque[Future[T]] = deque()
         extents = (
             extent
             for segment in pinned.manifest.at_or_after(offset)
             for extent in segment.covering(offset, segment.end)
         )
-        try:
-            for task in _tasks(extents, self._packs.task_bytes):
-                if self._workers.closed:  # an open file outlives its Store
-                    yield work(task)
-                    continue
-                running.append(self._workers.submit(work, task))
-                if len(running) > 2 * self._workers.threads:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            for future in running:
-                future.cancel()
+        return self._workers.map_ahead(work, _tasks(extents, self._packs.task_bytes))
 
 
 def _corrupt(extent: Extent, error: FormatError) -> ChunkCorrupt:

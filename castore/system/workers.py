@@ -17,7 +17,7 @@ import atexit
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -28,6 +28,7 @@ from castore.system import forks
 from castore.system.forks import ForkLock, Rank
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -161,6 +162,30 @@ class Workers:
             if error is not None and not isinstance(error, Exception):
                 raise error  # an interrupt, in the caller's thread
         return future
+
+    def map_ahead(
+        self, work: Callable[[S], T], items: Iterable[S], *, ahead: int | None = None
+    ) -> Iterator[T]:
+        """What `work` makes of each item, in their order; `ahead` of them, or two for each thread,
+        are begun before they are asked for. Once this is closed, the caller does the work. Raises
+        what `work` does; then, or if nobody asks any more, what has not begun is left."""
+        ahead = 2 * self.threads if ahead is None else ahead
+        running: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                try:
+                    future = self.submit(work, item)
+                except StoreClosed:
+                    future = Future(partial(work, item))
+                    future.run()
+                running.append(future)
+                if len(running) > ahead:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
 
     def close(self) -> None:
         """Finish what was submitted, and take no more."""

@@ -32,7 +32,7 @@ from castore.format.s3 import (
     session_of,
 )
 from castore.model import Location, Progress, Stages
-from castore.s3.check.packs import PackScan, PacksRead, in_order
+from castore.s3.check.packs import AHEAD, PackScan, PacksRead
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.condemned import ListGone, list_without_state, read_condemned
 from castore.s3.damaged import damaged_packs
@@ -115,7 +115,9 @@ class S3Check:
     # ------------------------------------------------------------ names
 
     def _check_names(self, stages: Stages) -> None:
-        for found in in_order(self._requests, self._name_faults, self._listed_names(stages)):
+        for found in self._requests.map_ahead(
+            self._name_faults, self._listed_names(stages), ahead=AHEAD
+        ):
             if found is None:
                 continue
             name, faults, packs = found
@@ -294,7 +296,7 @@ class S3Check:
             except KeyAbsent:
                 return None
 
-        for found in in_order(self._requests, fetch, self._bucket.list(prefix)):
+        for found in self._requests.map_ahead(fetch, self._bucket.list(prefix), ahead=AHEAD):
             if found is not None:
                 yield found
 

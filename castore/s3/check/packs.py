@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import TypeVar
 
 from castore.check.data import check_data
@@ -13,7 +12,7 @@ from castore.format.s3 import pack_key
 from castore.model import Stages
 from castore.s3.client.bucket import Bucket, KeyAbsent
 from castore.s3.keys import PACKS, pack_of
-from castore.system.workers import Future, Workers
+from castore.system.workers import Workers
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -73,7 +72,7 @@ class PackScan:
                 stages.relative_update(size)
 
         def opened() -> Iterator[tuple[PackReading, Read]]:
-            for reading in in_order(self._requests, self._read_pack, list(listed)):
+            for reading in self._requests.map_ahead(self._read_pack, list(listed), ahead=AHEAD):
                 if reading is not None:
                     self.readings[reading.pack_id] = reading
                     yield reading, self.reader(reading.pack_id)
@@ -136,18 +135,3 @@ class PackScan:
         if reading.unsealed:
             reading.faults.append("it has no footer, and is put with one")
         return None if pack_id in self._gone else reading
-
-
-def in_order(requests: Workers, read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`read` of each, some at once."""
-    reading: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            reading.append(requests.submit(read, item))
-            if len(reading) > AHEAD:
-                yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()
-    finally:
-        for future in reading:
-            future.cancel()
