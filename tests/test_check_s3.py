@@ -114,7 +114,7 @@ def test_pins_and_hints(remote: Open, bucket: Bucket) -> None:
     ]
     assert report.exit_code == 13
     bucket.delete_many(keys(bucket, "pins/"))
-    hint = keys(bucket, "index/")[0]
+    hint = keys(bucket, "hints/")[0]
     change(bucket, hint, flipped(bucket.get(hint).body, 99))
     report = remote().check()
     assert (report.exit_code, [p.kind for p in report.problems]) == (1, ["hints"])
@@ -212,7 +212,7 @@ def garble_manifest(bucket: Bucket) -> None:
 
 
 def flip_hints(bucket: Bucket) -> None:
-    key = keys(bucket, "index/")[0]
+    key = keys(bucket, "hints/")[0]
     change(bucket, key, flipped(bucket.get(key).body, 99))
 
 
@@ -325,11 +325,11 @@ def test_a_rebuilt_index_is_what_it_was(remote: Open, bucket: Bucket) -> None:
     store._session().look_up([bytes(16)])  # reads the hints
     before = cached(store)
     assert len(before["chunks"]) > 50
-    told = keys(bucket, "index/")
+    told = keys(bucket, "hints/")
     report = store.rebuild_index()
     assert (report.names, report.lost) == (len(VALUES), [])
     assert cached(store) == before
-    assert not set(keys(bucket, "index/")) & set(told)
+    assert not set(keys(bucket, "hints/")) & set(told)
     for name, value in VALUES.items():
         assert store.gets(name) == value
     with remote() as other:  # to which the new hints are told

@@ -13,15 +13,16 @@ from memory_s3 import Stored
 from stores import contents, fill, read
 
 from castore.errors import CastoreError
-from castore.format.s3 import decode_pin, pack_key
+from castore.format.s3 import decode_pin
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.gc import collect as s3
+from castore.s3.keys import pack_key
 
 VALUES = {**contents(names=6), "large inline": bytes(range(256)) * 40}
 VALUES |= {f"big/{i}": noise(90_000, i) for i in range(2)}
 VALUES["big/shared"] = VALUES["big/0"] + b"and more" * 200
 CONDEMNED, PINNED = noise(80_000, 10), noise(80_000, 11)  # no name leads to them
-KINDS = ("packs/", "names/", "castore.json", "pins/", "gc/state", "gc/condemned/", "index/")
+KINDS = ("packs/", "names/", "castore.json", "pins/", "gc/state", "gc/condemned/", "hints/")
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def look(prepared: Prepared, key: str) -> None:
         return
     told = [problem for problem in report.problems if problem.kind != "orphan"]
     assert told or key in prepared.condemned, "nothing was found"
-    if key.startswith("store/index/"):
+    if key.startswith("store/hints/"):
         # Hints: what they do not tell of is only stored again.
         assert {(problem.kind, problem.severity) for problem in told} == {("hints", "warning")}
     elif not needed:
@@ -137,7 +138,7 @@ def put(prepared: Prepared, key: str) -> None:
                 try:
                     store.puts(name, value)
                 except CastoreError:
-                    assert not key.startswith("store/index/")
+                    assert not key.startswith("store/hints/")
                 else:
                     acknowledged[name] = value
     except CastoreError:

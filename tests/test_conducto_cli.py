@@ -412,7 +412,7 @@ class TestProcesses:
         if mode == "cloud":
             with Bucket(parse_settings(context.store_url())) as bucket:
                 assert [entry.key for entry in bucket.list("pins/")] == []
-                assert len(list(bucket.list("index/"))) == (size > 64 << 10)
+                assert len(list(bucket.list("hints/"))) == (size > 64 << 10)
 
     @local_only
     def test_closed_streams(self, mode: str) -> None:

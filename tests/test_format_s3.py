@@ -29,13 +29,11 @@ from castore.format.s3 import (
     encode_pin,
     encode_state,
     manifest_head_bytes,
-    name_key,
     new_pack_id,
     new_session_id,
-    pack_key,
-    pin_key,
     session_of,
 )
+from castore.s3.keys import name_key, pack_key, pin_key
 from castore.stream.codec import CODEC_RAW
 
 STORE, NONCE = bytes(range(16)), bytes(range(16, 32))

@@ -27,15 +27,13 @@ from castore.format.s3 import (
     decode_state,
     encode_pin,
     encode_state,
-    name_key,
     new_session_id,
-    pack_key,
-    pin_key,
 )
 from castore.s3.client.bucket import Bucket
 from castore.s3.gc import collect as s3
 from castore.s3.gc.collect import SCRATCH_S
 from castore.s3.gc.mark import PIN_S, S3Marker
+from castore.s3.keys import name_key, pack_key, pin_key
 
 SIZE = 100_000  # in a pack, and not inline
 
@@ -292,13 +290,13 @@ def test_hints_of_what_is_gone_go(world: World) -> None:
     for name in "abc":
         with world.open(name) as store:
             fill(store, name)
-    assert len(world.server.keys("store/index/")) == 3
+    assert len(world.server.keys("store/hints/")) == 3
     collector = world.open("collector")
     collector.delete("b")
     collect(collector)
     told = [
         pack_id.hex()
-        for key in world.server.keys("store/index/")
+        for key in world.server.keys("store/hints/")
         for pack_id, _ in decode_hints(world.server.objects[key].body)[1]
     ]
     assert sorted(told) == sorted(key[12:44] for key in packs(world))
@@ -317,12 +315,12 @@ def test_many_small_hints_become_one(world: World, monkeypatch: pytest.MonkeyPat
     collector = world.open("collector")
     collector.delete("b")
     collect(collector)
-    assert len(world.server.keys("store/index/")) == 1
+    assert len(world.server.keys("store/hints/")) == 1
 
 
 def test_damaged_hints_and_other_stores_do_no_harm(store: castore.Store, world: World) -> None:
     with world.bucket() as bucket:
-        bucket.put("index/aa/damaged", b"CIDX and so on", idempotent=True)
+        bucket.put("hints/aa/damaged", b"CHNT and so on", idempotent=True)
     fill(store, "a")
     store.delete("a")
     assert collect(store).packs_removed == 1

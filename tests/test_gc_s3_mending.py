@@ -11,12 +11,13 @@ from gc_races import SHARED, WRITERS, Machine, Work, collects, losses, prepare, 
 from gc_stores import DAY, HOUR, World, collect, noise
 
 from castore.errors import CastoreError, FormatError, StoreBusy
-from castore.format.s3 import decode_condemned, decode_state, pack_key
+from castore.format.s3 import decode_condemned, decode_state
 from castore.s3.check import repair_condemned
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.gc import collect as s3
 from castore.s3.gc.mark import Pins
 from castore.s3.gc.state import CollectorState
+from castore.s3.keys import pack_key
 
 Make = Callable[[], World]
 STATE = "store/gc/state"

@@ -40,8 +40,8 @@ REQUESTS = [
     ("PUT", "/packs/"),
     ("PUT", "/pins/"),
     ("GET", "/pins/"),
-    ("GET", "/index/"),
-    ("PUT", "/index/"),
+    ("GET", "/hints/"),
+    ("PUT", "/hints/"),
     ("LIST", ""),
     ("POST", ""),
 ]

@@ -7,9 +7,9 @@ from gc_stores import DAY, World, collect, noise
 from memory_s3 import Actor
 
 import castore
-from castore.format.s3 import pack_key
 from castore.s3.gc import repack as s3_repacking
 from castore.s3.gc.repack import Live, LiveFrames, choose
+from castore.s3.keys import pack_key
 
 SIZE = 70_000
 

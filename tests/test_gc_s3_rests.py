@@ -9,10 +9,9 @@ import pytest
 from gc_stores import DAY, World, collect, noise
 
 import castore
-from castore.format.s3 import pack_key
 from castore.s3 import uploads
 from castore.s3.gc import repack as s3_repacking
-from castore.s3.keys import listed_packs
+from castore.s3.keys import listed_packs, pack_key
 
 SIZE = 70_000
 

@@ -12,8 +12,7 @@ from gc_stores import DAY, World, collect, noise
 
 from castore.s3.check.repair import S3Repair
 from castore.s3.client.bucket import Bucket
-from castore.s3.damaged import MARKED
-from castore.s3.keys import HINTS, PACKS
+from castore.s3.keys import DAMAGED_ANY, HINTS, PACKS
 
 DATA = noise(300_000, 1)
 
@@ -111,12 +110,12 @@ def test_that_there_are_marks_is_said_before_and_said_again(
     monkeypatch.setattr(Bucket, "put", noted)
     with world.open("repairer") as store:
         store.check(repair=True)
-        assert written[0] == MARKED
+        assert written[0] == DAMAGED_ANY
         assert written[1].startswith("damaged/")
         assert len(marks(world)) == 1
-        del world.server.objects[f"store/{MARKED}"]
+        del world.server.objects[f"store/{DAMAGED_ANY}"]
         collect(store)
-    assert f"store/{MARKED}" in world.server.objects
+    assert f"store/{DAMAGED_ANY}" in world.server.objects
 
 
 def test_marks_and_hints_go_with_the_packs(world: World) -> None:

@@ -58,7 +58,7 @@ def fill(one: StoreCache) -> None:
     one.put_manifest(b"name", '"etag"', b"the head", [(10, b"segment 1"), (20, b"segment 2")])
     one.add_chunks([(bytes(16), [PackEntry(bytes([i]) * 16, i, 7, 9) for i in range(5)])])
     one.frames.put([(Location(bytes(16), i, 100), bytes([i]) * 100) for i in range(5)])
-    one.note_hints(["index/00/1"])
+    one.note_hints(["hints/00/1"])
     settle(one.frames)
 
 
@@ -77,7 +77,7 @@ def is_full(one: StoreCache) -> bool:
         one.segment(b"name", '"etag"', 20) == b"segment 2",
         one.known([bytes([3]) * 16, b"x" * 16]) == {bytes([3]) * 16: (bytes(16), 3, 7)},
         one.frames.get([Location(bytes(16), 4, 100)]) == [bytes([4]) * 100],
-        one.hints_seen() == {"index/00/1"},
+        one.hints_seen() == {"hints/00/1"},
     ]
     assert all(found) or not any(found), found
     return all(found)

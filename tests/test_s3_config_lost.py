@@ -14,7 +14,8 @@ from castore.cli import exits, main
 from castore.errors import ConfigLost, FormatError, NotAStore
 from castore.format.pack import decode_config, encode_config
 from castore.s3.client.bucket import Bucket
-from castore.s3.creation import CONFIG_KEY, mend_config
+from castore.s3.creation import mend_config
+from castore.s3.keys import CONFIG_KEY
 
 pytestmark = pytest.mark.usefixtures("quick", "cache_dir")
 

@@ -16,7 +16,7 @@ import castore
 from castore.format.pack import StoreConfig, encode_config
 from castore.s3 import creation
 from castore.s3.client.bucket import Bucket
-from castore.s3.creation import CONFIG_KEY, PROPOSALS
+from castore.s3.keys import CONFIG_KEY, PROPOSALS
 
 pytestmark = pytest.mark.usefixtures("aws_environment", "quick", "cache_dir")
 

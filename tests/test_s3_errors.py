@@ -158,7 +158,7 @@ def test_access_denied_on_one_prefix(
 def test_a_denied_clean_up_is_not_an_error(via_proxy: str, proxy: FaultProxy) -> None:
     """Pins expire, and hints are only hints."""
     proxy.inject("POST", "", answer(403, "AccessDenied"), times=99)
-    proxy.inject("PUT", "/index/", answer(403, "AccessDenied"), times=99)
+    proxy.inject("PUT", "/hints/", answer(403, "AccessDenied"), times=99)
     with castore.open(via_proxy) as store:
         store.puts("a", bytes(200_000))
     assert sum(rule.applied for rule in proxy.rules) == 2

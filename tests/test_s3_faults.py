@@ -76,7 +76,7 @@ CASES = [
     case("puts new", "PUT", "/pins/", set()),
     case("puts new", "PUT", "/packs/"),
     case("puts new", "PUT", "/names/", set()),
-    case("puts reusing", "GET", "/index/"),
+    case("puts reusing", "GET", "/hints/"),
     case("puts reusing", "PUT", "/pins/", set()),
     case("puts reusing", "GET", "/gc/state"),
     case("puts reusing", "HEAD", "/packs/"),
@@ -101,7 +101,7 @@ CASES = [
     case("list", "GET", "/names/"),
     case("transaction", "PUT", "/names/", set()),
     case("close", "POST", "", NO_PRECONDITION | NO_CHECKSUM),
-    case("close", "PUT", "/index/"),
+    case("close", "PUT", "/hints/"),
 ]
 
 

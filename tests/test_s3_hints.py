@@ -123,8 +123,8 @@ def test_what_is_merged_at_once_is_bounded(
     told = stage(bucket, old, sessions=8, count=1, frames=70)  # 2 kB each
     proxy.clear()
     told += stage(bucket, old, sessions=1, count=1, frames=1)
-    assert proxy.count("GET", "/index/") == 1 + 3  # LIST is none; the small one, and three others
-    sizes = sorted(entry.size for entry in bucket.list("index/"))
+    assert proxy.count("GET", "/hints/") == 1 + 3  # LIST is none; the small one, and three others
+    sizes = sorted(entry.size for entry in bucket.list("hints/"))
     assert len(sizes) == 6
     assert sizes[-1] > 4000
     assert learn(bucket, new, proxy, told) == 1 + 6
@@ -139,6 +139,6 @@ def test_a_session_of_many_packs_tells_of_them_on_the_way(
         told = packs("", 25, 10)
         for pack in told:
             one.tell([pack])
-        assert proxy.count("PUT", "/index/") == 2
-    assert proxy.count("PUT", "/index/") == 3
+        assert proxy.count("PUT", "/hints/") == 2
+    assert proxy.count("PUT", "/hints/") == 3
     assert learn(bucket, new, proxy, told) == 1 + 3

@@ -20,8 +20,8 @@ ODD = [
     "pins/0123456789abcdef/",
     "gc/",
     "gc/notes",
-    "index/",
-    "index/" + "x" * 600,
+    "hints/",
+    "hints/" + "x" * 600,
 ]
 
 
@@ -66,7 +66,7 @@ def test_a_long_key_leaves_the_cache_as_it_is(world: World) -> None:
     store = world.open("one", actor)
     for name in "abc":
         store.puts(name, noise(70_000, ord(name)))
-    for key in ("names/" + "x" * 600, "index/" + "x" * 600):
+    for key in ("names/" + "x" * 600, "hints/" + "x" * 600):
         odd(world, key)
     store.close()
     store = world.open("one", actor)

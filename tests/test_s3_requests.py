@@ -93,9 +93,9 @@ def test_the_first_put_of_chunks_begins_a_session(open_proxied: Open, proxy: Fau
     store = open_proxied()
     proxy.clear()
     store.puts("a", noise(LARGE))
-    assert requests(proxy) == ["LIST index", "PUT names", "PUT packs", "PUT pins"]
+    assert requests(proxy) == ["LIST hints", "PUT names", "PUT packs", "PUT pins"]
     store.close()
-    assert requests(proxy) == ["POST delete", "PUT index"]
+    assert requests(proxy) == ["POST delete", "PUT hints"]
 
 
 def test_a_fresh_put_within_a_session_is_two_puts(open_proxied: Open, proxy: FaultProxy) -> None:
@@ -124,13 +124,13 @@ def test_reuse_of_a_foreign_pack_costs_once_per_pack_and_session(
     second.puts("a again", noise(LARGE, 1))
     kinds = [exchange.key.split("/")[3] for exchange in proxy.exchanges if exchange.kind != "LIST"]
     order = [kind for kind in kinds if kind != "damaged"]  # beside them
-    assert order == ["index", "pins", "gc", "packs", "names"]  # the pin, the state, the HEAD
+    assert order == ["hints", "pins", "gc", "packs", "names"]  # the pin, the state, the HEAD
     assert requests(proxy) == [
         "GET gc",
-        "GET index",
+        "GET hints",
         "HEAD damaged",
         "HEAD packs",
-        "LIST index",
+        "LIST hints",
         "PUT names",
         "PUT pins",
     ]
@@ -159,10 +159,10 @@ def test_many_foreign_packs_are_relied_on_at_once(
     assert packs >= 4
     assert requests(proxy) == [
         "GET gc",
-        "GET index",
+        "GET hints",
         "HEAD damaged",
         f"HEAD packs x{packs}",
-        "LIST index",
+        "LIST hints",
         "PUT names",
         "PUT packs",  # the seams
         "PUT pins",
@@ -172,10 +172,10 @@ def test_many_foreign_packs_are_relied_on_at_once(
 def test_closing_tells_and_unpins_at_once(open_proxied: Open, proxy: FaultProxy) -> None:
     store = warmed(open_proxied(), proxy)
     meeting = Meeting()
-    proxy.inject("PUT", "/index/", meeting)
+    proxy.inject("PUT", "/hints/", meeting)
     proxy.inject("POST", "", meeting)
     store.close()
-    assert requests(proxy) == ["POST delete", "PUT index"]
+    assert requests(proxy) == ["POST delete", "PUT hints"]
 
 
 def test_the_first_pack_of_a_put_is_on_its_way_early(
@@ -498,12 +498,12 @@ def test_hints_of_many_sessions_are_merged(
         store = open_proxied(i)
         store.puts(f"a/{i}", noise(LARGE, i))
         store.close()
-    merged = proxy.count("PUT", "/index/") - 6
+    merged = proxy.count("PUT", "/hints/") - 6
     assert merged == 1
     store = open_proxied(10)
     proxy.clear()
     for i in range(6):
         store.puts(f"again/{i}", noise(LARGE, i))
         assert store.gets(f"again/{i}") == noise(LARGE, i)
-    assert proxy.count("GET", "/index/") <= 2
+    assert proxy.count("GET", "/hints/") <= 2
     assert proxy.count("PUT", "/packs/") == 0

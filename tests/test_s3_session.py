@@ -22,12 +22,11 @@ from castore.format.s3 import (
     encode_state,
     new_pack_id,
     new_session_id,
-    pack_key,
-    pin_key,
 )
 from castore.s3 import lease as session
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.put_once import Landed
+from castore.s3.keys import pack_key, pin_key
 from castore.s3.lease import SESSION_S_MAX, WriterLease
 from castore.system.workers import Workers
 

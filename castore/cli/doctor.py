@@ -206,6 +206,7 @@ def _safe_verbs(features: ServerFeatures) -> Check:
 
 def _remote_store(bucket: Bucket, url: str) -> Check:
     import castore
+    from castore.s3.keys import PROBE
 
     try:
         with castore.open(url, create=False, read_only=True):
@@ -215,7 +216,7 @@ def _remote_store(bucket: Bucket, url: str) -> Check:
             raise
     except (UnsupportedFormat, FormatError) as error:
         return Check("store", "problem", str(error))
-    other = next((entry.key for entry in bucket.list() if not entry.key.startswith("probe/")), None)
+    other = next((entry.key for entry in bucket.list() if not entry.key.startswith(PROBE)), None)
     if other is None:
         return Check("store", "ok", "none yet: the first put makes it")
     return Check(

@@ -31,7 +31,6 @@ from castore.model import SEGMENT_EXTENTS_MAX
 
 SESSION_ID_BYTES: Final = 8
 NONCE_BYTES: Final = 16
-GC_STATE_KEY: Final = "gc/state"
 
 _checksum = xxhash.xxh3_64_intdigest
 
@@ -46,23 +45,6 @@ def new_pack_id(session: bytes) -> bytes:
 
 def session_of(pack_id: bytes) -> bytes:
     return pack_id[:SESSION_ID_BYTES]
-
-
-def pack_key(pack_id: bytes) -> str:
-    return f"packs/{pack_id.hex()}-{session_of(pack_id).hex()}"
-
-
-def name_key(name: bytes) -> str:
-    return f"names/{name.decode()}"
-
-
-def pin_key(session: bytes, number: int) -> str:
-    return f"pins/{session.hex()}/{number}"
-
-
-def new_hints_key() -> str:
-    name = secrets.token_hex(16)
-    return f"index/{name[:2]}/{name}"
 
 
 # ---------------------------------------------------------------- manifests
@@ -365,6 +347,7 @@ def _row_checksum(name: bytes, row: bytes) -> bytes:
 
 # ---------------------------------------------------------------- hints: which chunks are where
 
+_HINTS_MAGIC: Final = b"CHNT"
 _HINTS = struct.Struct("<4sBBHI16sQ")
 _HINT_PACK = struct.Struct("<16sI")
 _HINT_ENTRY = struct.Struct("<16sIII")
@@ -381,7 +364,7 @@ def encode_hints(store_id: bytes, packs: Sequence[tuple[bytes, Sequence[PackEntr
             *(_HINT_ENTRY.pack(e.chunk_id, e.offset, e.stored_bytes, e.raw_bytes) for e in entries),
         )
     )
-    fixed = _HINTS.pack(b"CIDX", VERSION, 0, 0, len(packs), store_id, 0)[:-8]
+    fixed = _HINTS.pack(_HINTS_MAGIC, VERSION, 0, 0, len(packs), store_id, 0)[:-8]
     return fixed + _checksum(body, _checksum(fixed)).to_bytes(8, "little") + body
 
 
@@ -390,7 +373,7 @@ def decode_hints(raw: bytes) -> tuple[bytes, list[tuple[bytes, list[PackEntry]]]
     if len(raw) < _HINTS.size:
         raise FormatError(f"hints are cut short at {len(raw)} bytes")
     magic, version, flags, zero, count, store_id, checksum = _HINTS.unpack_from(raw)
-    if magic != b"CIDX" or flags or zero or version < 1:
+    if magic != _HINTS_MAGIC or flags or zero or version < 1:
         raise FormatError(f"hints start with {raw[:8].hex()}")
     if version > VERSION:
         raise UnsupportedFormat(f"hints have format version {version}: upgrade castore")

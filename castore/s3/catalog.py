@@ -20,12 +20,11 @@ from castore.format.s3 import (
     Place,
     decode_manifest_head,
     manifest_head_bytes,
-    name_key,
 )
 from castore.model import Extent, can_begin_a_name, clamp_range
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Reply
-from castore.s3.keys import NAMES, name_of
+from castore.s3.keys import NAMES, name_key, name_of
 from castore.stream.backend import Cover
 from castore.stream.coalesce import coalesce
 from castore.stream.segments import Manifest

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from castore.errors import FormatError
-from castore.format.s3 import GC_STATE_KEY, decode_condemned, decode_state
+from castore.format.s3 import decode_condemned, decode_state
 from castore.s3.client.bucket import Bucket, KeyAbsent
-from castore.s3.keys import LISTS, is_collectors
+from castore.s3.keys import CONDEMNED_LISTS, GC_STATE_KEY, is_collectors
 
 
 class ListGone(FormatError):
@@ -34,7 +34,7 @@ def read_condemned(bucket: Bucket, store_id: bytes) -> list[bytes]:
 def list_without_state(bucket: Bucket) -> str | None:
     """The key of a list where `gc/state` is gone: none is written before there is a state, which
     nobody takes away."""
-    lists = (entry.key for entry in bucket.list(LISTS) if is_collectors(entry.key))
+    lists = (entry.key for entry in bucket.list(CONDEMNED_LISTS) if is_collectors(entry.key))
     key = next(lists, None)
     if key is not None:
         try:

@@ -8,8 +8,6 @@ get another seed, and nothing of the old one could be read any more.
 from __future__ import annotations
 
 import contextlib
-import re
-import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,18 +31,30 @@ from castore.format.s3 import MANIFEST_MAGIC, decode_manifest_head
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_once
+from castore.s3.keys import (
+    CONFIG_KEY,
+    DAMAGED,
+    GC,
+    HINTS,
+    NAMES,
+    PACKS,
+    PINS,
+    PROBE,
+    PROPOSALS,
+    QUARANTINE,
+    new_proposal_key,
+    pack_of,
+    quarantine_key,
+)
 from castore.stream.config import parse_config
 
-CONFIG_KEY = "castore.json"
-PROPOSALS = "probe/castore.json/"
 PROPOSAL_S = 2.5  # more than the second that S3 rounds times to
 PROPOSAL_ATTEMPTS = 3
 CONFIG_BYTES_MAX = 1 << 17
 WITNESSES_MAX = 16  # packs, and as many manifests, that are asked
 HEAD_BYTES_MAX = 1 << 20
 
-_OURS = ("names/", "packs/", "pins/", "gc/", "index/", "quarantine/")
-_PACK_KEY = re.compile(r"packs/[0-9a-f]{32}-[0-9a-f]{16}")
+_OURS = (NAMES, PACKS, PINS, GC, HINTS, DAMAGED, QUARANTINE)
 
 
 def read_config(bucket: Bucket) -> StoreConfig | None:
@@ -71,7 +81,7 @@ def create(bucket: Bucket, config: StoreConfig) -> StoreConfig:
             break  # another made it just now
         if entry.key.startswith(_OURS):
             raise_if_lost(bucket)
-        if not entry.key.startswith("probe/"):
+        if not entry.key.startswith(PROBE):
             raise NotAStore(
                 f"{url} is not empty and not a castore store ({entry.key!r} is there): choose an "
                 "empty prefix"
@@ -90,7 +100,7 @@ def create(bucket: Bucket, config: StoreConfig) -> StoreConfig:
 def raise_if_lost(bucket: Bucket, *, recoverable: bool = True) -> None:
     """Raises ConfigLost if what is there is a store whose castore.json is not."""
     url = bucket.settings.url
-    for _ in chain(_witnesses(bucket, "packs/"), _witnesses(bucket, "names/")):
+    for _ in chain(_witnesses(bucket, PACKS), _witnesses(bucket, NAMES)):
         remedy = (
             f"castore -r {url} check --repair makes it again from what packs and manifests say"
             if recoverable
@@ -125,16 +135,16 @@ def mend_config(bucket: Bucket) -> str:
             f"what is at {url} belongs to several stores: put the right castore.json back by hand"
         )
     if there is not None:
-        bucket.put(f"quarantine/{CONFIG_KEY}", there, idempotent=True)
+        bucket.put(quarantine_key(CONFIG_KEY), there, idempotent=True)
     # Who else mends it puts the same.
     bucket.put(CONFIG_KEY, encode_config(first[0][0]), idempotent=True)
-    was = "gone" if there is None else f"damaged (the old one is quarantine/{CONFIG_KEY})"
+    was = "gone" if there is None else f"damaged (the old one is {quarantine_key(CONFIG_KEY)})"
     return f"castore.json was {was}, and is made again from what packs and manifests say"
 
 
 def _told(bucket: Bucket) -> Iterator[StoreConfig]:
     """What packs and manifests say of their store, of some of each."""
-    for kind in ("packs/", "names/"):
+    for kind in (PACKS, NAMES):
         told = (config for config in _witnesses(bucket, kind) if config is not None)
         yield from islice(told, WITNESSES_MAX)
 
@@ -143,11 +153,11 @@ def _witnesses(bucket: Bucket, kind: str) -> Iterator[StoreConfig | None]:
     """What each pack, or manifest, says of its store; None for one that is damaged or too old."""
     for entry in bucket.list(kind):
         try:
-            if kind == "names/":
+            if kind == NAMES:
                 raw = bucket.get(entry.key, byte_range=(0, HEAD_BYTES_MAX)).body
                 if raw[:4] == MANIFEST_MAGIC:
                     yield decode_manifest_head(raw).config
-            elif _PACK_KEY.fullmatch(entry.key):
+            elif pack_of(entry.key) is not None:
                 raw = bucket.get(entry.key, byte_range=(0, PACK_HEADER_BYTES)).body
                 decode_pack_header(raw)
                 yield decode_pack_config(raw)
@@ -194,7 +204,7 @@ def _propose(bucket: Bucket, raw: bytes) -> None:
     """Each attempt under a key of its own: one that landed again would be dated anew."""
     for left in reversed(range(PROPOSAL_ATTEMPTS)):
         try:
-            bucket.put(f"{PROPOSALS}{secrets.token_hex(16)}", raw)
+            bucket.put(new_proposal_key(), raw)
             return
         except OutcomeUnknown as lost:
             if not left:

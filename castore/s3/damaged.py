@@ -14,34 +14,30 @@ is put before the first mark, and never taken away: who does not find it had no 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
+from castore.s3.keys import DAMAGED, DAMAGED_ANY, damage_key, damaged_pack_of
 from castore.s3.lease import SESSION_S_MAX
-
-PREFIX = "damaged/"
-MARKED = f"{PREFIX}marked"
-_MARK = re.compile(f"{PREFIX}([0-9a-f]{{32}})")
 
 
 def mark_damaged(bucket: Bucket, packs: Collection[bytes]) -> None:
     if packs:
-        bucket.put(MARKED, b"", idempotent=True)
+        bucket.put(DAMAGED_ANY, b"", idempotent=True)
     for pack_id in packs:
-        bucket.put(f"{PREFIX}{pack_id.hex()}", b"", idempotent=True)
+        bucket.put(damage_key(pack_id), b"", idempotent=True)
 
 
 def unmark(bucket: Bucket, packs: Collection[bytes]) -> None:
     """They are whole: damaged on its way, a frame looked as if it were."""
     if packs:
-        bucket.delete_many([f"{PREFIX}{pack_id.hex()}" for pack_id in packs])
+        bucket.delete_many([damage_key(pack_id) for pack_id in packs])
 
 
 def to_avoid(bucket: Bucket) -> set[bytes]:
     """As `damaged_packs`; of a store where nothing was ever marked, for one HEAD."""
     try:
-        bucket.head(MARKED)
+        bucket.head(DAMAGED_ANY)
     except KeyAbsent:
         return set()
     return damaged_packs(bucket)
@@ -55,7 +51,7 @@ def remove_marks(bucket: Bucket, there: Collection[bytes], *, now: float) -> Non
     """Those of packs that are not `there` any more; `now` is the server's time, in seconds."""
     marks = list(_marks(bucket))
     if marks:  # also if somebody took it away
-        bucket.put(MARKED, b"", idempotent=True)
+        bucket.put(DAMAGED_ANY, b"", idempotent=True)
     void = [
         entry.key
         for pack_id, entry in marks
@@ -66,7 +62,7 @@ def remove_marks(bucket: Bucket, there: Collection[bytes], *, now: float) -> Non
 
 
 def _marks(bucket: Bucket) -> Iterator[tuple[bytes, Listed]]:
-    for entry in bucket.list(PREFIX):
-        match = _MARK.fullmatch(entry.key)
-        if match is not None:
-            yield bytes.fromhex(match[1]), entry
+    for entry in bucket.list(DAMAGED):
+        pack_id = damaged_pack_of(entry.key)
+        if pack_id is not None:
+            yield pack_id, entry

@@ -1,6 +1,6 @@
 """Hints: what the packs that others uploaded hold, so that it need not be uploaded again.
 
-Each writer puts the footers of its packs, many in one object, under `index/`; the others read what
+Each writer puts the footers of its packs, many in one object, under `hints/`; the others read what
 is new there, once, before they first look chunks up. Only ever hints: a chunk that they do not tell
 of is uploaded again, and a pack that they tell of is looked for before it is relied on.
 
@@ -17,10 +17,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from castore.errors import CastoreError, FormatError, UnsupportedFormat
 from castore.format.pack import PackEntry
-from castore.format.s3 import decode_hints, encode_hints, new_hints_key
+from castore.format.s3 import decode_hints, encode_hints
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent
-from castore.s3.keys import HINTS, is_hints
+from castore.s3.keys import HINTS, is_hints, new_hints_key
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 

@@ -1,4 +1,4 @@
-"""The keys that castore gives what it stores, told from those of others.
+"""Every key and prefix of a store on S3, and which of the keys that are there are its own.
 
 A console puts a folder's marker beside them, `names/` say, another program whatever it likes. That
 is nobody's to read, count or remove: a check names it, and all else goes on as if it were not
@@ -8,18 +8,74 @@ there.
 from __future__ import annotations
 
 import re
+import secrets
+from typing import Final
 
 from castore.errors import InvalidName
-from castore.format.s3 import GC_STATE_KEY, pack_key
+from castore.format.s3 import session_of
 from castore.model import encode_name
 from castore.s3.client.bucket import Bucket, Listed
 
-NAMES, PACKS, PINS, HINTS, GC = "names/", "packs/", "pins/", "index/", "gc/"
-LISTS = f"{GC}condemned/"
+CONFIG_KEY: Final = "castore.json"  # what is fixed for the store's life
+PACKS: Final = "packs/"
+NAMES: Final = "names/"  # manifests
+PINS: Final = "pins/"  # what writers rely on
+HINTS: Final = "hints/"  # which chunks are in which packs
+GC: Final = "gc/"  # what collectors are at
+GC_STATE_KEY: Final = f"{GC}state"
+CONDEMNED_LISTS: Final = f"{GC}condemned/"  # lists of packs
+DAMAGED: Final = "damaged/"  # marks of packs that nothing is to rely on
+DAMAGED_ANY: Final = f"{DAMAGED}marked"
+QUARANTINE: Final = "quarantine/"  # copies that a repair keeps
+PROBE: Final = "probe/"  # for moments, while the server is asked what it honours
+PROPOSALS: Final = f"{PROBE}{CONFIG_KEY}/"
+
 _PACK = re.compile(f"{PACKS}([0-9a-f]{{32}})-[0-9a-f]{{16}}")
 _PIN = re.compile(f"{PINS}([0-9a-f]{{16}})/[0-9]{{1,9}}")
-_GC = re.compile(f"{GC_STATE_KEY}|{LISTS}[0-9]{{1,18}}")
+_CONDEMNED = re.compile(f"{CONDEMNED_LISTS}([0-9]{{1,18}})")
+_DAMAGED = re.compile(f"{DAMAGED}([0-9a-f]{{32}})")
 _HINTS = re.compile(f"{HINTS}[0-9a-f]{{2}}/[0-9a-f]{{32}}")
+
+
+# ---------------------------------------------------------------- the keys it gives
+
+
+def pack_key(pack_id: bytes) -> str:
+    return f"{PACKS}{pack_id.hex()}-{session_of(pack_id).hex()}"
+
+
+def name_key(name: bytes) -> str:
+    return f"{NAMES}{name.decode()}"
+
+
+def pin_key(session: bytes, number: int) -> str:
+    return f"{PINS}{session.hex()}/{number}"
+
+
+def new_hints_key() -> str:
+    name = secrets.token_hex(16)
+    return f"{HINTS}{name[:2]}/{name}"
+
+
+def condemned_key(version: int) -> str:
+    """Of the list that the state of that version is the first to refer to."""
+    return f"{CONDEMNED_LISTS}{version}"
+
+
+def damage_key(pack_id: bytes) -> str:
+    return f"{DAMAGED}{pack_id.hex()}"
+
+
+def new_proposal_key() -> str:
+    return f"{PROPOSALS}{secrets.token_hex(16)}"
+
+
+def quarantine_key(key: str) -> str:
+    """Where a repair keeps what was at another key."""
+    return f"{QUARANTINE}{key}"
+
+
+# ---------------------------------------------------------------- what a key that is there is
 
 
 def name_of(entry: Listed) -> bytes | None:
@@ -32,16 +88,16 @@ def name_of(entry: Listed) -> bytes | None:
         return None
 
 
-def pack_of(entry: Listed) -> bytes | None:
+def pack_of(key: str) -> bytes | None:
     """The id of the pack that this is."""
-    match = _PACK.fullmatch(entry.key)
+    match = _PACK.fullmatch(key)
     pack_id = bytes.fromhex(match[1]) if match is not None else b""
-    return pack_id if match is not None and pack_key(pack_id) == entry.key else None
+    return pack_id if match is not None and pack_key(pack_id) == key else None
 
 
 def listed_packs(bucket: Bucket) -> dict[bytes, int]:
     """All packs, and their bytes."""
-    found = {pack_of(entry): entry.size for entry in bucket.list(PACKS)}
+    found = {pack_of(entry.key): entry.size for entry in bucket.list(PACKS)}
     return {pack_id: size for pack_id, size in found.items() if pack_id is not None}
 
 
@@ -51,10 +107,22 @@ def session_of_pin(key: str) -> bytes | None:
     return None if match is None else bytes.fromhex(match[1])
 
 
+def damaged_pack_of(key: str) -> bytes | None:
+    """The pack that this marks as damaged."""
+    match = _DAMAGED.fullmatch(key)
+    return None if match is None else bytes.fromhex(match[1])
+
+
+def condemned_version(key: str) -> int | None:
+    """The version of the state whose list this is."""
+    match = _CONDEMNED.fullmatch(key)
+    return None if match is None else int(match[1])
+
+
 def is_hints(key: str) -> bool:
     return _HINTS.fullmatch(key) is not None
 
 
 def is_collectors(key: str) -> bool:
     """Whether it is what collectors announce, or did."""
-    return _GC.fullmatch(key) is not None
+    return key == GC_STATE_KEY or condemned_version(key) is not None

@@ -23,17 +23,11 @@ from castore.errors import (
     StoreClosed,
     StoreIOError,
 )
-from castore.format.s3 import (
-    encode_pin,
-    new_pack_id,
-    new_session_id,
-    pack_key,
-    pin_key,
-    session_of,
-)
+from castore.format.s3 import encode_pin, new_pack_id, new_session_id, session_of
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.put_once import Landed, put_once
 from castore.s3.condemned import read_condemned
+from castore.s3.keys import pack_key, pin_key
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 

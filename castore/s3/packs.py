@@ -22,10 +22,10 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from castore.errors import FormatError, PackMissing, StoreClosed
-from castore.format.s3 import pack_key
 from castore.model import Extent, Location
 from castore.s3.cache.frames import FrameCache
 from castore.s3.client.bucket import Bucket, KeyAbsent
+from castore.s3.keys import pack_key
 from castore.stream.backend import NOTHING_HELD, Held
 from castore.stream.coalesce import Span, coalesce
 from castore.system.forks import ForkLock, Rank

@@ -23,7 +23,7 @@ from castore.errors import (
 )
 from castore.format.index import Record, Segment, SegmentBuilder, decode_segment
 from castore.format.pack import StoreConfig, decode_frame_header
-from castore.format.s3 import encode_manifest, name_key
+from castore.format.s3 import encode_manifest
 from castore.model import Extent, Location
 from castore.s3.cache.store import StoreCache
 from castore.s3.catalog import Overwritten, S3Catalog, Version
@@ -32,6 +32,7 @@ from castore.s3.client.delete_version import delete_version, etag_at
 from castore.s3.client.put_once import Landed, put_once
 from castore.s3.damaged import to_avoid
 from castore.s3.hints import Hints
+from castore.s3.keys import name_key
 from castore.s3.lease import WriterLease
 from castore.s3.packs import S3Packs
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads

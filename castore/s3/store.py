@@ -5,7 +5,7 @@ packs/<pack>-<session>     packs
 names/<name>               manifests
 pins/<session>/<n>         what writers rely on
 gc/...                     what the collector is at
-index/<shard>/...          hints: which chunks are in which packs
+hints/<shard>/...          hints: which chunks are in which packs
 probe/...                  for moments, while a store is made
 """
 
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from castore.errors import ConfigLost, NotLocal, StoreNotFound
 from castore.format.index import decode_segment
 from castore.format.pack import StoreConfig
-from castore.format.s3 import name_key
 from castore.model import Progress, Stages, StoreStats
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
@@ -32,7 +31,7 @@ from castore.s3.creation import create as create_store
 from castore.s3.creation import mend_config, raise_if_lost, read_config
 from castore.s3.damaged import damaged_packs
 from castore.s3.hints import Hints
-from castore.s3.keys import listed_packs
+from castore.s3.keys import listed_packs, name_key
 from castore.s3.lease import WriterLease
 from castore.s3.packs import S3Packs
 from castore.s3.session import S3Session

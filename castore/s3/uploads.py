@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from castore.format.pack import PackEntry, StoreConfig, encode_footer, encode_pack_header
-from castore.format.s3 import pack_key
 from castore.model import Location
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket
 from castore.s3.hints import Hints
+from castore.s3.keys import pack_key
 from castore.s3.lease import WriterLease
 from castore.stream.codec import Frame
 from castore.system.workers import Future, InFlight, Workers

@@ -28,7 +28,6 @@ from castore.format.s3 import (
     decode_manifest_head,
     decode_pin,
     manifest_head_bytes,
-    name_key,
     session_of,
 )
 from castore.model import Location, Progress, Stages
@@ -36,11 +35,21 @@ from castore.s3.check.packs import AHEAD, PackScan, PacksRead
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.condemned import ListGone, list_without_state, read_condemned
 from castore.s3.damaged import damaged_packs
-from castore.s3.keys import GC, HINTS, NAMES, PINS, is_collectors, is_hints, name_of, session_of_pin
+from castore.s3.keys import (
+    CONFIG_KEY,
+    GC,
+    HINTS,
+    NAMES,
+    PINS,
+    is_collectors,
+    is_hints,
+    name_key,
+    name_of,
+    session_of_pin,
+)
 from castore.stream.reports import CheckReport, Problem, Severity
 from castore.system.workers import Workers
 
-CONFIG_KEY = "castore.json"
 PIN_S_MAX = 7 * 86_400  # then a collector ignores it
 FIRST_BYTES = 256 << 10
 SPAN_BYTES_MAX = 8 << 20

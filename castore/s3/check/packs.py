@@ -8,10 +8,9 @@ from typing import TypeVar
 from castore.check.data import check_data
 from castore.check.packs import PackReading, Read, read_pack
 from castore.format.pack import StoreConfig
-from castore.format.s3 import pack_key
 from castore.model import Stages
 from castore.s3.client.bucket import Bucket, KeyAbsent
-from castore.s3.keys import PACKS, pack_of
+from castore.s3.keys import PACKS, pack_key, pack_of
 from castore.system.workers import Workers
 
 T = TypeVar("T")
@@ -52,7 +51,7 @@ class PackScan:
     def read(self, fraction: float, stages: Stages) -> None:
         """What all packs hold; this fraction of it is decoded."""
         for entry in self._bucket.list(PACKS):
-            pack_id = pack_of(entry)
+            pack_id = pack_of(entry.key)
             if pack_id is None:
                 self.odd_keys.append(entry.key)
             else:

@@ -26,8 +26,6 @@ from castore.format.s3 import (
     decode_manifest_head,
     encode_manifest,
     manifest_head_bytes,
-    name_key,
-    pack_key,
 )
 from castore.model import Extent, Location
 from castore.s3.catalog import Overwritten, S3Catalog, Version
@@ -38,6 +36,7 @@ from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.damaged import damaged_packs, mark_damaged, unmark
 from castore.s3.hints import listed_hints, rewrite_hints
+from castore.s3.keys import name_key, pack_key, quarantine_key
 from castore.stream.codec import chunk_id_of, decode_frame
 from castore.stream.operations import Delete
 from castore.stream.reports import CheckReport, Problem
@@ -242,7 +241,7 @@ class S3Repair:
 
     def _keep_copy(self, key: str) -> str:
         """A copy below quarantine/; where. Raises KeyAbsent."""
-        target = f"quarantine/{key}"
+        target = quarantine_key(key)
         self._bucket.put(target, self._bucket.get(key).body, idempotent=True)
         self.done.append(f"{key} is copied to {target}")
         return target

@@ -26,14 +26,7 @@ from collections.abc import Callable
 
 from castore.check.bitflip import mended
 from castore.errors import CollectionRefused, FormatError, PreconditionsIgnored, StoreBusy
-from castore.format.s3 import (
-    GC_STATE_KEY,
-    NONCE_BYTES,
-    GcState,
-    decode_condemned,
-    decode_state,
-    encode_state,
-)
+from castore.format.s3 import NONCE_BYTES, GcState, decode_condemned, decode_state, encode_state
 from castore.model import Stages
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
@@ -44,7 +37,7 @@ from castore.s3.gc.collect import fit_server
 from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.state import CONDEMNED, CollectorState
-from castore.s3.keys import LISTS
+from castore.s3.keys import CONDEMNED_LISTS, CONFIG_KEY, GC_STATE_KEY, condemned_key, quarantine_key
 from castore.stream.reports import Problem
 from castore.system.workers import Workers
 
@@ -95,7 +88,7 @@ class CondemnedRepair:
             return
         self._check_server()
         marker = S3Marker(self._bucket, self._store_id, memory, self._requests, Stages(None))
-        now = self._bucket.head("castore.json").date
+        now = self._bucket.head(CONFIG_KEY).date
         condemned = condemn_anew(moving, marker, expired_before=now - PIN_S)
         if condemned is not None:
             self._done.append(
@@ -119,10 +112,10 @@ class CondemnedRepair:
             etag = self._bucket.head(GC_STATE_KEY).etag
         except KeyAbsent:
             etag = None
-        numbers = [entry.key.rpartition("/")[2] for entry in self._bucket.list(LISTS)]
+        numbers = [entry.key.rpartition("/")[2] for entry in self._bucket.list(CONDEMNED_LISTS)]
         seen = CollectorMemory(self._cache).state_version()
         version = max([seen, *(int(n) for n in numbers if n.isdecimal() and len(n) < 16)])
-        key = f"{LISTS}{version + VERSIONS_SKIPPED}"
+        key = condemned_key(version + VERSIONS_SKIPPED)
         state = GcState(
             version + VERSIONS_SKIPPED, CONDEMNED, secrets.token_bytes(NONCE_BYTES), key
         )
@@ -161,7 +154,7 @@ class CondemnedRepair:
             raise StoreBusy(f"{key} changed meanwhile: repeat the repair")
 
     def _keep_copy(self, key: str, raw: bytes) -> None:
-        target = f"quarantine/{key}"
+        target = quarantine_key(key)
         self._bucket.put(target, raw, idempotent=True)
         self._done.append(f"{key} is copied to {target}")
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from castore.errors import RemoteError
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.keys import PROBE
 from castore.system.workers import Workers
 
 TRIES = 3
@@ -72,7 +73,7 @@ def probe(bucket: Bucket) -> ServerFeatures:
 class _Scratch:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
-        self.folder = f"probe/{secrets.token_hex(16)}"
+        self.folder = f"{PROBE}{secrets.token_hex(16)}"
         self.keys: list[str] = []
 
     def settled(self, check: Callable[[Bucket, str], T]) -> T:

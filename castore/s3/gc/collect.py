@@ -37,6 +37,7 @@ from castore.s3.gc.repack import Live, S3Repacker
 from castore.s3.gc.state import CONDEMNED, SWEEPING, CollectorState
 from castore.s3.gc.sweep import remove_packs, remove_scratch
 from castore.s3.hints import listed_hints, rewrite_hints
+from castore.s3.keys import CONFIG_KEY
 from castore.s3.session import S3Session
 from castore.stream.reports import GcOptions, GcReport, Undeletable
 from castore.system.workers import Workers
@@ -288,7 +289,7 @@ class _Collection:
 
     def _now(self) -> float:
         """Seconds since the epoch by the server's clock."""
-        now = self._bucket.head("castore.json").date
+        now = self._bucket.head(CONFIG_KEY).date
         if not now:
             raise RemoteError(f"{self._bucket.settings.url}: the server sends no Date")
         return now

@@ -18,14 +18,12 @@ from castore.format.s3 import (
     decode_manifest_head,
     decode_pin,
     manifest_head_bytes,
-    name_key,
-    pack_key,
     session_of,
 )
 from castore.model import Stages
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed, Reply
 from castore.s3.gc.memory import CollectorMemory
-from castore.s3.keys import NAMES, PINS, listed_packs, name_of, session_of_pin
+from castore.s3.keys import NAMES, PINS, listed_packs, name_key, name_of, pack_key, session_of_pin
 from castore.system.workers import Workers
 
 HEAD_BYTES = 16 << 10  # of a manifest, in the first request

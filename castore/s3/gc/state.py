@@ -12,13 +12,11 @@ had been looked at, and the grace counts from there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from contextlib import suppress
 
 from castore.errors import FormatError, StateWentBackwards, StoreBusy, StoreIOError
 from castore.format.s3 import (
-    GC_STATE_KEY,
     Condemned,
     GcState,
     decode_condemned,
@@ -30,7 +28,7 @@ from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, Precondi
 from castore.s3.client.put_once import put_once
 from castore.s3.condemned import list_without_state
 from castore.s3.gc.memory import CollectorMemory
-from castore.s3.keys import LISTS
+from castore.s3.keys import CONDEMNED_LISTS, GC_STATE_KEY, condemned_key, condemned_version
 
 IDLE, CONDEMNED, SWEEPING = "idle", "condemned", "sweeping"
 REPAIR = "repair the store (castore check --repair)"
@@ -126,11 +124,11 @@ class CollectorState:
     def remove_lists(self) -> None:
         """Those that no state refers to, nor will: whoever wrote them has lost the lead."""
         doomed = []
-        for entry in self._bucket.list(LISTS):
-            number = entry.key.removeprefix(LISTS)
+        for entry in self._bucket.list(CONDEMNED_LISTS):
+            version = condemned_version(entry.key)
             if (
-                re.fullmatch("[0-9]{1,18}", number)
-                and int(number) <= self._now.version
+                version is not None
+                and version <= self._now.version
                 and entry.key != self._now.condemned
             ):
                 doomed.append(entry.key)
@@ -151,7 +149,7 @@ class CollectorState:
         def body(nonce: bytes) -> bytes:
             return encode_condemned(self._store_id, nonce, sorted(packs), sorted(carried))
 
-        key = f"{LISTS}{self._now.version + 1}"
+        key = condemned_key(self._now.version + 1)
         try:
             put_once(self._bucket, key, body, if_none_match=self._conditional)
         except PreconditionFailed as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import islice
 
-from castore.format.s3 import pack_key
 from castore.model import Stages
 from castore.s3.client.bucket import DELETE_MANY_MAX, Bucket
+from castore.s3.keys import PROBE, pack_key
 
 
 def remove_packs(
@@ -29,6 +29,6 @@ def remove_packs(
 def remove_scratch(bucket: Bucket, *, before: float) -> None:
     """Remove what a process that died while it probed the server left, if it is from before that
     time in seconds by the server's clock."""
-    scratch = [entry.key for entry in bucket.list("probe/") if entry.modified < before]
+    scratch = [entry.key for entry in bucket.list(PROBE) if entry.modified < before]
     if scratch:
         bucket.delete_many(scratch)
