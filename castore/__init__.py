@@ -1,13 +1,14 @@
 """castore: a content-addressed object store.
 
-    import castore
-
-    with castore.open("/data/store") as store:
-        store.put("tables/2026-01-02.csv", "today.csv")
-        head = store.gets("tables/2026-01-02.csv", (0, 65536))
-
 Names map to objects whose bytes are cut into content-defined chunks, each stored once, compressed,
 and checked whenever it is read. See `castore.open` and `castore.Store`.
+
+>>> import castore
+>>> with castore.open("a/store") as store:
+...     info = store.put("dumps/monday.sql", "monday.sql")
+...     head = store.gets("dumps/monday.sql", (0, 12))
+>>> head
+b'create table'
 
 What is listed in `__all__` here and in `castore.errors` is all that a layer above needs, and may
 use. For one that names things its own way there are `NAME_BYTES_MAX`, `caller_identity`,

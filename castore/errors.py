@@ -1,8 +1,14 @@
 """Every error that castore raises on purpose.
 
-Each carries the facts as fields, names the thing and the remedy in its message, and also
-subclasses the builtin that a caller would catch, so that `except FileNotFoundError` works without
-importing this module. Absent is not failed: `NameNotFound` means the name is definitely not there.
+Each carries the facts as fields, names the thing and the remedy in its message, and also subclasses
+the builtin that a caller would catch, so that `except FileNotFoundError` works without importing
+this module. Absent is not failed: `NameNotFound` means the name is definitely not there.
+
+>>> try:
+...     store.gets("no such name")
+... except FileNotFoundError as error:
+...     error.name
+'no such name'
 """
 
 from __future__ import annotations

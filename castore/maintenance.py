@@ -19,12 +19,24 @@ if TYPE_CHECKING:
 def restore(
     source: StrPath, store: StrPath, *, force: bool = False, progress: Progress | None = None
 ) -> RebuildReport:
-    """Put the index of a backup (see `Store.backup`) into a local store whose index is lost or
-    damaged. What was there is kept beside it. The report's `lost` are the names that can't be read,
-    as their packs are gone.
+    """Put the index of a backup (see `Store.backup`) into a local store.
+
+    The store's index is lost or damaged, or with `force` it goes back to the backup; nobody uses
+    it. What was there is kept beside it. Names that were put since the backup come from the
+    journal, if that is there. The report's `lost` are the names that can't be read, as their packs
+    are gone.
 
     Raises FormatError if `source` is no whole backup, NotAStore if it is another store's,
-    IndexIntact if the store's index is whole, unless `force`; StoreLocked while it is in use.
+    IndexIntact if the store's index is whole, unless `force`; NotLocal; StoreLocked while it is in
+    use.
+
+    >>> _ = store.puts("greeting", b"hello, world")
+    >>> _ = store.backup("names.backup")
+    >>> store.close()
+    >>> shutil.rmtree("store/index")
+    >>> report = castore.restore("names.backup", "store")
+    >>> report.names, report.lost
+    (1, [])
     """
     from castore.local.backup import restore as restore_local
 
@@ -34,9 +46,11 @@ def restore(
 def rebuild_index(
     store: StrPath, *, progress: Progress | None = None, **options: Any
 ) -> RebuildReport:
-    """Make a store's index anew from its packs: locally all but the names, which are taken from the
-    index as it is (or, with `restore`, from a backup); on S3 this machine's cache and the hints for
-    other machines. `options` are those of `castore.open`.
+    """Make a store's index anew, without a backup.
+
+    Locally its rows of chunks and packs come from the packs, and its names from all that can be
+    read of the old index, and from the journal; the old index is kept. On S3 it is this machine's
+    cache, and the hints for other machines. `options` are those of `castore.open`.
 
     Raises StoreLocked while a local store is in use; IndexCorrupt if its names can't be read.
     """
@@ -51,8 +65,9 @@ def rebuild_index(
 def compact_index(store: StrPath) -> CompactReport:
     """Make the file of a local store's index as small as what is in it.
 
-    It does not shrink by itself. Raises StoreLocked while the store is in use; IndexCorrupt,
-    StoreFull, StoreIOError: nothing was changed then."""
+    It does not shrink by itself. Sizes in the report are in bytes. Raises StoreLocked while the
+    store is in use; NotLocal; IndexCorrupt, StoreFull, StoreIOError: nothing was changed then.
+    """
     from castore.local.backup import compact
 
     return compact(local_path(store))
@@ -66,8 +81,16 @@ def check_store(
     progress: Progress | None = None,
     **options: Any,
 ) -> CheckReport:
-    """As `Store.check`, of a store that need not be fit to be opened: a local store's index is
-    looked at in a process of its own before this one opens it."""
+    """As `Store.check`, of a store that need not be fit to be opened.
+
+    A local store's index is looked at in a process of its own before this one opens it. With
+    `repair`, a castore.json that is lost on S3 is made again first. `options` are those of
+    `castore.open`. Raises as `Store.check`; ConfigLost where that castore.json can't be made.
+
+    >>> _ = store.puts("greeting", b"hello, world")
+    >>> castore.check_store("store").clean
+    True
+    """
     fraction = 0 if repair else check_fraction(read_data)  # a repair looks for itself
     stages = Stages(progress)
     if not is_remote(store):
@@ -87,10 +110,10 @@ def check_store(
 
 
 def mend_config(store: StrPath, **options: Any) -> str:
-    """Make the castore.json of a store on S3 again, if it is lost or damaged, from what its packs
-    and manifests say of it; what was done, "" for nothing. `options` are those of `castore.open`.
+    """Make the castore.json of a store on S3 again, if it is lost or damaged; what was done.
 
-    Raises ConfigLost if they do not say, or contradict each other.
+    From what its packs and manifests say of it. "" for nothing, as for a local store. `options` are
+    those of `castore.open`. Raises ConfigLost if they do not say, or contradict each other.
     """
     if not is_remote(store):
         return ""

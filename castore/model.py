@@ -14,7 +14,7 @@ SEGMENT_EXTENTS_MAX = 1024
 
 
 class Progress(Protocol):
-    """What `put` and `get` report to, in the shape of fsspec's callbacks. Sizes are in bytes."""
+    """What long jobs report to, in the shape of fsspec's callbacks. Sizes are in bytes."""
 
     def set_size(self, size: int) -> None: ...
 
@@ -73,10 +73,16 @@ class Stages:
 
 
 class ObjectInfo(NamedTuple):
-    """What a name maps to. `mtime_ns` is when the name was last put (or, if it was imported, the
-    time of its file), in nanoseconds since the epoch, `mtime` the same in seconds, a float; `mode`
-    is its permission bits; `etag` is the same for equal bytes in one store; `stored_bytes` counts
-    the object's frames whole, also those it shares with other objects."""
+    """What a name maps to. Sizes are in bytes.
+
+    - `size`: of the object.
+    - `mtime_ns`: when the name was last put (or, if it was imported, the time of its file), in
+      nanoseconds since the epoch. `mtime` is the same in seconds, a float.
+    - `mode`: its permission bits.
+    - `etag`: the same for equal bytes in one store.
+    - `chunks`: how many it has; 0 for one that is inline in its record.
+    - `stored_bytes`: its frames whole, also those that it shares with other objects.
+    """
 
     name: str
     size: int
@@ -88,6 +94,7 @@ class ObjectInfo(NamedTuple):
 
     @property
     def mtime(self) -> float:
+        """`mtime_ns` in seconds."""
         return self.mtime_ns / 1e9
 
 
@@ -97,10 +104,17 @@ def sort_key(name: str) -> bytes:
 
 
 class StoreStats(NamedTuple):
-    """Totals of a store. `logical_bytes` is what the objects add up to, `unique_bytes` what is
-    left of it after deduplication, `stored_bytes` what that takes as frames and inline records.
-    Unique and stored bytes include what no name uses any more, until it is collected. Packs, index
-    and journal are what it takes as files; a store on S3 has no journal."""
+    """Totals of a store.
+
+    - `objects`, `chunks`, `packs`: how many.
+    - `logical_bytes`: what the objects add up to.
+    - `unique_bytes`: what is left of it after deduplication.
+    - `stored_bytes`: what that takes as frames and inline records.
+    - `pack_bytes`, `index_bytes`, `journal_bytes`: what it takes as files; a store on S3 has no
+      journal.
+
+    Unique and stored bytes include what no name uses any more, until it is collected.
+    """
 
     objects: int
     chunks: int
@@ -114,8 +128,11 @@ class StoreStats(NamedTuple):
 
 
 class RangePlan(NamedTuple):
-    """What reading a byte range touches: the chunks that cover it, the bytes of their frames as
-    stored, and the bytes they decode to. An inline object has no chunks."""
+    """What reading a byte range touches.
+
+    `chunks` cover it; their frames take `frame_bytes` as stored, and decode to `raw_bytes`. An
+    inline object has no chunks.
+    """
 
     chunks: int
     frame_bytes: int

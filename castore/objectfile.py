@@ -45,8 +45,18 @@ def discard_dropped() -> None:
 
 
 class ObjectReader(io.BufferedReader):
-    """One version of an object, to its end, whatever happens to its name meanwhile. Seekable;
-    reads and `readinto`s larger than the buffer go straight to the caller's memory."""
+    """One version of an object, as a seekable binary file, whatever happens to its name meanwhile.
+
+    Reads and `readinto`s larger than the buffer go straight to the caller's memory. `info` is what
+    the name mapped to when it was opened. Reading raises ChunkCorrupt, PackMissing.
+
+    >>> _ = store.puts("greeting", b"hello, world")
+    >>> with store.open("greeting") as file:
+    ...     file.seek(-5, os.SEEK_END)
+    ...     file.read()
+    7
+    b'world'
+    """
 
     def __init__(self, reader: Reader, pinned: Pinned, info: ObjectInfo) -> None:
         super().__init__(_RawObject(reader, pinned), BUFFER_BYTES)
@@ -102,13 +112,20 @@ class _RawObject(io.RawIOBase):
 
 
 class ObjectWriterFile(io.RawIOBase):
-    """A new object being written: it is published when closed, and not at all if the `with` block
-    raises, on `abort()`, or when it is dropped unclosed.
+    """A new object being written: it is published when it is closed.
+
+    Not if the `with` block raises, on `abort()`, or when it is dropped unclosed.
 
     Nor is it published where something else closes it because of an exception: a text layer or a
-    compressor around it, in whose `with` one was raised, or a `finally`.
-    `castore.system.unwinding` has how that is known. Where the caller need not know of it, an
-    UnpublishedResourceWarning says so.
+    compressor around it, in whose `with` one was raised, or a `finally`. `castore.system.unwinding`
+    has how that is known. Where the caller need not know of it, an UnpublishedResourceWarning says
+    so.
+
+    >>> with store.open("log", "wb") as file:
+    ...     file.write(b"one line")
+    8
+    >>> store.gets("log")
+    b'one line'
     """
 
     def __init__(
@@ -173,7 +190,7 @@ class ObjectWriterFile(io.RawIOBase):
             super().close()
 
     def abort(self) -> None:
-        """Close it and publish nothing."""
+        """Close it and publish nothing. Idempotent."""
         writer, self._writer = self._writer, None
         self._unwinding = None
         if writer is not None:

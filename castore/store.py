@@ -72,19 +72,38 @@ def open_store(
 ) -> Store:
     """Open the store in a local folder or at `s3://bucket/prefix`.
 
-    It is made first if it is not there and `create` is true.
+    It is made if it is not there and `create` is true. Close it with `close`, or use `with`.
 
-    `chunk_bytes_avg` (bytes, a multiple of 256) and `collision_guard` (None or "sha256") are
-    fixed when a store is made, and ignored afterwards. `compression_level` is zstd's, for chunks
-    that are new; `cache_bytes` bounds the memory for chunks decoded last; `threads` are those that
-    encode and decode.
+    Fixed when a store is made, and ignored afterwards:
 
-    On S3: `disk_cache_bytes` bounds the frames kept on disk (0: none; by default 10 GiB, or a
-    tenth of the free disk if that is less). The others may also come from the URL's query
-    (`?endpoint_url=...&region=...`) or the environment, in that order; a folder takes none of them.
+    - `chunk_bytes_avg`: the average chunk, in bytes, a multiple of 256. The smallest is a quarter
+      of that, the largest four times it.
+    - `collision_guard`: None, or "sha256" for bytes from people who are not trusted.
 
-    Raises StoreNotFound, NotAStore, UnsupportedFormat, StoreLocked, StoreFull, PermissionError;
-    on S3 also AccessDenied, CredentialsError, WrongRegion, EndpointUnreachable, RemoteError.
+    For this Store object:
+
+    - `read_only`: nothing of the store is written to.
+    - `compression_level`: zstd's, -7 to 22, for chunks that are new.
+    - `cache_bytes`: the most memory for chunks decoded last, in bytes.
+    - `threads`: how many encode and decode. By default one per core, within a limit; on S3 8.
+    - `disk_cache_bytes`: on S3, the most frames kept on disk, in bytes (0: none; by default 10 GiB,
+      or a tenth of the free disk if that is less).
+
+    The others are settings of S3, and a folder takes none of them: the README lists them. They may
+    also come from the URL's query (`?endpoint_url=...&region=...`) or the environment, in that
+    order. `connect_timeout_s` and `read_timeout_s` are in seconds, `max_concurrency` counts
+    requests in flight.
+
+    Raises StoreNotFound, NotAStore, UnsupportedFormat, StoreLocked, StoreFull, PermissionError,
+    ValueError for a setting that can't be; on S3 also AccessDenied, CredentialsError, WrongRegion,
+    EndpointUnreachable, RemoteError.
+
+    >>> with castore.open("folder/store") as store:
+    ...     store.puts("greeting", b"hello").size
+    5
+    >>> castore.open("nowhere", create=False)
+    Traceback (most recent call last):
+    castore.errors.StoreNotFound: ...
     """
     url = os.fspath(url_or_path)
     if not isinstance(url, str):
@@ -145,11 +164,19 @@ def open_store(
 
 
 class Store:
-    """Objects by name; `castore.open` makes one.
+    """Objects by name, in a folder or on S3; `castore.open` makes one.
 
     Safe for many threads and processes at once; opens itself anew in a forked child and where it is
-    unpickled. Names are 1-480 bytes of UTF-8 with no NUL, leading `/`, or `.` or `..` component.
-    Sizes and offsets are bytes; byte ranges are half-open `(begin, end)`."""
+    unpickled.
+
+    A name is 1 to 480 bytes of UTF-8, with no NUL, no `/` at the start, and no `.` or `..` between
+    slashes; anything else raises InvalidName. Sizes and offsets are in bytes, byte ranges
+    half-open: `(begin, end)` has the byte at `begin` and not the one at `end`. A store that was
+    closed raises StoreClosed. `progress`, where it is taken, is told bytes, as fsspec's callbacks
+    are.
+
+    In the examples `store` is a new one.
+    """
 
     def __init__(
         self, backend: Backend, *, url: str, read_only: bool, options: dict[str, Any]
@@ -196,6 +223,12 @@ class Store:
         Raises FileNotFoundError, IsADirectoryError (of the file); NameExists, if the name is taken
         and `if_absent`; SourceChanged, if the file is cut short or does not hold still; StoreFull;
         ReadOnlyStore; InvalidName.
+
+        >>> store.put("dumps/monday.sql", "monday.sql").size
+        20
+        >>> store.put("dumps/monday.sql", "monday.sql", if_absent=True)
+        Traceback (most recent call last):
+        castore.errors.NameExists: ...
         """
         with self.transaction() as transaction:
             return transaction.put(name, file, if_absent=if_absent, progress=progress)
@@ -208,9 +241,15 @@ class Store:
         if_absent: bool = False,
         mode: int | None = None,
     ) -> ObjectInfo:
-        """Store bytes, or any contiguous buffer, under the name. `mode` is its permission bits, by
-        default those of a new file (0666, less the umask). Raises as `put` does; TypeError for a
-        str."""
+        """Store bytes, or any contiguous buffer, under the name.
+
+        `mode` is its permission bits, by default those of a new file (0666, less the umask). Raises
+        as `put` does; TypeError for a str; ValueError for a mode that is more than such bits.
+
+        >>> info = store.puts("greeting", b"hello, world", mode=0o600)
+        >>> info.size, oct(info.mode)
+        (12, '0o600')
+        """
         with self.transaction() as transaction:
             return transaction.puts(name, data, if_absent=if_absent, mode=mode)
 
@@ -223,12 +262,28 @@ class Store:
         Reads only the chunks that cover the range.
 
         Raises NameNotFound, InvalidRange (before anything is read), ChunkCorrupt, PackMissing.
+
+        >>> _ = store.puts("greeting", b"hello, world")
+        >>> store.gets("greeting", (7, 12))
+        b'world'
+        >>> store.gets("greeting", (7, 1_000_000))
+        b'world'
+        >>> store.gets("no such name")
+        Traceback (most recent call last):
+        castore.errors.NameNotFound: [Errno 2] no object is named 'no such name'
         """
         self._check_open()
         return self._reader.ranges(encode_name(name), [byte_range])[0]
 
     def gets_many(self, name: str, byte_ranges: Sequence[Sequence[int] | None]) -> list[bytes]:
-        """The bytes of each range, all of the same version of the object. Raises as `gets` does."""
+        """The bytes of each half-open range, all of the same version of the object.
+
+        Ranges close to each other are fetched together. Raises as `gets` does.
+
+        >>> _ = store.puts("greeting", b"hello, world")
+        >>> store.gets_many("greeting", [(7, 12), (0, 5)])
+        [b'world', b'hello']
+        """
         self._check_open()
         return self._reader.ranges(encode_name(name), list(byte_ranges))
 
@@ -243,6 +298,10 @@ class Store:
         the system does that in its own time.
 
         Raises NameNotFound, ChunkCorrupt, PackMissing, and what writing to the file raises.
+
+        >>> _ = store.put("dumps/monday.sql", "monday.sql")
+        >>> store.get("dumps/monday.sql", "restored.sql").size
+        20
         """
         self._check_open()
         pinned = self._reader.pin(encode_name(name))
@@ -275,8 +334,10 @@ class Store:
         return info
 
     def get_into(self, name: str, fd: int, *, progress: Progress | None = None) -> ObjectInfo:
-        """Write the object to an empty regular file that is open at the descriptor `fd`, and
-        nothing to its mode or time. Raises as `get` does."""
+        """Write the object to an empty regular file that is open at the descriptor `fd`.
+
+        Its mode and time stay as they are. Raises as `get` does.
+        """
         self._check_open()
         pinned = self._reader.pin(encode_name(name))
         info = object_info(name, pinned.record)
@@ -286,8 +347,10 @@ class Store:
         return info
 
     def has_content(self, info: ObjectInfo, fd: int) -> bool:
-        """Whether the regular file open at `fd` has the bytes of this version of an object: it is
-        read and hashed, and the store is not."""
+        """Whether the regular file open at `fd` has the bytes of this version of an object.
+
+        The file is read and hashed, and the store is not.
+        """
         return has_content(
             fd,
             info.size,
@@ -344,7 +407,13 @@ class Store:
     # ------------------------------------------------------------ names
 
     def info(self, name: str) -> ObjectInfo:
-        """What the name maps to. Raises NameNotFound."""
+        """What the name maps to. Raises NameNotFound.
+
+        >>> _ = store.puts("numbers", bytes(range(256)) * 4096)
+        >>> info = store.info("numbers")
+        >>> info.size, info.chunks > 0
+        (1048576, True)
+        """
         self._check_open()
         record = self._catalog.record(encode_name(name))
         if record is None:
@@ -356,13 +425,26 @@ class Store:
         return self.info(name).size
 
     def exists(self, name: str) -> bool:
-        """Whether an object has exactly this name."""
+        """Whether an object has exactly this name.
+
+        >>> _ = store.puts("logs/monday", b"")
+        >>> store.exists("logs/monday"), store.exists("logs")
+        (True, False)
+        """
         self._check_open()
         return self._catalog.record(encode_name(name)) is not None
 
     def names(self, prefix: str = "") -> Iterator[str]:
-        """The names that start with `prefix`, sorted by their UTF-8 bytes. Read in pages: names
-        that come and go meanwhile may be missed or seen."""
+        """The names that start with `prefix`, sorted by their UTF-8 bytes.
+
+        Read in pages: names that come and go meanwhile may be missed or seen. Raises InvalidName
+        for a prefix that is no text.
+
+        >>> for name in ["logs/tuesday", "logs/monday", "logs.txt"]:
+        ...     _ = store.puts(name, b"")
+        >>> list(store.names("logs/"))
+        ['logs/monday', 'logs/tuesday']
+        """
         self._check_open()
         encoded = encode_prefix(prefix)
         if len(encoded) > NAME_BYTES_MAX:
@@ -375,7 +457,13 @@ class Store:
         return pages()
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """The objects whose names start with `prefix`, as `names`."""
+        """The objects whose names start with `prefix`, in the order of `names`, each as `info` has
+        it.
+
+        >>> _ = store.puts("a", b"1"), store.puts("b", b"22")
+        >>> [(info.name, info.size) for info in store.list()]
+        [('a', 1), ('b', 2)]
+        """
         self._check_open()
         encoded = encode_prefix(prefix)
         if len(encoded) > NAME_BYTES_MAX:
@@ -389,52 +477,100 @@ class Store:
         return pages()
 
     def copy(self, source: str, target: str, *, if_absent: bool = False) -> None:
-        """Give the object a second name: no data moves. Raises NameNotFound, NameExists."""
+        """Give the object a second name: no data moves.
+
+        What `target` was is replaced, but for `if_absent`. Raises NameNotFound, NameExists,
+        ReadOnlyStore.
+
+        >>> _ = store.puts("tables/a", b"1")
+        >>> store.copy("tables/a", "tables/b")
+        >>> store.gets("tables/b")
+        b'1'
+        """
         with self.transaction() as transaction:
             transaction.copy(source, target, if_absent=if_absent)
 
     def rename(self, source: str, target: str, *, if_absent: bool = False) -> None:
-        """Move the object to another name, in one step. Raises NameNotFound, NameExists."""
+        """Move the object to another name: no data moves.
+
+        In a local store it is one step; on S3 the new name is put, then the old one deleted, if it
+        still is what was copied. Raises NameNotFound, NameExists (with `if_absent`), ReadOnlyStore.
+
+        >>> _ = store.puts("draft", b"1")
+        >>> store.rename("draft", "final")
+        >>> list(store.names())
+        ['final']
+        """
         with self.transaction() as transaction:
             transaction.rename(source, target, if_absent=if_absent)
 
     def delete(self, name: str) -> None:
-        """Remove the name. Its bytes stay until they are collected. Raises NameNotFound."""
+        """Remove the name. Its bytes stay until they are collected (`gc`).
+
+        Raises NameNotFound, ReadOnlyStore.
+
+        >>> _ = store.puts("a", b"1")
+        >>> store.delete("a")
+        >>> store.exists("a")
+        False
+        """
         with self.transaction() as transaction:
             transaction.delete(name)
 
     def delete_prefix(self, prefix: str, *, unbounded: bool = False) -> int:
-        """Remove every name below a folder, in one step; how many there were.
+        """Remove every name below a folder; how many there were.
 
         "project" and "project/" are both the folder: neither "project2/a" is below it, nor an
         object "project". With `unbounded`, every name that starts with `prefix`, whatever follows;
-        "" is what all names start with, and raises InvalidName without it. Raises ReadOnlyStore.
+        "" is what all names start with, and raises InvalidName without it. In a local store it is
+        one step; on S3 names go one after another, and to repeat it is to go on. Raises
+        ReadOnlyStore.
+
+        >>> for name in ["project/a", "project/b", "project2/a"]:
+        ...     _ = store.puts(name, b"")
+        >>> store.delete_prefix("project")
+        2
         """
         with self.transaction() as transaction:
             transaction.delete_prefix(prefix, unbounded=unbounded)
         return transaction.deleted
 
     def remove_old_versions(self, name: str, *, below: bool = False) -> int:
-        """In a bucket that keeps versions, remove those of what the name mapped to before (with
-        `below`, and of all names that begin with `name`); how many are gone.
+        """In a bucket that keeps versions, remove those of what the name mapped to before; how
+        many.
 
-        A deleted or overwritten name can't be brought back then. A best effort: what can't be
-        removed, for want of rights or because the server fails, stays. Anywhere else there is
-        nothing to remove. Raises InvalidName, ReadOnlyStore.
+        With `below`, those of all names that begin with `name`. A deleted or overwritten name can't
+        be brought back then. A best effort: what can't be removed, for want of rights or because
+        the server fails, stays. Anywhere else there is nothing to remove. Raises InvalidName,
+        ReadOnlyStore.
         """
         backend = self._check_writable()
         key = encode_prefix(name) if below else encode_name(name)
         return backend.remove_old_versions(key, below=below)
 
     def transaction(self) -> Transaction:
-        """`with store.transaction() as t: t.put(...); t.delete(...)`: all of it in one commit at
-        the end, or, if the block raises, none."""
+        """Several changes in one commit: at the end of the `with` block, or none if it raises.
+
+        On S3 all data is stored first, then the names are put, the last one last. See
+        `Transaction`. Raises ReadOnlyStore.
+
+        >>> with store.transaction() as t:
+        ...     _ = t.put("dumps/monday.sql", "monday.sql")
+        ...     _ = t.puts("dumps/_SUCCESS", b"")
+        >>> list(store.names("dumps/"))
+        ['dumps/_SUCCESS', 'dumps/monday.sql']
+        """
         return Transaction(self._session(), self._catalog.record)
 
     # ------------------------------------------------------------ the store
 
     def explain_range(self, name: str, byte_range: Sequence[int] | None = None) -> RangePlan:
-        """What `gets(name, byte_range)` would touch. Raises as `gets` does."""
+        """What `gets(name, byte_range)` would touch. Raises as `gets` does.
+
+        >>> _ = store.puts("zeros", bytes(10_000_000))
+        >>> store.explain_range("zeros", (0, 100)).chunks
+        1
+        """
         self._check_open()
         return self._reader.explain(encode_name(name), byte_range)
 
@@ -442,7 +578,13 @@ class Store:
         """How many objects, chunks, packs and bytes there are.
 
         In a local store from counters that every commit keeps; on S3 by reading every manifest that
-        is not cached."""
+        is not cached.
+
+        >>> _ = store.puts("a", bytes(100_000)), store.puts("b", bytes(100_000))
+        >>> stats = store.stats()
+        >>> stats.objects, stats.logical_bytes
+        (2, 200000)
+        """
         return self._check_open().stats()
 
     def gc(
@@ -459,24 +601,33 @@ class Store:
     ) -> GcReport:
         """Collect garbage: free the space of what no name leads to, while others read and write.
 
-        Packs of whose bytes less than the share `repack_below` (0 to 1) are in use are rewritten,
-        and small ones merged when they are many; `max_repack_bytes` bounds what is copied for that.
-        With `dry_run` nothing is changed, and the report says what would be. `grace_s`, in seconds,
-        is how long what was condemned is kept on S3; a local store knows what its readers and
-        writers rely on and needs none. It may be killed at any moment: the next one finishes.
+        It may be killed at any moment: the next one finishes.
+
+        - `dry_run`: nothing is changed, and the report says what would be.
+        - `grace_s`: on S3, for how many seconds what was condemned is kept, for readers. A local
+          store knows what its readers and writers rely on and needs none.
+        - `repack_below`: packs of whose bytes less than this share (0 to 1) are in use are
+          rewritten, and small ones merged when they are many.
+        - `max_repack_bytes`: the most that is copied for that, in bytes.
+        - `alone`: nobody else writes. For servers that ignore preconditions.
+        - `carry_undeletable`: packs that the server does not remove stay condemned, and the
+          collection goes on without them.
+        - `accept_unclaimed`: collect also what lost its names (see below), once and for all.
 
         On S3 what is garbage is condemned by one collection and removed by one that comes after the
-        grace; the report says when. `alone` says that nobody else writes, for servers that ignore
-        preconditions; `carry_undeletable` leaves packs that the server does not remove condemned,
-        and goes on without them.
-
-        A local store's collection refuses to begin where names are known to be lost, so that what
-        no name leads to may be all that is left of them, as after the restore of an older backup;
-        `accept_unclaimed` accepts the loss, once and for all.
+        grace; the report's `next_run_at` says when. A local store's collection refuses to begin
+        where names are known to be lost, so that what no name leads to may be all that is left of
+        them, as after the restore of an older backup.
 
         Raises UnclaimedData then; StoreBusy while another collection runs; FormatError if something
         that a name leads to can't be read, before anything is taken; CollectionRefused where a
         server does not allow for a safe one; ReadOnlyStore; StoreFull, StoreIOError.
+
+        >>> _ = store.puts("zeros", bytes(1_000_000))
+        >>> store.delete("zeros")
+        >>> report = store.gc()
+        >>> report.objects, report.chunks_removed > 0
+        (0, True)
         """
         backend = self._check_open() if dry_run else self._check_writable()
         if not 0 <= repack_below <= 1:
@@ -509,16 +660,22 @@ class Store:
         """Whether the store is whole, and with `repair`, its mending.
 
         Every extent's frame is in its pack; manifests and index agree with the packs and with each
-        other. With `read_data`, all frames (or, for a
-        number below 1, that fraction of them, at random) are decoded and compared with their ids.
-        The report names the objects that can't be read in full. `progress` counts bytes.
+        other. With `read_data`, all frames (or, for a number from 0 to 1, that share of them, at
+        random) are decoded and compared with their ids. The report names the objects that can't be
+        read in full.
 
         With `repair`, all data is read, and what is wrong is mended as far as it can be: nothing is
         removed that may be of use, but moved below `quarantine/`, objects under names there. The
         report is then that of another check, and names what is lost; its `repaired` says what was
         done. In place of True, `repair` may be the report of a check with all data read, just now.
 
-        Raises IndexCorrupt where LMDB's pages are damaged; StoreLocked; ReadOnlyStore (a repair).
+        Raises IndexCorrupt where LMDB's pages are damaged; StoreLocked; ReadOnlyStore (a repair);
+        ValueError for a share that is none.
+
+        >>> _ = store.puts("greeting", b"hello, world")
+        >>> report = store.check(read_data=True)
+        >>> report.clean, report.exit_code
+        (True, 0)
         """
         backend = self._check_open()
         fraction = check_fraction(read_data)
@@ -539,6 +696,11 @@ class Store:
         a folder without permission. Nothing is written outside the folder.
 
         Raises NameNotFound if there is nothing below; OSError for a disk that is full or fails.
+
+        >>> _ = store.puts("project/notes/monday", b"all well")
+        >>> report = store.export_folder("project", "exported")
+        >>> os.listdir("exported/notes")
+        ['monday']
         """
         from castore.transfer import export_folder, report_of
 
@@ -572,6 +734,10 @@ class Store:
         mode, time, inode and ctime. With `checksum` all files are read.
 
         Raises FileNotFoundError, NotADirectoryError, ReadOnlyStore, StoreFull.
+
+        >>> report = store.import_folder("project", "projects/a")
+        >>> list(store.names())
+        ['projects/a/main.py', 'projects/a/notes/monday']
         """
         from castore.transfer import ImportOptions, import_folder, report_of
 
@@ -592,17 +758,22 @@ class Store:
         return os.fspath(folder)
 
     def rebuild_index(self, progress: Progress | None = None) -> RebuildReport:
-        """On S3, make this machine's cache and the hints for others anew, from packs and names. A
-        local store must not be open for it: see `castore.rebuild_index`. Raises StoreLocked."""
+        """On S3, make this machine's cache and the hints for others anew, from packs and names.
+
+        A local store must not be open for it: see `castore.rebuild_index`. Raises StoreLocked.
+        """
         return self._check_open().rebuild_index(progress=progress)
 
     def backup(self, dest: StrPath, *, progress: Progress | None = None) -> BackupReport:
         """Write a consistent copy of a local store's index, where its names are, to a file.
 
-        The store may be in use. Durable when this returns. `progress` counts bytes. See
-        `castore.restore`.
+        The store may be in use. Durable when this returns. `castore.restore` puts it back.
 
         Raises NotLocal on S3; IndexCorrupt, StoreFull, StoreIOError: the file is as it was then.
+
+        >>> _ = store.puts("greeting", b"hello, world")
+        >>> store.backup("names.backup").names
+        1
         """
         backend = self._check_open()
         refuse_open_store_paths(dest)
@@ -610,6 +781,7 @@ class Store:
 
     @property
     def closed(self) -> bool:
+        """Whether `close` was called."""
         return self._backend is None
 
     def close(self) -> None:

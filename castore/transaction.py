@@ -41,9 +41,20 @@ class Readable(Protocol):
 
 
 class Transaction:
-    """Puts and changes of names that become visible together, when the `with` block ends, or by
-    `commit`. Its operations apply in their order (a file's, when it is closed); reading the store
-    meanwhile shows none of them. Several threads may use it."""
+    """Puts and changes of names that become visible together.
+
+    At the end of the `with` block, or by `commit`; none of them if the block raises. Operations
+    apply in their order (a file's, when it is closed); reading the store meanwhile shows none of
+    them. Several threads may use it. After its end every method raises StoreClosed.
+
+    >>> t = store.transaction()
+    >>> _ = t.puts("a", b"1")
+    >>> store.exists("a")
+    False
+    >>> t.commit()
+    >>> store.exists("a")
+    True
+    """
 
     def __init__(self, session: WriteSession, record: Callable[[bytes], Record | None]) -> None:
         self.deleted = 0  # names deleted, once it is committed
@@ -65,8 +76,12 @@ class Transaction:
         progress: Progress | None = None,
         mtime_ns: int | None = None,
     ) -> ObjectInfo:
-        """As Store.put; visible at the end of the block. `mtime_ns`, since the epoch, is what the
-        object's time is to be, if it is not now."""
+        """As `Store.put`; visible at the end of the block.
+
+        `mtime_ns`, in nanoseconds since the epoch, is what the object's time is to be, if it is not
+        now. Raises as `Store.put`; TimeOutOfRange for a time that no record can hold; TypeError for
+        what is neither a path nor a file object.
+        """
         self._check(name, if_absent)
         if mtime_ns is not None:
             check_time(name, mtime_ns)
@@ -135,7 +150,13 @@ class Transaction:
         if_absent: bool = False,
         mode: int | None = None,
     ) -> ObjectInfo:
-        """As Store.puts; visible at the end of the block."""
+        """As `Store.puts`; visible at the end of the block.
+
+        >>> with store.transaction() as t:
+        ...     info = t.puts("a", b"123")
+        >>> info.size
+        3
+        """
         mode = self._mode if mode is None else mode
         if isinstance(data, str):
             raise TypeError("data is bytes or another buffer, not str: encode it first")
@@ -147,10 +168,17 @@ class Transaction:
             return self._publish(name, *writer.finish(mode), if_absent)
 
     def open(self, name: str, mode: Literal["wb", "xb"] = "wb") -> ObjectWriterFile:
-        """A new object as a binary file object, which becomes visible at the end of the block if it
-        was closed before; "xb" refuses a name that is taken, now and at the end.
+        """A new object as a binary file object, visible at the end of the block.
 
-        One that was not closed by then, nor aborted, makes the commit raise FileStillOpen.
+        `mode` is "wb", or "xb", which refuses a name that is taken, now and at the end. A file that
+        was neither closed by then, nor aborted, makes the commit raise FileStillOpen.
+
+        >>> with store.transaction() as t:
+        ...     with t.open("log") as file:
+        ...         file.write(b"one line")
+        8
+        >>> store.gets("log")
+        b'one line'
         """
         if mode not in ("wb", "xb"):
             raise ValueError(f"mode is 'wb' or 'xb', not {mode!r}")
@@ -179,21 +207,34 @@ class Transaction:
         return file
 
     def copy(self, source: str, target: str, *, if_absent: bool = False) -> None:
-        """As Store.copy; a missing source raises NameNotFound at the end of the block."""
+        """As `Store.copy`; visible at the end of the block.
+
+        A missing source, or with `if_absent` a target that is there, raises at the end.
+        """
         keys = encode_name(source), self._check(target, False)
         self._operations.append(Copy(*keys, time.time_ns(), if_absent))
 
     def rename(self, source: str, target: str, *, if_absent: bool = False) -> None:
-        """As Store.rename; a missing source raises NameNotFound at the end of the block."""
+        """As `Store.rename`; visible at the end of the block.
+
+        A missing source, or with `if_absent` a target that is there, raises at the end.
+        """
         keys = encode_name(source), self._check(target, False)
         self._operations.append(Copy(*keys, time.time_ns(), if_absent, rename=True))
 
     def delete(self, name: str) -> None:
-        """As Store.delete; a missing name raises NameNotFound at the end of the block."""
+        """As `Store.delete`; a missing name raises NameNotFound at the end of the block."""
         self._operations.append(Delete(self._check(name, False)))
 
     def delete_prefix(self, prefix: str, *, unbounded: bool = False) -> None:
-        """As Store.delete_prefix."""
+        """As `Store.delete_prefix`; how many there were is in `deleted` after the end.
+
+        >>> _ = store.puts("logs/a", b""), store.puts("logs/b", b"")
+        >>> with store.transaction() as t:
+        ...     t.delete_prefix("logs")
+        >>> t.deleted
+        2
+        """
         self._check("prefix", False)
         encoded = encode_prefix(prefix)
         if not unbounded:
@@ -204,8 +245,11 @@ class Transaction:
             self._operations.append(DeletePrefix(encoded))
 
     def commit(self) -> None:
-        """Publish all of it. Raises FileStillOpen, NameExists, NameNotFound, StoreFull,
-        CommitUnknown."""
+        """Publish all of it.
+
+        Raises FileStillOpen, NameExists, NameNotFound, StoreFull, and nothing is published; on S3
+        what was put before the failure may be there. Raises CommitUnknown where it can't be told.
+        """
         with self._ending():
             if self._unfinished:
                 raise FileStillOpen(self._unfinished[0])

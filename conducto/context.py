@@ -27,8 +27,16 @@ IDENTITY = re.compile(r"[A-Za-z0-9_.:@=+,-]{1,200}")
 
 
 def is_local(local: bool | None = None) -> bool:
-    """The caller's choice; without one, local unless CONDUCTO_EXECUTION_ENV names a cloud or
-    k8s environment (`worker_cloud`, `manager_k8s`, ...)."""
+    """Whether data is on this machine: the caller's choice, if there is one.
+
+    Else it is, unless CONDUCTO_EXECUTION_ENV names a cloud or k8s environment (`worker_cloud`,
+    `manager_k8s`, ...).
+
+    >>> conducto.context.is_local()
+    True
+    >>> conducto.context.is_local(False)
+    False
+    """
     if local is not None:
         return local
     where = os.environ.get("CONDUCTO_EXECUTION_ENV", "")
@@ -36,7 +44,10 @@ def is_local(local: bool | None = None) -> bool:
 
 
 def pipeline_id(given: str | None = None) -> str:
-    """The caller's pipeline, or that of CONDUCTO_PIPELINE_ID; ContextError when there is none."""
+    """The caller's pipeline, or that of CONDUCTO_PIPELINE_ID.
+
+    Raises ContextError when there is none, InvalidContext for one that can't be.
+    """
     value = given if given is not None else os.environ.get("CONDUCTO_PIPELINE_ID")
     if value is None:
         raise ContextError(
@@ -67,8 +78,12 @@ def identity() -> str:
 
 
 def store_url(*, local: bool | None = None, profile: str | None = None) -> str:
-    """The store for this mode: a path on this machine, for the profile, or `s3://` in the cloud,
-    for the identity."""
+    """Where the store for this mode is.
+
+    A path on this machine, for the profile (`~/.conducto/default/store`), or `s3://` in the cloud,
+    for the identity. `profile` is the caller's, else CONDUCTO_PROFILE's, else that of the
+    configuration file. Raises ContextError, InvalidContext.
+    """
     if not is_local(local):
         if profile is not None:
             _path_part(profile, "profile")
@@ -81,7 +96,10 @@ def store_url(*, local: bool | None = None, profile: str | None = None) -> str:
 
 
 def open_store(*, local: bool | None = None, profile: str | None = None) -> castore.Store:
-    """The store for this mode and profile, opened once per process and closed at its end."""
+    """The store for this mode and profile, opened once per process and closed at its end.
+
+    Raises as `store_url` and `castore.open` do.
+    """
     url = store_url(local=local, profile=profile)
     store = _stores.get(url)
     if store is not None:

@@ -39,8 +39,10 @@ Scope = TypeVar("Scope", bound="_Data")
 
 
 class _Data:
-    """What both scopes do. Sizes and ranges are in bytes; a missing name raises
-    FileNotFoundError, a name that can't be one ValueError."""
+    """What both scopes do. Sizes and ranges are in bytes.
+
+    A missing name raises FileNotFoundError, a name that can't be one ValueError.
+    """
 
     _pipeline_id: ClassVar[str | None] = None
     _local: ClassVar[bool | None] = None
@@ -54,8 +56,13 @@ class _Data:
         local: bool | None = None,
         profile: str | None = None,
     ) -> type[Scope]:
-        """The same scope with these fixed, whatever the environment says; None leaves one as it
-        is here."""
+        """The same scope with these fixed, whatever the environment says.
+
+        None leaves one as it is here.
+
+        >>> co.data.pipeline.bound(pipeline_id="7").list()
+        []
+        """
         given = {"_pipeline_id": pipeline_id, "_local": local, "_profile": profile}
         fixed = {name: value for name, value in given.items() if value is not None}
         return type(cls.__name__, (cls,), {**fixed, "__doc__": cls.__doc__})
@@ -66,6 +73,9 @@ class _Data:
 
         A path is replaced atomically and gets the object's mode bits; in a folder, the file is
         named like the last part of `name`. `local` overrides the mode for this call.
+
+        >>> co.data.user.put("dumps/monday.sql", "monday.sql")
+        >>> co.data.user.get("dumps/monday.sql", "restored.sql")
         """
         with cls._reading(name, local) as (store, key):
             store.get(key, file)
@@ -74,8 +84,12 @@ class _Data:
     def gets(cls, name: str, *, byte_range: Sequence[int] | None = None) -> bytes:
         """The object's bytes, or those of the half-open `byte_range`, `[begin, end)`.
 
-        `end` past the object's size is clamped; None or `[]` is the whole object. A range that
-        is negative, reversed or not two integers raises ValueError.
+        `end` past the object's size is clamped; None or `[]` is the whole object. A range that is
+        negative, reversed or not two integers raises ValueError.
+
+        >>> co.data.user.puts("greeting", b"hello, world")
+        >>> co.data.user.gets("greeting", byte_range=[7, 12])
+        b'world'
         """
         with cls._reading(name) as (store, key):
             return store.gets(key, byte_range)
@@ -95,7 +109,14 @@ class _Data:
 
     @classmethod
     def puts(cls, name: str, obj: bytes | bytearray | memoryview) -> None:
-        """Store bytes, or any other object with the buffer interface."""
+        """Store bytes, or any other object with the buffer interface.
+
+        ValueError for anything else; IsADirectoryError where objects lie below `name`.
+
+        >>> co.data.user.puts("settings.json", b"{}")
+        >>> co.data.user.size("settings.json")
+        2
+        """
         data = _as_bytes(obj)
         store, key = cls._store(), cls._key(name)
         _refuse_directory(store, key, name)
@@ -104,10 +125,13 @@ class _Data:
 
     @classmethod
     def delete(cls, name: str, recursive: bool = False) -> None:
-        """Delete the object; with `recursive`, also all that lie below `name` + "/" (at once in
-        local mode, name by name in the cloud).
+        """Delete the object; with `recursive`, also all that lie below `name` + "/".
 
-        IsADirectoryError for a name that only has others below it, without `recursive`.
+        In local mode that is one step; in the cloud they go name by name. IsADirectoryError for a
+        name that only has others below it, without `recursive`.
+
+        >>> co.data.user.puts("logs/monday", b"")
+        >>> co.data.user.delete("logs", recursive=True)
         """
         store, key = cls._store(), cls._key(name)
         if recursive:
@@ -126,8 +150,15 @@ class _Data:
 
     @classmethod
     def list(cls, prefix: str = "") -> Names:
-        """The names of objects that start with `prefix`, a plain string, in the caller's
-        spelling and sorted; all of them for "" and "."."""
+        """The names of objects that start with `prefix`, in the caller's spelling and sorted.
+
+        `prefix` is a plain string; "" and "." are all of them.
+
+        >>> co.data.user.puts("a/1", b""), co.data.user.puts("b/1", b"")
+        (None, None)
+        >>> co.data.user.list("a")
+        ['a/1']
+        """
         scope, (slashes, start) = cls._scope(), cleaned_prefix(prefix)
         names = cls._store().names(scope + start)
         return [slashes + name[len(scope) :] for name in names]
@@ -148,8 +179,11 @@ class _Data:
 
     @classmethod
     def url(cls, name: str, path_only: bool = True) -> str:
-        """Where the app shows the object: the path, which suits the app's own pages, or with
-        `path_only=False` the whole URL, which needs CONDUCTO_AUTO_URL."""
+        """Where the app shows the object.
+
+        The path, which suits the app's own pages, or with `path_only=False` the whole URL, which
+        needs CONDUCTO_AUTO_URL. Raises ContextError without it, or without a pipeline's id.
+        """
         from urllib.parse import quote
 
         base = ""
@@ -167,6 +201,11 @@ class _Data:
 
         Symbolic links stay links; one to a file outside the folder becomes that file. A device, or
         a link that leads outside to anything else, raises NotCacheable, and nothing is kept.
+
+        >>> co.data.user.save_cache("deps", "3f2a", "project")
+        >>> co.data.user.restore_cache("deps", "3f2a", "again")
+        >>> sorted(os.listdir("again"))
+        ['project']
         """
         from conducto import cache
 
@@ -177,9 +216,11 @@ class _Data:
 
     @classmethod
     def restore_cache(cls, name: str, checksum: str, restore_dir: Path) -> None:
-        """Put the cached folder back, inside `restore_dir`, over files that are there already.
+        """Put the cached folder back, under its own name in `restore_dir`.
 
-        Nothing is restored from an archive that is malformed or not safe: CacheRefused.
+        What was kept as "." lies in `restore_dir` itself. Files that are there already are
+        replaced, others stay. Nothing is restored from an archive that is malformed or not safe:
+        CacheRefused. CacheNotFound where there is no such cache.
         """
         from conducto import cache
 
@@ -197,8 +238,11 @@ class _Data:
 
     @classmethod
     def clear_cache(cls, name: str, checksum: str | None = None) -> None:
-        """Delete the cache with this checksum, or all of this name: with those of `name` + "/",
-        never those of another name that starts the same."""
+        """Delete the cache with this checksum, or all of this name.
+
+        All means those below `name` + "/" too, never those of another name that starts the same.
+        CacheNotFound where there is none with this checksum.
+        """
         store = cls._store()
         if checksum is None:
             folder = _folder(cls._scope() + cache_folder(name))
@@ -242,8 +286,10 @@ class _Data:
 
 
 class pipeline(_Data):
-    """Objects of one pipeline: that of CONDUCTO_PIPELINE_ID, else ContextError. They go when it
-    is archived."""
+    """Objects of one pipeline, the one that CONDUCTO_PIPELINE_ID names.
+
+    They go when it is archived. Without an id, each verb fails (ContextError).
+    """
 
     @classmethod
     def _scope(cls) -> str:
@@ -259,10 +305,14 @@ class user(_Data):
 
 
 def archive(pipeline_id: str, *, local: bool | None = None, profile: str | None = None) -> int:
-    """Delete every name of a pipeline; how many there were. In local mode that is one step; in the
-    cloud they go one after another, and to repeat it is to go on.
+    """Delete every name of a pipeline; how many there were.
 
-    Their space comes back when the store next collects garbage.
+    In local mode that is one step; in the cloud they go one after another, and to repeat it is to
+    go on. Their space comes back when the store next collects garbage.
+
+    >>> co.data.pipeline.bound(pipeline_id="7").puts("result", b"42")
+    >>> co.data.archive("7")
+    1
     """
     prefix = f"pipelines/{context.pipeline_id(pipeline_id)}/"
     store = context.open_store(local=local, profile=profile)
@@ -278,11 +328,14 @@ def archive_quiet(
     local: bool | None = None,
     profile: str | None = None,
 ) -> dict[str, int]:
-    """Archive every pipeline none of whose names was written for so many seconds; how many names
-    each had, by its id. With `dry_run` nothing is deleted. Reading a name does not count as use.
+    """Archive every pipeline that wrote nothing for `older_than_s` seconds; its ids and their
+    names.
+
+    The answer is how many names each had, by its id. With `dry_run` nothing is deleted. Reading a
+    name does not count as use.
 
     Each is looked at again right before it is archived; what is written after that look goes with
-    it. What belongs to the user is not looked at at all.
+    it. What belongs to the user is not looked at at all. ValueError for a negative time.
     """
     if not older_than_s >= 0:
         raise ValueError(f"older_than_s is not negative, and not {older_than_s!r}")

@@ -78,6 +78,16 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
     `store` is a path or a URL, and made absolute at once; without one, $CASTORE_STORE is. The other
     options are those of `castore.open` and of fsspec itself. Raises ValueError for a store that
     can't be one, TypeError for options that nobody knows.
+
+    >>> fs = castore.fs.CastoreFileSystem("store")
+    >>> with fs.open("tables/a", "wb") as file:
+    ...     file.write(b"12345")
+    5
+    >>> fs.cat_file("tables/a", start=1, end=3)
+    b'23'
+    >>> fs.ls("tables", detail=False)
+    ['tables/a']
+    >>> fs.store.close()
     """
 
     protocol = "castore"
@@ -215,7 +225,10 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         on_error: str = "return",
         **kwargs: Any,
     ) -> list[Any]:
-        """The ranges in order; those of one object are read in one plan (`max_gap` is its own)."""
+        """The half-open ranges `[start, end)`, in bytes, in order.
+
+        Those of one object are read in one plan (`max_gap` is its own).
+        """
         if not isinstance(paths, list):
             raise TypeError("paths is a list of paths")
         all_starts = starts if isinstance(starts, list) else [starts] * len(paths)
@@ -329,8 +342,10 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
     def expand_path(
         self, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
     ) -> list[str]:
-        """The names that are meant. A name that is there is itself, whatever is in it: only what
-        is not is taken for a pattern."""
+        """The names that are meant.
+
+        A name that is there is itself, whatever is in it: only what is not is taken for a pattern.
+        """
         one = isinstance(path, (str, os.PathLike))
         found: set[str] = set()
         others = []
@@ -451,8 +466,11 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
     _rm = rm_file
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """All of it in one commit. A folder goes with `recursive` only; all of the store, where
-        "/" says so: an empty path is a mistake."""
+        """Remove names, all in one commit.
+
+        A folder goes with `recursive` only; all of the store, where "/" says so: an empty path is a
+        mistake.
+        """
         for each in [path] if isinstance(path, (str, os.PathLike)) else path:
             if stringify_path(each) in ("", "castore://"):
                 raise ValueError(f"the path {each!r} is empty: '/' is all of the store")

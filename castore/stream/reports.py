@@ -49,16 +49,26 @@ class Undeletable:
 class GcReport:
     """What a collection took; with `dry_run`, what one would have taken. Sizes are in bytes.
 
-    `packs_rewritten` are those whose live frames were moved, `bytes_rewritten` what was written for
-    it; `packs_removed` counts them too, and packs that nothing refers to, of which
-    `orphans_removed` were never named by a commit. `packs_busy` are garbage, at least for the most
-    part, but of writers that live. `packs_sealed` are of writers that ended without, on a local
-    store: nothing was wrong with them. `leftovers_removed` are indexes that restores and rebuilds
-    left behind. `missing` are packs that names need and that are not there.
+    - `objects`, `chunks`: what is there and live. `chunks_removed`, `manifests_removed`: what is
+      not.
+    - `packs_removed`: all packs that were deleted. Of these, `orphans_removed` were never named by
+      a commit, and `packs_rewritten` had live frames, which were moved; `bytes_rewritten` were
+      written for it. `bytes_freed` is what there is less of.
+    - `packs_busy`: garbage, at least for the most part, but of writers that live.
+    - `packs_sealed`: of writers that ended without, in a local store. Nothing was wrong with them.
+    - `leftovers_removed`: indexes that restores and rebuilds left behind.
+    - `caches_removed`, `cache_bytes_freed`: caches of stores on S3 that this machine does not use.
+    - `damaged`: frames that names need and that are damaged. `missing`: packs that names need and
+      that are not there.
+    - `duration_s`: how long it took, in seconds.
 
     On S3 garbage is condemned first, and removed by a collection after the grace:
-    `packs_condemned` wait for that until `next_run_at`, in seconds since the epoch by the server's
-    clock. `pins_expired` were left by writers that died, a week ago or more.
+
+    - `packs_condemned`, of `bytes_condemned`, wait for that.
+    - `next_run_at`: when that is, in seconds since the epoch by the server's clock; None if nothing
+      waits.
+    - `pins_expired`: left by writers that died, a week ago or more.
+    - `undeletable`: packs that the server does not remove.
     """
 
     dry_run: bool
@@ -104,13 +114,17 @@ class GcReport:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. `kind` says of what: index, config, journal, record, manifest,
-    segment, chunk row, pack row, pending row, change row, meta, totals, pack, frame, pin, gc state,
-    hints, key, object, orphan, lock.
+    """One thing that is wrong.
 
-    `corrupt` is what is not as it was written, `missing` what is not there, `warning` what costs
-    nobody any data. `names` are those that can't be read in full because of it. Where it is one
-    frame's: `pack` (hex) and `offset`, in bytes; `chunk` (hex) where its id is known.
+    - `kind`: of what: index, config, journal, record, manifest, segment, chunk row, pack row,
+      pending row, change row, meta, totals, pack, frame, pin, gc state, hints, key, object, orphan,
+      lock.
+    - `severity`: "corrupt" is what is not as it was written, "missing" what is not there, "warning"
+      what costs nobody any data.
+    - `what`: in words.
+    - `names`: those that can't be read in full because of it.
+    - `pack` (hex) and `offset` (bytes): where, if it is one frame's; `chunk` (hex) where its id is
+      known.
     """
 
     kind: str
@@ -131,11 +145,13 @@ class Problem:
 
 @dataclass(slots=True)
 class CheckReport:
-    """`read_bytes` of frames were decoded and compared with their ids, in `read_frames` frames.
+    """What a check found, and with `repaired`, what a repair did. Sizes are in bytes.
 
-    `garbage` is what nothing leads to, so that the next collection takes it, or condemns it: how
-    many of each kind ("packs", "pins", ...), and `garbage_bytes` altogether. It is no problem.
-    `packs_read` is for a repair that follows: what was read of a store on S3, if all of it was.
+    - `problems`: what is wrong. `damaged_names` are the names that can't be read in full.
+    - `read_frames`, `read_bytes`: what was decoded and compared with its ids.
+    - `garbage`: what nothing leads to, so that the next collection takes it, or condemns it: how
+      many of each kind ("packs", "pins", ...), and `garbage_bytes` altogether. It is no problem.
+    - `packs_read`: for a repair that follows: what was read of a store on S3, if all of it was.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -165,6 +181,7 @@ class CheckReport:
 
     @property
     def clean(self) -> bool:
+        """Whether there is no problem, not even a warning."""
         return not self.problems
 
     @property
@@ -202,13 +219,15 @@ class CompactReport:
 
 @dataclass(slots=True)
 class RebuildReport:
-    """What became of an index. `lost` are the names that can't be read in full, as what they need
-    is in no pack; `lost_names` says, in words, what names can't be read at all, or may be missing;
-    `kept` is where the old index is now, empty if there was none.
+    """What became of an index. Sizes are in bytes.
 
-    `replayed` is how often the journal put or deleted a name. `unclaimed_chunks`, of
-    `unclaimed_bytes` as stored, came after the names that are known: a collection leaves them until
-    it is told not to."""
+    - `lost`: names that can't be read in full, as what they need is in no pack.
+    - `lost_names`: in words, what names can't be read at all, or may be missing.
+    - `kept`: where the old index is now, empty if there was none.
+    - `replayed`: how often the journal put or deleted a name.
+    - `unclaimed_chunks`, of `unclaimed_bytes` as stored: they came after the names that are known.
+      A collection leaves them until it is told not to.
+    """
 
     names: int = 0
     chunks: int = 0
