@@ -286,9 +286,9 @@ class _Data:
 
 
 class pipeline(_Data):
-    """Objects of one pipeline, the one that CONDUCTO_PIPELINE_ID names.
+    """Objects of one pipeline, which CONDUCTO_PIPELINE_ID names.
 
-    They go when it is archived. Without an id, each verb fails (ContextError).
+    They go when it is archived.
     """
 
     @classmethod
