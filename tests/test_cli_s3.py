@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ import pytest
 from servers import Server, free_port
 
 from castore.cli import exits, main
+from castore.s3.client.bucket import Bucket
+from castore.s3.keys import PACKS
 
 pytest_plugins = ["servers"]
 
@@ -226,3 +229,36 @@ def test_no_bucket_and_wrong_credentials_have_codes_of_their_own(
     assert "credentials don't work" in err
     assert "wrong-secret-key" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_repair_reads_the_data_once(
+    run: Run, moto_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The check before the question, the repair, and the check after it, all in one command."""
+    for name in "abc":
+        (tmp_path / name).write_bytes(os.urandom(400_000))
+        assert run("put", tmp_path / name, name).code == 0
+    fetched: Counter[str] = Counter()
+    get = Bucket.get
+
+    def counted(bucket: Bucket, key: str, **options: object) -> object:
+        reply = get(bucket, key, **options)  # type: ignore[call-overload]
+        fetched[key] += len(reply.body)
+        return reply
+
+    with Bucket(moto_server.settings()) as bucket:
+        sizes = {entry.key: entry.size for entry in bucket.list(PACKS)}
+        damaged = min(sizes)
+        raw = bytearray(bucket.get(damaged).body)
+        raw[len(raw) // 2] ^= 1
+        bucket.put(damaged, bytes(raw), idempotent=True)
+        monkeypatch.setattr(Bucket, "get", counted)
+        assert run("check", "--repair", "--yes").code == exits.NOT_FOUND  # a chunk is lost
+        written = {entry.key: entry.size for entry in bucket.list(PACKS)}.items() - sizes.items()
+    assert len(sizes) == 3
+    assert written
+    for key in sizes.keys() - {damaged}:
+        assert sizes[key] <= fetched[key] < sizes[key] + 10_000
+    assert fetched[damaged] < 3.1 * sizes[damaged]  # checked, copied, and read for what is left
+    for key, size in written:
+        assert size <= fetched[key] < size + 10_000
