@@ -12,9 +12,10 @@ import pytest
 from stores import change_rows, contents, fill, flip, packs, read, rows, small
 
 import castore
+from castore.check import data
 from castore.cli import main
 from castore.errors import CastoreError, ReadOnlyStore
-from castore.stream.reports import CheckReport, data
+from castore.stream.reports import CheckReport
 
 pytestmark = pytest.mark.usefixtures("quick_check")
 VALUES = contents()

@@ -13,6 +13,13 @@ from castore.system.workers import Workers
 TASK_BYTES = 4 << 20
 
 
+class DataRead(NamedTuple):
+    """How much was decoded, and compared with its ids: frames, and their bytes as stored."""
+
+    frames: int
+    bytes: int
+
+
 class _Job(NamedTuple):
     pack: PackReading
     read: Read
@@ -25,24 +32,32 @@ def check_data(
     seed: int,
     *,
     fraction: float,
-    done: Callable[[int, int], None],
-) -> None:
+    advance: Callable[[int], None],
+) -> DataRead:
     """Decode this fraction of the frames, at random, and note those that are not their chunks' as
-    bad. Of each pack at least one, so that a store's wrong seed is found. `done` is told of frames
-    and stored bytes. Memory: a task's bytes per thread, whatever the store's size."""
+    bad. Of each pack at least one, so that a store's wrong seed is found. `advance` is told of
+    bytes: of the frames that were decoded or, with a fraction of 0, of the packs that were looked
+    at. Memory: a task's bytes per thread, whatever the store's size."""
     choose = random.Random()
+    read_frames = read_bytes = 0
 
     def look(job: _Job) -> tuple[_Job, list[tuple[int, str]]]:
         return job, _faults(job.read, job.task, seed)
 
-    jobs = (
-        _Job(pack, read, task)
-        for pack, read in packs
-        for task in _tasks(_chosen(pack, fraction, choose))
-    )
-    for job, faults in workers.map_ahead(look, jobs):
+    def jobs() -> Iterator[_Job]:
+        for pack, read in packs:
+            for task in _tasks(_chosen(pack, fraction, choose)):
+                yield _Job(pack, read, task)
+            if fraction == 0:
+                advance(pack.size)
+
+    for job, faults in workers.map_ahead(look, jobs()):
         job.pack.bad.update(faults)
-        done(len(job.task), sum(entry.stored_bytes for entry in job.task))
+        size = sum(entry.stored_bytes for entry in job.task)
+        read_frames, read_bytes = read_frames + len(job.task), read_bytes + size
+        if fraction > 0:
+            advance(size)
+    return DataRead(read_frames, read_bytes)
 
 
 def _chosen(pack: PackReading, fraction: float, choose: random.Random) -> Iterator[PackEntry]:

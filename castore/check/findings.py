@@ -1,20 +1,25 @@
-"""Which names each thing that is wrong takes with it: collected while an index is walked, told of
-at the end, one Problem for each thing and not for each name."""
+"""What a check of either kind of store finds: what each problem is called, and which names it takes
+with it. Collected while names are walked, told of at the end, one Problem for each thing that is
+wrong and not for each name."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from castore.model import Extent, Location
+from castore.check.objects import Faulty
+from castore.check.packs import PackReading
+from castore.model import Location
 from castore.stream.reports import Problem, Severity
 
 NAMES_MAX = 10_000  # listed for one problem; the others are only counted
 
 
 class Findings:
-    def __init__(self) -> None:
+    def __init__(self, readings: Mapping[bytes, PackReading]) -> None:
+        """`readings` are what the packs that are there hold, by id; they may be added to."""
+        self._readings = readings
         self._problems: dict[tuple[str, str, int], Problem] = {}
         self._names: defaultdict[tuple[str, str, int], dict[str, None]] = defaultdict(dict)
         self._more: defaultdict[tuple[str, str, int], int] = defaultdict(int)
@@ -22,16 +27,65 @@ class Findings:
     def __len__(self) -> int:
         return len(self._problems)
 
-    def add(self, problem: Problem) -> None:
-        self._add((problem.kind + problem.what, problem.pack, problem.offset), problem)
+    def add(
+        self,
+        kind: str,
+        severity: Severity,
+        what: str,
+        *names: str,
+        pack_id: bytes = b"",
+        chunk_id: bytes = b"",
+    ) -> None:
+        """See Problem. `names` are those that can't be read in full because of it."""
+        pack, chunk = pack_id.hex(), chunk_id.hex()
+        self._add((kind + what, pack, -1), Problem(kind, severity, what, names, pack, chunk=chunk))
 
-    def missing_pack(self, pack_id: bytes, name: str | None) -> None:
+    def add_object(self, name: str, faulty: Faulty) -> None:
+        """What is wrong with the object of a name: its manifest, or a frame of it."""
+        extent = faulty.extent
+        if extent is None:
+            self.add("manifest", "corrupt", f"the manifest of {name!r}: {faulty.what}", name)
+        elif extent.location.pack_id not in self._readings:
+            self.add_missing_pack(extent.location.pack_id, name)
+        else:
+            severity: Severity = "missing" if faulty.missing else "corrupt"
+            self._add_frame(extent.location, extent.chunk_id, faulty.what, severity, name)
+
+    def add_pack(
+        self,
+        reading: PackReading,
+        severity: Severity,
+        *names: str,
+        durable_bytes: int | None = None,
+    ) -> None:
+        """What is wrong with a pack itself, whether or not a name needs it; of its frames only
+        those that begin within `durable_bytes`: no name needs what was never made durable, and a
+        crash leaves it torn."""
+        pack_id = reading.pack_id
+        for fault in reading.faults:
+            what = f"pack {pack_id.hex()}: {fault}"
+            self.add("pack", severity, what, *names, pack_id=pack_id)
+        for offset, fault in reading.bad.items():
+            if durable_bytes is None or offset < durable_bytes:
+                entry = reading.frames.at(offset)
+                chunk_id = b"" if entry is None else entry.chunk_id
+                self._add_frame(Location(pack_id, offset, 0), chunk_id, fault, severity)
+
+    def add_missing_pack(self, pack_id: bytes, name: str | None = None) -> None:
         what = f"pack {pack_id.hex()} is missing"
         self._add(
             ("", pack_id.hex(), -1), Problem("pack", "missing", what, pack=pack_id.hex()), name
         )
 
-    def bad_frame(
+    def problems(self) -> Iterator[Problem]:
+        for key, problem in self._problems.items():
+            names = (*problem.names, *self._names[key])
+            what = problem.what
+            if self._more[key]:
+                what += f" ({self._more[key]} more names)"
+            yield replace(problem, names=names, what=what)
+
+    def _add_frame(
         self,
         location: Location,
         chunk_id: bytes,
@@ -44,18 +98,6 @@ class Findings:
         what = f"the frame at byte {location.offset} of pack {pack}: {reason}"
         problem = Problem("frame", severity, what, (), pack, location.offset, chunk_id.hex())
         self._add(("", pack, location.offset), problem, name)
-
-    def named(self, extent: Extent, name: str) -> None:
-        """Whatever is known to be wrong with the extent's frame takes this name with it."""
-        self._name(("", extent.location.pack_id.hex(), extent.location.offset), name)
-
-    def problems(self) -> Iterator[Problem]:
-        for key, problem in self._problems.items():
-            names = (*problem.names, *self._names[key])
-            what = problem.what
-            if self._more[key]:
-                what += f" ({self._more[key]} more names)"
-            yield replace(problem, names=names, what=what)
 
     def _add(self, key: tuple[str, str, int], problem: Problem, name: str | None = None) -> None:
         self._problems.setdefault(key, problem)

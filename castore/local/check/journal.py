@@ -12,7 +12,7 @@ from castore.format.journal import Entry, JournalPlace, Piece, Put
 from castore.local.journal.log import PLACE, UNCLAIMED, Journal
 from castore.local.journal.scan import JournalReading
 from castore.local.journal.state import judge
-from castore.stream.reports import Problem, Severity
+from castore.stream.reports import Severity
 from castore.system.lmdb_env import Index, Snapshot
 
 ENTRIES_PER_READ = 1000
@@ -27,10 +27,10 @@ def check_journal(root: str, index: Index, findings: Findings) -> None:
             severity: Severity = (
                 "warning" if state.unclaimed and state.unclaimed.chunks else "missing"
             )
-            findings.add(Problem("journal", severity, state.refusal))
+            findings.add("journal", severity, state.refusal)
         if state.gaps:
             what = f"the journal of names has a gap ({state.gaps[0]}): the next gc writes it anew"
-            findings.add(Problem("journal", "warning", what))
+            findings.add("journal", "warning", what)
 
 
 def mend_journal(root: str, index: Index, journal: Journal) -> list[str]:

@@ -37,8 +37,7 @@ from castore.local.folder import CONFIG
 from castore.local.index_walk import rows
 from castore.local.meta import CHANGE_KEY_BYTES, GC_SEQ, TOTALS, meta_faults
 from castore.local.pack_files import list_packs, list_strays
-from castore.model import Extent, Location
-from castore.stream.reports import Problem, Severity
+from castore.model import Extent
 from castore.system.isolated import Report
 from castore.system.lmdb_env import Index, Snapshot
 from castore.system.workers import Workers
@@ -76,8 +75,8 @@ class LocalCheck:
     ) -> None:
         self.root = root
         self.config = config
-        self.findings = Findings()
         self.readings: dict[bytes, PackReading] = {}
+        self.findings = Findings(self.readings)
         self.totals: dict[str, Any] = {}
         self.sound: set[bytes] = set()  # packs whose frames need not be decoded
         self._index = index
@@ -104,16 +103,16 @@ class LocalCheck:
             self._check_changes(txn)
             staged, keys, pending = self._garbage.find_manifests(txn, set(seen.manifests))
             if keys:
-                self._add("segment", "corrupt", f"{keys} keys of segments are damaged")
+                self.findings.add("segment", "corrupt", f"{keys} keys of segments are damaged")
             if pending:
                 what = f"{pending} rows of objects that were being put are damaged"
-                self._add("pending row", "corrupt", what)
+                self.findings.add("pending row", "corrupt", what)
             seen.packs |= staged
             self._check_packs(seen)
             counted = _meta(index, txn, TOTALS)
         if (counted or Totals().encode()) != seen.sums.encode():
             what = "the running totals are not what the names and chunks add up to"
-            self._add("totals", "corrupt", what)
+            self.findings.add("totals", "corrupt", what)
         self._garbage.settle()
         self.totals |= {"names": seen.names, "packs": len(self.readings)}
         self.totals |= {"garbage": self._garbage.counts, "garbage_bytes": self._garbage.size}
@@ -132,20 +131,20 @@ class LocalCheck:
             raw = file.read()
         fault = config_fault(raw, self.config)
         if fault:
-            self._add("config", "corrupt", f"{path} {fault}")
+            self.findings.add("config", "corrupt", f"{path} {fault}")
 
     def _check_meta(self, txn: Snapshot) -> None:
         found = rows(self._index, txn, self._index.meta)
         for key, fault in meta_faults(found, self.config.store_id):
             what = f"the row {key.decode(errors='backslashreplace')!r} of the index {fault}"
-            self._add("meta", "corrupt", what)
+            self.findings.add("meta", "corrupt", what)
 
     def _check_changes(self, txn: Snapshot) -> None:
         found = rows(self._index, txn, self._index.changes)
         damaged = sum(len(key) != CHANGE_KEY_BYTES for key, _ in found)
         if damaged:
             what = f"{damaged} rows of what changed during a collection are damaged"
-            self._add("change row", "corrupt", what)
+            self.findings.add("change row", "corrupt", what)
 
     # ------------------------------------------------------------ packs
 
@@ -155,7 +154,9 @@ class LocalCheck:
                 self._rows[pack_id] = decode_pack_row(row)[1]
             except FormatError as error:
                 self._rows[pack_id] = 0
-                self._add("pack row", "corrupt", f"the row of pack {pack_id.hex()}: {error}")
+                self.findings.add(
+                    "pack row", "corrupt", f"the row of pack {pack_id.hex()}: {error}"
+                )
 
     def _read_packs(self) -> None:
         paths = dict(list_packs(os.path.join(self.root, "packs")))
@@ -164,13 +165,6 @@ class LocalCheck:
             self._report({"stage": "data", "size": int(self._fraction * sum(sizes))})
         else:
             self._report({"stage": "packs", "size": sum(sizes)})
-        read_frames = read_bytes = 0
-
-        def done(frames: int, size: int) -> None:
-            nonlocal read_frames, read_bytes
-            read_frames, read_bytes = read_frames + frames, read_bytes + size
-            if self._fraction > 0:
-                self._report({"done": size})
 
         def opened() -> Iterator[tuple[PackReading, Read]]:
             for pack_id, path in paths.items():
@@ -179,11 +173,15 @@ class LocalCheck:
                     self.readings[pack_id] = found[0]
                     if pack_id not in self.sound:
                         yield found
-                        if self._fraction == 0:
-                            self._report({"done": found[0].size})
 
-        check_data(opened(), self._workers, self.config.seed, fraction=self._fraction, done=done)
-        self.totals |= {"read_frames": read_frames, "read_bytes": read_bytes}
+        read = check_data(
+            opened(),
+            self._workers,
+            self.config.seed,
+            fraction=self._fraction,
+            advance=lambda size: self._report({"done": size}),
+        )
+        self.totals |= {"read_frames": read.frames, "read_bytes": read.bytes}
 
     def _check_packs(self, seen: _Seen) -> None:
         """What is wrong with the packs themselves, whether or not a name needs it."""
@@ -193,37 +191,28 @@ class LocalCheck:
                     self._garbage.suspect(pack_id, has_row=False)
                     continue
                 what = f"pack {pack_id.hex()} has no row"
-                self._add("pack row", "corrupt", what, pack=pack_id.hex())
+                self.findings.add("pack row", "corrupt", what, pack_id=pack_id)
             elif pack_id not in seen.packs:
                 self._garbage.suspect(pack_id, has_row=True)
             self._check_pack(pack_id, reading, self._rows.get(pack_id, 0), seen.unread[pack_id])
         for pack_id in self._rows.keys() - self.readings.keys():
-            self.findings.missing_pack(pack_id, None)
+            self.findings.add_missing_pack(pack_id)
         for pack_id, path in list_strays(os.path.join(self.root, "packs")):
             what = f"{path} is not where, or what, readers look for"
-            self._add("stray", "warning", what, pack=pack_id.hex())
+            self.findings.add("stray", "warning", what, pack_id=pack_id)
 
     def _check_pack(
         self, pack_id: bytes, reading: PackReading, durable: int, unread: list[str]
     ) -> None:
         pack = pack_id.hex()
-        for fault in reading.faults:
-            self.findings.add(
-                Problem("pack", "corrupt", f"pack {pack}: {fault}", tuple(unread), pack=pack)
-            )
-        for offset, fault in reading.bad.items():
-            if offset >= durable:
-                continue  # no name needs what was never made durable, and a crash leaves it torn
-            entry = reading.frames.at(offset)
-            chunk_id = b"" if entry is None else entry.chunk_id
-            self.findings.bad_frame(Location(pack_id, offset, 0), chunk_id, fault, "corrupt")
+        self.findings.add_pack(reading, "corrupt", *unread, durable_bytes=durable)
         if reading.intact < durable:
             what = f"pack {pack} is cut short at {reading.size} of {durable} bytes"
-            self._add("pack", "missing", what, pack=pack)
+            self.findings.add("pack", "missing", what, pack_id=pack_id)
         if reading.surplus:
             size = "1 byte" if reading.surplus == 1 else f"{reading.surplus} bytes"
             what = f"pack {pack} has {size} behind its footer, where castore writes nothing"
-            self._add("pack", "warning", what, pack=pack)
+            self.findings.add("pack", "warning", what, pack_id=pack_id)
 
     # ------------------------------------------------------------ names
 
@@ -246,22 +235,22 @@ class LocalCheck:
             try:
                 record = decode_record(raw)
             except (FormatError, UnsupportedFormat) as error:
-                self._add("record", "corrupt", f"the record of {name!r}: {error}", name)
+                self.findings.add("record", "corrupt", f"the record of {name!r}: {error}", name)
                 continue
             fault = name_fault(key)
             if fault:
                 what = f"{name!r} is no name that an object can have: {fault}"
-                self._add("record", "corrupt", what, name)
+                self.findings.add("record", "corrupt", what, name)
             seen.sums.logical_bytes += record.size
             if record.is_inline:
                 seen.sums.inline_raw_bytes += record.size
                 seen.sums.inline_stored_bytes += record.stored_bytes
                 fault = inline_fault(record, self.config.seed)
                 if fault:
-                    self._add("record", "corrupt", f"the record of {name!r}: {fault}", name)
+                    self.findings.add("record", "corrupt", f"the record of {name!r}: {fault}", name)
             else:
                 for faulty in self._manifest(txn, record, seen):
-                    self._note(faulty, name)
+                    self.findings.add_object(name, faulty)
                 for pack_id in seen.unknown.get(record.manifest, ()):
                     seen.unread[pack_id].append(name)
 
@@ -291,18 +280,8 @@ class LocalCheck:
                         seen.unknown[manifest].add(pack_id)
                 if key != segment_key(manifest, segment.end):
                     what = f"a segment of manifest {manifest} has a damaged key"
-                    self._add("segment", "corrupt", what)
+                    self.findings.add("segment", "corrupt", what)
             yield raw
-
-    def _note(self, faulty: Faulty, name: str) -> None:
-        extent = faulty.extent
-        if extent is None:
-            self._add("manifest", "corrupt", f"the manifest of {name!r}: {faulty.what}", name)
-        elif extent.location.pack_id not in self.readings:
-            self.findings.missing_pack(extent.location.pack_id, name)
-        else:
-            severity: Severity = "missing" if faulty.missing else "corrupt"
-            self.findings.bad_frame(extent.location, extent.chunk_id, faulty.what, severity, name)
 
     # ------------------------------------------------------------ chunk rows, orphans
 
@@ -314,7 +293,9 @@ class LocalCheck:
                 raw_bytes, location = decode_chunk_row(row)
                 fault = "it has no id" if len(chunk_id) != 16 else ""
             except FormatError as error:
-                self._add("chunk row", "corrupt", f"the row of chunk {chunk_id.hex()}: {error}")
+                self.findings.add(
+                    "chunk row", "corrupt", f"the row of chunk {chunk_id.hex()}: {error}"
+                )
                 continue
             seen.sums.chunk_raw_bytes += raw_bytes
             seen.sums.chunk_stored_bytes += location.stored_bytes
@@ -327,17 +308,17 @@ class LocalCheck:
                 continue  # the frame's own problem says it
             if found is not None and location.pack_id not in self.readings:
                 if location.pack_id in self._rows:
-                    self.findings.missing_pack(location.pack_id, None)
+                    self.findings.add_missing_pack(location.pack_id)
                 else:  # the pack was collected: the next put of the chunk stores it anew
                     outlived += 1
                 continue
             reason = fault or (found.what if found else "")
-            self._add(
+            self.findings.add(
                 "chunk row",
                 "missing" if self._is_cut_short(location.pack_id) else "corrupt",
                 f"the row of chunk {chunk_id.hex()} leads to byte {location.offset} of pack "
                 f"{location.pack_id.hex()}: {reason}",
-                chunk=chunk_id.hex(),
+                chunk_id=chunk_id,
             )
 
         self._garbage.count("rows of chunks", outlived)
@@ -349,19 +330,6 @@ class LocalCheck:
     def _bad_of(self, pack_id: bytes) -> dict[int, str]:
         reading = self.readings.get(pack_id)
         return {} if reading is None else reading.bad
-
-    def _add(
-        self,
-        kind: str,
-        severity: Severity,
-        what: str,
-        name: str = "",
-        *,
-        pack: str = "",
-        chunk: str = "",
-    ) -> None:
-        names = (name,) if name else ()
-        self.findings.add(Problem(kind, severity, what, names, pack=pack, chunk=chunk))
 
 
 def _meta(index: Index, txn: Snapshot, key: bytes) -> bytes:

@@ -30,7 +30,7 @@ from castore.format.s3 import (
     manifest_head_bytes,
     session_of,
 )
-from castore.model import Location, Progress, Stages
+from castore.model import Progress, Stages
 from castore.s3.check.packs import AHEAD, PackScan, PacksRead
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.condemned import ListGone, list_without_state, read_condemned
@@ -47,7 +47,7 @@ from castore.s3.keys import (
     name_of,
     session_of_pin,
 )
-from castore.stream.reports import CheckReport, Problem, Severity
+from castore.stream.reports import CheckReport
 from castore.system.workers import Workers
 
 PIN_S_MAX = 7 * 86_400  # then a collector ignores it
@@ -73,7 +73,7 @@ class S3Check:
         self._bucket = bucket
         self._requests = requests
         self._odd_keys: list[str] = []
-        self._findings = Findings()
+        self._findings = Findings(self.packs.readings)
         self._report = CheckReport()
 
     def run(self, *, fraction: float, progress: Progress | None) -> CheckReport:
@@ -110,16 +110,7 @@ class S3Check:
             if not used and session_of(pack_id) not in protected and pack_id not in protected:
                 self._report.count_garbage("packs", reading.size)
             if used or (reading.damaged and pack_id not in marked and pack_id not in condemned):
-                self._note_pack(reading, "corrupt" if used else "warning")
-
-    def _note_pack(self, reading: PackReading, severity: Severity) -> None:
-        pack_id = reading.pack_id
-        for fault in reading.faults:
-            self._add("pack", severity, f"pack {pack_id.hex()}: {fault}", pack=pack_id.hex())
-        for offset, fault in reading.bad.items():
-            entry = reading.frames.at(offset)
-            chunk_id = b"" if entry is None else entry.chunk_id
-            self._findings.bad_frame(Location(pack_id, offset, 0), chunk_id, fault, severity)
+                self._findings.add_pack(reading, "corrupt" if used else "warning")
 
     # ------------------------------------------------------------ names
 
@@ -133,7 +124,7 @@ class S3Check:
             self._report.names += 1
             self.used |= packs
             for faulty in faults:
-                self._note(faulty, name)
+                self._findings.add_object(name, faulty)
 
     def _listed_names(self, stages: Stages) -> Iterator[tuple[bytes, str]]:
         for entry in self._bucket.list(NAMES):
@@ -220,27 +211,17 @@ class S3Check:
             raise _Overwritten
         return reply.body
 
-    def _note(self, faulty: Faulty, name: str) -> None:
-        extent = faulty.extent
-        if extent is None:
-            self._add("manifest", "corrupt", f"the manifest of {name!r}: {faulty.what}", name)
-        elif extent.location.pack_id not in self.readings:
-            self._findings.missing_pack(extent.location.pack_id, name)
-        else:
-            severity: Severity = "missing" if faulty.missing else "corrupt"
-            self._findings.bad_frame(extent.location, extent.chunk_id, faulty.what, severity, name)
-
     # ------------------------------------------------------------ what else is there
 
     def _check_config(self) -> None:
         try:
             raw = self._bucket.get(CONFIG_KEY).body
         except KeyAbsent:
-            self._add("config", "missing", "castore.json is gone: a repair makes it again")
+            self._findings.add("config", "missing", "castore.json is gone: a repair makes it again")
             return
         fault = config_fault(raw, self.config)
         if fault:
-            self._add("config", "corrupt", f"castore.json {fault}")
+            self._findings.add("config", "corrupt", f"castore.json {fault}")
 
     def _check_pins(self) -> set[bytes]:
         """The sessions that have pins, and the packs that these tell of."""
@@ -261,7 +242,7 @@ class S3Check:
                     raise FormatError("it is another session's")
                 protected |= {session, *packs}
             except (FormatError, UnsupportedFormat) as error:
-                self._add("pin", "corrupt", f"{entry.key}: {error}")
+                self._findings.add("pin", "corrupt", f"{entry.key}: {error}")
                 self.bad_pins.append((entry.key, entry.modified))
         return protected
 
@@ -271,12 +252,12 @@ class S3Check:
             orphan = list_without_state(self._bucket)
             if orphan is not None:
                 what = f"gc/state is gone, while {orphan} is there: a repair makes it again"
-                self._add("gc state", "missing", what)
+                self._findings.add("gc state", "missing", what)
             return set(read_condemned(self._bucket, self.config.store_id))
         except ListGone as error:
-            self._add("gc state", "missing", str(error))
+            self._findings.add("gc state", "missing", str(error))
         except (FormatError, UnsupportedFormat) as error:
-            self._add("gc state", "corrupt", f"gc/state: {error}")
+            self._findings.add("gc state", "corrupt", f"gc/state: {error}")
         return set()
 
     def _check_hints(self) -> None:
@@ -290,13 +271,13 @@ class S3Check:
                     raise FormatError("they belong to another store")
             except (FormatError, UnsupportedFormat) as error:
                 # Only ever hints: chunks that they do not tell of are stored again.
-                self._add("hints", "warning", f"{entry.key}: {error}")
+                self._findings.add("hints", "warning", f"{entry.key}: {error}")
 
     def _check_keys(self) -> None:
         odd = [entry.key for entry in self._bucket.list(GC) if not is_collectors(entry.key)]
         for key in [*self.packs.odd_keys, *self._odd_keys, *odd]:
             what = f"{key!r} is no key that castore gives: it is left alone; remove it yourself"
-            self._add("key", "warning", what)
+            self._findings.add("key", "warning", what)
 
     def _objects(self, prefix: str) -> Iterator[tuple[Listed, bytes]]:
         def fetch(entry: Listed) -> tuple[Listed, bytes] | None:
@@ -308,12 +289,6 @@ class S3Check:
         for found in self._requests.map_ahead(fetch, self._bucket.list(prefix), ahead=AHEAD):
             if found is not None:
                 yield found
-
-    def _add(
-        self, kind: str, severity: Severity, what: str, name: str = "", *, pack: str = ""
-    ) -> None:
-        names = (name,) if name else ()
-        self._findings.add(Problem(kind, severity, what, names, pack=pack))
 
 
 class _Overwritten(Exception):

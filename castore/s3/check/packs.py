@@ -64,21 +64,21 @@ class PackScan:
         total = sum(size for size, _ in listed.values())
         stages.begin_stage("data" if fraction > 0 else "packs", int((fraction or 1) * total))
 
-        def done(frames: int, size: int) -> None:
-            self.read_frames += frames
-            self.read_bytes += size
-            if fraction > 0:
-                stages.relative_update(size)
-
         def opened() -> Iterator[tuple[PackReading, Read]]:
             for reading in self._requests.map_ahead(self._read_pack, list(listed), ahead=AHEAD):
                 if reading is not None:
                     self.readings[reading.pack_id] = reading
                     yield reading, self.reader(reading.pack_id)
-                    if fraction == 0:
-                        stages.relative_update(reading.size)
 
-        check_data(opened(), self._workers, self._config.seed, fraction=fraction, done=done)
+        read = check_data(
+            opened(),
+            self._workers,
+            self._config.seed,
+            fraction=fraction,
+            advance=stages.relative_update,
+        )
+        self.read_frames += read.frames
+        self.read_bytes += read.bytes
         for pack_id in self._gone:
             self.readings.pop(pack_id, None)
 
