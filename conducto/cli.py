@@ -158,7 +158,7 @@ _PATH_ONLY = Parameter(
 
 COMMON = (
     Parameter("id", "the pipeline; else CONDUCTO_PIPELINE_ID", "text", False, False),
-    Parameter("local", "the store on this machine, or not", "flag", False, False),
+    Parameter("local", "the store on this machine, or in the cloud", "flag", False, False),
     Parameter("profile", "the profile; else CONDUCTO_PROFILE", "text", False, False),
 )
 

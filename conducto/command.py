@@ -27,7 +27,7 @@ the cloud they go one after another: repeat one that was interrupted. What belon
 stays. The space comes back with the store's next `castore gc`.
 
 take-over puts what an earlier Conducto kept as plain files into the store, and prints how many
-names that were. It reads the profile's data/ and pipelines/*/data/. It skips names that the store
+names it put. It reads the profile's data/ and pipelines/*/data/. It skips names that the store
 has already. The files stay, and can be removed by hand.
 
   --older-than AGE     archive every pipeline that wrote nothing for so long: 45m, 12h, 7d, 2w;
@@ -37,7 +37,7 @@ has already. The files stay, and can be removed by hand.
   --profile PROFILE    the profile; else CONDUCTO_PROFILE
 """
 COMMON = (
-    Parameter("local", "the store on this machine, or not", "flag", False, False),
+    Parameter("local", "the store on this machine, or in the cloud", "flag", False, False),
     Parameter("profile", "the profile", "text", False, False),
 )
 PARAMETERS = (

@@ -36,7 +36,7 @@ TABLE = """\
   1  failed, or some of it was left out; check: look at what it says
   2  wrong usage
  10  there is no store (or no bucket) there
- 11  the store is in use, or another one is at it
+ 11  the store is busy: in use, or another gc is running
  12  no permission, or wrong credentials
  13  something is damaged
  14  something is missing: the name, or its data

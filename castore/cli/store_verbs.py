@@ -39,7 +39,7 @@ exit codes:
   0   done
   1   it refused to begin, or the server does not delete some packs: the message says why
   11  another collection is running
-  13  it met damage, and left it as it is: run `castore check`
+  13  it found damage, and left it as it is: run `castore check`
 """,
     )
     verb.add_argument("-n", "--dry-run", action="store_true", help="say what would be collected")
@@ -60,7 +60,7 @@ exit codes:
     verb.add_argument(
         "--alone",
         action="store_true",
-        help="you vouch that nobody else writes: needed on S3 servers that ignore preconditions",
+        help="say that nobody else writes: needed on S3 servers that ignore preconditions",
     )
     verb.add_argument(
         "--carry-undeletable",
@@ -86,10 +86,10 @@ Without options it verifies the structure: every manifest is whole and leads to 
 their packs, and the index agrees with the packs. --read-data also decodes the frames and compares
 them with their ids. It prints what is wrong, and the names that can't be read because of it.
 
---repair reads all data, says what it would do, asks, and does it. What has another copy is read
-from that from now on. What has none is moved below quarantine/, with all its intact bytes. Nothing
-that may be of use is deleted. While more packs are missing than present, as when packs/ is not
-mounted, it does nothing unless you say --packs-are-lost.
+--repair reads all data, says what it would do, asks, and does it. A chunk with another intact copy
+is read from that copy from now on. An object with lost bytes is moved below quarantine/, with all
+its intact bytes. Nothing that may be of use is deleted. While more packs are missing than present,
+as when packs/ is not mounted, it does nothing unless you say --packs-are-lost.
 
 exit codes:
   0   whole; garbage for the next gc is only counted
@@ -106,7 +106,7 @@ exit codes:
         default=0.0,
         type=percent,
         metavar="PART",
-        help="decode all frames, or a random part of them such as 10%%",
+        help="decode all frames, or a random part of them, such as 10%%",
     )
     add_verbose(verb)
     verb.add_argument("--repair", action="store_true", help="mend what can be mended")
@@ -124,8 +124,8 @@ def _backup(verbs: Verbs) -> None:
         ("FILE",),
         "write a copy of a local store's index to a file",
         """
-The index has the names. The copy is consistent, whoever uses the store meanwhile. Afterwards copy
-the folder packs/, too, with any tool. `castore restore` puts a backup back.
+The names are in the index. The copy is consistent, whoever uses the store meanwhile. Afterwards
+copy the folder packs/ as well, with any tool. `castore restore` puts a backup back.
 """,
     )
     verb.add_argument("file", metavar="FILE", help="the backup to write; replaced in one step")
@@ -143,8 +143,8 @@ The store is the folder that -r names. Its index is lost or damaged, its packs/ 
 nobody uses it. The old index is kept beside the new one. Names that were put since the backup come
 from the journal, if that is there. Names that need missing packs are listed (exit code 14).
 
-With --force it replaces an index that is whole: the store goes back to the names of the backup.
-The data of what was put since is kept by every gc until one is told to --accept-unclaimed.
+With --force it replaces an index that is whole: the store goes back to the names of the backup. The
+data that was put since has no names then. Every gc keeps it, until you give one --accept-unclaimed.
 """,
     )
     verb.add_argument(
@@ -160,11 +160,11 @@ def _index(verbs: Verbs) -> None:
         "index",
         "backups:index",
         ("rebuild", "compact"),
-        "make the index anew from packs and journal, or its file smaller",
+        "rebuild the index from packs and journal, or compact its file",
         """
-  index rebuild   Makes the index of a local store anew, and a castore.json that is lost. Rows of
-                  chunks and packs come from the packs. Names come from what can be read of the
-                  old index, and from the journal; lost ones are listed (exit code 14).
+  index rebuild   Makes the index of a local store anew, and castore.json if it is lost. Rows of
+                  chunks and packs come from the packs. Names come from the journal, and from the
+                  pages of the old index that can be read; lost ones are listed (exit code 14).
                   The old index is kept beside the new one.
                   On S3 it renews this machine's cache, and the hints for other machines.
   index compact   Makes the index file of a local store as small as what is in it.
