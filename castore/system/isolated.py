@@ -139,7 +139,8 @@ def _raised(document: dict[str, Any]) -> CastoreError:
 
 
 def _root() -> str:
-    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    """The folder that castore is in."""
+    return os.path.abspath(os.path.join(__file__, "..", "..", ".."))
 
 
 def _search_path() -> list[str]:

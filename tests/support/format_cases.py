@@ -1,0 +1,313 @@
+"""Bytes of every layout, and damage to them."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import xxhash
+import zstandard
+from places import GOLDEN as GOLDEN_FOLDER
+
+from castore.format import index as rows
+from castore.format import pack as layout
+from castore.model import Extent, Location
+from castore.stream import codec
+
+GOLDEN = json.loads((GOLDEN_FOLDER / "format_v1.json").read_text())
+
+
+SEED = 0x0123456789ABCDEF
+
+
+STORE_ID = bytes(range(16))
+
+
+PACK_IDS = [bytes([i]) * 16 for i in range(0xA0, 0xA4)]
+
+
+TEXT = b"".join(b"%05d the quick brown fox\n" % i for i in range(40))
+
+
+SHA256 = codec.sha256_of(TEXT)
+
+
+TEXT_ID = codec.chunk_id_of(TEXT, SEED)
+
+
+def checksum(data: bytes, seed: int = 0) -> bytes:
+    return xxhash.xxh3_64_intdigest(data, seed).to_bytes(8, "little")
+
+
+def config(guard: str | None = None) -> layout.StoreConfig:
+    return layout.StoreConfig(STORE_ID, SEED, 16384, 65536, 262144, guard)
+
+
+def extents(count: int = 5, begin: int = 1000) -> list[Extent]:
+    made = []
+    for i in range(count):
+        end = begin + 700 + 13 * i
+        location = Location(PACK_IDS[i % 3], 64 + 5000 * i, 732 + i)
+        made.append(Extent(begin, end, bytes([i % 251]) * 16, location))
+        begin = end
+    return made
+
+
+def segment(of: list[Extent]) -> bytes:
+    builder = rows.SegmentBuilder(of[0].begin)
+    for extent in of:
+        builder.append(extent.end, extent.chunk_id, *extent.location)
+    return builder.encode()
+
+
+ENTRIES = [layout.PackEntry(bytes([i]) * 16, 64 + 800 * i, 800, 1000 + i) for i in range(4)]
+
+
+FOOTER_OFFSET = 64 + 800 * 4
+
+
+RAW_HEADER = layout.FrameHeader(layout.CODEC_RAW, 0, len(TEXT), len(TEXT), TEXT_ID)
+
+
+ZSTD_PAYLOAD = bytes.fromhex(GOLDEN["zstd payload of the text"])
+
+
+ZSTD_HEADER = layout.FrameHeader(layout.CODEC_ZSTD, 0, len(TEXT), len(ZSTD_PAYLOAD), TEXT_ID)
+
+
+GUARDED_HEADER = layout.FrameHeader(
+    layout.CODEC_ZSTD, layout.FLAG_SHA256, len(TEXT), len(ZSTD_PAYLOAD), TEXT_ID, SHA256
+)
+
+
+GUARDED_ID_HEADER = layout.FrameHeader(
+    layout.CODEC_RAW,
+    layout.FLAG_SHA256 | layout.FLAG_ID_OF_SHA256,
+    len(TEXT),
+    len(TEXT),
+    codec.guarded_id(SHA256, SEED),
+    SHA256,
+)
+
+
+INLINE = rows.Record(5, 1767225600_123456789, 0o640, b"\x11" * 16, 5, inline=b"hello")
+
+
+INLINE_ZSTD = rows.Record(
+    len(TEXT),
+    1767225600_000000000,
+    0o4755,
+    b"\x22" * 16,
+    len(ZSTD_PAYLOAD),
+    codec=layout.CODEC_ZSTD,
+    inline=ZSTD_PAYLOAD,
+)
+
+
+EXTENTS = rows.Record(1 << 40, -1, 0o644, b"\x33" * 16, 1 << 39, chunks=1 << 24, manifest=77)
+
+
+TOTALS = rows.Totals(1 << 50, 2, 3, 1 << 49, 5)
+
+
+SPECIMENS: dict[str, bytes] = {
+    "config": layout.encode_config(config(), checksum=False),
+    "config with collision guard": layout.encode_config(config("sha256"), checksum=False),
+    "config with checksum": layout.encode_config(config("sha256")),
+    "frame header, raw": layout.encode_frame_header(RAW_HEADER),
+    "frame header, zstd": layout.encode_frame_header(ZSTD_HEADER),
+    "frame header, zstd with sha256": layout.encode_frame_header(GUARDED_HEADER),
+    "frame header, raw, id of sha256": layout.encode_frame_header(GUARDED_ID_HEADER),
+    "pack header": layout.encode_pack_header(STORE_ID, PACK_IDS[0]),
+    "pack header with config": layout.encode_pack_header(STORE_ID, PACK_IDS[0], config("sha256")),
+    "pack footer": layout.encode_footer(ENTRIES, FOOTER_OFFSET),
+    "pack footer, no frames": layout.encode_footer([], 64),
+    "segment": segment(extents()),
+    "record, inline raw": rows.encode_record(INLINE),
+    "record, inline zstd": rows.encode_record(INLINE_ZSTD),
+    "record, extents": rows.encode_record(EXTENTS),
+    "chunk row": rows.encode_chunk_row(65536, Location(PACK_IDS[1], 1 << 28, 65568)),
+    "pack row": rows.encode_pack_row(1767225600_123456789, 256 << 20),
+    "totals row": TOTALS.encode(),
+    "segment key": rows.segment_key(77, 1 << 40),
+    "chunk id": TEXT_ID,
+    "chunk id of sha256": codec.guarded_id(SHA256, SEED),
+}
+
+
+def repaired_record(raw: bytes) -> bytes:
+    head = raw[:64]
+    return head + checksum(raw[72:], xxhash.xxh3_64_intdigest(head)) + raw[72:]
+
+
+def repaired_segment(raw: bytes) -> bytes:
+    begin, count = int.from_bytes(raw[16:24], "little"), int.from_bytes(raw[6:8], "little")
+    return raw[:24] + checksum(raw[32:], begin ^ count << 48) + raw[32:]
+
+
+def repaired_pack_header(raw: bytes) -> bytes:
+    return raw[:56] + checksum(raw[:56]) + raw[64:]
+
+
+def repaired_footer(raw: bytes) -> bytes:
+    trailer = raw[-40:-24] + checksum(raw[:-40])
+    return raw[:-40] + trailer + checksum(trailer) + raw[-8:]
+
+
+class Target(NamedTuple):
+    """A layout to be mutated: valid bytes of it, a decoder that also uses what it decoded, how to
+    make the checksums right again, and whether a newer version has an error of its own."""
+
+    valid: list[bytes]
+    decode: Callable[[bytes], object]
+    repair: Callable[[bytes], bytes] | None = None
+    versioned: bool = False
+
+
+def use_frame(raw: bytes) -> None:
+    """Believes the header, so that the payload is reached whatever it claims."""
+    header = layout.decode_frame_header(raw)
+    codec.decode_frame(raw, header.chunk_id, header.raw_bytes, SEED)
+
+
+def use_expected_frame(raw: bytes) -> None:
+    decoded = codec.decode_frame(raw, TEXT_ID, len(TEXT), SEED)
+    assert bytes(decoded) == TEXT, "wrong bytes went through"
+
+
+def use_footer(raw: bytes) -> None:
+    for entry in layout.decode_footer(raw, FOOTER_OFFSET + len(raw)):
+        assert 64 <= entry.offset <= entry.offset + entry.stored_bytes <= FOOTER_OFFSET
+
+
+def use_segment(raw: bytes) -> None:
+    decoded = rows.decode_segment(raw)
+    list(decoded.covering(decoded.begin, decoded.end))
+    for extent in decoded:
+        assert 0 < extent.end - extent.begin <= layout.CHUNK_BYTES_LIMIT + 256
+
+
+def use_pack_header(raw: bytes) -> None:
+    layout.decode_pack_header(raw)
+    layout.decode_pack_config(raw)
+
+
+def use_record(raw: bytes) -> None:
+    record = rows.decode_record(raw)
+    if record.is_inline:
+        inline = codec.decode_inline(record.codec, record.inline, record.size)
+        assert len(inline) == record.size
+
+
+def bomb(size: int) -> bytes:
+    payload = zstandard.ZstdCompressor().compress(bytes(size))
+    header = layout.FrameHeader(layout.CODEC_ZSTD, 0, size, len(payload), bytes(16))
+    return layout.encode_frame_header(header) + payload
+
+
+FRAMES = [
+    SPECIMENS["frame header, raw"] + TEXT,
+    SPECIMENS["frame header, zstd"] + ZSTD_PAYLOAD,
+    SPECIMENS["frame header, zstd with sha256"] + ZSTD_PAYLOAD,
+    SPECIMENS["frame header, raw, id of sha256"] + TEXT,
+]
+
+
+TARGETS = {
+    "frames": Target([*FRAMES, bomb(1 << 20)], use_frame),
+    "frames of a known chunk": Target(FRAMES[:3], use_expected_frame),
+    "footers": Target(
+        [SPECIMENS["pack footer"], layout.encode_footer(ENTRIES[:1], FOOTER_OFFSET)],
+        use_footer,
+        repaired_footer,
+    ),
+    "pack headers": Target(
+        [SPECIMENS["pack header"], SPECIMENS["pack header with config"]],
+        use_pack_header,
+        repaired_pack_header,
+        True,
+    ),
+    "segments": Target(
+        [SPECIMENS["segment"], segment(extents(1)), segment(extents(200, 0))],
+        use_segment,
+        repaired_segment,
+    ),
+    "records": Target(
+        [SPECIMENS[f"record, {kind}"] for kind in ("inline raw", "inline zstd", "extents")],
+        use_record,
+        repaired_record,
+        True,
+    ),
+    "configs": Target(
+        [SPECIMENS[f"config{more}"] for more in ("", " with collision guard", " with checksum")],
+        layout.decode_config,
+        versioned=True,
+    ),
+    "chunk rows": Target([SPECIMENS["chunk row"]], rows.decode_chunk_row),
+    "pack rows": Target([SPECIMENS["pack row"]], rows.decode_pack_row),
+    "totals": Target([SPECIMENS["totals row"]], rows.Totals.decode),
+    "segment keys": Target([SPECIMENS["segment key"]], rows.manifest_of),
+}
+
+
+EXTREMES = [0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 1 << 26, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
+
+
+JSON_PARTS = [
+    b"null",
+    b"[]",
+    b"{}",
+    b"-1",
+    b"1e999",
+    b"true",
+    b'""',
+    b"NaN",
+    b'"\\u0000"',
+    b"[" * 99,
+]
+
+
+def mutated(rng: random.Random, target: Target) -> bytes:
+    raw = bytearray(rng.choice(target.valid))
+    for _ in range(rng.choice([1, 1, 1, 2, 5])):
+        at = rng.randrange(len(raw) + 1)
+        match rng.randrange(8):
+            case 0 | 1 if at < len(raw):
+                raw[at] ^= 1 << rng.randrange(8)
+            case 2 if at < len(raw):
+                raw[at] = rng.randrange(256)
+            case 3:
+                del raw[at : at + rng.choice([1, 2, 8, 1000])]
+            case 4:
+                raw[at:at] = rng.randbytes(rng.choice([1, 2, 8, 100]))
+            case 5:
+                other = rng.choice(target.valid)
+                raw[at:] = other[rng.randrange(len(other)) :]
+            case 6:
+                width = rng.choice([1, 2, 4, 8])
+                at -= at % width
+                number = rng.choice(EXTREMES) % (1 << 8 * width)
+                raw[at : at + width] = number.to_bytes(width, "little")
+            case 7:
+                raw[at : at + rng.randrange(9)] = rng.choice(JSON_PARTS)
+    mutant = bytes(raw)
+    if target.repair is not None and len(mutant) >= 72 and rng.random() < 0.7:
+        mutant = target.repair(mutant)
+    return mutant
+
+
+@contextmanager
+def memory_limited(more_bytes: int) -> Iterator[None]:
+    """Whoever takes more address space than this gets a MemoryError."""
+    with open("/proc/self/statm") as file:
+        in_use = int(file.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + more_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

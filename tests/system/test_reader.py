@@ -1,0 +1,414 @@
+"""Damaged packs: an object reads right, or not at all. Never wrong bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from places import SUPPORT
+from read_ways import CONTENTS, noise, packs_of, read_everything, text, ways_to_read
+
+import castore
+from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
+from castore.stream.reader import DecodedChunks
+from castore.system.mapping import Mapping
+
+
+@pytest.fixture(params=[None, "sha256"], ids=["plain", "guarded"])
+def path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A store in two sealed packs."""
+    root = tmp_path / "store"
+    options = {"chunk_bytes_avg": 2816, "collision_guard": request.param}
+    for names in (["noise", "text", "inline"], ["both", "again", "empty"]):
+        with castore.open(root, **options) as store:
+            for name in names:
+                store.puts(name, CONTENTS[name])
+    return root
+
+
+class Flip:
+    """One byte of a pack, changed within the block."""
+
+    def __init__(self, rng: random.Random, packs: list[Path]) -> None:
+        self.pack = rng.choices(packs, [pack.stat().st_size for pack in packs])[0]
+        self.at = rng.randrange(self.pack.stat().st_size)
+        self.bits = rng.choice([1 << rng.randrange(8), rng.randrange(1, 256)])
+
+    def __enter__(self) -> None:
+        self._turn()
+
+    def __exit__(self, *_: object) -> None:
+        self._turn()
+
+    def _turn(self) -> None:
+        with open(self.pack, "r+b", buffering=0) as file:
+            was = os.pread(file.fileno(), 1, self.at)[0]
+            os.pwrite(file.fileno(), bytes([was ^ self.bits]), self.at)
+
+
+# ---------------------------------------------------------------- flips
+
+
+def flip_and_read_afresh(path: Path, folder: Path, count: int) -> Counter[str]:
+    """A Store that was not open before the damage: nothing is mapped or cached."""
+    rng = random.Random("flips")
+    outcomes: Counter[str] = Counter()
+    packs = packs_of(path)
+    for _ in range(count):
+        with Flip(rng, packs), castore.open(path, threads=1) as store:
+            seen = read_everything(store, folder)
+            outcomes["noticed" if set(seen) != {"right"} else "harmless"] += 1
+            assert seen["right"] >= 6 * 2, "inline objects are in no pack"
+    with castore.open(path) as store:
+        assert set(read_everything(store, folder)) == {"right"}
+    return outcomes
+
+
+def flip_under_a_live_store(path: Path, folder: Path, count: int) -> Counter[str]:
+    """A Store whose mappings are there, with and without a cache of decoded chunks."""
+    rng = random.Random("live flips")
+    outcomes: Counter[str] = Counter()
+    packs = packs_of(path)
+    with castore.open(path, cache_bytes=0, threads=1) as store, castore.open(path) as caching:
+        for opened in (store, caching):
+            assert set(read_everything(opened, folder)) == {"right"}
+        for _ in range(count):
+            with Flip(rng, packs):
+                seen = read_everything(store, folder)
+                outcomes["noticed" if set(seen) != {"right"} else "harmless"] += 1
+                read_everything(caching, folder)
+            assert set(read_everything(store, folder)) == {"right"}, "mended, and read again"
+    return outcomes
+
+
+def check_outcomes(outcomes: Counter[str]) -> None:
+    """Nearly all of a pack matters; what does not is its footer."""
+    assert outcomes["noticed"] > 10 * outcomes["harmless"] / 4
+
+
+def test_flipped_bytes_read_afresh(path: Path, tmp_path: Path) -> None:
+    check_outcomes(flip_and_read_afresh(path, tmp_path, 60))
+
+
+def test_flipped_bytes_under_a_live_store(path: Path, tmp_path: Path) -> None:
+    check_outcomes(flip_under_a_live_store(path, tmp_path, 25))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_2_000_flipped_bytes_read_afresh(path: Path, tmp_path: Path) -> None:
+    check_outcomes(flip_and_read_afresh(path, tmp_path, 2000))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_2_000_flipped_bytes_under_a_live_store(path: Path, tmp_path: Path) -> None:
+    check_outcomes(flip_under_a_live_store(path, tmp_path, 2000))
+
+
+def test_every_byte_of_a_pack_header_and_a_frame(path: Path, tmp_path: Path) -> None:
+    """The structured parts, one byte after the other."""
+    pack = packs_of(path)[0]
+    original = pack.read_bytes()
+    for at in range(0, 64 + 32 + 32 + 16, 2):
+        damaged = bytearray(original)
+        damaged[at] ^= 0xFF
+        pack.write_bytes(damaged)
+        with castore.open(path, threads=1) as store:
+            read_everything(store, tmp_path)
+    pack.write_bytes(original)
+
+
+@pytest.mark.damages_store("a pack is damaged")
+def test_one_damaged_chunk_costs_one_chunk(path: Path, tmp_path: Path) -> None:
+    """What does not touch it can be read, and the error says where it is."""
+    with castore.open(path, cache_bytes=0) as store:
+        plan = store.explain_range("noise", (30_000, 30_001))
+        assert plan.chunks == 1
+        needle = CONTENTS["noise"][30_000:30_020]
+        (pack,) = [pack for pack in packs_of(path) if needle in pack.read_bytes()]
+        at = pack.read_bytes().index(needle)
+        with open(pack, "r+b") as file:
+            file.seek(at)
+            file.write(b"damage")
+        with pytest.raises(ChunkCorrupt, match="is corrupt at byte") as caught:
+            store.gets("noise", (30_000, 30_001))
+        error = caught.value
+        assert error.pack_id.hex() == pack.stem
+        assert error.offset <= at < error.offset + plan.frame_bytes
+        assert len(error.chunk_id) == 16
+        assert error.chunk_id.hex() in str(error)
+        assert store.gets("noise", (0, 15_000)) == CONTENTS["noise"][:15_000]
+        assert store.gets("noise", (45_000, 60_000)) == CONTENTS["noise"][45_000:]
+        assert store.gets("text") == CONTENTS["text"]
+        with store.open("noise") as reading:
+            assert reading.read(15_000) == CONTENTS["noise"][:15_000], (
+                "good bytes are not held back"
+            )
+            with pytest.raises(ChunkCorrupt):
+                reading.read()
+            reading.seek(50_000)
+            assert reading.read() == CONTENTS["noise"][50_000:]
+
+
+@pytest.mark.damages_store("a pack is damaged")
+def test_damage_in_large_reads_of_several_threads(tmp_path: Path) -> None:
+    data = noise(20 << 20, 9)
+    with castore.open(tmp_path / "store", threads=4) as store:
+        store.puts("name", data)
+        (pack,) = packs_of(store.path)
+        fd = os.open(pack, os.O_RDWR)
+        os.pwrite(fd, b"damage", 15 << 20)
+        os.close(fd)
+        for read in (
+            lambda: store.gets("name"),
+            lambda: store.get("name", tmp_path / "target"),
+            lambda: store.get("name", io.BytesIO()),
+            lambda: store.open("name").read(),
+        ):
+            with pytest.raises(ChunkCorrupt):
+                read()
+        assert store.gets("name", (0, 5 << 20)) == data[: 5 << 20]
+        assert os.listdir(tmp_path) == ["store"]
+
+
+# ---------------------------------------------------------------- truncations
+
+# In a process of its own: a fault that nobody catches would take all tests with it.
+TRUNCATIONS = """
+import json, os, random, sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+import castore
+from castore.errors import PackMissing, StoreIOError
+from read_ways import packs_of, read_everything
+
+path, folder, count, live = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+rng = random.Random("truncations")
+outcomes = Counter()
+packs = {pack: pack.read_bytes() for pack in packs_of(path)}
+for i in range(count):
+    pack, whole = rng.choice(list(packs.items()))
+    size = rng.choice([0, 1, 63, 64, 4096, 8192, len(whole) - 1, *[rng.randrange(len(whole))] * 8])
+    if live == "live":
+        with castore.open(path, cache_bytes=0, threads=1) as store:
+            with store.open("noise") as one, store.open("text") as two, store.open("both") as three:
+                assert set(read_everything(store, folder)) == {"right"}
+                os.truncate(pack, size)
+                for file in (one, two, three):
+                    try:
+                        assert file.read() == store_contents[file.info.name]
+                    except NameError:
+                        raise
+                    except OSError:
+                        pass
+                seen = read_everything(store, folder, (StoreIOError,))
+    else:
+        os.truncate(pack, size)
+        with castore.open(path, threads=1) as store:
+            seen = read_everything(store, folder)
+    assert seen["right"] >= 6 * 2
+    outcomes["noticed" if set(seen) != {"right"} else "harmless"] += 1
+    pack.write_bytes(whole)
+    if live == "live":
+        with castore.open(path, threads=1) as store:
+            assert set(read_everything(store, folder)) == {"right"}
+print(json.dumps(outcomes))
+""".replace("store_contents", "__import__('read_ways').CONTENTS")
+
+
+def truncate(path: Path, folder: Path, count: int, how: str) -> None:
+    if how == "live" and not Mapping.guarded:
+        pytest.skip("only the extension's mapping survives it")
+    arguments = [str(SUPPORT), str(path), str(folder), str(count), how]
+    done = subprocess.run(
+        [sys.executable, "-c", TRUNCATIONS, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"status {done.returncode}\n{done.stderr}"
+    outcomes = json.loads(done.stdout)
+    assert sum(outcomes.values()) == count
+    assert outcomes["noticed"] >= count / 2, "what only reaches the footer is harmless"
+
+
+@pytest.mark.parametrize("how", ["afresh", "live"])
+def test_truncated_packs(path: Path, tmp_path: Path, how: str) -> None:
+    truncate(path, tmp_path, 20, how)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("how", ["afresh", "live"])
+def test_500_truncated_packs(path: Path, tmp_path: Path, how: str) -> None:
+    truncate(path, tmp_path, 500, how)
+
+
+def test_damage_read_by_new_processes(path: Path, tmp_path: Path) -> None:
+    """The same from the outside, with nothing shared but the disk."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import castore; from pathlib import Path; from read_ways import read_everything\n"
+        "with castore.open(sys.argv[2]) as store:\n"
+        "    print(*read_everything(store, Path(sys.argv[3])))"
+    )
+    rng = random.Random("processes")
+    command = [sys.executable, "-c", program, str(SUPPORT), str(path), str(tmp_path)]
+    for _ in range(4):
+        with Flip(rng, packs_of(path)):
+            done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "right" in done.stdout
+
+
+def test_lost_packs_are_said_to_be_missing(path: Path, tmp_path: Path) -> None:
+    for pack in packs_of(path):
+        pack.rename(tmp_path / pack.name)
+    with castore.open(path) as store:
+        assert store.gets("inline") == CONTENTS["inline"]
+        for name in ("noise", "text", "both", "again"):
+            for read in ways_to_read(store, name, tmp_path):
+                with pytest.raises(PackMissing, match="restore it from a backup") as caught:
+                    read()
+                assert (tmp_path / f"{caught.value.pack_id.hex()}.pack").exists()
+        for pack in tmp_path.glob("*.pack"):
+            pack.rename(path / "packs" / pack.name[:2] / pack.name)
+        assert set(read_everything(store, tmp_path)) == {"right"}, "back, and read again"
+
+
+def test_packs_of_another_store_and_swapped_packs_are_refused(path: Path, tmp_path: Path) -> None:
+    with castore.open(tmp_path / "other", chunk_bytes_avg=2816) as other:
+        other.puts("noise", CONTENTS["noise"])
+    (foreign,) = packs_of(tmp_path / "other")
+    one, two = packs_of(path)
+    contents = {one: one.read_bytes(), two: two.read_bytes()}
+    for replacement in (foreign.read_bytes(), contents[two], bytes(len(contents[one]))):
+        one.write_bytes(replacement)
+        with castore.open(path) as store:
+            seen = read_everything(store, tmp_path)
+            assert seen["right"] < 6 * 6
+            with pytest.raises((FormatError, ChunkCorrupt)):
+                store.gets("noise" if "noise" in damaged_names(store) else "both")
+        one.write_bytes(contents[one])
+
+
+def damaged_names(store: castore.Store) -> set[str]:
+    damaged = set()
+    for name in CONTENTS:
+        try:
+            store.gets(name)
+        except (ChunkCorrupt, FormatError):
+            damaged.add(name)
+    return damaged
+
+
+def test_a_pack_that_is_being_truncated_while_it_is_read(tmp_path: Path) -> None:
+    """Bytes are checked where they are mapped and copied afterwards: what is cut off between the
+    two must not come out as zeros."""
+    if not Mapping.guarded:
+        pytest.skip("only the extension's mapping survives it")
+    program = """
+import os, sys, threading, random
+import castore
+from castore.stream import codec, reader
+from castore.errors import ChunkCorrupt, FormatError, StoreIOError
+
+data = random.Random(1).randbytes(16000)
+store = castore.open(sys.argv[1], cache_bytes=0, threads=1)
+assert store.puts("name", data).chunks == 1
+pack = [f"{a}/{n}" for a, _, names in os.walk(sys.argv[1]) for n in names if n.endswith(".pack")][0]
+whole = open(pack, "rb").read()
+decode = reader.decode_frame
+
+def checked_and_then_cut(*arguments):
+    raw = decode(*arguments)
+    os.truncate(pack, 4096)
+    return raw
+
+reader.decode_frame = checked_and_then_cut
+for read in (
+    lambda: store.gets("name"),
+    lambda: store.open("name").read(),
+    lambda: store.open("name").read(8000),
+    lambda: store.get("name", sys.argv[2]),
+    lambda: store.get("name", open(sys.argv[2], "wb", buffering=0)),
+):
+    try:
+        got = read()
+        assert not isinstance(got, bytes) or got == data[: len(got)], "wrong bytes"
+        print("right")
+    except (ChunkCorrupt, FormatError, StoreIOError) as error:
+        print(type(error).__name__)
+    open(pack, "r+b").write(whole)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, tmp_path / "store", tmp_path / "target"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}{done.stderr}"
+    assert len(done.stdout.split()) == 5
+    assert "right" not in done.stdout, "the truncation came too late to matter"
+
+
+# ---------------------------------------------------------------- the cache of decoded chunks
+
+
+def test_decoded_chunks_are_bounded_and_the_oldest_go_first() -> None:
+    cache = DecodedChunks(100)
+    for i in range(10):
+        cache.put(bytes([i]) * 16, bytes(30))
+    kept = [i for i in range(10) if cache.get(bytes([i]) * 16, 30) is not None]
+    assert kept == [7, 8, 9]
+    assert cache.get(b"\x07" * 16, 30) is not None
+    cache.put(b"\x20" * 16, bytes(40))
+    assert cache.get(b"\x07" * 16, 30) is not None, "used last, kept longest"
+    assert cache.get(b"\x08" * 16, 30) is None
+    cache.put(b"\x30" * 16, bytes(101))
+    assert cache.get(b"\x30" * 16, 101) is None, "larger than the cache"
+    cache.put(b"\x07" * 16, bytes(30))
+    assert cache.get(b"\x07" * 16, 29) is None, "not what is asked for"
+
+
+def test_reading_nearby_decodes_once(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from castore.stream import reader
+
+    data = text(200_000, 1)
+    store.puts("name", data)
+    decoded: list[bytes] = []
+    real = reader.decode_frame
+
+    def counted(frame: object, chunk_id: bytes, *rest: object) -> object:
+        decoded.append(chunk_id)
+        return real(frame, chunk_id, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reader, "decode_frame", counted)
+    for _ in range(5):
+        assert store.gets("name", (100_000, 100_010)) == data[100_000:100_010]
+    assert len(decoded) == 1
+    plan = store.explain_range("name", (50_000, 60_000))
+    decoded.clear()
+    assert store.gets("name", (50_000, 60_000)) == data[50_000:60_000]
+    assert len(decoded) == plan.chunks, "only the chunks that cover the range"
+
+
+def test_without_a_cache(tmp_path: Path) -> None:
+    with castore.open(tmp_path / "store", cache_bytes=0) as store:
+        store.puts("name", text(200_000, 1))
+        for _ in range(2):
+            assert store.gets("name", (5, 10)) == text(200_000, 1)[5:10]
+
+
+@pytest.mark.parametrize("missing", ["StoreIOError", "PackMissing"])
+def test_errors_of_reading_are_errors_of_the_system_too(missing: str) -> None:
+    kinds = {"StoreIOError": StoreIOError, "PackMissing": PackMissing}
+    assert issubclass(kinds[missing], OSError)
+    assert issubclass(ChunkCorrupt, OSError)
+    assert issubclass(FormatError, ValueError)

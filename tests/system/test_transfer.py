@@ -1,0 +1,269 @@
+"""Objects to plain files and back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+from s3_stores import Open
+from stores import contents, failures, fill, flip, packs, small
+from trees import make_tree, tree
+
+import castore
+from castore import transfer
+from castore.cli import main
+from castore.errors import NameNotFound, NotAStore, ReadOnlyStore
+
+VALUES = contents()
+
+
+def test_there_and_back(any_store: castore.Store, tmp_path: Path) -> None:
+    made = make_tree(tmp_path / "in")
+    report = any_store.import_folder(tmp_path / "in", "p/q")
+    assert (report.files, report.left_out) == (len(made), [])
+    assert report.bytes == sum(len(raw) for raw, *_ in made.values())
+    assert list(any_store.names()) == sorted((f"p/q/{name}" for name in made), key=str.encode)
+    report = any_store.export_folder("p/q", tmp_path / "out")
+    assert (report.files, report.left_out) == (len(made), [])
+    assert tree(tmp_path / "out") == made
+    # Again: all of it is the same, both ways.
+    for again in (
+        any_store.export_folder("p/q", tmp_path / "out"),
+        any_store.import_folder(tmp_path / "in", "p/q"),
+        any_store.import_folder(tmp_path / "out", "p/q/"),
+    ):
+        assert (again.files, again.same_files) == (0, len(made))
+
+
+@pytest.mark.parametrize("change", ["bytes", "size", "mode", "time", "gone"])
+def test_what_differs_is_written_again(store: castore.Store, tmp_path: Path, change: str) -> None:
+    made = make_tree(tmp_path / "in")
+    store.import_folder(tmp_path / "in")
+    store.export_folder("", tmp_path / "out")
+    path = tmp_path / "out" / "b" / "c"
+    status = path.stat()
+    if change == "gone":
+        path.unlink()
+    elif change == "mode":
+        path.chmod(0o777)
+    elif change == "time":
+        os.utime(path, ns=(1, 1))
+    else:
+        path.write_bytes(b"x" * (status.st_size + (change == "size")))
+    report = store.export_folder("/", tmp_path / "out")
+    assert (report.files, report.same_files) == (1, len(made) - 1)
+    assert tree(tmp_path / "out") == made
+
+
+def test_a_changed_file_is_put_again(store: castore.Store, tmp_path: Path) -> None:
+    make_tree(tmp_path / "in")
+    store.import_folder(tmp_path / "in", "p")
+    (tmp_path / "in" / "a").write_bytes(b"new")
+    (tmp_path / "in" / "new").write_bytes(b"newer")
+    report = store.import_folder(tmp_path / "in", "p")
+    assert report.files == 2
+    assert store.gets("p/a") == b"new"
+    assert store.gets("p/new") == b"newer"
+
+
+def test_prefixes_end_at_a_slash(store: castore.Store, tmp_path: Path) -> None:
+    for name in ("a/x", "ab/x", "a"):
+        store.puts(name, name.encode())
+    store.export_folder("a", tmp_path / "out")
+    assert {name: raw for name, (raw, *_) in tree(tmp_path / "out").items()} == {"x": b"a/x"}
+    with pytest.raises(NameNotFound):
+        store.export_folder("none", tmp_path / "out")
+    assert store.export_folder("", tmp_path / "all").files == 2  # 'a' and 'a/x' can't both be
+    assert store.gets("a") == b"a"
+
+
+def test_nothing_is_written_outside_the_folder(store: castore.Store, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "link").symlink_to(outside)
+    (out / "file").symlink_to(outside / "file")
+    (out / "folder").mkdir()
+    (out / "plain").write_bytes(b"")
+    for name in ("link/x", "link/file", "file", "folder", "plain/x", "a//b", "c/", "fine"):
+        store.puts(name, b"theirs" + name.encode())
+    report = store.export_folder("", out)
+    assert {name: raw for name, (raw, *_) in tree(outside).items()} == {"file": b"mine"}
+    left_out = dict(report.left_out)
+    assert left_out.keys() == {"link/x", "link/file", "folder", "plain/x", "a//b", "c/"}
+    assert "symlink" in left_out["link/x"]
+    assert "empty part" in left_out["c/"]
+    # A link in a file's place is replaced, and what it led to is not touched.
+    assert not (out / "file").is_symlink()
+    assert (out / "file").read_bytes() == b"theirsfile"
+    assert (out / "fine").exists()
+    assert not [name for name in tree(out) if name.startswith(".castore-")]
+
+
+def test_what_is_no_file_is_left_out(store: castore.Store, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"1")
+    (folder / "link").symlink_to("file")
+    (folder / "nowhere").symlink_to("none")
+    (folder / "loop").symlink_to(".")
+    (folder / ".castore-0123456789abcdef").write_bytes(b"torn")
+    os.mkfifo(folder / "pipe")
+    report = store.import_folder(folder)
+    assert list(store.names()) == ["file", "link"]
+    assert len(report.left_out) == 4
+    with pytest.raises(FileNotFoundError):
+        store.import_folder(tmp_path / "none")
+    with pytest.raises(NotADirectoryError):
+        store.import_folder(folder / "file")
+    with pytest.raises(NotAStore):
+        store.export_folder("", Path(store.path) / "packs")
+    with castore.open(store.path, read_only=True) as closed, pytest.raises(ReadOnlyStore):
+        closed.import_folder(folder, "other")
+
+
+@pytest.mark.damages_store("a frame is damaged")
+def test_a_damaged_object_does_not_take_the_others_away(tmp_path: Path) -> None:
+    with small(tmp_path / "store") as store:
+        fill(store, VALUES)
+    [pack] = packs(tmp_path / "store")
+    flip(pack, 8 * (pack.stat().st_size // 2))
+    code = main(["-r", str(tmp_path / "store"), "export", "/", str(tmp_path / "out")])
+    assert code == 13
+    found = {name: raw for name, (raw, *_) in tree(tmp_path / "out").items()}
+    assert 0 < len(found) < len(VALUES)
+    assert found == {name: VALUES[name] for name in found}
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    failures(["open", "pwritev", "rename", "utime"], [errno.ENOSPC, errno.EIO, errno.EMFILE]),
+)
+def test_an_export_that_fails(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    fill(store, VALUES)
+    whole = getattr(os, call)
+    left = [6]
+
+    def fails(*args: Any, **options: Any) -> Any:
+        if call == "open" and not args[1] & os.O_CREAT:
+            return whole(*args, **options)
+        left[0] -= 1
+        if left[0] <= 0:
+            raise OSError(code, os.strerror(code))
+        return whole(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fails)
+        with pytest.raises(OSError):
+            store.export_folder("", tmp_path / "out")
+    found = {name: raw for name, (raw, *_) in tree(tmp_path / "out").items()}
+    assert found == {name: VALUES[name] for name in found}  # whole files, and no drafts
+    store.export_folder("", tmp_path / "out")
+    assert {name: raw for name, (raw, *_) in tree(tmp_path / "out").items()} == VALUES
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    failures(["open", "pwritev", "fsync"], [errno.ENOSPC, errno.EIO, errno.EMFILE]),
+)
+def test_an_import_that_fails(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    monkeypatch.setattr(transfer, "BATCH_FILES_MAX", 2)
+    made = make_tree(tmp_path / "in")
+    whole = getattr(os, call)
+    left = [3]
+
+    def fails(*args: Any, **options: Any) -> Any:
+        if call != "open" or str(args[0]).startswith(str(tmp_path / "in")):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(code, os.strerror(code))
+        return whole(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fails)
+        if call == "open" and code != errno.EMFILE:  # of one file alone
+            assert store.import_folder(tmp_path / "in").failures == 1
+        else:
+            with pytest.raises(OSError):
+                store.import_folder(tmp_path / "in")
+    for name in store.names():
+        assert store.gets(name) == made[name][0]
+    store.import_folder(tmp_path / "in")
+    assert {name: store.gets(name) for name in store.names()} == {
+        name: raw for name, (raw, *_) in made.items()
+    }
+    assert store.check(True).exit_code <= 1
+
+
+def test_killed_on_the_way(store: castore.Store, tmp_path: Path) -> None:
+    fill(store, VALUES)
+    dying = """
+import os, signal, sys, castore
+left = [5]
+whole = os.rename
+def dies(*args, **options):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*args, **options)
+os.rename = dies
+castore.open(sys.argv[1]).export_folder('', sys.argv[2])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", dying, store.path, str(tmp_path / "out")],
+        env=oracle.environment(),
+        check=False,
+    )
+    assert done.returncode == -9
+    report = store.export_folder("", tmp_path / "out")
+    assert report.same_files >= 4
+    found = {name: raw for name, (raw, *_) in tree(tmp_path / "out").items()}
+    drafts = {name for name in found if ".castore-" in name}
+    assert {name: raw for name, raw in found.items() if name not in drafts} == VALUES
+    assert not [n for n, _ in store.import_folder(tmp_path / "out", "b").left_out if n in VALUES]
+    assert len(list(store.names("b/"))) == len(VALUES)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_tree(tmp_path / "in")
+
+    def run(*arguments: object) -> tuple[int, str]:
+        code = main(["-r", str(tmp_path / "store"), *map(str, arguments)])
+        return code, capsys.readouterr().out
+
+    assert run("import", tmp_path / "in", "p")[0] == 0
+    code, out = run("import", tmp_path / "in", "p")
+    assert code == 0
+    assert out.startswith(f"0 files put (0 B), {len(made)} the same already (")
+    code, out = run("export", "--json", "p", tmp_path / "out")
+    assert (code, json.loads(out)["files"]) == (0, len(made))
+    assert tree(tmp_path / "out") == made
+    assert run("export", "none", tmp_path / "out")[0] == 14
+    (tmp_path / "out" / "a").unlink()
+    (tmp_path / "out" / "a").mkdir()
+    assert run("export", "p", tmp_path / "out")[0] == 1
+
+
+def test_many_names_at_once(open_moto: Open, tmp_path: Path) -> None:
+    """Across pages of names, on S3 too."""
+    store = open_moto()
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(60):
+        (folder / f"{i:02}").write_bytes(b"%d" % i)
+    assert store.import_folder(folder, "many").files == 60
+    assert store.export_folder("many", tmp_path / "out").files == 60
+    assert tree(tmp_path / "out").keys() == tree(folder).keys()

@@ -1,0 +1,424 @@
+"""Folders in and out, entry by entry: a bad one is left out and named, and nothing else suffers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+from stores import change_rows, rows, small
+from trees import make_tree, tree
+
+import castore
+from castore import transfer
+from castore.cli import main
+from castore.errors import FormatError, InvalidName, SourceChanged, TimeOutOfRange
+from castore.stream import sourcefile
+from castore.system import outfolder
+
+LATIN = os.fsdecode(b"latin\xe9")
+
+
+def check(store: castore.Store) -> None:
+    assert store.check(True).exit_code in (0, 1)
+
+
+def reasons(report: transfer.TransferReport, top: Path | str = "") -> dict[str, str]:
+    return {os.path.relpath(what, top) if top else what: why for what, why in report.left_out}
+
+
+# ---------------------------------------------------------------- in
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux' file systems")
+def test_an_import_leaves_out_what_it_cannot_put(any_store: castore.Store, tmp_path: Path) -> None:
+    top = tmp_path / "in"
+    made = make_tree(top)
+    (top / LATIN).write_bytes(b"1")
+    (top / "secret").symlink_to("/proc/self/mem")  # opened, and then not read
+    (top / "nothing").symlink_to("none")
+    os.mkfifo(top / "b" / "pipe")
+    (top / "future").write_bytes(b"1")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(top / "socket"))
+    bad = {LATIN, "secret", "nothing", "b/pipe", "socket"}
+    os.utime(top / "future", ns=(10**20, 10**20))  # each file system has its own last year
+    if (top / "future").stat().st_mtime_ns >= 1 << 63:
+        bad.add("future")
+    report = any_store.import_folder(top, "p")
+    assert reasons(report, top).keys() == bad
+    assert (report.failures, report.refused) == (len(bad), 1)
+    assert {name[2:]: any_store.gets(name) for name in any_store.names("p/")} == {
+        **{name: raw for name, (raw, *_) in made.items()},
+        **({} if "future" in bad else {"future": b"1"}),
+    }
+    check(any_store)
+
+
+@pytest.mark.parametrize("time_ns", [-(10**18), 1, -(1 << 63), (1 << 63) - 1])
+def test_times_of_any_year_that_fits(store: castore.Store, tmp_path: Path, time_ns: int) -> None:
+    path = tmp_path / "in" / "file"
+    path.parent.mkdir()
+    path.write_bytes(b"old")
+    os.utime(path, ns=(time_ns, time_ns))
+    found = path.stat().st_mtime_ns  # not each file system has each
+    assert store.import_folder(path.parent).left_out == []
+    assert store.info("file").mtime_ns == found
+    store.export_folder("", tmp_path / "out")
+    assert (tmp_path / "out" / "file").stat().st_mtime_ns == found
+    for code in (main(["-r", store.path, "ls", "-l"]), main(["-r", store.path, "stat", "file"])):
+        assert code == 0
+    with store.transaction() as transaction, pytest.raises(TimeOutOfRange):
+        transaction.put("late", path, mtime_ns=1 << 63)
+
+
+def test_a_file_that_cannot_be_mapped_is_read(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    raw = os.urandom(3_000_000)
+    path.write_bytes(raw)
+
+    class Refused:
+        guarded = True
+
+        def __init__(self, *_: object, **__: object) -> None:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr("castore.stream.writer.Mapping", Refused)
+    monkeypatch.setattr("castore.stream.sourcefile.Mapping", Refused)
+    store.put("x", path)
+    monkeypatch.undo()
+    assert store.gets("x") == raw
+    assert store.put("y", path).etag == store.info("x").etag
+    check(store)
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/btf/vmlinux"), reason="not here")
+def test_a_file_of_sys_is_put(store: castore.Store) -> None:
+    raw = Path("/sys/kernel/btf/vmlinux").read_bytes()
+    assert store.put("vmlinux", "/sys/kernel/btf/vmlinux").size == len(raw)
+    assert store.gets("vmlinux") == raw
+
+
+def test_a_file_that_became_a_pipe_is_not_waited_for(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = tmp_path / "in"
+    make_tree(top)
+    whole = transfer.batches
+
+    def batches(sources: Any) -> Any:
+        for batch in whole(sources):
+            (top / "a").unlink()
+            os.mkfifo(top / "a")
+            yield batch
+
+    monkeypatch.setattr(transfer, "batches", batches)
+    report = store.import_folder(top)
+    what = f"{top / 'a'} is no regular file any more: nothing of it was published"
+    assert reasons(report, top) == {"a": what}
+    with pytest.raises(SourceChanged), sourcefile.opened(str(top / "a"), regular=True):
+        pass
+
+
+def test_other_bytes_of_the_same_size_and_time_are_seen(
+    any_store: castore.Store, tmp_path: Path
+) -> None:
+    top = tmp_path / "in"
+    top.mkdir()
+    files = {name: top / name for name in ("inplace", "replaced", "kept")}
+    for path in files.values():
+        path.write_bytes(b"one" * 3000)
+        os.utime(path, ns=(10**18, 10**18))
+    assert any_store.import_folder(top).files == 3
+    files["inplace"].write_bytes(b"two" * 3000)
+    (tmp_path / "new").write_bytes(b"two" * 3000)
+    (tmp_path / "new").rename(files["replaced"])
+    for path in files.values():
+        os.utime(path, ns=(10**18, 10**18))
+    report = any_store.import_folder(top)
+    assert (report.files, report.same_files) == (2, 1)
+    assert {name: any_store.gets(name)[:3] for name in files} == {
+        **{"inplace": b"two", "replaced": b"two", "kept": b"one"},
+    }
+    check(any_store)
+
+
+def test_unchanged_files_are_not_read_again(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = tmp_path / "in"
+    made = make_tree(top)
+    time.sleep(0.05)  # else they are too young for their times to tell
+    store.import_folder(top)
+    reads: list[str] = []
+    whole = sourcefile._feed
+
+    def feed(writer: Any, source: sourcefile.SourceFile, *rest: Any) -> None:
+        reads.append(os.path.relpath(source.path, top))
+        whole(writer, source, *rest)
+
+    monkeypatch.setattr("castore.stream.sourcefile._feed", feed)
+    assert store.import_folder(top).same_files == len(made)
+    assert reads == []
+    (top / "a").chmod(0o604)
+    (top / "a").chmod(made["a"][1])  # of the same size, mode and time: only the ctime tells
+    report = store.import_folder(top)
+    assert (report.same_files, set(reads)) == (len(made), {"a"})
+    reads.clear()
+    assert store.import_folder(top, checksum=True).same_files == len(made)
+    assert set(reads) == made.keys()
+    reads.clear()
+    assert main(["-r", store.path, "import", "--checksum", str(top), "/"]) == 0
+    assert set(reads) == made.keys()
+
+
+# ---------------------------------------------------------------- out
+
+
+def test_a_name_that_is_too_long_for_a_file(any_store: castore.Store, tmp_path: Path) -> None:
+    for name in ("p/a", "p/" + "x" * 300, "p/" + "y" * 300 + "/b", "p/z"):
+        any_store.puts(name, name.encode())
+    report = any_store.export_folder("p", tmp_path / "out")
+    assert {why.rsplit(": ")[-1] for _, why in report.left_out} == {os.strerror(errno.ENAMETOOLONG)}
+    assert (len(report.left_out), report.failures) == (2, 2)
+    assert {name: raw for name, (raw, *_) in tree(tmp_path / "out").items()} == {
+        "a": b"p/a",
+        "z": b"p/z",
+    }
+
+
+@pytest.mark.damages_store("rows of its index are changed")
+def test_names_of_a_damaged_index_do_not_end_a_listing(tmp_path: Path) -> None:
+    """Not UTF-8, or leading elsewhere: no put makes them, but an index may be another's work."""
+    folder = tmp_path / "store"
+    with small(folder) as store:
+        for name in ("p/a", "p/m", "p/z"):
+            store.puts(name, name.encode())
+    record = rows(folder)[b"names"][b"p/a"]
+    bad = (b"p/../../x", b"p/..", b"p/b\xff", b"p/./c", b"p//d")
+    change_rows(folder, b"names", {**dict.fromkeys(bad, record), b"p/n": b"torn"})
+    with castore.open(folder) as store:
+        assert "p/b\udcff" in store.names("p/")
+        with pytest.raises(InvalidName):
+            store.gets("p/b\udcff")
+        with pytest.raises(FormatError):
+            list(store.list("p/"))
+        out = tmp_path / "deep" / "out"
+        report = store.export_folder("p", out)
+        assert set(tree(out)) == {"a", "m", "z"}
+        assert (report.failures, report.damaged) == (6, 1)
+        assert sorted(os.listdir(tmp_path)) == ["deep", "store"]
+        assert os.listdir(tmp_path / "deep") == ["out"]
+    assert main(["-r", str(folder), "export", "p", str(out)]) == 13
+    assert main(["-r", str(folder), "get", "-R", "p", str(out)]) == 13
+    assert main(["-r", str(folder), "ls", "p/"]) == 0
+
+
+@pytest.mark.damages_store("rows of its index are changed")
+def test_a_damaged_object_is_imported_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    made = make_tree(tmp_path / "in")
+    with small(folder) as store:
+        store.import_folder(tmp_path / "in", "p")
+    change_rows(folder, b"names", {b"p/b/c": b"torn"})
+    with castore.open(folder) as store:
+        report = store.import_folder(tmp_path / "in", "p")
+        assert (report.files, report.same_files, report.left_out) == (1, len(made) - 1, [])
+        assert store.gets("p/b/c") == made["b/c"][0]
+
+
+def test_files_get_no_setuid_setgid_or_sticky_bit(store: castore.Store, tmp_path: Path) -> None:
+    store.puts("p/x", b"1", mode=0o7755)
+    assert store.info("p/x").mode == 0o7755
+    store.export_folder("p", tmp_path / "out")
+    assert store.export_folder("p", tmp_path / "out").same_files == 1
+    assert main(["-r", store.path, "get", "-R", "p", str(tmp_path / "got")]) == 0
+    store.get("p/x", tmp_path / "one")
+    for path in (tmp_path / "out" / "x", tmp_path / "got" / "x", tmp_path / "one"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_a_file_system_without_permission_bits(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.puts("p/x", b"1" * 9000)
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    assert store.export_folder("p", tmp_path / "out").left_out == []
+    store.get("p/x", tmp_path / "one")
+    for path in (tmp_path / "out" / "x", tmp_path / "one"):
+        assert path.read_bytes() == b"1" * 9000
+
+
+def test_times_are_kept_to_the_nanosecond(any_store: castore.Store, tmp_path: Path) -> None:
+    path = tmp_path / "in" / "file"
+    path.parent.mkdir()
+    path.write_bytes(b"1")
+    for time_ns in (1_699_999_999_999_999_999, 1_234_567_890_123_456_789):
+        os.utime(path, ns=(time_ns, time_ns))
+        any_store.import_folder(path.parent)
+        any_store.export_folder("", tmp_path / "out")
+        assert (tmp_path / "out" / "file").stat().st_mtime_ns == path.stat().st_mtime_ns == time_ns
+
+
+def test_another_version_of_the_same_size_and_time_is_exported(
+    store: castore.Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "in" / "lib.so"
+    path.parent.mkdir()
+    for raw in (b"one" * 9000, b"two" * 9000, b"a", b"b"):
+        path.write_bytes(raw)
+        os.utime(path, ns=(10**9, 10**9))
+        store.import_folder(path.parent)
+        assert store.export_folder("", tmp_path / "out").files == 1
+        assert (tmp_path / "out" / "lib.so").read_bytes() == raw
+        assert store.export_folder("", tmp_path / "out").same_files == 1
+
+
+def test_a_folder_that_is_swapped_for_a_link_lets_nothing_out(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder on the way is opened; what its name leads to from then on is of no matter."""
+    outside, out = tmp_path / "outside", tmp_path / "out"
+    outside.mkdir()
+    store.puts("p/sub/x", b"1")
+    whole = castore.Store.get_into
+
+    def swap(self: castore.Store, name: str, fd: int, **options: Any) -> Any:
+        (out / "sub").rename(out / "moved")
+        (out / "sub").symlink_to(outside)
+        return whole(self, name, fd, **options)
+
+    monkeypatch.setattr(castore.Store, "get_into", swap)
+    store.export_folder("p", out)
+    assert os.listdir(outside) == []
+    assert (out / "moved" / "x").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("verb", ["export", "get"])
+def test_two_names_that_are_one_file(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """As on a folder that ignores case: the first stays, the others are named."""
+    for name in ("p/README", "p/readme", "p/Readme/x", "p/e\u0301", "p/\u00e9", "p/other"):
+        store.puts(name, name.encode())
+    out = tmp_path / "out"
+    assert outfolder.ignores_case(os.open(tmp_path, os.O_RDONLY)) is (sys.platform == "darwin")
+    monkeypatch.setattr(outfolder, "ignores_case", lambda _: True)
+    arguments = ["export", "p", str(out)] if verb == "export" else ["get", "-R", "p", str(out)]
+    assert main(["-r", store.path, *arguments]) == 1
+    report = store.export_folder("p", tmp_path / "again")
+    assert report.files == 4  # Readme/x is no file of the same path
+    assert reasons(report) == {
+        "p/readme": "it would be one file with 'README': the folder ignores case",
+        "p/\u00e9": "it would be one file with 'e\u0301': the folder ignores case",
+    }
+    assert (out / "README").read_bytes() == b"p/README"
+
+
+def test_the_probe_for_case_sees_a_folder_that_ignores_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.stat
+
+    def lowered(path: Any, **options: Any) -> os.stat_result:
+        return whole(path.lower() if isinstance(path, str) else path, **options)
+
+    folder = os.open(tmp_path, os.O_RDONLY)
+    monkeypatch.setattr(os, "stat", lowered)
+    assert outfolder.ignores_case(folder)
+    assert os.listdir(tmp_path) == []
+    os.close(folder)
+
+
+def test_an_export_that_is_interrupted_leaves_no_drafts(
+    store: castore.Store, tmp_path: Path
+) -> None:
+    for i in range(4):
+        store.puts(f"p/{i}", os.urandom(1000) * 8000)
+    program = """
+import os, signal, sys, threading, castore
+class Stop:
+    def set_size(self, size): pass
+    def relative_update(self, inc):
+        if not hasattr(self, "sent"):
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(0.05)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+castore.open(sys.argv[1]).export_folder("p", sys.argv[2], progress=Stop())
+"""
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", program, store.path, str(out)],
+        env=oracle.environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert b"KeyboardInterrupt" in done.stderr
+    assert not [name for name in os.listdir(out) if name.startswith(".castore-")]
+
+
+def test_an_interrupt_as_soon_as_a_draft_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.open
+
+    def interrupted(*arguments: Any, **options: Any) -> int:
+        os.close(whole(*arguments, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt), outfolder.replacing(str(tmp_path / "x")):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("way", ["in", "out"])
+def test_progress_comes_to_the_end_and_not_before(
+    store: castore.Store, tmp_path: Path, way: str
+) -> None:
+    make_tree(tmp_path / "in")
+    (tmp_path / "in" / "zlarge").write_bytes(os.urandom(5_000_000))
+    (tmp_path / "in" / "zz").symlink_to("/proc/self/mem")
+    total = sum(path.stat().st_size for path in (tmp_path / "in").rglob("*") if path.is_file())
+
+    class Told:
+        def __init__(self) -> None:
+            self.sizes: list[int] = []
+            self.steps: list[int] = []
+            self.threads = threading.Lock()
+
+        def set_size(self, size: int) -> None:
+            self.sizes.append(size)
+
+        def relative_update(self, inc: int = 1) -> None:
+            assert self.threads.acquire(blocking=False), "by one thread at a time"
+            self.steps.append(inc)
+            self.threads.release()
+
+    if way == "out":
+        store.import_folder(tmp_path / "in", "p")
+    for _ in range(2):  # the second time all of it is the same
+        told = Told()
+        if way == "in":
+            store.import_folder(tmp_path / "in", "p", progress=told)
+        else:
+            store.export_folder("p", tmp_path / "out", progress=told)
+        assert told.sizes == [total]
+        assert sum(told.steps) == total
+        assert max(told.steps) <= 5_000_000
