@@ -372,11 +372,18 @@ class Store:
     def open(self, name: str, mode: str = "rb") -> ObjectReader | ObjectWriterFile:
         """The object as a binary file object.
 
-        "rb" reads one version of it, seekably, whatever happens to the name meanwhile. "wb"
-        writes a new one, published when it is closed and not at all if the `with` block raises;
-        "xb" refuses a name that is taken, now and when it is closed.
+        "rb" reads one version of it, seekably, whatever happens to the name meanwhile. "wb" writes
+        a new one, published when it is closed and not at all if the `with` block raises; "xb"
+        refuses a name that is taken, now and when it is closed.
 
         Raises NameNotFound, NameExists, ReadOnlyStore, ValueError for another mode.
+
+        >>> with store.open("log", "wb") as file:
+        ...     file.write(b"one line")
+        8
+        >>> with store.open("log") as file:
+        ...     file.read(3)
+        b'one'
         """
         self._check_open()
         key = encode_name(name)
@@ -421,7 +428,12 @@ class Store:
         return object_info(name, record)
 
     def size(self, name: str) -> int:
-        """Bytes of the object. Raises NameNotFound."""
+        """Bytes of the object. Raises NameNotFound.
+
+        >>> _ = store.puts("greeting", b"hello, world")
+        >>> store.size("greeting")
+        12
+        """
         return self.info(name).size
 
     def exists(self, name: str) -> bool:
