@@ -101,15 +101,15 @@ def check_store(
         )
         if not repair:
             return report
-    mended = mend_config(store, **options) if repair else ""
+    repaired = repair_config(store, **options) if repair else ""
     with open_store(store, create=False, read_only=not repair, **options) as opened:
         report = opened.check(read_data, repair, stages)
-    if mended:
-        report.repaired.insert(0, mended)
+    if repaired:
+        report.repaired.insert(0, repaired)
     return report
 
 
-def mend_config(store: StrPath, **options: Any) -> str:
+def repair_config(store: StrPath, **options: Any) -> str:
     """Make the castore.json of a store on S3 again, if it is lost or damaged; what was done.
 
     From what its packs and manifests say of it. "" for nothing, as for a local store. `options` are
@@ -118,9 +118,9 @@ def mend_config(store: StrPath, **options: Any) -> str:
     if not is_remote(store):
         return ""
     from castore.s3.client.settings import parse_settings, settings_among
-    from castore.s3.store import mend_remote_config
+    from castore.s3.store import repair_remote_config
 
-    return mend_remote_config(parse_settings(os.fspath(store), **settings_among(options)))
+    return repair_remote_config(parse_settings(os.fspath(store), **settings_among(options)))
 
 
 def is_remote(store: StrPath) -> bool:

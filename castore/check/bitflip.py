@@ -10,7 +10,7 @@ from castore.errors import FormatError, UnsupportedFormat
 BITS_MAX = 1 << 19  # of what is tried: a segment has 290,000
 
 
-def mended(raw: bytes, decode: Callable[[bytes], object]) -> bytes | None:
+def corrected(raw: bytes, decode: Callable[[bytes], object]) -> bytes | None:
     """The one variant of `raw`, in a single bit, that decodes, checksum and all; None if there is
     none, or more than one."""
     if 8 * len(raw) > BITS_MAX:

@@ -1,4 +1,4 @@
-"""check: what is wrong with a store, and the mending of it."""
+"""check: what is wrong with a store, and its repair."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check(arguments: Namespace) -> int:
         with places_refused(), open_progress("check") as progress:
             report = castore.check_store(store, read_data=read_data, progress=progress)
     except ConfigLost as lost:
-        if not arguments.repair or not _mend_config(store, lost, arguments):
+        if not arguments.repair or not _repair_config(store, lost, arguments):
             raise
         return check(arguments)
     _print(report, arguments)
@@ -41,18 +41,18 @@ def check(arguments: Namespace) -> int:
     return _repair(report, arguments)
 
 
-def _mend_config(store: str, lost: ConfigLost, arguments: Namespace) -> bool:
+def _repair_config(store: str, lost: ConfigLost, arguments: Namespace) -> bool:
     """Nothing else can be looked at before; False if the user does not agree."""
-    from castore.maintenance import mend_config
+    from castore.maintenance import repair_config
 
     complain(str(lost))
     if not arguments.yes and not _agreed():
         complain("nothing was done: repeat it with --yes to repair")
         return False
-    mended = mend_config(store)
-    if mended:
-        complain(f"done: {mended}")
-    return bool(mended)
+    repaired = repair_config(store)
+    if repaired:
+        complain(f"done: {repaired}")
+    return bool(repaired)
 
 
 def _repair(report: CheckReport, arguments: Namespace) -> int:
@@ -74,10 +74,10 @@ def _repair(report: CheckReport, arguments: Namespace) -> int:
         complain("nothing was done: repeat it with --yes to repair")
         return report.exit_code
     with open_to_change(arguments) as store, open_progress("repair") as progress:
-        mended = store.check(repair=report, progress=progress)
-    _complain_of("done", mended.repaired, arguments)
-    _print(mended, arguments)
-    return mended.exit_code
+        after = store.check(repair=report, progress=progress)
+    _complain_of("done", after.repaired, arguments)
+    _print(after, arguments)
+    return after.exit_code
 
 
 def _complain_of(what: str, steps: list[str], arguments: Namespace) -> None:

@@ -110,7 +110,7 @@ def raise_if_lost(bucket: Bucket, *, recoverable: bool = True) -> None:
         raise ConfigLost(f"castore.json of the store {url} is gone or damaged: {remedy}")
 
 
-def mend_config(bucket: Bucket) -> str:
+def repair_config(bucket: Bucket) -> str:
     """Have the castore.json there that packs and manifests say was there; what was done for it, ""
     if there was nothing to do, or nothing is there that says. What was in its place is kept below
     `quarantine/`. Raises ConfigLost where what is there does not say, or not with one voice."""
@@ -136,7 +136,7 @@ def mend_config(bucket: Bucket) -> str:
         )
     if there is not None:
         bucket.put(quarantine_key(CONFIG_KEY), there, idempotent=True)
-    # Who else mends it puts the same.
+    # Who else repairs it puts the same.
     bucket.put(CONFIG_KEY, encode_config(first[0][0]), idempotent=True)
     was = "gone" if there is None else f"damaged (the old one is {quarantine_key(CONFIG_KEY)})"
     return f"castore.json was {was}, and is made again from what packs and manifests say"

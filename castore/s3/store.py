@@ -1,12 +1,5 @@
-"""A store under `s3://bucket/prefix`: what it is, opened once per Store.
-
-castore.json               what is fixed for its life
-packs/<pack>-<session>     packs
-names/<name>               manifests
-pins/<session>/<n>         what writers rely on
-gc/...                     what the collector is at
-hints/<shard>/...          hints: which chunks are in which packs
-probe/...                  for moments, while a store is made
+"""A store under `s3://bucket/prefix`: what it is, opened once per Store. It wires the layers
+and delegates; what is where in the bucket, `keys` says.
 """
 
 from __future__ import annotations
@@ -17,34 +10,32 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from castore.errors import ConfigLost, NotLocal, StoreNotFound
-from castore.format.index import decode_segment
+from castore.errors import NotLocal, StoreNotFound
 from castore.format.pack import StoreConfig
-from castore.model import Progress, Stages, StoreStats
+from castore.model import Progress, StoreStats
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
-from castore.s3.catalog import Overwritten, S3Catalog
+from castore.s3.catalog import S3Catalog
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.settings import S3Settings
 from castore.s3.client.versions import remove_old_versions
 from castore.s3.creation import create as create_store
-from castore.s3.creation import mend_config, raise_if_lost, read_config
-from castore.s3.damaged import damaged_packs
+from castore.s3.creation import raise_if_lost, read_config, repair_config
 from castore.s3.hints import Hints
 from castore.s3.keys import listed_packs, name_key
 from castore.s3.lease import WriterLease
 from castore.s3.packs import S3Packs
+from castore.s3.parts import Parts
 from castore.s3.session import S3Session
+from castore.s3.stats import count
 from castore.s3.uploads import UPLOADS_MAX
 from castore.stream.chunker import Chunker, ChunkSizes
 from castore.stream.config import new_config
 from castore.stream.session import WriteSession
 from castore.system.forks import ForkLock, Rank
-from castore.system.workers import InFlight, Workers, usable_cores
+from castore.system.workers import InFlight, Workers
 
 if TYPE_CHECKING:
-    from castore.s3.check.check import S3Check
-    from castore.s3.check.packs import PacksRead
     from castore.stream.reports import BackupReport, CheckReport, GcOptions, GcReport, RebuildReport
 
 
@@ -67,6 +58,7 @@ class S3Store:
         self._hints = Hints(bucket, config.store_id, self._cache, self._requests)
         self.catalog = S3Catalog(bucket, config.store_id, self._cache, self._requests)
         self.packs = S3Packs(bucket, self._cache.frames, self._requests)
+        self._parts = Parts(bucket, config, self._cache, self.catalog, self._hints, self._requests)
         self._lock = ForkLock(Rank.STORES)
         self._budget = InFlight(UPLOADS_MAX)
         self._writing: WriterLease | None = None
@@ -130,8 +122,9 @@ class S3Store:
                 self._writing = None
 
     def check(self, *, fraction: float, progress: Progress | None) -> CheckReport:
-        with self._looking() as look:
-            return look.run(fraction=fraction, progress=progress)
+        from castore.s3.check.check import check  # seldom needed, as are those below
+
+        return check(self._parts, fraction=fraction, progress=progress)
 
     def repair(
         self,
@@ -140,66 +133,15 @@ class S3Store:
         *,
         progress: Progress | None,
     ) -> CheckReport:
-        """It looks for itself, whatever was `found`, but only at packs that changed since."""
-        from castore.s3.check.repair import S3Repair
-        from castore.s3.check.repair_condemned import CondemnedRepair
+        from castore.s3.check.repair import repair
 
-        stages = Stages(progress)
         self._end_session()
-        config_mended = mend_config(self._bucket)
-        if read_config(self._bucket) != self.config:
-            raise ConfigLost(f"{self.root} was opened with another's castore.json: open it anew")
-        with self._looking(found.packs_read if found is not None else None) as look:
-            report = look.run(fraction=1, progress=stages)
-            repair = S3Repair(self._bucket, self.catalog, look, session)
-            repair.mark_packs(report)
-            repair.mend_manifests(report)
-            # Before anything is put: who can't read what is condemned relies on nothing.
-            announced = CondemnedRepair(
-                self._bucket, self.config.store_id, self._cache, self._requests
-            )
-            if any(problem.kind == "gc state" for problem in report.problems):
-                repair.done += announced.run()
-            if not announced.left:
-                repair.run(report)
-        with self._looking(report.packs_read) as after:
-            report = after.run(fraction=1, progress=stages)
-        report.repaired = [config_mended, *repair.done] if config_mended else repair.done
-        report.problems += [*repair.lost, *announced.left]
-        return report
+        return repair(self._parts, session, found, progress=progress)
 
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
-        """Forget what this machine knows, learn it anew from packs and names, and put the hints
-        for other machines anew."""
-        from castore.stream.reports import RebuildReport
+        from castore.s3.rebuild import rebuild_index
 
-        with self._looking() as look:
-            stages = Stages(progress)
-            look.packs.read(0, stages)
-            stages.end()
-            damaged = damaged_packs(self._bucket)
-            there = look.readings
-            packs = {i: list(r.frames) for i, r in there.items() if i not in damaged}
-        report = RebuildReport(packs=len(packs), chunks=sum(map(len, packs.values())))
-        self._cache.clear()
-        self.catalog.forget_all()
-        self._cache.add_chunks(packs.items())
-        self._hints.replace(packs.items())
-        for version in self.catalog.versions(b""):
-            report.names += 1
-            if not there.keys() >= set(version.head.packs):
-                report.lost.append(version.name.decode())
-        return report
-
-    @contextlib.contextmanager
-    def _looking(self, before: PacksRead | None = None) -> Iterator[S3Check]:
-        from castore.s3.check.check import S3Check
-
-        workers = Workers(usable_cores())
-        try:
-            yield S3Check(self._bucket, self.config, self._requests, workers, before)
-        finally:
-            workers.close()
+        return rebuild_index(self._parts, progress=progress)
 
     def back_up(self, path: str, *, progress: Progress | None) -> BackupReport:
         raise NotLocal(f"{self.root} needs no backup of its index: its names are in S3")
@@ -208,46 +150,14 @@ class S3Store:
         return remove_old_versions(self._bucket.settings, name_key(name), below=below)
 
     def stats(self) -> StoreStats:
-        """By listing all packs and names, and reading the manifests that are not cached."""
-        packs = listed_packs(self._bucket).values()
-        objects = logical = inline_raw = inline_stored = 0
-        chunks: dict[bytes, tuple[int, int]] = {}
-        for version in self.catalog.versions(b""):
-            record = version.head.record
-            objects += 1
-            logical += record.size
-            if record.is_inline:
-                inline_raw += record.size
-                inline_stored += record.stored_bytes
-            with contextlib.suppress(Overwritten):  # meanwhile: it counts as it was, by half
-                for raw in self.catalog.raw_segments(version):
-                    for begin, end, chunk_id, location in decode_segment(raw):
-                        chunks[chunk_id] = end - begin, location.stored_bytes
-        return StoreStats(
-            objects=objects,
-            chunks=len(chunks),
-            packs=len(packs),
-            logical_bytes=logical,
-            unique_bytes=inline_raw + sum(raw for raw, _ in chunks.values()),
-            stored_bytes=inline_stored + sum(stored for _, stored in chunks.values()),
-            pack_bytes=sum(packs),
-            index_bytes=0,
-        )
+        return count(self._parts)
 
     def gc(self, options: GcOptions, *, progress: Progress | None) -> GcReport:
-        from castore.s3.gc import collect as s3  # seldom needed
+        from castore.s3.gc.collect import collect
 
         if not options.dry_run:
             self._end_session()
-        parts = s3.Parts(
-            self._bucket,
-            self.config.store_id,
-            self._cache,
-            self.catalog,
-            self._requests,
-            self._collector_session,
-        )
-        report = s3.collect(parts, options, progress)
+        report = collect(self._parts, self._collector_session, options, progress)
         if report.packs_removed:
             self._hints.retain(listed_packs(self._bucket).keys())
         return report
@@ -294,7 +204,7 @@ def open_remote(
         raise
 
 
-def mend_remote_config(settings: S3Settings) -> str:
-    """Before a store is repaired that may have lost its castore.json: see `mend_config`."""
+def repair_remote_config(settings: S3Settings) -> str:
+    """Before a store is repaired that may have lost its castore.json: see `repair_config`."""
     with Bucket(settings) as bucket:
-        return mend_config(bucket)
+        return repair_config(bucket)

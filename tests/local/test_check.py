@@ -17,7 +17,7 @@ import pytest
 from stores import change_rows, contents, fill, flip, packs, read, rows, small
 
 import castore
-from castore.check.bitflip import mended
+from castore.check.bitflip import corrected
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt, StoreIOError, StoreNotFound
 from castore.format.index import (
@@ -441,9 +441,9 @@ def test_a_bit_is_found_again() -> None:
         if raw != b"as it was":
             raise FormatError("no")
 
-    assert mended(b"as ip was", decode) == b"as it was"
-    assert mended(b"something", decode) is None
-    assert mended(b"as it was" + bytes(1 << 17), decode) is None
+    assert corrected(b"as ip was", decode) == b"as it was"
+    assert corrected(b"something", decode) is None
+    assert corrected(b"as it was" + bytes(1 << 17), decode) is None
 
 
 def bits_of(folder: Path, count: int, seed: int) -> Iterator[tuple[Path, int]]:

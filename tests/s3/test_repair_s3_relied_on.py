@@ -205,7 +205,7 @@ def test_an_inline_object_is_mended_and_stays(world: World, if_match: str) -> No
 
 
 @pytest.mark.parametrize("size", [1000, 90_000])
-@pytest.mark.parametrize("moment", ["mark_packs", "mend_manifests", "_find_elsewhere"])
+@pytest.mark.parametrize("moment", ["mark_packs", "repair_manifests", "_find_elsewhere"])
 def test_what_is_put_anew_during_the_repair_stays(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str, size: int
 ) -> None:

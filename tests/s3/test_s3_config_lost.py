@@ -14,7 +14,7 @@ from castore.cli import exits, main
 from castore.errors import ConfigLost, FormatError, NotAStore
 from castore.format.pack import decode_config, encode_config
 from castore.s3.client.bucket import Bucket
-from castore.s3.creation import mend_config
+from castore.s3.creation import repair_config
 from castore.s3.keys import CONFIG_KEY
 
 pytestmark = pytest.mark.usefixtures("quick", "cache_dir")
@@ -82,9 +82,9 @@ def test_it_is_made_again(
     bucket.delete_many([entry.key for entry in bucket.list(gone)])
     bucket.delete(CONFIG_KEY)
     with Bucket(moto_server.settings()) as another:
-        assert "made again" in mend_config(another)
+        assert "made again" in repair_config(another)
         assert bucket.get(CONFIG_KEY).body == config
-        assert mend_config(another) == ""
+        assert repair_config(another) == ""
     if left != "only names":
         is_whole(moto_server)
 
@@ -155,16 +155,16 @@ def test_a_few_of_another_store_do_not_count(moto_server: Server, bucket: Bucket
     with Bucket(moto_server.settings("other")) as elsewhere:
         stray = elsewhere.get("names/a stray").body
     bucket.put("names/a stray", stray, idempotent=True)
-    assert mend_config(bucket) == ""
+    assert repair_config(bucket) == ""
     bucket.delete(CONFIG_KEY)
-    assert mend_config(bucket)
+    assert repair_config(bucket)
     assert bucket.get(CONFIG_KEY).body == config
     # As many of one store as of another: somebody has to say.
     bucket.delete_many([entry.key for entry in bucket.list("packs/")])
     bucket.delete("names/large")
     bucket.delete(CONFIG_KEY)
     with pytest.raises(ConfigLost, match="several stores"):
-        mend_config(bucket)
+        repair_config(bucket)
 
 
 @pytest.mark.damages_store("castore.json is taken away")
@@ -173,16 +173,16 @@ def test_what_says_nothing_of_it(moto_server: Server, bucket: Bucket) -> None:
     for entry in list(bucket.list("packs/")) + list(bucket.list("names/")):
         raw = bucket.get(entry.key).body
         bucket.put(entry.key, raw[:30] + b"\xff" + raw[31:], idempotent=True)
-    assert mend_config(bucket) == "", "nothing to do while castore.json is there"
+    assert repair_config(bucket) == "", "nothing to do while castore.json is there"
     bucket.delete(CONFIG_KEY)
     with pytest.raises(ConfigLost, match="put a copy of it back"):
-        mend_config(bucket)
+        repair_config(bucket)
 
 
 def test_names_of_no_store_are_not_taken_for_one(moto_server: Server, bucket: Bucket) -> None:
     bucket.put("names/table.csv", b"a,b\n", idempotent=True)
     bucket.put("packs/readme", b"hello", idempotent=True)
-    assert mend_config(bucket) == ""
+    assert repair_config(bucket) == ""
     with pytest.raises(NotAStore, match="not empty"):
         castore.open(moto_server.url())
     with pytest.raises(castore.errors.StoreNotFound):

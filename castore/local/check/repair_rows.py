@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
-from castore.check.bitflip import mended
+from castore.check.bitflip import corrected
 from castore.check.objects import extent_fault
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.index import (
@@ -135,7 +135,7 @@ class RowRepair:
         with contextlib.suppress(FormatError, UnsupportedFormat):
             decode(raw)
             return
-        right = mended(raw, decode)
+        right = corrected(raw, decode)
         if right is None:
             return
         with self._index.write_gate, self._index.errors, self._index.begin() as txn:

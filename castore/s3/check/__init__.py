@@ -1,1 +1,1 @@
-"""Checking a store on S3, and mending one that is not whole: see `check` and `repair`."""
+"""Checking a store on S3, and repairing one that is not whole."""

@@ -11,6 +11,7 @@ come to rely on is, even if nobody needs it now.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 
@@ -47,16 +48,32 @@ from castore.s3.keys import (
     name_of,
     session_of_pin,
 )
+from castore.s3.parts import Parts
 from castore.stream.reports import CheckReport
-from castore.system.workers import Workers
+from castore.system.workers import Workers, usable_cores
 
 PIN_S_MAX = 7 * 86_400  # then a collector ignores it
 FIRST_BYTES = 256 << 10
 SPAN_BYTES_MAX = 8 << 20
 
 
+def check(parts: Parts, *, fraction: float, progress: Progress | None) -> CheckReport:
+    with open_check(parts) as scan:
+        return scan.run(fraction=fraction, progress=progress)
+
+
+@contextlib.contextmanager
+def open_check(parts: Parts, before: PacksRead | None = None) -> Iterator[S3Check]:
+    """With threads of its own, which decode."""
+    workers = Workers(usable_cores())
+    try:
+        yield S3Check(parts.bucket, parts.config, parts.requests, workers, before)
+    finally:
+        workers.close()
+
+
 class S3Check:
-    """One look at a store; after a look `before` at all its data, at what changed since."""
+    """One check of a store; after one `before` of all its data, of what changed since."""
 
     def __init__(
         self,
@@ -172,7 +189,7 @@ class S3Check:
                 yield Faulty(fault)
         else:
             for pack_id in packs - self.readings.keys():
-                self.packs.look_again(pack_id)
+                self.packs.add_later(pack_id)
             end = head.segments[-1].offset + head.segments[-1].length
             if end > size:
                 yield Faulty(f"it is cut short at {size} of {end} bytes")

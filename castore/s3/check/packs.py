@@ -87,8 +87,8 @@ class PackScan:
         """If all data was to be: without the packs that were looked at later."""
         return {i: (self._listed[i], r) for i, r in self.readings.items() if i not in self._later}
 
-    def look_again(self, pack_id: bytes) -> None:
-        """At a pack that was not there when they were listed. One that a name leads to was there
+    def add_later(self, pack_id: bytes) -> None:
+        """Read a pack that was not there when they were listed. One that a name leads to was there
         before: what is gone once stays so."""
         if pack_id in self._gone:
             return

@@ -1,4 +1,4 @@
-"""Mending a store on S3, while it may be in use.
+"""Repairing a store on S3, while it may be in use.
 
 A damaged pack is copied below `quarantine/`, and what names need of it is stored anew in other
 packs; the pack itself is left for the collector, which alone may tell when nobody relies on it any
@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
-from castore.check.bitflip import mended
+from castore.check.bitflip import corrected
 from castore.check.objects import Faulty, inline_fault, manifest_faults
 from castore.check.salvage import PREFIX, note, salvage
-from castore.errors import CommitUnknown, FormatError, NameNotFound, UnsupportedFormat
+from castore.errors import CommitUnknown, ConfigLost, FormatError, NameNotFound, UnsupportedFormat
 from castore.format.index import decode_segment
 from castore.format.s3 import (
     MANIFEST_HEADER_BYTES,
@@ -27,16 +27,19 @@ from castore.format.s3 import (
     encode_manifest,
     manifest_head_bytes,
 )
-from castore.model import Extent, Location
+from castore.model import Extent, Location, Progress, Stages
 from castore.s3.catalog import Overwritten, S3Catalog, Version
-from castore.s3.check.check import PIN_S_MAX, S3Check
+from castore.s3.check.check import PIN_S_MAX, S3Check, open_check
+from castore.s3.check.repair_condemned import CondemnedRepair
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown
 from castore.s3.client.delete_version import delete_version
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
+from castore.s3.creation import read_config, repair_config
 from castore.s3.damaged import damaged_packs, mark_damaged, unmark
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import name_key, pack_key, quarantine_key
+from castore.s3.parts import Parts
 from castore.stream.codec import chunk_id_of, decode_frame
 from castore.stream.operations import Delete
 from castore.stream.reports import CheckReport, Problem
@@ -45,27 +48,60 @@ from castore.stream.session import WriteSession
 RAW_BYTES_MAX = 64 << 10  # of a manifest whose every bit is tried
 
 
+def repair(
+    parts: Parts,
+    session: Callable[[], WriteSession],
+    found: CheckReport | None,
+    *,
+    progress: Progress | None,
+) -> CheckReport:
+    """It checks for itself, whatever was `found`, but reads only packs that changed since; and so
+    does the check at the end, whose report this is."""
+    stages = Stages(progress)
+    bucket, config = parts.bucket, parts.config
+    config_repaired = repair_config(bucket)
+    if read_config(bucket) != config:
+        url = bucket.settings.url
+        raise ConfigLost(f"{url} was opened with another's castore.json: open it anew")
+    with open_check(parts, found.packs_read if found is not None else None) as check:
+        report = check.run(fraction=1, progress=stages)
+        repairing = S3Repair(bucket, parts.catalog, check, session)
+        repairing.mark_packs(report)
+        repairing.repair_manifests(report)
+        # Before anything is put: who can't read what is condemned relies on nothing.
+        announced = CondemnedRepair(bucket, config.store_id, parts.cache, parts.requests)
+        if any(problem.kind == "gc state" for problem in report.problems):
+            repairing.done += announced.run()
+        if not announced.left:
+            repairing.run(report)
+    with open_check(parts, report.packs_read) as check:
+        report = check.run(fraction=1, progress=stages)
+    report.repaired = [*([config_repaired] if config_repaired else ()), *repairing.done]
+    report.problems += [*repairing.lost, *announced.left]
+    return report
+
+
 class S3Repair:
-    """What can be done about what `look` found in all data: `mark_packs`, then `mend_manifests`,
-    then `run`, which needs the packs that others stored. `done` says what they did, `lost` which
-    objects are below quarantine/ now."""
+    """What can be done about what a check of all data found: `mark_packs`, then
+    `repair_manifests`, then `run`, which needs the packs that others stored. `done` says what they
+    did, `lost` which objects are below quarantine/ now."""
 
     def __init__(
         self,
         bucket: Bucket,
         catalog: S3Catalog,
-        look: S3Check,
+        check: S3Check,
         session: Callable[[], WriteSession],
     ) -> None:
         self.done: list[str] = []
         self.lost: list[Problem] = []
         self._bucket = bucket
         self._catalog = catalog
-        self._look = look
+        self._check = check
         self._session = session
-        self._config = look.config
+        self._config = check.config
         self._elsewhere: dict[bytes, list[Location]] = {}
-        self._bad = {i: reading for i, reading in look.readings.items() if reading.damaged}
+        self._bad = {i: reading for i, reading in check.readings.items() if reading.damaged}
 
     @cached_property
     def conditional(self) -> bool:
@@ -76,7 +112,7 @@ class S3Repair:
         """What is put from now on, on whatever machine, relies on none of those that are damaged or
         missing, and on those again that turned out to be whole."""
         unfit = {bytes.fromhex(pack_id) for pack_id in report.missing_packs} | self._bad.keys()
-        whole = damaged_packs(self._bucket) & self._look.readings.keys() - unfit
+        whole = damaged_packs(self._bucket) & self._check.readings.keys() - unfit
         unmark(self._bucket, whole)
         mark_damaged(self._bucket, unfit)
         if unfit:
@@ -84,13 +120,13 @@ class S3Repair:
             rewrite_hints(self._bucket, self._config.store_id, listed, unfit.__contains__)
 
     def run(self, report: CheckReport) -> None:
-        for pack_id in self._bad.keys() & self._look.used:
+        for pack_id in self._bad.keys() & self._check.used:
             with contextlib.suppress(KeyAbsent):  # a collector took it meanwhile
                 self._keep_copy(pack_key(pack_id))
         self._find_elsewhere(report)
         damaged = {name.encode() for name in report.damaged_names}
         for version in self._catalog.versions(b""):
-            # One that is inline and can be read is whole, or `mend_manifests` had dealt with it.
+            # One that is inline and can be read is whole, or `repair_manifests` had dealt with it.
             if version.head.record.is_inline:
                 continue
             if version.name in damaged or self._bad.keys() & set(version.head.packs):
@@ -99,15 +135,15 @@ class S3Repair:
 
     # ------------------------------------------------------------ manifests that do not decode
 
-    def mend_manifests(self, report: CheckReport) -> None:
+    def repair_manifests(self, report: CheckReport) -> None:
         """Those that do not decode: with them no collector would say what is garbage."""
         for problem in report.problems:
             if problem.kind == "manifest":
                 for name in problem.names:
                     with contextlib.suppress(KeyAbsent):  # deleted meanwhile
-                        self._mend_manifest(name.encode())
+                        self._repair_manifest(name.encode())
 
-    def _mend_manifest(self, name: bytes) -> None:
+    def _repair_manifest(self, name: bytes) -> None:
         reply = self._bucket.get(name_key(name))
         try:
             self._decode(reply.body)
@@ -116,7 +152,7 @@ class S3Repair:
             fault = error
         right = None
         if len(reply.body) <= RAW_BYTES_MAX:
-            right = mended(reply.body, self._decode)
+            right = corrected(reply.body, self._decode)
         self._catalog.forget(name)
         if right is not None:
             if self._write_over(name, reply.etag, right):
@@ -148,27 +184,27 @@ class S3Repair:
         wanted = {bytes.fromhex(p.chunk) for p in report.problems if p.chunk}
         for version in self._catalog.versions(b""):
             wanted.update(self._missing_chunks(version))
-        for pack_id, reading in self._look.readings.items():
+        for pack_id, reading in self._check.readings.items():
             for entry in reading.frames:
                 if entry.chunk_id in wanted and entry.offset not in reading.bad:
                     at = Location(pack_id, entry.offset, entry.stored_bytes)
                     self._elsewhere.setdefault(entry.chunk_id, []).append(at)
 
     def _missing_chunks(self, version: Version) -> Iterator[bytes]:
-        if set(version.head.packs) <= self._look.readings.keys():
+        if set(version.head.packs) <= self._check.readings.keys():
             return
         with contextlib.suppress(Overwritten, FormatError):
             for raw in self._catalog.raw_segments(version):
                 for extent in decode_segment(raw):
-                    if extent.location.pack_id not in self._look.readings:
+                    if extent.location.pack_id not in self._check.readings:
                         yield extent.chunk_id
 
     def _store_anew(self, version: Version) -> None:
         """The object from its intact frames, in packs that are not damaged; below quarantine/ if
         they do not make all of it."""
         name, record = version.name, version.head.record
-        for pack_id in set(version.head.packs) - self._look.readings.keys():
-            self._look.packs.look_again(pack_id)  # it may have been put since
+        for pack_id in set(version.head.packs) - self._check.readings.keys():
+            self._check.packs.add_later(pack_id)  # it may have been put since
         try:
             segments = self._segments(version)
         except Overwritten:
@@ -208,11 +244,11 @@ class S3Repair:
     def _faults(self, version: Version, segments: list[tuple[int, bytes]]) -> list[Faulty]:
         raws = [raw for _, raw in segments]
         seed = self._config.seed
-        return list(manifest_faults(version.head.record, raws, self._look.readings, seed))
+        return list(manifest_faults(version.head.record, raws, self._check.readings, seed))
 
     def _find(self, extent: Extent) -> bytes | memoryview | None:
         for location in (extent.location, *self._elsewhere.get(extent.chunk_id, ())):
-            if location.pack_id not in self._look.readings:
+            if location.pack_id not in self._check.readings:
                 continue
             frame = self._frame(location)
             with contextlib.suppress(FormatError):
@@ -222,7 +258,7 @@ class S3Repair:
 
     def _frame(self, location: Location) -> bytes:
         begin, end = location.offset, location.offset + location.stored_bytes
-        return self._look.packs.reader(location.pack_id)(begin, end)
+        return self._check.packs.reader(location.pack_id)(begin, end)
 
     # ------------------------------------------------------------ parts of these
 
@@ -250,7 +286,7 @@ class S3Repair:
         """Hints that do not decode only cost time, and expired pins that do not decode protect
         nothing: they go. A younger pin's session may live: it stays."""
         now = time.time() + self._bucket.clock_skew()
-        void = [key for key, modified in self._look.bad_pins if now - modified > PIN_S_MAX]
+        void = [key for key, modified in self._check.bad_pins if now - modified > PIN_S_MAX]
         for key in listed_hints(self._bucket):
             try:
                 decode_hints(self._bucket.get(key).body)

@@ -24,7 +24,7 @@ import contextlib
 import secrets
 from collections.abc import Callable
 
-from castore.check.bitflip import mended
+from castore.check.bitflip import corrected
 from castore.errors import CollectionRefused, FormatError, PreconditionsIgnored, StoreBusy
 from castore.format.s3 import NONCE_BYTES, GcState, decode_condemned, decode_state, encode_state
 from castore.model import Stages
@@ -63,14 +63,14 @@ class CondemnedRepair:
 
     def run(self) -> list[str]:
         try:
-            self._mend()
+            self._repair()
         except (StoreBusy, CollectionRefused, FormatError) as error:
             self._leave(str(error))
         return self._done
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         try:
-            state = self._mended(GC_STATE_KEY, decode_state)
+            state = self._corrected(GC_STATE_KEY, decode_state)
         except KeyAbsent:
             if list_without_state(self._bucket) is None:
                 return
@@ -80,7 +80,7 @@ class CondemnedRepair:
         if key is None:
             return
         with contextlib.suppress(KeyAbsent):
-            self._mended(key, lambda raw: decode_condemned(raw, self._store_id))
+            self._corrected(key, lambda raw: decode_condemned(raw, self._store_id))
         memory = CollectorMemory(self._cache)
         moving = CollectorState(self._bucket, self._store_id, memory, conditional=True)
         moving.read()
@@ -122,7 +122,7 @@ class CondemnedRepair:
         self._write_over(GC_STATE_KEY, etag, encode_state(state))
         return key
 
-    def _mended(self, key: str, decode: Callable[[bytes], object]) -> bytes | None:
+    def _corrected(self, key: str, decode: Callable[[bytes], object]) -> bytes | None:
         """What is there, with the bit that is flipped put right; None if it does not decode. Raises
         KeyAbsent."""
         reply = self._bucket.get(key)
@@ -130,7 +130,7 @@ class CondemnedRepair:
             decode(reply.body)
             return reply.body
         except FormatError:
-            right = mended(reply.body, decode)
+            right = corrected(reply.body, decode)
             self._keep_copy(key, reply.body)
         if right is not None:
             self._write_over(key, reply.etag, right)
@@ -149,7 +149,7 @@ class CondemnedRepair:
         except PreconditionFailed:
             done = False
         except OutcomeUnknown as error:
-            raise StoreBusy(f"whether {key} was mended is not known: repeat the repair") from error
+            raise StoreBusy(f"whether {key} was written is not known: repeat the repair") from error
         if not done:
             raise StoreBusy(f"{key} changed meanwhile: repeat the repair")
 

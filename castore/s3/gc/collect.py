@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence, Set
-from contextlib import AbstractContextManager
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from castore.errors import (
@@ -26,48 +25,37 @@ from castore.errors import (
     RemoteError,
 )
 from castore.model import Progress, Stages
-from castore.s3.cache.store import StoreCache
-from castore.s3.catalog import S3Catalog
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures, probe
 from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
 from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
-from castore.s3.gc.repack import Live, S3Repacker
+from castore.s3.gc.repack import Live, OpenSession, S3Repacker
 from castore.s3.gc.state import CONDEMNED, SWEEPING, CollectorState
 from castore.s3.gc.sweep import remove_packs, remove_scratch
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import CONFIG_KEY
-from castore.s3.session import S3Session
+from castore.s3.parts import Parts
 from castore.stream.reports import GcOptions, GcReport, Undeletable
-from castore.system.workers import Workers
 
 SKEW_S_MAX = 300
 SCRATCH_S = 86_400
 CONDEMNED_MAX = 1 << 16  # packs per round: a writer reads the list, of 1 MiB then, at each reuse
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Of the store."""
+def collect(
+    parts: Parts, open_session: OpenSession, options: GcOptions, progress: Progress | None
+) -> GcReport:
+    """`open_session` is for what is copied.
 
-    bucket: Bucket
-    store_id: bytes
-    cache: StoreCache
-    catalog: S3Catalog
-    requests: Workers
-    open_session: Callable[[], AbstractContextManager[S3Session]]
-
-
-def collect(parts: Parts, options: GcOptions, progress: Progress | None) -> GcReport:
-    """Raises CollectionRefused, ManifestUnreadable and FormatError before anything is removed;
+    Raises CollectionRefused, ManifestUnreadable and FormatError before anything is removed;
     StoreBusy when another collection took over; StoreIOError, RemoteError and what else a Bucket
     raises: then the next collection goes on."""
     began = time.monotonic()
     features = _checked_server(parts.bucket, options)
-    collection = _Collection(parts, options, features, progress)
+    collection = _Collection(parts, open_session, options, features, progress)
     if options.dry_run:
-        collection.foretell()
+        collection.dry_run()
     else:
         collection.run()
     return dataclasses.replace(collection.report(), duration_s=time.monotonic() - began)
@@ -118,20 +106,23 @@ class _Collection:
     def __init__(
         self,
         parts: Parts,
+        open_session: OpenSession,
         options: GcOptions,
         features: ServerFeatures | None,
         progress: Progress | None,
     ) -> None:
-        self._bucket = parts.bucket
-        self._store_id = parts.store_id
+        self._bucket = bucket = parts.bucket
+        self._store_id = store_id = parts.config.store_id
         self._options = options
         self._stages = stages = Stages(progress)
         self._may_rewrite = features is None or features.if_match_put
         conditional = features is None or (features.if_none_match and features.if_match_put)
         memory = CollectorMemory(parts.cache)
-        self._state = CollectorState(parts.bucket, parts.store_id, memory, conditional=conditional)
-        self._marker = S3Marker(parts.bucket, parts.store_id, memory, parts.requests, stages)
-        self._repacker = S3Repacker(parts.catalog, parts.open_session, stages)
+        self._state = CollectorState(
+            parts.bucket, parts.config.store_id, memory, conditional=conditional
+        )
+        self._marker = S3Marker(bucket, store_id, memory, parts.requests, stages)
+        self._repacker = S3Repacker(parts.catalog, open_session, stages)
         self._tally = _Tally()
 
     def run(self) -> None:
@@ -154,7 +145,7 @@ class _Collection:
         if state.phase == CONDEMNED and not options.grace_s:
             self._second_phase()
 
-    def foretell(self) -> None:
+    def dry_run(self) -> None:
         """Look, and count as condemned what is, or would be."""
         options, tally = self._options, self._tally
         self._state.read()

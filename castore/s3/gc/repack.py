@@ -39,6 +39,8 @@ NAME_BYTES = 1024  # what one takes in memory besides its segments
 _SETTLED_MIN = 1024  # entries of a pack before they are looked through for repeated ones
 _READ_AT_ONCE = 128  # frames
 
+OpenSession = Callable[[], AbstractContextManager[S3Session]]
+
 
 class Live(NamedTuple):
     """What names need of a pack."""
@@ -119,7 +121,7 @@ class S3Repacker:
     def __init__(
         self,
         catalog: S3Catalog,
-        open_session: Callable[[], AbstractContextManager[S3Session]],
+        open_session: OpenSession,
         stages: Stages,
     ) -> None:
         """`open_session` gives a session of its own, which is over at the end of the `with`."""

@@ -1,0 +1,24 @@
+"""The layers of one store on S3, as what is done to all of it takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from castore.format.pack import StoreConfig
+from castore.s3.cache.store import StoreCache
+from castore.s3.catalog import S3Catalog
+from castore.s3.client.bucket import Bucket
+from castore.s3.hints import Hints
+from castore.system.workers import Workers
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """`requests` are the threads that wait for the server."""
+
+    bucket: Bucket
+    config: StoreConfig
+    cache: StoreCache
+    catalog: S3Catalog
+    hints: Hints
+    requests: Workers

@@ -1,0 +1,31 @@
+"""What this machine knows of a store on S3, and what the hints tell others, learned anew."""
+
+from __future__ import annotations
+
+from castore.model import Progress, Stages
+from castore.s3.check.check import open_check
+from castore.s3.damaged import damaged_packs
+from castore.s3.parts import Parts
+from castore.stream.reports import RebuildReport
+
+
+def rebuild_index(parts: Parts, *, progress: Progress | None) -> RebuildReport:
+    """Forget what this machine knows, learn it anew from packs and names, and put the hints for
+    other machines anew."""
+    with open_check(parts) as check:
+        stages = Stages(progress)
+        check.packs.read(0, stages)
+        stages.end()
+        damaged = damaged_packs(parts.bucket)
+        there = check.readings
+        packs = {i: list(r.frames) for i, r in there.items() if i not in damaged}
+    report = RebuildReport(packs=len(packs), chunks=sum(map(len, packs.values())))
+    parts.cache.clear()
+    parts.catalog.forget_all()
+    parts.cache.add_chunks(packs.items())
+    parts.hints.replace(packs.items())
+    for version in parts.catalog.versions(b""):
+        report.names += 1
+        if not there.keys() >= set(version.head.packs):
+            report.lost.append(version.name.decode())
+    return report
