@@ -1,0 +1,214 @@
+"""Whole stores that version 1 of the format left: read to the last byte, checked, written to,
+collected, repaired and rebuilt by this version. See tests/golden/README.md."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import golden_stores
+import pytest
+from memory_s3 import MemoryS3
+
+import castore
+from castore.s3 import lease
+from castore.s3.client import bucket
+
+pytestmark = pytest.mark.timeout(120)
+LOCAL, ON_S3 = golden_stores.stores("local"), golden_stores.stores("s3")
+GRACE_S, PIN_S = 86_400.0, 8 * 86_400.0  # a dead writer's pin counts for a week
+needs_layout = pytest.mark.skipif(
+    sys.byteorder != "little" or struct.calcsize("P") != 8,
+    reason="LMDB's file is of a little-endian machine of 64 bits",
+)
+
+
+class Golden:
+    """A copy of one, and how it is opened."""
+
+    def __init__(self, golden: Path, url: str, server: MemoryS3 | None) -> None:
+        self.facts = golden_stores.facts(golden)
+        self.url, self._server = url, server
+
+    def open(self, **options: Any) -> castore.Store:
+        return castore.open(self.url, create=False, threads=2, **options)
+
+    def pass_time(self) -> None:
+        if self._server is not None:
+            self._server.clock += GRACE_S + PIN_S
+
+
+def each(*kinds: list[Path]) -> list[Any]:
+    return [
+        pytest.param(path, id=path.name, marks=needs_layout if path in LOCAL else ())
+        for kind in kinds
+        for path in kind
+    ]
+
+
+@pytest.fixture(params=each(LOCAL, ON_S3))
+def golden(request: pytest.FixtureRequest, loaded: Callable[[Path], Golden]) -> Golden:
+    return loaded(request.param)
+
+
+@pytest.fixture
+def loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aws_environment: None
+) -> Iterator[Callable[[Path], Golden]]:
+    monkeypatch.setenv("CASTORE_CACHE_DIR", str(tmp_path / "cache"))
+
+    def load(path: Path) -> Golden:
+        if path in LOCAL:
+            copy = shutil.copytree(path / "store", tmp_path / "store")
+            return Golden(path, str(copy), None)
+        server = golden_stores.load(path)
+        monkeypatch.setattr(bucket, "Attempts", server.attempts)
+        monkeypatch.setattr(lease, "_boot_clock", lambda: server.clock)
+        return Golden(path, golden_stores.URL, server)
+
+    return load
+
+
+def check_objects(store: castore.Store, facts: dict[str, Any]) -> None:
+    """All that is known of every name, and its bytes by each way of reading them."""
+    names = sorted(facts["objects"], key=str.encode)
+    assert list(store.names()) == names
+    found = {info.name: info for info in store.list()}
+    for name in names:
+        known = dict(facts["objects"][name])
+        sha256 = known.pop("sha256")
+        assert found[name]._asdict() == store.info(name)._asdict() == known
+        data = store.gets(name)
+        assert hashlib.sha256(data).hexdigest() == sha256, name
+        third = len(data) // 3
+        ranges = [(0, third), (third, 2 * third), (2 * third, len(data))]
+        assert b"".join(store.gets_many(name, ranges)) == data
+        with store.open(name) as file:
+            assert file.read() == data
+
+
+def totals(store: castore.Store) -> dict[str, int]:
+    stats = store.stats()._asdict()
+    del stats["index_bytes"], stats["journal_bytes"]
+    return stats
+
+
+def test_there_are_some_of_each_kind() -> None:
+    assert [path.name for path in LOCAL] == ["v1-local", "v1-local-sha256"]
+    assert [path.name for path in ON_S3] == ["v1-s3", "v1-s3-sha256"]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_every_byte_is_read(golden: Golden, read_only: bool) -> None:
+    with golden.open(read_only=read_only) as store:
+        check_objects(store, golden.facts)
+        assert totals(store) == golden.facts["stats"]
+        report = store.check(read_data=True)
+        assert report.problems == []
+        assert report.names == len(golden.facts["objects"])
+        assert report.read_frames == report.frames > 0
+        assert report.garbage
+
+
+def test_the_same_bytes_are_the_same_chunks(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cuts, ids, etags and frames have not changed: a store goes on deduplicating."""
+    monkeypatch.setattr("castore.s3.session.INLINE_BYTES_MAX", 4096)  # as when they were made
+    with golden.open() as store:
+        before = totals(store)
+        for name, known in golden.facts["objects"].items():
+            if name == "after the collection":
+                continue  # no hints say where its chunks are
+            info = store.puts("again", store.gets(name), mode=known["mode"])
+            for field in ("size", "mode", "etag", "chunks", "stored_bytes"):
+                assert getattr(info, field) == known[field], (name, field)
+        store.delete("again")
+        assert totals(store) == before
+
+
+def test_it_is_written_to(golden: Golden) -> None:
+    facts = golden.facts
+    with golden.open() as store:
+        with store.transaction() as transaction:
+            transaction.puts("new", b"new" * 50_000)
+            transaction.copy("text", "text/again")
+            transaction.delete("a//b")
+        store.rename("mixed", "moved")
+    with golden.open() as store:
+        assert store.gets("new") == b"new" * 50_000
+        assert not store.exists("a//b")
+        for name, old in (("text/again", "text"), ("moved", "mixed")):
+            sha256 = facts["objects"][old]["sha256"]
+            assert hashlib.sha256(store.gets(name)).hexdigest() == sha256
+        assert store.check(read_data=True).problems == []
+
+
+@pytest.mark.parametrize("repack_below", [0.0, 1.0])
+def test_it_is_collected_without_loss(golden: Golden, repack_below: float) -> None:
+    facts = golden.facts
+    with golden.open() as store:
+        for _ in range(3):  # on S3 one condemns, and one after the grace removes
+            golden.pass_time()
+            store.gc(repack_below=repack_below)
+    with golden.open() as store:
+        check_objects(store, facts)
+        report = store.check(read_data=True)
+        assert report.problems == []
+        assert report.garbage == {}
+        after, before = totals(store), facts["stats"]
+        assert (after["objects"], after["logical_bytes"]) == (
+            before["objects"],
+            before["logical_bytes"],
+        )
+        assert after["pack_bytes"] < before["pack_bytes"]
+        for name in list(facts["objects"]):
+            store.delete(name)
+        for _ in range(3):
+            golden.pass_time()
+            store.gc(repack_below=repack_below)
+        assert not any(totals(store).values())
+
+
+def test_a_repair_changes_nothing(golden: Golden) -> None:
+    with golden.open() as store:
+        report = store.check(repair=True)
+        assert (report.problems, report.repaired) == ([], [])
+        check_objects(store, golden.facts)
+
+
+@pytest.mark.parametrize("path", LOCAL, ids=lambda path: path.name)
+def test_an_index_is_made_anew_of_packs_and_journal(
+    path: Path, loaded: Callable[[Path], Golden]
+) -> None:
+    """On every machine, as nothing of LMDB's is read."""
+    golden = loaded(path)
+    shutil.rmtree(Path(golden.url, "index"))
+    report = castore.rebuild_index(golden.url)
+    assert (report.lost, report.lost_names) == ([], [])
+    with golden.open() as store:
+        check_objects(store, golden.facts)
+        assert store.check(read_data=True).problems == []
+
+
+@pytest.mark.parametrize("path", ON_S3, ids=lambda path: path.name)
+def test_hints_and_caches_are_made_anew(path: Path, loaded: Callable[[Path], Golden]) -> None:
+    golden = loaded(path)
+    with golden.open() as store:
+        store.rebuild_index()
+        check_objects(store, golden.facts)
+
+
+@pytest.mark.parametrize("path", each(LOCAL))
+def test_its_backup_is_restored(path: Path, loaded: Callable[[Path], Golden]) -> None:
+    golden = loaded(path)
+    shutil.rmtree(Path(golden.url, "index"))
+    report = castore.restore(path / "backup", golden.url)
+    assert (report.names, report.lost) == (len(golden.facts["objects"]), [])
+    with golden.open() as store:
+        check_objects(store, golden.facts)

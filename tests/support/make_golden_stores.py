@@ -1,0 +1,174 @@
+"""Makes the golden stores of a format version: `python tests/support/make_golden_stores.py v2`.
+
+Once for each version. What is there already is not made again: see tests/golden/README.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lmdb
+from golden_stores import FOLDER, URL
+from memory_s3 import MemoryS3
+
+import castore
+
+PACK_BYTES_MAX = 20 << 10  # so that there are several
+AVERAGE = 2816
+
+
+def contents() -> dict[str, tuple[bytes, int]]:
+    """By name: bytes and mode. Inline, raw and compressed chunks, chunks that objects share, names
+    of every kind."""
+    choose = random.Random(1)
+    words = [choose.randbytes(3).hex() for _ in range(200)]
+    shared = choose.randbytes(12_000)
+    return {
+        "empty": (b"", 0o644),
+        "inline": (b"as it is", 0o600),
+        "inline, compressed": (b"a line of text\n" * 200, 0o755),
+        "a": (choose.randbytes(9_000), 0o644),
+        "a/b": (shared + choose.randbytes(4_000), 0o644),
+        "a//b": (choose.randbytes(1_000) + shared, 0o4755),
+        "a/b/": (b"a slash at the end", 0o644),
+        "text": (" ".join(choose.choices(words, k=3_000)).encode(), 0o444),
+        "mixed": (choose.randbytes(6_000) + bytes(20_000) + b"0123456789" * 500, 0o644),
+        "%41 ?#&+=\t\n\\:*\"'<>|": (b"odd", 0o644),
+        "é/\U0001f600": (choose.randbytes(5_000), 0o644),
+        "x" * 480: (b"as long as a name can be", 0),
+        "two segments": (bytes(1_100 * 4 * AVERAGE), 0o644),
+    }
+
+
+def fill(store: castore.Store, folder: Path) -> None:
+    """All kinds of changes, garbage among what they leave."""
+    made = contents()
+    for name, (data, mode) in made.items():
+        store.puts(name, data, mode=mode)
+    files = folder / "files"
+    files.mkdir()
+    (files / "notes").write_bytes(made["a"][0][:5_000])
+    os.utime(files / "notes", ns=(0, -1_000_000_001))
+    store.import_folder(files, "imported")
+    with store.transaction() as transaction:
+        transaction.puts("together/1", random.Random(2).randbytes(5_000))
+        transaction.put("together/2", io.BytesIO(random.Random(3).randbytes(5_000)))
+        transaction.copy("a", "copied")
+        transaction.rename("together/1", "renamed")
+        transaction.puts("gone", random.Random(4).randbytes(9_000))
+        transaction.delete("gone")
+    store.puts("overwritten", random.Random(5).randbytes(20_000))
+    store.puts("overwritten", random.Random(6).randbytes(5_000))
+    store.puts("deleted/1", random.Random(7).randbytes(8_000))
+    store.puts("deleted/2", made["a/b"][0])
+    store.delete_prefix("deleted")
+
+
+def facts(store: castore.Store) -> dict[str, Any]:
+    """What every later version must find."""
+    stats = store.stats()._asdict()
+    del stats["index_bytes"], stats["journal_bytes"]  # they change by themselves
+    objects = {}
+    for info in store.list():
+        sha256 = hashlib.sha256(store.gets(info.name)).hexdigest()
+        objects[info.name] = {**info._asdict(), "sha256": sha256}
+    return {"stats": stats, "objects": objects}
+
+
+def write_facts(target: Path, store: castore.Store) -> None:
+    text = json.dumps(facts(store), indent=1, ensure_ascii=True, sort_keys=True)
+    (target / "facts.json").write_text(text + "\n")
+
+
+@contextmanager
+def unfinished(store: castore.Store) -> Iterator[None]:
+    """A put that has stored much, and published nothing."""
+    transaction = store.transaction()
+    transaction.puts("never", random.Random(8).randbytes(30_000))
+    yield
+    transaction.abort()
+
+
+def make_local(target: Path, guard: str | None) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch("castore.local.packs.PACK_BYTES_MAX", PACK_BYTES_MAX),
+        mock.patch("castore.local.session.SEGMENTS_MAX", 1),  # rows before their name
+        mock.patch("castore.local.session.ROWS_MAX", 8),
+    ):
+        path = Path(folder, "store")
+        with castore.open(path, chunk_bytes_avg=AVERAGE, collision_guard=guard) as store:
+            fill(store, Path(folder))
+            store.backup(target / "backup")
+        with castore.open(path) as store, unfinished(store):
+            for part in ("journal", "packs"):
+                shutil.copytree(path / part, target / "store" / part)
+            (target / "store" / "index").mkdir()
+            compact(path / "index", target / "store" / "index")
+            shutil.copy(path / "castore.json", target / "store")
+            write_facts(target, store)
+
+
+def compact(index: Path, target: Path) -> None:
+    """A copy of LMDB's file without the pages that are free."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(index / "data.mdb", folder)
+        with lmdb.open(folder, readonly=True, lock=False) as environment:
+            environment.copy(str(target), compact=True)
+
+
+def make_s3(target: Path, guard: str | None) -> None:
+    server = MemoryS3()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(os.environ, {"CASTORE_CACHE_DIR": folder}),
+        mock.patch("castore.s3.client.bucket.Attempts", server.attempts),
+        mock.patch("castore.s3.uploads.PACK_BYTES_FIRST", PACK_BYTES_MAX),
+        mock.patch("castore.s3.uploads.PACK_BYTES_MAX", PACK_BYTES_MAX),
+        mock.patch("castore.s3.session.INLINE_BYTES_MAX", 4096),
+    ):
+        with castore.open(URL, chunk_bytes_avg=AVERAGE, collision_guard=guard) as store:
+            fill(store, Path(folder))
+        with castore.open(URL) as store:
+            assert store.gc(repack_below=0).packs_condemned
+            store.puts("after the collection", random.Random(9).randbytes(8_000))
+            with unfinished(store):
+                write_facts(target, store)
+                dump(server, target / "objects")
+
+
+def dump(server: MemoryS3, target: Path) -> None:
+    """One file per object, as keys are no names of files, and their keys and times in a table."""
+    target.mkdir()
+    table = []
+    for number, (key, stored) in enumerate(sorted(server.objects.items())):
+        (target / str(number)).write_bytes(stored.body)
+        table.append({"key": key, "modified": stored.modified, "file": str(number)})
+    document = {"clock": server.clock, "objects": table}
+    (target / "keys.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def main(version: str) -> None:
+    for kind, make in (("local", make_local), ("s3", make_s3)):
+        for guard in (None, "sha256"):
+            target = FOLDER / "-".join([version, kind, *([guard] if guard else [])])
+            target.mkdir()  # never over another
+            make(target, guard)
+            size = sum(path.stat().st_size for path in target.rglob("*"))
+            print(f"{target.name}: {size} bytes")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
