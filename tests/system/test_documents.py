@@ -1,0 +1,49 @@
+"""What the documents point to is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "castore" / "FORMAT.md"]
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+FILE = re.compile(r"`(?:[a-z]+ )?((?:castore|conducto|tests|bench)/[\w/]+\.\w+|\w+\.py)\b")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(document: Path) -> None:
+    for path, heading in LINK.findall(document.read_text()):
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), path
+        if heading:
+            assert heading in anchors(target), heading
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_files_that_are_named_are_there(document: Path) -> None:
+    tops = [ROOT / top for top in ("castore", "tests", "bench")]
+    known = {path.name for top in tops for path in top.glob("**/*")} | set(os.listdir(ROOT))
+    for named in FILE.findall(document.read_text()):
+        assert (ROOT / named).exists() if "/" in named else named in known, named
+
+
+def test_each_design_note_is_listed() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    notes = sorted((ROOT / "docs" / "design").iterdir())
+    assert [int(note.name[:4]) for note in notes] == list(range(1, len(notes) + 1))
+    for note in notes:
+        title = note.read_text().splitlines()[0].removeprefix(f"# {note.name[:4]}: ")
+        assert f"[{note.name[:4]}](design/{note.name}) {title}" in index
+
+
+def anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
