@@ -168,8 +168,8 @@ def damage_free_list(raw: bytes, path: Path) -> bytes:
         value = next(value for _, value in pages.rows(pages.meta.free) if len(value) > 16)
     finally:
         os.close(fd)
-    at = raw.index(value)
-    return raw[: at + 8] + bytes([raw[at + 8] ^ 64]) + raw[at + 9 :]
+    # Wherever it is: a page that is free by now may hold it, too.
+    return raw.replace(value, value[:8] + bytes([value[8] ^ 64]) + value[9:])
 
 
 def page_of_names(raw: bytes, path: Path) -> int:

@@ -123,4 +123,4 @@ if __name__ == "__main__":
     whole, between = graph(), rooms(graph())
     print(f"{len(whole)} modules, {sum(map(len, whole.values()))} imports")
     print(f"{len(between)} rooms, {sum(map(len, between.values()))} arrows, ", end="")
-    print(f"{floors({k: v for k, v in between.items()})} floors")
+    print(f"{floors(between)} floors")

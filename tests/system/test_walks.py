@@ -1,4 +1,4 @@
-"""The walks of CONTRIBUTING, followed: calls go down one line of modules, and nothing calls back."""
+"""The walks of CONTRIBUTING, followed: calls go down a line of modules, and nothing calls back."""
 
 from __future__ import annotations
 
