@@ -7,14 +7,11 @@ from dataclasses import dataclass
 
 from castore.format.pack import PACK_HEADER_BYTES, footer_bytes
 
-SMALL_PACK_BYTES = 16 << 20  # a sixteenth of a full local pack
-SMALL_PACKS_MAX = 8  # as many are left alone: one is made by each process that puts
-FRAMES_MAX = 65_536  # moved at a time: what is known of each is kept meanwhile
-
 
 @dataclass(frozen=True, slots=True)
 class PackFacts:
-    """What is known of a pack, with sizes in bytes; when it was made in ns since the epoch."""
+    """What is known of a pack, with sizes in bytes; when it was made in ns since the epoch, 0 where
+    that is not known."""
 
     pack_id: bytes
     created_ns: int
@@ -28,27 +25,36 @@ class PackFacts:
         return PACK_HEADER_BYTES + self.live_bytes + footer_bytes(self.live_frames)
 
     @property
-    def is_small(self) -> bool:
-        """Whether two like it go into one, so that merging comes to an end."""
-        return self.size < SMALL_PACK_BYTES and self.live_frames < FRAMES_MAX // 2
-
-    @property
     def live_share(self) -> float:
         return self.live_size / max(self.size, 1)
 
 
 def choose(
-    packs: Iterable[PackFacts], *, repack_below: float, bytes_max: int | None
+    packs: Iterable[PackFacts],
+    *,
+    repack_below: float,
+    bytes_max: int | None,
+    small_bytes: int,
+    small_packs_max: int,
+    frames_max: int,
 ) -> list[PackFacts]:
     """The packs to rewrite, the oldest first so that what was put together stays together.
 
     Those with a live share below `repack_below`, the lowest first, and small ones if there are
-    more than SMALL_PACKS_MAX of them, as long as what is moved stays within `bytes_max`.
+    more than `small_packs_max` of them, as long as the live bytes stay within `bytes_max`. Small is
+    a pack of less than `small_bytes`, with less than half the `frames_max` that are moved at a
+    time: two like it go into one, so that merging comes to an end.
     """
     ranked = sorted(packs, key=lambda pack: (pack.live_share, pack.size, pack.pack_id))
     low = [pack for pack in ranked if pack.live_share < repack_below]
-    small = [pack for pack in ranked if pack.live_share >= repack_below and pack.is_small]
-    if len(small) + bool(low) > SMALL_PACKS_MAX:
+    small = [
+        pack
+        for pack in ranked
+        if pack.live_share >= repack_below
+        and pack.size < small_bytes
+        and pack.live_frames < frames_max // 2
+    ]
+    if len(small) + bool(low) > small_packs_max:
         low += small
     chosen, total = [], 0
     for pack in low:

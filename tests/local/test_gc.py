@@ -28,16 +28,10 @@ from castore.errors import (
     StoreIOError,
 )
 from castore.format.index import SegmentBuilder, decode_chunk_row, decode_segment
+from castore.local.gc.repack import SMALL_PACKS_MAX
 from castore.model import Location
 from castore.s3.cache.unused import UNUSED_S, collect_caches
 from castore.stream.live_frames import Marks
-from castore.stream.repack_choice import (
-    FRAMES_MAX,
-    SMALL_PACK_BYTES,
-    SMALL_PACKS_MAX,
-    PackFacts,
-    choose,
-)
 
 SMALL: dict[str, Any] = {"chunk_bytes_avg": 2816, "threads": 1}
 OLD = some_bytes(60_000)
@@ -339,7 +333,7 @@ def test_small_packs_are_merged_when_they_are_many(store: castore.Store) -> None
 def test_packs_larger_than_memory_allows_are_moved_in_pieces(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("castore.stream.repack_choice.FRAMES_MAX", 3)
+    monkeypatch.setattr("castore.local.gc.repack.FRAMES_MAX", 3)
     monkeypatch.setattr("castore.local.gc.repack.SEGMENTS_MAX", 1)
     monkeypatch.setattr("castore.local.gc.repack.APPEND_BYTES", 5000)
     monkeypatch.setattr("castore.format.index.SEGMENT_EXTENTS_MAX", 4)
@@ -351,7 +345,7 @@ def test_packs_larger_than_memory_allows_are_moved_in_pieces(
     assert report.packs_rewritten == 3
     assert len(pack_files(store)) > 6
     for knob, value in (
-        ("stream.repack_choice.FRAMES_MAX", 1000),
+        ("local.gc.repack.FRAMES_MAX", 1000),
         ("local.gc.repack.SEGMENTS_MAX", 256),
     ):
         monkeypatch.setattr(f"castore.{knob}", value)
@@ -401,31 +395,6 @@ def test_frames_are_moved_byte_for_byte(store: castore.Store) -> None:
     before = frames()
     assert store.gc().packs_rewritten == 1
     assert frames() == before
-
-
-def facts(number: int, size: int, live: int, frames: int = 10) -> PackFacts:
-    return PackFacts(bytes([number] * 16), number, size, live, frames)
-
-
-def test_which_packs_are_rewritten() -> None:
-    big = SMALL_PACK_BYTES * 4
-    full, half, sparse_one = facts(1, big, big - 400), facts(2, big, big // 2), facts(3, big, 9)
-    few = [facts(10 + n, 2000, 1500) for n in range(SMALL_PACKS_MAX)]
-
-    def chosen(*packs: PackFacts, below: float = 0.5, most: int | None = None) -> list[int]:
-        return [p.created_ns for p in choose(packs, repack_below=below, bytes_max=most)]
-
-    assert chosen(full, half) == []
-    assert chosen(full, half, sparse_one) == [3]
-    assert chosen(full, sparse_one, half, below=0.6) == [2, 3]
-    assert chosen(full, sparse_one, half, below=0.6, most=100) == [3]
-    assert chosen(full, *few) == []
-    assert chosen(full, *few, facts(99, 2000, 1500)) == [*range(10, 10 + len(few)), 99]
-    tiny = [facts(50 + n, 2000, 1500, frames=FRAMES_MAX // 2) for n in range(20)]
-    assert chosen(full, *tiny) == [], "no two of them are moved at a time"
-    assert chosen(sparse_one, *few) == [3, *range(10, 10 + len(few))]
-    assert chosen(*few, facts(99, 2000, 1500), most=1500) == [], "one is not merged with itself"
-    assert chosen(facts(1, 64 + 10 + 28 + 40, 10, frames=1)) == [], "tiny, but all of it alive"
 
 
 def test_marks() -> None:

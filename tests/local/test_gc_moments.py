@@ -156,7 +156,7 @@ class Moments:
             (Marker, "begin"), (Marker, "_read_names"), (Marker, "mark"),
             (Marker, "catch_up_outside"), (Marker, "end"), (Sweeper, "sweep_manifests"),
             (Sweeper, "_read_rows"), (Sweeper, "_remove_rows"), (Sweeper, "_put_rows"),
-            (Sweeper, "remove_packs"), (PackLocks, "remove"), (Repacker, "free"),
+            (Sweeper, "remove_packs"), (PackLocks, "remove"), (Repacker, "choose"),
             (Repacker, "_find_references"), (Repacker, "_wanted"), (Repacker, "_copy"),
             (Repacker, "_move_rows"), (Repacker, "_publish"), (Repacker, "_move"),
         ):  # fmt: skip
@@ -223,7 +223,7 @@ def small_steps(patch: pytest.MonkeyPatch) -> None:
         ("local.gc.sweep.PACKS_MAX", 1),
         ("local.gc.repack.SEGMENTS_MAX", 2),
         ("local.gc.repack.ROWS_MAX", 8),
-        ("stream.repack_choice.FRAMES_MAX", 16),
+        ("local.gc.repack.FRAMES_MAX", 16),
     ):
         patch.setattr(f"castore.{knob}", value)
 

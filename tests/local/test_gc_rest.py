@@ -12,7 +12,7 @@ from driver_count import count_local
 from stores import contents, fill, small
 
 import castore
-from castore.stream.repack_choice import SMALL_PACK_BYTES, SMALL_PACKS_MAX
+from castore.local.gc.repack import SMALL_PACK_BYTES, SMALL_PACKS_MAX
 
 pytestmark = pytest.mark.usefixtures("quick_check")
 R = random.Random(5)

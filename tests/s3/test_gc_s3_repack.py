@@ -8,8 +8,9 @@ from memory_s3 import Actor
 
 import castore
 from castore.s3.gc import repack as s3_repacking
-from castore.s3.gc.repack import Live, LiveFrames, choose
+from castore.s3.gc.repack import LiveFrames
 from castore.s3.keys import pack_key
+from castore.stream.repack_choice import PackFacts
 
 SIZE = 70_000
 
@@ -48,7 +49,7 @@ def test_a_pack_that_is_mostly_dead_is_rewritten(world: World) -> None:
 
 
 def test_many_small_packs_become_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_repacking, "SMALL_MIN", 10)
+    monkeypatch.setattr(s3_repacking, "SMALL_PACKS_MAX", 9)
     store = world.open()
     for i in range(12):
         store.puts(f"n{i}", noise(SIZE, i))
@@ -152,26 +153,6 @@ def test_live_frames_are_counted_once() -> None:
     for _ in range(5):
         for i in range(3000):
             frames.add(b"p", i * 100, 100)
-    assert frames.live(b"p") == Live(3000, 300_000)
-    assert frames.live(b"q") == Live(0, 0)
+    assert frames.facts(b"p", 7) == PackFacts(b"p", 0, 7, 300_000, 3000)
+    assert frames.facts(b"q", 7) == PackFacts(b"q", 0, 7, 0, 0)
     assert len(frames._frames[b"p"]) == 3000
-
-
-def test_the_emptiest_are_chosen_first() -> None:
-    sizes = {b"a": 100 << 20, b"b": 100 << 20, b"c": 100 << 20, b"d": 100 << 20}
-    live = {b"a": Live(600, 40 << 20), b"b": Live(200, 10 << 20), b"c": Live(900, 60 << 20)}
-    live[b"d"] = Live(0, 0)
-    assert choose(sizes, live, repack_below=0.5, bytes_max=None) == {
-        b"b": live[b"b"],
-        b"a": live[b"a"],
-    }
-    assert choose(sizes, live, repack_below=0.5, bytes_max=20 << 20) == {b"b": live[b"b"]}
-    few = Live(10, 1000)
-    small = {bytes([i]): few.pack_bytes for i in range(40)}
-    all_of_them = dict.fromkeys(small, few)
-    assert len(choose(small, all_of_them, repack_below=0.5, bytes_max=None)) == 40
-    assert len(choose(small, all_of_them, repack_below=0.5, bytes_max=2500)) == 2
-    assert choose(small, all_of_them, repack_below=0.5, bytes_max=1500) == {}
-    some = dict(list(small.items())[:20])
-    assert choose(some, all_of_them, repack_below=0.5, bytes_max=None) == {}
-    assert choose(some, all_of_them, repack_below=1.0, bytes_max=None) == {}

@@ -76,8 +76,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 50_000)
     monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 200_000)
     monkeypatch.setattr("castore.s3.session.PACK_BYTES_MAX", 200_000)
-    monkeypatch.setattr(s3_repacking, "SMALL_BYTES", 20_000)
-    monkeypatch.setattr(s3_repacking, "SMALL_MIN", 8)
+    monkeypatch.setattr(s3_repacking, "SMALL_PACK_BYTES", 20_000)
+    monkeypatch.setattr(s3_repacking, "SMALL_PACKS_MAX", 7)
     monkeypatch.setattr(s3_repacking, "BATCH_BYTES", 5_000)
     monkeypatch.setattr(s3_repacking, "FRAMES_MAX", 150)
 
@@ -108,7 +108,9 @@ def test_another_finds_nothing(
     at_rest(world, contents, repack_below=repack_below)
     with world.bucket() as bucket:
         sizes = listed_packs(bucket).values()
-    assert sum(size < s3_repacking.SMALL_BYTES for size in sizes) < s3_repacking.SMALL_MIN
+    assert (
+        sum(size < s3_repacking.SMALL_PACK_BYTES for size in sizes) <= s3_repacking.SMALL_PACKS_MAX
+    )
 
 
 def test_with_a_grace_it_takes_two_rounds(world: World, small: None) -> None:

@@ -12,8 +12,8 @@ from driver_doors import CommandDoor
 from driver_model import Thing
 
 import castore
+from castore.local.gc import repack as local_repack
 from castore.s3.gc import repack as s3_repacking
-from castore.stream import repack_choice
 from castore.stream.reports import GcReport
 
 if TYPE_CHECKING:
@@ -131,13 +131,13 @@ def nothing_is_left(driver: Driver, repack_below: float) -> None:
     assert not sparse, [count.live_share(i) for i in sparse]
     if count.pack_rows is not None:
         assert count.pack_rows == count.packs.keys()
-        most, small = repack_choice.SMALL_PACKS_MAX, repack_choice.SMALL_PACK_BYTES
+        most, small = local_repack.SMALL_PACKS_MAX, local_repack.SMALL_PACK_BYTES
     else:
-        most, small = s3_repacking.SMALL_MIN, s3_repacking.SMALL_BYTES
+        most, small = s3_repacking.SMALL_PACKS_MAX, s3_repacking.SMALL_PACK_BYTES
     are_small = [
         i
         for i, size in count.packs.items()
-        if size < small and 2 * len(count.live[i]) < repack_choice.FRAMES_MAX
+        if size < small and 2 * len(count.live[i]) < local_repack.FRAMES_MAX
     ]
     assert not repack_below or len(are_small) <= most, f"{len(are_small)} small packs"
 

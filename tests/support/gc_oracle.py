@@ -20,13 +20,12 @@ import oracle
 import castore
 import castore.local.gc.repack
 import castore.local.gc.sweep
-import castore.stream.repack_choice
 from castore.errors import StoreBusy
 
 
 def make_everything_small() -> None:
     oracle.make_everything_small()
-    castore.stream.repack_choice.FRAMES_MAX = 20
+    castore.local.gc.repack.FRAMES_MAX = 20
     castore.local.gc.repack.SEGMENTS_MAX = 3
     castore.local.gc.repack.ROWS_MAX = castore.local.gc.sweep.ROWS_MAX = 16
     castore.local.gc.sweep.PACKS_MAX = 2

@@ -23,7 +23,7 @@ from castore.local.gc.sweep import Sweeper, Tally
 from castore.local.locks import CollectorLock, PackLocks
 from castore.local.packs import LocalPacks
 from castore.model import Progress, Stages
-from castore.stream.repack_choice import PackFacts, choose
+from castore.stream.repack_choice import PackFacts
 from castore.stream.reports import GcOptions, GcReport
 from castore.system.lmdb_env import Index
 
@@ -115,9 +115,7 @@ class _Collection:
             )
             for pack_id, (size, created_ns) in self.sweeper.sweep_packs().items()
         ]
-        chosen = choose(
-            self.repacker.free(facts), repack_below=repack_below, bytes_max=max_repack_bytes
-        )
+        chosen = self.repacker.choose(facts, repack_below=repack_below, bytes_max=max_repack_bytes)
         if self._dry_run:
             self._foretell(chosen)
         elif chosen:

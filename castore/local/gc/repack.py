@@ -27,12 +27,14 @@ from castore.local.locks import PackLocks
 from castore.local.meta import read_totals, write_totals
 from castore.local.packs import PACK_BYTES_MAX, LocalPacks, Pack, Placement
 from castore.model import Extent, Location
-from castore.stream import repack_choice
 from castore.stream.codec import Frame, stored_frame
-from castore.stream.repack_choice import PackFacts
+from castore.stream.repack_choice import PackFacts, choose
 from castore.stream.reports import Damage
 from castore.system.lmdb_env import Index
 
+SMALL_PACK_BYTES = 16 << 20  # a sixteenth of a full pack
+SMALL_PACKS_MAX = 8  # as many are left alone: one is made by each process that puts
+FRAMES_MAX = 65_536  # moved at a time: what is known of each is kept meanwhile
 SEGMENTS_PER_READ = 32
 SEGMENTS_MAX = 256  # per transaction
 APPEND_BYTES = 1 << 20
@@ -79,10 +81,20 @@ class Repacker:
         self._keys: dict[bytes, array[int]] = {}  # pack -> (manifest, end) of segments, flat
         self._stuck: set[bytes] = set()  # packs with frames that can't be moved
 
-    def free(self, candidates: Iterable[PackFacts]) -> list[PackFacts]:
-        """Those that no live writer has."""
+    def choose(
+        self, packs: Iterable[PackFacts], *, repack_below: float, bytes_max: int | None
+    ) -> list[PackFacts]:
+        """The packs to rewrite, of those that no live writer has."""
         with PackLocks(self._packs) as locks:
-            return [pack for pack in candidates if not locks.is_held(pack.pack_id)]
+            free = [pack for pack in packs if not locks.is_held(pack.pack_id)]
+        return choose(
+            free,
+            repack_below=repack_below,
+            bytes_max=bytes_max,
+            small_bytes=SMALL_PACK_BYTES,
+            small_packs_max=SMALL_PACKS_MAX,
+            frames_max=FRAMES_MAX,
+        )
 
     def rewrite(self, chosen: Sequence[PackFacts]) -> None:
         """Move what is alive in the packs to new ones, and remove them."""
@@ -114,15 +126,11 @@ class Repacker:
         size = frames = 0
         for pack in chosen:
             offsets = self._marker.marks.offsets(pack.pack_id)
-            cuts = [0, *offsets[repack_choice.FRAMES_MAX :: repack_choice.FRAMES_MAX], _END]
+            cuts = [0, *offsets[FRAMES_MAX::FRAMES_MAX], _END]
             for number, (begin, end) in enumerate(pairwise(cuts)):
-                count = min(
-                    len(offsets) - number * repack_choice.FRAMES_MAX, repack_choice.FRAMES_MAX
-                )
+                count = min(len(offsets) - number * FRAMES_MAX, FRAMES_MAX)
                 part = pack.live_bytes * count // max(len(offsets), 1)
-                if group and (
-                    size + part > PACK_BYTES_MAX or frames + count > repack_choice.FRAMES_MAX
-                ):
+                if group and (size + part > PACK_BYTES_MAX or frames + count > FRAMES_MAX):
                     yield group
                     group, size, frames = [], 0, 0
                 group.append(Slice(pack.pack_id, begin, end))

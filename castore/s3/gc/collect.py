@@ -30,12 +30,13 @@ from castore.s3.client.probe import ServerFeatures, probe
 from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
 from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
-from castore.s3.gc.repack import Live, OpenSession, S3Repacker
+from castore.s3.gc.repack import OpenSession, S3Repacker
 from castore.s3.gc.state import CONDEMNED, SWEEPING, CollectorState
 from castore.s3.gc.sweep import remove_packs, remove_scratch
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import CONFIG_KEY
 from castore.s3.parts import Parts
+from castore.stream.repack_choice import PackFacts
 from castore.stream.reports import GcOptions, GcReport, Undeletable
 
 SKEW_S_MAX = 300
@@ -161,7 +162,7 @@ class _Collection:
         if options.repack_below > 0:
             chosen = self._choose(packs, garbage.keys() | condemned, expired_before)
             tally.packs_rewritten = len(chosen)
-            tally.bytes_rewritten = sum(live.bytes for live in chosen.values())
+            tally.bytes_rewritten = sum(pack.live_bytes for pack in chosen)
 
     def report(self) -> GcReport:
         tally = self._tally
@@ -267,7 +268,7 @@ class _Collection:
 
     def _choose(
         self, packs: dict[bytes, int], condemned: Set[bytes], expired_before: float
-    ) -> dict[bytes, Live]:
+    ) -> list[PackFacts]:
         return self._repacker.candidates(
             packs,
             self._marker.pins(expired_before),

@@ -18,21 +18,20 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
 from castore.errors import FormatError, PackMissing
 from castore.format.index import decode_segment
-from castore.format.pack import PACK_HEADER_BYTES, footer_bytes
 from castore.model import Extent, Location, Stages
 from castore.s3.catalog import Overwritten, S3Catalog, Version
 from castore.s3.gc.mark import Pins
 from castore.s3.session import S3Session, Segments, relocated
 from castore.s3.uploads import PACK_BYTES_MAX
 from castore.stream.codec import Frame
+from castore.stream.repack_choice import PackFacts, choose
 from castore.stream.reports import Damage
 
-SMALL_BYTES = 1 << 20  # a pack that may be merged
-SMALL_MIN = 32  # of them, before they are
+SMALL_PACK_BYTES = 1 << 20
+SMALL_PACKS_MAX = 31  # as many are left alone: each put of a little makes one
 FRAMES_MAX = 1 << 17  # moved at a time: where each went is kept in memory
 BATCH_BYTES = PACK_BYTES_MAX  # of manifests that are put at once
 NAME_BYTES = 1024  # what one takes in memory besides its segments
@@ -40,18 +39,6 @@ _SETTLED_MIN = 1024  # entries of a pack before they are looked through for repe
 _READ_AT_ONCE = 128  # frames
 
 OpenSession = Callable[[], AbstractContextManager[S3Session]]
-
-
-class Live(NamedTuple):
-    """What names need of a pack."""
-
-    frames: int
-    bytes: int
-
-    @property
-    def pack_bytes(self) -> int:
-        """What a pack of nothing else takes."""
-        return PACK_HEADER_BYTES + self.bytes + footer_bytes(self.frames)
 
 
 class LiveFrames:
@@ -79,42 +66,17 @@ class LiveFrames:
         i = bisect_left(frames, frame)
         return i < len(frames) and frames[i] == frame
 
-    def live(self, pack_id: bytes) -> Live:
+    def facts(self, pack_id: bytes, size: int) -> PackFacts:
+        """Of a pack of this size."""
         self._settle(pack_id)
         frames = self._frames.get(pack_id, ())
-        return Live(len(frames), sum(frame & 0xFFFFFFFF for frame in frames))
+        live_bytes = sum(frame & 0xFFFFFFFF for frame in frames)
+        return PackFacts(pack_id, 0, size, live_bytes, len(frames))
 
     def _settle(self, pack_id: bytes) -> None:
         if pack_id in self._frames:
             frames = self._frames[pack_id] = array("Q", sorted({*self._frames[pack_id]}))
             self._settled[pack_id] = max(2 * len(frames), _SETTLED_MIN)
-
-
-def choose(
-    packs: Mapping[bytes, int],
-    live: Mapping[bytes, Live],
-    *,
-    repack_below: float,
-    bytes_max: int | None,
-) -> dict[bytes, Live]:
-    """Which packs to rewrite, and what of them is alive: those of which less than a share is, and
-    the small ones if they are many; the emptiest first, up to `bytes_max` to be copied."""
-    shares = {i: live[i].pack_bytes / size for i, size in packs.items() if live[i].frames}
-    small = {i for i in shares if packs[i] < SMALL_BYTES}
-    if len(small) < SMALL_MIN:
-        small = set()
-    chosen: dict[bytes, Live] = {}
-    total = 0
-    for pack_id in sorted(shares, key=lambda i: (shares[i], i)):
-        if pack_id not in small and shares[pack_id] >= repack_below:
-            continue
-        if bytes_max is not None and total + live[pack_id].bytes > bytes_max:
-            continue
-        chosen[pack_id] = live[pack_id]
-        total += live[pack_id].bytes
-    if len(chosen) == 1 and all(shares[pack_id] >= repack_below for pack_id in chosen):
-        return {}  # there is nothing to merge it with
-    return chosen
 
 
 class S3Repacker:
@@ -142,10 +104,10 @@ class S3Repacker:
         *,
         repack_below: float,
         bytes_max: int | None,
-    ) -> dict[bytes, Live]:
-        """Which of all `packs` to rewrite, and what of them is alive. Those of writers at work are
-        left alone, and so is whatever a name has that also needs one that is `unfit`, or that is
-        not there: it could not be put anew."""
+    ) -> list[PackFacts]:
+        """Which of all `packs`, with their bytes, to rewrite. Those of writers at work are left
+        alone, and so is whatever a name has that also needs one that is `unfit`, or that is not
+        there: it could not be put anew."""
         self._live = LiveFrames()
         stuck = set(unfit)
         for version in self._catalog.versions(b""):
@@ -158,14 +120,21 @@ class S3Repacker:
             except Overwritten:
                 # What it refers to now may be anywhere: the packs are looked at the next time.
                 stuck.update(version.head.packs)
-        free = {i: size for i, size in packs.items() if i not in stuck and not pins.protect(i)}
-        live = {pack_id: self._live.live(pack_id) for pack_id in free}
-        return choose(free, live, repack_below=repack_below, bytes_max=bytes_max)
+        free = (i for i in packs if i not in stuck and not pins.protect(i))
+        facts = [self._live.facts(pack_id, packs[pack_id]) for pack_id in free]
+        return choose(
+            [pack for pack in facts if pack.live_frames],  # the others are garbage
+            repack_below=repack_below,
+            bytes_max=bytes_max,
+            small_bytes=SMALL_PACK_BYTES,
+            small_packs_max=SMALL_PACKS_MAX,
+            frames_max=FRAMES_MAX,
+        )
 
-    def rewrite(self, chosen: Mapping[bytes, Live]) -> None:
+    def rewrite(self, chosen: Sequence[PackFacts]) -> None:
         """Move what names need of these packs. Raises CommitUnknown, and what uploading raises:
         what was moved until then is, and nothing is lost."""
-        self._stages.begin_stage("repacking", sum(live.bytes for live in chosen.values()))
+        self._stages.begin_stage("repacking", sum(pack.live_bytes for pack in chosen))
         with self._open_session() as session:
             for group in _groups(chosen):
                 places: dict[bytes, Location] = {}
@@ -260,15 +229,15 @@ class S3Repacker:
                 self.damaged[at] = damage
 
 
-def _groups(chosen: Mapping[bytes, Live]) -> Iterator[Sequence[bytes]]:
+def _groups(chosen: Sequence[PackFacts]) -> Iterator[Sequence[bytes]]:
     """Of no more than FRAMES_MAX frames each, unless one pack alone has more."""
     group: list[bytes] = []
     frames = 0
-    for pack_id in sorted(chosen):
-        if group and frames + chosen[pack_id].frames > FRAMES_MAX:
+    for pack in chosen:
+        if group and frames + pack.live_frames > FRAMES_MAX:
             yield group
             group, frames = [], 0
-        group.append(pack_id)
-        frames += chosen[pack_id].frames
+        group.append(pack.pack_id)
+        frames += pack.live_frames
     if group:
         yield group
