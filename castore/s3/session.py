@@ -8,33 +8,26 @@ published by itself: a transaction's last put comes after its others, so that a 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 from castore.errors import (
-    CastoreError,
     ChunkCorrupt,
-    CommitUnknown,
     FormatError,
     NameExists,
     NameNotFound,
     PackMissing,
     StoreIOError,
 )
-from castore.format.index import Record, Segment, SegmentBuilder, decode_segment
-from castore.format.pack import StoreConfig, decode_frame_header
-from castore.format.s3 import encode_manifest
+from castore.format.index import Segment, SegmentBuilder, decode_segment
+from castore.format.pack import decode_frame_header
 from castore.model import Extent, Location
-from castore.s3.cache.store import StoreCache
-from castore.s3.catalog import Overwritten, S3Catalog, Version
-from castore.s3.client.bucket import Bucket, OutcomeUnknown, PreconditionFailed
-from castore.s3.client.delete_version import delete_version, etag_at
-from castore.s3.client.put_once import Landed, put_once
+from castore.s3.catalog import Overwritten, Version
 from castore.s3.damaged import to_avoid
-from castore.s3.hints import Hints
-from castore.s3.keys import name_key
 from castore.s3.lease import WriterLease
+from castore.s3.names import Names, Segments
 from castore.s3.packs import S3Packs
+from castore.s3.parts import Parts
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
 from castore.stream.backend import NOTHING_HELD
 from castore.stream.chunker import Chunker
@@ -45,55 +38,52 @@ from castore.system.workers import Future, InFlight, Workers
 
 INLINE_BYTES_MAX = 64 << 10
 MOVED_AT_ONCE = 64  # extents
-FORESEEN_BYTES = 64 << 20
-
-Segments = Sequence[tuple[int, bytes]]  # (end offset, encoded), in order
+LOOKAHEAD_BYTES = 64 << 20
 
 
 class S3Session(WriteSession):
     def __init__(
         self,
-        bucket: Bucket,
-        catalog: S3Catalog,
+        parts: Parts,
         packs: S3Packs,
-        cache: StoreCache,
-        hints: Hints,
-        session: WriterLease,
+        lease: WriterLease,
         budget: InFlight,
-        requests: Workers,
         workers: Workers,
-        config: StoreConfig,
         chunker: Chunker,
         *,
         compression_level: int,
     ) -> None:
+        """`budget` is for the uploads of all sessions; `workers` encode."""
         super().__init__(
             workers,
-            config,
+            parts.config,
             chunker,
             compression_level=compression_level,
             inline_bytes_max=INLINE_BYTES_MAX,
         )
-        self.lookahead_bytes = FORESEEN_BYTES
-        self._bucket = bucket
-        self._catalog = catalog
+        self.lookahead_bytes = LOOKAHEAD_BYTES
+        self._bucket = parts.bucket
+        self._catalog = parts.catalog
         self._packs = packs
-        self._cache = cache
-        self._hints = hints
-        self._session = session
-        self._requests = requests
-        self._uploads = Uploads(bucket, config, session, cache, hints, requests, budget)
+        self._cache = parts.cache
+        self._hints = parts.hints
+        self._lease = lease
+        self._requests = parts.requests
+        self._names = Names(parts.bucket, parts.config, parts.catalog, lease)
+        self._uploads = Uploads(
+            parts.bucket, parts.config, lease, parts.cache, parts.hints, parts.requests, budget
+        )
         self._open = True
         self._published = False
         self._damaged: Future[set[bytes]] | None = None
-        session.join()
+        lease.join()
 
     # ------------------------------------------------------------ for the drafts
 
     def prefetch(self, chunk_ids: Sequence[bytes]) -> None:
         """To rely on packs takes three round trips: for many of them at once, if possible."""
         self._hints.read()
-        self._session.rely_on({at.pack_id for at in self._cache.known(chunk_ids).values()})
+        self._lease.rely_on({at.pack_id for at in self._cache.known(chunk_ids).values()})
 
     def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         """Packs of others are pinned, and looked for, before this returns: the caller lets go of
@@ -133,7 +123,7 @@ class S3Session(WriteSession):
             return set()
         if self._damaged is None:
             self._damaged = self._requests.submit(to_avoid, self._bucket)
-        unreliable = self._session.rely_on(pack_ids)
+        unreliable = self._lease.rely_on(pack_ids)
         return unreliable | self._damaged.result().intersection(pack_ids)
 
     # ------------------------------------------------------------ the end
@@ -165,9 +155,9 @@ class S3Session(WriteSession):
             # What was uploaded for nothing is garbage at once, and not when the Store is closed:
             # the next put begins another session.
             if self._uploads.any_begun and not self._published:
-                self._session.close()
+                self._lease.close()
             self._uploads.drop()
-            self._session.leave()
+            self._lease.leave()
 
     # ------------------------------------------------------------ for collectors
 
@@ -202,7 +192,7 @@ class S3Session(WriteSession):
     def _put_over(self, version: Version, segments: Segments) -> bool:
         try:
             record = version.head.record
-            self._put_name(version.name, record, segments, if_match=version.etag)
+            self._names.put(version.name, record, segments, if_match=version.etag)
         except NameExists:
             return False  # another version
         return True
@@ -222,7 +212,7 @@ class S3Session(WriteSession):
                     asked |= {source, target} if if_absent else {source}
                 case Delete(name) if len(operations) > 1:
                     asked.add(name)
-        looking = [(name, self._requests.submit(self._etag, name)) for name in asked]
+        looking = [(name, self._requests.submit(self._names.etag, name)) for name in asked]
         there = {name for name, future in looking if future.result() is not None}
         for operation in operations:
             match operation:
@@ -243,9 +233,6 @@ class S3Session(WriteSession):
                 case DeletePrefix(prefix):
                     there = {name for name in there if not name.startswith(prefix)}
 
-    def _etag(self, name: bytes) -> str | None:
-        return etag_at(self._bucket, name_key(name))
-
     def _publish(self, together: list[Publish]) -> None:
         publishing = [self._requests.submit(self._apply, operation) for operation in together]
         together.clear()
@@ -255,84 +242,19 @@ class S3Session(WriteSession):
         match operation:
             case Publish(name, record, draft, if_absent):
                 segments = [] if draft is None else draft.segments
-                self._put_name(name, record, segments, if_absent=if_absent)
+                self._names.put(name, record, segments, if_absent=if_absent)
                 return 0
             case Copy():
                 self._copy(operation)
                 return 0
             case Delete(name):
-                etag = self._etag(name)
+                etag = self._names.etag(name)
                 if etag is None:
                     raise NameNotFound(name.decode())
-                self._delete(name, etag)
+                self._names.delete(name, etag)
                 return 1
             case DeletePrefix(prefix):
                 return self._delete_below(prefix)
-
-    def _put_name(
-        self,
-        name: bytes,
-        record: Record,
-        segments: Sequence[tuple[int, bytes]],
-        *,
-        if_absent: bool = False,
-        if_match: str | None = None,
-    ) -> None:
-        packs: dict[bytes, None] = {}
-        stored_bytes = 0
-        for _, raw in segments:
-            segment = decode_segment(raw)
-            packs.update(dict.fromkeys(segment.packs))
-            stored_bytes += segment.stored_bytes
-        record = record._replace(manifest=0)
-        if segments:  # frames that were moved may take more or less than those before
-            record = record._replace(manifest=1, stored_bytes=stored_bytes)
-        body = b""
-
-        def make_body(nonce: bytes) -> bytes:
-            nonlocal body
-            self._session.check_age()
-            body = encode_manifest(self.config, nonce, record, list(packs), segments)
-            return body
-
-        with self._session.naming():
-            landed = self._land(name, make_body, if_absent, if_match)
-        if not landed.any_unknown:
-            self._catalog.remember(name, landed.etag, body)
-
-    def _land(
-        self,
-        name: bytes,
-        make_body: Callable[[bytes], bytes],
-        if_absent: bool,
-        if_match: str | None,
-    ) -> Landed:
-        """Put a manifest; the session learns whether an attempt of it may land later."""
-        session = self._session
-        try:
-            landed = put_once(
-                self._bucket,
-                name_key(name),
-                make_body,
-                if_none_match=if_absent,
-                if_match=if_match,
-            )
-        except PreconditionFailed as error:
-            session.any_unknown = session.any_unknown or error.any_unknown
-            raise NameExists(name.decode()) from error
-        except OutcomeUnknown as error:
-            session.any_unknown = True
-            raise CommitUnknown(
-                f"whether {name.decode()!r} was put is not known: look before you repeat it "
-                f"({error.__cause__})"
-            ) from error
-        except CastoreError:
-            raise  # no attempt of it may land
-        except BaseException:
-            session.any_unknown = True  # an interrupt: of the attempt under way nothing is known
-            raise
-        session.landed(landed)
-        return landed
 
     def _copy(self, copy: Copy) -> None:
         version = self._catalog.current(copy.source)
@@ -357,9 +279,9 @@ class S3Session(WriteSession):
         record = version.head.record
         if not copy.rename:
             record = record._replace(mtime_ns=copy.mtime_ns)
-        self._put_name(copy.target, record, segments, if_absent=copy.if_absent)
+        self._names.put(copy.target, record, segments, if_absent=copy.if_absent)
         if copy.rename:
-            self._delete(copy.source, version.etag, version.head.record)
+            self._names.delete(copy.source, version.etag, version.head.record)
 
     def _reliable(self, version: Version) -> Segments:
         """The version's segments, with what is in packs that can't be relied on stored anew."""
@@ -415,34 +337,10 @@ class S3Session(WriteSession):
         header = decode_frame_header(raw)
         return stored_frame(bytes(raw), header.chunk_id, header.raw_bytes, self.config.seed)
 
-    def _delete(self, name: bytes, etag: str, record: Record | None = None) -> None:
-        """Delete the name, which was just seen with this ETag. What came after goes, too: of one
-        that has a `record`, only what a collector wrote anew."""
-        try:
-            newer: str | None = etag
-            while newer is not None and not delete_version(self._bucket, name_key(name), newer):
-                newer = self._etag(name) if record is None else self._etag_of(name, record)
-        except OutcomeUnknown as error:
-            raise CommitUnknown(
-                f"whether {name.decode()!r} was deleted is not known ({error.__cause__}): look "
-                "before you repeat it"
-            ) from error
-        self._catalog.forget(name)
-
-    def _etag_of(self, name: bytes, record: Record) -> str | None:
-        """The ETag that the name has now, if it still maps to this."""
-        try:
-            version = self._catalog.current(name)
-        except NameNotFound:
-            return None
-        there = version.head.record
-        same = (there.etag, there.mtime_ns) == (record.etag, record.mtime_ns)
-        return version.etag if same else None
-
     def _delete_below(self, prefix: bytes) -> int:
         deleted = 0
         for listed in self._catalog.listed(prefix):
-            _finish([self._requests.submit(self._delete, *entry) for entry in listed])
+            _finish([self._requests.submit(self._names.delete, *entry) for entry in listed])
             deleted += len(listed)
         return deleted
 

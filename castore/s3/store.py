@@ -61,7 +61,7 @@ class S3Store:
         self._parts = Parts(bucket, config, self._cache, self.catalog, self._hints, self._requests)
         self._lock = ForkLock(Rank.STORES)
         self._budget = InFlight(UPLOADS_MAX)
-        self._writing: WriterLease | None = None
+        self._lease: WriterLease | None = None
         self._pid = os.getpid()
 
     def session(self, workers: Workers, chunker: Chunker, *, level: int) -> S3Session:
@@ -70,28 +70,23 @@ class S3Store:
                 # What the parent's puts hold of the budget is the parent's.
                 self._budget = InFlight(UPLOADS_MAX)
                 self._pid = os.getpid()
-            before = self._writing
+            before = self._lease
             if before is None or not before.usable:
-                self._writing = WriterLease(self._bucket, self.config.store_id, self._requests)
+                self._lease = WriterLease(self._bucket, self.config.store_id, self._requests)
                 if before is not None:
                     before.close()
-            assert self._writing is not None
-            return self._session(self._writing, workers, chunker, level)
+            assert self._lease is not None
+            return self._session(self._lease, workers, chunker, level)
 
     def _session(
-        self, writing: WriterLease, workers: Workers, chunker: Chunker, level: int
+        self, lease: WriterLease, workers: Workers, chunker: Chunker, level: int
     ) -> S3Session:
         return S3Session(
-            self._bucket,
-            self.catalog,
+            self._parts,
             self.packs,
-            self._cache,
-            self._hints,
-            writing,
+            lease,
             self._budget,
-            self._requests,
             workers,
-            self.config,
             chunker,
             compression_level=level,
         )
@@ -103,23 +98,23 @@ class S3Store:
         chunker = Chunker(
             ChunkSizes(config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)
         )
-        writing = WriterLease(self._bucket, config.store_id, self._requests)
+        lease = WriterLease(self._bucket, config.store_id, self._requests)
         try:
-            session = self._session(writing, self._requests, chunker, level=1)
+            session = self._session(lease, self._requests, chunker, level=1)
             try:
                 yield session
             finally:
                 session.close()
         finally:
-            writing.close()
+            lease.close()
 
     def _end_session(self) -> None:
         """What this Store wrote and nobody names any more is garbage as well: further puts begin
         another session, and the pins go with the last put that is under way."""
         with self._lock:
-            if self._writing is not None and self._pid == os.getpid():
-                self._writing.close()
-                self._writing = None
+            if self._lease is not None and self._pid == os.getpid():
+                self._lease.close()
+                self._lease = None
 
     def check(self, *, fraction: float, progress: Progress | None) -> CheckReport:
         from castore.s3.check.check import check  # seldom needed, as are those below
@@ -166,7 +161,7 @@ class S3Store:
         self._requests.close()  # what is under way may rely on the pins, and has yet to be told of
         closing = Workers(self._bucket.settings.max_concurrency)
         try:
-            unpinned = None if self._writing is None else closing.submit(self._writing.abandon)
+            unpinned = None if self._lease is None else closing.submit(self._lease.abandon)
             self._hints.close(closing)
             if unpinned is not None:
                 unpinned.result()

@@ -442,7 +442,7 @@ def test_what_is_of_another_store(make_world: Callable[[], World]) -> None:
     world = make_world()
     store = world.open()
     fill(store, "a")
-    for key in (name_key(b"a"), pin_key(store._session()._session.id, 0)):
+    for key in (name_key(b"a"), pin_key(store._session()._lease.id, 0)):
         good = world.server.objects[f"store/{key}"]
         other = good.body.replace(bytes(range(16)), bytes(range(1, 17)))
         world.server.objects[f"store/{key}"] = good._replace(body=other, etag='"x"')

@@ -15,7 +15,7 @@ from gc_races import broken, collects, late, losses, meetings, overwrite, repack
 from gc_stores import World
 
 from castore.format.s3 import session_of
-from castore.s3 import session as session_s3
+from castore.s3 import names as s3_names
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.client.put_once import put_once
 from castore.s3.gc import collect as s3
@@ -106,7 +106,7 @@ def overwrites_anything(patch: pytest.MonkeyPatch) -> None:
     def put(bucket: Any, key: str, make_body: Any, **conditions: Any) -> Any:
         return put_once(bucket, key, make_body)
 
-    patch.setattr(session_s3, "put_once", put)
+    patch.setattr(s3_names, "put_once", put)
 
 
 def retires_first(patch: pytest.MonkeyPatch) -> None:

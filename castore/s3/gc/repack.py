@@ -24,7 +24,8 @@ from castore.format.index import decode_segment
 from castore.model import Extent, Location, Stages
 from castore.s3.catalog import Overwritten, S3Catalog, Version
 from castore.s3.gc.mark import Pins
-from castore.s3.session import S3Session, Segments, relocated
+from castore.s3.names import Segments
+from castore.s3.session import S3Session, relocated
 from castore.s3.uploads import PACK_BYTES_MAX
 from castore.stream.codec import Frame
 from castore.stream.repack_choice import PackFacts, choose
