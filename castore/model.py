@@ -204,6 +204,22 @@ def as_prefix(target: str) -> str:
     return stripped + "/" if stripped else ""
 
 
+class DirEntry(NamedTuple):
+    """An object or a folder, as `Store.scandir` finds it. `info` is an object's, if it was asked
+    for."""
+
+    name: str
+    is_folder: bool
+    info: ObjectInfo | None
+
+
+class Kind(NamedTuple):
+    """What is at a name: see `Store.kind`."""
+
+    is_object: bool
+    is_folder: bool
+
+
 def can_begin_a_name(prefix: bytes) -> bool:
     """False for what no name begins with: it need not be looked for, and S3 refuses some of it."""
     *folders, _ = prefix.split(b"/")

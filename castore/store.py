@@ -17,6 +17,8 @@ from castore.errors import CastoreError, NameExists, NameNotFound, ReadOnlyStore
 from castore.local.store import open_local
 from castore.model import (
     NAME_BYTES_MAX,
+    DirEntry,
+    Kind,
     ObjectInfo,
     Progress,
     RangePlan,
@@ -487,6 +489,48 @@ class Store:
                     yield object_info(_shown(name), record)
 
         return pages()
+
+    def scandir(self, folder: str = "", *, details: bool = True) -> Iterator[DirEntry]:
+        """What is right in a folder, by name: objects, and the folders that names below it imply.
+
+        "" is the whole store's. What is in the folders below is not looked at. Without `details`
+        the objects' `info` is None, and on S3 nothing is asked but the list itself. Raises
+        InvalidName.
+
+        >>> _ = store.puts("a/b", b"1"), store.puts("c", b"22")
+        >>> [(entry.name, entry.is_folder) for entry in store.scandir()]
+        [('a', True), ('c', False)]
+        >>> next(store.scandir("a")).info.size
+        1
+        """
+        self._check_open()
+        prefix = encode_prefix(folder.rstrip("/") + "/" if folder.strip("/") else "")
+        if len(prefix) > NAME_BYTES_MAX:
+            return iter(())
+
+        def pages() -> Iterator[DirEntry]:
+            for page in self._catalog.level(prefix, with_records=details):
+                for entry in page:
+                    name = _shown(entry.name)
+                    if entry.is_folder:
+                        yield DirEntry(name.removesuffix("/"), True, None)
+                    else:
+                        record = entry.record
+                        info = None if record is None else object_info(name, record)
+                        yield DirEntry(name, False, info)
+
+        return pages()
+
+    def kind(self, name: str) -> Kind:
+        """Whether it is an object, and whether it is a folder: the start of others' names, behind
+        which they go on with '/'. It may be both. On S3 that is one request. Raises InvalidName.
+
+        >>> _ = store.puts("a/b", b"1")
+        >>> store.kind("a")
+        Kind(is_object=False, is_folder=True)
+        """
+        self._check_open()
+        return Kind(*self._catalog.kind(encode_name(name)))
 
     def copy(self, source: str, target: str, *, if_absent: bool = False) -> None:
         """Give the object a second name: no data moves.

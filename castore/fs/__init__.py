@@ -39,6 +39,7 @@ from fsspec.utils import isfilelike, stringify_path, tokenize
 import castore
 from castore.errors import InvalidName, NameNotFound
 from castore.fs.files import CastoreFile, CastoreTransaction, CompressedWriter, Info, file_entry
+from castore.model import Kind
 from castore.store import open_store
 from castore.urls import local_folder
 
@@ -142,31 +143,32 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
             raise
 
     def exists(self, path: str, **kwargs: Any) -> bool:
-        try:
-            self.info(path)
-        except (FileNotFoundError, InvalidName):  # a name that can't be is not there
-            return False
-        return True
+        return any(self._kind(path))
 
     def isdir(self, path: str) -> bool:
-        return self._kind(path) == "directory"
+        """Of what is both an object and a folder: False."""
+        kind = self._kind(path)
+        return kind.is_folder and not kind.is_object
 
     def isfile(self, path: str) -> bool:
-        return self._kind(path) == "file"
+        return self._kind(path).is_object
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         name = self._strip_protocol(path)
-        prefix = name + "/" if name else ""
-        found: dict[tuple[str, str], Info] = {}
-        for info in self.store.list(prefix):
-            inner, slash, _ = info.name[len(prefix) :].partition("/")
-            if inner:
-                entry = _folder(prefix + inner) if slash else file_entry(info)
-                found[entry["name"], entry["type"]] = entry
-        if not found and name:
-            found[name, "file"] = file_entry(self.store.info(name))
-        entries = [found[key] for key in sorted(found)]
-        return entries if detail else [entry["name"] for entry in entries]
+        entries = [
+            entry
+            for entry in self.store.scandir(name, details=detail)
+            if entry.name.strip("/") != name  # its own, which ends with a slash
+        ]
+        entries.sort(key=lambda entry: (entry.name, not entry.is_folder))
+        if not entries and name:
+            return [file_entry(self.store.info(name))] if detail else [self._existing(name)]
+        if not detail:
+            return [entry.name for entry in entries]
+        return [
+            _folder(entry.name) if entry.info is None else file_entry(entry.info)
+            for entry in entries
+        ]
 
     def find(
         self,
@@ -181,18 +183,18 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         name = self._strip_protocol(path)
         prefix = name + "/" if name else ""
         found: dict[str, Info] = {}
-        for info in self.store.list(prefix):
-            parts = info.name[len(prefix) :].split("/")
+        for each, info in self._listed(prefix, detail):
+            parts = each[len(prefix) :].split("/")
             if withdirs:
                 for depth in range(1, min(len(parts), (maxdepth or len(parts)) + 1)):
                     folder = prefix + "/".join(parts[:depth])
                     found.setdefault(folder, _folder(folder))
             if maxdepth is None or len(parts) <= maxdepth:
-                found[info.name] = file_entry(info)
+                found[each] = info
         if name and withdirs and found:
             found.setdefault(name, _folder(name))
         if name and not found and self.store.exists(name):
-            found[name] = file_entry(self.store.info(name))
+            found[name] = file_entry(self.store.info(name)) if detail else {}
         return {each: found[each] for each in sorted(found)} if detail else sorted(found)
 
     def modified(self, path: str) -> datetime:
@@ -511,14 +513,27 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
                 yield changes
 
     def _has_below(self, name: str) -> bool:
-        return next(iter(self.store.names(name + "/" if name else "")), None) is not None
+        return self.store.kind(name).is_folder if name else any(True for _ in self.store.names())
 
-    def _kind(self, path: str) -> str | None:
+    def _kind(self, path: str) -> Kind:
+        name = self._strip_protocol(path)
+        if not name:
+            return Kind(False, True)
         try:
-            kind: str = self.info(path)["type"]
-        except (FileNotFoundError, InvalidName):
-            return None
-        return kind
+            return self.store.kind(name)
+        except (FileNotFoundError, InvalidName):  # a name that can't be is not there
+            return Kind(False, False)
+
+    def _existing(self, name: str) -> str:
+        if not self.store.exists(name):
+            raise NameNotFound(name)
+        return name
+
+    def _listed(self, prefix: str, detail: bool) -> Iterator[tuple[str, Info]]:
+        """The names below, with nothing of what they are where nobody asks for it."""
+        if detail:
+            return ((info.name, file_entry(info)) for info in self.store.list(prefix))
+        return ((name, {}) for name in self.store.names(prefix))
 
     def _byte_range(self, name: str, start: int | None, end: int | None) -> tuple[int, int] | None:
         """fsspec's start and end, which count from the end where negative, as a byte range."""

@@ -64,7 +64,7 @@ from castore.local.meta import (
 )
 from castore.local.names import NameChanges
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, clamp_range
-from castore.stream.backend import Cover
+from castore.stream.backend import Cover, Entry
 from castore.stream.operations import Draft, Operation
 from castore.stream.segments import Manifest
 from castore.system.fileio import sync_folder
@@ -237,7 +237,7 @@ class LocalCatalog:
             ]
 
     @_repeated
-    def _names_page(self, prefix: bytes, after: bytes) -> list[bytes]:
+    def _names_page(self, prefix: bytes, after: bytes, names_max: int = PAGE_NAMES) -> list[bytes]:
         index = self._index
         with (
             index.gate,
@@ -252,9 +252,44 @@ class LocalCatalog:
                 bytes(name)
                 for name in takewhile(
                     lambda name: name.startswith(prefix),
-                    islice(cursor.iternext(values=False), PAGE_NAMES),
+                    islice(cursor.iternext(values=False), names_max),
                 )
             ]
+
+    def level(self, prefix: bytes, *, with_records: bool) -> Iterator[list[Entry]]:
+        """By seeking behind each folder: what is in it is not looked at."""
+        start = prefix
+        while page := self._level_page(prefix, start, with_records):
+            yield page
+            last = page[-1].name
+            start = _behind(last) if page[-1].is_folder else last + b"\0"
+
+    def kind(self, name: bytes) -> tuple[bool, bool]:
+        return self.record(name) is not None, bool(self._names_page(name + b"/", b"", 1))
+
+    @_repeated
+    def _level_page(self, prefix: bytes, start: bytes, with_records: bool) -> list[Entry]:
+        index, page = self._index, list[Entry]()
+        with (
+            index.gate,
+            index.errors,
+            index.snapshot(False) as txn,
+            txn.cursor(db=index.names) as cursor,
+        ):
+            found = cursor.set_range(start) if start else cursor.first()
+            while found and len(page) < PAGE_NAMES:
+                name = bytes(cursor.key())
+                if not name.startswith(prefix):
+                    break
+                slash = name.find(b"/", len(prefix))
+                if slash < 0:
+                    raw = cursor.value() if with_records else b""
+                    page.append(Entry(name, self._decode(name, raw) if with_records else None))
+                    found = cursor.next()
+                else:
+                    page.append(Entry(name[: slash + 1], is_folder=True))
+                    found = cursor.set_range(_behind(name[: slash + 1]))
+        return page
 
     @_repeated
     def totals(self) -> tuple[Totals, int, int, int, int]:
@@ -479,3 +514,8 @@ class LocalCatalog:
 
 def _none_newer() -> None:
     return None
+
+
+def _behind(folder: bytes) -> bytes:
+    """What sorts right behind all that the folder has: b"0" follows b"/"."""
+    return folder[:-1] + b"0"

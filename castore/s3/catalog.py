@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from castore.errors import FormatError, ManifestUnreadable, NameNotFound
@@ -23,9 +23,9 @@ from castore.format.s3 import (
 )
 from castore.model import Extent, can_begin_a_name, clamp_range
 from castore.s3.cache.store import StoreCache
-from castore.s3.client.bucket import Bucket, KeyAbsent, Reply
+from castore.s3.client.bucket import Bucket, KeyAbsent, Listed, Reply
 from castore.s3.keys import NAMES, name_key, name_of
-from castore.stream.backend import Cover
+from castore.stream.backend import Cover, Entry
 from castore.stream.coalesce import coalesce
 from castore.stream.segments import Manifest
 from castore.system.forks import ForkLock, Rank
@@ -112,6 +112,37 @@ class S3Catalog:
         for listed in self.listed(prefix):
             yield [name for name, _ in listed]
 
+    def level(self, prefix: bytes, *, with_records: bool) -> Iterator[list[Entry]]:
+        """A LIST of one folder: what is in the folders below it is not looked at."""
+        if not can_begin_a_name(prefix):
+            return
+        for page in self._bucket.level(NAMES + prefix.decode()):
+            files = {
+                name: entry.etag
+                for entry in page
+                if isinstance(entry, Listed) and (name := name_of(entry)) is not None
+            }
+            folders = [
+                Entry(_folder(each), is_folder=True) for each in page if isinstance(each, str)
+            ]
+            if with_records:
+                versions = self._versions_of(files.items())
+                found = [Entry(version.name, version.head.record) for version in versions]
+            else:
+                found = [Entry(name) for name in files]
+            yield sorted(found + folders, key=lambda entry: entry.name)
+
+    def kind(self, name: bytes) -> tuple[bool, bool]:
+        """One LIST, unless a thousand names begin with this one and go on with what sorts before
+        '/'."""
+        folder, is_name = name + b"/", False
+        for page in self.level(name, with_records=False):
+            for entry in page:
+                is_name = is_name or entry.name == name
+                if entry.name >= folder:
+                    return is_name, entry.name == folder
+        return is_name, False
+
     def listed(self, prefix: bytes) -> Iterator[list[tuple[bytes, str]]]:
         """(name, ETag) of what begins with `prefix`, a page at a time."""
         if not can_begin_a_name(prefix):
@@ -155,8 +186,11 @@ class S3Catalog:
     def _version_pages(self, prefix: bytes) -> Iterator[list[Version]]:
         """A listing tells each ETag: only those that it shows to be unknown are asked for."""
         for listed in self.listed(prefix):
-            reading = [self._requests.submit(self._version, name, etag) for name, etag in listed]
-            yield [version for future in reading if (version := future.result()) is not None]
+            yield self._versions_of(listed)
+
+    def _versions_of(self, listed: Iterable[tuple[bytes, str]]) -> list[Version]:
+        reading = [self._requests.submit(self._version, name, etag) for name, etag in listed]
+        return [version for future in reading if (version := future.result()) is not None]
 
     def _cover(
         self,
@@ -345,6 +379,10 @@ def _decoded(place: Place, raw: bytes) -> Segment:
     if segment.end != place.end:
         raise FormatError("a manifest's segment is not the one that its directory says")
     return segment
+
+
+def _folder(key: str) -> bytes:
+    return key.removeprefix(NAMES).encode()
 
 
 def _between(version: Version, begin: int, end: int) -> list[Place]:

@@ -74,6 +74,14 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+class Entry(NamedTuple):
+    """A name, with what it maps to if that was asked for, or a folder, which ends with '/'."""
+
+    name: bytes
+    record: Record | None = None
+    is_folder: bool = False
+
+
 class Catalog(Protocol):
     def record(self, name: bytes) -> Record | None:
         """What the name maps to now."""
@@ -90,6 +98,13 @@ class Catalog(Protocol):
 
     def pages(self, prefix: bytes) -> Iterator[list[tuple[bytes, Record]]]:
         """The names that start with `prefix`, in order, a page at a time."""
+
+    def level(self, prefix: bytes, *, with_records: bool) -> Iterator[list[Entry]]:
+        """What begins with `prefix`, up to the next '/', in order, a page at a time: names, and in
+        place of all that go on behind a '/', that folder."""
+
+    def kind(self, name: bytes) -> tuple[bool, bool]:
+        """(whether it is a name, whether there are names below it, behind a '/')."""
 
     def names(self, prefix: bytes) -> Iterator[list[bytes]]:
         """The same, without what they map to."""

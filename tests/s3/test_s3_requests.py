@@ -507,3 +507,19 @@ def test_hints_of_many_sessions_are_merged(
         assert store.gets(f"again/{i}") == noise(LARGE, i)
     assert proxy.count("GET", "/hints/") <= 2
     assert proxy.count("PUT", "/packs/") == 0
+
+
+def test_a_folder_is_one_request(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    for name in ["a/b", "a/c/d", "a/c/e", "x", "x-y"]:
+        store.puts(name, b"1")
+    proxy.clear()
+    reader = open_proxied(2)
+    requests(proxy)
+    assert [entry.name for entry in reader.scandir("a", details=False)] == ["a/b", "a/c"]
+    assert requests(proxy) == ["GET names"]
+    for name in ["a", "x", "a/b", "nothing"]:
+        reader.kind(name)
+        assert requests(proxy) == ["GET names"], name
+    assert [entry.info and entry.info.size for entry in reader.scandir("a")] == [1, None]
+    assert requests(proxy) == ["GET names x2"], "the list, and the one object's record"

@@ -23,7 +23,7 @@ MODULES = {  # and how many of its docstrings have an example
     "castore.fs": 1,
     "castore.maintenance": 2,
     "castore.objectfile": 2,
-    "castore.store": 24,
+    "castore.store": 26,
     "castore.transaction": 4,
     "conducto.context": 1,
     "conducto.data": 8,

@@ -127,12 +127,14 @@ class Bucket:
             for entry in page.get("Contents", ()):
                 yield self._listed(entry)
 
-    def list_folders(self, prefix: str = "") -> Iterator[str]:
-        """The keys that begin with `prefix`, each cut off behind the next `/`; keys without one
-        are left out. Each folder once, in order, with its slash."""
+    def level(self, prefix: str = "") -> Iterator[Sequence[Listed | str]]:
+        """What begins with `prefix`, a page at a time: keys, and in place of all that go on behind
+        the next `/` the folder, with its slash, as a string. Each page is in no order."""
         for page in self._pages(prefix, "", Delimiter="/"):
-            for entry in page.get("CommonPrefixes", ()):
-                yield self._relative(entry["Prefix"])
+            yield [
+                *(self._listed(entry) for entry in page.get("Contents", ())),
+                *(self._relative(entry["Prefix"]) for entry in page.get("CommonPrefixes", ())),
+            ]
 
     def clock_skew(self) -> float:
         """Seconds that the server's clock is ahead of ours, within one, by its last answer. Asks
