@@ -517,9 +517,9 @@ def test_a_folder_is_one_request(open_proxied: Open, proxy: FaultProxy) -> None:
     reader = open_proxied(2)
     requests(proxy)
     assert [entry.name for entry in reader.scandir("a", details=False)] == ["a/b", "a/c"]
-    assert requests(proxy) == ["GET names"]
+    assert requests(proxy) == ["LIST names"]
     for name in ["a", "x", "a/b", "nothing"]:
         reader.kind(name)
-        assert requests(proxy) == ["GET names"], name
+        assert requests(proxy) == ["LIST names"], name
     assert [entry.info and entry.info.size for entry in reader.scandir("a")] == [1, None]
-    assert requests(proxy) == ["GET names x2"], "the list, and the one object's record"
+    assert requests(proxy) == ["GET names", "LIST names"], "the list, and the one object's record"
