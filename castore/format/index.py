@@ -469,6 +469,17 @@ class Totals:
         self.chunk_raw_bytes = chunk_raw_bytes
         self.chunk_stored_bytes = chunk_stored_bytes
 
+    def count_object(self, record: Record, sign: int) -> None:
+        """Add what the record counts for, or take it away."""
+        self.logical_bytes += sign * record.size
+        if record.is_inline:
+            self.inline_raw_bytes += sign * record.size
+            self.inline_stored_bytes += sign * record.stored_bytes
+
+    def count_chunk(self, raw_bytes: int, stored_bytes: int, sign: int) -> None:
+        self.chunk_raw_bytes += sign * raw_bytes
+        self.chunk_stored_bytes += sign * stored_bytes
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Totals) and self.encode() == other.encode()
 

@@ -37,13 +37,9 @@ from castore.format.index import (
     Totals,
     check_owner,
     decode_chunk_row,
-    decode_pack_row,
     decode_record,
     decode_segment,
-    encode_chunk_row,
-    encode_pack_row,
     manifest_of,
-    owned,
     segment_key,
 )
 from castore.format.journal import encode_drop, encode_piece, encode_put
@@ -53,22 +49,20 @@ from castore.local.journal.log import Journal, start_journal
 from castore.local.meta import (
     CONFIG,
     GC_SEQ,
-    MARKING,
     STORE_ID,
     is_damaged_id,
-    next_change,
     next_manifest,
     read_number,
     read_totals,
-    write_totals,
 )
 from castore.local.names import NameChanges
+from castore.local.tables import Tables
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, clamp_range
 from castore.stream.backend import Cover, Entry
 from castore.stream.operations import Draft, Operation
 from castore.stream.segments import Manifest
 from castore.system.fileio import sync_folder
-from castore.system.lmdb_env import TRIES, Index, Snapshot, Txn, damaged
+from castore.system.lmdb_env import TRIES, Index, Snapshot, damaged
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -308,12 +302,12 @@ class LocalCatalog:
     def stage(self, batch: Batch, owner: bytes) -> None:
         """Put a batch of rows in, before there is a name for them. `owner` is the pack whose lock
         shows that the writer lives. Raises PacksVanished."""
+        index, place = self._index, None
         entries: list[bytes] = []
-        place = None
         try:
-            with self._index.write_gate, self._index.errors, self._index.begin() as txn:
-                numbers = self._apply(txn, batch, entries, pending_owner=owner)
-                place = self._journal.append(self._index, txn, entries)
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+                numbers = self._apply(tables, batch, entries, pending_owner=owner)
+                place = self._journal.append(index, txn, entries)
         except BaseException as error:
             self._journal.failed(place, error)
             raise
@@ -327,13 +321,13 @@ class LocalCatalog:
 
         Raises NameNotFound, NameExists, PacksVanished: nothing was published; CommitUnknown.
         """
+        index, place = self._index, None
         entries: list[bytes] = []
-        place = None
         try:
-            with self._index.write_gate, self._index.errors, self._index.begin() as txn:
-                numbers = self._apply(txn, batch, entries, pending_owner=None)
-                deleted = self._change_names(txn, operations, numbers, entries)
-                place = self._journal.append(self._index, txn, entries)
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+                numbers = self._apply(tables, batch, entries, pending_owner=None)
+                deleted = self._change_names(tables, operations, numbers, entries)
+                place = self._journal.append(index, txn, entries)
         except BaseException as error:
             self._journal.failed(place, error)
             raise
@@ -344,98 +338,65 @@ class LocalCatalog:
         """To be called after a commit, when nothing of it is held any more: it may take a while."""
         self._journal.bound(self._index)
 
-    def change_names(self, txn: Txn, operations: Sequence[Operation]) -> int:
-        """Apply operations inside a write transaction, as the last thing in it: totals, change
-        table and journal included; the number of names deleted."""
+    def change_names(self, tables: Tables, operations: Sequence[Operation]) -> int:
+        """Apply operations inside a write transaction, as the last thing in it, change table and
+        journal included; the number of names deleted."""
         entries: list[bytes] = []
-        deleted = self._change_names(txn, operations, {}, entries)
-        self._journal.append(self._index, txn, entries)
+        deleted = self._change_names(tables, operations, {}, entries)
+        self._journal.append(self._index, tables.txn, entries)
         return deleted
 
     def _change_names(
         self,
-        txn: Txn,
+        tables: Tables,
         operations: Sequence[Operation],
         numbers: dict[Draft, int],
         entries: list[bytes],
     ) -> int:
         """`numbers` are the manifests of the drafts that the operations publish; what belongs into
         the journal goes to `entries`."""
-        names = NameChanges(self._index, txn, read_totals(self._index, txn), numbers)
+        names = NameChanges(tables.names, numbers)
         for operation in operations:
             names.apply(operation)
-        write_totals(self._index, txn, names.totals)
-        if txn.get(MARKING, db=self._index.meta) is not None:
-            self._log_changes(txn, names.changed)
+        tables.note_changes(names.changed)
         for name in dict.fromkeys(names.changed):
-            raw = txn.get(name, db=self._index.names)
+            raw = tables.names.get(name)
             entries.append(encode_drop(name) if raw is None else encode_put(name, raw))
         return names.deleted
 
     def _apply(
-        self, txn: Txn, batch: Batch, entries: list[bytes], *, pending_owner: bytes | None
+        self, tables: Tables, batch: Batch, entries: list[bytes], *, pending_owner: bytes | None
     ) -> dict[Draft, int]:
         """Everything but the names; the numbers of the drafts' manifests."""
-        index = self._index
+        index, txn = self._index, tables.txn
         index.check_in_place()
-        gc_seq = read_number(self._index, txn, GC_SEQ)
-        gone = {pack_id for pack_id in batch.packs if txn.get(pack_id, db=index.packs) is None}
+        gc_seq = read_number(index, txn, GC_SEQ)
+        gone = {pack_id for pack_id in batch.packs if pack_id not in tables.packs}
         gone |= {pack.pack_id for pack in batch.own if not pack.exists()}
         if gone:
             raise PacksVanished(gone)
         for pack, upto in batch.own.items():
-            # Another session may have committed more of the same pack.
-            row = txn.get(pack.pack_id, db=index.packs)
-            upto = upto if row is None else max(upto, decode_pack_row(row)[1])
-            txn.put(pack.pack_id, encode_pack_row(pack.created_ns, upto), db=index.packs)
-        totals = read_totals(self._index, txn)
+            tables.packs.extend(pack.pack_id, pack.created_ns, upto)
         if batch.gc_seq is not None and batch.gc_seq != gc_seq:
-            self._restore_rows(txn, batch, totals)
+            _restore_rows(tables, batch)
         for chunk_id, chunk in batch.chunks.items():
-            self._put_chunk(txn, chunk_id, chunk, totals)
+            _put_chunk(tables, chunk_id, chunk)
         numbers: dict[Draft, int] = {}
         for draft in batch.drafts:
-            if draft.staged and txn.get(segment_key(draft.manifest, 0), db=index.pending) is None:
+            if draft.staged and segment_key(draft.manifest, 0) not in tables.pending:
                 # Somebody removed the owner's file, and a collector took us for dead.
                 raise StoreIOError("what a put had stored so far was collected: repeat the put")
             number = draft.manifest or next_manifest(index, txn)
             numbers[draft] = number
             for end, raw in draft.segments:
-                txn.put(segment_key(number, end), owned(raw, number), db=index.segments)
+                tables.segments.add(number, end, raw)
                 entries.append(encode_piece(number, raw))
-            key = segment_key(number, 0)
             if pending_owner is not None:
                 if draft.segments:
-                    txn.put(key, pending_owner, db=index.pending)
+                    tables.pending.put(segment_key(number, 0), pending_owner)
             elif draft.staged:
-                txn.delete(key, db=index.pending)
-        write_totals(index, txn, totals)
+                tables.pending.delete(segment_key(number, 0))
         return numbers
-
-    def _restore_rows(self, txn: Txn, batch: Batch, totals: Totals) -> None:
-        for draft in batch.drafts:
-            for _, raw in draft.segments:
-                for extent in decode_segment(raw):
-                    chunk = NewChunk(extent.end - extent.begin, extent.location)
-                    self._put_chunk(txn, extent.chunk_id, chunk, totals)
-
-    def _put_chunk(self, txn: Txn, chunk_id: bytes, chunk: NewChunk, totals: Totals) -> None:
-        """Unless another writer was first: its frame serves the same."""
-        index = self._index
-        old = txn.get(chunk_id, db=index.chunks)
-        if old is not None:
-            raw_bytes, location = decode_chunk_row(old)
-            if not chunk.heals and txn.get(location.pack_id, db=index.packs) is not None:
-                return
-            totals.chunk_raw_bytes -= raw_bytes
-            totals.chunk_stored_bytes -= location.stored_bytes
-        txn.put(chunk_id, encode_chunk_row(chunk.raw_bytes, chunk.location), db=index.chunks)
-        totals.chunk_raw_bytes += chunk.raw_bytes
-        totals.chunk_stored_bytes += chunk.location.stored_bytes
-
-    def _log_changes(self, txn: Txn, names: Sequence[bytes]) -> None:
-        for name in names:
-            txn.put(next_change(self._index, txn), name, db=self._index.changes)
 
     # ------------------------------------------------------------ below
 
@@ -519,3 +480,18 @@ def _none_newer() -> None:
 def _behind(folder: bytes) -> bytes:
     """What sorts right behind all that the folder has: b"0" follows b"/"."""
     return folder[:-1] + b"0"
+
+
+def _restore_rows(tables: Tables, batch: Batch) -> None:
+    for draft in batch.drafts:
+        for _, raw in draft.segments:
+            for extent in decode_segment(raw):
+                chunk = NewChunk(extent.end - extent.begin, extent.location)
+                _put_chunk(tables, extent.chunk_id, chunk)
+
+
+def _put_chunk(tables: Tables, chunk_id: bytes, chunk: NewChunk) -> None:
+    """Unless another writer was first: its frame serves the same."""
+    known = tables.chunks.known(chunk_id)
+    if known is None or chunk.heals or known[1].pack_id not in tables.packs:
+        tables.chunks.put(chunk_id, chunk.raw_bytes, chunk.location)

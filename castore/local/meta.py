@@ -155,7 +155,3 @@ def _is_order(row: bytes) -> bool:
 def read_totals(index: Index, txn: Snapshot | Txn) -> Totals:
     raw = txn.get(TOTALS, db=index.meta)
     return Totals() if raw is None else Totals.decode(raw)
-
-
-def write_totals(index: Index, txn: Txn, totals: Totals) -> None:
-    txn.put(TOTALS, totals.encode(), db=index.meta)

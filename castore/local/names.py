@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from itertools import takewhile
-
-from castore.errors import FormatError, NameExists, NameNotFound
-from castore.format.index import Record, Totals, decode_record, encode_record
+from castore.errors import NameExists, NameNotFound
+from castore.format.index import Record, decode_record
+from castore.local.tables import NameRows
 from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
-from castore.system.lmdb_env import Index, Txn
 
 
 class NameChanges:
     """Applies operations to names inside a commit's transaction, and keeps count."""
 
-    def __init__(self, index: Index, txn: Txn, totals: Totals, numbers: dict[Draft, int]) -> None:
-        self._index = index
+    def __init__(self, names: NameRows, numbers: dict[Draft, int]) -> None:
+        """`numbers` are the manifests of the drafts that the operations publish."""
+        self._names = names
         self._numbers = numbers
-        self._txn = txn
-        self.totals = totals
         self.changed: list[bytes] = []
         self.deleted = 0
 
@@ -35,15 +31,15 @@ class NameChanges:
                     raise NameNotFound(name.decode())
                 self.deleted += 1
             case DeletePrefix(prefix):
-                for name in self._below(prefix):
+                for name in self._names.below(prefix):
                     self._drop(name)
                     self.deleted += 1
 
     def _copy(self, copy: Copy) -> None:
-        raw = self._txn.get(copy.source, db=self._index.names)
+        raw = self._names.get(copy.source)
         if raw is None:
             raise NameNotFound(copy.source.decode())
-        if copy.if_absent and self._txn.get(copy.target, db=self._index.names) is not None:
+        if copy.if_absent and copy.target in self._names:
             raise NameExists(copy.target.decode())
         if copy.source == copy.target:
             return
@@ -55,37 +51,13 @@ class NameChanges:
         self._set(copy.target, record, False)
 
     def _set(self, name: bytes, record: Record, if_absent: bool) -> None:
-        if if_absent and self._txn.get(name, db=self._index.names) is not None:
+        if if_absent and name in self._names:
             raise NameExists(name.decode())
-        self._drop(name)
-        self._txn.put(name, encode_record(record), db=self._index.names)
-        self._count(record, +1)
+        self._names.put(name, record)
         self.changed.append(name)
 
     def _drop(self, name: bytes) -> bool:
-        raw = self._txn.pop(name, db=self._index.names)
-        if raw is None:
-            return False
-        # A damaged record must not keep its name from being replaced or deleted; the totals, which
-        # are only statistics, then keep what it counted for.
-        with contextlib.suppress(FormatError):
-            self._count(decode_record(raw), -1)
-        self.changed.append(name)
-        return True
-
-    def _count(self, record: Record, sign: int) -> None:
-        self.totals.logical_bytes += sign * record.size
-        if record.is_inline:
-            self.totals.inline_raw_bytes += sign * record.size
-            self.totals.inline_stored_bytes += sign * record.stored_bytes
-
-    def _below(self, prefix: bytes) -> list[bytes]:
-        with self._txn.cursor(db=self._index.names) as cursor:
-            if not (cursor.set_range(prefix) if prefix else cursor.first()):
-                return []
-            return [
-                bytes(name)
-                for name in takewhile(
-                    lambda name: name.startswith(prefix), cursor.iternext(values=False)
-                )
-            ]
+        there = self._names.delete(name)
+        if there:
+            self.changed.append(name)
+        return there

@@ -16,14 +16,12 @@ from castore.check.objects import extent_fault
 from castore.check.packs import PackReading, is_whole
 from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
 from castore.format.index import (
+    Record,
     Totals,
     decode_chunk_row,
     decode_pack_row,
     decode_record,
     decode_segment,
-    encode_chunk_row,
-    encode_pack_row,
-    encode_record,
     manifest_of,
 )
 from castore.format.journal import Unclaimed
@@ -31,8 +29,9 @@ from castore.format.pack import PackEntry, StoreConfig, encode_config
 from castore.local.check.pack_files import PackFile, open_pack, pack_path
 from castore.local.index_walk import pages
 from castore.local.journal.log import UNCLAIMED
-from castore.local.meta import CONFIG, MARKING, STORE_ID
+from castore.local.meta import CONFIG, STORE_ID
 from castore.local.pack_files import list_packs
+from castore.local.tables import Tables
 from castore.model import Extent, Location, Progress
 from castore.stream.reports import RebuildReport
 from castore.system.lmdb_env import Index, Table
@@ -85,8 +84,9 @@ class RowRebuild:
             if txn.get(STORE_ID, db=index.meta) != config.store_id:
                 raise IndexCorrupt(f"the names are not those of the store {self._root}")
             txn.put(CONFIG, encode_config(config), db=index.meta)
-            txn.delete(MARKING, db=index.meta)
-            txn.drop(index.changes, delete=False)
+            tables = Tables(index, txn)
+            tables.put_totals(Totals())  # they are counted at the end
+            tables.end_marking()
 
     # ------------------------------------------------------------ packs and chunks
 
@@ -106,17 +106,14 @@ class RowRebuild:
         for i in range(0, len(entries), ROWS_MAX):
             added = self._without_row(entries[i : i + ROWS_MAX])
             whole = [e for e in added if is_whole(file.read, e, self._config.seed)]
-            with index.write_gate, index.errors, index.begin() as txn:
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
                 for entry in whole:
                     at = Location(pack_id, entry.offset, entry.stored_bytes)
-                    row = encode_chunk_row(entry.raw_bytes, at)
-                    self._report.chunk_rows_added += txn.put(
-                        entry.chunk_id, row, db=index.chunks, overwrite=False
-                    )
-        with index.write_gate, index.errors, index.begin() as txn:
+                    new = tables.chunks.add(entry.chunk_id, entry.raw_bytes, at)
+                    self._report.chunk_rows_added += new
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             if not _durable_bytes(txn.get(pack_id, db=index.packs)):
-                row = encode_pack_row(os.fstat(file.fd).st_mtime_ns, reading.end)
-                txn.put(pack_id, row, db=index.packs)
+                tables.packs.put(pack_id, os.fstat(file.fd).st_mtime_ns, reading.end)
 
     def _without_row(self, entries: list[PackEntry]) -> list[PackEntry]:
         with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
@@ -137,10 +134,10 @@ class RowRebuild:
         index, dropped = self._index, 0
         for batch in pages(index, table):
             stale = [key for key, row in batch if not is_right(key, row)]
-            if stale:
-                with index.write_gate, index.errors, index.begin() as txn:
-                    for key in stale:
-                        txn.delete(key, db=table)
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+                rows = tables.chunks if table is index.chunks else tables.packs
+                for key in stale:
+                    rows.delete(key)
             dropped += len(stale)
         return dropped
 
@@ -160,8 +157,9 @@ class RowRebuild:
                     moved[key] = replaced
             if moved:
                 with index.write_gate, index.errors, index.begin() as txn:
+                    segments = Tables(index, txn).segments
                     for key, raw in moved.items():
-                        txn.put(key, raw, db=index.segments)
+                        segments.put(key, raw)
 
     def _moved(self, extent: Extent) -> Location | None:
         if extent_fault(extent, self._readings) is None:
@@ -183,7 +181,7 @@ class RowRebuild:
         index, report = self._index, self._report
         unreadable = set(self._unreadable_manifests())
         ends = self._ends
-        moved: dict[bytes, bytes] = {}  # of names whose frames are others now, of another size
+        moved: dict[bytes, Record] = {}  # of names whose frames are others now, of another size
         totals = Totals()
         for batch in pages(index, index.names):
             for name, raw in batch:
@@ -193,29 +191,27 @@ class RowRebuild:
                 except (FormatError, UnsupportedFormat):
                     report.lost.append(name.decode(errors="backslashreplace"))
                     continue
-                totals.logical_bytes += record.size
+                totals.count_object(record, +1)
                 self._named.add(record.manifest)
                 if record.is_inline:
-                    totals.inline_raw_bytes += record.size
-                    totals.inline_stored_bytes += record.stored_bytes
-                elif record.manifest in unreadable or ends.get(record.manifest) != record.size:
+                    continue
+                if record.manifest in unreadable or ends.get(record.manifest) != record.size:
                     report.lost.append(name.decode(errors="backslashreplace"))
                 elif self._stored[record.manifest] != record.stored_bytes:
                     stored_bytes = self._stored[record.manifest]
-                    moved[name] = encode_record(record._replace(stored_bytes=stored_bytes))
-            with index.write_gate, index.errors, index.begin() as txn:
-                for name, raw in moved.items():
-                    txn.put(name, raw, db=index.names)
+                    moved[name] = record._replace(stored_bytes=stored_bytes)
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+                for name, record in moved.items():
+                    tables.names.put(name, record)
                 moved.clear()
         for batch in pages(index, index.chunks):
             for _, row in batch:
                 raw_bytes, location = decode_chunk_row(row)
                 report.chunks += 1
-                totals.chunk_raw_bytes += raw_bytes
-                totals.chunk_stored_bytes += location.stored_bytes
+                totals.count_chunk(raw_bytes, location.stored_bytes, +1)
         report.packs = len(self._readings)
         with index.write_gate, index.errors, index.begin() as txn:
-            txn.put(b"totals", totals.encode(), db=index.meta)
+            Tables(index, txn).put_totals(totals)
 
     def _mark_unclaimed(self, which: str) -> None:
         index, report = self._index, self._report

@@ -30,10 +30,11 @@ from castore.local.check.segments import named_manifests, pending_manifests, seg
 from castore.local.locks import PackLocks
 from castore.local.meta import GC_SEQ, next_number
 from castore.local.packs import LocalPacks, Placement
+from castore.local.tables import Tables
 from castore.stream.reports import CheckReport, Problem
 from castore.stream.session import WriteSession
 from castore.system.fileio import make_durable_folder, sync_folder
-from castore.system.lmdb_env import Index, Txn
+from castore.system.lmdb_env import Index
 
 
 class LocalRepair:
@@ -99,16 +100,17 @@ class LocalRepair:
         are right; then these packs are below quarantine/ alone."""
         replaced = self._frames.replaced
         links = {pack_id: self._link(pack_id) for pack_id in sorted(replaced)}
-        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
-            named = named_manifests(self._index, txn)
-            self._drop_segments(txn, named)
-            pending = pending_manifests(self._index, txn, self._root, replaced)
-            blocked = self._move_stragglers(txn, named | pending)
+        index = self._index
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+            named = named_manifests(index, txn)
+            self._drop_segments(tables, named)
+            pending = pending_manifests(index, txn, self._root, replaced)
+            blocked = self._move_stragglers(tables, named | pending)
             gone = replaced - blocked
-            self._rows.mend_all_chunks(txn, gone)
-            self._rows.mend_packs(txn, gone)
-            self._rows.count(txn)
-            next_number(self._index, txn, GC_SEQ)
+            self._rows.mend_all_chunks(tables, gone)
+            self._rows.mend_packs(tables, gone)
+            self._rows.count(tables)
+            next_number(index, txn, GC_SEQ)
         for pack_id, link in links.items():
             if pack_id in blocked:
                 os.unlink(link)
@@ -138,19 +140,19 @@ class LocalRepair:
         sync_folder(folder)
         return path
 
-    def _drop_segments(self, txn: Txn, named: set[int]) -> None:
+    def _drop_segments(self, tables: Tables, named: set[int]) -> None:
         """Of the manifests whose names were moved away: what they lead to is lost, or copied."""
         for manifest in self._objects.emptied - named:
-            for key, _ in list(segments_of(self._index, txn, manifest)):
-                txn.delete(key, db=self._index.segments)
+            for key, _ in list(segments_of(self._index, tables.txn, manifest)):
+                tables.segments.delete(key)
 
-    def _move_stragglers(self, txn: Txn, alive: set[int]) -> set[bytes]:
+    def _move_stragglers(self, tables: Tables, alive: set[int]) -> set[bytes]:
         """Lead what was committed meanwhile to the copies; the packs that some object still needs,
         though no copy of what it needs is known."""
         index, replaced = self._index, self._frames.replaced
         blocked: set[bytes] = set()
         moved = {}
-        for key, raw in txn.cursor(db=index.segments):
+        for key, raw in tables.txn.cursor(db=index.segments):
             raw = bytes(raw)
             try:
                 segment = decode_segment(raw)
@@ -164,5 +166,5 @@ class LocalRepair:
             if manifest_of(bytes(key)) in alive:
                 blocked |= replaced & set(decode_segment(new or raw).packs)
         for key, raw in moved.items():
-            txn.put(key, raw, db=index.segments)
+            tables.segments.put(key, raw)
         return blocked

@@ -29,6 +29,7 @@ from castore.local.check.segments import (
     pending_manifests,
     segments_of,
 )
+from castore.local.tables import Tables
 from castore.model import Extent
 from castore.stream.codec import ChunksEtag, decode_frame
 from castore.stream.operations import Copy, Delete, Operation, Publish
@@ -97,15 +98,15 @@ class ObjectRepair:
         if not keys:
             return 0
         index, count = self._index, 0
-        with index.write_gate, index.errors, index.begin() as txn:
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             named = named_manifests(index, txn)
             for key in keys:
-                raw = txn.get(key, db=index.segments)
+                raw = tables.segments.get(key)
                 if raw is None or not decodes(raw, manifest_of(key)):
                     continue
                 new = decode_segment(raw).relocated(self._packs.moved_to)
                 if new is not None:
-                    txn.put(key, new, db=index.segments)
+                    tables.segments.put(key, new)
                     count += manifest_of(key) in named
         return count
 
@@ -192,10 +193,11 @@ class ObjectRepair:
 
     def _change_name(self, key: bytes, raw: bytes, changes: Sequence[Operation]) -> bool:
         """Unless it was put anew meanwhile."""
-        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
-            if txn.get(key, db=self._index.names) != raw:
+        index = self._index
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+            if tables.names.get(key) != raw:
                 return False
-            self._catalog.change_names(txn, changes)
+            self._catalog.change_names(tables, changes)
         return True
 
     def _find(self, extent: Extent) -> bytes | memoryview | None:
@@ -231,10 +233,8 @@ class ObjectRepair:
         record = self._record_of(manifest, segments)
         if record is not None:
             target = PREFIX + record.etag[:4].hex().encode() + b"/manifest-%d" % manifest
-            with index.write_gate, index.errors, index.begin() as txn:
-                if [value for _, value in segments_of(index, txn, manifest)] != segments:
-                    return  # a put that failed has taken it back
-                self._catalog.change_names(txn, [Publish(target, record, None)])
+            if not self._publish(target, record, segments):
+                return  # a put that failed has taken it back
         elif rows:
             ends = [segment_place(key)[1] for key, _ in rows]
             etag = xxhash.xxh3_128_digest(b"".join(segments))
@@ -246,6 +246,15 @@ class ObjectRepair:
         else:
             return
         self._done.append(f"{_shown(target)} is an object whose name is not known any more")
+
+    def _publish(self, target: bytes, record: Record, segments: list[bytes]) -> bool:
+        """Unless these are not its segments any more."""
+        index = self._index
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+            there = [value for _, value in segments_of(index, txn, record.manifest)]
+            if there == segments:
+                self._catalog.change_names(tables, [Publish(target, record, None)])
+        return there == segments
 
     def _record_of(self, manifest: int, segments: list[bytes]) -> Record | None:
         """A record for a manifest that is whole."""

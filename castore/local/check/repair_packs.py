@@ -11,21 +11,18 @@ from castore.check.objects import extent_fault
 from castore.check.packs import PackReading, is_whole
 from castore.errors import FormatError
 from castore.format.index import (
-    decode_chunk_row,
     decode_pack_row,
-    encode_chunk_row,
-    encode_pack_row,
 )
 from castore.format.pack import PackEntry, StoreConfig
 from castore.local.check.pack_files import PackFile, open_pack, pack_path
 from castore.local.locks import PackLocks
-from castore.local.meta import read_totals, write_totals
 from castore.local.pack_files import list_packs
-from castore.local.packs import LocalPacks, Pack, Placement
+from castore.local.packs import LocalPacks, Placement
+from castore.local.tables import Tables
 from castore.model import Extent, Location
 from castore.stream.codec import Frame, stored_frame
 from castore.stream.reports import CheckReport
-from castore.system.lmdb_env import Index, Txn
+from castore.system.lmdb_env import Index
 
 FRAMES_MAX = 256  # copied at a time
 FILES_MAX = 64  # open at a time
@@ -209,10 +206,13 @@ class PackRepair:
         self._placement.sync()
         for pack in self._placement.upto:
             pack.named = True
-        with self._index.write_gate, self._index.errors, self._index.begin() as txn:
+        index = self._index
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             for pack, upto in self._placement.upto.items():
-                self._put_pack_row(txn, pack, upto)
-            self._move_rows(txn, pack_id, copies, locations)
+                tables.packs.extend(pack.pack_id, pack.created_ns, upto)
+            for (offset, frame), location in zip(copies, locations, strict=True):
+                old = pack_id, offset
+                tables.chunks.move(frame.chunk_id, frame.raw_bytes, old, location)
         for (offset, frame), location in zip(copies, locations, strict=True):
             self.readings[pack_id].bad.pop(offset, None)
             self.elsewhere[frame.chunk_id] = location
@@ -228,38 +228,6 @@ class PackRepair:
             except FormatError as error:
                 self.readings[pack_id].bad.setdefault(offset, str(error))
         return found
-
-    def _put_pack_row(self, txn: Txn, pack: Pack, upto: int) -> None:
-        """A put of this process may have committed more of the same pack."""
-        row = txn.get(pack.pack_id, db=self._index.packs)
-        upto = upto if row is None else max(upto, _durable(bytes(row)))
-        txn.put(pack.pack_id, encode_pack_row(pack.created_ns, upto), db=self._index.packs)
-
-    def _move_rows(
-        self,
-        txn: Txn,
-        pack_id: bytes,
-        copies: list[tuple[int, Frame]],
-        locations: Iterable[Location],
-    ) -> None:
-        """The rows of chunks that have none, or one that leads to the frame that was copied."""
-        index = self._index
-        totals = read_totals(index, txn)
-        for (offset, frame), location in zip(copies, locations, strict=True):
-            row = txn.get(frame.chunk_id, db=index.chunks)
-            if row is not None:
-                try:
-                    raw_bytes, at = decode_chunk_row(row)
-                except FormatError:
-                    continue  # it is replaced when all rows are looked at
-                if at[:2] != (pack_id, offset):
-                    continue
-                totals.chunk_raw_bytes -= raw_bytes
-                totals.chunk_stored_bytes -= at.stored_bytes
-            txn.put(frame.chunk_id, encode_chunk_row(frame.raw_bytes, location), db=index.chunks)
-            totals.chunk_raw_bytes += frame.raw_bytes
-            totals.chunk_stored_bytes += location.stored_bytes
-        write_totals(index, txn, totals)
 
     def _file(self, pack_id: bytes) -> PackFile:
         file = self._files.get(pack_id)

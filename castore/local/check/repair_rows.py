@@ -18,8 +18,6 @@ from castore.format.index import (
     decode_pack_row,
     decode_record,
     decode_segment,
-    encode_chunk_row,
-    encode_pack_row,
     manifest_of,
     segment_key,
     segment_place,
@@ -33,15 +31,13 @@ from castore.local.journal.log import PLACE, UNCLAIMED
 from castore.local.meta import (
     CHANGE_KEY_BYTES,
     GC_SEQ,
-    MARKING,
     STORE_ID,
     TOTALS,
     is_damaged_id,
     meta_faults,
     next_number,
-    read_totals,
-    write_totals,
 )
+from castore.local.tables import PackRows, SegmentRows, Tables
 from castore.model import Extent, Location
 from castore.stream.reports import CheckReport
 from castore.system.lmdb_env import Index, Table, Txn
@@ -86,24 +82,23 @@ class RowRepair:
                     wrong[key] = right
             if not wrong:
                 continue
-            with index.write_gate, index.errors, index.begin() as txn:
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
                 for key, right in wrong.items():
-                    self._move_segment(txn, key, right)
+                    self._move_segment(tables.segments, key, right)
 
-    def _move_segment(self, txn: Txn, key: bytes, right: bytes | None) -> None:
-        index = self._index
-        raw = txn.get(key, db=index.segments)
+    def _move_segment(self, segments: SegmentRows, key: bytes, right: bytes | None) -> None:
+        raw = segments.get(key)
         if raw is None:
             return
-        there = None if right is None else txn.get(right, db=index.segments)
+        there = None if right is None else segments.get(right)
         if right is not None and (there is None or not decodes(there, manifest_of(right))):
-            txn.put(right, raw, db=index.segments)
+            segments.put(right, raw)
             self._done.append("a segment had a damaged key: it is put right")
         elif right is None or there == raw or len(key) != len(right):
             self._done.append("a segment of no object had a damaged key: it is dropped")
         else:
             return
-        txn.delete(key, db=index.segments)
+        segments.delete(key)
 
     def _named_by_owner(self) -> dict[int, int]:
         """The manifests that names have, by what their segments say of them."""
@@ -160,7 +155,7 @@ class RowRepair:
                 elif key == GC_SEQ:
                     next_number(index, txn, GC_SEQ)
                 elif key == TOTALS:
-                    write_totals(index, txn, Totals())  # they are counted at the end
+                    Tables(index, txn).put_totals(Totals())  # they are counted at the end
                 elif key == UNCLAIMED:  # whatever it was, a collection asks first
                     txn.put(key, Unclaimed(0, 0).encode(), db=index.meta)
                 elif key == PLACE:
@@ -182,52 +177,44 @@ class RowRepair:
             if wrong:
                 self._done.append(f"{len(wrong)} damaged rows of unfinished puts are dropped")
             if any(len(bytes(key)) != CHANGE_KEY_BYTES for key, _ in txn.cursor(db=index.changes)):
-                txn.drop(index.changes, delete=False)
-                txn.delete(MARKING, db=index.meta)
+                Tables(index, txn).end_marking()
                 self._done.append("what a collection that was cut off left behind is dropped")
 
     # ------------------------------------------------------------ chunks
 
     def mend_chunks(self) -> None:
         """So that what is put from now on, by a repair too, does not rely on what is lost."""
-        for page in pages(self._index, self._index.chunks):
-            wrong = [key for key, row in page if not self._is_right(key, row, self._packs.replaced)]
-            if wrong:
-                with self._index.write_gate, self._index.errors, self._index.begin() as txn:
-                    self._mend_chunks(txn, wrong, self._packs.replaced)
+        index, gone = self._index, self._packs.replaced
+        for page in pages(index, index.chunks):
+            wrong = [key for key, row in page if not self._is_right(key, row, gone)]
+            if not wrong:
+                continue
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+                self._mend_chunks(tables, wrong, gone)
 
-    def mend_all_chunks(self, txn: Txn, gone: Collection[bytes]) -> None:
+    def mend_all_chunks(self, tables: Tables, gone: Collection[bytes]) -> None:
         """In the transaction after which the packs that are `gone` are."""
         wrong = [
             bytes(key)
-            for key, row in txn.cursor(db=self._index.chunks)
+            for key, row in tables.txn.cursor(db=self._index.chunks)
             if not self._is_right(bytes(key), bytes(row), gone)
         ]
-        self._mend_chunks(txn, wrong, gone)
+        self._mend_chunks(tables, wrong, gone)
 
-    def _mend_chunks(self, txn: Txn, keys: Iterable[bytes], gone: Collection[bytes]) -> None:
-        index, led, dropped = self._index, 0, 0
-        totals = read_totals(index, txn)
+    def _mend_chunks(self, tables: Tables, keys: Iterable[bytes], gone: Collection[bytes]) -> None:
+        index, txn, led, dropped = self._index, tables.txn, 0, 0
         for key in keys:
             row = txn.get(key, db=index.chunks)
             if row is None or self._is_right(key, bytes(row), gone):
                 continue
-            with contextlib.suppress(FormatError):
-                raw_bytes, old = decode_chunk_row(row)
-                totals.chunk_raw_bytes -= raw_bytes
-                totals.chunk_stored_bytes -= old.stored_bytes
             new = self._frame_of(key, gone)
             if new is None:
-                txn.delete(key, db=index.chunks)
+                tables.chunks.delete(key)
                 dropped += 1
             else:
-                raw_bytes, at = new
-                txn.put(key, encode_chunk_row(raw_bytes, at), db=index.chunks)
-                totals.chunk_raw_bytes += raw_bytes
-                totals.chunk_stored_bytes += at.stored_bytes
+                tables.chunks.put(key, *new)
                 led += 1
         if led or dropped:
-            write_totals(index, txn, totals)
             next_number(index, txn, GC_SEQ)
             self._done.append(
                 f"{led} rows of chunks lead to other copies, {dropped} that led nowhere are dropped"
@@ -257,21 +244,21 @@ class RowRepair:
 
     # ------------------------------------------------------------ packs
 
-    def mend_packs(self, txn: Txn, gone: Collection[bytes]) -> None:
-        index, readings = self._index, self._packs.readings
+    def mend_packs(self, tables: Tables, gone: Collection[bytes]) -> None:
+        index, txn, readings = self._index, tables.txn, self._packs.readings
         rows = {bytes(key): bytes(row) for key, row in txn.cursor(db=index.packs)}
         used = set(self._packs_in_use(txn))
         for pack_id in gone:
-            txn.delete(pack_id, db=index.packs)
+            tables.packs.delete(pack_id)
         for pack_id, row in rows.items():
             if pack_id not in readings and self._packs.is_settled(pack_id):
-                txn.delete(pack_id, db=index.packs)
+                tables.packs.delete(pack_id)
                 self._done.append(f"pack {pack_id.hex()} is gone, and so is its row")
             elif pack_id not in gone and not self._pack_row_is_right(pack_id, row):
-                self._put_pack_row(txn, pack_id)
+                self._put_pack_row(tables.packs, pack_id)
         for pack_id in used - rows.keys() - set(gone):
             if pack_id in readings:
-                self._put_pack_row(txn, pack_id)
+                self._put_pack_row(tables.packs, pack_id)
 
     def _pack_row_is_right(self, pack_id: bytes, row: bytes) -> bool:
         """Of one whose pack has been made since, that it decodes."""
@@ -292,31 +279,25 @@ class RowRepair:
             with contextlib.suppress(FormatError):
                 yield from decode_segment(bytes(raw), verify=False).packs
 
-    def _put_pack_row(self, txn: Txn, pack_id: bytes) -> None:
+    def _put_pack_row(self, packs: PackRows, pack_id: bytes) -> None:
         created_ns = os.stat(pack_path(self._root, pack_id)).st_mtime_ns
-        row = encode_pack_row(created_ns, self._packs.readings[pack_id].end)
-        txn.put(pack_id, row, db=self._index.packs)
+        packs.put(pack_id, created_ns, self._packs.readings[pack_id].end)
         self._done.append(f"the row of pack {pack_id.hex()} is written anew")
 
     # ------------------------------------------------------------ sums
 
-    def count(self, txn: Txn) -> None:
-        index, totals = self._index, Totals()
+    def count(self, tables: Tables) -> None:
+        index, txn, totals = self._index, tables.txn, Totals()
         for _, raw in txn.cursor(db=index.names):
             with contextlib.suppress(FormatError, UnsupportedFormat):
-                record = decode_record(bytes(raw))
-                totals.logical_bytes += record.size
-                if record.is_inline:
-                    totals.inline_raw_bytes += record.size
-                    totals.inline_stored_bytes += record.stored_bytes
+                totals.count_object(decode_record(bytes(raw)), +1)
         for _, row in txn.cursor(db=index.chunks):
             with contextlib.suppress(FormatError):
                 raw_bytes, location = decode_chunk_row(bytes(row))
-                totals.chunk_raw_bytes += raw_bytes
-                totals.chunk_stored_bytes += location.stored_bytes
+                totals.count_chunk(raw_bytes, location.stored_bytes, +1)
         if txn.get(TOTALS, db=index.meta) not in (None, totals.encode()):
             self._done.append("the totals are counted anew")
-        write_totals(index, txn, totals)
+        tables.put_totals(totals)
 
 
 def _right_key(key: bytes, raw: bytes, owners: dict[int, int]) -> bytes | None:

@@ -241,10 +241,8 @@ class LocalCheck:
             if fault:
                 what = f"{name!r} is no name that an object can have: {fault}"
                 self.findings.add("record", "corrupt", what, name)
-            seen.sums.logical_bytes += record.size
+            seen.sums.count_object(record, +1)
             if record.is_inline:
-                seen.sums.inline_raw_bytes += record.size
-                seen.sums.inline_stored_bytes += record.stored_bytes
                 fault = inline_fault(record, self.config.seed)
                 if fault:
                     self.findings.add("record", "corrupt", f"the record of {name!r}: {fault}", name)
@@ -297,8 +295,7 @@ class LocalCheck:
                     "chunk row", "corrupt", f"the row of chunk {chunk_id.hex()}: {error}"
                 )
                 continue
-            seen.sums.chunk_raw_bytes += raw_bytes
-            seen.sums.chunk_stored_bytes += location.stored_bytes
+            seen.sums.count_chunk(raw_bytes, location.stored_bytes, +1)
             found = extent_fault(Extent(0, raw_bytes, chunk_id, location), self.readings)
             if found is None and not fault:
                 continue

@@ -27,11 +27,10 @@ from castore.format.index import (
 from castore.local.locks import PackLocks
 from castore.local.meta import (
     GC_SEQ,
-    MARKING,
-    MARKING_VALUE,
     last_manifest,
     next_number,
 )
+from castore.local.tables import Tables
 from castore.stream.live_frames import Manifests, Marks
 from castore.system.lmdb_env import Index, Snapshot, Txn
 
@@ -60,18 +59,15 @@ class Marker:
     # ------------------------------------------------------------ the change table
 
     def begin(self) -> None:
-        """Have changes written down from now on. What a collector that was killed left of them is
-        dropped."""
+        """Have changes written down from now on."""
         index = self._index
         with index.write_gate, index.errors, index.begin() as txn:
-            txn.drop(index.changes, delete=False)
-            txn.put(MARKING, MARKING_VALUE, db=index.meta)
+            Tables(index, txn).begin_marking()
 
     def end(self) -> None:
         index = self._index
         with index.write_gate, index.errors, index.begin() as txn:
-            txn.delete(MARKING, db=index.meta)
-            txn.drop(index.changes, delete=False)
+            Tables(index, txn).end_marking()
 
     def make_decisive(self, txn: Txn) -> None:
         """Have everything alive marked in a write transaction that is to take something. Those who

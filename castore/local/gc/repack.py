@@ -15,17 +15,14 @@ from typing import NamedTuple
 
 from castore.errors import FormatError, PackMissing
 from castore.format.index import (
-    decode_chunk_row,
     decode_segment,
-    encode_chunk_row,
-    encode_pack_row,
     segment_key,
 )
 from castore.local.gc.mark import Marker
 from castore.local.gc.sweep import ROWS_MAX, Sweeper, Tally
 from castore.local.locks import PackLocks
-from castore.local.meta import read_totals, write_totals
 from castore.local.packs import PACK_BYTES_MAX, LocalPacks, Pack, Placement
+from castore.local.tables import Tables
 from castore.model import Extent, Location
 from castore.stream.codec import Frame, stored_frame
 from castore.stream.repack_choice import PackFacts, choose
@@ -250,10 +247,9 @@ class Repacker:
         wanted: Mapping[bytes, Mapping[int, Wanted]],
     ) -> None:
         index = self._index
-        with index.write_gate, index.errors, index.begin() as txn:
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             for pack, end in frames_end.items():
-                row = encode_pack_row(pack.created_ns, end)
-                txn.put(pack.pack_id, row, db=index.packs)
+                tables.packs.put(pack.pack_id, pack.created_ns, end)
         rows = [
             (chunk_id, wanted[pack_id][offset].raw_bytes, pack_id, offset, place)
             for pack_id, moved in moves.items()
@@ -263,32 +259,21 @@ class Repacker:
             self._move_rows(rows[i : i + ROWS_MAX])
         keys = self._segment_keys(moves)
         for i in range(0, len(keys), SEGMENTS_MAX):
-            with index.write_gate, index.errors, index.begin() as txn:
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
                 for place in keys[i : i + SEGMENTS_MAX]:
                     key = segment_key(*place)
-                    raw = txn.get(key, db=index.segments)
+                    raw = tables.segments.get(key)
                     if raw is None:
                         continue
                     new = decode_segment(raw).relocated(lambda extent: _moved_to(extent, moves))
                     if new is not None:
-                        txn.put(key, new, db=index.segments)
+                        tables.segments.put(key, new)
 
     def _move_rows(self, rows: Sequence[tuple[bytes, int, bytes, int, Location]]) -> None:
         index = self._index
-        with index.write_gate, index.errors, index.begin() as txn:
-            totals = read_totals(index, txn)
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             for chunk_id, raw_bytes, pack_id, offset, place in rows:
-                old = txn.get(chunk_id, db=index.chunks)
-                if old is not None:
-                    before, location = decode_chunk_row(old)
-                    if (location.pack_id, location.offset) != (pack_id, offset):
-                        continue  # it is known elsewhere, which is as good
-                    totals.chunk_raw_bytes -= before
-                    totals.chunk_stored_bytes -= location.stored_bytes
-                txn.put(chunk_id, encode_chunk_row(raw_bytes, place), db=index.chunks)
-                totals.chunk_raw_bytes += raw_bytes
-                totals.chunk_stored_bytes += place.stored_bytes
-            write_totals(index, txn, totals)
+                tables.chunks.move(chunk_id, raw_bytes, (pack_id, offset), place)
 
 
 _END = 1 << 32  # behind every offset

@@ -11,22 +11,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from castore.format.index import (
-    decode_chunk_row,
-    decode_pack_row,
-    decode_segment,
-    encode_chunk_row,
-    manifest_of,
-    segment_key,
-)
+from castore.format.index import decode_chunk_row, decode_pack_row, decode_segment, segment_key
 from castore.local.gc.mark import Marker
 from castore.local.gc.seal import seal_packs
 from castore.local.locks import PackLocks
-from castore.local.meta import read_totals, write_totals
 from castore.local.packs import LocalPacks
+from castore.local.tables import Tables
 from castore.model import Location
 from castore.stream.reports import Damage
-from castore.system.lmdb_env import Index, Txn
+from castore.system.lmdb_env import Index
 
 ROWS_PER_READ = 8192
 ROWS_MAX = 16_384  # per transaction: each may dirty a page of its own
@@ -82,30 +75,22 @@ class Sweeper:
             return
         index, at = self._index, 0
         while at < len(self._marker.dead):
-            with index.write_gate, index.errors, index.begin() as txn:
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
                 self._marker.make_decisive(txn)
-                at = self._remove_manifests(txn, self._marker.dead, at)
+                at = self._remove_manifests(tables, self._marker.dead, at)
 
-    def _remove_manifests(self, txn: Txn, manifests: array[int], at: int) -> int:
+    def _remove_manifests(self, tables: Tables, manifests: array[int], at: int) -> int:
         """Those from `at` on, as many as go into a transaction; where to go on."""
-        index, room = self._index, SEGMENTS_MAX
-        with txn.cursor(db=index.segments) as cursor:
-            while at < len(manifests):
-                manifest = manifests[at]
-                at += 1
-                if self._marker.is_alive(manifest):
-                    continue
-                found = cursor.set_range(segment_key(manifest, 0))
-                while found and room and manifest_of(bytes(cursor.key())) == manifest:
-                    cursor.delete()
-                    # The cursor stands on what followed, or behind the last.
-                    found = bool(cursor.key())
-                    room -= 1
-                if not room:
-                    return at - 1
-                txn.delete(segment_key(manifest, 0), db=index.pending)
-                self._tally.manifests_removed += 1
-        return at
+        room = SEGMENTS_MAX
+        for i in range(at, len(manifests)):
+            if self._marker.is_alive(manifests[i]):
+                continue
+            room -= tables.segments.delete_first(manifests[i], room)
+            if not room:
+                return i
+            tables.pending.delete(segment_key(manifests[i], 0))
+            self._tally.manifests_removed += 1
+        return len(manifests)
 
     # ------------------------------------------------------------ rows of chunks
 
@@ -154,21 +139,13 @@ class Sweeper:
         if not chunk_ids:
             return
         index, removed = self._index, 0
-        with index.write_gate, index.errors, index.begin() as txn:
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             self._marker.make_decisive(txn)
-            totals = read_totals(index, txn)
             for chunk_id in chunk_ids:
-                row = txn.get(chunk_id, db=index.chunks)
-                if row is None:
-                    continue
-                raw_bytes, location = decode_chunk_row(row)
-                if self._marks.is_live(location):
-                    continue
-                txn.delete(chunk_id, db=index.chunks)
-                totals.chunk_raw_bytes -= raw_bytes
-                totals.chunk_stored_bytes -= location.stored_bytes
-                removed += 1
-            write_totals(index, txn, totals)
+                known = tables.chunks.known(chunk_id)
+                if known is not None and not self._marks.is_live(known[1]):
+                    tables.chunks.delete(chunk_id)
+                    removed += 1
         self._tally.chunks_removed += removed
 
     def _restore_rows(self, unseen: dict[bytes, set[int]]) -> None:
@@ -193,17 +170,10 @@ class Sweeper:
         if self._dry_run or not found:
             return
         index, restored = self._index, 0
-        with index.write_gate, index.errors, index.begin() as txn:
-            totals = read_totals(index, txn)
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             for chunk_id, (raw_bytes, location) in found.items():
-                row = txn.get(chunk_id, db=index.chunks)
-                if row is not None or txn.get(location.pack_id, db=index.packs) is None:
-                    continue
-                txn.put(chunk_id, encode_chunk_row(raw_bytes, location), db=index.chunks)
-                totals.chunk_raw_bytes += raw_bytes
-                totals.chunk_stored_bytes += location.stored_bytes
-                restored += 1
-            write_totals(index, txn, totals)
+                if location.pack_id in tables.packs:
+                    restored += tables.chunks.add(chunk_id, raw_bytes, location)
         self._tally.chunks += restored
 
     # ------------------------------------------------------------ packs
@@ -211,14 +181,7 @@ class Sweeper:
     def sweep_packs(self) -> dict[bytes, tuple[int, int]]:
         """Remove the packs with nothing alive in them, files without rows too; the others, with
         their bytes and when they were made (ns since the epoch)."""
-        index = self._index
-        with (
-            index.gate,
-            index.errors,
-            index.snapshot(False) as txn,
-            txn.cursor(db=index.packs) as cursor,
-        ):
-            made = {key: decode_pack_row(row)[0] for key, row in cursor}
+        made = {pack_id: created_ns for pack_id, created_ns, _ in self._pack_rows()}
         files = dict(self._packs.list())
         live = self._marks.packs
         self._tally.missing = {pack_id for pack_id in live if pack_id not in files}
@@ -233,6 +196,11 @@ class Sweeper:
 
     def seal_packs(self, seed: int) -> None:
         """End the packs whose writers did not."""
+        ends = [(pack_id, end) for pack_id, _, end in self._pack_rows()]
+        self._tally.packs_sealed = seal_packs(self._packs, ends, seed=seed, dry_run=self._dry_run)
+
+    def _pack_rows(self) -> list[tuple[bytes, int, int]]:
+        """(pack id, creation time in ns since the epoch, durable bytes) of each."""
         index = self._index
         with (
             index.gate,
@@ -240,8 +208,7 @@ class Sweeper:
             index.snapshot(False) as txn,
             txn.cursor(db=index.packs) as cursor,
         ):
-            ends = [(key, decode_pack_row(row)[1]) for key, row in cursor]
-        self._tally.packs_sealed = seal_packs(self._packs, ends, seed=seed, dry_run=self._dry_run)
+            return [(key, *decode_pack_row(row)) for key, row in cursor]
 
     def remove_packs(
         self,
@@ -256,7 +223,7 @@ class Sweeper:
         removed: set[bytes] = set()
         orphans = 0
         with PackLocks(self._packs) as locks:
-            with index.write_gate, index.errors, index.begin() as txn:
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
                 self._marker.make_decisive(txn)
                 for pack_id in pack_ids:
                     if (referred or self._marks.has)(pack_id):
@@ -264,7 +231,7 @@ class Sweeper:
                     if locks.take(pack_id) is False:
                         tally.packs_busy += 1
                         continue
-                    orphans += not txn.delete(pack_id, db=index.packs)
+                    orphans += not tables.packs.delete(pack_id)
                     removed.add(pack_id)
             # Committed: nothing in the index leads there any more.
             tally.bytes_freed += locks.remove()
