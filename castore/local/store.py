@@ -14,7 +14,7 @@ import atexit
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from castore.errors import (
@@ -36,7 +36,7 @@ from castore.local.folder import (
 from castore.local.journal.log import Journal, journal_bytes
 from castore.local.packs import LocalPacks
 from castore.local.session import LocalSession
-from castore.model import Progress, Stages, StoreStats
+from castore.model import Progress, StoreStats
 from castore.stream.chunker import Chunker
 from castore.stream.config import new_config
 from castore.stream.session import WriteSession
@@ -96,20 +96,12 @@ class LocalStore:
             self.catalog, self.packs, workers, self.config, chunker, compression_level=level
         )
 
-    def check(
-        self,
-        *,
-        fraction: float,
-        progress: Progress | None,
-        sound: Collection[bytes] = (),
-    ) -> CheckReport:
-        """The frames of the `sound` packs are not decoded."""
+    def check(self, *, fraction: float, progress: Progress | None) -> CheckReport:
         from castore.local.check.run import check_local
 
         return check_local(
             self.root,
             fraction=fraction,
-            sound=sound,
             threads=self.threads,
             progress=progress,
             read_only=self._read_only,
@@ -123,22 +115,9 @@ class LocalStore:
         progress: Progress | None,
     ) -> CheckReport:
         from castore.local.check.repair import LocalRepair
-        from castore.local.gc.collect import LOCK as GC_LOCK
-        from castore.local.locks import CollectorLock
 
-        stages = Stages(progress)
-        before = found or self.check(fraction=1, progress=stages)
         mend = LocalRepair(self.root, self.config, self._index, self.catalog, self.packs, session)
-        # A collector moves frames, too, and relies on it that nobody else does.
-        with CollectorLock(os.path.join(self.root, GC_LOCK)):
-            self.packs.retire()
-            done = mend.run(before)
-        report = self.check(fraction=1, progress=stages, sound=mend.sound)
-        report.read_frames += before.read_frames
-        report.read_bytes += before.read_bytes
-        report.problems += mend.lost
-        report.repaired = done
-        return report
+        return mend.check_and_repair(found, threads=self.threads, progress=progress)
 
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
         raise StoreLocked(

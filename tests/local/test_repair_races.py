@@ -15,8 +15,8 @@ from castore.format.index import decode_pack_row, decode_record, decode_segment,
 from castore.local.check.repair_objects import ObjectRepair
 from castore.local.check.repair_packs import PackRepair
 from castore.local.check.repair_rows import RowRepair
+from castore.local.check.run import check_local
 from castore.local.packs import LocalPacks, Placement
-from castore.local.store import LocalStore
 from castore.stream.codec import encode_frame
 
 VALUES = contents()
@@ -181,9 +181,9 @@ def test_what_can_be_read_after_all_is_kept(folder: Path, monkeypatch: pytest.Mo
     reports = [castore.check_store(folder, read_data=True)]
     assert reports[0].damaged_names
     flip(path, bit)
-    check = LocalStore.check
     monkeypatch.setattr(
-        LocalStore, "check", lambda *a, **o: reports.pop() if reports else check(*a, **o)
+        "castore.local.check.repair.check_local",
+        lambda *a, **o: reports.pop() if reports else check_local(*a, **o),
     )
     assert castore.check_store(folder, repair=True).problems == []
     with castore.open(folder) as store:

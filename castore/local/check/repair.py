@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 from castore.errors import FormatError
@@ -26,11 +27,14 @@ from castore.local.check.repair_objects import ObjectRepair
 from castore.local.check.repair_packs import PackRepair
 from castore.local.check.repair_places import mend_places
 from castore.local.check.repair_rows import RowRepair
+from castore.local.check.run import check_local
 from castore.local.check.segments import named_manifests, pending_manifests, segments_of
-from castore.local.locks import PackLocks
+from castore.local.gc.collect import LOCK as GC_LOCK
+from castore.local.locks import CollectorLock, PackLocks
 from castore.local.meta import GC_SEQ, next_number
 from castore.local.packs import LocalPacks, Placement
 from castore.local.tables import Tables
+from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem
 from castore.stream.session import WriteSession
 from castore.system.fileio import make_durable_folder, sync_folder
@@ -38,7 +42,8 @@ from castore.system.lmdb_env import Index
 
 
 class LocalRepair:
-    """`run` does what can be done about what a check of all data found, and says what it did."""
+    """`check_and_repair` is all of it; `run` does what can be done about what a check of all data
+    found, and says what it did."""
 
     def __init__(
         self,
@@ -65,6 +70,26 @@ class LocalRepair:
         self._objects = ObjectRepair(
             root, config, index, catalog, session, self._frames, self._done, self.lost
         )
+
+    def check_and_repair(
+        self, found: CheckReport | None, *, threads: int, progress: Progress | None
+    ) -> CheckReport:
+        """The report of a check after the repair. All data is read once, by this or by the check
+        that `found` is the report of; then only packs that something was wrong with, or that have
+        come since."""
+        stages = Stages(progress)
+        check = partial(check_local, self._root, fraction=1, threads=threads, progress=stages)
+        before = found or check()
+        # A collector moves frames, too, and relies on it that nobody else does.
+        with CollectorLock(os.path.join(self._root, GC_LOCK)):
+            self._packs.retire()
+            done = self.run(before)
+        report = check(sound=self.sound)
+        report.read_frames += before.read_frames
+        report.read_bytes += before.read_bytes
+        report.problems += self.lost
+        report.repaired = done
+        return report
 
     def run(self, report: CheckReport) -> list[str]:
         frames, objects = self._frames, self._objects
