@@ -45,7 +45,7 @@ class Undeletable:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GcReport:
     """What a collection took; with `dry_run`, what one would have taken. Sizes are in bytes.
 

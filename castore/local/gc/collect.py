@@ -11,7 +11,6 @@ locks of what it wrote, and learns in its commit if what it reuses is gone.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 
@@ -19,7 +18,7 @@ from castore.local.catalog import LocalCatalog
 from castore.local.gc.claim import claim, remove_leftovers, tend
 from castore.local.gc.mark import Marker
 from castore.local.gc.repack import Repacker
-from castore.local.gc.sweep import Sweeper, Tally
+from castore.local.gc.sweep import Sweeper
 from castore.local.locks import CollectorLock, PackLocks
 from castore.local.packs import LocalPacks
 from castore.model import Progress, Stages
@@ -64,13 +63,10 @@ def collect(
             finally:
                 collection.marker.end()
             tend(root, index, catalog.journal)
-        leftovers, leftover_bytes = remove_leftovers(root, dry_run=dry_run)
-    return dataclasses.replace(
-        report,
-        leftovers_removed=leftovers,
-        bytes_freed=report.bytes_freed + leftover_bytes,
-        duration_s=time.monotonic() - began,
-    )
+        report.leftovers_removed, size = remove_leftovers(root, dry_run=dry_run)
+    report.bytes_freed += size
+    report.duration_s = time.monotonic() - began
+    return report
 
 
 class _Collection:
@@ -87,17 +83,17 @@ class _Collection:
         self._dry_run = dry_run
         self._seed = seed
         self._stages = Stages(progress)
-        self.tally = Tally()
+        self.report = GcReport(dry_run=dry_run)
         self.marker = Marker(index, PackLocks(packs), self._advance_segments)
         self.sweeper = Sweeper(
-            index, packs, self.marker, self.tally, dry_run=dry_run, advance=self._advance_rows
+            index, packs, self.marker, self.report, dry_run=dry_run, advance=self._advance_rows
         )
         self.repacker = Repacker(
             index,
             packs,
             self.marker,
             self.sweeper,
-            self.tally,
+            self.report,
             seed=seed,
             advance=self._stages.relative_update,
         )
@@ -123,34 +119,16 @@ class _Collection:
             self.repacker.rewrite(chosen)
         self.sweeper.seal_packs(self._seed)
         self._stages.end()
-        return self._report()
+        self.report.objects = self.marker.objects
+        return self.report
 
     def _foretell(self, chosen: list[PackFacts]) -> None:
-        tally = self.tally
+        report = self.report
         moved = sum(pack.live_size for pack in chosen)
-        tally.packs_rewritten = len(chosen)
-        tally.packs_removed += len(chosen)
-        tally.bytes_rewritten = moved
-        tally.bytes_freed += sum(pack.size for pack in chosen) - moved
-
-    def _report(self) -> GcReport:
-        tally = self.tally
-        return GcReport(
-            dry_run=self._dry_run,
-            objects=self.marker.objects,
-            chunks=tally.chunks,
-            chunks_removed=tally.chunks_removed,
-            manifests_removed=tally.manifests_removed,
-            packs_removed=tally.packs_removed,
-            orphans_removed=tally.orphans_removed,
-            packs_rewritten=tally.packs_rewritten,
-            packs_sealed=tally.packs_sealed,
-            packs_busy=tally.packs_busy,
-            bytes_freed=tally.bytes_freed,
-            bytes_rewritten=tally.bytes_rewritten,
-            damaged=tuple(tally.damaged),
-            missing=tuple(sorted(pack_id.hex() for pack_id in tally.missing)),
-        )
+        report.packs_rewritten = len(chosen)
+        report.packs_removed += len(chosen)
+        report.bytes_rewritten = moved
+        report.bytes_freed += sum(pack.size for pack in chosen) - moved
 
     # ------------------------------------------------------------ progress, in bytes looked at
 

@@ -19,14 +19,14 @@ from castore.format.index import (
     segment_key,
 )
 from castore.local.gc.mark import Marker
-from castore.local.gc.sweep import ROWS_MAX, Sweeper, Tally
+from castore.local.gc.sweep import ROWS_MAX, Sweeper
 from castore.local.locks import PackLocks
 from castore.local.packs import PACK_BYTES_MAX, LocalPacks, Pack, Placement
 from castore.local.tables import Tables
 from castore.model import Extent, Location
 from castore.stream.codec import Frame, stored_frame
 from castore.stream.repack_choice import PackFacts, choose
-from castore.stream.reports import Damage
+from castore.stream.reports import Damage, GcReport
 from castore.system.lmdb_env import Index
 
 SMALL_PACK_BYTES = 16 << 20  # a sixteenth of a full pack
@@ -63,7 +63,7 @@ class Repacker:
         packs: LocalPacks,
         marker: Marker,
         sweeper: Sweeper,
-        tally: Tally,
+        report: GcReport,
         *,
         seed: int,
         advance: Callable[[int], None],
@@ -72,7 +72,7 @@ class Repacker:
         self._packs = packs
         self._marker = marker
         self._sweeper = sweeper
-        self._tally = tally
+        self._report = report
         self._seed = seed
         self._advance = advance
         self._keys: dict[bytes, array[int]] = {}  # pack -> (manifest, end) of segments, flat
@@ -103,7 +103,7 @@ class Repacker:
             self._move(group)
             done = [piece.pack_id for piece in group if piece.end == _END]
             gone = self._sweeper.remove_packs(done, sizes, self._is_referred_to)
-            self._tally.packs_rewritten += len(gone)
+            self._report.packs_rewritten += len(gone)
 
     def _is_referred_to(self, pack_id: bytes) -> bool:
         return pack_id in self._stuck or pack_id in self._marker.recent
@@ -152,8 +152,8 @@ class Repacker:
             for pack in placement.upto:
                 pack.named = True  # from here on, a commit that may land refers to it
             self._publish(frames_end, moves, wanted)
-            self._tally.bytes_rewritten += sum(placement.upto.values())
-            self._tally.bytes_freed -= sum(placement.upto.values())
+            self._report.bytes_rewritten += sum(placement.upto.values())
+            self._report.bytes_freed -= sum(placement.upto.values())
         finally:
             self._packs.release(placement)
 
@@ -236,7 +236,7 @@ class Repacker:
 
     def _damage(self, pack_id: bytes, offset: int, chunk_id: bytes, reason: str) -> None:
         self._stuck.add(pack_id)
-        self._tally.damaged.append(Damage(pack_id.hex(), offset, chunk_id.hex(), reason))
+        self._report.damaged += (Damage(pack_id.hex(), offset, chunk_id.hex(), reason),)
 
     # ------------------------------------------------------------ publishing
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import islice
 
 from castore.format.index import decode_chunk_row, decode_pack_row, decode_segment, segment_key
@@ -18,31 +17,13 @@ from castore.local.locks import PackLocks
 from castore.local.packs import LocalPacks
 from castore.local.tables import Tables
 from castore.model import Location
-from castore.stream.reports import Damage
+from castore.stream.reports import GcReport
 from castore.system.lmdb_env import Index
 
 ROWS_PER_READ = 8192
 ROWS_MAX = 16_384  # per transaction: each may dirty a page of its own
 SEGMENTS_MAX = 1024  # per transaction
 PACKS_MAX = 64  # per transaction: each takes a descriptor
-
-
-@dataclass(slots=True)
-class Tally:
-    """A GcReport in the making."""
-
-    chunks: int = 0
-    chunks_removed: int = 0
-    manifests_removed: int = 0
-    packs_removed: int = 0
-    orphans_removed: int = 0
-    packs_rewritten: int = 0
-    packs_sealed: int = 0
-    packs_busy: int = 0
-    bytes_freed: int = 0
-    bytes_rewritten: int = 0
-    damaged: list[Damage] = field(default_factory=list)
-    missing: set[bytes] = field(default_factory=set)
 
 
 class Sweeper:
@@ -53,7 +34,7 @@ class Sweeper:
         index: Index,
         packs: LocalPacks,
         marker: Marker,
-        tally: Tally,
+        report: GcReport,
         *,
         dry_run: bool,
         advance: Callable[[int], None],
@@ -62,7 +43,7 @@ class Sweeper:
         self._packs = packs
         self._marker = marker
         self._marks = marker.marks
-        self._tally = tally
+        self._report = report
         self._dry_run = dry_run
         self._advance = advance
 
@@ -71,7 +52,7 @@ class Sweeper:
     def sweep_manifests(self) -> None:
         """Remove the segments of manifests that were dead when they were marked, and still are."""
         if self._dry_run:
-            self._tally.manifests_removed = len(self._marker.dead)
+            self._report.manifests_removed = len(self._marker.dead)
             return
         index, at = self._index, 0
         while at < len(self._marker.dead):
@@ -89,7 +70,7 @@ class Sweeper:
             if not room:
                 return i
             tables.pending.delete(segment_key(manifests[i], 0))
-            self._tally.manifests_removed += 1
+            self._report.manifests_removed += 1
         return len(manifests)
 
     # ------------------------------------------------------------ rows of chunks
@@ -129,12 +110,12 @@ class Sweeper:
                         live += 1
                     else:
                         dead.append(key)
-        self._tally.chunks += live
+        self._report.chunks += live
         return (key if count == ROWS_PER_READ else b""), count
 
     def _remove_rows(self, chunk_ids: list[bytes]) -> None:
         if self._dry_run:
-            self._tally.chunks_removed += len(chunk_ids)
+            self._report.chunks_removed += len(chunk_ids)
             return
         if not chunk_ids:
             return
@@ -146,7 +127,7 @@ class Sweeper:
                 if known is not None and not self._marks.is_live(known[1]):
                     tables.chunks.delete(chunk_id)
                     removed += 1
-        self._tally.chunks_removed += removed
+        self._report.chunks_removed += removed
 
     def _restore_rows(self, unseen: dict[bytes, set[int]]) -> None:
         found: dict[bytes, tuple[int, Location]] = {}
@@ -174,7 +155,7 @@ class Sweeper:
             for chunk_id, (raw_bytes, location) in found.items():
                 if location.pack_id in tables.packs:
                     restored += tables.chunks.add(chunk_id, raw_bytes, location)
-        self._tally.chunks += restored
+        self._report.chunks += restored
 
     # ------------------------------------------------------------ packs
 
@@ -184,7 +165,7 @@ class Sweeper:
         made = {pack_id: created_ns for pack_id, created_ns, _ in self._pack_rows()}
         files = dict(self._packs.list())
         live = self._marks.packs
-        self._tally.missing = {pack_id for pack_id in live if pack_id not in files}
+        self._report.missing = tuple(sorted(pack_id.hex() for pack_id in live - files.keys()))
         dead = sorted((made.keys() | files.keys()) - live)
         for i in range(0, len(dead), PACKS_MAX):
             self.remove_packs(dead[i : i + PACKS_MAX], files)
@@ -197,7 +178,7 @@ class Sweeper:
     def seal_packs(self, seed: int) -> None:
         """End the packs whose writers did not."""
         ends = [(pack_id, end) for pack_id, _, end in self._pack_rows()]
-        self._tally.packs_sealed = seal_packs(self._packs, ends, seed=seed, dry_run=self._dry_run)
+        self._report.packs_sealed = seal_packs(self._packs, ends, seed=seed, dry_run=self._dry_run)
 
     def _pack_rows(self) -> list[tuple[bytes, int, int]]:
         """(pack id, creation time in ns since the epoch, durable bytes) of each."""
@@ -217,7 +198,7 @@ class Sweeper:
         referred: Callable[[bytes], bool] | None = None,
     ) -> set[bytes]:
         """Remove those that nothing is `referred` to in, and whose lock can be had."""
-        index, tally = self._index, self._tally
+        index, report = self._index, self._report
         if self._dry_run:
             return self._count_packs(pack_ids, files)
         removed: set[bytes] = set()
@@ -229,14 +210,14 @@ class Sweeper:
                     if (referred or self._marks.has)(pack_id):
                         continue
                     if locks.take(pack_id) is False:
-                        tally.packs_busy += 1
+                        report.packs_busy += 1
                         continue
                     orphans += not tables.packs.delete(pack_id)
                     removed.add(pack_id)
             # Committed: nothing in the index leads there any more.
-            tally.bytes_freed += locks.remove()
-        tally.packs_removed += len(removed)
-        tally.orphans_removed += orphans
+            report.bytes_freed += locks.remove()
+        report.packs_removed += len(removed)
+        report.orphans_removed += orphans
         return removed
 
     def _count_packs(self, pack_ids: Iterable[bytes], files: dict[bytes, int]) -> set[bytes]:
@@ -244,9 +225,9 @@ class Sweeper:
         with PackLocks(self._packs) as locks:
             for pack_id in pack_ids:
                 if locks.is_held(pack_id):
-                    self._tally.packs_busy += 1
+                    self._report.packs_busy += 1
                     continue
                 counted.add(pack_id)
-                self._tally.bytes_freed += files.get(pack_id, 0)
-        self._tally.packs_removed += len(counted)
+                self._report.bytes_freed += files.get(pack_id, 0)
+        self._report.packs_removed += len(counted)
         return counted
