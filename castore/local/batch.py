@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from castore.local.packs import Pack
+from castore.local.pack import Pack
 from castore.model import Location
 from castore.stream.operations import Draft
 

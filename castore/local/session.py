@@ -16,7 +16,8 @@ from castore.format.index import Segment, SegmentBuilder, decode_segment
 from castore.format.pack import StoreConfig
 from castore.local.batch import Batch, NewChunk
 from castore.local.catalog import LocalCatalog, PacksVanished
-from castore.local.packs import LocalPacks, Placement
+from castore.local.pack import Placement
+from castore.local.packs import LocalPacks
 from castore.model import Extent, Location
 from castore.stream.chunker import Chunker
 from castore.stream.codec import Frame, stored_frame

@@ -84,8 +84,8 @@ for step in range(steps):
 WITHOUT = {
     "of packs": """
 import types
-import castore.local.packs
-castore.local.packs.os = types.SimpleNamespace(**{**vars(os), "fsync": lambda fd: None})
+import castore.local.pack
+castore.local.pack.os = types.SimpleNamespace(**{**vars(os), "fsync": lambda fd: None})
 """,
     "of folders": """
 import castore.store, castore.local.store, castore.system.fileio

@@ -22,7 +22,8 @@ from castore.format.pack import (
     decode_pack_header,
     decode_trailer,
 )
-from castore.local.packs import LocalPacks, Placement
+from castore.local.pack import Placement
+from castore.local.packs import LocalPacks
 from castore.model import Location
 from castore.stream.codec import chunk_id_of, encode_frame
 

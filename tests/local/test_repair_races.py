@@ -16,7 +16,8 @@ from castore.local.check.repair_objects import ObjectRepair
 from castore.local.check.repair_packs import PackRepair
 from castore.local.check.repair_rows import RowRepair
 from castore.local.check.run import check_local
-from castore.local.packs import LocalPacks, Placement
+from castore.local.pack import Placement
+from castore.local.packs import LocalPacks
 from castore.stream.codec import encode_frame
 
 VALUES = contents()

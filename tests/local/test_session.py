@@ -37,7 +37,8 @@ from castore.format.index import (
 )
 from castore.format.pack import PackEntry, decode_frame_header, encode_footer, encode_pack_header
 from castore.local.catalog import LocalCatalog, PacksVanished
-from castore.local.packs import LocalPacks, Placement
+from castore.local.pack import Placement
+from castore.local.packs import LocalPacks
 from castore.model import Location
 from castore.system.lmdb_env import Index, open_index
 

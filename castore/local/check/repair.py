@@ -32,7 +32,8 @@ from castore.local.check.segments import named_manifests, pending_manifests, seg
 from castore.local.gc.collect import LOCK as GC_LOCK
 from castore.local.locks import CollectorLock, PackLocks
 from castore.local.meta import GC_SEQ, next_number
-from castore.local.packs import LocalPacks, Placement
+from castore.local.pack import Placement
+from castore.local.packs import LocalPacks
 from castore.local.tables import Tables
 from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem

@@ -16,8 +16,9 @@ from castore.format.index import (
 from castore.format.pack import PackEntry, StoreConfig
 from castore.local.check.pack_files import PackFile, open_pack, pack_path
 from castore.local.locks import PackLocks
+from castore.local.pack import Placement
 from castore.local.pack_files import list_packs
-from castore.local.packs import LocalPacks, Placement
+from castore.local.packs import LocalPacks
 from castore.local.tables import Tables
 from castore.model import Extent, Location
 from castore.stream.codec import Frame, stored_frame

@@ -21,7 +21,8 @@ from castore.format.index import (
 from castore.local.gc.mark import Marker
 from castore.local.gc.sweep import ROWS_MAX, Sweeper
 from castore.local.locks import PackLocks
-from castore.local.packs import PACK_BYTES_MAX, LocalPacks, Pack, Placement
+from castore.local.pack import Pack, Placement
+from castore.local.packs import PACK_BYTES_MAX, LocalPacks
 from castore.local.tables import Tables
 from castore.model import Extent, Location
 from castore.stream.codec import Frame, stored_frame
