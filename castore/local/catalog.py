@@ -62,7 +62,8 @@ from castore.stream.backend import Cover, Entry
 from castore.stream.operations import Draft, Operation
 from castore.stream.segments import Manifest
 from castore.system.fileio import sync_folder
-from castore.system.lmdb_env import TRIES, Index, Snapshot, damaged
+from castore.system.lmdb_env import TRIES, Index, Snapshot
+from castore.system.lmdb_errors import damaged
 
 P = ParamSpec("P")
 T = TypeVar("T")

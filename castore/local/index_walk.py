@@ -18,17 +18,9 @@ from castore.format.index import (
     manifest_of,
 )
 from castore.system.isolated import Report
-from castore.system.lmdb_env import (
-    TABLES,
-    Index,
-    LmdbError,
-    Snapshot,
-    Table,
-    damaged,
-    is_in_use,
-    open_index,
-    typed,
-)
+from castore.system.lmdb_env import TABLES, Index, Snapshot, Table, open_index
+from castore.system.lmdb_errors import LmdbError, damaged, typed
+from castore.system.lmdb_files import is_in_use
 from castore.system.lmdb_pages import IndexPages
 
 PAGE_ROWS_MAX = 4096

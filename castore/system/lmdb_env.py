@@ -1,4 +1,4 @@
-"""The LMDB environment of a store: the only file that knows lmdb.
+"""The LMDB environment of a store: with `lmdb_errors` the only file that knows lmdb.
 
 The rules that bite, each kept here:
 
@@ -23,10 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import struct
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
@@ -38,27 +35,22 @@ from castore.errors import (
     CommitUnknown,
     IndexChanged,
     IndexCorrupt,
-    PermissionDenied,
     ReadOnlyStore,
     StoreClosed,
-    StoreFull,
     StoreIOError,
-    StoreLocked,
     StoreNotFound,
 )
 from castore.system import forks
 from castore.system.fileio import make_durable_folder, sync_folder
 from castore.system.forks import ForkLock, Rank
+from castore.system.lmdb_errors import READERS_MAX, code_of, free_bytes, full, typed
+from castore.system.lmdb_files import allocate_lock_file, can_lock
 from castore.system.lmdb_pages import check_length
 
 MAP_BYTES = 1 << 40
 MAP_BYTES_LEAST = 1 << 28
-READERS_MAX = 1024
 READER_CHECK_S = 1.0
-DISK_FULL_BYTES = 4 << 20
 NEW_INDEX_BYTES = 512 << 10
-LOCK_FILE_BYTES = 65_664  # what LMDB takes for READERS_MAX readers
-_FLOCK = "hhqqi"  # Linux's struct flock
 TRIES = 50  # of a reading without a lock
 _CHANGED = (
     "the index was changed while it was read by who may not lock it: repeat it (to be counted as a "
@@ -68,7 +60,6 @@ TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"
 CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"references", b"meta")
 
 T = TypeVar("T")
-LmdbError = lmdb.Error
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
 Table: TypeAlias = Any  # lmdb's own class of it is private
 
@@ -256,14 +247,14 @@ class Index:
         self.lock_free = self._never_lock or not can_lock(self.path)
         self.writable = not self.lock_free and os.access(self.path, os.W_OK)
         is_new = not os.path.exists(os.path.join(self.path, "data.mdb"))
-        if is_new and _free_bytes(self.path) < NEW_INDEX_BYTES:
-            raise _full(self.path)
+        if is_new and free_bytes(self.path) < NEW_INDEX_BYTES:
+            raise full(self.path)
         for name in ("data.mdb", "lock.mdb"):
             if os.path.islink(os.path.join(self.path, name)):
                 raise StoreIOError(f"{self.path}/{name} is a symbolic link: it may lead anywhere")
         try:
             if self.writable:
-                _allocate_lock_file(self.path)
+                allocate_lock_file(self.path)
             if not is_new:
                 check_length(self.path)
         except CastoreError:
@@ -288,7 +279,7 @@ class Index:
             except (lmdb.Error, OSError, MemoryError) as error:
                 # An address-space limit (ulimit -v): a smaller map still serves most stores.
                 no_room = isinstance(error, (lmdb.MemoryError, MemoryError))
-                if not no_room and _code(error) != errno.ENOMEM:
+                if not no_room and code_of(error) != errno.ENOMEM:
                     raise typed(error, self.path) from error
                 if map_bytes <= MAP_BYTES_LEAST:
                     raise StoreIOError(
@@ -448,29 +439,6 @@ def repeated(read: Callable[[], T]) -> T:
     return read()
 
 
-def can_lock(path: str) -> bool:
-    """Whether LMDB's readers can be counted in the index `path`: its lock file can be written."""
-    lock = os.path.join(path, "lock.mdb")
-    return os.access(lock if os.path.exists(lock) else path, os.R_OK | os.W_OK)
-
-
-def is_in_use(path: str) -> bool:
-    """Whether any process has the index `path` open, readers without a lock apart. Not to be asked
-    where this one does: to close the lock file would drop LMDB's lock."""
-    if sys.platform != "linux":
-        return True
-    try:
-        fd = os.open(os.path.join(path, "lock.mdb"), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
-        found = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-    finally:
-        os.close(fd)
-    return bool(found[0] != fcntl.F_UNLCK)
-
-
 def _last_transaction(env: lmdb.Environment) -> int:
     return int(env.info()["last_txnid"])
 
@@ -478,95 +446,3 @@ def _last_transaction(env: lmdb.Environment) -> int:
 def index_folders() -> list[str]:
     """The directories of the indexes that this process has open."""
     return [index.path for index in list(_registry.values())]
-
-
-def _code(error: Exception) -> int:
-    code = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
-    return code if isinstance(code, int) else 0
-
-
-def typed(error: Exception, path: str) -> CastoreError:
-    """The castore error that says what an lmdb error means for the user."""
-    code = _code(error)
-    full = code in (errno.ENOSPC, errno.EDQUOT)
-    # LMDB says EIO where a write came out short, as the last one on a full disk does.
-    if code == errno.EIO:
-        with contextlib.suppress(OSError):
-            full = _free_bytes(path) < DISK_FULL_BYTES
-    if full:
-        return _full(path)
-    if isinstance(error, lmdb.MapFullError):
-        return StoreFull(f"the index {path} has outgrown its map: raise ulimit -v and reopen")
-    if isinstance(
-        error,
-        (
-            lmdb.CorruptedError,
-            lmdb.PageNotFoundError,
-            lmdb.InvalidError,
-            lmdb.VersionMismatchError,
-            lmdb.PanicError,
-            # What LMDB says of a page that is of another kind than its place in the tree.
-            lmdb.BadTxnError,
-            lmdb.BadDbiError,
-            lmdb.BadValsizeError,
-            lmdb.CursorFullError,
-            lmdb.IncompatibleError,
-            lmdb.PageFullError,
-            lmdb.ProblemError,
-        ),
-    ):
-        return damaged(path, str(error))
-    if isinstance(error, lmdb.ReadersFullError):
-        return StoreLocked(
-            errno.EAGAIN, f"more than {READERS_MAX} readers of {path} at once: close some"
-        )
-    if isinstance(error, lmdb.ReadonlyError):
-        return ReadOnlyStore(
-            errno.EACCES,
-            f"the index {path} can't be written here: is its disk read-only?",
-        )
-    if code in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return PermissionDenied(path)
-    # LMDB's copy has a thread of its own, and EAGAIN is all it says where none can be started.
-    if code in (errno.EAGAIN, errno.ENOMEM) or isinstance(error, lmdb.MemoryError):
-        return StoreIOError(
-            f"there is not enough memory, or are too many threads, for the index {path}: give it "
-            "more (ulimit -v, ulimit -u)",
-            errno.ENOMEM,
-        )
-    return StoreIOError(f"the index {path} failed: {error}", code or errno.EIO)
-
-
-def damaged(path: str, reason: str) -> IndexCorrupt:
-    """The error for an index that is not whole, with the ways out."""
-    return IndexCorrupt(
-        f"the index {path} is damaged ({reason}): make it anew (castore index rebuild), or restore "
-        "it from a backup (castore restore)"
-    )
-
-
-def _full(path: str) -> StoreFull:
-    return StoreFull(f"no space left for the index {path}: free some and repeat")
-
-
-def _allocate_lock_file(path: str) -> None:
-    """Have lock.mdb in full on the disk before LMDB maps it: what it writes through the map to a
-    hole of the file, on a disk that is full, ends the process (SIGBUS). Before this process has the
-    environment open, as to close the file would drop LMDB's lock."""
-    fd = os.open(os.path.join(path, "lock.mdb"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if os.fstat(fd).st_blocks * 512 < LOCK_FILE_BYTES and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, 0, LOCK_FILE_BYTES)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(path) from error
-        # A file system that can't: it is made as it ever was.
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):
-            raise StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO) from error
-    finally:
-        os.close(fd)
-
-
-def _free_bytes(path: str) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize

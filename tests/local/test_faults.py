@@ -35,7 +35,7 @@ from castore.errors import (
     StoreLocked,
 )
 from castore.local.catalog import LocalCatalog
-from castore.system import lmdb_env as index
+from castore.system.lmdb_errors import typed
 from castore.system.mapping import Mapping
 
 
@@ -626,7 +626,7 @@ def test_the_command_says_in_a_line_that_memory_is_short(
 
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM])
 def test_an_index_that_gets_no_memory_says_so(code: int) -> None:
-    error = index.typed(OSError(code, "mdb_env_copyfd3"), "/there/index")
+    error = typed(OSError(code, "mdb_env_copyfd3"), "/there/index")
     assert isinstance(error, StoreIOError)
     assert error.errno == errno.ENOMEM
     assert "not enough memory" in str(error)

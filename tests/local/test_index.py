@@ -30,7 +30,8 @@ from castore.errors import (
     StoreLocked,
 )
 from castore.system import lmdb_env as index_module
-from castore.system.lmdb_env import Index, open_index, typed
+from castore.system.lmdb_env import Index, open_index
+from castore.system.lmdb_errors import READERS_MAX, typed
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_commits_are_synced_and_files_private(index: Index) -> None:
     assert not flags["map_async"]
     assert flags["lock"]
     assert index._env.info()["map_size"] == index_module.MAP_BYTES >= 1 << 40
-    assert index._env.info()["max_readers"] == index_module.READERS_MAX == 1024
+    assert index._env.info()["max_readers"] == READERS_MAX == 1024
     assert os.stat(index.path).st_mode & 0o777 == 0o700
     for name in ("data.mdb", "lock.mdb"):
         assert os.stat(os.path.join(index.path, name)).st_mode & 0o777 == 0o600
@@ -466,7 +467,7 @@ def test_a_short_write_of_lmdb_means_a_full_disk(
     """It says EIO then."""
     error = lmdb_error(lmdb.Error, errno.EIO)
     assert type(typed(error, str(tmp_path))) is StoreIOError
-    monkeypatch.setattr(index_module, "_free_bytes", lambda path: 4096)
+    monkeypatch.setattr(index_module, "free_bytes", lambda path: 4096)
     assert type(typed(error, str(tmp_path))) is StoreFull
 
 
@@ -526,7 +527,7 @@ def test_too_many_readers(tmp_path: Path) -> None:
     with castore.open(tmp_path / "store") as store:
         store.puts("a", b"1")
         environment = store._catalog._index._env  # type: ignore[union-attr]
-        held = [environment.begin() for _ in range(index_module.READERS_MAX)]
+        held = [environment.begin() for _ in range(READERS_MAX)]
         with pytest.raises(StoreLocked, match="readers"):
             store.gets("a")
         store.puts("b", b"inline")

@@ -17,7 +17,8 @@ import castore
 from castore.cli import main
 from castore.errors import IndexCorrupt, StoreFull, UnclaimedData
 from castore.local.index_walk import check_pages
-from castore.system.lmdb_env import LOCK_FILE_BYTES, open_index
+from castore.system.lmdb_env import open_index
+from castore.system.lmdb_files import LOCK_FILE_BYTES
 from castore.system.lmdb_pages import BRANCH, LEAF, IndexPages
 
 VALUES = contents(names=400)

@@ -39,8 +39,9 @@ def test_imports_go_down_only() -> None:
     assert "0 broken" in done.stdout
 
 
-def test_one_file_imports_lmdb() -> None:
-    assert files_with(r"^\s*(import|from) lmdb\b") == {"castore/system/lmdb_env.py"}
+def test_two_files_import_lmdb() -> None:
+    found = files_with(r"^\s*(import|from) lmdb\b")
+    assert found == {"castore/system/lmdb_env.py", "castore/system/lmdb_errors.py"}
 
 
 def test_one_package_imports_boto() -> None:
@@ -58,7 +59,7 @@ def test_bytes_of_a_local_store_are_laid_out_in_three_files() -> None:
     found = files_with(r"^\s*(import|from) struct\b")
     # The reference chunker's words; a container, pages and a lock of other programs' making.
     found -= {"castore/stream/chunker_reference.py", "conducto/stored_gzip.py"}
-    found -= {"castore/system/lmdb_pages.py", "castore/system/lmdb_env.py"}
+    found -= {"castore/system/lmdb_pages.py", "castore/system/lmdb_files.py"}
     local = {name for name in found if not re.match(r"castore/(s3/|format/s3)", name)}
     assert local == {f"castore/format/{part}.py" for part in ("pack", "index", "journal")}
 

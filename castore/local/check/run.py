@@ -26,7 +26,9 @@ from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem
 from castore.system import isolated
 from castore.system.isolated import Report
-from castore.system.lmdb_env import damaged, is_in_use, open_index
+from castore.system.lmdb_env import open_index
+from castore.system.lmdb_errors import damaged
+from castore.system.lmdb_files import is_in_use
 from castore.system.workers import Workers
 
 LOOKS = 3  # at a store whose packs collectors move meanwhile

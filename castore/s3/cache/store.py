@@ -33,7 +33,8 @@ from castore.s3.cache.folder import FolderNotOurs, make_own_folder, warn_uncache
 from castore.s3.cache.frames import FrameCache
 from castore.system.fileio import make_durable_folder, sync_folder
 from castore.system.forks import ForkLock, Rank
-from castore.system.lmdb_env import CACHE_TABLES, Index, LmdbError, Snapshot, Table, Txn, open_index
+from castore.system.lmdb_env import CACHE_TABLES, Index, Snapshot, Table, Txn, open_index
+from castore.system.lmdb_errors import LmdbError
 
 ROWS_MAX = 16_384  # of chunks, per transaction: each may dirty a page of its own
 _SEGMENT_KEY = struct.Struct(">QQ")

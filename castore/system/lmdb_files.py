@@ -1,0 +1,56 @@
+"""The files of an LMDB environment, as castore looks at them without LMDB."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import sys
+
+from castore.errors import StoreIOError
+from castore.system.lmdb_errors import full
+
+LOCK_FILE_BYTES = 65_664  # what LMDB takes for READERS_MAX readers
+_FLOCK = "hhqqi"  # Linux's struct flock
+
+
+def can_lock(path: str) -> bool:
+    """Whether LMDB's readers can be counted in the index `path`: its lock file can be written."""
+    lock = os.path.join(path, "lock.mdb")
+    return os.access(lock if os.path.exists(lock) else path, os.R_OK | os.W_OK)
+
+
+def is_in_use(path: str) -> bool:
+    """Whether any process has the index `path` open, readers without a lock apart. Not to be asked
+    where this one does: to close the lock file would drop LMDB's lock."""
+    if sys.platform != "linux":
+        return True
+    try:
+        fd = os.open(os.path.join(path, "lock.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        found = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    finally:
+        os.close(fd)
+    return bool(found[0] != fcntl.F_UNLCK)
+
+
+def allocate_lock_file(path: str) -> None:
+    """Have lock.mdb in full on the disk before LMDB maps it: what it writes through the map to a
+    hole of the file, on a disk that is full, ends the process (SIGBUS). Before this process has the
+    environment open, as to close the file would drop LMDB's lock."""
+    fd = os.open(os.path.join(path, "lock.mdb"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(fd).st_blocks * 512 < LOCK_FILE_BYTES and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, LOCK_FILE_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full(path) from error
+        # A file system that can't: it is made as it ever was.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):
+            raise StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO) from error
+    finally:
+        os.close(fd)
