@@ -24,16 +24,14 @@ What the commit promises to the collector, and expects from it:
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from itertools import islice, takewhile
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from castore.errors import FormatError, IndexChanged, IndexCorrupt, NameNotFound, StoreIOError
 from castore.format.index import (
     Record,
-    Segment,
     Totals,
     check_owner,
     decode_chunk_row,
@@ -45,6 +43,7 @@ from castore.format.index import (
 from castore.format.journal import encode_drop, encode_piece, encode_put
 from castore.format.pack import StoreConfig, encode_config
 from castore.local.batch import Batch, NewChunk
+from castore.local.hot import HotObjects
 from castore.local.journal.log import Journal, start_journal
 from castore.local.meta import (
     CONFIG,
@@ -57,20 +56,17 @@ from castore.local.meta import (
 )
 from castore.local.names import NameChanges
 from castore.local.tables import Tables
-from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, clamp_range
+from castore.model import Extent, Location, clamp_range
 from castore.stream.backend import Cover, Entry
 from castore.stream.operations import Draft, Operation
 from castore.stream.segments import Manifest
 from castore.system.fileio import sync_folder
 from castore.system.lmdb_env import TRIES, Index, Snapshot
-from castore.system.lmdb_errors import damaged
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 PAGE_NAMES = 1000
-HOT_OBJECTS_MAX = 64
-HOT_SEGMENTS_MAX = 256  # of all of them; one is 35 KiB
 
 
 class PacksVanished(Exception):
@@ -80,19 +76,6 @@ class PacksVanished(Exception):
     def __init__(self, pack_ids: set[bytes]) -> None:
         super().__init__(f"{len(pack_ids)} packs were collected before the commit")
         self.pack_ids = pack_ids
-
-
-class _Hot:
-    """An object that was read lately: its record as stored, decoded, and some of its segments,
-    sorted."""
-
-    __slots__ = ("ends", "raw", "record", "segments")
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-        self.record = decode_record(raw)
-        self.segments: list[Segment] = []
-        self.ends: list[int] = []
 
 
 def _repeated(
@@ -116,8 +99,7 @@ class LocalCatalog:
     def __init__(self, index: Index, journal: Journal, config: StoreConfig) -> None:
         self._index = index
         self._journal = journal
-        self._hot: dict[bytes, _Hot] = {}
-        self._hot_segments = 0
+        self._hot = HotObjects(index)
         self._check_whose(config)
 
     @property
@@ -152,9 +134,7 @@ class LocalCatalog:
             raise NameNotFound(name.decode())
         # The record is read every time, so that no answer is stale; what it decodes to, and the
         # segments of its immutable manifest, are remembered.
-        hot = self._hot.get(name)
-        if hot is None or hot.raw != raw:
-            hot = self._remember(name, bytes(raw))
+        hot = self._hot.of(name, raw)
         record = hot.record
         covered: list[tuple[int, int, list[Extent]]] = []
         for byte_range in byte_ranges:
@@ -162,7 +142,7 @@ class LocalCatalog:
             extents: list[Extent] = []
             at = begin
             while at < end and not record.is_inline:
-                segment = self._segment(txn, hot, at)
+                segment = self._hot.segment(txn, hot, at)
                 extents += segment.covering(at, end)
                 at = segment.end
             covered.append((begin, end, extents))
@@ -170,12 +150,11 @@ class LocalCatalog:
 
     def forget(self, name: bytes) -> None:
         """Read the name's segments from the index again: their packs are not where they were."""
-        self._hot.pop(name, None)
+        self._hot.forget(name)
 
     def forget_all(self) -> None:
         """Segments were changed in place."""
-        self._hot = {}
-        self._hot_segments = 0
+        self._hot.forget_all()
 
     @_repeated
     def manifest(self, name: bytes) -> tuple[Record, Manifest]:
@@ -201,19 +180,22 @@ class LocalCatalog:
 
     def pages(self, prefix: bytes) -> Iterator[list[tuple[bytes, Record]]]:
         after = b""
-        while page := self._page(prefix, after):
-            yield page
+        while page := self._page(prefix, after, values=True):
+            yield [(name, self._decode(name, raw)) for name, raw in page]
             after = page[-1][0]
 
     def names(self, prefix: bytes) -> Iterator[list[bytes]]:
         after = b""
-        while page := self._names_page(prefix, after):
+        while page := self._page(prefix, after, values=False):
             yield page
             after = page[-1]
 
     @_repeated
-    def _page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
-        """Up to PAGE_NAMES names that start with `prefix` and sort after `after`."""
+    def _page(
+        self, prefix: bytes, after: bytes, *, values: bool, rows_max: int = PAGE_NAMES
+    ) -> list[Any]:
+        """Up to `rows_max` names that start with `prefix` and sort after `after`, with their
+        records if `values` are wanted."""
         index = self._index
         with (
             index.gate,
@@ -224,32 +206,8 @@ class LocalCatalog:
             start = max(prefix, after + b"\0") if after else prefix
             if not (cursor.set_range(start) if start else cursor.first()):
                 return []
-            return [
-                (bytes(name), self._decode(name, raw))
-                for name, raw in takewhile(
-                    lambda item: item[0].startswith(prefix), islice(cursor, PAGE_NAMES)
-                )
-            ]
-
-    @_repeated
-    def _names_page(self, prefix: bytes, after: bytes, names_max: int = PAGE_NAMES) -> list[bytes]:
-        index = self._index
-        with (
-            index.gate,
-            index.errors,
-            index.snapshot(False) as txn,
-            txn.cursor(db=index.names) as cursor,
-        ):
-            start = max(prefix, after + b"\0") if after else prefix
-            if not (cursor.set_range(start) if start else cursor.first()):
-                return []
-            return [
-                bytes(name)
-                for name in takewhile(
-                    lambda name: name.startswith(prefix),
-                    islice(cursor.iternext(values=False), names_max),
-                )
-            ]
+            rows = islice(cursor.iternext(values=values), rows_max)
+            return list(takewhile(lambda r: (r[0] if values else r).startswith(prefix), rows))
 
     def level(self, prefix: bytes, *, with_records: bool) -> Iterator[list[Entry]]:
         """By seeking behind each folder: what is in it is not looked at."""
@@ -260,7 +218,8 @@ class LocalCatalog:
             start = _behind(last) if page[-1].is_folder else last + b"\0"
 
     def kind(self, name: bytes) -> tuple[bool, bool]:
-        return self.record(name) is not None, bool(self._names_page(name + b"/", b"", 1))
+        below = self._page(name + b"/", b"", values=False, rows_max=1)
+        return self.record(name) is not None, bool(below)
 
     @_repeated
     def _level_page(self, prefix: bytes, start: bytes, with_records: bool) -> list[Entry]:
@@ -401,37 +360,6 @@ class LocalCatalog:
 
     # ------------------------------------------------------------ below
 
-    def _segment(self, txn: Snapshot, hot: _Hot, at: int) -> Segment:
-        i = bisect_right(hot.ends, at)
-        if i < len(hot.ends) and hot.segments[i].begin <= at:
-            return hot.segments[i]
-        # Of a huge object the next read will hardly want the same segment: it is read in place.
-        keep = hot.record.chunks <= HOT_SEGMENTS_MAX * SEGMENT_EXTENTS_MAX
-        manifest = hot.record.manifest
-        with txn.cursor(db=self._index.segments) as cursor:
-            if (
-                not cursor.set_range(segment_key(manifest, at + 1))
-                or manifest_of(bytes(cursor.key())) != manifest
-            ):
-                what = f"it has no segment for byte {at} of an object"
-                raise damaged(self._index.path, what)
-            raw = cursor.value()
-            segment = decode_segment(bytes(raw) if keep else raw, manifest=manifest, verify=keep)
-        if not segment.begin <= at < segment.end:
-            raise FormatError(f"segment [{segment.begin}, {segment.end}) is not where it says")
-        if not keep:
-            return segment
-        if self._hot_segments >= HOT_SEGMENTS_MAX:
-            # Start over: as good as an order of use for reads at random, and free for the others.
-            for each in (hot, *self._hot.values()):
-                each.segments.clear()
-                each.ends.clear()
-            self._hot_segments = i = 0
-        hot.segments.insert(i, segment)
-        hot.ends.insert(i, segment.end)
-        self._hot_segments += 1
-        return segment
-
     def _raw_segments(self, txn: Snapshot, manifest: int) -> Iterator[bytes]:
         with txn.cursor(db=self._index.segments) as cursor:
             if cursor.set_range(segment_key(manifest, 0)):
@@ -440,12 +368,6 @@ class LocalCatalog:
                         return
                     check_owner(raw, manifest)
                     yield bytes(raw)
-
-    def _remember(self, name: bytes, raw: bytes) -> _Hot:
-        while len(self._hot) >= HOT_OBJECTS_MAX:
-            self._hot.pop(next(iter(self._hot)), None)
-        hot = self._hot[name] = _Hot(raw)
-        return hot
 
     def _decode(self, name: bytes, raw: bytes) -> Record:
         try:

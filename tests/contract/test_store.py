@@ -1930,7 +1930,7 @@ def test_with_hardly_any_room_to_remember(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every cache that has a bound, at its least; manifests too large for memory."""
-    from castore.local import catalog as local
+    from castore.local import hot as local
     from castore.stream import segments as manifest
 
     monkeypatch.setattr(local_packs, "PACK_BYTES_MAX", 100_000)
