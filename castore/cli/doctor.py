@@ -18,7 +18,7 @@ from castore.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
-from castore.local.journal.log import FOLDER, journal_bytes
+from castore.local.journal.files import FOLDER, journal_bytes
 from castore.local.journal.state import judge
 from castore.system import isolated
 from castore.system.lmdb_env import open_index, repeated

@@ -32,7 +32,8 @@ from castore.format.journal import Entry, JournalPlace
 from castore.format.pack import StoreConfig
 from castore.local import meta
 from castore.local.folder import CONFIG, INDEX_BYTES_MIN, alone, read_config
-from castore.local.journal.log import FOLDER, PLACE, Journal, log_path, read_unclaimed
+from castore.local.journal.files import FOLDER, log_path
+from castore.local.journal.log import PLACE, Journal, read_unclaimed
 from castore.local.journal.replay import clear_names, drop_unnamed, fill, replay
 from castore.local.journal.scan import JournalReading, read_journal
 from castore.local.rebuild_rows import RowRebuild

@@ -33,7 +33,8 @@ from castore.local.folder import (
     refuse_lost_config,
     share,
 )
-from castore.local.journal.log import Journal, journal_bytes
+from castore.local.journal.files import journal_bytes
+from castore.local.journal.log import Journal
 from castore.local.packs import LocalPacks
 from castore.local.session import LocalSession
 from castore.model import Progress, StoreStats

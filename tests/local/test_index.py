@@ -467,7 +467,7 @@ def test_a_short_write_of_lmdb_means_a_full_disk(
     """It says EIO then."""
     error = lmdb_error(lmdb.Error, errno.EIO)
     assert type(typed(error, str(tmp_path))) is StoreIOError
-    monkeypatch.setattr(index_module, "free_bytes", lambda path: 4096)
+    monkeypatch.setattr("castore.system.lmdb_errors.free_bytes", lambda path: 4096)
     assert type(typed(error, str(tmp_path))) is StoreFull
 
 

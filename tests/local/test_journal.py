@@ -269,7 +269,7 @@ def test_a_full_disk_in_the_middle_of_it(
 
     with castore.open(folder) as store:
         with monkeypatch.context() as patched:
-            patched.setattr("castore.local.journal.log._write_all", full)
+            patched.setattr("castore.local.journal.log.append_all", full)
             for turn in range(9):
                 store.puts("key", random.Random(turn).randbytes(3000))
         kinds = [name.partition(".")[2] for name in sorted(os.listdir(folder / "journal"))]

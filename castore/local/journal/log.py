@@ -26,27 +26,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from castore.errors import CastoreError, CommitUnknown, FormatError
-from castore.format.index import decode_record, decode_segment, manifest_of
 from castore.format.journal import (
-    BLOCK_HEADER_BYTES,
     FLAG_LAST,
-    FLAG_ZSTD,
     JournalPlace,
     Kind,
     Unclaimed,
-    decode_block_head,
     encode_block,
-    encode_piece,
-    encode_put,
 )
 from castore.format.pack import StoreConfig, encode_config
-from castore.local.index_walk import pages
-from castore.stream.codec import encode_block_payload
+from castore.local.journal.blocks import SnapshotEntries, encode_blocks
+from castore.local.journal.files import (
+    FOLDER,
+    TAIL_BYTES_MAX,
+    append_all,
+    generations,
+    log_path,
+    newest_committed,
+    newest_of,
+    remove_before,
+    snapshot_bytes,
+    snapshot_path,
+)
 from castore.system import forks
 from castore.system.fileio import make_durable_folder, storage_error, sync_folder
 from castore.system.forks import ForkLock, Rank
@@ -54,15 +58,10 @@ from castore.system.lmdb_env import Index, Snapshot, Txn
 
 PLACE: Final = b"journal"  # rows of `meta`
 UNCLAIMED: Final = b"unclaimed"
-PIECE_BYTES = 1 << 20  # of entries in one block
-TAIL_BYTES_MAX = 1 << 20  # looked at, of what others appended
 LOG_BYTES_MIN = 1 << 20  # a log is kept up to this, or up to the size of its snapshot
 LOG_BYTES_MAX = 64 << 20  # nor does a put let it grow past this, or past some of its snapshot
 SNAPSHOTS_MAX = 4
 ROWS_AT_CLOSE_MAX = 20_000  # a snapshot of them takes a moment
-FOLDER = "journal"
-_NAME = re.compile(r"([0-9a-f]{16})\.(log|snapshot)")
-
 
 STARTED: Final = JournalPlace(0, 0, 0)
 
@@ -156,7 +155,7 @@ class Journal:
         known = generations(self.folder)
         # Of a commit that failed, or was cut off, when it had begun a log: that has nothing.
         is_behind = self._fd >= 0 or any(
-            _newest_of(log_path(self.folder, later)) > place.seq
+            newest_of(log_path(self.folder, later)) > place.seq
             for later in known
             if later > place.generation
         )
@@ -184,7 +183,7 @@ class Journal:
         if size <= place.end:
             return False
         tail = os.pread(self._fd, min(size - place.end, TAIL_BYTES_MAX), place.end)
-        return _newest_committed(tail) > place.seq
+        return newest_committed(tail) > place.seq
 
     # ------------------------------------------------------------ generations
 
@@ -196,7 +195,7 @@ class Journal:
             if self._known is None or self._known[1] <= self._log_bytes_max:
                 return
             place, size = self._known
-            limit = max(LOG_BYTES_MAX, SNAPSHOTS_MAX * _snapshot_bytes(self.folder))
+            limit = max(LOG_BYTES_MAX, SNAPSHOTS_MAX * snapshot_bytes(self.folder))
             grown = size > limit
             self._log_bytes_max = size + limit if grown else limit
         if grown:
@@ -244,16 +243,16 @@ class Journal:
                 os.unlink(draft)
             raise
         sync_folder(self.folder)
-        _remove_before(self.folder, generation)
+        remove_before(self.folder, generation)
         self._lacking = False
 
     def _write_snapshot(self, index: Index, path: str, generation: int, seq: int) -> bool:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            _write_all(fd, self._head(generation, seq, "snapshot"))
-            state = _State(index)
+            append_all(fd, self._head(generation, seq, "snapshot"))
+            state = SnapshotEntries(index)
             for block in encode_blocks(Kind.STATE, seq, state):
-                _write_all(fd, block)
+                append_all(fd, block)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -278,7 +277,7 @@ class Journal:
     def _has_grown(self) -> bool:
         """By what this process appended: a store that is only read is left alone."""
         known = self._known
-        limit = max(LOG_BYTES_MIN, SNAPSHOTS_MAX * _snapshot_bytes(self.folder))
+        limit = max(LOG_BYTES_MIN, SNAPSHOTS_MAX * snapshot_bytes(self.folder))
         return known is not None and known[1] > limit
 
     def after_fork_in_child(self) -> None:
@@ -329,33 +328,6 @@ class Journal:
         return encode_block(Kind.HEAD, seq, 0, payload, raw_bytes=len(payload), flags=FLAG_LAST)
 
 
-class _State:
-    """The entries of a snapshot: all segments and names of an index. `whole` is false if some do
-    not decode, and are left out."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self.whole = True
-
-    def __iter__(self) -> Iterator[bytes]:
-        index = self._index
-        # Segments first: a name that came meanwhile is in the log, with its own.
-        for page in pages(index, index.segments):
-            for key, raw in page:
-                try:
-                    decode_segment(raw, manifest=manifest_of(key))
-                    yield encode_piece(manifest_of(key), raw)
-                except FormatError:
-                    self.whole = False
-        for page in pages(index, index.names):
-            for name, raw in page:
-                try:
-                    decode_record(raw)
-                    yield encode_put(name, raw)
-                except FormatError:
-                    self.whole = False
-
-
 def _may_rotate(index: Index) -> bool:
     """Whether it takes but a moment, and no older generation has names that the index lacks."""
     with index.gate, index.errors, index.snapshot(False) as txn:
@@ -363,25 +335,6 @@ def _may_rotate(index: Index) -> bool:
             return False
         rows = [int(txn.stat(table)["entries"]) for table in (index.names, index.segments)]
     return sum(rows) <= ROWS_AT_CLOSE_MAX
-
-
-def encode_blocks(kind: Kind, seq: int, entries: Iterable[bytes]) -> Iterator[bytes]:
-    """The blocks of a transaction or a snapshot; there is always one."""
-    part, size, batch = 0, 0, list[bytes]()
-    for entry in entries:
-        if size and size + len(entry) > PIECE_BYTES:
-            yield _encoded(kind, seq, part, b"".join(batch), 0)
-            part, size = part + 1, 0
-            batch.clear()
-        batch.append(entry)
-        size += len(entry)
-    yield _encoded(kind, seq, part, b"".join(batch), FLAG_LAST)
-
-
-def _encoded(kind: Kind, seq: int, part: int, raw: bytes, flags: int) -> bytes:
-    compressed, payload = encode_block_payload(raw)
-    flags |= FLAG_ZSTD if compressed else 0
-    return encode_block(kind, seq, part, payload, raw_bytes=len(raw), flags=flags)
 
 
 def read_place(index: Index, txn: Snapshot | Txn) -> JournalPlace | None:
@@ -394,88 +347,3 @@ def read_unclaimed(index: Index, txn: Snapshot | Txn) -> Unclaimed | None:
     """Raises FormatError."""
     row = txn.get(UNCLAIMED, db=index.meta)
     return None if row is None else Unclaimed.decode(bytes(row))
-
-
-# ---------------------------------------------------------------- files
-
-
-def log_path(folder: str, generation: int) -> str:
-    return os.path.join(folder, f"{generation:016x}.log")
-
-
-def snapshot_path(folder: str, generation: int) -> str:
-    return os.path.join(folder, f"{generation:016x}.snapshot")
-
-
-def generations(folder: str) -> list[int]:
-    """Those that there is a file of, in order."""
-    try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    return sorted({int(match[1], 16) for match in map(_NAME.fullmatch, names) if match})
-
-
-def _snapshot_bytes(folder: str) -> int:
-    """Of the newest one that there is."""
-    for generation in reversed(generations(folder)):
-        with contextlib.suppress(FileNotFoundError):
-            return os.stat(snapshot_path(folder, generation)).st_size
-    return 0
-
-
-def journal_bytes(folder: str) -> int:
-    size = 0
-    with contextlib.suppress(FileNotFoundError):
-        for entry in os.scandir(folder):
-            with contextlib.suppress(FileNotFoundError):
-                size += entry.stat().st_size
-    return size
-
-
-def _remove_before(folder: str, generation: int) -> None:
-    for name in os.listdir(folder):
-        stem, _, kind = name.partition(".")
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            if kind in ("log", "snapshot", "draft") and int(stem, 16) < generation:
-                os.unlink(os.path.join(folder, name))
-    sync_folder(folder)
-
-
-def _newest_of(path: str) -> int:
-    """The number of the last transaction that is known to be committed by the log at `path`."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return 0
-    try:
-        size = os.fstat(fd).st_size
-        parts = [(0, TAIL_BYTES_MAX), (max(0, size - TAIL_BYTES_MAX), TAIL_BYTES_MAX)]
-        return max(_newest_committed(os.pread(fd, size, at)) for at, size in parts)
-    finally:
-        os.close(fd)
-
-
-def _newest_committed(part: bytes) -> int:
-    """The number of the last transaction in a part of a log that is known to be committed: a DONE
-    says so, every transaction of the one before it, and what a log begins with of those before it.
-    """
-    newest, at = 0, 0
-    while True:
-        with contextlib.suppress(FormatError):
-            head = decode_block_head(part[at : at + BLOCK_HEADER_BYTES])
-            if head.kind in (Kind.DONE, Kind.HEAD):
-                newest = max(newest, head.seq)
-            elif head.kind == Kind.CHANGES:
-                newest = max(newest, head.seq - 1)
-            at += BLOCK_HEADER_BYTES + head.payload_bytes
-            continue
-        at = part.find(b"CJNL", at + 1)
-        if at < 0:
-            return newest
-
-
-def _write_all(fd: int, block: bytes) -> None:
-    view = memoryview(block)
-    while view:
-        view = view[os.write(fd, view) :]

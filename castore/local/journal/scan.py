@@ -29,7 +29,7 @@ from castore.format.journal import (
     decode_block_head,
     decode_entries,
 )
-from castore.local.journal.log import FOLDER, generations, log_path, snapshot_path
+from castore.local.journal.files import FOLDER, generations, log_path, snapshot_path
 from castore.stream.codec import decode_block_payload
 from castore.system.fileio import storage_error
 

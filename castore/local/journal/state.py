@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from castore.errors import FormatError
 from castore.format.journal import JournalPlace, Unclaimed
-from castore.local.journal.log import FOLDER, read_place, read_unclaimed
+from castore.local.journal.files import FOLDER
+from castore.local.journal.log import read_place, read_unclaimed
 from castore.local.journal.scan import JournalReading, read_journal
 from castore.system.fileio import storage_error
 from castore.system.lmdb_env import Index
