@@ -30,7 +30,6 @@ from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import new_file_mode
 from castore.system.open_folders import refuse_open_store_paths
 
-MODE_DEFAULT = 0o644
 TIME_NS_LIMIT = 1 << 63
 
 StrPath = str | os.PathLike[str]

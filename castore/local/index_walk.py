@@ -69,6 +69,14 @@ def pages(index: Index, table: Table) -> Iterator[list[tuple[bytes, bytes]]]:
         after = page[-1][0]
 
 
+def durable_bytes(row: bytes | None) -> int:
+    """What a pack's row says; 0 of none, or of a damaged one."""
+    try:
+        return 0 if row is None else decode_pack_row(row)[1]
+    except FormatError:
+        return 0
+
+
 def check_pages(index: Index) -> None:
     """Raises IndexCorrupt if a page of the index is damaged, though LMDB may get along with it
     until something is written."""

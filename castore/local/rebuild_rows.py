@@ -19,7 +19,6 @@ from castore.format.index import (
     Record,
     Totals,
     decode_chunk_row,
-    decode_pack_row,
     decode_record,
     decode_segment,
     manifest_of,
@@ -27,7 +26,7 @@ from castore.format.index import (
 from castore.format.journal import Unclaimed
 from castore.format.pack import PackEntry, StoreConfig, encode_config
 from castore.local.check.pack_files import PackFile, open_pack, pack_path
-from castore.local.index_walk import pages
+from castore.local.index_walk import durable_bytes, pages
 from castore.local.journal.log import UNCLAIMED
 from castore.local.meta import CONFIG, STORE_ID
 from castore.local.pack_files import list_packs
@@ -58,7 +57,7 @@ class RowRebuild:
         """Rows for all packs and all whole frames, and none that lead elsewhere."""
         self._mend_meta()
         for page in pages(self._index, self._index.packs):
-            self._durable |= {pack_id: _durable_bytes(row) for pack_id, row in page}
+            self._durable |= {pack_id: durable_bytes(row) for pack_id, row in page}
         self._read_packs()
         self._drop_stale(self._index.packs, self._pack_is_there)
         self._report.chunk_rows_dropped = self._drop_stale(self._index.chunks, self._row_is_right)
@@ -112,7 +111,7 @@ class RowRebuild:
                     new = tables.chunks.add(entry.chunk_id, entry.raw_bytes, at)
                     self._report.chunk_rows_added += new
         with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
-            if not _durable_bytes(txn.get(pack_id, db=index.packs)):
+            if not durable_bytes(txn.get(pack_id, db=index.packs)):
                 tables.packs.put(pack_id, os.fstat(file.fd).st_mtime_ns, reading.end)
 
     def _without_row(self, entries: list[PackEntry]) -> list[PackEntry]:
@@ -260,10 +259,3 @@ class RowRebuild:
                     whole = False
                 if not whole:
                     yield manifest
-
-
-def _durable_bytes(row: bytes | None) -> int:
-    try:
-        return 0 if row is None else decode_pack_row(row)[1]
-    except FormatError:
-        return 0

@@ -116,8 +116,10 @@ class LocalStore:
         progress: Progress | None,
     ) -> CheckReport:
         from castore.local.check.repair import LocalRepair
+        from castore.local.check.repair_packs import Parts
 
-        mend = LocalRepair(self.root, self.config, self._index, self.catalog, self.packs, session)
+        parts = Parts(self.root, self.config, self._index, self.catalog, self.packs, session)
+        mend = LocalRepair(parts)
         return mend.check_and_repair(found, threads=self.threads, progress=progress)
 
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:

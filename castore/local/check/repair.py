@@ -13,18 +13,15 @@ transaction that raises `gc_seq`, so that a writer who has looked up a frame of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
 from itertools import count
 
 from castore.errors import FormatError
 from castore.format.index import decode_segment, manifest_of
-from castore.format.pack import StoreConfig
-from castore.local.catalog import LocalCatalog
 from castore.local.check.journal import mend_journal
 from castore.local.check.pack_files import pack_path
 from castore.local.check.repair_objects import ObjectRepair
-from castore.local.check.repair_packs import PackRepair
+from castore.local.check.repair_packs import PackRepair, Parts
 from castore.local.check.repair_places import mend_places
 from castore.local.check.repair_rows import RowRepair
 from castore.local.check.run import check_local
@@ -33,44 +30,29 @@ from castore.local.gc.collect import LOCK as GC_LOCK
 from castore.local.locks import CollectorLock, PackLocks
 from castore.local.meta import GC_SEQ, next_number
 from castore.local.pack import Placement
-from castore.local.packs import LocalPacks
 from castore.local.tables import Tables
 from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem
-from castore.stream.session import WriteSession
 from castore.system.fileio import make_durable_folder, sync_folder
-from castore.system.lmdb_env import Index
 
 
 class LocalRepair:
     """`check_and_repair` is all of it; `run` does what can be done about what a check of all data
     found, and says what it did."""
 
-    def __init__(
-        self,
-        root: str,
-        config: StoreConfig,
-        index: Index,
-        catalog: LocalCatalog,
-        packs: LocalPacks,
-        session: Callable[[], WriteSession],
-    ) -> None:
-        self._root = root
-        self._index = index
-        self._catalog = catalog
-        self._packs = packs
+    def __init__(self, parts: Parts) -> None:
+        self._root = parts.root
+        self._index = parts.index
+        self._catalog = parts.catalog
+        self._packs = parts.packs
         self.lost: list[Problem] = []  # objects that are kept below quarantine/, with holes
         self.sound: set[bytes] = set()  # packs that nothing was wrong with, with all data read
         self._done: list[str] = []
         self._placement = Placement()
-        self._locks = PackLocks(packs)
-        self._frames = PackRepair(
-            root, config, index, packs, self._locks, self._placement, self._done
-        )
-        self._rows = RowRepair(root, config.store_id, index, self._frames, self._done)
-        self._objects = ObjectRepair(
-            root, config, index, catalog, session, self._frames, self._done, self.lost
-        )
+        self._locks = PackLocks(parts.packs)
+        self._frames = PackRepair(parts, self._locks, self._placement, self._done)
+        self._rows = RowRepair(parts, self._frames, self._done)
+        self._objects = ObjectRepair(parts, self._frames, self._done, self.lost)
 
     def check_and_repair(
         self, found: CheckReport | None, *, threads: int, progress: Progress | None

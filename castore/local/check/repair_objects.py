@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import xxhash
 
@@ -19,9 +19,7 @@ from castore.format.index import (
     manifest_of,
     segment_place,
 )
-from castore.format.pack import StoreConfig
-from castore.local.catalog import LocalCatalog
-from castore.local.check.repair_packs import PackRepair
+from castore.local.check.repair_packs import PackRepair, Parts
 from castore.local.check.segments import (
     all_segments,
     decodes,
@@ -34,8 +32,6 @@ from castore.model import Extent
 from castore.stream.codec import ChunksEtag, decode_frame
 from castore.stream.operations import Copy, Delete, Operation, Publish
 from castore.stream.reports import CheckReport, Problem
-from castore.stream.session import WriteSession
-from castore.system.lmdb_env import Index
 
 SEGMENTS_MAX = 256  # rewritten in one transaction
 
@@ -46,22 +42,18 @@ class ObjectRepair:
 
     def __init__(
         self,
-        root: str,
-        config: StoreConfig,
-        index: Index,
-        catalog: LocalCatalog,
-        session: Callable[[], WriteSession],
+        parts: Parts,
         packs: PackRepair,
         done: list[str],
         lost: list[Problem],
     ) -> None:
         self.lost = lost
         self.emptied: set[int] = set()
-        self._root = root
-        self._config = config
-        self._index = index
-        self._catalog = catalog
-        self._session = session
+        self._root = parts.root
+        self._config = parts.config
+        self._index = parts.index
+        self._catalog = parts.catalog
+        self._session = parts.session
         self._packs = packs
         self._done = done
 

@@ -4,17 +4,17 @@ are to be replaced, and where the frames are that others take the place of."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 from castore.check.objects import extent_fault
 from castore.check.packs import PackReading, is_whole
 from castore.errors import FormatError
-from castore.format.index import (
-    decode_pack_row,
-)
 from castore.format.pack import PackEntry, StoreConfig
+from castore.local.catalog import LocalCatalog
 from castore.local.check.pack_files import PackFile, open_pack, pack_path
+from castore.local.index_walk import durable_bytes, pages
 from castore.local.locks import PackLocks
 from castore.local.pack import Placement
 from castore.local.pack_files import list_packs
@@ -23,10 +23,23 @@ from castore.local.tables import Tables
 from castore.model import Extent, Location
 from castore.stream.codec import Frame, stored_frame
 from castore.stream.reports import CheckReport
+from castore.stream.session import WriteSession
 from castore.system.lmdb_env import Index
 
 FRAMES_MAX = 256  # copied at a time
 FILES_MAX = 64  # open at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Of the store that is repaired. `session` is for what is put into it."""
+
+    root: str
+    config: StoreConfig
+    index: Index
+    catalog: LocalCatalog
+    packs: LocalPacks
+    session: Callable[[], WriteSession]
 
 
 class PackRepair:
@@ -36,10 +49,7 @@ class PackRepair:
 
     def __init__(
         self,
-        root: str,
-        config: StoreConfig,
-        index: Index,
-        packs: LocalPacks,
+        parts: Parts,
         locks: PackLocks,
         placement: Placement,
         done: list[str],
@@ -47,10 +57,10 @@ class PackRepair:
         self.readings: dict[bytes, PackReading] = {}
         self.replaced: set[bytes] = set()
         self.elsewhere: dict[bytes, Location] = {}
-        self._root = root
-        self._config = config
-        self._index = index
-        self._packs = packs
+        self._root = parts.root
+        self._config = parts.config
+        self._index = parts.index
+        self._packs = parts.packs
         self._locks = locks
         self._placement = placement
         self._done = done
@@ -146,7 +156,8 @@ class PackRepair:
     def find_elsewhere(self, wanted: set[bytes]) -> None:
         """Intact frames of these chunks in packs that stay. Those that no commit made durable may
         be taken back by who wrote them, or not survive a power cut: they are copied."""
-        durable = self._durable_bytes()
+        rows = [row for page in pages(self._index, self._index.packs) for row in page]
+        durable = {pack_id: durable_bytes(row) for pack_id, row in rows}
         for pack_id, reading in list(self.readings.items()):
             if pack_id in self.replaced:
                 continue
@@ -186,12 +197,6 @@ class PackRepair:
 
     def _read(self, pack_id: bytes, begin: int, end: int) -> bytes:
         return self.frame(Location(pack_id, begin, end - begin))
-
-    def _durable_bytes(self) -> dict[bytes, int]:
-        """What commits have said of each pack."""
-        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
-            rows = {bytes(key): bytes(row) for key, row in txn.cursor(db=self._index.packs)}
-        return {pack_id: _durable(row) for pack_id, row in rows.items()}
 
     def _copy_all(self, pack_id: bytes, entries: list[PackEntry]) -> int:
         return sum(
@@ -237,10 +242,3 @@ class PackRepair:
                 del self._files[next(iter(self._files))]
             file = self._files[pack_id] = PackFile(pack_path(self._root, pack_id))
         return file
-
-
-def _durable(row: bytes) -> int:
-    try:
-        return decode_pack_row(row)[1]
-    except FormatError:
-        return 0

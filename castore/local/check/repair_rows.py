@@ -24,7 +24,7 @@ from castore.format.index import (
 )
 from castore.format.journal import Unclaimed
 from castore.local.check.pack_files import pack_path
-from castore.local.check.repair_packs import PackRepair
+from castore.local.check.repair_packs import PackRepair, Parts
 from castore.local.check.segments import decodes, is_pending, named_manifests, segments_of
 from castore.local.index_walk import pages
 from castore.local.journal.log import PLACE, UNCLAIMED
@@ -40,18 +40,16 @@ from castore.local.meta import (
 from castore.local.tables import PackRows, SegmentRows, Tables
 from castore.model import Extent, Location
 from castore.stream.reports import CheckReport
-from castore.system.lmdb_env import Index, Table, Txn
+from castore.system.lmdb_env import Table, Txn
 
 ROWS_MAX = 4096  # of chunks, changed in one transaction
 
 
 class RowRepair:
-    def __init__(
-        self, root: str, store_id: bytes, index: Index, packs: PackRepair, done: list[str]
-    ) -> None:
-        self._root = root
-        self._store_id = store_id
-        self._index = index
+    def __init__(self, parts: Parts, packs: PackRepair, done: list[str]) -> None:
+        self._root = parts.root
+        self._store_id = parts.config.store_id
+        self._index = parts.index
         self._packs = packs
         self._done = done
 

@@ -13,6 +13,7 @@ from itertools import islice
 from castore.format.index import decode_chunk_row, decode_pack_row, decode_segment, segment_key
 from castore.local.gc.mark import Marker
 from castore.local.gc.seal import seal_packs
+from castore.local.index_walk import pages
 from castore.local.locks import PackLocks
 from castore.local.packs import LocalPacks
 from castore.local.tables import Tables
@@ -182,14 +183,8 @@ class Sweeper:
 
     def _pack_rows(self) -> list[tuple[bytes, int, int]]:
         """(pack id, creation time in ns since the epoch, durable bytes) of each."""
-        index = self._index
-        with (
-            index.gate,
-            index.errors,
-            index.snapshot(False) as txn,
-            txn.cursor(db=index.packs) as cursor,
-        ):
-            return [(key, *decode_pack_row(row)) for key, row in cursor]
+        rows = (row for page in pages(self._index, self._index.packs) for row in page)
+        return [(pack_id, *decode_pack_row(row)) for pack_id, row in rows]
 
     def remove_packs(
         self,
