@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from castore.check.packs import PackReading
 from castore.errors import FormatError, InvalidName
-from castore.format.index import Record, decode_segment
+from castore.format.index import Record
 from castore.format.pack import PackEntry
+from castore.format.segment import decode_segment
 from castore.model import Extent, encode_name
 from castore.stream.codec import ChunksEtag, chunk_id_of, decode_inline
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from castore.errors import FormatError
-from castore.format.index import Record, Segment, decode_segment
+from castore.format.index import Record
+from castore.format.segment import Segment, decode_segment
 from castore.model import NAME_BYTES_MAX, Extent
 from castore.stream.codec import chunk_id_of
 from castore.stream.operations import Draft, Publish

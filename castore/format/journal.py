@@ -14,8 +14,9 @@ from typing import Final, NamedTuple, TypeAlias
 import xxhash
 
 from castore.errors import FormatError
-from castore.format.index import SEGMENT_HEADER_BYTES, Record, decode_record
+from castore.format.index import Record, decode_record
 from castore.format.pack import CHUNK_ID_BYTES
+from castore.format.segment import SEGMENT_HEADER_BYTES
 from castore.model import SEGMENT_EXTENTS_MAX
 
 JOURNAL_MAGIC: Final = b"CJNL"

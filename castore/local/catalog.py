@@ -33,15 +33,14 @@ from castore.errors import FormatError, IndexChanged, IndexCorrupt, NameNotFound
 from castore.format.index import (
     Record,
     Totals,
-    check_owner,
     decode_chunk_row,
     decode_record,
-    decode_segment,
     manifest_of,
     segment_key,
 )
 from castore.format.journal import encode_drop, encode_piece, encode_put
 from castore.format.pack import StoreConfig, encode_config
+from castore.format.segment import check_owner, decode_segment
 from castore.local.batch import Batch, NewChunk
 from castore.local.hot import HotObjects
 from castore.local.journal.log import Journal, start_journal

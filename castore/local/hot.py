@@ -9,13 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from castore.errors import FormatError
-from castore.format.index import (
-    Segment,
-    decode_record,
-    decode_segment,
-    manifest_of,
-    segment_key,
-)
+from castore.format.index import decode_record, manifest_of, segment_key
+from castore.format.segment import Segment, decode_segment
 from castore.model import SEGMENT_EXTENTS_MAX
 from castore.system.lmdb_env import Index, Snapshot
 from castore.system.lmdb_errors import damaged

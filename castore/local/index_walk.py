@@ -10,13 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.index import (
-    decode_chunk_row,
-    decode_pack_row,
-    decode_record,
-    decode_segment,
-    manifest_of,
-)
+from castore.format.index import decode_chunk_row, decode_pack_row, decode_record, manifest_of
+from castore.format.segment import decode_segment
 from castore.system.isolated import Report
 from castore.system.lmdb_env import TABLES, Index, Snapshot, Table, open_index
 from castore.system.lmdb_errors import LmdbError, damaged, typed

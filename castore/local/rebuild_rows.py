@@ -15,16 +15,10 @@ from collections.abc import Callable, Iterator
 from castore.check.objects import extent_fault
 from castore.check.packs import PackReading, is_whole
 from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
-from castore.format.index import (
-    Record,
-    Totals,
-    decode_chunk_row,
-    decode_record,
-    decode_segment,
-    manifest_of,
-)
+from castore.format.index import Record, Totals, decode_chunk_row, decode_record, manifest_of
 from castore.format.journal import Unclaimed
 from castore.format.pack import PackEntry, StoreConfig, encode_config
+from castore.format.segment import decode_segment
 from castore.local.check.pack_files import PackFile, open_pack, pack_path
 from castore.local.index_walk import durable_bytes, pages
 from castore.local.journal.log import UNCLAIMED

@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable, Sequence
 
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
-from castore.format.index import Segment, SegmentBuilder, decode_segment
 from castore.format.pack import StoreConfig
+from castore.format.segment import Segment, SegmentBuilder, decode_segment
 from castore.local.batch import Batch, NewChunk
 from castore.local.catalog import LocalCatalog, PacksVanished
 from castore.local.pack import Placement

@@ -25,9 +25,9 @@ from castore.format.index import (
     encode_pack_row,
     encode_record,
     manifest_of,
-    owned,
     segment_key,
 )
+from castore.format.segment import owned
 from castore.local.meta import MARKING, MARKING_VALUE, TOTALS, next_change, read_totals
 from castore.model import Location
 from castore.system.lmdb_env import Index, Table, Txn

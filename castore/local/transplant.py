@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
-from castore.format.index import decode_record, decode_segment
+from castore.format.index import decode_record
 from castore.format.journal import JournalPlace
+from castore.format.segment import decode_segment
 from castore.local.journal.log import read_place
 from castore.system.lmdb_env import TABLES, Index
 from castore.system.lmdb_pages import IndexPages, Lost, PageTable

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from castore.errors import FormatError, ManifestUnreadable, NameNotFound
-from castore.format.index import Record, Segment, decode_segment
+from castore.format.index import Record
 from castore.format.s3 import (
     MANIFEST_HEADER_BYTES,
     ManifestHead,
@@ -21,6 +21,7 @@ from castore.format.s3 import (
     decode_manifest_head,
     manifest_head_bytes,
 )
+from castore.format.segment import Segment, decode_segment
 from castore.model import Extent, can_begin_a_name, clamp_range
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed, Reply

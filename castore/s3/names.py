@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from castore.errors import CastoreError, CommitUnknown, NameExists, NameNotFound
-from castore.format.index import Record, decode_segment
+from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.format.s3 import encode_manifest
+from castore.format.segment import decode_segment
 from castore.s3.catalog import S3Catalog
 from castore.s3.client.bucket import Bucket, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.delete_version import delete_version, etag_at

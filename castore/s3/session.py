@@ -19,8 +19,8 @@ from castore.errors import (
     PackMissing,
     StoreIOError,
 )
-from castore.format.index import Segment, SegmentBuilder, decode_segment
 from castore.format.pack import decode_frame_header
+from castore.format.segment import Segment, SegmentBuilder, decode_segment
 from castore.model import Extent, Location
 from castore.s3.catalog import Overwritten, Version
 from castore.s3.damaged import to_avoid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from castore.format.index import decode_segment
+from castore.format.segment import decode_segment
 from castore.model import StoreStats
 from castore.s3.catalog import Overwritten
 from castore.s3.keys import listed_packs

@@ -7,7 +7,8 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Set
 
-from castore.format.index import Segment, manifest_slot
+from castore.format.index import manifest_slot
+from castore.format.segment import Segment
 from castore.model import Location
 
 PAGE_BYTES = 1024

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from castore.errors import FormatError
-from castore.format.index import Segment, decode_segment
+from castore.format.segment import Segment, decode_segment
 from castore.system.mapping import Mapping
 
 MEMORY_BYTES_MAX = 32 << 20  # the segments of about 70 GB

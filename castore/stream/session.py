@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from castore.errors import StoreIOError
-from castore.format.index import SegmentBuilder
 from castore.format.pack import StoreConfig
+from castore.format.segment import SegmentBuilder
 from castore.model import Location
 from castore.stream.chunker import Chunker
 from castore.stream.codec import Frame, encode_frame

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from castore.errors import SourceChanged
-from castore.format.index import Record, SegmentBuilder
+from castore.format.index import Record
+from castore.format.segment import SegmentBuilder
 from castore.model import Location, Progress
 from castore.stream.codec import (
     ChunksEtag,

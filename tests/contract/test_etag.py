@@ -8,7 +8,8 @@ import xxhash
 
 import castore
 from castore.check.objects import manifest_faults
-from castore.format.index import Record, decode_segment
+from castore.format.index import Record
+from castore.format.segment import decode_segment
 from castore.local.catalog import LocalCatalog
 from castore.stream.codec import ChunksEtag
 

@@ -268,7 +268,7 @@ linux = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="reads /p
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments, batches of rows and packs that a small object fills."""
-    monkeypatch.setattr("castore.format.index.SEGMENT_EXTENTS_MAX", 8)
+    monkeypatch.setattr("castore.format.segment.SEGMENT_EXTENTS_MAX", 8)
     monkeypatch.setattr("castore.local.session.ROWS_MAX", 24)
     monkeypatch.setattr("castore.local.session.SEGMENTS_MAX", 3)
     monkeypatch.setattr("castore.local.packs.PACK_BYTES_MAX", 300_000)

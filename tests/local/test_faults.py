@@ -513,7 +513,9 @@ def test_a_stage_that_fails(
 ) -> None:
     monkeypatch.setattr("castore.local.session.SEGMENTS_MAX", 1)
     monkeypatch.setattr("castore.local.session.ROWS_MAX", 16)
-    monkeypatch.setattr("castore.format.index.SegmentBuilder.full", property(lambda s: len(s) >= 8))
+    monkeypatch.setattr(
+        "castore.format.segment.SegmentBuilder.full", property(lambda s: len(s) >= 8)
+    )
     for skip in range(0, 12, 3):
         left = [skip]
 
@@ -859,7 +861,9 @@ def test_an_object_whose_segments_are_not_all_there(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     """No way of reading it ends well, or gives other bytes."""
-    monkeypatch.setattr("castore.format.index.SegmentBuilder.full", property(lambda s: len(s) >= 8))
+    monkeypatch.setattr(
+        "castore.format.segment.SegmentBuilder.full", property(lambda s: len(s) >= 8)
+    )
     value = some_bytes(200_000, 15)
     before = segment_rows(store)
     store.puts("damaged", value)

@@ -27,7 +27,8 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
 )
-from castore.format.index import SegmentBuilder, decode_chunk_row, decode_segment
+from castore.format.index import decode_chunk_row
+from castore.format.segment import SegmentBuilder, decode_segment
 from castore.local.gc.repack import SMALL_PACKS_MAX
 from castore.model import Location
 from castore.s3.cache.unused import UNUSED_S, collect_caches
@@ -146,7 +147,7 @@ WRITER = """
 import random, sys
 import castore, castore.format.pack, castore.stream.writer
 import castore.local.packs, castore.local.session
-castore.format.index.SEGMENT_EXTENTS_MAX = 4
+castore.format.segment.SEGMENT_EXTENTS_MAX = 4
 castore.local.session.SEGMENTS_MAX = 2
 castore.local.packs.PACK_BYTES_MAX = 200_000
 castore.stream.writer.BATCHES_MAX = 0
@@ -336,7 +337,7 @@ def test_packs_larger_than_memory_allows_are_moved_in_pieces(
     monkeypatch.setattr("castore.local.gc.repack.FRAMES_MAX", 3)
     monkeypatch.setattr("castore.local.gc.repack.SEGMENTS_MAX", 1)
     monkeypatch.setattr("castore.local.gc.repack.APPEND_BYTES", 5000)
-    monkeypatch.setattr("castore.format.index.SEGMENT_EXTENTS_MAX", 4)
+    monkeypatch.setattr("castore.format.segment.SEGMENT_EXTENTS_MAX", 4)
     for n in range(3):
         sparse(store, f"{n}", seed=10 * n)
     store.puts("both", everything(store)["0/kept"] + everything(store)["2/kept"])

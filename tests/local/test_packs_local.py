@@ -185,7 +185,7 @@ def test_descriptors_are_bounded_in_a_large_put(
     """Full packs are let go of as their rows are staged, however many there are."""
     monkeypatch.setattr("castore.local.packs.PACK_BYTES_MAX", 30_000)
     monkeypatch.setattr("castore.local.session.ROWS_MAX", 32)
-    monkeypatch.setattr("castore.format.index.SEGMENT_EXTENTS_MAX", 8)
+    monkeypatch.setattr("castore.format.segment.SEGMENT_EXTENTS_MAX", 8)
     monkeypatch.setattr("castore.stream.writer.BATCH_BYTES", 50_000)
     monkeypatch.setattr("castore.stream.writer.BATCHES_MAX", 0)
     before = len(os.listdir("/proc/self/fd"))

@@ -23,12 +23,8 @@ from stores import change_rows, contents, fill, flip, packs, read, rows, small
 import castore
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt
-from castore.format.index import (
-    SegmentBuilder,
-    decode_chunk_row,
-    decode_segment,
-    segment_key,
-)
+from castore.format.index import decode_chunk_row, segment_key
+from castore.format.segment import SegmentBuilder, decode_segment
 from castore.model import Extent
 from castore.stream.reports import CheckReport, Problem
 

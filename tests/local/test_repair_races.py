@@ -11,7 +11,8 @@ import pytest
 from stores import change_rows, contents, fill, flip, read, rows, small
 
 import castore
-from castore.format.index import decode_pack_row, decode_record, decode_segment, segment_key
+from castore.format.index import decode_pack_row, decode_record, segment_key
+from castore.format.segment import decode_segment
 from castore.local.check.repair_objects import ObjectRepair
 from castore.local.check.repair_packs import PackRepair
 from castore.local.check.repair_rows import RowRepair

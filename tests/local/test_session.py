@@ -25,17 +25,16 @@ from castore.errors import (
     StoreIOError,
 )
 from castore.format.index import (
-    SegmentBuilder,
     Totals,
     decode_chunk_row,
     decode_record,
-    decode_segment,
     encode_chunk_row,
     encode_pack_row,
     manifest_of,
     segment_key,
 )
 from castore.format.pack import PackEntry, decode_frame_header, encode_footer, encode_pack_header
+from castore.format.segment import SegmentBuilder, decode_segment
 from castore.local.catalog import LocalCatalog, PacksVanished
 from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
@@ -490,7 +489,7 @@ def test_a_killed_writers_staged_rows_are_the_collectors(tmp_path: Path) -> None
     program = """
 import os, random, sys
 import castore, castore.format.pack, castore.local.session, castore.stream.writer
-castore.format.index.SEGMENT_EXTENTS_MAX = 4
+castore.format.segment.SEGMENT_EXTENTS_MAX = 4
 castore.local.session.SEGMENTS_MAX = 2
 store = castore.open(sys.argv[1], chunk_bytes_avg=2816, threads=1)
 castore.stream.writer.BATCHES_MAX = 0

@@ -9,7 +9,7 @@ from typing import Any
 from sessions import rows, some_bytes
 
 import castore
-from castore.format.index import decode_segment
+from castore.format.segment import decode_segment
 from castore.model import Location
 
 

@@ -9,16 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import castore
-from castore.format.index import (
-    Record,
-    Totals,
-    decode_chunk_row,
-    decode_record,
-    decode_segment,
-    manifest_of,
-)
+from castore.format.index import Record, Totals, decode_chunk_row, decode_record, manifest_of
 from castore.format.pack import PACK_HEADER_BYTES, footer_bytes
 from castore.format.s3 import decode_manifest_head
+from castore.format.segment import decode_segment
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.settings import parse_settings
 

@@ -61,7 +61,7 @@ class Settings:
     def constants(self) -> dict[str, Any]:
         """The modules' constants that are other ones in a run, in each of its processes."""
         return {
-            "castore.format.index:SEGMENT_EXTENTS_MAX": self.segment_extents,
+            "castore.format.segment:SEGMENT_EXTENTS_MAX": self.segment_extents,
             "castore.local.session:ROWS_MAX": 24,
             "castore.local.session:SEGMENTS_MAX": 3,
             "castore.local.session:INLINE_BYTES_MAX": self.inline_bytes_max,

@@ -15,6 +15,7 @@ from places import GOLDEN as GOLDEN_FOLDER
 
 from castore.format import index as rows
 from castore.format import pack as layout
+from castore.format import segment as layouts
 from castore.model import Extent, Location
 from castore.stream import codec
 
@@ -58,7 +59,7 @@ def extents(count: int = 5, begin: int = 1000) -> list[Extent]:
 
 
 def segment(of: list[Extent]) -> bytes:
-    builder = rows.SegmentBuilder(of[0].begin)
+    builder = layouts.SegmentBuilder(of[0].begin)
     for extent in of:
         builder.append(extent.end, extent.chunk_id, *extent.location)
     return builder.encode()
@@ -185,7 +186,7 @@ def use_footer(raw: bytes) -> None:
 
 
 def use_segment(raw: bytes) -> None:
-    decoded = rows.decode_segment(raw)
+    decoded = layouts.decode_segment(raw)
     list(decoded.covering(decoded.begin, decoded.end))
     for extent in decoded:
         assert 0 < extent.end - extent.begin <= layout.CHUNK_BYTES_LIMIT + 256

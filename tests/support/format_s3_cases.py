@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from castore.format.index import Record, SegmentBuilder
+from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.format.s3 import (
     encode_manifest,
 )
+from castore.format.segment import SegmentBuilder
 from castore.stream.codec import CODEC_RAW
 
 STORE, NONCE = bytes(range(16)), bytes(range(16, 32))

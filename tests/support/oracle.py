@@ -304,7 +304,7 @@ def check_index(store: castore.Store) -> None:
                 continue
             end = chunks = 0
             for segment in catalog._raw_segments(txn, record.manifest):  # type: ignore[union-attr]
-                for extent in castore.format.index.decode_segment(segment):
+                for extent in castore.format.segment.decode_segment(segment):
                     assert extent.begin == end, f"a hole in {bytes(name)!r}"
                     assert frame_header(extent.location).chunk_id == extent.chunk_id
                     end, chunks = extent.end, chunks + 1
@@ -542,7 +542,7 @@ def keep_putting(store_path: str, writer: int, threads: int) -> None:
 
 def make_everything_small() -> None:
     """Segments, batches of rows and packs of a size that a small object fills."""
-    castore.format.index.SEGMENT_EXTENTS_MAX = 8  # type: ignore[misc]
+    castore.format.segment.SEGMENT_EXTENTS_MAX = 8  # type: ignore[misc]
     castore.local.session.ROWS_MAX = 24
     castore.local.session.SEGMENTS_MAX = 3
     castore.local.packs.PACK_BYTES_MAX = 300_000

@@ -23,7 +23,7 @@ def small_batches(patch: pytest.MonkeyPatch) -> None:
 def small_stages(patch: pytest.MonkeyPatch) -> None:
     """And their rows are in the index long before the object has a name."""
     small_batches(patch)
-    patch.setattr("castore.format.index.SEGMENT_EXTENTS_MAX", 4)
+    patch.setattr("castore.format.segment.SEGMENT_EXTENTS_MAX", 4)
     patch.setattr("castore.local.session.SEGMENTS_MAX", 2)
 
 

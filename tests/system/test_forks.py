@@ -348,7 +348,7 @@ def test_a_put_in_progress_ends_in_the_parent_only(
     store: castore.Store, size: int, staged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if staged:
-        monkeypatch.setattr("castore.format.index.SEGMENT_EXTENTS_MAX", 8)
+        monkeypatch.setattr("castore.format.segment.SEGMENT_EXTENTS_MAX", 8)
         monkeypatch.setattr("castore.local.session.ROWS_MAX", 16)
     data = random.Random(size).randbytes(size)
     file = store.open("cut", "wb")

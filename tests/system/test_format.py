@@ -51,6 +51,7 @@ from hypothesis import strategies as st
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format import index as rows
 from castore.format import pack as layout
+from castore.format import segment as layouts
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location
 from castore.stream import codec
 
@@ -87,7 +88,7 @@ def test_golden_bytes_decode_to_what_they_meant() -> None:
     footer = raw["pack footer"]
     assert layout.decode_footer(footer, FOOTER_OFFSET + len(footer)) == ENTRIES
     assert layout.decode_footer(raw["pack footer, no frames"], 64 + 40) == []
-    assert list(rows.decode_segment(raw["segment"])) == extents()
+    assert list(layouts.decode_segment(raw["segment"])) == extents()
     assert rows.decode_record(raw["record, inline raw"]) == INLINE
     assert rows.decode_record(raw["record, inline zstd"]) == INLINE_ZSTD
     assert rows.decode_record(raw["record, extents"]) == EXTENTS
@@ -219,7 +220,7 @@ def test_segments_round_trip_and_find_their_extents(
         location = Location(pack_id, (i * 77777) % 2**31, 32 + length % 1000)
         made.append(Extent(begin, begin + length, struct.pack("<QQ", i, length), location))
         begin += length
-    decoded = rows.decode_segment(segment(made))
+    decoded = layouts.decode_segment(segment(made))
     assert list(decoded) == made
     assert (decoded.begin, decoded.end, len(decoded)) == (made[0].begin, begin, len(made))
     low = made[0].begin + int(at * (begin - made[0].begin - 1))
@@ -230,15 +231,15 @@ def test_segments_round_trip_and_find_their_extents(
 
 
 def test_a_segment_holds_1024_extents() -> None:
-    builder = rows.SegmentBuilder(0)
+    builder = layouts.SegmentBuilder(0)
     for i in range(SEGMENT_EXTENTS_MAX):
         assert not builder.full
         builder.append(i + 1, bytes(16), bytes(16), 64, 33)
     assert builder.full
-    assert len(rows.decode_segment(builder.encode())) == SEGMENT_EXTENTS_MAX
+    assert len(layouts.decode_segment(builder.encode())) == SEGMENT_EXTENTS_MAX
     builder.append(9999, bytes(16), bytes(16), 64, 33)
     with pytest.raises(FormatError, match="claims 1025 extents"):
-        rows.decode_segment(builder.encode())
+        layouts.decode_segment(builder.encode())
 
 
 def test_segment_keys_sort_as_numbers() -> None:
@@ -366,9 +367,9 @@ def test_a_footer_that_places_frames_outside_its_pack_is_refused() -> None:
 def test_a_segment_whose_columns_contradict_each_other_is_refused() -> None:
     good = SPECIMENS["segment"]
 
-    def with_end(i: int, end: int) -> rows.Segment:
+    def with_end(i: int, end: int) -> layouts.Segment:
         at = 32 + 8 * i
-        return rows.decode_segment(
+        return layouts.decode_segment(
             repaired_segment(good[:at] + end.to_bytes(8, "little") + good[at + 8 :])
         )
 
@@ -385,7 +386,7 @@ def test_a_segment_whose_columns_contradict_each_other_is_refused() -> None:
     pack_at = 32 + 5 * (8 + 16 + 4 + 4)
     elsewhere = repaired_segment(good[:pack_at] + b"\x03\0" + good[pack_at + 2 :])
     with pytest.raises(FormatError, match="in pack 3"):
-        rows.decode_segment(elsewhere).extent(0)
+        layouts.decode_segment(elsewhere).extent(0)
 
 
 # ---------------------------------------------------------------- mutations

@@ -55,13 +55,14 @@ def test_threads_are_started_in_three_files_at_most() -> None:
     assert len(found) <= 3, found
 
 
-def test_bytes_of_a_local_store_are_laid_out_in_three_files() -> None:
+def test_bytes_of_a_local_store_are_laid_out_in_one_package() -> None:
     found = files_with(r"^\s*(import|from) struct\b")
     # The reference chunker's words; a container, pages and a lock of other programs' making.
     found -= {"castore/stream/chunker_reference.py", "conducto/stored_gzip.py"}
     found -= {"castore/system/lmdb_pages.py", "castore/system/lmdb_files.py"}
     local = {name for name in found if not re.match(r"castore/(s3/|format/s3)", name)}
-    assert local == {f"castore/format/{part}.py" for part in ("pack", "index", "journal")}
+    parts = ("pack", "segment", "index", "journal")
+    assert local == {f"castore/format/{part}.py" for part in parts}
 
 
 def test_nothing_is_unpickled_but_by_pickle_itself() -> None:

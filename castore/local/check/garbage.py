@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 
 from castore.errors import FormatError
-from castore.format.index import decode_segment, manifest_of, segment_key
+from castore.format.index import manifest_of, segment_key
+from castore.format.segment import decode_segment
 from castore.local.check.pack_files import is_locked, pack_path, size_of
 from castore.local.check.segments import is_pending, segments_of
 from castore.local.index_walk import rows

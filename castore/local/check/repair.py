@@ -17,7 +17,8 @@ from functools import partial
 from itertools import count
 
 from castore.errors import FormatError
-from castore.format.index import decode_segment, manifest_of
+from castore.format.index import manifest_of
+from castore.format.segment import decode_segment
 from castore.local.check.journal import mend_journal
 from castore.local.check.pack_files import pack_path
 from castore.local.check.repair_objects import ObjectRepair

@@ -12,13 +12,8 @@ import xxhash
 from castore.check.objects import inline_fault, manifest_faults, name_fault
 from castore.check.salvage import PREFIX, hashed_name, note, salvage
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.index import (
-    Record,
-    decode_record,
-    decode_segment,
-    manifest_of,
-    segment_place,
-)
+from castore.format.index import Record, decode_record, manifest_of, segment_place
+from castore.format.segment import decode_segment
 from castore.local.check.repair_packs import PackRepair, Parts
 from castore.local.check.segments import (
     all_segments,

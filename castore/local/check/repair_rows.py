@@ -12,17 +12,16 @@ from castore.check.bitflip import corrected
 from castore.check.objects import extent_fault
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.index import (
-    OWNER_MASK,
     Totals,
     decode_chunk_row,
     decode_pack_row,
     decode_record,
-    decode_segment,
     manifest_of,
     segment_key,
     segment_place,
 )
 from castore.format.journal import Unclaimed
+from castore.format.segment import OWNER_MASK, decode_segment
 from castore.local.check.pack_files import pack_path
 from castore.local.check.repair_packs import PackRepair, Parts
 from castore.local.check.segments import decodes, is_pending, named_manifests, segments_of

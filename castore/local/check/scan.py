@@ -26,10 +26,10 @@ from castore.format.index import (
     decode_chunk_row,
     decode_pack_row,
     decode_record,
-    decode_segment,
     segment_key,
 )
 from castore.format.pack import StoreConfig
+from castore.format.segment import decode_segment
 from castore.local.check.garbage import Garbage
 from castore.local.check.pack_files import open_pack, size_of
 from castore.local.check.segments import segments_of

@@ -6,15 +6,9 @@ import contextlib
 from collections.abc import Collection, Iterator
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.index import (
-    Segment,
-    decode_record,
-    decode_segment,
-    manifest_of,
-    segment_key,
-    segment_place,
-)
+from castore.format.index import decode_record, manifest_of, segment_key, segment_place
 from castore.format.pack import PACK_ID_BYTES
+from castore.format.segment import Segment, decode_segment
 from castore.local.check.pack_files import is_locked, pack_path
 from castore.local.index_walk import pages
 from castore.system.lmdb_env import Index, Snapshot, Txn

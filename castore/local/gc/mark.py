@@ -15,15 +15,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from castore.errors import FormatError
-from castore.format.index import (
-    Record,
-    Segment,
-    decode_record,
-    decode_segment,
-    manifest_of,
-    segment_key,
-    segment_place,
-)
+from castore.format.index import Record, decode_record, manifest_of, segment_key, segment_place
+from castore.format.segment import Segment, decode_segment
 from castore.local.locks import PackLocks
 from castore.local.meta import (
     GC_SEQ,

@@ -14,10 +14,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from castore.errors import FormatError, PackMissing
-from castore.format.index import (
-    decode_segment,
-    segment_key,
-)
+from castore.format.index import segment_key
+from castore.format.segment import decode_segment
 from castore.local.gc.mark import Marker
 from castore.local.gc.sweep import ROWS_MAX, Sweeper
 from castore.local.locks import PackLocks

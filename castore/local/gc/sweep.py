@@ -10,7 +10,8 @@ from array import array
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from castore.format.index import decode_chunk_row, decode_pack_row, decode_segment, segment_key
+from castore.format.index import decode_chunk_row, decode_pack_row, segment_key
+from castore.format.segment import decode_segment
 from castore.local.gc.mark import Marker
 from castore.local.gc.seal import seal_packs
 from castore.local.index_walk import pages

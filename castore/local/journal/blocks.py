@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from castore.errors import FormatError
-from castore.format.index import decode_record, decode_segment, manifest_of
+from castore.format.index import decode_record, manifest_of
 from castore.format.journal import (
     FLAG_LAST,
     FLAG_ZSTD,
@@ -14,6 +14,7 @@ from castore.format.journal import (
     encode_piece,
     encode_put,
 )
+from castore.format.segment import decode_segment
 from castore.local.index_walk import pages
 from castore.stream.codec import encode_block_payload
 from castore.system.lmdb_env import Index

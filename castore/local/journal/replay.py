@@ -11,16 +11,9 @@ from collections.abc import Iterable
 from itertools import islice
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.index import (
-    SegmentBuilder,
-    decode_chunk_row,
-    decode_record,
-    decode_segment,
-    manifest_of,
-    owned,
-    segment_key,
-)
+from castore.format.index import decode_chunk_row, decode_record, manifest_of, segment_key
 from castore.format.journal import Entry, Piece, Put
+from castore.format.segment import SegmentBuilder, decode_segment, owned
 from castore.local.index_walk import pages
 from castore.model import Location
 from castore.system.lmdb_env import Index, Table

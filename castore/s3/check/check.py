@@ -20,7 +20,6 @@ from castore.check.findings import Findings
 from castore.check.objects import Faulty, inline_fault, manifest_faults
 from castore.check.packs import PackReading
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.index import decode_segment
 from castore.format.pack import StoreConfig
 from castore.format.s3 import (
     MANIFEST_HEADER_BYTES,
@@ -31,6 +30,7 @@ from castore.format.s3 import (
     manifest_head_bytes,
     session_of,
 )
+from castore.format.segment import decode_segment
 from castore.model import Progress, Stages
 from castore.s3.check.packs import AHEAD, PackScan, PacksRead
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed

@@ -18,7 +18,6 @@ from castore.check.bitflip import corrected
 from castore.check.objects import Faulty, inline_fault, manifest_faults
 from castore.check.salvage import PREFIX, note, salvage
 from castore.errors import CommitUnknown, ConfigLost, FormatError, NameNotFound, UnsupportedFormat
-from castore.format.index import decode_segment
 from castore.format.s3 import (
     MANIFEST_HEADER_BYTES,
     NONCE_BYTES,
@@ -27,6 +26,7 @@ from castore.format.s3 import (
     encode_manifest,
     manifest_head_bytes,
 )
+from castore.format.segment import decode_segment
 from castore.model import Extent, Location, Progress, Stages
 from castore.s3.catalog import Overwritten, S3Catalog, Version
 from castore.s3.check.check import PIN_S_MAX, S3Check, open_check

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from castore.errors import FormatError, PackMissing
-from castore.format.index import decode_segment
+from castore.format.segment import decode_segment
 from castore.model import Extent, Location, Stages
 from castore.s3.catalog import Overwritten, S3Catalog, Version
 from castore.s3.gc.mark import Pins
