@@ -766,3 +766,28 @@ def test_the_same_new_bytes_in_two_sessions(store: castore.Store) -> None:
         if bytes.fromhex(path.stem) == location.pack_id
     )
     assert frames == store.stats().unique_bytes
+
+
+def test_what_is_copied_from_a_pack_that_went_is_checked(store: castore.Store) -> None:
+    """The put fails, as what it would be made of is damaged."""
+    store.puts("old", OLD)
+    store.delete("old")
+    store = reopened(store)
+    collector = Collector(store)
+
+    def put() -> None:
+        with store.transaction() as transaction:
+            transaction.puts("new", OLD)  # all of it is known, and held
+            for path in Path(store.path).glob("packs/*/*.pack"):
+                with path.open("r+b") as file:
+                    file.seek(20_000)
+                    byte = file.read(1)[0]
+                    file.seek(20_000)
+                    file.write(bytes([byte ^ 1]))
+            assert collector.run()
+
+    with pytest.raises(castore.errors.ChunkCorrupt):
+        put()
+    assert not store.exists("new")
+    collector.close()
+    store.close()
