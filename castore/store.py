@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -129,7 +130,7 @@ def open_store(
         "read_timeout_s": read_timeout_s,
         "max_concurrency": max_concurrency,
     }
-    options = {
+    options: dict[str, Any] = {
         "compression_level": compression_level,
         "cache_bytes": cache_bytes,
         "disk_cache_bytes": disk_cache_bytes,
@@ -162,7 +163,20 @@ def open_store(
             collision_guard=collision_guard,
         )
     discard_dropped()
-    return Store(backend, url=url, read_only=read_only, options=options)
+    return Store(
+        backend,
+        read_only=read_only,
+        compression_level=compression_level,
+        cache_bytes=cache_bytes,
+        threads=threads,
+        reopen=partial(
+            open_store,
+            backend.root if path is not None else url,
+            create=False,
+            read_only=read_only,
+            **options,
+        ),
+    )
 
 
 class Store:
@@ -181,13 +195,24 @@ class Store:
     """
 
     def __init__(
-        self, backend: Backend, *, url: str, read_only: bool, options: dict[str, Any]
+        self,
+        backend: Backend,
+        *,
+        read_only: bool = False,
+        compression_level: int = 1,
+        cache_bytes: int = 32 << 20,
+        threads: int | None = None,
+        reopen: Callable[[], Store] | None = None,
     ) -> None:
+        """A Store on a kind of store of your own, which it closes; else use `castore.open`.
+
+        The settings are those of `castore.open`. `reopen`, which is pickled in place of the Store,
+        opens it again in another process; without it, it can't be pickled.
+        """
         self.path = backend.root
-        self._url = url if url.startswith("s3://") else backend.root
         self.read_only = read_only
-        self._options = options
-        self._level: int = options["compression_level"]
+        self._reopen = reopen
+        self._level = compression_level
         config = backend.config
         self._backend: Backend | None = backend
         self._closing = ForkLock(Rank.LEAF)
@@ -196,13 +221,13 @@ class Store:
         self._chunker = Chunker(
             ChunkSizes(config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)
         )
-        self._workers = Workers(options["threads"] or backend.threads)
+        self._workers = Workers(threads or backend.threads)
         self._reader = Reader(
             backend.catalog,
             backend.packs,
             self._workers,
             config,
-            cache_bytes=options["cache_bytes"],
+            cache_bytes=cache_bytes,
         )
 
     # ------------------------------------------------------------ put
@@ -865,7 +890,9 @@ class Store:
         return f"<castore.Store {self.path!r}{' closed' if self._backend is None else ''}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (self._url, self.read_only, self._options)
+        if self._reopen is None:
+            raise TypeError(f"the store {self.path} can't be pickled: no `reopen` was given")
+        return self._reopen, ()
 
     def _check_open(self) -> Backend:
         if self._backend is None:
@@ -917,7 +944,3 @@ def check_fraction(read_data: bool | float) -> float:
     if not 0 <= fraction <= 1:
         raise ValueError(f"read_data is a bool, or a fraction from 0 to 1, not {read_data!r}")
     return fraction
-
-
-def _unpickle(path: str, read_only: bool, options: dict[str, Any]) -> Store:
-    return open_store(path, create=False, read_only=read_only, **options)

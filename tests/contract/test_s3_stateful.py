@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import test_stateful
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, run_state_machine_as_test
+from hypothesis.stateful import initialize
 from s3_stores import make_store
 from servers import Server
 
 import castore
+from castore.testing.stateful import StoreAndDict, run_machine
 
 
-class MachinesAndDict(test_stateful.StoreAndDict):
+class MachinesAndDict(StoreAndDict):
     """Two Stores with a cache each: what one writes, the other sees at once."""
 
     INLINE_BYTES_MAX = 64 << 10
@@ -37,28 +36,26 @@ class MachinesAndDict(test_stateful.StoreAndDict):
         disk=st.sampled_from([0, 100_000, 1 << 30]),
     )
     def make(self, guard: str | None, cache: int, disk: int) -> None:
-        make_store(self.server, prefix=self.prefix, guard=guard)
         self.options: dict[str, Any] = {
             "threads": 2,
             "cache_bytes": cache,
             "disk_cache_bytes": disk,
         }
-        self.store = castore.open(self.path, **self.options)
+        self.store = self.create(guard, **self.options)
         os.environ["CASTORE_CACHE_DIR"] = os.path.join(self.folder, "other-cache")
-        self.other = castore.open(self.path, create=False, cache_bytes=0, threads=1)
+        self.other = self.open_again(cache_bytes=0, threads=1)
+
+    def create(self, guard: str | None, **options: Any) -> castore.Store:
+        make_store(self.server, prefix=self.prefix, guard=guard)
+        return castore.open(self.path, **options)
+
+    def open_again(self, **options: Any) -> castore.Store:
+        return castore.open(self.path, create=False, **options)
 
 
 def run(server: Server, examples: int, steps: int) -> None:
     MachinesAndDict.server = server
-    run_state_machine_as_test(
-        MachinesAndDict,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_machine(MachinesAndDict, examples, steps)
 
 
 def test_a_store_on_s3_is_a_dict(moto_server: Server, quick: None, cache_dir: Path) -> None:

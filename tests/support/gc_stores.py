@@ -62,8 +62,11 @@ class World:
         """Of nobody in particular."""
         return bucket.Bucket(self.settings())
 
+    def cache_of(self, machine: str) -> Path:
+        return self._folder / machine
+
     def open(self, machine: str = "one", actor: Actor | None = None) -> castore.Store:
-        self._monkeypatch.setenv("CASTORE_CACHE_DIR", str(self._folder / machine))
+        self._monkeypatch.setenv("CASTORE_CACHE_DIR", str(self.cache_of(machine)))
         with self.server.opening(actor or Actor(machine)):
             store = castore.open(URL, create=False)
         self._opened.callback(_close, store)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -99,6 +101,17 @@ def change_rows(folder: Path, table: bytes, changes: dict[bytes, bytes | None]) 
 
 def packs(folder: Path) -> list[Path]:
     return sorted((folder / "packs").glob("*/*.pack"))
+
+
+def packs_of(store: castore.Store) -> list[Path]:
+    return packs(Path(store.path))
+
+
+def locked(path: Path) -> bool:
+    """Whether another process would find the file locked."""
+    test = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    command = [sys.executable, "-c", test, str(path)]
+    return subprocess.run(command, capture_output=True).returncode != 0
 
 
 def flip(path: Path, bit: int) -> None:

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-SOURCES = sorted([*(ROOT / "castore").rglob("*.py"), *(ROOT / "conducto").rglob("*.py")])
+TESTING = ROOT / "castore" / "testing"  # tests that are shipped, and may do what tests do
+SOURCES = sorted(
+    path
+    for package in ("castore", "conducto")
+    for path in (ROOT / package).rglob("*.py")
+    if TESTING not in path.parents
+)
 
 
 def files_with(pattern: str) -> set[str]:
@@ -47,6 +53,20 @@ def test_two_files_import_lmdb() -> None:
 def test_one_package_imports_boto() -> None:
     found = files_with(r"^\s*(import|from) (boto3|botocore)\b")
     assert {name for name in found if not name.startswith("castore/s3/client/")} == set()
+
+
+def test_only_castore_testing_imports_pytest() -> None:
+    assert files_with(r"^\s*(import|from) (pytest|hypothesis|castore\.testing)\b") == set()
+
+
+def test_tests_import_no_test_modules() -> None:
+    """What several of them need is in tests/support or castore/testing."""
+    found = re.compile(r"^\s*(?:import|from) (test_\w+)", re.MULTILINE)
+    modules = [*(ROOT / "tests").rglob("*.py"), *TESTING.rglob("*.py")]
+    assert len(modules) > 100
+    assert {
+        path.name: names for path in modules if (names := found.findall(path.read_text()))
+    } == {}
 
 
 def test_threads_are_started_in_three_files_at_most() -> None:

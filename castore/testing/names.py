@@ -1,0 +1,233 @@
+"""Names: their order, listing, copying, renaming and deleting."""
+
+from __future__ import annotations
+
+import errno
+import io
+import random
+from pathlib import Path
+
+import pytest
+
+import castore
+from castore.errors import (
+    InvalidName,
+    NameExists,
+    NameNotFound,
+)
+from castore.testing.contents import (
+    mixed,
+    noise,
+)
+from castore.testing.kind import Kind
+
+NAMES = [
+    "a",
+    "a/b",
+    "a/b/c",
+    "a0",
+    "a b",
+    "b",
+    "B",
+    "~",
+    "é",
+    "z",
+    "漢字",
+    "\U0001f600",
+    "\uffee",
+    "a//b",
+    "a/",
+    "...",
+    "a/..b",
+    "\x01",
+    "\x7f",
+    "x" * 480,
+    "é" * 240,
+]
+
+
+class Names(Kind):
+    def test_old_versions_of_a_place_that_keeps_none(self, store: castore.Store) -> None:
+        for data in (b"1", b"2"):
+            store.puts("a/b", data)
+        assert store.remove_old_versions("a/b") == 0
+        assert store.remove_old_versions("a/", below=True) == 0
+        assert store.gets("a/b") == b"2"
+        with pytest.raises(castore.errors.InvalidName):
+            store.remove_old_versions("a/../b")
+
+    def test_if_absent(self, store: castore.Store, tmp_path: Path) -> None:
+        (tmp_path / "source").write_bytes(b"new")
+        assert store.puts("name", b"first", if_absent=True).size == 5
+        for attempt in (
+            lambda: store.puts("name", b"new", if_absent=True),
+            lambda: store.puts("name", noise(9000), if_absent=True),
+            lambda: store.put("name", tmp_path / "source", if_absent=True),
+            lambda: store.put("name", io.BytesIO(b"new"), if_absent=True),
+            lambda: store.copy("other", "name", if_absent=True),
+            lambda: store.rename("other", "name", if_absent=True),
+            lambda: store.copy("name", "name", if_absent=True),
+            lambda: store.open("name", "xb"),
+        ):
+            store.puts("other", b"other")
+            with pytest.raises(NameExists, match="an object is already named 'name'") as caught:
+                attempt()
+            assert isinstance(caught.value, FileExistsError)
+            assert caught.value.name == "name"
+            assert store.gets("name") == b"first"
+            assert store.gets("other") == b"other"
+
+    def test_if_absent_is_decided_by_the_commit(self, store: castore.Store) -> None:
+        with pytest.raises(NameExists), store.transaction() as transaction:  # noqa: PT012
+            transaction.puts("name", b"late", if_absent=True)
+            transaction.puts("another", b"late")
+            store.puts("name", b"first")
+        assert store.gets("name") == b"first"
+        assert not store.exists("another")
+        file = store.open("raced", "xb")
+        file.write(b"late")
+        store.puts("raced", b"first")
+        with pytest.raises(NameExists):
+            file.close()
+        assert file.closed
+        assert store.gets("raced") == b"first"
+
+    def test_names_are_sorted_by_their_bytes(self, store: castore.Store) -> None:
+        rng = random.Random(1)
+        for name in rng.sample(NAMES, len(NAMES)):
+            store.puts(name, name.encode())
+        expected = sorted(NAMES, key=str.encode)
+        assert list(store.names()) == expected
+        assert [info.name for info in store.list()] == expected
+        assert [store.gets(name) for name in expected] == [name.encode() for name in expected]
+        assert list(store.list()) == [store.info(name) for name in expected]
+        for prefix in [
+            "",
+            "a",
+            "a/",
+            "a/b",
+            "é",
+            "x",
+            "x" * 480,
+            "x" * 481,
+            "y" * 2000,
+            "/",
+            "..",
+        ]:
+            assert list(store.names(prefix)) == [n for n in expected if n.startswith(prefix)]
+
+    def test_names_are_told_apart(self, store: castore.Store) -> None:
+        store.puts("a/b", b"x")
+        assert store.exists("a/b")
+        for name in ("a", "a/", "a/b/", "A/b", "a/b\u0301"):
+            assert not store.exists(name)
+            with pytest.raises(NameNotFound):
+                store.info(name)
+
+    @pytest.mark.parametrize("count", [999, 1000, 1001, 2500])
+    def test_lists_of_many_pages(self, store: castore.Store, count: int) -> None:
+        with store.transaction() as transaction:
+            for i in range(count):
+                transaction.puts(f"n/{i:05}", b"")
+            transaction.puts("m", b"")
+            transaction.puts("o", b"")
+        expected = [f"n/{i:05}" for i in range(count)]
+        assert list(store.names("n/")) == expected
+        assert list(store.names()) == ["m", *expected, "o"]
+        assert store.delete_prefix("n/") == count
+        assert list(store.names()) == ["m", "o"]
+
+    def test_a_list_goes_on_while_the_names_change(self, store: castore.Store) -> None:
+        with store.transaction() as transaction:
+            for i in range(2000):
+                transaction.puts(f"{i:04}", b"")
+        names = store.names()
+        first = [next(names) for _ in range(1000)]
+        store.delete("0500")
+        store.delete("1500")
+        store.puts("0999x", b"")
+        store.puts("1600x", b"")
+        rest = list(names)
+        assert first == [f"{i:04}" for i in range(1000)]
+        assert "1500" not in rest
+        assert "1600x" in rest
+        assert rest[0] == "0999x", "the page ended just before it"
+        assert rest == sorted(set(rest))
+        assert set(rest) >= {f"{i:04}" for i in range(1000, 2000)} - {"1500"}
+
+    def test_size_and_info_and_exists(self, store: castore.Store) -> None:
+        store.puts("name", b"12345")
+        assert store.size("name") == 5
+        assert store.exists("name")
+        assert store.info("name").size == 5
+        for verb in (store.size, store.info, store.gets, store.delete, store.open):
+            with pytest.raises(NameNotFound, match="no object is named 'missing'") as caught:
+                verb("missing")
+            assert isinstance(caught.value, FileNotFoundError)
+            assert caught.value.name == "missing"
+            assert caught.value.errno == errno.ENOENT
+
+    def test_copy(self, store: castore.Store) -> None:
+        for data in (b"inline", mixed(100_000)):
+            source = store.puts("source", data, mode=0o600)
+            before = store.stats()
+            store.copy("source", "target")
+            copied = store.info("target")
+            assert store.gets("target") == store.gets("source") == data
+            assert (copied.etag, copied.mode, copied.size) == (source.etag, 0o600, len(data))
+            assert copied.mtime >= source.mtime
+            after = store.stats()
+            assert after.pack_bytes == before.pack_bytes
+            assert after.chunks == before.chunks
+            store.puts("source", b"changed")
+            assert store.gets("target") == data
+            store.copy("source", "target")
+            assert store.gets("target") == b"changed"
+            store.copy("source", "source")
+            assert store.gets("source") == b"changed"
+            store.delete_prefix("", unbounded=True)
+        with pytest.raises(NameNotFound, match="'missing'"):
+            store.copy("missing", "target")
+        assert not store.exists("target")
+
+    def test_rename(self, store: castore.Store) -> None:
+        for data in (b"inline", mixed(100_000)):
+            info = store.puts("source", data)
+            store.puts("target", b"overwritten")
+            store.rename("source", "target")
+            assert not store.exists("source")
+            assert store.gets("target") == data
+            assert store.info("target").mtime == info.mtime
+            store.rename("target", "target")
+            assert store.gets("target") == data
+        with pytest.raises(NameNotFound, match="'missing'"):
+            store.rename("missing", "target")
+        with pytest.raises(NameNotFound, match="'missing'"):
+            store.rename("missing", "missing")
+        assert store.gets("target") == data
+
+    def test_delete(self, store: castore.Store) -> None:
+        store.puts("a", mixed(50_000))
+        store.puts("ab", b"x")
+        store.delete("a")
+        assert list(store.names()) == ["ab"]
+        with pytest.raises(NameNotFound):
+            store.delete("a")
+        store.puts("a", b"back")
+        assert store.gets("a") == b"back"
+
+    def test_delete_prefix(self, store: castore.Store) -> None:
+        for name in ("a", "a/1", "a/2", "ab", "b"):
+            store.puts(name, b"x")
+        assert store.delete_prefix("a/") == 2
+        assert list(store.names()) == ["a", "ab", "b"]
+        store.puts("a/3", b"x")
+        assert store.delete_prefix("a") == 1  # the folder, not what starts so
+        assert list(store.names()) == ["a", "ab", "b"]
+        with pytest.raises(InvalidName, match="say unbounded=True for every name of the store"):
+            store.delete_prefix("")
+        assert store.delete_prefix("a", unbounded=True) == 2
+        assert store.delete_prefix("a", unbounded=True) == 0
+        assert store.delete_prefix("b" * 1000, unbounded=True) == 0
+        assert store.delete_prefix("", unbounded=True) == 1
+        assert list(store.names()) == []
