@@ -81,7 +81,7 @@ def restore(
             while stream.read(PIECE_BYTES):
                 pass  # to the end: only there is the checksum of it all
         merge = Merge(staging_fd, target_fd, unpacking.root)
-        merge.look()
+        merge.scan()
         merge.move()
 
 

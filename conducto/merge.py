@@ -28,14 +28,14 @@ class Folder:
 
 
 class Merge:
-    """From `source_fd`, which is ours alone, into `target_fd`. Call `look`, then `move`."""
+    """From `source_fd`, which is ours alone, into `target_fd`. Call `scan`, then `move`."""
 
     def __init__(self, source_fd: int, target_fd: int, root: Folder) -> None:
         self._source_fd = source_fd
         self._target_fd = target_fd
         self._root = root
 
-    def look(self) -> None:
+    def scan(self) -> None:
         """Raises CacheRefused if something in the target is in the way; changes nothing."""
         _look(self._source_fd, self._target_fd, self._root, "")
 

@@ -41,7 +41,7 @@ def check_data(
     choose = random.Random()
     read_frames = read_bytes = 0
 
-    def look(job: _Job) -> tuple[_Job, list[tuple[int, str]]]:
+    def decode(job: _Job) -> tuple[_Job, list[tuple[int, str]]]:
         return job, _faults(job.read, job.task, seed)
 
     def jobs() -> Iterator[_Job]:
@@ -51,7 +51,7 @@ def check_data(
             if fraction == 0:
                 advance(pack.size)
 
-    for job, faults in workers.map_ahead(look, jobs()):
+    for job, faults in workers.map_ahead(decode, jobs()):
         job.pack.bad.update(faults)
         size = sum(entry.stored_bytes for entry in job.task)
         read_frames, read_bytes = read_frames + len(job.task), read_bytes + size

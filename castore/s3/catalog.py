@@ -15,7 +15,6 @@ from itertools import islice
 from castore.errors import FormatError, ManifestUnreadable, NameNotFound
 from castore.format.index import Record
 from castore.format.s3 import (
-    MANIFEST_HEADER_BYTES,
     ManifestHead,
     Place,
     decode_manifest_head,
@@ -24,8 +23,9 @@ from castore.format.s3 import (
 from castore.format.segment import Segment, decode_segment
 from castore.model import Extent, can_begin_a_name, clamp_range
 from castore.s3.cache.store import StoreCache
-from castore.s3.client.bucket import Bucket, KeyAbsent, Listed, Reply
+from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.keys import NAMES, name_key, name_of
+from castore.s3.manifests import Overwritten, decode_own_head, read_head, read_part
 from castore.stream.backend import Cover, Entry
 from castore.stream.coalesce import coalesce
 from castore.stream.segments import Manifest
@@ -41,10 +41,6 @@ SPAN_BYTES_MAX = 8 << 20
 PAGE_NAMES = 1000
 VERSIONS_MAX = 256
 SEGMENTS_MAX = 64  # kept decoded, per version; and read at once of a whole manifest
-
-
-class Overwritten(Exception):
-    """The name's object changed between two requests for parts of it."""
 
 
 class Version:
@@ -172,7 +168,7 @@ class S3Catalog:
 
     def remember(self, name: bytes, etag: str, raw: bytes) -> None:
         """A manifest that we wrote ourselves."""
-        self._keep(name, etag, raw[: manifest_head_bytes(raw)], raw)
+        self._keep(name, etag, raw)
 
     def raw_segments(self, version: Version) -> Iterator[bytes]:
         """All segments of a version, as stored, a few MiB at a time. Raises Overwritten if it is
@@ -271,9 +267,10 @@ class S3Catalog:
     def _fetch_segments(self, version: Version, places: Sequence[Place]) -> list[bytes]:
         ranges = [(place.offset, place.offset + place.length) for place in places]
         spans = coalesce(ranges, gap_bytes=GAP_BYTES, span_bytes_max=SPAN_BYTES_MAX)
-        key = name_key(version.name)
         futures = [
-            self._requests.submit(self._part, key, version.etag, span.begin, span.end)
+            self._requests.submit(
+                read_part, self._bucket, version.name, version.etag, span.begin, span.end
+            )
             for span in spans
         ]
         raws = [b""] * len(places)
@@ -283,16 +280,6 @@ class S3Catalog:
                 begin, end = ranges[part]
                 raws[part] = body[begin - span.begin : end - span.begin]
         return raws
-
-    def _part(self, key: str, etag: str, begin: int, end: int) -> bytes:
-        try:
-            reply = self._bucket.get(key, byte_range=(begin, end))
-        except KeyAbsent:
-            raise Overwritten from None
-        assert reply is not None
-        if reply.etag != etag:
-            raise Overwritten
-        return reply.body
 
     def _known(self, name: bytes) -> Version | None:
         version = self._versions.get(name)
@@ -341,7 +328,7 @@ class S3Catalog:
             if reply is None:
                 return None
             try:
-                return self._keep(name, reply.etag, *self._whole_head(key, reply))
+                return self._keep(name, reply.etag, read_head(self._bucket, name, reply))
             except Overwritten:
                 continue
             except FormatError as error:
@@ -349,20 +336,10 @@ class S3Catalog:
                     raise ManifestUnreadable(name.decode(), str(error)) from error
                 damaged = True  # or it was on its way: look once more
 
-    def _whole_head(self, key: str, reply: Reply) -> tuple[bytes, bytes]:
-        """(head, the first bytes of the manifest, with at least the head)."""
-        raw = reply.body
-        size = manifest_head_bytes(raw[:MANIFEST_HEADER_BYTES])
-        if size > reply.size:
-            raise FormatError(f"manifest's head takes {size} of its {reply.size} bytes")
-        if size > len(raw):
-            raw += self._part(key, reply.etag, len(raw), size)
-        return raw[:size], raw
-
-    def _keep(self, name: bytes, etag: str, head: bytes, raw: bytes) -> Version:
-        version = Version(name, etag, decode_manifest_head(head))
-        if version.head.store_id != self._store_id:
-            raise FormatError("it belongs to another store")
+    def _keep(self, name: bytes, etag: str, raw: bytes) -> Version:
+        """`raw` are the manifest's first bytes, with at least its head."""
+        version = Version(name, etag, decode_own_head(raw, self._store_id))
+        head = raw[: manifest_head_bytes(raw)]
         here = [
             (place, raw[place.offset : place.offset + place.length])
             for place in version.head.segments

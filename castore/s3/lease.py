@@ -24,10 +24,11 @@ from castore.errors import (
     StoreIOError,
 )
 from castore.format.s3 import encode_pin, new_pack_id, new_session_id, session_of
-from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.bucket import Bucket, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.put_once import Landed, put_once
 from castore.s3.condemned import read_condemned
-from castore.s3.keys import pack_key, pin_key
+from castore.s3.keys import pin_key
+from castore.s3.packs import absent_packs
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
@@ -117,11 +118,7 @@ class WriterLease:
                 return set()
             self._pin(new)
             doomed = self._condemned() & new
-            looking = [
-                (pack_id, self._requests.submit(self._is_there, pack_id))
-                for pack_id in new - doomed
-            ]
-            gone = {pack_id for pack_id, there in looking if not there.result()}
+            gone = absent_packs(self._bucket, self._requests, new - doomed)
             self._relied_on |= new - doomed - gone
             return doomed | gone
 
@@ -181,13 +178,6 @@ class WriterLease:
                 f"{error}: nothing that others stored can be reused before the store is repaired "
                 "(castore check --repair)"
             ) from error
-
-    def _is_there(self, pack_id: bytes) -> bool:
-        try:
-            self._bucket.head(pack_key(pack_id))
-        except KeyAbsent:
-            return False
-        return True
 
     def _age(self) -> float:
         return _boot_clock() - self._began

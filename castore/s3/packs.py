@@ -18,7 +18,7 @@ takes few requests, and bounds what a reply takes in memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 from castore.errors import FormatError, PackMissing, StoreClosed
@@ -129,3 +129,17 @@ class S3Packs:
             raise PackMissing(pack_id) from None
         assert reply is not None  # no condition was set
         return reply.body
+
+
+def absent_packs(bucket: Bucket, requests: Workers, pack_ids: Iterable[bytes]) -> set[bytes]:
+    """Those that are not there; each is asked for by itself, many at once."""
+
+    def is_absent(pack_id: bytes) -> bool:
+        try:
+            bucket.head(pack_key(pack_id))
+        except KeyAbsent:
+            return True
+        return False
+
+    asked = [(pack_id, requests.submit(is_absent, pack_id)) for pack_id in pack_ids]
+    return {pack_id for pack_id, absent in asked if absent.result()}

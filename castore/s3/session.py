@@ -22,9 +22,10 @@ from castore.errors import (
 from castore.format.pack import decode_frame_header
 from castore.format.segment import Segment, SegmentBuilder, decode_segment
 from castore.model import Extent, Location
-from castore.s3.catalog import Overwritten, Version
+from castore.s3.catalog import Version
 from castore.s3.damaged import to_avoid
 from castore.s3.lease import WriterLease
+from castore.s3.manifests import Overwritten
 from castore.s3.names import Names, Segments
 from castore.s3.packs import S3Packs
 from castore.s3.parts import Parts

@@ -6,8 +6,8 @@ import contextlib
 
 from castore.format.segment import decode_segment
 from castore.model import StoreStats
-from castore.s3.catalog import Overwritten
 from castore.s3.keys import listed_packs
+from castore.s3.manifests import Overwritten
 from castore.s3.parts import Parts
 
 

@@ -452,14 +452,14 @@ class TestRestore:
         out, outside = tmp_path / "out", tmp_path / "outside"
         (out / "d").mkdir(parents=True)
         outside.mkdir()
-        look = Merge.look
+        scan = Merge.scan
 
-        def look_then_swap(merge: Merge) -> None:
-            look(merge)
+        def scan_then_swap(merge: Merge) -> None:
+            scan(merge)
             (out / "d").rmdir()
             (out / "d").symlink_to(outside)
 
-        monkeypatch.setattr(Merge, "look", look_then_swap)
+        monkeypatch.setattr(Merge, "scan", scan_then_swap)
         with pytest.raises(OSError, match="d"):
             user.restore_cache("deps", "v1", out)
         assert os.listdir(outside) == []

@@ -22,18 +22,16 @@ from castore.check.packs import PackReading
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.pack import StoreConfig
 from castore.format.s3 import (
-    MANIFEST_HEADER_BYTES,
     ManifestHead,
     decode_hints,
     decode_manifest_head,
     decode_pin,
-    manifest_head_bytes,
     session_of,
 )
 from castore.format.segment import decode_segment
 from castore.model import Progress, Stages
 from castore.s3.check.packs import AHEAD, PackScan, PacksRead
-from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
+from castore.s3.client.bucket import Bucket, KeyAbsent, Listed, Reply
 from castore.s3.condemned import ListGone, list_without_state, read_condemned
 from castore.s3.damaged import damaged_packs
 from castore.s3.keys import (
@@ -48,6 +46,7 @@ from castore.s3.keys import (
     name_of,
     session_of_pin,
 )
+from castore.s3.manifests import Overwritten, read_head, read_part
 from castore.s3.parts import Parts
 from castore.stream.reports import CheckReport
 from castore.system.workers import Workers, usable_cores
@@ -143,40 +142,34 @@ class S3Check:
             for faulty in faults:
                 self._findings.add_object(name, faulty)
 
-    def _listed_names(self, stages: Stages) -> Iterator[tuple[bytes, str]]:
+    def _listed_names(self, stages: Stages) -> Iterator[bytes]:
         for entry in self._bucket.list(NAMES):
             name = name_of(entry)
             if name is None:
                 self._odd_keys.append(entry.key)
             else:
                 stages.relative_update(entry.size)
-                yield name, entry.etag
+                yield name
 
-    def _name_faults(
-        self, listed: tuple[bytes, str]
-    ) -> tuple[str, list[Faulty], set[bytes]] | None:
+    def _name_faults(self, name: bytes) -> tuple[str, list[Faulty], set[bytes]] | None:
         """What is wrong with what the name maps to; None if it went meanwhile."""
-        name, etag = listed
-        shown = name.decode()
         while True:
             packs: set[bytes] = set()
             try:
                 reply = self._bucket.get(name_key(name), byte_range=(0, FIRST_BYTES))
-                etag = reply.etag
-                faults = list(self._faults_of(name, etag, reply.body, reply.size, packs))
+                faults = list(self._faults_of(name, reply, packs))
                 # Whatever is wrong counts only if the name still maps to it.
-                if not faults or self._bucket.head(name_key(name)).etag == etag:
-                    return shown, faults, packs
+                if not faults or self._bucket.head(name_key(name)).etag == reply.etag:
+                    return name.decode(), faults, packs
             except KeyAbsent:
                 return None
-            except _Overwritten:
+            except Overwritten:
                 continue
 
-    def _faults_of(
-        self, name: bytes, etag: str, raw: bytes, size: int, packs: set[bytes]
-    ) -> Iterator[Faulty]:
+    def _faults_of(self, name: bytes, first: Reply, packs: set[bytes]) -> Iterator[Faulty]:
         try:
-            head = self._head(name, etag, raw, size)
+            raw = read_head(self._bucket, name, first)
+            head = decode_manifest_head(raw)
         except (FormatError, UnsupportedFormat) as error:
             yield Faulty(str(error))
             return
@@ -191,22 +184,14 @@ class S3Check:
             for pack_id in packs - self.readings.keys():
                 self.packs.add_later(pack_id)
             end = head.segments[-1].offset + head.segments[-1].length
-            if end > size:
-                yield Faulty(f"it is cut short at {size} of {end} bytes")
+            if end > first.size:
+                yield Faulty(f"it is cut short at {first.size} of {end} bytes")
                 return
-            segments = self._segments(name, etag, raw, head)
+            segments = self._segments(name, first.etag, raw, head)
             try:
                 yield from manifest_faults(head.record, segments, self.readings, self.config.seed)
             except FormatError as error:
                 yield Faulty(str(error))
-
-    def _head(self, name: bytes, etag: str, raw: bytes, size: int) -> ManifestHead:
-        head_bytes = manifest_head_bytes(raw[:MANIFEST_HEADER_BYTES])
-        if head_bytes > size:
-            raise FormatError(f"its head takes {head_bytes} of its {size} bytes")
-        if head_bytes > len(raw):
-            raw += self._part(name, etag, len(raw), head_bytes)
-        return decode_manifest_head(raw)
 
     def _segments(self, name: bytes, etag: str, raw: bytes, head: ManifestHead) -> Iterator[bytes]:
         """As stored, one after the other: a manifest may be larger than memory."""
@@ -215,18 +200,14 @@ class S3Check:
         for place in head.segments:
             end = place.offset + place.length
             if end > begin + len(held):
-                held = self._part(name, etag, place.offset, max(end, place.offset + SPAN_BYTES_MAX))
+                held = read_part(
+                    self._bucket, name, etag, place.offset, max(end, place.offset + SPAN_BYTES_MAX)
+                )
                 begin = place.offset
             part = held[place.offset - begin : end - begin]
             if not told.issuperset(decode_segment(part).packs):
                 raise FormatError("a segment leads to a pack that the head does not tell of")
             yield part
-
-    def _part(self, name: bytes, etag: str, begin: int, end: int) -> bytes:
-        reply = self._bucket.get(name_key(name), byte_range=(begin, end))
-        if reply.etag != etag:
-            raise _Overwritten
-        return reply.body
 
     # ------------------------------------------------------------ what else is there
 
@@ -306,7 +287,3 @@ class S3Check:
         for found in self._requests.map_ahead(fetch, self._bucket.list(prefix), ahead=AHEAD):
             if found is not None:
                 yield found
-
-
-class _Overwritten(Exception):
-    """The name's object changed between two requests for parts of it."""

@@ -19,16 +19,13 @@ from castore.check.objects import Faulty, inline_fault, manifest_faults
 from castore.check.salvage import PREFIX, note, salvage
 from castore.errors import CommitUnknown, ConfigLost, FormatError, NameNotFound, UnsupportedFormat
 from castore.format.s3 import (
-    MANIFEST_HEADER_BYTES,
     NONCE_BYTES,
     decode_hints,
-    decode_manifest_head,
     encode_manifest,
-    manifest_head_bytes,
 )
 from castore.format.segment import decode_segment
 from castore.model import Extent, Location, Progress, Stages
-from castore.s3.catalog import Overwritten, S3Catalog, Version
+from castore.s3.catalog import S3Catalog, Version
 from castore.s3.check.check import PIN_S_MAX, S3Check, open_check
 from castore.s3.check.repair_condemned import CondemnedRepair
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown
@@ -39,6 +36,7 @@ from castore.s3.creation import read_config, repair_config
 from castore.s3.damaged import damaged_packs, mark_damaged, unmark
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import name_key, pack_key, quarantine_key
+from castore.s3.manifests import Overwritten, decode_own_head
 from castore.s3.parts import Parts
 from castore.stream.codec import chunk_id_of, decode_frame
 from castore.stream.operations import Delete
@@ -167,9 +165,7 @@ class S3Repair:
 
     def _decode(self, raw: bytes) -> None:
         """Raises FormatError unless all of the manifest is as it was written."""
-        head = decode_manifest_head(raw[: manifest_head_bytes(raw[:MANIFEST_HEADER_BYTES])])
-        if head.store_id != self._config.store_id:
-            raise FormatError("it belongs to another store")
+        head = decode_own_head(raw, self._config.store_id)
         if head.record.is_inline:
             fault = inline_fault(head.record, self._config.seed)
             if fault:

@@ -13,17 +13,16 @@ from itertools import islice
 
 from castore.errors import FormatError, ManifestUnreadable
 from castore.format.s3 import (
-    MANIFEST_HEADER_BYTES,
     PackIds,
-    decode_manifest_head,
     decode_pin,
-    manifest_head_bytes,
     session_of,
 )
 from castore.model import Stages
-from castore.s3.client.bucket import Bucket, KeyAbsent, Listed, Reply
+from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.gc.memory import CollectorMemory
-from castore.s3.keys import NAMES, PINS, listed_packs, name_key, name_of, pack_key, session_of_pin
+from castore.s3.keys import NAMES, PINS, listed_packs, name_key, name_of, session_of_pin
+from castore.s3.manifests import Overwritten, decode_own_head, read_head
+from castore.s3.packs import absent_packs
 from castore.system.workers import Workers
 
 HEAD_BYTES = 16 << 10  # of a manifest, in the first request
@@ -80,16 +79,8 @@ class S3Marker:
     def missing(self, packs: dict[bytes, int]) -> list[bytes]:
         """Those that names referred to in the last look for garbage among all `packs`, and that are
         not there; one that was not listed may have been put since."""
-        unlisted = sorted(self.referred - packs.keys())
-        looking = [(i, self._requests.submit(self._is_there, i)) for i in unlisted]
-        return [pack_id for pack_id, there in looking if not there.result()]
-
-    def _is_there(self, pack_id: bytes) -> bool:
-        try:
-            self._bucket.head(pack_key(pack_id))
-        except KeyAbsent:
-            return False
-        return True
+        unlisted = self.referred - packs.keys()
+        return sorted(absent_packs(self._bucket, self._requests, unlisted))
 
     # ------------------------------------------------------------ pins
 
@@ -169,26 +160,13 @@ class S3Marker:
         while True:
             try:
                 reply = self._bucket.get(key, byte_range=(0, HEAD_BYTES))
-                raw = self._whole_head(key, reply)
-                if raw is None:
-                    continue
-                head = decode_manifest_head(raw)
-                if head.store_id != self._store_id:
-                    raise FormatError("it belongs to another store")
-                return reply.etag, tuple(head.packs)
+                raw = read_head(self._bucket, name, reply)
+                return reply.etag, tuple(decode_own_head(raw, self._store_id).packs)
             except KeyAbsent:
                 return None
+            except Overwritten:
+                continue
             except FormatError as error:
                 if damaged:
                     raise ManifestUnreadable(name.decode(), str(error)) from error
                 damaged = True  # or it was on its way: look once more
-
-    def _whole_head(self, key: str, reply: Reply) -> bytes | None:
-        """None if the name was overwritten before all of it was read."""
-        size = manifest_head_bytes(reply.body[:MANIFEST_HEADER_BYTES])
-        if size > reply.size:
-            raise FormatError(f"its head takes {size} of its {reply.size} bytes")
-        if size <= len(reply.body):
-            return reply.body
-        rest = self._bucket.get(key, byte_range=(len(reply.body), size))
-        return reply.body + rest.body if rest.etag == reply.etag else None

@@ -22,8 +22,9 @@ from contextlib import AbstractContextManager
 from castore.errors import FormatError, PackMissing
 from castore.format.segment import decode_segment
 from castore.model import Extent, Location, Stages
-from castore.s3.catalog import Overwritten, S3Catalog, Version
+from castore.s3.catalog import S3Catalog, Version
 from castore.s3.gc.mark import Pins
+from castore.s3.manifests import Overwritten
 from castore.s3.names import Segments
 from castore.s3.session import S3Session, relocated
 from castore.s3.uploads import PACK_BYTES_MAX

@@ -1,0 +1,51 @@
+"""Manifests of a store on S3, read in parts: the head first, and more where it is needed.
+
+A name may be put anew between two requests. So each part is asked for with the ETag of the first,
+and the reader begins again where it is another.
+"""
+
+from __future__ import annotations
+
+from castore.errors import FormatError
+from castore.format.s3 import (
+    MANIFEST_HEADER_BYTES,
+    ManifestHead,
+    decode_manifest_head,
+    manifest_head_bytes,
+)
+from castore.s3.client.bucket import Bucket, KeyAbsent, Reply
+from castore.s3.keys import name_key
+
+
+class Overwritten(Exception):
+    """The name's object changed, or went, between two requests for parts of it."""
+
+
+def read_head(bucket: Bucket, name: bytes, first: Reply) -> bytes:
+    """The `first` bytes of the name's manifest, and as many more as its head takes. Raises
+    FormatError, Overwritten."""
+    size = manifest_head_bytes(first.body[:MANIFEST_HEADER_BYTES])
+    if size > first.size:
+        raise FormatError(f"its head takes {size} of its {first.size} bytes")
+    if size <= len(first.body):
+        return first.body
+    return first.body + read_part(bucket, name, first.etag, len(first.body), size)
+
+
+def read_part(bucket: Bucket, name: bytes, etag: str, begin: int, end: int) -> bytes:
+    """Bytes `[begin, end)` of the version with this ETag. Raises Overwritten."""
+    try:
+        reply = bucket.get(name_key(name), byte_range=(begin, end))
+    except KeyAbsent:
+        raise Overwritten from None
+    if reply.etag != etag:
+        raise Overwritten
+    return reply.body
+
+
+def decode_own_head(raw: bytes, store_id: bytes) -> ManifestHead:
+    """As `decode_manifest_head`; FormatError also for another store's."""
+    head = decode_manifest_head(raw)
+    if head.store_id != store_id:
+        raise FormatError("it belongs to another store")
+    return head
