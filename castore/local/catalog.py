@@ -414,6 +414,7 @@ def _restore_rows(tables: Tables, batch: Batch) -> None:
 
 def _put_chunk(tables: Tables, chunk_id: bytes, chunk: NewChunk) -> None:
     """Unless another writer was first: its frame serves the same."""
-    known = tables.chunks.known(chunk_id)
-    if known is None or chunk.heals or known[1].pack_id not in tables.packs:
-        tables.chunks.put(chunk_id, chunk.raw_bytes, chunk.location)
+    if not tables.chunks.add(chunk_id, chunk.raw_bytes, chunk.location):
+        known = tables.chunks.known(chunk_id)
+        if known is None or chunk.heals or known[1].pack_id not in tables.packs:
+            tables.chunks.put(chunk_id, chunk.raw_bytes, chunk.location)

@@ -174,10 +174,11 @@ class ChunkRows(_Rows):
 
     def add(self, chunk_id: bytes, raw_bytes: int, location: Location) -> bool:
         """Unless the chunk has a row, of whatever kind."""
-        if chunk_id in self:
-            return False
-        self.put(chunk_id, raw_bytes, location)
-        return True
+        row = encode_chunk_row(raw_bytes, location)
+        added = self._txn.put(chunk_id, row, db=self._table, overwrite=False)
+        if added:
+            self._sums.totals.count_chunk(raw_bytes, location.stored_bytes, +1)
+        return added
 
     def move(self, chunk_id: bytes, raw_bytes: int, old: tuple[bytes, int], new: Location) -> None:
         """Lead to a copy of the frame at `old` (pack id, offset). A chunk that is known elsewhere
