@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import UsageError
-from castore.cli.opening import open_to_read, places_refused, store_path
 from castore.cli.output import (
     complain,
     complain_each,
@@ -18,6 +17,7 @@ from castore.cli.output import (
     print_json,
     print_line,
 )
+from castore.cli.stores import open_to_read, places_refused, store_path
 
 if TYPE_CHECKING:
     from castore.stream.reports import RebuildReport

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from castore.cli import exits
-from castore.cli.opening import local_store_folder, places_refused, store_path
 from castore.cli.output import human_size, print_json, print_line, print_table
+from castore.cli.stores import local_store_folder, places_refused, store_path
 from castore.errors import (
     AccessDenied,
     BucketNotFound,

@@ -14,7 +14,7 @@ def _put(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "put",
-        "putting:put",
+        "put:put",
         ("FILE [NAME]", "FILE... PREFIX/", "-R FOLDER [PREFIX]", "- NAME"),
         "store files; the first put makes the store",
         """
@@ -42,7 +42,7 @@ def _get(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "get",
-        "getting:get",
+        "get:get",
         ("NAME [FILE|FOLDER|-]", "NAME... FOLDER", "-R PREFIX FOLDER"),
         "write objects to files",
         """
@@ -65,7 +65,7 @@ def _cat(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "cat",
-        "getting:cat",
+        "get:cat",
         ("NAME...",),
         "print objects, or a byte range of one",
         json=False,
@@ -83,7 +83,7 @@ def _ls(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "ls",
-        "listing:ls",
+        "ls:ls",
         ("[PREFIX]",),
         "list the names that start with PREFIX",
         "'logs/' lists what is below logs/; 'logs' lists logs.txt, too.\n",
@@ -96,7 +96,7 @@ def _stat(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "stat",
-        "listing:stat",
+        "ls:stat",
         ("NAME...",),
         "show size, mode, time, etag and chunks of an object",
     )
@@ -107,7 +107,7 @@ def _rm(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "rm",
-        "naming:rm",
+        "names:rm",
         ("NAME...", "-R PREFIX..."),
         "remove names",
         """
@@ -131,7 +131,7 @@ def _two_names(verbs: Verbs, name: str, summary: str) -> None:
     verb = add_verb(
         verbs,
         name,
-        f"naming:{name}",
+        f"names:{name}",
         ("NAME TARGET", "-R PREFIX TARGET"),
         summary,
         """
@@ -149,7 +149,7 @@ def _du(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "du",
-        "listing:du",
+        "ls:du",
         ("[PREFIX]",),
         "add up the sizes below a prefix",
         """
@@ -164,7 +164,7 @@ def _export(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "export",
-        "transferring:export",
+        "transfer:export",
         ("PREFIX FOLDER",),
         "write all objects below a prefix to plain files",
         """
@@ -182,7 +182,7 @@ def _import(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "import",
-        "transferring:import_",
+        "transfer:import_",
         ("FOLDER PREFIX",),
         "put all files of a folder below a prefix",
         """

@@ -14,7 +14,7 @@ def _stats(verbs: Verbs) -> None:
     add_verb(
         verbs,
         "stats",
-        "listing:stats",
+        "ls:stats",
         ("",),
         "show how much the store holds, and what deduplication and compression save",
     )
@@ -24,7 +24,7 @@ def _gc(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "gc",
-        "collecting:gc",
+        "gc:gc",
         ("",),
         "collect garbage: free the space of what was removed and overwritten",
         """
@@ -78,7 +78,7 @@ def _check(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "check",
-        "checking:check",
+        "check:check",
         ("[--read-data[=10%%]]", "--repair [--yes] [--packs-are-lost]"),
         "verify that the store is whole, and repair it",
         """

@@ -23,7 +23,7 @@ from castore.s3.lease import WriterLease
 Segments = Sequence[tuple[int, bytes]]  # (end offset, encoded), in order
 
 
-class Names:
+class NameWriter:
     """Those that one commit publishes; thread-safe."""
 
     def __init__(

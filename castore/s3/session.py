@@ -26,7 +26,7 @@ from castore.s3.catalog import Version
 from castore.s3.damaged import to_avoid
 from castore.s3.lease import WriterLease
 from castore.s3.manifests import Overwritten
-from castore.s3.names import Names, Segments
+from castore.s3.names import NameWriter, Segments
 from castore.s3.packs import S3Packs
 from castore.s3.parts import Parts
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
@@ -70,7 +70,7 @@ class S3Session(WriteSession):
         self._hints = parts.hints
         self._lease = lease
         self._requests = parts.requests
-        self._names = Names(parts.bucket, parts.config, parts.catalog, lease)
+        self._names = NameWriter(parts.bucket, parts.config, parts.catalog, lease)
         self._uploads = Uploads(
             parts.bucket, parts.config, lease, parts.cache, parts.hints, parts.requests, budget
         )

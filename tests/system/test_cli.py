@@ -24,7 +24,7 @@ import pytest
 
 import castore
 from castore.cli import exits, main
-from castore.cli.listing import sum_up
+from castore.cli.ls import sum_up
 from castore.cli.output import ProgressBar, complain_each, human_size, one_line, print_table
 from castore.model import ObjectInfo
 from castore.stream.reports import GcReport

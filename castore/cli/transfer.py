@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from castore.cli.exits import UsageError
 from castore.cli.leftout import LeftOut
-from castore.cli.opening import open_to_fill
 from castore.cli.output import counted, human_size, open_progress, print_json, print_line
-from castore.cli.salvaging import read_all
+from castore.cli.salvage import read_all
+from castore.cli.stores import open_to_fill
 
 if TYPE_CHECKING:
     from castore.store import Store

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import UsageError
-from castore.cli.opening import open_to_change
 from castore.cli.output import object_document, print_json
+from castore.cli.stores import open_to_change
 from castore.errors import NameNotFound
 from castore.model import as_prefix
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import Failure
-from castore.cli.naming import of_folder
-from castore.cli.opening import open_to_read
+from castore.cli.names import of_folder
 from castore.cli.output import (
     counted,
     human_ratio,
@@ -23,7 +22,8 @@ from castore.cli.output import (
     print_table,
     ratio_of,
 )
-from castore.cli.salvaging import read_all
+from castore.cli.salvage import read_all
+from castore.cli.stores import open_to_read
 from castore.errors import NameNotFound
 from castore.model import ObjectInfo, sort_key
 

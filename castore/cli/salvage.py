@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
-from castore.cli.opening import local_store_folder, open_to_read, store_path
 from castore.cli.output import complain
+from castore.cli.stores import local_store_folder, open_to_read, store_path
 from castore.errors import IndexCorrupt
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
 from castore.cli.leftout import LeftOut
-from castore.cli.opening import open_to_fill, store_path
 from castore.cli.output import (
     ProgressBar,
     complain,
@@ -21,6 +20,7 @@ from castore.cli.output import (
     open_progress,
     print_json,
 )
+from castore.cli.stores import open_to_fill, store_path
 from castore.model import ObjectInfo, as_prefix, encode_name
 from castore.system.walk import FoundFile, walk
 from castore.transfer import Source, batches

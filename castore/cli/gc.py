@@ -7,7 +7,6 @@ import time
 from argparse import Namespace
 
 from castore.cli import exits
-from castore.cli.opening import open_to_change, open_to_read
 from castore.cli.output import (
     complain,
     counted,
@@ -17,6 +16,7 @@ from castore.cli.output import (
     print_line,
     print_table,
 )
+from castore.cli.stores import open_to_change, open_to_read
 from castore.stream.reports import GcReport
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import UsageError
-from castore.cli.opening import open_to_change, places_refused, store_path
 from castore.cli.output import complain, counted, human_size, open_progress, print_json, print_line
+from castore.cli.stores import open_to_change, places_refused, store_path
 from castore.errors import ConfigLost
 
 if TYPE_CHECKING:

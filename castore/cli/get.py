@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
 from castore.cli.leftout import LeftOut
-from castore.cli.naming import of_folder
-from castore.cli.opening import open_to_read
+from castore.cli.names import of_folder
 from castore.cli.output import (
     complain,
     object_document,
@@ -20,7 +19,8 @@ from castore.cli.output import (
     print_json,
     stdout,
 )
-from castore.cli.salvaging import read_all
+from castore.cli.salvage import read_all
+from castore.cli.stores import open_to_read
 from castore.errors import NameNotFound
 from castore.model import as_prefix, sort_key
 from castore.system.fileio import write_stream
