@@ -21,6 +21,8 @@ class DataRead(NamedTuple):
 
 
 class _Job(NamedTuple):
+    """Frames of a pack that are near each other, to be read at once and decoded."""
+
     pack: PackReading
     read: Read
     task: list[PackEntry]

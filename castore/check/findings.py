@@ -17,6 +17,8 @@ NAMES_MAX = 10_000  # listed for one problem; the others are only counted
 
 
 class Findings:
+    """What is wrong, so far. `problems` gives it, with the names that each thing takes with it."""
+
     def __init__(self, readings: Mapping[bytes, PackReading]) -> None:
         """`readings` are what the packs that are there hold, by id; they may be added to."""
         self._readings = readings

@@ -55,6 +55,11 @@ class Version:
 
 
 class S3Catalog:
+    """The names of a store, and their manifests: from memory, this machine's cache, or S3.
+
+    A read asks S3 whether the name still maps to what is known, so it is never stale. Thread-safe.
+    """
+
     def __init__(
         self, bucket: Bucket, store_id: bytes, cache: StoreCache, requests: Workers
     ) -> None:

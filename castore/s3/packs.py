@@ -36,6 +36,8 @@ SPAN_BYTES_MAX = 8 << 20
 
 
 class S3Packs:
+    """Frames of a store's packs: from the disk cache, or by ranged GETs. Thread-safe."""
+
     task_bytes = 8 << 20
 
     def __init__(self, bucket: Bucket, cache: FrameCache, requests: Workers) -> None:

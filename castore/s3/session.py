@@ -43,6 +43,8 @@ LOOKAHEAD_BYTES = 64 << 20
 
 
 class S3Session(WriteSession):
+    """One commit: a put, or a transaction. See WriteSession."""
+
     def __init__(
         self,
         parts: Parts,

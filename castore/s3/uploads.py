@@ -34,6 +34,8 @@ PLACED_MAX = 1 << 17  # chunks whose places are kept in memory; the cache knows 
 
 @dataclass(slots=True)
 class _OpenPack:
+    """A pack that is being filled; `size` is in bytes."""
+
     pack_id: bytes
     parts: list[bytes]
     size: int

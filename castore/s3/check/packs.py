@@ -16,7 +16,7 @@ from castore.system.workers import Workers
 T = TypeVar("T")
 R = TypeVar("R")
 
-# What a look at all data read, by pack: how it was listed, and what it holds.
+# What a check of all data read, by pack: how it was listed, and what it holds.
 PacksRead = dict[bytes, tuple[tuple[int, str], PackReading]]
 
 AHEAD = 32  # packs or names that are read at once
@@ -34,7 +34,7 @@ class PackScan:
         workers: Workers,
         before: PacksRead | None = None,
     ) -> None:
-        """Of packs that are as they were in a look `before` at all data, nothing is read again."""
+        """Of packs that are as they were in a check of all data `before`, nothing is read."""
         self.readings: dict[bytes, PackReading] = {}
         self.odd_keys: list[str] = []
         self.read_frames = 0

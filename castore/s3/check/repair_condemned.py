@@ -1,7 +1,7 @@
-"""Mending, in a repair, what collectors announce: `gc/state`, and the list that it refers to.
+"""The repair of what collectors announce: `gc/state`, and the list that it refers to.
 
-A bit that is flipped is put right. A state that is beyond that, or gone while
-there are lists, is made one whose list is lost.
+A bit that is flipped is put right. A state that is beyond that, or gone while there are lists, is
+made one whose list is lost.
 
 Until a list that is lost is replaced, no writer knows what it may rely on: whoever would reuse
 packs fails. What the list had is not known. But whatever of it a collector may yet remove (it is
@@ -14,7 +14,7 @@ condemned.
 What is carried is removed after the grace whoever pins it, so nobody may rely on it already. But a
 writer may: on what it has uploaded, or pinned before, and no name has yet. Such a pin can't be told
 from one in vain, so nothing is done while there are any: until these writers have ended, or their
-pins are void. From the look on nobody comes to rely on any of these packs, as the old list can't be
+pins are void. From then on nobody comes to rely on any of these packs, as the old list can't be
 read and the new one has them.
 """
 

@@ -39,6 +39,8 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
 class Reply(NamedTuple):
+    """What a GET or a HEAD brought; `body` is the part that was asked for."""
+
     body: bytes
     etag: str  # with its quotes
     size: int  # of the whole object

@@ -42,6 +42,9 @@ _STATUS_OF_ENTRY = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}
 
 
 class Listed(NamedTuple):
+    """A key that is there, its bytes, and when it was put, in seconds since the epoch by the
+    server's clock."""
+
     key: str
     size: int
     etag: str

@@ -58,6 +58,8 @@ class _SecurePool(AWSHTTPSConnectionPool):  # type: ignore[misc]
 
 
 class HttpSession(URLLib3Session):  # type: ignore[misc]
+    """botocore's, with connections that their request's deadline knows."""
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}  # of proxies, too

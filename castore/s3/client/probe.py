@@ -39,6 +39,8 @@ BOTH_WIN = "honoured one after the other; of several at once more than one may w
 
 @dataclass(frozen=True, slots=True)
 class ServerFeatures:
+    """What a server honours of what collectors and writers ask of it."""
+
     if_none_match: bool  # PUT only where there is nothing, also of several at once
     if_match_put: bool  # PUT only over a version
     if_match_delete: bool  # DELETE only that version
@@ -71,6 +73,8 @@ def probe(bucket: Bucket) -> ServerFeatures:
 
 
 class _Scratch:
+    """Keys of one probing, below a folder of its own."""
+
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self.folder = f"{PROBE}{secrets.token_hex(16)}"

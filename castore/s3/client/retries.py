@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
+    """How often a request is tried, and how long is waited between, with jitter."""
+
     attempts: int = 6
     first_s: float = 0.1  # the most to wait after the first failure; doubled with each
     throttled_first_s: float = 0.5

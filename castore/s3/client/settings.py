@@ -35,6 +35,8 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
+    """Where a store is, and how to talk to its server: see `castore.open`."""
+
     bucket: str
     prefix: str = ""  # "" or "a/b"
     endpoint_url: str | None = None  # None: AWS, or what boto3's configuration says

@@ -91,6 +91,8 @@ def fit_server(bucket: Bucket, *, alone: bool) -> ServerFeatures:
 
 @dataclass(slots=True)
 class _Tally:
+    """What is done so far; sizes are in bytes."""
+
     packs_removed: int = 0
     bytes_freed: int = 0
     packs_condemned: int = 0
@@ -104,6 +106,8 @@ class _Tally:
 
 
 class _Collection:
+    """One run of the collector: `run`, or `dry_run`, then `report`."""
+
     def __init__(
         self,
         parts: Parts,

@@ -77,8 +77,8 @@ class S3Marker:
         return left
 
     def missing(self, packs: dict[bytes, int]) -> list[bytes]:
-        """Those that names referred to in the last look for garbage among all `packs`, and that are
-        not there; one that was not listed may have been put since."""
+        """Those that are not there, of what names referred to when garbage was last looked for
+        among all `packs`; one that was not listed may have been put since."""
         unlisted = self.referred - packs.keys()
         return sorted(absent_packs(self._bucket, self._requests, unlisted))
 

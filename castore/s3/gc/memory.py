@@ -17,6 +17,8 @@ _STATE_VERSION = b"gc state version"
 
 
 class CollectorMemory:
+    """Rows of the store's cache; where that can't be used, nothing is remembered."""
+
     def __init__(self, cache: StoreCache) -> None:
         self._cache = cache
         self.path = cache.path

@@ -82,6 +82,11 @@ class LiveFrames:
 
 
 class S3Repacker:
+    """Moves live frames to other packs, and leads names there: `candidates`, then `rewrite`.
+
+    `bytes_written` are those of the frames that were moved, `damaged` those that could not be.
+    """
+
     def __init__(
         self,
         catalog: S3Catalog,
