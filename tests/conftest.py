@@ -11,7 +11,17 @@ import pytest
 
 import castore
 
-pytest_plugins = ["servers", "s3_stores", "stores", "gc_stores", "whole"]
+pytest_plugins = [
+    "servers",
+    "s3_stores",
+    "stores",
+    "gc_stores",
+    "whole",
+    "caches",
+    "cli_runs",
+    "proxied",
+    "ways_to_open",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
-import multiprocessing
 import os
-import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import pytest
+from ways_to_open import WAYS_TO_OPEN, noise
 
 import castore
 from castore.errors import (
@@ -33,17 +25,11 @@ from castore.errors import (
     NameNotFound,
     NotAStore,
     PackMissing,
-    ReadOnlyStore,
     StoreNotFound,
     UnsupportedFormat,
 )
 
-NOBODY = 65534
-WAYS_TO_OPEN: list[dict[str, Any]] = [{}, {"create": False}, {"read_only": True}]
-
-
-def noise(size: int, seed: int = 0) -> bytes:
-    return random.Random(seed).randbytes(size)
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks
 
 
 def says(text: str) -> str:
@@ -396,15 +382,6 @@ def test_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
 # ---------------------------------------------------------------- stores that are damaged, or newer
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A store that is closed, with an object inline and one in a pack."""
-    with castore.open(tmp_path / "store", chunk_bytes_avg=2816) as store:
-        store.puts("inline", b"inline")
-        store.puts("packed", noise(50_000))
-    return tmp_path / "store"
-
-
 @pytest.mark.damages_store("castore.json is another")
 def test_a_store_of_a_newer_format(root: Path) -> None:
     config = json.loads((root / "castore.json").read_text())
@@ -558,309 +535,3 @@ def test_a_transaction_whose_store_is_deleted(root: Path) -> None:
         shutil.rmtree(root)
     store.close()
     assert not [fd for fd in os.listdir("/proc/self/fd") if str(root) in link_of(fd)]
-
-
-# ---------------------------------------------------------------- permissions
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """Of nobody, where nobody can come to it."""
-    folder = Path(tempfile.mkdtemp(prefix="castore-"))
-    if os.geteuid() == 0:
-        os.chown(folder, NOBODY, NOBODY)
-    yield folder
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(0o700)
-    shutil.rmtree(folder)
-
-
-def unprivileged(work: Callable[[], Any]) -> Any:
-    """What `work` returns in a child without root's powers, or the error that it raises there."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(60)
-        try:
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-            answer = work()
-        except BaseException as error:
-            answer = error
-        sender.send(answer)
-        os._exit(0)
-    sender.close()
-    try:
-        return receiver.recv()
-    finally:
-        os.waitpid(pid, 0)
-
-
-def raises_there(work: Callable[[], Any], error: type[Exception], message: str) -> None:
-    answer = unprivileged(work)
-    assert isinstance(answer, error)
-    assert re.search(message, str(answer))
-
-
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks
-
-
-def make_store(path: Path) -> None:
-    with castore.open(path, chunk_bytes_avg=2816) as store:
-        store.puts("inline", b"inline")
-        store.puts("packed", noise(50_000))
-
-
-def test_sources_that_may_not_be_read(open_folder: Path) -> None:
-    def work() -> None:
-        (open_folder / "file").write_bytes(b"secret")
-        (open_folder / "file").chmod(0)
-        (open_folder / "folder").mkdir(mode=0)
-        with castore.open(open_folder / "store") as store:
-            for path in (open_folder / "file", open_folder / "folder" / "file"):
-                with pytest.raises(PermissionError, match=re.escape(str(path))) as caught:
-                    store.put("name", path)
-                assert not isinstance(caught.value, CastoreError)
-            assert list(store.names()) == []
-            store.puts("name", noise(10_000))
-            with pytest.raises(PermissionError, match=re.escape(str(open_folder / "folder"))):
-                store.get("name", open_folder / "folder" / "target")
-
-    assert unprivileged(work) is None
-
-
-def test_stores_where_none_can_be_made(open_folder: Path) -> None:
-    def work() -> None:
-        for mode in (0o000, 0o500):
-            folder = open_folder / f"{mode:o}"
-            folder.mkdir(mode=mode)
-            with pytest.raises(PermissionError, match=re.escape(str(folder))):
-                castore.open(folder / "store")
-        (open_folder / "0").chmod(0o700)
-        assert os.listdir(open_folder / "0") == []
-
-    assert unprivileged(work) is None
-
-
-def test_a_store_that_is_somebody_elses(tmp_path: Path, open_folder: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to make somebody else's store")
-    make_store(open_folder / "store")
-    for options in WAYS_TO_OPEN:
-        raises_there(
-            partial(castore.open, open_folder / "store", **options),
-            PermissionError,
-            re.escape(str(open_folder / "store")),
-        )
-    (open_folder / "store").chmod(0o755)
-    raises_there(
-        lambda: castore.open(open_folder / "store"), PermissionError, re.escape(str(open_folder))
-    )
-
-
-def test_a_store_that_may_only_be_read(open_folder: Path) -> None:
-    """Its folders are not writable: every read works, every write says why not."""
-
-    def work() -> None:
-        path = open_folder / "store"
-        make_store(path)
-        for folder in [path, *path.rglob("*")]:
-            if folder.is_dir():
-                folder.chmod(0o500)
-        for read_only in (False, True):
-            with castore.open(path, read_only=read_only) as store:
-                assert store.gets("inline") == b"inline"
-                assert store.gets("packed") == noise(50_000)
-                assert list(store.names()) == ["inline", "packed"]
-                assert store.stats().objects == 2
-                for write in (
-                    lambda: store.puts("new", b""),
-                    lambda: store.puts("new", noise(10_000)),
-                    lambda: store.delete("inline"),
-                    lambda: store.open("new", "wb"),
-                ):
-                    with pytest.raises(
-                        ReadOnlyStore, match=r"for reading only|no permission to write"
-                    ):
-                        write()
-
-    assert unprivileged(work) is None
-
-
-def test_a_store_whose_files_may_only_be_read(open_folder: Path) -> None:
-    """As in a snapshot. LMDB can't mark its readers then: so it is refused, or it is read."""
-
-    def work() -> None:
-        path = open_folder / "store"
-        make_store(path)
-        for part in [path, *path.rglob("*")]:
-            part.chmod(0o500 if part.is_dir() else 0o400)
-        with castore.open(path, read_only=True) as store:
-            assert store.gets("packed") == noise(50_000)
-
-    answer = unprivileged(work)
-    if answer is not None:
-        assert isinstance(answer, PermissionError)
-        assert str(open_folder) in str(answer)
-
-
-def test_packs_that_may_not_be_written_or_read(open_folder: Path) -> None:
-    def work() -> None:
-        path = open_folder / "store"
-        make_store(path)
-        (pack,) = path.glob("packs/*/*.pack")
-        with castore.open(path) as store:
-            (path / "packs").chmod(0o500)
-            with pytest.raises(PermissionError, match=re.escape(str(path / "packs"))):
-                store.puts("new", noise(50_000, 2))
-            store.puts("small", b"inline ones need no pack")
-            (path / "packs").chmod(0o700)
-            pack.chmod(0)
-            for read in (lambda: store.gets("packed"), lambda: store.open("packed")):
-                with pytest.raises(PermissionError, match=re.escape(str(pack))):
-                    read()
-            pack.chmod(0o600)
-            assert store.gets("packed") == noise(50_000)
-            assert list(store.names()) == ["inline", "packed", "small"]
-
-    assert unprivileged(work) is None
-
-
-# ---------------------------------------------------------------- file systems
-
-
-def in_own_mounts(program: str, *arguments: str) -> str:
-    """The output of a program that may mount what it likes."""
-    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("needs root on Linux, to mount")
-    probe = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
-    if subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("may not mount here")
-    command = ["unshare", "--mount", sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-FULL_DISK = """
-import os, random, subprocess, sys
-import castore
-from castore.errors import StoreFull
-
-folder, size = sys.argv[1], sys.argv[2]
-subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=True)
-store = castore.open(folder + "/store", chunk_bytes_avg=2816)
-kept, full = {}, 0
-for i in range(400):
-    data = random.Random(i).randbytes(random.Random(i).choice([300, 3000, 30_000, 300_000]))
-    try:
-        store.puts(f"{i:03}", data)
-    except StoreFull as error:
-        assert "no space left" in str(error) and isinstance(error, OSError), error
-        full += 1
-    else:
-        kept[f"{i:03}"] = data
-assert full > 10 and len(kept) > 10, (full, len(kept))
-if not random.Random(size).randrange(2):
-    store.close()
-    store = castore.open(folder + "/store")
-assert list(store.names()) == sorted(kept)
-for name, data in kept.items():
-    assert store.gets(name) == data
-subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
-store.puts("at last", bytes(1000) + random.Random(1).randbytes(500_000))
-assert store.size("at last") == 501_000
-store.close()
-with castore.open(folder + "/store") as store:
-    assert list(store.names()) == [*sorted(kept), "at last"]
-    assert store.gets("at last")[1000:] == random.Random(1).randbytes(500_000)
-print("ok")
-"""
-
-
-@pytest.mark.parametrize("size", ["1m", "1500k", "3m"])
-def test_a_full_disk(tmp_path: Path, size: str) -> None:
-    """Nothing half-visible, what was acknowledged stays, and it goes on once there is room."""
-    assert in_own_mounts(FULL_DISK, str(tmp_path), size) == "ok\n"
-
-
-NO_ROOM = """
-import subprocess, sys
-import castore
-from castore.errors import StoreFull
-
-folder = sys.argv[1]
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", folder], check=True)
-open(folder + "/filler", "wb").write(bytes(12288))
-try:
-    castore.open(folder + "/store").puts("name", bytes(100))
-except StoreFull as error:
-    print(error)
-"""
-
-
-def test_no_room_to_make_a_store(tmp_path: Path) -> None:
-    assert "no space left" in in_own_mounts(NO_ROOM, str(tmp_path))
-
-
-READ_ONLY_MOUNT = """
-import random, subprocess, sys
-import castore
-from castore.errors import ReadOnlyStore
-
-folder = sys.argv[1]
-data = random.Random(1).randbytes(50_000)
-subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
-with castore.open(folder + "/store") as store:
-    store.puts("packed", data)
-    store.puts("inline", b"inline")
-subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-for read_only in (False, True):
-    with castore.open(folder + "/store", read_only=read_only) as store:
-        assert store.gets("packed") == data and store.gets("inline") == b"inline"
-        assert store.stats().objects == 2
-        try:
-            store.puts("new", b"")
-        except ReadOnlyStore as error:
-            print(error)
-try:
-    castore.open(folder + "/other")
-except OSError as error:
-    print(error)
-"""
-
-
-def test_a_file_system_that_is_mounted_read_only(tmp_path: Path) -> None:
-    lines = in_own_mounts(READ_ONLY_MOUNT, str(tmp_path)).splitlines()
-    assert len(lines) == 3
-    assert all(re.search("for reading only|no permission to write", line) for line in lines[:2])
-    assert "Read-only file system" in lines[2]
-    assert str(tmp_path) in lines[2]
-
-
-def test_a_store_in_use_in_another_pid_namespace(root: Path) -> None:
-    """LMDB could not tell its live readers from dead ones."""
-    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:
-        pytest.skip("needs root on Linux")
-    program = (
-        "import castore, sys\n"
-        "try: castore.open(sys.argv[1])\n"
-        "except castore.errors.StoreLocked as error: print(error)\n"
-        "else: print('opened')"
-    )
-    command = ["unshare", "--pid", "--fork", sys.executable, "-c", program, str(root)]
-    with castore.open(root):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if "unshare" in done.stderr:
-            pytest.skip(done.stderr)
-        assert "is open in another pid namespace" in done.stdout, done.stderr
-    assert subprocess.run(command, capture_output=True, text=True).stdout == "opened\n"
-
-
-def test_errors_have_a_number_where_the_system_has_one(store: castore.Store) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
-        store.gets("missing")
-    assert caught.value.errno == errno.ENOENT
