@@ -16,8 +16,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import castore
 from castore.errors import FormatError, NameExists, NameNotFound, NotLocal, PackMissing
-from castore.format.index import Record, SegmentBuilder, decode_segment, owned
+from castore.format.index import Record
 from castore.format.pack import StoreConfig
+from castore.format.segment import SegmentBuilder, decode_segment, owned
 from castore.model import Extent, Location, Progress, StoreStats, clamp_range
 from castore.stream.backend import Cover, Held
 from castore.stream.chunker import Chunker
