@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from castore.errors import CastoreError
     from castore.maintenance import check_store, compact_index, rebuild_index, restore
     from castore.model import NAME_BYTES_MAX, ObjectInfo, RangePlan, StoreStats
+    from castore.objectfile import ObjectReader, ObjectWriterFile
     from castore.s3.client.identity import caller_identity
     from castore.store import Store, Transaction
     from castore.store import open_store as open
@@ -36,6 +37,8 @@ __all__ = [
     "CastoreError",
     "GcReport",
     "ObjectInfo",
+    "ObjectReader",
+    "ObjectWriterFile",
     "RangePlan",
     "Store",
     "StoreStats",
@@ -59,6 +62,8 @@ _HOMES = {
     "CastoreError": "errors",
     "GcReport": "stream.reports",
     "ObjectInfo": "model",
+    "ObjectReader": "objectfile",
+    "ObjectWriterFile": "objectfile",
     "RangePlan": "model",
     "Store": "store",
     "StoreStats": "model",

@@ -13,9 +13,9 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal, TypeVar, overload
 
-from castore.errors import NameNotFound
+from castore.errors import NameExists, NameNotFound
 from conducto import context
 from conducto.errors import CacheNotFound, ContextError, NameIsFolder, NotTakenOver
 from conducto.names import (
@@ -30,6 +30,7 @@ from conducto.names import (
 
 if TYPE_CHECKING:
     import castore
+    from castore import ObjectReader, ObjectWriterFile
 
 __all__ = ["ContextError", "archive", "archive_quiet", "pipeline", "user"]
 
@@ -93,6 +94,46 @@ class _Data:
         """
         with cls._reading(name) as (store, key):
             return store.gets(key, byte_range)
+
+    @overload
+    @classmethod
+    def open(cls, name: str, mode: Literal["rb"] = "rb") -> ObjectReader: ...
+    @overload
+    @classmethod
+    def open(cls, name: str, mode: Literal["wb", "xb"]) -> ObjectWriterFile: ...
+    @classmethod
+    def open(
+        cls, name: str, mode: Literal["rb", "wb", "xb"] = "rb"
+    ) -> ObjectReader | ObjectWriterFile:
+        """The object as a binary file object.
+
+        "rb" reads one version of it, seekably. "wb" writes a new one, published when it is closed
+        and not at all if the `with` block raises; "xb" refuses a name that is taken. What a
+        versioned bucket keeps of older versions stays until the next `put` or `puts`.
+
+        IsADirectoryError where objects lie below `name`; FileExistsError; ValueError for another
+        mode.
+
+        >>> with co.data.user.open("log", "wb") as file:
+        ...     file.write(b"one line")
+        8
+        >>> with co.data.user.open("log") as file:
+        ...     file.read(3)
+        b'one'
+        """
+        if mode == "rb":
+            with cls._reading(name) as (store, key):
+                reader = store.open(key)
+            reader.info = reader.info._replace(name=name)
+            return reader
+        store, key = cls._store(), cls._key(name)
+        _refuse_directory(store, key, name)
+        try:
+            writer = store.open(key, mode)
+        except NameExists:
+            raise NameExists(name) from None
+        writer.name = name
+        return writer
 
     @classmethod
     def put(cls, name: str, file: Path | BinaryIO, skip_cleanup: bool = False) -> None:
@@ -176,6 +217,17 @@ class _Data:
         """The object's size in bytes."""
         with cls._reading(name) as (store, key):
             return store.size(key)
+
+    @classmethod
+    def info(cls, name: str) -> castore.ObjectInfo:
+        """Its size in bytes, time, mode bits, etag, chunks and stored bytes; `name` as given.
+
+        >>> co.data.user.puts("settings.json", b"{}")
+        >>> co.data.user.info("settings.json").size
+        2
+        """
+        with cls._reading(name) as (store, key):
+            return store.info(key)._replace(name=name)
 
     @classmethod
     def url(cls, name: str, path_only: bool = True) -> str:

@@ -3,6 +3,7 @@
     fs = fsspec.filesystem("castore", store="/path/to/store")
     fsspec.open("castore://tables/day.parquet", store="/path/to/store")
     fsspec.open("castore://tables/day.parquet::file:///path/to/store")
+    fsspec.open("castore://%2Fpath%2Fto%2Fstore@/tables/day.parquet")  # see `castore.fs.locations`
     fs = fsspec.filesystem("castore", store="s3://bucket/prefix?region=eu-west-1")
 
 Without a `store`, $CASTORE_STORE names it. Paths are object names, a leading '/' is dropped; one
@@ -39,12 +40,13 @@ from fsspec.utils import isfilelike, stringify_path, tokenize
 import castore
 from castore.errors import InvalidName, NameNotFound
 from castore.fs.files import CastoreFile, CastoreTransaction, CompressedWriter, Info, file_entry
+from castore.fs.locations import chained_store, split_store, url_with_store
 from castore.model import Kind
 from castore.store import open_store
 from castore.urls import local_folder
 
 OPEN_OPTIONS = frozenset(inspect.signature(open_store).parameters) - {"url_or_path"}
-FSSPEC_OPTIONS = {"asynchronous", "loop", "use_listings_cache", "listings_expiry_time", "max_paths"}
+FSSPEC_OPTIONS = {"loop", "use_listings_cache", "listings_expiry_time", "max_paths"}
 
 
 class _Resolved(type(AbstractFileSystem)):  # type: ignore[misc]  # fsspec is untyped
@@ -59,26 +61,31 @@ class _Resolved(type(AbstractFileSystem)):  # type: ignore[misc]  # fsspec is un
         fo: str | None = None,
         target_protocol: str | None = None,
         target_options: dict[str, Any] | None = None,
+        asynchronous: bool = False,
         **storage_options: Any,
     ) -> Any:
-        """`fo` and `target_protocol` are what a chained URL gives: the store's own path."""
-        if target_protocol not in (None, "file", "local"):
-            raise ValueError(f"a castore store can't be opened through {target_protocol!r}")
-        if target_options:
-            raise ValueError(f"a folder takes no settings, and not {', '.join(target_options)}")
-        options = apply_config(cls, storage_options)
-        where = store or fo or options.pop("store", None) or os.environ.get("CASTORE_STORE")
+        """`fo` and what begins with `target_` are what a chained URL gives: the store's own
+        place."""
+        chained, settings = chained_store(fo, target_protocol, target_options, OPEN_OPTIONS)
+        options = {**apply_config(cls, storage_options), **settings}
+        where = store or chained or options.pop("store", None) or os.environ.get("CASTORE_STORE")
         if not where:
             raise ValueError("which store? Give store=PATH or set CASTORE_STORE=PATH")
-        return super().__call__(**{**options, "store": _absolute(where)})
+        fs = super().__call__(**{**options, "store": _absolute(where)})
+        if not asynchronous:
+            return fs
+        from castore.fs.asynchronous import AsyncCastoreFileSystem
+
+        return AsyncCastoreFileSystem(fs, asynchronous=True, loop=options.get("loop"))
 
 
 class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignore[misc]
     """A castore store as an fsspec file system; see the module for paths and URLs.
 
     `store` is a path or a URL, and made absolute at once; without one, $CASTORE_STORE is. The other
-    options are those of `castore.open` and of fsspec itself. Raises ValueError for a store that
-    can't be one, TypeError for options that nobody knows.
+    options are those of `castore.open` and of fsspec itself; with `asynchronous` the answer is an
+    `AsyncCastoreFileSystem` over one of these. Raises ValueError for a store that can't be one,
+    TypeError for options that nobody knows.
 
     >>> fs = castore.fs.CastoreFileSystem("store")
     >>> with fs.open("tables/a", "wb") as file:
@@ -124,10 +131,21 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         if isinstance(path, list):
             return [cls._strip_protocol(each) for each in path]
         path = stringify_path(path)
-        for marker in ("castore://", "castore::"):
-            if path.startswith(marker):
-                path = path[len(marker) :]
+        if path.startswith(f"{cls.protocol}://"):
+            path = split_store(path[len(cls.protocol) + 3 :])[1]
+        elif path.startswith(f"{cls.protocol}::"):
+            path = path[len(cls.protocol) + 2 :]
         return path.strip("/")
+
+    @classmethod
+    def _get_kwargs_from_urls(cls, path: str) -> dict[str, Any]:
+        marker = f"{cls.protocol}://"
+        store = split_store(path[len(marker) :])[0] if path.startswith(marker) else None
+        return {} if store is None else {"store": store}
+
+    def unstrip_protocol(self, name: str) -> str:
+        """The name's URL, which says which store it is in: it means the same everywhere."""
+        return url_with_store(self.protocol, self.store_path, self._strip_protocol(name))
 
     # ------------------------------------------------------------------ what is there
 
@@ -474,7 +492,7 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         mistake.
         """
         for each in [path] if isinstance(path, (str, os.PathLike)) else path:
-            if stringify_path(each) in ("", "castore://"):
+            if stringify_path(each) in ("", f"{self.protocol}://"):
                 raise ValueError(f"the path {each!r} is empty: '/' is all of the store")
         expanded = self.expand_path(path, recursive=recursive, maxdepth=maxdepth)
         with self._changes(create=False) as changes:

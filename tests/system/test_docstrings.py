@@ -26,7 +26,8 @@ MODULES = {  # and how many of its docstrings have an example
     "castore.store": 26,
     "castore.transaction": 4,
     "conducto.context": 1,
-    "conducto.data": 8,
+    "conducto.data": 10,
+    "conducto.fs": 1,
 }
 
 

@@ -1,0 +1,56 @@
+"""The file system for callers with an event loop of their own, such as zarr.
+
+Each coroutine runs the method of the same name on a thread of the loop's default executor, which
+bounds how many run at once. A store has no other waiting to give away: its reads and writes are
+planned, and handed to threads, as wholes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+if TYPE_CHECKING:
+    import castore
+
+
+class AsyncCastoreFileSystem(AsyncFileSystemWrapper):  # type: ignore[misc]  # fsspec is untyped
+    """What `fsspec.filesystem("castore", asynchronous=True)` is: `_cat_file`, `_pipe_file`,
+    `_cat_ranges`, `_ls`, `_info`, `_find`, `_put`, `_rm` and the others as coroutines.
+
+    Files, transactions and fingerprints are those of `sync_fs`, without a coroutine.
+    """
+
+    @property
+    def store(self) -> castore.Store:
+        opened: castore.Store = self.sync_fs.store
+        return opened
+
+    @property
+    def transaction(self) -> Any:
+        return self.sync_fs.transaction
+
+    def start_transaction(self) -> Any:
+        return self.sync_fs.start_transaction()
+
+    def end_transaction(self) -> None:
+        self.sync_fs.end_transaction()
+
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        return self.sync_fs.open(path, mode, **kwargs)
+
+    def unstrip_protocol(self, name: str) -> str:
+        url: str = self.sync_fs.unstrip_protocol(name)
+        return url
+
+    def modified(self, path: str) -> Any:
+        return self.sync_fs.modified(path)
+
+    created = modified
+
+    def ukey(self, path: str) -> Any:
+        return self.sync_fs.ukey(path)
+
+    def checksum(self, path: str) -> Any:
+        return self.sync_fs.checksum(path)

@@ -1,0 +1,72 @@
+"""`conducto://pipeline/NAME` and `conducto://user/NAME` for fsspec.
+
+    pandas.read_parquet("conducto://pipeline/tables/day.parquet")
+    fs = fsspec.filesystem("conducto")
+    fs.ls("user")
+
+Paths are those of `co.data.pipeline` and `co.data.user`, behind the scope's name; all else is as
+`castore.fs` has it. Which store and which pipeline is decided when the file system is made, from
+its options or the environment, and a pickled one keeps that.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from castore.fs import CastoreFileSystem
+from conducto import context
+from conducto.scopes import ScopedStore, Scopes
+
+
+class _InContext(type(CastoreFileSystem)):  # type: ignore[misc]  # fsspec is untyped
+    """Says which store and pipeline are meant before fsspec looks among the instances it keeps."""
+
+    def __call__(
+        cls,
+        store: str | None = None,
+        *,
+        pipeline_id: str | None = None,
+        local: bool | None = None,
+        profile: str | None = None,
+        **storage_options: Any,
+    ) -> Any:
+        if pipeline_id is not None or "CONDUCTO_PIPELINE_ID" in os.environ:
+            pipeline_id = context.pipeline_id(pipeline_id)
+        store = store or context.store_url(local=local, profile=profile)
+        return super().__call__(store, pipeline_id=pipeline_id, **storage_options)
+
+
+class ConductoFileSystem(CastoreFileSystem, metaclass=_InContext):
+    """The user's data, and a pipeline's, as an fsspec file system.
+
+    `pipeline_id`, `local` and `profile` are as in `co.data.pipeline.bound`; the other options are
+    those of `castore.fs.CastoreFileSystem`. Without a pipeline `pipeline/...` raises ContextError.
+
+    >>> fs = conducto.fs.ConductoFileSystem(pipeline_id="7")
+    >>> fs.pipe_file("pipeline/result", b"42")
+    >>> co.data.pipeline.bound(pipeline_id="7").gets("result")
+    b'42'
+    >>> fs.store.close()
+    """
+
+    protocol = "conducto"
+
+    def __init__(
+        self, store: str, *, pipeline_id: str | None = None, **storage_options: Any
+    ) -> None:
+        super().__init__(store, **storage_options)
+        self.pipeline_id = pipeline_id
+        self._scopes = Scopes(pipeline_id)
+
+    @property
+    def fsid(self) -> str:
+        return f"conducto_{self.store_path}_{self.pipeline_id or ''}"
+
+    def unstrip_protocol(self, name: str) -> str:
+        return f"conducto://{self._strip_protocol(name)}"
+
+    def _open_store(self, *, create: bool) -> Any:
+        if create and "://" not in self.store_path:
+            os.makedirs(os.path.dirname(self.store_path), mode=0o700, exist_ok=True)
+        return ScopedStore(super()._open_store(create=create), self._scopes)

@@ -1,0 +1,187 @@
+"""Both scopes of a user's store as one, for file systems: `pipeline/NAME` and `user/NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from castore.errors import InvalidName, NameNotFound
+from conducto.errors import ContextError
+from conducto.names import called, key_of
+
+if TYPE_CHECKING:
+    import castore
+
+PIPELINE, USER = "pipeline", "user"
+
+
+class Scopes:
+    """Where each scope's names begin in the store."""
+
+    def __init__(self, pipeline_id: str | None) -> None:
+        self.prefixes: dict[str, str] = {USER: "data/"}
+        if pipeline_id is not None:
+            self.prefixes = {PIPELINE: f"pipelines/{pipeline_id}/data/", **self.prefixes}
+
+    def key(self, name: str) -> str:
+        """Raises InvalidName, ContextError."""
+        scope, slash, inner = name.partition("/")
+        prefix = self._prefix(name, scope)
+        if not slash:
+            raise InvalidName(f"{name!r} is a scope: an object's name goes on behind it")
+        return key_of(prefix, inner)
+
+    def name(self, key: str) -> str:
+        """What the caller calls it. The key is in one of the scopes."""
+        for scope, prefix in self.prefixes.items():
+            if key.startswith(prefix):
+                return f"{scope}/{key[len(prefix) :]}"
+        raise InvalidName(f"{key!r} is in no scope")
+
+    def starts(self, prefix: str) -> Iterator[str]:
+        """What keys begin with whose names begin with `prefix`, which may end anywhere."""
+        scope, slash, inner = prefix.partition("/")
+        if slash:
+            yield self._prefix(prefix, scope) + inner
+            return
+        yield from (start for name, start in self.prefixes.items() if name.startswith(scope))
+
+    def _prefix(self, name: str, scope: str) -> str:
+        if scope == PIPELINE and scope not in self.prefixes:
+            raise ContextError(
+                f"{name!r} is a pipeline's: set CONDUCTO_PIPELINE_ID, or give pipeline_id"
+            )
+        if scope not in self.prefixes:
+            raise InvalidName(f"{name!r} is in no scope: names begin with pipeline/ or user/")
+        return self.prefixes[scope]
+
+
+class ScopedStore:
+    """A store by the names of its scopes; what each method does is what `castore.Store` does."""
+
+    def __init__(self, store: castore.Store, scopes: Scopes) -> None:
+        self.whole = store
+        self._scopes = scopes
+
+    @property
+    def closed(self) -> bool:
+        return self.whole.closed
+
+    def close(self) -> None:
+        self.whole.close()
+
+    def info(self, name: str) -> castore.ObjectInfo:
+        with self._called(name) as key:
+            return self.whole.info(key)._replace(name=name)
+
+    def size(self, name: str) -> int:
+        return self.info(name).size
+
+    def exists(self, name: str) -> bool:
+        return "/" in name and self.whole.exists(self._scopes.key(name))
+
+    def kind(self, name: str) -> Any:
+        """As castore's; a scope is a folder if there is anything in it."""
+        if "/" in name:
+            return self.whole.kind(self._scopes.key(name))
+        [start] = self._scopes.starts(name + "/")
+        return self.whole.kind(start.rstrip("/"))._replace(is_object=False)
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        for start in self._scopes.starts(prefix):
+            yield from map(self._scopes.name, self.whole.names(start))
+
+    def list(self, prefix: str = "", **options: Any) -> Iterator[castore.ObjectInfo]:
+        for start in self._scopes.starts(prefix):
+            for info in self.whole.list(start, **options):
+                yield info._replace(name=self._scopes.name(info.name))
+
+    def scandir(self, folder: str = "", **options: Any) -> Iterator[Any]:
+        folder = folder.strip("/")
+        for start in self._scopes.starts(f"{folder}/" if folder else ""):
+            entries = self.whole.scandir(start, **options)
+            if not folder:
+                first = next(entries, None)
+                if first is not None:
+                    scope = self._scopes.name(start).rstrip("/")
+                    yield first._replace(name=scope, is_folder=True, info=None)
+                continue
+            for entry in entries:
+                info = entry.info
+                name = self._scopes.name(entry.name)
+                yield entry._replace(name=name, info=info and info._replace(name=name))
+
+    def gets(self, name: str, *args: Any, **options: Any) -> bytes:
+        with self._called(name) as key:
+            return self.whole.gets(key, *args, **options)
+
+    def gets_many(self, name: str, *args: Any, **options: Any) -> Any:
+        with self._called(name) as key:
+            return self.whole.gets_many(key, *args, **options)
+
+    def get(self, name: str, file: Any, **options: Any) -> castore.ObjectInfo:
+        with self._called(name) as key:
+            return self.whole.get(key, file, **options)._replace(name=name)
+
+    def open(self, name: str, mode: str = "rb") -> Any:
+        with self._called(name) as key:
+            return _renamed(self.whole.open(key, mode), name)
+
+    def transaction(self) -> ScopedTransaction:
+        return ScopedTransaction(self.whole.transaction(), self._scopes)
+
+    @contextmanager
+    def _called(self, name: str) -> Iterator[str]:
+        if "/" not in name:  # a scope, or nothing that there is
+            raise NameNotFound(name)
+        key = self._scopes.key(name)
+        with called(name, key):
+            yield key
+
+
+class ScopedTransaction:
+    """A transaction by the names of the scopes."""
+
+    def __init__(self, transaction: castore.Transaction, scopes: Scopes) -> None:
+        self._whole = transaction
+        self._scopes = scopes
+
+    def put(self, name: str, *args: Any, **options: Any) -> castore.ObjectInfo:
+        return self._whole.put(self._scopes.key(name), *args, **options)._replace(name=name)
+
+    def puts(self, name: str, *args: Any, **options: Any) -> castore.ObjectInfo:
+        return self._whole.puts(self._scopes.key(name), *args, **options)._replace(name=name)
+
+    def open(self, name: str, *args: Any) -> Any:
+        return _renamed(self._whole.open(self._scopes.key(name), *args), name)
+
+    def copy(self, source: str, target: str, **options: Any) -> None:
+        self._whole.copy(self._scopes.key(source), self._scopes.key(target), **options)
+
+    def rename(self, source: str, target: str, **options: Any) -> None:
+        self._whole.rename(self._scopes.key(source), self._scopes.key(target), **options)
+
+    def delete(self, name: str) -> None:
+        self._whole.delete(self._scopes.key(name))
+
+    def commit(self) -> None:
+        self._whole.commit()
+
+    def abort(self) -> None:
+        self._whole.abort()
+
+    def __enter__(self) -> ScopedTransaction:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._whole.__exit__(*raised)
+
+
+def _renamed(file: Any, name: str) -> Any:
+    """An object's file, by the name that the caller has for it."""
+    if file.readable():
+        file.info = file.info._replace(name=name)
+    else:
+        file.name = name
+    return file

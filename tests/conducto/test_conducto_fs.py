@@ -1,0 +1,143 @@
+"""`conducto://`: castore's file system by the names of `conducto.data`; and its file objects."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+
+import pytest
+
+fsspec = pytest.importorskip("fsspec")
+
+import conducto as co  # noqa: E402
+from castore import errors  # noqa: E402
+from conducto import context  # noqa: E402
+from conducto.fs import ConductoFileSystem  # noqa: E402
+
+pytest_plugins = ["modes"]
+
+
+@pytest.fixture
+def fs(mode: str) -> Iterator[ConductoFileSystem]:
+    fsspec.register_implementation("conducto", ConductoFileSystem, clobber=True)
+    fs = fsspec.filesystem("conducto", skip_instance_cache=True)
+    yield fs
+    if not fs.store.closed:
+        fs.store.close()
+
+
+def test_both_scopes_by_their_names(fs: ConductoFileSystem) -> None:
+    fs.pipe({"pipeline/a/x": b"12345", "pipeline/b": b"", "user/a/y": b"6"})
+    assert co.data.pipeline.gets("a/x") == b"12345"
+    assert co.data.user.list() == ["a/y"]
+    co.data.user.puts("z", b"z")
+    assert fs.cat_file("user/z") == b"z"
+    assert fs.ls("", detail=False) == ["pipeline", "user"]
+    assert fs.ls("pipeline", detail=False) == ["pipeline/a", "pipeline/b"]
+    assert [each["size"] for each in fs.ls("user/a")] == [1]
+    assert fs.find("") == ["pipeline/a/x", "pipeline/b", "user/a/y", "user/z"]
+    assert fs.glob("*/a/*") == ["pipeline/a/x", "user/a/y"]
+    assert fs.info("pipeline/a/x")["name"] == "pipeline/a/x"
+    assert fs.isdir("pipeline")
+    assert fs.isdir("user/a")
+    assert not fs.exists("user/b")
+    assert not fs.exists("others/b")
+    fs.mv("pipeline/a", "user/moved", recursive=True)
+    fs.cp_file("user/moved/x", "pipeline/c")
+    assert fs.cat_ranges(["user/moved/x", "pipeline/c"], [0, -1], [1, None]) == [b"1", b"5"]
+    fs.rm("user/a", recursive=True)
+    assert fs.find("") == ["pipeline/b", "pipeline/c", "user/moved/x", "user/z"]
+    with fs.open("pipeline/c") as file:
+        assert (file.info()["name"], file.read(2)) == ("pipeline/c", b"12")
+
+
+@pytest.mark.parametrize("mode", ["local"], indirect=True)
+class TestLocal:
+    def test_what_fails_goes_by_the_caller_s_name(self, fs: ConductoFileSystem) -> None:
+        with pytest.raises(FileNotFoundError):
+            fs.cat_file("user/x")
+        fs.pipe_file("user/a", b"")
+        for call in (fs.cat_file, fs.info, fs.open):
+            with pytest.raises(errors.NameNotFound, match="named 'user/x'"):
+                call("user/x")
+        for name in ("x", "data/x", "pipeline", "user/../x"):
+            with pytest.raises(errors.InvalidName):
+                fs.pipe_file(name, b"")
+        with pytest.warns(errors.UnpublishedResourceWarning, match="'user/b' is not published"):
+            fs.open("user/b", "wb")
+
+    def test_a_transaction_spans_the_scopes(self, fs: ConductoFileSystem) -> None:
+        with fs.transaction:
+            fs.pipe_file("pipeline/a", b"1")
+            with fs.open("user/b", "wb") as file:
+                file.write(b"2")
+            assert fs.find("user") == fs.find("pipeline") == []
+        assert fs.find("") == ["pipeline/a", "user/b"]
+
+        def fail() -> None:
+            with fs.transaction:
+                fs.rm("user/b")
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        assert fs.exists("user/b")
+
+    def test_urls_pickles_and_pipelines(
+        self, fs: ConductoFileSystem, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with fsspec.open("conducto://pipeline/x", "wb") as file:
+            file.write(b"p1")
+        with fsspec.open("conducto://pipeline/x", "wb", pipeline_id="7") as file:
+            file.write(b"7")
+        assert co.data.pipeline.bound(pipeline_id="7").gets("x") == b"7"
+        assert fs.unstrip_protocol("pipeline/x") == "conducto://pipeline/x"
+        assert fs.cat_file("conducto://pipeline/x") == b"p1"
+        frozen = pickle.dumps(fs)
+        monkeypatch.setenv("CONDUCTO_PIPELINE_ID", "other")
+        assert pickle.loads(frozen).cat_file("pipeline/x") == b"p1"
+        assert fsspec.filesystem("conducto").find("") == []
+        monkeypatch.delenv("CONDUCTO_PIPELINE_ID")
+        nobody = fsspec.filesystem("conducto")
+        assert nobody.ls("") == []
+        nobody.pipe_file("user/u", b"u")
+        assert nobody.ls("", detail=False) == ["user"]
+        with pytest.raises(co.ContextError, match="CONDUCTO_PIPELINE_ID"):
+            nobody.cat_file("pipeline/x")
+        with pytest.raises(TypeError, match="no storage option bogus"):
+            fsspec.filesystem("conducto", bogus=1)
+
+    def test_pandas(self, fs: ConductoFileSystem) -> None:
+        pandas = pytest.importorskip("pandas")
+        frame = pandas.DataFrame({"a": [1, 2]})
+        frame.to_csv("conducto://pipeline/t.csv", index=False)
+        assert pandas.read_csv("conducto://pipeline/t.csv").equals(frame)
+        assert co.data.pipeline.gets("t.csv") == b"a\n1\n2\n"
+
+
+def test_objects_as_files(mode: str) -> None:
+    for scope in (co.data.pipeline, co.data.user):
+        with scope.open("/a/b", "wb") as writer:
+            writer.write(b"content")
+            assert not scope.exists("a/b")
+        with scope.open("/a/b") as reader:
+            assert reader.info.name == "/a/b"
+            assert reader.seek(-3, 2) == 4
+            assert reader.read() == b"ent"
+        info = scope.info("/a/b")
+        assert (info.name, info.size) == ("/a/b", 7)
+        for call in (scope.open, scope.info):
+            with pytest.raises(FileNotFoundError, match="named 'none'"):
+                call("none")
+            with pytest.raises(IsADirectoryError, match="named 'a'"):
+                call("a")
+        with pytest.raises(IsADirectoryError):
+            scope.open("a", "wb")
+        with pytest.raises(FileExistsError, match="named 'a/b'"):
+            scope.open("a/b", "xb")
+        with pytest.raises(ValueError, match="mode"):
+            scope.open("a/b", "r+b")  # type: ignore[call-overload]
+        with pytest.warns(errors.UnpublishedResourceWarning, match="'c' is not published"):
+            scope.open("c", "wb")
+        assert scope.list() == ["a/b"]
+    context.close_stores()
