@@ -394,3 +394,73 @@ def decode_hints(raw: bytes) -> tuple[bytes, list[tuple[bytes, list[PackEntry]]]
     if at != len(view):
         raise FormatError(f"hints have {len(view) - at} bytes too many")
     return store_id, packs
+
+
+# ---------------------------------------------------------------- listings
+
+_LISTING_MAGIC: Final = b"CLST"
+_LISTED_NAME = struct.Struct("<HHIQqQQ16s")
+
+
+class NameFacts(NamedTuple):
+    """What a name with this ETag maps to, as far as a list shows it."""
+
+    name: bytes
+    etag: str
+    record: Record  # with no content, and no fingerprint of its source
+
+    @classmethod
+    def of(cls, name: bytes, etag: str, record: Record) -> NameFacts:
+        r = record
+        return cls(
+            name, etag, Record(r.size, r.mtime_ns, r.mode, r.etag, r.stored_bytes, r.chunks, 1)
+        )
+
+
+def encode_listing(store_id: bytes, facts: Sequence[NameFacts]) -> bytes:
+    """Of many names in one object, so that a list need not ask for each."""
+    parts = []
+    for name, etag, r in facts:
+        tag = etag.encode()
+        parts.append(
+            _LISTED_NAME.pack(
+                len(name), len(tag), r.mode, r.size, r.mtime_ns, r.stored_bytes, r.chunks, r.etag
+            )
+        )
+        parts += [name, tag]
+    body = b"".join(parts)
+    fixed = _HINTS.pack(_LISTING_MAGIC, VERSION, 0, 0, len(facts), store_id, 0)[:-8]
+    return fixed + _checksum(body, _checksum(fixed)).to_bytes(8, "little") + body
+
+
+def decode_listing(raw: bytes) -> tuple[bytes, list[NameFacts]]:
+    """(store id, what it tells)."""
+    if len(raw) < _HINTS.size:
+        raise FormatError(f"a listing is cut short at {len(raw)} bytes")
+    magic, version, flags, zero, count, store_id, checksum = _HINTS.unpack_from(raw)
+    if magic != _LISTING_MAGIC or flags or zero or version < 1:
+        raise FormatError(f"a listing starts with {raw[:8].hex()}")
+    if version > VERSION:
+        raise UnsupportedFormat(f"a listing has format version {version}: upgrade castore")
+    body = raw[_HINTS.size :]
+    if _checksum(body, _checksum(raw[: _HINTS.size - 8])) != checksum:
+        raise FormatError("a listing is damaged")
+    facts, at = [], 0
+    for _ in range(count):
+        if at + _LISTED_NAME.size > len(body):
+            raise FormatError("a listing tells of more names than it holds")
+        name_bytes, tag_bytes, *numbers, etag = _LISTED_NAME.unpack_from(body, at)
+        at += _LISTED_NAME.size
+        name, tag = body[at : at + name_bytes], body[at + name_bytes :][:tag_bytes]
+        at += name_bytes + tag_bytes
+        if at > len(body):
+            raise FormatError("a listing ends within a name")
+        mode, size, mtime_ns, stored_bytes, chunks = numbers
+        record = Record(size, mtime_ns, mode, etag, stored_bytes, chunks, 1)
+        try:
+            facts.append(NameFacts(name, tag.decode(), record))
+        except UnicodeDecodeError as error:
+            raise FormatError(f"a listing has an ETag that is no text: {error}") from error
+    if at != len(body):
+        raise FormatError(f"a listing has {len(body) - at} bytes too many")
+    return store_id, facts

@@ -25,6 +25,7 @@ from castore.model import Extent, can_begin_a_name, clamp_range
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.keys import NAMES, name_key, name_of
+from castore.s3.listings import Listings
 from castore.s3.manifests import Overwritten, decode_own_head, read_head, read_part
 from castore.stream.backend import Cover, Entry
 from castore.stream.coalesce import coalesce
@@ -67,6 +68,7 @@ class S3Catalog:
         self._store_id = store_id
         self._cache = cache
         self._requests = requests
+        self.listings = Listings(bucket, store_id, requests)
         self._versions: dict[bytes, Version] = {}
         self._lock = ForkLock(Rank.LEAF)
 
@@ -107,8 +109,13 @@ class S3Catalog:
             self._versions.clear()
 
     def pages(self, prefix: bytes) -> Iterator[list[tuple[bytes, Record]]]:
-        for versions in self._version_pages(prefix):
-            yield [(version.name, version.head.record) for version in versions]
+        for listed in self.listed(prefix):
+            yield [(name, record) for name, _, record in self._records(listed)]
+
+    def facts(self) -> Iterator[list[tuple[bytes, str, Record]]]:
+        """(name, ETag, record) of all names, in order, a page at a time."""
+        for listed in self.listed(b""):
+            yield list(self._records(listed))
 
     def names(self, prefix: bytes) -> Iterator[list[bytes]]:
         for listed in self.listed(prefix):
@@ -128,8 +135,7 @@ class S3Catalog:
                 Entry(_folder(each), is_folder=True) for each in page if isinstance(each, str)
             ]
             if with_records:
-                versions = self._versions_of(files.items())
-                found = [Entry(version.name, version.head.record) for version in versions]
+                found = [Entry(name, record) for name, _, record in self._records(files.items())]
             else:
                 found = [Entry(name) for name in files]
             yield sorted(found + folders, key=lambda entry: entry.name)
@@ -173,7 +179,8 @@ class S3Catalog:
 
     def remember(self, name: bytes, etag: str, raw: bytes) -> None:
         """A manifest that we wrote ourselves."""
-        self._keep(name, etag, raw)
+        version = self._keep(name, etag, raw)
+        self.listings.tell(name, etag, version.head.record)
 
     def raw_segments(self, version: Version) -> Iterator[bytes]:
         """All segments of a version, as stored, a few MiB at a time. Raises Overwritten if it is
@@ -188,11 +195,34 @@ class S3Catalog:
     def _version_pages(self, prefix: bytes) -> Iterator[list[Version]]:
         """A listing tells each ETag: only those that it shows to be unknown are asked for."""
         for listed in self.listed(prefix):
-            yield self._versions_of(listed)
+            reading = [self._requests.submit(self._version, name, etag) for name, etag in listed]
+            yield [version for future in reading if (version := future.result()) is not None]
 
-    def _versions_of(self, listed: Iterable[tuple[bytes, str]]) -> list[Version]:
-        reading = [self._requests.submit(self._version, name, etag) for name, etag in listed]
-        return [version for future in reading if (version := future.result()) is not None]
+    def _records(self, listed: Iterable[tuple[bytes, str]]) -> Iterator[tuple[bytes, str, Record]]:
+        """(name, ETag, record) of what a LIST showed, from what is known or told of it; the rest is
+        asked for. A name that went meanwhile is left out; the ETag is that of the record."""
+        found: dict[bytes, tuple[str, Record]] = {}
+        unknown: list[tuple[bytes, str]] = []
+        for name, etag in listed:
+            known = self._known(name)
+            if known is not None and known.etag == etag:
+                found[name] = etag, known.head.record
+            else:
+                unknown.append((name, etag))
+        if unknown:
+            etags = dict(unknown)
+            told = self.listings.records(unknown)
+            found |= {name: (etags[name], record) for name, record in told.items()}
+            reading = [
+                self._requests.submit(self._version, name, etag)
+                for name, etag in unknown
+                if name not in told
+            ]
+            for future in reading:
+                version = future.result()
+                if version is not None:
+                    found[version.name] = version.etag, version.head.record
+        return ((name, *found[name]) for name, _ in listed if name in found)
 
     def _cover(
         self,

@@ -36,6 +36,7 @@ from castore.s3.keys import (
     DAMAGED,
     GC,
     HINTS,
+    LISTINGS,
     NAMES,
     PACKS,
     PINS,
@@ -54,7 +55,7 @@ CONFIG_BYTES_MAX = 1 << 17
 WITNESSES_MAX = 16  # packs, and as many manifests, that are asked
 HEAD_BYTES_MAX = 1 << 20
 
-_OURS = (NAMES, PACKS, PINS, GC, HINTS, DAMAGED, QUARANTINE)
+_OURS = (NAMES, PACKS, PINS, GC, HINTS, LISTINGS, DAMAGED, QUARANTINE)
 
 
 def read_config(bucket: Bucket) -> StoreConfig | None:

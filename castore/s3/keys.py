@@ -21,6 +21,7 @@ PACKS: Final = "packs/"
 NAMES: Final = "names/"  # manifests
 PINS: Final = "pins/"  # what writers rely on
 HINTS: Final = "hints/"  # which chunks are in which packs
+LISTINGS: Final = "listings/"  # what names map to, for who lists
 GC: Final = "gc/"  # what collectors are at
 GC_STATE_KEY: Final = f"{GC}state"
 CONDEMNED_LISTS: Final = f"{GC}condemned/"  # lists of packs
@@ -34,6 +35,7 @@ _PACK = re.compile(f"{PACKS}([0-9a-f]{{32}})-[0-9a-f]{{16}}")
 _PIN = re.compile(f"{PINS}([0-9a-f]{{16}})/[0-9]{{1,9}}")
 _CONDEMNED = re.compile(f"{CONDEMNED_LISTS}([0-9]{{1,18}})")
 _DAMAGED = re.compile(f"{DAMAGED}([0-9a-f]{{32}})")
+_LISTING = re.compile(f"{LISTINGS}([1-9][0-9]{{0,6}})-[0-9a-f]{{32}}")
 _HINTS = re.compile(f"{HINTS}[0-9a-f]{{2}}/[0-9a-f]{{32}}")
 
 
@@ -55,6 +57,11 @@ def pin_key(session: bytes, number: int) -> str:
 def new_hints_key() -> str:
     name = secrets.token_hex(16)
     return f"{HINTS}{name[:2]}/{name}"
+
+
+def new_listing_key(count: int) -> str:
+    """Of one that tells of `count` names."""
+    return f"{LISTINGS}{count}-{secrets.token_hex(16)}"
 
 
 def condemned_key(version: int) -> str:
@@ -121,6 +128,12 @@ def condemned_version(key: str) -> int | None:
 
 def is_hints(key: str) -> bool:
     return _HINTS.fullmatch(key) is not None
+
+
+def listing_count(key: str) -> int | None:
+    """Of how many names the listing tells; None if it is no listing's key."""
+    match = _LISTING.fullmatch(key)
+    return None if match is None else int(match[1])
 
 
 def is_collectors(key: str) -> bool:

@@ -163,6 +163,7 @@ class S3Store:
         try:
             unpinned = None if self._lease is None else closing.submit(self._lease.abandon)
             self._hints.close(closing)
+            self.catalog.listings.close()
             if unpinned is not None:
                 unpinned.result()
         finally:

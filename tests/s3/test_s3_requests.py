@@ -408,7 +408,7 @@ def test_a_listing_asks_for_many_at_once(open_proxied: Open, proxy: FaultProxy) 
     proxy.clear()
     proxy.inject("GET", "/names/", Meeting(16), times=32)
     assert [info.size for info in store.list()] == [SMALL] * 32
-    assert requests(proxy) == ["GET names x32", "LIST names"]
+    assert requests(proxy) == ["GET names x32", "LIST listings", "LIST names"]
     proxy.rules.clear()
     proxy.inject("GET", "/names/", Meeting(16), times=32)
     assert open_proxied(3).stats().objects == 32

@@ -29,6 +29,7 @@ from tars import SEEDS, with_checksums
 
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format import s3
+from castore.format.index import Record
 from castore.format.pack import (
     BackupTrailer,
     PackEntry,
@@ -59,6 +60,14 @@ TARGETS: dict[str, Target] = {
     ),
     "states": Target(
         [s3.encode_state(s3.GcState(3, "condemned", NONCE, "gc/condemned/3"))], s3.decode_state
+    ),
+    "listings": Target(
+        [
+            s3.encode_listing(
+                STORE, [s3.NameFacts.of(b"name", '"tag"', Record(1, 2, 0o644, NONCE, 3, 4))] * 2
+            )
+        ],
+        s3.decode_listing,
     ),
     "hints": Target(
         [s3.encode_hints(STORE, [(NONCE, [PackEntry(STORE, 64, 2, 3)] * 3)])], s3.decode_hints

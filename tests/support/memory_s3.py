@@ -266,6 +266,15 @@ class MemoryAttempts:
             for key in self._server.objects
             if key.startswith(prefix) and key.encode() > after.encode()
         )
+        delimiter = parameters.get("Delimiter")
+        folders: dict[str, None] = {}
+        if delimiter:
+            ends = [key.find(delimiter, len(prefix)) for key in found]
+            folders = dict.fromkeys(
+                key[: end + 1] for key, end in zip(found, ends, strict=True) if end >= 0
+            )
+            found = [key for key, end in zip(found, ends, strict=True) if end < 0]
+            found = sorted([*found, *folders])
         page = found[: self.page_keys]
         contents = [
             {
@@ -275,11 +284,16 @@ class MemoryAttempts:
                 "LastModified": datetime.fromtimestamp(self._server.objects[key].modified, UTC),
             }
             for key in page
+            if key not in folders
         ]
         truncated = len(found) > len(page)
         answer: dict[str, Any] = {"Contents": contents, "IsTruncated": truncated}
+        if folders:
+            answer["CommonPrefixes"] = [{"Prefix": key} for key in page if key in folders]
         if truncated:
-            answer["NextContinuationToken"] = page[-1]
+            # Behind all that a folder has.
+            last = page[-1]
+            answer["NextContinuationToken"] = f"{last}\U0010ffff" if last in folders else last
         return answer
 
     page_keys = 1000

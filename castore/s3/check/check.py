@@ -24,6 +24,7 @@ from castore.format.pack import StoreConfig
 from castore.format.s3 import (
     ManifestHead,
     decode_hints,
+    decode_listing,
     decode_manifest_head,
     decode_pin,
     session_of,
@@ -38,10 +39,12 @@ from castore.s3.keys import (
     CONFIG_KEY,
     GC,
     HINTS,
+    LISTINGS,
     NAMES,
     PINS,
     is_collectors,
     is_hints,
+    listing_count,
     name_key,
     name_of,
     session_of_pin,
@@ -101,6 +104,7 @@ class S3Check:
         protected = self._check_pins()
         condemned = self._check_gc()
         self._check_hints()
+        self._check_listings()
         stages.end()
         self._check_packs(protected, condemned)
         self._check_keys()
@@ -270,6 +274,19 @@ class S3Check:
             except (FormatError, UnsupportedFormat) as error:
                 # Only ever hints: chunks that they do not tell of are stored again.
                 self._findings.add("hints", "warning", f"{entry.key}: {error}")
+
+    def _check_listings(self) -> None:
+        for entry, raw in self._objects(LISTINGS):
+            if listing_count(entry.key) is None:
+                self._odd_keys.append(entry.key)
+                continue
+            try:
+                store_id, _ = decode_listing(raw)
+                if store_id != self.config.store_id:
+                    raise FormatError("it belongs to another store")
+            except (FormatError, UnsupportedFormat) as error:
+                # What is not told of is asked for.
+                self._findings.add("listing", "warning", f"{entry.key}: {error}")
 
     def _check_keys(self) -> None:
         odd = [entry.key for entry in self._bucket.list(GC) if not is_collectors(entry.key)]

@@ -21,6 +21,7 @@ from castore.errors import CommitUnknown, ConfigLost, FormatError, NameNotFound,
 from castore.format.s3 import (
     NONCE_BYTES,
     decode_hints,
+    decode_listing,
     encode_manifest,
 )
 from castore.format.segment import decode_segment
@@ -36,6 +37,7 @@ from castore.s3.creation import read_config, repair_config
 from castore.s3.damaged import damaged_packs, mark_damaged, unmark
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import name_key, pack_key, quarantine_key
+from castore.s3.listings import listed_listings
 from castore.s3.manifests import Overwritten, decode_own_head
 from castore.s3.parts import Parts
 from castore.stream.codec import chunk_id_of, decode_frame
@@ -279,13 +281,16 @@ class S3Repair:
         return target
 
     def _tidy(self) -> None:
-        """Hints that do not decode only cost time, and expired pins that do not decode protect
-        nothing: they go. A younger pin's session may live: it stays."""
+        """Hints and listings that do not decode only cost time, and expired pins that do not decode
+        protect nothing: they go. A younger pin's session may live: it stays."""
         now = time.time() + self._bucket.clock_skew()
         void = [key for key, modified in self._check.bad_pins if now - modified > PIN_S_MAX]
-        for key in listed_hints(self._bucket):
+        told: dict[str, Callable[[bytes], object]] = {}
+        told |= dict.fromkeys(listed_hints(self._bucket), decode_hints)
+        told |= dict.fromkeys(listed_listings(self._bucket), decode_listing)
+        for key, decode in told.items():
             try:
-                decode_hints(self._bucket.get(key).body)
+                decode(self._bucket.get(key).body)
             except FormatError:
                 void.append(key)
             except (KeyAbsent, UnsupportedFormat):  # gone; or a later castore's

@@ -35,6 +35,7 @@ from castore.s3.gc.state import CONDEMNED, SWEEPING, CollectorState
 from castore.s3.gc.sweep import remove_packs, remove_scratch
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import CONFIG_KEY
+from castore.s3.listings import facts_of, rewrite_listings
 from castore.s3.parts import Parts
 from castore.stream.repack_choice import PackFacts
 from castore.stream.reports import GcOptions, GcReport, Undeletable
@@ -119,6 +120,7 @@ class _Collection:
         self._bucket = bucket = parts.bucket
         self._store_id = store_id = parts.config.store_id
         self._options = options
+        self._catalog = parts.catalog
         self._stages = stages = Stages(progress)
         self._may_rewrite = features is None or features.if_match_put
         conditional = features is None or (features.if_none_match and features.if_match_put)
@@ -147,6 +149,9 @@ class _Collection:
         if options.repack_below > 0 and self._may_rewrite:
             self._repack()
         self._first_phase()
+        rewrite_listings(
+            self._bucket, self._store_id, self._marker.objects, facts_of(self._catalog.facts())
+        )
         if state.phase == CONDEMNED and not options.grace_s:
             self._second_phase()
 

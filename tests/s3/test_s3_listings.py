@@ -1,0 +1,182 @@
+"""Lists that cost no request a name: what writers and collections tell of what names map to."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from fault_proxy import FaultProxy
+from hypothesis import given
+from hypothesis import strategies as st
+from s3_stores import Open
+from servers import Server
+
+import castore
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format.index import Record
+from castore.format.s3 import NameFacts, decode_listing, encode_listing
+from castore.s3 import listings
+from castore.s3.client.bucket import Bucket
+
+pytestmark = pytest.mark.usefixtures("aws_environment")
+
+STORE = bytes(range(16))
+FACTS = st.lists(
+    st.builds(
+        NameFacts.of,
+        st.binary(min_size=1, max_size=50),
+        st.text(max_size=40),
+        st.builds(
+            Record,
+            st.integers(0, 1 << 63),
+            st.integers(-(1 << 63), (1 << 63) - 1),
+            st.integers(0, 0o7777),
+            st.binary(min_size=16, max_size=16),
+            st.integers(0, 1 << 63),
+            st.integers(0, 1 << 63),
+        ),
+    ),
+    max_size=20,
+)
+
+
+@given(FACTS)
+def test_they_come_back(facts: list[NameFacts]) -> None:
+    assert decode_listing(encode_listing(STORE, facts)) == (STORE, facts)
+
+
+@given(FACTS, st.data())
+def test_damage_is_a_format_error(facts: list[NameFacts], data: st.DataObject) -> None:
+    raw = bytearray(encode_listing(STORE, facts))
+    bit = data.draw(st.integers(0, 8 * len(raw) - 1))
+    raw[bit >> 3] ^= 1 << (bit & 7)
+    with pytest.raises((FormatError, UnsupportedFormat)):
+        decode_listing(bytes(raw))
+    with pytest.raises(FormatError):
+        decode_listing(bytes(raw[: data.draw(st.integers(0, len(raw) - 1))]))
+
+
+def asked(proxy: FaultProxy) -> dict[str, int]:
+    """How often each kind of request was made for names and listings since it was asked last."""
+    found: dict[str, int] = {}
+    for exchange in proxy.exchanges:
+        for what in ("names/", "listings/"):
+            if what in exchange.query.replace("%2F", "/") or what in exchange.key:
+                kind = f"{exchange.kind} {what}"
+                found[kind] = found.get(kind, 0) + 1
+    proxy.clear()
+    return found
+
+
+def test_a_cold_list_of_what_one_writer_put(open_proxied: Open, proxy: FaultProxy) -> None:
+    with open_proxied(1) as store:
+        for i in range(60):
+            store.puts(f"a/{i:03}", random.Random(i).randbytes(50 + i), mode=0o640)
+        expected = list(store.list())
+    reader = open_proxied(2)
+    proxy.clear()
+    assert list(reader.list()) == expected
+    assert asked(proxy) == {"LIST names/": 1, "LIST listings/": 1, "GET listings/": 1}
+    assert [entry.info for entry in reader.scandir("a")] == expected
+    assert asked(proxy) == {"LIST names/": 1}
+    assert reader.gets("a/007") == random.Random(7).randbytes(57)
+
+
+def test_what_changed_since_is_asked_for(open_proxied: Open, proxy: FaultProxy) -> None:
+    with open_proxied(1) as store:
+        for i in range(60):
+            store.puts(f"a/{i:03}", b"1" * i)
+    with open_proxied(2) as store:
+        store.puts("a/001", b"another")
+        store.delete("a/002")
+        store.copy("a/003", "a/new")
+        expected = list(store.list())
+    reader = open_proxied(3)
+    proxy.clear()
+    assert list(reader.list()) == expected
+    assert asked(proxy)["GET names/"] == 2
+    assert [info.size for info in reader.list("a/00")][:3] == [0, 7, 3]
+
+
+def test_few_names_are_not_told_of(open_proxied: Open, proxy: FaultProxy) -> None:
+    with open_proxied(1) as store:
+        for i in range(listings.TELL_MIN - 1):
+            store.puts(f"{i}", b"")
+        proxy.clear()
+    assert asked(proxy) == {}
+
+
+def test_a_collection_tells_of_all(
+    open_proxied: Open, proxy: FaultProxy, moto_server: Server
+) -> None:
+    for machine in range(7):
+        with open_proxied(machine) as store:
+            for i in range(10):
+                store.puts(f"{machine}/{i}", b"%d" % i)
+    with open_proxied(8) as store:
+        store.gc()
+        expected = list(store.list())
+        store.gc()
+        assert store.check(True).clean
+    with Bucket(moto_server.settings("store")) as bucket:
+        assert list(listings.listed_listings(bucket).values()) == [70]
+    reader = open_proxied(9)
+    proxy.clear()
+    assert list(reader.list()) == expected
+    assert asked(proxy) == {"LIST names/": 1, "LIST listings/": 1, "GET listings/": 1}
+    with open_proxied(10) as store:
+        store.delete_prefix("1")
+        for _ in range(3):
+            store.gc()
+        assert len(list(store.list())) == 60
+
+
+@pytest.mark.damages_store("a listing is damaged")
+def test_one_that_is_damaged_costs_time(open_moto: Open, moto_server: Server) -> None:
+    with open_moto(1) as store:
+        for i in range(30):
+            store.puts(f"{i:02}", b"1" * i)
+    with Bucket(moto_server.settings("store")) as bucket:
+        [key] = listings.listed_listings(bucket)
+        raw = bucket.get(key).body
+        bucket.put(key, raw[:-1] + bytes([raw[-1] ^ 1]), idempotent=True)
+    with open_moto(2) as store:
+        assert [info.size for info in store.list()] == list(range(30))
+        report = store.check(True)
+        assert [(p.kind, p.severity) for p in report.problems] == [("listing", "warning")]
+        assert store.check(repair=True).clean
+        assert store.check(True).problems == []
+
+
+def test_another_store_s_tells_nothing(open_moto: Open, moto_server: Server) -> None:
+    with open_moto(1) as store:
+        for i in range(20):
+            store.puts(f"{i:02}", b"1")
+    with Bucket(moto_server.settings("store")) as bucket:
+        [key] = listings.listed_listings(bucket)
+        _, facts = decode_listing(bucket.get(key).body)
+        lies = [each._replace(record=each.record._replace(size=99)) for each in facts]
+        bucket.put(key, encode_listing(bytes(16), lies), idempotent=True)
+    with open_moto(2) as store:
+        assert {info.size for info in store.list()} == {1}
+    with Bucket(moto_server.settings("store")) as bucket:
+        bucket.delete_many([key])
+
+
+def test_a_fork_tells_of_its_own(open_moto: Open) -> None:
+    import os
+
+    store: castore.Store = open_moto(1)
+    for i in range(20):
+        store.puts(f"parent/{i}", b"1")
+    child = os.fork()
+    if not child:
+        try:
+            store.puts("child", b"2")
+            store.close()
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    store.close()
+    with open_moto(2) as store:
+        assert len(list(store.list())) == 21
