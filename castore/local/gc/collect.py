@@ -113,7 +113,7 @@ class _Collection:
         ]
         chosen = self.repacker.choose(facts, repack_below=repack_below, bytes_max=max_repack_bytes)
         if self._dry_run:
-            self._foretell(chosen)
+            self._count_rewritten(chosen)
         elif chosen:
             self._stages.begin_stage("repacking", sum(pack.live_bytes for pack in chosen))
             self.repacker.rewrite(chosen)
@@ -122,7 +122,7 @@ class _Collection:
         self.report.objects = self.marker.objects
         return self.report
 
-    def _foretell(self, chosen: list[PackFacts]) -> None:
+    def _count_rewritten(self, chosen: list[PackFacts]) -> None:
         report = self.report
         moved = sum(pack.live_size for pack in chosen)
         report.packs_rewritten = len(chosen)
