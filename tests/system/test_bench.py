@@ -159,6 +159,15 @@ def test_gc(tmp_path: Path) -> None:
     assert runs["rewrite"]["packs_rewritten"] >= 1
 
 
+def test_tables(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", minversion="21.0")
+    document, printed = run(tmp_path, "bench_tables.py")
+    measured = document["measured"]
+    assert set(measured) > {"zstd", "castore.tables.parquet_options()"}
+    assert all(new > 0 for each in measured.values() for new in each["new_bytes"].values())
+    assert all(name in printed for name in measured)
+
+
 @pytest.mark.long
 def test_s3(tmp_path: Path) -> None:
     if not (Path(sys.executable).with_name("rclone").exists() or shutil.which("rclone")):

@@ -24,6 +24,7 @@ MODULES = {  # and how many of its docstrings have an example
     "castore.maintenance": 2,
     "castore.objectfile": 2,
     "castore.store": 26,
+    "castore.tables": 1,
     "castore.transaction": 4,
     "conducto.context": 1,
     "conducto.data": 10,
