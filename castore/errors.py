@@ -153,11 +153,11 @@ class FileStillOpen(CastoreError, ValueError):
 
 
 class ObjectChanged(CastoreError, OSError):
-    """A pickled file was opened again, and its name maps to other bytes by now."""
+    """A name maps to other bytes than when its file was pickled, or opened to append to it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            errno.ESTALE, f"{name!r} was put anew since its file was pickled: open it again"
+            errno.ESTALE, f"{name!r} was put anew or deleted since it was opened: open it again"
         )
         self.name = name
 

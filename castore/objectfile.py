@@ -137,11 +137,13 @@ class ObjectWriterFile(io.RawIOBase):
         *,
         dropped: Callable[[ObjectWriter], None] | None = None,
         exclusively: Callable[[], AbstractContextManager[None]] = nullcontext,
+        begin: int | None = None,
     ) -> None:
         """`dropped` takes the place of `discard` where it was not asked for; `exclusively` is held
-        while the writer is written to."""
+        while the writer is written to; `begin` is how many bytes the writer has already, of an
+        object that is appended to."""
         self.name = name
-        self.mode = "wb"
+        self.mode = "wb" if begin is None else "ab"
         self.info: ObjectInfo | None = None  # once it is closed
         self._writer: ObjectWriter | None = writer
         self._publish = publish
@@ -150,7 +152,7 @@ class ObjectWriterFile(io.RawIOBase):
         self._exclusively = exclusively
         self._unwinding: Unwinding | None = Unwinding()
         self._lost = False
-        self._at = 0
+        self._at = begin or 0
 
     def writable(self) -> bool:
         return True

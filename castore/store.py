@@ -28,10 +28,11 @@ from castore.model import (
     encode_prefix,
 )
 from castore.objectfile import ObjectReader, ObjectWriterFile, discard_dropped
+from castore.stream.appending import begin_as
 from castore.stream.backend import Backend
 from castore.stream.chunker import Chunker, ChunkSizes
 from castore.stream.operations import Publish
-from castore.stream.reader import Reader
+from castore.stream.reader import Pinned, Reader
 from castore.stream.session import WriteSession
 from castore.stream.sourcefile import has_content
 from castore.stream.writer import ObjectWriter
@@ -392,7 +393,7 @@ class Store:
     @overload
     def open(self, name: str, mode: Literal["rb"] = "rb") -> ObjectReader: ...
     @overload
-    def open(self, name: str, mode: Literal["wb", "xb"]) -> ObjectWriterFile: ...
+    def open(self, name: str, mode: Literal["wb", "xb", "ab"]) -> ObjectWriterFile: ...
     @overload
     def open(self, name: str, mode: str) -> ObjectReader | ObjectWriterFile: ...
 
@@ -401,9 +402,12 @@ class Store:
 
         "rb" reads one version of it, seekably, whatever happens to the name meanwhile. "wb" writes
         a new one, published when it is closed and not at all if the `with` block raises; "xb"
-        refuses a name that is taken, now and when it is closed.
+        refuses a name that is taken, now and when it is closed. "ab" writes one that begins as the
+        object there is, if there is one, and keeps its mode bits: no data moves but for the last
+        chunk. It is published over that version and no other: ObjectChanged if the name maps to
+        other bytes when it is closed, NameExists if there was no such name and now is.
 
-        Raises NameNotFound, NameExists, ReadOnlyStore, ValueError for another mode.
+        Raises NameNotFound, NameExists, ObjectChanged, ReadOnlyStore, ValueError for another mode.
 
         >>> with store.open("log", "wb") as file:
         ...     file.write(b"one line")
@@ -417,17 +421,20 @@ class Store:
         if mode in ("rb", "r"):
             pinned = self._reader.pin(key)
             return ObjectReader(self._reader, pinned, object_info(name, pinned.record))
-        if mode not in ("wb", "xb"):
-            raise ValueError(f"mode is 'rb', 'wb' or 'xb', not {mode!r}")
+        if mode not in ("wb", "xb", "ab"):
+            raise ValueError(f"mode is 'rb', 'wb', 'xb' or 'ab', not {mode!r}")
         self._check_writable()
         if mode == "xb" and self._catalog.record(key) is not None:
             raise NameExists(name)
+        old = self._pinned(key) if mode == "ab" else None
+        over = None if old is None else old.record
+        if_absent = mode == "xb" or (mode == "ab" and over is None)
         session = self._session()
 
         def publish(writer: ObjectWriter) -> ObjectInfo:
             try:
-                record, draft = writer.finish(new_file_mode())
-                session.commit([Publish(key, record, draft, if_absent=mode == "xb")])
+                record, draft = writer.finish(new_file_mode() if over is None else over.mode)
+                session.commit([Publish(key, record, draft, if_absent, over)])
                 return object_info(name, record)
             finally:
                 session.close()
@@ -436,7 +443,22 @@ class Store:
             writer.abandon()
             session.close()
 
-        return ObjectWriterFile(name, ObjectWriter(session), publish, discard)
+        writer = ObjectWriter(session)
+        if old is not None:
+            try:
+                begin_as(writer, self._reader, old)
+            except BaseException:
+                discard(writer)
+                raise
+        begin = (0 if over is None else over.size) if mode == "ab" else None
+        return ObjectWriterFile(name, writer, publish, discard, begin=begin)
+
+    def _pinned(self, key: bytes) -> Pinned | None:
+        """What the name maps to, if anything."""
+        try:
+            return self._reader.pin(key)
+        except NameNotFound:
+            return None
 
     # ------------------------------------------------------------ names
 

@@ -345,8 +345,11 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         blocksize = block_size or self.blocksize
         if mode == "rb":
             return CastoreFile(self, self.store.open(name, "rb"), blocksize)
-        if mode not in ("wb", "xb"):
-            raise NotImplementedError(f"castore opens files with 'rb', 'wb' and 'xb', not {mode!r}")
+        if mode not in ("wb", "xb", "ab"):
+            modes = "'rb', 'wb', 'xb' and 'ab'"
+            raise NotImplementedError(f"castore opens files with {modes}, not {mode!r}")
+        if mode == "ab" and not autocommit:
+            raise NotImplementedError("in a transaction nothing is appended: write it anew")
         file: Any
         if autocommit:
             file = self._open_store(create=True).open(name, mode)

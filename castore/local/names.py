@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from castore.errors import NameExists, NameNotFound
+from castore.errors import NameExists, NameNotFound, ObjectChanged
 from castore.format.index import Record, decode_record
 from castore.local.tables import NameRows
-from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
+from castore.stream.operations import (
+    Copy,
+    Delete,
+    DeletePrefix,
+    Draft,
+    Operation,
+    Publish,
+    same_bytes,
+)
 
 
 class NameChanges:
@@ -20,7 +28,9 @@ class NameChanges:
 
     def apply(self, operation: Operation) -> None:
         match operation:
-            case Publish(name, record, draft, if_absent):
+            case Publish(name, record, draft, if_absent, over):
+                if over is not None:
+                    self._check_same(name, over)
                 if draft is not None:
                     record = record._replace(manifest=self._numbers[draft])
                 self._set(name, record, if_absent)
@@ -55,6 +65,11 @@ class NameChanges:
             raise NameExists(name.decode())
         self._names.put(name, record)
         self.changed.append(name)
+
+    def _check_same(self, name: bytes, record: Record) -> None:
+        raw = self._names.get(name)
+        if raw is None or not same_bytes(decode_record(raw), record):
+            raise ObjectChanged(name.decode())
 
     def _drop(self, name: bytes) -> bool:
         there = self._names.delete(name)

@@ -16,6 +16,7 @@ from castore.errors import (
     FormatError,
     NameExists,
     NameNotFound,
+    ObjectChanged,
     PackMissing,
     StoreIOError,
 )
@@ -33,7 +34,15 @@ from castore.s3.uploads import PACK_BYTES_MAX, Uploads
 from castore.stream.backend import NOTHING_HELD
 from castore.stream.chunker import Chunker
 from castore.stream.codec import Frame, stored_frame
-from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
+from castore.stream.operations import (
+    Copy,
+    Delete,
+    DeletePrefix,
+    Draft,
+    Operation,
+    Publish,
+    same_bytes,
+)
 from castore.stream.session import WriteSession
 from castore.system.workers import Future, InFlight, Workers
 
@@ -243,9 +252,12 @@ class S3Session(WriteSession):
 
     def _apply(self, operation: Operation) -> int:
         match operation:
-            case Publish(name, record, draft, if_absent):
+            case Publish(name, record, draft, if_absent, None):
                 segments = [] if draft is None else draft.segments
                 self._names.put(name, record, segments, if_absent=if_absent)
+                return 0
+            case Publish():
+                self._publish_over(operation)
                 return 0
             case Copy():
                 self._copy(operation)
@@ -258,6 +270,25 @@ class S3Session(WriteSession):
                 return 1
             case DeletePrefix(prefix):
                 return self._delete_below(prefix)
+
+    def _publish_over(self, publish: Publish) -> None:
+        """Put it over the version that it is made of, or over what a collector or a repair made of
+        that. Raises ObjectChanged."""
+        name, record, draft, _, over = publish
+        while over is not None:
+            try:
+                version = self._catalog.current(name)
+            except NameNotFound:
+                break
+            if not same_bytes(version.head.record, over):
+                break
+            try:
+                segments = [] if draft is None else draft.segments
+                self._names.put(name, record, segments, if_match=version.etag)
+                return
+            except NameExists:  # changed since: look again
+                continue
+        raise ObjectChanged(name.decode())
 
     def _copy(self, copy: Copy) -> None:
         version = self._catalog.current(copy.source)

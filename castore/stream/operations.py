@@ -21,12 +21,19 @@ class Draft:
 
 
 class Publish(NamedTuple):
-    """The name maps to the record from now on; with a draft, to that draft's manifest."""
+    """The name maps to the record from now on; with a draft, to that draft's manifest. With
+    `over`, only if it maps to the bytes of that record until then: else ObjectChanged."""
 
     name: bytes
     record: Record
     draft: Draft | None
     if_absent: bool = False
+    over: Record | None = None
+
+
+def same_bytes(one: Record, other: Record) -> bool:
+    """Whether two records of one store are of the same content."""
+    return (one.size, one.etag) == (other.size, other.etag)
 
 
 class Copy(NamedTuple):

@@ -279,6 +279,11 @@ class Reader:
         _check_still_there(parts)
         return raw
 
+    def chunk(self, pinned: Pinned, extent: Extent) -> Bytes:
+        """One chunk of the object."""
+        [raw] = self._chunks([extent], pinned.held)
+        return raw
+
     def read_into(self, pinned: Pinned, offset: int, target: memoryview) -> int:
         """Fill `target` from `offset`; the bytes read, fewer only at the object's end."""
         record = pinned.record

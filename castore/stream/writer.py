@@ -14,13 +14,13 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from castore.errors import SourceChanged
 from castore.format.index import Record
 from castore.format.segment import SegmentBuilder
-from castore.model import Location, Progress
+from castore.model import Extent, Location, Progress
 from castore.stream.codec import (
     ChunksEtag,
     Frame,
@@ -34,6 +34,9 @@ from castore.stream.session import NewFrame, WriteSession
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
 from castore.system.workers import Future
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 WINDOW_BYTES = 64 << 20  # of a mapped file
 PAGE_MASK = ~0xFFFF  # windows begin at multiples of 64 KiB, the largest page size in use
@@ -91,6 +94,32 @@ class ObjectWriter:
             view = view[taken:]
             if len(self._buffer) >= enough:
                 self._consume_buffer(final=False)
+
+    def adopt(self, extents: Sequence[Extent], read: Callable[[Extent], Buffer]) -> None:
+        """Take chunks that an object has already, in order and before any bytes, as they are.
+
+        `read` is asked for the bytes of those that can't be relied on any more: they are stored
+        anew.
+        """
+        assert not self._buffer
+        chunk_ids = [extent.chunk_id for extent in extents]
+        if self._session.lookahead_bytes:
+            self._session.prefetch(chunk_ids)
+        known = self._session.look_up(chunk_ids)
+        batch = _Batch()
+        for extent in extents:
+            location = known.get(extent.chunk_id)
+            if location is not None:
+                batch.chunks.append((extent.end, extent.chunk_id, location))
+                self._advance(extent.end - extent.begin)
+                continue
+            self._batches.append(batch)
+            batch = _Batch()
+            with memoryview(read(extent)) as view:
+                self._take(view, [(0, len(view), extent.chunk_id)])
+        self._batches.append(batch)
+        while self._batches and (len(self._batches) > BATCHES_MAX or self._batches[0].encoded):
+            self._retire(self._batches.popleft())
 
     def write_file(self, fd: int, size: int, path: str) -> None:
         """Take the first `size` bytes of a regular file, open at `fd`, through mapped windows.

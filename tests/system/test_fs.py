@@ -165,7 +165,7 @@ def test_open_reads_and_writes_text_and_bytes(fs):
     assert fs.head("t", 2) == "é".encode()
     assert fs.tail("t", 2) == b"e\n"
     with pytest.raises(NotImplementedError):
-        fs.open("t", "ab")
+        fs.open("t", "r+b")
     with pytest.raises(FileNotFoundError):
         fs.open("none", "rb")
 

@@ -254,6 +254,18 @@ def test_a_file_has_what_fsspec_s_files_have(fs: CastoreFileSystem) -> None:
         assert file.blocksize == fs.blocksize
 
 
+def test_files_are_appended_to(fs: CastoreFileSystem) -> None:
+    for _ in range(2):
+        with fs.open("x.txt", "a", newline="") as file:
+            file.write("line\n")
+        with fs.open("x.gz", "ab", compression="gzip") as file:
+            file.write(b"line")
+    assert fs.cat_file("x.txt") == b"line\n" * 2
+    assert fs.open("x.gz", compression="gzip").read() == b"lineline"
+    with fs.transaction, pytest.raises(NotImplementedError, match="nothing is appended"):
+        fs.open("x.txt", "ab")
+
+
 def test_an_open_reader_pickles(fs: CastoreFileSystem) -> None:
     with fs.open("x") as file:
         file.read(4)

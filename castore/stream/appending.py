@@ -1,0 +1,29 @@
+"""A new object that begins as one that is there: its chunks are taken over, and no data moves.
+
+Cuts depend on a chunk's own bytes and on where the object ends. So all chunks but the last are what
+they would be in the longer object; only that one is read, and cut again with what follows.
+"""
+
+from __future__ import annotations
+
+from castore.stream.reader import Pinned, Reader
+from castore.stream.writer import ObjectWriter
+
+
+def begin_as(writer: ObjectWriter, reader: Reader, pinned: Pinned) -> None:
+    """Have the writer, which is new, take the whole object first.
+
+    Chunks that can't be relied on any more, such as those of packs that a collector is about to
+    remove, are read and stored anew. Raises ChunkCorrupt, PackMissing.
+    """
+    size = pinned.record.size
+    if pinned.record.is_inline:
+        writer.write(reader.inline(pinned.record))
+        return
+    for segment in pinned.manifest:
+        extents = list(segment)
+        last = extents.pop() if segment.end == size else None
+        if extents:
+            writer.adopt(extents, lambda extent: reader.chunk(pinned, extent))
+        if last is not None:
+            writer.write(reader.chunk(pinned, last))
