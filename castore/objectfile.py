@@ -9,11 +9,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from operator import index
 from types import TracebackType
 from typing import Any
 
 from castore.errors import CastoreError, UnpublishedResourceWarning
 from castore.model import ObjectInfo
+from castore.stream.readahead import ReadAhead
 from castore.stream.reader import Pinned, Reader
 from castore.stream.writer import ObjectWriter
 from castore.system.unwinding import Unwinding, leaves_with
@@ -44,11 +46,32 @@ def discard_dropped() -> None:
             )
 
 
-class ObjectReader(io.BufferedReader):
+class PlannedReader(io.BufferedReader):
+    """A buffer before what plans its reads: a large read is told to it whole, as the buffer asks
+    for it in two."""
+
+    raw: PlannedRaw
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and index(size) > BUFFER_BYTES:
+            self.raw.expect(self.tell() + index(size))
+        return super().read(size)
+
+
+class PlannedRaw(io.RawIOBase):
+    """What a PlannedReader reads from."""
+
+    def expect(self, until: int) -> None:
+        """What is read next goes on up to the offset `until`, unless there is a seek first."""
+        raise NotImplementedError
+
+
+class ObjectReader(PlannedReader):
     """One version of an object, as a seekable binary file, whatever happens to its name meanwhile.
 
-    Reads and `readinto`s larger than the buffer go straight to the caller's memory. `info` is what
-    the name mapped to when it was opened. Reading raises ChunkCorrupt, PackMissing.
+    A read fetches all that it needs together; while reads follow each other, what comes next is
+    read ahead. Reads and `readinto`s larger than the buffer go straight to the caller's memory.
+    `info` is what the name mapped to when it was opened. Reading raises ChunkCorrupt, PackMissing.
 
     >>> _ = store.puts("greeting", b"hello, world")
     >>> with store.open("greeting") as file:
@@ -58,20 +81,22 @@ class ObjectReader(io.BufferedReader):
     b'world'
     """
 
-    def __init__(self, reader: Reader, pinned: Pinned, info: ObjectInfo) -> None:
-        super().__init__(_RawObject(reader, pinned), BUFFER_BYTES)
+    def __init__(
+        self, reader: Reader, pinned: Pinned, info: ObjectInfo, *, readahead_bytes: int
+    ) -> None:
+        super().__init__(_RawObject(reader, pinned, readahead_bytes), BUFFER_BYTES)
         self.info = info
 
     def __reduce_ex__(self, protocol: Any, /) -> Any:
         raise TypeError("an open object can't be pickled: pickle the Store and open it there")
 
 
-class _RawObject(io.RawIOBase):
-    def __init__(self, reader: Reader, pinned: Pinned) -> None:
-        self._reader = reader
-        self._pinned: Pinned | None = pinned
+class _RawObject(PlannedRaw):
+    def __init__(self, reader: Reader, pinned: Pinned, readahead_bytes: int) -> None:
+        self._bytes: ReadAhead | None = ReadAhead(reader, pinned, ahead_bytes_max=readahead_bytes)
         self._size = pinned.record.size
         self._at = 0
+        self._until = 0
 
     def readable(self) -> bool:
         return True
@@ -79,18 +104,20 @@ class _RawObject(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
+    def expect(self, until: int) -> None:
+        self._until = until
+
     def readinto(self, buffer: Any, /) -> int:
-        if self._pinned is None:
-            raise ValueError("I/O operation on closed file")
         with memoryview(buffer).cast("B") as target:
-            read = self._reader.read_into(self._pinned, self._at, target)
+            # What fills the buffer at the end of a large read gets no more than that.
+            expected = self._until - self._at
+            wanted = target[:expected] if 0 < expected < BUFFER_BYTES else target
+            read = self._open().read_into(self._at, wanted, self._until)
         self._at += read
         return read
 
     def readall(self) -> bytes:
-        if self._pinned is None:
-            raise ValueError("I/O operation on closed file")
-        raw = self._reader.read_to_end(self._pinned, self._at)
+        raw = self._open().read_to_end(self._at)
         self._at += len(raw)
         return raw
 
@@ -101,14 +128,22 @@ class _RawObject(io.RawIOBase):
         if base + offset < 0:
             raise ValueError(f"can't seek to {base + offset}, before the object's start")
         self._at = base + offset
+        self._until = 0
         return self._at
 
     def tell(self) -> int:
         return self._at
 
     def close(self) -> None:
-        self._pinned = None  # the mappings go with it
+        opened, self._bytes = self._bytes, None  # the mappings go with it
+        if opened is not None:
+            opened.close()
         super().close()
+
+    def _open(self) -> ReadAhead:
+        if self._bytes is None:
+            raise ValueError("I/O operation on closed file")
+        return self._bytes
 
 
 class ObjectWriterFile(io.RawIOBase):

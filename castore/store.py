@@ -60,6 +60,7 @@ def open_store(
     collision_guard: str | None = None,
     compression_level: int = 1,
     cache_bytes: int = 32 << 20,
+    readahead_bytes: int = 16 << 20,
     disk_cache_bytes: int | None = None,
     threads: int | None = None,
     endpoint_url: str | None = None,
@@ -89,6 +90,8 @@ def open_store(
     - `read_only`: nothing of the store is written to.
     - `compression_level`: zstd's, -7 to 22, for chunks that are new.
     - `cache_bytes`: the most memory for chunks decoded last, in bytes.
+    - `readahead_bytes`: the most that each open file decodes ahead of a sequential reader, in bytes
+      (0: nothing).
     - `threads`: how many encode and decode. By default one per core, within a limit; on S3 8.
     - `disk_cache_bytes`: on S3, the most frames kept on disk, in bytes (0: none; by default 10 GiB,
       or a tenth of the free disk if that is less).
@@ -114,8 +117,8 @@ def open_store(
         raise TypeError(f"a store's path is a str, not {type(url).__name__}")
     if not -7 <= compression_level <= 22:
         raise ValueError(f"compression_level is from -7 to 22, not {compression_level}")
-    if cache_bytes < 0 or (disk_cache_bytes is not None and disk_cache_bytes < 0):
-        raise ValueError("cache_bytes and disk_cache_bytes must not be negative")
+    if min(cache_bytes, readahead_bytes, disk_cache_bytes or 0) < 0:
+        raise ValueError("cache_bytes, readahead_bytes and disk_cache_bytes must not be negative")
     if threads is not None and threads < 1:
         raise ValueError("threads must be at least 1")
     remote = {
@@ -134,6 +137,7 @@ def open_store(
     options: dict[str, Any] = {
         "compression_level": compression_level,
         "cache_bytes": cache_bytes,
+        "readahead_bytes": readahead_bytes,
         "disk_cache_bytes": disk_cache_bytes,
         "threads": threads,
         **{name: value for name, value in remote.items() if value is not None},
@@ -169,6 +173,7 @@ def open_store(
         read_only=read_only,
         compression_level=compression_level,
         cache_bytes=cache_bytes,
+        readahead_bytes=readahead_bytes,
         threads=threads,
         reopen=partial(
             open_store,
@@ -202,6 +207,7 @@ class Store:
         read_only: bool = False,
         compression_level: int = 1,
         cache_bytes: int = 32 << 20,
+        readahead_bytes: int = 16 << 20,
         threads: int | None = None,
         reopen: Callable[[], Store] | None = None,
     ) -> None:
@@ -214,6 +220,7 @@ class Store:
         self.read_only = read_only
         self._reopen = reopen
         self._level = compression_level
+        self._readahead_bytes = readahead_bytes
         config = backend.config
         self._backend: Backend | None = backend
         self._closing = ForkLock(Rank.LEAF)
@@ -420,7 +427,12 @@ class Store:
         key = encode_name(name)
         if mode in ("rb", "r"):
             pinned = self._reader.pin(key)
-            return ObjectReader(self._reader, pinned, object_info(name, pinned.record))
+            return ObjectReader(
+                self._reader,
+                pinned,
+                object_info(name, pinned.record),
+                readahead_bytes=self._readahead_bytes,
+            )
         if mode not in ("wb", "xb", "ab"):
             raise ValueError(f"mode is 'rb', 'wb', 'xb' or 'ab', not {mode!r}")
         self._check_writable()

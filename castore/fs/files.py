@@ -11,7 +11,13 @@ from fsspec.transaction import Transaction as FsspecTransaction
 import castore
 from castore.errors import ObjectChanged
 from castore.model import ObjectInfo
-from castore.objectfile import BUFFER_BYTES, ObjectReader, ObjectWriterFile
+from castore.objectfile import (
+    BUFFER_BYTES,
+    ObjectReader,
+    ObjectWriterFile,
+    PlannedRaw,
+    PlannedReader,
+)
 
 if TYPE_CHECKING:
     from castore.fs import CastoreFileSystem
@@ -32,14 +38,15 @@ def file_entry(info: ObjectInfo) -> Info:
     }
 
 
-class CastoreFile(io.BufferedReader):
+class CastoreFile(PlannedReader):
     """One version of an object, with what fsspec's files have besides: `blockcache::` and `tar://`
     go by it. Pickled, it opens the object again, where it was: ObjectChanged if it is another by
     then."""
 
     def __init__(self, fs: CastoreFileSystem, opened: ObjectReader, blocksize: int) -> None:
         self._details = file_entry(opened.info)
-        self._raw = _CachedRaw(opened.detach())
+        self._raw = _CachedRaw(opened.raw)
+        opened.detach()
         super().__init__(self._raw, BUFFER_BYTES)
         self.fs = fs
         self.path: str = self._details["name"]
@@ -85,10 +92,10 @@ class CastoreFile(io.BufferedReader):
         return _reopen, (self.fs, self.path, self.blocksize, self._details["ETag"], where)
 
 
-class _CachedRaw(io.RawIOBase):
+class _CachedRaw(PlannedRaw):
     """An object's bytes, through a cache of fsspec's where there is one."""
 
-    def __init__(self, raw: io.RawIOBase) -> None:
+    def __init__(self, raw: PlannedRaw) -> None:
         self.cache: Any = None
         self._below = raw
 
@@ -103,6 +110,9 @@ class _CachedRaw(io.RawIOBase):
 
     def tell(self) -> int:
         return self._below.tell()
+
+    def expect(self, until: int) -> None:
+        self._below.expect(until)
 
     def readinto(self, buffer: Any, /) -> int | None:
         if self.cache is None:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from castore.errors import CastoreError, ChunkCorrupt, FormatError, PackMissing, StoreIOError
+from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.model import Extent, Progress, RangePlan
@@ -79,9 +79,14 @@ class Reader:
     ) -> None:
         self._catalog = catalog
         self._packs = packs
-        self._workers = workers
+        self.workers = workers
         self._seed = config.seed
         self._decoded = DecodedChunks(cache_bytes)
+
+    @property
+    def task_bytes(self) -> int:
+        """How much of an object one thread fetches and decodes at a time."""
+        return self._packs.task_bytes
 
     # ------------------------------------------------------------ ranges
 
@@ -131,7 +136,7 @@ class Reader:
             return [raw[begin:end] for begin, end, _ in cover.parts]
         if len(cover.parts) == 1 and len(cover.parts[0][2]) == 1:
             begin, end, [extent] = cover.parts[0]
-            chunks = self._chunks([extent], NOTHING_HELD)
+            chunks = self.chunks([extent], NOTHING_HELD)
             read = [bytes(chunks[0][begin - extent.begin : end - extent.begin])]
         else:
             chunks = self._many_chunks(
@@ -142,20 +147,20 @@ class Reader:
                 b"".join([_within(next(following), extent, begin, end) for extent in extents])
                 for begin, end, extents in cover.parts
             ]
-        _check_still_there(chunks)
+        check_still_there(chunks)
         return read
 
     def _many_chunks(self, extents: list[Extent]) -> list[Bytes]:
         total = sum(extent.end - extent.begin for extent in extents)
-        if total < PARALLEL_BYTES or self._workers.threads == 1:
-            return self._chunks(extents, NOTHING_HELD)
+        if total < PARALLEL_BYTES or self.workers.threads == 1:
+            return self.chunks(extents, NOTHING_HELD)
         futures = [
-            self._workers.submit(self._chunks, task, NOTHING_HELD)
+            self.workers.submit(self.chunks, task, NOTHING_HELD)
             for task in _tasks(extents, self._packs.task_bytes)
         ]
         return [chunk for future in futures for chunk in future.result()]
 
-    def _chunks(self, extents: list[Extent], held: Held) -> list[Bytes]:
+    def chunks(self, extents: Sequence[Extent], held: Held) -> list[Bytes]:
         """Their bytes, through the cache of decoded ones."""
         found: list[Bytes | None] = [
             self._decoded.get(extent.chunk_id, extent.end - extent.begin) for extent in extents
@@ -237,7 +242,7 @@ class Reader:
             parts = self._decode(task, pinned.held)
             with _gone_pages_named():
                 write_all(target.fd, parts, task[0].begin)
-            _check_still_there(parts)
+            check_still_there(parts)
             self._packs.let_go(task, pinned.held)
             return task[-1].end - task[0].begin
 
@@ -258,7 +263,7 @@ class Reader:
             for part in parts:
                 with _gone_pages_named():
                     write_stream(file, part)
-                _check_still_there([part])
+                check_still_there([part])
                 _advance(progress, len(part))
             self._packs.let_go(task, pinned.held)
 
@@ -276,39 +281,13 @@ class Reader:
         first = next(pinned.manifest.at_or_after(offset)).covering(offset, offset + 1)[0]
         parts[0] = parts[0][offset - first.begin :]
         raw = b"".join(parts)
-        _check_still_there(parts)
+        check_still_there(parts)
         return raw
 
     def chunk(self, pinned: Pinned, extent: Extent) -> Bytes:
         """One chunk of the object."""
-        [raw] = self._chunks([extent], pinned.held)
+        [raw] = self.chunks([extent], pinned.held)
         return raw
-
-    def read_into(self, pinned: Pinned, offset: int, target: memoryview) -> int:
-        """Fill `target` from `offset`; the bytes read, fewer only at the object's end."""
-        record = pinned.record
-        end = min(offset + len(target), record.size)
-        if offset >= end:
-            return 0
-        if record.is_inline:
-            target[: end - offset] = self.inline(record)[offset:end]
-            return end - offset
-        at = offset
-        for segment in pinned.manifest.at_or_after(offset):
-            for extent in segment.covering(at, end):
-                try:
-                    [raw] = self._chunks([extent], pinned.held)
-                except CastoreError:
-                    if at > offset:
-                        return at - offset  # what is good is not held back; the next call raises
-                    raise
-                part = raw[at - extent.begin : end - extent.begin]
-                target[at - offset : at - offset + len(part)] = part
-                _check_still_there([part])
-                at += len(part)
-            if at >= end:
-                break
-        return at - offset
 
     def _in_flight(
         self, work: Callable[[list[Extent]], T], pinned: Pinned, offset: int = 0
@@ -320,7 +299,7 @@ class Reader:
             for segment in pinned.manifest.at_or_after(offset)
             for extent in segment.covering(offset, segment.end)
         )
-        return self._workers.map_ahead(work, _tasks(extents, self._packs.task_bytes))
+        return self.workers.map_ahead(work, _tasks(extents, self._packs.task_bytes))
 
 
 def _corrupt(extent: Extent, error: FormatError) -> ChunkCorrupt:
@@ -371,7 +350,7 @@ def _within(chunk: Bytes, extent: Extent, begin: int, end: int) -> memoryview:
     return memoryview(chunk)[max(begin - extent.begin, 0) : end - extent.begin]
 
 
-def _check_still_there(parts: Iterable[Bytes]) -> None:
+def check_still_there(parts: Iterable[Bytes]) -> None:
     """Raw frames are views of mapped packs: the bytes that were checked are those that were handed
     out only if the pack was not cut short in between."""
     for part in parts:

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from castore.errors import FormatError
 from castore.format.segment import Segment, decode_segment
+from castore.model import Extent
 from castore.system.mapping import Mapping
 
 MEMORY_BYTES_MAX = 32 << 20  # the segments of about 70 GB
@@ -40,6 +41,15 @@ class Manifest:
         """The segment that holds the byte at `offset`, and those behind it."""
         first = bisect_right(self._ends, offset)
         return (self._segment(i) for i in range(first, len(self._ends)))
+
+    def covering(self, begin: int, end: int) -> list[Extent]:
+        """The extents that hold bytes of the half-open range `[begin, end)`."""
+        extents: list[Extent] = []
+        for segment in self.at_or_after(begin):
+            extents += segment.covering(begin, end)
+            if segment.end >= end:
+                break
+        return extents
 
     @property
     def _end(self) -> int:

@@ -1,0 +1,285 @@
+"""Objects read through file objects: as io.BytesIO would, on every kind of store."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stores import flip, packs
+
+import castore
+from castore.errors import ChunkCorrupt
+from castore.stream import readahead
+from castore.system.workers import Workers
+
+SIZE = 400_000
+
+
+def data_of(size: int = SIZE) -> bytes:
+    """Compressible and not, by turns, with line ends."""
+    rng = random.Random(5)
+    return b"".join(
+        rng.randbytes(300) + b"\n" + rng.randbytes(600).hex().encode()
+        for _ in range(size // 1501 + 1)
+    )[:size]
+
+
+DATA = data_of()
+
+offsets = st.one_of(
+    st.integers(0, SIZE + 1000), st.sampled_from([0, SIZE, SIZE - 1, 65536, 2 * 65536])
+)
+sizes = st.one_of(
+    st.integers(0, 3000), st.integers(0, SIZE + 100), st.sampled_from([65536, 131072])
+)
+steps = st.one_of(
+    st.tuples(st.just("seek"), offsets),
+    st.tuples(st.just("read"), sizes),
+    st.tuples(st.just("read"), sizes),  # mostly on from where it is
+    st.tuples(st.just("readinto"), sizes),
+    st.tuples(st.just("readline"), st.integers(-1, 3000)),
+    st.tuples(st.just("rest"), st.none()),
+)
+
+
+def do(file: Any, verb: str, argument: Any) -> Any:
+    if verb == "rest":
+        return file.read()
+    if verb == "readinto":
+        target = bytearray(argument)
+        return file.readinto(target), bytes(target)
+    return getattr(file, verb)(argument)
+
+
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads take part in what is as small as these objects."""
+    monkeypatch.setattr(readahead, "PARALLEL_BYTES", 10_000)
+    monkeypatch.setattr(readahead.Reader, "task_bytes", 20_000)
+
+
+def test_any_reads_are_those_of_bytesio(
+    any_store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_tasks(monkeypatch)
+    any_store.puts("a", DATA)
+
+    @settings(
+        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(st.lists(steps, max_size=12))
+    def check(asked: list[tuple[str, Any]]) -> None:
+        with any_store.open("a") as file:
+            other = io.BytesIO(DATA)
+            for verb, argument in asked:
+                assert do(file, verb, argument) == do(other, verb, argument)
+                assert file.tell() == other.tell()
+
+    check()
+
+
+def test_threads_that_read_one_file_each_get_bytes_once(
+    any_store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_tasks(monkeypatch)
+    record = 500
+    any_store.puts("a", b"".join(b"%0500d" % i for i in range(800)))
+    found: list[bytes] = []
+
+    def read(size: int) -> None:
+        while part := file.read(size):
+            found.extend(part[i : i + record] for i in range(0, len(part), record))
+
+    with any_store.open("a") as file:
+        threads = [threading.Thread(target=read, args=[n * record]) for n in (1, 30, 170, 300)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(found) == [b"%0500d" % i for i in range(800)]
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """The status that a forked child ends with once it has done the work."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+class Gate:
+    """Holds back what the threads decode."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened = threading.Event()
+        self.entered = threading.Event()
+        self.caller = threading.get_ident()
+        chunks = readahead.Reader.chunks
+
+        def held_back(reader: Any, extents: Any, held: Any) -> Any:
+            if threading.get_ident() != self.caller:
+                self.entered.set()
+                assert self.opened.wait(30)
+            return chunks(reader, extents, held)
+
+        monkeypatch.setattr(readahead.Reader, "chunks", held_back)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    small_tasks(monkeypatch)
+    monkeypatch.setattr(readahead, "PARALLEL_BYTES", 1 << 40)  # what is asked for is no thread's
+    return Gate(monkeypatch)
+
+
+def begin_to_read(file: Any) -> int:
+    """Until something is read ahead; the bytes that were read."""
+    assert file.read(5000) == DATA[:5000]
+    at = 65536  # what the buffer got
+    assert file.read(at - 5000 + 1) == DATA[5000 : at + 1]
+    return at + 1
+
+
+def test_a_child_that_is_forked_while_something_is_read_ahead(
+    any_store: castore.Store, gate: Gate
+) -> None:
+    any_store.puts("a", DATA)
+    with any_store.open("a") as file:
+        at = begin_to_read(file)
+        assert gate.entered.wait(10)
+
+        def read_on() -> None:
+            gate.opened.set()
+            assert file.read() == DATA[at:]
+            file.seek(at)
+            assert file.read(100_000) == DATA[at : at + 100_000]
+
+        assert in_child(read_on) == 0
+        gate.opened.set()
+        assert file.read() == DATA[at:]
+
+
+def test_a_store_that_is_closed_while_something_is_read_ahead(
+    any_store: castore.Store, gate: Gate
+) -> None:
+    any_store.puts("a", DATA)
+    threads = threading.active_count()
+    with any_store.open("a") as file:
+        at = begin_to_read(file)
+        assert gate.entered.wait(10)
+        gate.opened.set()
+        any_store.close()
+        assert threading.active_count() <= threads
+        assert file.read(100_000) == DATA[at : at + 100_000]
+        assert file.read() == DATA[at + 100_000 :]
+
+
+def test_a_file_that_is_closed_begins_nothing_more(
+    any_store: castore.Store, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readahead.Reader, "task_bytes", 5000)  # more tasks than threads
+    any_store.puts("a", DATA)
+    taken: list[int] = []
+    with any_store.open("a") as file:
+        begin_to_read(file)
+        assert gate.entered.wait(10)
+        window = file.raw._bytes._window
+        futures = [task.decoded for task in window.tasks]
+        file.close()
+        taken = [future.cancelled() for future in futures]
+        assert window.tasks == window.ready
+    gate.opened.set()
+    assert taken.count(False) <= any_store._workers.threads
+    assert True in taken
+    del file, window, futures
+    gc.collect()
+
+
+def test_how_much_is_read_ahead(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It doubles, up to the bound; nothing where reads are here and there."""
+    monkeypatch.setattr(readahead, "PARALLEL_BYTES", 1 << 40)
+    store.puts("a", DATA.hex().encode())
+    ahead: list[int] = []
+    submit = Workers.submit
+
+    def count(workers: Any, task: Any, /, *arguments: Any, **keywords: Any) -> Any:
+        extents = task.args[0]
+        ahead.append(round((extents[-1].end - extents[0].begin) / 10_000))
+        return submit(workers, task, *arguments, **keywords)
+
+    monkeypatch.setattr(Workers, "submit", count)
+    with store.open("a") as file:
+        for at in (500_000, 100_000, 300_000, 0):
+            file.seek(at)
+            file.read(10_000)
+        assert ahead == []
+    with castore.open(store.path, threads=2, readahead_bytes=80_000) as bounded:
+        with bounded.open("a") as file:
+            file.raw.readinto(bytearray(10_000))
+            for _ in range(30):
+                file.raw.readinto(bytearray(10_000))
+        assert ahead[0] == 2
+        assert max(ahead) <= 9
+    ahead.clear()
+    with castore.open(store.path, readahead_bytes=0) as none, none.open("a") as file:
+        while file.read(10_000):
+            pass
+    assert ahead == []
+
+
+def test_a_seek_into_what_is_being_read_ahead(
+    any_store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_tasks(monkeypatch)
+    any_store.puts("a", DATA)
+    with any_store.open("a") as file:
+        first = begin_to_read(file)
+        for at in range(first, SIZE, 25_000):  # past whole chunks of a task
+            file.seek(at)
+            assert file.read(100) == DATA[at : at + 100]
+
+
+def test_what_is_damaged_ahead_is_raised_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_tasks(monkeypatch)
+    text = random.Random(1).randbytes(SIZE // 2).hex().encode()
+    with castore.open(tmp_path / "store", chunk_bytes_avg=2816) as store:
+        store.puts("a", text)
+    [pack] = packs(tmp_path / "store")
+    flip(pack, pack.stat().st_size * 4)  # in the middle
+    with castore.open(tmp_path / "store", threads=2) as store, store.open("a") as file:
+        read = b""
+        with pytest.raises(ChunkCorrupt):  # noqa: PT012
+            while True:
+                read += file.read1(3000)
+        assert SIZE * 0.4 < len(read) < SIZE * 0.6
+        assert text.startswith(read)
+        with pytest.raises(ChunkCorrupt):
+            file.read1(3000)
+        file.seek(SIZE - 1000)
+        assert file.read() == text[-1000:]
+        flip(pack, pack.stat().st_size * 4)
+        file.seek(len(read))
+        assert file.read(1000) == text[len(read) : len(read) + 1000]
+
+
+def test_an_open_object_is_one_version(any_store: castore.Store) -> None:
+    any_store.puts("a", DATA)
+    with any_store.open("a") as file:
+        begin_to_read(file)
+        any_store.puts("a", DATA[::-1])
+        file.seek(0)
+        assert file.read() == DATA

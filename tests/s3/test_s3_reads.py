@@ -1,0 +1,88 @@
+"""What reads through file objects cost, in requests, counted by a proxy."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from fault_proxy import FaultProxy
+from s3_stores import make_store
+from servers import Server
+
+import castore
+
+pytestmark = pytest.mark.usefixtures("aws_environment", "quick", "cache_dir")
+
+MIB = 1 << 20
+SIZE = 20_000_000
+DATA = random.Random(1).randbytes(SIZE)
+
+
+@pytest.fixture
+def large(
+    moto_server: Server, proxy: FaultProxy, cache_dir: object, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[castore.Store]:
+    """A store with an object of 20 MB and chunks as they are, and nothing of it cached."""
+    make_store(moto_server, prefix="large", chunk_bytes_avg=65536)
+    with castore.open(moto_server.url("large")) as store:
+        store.puts("a", DATA)
+    monkeypatch.setenv("CASTORE_CACHE_DIR", f"{cache_dir}/cold")
+    with castore.open(
+        moto_server.url("large"), endpoint_url=proxy.url, disk_cache_bytes=0
+    ) as store:
+        proxy.clear()
+        yield store
+
+
+def asked(proxy: FaultProxy) -> Counter[str]:
+    """How many requests for what, since it was asked last."""
+    kinds = Counter(exchange.key.split("/")[3] for exchange in proxy.exchanges)
+    proxy.clear()
+    return kinds
+
+
+@pytest.mark.parametrize(("begin", "size"), [(0, 8 * MIB), (5_000_001, 8 * MIB + 77), (9, 100_000)])
+def test_a_large_read_is_one_plan(
+    large: castore.Store, proxy: FaultProxy, begin: int, size: int
+) -> None:
+    with large.open("a") as file:
+        file.seek(begin)
+        assert file.read(size) == DATA[begin : begin + size]
+    assert asked(proxy) == {"names": 1, "packs": {0: 2, 9: 1}.get(begin, 2)}
+
+
+def test_reads_in_a_row_are_few_requests(large: castore.Store, proxy: FaultProxy) -> None:
+    """Each window is twice the one before, up to 16 MiB."""
+    with large.open("a") as file:
+        assert b"".join(iter(lambda: file.read(MIB), b"")) == DATA
+    few = asked(proxy)
+    assert few.pop("names") == 1
+    assert few == {"packs": 7}
+    with large.open("a") as file:
+        assert b"".join(iter(lambda: file.read(10_000), b"")) == DATA
+    assert asked(proxy) == {"names": 1, "packs": 12}
+
+
+def test_reads_here_and_there_fetch_what_they_ask_for(
+    large: castore.Store, proxy: FaultProxy
+) -> None:
+    with large.open("a") as file:
+        for begin in (12_000_000, 3_000_000, 18_000_000, 7_000_000):
+            proxy.clear()
+            file.seek(begin)
+            assert file.read(100_000) == DATA[begin : begin + 100_000]
+            [exchange] = proxy.exchanges
+            assert exchange.received_bytes < 100_000 + 2 * 262_144 + 5_000
+
+
+def test_readinto_and_readall_are_one_plan(large: castore.Store, proxy: FaultProxy) -> None:
+    target = bytearray(8 * MIB)
+    with large.open("a") as file:
+        assert file.readinto(target) == 8 * MIB
+        assert target == DATA[: 8 * MIB]
+        assert asked(proxy) == {"names": 1, "packs": 2}
+    with large.open("a") as file:
+        assert file.read() == DATA
+    assert asked(proxy)["packs"] <= 6
