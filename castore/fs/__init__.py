@@ -116,6 +116,7 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         }
         self._may_create = bool(self._open_options.pop("create", True))
         self._store: castore.Store | None = None
+        self._batch = _Batch()
 
     @property
     def store(self) -> castore.Store:
@@ -194,24 +195,28 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         maxdepth: int | None = None,
         withdirs: bool = False,
         detail: bool = False,
+        *,
+        prefix: str = "",
         **kwargs: Any,
     ) -> Any:
+        """What is below the path, by name; with `prefix`, where what follows the path's own '/'
+        begins with it."""
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
         name = self._strip_protocol(path)
-        prefix = name + "/" if name else ""
+        below = name + "/" if name else ""
         found: dict[str, Info] = {}
-        for each, info in self._listed(prefix, detail):
-            parts = each[len(prefix) :].split("/")
+        for each, info in self._listed(below + prefix, detail):
+            parts = each[len(below) :].split("/")
             if withdirs:
                 for depth in range(1, min(len(parts), (maxdepth or len(parts)) + 1)):
-                    folder = prefix + "/".join(parts[:depth])
+                    folder = below + "/".join(parts[:depth])
                     found.setdefault(folder, _folder(folder))
             if maxdepth is None or len(parts) <= maxdepth:
                 found[each] = info
-        if name and withdirs and found:
+        if name and withdirs and found and not prefix:
             found.setdefault(name, _folder(name))
-        if name and not found and self.store.exists(name):
+        if name and not found and not prefix and self.store.exists(name):
             found[name] = file_entry(self.store.info(name)) if detail else {}
         return {each: found[each] for each in sorted(found)} if detail else sorted(found)
 
@@ -309,6 +314,20 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         with self._changes(create=True) as changes:
             changes.puts(self._strip_protocol(path), value, if_absent=mode == "create")
+
+    def pipe(self, path: Any, value: bytes | None = None, **kwargs: Any) -> None:
+        """One commit for all of a mapping."""
+        with self._together():
+            super().pipe(path, value, **kwargs)
+
+    def touch(self, path: str, truncate: bool = True, **kwargs: Any) -> None:
+        """Put an empty object; without `truncate`, give one that is there a new time: no data
+        moves."""
+        if truncate or not self.isfile(path):
+            self.pipe_file(path, b"", **kwargs)
+            return
+        with self.open(path, "ab"):
+            pass
 
     def open(
         self,
@@ -427,7 +446,8 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
                 lpath,
                 rpath,
             )
-        super().put(lpath, rpath, recursive, callback, maxdepth, **kwargs)
+        with self._together():
+            super().put(lpath, rpath, recursive, callback, maxdepth, **kwargs)
 
     def copy(
         self,
@@ -443,12 +463,16 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
                 path1,
                 path2,
             )
-        super().copy(path1, path2, recursive, maxdepth, on_error, **kwargs)
+        with self._together():
+            super().copy(path1, path2, recursive, maxdepth, on_error, **kwargs)
 
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
         source = self._strip_protocol(path1)
-        if not source or (not self.store.exists(source) and self._has_below(source)):
+        is_there = bool(source) and self.store.exists(source)
+        if not source or (not is_there and self._has_below(source)):
             return  # a folder comes into being with what is in it
+        if not is_there and not self._intrans:
+            raise NameNotFound(source)
         with self._changes(create=False) as changes:
             changes.copy(source, self._strip_protocol(path2))
 
@@ -515,6 +539,15 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         if self._has_below(name):
             raise OSError(errno.ENOTEMPTY, "the folder is not empty: rm it with recursive", name)
 
+    def sign(self, path: str, expiration: int = 100, **kwargs: Any) -> str:
+        """Raises NotImplementedError: there is nothing to sign."""
+        raise NotImplementedError(
+            "an object of castore is chunks in packs, and no server hands it out by a URL; what "
+            "fsspec opens is unstrip_protocol(path)"
+        )
+
+    url = sign
+
     # ------------------------------------------------------------------ in here
 
     def _open_store(self, *, create: bool) -> castore.Store:
@@ -526,12 +559,36 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
 
     @contextlib.contextmanager
     def _changes(self, *, create: bool) -> Iterator[castore.Transaction]:
-        """What gathers changes: until its end in a `with fs.transaction`, else for this call."""
+        """What gathers changes: until its end in a `with fs.transaction`, or in `_together`, else
+        for this call."""
         if self._intrans:
             yield self.transaction.changes(create=create)
+        elif self._batch.begun:
+            if self._batch.changes is None:
+                self._batch.changes = self._open_store(create=create).transaction()
+            yield self._batch.changes
         else:
             with self._open_store(create=create).transaction() as changes:
                 yield changes
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """All that this thread changes meanwhile is one commit, or nothing if it raises."""
+        batch = self._batch
+        if self._intrans or batch.begun:
+            yield
+            return
+        batch.begun = True
+        try:
+            yield
+            if batch.changes is not None:
+                batch.changes.commit()
+        except BaseException:
+            if batch.changes is not None:
+                batch.changes.abort()
+            raise
+        finally:
+            batch.begun, batch.changes = False, None
 
     def _has_below(self, name: str) -> bool:
         return self.store.kind(name).is_folder if name else any(True for _ in self.store.names())
@@ -567,6 +624,13 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
             begin = max(0, begin + size) if begin < 0 else begin
             stop = max(0, stop + size) if stop < 0 else stop
         return begin, max(begin, stop)
+
+
+class _Batch(threading.local):
+    """What `_together` gathers, by thread: begun when something is first changed."""
+
+    begun = False
+    changes: castore.Transaction | None = None
 
 
 _stores: weakref.WeakValueDictionary[str, castore.Store] = weakref.WeakValueDictionary()

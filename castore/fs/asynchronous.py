@@ -44,6 +44,11 @@ class AsyncCastoreFileSystem(AsyncFileSystemWrapper):  # type: ignore[misc]  # f
         url: str = self.sync_fs.unstrip_protocol(name)
         return url
 
+    def sign(self, path: str, expiration: int = 100, **kwargs: Any) -> Any:
+        return self.sync_fs.sign(path, expiration, **kwargs)
+
+    url = sign
+
     def modified(self, path: str) -> Any:
         return self.sync_fs.modified(path)
 

@@ -141,22 +141,30 @@ class S3Session(WriteSession):
     # ------------------------------------------------------------ the end
 
     def commit(self, operations: Sequence[Operation]) -> int:
-        """Publish the operations in their order, consecutive puts at once but the last one last.
-        Not atomic across names: when it raises, those before may be there."""
+        """Publish the operations in their order, consecutive puts at once but the last one last,
+        and consecutive deletions at once. Not atomic across names: when it raises, those before may
+        be there."""
         self.check_process()
         self._uploads.finish()
         self._check(operations)
         last = max((i for i, it in enumerate(operations) if isinstance(it, Publish)), default=-1)
         deleted = 0
-        together: list[Publish] = []
+        together: list[Publish | Delete] = []  # all of one kind, of different names
+        names: set[bytes] = set()
+        kind: type[Operation] | None = None
         for i, operation in enumerate(operations):
-            if isinstance(operation, Publish) and i != last:
-                if any(operation.name == other.name for other in together):
-                    self._publish(together)
+            if isinstance(operation, Delete) or (isinstance(operation, Publish) and i != last):
+                if type(operation) is not kind or operation.name in names:
+                    deleted += self._apply_all(together)
+                    names.clear()
+                    kind = type(operation)
+                names.add(operation.name)
                 together.append(operation)
                 continue
-            self._publish(together)
+            deleted += self._apply_all(together)
+            names.clear()
             deleted += self._apply(operation)
+        deleted += self._apply_all(together)
         self._published = True
         self.close()
         return deleted
@@ -245,10 +253,12 @@ class S3Session(WriteSession):
                 case DeletePrefix(prefix):
                     there = {name for name in there if not name.startswith(prefix)}
 
-    def _publish(self, together: list[Publish]) -> None:
-        publishing = [self._requests.submit(self._apply, operation) for operation in together]
+    def _apply_all(self, together: list[Publish | Delete]) -> int:
+        """Apply them at once; how many names were deleted."""
+        applying = [self._requests.submit(self._apply, operation) for operation in together]
         together.clear()
-        _finish(publishing)
+        _finish(applying)
+        return sum(future.result() for future in applying)
 
     def _apply(self, operation: Operation) -> int:
         match operation:

@@ -107,6 +107,23 @@ class TestLocal:
         with pytest.raises(TypeError, match="no storage option bogus"):
             fsspec.filesystem("conducto", bogus=1)
 
+    def test_upath(self, fs: ConductoFileSystem) -> None:
+        upath = pytest.importorskip("upath")
+        registry = pytest.importorskip("upath.registry")
+        from conducto.upath import ConductoPath
+
+        registry.register_implementation("conducto", ConductoPath, clobber=True)
+        path = upath.UPath("conducto://pipeline/a/b")
+        path.write_bytes(b"1")
+        assert type(path) is ConductoPath
+        assert co.data.pipeline.gets("a/b") == b"1"
+        assert [each.path for each in upath.UPath("conducto://").rglob("*")] == [
+            "pipeline",
+            "pipeline/a",
+            "pipeline/a/b",
+        ]
+        assert path.as_uri() == "conducto://pipeline/a/b"
+
     def test_pandas(self, fs: ConductoFileSystem) -> None:
         pandas = pytest.importorskip("pandas")
         frame = pandas.DataFrame({"a": [1, 2]})

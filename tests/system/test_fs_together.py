@@ -1,0 +1,144 @@
+"""Verbs of `castore.fs` on many names: one commit each; and what else fsspec has for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+fsspec = pytest.importorskip("fsspec")
+
+import castore  # noqa: E402
+from castore.fs import CastoreFileSystem  # noqa: E402
+
+
+@pytest.fixture
+def fs(tmp_path: Path) -> Iterator[CastoreFileSystem]:
+    fs = CastoreFileSystem(tmp_path / "store", skip_instance_cache=True)
+    fs.pipe_file("there", b"")
+    yield fs
+    fs.store.close()
+
+
+@pytest.fixture
+def commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many operations each commit had."""
+    counts: list[int] = []
+    commit = castore.Transaction.commit
+
+    def counted(self: Any) -> None:
+        counts.append(len(self._operations))
+        commit(self)
+
+    monkeypatch.setattr(castore.Transaction, "commit", counted)
+    return counts
+
+
+def test_many_names_are_one_commit(
+    fs: CastoreFileSystem, tmp_path: Path, commits: list[int]
+) -> None:
+    fs.pipe({f"a/{i}": b"%d" % i for i in range(5)})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i in range(3):
+        (folder / str(i)).write_bytes(b"%d" % i)
+    fs.put(str(folder), "b", recursive=True)
+    fs.cp("a", "c", recursive=True)
+    fs.mv("c", "d", recursive=True)
+    fs.rm(["a", "d"], recursive=True)
+    assert commits == [5, 3, 5, 5, 10]
+    assert fs.find("") == ["b/0", "b/1", "b/2", "there"]
+
+
+def test_what_fails_in_between_leaves_nothing(
+    fs: CastoreFileSystem, tmp_path: Path, commits: list[int]
+) -> None:
+    with pytest.raises(TypeError):
+        fs.pipe({"a": b"1", "b": "text"})
+    (tmp_path / "x").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError):
+        fs.put([str(tmp_path / "x"), str(tmp_path / "none")], ["a", "b"])
+    with pytest.raises(FileNotFoundError):
+        fs.copy(["there", "none"], ["a", "b"])
+    assert commits == []
+    assert fs.find("") == ["there"]
+    fs.copy(["there", "none"], ["a", "b"], on_error="ignore")
+    assert fs.find("") == ["a", "there"]
+    fs.pipe_file("b", b"afterwards by itself")
+    assert commits == [1, 1]
+
+
+def test_a_put_of_nothing_makes_no_store(tmp_path: Path) -> None:
+    fs = CastoreFileSystem(tmp_path / "none", skip_instance_cache=True)
+    (tmp_path / "empty").mkdir()
+    fs.put(str(tmp_path / "empty"), "x", recursive=True)
+    fs.pipe({})
+    assert not (tmp_path / "none").exists()
+
+
+def test_in_a_transaction_they_are_part_of_it(fs: CastoreFileSystem, commits: list[int]) -> None:
+    with fs.transaction:
+        fs.pipe({"a": b"1", "b": b"2"})
+        fs.cp("a", "c")
+    assert commits == [3]
+
+
+def test_touch(fs: CastoreFileSystem) -> None:
+    fs.touch("new", truncate=False)
+    assert fs.cat_file("new") == b""
+    fs.pipe_file("x", bytes(200_000))
+    before = fs.info("x")
+    fs.touch("x", truncate=False)
+    after = fs.info("x")
+    assert after["mtime"] > before["mtime"]
+    assert after["ETag"] == before["ETag"]
+    fs.touch("x")
+    assert fs.cat_file("x") == b""
+
+
+def test_there_are_no_urls_for_others(fs: CastoreFileSystem) -> None:
+    for call in (fs.sign, fs.url):
+        with pytest.raises(NotImplementedError, match="chunks in packs"):
+            call("there")
+
+
+def test_find_takes_a_prefix(fs: CastoreFileSystem) -> None:
+    fs.pipe(dict.fromkeys(("a/x1", "a/x2/y", "a/z", "ax"), b""))
+    assert fs.find("a", prefix="x") == ["a/x1", "a/x2/y"]
+    assert fs.find("a", prefix="x", withdirs=True) == ["a/x1", "a/x2", "a/x2/y"]
+    assert fs.find("", prefix="a") == ["a/x1", "a/x2/y", "a/z", "ax"]
+    assert list(fs.find("a", prefix="x1", detail=True)) == ["a/x1"]
+    assert fs.find("a", prefix="none") == fs.find("ax", prefix="none") == []
+
+
+def test_upath(fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    upath = pytest.importorskip("upath")
+    fsspec.register_implementation("castore", CastoreFileSystem, clobber=True)
+    registry = pytest.importorskip("upath.registry")
+    from castore.fs.upath import CastorePath
+
+    registry.register_implementation("castore", CastorePath, clobber=True)
+    for root in (
+        upath.UPath("castore://", store=fs.store_path),
+        upath.UPath(fs.unstrip_protocol("")),
+    ):
+        assert type(root) is CastorePath
+        path = root / "dir" / "a.txt"
+        path.write_text("hello")
+        assert path.as_uri() == fs.unstrip_protocol("dir/a.txt")
+        assert upath.UPath(path.as_uri()).read_text() == "hello"
+        assert (path.name, path.parent.name, path.stat().st_size) == ("a.txt", "dir", 5)
+        assert [each.path for each in root.rglob("*.txt")] == ["dir/a.txt"]
+        assert sorted(each.path for each in root.iterdir()) == ["dir", "there"]
+        assert path.relative_to(root).as_posix() == "dir/a.txt"
+        path.replace(root / "dir" / "b.txt")
+        (root / "dir" / "c.txt").touch()
+        (root / "dir" / "c.txt").touch()
+        assert [each.name for each in (root / "dir").iterdir()] == ["b.txt", "c.txt"]
+        with pytest.raises(FileExistsError):
+            (root / "dir" / "c.txt").touch(exist_ok=False)
+        (root / "dir" / "b.txt").unlink()
+        (root / "dir").rmdir(recursive=True)
+        assert not path.exists()
