@@ -322,6 +322,36 @@ class Store:
         self._check_open()
         return self._reader.ranges(encode_name(name), list(byte_ranges))
 
+    def gets_ranges(
+        self, wanted: Sequence[tuple[str, Sequence[int] | None]]
+    ) -> list[bytes | Exception]:
+        """The bytes of each `(name, half-open range)`, in order, several objects at once.
+
+        Those of one object are of one version, and one plan. What can't be read has the exception
+        that `gets_many` would raise for its object in place of its bytes.
+
+        >>> _ = store.puts("greeting", b"hello, world")
+        >>> store.gets_ranges([("greeting", (0, 5)), ("absent", None), ("greeting", (7, 12))])
+        [b'hello', NameNotFound('absent'), b'world']
+        """
+        self._check_open()
+        places: dict[str, list[int]] = {}
+        for place, (name, _) in enumerate(wanted):
+            places.setdefault(name, []).append(place)
+
+        def read(name: str) -> Sequence[bytes | Exception]:
+            try:
+                return self.gets_many(name, [wanted[place][1] for place in places[name]])
+            except Exception as error:
+                return [error] * len(places[name])
+
+        found: list[bytes | Exception] = [b""] * len(wanted)
+        parts = map(read, places) if len(places) == 1 else self._workers.map_ahead(read, places)
+        for ats, each in zip(places.values(), parts, strict=True):
+            for at, part in zip(ats, each, strict=True):
+                found[at] = part
+        return found
+
     def get(
         self, name: str, file: StrPath | Writable, *, progress: Progress | None = None
     ) -> ObjectInfo:

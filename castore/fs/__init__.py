@@ -25,7 +25,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
@@ -252,7 +252,7 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
     ) -> list[Any]:
         """The half-open ranges `[start, end)`, in bytes, in order.
 
-        Those of one object are read in one plan (`max_gap` is its own).
+        Those of one object are read in one plan (`max_gap` is its own), several objects at once.
         """
         if not isinstance(paths, list):
             raise TypeError("paths is a list of paths")
@@ -260,21 +260,38 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         all_ends = ends if isinstance(ends, list) else [ends] * len(paths)
         if not len(paths) == len(all_starts) == len(all_ends):
             raise ValueError("paths, starts and ends differ in length")
-        places: dict[str, list[int]] = {}
-        for at, path in enumerate(paths):
-            places.setdefault(self._strip_protocol(path), []).append(at)
         results: list[Any] = [None] * len(paths)
-        for name, ats in places.items():
+        wanted: dict[int, tuple[str, tuple[int, int] | None]] = {}
+        for at, path in enumerate(paths):
+            name = self._strip_protocol(path)
             try:
-                ranges = [self._byte_range(name, all_starts[at], all_ends[at]) for at in ats]
-                parts: Sequence[Any] = self.store.gets_many(name, ranges)
+                wanted[at] = name, self._byte_range(name, all_starts[at], all_ends[at])
             except Exception as error:
                 if on_error != "return":
                     raise
-                parts = [error] * len(ats)
-            for at, part in zip(ats, parts, strict=True):
-                results[at] = part
+                results[at] = error
+        for at, part in zip(wanted, self.store.gets_ranges([*wanted.values()]), strict=True):
+            if isinstance(part, Exception) and on_error != "return":
+                raise part
+            results[at] = part
         return results
+
+    def cat(
+        self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any
+    ) -> Any:
+        """As fsspec's; several objects are read at once."""
+        one = self._strip_protocol(path) if isinstance(path, (str, os.PathLike)) else None
+        names = self.expand_path(path, recursive=recursive)
+        if names == [one] or kwargs:
+            return super().cat(path, recursive, on_error, **kwargs)
+        found: dict[str, Any] = {}
+        parts = self.store.gets_ranges([(name, None) for name in names])
+        for name, part in zip(names, parts, strict=True):
+            if isinstance(part, Exception) and on_error == "raise":
+                raise part
+            if not isinstance(part, Exception) or on_error == "return":
+                found[name] = part
+        return found
 
     def get_file(
         self,

@@ -158,7 +158,11 @@ class Reader:
             self.workers.submit(self.chunks, task, NOTHING_HELD)
             for task in _tasks(extents, self._packs.task_bytes)
         ]
-        return [chunk for future in futures for chunk in future.result()]
+        chunks: list[Bytes] = []
+        for future in futures:
+            future.run()  # unless a thread does: this may be one of them, and all may wait here
+            chunks += future.result()
+        return chunks
 
     def chunks(self, extents: Sequence[Extent], held: Held) -> list[Bytes]:
         """Their bytes, through the cache of decoded ones."""

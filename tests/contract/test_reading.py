@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stores import flip, packs
 
 import castore
-from castore.errors import ChunkCorrupt
+from castore.errors import ChunkCorrupt, InvalidRange, NameNotFound
 from castore.stream import readahead
 from castore.system.workers import Workers
 
@@ -283,3 +283,30 @@ def test_an_open_object_is_one_version(any_store: castore.Store) -> None:
         any_store.puts("a", DATA[::-1])
         file.seek(0)
         assert file.read() == DATA
+
+
+def test_ranges_of_several_objects(any_store: castore.Store) -> None:
+    """More of them than threads, each large enough to be shared out; an error is in its place."""
+    values = {f"n{i}": DATA[i * 1000 :] for i in range(12)}
+    for name, value in values.items():
+        any_store.puts(name, value)
+    wanted = [(name, (7, 900)) for name in values] + [(name, None) for name in values]
+    found = any_store.gets_ranges([("absent", None), *wanted, ("n1", (5, 3))])
+    assert isinstance(found[0], NameNotFound)
+    assert isinstance(found[-1], InvalidRange)
+    assert isinstance(found[2], InvalidRange)  # the others of its object
+    assert found[1] == values["n0"][7:900]
+    assert found[13] == values["n0"]
+    assert any_store.gets_ranges([]) == []
+
+
+def test_threads_that_wait_for_each_other(
+    any_store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the threads has a large object, whose parts it would leave to another thread."""
+    monkeypatch.setattr("castore.stream.reader.PARALLEL_BYTES", 10_000)
+    monkeypatch.setattr(type(any_store._backend.packs), "task_bytes", 20_000)
+    wanted: list[tuple[str, None]] = [(f"n{i}", None) for i in range(20)]
+    for name, _ in wanted:
+        any_store.puts(name, DATA)
+    assert any_store.gets_ranges(wanted) == [DATA] * 20

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 from fault_proxy import FaultProxy
+from proxy import Connection, Exchange
 from s3_stores import make_store
 from servers import Server
 
@@ -86,3 +88,23 @@ def test_readinto_and_readall_are_one_plan(large: castore.Store, proxy: FaultPro
     with large.open("a") as file:
         assert file.read() == DATA
     assert asked(proxy)["packs"] <= 6
+
+
+def test_ranges_of_several_objects_are_read_at_once(
+    large: castore.Store, proxy: FaultProxy
+) -> None:
+    """A round trip for all manifests, and one for all frames."""
+    names = [f"b{i}" for i in range(4)]
+    for i, name in enumerate(names):
+        large.puts(name, DATA[i * MIB : i * MIB + 300_000])
+    proxy.clear()
+    barrier = threading.Barrier(4)
+
+    def meet(exchange: Exchange, connection: Connection) -> None:
+        barrier.wait(20)
+        connection.relay(exchange)
+
+    proxy.inject("GET", "/packs/", meet, times=4)
+    found = large.gets_ranges([(name, (1000, 5000)) for name in names])
+    assert found == [DATA[i * MIB + 1000 : i * MIB + 5000] for i in range(4)]
+    assert asked(proxy) == {"names": 4, "packs": 4}

@@ -23,7 +23,7 @@ MODULES = {  # and how many of its docstrings have an example
     "castore.fs": 1,
     "castore.maintenance": 2,
     "castore.objectfile": 2,
-    "castore.store": 26,
+    "castore.store": 27,
     "castore.tables": 1,
     "castore.transaction": 4,
     "conducto.context": 1,
