@@ -332,7 +332,7 @@ class Store:
 
         >>> _ = store.puts("greeting", b"hello, world")
         >>> store.gets_ranges([("greeting", (0, 5)), ("absent", None), ("greeting", (7, 12))])
-        [b'hello', NameNotFound('absent'), b'world']
+        [b'hello', NameNotFound(2, "no object is named 'absent'"), b'world']
         """
         self._check_open()
         places: dict[str, list[int]] = {}
