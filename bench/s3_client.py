@@ -27,6 +27,14 @@ CHECKSUMS = {
 }
 
 
+def read_in_steps(file: Any, step: int) -> list[int]:
+    """[how many bytes there are, their CRC-32], read so many at a time."""
+    size = crc = 0
+    while part := file.read(step):
+        size, crc = size + len(part), zlib.crc32(part, crc)
+    return [size, crc]
+
+
 class Castore:
     """Stores by a label of the caller's."""
 
@@ -63,6 +71,9 @@ class Castore:
     def read_file(self, begin: int, end: int) -> bytes:
         self._file.seek(begin)
         return self._file.read(end - begin)  # type: ignore[no-any-return]
+
+    def read_through(self, step: int) -> list[int]:
+        return read_in_steps(self._file, step)
 
     def close_file(self) -> None:
         self._file.close()
@@ -114,6 +125,10 @@ class Boto3:
         part = f"bytes={begin}-{end - 1}"
         got = self._clients[label].get_object(Bucket=self._bucket, Key=name, Range=part)
         return got["Body"].read()  # type: ignore[no-any-return]
+
+    def read_through(self, label: str, name: str, step: int) -> list[int]:
+        got = self._clients[label].get_object(Bucket=self._bucket, Key=name)
+        return read_in_steps(got["Body"], step)
 
     def first(self, endpoint: str, bucket: str, name: str, begin: int, end: int) -> bytes:
         self.open("first", endpoint, bucket)

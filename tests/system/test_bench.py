@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -193,3 +194,15 @@ def test_s3(tmp_path: Path) -> None:
     assert False not in [bar["met"] for bar in bars]
     staged = traffic["staging@20ms/50MBs"]
     assert staged["castore"]["sent"] < staged["boto3"]["sent"]
+
+
+@pytest.mark.skipif(
+    shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") is None,
+    reason="rclone, the server, is not installed",
+)
+@pytest.mark.long
+def test_file_object_rows(tmp_path: Path) -> None:
+    document, _ = run(tmp_path, "bench_fs.py")
+    measured = rows(document)
+    assert list(measured) == ["read-8M@20ms/100MBs", "through-1M@20ms/100MBs", "through-1M-local"]
+    assert "castore: 3.0 requests, manifest included" in measured["read-8M@20ms/100MBs"]["notes"]
