@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import builtins
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,26 @@ class ScopedStore:
     def gets_many(self, name: str, *args: Any, **options: Any) -> Any:
         with self._called(name) as key:
             return self.whole.gets_many(key, *args, **options)
+
+    def gets_ranges(self, wanted: Sequence[tuple[str, Any]]) -> Sequence[bytes | Exception]:
+        found: builtins.list[bytes | Exception] = []
+        asked: dict[int, tuple[str, Any]] = {}
+        for at, (name, byte_range) in enumerate(wanted):
+            found.append(b"")
+            try:
+                with self._called(name) as key:
+                    asked[at] = key, byte_range
+            except Exception as error:
+                found[at] = error
+        for at, part in zip(asked, self.whole.gets_ranges([*asked.values()]), strict=True):
+            found[at] = part
+            if isinstance(part, Exception):
+                try:
+                    with self._called(wanted[at][0]):
+                        raise part
+                except Exception as error:  # the same, by the name that it was asked by
+                    found[at] = error
+        return found
 
     def get(self, name: str, file: Any, **options: Any) -> castore.ObjectInfo:
         with self._called(name) as key:

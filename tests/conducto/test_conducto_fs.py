@@ -158,3 +158,16 @@ def test_objects_as_files(mode: str) -> None:
             scope.open("c", "wb")
         assert scope.list() == ["a/b"]
     context.close_stores()
+
+
+def test_ranges_of_several_objects(fs: ConductoFileSystem) -> None:
+    fs.pipe_file("user/a", b"0123456789")
+    fs.pipe_file("user/b", b"abc")
+    paths = ["user/a", "user/nothing", "user/b", "nowhere", "user/a"]
+    first, absent, second, nowhere, last = fs.cat_ranges(paths, [0, 0, 1, 0, 8], [2, 1, 3, 1, 10])
+    assert (first, second, last) == (b"01", b"bc", b"89")
+    assert isinstance(absent, FileNotFoundError)
+    assert "user/nothing" in str(absent)
+    assert isinstance(nowhere, FileNotFoundError)
+    with pytest.raises(FileNotFoundError):
+        fs.cat_ranges(paths, 0, 1, on_error="raise")

@@ -93,6 +93,7 @@ for _name in dir(SharedStoreContract):
         setattr(TestOnS3, _name, on_s3(_name, getattr(SharedStoreContract, _name)))
 
 
+@pytest.mark.long
 class TestOnMemoryServer(StoreContract):
     """All of them, as nothing goes over the network."""
 

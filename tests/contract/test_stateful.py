@@ -44,11 +44,11 @@ def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_store_is_a_dict() -> None:
-    run_machine(FolderAndDict, 60, 25)
+    run_machine(FolderAndDict, 40, 25)
 
 
 def test_a_store_in_memory_is_a_dict() -> None:
-    run_machine(MemoryAndDict, 40, 25)
+    run_machine(MemoryAndDict, 15, 25)
 
 
 @pytest.mark.long

@@ -169,7 +169,7 @@ def run_oracle(folder: Path, *, processes: int, seconds: float) -> list[Event]:
 
 
 def test_processes_agree_for_a_few_seconds(tmp_path: Path) -> None:
-    oracle.check_histories(run_oracle(tmp_path, processes=6, seconds=5), least=10)
+    oracle.check_histories(run_oracle(tmp_path, processes=6, seconds=3), least=10)
 
 
 @pytest.mark.long

@@ -42,7 +42,7 @@ def kill_at_steps(folder: Path, first: int, stride: int, *, torn: bool) -> None:
 
 
 def test_killed_at_some_steps(fast_folder: Path) -> None:
-    kill_at_steps(fast_folder, 1, 5, torn=False)
+    kill_at_steps(fast_folder, 1, 9, torn=False)
 
 
 @pytest.mark.long
@@ -178,7 +178,7 @@ def run_all(folder: Path, seconds: float, writers: int, deleters: int, collector
 
 
 def test_writers_deleters_and_collectors(tmp_path: Path) -> None:
-    run_all(tmp_path, 8, writers=4, deleters=2, collectors=2)
+    run_all(tmp_path, 4, writers=4, deleters=2, collectors=2)
 
 
 @pytest.mark.long

@@ -142,7 +142,7 @@ def test_every_fault(
     fail_at(kind, key, FAULTS[fault](), times, open_proxied, proxy)
 
 
-@pytest.mark.parametrize("seconds", [6, pytest.param(180, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [4, pytest.param(180, marks=pytest.mark.long)])
 @pytest.mark.timeout(400)
 def test_many_at_once(open_moto: Open, seconds: float, probed: None) -> None:
     """Writers whose objects share chunks, deleters, and collectors with no grace at all. Each

@@ -111,7 +111,7 @@ def test_a_full_disk_keeps_no_frames(here: StoreCache, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("stride", "torn"),
-    [(5, False), (5, True)] + [pytest.param(1, t, marks=pytest.mark.long) for t in (False, True)],
+    [(9, False), (9, True)] + [pytest.param(1, t, marks=pytest.mark.long) for t in (False, True)],
 )
 def test_killed_at_steps_of_keeping_and_evicting(
     stride: int, torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
