@@ -65,6 +65,24 @@ class CastoreFile(PlannedReader):
         """As `fs.info` was when the file was opened."""
         return dict(self._details)
 
+    def readuntil(self, char: bytes = b"\n", blocks: int | None = None) -> bytes:
+        """What is left up to the first `char`, with it, or to the end; looked through `blocks`
+        bytes at a time."""
+        start = self.tell()
+        found = bytearray()
+        while part := self.read(blocks or BUFFER_BYTES):
+            searched = max(0, len(found) - len(char) + 1)  # it may lie across two
+            found += part
+            at = found.find(char, searched)
+            if at >= 0:
+                del found[at + len(char) :]
+                self.seek(start + len(found))
+                break
+        return bytes(found)
+
+    def discard(self) -> None:
+        """As fsspec's: there is nothing to be thrown away of a file that is read."""
+
     @property
     def cache(self) -> Any:
         """What reads go through, if one of fsspec's caches was put here."""

@@ -280,3 +280,14 @@ def test_an_open_reader_pickles(fs: CastoreFileSystem) -> None:
         pickle.loads(pickled)
     with pytest.raises(TypeError):
         pickle.dumps(fs.store.open("x"))
+
+
+def test_readuntil_finds_what_lies_across_blocks(tmp_path: Path) -> None:
+    fs = CastoreFileSystem(store=str(tmp_path / "until"), skip_instance_cache=True)
+    fs.pipe_file("a", b"one--two-three--four")
+    for blocks in (1, 2, 3, 5, None):
+        with fs.open("a") as file:
+            parts = [file.readuntil(b"--", blocks) for _ in range(4)]
+            assert parts == [b"one--", b"two-three--", b"four", b""]
+            file.discard()
+    fs.store.close()
