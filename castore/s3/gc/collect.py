@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Set
 
 from castore.errors import (
     ClockSkewed,
@@ -90,22 +89,6 @@ def fit_server(bucket: Bucket, *, alone: bool) -> ServerFeatures:
     return features
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What is done so far; sizes are in bytes."""
-
-    packs_removed: int = 0
-    bytes_freed: int = 0
-    packs_condemned: int = 0
-    bytes_condemned: int = 0
-    pins_expired: int = 0
-    packs_rewritten: int = 0
-    bytes_rewritten: int = 0
-    next_run_at: float | None = None
-    undeletable: dict[bytes, Exception] = field(default_factory=dict)
-    missing: Sequence[bytes] = ()
-
-
 class _Collection:
     """One run of the collector: `run`, or `dry_run`, then `report`."""
 
@@ -130,7 +113,8 @@ class _Collection:
         )
         self._marker = S3Marker(bucket, store_id, memory, parts.requests, stages)
         self._repacker = S3Repacker(parts.catalog, open_session, stages)
-        self._tally = _Tally()
+        self._report = GcReport(dry_run=options.dry_run)
+        self._undeletable: dict[bytes, Exception] = {}
 
     def run(self) -> None:
         state, options = self._state, self._options
@@ -157,56 +141,44 @@ class _Collection:
 
     def dry_run(self) -> None:
         """Look, and count as condemned what is, or would be."""
-        options, tally = self._options, self._tally
+        options, report = self._options, self._report
         self._state.read()
         packs = self._marker.packs()
         condemned = set(self._state.listed().packs)
         expired_before = self._now() - PIN_S
-        tally.pins_expired = len(self._marker.expired_pins(expired_before))
+        report.pins_expired = len(self._marker.expired_pins(expired_before))
         garbage = self._marker.garbage(packs, expired_before=expired_before)
-        tally.packs_condemned, tally.bytes_condemned = len(garbage), sum(garbage.values())
-        tally.missing = self._marker.missing(packs)
+        report.packs_condemned, report.bytes_condemned = len(garbage), sum(garbage.values())
+        report.missing = tuple(i.hex() for i in self._marker.missing(packs))
         if self._state.phase == CONDEMNED:
-            tally.next_run_at = self._state.condemned_at() + options.grace_s
+            report.next_run_at = self._state.condemned_at() + options.grace_s
         if options.repack_below > 0:
             chosen = self._choose(packs, garbage.keys() | condemned, expired_before)
-            tally.packs_rewritten = len(chosen)
-            tally.bytes_rewritten = sum(pack.live_bytes for pack in chosen)
+            report.packs_rewritten = len(chosen)
+            report.bytes_rewritten = sum(pack.live_bytes for pack in chosen)
 
     def report(self) -> GcReport:
-        tally = self._tally
-        undeletable = [
+        report = self._report
+        report.objects = self._marker.objects
+        report.undeletable = tuple(
             Undeletable(pack_id.hex(), str(error))
-            for pack_id, error in sorted(tally.undeletable.items())
-        ]
-        return GcReport(
-            dry_run=self._options.dry_run,
-            objects=self._marker.objects,
-            packs_removed=tally.packs_removed,
-            packs_rewritten=tally.packs_rewritten,
-            bytes_freed=tally.bytes_freed,
-            bytes_rewritten=tally.bytes_rewritten,
-            packs_condemned=tally.packs_condemned,
-            bytes_condemned=tally.bytes_condemned,
-            pins_expired=tally.pins_expired,
-            next_run_at=tally.next_run_at,
-            undeletable=tuple(undeletable),
-            missing=tuple(pack_id.hex() for pack_id in tally.missing),
-            damaged=tuple(self._repacker.damaged.values()),
+            for pack_id, error in sorted(self._undeletable.items())
         )
+        report.damaged = tuple(self._repacker.damaged.values())
+        return report
 
     # ------------------------------------------------------------ the phases
 
     def _first_phase(self) -> None:
         """Condemn what nobody needs. What could not be removed stays condemned: no state is without
         it, so no writer ever relies on what a late request may yet remove."""
-        state, tally = self._state, self._tally
-        carried = set(tally.undeletable)
+        state, report = self._state, self._report
+        carried = set(self._undeletable)
         if not carried:
             state.lead()
         packs = self._marker.packs()
         garbage = self._marker.garbage(packs, expired_before=0)
-        tally.missing = self._marker.missing(packs)
+        report.missing = tuple(i.hex() for i in self._marker.missing(packs))
         room = CONDEMNED_MAX - len(carried)
         doomed = carried.union(sorted(garbage.keys() - carried)[: max(room, 0)])
         if not doomed:
@@ -214,21 +186,21 @@ class _Collection:
             return
         state.condemn(doomed, carried)
         state.remove_lists()
-        tally.packs_condemned = len(doomed)
-        tally.bytes_condemned = sum(packs.get(pack_id, 0) for pack_id in doomed)
-        tally.next_run_at = state.condemned_at() + self._options.grace_s
+        report.packs_condemned = len(doomed)
+        report.bytes_condemned = sum(packs.get(pack_id, 0) for pack_id in doomed)
+        report.next_run_at = state.condemned_at() + self._options.grace_s
 
     def _second_phase(self) -> None:
         """Remove what was condemned and is still not needed. What was carried never is: who pins it
         has not read yet that it is condemned, and will."""
-        state, tally = self._state, self._tally
+        state, report = self._state, self._report
         condemned = state.listed()
         listed = self._marker.packs()
         left = {pack_id: listed.get(pack_id, 0) for pack_id in condemned.packs}
         doomed = self._marker.garbage(left, expired_before=0)
         doomed |= {pack_id: left[pack_id] for pack_id in condemned.carried}
-        tally.packs_condemned = tally.bytes_condemned = 0
-        tally.next_run_at = None
+        report.packs_condemned = report.bytes_condemned = 0
+        report.next_run_at = None
         if not doomed:
             state.retire()
             return
@@ -241,12 +213,12 @@ class _Collection:
         self._remove({i: listed.get(i, 0) for i in self._state.listed().packs})
 
     def _remove(self, doomed: dict[bytes, int]) -> None:
-        tally = self._tally
+        report = self._report
         left = remove_packs(self._bucket, doomed, self._stages)
         gone = {pack_id: size for pack_id, size in doomed.items() if pack_id not in left}
-        tally.packs_removed += sum(size > 0 for size in gone.values())
-        tally.bytes_freed += sum(gone.values())
-        tally.undeletable = left
+        report.packs_removed += sum(size > 0 for size in gone.values())
+        report.bytes_freed += sum(gone.values())
+        self._undeletable = left
         self._forget_removed()
         if not left:
             self._state.retire()
@@ -263,15 +235,15 @@ class _Collection:
         now = self._now()
         keys = self._marker.expired_pins(now - PIN_S)
         kept = self._bucket.delete_many(keys)
-        self._tally.pins_expired = len(keys) - len(kept)
+        self._report.pins_expired = len(keys) - len(kept)
         remove_scratch(self._bucket, before=now - SCRATCH_S)
 
     def _repack(self) -> None:
-        chosen = self._choose(self._marker.packs(), self._tally.undeletable.keys(), 0)
+        chosen = self._choose(self._marker.packs(), self._undeletable.keys(), 0)
         if chosen:
             self._repacker.rewrite(chosen)
-            self._tally.packs_rewritten = len(chosen)
-            self._tally.bytes_rewritten = self._repacker.bytes_written
+            self._report.packs_rewritten = len(chosen)
+            self._report.bytes_rewritten = self._repacker.bytes_written
             # Neither is moved the next time, in vain, nor does a put come to rely on them.
             mark_damaged(self._bucket, {at.pack_id for at in self._repacker.damaged})
 
@@ -301,9 +273,9 @@ class _Collection:
         return not grace or self._now() - self._state.condemned_at() >= grace
 
     def _note_waiting(self) -> None:
-        tally, state = self._tally, self._state
+        report, state = self._report, self._state
         condemned = state.listed().packs
         listed = self._marker.packs()
-        tally.packs_condemned = len(condemned)
-        tally.bytes_condemned = sum(listed.get(pack_id, 0) for pack_id in condemned)
-        tally.next_run_at = state.condemned_at() + self._options.grace_s
+        report.packs_condemned = len(condemned)
+        report.bytes_condemned = sum(listed.get(pack_id, 0) for pack_id in condemned)
+        report.next_run_at = state.condemned_at() + self._options.grace_s
