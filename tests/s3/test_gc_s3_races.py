@@ -53,6 +53,7 @@ def check_meetings(make_world: Make, writer: str, collector: str, every: int) ->
 
 
 @pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.sampled(3)
 def test_a_writer_and_a_collector(make_world: Make, writer: str) -> None:
     check_meetings(make_world, writer, "collects", every=6)
 
@@ -61,6 +62,7 @@ def test_a_writer_and_a_collector_that_repacks(make_world: Make) -> None:
     check_meetings(make_world, "overwrite", "repacks", every=12)
 
 
+@pytest.mark.long
 def test_what_is_deleted_does_not_come_back_repacked(make_world: Make) -> None:
     def deletes(machine: Machine) -> None:
         machine.delete("kept")
@@ -89,6 +91,7 @@ def test_two_collectors(make_world: Make, every: int) -> None:
 
 
 @pytest.mark.parametrize("collector", COLLECTORS)
+@pytest.mark.sampled(2)
 def test_a_collector_that_dies_at_any_step(make_world: Make, collector: str) -> None:
     for step in itertools.count():
         world = make_world()
@@ -110,6 +113,7 @@ def test_a_collector_that_dies_at_any_step(make_world: Make, collector: str) -> 
 
 
 @pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.sampled(2)
 def test_a_writer_that_dies_at_any_step(make_world: Make, writer: str) -> None:
     for step in itertools.count():
         world = make_world()
@@ -130,6 +134,7 @@ def test_a_writer_that_dies_at_any_step(make_world: Make, writer: str) -> None:
 
 @pytest.mark.parametrize("seconds", [DAY + HOUR, 8 * DAY], ids=["a day", "a week"])
 @pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.sampled(3)
 def test_a_writer_that_sleeps_at_any_step(make_world: Make, writer: str, seconds: float) -> None:
     for world, one in sleeps(make_world, WRITERS[writer], seconds):
         assert one.error is None or isinstance(one.error, CastoreError)
@@ -139,6 +144,7 @@ def test_a_writer_that_sleeps_at_any_step(make_world: Make, writer: str, seconds
 
 
 @pytest.mark.parametrize("collector", COLLECTORS)
+@pytest.mark.sampled(2)
 def test_a_collector_that_sleeps_at_any_step(make_world: Make, collector: str) -> None:
     for step in itertools.count():
         world = make_world()
@@ -162,6 +168,7 @@ def test_a_collector_that_sleeps_at_any_step(make_world: Make, collector: str) -
 
 
 @pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.sampled(2)
 def test_requests_that_arrive_late(make_world: Make, writer: str) -> None:
     for world, one in late(make_world, WRITERS[writer]):
         assert one.error is None or isinstance(one.error, CastoreError)
@@ -172,6 +179,7 @@ def test_requests_that_arrive_late(make_world: Make, writer: str) -> None:
 
 
 @pytest.mark.parametrize("collector", COLLECTORS)
+@pytest.mark.sampled(2)
 def test_requests_of_collectors_that_arrive_late(make_world: Make, collector: str) -> None:
     for world, one in late(make_world, COLLECTORS[collector]):
         assert one.error is None or isinstance(one.error, CastoreError)
