@@ -78,7 +78,7 @@ def scan_packs(store_path: Path) -> int:
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path, 12)
+    kill_again_and_again(tmp_path, 8)
 
 
 @pytest.mark.long

@@ -37,12 +37,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (folder / "index/data.mdb").read_bytes()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    with small(tmp_path / "store") as store:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "store"
+    with small(folder) as store:
         fill(store, VALUES)
         store.delete("n/00")
-    return tmp_path / "store"
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "store"))
 
 
 def salvage(path: Path, raw: bytes) -> tuple[dict[bytes, dict[bytes, bytes]], IndexPages]:

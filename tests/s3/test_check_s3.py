@@ -22,7 +22,6 @@ from damaged_s3 import (
     flip_segment,
     flip_state,
     flipped,
-    garble_manifest,
     keys,
     read,
     remote,
@@ -166,7 +165,7 @@ HARMLESS = {
 
 
 def some_are_long(damage: Callable[[Bucket], None]) -> Any:
-    quick = damage in (flip_pack, remove_pack, garble_manifest, remove_list_and_pack)
+    quick = damage in (flip_pack, remove_list_and_pack)
     return pytest.param(damage, id=damage.__name__, marks=() if quick else pytest.mark.long)
 
 

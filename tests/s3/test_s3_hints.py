@@ -88,6 +88,7 @@ def learn(bucket: Bucket, cache: StoreCache, proxy: FaultProxy, told: list[Pack]
     return proxy.count()
 
 
+@pytest.mark.long
 def test_ten_thousand_packs_take_a_few_dozen_requests(
     bucket: Bucket, machine: list[StoreCache], proxy: FaultProxy
 ) -> None:

@@ -135,6 +135,7 @@ def test_memory(tmp_path: Path) -> None:
         assert [bar["met"] for bar in row["bars"]] == [judged, judged]
 
 
+@pytest.mark.long
 def test_growth(tmp_path: Path) -> None:
     document, _ = run(tmp_path, "bench_growth.py")
     measured = rows(document)
@@ -160,6 +161,7 @@ def test_gc(tmp_path: Path) -> None:
     assert runs["rewrite"]["packs_rewritten"] >= 1
 
 
+@pytest.mark.long
 def test_tables(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", minversion="21.0")
     document, printed = run(tmp_path, "bench_tables.py")
