@@ -44,7 +44,7 @@ def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_store_is_a_dict() -> None:
-    run_machine(FolderAndDict, 40, 25)
+    run_machine(FolderAndDict, 25, 25)
 
 
 def test_a_store_in_memory_is_a_dict() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import multiprocessing
 import os
@@ -47,6 +48,7 @@ def open_folder() -> Iterator[Path]:
 def unprivileged(work: Callable[[], Any]) -> Any:
     """What `work` returns in a child without root's powers, or the error that it raises there."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
+    codecs.lookup("ascii")  # it may not be able to read Python's own modules
     pid = os.fork()
     if pid == 0:
         signal.alarm(60)
