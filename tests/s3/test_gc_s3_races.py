@@ -79,7 +79,7 @@ def test_each_step_and_each_step(make_world: Make, writer: str, collector: str) 
     check_meetings(make_world, writer, collector, every=1)
 
 
-@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [30, pytest.param(1, marks=pytest.mark.long)])
 def test_two_collectors(make_world: Make, every: int) -> None:
     for world, one, two, where in meetings(make_world, collects, collects, every=every):
         for machine in (one, two):

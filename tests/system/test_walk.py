@@ -70,6 +70,7 @@ def castore(place: Path, url: str) -> Castore:
     return run
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("aws_environment")
 def test_a_store_is_whole_after_each_verb(castore: Castore, url: str, place: Path) -> None:
     def walk(*verb: object, stdin: bytes = b"", code: int = 0) -> bytes:
