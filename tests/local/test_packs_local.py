@@ -397,12 +397,12 @@ def test_what_is_no_pack_of_ours(packs: LocalPacks, tmp_path: Path) -> None:
     with pytest.raises(PackMissing):
         packs.mapping(location.pack_id, end)
     target = Path(packs.path(location.pack_id))
-    target.parent.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(Path(other.path(location.pack_id)).read_bytes())
     with pytest.raises(FormatError, match="another"):
         packs.mapping(location.pack_id, end)
     renamed = Path(packs.path(b"r" * 16))
-    renamed.parent.mkdir(parents=True)
+    renamed.parent.mkdir(parents=True, exist_ok=True)
     target.rename(renamed)
     with pytest.raises(FormatError, match="another"):
         packs.mapping(b"r" * 16, end)
