@@ -6,7 +6,6 @@ The knobs have their defaults here and nowhere else.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -793,8 +792,8 @@ class Store:
         )
         report = backend.gc(options, progress=progress)
         # What stores on S3 left on this machine when they were gone is nobody else's to take.
-        caches, freed = collect_caches(dry_run=dry_run)
-        return dataclasses.replace(report, caches_removed=caches, cache_bytes_freed=freed)
+        report.caches_removed, report.cache_bytes_freed = collect_caches(dry_run=dry_run)
+        return report
 
     def check(
         self,
