@@ -306,11 +306,14 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
             outfile = lpath
         if outfile is not None:
             self.store.get(name, outfile, progress=callback)
-        elif self.isdir(name):
-            os.makedirs(lpath, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(os.path.abspath(lpath)), exist_ok=True)
+            return
+        os.makedirs(os.path.dirname(os.path.abspath(lpath)), exist_ok=True)
+        try:
             self.store.get(name, lpath, progress=callback)
+        except NameNotFound:  # a folder is asked for too, in a tree of them
+            if not self.isdir(name):
+                raise
+            os.makedirs(lpath, exist_ok=True)
 
     # ------------------------------------------------------------------ bytes in
 

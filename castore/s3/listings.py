@@ -28,6 +28,7 @@ TELL_MIN = 16  # fewer are not worth a request
 ASK_MIN = 8  # names that nothing is known of, before what others tell is asked for
 ASK_AGAIN_S = 5.0
 KNOWN_MAX = 100_000  # names, in memory: some 40 MB
+READ_MAX = 1000  # objects, each time it is asked
 KEYS_MAX = 32  # of small objects, before a collection puts them together
 
 
@@ -88,17 +89,21 @@ class Listings:
             if self._asked_at is not None and now - self._asked_at < ASK_AGAIN_S:
                 return False
             self._asked_at = now
-            keys = [key for key in listed_listings(self._bucket) if key not in self._seen]
-            reading = [
-                (key, self._requests.submit(read_listing, self._bucket, self._store_id, key))
-                for key in keys[-KNOWN_MAX // NAMES_MAX * KEYS_MAX :]
-            ]
-            for key, future in reading:
-                told = future.result()
-                self._seen.add(key)
-                if len(self._known) + len(told) <= KNOWN_MAX:
-                    self._known.update((facts.name, facts) for facts in told)
-            return bool(reading)
+            # Who may not read them, as where a policy names the other prefixes alone, asks for each
+            # manifest. A server that is not there says so then.
+            with contextlib.suppress(CastoreError):
+                keys = [key for key in listed_listings(self._bucket) if key not in self._seen]
+                reading = [
+                    (key, self._requests.submit(read_listing, self._bucket, self._store_id, key))
+                    for key in keys[:READ_MAX]
+                ]
+                for key, future in reading:
+                    told = future.result()
+                    self._seen.add(key)
+                    if len(self._known) + len(told) <= KNOWN_MAX:
+                        self._known.update((facts.name, facts) for facts in told)
+                return bool(reading)
+            return False
 
 
 def listed_listings(bucket: Bucket) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from fault_proxy import FaultProxy
+from fault_proxy import FaultProxy, answer
 from hypothesis import given
 from hypothesis import strategies as st
 from s3_stores import Open
@@ -180,3 +180,22 @@ def test_a_fork_tells_of_its_own(open_moto: Open) -> None:
     store.close()
     with open_moto(2) as store:
         assert len(list(store.list())) == 21
+
+
+@pytest.mark.parametrize("kind", ["LIST", "GET", "PUT"])
+def test_who_may_not_use_them_lists_all_the_same(
+    open_proxied: Open, proxy: FaultProxy, kind: str
+) -> None:
+    if kind == "PUT":
+        proxy.inject("PUT", "listings/", answer(403, "AccessDenied"), times=100)
+    with open_proxied(1) as store:
+        for i in range(70):
+            store.puts(f"{i:02}", b"1" * i)
+    if kind != "PUT":
+        proxy.inject(kind, "listings", answer(403, "AccessDenied"), times=100)
+    with open_proxied(2) as store:
+        assert [info.size for info in store.list()] == list(range(70))
+        store.gc(repack_below=0)
+    [rule] = [rule for rule in proxy.rules if rule.times == 100]
+    proxy.rules.clear()
+    assert rule.applied, "it was denied"

@@ -13,11 +13,12 @@ the other has announced (`castore/s3/lease.py` has the writers' half).
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import time
 from collections.abc import Set
 
 from castore.errors import (
+    CastoreError,
     ClockSkewed,
     CollectionRefused,
     PreconditionsIgnored,
@@ -59,7 +60,9 @@ def collect(
         collection.dry_run()
     else:
         collection.run()
-    return dataclasses.replace(collection.report(), duration_s=time.monotonic() - began)
+    report = collection.report()
+    report.duration_s = time.monotonic() - began
+    return report
 
 
 def _checked_server(bucket: Bucket, options: GcOptions) -> ServerFeatures | None:
@@ -133,9 +136,10 @@ class _Collection:
         if options.repack_below > 0 and self._may_rewrite:
             self._repack()
         self._first_phase()
-        rewrite_listings(
-            self._bucket, self._store_id, self._marker.objects, facts_of(self._catalog.facts())
-        )
+        with contextlib.suppress(CastoreError):  # they only save who lists some time
+            rewrite_listings(
+                self._bucket, self._store_id, self._marker.objects, facts_of(self._catalog.facts())
+            )
         if state.phase == CONDEMNED and not options.grace_s:
             self._second_phase()
 
