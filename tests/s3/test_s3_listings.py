@@ -199,3 +199,15 @@ def test_who_may_not_use_them_lists_all_the_same(
     [rule] = [rule for rule in proxy.rules if rule.times == 100]
     proxy.rules.clear()
     assert rule.applied, "it was denied"
+
+
+def test_who_may_not_list_them_asks_for_each(open_proxied: Open, proxy: FaultProxy) -> None:
+    with open_proxied(1) as store:
+        for i in range(20):
+            store.puts(f"{i:02}", b"1" * i)
+    reader = open_proxied(2)
+    proxy.clear()
+    rule = proxy.inject("LIST", "", answer(403, "AccessDenied"), nth=2)  # behind that of names
+    assert [info.size for info in reader.list()] == list(range(20))
+    assert rule.applied == 1
+    assert asked(proxy)["GET names/"] == 20
