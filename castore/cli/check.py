@@ -116,7 +116,9 @@ def _print(report: CheckReport, arguments: Namespace) -> None:
         return
     _print_problems(report, everything=arguments.verbose)
     if report.garbage:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.garbage.items())
+        kinds = ", ".join(
+            counted(count, kind.removesuffix("s")) for kind, count in report.garbage.items()
+        )
         print_line(f"garbage, for the next gc: {kinds}; {human_size(report.garbage_bytes)}")
     verdict = {exits.OK: "whole", exits.FAILURE: "whole, with warnings"}.get(report.exit_code)
     if verdict is None:

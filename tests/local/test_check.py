@@ -531,3 +531,15 @@ def test_five_thousand_flipped_bits(folder: Path, quick_check: None) -> None:
 @pytest.mark.timeout(1800)
 def test_five_hundred_truncations(folder: Path, quick_check: None) -> None:
     truncate_and_look(folder, 500, 2)
+
+
+def test_garbage_is_counted_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with castore.open(tmp_path / "store") as store:
+        for name in ("a", "b", "c"):
+            store.puts(name, random.Random(name).randbytes(9000))
+        store.delete("a")
+        assert main(["-r", str(tmp_path / "store"), "check"]) == 0
+        assert "garbage, for the next gc: 1 manifest;" in capsys.readouterr().out
+        store.delete("b")
+        assert main(["-r", str(tmp_path / "store"), "check"]) == 0
+        assert "garbage, for the next gc: 2 manifests;" in capsys.readouterr().out

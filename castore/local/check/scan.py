@@ -318,7 +318,7 @@ class LocalCheck:
                 chunk_id=chunk_id,
             )
 
-        self._garbage.count("rows of chunks", outlived)
+        self._garbage.count("chunk rows", outlived)
 
     def _is_cut_short(self, pack_id: bytes) -> bool:
         reading = self.readings.get(pack_id)
