@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from measure import Row, castore_environment, machine_line, report, scratch, show
+from processes import rclone
 from s3_client import read_in_steps
-from s3_links import PLAIN, Client, Link, clients, rclone, serving
+from s3_links import PLAIN, Client, Link, clients, serving
 from sources import write_random
 
 import castore

@@ -33,8 +33,9 @@ import corpora
 import s3_staging
 import s3_whole
 from measure import Row, castore_environment, machine_line, report, scratch, show
+from processes import rclone
 from proxy import parse_seconds
-from s3_links import Client, Link, Traffic, clients, rclone, rclone_version, s3fs_version, serving
+from s3_links import Client, Link, Traffic, clients, rclone_version, s3fs_version, serving
 from s3_plot import plot
 from s3_ranges import Ranges
 from sources import write_random, write_real_tar

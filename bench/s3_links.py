@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import castore_environment
+from processes import await_port, free_port, rclone
 from proxy import ProxyProcess
 
 ACCESS_KEY = "bench-access-key"
@@ -95,8 +93,7 @@ def serving(folder: Path) -> Iterator[str]:
     assert program is not None
     for bucket in (STORES, PLAIN):
         (folder / bucket).mkdir(parents=True)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     command = [program, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}"]
     command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
     process = subprocess.Popen(
@@ -106,7 +103,7 @@ def serving(folder: Path) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        _await_port(port, process)
+        await_port(port, process)
         yield f"127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)
@@ -117,29 +114,11 @@ def serving(folder: Path) -> Iterator[str]:
             process.wait()
 
 
-def rclone() -> str | None:
-    """The program that the wheel puts beside Python, or the system's."""
-    beside = Path(sys.executable).with_name("rclone")
-    return str(beside) if beside.exists() else shutil.which("rclone")
-
-
 def rclone_version() -> str:
     program = rclone()
     assert program is not None
     done = subprocess.run([program, "version"], capture_output=True, text=True, check=True)
     return done.stdout.split("\n")[0]
-
-
-def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
-        if process.poll() is not None:
-            raise RuntimeError(f"rclone ended with status {process.returncode}")
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise RuntimeError("rclone does not answer")
 
 
 class ClientFailed(RuntimeError):

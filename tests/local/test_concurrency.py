@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import oracle
 import pytest
 from oracle import ABSENT, DELETE, PRESENT, PUT, READ, Event, Torn, Version
+from threads import in_threads
 
 import castore
 from castore.errors import NameExists, StoreClosed
@@ -243,26 +243,6 @@ def test_a_transaction_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 # ---- threads ------------------------------------------------------------------------------------
-
-
-def in_threads(*tasks: Callable[[], None]) -> None:
-    """Run them at once; the first error of any of them is raised."""
-    errors: list[BaseException] = []
-
-    def run(task: Callable[[], None]) -> None:
-        try:
-            task()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(task,), daemon=True) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive(), "a thread hangs"
-    if errors:
-        raise errors[0]
 
 
 def test_threads_agree(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from servers import Server, free_port
+from processes import free_port
+from servers import Server
 
 from castore.cli import exits, main
 from castore.s3.client.bucket import Bucket

@@ -25,8 +25,9 @@ from fault_proxy import (
     stall,
     twice,
 )
+from processes import free_port
 from proxied import BODY, IDEMPOTENT, ONCE, READS
-from servers import QUICK, Server, free_port
+from servers import QUICK, Server
 
 from castore.errors import (
     EndpointUnreachable,

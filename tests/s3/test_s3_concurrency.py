@@ -21,6 +21,7 @@ import pytest
 from oracle import Event
 from s3_stores import Open
 from servers import Server
+from threads import in_threads
 
 import castore
 from castore.errors import NameExists, NameNotFound
@@ -164,26 +165,6 @@ def machines(url: str, folder: Path, count: int) -> Iterator[list[castore.Store]
             os.environ["CASTORE_CACHE_DIR"] = before
 
 
-def in_threads(tasks: list[Callable[[], None]]) -> None:
-    """Run them at once; the first error of any of them is raised."""
-    errors: list[BaseException] = []
-
-    def run(task: Callable[[], None]) -> None:
-        try:
-            task()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(task,), daemon=True) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive(), "a thread hangs"
-    if errors:
-        raise errors[0]
-
-
 def test_if_absent_has_one_winner_among_machines(moto_server: Server, tmp_path: Path) -> None:
     with machines(moto_server.url(), tmp_path, 4) as stores:
         for turn, size in enumerate((10, 9000, 200_000)):
@@ -198,7 +179,7 @@ def test_if_absent_has_one_winner_among_machines(moto_server: Server, tmp_path: 
                     return
                 won.append(i)  # noqa: B023
 
-            in_threads([lambda i=i: put(i) for i in range(4)])  # type: ignore[misc]
+            in_threads(*[lambda i=i: put(i) for i in range(4)])  # type: ignore[misc]
             assert len(won) == 1
             assert {store.gets(name) for store in stores} == {data[won[0]]}
 
@@ -231,7 +212,7 @@ def test_machines_that_put_the_same_new_bytes_at_once_lose_none(
     data = random.Random(5).randbytes(3_000_000)
     with machines(moto_server.url(), tmp_path, 3) as stores:
         in_threads(
-            [
+            *[
                 lambda store=store, i=i: store.puts(f"same/{i}", data)  # type: ignore[misc]
                 for i, store in enumerate(stores)
             ]

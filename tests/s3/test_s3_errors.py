@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy, answer
+from processes import free_port
 from proxy import Connection, Exchange
 from s3_stores import Open, make_store
-from servers import Server, free_port
+from servers import Server
 
 import castore
 from castore.errors import (

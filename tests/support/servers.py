@@ -10,13 +10,9 @@ a bucket of its own, and the environment has the credentials, and nothing else o
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +21,7 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
+from processes import await_port, free_port, rclone
 
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.retries import Backoff
@@ -139,7 +136,7 @@ def running_rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            _await_port(port, process)
+            await_port(port, process)
             yield f"http://127.0.0.1:{port}"
         finally:
             process.send_signal(signal.SIGTERM)
@@ -159,30 +156,6 @@ class _OneAtATime:
     def __call__(self, environ: Any, start_response: Any) -> Any:
         with self._lock:
             return self._app(environ, start_response)
-
-
-def rclone() -> str | None:
-    """The program that the wheel puts beside Python, or the system's."""
-    beside = Path(sys.executable).with_name("rclone")
-    return str(beside) if beside.exists() else shutil.which("rclone")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with status {process.returncode}")
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise RuntimeError(f"nothing listens at port {port}")
 
 
 def _with_bucket(endpoint_url: str, *, preconditions: bool) -> Server:
