@@ -40,12 +40,24 @@ def check_index_in_place(root: str) -> None:
         )
 
 
-def refuse_lost_config(root: str) -> None:
-    """Raises FormatError if the folder, which has no castore.json, is a store all the same."""
+def find_config(root: str) -> StoreConfig | None:
+    """As `read_config`. Raises FormatError, too, if there was a castore.json, and it is lost."""
+    config = read_config(root)
+    if config is None:
+        _refuse_lost(root)
+        config = read_config(root)  # somebody else may just have made it
+    return config
+
+
+def _refuse_lost(root: str) -> None:
+    """Raises FormatError if the folder, which had no castore.json, is a store all the same. One
+    that was made meanwhile has one by now, and is none that lost it."""
     signs = ("index/data.mdb", "journal/*.log", "packs/??/*.pack")
     at = glob.escape(root)
     is_ours = os.path.exists(os.path.join(root, LOCK)) and not _is_begun(root)
     if not is_ours or not any(glob.glob(os.path.join(at, sign)) for sign in signs):
+        return
+    if os.path.exists(os.path.join(root, CONFIG)):
         return
     raise FormatError(
         f"{os.path.join(root, CONFIG)} is gone: castore index rebuild makes it again, from the "

@@ -29,8 +29,8 @@ from castore.local.catalog import LocalCatalog
 from castore.local.folder import (
     CONFIG,
     check_index_in_place,
+    find_config,
     read_config,
-    refuse_lost_config,
     share,
 )
 from castore.local.journal.files import journal_bytes
@@ -234,9 +234,8 @@ def open_local(
     """The process's one LocalStore on `path`, made if it is not there and `create` is true."""
     root = os.path.realpath(path)
     with _registry_lock, _typed_errors(root):
-        config = read_config(root)
+        config = find_config(root)
         if config is None:
-            refuse_lost_config(root)
             if not create or read_only:
                 raise StoreNotFound(
                     errno.ENOENT,

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import oracle
 import pytest
@@ -19,6 +20,7 @@ from threads import in_threads
 
 import castore
 from castore.errors import NameExists, StoreClosed
+from castore.local import folder
 
 NAMES = 50
 
@@ -408,3 +410,22 @@ def test_listing_while_names_come_and_go(tmp_path: Path) -> None:
                 assert [name for name in names if not name.endswith("+")] == kept
 
         in_threads(change, walk, walk)
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_store_that_is_made_between_two_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: bool
+) -> None:
+    """Who saw no castore.json, and then all that a store has, does not take it for lost."""
+    whole = folder.read_config
+
+    def read(root: str) -> Any:
+        monkeypatch.setattr(folder, "read_config", whole)
+        found = whole(root)
+        program = "import castore, sys; castore.open(sys.argv[1]).puts('a', bytes(9000))"
+        subprocess.run([sys.executable, "-c", program, root], check=True, env=oracle.environment())
+        return found
+
+    monkeypatch.setattr(folder, "read_config", read)
+    with castore.open(tmp_path / "store", create=create) as store:
+        assert store.gets("a") == bytes(9000)

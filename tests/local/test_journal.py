@@ -688,3 +688,30 @@ def test_a_first_commit_that_fails_leaves_nothing_behind(
     castore.rebuild_index(tmp_path / "store")
     with small(tmp_path / "store") as store:
         assert list(store.names()) == [f"{i}" for i in range(puts)]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["the first", "one whose log is gone"])
+def test_a_log_that_a_commit_under_way_begins_is_no_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """Whoever looks before the commit finds a log that the index does not know."""
+    whole = Journal._write
+    seen = []
+
+    def write(journal: Journal, seq: int, entries: Any) -> int:
+        end = whole(journal, seq, entries)
+        looker = threading.Thread(target=lambda: seen.append(other.gc(dry_run=True)))
+        looker.start()
+        looker.join()
+        return end
+
+    with small(tmp_path / "store") as store, small(tmp_path / "store") as other:
+        if lost:
+            store.puts("before", b"1" * 9000)
+            for path in (tmp_path / "store" / "journal").iterdir():
+                path.unlink()
+        monkeypatch.setattr(Journal, "_write", write)
+        store.puts("a", b"2" * 9000)
+        monkeypatch.undo()
+        assert len(seen) == 1
+        other.gc()

@@ -20,7 +20,7 @@ from castore.errors import (
 )
 from castore.local.check.journal import check_journal
 from castore.local.check.scan import LocalCheck
-from castore.local.folder import check_index_in_place, read_config, refuse_lost_config, share
+from castore.local.folder import check_index_in_place, find_config, read_config, share
 from castore.local.index_walk import check_pages
 from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem
@@ -66,8 +66,7 @@ def _check_once(
 ) -> CheckReport:
     report, stages = CheckReport(), Stages(progress)
     index_path = os.path.join(root, "index")
-    if read_config(root) is None:
-        refuse_lost_config(root)
+    if find_config(root) is None:
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     check_index_in_place(root)
     for document in isolated.run(

@@ -120,8 +120,12 @@ class JournalReading:
         has `place`."""
         if place is None:
             return self.is_there
+        # A generation with a snapshot was begun by a rotation, which the index knew of. One without
+        # may be of a commit under way, or cut off: the index learns of it with that.
         return self.newest > place.seq or (
-            self.generation > place.generation and place.generation not in self.known
+            self._snapshot is not None
+            and self.generation > place.generation
+            and place.generation not in self.known
         )
 
     def has_from(self, seq: int) -> bool:
