@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from driver_doors import Blocks, Door, FsDoor, StoreDoor, write_blocks
-from driver_model import ANY_MODE, NAMES, PREFIXES, Change, Model, Source, now_after
+from driver_model import ANY_MODE, NAMES, PREFIXES, Change, Model, Source, Thing, now_after
 
 from castore.errors import (
     NameExists,
     NameNotFound,
+    ObjectChanged,
     ReadOnlyStore,
     UnpublishedResourceWarning,
 )
@@ -333,6 +334,71 @@ def write_on(driver: Driver) -> str:
     return ""
 
 
+def append(driver: Driver) -> str:
+    """An object that begins as the one there is, or as none; perhaps another is put meanwhile."""
+    choose, model = driver.choose, driver.model
+    name = _name(driver)
+    what = Change("put", name, choose.randbytes(choose.choice([0, 1, 300, 5000, 40_000])), 0o644)
+    fs = driver.doors["fs"]
+    assert isinstance(fs, FsDoor)
+    by = choose.choice(["store", "other", "fs"] if fs.takes(what, model) else ["store", "other"])
+    how = choose.choice(["close", "close", "close", "raise", "race"])
+    driver.say(f"append {len(what.data)} bytes to {name!r} by {by}: {how}")
+    open_one = {"store": driver.store.open, "other": driver.other.open, "fs": fs.fs.open}[by]
+    old, began = model.things.get(name), time.time_ns()
+    faster = Change("put", name, b"faster", 0o644)
+    try:
+        with open_one(name, "ab") as file:
+            write_blocks(file, what.data, choose)
+            if how == "raise":
+                raise Failure
+            if how == "race":
+                StoreDoor(driver.scratch, driver.other).do(faster, "bytes", choose)
+                on_model(model, [faster], began)
+    except Failure:
+        return ""
+    except (ObjectChanged, NameExists) as error:
+        if how != "race" or isinstance(error, NameExists) != (old is None):
+            raise
+        return ""
+    assert how != "race" or (old is not None and old.data == faster.data)
+    data = (b"" if old is None else old.data) + what.data
+    mode = 0o644 if old is None else old.mode
+    model.things[name] = Thing(data, mode, now_after(began))
+    driver.touched = [name, name]
+    return ""
+
+
+def look(driver: Driver) -> str:
+    """Folder by folder, and several ranges of several objects at once."""
+    choose, model = driver.choose, driver.model
+    store = choose.choice([driver.store, driver.other])
+    folder = choose.choice(["", "n", "n/deep", "a", "data", "pipelines", "nothing"])
+    driver.say(f"look into {folder!r}")
+    below = f"{folder}/" if folder else ""
+    expected: dict[tuple[str, bool], int | None] = {}
+    for name in model.names(below):
+        inner, slash, _ = name[len(below) :].partition("/")
+        size = None if slash else len(model.things[name].data)
+        expected[below + inner, bool(slash)] = size
+    found = list(store.scandir(folder))
+    assert {(e.name, e.is_folder): e.info and e.info.size for e in found} == expected
+    assert len(found) == len(expected)
+    name = _name(driver)
+    assert store.kind(name) == (name in model.things, bool(model.names(f"{name}/")))
+    wanted: list[tuple[str, tuple[int, int] | None]] = []
+    for _ in range(choose.randrange(1, 6)):
+        name, begin = _name(driver), choose.randrange(2000)
+        wanted.append((name, choose.choice([None, (begin, begin + choose.randrange(90_000))])))
+    for (name, part), got in zip(wanted, store.gets_ranges(wanted), strict=True):
+        if name not in model.things:
+            assert isinstance(got, NameNotFound)
+        else:
+            data = model.things[name].data
+            assert got == (data if part is None else data[slice(*part)])
+    return ""
+
+
 STEPS: dict[Any, tuple[int, str]] = {
     change: (60, "local s3 moto"),
     transaction: (10, "local s3 moto"),
@@ -341,4 +407,6 @@ STEPS: dict[Any, tuple[int, str]] = {
     tree: (3, "local s3 moto"),
     hold: (3, "local"),
     write_on: (4, "local s3 moto"),
+    append: (5, "local s3 moto"),
+    look: (4, "local s3 moto"),
 }
