@@ -1,0 +1,22 @@
+"""What all rows of bench_fs run in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from s3_links import Client, Link
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One run: a folder to work in, a server, and the contenders' processes."""
+
+    folder: Path
+    straight: Link  # to fill by
+    link: Link  # to measure on
+    clients: Mapping[str, Client]
+    bytes: int  # of a large object
+    repeats: int
+    judged: bool  # False: too few repetitions, of too little, for bars on times
