@@ -1,0 +1,326 @@
+"""The verbs that move bytes: put, get, and file objects."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from typing import Literal, overload
+
+from castore.errors import CastoreError, NameExists, NameNotFound
+from castore.model import ObjectInfo, Progress, RangePlan, encode_name
+from castore.objectfile import ObjectReader, ObjectWriterFile
+from castore.store.handle import Handle
+from castore.stream.appending import begin_as
+from castore.stream.operations import Publish
+from castore.stream.reader import Pinned
+from castore.stream.sourcefile import has_content
+from castore.stream.writer import ObjectWriter
+from castore.system.fileio import Writable, descriptor_of, new_file_mode, of_file
+from castore.system.open_folders import refuse_open_store_paths
+from castore.system.outfolder import replacing
+from castore.transaction import Readable, StrPath, Transaction, object_info
+
+
+class ObjectVerbs(Handle):
+    """See `castore.Store`."""
+
+    # ------------------------------------------------------------ put
+
+    def put(
+        self,
+        name: str,
+        file: StrPath | Readable,
+        *,
+        if_absent: bool = False,
+        progress: Progress | None = None,
+    ) -> ObjectInfo:
+        """Store a file, or what a binary file object has left to read, under the name.
+
+        A path's permission bits are kept; the object of a file object gets those of a new file
+        (0666, less the umask). Durable when this returns; visible whole or not at all. A file that
+        is changed while it is read is read again; one that only grows is stored as it was when it
+        was opened.
+
+        Raises FileNotFoundError, IsADirectoryError (of the file); NameExists, if the name is taken
+        and `if_absent`; SourceChanged, if the file is cut short or does not hold still; StoreFull;
+        ReadOnlyStore; InvalidName.
+
+        >>> store.put("dumps/monday.sql", "monday.sql").size
+        20
+        >>> store.put("dumps/monday.sql", "monday.sql", if_absent=True)
+        Traceback (most recent call last):
+        castore.errors.NameExists: ...
+        """
+        with self.transaction() as transaction:
+            return transaction.put(name, file, if_absent=if_absent, progress=progress)
+
+    def puts(
+        self,
+        name: str,
+        data: bytes | bytearray | memoryview,
+        *,
+        if_absent: bool = False,
+        mode: int | None = None,
+    ) -> ObjectInfo:
+        """Store bytes, or any contiguous buffer, under the name.
+
+        `mode` is its permission bits, by default those of a new file (0666, less the umask). Raises
+        as `put` does; TypeError for a str; ValueError for a mode that is more than such bits.
+
+        >>> info = store.puts("greeting", b"hello, world", mode=0o600)
+        >>> info.size, oct(info.mode)
+        (12, '0o600')
+        """
+        with self.transaction() as transaction:
+            return transaction.puts(name, data, if_absent=if_absent, mode=mode)
+
+    def transaction(self) -> Transaction:
+        """Several changes in one commit: at the end of the `with` block, or none if it raises.
+
+        On S3 all data is stored first, then the names are put, the last one last. See
+        `Transaction`. Raises ReadOnlyStore.
+
+        >>> with store.transaction() as t:
+        ...     _ = t.put("dumps/monday.sql", "monday.sql")
+        ...     _ = t.puts("dumps/_SUCCESS", b"")
+        >>> list(store.names("dumps/"))
+        ['dumps/_SUCCESS', 'dumps/monday.sql']
+        """
+        return Transaction(self._session(), self._catalog.record)
+
+    # ------------------------------------------------------------ get
+
+    def gets(self, name: str, byte_range: Sequence[int] | None = None) -> bytes:
+        """The object's bytes, or those of the half-open range `(begin, end)` of it.
+
+        An end past the size is clamped, a begin at or past it gives b""; None and `[]` mean all.
+        Reads only the chunks that cover the range.
+
+        Raises NameNotFound, InvalidRange (before anything is read), ChunkCorrupt, PackMissing.
+
+        >>> _ = store.puts("greeting", b"hello, world")
+        >>> store.gets("greeting", (7, 12))
+        b'world'
+        >>> store.gets("greeting", (7, 1_000_000))
+        b'world'
+        >>> store.gets("no such name")
+        Traceback (most recent call last):
+        castore.errors.NameNotFound: [Errno 2] no object is named 'no such name'
+        """
+        self._check_open()
+        return self._reader.ranges(encode_name(name), [byte_range])[0]
+
+    def gets_many(self, name: str, byte_ranges: Sequence[Sequence[int] | None]) -> list[bytes]:
+        """The bytes of each half-open range, all of the same version of the object.
+
+        Ranges close to each other are fetched together. Raises as `gets` does.
+
+        >>> _ = store.puts("greeting", b"hello, world")
+        >>> store.gets_many("greeting", [(7, 12), (0, 5)])
+        [b'world', b'hello']
+        """
+        self._check_open()
+        return self._reader.ranges(encode_name(name), list(byte_ranges))
+
+    def gets_ranges(
+        self, wanted: Sequence[tuple[str, Sequence[int] | None]]
+    ) -> list[bytes | Exception]:
+        """The bytes of each `(name, half-open range)`, in order, several objects at once.
+
+        Those of one object are of one version, and one plan. What can't be read has the exception
+        that `gets_many` would raise for its object in place of its bytes.
+
+        >>> _ = store.puts("greeting", b"hello, world")
+        >>> store.gets_ranges([("greeting", (0, 5)), ("absent", None), ("greeting", (7, 12))])
+        [b'hello', NameNotFound(2, "no object is named 'absent'"), b'world']
+        """
+        self._check_open()
+        places: dict[str, list[int]] = {}
+        for place, (name, _) in enumerate(wanted):
+            places.setdefault(name, []).append(place)
+
+        def read(name: str) -> Sequence[bytes | Exception]:
+            try:
+                return self.gets_many(name, [wanted[place][1] for place in places[name]])
+            except Exception as error:
+                return [error] * len(places[name])
+
+        found: list[bytes | Exception] = [b""] * len(wanted)
+        parts = map(read, places) if len(places) == 1 else self._workers.map_ahead(read, places)
+        for ats, each in zip(places.values(), parts, strict=True):
+            for at, part in zip(ats, each, strict=True):
+                found[at] = part
+        return found
+
+    def get(
+        self, name: str, file: StrPath | Writable, *, progress: Progress | None = None
+    ) -> ObjectInfo:
+        """Write the object to a path, or to a binary file object.
+
+        A path is replaced atomically and gets the object's permission bits (but for setuid, setgid
+        and sticky); a folder means a file in it with the last part of the name; a device, a pipe or
+        an open descriptor (`/dev/stdout`) is written to. Nothing is synced to disk: as with `cp`,
+        the system does that in its own time.
+
+        Raises NameNotFound, ChunkCorrupt, PackMissing, and what writing to the file raises.
+
+        >>> _ = store.put("dumps/monday.sql", "monday.sql")
+        >>> store.get("dumps/monday.sql", "restored.sql").size
+        20
+        """
+        self._check_open()
+        pinned = self._reader.pin(encode_name(name))
+        info = object_info(name, pinned.record)
+        if progress is not None:
+            progress.set_size(info.size)
+        if not isinstance(file, (str, os.PathLike)):
+            self._reader.copy_to_stream(pinned, file, progress)
+            return info
+        path = os.fspath(file)
+        if os.path.isdir(path):
+            path = os.path.join(path, name.rsplit("/", 1)[-1])
+        if not path or path.endswith(os.sep):
+            raise FileNotFoundError(errno.ENOENT, "there is no such folder", path)
+        descriptor = descriptor_of(path)
+        if descriptor is not None:
+            with _errors_of(path), open(os.dup(descriptor), "wb", buffering=0) as stream:
+                self._reader.copy_to_stream(pinned, stream, progress)
+            return info
+        path = os.path.realpath(path)
+        refuse_open_store_paths(path)
+        if os.path.exists(path) and not os.path.isfile(path):
+            with _errors_of(path), open(path, "wb", buffering=0) as stream:
+                self._reader.copy_to_stream(pinned, stream, progress)
+            return info
+        folder = os.path.dirname(path)
+        with _errors_of(path if os.path.isdir(folder) else folder), replacing(path) as draft:
+            self._reader.copy_to_file(pinned, draft.fd, progress)
+            draft.finish(info.mode)
+        return info
+
+    def get_into(self, name: str, fd: int, *, progress: Progress | None = None) -> ObjectInfo:
+        """Write the object to an empty regular file that is open at the descriptor `fd`.
+
+        Its mode and time stay as they are. Raises as `get` does.
+        """
+        self._check_open()
+        pinned = self._reader.pin(encode_name(name))
+        info = object_info(name, pinned.record)
+        if progress is not None:
+            progress.set_size(info.size)
+        self._reader.copy_to_file(pinned, fd, progress)
+        return info
+
+    def has_content(self, info: ObjectInfo, fd: int) -> bool:
+        """Whether the regular file open at `fd` has the bytes of this version of an object.
+
+        The file is read and hashed, and the store is not.
+        """
+        return has_content(
+            fd,
+            info.size,
+            bytes.fromhex(info.etag),
+            inline=info.chunks == 0,
+            chunker=self._chunker,
+            config=self._config,
+        )
+
+    # ------------------------------------------------------------ file objects
+    @overload
+    def open(self, name: str, mode: Literal["rb"] = "rb") -> ObjectReader: ...
+    @overload
+    def open(self, name: str, mode: Literal["wb", "xb", "ab"]) -> ObjectWriterFile: ...
+    @overload
+    def open(self, name: str, mode: str) -> ObjectReader | ObjectWriterFile: ...
+
+    def open(self, name: str, mode: str = "rb") -> ObjectReader | ObjectWriterFile:
+        """The object as a binary file object.
+
+        "rb" reads one version of it, seekably, whatever happens to the name meanwhile. "wb" writes
+        a new one, published when it is closed and not at all if the `with` block raises; "xb"
+        refuses a name that is taken, now and when it is closed. "ab" writes one that begins as the
+        object there is, if there is one, and keeps its mode bits: no data moves but for the last
+        chunk. It is published over that version and no other: ObjectChanged if the name maps to
+        other bytes when it is closed, NameExists if there was no such name and now is.
+
+        Raises NameNotFound, NameExists, ObjectChanged, ReadOnlyStore, ValueError for another mode.
+
+        >>> with store.open("log", "wb") as file:
+        ...     file.write(b"one line")
+        8
+        >>> with store.open("log") as file:
+        ...     file.read(3)
+        b'one'
+        """
+        self._check_open()
+        key = encode_name(name)
+        if mode in ("rb", "r"):
+            pinned = self._reader.pin(key)
+            return ObjectReader(
+                self._reader,
+                pinned,
+                object_info(name, pinned.record),
+                readahead_bytes=self._readahead_bytes,
+            )
+        if mode not in ("wb", "xb", "ab"):
+            raise ValueError(f"mode is 'rb', 'wb', 'xb' or 'ab', not {mode!r}")
+        self._check_writable()
+        if mode == "xb" and self._catalog.record(key) is not None:
+            raise NameExists(name)
+        old = self._pinned(key) if mode == "ab" else None
+        over = None if old is None else old.record
+        if_absent = mode == "xb" or (mode == "ab" and over is None)
+        session = self._session()
+
+        def publish(writer: ObjectWriter) -> ObjectInfo:
+            try:
+                record, draft = writer.finish(new_file_mode() if over is None else over.mode)
+                session.commit([Publish(key, record, draft, if_absent, over)])
+                return object_info(name, record)
+            finally:
+                session.close()
+
+        def discard(writer: ObjectWriter) -> None:
+            writer.abandon()
+            session.close()
+
+        writer = ObjectWriter(session)
+        if old is not None:
+            try:
+                begin_as(writer, self._reader, old)
+            except BaseException:
+                discard(writer)
+                raise
+        begin = (0 if over is None else over.size) if mode == "ab" else None
+        return ObjectWriterFile(name, writer, publish, discard, begin=begin)
+
+    def _pinned(self, key: bytes) -> Pinned | None:
+        """What the name maps to, if anything."""
+        try:
+            return self._reader.pin(key)
+        except NameNotFound:
+            return None
+
+    def explain_range(self, name: str, byte_range: Sequence[int] | None = None) -> RangePlan:
+        """What `gets(name, byte_range)` would touch. Raises as `gets` does.
+
+        >>> _ = store.puts("zeros", bytes(10_000_000))
+        >>> store.explain_range("zeros", (0, 100)).chunks
+        1
+        """
+        self._check_open()
+        return self._reader.explain(encode_name(name), byte_range)
+
+
+@contextlib.contextmanager
+def _errors_of(path: str) -> Iterator[None]:
+    """What goes wrong with a file is said of it: a descriptor has no name, and a draft's says
+    nothing. What the store itself can't do is a CastoreError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, CastoreError):
+            raise
+        raise of_file(error, path) from error
