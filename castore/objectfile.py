@@ -13,7 +13,12 @@ from operator import index
 from types import TracebackType
 from typing import Any
 
-from castore.errors import CastoreError, UnpublishedResourceWarning
+from castore.errors import (
+    CastoreError,
+    NameExists,
+    ObjectChanged,
+    UnpublishedResourceWarning,
+)
 from castore.model import ObjectInfo
 from castore.stream.readahead import ReadAhead
 from castore.stream.reader import Pinned, Reader
@@ -176,7 +181,7 @@ class ObjectWriterFile(io.RawIOBase):
     ) -> None:
         """`dropped` takes the place of `discard` where it was not asked for; `exclusively` is held
         while the writer is written to; `begin` is how many bytes the writer has already, of an
-        object that is appended to."""
+        object that is appended to. `name`, which may be set, is what it is called in messages."""
         self.name = name
         self.mode = "wb" if begin is None else "ab"
         self.info: ObjectInfo | None = None  # once it is closed
@@ -214,7 +219,10 @@ class ObjectWriterFile(io.RawIOBase):
                 return
             error = unwinding.raised()
             if error is None:
-                self.info = self._publish(writer)
+                try:
+                    self.info = self._publish(writer)
+                except (NameExists, ObjectChanged) as refused:
+                    raise type(refused)(self.name) from None
                 return
             self._discard(writer)
             if not leaves_with(error):

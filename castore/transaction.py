@@ -23,7 +23,9 @@ from castore.errors import (
 from castore.format.index import Record
 from castore.model import NAME_BYTES_MAX, ObjectInfo, Progress, encode_name, encode_prefix
 from castore.objectfile import ObjectWriterFile
+from castore.stream.appending import begin_as
 from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
+from castore.stream.reader import Reader
 from castore.stream.session import WriteSession
 from castore.stream.sourcefile import fingerprint, opened, store_file
 from castore.stream.writer import ObjectWriter, read_blocks
@@ -55,10 +57,13 @@ class Transaction:
     True
     """
 
-    def __init__(self, session: WriteSession, record: Callable[[bytes], Record | None]) -> None:
+    def __init__(
+        self, session: WriteSession, record: Callable[[bytes], Record | None], reader: Reader
+    ) -> None:
         self.deleted = 0  # names deleted, once it is committed
         self._session = session
         self._record = record
+        self._reader = reader
         self._new_mode: int | None = None
         self._operations: list[Operation] = []
         self._open = True
@@ -166,11 +171,13 @@ class Transaction:
             writer.write(view)
             return self._publish(name, *writer.finish(mode), if_absent)
 
-    def open(self, name: str, mode: Literal["wb", "xb"] = "wb") -> ObjectWriterFile:
+    def open(self, name: str, mode: Literal["wb", "xb", "ab"] = "wb") -> ObjectWriterFile:
         """A new object as a binary file object, visible at the end of the block.
 
-        `mode` is "wb", or "xb", which refuses a name that is taken, now and at the end. A file that
-        was neither closed by then, nor aborted, makes the commit raise FileStillOpen.
+        `mode` is as in `Store.open`: "xb" refuses a name that is taken, now and at the end. "ab"
+        begins as the object that the store has now, and is refused at the end, with ObjectChanged
+        or NameExists, if the name maps to other bytes by then, be it by this transaction. A file
+        that was neither closed by then, nor aborted, makes the commit raise FileStillOpen.
 
         >>> with store.transaction() as t:
         ...     with t.open("log") as file:
@@ -179,16 +186,24 @@ class Transaction:
         >>> store.gets("log")
         b'one line'
         """
-        if mode not in ("wb", "xb"):
-            raise ValueError(f"mode is 'wb' or 'xb', not {mode!r}")
-        self._check(name, mode == "xb")
+        if mode not in ("wb", "xb", "ab"):
+            raise ValueError(f"mode is 'wb', 'xb' or 'ab', not {mode!r}")
+        key = self._check(name, mode == "xb")
+        over: Record | None = None
+        with self._exclusively():
+            if mode == "ab":
+                writer, over = begin_as(self._session, self._reader, key)
+            else:
+                writer = ObjectWriter(self._session)
+        if_absent = mode == "xb" or (mode == "ab" and over is None)
         self._unfinished.append(name)
 
         def publish(writer: ObjectWriter) -> ObjectInfo:
             self._check(name, False)
             with self._exclusively():
                 self._unfinished.remove(name)
-                return self._publish(name, *writer.finish(self._mode), mode == "xb")
+                finished = writer.finish(self._mode if over is None else over.mode)
+                return self._publish(name, *finished, if_absent, over=over)
 
         def discard(writer: ObjectWriter) -> None:
             with self._exclusively():
@@ -198,9 +213,14 @@ class Transaction:
             self._unfinished.remove(name)
             discard(writer)
 
-        writer = ObjectWriter(self._session)
         file = ObjectWriterFile(
-            name, writer, publish, give_up, dropped=discard, exclusively=self._exclusively
+            name,
+            writer,
+            publish,
+            give_up,
+            dropped=discard,
+            exclusively=self._exclusively,
+            begin=(0 if over is None else over.size) if mode == "ab" else None,
         )
         self._files.add(file)
         return file
@@ -246,8 +266,9 @@ class Transaction:
     def commit(self) -> None:
         """Publish all of it.
 
-        Raises FileStillOpen, NameExists, NameNotFound, StoreFull, and nothing is published; on S3
-        what was put before the failure may be there. Raises CommitUnknown where it can't be told.
+        Raises FileStillOpen, NameExists, NameNotFound, ObjectChanged, StoreFull, and nothing is
+        published; on S3 what was put before the failure may be there. Raises CommitUnknown where it
+        can't be told.
         """
         with self._ending():
             if self._unfinished:
@@ -328,10 +349,11 @@ class Transaction:
         draft: Draft | None,
         if_absent: bool,
         mtime_ns: int | None = None,
+        over: Record | None = None,
     ) -> ObjectInfo:
         if mtime_ns is not None:
             record = record._replace(mtime_ns=mtime_ns)
-        self._operations.append(Publish(encode_name(name), record, draft, if_absent))
+        self._operations.append(Publish(encode_name(name), record, draft, if_absent, over))
         return object_info(name, record)
 
 

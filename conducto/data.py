@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal, TypeVar, overload
 
-from castore.errors import NameExists, NameNotFound
+from castore.errors import NameNotFound
 from conducto import context
 from conducto.errors import CacheNotFound, ContextError, NameIsFolder, NotTakenOver
 from conducto.names import (
@@ -100,16 +100,18 @@ class _Data:
     def open(cls, name: str, mode: Literal["rb"] = "rb") -> ObjectReader: ...
     @overload
     @classmethod
-    def open(cls, name: str, mode: Literal["wb", "xb"]) -> ObjectWriterFile: ...
+    def open(cls, name: str, mode: Literal["wb", "xb", "ab"]) -> ObjectWriterFile: ...
     @classmethod
     def open(
-        cls, name: str, mode: Literal["rb", "wb", "xb"] = "rb"
+        cls, name: str, mode: Literal["rb", "wb", "xb", "ab"] = "rb"
     ) -> ObjectReader | ObjectWriterFile:
         """The object as a binary file object.
 
         "rb" reads one version of it, seekably. "wb" writes a new one, published when it is closed
-        and not at all if the `with` block raises; "xb" refuses a name that is taken. What a
-        versioned bucket keeps of older versions stays until the next `put` or `puts`.
+        and not at all if the `with` block raises; "xb" refuses a name that is taken. "ab" writes
+        one that begins as the object there is, of which no data moves; if that changed by the time
+        it is closed, `castore.errors.ObjectChanged`. What a versioned bucket keeps of older
+        versions stays until the next `put` or `puts`.
 
         IsADirectoryError where objects lie below `name`; FileExistsError; ValueError for another
         mode.
@@ -128,10 +130,8 @@ class _Data:
             return reader
         store, key = cls._store(), cls._key(name)
         _refuse_directory(store, key, name)
-        try:
+        with called(name, key):
             writer = store.open(key, mode)
-        except NameExists:
-            raise NameExists(name) from None
         writer.name = name
         return writer
 

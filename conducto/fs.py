@@ -5,14 +5,15 @@
     fs.ls("user")
 
 Paths are those of `co.data.pipeline` and `co.data.user`, behind the scope's name; all else is as
-`castore.fs` has it. Which store and which pipeline is decided when the file system is made, from
-its options or the environment, and a pickled one keeps that.
+`castore.fs` has it. Which store and which pipeline, or that there is none, is decided when the file
+system is made, from its options or the environment. One that is pickled, or made again from its
+JSON, keeps all of that, whatever the environment says there.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 from castore.fs import CastoreFileSystem
 from conducto import context
@@ -26,12 +27,14 @@ class _InContext(type(CastoreFileSystem)):  # type: ignore[misc]  # fsspec is un
         cls,
         store: str | None = None,
         *,
-        pipeline_id: str | None = None,
+        pipeline_id: str | Literal[False] | None = None,
         local: bool | None = None,
         profile: str | None = None,
         **storage_options: Any,
     ) -> Any:
-        if pipeline_id is not None or "CONDUCTO_PIPELINE_ID" in os.environ:
+        if pipeline_id is None and "CONDUCTO_PIPELINE_ID" not in os.environ:
+            pipeline_id = False
+        if pipeline_id is not False:
             pipeline_id = context.pipeline_id(pipeline_id)
         store = store or context.store_url(local=local, profile=profile)
         return super().__call__(store, pipeline_id=pipeline_id, **storage_options)
@@ -40,8 +43,9 @@ class _InContext(type(CastoreFileSystem)):  # type: ignore[misc]  # fsspec is un
 class ConductoFileSystem(CastoreFileSystem, metaclass=_InContext):
     """The user's data, and a pipeline's, as an fsspec file system.
 
-    `pipeline_id`, `local` and `profile` are as in `co.data.pipeline.bound`; the other options are
-    those of `castore.fs.CastoreFileSystem`. Without a pipeline `pipeline/...` raises ContextError.
+    `pipeline_id`, `local` and `profile` are as in `co.data.pipeline.bound`; False is no pipeline,
+    whatever the environment says. The other options are those of `castore.fs.CastoreFileSystem`.
+    Without a pipeline `pipeline/...` raises ContextError.
 
     >>> fs = conducto.fs.ConductoFileSystem(pipeline_id="7")
     >>> fs.pipe_file("pipeline/result", b"42")
@@ -53,11 +57,11 @@ class ConductoFileSystem(CastoreFileSystem, metaclass=_InContext):
     protocol = "conducto"
 
     def __init__(
-        self, store: str, *, pipeline_id: str | None = None, **storage_options: Any
+        self, store: str, *, pipeline_id: str | Literal[False] = False, **storage_options: Any
     ) -> None:
         super().__init__(store, **storage_options)
-        self.pipeline_id = pipeline_id
-        self._scopes = Scopes(pipeline_id)
+        self.pipeline_id = pipeline_id or None
+        self._scopes = Scopes(self.pipeline_id)
 
     @property
     def fsid(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from castore import NAME_BYTES_MAX
-from castore.errors import InvalidName, ManifestUnreadable, NameNotFound
+from castore.errors import InvalidName, ManifestUnreadable, NameExists, NameNotFound
 
 
 def key_of(scope: str, name: str) -> str:
@@ -77,8 +77,8 @@ def called(name: str, key: str) -> Iterator[None]:
     """What goes wrong with the object `key` goes by the name that the caller used for it."""
     try:
         yield
-    except NameNotFound as error:
-        raise (NameNotFound(name) if error.name == key else error) from None
+    except (NameNotFound, NameExists) as error:
+        raise (type(error)(name) if error.name == key else error) from None
     except ManifestUnreadable as error:
         if error.name != key:
             raise

@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from castore.errors import InvalidName, NameNotFound
+from castore.errors import (
+    FileStillOpen,
+    InvalidName,
+    NameExists,
+    NameNotFound,
+    ObjectChanged,
+)
 from conducto.errors import ContextError
 from conducto.names import called, key_of
 
@@ -187,7 +193,10 @@ class ScopedTransaction:
         self._whole.delete(self._scopes.key(name))
 
     def commit(self) -> None:
-        self._whole.commit()
+        try:
+            self._whole.commit()
+        except (FileStillOpen, NameExists, NameNotFound, ObjectChanged) as error:
+            raise type(error)(self._scopes.name(error.name)) from None
 
     def abort(self) -> None:
         self._whole.abort()
@@ -195,8 +204,13 @@ class ScopedTransaction:
     def __enter__(self) -> ScopedTransaction:
         return self
 
-    def __exit__(self, *raised: Any) -> None:
-        self._whole.__exit__(*raised)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> None:
+        if error is None:
+            self.commit()
+        else:
+            self.abort()
 
 
 def _renamed(file: Any, name: str) -> Any:

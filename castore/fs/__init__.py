@@ -387,8 +387,6 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         if mode not in ("wb", "xb", "ab"):
             modes = "'rb', 'wb', 'xb' and 'ab'"
             raise NotImplementedError(f"castore opens files with {modes}, not {mode!r}")
-        if mode == "ab" and not autocommit:
-            raise NotImplementedError("in a transaction nothing is appended: write it anew")
         file: Any
         if autocommit:
             file = self._open_store(create=True).open(name, mode)

@@ -3,7 +3,9 @@
     castore://tables/day.parquet                           of the store that $CASTORE_STORE names
     castore://%2Fdata%2Fstore@/tables/day.parquet          of /data/store
     castore://s3%3A%2F%2Fbucket%2Fprefix@/tables/day.parquet
-    castore://tables/day.parquet::s3://bucket/prefix       chained, as fsspec has it
+    castore://tables/day.parquet::file:///data/store       chained, as fsspec has it
+    castore://tables/day.parquet::castore+s3://bucket/prefix
+    castore://tables/day.parquet::s3://bucket/prefix       the same, where s3fs is installed
 
 The second form is one plain URL, `quote(store, safe="") + "@/" + name`, for those that take no
 storage options and split no chains: nothing in it but '://' and '/' means anything to them. The
@@ -15,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
+
+STORE_LINK = "castore+s3"  # see castore.fs.links
 
 
 def split_store(path: str) -> tuple[str | None, str]:
@@ -46,7 +50,7 @@ def chained_store(
         if options:
             raise ValueError(f"a folder takes no settings, and not {', '.join(options)}")
         return fo, {}
-    if target_protocol != "s3":
+    if target_protocol not in ("s3", STORE_LINK):
         raise ValueError(f"a castore store can't be opened through {target_protocol!r}")
     if not fo:
         raise ValueError("which bucket? Chain a store as ::s3://bucket/prefix")

@@ -7,6 +7,7 @@ published by itself: a transaction's last put comes after its others, so that a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
@@ -20,6 +21,7 @@ from castore.errors import (
     PackMissing,
     StoreIOError,
 )
+from castore.format.index import Record
 from castore.format.pack import decode_frame_header
 from castore.format.segment import Segment, SegmentBuilder, decode_segment
 from castore.model import Extent, Location
@@ -232,7 +234,13 @@ class S3Session(WriteSession):
                     asked |= {source, target} if if_absent else {source}
                 case Delete(name) if len(operations) > 1:
                     asked.add(name)
+        comparing = [
+            self._requests.submit(self._unchanged, operation.name, operation.over)
+            for operation in operations
+            if len(operations) > 1 and isinstance(operation, Publish) and operation.over is not None
+        ]
         looking = [(name, self._requests.submit(self._names.etag, name)) for name in asked]
+        _finish(comparing)
         there = {name for name, future in looking if future.result() is not None}
         for operation in operations:
             match operation:
@@ -262,12 +270,12 @@ class S3Session(WriteSession):
 
     def _apply(self, operation: Operation) -> int:
         match operation:
-            case Publish(name, record, draft, if_absent, None):
+            case Publish(name, record, draft, if_absent, over):
                 segments = [] if draft is None else draft.segments
-                self._names.put(name, record, segments, if_absent=if_absent)
-                return 0
-            case Publish():
-                self._publish_over(operation)
+                if over is None:
+                    self._names.put(name, record, segments, if_absent=if_absent)
+                else:
+                    self._publish_over(over, name, record, segments)
                 return 0
             case Copy():
                 self._copy(operation)
@@ -281,23 +289,25 @@ class S3Session(WriteSession):
             case DeletePrefix(prefix):
                 return self._delete_below(prefix)
 
-    def _publish_over(self, publish: Publish) -> None:
+    def _publish_over(
+        self, over: Record, name: bytes, record: Record, segments: Sequence[tuple[int, bytes]]
+    ) -> None:
         """Put it over the version that it is made of, or over what a collector or a repair made of
         that. Raises ObjectChanged."""
-        name, record, draft, _, over = publish
-        while over is not None:
+        while True:
+            version = self._unchanged(name, over)
             try:
-                version = self._catalog.current(name)
-            except NameNotFound:
-                break
-            if not same_bytes(version.head.record, over):
-                break
-            try:
-                segments = [] if draft is None else draft.segments
                 self._names.put(name, record, segments, if_match=version.etag)
                 return
             except NameExists:  # changed since: look again
                 continue
+
+    def _unchanged(self, name: bytes, record: Record) -> Version:
+        """What the name maps to, if that has the record's bytes. Raises ObjectChanged."""
+        with contextlib.suppress(NameNotFound):
+            version = self._catalog.current(name)
+            if same_bytes(version.head.record, record):
+                return version
         raise ObjectChanged(name.decode())
 
     def _copy(self, copy: Copy) -> None:

@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Literal, overload
 
-from castore.errors import CastoreError, NameExists, NameNotFound
+from castore.errors import CastoreError, NameExists
+from castore.format.index import Record
 from castore.model import ObjectInfo, Progress, RangePlan, encode_name
 from castore.objectfile import ObjectReader, ObjectWriterFile
 from castore.store.handle import Handle
 from castore.stream.appending import begin_as
 from castore.stream.operations import Publish
-from castore.stream.reader import Pinned
 from castore.stream.sourcefile import has_content
 from castore.stream.writer import ObjectWriter
 from castore.system.fileio import Writable, descriptor_of, new_file_mode, of_file
@@ -88,7 +88,7 @@ class ObjectVerbs(Handle):
         >>> list(store.names("dumps/"))
         ['dumps/_SUCCESS', 'dumps/monday.sql']
         """
-        return Transaction(self._session(), self._catalog.record)
+        return Transaction(self._session(), self._catalog.record, self._reader)
 
     # ------------------------------------------------------------ get
 
@@ -269,10 +269,17 @@ class ObjectVerbs(Handle):
         self._check_writable()
         if mode == "xb" and self._catalog.record(key) is not None:
             raise NameExists(name)
-        old = self._pinned(key) if mode == "ab" else None
-        over = None if old is None else old.record
-        if_absent = mode == "xb" or (mode == "ab" and over is None)
         session = self._session()
+        over: Record | None = None
+        if mode == "ab":
+            try:
+                writer, over = begin_as(session, self._reader, key)
+            except BaseException:
+                session.close()
+                raise
+        else:
+            writer = ObjectWriter(session)
+        if_absent = mode == "xb" or (mode == "ab" and over is None)
 
         def publish(writer: ObjectWriter) -> ObjectInfo:
             try:
@@ -286,22 +293,8 @@ class ObjectVerbs(Handle):
             writer.abandon()
             session.close()
 
-        writer = ObjectWriter(session)
-        if old is not None:
-            try:
-                begin_as(writer, self._reader, old)
-            except BaseException:
-                discard(writer)
-                raise
         begin = (0 if over is None else over.size) if mode == "ab" else None
         return ObjectWriterFile(name, writer, publish, discard, begin=begin)
-
-    def _pinned(self, key: bytes) -> Pinned | None:
-        """What the name maps to, if anything."""
-        try:
-            return self._reader.pin(key)
-        except NameNotFound:
-            return None
 
     def explain_range(self, name: str, byte_range: Sequence[int] | None = None) -> RangePlan:
         """What `gets(name, byte_range)` would touch. Raises as `gets` does.

@@ -6,16 +6,36 @@ they would be in the longer object; only that one is read, and cut again with wh
 
 from __future__ import annotations
 
+from castore.errors import NameNotFound
+from castore.format.index import Record
 from castore.stream.reader import Pinned, Reader
+from castore.stream.session import WriteSession
 from castore.stream.writer import ObjectWriter
 
 
-def begin_as(writer: ObjectWriter, reader: Reader, pinned: Pinned) -> None:
-    """Have the writer, which is new, take the whole object first.
+def begin_as(
+    session: WriteSession, reader: Reader, name: bytes
+) -> tuple[ObjectWriter, Record | None]:
+    """A writer that begins as the object there is, and that object's record; a new writer and None
+    where there is no such name.
 
     Chunks that can't be relied on any more, such as those of packs that a collector is about to
     remove, are read and stored anew. Raises ChunkCorrupt, PackMissing.
     """
+    writer = ObjectWriter(session)
+    try:
+        pinned = reader.pin(name)
+    except NameNotFound:
+        return writer, None
+    try:
+        _take_over(writer, reader, pinned)
+    except BaseException:
+        writer.abandon()
+        raise
+    return writer, pinned.record
+
+
+def _take_over(writer: ObjectWriter, reader: Reader, pinned: Pinned) -> None:
     size = pinned.record.size
     if pinned.record.is_inline:
         writer.write(reader.inline(pinned.record))

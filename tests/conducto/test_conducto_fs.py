@@ -83,6 +83,14 @@ class TestLocal:
             fail()
         assert fs.exists("user/b")
 
+        def append() -> None:
+            with fs.transaction:
+                fs.open("user/b", "ab").close()
+                co.data.user.puts("b", b"other")
+
+        with pytest.raises(errors.ObjectChanged, match="'user/b' was put anew"):
+            append()
+
     def test_urls_pickles_and_pipelines(
         self, fs: ConductoFileSystem, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -99,6 +107,13 @@ class TestLocal:
         assert fsspec.filesystem("conducto").find("") == []
         monkeypatch.delenv("CONDUCTO_PIPELINE_ID")
         nobody = fsspec.filesystem("conducto")
+        frozen, as_json = pickle.dumps(nobody), nobody.to_json()
+        with monkeypatch.context() as patched:
+            patched.setenv("CONDUCTO_PIPELINE_ID", "other")
+            patched.setenv("CONDUCTO_BASE_DIR", "/nowhere")
+            ConductoFileSystem.clear_instance_cache()
+            for again in (pickle.loads(frozen), ConductoFileSystem.from_json(as_json)):
+                assert (again.pipeline_id, again.store_path) == (None, nobody.store_path)
         assert nobody.ls("") == []
         nobody.pipe_file("user/u", b"u")
         assert nobody.ls("", detail=False) == ["user"]
@@ -157,6 +172,16 @@ def test_objects_as_files(mode: str) -> None:
         with pytest.warns(errors.UnpublishedResourceWarning, match="'c' is not published"):
             scope.open("c", "wb")
         assert scope.list() == ["a/b"]
+        with scope.open("a/b", "ab") as writer:
+            writer.write(b" and more")
+        assert scope.gets("a/b") == b"content and more"
+        with (
+            pytest.raises(errors.ObjectChanged, match="'a/b' was put anew"),
+            scope.open("a/b", "ab"),
+        ):
+            scope.puts("a/b", b"")
+        with pytest.raises(FileExistsError, match="named 'd'"), scope.open("d", "xb"):
+            scope.puts("d", b"")
     context.close_stores()
 
 

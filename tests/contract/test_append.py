@@ -111,3 +111,62 @@ def test_a_collection_between_leaves_the_object_whole(store: Any) -> None:
     file.write(b"x")
     file.close()
     assert store.gets("a") == DATA + b"x"
+
+
+def test_appended_in_a_transaction(any_store: Any) -> None:
+    any_store.puts("a", DATA, mode=0o640)
+    with any_store.transaction() as t:
+        with t.open("a", "ab") as file, t.open("new", "ab") as new:
+            assert (file.tell(), file.mode, new.tell()) == (len(DATA), "ab", 0)
+            file.write(b"x")
+            new.write(b"1")
+        t.puts("marker", b"")
+        assert any_store.gets("a") == DATA
+    assert any_store.gets("a") == DATA + b"x"
+    assert any_store.info("a").mode == 0o640
+    assert (any_store.gets("new"), any_store.exists("marker")) == (b"1", True)
+
+
+@pytest.mark.parametrize("how", ["by another", "by itself", "created"])
+def test_a_transaction_that_appends_to_what_changed_publishes_nothing(
+    any_store: Any, how: str
+) -> None:
+    if how != "created":
+        any_store.puts("a", DATA)
+    t = any_store.transaction()
+    t.puts("before", b"")
+    if how == "by itself":
+        t.puts("a", b"other")
+    with t.open("a", "ab") as file:
+        file.write(b"x")
+    t.puts("after", b"")
+    if how != "by itself":
+        any_store.puts("a", b"other")
+    if how == "by itself" and any_store.path.startswith("s3://"):
+        # Seen when it is its turn: what a transaction does to one name goes one after another.
+        with pytest.raises(ObjectChanged):
+            t.commit()
+        return
+    with pytest.raises(NameExists if how == "created" else ObjectChanged):
+        t.commit()
+    assert any_store.gets("a") == (DATA if how == "by itself" else b"other")
+    assert not any_store.exists("before")
+    assert not any_store.exists("after")
+
+
+def test_an_append_that_fails_leaves_no_file_open_in_the_transaction(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.puts("a", DATA)
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with store.transaction() as t:
+        t.puts("b", b"1")
+        with monkeypatch.context() as patched:
+            patched.setattr("castore.stream.reader.Reader.chunk", fail)
+            with pytest.raises(KeyboardInterrupt):
+                t.open("a", "ab")
+    assert store.gets("a") == DATA
+    assert store.gets("b") == b"1"

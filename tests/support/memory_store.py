@@ -15,7 +15,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import castore
-from castore.errors import FormatError, NameExists, NameNotFound, NotLocal, PackMissing
+from castore.errors import (
+    FormatError,
+    NameExists,
+    NameNotFound,
+    NotLocal,
+    ObjectChanged,
+    PackMissing,
+)
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.format.segment import SegmentBuilder, decode_segment, owned
@@ -24,7 +31,15 @@ from castore.stream.backend import Cover, Held
 from castore.stream.chunker import Chunker
 from castore.stream.codec import Frame, chunk_id_of, decode_frame, decode_inline
 from castore.stream.config import new_config
-from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
+from castore.stream.operations import (
+    Copy,
+    Delete,
+    DeletePrefix,
+    Draft,
+    Operation,
+    Publish,
+    same_bytes,
+)
 from castore.stream.reports import (
     BackupReport,
     CheckReport,
@@ -401,9 +416,11 @@ class MemorySession(WriteSession):
         operation: Operation,
     ) -> int:
         match operation:
-            case Publish(name, record, draft, if_absent):
+            case Publish(name, record, draft, if_absent, over):
                 if if_absent and name in names:
                     raise NameExists(name.decode())
+                if over is not None and not (name in names and same_bytes(names[name], over)):
+                    raise ObjectChanged(name.decode())
                 if draft is not None:
                     record = record._replace(manifest=next(self._place.numbers))
                     manifests[record.manifest] = tuple(

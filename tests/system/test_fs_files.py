@@ -262,8 +262,13 @@ def test_files_are_appended_to(fs: CastoreFileSystem) -> None:
             file.write(b"line")
     assert fs.cat_file("x.txt") == b"line\n" * 2
     assert fs.open("x.gz", compression="gzip").read() == b"lineline"
-    with fs.transaction, pytest.raises(NotImplementedError, match="nothing is appended"):
-        fs.open("x.txt", "ab")
+    with fs.transaction:
+        with fs.open("x.txt", "ab") as file:
+            assert file.tell() == 10
+            file.write(b"last\n")
+        fs.pipe_file("y", b"")
+        assert fs.cat_file("x.txt") == b"line\n" * 2
+    assert fs.cat_file("x.txt") == b"line\n" * 2 + b"last\n"
 
 
 def test_an_open_reader_pickles(fs: CastoreFileSystem) -> None:

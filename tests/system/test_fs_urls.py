@@ -16,12 +16,14 @@ from fsspec.implementations.local import LocalFileSystem  # noqa: E402
 from fsspec.registry import _registry  # noqa: E402
 
 from castore.fs import CastoreFileSystem  # noqa: E402
+from castore.fs.links import StoreLink  # noqa: E402
 from castore.fs.locations import split_store, url_with_store  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def _registered() -> None:
     fsspec.register_implementation("castore", CastoreFileSystem, clobber=True)
+    fsspec.register_implementation("castore+s3", StoreLink, clobber=True)
 
 
 @pytest.fixture
@@ -97,6 +99,19 @@ def test_a_chain_may_end_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
         fsspec.url_to_fs("castore://x::file:///s", file={"region": "x"})
     with pytest.raises(ValueError, match="memory"):
         fsspec.url_to_fs("castore://x::memory://s")
+
+
+def test_a_chain_that_ends_in_a_bucket_needs_no_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    url = "castore://tables/day::castore+s3://bucket/prefix?region=eu-west-1"
+    fs, path = fsspec.url_to_fs(url, castore={"threads": 1})
+    assert (fs.store_path, path) == ("s3://bucket/prefix?region=eu-west-1", "tables/day")
+    assert fs.storage_options == {"store": fs.store_path, "threads": 1}
+    fs, _ = fsspec.url_to_fs(url, **{"castore+s3": {"region": "us-east-2"}})
+    assert fs.storage_options["region"] == "us-east-2"
+    with pytest.raises(ValueError, match=r"castore://NAME::castore\+s3://"):
+        fsspec.url_to_fs("castore+s3://bucket/prefix")
 
 
 def test_a_pickled_file_system_keeps_the_store_of_its_url(fs: CastoreFileSystem) -> None:
