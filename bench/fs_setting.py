@@ -16,7 +16,12 @@ class Setting:
     folder: Path
     straight: Link  # to fill by
     link: Link  # to measure on
-    clients: Mapping[str, Client]
+    clients: Mapping[str, Client]  # of s3_client.py: castore, boto3
+    systems: Mapping[str, Client]  # of fs_client.py: castore, and the peers that are installed
     bytes: int  # of a large object
     repeats: int
     judged: bool  # False: too few repetitions, of too little, for bars on times
+
+    @property
+    def peers(self) -> list[str]:
+        return [kind for kind in self.systems if kind != "castore"]

@@ -193,26 +193,26 @@ class S3fs:
 KINDS: dict[str, Callable[[], Any]] = {"castore": Castore, "boto3": Boto3, "s3fs": S3fs}
 
 
-def main(kind: str) -> None:
-    contender = KINDS[kind]()
+def answer(contender: Any) -> None:
+    """Run the verbs of standard input until it ends."""
     # What a library prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         verb, arguments = json.loads(line)
-        answer: dict[str, Any]
+        said: dict[str, Any]
         try:
             began = time.perf_counter()
             gave = getattr(contender, verb)(**arguments)
             seconds = time.perf_counter() - began
             if isinstance(gave, bytes):
                 gave = [len(gave), zlib.crc32(gave)]
-            answer = {"seconds": seconds, "gave": gave}
+            said = {"seconds": seconds, "gave": gave}
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
+            said = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(said) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    answer(KINDS[sys.argv[1]]())

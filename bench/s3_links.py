@@ -28,6 +28,7 @@ ACCESS_KEY = "bench-access-key"
 SECRET_KEY = "bench-secret-key"
 STORES, PLAIN = "stores", "plain"  # the buckets: of castore, and of everybody else
 CLIENT = Path(__file__).with_name("s3_client.py")
+FS_CLIENT = Path(__file__).with_name("fs_client.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,12 @@ class ClientFailed(RuntimeError):
 
 
 class Client:
-    """One contender in its process. `client(verb, ...)` runs a verb of s3_client.py."""
+    """One contender in its process. `client(verb, ...)` runs a verb of its script's."""
 
-    def __init__(self, kind: str, python: str = sys.executable) -> None:
+    def __init__(self, kind: str, python: str = sys.executable, script: Path = CLIENT) -> None:
         self.kind = kind
         self._process = subprocess.Popen(
-            [python, str(CLIENT), kind],
+            [python, str(script), kind],
             env=_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -161,10 +162,13 @@ class Client:
 
 
 @contextmanager
-def clients(kinds: Sequence[str], s3fs_python: str) -> Iterator[dict[str, Client]]:
+def clients(
+    kinds: Sequence[str], s3fs_python: str, script: Path = CLIENT
+) -> Iterator[dict[str, Client]]:
     """A process for each kind."""
     running = {
-        kind: Client(kind, s3fs_python if kind == "s3fs" else sys.executable) for kind in kinds
+        kind: Client(kind, s3fs_python if kind == "s3fs" else sys.executable, script)
+        for kind in kinds
     }
     try:
         yield running

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -206,5 +207,11 @@ def test_s3(tmp_path: Path) -> None:
 def test_file_object_rows(tmp_path: Path) -> None:
     document, _ = run(tmp_path, "bench_fs.py")
     measured = rows(document)
-    assert list(measured) == ["read-8M@20ms/100MBs", "through-1M@20ms/100MBs", "through-1M-local"]
+    link = "20ms/100MBs"
+    assert list(measured)[:3] == [f"read-8M@{link}", f"through-1M@{link}", "through-1M-local"]
+    if find_spec("pandas") and find_spec("pyarrow"):
+        tables = [f"{name}@{link}" for name in ("csv", "table", "column", "dataset")]
+        assert list(measured)[3:] == [*tables, "csv-local", "table-local"]
+        bars = {bar["bar"] for name in tables for bar in measured[name]["bars"]}
+        assert bars == {"cold ≤ 1.3 × s3fs", "warm ≤ 0.3 × s3fs", "≤ 1.3 × the bytes wanted"}
     assert "castore: 3.0 requests, manifest included" in measured["read-8M@20ms/100MBs"]["notes"]
