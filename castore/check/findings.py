@@ -46,7 +46,8 @@ class Findings:
         """What is wrong with the object of a name: its manifest, or a frame of it."""
         extent = faulty.extent
         if extent is None:
-            self.add("manifest", "corrupt", f"the manifest of {name!r}: {faulty.what}", name)
+            what = f"the {faulty.part} of {name!r}: {faulty.what}"
+            self.add(faulty.part, "corrupt", what, name)
         elif extent.location.pack_id not in self._readings:
             self.add_missing_pack(extent.location.pack_id, name)
         else:

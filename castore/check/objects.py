@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from castore.check.packs import PackReading
 from castore.errors import FormatError, InvalidName
@@ -15,11 +15,13 @@ from castore.stream.codec import ChunksEtag, chunk_id_of, decode_inline
 
 
 class Faulty(NamedTuple):
-    """What is wrong with an object: its manifest (no extent), or the frame of one extent."""
+    """What is wrong with an object: its manifest, or its record (no extent), or the frame of one
+    extent."""
 
     what: str
     extent: Extent | None = None
     missing: bool = False  # and not damaged
+    part: Literal["manifest", "record"] = "manifest"
 
 
 def name_fault(name: bytes) -> str:

@@ -13,17 +13,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from castore.check.objects import extent_fault
-from castore.check.packs import PackReading, is_whole
+from castore.check.scan import PackScan
 from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
 from castore.format.index import Record, Totals, decode_chunk_row, decode_record, manifest_of
 from castore.format.journal import Unclaimed
 from castore.format.pack import PackEntry, StoreConfig, encode_config
 from castore.format.segment import decode_segment
-from castore.local.check.pack_files import PackFile, open_pack, pack_path
+from castore.local.check.pack_files import LocalPackSource, pack_path
 from castore.local.index_walk import durable_bytes, pages
 from castore.local.journal.log import UNCLAIMED
 from castore.local.meta import CONFIG, STORE_ID
-from castore.local.pack_files import list_packs
 from castore.local.tables import Tables
 from castore.model import Extent, Location, Progress
 from castore.stream.reports import RebuildReport
@@ -42,7 +41,9 @@ class RowRebuild:
         self._root = root
         self._config = config
         self._progress = progress
-        self._readings: dict[bytes, PackReading] = {}
+        self._source = LocalPackSource(root)
+        self._scan = PackScan(self._source, config)
+        self._readings = self._scan.readings
         self._report = RebuildReport()
         self._named: set[int] = set()
         self._durable: dict[bytes, int] = {}
@@ -84,21 +85,17 @@ class RowRebuild:
     # ------------------------------------------------------------ packs and chunks
 
     def _read_packs(self) -> None:
-        for pack_id, path in list_packs(os.path.join(self._root, "packs")):
-            found = open_pack(path, self._config, pack_id)
-            if found is not None:
-                self._readings[pack_id] = found[0]
+        self._scan.add(*self._source.packs())
         if self._progress is not None:
             self._progress.set_size(sum(reading.end for reading in self._readings.values()))
 
     def _add_rows(self, pack_id: bytes) -> None:
         """A row for each chunk of the pack that has none, and for the pack itself."""
         index, reading = self._index, self._readings[pack_id]
-        file = PackFile(pack_path(self._root, pack_id))
         entries = [entry for entry in reading.frames if entry.offset not in reading.bad]
         for i in range(0, len(entries), ROWS_MAX):
             added = self._without_row(entries[i : i + ROWS_MAX])
-            whole = [e for e in added if is_whole(file.read, e, self._config.seed)]
+            whole = [e for e in added if self._scan.is_whole(pack_id, e)]
             with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
                 for entry in whole:
                     at = Location(pack_id, entry.offset, entry.stored_bytes)
@@ -106,7 +103,8 @@ class RowRebuild:
                     self._report.chunk_rows_added += new
         with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             if not durable_bytes(txn.get(pack_id, db=index.packs)):
-                tables.packs.put(pack_id, os.fstat(file.fd).st_mtime_ns, reading.end)
+                created_ns = os.stat(pack_path(self._root, pack_id)).st_mtime_ns
+                tables.packs.put(pack_id, created_ns, reading.end)
 
     def _without_row(self, entries: list[PackEntry]) -> list[PackEntry]:
         with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:

@@ -12,9 +12,9 @@ from castore.stream.reports import RebuildReport
 def rebuild_index(parts: Parts, *, progress: Progress | None) -> RebuildReport:
     """Forget what this machine knows, learn it anew from packs and names, and put the hints for
     other machines anew."""
-    with open_check(parts) as check:
-        stages = Stages(progress)
-        check.packs.read(0, stages)
+    stages = Stages(progress)
+    with open_check(parts, stages) as check:
+        check.read_packs(fraction=0)
         stages.end()
         damaged = damaged_packs(parts.bucket)
         there = check.readings

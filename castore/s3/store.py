@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from castore.errors import NotLocal, StoreNotFound
 from castore.format.pack import StoreConfig
-from castore.model import Progress, StoreStats
+from castore.model import Progress, Stages, StoreStats
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
 from castore.s3.catalog import S3Catalog
@@ -117,9 +117,10 @@ class S3Store:
                 self._lease = None
 
     def check(self, *, fraction: float, progress: Progress | None) -> CheckReport:
-        from castore.s3.check.check import check  # seldom needed, as are those below
+        from castore.s3.check.check import open_check  # seldom needed, as are those below
 
-        return check(self._parts, fraction=fraction, progress=progress)
+        with open_check(self._parts, Stages(progress)) as check:
+            return check.run(fraction)
 
     def repair(
         self,

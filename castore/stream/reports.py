@@ -165,9 +165,10 @@ class CheckReport:
     garbage_bytes: int = 0
     packs_read: Any = field(default=None, repr=False, compare=False)
 
-    def count_garbage(self, kind: str, size: int) -> None:
-        self.garbage[kind] = self.garbage.get(kind, 0) + 1
-        self.garbage_bytes += size
+    def count_garbage(self, kind: str, size: int = 0, *, number: int = 1) -> None:
+        if number:
+            self.garbage[kind] = self.garbage.get(kind, 0) + number
+            self.garbage_bytes += size
 
     @property
     def damaged_names(self) -> list[str]:

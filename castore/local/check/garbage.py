@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import groupby
 
 from castore.errors import FormatError
@@ -10,32 +11,28 @@ from castore.format.segment import decode_segment
 from castore.local.check.pack_files import is_locked, pack_path, size_of
 from castore.local.check.segments import is_pending, segments_of
 from castore.local.index_walk import rows
+from castore.stream.reports import CheckReport
 from castore.system.lmdb_env import Index, Snapshot
 
 
 class Garbage:
-    """`counts` are of each kind, `size` the bytes of whole packs among it.
+    """Counted in the report.
 
     What seems to be garbage in the snapshot may be of a writer that was at work, and has committed
     since: its locks are asked for first, and then, in `settle`, the index as it is now.
     """
 
-    def __init__(self, root: str, index: Index) -> None:
-        self.counts: dict[str, int] = {}
-        self.size = 0
+    def __init__(self, root: str, index: Index, report: CheckReport) -> None:
+        self._report = report
         self._root = root
         self._index = index
         self._packs: dict[bytes, bool] = {}  # that nothing leads to, and whether they have a row
         self._staged: dict[int, bytes] = {}  # pending manifests, and the packs of their writers
 
-    def count(self, kind: str, number: int) -> None:
-        if number:
-            self.counts[kind] = self.counts.get(kind, 0) + number
-
     def suspect(self, pack_id: bytes, *, has_row: bool) -> None:
         self._packs[pack_id] = has_row
 
-    def find_manifests(self, txn: Snapshot, named: set[int]) -> tuple[set[bytes], int, int]:
+    def find_manifests(self, txn: Snapshot, named: Collection[int]) -> tuple[set[bytes], int, int]:
         """Those that no name leads to; the packs that a writer may be staging objects in, how many
         keys of segments are damaged, and how many rows of what is pending."""
         index = self._index
@@ -52,7 +49,7 @@ class Garbage:
                 elif manifest in pending:
                     self._staged[manifest] = pending[manifest]
                 else:
-                    self.count("manifests", 1)
+                    self._report.count_garbage("manifests")
         packs = (self._packs_of(txn, manifest) for manifest in self._staged)
         return set[bytes]().union(*packs), damaged, len(found) - len(pending)
 
@@ -70,11 +67,10 @@ class Garbage:
                 had_row, has_row = self._packs[pack_id], txn.get(pack_id, db=index.packs)
                 size = size_of(pack_path(self._root, pack_id))
                 if had_row == (has_row is not None) and size:
-                    self.count("packs", 1)
-                    self.size += size
+                    self._report.count_garbage("packs", size)
             for manifest in staged:
                 if txn.get(segment_key(manifest, 0), db=index.pending) is not None:
-                    self.count("manifests", 1)
+                    self._report.count_garbage("manifests")
 
     def _packs_of(self, txn: Snapshot, manifest: int) -> set[bytes]:
         found: set[bytes] = set()

@@ -7,9 +7,9 @@ import fcntl
 import os
 import stat
 
-from castore.check.packs import PackReading, Read, file_reader, read_pack
-from castore.format.pack import StoreConfig
+from castore.check.packs import file_reader
 from castore.local import pack_files as files
+from castore.system.workers import Workers
 
 
 def pack_path(root: str, pack_id: bytes) -> str:
@@ -41,6 +41,27 @@ def size_of(path: str) -> int:
         return 0
 
 
+class LocalPackSource:
+    """The packs of the store in the folder `root`, as a check reads them."""
+
+    put_whole = False
+    requests: Workers | None = None
+    gone = ()  # what is open can be read to its end
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def packs(self) -> dict[bytes, int]:
+        listed = files.list_packs(os.path.join(self.root, "packs"))
+        return {pack_id: size_of(path) for pack_id, path in listed}
+
+    def reader(self, pack_id: bytes) -> PackFile | None:
+        try:
+            return PackFile(pack_path(self.root, pack_id))
+        except FileNotFoundError:
+            return None
+
+
 class PackFile:
     """A pack's file, open for as long as somebody may read it."""
 
@@ -51,25 +72,13 @@ class PackFile:
             raise FileNotFoundError(errno.ENOENT, "there is no pack file", path)
         self._read = file_reader(self.fd)
 
+    @property
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
     def read(self, begin: int, end: int) -> bytes:
         return self._read(begin, end)
 
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
-
-
-def open_pack(path: str, config: StoreConfig, pack_id: bytes) -> tuple[PackReading, Read] | None:
-    """What the pack holds, and how to read it; None if it is gone. A pack that grows while it is
-    read, as a living writer's does, is read again."""
-    try:
-        file = PackFile(path)
-        while True:
-            size = os.fstat(file.fd).st_size
-            reading = read_pack(
-                file.read, size, store_id=config.store_id, pack_id=pack_id, seed=config.seed
-            )
-            if not reading.damaged or os.fstat(file.fd).st_size == size:
-                return reading, file.read
-    except FileNotFoundError:
-        return None

@@ -3,7 +3,6 @@ and kept below `quarantine/` where there are not."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 
@@ -24,7 +23,7 @@ from castore.local.check.segments import (
 )
 from castore.local.tables import Tables
 from castore.model import Extent
-from castore.stream.codec import ChunksEtag, decode_frame
+from castore.stream.codec import ChunksEtag
 from castore.stream.operations import Copy, Delete, Operation, Publish
 from castore.stream.reports import CheckReport, Problem
 
@@ -188,15 +187,9 @@ class ObjectRepair:
         return True
 
     def _find(self, extent: Extent) -> bytes | memoryview | None:
-        """The chunk's bytes from where the extent says, whatever is known of that place, or from
-        another frame."""
-        for location in (extent.location, self._packs.instead_of(extent)):
-            if location is not None:
-                with contextlib.suppress(FormatError):
-                    frame = self._packs.frame(location)
-                    size = extent.end - extent.begin
-                    return decode_frame(frame, extent.chunk_id, size, self._config.seed)
-        return None
+        """The chunk's bytes from where the extent says, or from another frame."""
+        other = self._packs.instead_of(extent)
+        return self._packs.scan.chunk(extent, [extent.location, *([other] if other else ())])
 
     # ------------------------------------------------------------ manifests without a name
 

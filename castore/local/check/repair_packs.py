@@ -6,18 +6,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 from castore.check.objects import extent_fault
-from castore.check.packs import PackReading, is_whole
+from castore.check.scan import PackScan
 from castore.errors import FormatError
 from castore.format.pack import PackEntry, StoreConfig
 from castore.local.catalog import LocalCatalog
-from castore.local.check.pack_files import PackFile, open_pack, pack_path
+from castore.local.check.pack_files import LocalPackSource, pack_path
 from castore.local.index_walk import durable_bytes, pages
 from castore.local.locks import PackLocks
 from castore.local.pack import Placement
-from castore.local.pack_files import list_packs
 from castore.local.packs import LocalPacks
 from castore.local.tables import Tables
 from castore.model import Extent, Location
@@ -27,7 +25,6 @@ from castore.stream.session import WriteSession
 from castore.system.lmdb_env import Index
 
 FRAMES_MAX = 256  # copied at a time
-FILES_MAX = 64  # open at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,9 @@ class PackRepair:
         placement: Placement,
         done: list[str],
     ) -> None:
-        self.readings: dict[bytes, PackReading] = {}
+        self._source = LocalPackSource(parts.root)
+        self.scan = PackScan(self._source, parts.config)
+        self.readings = self.scan.readings
         self.replaced: set[bytes] = set()
         self.elsewhere: dict[bytes, Location] = {}
         self._root = parts.root
@@ -67,15 +66,11 @@ class PackRepair:
         # By the place of the frame that was copied: in a store with a collision guard two writers
         # at once may have given different chunks the same id.
         self._copies: dict[tuple[bytes, int], tuple[bytes, Location]] = {}
-        self._files: dict[bytes, PackFile] = {}
 
     # ------------------------------------------------------------ what there is
 
     def read(self, report: CheckReport) -> None:
-        for pack_id, path in list_packs(os.path.join(self._root, "packs")):
-            found = open_pack(path, self._config, pack_id)
-            if found is not None:
-                self.readings[pack_id] = found[0]
+        self.scan.add(*self._source.packs())
         for problem in report.problems:
             if problem.kind == "frame" and problem.offset >= 0:
                 reading = self.readings.get(bytes.fromhex(problem.pack))
@@ -89,25 +84,17 @@ class PackRepair:
 
     def read_new(self) -> None:
         """The copies, and what was put since: also into packs that were read already."""
-        for pack_id, path in list_packs(os.path.join(self._root, "packs")):
+        for pack_id in self._source.packs():
             known = self.readings.get(pack_id)
             if known is None or (known.unsealed and pack_id not in self.replaced):
-                self._read_again(pack_id, path)
+                self._read_again(pack_id)
 
-    def _read_again(self, pack_id: bytes, path: str) -> None:
-        found = open_pack(path, self._config, pack_id)
-        if found is not None:
-            known = self.readings.get(pack_id)
-            found[0].bad.update(known.bad if known else {})
-            self.readings[pack_id] = found[0]
-
-    def frame(self, location: Location) -> bytes:
-        """The bytes at a place; fewer, or none, where it is no place of a pack."""
-        pack_id, offset, stored_bytes = location
-        try:
-            return self._file(pack_id).read(offset, offset + stored_bytes)
-        except FileNotFoundError:
-            return b""
+    def _read_again(self, pack_id: bytes) -> None:
+        """What was found to be bad stays so."""
+        known = self.readings.get(pack_id)
+        self.scan.add(pack_id)
+        if known is not None:
+            self.readings[pack_id].bad.update(known.bad)
 
     def is_dangling(self, extent: Extent) -> bool:
         return extent_fault(extent, self.readings) is not None
@@ -148,7 +135,7 @@ class PackRepair:
             taken = self._locks.take(pack_id)
             if taken:
                 # Its writer may have ended only now, and have added to it since it was read.
-                self._read_again(pack_id, pack_path(self._root, pack_id))
+                self._read_again(pack_id)
                 self.replaced.add(pack_id)
             elif taken is False:
                 self._done.append(f"pack {pack_id.hex()} is left as it is: its writer is at work")
@@ -162,13 +149,12 @@ class PackRepair:
             if pack_id in self.replaced:
                 continue
             fleeting = []
-            read = partial(self._read, pack_id)
             for entry in reading.frames:
                 if (
                     entry.chunk_id not in wanted
                     or entry.chunk_id in self.elsewhere
                     or entry.offset in reading.bad
-                    or not is_whole(read, entry, self._seed)
+                    or not self.scan.is_whole(pack_id, entry)
                 ):
                     continue
                 if entry.offset + entry.stored_bytes <= durable.get(pack_id, 0):
@@ -190,13 +176,6 @@ class PackRepair:
             )
 
     # ------------------------------------------------------------ below
-
-    @property
-    def _seed(self) -> int:
-        return self._config.seed
-
-    def _read(self, pack_id: bytes, begin: int, end: int) -> bytes:
-        return self.frame(Location(pack_id, begin, end - begin))
 
     def _copy_all(self, pack_id: bytes, entries: list[PackEntry]) -> int:
         return sum(
@@ -228,17 +207,9 @@ class PackRepair:
     def _intact(self, pack_id: bytes, entries: Iterable[PackEntry]) -> list[tuple[int, Frame]]:
         found = []
         for chunk_id, offset, stored_bytes, raw_bytes in entries:
-            raw = self.frame(Location(pack_id, offset, stored_bytes))
+            raw = self.scan.frame(Location(pack_id, offset, stored_bytes))
             try:
-                found.append((offset, stored_frame(raw, chunk_id, raw_bytes, self._seed)))
+                found.append((offset, stored_frame(raw, chunk_id, raw_bytes, self._config.seed)))
             except FormatError as error:
                 self.readings[pack_id].bad.setdefault(offset, str(error))
         return found
-
-    def _file(self, pack_id: bytes) -> PackFile:
-        file = self._files.get(pack_id)
-        if file is None:
-            while len(self._files) >= FILES_MAX:
-                del self._files[next(iter(self._files))]
-            file = self._files[pack_id] = PackFile(pack_path(self._root, pack_id))
-        return file

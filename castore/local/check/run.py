@@ -32,6 +32,7 @@ from castore.system.lmdb_files import is_in_use
 from castore.system.workers import Workers
 
 LOOKS = 3  # at a store whose packs collectors move meanwhile
+TOTALS = ("names", "packs", "frames", "read_frames", "read_bytes", "garbage", "garbage_bytes")
 
 
 def check_local(
@@ -97,6 +98,7 @@ def check_in_process(
     """What the child of `check_local` does."""
     config = read_config(root)
     assert config is not None  # the parent has looked
+    known = {bytes.fromhex(pack) for pack in sound}
     path = os.path.join(root, "index")
     lock_free = read_only and not is_in_use(path)
     in_use = -1 if lock_free else share(root)
@@ -105,10 +107,10 @@ def check_in_process(
     try:
         check_pages(index)
         for look in range(1, LOOKS + 1):
-            check = LocalCheck(root, config, index, workers, fraction, report)
-            check.sound = {bytes.fromhex(pack) for pack in sound}
+            stages = Stages(_Told(report))
+            check = LocalCheck(root, config, index, fraction=fraction, sound=known, stages=stages)
             try:
-                check.run()
+                check.run(workers)
             except FormatError as error:  # of a key: those have no checksums
                 raise damaged(index.path, str(error)) from error
             if not len(check.findings) or check.undisturbed():
@@ -118,11 +120,28 @@ def check_in_process(
                     errno.EAGAIN, f"collectors keep moving packs of {root}: repeat it later"
                 )
         check_journal(root, index, check.findings)
-        for problem in check.findings.problems():
+        found = check.report()
+        for problem in found.problems:
             report({"problem": problem.document()})
-        report({"totals": check.totals})
+        report({"totals": {name: getattr(found, name) for name in TOTALS}})
     finally:
         workers.close()
         index.close()
         if in_use >= 0:
             os.close(in_use)
+
+
+class _Told:
+    """The progress of a child, as its parent is told of it."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def begin_stage(self, what: str, size: int) -> None:
+        self._report({"stage": what, "size": size})
+
+    def set_size(self, size: int) -> None:
+        """It came with the stage."""
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._report({"done": inc})

@@ -27,7 +27,7 @@ from castore.format.s3 import (
 from castore.format.segment import decode_segment
 from castore.model import Extent, Location, Progress, Stages
 from castore.s3.catalog import S3Catalog, Version
-from castore.s3.check.check import PIN_S_MAX, S3Check, open_check
+from castore.s3.check.check import S3Check, open_check
 from castore.s3.check.repair_condemned import CondemnedRepair
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown
 from castore.s3.client.delete_version import delete_version
@@ -35,12 +35,13 @@ from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.creation import read_config, repair_config
 from castore.s3.damaged import damaged_packs, mark_damaged, unmark
+from castore.s3.gc.mark import PIN_S
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import name_key, pack_key, quarantine_key
 from castore.s3.listings import listed_listings
 from castore.s3.manifests import Overwritten, decode_own_head
 from castore.s3.parts import Parts
-from castore.stream.codec import chunk_id_of, decode_frame
+from castore.stream.codec import chunk_id_of
 from castore.stream.operations import Delete
 from castore.stream.reports import CheckReport, Problem
 from castore.stream.session import WriteSession
@@ -63,8 +64,8 @@ def repair(
     if read_config(bucket) != config:
         url = bucket.settings.url
         raise ConfigLost(f"{url} was opened with another's castore.json: open it anew")
-    with open_check(parts, found.packs_read if found is not None else None) as check:
-        report = check.run(fraction=1, progress=stages)
+    with open_check(parts, stages, found.packs_read if found is not None else None) as check:
+        report = check.run(fraction=1)
         repairing = S3Repair(bucket, parts.catalog, check, session)
         repairing.mark_packs(report)
         repairing.repair_manifests(report)
@@ -74,8 +75,8 @@ def repair(
             repairing.done += announced.run()
         if not announced.left:
             repairing.run(report)
-    with open_check(parts, report.packs_read) as check:
-        report = check.run(fraction=1, progress=stages)
+    with open_check(parts, stages, report.packs_read) as check:
+        report = check.run(fraction=1)
     report.repaired = [*([config_repaired] if config_repaired else ()), *repairing.done]
     report.problems += [*repairing.lost, *announced.left]
     return report
@@ -202,7 +203,7 @@ class S3Repair:
         they do not make all of it."""
         name, record = version.name, version.head.record
         for pack_id in set(version.head.packs) - self._check.readings.keys():
-            self._check.packs.add_later(pack_id)  # it may have been put since
+            self._check.scan.add(pack_id)  # it may have been put since
         try:
             segments = self._segments(version)
         except Overwritten:
@@ -245,18 +246,8 @@ class S3Repair:
         return list(manifest_faults(version.head.record, raws, self._check.readings, seed))
 
     def _find(self, extent: Extent) -> bytes | memoryview | None:
-        for location in (extent.location, *self._elsewhere.get(extent.chunk_id, ())):
-            if location.pack_id not in self._check.readings:
-                continue
-            frame = self._frame(location)
-            with contextlib.suppress(FormatError):
-                size = extent.end - extent.begin
-                return decode_frame(frame, extent.chunk_id, size, self._config.seed)
-        return None
-
-    def _frame(self, location: Location) -> bytes:
-        begin, end = location.offset, location.offset + location.stored_bytes
-        return self._check.packs.reader(location.pack_id)(begin, end)
+        others = self._elsewhere.get(extent.chunk_id, ())
+        return self._check.scan.chunk(extent, [extent.location, *others])
 
     # ------------------------------------------------------------ parts of these
 
@@ -284,7 +275,7 @@ class S3Repair:
         """Hints and listings that do not decode only cost time, and expired pins that do not decode
         protect nothing: they go. A younger pin's session may live: it stays."""
         now = time.time() + self._bucket.clock_skew()
-        void = [key for key, modified in self._check.bad_pins if now - modified > PIN_S_MAX]
+        void = [key for key, modified in self._check.bad_pins if now - modified > PIN_S]
         told: dict[str, Callable[[bytes], object]] = {}
         told |= dict.fromkeys(listed_hints(self._bucket), decode_hints)
         told |= dict.fromkeys(listed_listings(self._bucket), decode_listing)
