@@ -38,7 +38,7 @@ from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, stringify_path, tokenize
 
 import castore
-from castore.errors import InvalidName, NameNotFound
+from castore.errors import InvalidName, NameNotFound, StoreNotFound
 from castore.fs.files import CastoreFile, CastoreTransaction, CompressedWriter, Info, file_entry
 from castore.fs.locations import chained_store, split_store, url_with_store
 from castore.model import Kind
@@ -114,7 +114,8 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         self._open_options = {
             name: value for name, value in storage_options.items() if name in OPEN_OPTIONS
         }
-        self._may_create = bool(self._open_options.pop("create", True))
+        create = bool(self._open_options.pop("create", True))
+        self._makes_store = create and not self._open_options.get("read_only", False)
         self._store: castore.Store | None = None
         self._batch = _Batch()
 
@@ -200,9 +201,15 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
         **kwargs: Any,
     ) -> Any:
         """What is below the path, by name; with `prefix`, where what follows the path's own '/'
-        begins with it."""
+        begins with it. Nothing where there is nothing, be it that the store is yet to be made."""
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
+        try:
+            self._open_store(create=False)
+        except StoreNotFound:
+            if not self._makes_store:
+                raise
+            return {} if detail else []
         name = self._strip_protocol(path)
         below = name + "/" if name else ""
         found: dict[str, Info] = {}
@@ -571,7 +578,7 @@ class CastoreFileSystem(AbstractFileSystem, metaclass=_Resolved):  # type: ignor
     def _open_store(self, *, create: bool) -> castore.Store:
         store = self._store
         if store is None or store.closed:
-            create = create and self._may_create and not self._open_options.get("read_only", False)
+            create = create and self._makes_store
             store = self._store = _opened(self.store_path, self._open_options, create=create)
         return store
 

@@ -249,3 +249,14 @@ def test_an_instance_works_again_after_its_store_was_closed(tmp_path: Path) -> N
     assert fs.store.closed is False
     assert fs.cat("x") == b"1"
     assert CastoreFileSystem(tmp_path / "s") is fs
+
+
+def test_a_store_that_is_yet_to_be_made_has_nothing_in_it(tmp_path: Path) -> None:
+    fs = CastoreFileSystem(tmp_path / "new", skip_instance_cache=True)
+    assert (fs.find(""), fs.find("a", detail=True), fs.glob("a/*")) == ([], {}, [])
+    assert not (tmp_path / "new").exists()
+    for options in ({"create": False}, {"read_only": True}):
+        with pytest.raises(FileNotFoundError, match="no store"):
+            CastoreFileSystem(tmp_path / "new", **options).find("")
+    with pytest.raises(FileNotFoundError, match="no store"):
+        fs.ls("")

@@ -1,0 +1,45 @@
+"""Stores that libraries open by `castore://`: one of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from s3_stores import make_store
+from servers import Server
+
+import castore.fs
+from castore.fs import CastoreFileSystem
+
+KINDS = ("local", "s3")
+
+
+@pytest.fixture(params=KINDS)
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a store is; the one on S3 is there already."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    server: Server = request.getfixturevalue("moto_server")
+    request.getfixturevalue("quick")
+    request.getfixturevalue("cache_dir")
+    make_store(server, chunk_bytes_avg=65_536)
+    return server.url()
+
+
+@pytest.fixture
+def fs(store_url: str) -> Iterator[CastoreFileSystem]:
+    """The file system that `castore://` is with `options`."""
+    fsspec.register_implementation("castore", CastoreFileSystem, clobber=True)
+    yield CastoreFileSystem(store_url)
+    CastoreFileSystem.clear_instance_cache()
+    for store in list(castore.fs._stores.values()):
+        store.close()
+
+
+@pytest.fixture
+def options(store_url: str) -> dict[str, Any]:
+    """`storage_options`."""
+    return {"store": store_url}
