@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import castore
 
 PROFILE_DEFAULT = "default"
+ORGANIZATION_DEFAULT = "default"
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 IDENTITY = re.compile(r"[A-Za-z0-9_.:@=+,-]{1,200}")
@@ -75,6 +76,12 @@ def identity() -> str:
         raise ContextError(
             f"whose data is it? CONDUCTO_IDENTITY_ID is not set, and AWS can't say: {error}"
         ) from error
+
+
+def organization() -> str:
+    """Whose secrets all its members share, in the cloud: CONDUCTO_ORG_ID, else `default`. Raises
+    InvalidContext."""
+    return _identity(os.environ.get("CONDUCTO_ORG_ID") or ORGANIZATION_DEFAULT)
 
 
 def store_url(*, local: bool | None = None, profile: str | None = None) -> str:

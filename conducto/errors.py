@@ -5,7 +5,12 @@ Each names the thing and the remedy, and also subclasses the builtin that a call
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from castore.errors import CastoreError, FormatError, NameNotFound
+
+if TYPE_CHECKING:
+    from conducto.secrets.values import SecretKey
 
 
 class ContextError(CastoreError, RuntimeError):
@@ -62,3 +67,39 @@ class NotCacheable(CastoreError, ValueError):
 class CacheRefused(FormatError):
     """The cache's archive is malformed, or holds what a restore must not make. Nothing of it
     was restored."""
+
+
+class SecretsError(CastoreError, RuntimeError):
+    """The base of what goes wrong with secrets. No message repeats a value."""
+
+
+class InvalidSecret(SecretsError, ValueError):
+    """A name, a scope or a value that no secret can have."""
+
+
+class SecretNotFound(SecretsError, LookupError):
+    """There are no secrets with these names. `keys` are the missing ones."""
+
+    def __init__(self, keys: list[SecretKey]) -> None:
+        names = ", ".join(f"{key.key} ({key.scope})" for key in keys)
+        super().__init__(f"there is no secret {names}: nothing was deleted")
+        self.keys = keys
+
+
+class SecretsKeyError(SecretsError):
+    """The key that the secrets on this machine are encrypted with is wrong, or can't be had."""
+
+
+class SecretsDamaged(SecretsError, FormatError):
+    """The file of secrets at `path` does not decrypt with its own key. It was left as it is."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            f"the secrets in {path} are damaged ({reason}): restore the file from a backup, or "
+            "move it away and set them again"
+        )
+        self.path = path
+
+
+class SecretsUnavailable(SecretsError):
+    """What secrets on this machine need is not installed."""

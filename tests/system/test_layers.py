@@ -50,9 +50,10 @@ def test_two_files_import_lmdb() -> None:
     assert found == {"castore/system/lmdb_env.py", "castore/system/lmdb_errors.py"}
 
 
-def test_one_package_imports_boto() -> None:
+def test_two_clients_import_boto() -> None:
     found = files_with(r"^\s*(import|from) (boto3|botocore)\b")
-    assert {name for name in found if not name.startswith("castore/s3/client/")} == set()
+    outside = {name for name in found if not name.startswith("castore/s3/client/")}
+    assert outside == {"conducto/secrets/ssm.py"}
 
 
 def test_only_castore_testing_imports_pytest() -> None:
@@ -158,6 +159,17 @@ def test_conducto_uses_what_castore_exports() -> None:
                     assert name in exported, f"{path.name}: castore.{name}"
                     used += 1
     assert used > 10
+
+
+def test_importing_conducto_is_cheap() -> None:
+    heavy = {"cryptography", "keyring", "boto3", "botocore", "lmdb", "zstandard", "html", "json"}
+    assert not modules_after("import conducto") & heavy
+    # Nor does who has no secrets wait for what would decrypt them.
+    none = "import os, conducto.secrets as s; os.environ['CONDUCTO_BASE_DIR'] = '/nowhere'"
+    loaded = modules_after(
+        f"{none}; s.Masker(['x']); assert s.for_nodes(local=True).environment == {{}}"
+    )
+    assert not loaded & {"cryptography", "keyring", "boto3", "lmdb"}
 
 
 def test_help_of_conducto_loads_no_store() -> None:
