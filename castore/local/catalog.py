@@ -114,7 +114,7 @@ class LocalCatalog:
 
     @_repeated
     def record(self, name: bytes) -> Record | None:
-        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+        with self._index.gate, self._index.snapshot() as txn:
             raw = txn.get(name, db=self._index.names)
         return None if raw is None else self._decode(name, raw)
 
@@ -122,7 +122,7 @@ class LocalCatalog:
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         """One read transaction: what it shows is current."""
         index = self._index
-        with index.gate, index.errors, index.snapshot() as txn:
+        with index.gate, index.snapshot(views=True) as txn:
             return self._cover(txn, name, byte_ranges)
 
     def _cover(
@@ -158,7 +158,7 @@ class LocalCatalog:
     @_repeated
     def manifest(self, name: bytes) -> tuple[Record, Manifest]:
         index = self._index
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             raw = txn.get(name, db=index.names)
             if raw is None:
                 raise NameNotFound(name.decode())
@@ -171,7 +171,7 @@ class LocalCatalog:
     def known(self, chunk_ids: Sequence[bytes]) -> tuple[int, dict[bytes, Location]]:
         """The collector's counter, and the locations of those chunks that are stored."""
         index = self._index
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             gc_seq = read_number(self._index, txn, GC_SEQ)
             with txn.cursor(db=index.chunks) as cursor:
                 rows = cursor.getmulti(sorted(set(chunk_ids)))
@@ -196,12 +196,7 @@ class LocalCatalog:
         """Up to `rows_max` names that start with `prefix` and sort after `after`, with their
         records if `values` are wanted."""
         index = self._index
-        with (
-            index.gate,
-            index.errors,
-            index.snapshot(False) as txn,
-            txn.cursor(db=index.names) as cursor,
-        ):
+        with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
             start = max(prefix, after + b"\0") if after else prefix
             if not (cursor.set_range(start) if start else cursor.first()):
                 return []
@@ -223,12 +218,7 @@ class LocalCatalog:
     @_repeated
     def _level_page(self, prefix: bytes, start: bytes, with_records: bool) -> list[Entry]:
         index, page = self._index, list[Entry]()
-        with (
-            index.gate,
-            index.errors,
-            index.snapshot(False) as txn,
-            txn.cursor(db=index.names) as cursor,
-        ):
+        with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
             found = cursor.set_range(start) if start else cursor.first()
             while found and len(page) < PAGE_NAMES:
                 name = bytes(cursor.key())
@@ -248,7 +238,7 @@ class LocalCatalog:
     def totals(self) -> tuple[Totals, int, int, int, int]:
         """(sums, objects, chunks, packs, index bytes)."""
         index = self._index
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             counts = [
                 int(txn.stat(table)["entries"])
                 for table in (index.names, index.chunks, index.packs)
@@ -376,7 +366,7 @@ class LocalCatalog:
 
     def _check_whose(self, config: StoreConfig) -> None:
         index, store_id = self._index, config.store_id
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             found = txn.get(STORE_ID, db=index.meta)
         if found is None and index.writable:
             # Whoever made the index may have died before it was durable.

@@ -49,7 +49,7 @@ def pages(index: Index, table: Table) -> Iterator[list[tuple[bytes, bytes]]]:
     """All rows, some at a time, so that they may be changed in between."""
     after: bytes | None = None
     while True:
-        with index.gate, index.errors, index.snapshot(False) as txn, txn.cursor(db=table) as cursor:
+        with index.gate, index.snapshot() as txn, txn.cursor(db=table) as cursor:
             page: list[tuple[bytes, bytes]] = []
             size = 0
             if cursor.set_range(after + b"\0") if after is not None else cursor.first():
@@ -78,11 +78,7 @@ def check_pages(index: Index) -> None:
     fd = os.open(os.path.join(index.path, "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
     try:
         while True:
-            with (
-                index.gate,
-                index.errors,
-                index.snapshot(False) as txn,
-            ):  # its pages are not written over while it is there
+            with index.gate, index.snapshot() as txn:  # while it is there, its pages are kept
                 found = IndexPages(fd, index.path)
                 if found.meta.txn_id == txn.id():
                     fault = found.fault()
@@ -118,7 +114,7 @@ def look_through(report: Report, path: str) -> None:
     names = undecodable = 0
     try:
         check_pages(index)
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             for table in TABLES:
                 for key, value in rows(index, txn, getattr(index, table.decode())):
                     names += table == b"names"

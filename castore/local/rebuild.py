@@ -183,7 +183,7 @@ def _join(
 
 
 def _is_older(index: Index, taken: Transplanted, journal: JournalReading) -> bool:
-    with index.gate, index.errors, index.snapshot(False) as txn, contextlib.suppress(FormatError):
+    with index.gate, index.snapshot() as txn, contextlib.suppress(FormatError):
         return read_unclaimed(index, txn) is not None or journal.is_ahead_of(taken.place)
     return True
 

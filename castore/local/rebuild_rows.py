@@ -107,7 +107,7 @@ class RowRebuild:
                 tables.packs.put(pack_id, created_ns, reading.end)
 
     def _without_row(self, entries: list[PackEntry]) -> list[PackEntry]:
-        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+        with self._index.gate, self._index.snapshot() as txn:
             return [e for e in entries if txn.get(e.chunk_id, db=self._index.chunks) is None]
 
     def _row_is_right(self, chunk_id: bytes, row: bytes) -> bool:
@@ -155,7 +155,7 @@ class RowRebuild:
     def _moved(self, extent: Extent) -> Location | None:
         if extent_fault(extent, self._readings) is None:
             return None
-        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+        with self._index.gate, self._index.snapshot() as txn:
             row = txn.get(extent.chunk_id, db=self._index.chunks)
         if row is None:
             return None

@@ -68,12 +68,7 @@ def transplant(fd: int, path: str, target: Index, size: int | None = None) -> Tr
             report.has_packs = count > 0
         elif name == b"segments":
             report.lost_segments = bool(lost)
-    with (
-        target.gate,
-        target.errors,
-        target.snapshot(False) as txn,
-        contextlib.suppress(FormatError),
-    ):
+    with target.gate, target.snapshot() as txn, contextlib.suppress(FormatError):
         report.place = read_place(target, txn)
     return report
 

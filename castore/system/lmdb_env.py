@@ -65,13 +65,15 @@ Table: TypeAlias = Any  # lmdb's own class of it is private
 
 
 class Snapshot:
-    """A read transaction. It is gone when its `with` ends, even if a traceback keeps the names that
-    it had: lmdb gives up the reader's slot only with the object, and a fork must find none."""
+    """A read transaction, in whose `with` LMDB's errors become ours. It is gone when that ends,
+    even if a traceback keeps the names that it had: lmdb gives up the reader's slot only with the
+    object, and a fork must find none."""
 
-    __slots__ = ("_env", "_txn")
+    __slots__ = ("_env", "_path", "_txn")
 
-    def __init__(self, txn: Any, env: lmdb.Environment | None) -> None:
+    def __init__(self, txn: Any, path: str, env: lmdb.Environment | None) -> None:
         self._txn = txn
+        self._path = path
         self._env = env  # where it is read without a lock
 
     def get(self, key: bytes, *, db: Table) -> Any:
@@ -96,13 +98,17 @@ class Snapshot:
         if self._env is not None and _last_transaction(self._env) > txn.id() + 1:
             del txn
             raise IndexChanged(_CHANGED) from error
+        if isinstance(error, lmdb.Error):
+            del txn
+            raise typed(error, self._path) from error
 
 
 class Index:
     """One environment and its tables. `close` it as often as it was opened.
 
     `gate` is held around every read transaction, and `write_gate` around every write, so that a
-    fork, or a map that has to be opened anew, finds none open; `errors` makes LMDB's errors ours.
+    fork, or a map that has to be opened anew, finds none open; `errors` makes LMDB's errors ours,
+    of a write, and of its commit.
     Gates and write transactions are entered and left by a `with` in C, where they are used: an
     interrupt can't come between a lock and what lets go of it, as it can in a context manager that
     is a generator, or has methods in Python.
@@ -142,28 +148,31 @@ class Index:
 
     # ------------------------------------------------------------ transactions
 
-    def snapshot(self, buffers: bool = True) -> Snapshot:
-        """`with index.gate, index.errors, index.snapshot() as txn`: a read transaction whose values
-        are views of the map, or bytes. Keep it short, and leave with copies. Raises LmdbError."""
+    def snapshot(self, *, views: bool = False) -> Snapshot:
+        """`with index.gate, index.snapshot() as txn`: a read transaction whose values are bytes, or
+        `views` of the map. Keep it short, and leave with copies."""
         if self._pid != os.getpid():
             self._open_again()
         assert self._env is not None
         try:
-            return self._snapshot(buffers)
-        except lmdb.MapResizedError:
-            # Its locks come before the gate, which we hold: once, as no snapshot is open.
-            self.gate.release()
             try:
-                self._adopt_map()
-            finally:
-                self.gate.acquire()
-        return self._snapshot(buffers)
+                return self._snapshot(views)
+            except lmdb.MapResizedError:
+                # Its locks come before the gate, which we hold: once, as no snapshot is open.
+                self.gate.release()
+                try:
+                    self._adopt_map()
+                finally:
+                    self.gate.acquire()
+            return self._snapshot(views)
+        except lmdb.Error as error:
+            raise typed(error, self.path) from error
 
-    def _snapshot(self, buffers: bool) -> Snapshot:
+    def _snapshot(self, views: bool) -> Snapshot:
         env = self._env
         assert env is not None
-        txn: Any = env.begin(buffers=buffers)  # type: ignore[call-overload]
-        return Snapshot(txn, env if self.lock_free else None)
+        txn: Any = env.begin(buffers=views)  # type: ignore[call-overload]
+        return Snapshot(txn, self.path, env if self.lock_free else None)
 
     def begin(self) -> Txn:
         """`with index.write_gate, index.errors, index.begin() as txn`: the write transaction,

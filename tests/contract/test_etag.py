@@ -48,7 +48,7 @@ def _manifest(store: castore.Store, name: str) -> tuple[Record, list[bytes]]:
     record = catalog.record(name.encode())
     assert record is not None
     index = catalog.index
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         return record, list(catalog._raw_segments(txn, record.manifest))
 
 

@@ -102,7 +102,7 @@ def test_a_check_that_was_killed_does_not_make_the_index_grow(tmp_path: Path) ->
         program = (
             "import sys, time; from castore.system.lmdb_env import open_index\n"
             "index = open_index(sys.argv[1], create=False)\n"
-            "with index.gate, index.errors, index.snapshot() as txn:\n"
+            "with index.gate, index.snapshot() as txn:\n"
             "    print('reads', flush=True); time.sleep(600)"
         )
         with subprocess.Popen(

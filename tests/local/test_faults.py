@@ -579,7 +579,7 @@ def test_an_object_whose_segments_are_not_all_there(
 
 def segment_rows(store: castore.Store) -> dict[bytes, bytes]:
     index = store._catalog._index  # type: ignore[union-attr]
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         return {bytes(key): bytes(raw) for key, raw in txn.cursor(db=index.segments)}
 
 

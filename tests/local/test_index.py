@@ -47,7 +47,7 @@ def put(index: Index, key: bytes, value: bytes) -> None:
 
 
 def get(index: Index, key: bytes) -> bytes | None:
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         raw = txn.get(key, db=index.meta)
     return None if raw is None else bytes(raw)
 

@@ -211,6 +211,6 @@ def test_a_transaction_that_stages_rows_before_its_end(
     for name, data in contents.items():
         assert store.gets(name) == data
     index = store._catalog._index
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         pending = txn.stat(index.pending)["entries"]
     assert pending <= 4, "what was published is not pending any more"

@@ -292,7 +292,7 @@ def index_of(store: castore.Store) -> Index:
 
 
 def snapshot_over(index: Index, writer: Writer, commits: int) -> None:
-    with index.gate, index.errors, index.snapshot() as txn:
+    with index.gate, index.snapshot() as txn:
         assert txn.get(b"small", db=index.names) is not None
         writer.commit(commits)
 
@@ -312,7 +312,7 @@ def test_pages_are_written_over_then(folder: Path) -> None:
         with castore.open(folder, read_only=True) as store, Writer(COMMITS, folder) as writer:
             writer.commit(3)
             index = index_of(store)
-            with pytest.raises(IndexChanged), index.gate, index.snapshot(False) as txn:  # noqa: PT012
+            with pytest.raises(IndexChanged), index.gate, index.snapshot() as txn:  # noqa: PT012
                 before = {i: txn.get(b"many/%04d" % i, db=index.names) for i in range(500)}
                 writer.commit(commits)
                 after = {i: txn.get(b"many/%04d" % i, db=index.names) for i in range(500)}
@@ -327,7 +327,7 @@ def test_reading_while_others_write(folder: Path) -> None:
         index, changed = index_of(store), 0
         for _ in range(300):
             try:
-                with index.gate, index.errors, index.snapshot(False) as txn:
+                with index.gate, index.snapshot() as txn:
                     one, two = (txn.get(name, db=index.names) for name in (b"one", b"two"))
                     assert (one is None) == (two is None)
             except IndexChanged:

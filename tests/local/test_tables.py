@@ -26,7 +26,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def totals(index: Index) -> Totals:
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         return read_totals(index, txn)
 
 

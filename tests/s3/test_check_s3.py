@@ -205,7 +205,7 @@ def cached(store: castore.Store) -> dict[str, dict[bytes, bytes]]:
     [folder] = Path(cache_root() or "").iterdir()
     index = store._backend._cache._index  # type: ignore[union-attr]
     assert folder.name in index.path
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         return {
             table: {bytes(key): bytes(value) for key, value in txn.cursor(db=getattr(index, table))}
             for table in ("names", "segments", "chunks")

@@ -53,8 +53,7 @@ def test_frames_are_bounded(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -
 def _count(index: object) -> int:
     with (
         index.gate,
-        index.errors,
-        index.snapshot(False) as txn,
+        index.snapshot() as txn,
         txn.cursor(db=index.frames) as cursor,
     ):  # type: ignore[attr-defined]
         return sum(1 for _ in cursor)

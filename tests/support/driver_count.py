@@ -71,7 +71,7 @@ def count_local(store: castore.Store) -> Count:
     count = Count(pack_rows=set())
     catalog: Any = store._catalog
     index = catalog.index
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         manifests = set()
         for _, raw in txn.cursor(db=index.names):
             record = decode_record(bytes(raw))

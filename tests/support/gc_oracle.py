@@ -141,8 +141,7 @@ def _check_after(store_path: str, report_to: int) -> None:
         on_disk = {path.stem for path in Path(store_path).glob("packs/*/*.pack")}
         with (
             store._catalog.index.gate,
-            store._catalog.index.errors,
-            store._catalog.index.snapshot(False) as txn,
+            store._catalog.index.snapshot() as txn,
         ):  # type: ignore[attr-defined]
             rows = {key.hex() for key, _ in txn.cursor(db=store._catalog.index.packs)}  # type: ignore[attr-defined]
         assert on_disk == rows

@@ -294,7 +294,7 @@ def check_index(store: castore.Store) -> None:
         assert header.header_bytes + header.payload_bytes == stored
         return header
 
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         for name, raw in txn.cursor(db=index.names):
             record = castore.format.index.decode_record(bytes(raw))
             totals.logical_bytes += record.size

@@ -29,5 +29,5 @@ def small_stages(patch: pytest.MonkeyPatch) -> None:
 
 def rows(store: castore.Store, table: str) -> dict[bytes, bytes]:
     index = store._catalog._index  # type: ignore[union-attr]
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         return {bytes(k): bytes(v) for k, v in txn.cursor(db=getattr(index, table))}

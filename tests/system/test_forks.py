@@ -234,7 +234,7 @@ def test_the_parents_reader_keeps_its_slot(store: castore.Store) -> None:
     forked = threading.Thread(target=lambda: status.append(oracle.in_child(lambda _: use())))
     forked.start()
     time.sleep(0.3)  # the child waits
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         before = bytes(txn.get(b"inline", db=index.names))
         os.close(go)
         os.close(ready)

@@ -62,7 +62,7 @@ class Garbage:
             for manifest, owner in self._staged.items()
             if not is_locked(pack_path(self._root, owner))
         ]
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             for pack_id in packs:
                 had_row, has_row = self._packs[pack_id], txn.get(pack_id, db=index.packs)
                 size = size_of(pack_path(self._root, pack_id))

@@ -37,7 +37,7 @@ def mend_journal(root: str, index: Index, journal: Journal) -> list[str]:
     """Put the row right that says how far the journal is; what was done. Where nothing can be read
     of it, the journal begins anew, if the index has what was done last: else the index may be the
     older one, and a collection asks first."""
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         row = txn.get(PLACE, db=index.meta)
         row = None if row is None else bytes(row)
     if row is None or _decodes(row):
@@ -78,13 +78,13 @@ def _has_newest(index: Index, reading: JournalReading) -> bool:
     """Whether the index has what was done last, so that it is not older than the journal."""
     entries, count = reading.newest_entries(), 0
     while batch := list(islice(entries, ENTRIES_PER_READ)):
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             if txn.get(UNCLAIMED, db=index.meta) is not None:
                 return False
             if not all(_has(index, txn, entry) for entry in batch):
                 return False
             count += len(batch)
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         return reading.has_newest or count == txn.stat(index.names)["entries"]
 
 

@@ -104,7 +104,7 @@ class ObjectRepair:
         unreadable = []
         for name in report.damaged_names:
             key = name.encode(errors="surrogateescape")
-            with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+            with self._index.gate, self._index.snapshot() as txn:
                 raw = txn.get(key, db=self._index.names)
             if raw is None:
                 continue
@@ -127,7 +127,7 @@ class ObjectRepair:
             self._keep_raw(key, raw, reason)
 
     def _is_readable(self, record: Record) -> bool:
-        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+        with self._index.gate, self._index.snapshot() as txn:
             raws = [raw for _, raw in segments_of(self._index, txn, record.manifest)]
         packs = {
             pack_id
@@ -140,7 +140,7 @@ class ObjectRepair:
         return not any(manifest_faults(record, raws, self._packs.readings, self._config.seed))
 
     def _keep_rest(self, key: bytes, raw: bytes, record: Record, why: str) -> None:
-        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+        with self._index.gate, self._index.snapshot() as txn:
             segments = [
                 (segment_place(segment)[1], value)
                 for segment, value in segments_of(self._index, txn, record.manifest)
@@ -199,7 +199,7 @@ class ObjectRepair:
         index = self._index
         # Before those with a name: what is staged in between is not taken for one without.
         manifests = {manifest_of(key) for key, _ in all_segments(index)}
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             taken = named_manifests(index, txn) | self.emptied
             taken |= pending_manifests(index, txn, self._root, self._packs.replaced)
         for manifest in sorted(manifests - taken):
@@ -207,7 +207,7 @@ class ObjectRepair:
 
     def _name_orphan(self, manifest: int) -> None:
         index = self._index
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             rows = list(segments_of(index, txn, manifest))
         segments = [value for _, value in rows]
         record = self._record_of(manifest, segments)

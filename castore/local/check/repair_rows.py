@@ -100,12 +100,12 @@ class RowRepair:
     def _named_by_owner(self) -> dict[int, int]:
         """The manifests that names have, by what their segments say of them."""
         index = self._index
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             return {manifest & OWNER_MASK: manifest for manifest in named_manifests(index, txn)}
 
     def _damaged_segments(self, name: bytes) -> list[bytes]:
         index = self._index
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             raw = txn.get(name, db=index.names)
             if raw is None:
                 return []
@@ -120,7 +120,7 @@ class RowRepair:
             ]
 
     def _mend(self, table: Table, key: bytes, decode: Callable[[bytes], object], what: str) -> None:
-        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+        with self._index.gate, self._index.snapshot() as txn:
             raw = txn.get(key, db=table)
         if raw is None:
             return

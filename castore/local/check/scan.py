@@ -57,7 +57,7 @@ class LocalCheck(StoreCheck):
         path = os.path.join(self._root, CONFIG)
         with open(path, "rb") as file:
             self.check_config(file.read(), path)
-        with index.gate, index.errors, index.snapshot(False) as source.snapshot:
+        with index.gate, index.snapshot() as source.snapshot:
             txn = source.snapshot
             self._gc_seq = _meta(index, txn, GC_SEQ)
             self._check_meta(txn)
@@ -89,7 +89,7 @@ class LocalCheck(StoreCheck):
 
     def undisturbed(self) -> bool:
         """Whether no collector removed or moved anything since this look began."""
-        with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+        with self._index.gate, self._index.snapshot() as txn:
             return _meta(self._index, txn, GC_SEQ) == self._gc_seq
 
     # ------------------------------------------------------------ progress

@@ -134,7 +134,7 @@ class _Collection:
 
     def _begin_marking(self) -> None:
         index = self._index
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             segments = int(txn.stat(index.segments)["entries"])
             rows = int(txn.stat(index.chunks)["entries"])
         self._stages.begin_stage("marking", segments * SEGMENT_BYTES + rows * ROW_BYTES)

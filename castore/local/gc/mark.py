@@ -74,7 +74,7 @@ class Marker:
         """Mark everything that is alive. Raises FormatError if something that a name leads to can't
         be read: then nothing can be said to be garbage."""
         index = self._index
-        with index.gate, index.errors, index.snapshot(False) as txn:
+        with index.gate, index.snapshot() as txn:
             self._manifest_last = last_manifest(index, txn)
             self._mark_pending(txn)
         self._read_names()
@@ -100,12 +100,7 @@ class Marker:
         index, at = self._index, segment_key(0, 0)
         while at:
             batch = []
-            with (
-                index.gate,
-                index.errors,
-                index.snapshot(False) as txn,
-                txn.cursor(db=index.segments) as cursor,
-            ):
+            with index.gate, index.snapshot() as txn, txn.cursor(db=index.segments) as cursor:
                 found = cursor.set_range(at)
                 for _ in range(SEGMENTS_PER_READ):
                     if not found:
@@ -144,7 +139,7 @@ class Marker:
         for _ in range(ROUNDS_MAX):
             changes = CHANGES_PER_READ
             while changes == CHANGES_PER_READ:
-                with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+                with self._index.gate, self._index.snapshot() as txn:
                     changes = self.catch_up(txn, CHANGES_PER_READ)
             if changes <= CHANGES_LEFT:
                 return
@@ -156,8 +151,7 @@ class Marker:
         while True:
             with (
                 index.gate,
-                index.errors,
-                index.snapshot(False) as txn,
+                index.snapshot() as txn,
                 txn.cursor(db=index.names) as cursor,
                 txn.cursor(db=index.segments) as segments,
             ):

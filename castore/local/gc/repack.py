@@ -174,7 +174,7 @@ class Repacker:
         """Those of all segments that refer to the packs, and others."""
         keys = self._segment_keys(packs)
         for i in range(0, len(keys), SEGMENTS_PER_READ):
-            with self._index.gate, self._index.errors, self._index.snapshot(False) as txn:
+            with self._index.gate, self._index.snapshot() as txn:
                 found = [
                     txn.get(segment_key(*key), db=self._index.segments)
                     for key in keys[i : i + SEGMENTS_PER_READ]

@@ -99,12 +99,7 @@ class Sweeper:
         many there were."""
         index, see, live, count = self._index, self._marks.see, 0, 0
         key = b""
-        with (
-            index.gate,
-            index.errors,
-            index.snapshot(False) as txn,
-            txn.cursor(db=index.chunks) as cursor,
-        ):
+        with index.gate, index.snapshot() as txn, txn.cursor(db=index.chunks) as cursor:
             if cursor.set_range(after + b"\0") if after else cursor.first():
                 for key, row in islice(cursor, ROWS_PER_READ):
                     count += 1

@@ -330,7 +330,7 @@ class Journal:
 
 def _may_rotate(index: Index) -> bool:
     """Whether it takes but a moment, and no older generation has names that the index lacks."""
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         if txn.get(UNCLAIMED, db=index.meta) is not None:
             return False
         rows = [int(txn.stat(table)["entries"]) for table in (index.names, index.segments)]

@@ -96,7 +96,7 @@ def _places(rows: Index, batch: list[Entry]) -> dict[bytes, Location]:
     wanted = sorted({i for entry in batch if isinstance(entry, Piece) for _, i in entry.extents})
     if not wanted:
         return {}
-    with rows.gate, rows.errors, rows.snapshot(False) as txn, txn.cursor(db=rows.chunks) as cursor:
+    with rows.gate, rows.snapshot() as txn, txn.cursor(db=rows.chunks) as cursor:
         found = cursor.getmulti(wanted)
     return {bytes(chunk_id): decode_chunk_row(row)[1] for chunk_id, row in found}
 

@@ -63,13 +63,13 @@ def judge(root: str, index: Index) -> JournalState:
         gaps.append("it was never begun")
     elif before is not None and before.seq > reading.seq:
         gaps.append(f"transactions {reading.seq + 1} to {before.seq} are missing")
-    with index.gate, index.errors, index.snapshot(False) as txn:
+    with index.gate, index.snapshot() as txn:
         unclaimed = read_unclaimed(index, txn)
     return JournalState(reading, gaps, reading.is_ahead_of(after), unclaimed)
 
 
 def _place(index: Index) -> JournalPlace | None:
     """None also for one that is damaged, which a check says on its own."""
-    with index.gate, index.errors, index.snapshot(False) as txn, contextlib.suppress(FormatError):
+    with index.gate, index.snapshot() as txn, contextlib.suppress(FormatError):
         return read_place(index, txn)
     return None

@@ -81,7 +81,7 @@ class FrameCache:
         missing = [i for i, frame in enumerate(found) if frame is None]
 
         def read(index: Index) -> list[bytes | None]:
-            with index.gate, index.errors, index.snapshot(False) as txn:
+            with index.gate, index.snapshot() as txn:
                 keys = [_KEY.pack(locations[i][0], locations[i][1]) for i in missing]
                 return [txn.get(key, db=index.frames) for key in keys]
 

@@ -65,7 +65,7 @@ class StoreCache:
         """(ETag, head as stored) of the version of the name that was seen last."""
 
         def read(index: Index) -> tuple[str, bytes] | None:
-            with index.gate, index.errors, index.snapshot(False) as txn:
+            with index.gate, index.snapshot() as txn:
                 return _version(name, txn.get(name, db=index.names))
 
         return self.access(read, None)
@@ -102,7 +102,7 @@ class StoreCache:
 
     def segment(self, name: bytes, etag: str, end: int) -> bytes | None:
         def read(index: Index) -> bytes | None:
-            with index.gate, index.errors, index.snapshot(False) as txn:
+            with index.gate, index.snapshot() as txn:
                 raw: bytes | None = txn.get(_segment_key(name, etag, end), db=index.segments)
             return raw
 
@@ -112,12 +112,7 @@ class StoreCache:
 
     def known(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         def read(index: Index) -> dict[bytes, Location]:
-            with (
-                index.gate,
-                index.errors,
-                index.snapshot(False) as txn,
-                txn.cursor(db=index.chunks) as cursor,
-            ):
+            with index.gate, index.snapshot() as txn, txn.cursor(db=index.chunks) as cursor:
                 rows = [(bytes(i), bytes(row)) for i, row in cursor.getmulti(sorted({*chunk_ids}))]
             return {
                 chunk_id: decode_chunk_row(raw)[1]
@@ -160,7 +155,7 @@ class StoreCache:
         """The keys of the objects of hints whose chunks are remembered."""
 
         def read(index: Index) -> set[str]:
-            with index.gate, index.errors, index.snapshot(False) as txn:
+            with index.gate, index.snapshot() as txn:
                 return {key[5:].decode() for key, _ in _rows(txn, index.meta, b"hint ")}
 
         return self.access(read, set())

@@ -29,7 +29,7 @@ class CollectorMemory:
         """The highest version seen; 0 if none was."""
 
         def read(index: Index) -> int:
-            with index.gate, index.errors, index.snapshot(False) as txn:
+            with index.gate, index.snapshot() as txn:
                 raw = txn.get(_STATE_VERSION, db=index.meta)
             return 0 if raw is None else int.from_bytes(raw, "little")
 
@@ -51,7 +51,7 @@ class CollectorMemory:
 
         def read(index: Index) -> dict[bytes, PackIds]:
             found = {}
-            with index.gate, index.errors, index.snapshot(False) as txn:
+            with index.gate, index.snapshot() as txn:
                 for name, etag in listed:
                     packs = decode_references(name, etag, txn.get(name, db=index.references))
                     if packs is not None:
@@ -80,7 +80,7 @@ class CollectorMemory:
                     txn.put(name, encode_references(name, etag, packs), db=index.references)
 
         def has_others(index: Index) -> bool:
-            with index.gate, index.errors, index.snapshot(False) as txn:
+            with index.gate, index.snapshot() as txn:
                 rows = _between(txn, index.references, after, upto)
                 return any(name not in there for name in rows)
 
