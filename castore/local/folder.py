@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import glob
 import os
-from collections.abc import Iterator
 
 from castore.errors import (
     FormatError,
@@ -20,6 +18,7 @@ from castore.errors import (
 from castore.format.pack import StoreConfig
 from castore.stream.config import parse_config
 from castore.system.fileio import adopt, is_interrupt
+from castore.system.lockfile import LockFile
 
 CONFIG = "castore.json"
 LOCK = "castore.lock"
@@ -123,9 +122,9 @@ def share(root: str) -> int:
                 "--pid=container:NAME or --pid=host; shareProcessNamespace: true in Kubernetes), "
                 "open it with read_only=True here, or use a store on S3",
             )
-    except OSError as error:
+    except BaseException as error:  # an interrupt, too: nobody else could let it go
         os.close(fd)
-        if isinstance(error, StoreLocked) or is_interrupt(error):
+        if not isinstance(error, OSError) or isinstance(error, StoreLocked) or is_interrupt(error):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"no space left for {path}") from error
@@ -136,23 +135,21 @@ def share(root: str) -> int:
     return fd
 
 
-@contextlib.contextmanager
-def alone(root: str) -> Iterator[None]:
-    """Have the store's folder to oneself: nobody has it open, and who opens it waits for the end of
-    the block. Raises StoreLocked if somebody, this process too, has it open."""
-    path = os.path.join(root, LOCK)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def alone(root: str) -> LockFile:
+    """Have the store's folder to oneself: nobody has it open, and who opens it waits until what
+    this gives is closed, as by a `with`. Raises StoreLocked if somebody, this process too, has it
+    open."""
+    lock = LockFile(os.path.join(root, LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock.take():
             raise StoreLocked(
                 errno.EAGAIN, f"the store {root} is in use: close it everywhere, and repeat"
-            ) from None
-        os.pwrite(fd, _pid_namespace().ljust(64), 0)
-        yield
-    finally:
-        os.close(fd)
+            )
+        os.pwrite(lock.fileno(), _pid_namespace().ljust(64), 0)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
 
 
 def _pid_namespace() -> bytes:

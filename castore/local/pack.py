@@ -19,6 +19,7 @@ from castore.format.pack import PackEntry, encode_footer, encode_pack_header
 from castore.model import Location
 from castore.stream.codec import Frame
 from castore.system.fileio import is_interrupt, write_all
+from castore.system.lockfile import LockFile
 from castore.system.mapping import Mapping, start_writeback
 
 WRITEBACK_BYTES = 8 << 20
@@ -28,7 +29,7 @@ class Pack:
     """A pack that this process is writing. Its methods are called under LocalPacks' lock, but for
     `sync`, which many puts may wait for at once."""
 
-    def __init__(self, path: str, fd: int, store_id: bytes, pack_id: bytes) -> None:
+    def __init__(self, path: str, file: LockFile, store_id: bytes, pack_id: bytes) -> None:
         self.pack_id = pack_id
         self.path = path
         self.created_ns = time.time_ns()
@@ -39,7 +40,7 @@ class Pack:
         # Of puts that have frames in it and have not committed. One that was interrupted before it
         # could let go is none.
         self.users: weakref.WeakSet[Placement] = weakref.WeakSet()
-        self._fd = fd
+        self._file = file
         self._entries: list[PackEntry] = []
         self._poison: Exception | None = None
         self._written_back = 0
@@ -62,7 +63,7 @@ class Pack:
         ]
         if self.size - self._written_back >= WRITEBACK_BYTES:
             # The disk starts now on what the fsync would otherwise begin with.
-            start_writeback(self._fd, self._written_back, self.size - self._written_back)
+            start_writeback(self._file.fileno(), self._written_back, self.size - self._written_back)
             self._written_back = self.size
         return locations
 
@@ -74,7 +75,7 @@ class Pack:
             self.raise_if_poisoned()
             size = self.size
             try:
-                os.fsync(self._fd)
+                os.fsync(self._file.fileno())
             except OSError as error:
                 self._poison = error  # first: the next instruction may be interrupted, too
                 if is_interrupt(error):
@@ -85,13 +86,13 @@ class Pack:
 
     def exists(self) -> bool:
         """False if the file was removed under us."""
-        return os.fstat(self._fd).st_nlink > 0
+        return os.fstat(self._file.fileno()).st_nlink > 0
 
     def map_again(self) -> Mapping:
         """A mapping of a pack whose file was removed under us, and which takes no more frames."""
         if self._poison is None:
             self._poison = FileNotFoundError(errno.ENOENT, "was removed", self.path)
-        return Mapping(self._fd, self.size)
+        return Mapping(self._file.fileno(), self.size)
 
     def seal(self) -> None:
         """Write the footer. It is an aid to recovery, which scans a pack without one, so it is
@@ -114,9 +115,7 @@ class Pack:
 
     def abandon(self) -> None:
         """Close the descriptor only: what a forked child may do."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._file.close()
 
     def raise_if_poisoned(self) -> None:
         if self._poison is None:
@@ -133,7 +132,7 @@ class Pack:
     def _append_bytes(self, parts: Sequence[bytes]) -> None:
         self.raise_if_poisoned()
         try:
-            self.size = write_all(self._fd, parts, self.size)
+            self.size = write_all(self._file.fileno(), parts, self.size)
         except OSError as error:
             # The tail is torn and can't be truncated away: this pack is finished.
             self._poison = error

@@ -7,7 +7,6 @@ until what it holds is committed: a collector that can't get the lock leaves the
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Collection, Iterable, Sequence
 
@@ -32,6 +31,7 @@ from castore.system.fileio import (
     sync_folder,
 )
 from castore.system.forks import ForkLock, Rank
+from castore.system.lockfile import LockFile
 from castore.system.mapping import Mapping
 
 PACK_BYTES_MAX = 256 << 20
@@ -168,33 +168,30 @@ class LocalPacks:
                             adopt_folder(made, self._store)
                         sync_folder(os.path.dirname(made))
                     self._durable_folders.add(folder)
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                file = LockFile(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             except FileExistsError:
                 continue
             except OSError as error:
                 raise storage_error(error, path) from error
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                adopt(fd, self._store)
-                # A collector may have taken the empty file before the lock was ours.
-                if os.fstat(fd).st_nlink == 0:
-                    os.close(fd)
-                    continue
-                pack = Pack(path, fd, self._store_id, pack_id)
-                sync_folder(folder)
-            except BlockingIOError:
-                # Somebody looks whether it is locked; a collector may be about to take it.
-                os.close(fd)
+                if file.take():
+                    adopt(file.fileno(), self._store)
+                    # A collector may have taken the empty file before the lock was ours.
+                    if os.fstat(file.fileno()).st_nlink:
+                        pack = Pack(path, file, self._store_id, pack_id)
+                        sync_folder(folder)
+                        return pack
+                else:  # somebody looks whether it is locked; a collector may be about to take it
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+            except BaseException as error:  # an interrupt, too: its traceback keeps the file
+                file.close()
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
-                continue
-            except OSError as error:
-                os.close(fd)
-                os.unlink(path)
-                if isinstance(error, (StoreFull, StoreIOError)):
-                    raise
-                raise storage_error(error, path) from error
-            return pack
+                if isinstance(error, OSError) and not isinstance(error, (StoreFull, StoreIOError)):
+                    raise storage_error(error, path) from error
+                raise
+            file.close()
 
     # ------------------------------------------------------------ reading
 

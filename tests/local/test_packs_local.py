@@ -26,6 +26,7 @@ from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
 from castore.model import Location
 from castore.stream.codec import chunk_id_of, encode_frame
+from castore.system.lockfile import LockFile
 
 STORE_ID = b"the store's id.."
 
@@ -323,18 +324,18 @@ def test_a_collector_that_is_faster_than_our_lock(
     packs: LocalPacks, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """It may find the file before it is locked: then that one is its, and we make another."""
-    real = fcntl.flock
+    real = LockFile.take
     met: list[str] = []
 
-    def flock(fd: int, how: int) -> None:
+    def take(file: LockFile) -> bool:
         if not met:
-            met.append(os.readlink(f"/proc/self/fd/{fd}"))
+            met.append(os.fsdecode(file.name))
             if when == "locked":
-                raise BlockingIOError
+                return False
             os.unlink(met[0])
-        real(fd, how)
+        return real(file)
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(LockFile, "take", take)
     before = len(os.listdir("/proc/self/fd"))
     placement = Placement()
     (location,) = packs.append(frames(1), placement)

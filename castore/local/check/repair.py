@@ -65,9 +65,12 @@ class LocalRepair:
         check = partial(check_local, self._root, fraction=1, threads=threads, progress=stages)
         before = found or check()
         # A collector moves frames, too, and relies on it that nobody else does.
-        with CollectorLock(os.path.join(self._root, GC_LOCK)):
-            self._packs.retire()
-            done = self.run(before)
+        with CollectorLock(os.path.join(self._root, GC_LOCK)) as lock:
+            try:
+                self._packs.retire()
+                done = self.run(before)
+            finally:
+                lock.unlock()
         report = check(sound=self.sound)
         report.read_frames += before.read_frames
         report.read_bytes += before.read_bytes

@@ -10,7 +10,6 @@ locks of what it wrote, and learns in its commit if what it reuses is gone.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
@@ -50,8 +49,8 @@ def collect(
     began = time.monotonic()
     index, dry_run = catalog.index, options.dry_run
     collection = _Collection(index, packs, seed, dry_run=dry_run, progress=progress)
-    lock = contextlib.nullcontext() if dry_run else CollectorLock(os.path.join(root, LOCK))
-    with lock:
+
+    def run() -> GcReport:
         claim(root, index, catalog.journal, accept=options.accept_unclaimed, dry_run=dry_run)
         if dry_run:
             report = collection.run(options.repack_below, options.max_repack_bytes)
@@ -64,7 +63,17 @@ def collect(
                 collection.marker.end()
             tend(root, index, catalog.journal)
         report.leftovers_removed, size = remove_leftovers(root, dry_run=dry_run)
-    report.bytes_freed += size
+        report.bytes_freed += size
+        return report
+
+    if dry_run:
+        report = run()
+    else:
+        with CollectorLock(os.path.join(root, LOCK)) as lock:
+            try:
+                report = run()
+            finally:
+                lock.unlock()
     report.duration_s = time.monotonic() - began
     return report
 

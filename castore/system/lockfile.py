@@ -1,0 +1,37 @@
+"""Files that are open to be locked (`flock`).
+
+A signal handler that raises (Ctrl-C, a soft time limit) does so between any two instructions, also
+between `os.open` and whoever keeps the number, and as the first of an `__exit__`: the lock would be
+held until the process ends. A file object of C's is opened and closed in one step each, by its
+`with` and when nobody refers to it any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+
+
+class LockFile(io.FileIO):
+    """The file at `path`, opened with `flags` (O_CLOEXEC is added), for the owner alone if that
+    makes it. Who forks closes it in the child: the lock is the parent's. Raises OSError."""
+
+    def __init__(self, path: str, flags: int) -> None:
+        def opener(path: str, _: int) -> int:
+            return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+        super().__init__(path, "r+", opener=opener)
+
+    def take(self) -> bool:
+        """Lock it for us alone; False if somebody has it locked. Raises OSError."""
+        try:
+            fcntl.flock(self, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock(self) -> None:
+        """Before it is closed, where a child that was forked just now may not have let go of its
+        copy yet."""
+        fcntl.flock(self, fcntl.LOCK_UN)

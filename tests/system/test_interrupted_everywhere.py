@@ -1,0 +1,222 @@
+"""What a signal handler raises, at each place where one can: the store goes on, and is whole.
+
+Python runs handlers as a function is entered, and behind a call of C's. Those are where a profiler
+is asked, too, so that an exception can be raised there without waiting for chance: at the first
+and the last time that a verb comes by each such place."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, TypeAlias
+
+import pytest
+from gc_stores import World
+from memory_s3 import MemoryAttempts
+
+import castore
+from castore.system.lockfile import LockFile
+from castore.system.workers import Workers
+
+WAIT_S = 30.0  # until a thread counts as hanging
+
+# The error of a file that is dropped unclosed, as by an interrupt right behind its opening.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+Place: TypeAlias = tuple[CodeType, int, str]
+Step: TypeAlias = tuple[Place, int]  # and how often it was come by before
+
+
+class Soft(Exception):
+    """What the handler raises."""
+
+
+def steps_of(verb: Callable[[], Any]) -> list[Step]:
+    """Where `verb` can be interrupted: each place at its first and its last time."""
+    times: dict[Place, int] = {}
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event in ("call", "c_return"):
+            place = frame.f_code, frame.f_lasti, event
+            times[place] = times.get(place, -1) + 1
+
+    sys.setprofile(note)
+    try:
+        verb()
+    finally:
+        sys.setprofile(None)
+    return [(place, time) for place, last in times.items() for time in sorted({0, last})]
+
+
+def strike(verb: Callable[[], Any], step: Step) -> BaseException | None:
+    """Interrupt `verb` at this step; what came of it, with its traceback, as a notebook keeps the
+    last."""
+    (code, at, which), left = step
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        if frame.f_code is code and frame.f_lasti == at and event == which:
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                raise Soft
+
+    sys.setprofile(note)
+    try:
+        verb()
+    except BaseException as error:
+        return error
+    finally:
+        sys.setprofile(None)
+    return None  # it did not come by, or it was raised where Python only reports it
+
+
+def in_time(action: Callable[[], Any], step: Step) -> None:
+    """Do it in a thread of its own, which must come to its end."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    assert not thread.is_alive(), f"it hangs after {step}"
+    if raised:
+        raise AssertionError(f"after {step}") from raised[0]
+
+
+class Verbs:
+    """What is done to a store, under the name that a test has for it."""
+
+    def __init__(self, store: castore.Store) -> None:
+        self.store = store
+        self.large, self.small = os.urandom(60_000), os.urandom(500)
+        self.counted = 0
+        store.puts("kept", self.large)
+
+    def puts(self) -> None:
+        self.store.puts("struck", os.urandom(20_000))
+
+    def transaction(self) -> None:
+        with self.store.transaction() as transaction:
+            transaction.puts("struck", self.small)
+            transaction.puts("struck/2", self.large[:30_000])
+
+    def write(self) -> None:
+        with self.store.open("struck", "wb") as file:
+            file.write(self.large)
+
+    def copy(self) -> None:
+        self.store.copy("kept", "struck")
+
+    def delete(self) -> None:
+        self.store.delete_prefix("struck")
+
+    def read(self) -> None:
+        assert self.store.gets("kept") == self.large
+        with self.store.open("kept") as file:
+            file.read(7_000)
+
+    def look(self) -> None:
+        list(self.store.list())
+        self.store.stats()
+
+    def collect(self) -> None:
+        self.store.gc(grace_s=0.0)
+
+    def go_on(self) -> None:
+        """What others do meanwhile."""
+        self.counted += 1
+        count = b"%d" % self.counted
+        self.store.puts("other", self.small + count)
+        assert self.store.gets("other") == self.small + count
+        assert self.store.gets("kept") == self.large
+
+
+VERBS = ["puts", "transaction", "write", "copy", "delete", "read", "look", "collect"]
+EVERY = 12  # by default; each step in the long run
+
+
+@pytest.fixture(params=[EVERY, pytest.param(1, marks=pytest.mark.long)])
+def every(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+def strikes(verbs: Verbs, name: str, every: int) -> Iterator[Step]:
+    """Interrupt the verb at every so many of its steps; see each time that others go on. Then the
+    error is let go of, and its step is given."""
+    verb = getattr(verbs, name)
+    verb()
+    steps = steps_of(verb)
+    assert len(steps) > 50
+    struck = 0
+    for step in steps[sum(map(ord, name)) % every :: every]:
+        error = strike(verb, step)
+        struck += isinstance(error, Soft)
+        assert error is None or isinstance(error, Soft), (step, error)
+        in_time(verbs.go_on, step)
+        in_time(verbs.collect, step)
+        del error
+        yield step
+    assert struck > len(steps) / every / 2
+
+
+def locked(root: Path) -> list[Path]:
+    """Of the store's files that are locked while they are in use: those that still are."""
+    gc.collect()
+    found = []
+    for path in [*root.glob("packs/*/*"), root / "castore.gc"]:
+        if path.exists():
+            with LockFile(str(path), os.O_RDWR) as file:
+                if not file.take():
+                    found.append(path)
+    return found
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_local_store(tmp_path: Path, quick_check: None, name: str, every: int) -> None:
+    root = tmp_path / "store"
+    store = castore.open(root, chunk_bytes_avg=2816, threads=2)
+    verbs = Verbs(store)
+    for step in strikes(verbs, name, every):
+        verbs.go_on()  # it lets go of what only the error had kept
+        verbs.collect()  # and this, of the open pack
+        assert not locked(root), step
+    store.close()
+    with castore.open(root) as again:
+        again.gc()
+        report = again.check(read_data=True)
+        assert report.clean, report.problems
+        assert not [p for p in root.glob("packs/*/*") if p.suffix != ".pack"]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_store_on_s3(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str, every: int
+) -> None:
+    # The server in memory has locks that Python code takes. Attempts asks a server so, too.
+    senders, ask = Workers(8, abandon=True), MemoryAttempts._ask
+
+    def sent(attempts: MemoryAttempts, *asked: Any, **options: Any) -> Any:
+        return senders.submit(ask, attempts, *asked, **options).result()
+
+    monkeypatch.setattr(MemoryAttempts, "_ask", sent)
+    store = world.open()
+    verbs = Verbs(store)
+    for step in strikes(verbs, name, every):
+        assert store.gets("kept") == verbs.large, step
+    store.close()
+    report = world.open("two").check(read_data=True)
+    assert all(p.severity == "warning" for p in report.problems), report.problems
