@@ -98,10 +98,11 @@ class S3Catalog:
             except Overwritten:
                 continue
 
-    def forget(self, name: bytes) -> None:
+    def forget(self, *names: bytes) -> None:
         with self._lock:
-            self._versions.pop(name, None)
-        self._cache.forget_manifest(name)
+            for name in names:
+                self._versions.pop(name, None)
+        self._cache.forget_manifests(names)
 
     def forget_all(self) -> None:
         """What is in memory; the cache is another's to clear."""
@@ -176,6 +177,11 @@ class S3Catalog:
         if known is None:
             return self._fetch_known_to_exist(name)
         return self._fetch(name, known.etag) or known
+
+    def at(self, name: bytes, etag: str) -> Version:
+        """The version that was just seen to have this ETag, or a newer one. Raises NameNotFound."""
+        known = self._known(name)
+        return known if known is not None and known.etag == etag else self.current(name)
 
     def remember(self, name: bytes, etag: str, raw: bytes) -> None:
         """A manifest that we wrote ourselves."""
@@ -341,12 +347,10 @@ class S3Catalog:
         return version
 
     def _version(self, name: bytes, etag: str) -> Version | None:
-        """What the name maps to, without asking if the version with this ETag is known."""
-        known = self._known(name)
-        if known is not None and known.etag == etag:
-            return known
+        """What the name maps to, if anything, without asking if the version with this ETag is
+        known."""
         try:
-            return self.current(name)
+            return self.at(name, etag)
         except NameNotFound:
             return None
 

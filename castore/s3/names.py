@@ -6,37 +6,97 @@ then, and the caller by CommitUnknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
-from castore.errors import CastoreError, CommitUnknown, NameExists, NameNotFound
+from castore.errors import CastoreError, CommitUnknown, NameExists, NameNotFound, ObjectChanged
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.format.s3 import encode_manifest
 from castore.format.segment import decode_segment
-from castore.s3.catalog import S3Catalog
+from castore.s3.catalog import S3Catalog, Version
 from castore.s3.client.bucket import Bucket, OutcomeUnknown, PreconditionFailed
-from castore.s3.client.delete_version import delete_version, etag_at
+from castore.s3.client.delete_version import delete_version, delete_versions, etag_at
 from castore.s3.client.put_once import Landed, put_once
 from castore.s3.keys import name_key
 from castore.s3.lease import WriterLease
+from castore.s3.presence import etags_of, heads_of
+from castore.stream.operations import Copy, Operation, Publish, same_bytes
+from castore.system.workers import Future, Workers, results_of
 
-Segments = Sequence[tuple[int, bytes]]  # (end offset, encoded), in order
+Segments: TypeAlias = Sequence[tuple[int, bytes]]  # (end offset, encoded), in order
+
+BATCH_MIN = 8  # names
+BATCH_MAX = 1000  # names in one request, of S3
+
+# Names with their ETags, and the request that deletes them, if it is one for all.
+_Deletion: TypeAlias = "tuple[Sequence[tuple[bytes, str]], Future[set[str]] | None]"
 
 
 class NameWriter:
     """Those that one commit publishes; thread-safe."""
 
     def __init__(
-        self, bucket: Bucket, config: StoreConfig, catalog: S3Catalog, lease: WriterLease
+        self,
+        bucket: Bucket,
+        config: StoreConfig,
+        catalog: S3Catalog,
+        lease: WriterLease,
+        requests: Workers,
     ) -> None:
         self._bucket = bucket
         self._config = config
         self._catalog = catalog
         self._lease = lease
+        self._requests = requests
 
-    def etag(self, name: bytes) -> str | None:
-        """That of what the name maps to now; None if to nothing."""
-        return etag_at(self._bucket, name_key(name))
+    def etags(self, present: set[bytes], absent: set[bytes]) -> dict[bytes, str]:
+        """The ETags of those names that map to something. Of those that ought to be `present`, none
+        is taken for gone because a list does not show it."""
+        found = etags_of(self._bucket, self._requests, present | absent)
+        return found | heads_of(self._bucket, self._requests, present - found.keys())
+
+    def publish(self, publish: Publish) -> None:
+        """Put what a writer made. Raises what `put` does; ObjectChanged."""
+        name, record, draft, if_absent, over = publish
+        segments = [] if draft is None else draft.segments
+        if over is None:
+            self.put(name, record, segments, if_absent=if_absent)
+            return
+        while True:
+            version = self._unchanged(name, over)
+            try:
+                self.put(name, record, segments, if_match=version.etag)
+                return
+            except NameExists:  # changed since: look again
+                continue
+
+    def compare(self, operations: Sequence[Operation]) -> None:
+        """Of several operations, one that is over what changed is sure to fail. Raises
+        ObjectChanged."""
+        over = [it for it in operations if isinstance(it, Publish) and it.over is not None]
+        if len(operations) > 1:
+            results_of([self._requests.submit(self._unchanged, it.name, it.over) for it in over])
+
+    def _unchanged(self, name: bytes, record: Record | None) -> Version:
+        """What the name maps to, if that has the record's bytes, as what a collector or a repair
+        made of it has. Raises ObjectChanged."""
+        with contextlib.suppress(NameNotFound):
+            version = self._catalog.current(name)
+            if record is not None and same_bytes(version.head.record, record):
+                return version
+        raise ObjectChanged(name.decode())
+
+    def copy(self, copy: Copy, version: Version, segments: Segments) -> None:
+        """Put the version of its source under its target; of a `rename`, delete the source if it
+        still is that."""
+        record = version.head.record
+        if not copy.rename:
+            record = record._replace(mtime_ns=copy.mtime_ns)
+        self.put(copy.target, record, segments, if_absent=copy.if_absent)
+        if copy.rename:
+            self.delete(copy.source, version.etag, version.head.record)
 
     def put(
         self,
@@ -80,13 +140,73 @@ class NameWriter:
         try:
             newer: str | None = etag
             while newer is not None and not delete_version(self._bucket, name_key(name), newer):
-                newer = self.etag(name) if record is None else self._etag_of(name, record)
+                newer = (
+                    etag_at(self._bucket, name_key(name))
+                    if record is None
+                    else self._etag_of(name, record)
+                )
         except OutcomeUnknown as error:
             raise CommitUnknown(
                 f"whether {name.decode()!r} was deleted is not known ({error.__cause__}): look "
                 "before you repeat it"
             ) from error
         self._catalog.forget(name)
+
+    def delete_all(self, names: Sequence[bytes], seen: Mapping[bytes, str]) -> int:
+        """Delete the names, whatever they map to by then; how many. `seen` are ETags that were just
+        seen. Raises NameNotFound for one that was not seen and is not there, CommitUnknown."""
+        entries = [(name, seen[name]) for name in names if name in seen]
+        others = [name for name in names if name not in seen]
+        there = heads_of(self._bucket, self._requests, others)
+        for name in others:
+            if name not in there:
+                raise NameNotFound(name.decode())
+        self._end(self._begin([*entries, *there.items()]))
+        return len(names)
+
+    def delete_below(self, prefix: bytes) -> int:
+        """Delete all names that begin with `prefix`; how many there were. Raises CommitUnknown."""
+        deleted = 0
+        under_way: list[_Deletion] = []
+        try:
+            for listed in self._catalog.listed(prefix):
+                deleted += len(listed)
+                before, under_way = under_way, self._begin(listed)
+                self._end(before)  # while the next page is listed, this one is deleted
+        finally:
+            self._end(under_way)
+        return deleted
+
+    def _begin(self, entries: Sequence[tuple[bytes, str]]) -> list[_Deletion]:
+        """Begin to delete names, each just seen with its ETag: many in one request, few by one
+        each, of which more servers honour the condition."""
+        if len(entries) < BATCH_MIN:
+            return [([each], None) for each in entries]
+        parts = [entries[i : i + BATCH_MAX] for i in range(0, len(entries), BATCH_MAX)]
+        return [
+            (part, self._requests.submit(delete_versions, self._bucket, _keys(part)))
+            for part in parts
+        ]
+
+    def _end(self, deletions: Sequence[_Deletion]) -> None:
+        """Wait for that, and see to what is left of it, name by name."""
+        left: list[tuple[bytes, str]] = []
+        failures = []
+        for entries, deleting in deletions:
+            if deleting is None:
+                left += entries
+                continue
+            error = deleting.exception()
+            if error is not None:
+                failures.append(error)
+                continue
+            gone = deleting.result()
+            self._catalog.forget(*(name for name, _ in entries if name_key(name) in gone))
+            left += [(name, etag) for name, etag in entries if name_key(name) not in gone]
+        # None of them is to land when the caller has been told that one failed.
+        results_of([self._requests.submit(self.delete, *each) for each in left])
+        if failures:
+            raise failures[0]
 
     def _land(
         self,
@@ -131,3 +251,7 @@ class NameWriter:
         there = version.head.record
         same = (there.etag, there.mtime_ns) == (record.etag, record.mtime_ns)
         return version.etag if same else None
+
+
+def _keys(entries: Sequence[tuple[bytes, str]]) -> list[tuple[str, str]]:
+    return [(name_key(name), etag) for name, etag in entries]

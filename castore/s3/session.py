@@ -7,25 +7,21 @@ published by itself: a transaction's last put comes after its others, so that a 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence, Set
-from typing import Any
 
 from castore.errors import (
     ChunkCorrupt,
     FormatError,
     NameExists,
-    NameNotFound,
-    ObjectChanged,
     PackMissing,
     StoreIOError,
 )
-from castore.format.index import Record
 from castore.format.pack import decode_frame_header
 from castore.format.segment import Segment, SegmentBuilder, decode_segment
 from castore.model import Extent, Location
 from castore.s3.catalog import Version
+from castore.s3.commit import check, groups, names_of, names_to_look_up
 from castore.s3.damaged import to_avoid
 from castore.s3.lease import WriterLease
 from castore.s3.manifests import Overwritten
@@ -43,10 +39,9 @@ from castore.stream.operations import (
     Draft,
     Operation,
     Publish,
-    same_bytes,
 )
 from castore.stream.session import WriteSession
-from castore.system.workers import Future, InFlight, Workers
+from castore.system.workers import Future, InFlight, Workers, results_of
 
 INLINE_BYTES_MAX = 64 << 10
 MOVED_AT_ONCE = 64  # extents
@@ -83,7 +78,7 @@ class S3Session(WriteSession):
         self._hints = parts.hints
         self._lease = lease
         self._requests = parts.requests
-        self._names = NameWriter(parts.bucket, parts.config, parts.catalog, lease)
+        self._names = NameWriter(parts.bucket, parts.config, parts.catalog, lease, parts.requests)
         self._uploads = Uploads(
             parts.bucket, parts.config, lease, parts.cache, parts.hints, parts.requests, budget
         )
@@ -143,30 +138,21 @@ class S3Session(WriteSession):
     # ------------------------------------------------------------ the end
 
     def commit(self, operations: Sequence[Operation]) -> int:
-        """Publish the operations in their order, consecutive puts at once but the last one last,
-        and consecutive deletions at once. Not atomic across names: when it raises, those before may
-        be there."""
+        """Publish the operations in their order, consecutive ones of a kind at once, but the last
+        name that is given last: see `commit`. Not atomic across names: when it raises, those before
+        may be there."""
         self.check_process()
         self._uploads.finish()
-        self._check(operations)
-        last = max((i for i, it in enumerate(operations) if isinstance(it, Publish)), default=-1)
+        present, absent = names_to_look_up(operations)
+        self._names.compare(operations)
+        seen = self._names.etags(present, absent)
+        check(operations, present | absent, seen.keys())
         deleted = 0
-        together: list[Publish | Delete] = []  # all of one kind, of different names
-        names: set[bytes] = set()
-        kind: type[Operation] | None = None
-        for i, operation in enumerate(operations):
-            if isinstance(operation, Delete) or (isinstance(operation, Publish) and i != last):
-                if type(operation) is not kind or operation.name in names:
-                    deleted += self._apply_all(together)
-                    names.clear()
-                    kind = type(operation)
-                names.add(operation.name)
-                together.append(operation)
-                continue
-            deleted += self._apply_all(together)
-            names.clear()
-            deleted += self._apply(operation)
-        deleted += self._apply_all(together)
+        for group in groups(operations):
+            deleted += self._apply(group, seen)
+            for operation in group:
+                for name in names_of(operation)[0]:
+                    seen.pop(name, None)
         self._published = True
         self.close()
         return deleted
@@ -221,133 +207,76 @@ class S3Session(WriteSession):
 
     # ------------------------------------------------------------ parts of these
 
-    def _check(self, operations: Sequence[Operation]) -> None:
-        """What is sure to fail fails before anything is published; what must be absent is looked
-        for also because not every server honours If-None-Match. A copy or a deletion by itself
-        finds out on its own."""
-        asked: set[bytes] = set()
-        for operation in operations:
-            match operation:
-                case Publish(name, _, _, True):
-                    asked.add(name)
-                case Copy(source, target, _, if_absent) if if_absent or len(operations) > 1:
-                    asked |= {source, target} if if_absent else {source}
-                case Delete(name) if len(operations) > 1:
-                    asked.add(name)
-        comparing = [
-            self._requests.submit(self._unchanged, operation.name, operation.over)
-            for operation in operations
-            if len(operations) > 1 and isinstance(operation, Publish) and operation.over is not None
-        ]
-        looking = [(name, self._requests.submit(self._names.etag, name)) for name in asked]
-        _finish(comparing)
-        there = {name for name, future in looking if future.result() is not None}
-        for operation in operations:
-            match operation:
-                case Publish(name, _, _, if_absent):
-                    _must_be_absent(name, there, if_absent)
-                    there.add(name)
-                case Copy(source, target, _, if_absent, rename):
-                    if source in asked and source not in there:
-                        raise NameNotFound(source.decode())
-                    _must_be_absent(target, there, if_absent)
-                    if rename:
-                        there.discard(source)
-                    there.add(target)
-                case Delete(name):
-                    if name in asked and name not in there:
-                        raise NameNotFound(name.decode())
-                    there.discard(name)
-                case DeletePrefix(prefix):
-                    there = {name for name in there if not name.startswith(prefix)}
-
-    def _apply_all(self, together: list[Publish | Delete]) -> int:
-        """Apply them at once; how many names were deleted."""
-        applying = [self._requests.submit(self._apply, operation) for operation in together]
-        together.clear()
-        _finish(applying)
-        return sum(future.result() for future in applying)
-
-    def _apply(self, operation: Operation) -> int:
-        match operation:
-            case Publish(name, record, draft, if_absent, over):
-                segments = [] if draft is None else draft.segments
-                if over is None:
-                    self._names.put(name, record, segments, if_absent=if_absent)
-                else:
-                    self._publish_over(over, name, record, segments)
-                return 0
+    def _apply(self, group: Sequence[Operation], seen: Mapping[bytes, str]) -> int:
+        """Apply operations that may be at once; how many names were deleted. `seen` are the ETags
+        of names that are as they were when the commit began."""
+        match group[0]:
+            case Publish():
+                publishes = [it for it in group if isinstance(it, Publish)]
+                # None of them is to land when the caller has been told that one failed.
+                results_of([self._requests.submit(self._names.publish, it) for it in publishes])
             case Copy():
-                self._copy(operation)
-                return 0
-            case Delete(name):
-                etag = self._names.etag(name)
-                if etag is None:
-                    raise NameNotFound(name.decode())
-                self._names.delete(name, etag)
-                return 1
+                self._copy([it for it in group if isinstance(it, Copy)], seen)
+            case Delete():
+                return self._names.delete_all(
+                    [it.name for it in group if isinstance(it, Delete)], seen
+                )
             case DeletePrefix(prefix):
-                return self._delete_below(prefix)
+                return self._names.delete_below(prefix)
+        return 0
 
-    def _publish_over(
-        self, over: Record, name: bytes, record: Record, segments: Sequence[tuple[int, bytes]]
-    ) -> None:
-        """Put it over the version that it is made of, or over what a collector or a repair made of
-        that. Raises ObjectChanged."""
-        while True:
-            version = self._unchanged(name, over)
-            try:
-                self._names.put(name, record, segments, if_match=version.etag)
-                return
-            except NameExists:  # changed since: look again
-                continue
+    def _copy(self, copies: Sequence[Copy], seen: Mapping[bytes, str]) -> None:
+        reading = [
+            self._requests.submit(self._version, copy.source, seen.get(copy.source))
+            for copy in copies
+        ]
+        found = results_of(reading)
+        # For all of them, in as few round trips as it takes.
+        self.unreliable({pack_id for version, _ in found for pack_id in version.head.packs})
+        ready = [
+            (copy, *self._reliable(copy.source, *each))
+            for copy, each in zip(copies, found, strict=True)
+            if copy.source != copy.target
+        ]
+        self._uploads.finish()
+        results_of([self._requests.submit(self._names.copy, *each) for each in ready])
 
-    def _unchanged(self, name: bytes, record: Record) -> Version:
-        """What the name maps to, if that has the record's bytes. Raises ObjectChanged."""
-        with contextlib.suppress(NameNotFound):
-            version = self._catalog.current(name)
-            if same_bytes(version.head.record, record):
-                return version
-        raise ObjectChanged(name.decode())
-
-    def _copy(self, copy: Copy) -> None:
-        version = self._catalog.current(copy.source)
-        if copy.source == copy.target:
-            if copy.if_absent:
-                raise NameExists(copy.target.decode())
-            return
+    def _version(self, name: bytes, etag: str | None) -> tuple[Version, list[bytes]]:
+        """What the name maps to, and its segments as stored; with its ETag, where that was just
+        seen. Raises NameNotFound."""
+        version = self._catalog.current(name) if etag is None else self._catalog.at(name, etag)
         while True:
             try:
-                segments = self._reliable(version)
-                break
-            except (Overwritten, PackMissing) as error:
-                newer = self._catalog.current(copy.source)
+                return version, list(self._catalog.raw_segments(version))
+            except Overwritten as error:
+                newer = self._catalog.current(name)
                 if newer.etag == version.etag:
-                    if isinstance(error, PackMissing):
-                        raise
                     raise StoreIOError(
-                        f"the manifest of {copy.source.decode()!r} can't be read"
+                        f"the manifest of {name.decode()!r} can't be read"
                     ) from error
                 version = newer
-        self._uploads.finish()
-        record = version.head.record
-        if not copy.rename:
-            record = record._replace(mtime_ns=copy.mtime_ns)
-        self._names.put(copy.target, record, segments, if_absent=copy.if_absent)
-        if copy.rename:
-            self._names.delete(copy.source, version.etag, version.head.record)
 
-    def _reliable(self, version: Version) -> Segments:
-        """The version's segments, with what is in packs that can't be relied on stored anew."""
-        doomed = self.unreliable(version.head.packs)
-        segments = []
-        for raw in self._catalog.raw_segments(version):
-            segment = decode_segment(raw)
-            if not doomed.isdisjoint(segment.packs):
-                lost = [extent for extent in segment if extent.location.pack_id in doomed]
-                raw = relocated(segment, doomed, self._store_anew(lost)) or raw
-            segments.append((segment.end, raw))
-        return segments
+    def _reliable(
+        self, name: bytes, version: Version, raw_segments: Sequence[bytes]
+    ) -> tuple[Version, Segments]:
+        """The version, or a newer one, with what is in packs that can't be relied on stored
+        anew."""
+        while True:
+            doomed = self.unreliable(version.head.packs)
+            segments = []
+            try:
+                for raw in raw_segments:
+                    segment = decode_segment(raw)
+                    if not doomed.isdisjoint(segment.packs):
+                        lost = [e for e in segment if e.location.pack_id in doomed]
+                        raw = relocated(segment, doomed, self._store_anew(lost)) or raw
+                    segments.append((segment.end, raw))
+                return version, segments
+            except PackMissing:
+                newer, raw_segments = self._version(name, None)
+                if newer.etag == version.etag:
+                    raise
+                version = newer
 
     def _store_anew(self, extents: Sequence[Extent]) -> dict[bytes, Location]:
         """Where their chunks are now. Raises PackMissing, ChunkCorrupt."""
@@ -391,13 +320,6 @@ class S3Session(WriteSession):
         header = decode_frame_header(raw)
         return stored_frame(bytes(raw), header.chunk_id, header.raw_bytes, self.config.seed)
 
-    def _delete_below(self, prefix: bytes) -> int:
-        deleted = 0
-        for listed in self._catalog.listed(prefix):
-            _finish([self._requests.submit(self._names.delete, *entry) for entry in listed])
-            deleted += len(listed)
-        return deleted
-
 
 def relocated(
     segment: Segment, moved: Set[bytes], places: Mapping[bytes, Location]
@@ -405,15 +327,3 @@ def relocated(
     """The segment with what it has in the packs `moved` in other `places`, by chunk id; None if it
     has nothing there. Raises KeyError."""
     return segment.relocated(lambda e: places[e.chunk_id] if e.location.pack_id in moved else None)
-
-
-def _finish(changes: Sequence[Future[Any]]) -> None:
-    """Wait for all: none of them is to land when the caller has been told that one failed."""
-    failures = [error for future in changes if (error := future.exception())]
-    if failures:
-        raise failures[0]
-
-
-def _must_be_absent(name: bytes, there: set[bytes], if_absent: bool) -> None:
-    if if_absent and name in there:
-        raise NameExists(name.decode())

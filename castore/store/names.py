@@ -184,7 +184,7 @@ class NameVerbs(ObjectVerbs):
         "project" and "project/" are both the folder: neither "project2/a" is below it, nor an
         object "project". With `unbounded`, every name that starts with `prefix`, whatever follows;
         "" is what all names start with, and raises InvalidName without it. In a local store it is
-        one step; on S3 names go one after another, and to repeat it is to go on. Raises
+        one step; on S3 names go by the thousand, and to repeat it is to go on. Raises
         ReadOnlyStore.
 
         >>> for name in ["project/a", "project/b", "project2/a"]:

@@ -17,7 +17,7 @@ import atexit
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -123,6 +123,15 @@ class Future(Generic[T]):
             except IndexError:  # another thread was faster
                 return
             callback(self)
+
+
+def results_of(futures: Sequence[Future[T]]) -> list[T]:
+    """Wait for all; what they came to. Raises what the first that failed did, once all have
+    ended."""
+    failures = [error for future in futures if (error := future.exception()) is not None]
+    if failures:
+        raise failures[0]
+    return [future.result() for future in futures]
 
 
 class Workers:

@@ -70,7 +70,7 @@ def test_it_remembers(here: StoreCache) -> None:
     assert is_full(here)
     again = reopened(here)
     assert is_full(again)
-    again.forget_manifest(b"name")
+    again.forget_manifests([b"name"])
     assert again.manifest_head(b"name") is None
     assert again.segment(b"name", '"etag"', 20) is None
     again.drop_chunks([bytes([3]) * 16])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import Counter
 from pathlib import Path
-from urllib.parse import parse_qs
 
 import pytest
+from asked import requests
 from fault_proxy import FaultProxy
 from proxy import Connection, Exchange
 from s3_stores import Open
@@ -27,20 +26,6 @@ SMALL, LARGE = 1000, 600_000  # inline, and not
 
 def noise(size: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size)
-
-
-def requests(proxy: FaultProxy) -> list[str]:
-    """What was asked since it was asked last, as `GET names`: sorted, with how often."""
-    asked = Counter(f"{exchange.kind} {_kind_of_key(exchange)}" for exchange in proxy.exchanges)
-    proxy.clear()
-    return sorted(f"{kind}{'' if count == 1 else f' x{count}'}" for kind, count in asked.items())
-
-
-def _kind_of_key(exchange: Exchange) -> str:
-    if exchange.kind == "POST":
-        return "delete"
-    listed = parse_qs(exchange.query).get("prefix")
-    return (listed[0] if listed else exchange.key.partition("/")[2].partition("/")[2]).split("/")[1]
 
 
 def warmed(store: castore.Store, proxy: FaultProxy) -> castore.Store:

@@ -254,6 +254,11 @@ class MemoryAttempts:
             if refused is not None:
                 errors.append({"Key": entry["Key"], "Code": refused[1], "Message": "said the test"})
                 continue
+            there = self._server.objects.get(entry["Key"])
+            etag = entry.get("ETag") if self._server.preconditions else None
+            if etag is not None and there is not None and there.etag != etag:
+                errors.append({"Key": entry["Key"], "Code": "PreconditionFailed"})
+                continue
             self._server.objects.pop(entry["Key"], None)
             deleted.append({"Key": entry["Key"]})
         return {"Deleted": deleted, "Errors": errors}

@@ -20,7 +20,7 @@ import secrets
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import xxhash
@@ -90,15 +90,17 @@ class StoreCache:
 
         self.access(write, None)
 
-    def forget_manifest(self, name: bytes) -> None:
+    def forget_manifests(self, names: Collection[bytes]) -> None:
         def write(index: Index) -> None:
             with index.write_gate, index.errors, index.begin() as txn:
-                before = _version(name, txn.get(name, db=index.names))
-                if before is not None:
-                    _forget_segments(txn, index.segments, name, before[0])
-                txn.delete(name, db=index.names)
+                for name in names:
+                    before = _version(name, txn.get(name, db=index.names))
+                    if before is not None:
+                        _forget_segments(txn, index.segments, name, before[0])
+                    txn.delete(name, db=index.names)
 
-        self.access(write, None)
+        if names:
+            self.access(write, None)
 
     def segment(self, name: bytes, etag: str, end: int) -> bytes | None:
         def read(index: Index) -> bytes | None:

@@ -219,6 +219,26 @@ class Bucket:
                 failed.append((key, error))
         return failed
 
+    def delete_if_match(self, versions: Sequence[tuple[str, str]]) -> set[str]:
+        """Delete up to 1,000 keys in one request, each if it has the ETag beside it; those that the
+        server says are gone. A server that does not know the condition deletes what is there.
+        Raises OutcomeUnknown."""
+        entries = [
+            {"Key": self.settings.key(key), "ETag": etag}
+            for key, etag in versions
+            if _NOT_XML.search(key) is None
+        ]
+        if not entries:
+            return set()
+
+        def once() -> dict[str, Any]:
+            return self._attempts.call(
+                "s3:DeleteObject", "", "delete_objects", Delete={"Objects": entries}
+            )
+
+        answer = retry_once(versions[0][0], once, self.backoff)
+        return {self._relative(entry["Key"]) for entry in answer.get("Deleted", ())}
+
     # ------------------------------------------------------------ parts of these
 
     def _delete_attempt(self, key: str, if_match: str | None) -> None:

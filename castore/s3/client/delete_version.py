@@ -1,4 +1,4 @@
-"""Deleting one version of what is at a key, so that a lost reply is not passed on to the user.
+"""Deleting one version of what is at each key, so that a lost reply is not passed on to the user.
 
 With If-Match, as no two versions of a name have one ETag, a request that lands late deletes nothing
 that was put meanwhile. A server that ignores it deletes what is there; so does one that refuses it
@@ -6,6 +6,8 @@ whatever is there, which is asked without it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from castore.errors import RemoteError
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
@@ -62,3 +64,17 @@ def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
             if unknown is not None:
                 raise unknown
             raise fault.error
+
+
+def delete_versions(bucket: Bucket, versions: Sequence[tuple[str, str]]) -> set[str]:
+    """Have up to 1,000 keys deleted in one request, each if it still has the ETag that it was just
+    seen to have; those that are known to be gone. The others are to be looked at one by one: they
+    were overwritten, or the server said nothing of them, or knows no such request."""
+    try:
+        return bucket.delete_if_match(versions)
+    except OutcomeUnknown:
+        return set()
+    except RemoteError as refusal:
+        if refusal.status not in (*UNKNOWN_HEADER, 405):
+            raise
+        return set()

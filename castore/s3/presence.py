@@ -1,0 +1,66 @@
+"""Which of many names are there: by LISTs where they lie near each other, else one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.delete_version import etag_at
+from castore.s3.keys import NAMES, name_key, name_of
+from castore.system.workers import Workers
+
+# A page of 1,000 keys takes some 40 ms of a core, and a HEAD 2 ms: a LIST of which fewer are wanted
+# is not worth it.
+LIST_MIN = 16
+PAGE_KEYS = 1000
+
+
+def etags_of(bucket: Bucket, requests: Workers, names: Collection[bytes]) -> dict[bytes, str]:
+    """The ETags of those that map to something."""
+    found: dict[bytes, str] = {}
+    left = sorted(names)
+    if len(left) >= LIST_MIN:
+        done = _list(bucket, left, found)
+        left = left[done:]
+    return found | heads_of(bucket, requests, left)
+
+
+def heads_of(bucket: Bucket, requests: Workers, names: Collection[bytes]) -> dict[bytes, str]:
+    """The same, each asked for by itself, many at once."""
+    looking = [(name, requests.submit(etag_at, bucket, name_key(name))) for name in names]
+    return {name: etag for name, future in looking if (etag := future.result()) is not None}
+
+
+def _list(bucket: Bucket, names: list[bytes], found: dict[bytes, str]) -> int:
+    """Look for the sorted `names` in a list; how many of them were decided before too few were
+    found for what it costs."""
+    prefix = _common(names[0], names[-1]).decode(errors="ignore")  # no part of a character
+    before = names[0].decode()[:-1]  # what sorts in between is little
+    start_after = f"{NAMES}{before}" if before.startswith(prefix) else ""
+    decided = 0
+    for listed, entry in enumerate(bucket.list(NAMES + prefix, start_after=start_after)):
+        if listed % PAGE_KEYS == 0 and decided < listed // PAGE_KEYS * LIST_MIN:
+            return decided
+        name = name_of(entry)
+        if name is None:
+            continue
+        while decided < len(names) and names[decided] < name:
+            decided += 1
+        if decided == len(names):
+            break
+        if names[decided] == name:
+            found[name] = entry.etag
+            decided += 1
+            if decided == len(names):
+                break
+    else:
+        return len(names)
+    return decided
+
+
+def _common(one: bytes, other: bytes) -> bytes:
+    """What both begin with."""
+    for i, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return one[:i]
+    return min(one, other, key=len)

@@ -1,0 +1,259 @@
+"""Commits of many names on S3: what they ask, and what is left when something fails."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from asked import requests
+from fault_proxy import FaultProxy, answer, reset
+from gc_stores import World
+from hypothesis import given
+from hypothesis import strategies as st
+from s3_stores import Open
+
+import castore
+from castore.errors import AccessDenied, NameExists, NameNotFound
+from castore.s3 import commit, names, presence
+from castore.stream.operations import Copy, Delete, DeletePrefix, Operation
+
+pytestmark = pytest.mark.usefixtures("aws_environment")
+
+MANY = 30
+
+
+def filled(store: castore.Store, folder: str = "a", count: int = MANY) -> list[str]:
+    with store.transaction() as transaction:
+        for i in range(count):
+            transaction.puts(f"{folder}/{i:03}", b"%d" % i)
+    return [f"{folder}/{i:03}" for i in range(count)]
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+def test_many_deletions_are_a_list_and_one_request(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    gone = filled(store)[3:]
+    proxy.clear()
+    with store.transaction() as transaction:
+        for name in gone:
+            transaction.delete(name)
+    assert requests(proxy) == ["LIST names", "POST delete"]
+    assert transaction.deleted == len(gone)
+    assert list(store.names()) == ["a/000", "a/001", "a/002"]
+
+
+def test_few_deletions_go_one_by_one(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    filled(store, count=3)
+    proxy.clear()
+    with store.transaction() as transaction:
+        transaction.delete("a/000")
+        transaction.delete("a/002")
+    assert requests(proxy) == ["DELETE names x2", "HEAD names x2"]
+
+
+def test_a_folder_goes_with_a_list_and_one_request(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    filled(store)
+    store.puts("b", b"")
+    proxy.clear()
+    assert store.delete_prefix("a") == MANY
+    assert requests(proxy) == ["LIST names", "POST delete"]
+    assert list(store.names()) == ["b"]
+    proxy.clear()
+    assert store.delete_prefix("a") == 0
+    assert requests(proxy) == ["LIST names"]
+
+
+def test_many_copies_are_a_list_and_two_requests_each(
+    open_proxied: Open, proxy: FaultProxy
+) -> None:
+    filled(open_proxied(1))
+    store = open_proxied(2)
+    sources = list(store.names())
+    for expected in (f"GET names x{MANY}", ""):  # those that are known are not asked for again
+        proxy.clear()
+        with store.transaction() as transaction:
+            for name in sources:
+                transaction.copy(name, f"b{expected}{name}")
+        asked = [f"PUT names x{MANY}", "LIST names", expected]
+        assert requests(proxy) == sorted(filter(None, asked))
+    assert [store.gets(f"b{name}") for name in sources] == [b"%d" % i for i in range(MANY)]
+
+
+def test_many_renames(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    sources = filled(store)
+    proxy.clear()
+    with store.transaction() as transaction:
+        for name in sources:
+            transaction.rename(name, f"b{name}")
+    assert requests(proxy) == [f"DELETE names x{MANY}", "LIST names", f"PUT names x{MANY}"]
+    assert list(store.names()) == [f"b{name}" for name in sources]
+
+
+def test_a_marker_that_is_copied_last_is_there_last(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    sources = filled(store)
+    with store.transaction() as transaction:
+        for name in sources:
+            transaction.copy(name, f"b/{name}")
+        transaction.copy("a/000", "b/_SUCCESS")
+    [marker] = proxy.matching("PUT", "/_SUCCESS")
+    assert all(other.ended < marker.began for other in proxy.matching("PUT", "/b/a/"))
+
+
+# ---------------------------------------------------------------- what fails
+
+
+def test_a_name_that_is_missing_fails_before_anything_is_changed(
+    open_proxied: Open, proxy: FaultProxy
+) -> None:
+    store = open_proxied()
+    every = filled(store)
+    proxy.clear()
+    for change in ("delete", "copy"):
+        transaction = store.transaction()
+        for name in [*every, "a/none"]:
+            if change == "delete":
+                transaction.delete(name)
+            else:
+                transaction.copy(name, f"b{name}")
+        with pytest.raises(NameNotFound, match="a/none"):
+            transaction.commit()
+    transaction = store.transaction()
+    for i in range(MANY):
+        transaction.copy("a/001", f"a/{i + 20:03}", if_absent=True)
+    with pytest.raises(NameExists, match="a/020"):
+        transaction.commit()
+    assert not [exchange for exchange in proxy.exchanges if exchange.kind in ("PUT", "POST")]
+    assert list(store.names()) == every
+
+
+@pytest.mark.parametrize("how", ["405", "501", "400", "lost", "reset"])
+def test_a_request_for_many_that_fails_is_followed_by_one_each(
+    open_proxied: Open, proxy: FaultProxy, how: str
+) -> None:
+    """A server that knows no such request; one whose answer is lost, when all are gone, or none."""
+    faults: dict[str, Any] = {
+        "405": answer(405, "MethodNotAllowed"),
+        "501": answer(501, "NotImplemented"),
+        "400": answer(400, "MalformedXML"),
+        "lost": reset(applied=True),
+        "reset": reset(),
+    }
+    store = open_proxied()
+    filled(store)
+    proxy.clear()
+    rule = proxy.inject("POST", "", faults[how])
+    assert store.delete_prefix("a") == MANY
+    assert rule.applied == 1
+    assert requests(proxy) == [f"DELETE names x{MANY}", "LIST names", "POST delete"]
+    assert list(store.names()) == []
+
+
+def test_who_may_not_delete_hears_it_once(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    every = filled(store)
+    proxy.clear()
+    proxy.inject("POST", "", answer(403, "AccessDenied"))
+    with pytest.raises(AccessDenied):
+        store.delete_prefix("a")
+    assert requests(proxy) == ["LIST names", "POST delete"]
+    assert list(store.names()) == every
+
+
+def test_one_that_is_refused_is_named_and_the_others_are_gone(world: World) -> None:
+    store = world.open()
+    filled(store)
+    world.server.refuse = lambda step: (
+        (403, "AccessDenied") if (step.kind, step.key[-3:]) == ("DELETE", "007") else None
+    )
+    with pytest.raises(AccessDenied, match="names/a/007"):
+        store.delete_prefix("a")
+    assert list(store.names()) == ["a/007"]
+
+
+def test_what_is_overwritten_meanwhile_goes_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where names go one by one: by another request, as the first was conditional."""
+    store, other = world.open(), world.open("other")
+    every = filled(store)
+    delete = names.delete_versions
+    gone: list[set[str]] = []
+
+    def meanwhile(bucket: Any, versions: Any) -> set[str]:
+        other.puts(every[5], b"new")
+        gone.append(delete(bucket, versions))
+        return gone[-1]
+
+    monkeypatch.setattr(names, "delete_versions", meanwhile)
+    with store.transaction() as transaction:
+        for name in every:
+            transaction.delete(name)
+    assert [len(each) for each in gone] == [MANY - 1], "one had another ETag"
+    assert list(other.names()) == []
+
+
+# ---------------------------------------------------------------- what is planned
+
+NAMES = st.sampled_from([b"a", b"b", b"c", b"d", b"e"])
+OPERATIONS = st.lists(
+    st.one_of(
+        st.builds(Delete, NAMES),
+        st.builds(Copy, NAMES, NAMES, st.just(0), st.just(False), st.booleans()),
+        st.builds(DeletePrefix, st.just(b"p")),
+    ),
+    max_size=12,
+)
+
+
+@given(OPERATIONS)
+def test_groups_keep_the_order_of_what_depends_on_each_other(operations: list[Operation]) -> None:
+    found = list(commit.groups(operations))
+    assert [operation for group in found for operation in group] == operations
+    for group in found:
+        assert len({type(operation) for operation in group}) == 1
+        for i, operation in enumerate(group):
+            changes, reads = commit.names_of(operation)
+            for other in group[:i]:
+                others_changes, others_reads = commit.names_of(other)
+                assert not changes & (others_changes | others_reads)
+                assert not reads & others_changes
+    last = [i for i, operation in enumerate(operations) if isinstance(operation, Copy)][-1:]
+    for at in last:
+        assert [operations[at]] in found
+
+
+def test_copies_at_once_are_bounded() -> None:
+    operations = [Copy(b"s", b"t%d" % i, 0) for i in range(2 * commit.COPIES_MAX + 10)]
+    sizes = [len(group) for group in commit.groups(operations)]
+    assert sizes == [commit.COPIES_MAX, commit.COPIES_MAX, 9, 1]
+
+
+@pytest.mark.parametrize("page_keys", [7, 1000])
+def test_presence_of_names_near_and_far(
+    world: World, monkeypatch: pytest.MonkeyPatch, page_keys: int
+) -> None:
+    monkeypatch.setattr("memory_s3.MemoryAttempts.page_keys", page_keys)
+    monkeypatch.setattr(presence, "PAGE_KEYS", page_keys)
+    monkeypatch.setattr(presence, "LIST_MIN", 3)
+    store = world.open()
+    there = [f"{folder}/{i:03}é" for folder in ("a", "m", "é") for i in range(25)]
+    with store.transaction() as transaction:
+        for name in there:
+            transaction.puts(name, name.encode())
+    backend: Any = store._backend
+    found = {name: etag for page in backend.catalog.listed(b"") for name, etag in page}
+    choose = random.Random(7)
+    for count in (1, 2, 5, 40, 75):
+        wanted = [
+            *(name.encode() for name in choose.sample(there, count)),
+            *(f"{choose.choice('abméz')}/{choose.randrange(99):03}x".encode() for _ in range(9)),
+        ]
+        asked = presence.etags_of(backend._bucket, backend._requests, wanted)
+        assert asked == {name: found[name] for name in wanted if name in found}
