@@ -74,7 +74,7 @@ def guarded(program: str, run: Callable[[], int]) -> int:
         try:
             return run()
         finally:
-            _flush()
+            flush()
     except UsageError as error:
         return _fail(program, f"{error} (see {program} --help)", EXIT_USAGE)
     except OutputClosed:
@@ -130,7 +130,7 @@ def _run(program: str, scope: Scope, argv: Sequence[str]) -> int:
 
 def _gets(scope: Scope, name: str, byte_range: list[int] | None = None) -> None:
     if byte_range is not None:
-        _write(scope.gets(name, byte_range=byte_range))
+        write_bytes(scope.gets(name, byte_range=byte_range))
     else:
         scope.get(name, cast(BinaryIO, _Stdout()))
 
@@ -273,11 +273,11 @@ class _Stdout:
     """Where `get` writes to: stdout, telling a reader that went away from other failures."""
 
     def write(self, piece: bytes | bytearray | memoryview) -> int:
-        _write(piece)
+        write_bytes(piece)
         return len(piece)
 
 
-def _write(piece: bytes | bytearray | memoryview) -> None:
+def write_bytes(piece: bytes | bytearray | memoryview) -> None:
     if sys.stdout is None:
         raise OSError("stdout is closed")
     left = memoryview(piece)
@@ -289,10 +289,10 @@ def _write(piece: bytes | bytearray | memoryview) -> None:
 
 
 def write_text(text: str) -> None:
-    _write(text.encode("utf-8", "surrogateescape"))
+    write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
-def _flush() -> None:
+def flush() -> None:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

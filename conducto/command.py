@@ -1,6 +1,6 @@
 """The command `conducto`: what concerns pipelines as a whole.
 
-As the others, it prints one line of JSON, and one line on stderr with exit code 1 for an error.
+`archive` and `take-over` print one line of JSON. An error is one line on stderr, with exit code 1.
 """
 
 from __future__ import annotations
@@ -9,18 +9,32 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from typing import TypedDict
 
 from castore import __version__
-from conducto import data
-from conducto.arguments import HelpWanted, Parameter, UsageError, parse
+from conducto import context, data
+from conducto.arguments import HelpWanted, Parameter, UsageError, Value, parse
 from conducto.cli import guarded, write_text
-from conducto.takeover import TakenOver, take_over
+from conducto.takeover import take_over
 
 PROGRAM = "conducto"
 HELP = """\
-usage: conducto archive PIPELINE_ID
+usage: conducto run FILE [FUNCTION] [ARGUMENTS] [-j N] [--json]
+       conducto run --resume ID [-j N] [--json]
+       conducto show [ID] [--json | --html FILE]
+       conducto logs ID NODE [--attempt N]
+       conducto FILE.py FUNCTION [ARGUMENTS]
+       conducto archive PIPELINE_ID
        conducto archive --older-than AGE [--dry-run]
        conducto take-over
+
+run runs the tree that a function of the file returns, as `python FILE ... --run` does. With
+--resume it runs again what had not succeeded. It exits with 0 if all went well, 1 if not, 130 if it
+was interrupted.
+
+show prints a pipeline's tree with states and times, or writes it as a page; without an ID it lists
+all that were run. Its exit code is 1 if the pipeline has failed. logs prints what a command of it
+printed.
 
 archive deletes all names of a pipeline and prints how many there were. Locally that is one step. In
 the cloud they go one after another: repeat one that was interrupted. What belongs to the user
@@ -30,6 +44,7 @@ take-over puts what an earlier Conducto kept as plain files into the store, and 
 names it put. It reads the profile's data/ and pipelines/*/data/. It skips names that the store
 has already. The files stay, and can be removed by hand.
 
+  -j N, --jobs N       so many commands at once; as many as there are CPUs, if it is not said
   --older-than AGE     archive every pipeline that wrote nothing for so long: 45m, 12h, 7d, 2w;
                        print how many names each had, by its id
   --dry-run            with --older-than: only print them
@@ -40,6 +55,7 @@ COMMON = (
     Parameter("local", "the store on this machine, or in the cloud", "flag", False, False),
     Parameter("profile", "the profile", "text", False, False),
 )
+VERBS = ("run", "show", "logs", "archive", "take-over")
 PARAMETERS = (
     Parameter("pipeline_id", "the pipeline", required=False),
     Parameter("older_than", "all that went quiet so long ago", required=False, positional=False),
@@ -47,6 +63,11 @@ PARAMETERS = (
     *COMMON,
 )
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+class Where(TypedDict):
+    local: bool | None
+    profile: str | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +85,7 @@ def age(text: str) -> float:
 
 def _run(argv: Sequence[str]) -> int:
     if not argv:
-        raise UsageError("no command given: archive or take-over")
+        raise UsageError(f"no command given: {', '.join(VERBS)}")
     verb, *rest = argv
     if verb in ("-h", "--help"):
         write_text(HELP)
@@ -72,42 +93,52 @@ def _run(argv: Sequence[str]) -> int:
     if verb == "--version":
         write_text(f"{PROGRAM} {__version__}\n")
         return 0
+    if verb.endswith(".py"):
+        from conducto.run import verbs  # takes longer to load than an archive takes
+
+        return verbs.call(verb, rest)
     verb = verb.replace("_", "-")
-    if verb not in ("archive", "take-over"):
-        raise UsageError(f"{verb!r} is not one of the commands archive, take-over")
+    if verb not in VERBS:
+        raise UsageError(f"{verb!r} is not one of the commands {', '.join(VERBS)}")
     try:
-        given = parse(PARAMETERS if verb == "archive" else COMMON, rest)
+        return _run_verb(verb, rest)
     except HelpWanted:
         write_text(HELP)
         return 0
+
+
+def _run_verb(verb: str, words: list[str]) -> int:
+    if verb in ("run", "show", "logs"):
+        from conducto.run import verbs
+
+        if verb == "run":
+            return verbs.run(words)
+        given = parse((*(verbs.SHOW if verb == "show" else verbs.LOGS), *COMMON), words)
+        store = context.open_store(**_where(given))
+        return (verbs.show if verb == "show" else verbs.logs)(store, given)
     if verb == "archive":
-        write_text(json.dumps(_archive(given)) + "\n")
+        write_text(json.dumps(_archive(parse(PARAMETERS, words))) + "\n")
         return 0
-    taken = _take_over(given)
+    taken = take_over(**_where(parse(COMMON, words)))
     write_text(json.dumps(taken) + "\n")
     return 1 if taken["left_out"] else 0
 
 
-def _take_over(given: dict[str, str | bool | list[int]]) -> TakenOver:
-
-    local, profile = given.get("local"), given.get("profile")
-    assert isinstance(profile, str | None)
-    return take_over(local=None if local is None else bool(local), profile=profile)
-
-
-def _archive(given: dict[str, str | bool | list[int]]) -> int | dict[str, int]:
+def _where(given: dict[str, Value]) -> Where:
     local, profile = given.get("local"), given.get("profile")
     assert isinstance(local, bool | None)
     assert isinstance(profile, str | None)
+    return {"local": local, "profile": profile}
+
+
+def _archive(given: dict[str, Value]) -> int | dict[str, int]:
     pipeline_id, older_than = given.get("pipeline_id"), given.get("older_than")
     # Not from the environment: a node that meant another pipeline would lose its own.
     if (pipeline_id is None) == (older_than is None):
         raise UsageError("archive takes a PIPELINE_ID, or --older-than AGE")
     dry_run = bool(given.get("dry_run", False))
     if older_than is not None:
-        return data.archive_quiet(
-            age(str(older_than)), dry_run=dry_run, local=local, profile=profile
-        )
+        return data.archive_quiet(age(str(older_than)), dry_run=dry_run, **_where(given))
     if dry_run:
         raise UsageError("--dry-run goes with --older-than")
-    return data.archive(str(pipeline_id), local=local, profile=profile)
+    return data.archive(str(pipeline_id), **_where(given))

@@ -103,3 +103,14 @@ class SecretsDamaged(SecretsError, FormatError):
 
 class SecretsUnavailable(SecretsError):
     """What secrets on this machine need is not installed."""
+
+
+class RunNotFound(NameNotFound):
+    """No run of a pipeline with this id is in the store. `name` is the id."""
+
+    def __str__(self) -> str:
+        return f"no run of a pipeline {self.name!r} is in the store"
+
+
+class RunError(CastoreError, RuntimeError):
+    """A pipeline can't be run or resumed as it was asked for."""

@@ -20,6 +20,7 @@ pytest_plugins = [
     "whole",
     "caches",
     "cli_runs",
+    "pipelines",
     "proxied",
     "ways_to_open",
 ]

@@ -32,6 +32,7 @@ MODULES = {  # and how many of its docstrings have an example
     "conducto.context": 1,
     "conducto.data": 10,
     "conducto.fs": 1,
+    "conducto.shared.log": 1,
 }
 
 

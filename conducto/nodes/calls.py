@@ -1,0 +1,154 @@
+"""A function and its arguments as a command line, and back."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from conducto.arguments import UsageError
+from conducto.nodes.values import NotOnCommandLine, from_text, is_flag, to_text
+
+Function = Callable[..., Any]
+
+# Whether the program that runs, __main__, is in co.main: then `python FILE FUNCTION` comes there.
+in_main: ContextVar[bool] = ContextVar("in_main", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function of a file, with the words of its arguments."""
+
+    file: str
+    function: str
+    words: tuple[str, ...]
+    is_main: bool  # the file ends in co.main, which takes the words; else `conducto` does
+
+    @staticmethod
+    def bind(
+        function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Call, dict[str, Any]]:
+        """The call, and the keywords that are not the function's. Raises TypeError."""
+        name = getattr(function, "__qualname__", "")
+        if not name.isidentifier() or not hasattr(function, "__code__"):
+            raise TypeError(
+                f"a node runs a function that its file has by name, not {name or function!r}"
+            )
+        parameters = Call.arguments_of(function, kwargs)
+        own = {k: v for k, v in kwargs.items() if k in parameters}
+        try:
+            bound = inspect.signature(function).bind(*args, **own)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
+        words = tuple(_words(function, bound.arguments))
+        is_main = function.__module__ == "__main__" and in_main.get()
+        file = os.path.abspath(function.__code__.co_filename)
+        return Call(file, name, words, is_main), {k: v for k, v in kwargs.items() if k not in own}
+
+    @staticmethod
+    def arguments_of(function: Function, kwargs: Mapping[str, Any]) -> set[str]:
+        """Which of the keywords are the function's."""
+        return inspect.signature(function).parameters.keys() & kwargs.keys()
+
+    def command(self, folder: str | None) -> str:
+        """For a shell in this folder (None: the current one); a file that is not below it is named
+        by its whole path."""
+        relative = os.path.relpath(self.file, folder or os.getcwd())
+        outside = relative.startswith(os.pardir)
+        program = ["python"] if self.is_main else ["python", "-m", "conducto"]
+        path = self.file if outside else relative
+        return shlex.join([*program, path, self.function, *self.words])
+
+
+def _words(function: Function, arguments: Mapping[str, Any]) -> list[str]:
+    hints, parameters = hints_of(function), inspect.signature(function).parameters
+    words = []
+    for name, value in arguments.items():
+        if value is None and parameters[name].default is None:
+            continue
+        try:
+            text = to_text(value, hints[name])
+        except NotOnCommandLine as error:
+            raise TypeError(f"{function.__name__}: argument {name}: {error}") from None
+        if is_flag(hints[name]):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words.append(f"--{name}={text}")
+    return words
+
+
+def parse_call(function: Function, argv: Sequence[str]) -> dict[str, Any]:
+    """The arguments that a command line gives to the function, by name. Raises UsageError.
+
+    Each is by position, `--name value` or `--name=value`, `_` and `-` alike; a bool is `--name` or
+    `--no-name`.
+    """
+    hints = hints_of(function)
+    given: dict[str, str | bool] = {}
+    free: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            free.extend(words)
+        elif not word.startswith("--"):
+            free.append(word)
+        else:
+            option, equals, text = word[2:].partition("=")
+            name, value = _named(option.replace("-", "_"), hints, text if equals else None)
+            given[name] = next(words, None) if value is None else value  # type: ignore[assignment]
+            if given[name] is None:
+                raise UsageError(f"--{option} needs a value")
+    open_names = [name for name in hints if name not in given]
+    if len(free) > len(open_names):
+        raise UsageError(f"unexpected argument {free[len(open_names)]!r}")
+    given.update(zip(open_names, free, strict=False))
+    _require(function, given)
+    return {name: _value(name, value, hints[name]) for name, value in given.items()}
+
+
+def _named(name: str, hints: Mapping[str, Any], text: str | None) -> tuple[str, str | bool | None]:
+    """Which parameter an option is of, and its value; None if that is the next word."""
+    if name not in hints:
+        positive = name.removeprefix("no_")
+        if positive != name and positive in hints and is_flag(hints[positive]) and text is None:
+            return positive, False
+        raise UsageError(f"unknown option --{name}")
+    if text is None and is_flag(hints[name]):
+        return name, True
+    return name, text
+
+
+def _value(name: str, value: str | bool, hint: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    try:
+        return from_text(value, hint)
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+        raise UsageError(f"--{name} can't be {value!r}: {error}") from error
+
+
+def _require(function: Function, given: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in given]
+    if missing:
+        raise UsageError(f"{function.__name__}: {' and '.join(missing)} missing")
+
+
+def hints_of(function: Function) -> dict[str, Any]:
+    """What each parameter is: its annotation, else its default's type, else text.
+
+    TypeError for parameters that no command line can give, such as *args.
+    """
+    hints = typing.get_type_hints(function)
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise TypeError(f"{function.__name__}: a command line can't give {parameter}")
+        guess = str if parameter.default in (parameter.empty, None) else type(parameter.default)
+        found[name] = hints.get(name, guess)
+    return found

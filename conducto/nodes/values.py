@@ -1,0 +1,164 @@
+"""Values as text on a command line, and back, by the annotation of the parameter they are for.
+
+Text, numbers, bytes, paths, dates, members of an Enum and Literals; lists, tuples and sets of
+these, `a,b,c`, or JSON where an element has a comma; dicts, as JSON; and whatever class makes the
+same value again of its own text. `to_text` only gives what `from_text` reads as the same value.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import json
+import os
+import types
+import typing
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from typing import Any
+
+TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
+FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
+LISTS: dict[Any, Any] = {  # an annotation's class, and what is made of it
+    list: list,
+    tuple: tuple,
+    set: set,
+    frozenset: frozenset,
+    Sequence: list,
+    Iterable: list,
+    Collection: list,
+    Set: set,
+}
+
+
+class NotOnCommandLine(Exception):
+    """A command line can't give this value, or would give another."""
+
+
+def is_flag(hint: Any) -> bool:
+    """Whether it is a bool, alone or with None."""
+    return hint is bool or set(_choices(hint)) in ({bool}, {bool, type(None)})
+
+
+def to_text(value: Any, hint: Any) -> str:
+    """Raises NotOnCommandLine."""
+    try:
+        text = _text(value, hint)
+        again = from_text(text, hint)
+    except NotOnCommandLine:
+        raise
+    except Exception as error:  # whatever a class of the caller's raises
+        raise NotOnCommandLine(f"{value!r} can't be given to {_shown(hint)}: {error}") from error
+    if type(again) is not type(value) or again != value:
+        raise NotOnCommandLine(
+            f"{value!r} would come back from a command line as {again!r}: annotate the parameter, "
+            f"which is {_shown(hint)}"
+        )
+    if "\0" in text:
+        raise NotOnCommandLine("a command line has no NUL")
+    return text
+
+
+def from_text(text: str, hint: Any) -> Any:
+    """Raises ValueError, TypeError, KeyError, ArithmeticError."""
+    hint = _resolved(hint)
+    origin = typing.get_origin(hint) or hint
+    if origin is typing.Union or isinstance(hint, types.UnionType):
+        return _from_union(text, hint)
+    if origin is typing.Literal:
+        return {str(value): value for value in typing.get_args(hint)}[text]
+    if origin in LISTS:
+        return _list(text, hint, origin)
+    if origin in (dict, Mapping):
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        return found
+    if hint is Any or hint is str:
+        return text
+    if hint is bool:
+        return _bool(text)
+    if hint is bytes:
+        return os.fsencode(text)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return hint[text]
+    if hint in (datetime.date, datetime.datetime, datetime.time):
+        return hint.fromisoformat(text)
+    return hint(text)
+
+
+def _text(value: Any, hint: Any) -> str:
+    if isinstance(value, bytes):
+        return os.fsdecode(value)
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple | set | frozenset):
+        inner = _element(_list_hint(hint))
+        ordered = sorted(value) if isinstance(value, set | frozenset) else value
+        texts = [_text(each, inner) for each in ordered]
+        if texts == [""] or any("," in text or text[:1] == "[" for text in texts):
+            return json.dumps(texts, ensure_ascii=False)
+        return ",".join(texts)
+    return str(value)
+
+
+def _list(text: str, hint: Any, origin: Any) -> Any:
+    if text.startswith("["):
+        parts = json.loads(text)
+        if not isinstance(parts, list):
+            raise ValueError("it is no JSON list")
+        parts = [part if isinstance(part, str) else json.dumps(part) for part in parts]
+    else:
+        parts = text.split(",") if text else []
+    return LISTS[origin](from_text(part, _element(hint)) for part in parts)
+
+
+def _element(hint: Any) -> Any:
+    arguments = [each for each in typing.get_args(hint) if each is not Ellipsis]
+    if len(set(arguments)) > 1:
+        raise NotOnCommandLine(f"{_shown(hint)} has elements of several kinds")
+    return arguments[0] if arguments else str
+
+
+def _list_hint(hint: Any) -> Any:
+    return next(
+        (each for each in _choices(hint) if (typing.get_origin(each) or each) in LISTS), hint
+    )
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    hint = _resolved(hint)
+    is_union = typing.get_origin(hint) is typing.Union or isinstance(hint, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _from_union(text: str, hint: Any) -> Any:
+    """As the first of its kinds that takes the text; text itself last."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    errors = []
+    for kind in sorted(kinds, key=lambda kind: kind is str):
+        try:
+            return from_text(text, kind)
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+            errors.append(str(error))
+    raise ValueError("; ".join(errors))
+
+
+def _bool(text: str) -> bool:
+    if text.lower() not in TRUE | FALSE:
+        raise ValueError("it is neither true nor false")
+    return text.lower() in TRUE
+
+
+def _resolved(hint: Any) -> Any:
+    """What a NewType or an Annotated stands for."""
+    while isinstance(hint, typing.NewType) or typing.get_origin(hint) is typing.Annotated:
+        hint = hint.__supertype__ if isinstance(hint, typing.NewType) else hint.__origin__
+    return hint
+
+
+def _shown(hint: Any) -> str:
+    return getattr(hint, "__name__", None) or str(hint)

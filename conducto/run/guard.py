@@ -1,0 +1,97 @@
+"""A process that outlives a killed runner, and ends what it was running.
+
+It knows the runner's processes by two things: the process groups it was told of, and, on Linux, a
+variable in their environment, which also those have that left their group. It waits for the end of
+a pipe that only the runner holds; a SIGKILL closes that, too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+VARIABLE = "CONDUCTO_RUN"
+PASSES_MAX = 200  # a process that can't be killed is not waited for forever
+PASS_S = 0.01
+
+
+class Guard:
+    """The runner's side of it."""
+
+    def __init__(self, cookie: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", os.path.abspath(__file__), cookie],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env={},
+            cwd="/",
+            start_new_session=True,  # a Ctrl-C of the terminal is not for it
+        )
+
+    def began(self, group: int) -> None:
+        self._tell(f"+{group}\n")
+
+    def ended(self, group: int) -> None:
+        self._tell(f"-{group}\n")
+
+    def close(self) -> None:
+        """Let it end what is left, and wait for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        # One small write is atomic, whichever threads tell it at once.
+        os.write(self._process.stdin.fileno(), line.encode())
+
+
+def watch(cookie: str) -> None:
+    groups: set[int] = set()
+    with os.fdopen(0, "rb") as told:
+        for line in told:
+            if line.endswith(b"\n"):  # the last one may be torn
+                (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
+    for group in groups:
+        end(group, is_group=True)
+    marker = f"{VARIABLE}={cookie}".encode()
+    clean = 0
+    # A process that was just about to begin has the variable a moment later: look twice.
+    for _ in range(PASSES_MAX):
+        found = [pid for pid in processes() if marker in environment(pid)]
+        for pid in found:
+            end(pid)
+        clean = 0 if found else clean + 1
+        if clean == 2:
+            return
+        time.sleep(PASS_S)
+
+
+def processes() -> list[int]:
+    """All of this machine, where /proc tells."""
+    if not os.path.isdir("/proc/self"):
+        return []
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def environment(pid: int) -> list[bytes]:
+    """Its variables; none of a process that is gone, is a zombie, or is somebody else's."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+def end(pid: int, *, is_group: bool = False) -> None:
+    try:
+        (os.killpg if is_group else os.kill)(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return  # gone, or not ours
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])

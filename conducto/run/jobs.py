@@ -1,0 +1,90 @@
+"""From a node to a job: its environment, its folder, its shell, and the packages it wants."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+
+from conducto.nodes import Exec, Image, Lazy
+from conducto.nodes.kinds import GENERATE
+from conducto.run import venvs
+from conducto.run.executor import Executor, Job, Outcome
+from conducto.run.guard import VARIABLE
+from conducto.run.states import State
+from conducto.secrets import Masker, for_nodes
+
+PRINT_TREE = "CONDUCTO_PRINT_TREE"  # co.main then prints the tree for a Lazy, and not for people
+
+
+class Jobs:
+    """What the nodes of one run have in common."""
+
+    def __init__(self, pipeline_id: str, cookie: str, cwd: str) -> None:
+        """`cookie` marks its processes, for whoever has to end them. Raises SecretsError."""
+        self._cwd = cwd
+        self._secrets = for_nodes()
+        self._bin = _python_folder()
+        self._base = {
+            "PYTHONUNBUFFERED": "1",  # so that a log has what was printed before a crash
+            **os.environ,
+            **self._secrets.environment,
+            "CONDUCTO_PIPELINE_ID": pipeline_id,
+            VARIABLE: cookie,
+        }
+        self._base.pop(PRINT_TREE, None)  # this may itself be what a Lazy runs
+
+    def masker(self) -> Masker:
+        """What hides the values of secrets in what one attempt prints."""
+        return self._secrets.masker()
+
+    def run(self, node: Exec, executor: Executor, output: Callable[[bytes], None]) -> Outcome:
+        """Run the command, in the environment of its requirements, which is made if need be."""
+        image = node.image or Image()
+        env = {**self._base, **node.environment(), "CONDUCTO_NODE": str(node)}
+        if isinstance(node.parent, Lazy) and node.name == GENERATE:
+            env[PRINT_TREE] = "1"
+        job = Job(
+            node=str(node),
+            command=node.command,
+            shell=_shell(image),
+            env=_with_path(env, self._bin),
+            cwd=image.folder or self._cwd,
+            timeout_s=node.max_time_s(),
+        )
+        if image.reqs_py:
+            folder, failed = venvs.provide(image, job, executor, output)
+            if failed is not None:
+                return failed
+            env["VIRTUAL_ENV"] = folder
+            job = job.replaced(env=_with_path(env, os.path.join(folder, "bin")))
+        if not os.path.isdir(job.cwd):
+            return Outcome(State.ERROR, reason=f"there is no folder {job.cwd!r} to run in")
+        return executor.run(job, output)
+
+
+def _with_path(env: Mapping[str, str], folder: str) -> dict[str, str]:
+    return {**env, "PATH": os.pathsep.join(filter(None, (folder, env.get("PATH", os.defpath))))}
+
+
+def _shell(image: Image) -> str:
+    if image.shell != Image.AUTO:
+        return image.shell
+    return next(path for path in ("/bin/bash", "/bin/sh") if os.path.exists(path))
+
+
+def _python_folder() -> str:
+    """Where `python` is this interpreter: its own folder, unless that has it by another name only,
+    as Debian's /usr/bin."""
+    own = os.path.dirname(sys.executable)
+    if os.path.exists(os.path.join(own, "python")):
+        return own
+    folder = os.path.join(venvs.cache_folder(), "python", venvs.interpreter_key())
+    link = os.path.join(folder, "python")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if not os.path.exists(link):
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            os.symlink(sys.executable, os.path.join(made, "python"))
+            os.replace(os.path.join(made, "python"), link)
+    return folder

@@ -1,0 +1,101 @@
+"""Beginning a run, or resuming one: store, records, executor, display, runner, put together."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from contextlib import closing
+
+from conducto import context
+from conducto.errors import RunError
+from conducto.nodes import Node
+from conducto.nodes.serialization import dumps, loads
+from conducto.run.display import JsonLines, PlainLines, RunDisplay
+from conducto.run.executor import LocalExecutor
+from conducto.run.jobs import Jobs
+from conducto.run.options import RunOptions
+from conducto.run.recorder import Recorder
+from conducto.run.records import Records, new_id
+from conducto.run.runner import Runner
+from conducto.run.states import Attempts, State
+
+EXIT_CODES = {State.DONE: 0, State.SKIPPED: 0, State.ERROR: 1, State.KILLED: 130}
+
+
+def launch(root: Node, argv: list[str], options: RunOptions) -> int:
+    """Run the tree as a new pipeline; the exit code."""
+    records = Records(context.open_store(), new_id())
+    records.create(root, argv)
+    # What is run is what is recorded, not what the caller goes on to change.
+    return _run(records, loads(dumps(root)), {}, 1, os.getcwd(), options)
+
+
+def resume(run_id: str, options: RunOptions) -> int:
+    """Run what had not succeeded; the exit code. Raises RunNotFound, RunError."""
+    records = Records(context.open_store(), run_id)
+    run = records.load()
+    if run.session is not None and run.session.is_alive:
+        where = f"process {run.session.pid} on {run.session.host}"
+        raise RunError(f"pipeline {run.id} is still being run, by {where}")
+    if not os.path.isdir(run.cwd):
+        raise RunError(f"pipeline {run.id} was begun in {run.cwd!r}, which is not there")
+    return _run(records, run.root, run.execs, run.sessions + 1, run.cwd, options)
+
+
+def _run(
+    records: Records,
+    root: Node,
+    execs: dict[str, Attempts],
+    number: int,
+    cwd: str,
+    options: RunOptions,
+) -> int:
+    session = records.claim(number)
+    display = _display(records.id, root, execs, options)
+    _say_what_is_not_acted_on(root)
+    recorder = Recorder(records, session, number)
+    cookie = secrets.token_hex(16)
+    with closing(display), closing(recorder):
+        runner = Runner(
+            root,
+            jobs=Jobs(records.id, cookie, cwd),
+            executor=LocalExecutor(cookie),
+            recorder=recorder,
+            display=display,
+            execs=execs,
+            parallel=options.parallel_or_cpus,
+        )
+        state = runner.run()
+    display.ended(state)
+    return EXIT_CODES[state]
+
+
+def _display(
+    run_id: str, root: Node, execs: dict[str, Attempts], options: RunOptions
+) -> RunDisplay:
+    if options.json:
+        return JsonLines(run_id, root, execs)
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        try:
+            from conducto.run.live import LiveTree
+        except ImportError:
+            print("conducto: a live tree needs rich: pip install 'castore[tree]'", file=sys.stderr)
+        else:
+            return LiveTree(run_id, root, execs)
+    return PlainLines(run_id, root, execs)
+
+
+def _say_what_is_not_acted_on(root: Node) -> None:
+    fields = {
+        field
+        for node in root.stream()
+        for field in (*(node.own_image.asks_for_containers() if node.own_image else ()),)
+    }
+    fields |= {"requires_docker"} & {"requires_docker" for n in root.stream() if n.requires_docker}
+    if fields:
+        print(
+            "conducto: nothing here starts containers: commands run as processes of this machine, "
+            f"and {', '.join(sorted(fields))} of images and nodes are not acted on",
+            file=sys.stderr,
+        )

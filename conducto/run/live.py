@@ -1,0 +1,91 @@
+"""A run as a tree on a terminal, drawn while it changes; by rich, the extra `castore[tree]`."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from conducto.nodes import Exec, Node
+from conducto.nodes.pretty import lines
+from conducto.run.display import counts, duration, last_lines, say, summary, told
+from conducto.run.progress import Progress
+from conducto.run.states import Attempts, State, states_of
+
+STYLES = {
+    State.PENDING: ("·", "dim"),
+    State.RUNNING: ("▶", "bold blue"),
+    State.DONE: ("✓", "green"),
+    State.ERROR: ("✗", "bold red"),
+    State.KILLED: ("✗", "yellow"),
+    State.SKIPPED: ("-", "dim"),
+}
+REDRAW_S = 0.25
+LINES_KEPT = 3  # of the terminal: for what we say and the prompt
+
+
+class LiveTree:
+    """The tree with states and times. One that is higher than the terminal shows what runs and
+    what failed, and how many there are of the rest."""
+
+    def __init__(self, run_id: str, root: Node, execs: dict[str, Attempts]) -> None:
+        self._run_id = run_id
+        self._root = root
+        self._execs = execs
+        self._began = time.monotonic()
+        self._drawn = 0.0
+        self._console = Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        say(f"pipeline {run_id} begins\n")
+        self._live.start()
+
+    def changed(self, node: Exec, attempts: Attempts, tail: bytes) -> None:
+        if attempts.state in (State.ERROR, State.KILLED):
+            self._console.print(Text((told(attempts) + last_lines(tail)).rstrip()))
+
+    def refresh(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._drawn >= REDRAW_S:
+            self._drawn = now
+            height = max(5, self._console.height - LINES_KEPT)
+            self._live.update(draw(self._root, self._execs, height), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def ended(self, state: State) -> None:
+        self._console.print(draw(self._root, self._execs, self._console.height))
+        say(summary(self._run_id, state, time.monotonic() - self._began, self._root, self._execs))
+
+
+def draw(root: Node, execs: dict[str, Attempts], height: int) -> Text:
+    """The tree in at most `height` lines."""
+    states = states_of(root, execs)
+    now = time.time()
+    nodes = [*root.stream()]
+    drawn = [*lines(root, lambda node: f"\0{node.name}")]
+    rows = [
+        _row(line, states[node], execs.get(str(node)), now)
+        for line, node in zip(drawn, nodes, strict=True)
+    ]
+    if len(rows) > height:
+        shown = (State.RUNNING, State.ERROR, State.KILLED)
+        rows = [row for row, node in zip(rows, nodes, strict=True) if states[node] in shown]
+        rest = ", ".join(f"{n} {state}" for state, n in counts(root, execs).items())
+        rows = [*rows[: height - 1], Text(f"… of all commands: {rest}", style="dim")]
+    return Text("\n").join(rows)
+
+
+def _row(line: str, state: State, attempts: Attempts | None, now: float) -> Text:
+    before, _, name = line.partition("\0")
+    mark, style = STYLES[state]
+    row = Text(before, style="dim", no_wrap=True, overflow="ellipsis")
+    row.append(f"{mark} {name}", style=style)
+    if attempts is not None and attempts.began is not None:
+        end = now if attempts.ended is None else attempts.ended
+        row.append(f"  {duration(end - attempts.began)}", style="dim")
+    if attempts is not None and attempts.reason:
+        row.append(f"  {attempts.reason}", style=style)
+    return row

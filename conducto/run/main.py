@@ -1,0 +1,169 @@
+"""`co.main`: a file's functions as commands, and its trees printed or run.
+
+python pipeline.py                          the default tree, printed
+python pipeline.py build --target=all       the tree of `build`, printed
+python pipeline.py build --target=all --run the same, run
+python pipeline.py count --begin=0          a function that returns no tree is just called
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pprint import pformat
+from typing import Any
+
+from conducto.arguments import UsageError
+from conducto.cli import guarded, write_text
+from conducto.nodes import Image, Node
+from conducto.nodes.calls import hints_of, in_main, parse_call
+from conducto.nodes.serialization import dumps
+from conducto.nodes.values import is_flag
+from conducto.run.jobs import PRINT_TREE
+from conducto.run.options import RUN_OPTIONS_HELP, RunOptions, take_run_options
+
+Function = Callable[..., Any]
+
+
+def main(
+    variables: Mapping[str, Any] | None = None,
+    default: Function | None = None,
+    argv: Sequence[str] | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    cpu: float | None = None,
+    gpu: int | None = None,
+    mem: float | None = None,
+    requires_docker: bool | None = None,
+    image: Image | str | None = None,
+    filename: str | None = None,
+) -> None:
+    """Run the process's command line: a function of the caller's file, and its arguments.
+
+    A function that returns a node has its tree printed, or with `--run` or `--local` run; what
+    another returns is printed, but for None. `default` is the one without a name on the command
+    line. `variables` are the functions by their names, and `argv` the words, if they are not the
+    caller's own. `image` and the other options are for the tree's root, where it does not say.
+
+    Exits the process with its exit code, unless that is 0.
+    """
+    frame = sys._getframe(1)
+    variables = frame.f_globals if variables is None else variables
+    program = os.path.basename(filename or frame.f_code.co_filename)
+    words = [*(sys.argv[1:] if argv is None else argv)]
+    options = {
+        "env": env,
+        "cpu": cpu,
+        "gpu": gpu,
+        "mem": mem,
+        "requires_docker": requires_docker,
+        "image": image,
+    }
+    called.append(program)
+    code = guarded(program, lambda: dispatch(program, variables, default, words, options))
+    if code:
+        sys.exit(code)
+
+
+called: list[str] = []  # the programs that came to co.main, for `conducto run`
+
+
+def dispatch(
+    program: str,
+    variables: Mapping[str, Any],
+    default: Function | None,
+    argv: list[str],
+    options: Mapping[str, Any],
+    *,
+    is_main: bool = True,
+) -> int:
+    """The exit code. Raises UsageError, and what the function raises."""
+    functions = functions_of(variables)
+    if argv[:1] in (["-h"], ["--help"]):
+        write_text(usage(program, functions, default))
+        return 0
+    if argv and not argv[0].startswith("-"):
+        name, argv = argv[0], argv[1:]
+        if name not in functions:
+            raise UsageError(f"{name!r} is not one of the functions {', '.join(functions)}")
+        function = functions[name]
+    elif default is not None:
+        function = default
+    else:
+        raise UsageError(f"which function? one of {', '.join(functions)}")
+    own = {name: is_flag(hint) for name, hint in hints_of(function).items()}
+    words, run_options = take_run_options(argv, own)
+    arguments = parse_call(function, words)
+    token = in_main.set(is_main)
+    try:
+        result = function(**arguments)
+    finally:
+        in_main.reset(token)
+    if isinstance(result, Node):
+        _set_defaults(result, options)
+        token = in_main.set(is_main)
+        try:
+            return _show_or_run(result, run_options, [program, function.__name__, *words])
+        finally:
+            in_main.reset(token)
+    if run_options.given:
+        raise UsageError(f"{function.__name__} returned no tree that could be run")
+    if result is not None:
+        write_text(_printed(result))
+    return 0
+
+
+def functions_of(variables: Mapping[str, Any]) -> dict[str, Function]:
+    """Those that a command line may name: `__all__`, or all that do not begin with "_"."""
+    names = variables.get("__all__", variables)
+    return {
+        name: variables[name]
+        for name in names
+        if not name.startswith("_") and inspect.isfunction(variables.get(name))
+    }
+
+
+def usage(program: str, functions: Mapping[str, Function], default: Function | None) -> str:
+    lines = [f"usage: {program} [FUNCTION] [ARGUMENTS] [--run] [-j N] [--json]", "", "functions:"]
+    for name, function in functions.items():
+        mark = " (the default)" if function is default else ""
+        lines.append(f"  {name}{inspect.signature(function)}{mark}")
+        if function.__doc__:
+            lines.append(f"      {function.__doc__.strip().splitlines()[0]}")
+    return "\n".join([*lines, "", *RUN_OPTIONS_HELP]) + "\n"
+
+
+def _set_defaults(root: Node, options: Mapping[str, Any]) -> None:
+    for option, value in options.items():
+        if option == "env":
+            root.set(env={**(value or {}), **root.env})
+        elif value is not None and getattr(root, option) is None:
+            root.set(**{option: value})
+
+
+def _show_or_run(root: Node, options: RunOptions, argv: list[str]) -> int:
+    if os.environ.get(PRINT_TREE):
+        if options.given:
+            raise UsageError("a Lazy's command prints a tree, and does not run it")
+        write_text(dumps(root) + "\n")
+        return 0
+    if not options.run:
+        write_text((dumps(root) if options.json else root.pretty()) + "\n")
+        return 0
+    from conducto.run.launch import launch
+
+    return launch(root, argv, options)
+
+
+def _printed(result: Any) -> str:
+    if isinstance(result, str):
+        return result + "\n"
+    if isinstance(result, bytes):
+        return result.decode("utf-8", "surrogateescape")
+    try:
+        return json.dumps(result) + "\n"
+    except (TypeError, ValueError):
+        return pformat(result) + "\n"

@@ -1,0 +1,73 @@
+"""The options of a run, on the command lines of `python pipeline.py` and of `conducto run`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from conducto.arguments import UsageError
+
+PARALLEL_MAX = 1000
+RUN_OPTIONS_HELP = (
+    "  --run, --local   run the tree, as processes of this machine; without it, it is printed",
+    "  -j N, --jobs N   so many commands at once; as many as there are CPUs, if it is not said",
+    "  --json           a line of JSON for each event, or the tree as JSON",
+)
+
+
+@dataclass(slots=True)
+class RunOptions:
+    run: bool = False
+    parallel: int = 0
+    json: bool = False
+
+    @property
+    def given(self) -> bool:
+        return self.run or bool(self.parallel) or self.json
+
+    @property
+    def parallel_or_cpus(self) -> int:
+        if self.parallel:
+            return self.parallel
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+
+
+def take_run_options(argv: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], RunOptions]:
+    """The words that are not options of the run, and those. Raises UsageError.
+
+    `own` are the parameters of the function that is called, which come first; the value says
+    whether one is a flag.
+    """
+    options, words = RunOptions(), []
+    left = iter(argv)
+    for word in left:
+        name, equals, text = word.partition("=")
+        bare = name.lstrip("-").replace("-", "_")
+        if word == "--":
+            words += [word, *left]
+        elif bare in own or not name.startswith("-"):
+            words.append(word)
+            if name.startswith("--") and not equals and not own[bare]:
+                words.extend(next(([each] for each in left), []))  # its value, whatever that is
+        elif name in ("--run", "--local", "--json") and not equals:
+            setattr(options, "json" if name == "--json" else "run", True)
+        elif name in ("-j", "--jobs"):
+            options.parallel = _count(text if equals else next(left, ""))
+        elif word.startswith("-j") and word[2:].isdigit():
+            options.parallel = _count(word[2:])
+        elif name == "--cloud":
+            raise UsageError("nothing here runs pipelines in a cloud: --run runs them as processes")
+        else:
+            words.append(word)
+    if options.parallel and not options.run:
+        raise UsageError("-j goes with --run")
+    return words, options
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= PARALLEL_MAX:
+        raise UsageError(f"-j takes a number from 1 to {PARALLEL_MAX}, not {text!r}")
+    return int(text)

@@ -1,0 +1,99 @@
+"""Which commands of a tree may run: a pure machine, told what ended and asked what may begin."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+
+from conducto.nodes import Exec, Node, Serial
+from conducto.run.states import GOOD, State
+
+
+class Progress:
+    """One run of a tree. `states` has the nodes that have begun or ended, by identity.
+
+    Nothing recurses, so that a Serial of any length whose nodes are all done is one loop.
+    """
+
+    def __init__(self, root: Node, done: Collection[str] = ()) -> None:
+        """`done` are the paths of commands that are not run again."""
+        self.root = root
+        self.states: dict[Node, State] = {}
+        self._done = done
+        self._ready: deque[Exec] = deque()
+        self._running: dict[Node, int] = {}  # below nodes with max_concurrent
+        self._open: dict[Node, int] = {}  # how many children of a group have not ended
+        self._failed: set[Node] = set()  # groups below which something failed
+        self._advance([(root, State.RUNNING)])
+
+    @property
+    def is_over(self) -> bool:
+        return self.states.get(self.root) not in (None, State.RUNNING)
+
+    def next(self) -> Exec | None:
+        """A command to begin now, which then is running; None if none may."""
+        for at, node in enumerate(self._ready):
+            bounded = [above for above in node.lineage() if above.max_concurrent is not None]
+            if all(self._running.get(each, 0) < (each.max_concurrent or 1) for each in bounded):
+                del self._ready[at]
+                for each in bounded:
+                    self._running[each] = self._running.get(each, 0) + 1
+                self.states[node] = State.RUNNING
+                return node
+        return None
+
+    def again(self, node: Exec) -> None:
+        """A command that `next` gave has ended, and is to run once more."""
+        self._release(node)
+        del self.states[node]
+        self._ready.append(node)
+
+    def ended(self, node: Exec, state: State) -> None:
+        """A command that `next` gave has ended. What a Lazy made is in its place by now."""
+        self._release(node)
+        self._advance([(node, state)])
+
+    def _release(self, node: Exec) -> None:
+        for above in node.lineage():
+            if above in self._running:
+                self._running[above] -= 1
+
+    def _advance(self, work: list[tuple[Node, State]]) -> None:
+        """Begin and end nodes, the last first, until only commands can go on."""
+        while work:
+            node, state = work.pop()
+            if state is State.RUNNING:
+                self._begin(node, work)
+                continue
+            self.states[node] = state
+            parent = node.parent
+            if node is not self.root and parent is not None:
+                self._child_ended(parent, state, work)
+
+    def _begin(self, node: Node, work: list[tuple[Node, State]]) -> None:
+        if node.skip:
+            work.append((node, State.SKIPPED))
+        elif isinstance(node, Exec):
+            if str(node) in self._done:
+                work.append((node, State.DONE))
+            else:
+                self._ready.append(node)
+        elif not node.children:
+            work.append((node, State.DONE))
+        else:
+            self.states[node] = State.RUNNING
+            self._open[node] = len(node.children)
+            first = [*node.children.values()][: 1 if node.is_ordered else None]
+            work.extend((each, State.RUNNING) for each in reversed(first))
+
+    def _child_ended(self, node: Node, state: State, work: list[tuple[Node, State]]) -> None:
+        self._open[node] -= 1
+        if state not in GOOD:
+            self._failed.add(node)
+        stops = isinstance(node, Serial) and node.stop_on_error and state not in GOOD
+        if self._open[node] == 0 or stops:
+            fails = node in self._failed and not node.suppress_errors
+            work.append((node, State.ERROR if fails else State.DONE))
+        elif node.is_ordered:
+            following = [*node.children.values()][len(node.children) - self._open[node]]
+            work.append((following, State.RUNNING))

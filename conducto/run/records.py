@@ -1,0 +1,210 @@
+"""What the store keeps of a run, below `pipelines/<id>/run/`; archiving the pipeline takes it all.
+
+    tree                      the tree as it was begun, and where, when and by what
+    grown/<key>               the tree that a Lazy made, by the key of its Generate
+    nodes/<key>               an Exec's state and last attempt
+    logs/<key>/<attempt>      what an attempt printed
+    sessions/<number>         who runs it: the first runner, and one for each resume
+
+A node's key is a hash of its path, which may be longer than a name can be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from castore.errors import NameExists, NameNotFound
+from conducto import context
+from conducto.errors import RunError, RunNotFound
+from conducto.nodes import Lazy, Node
+from conducto.nodes.kinds import GENERATE
+from conducto.nodes.serialization import dumps, loads
+from conducto.run.states import Attempts, State
+
+if TYPE_CHECKING:
+    import castore
+
+BEAT_S = 10.0  # how often a runner says that it lives
+SILENT_S = 60.0  # after which one on another machine is taken for dead
+ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+
+
+@dataclass(slots=True)
+class Session:
+    """A runner. Times are seconds since the epoch."""
+
+    host: str
+    pid: int
+    began: float
+    process: str  # the process's own mark, as its number may be used again
+    beat: float
+    ended: float | None = None
+
+    @staticmethod
+    def here() -> Session:
+        now, pid = time.time(), os.getpid()
+        return Session(socket.gethostname(), pid, now, process_mark(pid), now)
+
+    @property
+    def is_alive(self) -> bool:
+        if self.ended is not None:
+            return False
+        if self.host != socket.gethostname():
+            return time.time() - self.beat < SILENT_S
+        return process_mark(self.pid) == self.process
+
+
+@dataclass(slots=True)
+class Run:
+    """A run as the store has it."""
+
+    id: str
+    root: Node
+    cwd: str
+    argv: list[str]
+    created: float
+    execs: dict[str, Attempts]
+    session: Session | None
+    sessions: int
+
+    @property
+    def title(self) -> str:
+        return self.root.title or " ".join(self.argv)
+
+
+class Records:
+    """The records of one run in a store."""
+
+    def __init__(self, store: castore.Store, run_id: str) -> None:
+        self.store = store
+        self.id = context.pipeline_id(run_id)
+        self.prefix = f"pipelines/{self.id}/run/"
+
+    def create(self, root: Node, argv: list[str]) -> None:
+        document = {
+            "tree": json.loads(dumps(root)),
+            "cwd": os.getcwd(),
+            "argv": argv,
+            "created": time.time(),
+        }
+        self.store.puts(self.prefix + "tree", _json(document), if_absent=True)
+
+    def claim(self, number: int) -> Session:
+        """Be the run's runner number `number`, from 1. Raises RunError if somebody else is."""
+        session = Session.here()
+        try:
+            self.store.puts(self.session_key(number), _json(asdict(session)), if_absent=True)
+        except NameExists:
+            raise RunError(f"pipeline {self.id} is being run by somebody else") from None
+        return session
+
+    def load(self) -> Run:
+        """Raises RunNotFound."""
+        try:
+            document = json.loads(self.store.gets(self.prefix + "tree"))
+        except NameNotFound:
+            raise RunNotFound(self.id) from None
+        root = loads(json.dumps(document["tree"]))
+        self._grow(root)
+        execs = {each.node: each for each in self._execs()}
+        sessions = [*self.store.names(self.prefix + "sessions/")]
+        session = None
+        if sessions:
+            session = Session(**json.loads(self.store.gets(sessions[-1])))
+        if session is None or not session.is_alive:
+            for each in execs.values():
+                if each.state is State.RUNNING:
+                    each.state, each.reason = State.KILLED, "its runner was killed"
+        return Run(
+            self.id,
+            root,
+            document["cwd"],
+            document["argv"],
+            document["created"],
+            execs,
+            session,
+            len(sessions),
+        )
+
+    def log(self, node: str, attempt: int) -> bytes:
+        """What the attempt printed, as far as it is kept by now."""
+        try:
+            return self.store.gets(self.log_key(node, attempt))
+        except NameNotFound:
+            return b""
+
+    def log_key(self, node: str, attempt: int) -> str:
+        return f"{self.prefix}logs/{key_of(node)}/{attempt}"
+
+    def node_key(self, node: str) -> str:
+        return f"{self.prefix}nodes/{key_of(node)}"
+
+    def grown_key(self, node: str) -> str:
+        return f"{self.prefix}grown/{key_of(node)}"
+
+    def session_key(self, number: int) -> str:
+        return f"{self.prefix}sessions/{number:06}"
+
+    def _execs(self) -> Iterator[Attempts]:
+        for name in self.store.names(self.prefix + "nodes/"):
+            yield Attempts.from_dict(json.loads(self.store.gets(name)))
+
+    def _grow(self, root: Node) -> None:
+        """Put what Lazys made into its places. What grows may have Lazys in it."""
+        grown = set(self.store.names(self.prefix + "grown/"))
+        stack = [root] if grown else []
+        while stack:
+            node = stack.pop()
+            if isinstance(node, Lazy):
+                key = self.grown_key(str(node[GENERATE]))
+                if key in grown:
+                    node.grow(loads(self.store.gets(key)))
+            stack.extend(node.children.values())
+
+
+def all_runs(store: castore.Store) -> Iterator[str]:
+    """The ids of all pipelines that were run."""
+    for entry in store.scandir("pipelines", details=False):
+        run_id = entry.name.split("/")[1]
+        if store.exists(f"pipelines/{run_id}/run/tree"):
+            yield run_id
+
+
+def new_id() -> str:
+    return "".join(secrets.choice(ID_LETTERS) for _ in range(8))
+
+
+def key_of(node: str) -> str:
+    return hashlib.blake2b(os.fsencode(node), digest_size=12).hexdigest()
+
+
+def process_mark(pid: int) -> str:
+    """What is different in two processes with the same number; "" where there is no such process.
+
+    Without /proc it only says that there is one.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()  # when it began
+    except FileNotFoundError:
+        if os.path.isdir("/proc/self"):
+            return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        return "exists"  # somebody else's
+    return "exists"
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document).encode()

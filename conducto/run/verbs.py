@@ -1,0 +1,174 @@
+"""`conducto run`, `show` and `logs`, and a function of a file by `conducto FILE.py FUNCTION`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import runpy
+import sys
+import time
+from collections.abc import Sequence
+from types import ModuleType
+
+from castore import Store
+from conducto.arguments import Parameter, UsageError, Value, parse
+from conducto.cli import write_bytes, write_text
+from conducto.errors import RunError
+from conducto.nodes import Exec, Node
+from conducto.nodes.pretty import lines
+from conducto.run import main
+from conducto.run.display import WORDS, counts, duration
+from conducto.run.launch import resume
+from conducto.run.options import take_run_options
+from conducto.run.records import Records, Run, all_runs
+from conducto.run.states import State, states_of
+
+SHOW = (
+    Parameter("id", "the pipeline", required=False),
+    Parameter("html", "write a page to this file", required=False, positional=False),
+    Parameter("json", "as JSON", "flag", False, False),
+)
+LOGS = (
+    Parameter("id", "the pipeline"),
+    Parameter("node", "the node's path"),
+    Parameter("attempt", "its number, from 1; else the last", required=False, positional=False),
+)
+TITLE_MAX = 60
+
+
+def run(words: Sequence[str]) -> int:
+    """`run FILE ...` or `run --resume ID`; the exit code. Raises UsageError, RunError."""
+    if words and not words[0].startswith("-"):
+        return _run_file(words[0], [*words[1:]])
+    rest, options = take_run_options([*words, "--run"], {"resume": False})
+    given = parse((Parameter("resume", "the pipeline", positional=False),), rest)
+    return resume(str(given["resume"]), options)
+
+
+def _run_file(path: str, words: list[str]) -> int:
+    """As `python FILE ... --run` does."""
+    if not os.path.isfile(path):
+        raise UsageError(f"there is no file {path!r} to run")
+    sys.argv = [path, *words, "--run"]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    main.called.clear()
+    runpy.run_path(os.path.abspath(path), run_name="__main__")
+    if not main.called:
+        raise RunError(f"{path} runs no pipeline: it does not come to co.main()")
+    return 0
+
+
+def call(path: str, words: list[str]) -> int:
+    """A function of a file that need not come to co.main; the exit code."""
+    if not os.path.isfile(path):
+        raise UsageError(f"there is no file {path!r}")
+    module = _module(os.path.abspath(path))
+    return main.dispatch(os.path.basename(path), vars(module), None, words, {}, is_main=False)
+
+
+def _module(path: str) -> ModuleType:
+    """The file as a module, in its package if it is in one."""
+    folder, names = os.path.dirname(path), [os.path.basename(path).removesuffix(".py")]
+    while os.path.exists(os.path.join(folder, "__init__.py")):
+        names.insert(0, os.path.basename(folder))
+        folder = os.path.dirname(folder)
+    sys.path.insert(0, folder)
+    if len(names) > 1:
+        return importlib.import_module(".".join(names))
+    spec = importlib.util.spec_from_file_location(names[0], path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[names[0]] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def show(store: Store, given: dict[str, Value]) -> int:
+    """Print a run, or without an id a line for each; 1 if the run has failed."""
+    if "id" not in given:
+        if given.get("html"):
+            raise UsageError("--html is of one pipeline: give its ID")
+        runs = [Records(store, run_id).load() for run_id in all_runs(store)]
+        for each in sorted(runs, key=lambda run: run.created):
+            write_text(_listed(each, as_json=bool(given.get("json"))))
+        return 0
+    records = Records(store, str(given["id"]))
+    found = records.load()
+    if "html" in given:
+        _write_page(str(given["html"]), records, found)
+    elif given.get("json"):
+        write_text(json.dumps(_document(found)) + "\n")
+    else:
+        states = states_of(found.root, found.execs)
+        for line in lines(found.root, lambda node: _labeled(node, states[node], found)):
+            write_text(line + "\n")
+    state = states_of(found.root, found.execs)[found.root]
+    return 1 if state in (State.ERROR, State.KILLED) else 0
+
+
+def logs(store: Store, given: dict[str, Value]) -> int:
+    """Print what a command printed. Raises RunNotFound, RunError."""
+    records = Records(store, str(given["id"]))
+    found = records.load()
+    try:
+        node = found.root[f"/{given['node']}"]
+    except KeyError as error:
+        raise RunError(str(error.args[0])) from None
+    if not isinstance(node, Exec):
+        below = [str(each) for each in node.stream() if isinstance(each, Exec)]
+        raise RunError(f"{node} is no command; those below it: {', '.join(below) or 'none'}")
+    attempts = found.execs.get(str(node))
+    last = attempts.attempt if attempts else 0
+    number = str(given.get("attempt", last))
+    if not number.isdigit() or not 1 <= int(number) <= last:
+        raise RunError(f"{node} has no attempt {number}: it was begun {last} times")
+    write_bytes(records.log(str(node), int(number)))
+    return 0
+
+
+def _write_page(path: str, records: Records, run: Run) -> None:
+    from conducto.run.page import page
+
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(page(records, run))
+
+
+def _labeled(node: Node, state: State, run: Run) -> str:
+    text = f"{node.name}  {WORDS[state]}"
+    attempts = run.execs.get(str(node))
+    if attempts is not None and attempts.duration_s is not None:
+        text += f" after {duration(attempts.duration_s)}"
+    if attempts is not None and attempts.reason:
+        text += f": {attempts.reason}"
+    return text
+
+
+def _listed(run: Run, *, as_json: bool) -> str:
+    state = states_of(run.root, run.execs)[run.root]
+    if as_json:
+        document = {"id": run.id, "state": state, "created": run.created, "title": run.title}
+        return json.dumps({**document, "nodes": counts(run.root, run.execs)}) + "\n"
+    created = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
+    return f"{run.id}  {created}  {WORDS[state]:<9}  {run.title[:TITLE_MAX]}\n"
+
+
+def _document(run: Run) -> dict[str, object]:
+    states = states_of(run.root, run.execs)
+    nodes = []
+    for node, state in sorted(states.items(), key=lambda item: str(item[0])):
+        known = run.execs.get(str(node))
+        nodes.append(
+            {"type": type(node).__name__, **(known.to_dict() if known else {"node": str(node)})}
+            | {"state": state}
+        )
+    return {
+        "id": run.id,
+        "state": states[run.root],
+        "created": run.created,
+        "cwd": run.cwd,
+        "argv": run.argv,
+        "nodes": nodes,
+    }

@@ -1,0 +1,1 @@
+"""What pipelines use of the former Conducto's `conducto.shared`."""

@@ -1,0 +1,367 @@
+"""Pipelines run: as `python FILE --run`, as `conducto run`, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from pipelines import Pipelines
+
+import conducto as co
+from conducto import context
+from conducto.nodes.serialization import dumps
+
+EXAMPLE = """
+    def add(a: int, b: list[int], loud: bool = False):
+        "Adds."
+        print("sum", a + sum(b), loud)
+
+    def some(n: int) -> co.Parallel:
+        with co.Parallel() as tree:
+            for i in range(n):
+                co.Exec(add, i, [10], name=f"n{i}")
+        return tree
+
+    def build() -> co.Serial:
+        with co.Serial() as root:
+            root["first"] = co.Exec("echo it is first; echo on stderr >&2")
+            with co.Parallel(name="test"):
+                co.Exec("echo fast", name="fast")
+                co.Exec(add, 3, b=[1], loud=True, name="sum")
+            root["lazy"] = co.Lazy(some, 2)
+        return root
+
+    def name(who: str = "you"):
+        return {"who": who}
+"""
+
+
+def test_a_tree_is_printed_run_shown_and_archived(pipelines: Pipelines) -> None:
+    pipelines.write("pipeline.py", EXAMPLE)
+    printed = pipelines.python("pipeline.py")
+    assert printed == (
+        0,
+        "/\n"
+        "├─0 first   echo it is first; echo on stderr >&2\n"
+        "├─1 test\n"
+        "│ ├─ fast   echo fast\n"
+        "│ └─ sum   python pipeline.py add --a=3 --b=1 --loud\n"
+        "└─2 lazy\n"
+        "  ├─0 Generate   python pipeline.py some --n=2\n"
+        "  └─1 Execute\n",
+        "",
+    )
+    done = pipelines.python("pipeline.py", "build", "--run", "-j", "2")
+    assert (done.code, done.err) == (0, "")
+    assert "/test/sum done after " in done.out
+    assert done.out.splitlines()[-1].endswith("6 done")
+    shown = pipelines.conducto("show", done.id)
+    assert (shown.code, shown.err) == (0, "")
+    assert [line.split("  ")[0] for line in shown.out.splitlines()] == [
+        "/", "├─0 first", "├─1 test", "│ ├─ fast", "│ └─ sum", "└─2 lazy",
+        "", "", "", "",
+    ]  # fmt: skip
+    assert pipelines.conducto("logs", done.id, "/first").out == "it is first\non stderr\n"
+    assert pipelines.conducto("logs", done.id, "test/sum").out == "sum 4 True\n"
+    assert pipelines.conducto("logs", done.id, "lazy/Execute/n1").out == "sum 11 False\n"
+    listed = pipelines.conducto("show").out
+    assert listed.startswith(done.id)
+    assert listed.endswith("pipeline.py build\n")
+    assert json.loads(pipelines.conducto("show", "--json").out)["nodes"] == {"done": 6}
+    assert int(pipelines.conducto("archive", done.id).out) > 10
+    for verb in (["show", done.id], ["logs", done.id, "first"], ["run", "--resume", done.id]):
+        gone = pipelines.conducto(*verb)
+        assert gone.code == 1
+        assert gone.err == f"conducto: no run of a pipeline '{done.id}' is in the store\n"
+
+
+def test_functions_by_hand(pipelines: Pipelines) -> None:
+    """A node's command is one that can be given on a shell; others work, too."""
+    pipelines.write("pipeline.py", EXAMPLE)
+    assert pipelines.python("pipeline.py", "add", "--a=3", "--b=1", "--loud").out == "sum 4 True\n"
+    assert pipelines.python("pipeline.py", "add", "3", "1,2").out == "sum 6 False\n"
+    assert pipelines.python("pipeline.py", "name", "--who=me").out == '{"who": "me"}\n'
+    assert pipelines.python("-m", "conducto", "pipeline.py", "name").out == '{"who": "you"}\n'
+    assert pipelines.python("pipeline.py", "some", "--n", "1").out.splitlines() == [
+        "/", "└─ n0   python pipeline.py add --a=0 --b=10",
+    ]  # fmt: skip
+    tree = json.loads(pipelines.python("pipeline.py", "some", "1", "--json").out)
+    assert (tree["conducto"], tree["type"]) == (1, "Parallel")
+    usage = pipelines.python("pipeline.py", "--help")
+    assert usage.code == 0
+    assert "  add(a: int, b: list[int], loud: bool = False)\n      Adds.\n" in usage.out
+    assert re.search(r"  build\(\) -> .*Serial \(the default\)\n", usage.out)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["other"], 2, "'other' is not one of the functions add, some, build, name"),
+        (["add", "--a=x", "--b=1"], 2, "--a can't be 'x'"),
+        (["add", "3"], 2, "b missing"),
+        (["build", "--run", "-j", "0"], 2, "-j takes a number from 1"),
+        (["build", "-j", "2"], 2, "-j goes with --run"),
+        (["build", "--cloud"], 2, "nothing here runs pipelines in a cloud"),
+        (["build", "--fast"], 2, "unknown option --fast"),
+        (["name", "--run"], 2, "returned no tree"),
+    ],
+)
+def test_usage(pipelines: Pipelines, words: list[str], code: int, said: str) -> None:
+    pipelines.write("pipeline.py", EXAMPLE)
+    done = pipelines.python("pipeline.py", *words)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.startswith("pipeline.py: ")
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_conducto_run_is_that_of_the_file(pipelines: Pipelines) -> None:
+    pipelines.write("pipeline.py", EXAMPLE)
+    done = pipelines.python("-m", "conducto", "run", "pipeline.py", "some", "--n=2", "-j2")
+    assert (done.code, done.err) == (0, "")
+    assert pipelines.states(done.id) == {"/": "done", "/n0": "done", "/n1": "done"}
+    pipelines.write("none.py", "import conducto")
+    none = pipelines.conducto("run", "none.py")
+    assert (none.code, none.err) == (
+        1, "conducto: none.py runs no pipeline: it does not come to co.main()\n",
+    )  # fmt: skip
+    assert pipelines.conducto("run", "gone.py").code == 2
+    assert pipelines.conducto("run").code == 2
+
+
+def test_functions_of_other_files_need_no_co_main(pipelines: Pipelines) -> None:
+    package = pipelines.folder / "steps"
+    package.mkdir()
+    (package / "__init__.py").write_text("BASE = 2\n")
+    (package / "count.py").write_text("from . import BASE\ndef count(n: int): print(n * BASE)\n")
+    (pipelines.folder / "tools.py").write_text("def greet(who: str): print('hello', who)\n")
+    pipelines.write(
+        "pipeline.py",
+        """
+        import tools
+        from steps.count import count
+
+        def build() -> co.Parallel:
+            root = co.Parallel()
+            root["count"] = co.Exec(count, 21)
+            root["greet"] = co.Exec(tools.greet, "a b")
+            return root
+        """,
+    )
+    assert "python -m conducto tools.py greet '--who=a b'" in pipelines.python("pipeline.py").out
+    done = pipelines.python("pipeline.py", "--local")
+    assert done.code == 0
+    assert pipelines.conducto("logs", done.id, "count").out == "42\n"
+    assert pipelines.conducto("logs", done.id, "greet").out == "hello a b\n"
+
+
+def test_a_failure_stops_and_is_shown_and_a_resume_goes_on(pipelines: Pipelines) -> None:
+    root = co.Serial()
+    root["a"] = co.Exec("echo a >> ran")
+    root["p"] = co.Parallel()
+    root["p/good"] = co.Exec("echo good >> ran")
+    root["p/bad"] = co.Exec("for i in $(seq 30); do echo line $i; done; test -e mended || exit 7")
+    root["b"] = co.Exec("echo b >> ran")
+    done = pipelines.run(root)
+    assert done.code == 1
+    assert "/p/bad failed after" in done.out
+    assert ": exit code 7\n  | line 21\n" in done.out
+    assert f"conducto run --resume {done.id}" in done.out
+    assert pipelines.conducto("show", done.id).code == 1
+    states = {"/": "error", "/a": "done", "/p": "error", "/p/good": "done", "/p/bad": "error"}
+    assert pipelines.states(done.id) == {**states, "/b": "pending"}
+    (pipelines.folder / "mended").touch()
+    again = pipelines.conducto("run", "--resume", done.id, "-j1")
+    assert (again.code, again.id) == (0, done.id)
+    assert "/p/bad begins (attempt 2)" in again.out
+    assert sorted(pipelines.lines("ran")) == ["a", "b", "good"]
+    assert set(pipelines.states(done.id).values()) == {"done"}
+    for attempt in ("1", "2"):
+        log = pipelines.conducto("logs", done.id, "p/bad", "--attempt", attempt)
+        assert log.out.splitlines()[-1] == "line 30"
+    assert pipelines.conducto("logs", done.id, "p/bad", "--attempt=3").code == 1
+    nothing = pipelines.conducto("run", "--resume", done.id)
+    assert (nothing.code, len(nothing.out.splitlines())) == (0, 2)
+
+
+def test_a_tree_that_a_lazy_made_is_resumed_without_making_it_again(pipelines: Pipelines) -> None:
+    inner = co.Serial()
+    inner["x"] = co.Exec("echo x >> ran")
+    inner["y"] = co.Exec("echo y >> ran; test -e mended")
+    inner["more"] = co.Lazy(f"echo more >> ran; echo '{dumps(co.Exec('echo z >> ran'))}'")
+    root = co.Serial()
+    pipelines.write("tree.json", "some words\n" + dumps(inner) + "\nmore words\n")
+    root["lazy"] = co.Lazy("echo made >> ran; cat tree.json")
+    done = pipelines.run(root)
+    assert done.code == 1
+    assert pipelines.conducto("logs", done.id, "lazy/Generate").out.startswith("some words\n")
+    (pipelines.folder / "mended").touch()
+    assert pipelines.conducto("run", "--resume", done.id).code == 0
+    assert pipelines.lines("ran") == ["made", "x", "y", "y", "more", "z"]
+    assert pipelines.states(done.id)["/lazy/Execute/more/Execute"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("echo nothing", "it printed no tree"),
+        ("echo '{\"conducto\": 1}'", "the tree is malformed"),
+        ("exit 4", "exit code 4"),
+    ],
+)
+def test_a_lazy_that_makes_no_tree_fails(pipelines: Pipelines, command: str, reason: str) -> None:
+    done = pipelines.run(co.Lazy(command))
+    assert done.code == 1
+    states = pipelines.states(done.id)
+    assert (states["/"], states["/Generate"]) == ("error", "error")
+    assert reason in pipelines.conducto("show", done.id).out
+
+
+def test_retries_and_a_time_limit(pipelines: Pipelines) -> None:
+    root = co.Parallel()
+    root["flaky"] = co.Exec("echo x >> tries; test $(wc -l < tries) -ge 3", retries=3)
+    root["slow"] = co.Exec("echo began; sleep 60", max_time=0.4)
+    root["stubborn"] = co.Exec("trap '' TERM; echo no; sleep 60 & wait; wait", max_time="0.4s")
+    done = pipelines.run(root, parallel=3)
+    assert done.code == 1
+    run = pipelines.load(done.id)
+    flaky, slow = run.execs["/flaky"], run.execs["/slow"]
+    assert (flaky.state, flaky.attempt, len(pipelines.lines("tries"))) == ("done", 3, 3)
+    assert "/flaky failed after" in done.out
+    assert "exit code 1; 3 tries are left" in done.out
+    assert (slow.state, slow.reason) == ("error", "timed out after 0.4 s")
+    assert slow.duration_s is not None
+    assert slow.duration_s < 20
+    assert run.execs["/stubborn"].reason == "timed out after 0.4 s"
+    assert pipelines.conducto("logs", done.id, "slow").out == "began\n"
+
+
+def test_what_a_command_finds_around_it(pipelines: Pipelines) -> None:
+    show = "import os, sys; print(os.getcwd(), sys.stdin.read(), os.getsid(0) == os.getpid())"
+    other = pipelines.folder / "other"
+    other.mkdir()
+    root = co.Serial(env={"A": "root", "B": "root"})
+    root["env"] = co.Exec("echo $A $B $CONDUCTO_NODE $CONDUCTO_PIPELINE_ID", env={"B": "node"})
+    root["python"] = co.Exec(f'exec python -c "{show}"')
+    root["folder"] = co.Exec("pwd; echo $0", image=co.Image(copy_dir=str(other), shell="/bin/sh"))
+    root["data"] = co.Exec("conducto-data-pipeline puts x < /dev/null")
+    root["who"] = co.Exec("command -v python")
+    root["gone"] = co.Exec("pwd", image=co.Image(copy_dir="/not/there"))
+    done = pipelines.run(root)
+    logs = {name: pipelines.conducto("logs", done.id, name).out for name in root.children}
+    assert logs["env"] == f"root node /env {done.id}\n"
+    assert logs["python"] == f"{pipelines.folder}  True\n"
+    assert logs["folder"] == f"{other}\n/bin/sh\n"
+    assert co.data.pipeline.bound(pipeline_id=done.id).list() == ["x"]
+    assert os.path.realpath(logs["who"].strip()) == os.path.realpath(sys.executable)
+    assert "no folder '/not/there'" in pipelines.load(done.id).execs["/gone"].reason
+
+
+def test_the_store_is_where_the_environment_says(pipelines: Pipelines, tmp_path: Path) -> None:
+    done = pipelines.run(co.Exec("echo hello"))
+    assert Path(context.store_url()).is_relative_to(tmp_path)
+    names = list(context.open_store().names())
+    assert names
+    assert all(name.startswith(f"pipelines/{done.id}/run/") for name in names)
+
+
+def test_skipped_and_suppressed(pipelines: Pipelines) -> None:
+    root = co.Serial()
+    root["skipped"] = co.Parallel(skip=True)
+    root["skipped/x"] = co.Exec("echo x >> ran")
+    root["may fail"] = co.Serial(suppress_errors=True)
+    root["may fail/x"] = co.Exec("exit 1")
+    root["all"] = co.Serial(stop_on_error=False)
+    root["all/bad"] = co.Exec("false")
+    root["all/after"] = co.Exec("echo after >> ran")
+    done = pipelines.run(root)
+    assert done.code == 1
+    states = pipelines.states(done.id)
+    assert (states["/skipped"], states["/skipped/x"]) == ("skipped", "skipped")
+    assert (states["/may fail"], states["/may fail/x"]) == ("done", "error")
+    assert (states["/all"], states["/all/after"]) == ("error", "done")
+    assert pipelines.lines("ran") == ["after"]
+    assert done.out.splitlines()[-3].endswith("1 done, 2 failed, 1 skipped")
+
+
+def test_that_no_containers_are_started_is_said_once(pipelines: Pipelines) -> None:
+    root = co.Serial(image="python:3.12")
+    for name in ("a", "b"):
+        root[name] = co.Exec("true", image=co.Image(dockerfile="x"), requires_docker=True)
+    done = pipelines.run(root)
+    assert done.code == 0
+    assert done.err == (
+        "conducto: nothing here starts containers: commands run as processes of this machine, and "
+        "dockerfile, image, requires_docker of images and nodes are not acted on\n"
+    )
+
+
+def test_json_lines(pipelines: Pipelines) -> None:
+    root = co.Serial()
+    root["a"] = co.Exec("echo a")
+    root["b"] = co.Exec("echo oh; exit 2")
+    done = pipelines.run(root, as_json=True)
+    events = [json.loads(line) for line in done.out.splitlines()]
+    assert [(e["event"], e.get("node"), e.get("state")) for e in events] == [
+        ("run", None, None),
+        ("node", "/a", "running"),
+        ("node", "/a", "done"),
+        ("node", "/b", "running"),
+        ("node", "/b", "error"),
+        ("end", None, "error"),
+    ]
+    assert (events[-2]["tail"], events[-2]["exit_code"]) == ("oh\n", 2)
+    assert events[-1]["nodes"] == {"done": 1, "error": 1}
+
+
+def test_logs_that_are_large_binary_or_without_an_end_of_line(pipelines: Pipelines) -> None:
+    root = co.Parallel()
+    root["large"] = co.Exec("yes 'a line of a log' | head -c 20000000")
+    root["binary"] = co.Exec("head -c 3000 /dev/zero; printf '\\377\\0end'; exit 1")
+    root["none"] = co.Exec("true")
+    done = pipelines.run(root)
+    records = pipelines.records(done.id)
+    large = records.log("/large", 1)
+    assert large == (b"a line of a log\n" * 1_250_000)[:20_000_000]
+    assert records.log("/binary", 1) == bytes(3000) + b"\xff\0end"
+    assert records.log("/none", 1) == b""
+
+
+def test_what_is_asked_of_a_run_that_it_has_not(pipelines: Pipelines) -> None:
+    root = co.Serial()
+    root["a"] = co.Exec("false")
+    root["b"] = co.Exec("true")
+    done = pipelines.run(root)
+    for words, said in (
+        (["logs", done.id, "c"], "there is no node 'c'"),
+        (["logs", done.id, "/"], "/ is no command; those below it: /a, /b"),
+        (["logs", done.id, "b"], "/b has no attempt 0: it was begun 0 times"),
+        (["logs", done.id, "a", "--attempt=x"], "/a has no attempt x"),
+        (["show", "other"], "no run of a pipeline 'other'"),
+    ):
+        asked = pipelines.conducto(*words)
+        assert (asked.code, asked.out) == (1, "")
+        assert said in asked.err
+
+
+def test_the_options_of_co_main_are_the_roots(pipelines: Pipelines) -> None:
+    pipelines.write(
+        "pipeline.py",
+        """
+        import conducto as co
+        def build() -> co.Exec:
+            return co.Exec("echo $A $B; pwd", env={"B": "node"})
+        co.main(default=build, env={"A": "main", "B": "main"}, image=co.Image(copy_dir="code"))
+        """,
+    )
+    (pipelines.folder / "pipeline.py").write_text(
+        (pipelines.folder / "pipeline.py").read_text().replace("\n        ", "\n")
+    )
+    (pipelines.folder / "code").mkdir()
+    done = pipelines.python("pipeline.py", "--run")
+    assert done.code == 0, done
+    assert pipelines.conducto("logs", done.id, "/").out == f"main node\n{pipelines.folder}/code\n"
