@@ -17,7 +17,7 @@ from conducto.data import user as perm_data
 from conducto.errors import ContextError
 
 if TYPE_CHECKING:
-    from conducto import nb, shared, util
+    from conducto import api, nb, shared, util
     from conducto.nodes import (
         ContainerReuseContext,
         Exec,
@@ -42,6 +42,7 @@ __all__ = [
     "SameContainer",
     "Serial",
     "TreeError",
+    "api",
     "data",
     "main",
     "nb",
@@ -54,7 +55,7 @@ __all__ = [
 # Who only wants data does not wait for these.
 _NODES = "ContainerReuseContext Exec Image Lazy Node Parallel SameContainer Serial TreeError"
 _HOMES = {**dict.fromkeys(_NODES.split(), "conducto.nodes"), "main": "conducto.run.main"}
-_MODULES = ("nb", "shared", "util")
+_MODULES = ("api", "nb", "shared", "util")
 
 
 def __getattr__(name: str) -> Any:

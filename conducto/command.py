@@ -27,6 +27,7 @@ usage: conducto run FILE [FUNCTION] [ARGUMENTS] [-j N] [--json]
        conducto archive PIPELINE_ID
        conducto archive --older-than AGE [--dry-run]
        conducto take-over
+       conducto secrets set|list|delete [--org] [KEY]
 
 run runs the tree that a function of the file returns, as `python FILE ... --run` does. With
 --resume it runs again what had not succeeded. It exits with 0 if all went well, 1 if not, 130 if it
@@ -44,6 +45,8 @@ take-over puts what an earlier Conducto kept as plain files into the store, and 
 names it put. It reads the profile's data/ and pipelines/*/data/. It skips names that the store
 has already. The files stay, and can be removed by hand.
 
+secrets are variables of every node's environment that no log shows: conducto secrets --help.
+
   -j N, --jobs N       so many commands at once; as many as there are CPUs, if it is not said
   --older-than AGE     archive every pipeline that wrote nothing for so long: 45m, 12h, 7d, 2w;
                        print how many names each had, by its id
@@ -55,7 +58,7 @@ COMMON = (
     Parameter("local", "the store on this machine, or in the cloud", "flag", False, False),
     Parameter("profile", "the profile", "text", False, False),
 )
-VERBS = ("run", "show", "logs", "archive", "take-over")
+VERBS = ("run", "show", "logs", "archive", "take-over", "secrets")
 PARAMETERS = (
     Parameter("pipeline_id", "the pipeline", required=False),
     Parameter("older_than", "all that went quiet so long ago", required=False, positional=False),
@@ -116,6 +119,10 @@ def _run_verb(verb: str, words: list[str]) -> int:
         given = parse((*(verbs.SHOW if verb == "show" else verbs.LOGS), *COMMON), words)
         store = context.open_store(**_where(given))
         return (verbs.show if verb == "show" else verbs.logs)(store, given)
+    if verb == "secrets":
+        from conducto.secrets import command
+
+        return command.run(words)
     if verb == "archive":
         write_text(json.dumps(_archive(parse(PARAMETERS, words))) + "\n")
         return 0

@@ -22,7 +22,8 @@ __all__ = ["Masker", "NodeSecrets", "Secret", "SecretKey", "environment", "for_n
 class Backend(Protocol):
     """Where secrets are. What it is given was checked."""
 
-    def read(self, scopes: Iterable[str]) -> list[Secret]: ...
+    def read(self, scopes: Iterable[str]) -> list[Secret]:
+        """Those of each scope, in this order."""
 
     def put(self, secrets: list[Secret], replaced: Iterable[str] = ()) -> None:
         """The scopes that are `replaced` keep no others."""

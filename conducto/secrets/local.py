@@ -25,8 +25,8 @@ class LocalSecrets:
         self._lock_file = os.path.join(folder, "secrets.lock")
 
     def read(self, scopes: Iterable[str]) -> list[Secret]:
-        wanted = set(scopes)
-        return [secret for secret in self._read()[0].values() if secret.scope in wanted]
+        found = self._read()[0].values()
+        return [secret for scope in scopes for secret in found if secret.scope == scope]
 
     def put(self, secrets: list[Secret], replaced: Iterable[str] = ()) -> None:
         """All of them at once. The scopes that are `replaced` lose all others."""

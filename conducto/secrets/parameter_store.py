@@ -16,20 +16,17 @@ do, a mark is put before it. What is below a path and no secret can be called is
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from conducto import context
-from conducto.errors import InvalidContext, InvalidSecret, SecretNotFound
+from conducto.errors import InvalidSecret, SecretNotFound
+from conducto.secrets.paths import scope_path, secrets_path
 from conducto.secrets.ssm import Client, Failure
 from conducto.secrets.values import ORG, USER, Secret, SecretKey, check_key, described
 
-PATH_DEFAULT = "/conducto"
-
 _PAGE = 10  # as many as one request may name
 _MARK, _MASKED, _UNMASKED = "conducto:", "conducto:masked:", "conducto:unmasked:"
-_PATH = re.compile(r"(/[A-Za-z0-9_.-]{1,100}){1,8}")
 
 
 class ParameterStore:
@@ -130,24 +127,6 @@ class ParameterStore:
 
     def _name(self, key: SecretKey) -> str:
         return f"{self._folders[key.scope]}/{key.key}"
-
-
-def secrets_path() -> str:
-    """What all parameters are below. Raises InvalidContext."""
-    path = os.environ.get("CONDUCTO_SECRETS_PATH") or PATH_DEFAULT
-    if _PATH.fullmatch(path) is None or path.startswith(("/aws", "/ssm")):
-        raise InvalidContext(
-            f"CONDUCTO_SECRETS_PATH must be a path in Parameter Store such as {PATH_DEFAULT}: "
-            f"letters, digits and _.- between slashes, not {path!r}"
-        )
-    return path
-
-
-def scope_path(path: str, scope: str, whose: str) -> str:
-    """Below which a user's or an organization's parameters are. What parameters can't have in
-    their names is written as `.3A`, so that no two share one."""
-    escaped = re.sub(r"[^A-Za-z0-9_-]", lambda found: f".{ord(found[0]):02X}", whose)
-    return f"{path}/{scope}/{escaped}"
 
 
 def _encoded(secret: Secret) -> str:

@@ -10,10 +10,12 @@ them, and the error that may quote them, are gone before something is raised.
 from __future__ import annotations
 
 import contextvars
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import boto3
@@ -60,23 +62,10 @@ class Failure(NamedTuple):
 
 
 class Client:
-    """A client for this region and these credentials. Raises ContextError, CredentialsError."""
+    """Asks by this process's region and credentials. Raises ContextError, CredentialsError."""
 
     def __init__(self) -> None:
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            retries={"total_max_attempts": ATTEMPTS_MAX, "mode": "standard"},
-        )
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        try:
-            self._client: Any = boto3.Session(region_name=region).client("ssm", config=config)
-        except NoRegionError as error:
-            raise ContextError(
-                "in which region are the secrets? Set AWS_REGION, or a region in ~/.aws/config"
-            ) from error
-        except BotoCoreError as error:
-            raise CredentialsError(f"AWS's configuration can't be used: {error}") from error
+        self._client = _client(os.getpid(), _settings())
 
     def ask(
         self, operation: str, on: str, hidden: str = "", **parameters: Any
@@ -89,6 +78,31 @@ class Client:
         except Exception as error:  # each may quote the parameters
             endpoint = str(self._client.meta.endpoint_url)
             return Failure(_typed(error, _ACTIONS[operation], on, hidden, endpoint))
+
+
+def _settings() -> bytes:
+    """What in the environment chooses region, endpoint and credentials, with none of it in it."""
+    chosen = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    return hashlib.sha256(repr((os.environ.get("HOME"), chosen)).encode()).digest()
+
+
+@lru_cache(maxsize=4)
+def _client(pid: int, settings: bytes) -> Any:
+    """boto3's, which takes a tenth of a second to make; a child that was forked has its own."""
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        retries={"total_max_attempts": ATTEMPTS_MAX, "mode": "standard"},
+    )
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    try:
+        return boto3.Session(region_name=region).client("ssm", config=config)
+    except NoRegionError as error:
+        raise ContextError(
+            "in which region are the secrets? Set AWS_REGION, or a region in ~/.aws/config"
+        ) from error
+    except BotoCoreError as error:
+        raise CredentialsError(f"AWS's configuration can't be used: {error}") from error
 
 
 def _typed(error: Exception, action: str, on: str, hidden: str, endpoint: str) -> Exception:

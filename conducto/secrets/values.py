@@ -42,7 +42,7 @@ class SecretKey:
         return {"scope": self.scope, "key": self.key}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.key!r}, scope={self.scope!r})"
+        return f"{type(self).__name__}({self._shown_key()!r}, scope={self.scope!r})"
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -54,6 +54,10 @@ class SecretKey:
 
     def _fields(self) -> tuple[Any, ...]:
         return self.scope, self.key
+
+    def _shown_key(self) -> str:
+        # What is no name may be a value, in the wrong place.
+        return self.key if _is_name(self.key) else HIDDEN
 
 
 class Secret(SecretKey):
@@ -72,7 +76,7 @@ class Secret(SecretKey):
         return {**super().as_dict(), "value": self.value, "mask": self.mask}
 
     def __repr__(self) -> str:
-        hidden = f"{self.key!r}, {HIDDEN!r}, scope={self.scope!r}, mask={self.mask!r}"
+        hidden = f"{self._shown_key()!r}, {HIDDEN!r}, scope={self.scope!r}, mask={self.mask!r}"
         return f"{type(self).__name__}({hidden})"
 
     def _fields(self) -> tuple[Any, ...]:
@@ -82,21 +86,32 @@ class Secret(SecretKey):
 def check_key(key: SecretKey) -> None:
     """Raises InvalidSecret if nothing can be called so."""
     check_scope(key.scope)
-    name = key.key
-    if not isinstance(name, str) or _KEY.fullmatch(name) is None or len(name) > KEY_CHARS_MAX:
+    if not _is_name(key.key):
         raise InvalidSecret(
             f"a secret is called like a variable: up to {KEY_CHARS_MAX} letters, digits and _, "
             "not a digit first. This name is not repeated here, as it may be a value"
         )
-    if name in _RESERVED or name.startswith(_RESERVED_STARTS):
+    if key.key in _RESERVED or key.key.startswith(_RESERVED_STARTS):
         raise InvalidSecret(
-            f"no secret may be called {name}: nodes would run something else, or elsewhere"
+            f"no secret may be called {key.key}: nodes would run something else, or elsewhere"
         )
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and len(name) <= KEY_CHARS_MAX and bool(_KEY.fullmatch(name))
 
 
 def check_scope(scope: str) -> None:
     if scope not in SCOPES:
         raise InvalidSecret('the scope of a secret is "user" or "org"')
+
+
+def checked(secrets: Iterable[Secret]) -> list[Secret]:
+    """All of them. Raises InvalidSecret."""
+    found = list(secrets)
+    for secret in found:
+        check_secret(secret)
+    return found
 
 
 def check_secret(secret: Secret) -> None:

@@ -1,0 +1,196 @@
+"""`conducto secrets`: what goes in, and that nothing of it comes out."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import conducto as co
+from conducto import command
+
+VALUE = "s3kr1t-of-nobody"
+
+
+@pytest.fixture(autouse=True)
+def on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("CONDUCTO_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CONDUCTO_BASE_DIR", str(tmp_path / "base"))
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+
+
+class Run:
+    """`run("list")` is (exit code, stdout, stderr)."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+        self.capture = capsys
+        self.monkeypatch = monkeypatch
+
+    def __call__(self, *argv: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = command.main(["secrets", *argv])
+        out, err = self.capture.readouterr()
+        assert VALUE not in out + err
+        return code, out, err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    return Run(capsys, monkeypatch)
+
+
+def test_set_list_delete(run: Run) -> None:
+    assert run("list") == (0, "[]\n", "")
+    assert run("set", "B", stdin=VALUE.encode()) == (0, "", "")
+    assert run("set", "A", "--no-mask", stdin=b"eu-west-1\n") == (0, "", "")
+    assert run("set", "--org", "C", stdin=VALUE.encode()) == (0, "", "")
+    code, out, _ = run("list")
+    assert (code, json.loads(out)) == (
+        0,
+        [
+            {"key": "A", "scope": "user", "mask": False},
+            {"key": "B", "scope": "user", "mask": True},
+        ],
+    )
+    assert json.loads(run("list", "--org")[1]) == [{"key": "C", "scope": "org", "mask": True}]
+    assert co.api.Secrets().get_user_secrets() == {"A": "eu-west-1", "B": VALUE}
+    assert run("delete", "B") == (0, "", "")
+    code, out, err = run("delete", "B", "--org")
+    assert (code, out) == (1, "")
+    assert err == "conducto: there is no secret B (org): nothing was deleted\n"
+    assert run("delete", "C", "--org")[0] == 0
+    assert set(co.api.Secrets().get_user_secrets(include_org_secrets=True)) == {"A"}
+    assert run("set", "D", "--profile=other", stdin=b"x")[0] == 0
+    assert co.api.Secrets(profile="other").get_user_secrets() == {"D": "x"}
+
+
+@pytest.mark.parametrize(
+    ("stdin", "value"),
+    [
+        (b"a\n", "a"),
+        (b"a\r\n", "a"),
+        (b"a", "a"),
+        (b" a \n", " a "),
+        (b"-----BEGIN\nab\n-----END\n", "-----BEGIN\nab\n-----END\n"),
+        (b"a\n\n", "a\n\n"),
+        ("ü".encode(), "ü"),
+        (b"x" * 8000 + b"\n", "x" * 8000),
+    ],
+)
+def test_what_is_read(run: Run, stdin: bytes, value: str) -> None:
+    assert run("set", "A", stdin=stdin) == (0, "", "")
+    assert co.api.Secrets().get_user_secrets() == {"A": value}
+
+
+@pytest.mark.parametrize(
+    ("stdin", "words"),
+    [
+        (b"", "the secret A is empty"),
+        (b"\n", "is empty"),
+        (VALUE.encode() + b"\xff", "is not UTF-8"),
+        (VALUE.encode() * 501, "has more than 8,000 bytes"),
+        ("ü".encode() * 4001, "has more than 8,000 bytes"),
+        (VALUE.encode() + b"\0", "has a NUL"),
+    ],
+)
+def test_what_is_not_taken(run: Run, stdin: bytes, words: str) -> None:
+    code, out, err = run("set", "A", stdin=stdin)
+    assert (code, out) == (1, "")
+    assert words in err
+    assert run("list")[1] == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["set"],
+        ["set", "A", VALUE],
+        ["set", "A", f"--value={VALUE}"],
+        ["set", "A", "--org", VALUE],
+        ["set", "A", f"--org={VALUE}"],
+        ["set", "A", f"--mask={VALUE}"],
+        ["delete"],
+        ["delete", "A", VALUE],
+        ["list", VALUE],
+        [VALUE],
+        [],
+    ],
+)
+def test_usage_repeats_no_argument(run: Run, argv: list[str]) -> None:
+    """What follows a name may be a value, in the wrong place."""
+    code, out, err = run(*argv, stdin=b"x")
+    assert (code, out) == (2, "")
+    assert "secrets" in err
+    if argv[:1] == ["set"]:
+        assert "A value is no argument: it is asked for, or read from stdin" in err
+
+
+def test_name_that_may_be_a_value(run: Run) -> None:
+    code, _, err = run("set", f"A={VALUE}", stdin=b"x")
+    assert code == 1
+    assert "not repeated here" in err
+    assert run("delete", f"A={VALUE}")[0] == 1
+
+
+def test_help(run: Run) -> None:
+    for argv in (["--help"], ["-h"], ["set", "--help"], ["list", "-h"]):
+        code, out, _ = run(*argv)
+        assert code == 0
+        assert "usage: conducto secrets set KEY" in out
+
+
+def test_stdin_that_is_closed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", None)
+        assert command.main(["secrets", "set", "A"]) == 1
+    assert "stdin is closed" in capsys.readouterr().err
+
+
+def test_on_a_terminal() -> None:
+    """It asks, shows nothing of what is typed, and others see nothing of it meanwhile."""
+    ours, theirs = pty.openpty()
+    main = "import sys; from conducto.command import main; sys.exit(main(['secrets', 'set', 'A']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", main], stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    while b"A: " not in said:
+        said += os.read(ours, 1000)
+    time.sleep(0.1)  # it turns echoing off, then asks
+    os.write(ours, VALUE.encode())
+    time.sleep(0.1)
+    listed = subprocess.run(["ps", "-ef"], capture_output=True, text=True).stdout
+    assert VALUE not in listed
+    os.write(ours, b"\n")
+    try:
+        while part := os.read(ours, 1000):
+            said += part
+    except OSError:  # the other end is closed
+        pass
+    os.close(ours)
+    assert process.wait(30) == 0, said
+    assert VALUE.encode() not in said
+    assert co.api.Secrets().get_user_secrets() == {"A": VALUE}
+
+
+def test_no_file_has_it(tmp_path: Path) -> None:
+    """Nor does a process that died leave one."""
+    main = "import sys; from conducto.command import main; main(['secrets', 'set', 'A'])"
+    program = f"{main}; import os, resource; print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=VALUE, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout == "0\n"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert not [path for path in files if VALUE.encode() in path.read_bytes()]
