@@ -2,9 +2,11 @@
 
 A read is one plan: its whole span is fetched and decoded together, on several threads where it is
 large. While reads follow each other, what comes next is begun before it is asked for, in a window
-that doubles whenever half of it is used up: never more is read in vain than was asked for. A read
-elsewhere ends the window; one within it goes on with it. Raw frames in files that are mapped are
-not read ahead: to check them takes no longer than to hand them over to a thread.
+that doubles whenever half of it is used up: no more is read in vain than was asked for, or a fourth
+of a task: on S3 what comes within a round trip. At its bound it is filled up task by task, so that
+the link is never idle. A read elsewhere ends the window; one within it goes on with it. Raw frames
+in files that are mapped are not read ahead: to check them takes no longer than to hand them over to
+a thread.
 """
 
 from __future__ import annotations
@@ -73,6 +75,8 @@ class ReadAhead:
         self._pinned = pinned
         self._ahead_bytes_max = ahead_bytes_max
         self._task_bytes = reader.task_bytes
+        self._ahead_bytes_min = min(self._task_bytes // 4, ahead_bytes_max)
+        self._step_bytes = max(1, min(self._task_bytes, ahead_bytes_max // 4))
         # Of a large read, so much is under way at once.
         self._flight_bytes = self._task_bytes * max(4, reader.workers.threads)
         self._window: _Window | None = None
@@ -164,9 +168,10 @@ class ReadAhead:
 
     def _look_ahead(self, window: _Window, offset: int, until: int) -> None:
         so_far = max(window.ahead_bytes, until - offset)
-        if window.is_mapped or window.end < until or window.end - until > so_far // 2:
+        enough = so_far - min(so_far // 2, self._step_bytes)
+        if window.is_mapped or window.end < until or window.end - until > enough:
             return
-        window.ahead_bytes = min(2 * so_far, self._ahead_bytes_max)
+        window.ahead_bytes = min(max(2 * so_far, self._ahead_bytes_min), self._ahead_bytes_max)
         end = min(until + window.ahead_bytes, self._pinned.record.size)
         if window.end < end:
             self._plan(window, end, wanted=False)
@@ -175,7 +180,7 @@ class ReadAhead:
         """Tasks of about the same size, from where the window ends."""
         extents = self._pinned.manifest.covering(window.end, end)
         size = extents[-1].end - extents[0].begin
-        count = max(1, round(size / self._task_bytes))
+        count = max(1, round(size / (self._task_bytes if wanted else self._step_bytes)))
         # What the caller waits for, and is done as fast by itself, is.
         alone = wanted and (
             count == 1 or size < PARALLEL_BYTES or self._reader.workers.threads == 1
