@@ -1,0 +1,192 @@
+"""Bytes out and in: whole objects, ranges, and file objects."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, BinaryIO
+
+from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.compression import compr
+from fsspec.core import get_compression
+from fsspec.utils import isfilelike
+
+from castore.errors import NameNotFound
+from castore.fs.files import CastoreFile, CompressedWriter
+from castore.fs.opening import StoreFileSystem
+
+
+class ContentVerbs(StoreFileSystem):
+    """See `castore.fs.CastoreFileSystem`."""
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
+        name = self._strip_protocol(path)
+        return self.store.gets(name, self._byte_range(name, start, end))
+
+    def cat_ranges(
+        self,
+        paths: list[str],
+        starts: int | list[int | None] | None,
+        ends: int | list[int | None] | None,
+        max_gap: int | None = None,
+        on_error: str = "return",
+        **kwargs: Any,
+    ) -> list[Any]:
+        """The half-open ranges `[start, end)`, in bytes, in order.
+
+        Those of one object are read in one plan (`max_gap` is its own), several objects at once.
+        """
+        if not isinstance(paths, list):
+            raise TypeError("paths is a list of paths")
+        all_starts = starts if isinstance(starts, list) else [starts] * len(paths)
+        all_ends = ends if isinstance(ends, list) else [ends] * len(paths)
+        if not len(paths) == len(all_starts) == len(all_ends):
+            raise ValueError("paths, starts and ends differ in length")
+        results: list[Any] = [None] * len(paths)
+        wanted: dict[int, tuple[str, tuple[int, int] | None]] = {}
+        for at, path in enumerate(paths):
+            name = self._strip_protocol(path)
+            try:
+                wanted[at] = name, self._byte_range(name, all_starts[at], all_ends[at])
+            except Exception as error:
+                if on_error != "return":
+                    raise
+                results[at] = error
+        for at, part in zip(wanted, self.store.gets_ranges([*wanted.values()]), strict=True):
+            if isinstance(part, Exception) and on_error != "return":
+                raise part
+            results[at] = part
+        return results
+
+    def cat(
+        self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any
+    ) -> Any:
+        """As fsspec's; several objects are read at once."""
+        one = self._strip_protocol(path) if isinstance(path, (str, os.PathLike)) else None
+        names = self.expand_path(path, recursive=recursive)
+        if names == [one] or kwargs:
+            return super().cat(path, recursive, on_error, **kwargs)
+        found: dict[str, Any] = {}
+        parts = self.store.gets_ranges([(name, None) for name in names])
+        for name, part in zip(names, parts, strict=True):
+            if isinstance(part, Exception) and on_error == "raise":
+                raise part
+            if not isinstance(part, Exception) or on_error == "return":
+                found[name] = part
+        return found
+
+    def get_file(
+        self,
+        rpath: str,
+        lpath: Any = None,
+        callback: Any = DEFAULT_CALLBACK,
+        outfile: BinaryIO | None = None,
+        **kwargs: Any,
+    ) -> None:
+        name = self._strip_protocol(rpath)
+        if outfile is None and isfilelike(lpath):
+            outfile = lpath
+        if outfile is not None:
+            self.store.get(name, outfile, progress=callback)
+            return
+        os.makedirs(os.path.dirname(os.path.abspath(lpath)), exist_ok=True)
+        try:
+            self.store.get(name, lpath, progress=callback)
+        except NameNotFound:  # a folder is asked for too, in a tree of them
+            if not self.isdir(name):
+                raise
+            os.makedirs(lpath, exist_ok=True)
+
+    def put_file(
+        self,
+        lpath: Any,
+        rpath: str,
+        callback: Any = DEFAULT_CALLBACK,
+        mode: str = "overwrite",
+        **kwargs: Any,
+    ) -> None:
+        if os.path.isdir(lpath):
+            return
+        name = self._strip_protocol(rpath)
+        with self._changes(create=True) as changes:
+            changes.put(name, lpath, if_absent=mode == "create", progress=callback)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        with self._changes(create=True) as changes:
+            changes.puts(self._strip_protocol(path), value, if_absent=mode == "create")
+
+    def pipe(self, path: Any, value: bytes | None = None, **kwargs: Any) -> None:
+        """One commit for all of a mapping."""
+        with self._together():
+            super().pipe(path, value, **kwargs)
+
+    def touch(self, path: str, truncate: bool = True, **kwargs: Any) -> None:
+        """Put an empty object; without `truncate`, give one that is there a new time: no data
+        moves."""
+        if truncate or not self.isfile(path):
+            self.pipe_file(path, b"", **kwargs)
+            return
+        with self.open(path, "ab"):
+            pass
+
+    def open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        cache_options: dict[str, Any] | None = None,
+        compression: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As fsspec's. What compresses into a file publishes it when it is closed."""
+        path = self._strip_protocol(path)
+        compression = get_compression(path, compression)
+        if compression is None or "r" in mode or "b" not in mode:
+            return super().open(path, mode, block_size, cache_options, compression, **kwargs)
+        file = super().open(path, mode, block_size, cache_options, **kwargs)
+        try:
+            return CompressedWriter(file, compr[compression])
+        except BaseException:
+            file.abort()
+            raise
+
+    def _open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        autocommit: bool = True,
+        cache_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The store does its own caching: `cache_options` changes nothing."""
+        name = self._strip_protocol(path)
+        blocksize = block_size or self.blocksize
+        if mode == "rb":
+            return CastoreFile(self, self.store.open(name, "rb"), blocksize)
+        if mode not in ("wb", "xb", "ab"):
+            modes = "'rb', 'wb', 'xb' and 'ab'"
+            raise NotImplementedError(f"castore opens files with {modes}, not {mode!r}")
+        file: Any
+        if autocommit:
+            file = self._open_store(create=True).open(name, mode)
+        elif self._intrans:
+            file = self.transaction.changes(create=True).open(name, mode)
+        else:
+            raise ValueError("autocommit=False is for files of a `with fs.transaction`")
+        file.fs, file.path, file.blocksize = self, name, blocksize
+        return file
+
+    def _byte_range(self, name: str, start: int | None, end: int | None) -> tuple[int, int] | None:
+        """fsspec's start and end, which count from the end where negative, as a byte range."""
+        if start is None and end is None:
+            return None
+        begin = 0 if start is None else start
+        stop = sys.maxsize if end is None else end
+        if begin < 0 or stop < 0:
+            size = self.store.size(name)
+            begin = max(0, begin + size) if begin < 0 else begin
+            stop = max(0, stop + size) if stop < 0 else stop
+        return begin, max(begin, stop)
