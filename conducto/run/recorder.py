@@ -114,7 +114,9 @@ class Recorder:
     def _step(self) -> bool:
         """Wait for something to write, and write it; whether that was the last."""
         with self._changed:
-            closing = self._changed.wait_for(self._is_due, self._due_in()) and self._closing
+            while not self._is_due():  # what comes meanwhile may be due earlier
+                self._changed.wait(self._due_in())
+            closing = self._closing
             states, self._states = self._states, {}
             logs = self._take_logs(everything=closing)
         now = time.time()
@@ -132,6 +134,7 @@ class Recorder:
         return bool(
             self._closing
             or self._states
+            or time.time() - self._session.beat >= BEAT_S
             or any(log.due_in(now) <= 0 for log in self._logs.values() if log.size or log.ended)
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -44,11 +45,14 @@ def provide(
         )
         shutil.rmtree(folder, ignore_errors=True)  # what one that was killed left
         python = os.path.join(folder, "bin", "python")
-        make = [sys.executable, "-m", "venv", *([] if requirements else ["--without-pip"]), folder]
-        steps = [shlex.join(make)]
+        # Our own pip can install into it, which spares it a pip, if there is one here.
+        pip = [sys.executable, "-m", "pip", "--python", python]
+        own_pip = importlib.util.find_spec("pip") is not None
+        bare = ["--without-pip"] if own_pip or not requirements else []
+        steps = [shlex.join([sys.executable, "-m", "venv", *bare, folder])]
         if requirements:
-            install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            steps.append(shlex.join([python, *install, "--", *requirements]))
+            install = ["install", "--quiet", "--disable-pip-version-check", "--", *requirements]
+            steps.append(shlex.join([*(pip if own_pip else [python, "-m", "pip"]), *install]))
         made = executor.run(
             job.replaced(command=" && ".join(steps), cwd=image.instantiation_directory), output
         )

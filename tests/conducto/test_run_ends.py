@@ -1,0 +1,232 @@
+"""How runs end that do not go to their end: a killed runner, interrupts, what commands leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from pipelines import Pipelines, processes_with, wait_for
+
+import castore
+import conducto as co
+from conducto import context
+from conducto.run.executor import Job, LocalExecutor
+from conducto.run.records import Records, Session, process_mark
+from conducto.run.states import State
+
+linux_only = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+
+# The command's children: one of its group, one of a session of its own, one that is nobody's child.
+BUSY = (
+    "echo begun; sleep {mark} & setsid sleep {mark} & "
+    "(setsid sh -c 'sleep {mark} & sleep {mark}' &) ; sleep {mark}"
+)
+PIPELINE = """
+    def build() -> co.Serial:
+        root = co.Serial()
+        root["first"] = co.Exec("echo first >> ran; echo it is first")
+        root["busy"] = co.Exec('''test -e mended && exit 0; echo busy >> ran; {busy}''')
+        root["last"] = co.Exec("echo last >> ran")
+        return root
+"""
+
+
+def mark() -> str:
+    """How long a process sleeps, and what it can be told by."""
+    return str(100_000 + uuid.uuid4().int % 100_000)
+
+
+def begin(pipelines: Pipelines, number: str) -> tuple[subprocess.Popen[str], str]:
+    """The runner, and its pipeline's id, when five processes sleep and the store knows."""
+    pipelines.write("pipeline.py", PIPELINE.format(busy=BUSY.format(mark=number)))
+    runner = pipelines.begin("pipeline.py", "--run")
+    assert runner.stdout is not None
+    run_id = runner.stdout.readline().split()[1]
+    wait_for(lambda: len(processes_with(number)) >= 5)
+    wait_for(lambda: b"begun" in pipelines.records(run_id).log("/busy", 1))
+    context.close_stores()
+    return runner, run_id
+
+
+@linux_only
+def test_a_killed_runner_leaves_no_process_and_a_run_that_can_be_resumed(
+    pipelines: Pipelines,
+) -> None:
+    number = mark()
+    runner, run_id = begin(pipelines, number)
+    with runner:
+        still = pipelines.conducto("run", "--resume", run_id)
+        assert (still.code, still.out) == (1, "")
+        assert f"is still being run, by process {runner.pid}" in still.err
+        assert pipelines.states(run_id)["/busy"] == "running"
+        runner.kill()
+    wait_for(lambda: not processes_with(number))
+    assert pipelines.states(run_id) == {
+        "/": "killed", "/first": "done", "/busy": "killed", "/last": "pending",
+    }  # fmt: skip
+    assert "busy  killed: its runner was killed" in pipelines.conducto("show", run_id).out
+    assert pipelines.conducto("logs", run_id, "first").out == "it is first\n"
+    assert pipelines.conducto("logs", run_id, "busy").out == "begun\n"
+    (pipelines.folder / "mended").touch()
+    assert pipelines.conducto("run", "--resume", run_id).code == 0
+    assert pipelines.lines("ran") == ["first", "busy", "last"]
+    assert set(pipelines.states(run_id).values()) == {"done"}
+    with castore.open(context.store_url()) as store:
+        assert store.check(read_data=True).exit_code == 0
+
+
+@linux_only
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_ends_its_commands_and_says_so(
+    pipelines: Pipelines, kind: signal.Signals
+) -> None:
+    number = mark()
+    runner, run_id = begin(pipelines, number)
+    with runner:
+        runner.send_signal(kind)
+        out, err = runner.communicate(timeout=60)
+    assert (runner.returncode, err) == (130, "")
+    assert f"to go on with what is not done: conducto run --resume {run_id}\n" in out
+    assert processes_with(number) == []
+    states = pipelines.states(run_id)
+    assert (states["/first"], states["/busy"], states["/last"]) == ("done", "killed", "pending")
+
+
+@linux_only
+def test_a_second_interrupt_does_not_wait_for_what_is_slow_to_end(pipelines: Pipelines) -> None:
+    number = mark()
+    pipelines.write(
+        "pipeline.py",
+        f"""
+        def build() -> co.Exec:
+            return co.Exec("trap 'touch told' TERM; touch begun; while :; do sleep {number}; done")
+        """,
+    )
+    runner = pipelines.begin("pipeline.py", "--run")
+    with runner:
+        wait_for((pipelines.folder / "begun").exists)
+        runner.send_signal(signal.SIGINT)
+        wait_for((pipelines.folder / "told").exists)
+        runner.send_signal(signal.SIGINT)
+        runner.communicate(timeout=60)
+    assert runner.returncode == 130
+    assert processes_with(number) == []
+
+
+@linux_only
+def test_what_a_command_leaves_ends_with_it_or_with_the_run(pipelines: Pipelines) -> None:
+    """In the background of its session it ends with the command; in one of its own, with the run,
+    so that a service can be started by one command for the next."""
+    number = mark()
+    root = co.Serial()
+    root["leave"] = co.Exec(f"sleep {number} & (setsid sleep {number} &); sleep 0.2")
+    root["count"] = co.Exec(f"pgrep -fc '^sleep {number}'")
+    done = pipelines.run(root)
+    assert pipelines.conducto("logs", done.id, "count").out == "1\n"
+    assert processes_with(number) == []
+
+
+def test_somebody_elses_run_is_not_resumed(pipelines: Pipelines) -> None:
+    """A session that another runner has begun meanwhile."""
+    done = pipelines.run(co.Exec("false"))
+    records = pipelines.records(done.id)
+    assert records.load().sessions == 1
+    records.claim(2)
+    with pytest.raises(RuntimeError, match="being run by somebody else"):
+        records.claim(2)
+    still = pipelines.conducto("run", "--resume", done.id)  # that session is ours, and we live
+    assert f"is still being run, by process {os.getpid()}" in still.err
+
+
+def test_who_lives() -> None:
+    session = Session.here()
+    assert session.is_alive
+    session.process = "0"  # another process had the number
+    assert session.is_alive == (process_mark(os.getpid()) == "0")
+    session.host = "another"
+    assert session.is_alive
+    session.beat -= 3600
+    assert not session.is_alive
+    session = Session.here()
+    session.ended = session.began
+    assert not session.is_alive
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    assert process_mark(int(child.stdout)) == ""
+
+
+def test_a_store_that_fails_ends_the_run(
+    pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error, and no run goes on that nothing is known of."""
+    number = mark()
+    write = castore.Store.transaction
+
+    def fail(store: castore.Store) -> castore.Transaction:
+        if (pipelines.folder / "begun").exists():
+            raise OSError("the disk is gone")
+        return write(store)
+
+    monkeypatch.setattr(castore.Store, "transaction", fail)
+    root = co.Serial()
+    root["a"] = co.Exec(f"touch begun; sleep 0.3; echo x; sleep {number}")
+    with pytest.raises(OSError, match="the disk is gone"):
+        pipelines.run(root)
+    if Path("/proc/self").exists():
+        assert processes_with(number) == []
+
+
+def job(folder: Path, command: str) -> Job:
+    return Job("/x", command, "/bin/sh", {"PATH": os.environ["PATH"]}, str(folder), 60.0)
+
+
+def test_the_executor_by_itself(tmp_path: Path) -> None:
+    executor, printed = LocalExecutor("cookie"), []
+    try:
+        for command, state, code, reason in (
+            ("echo out; echo err >&2", State.DONE, 0, ""),
+            ("exit 3", State.ERROR, 3, "exit code 3"),
+            ("kill -9 $$", State.ERROR, -9, "ended by SIGKILL"),
+        ):
+            outcome = executor.run(job(tmp_path, command), printed.append)
+            assert (outcome.state, outcome.exit_code, outcome.reason) == (state, code, reason)
+        assert b"".join(printed) == b"out\nerr\n"
+        for wrong in ({"shell": "/no/shell"}, {"cwd": "/no/folder"}, {"command": "a\0b"}):
+            outcome = executor.run(job(tmp_path, "true").replaced(**wrong), printed.append)
+            assert outcome.state is State.ERROR
+            assert outcome.reason.startswith("can't be started: ")
+        executor.cancel()
+        assert executor.run(job(tmp_path, "true"), printed.append).state is State.KILLED
+    finally:
+        executor.close()
+
+
+def test_output_that_can_not_be_taken_ends_the_command(tmp_path: Path) -> None:
+    def full(_: bytes) -> None:
+        raise OSError("full")
+
+    executor = LocalExecutor("cookie")
+    try:
+        with pytest.raises(OSError, match="full"):
+            executor.run(job(tmp_path, "echo x; exec sleep 1000"), full)
+    finally:
+        executor.close()
+
+
+def test_records_that_a_killed_runner_left_half_are_those_of_before(pipelines: Pipelines) -> None:
+    """What `create` alone has written is a run that was not begun."""
+    records = Records(context.open_store(), "half")
+    root = co.Serial()
+    root["a"] = co.Exec("echo a >> ran")
+    records.create(root, ["test"])
+    assert pipelines.states("half") == {"/": "pending", "/a": "pending"}
+    assert pipelines.conducto("run", "--resume", "half", "--json").code == 0
+    events = [json.loads(line) for line in pipelines.conducto("show", "--json").out.splitlines()]
+    assert [event["state"] for event in events] == ["done"]
