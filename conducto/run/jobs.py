@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 
-from conducto.nodes import Exec, Image, Lazy
+from conducto.nodes import Exec, Image, Lazy, TreeError
 from conducto.nodes.kinds import GENERATE
 from conducto.run import venvs
 from conducto.run.executor import Executor, Job, Outcome
@@ -24,12 +24,13 @@ class Jobs:
     def __init__(self, pipeline_id: str, cookie: str, cwd: str) -> None:
         """`cookie` marks its processes, for whoever has to end them. Raises SecretsError."""
         self._cwd = cwd
-        self._secrets = for_nodes()
+        secrets = for_nodes()
+        self._masker = secrets.masker()
         self._bin = _python_folder()
         self._base = {
             "PYTHONUNBUFFERED": "1",  # so that a log has what was printed before a crash
             **os.environ,
-            **self._secrets.environment,
+            **secrets.environment,
             "CONDUCTO_PIPELINE_ID": pipeline_id,
             VARIABLE: cookie,
         }
@@ -37,7 +38,17 @@ class Jobs:
 
     def masker(self) -> Masker:
         """What hides the values of secrets in what one attempt prints."""
-        return self._secrets.masker()
+        return self._masker.another()
+
+    def refuse_secrets(self, tree: bytes) -> None:
+        """Raise TreeError for a tree with the value of a secret in it: the store is to keep it, and
+        with a mask in its place it would not work."""
+        masker = self.masker()
+        if masker.feed(tree) + masker.flush() != tree:
+            raise TreeError(
+                "its tree has the value of a secret in it, and was not kept: let commands read the "
+                "secret's variable"
+            )
 
     def run(self, node: Exec, executor: Executor, output: Callable[[bytes], None]) -> Outcome:
         """Run the command, in the environment of its requirements, which is made if need be."""

@@ -156,21 +156,19 @@ class Recorder:
         return taken
 
     def _write(self, states: dict[str, bytes], logs: list[tuple[Log, bytes]]) -> None:
-        """What a state tells of is there before it."""
-        store = self._records.store
-        for log, text in logs:
-            if log.stored:
-                with store.open(log.key, "ab") as file:
-                    file.write(text)
-        fresh = [(log, text) for log, text in logs if not log.stored]
-        if not states and not fresh:
+        """All of it in one commit, or where that is not possible logs first."""
+        if not states and not logs:
             return
-        with store.transaction() as transaction:
-            for log, text in fresh:
-                transaction.puts(log.key, text)
+        with self._records.store.transaction() as transaction:
+            for log, text in logs:
+                if log.stored:
+                    with transaction.open(log.key, "ab") as file:
+                        file.write(text)
+                else:
+                    transaction.puts(log.key, text)
             for key, document in states.items():
                 transaction.puts(key, document)
-        for log, _ in fresh:
+        for log, _ in logs:
             log.stored = True
 
 

@@ -156,7 +156,9 @@ class Runner:
         """Put what a Generate printed in its place, or let it have failed."""
         assert isinstance(node.parent, Lazy)
         try:
-            tree = loads(catcher.tree())
+            text = catcher.tree()
+            self._jobs.refuse_secrets(text)
+            tree = loads(text)
         except TreeError as error:
             attempts.state, attempts.reason = State.ERROR, str(error)
             return

@@ -348,6 +348,30 @@ def test_what_is_asked_of_a_run_that_it_has_not(pipelines: Pipelines) -> None:
         assert said in asked.err
 
 
+def test_secrets_are_in_the_environment_and_in_no_log(pipelines: Pipelines) -> None:
+    """Also not where a command's last lines are shown, and below what a node says itself."""
+    co.api.Secrets().put_user_secrets({"TOKEN": "open sesame", "OTHER": "of the secrets"})
+    root = co.Parallel(env={"OTHER": "of the node"})
+    root["lazy"] = co.Lazy("echo $TOKEN; echo '" + dumps(co.Exec("echo in $TOKEN")) + "'")
+    root["leak"] = co.Lazy("echo '" + dumps(co.Exec("echo TOKEN")) + '\' | sed "s/TOKEN/$TOKEN/"')
+    root["bad"] = co.Exec(
+        "echo it is $TOKEN; printf 'open ses'; sleep 0.1; echo ame; echo $OTHER; exit 1"
+    )
+    done = pipelines.run(root)
+    assert "  | it is ***\n  | ***\n  | of the node\n" in done.out
+    assert pipelines.conducto("logs", done.id, "bad").out == "it is ***\n***\nof the node\n"
+    assert pipelines.conducto("logs", done.id, "lazy/Execute").out == "in ***\n"
+    shown = pipelines.conducto("show", done.id).out
+    assert "Generate  failed" in shown
+    assert "the value of a secret" in shown
+    pipelines.conducto("show", done.id, "--html", "page.html")
+    store = context.open_store()
+    kept = b"".join(store.gets(name) for name in store.names())
+    assert b"in ***" in kept
+    for text in (done.out, shown, (pipelines.folder / "page.html").read_text(), str(kept)):
+        assert "open sesame" not in text
+
+
 def test_the_options_of_co_main_are_the_roots(pipelines: Pipelines) -> None:
     pipelines.write(
         "pipeline.py",
