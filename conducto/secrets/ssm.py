@@ -123,13 +123,13 @@ def _typed(error: Exception, action: str, on: str, hidden: str, endpoint: str) -
 
 
 def _of_answer(code: str, said: str, status: int, action: str, on: str, endpoint: str) -> Exception:
-    if code.startswith("AccessDenied"):
-        return AccessDenied(action, on, said)
     if code in _UNKNOWN_CREDENTIALS:
         return CredentialsError(
             f"{endpoint} does not accept the AWS credentials ({code}: {said}): renew them, or "
             "choose others with AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
+    if code.startswith("AccessDenied") or status == 403:
+        return AccessDenied(action, on, said)
     if code == "InvalidKeyId":
         return ContextError(f"CONDUCTO_SECRETS_KMS_KEY_ID is no key that can be used: {said}")
     if code in _THROTTLED:

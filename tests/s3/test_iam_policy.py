@@ -3,10 +3,7 @@ allowed to the user, and nothing to another."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,8 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from places import ROOT, SUPPORT
+from iam_server import server
+from places import ROOT
 
 import castore
 import conducto as co
@@ -48,22 +46,8 @@ class Cloud:
 def cloud() -> Iterator[Cloud]:
     """Users of IAM who have the policy, by group (ann, bob), by themselves (eve), and not at all
     (nobody); on a server that enforces it from now on."""
-    program = [sys.executable, str(SUPPORT / "iam_server.py")]
-    with subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            port = json.loads(process.stdout.readline())
-            endpoint_url = f"http://127.0.0.1:{port}"
-            users = _set_up(endpoint_url)
-            connection = http.client.HTTPConnection("127.0.0.1", port)
-            connection.request("POST", "/moto-api/reset-auth", "0")
-            assert connection.getresponse().status == 200
-            connection.close()
-            yield Cloud(endpoint_url, users)
-        finally:
-            process.kill()
+    with server(_set_up) as (endpoint_url, users):
+        yield Cloud(endpoint_url, users)
 
 
 def _set_up(endpoint_url: str) -> dict[str, User]:

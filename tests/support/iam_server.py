@@ -1,22 +1,31 @@
 """moto, with IAM enforced as IAM does it: run as a program, it prints its port and serves.
 
 moto checks signatures, and that a policy allows an action on a resource; not conditions, nor
-variables, nor whether what is not there may be known not to be there. These are put in here. Until
-`POST /moto-api/reset-auth` with `0`, nothing is enforced.
+variables, nor whether what is not there may be known not to be there, nor which parameters a
+request to Parameter Store is about, nor that it uses a key. These are put in here. Until
+`POST /moto-api/reset-auth` with `0`, nothing is enforced; `server()` starts it, and does that when
+its users are made.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
+import subprocess
+import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import xmltodict
+from moto.core.exceptions import JsonRESTError
 from moto.iam import access_control
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 from moto.s3.models import s3_backends
+from moto.ssm.models import ssm_backends
 
 PREFIXED = ("s3:ListBucket", "s3:ListBucketVersions")
 
@@ -73,12 +82,18 @@ def _check(self: Any, resource: str) -> None:
     user = self.backend.get_user(self._access_key.arn.rpartition("/")[2])
     for action, on, more in _asked(self, resource):
         if not allowed(statements, action, on, {"aws:userid": user.id, **more}):
-            self._raise_access_denied()
+            if action.startswith("s3:"):
+                self._raise_access_denied()
+            raise JsonRESTError(
+                "AccessDeniedException", f"User {user.name} is not authorized to perform: {action}"
+            )
 
 
 def _asked(self: Any, resource: str) -> list[tuple[str, str, dict[str, str]]]:
     """What has to be allowed: (action, resource, more of the context)."""
     action, query = self._action, parse_qs(urlsplit(self._path).query)
+    if action.startswith("ssm:"):
+        return _asked_of_parameters(self, action, json.loads(self._body))
     bucket, _, key = resource.rpartition(":::")[2].partition("/")
     whole = f"arn:aws:s3:::{bucket}"
     if action == "s3:HeadBucket":
@@ -98,9 +113,52 @@ def _asked(self: Any, resource: str) -> list[tuple[str, str, dict[str, str]]]:
     return asked
 
 
+def _asked_of_parameters(
+    self: Any, action: str, request: dict[str, Any]
+) -> list[tuple[str, str, dict[str, str]]]:
+    """The parameters or the path that a request names, and the keys it uses for them."""
+    region = f"{self._region}:{self.account_id}"
+    names = request.get("Names") or [request.get("Path") or request["Name"]]
+    asked: list[tuple[str, str, dict[str, str]]] = [
+        (action, f"arn:aws:ssm:{region}:parameter{name}", {}) for name in names
+    ]
+    uses = []
+    if action == "ssm:PutParameter":
+        uses = [("kms:Encrypt", request["Name"], request.get("KeyId"))]
+    elif request.get("WithDecryption"):
+        known = ssm_backends[self.account_id][self._region]._parameters
+        below = [name for name in known if name.startswith(f"{names[0]}/")]
+        uses = [("kms:Decrypt", name, known[name][-1].keyid) for name in below]
+    return asked + [
+        (use, key, {"kms:EncryptionContext:PARAMETER_ARN": f"arn:aws:ssm:{region}:parameter{name}"})
+        for use, name, key in uses
+        if key and key.startswith("arn:")  # the account's own key is for all who are in it
+    ]
+
+
 def _is_there(account_id: str, bucket: str, key: str) -> bool:
     found = s3_backends[account_id]["aws"].buckets.get(bucket)
     return found is not None and found.keys.get(key) is not None
+
+
+@contextmanager
+def server(set_up: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
+    """The endpoint of one that enforces, and what `set_up` made there before it did."""
+    with subprocess.Popen(
+        [sys.executable, __file__], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            port = json.loads(process.stdout.readline())
+            endpoint_url = f"http://127.0.0.1:{port}"
+            made = set_up(endpoint_url)
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("POST", "/moto-api/reset-auth", "0")
+            assert connection.getresponse().status == 200
+            connection.close()
+            yield endpoint_url, made
+        finally:
+            process.kill()
 
 
 if __name__ == "__main__":
