@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 numpy = pytest.importorskip("numpy")
@@ -43,6 +44,27 @@ class TestZarr:
         assert (again[50:100] == -1).all()
         assert (again[100:] == DATA).all()
         assert len(fs.find("arrays/a")) == 1 + (60 if shards is None else 3)
+
+    def test_a_transaction_publishes_an_array_at_once(
+        self, fs: CastoreFileSystem, options: dict[str, Any], zarr: Any
+    ) -> None:
+        remote = fsspec.filesystem("castore", asynchronous=True, **options)
+        place = zarr.storage.FsspecStore(remote, path="arrays/a")
+        array = zarr.create_array(place, shape=DATA.shape, chunks=(10, 200), dtype=DATA.dtype)
+        array[:] = DATA
+        with remote.transaction:
+            array[:] = 2 * DATA
+            assert (array[:] == DATA).all()
+        assert (array[:] == 2 * DATA).all()
+
+        def fail() -> None:
+            with remote.transaction:
+                array[:50] = 0
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        assert (array[:] == 2 * DATA).all()
 
     def test_groups(self, fs: CastoreFileSystem, options: dict[str, Any], zarr: Any) -> None:
         group = zarr.open_group(URL, storage_options=options, mode="w")
