@@ -23,6 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     CredentialRetrievalError,
     HTTPClientError,
     NoCredentialsError,
@@ -117,7 +118,7 @@ def _typed(error: Exception, action: str, on: str, hidden: str, endpoint: str) -
             f"Parameter Store was not asked for the secrets, as there are no AWS credentials: "
             f"{reason}. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    if isinstance(error, HTTPClientError | OSError):
+    if isinstance(error, ConnectionError | HTTPClientError | OSError):
         return EndpointUnreachable(endpoint, type(error).__name__)
     return SecretsError(f"{action} on {on} failed: {type(error).__name__}: {reason}")
 
