@@ -24,7 +24,15 @@ from castore.format.index import Record
 from castore.model import NAME_BYTES_MAX, ObjectInfo, Progress, encode_name, encode_prefix
 from castore.objectfile import ObjectWriterFile
 from castore.stream.appending import begin_as
-from castore.stream.operations import Copy, Delete, DeletePrefix, Draft, Operation, Publish
+from castore.stream.operations import (
+    Copy,
+    Delete,
+    DeletePrefix,
+    Draft,
+    Operation,
+    Publish,
+    SetAttributes,
+)
 from castore.stream.reader import Reader
 from castore.stream.session import WriteSession
 from castore.stream.sourcefile import fingerprint, opened, store_file
@@ -79,21 +87,27 @@ class Transaction:
         if_absent: bool = False,
         progress: Progress | None = None,
         mtime_ns: int | None = None,
+        mode: int | None = None,
     ) -> ObjectInfo:
         """As `Store.put`; visible at the end of the block.
 
         `mtime_ns`, in nanoseconds since the epoch, is what the object's time is to be, if it is not
-        now. Raises as `Store.put`; TimeOutOfRange for a time that no record can hold; TypeError for
-        what is neither a path nor a file object.
+        now; `mode` its permission bits, if they are not the file's, or a new file's. Raises as
+        `Store.put`; TimeOutOfRange for a time that no record can hold; ValueError for a mode that
+        is more than such bits; TypeError for what is neither a path nor a file object.
         """
         self._check(name, if_absent)
         if mtime_ns is not None:
             check_time(name, mtime_ns)
+        if mode is not None:
+            check_mode(mode)
         if isinstance(file, (str, os.PathLike)):
             path = os.fspath(file)
             refuse_open_store_paths(path)
             with self._exclusively(), opened(path) as source:
                 record, draft, _ = store_file(self._session, source, progress)
+            if mode is not None:
+                record = record._replace(mode=mode)
             return self._publish(name, record, draft, if_absent, mtime_ns)
         read = getattr(file, "read", None)
         if read is None:
@@ -104,7 +118,8 @@ class Transaction:
         with self._writing(progress) as writer:
             for block in read_blocks(read):
                 writer.write(block)
-            return self._publish(name, *writer.finish(self._mode), if_absent, mtime_ns)
+            finished = writer.finish(self._mode if mode is None else mode)
+            return self._publish(name, *finished, if_absent, mtime_ns)
 
     def put_file(
         self,
@@ -164,8 +179,7 @@ class Transaction:
         mode = self._mode if mode is None else mode
         if isinstance(data, str):
             raise TypeError("data is bytes or another buffer, not str: encode it first")
-        if not 0 <= mode <= 0o7777:
-            raise ValueError(f"mode is permission bits, 0 to 0o7777, not {mode:#o}")
+        check_mode(mode)
         self._check(name, if_absent)
         with self._writing(None) as writer, memoryview(data) as view:
             writer.write(view)
@@ -240,6 +254,18 @@ class Transaction:
         """
         keys = encode_name(source), self._check(target, False)
         self._operations.append(Copy(*keys, time.time_ns(), if_absent, rename=True))
+
+    def set_attributes(
+        self, name: str, *, mode: int | None = None, mtime_ns: int | None = None
+    ) -> None:
+        """As `Store.set_attributes`; visible at the end of the block, where a missing name raises
+        NameNotFound."""
+        key = self._check(name, False)
+        if mode is not None:
+            check_mode(mode)
+        if mtime_ns is not None:
+            check_time(name, mtime_ns)
+        self._operations.append(SetAttributes(key, mode, mtime_ns))
 
     def delete(self, name: str) -> None:
         """As `Store.delete`; a missing name raises NameNotFound at the end of the block."""
@@ -355,6 +381,12 @@ class Transaction:
             record = record._replace(mtime_ns=mtime_ns)
         self._operations.append(Publish(encode_name(name), record, draft, if_absent, over))
         return object_info(name, record)
+
+
+def check_mode(mode: int) -> None:
+    """Raises ValueError."""
+    if not 0 <= mode <= 0o7777:
+        raise ValueError(f"mode is permission bits, 0 to 0o7777, not {mode:#o}")
 
 
 def check_time(what: str, time_ns: int) -> None:

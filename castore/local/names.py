@@ -12,6 +12,7 @@ from castore.stream.operations import (
     Draft,
     Operation,
     Publish,
+    SetAttributes,
     same_bytes,
 )
 
@@ -36,6 +37,11 @@ class NameChanges:
                 self._set(name, record, if_absent)
             case Copy():
                 self._copy(operation)
+            case SetAttributes(name):
+                raw = self._names.get(name)
+                if raw is None:
+                    raise NameNotFound(name.decode())
+                self._set(name, operation.of(decode_record(raw)), False)
             case Delete(name):
                 if not self._drop(name):
                     raise NameNotFound(name.decode())

@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from castore.errors import NameExists, NameNotFound
-from castore.stream.operations import Copy, Delete, DeletePrefix, Operation, Publish
+from castore.stream.operations import (
+    Copy,
+    Delete,
+    DeletePrefix,
+    Operation,
+    Publish,
+    SetAttributes,
+)
 
 COPIES_MAX = 128  # at once: what is in their manifests is in memory
 
@@ -29,7 +36,7 @@ def names_to_look_up(operations: Sequence[Operation]) -> tuple[set[bytes], set[b
                     present.add(source)
                 if if_absent:
                     absent.add(target)
-            case Delete(name) if len(operations) > 1:
+            case Delete(name) | SetAttributes(name) if len(operations) > 1:
                 present.add(name)
     return present, absent - present
 
@@ -52,6 +59,9 @@ def check(
                 if rename:
                     there.discard(source)
                 there.add(target)
+            case SetAttributes(name):
+                if name in asked and name not in there:
+                    raise NameNotFound(name.decode())
             case Delete(name):
                 if name in asked and name not in there:
                     raise NameNotFound(name.decode())
@@ -100,7 +110,7 @@ def groups(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
 def names_of(operation: Operation) -> tuple[set[bytes], set[bytes]]:
     """(those that it changes, those that it only reads)."""
     match operation:
-        case Publish(name) | Delete(name):
+        case Publish(name) | SetAttributes(name) | Delete(name):
             return {name}, set()
         case Copy(source, target, _, _, True):
             return {source, target}, set()

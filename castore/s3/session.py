@@ -39,6 +39,7 @@ from castore.stream.operations import (
     Draft,
     Operation,
     Publish,
+    SetAttributes,
 )
 from castore.stream.session import WriteSession
 from castore.system.workers import Future, InFlight, Workers, results_of
@@ -217,6 +218,10 @@ class S3Session(WriteSession):
                 results_of([self._requests.submit(self._names.publish, it) for it in publishes])
             case Copy():
                 self._copy([it for it in group if isinstance(it, Copy)], seen)
+            case SetAttributes():
+                for operation in group:
+                    if isinstance(operation, SetAttributes):
+                        self._set_attributes(operation, seen.get(operation.name))
             case Delete():
                 return self._names.delete_all(
                     [it.name for it in group if isinstance(it, Delete)], seen
@@ -240,6 +245,20 @@ class S3Session(WriteSession):
         ]
         self._uploads.finish()
         results_of([self._requests.submit(self._names.copy, *each) for each in ready])
+
+    def _set_attributes(self, operation: SetAttributes, etag: str | None) -> None:
+        """Put the version that is there again, over itself and over no newer one."""
+        name = operation.name
+        while True:
+            version, raw_segments = self._version(name, etag)
+            version, segments = self._reliable(name, version, raw_segments)
+            self._uploads.finish()
+            record = operation.of(version.head.record)
+            try:
+                self._names.put(name, record, segments, if_match=version.etag)
+                return
+            except NameExists:  # changed since: look again
+                etag = None
 
     def _version(self, name: bytes, etag: str | None) -> tuple[Version, list[bytes]]:
         """What the name maps to, and its segments as stored; with its ETag, where that was just

@@ -165,6 +165,23 @@ class NameVerbs(ObjectVerbs):
         with self.transaction() as transaction:
             transaction.rename(source, target, if_absent=if_absent)
 
+    def set_attributes(
+        self, name: str, *, mode: int | None = None, mtime_ns: int | None = None
+    ) -> None:
+        """Give the object other permission bits, or another time: no data moves.
+
+        `mtime_ns` is in nanoseconds since the epoch; None leaves either as it is. Raises
+        NameNotFound, ReadOnlyStore, TimeOutOfRange, ValueError for a mode that is more than
+        permission bits.
+
+        >>> _ = store.puts("script", b"#!/bin/sh")
+        >>> store.set_attributes("script", mode=0o755)
+        >>> oct(store.info("script").mode)
+        '0o755'
+        """
+        with self.transaction() as transaction:
+            transaction.set_attributes(name, mode=mode, mtime_ns=mtime_ns)
+
     def delete(self, name: str) -> None:
         """Remove the name. Its bytes stay until they are collected (`gc`).
 

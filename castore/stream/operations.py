@@ -46,6 +46,20 @@ class Copy(NamedTuple):
     rename: bool = False
 
 
+class SetAttributes(NamedTuple):
+    """The name has these mode bits and this time from now on; None leaves one as it is."""
+
+    name: bytes
+    mode: int | None
+    mtime_ns: int | None
+
+    def of(self, record: Record) -> Record:
+        """The record with them."""
+        mode = record.mode if self.mode is None else self.mode
+        mtime_ns = record.mtime_ns if self.mtime_ns is None else self.mtime_ns
+        return record._replace(mode=mode, mtime_ns=mtime_ns)
+
+
 class Delete(NamedTuple):
     name: bytes
 
@@ -54,4 +68,4 @@ class DeletePrefix(NamedTuple):
     prefix: bytes
 
 
-Operation: TypeAlias = Publish | Copy | Delete | DeletePrefix
+Operation: TypeAlias = Publish | Copy | SetAttributes | Delete | DeletePrefix

@@ -206,6 +206,36 @@ class Names(Kind):
             store.rename("missing", "missing")
         assert store.gets("target") == data
 
+    def test_mode_and_time_of_an_object_that_is_there(self, store: castore.Store) -> None:
+        for name, data in (("small", b"1"), ("large", noise(300_000))):
+            before = store.puts(name, data, mode=0o600)
+            store.set_attributes(name, mode=0o755)
+            assert store.info(name) == before._replace(mode=0o755)
+            store.set_attributes(name, mtime_ns=1_000_000_007)
+            assert store.info(name) == before._replace(mode=0o755, mtime_ns=1_000_000_007)
+            assert store.gets(name) == data
+        with pytest.raises(NameNotFound, match="absent"):
+            store.set_attributes("absent", mode=0o600)
+        with pytest.raises(ValueError, match="mode is permission bits"):
+            store.set_attributes("small", mode=0o10000)
+        with pytest.raises(ValueError, match="years 1678 to 2261"):
+            store.set_attributes("small", mtime_ns=1 << 63)
+
+    def test_mode_and_time_together_with_what_is_put(self, store: castore.Store) -> None:
+        store.puts("old", b"1", mode=0o644)
+        with store.transaction() as t:
+            t.put("new", io.BytesIO(b"2"), mode=0o640, mtime_ns=5)
+            t.set_attributes("new", mtime_ns=6)
+            t.set_attributes("old", mode=0o400)
+        assert (store.info("new").mode, store.info("new").mtime_ns) == (0o640, 6)
+        assert store.info("old").mode == 0o400
+        t = store.transaction()
+        t.set_attributes("new", mode=0o777)
+        t.set_attributes("absent", mode=0o777)
+        with pytest.raises(NameNotFound):
+            t.commit()
+        assert store.info("new").mode == 0o640
+
     def test_delete(self, store: castore.Store) -> None:
         store.puts("a", mixed(50_000))
         store.puts("ab", b"x")

@@ -38,6 +38,7 @@ from castore.stream.operations import (
     Draft,
     Operation,
     Publish,
+    SetAttributes,
     same_bytes,
 )
 from castore.stream.reports import (
@@ -435,6 +436,10 @@ class MemorySession(WriteSession):
                 if source != target:
                     record = names.pop(source) if rename else names[source]
                     names[target] = record if rename else record._replace(mtime_ns=mtime_ns)
+            case SetAttributes(name):
+                if name not in names:
+                    raise NameNotFound(name.decode())
+                names[name] = operation.of(names[name])
             case Delete(name):
                 if names.pop(name, None) is None:
                     raise NameNotFound(name.decode())

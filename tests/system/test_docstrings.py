@@ -24,7 +24,7 @@ MODULES = {  # and how many of its docstrings have an example
     "castore.maintenance": 2,
     "castore.objectfile": 2,
     "castore.store": 1,
-    "castore.store.names": 11,
+    "castore.store.names": 12,
     "castore.store.objects": 9,
     "castore.store.whole": 6,
     "castore.tables": 1,
