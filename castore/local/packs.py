@@ -208,11 +208,15 @@ class LocalPacks:
 
     def frames(self, extents: Sequence[Extent], held: Held) -> Sequence[memoryview]:
         found = []
+        pack, mapped = b"", memoryview(b"")  # the last one's: neighbours share it
         for _, _, _, (pack_id, offset, stored_bytes) in extents:
-            mapping = held.get(pack_id)
-            if mapping is None or len(mapping) < offset + stored_bytes:
-                mapping = self.mapping(pack_id, offset + stored_bytes)
-            found.append(memoryview(mapping)[offset : offset + stored_bytes])
+            end = offset + stored_bytes
+            if pack_id != pack or len(mapped) < end:
+                mapping = held.get(pack_id)
+                if mapping is None or len(mapping) < end:
+                    mapping = self.mapping(pack_id, end)
+                pack, mapped = pack_id, memoryview(mapping)
+            found.append(mapped[offset:end])
         return found
 
     def hold(self, pack_ids: Collection[bytes]) -> Held:

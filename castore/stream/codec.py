@@ -107,13 +107,14 @@ def decode_frame(
 ) -> bytes | memoryview:
     """The chunk's bytes: a view into `frame` when it is raw. Raises FormatError unless it decodes
     to exactly `raw_bytes` bytes of this id."""
-    if len(frame) < FRAME_HEADER_BYTES:
+    payload_bytes = len(frame) - FRAME_HEADER_BYTES
+    if payload_bytes < 0:
         raise FormatError(f"frame is cut short at {len(frame)} bytes")
-    if frame[:FRAME_HEADER_BYTES] == plain_frame_header(
-        CODEC_ZSTD, raw_bytes, len(frame) - FRAME_HEADER_BYTES, chunk_id
-    ):
+    codec = CODEC_RAW if payload_bytes == raw_bytes else CODEC_ZSTD
+    payload = memoryview(frame)[FRAME_HEADER_BYTES:]
+    if frame[:FRAME_HEADER_BYTES] == plain_frame_header(codec, raw_bytes, payload_bytes, chunk_id):
         # Nearly every frame: what is expected is compared in one go, and nothing is parsed.
-        raw: bytes | memoryview = _decompress(frame[FRAME_HEADER_BYTES:], raw_bytes)
+        raw = payload if codec == CODEC_RAW else _decompress(payload, raw_bytes)
         if _digest(raw, seed) == chunk_id:
             return raw
         raise FormatError("the bytes do not match the chunk's id")

@@ -136,8 +136,10 @@ class ReadAhead:
         if is_sequential:
             self._look_ahead(window, offset, until)
         at, end = offset, offset + len(target)
+        ready = window.ready
+        copied: list[Bytes] = []
         while at < end:
-            if not window.ready:
+            if not ready:
                 self._want(window, at, until)
                 try:
                     self._take(window)
@@ -145,17 +147,18 @@ class ReadAhead:
                     if at == offset:
                         raise
                     window.drop()
-                    return at - offset  # what is good is not held back; the next call raises
-            extent, raw = window.ready[0]
-            if extent.end <= at:  # of a task that a seek went into
-                window.ready.popleft()
-                continue
-            part = memoryview(raw)[at - extent.begin : end - extent.begin]
-            target[at - offset : at - offset + len(part)] = part
-            check_still_there([raw])
-            at += len(part)
-            if at == extent.end:
-                window.ready.popleft()
+                    break  # what is good is not held back; the next call raises
+            (begin, chunk_end, _, _), raw = ready[0]
+            upto = min(chunk_end, end)
+            if upto > at:  # else it is of a task that a seek went into
+                target[at - offset : upto - offset] = memoryview(raw)[at - begin : upto - begin]
+                copied.append(raw)
+                at = upto
+            if chunk_end <= at:
+                ready.popleft()
+        check_still_there(copied)
+        if at < end:
+            return at - offset
         if is_sequential:  # one so large that it was not all under way above
             self._look_ahead(window, offset, until)
         _let_go_of_reply(window)
@@ -212,7 +215,7 @@ class ReadAhead:
             window.tasks.extendleft(reversed(singly))
             self._take(window)
             return
-        window.is_mapped = all(_is_mapped(raw) for raw in decoded)
+        window.is_mapped = all(map(_is_mapped, decoded))
         window.ready.extend(zip(task.extents, decoded, strict=True))
 
 

@@ -40,13 +40,20 @@ class DecodedChunks:
         self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
         self._lock = ForkLock(Rank.LEAF)
 
-    def get(self, chunk_id: bytes, raw_bytes: int) -> bytes | None:
+    def get(self, extents: Sequence[Extent]) -> list[bytes | None]:
+        """The chunks, where they are here."""
+        if not self._chunks:
+            return [None] * len(extents)
+        found: list[bytes | None] = []
         with self._lock:
-            raw = self._chunks.get(chunk_id)
-            if raw is None or len(raw) != raw_bytes:
-                return None
-            self._chunks.move_to_end(chunk_id)
-            return raw
+            for begin, end, chunk_id, _ in extents:
+                raw = self._chunks.get(chunk_id)
+                if raw is not None and len(raw) == end - begin:
+                    self._chunks.move_to_end(chunk_id)
+                    found.append(raw)
+                else:
+                    found.append(None)
+        return found
 
     def put(self, chunk_id: bytes, raw: bytes) -> None:
         with self._lock:
@@ -166,9 +173,7 @@ class Reader:
 
     def chunks(self, extents: Sequence[Extent], held: Held) -> list[Bytes]:
         """Their bytes, through the cache of decoded ones."""
-        found: list[Bytes | None] = [
-            self._decoded.get(extent.chunk_id, extent.end - extent.begin) for extent in extents
-        ]
+        found: list[Bytes | None] = [*self._decoded.get(extents)]
         if None in found:
             missing = [i for i, raw in enumerate(found) if raw is None]
             decoded = self._decode([extents[i] for i in missing], held)

@@ -27,6 +27,7 @@ class Manifest:
         self._raw: list[bytes] = []
         self._spans: list[tuple[int, int]] = []
         self._spilled: memoryview | None = None
+        self._last: tuple[int, Segment] | None = None  # decoded
         self._load(raw_segments)
         if self._end != size:
             raise FormatError(f"the segments of an object end at {self._end} of {size} bytes")
@@ -80,7 +81,13 @@ class Manifest:
             spill.close()
 
     def _segment(self, i: int) -> Segment:
+        last = self._last
+        if last is not None and last[0] == i:
+            return last[1]
         if self._spilled is None:
-            return decode_segment(self._raw[i])
-        begin, end = self._spans[i]
-        return decode_segment(bytes(self._spilled[begin:end]))
+            segment = decode_segment(self._raw[i])
+        else:
+            begin, end = self._spans[i]
+            segment = decode_segment(bytes(self._spilled[begin:end]))
+        self._last = i, segment
+        return segment

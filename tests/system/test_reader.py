@@ -17,6 +17,7 @@ from read_ways import CONTENTS, noise, packs_of, read_everything, text, ways_to_
 
 import castore
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
+from castore.model import Extent, Location
 from castore.stream.reader import DecodedChunks
 from castore.system.mapping import Mapping
 
@@ -363,18 +364,23 @@ for read in (
 
 def test_decoded_chunks_are_bounded_and_the_oldest_go_first() -> None:
     cache = DecodedChunks(100)
+
+    def has(first: int, raw_bytes: int) -> bool:
+        at = Location(bytes(16), 0, raw_bytes)
+        return cache.get([Extent(5, 5 + raw_bytes, bytes([first]) * 16, at)]) != [None]
+
     for i in range(10):
         cache.put(bytes([i]) * 16, bytes(30))
-    kept = [i for i in range(10) if cache.get(bytes([i]) * 16, 30) is not None]
+    kept = [i for i in range(10) if has(i, 30)]
     assert kept == [7, 8, 9]
-    assert cache.get(b"\x07" * 16, 30) is not None
+    assert has(0x07, 30)
     cache.put(b"\x20" * 16, bytes(40))
-    assert cache.get(b"\x07" * 16, 30) is not None, "used last, kept longest"
-    assert cache.get(b"\x08" * 16, 30) is None
+    assert has(0x07, 30), "used last, kept longest"
+    assert not has(0x08, 30)
     cache.put(b"\x30" * 16, bytes(101))
-    assert cache.get(b"\x30" * 16, 101) is None, "larger than the cache"
+    assert not has(0x30, 101), "larger than the cache"
     cache.put(b"\x07" * 16, bytes(30))
-    assert cache.get(b"\x07" * 16, 29) is None, "not what is asked for"
+    assert not has(0x07, 29), "not what is asked for"
 
 
 def test_reading_nearby_decodes_once(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
