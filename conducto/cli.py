@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 from castore import __version__
@@ -31,11 +32,11 @@ Run = Callable[..., Any]  # (scope, **values) -> what to print as JSON, or None
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A subcommand: what it calls, with which parameters."""
+    """A subcommand: with which parameters it calls what; by default the method of its name."""
 
-    run: Run
     help: str
     parameters: tuple[Parameter, ...]
+    run: Run | None = None
 
 
 class OutputClosed(Exception):
@@ -122,7 +123,8 @@ def _run(program: str, scope: Scope, argv: Sequence[str]) -> int:
         local=values.pop("local", None),
         profile=values.pop("profile", None),
     )
-    result = command.run(bound, **values)
+    run = partial(command.run, bound) if command.run else getattr(bound, name.replace("-", "_"))
+    result = run(**values)
     if result is not None:
         write_text(json.dumps(result) + "\n")
     return 0
@@ -164,28 +166,23 @@ COMMON = (
 
 COMMANDS: dict[str, Command] = {
     "delete": Command(
-        lambda scope, **values: scope.delete(**values),
         "Delete an object, or with --recursive all below a name.",
         (_NAME, _RECURSIVE),
     ),
     "exists": Command(
-        lambda scope, **values: scope.exists(**values),
         "Print true if there is an object with this name or below it, else false.",
         (_NAME,),
     ),
     "get": Command(
-        lambda scope, **values: scope.get(**values),
         "Write an object to a file, or into a folder.",
         (_NAME, Parameter("file", "the file or folder to write to")),
     ),
-    "gets": Command(_gets, "Write an object, or a range of it, to stdout.", (_NAME, _RANGE)),
+    "gets": Command("Write an object, or a range of it, to stdout.", (_NAME, _RANGE), _gets),
     "list": Command(
-        lambda scope, **values: scope.list(**values),
         "Print the names that start with a prefix, as a JSON list.",
         (Parameter("prefix", "what the names start with; all without it", required=False),),
     ),
     "put": Command(
-        lambda scope, **values: scope.put(**values),
         "Store a file, with its mode bits.",
         (
             _NAME,
@@ -193,37 +190,30 @@ COMMANDS: dict[str, Command] = {
             Parameter("skip_cleanup", "keep older versions in a versioned bucket", "flag", False),
         ),
     ),
-    "puts": Command(_puts, "Store what comes on stdin.", (_NAME,)),
-    "size": Command(
-        lambda scope, **values: scope.size(**values), "Print an object's size in bytes.", (_NAME,)
-    ),
+    "puts": Command("Store what comes on stdin.", (_NAME,), _puts),
+    "size": Command("Print an object's size in bytes.", (_NAME,)),
     "url": Command(
-        lambda scope, **values: scope.url(**values),
         "Print where the app shows an object.",
         (_NAME, _PATH_ONLY),
     ),
     "cache-exists": Command(
-        lambda scope, **values: scope.cache_exists(**values),
         "Print true if there is a cache with this name and checksum, else false.",
         _CACHE,
     ),
     "clear-cache": Command(
-        lambda scope, **values: scope.clear_cache(**values),
         "Delete the cache with this checksum, or all of this name.",
         (_CACHE[0], Parameter("checksum", "only this version", required=False)),
     ),
     "save-cache": Command(
-        lambda scope, **values: scope.save_cache(**values),
         "Keep a copy of a folder.",
         (*_CACHE, Parameter("save_dir", "the folder to keep")),
     ),
     "restore-cache": Command(
-        lambda scope, **values: scope.restore_cache(**values),
         "Put a kept folder back, inside another.",
         (*_CACHE, Parameter("restore_dir", "the folder to restore into")),
     ),
 }
-ARCHIVE = Command(_archive, "Delete all that the pipeline --id ID has; print how many names.", ())
+ARCHIVE = Command("Delete all that the pipeline --id ID has; print how many names.", (), _archive)
 
 SCOPES: dict[str, Scope] = {
     "data-pipeline": data.pipeline,

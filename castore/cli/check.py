@@ -5,11 +5,20 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections import Counter
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import UsageError
-from castore.cli.output import complain, counted, human_size, open_progress, print_json, print_line
+from castore.cli.output import (
+    complain,
+    complain_each,
+    counted,
+    human_size,
+    open_progress,
+    print_json,
+    print_line,
+)
 from castore.cli.stores import open_to_change, places_refused, store_path
 from castore.errors import ConfigLost
 
@@ -17,7 +26,6 @@ if TYPE_CHECKING:
     from castore.stream.reports import CheckReport
 
 NAMES_SHOWN = 20  # of one problem; --verbose and --json have them all
-STEPS_SHOWN = 20  # of a repair
 ALIKE_SHOWN = 5  # problems of one kind with one pack, or with the index
 
 
@@ -69,23 +77,15 @@ def _repair(report: CheckReport, arguments: Namespace) -> int:
     if not steps:
         complain("there is nothing that a repair could do: the next gc takes what is left over")
         return report.exit_code
-    _complain_of("to do", steps, arguments)
+    complain_each([f"to do: {step}" for step in steps], arguments)
     if not arguments.yes and not _agreed():
         complain("nothing was done: repeat it with --yes to repair")
         return report.exit_code
     with open_to_change(arguments) as store, open_progress("repair") as progress:
         after = store.check(repair=report, progress=progress)
-    _complain_of("done", after.repaired, arguments)
+    complain_each([f"done: {step}" for step in after.repaired], arguments)
     _print(after, arguments)
     return after.exit_code
-
-
-def _complain_of(what: str, steps: list[str], arguments: Namespace) -> None:
-    shown = len(steps) if arguments.verbose else STEPS_SHOWN
-    for step in steps[:shown]:
-        complain(f"{what}: {step}")
-    if len(steps) > shown:
-        complain(f"{what}: and {len(steps) - shown:,} more: --verbose names all")
 
 
 def _agreed() -> bool:
@@ -99,20 +99,9 @@ def _print(report: CheckReport, arguments: Namespace) -> None:
     if arguments.json:
         for problem in report.worst_first():
             print_json(problem.document())
-        print_json(
-            {
-                "exit_code": report.exit_code,
-                "names": report.names,
-                "packs": report.packs,
-                "frames": report.frames,
-                "read_frames": report.read_frames,
-                "read_bytes": report.read_bytes,
-                "damaged_names": report.damaged_names,
-                "garbage": report.garbage,
-                "garbage_bytes": report.garbage_bytes,
-                "repaired": report.repaired,
-            }
-        )
+        told = [each.name for each in fields(report) if each.name not in ("problems", "packs_read")]
+        facts = {name: getattr(report, name) for name in told}
+        print_json({"exit_code": report.exit_code, "damaged_names": report.damaged_names, **facts})
         return
     _print_problems(report, everything=arguments.verbose)
     if report.garbage:

@@ -19,14 +19,15 @@ from castore.cli.output import (
     print_json,
     stdout,
 )
-from castore.cli.salvage import read_all
 from castore.cli.stores import open_to_read
+from castore.cli.transfer import write_folder
 from castore.errors import NameNotFound
 from castore.model import as_prefix, sort_key
 from castore.system.fileio import write_stream
 
 if TYPE_CHECKING:
     from castore.store import Store
+    from castore.transfer import Outcome
 
 COPY_BYTES = 1 << 20
 
@@ -111,40 +112,18 @@ def _get_folder(arguments: Namespace) -> int:
     if len(arguments.names) != 2:
         raise UsageError("get -R takes a prefix and a folder: castore get -R PREFIX FOLDER")
     prefix, folder = arguments.names
-    if folder == "-":
-        raise UsageError("get -R writes files: give a folder (./- for one that is named so)")
-    from castore.system.open_folders import (
-        refuse_open_store_paths,  # loads lmdb: as late as the store itself
-    )
-    from castore.transfer import THREADS_MAX, export_folder
-
     last = ""
 
-    def work(store: Store, is_damaged: bool) -> int:
+    def tell(outcome: Outcome) -> None:
+        """Unless it was told of before the damage was met."""
         nonlocal last
-        report = LeftOut(arguments)
-        with open_progress(prefix) as progress:
-            refuse_open_store_paths(folder)
-            for outcome in export_folder(
-                store,
-                prefix,
-                folder,
-                keep_time=False,
-                skip_same=False,
-                past_damage=is_damaged,
-                threads=THREADS_MAX,
-                progress=progress,
-            ):
-                report.add(outcome)
-                # Not told of before the damage was met.
-                if outcome.info is not None and sort_key(outcome.what) > sort_key(last):
-                    last = outcome.what
-                    if arguments.json:
-                        path = os.path.join(folder, last[len(as_prefix(prefix)) :])
-                        print_json({"file": path, **object_document(outcome.info)})
-        return report.finish()
+        if outcome.info is not None and sort_key(outcome.what) > sort_key(last):
+            last = outcome.what
+            if arguments.json:
+                path = os.path.join(folder, last[len(as_prefix(prefix)) :])
+                print_json({"file": path, **object_document(outcome.info)})
 
-    return read_all(arguments, work)
+    return write_folder(arguments, prefix, folder, keep=False, tell=tell, finish=LeftOut.finish)
 
 
 def _copy_range(store: Store, name: str, begin: int, end: int | None) -> None:

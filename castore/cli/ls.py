@@ -100,14 +100,7 @@ def du(arguments: Namespace) -> int:
             sums[-1].add(store.info(stem))
     if arguments.json:
         for each in sums:
-            print_json(
-                {
-                    "prefix": each.prefix,
-                    "objects": each.objects,
-                    "size": each.size,
-                    "stored_bytes": each.stored_bytes,
-                }
-            )
+            print_json(vars(each))
         return exits.OK
     rows = [("OBJECTS", "SIZE", "STORED", "PREFIX")]
     for each in sums:
@@ -152,15 +145,7 @@ def stats(arguments: Namespace) -> int:
     if arguments.json:
         print_json(
             {
-                "objects": found.objects,
-                "chunks": found.chunks,
-                "packs": found.packs,
-                "logical_bytes": found.logical_bytes,
-                "unique_bytes": found.unique_bytes,
-                "stored_bytes": found.stored_bytes,
-                "pack_bytes": found.pack_bytes,
-                "index_bytes": found.index_bytes,
-                "journal_bytes": found.journal_bytes,
+                **found._asdict(),
                 "dedup_ratio": dedup,
                 "compression_ratio": compression,
                 "total_ratio": total,

@@ -131,11 +131,13 @@ def columns(stream: TextIO | None) -> int:
         return 80
 
 
-def open_progress(label: str) -> AbstractContextManager[ProgressBar | None]:
+def open_progress(
+    label: str, total_bytes: int | None = None
+) -> AbstractContextManager[ProgressBar | None]:
     """A bar while the `with` block runs, or None where stderr is not a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return nullcontext()
-    return ProgressBar(label, sys.stderr)
+    return ProgressBar(label, sys.stderr, total_bytes=total_bytes)
 
 
 class ProgressBar:

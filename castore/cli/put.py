@@ -7,6 +7,7 @@ import stat
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
@@ -89,8 +90,8 @@ def _put_stdin(arguments: Namespace) -> int:
 def _put_files(arguments: Namespace) -> int:
     sources = plan_files(arguments.paths)
     label = sources[0].name if len(sources) == 1 else counted(len(sources), "file")
-    with open_to_fill(arguments) as store, open_progress(label) as progress:
-        _fix_size(progress, sum(source.size for source in sources))
+    size = sum(source.size for source in sources)
+    with open_to_fill(arguments) as store, open_progress(label, size) as progress:
         _put_in_batches(store, sources, arguments, progress)
     return exits.OK
 
@@ -148,22 +149,12 @@ def _put_batch(
     infos = []
     with store.transaction() as transaction:
         for source in batch:
-            if source.is_regular:
-                info = transaction.put(
-                    source.name, source.path, if_absent=if_absent, progress=progress
-                )
-            else:  # a pipe, such as the shell's <(command)
-                with open(source.path, "rb") as stream:
-                    info = transaction.put(
-                        source.name, stream, if_absent=if_absent, progress=progress
-                    )
+            # Else it is a pipe, such as the shell's <(command).
+            path = source.path
+            with nullcontext(path) if source.is_regular else open(path, "rb") as file:
+                info = transaction.put(source.name, file, if_absent=if_absent, progress=progress)
             infos.append(info)
     return infos
-
-
-def _fix_size(progress: ProgressBar | None, total_bytes: int) -> None:
-    if progress is not None:
-        progress.fix_size(total_bytes)
 
 
 def _print_objects(infos: list[ObjectInfo], arguments: Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from castore.cli.exits import UsageError
@@ -13,30 +14,56 @@ from castore.cli.stores import open_to_fill
 
 if TYPE_CHECKING:
     from castore.store import Store
+    from castore.transfer import Outcome
 
 
 def export(arguments: Namespace) -> int:
-    if arguments.folder == "-":
-        raise UsageError("export writes files: give a folder (./- for one that is named so)")
+    return write_folder(
+        arguments,
+        arguments.prefix,
+        arguments.folder,
+        keep=True,
+        tell=lambda _: None,
+        finish=lambda left_out: _finish(left_out, "written", arguments),
+    )
+
+
+def write_folder(
+    arguments: Namespace,
+    prefix: str,
+    folder: str,
+    *,
+    keep: bool,
+    tell: Callable[[Outcome], object],
+    finish: Callable[[LeftOut], int],
+) -> int:
+    """Write all below a prefix to files, of a store whose index may be damaged. With `keep` files
+    get their objects' times, and those that are the same already are kept; `tell` is told of each,
+    and `finish` gives the exit code."""
+    if folder == "-":
+        verb = f"{arguments.verb} -R" if arguments.verb == "get" else arguments.verb
+        raise UsageError(f"{verb} writes files: give a folder (./- for one that is named so)")
+    # As late as the store itself: they load lmdb.
     from castore.system.open_folders import refuse_open_store_paths
     from castore.transfer import THREADS_MAX, export_folder
 
     def work(store: Store, is_damaged: bool) -> int:
         left_out = LeftOut(arguments)
-        with open_progress(arguments.prefix) as progress:
-            refuse_open_store_paths(arguments.folder)
+        with open_progress(prefix) as progress:
+            refuse_open_store_paths(folder)
             for outcome in export_folder(
                 store,
-                arguments.prefix,
-                arguments.folder,
-                keep_time=True,
-                skip_same=True,
+                prefix,
+                folder,
+                keep_time=keep,
+                skip_same=keep,
                 past_damage=is_damaged,
                 threads=THREADS_MAX,
                 progress=progress,
             ):
                 left_out.add(outcome)
-        return _finish(left_out, "written", arguments)
+                tell(outcome)
+        return finish(left_out)
 
     return read_all(arguments, work)
 
