@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
-from castore.errors import FormatError, ManifestUnreadable, NameNotFound
+from castore.errors import FormatError, NameNotFound
 from castore.format.index import Record
 from castore.format.s3 import (
     ManifestHead,
@@ -24,9 +25,10 @@ from castore.format.segment import Segment, decode_segment
 from castore.model import Extent, can_begin_a_name, clamp_range
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
-from castore.s3.keys import NAMES, name_key, name_of
+from castore.s3.keys import NAMES, name_of
 from castore.s3.listings import Listings
-from castore.s3.manifests import Overwritten, decode_own_head, read_head, read_part
+from castore.s3.manifests import Overwritten, decode_own_head, read_part
+from castore.s3.told import read_manifest
 from castore.stream.backend import Cover, Entry
 from castore.stream.coalesce import coalesce
 from castore.stream.segments import Manifest
@@ -356,24 +358,12 @@ class S3Catalog:
 
     def _fetch(self, name: bytes, etag: str | None) -> Version | None:
         """The name's version unless it is the one with this ETag. Raises NameNotFound."""
-        key = name_key(name)
-        damaged = False
-        while True:
-            try:
-                reply = self._bucket.get(key, byte_range=(0, FIRST_BYTES), if_none_match=etag)
-            except KeyAbsent:
-                self.forget(name)
-                raise NameNotFound(name.decode()) from None
-            if reply is None:
-                return None
-            try:
-                return self._keep(name, reply.etag, read_head(self._bucket, name, reply))
-            except Overwritten:
-                continue
-            except FormatError as error:
-                if damaged:
-                    raise ManifestUnreadable(name.decode(), str(error)) from error
-                damaged = True  # or it was on its way: look once more
+        keep = partial(self._keep, name)
+        try:
+            return read_manifest(self._bucket, name, FIRST_BYTES, keep, unless=etag)
+        except KeyAbsent:
+            self.forget(name)
+            raise NameNotFound(name.decode()) from None
 
     def _keep(self, name: bytes, etag: str, raw: bytes) -> Version:
         """`raw` are the manifest's first bytes, with at least its head."""

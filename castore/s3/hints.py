@@ -15,12 +15,13 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-from castore.errors import CastoreError, FormatError, UnsupportedFormat
+from castore.errors import CastoreError
 from castore.format.pack import PackEntry
 from castore.format.s3 import decode_hints, encode_hints
 from castore.s3.cache.store import StoreCache
-from castore.s3.client.bucket import Bucket, KeyAbsent
+from castore.s3.client.bucket import Bucket
 from castore.s3.keys import HINTS, is_hints, new_hints_key
+from castore.s3.told import read_told
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
@@ -60,9 +61,9 @@ class Hints:
             new = [key for key in listed if key not in seen]
             for i in range(0, len(new), READ_AT_ONCE):
                 keys = new[i : i + READ_AT_ONCE]
-                futures = [self._requests.submit(self._fetch, key) for key in keys]
+                futures = [self._requests.submit(self._read_one, key) for key in keys]
                 for future in futures:
-                    self._cache.add_chunks(future.result())
+                    self._cache.add_chunks(future.result() or ())
                 self._cache.note_hints(keys)
             if gone := seen.difference(listed):
                 self._cache.note_hints((), gone)
@@ -121,22 +122,16 @@ class Hints:
             merged.append(key)
             total += size
         told: dict[bytes, Sequence[PackEntry]] = {}
-        for fetching in [requests.submit(self._fetch, key) for key in merged]:
-            told.update(fetching.result())
+        for reading in [requests.submit(self._read_one, key) for key in merged]:
+            told.update(reading.result() or ())
         for key in merged:
             del self._small[key]
         self._packs = list(told.items())
         self._put()
         self._bucket.delete_many(merged)
 
-    def _fetch(self, key: str) -> list[Pack]:
-        try:
-            reply = self._bucket.get(key)
-            assert reply is not None  # no condition was set
-            store_id, packs = decode_hints(reply.body)
-        except (KeyAbsent, FormatError, UnsupportedFormat):
-            return []
-        return list(packs) if store_id == self._store_id else []
+    def _read_one(self, key: str) -> list[tuple[bytes, list[PackEntry]]] | None:
+        return read_told(self._bucket, self._store_id, key, decode_hints)
 
 
 def listed_hints(bucket: Bucket) -> dict[str, int]:
@@ -179,7 +174,7 @@ def rewrite_hints(
         replaced.clear()
 
     for key in listed:
-        packs = _read(bucket, store_id, key)
+        packs = read_told(bucket, store_id, key, decode_hints)
         if packs is None or (key not in merged and not any(is_gone(i) for i, _ in packs)):
             continue
         kept.update((i, entries) for i, entries in packs if not is_gone(i))
@@ -187,18 +182,3 @@ def rewrite_hints(
         if sum(map(len, kept.values())) >= FRAMES_MAX:
             put()
     put()
-
-
-def _read(bucket: Bucket, store_id: bytes, key: str) -> list[Pack] | None:
-    """None for what is not ours to rewrite: gone, or of a later format. What is damaged tells of
-    nothing."""
-    for last in (False, True):
-        try:
-            owner, packs = decode_hints(bucket.get(key).body)
-            return [*packs] if owner == store_id else []
-        except (KeyAbsent, UnsupportedFormat):
-            return None
-        except FormatError:
-            if last:
-                return []
-    raise AssertionError("unreachable")

@@ -13,13 +13,15 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 
-from castore.errors import CastoreError, FormatError, UnsupportedFormat
+from castore.errors import CastoreError
 from castore.format.index import Record
 from castore.format.s3 import NameFacts, decode_listing, encode_listing
-from castore.s3.client.bucket import Bucket, KeyAbsent
+from castore.s3.client.bucket import Bucket
 from castore.s3.keys import LISTINGS, listing_count, new_listing_key
+from castore.s3.told import read_told
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
@@ -93,12 +95,10 @@ class Listings:
             # manifest. A server that is not there says so then.
             with contextlib.suppress(CastoreError):
                 keys = [key for key in listed_listings(self._bucket) if key not in self._seen]
-                reading = [
-                    (key, self._requests.submit(read_listing, self._bucket, self._store_id, key))
-                    for key in keys[:READ_MAX]
-                ]
+                read = partial(read_told, self._bucket, self._store_id, decode=decode_listing)
+                reading = [(key, self._requests.submit(read, key)) for key in keys[:READ_MAX]]
                 for key, future in reading:
-                    told = future.result()
+                    told = future.result() or ()
                     self._seen.add(key)
                     if len(self._known) + len(told) <= KNOWN_MAX:
                         self._known.update((facts.name, facts) for facts in told)
@@ -120,17 +120,6 @@ def put_listing(bucket: Bucket, store_id: bytes, facts: list[NameFacts]) -> str:
     key = new_listing_key(len(facts))
     bucket.put(key, encode_listing(store_id, facts), idempotent=True)
     return key
-
-
-def read_listing(bucket: Bucket, store_id: bytes, key: str) -> list[NameFacts]:
-    """What it tells; nothing if it is gone, damaged, or another store's."""
-    try:
-        reply = bucket.get(key)
-        assert reply is not None  # no condition was set
-        owner, facts = decode_listing(reply.body)
-    except (KeyAbsent, FormatError, UnsupportedFormat):
-        return []
-    return facts if owner == store_id else []
 
 
 def rewrite_listings(

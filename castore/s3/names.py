@@ -12,18 +12,18 @@ from typing import TypeAlias
 
 from castore.errors import CastoreError, CommitUnknown, NameExists, NameNotFound, ObjectChanged
 from castore.format.index import Record
-from castore.format.pack import StoreConfig
 from castore.format.s3 import encode_manifest
 from castore.format.segment import decode_segment
-from castore.s3.catalog import S3Catalog, Version
-from castore.s3.client.bucket import Bucket, OutcomeUnknown, PreconditionFailed
+from castore.s3.catalog import Version
+from castore.s3.client.bucket import OutcomeUnknown, PreconditionFailed
 from castore.s3.client.delete_version import delete_version, delete_versions, etag_at
 from castore.s3.client.put_once import Landed, put_once
 from castore.s3.keys import name_key
 from castore.s3.lease import WriterLease
+from castore.s3.parts import Parts
 from castore.s3.presence import etags_of, heads_of
 from castore.stream.operations import Copy, Operation, Publish, same_bytes
-from castore.system.workers import Future, Workers, results_of
+from castore.system.workers import Future, results_of
 
 Segments: TypeAlias = Sequence[tuple[int, bytes]]  # (end offset, encoded), in order
 
@@ -37,19 +37,12 @@ _Deletion: TypeAlias = "tuple[Sequence[tuple[bytes, str]], Future[set[str]] | No
 class NameWriter:
     """Those that one commit publishes; thread-safe."""
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        config: StoreConfig,
-        catalog: S3Catalog,
-        lease: WriterLease,
-        requests: Workers,
-    ) -> None:
-        self._bucket = bucket
-        self._config = config
-        self._catalog = catalog
+    def __init__(self, parts: Parts, lease: WriterLease) -> None:
+        self._bucket = parts.bucket
+        self._config = parts.config
+        self._catalog = parts.catalog
         self._lease = lease
-        self._requests = requests
+        self._requests = parts.requests
 
     def etags(self, present: set[bytes], absent: set[bytes]) -> dict[bytes, str]:
         """The ETags of those names that map to something. Of those that ought to be `present`, none

@@ -126,11 +126,9 @@ class S3Packs:
 
     def _fetch(self, pack_id: bytes, begin: int, end: int) -> bytes:
         try:
-            reply = self._bucket.get(pack_key(pack_id), byte_range=(begin, end))
+            return self._bucket.get(pack_key(pack_id), byte_range=(begin, end)).body
         except KeyAbsent:
             raise PackMissing(pack_id) from None
-        assert reply is not None  # no condition was set
-        return reply.body
 
 
 def absent_packs(bucket: Bucket, requests: Workers, pack_ids: Iterable[bytes]) -> set[bytes]:

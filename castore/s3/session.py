@@ -79,10 +79,8 @@ class S3Session(WriteSession):
         self._hints = parts.hints
         self._lease = lease
         self._requests = parts.requests
-        self._names = NameWriter(parts.bucket, parts.config, parts.catalog, lease, parts.requests)
-        self._uploads = Uploads(
-            parts.bucket, parts.config, lease, parts.cache, parts.hints, parts.requests, budget
-        )
+        self._names = NameWriter(parts, lease)
+        self._uploads = Uploads(parts, lease, budget)
         self._open = True
         self._published = False
         self._damaged: Future[set[bytes]] | None = None

@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from castore.format.pack import PackEntry, StoreConfig, encode_footer, encode_pack_header
+from castore.format.pack import PackEntry, encode_footer, encode_pack_header
 from castore.model import Location
-from castore.s3.cache.store import StoreCache
-from castore.s3.client.bucket import Bucket
-from castore.s3.hints import Hints
 from castore.s3.keys import pack_key
 from castore.s3.lease import WriterLease
+from castore.s3.parts import Parts
 from castore.stream.codec import Frame
-from castore.system.workers import Future, InFlight, Workers
+from castore.system.workers import Future, InFlight
 
 PACK_BYTES_FIRST = 4 << 20  # and each of the next twice that,
 PACK_BYTES_MAX = 16 << 20  # up to this
@@ -45,22 +43,13 @@ class _OpenPack:
 class Uploads:
     """The packs of one put, or transaction. Not for several threads at once."""
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        config: StoreConfig,
-        session: WriterLease,
-        cache: StoreCache,
-        hints: Hints,
-        requests: Workers,
-        budget: InFlight,
-    ) -> None:
-        self._bucket = bucket
-        self._config = config
-        self._session = session
-        self._cache = cache
-        self._hints = hints
-        self._requests = requests
+    def __init__(self, parts: Parts, lease: WriterLease, budget: InFlight) -> None:
+        self._bucket = parts.bucket
+        self._config = parts.config
+        self._cache = parts.cache
+        self._hints = parts.hints
+        self._requests = parts.requests
+        self._lease = lease
         self._budget = budget
         self._pack: _OpenPack | None = None
         self._pack_bytes = min(PACK_BYTES_FIRST, PACK_BYTES_MAX)
@@ -116,7 +105,7 @@ class Uploads:
         self.placed = {}
 
     def _new_pack(self) -> _OpenPack:
-        pack_id = self._session.new_pack()
+        pack_id = self._lease.new_pack()
         header = encode_pack_header(self._config.store_id, pack_id, self._config)
         return _OpenPack(pack_id, [header], len(header))
 

@@ -70,7 +70,7 @@ def repair(
         repairing.mark_packs(report)
         repairing.repair_manifests(report)
         # Before anything is put: who can't read what is condemned relies on nothing.
-        announced = CondemnedRepair(bucket, config.store_id, parts.cache, parts.requests)
+        announced = CondemnedRepair(parts)
         if any(problem.kind == "gc state" for problem in report.problems):
             repairing.done += announced.run()
         if not announced.left:

@@ -28,8 +28,7 @@ from castore.check.bitflip import corrected
 from castore.errors import CollectionRefused, FormatError, PreconditionsIgnored, StoreBusy
 from castore.format.s3 import NONCE_BYTES, GcState, decode_condemned, decode_state, encode_state
 from castore.model import Stages
-from castore.s3.cache.store import StoreCache
-from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.bucket import KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.condemned import list_without_state
@@ -38,8 +37,8 @@ from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.state import CONDEMNED, CollectorState
 from castore.s3.keys import CONDEMNED_LISTS, CONFIG_KEY, GC_STATE_KEY, condemned_key, quarantine_key
+from castore.s3.parts import Parts
 from castore.stream.reports import Problem
-from castore.system.workers import Workers
 
 VERSIONS_SKIPPED = 1 << 40  # more than all collections together ever raise it by
 
@@ -47,18 +46,11 @@ VERSIONS_SKIPPED = 1 << 40  # more than all collections together ever raise it b
 class CondemnedRepair:
     """`run` says what it did; `left` is what it had to leave as it is, and why."""
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        store_id: bytes,
-        cache: StoreCache,
-        requests: Workers,
-    ) -> None:
+    def __init__(self, parts: Parts) -> None:
         self.left: list[Problem] = []
-        self._bucket = bucket
-        self._store_id = store_id
-        self._cache = cache
-        self._requests = requests
+        self._parts = parts
+        self._bucket = parts.bucket
+        self._store_id = parts.config.store_id
         self._done: list[str] = []
 
     def run(self) -> list[str]:
@@ -81,13 +73,13 @@ class CondemnedRepair:
             return
         with contextlib.suppress(KeyAbsent):
             self._corrected(key, lambda raw: decode_condemned(raw, self._store_id))
-        memory = CollectorMemory(self._cache)
-        moving = CollectorState(self._bucket, self._store_id, memory, conditional=True)
+        memory = CollectorMemory(self._parts.cache)
+        moving = CollectorState(self._parts, memory, conditional=True)
         moving.read()
         if not moving.fault():
             return
         self._check_server()
-        marker = S3Marker(self._bucket, self._store_id, memory, self._requests, Stages(None))
+        marker = S3Marker(self._parts, memory, Stages(None))
         now = self._bucket.head(CONFIG_KEY).date
         condemned = condemn_anew(moving, marker, expired_before=now - PIN_S)
         if condemned is not None:
@@ -113,7 +105,7 @@ class CondemnedRepair:
         except KeyAbsent:
             etag = None
         numbers = [entry.key.rpartition("/")[2] for entry in self._bucket.list(CONDEMNED_LISTS)]
-        seen = CollectorMemory(self._cache).state_version()
+        seen = CollectorMemory(self._parts.cache).state_version()
         version = max([seen, *(int(n) for n in numbers if n.isdecimal() and len(n) < 16)])
         key = condemned_key(version + VERSIONS_SKIPPED)
         state = GcState(

@@ -47,16 +47,6 @@ REPLY_BYTES_MAX = (
 # and not 150.
 _LOADER = create_loader()
 
-_OPERATIONS = {
-    "delete_object": "DeleteObject",
-    "delete_objects": "DeleteObjects",
-    "get_bucket_versioning": "GetBucketVersioning",
-    "head_bucket": "HeadBucket",
-    "head_object": "HeadObject",
-    "list_object_versions": "ListObjectVersions",
-    "list_objects_v2": "ListObjectsV2",
-    "put_object": "PutObject",
-}
 _NOT_SENT = (
     exceptions.EndpointConnectionError,
     exceptions.ConnectTimeoutError,
@@ -137,7 +127,7 @@ class Connection:
         """One call of the client, named as its method, without any retry."""
         if operation == "put_object":
             parameters |= checksum_header(self._checksum, parameters["Body"])
-        with converted(self._settings, _OPERATIONS[operation]), _parsed():
+        with converted(self._settings, operation.title().replace("_", "")), _parsed():
             method = getattr(self._client, operation)
             reply: dict[str, Any] = method(Bucket=self._settings.bucket, **parameters)
             return reply

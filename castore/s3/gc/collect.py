@@ -103,18 +103,16 @@ class _Collection:
         features: ServerFeatures | None,
         progress: Progress | None,
     ) -> None:
-        self._bucket = bucket = parts.bucket
-        self._store_id = store_id = parts.config.store_id
+        self._bucket = parts.bucket
+        self._store_id = parts.config.store_id
         self._options = options
         self._catalog = parts.catalog
         self._stages = stages = Stages(progress)
         self._may_rewrite = features is None or features.if_match_put
         conditional = features is None or (features.if_none_match and features.if_match_put)
         memory = CollectorMemory(parts.cache)
-        self._state = CollectorState(
-            parts.bucket, parts.config.store_id, memory, conditional=conditional
-        )
-        self._marker = S3Marker(bucket, store_id, memory, parts.requests, stages)
+        self._state = CollectorState(parts, memory, conditional=conditional)
+        self._marker = S3Marker(parts, memory, stages)
         self._repacker = S3Repacker(parts.catalog, open_session, stages)
         self._report = GcReport(dry_run=options.dry_run)
         self._undeletable: dict[bytes, Exception] = {}

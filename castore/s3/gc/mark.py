@@ -11,19 +11,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from castore.errors import FormatError, ManifestUnreadable
+from castore.errors import FormatError
 from castore.format.s3 import (
     PackIds,
     decode_pin,
     session_of,
 )
 from castore.model import Stages
-from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
+from castore.s3.client.bucket import KeyAbsent, Listed
 from castore.s3.gc.memory import CollectorMemory
-from castore.s3.keys import NAMES, PINS, listed_packs, name_key, name_of, session_of_pin
-from castore.s3.manifests import Overwritten, decode_own_head, read_head
+from castore.s3.keys import NAMES, PINS, listed_packs, name_of, session_of_pin
+from castore.s3.manifests import decode_own_head
 from castore.s3.packs import absent_packs
-from castore.system.workers import Workers
+from castore.s3.parts import Parts
+from castore.s3.told import read_manifest, undamaged
 
 HEAD_BYTES = 16 << 10  # of a manifest, in the first request
 PAGE_NAMES = 1000
@@ -44,20 +45,13 @@ class Pins:
 class S3Marker:
     """Of one store; it changes nothing."""
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        store_id: bytes,
-        memory: CollectorMemory,
-        requests: Workers,
-        stages: Stages,
-    ) -> None:
+    def __init__(self, parts: Parts, memory: CollectorMemory, stages: Stages) -> None:
         self.objects = 0  # in the last listing of names
         self.referred: set[bytes] = set()  # packs that these had
-        self._bucket = bucket
-        self._store_id = store_id
+        self._bucket = parts.bucket
+        self._store_id = parts.config.store_id
+        self._requests = parts.requests
         self._memory = memory
-        self._requests = requests
         self._stages = stages
 
     def packs(self) -> dict[bytes, int]:
@@ -107,21 +101,12 @@ class S3Marker:
         session = session_of_pin(key)
         assert session is not None
         try:
-            store_id, owner, packs = decode_pin(self._bucket.get(key).body)
+            store_id, owner, packs = undamaged(lambda: decode_pin(self._bucket.get(key).body))
         except KeyAbsent:
             return session, []
-        except FormatError:
-            store_id, owner, packs = decode_pin(self._read_again(key))
         if (store_id, owner) != (self._store_id, session):
             raise FormatError(f"the pin {key!r} is of another store or session: remove it")
         return session, packs
-
-    def _read_again(self, key: str) -> bytes:
-        """What was damaged on its way is not the second time."""
-        try:
-            return self._bucket.get(key).body
-        except KeyAbsent as error:
-            raise FormatError(f"{key!r} was damaged, and is gone: collect again") from error
 
     # ------------------------------------------------------------ names
 
@@ -155,18 +140,11 @@ class S3Marker:
 
     def _read_packs(self, name: bytes) -> tuple[str, PackIds] | None:
         """(ETag, packs) of what the name maps to now; None if it is gone since it was listed."""
-        key = name_key(name)
-        damaged = False
-        while True:
-            try:
-                reply = self._bucket.get(key, byte_range=(0, HEAD_BYTES))
-                raw = read_head(self._bucket, name, reply)
-                return reply.etag, tuple(decode_own_head(raw, self._store_id).packs)
-            except KeyAbsent:
-                return None
-            except Overwritten:
-                continue
-            except FormatError as error:
-                if damaged:
-                    raise ManifestUnreadable(name.decode(), str(error)) from error
-                damaged = True  # or it was on its way: look once more
+
+        def packs(etag: str, raw: bytes) -> tuple[str, PackIds]:
+            return etag, tuple(decode_own_head(raw, self._store_id).packs)
+
+        try:
+            return read_manifest(self._bucket, name, HEAD_BYTES, packs)
+        except KeyAbsent:
+            return None

@@ -24,11 +24,12 @@ from castore.format.s3 import (
     encode_condemned,
     encode_state,
 )
-from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.bucket import KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.put_once import put_once
 from castore.s3.condemned import list_without_state
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.keys import CONDEMNED_LISTS, GC_STATE_KEY, condemned_key, condemned_version
+from castore.s3.parts import Parts
 
 IDLE, CONDEMNED, SWEEPING = "idle", "condemned", "sweeping"
 REPAIR = "repair the store (castore check --repair)"
@@ -38,12 +39,10 @@ _NOTHING_YET = GcState(0, IDLE, b"")
 class CollectorState:
     """The state as one collector sees and moves it."""
 
-    def __init__(
-        self, bucket: Bucket, store_id: bytes, memory: CollectorMemory, *, conditional: bool
-    ) -> None:
+    def __init__(self, parts: Parts, memory: CollectorMemory, *, conditional: bool) -> None:
         """`conditional`: whether the server honours preconditions; else nobody else may write."""
-        self._bucket = bucket
-        self._store_id = store_id
+        self._bucket = parts.bucket
+        self._store_id = parts.config.store_id
         self._memory = memory
         self._conditional = conditional
         self._etag: str | None = None
