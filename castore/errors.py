@@ -14,6 +14,7 @@ this module. Absent is not failed: `NameNotFound` means the name is definitely n
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
 
@@ -367,6 +368,15 @@ class EndpointUnreachable(CastoreError, ConnectionError):
         )
         self.endpoint = endpoint
         self.reason = reason
+
+
+def fault_of(decode: Callable[..., object], *args: object) -> str:
+    """Why bytes do not decode; "" if they do."""
+    try:
+        decode(*args)
+    except (FormatError, UnsupportedFormat) as error:
+        return str(error)
+    return ""
 
 
 def describe_os_error(error: OSError) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from castore.check.frames import Frames
-from castore.errors import FormatError, UnsupportedFormat
+from castore.errors import FormatError, UnsupportedFormat, fault_of
 from castore.format.pack import (
     CHUNK_BYTES_LIMIT,
     FRAME_HEADER_BYTES,
@@ -233,8 +233,4 @@ def is_whole(read: Read, entry: PackEntry, seed: int) -> bool:
 
 def frame_fault(frame: bytes | memoryview, entry: PackEntry, seed: int) -> str:
     """What is wrong with a frame's bytes; empty if they are its chunk's."""
-    try:
-        decode_frame(frame, entry.chunk_id, entry.raw_bytes, seed)
-    except FormatError as error:
-        return str(error)
-    return ""
+    return fault_of(decode_frame, frame, entry.chunk_id, entry.raw_bytes, seed)

@@ -46,7 +46,7 @@ from castore.local.transplant import Transplanted, transplant
 from castore.model import Progress
 from castore.stream.reports import BackupReport, CompactReport, RebuildReport
 from castore.system import isolated
-from castore.system.fileio import of_file, sync_folder, write_all
+from castore.system.fileio import descriptor, of_file, sync_folder, write_all
 from castore.system.lmdb_env import Index
 
 BLOCK_BYTES = 1 << 20
@@ -77,8 +77,7 @@ def back_up(
             raise of_file(error, os.path.dirname(path)) from None
         try:
             data = os.path.join(draft, "data.mdb")
-            fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
+            with descriptor(data, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
                 with _growth(fd, progress):
                     _copy_index(index_path, fd, read_only=read_only)
                 index_bytes = os.fstat(fd).st_size
@@ -94,8 +93,6 @@ def back_up(
                         "backup was taken: castore check says which"
                     )
                 size = _finish(fd, root, progress)
-            finally:
-                os.close(fd)
             os.rename(data, path)
             sync_folder(os.path.dirname(path))
         finally:
@@ -199,14 +196,11 @@ def compact(root: str) -> CompactReport:
         try:
             os.mkdir(draft, 0o700)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            fd = os.open(os.path.join(draft, "data.mdb"), flags, 0o600)
-            try:
+            with descriptor(os.path.join(draft, "data.mdb"), flags) as fd:
                 _copy_index(index_path, fd, read_only=False)
                 looked = _run("look_through", index_path, path=draft)
                 os.fsync(fd)
                 after = os.fstat(fd).st_size
-            finally:
-                os.close(fd)
             shutil.rmtree(take_place(root, draft))
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)

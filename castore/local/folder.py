@@ -17,7 +17,7 @@ from castore.errors import (
 )
 from castore.format.pack import StoreConfig
 from castore.stream.config import parse_config
-from castore.system.fileio import adopt, is_interrupt
+from castore.system.fileio import adopt, descriptor, is_interrupt, write_all
 from castore.system.lockfile import LockFile
 
 CONFIG = "castore.json"
@@ -69,6 +69,13 @@ def _is_begun(root: str) -> bool:
     drafts = glob.glob(os.path.join(glob.escape(root), CONFIG + ".*"))
     packs = os.path.join(root, "packs")
     return any(".before-" not in draft for draft in drafts) and not os.path.exists(packs)
+
+
+def write_new(path: str, raw: bytes) -> None:
+    """A file that is not there yet, durable but for its name. Raises OSError."""
+    with descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
+        write_all(fd, [raw], 0)
+        os.fsync(fd)
 
 
 def read_config(root: str) -> StoreConfig | None:

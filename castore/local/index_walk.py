@@ -9,9 +9,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from castore.errors import FormatError, UnsupportedFormat
+from castore.errors import FormatError, fault_of
 from castore.format.index import decode_chunk_row, decode_pack_row, decode_record, manifest_of
 from castore.format.segment import decode_segment
+from castore.system.fileio import descriptor
 from castore.system.isolated import Report
 from castore.system.lmdb_env import TABLES, Index, Snapshot, Table, open_index
 from castore.system.lmdb_errors import LmdbError, damaged, typed
@@ -75,16 +76,13 @@ def durable_bytes(row: bytes | None) -> int:
 def check_pages(index: Index) -> None:
     """Raises IndexCorrupt if a page of the index is damaged, though LMDB may get along with it
     until something is written."""
-    fd = os.open(os.path.join(index.path, "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with descriptor(os.path.join(index.path, "data.mdb")) as fd:
         while True:
             with index.gate, index.snapshot() as txn:  # while it is there, its pages are kept
                 found = IndexPages(fd, index.path)
                 if found.meta.txn_id == txn.id():
                     fault = found.fault()
                     break
-    finally:
-        os.close(fd)
     if fault:
         raise damaged(index.path, fault)
 
@@ -131,11 +129,6 @@ def _decodes(table: bytes, key: bytes, value: bytes) -> bool:
         b"chunks": decode_chunk_row,
         b"packs": decode_pack_row,
     }
-    try:
-        if table in (b"segments", b"pending"):
-            manifest_of(key)
-        if table in decoders:
-            decoders[table](value)
-    except (FormatError, UnsupportedFormat):
+    if table in (b"segments", b"pending") and fault_of(manifest_of, key):
         return False
-    return True
+    return table not in decoders or not fault_of(decoders[table], value)

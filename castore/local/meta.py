@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from xxhash import xxh3_64_intdigest
 
-from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
+from castore.errors import FormatError, IndexCorrupt, fault_of
 from castore.format.index import (
     MANIFEST_ORDER_MAX,
     TOTALS_BYTES,
@@ -49,7 +49,7 @@ def meta_faults(
             whole = len(value) == 8 or (_is_order if key == NEXT_MANIFEST else _is_whole)(value)
             fault = "" if whole else "is damaged"
         elif key in (PLACE, UNCLAIMED):
-            fault = _fault_of(JournalPlace if key == PLACE else Unclaimed, value)
+            fault = fault_of(JournalPlace.decode if key == PLACE else Unclaimed.decode, value)
         elif key == CONFIG:
             fault = _config_fault(value, store_id)
         elif key == FORMER:
@@ -60,19 +60,11 @@ def meta_faults(
             yield key, fault
 
 
-def _fault_of(row: type[JournalPlace | Unclaimed], value: bytes) -> str:
-    try:
-        row.decode(value)
-    except FormatError as error:
-        return str(error)
-    return ""
-
-
 def _config_fault(raw: bytes, store_id: bytes) -> str:
-    try:
-        return "" if decode_config(raw).store_id == store_id else "is another store's castore.json"
-    except (FormatError, UnsupportedFormat) as error:
-        return str(error)
+    fault = fault_of(decode_config, raw)
+    if fault or decode_config(raw).store_id == store_id:
+        return fault
+    return "is another store's castore.json"
 
 
 def is_damaged_id(found: bytes, right: bytes) -> bool:

@@ -31,8 +31,8 @@ from castore.errors import (
 from castore.format.journal import Entry, JournalPlace
 from castore.format.pack import StoreConfig
 from castore.local import meta
-from castore.local.folder import CONFIG, INDEX_BYTES_MIN, alone, read_config
-from castore.local.journal.files import FOLDER, log_path
+from castore.local.folder import CONFIG, INDEX_BYTES_MIN, alone, read_config, write_new
+from castore.local.journal.files import FOLDER, generations, log_path
 from castore.local.journal.log import PLACE, Journal, read_unclaimed
 from castore.local.journal.replay import clear_names, drop_unnamed, fill, replay
 from castore.local.journal.scan import JournalReading, read_journal
@@ -41,7 +41,7 @@ from castore.local.transplant import Transplanted, transplant_file
 from castore.model import Progress
 from castore.stream.config import parse_config
 from castore.stream.reports import RebuildReport
-from castore.system.fileio import sync_folder, write_all
+from castore.system.fileio import descriptor, sync_folder
 from castore.system.lmdb_env import Index, open_index
 from castore.system.lmdb_pages import IndexPages
 
@@ -93,15 +93,10 @@ def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildRepo
 def has_index(root: str) -> bool:
     """Whether there is anything to be read of one."""
     try:
-        fd = os.open(os.path.join(root, "index", "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        with descriptor(os.path.join(root, "index", "data.mdb")) as fd:
+            return os.fstat(fd).st_size >= INDEX_BYTES_MIN and bool(IndexPages(fd, root).meta)
+    except (FileNotFoundError, IndexCorrupt):
         return False
-    try:
-        return os.fstat(fd).st_size >= INDEX_BYTES_MIN and bool(IndexPages(fd, root).meta)
-    except IndexCorrupt:
-        return False
-    finally:
-        os.close(fd)
 
 
 def replace_index(
@@ -215,10 +210,9 @@ def _set_place(index: Index, root: str, seq: int) -> None:
     """So that until the journal begins anew the one that is there is known to lack something."""
     folder = os.path.join(root, FOLDER)
     generation, end = 0, 0
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-        if name.endswith(".log"):
-            generation = int(name.partition(".")[0], 16)
-            end = os.path.getsize(log_path(folder, generation))
+    for each in generations(folder):
+        if os.path.exists(log_path(folder, each)):
+            generation, end = each, os.path.getsize(log_path(folder, each))
     with index.write_gate, index.errors, index.begin() as txn:
         txn.put(PLACE, JournalPlace(generation, seq + 1, end).encode(), db=index.meta)
 
@@ -251,15 +245,13 @@ def find_config(root: str, journal: JournalReading) -> tuple[bytes, StoreConfig]
 
 
 def _config_of_index(root: str) -> tuple[bytes, StoreConfig] | None:
-    with contextlib.suppress(FormatError, UnsupportedFormat, IndexCorrupt, FileNotFoundError):
-        fd = os.open(os.path.join(root, "index", "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            pages = IndexPages(fd, root)
-            table = pages.tables().get(b"meta")
-            raw = dict(pages.rows(table)).get(meta.CONFIG) if table else None
-            return None if raw is None else (raw, parse_config(raw, root))
-        finally:
-            os.close(fd)
+    path = os.path.join(root, "index", "data.mdb")
+    lost = (FormatError, UnsupportedFormat, IndexCorrupt, FileNotFoundError)
+    with contextlib.suppress(*lost), descriptor(path) as fd:
+        pages = IndexPages(fd, root)
+        table = pages.tables().get(b"meta")
+        raw = dict(pages.rows(table)).get(meta.CONFIG) if table else None
+        return None if raw is None else (raw, parse_config(raw, root))
     return None
 
 
@@ -273,12 +265,7 @@ def put_config(root: str, raw: bytes) -> None:
             return
         os.rename(path, f"{path}.before-{os.urandom(3).hex()}")
     draft = f"{path}.{os.urandom(8).hex()}"
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(fd, [raw], 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_new(draft, raw)
     os.rename(draft, path)
     sync_folder(root)
 

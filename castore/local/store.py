@@ -32,6 +32,7 @@ from castore.local.folder import (
     find_config,
     read_config,
     share,
+    write_new,
 )
 from castore.local.journal.files import journal_bytes
 from castore.local.journal.log import Journal
@@ -296,14 +297,9 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
     make_durable_folder(root)
     draft = os.path.join(root, f"{CONFIG}.{os.urandom(8).hex()}")
     try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        write_new(draft, encode_config(config))
     except OSError as error:
         raise of_file(error, root) from None
-    try:
-        os.write(fd, encode_config(config))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
     # Before castore.json: a store whose index is missing has lost it. If this fails, the draft
     # stays, and tells the next to try whose index/ this is.
     open_index(os.path.join(root, "index")).close()

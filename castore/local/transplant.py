@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
+from castore.errors import FormatError, IndexCorrupt, fault_of
 from castore.format.index import decode_record
 from castore.format.journal import JournalPlace
 from castore.format.segment import decode_segment
 from castore.local.journal.log import read_place
+from castore.system.fileio import descriptor
 from castore.system.lmdb_env import TABLES, Index
 from castore.system.lmdb_pages import IndexPages, Lost, PageTable
 
@@ -75,11 +76,8 @@ def transplant(fd: int, path: str, target: Index, size: int | None = None) -> Tr
 
 def transplant_file(folder: str, target: Index) -> Transplanted:
     """`transplant` of the index in a folder."""
-    fd = os.open(os.path.join(folder, "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with descriptor(os.path.join(folder, "data.mdb")) as fd:
         return transplant(fd, folder, target)
-    finally:
-        os.close(fd)
 
 
 def _copy(
@@ -104,11 +102,7 @@ def _copy(
         batch.append((key, value))
         size += len(value)
         count += 1
-        try:
-            if decode is not None:
-                decode(value)
-        except (FormatError, UnsupportedFormat):
-            report.undecodable = True
+        report.undecodable |= decode is not None and bool(fault_of(decode, value))
         if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
             flush()
             size = 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import select
 import signal
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import CodeType
 from typing import Any, Protocol
@@ -74,13 +75,21 @@ def descriptor_of(path: str) -> int | None:
     return None
 
 
-def sync_folder(folder: str) -> None:
-    """Make the folder's entries durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextlib.contextmanager
+def descriptor(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> Iterator[int]:
+    """The file, open until the end of the block, and in no program that is begun meanwhile. Not for
+    what takes locks: an interrupt as it ends may leave it open. Raises OSError."""
+    fd = os.open(path, flags | os.O_CLOEXEC, mode)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
+
+
+def sync_folder(folder: str) -> None:
+    """Make the folder's entries durable."""
+    with descriptor(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        os.fsync(fd)
 
 
 def adopt(fd: int, root: str, *, as_lock: bool = False) -> None:
@@ -98,11 +107,8 @@ def adopt(fd: int, root: str, *, as_lock: bool = False) -> None:
 
 
 def adopt_folder(folder: str, root: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with descriptor(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
         adopt(fd, root)
-    finally:
-        os.close(fd)
 
 
 def make_durable_folder(folder: str) -> None:

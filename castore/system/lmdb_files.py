@@ -9,6 +9,7 @@ import struct
 import sys
 
 from castore.errors import StoreIOError
+from castore.system.fileio import descriptor
 from castore.system.lmdb_errors import full
 
 LOCK_FILE_BYTES = 65_664  # what LMDB takes for READERS_MAX readers
@@ -27,14 +28,11 @@ def is_in_use(path: str) -> bool:
     if sys.platform != "linux":
         return True
     try:
-        fd = os.open(os.path.join(path, "lock.mdb"), os.O_RDONLY | os.O_CLOEXEC)
+        with descriptor(os.path.join(path, "lock.mdb")) as fd:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+            found = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
     except FileNotFoundError:
         return False
-    try:
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
-        found = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-    finally:
-        os.close(fd)
     return bool(found[0] != fcntl.F_UNLCK)
 
 

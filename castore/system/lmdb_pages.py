@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from castore.errors import IndexCorrupt
+from castore.system.fileio import descriptor
 
 MAGIC: Final = 0xBEEFC0DE
 BRANCH: Final = 1
@@ -333,8 +334,7 @@ class IndexPages:
 def check_length(path: str) -> None:
     """Raises IndexCorrupt if the index in the folder `path` was cut short: LMDB would read behind
     the end of its file, which ends the process (SIGBUS)."""
-    fd = os.open(os.path.join(path, "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with descriptor(os.path.join(path, "data.mdb")) as fd:
         while True:
             pages = IndexPages(fd, path)
             # The last pages may have been freed before they were ever written: then no table
@@ -347,5 +347,3 @@ def check_length(path: str) -> None:
                     f"the index {path} is damaged (it was cut short at {size} bytes): make it anew "
                     "(castore index rebuild), or restore it from a backup (castore restore)"
                 )
-    finally:
-        os.close(fd)

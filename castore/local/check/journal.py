@@ -6,7 +6,7 @@ import contextlib
 from itertools import islice
 
 from castore.check.findings import Findings
-from castore.errors import FormatError
+from castore.errors import FormatError, fault_of
 from castore.format.index import segment_key
 from castore.format.journal import Entry, JournalPlace, Piece, Put
 from castore.local.journal.log import PLACE, UNCLAIMED, Journal
@@ -40,7 +40,7 @@ def mend_journal(root: str, index: Index, journal: Journal) -> list[str]:
     with index.gate, index.snapshot() as txn:
         row = txn.get(PLACE, db=index.meta)
         row = None if row is None else bytes(row)
-    if row is None or _decodes(row):
+    if row is None or not fault_of(JournalPlace.decode, row):
         return []
     with contextlib.suppress(FormatError):
         _replace(index, row, JournalPlace.mended(row))
@@ -53,14 +53,6 @@ def mend_journal(root: str, index: Index, journal: Journal) -> list[str]:
     _replace(index, row, JournalPlace(reading.generation, reading.seq + 1, 0))
     journal.rotate(index)
     return ["the row of the journal was damaged: the journal is begun anew"]
-
-
-def _decodes(row: bytes) -> bool:
-    try:
-        JournalPlace.decode(row)
-    except FormatError:
-        return False
-    return True
 
 
 def _replace(index: Index, row: bytes, place: JournalPlace | None) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 
 from castore.check.bitflip import corrected
 from castore.check.objects import extent_fault
-from castore.errors import FormatError, UnsupportedFormat
+from castore.errors import FormatError, UnsupportedFormat, fault_of
 from castore.format.index import (
     Totals,
     decode_chunk_row,
@@ -122,10 +122,7 @@ class RowRepair:
     def _mend(self, table: Table, key: bytes, decode: Callable[[bytes], object], what: str) -> None:
         with self._index.gate, self._index.snapshot() as txn:
             raw = txn.get(key, db=table)
-        if raw is None:
-            return
-        with contextlib.suppress(FormatError, UnsupportedFormat):
-            decode(raw)
+        if raw is None or not fault_of(decode, raw):
             return
         right = corrected(raw, decode)
         if right is None:

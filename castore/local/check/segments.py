@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
+from functools import partial
 
-from castore.errors import FormatError, UnsupportedFormat
+from castore.errors import FormatError, UnsupportedFormat, fault_of
 from castore.format.index import decode_record, manifest_of, segment_key, segment_place
 from castore.format.pack import PACK_ID_BYTES
 from castore.format.segment import Segment, decode_segment
@@ -66,8 +67,4 @@ def is_pending(key: bytes, owner: bytes) -> bool:
 
 def decodes(raw: bytes, manifest: int) -> bool:
     """Whether it is a whole segment, and of this manifest."""
-    try:
-        decode_segment(raw, manifest=manifest)
-    except FormatError:
-        return False
-    return True
+    return not fault_of(partial(decode_segment, manifest=manifest), raw)

@@ -8,7 +8,7 @@ import re
 
 from castore.errors import FormatError
 from castore.format.journal import BLOCK_HEADER_BYTES, Kind, decode_block_head
-from castore.system.fileio import sync_folder
+from castore.system.fileio import descriptor, sync_folder
 
 FOLDER = "journal"
 TAIL_BYTES_MAX = 1 << 20  # looked at, of what others appended
@@ -61,15 +61,12 @@ def remove_before(folder: str, generation: int) -> None:
 def newest_of(path: str) -> int:
     """The number of the last transaction that is known to be committed by the log at `path`."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with descriptor(path) as fd:
+            size = os.fstat(fd).st_size
+            parts = [(0, TAIL_BYTES_MAX), (max(0, size - TAIL_BYTES_MAX), TAIL_BYTES_MAX)]
+            return max(newest_committed(os.pread(fd, size, at)) for at, size in parts)
     except FileNotFoundError:
         return 0
-    try:
-        size = os.fstat(fd).st_size
-        parts = [(0, TAIL_BYTES_MAX), (max(0, size - TAIL_BYTES_MAX), TAIL_BYTES_MAX)]
-        return max(newest_committed(os.pread(fd, size, at)) for at, size in parts)
-    finally:
-        os.close(fd)
 
 
 def newest_committed(part: bytes) -> int:

@@ -52,7 +52,7 @@ from castore.local.journal.files import (
     snapshot_path,
 )
 from castore.system import forks
-from castore.system.fileio import make_durable_folder, storage_error, sync_folder
+from castore.system.fileio import descriptor, make_durable_folder, storage_error, sync_folder
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_env import Index, Snapshot, Txn
 
@@ -247,15 +247,12 @@ class Journal:
         self._lacking = False
 
     def _write_snapshot(self, index: Index, path: str, generation: int, seq: int) -> bool:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
+        with descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
             append_all(fd, self._head(generation, seq, "snapshot"))
             state = SnapshotEntries(index)
             for block in encode_blocks(Kind.STATE, seq, state):
                 append_all(fd, block)
             os.fsync(fd)
-        finally:
-            os.close(fd)
         return state.whole
 
     def sync(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from castore.errors import FormatError, UnsupportedFormat
+from castore.errors import fault_of
 from castore.format.index import decode_chunk_row, decode_record, manifest_of, segment_key
 from castore.format.journal import Entry, Piece, Put
 from castore.format.segment import SegmentBuilder, decode_segment, owned
@@ -85,11 +85,7 @@ def _fill(source: Index, rows: Table, target: Index, into: Table) -> int:
 
 def _decodes(raw: bytes) -> bool:
     """Whether it is a record or a segment."""
-    try:
-        decode_segment(raw) if raw[:4] == b"CSEG" else decode_record(raw)
-    except (FormatError, UnsupportedFormat):
-        return False
-    return True
+    return not fault_of(decode_segment if raw[:4] == b"CSEG" else decode_record, raw)
 
 
 def _places(rows: Index, batch: list[Entry]) -> dict[bytes, Location]:
