@@ -13,7 +13,7 @@ from conducto.run import venvs
 from conducto.run.executor import Executor, Job, Outcome
 from conducto.run.guard import VARIABLE
 from conducto.run.states import State
-from conducto.secrets import Masker, for_nodes
+from conducto.secrets import Masker, NodeSecrets
 
 PRINT_TREE = "CONDUCTO_PRINT_TREE"  # co.main then prints the tree for a Lazy, and not for people
 
@@ -21,10 +21,10 @@ PRINT_TREE = "CONDUCTO_PRINT_TREE"  # co.main then prints the tree for a Lazy, a
 class Jobs:
     """What the nodes of one run have in common."""
 
-    def __init__(self, pipeline_id: str, cookie: str, cwd: str) -> None:
-        """`cookie` marks its processes, for whoever has to end them. Raises SecretsError."""
+    def __init__(self, pipeline_id: str, cookie: str, cwd: str, secrets: NodeSecrets) -> None:
+        """`cookie` marks its processes, for whoever has to end them."""
         self._cwd = cwd
-        secrets = for_nodes()
+        self._secrets = secrets
         self._masker = secrets.masker()
         self._bin = _python_folder()
         self._base = {
@@ -41,14 +41,8 @@ class Jobs:
         return self._masker.another()
 
     def refuse_secrets(self, tree: bytes) -> None:
-        """Raise TreeError for a tree with the value of a secret in it: the store is to keep it, and
-        with a mask in its place it would not work."""
-        masker = self.masker()
-        if masker.feed(tree) + masker.flush() != tree:
-            raise TreeError(
-                "its tree has the value of a secret in it, and was not kept: let commands read the "
-                "secret's variable"
-            )
+        """Raise TreeError for a tree with a secret in it."""
+        refuse_secrets(self._secrets, tree)
 
     def run(self, node: Exec, executor: Executor, output: Callable[[bytes], None]) -> Outcome:
         """Run the command, in the environment of its requirements, which is made if need be."""
@@ -73,6 +67,17 @@ class Jobs:
         if not os.path.isdir(job.cwd):
             return Outcome(State.ERROR, reason=f"there is no folder {job.cwd!r} to run in")
         return executor.run(job, output)
+
+
+def refuse_secrets(secrets: NodeSecrets, tree: bytes) -> None:
+    """Raise TreeError for a tree with the value of a secret in it: the store would keep it, others
+    would see it among the processes, and with a mask in its place it would not work."""
+    names = secrets.found_in(tree)
+    if names:
+        raise TreeError(
+            f"its tree has the value of a secret in it ({', '.join(names)}), and was not kept: let "
+            "commands read the variable, or, if it is no secret, put it with --no-mask"
+        )
 
 
 def _with_path(env: Mapping[str, str], folder: str) -> dict[str, str]:

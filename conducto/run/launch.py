@@ -13,22 +13,26 @@ from conducto.nodes import Node
 from conducto.nodes.serialization import dumps, loads
 from conducto.run.display import JsonLines, PlainLines, RunDisplay
 from conducto.run.executor import LocalExecutor
-from conducto.run.jobs import Jobs
+from conducto.run.jobs import Jobs, refuse_secrets
 from conducto.run.options import RunOptions
 from conducto.run.recorder import Recorder
 from conducto.run.records import Records, new_id
 from conducto.run.runner import Runner
 from conducto.run.states import Attempts, State
+from conducto.secrets import NodeSecrets, for_nodes
 
 EXIT_CODES = {State.DONE: 0, State.SKIPPED: 0, State.ERROR: 1, State.KILLED: 130}
 
 
 def launch(root: Node, argv: list[str], options: RunOptions) -> int:
     """Run the tree as a new pipeline; the exit code."""
+    node_secrets = for_nodes()
+    tree = dumps(root)
+    refuse_secrets(node_secrets, "\n".join((tree, *argv)).encode())
     records = Records(context.open_store(), new_id())
     records.create(root, argv)
     # What is run is what is recorded, not what the caller goes on to change.
-    return _run(records, loads(dumps(root)), {}, 1, os.getcwd(), options)
+    return _run(records, loads(tree), {}, 1, os.getcwd(), node_secrets, options)
 
 
 def resume(run_id: str, options: RunOptions) -> int:
@@ -40,7 +44,7 @@ def resume(run_id: str, options: RunOptions) -> int:
         raise RunError(f"pipeline {run.id} is still being run, by {where}")
     if not os.path.isdir(run.cwd):
         raise RunError(f"pipeline {run.id} was begun in {run.cwd!r}, which is not there")
-    return _run(records, run.root, run.execs, run.sessions + 1, run.cwd, options)
+    return _run(records, run.root, run.execs, run.sessions + 1, run.cwd, for_nodes(), options)
 
 
 def _run(
@@ -49,6 +53,7 @@ def _run(
     execs: dict[str, Attempts],
     number: int,
     cwd: str,
+    node_secrets: NodeSecrets,
     options: RunOptions,
 ) -> int:
     session = records.claim(number)
@@ -59,7 +64,7 @@ def _run(
     with closing(display), closing(recorder):
         runner = Runner(
             root,
-            jobs=Jobs(records.id, cookie, cwd),
+            jobs=Jobs(records.id, cookie, cwd, node_secrets),
             executor=LocalExecutor(cookie),
             recorder=recorder,
             display=display,

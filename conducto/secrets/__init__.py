@@ -19,6 +19,9 @@ from conducto.secrets.values import SCOPES, USER, Secret, SecretKey
 __all__ = ["Masker", "NodeSecrets", "Secret", "SecretKey", "environment", "for_nodes"]
 
 
+FOUND_BYTES_MIN = 4
+
+
 class Backend(Protocol):
     """Where secrets are. What it is given was checked."""
 
@@ -35,18 +38,30 @@ class Backend(Protocol):
 class NodeSecrets:
     """What nodes get of the secrets: `environment`, the variables, and `masker`."""
 
-    __slots__ = ("_hidden", "environment")
+    __slots__ = ("_hidden", "_masked", "environment")
 
     def __init__(self, secrets: Iterable[Secret]) -> None:
         known = sorted(secrets, key=lambda secret: secret.scope == USER)  # org first
         self.environment = {secret.key: secret.value for secret in known}
-        self._hidden = {secret.value for secret in known if secret.mask}
+        self._masked = [secret for secret in known if secret.mask]
+        self._hidden = {secret.value for secret in self._masked}
         # A node may print all of its environment, and has this to use secrets itself.
         self._hidden |= {os.environ.get("CONDUCTO_SECRETS_KEY", "")}
 
     def masker(self) -> Masker:
         """A new filter for one stream that a node prints to."""
         return Masker(self._hidden)
+
+    def found_in(self, data: bytes) -> list[str]:
+        """The names of the secrets whose values are in what is to be kept. Those of less than
+        `FOUND_BYTES_MIN` bytes are not looked for, as they are in anything."""
+        names = []
+        for secret in self._masked:
+            masker = Masker([secret.value])
+            long_enough = len(secret.value.encode()) >= FOUND_BYTES_MIN
+            if long_enough and masker.feed(data) + masker.flush() != data:
+                names.append(secret.key)
+        return names
 
     def __repr__(self) -> str:
         return f"<NodeSecrets {', '.join(self.environment)}>"

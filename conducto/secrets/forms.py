@@ -18,7 +18,6 @@ def printed_forms(value: str) -> set[bytes]:
     forms."""
     import html
     import json
-    import shlex
     from urllib.parse import quote, quote_plus
 
     texts = {value, value.strip(), " ".join(value.split())}  # `echo $VALUE` has the last
@@ -26,8 +25,8 @@ def printed_forms(value: str) -> set[bytes]:
         line for each in value.splitlines() if len(_raw(line := each.strip())) >= LINE_BYTES_MIN
     }
     texts |= {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
-    texts |= {repr(value)[1:-1], ascii(value)[1:-1], shlex.quote(value).strip("'")}
-    texts |= {value.replace("'", "'\\''"), value.replace("\n", "\r\n")}
+    texts |= {repr(value)[1:-1], ascii(value)[1:-1]}
+    texts |= {*_shell_quoted(value), value.replace("\n", "\r\n")}
     texts |= {html.escape(value), html.escape(value, quote=False)}
     texts.add(html.escape(value).replace("&#x27;", "&#39;"))
     quoted = {quote_plus(_raw(value))}
@@ -48,6 +47,19 @@ def encoded_forms(value: str) -> set[bytes]:
         if len(raw) >= HEX_BYTES_MIN:
             found |= {raw.hex().encode(), raw.hex().upper().encode()}
     return found
+
+
+def _shell_quoted(value: str) -> Iterator[str]:
+    """As shells print it: traces, `set`, `export -p` and `printf %q`; and Python's shlex."""
+    import re
+
+    yield value.replace("'", "'\\''")
+    yield value.replace("'", "'\"'\"'")
+    yield re.sub(r'(["$`\\])', r"\\\1", value)
+    yield re.sub(r"([^\w@%+=:,./-])", r"\\\1", value, flags=re.ASCII)
+    for special, escaped in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\t", "\\t")):
+        value = value.replace(special, escaped)
+    yield value
 
 
 def _inner_base64(raw: bytes) -> Iterator[bytes]:

@@ -96,6 +96,23 @@ def test_by_the_program_itself() -> None:
         assert b"a-long".hex().encode() not in out.replace(b"\n", b"")
 
 
+@pytest.mark.parametrize("value", [ODD, PEM, "it's\ntwo lines\tand $a `b`", "a!b {c} *?[d]"])
+def test_by_a_shell(value: str) -> None:
+    """In each way in which bash quotes it."""
+    script = 'export -p; set; declare -p S; printf %q "$S"; echo "${S@Q}"; set -x; : "$S" "<$S>"'
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={"S": value, "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+    )
+    masker = Masker([value])
+    out = masker.feed(done.stdout + done.stderr) + masker.flush()
+    assert out.count(b"***") >= 7
+    for word in ("w0rd", "q83v", "two", "lines", "{c", "[d"):
+        if word in value:
+            assert word.encode() not in out
+
+
 def test_over_the_border_of_blocks() -> None:
     masker = Masker(["hunter2", PEM])
     out = [masker.feed(bytes((byte,))) for byte in f"say hunter2 or\n{PEM}bye".encode()]
