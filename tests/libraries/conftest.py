@@ -11,8 +11,8 @@ import pytest
 from s3_stores import make_store
 from servers import Server
 
-import castore.fs
-from castore.fs import CastoreFileSystem
+from castore.fs import CastoreFileSystem, opening
+from castore.fs.links import StoreLink
 
 KINDS = ("local", "s3")
 
@@ -30,13 +30,20 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def fs(store_url: str) -> Iterator[CastoreFileSystem]:
-    """The file system that `castore://` is with `options`."""
+def castore_urls() -> Iterator[None]:
+    """`castore://` is known; the stores that it opened are closed."""
     fsspec.register_implementation("castore", CastoreFileSystem, clobber=True)
-    yield CastoreFileSystem(store_url)
+    fsspec.register_implementation("castore+s3", StoreLink, clobber=True)
+    yield
     CastoreFileSystem.clear_instance_cache()
-    for store in list(castore.fs._stores.values()):
+    for store in list(opening._stores.values()):
         store.close()
+
+
+@pytest.fixture
+def fs(store_url: str, castore_urls: None) -> CastoreFileSystem:
+    """The file system that `castore://` is with `options`."""
+    return CastoreFileSystem(store_url)
 
 
 @pytest.fixture

@@ -4,18 +4,12 @@ but for the places of stores and schedulers."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from s3_stores import make_store
 from servers import Server
-
-import castore.fs
-from castore.fs import CastoreFileSystem
-from castore.fs.links import StoreLink
 
 DOCS = Path(__file__).parents[2] / "docs"
 CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -24,14 +18,8 @@ pytestmark = pytest.mark.filterwarnings("default", "ignore:The inplace keyword")
 
 
 @pytest.fixture(autouse=True)
-def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _elsewhere(castore_urls: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fsspec.register_implementation("castore", CastoreFileSystem, clobber=True)
-    fsspec.register_implementation("castore+s3", StoreLink, clobber=True)
-    yield
-    CastoreFileSystem.clear_instance_cache()
-    for store in list(castore.fs._stores.values()):
-        store.close()
 
 
 def run(document: Path, places: dict[str, str]) -> None:
