@@ -47,7 +47,8 @@ class Call:
             raise TypeError(f"{name}: {error}") from None
         words = tuple(_words(function, bound.arguments))
         is_main = function.__module__ == "__main__" and in_main.get()
-        file = os.path.abspath(function.__code__.co_filename)
+        # A decorated function is called by its name, but is not of its decorator's file.
+        file = os.path.abspath(inspect.unwrap(function).__code__.co_filename)
         return Call(file, name, words, is_main), {k: v for k, v in kwargs.items() if k not in own}
 
     @staticmethod

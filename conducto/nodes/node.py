@@ -224,7 +224,7 @@ class Node:
         parent = self[above] if above or path.startswith("/") else self
         if not name:
             raise ValueError(f"a node's name is not empty: {path!r}")
-        if name in (".", "..") or "\0" in name:
+        if name in (".", "..") or any(letter < " " for letter in name):
             raise ValueError(f"{name!r} can't be a node's name")
         if not parent.is_group:
             raise TreeError(f"{parent!r} is a command, and has no nodes below it")

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 VARIABLE = "CONDUCTO_RUN"
@@ -19,34 +20,54 @@ PASS_S = 0.01
 
 
 class Guard:
-    """The runner's side of it."""
+    """The runner's side of it. One that somebody ended is begun again."""
 
     def __init__(self, cookie: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", os.path.abspath(__file__), cookie],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env={},
-            cwd="/",
-            start_new_session=True,  # a Ctrl-C of the terminal is not for it
-        )
+        self._cookie = cookie
+        self._lock = threading.Lock()
+        self._groups: set[int] = set()
+        self._process = self._start()
 
     def began(self, group: int) -> None:
-        self._tell(f"+{group}\n")
+        with self._lock:
+            self._groups.add(group)
+            self._tell(f"+{group}\n")
 
     def ended(self, group: int) -> None:
-        self._tell(f"-{group}\n")
+        with self._lock:
+            self._groups.discard(group)
+            self._tell(f"-{group}\n")
 
     def close(self) -> None:
         """Let it end what is left, and wait for it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        with self._lock:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
-        # One small write is atomic, whichever threads tell it at once.
-        os.write(self._process.stdin.fileno(), line.encode())
+        try:
+            self._process.stdin.write(line.encode())
+        except BrokenPipeError:
+            self._process.stdin.close()
+            self._process.wait()
+            self._process = self._start()
+            for group in self._groups:
+                self._tell(f"+{group}\n")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # Without the mark of a run that this is itself a part of: it has to outlive that.
+        env = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", os.path.abspath(__file__), self._cookie],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            bufsize=0,
+            env=env,
+            cwd="/",
+            start_new_session=True,  # a Ctrl-C of the terminal is not for it
+        )
 
 
 def watch(cookie: str) -> None:

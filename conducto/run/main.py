@@ -12,7 +12,8 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pprint import pformat
 from typing import Any
 
@@ -20,6 +21,7 @@ from conducto.arguments import UsageError
 from conducto.cli import guarded, write_text
 from conducto.nodes import Image, Node
 from conducto.nodes.calls import hints_of, in_main, parse_call
+from conducto.nodes.image import PACKAGE
 from conducto.nodes.serialization import dumps
 from conducto.nodes.values import is_flag
 from conducto.run.jobs import PRINT_TREE
@@ -99,7 +101,8 @@ def dispatch(
     arguments = parse_call(function, words)
     token = in_main.set(is_main)
     try:
-        result = function(**arguments)
+        with own_traceback():
+            result = function(**arguments)
     finally:
         in_main.reset(token)
     if isinstance(result, Node):
@@ -114,6 +117,20 @@ def dispatch(
     if result is not None:
         write_text(_printed(result))
     return 0
+
+
+@contextmanager
+def own_traceback() -> Iterator[None]:
+    """What the caller's own code raises is shown as Python does, and ends the process with 1: a
+    node's log is to say where it failed."""
+    try:
+        yield
+    except Exception as error:
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename.startswith(PACKAGE):
+            frames = frames.tb_next
+        sys.excepthook(type(error), error.with_traceback(frames), frames)
+        raise SystemExit(1) from None
 
 
 def functions_of(variables: Mapping[str, Any]) -> dict[str, Function]:
@@ -148,7 +165,7 @@ def _show_or_run(root: Node, options: RunOptions, argv: list[str]) -> int:
     if os.environ.get(PRINT_TREE):
         if options.given:
             raise UsageError("a Lazy's command prints a tree, and does not run it")
-        write_text(dumps(root) + "\n")
+        write_text("\n" + dumps(root) + "\n")  # whatever was printed before is no part of it
         return 0
     if not options.run:
         write_text((dumps(root) if options.json else root.pretty()) + "\n")

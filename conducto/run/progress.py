@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from conducto.nodes import Exec, Node, Serial
 from conducto.run.states import GOOD, State
@@ -23,6 +23,7 @@ class Progress:
         self._ready: deque[Exec] = deque()
         self._running: dict[Node, int] = {}  # below nodes with max_concurrent
         self._open: dict[Node, int] = {}  # how many children of a group have not ended
+        self._following: dict[Node, Iterator[str]] = {}  # what of a Serial has not begun
         self._failed: set[Node] = set()  # groups below which something failed
         self._advance([(root, State.RUNNING)])
 
@@ -83,8 +84,11 @@ class Progress:
         else:
             self.states[node] = State.RUNNING
             self._open[node] = len(node.children)
-            first = [*node.children.values()][: 1 if node.is_ordered else None]
-            work.extend((each, State.RUNNING) for each in reversed(first))
+            names = [*node.children]
+            if node.is_ordered:
+                self._following[node] = iter(names)  # by name, as a Lazy puts another node there
+                names = [next(self._following[node])]
+            work.extend((node.children[name], State.RUNNING) for name in reversed(names))
 
     def _child_ended(self, node: Node, state: State, work: list[tuple[Node, State]]) -> None:
         self._open[node] -= 1
@@ -95,5 +99,4 @@ class Progress:
             fails = node in self._failed and not node.suppress_errors
             work.append((node, State.ERROR if fails else State.DONE))
         elif node.is_ordered:
-            following = [*node.children.values()][len(node.children) - self._open[node]]
-            work.append((following, State.RUNNING))
+            work.append((node.children[next(self._following[node])], State.RUNNING))

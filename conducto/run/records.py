@@ -154,8 +154,11 @@ class Records:
         return f"{self.prefix}sessions/{number:06}"
 
     def _execs(self) -> Iterator[Attempts]:
-        for name in self.store.names(self.prefix + "nodes/"):
-            yield Attempts.from_dict(json.loads(self.store.gets(name)))
+        names = self.store.names(self.prefix + "nodes/")
+        for found in self.store.gets_ranges([(name, None) for name in names]):
+            if isinstance(found, Exception):
+                raise found
+            yield Attempts.from_dict(json.loads(found))
 
     def _grow(self, root: Node) -> None:
         """Put what Lazys made into its places. What grows may have Lazys in it."""

@@ -54,7 +54,8 @@ def _run_file(path: str, words: list[str]) -> int:
     sys.argv = [path, *words, "--run"]
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
     main.called.clear()
-    runpy.run_path(os.path.abspath(path), run_name="__main__")
+    with main.own_traceback():
+        runpy.run_path(os.path.abspath(path), run_name="__main__")
     if not main.called:
         raise RunError(f"{path} runs no pipeline: it does not come to co.main()")
     return 0
@@ -64,7 +65,8 @@ def call(path: str, words: list[str]) -> int:
     """A function of a file that need not come to co.main; the exit code."""
     if not os.path.isfile(path):
         raise UsageError(f"there is no file {path!r}")
-    module = _module(os.path.abspath(path))
+    with main.own_traceback():
+        module = _module(os.path.abspath(path))
     return main.dispatch(os.path.basename(path), vars(module), None, words, {}, is_main=False)
 
 

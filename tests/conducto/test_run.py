@@ -372,6 +372,65 @@ def test_secrets_are_in_the_environment_and_in_no_log(pipelines: Pipelines) -> N
         assert "open sesame" not in text
 
 
+def test_a_function_that_fails_says_where(pipelines: Pipelines) -> None:
+    """Its traceback is in the log, without frames of ours; what exits by itself does so."""
+    pipelines.write(
+        "pipeline.py",
+        """
+        import functools, sys
+
+        def twice(function):
+            @functools.wraps(function)
+            def both(*args, **kwargs):
+                function(*args, **kwargs)
+                return function(*args, **kwargs)
+            return both
+
+        @twice
+        def fail(n: int):
+            print("so far", n)
+            raise LookupError("not there") if n else SystemExit(9)
+
+        def build() -> co.Parallel:
+            root = co.Parallel()
+            root["bad"] = co.Exec(fail, 1)
+            root["exits"] = co.Exec(fail, 0)
+            return root
+        """,
+    )
+    done = pipelines.python("pipeline.py", "--run")
+    assert done.code == 1
+    log = pipelines.conducto("logs", done.id, "bad").out.splitlines()
+    assert (log[0], log[1], log[-1]) == (
+        "so far 1", "Traceback (most recent call last):", "LookupError: not there",
+    )  # fmt: skip
+    assert not [line for line in log if "conducto/run" in line]
+    assert pipelines.load(done.id).execs["/exits"].exit_code == 9
+    assert pipelines.python("-m", "conducto", "pipeline.py", "fail", "1").code == 1
+    pipelines.write("broken.py", "import conducto\nx = 1 / 0\n")
+    for words in (["broken.py", "f"], ["run", "broken.py"]):
+        broken = pipelines.python("-m", "conducto", *words)
+        assert broken.code == 1
+        assert broken.err.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_tree_after_a_line_without_an_end(pipelines: Pipelines) -> None:
+    pipelines.write(
+        "pipeline.py",
+        """
+        def inner() -> co.Exec:
+            print("no end", end="")
+            return co.Exec("echo in")
+
+        def build() -> co.Lazy:
+            return co.Lazy(inner)
+        """,
+    )
+    done = pipelines.python("pipeline.py", "--run")
+    assert done.code == 0, done
+    assert pipelines.conducto("logs", done.id, "Execute").out == "in\n"
+
+
 def test_the_options_of_co_main_are_the_roots(pipelines: Pipelines) -> None:
     pipelines.write(
         "pipeline.py",

@@ -133,6 +133,70 @@ def test_what_a_command_leaves_ends_with_it_or_with_the_run(pipelines: Pipelines
     assert processes_with(number) == []
 
 
+@linux_only
+def test_a_guard_that_is_ended_is_begun_again(tmp_path: Path) -> None:
+    """What it knew, the new one knows, too."""
+    number = mark()
+    program = f"""
+import os, signal, subprocess, sys, time
+from conducto.run.guard import Guard
+guard = Guard("cookie")
+first = subprocess.Popen(["sleep", "{number}"], start_new_session=True)
+guard.began(first.pid)
+os.kill(guard._process.pid, signal.SIGKILL)
+guard._process.wait()
+second = subprocess.Popen(["sleep", "{number}"], start_new_session=True)
+guard.began(second.pid)
+print("begun", flush=True)
+time.sleep(1000)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as runner:
+        assert runner.stdout is not None
+        assert runner.stdout.readline() == b"begun\n"
+        assert len(processes_with(number)) == 2
+        runner.kill()
+    wait_for(lambda: not processes_with(number))
+
+
+@linux_only
+def test_a_run_within_a_run_ends_with_it(pipelines: Pipelines) -> None:
+    number = mark()
+    pipelines.write(
+        "inner.py",
+        f'def build():\n    return co.Exec("(setsid sleep {number} &); sleep {number}")\n',
+    )
+    pipelines.write("outer.py", 'def build():\n    return co.Exec("python inner.py --run")\n')
+    with pipelines.begin("outer.py", "--run") as runner:
+        wait_for(lambda: processes_with(number))
+        runner.kill()
+    wait_for(lambda: not processes_with(number))
+
+
+@linux_only
+def test_who_reads_no_further_ends_the_run(pipelines: Pipelines) -> None:
+    number = mark()
+    pipelines.write(
+        "pipeline.py",
+        f"""
+        def build() -> co.Serial:
+            root = co.Serial()
+            root["a"] = co.Exec("while ! test -e closed; do sleep 0.05; done")
+            root["b"] = co.Exec("sleep {number}")
+            return root
+        """,
+    )
+    with pipelines.begin("pipeline.py", "--run") as runner:
+        assert runner.stdout is not None
+        run_id = runner.stdout.readline().split()[1]
+        runner.stdout.close()
+        (pipelines.folder / "closed").touch()
+        assert runner.stderr is not None
+        assert runner.stderr.read() == ""
+        assert runner.wait(60) == 141
+    assert processes_with(number) == []
+    assert pipelines.states(run_id)["/"] == "killed"
+
+
 def test_somebody_elses_run_is_not_resumed(pipelines: Pipelines) -> None:
     """A session that another runner has begun meanwhile."""
     done = pipelines.run(co.Exec("false"))

@@ -1,0 +1,40 @@
+"""A run is recorded where the pipeline's data is, in the cloud, too; its commands run here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import conducto as co
+from conducto import command, context
+from conducto.nodes.serialization import dumps
+from conducto.run.launch import launch
+from conducto.run.options import RunOptions
+from conducto.run.records import Records
+
+pytest_plugins = ["modes"]
+
+
+def test_a_run_is_recorded_resumed_and_archived(
+    mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = co.Serial()
+    root["first"] = co.Exec("echo first; head -c 600000 /dev/zero; sleep 0.7; echo last")
+    root["lazy"] = co.Lazy("echo '" + dumps(co.Exec("echo it is $WAY; test $WAY = good")) + "'")
+    monkeypatch.setenv("WAY", "bad")
+    assert launch(root, ["test"], RunOptions(run=True, parallel=2)) == 1
+    run_id = capsys.readouterr().out.split()[1]
+    context.close_stores()
+    records = Records(context.open_store(), run_id)
+    assert records.store.path.startswith("s3://") == (mode == "cloud")
+    assert records.log("/first", 1) == b"first\n" + bytes(600_000) + b"last\n"
+    monkeypatch.setenv("WAY", "good")
+    assert command.main(["run", "--resume", run_id]) == 0
+    assert "begins (attempt 2)" in capsys.readouterr().out
+    assert command.main(["logs", run_id, "lazy/Execute", "--attempt=1"]) == 0
+    assert capsys.readouterr().out == "it is bad\n"
+    assert command.main(["show", run_id, "--json"]) == 0
+    assert {node["state"] for node in json.loads(capsys.readouterr().out)["nodes"]} == {"done"}
+    assert command.main(["archive", run_id]) == 0
+    assert list(records.store.names(f"pipelines/{run_id}/")) == []
