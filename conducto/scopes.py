@@ -75,6 +75,10 @@ class ScopedStore:
     def closed(self) -> bool:
         return self.whole.closed
 
+    @property
+    def threads(self) -> int:
+        return self.whole.threads
+
     def close(self) -> None:
         self.whole.close()
 
@@ -191,6 +195,12 @@ class ScopedTransaction:
 
     def delete(self, name: str) -> None:
         self._whole.delete(self._scopes.key(name))
+
+    def delete_prefix(self, prefix: str, *, unbounded: bool = False) -> None:
+        if not unbounded:
+            prefix = prefix.rstrip("/") + "/"
+        for start in self._scopes.starts(prefix):
+            self._whole.delete_prefix(start, unbounded=True)
 
     def commit(self) -> None:
         try:

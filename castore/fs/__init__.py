@@ -11,9 +11,9 @@ that is there is itself, and only what is not is taken for a pattern (`*?[`). Fo
 '/': `mkdir` has nothing to do, and an empty folder is none. The store is
 opened when it is first needed, and made only by a write. A write is published when its file is
 closed, or all of a `with fs.transaction` at its end, with what is copied, moved and removed in it;
-one that raises in its `with` publishes nothing. On S3, what is one commit here goes name by name. A
-store opened here stays open, as fsspec keeps and shares its instances: where somebody closes it,
-the next use opens it again.
+one that raises in its `with` publishes nothing. On S3, what is one commit here goes name by name,
+many at once. A store opened here stays open, as fsspec keeps and shares its instances: where
+somebody closes it, the next use opens it again.
 """
 
 from __future__ import annotations

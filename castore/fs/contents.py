@@ -65,7 +65,8 @@ class ContentVerbs(StoreFileSystem):
     ) -> Any:
         """As fsspec's; several objects are read at once."""
         one = self._strip_protocol(path) if isinstance(path, (str, os.PathLike)) else None
-        names = self.expand_path(path, recursive=recursive)
+        types = self._expanded(path, recursive, None)
+        names = [name for name, kind in types.items() if not recursive or kind != "directory"]
         if names == [one] or kwargs:
             return super().cat(path, recursive, on_error, **kwargs)
         found: dict[str, Any] = {}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from fsspec.core import has_magic
-from fsspec.utils import tokenize
+from fsspec.utils import stringify_path, tokenize
 
 from castore.errors import InvalidName, NameNotFound, StoreNotFound
 from castore.fs.files import Info, file_entry
 from castore.fs.opening import StoreFileSystem
 from castore.model import Kind
+from castore.system.workers import map_at_once
 
 
 class ListingVerbs(StoreFileSystem):
@@ -78,22 +79,21 @@ class ListingVerbs(StoreFileSystem):
             if not self._makes_store:
                 raise
             return {} if detail else []
-        name = self._strip_protocol(path)
-        below = name + "/" if name else ""
-        found: dict[str, Info] = {}
-        for each, info in self._listed(below + prefix, detail):
-            parts = each[len(below) :].split("/")
-            if withdirs:
-                for depth in range(1, min(len(parts), (maxdepth or len(parts)) + 1)):
-                    folder = below + "/".join(parts[:depth])
-                    found.setdefault(folder, _folder(folder))
-            if maxdepth is None or len(parts) <= maxdepth:
-                found[each] = info
-        if name and withdirs and found and not prefix:
-            found.setdefault(name, _folder(name))
-        if name and not found and not prefix and self.store.exists(name):
-            found[name] = file_entry(self.store.info(name)) if detail else {}
+        found = self._found(self._strip_protocol(path), prefix, maxdepth, withdirs, detail)
         return {each: found[each] for each in sorted(found)} if detail else sorted(found)
+
+    def du(
+        self,
+        path: str,
+        total: bool = True,
+        maxdepth: int | None = None,
+        withdirs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As fsspec's: the bytes of all objects below, or of each; a folder by itself has none."""
+        found = self.find(path, maxdepth=maxdepth, withdirs=withdirs, detail=True)
+        sizes = {name: info["size"] for name, info in found.items()}
+        return sum(sizes.values()) if total else sizes
 
     def modified(self, path: str) -> datetime:
         """When the object was last put."""
@@ -115,23 +115,7 @@ class ListingVerbs(StoreFileSystem):
 
         A name that is there is itself, whatever is in it: only what is not is taken for a pattern.
         """
-        one = isinstance(path, (str, os.PathLike))
-        found: set[str] = set()
-        others = []
-        for each in self._strip_protocol([path] if one else list(path)):
-            if not has_magic(each) or not self.exists(each):
-                others.append(each)
-                continue
-            found.add(each)
-            if recursive:
-                found.update(self.find(each, maxdepth=maxdepth, withdirs=True))
-        try:
-            if others or not found:
-                found.update(super().expand_path(others, recursive, maxdepth, **kwargs))
-        except FileNotFoundError:
-            if not found:
-                raise
-        return sorted(found)
+        return list(self._expanded(path, recursive, maxdepth))
 
     def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
         """What matches the pattern; a name that is there is itself."""
@@ -139,6 +123,58 @@ class ListingVerbs(StoreFileSystem):
         if not has_magic(name) or not self.exists(name):
             return super().glob(path, maxdepth, **kwargs)
         return {name: self.info(name)} if kwargs.get("detail") else [name]
+
+    def _expanded(self, path: Any, recursive: bool, maxdepth: int | None) -> dict[str, str]:
+        """The names that are meant, sorted, each with what it is: "file", "directory", or "" where
+        nobody looked. Raises NameNotFound if there is nothing."""
+        if maxdepth is not None and maxdepth < 1:
+            raise ValueError("maxdepth must be at least 1")
+        given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        found: dict[str, str] = {}
+        for name in self._strip_protocol(given):
+            if has_magic(name) and not self.exists(name):
+                matched = super().glob(name, maxdepth=maxdepth, detail=True)
+                found |= {each: info["type"] for each, info in matched.items()}
+                deeper = None if maxdepth is None else maxdepth - 1
+                if recursive and deeper != 0:
+                    for each, kind in self._kinds(matched).items():
+                        found |= self._tree(each, kind, deeper)
+            elif recursive:
+                found |= self._tree(name, self._kind(name), maxdepth)
+            else:
+                found.setdefault(name, "")
+        if not found:
+            raise NameNotFound(", ".join(map(stringify_path, given)))
+        return {name: found[name] for name in sorted(found)}
+
+    def _tree(self, name: str, kind: Kind, maxdepth: int | None) -> dict[str, str]:
+        """A name and what is below it, each with what it is."""
+        tree = {name: "file" if kind.is_object else "directory"} if any(kind) else {}
+        if kind.is_folder:
+            found = self._found(name, "", maxdepth, True, False)
+            types = {each: info.get("type", "file") for each, info in found.items()}
+            tree = {**types, **tree}
+        return tree
+
+    def _found(
+        self, name: str, prefix: str, maxdepth: int | None, withdirs: bool, detail: bool
+    ) -> dict[str, Info]:
+        """As `find`, in no order: what is known of each, {} of an object without `detail`."""
+        below = name + "/" if name else ""
+        found: dict[str, Info] = {}
+        for each, info in self._listed(below + prefix, detail):
+            parts = each[len(below) :].split("/")
+            if withdirs:
+                for depth in range(1, min(len(parts), (maxdepth or len(parts)) + 1)):
+                    folder = below + "/".join(parts[:depth])
+                    found.setdefault(folder, _folder(folder))
+            if maxdepth is None or len(parts) <= maxdepth:
+                found[each] = info
+        if name and withdirs and found and not prefix:
+            found.setdefault(name, _folder(name))
+        if name and not found and not prefix and self.store.exists(name):
+            found[name] = file_entry(self.store.info(name)) if detail else {}
+        return found
 
     def _has_below(self, name: str) -> bool:
         return self.store.kind(name).is_folder if name else any(True for _ in self.store.names())
@@ -151,6 +187,12 @@ class ListingVerbs(StoreFileSystem):
             return self.store.kind(name)
         except (FileNotFoundError, InvalidName):  # a name that can't be is not there
             return Kind(False, False)
+
+    def _kinds(self, names: Iterable[str]) -> dict[str, Kind]:
+        """What each is, many looked at once."""
+        wanted = list(dict.fromkeys(names))
+        threads = 2 * self.store.threads if len(wanted) > 1 else 0
+        return dict(zip(wanted, map_at_once(self._kind, wanted, threads=threads), strict=True))
 
     def _existing(self, name: str) -> str:
         if not self.store.exists(name):

@@ -1,19 +1,34 @@
-"""Names: copied, moved and removed, and whole folders in and out."""
+"""Names: copied, moved and removed; and many objects to files and back.
+
+What is done to many is planned first, and then done at once: objects are read several at a time,
+and changes are one commit.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.spec import AbstractFileSystem
-from fsspec.utils import stringify_path
+from fsspec.utils import other_paths, stringify_path
 
 from castore.errors import NameNotFound
 from castore.fs.opening import StoreFileSystem
+from castore.fs.places import (
+    Place,
+    is_into,
+    join,
+    last_part,
+    local_places,
+    parents,
+    place_of_file,
+    places_of_folder,
+)
+from castore.system.workers import map_at_once
 
 
 class NameVerbs(StoreFileSystem):
@@ -28,14 +43,24 @@ class NameVerbs(StoreFileSystem):
         maxdepth: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(lpath, (str, os.PathLike)):
-            local = LocalFileSystem()
-            into = lpath if isinstance(lpath, str) else os.fspath(lpath)
-            rpath, lpath = _literally(self, rpath, local, into, recursive, maxdepth) or (
-                rpath,
-                lpath,
-            )
-        super().get(rpath, lpath, recursive, callback, maxdepth, **kwargs)
+        """As fsspec's; several objects at once.
+
+        Each file is written whole or not at all. The first that fails is raised, and what has not
+        begun by then is left.
+        """
+        into = os.fspath(lpath) if isinstance(lpath, os.PathLike) else lpath
+        places = self._places(rpath, LocalFileSystem(), into, recursive, maxdepth)
+        callback.set_size(len(places))
+
+        def fetch(place: Place) -> None:
+            with callback.branched(place.source, place.target) as child:
+                self.get_file(place.source, place.target, callback=child, **kwargs)
+
+        # Of two that go to one file, the last is to stay.
+        alone = len({str(place.target) for place in places}) < max(2, len(places))
+        threads = 0 if alone else 2 * self.store.threads
+        for _ in callback.wrap(map_at_once(fetch, places, threads=threads)):
+            pass
 
     def put(
         self,
@@ -46,12 +71,12 @@ class NameVerbs(StoreFileSystem):
         maxdepth: int | None = None,
         **kwargs: Any,
     ) -> None:
+        """As fsspec's, in one commit."""
+        places = None
         if isinstance(rpath, str):
-            local = LocalFileSystem()
-            lpath, rpath = _literally(local, lpath, self, rpath, recursive, maxdepth) or (
-                lpath,
-                rpath,
-            )
+            places = local_places(lpath, self, rpath, recursive, maxdepth)
+        if places is not None:
+            lpath, rpath = [place.source for place in places], [place.target for place in places]
         with self._together():
             super().put(lpath, rpath, recursive, callback, maxdepth, **kwargs)
 
@@ -64,23 +89,25 @@ class NameVerbs(StoreFileSystem):
         on_error: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(path2, str):
-            path1, path2 = _literally(self, path1, self, path2, recursive, maxdepth) or (
-                path1,
-                path2,
-            )
+        """As fsspec's, in one commit: no data moves."""
+        places = self._places(path1, self, path2, recursive, maxdepth)
+        kinds = self._kinds(place.source for place in places if place.is_file is None)
+        ignores = on_error == "ignore" or (on_error is None and recursive)
         with self._together():
-            super().copy(path1, path2, recursive, maxdepth, on_error, **kwargs)
+            for source, target, is_file in places:
+                kind = None if is_file else kinds[source]
+                if kind is not None and not kind.is_object:
+                    if kind.is_folder:
+                        continue  # it comes into being with what is in it
+                    if not self._intrans:  # in which it may have been put
+                        if ignores:
+                            continue
+                        raise NameNotFound(source)
+                with self._changes(create=False) as changes:
+                    changes.copy(source, self._strip_protocol(target))
 
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
-        source = self._strip_protocol(path1)
-        is_there = bool(source) and self.store.exists(source)
-        if not source or (not is_there and self._has_below(source)):
-            return  # a folder comes into being with what is in it
-        if not is_there and not self._intrans:
-            raise NameNotFound(source)
-        with self._changes(create=False) as changes:
-            changes.copy(source, self._strip_protocol(path2))
+        self.copy([path1], [path2])
 
     def mv(
         self,
@@ -95,19 +122,17 @@ class NameVerbs(StoreFileSystem):
             super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
             return
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        is_file = self.store.exists(source)
-        is_folder = not is_file and self._has_below(source)
-        if not is_file and not is_folder:
+        kind = self._kind(source)
+        if not source or not any(kind):
             if not has_magic(source):
                 raise NameNotFound(source)
             super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
             return
-        if path2.endswith("/") or self.isdir(target):
-            into = is_file or not path1.endswith("/")
-            target = _join(target, _last(source)) if into else target
-        if is_folder and not recursive:
+        if not kind.is_object and not recursive:
             raise IsADirectoryError(f"{source} is a folder: mv it with recursive=True")
-        names = [source] if is_file else list(self.store.names(source + "/"))
+        if is_into(self, path2) and (kind.is_object or not path1.endswith("/")):
+            target = join(target, last_part(source))
+        names = [source] if kind.is_object else list(self.store.names(source + "/"))
         with self._changes(create=False) as changes:
             for name in names:
                 changes.rename(name, f"{target}{name[len(source) :]}".lstrip("/"))
@@ -119,7 +144,7 @@ class NameVerbs(StoreFileSystem):
     _rm = rm_file
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Remove names, all in one commit.
+        """Remove names, all in one commit: if one is not there, none.
 
         A folder goes with `recursive` only; all of the store, where "/" says so: an empty path is a
         mistake.
@@ -127,21 +152,50 @@ class NameVerbs(StoreFileSystem):
         for each in [path] if isinstance(path, (str, os.PathLike)) else path:
             if stringify_path(each) in ("", f"{self.protocol}://"):
                 raise ValueError(f"the path {each!r} is empty: '/' is all of the store")
-        expanded = self.expand_path(path, recursive=recursive, maxdepth=maxdepth)
+        whole = recursive and maxdepth is None
+        types = self._expanded(path, recursive and not whole, maxdepth)
+        if whole:
+            self._remove_whole(types)
+            return
+        if self._intrans:  # what is no folder may have been put in it
+            unknown = self._kinds(name for name, kind in types.items() if not kind)
+            types |= {name: "directory" for name, kind in unknown.items() if kind == (False, True)}
+        folders = [name for name, kind in types.items() if kind == "directory" and name]
+        if folders and not recursive:
+            raise _is_folder(folders[0])
+        try:
+            with self._changes(create=False) as changes:
+                for name, kind in types.items():
+                    if name and kind != "directory":
+                        changes.delete(name)
+        except NameNotFound as error:
+            if self.isdir(error.name):
+                raise _is_folder(error.name) from None
+            raise
+
+    def _remove_whole(self, names: Iterable[str]) -> None:
+        kinds = self._kinds(names)
+        absent = [name for name, kind in kinds.items() if not any(kind)]
+        if absent:
+            raise NameNotFound(absent[0])
+        folders = {name for name, kind in kinds.items() if kind.is_folder}
         with self._changes(create=False) as changes:
-            for name in expanded:
-                if name and self.store.exists(name):
+            for name, kind in kinds.items():
+                if not folders.isdisjoint(parents(name)):
+                    continue  # it goes with one of them
+                if kind.is_object:
                     changes.delete(name)
-                elif name and not self._has_below(name):
-                    raise NameNotFound(name)
-                elif not recursive:
-                    raise IsADirectoryError(f"{name} is a folder: rm it with recursive=True")
+                if kind.is_folder:
+                    changes.delete_prefix(name, unbounded=not name)
 
     def rmdir(self, path: str) -> None:
         """Raises: a folder that is there is not empty."""
         name = self._strip_protocol(path)
-        if self.info(name)["type"] == "file":
+        kind = self._kind(name)
+        if kind.is_object:
             raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", name)
+        if not kind.is_folder:
+            raise NameNotFound(name)
         if self._has_below(name):
             raise OSError(errno.ENOTEMPTY, "the folder is not empty: rm it with recursive", name)
 
@@ -154,35 +208,40 @@ class NameVerbs(StoreFileSystem):
 
     url = sign
 
+    def _places(
+        self, source: Any, target_fs: Any, target: Any, recursive: bool, maxdepth: int | None
+    ) -> list[Place]:
+        """Where everything goes that is copied from here. As fsspec has it, but that a name that is
+        there is no pattern."""
+        if isinstance(source, list) and isinstance(target, list):
+            names = self._strip_protocol(source)
+            return [Place(*each, None) for each in zip(names, target, strict=False)]
+        source = stringify_path(source)
+        one = isinstance(source, str)
+        if one and isinstance(target, str):
+            name = self._strip_protocol(source)
+            kind = self._kind(name)
+            if kind.is_object:
+                return [place_of_file(name, target_fs, target)]
+            if kind.is_folder:
+                inside = self.find(name, maxdepth=maxdepth) if recursive else []
+                return list(places_of_folder(source, name, inside, target_fs, target))
+        types = self._expanded(source, recursive, maxdepth)
+        if one and (not recursive or maxdepth is not None):
+            types = {name: kind for name, kind in types.items() if kind != "directory"}
+        if isinstance(target, str) and types:
+            into = not has_magic(source) and not source.endswith("/") if one else False
+            exists = into and is_into(target_fs, target)
+            exists = exists or (one and has_magic(source) and len(types) == 1)
+            target = other_paths(
+                list(types), target_fs._strip_protocol(target), exists=exists, flatten=not one
+            )
+        return [
+            Place(name, to, kind == "file" or None)
+            for (name, kind), to in zip(types.items(), target if types else (), strict=True)
+            if kind != "directory"
+        ]
 
-def _literally(
-    source_fs: AbstractFileSystem,
-    source: Any,
-    target_fs: AbstractFileSystem,
-    target: str,
-    recursive: bool,
-    maxdepth: int | None,
-) -> tuple[list[str], list[str]] | None:
-    """Where everything goes, if the source is there and fsspec would take its name for a pattern,
-    or, as it is in no folder, for the folder that it is in; else None."""
-    if not isinstance(source, str):
-        return None
-    name = source_fs._strip_protocol(source)
-    if not name or not (has_magic(name) or "/" not in name) or not source_fs.exists(name):
-        return None
-    into = target.endswith("/") or target_fs.isdir(target)
-    root = target_fs._strip_protocol(target)
-    if source_fs.isfile(name):
-        return [name], [_join(root, _last(name)) if into else root]
-    if into and not source.endswith("/"):
-        root = _join(root, _last(name))
-    inside = source_fs.find(name, maxdepth=maxdepth) if recursive else []
-    return inside, [_join(root, each[len(name) + 1 :]) for each in inside]
 
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
-
-
-def _last(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
+def _is_folder(name: str) -> IsADirectoryError:
+    return IsADirectoryError(f"{name} is a folder: rm it with recursive=True")

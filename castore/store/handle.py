@@ -59,6 +59,11 @@ class Handle:
         )
 
     @property
+    def threads(self) -> int:
+        """How many threads encode and decode."""
+        return self._workers.threads
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._backend is None

@@ -216,6 +216,20 @@ class Workers:
             pool.let_go()
 
 
+def map_at_once(work: Callable[[S], T], items: Iterable[S], *, threads: int) -> Iterator[T]:
+    """What `work` makes of each item, in their order, on as many threads of their own: for work
+    that itself waits for others. Without any, the caller does it. Raises what `work` does, once
+    what has begun has ended; what has not is left then."""
+    if not threads:
+        yield from map(work, items)
+        return
+    workers = Workers(threads)
+    try:
+        yield from workers.map_ahead(work, items)
+    finally:
+        workers.close()
+
+
 class _Pool:
     """Threads that take what is queued until they find the end of the queue."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,7 @@ def fs(mode: str) -> Iterator[ConductoFileSystem]:
         fs._store.close()
 
 
-def test_both_scopes_by_their_names(fs: ConductoFileSystem) -> None:
+def test_both_scopes_by_their_names(fs: ConductoFileSystem, tmp_path: Path) -> None:
     fs.pipe({"pipeline/a/x": b"12345", "pipeline/b": b"", "user/a/y": b"6"})
     assert co.data.pipeline.gets("a/x") == b"12345"
     assert co.data.user.list() == ["a/y"]
@@ -47,8 +48,16 @@ def test_both_scopes_by_their_names(fs: ConductoFileSystem) -> None:
     assert fs.cat_ranges(["user/moved/x", "pipeline/c"], [0, -1], [1, None]) == [b"1", b"5"]
     fs.rm("user/a", recursive=True)
     assert fs.find("") == ["pipeline/b", "pipeline/c", "user/moved/x", "user/z"]
+    fs.pipe({"pipeline/d/x": b""})
+    fs.rm(["pipeline/d", "pipeline/b"], recursive=True)
+    fs.get(["pipeline/c", "user/z"], str(tmp_path))
+    assert sorted(path.name for path in tmp_path.glob("[cz]")) == ["c", "z"]
     with fs.open("pipeline/c") as file:
         assert (file.info()["name"], file.read(2)) == ("pipeline/c", b"12")
+    fs.rm("user", recursive=True)
+    assert fs.find("") == ["pipeline/c"]
+    fs.rm("/", recursive=True)
+    assert fs.find("") == []
 
 
 @pytest.mark.parametrize("mode", ["local"], indirect=True)

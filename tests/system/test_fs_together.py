@@ -48,7 +48,7 @@ def test_many_names_are_one_commit(
     fs.cp("a", "c", recursive=True)
     fs.mv("c", "d", recursive=True)
     fs.rm(["a", "d"], recursive=True)
-    assert commits == [5, 3, 5, 5, 10]
+    assert commits == [5, 3, 5, 5, 2]  # the last of two folders, whole
     assert fs.find("") == ["b/0", "b/1", "b/2", "there"]
 
 
@@ -83,6 +83,58 @@ def test_in_a_transaction_they_are_part_of_it(fs: CastoreFileSystem, commits: li
         fs.pipe({"a": b"1", "b": b"2"})
         fs.cp("a", "c")
     assert commits == [3]
+
+
+def test_a_transaction_knows_what_was_put_in_it(fs: CastoreFileSystem, commits: list[int]) -> None:
+    with fs.transaction:
+        fs.pipe({"a": b"1", "b/c": b"2", "b/d": b"3"})
+        fs.cp("a", "e")
+        fs.rm("a")
+    assert fs.find("") == ["b/c", "b/d", "e", "there"]
+    with pytest.raises(IsADirectoryError), fs.transaction:
+        fs.rm("b")
+    with pytest.raises(FileNotFoundError, match="none"), fs.transaction:
+        fs.rm(["there", "none"])
+    assert fs.find("") == ["b/c", "b/d", "e", "there"]
+
+
+def test_what_is_removed_once_is_removed(fs: CastoreFileSystem) -> None:
+    """Paths that overlap; an object whose name is a folder's, too."""
+    fs.pipe({"a": b"", "a/b": b"", "a/c/d": b"", "a-b": b"", "a2/b": b""})
+    fs.rm(["a/b", "a", "a/c", "a"], recursive=True)
+    assert fs.find("") == ["a-b", "a2/b", "there"]
+    fs.pipe({"x1": b"", "x1/y": b"", "x2/z": b""})
+    fs.rm("x*", recursive=True)
+    fs.rm(["a2"], recursive=True, maxdepth=1)
+    assert fs.find("") == ["a-b", "there"]
+    fs.pipe({"p": b"", "p/q": b""})
+    fs.rm("p")
+    assert fs.find("p") == ["p/q"]
+    fs.rm("/", recursive=True)
+    assert fs.find("") == []
+
+
+def test_of_two_that_go_to_one_file_the_last_stays(fs: CastoreFileSystem, tmp_path: Path) -> None:
+    fs.pipe({f"{i}/x": b"%d" % i for i in range(9)})
+    for _ in range(5):
+        fs.get([f"{i}/x" for i in range(9)], str(tmp_path / "out"))
+        assert (tmp_path / "out" / "x").read_bytes() == b"8"
+
+
+def test_a_callback_is_told_of_each_file(fs: CastoreFileSystem, tmp_path: Path) -> None:
+    fs.pipe({f"f/{i}": bytes(i) for i in range(20)})
+    callback = fsspec.Callback()
+    fs.get("f", str(tmp_path / "out"), recursive=True, callback=callback)
+    assert (callback.size, callback.value) == (20, 20)
+
+
+def test_du(fs: CastoreFileSystem) -> None:
+    fs.pipe({"d/a": bytes(5), "d/e/b": bytes(7)})
+    assert (fs.du("d"), fs.du("d", maxdepth=1), fs.du("d/a")) == (12, 5, 5)
+    assert fs.du("d", total=False) == {"d/a": 5, "d/e/b": 7}
+    every = {"d": 0, "d/a": 5, "d/e": 0, "d/e/b": 7}
+    assert fs.du("d", total=False, withdirs=True) == every
+    assert fs.du("d/e/b", total=False) == {"d/e/b": 7}
 
 
 def test_touch(fs: CastoreFileSystem) -> None:
