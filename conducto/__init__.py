@@ -17,7 +17,7 @@ from conducto.data import user as perm_data
 from conducto.errors import ContextError
 
 if TYPE_CHECKING:
-    from conducto import api, nb, shared, util
+    from conducto import api, nb, secrets, shared, util
     from conducto.nodes import (
         ContainerReuseContext,
         Exec,
@@ -47,6 +47,7 @@ __all__ = [
     "main",
     "nb",
     "perm_data",
+    "secrets",
     "shared",
     "temp_data",
     "util",
@@ -55,7 +56,7 @@ __all__ = [
 # Who only wants data does not wait for these.
 _NODES = "ContainerReuseContext Exec Image Lazy Node Parallel SameContainer Serial TreeError"
 _HOMES = {**dict.fromkeys(_NODES.split(), "conducto.nodes"), "main": "conducto.run.main"}
-_MODULES = ("api", "nb", "shared", "util")
+_MODULES = ("api", "nb", "secrets", "shared", "util")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,15 +6,18 @@ import io
 import json
 import os
 import pty
+import re
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import conducto as co
-from conducto import command
+from conducto import command, policy
 
 VALUE = "s3kr1t-of-nobody"
 
@@ -194,3 +197,36 @@ def test_no_file_has_it(tmp_path: Path) -> None:
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 3
     assert not [path for path in files if VALUE.encode() in path.read_bytes()]
+
+
+def test_the_document(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """What docs/secrets.md says can be typed."""
+    text = (ROOT / "docs" / "secrets.md").read_text()
+    lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    assert len(lines) == 9
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[0] == "conducto":
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x")))
+            assert (
+                command.main([word for word in words[1:] if word not in ("<", "id_ed25519")]) == 0
+            )
+        else:
+            assert words[:4] == ["python", "-P", "-m", "conducto.policy"]
+            assert policy.main(words[4:]) == 0
+    typed, wrapped = blocks(text, "python")
+    co.api.Secrets().put_user_secrets({"SSH_KEY": VALUE}, replace=True)
+    exec(typed, {})
+    assert co.api.Secrets().get_user_secrets() == {"SSH_KEY": VALUE}
+    assert co.api.Secrets().get_org_secrets() == {"DB_PASSWORD": "..."}
+    capfdbinary.readouterr()
+    wrapped = wrapped.replace('["make", "deploy"]', '["sh", "-c", "echo it is $SSH_KEY"]')
+    exec(wrapped, {"co": co, "os": os, "subprocess": subprocess, "sys": sys})
+    sys.stdout.flush()
+    assert capfdbinary.readouterr().out == b"it is ***\n"
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -67,7 +67,7 @@ class S3Check(StoreCheck):
     def run(self, fraction: float) -> CheckReport:
         """Of the data of packs, this fraction is decoded."""
         try:
-            self.check_config(self._bucket.get(CONFIG_KEY).body, "castore.json")
+            self.check_config(self._bucket.get(CONFIG_KEY).body, CONFIG_KEY)
         except KeyAbsent:
             what = "castore.json is gone: a repair makes it again"
             self.findings.add("config", "missing", what)
