@@ -40,6 +40,7 @@ class _Window:
         self.tasks: deque[_Task] = deque()
         self.end = 0
         self.read_to = -1  # where the next read begins if it is sequential
+        self.planned_to = 0  # where the last one goes on to, in as many steps as the caller takes
         self.ahead_bytes = 0
         self.is_mapped = False  # what was decoded last
 
@@ -128,12 +129,14 @@ class ReadAhead:
     def _read(self, window: _Window, offset: int, target: memoryview, until: int) -> int:
         until = min(until, self._pinned.record.size)
         is_sequential = offset == window.read_to
+        follows = is_sequential and offset >= window.planned_to  # and is not the same read's rest
+        window.planned_to = until
         if not window.holds(offset) and not (is_sequential and offset == window.end):
             window.drop()
             window.end = offset
         window.skip_to(offset)
         self._want(window, offset, until)
-        if is_sequential:
+        if follows:
             self._look_ahead(window, offset, until)
         at, end = offset, offset + len(target)
         ready = window.ready
@@ -159,7 +162,7 @@ class ReadAhead:
         check_still_there(copied)
         if at < end:
             return at - offset
-        if is_sequential:  # one so large that it was not all under way above
+        if follows:  # one so large that it was not all under way above
             self._look_ahead(window, offset, until)
         _let_go_of_reply(window)
         return at - offset

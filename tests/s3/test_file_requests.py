@@ -63,6 +63,7 @@ def test_reads_here_and_there_fetch_nothing_ahead(opened: Open, proxy: FaultProx
         for at in (15 * MIB, 3 * MIB, 9 * MIB):
             file.seek(at)
             assert file.read(100_000) == DATA[at : at + 100_000]
+            assert not file.raw._bytes._window.tasks  # type: ignore[attr-defined]
             manifests, requests, received = asked(proxy)
             assert (manifests, requests) == (0, 1)
             assert received <= 100_000 + 2 * (256 << 10)
