@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
 Self = TypeVar("Self", bound="Node")
+SAME_CONTAINER_INHERIT = "inherit"
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MAX_TIME_DEFAULT = "4h"
 
@@ -102,17 +103,15 @@ class Node:
             if "container_reuse_context" in given:
                 raise ValueError("same_container is an older name of container_reuse_context")
             given["container_reuse_context"] = same
-        if "max_time" in given:
-            seconds(given["max_time"])
-        if "env" in given:
-            given["env"] = _environment(given["env"])
-        for least, option in ((1, "max_concurrent"), (0, "retries")):
-            if given.get(option, least) < least:
-                raise ValueError(f"{option} is at least {least}, not {given[option]!r}")
         for option, value in given.items():
             setattr(self, option, value)
         if name is not None:
             self._attach(name)
+
+    def __setattr__(self, option: str, value: Any) -> None:
+        if value is not None and option in CHECKS:
+            value = CHECKS[option](value)
+        super().__setattr__(option, value)
 
     def _attach(self, name: str) -> None:
         if not _open_nodes.get():
@@ -257,7 +256,6 @@ class Node:
         return True
 
 
-SAME_CONTAINER_INHERIT = "inherit"
 _open_nodes: ContextVar[tuple[Node, ...]] = ContextVar("open_nodes", default=())
 
 
@@ -282,3 +280,26 @@ def _environment(env: Mapping[str, Any]) -> dict[str, str]:
         if not variable or "=" in variable or "\0" in variable + value:
             raise ValueError(f"{variable!r} can't be a variable with this value")
     return dict(env)
+
+
+def _max_time(time: float | str) -> float | str:
+    seconds(time)
+    return time
+
+
+def _at_least(least: int, option: str) -> Callable[[int], int]:
+    def check(number: int) -> int:
+        if not isinstance(number, int) or number < least:
+            raise ValueError(f"{option} is a number from {least} on, not {number!r}")
+        return number
+
+    return check
+
+
+# What makes a value of an option one that a node can have; raises TypeError or ValueError.
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "env": _environment,
+    "max_time": _max_time,
+    "max_concurrent": _at_least(1, "max_concurrent"),
+    "retries": _at_least(0, "retries"),
+}

@@ -92,7 +92,7 @@ class LocalExecutor:
                     cwd=job.cwd,
                     start_new_session=True,
                 )
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError) as error:
                 return Outcome(State.ERROR, reason=f"can't be started: {error}")
             self._groups.add(process.pid)
         self._guard.began(process.pid)

@@ -39,7 +39,7 @@ def resume(run_id: str, options: RunOptions) -> int:
     """Run what had not succeeded; the exit code. Raises RunNotFound, RunError."""
     records = Records(context.open_store(), run_id)
     run = records.load()
-    if run.session is not None and run.session.is_alive:
+    if run.session is not None and run.is_alive:
         where = f"process {run.session.pid} on {run.session.host}"
         raise RunError(f"pipeline {run.id} is still being run, by {where}")
     if not os.path.isdir(run.cwd):

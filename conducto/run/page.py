@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from conducto.nb import FOLDER
 from conducto.nodes import Exec, Node
 from conducto.run.display import WORDS, counts, duration, text_of
 from conducto.run.records import Records, Run
-from conducto.run.states import Attempts, State, states_of
+from conducto.run.states import Attempts, State
 
 LOG_BYTES_MAX = 64 << 10  # of each; `conducto logs` has all
 COLORS = {
@@ -43,7 +44,7 @@ def page(records: Records, run: Run) -> str:
 
 
 def _parts(records: Records, run: Run) -> Iterator[str]:
-    states = states_of(run.root, run.execs)
+    states = run.states
     created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.created))
     found = ", ".join(
         f"{n} {WORDS[State(each)]}" for each, n in counts(run.root, run.execs).items()
@@ -121,11 +122,13 @@ def _command(records: Records, run: Run, node: Exec) -> Iterator[str]:
         return
     if attempts.reason:
         yield f"<p>{escape(attempts.reason)}</p>\n"
-    log = records.log(attempts.node, attempts.attempt)
-    if log:
-        cut = f"… {len(log) - LOG_BYTES_MAX} bytes before\n" if len(log) > LOG_BYTES_MAX else ""
-        text = cut + ESCAPES.sub("", text_of(log[-LOG_BYTES_MAX:]))
-        yield f"<pre>{escape(text)}</pre>\n"
+    with records.open_log(attempts.node, attempts.attempt) as file:
+        before = max(0, file.seek(0, os.SEEK_END) - LOG_BYTES_MAX)
+        file.seek(before)
+        text = ESCAPES.sub("", text_of(file.read()))
+    if text:
+        cut = f"… {before} bytes before\n" if before else ""
+        yield f"<pre>{escape(cut + text)}</pre>\n"
     folder = f"pipelines/{run.id}/data/{FOLDER}/{attempts.node.strip('/') or 'node'}/"
     for name in records.store.names(folder):
         data = base64.b64encode(records.store.gets(name)).decode()

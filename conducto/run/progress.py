@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator
+from itertools import count
 
 from conducto.nodes import Exec, Node, Serial
 from conducto.run.states import GOOD, State
@@ -20,7 +21,9 @@ class Progress:
         self.root = root
         self.states: dict[Node, State] = {}
         self._done = done
-        self._ready: deque[Exec] = deque()
+        # By the nearest node above with max_concurrent: those in one queue may all begin, or none.
+        self._ready: dict[Node | None, deque[tuple[int, Exec]]] = {}
+        self._numbers = count()
         self._running: dict[Node, int] = {}  # below nodes with max_concurrent
         self._open: dict[Node, int] = {}  # how many children of a group have not ended
         self._following: dict[Node, Iterator[str]] = {}  # what of a Serial has not begun
@@ -32,27 +35,42 @@ class Progress:
         return self.states.get(self.root) not in (None, State.RUNNING)
 
     def next(self) -> Exec | None:
-        """A command to begin now, which then is running; None if none may."""
-        for at, node in enumerate(self._ready):
-            bounded = [above for above in node.lineage() if above.max_concurrent is not None]
-            if all(self._running.get(each, 0) < (each.max_concurrent or 1) for each in bounded):
-                del self._ready[at]
-                for each in bounded:
-                    self._running[each] = self._running.get(each, 0) + 1
-                self.states[node] = State.RUNNING
-                return node
-        return None
+        """A command to begin now, which then is running; None if none may. The first that was
+        ready comes first."""
+        free = [
+            (ready[0], bound)
+            for bound, ready in self._ready.items()
+            if ready and all(self._has_room(above) for above in (bound.lineage() if bound else ()))
+        ]
+        if not free:
+            return None
+        (_, node), bound = min(free, key=lambda each: each[0][0])
+        self._ready[bound].popleft()
+        for above in node.lineage():
+            if above.max_concurrent is not None:
+                self._running[above] = self._running.get(above, 0) + 1
+        self.states[node] = State.RUNNING
+        return node
 
     def again(self, node: Exec) -> None:
-        """A command that `next` gave has ended, and is to run once more."""
+        """A command that `next` gave has ended, and is to run once more, after the others."""
         self._release(node)
         del self.states[node]
-        self._ready.append(node)
+        self._is_ready(node)
 
     def ended(self, node: Exec, state: State) -> None:
         """A command that `next` gave has ended. What a Lazy made is in its place by now."""
         self._release(node)
         self._advance([(node, state)])
+
+    def _is_ready(self, node: Exec) -> None:
+        bounded = (above for above in node.lineage() if above.max_concurrent is not None)
+        queue = self._ready.setdefault(next(bounded, None), deque())
+        queue.append((next(self._numbers), node))
+
+    def _has_room(self, node: Node) -> bool:
+        limit = node.max_concurrent
+        return limit is None or self._running.get(node, 0) < limit
 
     def _release(self, node: Exec) -> None:
         for above in node.lineage():
@@ -78,7 +96,7 @@ class Progress:
             if str(node) in self._done:
                 work.append((node, State.DONE))
             else:
-                self._ready.append(node)
+                self._is_ready(node)
         elif not node.children:
             work.append((node, State.DONE))
         else:

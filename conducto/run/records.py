@@ -12,6 +12,7 @@ A node's key is a hash of its path, which may be longer than a name can be.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -19,7 +20,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from castore.errors import NameExists, NameNotFound
 from conducto import context
@@ -27,7 +28,7 @@ from conducto.errors import RunError, RunNotFound
 from conducto.nodes import Lazy, Node
 from conducto.nodes.kinds import GENERATE
 from conducto.nodes.serialization import dumps, loads
-from conducto.run.states import Attempts, State
+from conducto.run.states import Attempts, State, states_of
 
 if TYPE_CHECKING:
     import castore
@@ -76,6 +77,15 @@ class Run:
     sessions: int
 
     @property
+    def is_alive(self) -> bool:
+        """Whether somebody runs it now."""
+        return self.session is not None and self.session.is_alive
+
+    @property
+    def states(self) -> dict[Node, State]:
+        return states_of(self.root, self.execs, is_alive=self.is_alive)
+
+    @property
     def title(self) -> str:
         return self.root.title or " ".join(self.argv)
 
@@ -119,27 +129,20 @@ class Records:
         session = None
         if sessions:
             session = Session(**json.loads(self.store.gets(sessions[-1])))
-        if session is None or not session.is_alive:
+        about = (document["cwd"], document["argv"], document["created"])
+        run = Run(self.id, root, *about, execs, session, len(sessions))
+        if not run.is_alive:
             for each in execs.values():
                 if each.state is State.RUNNING:
                     each.state, each.reason = State.KILLED, "its runner was killed"
-        return Run(
-            self.id,
-            root,
-            document["cwd"],
-            document["argv"],
-            document["created"],
-            execs,
-            session,
-            len(sessions),
-        )
+        return run
 
-    def log(self, node: str, attempt: int) -> bytes:
+    def open_log(self, node: str, attempt: int) -> BinaryIO:
         """What the attempt printed, as far as it is kept by now."""
         try:
-            return self.store.gets(self.log_key(node, attempt))
-        except NameNotFound:
-            return b""
+            return self.store.open(self.log_key(node, attempt))
+        except NameNotFound:  # it has printed nothing
+            return io.BytesIO()
 
     def log_key(self, node: str, attempt: int) -> str:
         return f"{self.prefix}logs/{key_of(node)}/{attempt}"

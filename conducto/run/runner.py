@@ -129,7 +129,10 @@ class Runner:
                 catcher.feed(piece)
             keep(masker.feed(piece))
 
-        outcome = self._jobs.run(node, self._executor, printed)
+        try:
+            outcome = self._jobs.run(node, self._executor, printed)
+        except (OSError, ValueError) as error:  # of its folder, its image, its environment
+            outcome = Outcome(State.ERROR, reason=f"can't be run: {error}")
         keep(masker.flush())
         return outcome, tail, catcher
 

@@ -46,8 +46,11 @@ class Attempts:
         return Attempts(**{**document, "state": State(document["state"])})
 
 
-def states_of(root: Node, execs: dict[str, Attempts]) -> dict[Node, State]:
-    """The state of every node, from those of its Execs."""
+def states_of(
+    root: Node, execs: dict[str, Attempts], *, is_alive: bool = True
+) -> dict[Node, State]:
+    """The state of every node, from those of its Execs. Without a runner that `is_alive` nothing
+    is running."""
     found: dict[Node, State] = {}
     for node in reversed([*root.stream()]):
         if any(above.skip for above in node.lineage()):
@@ -56,7 +59,8 @@ def states_of(root: Node, execs: dict[str, Attempts]) -> dict[Node, State]:
             known = execs.get(str(node))
             found[node] = known.state if known else State.PENDING
         else:
-            found[node] = _group_state(node, [found[child] for child in node.children.values()])
+            state = _group_state(node, [found[child] for child in node.children.values()])
+            found[node] = State.KILLED if state is State.RUNNING and not is_alive else state
     return found
 
 

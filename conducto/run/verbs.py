@@ -23,7 +23,7 @@ from conducto.run.display import WORDS, counts, duration
 from conducto.run.launch import resume
 from conducto.run.options import take_run_options
 from conducto.run.records import Records, Run, all_runs
-from conducto.run.states import State, states_of
+from conducto.run.states import State
 
 SHOW = (
     Parameter("id", "the pipeline", required=False),
@@ -36,6 +36,7 @@ LOGS = (
     Parameter("attempt", "its number, from 1; else the last", required=False, positional=False),
 )
 TITLE_MAX = 60
+PIECE_BYTES = 1 << 20
 
 
 def run(words: Sequence[str]) -> int:
@@ -104,10 +105,10 @@ def show(store: Store, given: dict[str, Value]) -> int:
     elif given.get("json"):
         write_text(json.dumps(_document(found)) + "\n")
     else:
-        states = states_of(found.root, found.execs)
+        states = found.states
         for line in lines(found.root, lambda node: _labeled(node, states[node], found)):
             write_text(line + "\n")
-    state = states_of(found.root, found.execs)[found.root]
+    state = found.states[found.root]
     return 1 if state in (State.ERROR, State.KILLED) else 0
 
 
@@ -127,7 +128,9 @@ def logs(store: Store, given: dict[str, Value]) -> int:
     number = str(given.get("attempt", last))
     if not number.isdigit() or not 1 <= int(number) <= last:
         raise RunError(f"{node} has no attempt {number}: it was begun {last} times")
-    write_bytes(records.log(str(node), int(number)))
+    with records.open_log(str(node), int(number)) as file:
+        while piece := file.read(PIECE_BYTES):
+            write_bytes(piece)
     return 0
 
 
@@ -149,7 +152,7 @@ def _labeled(node: Node, state: State, run: Run) -> str:
 
 
 def _listed(run: Run, *, as_json: bool) -> str:
-    state = states_of(run.root, run.execs)[run.root]
+    state = run.states[run.root]
     if as_json:
         document = {"id": run.id, "state": state, "created": run.created, "title": run.title}
         return json.dumps({**document, "nodes": counts(run.root, run.execs)}) + "\n"
@@ -158,7 +161,7 @@ def _listed(run: Run, *, as_json: bool) -> str:
 
 
 def _document(run: Run) -> dict[str, object]:
-    states = states_of(run.root, run.execs)
+    states = run.states
     nodes = []
     for node, state in sorted(states.items(), key=lambda item: str(item[0])):
         known = run.execs.get(str(node))

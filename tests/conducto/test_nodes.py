@@ -128,6 +128,17 @@ def test_options_and_what_is_inherited() -> None:
 def test_options_that_can_not_be(options: dict[str, object]) -> None:
     with pytest.raises((ValueError, TypeError)):
         co.Parallel(**options)  # type: ignore[arg-type]
+    node = co.Parallel()
+    for option in options.keys() & {
+        "max_time",
+        "max_concurrent",
+        "retries",
+        "env",
+        "tags",
+        "image",
+    }:
+        with pytest.raises((ValueError, TypeError)):
+            setattr(node, option, options[option])
 
 
 def test_what_containers_had_is_kept() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
@@ -103,6 +104,27 @@ def test_max_concurrent_bounds_what_runs_below() -> None:
     progress.ended(running[0], State.DONE)
     assert str(progress.next()) == "/a/z"
     assert progress.next() is None
+
+
+def test_ten_thousand_that_wait_for_one_cost_little() -> None:
+    """What waits is not looked through each time: that would be a hundred million looks."""
+    root = co.Parallel(max_concurrent=1)
+    for number in range(10_000):
+        root[str(number)] = co.Exec("")
+    began = time.process_time()
+    order, _ = play(root)
+    assert order == [f"/{number}" for number in range(10_000)]
+    assert time.process_time() - began < 5
+
+
+def test_nothing_runs_without_a_runner() -> None:
+    root = group(co.Parallel, a="", b="", s=group(co.Serial, x="", y=""), t=co.Parallel())
+    execs = {"/a": Attempts("/a", State.ERROR), "/s/x": Attempts("/s/x", State.DONE)}
+    for is_alive, state in ((True, State.RUNNING), (False, State.KILLED)):
+        states = states_of(root, execs, is_alive=is_alive)
+        assert (states[root], states[root["s"]]) == (state, state)
+        assert (states[root["b"]], states[root["t"]]) == (State.PENDING, State.DONE)
+    assert states_of(root, {}, is_alive=False)[root["s"]] == State.PENDING
 
 
 def test_one_that_runs_again_comes_last() -> None:

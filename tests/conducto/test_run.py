@@ -251,14 +251,22 @@ def test_what_a_command_finds_around_it(pipelines: Pipelines) -> None:
     root["data"] = co.Exec("conducto-data-pipeline puts x < /dev/null")
     root["who"] = co.Exec("command -v python")
     root["gone"] = co.Exec("pwd", image=co.Image(copy_dir="/not/there"))
+    root.stop_on_error = False
+    root["no repository"] = co.Exec(
+        "pwd", image=co.Image(copy_repo=True, instantiation_directory="/")
+    )
+    root["too much"] = co.Exec("pwd", env={"A": "x" * 5_000_000})
     done = pipelines.run(root)
-    logs = {name: pipelines.conducto("logs", done.id, name).out for name in root.children}
+    logs = {name: pipelines.conducto("logs", done.id, name).out for name in [*root.children][:5]}
     assert logs["env"] == f"root node /env {done.id}\n"
     assert logs["python"] == f"{pipelines.folder}  True\n"
     assert logs["folder"] == f"{other}\n/bin/sh\n"
     assert co.data.pipeline.bound(pipeline_id=done.id).list() == ["x"]
     assert os.path.realpath(logs["who"].strip()) == os.path.realpath(sys.executable)
-    assert "no folder '/not/there'" in pipelines.load(done.id).execs["/gone"].reason
+    reasons = {node: each.reason for node, each in pipelines.load(done.id).execs.items()}
+    assert "no folder '/not/there'" in reasons["/gone"]
+    assert "in no Git repository" in reasons["/no repository"]
+    assert reasons["/too much"].startswith("can't be started: ")
 
 
 def test_the_store_is_where_the_environment_says(pipelines: Pipelines, tmp_path: Path) -> None:
@@ -324,11 +332,10 @@ def test_logs_that_are_large_binary_or_without_an_end_of_line(pipelines: Pipelin
     root["binary"] = co.Exec("head -c 3000 /dev/zero; printf '\\377\\0end'; exit 1")
     root["none"] = co.Exec("true")
     done = pipelines.run(root)
-    records = pipelines.records(done.id)
-    large = records.log("/large", 1)
+    large = pipelines.log(done.id, "/large")
     assert large == (b"a line of a log\n" * 1_250_000)[:20_000_000]
-    assert records.log("/binary", 1) == bytes(3000) + b"\xff\0end"
-    assert records.log("/none", 1) == b""
+    assert pipelines.log(done.id, "/binary") == bytes(3000) + b"\xff\0end"
+    assert pipelines.log(done.id, "/none") == b""
 
 
 def test_what_is_asked_of_a_run_that_it_has_not(pipelines: Pipelines) -> None:

@@ -49,7 +49,7 @@ def begin(pipelines: Pipelines, number: str) -> tuple[subprocess.Popen[str], str
     assert runner.stdout is not None
     run_id = runner.stdout.readline().split()[1]
     wait_for(lambda: len(processes_with(number)) >= 5)
-    wait_for(lambda: b"begun" in pipelines.records(run_id).log("/busy", 1))
+    wait_for(lambda: b"begun" in pipelines.log(run_id, "/busy"))
     context.close_stores()
     return runner, run_id
 

@@ -51,9 +51,8 @@ def test_nodes_that_print_at_once_are_recorded_whole(pipelines: Pipelines) -> No
         )
     done = pipelines.run(root, parallel=8)
     assert done.code == 0
-    records = pipelines.records(done.id)
     for number in range(8):
-        log = records.log(f"/n{number}", 1)
+        log = pipelines.log(done.id, f"/n{number}")
         assert len(log) == 40 * 40000
         want = b"".join((f"{number}{i}\n" * 20000).encode()[:40000] for i in range(1, 41))
         assert log == want

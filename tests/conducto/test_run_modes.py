@@ -28,7 +28,8 @@ def test_a_run_is_recorded_resumed_and_archived(
     context.close_stores()
     records = Records(context.open_store(), run_id)
     assert records.store.path.startswith("s3://") == (mode == "cloud")
-    assert records.log("/first", 1) == b"first\n" + bytes(600_000) + b"last\n"
+    with records.open_log("/first", 1) as file:
+        assert file.read() == b"first\n" + bytes(600_000) + b"last\n"
     monkeypatch.setenv("WAY", "good")
     assert command.main(["run", "--resume", run_id]) == 0
     assert "begins (attempt 2)" in capsys.readouterr().out

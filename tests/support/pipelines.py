@@ -83,6 +83,10 @@ class Pipelines:
     def records(self, run_id: str) -> Records:
         return Records(context.open_store(), run_id)
 
+    def log(self, run_id: str, node: str, attempt: int = 1) -> bytes:
+        with self.records(run_id).open_log(node, attempt) as file:
+            return file.read()
+
     def load(self, run_id: str) -> Run:
         run = self.records(run_id).load()
         context.close_stores()
