@@ -20,7 +20,7 @@ MASK = b"***"
 # first break there are at least `ANCHOR` characters of what is found: fewer would hold back every
 # line that ends with the form's first letter. So up to three characters, 18 bits, may be left.
 WRAPPED_CHARS_MIN = 12
-ANCHOR = 4
+ANCHOR = 4  # bytes, as memoryview's "I" has
 _BREAK = re.compile(rb"\r?\n[ \t]{0,16}(?![\r\n])|\r\Z")
 
 Span = tuple[int, int]  # [begin, end) of bytes
@@ -30,33 +30,27 @@ class Masker:
     """Masks the secrets `values` in one stream. Several streams need one each: see `another`."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        given = set(values)
-        printed = {form for value in given for form in printed_forms(value)}
-        encoded = {form for value in given for form in encoded_forms(value)}
-        self._wrapped = sorted(form for form in encoded if len(form) >= WRAPPED_CHARS_MIN)
-        self._printed = sorted(printed | encoded.difference(self._wrapped))
+        self._forms = _Forms(set(values))
         self._reset()
 
     def __repr__(self) -> str:
-        return f"<Masker of {len(self._printed) + len(self._wrapped)} forms>"
+        return f"<Masker of {self._forms.count} forms>"
 
     def another(self) -> Masker:
         """One for another stream, of the same secrets."""
         other = Masker(())
-        other._printed, other._wrapped = self._printed, self._wrapped
+        other._forms = self._forms
         return other
 
     def feed(self, data: bytes) -> bytes:
         """What can be said of the stream so far, and was not said before."""
         buffer = self._held + data
-        lines = _Unbroken(buffer) if self._wrapped else None
-        spans = self._spans(buffer, lines)
-        keep = min(self._held_from(buffer, lines), len(buffer))
-        return self._emitted(buffer, spans, keep)
+        spans, held = self._forms.look(buffer)
+        return self._emitted(buffer, spans, held)
 
     def flush(self) -> bytes:
         """What was held back: the stream has ended, and the next `feed` begins another one."""
-        spans = self._spans(self._held, _Unbroken(self._held) if self._wrapped else None)
+        spans, _ = self._forms.look(self._held)
         rest = self._emitted(self._held, spans, len(self._held))
         self._reset()
         return rest
@@ -71,124 +65,122 @@ class Masker:
         self._held = buffer[keep:]
         if not keep:
             return b""
-        pieces, at, in_mask = [], 0, False
-        covered = 0
-        for begin, end in spans:
+        if self._covered:
+            spans = [*spans, (0, self._covered)]
+        pieces, at, in_mask, covered = [], 0, False, 0
+        for begin, end in _merged(spans):
             if begin >= keep:
                 break
             pieces.append(buffer[at:begin])
             if begin or not self._in_mask:
                 pieces.append(MASK)
-            at = min(end, keep)
-            in_mask = end >= keep
-            covered = max(end - keep, 0)
+            at, in_mask, covered = min(end, keep), end >= keep, max(end - keep, 0)
         pieces.append(buffer[at:keep])
         self._in_mask, self._covered = in_mask, covered
         return b"".join(pieces)
 
-    def _spans(self, buffer: bytes, lines: _Unbroken | None) -> list[Span]:
-        """What is to be masked: sorted, and no two touch."""
-        found = [(0, self._covered)] if self._covered else []
-        for form in self._printed:
-            found += [(at, at + len(form)) for at in _places(form, buffer)]
-        if lines is not None:
-            for form in self._wrapped:
-                found += lines.spans(form)
-        merged: list[Span] = []
-        for begin, end in sorted(found):
-            if merged and begin <= merged[-1][1]:
-                merged[-1] = merged[-1][0], max(end, merged[-1][1])
-            else:
-                merged.append((begin, end))
-        return merged
 
-    def _held_from(self, buffer: bytes, lines: _Unbroken | None) -> int:
+class _Forms:
+    """What is looked for, by its first four bytes: a look takes as long for many as for few."""
+
+    def __init__(self, values: set[str]) -> None:
+        encoded = {form for value in values for form in encoded_forms(value)}
+        wrapped = {form for form in encoded if len(form) >= WRAPPED_CHARS_MIN}
+        printed = {form for value in values for form in printed_forms(value)} | encoded - wrapped
+        self.count = len(printed | wrapped)
+        self._short = [form for form in printed if len(form) < ANCHOR]
+        self._beginnings: set[bytes] = set()  # of less than four bytes, and not the whole form
+        self._printed: dict[int, list[bytes]] = {}
+        self._wrapped: dict[int, list[bytes]] = {}
+        for form in printed:
+            self._add(form, self._printed)
+        for form in wrapped:
+            for skipped in range(ANCHOR):
+                self._add(form[skipped:], self._wrapped)
+        self._anchors = self._printed.keys() | self._wrapped.keys()
+
+    def _add(self, form: bytes, forms: dict[int, list[bytes]]) -> None:
+        self._beginnings.update(form[:length] for length in range(1, min(ANCHOR, len(form))))
+        if len(form) >= ANCHOR:
+            forms.setdefault(_words(form, 0)[0], []).append(form)
+
+    def look(self, buffer: bytes) -> tuple[list[Span], int]:
+        """Where they are, and where the buffer's end begins that may become one; its length if
+        none may."""
+        spans = [(at, at + len(form)) for form in self._short for at in _places(form, buffer)]
         held = len(buffer)
-        for form in self._printed:
-            held = min(held, _begun(form, buffer))
-        if lines is not None and self._wrapped:
-            reach = lines.reach(max(map(len, self._wrapped)))
-            for form in self._wrapped:
-                held = min(held, lines.begun(form, reach))
-        return held
+        for length in range(1, min(ANCHOR, held + 1)):
+            if buffer[-length:] in self._beginnings:
+                held = len(buffer) - length
+        text: _Text | None = None
+        joined: _Text | None = None
+        for at, word in self._anchored(buffer):
+            for form in self._printed.get(word, ()):
+                text = text or _Text(buffer)
+                held = min(held, text.look(form, at, spans))
+            for form in self._wrapped.get(word, ()):
+                joined = joined or _Text(buffer, _BREAK)
+                held = min(held, joined.look(form, at, spans))
+        return spans, held
+
+    def _anchored(self, buffer: bytes) -> Iterator[tuple[int, int]]:
+        for shift in range(ANCHOR):
+            words = _words(buffer, shift)
+            if not self._anchors.isdisjoint(words):
+                for n, word in enumerate(words):
+                    if word in self._anchors:
+                        yield n * ANCHOR + shift, word
 
 
-class _Unbroken:
-    """A buffer with and without its line breaks."""
+class _Text:
+    """A buffer without what `breaks` finds."""
 
-    def __init__(self, buffer: bytes) -> None:
-        self.buffer = buffer
-        self.joined = buffer
-        self._breaks: list[int] = []  # where they were in `joined`
-        self._removed: list[int] = [0]  # bytes of all breaks before
-        if b"\n" in buffer or buffer.endswith(b"\r"):
-            self._remove()
-
-    def _remove(self) -> None:
+    def __init__(self, buffer: bytes, breaks: re.Pattern[bytes] | None = None) -> None:
+        self._length = len(buffer)
+        self._ends: list[int] = [0]  # of the breaks, in the buffer
+        self._starts: list[int] = [0]  # of what is behind them, in `_joined`
         pieces, at = [], 0
-        for found in _BREAK.finditer(self.buffer):
-            pieces.append(self.buffer[at : found.start()])
-            self._breaks.append(found.start() - self._removed[-1])
+        for found in breaks.finditer(buffer) if breaks is not None else ():
+            pieces.append(buffer[at : found.start()])
             at = found.end()
-            self._removed.append(self._removed[-1] + at - found.start())
-        self.joined = b"".join((*pieces, self.buffer[at:]))
+            self._starts.append(self._starts[-1] + len(pieces[-1]))
+            self._ends.append(at)
+        self._joined = b"".join((*pieces, buffer[at:])) if pieces else buffer
 
-    def place(self, at: int) -> int:
-        """Where the byte `at` of `joined` is in the buffer."""
-        return at + self._removed[bisect_right(self._breaks, at)]
-
-    def spans(self, form: bytes) -> Iterator[Span]:
-        """Where it is, or all of it but up to three characters before a line's end."""
-        tail = form[ANCHOR - 1 :]
-        for at in _places(tail, self.joined):
-            end = self.place(at + len(tail) - 1) + 1
-            for more in range(ANCHOR - 1, -1, -1):
-                begin = at - more
-                if begin < 0 or self.joined[begin:at] != form[ANCHOR - 1 - more : ANCHOR - 1]:
-                    continue
-                if self.place(begin + ANCHOR - 1) - self.place(begin) == ANCHOR - 1:
-                    yield self.place(begin), end
-                    break
-
-    def reach(self, length: int) -> int:
-        """Where the last `length` bytes of `joined` begin in the buffer."""
-        return self.place(max(0, len(self.joined) - length))
-
-    def begun(self, form: bytes, reach: int) -> int:
-        """Where the buffer's end begins that may become what `spans` finds, or its length."""
-        held = len(self.buffer)
-        for skipped in range(ANCHOR):
-            wanted = form[skipped:]
-            for at in _places(wanted[:ANCHOR], self.buffer, reach, held):
-                rest = _BREAK.sub(b"", self.buffer[at:])
-                if len(rest) < len(wanted) and wanted.startswith(rest):
-                    held = at
-                    break
-            held = min(held, _begun_shortly(wanted, self.buffer))
-        return held
+    def look(self, form: bytes, at: int, spans: list[Span]) -> int:
+        """Add the form to `spans` if it begins at this byte of the buffer. Return where it begins
+        if it might, with what follows the buffer; else the buffer's length."""
+        line = bisect_right(self._ends, at) - 1
+        begin = self._starts[line] + at - self._ends[line]
+        end = begin + len(form)
+        if self._joined.startswith(form, begin):
+            line = bisect_right(self._starts, end - 1) - 1
+            spans.append((at, self._ends[line] + end - self._starts[line]))
+        elif end > len(self._joined) and form.startswith(self._joined[begin:]):
+            return at
+        return self._length
 
 
-def _places(form: bytes, buffer: bytes, begin: int = 0, end: int | None = None) -> Iterator[int]:
-    """Where it is in the buffer, also where it overlaps itself."""
-    at = buffer.find(form, begin, end)
+def _merged(spans: list[Span]) -> list[Span]:
+    """Sorted, and no two of them touch."""
+    merged: list[Span] = []
+    for begin, end in sorted(spans):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((begin, end))
+    return merged
+
+
+def _words(buffer: bytes, shift: int) -> memoryview[int]:
+    """Each four bytes as a number, from `shift` on."""
+    count = max(len(buffer) - shift, 0) // ANCHOR
+    return memoryview(buffer)[shift : shift + count * ANCHOR].cast("I")
+
+
+def _places(form: bytes, buffer: bytes) -> Iterator[int]:
+    """Where it is, also where it overlaps itself."""
+    at = buffer.find(form)
     while at >= 0:
         yield at
-        at = buffer.find(form, at + 1, end)
-
-
-def _begun(form: bytes, buffer: bytes) -> int:
-    """Where the longest end of the buffer begins that is a beginning of the form but not all of it;
-    or the buffer's length."""
-    if len(form) > ANCHOR:
-        for at in _places(form[:ANCHOR], buffer, max(0, len(buffer) - len(form) + 1)):
-            if form.startswith(buffer[at:]):
-                return at
-    return _begun_shortly(form, buffer)
-
-
-def _begun_shortly(form: bytes, buffer: bytes) -> int:
-    """The same of ends of less than `ANCHOR` bytes."""
-    for length in range(min(ANCHOR, len(form)) - 1, 0, -1):
-        if buffer.endswith(form[:length]):
-            return len(buffer) - length
-    return len(buffer)
+        at = buffer.find(form, at + 1)
