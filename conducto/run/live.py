@@ -75,13 +75,15 @@ def draw(root: Node, execs: dict[str, Attempts], height: int) -> Text:
         rows = [row for row, node in zip(rows, nodes, strict=True) if states[node] in shown]
         rest = ", ".join(f"{n} {state}" for state, n in counts(root, execs).items())
         rows = [*rows[: height - 1], Text(f"… of all commands: {rest}", style="dim")]
-    return Text("\n").join(rows)
+    # A line that were folded would make it higher.
+    return Text("\n", no_wrap=True, overflow="ellipsis").join(rows)
 
 
 def _row(line: str, state: State, attempts: Attempts | None, now: float) -> Text:
     before, _, name = line.partition("\0")
     mark, style = STYLES[state]
-    row = Text(before, style="dim", no_wrap=True, overflow="ellipsis")
+    row = Text()
+    row.append(before, style="dim")
     row.append(f"{mark} {name}", style=style)
     if attempts is not None and attempts.began is not None:
         end = now if attempts.ended is None else attempts.ended
