@@ -3,8 +3,8 @@
     python bench/bench_fs.py [--quick | --tiny] [--json FILE] [--dir DIR] [--only PART,...]
                              [--s3fs-python PYTHON]
 
-The parts are modules of their own: fs_reading.py, fs_tables.py. The link is bench_s3's: `rclone
-serve s3` behind a proxy, 20 ms and 100 MB/s.
+The parts are modules of their own: fs_reading.py, fs_tables.py, fs_names.py. The link is
+bench_s3's: `rclone serve s3` behind a proxy, 20 ms and 100 MB/s.
 
 A peer that is not installed is left out. s3fs wants an older botocore than the newest boto3 does:
 `python3 -m venv PEERS && PEERS/bin/pip install s3fs pandas pyarrow`, and name PEERS/bin/python.
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import metadata
 
+import fs_names
 import fs_reading
 import fs_tables
 from fs_setting import Setting
@@ -32,6 +33,7 @@ FULL, QUICK, TINY = (64 * MIB, 7), (20 * MIB, 3), (9 * MIB, 1)  # bytes, and rep
 PARTS: Mapping[str, Callable[[Setting], Iterator[tuple[Row, str]]]] = {
     "reading": fs_reading.rows,
     "tables": fs_tables.rows,
+    "names": fs_names.rows,
 }
 
 

@@ -80,6 +80,35 @@ class FileSystem:
         """A folder, with all that is in it."""
         self._fs.put(source + "/", self._root + target + "/", recursive=True)
 
+    def get(self, source: str, target: str) -> None:
+        self._fs.get(self._root + source + "/", target + "/", recursive=True)
+
+    def cp(self, source: str, target: str) -> None:
+        self._fs.cp(self._root + source + "/", self._root + target + "/", recursive=True)
+
+    def mv(self, source: str, target: str) -> None:
+        self._fs.mv(self._root + source + "/", self._root + target + "/", recursive=True)
+
+    def rm(self, path: str) -> None:
+        self._fs.rm(self._root + path, recursive=True)
+
+    def ls(self, path: str) -> int:
+        return len(self._fs.ls(self._root + path, detail=False))
+
+    def ls_detail(self, path: str) -> list[int]:
+        """[how many there are, their bytes]."""
+        entries = self._fs.ls(self._root + path, detail=True)
+        return [len(entries), sum(entry["size"] or 0 for entry in entries)]
+
+    def find(self, path: str) -> int:
+        return len(self._fs.find(self._root + path))
+
+    def du(self, path: str) -> int:
+        return self._fs.du(self._root + path)  # type: ignore[no-any-return]
+
+    def isdir(self, path: str) -> bool:
+        return self._fs.isdir(self._root + path)  # type: ignore[no-any-return]
+
 
 def castore_fs(url: str, cache: str, **options: Any) -> tuple[Any, str]:
     from castore.fs import CastoreFileSystem

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3_links import Client, Link
+from s3_links import PLAIN, Client, Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +25,10 @@ class Setting:
     @property
     def peers(self) -> list[str]:
         return [kind for kind in self.systems if kind != "castore"]
+
+    def where(self, kind: str, link: Link, prefix: str, cache: str) -> dict[str, str]:
+        """What fs_client.py opens: for castore a store of this prefix, and a cache of this name."""
+        if kind != "castore":
+            return {"endpoint": link.endpoint, "bucket": PLAIN}
+        folder = self.folder / "caches" / prefix / cache
+        return {"url": link.store_url(prefix), "cache": str(folder)}

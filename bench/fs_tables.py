@@ -22,7 +22,7 @@ from typing import Any
 
 from fs_setting import Setting
 from measure import Row
-from s3_links import PLAIN, Link, Traffic
+from s3_links import Traffic
 
 from castore.fs import CastoreFileSystem
 
@@ -96,7 +96,7 @@ class _Tables:
 
     def fill(self) -> None:
         for kind, client in self.setting.systems.items():
-            client("open", **self._where(kind, self.setting.straight, "fill"))
+            client("open", **self.setting.where(kind, self.setting.straight, "tables", "fill"))
             client("put", source=str(self.folder), target="tables")
             client("import_readers")
             client("close")
@@ -113,7 +113,7 @@ class _Tables:
             contenders = [("castore", "castore"), ("castore, warm", "castore")]
             for label, kind in [*contenders, *((kind, kind) for kind in self.setting.peers)]:
                 client = self.setting.systems[kind]
-                client("open", **self._where(kind, link, f"{row.name}-{i}"))
+                client("open", **self.setting.where(kind, link, "tables", f"{row.name}-{i}"))
                 link.clear()
                 seconds, found = client(verb, path=f"tables/{path}", **arguments)
                 traffic.setdefault(label, []).append(link.clear())
@@ -131,12 +131,6 @@ class _Tables:
         shares = [one.received / wanted for one in traffic["castore"]]
         row.bar("≤ 1.3 × the bytes wanted", shares, lambda x: x <= 1.3)
         return row
-
-    def _where(self, kind: str, link: Link, cache: str) -> dict[str, str]:
-        if kind != "castore":
-            return {"endpoint": link.endpoint, "bucket": PLAIN}
-        folder = self.setting.folder / "caches" / cache
-        return {"url": link.store_url("tables"), "cache": str(folder)}
 
     def local(self, name: str, source: Path) -> Row:
         read = reader(source)

@@ -211,7 +211,14 @@ def test_file_object_rows(tmp_path: Path) -> None:
     assert list(measured)[:3] == [f"read-8M@{link}", f"through-1M@{link}", "through-1M-local"]
     if find_spec("pandas") and find_spec("pyarrow"):
         tables = [f"{name}@{link}" for name in ("csv", "table", "column", "dataset")]
-        assert list(measured)[3:] == [*tables, "csv-local", "table-local"]
+        assert list(measured)[3:9] == [*tables, "csv-local", "table-local"]
         bars = {bar["bar"] for name in tables for bar in measured[name]["bars"]}
         assert bars == {"cold ≤ 1.3 × s3fs", "warm ≤ 0.3 × s3fs", "≤ 1.3 × the bytes wanted"}
     assert "castore: 3.0 requests, manifest included" in measured["read-8M@20ms/100MBs"]["notes"]
+    lists = ["ls", "ls-detail", "ls-parent", "find", "du", "isdir"]
+    moved = ["put-r", "get-r", "cp-r", "mv-r", "rm-r"]
+    names = [f"{name}@{link}" for name in (*lists, *moved)]
+    assert list(measured)[-12:] == [*names, "ls-local"]
+    asked = {name: measured[f"{name}@{link}"]["contenders"]["castore"]["median"] for name in lists}
+    assert asked == {"ls": 1, "ls-detail": 3, "ls-parent": 1, "find": 1, "du": 3, "isdir": 1}
+    assert "castore: 3 requests" in measured[f"rm-r@{link}"]["notes"]
