@@ -6,6 +6,7 @@ ended, on a thread of the runner's; what it prints goes to `output` while it pri
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -153,9 +154,8 @@ class _Watch:
         os.set_blocking(self._out.fileno(), False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._out, selectors.EVENT_READ)
-        self._pidfd: int | None = None
-        if hasattr(os, "pidfd_open"):
-            self._pidfd = os.pidfd_open(process.pid)
+        self._pidfd = _pidfd(process.pid)
+        if self._pidfd is not None:
             self._selector.register(self._pidfd, selectors.EVENT_READ)
 
     def __enter__(self) -> _Watch:
@@ -188,6 +188,18 @@ class _Watch:
         return bool(piece)
 
 
+def _pidfd(pid: int) -> int | None:
+    """What can be read when the process ends; None where there is no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except AttributeError:  # macOS
+        return None
+    except OSError as error:
+        if error.errno == errno.ENOSYS:  # an older Linux
+            return None
+        raise
+
+
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     """It then still is to be waited for, where the system can look without that."""
     if not hasattr(os, "waitid"):
@@ -203,7 +215,8 @@ def _outcome(exit_code: int, reason: str) -> Outcome:
         return Outcome(State.DONE, 0)
     if exit_code > 0:
         return Outcome(State.ERROR, exit_code, f"exit code {exit_code}")
-    name = signal.Signals(-exit_code).name if -exit_code in signal.valid_signals() else -exit_code
+    names = {int(each): each.name for each in signal.Signals}
+    name = names.get(-exit_code, f"signal {-exit_code}")
     return Outcome(State.ERROR, exit_code, f"ended by {name}")
 
 

@@ -125,8 +125,10 @@ class Recorder:
             states[self._session_key] = _json(asdict(self._session))
         began = time.monotonic()
         self._write(states, logs)
-        if not closing and (states or logs):
-            time.sleep(max(PAUSE_S, (time.monotonic() - began) * PACE))
+        if states or logs:
+            pause_s = max(PAUSE_S, (time.monotonic() - began) * PACE)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing, pause_s)
         return closing
 
     def _is_due(self) -> bool:

@@ -123,8 +123,8 @@ class Records:
         except NameNotFound:
             raise RunNotFound(self.id) from None
         root = loads(json.dumps(document["tree"]))
-        self._grow(root)
         execs = {each.node: each for each in self._execs()}
+        self._grow(root, execs)
         sessions = [*self.store.names(self.prefix + "sessions/")]
         session = None
         if sessions:
@@ -163,16 +163,20 @@ class Records:
                 raise found
             yield Attempts.from_dict(json.loads(found))
 
-    def _grow(self, root: Node) -> None:
+    def _grow(self, root: Node, execs: dict[str, Attempts]) -> None:
         """Put what Lazys made into its places. What grows may have Lazys in it."""
         grown = set(self.store.names(self.prefix + "grown/"))
-        stack = [root] if grown else []
+        stack = [root]
         while stack:
             node = stack.pop()
             if isinstance(node, Lazy):
-                key = self.grown_key(str(node[GENERATE]))
+                generate = str(node[GENERATE])
+                key, attempts = self.grown_key(generate), execs.get(generate)
                 if key in grown:
                     node.grow(loads(self.store.gets(key)))
+                elif attempts is not None and attempts.state is State.DONE:
+                    # On S3 a commit is name by name, and its writer may have been killed.
+                    attempts.state, attempts.reason = State.KILLED, "its tree was not recorded"
             stack.extend(node.children.values())
 
 

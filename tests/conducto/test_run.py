@@ -205,6 +205,21 @@ def test_a_tree_that_a_lazy_made_is_resumed_without_making_it_again(pipelines: P
     assert pipelines.states(done.id)["/lazy/Execute/more/Execute"] == "done"
 
 
+def test_a_lazy_whose_tree_was_not_recorded_makes_it_again(pipelines: Pipelines) -> None:
+    """On S3 a killed runner may have put only some of a commit's names."""
+    root = co.Lazy(
+        "echo made >> ran; echo '" + dumps(co.Exec("echo in >> ran; test -e mended")) + "'"
+    )
+    done = pipelines.run(root)
+    records = pipelines.records(done.id)
+    records.store.delete(records.grown_key("/Generate"))
+    shown = pipelines.conducto("show", done.id)
+    assert (shown.code, "killed after" in shown.out) == (1, True)
+    (pipelines.folder / "mended").touch()
+    assert pipelines.conducto("run", "--resume", done.id).code == 0
+    assert pipelines.lines("ran") == ["made", "in", "made", "in"]
+
+
 @pytest.mark.parametrize(
     ("command", "reason"),
     [

@@ -20,7 +20,8 @@ from conducto.run.executor import Job, LocalExecutor
 from conducto.run.records import Records, Session, process_mark
 from conducto.run.states import State
 
-linux_only = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+LINUX = Path("/proc/self").exists()
+linux_only = pytest.mark.skipif(not LINUX, reason="needs /proc")
 
 # The command's children: one of its group, one of a session of its own, one that is nobody's child.
 BUSY = (
@@ -244,7 +245,7 @@ def test_a_store_that_fails_ends_the_run(
     root["a"] = co.Exec(f"touch begun; sleep 0.3; echo x; sleep {number}")
     with pytest.raises(OSError, match="the disk is gone"):
         pipelines.run(root)
-    if Path("/proc/self").exists():
+    if LINUX:
         assert processes_with(number) == []
 
 
@@ -259,6 +260,7 @@ def test_the_executor_by_itself(tmp_path: Path) -> None:
             ("echo out; echo err >&2", State.DONE, 0, ""),
             ("exit 3", State.ERROR, 3, "exit code 3"),
             ("kill -9 $$", State.ERROR, -9, "ended by SIGKILL"),
+            *([("kill -40 $$", State.ERROR, -40, "ended by signal 40")] if LINUX else []),
         ):
             outcome = executor.run(job(tmp_path, command), printed.append)
             assert (outcome.state, outcome.exit_code, outcome.reason) == (state, code, reason)
