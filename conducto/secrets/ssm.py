@@ -87,7 +87,7 @@ def _settings() -> bytes:
     return hashlib.sha256(repr((os.environ.get("HOME"), chosen)).encode()).digest()
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _client(pid: int, settings: bytes) -> Any:
     """boto3's, which takes a tenth of a second to make; a child that was forked has its own."""
     config = Config(

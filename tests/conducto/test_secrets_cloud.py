@@ -37,10 +37,8 @@ class ParameterServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.parameters: dict[str, str] = {}
         self.failures: list[tuple[int, str, str] | None] = []
-        self.asked: list[str] = []
 
     def answer(self, action: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        self.asked.append(action)
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             status, code, message = failure
@@ -84,21 +82,32 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing on stderr."""
 
 
+@pytest.fixture(scope="module")
+def running() -> Iterator[ParameterServer]:
+    with ParameterServer() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(30)
+
+
 @pytest.fixture
-def server(aws_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[ParameterServer]:
+def server(
+    aws_environment: None, running: ParameterServer, monkeypatch: pytest.MonkeyPatch
+) -> ParameterServer:
+    """An empty one, which this process is to use and asks everything once."""
     for name in [name for name in os.environ if name.startswith("CONDUCTO_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CONDUCTO_EXECUTION_ENV", "worker_cloud")
     monkeypatch.setenv("CONDUCTO_IDENTITY_ID", "me")
-    monkeypatch.setattr(ssm, "ATTEMPTS_MAX", 2)
-    with ParameterServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL_SSM", f"http://127.0.0.1:{server.server_port}")
-        yield server
-        server.shutdown()
-        thread.join(30)
-        ssm._client.cache_clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SSM", f"http://127.0.0.1:{running.server_port}")
+    # It takes longer to make a client than all that is asked of it.
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setattr(ssm, "ATTEMPTS_MAX", 1)
+    running.parameters, running.failures = {}, []
+    return running
 
 
 def shown(error: BaseException) -> str:
@@ -149,7 +158,7 @@ def test_it_says_what_failed(
     caplog.set_level(logging.DEBUG)
     api = co.api.Secrets()
     api.put_user_secrets({"A": OLD})
-    server.failures = [failure] * 2
+    server.failures = [failure]
     with pytest.raises(kind) as caught:
         api.put_user_secrets({"A": VALUE})
     assert words in str(caught.value)
@@ -157,14 +166,16 @@ def test_it_says_what_failed(
     assert VALUE not in caplog.text
     server.failures = []
     assert api.get_user_secrets() == {"A": OLD}
-    server.failures = [failure] * 2
+    server.failures = [failure]
     with pytest.raises(kind) as caught:
         secrets.environment()
     assert OLD not in shown(caught.value)
     assert OLD not in caplog.text
 
 
-def test_what_passes_is_repeated(server: ParameterServer) -> None:
+def test_what_passes_is_repeated(server: ParameterServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssm, "ATTEMPTS_MAX", 2)
+    ssm._client.cache_clear()
     throttled = (400, "ThrottlingException", "Rate exceeded")
     api = co.api.Secrets()
     server.failures = [throttled, None, (500, "InternalServerError", ""), None, (0, "", "")]
@@ -172,6 +183,7 @@ def test_what_passes_is_repeated(server: ParameterServer) -> None:
     assert api.get_user_secrets() == {"A": VALUE}
     api.delete_user_secrets(["A"])
     assert api.get_user_secrets() == {}
+    ssm._client.cache_clear()
 
 
 def test_some_of_several(server: ParameterServer) -> None:
@@ -206,6 +218,7 @@ def test_whatever_botocore_raises(server: ParameterServer, monkeypatch: pytest.M
     with pytest.raises(SecretsError, match=r"ssm:PutParameter on .* failed: ValueError") as caught:
         co.api.Secrets().put_user_secrets({"A": VALUE})
     assert VALUE not in shown(caught.value)
+    client.meta.events.unregister("before-call.ssm.PutParameter", fail)
 
 
 def test_no_log_has_a_value_and_others_log_on(
