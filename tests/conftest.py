@@ -51,6 +51,13 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_keys_in_the_users_keyring() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+        yield
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[castore.Store]:
     """A new store whose chunks are as small as they come (704 to 11,264 bytes), so that small

@@ -28,6 +28,7 @@ def replace(path: str, data: bytes) -> None:
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
+            _adopt(fd, folder)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -46,6 +47,7 @@ def locked(path: str) -> Iterator[None]:
     _make_folder(os.path.dirname(path))
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        _adopt(fd, os.path.dirname(path))
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
@@ -66,7 +68,15 @@ def _make_folder(folder: str) -> None:
     _make_folder(above)
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700)
+        _adopt(folder, above)
     _sync(above)
+
+
+def _adopt(made: int | str, folder: str) -> None:
+    """What root makes in somebody's folder (by sudo) is theirs."""
+    owner = os.stat(folder)
+    if os.geteuid() == 0 != owner.st_uid:
+        os.chown(made, owner.st_uid, owner.st_gid)
 
 
 def _sync(folder: str) -> None:

@@ -27,7 +27,6 @@ def on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("CONDUCTO_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CONDUCTO_BASE_DIR", str(tmp_path / "base"))
-    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
 
 
 class Run:

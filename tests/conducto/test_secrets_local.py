@@ -98,6 +98,19 @@ def test_files_are_for_the_owner_alone(kept: LocalSecrets, folder: Path) -> None
         everything(kept)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_makes_in_somebodys_folder_is_theirs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONDUCTO_BASE_DIR", str(tmp_path / "home" / "base"))
+    (tmp_path / "home").mkdir()
+    os.chown(tmp_path / "home", 54321, 12345)
+    secrets.backend().put([Secret("A", VALUE)])
+    made = list((tmp_path / "home").rglob("*"))
+    assert len(made) == 5
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(54321, 12345)}
+
+
 def test_what_is_refused() -> None:
     for key in ("", "1A", "A-B", "A B", "A=b", "Ä", "A" * 129, None, 7):
         with pytest.raises(InvalidSecret, match="called like a variable"):
@@ -167,6 +180,14 @@ class TestKey:
             everything(kept)
         (folder / "secrets.key").write_bytes(key)
         assert everything(kept) == {("user", "A"): VALUE}
+
+    def test_is_masked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nodes have it, and may print all that they have."""
+        monkeypatch.setenv("CONDUCTO_SECRETS_KEY", KEY)
+        masker = secrets.for_nodes().masker()
+        assert (
+            masker.feed(f"CONDUCTO_SECRETS_KEY={KEY}\n".encode()) == b"CONDUCTO_SECRETS_KEY=***\n"
+        )
 
 
 class Keyring:
