@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         }
         for number in range(WORKERS)
     }
-    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": "127.0.0.1:0"}}
+    scheduler = {
+        "cls": distributed.Scheduler,
+        "options": {"dashboard_address": "127.0.0.1:0", "allowed_failures": 100},
+    }
     with (
         distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50) as cluster,
         distributed.Client(cluster) as client,
@@ -114,6 +118,14 @@ def test_tasks_write_and_read(client: Any, fs: CastoreFileSystem) -> None:
         assert fs.store.gets(f"parts/{number:03}") == part(number)
 
 
+def test_workers_of_one_machine_may_share_a_folder(client: Any, tmp_path: Path) -> None:
+    fs = CastoreFileSystem(tmp_path / "store", threads=1)
+    client.gather(client.map(put_part, [fs] * 12, range(12)))
+    assert all(client.gather(client.map(read_part, [fs] * 12, range(12)[::-1])))
+    assert len(fs.find("parts")) == 12
+    fs.store.close()
+
+
 def test_a_store_itself_goes_to_a_task(client: Any, fs: CastoreFileSystem) -> None:
     fs.store.puts("x", part(1))
     assert client.submit(castore.Store.gets, fs.store, "x", (10, 20)).result() == part(1)[10:20]
@@ -157,6 +169,51 @@ def test_a_worker_that_is_killed_publishes_nothing_and_its_tasks_are_done_again(
     assert sorted(fs.store.names("parts/")) == sorted(names + marks)
     report = fs.store.gc(grace_s=0)
     assert fs.store.check(read_data=True).exit_code == 0, report
+
+
+def rewritten(fs: CastoreFileSystem, number: int) -> int:
+    """Puts its part and a mark together, three times, the last time as it is to be; reads what
+    others put; copies and removes."""
+    store = fs.store
+    for turn in (1000, 100, 0):
+        with store.transaction() as t:
+            t.puts(f"parts/{number:03}", part(number + turn))
+            t.puts(f"marks/{number:03}", str(number + turn).encode())
+        for name in store.names("marks/"):
+            found = store.gets(f"parts/{name[-3:]}")
+            assert found in [part(int(name[-3:]) + turn) for turn in (1000, 100, 0)]
+    store.copy(f"parts/{number:03}", f"copies/{number:03}")
+    with store.open(f"parts/{number:03}") as file:
+        store.puts(f"gone/{number:03}", part(number + 7))
+        store.delete_prefix(f"gone/{number:03}", unbounded=True)
+        assert file.read() == part(number)
+    return number
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_workers_die_at_any_moment_while_a_collector_runs(
+    client: Any, fs: CastoreFileSystem
+) -> None:
+    choose = random.Random(7)
+    numbers = range(30)
+    tasks = client.map(rewritten, [fs] * len(numbers), numbers, pure=False)
+    killed = 0
+    while not all(task.done() for task in tasks):
+        time.sleep(choose.uniform(2, 4))
+        # Dask gives up a worker that dies again and again: each has its turn, while all are there.
+        if killed < 12 and len(client.scheduler_info()["workers"]) == WORKERS:
+            os.kill(client.cluster.workers[killed % WORKERS].pid, signal.SIGKILL)
+            killed += 1
+        fs.store.gc()
+    assert client.gather(tasks) == list(numbers)
+    assert killed > 3
+    for number in numbers:
+        for folder in ("parts", "copies"):
+            assert fs.store.gets(f"{folder}/{number:03}") == part(number)
+    assert len([*fs.store.names()]) == 3 * len(numbers)
+    fs.store.gc(grace_s=0)
+    assert fs.store.check(read_data=True).exit_code == 0
 
 
 def failing_once(fs: CastoreFileSystem, number: int) -> str:
