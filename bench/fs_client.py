@@ -67,12 +67,26 @@ class FileSystem:
         table = found.to_table(columns=list(columns))
         return [*table.shape, table.nbytes]
 
+    def scan_arrow(self, path: str, columns: Sequence[str]) -> list[int]:
+        """As `scan`, through `castore.fs.arrow`."""
+        from pyarrow import dataset
+
+        from castore.fs.arrow import filesystem
+
+        found = dataset.dataset(path, filesystem=filesystem(self._fs), format="parquet")
+        table = found.to_table(columns=list(columns))
+        return [*table.shape, table.nbytes]
+
     def import_readers(self) -> None:
         """So that no verb is the first to load them."""
         import pandas
         import pyarrow.dataset
         import pyarrow.parquet
 
+        if hasattr(self._fs, "store"):
+            import castore.fs.arrow
+
+            assert castore.fs.arrow
         assert pandas
         assert pyarrow.parquet
 

@@ -3,7 +3,8 @@
 - `csv@LINK`: `pandas.read_csv` of 8 MB.
 - `table@LINK`, `column@LINK`: `pyarrow.parquet.read_table` of a file of 55 MB with 16 columns; all
   of them, and one.
-- `dataset@LINK`: two neighbouring columns of eight such files of 7 MB.
+- `dataset@LINK`: two neighbouring columns of eight such files of 7 MB; `dataset-arrow@LINK`: by
+  `castore.fs.arrow`, where the others know nothing of the kind.
 - `csv-local`, `table-local`: the same of a local store, against the plain files, in the page cache.
 
 On the link each contender has a file system that is new, with its connection made: castore once
@@ -56,6 +57,9 @@ def rows(setting: Setting) -> Iterator[tuple[Row, str]]:
     wanted = sum(column_bytes(file, NEIGHBOURS) for file in files)
     what = f"two of {COLUMNS} columns of {FILES} files, {wanted:,} bytes with the footers"
     yield link("dataset", what, "scan", "parts", wanted, columns=NEIGHBOURS), "s3fs"
+    what += ", castore's through castore.fs.arrow"
+    row = link("dataset-arrow", what, "scan", "parts", wanted, "scan_arrow", columns=NEIGHBOURS)
+    yield row, "s3fs"
     yield tables.local("csv-local", csv), "plain file"
     yield tables.local("table-local", table), "plain file"
 
@@ -102,9 +106,17 @@ class _Tables:
             client("close")
 
     def on_link(
-        self, name: str, what: str, verb: str, path: str, wanted: int, **arguments: Any
+        self,
+        name: str,
+        what: str,
+        verb: str,
+        path: str,
+        wanted: int,
+        ours: str | None = None,
+        **arguments: Any,
     ) -> Row:
-        """`verb` by all contenders; `wanted` bytes are those that it can't do without."""
+        """`verb`, or `ours`, by all contenders; `wanted` bytes are those that it can't do
+        without."""
         link = self.setting.link
         row = Row(f"{name}@{link.name}", what, "ms")
         traffic: dict[str, list[Traffic]] = {}
@@ -115,7 +127,8 @@ class _Tables:
                 client = self.setting.systems[kind]
                 client("open", **self.setting.where(kind, link, "tables", f"{row.name}-{i}"))
                 link.clear()
-                seconds, found = client(verb, path=f"tables/{path}", **arguments)
+                chosen = ours if ours and kind == "castore" else verb
+                seconds, found = client(chosen, path=f"tables/{path}", **arguments)
                 traffic.setdefault(label, []).append(link.clear())
                 client("close")
                 row.add(label, seconds * 1e3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ pyarrow = pytest.importorskip("pyarrow", minversion="21.0")
 dataset = pytest.importorskip("pyarrow.dataset")
 feather = pytest.importorskip("pyarrow.feather")
 parquet = pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("pyarrow.fs")
 
 from castore.fs import CastoreFileSystem  # noqa: E402
 
@@ -75,6 +77,40 @@ class TestDatasets:
             feather.write_feather(TABLE, file)
         with fs.open("t/feather") as file:
             assert feather.read_table(file, columns=["x"]).equals(TABLE.select(["x"]))
+
+
+class TestArrowFileSystem:
+    """`castore.fs.arrow`: as pyarrow's own, over `fs`."""
+
+    @pytest.fixture
+    def arrow(self, fs: CastoreFileSystem) -> Any:
+        from castore.fs.arrow import filesystem
+
+        return filesystem(fs)
+
+    def test_a_dataset_is_the_same(self, fs: CastoreFileSystem, arrow: Any) -> None:
+        dataset.write_dataset(TABLE, "ds", filesystem=arrow, format="parquet", partitioning=BY_DAY)
+        assert fs.find("ds") == PARTS
+        through = dataset.dataset("ds", filesystem=arrow, partitioning="hive")
+        assert through.files == whole(fs).files
+        assert through.to_table().equals(whole(fs).to_table())
+        again = pickle.loads(pickle.dumps(through))
+        assert again.to_table().equals(through.to_table())
+
+    def test_what_is_not_there_says_so(self, fs: CastoreFileSystem, arrow: Any) -> None:
+        fs.pipe_file("a/file", b"12345")
+        with arrow.open_input_stream("a/file") as file:
+            assert file.read() == b"12345"
+        for path in ("nothing", "a"):
+            with pytest.raises(FileNotFoundError):
+                arrow.open_input_file(path)
+        below = pyarrow.fs.FileSelector("a", recursive=True)
+        assert [info.path for info in arrow.get_file_info(below)] == ["a/file"]
+        with pytest.raises(FileNotFoundError):
+            arrow.get_file_info(pyarrow.fs.FileSelector("nothing"))
+        assert arrow.get_file_info(pyarrow.fs.FileSelector("b", allow_not_found=True)) == []
+        with pytest.raises(NotADirectoryError):
+            arrow.get_file_info(pyarrow.fs.FileSelector("a/file"))
 
 
 class TestPolars:

@@ -17,6 +17,7 @@ import pytest
 from places import BENCH
 
 PEERS = ("restic", "borg", "casync")
+TABLES = ("csv", "table", "column", "dataset", "dataset-arrow")
 
 
 def run(tmp_path: Path, script: str, *arguments: str) -> tuple[dict[str, Any], str]:
@@ -210,8 +211,8 @@ def test_file_object_rows(tmp_path: Path) -> None:
     link = "20ms/100MBs"
     assert list(measured)[:3] == [f"read-8M@{link}", f"through-1M@{link}", "through-1M-local"]
     if find_spec("pandas") and find_spec("pyarrow"):
-        tables = [f"{name}@{link}" for name in ("csv", "table", "column", "dataset")]
-        assert list(measured)[3:9] == [*tables, "csv-local", "table-local"]
+        tables = [f"{name}@{link}" for name in TABLES]
+        assert list(measured)[3:10] == [*tables, "csv-local", "table-local"]
         bars = {bar["bar"] for name in tables for bar in measured[name]["bars"]}
         assert bars == {"cold ≤ 1.3 × s3fs", "warm ≤ 0.3 × s3fs", "≤ 1.3 × the bytes wanted"}
     assert "castore: 3.0 requests, manifest included" in measured["read-8M@20ms/100MBs"]["notes"]
