@@ -92,7 +92,7 @@ def part(number: int) -> bytes:
 
 
 def put_part(fs: CastoreFileSystem, number: int) -> str:
-    fs.store.puts(f"parts/{number:03}", part(number))
+    fs.pipe_file(f"parts/{number:03}", part(number))
     return os.environ["CASTORE_CACHE_DIR"]
 
 
