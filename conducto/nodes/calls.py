@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shlex
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -46,9 +47,11 @@ class Call:
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
         words = tuple(_words(function, bound.arguments))
-        is_main = function.__module__ == "__main__" and in_main.get()
-        # A decorated function is called by its name, but is not of its decorator's file.
-        file = os.path.abspath(inspect.unwrap(function).__code__.co_filename)
+        module = sys.modules.get(function.__module__)
+        file = os.path.abspath(getattr(module, "__file__", None) or function.__code__.co_filename)
+        # What `python -m` runs is in a package, and can't be run by its path.
+        is_script = function.__module__ == "__main__" and not getattr(module, "__package__", None)
+        is_main = is_script and in_main.get()
         return Call(file, name, words, is_main), {k: v for k, v in kwargs.items() if k not in own}
 
     @staticmethod

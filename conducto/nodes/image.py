@@ -133,7 +133,8 @@ def caller_folder() -> str:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
-    path = frame.f_code.co_filename
+    # The code's own name for it may be relative to where the process was begun.
+    path = frame.f_globals.get("__file__") or frame.f_code.co_filename
     return os.path.dirname(os.path.abspath(path)) if os.path.exists(path) else os.getcwd()
 
 

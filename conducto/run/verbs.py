@@ -80,11 +80,14 @@ def _module(path: str) -> ModuleType:
     sys.path.insert(0, folder)
     if len(names) > 1:
         return importlib.import_module(".".join(names))
-    spec = importlib.util.spec_from_file_location(names[0], path)
+    [name] = names
+    if name in sys.modules or name in sys.stdlib_module_names:
+        name = f"_{name}"  # others mean that one
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[names[0]] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -155,9 +158,11 @@ def _listed(run: Run, *, as_json: bool) -> str:
     state = run.states[run.root]
     if as_json:
         document = {"id": run.id, "state": state, "created": run.created, "title": run.title}
-        return json.dumps({**document, "nodes": counts(run.root, run.execs)}) + "\n"
+        document |= {"tags": run.root.tags, "nodes": counts(run.root, run.execs)}
+        return json.dumps(document) + "\n"
     created = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
-    return f"{run.id}  {created}  {WORDS[state]:<9}  {run.title[:TITLE_MAX]}\n"
+    title = " ".join([run.title[:TITLE_MAX], *(f"[{tag}]" for tag in run.root.tags)])
+    return f"{run.id}  {created}  {WORDS[state]:<9}  {title}\n"
 
 
 def _document(run: Run) -> dict[str, object]:

@@ -159,6 +159,47 @@ def test_functions_of_other_files_need_no_co_main(pipelines: Pipelines) -> None:
     assert pipelines.conducto("logs", done.id, "greet").out == "hello a b\n"
 
 
+def test_files_that_are_named_or_found_in_odd_ways(pipelines: Pipelines) -> None:
+    """A name of the standard library; a module that `python -m` runs; a folder that was left."""
+    package = pipelines.folder / "steps"
+    package.mkdir()
+    (package / "__init__.py").write_text("BASE = 2\n")
+    (package / "count.py").write_text(
+        "import conducto as co\nfrom . import BASE\n"
+        "def count(n: int): print(n * BASE)\n"
+        "def build() -> co.Exec: return co.Exec(count, 21)\n"
+        "if __name__ == '__main__': co.main(default=build)\n"
+    )
+    assert pipelines.python("-m", "steps.count", "build").out == (
+        "/   python -m conducto steps/count.py count --n=21\n"
+    )
+    done = pipelines.python("-m", "steps.count", "--run")
+    assert pipelines.conducto("logs", done.id, "/").out == "42\n"
+    (pipelines.folder / "queue.py").write_text("def f(): import queue; print(queue.Queue)\n")
+    assert "class" in pipelines.python("-m", "conducto", "queue.py", "f", PYTHONSAFEPATH="1").out
+    pipelines.write(
+        "pipeline.py",
+        """
+        import os
+        os.chdir("/")
+        def f(): pass
+        def build() -> co.Exec:
+            return co.Exec(f, image=co.Image(copy_dir="."))
+        """,
+    )
+    assert pipelines.python("pipeline.py").out == "/   python pipeline.py f\n"
+
+
+def test_titles_and_tags_are_listed(pipelines: Pipelines) -> None:
+    done = pipelines.run(co.Exec("true", title="all of it", tags=["nightly", "x"]))
+    listed = pipelines.conducto("show").out
+    assert (listed.split()[0], listed.endswith("done       all of it [nightly] [x]\n")) == (
+        done.id, True,
+    )  # fmt: skip
+    document = json.loads(pipelines.conducto("show", "--json").out)
+    assert (document["title"], document["tags"]) == ("all of it", ["nightly", "x"])
+
+
 def test_a_failure_stops_and_is_shown_and_a_resume_goes_on(pipelines: Pipelines) -> None:
     root = co.Serial()
     root["a"] = co.Exec("echo a >> ran")

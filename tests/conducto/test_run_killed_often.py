@@ -30,7 +30,7 @@ PIPELINE = """
 """
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(8))
 def test_what_is_recorded_as_done_is_not_run_again(pipelines: Pipelines, seed: int) -> None:
     rng = random.Random(seed)

@@ -16,6 +16,7 @@ from conducto.run.records import Records
 pytest_plugins = ["modes"]
 
 
+@pytest.mark.parametrize("mode", ["cloud"], indirect=True)  # the others are of local runs
 def test_a_run_is_recorded_resumed_and_archived(
     mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -27,7 +28,7 @@ def test_a_run_is_recorded_resumed_and_archived(
     run_id = capsys.readouterr().out.split()[1]
     context.close_stores()
     records = Records(context.open_store(), run_id)
-    assert records.store.path.startswith("s3://") == (mode == "cloud")
+    assert records.store.path.startswith("s3://")
     with records.open_log("/first", 1) as file:
         assert file.read() == b"first\n" + bytes(600_000) + b"last\n"
     monkeypatch.setenv("WAY", "good")
