@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from conducto.nodes import Exec, Image, Lazy, TreeError
 from conducto.nodes.kinds import GENERATE
@@ -72,12 +74,30 @@ class Jobs:
 def refuse_secrets(secrets: NodeSecrets, tree: bytes) -> None:
     """Raise TreeError for a tree with the value of a secret in it: the store would keep it, others
     would see it among the processes, and with a mask in its place it would not work."""
-    names = secrets.found_in(tree)
+    names = secrets.found_in(b"\n".join((tree, *_texts(tree))))
     if names:
         raise TreeError(
             f"its tree has the value of a secret in it ({', '.join(names)}), and was not kept: let "
             "commands read the variable, or, if it is no secret, put it with --no-mask"
         )
+
+
+def _texts(tree: bytes) -> list[bytes]:
+    """All that it says, without the quotes that JSON puts around those of a shell."""
+    found: list[bytes] = []
+
+    def look(value: object) -> None:
+        if isinstance(value, str):
+            found.append(value.encode("utf-8", "surrogatepass"))
+        elif isinstance(value, dict):
+            look([*value, *value.values()])
+        elif isinstance(value, list):
+            for each in value:
+                look(each)
+
+    with suppress(ValueError):  # it is no tree: whoever reads it says so
+        look(json.loads(tree))
+    return found
 
 
 def _with_path(env: Mapping[str, str], folder: str) -> dict[str, str]:

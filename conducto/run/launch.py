@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
@@ -28,7 +29,8 @@ def launch(root: Node, argv: list[str], options: RunOptions) -> int:
     """Run the tree as a new pipeline; the exit code."""
     node_secrets = for_nodes()
     tree = dumps(root)
-    refuse_secrets(node_secrets, "\n".join((tree, *argv)).encode())
+    for text in (tree, json.dumps(argv)):
+        refuse_secrets(node_secrets, text.encode())
     records = Records(context.open_store(), new_id())
     records.create(root, argv)
     # What is run is what is recorded, not what the caller goes on to change.

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pipelines import command_lines
 from places import ROOT
 
 import conducto as co
@@ -171,8 +172,9 @@ def test_on_a_terminal() -> None:
     time.sleep(0.1)  # it turns echoing off, then asks
     os.write(ours, VALUE.encode())
     time.sleep(0.1)
-    listed = subprocess.run(["ps", "-ef"], capture_output=True, text=True).stdout
-    assert VALUE not in listed
+    listed = command_lines()
+    assert b"'secrets', 'set', 'A'" in listed
+    assert VALUE.encode() not in listed
     os.write(ours, b"\n")
     try:
         while part := os.read(ours, 1000):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
-from pipelines import Pipelines, wait_for
+from pipelines import Pipelines, command_lines, wait_for
 
 import conducto as co
 from conducto import context
@@ -76,7 +78,7 @@ def test_nowhere(pipelines: Pipelines, tmp_path: Path) -> None:
     begun = pipelines.begin("pipeline.py", "--run", "-j", "4")
     wait_for(lambda: begun.poll() is not None or (pipelines.folder / "running").exists())
     assert begun.poll() is None, begun.communicate()
-    arguments = b"".join(_read(path) for path in Path("/proc").glob("[0-9]*/cmdline"))
+    arguments = command_lines()
     assert b"pipeline.py" in arguments
     (pipelines.folder / "go").touch()
     out, err = begun.communicate(timeout=120)
@@ -115,8 +117,6 @@ def test_the_executing_program_has_them(pipelines: Pipelines) -> None:
     root = co.Serial()
     root["it"] = co.Exec('printf \'%s|%s|%s\' "$TOKEN" "$PEM" "$ORG" | md5sum > sums')
     assert pipelines.run(root).code == 0
-    import hashlib
-
     whole = f"{TOKEN}|{PEM}|{ORG}".encode()
     assert hashlib.md5(whole).hexdigest() in (pipelines.folder / "sums").read_text()
 
@@ -130,6 +130,10 @@ def test_a_tree_with_a_secret_in_it_is_not_run(pipelines: Pipelines) -> None:
         pipelines.run(root)
     assert TOKEN not in str(caught.value)
     assert list(context.open_store().names()) == []
+    root = co.Serial()
+    root["it"] = co.Exec(f"echo {shlex.quote(ORG)}")
+    with pytest.raises(TreeError, match=r"\(ORG\)"):
+        pipelines.run(root)
     co.api.Secrets().put(co.api.Secret("TOKEN", TOKEN, mask=False))
     root = co.Serial()
     root["it"] = co.Exec(f"echo '{TOKEN}'")
@@ -149,10 +153,3 @@ def test_a_run_whose_secrets_can_not_be_had_does_not_begin(
     assert done.code == 1
     assert re.fullmatch(r"pipeline\.py: the key to the secrets in .* is gone.*\n", done.err)
     assert not (pipelines.folder / "it-ran").exists()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""  # it has ended
