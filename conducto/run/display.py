@@ -9,7 +9,6 @@ from typing import Protocol
 
 from conducto.cli import flush, write_text
 from conducto.nodes import Exec, Node
-from conducto.run.progress import Progress
 from conducto.run.states import Attempts, State, states_of
 
 TAIL_LINES = 10
@@ -23,13 +22,20 @@ WORDS = {
 }
 
 
-class RunDisplay(Protocol):
-    """The runner's Display, with a beginning and an end."""
+class Display(Protocol):
+    """What people see of a run, from when it is made on. Used by the runner's own thread only."""
 
-    def changed(self, node: Exec, attempts: Attempts, tail: bytes) -> None: ...
-    def refresh(self, progress: Progress) -> None: ...
-    def close(self) -> None: ...
-    def ended(self, state: State) -> None: ...
+    def changed(self, attempts: Attempts, tail: bytes) -> None:
+        """An attempt began or ended; `tail` is the end of what it printed, if it failed."""
+
+    def refresh(self) -> None:
+        """Called every tenth of a second, and after each change."""
+
+    def close(self) -> None:
+        """Nothing more is drawn."""
+
+    def ended(self, state: State) -> None:
+        """The last word, after `close`; not said if something of our own failed."""
 
 
 class PlainLines:
@@ -42,10 +48,10 @@ class PlainLines:
         self._began = time.monotonic()
         say(f"pipeline {run_id} begins\n")
 
-    def changed(self, node: Exec, attempts: Attempts, tail: bytes) -> None:
+    def changed(self, attempts: Attempts, tail: bytes) -> None:
         say(told(attempts) + last_lines(tail))
 
-    def refresh(self, progress: Progress) -> None:
+    def refresh(self) -> None:
         pass
 
     def close(self) -> None:
@@ -64,11 +70,11 @@ class JsonLines:
         self._execs = execs
         self._say("run")
 
-    def changed(self, node: Exec, attempts: Attempts, tail: bytes) -> None:
+    def changed(self, attempts: Attempts, tail: bytes) -> None:
         document = {**attempts.to_dict(), **({"tail": text_of(tail)} if tail else {})}
         self._say("node", **document)
 
-    def refresh(self, progress: Progress) -> None:
+    def refresh(self) -> None:
         pass
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from conducto import context
 from conducto.errors import RunError
 from conducto.nodes import Node
 from conducto.nodes.serialization import dumps, loads
-from conducto.run.display import JsonLines, PlainLines, RunDisplay
+from conducto.run.display import Display, JsonLines, PlainLines
 from conducto.run.executor import LocalExecutor
 from conducto.run.jobs import Jobs, refuse_secrets
 from conducto.run.options import RunOptions
@@ -78,9 +78,7 @@ def _run(
     return EXIT_CODES[state]
 
 
-def _display(
-    run_id: str, root: Node, execs: dict[str, Attempts], options: RunOptions
-) -> RunDisplay:
+def _display(run_id: str, root: Node, execs: dict[str, Attempts], options: RunOptions) -> Display:
     if options.json:
         return JsonLines(run_id, root, execs)
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
@@ -94,12 +92,12 @@ def _display(
 
 
 def _say_what_is_not_acted_on(root: Node) -> None:
-    fields = {
-        field
-        for node in root.stream()
-        for field in (*(node.own_image.asks_for_containers() if node.own_image else ()),)
-    }
-    fields |= {"requires_docker"} & {"requires_docker" for n in root.stream() if n.requires_docker}
+    fields = set()
+    for node in root.stream():
+        if node.own_image is not None:
+            fields.update(node.own_image.asks_for_containers())
+        if node.requires_docker:
+            fields.add("requires_docker")
     if fields:
         print(
             "conducto: nothing here starts containers: commands run as processes of this machine, "

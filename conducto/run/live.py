@@ -8,10 +8,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from conducto.nodes import Exec, Node
+from conducto.nodes import Node
 from conducto.nodes.pretty import lines
 from conducto.run.display import counts, duration, last_lines, say, summary, told
-from conducto.run.progress import Progress
 from conducto.run.states import Attempts, State, states_of
 
 STYLES = {
@@ -41,11 +40,11 @@ class LiveTree:
         say(f"pipeline {run_id} begins\n")
         self._live.start()
 
-    def changed(self, node: Exec, attempts: Attempts, tail: bytes) -> None:
+    def changed(self, attempts: Attempts, tail: bytes) -> None:
         if attempts.state in (State.ERROR, State.KILLED):
             self._console.print(Text((told(attempts) + last_lines(tail)).rstrip()))
 
-    def refresh(self, progress: Progress) -> None:
+    def refresh(self) -> None:
         now = time.monotonic()
         if now - self._drawn >= REDRAW_S:
             self._drawn = now

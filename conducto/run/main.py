@@ -82,41 +82,42 @@ def dispatch(
     *,
     is_main: bool = True,
 ) -> int:
-    """The exit code. Raises UsageError, and what the function raises."""
+    """The exit code. Raises UsageError; what the function raises ends the process."""
     functions = functions_of(variables)
     if argv[:1] in (["-h"], ["--help"]):
         write_text(usage(program, functions, default))
         return 0
-    if argv and not argv[0].startswith("-"):
-        name, argv = argv[0], argv[1:]
-        if name not in functions:
-            raise UsageError(f"{name!r} is not one of the functions {', '.join(functions)}")
-        function = functions[name]
-    elif default is not None:
-        function = default
-    else:
-        raise UsageError(f"which function? one of {', '.join(functions)}")
+    function, words = _chosen(functions, default, argv)
     own = {name: is_flag(hint) for name, hint in hints_of(function).items()}
-    words, run_options = take_run_options(argv, own)
+    words, run_options = take_run_options(words, own)
     arguments = parse_call(function, words)
     token = in_main.set(is_main)
     try:
         with own_traceback():
             result = function(**arguments)
+        if isinstance(result, Node):
+            _set_defaults(result, options)
+            return _show_or_run(result, run_options, [program, function.__name__, *words])
     finally:
         in_main.reset(token)
-    if isinstance(result, Node):
-        _set_defaults(result, options)
-        token = in_main.set(is_main)
-        try:
-            return _show_or_run(result, run_options, [program, function.__name__, *words])
-        finally:
-            in_main.reset(token)
     if run_options.given:
         raise UsageError(f"{function.__name__} returned no tree that could be run")
     if result is not None:
         write_text(_printed(result))
     return 0
+
+
+def _chosen(
+    functions: Mapping[str, Function], default: Function | None, argv: list[str]
+) -> tuple[Function, list[str]]:
+    """The function that the command line names, and the other words."""
+    if argv and not argv[0].startswith("-"):
+        if argv[0] not in functions:
+            raise UsageError(f"{argv[0]!r} is not one of the functions {', '.join(functions)}")
+        return functions[argv[0]], argv[1:]
+    if default is None:
+        raise UsageError(f"which function? one of {', '.join(functions)}")
+    return default, argv
 
 
 @contextmanager

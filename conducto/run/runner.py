@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Protocol
 
 from conducto.nodes import Exec, Lazy, Node, TreeError
 from conducto.nodes.kinds import GENERATE
 from conducto.nodes.serialization import dumps, loads
+from conducto.run.display import Display
 from conducto.run.executor import Executor, Outcome
 from conducto.run.jobs import Jobs
 from conducto.run.printed import Tail, TreeCatcher
@@ -27,16 +27,6 @@ from conducto.run.recorder import Recorder
 from conducto.run.states import Attempts, State
 
 REFRESH_S = 0.1
-
-
-class Display(Protocol):
-    """What people see of a run. Called on the runner's own thread only."""
-
-    def changed(self, node: Exec, attempts: Attempts, tail: bytes) -> None:
-        """An attempt began or ended; `tail` is the end of what it printed, if it failed."""
-
-    def refresh(self, progress: Progress) -> None:
-        """Called every tenth of a second, and after each change."""
 
 
 class Runner:
@@ -98,7 +88,7 @@ class Runner:
                 else:
                     self._ended(*event)
             self._recorder.check()
-            self._display.refresh(self.progress)
+            self._display.refresh()
 
     def _begin(self, node: Exec, pool: ThreadPoolExecutor) -> None:
         path = str(node)
@@ -109,7 +99,7 @@ class Runner:
         self._tries[path] += 1
         self._running += 1
         self._recorder.state(attempts)
-        self._display.changed(node, attempts, b"")
+        self._display.changed(attempts, b"")
         future = pool.submit(self._attempt, node, attempts)
         future.add_done_callback(lambda future: self._events.put((node, attempts, future)))
 
@@ -149,7 +139,7 @@ class Runner:
         if again:
             attempts.reason += f"; {retries - self._tries[attempts.node] + 1} tries are left"
         self._recorder.state(attempts, ended=True)
-        self._display.changed(node, attempts, b"" if attempts.state is State.DONE else tail.text)
+        self._display.changed(attempts, b"" if attempts.state is State.DONE else tail.text)
         if again:
             self.progress.again(node)
         else:
