@@ -16,8 +16,8 @@ import os
 from typing import Any, Literal
 
 from castore.fs import CastoreFileSystem
-from conducto import context
-from conducto.scopes import ScopedStore, Scopes
+from conducto import context, data
+from conducto.scopes import PIPELINE, ScopedStore, Scopes
 
 
 class _InContext(type(CastoreFileSystem)):  # type: ignore[misc]  # fsspec is untyped
@@ -69,6 +69,17 @@ class ConductoFileSystem(CastoreFileSystem, metaclass=_InContext):
 
     def unstrip_protocol(self, name: str) -> str:
         return f"conducto://{self._strip_protocol(name)}"
+
+    def url(self, path: str, **kwargs: Any) -> str:
+        """Where the app shows the object, as `co.data.pipeline.url` has it, with path_only=False.
+
+        Raises ContextError without CONDUCTO_AUTO_URL, or without a pipeline; InvalidName.
+        """
+        name = self._strip_protocol(path)
+        self._scopes.key(name)
+        scope, _, inner = name.partition("/")
+        shown = data.pipeline if scope == PIPELINE else data.user
+        return shown.bound(pipeline_id=self.pipeline_id).url(inner, path_only=False)
 
     def _open_store(self, *, create: bool) -> Any:
         if create and "://" not in self.store_path:

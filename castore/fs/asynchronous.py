@@ -47,7 +47,8 @@ class AsyncCastoreFileSystem(AsyncFileSystemWrapper):  # type: ignore[misc]  # f
     def sign(self, path: str, expiration: int = 100, **kwargs: Any) -> Any:
         return self.sync_fs.sign(path, expiration, **kwargs)
 
-    url = sign
+    def url(self, path: str, **kwargs: Any) -> Any:
+        return self.sync_fs.url(path, **kwargs)
 
     def modified(self, path: str) -> Any:
         return self.sync_fs.modified(path)

@@ -206,7 +206,9 @@ class NameVerbs(StoreFileSystem):
             "fsspec opens is unstrip_protocol(path)"
         )
 
-    url = sign
+    def url(self, path: str, **kwargs: Any) -> str:
+        """Raises NotImplementedError, as `sign`."""
+        return self.sign(path)
 
     def _places(
         self, source: Any, target_fs: Any, target: Any, recursive: bool, maxdepth: int | None

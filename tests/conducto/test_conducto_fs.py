@@ -109,6 +109,11 @@ class TestLocal:
             file.write(b"7")
         assert co.data.pipeline.bound(pipeline_id="7").gets("x") == b"7"
         assert fs.unstrip_protocol("pipeline/x") == "conducto://pipeline/x"
+        monkeypatch.setenv("CONDUCTO_AUTO_URL", "https://app")
+        assert fs.url("conducto://pipeline/a b") == "https://app/gw/manager/data/p1/pipeline/a%20b"
+        assert fs.url("user/u") == co.data.user.url("u", path_only=False)
+        with pytest.raises(errors.InvalidName):
+            fs.url("nowhere/x")
         assert fs.cat_file("conducto://pipeline/x") == b"p1"
         frozen = pickle.dumps(fs)
         monkeypatch.setenv("CONDUCTO_PIPELINE_ID", "other")

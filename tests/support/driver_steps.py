@@ -10,6 +10,7 @@ import stat
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from driver_doors import Blocks, Door, FsDoor, StoreDoor, write_blocks
@@ -25,6 +26,8 @@ from castore.errors import (
 
 if TYPE_CHECKING:
     from driver import Driver
+
+    import castore
 
 MODES = (0o644, 0o644, 0o600, 0o755, 0o444, 0o640)
 EXPECTED = (FileNotFoundError, FileExistsError, IsADirectoryError)
@@ -341,10 +344,16 @@ def append(driver: Driver) -> str:
     what = Change("put", name, choose.randbytes(choose.choice([0, 1, 300, 5000, 40_000])), 0o644)
     fs = driver.doors["fs"]
     assert isinstance(fs, FsDoor)
-    by = choose.choice(["store", "other", "fs"] if fs.takes(what, model) else ["store", "other"])
+    ways = ["store", "other", "transaction", *(["fs"] if fs.takes(what, model) else [])]
+    by = choose.choice(ways)
     how = choose.choice(["close", "close", "close", "raise", "race"])
     driver.say(f"append {len(what.data)} bytes to {name!r} by {by}: {how}")
-    open_one = {"store": driver.store.open, "other": driver.other.open, "fs": fs.fs.open}[by]
+    open_one = {
+        "store": driver.store.open,
+        "other": driver.other.open,
+        "transaction": partial(_open_in_transaction, driver.store),
+        "fs": fs.fs.open,
+    }[by]
     old, began = model.things.get(name), time.time_ns()
     faster = Change("put", name, b"faster", 0o644)
     try:
@@ -367,6 +376,12 @@ def append(driver: Driver) -> str:
     model.things[name] = Thing(data, mode, now_after(began))
     driver.touched = [name, name]
     return ""
+
+
+@contextlib.contextmanager
+def _open_in_transaction(store: castore.Store, name: str, mode: Any) -> Iterator[Any]:
+    with store.transaction() as t, t.open(name, mode) as file:
+        yield file
 
 
 def look(driver: Driver) -> str:
