@@ -151,7 +151,7 @@ def hints_of(function: Function) -> dict[str, Any]:
     hints = typing.get_type_hints(function)
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise TypeError(f"{function.__name__}: a command line can't give {parameter}")
         guess = str if parameter.default in (parameter.empty, None) else type(parameter.default)
         found[name] = hints.get(name, guess)

@@ -96,9 +96,9 @@ def _text(value: Any, hint: Any) -> str:
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | tuple | set | frozenset):
-        inner = _element(_list_hint(hint))
         ordered = sorted(value) if isinstance(value, set | frozenset) else value
-        texts = [_text(each, inner) for each in ordered]
+        hints = _elements(_list_hint(hint), len(value))
+        texts = [_text(each, inner) for each, inner in zip(ordered, hints, strict=True)]
         if texts == [""] or any("," in text or text[:1] == "[" for text in texts):
             return json.dumps(texts, ensure_ascii=False)
         return ",".join(texts)
@@ -113,14 +113,18 @@ def _list(text: str, hint: Any, origin: Any) -> Any:
         parts = [part if isinstance(part, str) else json.dumps(part) for part in parts]
     else:
         parts = text.split(",") if text else []
-    return LISTS[origin](from_text(part, _element(hint)) for part in parts)
+    hints = _elements(hint, len(parts))
+    return LISTS[origin](from_text(part, inner) for part, inner in zip(parts, hints, strict=True))
 
 
-def _element(hint: Any) -> Any:
-    arguments = [each for each in typing.get_args(hint) if each is not Ellipsis]
-    if len(set(arguments)) > 1:
-        raise NotOnCommandLine(f"{_shown(hint)} has elements of several kinds")
-    return arguments[0] if arguments else str
+def _elements(hint: Any, count: int) -> list[Any]:
+    """What each element is. Raises ValueError for a tuple that has another number of them."""
+    kinds = typing.get_args(hint) or (str,)
+    if typing.get_origin(hint) is tuple and kinds[-1] is not Ellipsis:
+        if len(kinds) != count:
+            raise ValueError(f"it has {count} elements, and not {len(kinds)}")
+        return [*kinds]
+    return [kinds[0]] * count
 
 
 def _list_hint(hint: Any) -> Any:

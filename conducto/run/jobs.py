@@ -14,10 +14,9 @@ from conducto.nodes.kinds import GENERATE
 from conducto.run import venvs
 from conducto.run.executor import Executor, Job, Outcome
 from conducto.run.guard import VARIABLE
+from conducto.run.options import PRINT_TREE
 from conducto.run.states import State
 from conducto.secrets import Masker, NodeSecrets
-
-PRINT_TREE = "CONDUCTO_PRINT_TREE"  # co.main then prints the tree for a Lazy, and not for people
 
 
 class Jobs:
@@ -29,6 +28,7 @@ class Jobs:
         self._secrets = secrets
         self._masker = secrets.masker()
         self._bin = _python_folder()
+        self._own_bin = os.path.dirname(sys.executable)
         self._base = {
             "PYTHONUNBUFFERED": "1",  # so that a log has what was printed before a crash
             **os.environ,
@@ -56,7 +56,7 @@ class Jobs:
             node=str(node),
             command=node.command,
             shell=_shell(image),
-            env=_with_path(env, self._bin),
+            env=self._with_path(env, self._bin),
             cwd=image.folder or self._cwd,
             timeout_s=node.max_time_s(),
         )
@@ -65,10 +65,16 @@ class Jobs:
             if failed is not None:
                 return failed
             env["VIRTUAL_ENV"] = folder
-            job = job.replaced(env=_with_path(env, os.path.join(folder, "bin")))
+            job = job.replaced(env=self._with_path(env, os.path.join(folder, "bin")))
         if not os.path.isdir(job.cwd):
             return Outcome(State.ERROR, reason=f"there is no folder {job.cwd!r} to run in")
         return executor.run(job, output)
+
+    def _with_path(self, env: Mapping[str, str], folder: str) -> dict[str, str]:
+        """`python` is found in the folder first. Behind all others is where this interpreter's own
+        commands are, such as conducto's."""
+        path = (folder, env.get("PATH", os.defpath), self._own_bin)
+        return {**env, "PATH": os.pathsep.join(filter(None, path))}
 
 
 def refuse_secrets(secrets: NodeSecrets, tree: bytes) -> None:
@@ -100,10 +106,6 @@ def _texts(tree: bytes) -> list[bytes]:
     return found
 
 
-def _with_path(env: Mapping[str, str], folder: str) -> dict[str, str]:
-    return {**env, "PATH": os.pathsep.join(filter(None, (folder, env.get("PATH", os.defpath))))}
-
-
 def _shell(image: Image) -> str:
     if image.shell != Image.AUTO:
         return image.shell
@@ -111,16 +113,15 @@ def _shell(image: Image) -> str:
 
 
 def _python_folder() -> str:
-    """Where `python` is this interpreter: its own folder, unless that has it by another name only,
-    as Debian's /usr/bin."""
-    own = os.path.dirname(sys.executable)
-    if os.path.exists(os.path.join(own, "python")):
-        return own
+    """Where `python` is this interpreter, and nothing is that would come before other programs of
+    the same name: the folder of a virtual environment, or one with just the links."""
+    if sys.prefix != sys.base_prefix:
+        return os.path.dirname(sys.executable)
     folder = os.path.join(venvs.cache_folder(), "python", venvs.interpreter_key())
-    link = os.path.join(folder, "python")
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    if not os.path.exists(link):
-        with tempfile.TemporaryDirectory(dir=folder) as made:
-            os.symlink(sys.executable, os.path.join(made, "python"))
-            os.replace(os.path.join(made, "python"), link)
+    for name in ("python", "python3"):
+        if not os.path.exists(os.path.join(folder, name)):
+            with tempfile.TemporaryDirectory(dir=folder) as made:
+                os.symlink(sys.executable, os.path.join(made, name))
+                os.replace(os.path.join(made, name), os.path.join(folder, name))
     return folder

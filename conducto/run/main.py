@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pprint import pformat
 from typing import Any
 
 from conducto.arguments import UsageError
@@ -24,8 +23,7 @@ from conducto.nodes.calls import hints_of, in_main, parse_call
 from conducto.nodes.image import PACKAGE
 from conducto.nodes.serialization import dumps
 from conducto.nodes.values import is_flag
-from conducto.run.jobs import PRINT_TREE
-from conducto.run.options import RUN_OPTIONS_HELP, RunOptions, take_run_options
+from conducto.run.options import PRINT_TREE, RUN_OPTIONS_HELP, RunOptions, take_run_options
 
 Function = Callable[..., Any]
 
@@ -95,6 +93,10 @@ def dispatch(
     try:
         with own_traceback():
             result = function(**arguments)
+            if inspect.iscoroutine(result):
+                import asyncio  # most functions do not need what takes so long to load
+
+                result = asyncio.run(result)
         if isinstance(result, Node):
             _set_defaults(result, options)
             return _show_or_run(result, run_options, [program, function.__name__, *words])
@@ -184,4 +186,6 @@ def _printed(result: Any) -> str:
     try:
         return json.dumps(result) + "\n"
     except (TypeError, ValueError):
+        from pprint import pformat
+
         return pformat(result) + "\n"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from conducto.arguments import UsageError
 
 PARALLEL_MAX = 1000
+PRINT_TREE = "CONDUCTO_PRINT_TREE"  # co.main then prints the tree for a Lazy, and not for people
 RUN_OPTIONS_HELP = (
     "  --run, --local   run the tree, as processes of this machine; without it, it is printed",
     "  -j N, --jobs N   so many commands at once; as many as there are CPUs, if it is not said",

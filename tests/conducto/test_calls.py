@@ -42,6 +42,8 @@ def every(
     some: set[str],
     known: dict[str, int],
     number: Count,
+    both: tuple[int, str],
+    rows: list[list[int]],
     maybe: int | None = None,
 ) -> None:
     pass
@@ -64,6 +66,8 @@ ARGUMENTS: dict[str, Any] = {
     "some": {"x", "y"},
     "known": {"a": 1},
     "number": Count(4),
+    "both": (3, "a,b"),
+    "rows": [[1, 2], [], [3]],
     "maybe": 5,
 }
 
@@ -118,6 +122,10 @@ def variadic(*args: int) -> None:
     pass
 
 
+def positional(n: int, /) -> None:
+    pass
+
+
 def untyped(n) -> None:  # type: ignore[no-untyped-def]
     pass
 
@@ -133,6 +141,7 @@ def untyped(n) -> None:  # type: ignore[no-untyped-def]
         (simple, (1, ["a\0b"]), "NUL"),
         (untyped, (3,), "would come back .* as '3'"),
         (variadic, (1,), "can't give"),
+        (positional, (1,), "can't give"),
         (lambda: None, (), "by name"),
         (len, (), "by name"),
         (Path.exists, (), "by name"),

@@ -477,6 +477,28 @@ def test_a_function_that_fails_says_where(pipelines: Pipelines) -> None:
         assert broken.err.endswith("ZeroDivisionError: division by zero\n")
 
 
+def test_what_a_coroutine_returns_is_awaited(pipelines: Pipelines) -> None:
+    pipelines.write("pipeline.py", "async def build(n: int = 2): return n * 21\n")
+    assert pipelines.python("pipeline.py").out == "42\n"
+
+
+def test_python_that_is_in_no_virtual_environment(
+    pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands beside it, as in /usr/bin, do not come before those of the PATH."""
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.setattr(sys, "executable", sys._base_executable)  # type: ignore[attr-defined]
+    (pipelines.folder / "python3-config").write_text("#!/bin/sh\necho mine\n")
+    (pipelines.folder / "python3-config").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{pipelines.folder}:/bin")
+    own = os.path.dirname(sys.executable)
+    done = pipelines.run(co.Exec("command -v python; python3-config; echo $PATH"))
+    python, mine, path = pipelines.conducto("logs", done.id, "/").out.splitlines()
+    assert os.path.realpath(python) == os.path.realpath(sys.executable)
+    assert mine == "mine"
+    assert path.endswith(f":{pipelines.folder}:/bin:{own}")
+
+
 def test_a_tree_after_a_line_without_an_end(pipelines: Pipelines) -> None:
     pipelines.write(
         "pipeline.py",
