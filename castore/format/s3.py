@@ -417,6 +417,11 @@ class NameFacts(NamedTuple):
         )
 
 
+def listed_bytes(name: bytes, etag: str) -> int:
+    """What a name takes in a listing."""
+    return _LISTED_NAME.size + len(name) + len(etag.encode())
+
+
 def encode_listing(store_id: bytes, facts: Sequence[NameFacts]) -> bytes:
     """Of many names in one object, so that a list need not ask for each."""
     parts = []

@@ -11,6 +11,8 @@ import re
 import secrets
 from typing import Final
 
+import xxhash
+
 from castore.errors import InvalidName
 from castore.format.s3 import session_of
 from castore.model import encode_name
@@ -35,7 +37,7 @@ _PACK = re.compile(f"{PACKS}([0-9a-f]{{32}})-[0-9a-f]{{16}}")
 _PIN = re.compile(f"{PINS}([0-9a-f]{{16}})/[0-9]{{1,9}}")
 _CONDEMNED = re.compile(f"{CONDEMNED_LISTS}([0-9]{{1,18}})")
 _DAMAGED = re.compile(f"{DAMAGED}([0-9a-f]{{32}})")
-_LISTING = re.compile(f"{LISTINGS}([1-9][0-9]{{0,6}})-[0-9a-f]{{32}}")
+_LISTING = re.compile(f"{LISTINGS}([1-9][0-9]{{0,6}}-)?[0-9a-f]{{32}}")  # before, with a count
 _HINTS = re.compile(f"{HINTS}[0-9a-f]{{2}}/[0-9a-f]{{32}}")
 
 
@@ -59,9 +61,10 @@ def new_hints_key() -> str:
     return f"{HINTS}{name[:2]}/{name}"
 
 
-def new_listing_key(count: int) -> str:
-    """Of one that tells of `count` names."""
-    return f"{LISTINGS}{count}-{secrets.token_hex(16)}"
+def listing_key(name: bytes, etag: str) -> str:
+    """Of the listing whose first name is this, with this ETag: who lists it, from there on, can ask
+    for what follows without looking for it."""
+    return LISTINGS + xxhash.xxh3_128_hexdigest(b"\0".join((name, etag.encode())))
 
 
 def condemned_key(version: int) -> str:
@@ -130,10 +133,8 @@ def is_hints(key: str) -> bool:
     return _HINTS.fullmatch(key) is not None
 
 
-def listing_count(key: str) -> int | None:
-    """Of how many names the listing tells; None if it is no listing's key."""
-    match = _LISTING.fullmatch(key)
-    return None if match is None else int(match[1])
+def is_listing(key: str) -> bool:
+    return _LISTING.fullmatch(key) is not None
 
 
 def is_collectors(key: str) -> bool:

@@ -52,7 +52,7 @@ def test_damage_is_a_format_error(facts: list[NameFacts], data: st.DataObject) -
     raw[bit >> 3] ^= 1 << (bit & 7)
     with pytest.raises((FormatError, UnsupportedFormat)):
         decode_listing(bytes(raw))
-    with pytest.raises(FormatError):
+    with pytest.raises((FormatError, UnsupportedFormat)):
         decode_listing(bytes(raw[: data.draw(st.integers(0, len(raw) - 1))]))
 
 
@@ -119,7 +119,8 @@ def test_a_collection_tells_of_all(
         store.gc()
         assert store.check(True).clean
     with Bucket(moto_server.settings("store")) as bucket:
-        assert list(listings.listed_listings(bucket).values()) == [75]
+        [key] = listings.listed_listings(bucket)
+        assert len(decode_listing(bucket.get(key).body)[1]) == 75
     reader = open_proxied(9)
     proxy.clear()
     assert list(reader.list()) == expected
@@ -129,6 +130,53 @@ def test_a_collection_tells_of_all(
         for _ in range(3):
             store.gc()
         assert len(list(store.list())) == 60
+
+
+def test_a_folder_with_many_names_costs_one_request_more(
+    open_proxied: Open, proxy: FaultProxy, moto_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many listings there are, from its writer as from a collection."""
+    monkeypatch.setattr(listings, "GUESS_MIN", 20)
+    monkeypatch.setattr(listings, "FOLDER_MIN", 30)
+    with open_proxied(1) as store, store.transaction() as transaction:
+        for folder in "abc":
+            for i in range(40):
+                transaction.puts(f"{folder}/{i:03}", b"1" * i)
+    for machine in (2, 3):
+        reader = open_proxied(machine)
+        for folder in "bac":
+            proxy.clear()
+            found = [entry.info for entry in reader.scandir(folder)]
+            assert [info and info.size for info in found] == list(range(40))
+            assert asked(proxy) == {"LIST names/": 1, "GET listings/": 1}
+        proxy.clear()
+        assert len(list(open_proxied(machine + 10).list())) == 120
+        assert asked(proxy) == {"LIST names/": 1, "GET listings/": 3}
+        with Bucket(moto_server.settings("store")) as bucket:
+            bucket.delete_many(list(listings.listed_listings(bucket)))
+        with open_proxied(machine + 20) as store:
+            store.gc()  # which tells of all anew
+
+
+def test_parts_begin_with_folders_of_many_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listings, "NAMES_MAX", 10)
+    monkeypatch.setattr(listings, "FOLDER_MIN", 4)
+    record = Record(0, 0, 0, bytes(16), 0, 0)
+    names = [
+        *(f"{i}" for i in range(3)),
+        *(f"a/{i}" for i in range(3)),
+        *(f"b/{i}" for i in range(12)),
+    ]
+    names += [*(f"c/{i}" for i in range(4)), "d", "e/x"]
+    facts = [NameFacts.of(name.encode(), "e", record) for name in names]
+    found = [[each.name.decode() for each in part] for part in listings.parts(facts)]
+    assert [name for part in found for name in part] == names
+    assert [(part[0], len(part)) for part in found] == [
+        ("0", 6),
+        ("b/0", 10),
+        ("b/10", 2),
+        ("c/0", 6),
+    ]
 
 
 @pytest.mark.damages_store("a listing is damaged")

@@ -33,7 +33,7 @@ from castore.s3.keys import (
     PINS,
     is_collectors,
     is_hints,
-    listing_count,
+    is_listing,
     session_of_pin,
 )
 from castore.s3.parts import Parts
@@ -77,7 +77,7 @@ class S3Check(StoreCheck):
         protected = self._check_pins()
         condemned = self._check_gc()
         self._check_told(HINTS, "hints", is_hints, decode_hints)
-        self._check_told(LISTINGS, "listing", _is_listing, decode_listing)
+        self._check_told(LISTINGS, "listing", is_listing, decode_listing)
         self._stages.end()
         self._check_packs(protected, condemned)
         self._check_keys()
@@ -173,7 +173,3 @@ class S3Check(StoreCheck):
         for found in self._requests.map_ahead(fetch, self._bucket.list(prefix), ahead=AHEAD):
             if found is not None:
                 yield found
-
-
-def _is_listing(key: str) -> bool:
-    return listing_count(key) is not None

@@ -136,7 +136,11 @@ class _Collection:
         self._first_phase()
         with contextlib.suppress(CastoreError):  # they only save who lists some time
             rewrite_listings(
-                self._bucket, self._store_id, self._marker.objects, facts_of(self._catalog.facts())
+                self._bucket,
+                self._store_id,
+                self._marker.objects,
+                self._marker.listed_bytes,
+                facts_of(self._catalog.facts()),
             )
         if state.phase == CONDEMNED and not options.grace_s:
             self._second_phase()

@@ -15,6 +15,7 @@ from castore.errors import FormatError
 from castore.format.s3 import (
     PackIds,
     decode_pin,
+    listed_bytes,
     session_of,
 )
 from castore.model import Stages
@@ -47,6 +48,7 @@ class S3Marker:
 
     def __init__(self, parts: Parts, memory: CollectorMemory, stages: Stages) -> None:
         self.objects = 0  # in the last listing of names
+        self.listed_bytes = 0  # that listings take which tell of all of them
         self.referred: set[bytes] = set()  # packs that these had
         self._bucket = parts.bucket
         self._store_id = parts.config.store_id
@@ -112,7 +114,7 @@ class S3Marker:
 
     def references(self) -> Iterator[set[bytes]]:
         """The packs that the names refer to, some names at a time."""
-        self.objects, after = 0, b""
+        self.objects, self.listed_bytes, after = 0, 0, b""
         self._stages.begin_stage("marking", 0)
         entries = (
             (name, entry)
@@ -131,6 +133,7 @@ class S3Marker:
             read = {name: found for name, future in reading if (found := future.result())}
             self._memory.remember(after, listed, read)
             self.objects += len(known) + len(read)
+            self.listed_bytes += sum(listed_bytes(*each) for each in listed)
             after = listed[-1][0]
             self._stages.relative_update(size)
             yield {i for packs in known.values() for i in packs} | {
