@@ -55,16 +55,16 @@ def test_a_large_read_is_one_plan(
     assert asked(proxy) == {"names": 1, "packs": {0: 2, 9: 1}.get(begin, 2)}
 
 
-def test_reads_in_a_row_are_few_requests(large: castore.Store, proxy: FaultProxy) -> None:
-    """Each window is twice the one before, up to 16 MiB."""
+@pytest.mark.parametrize(("step", "packs"), [(MIB, 8), (256 << 10, 10), (10_000, 10)])
+def test_reads_in_a_row_are_few_requests(
+    large: castore.Store, proxy: FaultProxy, step: int, packs: int
+) -> None:
+    """A window begins with 2 MiB, doubles up to 16, and is filled up by 4."""
     with large.open("a") as file:
-        assert b"".join(iter(lambda: file.read(MIB), b"")) == DATA
-    few = asked(proxy)
-    assert few.pop("names") == 1
-    assert few == {"packs": 7}
-    with large.open("a") as file:
-        assert b"".join(iter(lambda: file.read(10_000), b"")) == DATA
-    assert asked(proxy) == {"names": 1, "packs": 12}
+        assert b"".join(iter(lambda: file.read(step), b"")) == DATA
+    received = sum(exchange.received_bytes for exchange in proxy.matching("GET", "/packs/"))
+    assert asked(proxy) == {"names": 1, "packs": packs}
+    assert received < SIZE * 1.01, "nothing is fetched twice"
 
 
 def test_reads_here_and_there_fetch_what_they_ask_for(
@@ -75,8 +75,20 @@ def test_reads_here_and_there_fetch_what_they_ask_for(
             proxy.clear()
             file.seek(begin)
             assert file.read(100_000) == DATA[begin : begin + 100_000]
+            assert not file.raw._bytes._window.tasks, "nothing is under way"  # type: ignore[attr-defined]
             [exchange] = proxy.exchanges
             assert exchange.received_bytes < 100_000 + 2 * 262_144 + 5_000
+
+
+def test_little_is_fetched_in_vain(large: castore.Store, proxy: FaultProxy) -> None:
+    """Two reads in a row, and no third: 2 MiB more than was asked for, at most."""
+    with large.open("a") as file:
+        file.seek(5 * MIB)
+        for _ in range(2):
+            file.read(100_000)
+        large.close()  # when all that is under way has come
+    received = sum(exchange.received_bytes for exchange in proxy.matching("GET", "/packs/"))
+    assert 2 * MIB < received < 2 * MIB + 200_000 + 2 * 262_144
 
 
 def test_readinto_and_readall_are_one_plan(large: castore.Store, proxy: FaultProxy) -> None:
