@@ -189,8 +189,14 @@ def test_on_a_terminal() -> None:
 
 def test_no_file_has_it(tmp_path: Path) -> None:
     """Nor does a process that died leave one."""
-    main = "import sys; from conducto.command import main; main(['secrets', 'set', 'A'])"
-    program = f"{main}; import os, resource; print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
+    program = """
+import resource
+from conducto.command import main
+hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+main(["secrets", "set", "A"])
+print(resource.getrlimit(resource.RLIMIT_CORE)[0])
+"""
     done = subprocess.run(
         [sys.executable, "-c", program], input=VALUE, capture_output=True, text=True, cwd=tmp_path
     )
