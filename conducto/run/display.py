@@ -46,7 +46,7 @@ class PlainLines:
         self._root = root
         self._execs = execs
         self._began = time.monotonic()
-        say(f"pipeline {run_id} begins\n")
+        say(begun(run_id, execs))
 
     def changed(self, attempts: Attempts, tail: bytes) -> None:
         say(told(attempts) + last_lines(tail))
@@ -92,6 +92,14 @@ def say(text: str) -> None:
     flush()
 
 
+def begun(run_id: str, execs: dict[str, Attempts]) -> str:
+    """The first line."""
+    if not execs:
+        return f"pipeline {run_id} begins\n"
+    done = sum(each.state is State.DONE for each in execs.values())
+    return f"pipeline {run_id} goes on: {done} done before\n"
+
+
 def told(attempts: Attempts) -> str:
     """An attempt that began or ended, as a line."""
     number = f" (attempt {attempts.attempt})" if attempts.attempt > 1 else ""
@@ -116,8 +124,8 @@ def text_of(log: bytes) -> str:
 def summary(
     run_id: str, state: State, duration_s: float, root: Node, execs: dict[str, Attempts]
 ) -> str:
-    found = [f"{n} {WORDS[State(each)]}" for each, n in counts(root, execs).items()]
-    text = f"pipeline {run_id} {WORDS[state]} after {duration(duration_s)}: {', '.join(found)}\n"
+    found = in_words(counts(root, execs))
+    text = f"pipeline {run_id} {WORDS[state]} after {duration(duration_s)}: {found}\n"
     if state in (State.ERROR, State.KILLED):
         text += f"what failed can be read by: conducto logs {run_id} NODE\n"
         text += f"to go on with what is not done: conducto run --resume {run_id}\n"
@@ -129,6 +137,10 @@ def counts(root: Node, execs: dict[str, Attempts]) -> dict[str, int]:
     states = states_of(root, execs)
     found = Counter(states[node] for node in states if isinstance(node, Exec))
     return {str(state): found[state] for state in State if found[state]}
+
+
+def in_words(counted: dict[str, int]) -> str:
+    return ", ".join(f"{number} {WORDS[State(state)]}" for state, number in counted.items())
 
 
 def duration(seconds: float) -> str:

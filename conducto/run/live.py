@@ -10,7 +10,7 @@ from rich.text import Text
 
 from conducto.nodes import Node
 from conducto.nodes.pretty import lines
-from conducto.run.display import counts, duration, last_lines, say, summary, told
+from conducto.run.display import begun, counts, duration, in_words, last_lines, say, summary, told
 from conducto.run.states import Attempts, State, states_of
 
 STYLES = {
@@ -37,7 +37,7 @@ class LiveTree:
         self._drawn = 0.0
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
-        say(f"pipeline {run_id} begins\n")
+        say(begun(run_id, execs))
         self._live.start()
 
     def changed(self, attempts: Attempts, tail: bytes) -> None:
@@ -72,8 +72,8 @@ def draw(root: Node, execs: dict[str, Attempts], height: int) -> Text:
     if len(rows) > height:
         shown = (State.RUNNING, State.ERROR, State.KILLED)
         rows = [row for row, node in zip(rows, nodes, strict=True) if states[node] in shown]
-        rest = ", ".join(f"{n} {state}" for state, n in counts(root, execs).items())
-        rows = [*rows[: height - 1], Text(f"… of all commands: {rest}", style="dim")]
+        rest = Text(f"… of all commands: {in_words(counts(root, execs))}", style="dim")
+        rows = [*rows[: height - 1], rest]
     # A line that were folded would make it higher.
     return Text("\n", no_wrap=True, overflow="ellipsis").join(rows)
 

@@ -11,7 +11,7 @@ from html import escape
 
 from conducto.nb import FOLDER
 from conducto.nodes import Exec, Node
-from conducto.run.display import WORDS, counts, duration, text_of
+from conducto.run.display import WORDS, counts, duration, in_words, text_of
 from conducto.run.records import Records, Run
 from conducto.run.states import Attempts, State
 
@@ -46,9 +46,7 @@ def page(records: Records, run: Run) -> str:
 def _parts(records: Records, run: Run) -> Iterator[str]:
     states = run.states
     created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.created))
-    found = ", ".join(
-        f"{n} {WORDS[State(each)]}" for each, n in counts(run.root, run.execs).items()
-    )
+    found = in_words(counts(run.root, run.execs))
     yield '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>{escape(run.title or run.id)}</title><style>{STYLE}</style></head><body>\n"

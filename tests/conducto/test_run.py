@@ -218,6 +218,7 @@ def test_a_failure_stops_and_is_shown_and_a_resume_goes_on(pipelines: Pipelines)
     (pipelines.folder / "mended").touch()
     again = pipelines.conducto("run", "--resume", done.id, "-j1")
     assert (again.code, again.id) == (0, done.id)
+    assert again.out.startswith(f"pipeline {done.id} goes on: 2 done before\n")
     assert "/p/bad begins (attempt 2)" in again.out
     assert sorted(pipelines.lines("ran")) == ["a", "b", "good"]
     assert set(pipelines.states(done.id).values()) == {"done"}

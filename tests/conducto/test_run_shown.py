@@ -45,7 +45,7 @@ def test_the_live_tree_fits_the_terminal() -> None:
         "└─1 ▶ b",
         "  ├─ ✗ 7  1.00 s  exit code 1",
         whole[11],
-        "… of all commands: 1 running, 49 done, 1 error",
+        "… of all commands: 1 running, 49 done, 1 failed",
     ]
 
 
