@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import unquote_to_bytes
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _USER = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*:/*)[^\s'\"]*@")
@@ -68,6 +67,8 @@ def _folder_of_url(url: str, rest: str) -> str:
         raise ValueError(
             f"{redacted(url)!r}: a folder takes no settings; write %3F for '?' and %23 for '#'"
         )
+    from urllib.parse import unquote_to_bytes  # most stores are named by a path
+
     return _checked(os.fsdecode(unquote_to_bytes(os.fsencode(rest))))
 
 

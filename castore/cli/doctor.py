@@ -5,19 +5,13 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from castore.cli import exits
+from castore.cli.doctor_places import Check, check_file_system, check_free_space, existing
 from castore.cli.output import human_size, print_json, print_line, print_table
-from castore.cli.stores import local_store_folder, places_refused, store_path
-from castore.errors import (
-    AccessDenied,
-    BucketNotFound,
-    CastoreError,
-    FormatError,
-    StoreNotFound,
-    UnsupportedFormat,
-)
+from castore.cli.stores import local_store_folder, store_path
+from castore.errors import CastoreError, FormatError, StoreNotFound
 from castore.local.journal.files import FOLDER, journal_bytes
 from castore.local.journal.state import judge
 from castore.system import isolated
@@ -25,35 +19,16 @@ from castore.system.lmdb_env import open_index, repeated
 from castore.urls import redacted
 
 if TYPE_CHECKING:
-    from castore.s3.client.bucket import Bucket
-    from castore.s3.client.probe import ServerFeatures
-    from castore.s3.client.settings import S3Settings
     from castore.store import Store
-
-FREE_BYTES_MIN = 1 << 30
-CLOCK_S_MAX = 300  # past that a collector refuses to run, and servers refuse requests
-MOUNTS = "/proc/self/mountinfo"
-NETWORK = {"9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs"}
-NETWORK |= {"nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf"}
-NETWORK |= {"fuse.s3fs", "fuse.sshfs", "fuse.glusterfs", "fuse.rclone", "fuse.gcsfuse", "virtiofs"}
-IN_MEMORY = {"tmpfs", "ramfs"}
-
-Verdict = Literal["ok", "warning", "problem"]
-
-
-class Check(NamedTuple):
-    """One thing that was looked at. `means` is what follows for the user, if anything does."""
-
-    what: str
-    verdict: Verdict
-    found: str
-    means: str = ""
 
 
 def doctor(arguments: Namespace) -> int:
     place = arguments.place or store_path(arguments)
     folder = local_store_folder(place)
-    checks = _check_remote(place) if folder is None else _check_local(folder)
+    if folder is None:
+        from castore.cli.doctor_s3 import check_remote  # loads boto3
+
+    checks = check_remote(place) if folder is None else _check_local(folder)
     found: list[Check] = []
     for check in checks:
         found.append(check)
@@ -82,178 +57,6 @@ def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
-# -------------------------------------------------------------------- s3://
-
-
-def _check_remote(url: str) -> Iterator[Check]:
-    from castore.s3.client.bucket import Bucket
-    from castore.s3.client.probe import probe
-    from castore.s3.client.settings import parse_settings
-    from castore.s3.client.versions import is_versioned
-
-    with places_refused():
-        settings = parse_settings(url)
-    with Bucket(settings) as bucket:
-        yield _remote_store(bucket, url)
-        try:
-            features = probe(bucket)
-        except AccessDenied as error:
-            yield Check(
-                "writing",
-                "warning",
-                f"{error.action} is denied",
-                "with these credentials the store can be read at most; what the server honours "
-                "can't be found out",
-            )
-        else:
-            yield Check("writing", "ok", "allowed: scratch keys were written and removed")
-            yield from of_features(features)
-        yield _clock(bucket)
-    if is_versioned(settings):
-        yield Check(
-            "versions",
-            "warning",
-            "the bucket keeps what is overwritten and deleted",
-            "space does not come back by itself: give the bucket a lifecycle rule that expires "
-            "noncurrent versions and expired delete markers",
-        )
-    yield from _check_cache(settings)
-
-
-def of_features(features: ServerFeatures) -> Iterator[Check]:
-    """What follows from what a server honours."""
-    from castore.s3.client.probe import IGNORED
-
-    def honoured(what: str, feature: str, means: str) -> Check:
-        if getattr(features, feature):
-            return Check(what, "ok", "honoured")
-        return Check(what, "warning", features.instead.get(feature, IGNORED), means)
-
-    alone = "a gc has to be told that nobody else is writing"
-    yield honoured(
-        "If-None-Match on PUT",
-        "if_none_match",
-        "of two puts with if_absent at once both may succeed, and the later one stays; make the "
-        f"store before many use it; {alone}",
-    )
-    yield honoured(
-        "If-Match on PUT",
-        "if_match_put",
-        "collectors can't tell whether they are alone, nor a repair whether a name was put "
-        f"meanwhile: {alone}, and nobody may write while a check repairs",
-    )
-    yield honoured(
-        "If-Match on DELETE",
-        "if_match_delete",
-        "a rename or a delete may take away what another put under the name just then: don't "
-        "rename or delete names that others are writing",
-    )
-    if not features.ranges:
-        yield Check(
-            "ranges",
-            "problem",
-            "not answered as asked",
-            "a store can't be read here: use a server that answers ranged GETs",
-        )
-    elif features.ranges_past_end:
-        yield Check("ranges", "ok", "honoured")
-    else:
-        yield Check(
-            "ranges",
-            "warning",
-            "refused where they end behind the last byte",
-            "a name that was not read before takes three requests, where one would do",
-        )
-    listing = "listing after writing"
-    if features.list_consistent:
-        yield Check(listing, "ok", "consistent")
-    else:
-        yield Check(
-            listing,
-            "problem",
-            "not consistent",
-            "names may be missed or seen after they are gone, and a gc would lose data: never run "
-            "one here",
-        )
-    yield _safe_verbs(features)
-
-
-def _safe_verbs(features: ServerFeatures) -> Check:
-    """What may be done here, beside others who do the same."""
-    if not features.ranges:
-        return Check("verbs", "problem", "none is safe", "use another server")
-    safe = ["put", "get", "ls", "cp"]
-    alone: list[str] = []
-    (safe if features.if_none_match else alone).append("put --if-absent")
-    (safe if features.if_match_delete else alone).extend(("mv", "rm"))
-    may_collect = features.if_none_match and features.if_match_put
-    (safe if may_collect else alone).extend(("gc", "check --repair"))
-    if not features.list_consistent:
-        for verbs in (safe, alone):
-            verbs[:] = [verb for verb in verbs if verb not in ("gc", "check --repair")]
-    found = f"safe beside others: {', '.join(safe)}"
-    if alone:
-        found += f"; only while nobody else writes: {', '.join(alone)}"
-    if not features.list_consistent:
-        return Check("verbs", "problem", f"{found}; never: gc, check --repair")
-    if alone:
-        means = "run these when nobody else writes" + (
-            ", gc with --alone" if not may_collect else ""
-        )
-        return Check("verbs", "warning", found, means)
-    return Check("verbs", "ok", found)
-
-
-def _remote_store(bucket: Bucket, url: str) -> Check:
-    import castore
-    from castore.s3.keys import PROBE
-
-    try:
-        with castore.open(url, create=False, read_only=True):
-            return Check("store", "ok", f"there, and read by version {castore.__version__}")
-    except StoreNotFound as error:
-        if isinstance(error, BucketNotFound):
-            raise
-    except (UnsupportedFormat, FormatError) as error:
-        return Check("store", "problem", str(error))
-    other = next((entry.key for entry in bucket.list() if not entry.key.startswith(PROBE)), None)
-    if other is None:
-        return Check("store", "ok", "none yet: the first put makes it")
-    return Check(
-        "store",
-        "problem",
-        f"none, and there is something else ({other})",
-        "a store is only made under an empty prefix: choose another",
-    )
-
-
-def _clock(bucket: Bucket) -> Check:
-    skew = bucket.clock_skew()
-    if abs(skew) <= CLOCK_S_MAX:
-        return Check("clock", "ok", f"{abs(skew):.0f} s from the server's")
-    return Check(
-        "clock",
-        "problem",
-        f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the server's",
-        "a gc refuses to run, and the server may refuse requests: set this machine's clock",
-    )
-
-
-def _check_cache(settings: S3Settings) -> Iterator[Check]:
-    from castore.s3.cache.folder import cache_root
-
-    where = cache_root()
-    if where is None:
-        yield Check("cache", "warning", "none", "each read asks S3: set HOME or CASTORE_CACHE_DIR")
-        return
-    root = os.path.realpath(where)
-    yield _file_system(root, "cache on")
-    yield _free_space(root, "cache's free space")
-
-
-# -------------------------------------------------------------------- folders
-
-
 def _check_local(path: str) -> Iterator[Check]:
     root = os.path.realpath(path)
     found = _open(root)
@@ -267,8 +70,8 @@ def _check_local(path: str) -> Iterator[Check]:
             yield Check("index", "ok", f"all its pages are whole, {size}")
             yield _journal(root)
             yield _permissions(root)
-    yield _file_system(root, "file system")
-    yield _free_space(root, "free space")
+    yield check_file_system(root, "file system")
+    yield check_free_space(root, "free space")
     yield _extension()
 
 
@@ -276,7 +79,7 @@ def _open(root: str) -> Store | Check:
     import castore
 
     if not os.path.lexists(root):
-        above = _existing(root)
+        above = existing(root)
         if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
             return Check("folder", "ok", "not there yet: the first put makes the store")
         return Check(
@@ -366,67 +169,3 @@ def _extension() -> Check:
             "a wheel, or a C compiler and reinstall",
         )
     return Check("C extension", "ok", "built")
-
-
-# -------------------------------------------------------------------- both
-
-
-def _file_system(path: str, what: str) -> Check:
-    kind, mounted = file_system_of(path)
-    if kind in NETWORK:
-        return Check(
-            what,
-            "warning",
-            f"{kind}, a network file system, at {mounted}",
-            "LMDB's locks and maps don't work across machines: one machine at a time, or the index "
-            "is lost; for many machines use a store on S3"
-            if what == "file system"
-            else "LMDB's locks and maps don't work across machines: set CASTORE_CACHE_DIR to a "
-            "local disk",
-        )
-    if kind in IN_MEMORY and what == "file system":
-        return Check(
-            what,
-            "warning",
-            f"{kind} at {mounted}",
-            "it is in memory, and gone with a restart of the machine",
-        )
-    return Check(what, "ok", f"{kind} at {mounted}" if kind else "of an unknown kind")
-
-
-def file_system_of(path: str, mounts: str = MOUNTS) -> tuple[str, str]:
-    """(type, where it is mounted) of the file system that a path is or would be on; ("", "") on a
-    system that doesn't say."""
-    kind, mounted = "", ""
-    try:
-        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                left, _, right = line.partition(" - ")
-                point = _unescaped(left.split(" ")[4])
-                inside = path == point or path.startswith(point.rstrip("/") + "/")
-                if inside and len(point) >= len(mounted):  # of several at a place the last counts
-                    kind, mounted = right.split(" ")[0], point
-    except (OSError, IndexError):
-        return "", ""
-    return kind, mounted
-
-
-def _unescaped(point: str) -> str:
-    for escape, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
-        point = point.replace(escape, character)
-    return point
-
-
-def _free_space(path: str, what: str) -> Check:
-    status = os.statvfs(_existing(path))
-    free = status.f_bavail * status.f_frsize
-    if free >= FREE_BYTES_MIN:
-        return Check(what, "ok", human_size(free))
-    return Check(what, "warning", human_size(free), "puts and the index need room: free some")
-
-
-def _existing(path: str) -> str:
-    """The path, or the nearest folder above it that is there."""
-    while not os.path.lexists(path):
-        path = os.path.dirname(path)
-    return path

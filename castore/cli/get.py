@@ -20,7 +20,6 @@ from castore.cli.output import (
     stdout,
 )
 from castore.cli.stores import open_to_read
-from castore.cli.transfer import write_folder
 from castore.errors import NameNotFound
 from castore.model import as_prefix, sort_key
 from castore.system.fileio import write_stream
@@ -112,6 +111,8 @@ def _get_folder(arguments: Namespace) -> int:
     if len(arguments.names) != 2:
         raise UsageError("get -R takes a prefix and a folder: castore get -R PREFIX FOLDER")
     prefix, folder = arguments.names
+    from castore.cli.transfer import write_folder  # one object is got without
+
     last = ""
 
     def tell(outcome: Outcome) -> None:

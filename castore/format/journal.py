@@ -190,15 +190,11 @@ class JournalPlace(NamedTuple):
     end: int
 
     def encode(self) -> bytes:
-        head = _PLACE.pack(*self, 0)[:-8]
-        return head + _checksum(head).to_bytes(8, "little")
+        return _encode_row(_PLACE, self)
 
     @classmethod
     def decode(cls, row: bytes) -> JournalPlace:
-        if len(row) != _PLACE.size or row[-8:] != _checksum(row[:-8]).to_bytes(8, "little"):
-            raise FormatError("the journal's row in the index is damaged")
-        generation, seq, end, _ = _PLACE.unpack(row)
-        return cls(generation, seq, end)
+        return cls(*_decode_row(_PLACE, row, "the journal's row"))
 
     @classmethod
     def mended(cls, row: bytes) -> JournalPlace:
@@ -219,12 +215,20 @@ class Unclaimed(NamedTuple):
     stored_bytes: int
 
     def encode(self) -> bytes:
-        head = _UNCLAIMED.pack(*self, 0)[:-8]
-        return head + _checksum(head).to_bytes(8, "little")
+        return _encode_row(_UNCLAIMED, self)
 
     @classmethod
     def decode(cls, row: bytes) -> Unclaimed:
-        if len(row) != _UNCLAIMED.size or row[-8:] != _checksum(row[:-8]).to_bytes(8, "little"):
-            raise FormatError("the row of unclaimed chunks in the index is damaged")
-        chunks, size, _ = _UNCLAIMED.unpack(row)
-        return cls(chunks, size)
+        return cls(*_decode_row(_UNCLAIMED, row, "the row of unclaimed chunks"))
+
+
+def _encode_row(layout: struct.Struct, row: tuple[int, ...]) -> bytes:
+    """Its numbers, then their checksum."""
+    head = layout.pack(*row, 0)[:-8]
+    return head + _checksum(head).to_bytes(8, "little")
+
+
+def _decode_row(layout: struct.Struct, row: bytes, what: str) -> tuple[int, ...]:
+    if len(row) != layout.size or row[-8:] != _checksum(row[:-8]).to_bytes(8, "little"):
+        raise FormatError(f"{what} in the index is damaged")
+    return layout.unpack(row)[:-1]

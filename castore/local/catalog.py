@@ -251,16 +251,7 @@ class LocalCatalog:
     def stage(self, batch: Batch, owner: bytes) -> None:
         """Put a batch of rows in, before there is a name for them. `owner` is the pack whose lock
         shows that the writer lives. Raises PacksVanished."""
-        index, place = self._index, None
-        entries: list[bytes] = []
-        try:
-            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
-                numbers = self._apply(tables, batch, entries, pending_owner=owner)
-                place = self._journal.append(index, txn, entries)
-        except BaseException as error:
-            self._journal.failed(place, error)
-            raise
-        self._journal.done(place)
+        numbers, _ = self._write(batch, (), pending_owner=owner)
         # Only now are they taken: of a transaction that failed, another takes them.
         for draft, number in numbers.items():
             draft.manifest = number
@@ -270,18 +261,25 @@ class LocalCatalog:
 
         Raises NameNotFound, NameExists, PacksVanished: nothing was published; CommitUnknown.
         """
+        return self._write(batch, operations, pending_owner=None)[1]
+
+    def _write(
+        self, batch: Batch, operations: Sequence[Operation], *, pending_owner: bytes | None
+    ) -> tuple[dict[Draft, int], int]:
+        """One transaction, and its block of the journal: the numbers of the drafts' manifests, and
+        how many names were deleted."""
         index, place = self._index, None
         entries: list[bytes] = []
         try:
             with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
-                numbers = self._apply(tables, batch, entries, pending_owner=None)
+                numbers = self._apply(tables, batch, entries, pending_owner=pending_owner)
                 deleted = self._change_names(tables, operations, numbers, entries)
                 place = self._journal.append(index, txn, entries)
         except BaseException as error:
             self._journal.failed(place, error)
             raise
         self._journal.done(place)
-        return deleted
+        return numbers, deleted
 
     def bound_journal(self) -> None:
         """To be called after a commit, when nothing of it is held any more: it may take a while."""

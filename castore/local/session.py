@@ -47,13 +47,8 @@ class LocalSession(WriteSession):
         *,
         compression_level: int,
     ) -> None:
-        super().__init__(
-            workers,
-            config,
-            chunker,
-            compression_level=compression_level,
-            inline_bytes_max=INLINE_BYTES_MAX,
-        )
+        super().__init__(workers, config, chunker, compression_level=compression_level)
+        self.inline_bytes_max = INLINE_BYTES_MAX
         self._catalog = catalog
         self._packs = packs
         self._batch = Batch()

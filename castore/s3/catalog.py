@@ -15,20 +15,14 @@ from itertools import islice
 
 from castore.errors import FormatError, NameNotFound
 from castore.format.index import Record
-from castore.format.s3 import (
-    ManifestHead,
-    Place,
-    decode_manifest_head,
-    manifest_head_bytes,
-)
+from castore.format.s3 import ManifestHead, Place, decode_manifest_head, manifest_head_bytes
 from castore.format.segment import Segment, decode_segment
 from castore.model import Extent, can_begin_a_name, clamp_range
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.keys import NAMES, name_of
 from castore.s3.listings import Listings
-from castore.s3.manifests import Overwritten, decode_own_head, read_part
-from castore.s3.told import read_manifest
+from castore.s3.manifests import Overwritten, decode_own_head, read_manifest, read_part
 from castore.stream.backend import Cover, Entry
 from castore.stream.coalesce import coalesce
 from castore.stream.segments import Manifest

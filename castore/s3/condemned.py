@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from castore.errors import FormatError
-from castore.format.s3 import decode_condemned, decode_state
+from castore.format.s3_gc import decode_condemned, decode_state
 from castore.s3.client.bucket import Bucket, KeyAbsent
 from castore.s3.keys import CONDEMNED_LISTS, GC_STATE_KEY, is_collectors
 

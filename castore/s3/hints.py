@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from castore.errors import CastoreError
 from castore.format.pack import PackEntry
-from castore.format.s3 import decode_hints, encode_hints
+from castore.format.s3_told import decode_hints, encode_hints
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket
 from castore.s3.keys import HINTS, is_hints, new_hints_key

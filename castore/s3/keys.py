@@ -100,9 +100,8 @@ def name_of(entry: Listed) -> bytes | None:
 
 def pack_of(key: str) -> bytes | None:
     """The id of the pack that this is."""
-    match = _PACK.fullmatch(key)
-    pack_id = bytes.fromhex(match[1]) if match is not None else b""
-    return pack_id if match is not None and pack_key(pack_id) == key else None
+    pack_id = _id_in(_PACK, key)
+    return pack_id if pack_id is not None and pack_key(pack_id) == key else None
 
 
 def listed_packs(bucket: Bucket) -> dict[bytes, int]:
@@ -113,14 +112,12 @@ def listed_packs(bucket: Bucket) -> dict[bytes, int]:
 
 def session_of_pin(key: str) -> bytes | None:
     """The session that wrote the pin."""
-    match = _PIN.fullmatch(key)
-    return None if match is None else bytes.fromhex(match[1])
+    return _id_in(_PIN, key)
 
 
 def damaged_pack_of(key: str) -> bytes | None:
     """The pack that this marks as damaged."""
-    match = _DAMAGED.fullmatch(key)
-    return None if match is None else bytes.fromhex(match[1])
+    return _id_in(_DAMAGED, key)
 
 
 def condemned_version(key: str) -> int | None:
@@ -140,3 +137,8 @@ def is_listing(key: str) -> bool:
 def is_collectors(key: str) -> bool:
     """Whether it is what collectors announce, or did."""
     return key == GC_STATE_KEY or condemned_version(key) is not None
+
+
+def _id_in(pattern: re.Pattern[str], key: str) -> bytes | None:
+    match = pattern.fullmatch(key)
+    return None if match is None else bytes.fromhex(match[1])

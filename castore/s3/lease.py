@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from castore.errors import (
     CastoreError,
@@ -23,7 +23,8 @@ from castore.errors import (
     StoreClosed,
     StoreIOError,
 )
-from castore.format.s3 import encode_pin, new_pack_id, new_session_id, session_of
+from castore.format.s3 import new_pack_id, new_session_id, session_of
+from castore.format.s3_gc import encode_pin
 from castore.s3.client.bucket import Bucket, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.put_once import Landed, put_once
 from castore.s3.condemned import read_condemned
@@ -131,9 +132,32 @@ class WriterLease:
         if self._age() >= SESSION_S_MAX:
             raise StoreIOError("the put took longer than a day, and its pins expired: repeat it")
 
-    def landed(self, put: Landed) -> None:
+    def put(
+        self,
+        key: str,
+        make_body: Callable[[bytes], bytes],
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> Landed:
+        """As `put_once`. Of what may land yet it is noted that the pins have to stay for it."""
+        try:
+            landed = put_once(
+                self._bucket, key, make_body, if_none_match=if_none_match, if_match=if_match
+            )
+        except CastoreError:
+            raise  # no attempt of it may land
+        except PreconditionFailed as error:
+            self.any_unknown = self.any_unknown or error.any_unknown
+            raise
+        except BaseException:
+            self.any_unknown = True  # after an interrupt, too, nothing is known of the attempt
+            raise
+        self.any_unknown = self.any_unknown or landed.any_unknown
+        return landed
+
+    def check_time(self, put: Landed) -> None:
         """A name is there: was it in time by the server's clock, too?"""
-        self.any_unknown = self.any_unknown or put.any_unknown
         if self._server_began is not None and put.date - self._server_began >= SESSION_S_MAX:
             raise CommitUnknown("the put took longer than a day by the server's clock: repeat it")
 
@@ -152,18 +176,12 @@ class WriterLease:
         number = self._pins
         self._pins += 1  # whatever becomes of it: the next one gets a key of its own
         try:
-            put = put_once(self._bucket, pin_key(self.id, number), body, if_none_match=True)
+            put = self.put(pin_key(self.id, number), body, if_none_match=True)
         except (OutcomeUnknown, PreconditionFailed) as error:
             self.any_unknown = True
             raise StoreIOError(
                 f"a pin could not be written ({error.__cause__ or error}): repeat the put"
             ) from error
-        except CastoreError:
-            raise  # no attempt of it may land
-        except BaseException:
-            self.any_unknown = True
-            raise
-        self.any_unknown = self.any_unknown or put.any_unknown
         if self._server_began is None:
             self._server_began = put.date
 

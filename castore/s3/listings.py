@@ -21,7 +21,7 @@ from itertools import chain, groupby, islice
 
 from castore.errors import CastoreError
 from castore.format.index import Record
-from castore.format.s3 import NameFacts, decode_listing, encode_listing
+from castore.format.s3_told import NameFacts, decode_listing, encode_listing
 from castore.s3.client.bucket import Bucket, Listed
 from castore.s3.keys import LISTINGS, is_listing, listing_key
 from castore.s3.told import read_told

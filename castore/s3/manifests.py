@@ -6,7 +6,10 @@ and the reader begins again where it is another.
 
 from __future__ import annotations
 
-from castore.errors import FormatError
+from collections.abc import Callable
+from typing import TypeVar
+
+from castore.errors import FormatError, ManifestUnreadable
 from castore.format.s3 import (
     MANIFEST_HEADER_BYTES,
     ManifestHead,
@@ -15,10 +18,41 @@ from castore.format.s3 import (
 )
 from castore.s3.client.bucket import Bucket, KeyAbsent, Reply
 from castore.s3.keys import name_key
+from castore.s3.told import undamaged
+
+T = TypeVar("T")
 
 
 class Overwritten(Exception):
     """The name's object changed, or went, between two requests for parts of it."""
+
+
+def read_manifest(
+    bucket: Bucket,
+    name: bytes,
+    first_bytes: int,
+    use: Callable[[str, bytes], T],
+    *,
+    unless: str | None = None,
+) -> T | None:
+    """What `use` makes of the ETag and the first bytes, with its whole head at least, of what the
+    name maps to now; None if that has the ETag `unless`. Raises KeyAbsent; ManifestUnreadable where
+    `use` raises FormatError, twice."""
+
+    def read() -> T | None:
+        while True:
+            reply = bucket.get(name_key(name), byte_range=(0, first_bytes), if_none_match=unless)
+            if reply is None:
+                return None
+            try:
+                return use(reply.etag, read_head(bucket, name, reply))
+            except Overwritten:
+                continue
+
+    try:
+        return undamaged(read)
+    except FormatError as error:
+        raise ManifestUnreadable(name.decode(), str(error)) from error
 
 
 def read_head(bucket: Bucket, name: bytes, first: Reply) -> bytes:

@@ -10,14 +10,14 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from castore.errors import CastoreError, CommitUnknown, NameExists, NameNotFound, ObjectChanged
+from castore.errors import CommitUnknown, NameExists, NameNotFound, ObjectChanged
 from castore.format.index import Record
 from castore.format.s3 import encode_manifest
 from castore.format.segment import decode_segment
 from castore.s3.catalog import Version
 from castore.s3.client.bucket import OutcomeUnknown, PreconditionFailed
 from castore.s3.client.delete_version import delete_version, delete_versions, etag_at
-from castore.s3.client.put_once import Landed, put_once
+from castore.s3.client.put_once import Landed
 from castore.s3.keys import name_key
 from castore.s3.lease import WriterLease
 from castore.s3.parts import Parts
@@ -211,28 +211,17 @@ class NameWriter:
         """Put a manifest; the session learns whether an attempt of it may land later."""
         lease = self._lease
         try:
-            landed = put_once(
-                self._bucket,
-                name_key(name),
-                make_body,
-                if_none_match=if_absent,
-                if_match=if_match,
+            landed = lease.put(
+                name_key(name), make_body, if_none_match=if_absent, if_match=if_match
             )
         except PreconditionFailed as error:
-            lease.any_unknown = lease.any_unknown or error.any_unknown
             raise NameExists(name.decode()) from error
         except OutcomeUnknown as error:
-            lease.any_unknown = True
             raise CommitUnknown(
                 f"whether {name.decode()!r} was put is not known: look before you repeat it "
                 f"({error.__cause__})"
             ) from error
-        except CastoreError:
-            raise  # no attempt of it may land
-        except BaseException:
-            lease.any_unknown = True  # an interrupt: of the attempt under way nothing is known
-            raise
-        lease.landed(landed)
+        lease.check_time(landed)
         return landed
 
     def _etag_of(self, name: bytes, record: Record) -> str | None:

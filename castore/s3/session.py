@@ -64,13 +64,8 @@ class S3Session(WriteSession):
         compression_level: int,
     ) -> None:
         """`budget` is for the uploads of all sessions; `workers` encode."""
-        super().__init__(
-            workers,
-            parts.config,
-            chunker,
-            compression_level=compression_level,
-            inline_bytes_max=INLINE_BYTES_MAX,
-        )
+        super().__init__(workers, parts.config, chunker, compression_level=compression_level)
+        self.inline_bytes_max = INLINE_BYTES_MAX
         self.lookahead_bytes = LOOKAHEAD_BYTES
         self._bucket = parts.bucket
         self._catalog = parts.catalog

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from castore.errors import FormatError, ManifestUnreadable, UnsupportedFormat
+from castore.errors import FormatError, UnsupportedFormat
 from castore.s3.client.bucket import Bucket, KeyAbsent
-from castore.s3.keys import name_key
-from castore.s3.manifests import Overwritten, read_head
 
 T = TypeVar("T")
 
@@ -33,31 +31,3 @@ def read_told(
     except FormatError:
         return []
     return told if owner == store_id else []
-
-
-def read_manifest(
-    bucket: Bucket,
-    name: bytes,
-    first_bytes: int,
-    use: Callable[[str, bytes], T],
-    *,
-    unless: str | None = None,
-) -> T | None:
-    """What `use` makes of the ETag and the first bytes, with its whole head at least, of what the
-    name maps to now; None if that has the ETag `unless`. Raises KeyAbsent; ManifestUnreadable where
-    `use` raises FormatError, twice."""
-
-    def read() -> T | None:
-        while True:
-            reply = bucket.get(name_key(name), byte_range=(0, first_bytes), if_none_match=unless)
-            if reply is None:
-                return None
-            try:
-                return use(reply.etag, read_head(bucket, name, reply))
-            except Overwritten:
-                continue
-
-    try:
-        return undamaged(read)
-    except FormatError as error:
-        raise ManifestUnreadable(name.decode(), str(error)) from error

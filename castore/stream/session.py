@@ -31,6 +31,9 @@ class WriteSession(ABC):
     Not for several threads at once.
     """
 
+    inline_bytes_max: int  # objects up to this are in their record
+    lookahead_bytes = 0  # how far ahead `prefetch` is told; 0: never
+
     def __init__(
         self,
         workers: Workers,
@@ -38,13 +41,10 @@ class WriteSession(ABC):
         chunker: Chunker,
         *,
         compression_level: int,
-        inline_bytes_max: int,
     ) -> None:
         self.config = config
         self.chunker = chunker
         self.level = compression_level
-        self.inline_bytes_max = inline_bytes_max  # objects up to this are in their record
-        self.lookahead_bytes = 0  # how far ahead `prefetch` is told; 0: never
         self.guarded = config.collision_guard is not None
         self._workers = workers
         self._pid = os.getpid()

@@ -35,7 +35,7 @@ from stores import fill
 
 import castore
 from castore.errors import CastoreError, NotLocal
-from castore.format.s3 import encode_pin
+from castore.format.s3_gc import encode_pin
 from castore.s3.cache.folder import cache_root
 from castore.s3.client.bucket import Bucket
 

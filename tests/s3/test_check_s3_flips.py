@@ -13,7 +13,7 @@ from memory_s3 import Stored
 from stores import contents, fill, read
 
 from castore.errors import CastoreError
-from castore.format.s3 import decode_pin
+from castore.format.s3_gc import decode_pin
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.gc import collect as s3
 from castore.s3.keys import pack_key

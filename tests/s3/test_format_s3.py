@@ -17,22 +17,23 @@ from castore.format.index import Record
 from castore.format.pack import PackEntry
 from castore.format.s3 import (
     MANIFEST_HEADER_BYTES,
-    GcState,
-    decode_condemned,
-    decode_hints,
     decode_manifest_head,
-    decode_pin,
-    decode_state,
-    encode_condemned,
-    encode_hints,
     encode_manifest,
-    encode_pin,
-    encode_state,
     manifest_head_bytes,
     new_pack_id,
     new_session_id,
     session_of,
 )
+from castore.format.s3_gc import (
+    GcState,
+    decode_condemned,
+    decode_pin,
+    decode_state,
+    encode_condemned,
+    encode_pin,
+    encode_state,
+)
+from castore.format.s3_told import decode_hints, encode_hints
 from castore.s3.keys import name_key, pack_key, pin_key
 
 ids = st.binary(min_size=16, max_size=16)

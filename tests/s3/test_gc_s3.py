@@ -21,14 +21,9 @@ from castore.errors import (
     StoreBusy,
     UnpublishedResourceWarning,
 )
-from castore.format.s3 import (
-    GcState,
-    decode_hints,
-    decode_state,
-    encode_pin,
-    encode_state,
-    new_session_id,
-)
+from castore.format.s3 import new_session_id
+from castore.format.s3_gc import GcState, decode_state, encode_pin, encode_state
+from castore.format.s3_told import decode_hints
 from castore.s3.client.bucket import Bucket
 from castore.s3.gc import collect as s3
 from castore.s3.gc.collect import SCRATCH_S

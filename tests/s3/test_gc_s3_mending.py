@@ -11,7 +11,7 @@ from gc_races import SHARED, WRITERS, Machine, Work, collects, losses, prepare, 
 from gc_stores import DAY, HOUR, World, collect, noise
 
 from castore.errors import CastoreError, FormatError, StoreBusy
-from castore.format.s3 import decode_condemned, decode_state
+from castore.format.s3_gc import decode_condemned, decode_state
 from castore.s3.check import repair_condemned
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.gc import collect as s3

@@ -16,7 +16,7 @@ from s3_stores import Open
 
 import castore
 from castore.errors import CastoreError, CommitUnknown, NameExists, NameNotFound
-from castore.format.s3 import GcState, encode_condemned, encode_state
+from castore.format.s3_gc import GcState, encode_condemned, encode_state
 from castore.s3.client import retries
 from castore.s3.client.retries import Backoff
 from castore.s3.store import S3Store

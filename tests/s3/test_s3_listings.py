@@ -14,7 +14,7 @@ from servers import Server
 import castore
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.index import Record
-from castore.format.s3 import NameFacts, decode_listing, encode_listing
+from castore.format.s3_told import NameFacts, decode_listing, encode_listing
 from castore.s3 import listings
 from castore.s3.client.bucket import Bucket
 

@@ -15,14 +15,8 @@ from servers import QUICK, Server
 
 import castore
 from castore.errors import CommitUnknown, FormatError, StoreIOError
-from castore.format.s3 import (
-    GcState,
-    decode_pin,
-    encode_condemned,
-    encode_state,
-    new_pack_id,
-    new_session_id,
-)
+from castore.format.s3 import new_pack_id, new_session_id
+from castore.format.s3_gc import GcState, decode_pin, encode_condemned, encode_state
 from castore.s3 import lease as session
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.put_once import Landed
@@ -196,9 +190,9 @@ def test_a_day_by_the_server_s_clock_counts_too(via: Bucket, writing: WriterLeas
     writing.new_pack()
     began = writing._server_began
     assert began is not None
-    writing.landed(Landed(b"", "", 0, began + SESSION_S_MAX - 1, any_unknown=False))
+    writing.check_time(Landed(b"", "", 0, began + SESSION_S_MAX - 1, any_unknown=False))
     with pytest.raises(CommitUnknown, match="server's clock"):
-        writing.landed(Landed(b"", "", 0, began + SESSION_S_MAX, any_unknown=False))
+        writing.check_time(Landed(b"", "", 0, began + SESSION_S_MAX, any_unknown=False))
 
 
 def test_a_store_begins_another_session_in_time(

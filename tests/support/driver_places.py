@@ -75,7 +75,7 @@ class Settings:
             "castore.local.gc.sweep:ROWS_MAX": 16,
             "castore.local.gc.sweep:PACKS_MAX": 2,
             "castore.local.gc.sweep:SEGMENTS_MAX": 6,
-            "castore.transfer:BATCH_FILES_MAX": 5,
+            "castore.transfer.imports:BATCH_FILES_MAX": 5,
             "castore.s3.uploads:PACK_BYTES_FIRST": self.pack_bytes_max // 4,
             "castore.s3.uploads:PACK_BYTES_MAX": self.pack_bytes_max,
             "castore.s3.gc.repack:BATCH_BYTES": 8192,

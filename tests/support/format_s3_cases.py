@@ -7,9 +7,7 @@ from typing import Any
 
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
-from castore.format.s3 import (
-    encode_manifest,
-)
+from castore.format.s3 import encode_manifest
 from castore.format.segment import SegmentBuilder
 from castore.stream.codec import CODEC_RAW
 

@@ -28,7 +28,7 @@ from format_s3_cases import NONCE, STORE
 from tars import SEEDS, with_checksums
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import s3
+from castore.format import s3, s3_gc, s3_told
 from castore.format.index import Record
 from castore.format.pack import (
     BackupTrailer,
@@ -53,28 +53,31 @@ def use_tar(raw: bytes) -> None:
 TARGETS: dict[str, Target] = {
     **LAYOUTS,
     "manifests": Target([made.manifest(2)[0], made.inline(b"bytes")[0]], s3.decode_manifest_head),
-    "pins": Target([s3.encode_pin(STORE, bytes(8), NONCE, [STORE, NONCE])], s3.decode_pin),
+    "pins": Target([s3_gc.encode_pin(STORE, bytes(8), NONCE, [STORE, NONCE])], s3_gc.decode_pin),
     "condemned": Target(
-        [s3.encode_condemned(STORE, NONCE, [STORE, NONCE], [NONCE])],
-        partial(s3.decode_condemned, store_id=STORE),
+        [s3_gc.encode_condemned(STORE, NONCE, [STORE, NONCE], [NONCE])],
+        partial(s3_gc.decode_condemned, store_id=STORE),
     ),
     "states": Target(
-        [s3.encode_state(s3.GcState(3, "condemned", NONCE, "gc/condemned/3"))], s3.decode_state
+        [s3_gc.encode_state(s3_gc.GcState(3, "condemned", NONCE, "gc/condemned/3"))],
+        s3_gc.decode_state,
     ),
     "listings": Target(
         [
-            s3.encode_listing(
-                STORE, [s3.NameFacts.of(b"name", '"tag"', Record(1, 2, 0o644, NONCE, 3, 4))] * 2
+            s3_told.encode_listing(
+                STORE,
+                [s3_told.NameFacts.of(b"name", '"tag"', Record(1, 2, 0o644, NONCE, 3, 4))] * 2,
             )
         ],
-        s3.decode_listing,
+        s3_told.decode_listing,
     ),
     "hints": Target(
-        [s3.encode_hints(STORE, [(NONCE, [PackEntry(STORE, 64, 2, 3)] * 3)])], s3.decode_hints
+        [s3_told.encode_hints(STORE, [(NONCE, [PackEntry(STORE, 64, 2, 3)] * 3)])],
+        s3_told.decode_hints,
     ),
     "references": Target(
-        [s3.encode_references(b"n", "etag", (STORE, NONCE))],
-        partial(s3.decode_references, b"n", "etag"),
+        [s3_gc.encode_references(b"n", "etag", (STORE, NONCE))],
+        partial(s3_gc.decode_references, b"n", "etag"),
     ),
     "backups": Target(
         [encode_backup_trailer(BackupTrailer(4096, 300, 1, 7))],

@@ -351,13 +351,8 @@ class MemoryPacks:
 
 class MemorySession(WriteSession):
     def __init__(self, place: Place, workers: Workers, chunker: Chunker, *, level: int) -> None:
-        super().__init__(
-            workers,
-            place.config,
-            chunker,
-            compression_level=level,
-            inline_bytes_max=INLINE_BYTES_MAX,
-        )
+        super().__init__(workers, place.config, chunker, compression_level=level)
+        self.inline_bytes_max = INLINE_BYTES_MAX
         self._place = place
         self._placed: dict[bytes, tuple[int, Location]] = {}
         self._packs: dict[bytes, bytearray] = {}  # ours

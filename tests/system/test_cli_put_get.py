@@ -259,9 +259,9 @@ def test_put_a_folder_corner_cases(run, tmp_path):
 
 
 def test_put_a_folder_leaves_out_names_that_are_taken(run, tmp_path, monkeypatch):
-    from castore import transfer
+    from castore.transfer import imports
 
-    monkeypatch.setattr(transfer, "BATCH_FILES_MAX", 2)
+    monkeypatch.setattr(imports, "BATCH_FILES_MAX", 2)
     tree = make_tree(tmp_path / "tree")
     assert run("put", "-", "p/sub/one", stdin=b"mine").code == 0
     fails(run("put", "--if-absent", "-R", tree, "p"), 1, "sub/one is left out", "already named")
@@ -270,18 +270,18 @@ def test_put_a_folder_leaves_out_names_that_are_taken(run, tmp_path, monkeypatch
 
 
 def test_put_a_folder_says_how_far_it_came(run, tmp_path, monkeypatch):
-    from castore import transfer
     from castore.errors import StoreFull
+    from castore.transfer import imports
 
-    monkeypatch.setattr(transfer, "BATCH_FILES_MAX", 2)
-    whole = transfer.put_files
+    monkeypatch.setattr(imports, "BATCH_FILES_MAX", 2)
+    whole = imports.put_files
 
     def put_files(store, batch, *rest):
         if batch[0].name == "p/sub/one":
             raise StoreFull("no space left")
         return whole(store, batch, *rest)
 
-    monkeypatch.setattr(transfer, "put_files", put_files)
+    monkeypatch.setattr(imports, "put_files", put_files)
     result = run("put", "-R", make_tree(tmp_path / "tree"), "p")
     assert (result.code, result.err) == (
         1,

@@ -15,7 +15,7 @@ import pytest
 from servers import Server
 
 import castore
-from castore.cli import doctor, exits, main
+from castore.cli import doctor_places, doctor_s3, exits, main
 from castore.errors import AccessDenied
 from castore.s3.client import probe
 from castore.s3.client.bucket import Bucket
@@ -157,8 +157,8 @@ class TestFolder:
             f"23 22 0:5 / {tmp_path}/a rw - proc proc rw\n"
             f"36 22 0:31 / {point} rw,nosuid shared:1 - {kind} host:/export rw\n"
         )
-        monkeypatch.setattr(doctor.file_system_of, "__defaults__", (str(mounts),))
-        assert doctor.file_system_of(f"{tmp_path}/other") == ("xfs", "/")
+        monkeypatch.setattr(doctor_places.file_system_of, "__defaults__", (str(mounts),))
+        assert doctor_places.file_system_of(f"{tmp_path}/other") == ("xfs", "/")
         code, checks = examine(tmp_path / "a disk" / "store")
         assert (code, verdicts(checks)["file system"]) == (exits.OK, verdict)
         assert checks["file system"]["found"].startswith(kind)
@@ -166,7 +166,7 @@ class TestFolder:
     def test_little_space_and_no_extension(
         self, examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(doctor, "FREE_BYTES_MIN", 1 << 80)
+        monkeypatch.setattr(doctor_places, "FREE_BYTES_MIN", 1 << 80)
         monkeypatch.setitem(sys.modules, "castore._native", None)
         monkeypatch.delattr(castore, "_native", raising=False)
         code, checks = examine(tmp_path / "store")
@@ -244,7 +244,7 @@ class TestServer:
         assert checks["clock"]["found"] == "400 s behind the server's"
 
     def test_a_server_that_honours_nothing(self) -> None:
-        checks = list(doctor.of_features(ServerFeatures(False, False, False, False, False)))
+        checks = list(doctor_s3.of_features(ServerFeatures(False, False, False, False, False)))
         assert [check.verdict for check in checks] == ["warning"] * 3 + ["problem"] * 3
         assert all(check.means for check in checks)
 

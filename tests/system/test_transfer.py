@@ -17,9 +17,9 @@ from stores import contents, failures, fill, flip, packs, small
 from trees import make_tree, tree
 
 import castore
-from castore import transfer
 from castore.cli import main
 from castore.errors import NameNotFound, NotAStore, ReadOnlyStore
+from castore.transfer import imports
 
 VALUES = contents()
 
@@ -180,7 +180,7 @@ def test_an_export_that_fails(
 def test_an_import_that_fails(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
-    monkeypatch.setattr(transfer, "BATCH_FILES_MAX", 2)
+    monkeypatch.setattr(imports, "BATCH_FILES_MAX", 2)
     made = make_tree(tmp_path / "in")
     whole = getattr(os, call)
     left = [3]

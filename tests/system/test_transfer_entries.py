@@ -24,6 +24,7 @@ from castore.cli import main
 from castore.errors import FormatError, InvalidName, SourceChanged, TimeOutOfRange
 from castore.stream import sourcefile
 from castore.system import outfolder
+from castore.transfer import imports
 
 LATIN = os.fsdecode(b"latin\xe9")
 
@@ -115,7 +116,7 @@ def test_a_file_that_became_a_pipe_is_not_waited_for(
 ) -> None:
     top = tmp_path / "in"
     make_tree(top)
-    whole = transfer.batches
+    whole = imports.batches
 
     def batches(sources: Any) -> Any:
         for batch in whole(sources):
@@ -123,7 +124,7 @@ def test_a_file_that_became_a_pipe_is_not_waited_for(
             os.mkfifo(top / "a")
             yield batch
 
-    monkeypatch.setattr(transfer, "batches", batches)
+    monkeypatch.setattr(imports, "batches", batches)
     report = store.import_folder(top)
     what = f"{top / 'a'} is no regular file any more: nothing of it was published"
     assert reasons(report, top) == {"a": what}

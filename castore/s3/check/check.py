@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from castore.check.check import StoreCheck
 from castore.check.scan import AHEAD
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.s3 import decode_hints, decode_listing, decode_pin, session_of
+from castore.format.s3 import session_of
+from castore.format.s3_gc import decode_pin
+from castore.format.s3_told import decode_hints, decode_listing
 from castore.model import Stages
 from castore.s3.check.source import PacksRead, S3Source
 from castore.s3.client.bucket import KeyAbsent, Listed

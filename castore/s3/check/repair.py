@@ -18,12 +18,8 @@ from castore.check.bitflip import corrected
 from castore.check.objects import Faulty, inline_fault, manifest_faults
 from castore.check.salvage import PREFIX, note, salvage
 from castore.errors import CommitUnknown, ConfigLost, FormatError, NameNotFound, UnsupportedFormat
-from castore.format.s3 import (
-    NONCE_BYTES,
-    decode_hints,
-    decode_listing,
-    encode_manifest,
-)
+from castore.format.s3 import NONCE_BYTES, encode_manifest
+from castore.format.s3_told import decode_hints, decode_listing
 from castore.format.segment import decode_segment
 from castore.model import Extent, Location, Progress, Stages
 from castore.s3.catalog import S3Catalog, Version

@@ -26,7 +26,8 @@ from collections.abc import Callable
 
 from castore.check.bitflip import corrected
 from castore.errors import CollectionRefused, FormatError, PreconditionsIgnored, StoreBusy
-from castore.format.s3 import NONCE_BYTES, GcState, decode_condemned, decode_state, encode_state
+from castore.format.s3 import NONCE_BYTES
+from castore.format.s3_gc import GcState, decode_condemned, decode_state, encode_state
 from castore.model import Stages
 from castore.s3.client.bucket import KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.probe import probe

@@ -70,12 +70,13 @@ def retry(attempt: Callable[[], T], backoff: Backoff) -> T:
 
 def retry_once(key: str, attempt: Callable[[], T], backoff: Backoff) -> T:
     """Repeat while it is certain that nothing was applied. Raises OutcomeUnknown when it is not."""
-    retrier = Retrier(backoff)
-    while True:
+
+    def once() -> T:
         try:
             return attempt()
         except Fault as fault:
             if fault.unknown:
                 raise OutcomeUnknown(key) from fault.error
-            if not retrier.wait(fault):
-                raise fault.error from fault.__cause__
+            raise
+
+    return retry(once, backoff)

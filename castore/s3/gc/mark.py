@@ -12,20 +12,17 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from castore.errors import FormatError
-from castore.format.s3 import (
-    PackIds,
-    decode_pin,
-    listed_bytes,
-    session_of,
-)
+from castore.format.s3 import session_of
+from castore.format.s3_gc import PackIds, decode_pin
+from castore.format.s3_told import listed_bytes
 from castore.model import Stages
 from castore.s3.client.bucket import KeyAbsent, Listed
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.keys import NAMES, PINS, listed_packs, name_of, session_of_pin
-from castore.s3.manifests import decode_own_head
+from castore.s3.manifests import decode_own_head, read_manifest
 from castore.s3.packs import absent_packs
 from castore.s3.parts import Parts
-from castore.s3.told import read_manifest, undamaged
+from castore.s3.told import undamaged
 
 HEAD_BYTES = 16 << 10  # of a manifest, in the first request
 PAGE_NAMES = 1000

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from castore.format.s3 import PackIds, decode_references, encode_references
+from castore.format.s3_gc import PackIds, decode_references, encode_references
 from castore.s3.cache.store import StoreCache
 from castore.system.lmdb_env import Index, Snapshot, Table, Txn
 

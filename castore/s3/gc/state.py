@@ -16,7 +16,7 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from castore.errors import FormatError, StateWentBackwards, StoreBusy, StoreIOError
-from castore.format.s3 import (
+from castore.format.s3_gc import (
     Condemned,
     GcState,
     decode_condemned,

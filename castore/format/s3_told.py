@@ -1,0 +1,144 @@
+"""What machines tell each other of a store on S3, to save requests: hints, and listings (see
+FORMAT.md).
+
+Decoders take untrusted bytes, as those of `pack` do.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import xxhash
+
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format.index import Record
+from castore.format.pack import (
+    VERSION,
+    PackEntry,
+)
+
+_checksum = xxhash.xxh3_64_intdigest
+
+
+_HINTS_MAGIC: Final = b"CHNT"
+_TOLD = struct.Struct("<4sBBHI16sQ")
+_HINT_PACK = struct.Struct("<16sI")
+_HINT_ENTRY = struct.Struct("<16sIII")
+
+
+def _encode_told(magic: bytes, store_id: bytes, count: int, body: bytes) -> bytes:
+    fixed = _TOLD.pack(magic, VERSION, 0, 0, count, store_id, 0)[:-8]
+    return fixed + _checksum(body, _checksum(fixed)).to_bytes(8, "little") + body
+
+
+def _decode_told(magic: bytes, raw: bytes, what: str) -> tuple[bytes, int, memoryview]:
+    """(store id, how many are told of, body)."""
+    if len(raw) < _TOLD.size:
+        raise FormatError(f"{what} is cut short at {len(raw)} bytes")
+    found, version, flags, zero, count, store_id, checksum = _TOLD.unpack_from(raw)
+    if found != magic or flags or zero or version < 1:
+        raise FormatError(f"{what} starts with {raw[:8].hex()}")
+    if version > VERSION:
+        raise UnsupportedFormat(f"{what} has format version {version}: upgrade castore")
+    body = memoryview(raw)[_TOLD.size :]
+    if _checksum(body, _checksum(raw[: _TOLD.size - 8])) != checksum:
+        raise FormatError(f"{what} is damaged")
+    return store_id, count, body
+
+
+def encode_hints(store_id: bytes, packs: Sequence[tuple[bytes, Sequence[PackEntry]]]) -> bytes:
+    """The footers of many packs in one object, so that another machine learns of their chunks in
+    one request. Only ever hints: a chunk that they do not tell of is uploaded again."""
+    body = b"".join(
+        part
+        for pack_id, entries in packs
+        for part in (
+            _HINT_PACK.pack(pack_id, len(entries)),
+            *(_HINT_ENTRY.pack(e.chunk_id, e.offset, e.stored_bytes, e.raw_bytes) for e in entries),
+        )
+    )
+    return _encode_told(_HINTS_MAGIC, store_id, len(packs), body)
+
+
+def decode_hints(raw: bytes) -> tuple[bytes, list[tuple[bytes, list[PackEntry]]]]:
+    """(store id, (pack id, its frames) of each pack)."""
+    store_id, count, view = _decode_told(_HINTS_MAGIC, raw, "object of hints")
+    packs, at = [], 0
+    for _ in range(count):
+        if at + _HINT_PACK.size > len(view):
+            raise FormatError("hints list more packs than they hold")
+        pack_id, entries = _HINT_PACK.unpack_from(view, at)
+        at += _HINT_PACK.size
+        stop = at + entries * _HINT_ENTRY.size
+        if stop > len(view):
+            raise FormatError("hints list more frames than they hold")
+        packs.append((pack_id, [PackEntry(*f) for f in _HINT_ENTRY.iter_unpack(view[at:stop])]))
+        at = stop
+    if at != len(view):
+        raise FormatError(f"hints have {len(view) - at} bytes too many")
+    return store_id, packs
+
+
+_LISTING_MAGIC: Final = b"CLST"
+_LISTED_NAME = struct.Struct("<HHIQqQQ16s")
+
+
+class NameFacts(NamedTuple):
+    """What a name with this ETag maps to, as far as a list shows it."""
+
+    name: bytes
+    etag: str
+    record: Record  # with no content, and no fingerprint of its source
+
+    @classmethod
+    def of(cls, name: bytes, etag: str, record: Record) -> NameFacts:
+        r = record
+        return cls(
+            name, etag, Record(r.size, r.mtime_ns, r.mode, r.etag, r.stored_bytes, r.chunks, 1)
+        )
+
+
+def listed_bytes(name: bytes, etag: str) -> int:
+    """What a name takes in a listing."""
+    return _LISTED_NAME.size + len(name) + len(etag.encode())
+
+
+def encode_listing(store_id: bytes, facts: Sequence[NameFacts]) -> bytes:
+    """Of many names in one object, so that a list need not ask for each."""
+    parts = []
+    for name, etag, r in facts:
+        tag = etag.encode()
+        parts.append(
+            _LISTED_NAME.pack(
+                len(name), len(tag), r.mode, r.size, r.mtime_ns, r.stored_bytes, r.chunks, r.etag
+            )
+        )
+        parts += [name, tag]
+    body = b"".join(parts)
+    return _encode_told(_LISTING_MAGIC, store_id, len(facts), body)
+
+
+def decode_listing(raw: bytes) -> tuple[bytes, list[NameFacts]]:
+    """(store id, what it tells)."""
+    store_id, count, view = _decode_told(_LISTING_MAGIC, raw, "listing")
+    facts, at, body = [], 0, bytes(view)
+    for _ in range(count):
+        if at + _LISTED_NAME.size > len(body):
+            raise FormatError("a listing tells of more names than it holds")
+        name_bytes, tag_bytes, *numbers, etag = _LISTED_NAME.unpack_from(body, at)
+        at += _LISTED_NAME.size
+        name, tag = body[at : at + name_bytes], body[at + name_bytes :][:tag_bytes]
+        at += name_bytes + tag_bytes
+        if at > len(body):
+            raise FormatError("a listing ends within a name")
+        mode, size, mtime_ns, stored_bytes, chunks = numbers
+        record = Record(size, mtime_ns, mode, etag, stored_bytes, chunks, 1)
+        try:
+            facts.append(NameFacts(name, tag.decode(), record))
+        except UnicodeDecodeError as error:
+            raise FormatError(f"a listing has an ETag that is no text: {error}") from error
+    if at != len(body):
+        raise FormatError(f"a listing has {len(body) - at} bytes too many")
+    return store_id, facts

@@ -1,0 +1,156 @@
+"""Plain files to objects: in batches, each of which is published whole."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from castore.errors import InvalidName, NameExists, NotAStore, SourceChanged, TimeOutOfRange
+from castore.model import Progress, as_prefix, encode_name
+from castore.system.walk import FoundFile, reason, walk
+from castore.transaction import Transaction
+from castore.transfer.outcomes import (
+    NO_MORE_FILES,
+    THREADS_MAX,
+    Fault,
+    Objects,
+    Outcome,
+    Shared,
+    ahead,
+)
+
+BATCH_FILES_MAX = 500
+BATCH_BYTES_MAX = 256 << 20
+DRAFT = re.compile(r"\.castore-[0-9a-f]{16}")
+
+
+class Source(NamedTuple):
+    """A file and the name it goes under."""
+
+    path: str
+    name: str
+    size: int
+    is_regular: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """`skip_same` does not read files that are in the state in which they were put; `checksum`
+    reads these, too. `keep_time` gives an object its file's time. `if_absent` leaves out what has a
+    name that is taken."""
+
+    keep_time: bool = True
+    skip_same: bool = True
+    checksum: bool = False
+    if_absent: bool = False
+
+
+def import_folder(
+    store: Objects,
+    folder: str,
+    prefix: str,
+    options: ImportOptions,
+    *,
+    threads: int,
+    progress: Progress | None,
+) -> Iterator[Outcome]:
+    """Put every regular file below the folder as `prefix` + "/" and its path in it, in batches that
+    are each published whole, several at a time.
+
+    Raises FileNotFoundError, NotADirectoryError.
+    """
+    if not os.path.isdir(folder):
+        os.listdir(folder)  # says which error it is
+    shared = Shared(progress)
+    if progress is not None:
+        found = walk(folder, leave_out=store.path)
+        shared.fix_size(sum(each.size for each in found if isinstance(each, FoundFile)))
+
+    def put(batch: list[Source]) -> list[Outcome]:
+        return put_files(store, batch, options, shared)
+
+    left_out: list[Outcome] = []
+    sources = _sources(folder, as_prefix(prefix), store.path, left_out)
+    for outcomes in ahead(put, batches(sources), min(threads, THREADS_MAX), shared.stop):
+        yield from _drained(left_out)
+        yield from outcomes
+    yield from _drained(left_out)
+
+
+def batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
+    """`sources` in order, in groups that are each small enough for one transaction."""
+    batch: list[Source] = []
+    batch_bytes = 0
+    for source in sources:
+        if batch and (len(batch) >= BATCH_FILES_MAX or batch_bytes + source.size > BATCH_BYTES_MAX):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(source)
+        batch_bytes += source.size
+    if batch:
+        yield batch
+
+
+def _sources(
+    folder: str, prefix: str, store_path: str, left_out: list[Outcome]
+) -> Iterator[Source]:
+    for found in walk(folder, leave_out=store_path):
+        path = found.path
+        if not isinstance(found, FoundFile):
+            fault: Fault = "on purpose" if found.on_purpose else "other"
+            left_out.append(Outcome(path, reason=found.reason, fault=fault))
+            continue
+        if DRAFT.fullmatch(os.path.basename(path)):
+            why = "it is what an interrupted get left"
+            left_out.append(Outcome(path, reason=why, fault="on purpose"))
+            continue
+        try:
+            encode_name(prefix + found.inner)
+        except InvalidName as error:
+            left_out.append(Outcome(path, reason=str(error), fault="name"))
+            continue
+        yield Source(path, prefix + found.inner, found.size)
+
+
+def put_files(
+    store: Objects, batch: list[Source], options: ImportOptions, shared: Shared
+) -> list[Outcome]:
+    """Put these regular files in one commit, all but those that can't be read."""
+    outcomes = []
+    with store.transaction() as transaction:
+        for source in batch:
+            with shared.entry(source.size) as progress:
+                outcomes.append(_put_file(transaction, source, options, progress))
+    return outcomes
+
+
+def _put_file(
+    transaction: Transaction, source: Source, options: ImportOptions, progress: Progress
+) -> Outcome:
+    path = source.path
+    try:
+        info, same = transaction.put_file(
+            source.name,
+            path,
+            if_absent=options.if_absent,
+            keep_time=options.keep_time,
+            skip_same=options.skip_same,
+            checksum=options.checksum,
+            progress=progress,
+        )
+        return Outcome(path, info, same)
+    except (SourceChanged, NameExists, NotAStore, TimeOutOfRange) as error:
+        return Outcome(path, reason=str(error), fault="other")
+    except OSError as error:
+        # An error of the store's own files is another one's, or a CastoreError.
+        if error.filename != path or error.errno in NO_MORE_FILES:
+            raise
+        return Outcome(path, reason=reason(error), fault="other")
+
+
+def _drained(outcomes: list[Outcome]) -> Iterator[Outcome]:
+    while outcomes:
+        yield outcomes.pop(0)
