@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import traceback
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -21,10 +20,8 @@ cloud_only = pytest.mark.parametrize("mode", ["cloud"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
-def one_organization(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("CONDUCTO_SECRETS")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("CONDUCTO_ORG_ID", f"org-{tmp_path.name}-{os.urandom(4).hex()}")
+def one_organization(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONDUCTO_ORG_ID", f"org-{os.urandom(8).hex()}")
 
 
 def test_user_and_organization() -> None:

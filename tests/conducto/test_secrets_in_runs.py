@@ -13,8 +13,12 @@ import pytest
 from pipelines import Pipelines, command_lines, wait_for
 
 import conducto as co
-from conducto import context
+from conducto import command, context, secrets
 from conducto.nodes import TreeError
+from conducto.run.launch import launch
+from conducto.run.options import RunOptions
+
+pytest_plugins = ["modes"]
 
 TOKEN = "s3kr1t-of/nobody+at=all"
 PEM = "-----BEGIN KEY-----\nMIIBVAIBADANBgkqhkiG9w0B\nAQEFAASCAT4wggE6AgEAAkEA\n-----END KEY-----\n"
@@ -141,6 +145,23 @@ def test_a_tree_with_a_secret_in_it_is_not_run(pipelines: Pipelines) -> None:
     assert pipelines.conducto("logs", done.id, "it").out == f"{TOKEN}\n"
     co.api.Secrets().put_user_secrets({"A": "it"})  # too short to tell it from what is there
     assert pipelines.run(root).code == 0
+
+
+@pytest.mark.parametrize("mode", ["cloud"], indirect=True)
+def test_in_the_cloud(
+    mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONDUCTO_ORG_ID", "of-this-test")
+    put()
+    assert secrets.environment()["TOKEN"] == TOKEN
+    root = co.Exec('echo "$TOKEN $ORG_ONLY $PLAIN"')
+    assert launch(root, ["test"], RunOptions(run=True, parallel=1)) == 0
+    run_id = capsys.readouterr().out.split()[1]
+    assert command.main(["logs", run_id, "/"]) == 0
+    assert capsys.readouterr().out == "*** *** eu-west-1\n"
+    store = context.open_store()
+    assert store.path.startswith("s3://")
+    assert TOKEN.encode() not in b"".join(store.gets(name) for name in store.names())
 
 
 def test_a_run_whose_secrets_can_not_be_had_does_not_begin(

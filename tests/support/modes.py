@@ -27,8 +27,12 @@ VARIABLES = (
     "CONDUCTO_CONFIG",
     "CONDUCTO_EXECUTION_ENV",
     "CONDUCTO_IDENTITY_ID",
+    "CONDUCTO_ORG_ID",
     "CONDUCTO_PROFILE",
     "CONDUCTO_S3_BUCKET",
+    "CONDUCTO_SECRETS_KEY",
+    "CONDUCTO_SECRETS_KMS_KEY_ID",
+    "CONDUCTO_SECRETS_PATH",
 )
 CLOUD_BUCKET = "conducto-users"
 # An access key in the request is all that moto wants of a signature.
