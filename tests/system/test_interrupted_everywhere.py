@@ -149,7 +149,9 @@ VERBS = ["puts", "transaction", "write", "copy", "delete", "read", "look", "coll
 EVERY = 12  # by default; each step in the long run
 
 
-@pytest.fixture(params=[EVERY, pytest.param(1, marks=pytest.mark.long)])
+@pytest.fixture(
+    params=[EVERY, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+)
 def every(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
