@@ -10,6 +10,7 @@ import pytest
 import castore.errors
 import conducto.errors
 from castore.errors import CastoreError
+from conducto.secrets import SecretKey
 
 ERRORS = [
     kind
@@ -19,6 +20,7 @@ ERRORS = [
 ]
 FACTS: dict[str, object] = {"code": 28, "time_ns": 10**20, "chunk_id": b"\1" * 16}
 FACTS |= {"pack_id": b"\2" * 16, "offset": 7, "skew_s": 3.5, "version": 1, "seen": 2, "status": 503}
+FACTS |= {"keys": [SecretKey("A_KEY", "user")]}
 
 
 def made(kind: type[CastoreError]) -> CastoreError:

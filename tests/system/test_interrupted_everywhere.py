@@ -6,7 +6,6 @@ and the last time that a verb comes by each such place."""
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import threading
@@ -177,7 +176,6 @@ def strikes(verbs: Verbs, name: str, every: int) -> Iterator[Step]:
 
 def locked(root: Path) -> list[Path]:
     """Of the store's files that are locked while they are in use: those that still are."""
-    gc.collect()
     found = []
     for path in [*root.glob("packs/*/*"), root / "castore.gc"]:
         if path.exists():
