@@ -4,6 +4,8 @@
   against boto3's ranged GET of the same.
 - `through-1M@LINK`: all of such an object by `file.read(1 MiB)`, against boto3's body read so.
 - `through-1M-local`: the same of a local store, against a plain file, both in the page cache.
+- `through-1M-local-zstd`: the same of real files, which are stored compressed, against zstandard
+  decoding their frames from memory, on one thread.
 
 Each side takes a CRC-32 of what it reads through.
 """
@@ -13,14 +15,17 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import zstandard
 from fs_setting import Setting
+from local_gets import Frames
 from measure import Row
 from s3_client import read_in_steps
 from s3_links import PLAIN
-from sources import write_random
+from sources import write_random, write_real_tar
 
 import castore
 
@@ -34,6 +39,7 @@ def rows(setting: Setting) -> Iterator[tuple[Row, str]]:
     yield reading.read_8m(), "boto3"
     yield reading.through_1m(), "boto3"
     yield reading.through_1m_local(), "plain file"
+    yield reading.through_1m_local_zstd(), "bare decode"
 
 
 class _Reading:
@@ -83,6 +89,36 @@ class _Reading:
                         assert read_in_steps(file, MIB) == right
                         row.add(who, (time.perf_counter() - began) * 1e3)
         row.bar("≤ 1.3 × the plain file", row.ratio("castore", "plain file"), lambda x: x <= 1.3)
+        return row
+
+    def through_1m_local_zstd(self) -> Row:
+        row = Row("through-1M-local-zstd", "all of it, 1 MiB at a time, page-cached", "ms")
+        source = self.setting.folder / "real.tar"
+        write_real_tar(source, self.setting.bytes)
+        raw = source.read_bytes()
+        right = [len(raw), zlib.crc32(raw)]
+        decompress = zstandard.ZstdDecompressor().decompress
+        with castore.open(self.setting.folder / "zstd", cache_bytes=0) as store:
+            store.put(source.name, source)
+            frames = Frames.of(store, source, len(raw))
+            parts = [
+                raw[begin:end] if frame is None else frame
+                for (begin, end), frame in zip(
+                    pairwise([*frames.begins, len(raw)]), frames.frames, strict=True
+                )
+            ]
+            for _ in range(max(7, self.setting.repeats)):
+                with store.open(source.name) as file:
+                    began = time.perf_counter()
+                    assert read_in_steps(file, MIB) == right
+                    row.add("castore", (time.perf_counter() - began) * 1e3)
+                began = time.perf_counter()
+                crc = 0
+                for part, frame in zip(parts, frames.frames, strict=True):
+                    crc = zlib.crc32(part if frame is None else decompress(frame), crc)
+                row.add("bare decode", (time.perf_counter() - began) * 1e3)
+                assert crc == right[1]
+        row.bar("≤ 1.3 × the bare decode", row.ratio("castore", "bare decode"), lambda x: x <= 1.3)
         return row
 
     def _against_boto3(self, row: Row, what: dict[str, Any], ours: str, theirs: str) -> None:

@@ -66,7 +66,7 @@ def run(
     with on_cores(1):
         with castore.open(path, cache_bytes=0) as store:
             if any(name.startswith("range-zstd") for name in names):
-                frames = _Frames.of(store, real, span)
+                frames = Frames.of(store, real, span)
                 for label in _labels(names, "zstd", span):
                     yield bench.zstd(label, store, real.name, frames)
             for label in _labels(names, "raw", span):
@@ -78,15 +78,16 @@ def run(
 
 
 @dataclass(frozen=True, slots=True)
-class _Frames:
-    """Every chunk of an object as zstandard compresses it; None where castore stores it raw."""
+class Frames:
+    """Every chunk of an object, put under its file's name, as zstandard compresses it; None where
+    castore stores it raw."""
 
     begins: list[int]
     frames: list[bytes | None]
     size: int
 
     @classmethod
-    def of(cls, store: Any, source: Path, size: int) -> _Frames:
+    def of(cls, store: Any, source: Path, size: int) -> Frames:
         compressor = zstandard.ZstdCompressor(level=1)
         begins: list[int] = []
         frames: list[bytes | None] = []
@@ -118,7 +119,7 @@ class _Ranges:
         self._picks = picks
         self._random = random.Random(7)
 
-    def zstd(self, label: str, store: Any, name: str, frames: _Frames) -> Row:
+    def zstd(self, label: str, store: Any, name: str, frames: Frames) -> Row:
         row = Row(f"range-zstd-{label}", f"gets of {SIZES[label]:,} bytes, decoding", "µs")
         decompress = zstandard.ZstdDecompressor().decompress
         chunks: list[int] = []

@@ -209,10 +209,11 @@ def test_file_object_rows(tmp_path: Path) -> None:
     document, _ = run(tmp_path, "bench_fs.py")
     measured = rows(document)
     link = "20ms/100MBs"
-    assert list(measured)[:3] == [f"read-8M@{link}", f"through-1M@{link}", "through-1M-local"]
+    reading = [f"read-8M@{link}", f"through-1M@{link}"]
+    assert list(measured)[:4] == [*reading, "through-1M-local", "through-1M-local-zstd"]
     if find_spec("pandas") and find_spec("pyarrow"):
         tables = [f"{name}@{link}" for name in TABLES]
-        assert list(measured)[3:10] == [*tables, "csv-local", "table-local"]
+        assert list(measured)[4:11] == [*tables, "csv-local", "table-local"]
         bars = {bar["bar"] for name in tables for bar in measured[name]["bars"]}
         assert bars == {"cold ≤ 1.3 × s3fs", "warm ≤ 0.3 × s3fs", "≤ 1.3 × the bytes wanted"}
     assert "castore: 3.0 requests, manifest included" in measured["read-8M@20ms/100MBs"]["notes"]
