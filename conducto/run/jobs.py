@@ -33,10 +33,9 @@ class Jobs:
             "PYTHONUNBUFFERED": "1",  # so that a log has what was printed before a crash
             **os.environ,
             **secrets.environment,
-            "CONDUCTO_PIPELINE_ID": pipeline_id,
-            VARIABLE: cookie,
         }
         self._base.pop(PRINT_TREE, None)  # this may itself be what a Lazy runs
+        self._ours = {"CONDUCTO_PIPELINE_ID": pipeline_id, VARIABLE: cookie}
 
     def masker(self) -> Masker:
         """What hides the values of secrets in what one attempt prints."""
@@ -49,7 +48,7 @@ class Jobs:
     def run(self, node: Exec, executor: Executor, output: Callable[[bytes], None]) -> Outcome:
         """Run the command, in the environment of its requirements, which is made if need be."""
         image = node.image or Image()
-        env = {**self._base, **node.environment(), "CONDUCTO_NODE": str(node)}
+        env = {**self._base, **node.environment(), **self._ours, "CONDUCTO_NODE": str(node)}
         if isinstance(node.parent, Lazy) and node.name == GENERATE:
             env[PRINT_TREE] = "1"
         job = Job(

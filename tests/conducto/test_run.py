@@ -302,7 +302,10 @@ def test_what_a_command_finds_around_it(pipelines: Pipelines) -> None:
     other = pipelines.folder / "other"
     other.mkdir()
     root = co.Serial(env={"A": "root", "B": "root"})
-    root["env"] = co.Exec("echo $A $B $CONDUCTO_NODE $CONDUCTO_PIPELINE_ID", env={"B": "node"})
+    root["env"] = co.Exec(
+        "echo $A $B $CONDUCTO_NODE $CONDUCTO_PIPELINE_ID",
+        env={"B": "node", "CONDUCTO_NODE": "x", "CONDUCTO_PIPELINE_ID": "y", "CONDUCTO_RUN": "z"},
+    )
     root["python"] = co.Exec(f'exec python -c "{show}"')
     root["folder"] = co.Exec("pwd; echo $0", image=co.Image(copy_dir=str(other), shell="/bin/sh"))
     root["data"] = co.Exec("conducto-data-pipeline puts x < /dev/null")
