@@ -55,13 +55,10 @@ class NodeSecrets:
     def found_in(self, data: bytes) -> list[str]:
         """The names of the secrets whose values are in what is to be kept. Those of less than
         `FOUND_BYTES_MIN` bytes are not looked for, as they are in anything."""
-        names = []
-        for secret in self._masked:
-            masker = Masker([secret.value])
-            long_enough = len(secret.value.encode()) >= FOUND_BYTES_MIN
-            if long_enough and masker.feed(data) + masker.flush() != data:
-                names.append(secret.key)
-        return names
+        known = [each for each in self._masked if len(each.value.encode()) >= FOUND_BYTES_MIN]
+        if not _is_changed(data, known):
+            return []
+        return [secret.key for secret in known if _is_changed(data, [secret])]
 
     def __repr__(self) -> str:
         return f"<NodeSecrets {', '.join(self.environment)}>"
@@ -95,3 +92,8 @@ def backend(*, local: bool | None = None, profile: str | None = None) -> Backend
     from conducto.secrets.parameter_store import ParameterStore
 
     return ParameterStore.of_context()
+
+
+def _is_changed(data: bytes, secrets: Iterable[Secret]) -> bool:
+    masker = Masker(secret.value for secret in secrets)
+    return masker.feed(data) + masker.flush() != data

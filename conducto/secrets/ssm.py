@@ -29,6 +29,8 @@ from botocore.exceptions import (
     NoCredentialsError,
     NoRegionError,
     PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
 )
 
 from castore.errors import AccessDenied, CredentialsError, EndpointUnreachable, RemoteError
@@ -40,6 +42,13 @@ CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 30
 
 _REASON_CHARS_MAX = 300
+_NO_CREDENTIALS = (
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
 _UNKNOWN_CREDENTIALS = {
     "ExpiredTokenException",
     "IncompleteSignature",
@@ -113,10 +122,10 @@ def _typed(error: Exception, action: str, on: str, hidden: str, endpoint: str) -
         code = str(error.response["Error"].get("Code", ""))
         status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
         return _of_answer(code, said, status, action, on, endpoint)
-    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
+    if isinstance(error, _NO_CREDENTIALS):
         return CredentialsError(
             f"Parameter Store was not asked for the secrets, as there are no AWS credentials: "
-            f"{reason}. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{reason.rstrip('.')}. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if isinstance(error, ConnectionError | HTTPClientError | OSError):
         return EndpointUnreachable(endpoint, type(error).__name__)
