@@ -73,13 +73,9 @@ class Run:
     argv: list[str]
     created: float
     execs: dict[str, Attempts]
-    session: Session | None
+    session: Session | None  # the last one
     sessions: int
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether somebody runs it now."""
-        return self.session is not None and self.session.is_alive
+    is_alive: bool  # whether somebody ran it when this was read
 
     @property
     def states(self) -> dict[Node, State]:
@@ -117,25 +113,29 @@ class Records:
         return session
 
     def load(self) -> Run:
-        """Raises RunNotFound."""
+        """Raises RunNotFound.
+
+        Sessions are read before states: who resumes it with states that another session has
+        changed since then claims that session's number, and is refused.
+        """
         try:
             document = json.loads(self.store.gets(self.prefix + "tree"))
         except NameNotFound:
             raise RunNotFound(self.id) from None
-        root = loads(json.dumps(document["tree"]))
-        execs = {each.node: each for each in self._execs()}
-        self._grow(root, execs)
         sessions = [*self.store.names(self.prefix + "sessions/")]
         session = None
         if sessions:
             session = Session(**json.loads(self.store.gets(sessions[-1])))
-        about = (document["cwd"], document["argv"], document["created"])
-        run = Run(self.id, root, *about, execs, session, len(sessions))
-        if not run.is_alive:
+        is_alive = session is not None and session.is_alive
+        root = loads(json.dumps(document["tree"]))
+        execs = {each.node: each for each in self._execs()}
+        self._grow(root, execs)
+        if not is_alive:
             for each in execs.values():
                 if each.state is State.RUNNING:
                     each.state, each.reason = State.KILLED, "its runner was killed"
-        return run
+        about = (document["cwd"], document["argv"], document["created"])
+        return Run(self.id, root, *about, execs, session, len(sessions), is_alive)
 
     def open_log(self, node: str, attempt: int) -> BinaryIO:
         """What the attempt printed, as far as it is kept by now."""

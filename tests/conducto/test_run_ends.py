@@ -211,6 +211,18 @@ def test_somebody_elses_run_is_not_resumed(pipelines: Pipelines) -> None:
     assert f"is still being run, by process {os.getpid()}" in still.err
 
 
+def test_of_two_that_resume_at_once_one_does(pipelines: Pipelines) -> None:
+    done = pipelines.run(co.Exec("echo x >> ran; sleep 2; test $(wc -l < ran) -gt 1"))
+    assert done.code == 1
+    both = [pipelines.begin("-m", "conducto", "run", "--resume", done.id) for _ in range(2)]
+    said = [runner.communicate(timeout=120) for runner in both]
+    assert pipelines.lines("ran") == ["x", "x"]
+    codes = sorted(runner.returncode for runner in both)
+    if codes != [0, 0]:  # the second one did not come when all was done
+        assert codes == [0, 1]
+        assert "being run" in "".join(err for _, err in said)
+
+
 def test_who_lives() -> None:
     session = Session.here()
     assert session.is_alive
