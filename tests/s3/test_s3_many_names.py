@@ -11,6 +11,7 @@ from fault_proxy import FaultProxy, answer, reset
 from gc_stores import World
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_s3 import Actor
 from s3_stores import Open
 
 import castore
@@ -197,6 +198,59 @@ def test_what_is_overwritten_meanwhile_goes_all_the_same(
             transaction.delete(name)
     assert [len(each) for each in gone] == [MANY - 1], "one had another ETag"
     assert list(other.names()) == []
+
+
+def test_a_request_for_many_that_lands_late_takes_nothing_newer(world: World) -> None:
+    actor = Actor("one")
+    store, other = world.open(actor=actor), world.open("other")
+    every = filled(store)
+    actor.lose_at = len(actor.steps) + 1  # behind the list
+    assert store.delete_prefix("a") == MANY
+    assert actor.steps[actor.lose_at].kind == "POST"
+    with other.transaction() as transaction:
+        for name in every:
+            transaction.puts(name, b"newer")
+    world.server.land()
+    assert list(world.open("third").names()) == every
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_commits_of_many_operations_come_to_what_they_would_one_by_one(
+    world: World, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(names, "BATCH_MIN", 2)
+    monkeypatch.setattr(presence, "LIST_MIN", 2)
+    choose = random.Random(seed)
+    store, expected = world.open(), dict[str, bytes]()
+    every = [f"{folder}/{i}" for folder in "ab" for i in range(8)]
+    for _ in range(12):
+        model = dict(expected)
+        with store.transaction() as transaction:
+            for _ in range(choose.randrange(25)):
+                there = sorted(model)
+                name = choose.choice(every)
+                if not there or choose.random() < 0.3:
+                    model[name] = choose.randbytes(choose.choice([3, 70_000]))
+                    transaction.puts(name, model[name])
+                    continue
+                source = choose.choice(there)
+                match choose.randrange(7):
+                    case 0 | 1 | 2:
+                        transaction.delete(source)
+                        del model[source]
+                    case 3 | 4:
+                        transaction.copy(source, name)
+                        model[name] = model[source]
+                    case 5:
+                        transaction.rename(source, name)
+                        model[name] = model.pop(source)
+                    case _:
+                        transaction.delete_prefix(name[0])
+                        model = {each: model[each] for each in there if each[0] != name[0]}
+        expected = model
+        assert list(store.names()) == sorted(expected)
+    other = world.open("other")
+    assert {name: other.gets(name) for name in other.names()} == expected
 
 
 # ---------------------------------------------------------------- what is planned
