@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -24,6 +24,7 @@ from castore.format.index import Record
 from castore.model import NAME_BYTES_MAX, ObjectInfo, Progress, encode_name, encode_prefix
 from castore.objectfile import ObjectWriterFile
 from castore.stream.appending import begin_as
+from castore.stream.backend import Catalog
 from castore.stream.operations import (
     Copy,
     Delete,
@@ -65,12 +66,11 @@ class Transaction:
     True
     """
 
-    def __init__(
-        self, session: WriteSession, record: Callable[[bytes], Record | None], reader: Reader
-    ) -> None:
+    def __init__(self, session: WriteSession, catalog: Catalog, reader: Reader) -> None:
         self.deleted = 0  # names deleted, once it is committed
         self._session = session
-        self._record = record
+        self._catalog = catalog
+        self._expected: dict[bytes, Record | None] = {}
         self._reader = reader
         self._new_mode: int | None = None
         self._operations: list[Operation] = []
@@ -143,7 +143,7 @@ class Transaction:
         with self._exclusively(), opened(path, regular=True) as source:
             if keep_time:
                 check_time(path, source.status.st_mtime_ns)
-            old = self._readable(key) if skip_same else None
+            old = self._record(key) if skip_same else None
             if old is not None and not checksum and is_unchanged(old, source.status):
                 return object_info(name, old), True
             record, draft, status = store_file(self._session, source, progress)
@@ -154,10 +154,17 @@ class Transaction:
         same = old is not None and old[:4] == (info.size, mtime_ns, record.mode, record.etag)
         return info, same
 
-    def _readable(self, key: bytes) -> Record | None:
-        """None also for a record that is damaged: it is to be replaced."""
+    def expect(self, names: Iterable[str]) -> None:
+        """What these names map to is asked for at once, and not once more by `put_file`."""
+        keys = [encode_name(name) for name in names]
+        self._expected |= {**dict.fromkeys(keys), **self._catalog.records(keys)}
+
+    def _record(self, key: bytes) -> Record | None:
+        """What the name maps to. None also for a record that is damaged: it is to be replaced."""
+        if key in self._expected:
+            return self._expected[key]
         try:
-            return self._record(key)
+            return self._catalog.record(key)
         except FormatError:
             return None
 

@@ -45,7 +45,7 @@ def write_folder(
         raise UsageError(f"{verb} writes files: give a folder (./- for one that is named so)")
     # As late as the store itself: they load lmdb.
     from castore.system.open_folders import refuse_open_store_paths
-    from castore.transfer import THREADS_MAX, export_folder
+    from castore.transfer import export_folder
 
     def work(store: Store, is_damaged: bool) -> int:
         left_out = LeftOut(arguments)
@@ -58,7 +58,7 @@ def write_folder(
                 keep_time=keep,
                 skip_same=keep,
                 past_damage=is_damaged,
-                threads=THREADS_MAX,
+                threads=store.threads,
                 progress=progress,
             ):
                 left_out.add(outcome)

@@ -23,8 +23,9 @@ What the commit promises to the collector, and expects from it:
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import wraps
 from itertools import islice, takewhile
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -117,6 +118,15 @@ class LocalCatalog:
         with self._index.gate, self._index.snapshot() as txn:
             raw = txn.get(name, db=self._index.names)
         return None if raw is None else self._decode(name, raw)
+
+    def records(self, names: Collection[bytes]) -> dict[bytes, Record]:
+        found = {}
+        for name in names:
+            with contextlib.suppress(FormatError):
+                record = self.record(name)
+                if record is not None:
+                    found[name] = record
+        return found
 
     @_repeated
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
@@ -23,6 +23,7 @@ from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.keys import NAMES, name_of
 from castore.s3.listings import Listings
 from castore.s3.manifests import Overwritten, decode_own_head, read_manifest, read_part
+from castore.s3.presence import etags_of
 from castore.stream.backend import Cover, Entry
 from castore.stream.coalesce import coalesce
 from castore.stream.segments import Manifest
@@ -75,6 +76,19 @@ class S3Catalog:
             return self.current(name).head.record
         except NameNotFound:
             return None
+
+    def records(self, names: Collection[bytes]) -> dict[bytes, Record]:
+        """A list tells which of many are there, and only what it shows to be unknown is asked
+        for."""
+        there = etags_of(self._bucket, self._requests, names)
+        reading = [self._requests.submit(self._version, *each) for each in there.items()]
+        found = {}
+        for future in reading:
+            with contextlib.suppress(FormatError):
+                version = future.result()
+                if version is not None:
+                    found[version.name] = version.head.record
+        return found
 
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         for byte_range in byte_ranges:

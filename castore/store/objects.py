@@ -88,7 +88,7 @@ class ObjectVerbs(Handle):
         >>> list(store.names("dumps/"))
         ['dumps/_SUCCESS', 'dumps/monday.sql']
         """
-        return Transaction(self._session(), self._catalog.record, self._reader)
+        return Transaction(self._session(), self._catalog, self._reader)
 
     # ------------------------------------------------------------ get
 

@@ -86,6 +86,10 @@ class Catalog(Protocol):
     def record(self, name: bytes) -> Record | None:
         """What the name maps to now."""
 
+    def records(self, names: Collection[bytes]) -> dict[bytes, Record]:
+        """What the names map to now: those of them that map to something, but for records that are
+        damaged."""
+
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         """Raises NameNotFound, InvalidRange."""
 

@@ -19,10 +19,11 @@ from castore.errors import (
 from castore.model import ObjectInfo, Progress, as_prefix, sort_key
 from castore.system.fileio import of_file
 from castore.system.outfolder import FILE_BITS, InTheWay, OutFolder, replacing, status_in
-from castore.transfer.outcomes import NO_MORE_FILES, THREADS_MAX, Objects, Outcome, Shared, ahead
+from castore.transfer.outcomes import NO_MORE_FILES, Objects, Outcome, Shared, ahead
 
 SAME_TIME_NS = 1000  # file systems round
 NO_MORE_WRITES = NO_MORE_FILES | {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+EXPORTS_MAX = 16  # at once; each waits for a server, or for the threads that decode
 
 
 def export_folder(
@@ -37,9 +38,9 @@ def export_folder(
     progress: Progress | None,
 ) -> Iterator[Outcome]:
     """Write every object below `prefix` + "/" (all for "") to a file below the folder, several at a
-    time. With `keep_time` a file has its object's time; with `skip_same` those of the same size,
-    mode, time and content are left as they are. With `past_damage` an object of which the index
-    lacks something is left out, and the others go on.
+    time; `threads` are those that decode. With `keep_time` a file has its object's time; with
+    `skip_same` those of the same size, mode, time and content are left as they are. With
+    `past_damage` an object of which the index lacks something is left out, and the others go on.
 
     Raises IndexCorrupt without that; NameNotFound if there is nothing; OSError for a folder that
     can't be written to.
@@ -74,7 +75,7 @@ def export_folder(
                     return Outcome(name, reason=f"it is damaged: {error}", fault="damaged")
 
         entries = chain([] if first is None else [first], found)
-        yield from ahead(export, entries, min(threads, THREADS_MAX), shared.stop)
+        yield from ahead(export, entries, min(2 * threads, EXPORTS_MAX), shared.stop)
     finally:
         out.close()
 

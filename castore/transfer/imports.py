@@ -121,6 +121,8 @@ def put_files(
     """Put these regular files in one commit, all but those that can't be read."""
     outcomes = []
     with store.transaction() as transaction:
+        if options.skip_same or options.if_absent:
+            transaction.expect(source.name for source in batch)
         for source in batch:
             with shared.entry(source.size) as progress:
                 outcomes.append(_put_file(transaction, source, options, progress))

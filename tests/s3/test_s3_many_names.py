@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +106,31 @@ def test_a_marker_that_is_copied_last_is_there_last(open_proxied: Open, proxy: F
         transaction.copy("a/000", "b/_SUCCESS")
     [marker] = proxy.matching("PUT", "/_SUCCESS")
     assert all(other.ended < marker.began for other in proxy.matching("PUT", "/b/a/"))
+
+
+def test_a_folder_in_and_out(open_proxied: Open, proxy: FaultProxy, tmp_path: Path) -> None:
+    """What is there already is learnt from a list; a file that is as it was put is not put."""
+    folder = tmp_path / "folder"
+    (folder / "a").mkdir(parents=True)
+    for i in range(MANY):
+        (folder / "a" / f"{i:03}").write_bytes(b"%d" % i)
+    store = open_proxied(1)
+    proxy.clear()
+    assert store.import_folder(folder, "to").files == MANY
+    assert requests(proxy) == ["LIST names", f"PUT names x{MANY}"]
+    assert store.import_folder(folder, "to").same_files == MANY
+    assert requests(proxy) == ["LIST names"]
+    (folder / "a" / "007").write_bytes(b"another")
+    report = open_proxied(2).import_folder(folder, "to")
+    assert (report.files, report.same_files) == (1, MANY - 1)
+    assert f"GET names x{MANY}" in requests(proxy)
+    store.close()
+    reader = open_proxied(3)
+    proxy.clear()
+    assert reader.export_folder("to", tmp_path / "out").files == MANY
+    asked = requests(proxy)
+    assert asked == ["GET listings", f"GET names x{MANY + 1}", "LIST listings", "LIST names"]
+    assert (tmp_path / "out" / "a" / "007").read_bytes() == b"another"
 
 
 # ---------------------------------------------------------------- what fails

@@ -282,6 +282,11 @@ class MemoryCatalog:
         with self._place.lock:
             return self._place.names.get(name)
 
+    def records(self, names: Collection[bytes]) -> dict[bytes, Record]:
+        with self._place.lock:
+            there = self._place.names
+            return {name: there[name] for name in names if name in there}
+
     def manifest(self, name: bytes) -> tuple[Record, Manifest]:
         with self._place.lock:
             record = self._place.names.get(name)
