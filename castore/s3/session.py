@@ -26,7 +26,6 @@ from castore.s3.damaged import to_avoid
 from castore.s3.lease import WriterLease
 from castore.s3.manifests import Overwritten
 from castore.s3.names import NameWriter, Segments
-from castore.s3.packs import S3Packs
 from castore.s3.parts import Parts
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
 from castore.stream.backend import NOTHING_HELD
@@ -55,7 +54,6 @@ class S3Session(WriteSession):
     def __init__(
         self,
         parts: Parts,
-        packs: S3Packs,
         lease: WriterLease,
         budget: InFlight,
         workers: Workers,
@@ -69,7 +67,7 @@ class S3Session(WriteSession):
         self.lookahead_bytes = LOOKAHEAD_BYTES
         self._bucket = parts.bucket
         self._catalog = parts.catalog
-        self._packs = packs
+        self._packs = parts.packs
         self._cache = parts.cache
         self._hints = parts.hints
         self._lease = lease

@@ -58,7 +58,9 @@ class S3Store:
         self._hints = Hints(bucket, config.store_id, self._cache, self._requests)
         self.catalog = S3Catalog(bucket, config.store_id, self._cache, self._requests)
         self.packs = S3Packs(bucket, self._cache.frames, self._requests)
-        self._parts = Parts(bucket, config, self._cache, self.catalog, self._hints, self._requests)
+        self._parts = Parts(
+            bucket, config, self._cache, self.catalog, self.packs, self._hints, self._requests
+        )
         self._lock = ForkLock(Rank.STORES)
         self._budget = InFlight(UPLOADS_MAX)
         self._lease: WriterLease | None = None
@@ -76,20 +78,9 @@ class S3Store:
                 if before is not None:
                     before.close()
             assert self._lease is not None
-            return self._session(self._lease, workers, chunker, level)
-
-    def _session(
-        self, lease: WriterLease, workers: Workers, chunker: Chunker, level: int
-    ) -> S3Session:
-        return S3Session(
-            self._parts,
-            self.packs,
-            lease,
-            self._budget,
-            workers,
-            chunker,
-            compression_level=level,
-        )
+            return S3Session(
+                self._parts, self._lease, self._budget, workers, chunker, compression_level=level
+            )
 
     @contextlib.contextmanager
     def _collector_session(self) -> Iterator[S3Session]:
@@ -100,7 +91,9 @@ class S3Store:
         )
         lease = WriterLease(self._bucket, config.store_id, self._requests)
         try:
-            session = self._session(lease, self._requests, chunker, level=1)
+            session = S3Session(
+                self._parts, lease, self._budget, self._requests, chunker, compression_level=1
+            )
             try:
                 yield session
             finally:

@@ -33,7 +33,7 @@ def places(count: int, size: int = 1000, pack: int = 0) -> list[tuple[Location, 
 
 def test_frames_are_bounded(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = 100_000
-    kept = FrameCache(here.path, here.access, bound)
+    kept = FrameCache(here.path, here, bound)
     folder = Path(here.path) / "frames"
     for pack in range(40):
         new = places(10, pack=pack)
@@ -61,12 +61,12 @@ def _count(index: object) -> int:
 
 def test_frames_of_many_short_processes_share_files(here: StoreCache) -> None:
     for pack in range(20):
-        kept = FrameCache(here.path, here.access, 1 << 20)
+        kept = FrameCache(here.path, here, 1 << 20)
         kept.put(places(2, pack=pack))
         kept.close()
     assert len(list((Path(here.path) / "frames").iterdir())) == 1
-    kept = FrameCache(here.path, here.access, 1 << 20)
-    other = FrameCache(here.path, here.access, 1 << 20)
+    kept = FrameCache(here.path, here, 1 << 20)
+    other = FrameCache(here.path, here, 1 << 20)
     kept.put(places(2, pack=50))
     settle(kept)
     other.put(places(2, pack=51))  # while it is in use: a file of its own
@@ -80,7 +80,7 @@ def test_frames_of_many_short_processes_share_files(here: StoreCache) -> None:
 
 
 def test_no_frames_are_kept_where_none_are_wanted(here: StoreCache) -> None:
-    none = FrameCache(here.path, here.access, 0)
+    none = FrameCache(here.path, here, 0)
     none.put(places(3))
     assert none.get([location for location, _ in places(3)]) == [None] * 3
     none.drop(places(1)[0][0])
@@ -89,7 +89,7 @@ def test_no_frames_are_kept_where_none_are_wanted(here: StoreCache) -> None:
 
 
 def test_a_full_disk_keeps_no_frames(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = FrameCache(here.path, here.access, 1 << 20)
+    kept = FrameCache(here.path, here, 1 << 20)
     kept.put(places(3))
     settle(kept)
 
@@ -159,7 +159,7 @@ def test_killed_at_steps_of_keeping_and_evicting(
 
 
 def test_a_forked_child_appends_to_a_file_of_its_own(here: StoreCache) -> None:
-    kept = FrameCache(here.path, here.access, 1 << 20)
+    kept = FrameCache(here.path, here, 1 << 20)
     kept.put(places(2))
     pid = os.fork()
     if pid == 0:
@@ -197,7 +197,7 @@ def test_reads_do_not_wait_for_the_disk(here: StoreCache, monkeypatch: pytest.Mo
     """What is queued is found; what the queue has no room for is not kept; closing writes all."""
     disk = SlowDisk(monkeypatch)
     monkeypatch.setattr(frames, "QUEUE_BYTES_MAX", 3000)
-    kept = FrameCache(here.path, here.access, 1 << 20)
+    kept = FrameCache(here.path, here, 1 << 20)
     reply = noise(2000)
     in_reply = [(Location(bytes(16), i, 10), memoryview(reply)[i : i + 10]) for i in (0, 1990)]
     kept.put(in_reply)  # it keeps all of the reply in memory
@@ -209,7 +209,7 @@ def test_reads_do_not_wait_for_the_disk(here: StoreCache, monkeypatch: pytest.Mo
     assert kept.get([location for location, _ in in_reply]) == [frame for _, frame in in_reply]
     disk.goes_on.set()
     kept.close()
-    again = FrameCache(here.path, here.access, 1 << 20)
+    again = FrameCache(here.path, here, 1 << 20)
     assert again.get([places(1, pack=2)[0][0]]) == [places(1, pack=2)[0][1]]
     assert again.get([location for location, _ in in_reply]) == [frame for _, frame in in_reply]
     again.close()
@@ -219,7 +219,7 @@ def test_a_frame_dropped_before_it_is_written_stays_dropped(
     here: StoreCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SlowDisk(monkeypatch)
-    kept = FrameCache(here.path, here.access, 1 << 20)
+    kept = FrameCache(here.path, here, 1 << 20)
     [(place, good)] = places(1)
     kept.put([(place, b"?" * 1000)])
     kept.drop(place)
@@ -235,7 +235,7 @@ def test_a_frame_dropped_before_it_is_written_stays_dropped(
 
 def test_an_interrupt_leaves_nothing_queued(here: StoreCache) -> None:
     """Wherever it comes: what is queued and never written would take room in memory for good."""
-    kept = FrameCache(here.path, here.access, 1 << 20)
+    kept = FrameCache(here.path, here, 1 << 20)
 
     def interrupt_at(line: int) -> bool:
         """Whether the put was interrupted, before this one of the lines that it runs."""
@@ -278,7 +278,7 @@ def test_a_child_does_not_wait_for_what_its_parent_writes(
 ) -> None:
     """A queue is the parent's; the child has room for its own."""
     monkeypatch.setattr(frames, "QUEUE_BYTES_MAX", 2000)
-    kept = FrameCache(here.path, here.access, 1 << 20)
+    kept = FrameCache(here.path, here, 1 << 20)
     held = threading.Event()
     kept._writer.submit(held.wait, 10)
     kept.put(places(2))

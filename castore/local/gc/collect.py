@@ -15,19 +15,17 @@ import time
 
 from castore.local.catalog import LocalCatalog
 from castore.local.gc.claim import claim, remove_leftovers, tend
-from castore.local.gc.mark import Marker
+from castore.local.gc.mark import SEGMENT_BYTES, Marker
+from castore.local.gc.parts import Parts
 from castore.local.gc.repack import Repacker
-from castore.local.gc.sweep import Sweeper
-from castore.local.locks import CollectorLock, PackLocks
+from castore.local.gc.sweep import ROW_BYTES, Sweeper
+from castore.local.locks import CollectorLock
 from castore.local.packs import LocalPacks
 from castore.model import Progress, Stages
 from castore.stream.repack_choice import PackFacts
 from castore.stream.reports import GcOptions, GcReport
-from castore.system.lmdb_env import Index
 
 LOCK = "castore.gc"
-SEGMENT_BYTES = 36 << 10  # about, as progress goes
-ROW_BYTES = 64
 
 
 def collect(
@@ -48,17 +46,18 @@ def collect(
     """
     began = time.monotonic()
     index, dry_run = catalog.index, options.dry_run
-    collection = _Collection(index, packs, seed, dry_run=dry_run, progress=progress)
+    report = GcReport(dry_run=dry_run)
+    collection = _Collection(Parts(index, packs, seed, report, Stages(progress)))
 
     def run() -> GcReport:
         claim(root, index, catalog.journal, accept=options.accept_unclaimed, dry_run=dry_run)
         if dry_run:
-            report = collection.run(options.repack_below, options.max_repack_bytes)
+            collection.run(options.repack_below, options.max_repack_bytes)
         else:
             packs.retire()
             collection.marker.begin()
             try:
-                report = collection.run(options.repack_below, options.max_repack_bytes)
+                collection.run(options.repack_below, options.max_repack_bytes)
             finally:
                 collection.marker.end()
             tend(root, index, catalog.journal)
@@ -79,35 +78,15 @@ def collect(
 
 
 class _Collection:
-    def __init__(
-        self,
-        index: Index,
-        packs: LocalPacks,
-        seed: int,
-        *,
-        dry_run: bool,
-        progress: Progress | None,
-    ) -> None:
-        self._index = index
-        self._dry_run = dry_run
-        self._seed = seed
-        self._stages = Stages(progress)
-        self.report = GcReport(dry_run=dry_run)
-        self.marker = Marker(index, PackLocks(packs), self._advance_segments)
-        self.sweeper = Sweeper(
-            index, packs, self.marker, self.report, dry_run=dry_run, advance=self._advance_rows
-        )
-        self.repacker = Repacker(
-            index,
-            packs,
-            self.marker,
-            self.sweeper,
-            self.report,
-            seed=seed,
-            advance=self._stages.relative_update,
-        )
+    def __init__(self, parts: Parts) -> None:
+        self._index = parts.index
+        self._report = parts.report
+        self._stages = parts.stages
+        self.marker = Marker(parts)
+        self.sweeper = Sweeper(parts, self.marker)
+        self.repacker = Repacker(parts, self.marker, self.sweeper)
 
-    def run(self, repack_below: float, max_repack_bytes: int | None) -> GcReport:
+    def run(self, repack_below: float, max_repack_bytes: int | None) -> None:
         self._begin_marking()
         self.marker.mark()
         self.marker.catch_up_outside()
@@ -121,18 +100,17 @@ class _Collection:
             for pack_id, (size, created_ns) in self.sweeper.sweep_packs().items()
         ]
         chosen = self.repacker.choose(facts, repack_below=repack_below, bytes_max=max_repack_bytes)
-        if self._dry_run:
+        if self._report.dry_run:
             self._count_rewritten(chosen)
         elif chosen:
             self._stages.begin_stage("repacking", sum(pack.live_bytes for pack in chosen))
             self.repacker.rewrite(chosen)
-        self.sweeper.seal_packs(self._seed)
+        self.sweeper.seal_packs()
         self._stages.end()
-        self.report.objects = self.marker.objects
-        return self.report
+        self._report.objects = self.marker.objects
 
     def _count_rewritten(self, chosen: list[PackFacts]) -> None:
-        report = self.report
+        report = self._report
         moved = sum(pack.live_size for pack in chosen)
         report.packs_rewritten = len(chosen)
         report.packs_removed += len(chosen)
@@ -147,9 +125,3 @@ class _Collection:
             segments = int(txn.stat(index.segments)["entries"])
             rows = int(txn.stat(index.chunks)["entries"])
         self._stages.begin_stage("marking", segments * SEGMENT_BYTES + rows * ROW_BYTES)
-
-    def _advance_segments(self, segments: int) -> None:
-        self._stages.relative_update(segments * SEGMENT_BYTES)
-
-    def _advance_rows(self, rows: int) -> None:
-        self._stages.relative_update(rows * ROW_BYTES)

@@ -11,12 +11,13 @@ meanwhile is left to the next collection.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 from castore.errors import FormatError
 from castore.format.index import Record, decode_record, manifest_of, segment_key, segment_place
 from castore.format.segment import Segment, decode_segment
+from castore.local.gc.parts import Parts
 from castore.local.locks import PackLocks
 from castore.local.meta import (
     GC_SEQ,
@@ -25,8 +26,9 @@ from castore.local.meta import (
 )
 from castore.local.tables import Tables
 from castore.stream.live_frames import Manifests, Marks
-from castore.system.lmdb_env import Index, Snapshot, Txn
+from castore.system.lmdb_env import Snapshot, Txn
 
+SEGMENT_BYTES = 36 << 10  # about, as progress goes
 NAMES_PER_READ = 1000
 SEGMENTS_PER_READ = 32  # 1 MiB: other threads wait for a read transaction of this process
 CHANGES_PER_READ = 1000
@@ -35,15 +37,14 @@ ROUNDS_MAX = 20
 
 
 class Marker:
-    def __init__(self, index: Index, locks: PackLocks, advance: Callable[[int], None]) -> None:
-        """`advance` is told how many segments were marked."""
+    def __init__(self, parts: Parts) -> None:
         self.marks = Marks()
         self.objects = 0
         self.dead = array("Q")  # manifests that had no name and no live writer
         self.recent: set[bytes] = set()  # packs that came to be referred to since it was cleared
-        self._index = index
-        self._locks = locks
-        self._advance = advance
+        self._index = parts.index
+        self._locks = PackLocks(parts.packs)
+        self._advance = parts.stages.relative_update
         self._named = Manifests()
         self._pending: dict[int, int] = {}  # manifest of a live writer -> marked up to this end
         self._change_seq = 0
@@ -89,7 +90,7 @@ class Marker:
                 last = manifest, end
                 if manifest in self._pending:
                     self._pending[manifest] = max(end, self._pending[manifest])
-            self._advance(len(batch))
+            self._advance(len(batch) * SEGMENT_BYTES)
         self.marks.settle()
 
     def is_alive(self, manifest: int) -> bool:

@@ -9,7 +9,7 @@ frame; a pack goes when nothing refers to it any more, and nothing came to refer
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,16 +17,16 @@ from castore.errors import FormatError, PackMissing
 from castore.format.index import segment_key
 from castore.format.segment import decode_segment
 from castore.local.gc.mark import Marker
+from castore.local.gc.parts import Parts
 from castore.local.gc.sweep import ROWS_MAX, Sweeper
 from castore.local.locks import PackLocks
 from castore.local.pack import Pack, Placement
-from castore.local.packs import PACK_BYTES_MAX, LocalPacks
+from castore.local.packs import PACK_BYTES_MAX
 from castore.local.tables import Tables
 from castore.model import Extent, Location
 from castore.stream.codec import Frame, stored_frame
 from castore.stream.repack_choice import PackFacts, choose
-from castore.stream.reports import Damage, GcReport
-from castore.system.lmdb_env import Index
+from castore.stream.reports import Damage
 
 SMALL_PACK_BYTES = 16 << 20  # a sixteenth of a full pack
 SMALL_PACKS_MAX = 8  # as many are left alone: one is made by each process that puts
@@ -56,24 +56,14 @@ Moves = dict[bytes, dict[int, tuple[bytes, Location]]]  # pack -> offset -> chun
 
 
 class Repacker:
-    def __init__(
-        self,
-        index: Index,
-        packs: LocalPacks,
-        marker: Marker,
-        sweeper: Sweeper,
-        report: GcReport,
-        *,
-        seed: int,
-        advance: Callable[[int], None],
-    ) -> None:
-        self._index = index
-        self._packs = packs
+    def __init__(self, parts: Parts, marker: Marker, sweeper: Sweeper) -> None:
+        self._index = parts.index
+        self._packs = parts.packs
+        self._seed = parts.seed
+        self._report = parts.report
+        self._advance = parts.stages.relative_update
         self._marker = marker
         self._sweeper = sweeper
-        self._report = report
-        self._seed = seed
-        self._advance = advance
         self._keys: dict[bytes, array[int]] = {}  # pack -> (manifest, end) of segments, flat
         self._stuck: set[bytes] = set()  # packs with frames that can't be moved
 

@@ -13,15 +13,14 @@ from itertools import islice
 from castore.format.index import decode_chunk_row, decode_pack_row, segment_key
 from castore.format.segment import decode_segment
 from castore.local.gc.mark import Marker
+from castore.local.gc.parts import Parts
 from castore.local.gc.seal import seal_packs
 from castore.local.index_walk import pages
 from castore.local.locks import PackLocks
-from castore.local.packs import LocalPacks
 from castore.local.tables import Tables
 from castore.model import Location
-from castore.stream.reports import GcReport
-from castore.system.lmdb_env import Index
 
+ROW_BYTES = 64  # about, as progress goes
 ROWS_PER_READ = 8192
 ROWS_MAX = 16_384  # per transaction: each may dirty a page of its own
 SEGMENTS_MAX = 1024  # per transaction
@@ -31,23 +30,15 @@ PACKS_MAX = 64  # per transaction: each takes a descriptor
 class Sweeper:
     """With `dry_run` it counts only."""
 
-    def __init__(
-        self,
-        index: Index,
-        packs: LocalPacks,
-        marker: Marker,
-        report: GcReport,
-        *,
-        dry_run: bool,
-        advance: Callable[[int], None],
-    ) -> None:
-        self._index = index
-        self._packs = packs
+    def __init__(self, parts: Parts, marker: Marker) -> None:
+        self._index = parts.index
+        self._packs = parts.packs
+        self._seed = parts.seed
+        self._report = parts.report
+        self._dry_run = parts.report.dry_run
+        self._advance = parts.stages.relative_update
         self._marker = marker
         self._marks = marker.marks
-        self._report = report
-        self._dry_run = dry_run
-        self._advance = advance
 
     # ------------------------------------------------------------ segments
 
@@ -83,7 +74,7 @@ class Sweeper:
         after, dead = b"", list[bytes]()
         while True:
             after, rows = self._read_rows(after, dead)
-            self._advance(rows)
+            self._advance(rows * ROW_BYTES)
             if len(dead) >= ROWS_MAX or not after:
                 for i in range(0, len(dead), ROWS_MAX):
                     self._remove_rows(dead[i : i + ROWS_MAX])
@@ -172,10 +163,12 @@ class Sweeper:
             if pack_id in live and pack_id in made
         }
 
-    def seal_packs(self, seed: int) -> None:
+    def seal_packs(self) -> None:
         """End the packs whose writers did not."""
         ends = [(pack_id, end) for pack_id, _, end in self._pack_rows()]
-        self._report.packs_sealed = seal_packs(self._packs, ends, seed=seed, dry_run=self._dry_run)
+        self._report.packs_sealed = seal_packs(
+            self._packs, ends, seed=self._seed, dry_run=self._dry_run
+        )
 
     def _pack_rows(self) -> list[tuple[bytes, int, int]]:
         """(pack id, creation time in ns since the epoch, durable bytes) of each."""

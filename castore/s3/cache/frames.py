@@ -14,14 +14,14 @@ import secrets
 import shutil
 import struct
 from collections.abc import Callable, Sequence, Sized
-from typing import Any, TypeAlias, cast
+from typing import Protocol, TypeAlias, TypeVar, cast
 
 from castore.errors import StoreClosed
 from castore.model import Location
 from castore.system import forks
 from castore.system.fileio import write_all
 from castore.system.forks import ForkLock, Rank
-from castore.system.lmdb_env import Index
+from castore.system.lmdb_env import Index, Snapshot, Txn
 from castore.system.mapping import Mapping
 from castore.system.workers import Workers
 
@@ -32,9 +32,16 @@ MAPPED_MAX = 64  # files: a mapping keeps the space of one that was removed
 _ROW = struct.Struct("<16sQI")
 _KEY = struct.Struct(">16sI")
 
-# `access(use, otherwise)`: what `use` makes of the cache's index, where there is one.
-Access = Callable[[Callable[[Index], Any], Any], Any]
+T = TypeVar("T")
 FrameBytes: TypeAlias = bytes | memoryview
+
+
+class Rows(Protocol):
+    """The index of the cache that the files belong to, where there is one: see StoreCache."""
+
+    def read(self, use: Callable[[Index, Snapshot], T], otherwise: T) -> T: ...
+
+    def write(self, use: Callable[[Index, Txn], None]) -> None: ...
 
 
 class FrameCache:
@@ -44,8 +51,8 @@ class FrameCache:
     together, and is exceeded only by what other processes append meanwhile.
     """
 
-    def __init__(self, path: str, access: Access, bytes_max: int | None) -> None:
-        self._access = access
+    def __init__(self, path: str, cache: Rows, bytes_max: int | None) -> None:
+        self._cache = cache
         self._folder = os.path.join(path, "frames")
         if bytes_max is None:
             try:
@@ -80,12 +87,12 @@ class FrameCache:
                 found = [self._queued.get(at[:2]) for at in locations]
         missing = [i for i, frame in enumerate(found) if frame is None]
 
-        def read(index: Index) -> list[bytes | None]:
-            with index.gate, index.snapshot() as txn:
-                keys = [_KEY.pack(locations[i][0], locations[i][1]) for i in missing]
-                return [txn.get(key, db=index.frames) for key in keys]
+        def read(index: Index, txn: Snapshot) -> list[bytes | None]:
+            keys = [_KEY.pack(locations[i][0], locations[i][1]) for i in missing]
+            return [txn.get(key, db=index.frames) for key in keys]
 
-        rows: list[bytes | None] = self._access(read, [None] * len(missing)) if missing else []
+        nothing: list[bytes | None] = [None] * len(missing)
+        rows = self._cache.read(read, nothing) if missing else nothing
         for i, row in zip(missing, rows, strict=True):
             if row is not None and locations[i][:2] not in self._bad:
                 found[i] = self._frame(row, locations[i].stored_bytes)
@@ -119,12 +126,11 @@ class FrameCache:
                 self._bad.add(location[:2])
                 self._queued.pop(location[:2], None)
 
-        def write(index: Index) -> None:
-            with index.write_gate, index.errors, index.begin() as txn:
-                for pack_id, offset, _ in locations:
-                    txn.delete(_KEY.pack(pack_id, offset), db=index.frames)
+        def write(index: Index, txn: Txn) -> None:
+            for pack_id, offset, _ in locations:
+                txn.delete(_KEY.pack(pack_id, offset), db=index.frames)
 
-        self._access(write, None)
+        self._cache.write(write)
 
     def close(self) -> None:
         """Write what is queued, and keep no more. Before the cache's index is closed."""
@@ -151,17 +157,16 @@ class FrameCache:
             evicted = self._make_room(sum(len(frame) for _, frame in frames))
             rows = self._append(frames)
 
-        def write(index: Index) -> None:
-            with index.write_gate, index.errors, index.begin() as txn:
-                if evicted:
-                    with txn.cursor(db=index.frames) as cursor:
-                        old = [bytes(key) for key, row in cursor if bytes(row[:16]) in evicted]
-                    for key in old:
-                        txn.delete(key, db=index.frames)
-                for key, row in rows:
-                    txn.put(key, row, db=index.frames)
+        def write(index: Index, txn: Txn) -> None:
+            if evicted:
+                with txn.cursor(db=index.frames) as cursor:
+                    old = [bytes(key) for key, row in cursor if bytes(row[:16]) in evicted]
+                for key in old:
+                    txn.delete(key, db=index.frames)
+            for key, row in rows:
+                txn.put(key, row, db=index.frames)
 
-        self._access(write, None)
+        self._cache.write(write)
         with self._lock:
             for file in evicted:
                 self._mapped.pop(file, None)

@@ -57,18 +57,13 @@ class StoreCache:
             self._open()
         # Frames without an index could not be found again.
         kept = 0 if self._index is None else frames_bytes_max
-        self.frames = FrameCache(self.path, self.access, kept)
+        self.frames = FrameCache(self.path, self, kept)
 
     # ------------------------------------------------------------ manifests
 
     def manifest_head(self, name: bytes) -> tuple[str, bytes] | None:
         """(ETag, head as stored) of the version of the name that was seen last."""
-
-        def read(index: Index) -> tuple[str, bytes] | None:
-            with index.gate, index.snapshot() as txn:
-                return _version(name, txn.get(name, db=index.names))
-
-        return self.access(read, None)
+        return self.read(lambda index, txn: _version(name, txn.get(name, db=index.names)), None)
 
     def put_manifest(
         self, name: bytes, etag: str, head: bytes, segments: Iterable[tuple[int, bytes]]
@@ -76,45 +71,40 @@ class StoreCache:
         """Remember a version, in place of the one before, and some of its segments; with an empty
         head, only those, if it is the version that is known."""
 
-        def write(index: Index) -> None:
-            with index.write_gate, index.errors, index.begin() as txn:
-                before = _version(name, txn.get(name, db=index.names))
-                if head:
-                    if before is not None and before[0] != etag:
-                        _forget_segments(txn, index.segments, name, before[0])
-                    txn.put(name, _checked(name, _encode_version(etag, head)), db=index.names)
-                elif before is None or before[0] != etag:
-                    return
-                for end, raw in segments:
-                    txn.put(_segment_key(name, etag, end), raw, db=index.segments)
+        def write(index: Index, txn: Txn) -> None:
+            before = _version(name, txn.get(name, db=index.names))
+            if head:
+                if before is not None and before[0] != etag:
+                    _forget_segments(txn, index.segments, name, before[0])
+                txn.put(name, _checked(name, _encode_version(etag, head)), db=index.names)
+            elif before is None or before[0] != etag:
+                return
+            for end, raw in segments:
+                txn.put(_segment_key(name, etag, end), raw, db=index.segments)
 
-        self.access(write, None)
+        self.write(write)
 
     def forget_manifests(self, names: Collection[bytes]) -> None:
-        def write(index: Index) -> None:
-            with index.write_gate, index.errors, index.begin() as txn:
-                for name in names:
-                    before = _version(name, txn.get(name, db=index.names))
-                    if before is not None:
-                        _forget_segments(txn, index.segments, name, before[0])
-                    txn.delete(name, db=index.names)
+        def write(index: Index, txn: Txn) -> None:
+            for name in names:
+                before = _version(name, txn.get(name, db=index.names))
+                if before is not None:
+                    _forget_segments(txn, index.segments, name, before[0])
+                txn.delete(name, db=index.names)
 
         if names:
-            self.access(write, None)
+            self.write(write)
 
     def segment(self, name: bytes, etag: str, end: int) -> bytes | None:
-        def read(index: Index) -> bytes | None:
-            with index.gate, index.snapshot() as txn:
-                raw: bytes | None = txn.get(_segment_key(name, etag, end), db=index.segments)
-            return raw
-
-        return self.access(read, None)
+        key = _segment_key(name, etag, end)
+        raw: bytes | None = self.read(lambda index, txn: txn.get(key, db=index.segments), None)
+        return raw
 
     # ------------------------------------------------------------ chunks
 
     def known(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
-        def read(index: Index) -> dict[bytes, Location]:
-            with index.gate, index.snapshot() as txn, txn.cursor(db=index.chunks) as cursor:
+        def read(index: Index, txn: Snapshot) -> dict[bytes, Location]:
+            with txn.cursor(db=index.chunks) as cursor:
                 rows = [(bytes(i), bytes(row)) for i, row in cursor.getmulti(sorted({*chunk_ids}))]
             return {
                 chunk_id: decode_chunk_row(raw)[1]
@@ -122,16 +112,15 @@ class StoreCache:
                 if (raw := _unchecked(chunk_id, row)) is not None
             }
 
-        return self.access(read, {})
+        return self.read(read, {})
 
     def add_chunks(self, packs: Iterable[tuple[bytes, Sequence[PackEntry]]]) -> None:
         """Remember where chunks are."""
         rows: list[tuple[bytes, bytes]] = []
 
-        def write(index: Index) -> None:
-            with index.write_gate, index.errors, index.begin() as txn:
-                for chunk_id, row in rows:
-                    txn.put(chunk_id, row, db=index.chunks)
+        def write(index: Index, txn: Txn) -> None:
+            for chunk_id, row in rows:
+                txn.put(chunk_id, row, db=index.chunks)
 
         for pack_id, entries in packs:
             for entry in entries:
@@ -139,40 +128,55 @@ class StoreCache:
                 row = _checked(entry.chunk_id, encode_chunk_row(entry.raw_bytes, place))
                 rows.append((entry.chunk_id, row))
             if len(rows) >= ROWS_MAX:
-                self.access(write, None)
+                self.write(write)
                 rows.clear()
-        self.access(write, None)
+        self.write(write)
 
     def drop_chunks(self, chunk_ids: Iterable[bytes]) -> None:
         """They are not where we thought: their packs are gone, or about to go."""
 
-        def write(index: Index) -> None:
-            with index.write_gate, index.errors, index.begin() as txn:
-                for chunk_id in chunk_ids:
-                    txn.delete(chunk_id, db=index.chunks)
+        def write(index: Index, txn: Txn) -> None:
+            for chunk_id in chunk_ids:
+                txn.delete(chunk_id, db=index.chunks)
 
-        self.access(write, None)
+        self.write(write)
 
     def hints_seen(self) -> set[str]:
         """The keys of the objects of hints whose chunks are remembered."""
 
-        def read(index: Index) -> set[str]:
-            with index.gate, index.snapshot() as txn:
-                return {key[5:].decode() for key, _ in _rows(txn, index.meta, b"hint ")}
+        def read(index: Index, txn: Snapshot) -> set[str]:
+            return {key[5:].decode() for key, _ in _rows(txn, index.meta, b"hint ")}
 
-        return self.access(read, set())
+        return self.read(read, set())
 
     def note_hints(self, seen: Iterable[str], gone: Iterable[str] = ()) -> None:
-        def write(index: Index) -> None:
-            with index.write_gate, index.errors, index.begin() as txn:
-                for key in seen:
-                    txn.put(b"hint " + key.encode(), b"", db=index.meta)
-                for key in gone:
-                    txn.delete(b"hint " + key.encode(), db=index.meta)
+        def write(index: Index, txn: Txn) -> None:
+            for key in seen:
+                txn.put(b"hint " + key.encode(), b"", db=index.meta)
+            for key in gone:
+                txn.delete(b"hint " + key.encode(), db=index.meta)
 
-        self.access(write, None)
+        self.write(write)
 
     # ------------------------------------------------------------ the files
+
+    def read(self, use: Callable[[Index, Snapshot], T], otherwise: T) -> T:
+        """What `use` reads of the index; `otherwise` where there is none, or it fails."""
+
+        def read(index: Index) -> T:
+            with index.gate, index.snapshot() as txn:
+                return use(index, txn)
+
+        return self.access(read, otherwise)
+
+    def write(self, use: Callable[[Index, Txn], None]) -> None:
+        """Have `use` change the index, in one transaction; where that fails, nothing is."""
+
+        def write(index: Index) -> None:
+            with index.write_gate, index.errors, index.begin() as txn:
+                use(index, txn)
+
+        self.access(write, None)
 
     def access(self, use: Callable[[Index], T], otherwise: T) -> T:
         """What `use` returns; a cache that fails is one that knows nothing."""

@@ -27,38 +27,31 @@ class CollectorMemory:
 
     def state_version(self) -> int:
         """The highest version seen; 0 if none was."""
-
-        def read(index: Index) -> int:
-            with index.gate, index.snapshot() as txn:
-                raw = txn.get(_STATE_VERSION, db=index.meta)
-            return 0 if raw is None else int.from_bytes(raw, "little")
-
-        return self._cache.access(read, 0)
+        raw = self._cache.read(lambda index, txn: txn.get(_STATE_VERSION, db=index.meta), None)
+        return 0 if raw is None else int.from_bytes(raw, "little")
 
     def saw_state(self, version: int) -> None:
-        def write(index: Index) -> None:
-            with index.write_gate, index.errors, index.begin() as txn:
-                raw = txn.get(_STATE_VERSION, db=index.meta)
-                if raw is None or int.from_bytes(raw, "little") < version:
-                    txn.put(_STATE_VERSION, version.to_bytes(8, "little"), db=index.meta)
+        def write(index: Index, txn: Txn) -> None:
+            raw = txn.get(_STATE_VERSION, db=index.meta)
+            if raw is None or int.from_bytes(raw, "little") < version:
+                txn.put(_STATE_VERSION, version.to_bytes(8, "little"), db=index.meta)
 
-        self._cache.access(write, None)
+        self._cache.write(write)
 
     # ------------------------------------------------------------ manifests
 
     def packs_of(self, listed: Sequence[tuple[bytes, str]]) -> dict[bytes, PackIds]:
         """The packs of those of the (name, ETag) that are remembered."""
 
-        def read(index: Index) -> dict[bytes, PackIds]:
+        def read(index: Index, txn: Snapshot) -> dict[bytes, PackIds]:
             found = {}
-            with index.gate, index.snapshot() as txn:
-                for name, etag in listed:
-                    packs = decode_references(name, etag, txn.get(name, db=index.references))
-                    if packs is not None:
-                        found[name] = packs
+            for name, etag in listed:
+                packs = decode_references(name, etag, txn.get(name, db=index.references))
+                if packs is not None:
+                    found[name] = packs
             return found
 
-        return self._cache.access(read, {})
+        return self._cache.read(read, {})
 
     def remember(
         self,
@@ -71,22 +64,20 @@ class CollectorMemory:
         there = {name for name, _ in listed}
         upto = listed[-1][0] if listed else None
 
-        def write(index: Index) -> None:
-            with index.write_gate, index.errors, index.begin() as txn:
-                for name in list(_between(txn, index.references, after, upto)):
-                    if name not in there:
-                        txn.delete(name, db=index.references)
-                for name, (etag, packs) in fresh.items():
-                    txn.put(name, encode_references(name, etag, packs), db=index.references)
+        def write(index: Index, txn: Txn) -> None:
+            for name in list(_between(txn, index.references, after, upto)):
+                if name not in there:
+                    txn.delete(name, db=index.references)
+            for name, (etag, packs) in fresh.items():
+                txn.put(name, encode_references(name, etag, packs), db=index.references)
 
-        def has_others(index: Index) -> bool:
-            with index.gate, index.snapshot() as txn:
-                rows = _between(txn, index.references, after, upto)
-                return any(name not in there for name in rows)
+        def has_others(index: Index, txn: Snapshot) -> bool:
+            rows = _between(txn, index.references, after, upto)
+            return any(name not in there for name in rows)
 
-        outdated: bool = self._cache.access(has_others, False)
+        outdated: bool = self._cache.read(has_others, False)
         if fresh or outdated:
-            self._cache.access(write, None)
+            self._cache.write(write)
 
 
 def _between(
