@@ -74,6 +74,14 @@ def test_partitions_are_read_by_what_is_asked_of_them(
     assert day.x.tolist() == FRAME.x[FRAME.day == "2024-01-02"].tolist()
 
 
+def test_a_chained_url_says_which_store(fs: CastoreFileSystem, store_url: str) -> None:
+    place = store_url if "://" in store_url else f"file://{store_url}"
+    url = f"castore://t/frame.parquet::{place.replace('s3://', 'castore+s3://')}"
+    FRAME.to_parquet(url)
+    assert pandas.read_parquet(url).equals(FRAME)
+    assert fs.find("t") == ["t/frame.parquet"]
+
+
 def test_a_table_is_read_in_pieces(fs: CastoreFileSystem, options: dict[str, Any]) -> None:
     url = "castore://t/frame.csv"
     FRAME.to_csv(url, index=False, storage_options=options)
