@@ -160,16 +160,23 @@ class ListingVerbs(StoreFileSystem):
         self, name: str, prefix: str, maxdepth: int | None, withdirs: bool, detail: bool
     ) -> dict[str, Info]:
         """As `find`, in no order: what is known of each, {} of an object without `detail`."""
-        below = name + "/" if name else ""
         found: dict[str, Info] = {}
-        for each, info in self._listed(below + prefix, detail):
-            parts = each[len(below) :].split("/")
-            if withdirs:
-                for depth in range(1, min(len(parts), (maxdepth or len(parts)) + 1)):
-                    folder = below + "/".join(parts[:depth])
-                    found.setdefault(folder, _folder(folder))
-            if maxdepth is None or len(parts) <= maxdepth:
-                found[each] = info
+        if maxdepth == 1 and not prefix:  # what is in the folders in it is not looked at
+            for entry in self.store.scandir(name, details=detail):
+                if not entry.is_folder:
+                    found[entry.name] = {} if entry.info is None else file_entry(entry.info)
+                elif withdirs:
+                    found.setdefault(entry.name, _folder(entry.name))
+        else:
+            below = name + "/" if name else ""
+            for each, info in self._listed(below + prefix, detail):
+                parts = each[len(below) :].split("/")
+                if withdirs:
+                    for depth in range(1, min(len(parts), (maxdepth or len(parts)) + 1)):
+                        folder = below + "/".join(parts[:depth])
+                        found.setdefault(folder, _folder(folder))
+                if maxdepth is None or len(parts) <= maxdepth:
+                    found[each] = info
         if name and withdirs and found and not prefix:
             found.setdefault(name, _folder(name))
         if name and not found and not prefix and self.store.exists(name):

@@ -165,6 +165,24 @@ def test_find_takes_a_prefix(fs: CastoreFileSystem) -> None:
     assert fs.find("a", prefix="none") == fs.find("ax", prefix="none") == []
 
 
+@pytest.mark.parametrize("folder", ["", "a", "a/b", "b", "none"])
+def test_one_level_is_what_all_levels_have_of_it(fs: CastoreFileSystem, folder: str) -> None:
+    """It is looked at without what is in the folders in it."""
+    names = ["a", "a/", "a/b", "a/b/c", "a/b/c/d", "a//x", "a-", "b/x", "b/y/z", "b/y", "c"]
+    fs.pipe(dict.fromkeys(names, b"1"))
+    below = f"{folder}/" if folder else ""
+    every = fs.find(folder, withdirs=True, detail=True)
+    level = {
+        name: info
+        for name, info in every.items()
+        if "/" not in name[len(below) :] or name == folder
+    }
+    assert fs.find(folder, maxdepth=1, withdirs=True, detail=True) == level
+    files = [name for name, info in level.items() if info["type"] == "file"]
+    assert fs.find(folder, maxdepth=1) == files
+    assert fs.find(folder, maxdepth=1, detail=True).keys() == set(files)
+
+
 def test_upath(fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     upath = pytest.importorskip("upath")
     fsspec.register_implementation("castore", CastoreFileSystem, clobber=True)
