@@ -84,7 +84,7 @@ class Recorder:
             log.pieces.append(piece)
             log.size += len(piece)
             self._buffered += len(piece)
-            if log.size == len(piece) or log.size >= LOG_BYTES:
+            if log.size == len(piece) or log.size >= LOG_BYTES or self._is_urgent():
                 self._changed.notify_all()
 
     def check(self) -> None:
@@ -128,7 +128,7 @@ class Recorder:
         if states or logs:
             pause_s = max(PAUSE_S, (time.monotonic() - began) * PACE)
             with self._changed:
-                self._changed.wait_for(lambda: self._closing, pause_s)
+                self._changed.wait_for(self._is_urgent, pause_s)
         return closing
 
     def _is_due(self) -> bool:
@@ -139,6 +139,9 @@ class Recorder:
             or time.time() - self._session.beat >= BEAT_S
             or any(log.due_in(now) <= 0 for log in self._logs.values() if log.size or log.ended)
         )
+
+    def _is_urgent(self) -> bool:
+        return self._closing or self._buffered >= BUFFER_BYTES_MAX // 2
 
     def _due_in(self) -> float:
         now = time.monotonic()
