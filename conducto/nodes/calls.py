@@ -104,9 +104,11 @@ def parse_call(function: Function, argv: Sequence[str]) -> dict[str, Any]:
         else:
             option, equals, text = word[2:].partition("=")
             name, value = _named(option.replace("-", "_"), hints, text if equals else None)
-            given[name] = next(words, None) if value is None else value  # type: ignore[assignment]
-            if given[name] is None:
+            if value is None:
+                value = next(words, None)
+            if value is None:
                 raise UsageError(f"--{option} needs a value")
+            given[name] = value
     open_names = [name for name in hints if name not in given]
     if len(free) > len(open_names):
         raise UsageError(f"unexpected argument {free[len(open_names)]!r}")

@@ -43,7 +43,8 @@ def provide(
         output(
             f"conducto: making {folder} for {', '.join(requirements) or 'no package'}\n".encode()
         )
-        shutil.rmtree(folder, ignore_errors=True)  # what one that was killed left
+        if os.path.exists(folder):
+            shutil.rmtree(folder)  # what one that was killed left
         python = os.path.join(folder, "bin", "python")
         # Our own pip can install into it, which spares it a pip, if there is one here.
         pip = [sys.executable, "-m", "pip", "--python", python]
