@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.errors import (
-    UnpublishedResourceWarning,
-)
+from castore.errors import NameExists, ObjectChanged, UnpublishedResourceWarning
 from castore.testing.contents import (
     mixed,
     noise,
@@ -187,6 +185,44 @@ class FileObjects(Kind):
         file.abort()
         assert store.gets("name") == b"old"
         assert list(store.names()) == ["name"]
+
+    @pytest.mark.parametrize("size", [0, 100, 150_000])
+    def test_an_appender_begins_as_the_object_there_is(
+        self, store: castore.Store, size: int
+    ) -> None:
+        data, more = mixed(size, 22), mixed(50_000, 23)
+        store.puts("name", data, mode=0o640)
+        with store.open("name", "ab") as file, store.open("new", "ab") as new:
+            assert (file.tell(), new.tell()) == (size, 0)
+            file.write(more)
+            new.write(more)
+            assert store.gets("name") == data
+        with store.transaction() as t, t.open("name", "ab") as file:
+            file.write(b"in a transaction")
+        whole = data + more + b"in a transaction"
+        assert store.gets("name") == whole
+        assert store.gets("new") == more
+        assert store.info("name").mode == 0o640
+        assert store.info("name").etag == store.puts("at once", whole).etag
+
+    @pytest.mark.parametrize("change", ["put", "deleted", "made"])
+    def test_an_appender_overwrites_nothing_that_came_meanwhile(
+        self, store: castore.Store, change: str
+    ) -> None:
+        if change != "made":
+            store.puts("name", mixed(50_000, 24))
+        file, t = store.open("name", "ab"), store.transaction()
+        t.open("name", "ab").close()
+        t.puts("beside", b"")
+        if change == "deleted":
+            store.delete("name")
+        else:
+            store.puts("name", b"another")
+        for publish in (file.close, t.commit):
+            with pytest.raises(NameExists if change == "made" else ObjectChanged):
+                publish()
+        there = {} if change == "deleted" else {"name": b"another"}
+        assert {name: store.gets(name) for name in store.names()} == there
 
     @pytest.mark.parametrize("umask", [0o022, 0o077, 0o007])
     def test_what_has_no_mode_gets_that_of_a_new_file(

@@ -99,3 +99,10 @@ def test_dask(fs: CastoreFileSystem) -> None:
         whole.to_parquet(url, **options)
         assert dataframe.read_parquet(url, **options).x.sum().compute() == 4950
     assert len(fs.find("dask")) == 2
+    where = {"storage_options": {"store": fs.store_path}}
+    whole.to_parquet("castore://dask", append=True, ignore_divisions=True, **where)
+    assert dataframe.read_parquet("castore://dask", **where).x.sum().compute() == 2 * 4950
+    whole.to_parquet("castore://dask", overwrite=True, **where)
+    assert len(fs.find("dask")) == 2
+    whole.to_csv("castore://one.csv", single_file=True, index=False, **where)  # part after part
+    assert dataframe.read_csv("castore://one.csv", blocksize=99, **where).x.sum().compute() == 4950
