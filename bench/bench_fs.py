@@ -39,7 +39,7 @@ PARTS: Mapping[str, Callable[[Setting], Iterator[tuple[Row, str]]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, within 20 s")
+    parser.add_argument("--quick", action="store_true", help="small sizes, a minute")
     parser.add_argument("--tiny", action="store_true", help="only show that every row runs")
     parser.add_argument("--json", metavar="FILE", help="write every sample here")
     parser.add_argument("--dir", metavar="DIR", help="where to work")
