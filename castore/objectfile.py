@@ -13,12 +13,7 @@ from operator import index
 from types import TracebackType
 from typing import Any
 
-from castore.errors import (
-    CastoreError,
-    NameExists,
-    ObjectChanged,
-    UnpublishedResourceWarning,
-)
+from castore.errors import CastoreError, NameExists, ObjectChanged, UnpublishedResourceWarning
 from castore.model import ObjectInfo
 from castore.stream.readahead import ReadAhead
 from castore.stream.reader import Pinned, Reader

@@ -12,13 +12,7 @@ from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
 from castore.cli.leftout import LeftOut
 from castore.cli.names import of_folder
-from castore.cli.output import (
-    complain,
-    object_document,
-    open_progress,
-    print_json,
-    stdout,
-)
+from castore.cli.output import complain, object_document, open_progress, print_json, stdout
 from castore.cli.stores import open_to_read
 from castore.errors import NameNotFound
 from castore.model import as_prefix, sort_key

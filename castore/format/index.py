@@ -12,11 +12,7 @@ from typing import Final, NamedTuple
 import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.pack import (
-    CODEC_RAW,
-    CODEC_ZSTD,
-    VERSION,
-)
+from castore.format.pack import CODEC_RAW, CODEC_ZSTD, VERSION
 from castore.model import Location
 
 _checksum = xxhash.xxh3_64_intdigest

@@ -15,10 +15,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.pack import (
-    PACK_ID_BYTES,
-    VERSION,
-)
+from castore.format.pack import PACK_ID_BYTES, VERSION
 from castore.format.s3 import SESSION_ID_BYTES, ids_in
 
 _checksum = xxhash.xxh3_64_intdigest

@@ -14,10 +14,7 @@ import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.index import Record
-from castore.format.pack import (
-    VERSION,
-    PackEntry,
-)
+from castore.format.pack import VERSION, PackEntry
 
 _checksum = xxhash.xxh3_64_intdigest
 

@@ -10,13 +10,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterable, Sequence
 
-from castore.errors import (
-    FormatError,
-    PackMissing,
-    StoreClosed,
-    StoreFull,
-    StoreIOError,
-)
+from castore.errors import FormatError, PackMissing, StoreClosed, StoreFull, StoreIOError
 from castore.format.pack import PACK_HEADER_BYTES, decode_pack_header
 from castore.local.pack import Pack, Placement
 from castore.local.pack_files import list_packs, pack_path
@@ -24,12 +18,7 @@ from castore.model import Extent, Location
 from castore.stream.backend import Held
 from castore.stream.codec import Frame
 from castore.system import forks
-from castore.system.fileio import (
-    adopt,
-    adopt_folder,
-    storage_error,
-    sync_folder,
-)
+from castore.system.fileio import adopt, adopt_folder, storage_error, sync_folder
 from castore.system.forks import ForkLock, Rank
 from castore.system.lockfile import LockFile
 from castore.system.mapping import Mapping

@@ -22,12 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from castore.errors import (
-    FormatError,
-    IndexCorrupt,
-    StoreNotFound,
-    UnsupportedFormat,
-)
+from castore.errors import FormatError, IndexCorrupt, StoreNotFound, UnsupportedFormat
 from castore.format.journal import Entry, JournalPlace
 from castore.format.pack import StoreConfig
 from castore.local import meta

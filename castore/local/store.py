@@ -17,13 +17,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from castore.errors import (
-    CastoreError,
-    NotAStore,
-    StoreIOError,
-    StoreLocked,
-    StoreNotFound,
-)
+from castore.errors import CastoreError, NotAStore, StoreIOError, StoreLocked, StoreNotFound
 from castore.format.pack import StoreConfig, encode_config
 from castore.local.catalog import LocalCatalog
 from castore.local.folder import (

@@ -9,14 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from castore.errors import NameExists, NameNotFound
-from castore.stream.operations import (
-    Copy,
-    Delete,
-    DeletePrefix,
-    Operation,
-    Publish,
-    SetAttributes,
-)
+from castore.stream.operations import Copy, Delete, DeletePrefix, Operation, Publish, SetAttributes
 
 COPIES_MAX = 128  # at once: what is in their manifests is in memory
 

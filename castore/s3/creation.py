@@ -13,13 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 
-from castore.errors import (
-    ConfigLost,
-    FormatError,
-    NotAStore,
-    StoreIOError,
-    UnsupportedFormat,
-)
+from castore.errors import ConfigLost, FormatError, NotAStore, StoreIOError, UnsupportedFormat
 from castore.format.pack import (
     PACK_HEADER_BYTES,
     StoreConfig,

@@ -16,13 +16,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 
-from castore.errors import (
-    CastoreError,
-    CommitUnknown,
-    FormatError,
-    StoreClosed,
-    StoreIOError,
-)
+from castore.errors import CastoreError, CommitUnknown, FormatError, StoreClosed, StoreIOError
 from castore.format.s3 import new_pack_id, new_session_id, session_of
 from castore.format.s3_gc import encode_pin
 from castore.s3.client.bucket import Bucket, OutcomeUnknown, PreconditionFailed

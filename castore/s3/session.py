@@ -10,13 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence, Set
 
-from castore.errors import (
-    ChunkCorrupt,
-    FormatError,
-    NameExists,
-    PackMissing,
-    StoreIOError,
-)
+from castore.errors import ChunkCorrupt, FormatError, NameExists, PackMissing, StoreIOError
 from castore.format.pack import decode_frame_header
 from castore.format.segment import Segment, SegmentBuilder, decode_segment
 from castore.model import Extent, Location

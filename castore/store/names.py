@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from castore.errors import NameNotFound
-from castore.model import (
-    NAME_BYTES_MAX,
-    DirEntry,
-    Kind,
-    ObjectInfo,
-    encode_name,
-    encode_prefix,
-)
+from castore.model import NAME_BYTES_MAX, DirEntry, Kind, ObjectInfo, encode_name, encode_prefix
 from castore.store.objects import ObjectVerbs
 from castore.transaction import object_info
 

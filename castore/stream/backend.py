@@ -17,13 +17,7 @@ from castore.stream.session import WriteSession
 from castore.system.workers import Workers
 
 if TYPE_CHECKING:  # loaded by those who need it
-    from castore.stream.reports import (
-        BackupReport,
-        CheckReport,
-        GcOptions,
-        GcReport,
-        RebuildReport,
-    )
+    from castore.stream.reports import BackupReport, CheckReport, GcOptions, GcReport, RebuildReport
 
 Held: TypeAlias = Mapping[bytes, Any]  # by pack id: what keeps a pack readable
 NOTHING_HELD: Final[Held] = {}

@@ -14,10 +14,7 @@ import pytest
 
 import castore
 from castore.errors import NameExists, ObjectChanged, UnpublishedResourceWarning
-from castore.testing.contents import (
-    mixed,
-    noise,
-)
+from castore.testing.contents import mixed, noise
 from castore.testing.kind import Kind
 
 

@@ -14,17 +14,8 @@ from typing import Any
 import pytest
 
 import castore
-from castore.errors import (
-    InvalidRange,
-    NameNotFound,
-)
-from castore.testing.contents import (
-    CHUNK_MAX,
-    TAIL,
-    Told,
-    mixed,
-    noise,
-)
+from castore.errors import InvalidRange, NameNotFound
+from castore.testing.contents import CHUNK_MAX, TAIL, Told, mixed, noise
 from castore.testing.kind import Kind
 
 

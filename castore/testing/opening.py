@@ -10,14 +10,8 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.errors import (
-    ReadOnlyStore,
-    StoreClosed,
-)
-from castore.testing.contents import (
-    mixed,
-    noise,
-)
+from castore.errors import ReadOnlyStore, StoreClosed
+from castore.testing.contents import mixed, noise
 from castore.testing.kind import Kind
 
 

@@ -10,12 +10,7 @@ import threading
 import pytest
 
 import castore
-from castore.testing.contents import (
-    fork_is_fine,
-    forked,
-    mixed,
-    noise,
-)
+from castore.testing.contents import fork_is_fine, forked, mixed, noise
 from castore.testing.kind import Kind
 
 

@@ -19,14 +19,7 @@ import pytest
 
 import castore
 from castore.stream import writer
-from castore.testing.contents import (
-    CHUNK_MAX,
-    CHUNK_MIN,
-    TAIL,
-    Blocks,
-    mixed,
-    noise,
-)
+from castore.testing.contents import CHUNK_MAX, CHUNK_MIN, TAIL, Blocks, mixed, noise
 from castore.testing.kind import Kind
 
 

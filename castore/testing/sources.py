@@ -11,13 +11,8 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.errors import (
-    SourceChanged,
-)
-from castore.testing.contents import (
-    Told,
-    noise,
-)
+from castore.errors import SourceChanged
+from castore.testing.contents import Told, noise
 from castore.testing.kind import Kind
 
 

@@ -11,16 +11,8 @@ from typing import Any
 import pytest
 
 import castore
-from castore.errors import (
-    NameExists,
-    NameNotFound,
-    StoreClosed,
-)
-from castore.testing.contents import (
-    Blocks,
-    mixed,
-    noise,
-)
+from castore.errors import NameExists, NameNotFound, StoreClosed
+from castore.testing.contents import Blocks, mixed, noise
 from castore.testing.kind import Kind
 
 

@@ -54,7 +54,7 @@ def test_objects_and_folders_are_told_apart(any_store: Any) -> None:
 
 
 def test_folders_of_more_than_a_page(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("castore.local.catalog.PAGE_NAMES", 3)
+    monkeypatch.setattr("castore.local.lookup.PAGE_NAMES", 3)
     names = [f"f{i % 7}/{i}" for i in range(40)] + [f"n{i:02}" for i in range(20)]
     with store.transaction() as transaction:
         for name in names:

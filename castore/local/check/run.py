@@ -12,12 +12,7 @@ import errno
 import os
 from collections.abc import Collection
 
-from castore.errors import (
-    FormatError,
-    IndexChanged,
-    StoreLocked,
-    StoreNotFound,
-)
+from castore.errors import FormatError, IndexChanged, StoreLocked, StoreNotFound
 from castore.local.check.journal import check_journal
 from castore.local.check.scan import LocalCheck
 from castore.local.folder import check_index_in_place, find_config, read_config, share

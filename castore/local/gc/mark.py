@@ -19,11 +19,7 @@ from castore.format.index import Record, decode_record, manifest_of, segment_key
 from castore.format.segment import Segment, decode_segment
 from castore.local.gc.parts import Parts
 from castore.local.locks import PackLocks
-from castore.local.meta import (
-    GC_SEQ,
-    last_manifest,
-    next_number,
-)
+from castore.local.meta import GC_SEQ, last_manifest, next_number
 from castore.local.tables import Tables
 from castore.stream.live_frames import Manifests, Marks
 from castore.system.lmdb_env import Snapshot, Txn

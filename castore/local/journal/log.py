@@ -30,13 +30,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from castore.errors import CastoreError, CommitUnknown, FormatError
-from castore.format.journal import (
-    FLAG_LAST,
-    JournalPlace,
-    Kind,
-    Unclaimed,
-    encode_block,
-)
+from castore.format.journal import FLAG_LAST, JournalPlace, Kind, Unclaimed, encode_block
 from castore.format.pack import StoreConfig, encode_config
 from castore.local.journal.blocks import SnapshotEntries, encode_blocks
 from castore.local.journal.files import (

@@ -1,0 +1,225 @@
+"""Reading the names of a local store: each question is one short read transaction."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import wraps
+from itertools import islice, takewhile
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from castore.errors import FormatError, IndexChanged, NameNotFound
+from castore.format.index import (
+    Record,
+    Totals,
+    decode_chunk_row,
+    decode_record,
+    manifest_of,
+    segment_key,
+)
+from castore.format.segment import check_owner
+from castore.local.hot import HotObjects
+from castore.local.meta import GC_SEQ, read_number, read_totals
+from castore.model import Extent, Location, clamp_range
+from castore.stream.backend import Cover, Entry
+from castore.stream.segments import Manifest
+from castore.system.lmdb_env import TRIES, Index, Snapshot
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PAGE_NAMES = 1000
+
+
+def _repeated(
+    read: Callable[Concatenate[NameReader, P], T],
+) -> Callable[Concatenate[NameReader, P], T]:
+    """Where the index is read without a lock, what was changed meanwhile is read again."""
+
+    @wraps(read)
+    def reading(self: NameReader, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(TRIES):
+            try:
+                return read(self, *args, **kwargs)
+            except IndexChanged:
+                self.forget_all()
+        return read(self, *args, **kwargs)
+
+    return reading
+
+
+class NameReader:
+    """What a catalog's names map to, now."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._hot = HotObjects(index)
+
+    @_repeated
+    def record(self, name: bytes) -> Record | None:
+        with self._index.gate, self._index.snapshot() as txn:
+            raw = txn.get(name, db=self._index.names)
+        return None if raw is None else self._decode(name, raw)
+
+    def records(self, names: Collection[bytes]) -> dict[bytes, Record]:
+        found = {}
+        for name in names:
+            with contextlib.suppress(FormatError):
+                record = self.record(name)
+                if record is not None:
+                    found[name] = record
+        return found
+
+    @_repeated
+    def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
+        """One read transaction: what it shows is current."""
+        index = self._index
+        with index.gate, index.snapshot(views=True) as txn:
+            return self._cover(txn, name, byte_ranges)
+
+    def _cover(
+        self, txn: Snapshot, name: bytes, byte_ranges: Sequence[Sequence[int] | None]
+    ) -> Cover:
+        raw = txn.get(name, db=self._index.names)
+        if raw is None:
+            raise NameNotFound(name.decode())
+        # The record is read every time, so that no answer is stale; what it decodes to, and the
+        # segments of its immutable manifest, are remembered.
+        hot = self._hot.of(name, raw)
+        record = hot.record
+        covered: list[tuple[int, int, list[Extent]]] = []
+        for byte_range in byte_ranges:
+            begin, end = clamp_range(byte_range, record.size)
+            extents: list[Extent] = []
+            at = begin
+            while at < end and not record.is_inline:
+                segment = self._hot.segment(txn, hot, at)
+                extents += segment.covering(at, end)
+                at = segment.end
+            covered.append((begin, end, extents))
+        return Cover(record, covered, _none_newer)
+
+    def forget(self, name: bytes) -> None:
+        """Read the name's segments from the index again: their packs are not where they were."""
+        self._hot.forget(name)
+
+    def forget_all(self) -> None:
+        """Segments were changed in place."""
+        self._hot.forget_all()
+
+    @_repeated
+    def manifest(self, name: bytes) -> tuple[Record, Manifest]:
+        index = self._index
+        with index.gate, index.snapshot() as txn:
+            raw = txn.get(name, db=index.names)
+            if raw is None:
+                raise NameNotFound(name.decode())
+            record = self._decode(name, raw)
+            if record.is_inline:
+                return record, Manifest((), 0)
+            return record, Manifest(self._raw_segments(txn, record.manifest), record.size)
+
+    @_repeated
+    def known(self, chunk_ids: Sequence[bytes]) -> tuple[int, dict[bytes, Location]]:
+        """The collector's counter, and the locations of those chunks that are stored."""
+        index = self._index
+        with index.gate, index.snapshot() as txn:
+            gc_seq = read_number(self._index, txn, GC_SEQ)
+            with txn.cursor(db=index.chunks) as cursor:
+                rows = cursor.getmulti(sorted(set(chunk_ids)))
+        return gc_seq, {bytes(chunk_id): decode_chunk_row(row)[1] for chunk_id, row in rows}
+
+    def pages(self, prefix: bytes) -> Iterator[list[tuple[bytes, Record]]]:
+        after = b""
+        while page := self._page(prefix, after, values=True):
+            yield [(name, self._decode(name, raw)) for name, raw in page]
+            after = page[-1][0]
+
+    def names(self, prefix: bytes) -> Iterator[list[bytes]]:
+        after = b""
+        while page := self._page(prefix, after, values=False):
+            yield page
+            after = page[-1]
+
+    @_repeated
+    def _page(
+        self, prefix: bytes, after: bytes, *, values: bool, rows_max: int = PAGE_NAMES
+    ) -> list[Any]:
+        """Up to `rows_max` names that start with `prefix` and sort after `after`, with their
+        records if `values` are wanted."""
+        index = self._index
+        with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
+            start = max(prefix, after + b"\0") if after else prefix
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return []
+            rows = islice(cursor.iternext(values=values), rows_max)
+            return list(takewhile(lambda r: (r[0] if values else r).startswith(prefix), rows))
+
+    def level(self, prefix: bytes, *, with_records: bool) -> Iterator[list[Entry]]:
+        """By seeking behind each folder: what is in it is not looked at."""
+        start = prefix
+        while page := self._level_page(prefix, start, with_records):
+            yield page
+            last = page[-1].name
+            start = _behind(last) if page[-1].is_folder else last + b"\0"
+
+    def kind(self, name: bytes) -> tuple[bool, bool]:
+        below = self._page(name + b"/", b"", values=False, rows_max=1)
+        return self.record(name) is not None, bool(below)
+
+    @_repeated
+    def _level_page(self, prefix: bytes, start: bytes, with_records: bool) -> list[Entry]:
+        index, page = self._index, list[Entry]()
+        with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
+            found = cursor.set_range(start) if start else cursor.first()
+            while found and len(page) < PAGE_NAMES:
+                name = bytes(cursor.key())
+                if not name.startswith(prefix):
+                    break
+                slash = name.find(b"/", len(prefix))
+                if slash < 0:
+                    raw = cursor.value() if with_records else b""
+                    page.append(Entry(name, self._decode(name, raw) if with_records else None))
+                    found = cursor.next()
+                else:
+                    page.append(Entry(name[: slash + 1], is_folder=True))
+                    found = cursor.set_range(_behind(name[: slash + 1]))
+        return page
+
+    @_repeated
+    def totals(self) -> tuple[Totals, int, int, int, int]:
+        """(sums, objects, chunks, packs, index bytes)."""
+        index = self._index
+        with index.gate, index.snapshot() as txn:
+            counts = [
+                int(txn.stat(table)["entries"])
+                for table in (index.names, index.chunks, index.packs)
+            ]
+            totals = read_totals(self._index, txn)
+        return totals, counts[0], counts[1], counts[2], index.stat_bytes()
+
+    # ------------------------------------------------------------ below
+
+    def _raw_segments(self, txn: Snapshot, manifest: int) -> Iterator[bytes]:
+        with txn.cursor(db=self._index.segments) as cursor:
+            if cursor.set_range(segment_key(manifest, 0)):
+                for key, raw in cursor:
+                    if manifest_of(key) != manifest:
+                        return
+                    check_owner(raw, manifest)
+                    yield bytes(raw)
+
+    def _decode(self, name: bytes, raw: bytes) -> Record:
+        try:
+            return decode_record(raw)
+        except FormatError as error:
+            raise FormatError(f"the record of {name.decode(errors='replace')!r}: {error}") from None
+
+
+def _none_newer() -> None:
+    return None
+
+
+def _behind(folder: bytes) -> bytes:
+    """What sorts right behind all that the folder has: b"0" follows b"/"."""
+    return folder[:-1] + b"0"
