@@ -44,6 +44,9 @@ class Exec(Node):
             self._command = _script(command)
         super().__init__(**kwargs)
 
+    def brief(self) -> str:
+        return f"Exec {self.call.function if self.call else self._command}"
+
     def label(self) -> str:
         return f"{self.name}   {self.command.strip()}".replace("\n", "\\n")
 

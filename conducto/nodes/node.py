@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from weakref import ReferenceType, ref
 
 from conducto.nodes.image import Image
 from conducto.nodes.pretty import lines
@@ -90,6 +91,9 @@ class Node:
         self.doc: str | None = None
         self.title: str | None = None
         self.set(**options)
+        self._made: list[tuple[ReferenceType[Node], str]] = []  # within a `with` of it
+        if open_nodes.get():
+            open_nodes.get()[-1]._made.append((ref(self), self.brief()))
 
     def set(self, **options: Unpack[Options]) -> None:
         """Set several options at once. TypeError for one that there is not."""
@@ -114,11 +118,11 @@ class Node:
         super().__setattr__(option, value)
 
     def _attach(self, name: str) -> None:
-        if not _open_nodes.get():
+        if not open_nodes.get():
             raise ValueError(f"name={name!r} is for a node made within a `with` of its parent")
         if "/" in name:
             raise ValueError(f"a name has no '/': {name!r}")
-        _open_nodes.get()[-1][name] = self
+        open_nodes.get()[-1][name] = self
 
     @property
     def name(self) -> str:
@@ -187,6 +191,10 @@ class Node:
             yield node
             stack.extend(reversed(node.children.values()))
 
+    def brief(self) -> str:
+        """What an error says of it while it is in no tree."""
+        return type(self).__name__
+
     def label(self) -> str:
         """What a tree that is printed says of it."""
         return self.name
@@ -204,13 +212,18 @@ class Node:
         return f"<{type(self).__name__} {self}>"
 
     def __enter__(self: Self) -> Self:
-        _open_nodes.set((*_open_nodes.get(), self))
+        open_nodes.set((*open_nodes.get(), self))
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        if _open_nodes.get()[-1:] != (self,):
+    def __exit__(self, raised: type[BaseException] | None, *_: object) -> None:
+        if open_nodes.get()[-1:] != (self,):
             raise TreeError(f"the innermost `with` is not that of {self!r}")
-        _open_nodes.set(_open_nodes.get()[:-1])
+        open_nodes.set(open_nodes.get()[:-1])
+        lost = [brief for made, brief in self._made if made() is None]
+        self._made.clear()
+        if lost and raised is None:
+            # Nobody can put it anywhere any more, and it would never run.
+            raise TreeError(f"a node without a name was put nowhere in {self!r}: {lost[0]}")
 
     def __setitem__(self, path: str, node: Node) -> None:
         """Put a node there: `tree["a/b"] = node` below the node "a", which is there already.
@@ -256,7 +269,7 @@ class Node:
         return True
 
 
-_open_nodes: ContextVar[tuple[Node, ...]] = ContextVar("open_nodes", default=())
+open_nodes: ContextVar[tuple[Node, ...]] = ContextVar("open_nodes", default=())
 
 
 def seconds(time: float | str) -> float:

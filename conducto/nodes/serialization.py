@@ -14,7 +14,7 @@ from typing import Any
 
 from conducto.nodes.image import Image
 from conducto.nodes.kinds import EXECUTE, GENERATE, Exec, Lazy, Parallel, Serial
-from conducto.nodes.node import Node, TreeError
+from conducto.nodes.node import Node, TreeError, open_nodes
 
 VERSION = 1
 DEPTH_MAX = 200  # of a tree that is read: deeper ones are refused, and not recursed into
@@ -51,10 +51,13 @@ def loads(text: str | bytes) -> Node:
         raise TreeError(f"a tree is JSON: {error}") from error
     if not isinstance(document, dict) or document.get("conducto") != VERSION:
         raise TreeError(f'a tree is a JSON object with "conducto": {VERSION}')
+    token = open_nodes.set(())  # no `with` around this has to do with these nodes
     try:
         return _node(document, 0)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise TreeError(f"the tree is malformed: {error}") from error
+    finally:
+        open_nodes.reset(token)
 
 
 def _document(node: Node, depth: int) -> dict[str, Any]:

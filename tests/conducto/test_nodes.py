@@ -72,6 +72,28 @@ def test_a_node_made_within_a_with_attaches_itself_by_its_name() -> None:
         co.Exec("a", name="x/y")
 
 
+def lose(error: Exception | None = None) -> None:
+    with co.Serial() as root, co.Serial(name="inner"):
+        root["put"] = co.Exec("put somewhere")
+        co.Exec("make lost")
+        if error is not None:
+            raise error
+
+
+def test_a_node_that_nobody_can_put_anywhere_is_an_error() -> None:
+    """It has no name, so that it did not attach itself, and would never run."""
+    with pytest.raises(co.TreeError, match="put nowhere in <Serial /inner>: Exec make lost"):
+        lose()
+    with pytest.raises(LookupError):  # that is what went wrong
+        lose(LookupError())
+    text = dumps(co.Lazy("echo"))
+    with co.Serial() as root:
+        root["read"] = loads(text)
+        later = co.Exec("later")
+    root["later"] = later
+    assert "later" in root
+
+
 def test_what_a_tree_refuses() -> None:
     root = tree()
     for put, words in (
