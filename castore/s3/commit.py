@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from castore.errors import NameExists, NameNotFound
 from castore.stream.operations import Copy, Delete, DeletePrefix, Operation, Publish, SetAttributes
 
-COPIES_MAX = 128  # at once: what is in their manifests is in memory
+COPIES_MAX = 128  # at once: what is inline in their manifests is in memory
 
 
 def names_to_look_up(operations: Sequence[Operation]) -> tuple[set[bytes], set[bytes]]:

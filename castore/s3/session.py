@@ -39,6 +39,7 @@ from castore.system.workers import Future, InFlight, Workers, results_of
 
 INLINE_BYTES_MAX = 64 << 10
 MOVED_AT_ONCE = 64  # extents
+SEGMENT_BYTES_MAX = 64 << 20  # of what is copied at once, in memory
 LOOKAHEAD_BYTES = 64 << 20
 
 
@@ -220,23 +221,33 @@ class S3Session(WriteSession):
             self._requests.submit(self._version, copy.source, seen.get(copy.source))
             for copy in copies
         ]
-        found = results_of(reading)
+        versions = results_of(reading)
         # For all of them, in as few round trips as it takes.
-        self.unreliable({pack_id for version, _ in found for pack_id in version.head.packs})
-        ready = [
-            (copy, *self._reliable(copy.source, *each))
-            for copy, each in zip(copies, found, strict=True)
+        self.unreliable({pack_id for version in versions for pack_id in version.head.packs})
+        moved = [
+            (copy, version)
+            for copy, version in zip(copies, versions, strict=True)
             if copy.source != copy.target
         ]
-        self._uploads.finish()
-        results_of([self._requests.submit(self._names.copy, *each) for each in ready])
+        while moved:
+            part = moved[: _few_enough([version for _, version in moved])]
+            del moved[: len(part)]
+            whole = results_of(
+                [self._requests.submit(self._whole, copy.source, it) for copy, it in part]
+            )
+            ready = [
+                (copy, *self._reliable(copy.source, *each))
+                for (copy, _), each in zip(part, whole, strict=True)
+            ]
+            self._uploads.finish()
+            results_of([self._requests.submit(self._names.copy, *each) for each in ready])
 
     def _set_attributes(self, operation: SetAttributes, etag: str | None) -> None:
         """Put the version that is there again, over itself and over no newer one."""
         name = operation.name
         while True:
-            version, raw_segments = self._version(name, etag)
-            version, segments = self._reliable(name, version, raw_segments)
+            found = self._whole(name, self._version(name, etag))
+            version, segments = self._reliable(name, *found)
             self._uploads.finish()
             record = operation.of(version.head.record)
             try:
@@ -245,10 +256,12 @@ class S3Session(WriteSession):
             except NameExists:  # changed since: look again
                 etag = None
 
-    def _version(self, name: bytes, etag: str | None) -> tuple[Version, list[bytes]]:
-        """What the name maps to, and its segments as stored; with its ETag, where that was just
-        seen. Raises NameNotFound."""
-        version = self._catalog.current(name) if etag is None else self._catalog.at(name, etag)
+    def _version(self, name: bytes, etag: str | None) -> Version:
+        """What the name maps to; with its ETag, where that was just seen. Raises NameNotFound."""
+        return self._catalog.current(name) if etag is None else self._catalog.at(name, etag)
+
+    def _whole(self, name: bytes, version: Version) -> tuple[Version, list[bytes]]:
+        """The version, or a newer one, and its segments as stored. Raises NameNotFound."""
         while True:
             try:
                 return version, list(self._catalog.raw_segments(version))
@@ -277,7 +290,7 @@ class S3Session(WriteSession):
                     segments.append((segment.end, raw))
                 return version, segments
             except PackMissing:
-                newer, raw_segments = self._version(name, None)
+                newer, raw_segments = self._whole(name, self._catalog.current(name))
                 if newer.etag == version.etag:
                     raise
                 version = newer
@@ -323,6 +336,16 @@ class S3Session(WriteSession):
     def _decoded(self, raw: bytes | memoryview) -> Frame:
         header = decode_frame_header(raw)
         return stored_frame(bytes(raw), header.chunk_id, header.raw_bytes, self.config.seed)
+
+
+def _few_enough(versions: Sequence[Version]) -> int:
+    """How many of them, one at least, have segments that may be in memory at once."""
+    total = 0
+    for count, version in enumerate(versions):
+        total += sum(place.length for place in version.head.segments)
+        if count and total > SEGMENT_BYTES_MAX:
+            return count
+    return len(versions)
 
 
 def relocated(

@@ -17,7 +17,7 @@ from s3_stores import Open
 
 import castore
 from castore.errors import AccessDenied, NameExists, NameNotFound
-from castore.s3 import commit, names, presence
+from castore.s3 import commit, names, presence, session
 from castore.stream.operations import Copy, Delete, DeletePrefix, Operation
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
@@ -84,6 +84,25 @@ def test_many_copies_are_a_list_and_two_requests_each(
         asked = [f"PUT names x{MANY}", "LIST names", expected]
         assert requests(proxy) == sorted(filter(None, asked))
     assert [store.gets(f"b{name}") for name in sources] == [b"%d" % i for i in range(MANY)]
+
+
+def test_of_large_objects_few_are_copied_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = world.open()
+    data = {f"a/{i}": random.Random(i).randbytes(200_000 if i % 2 else 70) for i in range(9)}
+    for name, each in data.items():
+        store.puts(name, each)
+    monkeypatch.setattr(session, "SEGMENT_BYTES_MAX", 5000)
+    sizes: list[int] = []
+    results_of = session.results_of
+    monkeypatch.setattr(session, "results_of", lambda it: sizes.append(len(it)) or results_of(it))
+    with store.transaction() as transaction:
+        for name in [*data, "a/0"]:
+            transaction.copy(name, f"b{name}")
+    assert len(sizes) > 7
+    other = world.open("other")
+    assert {name[1:]: other.gets(name) for name in other.names("b")} == data
 
 
 def test_many_renames(open_proxied: Open, proxy: FaultProxy) -> None:
