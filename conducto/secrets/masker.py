@@ -9,6 +9,7 @@ more, so that a line is not delayed unless it ends as a secret begins.
 from __future__ import annotations
 
 import re
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
@@ -126,12 +127,11 @@ class _Forms:
         return spans, held
 
     def _anchored(self, buffer: bytes) -> Iterator[tuple[int, int]]:
-        for shift in range(ANCHOR):
-            words = _words(buffer, shift)
-            if not self._anchors.isdisjoint(words):
-                for n, word in enumerate(words):
-                    if word in self._anchors:
-                        yield n * ANCHOR + shift, word
+        """Where in the buffer a form may begin, and the four bytes there."""
+        shifts = range(ANCHOR)
+        for word in set().union(*(self._anchors.intersection(_words(buffer, n)) for n in shifts)):
+            for at in _places(word.to_bytes(ANCHOR, sys.byteorder), buffer):
+                yield at, word
 
 
 class _Text:
