@@ -28,6 +28,9 @@ class Backend(Protocol):
     def read(self, scopes: Iterable[str]) -> list[Secret]:
         """Those of each scope, in this order."""
 
+    def check(self) -> None:
+        """Raise what would keep secrets from being put, as far as it shows before."""
+
     def put(self, secrets: list[Secret], replaced: Iterable[str] = ()) -> None:
         """The scopes that are `replaced` keep no others."""
 

@@ -88,6 +88,8 @@ def _parsed(verb: str, argv: Sequence[str]) -> dict[str, Value]:
 def _set(given: dict[str, Value], backend: secrets.Backend) -> None:
     key = _key(given)
     check_key(key)
+    if sys.stdin is not None and sys.stdin.isatty():
+        backend.check()  # nobody types a value to be told that it can't be kept
     secret = Secret(key.key, _value(key.key), key.scope, bool(given.get("mask", True)))
     check_secret(secret)
     backend.put([secret])

@@ -28,6 +28,10 @@ class LocalSecrets:
         found = self._read()[0].values()
         return [secret for scope in scopes for secret in found if secret.scope == scope]
 
+    def check(self) -> None:
+        sealed.require_cryptography()
+        self._read()
+
     def put(self, secrets: list[Secret], replaced: Iterable[str] = ()) -> None:
         """All of them at once. The scopes that are `replaced` lose all others."""
         gone = set(replaced)

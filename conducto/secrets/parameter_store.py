@@ -50,6 +50,9 @@ class ParameterStore:
     def read(self, scopes: Iterable[str]) -> list[Secret]:
         return [secret for scope in scopes for secret in self._read(scope)]
 
+    def check(self) -> None:
+        self._page(USER, "", decrypted=False)
+
     def put(self, secrets: list[Secret], replaced: Iterable[str] = ()) -> None:
         """One after another, then the scopes that are `replaced` lose all others: an error says
         which were put before it, and nothing that there was is gone."""

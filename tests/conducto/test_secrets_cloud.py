@@ -197,6 +197,13 @@ def test_some_of_several(server: ParameterServer) -> None:
     assert api.get_user_secrets() == {"OLD": "old", "A": VALUE, "B": VALUE}
 
 
+def test_denied_is_told_before_a_value_is_asked_for(server: ParameterServer) -> None:
+    secrets.backend().check()
+    server.failures = [(400, "AccessDeniedException", "no")]
+    with pytest.raises(AccessDenied, match="ssm:GetParametersByPath is denied"):
+        secrets.backend().check()
+
+
 def test_down(server: ParameterServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # nobody listens
         taken.bind(("127.0.0.1", 0))

@@ -187,6 +187,35 @@ def test_on_a_terminal() -> None:
     assert co.api.Secrets().get_user_secrets() == {"A": VALUE}
 
 
+def test_it_does_not_ask_in_vain(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        return VALUE
+
+    asked: list[str] = []
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("getpass.getpass", ask)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cryptography", None)
+        assert command.main(["secrets", "set", "A"]) == 1
+    said = capsys.readouterr().err
+    assert "pip install 'castore[secrets]'" in said
+    assert len(said.splitlines()) == 1
+    assert asked == []
+    assert command.main(["secrets", "set", "A"]) == 0
+    assert asked == ["A: "]
+    (tmp_path / "base" / "default" / "secrets").write_bytes(b"not it")
+    assert command.main(["secrets", "set", "A"]) == 1
+    assert "are damaged" in capsys.readouterr().err
+    assert asked == ["A: "]
+
+
 def test_no_file_has_it(tmp_path: Path) -> None:
     """Nor does a process that died leave one."""
     program = """
