@@ -328,8 +328,7 @@ class AccessDenied(CastoreError, PermissionError):
     def __init__(self, action: str, url: str, reason: str = "") -> None:
         why = f" ({reason})" if reason else ""
         super().__init__(
-            errno.EACCES,
-            f"{action} is denied on {url}{why}: allow it in the IAM or bucket policy",
+            errno.EACCES, f"{action} is denied on {url}{why}: allow it in the IAM or bucket policy"
         )
         self.action = action
         self.url = url

@@ -44,10 +44,7 @@ def inline_fault(record: Record, seed: int) -> str:
 
 
 def manifest_faults(
-    record: Record,
-    raw_segments: Iterable[bytes],
-    packs: dict[bytes, PackReading],
-    seed: int,
+    record: Record, raw_segments: Iterable[bytes], packs: dict[bytes, PackReading], seed: int
 ) -> Iterator[Faulty]:
     """All that is wrong with an object that has extents: the segments must decode, follow each
     other, and add up to what the record says, and each extent's frame be in its pack."""

@@ -68,11 +68,7 @@ class PackScan:
                         yield reading, reader.read
 
         read = check_data(
-            opened(),
-            workers,
-            self._config.seed,
-            fraction=fraction,
-            advance=stages.relative_update,
+            opened(), workers, self._config.seed, fraction=fraction, advance=stages.relative_update
         )
         self.read_frames += read.frames
         self.read_bytes += read.bytes

@@ -63,12 +63,7 @@ exit code is then 13 for damaged objects, 14 for missing ones, else 1.
 
 def _cat(verbs: Verbs) -> None:
     verb = add_verb(
-        verbs,
-        "cat",
-        "get:cat",
-        ("NAME...",),
-        "print objects, or a byte range of one",
-        json=False,
+        verbs, "cat", "get:cat", ("NAME...",), "print objects, or a byte range of one", json=False
     )
     verb.add_argument(
         "--range",

@@ -120,10 +120,7 @@ def decode_state(raw: bytes) -> GcState:
     try:
         fields = json.loads(raw)
         state = GcState(
-            fields["version"],
-            fields["phase"],
-            bytes.fromhex(fields["nonce"]),
-            fields["condemned"],
+            fields["version"], fields["phase"], bytes.fromhex(fields["nonce"]), fields["condemned"]
         )
         known = fields["format"] == "castore-gc" and type(state.version) is int
         known = known and 0 <= state.version < 1 << 63

@@ -119,8 +119,7 @@ class LocalStore:
 
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
         raise StoreLocked(
-            errno.EAGAIN,
-            f"the store {self.root} is open: close it, and call castore.rebuild_index",
+            errno.EAGAIN, f"the store {self.root} is open: close it, and call castore.rebuild_index"
         )
 
     def back_up(self, path: str, *, progress: Progress | None) -> BackupReport:

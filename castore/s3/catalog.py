@@ -267,11 +267,7 @@ class S3Catalog:
         places = [_between(version, begin, end) for begin, end in bounds]
         segments = self._segments(version, [place for within in places for place in within])
         return [
-            (
-                begin,
-                end,
-                [e for place in within for e in segments[place.end].covering(begin, end)],
-            )
+            (begin, end, [e for place in within for e in segments[place.end].covering(begin, end)])
             for (begin, end), within in zip(bounds, places, strict=True)
         ]
 

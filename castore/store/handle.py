@@ -51,11 +51,7 @@ class Handle:
         )
         self._workers = Workers(threads or backend.threads)
         self._reader = Reader(
-            backend.catalog,
-            backend.packs,
-            self._workers,
-            config,
-            cache_bytes=cache_bytes,
+            backend.catalog, backend.packs, self._workers, config, cache_bytes=cache_bytes
         )
 
     @property

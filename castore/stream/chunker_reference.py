@@ -43,13 +43,7 @@ def next_cut(buffer: Buffer, start: int, final: bool, min: int, norm: int, max: 
 
 
 def cut_all(
-    buffer: Buffer,
-    start: int,
-    final: bool,
-    min: int,
-    norm: int,
-    max: int,
-    until: int | None = None,
+    buffer: Buffer, start: int, final: bool, min: int, norm: int, max: int, until: int | None = None
 ) -> list[int]:
     """The ends of successive chunks, as `Chunker.cuts` has it."""
     ends: list[int] = []
@@ -106,13 +100,7 @@ class Arithmetic(Protocol):
 
 
 def _next_cut(
-    arithmetic: Arithmetic,
-    data: memoryview,
-    start: int,
-    final: bool,
-    min: int,
-    norm: int,
-    max: int,
+    arithmetic: Arithmetic, data: memoryview, start: int, final: bool, min: int, norm: int, max: int
 ) -> int | None:
     size = len(data)
     remaining = size - start

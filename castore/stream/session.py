@@ -35,12 +35,7 @@ class WriteSession(ABC):
     lookahead_bytes = 0  # how far ahead `prefetch` is told; 0: never
 
     def __init__(
-        self,
-        workers: Workers,
-        config: StoreConfig,
-        chunker: Chunker,
-        *,
-        compression_level: int,
+        self, workers: Workers, config: StoreConfig, chunker: Chunker, *, compression_level: int
     ) -> None:
         self.config = config
         self.chunker = chunker

@@ -173,9 +173,7 @@ class ObjectWriter:
             self._retire(self._batches.popleft())
         self._close_segment()
         return record._replace(
-            etag=self._etag.digest(),
-            stored_bytes=self._stored_bytes,
-            chunks=self._chunks,
+            etag=self._etag.digest(), stored_bytes=self._stored_bytes, chunks=self._chunks
         ), self._draft
 
     def abandon(self) -> None:
@@ -191,10 +189,7 @@ class ObjectWriter:
         codec, stored = encode_inline(raw, level=self._session.level)
         self._advance(len(raw))
         return record._replace(
-            etag=chunk_id_of(raw, self._seed),
-            stored_bytes=len(stored),
-            codec=codec,
-            inline=stored,
+            etag=chunk_id_of(raw, self._seed), stored_bytes=len(stored), codec=codec, inline=stored
         )
 
     def _consume_buffer(self, *, final: bool) -> None:

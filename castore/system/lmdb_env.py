@@ -179,8 +179,7 @@ class Index:
         committed with a sync at the end, aborted on any error. Raises ReadOnlyStore, LmdbError."""
         if not self.writable:
             raise ReadOnlyStore(
-                errno.EACCES,
-                f"the index {self.path} can't be written here: is its disk read-only?",
+                errno.EACCES, f"the index {self.path} can't be written here: is its disk read-only?"
             )
         if self._pid != os.getpid():
             self._open_again()
@@ -292,8 +291,7 @@ class Index:
                     raise typed(error, self.path) from error
                 if map_bytes <= MAP_BYTES_LEAST:
                     raise StoreIOError(
-                        f"no address space for the index {self.path}: raise ulimit -v",
-                        errno.ENOMEM,
+                        f"no address space for the index {self.path}: raise ulimit -v", errno.ENOMEM
                     ) from error
                 map_bytes >>= 1
         try:

@@ -60,8 +60,7 @@ def typed(error: Exception, path: str) -> CastoreError:
         )
     if isinstance(error, lmdb.ReadonlyError):
         return ReadOnlyStore(
-            errno.EACCES,
-            f"the index {path} can't be written here: is its disk read-only?",
+            errno.EACCES, f"the index {path} can't be written here: is its disk read-only?"
         )
     if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return PermissionDenied(path)

@@ -275,9 +275,7 @@ class _Pool:
 
 
 def _work(
-    queue: SimpleQueue[Future[object] | None],
-    idle: SimpleQueue[None],
-    running: _thread.LockType,
+    queue: SimpleQueue[Future[object] | None], idle: SimpleQueue[None], running: _thread.LockType
 ) -> None:
     # Knows nothing of the pool, which can be dropped while this waits.
     try:

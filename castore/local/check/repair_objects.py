@@ -35,11 +35,7 @@ class ObjectRepair:
     whole any more."""
 
     def __init__(
-        self,
-        parts: Parts,
-        packs: PackRepair,
-        done: list[str],
-        lost: list[Problem],
+        self, parts: Parts, packs: PackRepair, done: list[str], lost: list[Problem]
     ) -> None:
         self.lost = lost
         self.emptied: set[int] = set()

@@ -45,11 +45,7 @@ class PackRepair:
     """
 
     def __init__(
-        self,
-        parts: Parts,
-        locks: PackLocks,
-        placement: Placement,
-        done: list[str],
+        self, parts: Parts, locks: PackLocks, placement: Placement, done: list[str]
     ) -> None:
         self._source = LocalPackSource(parts.root)
         self.scan = PackScan(self._source, parts.config)

@@ -91,20 +91,12 @@ class Bucket:
 
     @overload
     def get(
-        self,
-        key: str,
-        *,
-        byte_range: tuple[int, int] | None = None,
-        if_none_match: None = None,
+        self, key: str, *, byte_range: tuple[int, int] | None = None, if_none_match: None = None
     ) -> Reply: ...
 
     @overload
     def get(
-        self,
-        key: str,
-        *,
-        byte_range: tuple[int, int] | None = None,
-        if_none_match: str | None,
+        self, key: str, *, byte_range: tuple[int, int] | None = None, if_none_match: str | None
     ) -> Reply | None: ...
 
     def get(

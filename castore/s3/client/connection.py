@@ -218,10 +218,7 @@ def _refused(status: int, text: str, headers: Mapping[str, str]) -> Refused:
     if region is not None:
         found.setdefault("x-amz-bucket-region", region[1])
     return Refused(
-        status,
-        code[1] if code else "",
-        html.unescape(message[1]) if message else "",
-        found,
+        status, code[1] if code else "", html.unescape(message[1]) if message else "", found
     )
 
 

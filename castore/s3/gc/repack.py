@@ -87,12 +87,7 @@ class S3Repacker:
     `bytes_written` are those of the frames that were moved, `damaged` those that could not be.
     """
 
-    def __init__(
-        self,
-        catalog: S3Catalog,
-        open_session: OpenSession,
-        stages: Stages,
-    ) -> None:
+    def __init__(self, catalog: S3Catalog, open_session: OpenSession, stages: Stages) -> None:
         """`open_session` gives a session of its own, which is over at the end of the `with`."""
         self.bytes_written = 0
         self.damaged: dict[Location, Damage] = {}
