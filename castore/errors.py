@@ -235,6 +235,14 @@ class IndexCorrupt(CastoreError, OSError):
         super().__init__(errno.EIO, message)
 
 
+def index_lost(what: str) -> IndexCorrupt:
+    """The error for an index that is damaged or gone, with the ways out."""
+    return IndexCorrupt(
+        f"{what}: make it anew (castore index rebuild), or restore it from a backup (castore "
+        "restore)"
+    )
+
+
 class NotLocal(CastoreError, ValueError):
     """A store on S3, and something that only a local store has a use for."""
 

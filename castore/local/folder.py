@@ -9,15 +9,14 @@ import os
 
 from castore.errors import (
     FormatError,
-    IndexCorrupt,
     NotAStore,
-    StoreFull,
     StoreIOError,
     StoreLocked,
+    index_lost,
 )
 from castore.format.pack import StoreConfig
 from castore.stream.config import parse_config
-from castore.system.fileio import adopt, descriptor, is_interrupt, write_all
+from castore.system.fileio import adopt, descriptor, is_interrupt, storage_error, write_all
 from castore.system.lockfile import LockFile
 
 CONFIG = "castore.json"
@@ -33,10 +32,7 @@ def check_index_in_place(root: str) -> None:
     except FileNotFoundError:
         size = 0
     if size < INDEX_BYTES_MIN:
-        raise IndexCorrupt(
-            f"the index of the store {root} is gone: make it anew (castore index rebuild), or "
-            "restore it from a backup (castore restore)"
-        )
+        raise index_lost(f"the index of the store {root} is gone")
 
 
 def find_config(root: str) -> StoreConfig | None:
@@ -107,9 +103,7 @@ def share(root: str) -> int:
     except (PermissionError, OSError) as error:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             return -1
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"no space left for {path}") from error
-        raise StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO) from error
+        raise storage_error(error, path) from error
     try:
         if not os.fstat(fd).st_size:
             adopt(fd, root, as_lock=True)
@@ -134,7 +128,7 @@ def share(root: str) -> int:
         if not isinstance(error, OSError) or isinstance(error, StoreLocked) or is_interrupt(error):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"no space left for {path}") from error
+            raise storage_error(error, path) from error
         raise StoreIOError(
             f"{path} can't be locked ({error.strerror}): is it on a network file system?",
             error.errno or errno.EIO,

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain
+from typing import TypeVar
 
 from castore.errors import NameNotFound
-from castore.model import NAME_BYTES_MAX, DirEntry, Kind, ObjectInfo, encode_name, encode_prefix
+from castore.model import (
+    NAME_BYTES_MAX,
+    DirEntry,
+    Kind,
+    ObjectInfo,
+    as_prefix,
+    encode_name,
+    encode_prefix,
+)
 from castore.store.objects import ObjectVerbs
+from castore.stream.backend import Entry
 from castore.transaction import object_info
+
+T = TypeVar("T")
 
 
 class NameVerbs(ObjectVerbs):
@@ -57,16 +71,7 @@ class NameVerbs(ObjectVerbs):
         >>> list(store.names("logs/"))
         ['logs/monday', 'logs/tuesday']
         """
-        self._check_open()
-        encoded = encode_prefix(prefix)
-        if len(encoded) > NAME_BYTES_MAX:
-            return iter(())
-
-        def pages() -> Iterator[str]:
-            for page in self._catalog.names(encoded):
-                yield from (_shown(name) for name in page)
-
-        return pages()
+        return map(_shown, self._each(self._catalog.names, prefix))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """The objects whose names start with `prefix`, in the order of `names`, each as `info` has
@@ -76,17 +81,8 @@ class NameVerbs(ObjectVerbs):
         >>> [(info.name, info.size) for info in store.list()]
         [('a', 1), ('b', 2)]
         """
-        self._check_open()
-        encoded = encode_prefix(prefix)
-        if len(encoded) > NAME_BYTES_MAX:
-            return iter(())
-
-        def pages() -> Iterator[ObjectInfo]:
-            for page in self._catalog.pages(encoded):
-                for name, record in page:
-                    yield object_info(_shown(name), record)
-
-        return pages()
+        found = self._each(self._catalog.pages, prefix)
+        return (object_info(_shown(name), record) for name, record in found)
 
     def scandir(self, folder: str = "", *, details: bool = True) -> Iterator[DirEntry]:
         """What is right in a folder, by name: objects, and the folders that names below it imply.
@@ -101,23 +97,14 @@ class NameVerbs(ObjectVerbs):
         >>> next(store.scandir("a")).info.size
         1
         """
+        read = partial(self._catalog.level, with_records=details)
+        return map(_dir_entry, self._each(read, as_prefix(folder)))
+
+    def _each(self, read: Callable[[bytes], Iterable[Iterable[T]]], prefix: str) -> Iterator[T]:
+        """What is on all the pages; none are read where no name can begin so."""
         self._check_open()
-        prefix = encode_prefix(folder.rstrip("/") + "/" if folder.strip("/") else "")
-        if len(prefix) > NAME_BYTES_MAX:
-            return iter(())
-
-        def pages() -> Iterator[DirEntry]:
-            for page in self._catalog.level(prefix, with_records=details):
-                for entry in page:
-                    name = _shown(entry.name)
-                    if entry.is_folder:
-                        yield DirEntry(name.removesuffix("/"), True, None)
-                    else:
-                        record = entry.record
-                        info = None if record is None else object_info(name, record)
-                        yield DirEntry(name, False, info)
-
-        return pages()
+        encoded = encode_prefix(prefix)
+        return chain.from_iterable(read(encoded) if len(encoded) <= NAME_BYTES_MAX else ())
 
     def kind(self, name: str) -> Kind:
         """Whether it is an object, and whether it is a folder: the start of others' names, behind
@@ -218,6 +205,12 @@ class NameVerbs(ObjectVerbs):
         backend = self._check_writable()
         key = encode_prefix(name) if below else encode_name(name)
         return backend.remove_old_versions(key, below=below)
+
+
+def _dir_entry(entry: Entry) -> DirEntry:
+    name, record, is_folder = _shown(entry.name), entry.record, entry.is_folder
+    info = None if record is None else object_info(name, record)
+    return DirEntry(name.removesuffix("/") if is_folder else name, is_folder, info)
 
 
 def _shown(name: bytes) -> str:

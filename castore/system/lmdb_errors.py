@@ -16,6 +16,7 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
     StoreLocked,
+    index_lost,
 )
 
 LmdbError = lmdb.Error
@@ -76,10 +77,7 @@ def typed(error: Exception, path: str) -> CastoreError:
 
 def damaged(path: str, reason: str) -> IndexCorrupt:
     """The error for an index that is not whole, with the ways out."""
-    return IndexCorrupt(
-        f"the index {path} is damaged ({reason}): make it anew (castore index rebuild), or restore "
-        "it from a backup (castore restore)"
-    )
+    return index_lost(f"the index {path} is damaged ({reason})")
 
 
 def full(path: str) -> StoreFull:

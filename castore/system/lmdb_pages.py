@@ -27,7 +27,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from castore.errors import IndexCorrupt
+from castore.errors import IndexCorrupt, index_lost
 from castore.system.fileio import descriptor
 
 MAGIC: Final = 0xBEEFC0DE
@@ -276,10 +276,7 @@ class IndexPages:
                     found.append(meta)
             if found:
                 return max(found, key=lambda meta: meta.txn_id)
-        raise IndexCorrupt(
-            f"the index {self._path} is damaged (it has no meta page): make it anew (castore index "
-            "rebuild), or restore it from a backup (castore restore)"
-        )
+        raise index_lost(f"the index {self._path} is damaged (it has no meta page)")
 
     def _meta(self, at: int) -> Meta | None:
         if at + _HEADER_BYTES + _META.size > self._size:
@@ -343,7 +340,4 @@ def check_length(path: str) -> None:
                 return
             if IndexPages(fd, path).meta.txn_id == pages.meta.txn_id:
                 size = os.fstat(fd).st_size
-                raise IndexCorrupt(
-                    f"the index {path} is damaged (it was cut short at {size} bytes): make it anew "
-                    "(castore index rebuild), or restore it from a backup (castore restore)"
-                )
+                raise index_lost(f"the index {path} is damaged (it was cut short at {size} bytes)")
