@@ -11,7 +11,6 @@ import os
 from collections.abc import Collection, Mapping, Sequence, Set
 
 from castore.errors import ChunkCorrupt, FormatError, NameExists, PackMissing, StoreIOError
-from castore.format.pack import decode_frame_header
 from castore.format.segment import Segment, SegmentBuilder, decode_segment
 from castore.model import Extent, Location
 from castore.s3.catalog import Version
@@ -21,10 +20,10 @@ from castore.s3.lease import WriterLease
 from castore.s3.manifests import Overwritten
 from castore.s3.names import NameWriter, Segments
 from castore.s3.parts import Parts
+from castore.s3.stored import StoredFrames
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
-from castore.stream.backend import NOTHING_HELD
 from castore.stream.chunker import Chunker
-from castore.stream.codec import Frame, stored_frame
+from castore.stream.codec import Frame
 from castore.stream.operations import (
     Copy,
     Delete,
@@ -62,7 +61,7 @@ class S3Session(WriteSession):
         self.lookahead_bytes = LOOKAHEAD_BYTES
         self._bucket = parts.bucket
         self._catalog = parts.catalog
-        self._packs = parts.packs
+        self._stored = StoredFrames(parts.packs, parts.config.seed)
         self._cache = parts.cache
         self._hints = parts.hints
         self._lease = lease
@@ -160,10 +159,7 @@ class S3Session(WriteSession):
         """The frames as they are, checked against the ids in their heads; or why one is none. What
         does not match is fetched once more. Raises PackMissing."""
         self.check_process()
-        return [
-            self._frame(location, raw)
-            for location, raw in zip(locations, self._fetched(locations), strict=True)
-        ]
+        return self._stored.at(locations)
 
     def move(self, frame: Frame) -> Location:
         """Store a frame as it is, in packs as large as they come; where."""
@@ -312,30 +308,6 @@ class S3Session(WriteSession):
                     raise ChunkCorrupt(chunk_id, at.pack_id, at.offset, reason)
                 [places[chunk_id]] = self._uploads.place([frame])
         return places
-
-    def _fetched(self, locations: Sequence[Location]) -> list[bytes | memoryview]:
-        """As stored, each; nothing where a pack ends before."""
-        asked = [Extent(0, 1, b"", location) for location in locations]
-        try:
-            return list(self._packs.frames(asked, NOTHING_HELD))
-        except FormatError:
-            if len(locations) == 1:
-                return [b""]
-            return [raw for location in locations for raw in self._fetched([location])]
-
-    def _frame(self, location: Location, raw: bytes | memoryview) -> Frame | FormatError:
-        try:
-            return self._decoded(raw)
-        except FormatError:
-            self._packs.forget(location)
-            try:
-                return self._decoded(self._fetched([location])[0])
-            except FormatError as error:
-                return error
-
-    def _decoded(self, raw: bytes | memoryview) -> Frame:
-        header = decode_frame_header(raw)
-        return stored_frame(bytes(raw), header.chunk_id, header.raw_bytes, self.config.seed)
 
 
 def _few_enough(versions: Sequence[Version]) -> int:
