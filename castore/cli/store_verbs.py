@@ -6,7 +6,7 @@ from castore.cli.grammar import Verbs, add_verb, add_verbose, percent, seconds, 
 
 
 def add_store_verbs(verbs: Verbs) -> None:
-    for add in (_stats, _gc, _check, _backup, _restore, _index, _doctor, _demo):
+    for add in (_stats, _gc, _check, _backup, _restore, _index, _mount, _umount, _doctor, _demo):
         add(verbs)
 
 
@@ -174,6 +174,49 @@ A local store must not be in use meanwhile.
     )
     add_verbose(verb)
     verb.add_argument("action", choices=["rebuild", "compact"], metavar="rebuild|compact")
+
+
+def _mount(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "mount",
+        "mount:mount",
+        ("[STORE] FOLDER",),
+        "show a store as a folder (Linux; needs castore[mount] and libfuse 3)",
+        """
+Names are paths. Each file is one version of an object, to its end; nothing can be changed but with
+--writable. Then a file is published when it is closed, and not if its writer is killed. There are
+no links, and a folder with nothing in it is gone with the mount.
+
+`castore umount FOLDER` ends it.
+""",
+        json=False,
+    )
+    verb.add_argument("-w", "--writable", action="store_true", help="let files be written, too")
+    verb.add_argument(
+        "--prefix", default="", metavar="PREFIX", help="show only what is below PREFIX/"
+    )
+    verb.add_argument(
+        "-f", "--foreground", action="store_true", help="serve it in this process, until it ends"
+    )
+    verb.add_argument(
+        "places", nargs="+", metavar="FOLDER", help="the store, if not by -r, and the folder"
+    )
+
+
+def _umount(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "umount",
+        "mount:umount",
+        ("FOLDER",),
+        "end a mount; what was closed is published when it returns",
+        json=False,
+    )
+    verb.add_argument(
+        "-l", "--lazy", action="store_true", help="also while files in it are open, after a second"
+    )
+    verb.add_argument("folder", metavar="FOLDER")
 
 
 def _doctor(verbs: Verbs) -> None:

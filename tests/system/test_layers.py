@@ -73,7 +73,8 @@ def test_tests_import_no_test_modules() -> None:
 def test_threads_are_started_in_three_files_at_most() -> None:
     found = files_with(r"\b(Thread|Timer|ThreadPoolExecutor|ThreadPool|start_new_thread)\(")
     assert "castore/system/workers.py" in found
-    assert len({name for name in found if name.startswith("castore/")}) <= 3, found
+    mounts = {"castore/mount/fuse.py", "castore/mount/process.py"}  # what no store waits for
+    assert len({name for name in found - mounts if name.startswith("castore/")}) <= 3, found
     runs = {"conducto/run/runner.py", "conducto/run/recorder.py"}
     assert {name for name in found if name.startswith("conducto/")} <= runs
 
