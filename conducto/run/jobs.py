@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 from conducto.nodes import Exec, Image, Lazy, TreeError
 from conducto.nodes.kinds import GENERATE
@@ -18,9 +19,38 @@ from conducto.run.options import PRINT_TREE
 from conducto.run.states import State
 from conducto.secrets import Masker, NodeSecrets
 
+RESOURCES = ("cpu", "gpu", "mem")  # what a node may ask for; mem in GB
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A node's command as it is on every machine: without what it gets of the one it runs on, and
+    without secrets."""
+
+    node: str
+    command: str
+    image: Image
+    env: Mapping[str, str]  # the nodes' own
+    timeout_s: float
+    is_generate: bool
+    resources: Mapping[str, float]
+
+    @staticmethod
+    def of(node: Exec) -> Task:
+        asked = {name: node.inherited(name) for name in RESOURCES}
+        return Task(
+            node=str(node),
+            command=node.command,
+            image=node.image or Image(),
+            env=node.environment(),
+            timeout_s=node.max_time_s(),
+            is_generate=isinstance(node.parent, Lazy) and node.name == GENERATE,
+            resources={name: float(value) for name, value in asked.items() if value},
+        )
+
 
 class Jobs:
-    """What the nodes of one run have in common."""
+    """What the nodes of one run have in common on one machine."""
 
     def __init__(self, pipeline_id: str, cookie: str, cwd: str, secrets: NodeSecrets) -> None:
         """`cookie` marks its processes, for whoever has to end them."""
@@ -45,19 +75,19 @@ class Jobs:
         """Raise TreeError for a tree with a secret in it."""
         refuse_secrets(self._secrets, tree)
 
-    def run(self, node: Exec, executor: Executor, output: Callable[[bytes], None]) -> Outcome:
+    def run(self, task: Task, executor: Executor, output: Callable[[bytes], None]) -> Outcome:
         """Run the command, in the environment of its requirements, which is made if need be."""
-        image = node.image or Image()
-        env = {**self._base, **node.environment(), **self._ours, "CONDUCTO_NODE": str(node)}
-        if isinstance(node.parent, Lazy) and node.name == GENERATE:
+        image = task.image
+        env = {**self._base, **task.env, **self._ours, "CONDUCTO_NODE": task.node}
+        if task.is_generate:
             env[PRINT_TREE] = "1"
         job = Job(
-            node=str(node),
-            command=node.command,
+            node=task.node,
+            command=task.command,
             shell=_shell(image),
             env=self._with_path(env, self._bin),
             cwd=image.folder or self._cwd,
-            timeout_s=node.max_time_s(),
+            timeout_s=task.timeout_s,
         )
         if image.reqs_py:
             folder, failed = venvs.provide(image, job, executor, output)

@@ -12,6 +12,7 @@ from conducto import context
 from conducto.errors import RunError
 from conducto.nodes import Node
 from conducto.nodes.serialization import dumps, loads
+from conducto.run.backend import LocalBackend
 from conducto.run.display import Display, JsonLines, PlainLines
 from conducto.run.executor import LocalExecutor
 from conducto.run.jobs import Jobs, refuse_secrets
@@ -66,8 +67,9 @@ def _run(
     with closing(display), closing(recorder):
         runner = Runner(
             root,
-            jobs=Jobs(records.id, cookie, cwd, node_secrets),
-            executor=LocalExecutor(cookie),
+            backend=LocalBackend(
+                Jobs(records.id, cookie, cwd, node_secrets), LocalExecutor(cookie), recorder
+            ),
             recorder=recorder,
             display=display,
             execs=execs,

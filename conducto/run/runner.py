@@ -1,7 +1,7 @@
-"""A run: what `Progress` lets begin is run by an Executor, recorded, and displayed.
+"""A run: what `Progress` lets begin is run by a Backend, recorded, and displayed.
 
 One thread, the caller's, decides and displays. Each attempt has a thread of a pool, which only
-blocks on its process.
+blocks on its process, or on the worker that runs it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 
 from conducto.nodes import Exec, Lazy, Node, TreeError
-from conducto.nodes.kinds import GENERATE
 from conducto.nodes.serialization import dumps, loads
+from conducto.run.attempt import Attempted
+from conducto.run.backend import Backend
 from conducto.run.display import Display
-from conducto.run.executor import Executor, Outcome
-from conducto.run.jobs import Jobs
-from conducto.run.printed import Tail, TreeCatcher
 from conducto.run.progress import Progress
 from conducto.run.recorder import Recorder
 from conducto.run.states import Attempts, State
 
 REFRESH_S = 0.1
+LOST_MAX = 3  # how often a command is run again because what ran it is gone
 
 
 class Runner:
@@ -36,8 +35,7 @@ class Runner:
         self,
         root: Node,
         *,
-        jobs: Jobs,
-        executor: Executor,
+        backend: Backend,
         recorder: Recorder,
         display: Display,
         execs: dict[str, Attempts],
@@ -46,12 +44,12 @@ class Runner:
         self.root = root
         self.execs = execs
         self.progress = Progress(root, {n for n, a in execs.items() if a.state is State.DONE})
-        self._jobs = jobs
-        self._executor = executor
+        self._backend = backend
         self._recorder = recorder
         self._display = display
         self._parallel = parallel
         self._tries: Counter[str] = Counter()
+        self._losses: Counter[str] = Counter()
         self._running = 0
         self._interrupted = False
         # What ended, or None for an interrupt. A signal's handler may put into a SimpleQueue.
@@ -64,10 +62,10 @@ class Runner:
                 try:
                     self._loop(pool)
                 except BaseException:
-                    self._executor.cancel()
+                    self._backend.cancel()
                     raise
         finally:
-            self._executor.close()
+            self._backend.close()
         return State.KILLED if self._interrupted else self.progress.states[self.root]
 
     def _loop(self, pool: ThreadPoolExecutor) -> None:
@@ -84,7 +82,7 @@ class Runner:
             else:
                 if event is None:
                     self._interrupted = True
-                    self._executor.cancel()
+                    self._backend.cancel()
                 else:
                     self._ended(*event)
             self._recorder.check()
@@ -100,57 +98,52 @@ class Runner:
         self._running += 1
         self._recorder.state(attempts)
         self._display.changed(attempts, b"")
-        future = pool.submit(self._attempt, node, attempts)
+        future = pool.submit(self._backend.run, node, number)
         future.add_done_callback(lambda future: self._events.put((node, attempts, future)))
-
-    def _attempt(self, node: Exec, attempts: Attempts) -> Attempted:
-        """On a thread of the pool."""
-        tail = Tail()
-        catcher = TreeCatcher() if is_generate(node) else None
-        masker = self._jobs.masker()
-
-        def keep(piece: bytes) -> None:
-            if piece:
-                tail.feed(piece)
-                self._recorder.output(attempts.node, attempts.attempt, piece)
-
-        def printed(piece: bytes) -> None:
-            if catcher is not None:
-                catcher.feed(piece)
-            keep(masker.feed(piece))
-
-        try:
-            outcome = self._jobs.run(node, self._executor, printed)
-        except (OSError, ValueError) as error:  # of its folder, its image, its environment
-            outcome = Outcome(State.ERROR, reason=f"can't be run: {error}")
-        keep(masker.flush())
-        return outcome, tail, catcher
 
     def _ended(self, node: Exec, attempts: Attempts, future: Future[Attempted]) -> None:
         self._running -= 1
-        outcome, tail, catcher = future.result()
+        attempted = future.result()
+        outcome = attempted.outcome
         attempts.ended = time.time()
         attempts.state, attempts.exit_code = outcome.state, outcome.exit_code
         attempts.reason = outcome.reason
-        if catcher is not None and outcome.state is State.DONE:
-            self._grow(node, attempts, catcher)
-        retries = int(node.inherited("retries") or 0)
-        again = attempts.state is State.ERROR and self._tries[attempts.node] <= retries
-        if again:
-            attempts.reason += f"; {retries - self._tries[attempts.node] + 1} tries are left"
+        if attempted.tree is not None:
+            self._grow(node, attempts, attempted.tree)
+        if attempted.is_lost:
+            again = self._bear_loss(attempts)
+        else:
+            again = self._has_tries(node, attempts)
         self._recorder.state(attempts, ended=True)
-        self._display.changed(attempts, b"" if attempts.state is State.DONE else tail.text)
+        self._display.changed(attempts, b"" if attempts.state is State.DONE else attempted.tail)
         if again:
             self.progress.again(node)
         else:
             self.progress.ended(node, attempts.state)
 
-    def _grow(self, node: Exec, attempts: Attempts, catcher: TreeCatcher) -> None:
+    def _has_tries(self, node: Exec, attempts: Attempts) -> bool:
+        """Whether it failed, and its `retries` let it run again."""
+        left = int(node.inherited("retries") or 0) - self._tries[attempts.node] + 1
+        if attempts.state is not State.ERROR or left <= 0:
+            return False
+        attempts.reason += f"; {left} tries are left"
+        return True
+
+    def _bear_loss(self, attempts: Attempts) -> bool:
+        """Whether it runs again; as it did not fail, that is none of its `retries`."""
+        self._losses[attempts.node] += 1
+        if self._losses[attempts.node] > LOST_MAX:
+            attempts.state = State.ERROR
+            attempts.reason += f", the {self._losses[attempts.node]}th time: it may be its fault"
+            return False
+        self._tries[attempts.node] -= 1
+        attempts.reason += "; it is run again"
+        return True
+
+    def _grow(self, node: Exec, attempts: Attempts, text: bytes) -> None:
         """Put what a Generate printed in its place, or let it have failed."""
         assert isinstance(node.parent, Lazy)
         try:
-            text = catcher.tree()
-            self._jobs.refuse_secrets(text)
             tree = loads(text)
         except TreeError as error:
             attempts.state, attempts.reason = State.ERROR, str(error)
@@ -175,10 +168,3 @@ class Runner:
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
-
-
-Attempted = tuple[Outcome, Tail, TreeCatcher | None]
-
-
-def is_generate(node: Node) -> bool:
-    return isinstance(node.parent, Lazy) and node.name == GENERATE
