@@ -148,4 +148,8 @@ def _archive(given: dict[str, Value]) -> int | dict[str, int]:
         return data.archive_quiet(age(str(older_than)), dry_run=dry_run, **_where(given))
     if dry_run:
         raise UsageError("--dry-run goes with --older-than")
+    from conducto.run.records import Records
+
+    # What its runner went on to record would be left.
+    Records(context.open_store(**_where(given)), str(pipeline_id)).refuse_if_running()
     return data.archive(str(pipeline_id), **_where(given))

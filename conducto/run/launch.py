@@ -43,8 +43,7 @@ def resume(run_id: str, options: RunOptions) -> int:
     records = Records(context.open_store(), run_id)
     run = records.load()
     if run.session is not None and run.is_alive:
-        where = f"process {run.session.pid} on {run.session.host}"
-        raise RunError(f"pipeline {run.id} is still being run, by {where}")
+        raise run.session.still_running(run.id)
     if not os.path.isdir(run.cwd):
         raise RunError(f"pipeline {run.id} was begun in {run.cwd!r}, which is not there")
     return _run(records, run.root, run.execs, run.sessions + 1, run.cwd, for_nodes(), options)

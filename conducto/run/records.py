@@ -62,6 +62,10 @@ class Session:
             return time.time() - self.beat < SILENT_S
         return process_mark(self.pid) == self.process
 
+    def still_running(self, run_id: str) -> RunError:
+        where = f"process {self.pid} on {self.host}"
+        return RunError(f"pipeline {run_id} is still being run, by {where}")
+
 
 @dataclass(slots=True)
 class Run:
@@ -122,10 +126,7 @@ class Records:
             document = json.loads(self.store.gets(self.prefix + "tree"))
         except NameNotFound:
             raise RunNotFound(self.id) from None
-        sessions = [*self.store.names(self.prefix + "sessions/")]
-        session = None
-        if sessions:
-            session = Session(**json.loads(self.store.gets(sessions[-1])))
+        session, sessions = self._last_session()
         is_alive = session is not None and session.is_alive
         root = loads(json.dumps(document["tree"]))
         execs = {each.node: each for each in self._execs()}
@@ -135,7 +136,20 @@ class Records:
                 if each.state is State.RUNNING:
                     each.state, each.reason = State.KILLED, "its runner was killed"
         about = (document["cwd"], document["argv"], document["created"])
-        return Run(self.id, root, *about, execs, session, len(sessions), is_alive)
+        return Run(self.id, root, *about, execs, session, sessions, is_alive)
+
+    def refuse_if_running(self) -> None:
+        """Raise RunError while somebody runs it."""
+        session, _ = self._last_session()
+        if session is not None and session.is_alive:
+            raise session.still_running(self.id)
+
+    def _last_session(self) -> tuple[Session | None, int]:
+        """And how many there are."""
+        names = [*self.store.names(self.prefix + "sessions/")]
+        if not names:
+            return None, 0
+        return Session(**json.loads(self.store.gets(names[-1]))), len(names)
 
     def open_log(self, node: str, attempt: int) -> BinaryIO:
         """What the attempt printed, as far as it is kept by now."""

@@ -62,9 +62,10 @@ def test_a_killed_runner_leaves_no_process_and_a_run_that_can_be_resumed(
     number = mark()
     runner, run_id = begin(pipelines, number)
     with runner:
-        still = pipelines.conducto("run", "--resume", run_id)
-        assert (still.code, still.out) == (1, "")
-        assert f"is still being run, by process {runner.pid}" in still.err
+        for verb in (("run", "--resume", run_id), ("archive", run_id)):
+            still = pipelines.conducto(*verb)
+            assert (still.code, still.out) == (1, "")
+            assert f"is still being run, by process {runner.pid}" in still.err
         assert pipelines.states(run_id)["/busy"] == "running"
         runner.kill()
     wait_for(lambda: not processes_with(number))
@@ -154,9 +155,11 @@ time.sleep(1000)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as runner:
         assert runner.stdout is not None
-        assert runner.stdout.readline() == b"begun\n"
-        assert len(processes_with(number)) == 2
-        runner.kill()
+        try:
+            assert runner.stdout.readline() == b"begun\n"
+            wait_for(lambda: len(processes_with(number)) == 2)  # the kernel names them a bit later
+        finally:
+            runner.kill()
     wait_for(lambda: not processes_with(number))
 
 
