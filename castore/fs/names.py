@@ -46,7 +46,7 @@ class NameVerbs(StoreFileSystem):
         """As fsspec's; several objects at once.
 
         Each file is written whole or not at all. The first that fails is raised, and what has not
-        begun by then is left.
+        begun by then is left. What `callback.branched` gives is told of its file on another thread.
         """
         into = os.fspath(lpath) if isinstance(lpath, os.PathLike) else lpath
         places = self._places(rpath, LocalFileSystem(), into, recursive, maxdepth)
