@@ -21,6 +21,7 @@ MODULES = {  # and how many of its docstrings have an example
     "castore": 1,
     "castore.errors": 1,
     "castore.fs": 1,
+    "castore.fs.arrow": 1,
     "castore.maintenance": 2,
     "castore.objectfile": 2,
     "castore.store": 1,
@@ -38,6 +39,8 @@ MODULES = {  # and how many of its docstrings have an example
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if module == "castore.fs.arrow":
+        pytest.importorskip("pyarrow")
     make_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("CONDUCTO_")]:
