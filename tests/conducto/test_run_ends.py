@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from pipelines import Pipelines, processes_with, wait_for
+from pipelines import Pipelines, Process, processes_with, wait_for
 
 import castore
 import conducto as co
@@ -43,7 +43,7 @@ def mark() -> str:
     return str(100_000 + uuid.uuid4().int % 100_000)
 
 
-def begin(pipelines: Pipelines, number: str) -> tuple[subprocess.Popen[str], str]:
+def begin(pipelines: Pipelines, number: str) -> tuple[Process, str]:
     """The runner, and its pipeline's id, when five processes sleep and the store knows."""
     pipelines.write("pipeline.py", PIPELINE.format(busy=BUSY.format(mark=number)))
     runner = pipelines.begin("pipeline.py", "--run")
@@ -153,13 +153,11 @@ guard.began(second.pid)
 print("begun", flush=True)
 time.sleep(1000)
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as runner:
+    with Process([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as runner:
         assert runner.stdout is not None
-        try:
-            assert runner.stdout.readline() == b"begun\n"
-            wait_for(lambda: len(processes_with(number)) == 2)  # the kernel names them a bit later
-        finally:
-            runner.kill()
+        assert runner.stdout.readline() == "begun\n"
+        wait_for(lambda: len(processes_with(number)) == 2)  # the kernel names them a bit later
+        runner.kill()
     wait_for(lambda: not processes_with(number))
 
 

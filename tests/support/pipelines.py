@@ -35,6 +35,15 @@ class Done(NamedTuple):
         return match[1] or match[2]
 
 
+class Process(subprocess.Popen[str]):
+    """One that a test which fails does not wait for."""
+
+    def __exit__(self, raised: type[BaseException] | None, *rest: Any) -> None:
+        if raised is not None:
+            self.kill()
+        super().__exit__(raised, *rest)
+
+
 class Pipelines:
     """A folder with pipelines' files, and a store for their runs."""
 
@@ -51,8 +60,8 @@ class Pipelines:
         path.write_text(text)
         return path
 
-    def begin(self, *argv: str, **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    def begin(self, *argv: str, **env: str) -> Process:
+        return Process(
             [sys.executable, *argv],
             cwd=self.folder,
             env={**os.environ, **env},
