@@ -20,7 +20,7 @@ from castore.system.fileio import write_stream
 
 if TYPE_CHECKING:
     from castore.store import Store
-    from castore.transfer import Outcome
+    from castore.transfer.outcomes import Outcome
 
 COPY_BYTES = 1 << 20
 

@@ -9,14 +9,14 @@ from castore.cli import exits
 from castore.cli.output import LINES_MAX, complain, complain_json
 
 if TYPE_CHECKING:
-    from castore.transfer import Outcome, TransferReport
+    from castore.transfer.outcomes import Outcome, TransferReport
 
 
 class LeftOut:
     """A report that complains of what is left out as it comes."""
 
     def __init__(self, arguments: Namespace) -> None:
-        from castore.transfer import TransferReport
+        from castore.transfer.outcomes import TransferReport
 
         self.report = TransferReport()
         self._json: bool = arguments.json

@@ -14,7 +14,7 @@ from castore.cli.stores import open_to_fill
 
 if TYPE_CHECKING:
     from castore.store import Store
-    from castore.transfer import Outcome
+    from castore.transfer.outcomes import Outcome
 
 
 def export(arguments: Namespace) -> int:
@@ -45,7 +45,7 @@ def write_folder(
         raise UsageError(f"{verb} writes files: give a folder (./- for one that is named so)")
     # As late as the store itself: they load lmdb.
     from castore.system.open_folders import refuse_open_store_paths
-    from castore.transfer import export_folder
+    from castore.transfer.export import export_folder
 
     def work(store: Store, is_damaged: bool) -> int:
         left_out = LeftOut(arguments)
@@ -69,7 +69,8 @@ def write_folder(
 
 
 def import_(arguments: Namespace) -> int:
-    from castore.transfer import THREADS_MAX, ImportOptions, import_folder
+    from castore.transfer.imports import ImportOptions, import_folder
+    from castore.transfer.outcomes import THREADS_MAX
 
     left_out = LeftOut(arguments)
     with open_to_fill(arguments) as store, open_progress(arguments.folder) as progress:

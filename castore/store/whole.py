@@ -12,7 +12,7 @@ from castore.transaction import StrPath
 
 if TYPE_CHECKING:  # loaded by those who need it
     from castore.stream.reports import BackupReport, CheckReport, GcReport, RebuildReport
-    from castore.transfer import TransferReport
+    from castore.transfer.outcomes import TransferReport
 
 
 class WholeVerbs(NameVerbs):
@@ -146,7 +146,8 @@ class WholeVerbs(NameVerbs):
         >>> os.listdir("exported/notes")
         ['monday']
         """
-        from castore.transfer import export_folder, report_of
+        from castore.transfer.export import export_folder
+        from castore.transfer.outcomes import report_of
 
         return report_of(
             export_folder(
@@ -183,7 +184,8 @@ class WholeVerbs(NameVerbs):
         >>> list(store.names())
         ['projects/a/main.py', 'projects/a/notes/monday']
         """
-        from castore.transfer import ImportOptions, import_folder, report_of
+        from castore.transfer.imports import ImportOptions, import_folder
+        from castore.transfer.outcomes import report_of
 
         options = ImportOptions(checksum=checksum)
         outcomes = import_folder(

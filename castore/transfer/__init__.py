@@ -3,19 +3,3 @@
 Both ways go entry by entry: one that can't be written, read or named is left out and named, and the
 others go on. Only what concerns all of them ends it: a full disk, no more descriptors, the store
 itself. Repeating one that was interrupted goes on with it, as what is the same is skipped."""
-
-from castore.transfer.export import export_folder
-from castore.transfer.imports import ImportOptions, Source, batches, import_folder
-from castore.transfer.outcomes import THREADS_MAX, Outcome, TransferReport, report_of
-
-__all__ = [
-    "THREADS_MAX",
-    "ImportOptions",
-    "Outcome",
-    "Source",
-    "TransferReport",
-    "batches",
-    "export_folder",
-    "import_folder",
-    "report_of",
-]

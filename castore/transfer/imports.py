@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from castore.errors import InvalidName, NameExists, NotAStore, SourceChanged, TimeOutOfRange
@@ -36,8 +35,7 @@ class Source(NamedTuple):
     is_regular: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportOptions:
+class ImportOptions(NamedTuple):
     """`skip_same` does not read files that are in the state in which they were put; `checksum`
     reads these, too. `keep_time` gives an object its file's time. `if_absent` leaves out what has a
     name that is taken."""

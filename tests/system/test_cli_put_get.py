@@ -12,7 +12,7 @@ import pytest
 from cli_runs import DATA, fails, make_tree, names
 
 import castore
-from castore.transfer import Source, batches
+from castore.transfer.imports import Source, batches
 
 
 def test_put_a_file_under_a_name_a_prefix_or_its_own_name(run, tmp_path):

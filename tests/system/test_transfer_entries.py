@@ -19,12 +19,11 @@ from stores import change_rows, rows, small
 from trees import make_tree, tree
 
 import castore
-from castore import transfer
 from castore.cli import main
 from castore.errors import FormatError, InvalidName, SourceChanged, TimeOutOfRange
 from castore.stream import sourcefile
 from castore.system import outfolder
-from castore.transfer import imports
+from castore.transfer import imports, outcomes
 
 LATIN = os.fsdecode(b"latin\xe9")
 
@@ -33,7 +32,7 @@ def check(store: castore.Store) -> None:
     assert store.check(True).exit_code in (0, 1)
 
 
-def reasons(report: transfer.TransferReport, top: Path | str = "") -> dict[str, str]:
+def reasons(report: outcomes.TransferReport, top: Path | str = "") -> dict[str, str]:
     return {os.path.relpath(what, top) if top else what: why for what, why in report.left_out}
 
 
