@@ -86,6 +86,9 @@ def dispatch(
         write_text(usage(program, functions, default))
         return 0
     function, words = _chosen(functions, default, argv)
+    if words[:1] in (["-h"], ["--help"]):
+        write_text(usage(program, {function.__name__: function}, default))
+        return 0
     own = {name: is_flag(hint) for name, hint in hints_of(function).items()}
     words, run_options = take_run_options(words, own)
     arguments = parse_call(function, words)
@@ -151,8 +154,12 @@ def usage(program: str, functions: Mapping[str, Function], default: Function | N
     for name, function in functions.items():
         mark = " (the default)" if function is default else ""
         lines.append(f"  {name}{inspect.signature(function)}{mark}")
-        if function.__doc__:
-            lines.append(f"      {function.__doc__.strip().splitlines()[0]}")
+        said = inspect.getdoc(function) or ""
+        # Of one function all that it says, of many the first line.
+        lines += [
+            f"      {line}".rstrip()
+            for line in said.splitlines()[: 1 if len(functions) > 1 else None]
+        ]
     return "\n".join([*lines, "", *RUN_OPTIONS_HELP]) + "\n"
 
 

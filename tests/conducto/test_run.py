@@ -95,6 +95,10 @@ def test_functions_by_hand(pipelines: Pipelines) -> None:
     assert usage.code == 0
     assert "  add(a: int, b: list[int], loud: bool = False)\n      Adds.\n" in usage.out
     assert re.search(r"  build\(\) -> .*Serial \(the default\)\n", usage.out)
+    usage = pipelines.python("pipeline.py", "add", "--help")
+    assert usage.code == 0
+    assert "  add(a: int" in usage.out
+    assert "build" not in usage.out
 
 
 @pytest.mark.parametrize(
