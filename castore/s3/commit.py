@@ -85,7 +85,7 @@ def groups(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
             and not isinstance(operation, DeletePrefix)
             and changed.isdisjoint(changes | reads)
             and read.isdisjoint(changes)
-            and not (isinstance(operation, Copy) and len(group) >= COPIES_MAX)
+            and not (isinstance(operation, Copy | SetAttributes) and len(group) >= COPIES_MAX)
         )
         if not joins and group:
             yield group

@@ -127,6 +127,15 @@ class NameWriter:
         if not landed.any_unknown:
             self._catalog.remember(name, landed.etag, body)
 
+    def put_over(self, version: Version, record: Record, segments: Segments) -> bool:
+        """Put this over the version and over nothing else; False if there is another. Raises
+        CommitUnknown."""
+        try:
+            self.put(version.name, record, segments, if_match=version.etag)
+        except NameExists:
+            return False
+        return True
+
     def delete(self, name: bytes, etag: str, record: Record | None = None) -> None:
         """Delete the name, which was just seen with this ETag. What came after goes, too: of one
         that has a `record`, only what a collector wrote anew. Raises CommitUnknown."""

@@ -8,9 +8,9 @@ published by itself: a transaction's last put comes after its others, so that a 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
-from castore.errors import ChunkCorrupt, FormatError, NameExists, PackMissing, StoreIOError
+from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.format.segment import Segment, SegmentBuilder, decode_segment
 from castore.model import Extent, Location
 from castore.s3.catalog import Version
@@ -173,20 +173,15 @@ class S3Session(WriteSession):
     def put_moved(self, moved: Sequence[tuple[Version, Segments]]) -> int:
         """Put what was moved, and is uploaded, each over the version that it is of and over nothing
         else; how many were. Raises CommitUnknown, once all others were put."""
-        putting = [self._requests.submit(self._put_over, *each) for each in moved]
+        putting = [
+            self._requests.submit(self._names.put_over, version, version.head.record, segments)
+            for version, segments in moved
+        ]
         results = [future.exception() or future.result() for future in putting]
         failures = [error for error in results if isinstance(error, BaseException)]
         if failures:
             raise failures[0]
         return sum(result is True for result in results)
-
-    def _put_over(self, version: Version, segments: Segments) -> bool:
-        try:
-            record = version.head.record
-            self._names.put(version.name, record, segments, if_match=version.etag)
-        except NameExists:
-            return False  # another version
-        return True
 
     # ------------------------------------------------------------ parts of these
 
@@ -201,9 +196,8 @@ class S3Session(WriteSession):
             case Copy():
                 self._copy([it for it in group if isinstance(it, Copy)], seen)
             case SetAttributes():
-                for operation in group:
-                    if isinstance(operation, SetAttributes):
-                        self._set_attributes(operation, seen.get(operation.name))
+                changes = [it for it in group if isinstance(it, SetAttributes)]
+                self._set_attributes(changes, seen)
             case Delete():
                 return self._names.delete_all(
                     [it.name for it in group if isinstance(it, Delete)], seen
@@ -213,44 +207,63 @@ class S3Session(WriteSession):
         return 0
 
     def _copy(self, copies: Sequence[Copy], seen: Mapping[bytes, str]) -> None:
-        reading = [
-            self._requests.submit(self._version, copy.source, seen.get(copy.source))
-            for copy in copies
-        ]
-        versions = results_of(reading)
+        moved = [copy for copy in copies if copy.source != copy.target]
+        for copy in copies:
+            if copy.source == copy.target:
+                self._version(copy.source, seen.get(copy.source))  # it is there, and stays
+        for ready in self._read_again([(copy.source, seen.get(copy.source)) for copy in moved]):
+            putting = [
+                self._requests.submit(self._names.copy, moved[i], version, segments)
+                for i, version, segments in ready
+            ]
+            results_of(putting)
+
+    def _set_attributes(self, changes: Sequence[SetAttributes], seen: Mapping[bytes, str]) -> None:
+        """Put the versions that are there again, each over itself and over no newer one."""
+        left = [(change, seen.get(change.name)) for change in changes]
+        while left:
+            changed: list[tuple[SetAttributes, str | None]] = []  # since: to be looked at again
+            for ready in self._read_again([(change.name, etag) for change, etag in left]):
+                putting = [
+                    self._requests.submit(
+                        self._names.put_over, version, left[i][0].of(version.head.record), segments
+                    )
+                    for i, version, segments in ready
+                ]
+                done = results_of(putting)
+                changed += [
+                    (left[i][0], None)
+                    for (i, _, _), put in zip(ready, done, strict=True)
+                    if not put
+                ]
+            left = changed
+
+    def _read_again(
+        self, asked: Sequence[tuple[bytes, str | None]]
+    ) -> Iterator[list[tuple[int, Version, Segments]]]:
+        """What names map to, to be put once more: (which of those asked, version, segments), as
+        many at a time as may be in memory. With its ETag, where a name was just seen. What is in
+        packs that can't be relied on is stored anew. Raises NameNotFound."""
+        versions = results_of([self._requests.submit(self._version, *each) for each in asked])
         # For all of them, in as few round trips as it takes.
         self.unreliable({pack_id for version in versions for pack_id in version.head.packs})
-        moved = [
-            (copy, version)
-            for copy, version in zip(copies, versions, strict=True)
-            if copy.source != copy.target
-        ]
-        while moved:
-            part = moved[: _few_enough([version for _, version in moved])]
-            del moved[: len(part)]
+        begin = 0
+        while begin < len(versions):
+            end = begin + _few_enough(versions[begin:])
+            names = [name for name, _ in asked[begin:end]]
             whole = results_of(
-                [self._requests.submit(self._whole, copy.source, it) for copy, it in part]
+                [
+                    self._requests.submit(self._whole, *each)
+                    for each in zip(names, versions[begin:end], strict=True)
+                ]
             )
             ready = [
-                (copy, *self._reliable(copy.source, *each))
-                for (copy, _), each in zip(part, whole, strict=True)
+                (i, *self._reliable(name, *each))
+                for i, (name, each) in enumerate(zip(names, whole, strict=True), begin)
             ]
             self._uploads.finish()
-            results_of([self._requests.submit(self._names.copy, *each) for each in ready])
-
-    def _set_attributes(self, operation: SetAttributes, etag: str | None) -> None:
-        """Put the version that is there again, over itself and over no newer one."""
-        name = operation.name
-        while True:
-            found = self._whole(name, self._version(name, etag))
-            version, segments = self._reliable(name, *found)
-            self._uploads.finish()
-            record = operation.of(version.head.record)
-            try:
-                self._names.put(name, record, segments, if_match=version.etag)
-                return
-            except NameExists:  # changed since: look again
-                etag = None
+            yield ready
+            begin = end
 
     def _version(self, name: bytes, etag: str | None) -> Version:
         """What the name maps to; with its ETag, where that was just seen. Raises NameNotFound."""

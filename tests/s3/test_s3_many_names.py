@@ -116,6 +116,20 @@ def test_many_renames(open_proxied: Open, proxy: FaultProxy) -> None:
     assert list(store.names()) == [f"b{name}" for name in sources]
 
 
+def test_many_get_other_attributes(open_proxied: Open, proxy: FaultProxy) -> None:
+    store = open_proxied()
+    every = filled(store)
+    proxy.clear()
+    with store.transaction() as transaction:
+        for name in every:
+            transaction.set_attributes(name, mode=0o600)
+    puts = proxy.matching("PUT", "/names/")
+    assert requests(proxy) == ["LIST names", f"PUT names x{MANY}"]
+    assert any(one.began < other.began < one.ended for one in puts for other in puts), "at once"
+    assert {info.mode for info in store.list()} == {0o600}
+    assert [store.gets(name) for name in every] == [b"%d" % i for i in range(MANY)]
+
+
 def test_a_marker_that_is_copied_last_is_there_last(open_proxied: Open, proxy: FaultProxy) -> None:
     store = open_proxied()
     sources = filled(store)
