@@ -62,8 +62,9 @@ class Node:
     `name` is for a node that is made within a `with` of its parent: it attaches itself there.
     Otherwise the parent's `tree["name"] = node` does.
 
-    `cpu`, `gpu`, `mem` (in GB), `requires_docker`, `docker_run_args`, `container_reuse_context`
-    and `same_container` are kept, and not acted on: nothing here starts containers.
+    `cpu`, `gpu` and `mem` (in GB) are what its commands need of a cluster's worker; on this
+    machine they are not acted on. `requires_docker`, `docker_run_args`, `container_reuse_context`
+    and `same_container` are kept, and never acted on: nothing here starts containers.
     """
 
     is_group = True  # whether nodes may be below it

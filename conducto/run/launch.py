@@ -6,13 +6,15 @@ import json
 import os
 import secrets
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 from conducto import context
 from conducto.errors import RunError
 from conducto.nodes import Node
 from conducto.nodes.serialization import dumps, loads
-from conducto.run.backend import LocalBackend
+from conducto.run.backend import Backend, LocalBackend
 from conducto.run.display import Display, JsonLines, PlainLines
 from conducto.run.executor import LocalExecutor
 from conducto.run.jobs import Jobs, refuse_secrets
@@ -22,6 +24,9 @@ from conducto.run.records import Records, new_id
 from conducto.run.runner import Runner
 from conducto.run.states import Attempts, State
 from conducto.secrets import NodeSecrets, for_nodes
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 EXIT_CODES = {State.DONE: 0, State.SKIPPED: 0, State.ERROR: 1, State.KILLED: 130}
 
@@ -33,9 +38,10 @@ def launch(root: Node, argv: list[str], options: RunOptions) -> int:
     for text in (tree, json.dumps(argv)):
         refuse_secrets(node_secrets, text.encode())
     records = Records(context.open_store(), new_id())
-    records.create(root, argv)
-    # What is run is what is recorded, not what the caller goes on to change.
-    return _run(records, loads(tree), {}, 1, os.getcwd(), node_secrets, options)
+    with _cluster(options) as client:
+        records.create(root, argv)
+        # What is run is what is recorded, not what the caller goes on to change.
+        return _run(records, loads(tree), {}, 1, os.getcwd(), node_secrets, options, client)
 
 
 def resume(run_id: str, options: RunOptions) -> int:
@@ -46,7 +52,25 @@ def resume(run_id: str, options: RunOptions) -> int:
         raise run.session.still_running(run.id)
     if not os.path.isdir(run.cwd):
         raise RunError(f"pipeline {run.id} was begun in {run.cwd!r}, which is not there")
-    return _run(records, run.root, run.execs, run.sessions + 1, run.cwd, for_nodes(), options)
+    number = run.sessions + 1
+    with _cluster(options) as client:
+        return _run(records, run.root, run.execs, number, run.cwd, for_nodes(), options, client)
+
+
+@contextmanager
+def _cluster(options: RunOptions) -> Iterator[Client | None]:
+    """A client of the cluster that the options name, if they name one."""
+    if options.cluster is None:
+        yield None
+        return
+    try:
+        from conducto.run.cluster import connected
+    except ModuleNotFoundError as error:
+        raise RunError(
+            f"a run on a cluster needs dask.distributed ({error}): pip install 'castore[dask]'"
+        ) from error
+    with connected(options.cluster) as client:
+        yield client
 
 
 def _run(
@@ -57,22 +81,31 @@ def _run(
     cwd: str,
     node_secrets: NodeSecrets,
     options: RunOptions,
+    client: Client | None,
 ) -> int:
     session = records.claim(number)
     display = _display(records.id, root, execs, options)
     _say_what_is_not_acted_on(root)
     recorder = Recorder(records, session, number)
-    cookie = secrets.token_hex(16)
     with closing(display), closing(recorder):
+        backend: Backend
+        if client is None:
+            cookie = secrets.token_hex(16)
+            jobs = Jobs(records.id, cookie, cwd, node_secrets)
+            backend = LocalBackend(jobs, LocalExecutor(cookie), recorder)
+            parallel = options.parallel_or_cpus
+        else:
+            from conducto.run.cluster import ClusterBackend
+
+            backend = ClusterBackend(client, records, cwd)
+            parallel = options.parallel or backend.parallel()
         runner = Runner(
             root,
-            backend=LocalBackend(
-                Jobs(records.id, cookie, cwd, node_secrets), LocalExecutor(cookie), recorder
-            ),
+            backend=backend,
             recorder=recorder,
             display=display,
             execs=execs,
-            parallel=options.parallel_or_cpus,
+            parallel=parallel,
         )
         state = runner.run()
     display.ended(state)

@@ -40,6 +40,7 @@ def main(
     requires_docker: bool | None = None,
     image: Image | str | None = None,
     filename: str | None = None,
+    cluster: str | None = None,
 ) -> None:
     """Run the process's command line: a function of the caller's file, and its arguments.
 
@@ -47,6 +48,8 @@ def main(
     another returns is printed, but for None. `default` is the one without a name on the command
     line. `variables` are the functions by their names, and `argv` the words, if they are not the
     caller's own. `image` and the other options are for the tree's root, where it does not say.
+    `cluster` is the address of a scheduler of dask.distributed, on whose workers `--run` runs the
+    tree; `--local` runs it here, and `--cluster ADDRESS` on another.
 
     Exits the process with its exit code, unless that is 0.
     """
@@ -63,7 +66,7 @@ def main(
         "image": image,
     }
     called.append(program)
-    code = guarded(program, lambda: dispatch(program, variables, default, words, options))
+    code = guarded(program, lambda: dispatch(program, variables, default, words, options, cluster))
     if code:
         sys.exit(code)
 
@@ -77,6 +80,7 @@ def dispatch(
     default: Function | None,
     argv: list[str],
     options: Mapping[str, Any],
+    cluster: str | None = None,
     *,
     is_main: bool = True,
 ) -> int:
@@ -91,6 +95,8 @@ def dispatch(
         return 0
     own = {name: is_flag(hint) for name, hint in hints_of(function).items()}
     words, run_options = take_run_options(words, own)
+    if run_options.run and not run_options.local and run_options.cluster is None:
+        run_options.cluster = cluster
     arguments = parse_call(function, words)
     token = in_main.set(is_main)
     try:
@@ -150,7 +156,11 @@ def functions_of(variables: Mapping[str, Any]) -> dict[str, Function]:
 
 
 def usage(program: str, functions: Mapping[str, Function], default: Function | None) -> str:
-    lines = [f"usage: {program} [FUNCTION] [ARGUMENTS] [--run] [-j N] [--json]", "", "functions:"]
+    lines = [
+        f"usage: {program} [FUNCTION] [ARGUMENTS] [--run] [--cluster ADDRESS] [-j N] [--json]",
+        "",
+        "functions:",
+    ]
     for name, function in functions.items():
         mark = " (the default)" if function is default else ""
         lines.append(f"  {name}{inspect.signature(function)}{mark}")

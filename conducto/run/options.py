@@ -12,7 +12,8 @@ PARALLEL_MAX = 1000
 PRINT_TREE = "CONDUCTO_PRINT_TREE"  # co.main then prints the tree for a Lazy, and not for people
 RUN_OPTIONS_HELP = (
     "  --run, --local   run the tree, as processes of this machine; without it, it is printed",
-    "  -j N, --jobs N   so many commands at once; as many as there are CPUs, if it is not said",
+    "  --cluster ADDRESS  run it on the workers of this scheduler of dask.distributed",
+    "  -j N, --jobs N   so many commands at once; as many as there are CPUs, or threads of workers",
     "  --json           a line of JSON for each event, or the tree as JSON",
 )
 
@@ -22,10 +23,12 @@ class RunOptions:
     run: bool = False
     parallel: int = 0
     json: bool = False
+    cluster: str | None = None  # the address of its scheduler
+    local: bool = False  # not on a cluster, even if the pipeline's file names one
 
     @property
     def given(self) -> bool:
-        return self.run or bool(self.parallel) or self.json
+        return self.run or bool(self.parallel) or self.json or self.cluster is not None
 
     @property
     def parallel_or_cpus(self) -> int:
@@ -55,6 +58,11 @@ def take_run_options(argv: Sequence[str], own: Mapping[str, bool]) -> tuple[list
                 words.extend(next(([each] for each in left), []))  # its value, whatever that is
         elif name in ("--run", "--local", "--json") and not equals:
             setattr(options, "json" if name == "--json" else "run", True)
+            options.local = options.local or name == "--local"
+        elif name == "--cluster":
+            options.cluster = text if equals else next(left, "")
+            if not options.cluster:
+                raise UsageError("--cluster takes the address of a scheduler: tcp://HOST:8786")
         elif name in ("-j", "--jobs"):
             options.parallel = _count(text if equals else next(left, ""))
         elif word.startswith("-j") and word[2:].isdigit():
@@ -65,6 +73,10 @@ def take_run_options(argv: Sequence[str], own: Mapping[str, bool]) -> tuple[list
             words.append(word)
     if options.parallel and not options.run:
         raise UsageError("-j goes with --run")
+    if options.cluster is not None and not options.run:
+        raise UsageError("--cluster goes with --run")
+    if options.cluster is not None and options.local:
+        raise UsageError("--local runs the tree here, and --cluster elsewhere")
     return words, options
 
 

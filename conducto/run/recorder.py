@@ -46,9 +46,10 @@ class Log:
 
 
 class Recorder:
-    """Used by all threads of a runner. What goes wrong with the store is raised by `check`."""
+    """Used by all threads of a runner, or for one attempt elsewhere, which is no `session`, and
+    has only a log. What goes wrong with the store is raised by `check`."""
 
-    def __init__(self, records: Records, session: Session, number: int) -> None:
+    def __init__(self, records: Records, session: Session | None = None, number: int = 0) -> None:
         self._records = records
         self._session = session
         self._session_key = records.session_key(number)
@@ -99,8 +100,9 @@ class Recorder:
             self._changed.notify_all()
         self._thread.join()
         self.check()
-        self._session.ended = time.time()
-        self._records.store.puts(self._session_key, _json(asdict(self._session)))
+        if self._session is not None:
+            self._session.ended = time.time()
+            self._records.store.puts(self._session_key, _json(asdict(self._session)))
 
     def _run(self) -> None:
         try:
@@ -119,9 +121,8 @@ class Recorder:
             closing = self._closing
             states, self._states = self._states, {}
             logs = self._take_logs(everything=closing)
-        now = time.time()
-        if now - self._session.beat >= BEAT_S:
-            self._session.beat = now
+        if self._session is not None and self._is_to_beat():
+            self._session.beat = time.time()
             states[self._session_key] = _json(asdict(self._session))
         began = time.monotonic()
         self._write(states, logs)
@@ -136,9 +137,12 @@ class Recorder:
         return bool(
             self._closing
             or self._states
-            or time.time() - self._session.beat >= BEAT_S
+            or self._is_to_beat()
             or any(log.due_in(now) <= 0 for log in self._logs.values() if log.size or log.ended)
         )
+
+    def _is_to_beat(self) -> bool:
+        return self._session is not None and time.time() - self._session.beat >= BEAT_S
 
     def _is_urgent(self) -> bool:
         return self._closing or self._buffered >= BUFFER_BYTES_MAX // 2

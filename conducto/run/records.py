@@ -4,6 +4,7 @@
     grown/<key>               the tree that a Lazy made, by the key of its Generate
     nodes/<key>               an Exec's state and last attempt
     logs/<key>/<attempt>      what an attempt printed
+    workers/<key>/<attempt>   the worker of a cluster that has taken an attempt
     sessions/<number>         who runs it: the first runner, and one for each resume
 
 A node's key is a hash of its path, which may be longer than a name can be.
@@ -115,6 +116,22 @@ class Records:
         except NameExists:
             raise RunError(f"pipeline {self.id} is being run by somebody else") from None
         return session
+
+    def take(self, node: str, attempt: int, worker: str) -> bool:
+        """Be the worker that makes this attempt; False if another one is."""
+        key = f"{self.prefix}workers/{key_of(node)}/{attempt}"
+        try:
+            self.store.puts(key, worker.encode(), if_absent=True)
+        except NameExists:
+            return False
+        return True
+
+    def taken_by(self, node: str, attempt: int) -> str:
+        """The worker that took this attempt; "" if none did."""
+        try:
+            return self.store.gets(f"{self.prefix}workers/{key_of(node)}/{attempt}").decode()
+        except NameNotFound:
+            return ""
 
     def load(self) -> Run:
         """Raises RunNotFound.

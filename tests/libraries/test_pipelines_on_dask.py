@@ -1,0 +1,187 @@
+"""Pipelines on workers of dask.distributed, each a process of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from pipelines import Done, Pipelines, processes_with, wait_for
+
+from conducto import Exec, Lazy, Node, Parallel, Serial, context
+from conducto.errors import RunError
+from conducto.nodes.serialization import dumps
+from conducto.run.launch import launch
+from conducto.run.options import RunOptions
+
+distributed = pytest.importorskip("distributed")
+
+pytest_plugins = ["modes"]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
+cloud = pytest.mark.parametrize("mode", ["cloud"], indirect=True)
+local = pytest.mark.parametrize("mode", ["local"], indirect=True)
+WORKERS = 2
+
+Begin = Callable[..., str]
+
+
+@pytest.fixture
+def begin(pipelines: Pipelines, mode: str, tmp_path: Path) -> Iterator[Begin]:
+    """Begins a cluster of workers with the test's environment, and `env`; the address of its
+    scheduler. What dies is begun anew."""
+    with ExitStack() as stack:
+
+        def begin(resources: dict[str, float] | None = None, **env: str) -> str:
+            workers = {
+                number: {
+                    "cls": distributed.Nanny,
+                    "options": {
+                        "nthreads": 2,
+                        "env": env,
+                        "resources": resources,
+                        "local_directory": str(tmp_path / f"scratch-{number}"),
+                    },
+                }
+                for number in range(WORKERS)
+            }
+            scheduler = {
+                "cls": distributed.Scheduler,
+                "options": {"dashboard_address": "127.0.0.1:0", "port": 0},
+            }
+            cluster = distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50)
+            address: str = stack.enter_context(cluster).scheduler_address
+            return address
+
+        yield begin
+
+
+def run(root: Node, address: str, capsys: pytest.CaptureFixture[str]) -> Done:
+    code = launch(root, ["test"], RunOptions(run=True, cluster=address))
+    context.close_stores()
+    return Done(code, *capsys.readouterr())
+
+
+@cloud
+def test_a_tree_runs_on_workers(
+    begin: Begin, pipelines: Pipelines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = begin({"cpu": 2}, WHERE="on a worker")
+    root = Serial(env={"LEVEL": "2"})
+    root["first"] = Exec(
+        "echo $WHERE $LEVEL $CONDUCTO_NODE; head -c 600000 /dev/zero", cpu=1, mem=3
+    )
+    root["both"] = Parallel()
+    for name in "ab":
+        root[f"both/{name}"] = Exec(f"echo {name} > {name}; pwd")
+    grown = Parallel()
+    grown["data"] = Exec('python -c \'import conducto as co; co.data.pipeline.puts("x", b"1")\'')
+    root["lazy"] = Lazy("echo '" + dumps(grown).replace("'", "'\\''") + "'")
+    root["again"] = Exec("test -e once || { touch once; echo no; exit 3; }", retries=1)
+    done = run(root, address, capsys)
+    assert done.code == 0, done
+    assert "no worker declares mem" in done.err
+    assert pipelines.log(done.id, "/first") == b"on a worker 2 /first\n" + bytes(600_000)
+    assert pipelines.log(done.id, "/both/b") == f"{pipelines.folder}\n".encode()
+    assert pipelines.log(done.id, "/again", 1) == b"no\n"
+    assert "/again failed after" in done.out
+    assert "exit code 3; 1 tries are left" in done.out
+    store = context.open_store()
+    assert store.path.startswith("s3://")
+    assert store.gets(f"pipelines/{done.id}/data/x") == b"1"
+    assert set(pipelines.states(done.id).values()) == {"done"}
+
+
+@cloud
+def test_what_fails_is_not_begun_or_takes_too_long(
+    begin: Begin, pipelines: Pipelines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = begin({"cpu": 2})
+    root = Parallel()
+    root["fails"] = Exec("echo why; exit 3")
+    root["long"] = Exec("sleep 60.25", max_time=0.5)
+    root["large"] = Exec("true", cpu=3)
+    root["nothing"] = Lazy("echo no tree")
+    root["last"] = Serial()
+    root["last/fails"] = Exec("false")
+    root["last/never"] = Exec("true")
+    done = run(root, address, capsys)
+    assert done.code == 1
+    run_as_kept = pipelines.load(done.id)
+    found = {path: (str(each.state), each.reason) for path, each in run_as_kept.execs.items()}
+    assert found["/fails"] == ("error", "exit code 3")
+    assert found["/long"] == ("error", "timed out after 0.5 s")
+    assert found["/large"] == ("error", "no worker of the cluster has cpu=3")
+    assert "it printed no tree" in found["/nothing/Generate"][1]
+    assert "/last/never" not in found
+    assert "  | why\n" in done.out
+    assert not processes_with("60.25")
+
+
+@cloud
+def test_a_worker_that_dies_has_its_command_run_again(
+    begin: Begin, pipelines: Pipelines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Parallel()
+    root["killer"] = Exec(
+        "echo $PPID; test -e once || { touch once; sleep 1; kill -9 $PPID; sleep 60.5; }"
+    )
+    root["other"] = Exec("sleep 3; echo fine")
+    done = run(root, begin(), capsys)
+    assert done.code == 0, done
+    killed = pipelines.load(done.id).execs["/killer"]
+    assert (killed.state, killed.attempt) == ("done", 2)
+    assert "/killer killed after" in done.out
+    assert "died; it is run again\n" in done.out
+    first, second = (pipelines.log(done.id, "/killer", number) for number in (1, 2))
+    assert first != second != b""
+    assert not processes_with("60.5")
+    assert pipelines.log(done.id, "/other", 1) or pipelines.log(done.id, "/other", 2) == b"fine\n"
+
+
+@local
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_runs_on_without_its_runner(
+    begin: Begin, pipelines: Pipelines, number: signal.Signals
+) -> None:
+    pipelines.write(
+        "pipeline.py",
+        """
+        def build():
+            root = co.Parallel()
+            for i in range(6):
+                root[f"{i}"] = co.Exec("echo begun; touch begun; sleep 61.5")
+            return root
+        """,
+    )
+    address = begin()
+    with pipelines.begin("pipeline.py", "--run", "--json", f"--cluster={address}") as process:
+        wait_for(lambda: len(processes_with("61.5")) >= 2 * WORKERS)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == (130 if number == signal.SIGINT else -number), err
+    wait_for(lambda: not processes_with("61.5"), 20)
+    run_id = json.loads(out.splitlines()[0])["id"]
+    states = [*pipelines.load(run_id).execs.values()]
+    assert {str(each.state) for each in states} == {"killed"}
+    if number == signal.SIGINT:
+        assert {each.reason for each in states} == {"interrupted"}
+        assert pipelines.log(run_id, states[0].node) == b"begun\n"
+
+
+@local
+def test_workers_that_do_not_have_the_store_are_refused(
+    begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = begin(CONDUCTO_PROFILE="another")
+    with pytest.raises(RunError, match="give workers the same CONDUCTO_ variables"):
+        run(Exec("true"), address, capsys)
+    assert not [*context.open_store().names()]
+
+
+@local
+def test_where_no_scheduler_is(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RunError, match=r"no scheduler of dask\.distributed answers at"):
+        run(Exec("true"), "no-address", capsys)
