@@ -90,12 +90,16 @@ def _rm_folders(arguments: Namespace, names: list[str]) -> int:
         # An unset variable in front of a '/' should not cost a whole store.
         raise UsageError("rm -R does not remove everything: delete the store's folder instead")
     with open_to_change(arguments) as store, store.transaction() as transaction:
-        for stem in stems:
-            is_object = store.exists(stem)
-            if not is_object and next(store.names(stem + "/"), None) is None:
+        kinds = {stem: store.kind(stem) for stem in stems}
+        folders = [stem for stem, kind in kinds.items() if kind.is_folder]
+        for stem, kind in kinds.items():
+            if not any(kind):
                 raise NameNotFound(stem)
-            transaction.delete_prefix(stem + "/")
-            if is_object:
+            if any(stem.startswith(f"{folder}/") for folder in folders):
+                continue  # it goes with that
+            if kind.is_folder:
+                transaction.delete_prefix(stem)
+            if kind.is_object:
                 transaction.delete(stem)
     _print_removed(transaction.deleted, arguments)
     return exits.OK
