@@ -42,8 +42,20 @@ def connected(address: str) -> Iterator[distributed.Client]:
     except (OSError, ValueError, ImportError) as error:
         raise RunError(f"no scheduler of dask.distributed answers at {address}: {error}") from error
     with client:
-        client.run(worker.check, worker.Place.here())
+        _check_workers(client)
         yield client
+
+
+def _check_workers(client: distributed.Client) -> None:
+    try:
+        client.run(worker.check, worker.Place.here())
+    except RunError:
+        raise
+    except Exception as error:  # whatever theirs is that has another conducto, or none
+        raise RunError(
+            f"workers of the cluster can't run nodes: {error!r}: they and the scheduler need "
+            "castore[dask], in the same version"
+        ) from error
 
 
 class ClusterBackend:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pipelines import Done, Pipelines, processes_with, wait_for
 
-from conducto import Exec, Lazy, Node, Parallel, Serial, context
+from conducto import Exec, Lazy, Node, Parallel, Serial, api, context
 from conducto.errors import RunError
 from conducto.nodes.serialization import dumps
 from conducto.run.launch import launch
@@ -24,6 +27,7 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
 cloud = pytest.mark.parametrize("mode", ["cloud"], indirect=True)
 local = pytest.mark.parametrize("mode", ["local"], indirect=True)
 WORKERS = 2
+TOKEN = "s3kr1t-of-nobody"
 
 Begin = Callable[..., str]
 
@@ -185,3 +189,34 @@ def test_workers_that_do_not_have_the_store_are_refused(
 def test_where_no_scheduler_is(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RunError, match=r"no scheduler of dask\.distributed answers at"):
         run(Exec("true"), "no-address", capsys)
+
+
+@local
+def test_secrets_are_read_by_workers_and_in_nothing_that_dask_has(
+    begin: Begin,
+    pipelines: Pipelines,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passed = []
+
+    def spied(client: Any, *args: Any, **options: Any) -> Any:
+        passed.append(pickle.dumps((args, options)))
+        future = submit(client, *args, **options)
+        passed.append(pickle.dumps(future.result()))
+        return future
+
+    submit = distributed.Client.submit
+    monkeypatch.setattr(distributed.Client, "submit", spied)
+    api.Secrets().put_user_secrets({"TOKEN": TOKEN})
+    root = Parallel()
+    root["fails"] = Exec('echo "<$TOKEN>"; printf %s "$TOKEN" | sha256sum; exit 3')
+    tree = dumps(Exec("echo @")).replace("@", "'\"$TOKEN\"'")
+    root["lazy"] = Lazy(f"echo '{tree}'")
+    done = run(root, begin(), capsys)
+    assert done.code == 1
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    assert pipelines.log(done.id, "/fails") == f"<***>\n{digest}  -\n".encode()
+    assert "the value of a secret in it (TOKEN)" in done.out
+    assert len(passed) == 4
+    assert not any(TOKEN.encode() in each for each in [*passed, done.out.encode()])
