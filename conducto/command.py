@@ -24,6 +24,8 @@ usage: conducto run FILE [FUNCTION] [ARGUMENTS] [-j N] [--json]
        conducto show [ID] [--json | --html FILE]
        conducto logs ID NODE [--attempt N]
        conducto FILE.py FUNCTION [ARGUMENTS]
+       conducto mount [pipeline|user] FOLDER [--id ID] [--read-only]
+       conducto umount FOLDER
        conducto archive PIPELINE_ID
        conducto archive --older-than AGE [--dry-run]
        conducto take-over
@@ -36,6 +38,9 @@ was interrupted.
 show prints a pipeline's tree with states and times, or writes it as a page; without an ID it lists
 all that were run. Its exit code is 1 if the pipeline has failed. logs prints what a command of it
 printed.
+
+mount shows the data of the pipeline, of the user, or of both, as a folder; a file that is written
+there is published when it is closed. umount ends that. It needs castore[mount] and libfuse 3.
 
 archive deletes all names of a pipeline and prints how many there were. Locally that is one step. In
 the cloud they go one after another: repeat one that was interrupted. What belongs to the user
@@ -58,7 +63,7 @@ COMMON = (
     Parameter("local", "the store on this machine, or in the cloud", "flag", False, False),
     Parameter("profile", "the profile", "text", False, False),
 )
-VERBS = ("run", "show", "logs", "archive", "take-over", "secrets")
+VERBS = ("run", "show", "logs", "archive", "take-over", "secrets", "mount", "umount")
 PARAMETERS = (
     Parameter("pipeline_id", "the pipeline", required=False),
     Parameter("older_than", "all that went quiet so long ago", required=False, positional=False),
@@ -123,6 +128,10 @@ def _run_verb(verb: str, words: list[str]) -> int:
         from conducto.secrets import command
 
         return command.run(words)
+    if verb in ("mount", "umount"):
+        from conducto import mount
+
+        return mount.run_mount(words) if verb == "mount" else mount.run_umount(words)
     if verb == "archive":
         write_text(json.dumps(_archive(parse(PARAMETERS, words))) + "\n")
         return 0

@@ -309,8 +309,12 @@ class _Data:
         store.remove_old_versions(key)
 
     @classmethod
+    def prefix(cls) -> str:
+        """What stands before the caller's names in the store; it ends with a slash."""
+        return cls._scope()
+
+    @classmethod
     def _scope(cls) -> str:
-        """What stands before the caller's names in the store."""
         raise NotImplementedError
 
     @classmethod

@@ -72,10 +72,8 @@ class Roots:
 
     def folder_name(self, path: str) -> str:
         """The name of the folder at the path: "" for the whole store."""
-        if not path and not self.are_folders:
-            return self._prefixes[""].rstrip("/")
-        if self.is_root(path):
-            return self._prefixes[path].rstrip("/")
+        if self.is_root(path):  # what several folders are in has no name: ""
+            return self._prefixes.get(path, "").rstrip("/")
         return self.name(path)
 
 

@@ -109,14 +109,18 @@ def mounted(
     *,
     prefixes: Mapping[str, str] | None = None,
     writable: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """The folder, for as long as the block: a mount that ends with it, or with this process,
-    however that ends. Arguments and errors are those of `mount`.
+    however that ends. Arguments and errors are those of `mount`; `env` is the environment of the
+    process that serves it, by default this one's.
 
     At the end of the block what was closed is published. Who still has files open in it finds them
     disconnected.
     """
-    process, stdin = _begin(store, folder, prefixes, writable=writable, quiet=False, tied=True)
+    process, stdin = _begin(
+        store, folder, prefixes, writable=writable, quiet=False, tied=True, env=env
+    )
     try:
         yield folder
     finally:
@@ -208,6 +212,7 @@ def _begin(
     writable: bool,
     quiet: bool,
     tied: bool,
+    env: Mapping[str, str] | None = None,
 ) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     folder = _place(folder)
     asked = {
@@ -224,6 +229,7 @@ def _begin(
             stdout=subprocess.PIPE,
             stderr=said,
             pass_fds=[later],
+            env=env,
             start_new_session=True,  # a Ctrl-C is for what uses it
         )
         assert process.stdin is not None
@@ -256,8 +262,10 @@ def _stderr(quiet: bool) -> Iterator[int]:
 def _end_with(stdin: IO[str], folder: str) -> None:
     """Unmount when the process at the other end has ended."""
     stdin.read()
-    with contextlib.suppress(OSError):  # it was unmounted
-        unmount(folder, lazily=True)
+    while True:  # it may not be there yet; once it is gone, so is this process
+        with contextlib.suppress(OSError):
+            unmount(folder, lazily=True)
+        time.sleep(POLL_S)
 
 
 def _served_by(folder: str) -> int | None:

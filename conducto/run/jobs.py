@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from conducto.mount import VARIABLE as DATA_DIR
+from conducto.mount import DataFolder
 from conducto.nodes import Exec, Image, Lazy, TreeError
 from conducto.nodes.kinds import GENERATE
 from conducto.run import venvs
@@ -52,8 +54,11 @@ class Task:
 class Jobs:
     """What the nodes of one run have in common on one machine."""
 
-    def __init__(self, pipeline_id: str, cookie: str, cwd: str, secrets: NodeSecrets) -> None:
+    def __init__(
+        self, pipeline_id: str, cookie: str, cwd: str, secrets: NodeSecrets, data: DataFolder
+    ) -> None:
         """`cookie` marks its processes, for whoever has to end them."""
+        self._data = data
         self._cwd = cwd
         self._secrets = secrets
         self._masker = secrets.masker()
@@ -64,6 +69,7 @@ class Jobs:
             **os.environ,
             **secrets.environment,
         }
+        self._base.pop(DATA_DIR, None)  # nor of another pipeline
         self._base.pop(PRINT_TREE, None)  # this may itself be what a Lazy runs
         self._ours = {"CONDUCTO_PIPELINE_ID": pipeline_id, VARIABLE: cookie}
 
@@ -97,7 +103,13 @@ class Jobs:
             job = job.replaced(env=self._with_path(env, os.path.join(folder, "bin")))
         if not os.path.isdir(job.cwd):
             return Outcome(State.ERROR, reason=f"there is no folder {job.cwd!r} to run in")
-        return executor.run(job, output)
+        with self._data.of_node(task.command) as data:
+            if data is None:
+                return executor.run(job, output)
+            job = job.replaced(env={**job.env, DATA_DIR: data.folder})
+            outcome = executor.run(job, output)
+            data.is_whole = outcome.state is not State.KILLED
+            return outcome
 
     def _with_path(self, env: Mapping[str, str], folder: str) -> dict[str, str]:
         """`python` is found in the folder first. Behind all others is where this interpreter's own

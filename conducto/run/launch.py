@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from conducto import context
 from conducto.errors import RunError
+from conducto.mount import data_folder
 from conducto.nodes import Node
 from conducto.nodes.serialization import dumps, loads
 from conducto.run.backend import Backend, LocalBackend
@@ -87,11 +88,11 @@ def _run(
     display = _display(records.id, root, execs, options)
     _say_what_is_not_acted_on(root)
     recorder = Recorder(records, session, number)
-    with closing(display), closing(recorder):
+    with closing(display), closing(recorder), data_folder(records.id) as folder:
         backend: Backend
         if client is None:
             cookie = secrets.token_hex(16)
-            jobs = Jobs(records.id, cookie, cwd, node_secrets)
+            jobs = Jobs(records.id, cookie, cwd, node_secrets, folder)
             backend = LocalBackend(jobs, LocalExecutor(cookie), recorder)
             parallel = options.parallel_or_cpus
         else:

@@ -20,6 +20,7 @@ from distributed import get_worker
 from castore.errors import CastoreError
 from conducto import context
 from conducto.errors import RunError
+from conducto.mount import data_folder
 from conducto.run.attempt import Attempted, attempt
 from conducto.run.executor import LocalExecutor, Outcome
 from conducto.run.jobs import Jobs, Task
@@ -82,10 +83,14 @@ def attempt_here(run: RemoteRun, task: Task, number: int) -> Attempted:
         records = Records(context.open_store(), run.id)
         if not records.take(task.node, number, worker.address):
             return lost(records.taken_by(task.node, number))
-        with closing(Recorder(records)) as recorder, _executor(run, worker) as (executor, cookie):
+        with (
+            closing(Recorder(records)) as recorder,
+            data_folder(run.id) as data,
+            _executor(run, worker) as (executor, cookie),
+        ):
             return attempt(
                 task,
-                Jobs(run.id, cookie, run.cwd, _secrets(run)),
+                Jobs(run.id, cookie, run.cwd, _secrets(run), data),
                 executor,
                 lambda piece: recorder.output(task.node, number, piece),
             )

@@ -98,6 +98,8 @@ def test_below_prefixes(store: castore.Store) -> None:
     store.puts("pipelines/7/data/x", b"pipeline's")
     tree = Tree(store, {"pipeline": "pipelines/7/data/", "user": "data/"}, writable=True)
     assert {entry.name for entry in tree.readdir("/")} == {"pipeline", "user"}
+    assert tree.getattr("/").is_folder
+    assert tree.getattr("/user").is_folder
     assert contents(tree, "/pipeline/x") == b"pipeline's"
     write(tree, "/user/y", b"1")
     tree.rename("/user/y", "/pipeline/y")

@@ -1,0 +1,238 @@
+"""The data of a pipeline and of its user as plain folders, `pipeline/` and `user/`.
+
+Where there is FUSE they are a mount (see `castore.mount`), else copies: what the store has is
+pulled before a node, and what the node changed is pushed after it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+
+import castore
+from castore.errors import NameNotFound
+from castore.mount import MountUnavailable, mount, mounted, unmount
+from conducto import context, data
+from conducto.arguments import Parameter, UsageError, parse
+from conducto.errors import ContextError
+from conducto.run import guard
+
+VARIABLE = "CONDUCTO_DATA_DIR"
+PLAIN = "/conducto/data"  # where programs look that do not know the variable
+PARAMETERS = (
+    Parameter("scope", "pipeline or user", required=False),
+    Parameter("folder", "where to mount", required=False),
+    Parameter("id", "the pipeline", required=False, positional=False),
+    Parameter("read_only", "nothing may be written", "flag", False, False),
+    Parameter("local", "the store on this machine, or in the cloud", "flag", False, False),
+    Parameter("profile", "the profile", "text", False, False),
+)
+
+State = tuple[int, int, int, int]
+
+
+def prefixes(scope: str | None = None, *, pipeline_id: str | None = None) -> dict[str, str]:
+    """What begins the names in each folder: of one scope (the key ""), or of both, each in a folder
+    of its name; of the user alone where the pipeline is not known.
+
+    Raises ContextError where the pipeline is asked for and not known.
+    """
+    found = {"user": data.user.prefix()}
+    if scope != "user":
+        try:
+            found["pipeline"] = data.pipeline.bound(pipeline_id=pipeline_id).prefix()
+        except ContextError:
+            if scope == "pipeline" or pipeline_id is not None:
+                raise
+    return found if scope is None else {"": found[scope]}
+
+
+class NodeData:
+    """What a node finds at `folder`; unless `is_whole`, what it changed there is not pushed."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.is_whole = True
+
+
+class DataFolder:
+    """What the nodes of one run find at $CONDUCTO_DATA_DIR: see `data_folder`.
+
+    For several threads at once. Nothing is mounted before the first node.
+    """
+
+    def __init__(self, pipeline_id: str, *, local: bool | None, profile: str | None) -> None:
+        self._prefixes = prefixes(pipeline_id=pipeline_id)
+        self._local, self._profile = local, profile
+        self._lock = threading.Lock()
+        self._folder: str | None = None
+        self._was_tried = False
+        self._ends = ExitStack()
+
+    @contextmanager
+    def of_node(self, command: str) -> Iterator[NodeData | None]:
+        """The folder for a node, for as long as it runs. None where nothing can be mounted and its
+        command does not name the variable, as then nothing is copied for it.
+
+        Without FUSE what the block changed is pushed at its end, and not if it raises.
+        """
+        folder = self._mounted()
+        if folder is not None:
+            yield NodeData(folder)
+        elif VARIABLE not in command and PLAIN not in command:
+            yield None
+        else:
+            with _pulled(self._store(), self._prefixes) as copied:
+                yield copied
+
+    def close(self) -> None:
+        """Unmount it. What was closed is published."""
+        with self._lock:
+            self._was_tried, self._folder = True, None
+        self._ends.close()
+
+    def _store(self) -> castore.Store:
+        return context.open_store(local=self._local, profile=self._profile)
+
+    def _mounted(self) -> str | None:
+        with self._lock:
+            if not self._was_tried:
+                self._was_tried = True
+                try:
+                    self._folder = self._mount()
+                except MountUnavailable as error:
+                    print(
+                        f"conducto: nothing can be mounted here ({error}): for nodes whose command "
+                        f"names {VARIABLE} the data is pulled before, and pushed after",
+                        file=sys.stderr,
+                    )
+            return self._folder
+
+    def _mount(self) -> str:
+        url = context.store_url(local=self._local, profile=self._profile)
+        self._store()  # made, if there is none
+        with ExitStack() as ends:
+            at = ends.enter_context(tempfile.TemporaryDirectory(prefix="conducto-data-"))
+            # If this run is a node of another one: the mount ends with this one, not with that.
+            env = {name: value for name, value in os.environ.items() if name != guard.VARIABLE}
+            folder = ends.enter_context(
+                mounted(url, at, prefixes=self._prefixes, writable=True, env=env)
+            )
+            ends.enter_context(_linked(folder))
+            self._ends = ends.pop_all()
+        return folder
+
+
+@contextmanager
+def data_folder(
+    pipeline_id: str, *, local: bool | None = None, profile: str | None = None
+) -> Iterator[DataFolder]:
+    """The data of a pipeline and of its user as folders, for the nodes of a run, until the block
+    ends: `with folder.of_node(command) as data:` for each of them.
+
+    Where the user may write to `/conducto`, and nothing is at `/conducto/data`, that leads there,
+    too. Raises InvalidContext, ContextError; what opening the store raises, at the first node.
+    """
+    folder = DataFolder(pipeline_id, local=local, profile=profile)
+    try:
+        yield folder
+    finally:
+        folder.close()
+
+
+def run_mount(words: Sequence[str]) -> int:
+    """`conducto mount [pipeline|user] FOLDER`.
+
+    Raises UsageError, ContextError, MountUnavailable."""
+    given = parse(PARAMETERS, words)
+    scope, folder = given.get("scope"), given.get("folder")
+    if folder is None:
+        scope, folder = None, scope
+    if folder is None or scope not in (None, "pipeline", "user"):
+        raise UsageError("mount takes [pipeline|user] FOLDER")
+    pipeline_id, local, profile = given.get("id"), given.get("local"), given.get("profile")
+    assert isinstance(scope, str | None)
+    assert isinstance(pipeline_id, str | None)
+    assert isinstance(local, bool | None)
+    assert isinstance(profile, str | None)
+    context.open_store(local=local, profile=profile)  # made, if there is none
+    mount(
+        context.store_url(local=local, profile=profile),
+        str(folder),
+        prefixes=prefixes(scope, pipeline_id=pipeline_id),
+        writable=not given.get("read_only", False),
+        quiet=not sys.stderr.isatty(),
+    )
+    return 0
+
+
+def run_umount(words: Sequence[str]) -> int:
+    """`conducto umount FOLDER`. Raises UsageError, OSError."""
+    if len(words) != 1:
+        raise UsageError("umount takes a FOLDER")
+    unmount(words[0])
+    return 0
+
+
+# ---------------------------------------------------------------- parts of these
+
+
+@contextmanager
+def _linked(folder: str) -> Iterator[None]:
+    try:
+        os.symlink(folder, PLAIN)
+    except OSError:  # no such folder, no permission, or another run's
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            if os.readlink(PLAIN) == folder:
+                os.unlink(PLAIN)
+
+
+@contextmanager
+def _pulled(store: castore.Store, prefixes: dict[str, str]) -> Iterator[NodeData]:
+    """A copy of what is below the prefixes; what is changed in it is pushed, in one commit."""
+    with tempfile.TemporaryDirectory(prefix="conducto-data-") as folder:
+        for scope, prefix in prefixes.items():
+            os.mkdir(os.path.join(folder, scope))
+            with suppress(NameNotFound):
+                store.export_folder(prefix, os.path.join(folder, scope))
+        before = _states(folder, prefixes)
+        copied = NodeData(folder)
+        yield copied
+        if not copied.is_whole:
+            return
+        after = _states(folder, prefixes)
+        with store.transaction() as transaction:
+            for name, (path, state) in after.items():
+                if name not in before or before[name][1] != state:
+                    transaction.put(name, path, mtime_ns=state[1])
+            for name in before.keys() - after.keys():
+                if store.exists(name):
+                    transaction.delete(name)
+
+
+def _states(folder: str, prefixes: dict[str, str]) -> dict[str, tuple[str, State]]:
+    """The path of each file, and what tells whether it was changed, by its name in the store."""
+    found = {}
+    for scope, prefix in prefixes.items():
+        top = os.path.join(folder, scope)
+        for inner, _, files in os.walk(top):
+            for file in files:
+                path = os.path.join(inner, file)
+                if not os.path.isfile(path):  # a pipe, or a link to nothing
+                    continue
+                status = os.stat(path)
+                name = prefix + os.path.relpath(path, top)
+                found[name] = (
+                    path,
+                    (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns),
+                )
+    return found

@@ -1,0 +1,130 @@
+"""The data of a pipeline and of its user as folders: a command, and what nodes find."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mounts
+import pytest
+
+import castore.mount.process
+import conducto as co
+from conducto import context
+from conducto.mount import VARIABLE, data_folder, prefixes
+
+
+def tree() -> co.Node:
+    root = co.Serial(stop_on_error=False)
+    root["write"] = co.Exec(
+        "cat $CONDUCTO_DATA_DIR/user/given > $CONDUCTO_DATA_DIR/pipeline/made;"
+        "rm $CONDUCTO_DATA_DIR/user/old"
+    )
+    root["read"] = co.Exec("grep -r given $CONDUCTO_DATA_DIR/pipeline")
+    return root
+
+
+needs_mounts = pytest.mark.skipif(
+    mounts.why_not() is not None, reason=f"nothing can be mounted here: {mounts.why_not()}"
+)
+
+
+@pytest.fixture
+def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(castore.mount.process, "unavailable", lambda: "there is no /dev/fuse")
+
+
+def _check_run(pipelines: Any) -> None:
+    co.data.user.puts("given", b"as given\n")
+    co.data.user.puts("old", b"")
+    done = pipelines.run(tree())
+    assert done.code == 0, done
+    data = co.data.pipeline.bound(pipeline_id=done.id)
+    assert data.gets("made") == b"as given\n"
+    assert data.list() == ["made"]
+    assert co.data.user.list() == ["given"]
+
+
+@needs_mounts
+def test_nodes_find_a_mount(pipelines: Any) -> None:
+    _check_run(pipelines)
+    mounted = Path("/proc/self/mountinfo").read_text()
+    assert "conducto-data-" not in mounted
+
+
+def test_nodes_find_a_copy(pipelines: Any, no_mounts: None) -> None:
+    _check_run(pipelines)
+
+
+def test_what_is_pulled_and_pushed(
+    no_mounts: None, pipelines: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = co.data.pipeline.bound(pipeline_id="7")
+    data.puts("d/same", b"1")
+    data.puts("d/changed", b"1")
+    before = data.info("d/same")
+    with data_folder("7") as folder:
+        with folder.of_node("true") as nothing:
+            assert nothing is None
+        with folder.of_node(f"ls ${VARIABLE}") as node:
+            assert node is not None
+            at = Path(node.folder, "pipeline", "d")
+            (at / "changed").write_bytes(b"2")
+            (at / "new").write_bytes(b"3")
+            (at / "new").chmod(0o700)
+            os.symlink("nowhere", at / "link")
+        assert not os.path.exists(node.folder)
+        with folder.of_node(f"ls ${VARIABLE}") as node:
+            assert node is not None
+            Path(node.folder, "pipeline", "d", "half").write_bytes(b"4")
+            node.is_whole = False  # it was killed
+    assert data.list() == ["d/changed", "d/new", "d/same"]
+    assert data.gets("d/changed") == b"2"
+    assert data.info("d/new").mode == 0o700
+    assert data.info("d/same") == before
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "conducto: nothing can be mounted here (there is no /dev/fuse): for nodes whose command "
+        f"names {VARIABLE} the data is pulled before, and pushed after"
+    ]
+
+
+def test_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONDUCTO_PIPELINE_ID", raising=False)
+    assert prefixes() == {"user": "data/"}
+    assert prefixes(pipeline_id="7") == {"user": "data/", "pipeline": "pipelines/7/data/"}
+    assert prefixes("pipeline", pipeline_id="7") == {"": "pipelines/7/data/"}
+    assert prefixes("user") == {"": "data/"}
+    with pytest.raises(co.data.ContextError):
+        prefixes("pipeline")
+
+
+@needs_mounts
+def test_the_command(pipelines: Any, tmp_path: Path) -> None:
+    at = tmp_path / "at"
+    at.mkdir()
+    command = [sys.executable, "-m", "conducto"]
+    environment = {**os.environ, "CONDUCTO_PIPELINE_ID": "7"}
+    for arguments, path in (([], "pipeline/a"), (["pipeline"], "b"), (["user"], "c")):
+        subprocess.run([*command, "mount", *arguments, at], check=True, env=environment)
+        try:
+            (at / path).write_bytes(b"1")
+        finally:
+            subprocess.run([*command, "umount", at], check=True)
+    assert co.data.pipeline.bound(pipeline_id="7").list() == ["a", "b"]
+    assert co.data.user.list() == ["c"]
+    subprocess.run([*command, "mount", "user", at, "--read-only"], check=True)
+    try:
+        with pytest.raises(OSError, match="Read-only file system"):
+            (at / "c").write_bytes(b"2")
+    finally:
+        subprocess.run([*command, "umount", at], check=True)
+    for wrong in (["mount"], ["mount", "org", at], ["umount"], ["mount", "pipeline", at]):
+        done = subprocess.run([*command, *wrong], capture_output=True, text=True)
+        assert done.returncode in (1, 2)
+        assert done.stderr.startswith("conducto: ")
+    assert not os.path.ismount(at)
+    assert context.store_url().startswith("/")
