@@ -119,6 +119,25 @@ def test_a_get_that_fails_names_its_path_and_no_file_is_half(
     assert written.items() <= {name[5:]: data for name, data in TREE.items()}.items()
 
 
+def test_a_put_that_fails_names_its_path_and_the_last_is_not_there(
+    fs: Any, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    (tmp_path / "new").mkdir()
+    names = [f"{i:03}" for i in range(MANY)]
+    for name in names:
+        (tmp_path / "new" / name).write_bytes(name.encode())
+    proxy.inject("PUT", "new/013", answer(403, "AccessDenied"), times=99)
+    for verb in (
+        lambda: fs.put(str(tmp_path / "new"), "new", recursive=True),
+        lambda: fs.pipe({f"new/{name}": name.encode() for name in names}),
+    ):
+        with pytest.raises(AccessDenied, match="names/new/013"):
+            verb()
+        assert fs.find("new") == [f"new/{name}" for name in names[:-1] if name != "013"]
+        assert fs.cat("new/012") == b"012"
+        fs.rm("new", recursive=True)
+
+
 def test_a_transaction_is_published_at_its_end(fs: Any, proxy: FaultProxy, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x")
     with fs.transaction:
