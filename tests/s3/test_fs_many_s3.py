@@ -18,7 +18,7 @@ from castore.fs import CastoreFileSystem
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
-MANY = 30
+MANY = 21
 TREE = {f"tree/{i % 3}/{i:03}": b"%d" % i * (i + 1) for i in range(MANY)}
 
 

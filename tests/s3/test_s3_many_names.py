@@ -22,7 +22,7 @@ from castore.stream.operations import Copy, Delete, DeletePrefix, Operation
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
-MANY = 30
+MANY = 21
 
 
 def filled(store: castore.Store, folder: str = "a", count: int = MANY) -> list[str]:
@@ -186,8 +186,8 @@ def test_a_name_that_is_missing_fails_before_anything_is_changed(
             transaction.commit()
     transaction = store.transaction()
     for i in range(MANY):
-        transaction.copy("a/001", f"a/{i + 20:03}", if_absent=True)
-    with pytest.raises(NameExists, match="a/020"):
+        transaction.copy("a/001", f"a/{i + MANY - 10:03}", if_absent=True)
+    with pytest.raises(NameExists, match="a/011"):
         transaction.commit()
     assert not [exchange for exchange in proxy.exchanges if exchange.kind in ("PUT", "POST")]
     assert list(store.names()) == every
@@ -273,7 +273,7 @@ def test_a_request_for_many_that_lands_late_takes_nothing_newer(world: World) ->
     assert list(world.open("third").names()) == every
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_commits_of_many_operations_come_to_what_they_would_one_by_one(
     world: World, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
