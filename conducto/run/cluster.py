@@ -115,7 +115,10 @@ class ClusterBackend:
 
     def _end(self) -> None:
         """Workers end what they run; what they have not begun, nobody does."""
-        found = self._client.run(worker.end, self._run.mark, on_error="ignore")
+        try:
+            found = self._client.run(worker.end, self._run.mark, on_error="ignore")
+        except OSError:
+            return  # the scheduler is gone, and workers end what they run when they see that
         running = {key for keys in found.values() for key in keys}
         with self._lock:
             waiting = [future for key, future in self._futures.items() if key not in running]

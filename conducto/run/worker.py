@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from distributed import get_worker
+from distributed import Status, get_worker
 
 from castore.errors import CastoreError
 from conducto import context
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from distributed import Worker
 
 POLL_S = 0.5
+OVER = (Status.stopping, Status.stopped, Status.closing, Status.closed, Status.failed)
 RUNS_KEPT = 16  # of how many runs a worker knows the secrets
 
 
@@ -148,9 +149,11 @@ def _executor(run: RemoteRun, worker: Worker) -> Iterator[tuple[LocalExecutor, s
 
 
 def _watch(worker: Worker, key: str, executor: LocalExecutor, ended: threading.Event) -> None:
-    """End the command when nobody waits for it any more: its runner was killed."""
+    """End the command when nobody waits for it any more: its runner was killed, or the worker is
+    cut off from the scheduler, which has others do its work."""
     while not ended.wait(POLL_S):
         task = worker.state.tasks.get(key)
-        if task is None or task.state not in ("executing", "long-running"):
+        is_wanted = task is not None and task.state in ("executing", "long-running")
+        if not is_wanted or worker.status in OVER:
             executor.cancel()
             return

@@ -17,7 +17,7 @@ from pipelines import Done, Pipelines, processes_with, wait_for
 from conducto import Exec, Lazy, Node, Parallel, Serial, api, context
 from conducto.errors import RunError
 from conducto.nodes.serialization import dumps
-from conducto.run.launch import launch
+from conducto.run.launch import launch, resume
 from conducto.run.options import RunOptions
 
 distributed = pytest.importorskip("distributed")
@@ -38,7 +38,9 @@ def begin(pipelines: Pipelines, mode: str, tmp_path: Path) -> Iterator[Begin]:
     scheduler. What dies is begun anew."""
     with ExitStack() as stack:
 
-        def begin(resources: dict[str, float] | None = None, **env: str) -> str:
+        def begin(
+            resources: dict[str, float] | None = None, allowed_failures: int = 3, **env: str
+        ) -> str:
             workers = {
                 number: {
                     "cls": distributed.Nanny,
@@ -53,7 +55,11 @@ def begin(pipelines: Pipelines, mode: str, tmp_path: Path) -> Iterator[Begin]:
             }
             scheduler = {
                 "cls": distributed.Scheduler,
-                "options": {"dashboard_address": "127.0.0.1:0", "port": 0},
+                "options": {
+                    "dashboard_address": "127.0.0.1:0",
+                    "port": 0,
+                    "allowed_failures": allowed_failures,
+                },
             }
             cluster = distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50)
             address: str = stack.enter_context(cluster).scheduler_address
@@ -104,7 +110,7 @@ def test_what_fails_is_not_begun_or_takes_too_long(
 ) -> None:
     address = begin({"cpu": 2})
     root = Parallel()
-    root["fails"] = Exec("echo why; exit 3")
+    root["fails"] = Exec("echo why; test -e mended || exit 3")
     root["long"] = Exec("sleep 60.25", max_time=0.5)
     root["large"] = Exec("true", cpu=3)
     root["nothing"] = Lazy("echo no tree")
@@ -122,18 +128,26 @@ def test_what_fails_is_not_begun_or_takes_too_long(
     assert "/last/never" not in found
     assert "  | why\n" in done.out
     assert not processes_with("60.25")
+    pipelines.write("mended", "")
+    assert resume(done.id, RunOptions(run=True, cluster=address)) == 1
+    assert "/fails done (attempt 2)" in capsys.readouterr().out
 
 
 @cloud
+@pytest.mark.parametrize("allowed_failures", [3, pytest.param(0, marks=pytest.mark.long)])
 def test_a_worker_that_dies_has_its_command_run_again(
-    begin: Begin, pipelines: Pipelines, capsys: pytest.CaptureFixture[str]
+    begin: Begin,
+    pipelines: Pipelines,
+    capsys: pytest.CaptureFixture[str],
+    allowed_failures: int,
 ) -> None:
+    """Whether Dask gives its tasks to others, or says at once that they are lost."""
     root = Parallel()
     root["killer"] = Exec(
         "echo $PPID; test -e once || { touch once; sleep 1; kill -9 $PPID; sleep 60.5; }"
     )
     root["other"] = Exec("sleep 3; echo fine")
-    done = run(root, begin(), capsys)
+    done = run(root, begin(allowed_failures=allowed_failures), capsys)
     assert done.code == 0, done
     killed = pipelines.load(done.id).execs["/killer"]
     assert (killed.state, killed.attempt) == ("done", 2)
@@ -173,6 +187,33 @@ def test_nothing_runs_on_without_its_runner(
     if number == signal.SIGINT:
         assert {each.reason for each in states} == {"interrupted"}
         assert pipelines.log(run_id, states[0].node) == b"begun\n"
+
+
+@local
+@pytest.mark.long
+def test_nothing_runs_on_without_the_scheduler(
+    pipelines: Pipelines, mode: str, tmp_path: Path
+) -> None:
+    pipelines.write("pipeline.py", 'def build():\n    return co.Exec("sleep 62.5")\n')
+    known = tmp_path / "scheduler.json"
+    common = ["--no-dashboard", "--scheduler-file", str(known)]
+    with (
+        pipelines.begin("-m", "dask", "scheduler", "--port=0", *common) as scheduler,
+        pipelines.begin("-m", "dask", "worker", *common, "--death-timeout=30") as worker,
+    ):
+        try:
+            address = json.loads(wait_for(lambda: known.exists() and known.read_text()))["address"]
+            runner = pipelines.begin("pipeline.py", "--run", f"--cluster={address}")
+            wait_for(lambda: processes_with("62.5"))
+            scheduler.kill()
+            _, err = runner.communicate(timeout=60)
+            assert runner.returncode != 0
+            assert err.endswith("pipeline.py: the cluster's scheduler is gone\n")
+            wait_for(lambda: not processes_with("62.5"), 20)
+        finally:
+            scheduler.kill()
+            worker.terminate()
+            worker.communicate()
 
 
 @local
