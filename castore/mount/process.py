@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import castore
 from castore.errors import CastoreError
+from castore.mount.mounts import served_by
 
 END_S = 60.0  # until its process has published what is left
 POLL_S = 0.02
@@ -143,7 +144,7 @@ def unmount(folder: str, *, lazily: bool = False) -> None:
     ends with its last file.
     """
     folder = os.path.realpath(folder)
-    process = _served_by(folder)
+    process = served_by(folder)
     if process is None:
         raise OSError(errno.EINVAL, "no store is mounted there", folder)
     deadline = time.monotonic() + (1.0 if lazily else 0.0)
@@ -199,7 +200,7 @@ def _place(folder: str) -> str:
     folder = os.path.realpath(folder)
     if not os.path.isdir(folder):
         raise NotADirectoryError(errno.ENOTDIR, "there is no such folder to mount at", folder)
-    if _served_by(folder) is not None:
+    if served_by(folder) is not None:
         raise MountUnavailable(f"a store is mounted at {folder} already")
     return folder
 
@@ -266,24 +267,6 @@ def _end_with(stdin: IO[str], folder: str) -> None:
         with contextlib.suppress(OSError):
             unmount(folder, lazily=True)
         time.sleep(POLL_S)
-
-
-def _served_by(folder: str) -> int | None:
-    """The process that serves the mount at the folder."""
-    found = None
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields, _, rest = line.partition(" - ")
-            kind, source = rest.split()[:2]
-            if kind == "fuse.castore" and _unescaped(fields.split()[4]) == folder:
-                found = int(source.removeprefix("castore-"))
-    return found
-
-
-def _unescaped(path: str) -> str:
-    for escaped, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        path = path.replace(escaped, char)
-    return path
 
 
 def _unmount(folder: str, *options: str) -> str | None:

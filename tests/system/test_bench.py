@@ -164,6 +164,18 @@ def test_gc(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_mount(tmp_path: Path) -> None:
+    document, printed = run(tmp_path, "bench_mount.py")
+    if "skipped: " in printed:
+        pytest.skip(printed.partition("skipped: ")[2].splitlines()[0])
+    measured = rows(document)
+    assert list(measured) == ["read-real", "read-random", "write-real", "write-random"]
+    assert {"castore cat", "mount, first", "mount, again"} == set(
+        measured["read-real"]["contenders"]
+    )
+
+
+@pytest.mark.long
 def test_tables(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", minversion="21.0")
     document, printed = run(tmp_path, "bench_tables.py")
