@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 from conducto.nodes import Exec
@@ -12,6 +13,9 @@ from conducto.run.recorder import Recorder
 
 
 class Backend(Protocol):
+    def parallel(self) -> int:
+        """How many attempts can be made at once, where nobody says how many are to be."""
+
     def run(self, node: Exec, number: int) -> Attempted:
         """Make the attempt with this number, and keep its log. Called on several threads at once.
 
@@ -35,6 +39,11 @@ class LocalBackend:
         self._jobs = jobs
         self._executor = executor
         self._recorder = recorder
+
+    def parallel(self) -> int:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
 
     def run(self, node: Exec, number: int) -> Attempted:
         task = Task.of(node)

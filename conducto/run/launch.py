@@ -88,29 +88,42 @@ def _run(
     display = _display(records.id, root, execs, options)
     _say_what_is_not_acted_on(root)
     recorder = Recorder(records, session, number)
-    with closing(display), closing(recorder), data_folder(records.id) as folder:
-        backend: Backend
-        if client is None:
-            cookie = secrets.token_hex(16)
-            jobs = Jobs(records.id, cookie, cwd, node_secrets, folder)
-            backend = LocalBackend(jobs, LocalExecutor(cookie), recorder)
-            parallel = options.parallel_or_cpus
-        else:
-            from conducto.run.cluster import ClusterBackend
-
-            backend = ClusterBackend(client, records, cwd)
-            parallel = options.parallel or backend.parallel()
+    with (
+        closing(display),
+        closing(recorder),
+        _backend(records, cwd, node_secrets, recorder, client) as backend,
+    ):
         runner = Runner(
             root,
             backend=backend,
             recorder=recorder,
             display=display,
             execs=execs,
-            parallel=parallel,
+            parallel=options.parallel or backend.parallel(),
         )
         state = runner.run()
     display.ended(state)
     return EXIT_CODES[state]
+
+
+@contextmanager
+def _backend(
+    records: Records,
+    cwd: str,
+    node_secrets: NodeSecrets,
+    recorder: Recorder,
+    client: Client | None,
+) -> Iterator[Backend]:
+    """The workers of the client's cluster; without one, this machine."""
+    if client is not None:
+        from conducto.run.cluster import ClusterBackend
+
+        yield ClusterBackend(client, records, cwd)
+        return
+    cookie = secrets.token_hex(16)
+    with data_folder(records.id) as folder:
+        jobs = Jobs(records.id, cookie, cwd, node_secrets, folder)
+        yield LocalBackend(jobs, LocalExecutor(cookie), recorder)
 
 
 def _display(run_id: str, root: Node, execs: dict[str, Attempts], options: RunOptions) -> Display:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ RUN_OPTIONS_HELP = (
 @dataclass(slots=True)
 class RunOptions:
     run: bool = False
-    parallel: int = 0
+    parallel: int = 0  # not said
     json: bool = False
     cluster: str | None = None  # the address of its scheduler
     local: bool = False  # not on a cluster, even if the pipeline's file names one
@@ -29,14 +28,6 @@ class RunOptions:
     @property
     def given(self) -> bool:
         return self.run or bool(self.parallel) or self.json or self.cluster is not None
-
-    @property
-    def parallel_or_cpus(self) -> int:
-        if self.parallel:
-            return self.parallel
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
 
 
 def take_run_options(argv: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], RunOptions]:

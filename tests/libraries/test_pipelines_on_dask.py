@@ -26,7 +26,6 @@ pytest_plugins = ["modes"]
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
 cloud = pytest.mark.parametrize("mode", ["cloud"], indirect=True)
 local = pytest.mark.parametrize("mode", ["local"], indirect=True)
-WORKERS = 2
 TOKEN = "s3kr1t-of-nobody"
 
 Begin = Callable[..., str]
@@ -39,7 +38,10 @@ def begin(pipelines: Pipelines, mode: str, tmp_path: Path) -> Iterator[Begin]:
     with ExitStack() as stack:
 
         def begin(
-            resources: dict[str, float] | None = None, allowed_failures: int = 3, **env: str
+            resources: dict[str, float] | None = None,
+            count: int = 2,
+            allowed_failures: int = 3,
+            **env: str,
         ) -> str:
             workers = {
                 number: {
@@ -51,7 +53,7 @@ def begin(pipelines: Pipelines, mode: str, tmp_path: Path) -> Iterator[Begin]:
                         "local_directory": str(tmp_path / f"scratch-{number}"),
                     },
                 }
-                for number in range(WORKERS)
+                for number in range(count)
             }
             scheduler = {
                 "cls": distributed.Scheduler,
@@ -160,33 +162,31 @@ def test_a_worker_that_dies_has_its_command_run_again(
 
 
 @local
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_runs_on_without_its_runner(
-    begin: Begin, pipelines: Pipelines, number: signal.Signals
-) -> None:
+def test_nothing_runs_on_without_its_runner(begin: Begin, pipelines: Pipelines) -> None:
     pipelines.write(
         "pipeline.py",
         """
         def build():
             root = co.Parallel()
             for i in range(6):
-                root[f"{i}"] = co.Exec("echo begun; touch begun; sleep 61.5")
+                root[f"{i}"] = co.Exec("echo begun; sleep 61.5")
             return root
         """,
     )
-    address = begin()
-    with pipelines.begin("pipeline.py", "--run", "--json", f"--cluster={address}") as process:
-        wait_for(lambda: len(processes_with("61.5")) >= 2 * WORKERS)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=30)
-    assert process.returncode == (130 if number == signal.SIGINT else -number), err
-    wait_for(lambda: not processes_with("61.5"), 20)
-    run_id = json.loads(out.splitlines()[0])["id"]
-    states = [*pipelines.load(run_id).execs.values()]
-    assert {str(each.state) for each in states} == {"killed"}
-    if number == signal.SIGINT:
-        assert {each.reason for each in states} == {"interrupted"}
-        assert pipelines.log(run_id, states[0].node) == b"begun\n"
+    words = ["pipeline.py", "--run", "--json", f"--cluster={begin()}"]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        with pipelines.begin(*words) as process:
+            wait_for(lambda: len(processes_with("61.5")) == 4)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+        assert process.returncode == code, err
+        wait_for(lambda: not processes_with("61.5"), 20)
+        run_id = json.loads(out.splitlines()[0])["id"]
+        execs = pipelines.load(run_id).execs.values()
+        assert [str(each.state) for each in execs] == ["killed"] * 4
+        if number == signal.SIGINT:
+            assert {each.reason for each in execs} == {"interrupted"}
+            assert {pipelines.log(run_id, each.node) for each in execs} == {b"begun\n"}
 
 
 @local
@@ -220,7 +220,7 @@ def test_nothing_runs_on_without_the_scheduler(
 def test_workers_that_do_not_have_the_store_are_refused(
     begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address = begin(CONDUCTO_PROFILE="another")
+    address = begin(count=1, CONDUCTO_PROFILE="another")
     with pytest.raises(RunError, match="give workers the same CONDUCTO_ variables"):
         run(Exec("true"), address, capsys)
     assert not [*context.open_store().names()]
@@ -254,7 +254,7 @@ def test_secrets_are_read_by_workers_and_in_nothing_that_dask_has(
     root["fails"] = Exec('echo "<$TOKEN>"; printf %s "$TOKEN" | sha256sum; exit 3')
     tree = dumps(Exec("echo @")).replace("@", "'\"$TOKEN\"'")
     root["lazy"] = Lazy(f"echo '{tree}'")
-    done = run(root, begin(), capsys)
+    done = run(root, begin(count=1), capsys)
     assert done.code == 1
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
     assert pipelines.log(done.id, "/fails") == f"<***>\n{digest}  -\n".encode()
