@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -297,13 +296,27 @@ def test_an_open_file_outlives_its_name(store: castore.Store, root: Path) -> Non
     assert list(store.names()) == ["b"]
 
 
-def test_data_that_is_damaged_is_an_error(store: castore.Store, root: Path) -> None:
-    store.puts("a", DATA)
-    with open(root / "a", "rb") as file:
-        assert file.read(100) == DATA[:100]
-    assert shutil.disk_usage(root).total > 0
-    os.statvfs(root)
+def test_what_the_disk_is_told_to_hold(store: castore.Store, root: Path) -> None:
+    of_store, of_mount = os.statvfs(store.path), os.statvfs(root)
+    assert (of_mount.f_blocks, of_mount.f_frsize) == (of_store.f_blocks, of_store.f_frsize)
     assert os.pathconf(root, "PC_NAME_MAX") == 480
+
+
+@pytest.mark.damages_store("bytes of a pack are overwritten")
+def test_data_that_is_damaged_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "at").mkdir()
+    with castore.open(tmp_path / "damaged") as store:
+        store.puts("a", DATA)
+    [pack] = [path for path in (tmp_path / "damaged" / "packs").rglob("*") if path.is_file()]
+    with open(pack, "r+b") as file:
+        file.seek(pack.stat().st_size // 2)
+        file.write(bytes(1000))
+    with mounted(str(tmp_path / "damaged"), str(tmp_path / "at")) as folder:
+        with open(f"{folder}/a", "rb") as file:
+            assert file.read(1000) == DATA[:1000]
+        with open(f"{folder}/a", "rb") as file, pytest.raises(OSError) as caught:
+            file.read()
+        assert caught.value.errno == errno.EIO
 
 
 # ---------------------------------------------------------------- mounts
