@@ -14,6 +14,9 @@ class Drafts:
     def __init__(self) -> None:
         self._by_name: dict[str, list[Draft]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
     def __iter__(self) -> Iterator[Draft]:
         return iter([draft for drafts in self._by_name.values() for draft in drafts])
 

@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from castore.mount.callers import caller_of, has_open
+from castore.mount.callers import Caller, caller_of, has_open
 from castore.mount.draft import Attributes
 from castore.mount.errnos import errno_of, is_foreseen
 from castore.mount.handles import Drafting, Handle
 from castore.mount.library import mfusepy
 from castore.mount.mounts import device_at
+from castore.mount.pages import ASIDE
 from castore.mount.tree import Entry, Tree, fail
 
 log = logging.getLogger("castore.mount")
@@ -98,7 +99,12 @@ class _Operations:
         handle = None if fi is None else self._handles.get(fi.fh)
         if path is None and handle is None:
             fail(errno.ENOENT)
-        return self._stat(self._tree.getattr(path or "", handle, self._caller()))
+        # Who asks matters to little else, and takes as long to find out as all the rest.
+        if self._tree.is_written or (path or "").startswith(ASIDE):
+            caller = self._caller()
+        else:
+            caller = Caller(0, False, mfusepy.fuse_get_context()[2])
+        return self._stat(self._tree.getattr(path or "", handle, caller))
 
     def opendir(self, path: str) -> int:
         number = next(self._numbers)
@@ -239,7 +245,7 @@ class _Operations:
 
         threading.Thread(target=move, daemon=True).start()
 
-    def _caller(self) -> Any:
+    def _caller(self) -> Caller:
         return caller_of(mfusepy.fuse_get_context()[2])
 
 

@@ -78,6 +78,12 @@ class Tree:
         self._drafts = Drafts()
 
     @property
+    def is_written(self) -> bool:
+        """Whether files are being written: only then it matters who asks for attributes."""
+        with self._lock:
+            return bool(self._drafts)
+
+    @property
     def pages(self) -> Pages:
         """What whoever serves the tree to a kernel gives the means to move files aside."""
         return self._pages
