@@ -71,6 +71,7 @@ class DataFolder:
         self._lock = threading.Lock()
         self._folder: str | None = None
         self._was_tried = False
+        self._why_not = ""
         self._ends = ExitStack()
 
     @contextmanager
@@ -86,6 +87,7 @@ class DataFolder:
         elif VARIABLE not in command and PLAIN not in command:
             yield None
         else:
+            self._say_why_not()
             with _pulled(self._store(), self._prefixes) as copied:
                 yield copied
 
@@ -105,12 +107,19 @@ class DataFolder:
                 try:
                     self._folder = self._mount()
                 except MountUnavailable as error:
-                    print(
-                        f"conducto: nothing can be mounted here ({error}): for nodes whose command "
-                        f"names {VARIABLE} the data is pulled before, and pushed after",
-                        file=sys.stderr,
-                    )
+                    self._why_not = str(error)
             return self._folder
+
+    def _say_why_not(self) -> None:
+        """Once, and only if it makes a difference to a node."""
+        with self._lock:
+            why_not, self._why_not = self._why_not, ""
+        if why_not:
+            print(
+                f"conducto: nothing can be mounted here ({why_not}): for nodes whose command names "
+                f"{VARIABLE} the data is pulled before, and pushed after",
+                file=sys.stderr,
+            )
 
     def _mount(self) -> str:
         url = context.store_url(local=self._local, profile=self._profile)

@@ -69,6 +69,7 @@ def test_what_is_pulled_and_pushed(
     with data_folder("7") as folder:
         with folder.of_node("true") as nothing:
             assert nothing is None
+        assert capsys.readouterr().err == ""
         with folder.of_node(f"ls ${VARIABLE}") as node:
             assert node is not None
             at = Path(node.folder, "pipeline", "d")
