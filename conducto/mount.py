@@ -129,7 +129,7 @@ class DataFolder:
             # If this run is a node of another one: the mount ends with this one, not with that.
             env = {name: value for name, value in os.environ.items() if name != guard.VARIABLE}
             folder = ends.enter_context(
-                mounted(url, at, prefixes=self._prefixes, writable=True, env=env)
+                mounted(url, at, prefixes=self._prefixes, writable=True, env=env, remove=True)
             )
             ends.enter_context(_linked(folder))
             self._ends = ends.pop_all()

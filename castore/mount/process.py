@@ -111,16 +111,17 @@ def mounted(
     prefixes: Mapping[str, str] | None = None,
     writable: bool = False,
     env: Mapping[str, str] | None = None,
+    remove: bool = False,
 ) -> Iterator[str]:
     """The folder, for as long as the block: a mount that ends with it, or with this process,
     however that ends. Arguments and errors are those of `mount`; `env` is the environment of the
-    process that serves it, by default this one's.
+    process that serves it, by default this one's; with `remove` the folder goes with the mount.
 
     At the end of the block what was closed is published. Who still has files open in it finds them
     disconnected.
     """
     process, stdin = _begin(
-        store, folder, prefixes, writable=writable, quiet=False, tied=True, env=env
+        store, folder, prefixes, writable=writable, quiet=False, tied=True, env=env, remove=remove
     )
     try:
         yield folder
@@ -186,6 +187,9 @@ def main() -> int:
     except (CastoreError, OSError) as error:
         print(f"castore: {error}", file=sys.stderr)
         return 1
+    if asked["remove"]:
+        with contextlib.suppress(OSError):  # something was put there that is not of the mount
+            os.rmdir(folder)
     return 0
 
 
@@ -214,6 +218,7 @@ def _begin(
     quiet: bool,
     tied: bool,
     env: Mapping[str, str] | None = None,
+    remove: bool = False,
 ) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     folder = _place(folder)
     asked = {
@@ -222,6 +227,7 @@ def _begin(
         "prefixes": prefixes,
         "writable": writable,
         "tied": tied,
+        "remove": remove,
     }
     with tempfile.TemporaryFile() as said, _stderr(quiet) as later:
         process = subprocess.Popen(
