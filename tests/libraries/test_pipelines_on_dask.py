@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +26,7 @@ from conducto.run.options import RunOptions
 distributed = pytest.importorskip("distributed")
 
 pytest_plugins = ["modes"]
-pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("default")]
 cloud = pytest.mark.parametrize("mode", ["cloud"], indirect=True)
 local = pytest.mark.parametrize("mode", ["local"], indirect=True)
 TOKEN = "s3kr1t-of-nobody"
@@ -159,6 +162,45 @@ def test_a_worker_that_dies_has_its_command_run_again(
     assert first != second != b""
     assert not processes_with("60.5")
     assert pipelines.log(done.id, "/other", 1) or pipelines.log(done.id, "/other", 2) == b"fine\n"
+
+
+@cloud
+@pytest.mark.long
+def test_workers_die_at_any_moment(
+    begin: Begin, pipelines: Pipelines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = begin(count=3, allowed_failures=100)
+    root = Parallel()
+    for number in range(40):
+        root[f"{number}"] = Exec("echo begun $CONDUCTO_NODE; sleep 0.51; echo ended $CONDUCTO_NODE")
+    over, killed = threading.Event(), []
+
+    def kill() -> None:
+        choose = random.Random(5)
+        with distributed.Client(address, set_as_default=False) as client:
+            while not over.wait(choose.uniform(0.5, 3)) and len(killed) < 5:
+                workers = client.run(os.getpid, on_error="ignore").values()
+                if workers:
+                    killed.append(choose.choice([*workers]))
+                    os.kill(killed[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    # All six threads are wanted, however many workers are there when it begins.
+    code = launch(root, ["test"], RunOptions(run=True, parallel=6, cluster=address))
+    context.close_stores()
+    done = Done(code, *capsys.readouterr())
+    over.set()
+    killer.join()
+    assert done.code == 0, done
+    assert len(killed) > 2
+    execs = pipelines.load(done.id).execs.values()
+    assert {str(each.state) for each in execs} == {"done"}
+    assert max(each.attempt for each in execs) > 1
+    for each in execs:
+        log = pipelines.log(done.id, each.node, each.attempt).decode()
+        assert log == f"begun {each.node}\nended {each.node}\n"
+    wait_for(lambda: not processes_with("0.51"))
 
 
 @local
