@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from conducto import context
+from conducto.errors import SecretsUnavailable
 from conducto.secrets.masker import Masker
 from conducto.secrets.values import SCOPES, USER, Secret, SecretKey
 
@@ -92,9 +93,34 @@ def backend(*, local: bool | None = None, profile: str | None = None) -> Backend
         from conducto.secrets.local import LocalSecrets
 
         return LocalSecrets(os.path.dirname(context.store_url(local=True, profile=profile)))
+    if os.environ.get("CONDUCTO_SECRETS_PATH") == NOWHERE:
+        return _Nowhere()
     from conducto.secrets.parameter_store import ParameterStore
 
     return ParameterStore.of_context()
+
+
+NOWHERE = (
+    "none"  # as CONDUCTO_SECRETS_PATH: for servers of S3 that have no Parameter Store beside it
+)
+
+
+class _Nowhere:
+    """There are no secrets, and there can't be any."""
+
+    def read(self, scopes: Iterable[str]) -> list[Secret]:
+        return []
+
+    def check(self) -> None:
+        raise SecretsUnavailable(
+            f"CONDUCTO_SECRETS_PATH={NOWHERE} says that there is no Parameter Store here: unset it"
+        )
+
+    def put(self, secrets: list[Secret], replaced: Iterable[str] = ()) -> None:
+        self.check()
+
+    def delete(self, secret_keys: list[SecretKey]) -> None:
+        self.check()
 
 
 def _is_changed(data: bytes, secrets: Iterable[Secret]) -> bool:

@@ -6,8 +6,9 @@ Each is a parameter of type SecureString, below a path per user and one per orga
     /conducto/org/<organization>/<KEY>
 
 IAM says who may read and write which path: `python -m conducto.policy --secrets`. The settings are
-CONDUCTO_SECRETS_PATH (`/conducto`), CONDUCTO_ORG_ID (`default`) and CONDUCTO_SECRETS_KMS_KEY_ID
-(the account's key for Parameter Store); region, credentials and endpoint are AWS's own.
+CONDUCTO_SECRETS_PATH (`/conducto`; `none` where there is no Parameter Store), CONDUCTO_ORG_ID
+(`default`) and CONDUCTO_SECRETS_KMS_KEY_ID (the account's key for Parameter Store); region,
+credentials and endpoint are AWS's own.
 
 A parameter's value is the secret's. Only if it is not masked, or begins as the marks of this module
 do, a mark is put before it. What is below a path and no secret can be called is left alone.

@@ -148,7 +148,12 @@ def _of_answer(code: str, said: str, status: int, action: str, on: str, endpoint
             status,
             code,
         )
-    return RemoteError(f"{action} on {on} failed ({status} {code}: {said})", status, code)
+    return RemoteError(
+        f"{action} on {on} failed ({status} {code}: {said}). Where there is no Parameter Store, "
+        "set CONDUCTO_SECRETS_PATH=none",
+        status,
+        code,
+    )
 
 
 def _without(hidden: str, text: str) -> str:

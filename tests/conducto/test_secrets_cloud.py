@@ -19,7 +19,7 @@ import pytest
 import conducto as co
 from castore.errors import AccessDenied, CredentialsError, EndpointUnreachable, RemoteError
 from conducto import secrets
-from conducto.errors import ContextError, SecretsError
+from conducto.errors import ContextError, SecretsError, SecretsUnavailable
 from conducto.secrets import ssm
 
 pytest_plugins = ["servers"]
@@ -255,3 +255,21 @@ def test_a_child_has_its_own_connections(server: ParameterServer) -> None:
             os._exit(code)
     assert api.get_user_secrets() == {"A": VALUE}
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_where_there_is_no_parameter_store(
+    server: ParameterServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.failures = [(400, "NoSuchBucket", "this is an S3 server")]
+    with pytest.raises(RemoteError, match="set CONDUCTO_SECRETS_PATH=none"):
+        secrets.environment()
+    server.failures = [(500, "InternalError", "nobody asks")] * 9
+    monkeypatch.setenv("CONDUCTO_SECRETS_PATH", "none")
+    assert secrets.environment() == {}
+    for change in (
+        lambda: co.api.Secrets().put_user_secrets({"KEY": VALUE}),
+        lambda: co.api.Secrets().delete(co.api.SecretKey("KEY", "user")),
+    ):
+        with pytest.raises(SecretsUnavailable, match="no Parameter Store here"):
+            change()
+    assert len(server.failures) == 9
