@@ -173,7 +173,7 @@ def assert_whole(store: castore.Store) -> None:
 
 
 def test_puts_that_do_not_see_each_other(
-    guarded: castore.Store, monkeypatch: pytest.MonkeyPatch, quick_check: None
+    guarded: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codec, "_digest", one_id)
     put_unseen(guarded, guarded)
@@ -195,7 +195,7 @@ def test_puts_that_do_not_see_each_other(
 
 @pytest.mark.damages_store("its hashes collide")
 def test_a_repair_takes_no_other_chunk_for_a_lost_one(
-    guarded: castore.Store, monkeypatch: pytest.MonkeyPatch, quick_check: None
+    guarded: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codec, "_digest", one_id)
     put_unseen(guarded, guarded)

@@ -35,6 +35,8 @@ from castore.format.pack import BackupTrailer, decode_backup_trailer, encode_bac
 from castore.local import backup as backups
 from castore.local import rebuild
 
+pytestmark = pytest.mark.apart  # LMDB may die of what these do to its pages
+
 VALUES = contents()
 
 

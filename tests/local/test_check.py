@@ -363,16 +363,19 @@ def look_at_damaged_pages(folder: Path, seeds: Iterator[int] | range) -> int:
     return found
 
 
+@pytest.mark.apart
 def test_damaged_pages_are_told_of(folder: Path) -> None:
     assert look_at_damaged_pages(folder, range(12)) >= 4
 
 
+@pytest.mark.apart
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_damaged_pages_are_told_of_at_length(folder: Path) -> None:
     assert look_at_damaged_pages(folder, range(100, 600)) >= 150
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT])
 def test_a_process_that_lmdb_kills(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(program: str) -> None:
@@ -513,23 +516,23 @@ def truncate_and_look(folder: Path, count: int, seed: int) -> None:
         path.write_bytes(before)
 
 
-def test_flipped_bits(folder: Path, quick_check: None) -> None:
+def test_flipped_bits(folder: Path) -> None:
     flip_and_look(folder, 130, 1)
 
 
-def test_truncations(folder: Path, quick_check: None) -> None:
+def test_truncations(folder: Path) -> None:
     truncate_and_look(folder, 24, 1)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_five_thousand_flipped_bits(folder: Path, quick_check: None) -> None:
+def test_five_thousand_flipped_bits(folder: Path) -> None:
     flip_and_look(folder, 5000, 2)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_five_hundred_truncations(folder: Path, quick_check: None) -> None:
+def test_five_hundred_truncations(folder: Path) -> None:
     truncate_and_look(folder, 500, 2)
 
 

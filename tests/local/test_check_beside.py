@@ -84,7 +84,7 @@ def check_beside(folder: Path, checks: int, *programs: str) -> None:
 
 
 @pytest.mark.parametrize("programs", [(WRITER,), (WRITER, COLLECTOR)], ids=["writer", "both"])
-def test_checks_say_nothing(tmp_path: Path, programs: tuple[str, ...], quick_check: None) -> None:
+def test_checks_say_nothing(tmp_path: Path, programs: tuple[str, ...]) -> None:
     check_beside(tmp_path / "store", 12, *programs)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from stores import change_rows, rows, small
 
 import castore
@@ -14,7 +13,6 @@ BAD = (b"p/../../x", b"p/..", b"p/b\xff", b"/etc/x", b"p/\0z")
 LARGE, SMALL = b"large" * 6000, b"small" * 6
 
 
-@pytest.mark.usefixtures("quick_check")
 def test_names_that_no_object_can_have(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     with small(folder) as store:

@@ -39,7 +39,7 @@ OLD = some_bytes(60_000)
 
 
 @pytest.fixture(autouse=True)
-def every_store_is_checked(quick_check: None) -> None:
+def every_store_is_checked() -> None:
     """`assert_clean` asks `check`, too."""
 
 

@@ -14,7 +14,6 @@ from stores import contents, fill, small
 import castore
 from castore.local.gc.repack import SMALL_PACK_BYTES, SMALL_PACKS_MAX
 
-pytestmark = pytest.mark.usefixtures("quick_check")
 R = random.Random(5)
 
 

@@ -21,6 +21,8 @@ from castore.system.lmdb_env import open_index
 from castore.system.lmdb_files import LOCK_FILE_BYTES
 from castore.system.lmdb_pages import BRANCH, LEAF, IndexPages
 
+pytestmark = pytest.mark.apart  # LMDB may die of what these do to its pages
+
 VALUES = contents(names=400)
 PAGE = 4096
 

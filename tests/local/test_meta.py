@@ -23,7 +23,6 @@ from castore.local import meta
 from castore.stream.live_frames import Manifests
 from castore.stream.reports import CheckReport
 
-pytestmark = pytest.mark.usefixtures("quick_check")
 VALUES = contents()
 
 

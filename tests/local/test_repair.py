@@ -293,16 +293,14 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_repair(quick_check: None, folder: Path, damage: Callable[[Path], None]) -> None:
+def test_repair(folder: Path, damage: Callable[[Path], None]) -> None:
     assert damage_then_repair(folder, damage)
 
 
 @pytest.mark.parametrize(
     "damage", [flip_footer, flip_pack_header, flip_record, flip_inline_record, flip_segment]
 )
-def test_damage_that_costs_nothing(
-    quick_check: None, folder: Path, damage: Callable[[Path], None]
-) -> None:
+def test_damage_that_costs_nothing(folder: Path, damage: Callable[[Path], None]) -> None:
     damage(folder)
     repair(folder)
     with castore.open(folder) as store:
@@ -311,9 +309,7 @@ def test_damage_that_costs_nothing(
 
 
 @pytest.mark.parametrize("damage", [garble_pending, garble_segment_keys])
-def test_damaged_keys_are_findings(
-    quick_check: None, folder: Path, damage: Callable[[Path], None]
-) -> None:
+def test_damaged_keys_are_findings(folder: Path, damage: Callable[[Path], None]) -> None:
     """Each of them, and other damage beside them; and what a collector says tells of the repair."""
     damage(folder)
     with castore.open(folder) as store:
@@ -497,7 +493,7 @@ def kill_at_steps(whole: Path, tmp_path: Path, stride: int, damage: Callable[[Pa
 
 
 @pytest.mark.damages_store("its repairs are killed, and looked at one by one")
-def test_killed_at_some_steps(quick_check: None, whole: Path, tmp_path: Path) -> None:
+def test_killed_at_some_steps(whole: Path, tmp_path: Path) -> None:
     kill_at_steps(whole, tmp_path, 23, flip_many)
 
 
@@ -512,7 +508,7 @@ def test_killed_at_every_step(whole: Path, tmp_path: Path, damage: Callable[[Pat
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE])
 @pytest.mark.parametrize(("call", "nth"), [("pwritev", 1), ("fsync", 1), ("link", 1), ("fsync", 2)])
 def test_a_repair_that_fails(
-    quick_check: None, folder: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int, code: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int, code: int
 ) -> None:
     """A typed error, or it is done; what could be read still can, and the next one finishes."""
     flip_many(folder)

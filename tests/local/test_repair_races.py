@@ -25,7 +25,7 @@ VALUES = contents()
 
 
 @pytest.fixture
-def folder(quick_check: None, tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "store"
     items = list(VALUES.items())
     for part in (items[:7], items[7:]):

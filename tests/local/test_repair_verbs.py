@@ -17,7 +17,6 @@ from castore.cli import main
 from castore.errors import CastoreError, ReadOnlyStore
 from castore.stream.reports import CheckReport
 
-pytestmark = pytest.mark.usefixtures("quick_check")
 VALUES = contents()
 
 

@@ -16,6 +16,8 @@ import castore
 from castore.cli import main
 from castore.system.lmdb_pages import LEAF
 
+pytestmark = pytest.mark.apart  # LMDB may die of what these do to its pages
+
 PAGE = 4096
 VALUES = {f"n/{i:03}": random.Random(i).randbytes(300 if i % 9 else 6000) for i in range(90)}
 

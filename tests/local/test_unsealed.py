@@ -98,9 +98,7 @@ TORN = {
 
 
 @pytest.mark.parametrize("torn", TORN.values(), ids=TORN.keys())
-def test_what_is_torn_behind_the_last_commit_is_nothing(
-    unsealed: Path, torn: bytes, quick_check: None
-) -> None:
+def test_what_is_torn_behind_the_last_commit_is_nothing(unsealed: Path, torn: bytes) -> None:
     [pack] = packs(unsealed)
     with pack.open("ab") as file:
         file.write(torn)
@@ -114,7 +112,7 @@ def test_what_is_torn_behind_the_last_commit_is_nothing(
     assert_whole(unsealed)
 
 
-def test_a_footer_torn_anywhere_is_nothing(unsealed: Path, quick_check: None) -> None:
+def test_a_footer_torn_anywhere_is_nothing(unsealed: Path) -> None:
     """As by a disk that is full: what it would have said is in the frames."""
     [pack] = packs(unsealed)
     end = pack.stat().st_size
@@ -131,9 +129,7 @@ def test_a_footer_torn_anywhere_is_nothing(unsealed: Path, quick_check: None) ->
     assert_whole(unsealed)
 
 
-def test_bytes_behind_a_footer_are_told_of_and_a_repair_ends_it(
-    unsealed: Path, quick_check: None
-) -> None:
+def test_bytes_behind_a_footer_are_told_of_and_a_repair_ends_it(unsealed: Path) -> None:
     with castore.open(unsealed) as store:
         store.gc()
     [pack] = packs(unsealed)
@@ -148,7 +144,7 @@ def test_bytes_behind_a_footer_are_told_of_and_a_repair_ends_it(
 
 
 @pytest.mark.damages_store("a pack is cut short")
-def test_a_pack_that_lost_a_frame_is_not_sealed(unsealed: Path, quick_check: None) -> None:
+def test_a_pack_that_lost_a_frame_is_not_sealed(unsealed: Path) -> None:
     [pack] = packs(unsealed)
     durable = decode_pack_row(rows(unsealed)[b"packs"][bytes.fromhex(pack.stem)])[1]
     os.truncate(pack, durable - 1)
@@ -158,9 +154,7 @@ def test_a_pack_that_lost_a_frame_is_not_sealed(unsealed: Path, quick_check: Non
     assert castore.check_store(unsealed).exit_code == 14
 
 
-def test_a_failed_put_leaves_nothing_that_another_process_can_not_take(
-    tmp_path: Path, quick_check: None
-) -> None:
+def test_a_failed_put_leaves_nothing_that_another_process_can_not_take(tmp_path: Path) -> None:
     with small(tmp_path / "store") as store:
         fill(store, VALUES)
         failing = store.open("failed", "wb")

@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,16 @@ from castore.system import isolated
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
 
 
-@pytest.fixture
-def quick_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "apart: its checks have a process of their own, as users'")
+
+
+@pytest.fixture(autouse=True)
+def _checks_here(request: pytest.FixtureRequest) -> Iterator[None]:
     """Checks without a process of their own, whose start takes longer than they do."""
+    if request.node.get_closest_marker("apart"):
+        yield
+        return
 
     def run(task: str, index_path: str, *, fds: object = (), **arguments: Any) -> Any:
         module, _, function = task.partition(":")
@@ -30,7 +37,9 @@ def quick_check(monkeypatch: pytest.MonkeyPatch) -> None:
         getattr(import_module(module), function)(reports.append, **arguments)
         return iter(json.loads(json.dumps(reports)))
 
-    monkeypatch.setattr(isolated, "run", run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolated, "run", run)
+        yield
 
 
 def failures(calls: Sequence[object], codes: Sequence[int]) -> list[Any]:

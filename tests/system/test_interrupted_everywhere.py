@@ -186,7 +186,7 @@ def locked(root: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_a_local_store(tmp_path: Path, quick_check: None, name: str, every: int) -> None:
+def test_a_local_store(tmp_path: Path, name: str, every: int) -> None:
     root = tmp_path / "store"
     store = castore.open(root, chunk_bytes_avg=2816, threads=2)
     verbs = Verbs(store)

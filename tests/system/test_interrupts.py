@@ -216,7 +216,7 @@ def use(store: castore.Store, seconds: float, longest: float) -> None:
     in_time(lambda: store.gc(grace_s=0.0))
 
 
-def test_a_local_store(tmp_path: Path, alarm: None, quick_check: None) -> None:
+def test_a_local_store(tmp_path: Path, alarm: None) -> None:
     store = castore.open(tmp_path / "store", chunk_bytes_avg=2816, threads=2)
     use(store, seconds=3, longest=8e-3)
     in_time(store.close)
