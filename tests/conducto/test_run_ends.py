@@ -84,7 +84,7 @@ def test_a_killed_runner_leaves_no_process_and_a_run_that_can_be_resumed(
 
 
 @linux_only
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_ends_its_commands_and_says_so(
     pipelines: Pipelines, kind: signal.Signals

@@ -15,7 +15,7 @@ DATA = random.Random(7).randbytes(600_000)
 
 @pytest.mark.parametrize("size", [0, 10, 4096, 4097, 65_536, 65_537, 300_000])
 @pytest.mark.parametrize("more", [0, 1, 255, 300_000])
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_it_is_what_a_put_of_all_of_it_is(any_store: Any, size: int, more: int) -> None:
     any_store.puts("a", DATA[:size], mode=0o600)
     with any_store.open("a", "ab") as file:

@@ -49,7 +49,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     ],
     ids=str,
 )
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_what_no_store_may_have_is_refused(options: dict[str, Any], place: Place) -> None:
     url, there = place
     with pytest.raises(ValueError, match=next(iter(options))):

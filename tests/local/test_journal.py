@@ -329,7 +329,7 @@ def test_a_store_without_a_journal_gets_one(folder: Path) -> None:
 
 @pytest.mark.parametrize("call", ["open", "fsync", "rename", "unlink"])
 @pytest.mark.parametrize("nth", [1, 2, 3])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_killed_in_a_rotation(folder: Path, call: str, nth: int) -> None:
     program = f"""
 import os, signal, sys, castore
@@ -417,7 +417,7 @@ def failing_commit(error: Exception) -> Any:
 
 @pytest.mark.parametrize("code", [28, 5, 13])
 @pytest.mark.parametrize("short", [True, False])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_put_does_not_need_the_journal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, short: bool
 ) -> None:
@@ -481,7 +481,7 @@ def test_a_journal_that_lost_its_end_is_noticed(folder: Path) -> None:
 
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("rotated", [False, True])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_an_old_copy_of_the_index_put_back_by_hand(folder: Path, used: bool, rotated: bool) -> None:
     """By one commit older is older: a gc refuses, whoever has written since, and a rebuild has all
     names again."""
@@ -577,7 +577,7 @@ def damage_place(folder: Path, bits: int) -> None:
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("bits", [1, 2, 40])
 @pytest.mark.parametrize("used", [False, True])
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_a_damaged_row_of_the_journal(folder: Path, bits: int, used: bool, rotated: bool) -> None:
     """A repair puts it right, and nothing is refused for ever: of a bit, not even before. Whoever
     puts over one of which nothing can be read has a collection ask; a rebuild answers."""
@@ -614,7 +614,7 @@ def test_a_damaged_row_of_the_journal(folder: Path, bits: int, used: bool, rotat
 
 
 @pytest.mark.parametrize("last", ["put", "delete", "put rotate", "delete rotate"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_damaged_row_of_an_index_that_is_older(folder: Path, last: str) -> None:
     """Two faults at once: no repair takes the names that the journal has for those that are not."""
     shutil.copytree(folder / "index", folder.parent / "old")

@@ -71,7 +71,7 @@ def assert_whole(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_a_store_that_nobody_closed_is_whole(tmp_path: Path, end: str) -> None:
     folder = tmp_path / "store"
     pack = left_by(folder, end)

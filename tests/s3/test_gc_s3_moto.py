@@ -120,7 +120,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("kind", "key"), REQUESTS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_a_reply_that_is_lost(
     kind: str, key: str, open_proxied: Open, proxy: FaultProxy, probed: None
 ) -> None:

@@ -53,7 +53,7 @@ def check_meetings(make_world: Make, writer: str, collector: str, every: int) ->
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_a_writer_and_a_collector(make_world: Make, writer: str) -> None:
     check_meetings(make_world, writer, "collects", every=6)
 
@@ -91,7 +91,7 @@ def test_two_collectors(make_world: Make, every: int) -> None:
 
 
 @pytest.mark.parametrize("collector", COLLECTORS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_collector_that_dies_at_any_step(make_world: Make, collector: str) -> None:
     for step in itertools.count():
         world = make_world()
@@ -113,7 +113,7 @@ def test_a_collector_that_dies_at_any_step(make_world: Make, collector: str) -> 
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_writer_that_dies_at_any_step(make_world: Make, writer: str) -> None:
     for step in itertools.count():
         world = make_world()
@@ -134,7 +134,7 @@ def test_a_writer_that_dies_at_any_step(make_world: Make, writer: str) -> None:
 
 @pytest.mark.parametrize("seconds", [DAY + HOUR, 8 * DAY], ids=["a day", "a week"])
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_a_writer_that_sleeps_at_any_step(make_world: Make, writer: str, seconds: float) -> None:
     for world, one in sleeps(make_world, WRITERS[writer], seconds):
         assert one.error is None or isinstance(one.error, CastoreError)
@@ -144,7 +144,7 @@ def test_a_writer_that_sleeps_at_any_step(make_world: Make, writer: str, seconds
 
 
 @pytest.mark.parametrize("collector", COLLECTORS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_collector_that_sleeps_at_any_step(make_world: Make, collector: str) -> None:
     for step in itertools.count():
         world = make_world()
@@ -168,7 +168,7 @@ def test_a_collector_that_sleeps_at_any_step(make_world: Make, collector: str) -
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_requests_that_arrive_late(make_world: Make, writer: str) -> None:
     for world, one in late(make_world, WRITERS[writer]):
         assert one.error is None or isinstance(one.error, CastoreError)
@@ -179,7 +179,7 @@ def test_requests_that_arrive_late(make_world: Make, writer: str) -> None:
 
 
 @pytest.mark.parametrize("collector", COLLECTORS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_requests_of_collectors_that_arrive_late(make_world: Make, collector: str) -> None:
     for world, one in late(make_world, COLLECTORS[collector]):
         assert one.error is None or isinstance(one.error, CastoreError)

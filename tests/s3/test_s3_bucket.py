@@ -271,7 +271,7 @@ def test_a_read_survives(read: str, fault: str, proxied: Bucket, proxy: FaultPro
 
 @pytest.mark.parametrize("fault", [*NOT_APPLIED, *UNKNOWN])
 @pytest.mark.parametrize("write", IDEMPOTENT)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_an_idempotent_write_survives(
     write: str, fault: str, proxied: Bucket, proxy: FaultProxy
 ) -> None:
@@ -303,7 +303,7 @@ def test_a_write_is_repeated_if_it_was_not_applied(
 
 @pytest.mark.parametrize("fault", UNKNOWN)
 @pytest.mark.parametrize("write", ONCE)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_write_is_sent_once_if_it_may_have_been_applied(
     write: str, fault: str, proxied: Bucket, proxy: FaultProxy
 ) -> None:

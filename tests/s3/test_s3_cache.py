@@ -424,7 +424,7 @@ if sys.argv[2] == "interrupted":
 
 
 @pytest.mark.parametrize("end", ["ended", "interrupted"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_what_a_process_fetched_last_is_kept(
     end: str, open_proxied: Open, proxy: FaultProxy, moto_server: Server, cache_dir: Path
 ) -> None:
@@ -608,7 +608,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("how", OTHERS)
 @pytest.mark.parametrize("part", ["", "index", "frames", "users", "index/lock.mdb"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_what_others_may_have_put_there_is_not_used(
     part: str, how: str, here: StoreCache, moto_server: Server, open_moto: Open, cache_dir: Path
 ) -> None:

@@ -73,7 +73,7 @@ def test_no_verb_makes_another_store_of_it(verb: str, moto_server: Server, bucke
 @pytest.mark.damages_store("castore.json is taken away")
 @pytest.mark.parametrize("guard", [None, "sha256"])
 @pytest.mark.parametrize("left", ["all", "only names", "only inline", "only packs"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_it_is_made_again(
     left: str, guard: str | None, moto_server: Server, bucket: Bucket
 ) -> None:
@@ -110,7 +110,7 @@ def test_by_the_command(
 
 
 @pytest.mark.parametrize("how", ["cut short", "a digit of the seed", "empty", "another store's"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_damaged_one_is_replaced_and_kept(how: str, moto_server: Server, bucket: Bucket) -> None:
     config = made(moto_server)
     seed = json.loads(config)["seed"].encode()

@@ -188,7 +188,7 @@ each_case = pytest.mark.parametrize(
 
 
 @each_case
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 def test_one_request_fails_in_one_way(
     each: Case,
     patience: None,

@@ -165,7 +165,7 @@ def test_two_at_once_that_both_win(proxied: Bucket, proxy: FaultProxy) -> None:
 @pytest.mark.parametrize(
     ("status", "code"), [(416, "InvalidRange"), (416, "X"), (400, "InvalidRange")]
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_ranges_that_end_behind_the_last_byte(
     status: int, code: str, proxied: Bucket, proxy: FaultProxy, moto_server: Server
 ) -> None:
@@ -223,7 +223,7 @@ def test_a_stale_listing(proxied: Bucket, proxy: FaultProxy) -> None:
 
 @pytest.mark.parametrize("applied", [False, True])
 @pytest.mark.parametrize("nth", range(1, 9))
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_lost_replies_do_not_change_the_answer(
     nth: int, applied: bool, proxied: Bucket, proxy: FaultProxy
 ) -> None:

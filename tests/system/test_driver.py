@@ -16,12 +16,12 @@ def make_server(moto_server: Server, quick: None) -> MakeServer:
     return lambda: (moto_server.endpoint_url, moto_server.bucket)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_local_store_by_all_verbs(seed: int) -> None:
     assert drive(seed, range(120), "local") == 120
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_store_on_s3_by_all_verbs(seed: int) -> None:
     assert drive(seed, range(120), "s3") == 120
 

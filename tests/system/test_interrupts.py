@@ -92,6 +92,7 @@ def storm(
 # ---------------------------------------------------------------- these tests
 
 
+@pytest.mark.long
 def test_ctrl_c_is_heard_where_the_tests_are_begun_in_the_background() -> None:
     """What is begun by a process that ignores it does, too: so all that the tests begin would."""
     test = "tests/system/test_cli.py::test_an_interrupted_put_publishes_nothing"
@@ -216,6 +217,7 @@ def use(store: castore.Store, seconds: float, longest: float) -> None:
     in_time(lambda: store.gc(grace_s=0.0))
 
 
+@pytest.mark.long
 def test_a_local_store(tmp_path: Path, alarm: None) -> None:
     store = castore.open(tmp_path / "store", chunk_bytes_avg=2816, threads=2)
     use(store, seconds=3, longest=8e-3)
@@ -227,6 +229,7 @@ def test_a_local_store(tmp_path: Path, alarm: None) -> None:
         assert not [p for p in (tmp_path / "store").glob("packs/*/*") if p.suffix != ".pack"]
 
 
+@pytest.mark.long
 def test_a_store_on_s3(world: World, alarm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # The server in memory has locks that Python code takes. Attempts asks a server so, too.
     senders, ask = Workers(8, abandon=True), MemoryAttempts._ask
