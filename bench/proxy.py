@@ -48,6 +48,7 @@ class Exchange:
     status: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
+    answered: float = 0.0  # before the client could see it
     ended: float = 0.0
     head: bytes = field(default=b"", repr=False)  # of the request, to be forwarded
 
@@ -222,6 +223,7 @@ class Connection:
         exchange.status = status
         if self.proxy.rtt_s:
             time.sleep(self.proxy.rtt_s / 2)
+        exchange.answered = time.perf_counter()
         self._client.send(head)
         for block in blocks:
             self.proxy.down.take(len(block))

@@ -95,7 +95,7 @@ class IndexPages:
     def __init__(self, fd: int, path: str, size: int | None = None) -> None:
         self._fd = fd
         self._path = path
-        self._size = os.fstat(fd).st_size if size is None else size
+        self.size = os.fstat(fd).st_size if size is None else size
         self.meta = self._newest_meta()
         self.visited: set[int] = set()
         self.lost: list[Lost] = []
@@ -216,7 +216,7 @@ class IndexPages:
             raise IndexCorrupt(f"page {number} is in use twice")
         self.visited.update(range(number, number + pages))
         begin = number * self.meta.page_bytes
-        if begin + _HEADER_BYTES + size > self._size:
+        if begin + _HEADER_BYTES + size > self.size:
             self._ends_early = True
             raise IndexCorrupt(f"the file ends before page {number + pages - 1}")
         return os.pread(self._fd, size, begin + _HEADER_BYTES), pages
@@ -260,7 +260,7 @@ class IndexPages:
 
     def is_long_enough(self) -> bool:
         """Whether the file has every page that a table leads to."""
-        if (self.meta.last_page + 1) * self.meta.page_bytes <= self._size:
+        if (self.meta.last_page + 1) * self.meta.page_bytes <= self.size:
             return True
         self.fault()
         return not self._ends_early
@@ -279,7 +279,7 @@ class IndexPages:
         raise index_lost(f"the index {self._path} is damaged (it has no meta page)")
 
     def _meta(self, at: int) -> Meta | None:
-        if at + _HEADER_BYTES + _META.size > self._size:
+        if at + _HEADER_BYTES + _META.size > self.size:
             return None
         raw = os.pread(self._fd, _META.size, at + _HEADER_BYTES)
         if len(raw) != _META.size:
@@ -319,7 +319,7 @@ class IndexPages:
         page_bytes = self.meta.page_bytes
         if not 2 <= number <= self.meta.last_page:
             raise IndexCorrupt(f"there is no page {number}")
-        if (number + 1) * page_bytes > self._size:
+        if (number + 1) * page_bytes > self.size:
             self._ends_early = True
             raise IndexCorrupt(f"the file ends before page {number}")
         page = os.pread(self._fd, page_bytes, number * page_bytes)
@@ -338,6 +338,9 @@ def check_length(path: str) -> None:
             # leads there. That is seldom, and all pages are looked at to find out.
             if pages.is_long_enough():
                 return
-            if IndexPages(fd, path).meta.txn_id == pages.meta.txn_id:
-                size = os.fstat(fd).st_size
-                raise index_lost(f"the index {path} is damaged (it was cut short at {size} bytes)")
+            again = IndexPages(fd, path)
+            # Its size is of after what `pages` read: a commit that came between makes it longer.
+            if (again.meta.txn_id, again.size) == (pages.meta.txn_id, pages.size):
+                raise index_lost(
+                    f"the index {path} is damaged (it was cut short at {again.size} bytes)"
+                )

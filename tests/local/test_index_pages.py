@@ -19,7 +19,7 @@ from castore.errors import IndexCorrupt, StoreFull, UnclaimedData
 from castore.local.index_walk import check_pages
 from castore.system.lmdb_env import open_index
 from castore.system.lmdb_files import LOCK_FILE_BYTES
-from castore.system.lmdb_pages import BRANCH, LEAF, IndexPages
+from castore.system.lmdb_pages import BRANCH, LEAF, IndexPages, check_length
 
 pytestmark = pytest.mark.apart  # LMDB may die of what these do to its pages
 
@@ -310,3 +310,21 @@ def test_no_writable_folder_for_temporary_files(
     castore.rebuild_index(folder)
     with castore.open(folder) as store:
         store.backup(tmp_path / "backup")
+
+
+def test_a_commit_between_two_looks_is_no_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it needs of the file is then of after the commit, and the length of before."""
+    real, looks = IndexPages.__init__, 0
+
+    def init(self: IndexPages, fd: int, path: str) -> None:
+        nonlocal looks
+        real(self, fd, path)
+        looks += 1
+        if looks == 1:
+            self.size = 8192
+
+    monkeypatch.setattr(IndexPages, "__init__", init)
+    check_length(str(folder / "index"))
+    assert looks > 2

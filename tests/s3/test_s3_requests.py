@@ -228,7 +228,7 @@ def test_a_transaction_is_one_put_for_each_name(open_proxied: Open, proxy: Fault
         transaction.puts("a/_SUCCESS", b"")
     assert proxy.matching("PUT", "/names/")[-1].key.endswith("/_SUCCESS")
     marker = proxy.matching("PUT", "/_SUCCESS")[0]
-    assert all(other.ended < marker.began for other in proxy.matching("PUT", "/a/[0-9]"))
+    assert all(0 < other.answered < marker.began for other in proxy.matching("PUT", "/a/[0-9]"))
     assert requests(proxy) == ["PUT names x6", "PUT packs"]
 
 
