@@ -11,6 +11,7 @@ import sys
 import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
@@ -76,15 +77,27 @@ def floors(graph: Graph) -> int:
     return max(height.values())
 
 
+def settings() -> dict[str, Any]:
+    """Of the tools, in pyproject.toml."""
+    tools: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    return tools
+
+
 def layers() -> dict[str, int]:
     """On which floor the linter's contract has each room, counted from the top."""
-    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    [contract] = [each for each in tool["contracts"] if each["type"] == "layers"]
+    contracts = settings()["importlinter"]["contracts"]
+    [contract] = [each for each in contracts if each["type"] == "layers"]
     return {
         each: floor
         for floor, line in enumerate(contract["layers"])
         for each in line.replace(" ", "").split("|")
     }
+
+
+def test_every_package_is_installed() -> None:
+    """Also where it is not installed editable, as it is for the tests."""
+    packages = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert set(settings()["setuptools"]["packages"]) == packages
 
 
 def test_every_import_goes_down() -> None:
