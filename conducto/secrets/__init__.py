@@ -19,7 +19,6 @@ from conducto.secrets.values import SCOPES, USER, Secret, SecretKey
 
 __all__ = ["Masker", "NodeSecrets", "Secret", "SecretKey", "environment", "for_nodes"]
 
-
 FOUND_BYTES_MIN = 4
 
 
@@ -58,8 +57,13 @@ class NodeSecrets:
 
     def found_in(self, data: bytes) -> list[str]:
         """The names of the secrets whose values are in what is to be kept. Those of less than
-        `FOUND_BYTES_MIN` bytes are not looked for, as they are in anything."""
-        known = [each for each in self._masked if len(each.value.encode()) >= FOUND_BYTES_MIN]
+        `FOUND_BYTES_MIN` bytes, without the space around words, are not looked for, as they are in
+        anything."""
+        known = [
+            each
+            for each in self._masked
+            if len(" ".join(each.value.split()).encode()) >= FOUND_BYTES_MIN
+        ]
         if not _is_changed(data, known):
             return []
         return [secret.key for secret in known if _is_changed(data, [secret])]
@@ -100,9 +104,7 @@ def backend(*, local: bool | None = None, profile: str | None = None) -> Backend
     return ParameterStore.of_context()
 
 
-NOWHERE = (
-    "none"  # as CONDUCTO_SECRETS_PATH: for servers of S3 that have no Parameter Store beside it
-)
+NOWHERE = "none"  # as CONDUCTO_SECRETS_PATH: beside servers of S3 that have no Parameter Store
 
 
 class _Nowhere:

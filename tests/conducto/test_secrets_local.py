@@ -81,6 +81,13 @@ def test_profiles_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert secrets.environment() == {}
 
 
+def test_values_too_short_to_be_looked_for() -> None:
+    short = [Secret("A", "i\n\n\n"), Secret("B", " x    y "), Secret("C", "abc")]
+    known = secrets.NodeSecrets([*short, Secret("D", "abcd"), Secret("E", VALUE, mask=False)])
+    assert known.found_in(f"x y is in abc {VALUE}".encode()) == []
+    assert known.found_in(b"it is in <abcd>") == ["D"]
+
+
 def test_files_are_for_the_owner_alone(kept: LocalSecrets, folder: Path) -> None:
     before = os.umask(0)
     try:
