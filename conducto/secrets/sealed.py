@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from castore.errors import UnsupportedFormat
-from conducto.errors import SecretsDamaged, SecretsUnavailable
+from conducto.errors import InvalidSecret, SecretsDamaged, SecretsUnavailable
 from conducto.secrets.values import SCOPES, Secret, SecretKey
 
 MAGIC = b"CONDSECR"
@@ -58,10 +58,12 @@ class Key:
 
 
 def seal(contents: Contents, key: Key) -> bytes:
-    """The file's bytes."""
+    """The file's bytes. Raises InvalidSecret for more than can be read again."""
     nonce = os.urandom(NONCE_BYTES)
     head = MAGIC + bytes((VERSION,)) + key.id + nonce
     body: bytes = head + _cipher(key).encrypt(nonce, _encoded(contents), head)
+    if len(body) + CHECKSUM_BYTES > FILE_BYTES_MAX:
+        raise InvalidSecret(f"these are more secrets than a file holds, {FILE_BYTES_MAX:,} bytes")
     return body + _checksum(body)
 
 

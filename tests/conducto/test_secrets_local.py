@@ -335,6 +335,19 @@ GOLDEN = (
 )
 
 
+def test_more_than_can_be_read_is_not_written(
+    kept: LocalSecrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.put([Secret("A", VALUE)])
+    size = os.path.getsize(kept.path)
+    monkeypatch.setattr(sealed, "FILE_BYTES_MAX", size)
+    with pytest.raises(InvalidSecret, match="more secrets than a file holds"):
+        kept.put([Secret("B", VALUE)])
+    assert everything(kept) == {("user", "A"): VALUE}
+    kept.put([Secret("A", VALUE[::-1])])
+    assert os.path.getsize(kept.path) == size
+
+
 def put_many(folder: str, worker: int, count: int) -> None:
     for n in range(count):
         LocalSecrets(folder).put([Secret(f"W{worker}_{n}", str(n))])
