@@ -188,14 +188,15 @@ def _data(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _secrets(argv: Sequence[str]) -> dict[str, Any]:
-    given = {name: str(value) for name, value in parse(_SECRETS, argv).items()}
-    admin = given.pop("admin", "False") == "True"
+    given = parse(_SECRETS, argv)
+    kms_key = given.get("kms_key")
+    assert isinstance(kms_key, str | None)
     organization = given.get("org") or os.environ.get("CONDUCTO_ORG_ID") or ORGANIZATION_DEFAULT
     return secrets_policy(
-        given.get("identity", EACH_USER),
-        organization=organization,
-        admin=admin,
-        kms_key=given.get("kms_key"),
+        str(given.get("identity", EACH_USER)),
+        organization=str(organization),
+        admin=bool(given.get("admin", False)),
+        kms_key=kms_key,
         path=secrets_path(),
     )
 
