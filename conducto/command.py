@@ -19,8 +19,8 @@ from conducto.takeover import take_over
 
 PROGRAM = "conducto"
 HELP = """\
-usage: conducto run FILE [FUNCTION] [ARGUMENTS] [-j N] [--json]
-       conducto run --resume ID [-j N] [--json]
+usage: conducto run FILE [FUNCTION] [ARGUMENTS] [--cluster ADDRESS] [-j N] [--json]
+       conducto run --resume ID [--cluster ADDRESS] [-j N] [--json]
        conducto show [ID] [--json | --html FILE]
        conducto logs ID NODE [--attempt N]
        conducto FILE.py FUNCTION [ARGUMENTS]
@@ -52,7 +52,8 @@ has already. The files stay, and can be removed by hand.
 
 secrets are variables of every node's environment that no log shows: conducto secrets --help.
 
-  -j N, --jobs N       so many commands at once; as many as there are CPUs, if it is not said
+  --cluster ADDRESS    run it on the workers of this scheduler of dask.distributed
+  -j N, --jobs N       so many commands at once; as many as there are CPUs, or threads of workers
   --older-than AGE     archive every pipeline that wrote nothing for so long: 45m, 12h, 7d, 2w;
                        print how many names each had, by its id
   --dry-run            with --older-than: only print them
