@@ -93,19 +93,18 @@ class _Forms:
         self.count = len(printed | wrapped)
         self._short = [form for form in printed if len(form) < ANCHOR]
         self._beginnings: set[bytes] = set()  # of less than four bytes, and not the whole form
-        self._printed: dict[int, list[bytes]] = {}
-        self._wrapped: dict[int, list[bytes]] = {}
-        for form in printed:
-            self._add(form, self._printed)
-        for form in wrapped:
-            for skipped in range(ANCHOR):
-                self._add(form[skipped:], self._wrapped)
+        self._printed = self._by_word(printed)
+        self._wrapped = self._by_word({form[n:] for form in wrapped for n in range(ANCHOR)})
         self._anchors = self._printed.keys() | self._wrapped.keys()
 
-    def _add(self, form: bytes, forms: dict[int, list[bytes]]) -> None:
-        self._beginnings.update(form[:length] for length in range(1, min(ANCHOR, len(form))))
-        if len(form) >= ANCHOR:
-            forms.setdefault(_words(form, 0)[0], []).append(form)
+    def _by_word(self, forms: set[bytes]) -> dict[int, tuple[bytes, ...]]:
+        """Those of at least four bytes, by these, the longest first."""
+        found: dict[int, list[bytes]] = {}
+        for form in sorted(forms, key=len, reverse=True):
+            self._beginnings.update(form[:length] for length in range(1, min(ANCHOR, len(form))))
+            if len(form) >= ANCHOR:
+                found.setdefault(_words(form, 0)[0], []).append(form)
+        return {word: tuple(each) for word, each in found.items()}
 
     def look(self, buffer: bytes) -> tuple[list[Span], int]:
         """Where they are, and where the buffer's end begins that may become one; its length if
@@ -118,12 +117,12 @@ class _Forms:
         text: _Text | None = None
         joined: _Text | None = None
         for at, word in self._anchored(buffer):
-            for form in self._printed.get(word, ()):
+            if word in self._printed:
                 text = text or _Text(buffer)
-                held = min(held, text.look(form, at, spans))
-            for form in self._wrapped.get(word, ()):
+                held = min(held, text.look(self._printed[word], at, spans))
+            if word in self._wrapped:
                 joined = joined or _Text(buffer, _BREAK)
-                held = min(held, joined.look(form, at, spans))
+                held = min(held, joined.look(self._wrapped[word], at, spans))
         return spans, held
 
     def _anchored(self, buffer: bytes) -> Iterator[tuple[int, int]]:
@@ -149,17 +148,24 @@ class _Text:
             self._ends.append(at)
         self._joined = b"".join((*pieces, buffer[at:])) if pieces else buffer
 
-    def look(self, form: bytes, at: int, spans: list[Span]) -> int:
-        """Add the form to `spans` if it begins at this byte of the buffer. Return where it begins
-        if it might, with what follows the buffer; else the buffer's length."""
+    def look(self, forms: tuple[bytes, ...], at: int, spans: list[Span]) -> int:
+        """Add those of the forms, the longest first, to `spans` that begin at this byte of the
+        buffer. Return where they begin if one of them might, with what follows the buffer; else the
+        buffer's length."""
+        joined = self._joined
         line = bisect_right(self._ends, at) - 1
         begin = self._starts[line] + at - self._ends[line]
-        end = begin + len(form)
-        if self._joined.startswith(form, begin):
-            line = bisect_right(self._starts, end - 1) - 1
-            spans.append((at, self._ends[line] + end - self._starts[line]))
-        elif end > len(self._joined) and form.startswith(self._joined[begin:]):
-            return at
+        if joined.startswith(forms, begin):
+            for form in forms:
+                if joined.startswith(form, begin):
+                    end = begin + len(form)
+                    line = bisect_right(self._starts, end - 1) - 1
+                    spans.append((at, self._ends[line] + end - self._starts[line]))
+        left = len(joined) - begin
+        if len(forms[0]) > left:
+            rest = joined[begin:]
+            if any(len(form) > left and form.startswith(rest) for form in forms):
+                return at
         return self._length
 
 
