@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
@@ -17,12 +16,11 @@ from typing import Any, TypeAlias
 import pytest
 from gc_stores import World
 from memory_s3 import MemoryAttempts
+from threads import in_threads
 
 import castore
 from castore.system.lockfile import LockFile
 from castore.system.workers import Workers
-
-WAIT_S = 30.0  # until a thread counts as hanging
 
 # The error of a file that is dropped unclosed, as by an interrupt right behind its opening.
 pytestmark = [
@@ -80,20 +78,10 @@ def strike(verb: Callable[[], Any], step: Step) -> BaseException | None:
 
 def in_time(action: Callable[[], Any], step: Step) -> None:
     """Do it in a thread of its own, which must come to its end."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(WAIT_S)
-    assert not thread.is_alive(), f"it hangs after {step}"
-    if raised:
-        raise AssertionError(f"after {step}") from raised[0]
+    try:
+        in_threads(action)
+    except BaseException as error:
+        raise AssertionError(f"after {step}") from error
 
 
 class Verbs:

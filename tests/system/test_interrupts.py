@@ -4,13 +4,11 @@ more: wherever it strikes, the store goes on, for other threads too, and is whol
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +19,10 @@ import pytest
 from gc_stores import World
 from memory_s3 import MemoryAttempts
 from places import ROOT
+from threads import in_threads
 
 import castore
 from castore.system.workers import InFlight, Workers
-
-WAIT_S = 30.0  # until a thread counts as hanging
 
 
 class Soft(Exception):
@@ -42,25 +39,6 @@ def alarm() -> Iterator[None]:
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
-
-
-def in_time(action: Callable[[], Any]) -> None:
-    """Do it in a thread of its own, which must come to its end."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(WAIT_S)
-    if thread.is_alive():
-        faulthandler.dump_traceback()
-    assert not thread.is_alive(), "it hangs"
-    assert not raised, raised
 
 
 def storm(
@@ -83,8 +61,8 @@ def storm(
             interrupted += 1
             kept = [error]
         if interrupted % 16 == 0:
-            in_time(after)
-    in_time(after)
+            in_threads(after)
+    in_threads(after)
     del kept
     return interrupted
 
@@ -124,7 +102,7 @@ def test_workers(alarm: None) -> None:
         flying.wait_for_room()
 
     assert storm(strike, after, seconds=1.5, longest=3e-4) > 50
-    in_time(workers.close)
+    in_threads(workers.close)
 
 
 # ---------------------------------------------------------------- what the disk did not say
@@ -214,14 +192,14 @@ def use(store: castore.Store, seconds: float, longest: float) -> None:
     assert storm(write, after, seconds=seconds, longest=longest) > 10
     assert storm(read, after, seconds=seconds / 2, longest=longest) > 10
     assert storm(lambda: store.gc(grace_s=0.0), after, seconds=seconds / 2, longest=longest) > 2
-    in_time(lambda: store.gc(grace_s=0.0))
+    in_threads(lambda: store.gc(grace_s=0.0))
 
 
 @pytest.mark.long
 def test_a_local_store(tmp_path: Path, alarm: None) -> None:
     store = castore.open(tmp_path / "store", chunk_bytes_avg=2816, threads=2)
     use(store, seconds=3, longest=8e-3)
-    in_time(store.close)
+    in_threads(store.close)
     with castore.open(tmp_path / "store") as again:
         again.gc()
         report = again.check(read_data=True)
@@ -240,6 +218,6 @@ def test_a_store_on_s3(world: World, alarm: None, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(MemoryAttempts, "_ask", sent)
     store = world.open()
     use(store, seconds=3, longest=8e-3)
-    in_time(store.close)
+    in_threads(store.close)
     report = world.open("two").check(read_data=True)
     assert all(p.severity == "warning" for p in report.problems), report.problems
