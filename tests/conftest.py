@@ -20,10 +20,13 @@ MEMORY_BYTES_MIN = 4 << 30  # the tests use a twentieth of it
 
 # Half of the time of the tests is a disk's that syncs, and what a sync is worth no living system
 # shows: test_durability and test_lost_writes look at the calls. `TMPDIR=/tmp` has them on a disk.
-if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK):  # noqa: SIM102
-    if shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN:
-        os.environ["TMPDIR"] = MEMORY
-        tempfile.tempdir = None  # pytest has asked for it
+if (
+    "TMPDIR" not in os.environ
+    and os.access(MEMORY, os.W_OK)
+    and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN
+):
+    os.environ["TMPDIR"] = MEMORY
+    tempfile.tempdir = None  # pytest has asked for it
 
 pytest_plugins = [
     "servers",

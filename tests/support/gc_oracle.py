@@ -139,11 +139,9 @@ def _check_after(store_path: str, report_to: int) -> None:
         check(store)
         assert store.gc(repack_below=0.9).found_nothing
         on_disk = {path.stem for path in Path(store_path).glob("packs/*/*.pack")}
-        with (
-            store._catalog.index.gate,
-            store._catalog.index.snapshot() as txn,
-        ):  # type: ignore[attr-defined]
-            rows = {key.hex() for key, _ in txn.cursor(db=store._catalog.index.packs)}  # type: ignore[attr-defined]
+        index = store._catalog.index  # type: ignore[attr-defined]
+        with index.gate, index.snapshot() as txn:
+            rows = {key.hex() for key, _ in txn.cursor(db=index.packs)}
         assert on_disk == rows
 
 

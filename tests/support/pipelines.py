@@ -140,21 +140,16 @@ def command_lines() -> bytes:
     """Those of all processes of this machine, as anybody sees them."""
     if not os.path.isdir("/proc/self"):
         return subprocess.run(["ps", "-axww", "-o", "args"], capture_output=True).stdout
-    found = b""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended
-            found += path.read_bytes() + b"\n"
-    return found
+    return b"\n".join(line for _, line in _processes())
 
 
 def processes_with(word: str) -> list[int]:
     """Of this machine, whose command line has the word."""
-    found = []
+    return [number for number, line in _processes() if word.encode() in line.split(b"\0")]
+
+
+def _processes() -> Iterator[tuple[int, bytes]]:
+    """Those of this machine, and their command lines, each word with a NUL behind it."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue  # it has ended
-        if word.encode() in words:
-            found.append(int(path.parent.name))
-    return found
+        with suppress(OSError):  # it has ended
+            yield int(path.parent.name), path.read_bytes()
