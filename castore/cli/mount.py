@@ -8,9 +8,8 @@ from argparse import Namespace
 from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
 from castore.cli.output import complain
-from castore.cli.stores import open_to_fill, open_to_read
+from castore.cli.stores import local_store_folder, open_to_fill, open_to_read, store_path
 from castore.model import as_prefix
-from castore.urls import local_folder
 
 
 def mount(arguments: Namespace) -> int:
@@ -28,7 +27,7 @@ def mount(arguments: Namespace) -> int:
     prefixes = {"": as_prefix(arguments.prefix)}
     opening = open_to_fill if arguments.writable else open_to_read
     with opening(arguments) as store:
-        place = arguments.store or os.environ["CASTORE_STORE"]
+        place = store_path(arguments)
         if arguments.foreground:
             serve(
                 store,
@@ -38,7 +37,7 @@ def mount(arguments: Namespace) -> int:
                 on_mounted=lambda: complain(f"{place} is mounted at {folder}"),
             )
             return exits.OK
-    local = local_folder(place)
+    local = local_store_folder(place)
     try:
         begin(
             place if local is None else os.path.abspath(local),
