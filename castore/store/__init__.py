@@ -1,6 +1,6 @@
 """Opening a store, and its verbs: validate, delegate.
 
-The knobs have their defaults here and nowhere else.
+The knobs have their defaults here, those of every kind of store in `handle`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from castore.local.store import open_local
 from castore.objectfile import discard_dropped
+from castore.store.handle import CACHE_BYTES, COMPRESSION_LEVEL, READAHEAD_BYTES
 from castore.store.whole import WholeVerbs, check_fraction
 from castore.stream.backend import Backend
 from castore.transaction import StrPath, Transaction
@@ -26,9 +27,9 @@ def open_store(
     read_only: bool = False,
     chunk_bytes_avg: int = 65536,
     collision_guard: str | None = None,
-    compression_level: int = 1,
-    cache_bytes: int = 32 << 20,
-    readahead_bytes: int = 16 << 20,
+    compression_level: int = COMPRESSION_LEVEL,
+    cache_bytes: int = CACHE_BYTES,
+    readahead_bytes: int = READAHEAD_BYTES,
     disk_cache_bytes: int | None = None,
     threads: int | None = None,
     endpoint_url: str | None = None,

@@ -16,6 +16,10 @@ from castore.stream.session import WriteSession
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
+COMPRESSION_LEVEL = 1
+CACHE_BYTES = 32 << 20
+READAHEAD_BYTES = 16 << 20
+
 
 class Handle:
     """What the verbs of a Store have in common: see `castore.Store`."""
@@ -25,9 +29,9 @@ class Handle:
         backend: Backend,
         *,
         read_only: bool = False,
-        compression_level: int = 1,
-        cache_bytes: int = 32 << 20,
-        readahead_bytes: int = 16 << 20,
+        compression_level: int = COMPRESSION_LEVEL,
+        cache_bytes: int = CACHE_BYTES,
+        readahead_bytes: int = READAHEAD_BYTES,
         threads: int | None = None,
         reopen: Callable[[], Handle] | None = None,
     ) -> None:
