@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ def import_folder(
     def put(batch: list[Source]) -> list[Outcome]:
         return put_files(store, batch, options, shared)
 
-    left_out: list[Outcome] = []
+    left_out: deque[Outcome] = deque()
     sources = _sources(folder, as_prefix(prefix), store.path, left_out)
     for outcomes in ahead(put, batches(sources), min(threads, THREADS_MAX), shared.stop):
         yield from _drained(left_out)
@@ -93,7 +94,7 @@ def batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
 
 
 def _sources(
-    folder: str, prefix: str, store_path: str, left_out: list[Outcome]
+    folder: str, prefix: str, store_path: str, left_out: deque[Outcome]
 ) -> Iterator[Source]:
     for found in walk(folder, leave_out=store_path):
         path = found.path
@@ -151,6 +152,6 @@ def _put_file(
         return Outcome(path, reason=reason(error), fault="other")
 
 
-def _drained(outcomes: list[Outcome]) -> Iterator[Outcome]:
+def _drained(outcomes: deque[Outcome]) -> Iterator[Outcome]:
     while outcomes:
-        yield outcomes.pop(0)
+        yield outcomes.popleft()
