@@ -24,7 +24,8 @@ from castore.cli.output import (
 from castore.cli.stores import open_to_fill, store_path
 from castore.model import ObjectInfo, as_prefix, encode_name
 from castore.system.walk import FoundFile, walk
-from castore.transfer.imports import Source, batches
+from castore.transfer.imports import ImportOptions, Source, batches, import_folder
+from castore.transfer.outcomes import THREADS_MAX
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -97,9 +98,6 @@ def _put_files(arguments: Namespace) -> int:
 
 
 def _put_folder(arguments: Namespace) -> int:
-    from castore.transfer.imports import ImportOptions, import_folder
-    from castore.transfer.outcomes import THREADS_MAX
-
     folder, *targets = arguments.paths
     prefix = as_prefix(targets[0] if targets else os.path.basename(os.path.abspath(folder)))
     if prefix:

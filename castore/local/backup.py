@@ -195,8 +195,8 @@ def compact(root: str) -> CompactReport:
         before = os.path.getsize(os.path.join(index_path, "data.mdb"))
         try:
             os.mkdir(draft, 0o700)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with descriptor(os.path.join(draft, "data.mdb"), flags) as fd:
+            data = os.path.join(draft, "data.mdb")
+            with descriptor(data, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
                 _copy_index(index_path, fd, read_only=False)
                 looked = _run("look_through", index_path, path=draft)
                 os.fsync(fd)
