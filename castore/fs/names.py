@@ -160,9 +160,9 @@ class NameVerbs(StoreFileSystem):
         if self._intrans:  # what is no folder may have been put in it
             unknown = self._kinds(name for name, kind in types.items() if not kind)
             types |= {name: "directory" for name, kind in unknown.items() if kind == (False, True)}
-        folders = [name for name, kind in types.items() if kind == "directory" and name]
+        folders = [name for name, kind in types.items() if kind == "directory" or not name]
         if folders and not recursive:
-            raise _is_folder(folders[0])
+            raise _is_folder(folders[0] or "/")
         try:
             with self._changes(create=False) as changes:
                 for name, kind in types.items():

@@ -127,6 +127,9 @@ def test_an_empty_path_is_not_all_of_the_store(fs: CastoreFileSystem) -> None:
     for path in ("", "castore://", ["f1", ""]):
         with pytest.raises(ValueError, match="'/' is all of the store"):
             fs.rm(path, recursive=True)
+    for all_of_it in ("/", ["/"], ["f1/a", "/"]):
+        with pytest.raises(IsADirectoryError, match="/ is a folder"):
+            fs.rm(all_of_it)
     assert left(fs)
     fs.rm("/", recursive=True)
     assert fs.find("") == []
