@@ -133,7 +133,7 @@ class S3Source:
             if fault:
                 yield Faulty(fault)
             return
-        scan.add(*packs - scan.readings.keys())
+        scan.add(*(pack_id for pack_id in packs if pack_id not in scan.readings))
         end = head.segments[-1].offset + head.segments[-1].length
         if end > first.size:
             yield Faulty(f"it is cut short at {first.size} of {end} bytes")
