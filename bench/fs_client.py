@@ -14,16 +14,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from s3_client import CHECKSUMS, answer, read_in_steps
+from s3_client import CHECKSUMS, OpenFile, answer
 
 
-class FileSystem:
+class FileSystem(OpenFile):
     """A file system that is new, so that it knows nothing, with its connection made. Paths are
     relative to `root`."""
 
     def __init__(self, make: Callable[..., tuple[Any, str]]) -> None:
         self._make = make
-        self._file: Any = None
 
     def open(self, **where: Any) -> None:
         self._fs, self._root = self._make(**where)
@@ -36,16 +35,6 @@ class FileSystem:
 
     def open_file(self, path: str) -> None:
         self._file = self._fs.open(self._root + path)
-
-    def read_file(self, begin: int, end: int) -> bytes:
-        self._file.seek(begin)
-        return self._file.read(end - begin)  # type: ignore[no-any-return]
-
-    def read_through(self, step: int) -> list[int]:
-        return read_in_steps(self._file, step)
-
-    def close_file(self) -> None:
-        self._file.close()
 
     def read_csv(self, path: str) -> list[int]:
         import pandas

@@ -35,7 +35,23 @@ def read_in_steps(file: Any, step: int) -> list[int]:
     return [size, crc]
 
 
-class Castore:
+class OpenFile:
+    """The verbs on a file that another verb has opened."""
+
+    _file: Any = None
+
+    def read_file(self, begin: int, end: int) -> bytes:
+        self._file.seek(begin)
+        return self._file.read(end - begin)  # type: ignore[no-any-return]
+
+    def read_through(self, step: int) -> list[int]:
+        return read_in_steps(self._file, step)
+
+    def close_file(self) -> None:
+        self._file.close()
+
+
+class Castore(OpenFile):
     """Stores by a label of the caller's."""
 
     def __init__(self) -> None:
@@ -43,7 +59,6 @@ class Castore:
 
         self._castore = castore
         self._stores: dict[str, Any] = {}
-        self._file: Any = None
 
     def open(self, label: str, url: str, cache: str, **options: Any) -> None:
         os.environ["CASTORE_CACHE_DIR"] = cache
@@ -67,16 +82,6 @@ class Castore:
 
     def open_file(self, label: str, name: str) -> None:
         self._file = self._stores[label].open(name)
-
-    def read_file(self, begin: int, end: int) -> bytes:
-        self._file.seek(begin)
-        return self._file.read(end - begin)  # type: ignore[no-any-return]
-
-    def read_through(self, step: int) -> list[int]:
-        return read_in_steps(self._file, step)
-
-    def close_file(self) -> None:
-        self._file.close()
 
     def get(self, label: str, name: str, path: str) -> None:
         self._stores[label].get(name, path)
