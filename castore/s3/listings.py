@@ -36,7 +36,7 @@ KNOWN_MAX = 100_000  # names, in memory: some 40 MB
 READ_MAX = 1000  # objects, each time it is asked
 KEYS_MAX = 32  # of small objects, before a collection puts them together
 FOLDER_MIN = 512  # names in one folder, which begin a listing of their own
-GUESS_MIN = 256  # names in a row that nothing is known of, before the listing of the first is asked
+GUESS_MIN = 256  # names that nothing is known of, before the listing of their first is asked for
 MISSED_MAX = 10_000  # of those that were not there, in memory
 
 

@@ -183,7 +183,7 @@ class NameWriter:
         """Begin to delete names, each just seen with its ETag: many in one request, few by one
         each, of which more servers honour the condition."""
         if len(entries) < BATCH_MIN:
-            return [([each], None) for each in entries]
+            return [(entries, None)]
         parts = [entries[i : i + BATCH_MAX] for i in range(0, len(entries), BATCH_MAX)]
         return [
             (part, self._requests.submit(delete_versions, self._bucket, _keys(part)))

@@ -125,7 +125,7 @@ class S3Session(WriteSession):
 
     def commit(self, operations: Sequence[Operation]) -> int:
         """Publish the operations in their order, consecutive ones of a kind at once, but the last
-        name that is given last: see `commit`. Not atomic across names: when it raises, those before
+        name that is given last: see `groups`. Not atomic across names: when it raises, those before
         may be there."""
         self.check_process()
         self._uploads.finish()
