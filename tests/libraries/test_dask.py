@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import begun
 from s3_stores import make_store
 from servers import ACCESS_KEY, SECRET_KEY, Server
 
@@ -39,26 +40,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Its workers are started anew where they die. Credentials and caches are theirs alone."""
     folder = tmp_path_factory.mktemp("cluster")
     credentials = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-    workers = {
-        number: {
-            "cls": distributed.Nanny,
-            "options": {
-                "nthreads": 2,
-                "env": {
-                    **credentials,
-                    "CASTORE_CACHE_DIR": str(folder / f"cache-{number % MACHINES}"),
-                },
-                "local_directory": str(folder / f"scratch-{number}"),
-            },
-        }
+    environments = [
+        {**credentials, "CASTORE_CACHE_DIR": str(folder / f"cache-{number % MACHINES}")}
         for number in range(WORKERS)
-    }
-    scheduler = {
-        "cls": distributed.Scheduler,
-        "options": {"dashboard_address": "127.0.0.1:0", "allowed_failures": 100},
-    }
+    ]
     with (
-        distributed.SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50) as cluster,
+        begun(environments, folder, allowed_failures=100) as cluster,
         distributed.Client(cluster) as client,
     ):
         yield client
