@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from castore.errors import NameExists, NameNotFound
-from castore.stream.operations import Copy, Delete, DeletePrefix, Operation, Publish, SetAttributes
+from castore.errors import NameExists, NameNotFound, ObjectChanged
+from castore.format.index import Record
+from castore.stream.operations import (
+    Copy,
+    Delete,
+    DeletePrefix,
+    Operation,
+    Publish,
+    SetAttributes,
+    same_bytes,
+)
 
 COPIES_MAX = 128  # at once: what is inline in their manifests is in memory
 
@@ -37,8 +46,9 @@ def names_to_look_up(operations: Sequence[Operation]) -> tuple[set[bytes], set[b
 def check(
     operations: Sequence[Operation], asked: Collection[bytes], found: Collection[bytes]
 ) -> None:
-    """Raises NameNotFound, NameExists for what is sure to fail, as of the `asked` names those
-    `found` are there."""
+    """Raises NameNotFound, NameExists, ObjectChanged for what is sure to fail, as of the `asked`
+    names those `found` are there."""
+    _check_over(operations)
     there = set(found)
     for operation in operations:
         match operation:
@@ -61,6 +71,27 @@ def check(
                 there.discard(name)
             case DeletePrefix(prefix):
                 there = {name for name in there if not name.startswith(prefix)}
+
+
+def _check_over(operations: Sequence[Operation]) -> None:
+    """Raises ObjectChanged for what is over bytes that an operation before it takes away."""
+    now: dict[bytes, Record | None] = {}  # of names that were changed to what is known
+    for operation in operations:
+        match operation:
+            case Publish(name, record, _, _, over):
+                before = now.get(name, over)
+                if over is not None and (before is None or not same_bytes(before, over)):
+                    raise ObjectChanged(name.decode())
+                now[name] = record
+            case Copy(source, target, _, _, rename) if source != target:
+                now.pop(target, None)
+                if rename:
+                    now[source] = None
+            case Delete(name):
+                now[name] = None
+            case DeletePrefix(prefix):
+                names = {it.name for it in operations if isinstance(it, Publish)}
+                now |= dict.fromkeys(name for name in names if name.startswith(prefix))
 
 
 def _must_be_absent(name: bytes, there: set[bytes], if_absent: bool) -> None:

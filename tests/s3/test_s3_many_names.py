@@ -10,15 +10,12 @@ import pytest
 from asked import requests
 from fault_proxy import FaultProxy, answer, reset
 from gc_stores import World
-from hypothesis import given
-from hypothesis import strategies as st
 from memory_s3 import Actor
 from s3_stores import Open
 
 import castore
 from castore.errors import AccessDenied, NameExists, NameNotFound
-from castore.s3 import commit, names, presence, session
-from castore.stream.operations import Copy, Delete, DeletePrefix, Operation
+from castore.s3 import names, presence, session
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
@@ -312,40 +309,7 @@ def test_commits_of_many_operations_come_to_what_they_would_one_by_one(
     assert {name: other.gets(name) for name in other.names()} == expected
 
 
-# ---------------------------------------------------------------- what is planned
-
-NAMES = st.sampled_from([b"a", b"b", b"c", b"d", b"e"])
-OPERATIONS = st.lists(
-    st.one_of(
-        st.builds(Delete, NAMES),
-        st.builds(Copy, NAMES, NAMES, st.just(0), st.just(False), st.booleans()),
-        st.builds(DeletePrefix, st.just(b"p")),
-    ),
-    max_size=12,
-)
-
-
-@given(OPERATIONS)
-def test_groups_keep_the_order_of_what_depends_on_each_other(operations: list[Operation]) -> None:
-    found = list(commit.groups(operations))
-    assert [operation for group in found for operation in group] == operations
-    for group in found:
-        assert len({type(operation) for operation in group}) == 1
-        for i, operation in enumerate(group):
-            changes, reads = commit.names_of(operation)
-            for other in group[:i]:
-                others_changes, others_reads = commit.names_of(other)
-                assert not changes & (others_changes | others_reads)
-                assert not reads & others_changes
-    last = [i for i, operation in enumerate(operations) if isinstance(operation, Copy)][-1:]
-    for at in last:
-        assert [operations[at]] in found
-
-
-def test_copies_at_once_are_bounded() -> None:
-    operations = [Copy(b"s", b"t%d" % i, 0) for i in range(2 * commit.COPIES_MAX + 10)]
-    sizes = [len(group) for group in commit.groups(operations)]
-    assert sizes == [commit.COPIES_MAX, commit.COPIES_MAX, 9, 1]
+# ---------------------------------------------------------------- which are there
 
 
 @pytest.mark.parametrize("page_keys", [7, 1000])

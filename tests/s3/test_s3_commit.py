@@ -1,0 +1,86 @@
+"""What a commit on S3 plans: what goes at once, and what is sure to fail."""
+
+from __future__ import annotations
+
+import pytest
+from gc_stores import World
+from hypothesis import given
+from hypothesis import strategies as st
+
+from castore.errors import ObjectChanged
+from castore.s3 import commit
+from castore.stream.operations import Copy, Delete, DeletePrefix, Operation
+
+pytestmark = pytest.mark.usefixtures("aws_environment")
+
+NAMES = st.sampled_from([b"a", b"b", b"c", b"d", b"e"])
+OPERATIONS = st.lists(
+    st.one_of(
+        st.builds(Delete, NAMES),
+        st.builds(Copy, NAMES, NAMES, st.just(0), st.just(False), st.booleans()),
+        st.builds(DeletePrefix, st.just(b"p")),
+    ),
+    max_size=12,
+)
+
+
+@given(OPERATIONS)
+def test_groups_keep_the_order_of_what_depends_on_each_other(operations: list[Operation]) -> None:
+    found = list(commit.groups(operations))
+    assert [operation for group in found for operation in group] == operations
+    for group in found:
+        assert len({type(operation) for operation in group}) == 1
+        for i, operation in enumerate(group):
+            changes, reads = commit.names_of(operation)
+            for other in group[:i]:
+                others_changes, others_reads = commit.names_of(other)
+                assert not changes & (others_changes | others_reads)
+                assert not reads & others_changes
+    last = [i for i, operation in enumerate(operations) if isinstance(operation, Copy)][-1:]
+    for at in last:
+        assert [operations[at]] in found
+
+
+def test_copies_at_once_are_bounded() -> None:
+    operations = [Copy(b"s", b"t%d" % i, 0) for i in range(2 * commit.COPIES_MAX + 10)]
+    sizes = [len(group) for group in commit.groups(operations)]
+    assert sizes == [commit.COPIES_MAX, commit.COPIES_MAX, 9, 1]
+
+
+@pytest.mark.parametrize("change", ["append", "put", "delete", "delete_prefix", "rename"])
+def test_appending_to_what_the_commit_itself_changed_fails_before_anything_is_changed(
+    world: World, change: str
+) -> None:
+    store = world.open()
+    store.puts("a/log", b"0")
+    transaction = store.transaction()
+    file = transaction.open("a/log", "ab")
+    file.write(b"1")
+    match change:
+        case "append":
+            with transaction.open("a/log", "ab") as other:
+                other.write(b"2")
+        case "put":
+            transaction.puts("a/log", b"2")
+        case "delete":
+            transaction.delete("a/log")
+        case "delete_prefix":
+            transaction.delete_prefix("a")
+        case _:
+            transaction.rename("a/log", "moved")
+    file.close()
+    with pytest.raises(ObjectChanged, match="a/log"):
+        transaction.commit()
+    assert [(name, store.gets(name)) for name in store.names()] == [("a/log", b"0")]
+
+
+def test_appending_to_the_same_bytes_is_no_change(world: World) -> None:
+    store = world.open()
+    store.puts("a", b"0")
+    with store.transaction() as transaction:
+        transaction.puts("a", b"0")
+        transaction.rename("a", "a")
+        transaction.set_attributes("a", mode=0o600)
+        with transaction.open("a", "ab") as file:
+            file.write(b"1")
+    assert store.gets("a") == b"01"
