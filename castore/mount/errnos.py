@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from typing import NoReturn
 
 from castore.errors import (
     CastoreError,
@@ -19,7 +21,6 @@ from castore.errors import (
     StoreLocked,
     TimeOutOfRange,
 )
-from castore.model import NAME_BYTES_MAX
 
 _NUMBERS: tuple[tuple[type[BaseException], int], ...] = (  # the first that fits
     (NameNotFound, errno.ENOENT),
@@ -53,6 +54,11 @@ def errno_of(error: BaseException) -> int:
     return errno.EIO
 
 
+def fail(number: int) -> NoReturn:
+    """Raise the system's error of that number."""
+    raise OSError(number, os.strerror(number))
+
+
 def is_foreseen(error: BaseException) -> bool:
     """Whether it is of a kind that need not be told in full to whoever runs the mount."""
     return isinstance(error, CastoreError | OSError | UnicodeError | MemoryError)
@@ -60,6 +66,6 @@ def is_foreseen(error: BaseException) -> bool:
 
 def _of_name(error: InvalidName) -> int:
     text = str(error)
-    if f"the most is {NAME_BYTES_MAX}" in text:
+    if "the most is" in text:
         return errno.ENAMETOOLONG
     return errno.EILSEQ if "not valid Unicode" in text else errno.EINVAL

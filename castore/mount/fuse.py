@@ -22,12 +22,13 @@ from typing import Any
 
 from castore.mount.callers import Caller, caller_of, has_open
 from castore.mount.draft import Attributes
-from castore.mount.errnos import errno_of, is_foreseen
+from castore.mount.errnos import errno_of, fail, is_foreseen
 from castore.mount.handles import Drafting, Handle
 from castore.mount.library import mfusepy
 from castore.mount.mounts import device_at
 from castore.mount.pages import ASIDE
-from castore.mount.tree import Entry, Tree, fail
+from castore.mount.tree import Tree
+from castore.mount.view import Entry
 
 log = logging.getLogger("castore.mount")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 
 import castore
 from castore.mount.callers import Caller
 from castore.mount.draft import Attributes, Draft
+from castore.mount.errnos import fail
 from castore.mount.pages import Held
 
 
@@ -28,10 +28,10 @@ class Handle:
         raise NotImplementedError
 
     def write(self, offset: int, data: memoryview | bytes) -> int:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fail(errno.EBADF)
 
     def truncate(self, size: int) -> None:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fail(errno.EBADF)
 
     def flush(self, caller: Caller) -> None:
         """One of the descriptors was closed: by the program, or by its end."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import TypeVar
 import castore
 from castore.errors import NameNotFound
 from castore.model import NAME_BYTES_MAX, DirEntry, ObjectInfo, encode_name
+from castore.mount.errnos import fail
 
 Answer = TypeVar("Answer")
 RESERVED = ".castore-open-"  # right below a mount, for what is moved out of the way there
@@ -46,10 +46,10 @@ class Roots:
         """The name of a file, or of a folder that is none by itself, at the path. Raises
         InvalidName; IsADirectoryError for the others; FileNotFoundError beside them."""
         if self.is_root(path):
-            raise _error(errno.EISDIR)
+            fail(errno.EISDIR)
         folder, _, rest = path.partition("/") if self.are_folders else ("", "", path)
         if folder not in self._prefixes:
-            raise _error(errno.ENOENT)
+            fail(errno.ENOENT)
         name = self._prefixes[folder] + rest
         encode_name(name)
         return name
@@ -60,7 +60,7 @@ class Roots:
         if path.startswith(RESERVED) or (
             self.are_folders and "/" not in path and not self.is_root(path)
         ):
-            raise _error(errno.EACCES)
+            fail(errno.EACCES)
         return self.name(path)
 
     def path(self, name: str) -> str:
@@ -160,7 +160,3 @@ def base(name: str) -> str:
 
 def parent(name: str) -> str:
     return name.rpartition("/")[0]
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))

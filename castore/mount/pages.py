@@ -13,7 +13,6 @@ do. Where all that does not help, what is opened is read past the pages.
 from __future__ import annotations
 
 import errno
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import NamedTuple
 from castore.model import ObjectInfo
 from castore.mount.callers import Caller
 from castore.mount.draft import Attributes
+from castore.mount.errnos import fail
 from castore.mount.names import RESERVED
 
 ASIDE = f"/{RESERVED}"  # and a number
@@ -170,7 +170,7 @@ class Pages:
         with self._changed:
             held = self._aside.get(path)
             if held is None or not held.count:
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                fail(errno.ESTALE)
             if self._held.get(held.name) is held:
                 del self._held[held.name]
 
@@ -195,7 +195,7 @@ class Pages:
             if told is not None and told.name == name and told.until > now:
                 return
             self._told[caller.thread] = _Told(name, now + MOVE_S, moved)
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        fail(errno.ESTALE)
 
     def _tell(self, held: Held, caller: Caller) -> None:
         if self.move(held) or held.is_moving:

@@ -13,7 +13,8 @@ import castore
 from castore.mount.callers import Caller
 from castore.mount.errnos import errno_of
 from castore.mount.handles import Handle
-from castore.mount.tree import RENAME_NOREPLACE, Entry, Tree
+from castore.mount.tree import RENAME_NOREPLACE, Tree
+from castore.mount.view import Entry
 from castore.testing.contents import noise
 
 ONE, OTHER = Caller(1, False), Caller(2, False)
