@@ -7,10 +7,13 @@ ended, on a thread of the runner's; what it prints goes to `output` while it pri
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import selectors
 import signal
 import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -96,11 +99,11 @@ class LocalExecutor:
             except (OSError, ValueError, TypeError) as error:
                 return Outcome(State.ERROR, reason=f"can't be started: {error}")
             self._groups.add(process.pid)
-        self._guard.began(process.pid)
         try:
+            self._guard.began(process.pid)
             return self._follow(process, job, output)
         finally:
-            if process.returncode is None:  # `output` raised
+            if process.returncode is None:  # `output` or the guard raised
                 _signal_group(process.pid, signal.SIGKILL)
                 process.wait()
             with self._lock:
@@ -175,17 +178,22 @@ class _Watch:
                 self._read(output)
 
     def drain(self, output: Callable[[bytes], None]) -> None:
-        """What is there to be read, and no more."""
-        while self._out in self._selector.get_map() and self._read(output):
-            pass
+        """What is there to be read by now: who holds it open may go on printing without an end."""
+        there = fcntl.ioctl(self._out, termios.FIONREAD, bytes(4))
+        left = int.from_bytes(there, sys.byteorder)
+        while left > 0:
+            piece = self._out.read(min(left, PIECE_BYTES))
+            if not piece:
+                return
+            output(piece)
+            left -= len(piece)
 
-    def _read(self, output: Callable[[bytes], None]) -> bool:
+    def _read(self, output: Callable[[bytes], None]) -> None:
         piece = self._out.read(PIECE_BYTES)  # None if there is nothing now
         if piece:
             output(piece)
         elif piece is not None:
             self._selector.unregister(self._out)
-        return bool(piece)
 
 
 def _pidfd(pid: int) -> int | None:

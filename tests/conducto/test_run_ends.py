@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -285,6 +286,23 @@ def test_the_executor_by_itself(tmp_path: Path) -> None:
             assert outcome.reason.startswith("can't be started: ")
         executor.cancel()
         assert executor.run(job(tmp_path, "true"), printed.append).state is State.KILLED
+    finally:
+        executor.close()
+
+
+def test_who_goes_on_printing_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """Also not where its output is taken more slowly than it is printed."""
+    executor, printed = LocalExecutor("cookie"), []
+
+    def take(piece: bytes) -> None:
+        printed.append(piece)
+        assert len(printed) < 1000
+        time.sleep(0.005)
+
+    try:
+        outcome = executor.run(job(tmp_path, "yes & sleep 0.2; echo last"), take)
+        assert outcome.state is State.DONE
+        assert b"last\n" in b"".join(printed)
     finally:
         executor.close()
 
