@@ -37,6 +37,8 @@ OPTIONS = (
     "tags",
 )
 
+PLAIN = Node()  # of which nothing is said
+
 
 def dumps(root: Node) -> str:
     """The tree as one line of JSON. Commands of functions become text, as seen from here."""
@@ -63,9 +65,12 @@ def loads(text: str | bytes) -> Node:
 def _document(node: Node, depth: int) -> dict[str, Any]:
     if depth > DEPTH_MAX:
         raise TreeError(f"the tree is deeper than {DEPTH_MAX}: {node}")
-    options = {option: getattr(node, option) for option in OPTIONS if getattr(node, option)}
-    if node.retries == 0:
-        options["retries"] = 0  # not those of the nodes above
+    # One that is 0 says something: it is not that of the nodes above.
+    options = {
+        option: getattr(node, option)
+        for option in OPTIONS
+        if getattr(node, option) != getattr(PLAIN, option)
+    }
     document: dict[str, Any] = {"type": type(node).__name__}
     if isinstance(node, Exec):
         document["command"] = node.command

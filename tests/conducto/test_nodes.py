@@ -222,7 +222,8 @@ def test_a_tree_as_json() -> None:
     root["lazy"] = co.Lazy("echo", node_type=co.Serial)
     image = co.Image("bash:5", copy_dir=".", reqs_py=["x==1"], path_map={".": "/x"})
     root.set(env={"A": "ä\udcff"}, max_concurrent=3, image=image, title="t", tags=["a"], retries=0)
-    root["build"].set(skip=True, suppress_errors=True, max_time="2h", doc="*d*")
+    root.set(gpu=1, mem=2)
+    root["build"].set(skip=True, suppress_errors=True, max_time="2h", doc="*d*", gpu=0, mem=0)
     text = dumps(root)
     assert "\n" not in text
     again = loads(text)
@@ -232,6 +233,7 @@ def test_a_tree_as_json() -> None:
     assert isinstance(again["lazy/Execute"], co.Serial)
     assert (again.image, again.environment()) == (image, {"A": "ä\udcff"})
     assert again["build"].skip
+    assert [again["build"].inherited(name) for name in ("cpu", "gpu", "mem")] == [None, 0, 0]
     assert isinstance(again, co.Serial)
     assert again.stop_on_error is False
     assert again.retries == 0
