@@ -110,7 +110,7 @@ class Image:
     __hash__ = None  # type: ignore[assignment]  # its fields may be changed
 
     def __repr__(self) -> str:
-        fields = {**self.to_dict()}
+        fields = self.to_dict()
         del fields["instantiation_directory"]
         return f"Image({', '.join(f'{field}={value!r}' for field, value in fields.items())})"
 

@@ -8,14 +8,13 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from weakref import ReferenceType, ref
 
-from conducto.nodes.image import Image
+from conducto.nodes.image import Image, SameContainer
 from conducto.nodes.pretty import lines
 
 if TYPE_CHECKING:
     from typing import Unpack
 
 Self = TypeVar("Self", bound="Node")
-SAME_CONTAINER_INHERIT = "inherit"
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MAX_TIME_DEFAULT = "4h"
 
@@ -103,8 +102,8 @@ class Node:
             raise TypeError(f"{type(self).__name__} has no option {sorted(unknown)[0]!r}")
         given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
         name = given.pop("name", None)
-        same = given.pop("same_container", SAME_CONTAINER_INHERIT)
-        if same != SAME_CONTAINER_INHERIT:
+        same = given.pop("same_container", SameContainer.INHERIT)
+        if same != SameContainer.INHERIT:
             if "container_reuse_context" in given:
                 raise ValueError("same_container is an older name of container_reuse_context")
             given["container_reuse_context"] = same
