@@ -62,19 +62,17 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="conducto-recorder", daemon=True)
         self._thread.start()
 
-    def state(self, attempts: Attempts, *, ended: bool = False) -> None:
-        """`ended`: its log is whole."""
+    def state(self, attempts: Attempts, *, ended: bool = False, grown: str | None = None) -> None:
+        """`ended`: its log is whole. `grown`: the tree that a Lazy made, of whose Generate this is
+        the state; it goes into the same commit."""
         with self._changed:
+            if grown is not None:
+                self._states[self._records.grown_key(attempts.node)] = grown.encode()
             self._states[self._records.node_key(attempts.node)] = _json(attempts.to_dict())
             log = self._logs.get(self._records.log_key(attempts.node, attempts.attempt))
             if ended and log is not None:
                 log.ended = True
             self._changed.notify_all()
-
-    def grown(self, node: str, tree: str) -> None:
-        """What the Lazy made whose Generate is `node`; in the same commit as its next state."""
-        with self._changed:
-            self._states[self._records.grown_key(node)] = tree.encode()
 
     def output(self, node: str, attempt: int, piece: bytes) -> None:
         """Waits while too much is buffered."""

@@ -108,13 +108,13 @@ class Runner:
         attempts.ended = time.time()
         attempts.state, attempts.exit_code = outcome.state, outcome.exit_code
         attempts.reason = outcome.reason
-        if attempted.tree is not None:
-            self._grow(node, attempts, attempted.tree)
+        tree = attempted.tree
+        grown = None if tree is None else self._grow(node, attempts, tree)
         if attempted.is_lost:
             again = self._bear_loss(attempts)
         else:
             again = self._has_tries(node, attempts)
-        self._recorder.state(attempts, ended=True)
+        self._recorder.state(attempts, ended=True, grown=grown)
         self._display.changed(attempts, b"" if attempts.state is State.DONE else attempted.tail)
         if again:
             self.progress.again(node)
@@ -140,16 +140,17 @@ class Runner:
         attempts.reason += "; it is run again"
         return True
 
-    def _grow(self, node: Exec, attempts: Attempts, text: bytes) -> None:
-        """Put what a Generate printed in its place, or let it have failed."""
+    def _grow(self, node: Exec, attempts: Attempts, text: bytes) -> str | None:
+        """Put what a Generate printed in its place, or let it have failed; what is to be recorded
+        of it."""
         assert isinstance(node.parent, Lazy)
         try:
             tree = loads(text)
         except TreeError as error:
             attempts.state, attempts.reason = State.ERROR, str(error)
-            return
-        self._recorder.grown(attempts.node, dumps(tree))
+            return None
         node.parent.grow(tree)
+        return dumps(tree)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
