@@ -43,7 +43,7 @@ def run(words: Sequence[str]) -> int:
     """`run FILE ...` or `run --resume ID`; the exit code. Raises UsageError, RunError."""
     if words and not words[0].startswith("-"):
         return _run_file(words[0], [*words[1:]])
-    rest, options = take_run_options([*words, "--run"], {"resume": False})
+    rest, options = take_run_options(["--run", *words], {"resume": False})
     given = parse((Parameter("resume", "the pipeline", positional=False),), rest)
     return resume(str(given["resume"]), options)
 
@@ -103,16 +103,15 @@ def show(store: Store, given: dict[str, Value]) -> int:
         return 0
     records = Records(store, str(given["id"]))
     found = records.load()
+    states = found.states
     if "html" in given:
         _write_page(str(given["html"]), records, found)
     elif given.get("json"):
         write_text(json.dumps(_document(found)) + "\n")
     else:
-        states = found.states
         for line in lines(found.root, lambda node: _labeled(node, states[node], found)):
             write_text(line + "\n")
-    state = found.states[found.root]
-    return 1 if state in (State.ERROR, State.KILLED) else 0
+    return 1 if states[found.root] in (State.ERROR, State.KILLED) else 0
 
 
 def logs(store: Store, given: dict[str, Value]) -> int:
