@@ -13,7 +13,7 @@ from conducto.nb import FOLDER
 from conducto.nodes import Exec, Node
 from conducto.run.display import WORDS, counts, duration, in_words, text_of
 from conducto.run.records import Records, Run
-from conducto.run.states import Attempts, State
+from conducto.run.states import GOOD, Attempts, State
 
 LOG_BYTES_MAX = 64 << 10  # of each; `conducto logs` has all
 COLORS = {
@@ -99,14 +99,12 @@ def _tree(records: Records, run: Run, states: dict[Node, State]) -> Iterator[str
             continue
         head = f"{escape(node.name)} {_badge(states[node])}"
         doc = f"<pre>{escape(node.doc)}</pre>\n" if node.doc else ""
-        opened = (
-            "" if states[node] in (State.DONE, State.SKIPPED) and node is not run.root else " open"
-        )
         if isinstance(node, Exec):
             yield f"<details><summary>{head}{_times(run.execs.get(str(node)))}</summary>{doc}"
             yield from _command(records, run, node)
             yield "</details>\n"
         else:
+            opened = "" if states[node] in GOOD and node is not run.root else " open"
             kind = f'<span class="dim">{type(node).__name__}</span>'
             yield f"<details{opened}><summary>{head} {kind}</summary>{doc}\n"
             stack.append("</details>\n")
