@@ -35,6 +35,7 @@ class Draft:
     - `is_new`: it was made, or emptied, by its opening, and never published.
     - `lost`: who closed it last was killed: what it wrote is not whole.
     - `removed`: its name was deleted, or replaced: it is read and written, and goes with its end.
+    - `lock` is held for as long as something is read, written or published.
     """
 
     def __init__(
@@ -66,11 +67,11 @@ class Draft:
         self._fd = -1
         self._written_ns = time.time_ns() if base is None else base.info.mtime_ns
         self._set_ns: int | None = None
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     @property
     def attributes(self) -> Attributes:
-        with self._lock:
+        with self.lock:
             mtime_ns = self._written_ns if self._set_ns is None else self._set_ns
             return Attributes(False, self.mode, self._size, mtime_ns)
 
@@ -81,7 +82,7 @@ class Draft:
 
     def read_into(self, offset: int, target: memoryview) -> int:
         """Fill `target` from `offset`; the bytes read, fewer only at the end."""
-        with self._lock:
+        with self.lock:
             end = min(self._size, offset + len(target))
             done = 0
             while offset + done < end:
@@ -99,7 +100,7 @@ class Draft:
 
     def write(self, offset: int, data: memoryview | bytes) -> int:
         """Write at `offset`, or at the end if it was opened to append; how many bytes."""
-        with self._lock, memoryview(data) as view:
+        with self.lock, memoryview(data) as view:
             if self._appends:
                 offset = self._size
             if offset < self._kept:
@@ -113,7 +114,7 @@ class Draft:
 
     def truncate(self, size: int) -> None:
         """Cut it at `size` bytes, or fill it up to there with zeros."""
-        with self._lock:
+        with self.lock:
             if size == self._size:
                 return
             self._kept = min(self._kept, size)
@@ -123,18 +124,18 @@ class Draft:
             self._touch()
 
     def set_mode(self, mode: int) -> None:
-        with self._lock:
+        with self.lock:
             self.mode = mode
 
     def set_time(self, mtime_ns: int) -> None:
         """The time that it will have, if nothing is written any more. Nanoseconds."""
-        with self._lock:
+        with self.lock:
             self._set_ns = mtime_ns
 
     def publish(self) -> None:
         """Let the name map to what was written; durable when it returns. Raises what a put does:
         the name maps to what it did then, and the draft is as it was."""
-        with self._lock:
+        with self.lock:
             if self.removed:
                 return
             self.failed = True
@@ -155,7 +156,7 @@ class Draft:
 
     def close(self) -> None:
         """Let go of what it has: what was not published never will be."""
-        with self._lock:
+        with self.lock:
             base, self._base = self._base, None
             fd, self._fd = self._fd, -1
             if base is not None:

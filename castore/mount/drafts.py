@@ -36,6 +36,11 @@ class Drafts:
         """Those right in a folder."""
         return [name for name in self._by_name if parent(name) == folder]
 
+    def under(self, name: str) -> list[Draft]:
+        """Those of a name, and of all that are below it as a folder."""
+        below = name + "/"
+        return [each for each in self if each.name == name or each.name.startswith(below)]
+
     def add(self, draft: Draft) -> None:
         self._by_name.setdefault(draft.name, []).append(draft)
 

@@ -18,7 +18,8 @@ their numbers.
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from castore.errors import NameNotFound
 from castore.mount.callers import UNKNOWN, Caller
@@ -46,7 +47,7 @@ class Tree(FileRequests):
         name = self._name(path)
         if self._look(name)[1]:
             fail(errno.EISDIR)
-        with self._changing():
+        with self._changing(), self._unpublished(name):
             try:
                 self._store.delete(name)
                 is_there = True
@@ -113,7 +114,7 @@ class Tree(FileRequests):
             fail(errno.EISDIR)
         if onto_folder and self.readdir(new):
             fail(errno.ENOTEMPTY)
-        with self._changing():
+        with self._changing(), self._unpublished(source):
             if is_folder:
                 self._rename_folder(source, target)
             else:
@@ -129,6 +130,17 @@ class Tree(FileRequests):
         self._set_attributes(path, caller, mtime_ns=mtime_ns)
 
     # ------------------------------------------------------------ parts of these
+
+    @contextmanager
+    def _unpublished(self, name: str) -> Iterator[None]:
+        """Nobody publishes a draft of the name, or of one below it, meanwhile: it would be there
+        by the name that it had before."""
+        with self._lock:
+            drafts = self._drafts.under(name)
+        with ExitStack() as held:
+            for draft in sorted(drafts, key=id):  # for all in one order
+                held.enter_context(draft.lock)
+            yield
 
     def _rename_file(self, source: str, target: str, *, if_absent: bool) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -441,6 +442,46 @@ def test_files_that_are_open_go_with_a_rename(store: castore.Store, tree: Tree) 
     tree.rename("/d", "/e")
     close(tree, handle)
     assert list(store.names()) == ["b", "e/a"]
+
+
+@pytest.mark.parametrize("change", ["rename", "rename the folder", "unlink"])
+def test_what_is_being_published_goes_with_a_name_that_changes(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    store.puts("d/a", b"old")
+    handle = tree.open("/d/a", os.O_WRONLY | os.O_TRUNC, ONE)
+    handle.write(0, b"new")
+    is_publishing, goes_on = threading.Event(), threading.Event()
+    begin = castore.Store.transaction
+
+    def slow(self: castore.Store) -> castore.Transaction:
+        if threading.current_thread() is publisher:
+            is_publishing.set()
+            assert goes_on.wait(60)
+        return begin(self)
+
+    def change_name() -> None:
+        if change == "unlink":
+            tree.unlink("/d/a")
+        elif change == "rename":
+            tree.rename("/d/a", "/d/b")
+        else:
+            tree.rename("/d", "/e")
+
+    monkeypatch.setattr(castore.Store, "transaction", slow)
+    publisher = threading.Thread(target=tree.flush, args=(handle, ONE))
+    changer = threading.Thread(target=change_name)
+    publisher.start()
+    assert is_publishing.wait(60)
+    changer.start()
+    changer.join(0.2)
+    goes_on.set()
+    for thread in (publisher, changer):
+        thread.join(60)
+    tree.release(handle)
+    left = {"rename": ["d/b"], "rename the folder": ["e/a"], "unlink": []}[change]
+    assert list(store.names()) == left
+    assert all(store.gets(name) == b"new" for name in left)
 
 
 def test_a_file_that_is_deleted_while_it_is_open(store: castore.Store, tree: Tree) -> None:
