@@ -6,6 +6,8 @@ pulled before a node, and what the node changed is pushed after it.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from conducto.run import guard
 
 VARIABLE = "CONDUCTO_DATA_DIR"
 PLAIN = "/conducto/data"  # where programs look that do not know the variable
+TEMPORARY = "conducto-data-"  # what names of folders begin with
 PARAMETERS = (
     Parameter("scope", "pipeline or user", required=False),
     Parameter("folder", "where to mount", required=False),
@@ -125,14 +128,21 @@ class DataFolder:
         url = context.store_url(local=self._local, profile=self._profile)
         self._store()  # made, if there is none
         with ExitStack() as ends:
-            at = ends.enter_context(tempfile.TemporaryDirectory(prefix="conducto-data-"))
+            at = ends.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY))
             # If this run is a node of another one: the mount ends with this one, not with that.
             env = {name: value for name, value in os.environ.items() if name != guard.VARIABLE}
             folder = ends.enter_context(
-                mounted(url, at, prefixes=self._prefixes, writable=True, env=env, remove=True)
+                mounted(
+                    url,
+                    at,
+                    prefixes=self._prefixes,
+                    writable=True,
+                    env=env,
+                    remove=[PLAIN, at],  # even if this process is killed
+                )
             )
-            ends.enter_context(_linked(folder))
             self._ends = ends.pop_all()
+        _link(folder)
         return folder
 
 
@@ -190,25 +200,45 @@ def run_umount(words: Sequence[str]) -> int:
 # ---------------------------------------------------------------- parts of these
 
 
-@contextmanager
-def _linked(folder: str) -> Iterator[None]:
-    try:
-        os.symlink(folder, PLAIN)
-    except OSError:  # no such folder, no permission, or another run's
-        yield
+def _link(folder: str) -> None:
+    """Let `PLAIN` lead to the mount, where the user may make that and no other run has it."""
+    above = os.path.dirname(PLAIN)
+    if not os.access(above, os.W_OK):
         return
+    # Another run has it, or the link that is left is another user's.
+    with _locked(above), suppress(FileExistsError, PermissionError):
+        if os.path.islink(PLAIN) and _is_left(os.readlink(PLAIN)):
+            os.unlink(PLAIN)
+        os.symlink(folder, PLAIN)
+
+
+def _is_left(folder: str) -> bool:
+    """Whether a mount was there that has gone without its link, as at a power cut."""
+    if not os.path.basename(folder).startswith(TEMPORARY):
+        return False  # it is none of ours
     try:
+        os.stat(folder)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        return error.errno == errno.ENOTCONN  # of who served it, only the mount is left
+    return False
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        with suppress(FileNotFoundError):
-            if os.readlink(PLAIN) == folder:
-                os.unlink(PLAIN)
+        os.close(descriptor)
 
 
 @contextmanager
 def _pulled(store: castore.Store, prefixes: dict[str, str]) -> Iterator[NodeData]:
     """A copy of what is below the prefixes; what is changed in it is pushed, in one commit."""
-    with tempfile.TemporaryDirectory(prefix="conducto-data-") as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         for scope, prefix in prefixes.items():
             os.mkdir(os.path.join(folder, scope))
             with suppress(NameNotFound):

@@ -15,12 +15,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import castore
 from castore.errors import CastoreError
 from castore.mount.mounts import served_by
+
+log = logging.getLogger("castore.mount")
 
 END_S = 60.0  # until its process has published what is left
 POLL_S = 0.02
@@ -111,11 +113,12 @@ def mounted(
     prefixes: Mapping[str, str] | None = None,
     writable: bool = False,
     env: Mapping[str, str] | None = None,
-    remove: bool = False,
+    remove: Sequence[str] = (),
 ) -> Iterator[str]:
     """The folder, for as long as the block: a mount that ends with it, or with this process,
     however that ends. Arguments and errors are those of `mount`; `env` is the environment of the
-    process that serves it, by default this one's; with `remove` the folder goes with the mount.
+    process that serves it, by default this one's; `remove`: what goes with the mount, be it the
+    folder, when it is empty, or links that lead to it.
 
     At the end of the block what was closed is published. Who still has files open in it finds them
     disconnected.
@@ -187,9 +190,8 @@ def main() -> int:
     except (CastoreError, OSError) as error:
         print(f"castore: {error}", file=sys.stderr)
         return 1
-    if asked["remove"]:
-        with contextlib.suppress(OSError):  # something was put there that is not of the mount
-            os.rmdir(folder)
+    for path in asked["remove"]:
+        _remove(path, folder)
     return 0
 
 
@@ -218,7 +220,7 @@ def _begin(
     quiet: bool,
     tied: bool,
     env: Mapping[str, str] | None = None,
-    remove: bool = False,
+    remove: Sequence[str] = (),
 ) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     folder = _place(folder)
     asked = {
@@ -227,7 +229,7 @@ def _begin(
         "prefixes": prefixes,
         "writable": writable,
         "tied": tied,
-        "remove": remove,
+        "remove": [*remove],
     }
     with tempfile.TemporaryFile() as said, _stderr(quiet) as later:
         process = subprocess.Popen(
@@ -273,6 +275,21 @@ def _end_with(stdin: IO[str], folder: str) -> None:
         with contextlib.suppress(OSError):
             unmount(folder, lazily=True)
         time.sleep(POLL_S)
+
+
+def _remove(path: str, folder: str) -> None:
+    """The folder, or a link that leads to it, and nothing else that came to be there."""
+    try:
+        if os.path.realpath(path) != folder:
+            return
+        if os.path.islink(path):
+            os.unlink(path)
+        else:
+            os.rmdir(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("%s stays: %s", path, error)
 
 
 def _unmount(folder: str, *options: str) -> str | None:

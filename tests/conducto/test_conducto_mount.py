@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import mounts
 import pytest
+from pipelines import wait_for
 
 import castore.mount.process
 import conducto as co
-from conducto import context
+from conducto import context, mount
 from conducto.mount import VARIABLE, data_folder, prefixes
 
 
@@ -91,6 +93,42 @@ def test_what_is_pulled_and_pushed(
         "conducto: nothing can be mounted here (there is no /dev/fuse): for nodes whose command "
         f"names {VARIABLE} the data is pulled before, and pushed after"
     ]
+
+
+KILLED = """
+import os, signal, sys
+from conducto import mount
+mount.PLAIN = sys.argv[1]
+with mount.data_folder("7") as folder, folder.of_node("true"):
+    open(os.path.join(mount.PLAIN, "user", "a"), "w").close()
+    print(os.readlink(mount.PLAIN), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@needs_mounts
+def test_the_plain_folder_leads_to_one_run_and_goes_with_it(
+    pipelines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tmp_path / "plain" / "data"
+    plain.parent.mkdir()
+    monkeypatch.setattr(mount, "PLAIN", str(plain))
+    killed = subprocess.run([sys.executable, "-c", KILLED, plain], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    wait_for(lambda: not os.path.lexists(plain) and not os.path.lexists(killed.stdout.strip()))
+    plain.symlink_to(killed.stdout.strip())  # as a power cut leaves it
+    with data_folder("7") as first, first.of_node("true") as node:
+        assert node is not None
+        assert os.readlink(plain) == node.folder
+        with data_folder("8") as second, second.of_node("true") as other:
+            assert other is not None
+            assert os.readlink(plain) == node.folder  # who has it keeps it
+        assert os.path.islink(plain)
+    assert not os.path.lexists(plain)
+    plain.symlink_to(tmp_path / "of the user's own")
+    with data_folder("7") as first, first.of_node("true"):
+        assert os.readlink(plain) == str(tmp_path / "of the user's own")
+    assert os.path.islink(plain)
 
 
 def test_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:

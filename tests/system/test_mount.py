@@ -348,7 +348,7 @@ def test_a_mount_ends_with_the_process_that_has_it(store: castore.Store, tmp_pat
     program = """
 import os, signal, sys
 from castore.mount import mounted
-with mounted(sys.argv[1], sys.argv[2], remove=True) as folder:
+with mounted(sys.argv[1], sys.argv[2], remove=[sys.argv[2]]) as folder:
     assert os.path.ismount(folder)
     os.kill(os.getpid(), signal.SIGKILL)
 """
