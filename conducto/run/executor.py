@@ -57,6 +57,9 @@ class Executor(Protocol):
     def run(self, job: Job, output: Callable[[bytes], None]) -> Outcome:
         """Run it to its end. Called on several threads at once."""
 
+    def wait(self, time_s: float) -> bool:
+        """Let so many seconds pass, or fewer if it is cancelled: whether it is."""
+
     def cancel(self) -> None:
         """End all that runs: each `run` soon returns KILLED, and each later one at once.
 
@@ -111,6 +114,9 @@ class LocalExecutor:
             self._guard.ended(process.pid)
             if process.stdout is not None:
                 process.stdout.close()
+
+    def wait(self, time_s: float) -> bool:
+        return self._cancelled.wait(time_s)
 
     def cancel(self) -> None:
         with self._lock:

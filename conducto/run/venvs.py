@@ -17,14 +17,16 @@ import shlex
 import shutil
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from conducto.nodes import Image
-from conducto.run.executor import Executor, Job, Outcome
+from conducto.run.executor import INTERRUPTED, Executor, Job, Outcome
 from conducto.run.states import State
 
 READY = "conducto-ready"
+POLL_S = 0.1
 
 
 def provide(
@@ -37,34 +39,24 @@ def provide(
     """
     requirements = sorted({each.strip() for each in image.reqs_py if not _is_conducto(each)})
     folder = os.path.join(cache_folder(), "venvs", _key(image, requirements))
-    with _locked(folder + ".lock"):
-        if os.path.exists(os.path.join(folder, READY)):
-            return folder, None
-        output(
-            f"conducto: making {folder} for {', '.join(requirements) or 'no package'}\n".encode()
-        )
-        if os.path.exists(folder):
-            shutil.rmtree(folder)  # what one that was killed left
-        python = os.path.join(folder, "bin", "python")
-        # Our own pip can install into it, which spares it a pip, if there is one here.
-        pip = [sys.executable, "-m", "pip", "--python", python]
-        own_pip = importlib.util.find_spec("pip") is not None
-        bare = ["--without-pip"] if own_pip or not requirements else []
-        steps = [shlex.join([sys.executable, "-m", "venv", *bare, folder])]
-        if requirements:
-            install = ["install", "--quiet", "--disable-pip-version-check", "--", *requirements]
-            steps.append(shlex.join([*(pip if own_pip else [python, "-m", "pip"]), *install]))
-        made = executor.run(
-            job.replaced(command=" && ".join(steps), cwd=image.instantiation_directory), output
-        )
-        if made.state is not State.DONE:
-            if made.state is State.ERROR:
-                made = Outcome(made.state, made.exit_code, f"reqs_py: {made.reason}")
-            return folder, made
-        _let_in_our_own(folder)
-        with open(os.path.join(folder, READY), "w", encoding="utf-8") as file:
-            file.write("\n".join(requirements))
-    return folder, None
+    os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
+    with _lock_file(folder + ".lock") as lock:
+        failed = _locked(lock, job.timeout_s, executor)
+        if failed is None and not os.path.exists(os.path.join(folder, READY)):
+            output(
+                f"conducto: making {folder} for {', '.join(requirements) or 'no package'}\n".encode()
+            )
+            command = _command(folder, requirements)
+            made = executor.run(
+                job.replaced(command=command, cwd=image.instantiation_directory), output
+            )
+            if made.state is State.DONE:
+                _finish(folder, requirements)
+            else:
+                failed = made
+    if failed is not None and failed.state is State.ERROR:
+        failed = Outcome(failed.state, failed.exit_code, f"reqs_py: {failed.reason}")
+    return folder, failed
 
 
 def cache_folder() -> str:
@@ -94,6 +86,29 @@ def _is_conducto(requirement: str) -> bool:
     return name.lower() in ("conducto", "castore")
 
 
+def _command(folder: str, requirements: list[str]) -> str:
+    """What makes the environment."""
+    if os.path.exists(folder):
+        shutil.rmtree(folder)  # what one that was killed left
+    python = os.path.join(folder, "bin", "python")
+    # Our own pip can install into it, which spares it a pip, if there is one here.
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    own_pip = importlib.util.find_spec("pip") is not None
+    bare = ["--without-pip"] if own_pip or not requirements else []
+    steps = [shlex.join([sys.executable, "-m", "venv", *bare, folder])]
+    if requirements:
+        install = ["install", "--quiet", "--disable-pip-version-check", "--", *requirements]
+        steps.append(shlex.join([*(pip if own_pip else [python, "-m", "pip"]), *install]))
+    return " && ".join(steps)
+
+
+def _finish(folder: str, requirements: list[str]) -> None:
+    """From now on it is made."""
+    _let_in_our_own(folder)
+    with open(os.path.join(folder, READY), "w", encoding="utf-8") as file:
+        file.write("\n".join(requirements))
+
+
 def _let_in_our_own(folder: str) -> None:
     """Behind its own packages; with their .pth files, so that editable installs work."""
     packages = sysconfig.get_path("purelib", "venv", {"base": folder, "platbase": folder})
@@ -107,12 +122,26 @@ def _let_in_our_own(folder: str) -> None:
 
 
 @contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """One makes it, and the others wait; the lock ends with its process."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+def _lock_file(path: str) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _locked(lock: int, timeout_s: float, executor: Executor) -> Outcome | None:
+    """One makes it, and the others wait, as long as a command may take; the lock ends with its
+    process. The outcome is None, or why it was not waited for any longer."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                reason = f"another process was still making it after {timeout_s:g} s"
+                return Outcome(State.ERROR, reason=reason)
+            if executor.wait(POLL_S):
+                return Outcome(State.KILLED, reason=INTERRUPTED)
+        else:
+            return None

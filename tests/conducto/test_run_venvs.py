@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pipelines import Pipelines
+from pipelines import Pipelines, wait_for
 
 import conducto as co
 
@@ -51,3 +55,37 @@ def test_an_environment_for_each_set_of_requirements(pipelines: Pipelines, tmp_p
     os.utime(one.reqs_py[1], ns=(1, 1))  # another file by the same name
     anew = pipelines.run(co.Exec(use, image=one))
     assert pipelines.conducto("logs", anew.id, "/").out.startswith("conducto: making ")
+
+
+@contextmanager
+def being_made(cache: Path) -> Iterator[None]:
+    """All environments that there are, as if another process made them."""
+    with ExitStack() as files:
+        for lock in (cache / "venvs").glob("*.lock"):
+            fcntl.flock(files.enter_context(lock.open("rb")), fcntl.LOCK_EX)
+        yield
+
+
+def test_who_waits_for_an_environment_can_be_stopped(pipelines: Pipelines, tmp_path: Path) -> None:
+    """By an interrupt, and by its own time limit."""
+    image = co.Image(reqs_py=["conducto"])
+    assert pipelines.run(co.Exec("true", image=image)).code == 0
+    with being_made(tmp_path / "cache"):
+        late = pipelines.run(co.Exec("true", image=image, max_time=0.3))
+        reason = pipelines.load(late.id).execs["/"].reason
+        assert reason == "reqs_py: another process was still making it after 0.3 s"
+        pipelines.write(
+            "pipeline.py",
+            """
+            def build() -> co.Exec:
+                return co.Exec("true", image=co.Image(reqs_py=["conducto"]))
+            """,
+        )
+        with pipelines.begin("pipeline.py", "--run") as runner:
+            assert runner.stdout is not None
+            run_id = runner.stdout.readline().split()[1]
+            wait_for(lambda: pipelines.states(run_id)["/"] == "running")
+            runner.send_signal(signal.SIGINT)
+            runner.communicate(timeout=60)
+    assert runner.returncode == 130
+    assert pipelines.states(run_id) == {"/": "killed"}
