@@ -44,7 +44,8 @@ there is published when it is closed. umount ends that. It needs castore[mount] 
 
 archive deletes all names of a pipeline and prints how many there were. Locally that is one step. In
 the cloud they go one after another: repeat one that was interrupted. What belongs to the user
-stays. The space comes back with the store's next `castore gc`.
+stays. A pipeline that is being run is left. The space comes back with the store's next
+`castore gc`.
 
 take-over puts what an earlier Conducto kept as plain files into the store, and prints how many
 names it put. It reads the profile's data/ and pipelines/*/data/. It skips names that the store
@@ -158,8 +159,4 @@ def _archive(given: dict[str, Value]) -> int | dict[str, int]:
         return data.archive_quiet(age(str(older_than)), dry_run=dry_run, **_where(given))
     if dry_run:
         raise UsageError("--dry-run goes with --older-than")
-    from conducto.run.records import Records
-
-    # What its runner went on to record would be left.
-    Records(context.open_store(**_where(given)), str(pipeline_id)).refuse_if_running()
     return data.archive(str(pipeline_id), **_where(given))

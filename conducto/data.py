@@ -364,14 +364,18 @@ def archive(pipeline_id: str, *, local: bool | None = None, profile: str | None 
     """Delete every name of a pipeline; how many there were.
 
     In local mode that is one step; in the cloud they go one after another, and to repeat it is to
-    go on. Their space comes back when the store next collects garbage.
+    go on. Their space comes back when the store next collects garbage. Raises RunError while
+    somebody runs the pipeline: what its runner went on to record would be left.
 
     >>> co.data.pipeline.bound(pipeline_id="7").puts("result", b"42")
     >>> co.data.archive("7")
     1
     """
+    from conducto.run.records import Records  # takes longer to load than all of this module
+
     prefix = f"pipelines/{context.pipeline_id(pipeline_id)}/"
     store = context.open_store(local=local, profile=profile)
+    Records(store, pipeline_id).refuse_if_running()
     deleted = store.delete_prefix(prefix)
     store.remove_old_versions(prefix, below=True)
     return deleted
@@ -391,15 +395,18 @@ def archive_quiet(
     name does not count as use.
 
     Each is looked at again right before it is archived; what is written after that look goes with
-    it. What belongs to the user is not looked at at all. ValueError for a negative time.
+    it. One that somebody runs is left. What belongs to the user is not looked at at all. ValueError
+    for a negative time.
     """
     if not older_than_s >= 0:
         raise ValueError(f"older_than_s is not negative, and not {older_than_s!r}")
+    from conducto.run.records import Records
+
     store = context.open_store(local=local, profile=profile)
     before = time.time() - older_than_s
     quiet = {}
     for pipeline_id, (names, newest) in _activity(store, "pipelines/").items():
-        if newest >= before:
+        if newest >= before or Records(store, pipeline_id).is_running:
             continue
         if dry_run:
             quiet[pipeline_id] = names

@@ -20,6 +20,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -134,26 +135,37 @@ class Records:
             return ""
 
     def load(self) -> Run:
-        """Raises RunNotFound.
+        """Raises RunNotFound, also if it is archived meanwhile.
 
         Sessions are read before states: who resumes it with states that another session has
-        changed since then claims that session's number, and is refused.
+        changed since then claims that session's number, and is refused. The tree, which is written
+        first, is read last: if it is there, nothing was archived before.
         """
         try:
-            document = json.loads(self.store.gets(self.prefix + "tree"))
-        except NameNotFound:
+            return self._load()
+        except NameNotFound:  # only archiving it takes any of its names
             raise RunNotFound(self.id) from None
+
+    def _load(self) -> Run:
         session, sessions = self._last_session()
         is_alive = session is not None and session.is_alive
+        found = self._all("nodes/").values()
+        execs = {each.node: each for each in (Attempts.from_dict(json.loads(d)) for d in found)}
+        grown = self._all("grown/")
+        document = json.loads(self.store.gets(self.prefix + "tree"))
         root = loads(json.dumps(document["tree"]))
-        execs = {each.node: each for each in self._execs()}
-        self._grow(root, execs)
+        self._grow(root, execs, grown)
         if not is_alive:
             for each in execs.values():
                 if each.state is State.RUNNING:
                     each.state, each.reason = State.KILLED, "its runner was killed"
         about = (document["cwd"], document["argv"], document["created"])
         return Run(self.id, root, *about, execs, session, sessions, is_alive)
+
+    @property
+    def is_running(self) -> bool:
+        session, _ = self._last_session()
+        return session is not None and session.is_alive
 
     def refuse_if_running(self) -> None:
         """Raise RunError while somebody runs it."""
@@ -187,16 +199,19 @@ class Records:
     def session_key(self, number: int) -> str:
         return f"{self.prefix}sessions/{number:06}"
 
-    def _execs(self) -> Iterator[Attempts]:
-        names = self.store.names(self.prefix + "nodes/")
-        for found in self.store.gets_ranges([(name, None) for name in names]):
-            if isinstance(found, Exception):
-                raise found
-            yield Attempts.from_dict(json.loads(found))
+    def _all(self, folder: str) -> dict[str, bytes]:
+        """What is in a folder of the records, by its names."""
+        names = [*self.store.names(self.prefix + folder)]
+        found = {}
+        answers = self.store.gets_ranges([(name, None) for name in names])
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, Exception):
+                raise answer
+            found[name] = answer
+        return found
 
-    def _grow(self, root: Node, execs: dict[str, Attempts]) -> None:
+    def _grow(self, root: Node, execs: dict[str, Attempts], grown: dict[str, bytes]) -> None:
         """Put what Lazys made into its places. What grows may have Lazys in it."""
-        grown = set(self.store.names(self.prefix + "grown/"))
         stack = [root]
         while stack:
             node = stack.pop()
@@ -204,19 +219,18 @@ class Records:
                 generate = str(node[GENERATE])
                 key, attempts = self.grown_key(generate), execs.get(generate)
                 if key in grown:
-                    node.grow(loads(self.store.gets(key)))
+                    node.grow(loads(grown[key]))
                 elif attempts is not None and attempts.state is State.DONE:
                     # On S3 a commit is name by name, and its writer may have been killed.
                     attempts.state, attempts.reason = State.KILLED, "its tree was not recorded"
             stack.extend(node.children.values())
 
 
-def all_runs(store: castore.Store) -> Iterator[str]:
-    """The ids of all pipelines that were run."""
+def all_runs(store: castore.Store) -> Iterator[Run]:
+    """All pipelines that were run, but for those that are archived meanwhile."""
     for entry in store.scandir("pipelines", details=False):
-        run_id = entry.name.split("/")[1]
-        if store.exists(f"pipelines/{run_id}/run/tree"):
-            yield run_id
+        with suppress(RunNotFound):
+            yield Records(store, entry.name.split("/")[1]).load()
 
 
 def new_id() -> str:

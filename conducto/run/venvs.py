@@ -43,9 +43,8 @@ def provide(
     with _lock_file(folder + ".lock") as lock:
         failed = _locked(lock, job.timeout_s, executor)
         if failed is None and not os.path.exists(os.path.join(folder, READY)):
-            output(
-                f"conducto: making {folder} for {', '.join(requirements) or 'no package'}\n".encode()
-            )
+            wanted = ", ".join(requirements) or "no package"
+            output(f"conducto: making {folder} for {wanted}\n".encode())
             command = _command(folder, requirements)
             made = executor.run(
                 job.replaced(command=command, cwd=image.instantiation_directory), output

@@ -10,6 +10,7 @@ import runpy
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import ModuleType
 
 from castore import Store
@@ -97,8 +98,7 @@ def show(store: Store, given: dict[str, Value]) -> int:
     if "id" not in given:
         if given.get("html"):
             raise UsageError("--html is of one pipeline: give its ID")
-        runs = [Records(store, run_id).load() for run_id in all_runs(store)]
-        for each in sorted(runs, key=lambda run: run.created):
+        for each in sorted(all_runs(store), key=lambda run: run.created):
             write_text(_listed(each, as_json=bool(given.get("json"))))
         return 0
     records = Records(store, str(given["id"]))
@@ -137,10 +137,24 @@ def logs(store: Store, given: dict[str, Value]) -> int:
 
 
 def _write_page(path: str, records: Records, run: Run) -> None:
+    """The file is the old one or the new one, whole."""
     from conducto.run.page import page
 
-    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(page(records, run))
+    text = page(records, run).encode("utf-8", "surrogateescape")
+    if os.path.exists(path) and not os.path.isfile(path):  # a terminal, a pipe
+        with open(path, "wb") as file:
+            file.write(text)
+        return
+    path = os.path.realpath(path)  # of a link, what it leads to
+    draft = f"{path}.{os.getpid()}.draft"
+    try:
+        with open(draft, "xb") as file:
+            file.write(text)
+        os.replace(draft, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
 
 
 def _labeled(node: Node, state: State, run: Run) -> str:

@@ -63,10 +63,16 @@ def test_a_killed_runner_leaves_no_process_and_a_run_that_can_be_resumed(
     number = mark()
     runner, run_id = begin(pipelines, number)
     with runner:
+        by_process = f"is still being run, by process {runner.pid}"
         for verb in (("run", "--resume", run_id), ("archive", run_id)):
             still = pipelines.conducto(*verb)
             assert (still.code, still.out) == (1, "")
-            assert f"is still being run, by process {runner.pid}" in still.err
+            assert by_process in still.err
+        with pytest.raises(RuntimeError, match=by_process):
+            co.data.archive(run_id)
+        script = pipelines.python("-m", "conducto.cli", "data-pipeline", "archive", "--id", run_id)
+        assert (script.code, by_process in script.err) == (1, True)
+        assert pipelines.conducto("archive", "--older-than=0s").out == "{}\n"
         assert pipelines.states(run_id)["/busy"] == "running"
         runner.kill()
     wait_for(lambda: not processes_with(number))

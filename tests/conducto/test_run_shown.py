@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from pipelines import Pipelines
@@ -15,6 +16,7 @@ from pipelines import Pipelines
 import conducto as co
 from conducto.run.display import duration, last_lines
 from conducto.run.printed import TAIL_BYTES, Tail
+from conducto.run.records import Records
 from conducto.run.states import Attempts, State
 
 live = pytest.importorskip("conducto.run.live", reason="needs rich", exc_type=ImportError)
@@ -148,6 +150,54 @@ def test_a_page_of_a_run(pipelines: Pipelines) -> None:
         assert part in text, part
     assert "data:image/png;base64,UE5H" in page
     assert len(page) < 100_000
+
+
+def test_a_page_is_written_whole(pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = pipelines.run(co.Exec("true"))
+    path = pipelines.folder / "page.html"
+    path.write_text("before")
+    path.chmod(0o640)
+    (pipelines.folder / "link").symlink_to(path)
+
+    def torn(source: str, target: str) -> None:
+        assert path.read_text() == "before"
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", torn)
+        assert pipelines.conducto("show", done.id, "--html", "link").code == 1
+    assert path.read_text() == "before"
+    assert pipelines.conducto("show", done.id, "--html", "link").code == 0
+    assert path.read_text().startswith("<!DOCTYPE html>")
+    assert sorted(os.listdir(pipelines.folder)) == ["link", "page.html"]
+    piped = pipelines.python("-m", "conducto", "show", done.id, "--html", "/dev/stdout")
+    assert piped.out == path.read_text()
+
+
+def test_a_pipeline_that_is_archived_meanwhile_is_not_listed(
+    pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = pipelines.run(co.Exec("true")).id
+    gone: list[str] = []
+    for verb in ("_last_session", "_all"):  # before and after the first that is read
+        read = getattr(Records, verb)
+
+        def archive(records: Records, *args: Any, read: Any = read) -> Any:
+            if records.id in gone:
+                records.store.delete_prefix(records.prefix)
+            return read(records, *args)
+
+        for words in (("show",), ("show", "ID")):
+            gone.append(pipelines.run(co.Exec("true")).id)
+            with monkeypatch.context() as patch:
+                patch.setattr(Records, verb, archive)
+                shown = pipelines.conducto(*(gone[-1] if word == "ID" else word for word in words))
+            if len(words) == 1:
+                assert (shown.code, len(shown.out.splitlines())) == (0, 1)
+                assert shown.out.startswith(kept)
+            else:
+                assert shown.code == 1
+                assert shown.err.startswith("conducto: no run of a pipeline ")
 
 
 def test_plots_of_a_node(pipelines: Pipelines) -> None:
