@@ -75,23 +75,32 @@ def check(
 
 def _check_over(operations: Sequence[Operation]) -> None:
     """Raises ObjectChanged for what is over bytes that an operation before it takes away."""
-    now: dict[bytes, Record | None] = {}  # of names that were changed to what is known
+    for publish, over, before in each_over(operations):
+        if before is None or not (isinstance(before, bytes) or same_bytes(before, over)):
+            raise ObjectChanged(publish.name.decode())
+
+
+def each_over(
+    operations: Sequence[Operation],
+) -> Iterator[tuple[Publish, Record, Record | bytes | None]]:
+    """Each that is over the bytes of a record, with that, and what its name maps to by then: a
+    record, nothing, or what another name, or the same, maps to when the commit begins."""
+    now: dict[bytes, Record | bytes | None] = {}
     for operation in operations:
         match operation:
             case Publish(name, record, _, _, over):
-                before = now.get(name, over)
-                if over is not None and (before is None or not same_bytes(before, over)):
-                    raise ObjectChanged(name.decode())
+                if over is not None:
+                    yield operation, over, now.get(name, name)
                 now[name] = record
             case Copy(source, target, _, _, rename) if source != target:
-                now.pop(target, None)
+                now[target] = now.get(source, source)
                 if rename:
                     now[source] = None
             case Delete(name):
                 now[name] = None
             case DeletePrefix(prefix):
-                names = {it.name for it in operations if isinstance(it, Publish)}
-                now |= dict.fromkeys(name for name in names if name.startswith(prefix))
+                named = {name for it in operations for names in names_of(it) for name in names}
+                now |= dict.fromkeys(name for name in named if name.startswith(prefix))
 
 
 def _must_be_absent(name: bytes, there: set[bytes], if_absent: bool) -> None:

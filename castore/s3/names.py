@@ -18,6 +18,7 @@ from castore.s3.catalog import Version
 from castore.s3.client.bucket import OutcomeUnknown, PreconditionFailed
 from castore.s3.client.delete_version import delete_version, delete_versions, etag_at
 from castore.s3.client.put_once import Landed
+from castore.s3.commit import each_over
 from castore.s3.keys import name_key
 from castore.s3.lease import WriterLease
 from castore.s3.parts import Parts
@@ -68,16 +69,28 @@ class NameWriter:
     def compare(self, operations: Sequence[Operation]) -> None:
         """Of several operations, one that is over what changed is sure to fail. Raises
         ObjectChanged."""
-        over = [it for it in operations if isinstance(it, Publish) and it.over is not None]
-        if len(operations) > 1:
-            results_of([self._requests.submit(self._unchanged, it.name, it.over) for it in over])
 
-    def _unchanged(self, name: bytes, record: Record | None) -> Version:
+        def check(publish: Publish, over: Record, where: bytes) -> None:
+            try:
+                self._unchanged(where, over)
+            except ObjectChanged:  # by the name that it is over
+                raise ObjectChanged(publish.name.decode()) from None
+
+        if len(operations) > 1:
+            results_of(
+                [
+                    self._requests.submit(check, publish, over, before)
+                    for publish, over, before in each_over(operations)
+                    if isinstance(before, bytes)
+                ]
+            )
+
+    def _unchanged(self, name: bytes, record: Record) -> Version:
         """What the name maps to, if that has the record's bytes, as what a collector or a repair
         made of it has. Raises ObjectChanged."""
         with contextlib.suppress(NameNotFound):
             version = self._catalog.current(name)
-            if record is not None and same_bytes(version.head.record, record):
+            if same_bytes(version.head.record, record):
                 return version
         raise ObjectChanged(name.decode())
 

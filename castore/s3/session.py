@@ -130,9 +130,9 @@ class S3Session(WriteSession):
         self.check_process()
         self._uploads.finish()
         present, absent = names_to_look_up(operations)
-        self._names.compare(operations)
         seen = self._names.etags(present, absent)
         check(operations, present | absent, seen.keys())
+        self._names.compare(operations)
         deleted = 0
         for group in groups(operations):
             deleted += self._apply(group, seen)

@@ -7,7 +7,7 @@ from gc_stores import World
 from hypothesis import given
 from hypothesis import strategies as st
 
-from castore.errors import ObjectChanged
+from castore.errors import NameNotFound, ObjectChanged
 from castore.s3 import commit
 from castore.stream.operations import Copy, Delete, DeletePrefix, Operation
 
@@ -47,12 +47,16 @@ def test_copies_at_once_are_bounded() -> None:
     assert sizes == [commit.COPIES_MAX, commit.COPIES_MAX, 9, 1]
 
 
-@pytest.mark.parametrize("change", ["append", "put", "delete", "delete_prefix", "rename"])
+@pytest.mark.parametrize(
+    "change",
+    ["append", "put", "delete", "delete_prefix", "rename", "copy", "moved", "copied twice"],
+)
 def test_appending_to_what_the_commit_itself_changed_fails_before_anything_is_changed(
     world: World, change: str
 ) -> None:
     store = world.open()
     store.puts("a/log", b"0")
+    store.puts("b", b"2")
     transaction = store.transaction()
     file = transaction.open("a/log", "ab")
     file.write(b"1")
@@ -66,21 +70,42 @@ def test_appending_to_what_the_commit_itself_changed_fails_before_anything_is_ch
             transaction.delete("a/log")
         case "delete_prefix":
             transaction.delete_prefix("a")
+        case "copy":
+            transaction.copy("b", "a/log")
+        case "moved":
+            transaction.rename("b", "a/log")
+        case "copied twice":
+            transaction.copy("a/log", "c")
+            transaction.copy("b", "c")
+            transaction.copy("c", "a/log")
         case _:
             transaction.rename("a/log", "moved")
     file.close()
     with pytest.raises(ObjectChanged, match="a/log"):
         transaction.commit()
-    assert [(name, store.gets(name)) for name in store.names()] == [("a/log", b"0")]
+    left = [(name, store.gets(name)) for name in store.names()]
+    assert left == [("a/log", b"0"), ("b", b"2")]
 
 
 def test_appending_to_the_same_bytes_is_no_change(world: World) -> None:
     store = world.open()
     store.puts("a", b"0")
+    store.puts("same", b"0")
     with store.transaction() as transaction:
         transaction.puts("a", b"0")
         transaction.rename("a", "a")
+        transaction.copy("same", "a")
         transaction.set_attributes("a", mode=0o600)
         with transaction.open("a", "ab") as file:
             file.write(b"1")
     assert store.gets("a") == b"01"
+
+
+def test_a_copy_of_what_is_not_there_says_so_before_what_is_over_it(world: World) -> None:
+    store = world.open()
+    store.puts("a", b"0")
+    with pytest.raises(NameNotFound, match="none"), store.transaction() as transaction:
+        transaction.copy("none", "a")
+        with transaction.open("a", "ab") as file:
+            file.write(b"1")
+    assert store.gets("a") == b"0"
