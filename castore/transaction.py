@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -33,6 +34,7 @@ from castore.stream.operations import (
     Operation,
     Publish,
     SetAttributes,
+    names_after,
 )
 from castore.stream.reader import Reader
 from castore.stream.session import WriteSession
@@ -295,6 +297,22 @@ class Transaction:
             encoded = encoded.removesuffix(b"/") + b"/"
         if len(encoded) <= NAME_BYTES_MAX:
             self._operations.append(DeletePrefix(encoded))
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """The names that start with `prefix`, sorted by their UTF-8 bytes, as they would be if the
+        block ended now. Raises InvalidName for a prefix that is no text.
+
+        >>> _ = store.puts("logs/a", b""), store.puts("logs/b", b"")
+        >>> with store.transaction() as t:
+        ...     t.rename("logs/a", "logs/c")
+        ...     list(t.names("logs/"))
+        ['logs/b', 'logs/c']
+        """
+        self._check("prefix", False)
+        encoded = encode_prefix(prefix)
+        pages = self._catalog.names(encoded) if len(encoded) <= NAME_BYTES_MAX else ()
+        names = names_after([*self._operations], encoded, chain.from_iterable(pages))
+        return (name.decode("utf-8", "surrogateescape") for name in names)
 
     def commit(self) -> None:
         """Publish all of it.

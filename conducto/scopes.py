@@ -202,6 +202,10 @@ class ScopedTransaction:
         for start in self._scopes.starts(prefix):
             self._whole.delete_prefix(start, unbounded=True)
 
+    def names(self, prefix: str = "") -> Iterator[str]:
+        for start in self._scopes.starts(prefix):
+            yield from map(self._scopes.name, self._whole.names(start))
+
     def commit(self) -> None:
         try:
             self._whole.commit()

@@ -16,7 +16,7 @@ from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import other_paths, stringify_path
 
-from castore.errors import NameNotFound
+from castore.errors import InvalidName, NameNotFound
 from castore.fs.opening import StoreFileSystem
 from castore.fs.places import (
     Place,
@@ -28,6 +28,7 @@ from castore.fs.places import (
     place_of_file,
     places_of_folder,
 )
+from castore.model import Kind
 from castore.system.workers import map_at_once
 
 
@@ -90,7 +91,7 @@ class NameVerbs(StoreFileSystem):
         **kwargs: Any,
     ) -> None:
         """As fsspec's, in one commit: no data moves."""
-        places = self._places(path1, self, path2, recursive, maxdepth)
+        places = self._places(path1, self, path2, recursive, maxdepth, after=True)
         kinds = self._kinds(place.source for place in places if place.is_file is None)
         ignores = on_error == "ignore" or (on_error is None and recursive)
         with self._together():
@@ -122,7 +123,7 @@ class NameVerbs(StoreFileSystem):
             super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
             return
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        kind = self._kind(source)
+        kind = self._kind_after(source)
         if not source or not any(kind):
             if not has_magic(source):
                 raise NameNotFound(source)
@@ -132,9 +133,8 @@ class NameVerbs(StoreFileSystem):
             raise IsADirectoryError(f"{source} is a folder: mv it with recursive=True")
         if is_into(self, path2) and (kind.is_object or not path1.endswith("/")):
             target = join(target, last_part(source))
-        names = [source] if kind.is_object else list(self.store.names(source + "/"))
         with self._changes(create=False) as changes:
-            for name in names:
+            for name in [source] if kind.is_object else list(changes.names(source + "/")):
                 changes.rename(name, f"{target}{name[len(source) :]}".lstrip("/"))
 
     def rm_file(self, path: str) -> None:
@@ -174,7 +174,11 @@ class NameVerbs(StoreFileSystem):
             raise
 
     def _remove_whole(self, names: Iterable[str]) -> None:
-        kinds = self._kinds(names)
+        kinds = (
+            {name: self._kind_after(name) for name in names}
+            if self._intrans
+            else self._kinds(names)
+        )
         absent = [name for name, kind in kinds.items() if not any(kind)]
         if absent:
             raise NameNotFound(absent[0])
@@ -210,11 +214,42 @@ class NameVerbs(StoreFileSystem):
         """Raises NotImplementedError, as `sign`."""
         return self.sign(path)
 
+    def _kind_after(self, path: str) -> Kind:
+        """As `_kind`, after what was changed so far in the transaction, if one has begun."""
+        name = self._strip_protocol(path)
+        if not self._intrans or not name:
+            kind: Kind = self._kind(name)
+            return kind
+        try:
+            names = self.transaction.changes(create=False).names
+            is_folder = next(names(name + "/"), None) is not None
+            return Kind(next(names(name), None) == name, is_folder)
+        except (FileNotFoundError, InvalidName):  # as for `_kind`
+            return Kind(False, False)
+
+    def _find_after(self, name: str, maxdepth: int | None) -> list[str]:
+        """As `find`, in the same way."""
+        if not self._intrans:
+            found: list[str] = self.find(name, maxdepth=maxdepth)
+            return found
+        below = name + "/" if name else ""
+        names = self.transaction.changes(create=False).names(below)
+        return [
+            each for each in names if maxdepth is None or each[len(below) :].count("/") < maxdepth
+        ]
+
     def _places(
-        self, source: Any, target_fs: Any, target: Any, recursive: bool, maxdepth: int | None
+        self,
+        source: Any,
+        target_fs: Any,
+        target: Any,
+        recursive: bool,
+        maxdepth: int | None,
+        *,
+        after: bool = False,
     ) -> list[Place]:
         """Where everything goes that is copied from here. As fsspec has it, but that a name that is
-        there is no pattern."""
+        there is no pattern. With `after`, one that a transaction has put is there, too."""
         if isinstance(source, list) and isinstance(target, list):
             names = self._strip_protocol(source)
             return [Place(*each, None) for each in zip(names, target, strict=False)]
@@ -222,11 +257,12 @@ class NameVerbs(StoreFileSystem):
         one = isinstance(source, str)
         if one and isinstance(target, str):
             name = self._strip_protocol(source)
-            kind = self._kind(name)
+            kind = self._kind_after(name) if after else self._kind(name)
             if kind.is_object:
                 return [place_of_file(name, target_fs, target)]
             if kind.is_folder:
-                inside = self.find(name, maxdepth=maxdepth) if recursive else []
+                find = self._find_after if after else self.find
+                inside = find(name, maxdepth=maxdepth) if recursive else []
                 return list(places_of_folder(source, name, inside, target_fs, target))
         types = self._expanded(source, recursive, maxdepth)
         if one and (not recursive or maxdepth is not None):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from castore.format.index import Record
@@ -69,3 +71,28 @@ class DeletePrefix(NamedTuple):
 
 
 Operation: TypeAlias = Publish | Copy | SetAttributes | Delete | DeletePrefix
+
+
+def names_after(
+    operations: Sequence[Operation], prefix: bytes, names: Iterable[bytes]
+) -> Iterator[bytes]:
+    """Of the names that begin with `prefix`, those that there are once the operations are applied,
+    in order. `names` are those that there are now, in order."""
+    known: dict[bytes, bool] = {}  # whether it is there, of names that were changed
+    emptied: list[bytes] = []
+    for operation in operations:
+        match operation:
+            case Publish(name):
+                known[name] = True
+            case Copy(source, target, _, _, rename):
+                if rename:
+                    known[source] = False
+                known[target] = True
+            case Delete(name):
+                known[name] = False
+            case DeletePrefix(below):
+                known |= {name: False for name in known if name.startswith(below)}
+                emptied.append(below)
+    added = sorted(name for name, there in known.items() if there and name.startswith(prefix))
+    kept = (name for name in names if name not in known and not name.startswith(tuple(emptied)))
+    return heapq.merge(kept, added)

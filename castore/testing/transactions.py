@@ -100,6 +100,27 @@ class Transactions(Kind):
         assert store.gets("first") == noise(30_000, 1)
         assert store.gets("last") == noise(30_000, 2)
 
+    def test_a_transaction_tells_the_names_that_there_will_be(self, store: castore.Store) -> None:
+        for name in ("a", "d/1", "d/2", "d/3", "e/1", "z"):
+            store.puts(name, b"")
+        with store.transaction() as transaction:
+            transaction.puts("d/4", b"")
+            transaction.copy("d/1", "b")
+            transaction.rename("d/2", "e/2")
+            transaction.delete("a")
+            transaction.set_attributes("z", mode=0o600)
+            assert list(transaction.names("d/")) == ["d/1", "d/3", "d/4"]
+            transaction.delete_prefix("d")
+            transaction.puts("d/2", b"")
+            transaction.rename("e/1", "e/1")
+            told = list(transaction.names())
+            assert told == ["b", "d/2", "e/1", "e/2", "z"]
+            assert list(transaction.names("e")) == ["e/1", "e/2"]
+            assert list(transaction.names("x" * 500)) == []
+        assert list(store.names()) == told
+        with pytest.raises(StoreClosed):
+            transaction.names()
+
     def test_a_transaction_ends_once(self, store: castore.Store) -> None:
         with store.transaction() as transaction:
             pass

@@ -75,6 +75,14 @@ class TestLocal:
         with pytest.warns(errors.UnpublishedResourceWarning, match="'user/b' is not published"):
             fs.open("user/b", "wb")
 
+    def test_a_transaction_moves_what_was_put_in_it(self, fs: ConductoFileSystem) -> None:
+        with fs.transaction:
+            fs.pipe({"pipeline/a": b"1", "user/d/x": b"2", "user/e/y": b"3"})
+            fs.mv("pipeline/a", "user/a")
+            fs.mv("user/d", "pipeline/d", recursive=True)
+            fs.rm("user/e", recursive=True)
+        assert fs.find("") == ["pipeline/d/x", "user/a"]
+
     def test_a_transaction_spans_the_scopes(self, fs: ConductoFileSystem) -> None:
         with fs.transaction:
             fs.pipe_file("pipeline/a", b"1")

@@ -29,7 +29,7 @@ MODULES = {  # and how many of its docstrings have an example
     "castore.store.objects": 9,
     "castore.store.whole": 6,
     "castore.tables": 1,
-    "castore.transaction": 4,
+    "castore.transaction": 5,
     "conducto.context": 1,
     "conducto.data": 10,
     "conducto.fs": 1,

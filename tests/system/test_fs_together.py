@@ -98,6 +98,33 @@ def test_a_transaction_knows_what_was_put_in_it(fs: CastoreFileSystem, commits: 
     assert fs.find("") == ["b/c", "b/d", "e", "there"]
 
 
+def test_a_transaction_moves_and_removes_what_was_put_in_it(
+    fs: CastoreFileSystem, commits: list[int]
+) -> None:
+    fs.pipe({"d/old": b"1", "e/old": b"2", "f/gone": b"3"})
+    with fs.transaction:
+        fs.pipe({"a": b"4", "b": b"5", "d/x/new": b"6", "e/new": b"7", "g/h": b"8", "g/i/j": b"9"})
+        fs.mv("a", "moved")
+        fs.rm("b", recursive=True)
+        fs.cp("d", "copied", recursive=True)
+        fs.mv("d", "m", recursive=True)
+        fs.rm("e", recursive=True)
+        fs.rm("f", recursive=True)
+        fs.cp("g", "shallow", recursive=True, maxdepth=1)
+        fs.rm(["g/i", "g"], recursive=True)
+        for gone in ("a", "b", "d", "e", "f", "g", "none"):
+            with pytest.raises(FileNotFoundError):
+                fs.rm(gone, recursive=True)
+            with pytest.raises(FileNotFoundError):
+                fs.mv(gone, "x", recursive=True)
+        with pytest.raises(IsADirectoryError):
+            fs.mv("m", "n")
+    copied = {"copied/old": b"1", "copied/x/new": b"6", "shallow/h": b"8"}
+    moved = {"moved": b"4", "m/old": b"1", "m/x/new": b"6"}
+    assert fs.cat("", recursive=True) == {"there": b"", **copied, **moved}
+    assert len(commits) == 2
+
+
 def test_what_is_removed_once_is_removed(fs: CastoreFileSystem) -> None:
     """Paths that overlap; an object whose name is a folder's, too."""
     fs.pipe({"a": b"", "a/b": b"", "a/c/d": b"", "a-b": b"", "a2/b": b""})
