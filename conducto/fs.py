@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from castore.fs import CastoreFileSystem
 from conducto import context, data
+from conducto.errors import ContextError
 from conducto.scopes import PIPELINE, ScopedStore, Scopes
 
 
@@ -78,6 +79,8 @@ class ConductoFileSystem(CastoreFileSystem, metaclass=_InContext):
         name = self._strip_protocol(path)
         self._scopes.key(name)
         scope, _, inner = name.partition("/")
+        if self.pipeline_id is None:
+            raise ContextError("the app shows data by its pipeline: give pipeline_id")
         shown = data.pipeline if scope == PIPELINE else data.user
         return shown.bound(pipeline_id=self.pipeline_id).url(inner, path_only=False)
 

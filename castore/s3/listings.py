@@ -104,17 +104,18 @@ class Listings:
         with self._lock:
             if key in self._missed:
                 return False
-            with contextlib.suppress(CastoreError):
+            try:
                 told = read_told(self._bucket, self._store_id, key, decode_listing)
-                if told:
-                    self._seen[key] = ""
-                    while self._known and len(self._known) + len(told) > KNOWN_MAX:
-                        del self._known[next(iter(self._known))]
-                    self._known.update((facts.name, facts) for facts in told)
-                    return True
-            if len(self._missed) < MISSED_MAX:
+            except CastoreError:  # the next list asks again: it may be there all the same
+                return False
+            if told:
+                self._seen[key] = ""
+                while self._known and len(self._known) + len(told) > KNOWN_MAX:
+                    del self._known[next(iter(self._known))]
+                self._known.update((facts.name, facts) for facts in told)
+            elif len(self._missed) < MISSED_MAX:
                 self._missed.add(key)
-            return False
+            return bool(told)
 
     def _learn(self) -> bool:
         """Read what others told since; whether there was anything."""

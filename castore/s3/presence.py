@@ -38,24 +38,20 @@ def _list(bucket: Bucket, names: list[bytes], found: dict[bytes, str]) -> int:
     before = names[0].decode()[:-1]  # what sorts in between is little
     start_after = f"{NAMES}{before}" if before.startswith(prefix) else ""
     decided = 0
-    for listed, entry in enumerate(bucket.list(NAMES + prefix, start_after=start_after)):
+    for listed, entry in enumerate(bucket.list(NAMES + prefix, start_after=start_after), 1):
+        name = name_of(entry)
+        if name is not None:
+            while decided < len(names) and names[decided] < name:
+                decided += 1
+            if decided < len(names) and names[decided] == name:
+                found[name] = entry.etag
+                decided += 1
+            if decided == len(names):
+                return decided
+        # Before the next page is asked for.
         if listed % PAGE_KEYS == 0 and decided < listed // PAGE_KEYS * LIST_MIN:
             return decided
-        name = name_of(entry)
-        if name is None:
-            continue
-        while decided < len(names) and names[decided] < name:
-            decided += 1
-        if decided == len(names):
-            break
-        if names[decided] == name:
-            found[name] = entry.etag
-            decided += 1
-            if decided == len(names):
-                break
-    else:
-        return len(names)
-    return decided
+    return len(names)
 
 
 def _common(one: bytes, other: bytes) -> bytes:

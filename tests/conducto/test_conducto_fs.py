@@ -122,6 +122,9 @@ class TestLocal:
         assert fs.url("user/u") == co.data.user.url("u", path_only=False)
         with pytest.raises(errors.InvalidName):
             fs.url("nowhere/x")
+        without = fsspec.filesystem("conducto", pipeline_id=False)
+        with pytest.raises(co.errors.ContextError, match="give pipeline_id"):
+            without.url("user/u")  # not of the environment's pipeline
         assert fs.cat_file("conducto://pipeline/x") == b"p1"
         frozen = pickle.dumps(fs)
         monkeypatch.setenv("CONDUCTO_PIPELINE_ID", "other")

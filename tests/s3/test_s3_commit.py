@@ -104,8 +104,10 @@ def test_appending_to_the_same_bytes_is_no_change(world: World) -> None:
 def test_a_copy_of_what_is_not_there_says_so_before_what_is_over_it(world: World) -> None:
     store = world.open()
     store.puts("a", b"0")
-    with pytest.raises(NameNotFound, match="none"), store.transaction() as transaction:
-        transaction.copy("none", "a")
-        with transaction.open("a", "ab") as file:
-            file.write(b"1")
+    transaction = store.transaction()
+    transaction.copy("none", "a")
+    with transaction.open("a", "ab") as file:
+        file.write(b"1")
+    with pytest.raises(NameNotFound, match="none"):
+        transaction.commit()
     assert store.gets("a") == b"0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy, answer
@@ -156,6 +157,27 @@ def test_a_folder_with_many_names_costs_one_request_more(
             bucket.delete_many(list(listings.listed_listings(bucket)))
         with open_proxied(machine + 20) as store:
             store.gc()  # which tells of all anew
+
+
+def test_a_listing_that_could_not_be_read_once_is_asked_for_again(
+    open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listings, "GUESS_MIN", 20)
+    monkeypatch.setattr(listings, "ASK_MIN", 1000)  # no other way to learn of it
+    with open_proxied(1) as store, store.transaction() as transaction:
+        for i in range(30):
+            transaction.puts(f"{i:03}", b"1" * i)
+    backend: Any = open_proxied(2)._backend
+    [listed] = backend.catalog.listed(b"")
+    told = listings.Listings(backend._bucket, backend.config.store_id, backend._requests)
+    refused = proxy.inject("GET", "listings/", answer(403, "AccessDenied"))
+    assert told.records(listed) == {}
+    assert refused.applied == 1
+    assert len(told.records(listed)) == 30
+    others = [(b"x" + name, etag) for name, etag in listed]
+    proxy.clear()
+    assert told.records(others) == told.records(others) == {}
+    assert asked(proxy) == {"GET listings/": 1}  # of one that is not there, once
 
 
 def test_parts_begin_with_folders_of_many_names(monkeypatch: pytest.MonkeyPatch) -> None:

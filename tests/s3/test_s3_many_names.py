@@ -334,3 +334,21 @@ def test_presence_of_names_near_and_far(
         ]
         asked = presence.etags_of(backend._bucket, backend._requests, wanted)
         assert asked == {name: found[name] for name in wanted if name in found}
+
+
+def test_a_list_that_is_not_worth_it_ends_with_its_page(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memory_s3.MemoryAttempts.page_keys", 20)
+    monkeypatch.setattr(presence, "PAGE_KEYS", 20)
+    actor = Actor("reader")
+    store = world.open("one", actor)
+    with store.transaction() as transaction:
+        for i in range(100):
+            transaction.puts(f"{i:03}", b"")
+    backend: Any = store._backend
+    wanted = [b"%03d" % i for i in range(0, 100, 6)]
+    assert len(wanted) >= presence.LIST_MIN
+    before = len(actor.steps)
+    assert len(presence.etags_of(backend._bucket, backend._requests, wanted)) == len(wanted)
+    assert [step.kind for step in actor.steps[before:]].count("LIST") == 1

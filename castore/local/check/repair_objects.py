@@ -131,7 +131,7 @@ class ObjectRepair:
             if decodes(raw, record.manifest)
             for pack_id in decode_segment(raw).packs
         }
-        if packs - self._packs.readings.keys():
+        if not packs <= self._packs.readings.keys():
             self._packs.read_new()  # of an object that was put since
         return not any(manifest_faults(record, raws, self._packs.readings, self._config.seed))
 
