@@ -120,7 +120,7 @@ class Secrets:
             self._backend().put(wanted, replaced)
 
     def _delete(self, keys: Iterable[SecretKey]) -> None:
-        wanted = list(keys)
+        wanted = [*dict.fromkeys(keys)]  # Parameter Store refuses what names one twice
         for key in wanted:
             check_key(key)
         if wanted:

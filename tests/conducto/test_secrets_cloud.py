@@ -197,6 +197,22 @@ def test_some_of_several(server: ParameterServer) -> None:
     assert api.get_user_secrets() == {"OLD": "old", "A": VALUE, "B": VALUE}
 
 
+def test_a_name_that_is_given_twice_is_deleted_once(server: ParameterServer) -> None:
+    """AWS refuses a request that names a parameter twice."""
+    asked: list[list[str]] = []
+
+    def note(params: dict[str, Any], **_: Any) -> None:
+        asked.append(json.loads(params["body"])["Names"])
+
+    api = co.api.Secrets()
+    api.put_user_secrets({"A": VALUE, "B": VALUE})
+    client = ssm._client(os.getpid(), ssm._settings())
+    client.meta.events.register("before-call.ssm.DeleteParameters", note)
+    api.delete_user_secrets(["A", "B", "A"])
+    client.meta.events.unregister("before-call.ssm.DeleteParameters", note)
+    assert asked == [["/conducto/user/me/A", "/conducto/user/me/B"]]
+
+
 def test_denied_is_told_before_a_value_is_asked_for(server: ParameterServer) -> None:
     secrets.backend().check()
     server.failures = [(400, "AccessDeniedException", "no")]
