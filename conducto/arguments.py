@@ -9,9 +9,9 @@ replaces an earlier one. After `--`, everything is positional.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 FALSE = frozenset({"0", "false", "f", "no", "n", "off", "none", ""})
@@ -47,6 +47,27 @@ class Parameter:
     def option(self) -> str:
         value = {"text": f" {self.name.upper()}", "range": "=BEGIN,END", "flag": ""}[self.kind]
         return f"--{self.name}{value}" + (f" | --no-{self.name}" if self.kind == "flag" else "")
+
+
+class Where(TypedDict):
+    """In which store, as functions take it; None where the environment says."""
+
+    local: bool | None
+    profile: str | None
+
+
+WHERE = (
+    Parameter("local", "on this machine, or in the cloud", "flag", False, False),
+    Parameter("profile", "the profile; else CONDUCTO_PROFILE", "text", False, False),
+)
+
+
+def where(given: Mapping[str, Value]) -> Where:
+    """What was given of `WHERE`."""
+    local, profile = given.get("local"), given.get("profile")
+    assert isinstance(local, bool | None)
+    assert isinstance(profile, str | None)
+    return {"local": local, "profile": profile}
 
 
 def parse(parameters: Sequence[Parameter], argv: Sequence[str]) -> dict[str, Value]:

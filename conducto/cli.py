@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 from castore import __version__
 from castore.errors import CastoreError, describe_os_error
 from conducto import data
-from conducto.arguments import HelpWanted, Parameter, UsageError, parse
+from conducto.arguments import WHERE, HelpWanted, Parameter, UsageError, parse, where
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -112,19 +112,17 @@ def _run(program: str, scope: Scope, argv: Sequence[str]) -> int:
         raise UsageError(f"{first!r} is not one of the commands {', '.join(commands)}")
     command = commands[name]
     try:
-        values: dict[str, Any] = {**parse((*command.parameters, *COMMON), rest)}
+        given = parse((*command.parameters, *COMMON), rest)
     except HelpWanted:
         write_text(_command_help(f"{program} {name}", command))
         return 0
     except UsageError as error:
         return _fail(program, f"{name}: {error} (see {program} {name} --help)", EXIT_USAGE)
-    bound = scope.bound(
-        pipeline_id=values.pop("id", None),
-        local=values.pop("local", None),
-        profile=values.pop("profile", None),
-    )
+    values: dict[str, Any] = given
+    bound = scope.bound(pipeline_id=values.get("id"), **where(given))
     run = partial(command.run, bound) if command.run else getattr(bound, name.replace("-", "_"))
-    result = run(**values)
+    own = {parameter.name for parameter in command.parameters}
+    result = run(**{name: value for name, value in values.items() if name in own})
     if result is not None:
         write_text(json.dumps(result) + "\n")
     return 0
@@ -160,8 +158,7 @@ _PATH_ONLY = Parameter(
 
 COMMON = (
     Parameter("id", "the pipeline; else CONDUCTO_PIPELINE_ID", "text", False, False),
-    Parameter("local", "the store on this machine, or in the cloud", "flag", False, False),
-    Parameter("profile", "the profile; else CONDUCTO_PROFILE", "text", False, False),
+    *WHERE,
 )
 
 COMMANDS: dict[str, Command] = {

@@ -9,11 +9,10 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import TypedDict
 
 from castore import __version__
 from conducto import context, data
-from conducto.arguments import HelpWanted, Parameter, UsageError, Value, parse
+from conducto.arguments import WHERE, HelpWanted, Parameter, UsageError, Value, parse, where
 from conducto.cli import guarded, write_text
 from conducto.takeover import take_over
 
@@ -61,23 +60,14 @@ secrets are variables of every node's environment that no log shows: conducto se
   --local/--no-local   the store on this machine, or in the cloud
   --profile PROFILE    the profile; else CONDUCTO_PROFILE
 """
-COMMON = (
-    Parameter("local", "the store on this machine, or in the cloud", "flag", False, False),
-    Parameter("profile", "the profile", "text", False, False),
-)
 VERBS = ("run", "show", "logs", "archive", "take-over", "secrets", "mount", "umount")
 PARAMETERS = (
     Parameter("pipeline_id", "the pipeline", required=False),
     Parameter("older_than", "all that went quiet so long ago", required=False, positional=False),
     Parameter("dry_run", "only print them", "flag", False, False),
-    *COMMON,
+    *WHERE,
 )
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-
-
-class Where(TypedDict):
-    local: bool | None
-    profile: str | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,8 +113,8 @@ def _run_verb(verb: str, words: list[str]) -> int:
 
         if verb == "run":
             return verbs.run(words)
-        given = parse((*(verbs.SHOW if verb == "show" else verbs.LOGS), *COMMON), words)
-        store = context.open_store(**_where(given))
+        given = parse((*(verbs.SHOW if verb == "show" else verbs.LOGS), *WHERE), words)
+        store = context.open_store(**where(given))
         return (verbs.show if verb == "show" else verbs.logs)(store, given)
     if verb == "secrets":
         from conducto.secrets import command
@@ -137,16 +127,9 @@ def _run_verb(verb: str, words: list[str]) -> int:
     if verb == "archive":
         write_text(json.dumps(_archive(parse(PARAMETERS, words))) + "\n")
         return 0
-    taken = take_over(**_where(parse(COMMON, words)))
+    taken = take_over(**where(parse(WHERE, words)))
     write_text(json.dumps(taken) + "\n")
     return 1 if taken["left_out"] else 0
-
-
-def _where(given: dict[str, Value]) -> Where:
-    local, profile = given.get("local"), given.get("profile")
-    assert isinstance(local, bool | None)
-    assert isinstance(profile, str | None)
-    return {"local": local, "profile": profile}
 
 
 def _archive(given: dict[str, Value]) -> int | dict[str, int]:
@@ -156,7 +139,7 @@ def _archive(given: dict[str, Value]) -> int | dict[str, int]:
         raise UsageError("archive takes a PIPELINE_ID, or --older-than AGE")
     dry_run = bool(given.get("dry_run", False))
     if older_than is not None:
-        return data.archive_quiet(age(str(older_than)), dry_run=dry_run, **_where(given))
+        return data.archive_quiet(age(str(older_than)), dry_run=dry_run, **where(given))
     if dry_run:
         raise UsageError("--dry-run goes with --older-than")
-    return data.archive(str(pipeline_id), **_where(given))
+    return data.archive(str(pipeline_id), **where(given))

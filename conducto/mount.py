@@ -19,7 +19,7 @@ import castore
 from castore.errors import NameNotFound
 from castore.mount import MountUnavailable, mount, mounted, unmount
 from conducto import context, data
-from conducto.arguments import Parameter, UsageError, parse
+from conducto.arguments import WHERE, Parameter, UsageError, parse, where
 from conducto.errors import ContextError
 from conducto.run import guard
 
@@ -31,8 +31,7 @@ PARAMETERS = (
     Parameter("folder", "where to mount", required=False),
     Parameter("id", "the pipeline", required=False, positional=False),
     Parameter("read_only", "nothing may be written", "flag", False, False),
-    Parameter("local", "the store on this machine, or in the cloud", "flag", False, False),
-    Parameter("profile", "the profile", "text", False, False),
+    *WHERE,
 )
 
 State = tuple[int, int, int, int]
@@ -173,14 +172,12 @@ def run_mount(words: Sequence[str]) -> int:
         scope, folder = None, scope
     if folder is None or scope not in (None, "pipeline", "user"):
         raise UsageError("mount takes [pipeline|user] FOLDER")
-    pipeline_id, local, profile = given.get("id"), given.get("local"), given.get("profile")
+    pipeline_id = given.get("id")
     assert isinstance(scope, str | None)
     assert isinstance(pipeline_id, str | None)
-    assert isinstance(local, bool | None)
-    assert isinstance(profile, str | None)
-    context.open_store(local=local, profile=profile)  # made, if there is none
+    context.open_store(**where(given))  # made, if there is none
     mount(
-        context.store_url(local=local, profile=profile),
+        context.store_url(**where(given)),
         str(folder),
         prefixes=prefixes(scope, pipeline_id=pipeline_id),
         writable=not given.get("read_only", False),

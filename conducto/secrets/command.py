@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from conducto import secrets
-from conducto.arguments import HelpWanted, Parameter, UsageError, Value, parse
+from conducto.arguments import WHERE, HelpWanted, Parameter, UsageError, Value, parse, where
 from conducto.cli import write_text
 from conducto.errors import InvalidSecret, SecretsError
 from conducto.secrets.values import (
@@ -45,8 +45,7 @@ it. list prints the names, as JSON, and no values.
 """
 COMMON = (
     Parameter("org", "the organization's", "flag", False, False),
-    Parameter("local", "on this machine, or in the cloud", "flag", False, False),
-    Parameter("profile", "the profile", "text", False, False),
+    *WHERE,
 )
 KEY = Parameter("key", "the variable's name")
 MASK = Parameter("mask", "whether what nodes print is masked", "flag", False, False)
@@ -117,11 +116,7 @@ _VERBS: dict[str, Callable[[dict[str, Value], secrets.Backend], None]] = {
 
 
 def _backend(given: dict[str, Value]) -> secrets.Backend:
-    local, profile = given.get("local"), given.get("profile")
-    return secrets.backend(
-        local=None if local is None else bool(local),
-        profile=None if profile is None else str(profile),
-    )
+    return secrets.backend(**where(given))
 
 
 def _key(given: dict[str, Value]) -> SecretKey:
