@@ -89,8 +89,8 @@ def read_config(root: str) -> StoreConfig | None:
 # ---------------------------------------------------------------- pid namespaces
 
 
-def share(root: str) -> int:
-    """Hold castore.lock shared, for as long as the store is open; -1 where it can't be written.
+def share(root: str) -> LockFile | None:
+    """Hold castore.lock shared, until what this gives is closed; None where it can't be written.
 
     LMDB tells live readers from dead ones by their pid, which means nothing in another pid
     namespace (another container on the same volume): it would free the pages that they read. The
@@ -99,20 +99,18 @@ def share(root: str) -> int:
     """
     path = os.path.join(root, LOCK)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except (PermissionError, OSError) as error:
+        lock = LockFile(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    except OSError as error:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return -1
+            return None
         raise storage_error(error, path) from error
     try:
+        fd = lock.fileno()
         if not os.fstat(fd).st_size:
             adopt(fd, root, as_lock=True)
         ours = _pid_namespace()
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock.take():
             os.pwrite(fd, ours.ljust(64), 0)
-        except BlockingIOError:
-            pass
         fcntl.flock(fd, fcntl.LOCK_SH)
         theirs = os.pread(fd, 64, 0).strip()
         if theirs != ours:
@@ -123,8 +121,8 @@ def share(root: str) -> int:
                 "--pid=container:NAME or --pid=host; shareProcessNamespace: true in Kubernetes), "
                 "open it with read_only=True here, or use a store on S3",
             )
-    except BaseException as error:  # an interrupt, too: nobody else could let it go
-        os.close(fd)
+    except BaseException as error:  # an interrupt, too: its traceback keeps the file
+        lock.close()
         if not isinstance(error, OSError) or isinstance(error, StoreLocked) or is_interrupt(error):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -133,7 +131,7 @@ def share(root: str) -> int:
             f"{path} can't be locked ({error.strerror}): is it on a network file system?",
             error.errno or errno.EIO,
         ) from error
-    return fd
+    return lock
 
 
 def alone(root: str) -> LockFile:

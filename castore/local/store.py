@@ -40,6 +40,7 @@ from castore.system import forks
 from castore.system.fileio import make_durable_folder, of_file, storage_error, sync_folder
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_env import open_index
+from castore.system.lockfile import LockFile
 from castore.system.workers import Workers, usable_cores
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class LocalStore:
         self.config = config
         self.references = 1
         self._read_only = read_only
-        self._lock_fd, self._lock_file = -1, (0, 0)
+        self._lock: LockFile | None = None
         if not read_only:
             self._share()
         try:
@@ -178,33 +179,21 @@ class LocalStore:
                 self._let_go()
 
     def _share(self) -> None:
-        self._lock_fd = -1
-        self._lock_fd = share(self.root)
-        self._lock_file = _file_at(self._lock_fd)
+        self._lock = share(self.root)
 
     def _let_go(self) -> None:
-        """A process that becomes a daemon closes all descriptors that there are, and the number may
-        be another file's by now."""
-        fd, self._lock_fd = self._lock_fd, -1
-        if fd >= 0 and _file_at(fd) == self._lock_file:
-            os.close(fd)
+        if self._lock is not None:
+            self._lock.close_unless_replaced()
+        self._lock = None
 
     def after_fork_in_child(self) -> None:
         # The shared lock is one open file description with the parent's: a descriptor of our own
         # keeps it when the parent exits.
-        inherited = self._lock_fd
-        if inherited >= 0:
+        inherited, self._lock = self._lock, None
+        if inherited is not None:
             with contextlib.suppress(OSError, StoreLocked, StoreIOError):
                 self._share()
-            os.close(inherited)
-
-
-def _file_at(fd: int) -> tuple[int, int]:
-    try:
-        status = os.fstat(fd)
-    except OSError:
-        return -1, fd
-    return status.st_dev, status.st_ino
+            inherited.close()
 
 
 # ---------------------------------------------------------------- opening

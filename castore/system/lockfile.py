@@ -22,6 +22,7 @@ class LockFile(io.FileIO):
             return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
         super().__init__(path, "r+", opener=opener)
+        self._is = _file_at(self.fileno())
 
     def take(self) -> bool:
         """Lock it for us alone; False if somebody has it locked. Raises OSError."""
@@ -35,3 +36,23 @@ class LockFile(io.FileIO):
         """Before it is closed, where a child that was forked just now may not have let go of its
         copy yet."""
         fcntl.flock(self, fcntl.LOCK_UN)
+
+    def close_unless_replaced(self) -> None:
+        """Close it, unless its number is another file's by now: a process that becomes a daemon
+        closes all descriptors that there are. Idempotent."""
+        if self.closed or _file_at(self.fileno()) == self._is:
+            self.close()
+            return
+        import ctypes
+
+        # As its end would close that number: it has none.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
+
+def _file_at(fd: int) -> tuple[int, int]:
+    """Which file it is; none that there is, if it is not open."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return -1, fd
+    return status.st_dev, status.st_ino

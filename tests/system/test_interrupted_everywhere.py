@@ -19,6 +19,7 @@ from memory_s3 import MemoryAttempts
 from threads import in_threads
 
 import castore
+from castore.local import folder
 from castore.system.lockfile import LockFile
 from castore.system.workers import Workers
 
@@ -188,6 +189,26 @@ def test_a_local_store(tmp_path: Path, name: str, every: int) -> None:
         report = again.check(read_data=True)
         assert report.clean, report.problems
         assert not [p for p in root.glob("packs/*/*") if p.suffix != ".pack"]
+
+
+def test_the_lock_of_a_folder(tmp_path: Path) -> None:
+    """Nobody could have the store to itself, were it not let go of."""
+    castore.open(tmp_path / "store").close()
+    root = str(tmp_path / "store")
+
+    def hold() -> None:
+        lock = folder.share(root)
+        assert lock is not None
+        lock.close_unless_replaced()
+
+    steps = steps_of(hold)
+    assert len(steps) > 20
+    struck = 0
+    for step in steps:
+        struck += isinstance(strike(hold, step), Soft)
+        with folder.alone(root):
+            pass
+    assert struck > 20
 
 
 @pytest.mark.parametrize("name", VERBS)

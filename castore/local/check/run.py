@@ -96,7 +96,7 @@ def check_in_process(
     known = {bytes.fromhex(pack) for pack in sound}
     path = os.path.join(root, "index")
     lock_free = read_only and not is_in_use(path)
-    in_use = -1 if lock_free else share(root)
+    in_use = None if lock_free else share(root)
     index = open_index(path, create=False, lock_free=lock_free)
     workers = Workers(threads)
     try:
@@ -122,8 +122,8 @@ def check_in_process(
     finally:
         workers.close()
         index.close()
-        if in_use >= 0:
-            os.close(in_use)
+        if in_use is not None:
+            in_use.close()
 
 
 class _Told:
