@@ -24,6 +24,7 @@ several times its snapshot (`bound`): what a snapshot costs was written before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -118,15 +119,21 @@ class Journal:
         block = encode_block(kind, place.seq, 0, payload, raw_bytes=len(payload), flags=FLAG_LAST)
         with self._lock, contextlib.suppress(OSError):  # the next transaction says the same
             if self._is_ours() and self._generation == place.generation:
-                size = os.write(self._fd, block)
-                self._known = place, place.end + size
+                self._append(block)
+                self._known = place, place.end + len(block)
 
     def _write(self, seq: int, entries: Iterable[bytes]) -> int:
-        """Where the file ends then. One call for each block: nobody else's comes in between."""
+        """Where the file ends then."""
         self._dirty = True
         for block in encode_blocks(Kind.CHANGES, seq, entries):
-            os.write(self._fd, block)
+            self._append(block)
         return os.fstat(self._fd).st_size
+
+    def _append(self, block: bytes) -> None:
+        """In one call: nobody else's comes in between, and so what the disk has no room for can't
+        follow later. Raises OSError."""
+        if os.write(self._fd, block) < len(block):
+            raise OSError(errno.ENOSPC, "a block was written in part", self.folder)
 
     def _decoded(self, row: bytes | None) -> JournalPlace:
         """Of a row that is damaged in more than a bit nothing is known, as of one that is gone."""
@@ -305,7 +312,7 @@ class Journal:
         self._generation = generation
         self._dirty = True
         self._lacking |= not is_empty
-        os.write(self._fd, self._head(generation, seq, "nothing" if is_empty else "snapshot"))
+        self._append(self._head(generation, seq, "nothing" if is_empty else "snapshot"))
         os.fsync(self._fd)
         sync_folder(self.folder)
         return JournalPlace(generation, seq, os.fstat(self._fd).st_size)
