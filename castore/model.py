@@ -147,6 +147,14 @@ class Location(NamedTuple):
     stored_bytes: int
 
 
+class Base(NamedTuple):
+    """A chunk that a delta is made against: `raw_bytes` long, and never a delta itself."""
+
+    chunk_id: bytes
+    raw_bytes: int
+    location: Location
+
+
 class Extent(NamedTuple):
     """One chunk at its place `[begin, end)` in an object."""
 

@@ -1,0 +1,207 @@
+"""Which chunks of an older object a new stream's chunks resemble, found as the stream goes by.
+
+A stream that is a later version of an older object runs beside it, at some distance: the shift. It
+is known from the last chunk that deduplicated, and else from anchors: hashes of 24 bytes at places
+that content chooses, one in some hundreds. Those of the older object's bases around the present
+place are in a bounded table. Where a new chunk's anchors are found says which bases it was made
+from, how much of it each of them has, and where the stream is now. So files that came, went or
+moved are followed, without an index on disk, and without trying to compress against anything.
+
+Work is bounded on both sides. The older object is read only around the place, and further ahead
+only as far as what was found so far has earned. Where nothing is found, fewer and fewer chunks are
+looked at, down to one in 32.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from castore.model import Base, Extent
+from castore.stream.anchors import anchors
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from castore.stream.segments import Manifest
+
+BASES_MAX = 4  # of one delta
+TABLE_BASES_MAX = 512  # whose anchors are known at a time: 40 MB of chunks, 10 MB of table
+SEGMENTS_MAX = 4  # whose chunk ids are known at a time: 300 MB of the older object
+MARGIN_BYTES = 64 << 10  # looked at on both sides of where a chunk is expected
+AHEAD_BYTES_MAX = 64 << 20  # how far ahead of there a chunk is looked for
+AHEAD_BYTES = 256 << 10  # taken from ahead for one chunk that is not found
+CREDIT_FIRST = 16  # bases that may be taken from ahead before anything was found
+CREDIT_MAX = 256
+CREDIT_OF_HIT = 4
+TRIED_ALWAYS = 8  # chunks after the last that was found; then half of as many, a quarter, ...
+TRIED_AT_LEAST = 32  # ... down to one chunk in so many
+GAIN_MIN = 1 / 16  # of a chunk's anchors that a further base must add
+
+
+class Candidate(NamedTuple):
+    """A base, and the share of the chunk's anchors, 0 to 1, that it has and the ones before it in
+    the list have not."""
+
+    base: Base
+    share: float
+
+
+class _Loaded(NamedTuple):
+    begin: int  # in the older object, of the extent that it is, or that is a delta of it
+    base: Base
+    anchors: dict[int, int]
+
+
+class Alignment:
+    """The alignment of one new stream to one older object. Tell it every chunk of the stream, in
+    order, by `known` or by `candidates`. Not for several threads at once."""
+
+    def __init__(self, older: Manifest, size: int, read: Callable[[Base], Buffer | None]) -> None:
+        """`older` is of an object of `size` bytes. `read` returns the bytes of a base, or None if
+        they are not to be had, and then it is no candidate."""
+        self._older = older
+        self._size = size
+        self._read = read
+        self._shift = 0  # an offset in the older object less the one in the stream
+        self._lost = 0  # chunks since one was found
+        self._credit = CREDIT_FIRST
+        self._ahead = 0  # in the older object: what is before was looked at
+        self._loaded: OrderedDict[bytes, _Loaded | None] = OrderedDict()
+        self._owner: dict[int, bytes] = {}  # by an anchor's hash, the base that had it last
+        self._segments: OrderedDict[int, dict[bytes, int]] = OrderedDict()
+
+    def known(self, begin: int, end: int, chunk_id: bytes) -> None:
+        """The stream's chunk at `[begin, end)` is stored already."""
+        at = self._offset_of(chunk_id, begin + self._shift)
+        if at is not None:
+            self._found(at - begin, at)
+
+    def candidates(self, begin: int, end: int, raw: Buffer) -> list[Candidate]:
+        """Bases for the stream's new chunk at `[begin, end)`, the best first, at most 4."""
+        if self._lost and not self._is_time():
+            self._lost += 1
+            return []
+        sought = anchors(raw)
+        first, last = begin + self._shift - MARGIN_BYTES, end + self._shift + MARGIN_BYTES
+        self._load(max(0, first), min(last, self._size))
+        found = self._rank(sought)
+        if not found and sought and self._credit > 0:
+            self._load_ahead(begin + self._shift)
+            found = self._rank(sought)
+        if found:
+            self._follow(begin, sought, found[0].base)
+        else:
+            self._lost += 1
+        return found
+
+    # ------------------------------------------------------------ the place
+
+    def _is_time(self) -> bool:
+        """Whether to look at a chunk although those before it were not found."""
+        every = 1 << min(self._lost // TRIED_ALWAYS, TRIED_AT_LEAST.bit_length() - 1)
+        return self._lost % every == 0
+
+    def _found(self, shift: int, at: int) -> None:
+        self._shift = shift
+        self._lost = 0
+        self._ahead = at
+        self._credit = min(self._credit + CREDIT_OF_HIT, CREDIT_MAX)
+
+    def _follow(self, begin: int, sought: dict[int, int], best: Base) -> None:
+        """The place is where the middle one of the anchors that the best base has says."""
+        loaded = self._loaded[best.chunk_id]
+        assert loaded is not None
+        shared = sought.keys() & loaded.anchors.keys()
+        shifts = sorted(loaded.anchors[anchor] - sought[anchor] for anchor in shared)
+        self._found(loaded.begin + shifts[len(shifts) // 2] - begin, loaded.begin)
+
+    def _offset_of(self, chunk_id: bytes, expected: int) -> int | None:
+        """Where the older object has the chunk, the nearest to the expected place."""
+        self._load_ids(expected)
+        found = [ids[chunk_id] for ids in self._segments.values() if chunk_id in ids]
+        return min(found, key=lambda at: abs(at - expected), default=None)
+
+    def _load_ids(self, offset: int) -> None:
+        """Those of the segment at the offset, but for chunks that it has twice."""
+        segment = next(self._older.at_or_after(min(max(offset, 0), self._size - 1)), None)
+        if segment is None or segment.begin in self._segments:
+            return
+        ids: dict[bytes, int] = {}
+        twice = set()
+        for extent in segment:
+            if ids.setdefault(extent.chunk_id, extent.begin) != extent.begin:
+                twice.add(extent.chunk_id)
+        for chunk_id in twice:
+            del ids[chunk_id]
+        self._segments[segment.begin] = ids
+        if len(self._segments) > SEGMENTS_MAX:
+            self._segments.popitem(last=False)
+
+    # ------------------------------------------------------------ the table
+
+    def _load(self, first: int, last: int) -> None:
+        """The anchors of what lies under `[first, last)` of the older object."""
+        if first < last:
+            for extent in self._older.covering(first, last):
+                self._load_extent(extent)
+
+    def _load_ahead(self, place: int) -> None:
+        """Some more of what comes behind what was looked at."""
+        self._ahead = max(self._ahead, place)
+        if self._ahead >= min(self._size, place + AHEAD_BYTES_MAX):
+            return
+        step = min(self._ahead + AHEAD_BYTES, self._size)
+        for extent in self._older.covering(self._ahead, step):
+            self._credit -= self._load_extent(extent)
+            self._ahead = extent.end
+
+    def _load_extent(self, extent: Extent) -> int:
+        """How many bases were read for it."""
+        read = 0
+        for base in bases_of(extent):
+            if base.chunk_id in self._loaded:
+                self._loaded.move_to_end(base.chunk_id)
+                continue
+            read += 1
+            raw = self._read(base)
+            if raw is None:
+                self._loaded[base.chunk_id] = None
+            else:
+                loaded = _Loaded(extent.begin, base, anchors(raw))
+                self._loaded[base.chunk_id] = loaded
+                self._owner.update(dict.fromkeys(loaded.anchors, base.chunk_id))
+            if len(self._loaded) > TABLE_BASES_MAX:
+                self._forget(*self._loaded.popitem(last=False))
+        return read
+
+    def _forget(self, chunk_id: bytes, loaded: _Loaded | None) -> None:
+        for anchor in loaded.anchors if loaded is not None else ():
+            if self._owner.get(anchor) == chunk_id:
+                del self._owner[anchor]
+
+    def _rank(self, sought: dict[int, int]) -> list[Candidate]:
+        """The bases that have most of the anchors, each for what the ones before it have not."""
+        votes = Counter(map(self._owner.get, sought))
+        tables = [
+            loaded
+            for chunk_id, _ in votes.most_common(2 * BASES_MAX + 1)
+            if chunk_id is not None and (loaded := self._loaded[chunk_id]) is not None
+        ]
+        left = set(sought)
+        ranked: list[Candidate] = []
+        while tables and len(ranked) < BASES_MAX:
+            gains = [len(left & loaded.anchors.keys()) for loaded in tables]
+            gain = max(gains)
+            if gain < max(1, GAIN_MIN * len(sought)):
+                break
+            best = tables.pop(gains.index(gain))
+            left -= best.anchors.keys()
+            ranked.append(Candidate(best.base, gain / len(sought)))
+        return ranked
+
+
+def bases_of(extent: Extent) -> Sequence[Base]:
+    """What a delta that resembles this chunk is made against: the chunk itself."""
+    return (Base(extent.chunk_id, extent.end - extent.begin, extent.location),)

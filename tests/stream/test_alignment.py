@@ -1,0 +1,235 @@
+"""The bases that are found for the chunks of a stream that is a later version of an object."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from castore.format.segment import SegmentBuilder
+from castore.model import SEGMENT_EXTENTS_MAX, Base
+from castore.stream import alignment
+from castore.stream.alignment import Alignment
+from castore.stream.anchors import anchors
+from castore.stream.segments import Manifest
+
+CHUNK = 32 << 10
+PACK = b"p" * 16
+
+
+@dataclass
+class Older:
+    """An object of chunks of random bytes, whose bases are counted as they are read."""
+
+    chunks: list[bytes]
+    read_ids: list[bytes] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, count: int, seed: int = 0) -> Older:
+        made = random.Random(seed)
+        return cls([made.randbytes(CHUNK) for _ in range(count)])
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.chunks)
+
+    def id(self, i: int) -> bytes:
+        return i.to_bytes(16, "big")
+
+    def manifest(self) -> Manifest:
+        raw_segments = []
+        end = 0
+        for first in range(0, len(self.chunks), SEGMENT_EXTENTS_MAX):
+            builder = SegmentBuilder(end)
+            for i in range(first, min(first + SEGMENT_EXTENTS_MAX, len(self.chunks))):
+                end += len(self.chunks[i])
+                builder.append(end, self.id(i), PACK, i, 100)
+            raw_segments.append(builder.encode())
+        return Manifest(raw_segments, end)
+
+    def read(self, base: Base) -> bytes:
+        self.read_ids.append(base.chunk_id)
+        raw = self.chunks[int.from_bytes(base.chunk_id, "big")]
+        assert base.raw_bytes == len(raw)
+        return raw
+
+    def aligned(self) -> Alignment:
+        return Alignment(self.manifest(), len(self.data), self.read)
+
+
+def cut(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Chunks that have nothing to do with where the older object was cut."""
+    size = 20_000
+    for begin in range(0, len(data), size):
+        end = min(begin + size, len(data))
+        yield begin, end, data[begin:end]
+
+
+def found(aligned: Alignment, data: bytes) -> list[list[int]]:
+    return [
+        [int.from_bytes(each.base.chunk_id, "big") for each in aligned.candidates(*chunk)]
+        for chunk in cut(data)
+    ]
+
+
+def overlapping(begin: int, end: int) -> set[int]:
+    return set(range(begin // CHUNK, (end - 1) // CHUNK + 1))
+
+
+def touched(data: bytes, every: int) -> bytes:
+    changed = bytearray(data)
+    for at in range(every // 2, len(changed), every):
+        changed[at] ^= 1
+    return bytes(changed)
+
+
+def test_every_chunk_of_a_touched_version_finds_what_it_was_made_from():
+    older = Older.of(60)
+    aligned = older.aligned()
+    for begin, end, raw in cut(touched(older.data, 3000)):
+        candidates = aligned.candidates(begin, end, raw)
+        ids = {int.from_bytes(each.base.chunk_id, "big") for each in candidates}
+        assert ids
+        assert ids <= overlapping(begin, end)
+        shares = [each.share for each in candidates]
+        assert shares == sorted(shares, reverse=True)
+        assert 0.8 < sum(shares) <= 1
+
+
+def test_each_base_is_read_once():
+    older = Older.of(60)
+    found(older.aligned(), touched(older.data, 3000))
+    assert sorted(older.read_ids) == sorted(set(older.read_ids)) == [older.id(i) for i in range(60)]
+
+
+def test_what_was_cut_out_or_put_in_is_passed():
+    older = Older.of(120)
+    data = older.data
+    new = random.Random(9).randbytes(150_000)
+    version = data[:400_000] + new + data[400_000:1_000_000] + data[2_000_000:]
+    bases = found(older.aligned(), touched(version, 5000))
+    origin = list(range(400_000)) + [-1] * 150_000 + list(range(400_000, 1_000_000))
+    origin += list(range(2_000_000, len(data)))
+    missed = 0
+    for (begin, end, _), ids in zip(cut(version), bases, strict=True):
+        if origin[begin] >= 0 and origin[end - 1] - origin[begin] == end - 1 - begin:
+            missed += not ids
+            assert set(ids) <= overlapping(origin[begin], origin[end - 1] + 1)
+    assert missed <= 12
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["insert", "delete", "move"]), st.floats(0, 1), st.floats(0, 1)),
+        max_size=4,
+    ),
+    st.integers(0, 1000),
+)
+def test_any_edits_are_followed(edits, seed):
+    """A piece that came, went or moved costs a few chunks, and a base is never one that has
+    nothing of the chunk."""
+    made = random.Random(seed)
+    older = Older.of(40, seed=2000)
+    version, origin = older.data, list(range(40 * CHUNK))
+    for edit, where, share in edits:
+        at, size = int(where * len(version)), 1 + int(share * 100_000)
+        if edit == "insert":
+            version = version[:at] + made.randbytes(size) + version[at:]
+            origin = origin[:at] + [-1] * size + origin[at:]
+            continue
+        piece, of_piece = version[at : at + size], origin[at : at + size]
+        version, origin = version[:at] + version[at + size :], origin[:at] + origin[at + size :]
+        if edit == "move":
+            to = made.randrange(len(version))
+            version = version[:to] + piece + version[to:]
+            origin = origin[:to] + of_piece + origin[to:]
+    missed = 0
+    for (begin, end, _), ids in zip(cut(version), found(older.aligned(), version), strict=True):
+        here = {at // CHUNK for at in origin[begin:end] if at >= 0}
+        assert set(ids) <= here
+        whole = end - begin == 20_000 and all(at >= 0 for at in origin[begin:end])
+        missed += whole and not ids
+    assert missed <= 6 * len(edits)
+
+
+def test_a_known_chunk_says_where_the_stream_is():
+    """Behind more that was left out than is looked through."""
+    older = Older.of(1500)
+    aligned = older.aligned()
+    assert aligned.candidates(0, CHUNK, touched(older.chunks[0], 3000))
+    aligned.known(CHUNK, 2 * CHUNK, older.id(1300))
+    assert not aligned.candidates(2 * CHUNK, 3 * CHUNK, touched(older.chunks[1301], 3000))
+    older = Older.of(1500)
+    aligned = older.aligned()
+    aligned.known(0, CHUNK, older.id(900))
+    candidates = aligned.candidates(CHUNK, 2 * CHUNK, touched(older.chunks[901], 3000))
+    assert [each.base.chunk_id for each in candidates] == [older.id(901)]
+
+
+def test_a_chunk_that_the_older_object_has_twice_says_nothing():
+    older = Older.of(200)
+    manifest_of = older.id
+    older.id = lambda i: manifest_of(7 if i == 190 else i)  # type: ignore[method-assign]
+    aligned = older.aligned()
+    aligned.known(0, CHUNK, manifest_of(7))
+    candidates = aligned.candidates(CHUNK, 2 * CHUNK, touched(older.chunks[1], 3000))
+    assert [each.base.chunk_id for each in candidates] == [manifest_of(1)]
+
+
+def test_a_stream_of_something_else_is_looked_at_less_and_less(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(alignment, "anchors", lambda raw: sizes.append(len(raw)) or anchors(raw))
+    older = Older.of(1000)
+    assert not any(found(older.aligned(), random.Random(5).randbytes(20_000_000)))
+    looked_at = sizes.count(20_000)
+    assert looked_at < 1000 // 16
+    assert len(older.read_ids) < 1000 // 4
+
+
+def test_the_table_is_bounded(monkeypatch):
+    monkeypatch.setattr(alignment, "TABLE_BASES_MAX", 20)
+    older = Older.of(100)
+    aligned = older.aligned()
+    assert all(found(aligned, touched(older.data, 3000)))
+    assert len(aligned._loaded) == 20
+    assert set(aligned._owner.values()) <= aligned._loaded.keys()
+    anchors_of_20 = 20 * CHUNK // 512
+    assert len(aligned._owner) < 2 * anchors_of_20
+
+
+def test_bases_that_are_not_to_be_had_are_none():
+    older = Older.of(20)
+    aligned = Alignment(older.manifest(), len(older.data), lambda base: None)
+    assert not any(found(aligned, older.data))
+
+
+def test_no_anchors_no_candidates():
+    older = Older([bytes(CHUNK)] * 20)
+    assert not any(found(older.aligned(), bytes(300_000)))
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_an_older_object_of_nothing(size):
+    aligned = Alignment(Manifest([], 0), 0, lambda base: b"")
+    aligned.known(0, CHUNK, bytes(16))
+    assert not aligned.candidates(CHUNK, CHUNK + 20_000, random.Random(1).randbytes(20_000 * size))
+
+
+def test_what_leads_to_a_base_need_not_be_that_chunk(monkeypatch):
+    """As where the older object's chunks are deltas themselves."""
+    first, second = Older.of(30), Older.of(30, seed=1)
+    monkeypatch.setattr(
+        alignment,
+        "bases_of",
+        lambda extent: (Base(first.id(extent.begin // CHUNK), CHUNK, extent.location),),
+    )
+    aligned = Alignment(second.manifest(), 30 * CHUNK, first.read)
+    version = touched(first.data, 3000)
+    for (begin, end, _), ids in zip(cut(version), found(aligned, version), strict=True):
+        assert ids
+        assert set(ids) <= overlapping(begin, end)
