@@ -66,7 +66,7 @@ def identity() -> str:
     given = os.environ.get("CONDUCTO_IDENTITY_ID")
     if given:
         return _identity(given)
-    from castore import caller_identity  # loads boto3
+    from castore import caller_identity  # loads botocore
 
     try:
         return _identity(caller_identity(f"s3://{_bucket()}"))

@@ -26,7 +26,7 @@ def doctor(arguments: Namespace) -> int:
     place = arguments.place or store_path(arguments)
     folder = local_store_folder(place)
     if folder is None:
-        from castore.cli.doctor_s3 import check_remote  # loads boto3
+        from castore.cli.doctor_s3 import check_remote  # loads botocore
 
     checks = check_remote(place) if folder is None else _check_local(folder)
     found: list[Check] = []

@@ -1,4 +1,4 @@
 """A bucket as castore uses it: settings, requests with a known outcome, and what a server honours.
 
-boto3 and botocore are imported in this package alone, and only when a Bucket is first used.
+botocore is imported in this package alone, and only when a Bucket is first used.
 """

@@ -115,7 +115,7 @@ def open_store(
     backend: Backend
     if path is None:
         from castore.s3.client.settings import parse_settings
-        from castore.s3.store import open_remote  # loads boto3
+        from castore.s3.store import open_remote  # loads botocore
 
         backend = open_remote(
             parse_settings(url, **remote),

@@ -1,4 +1,4 @@
-"""Requests to AWS Systems Manager, which alone here are made by boto3.
+"""Requests to AWS Systems Manager, which alone here are made by botocore.
 
 What a request or a reply holds is in no log, whatever is logged of botocore, and in no error: a
 request that fails returns a `Failure` instead of raising, so that the frames that had the values in
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -98,7 +98,7 @@ def _settings() -> bytes:
 
 @lru_cache(maxsize=8)
 def _client(pid: int, settings: bytes) -> Any:
-    """boto3's, which takes a tenth of a second to make; a child that was forked has its own."""
+    """botocore's, which takes a tenth of a second to make; a child that was forked has its own."""
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
@@ -106,7 +106,8 @@ def _client(pid: int, settings: bytes) -> Any:
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     try:
-        return boto3.Session(region_name=region).client("ssm", config=config)
+        session = botocore.session.get_session()
+        return session.create_client("ssm", region_name=region, config=config)
     except NoRegionError as error:
         raise ContextError(
             "in which region are the secrets? Set AWS_REGION, or a region in ~/.aws/config"

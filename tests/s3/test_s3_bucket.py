@@ -467,17 +467,19 @@ def test_an_endpoint_of_the_profile_is_treated_as_one(
         assert connection._client.meta.config.request_checksum_calculation == "when_required"
 
 
-def test_boto3_is_not_imported_before_it_is_needed() -> None:
+def test_botocore_is_not_imported_before_it_is_needed_and_boto3_never() -> None:
     import subprocess
 
     script = (
         "import sys, castore.s3.client.put_once, castore.s3.client.probe;"
         "from castore.s3.client import bucket, settings;"
         "bucket.Bucket(settings.parse_settings('s3://bkt'));"
-        "print([name for name in sys.modules if name.split('.')[0] in ('boto3', 'botocore')])"
+        "print([name for name in sys.modules if name.split('.')[0] in ('boto3', 'botocore')]);"
+        "import castore.s3.client.connection, castore.s3.client.identity, conducto.secrets.ssm;"
+        "print('botocore' in sys.modules, 'boto3' in sys.modules)"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert finished.stdout == "[]\n", finished.stderr
+    assert finished.stdout == "[]\nTrue False\n", finished.stderr
 
 
 # ---- threads and processes -----------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Requests to a bucket: the only place that knows boto3."""
+"""Requests to a bucket: the only place that knows botocore."""

@@ -1,9 +1,10 @@
-"""One process's way to one bucket: the only module that imports boto3 and botocore.
+"""One process's way to one bucket, by botocore, which is what boto3 is made of: to load the rest of
+boto3, which nothing here uses, would take half as long again.
 
-Everything goes through boto3's client but GET, which is most of what a store does and costs the
-client 2.5 times the CPU of its parts: here the URL and the region are resolved once, by the client,
-and each GET is signed by botocore's signer and sent by botocore's HTTP session. Credentials are the
-boto3 session's, asked for at each request, so that they are refreshed as they expire.
+Everything goes through botocore's client but GET, which is most of what a store does and costs the
+client 2.5 times the CPU of its parts: here the URL and the region are found once (`address`), and
+each GET is signed by botocore's signer and sent by botocore's HTTP session. Credentials are the
+session's, asked for at each request, so that they are refreshed as they expire.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -15,12 +16,12 @@ import http.client
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote
 
-import boto3
 import botocore.session
 import urllib3.exceptions
 from botocore import exceptions
@@ -32,6 +33,7 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
 from castore.errors import CredentialsError, RemoteError
+from castore.s3.client.address import address_of, is_aws, plain_address
 from castore.s3.client.body import checksum_header
 from castore.s3.client.faults import Broken, Refused
 from castore.s3.client.http import HttpSession, read_body
@@ -83,33 +85,23 @@ class Connection:
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings
         with converted(settings):
-            core = botocore.session.get_session()
-            core.register_component("data_loader", _LOADER)
-            session = boto3.Session(
-                botocore_session=core, profile_name=settings.profile, region_name=settings.region
-            )
+            self._session = session = session_for(settings)
             credentials = session.get_credentials()
             if credentials is None:
                 raise exceptions.NoCredentialsError
             self._credentials = credentials
-            self._client = _client(session, settings)
-            # What it sends goes the same way as what is sent past it, so that it ends.
-            self._client.meta.events.register(
-                "before-send.s3", self._send, unique_id="castore-send"
-            )
-            self.endpoint: str = self._client.meta.endpoint_url
-            kind = settings.upload_checksum
-            if kind == "auto":
-                kind = "crc32" if _is_aws(self.endpoint) else "md5"
-            self._checksum = kind
-            # Presigning is the public way to ask where a key's URL and which region signs it.
-            signed = self._client.generate_presigned_url(
-                "get_object", Params={"Bucket": settings.bucket, "Key": "x"}
-            )
-        self._base = signed.partition("?")[0][:-1]
-        self.region = parse_qs(urlsplit(signed).query)["X-Amz-Credential"][0].split("/")[2]
+            self._made: Any = None
+            self._lock = threading.Lock()
+            address = plain_address(session, settings)
+            if address is None:
+                address = address_of(self._client, settings.bucket)
+        self.endpoint, self._base, self.region = address
+        kind = settings.upload_checksum
+        if kind == "auto":
+            kind = "crc32" if is_aws(self.endpoint) else "md5"
+        self._checksum = kind
         self._http = HttpSession(
-            verify=core.get_config_variable("ca_bundle")
+            verify=session.get_config_variable("ca_bundle")
             or os.environ.get("REQUESTS_CA_BUNDLE", True),
             proxies=get_environ_proxies(self._base),
             timeout=(settings.connect_timeout_s, settings.read_timeout_s),
@@ -119,6 +111,18 @@ class Connection:
                 (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
             ],
         )
+
+    @property
+    def _client(self) -> Any:
+        """botocore's, made when it is first needed."""
+        with self._lock:
+            if self._made is None:
+                self._made = _client(self._session, self._settings)
+                # What it sends goes the same way as what is sent past it, so that it ends.
+                self._made.meta.events.register(
+                    "before-send.s3", self._send, unique_id="castore-send"
+                )
+            return self._made
 
     def _send(self, request: Any, **_: Any) -> Any:
         return self._http.send_whole(request, REPLY_BYTES_MAX)
@@ -138,7 +142,6 @@ class Connection:
         `bytes_max`."""
         url = self._base + quote(key, safe="/~")
         request = AWSRequest("GET", url, headers=headers, stream_output=True)
-        request.context["client_config"] = self._client.meta.config
         with converted(self._settings):
             try:
                 credentials = self._credentials.get_frozen_credentials()
@@ -162,15 +165,28 @@ class Connection:
         raise _refused(status, said.decode("utf-8", "replace"), response.headers)
 
     def close(self) -> None:
-        self._client.close()
+        with self._lock:
+            if self._made is not None:
+                self._made.close()
         self._http.close()
+
+
+def session_for(settings: S3Settings) -> Any:
+    """botocore's, with the profile and the region that the settings name."""
+    session = botocore.session.Session(profile=settings.profile)
+    session.register_component("data_loader", _LOADER)
+    if settings.region is not None:
+        session.set_config_variable("region", settings.region)
+    return session
 
 
 def _client(session: Any, settings: S3Settings) -> Any:
     def made(endpoint_url: str | None) -> Any:
         style = settings.addressing_style
-        if endpoint_url is not None and style == "auto":
-            style = "path"
+        if style == "auto":
+            # For "auto", botocore presigns URLs of AWS's global host, which newer regions are not
+            # behind, and new buckets are not yet.
+            style = "virtual" if endpoint_url is None else "path"
         config = Config(
             signature_version="s3v4",
             retries={"total_max_attempts": 1, "mode": "standard"},
@@ -185,13 +201,13 @@ def _client(session: Any, settings: S3Settings) -> Any:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        return session.client("s3", endpoint_url=endpoint_url, config=config)
+        return session.create_client("s3", endpoint_url=endpoint_url, config=config)
 
     client = made(settings.endpoint_url)
     endpoint = client.meta.endpoint_url
-    if settings.endpoint_url is None and not _is_aws(endpoint):  # boto3's configuration has one
+    if settings.endpoint_url is None and not is_aws(endpoint):  # AWS's configuration has one
         client.close()
-        client = made(checked_endpoint(endpoint, "endpoint_url of boto3's configuration"))
+        client = made(checked_endpoint(endpoint, "endpoint_url of AWS's configuration"))
     client.meta.events.register_last("before-parameter-build.s3", _stay)
     client.meta.events.register_last("before-call.s3", _do_not_ask)
     return client
@@ -205,11 +221,6 @@ def _stay(context: dict[str, Any], **_: Any) -> None:
 def _do_not_ask(params: dict[str, Any], **_: Any) -> None:
     """Else a body that is a file waits for a round trip, or a second, for leave to be sent."""
     params["headers"].pop("Expect", None)
-
-
-def _is_aws(endpoint: str) -> bool:
-    host = urlsplit(endpoint).hostname or ""
-    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 def _refused(status: int, text: str, headers: Mapping[str, str]) -> Refused:

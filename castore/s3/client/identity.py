@@ -12,11 +12,10 @@ import os
 from functools import lru_cache
 from typing import Any
 
-import boto3
 from botocore.config import Config
 
 from castore.errors import CredentialsError
-from castore.s3.client.connection import converted
+from castore.s3.client.connection import converted, session_for
 from castore.s3.client.faults import Broken, Fault, Refused, Request, fault_of
 from castore.s3.client.settings import S3Settings, parse_settings
 
@@ -53,14 +52,14 @@ def _asked(settings: S3Settings, credentials: tuple[str | None, ...]) -> str:
     endpoint, region = "STS", settings.region or "us-east-1"
     try:
         with converted(settings, "GetCallerIdentity"):
-            session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
-            region = session.region_name or region
+            session = session_for(settings)
+            region = session.get_config_variable("region") or region
             config = Config(
                 retries={"total_max_attempts": ATTEMPTS_MAX, "mode": "standard"},
                 connect_timeout=settings.connect_timeout_s,
                 read_timeout=settings.read_timeout_s,
             )
-            client = session.client("sts", region_name=region, config=config)
+            client = session.create_client("sts", region_name=region, config=config)
             endpoint = client.meta.endpoint_url
             try:
                 return user_or_role(client.get_caller_identity())

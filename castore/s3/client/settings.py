@@ -1,7 +1,7 @@
 """Where an S3 store is and how to talk to it: from arguments, the URL's query, the environment.
 
 What the AWS tools take from `~/.aws` and `AWS_PROFILE` (keys, a region, an endpoint) is left to
-boto3, so that it means here what it means to them.
+botocore, so that it means here what it means to them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class S3Settings:
 
     bucket: str
     prefix: str = ""  # "" or "a/b"
-    endpoint_url: str | None = None  # None: AWS, or what boto3's configuration says
+    endpoint_url: str | None = None  # None: AWS, or what AWS's configuration says
     region: str | None = None
     profile: str | None = None
     addressing_style: str = "auto"  # path on custom endpoints, as AWS wants it on AWS
