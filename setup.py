@@ -14,8 +14,8 @@ from setuptools.command.build_ext import build_ext
 # One binary for every CPython from 3.11 on; builds without the GIL have no stable ABI yet.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-SOURCES = ("anchors", "entropy", "guard", "kernel", "mapping", "module")
-HEADERS = ("anchors", "entropy", "guard", "kernel", "mapping")
+SOURCES = ("anchors", "delta", "entropy", "guard", "kernel", "mapping", "module", "similarity")
+HEADERS = ("anchors", "delta", "entropy", "guard", "kernel", "mapping", "similarity")
 
 native = Extension(
     "castore._native",

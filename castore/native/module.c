@@ -1,14 +1,14 @@
-/* castore._native: Python's door to the chunker's kernel, the entropy gate, mappings, and
-   write-back. Everything that takes long lets go of the GIL. */
+/* castore._native: Python's door to the chunker's kernel, the entropy gate, mappings, what
+   is similar, and write-back. Everything that takes long lets go of the GIL. */
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "anchors.h"
 #include "entropy.h"
 #include "kernel.h"
 #include "mapping.h"
+#include "similarity.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -176,46 +176,6 @@ static PyObject *is_incompressible(PyObject *Py_UNUSED(module), PyObject *argume
     return PyBool_FromLong(high);
 }
 
-/* ---- anchors -------------------------------------------------------------------------------- */
-
-static int put_anchor(PyObject *found, const struct anchor *anchor)
-{
-    PyObject *hash = PyLong_FromUnsignedLongLong(anchor->hash);
-    PyObject *position = PyLong_FromSize_t(anchor->position);
-    int result = -1;
-    if (hash != NULL && position != NULL) {
-        result = PyDict_SetItem(found, hash, position);
-    }
-    Py_XDECREF(hash);
-    Py_XDECREF(position);
-    return result;
-}
-
-static PyObject *anchors(PyObject *Py_UNUSED(module), PyObject *arguments)
-{
-    Py_buffer buffer;
-    if (!PyArg_ParseTuple(arguments, "y*:anchors", &buffer)) {
-        return NULL;
-    }
-    struct anchor some[512];
-    PyObject *found = PyDict_New();
-    size_t begin = 0, size = (size_t)buffer.len;
-    while (found != NULL && begin < size) {
-        size_t count;
-        Py_BEGIN_ALLOW_THREADS
-        count = find_anchors(buffer.buf, size, &begin, some, sizeof some / sizeof *some);
-        Py_END_ALLOW_THREADS
-        for (size_t i = 0; i < count; i++) {
-            if (put_anchor(found, &some[i]) != 0) {
-                Py_CLEAR(found);
-                break;
-            }
-        }
-    }
-    PyBuffer_Release(&buffer);
-    return found;
-}
-
 static PyObject *start_writeback(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     int descriptor;
@@ -259,9 +219,6 @@ static PyMethodDef functions[] = {
      "is_incompressible(buffer, /)\n--\n\n"
      "Whether 16 samples of 256 bytes have an order-0 entropy above 7.93 bits a byte. False for\n"
      "fewer than 4,096 bytes."},
-    {"anchors", anchors, METH_VARARGS,
-     "anchors(buffer, /)\n--\n\n"
-     "The hashes of the buffer's anchors, each with the last position where it is."},
     {"start_writeback", start_writeback, METH_VARARGS,
      "start_writeback(fd, offset, length, /)\n--\n\n"
      "Have the kernel start writing these dirty bytes to the disk. A hint, without durability."},
@@ -272,7 +229,9 @@ static int module_exec(PyObject *module)
 {
     variant = fastest_variant(NULL);
     entropy_prepare();
-    anchors_prepare();
+    if (similarity_add(module) != 0) {
+        return -1;
+    }
     PyObject *mapping = PyType_FromSpec(&mapping_spec);
     if (mapping == NULL) {
         return -1;

@@ -37,12 +37,13 @@ CREDIT_MAX = 256
 CREDIT_OF_HIT = 4
 TRIED_ALWAYS = 8  # chunks after the last that was found; then half of as many, a quarter, ...
 TRIED_AT_LEAST = 32  # ... down to one chunk in so many
-GAIN_MIN = 1 / 16  # of a chunk's anchors that a further base must add
+SHARE_MIN = 1 / 32  # of a chunk's anchors that a base must add to those before it
+LEFT_SHARE_MIN = 1 / 4  # and of what they leave: so much smaller another base makes the delta
 
 
 class Candidate(NamedTuple):
-    """A base, and the share of the chunk's anchors, 0 to 1, that it has and the ones before it in
-    the list have not."""
+    """A base for a delta, and its share of the chunk's anchors, 0 to 1: those that the bases before
+    it have not."""
 
     base: Base
     share: float
@@ -79,7 +80,8 @@ class Alignment:
             self._found(at - begin, at)
 
     def candidates(self, begin: int, end: int, raw: Buffer) -> list[Candidate]:
-        """Bases for the stream's new chunk at `[begin, end)`, the best first, at most 4."""
+        """The bases for a delta of the stream's new chunk at `[begin, end)`, the best first: as few
+        as do, at most 4, and none where it is not worth trying."""
         if self._lost and not self._is_time():
             self._lost += 1
             return []
@@ -182,7 +184,7 @@ class Alignment:
                 del self._owner[anchor]
 
     def _rank(self, sought: dict[int, int]) -> list[Candidate]:
-        """The bases that have most of the anchors, each for what the ones before it have not."""
+        """The bases that have most of the anchors, each for what those before it have not."""
         votes = Counter(map(self._owner.get, sought))
         tables = [
             loaded
@@ -194,7 +196,7 @@ class Alignment:
         while tables and len(ranked) < BASES_MAX:
             gains = [len(left & loaded.anchors.keys()) for loaded in tables]
             gain = max(gains)
-            if gain < max(1, GAIN_MIN * len(sought)):
+            if gain < max(1, SHARE_MIN * len(sought), LEFT_SHARE_MIN * len(left) if ranked else 0):
                 break
             best = tables.pop(gains.index(gain))
             left -= best.anchors.keys()

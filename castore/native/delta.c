@@ -1,0 +1,257 @@
+#include "delta.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    SEED_BYTES = 8,        /* that are looked up */
+    SEED_EVERY = 8,        /* positions of the base are indexed */
+#ifndef COPY_MIN
+    COPY_MIN = 32,         /* worth a copy from another place than the expected one */
+#endif
+    SEQUENCE_BYTES_MAX = 15,
+    HASH_BITS_MIN = 10,
+    HASH_BITS_MAX = 17,
+    SKIP_SHIFT = 8,        /* in literals, 1 more position is skipped for 256 of them */
+    CONTEXT_MORE = 256,
+};
+
+static inline uint64_t eight_at(const uint8_t *at)
+{
+    uint64_t eight;
+    memcpy(&eight, at, sizeof eight);
+    return eight;
+}
+
+/* How many of the first `most` bytes are equal. */
+static inline size_t equal_bytes(const uint8_t *a, const uint8_t *b, size_t most)
+{
+    size_t i = 0;
+    while (i + 8 <= most && eight_at(a + i) == eight_at(b + i)) {
+        i += 8;
+    }
+    while (i < most && a[i] == b[i]) {
+        i++;
+    }
+    return i;
+}
+
+static inline size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* ---- varints -------------------------------------------------------------------------------- */
+
+static inline void put_number(struct delta_output *to, uint64_t number)
+{
+    for (; number >= 0x80; number >>= 7) {
+        to->bytes[to->size++] = (uint8_t)(number | 0x80);
+    }
+    to->bytes[to->size++] = (uint8_t)number;
+}
+
+static inline bool take_number(struct delta_input *from, uint64_t *number)
+{
+    *number = 0;
+    for (int shift = 0; shift < 35; shift += 7) {
+        if (from->size == 0) {
+            return false;
+        }
+        const uint8_t byte = *from->bytes++;
+        from->size--;
+        *number |= (uint64_t)(byte & 0x7f) << shift;
+        if (byte < 0x80) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* ---- sequences ------------------------------------------------------------------------------ */
+
+struct sequence {
+    size_t literals, from, copied; /* the copy is of [from, from + copied) of the base */
+};
+
+static void put_sequence(struct delta_output *to, struct sequence sequence, size_t expected)
+{
+    const int64_t moved = (int64_t)sequence.from - (int64_t)(expected + sequence.literals);
+    put_number(to, sequence.literals);
+    put_number(to, moved < 0 ? 2 * (uint64_t)-moved - 1 : 2 * (uint64_t)moved);
+    put_number(to, sequence.copied);
+}
+
+/* The next one, of a copy that lies in the base; false if it is malformed. */
+static bool take_sequence(struct delta_input *from, size_t base_size, size_t expected,
+                          struct sequence *sequence)
+{
+    uint64_t literals, zigzag, copied;
+    if (!take_number(from, &literals) || !take_number(from, &zigzag) ||
+        !take_number(from, &copied)) {
+        return false;
+    }
+    const int64_t moved = zigzag & 1 ? -(int64_t)(zigzag / 2) - 1 : (int64_t)(zigzag / 2);
+    const int64_t begin = (int64_t)(expected + literals) + moved;
+    if (begin < 0 || (uint64_t)begin > base_size || copied > base_size - (uint64_t)begin) {
+        return false;
+    }
+    *sequence = (struct sequence){(size_t)literals, (size_t)begin, (size_t)copied};
+    return true;
+}
+
+/* ---- encoding ------------------------------------------------------------------------------- */
+
+/* Positions of the base by what stands there: the first position of a seed in it wins. */
+struct seeds {
+    uint32_t *positions; /* one more than the position; 0 for none */
+    int shift;
+};
+
+static inline size_t seed_slot(const struct seeds *seeds, uint64_t eight)
+{
+    return (size_t)((eight * UINT64_C(0x9E3779B97F4A7C15)) >> seeds->shift);
+}
+
+static bool index_seeds(struct seeds *seeds, struct delta_input base)
+{
+    int bits = HASH_BITS_MIN;
+    while (bits < HASH_BITS_MAX && (size_t)SEED_EVERY << bits < 2 * base.size) {
+        bits++;
+    }
+    seeds->shift = 64 - bits;
+    seeds->positions = calloc((size_t)1 << bits, sizeof *seeds->positions);
+    if (seeds->positions == NULL) {
+        return false;
+    }
+    for (size_t at = base.size / SEED_EVERY * SEED_EVERY; at > 0;) {
+        at -= SEED_EVERY;
+        if (at + SEED_BYTES <= base.size) {
+            seeds->positions[seed_slot(seeds, eight_at(base.bytes + at))] = (uint32_t)at + 1;
+        }
+    }
+    return true;
+}
+
+/* Whether something at raw[at] is in the base: where it is expected, or else wherever it is found.
+   It is as long as can be, in both directions, but begins no earlier than raw[begin]. */
+static bool find_copy(const struct seeds *seeds, struct delta_input base, struct delta_input raw,
+                      size_t begin, size_t at, size_t expected, struct sequence *found)
+{
+    const uint64_t eight = eight_at(raw.bytes + at);
+    size_t from = expected + (at - begin);
+    const bool as_expected = from + 8 <= base.size && eight_at(base.bytes + from) == eight;
+    if (!as_expected) {
+        const uint32_t position = seeds->positions[seed_slot(seeds, eight)];
+        if (position == 0 || eight_at(base.bytes + position - 1) != eight) {
+            return false;
+        }
+        from = position - 1;
+    }
+    const size_t most = least(raw.size - at, base.size - from);
+    const size_t behind = 8 + equal_bytes(raw.bytes + at + 8, base.bytes + from + 8, most - 8);
+    size_t before = 0;
+    while (at - before > begin && from > before &&
+           raw.bytes[at - before - 1] == base.bytes[from - before - 1]) {
+        before++;
+    }
+    *found = (struct sequence){at - before - begin, from - before, before + behind};
+    return as_expected || before + behind >= COPY_MIN;
+}
+
+size_t delta_sequences_bound(size_t size)
+{
+    return (size / SEED_BYTES + 1) * SEQUENCE_BYTES_MAX;
+}
+
+bool delta_encode(struct delta_input base, struct delta_input raw, struct delta_output *sequences,
+                  struct delta_output *literals)
+{
+    struct seeds seeds;
+    if (!index_seeds(&seeds, base)) {
+        return false;
+    }
+    size_t begin = 0, at = 0, expected = 0;
+    while (at + SEED_BYTES <= raw.size) {
+        struct sequence found;
+        if (!find_copy(&seeds, base, raw, begin, at, expected, &found)) {
+            at += 1 + ((at - begin) >> SKIP_SHIFT);
+            continue;
+        }
+        put_sequence(sequences, found, expected);
+        memcpy(literals->bytes + literals->size, raw.bytes + begin, found.literals);
+        literals->size += found.literals;
+        expected = found.from + found.copied;
+        begin = at = begin + found.literals + found.copied;
+    }
+    memcpy(literals->bytes + literals->size, raw.bytes + begin, raw.size - begin);
+    literals->size += raw.size - begin;
+    free(seeds.positions);
+    return true;
+}
+
+/* ---- decoding ------------------------------------------------------------------------------- */
+
+static bool append(struct delta_output *to, size_t most, const uint8_t *bytes, size_t size)
+{
+    if (size > most - to->size) {
+        return false;
+    }
+    memcpy(to->bytes + to->size, bytes, size);
+    to->size += size;
+    return true;
+}
+
+bool delta_apply(struct delta_input sequences, struct delta_input literals,
+                 struct delta_input base, struct delta_output *raw)
+{
+    const size_t most = raw->size;
+    size_t expected = 0;
+    raw->size = 0;
+    while (sequences.size > 0) {
+        struct sequence next;
+        if (!take_sequence(&sequences, base.size, expected, &next) ||
+            next.literals > literals.size ||
+            !append(raw, most, literals.bytes, next.literals) ||
+            !append(raw, most, base.bytes + next.from, next.copied)) {
+            return false;
+        }
+        literals.bytes += next.literals;
+        literals.size -= next.literals;
+        expected = next.from + next.copied;
+    }
+    return append(raw, most, literals.bytes, literals.size) && raw->size == most;
+}
+
+/* What of the base, from where a copy ended, `literals` bytes stand in for: up to where the next
+   one begins, if that is not too far; else as much as there are literals. */
+static size_t replaced_bytes(size_t base_size, size_t expected, size_t literals, size_t next)
+{
+    if (literals == 0) {
+        return 0;
+    }
+    if (next > expected && next - expected <= 4 * literals + CONTEXT_MORE) {
+        return next - expected;
+    }
+    return least(literals + CONTEXT_MORE, base_size - expected);
+}
+
+bool delta_context(struct delta_input sequences, size_t literals, struct delta_input base,
+                   struct delta_output *context)
+{
+    size_t expected = 0;
+    context->size = 0;
+    while (sequences.size > 0) {
+        struct sequence next;
+        if (!take_sequence(&sequences, base.size, expected, &next) || next.literals > literals) {
+            return false;
+        }
+        const size_t replaced = replaced_bytes(base.size, expected, next.literals, next.from);
+        append(context, DELTA_CONTEXT_MAX, base.bytes + expected, replaced);
+        literals -= next.literals;
+        expected = next.from + next.copied;
+    }
+    append(context, DELTA_CONTEXT_MAX, base.bytes + expected,
+           replaced_bytes(base.size, expected, literals, 0));
+    return true;
+}

@@ -1,0 +1,220 @@
+"""Deltas: a chunk as copies from its bases, and what is left of it, compressed.
+
+The bases' bytes, one behind the other, are searched for what the chunk is made of. What was found
+is a list of sequences, what was not are literals; `castore/native/delta.h` has how they are
+written. Literals mostly stand in for something: the bytes of the bases that they replace are their
+zstd dictionary, which is a small one. So a delta is as small as zstd makes it with all of the bases
+as its dictionary, at four times the speed: filling zstd's tables with the bases takes longer than
+all of the rest.
+
+The payload is a head of 4 bytes, little endian: 1 if the sequences are zstd, plus 2 if the literals
+are, plus 256 times the length of the sequences as stored; then these, then the literals to the end.
+Payloads are untrusted: every length is checked before memory is taken for it.
+
+Without the C extension no deltas are made, but they are read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import zstandard
+
+from castore.errors import FormatError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+try:
+    from castore import _native
+except ImportError:
+    _native = None  # type: ignore[assignment]
+
+LEVEL = 3
+ZSTD_BYTES_MIN = 64  # less is left as it is
+CONTEXT_BYTES_MAX = 128 << 10
+CONTEXT_BYTES_MORE = 256
+_HEAD_BYTES = 4
+_SEQUENCES_ZSTD = 1
+_LITERALS_ZSTD = 2
+_SEQUENCES_STORED_MAX = 1 << 24
+_SEED_BYTES = 8
+_SEQUENCE_BYTES_MAX = 15
+_VARINT_BYTES_MAX = 5
+
+Copy: TypeAlias = tuple[int, int, int]  # literals before it, and its range [begin, end) of the base
+
+_thread = threading.local()
+
+
+def encode_delta(raw: Buffer, bases: Sequence[bytes]) -> bytes | None:
+    """`raw` as a delta of its bases, in this order; None where it can't be made, or is no smaller
+    than `raw`. `decode_delta` takes the same bases."""
+    if _native is None:
+        return None
+    base = bases[0] if len(bases) == 1 else b"".join(bases)
+    sequences, literals = _native.delta_encode(raw, base)
+    context = _context(sequences, len(literals), base) if len(literals) >= ZSTD_BYTES_MIN else b""
+    stored_sequences, stored_literals = _compress(sequences), _compress(literals, context)
+    head = len(stored_sequences) << 8
+    head |= _SEQUENCES_ZSTD if len(stored_sequences) < len(sequences) else 0
+    head |= _LITERALS_ZSTD if len(stored_literals) < len(literals) else 0
+    size = _HEAD_BYTES + len(stored_sequences) + len(stored_literals)
+    if len(stored_sequences) >= _SEQUENCES_STORED_MAX or size >= memoryview(raw).nbytes:
+        return None
+    return b"".join([head.to_bytes(_HEAD_BYTES, "little"), stored_sequences, stored_literals])
+
+
+def decode_delta(payload: bytes | memoryview, bases: Sequence[Buffer], raw_bytes: int) -> bytes:
+    """The `raw_bytes` bytes that the payload makes of its bases. Raises FormatError for anything
+    that is not a delta of as many bytes."""
+    head = int.from_bytes(payload[:_HEAD_BYTES], "little")
+    cut = _HEAD_BYTES + (head >> 8)
+    if len(payload) < cut or head & 0xFF & ~(_SEQUENCES_ZSTD | _LITERALS_ZSTD):
+        raise FormatError(f"delta of {len(payload)} bytes has an unknown head {head:#x}")
+    base = bases[0] if len(bases) == 1 else b"".join(bases)
+    sequences, literals = bytes(payload[_HEAD_BYTES:cut]), bytes(payload[cut:])
+    if head & _SEQUENCES_ZSTD:
+        most = (raw_bytes // _SEED_BYTES + 1) * _SEQUENCE_BYTES_MAX
+        sequences = _decompress(sequences, most)
+    try:
+        if head & _LITERALS_ZSTD:
+            size = zstandard.frame_content_size(literals)
+            literals = _decompress(literals, raw_bytes, _context(sequences, size, base))
+        return _apply(sequences, literals, base, raw_bytes)
+    except (ValueError, zstandard.ZstdError) as error:
+        raise FormatError(f"delta does not decode: {error}") from error
+
+
+def _apply(sequences: bytes, literals: bytes, base: Buffer, raw_bytes: int) -> bytes:
+    if _native is None:
+        return reference_apply(sequences, literals, base, raw_bytes)
+    return _native.delta_apply(sequences, literals, base, raw_bytes)
+
+
+def _context(sequences: bytes, literals_bytes: int, base: Buffer) -> bytes:
+    if _native is None:
+        return reference_context(sequences, literals_bytes, base)
+    return _native.delta_context(sequences, literals_bytes, base)
+
+
+# ------------------------------------------------------------------------- what is left
+
+
+def _compress(part: bytes, context: bytes = b"") -> bytes:
+    """As it is where zstd does not pay."""
+    if len(part) < ZSTD_BYTES_MIN:
+        return part
+    compressor: zstandard.ZstdCompressor
+    if context:
+        compressor = zstandard.ZstdCompressor(
+            dict_data=_dictionary(context),
+            compression_params=zstandard.ZstdCompressionParameters.from_level(
+                LEVEL, source_size=len(part), dict_size=len(context), write_dict_id=False
+            ),
+        )
+    else:
+        try:
+            compressor = _thread.compressor
+        except AttributeError:
+            compressor = _thread.compressor = zstandard.ZstdCompressor(level=LEVEL)
+    compressed = compressor.compress(part)
+    return compressed if len(compressed) < len(part) else part
+
+
+def _decompress(part: bytes, most: int, context: bytes = b"") -> bytes:
+    """Raises FormatError if the part says that it holds more than `most` bytes, or does not say;
+    zstandard would allocate them."""
+    try:
+        size = zstandard.frame_content_size(part)
+        if not 0 <= size <= most:
+            raise FormatError(f"a part of a delta holds {size} bytes, more than {most}")
+        dictionary = _dictionary(context) if context else None
+        raw: bytes = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(part)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"a part of a delta does not decode: {error}") from error
+    if len(raw) != size:
+        raise FormatError(f"a part of a delta holds {len(raw)} bytes, not {size}")
+    return raw
+
+
+def _dictionary(context: bytes) -> zstandard.ZstdCompressionDict:
+    return zstandard.ZstdCompressionDict(context, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+# ------------------------------------------------------------------------- the reference for C
+
+
+def reference_apply(sequences: bytes, literals: bytes, base: Buffer, raw_bytes: int) -> bytes:
+    """What C's delta_apply does. Raises ValueError."""
+    with memoryview(base) as view:
+        raw = bytearray()
+        at = 0
+        for count, begin, end in _copies(sequences, view.nbytes):
+            if count > len(literals) - at:
+                raise ValueError("malformed delta")
+            raw += literals[at : at + count]
+            raw += view[begin:end]
+            at += count
+            if len(raw) > raw_bytes:
+                break
+        raw += literals[at:]
+    if len(raw) != raw_bytes:
+        raise ValueError("malformed delta")
+    return bytes(raw)
+
+
+def reference_context(sequences: bytes, literals_bytes: int, base: Buffer) -> bytes:
+    """What C's delta_context does. Raises ValueError."""
+    context = bytearray()
+    expected, left = 0, literals_bytes
+    with memoryview(base) as view:
+        size = view.nbytes
+        for count, begin, end in (*_copies(sequences, size), (None, 0, 0)):
+            count = left if count is None else count
+            if not 0 <= count <= left:
+                raise ValueError("malformed delta")
+            replaced = 0
+            if count and expected < begin <= expected + 4 * count + CONTEXT_BYTES_MORE:
+                replaced = begin - expected
+            elif count:
+                replaced = min(count + CONTEXT_BYTES_MORE, size - expected)
+            if len(context) + replaced <= CONTEXT_BYTES_MAX:
+                context += view[expected : expected + replaced]
+            left -= count
+            expected = end
+    return bytes(context)
+
+
+def _copies(sequences: bytes, base_bytes: int) -> list[Copy]:
+    copies: list[Copy] = []
+    numbers = _varints(sequences)
+    if len(numbers) % 3:
+        raise ValueError("malformed delta")
+    expected = 0
+    for count, zigzag, copied in zip(*[iter(numbers)] * 3, strict=True):
+        moved = -(zigzag // 2) - 1 if zigzag & 1 else zigzag // 2
+        begin = expected + count + moved
+        expected = begin + copied
+        if not 0 <= begin <= expected <= base_bytes:
+            raise ValueError("malformed delta")
+        copies.append((count, begin, expected))
+    return copies
+
+
+def _varints(sequences: bytes) -> list[int]:
+    numbers: list[int] = []
+    number = shift = 0
+    for byte in sequences:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            numbers.append(number)
+            number = shift = 0
+        elif shift == 7 * _VARINT_BYTES_MAX:
+            raise ValueError("malformed delta")
+    if shift:
+        raise ValueError("malformed delta")
+    return numbers

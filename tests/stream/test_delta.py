@@ -1,0 +1,173 @@
+"""Deltas: what they decode to, how small they are, and what a decode refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from castore import _native
+from castore.errors import FormatError
+from castore.stream import delta
+from castore.stream.delta import decode_delta, encode_delta, reference_apply, reference_context
+
+TEXT = b"".join(b"%d: the line number %d of a text\n" % (i, i * i) for i in range(2000))
+NOISE = random.Random(1).randbytes(65536)
+
+
+def edited(raw: bytes, made: random.Random, edits: int) -> bytes:
+    for _ in range(edits):
+        at = made.randrange(len(raw) + 1)
+        size = made.randrange(60)
+        kind = made.randrange(4)
+        if kind == 0:
+            raw = raw[:at] + made.randbytes(size) + raw[at:]
+        elif kind == 1:
+            raw = raw[:at] + raw[at + 40 * size :]
+        elif kind == 2:
+            raw = raw[:at] + made.randbytes(size) + raw[at + size :]
+        else:
+            raw = raw[at:] + raw[:at]
+    return raw
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    source=st.sampled_from([TEXT, NOISE, bytes(50_000), TEXT[:100], b"", NOISE[:31]]),
+    seed=st.integers(0, 10**6),
+    edits=st.integers(0, 30),
+    split=st.integers(0, 65536),
+)
+def test_a_delta_decodes_to_what_it_was_made_of(source, seed, edits, split):
+    raw = edited(source, random.Random(seed), edits)
+    for bases in ([source], [source[split:], source[:split]]):
+        payload = encode_delta(raw, bases)
+        if payload is None:
+            continue
+        assert len(payload) < len(raw)
+        assert decode_delta(payload, bases, len(raw)) == raw
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    source=st.sampled_from([TEXT[:20_000], NOISE[:20_000], bytes(5_000), b""]),
+    seed=st.integers(0, 10**6),
+    edits=st.integers(0, 30),
+)
+def test_the_reference_does_what_c_does(source, seed, edits):
+    raw = edited(source, random.Random(seed), edits)
+    sequences, literals = _native.delta_encode(raw, source)
+    assert _native.delta_apply(sequences, literals, source, len(raw)) == raw
+    assert reference_apply(sequences, literals, source, len(raw)) == raw
+    context = _native.delta_context(sequences, len(literals), source)
+    assert reference_context(sequences, len(literals), source) == context
+    assert len(context) <= delta.CONTEXT_BYTES_MAX
+
+
+def answer(function, *arguments):
+    try:
+        return function(*arguments)
+    except ValueError:
+        return None
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        st.lists(st.integers(0, 60), max_size=30).map(bytes),
+    ),
+    st.integers(0, 200),
+    st.integers(0, 500),
+)
+def test_of_malformed_sequences_the_reference_says_what_c_says(sequences, literals, raw_bytes):
+    base, left = TEXT[:300], NOISE[:literals]
+    c = answer(_native.delta_apply, sequences, left, base, raw_bytes)
+    assert answer(reference_apply, sequences, left, base, raw_bytes) == c
+    c = answer(_native.delta_context, sequences, literals, base)
+    assert answer(reference_context, sequences, literals, base) == c
+
+
+def test_a_changed_line_costs_about_that_line():
+    raw = TEXT.replace(b"the line number 1000000 ", b"the line that was changed ")
+    payload = encode_delta(raw, [TEXT])
+    assert payload is not None
+    assert len(payload) < 50
+
+
+def test_literals_are_told_by_what_they_replace():
+    """Every number is another one, so no copy is long; the words between are the same."""
+    raw = b"".join(b"%d: the line number %d of a text\n" % (i, i * i + 7) for i in range(2000))
+    payload = encode_delta(raw, [TEXT])
+    assert payload is not None
+    assert len(payload) < 0.7 * len(zstandard.ZstdCompressor(level=3).compress(raw))
+
+
+def test_a_piece_that_moved_is_found_in_another_base():
+    raw = NOISE[40_000:] + NOISE[:30_000]
+    payload = encode_delta(raw, [NOISE[:35_000], NOISE[35_000:]])
+    assert payload is not None
+    assert len(payload) < 100
+
+
+def test_what_has_nothing_of_its_base_is_no_delta():
+    assert encode_delta(NOISE, [random.Random(2).randbytes(65536)]) is None
+    assert encode_delta(b"", [NOISE]) is None
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 4, 5, 20, -1])
+def test_a_delta_that_is_cut_short_is_refused(cut):
+    raw = edited(TEXT, random.Random(4), 20)
+    payload = encode_delta(raw, [TEXT])
+    assert payload is not None
+    with pytest.raises(FormatError):
+        decode_delta(payload[:cut], [TEXT], len(raw))
+
+
+def test_another_length_is_refused():
+    raw = edited(TEXT, random.Random(4), 20)
+    payload = encode_delta(raw, [TEXT])
+    assert payload is not None
+    for size in (0, len(raw) - 1, len(raw) + 1, 1 << 27):
+        with pytest.raises(FormatError):
+            decode_delta(payload, [TEXT], size)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 10**6), st.integers(0, 2), st.integers(1, 255))
+def test_a_flipped_delta_decodes_or_is_refused(where, which, bits):
+    """To as many bytes: the chunk's id tells whether they are the right ones."""
+    raw = edited(TEXT, random.Random(which), 20)
+    payload = bytearray(encode_delta(raw, [TEXT]) or b"")
+    payload[where % len(payload)] ^= bits
+    with contextlib.suppress(FormatError):
+        assert len(decode_delta(bytes(payload), [TEXT], len(raw))) == len(raw)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_decode_or_are_refused(payload):
+    with contextlib.suppress(FormatError):
+        assert len(decode_delta(payload, [TEXT], 100)) == 100
+
+
+def test_a_bomb_is_refused_before_memory_is_taken():
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 26))
+    head = (2).to_bytes(4, "little")
+    with pytest.raises(FormatError, match="holds"):
+        decode_delta(head + bomb, [TEXT], 1000)
+    head = (1 | len(bomb) << 8).to_bytes(4, "little")
+    with pytest.raises(FormatError, match="holds"):
+        decode_delta(head + bomb, [TEXT], 1000)
+
+
+def test_without_c_deltas_are_read_and_none_is_made(monkeypatch):
+    raw = edited(TEXT, random.Random(4), 20)
+    payload = encode_delta(raw, [TEXT])
+    assert payload is not None
+    monkeypatch.setattr(delta, "_native", None)
+    assert decode_delta(payload, [TEXT], len(raw)) == raw
+    assert encode_delta(raw, [TEXT]) is None
