@@ -76,13 +76,13 @@ def decode_delta(payload: bytes | memoryview, bases: Sequence[Buffer], raw_bytes
         raise FormatError(f"delta of {len(payload)} bytes has an unknown head {head:#x}")
     base = bases[0] if len(bases) == 1 else b"".join(bases)
     sequences, literals = bytes(payload[_HEAD_BYTES:cut]), bytes(payload[cut:])
-    if head & _SEQUENCES_ZSTD:
-        most = (raw_bytes // _SEED_BYTES + 1) * _SEQUENCE_BYTES_MAX
-        sequences = _decompress(sequences, most)
     try:
+        if head & _SEQUENCES_ZSTD:
+            most = (raw_bytes // _SEED_BYTES + 1) * _SEQUENCE_BYTES_MAX
+            sequences = _decompress(sequences, _size_of(sequences, most))
         if head & _LITERALS_ZSTD:
-            size = zstandard.frame_content_size(literals)
-            literals = _decompress(literals, raw_bytes, _context(sequences, size, base))
+            size = _size_of(literals, raw_bytes)
+            literals = _decompress(literals, size, _context(sequences, size, base))
         return _apply(sequences, literals, base, raw_bytes)
     except (ValueError, zstandard.ZstdError) as error:
         raise FormatError(f"delta does not decode: {error}") from error
@@ -124,17 +124,18 @@ def _compress(part: bytes, context: bytes = b"") -> bytes:
     return compressed if len(compressed) < len(part) else part
 
 
-def _decompress(part: bytes, most: int, context: bytes = b"") -> bytes:
-    """Raises FormatError if the part says that it holds more than `most` bytes, or does not say;
-    zstandard would allocate them."""
-    try:
-        size = zstandard.frame_content_size(part)
-        if not 0 <= size <= most:
-            raise FormatError(f"a part of a delta holds {size} bytes, more than {most}")
-        dictionary = _dictionary(context) if context else None
-        raw: bytes = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(part)
-    except zstandard.ZstdError as error:
-        raise FormatError(f"a part of a delta does not decode: {error}") from error
+def _size_of(part: bytes, most: int) -> int:
+    """Of what the part says that it holds: zstandard would allocate that. Raises FormatError if it
+    is more than `most` bytes, or not said."""
+    size: int = zstandard.frame_content_size(part)
+    if not 0 <= size <= most:
+        raise FormatError(f"a part of a delta holds {size} bytes, more than {most}")
+    return size
+
+
+def _decompress(part: bytes, size: int, context: bytes = b"") -> bytes:
+    dictionary = _dictionary(context) if context else None
+    raw: bytes = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(part)
     if len(raw) != size:
         raise FormatError(f"a part of a delta holds {len(raw)} bytes, not {size}")
     return raw

@@ -122,38 +122,42 @@ def test_what_was_cut_out_or_put_in_is_passed():
     assert missed <= 12
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["insert", "delete", "move"]), st.floats(0, 1), st.floats(0, 1)),
-        max_size=4,
+PIECE = 512  # bytes that come, go and move together
+
+edits_of_pieces = st.lists(
+    st.tuples(
+        st.sampled_from(["insert", "delete", "move"]),
+        st.integers(0, 2000),
+        st.integers(1, 200),
+        st.integers(0, 2000),
     ),
-    st.integers(0, 1000),
+    max_size=4,
 )
+
+
+@settings(deadline=None, max_examples=30)
+@given(edits_of_pieces, st.integers(0, 1000))
 def test_any_edits_are_followed(edits, seed):
     """A piece that came, went or moved costs a few chunks, and a base is never one that has
     nothing of the chunk."""
     made = random.Random(seed)
     older = Older.of(40, seed=2000)
-    version, origin = older.data, list(range(40 * CHUNK))
-    for edit, where, share in edits:
-        at, size = int(where * len(version)), 1 + int(share * 100_000)
+    data = older.data
+    pieces = [(at // CHUNK, data[at : at + PIECE]) for at in range(0, len(data), PIECE)]
+    for edit, at, count, to in edits:
         if edit == "insert":
-            version = version[:at] + made.randbytes(size) + version[at:]
-            origin = origin[:at] + [-1] * size + origin[at:]
+            pieces[at:at] = [(-1, made.randbytes(PIECE)) for _ in range(count)]
             continue
-        piece, of_piece = version[at : at + size], origin[at : at + size]
-        version, origin = version[:at] + version[at + size :], origin[:at] + origin[at + size :]
+        taken = pieces[at : at + count]
+        del pieces[at : at + count]
         if edit == "move":
-            to = made.randrange(len(version))
-            version = version[:to] + piece + version[to:]
-            origin = origin[:to] + of_piece + origin[to:]
+            pieces[to:to] = taken
+    version = b"".join(raw for _, raw in pieces)
     missed = 0
     for (begin, end, _), ids in zip(cut(version), found(older.aligned(), version), strict=True):
-        here = {at // CHUNK for at in origin[begin:end] if at >= 0}
-        assert set(ids) <= here
-        whole = end - begin == 20_000 and all(at >= 0 for at in origin[begin:end])
-        missed += whole and not ids
+        here = {origin for origin, _ in pieces[begin // PIECE : (end - 1) // PIECE + 1]}
+        assert set(ids) <= here - {-1}
+        missed += not ids and -1 not in here and end - begin == 20_000
     assert missed <= 6 * len(edits)
 
 

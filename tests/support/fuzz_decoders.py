@@ -36,6 +36,7 @@ from castore.format.pack import (
     decode_backup_trailer,
     encode_backup_trailer,
 )
+from castore.stream.delta import decode_delta, encode_delta
 from conducto import tar
 from conducto.errors import CacheRefused
 
@@ -48,6 +49,14 @@ def use_tar(raw: bytes) -> None:
     for _ in reader:
         for _ in reader.pieces():
             """Its content."""
+
+
+LINES = b"".join(b"%d: line %d\n" % (i, i * i) for i in range(400))
+OTHER_LINES = b"new" + LINES[700:].replace(b"7: ", b"seven: ") + LINES[:500]
+
+
+def use_delta(payload: bytes) -> None:
+    assert len(decode_delta(payload, [LINES], len(OTHER_LINES))) == len(OTHER_LINES)
 
 
 TARGETS: dict[str, Target] = {
@@ -84,6 +93,7 @@ TARGETS: dict[str, Target] = {
         partial(decode_backup_trailer, backup_bytes=4096 + 300 + 48),
         versioned=True,
     ),
+    "deltas": Target([encode_delta(OTHER_LINES, [LINES]) or b""], use_delta),
     "tars": Target(SEEDS, use_tar, with_checksums),
 }
 
