@@ -178,6 +178,11 @@ class LocalStore:
                 self.journal.let_go()  # a commit that came in between had opened it again
                 self._let_go()
 
+    def keep_lock_to_the_end(self) -> None:
+        """Of the process: else Python warns of its file where nobody closed the store."""
+        if self._lock is not None and not self._lock.closed:
+            self._lock.keep_to_the_end()
+
     def _share(self) -> None:
         self._lock = share(self.root)
 
@@ -206,6 +211,7 @@ def _at_exit() -> None:
     """End the packs of stores that nobody closed, as closing would have."""
     for store in list(_registry.values()):
         store.packs.retire_at_exit()
+        store.keep_lock_to_the_end()
 
 
 atexit.register(_at_exit)

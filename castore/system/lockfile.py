@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+from contextlib import suppress
 
 
 class LockFile(io.FileIO):
@@ -36,6 +37,12 @@ class LockFile(io.FileIO):
         """Before it is closed, where a child that was forked just now may not have let go of its
         copy yet."""
         fcntl.flock(self, fcntl.LOCK_UN)
+
+    def keep_to_the_end(self) -> None:
+        """Close it, and let nobody have the lock before the process has ended."""
+        with suppress(OSError):
+            os.dup(self.fileno())  # of the same open file, and nobody closes it
+        self.close_unless_replaced()
 
     def close_unless_replaced(self) -> None:
         """Close it, unless its number is another file's by now: a process that becomes a daemon

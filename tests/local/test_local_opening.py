@@ -207,3 +207,38 @@ def test_a_child_that_ends_does_not_unlock_its_parents_pack(store: castore.Store
     assert store.gets("name") == noise(100_000)
     assert store.gets("more") == noise(100_000, 3)
     assert store.gets("child") == noise(100_000, 2)
+
+
+def test_a_store_that_nobody_closes_is_held_to_the_end_and_nothing_is_said(tmp_path: Path) -> None:
+    program = """
+import atexit, sys, castore
+from castore.local.folder import alone
+def is_held():  # runs last, as it was registered first
+    try:
+        alone(sys.argv[1]).close()
+    except castore.errors.StoreLocked:
+        print("held")
+atexit.register(is_held)
+import castore.local.store
+atexit.unregister(castore.local.store._at_exit)
+atexit.register(castore.local.store._at_exit)
+castore.open(sys.argv[1]).puts("a", b"1")
+"""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-X",
+            "dev",
+            "-W",
+            "error::ResourceWarning",
+            "-c",
+            program,
+            tmp_path / "s",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("held\n", "")
+    with castore.open(tmp_path / "s") as store:
+        assert store.gets("a") == b"1"
