@@ -22,6 +22,15 @@ class AsyncCastoreFileSystem(AsyncFileSystemWrapper):  # type: ignore[misc]  # f
     Files, transactions and fingerprints are those of `sync_fs`, without a coroutine.
     """
 
+    def to_dict(self, *, include_password: bool = True) -> dict[str, Any]:
+        """As fsspec's: what it is made from again, also by `to_json`, asynchronous as well."""
+        below = self.sync_fs.to_dict(include_password=include_password)
+        return {**below, "asynchronous": True}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process the loop is that of who uses it there."""
+        return _around, (self.sync_fs,)
+
     @property
     def store(self) -> castore.Store:
         opened: castore.Store = self.sync_fs.store
@@ -60,3 +69,7 @@ class AsyncCastoreFileSystem(AsyncFileSystemWrapper):  # type: ignore[misc]  # f
 
     def checksum(self, path: str) -> Any:
         return self.sync_fs.checksum(path)
+
+
+def _around(fs: Any) -> AsyncCastoreFileSystem:
+    return AsyncCastoreFileSystem(fs, asynchronous=True)

@@ -19,8 +19,9 @@ from castore.fs.files import CastoreTransaction
 from castore.fs.locations import chained_store, split_store, url_with_store
 from castore.urls import local_folder
 
-OPEN_OPTIONS = frozenset(inspect.signature(castore.open).parameters) - {"url_or_path"}
-FSSPEC_OPTIONS = {"loop", "use_listings_cache", "listings_expiry_time", "max_paths"}
+_PARAMETERS = inspect.signature(castore.open).parameters
+OPEN_OPTIONS = frozenset(_PARAMETERS) - {"url_or_path"}
+FSSPEC_OPTIONS = {"use_listings_cache", "listings_expiry_time", "max_paths"}
 
 
 class Resolved(type(AbstractFileSystem)):  # type: ignore[misc]  # fsspec is untyped
@@ -41,16 +42,23 @@ class Resolved(type(AbstractFileSystem)):  # type: ignore[misc]  # fsspec is unt
         """`fo` and what begins with `target_` are what a chained URL gives: the store's own
         place."""
         chained, settings = chained_store(fo, target_protocol, target_options, OPEN_OPTIONS)
-        options = {**apply_config(cls, storage_options), **settings}
+        given = {**apply_config(cls, storage_options), **settings}
+        # fsspec makes no JSON of None; what it means is the same without it.
+        options = {
+            name: value
+            for name, value in given.items()
+            if value is not None or name not in _PARAMETERS or _PARAMETERS[name].default is not None
+        }
         where = store or chained or options.pop("store", None) or os.environ.get("CASTORE_STORE")
         if not where:
             raise ValueError("which store? Give store=PATH or set CASTORE_STORE=PATH")
+        loop = options.pop("loop", None)  # has no use but there
         fs = super().__call__(**{**options, "store": _absolute(where)})
         if not asynchronous:
             return fs
         from castore.fs.asynchronous import AsyncCastoreFileSystem
 
-        return AsyncCastoreFileSystem(fs, asynchronous=True, loop=options.get("loop"))
+        return AsyncCastoreFileSystem(fs, asynchronous=True, loop=loop)
 
 
 class StoreFileSystem(AbstractFileSystem, metaclass=Resolved):  # type: ignore[misc]

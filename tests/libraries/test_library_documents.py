@@ -45,10 +45,14 @@ def run(document: Path, places: dict[str, str]) -> None:
 
 
 def test_dataframes(tmp_path: Path) -> None:
-    for library in ("duckdb", "h5py", "pandas", "polars", "pyarrow", "xarray", "zarr"):
+    for library in ("duckdb", "h5py", "pandas", "polars", "pyarrow", "upath", "xarray", "zarr"):
         pytest.importorskip(library)
     import zarr
+    from upath.registry import register_implementation
 
+    from castore.fs.upath import CastorePath
+
+    register_implementation("castore", CastorePath, clobber=True)
     with zarr.config.set({}):  # what it sets ends with it
         place = str(tmp_path / "store")
         run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,34 @@ def test_what_has_no_coroutine_is_that_of_the_file_system_below(fs: AsyncCastore
     assert fs.checksum("b") == fs.sync_fs.checksum("b")
     assert fs.modified("b") == fs.created("b") == fs.sync_fs.modified("b")
     assert fs.unstrip_protocol("b") == fs.sync_fs.unstrip_protocol("b")
+
+
+def test_it_is_made_again_from_json_and_pickles(fs: AsyncCastoreFileSystem) -> None:
+    fs.sync_fs.pipe_file("a", b"12345")
+    loop = asyncio.new_event_loop()
+    looped = fsspec.filesystem(
+        "castore", store=fs.sync_fs.store_path, asynchronous=True, threads=2, loop=loop
+    )
+    loop.close()
+    for one in (fs, looped):
+        for again in (
+            fsspec.AbstractFileSystem.from_json(one.to_json()),
+            fsspec.AbstractFileSystem.from_dict(one.to_dict()),
+            pickle.loads(pickle.dumps(one)),
+        ):
+            assert type(again) is AsyncCastoreFileSystem
+            assert again.asynchronous
+            assert again.sync_fs.storage_options == {
+                "store": fs.sync_fs.store_path,
+                "threads": 2,
+            }
+            assert asyncio.run(again._cat_file("a", start=1, end=3)) == b"23"
+
+
+def test_an_option_that_is_none_is_made_again_without_it(tmp_path: Path) -> None:
+    fs = CastoreFileSystem(tmp_path / "store", threads=None, region=None, cache_bytes=0)
+    assert CastoreFileSystem.from_json(fs.to_json()).storage_options == fs.storage_options
+    assert fs.storage_options == {"store": str(tmp_path / "store"), "cache_bytes": 0}
 
 
 @pytest.mark.parametrize("how", ["url", "mapper", "fs", "options"])
