@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from operator import sub
 from typing import TYPE_CHECKING, NamedTuple
 
 from castore.model import Base, Extent
@@ -116,7 +117,7 @@ class Alignment:
         loaded = self._loaded[best.chunk_id]
         assert loaded is not None
         shared = sought.keys() & loaded.anchors.keys()
-        shifts = sorted(loaded.anchors[anchor] - sought[anchor] for anchor in shared)
+        shifts = sorted(map(sub, map(loaded.anchors.get, shared), map(sought.get, shared)))
         self._found(loaded.begin + shifts[len(shifts) // 2] - begin, loaded.begin)
 
     def _offset_of(self, chunk_id: bytes, expected: int) -> int | None:
@@ -186,17 +187,19 @@ class Alignment:
     def _rank(self, sought: dict[int, int]) -> list[Candidate]:
         """The bases that have most of the anchors, each for what those before it have not."""
         votes = Counter(map(self._owner.get, sought))
+        least = max(1, SHARE_MIN * len(sought))
         tables = [
             loaded
-            for chunk_id, _ in votes.most_common(2 * BASES_MAX + 1)
-            if chunk_id is not None and (loaded := self._loaded[chunk_id]) is not None
+            for chunk_id, count in votes.most_common(2 * BASES_MAX + 1)
+            if chunk_id is not None and count >= least
+            if (loaded := self._loaded[chunk_id]) is not None
         ]
         left = set(sought)
         ranked: list[Candidate] = []
         while tables and len(ranked) < BASES_MAX:
             gains = [len(left & loaded.anchors.keys()) for loaded in tables]
             gain = max(gains)
-            if gain < max(1, SHARE_MIN * len(sought), LEFT_SHARE_MIN * len(left) if ranked else 0):
+            if gain < max(least, LEFT_SHARE_MIN * len(left) if ranked else 0):
                 break
             best = tables.pop(gains.index(gain))
             left -= best.anchors.keys()
