@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,10 +21,12 @@ class Attempted:
     tail: bytes = b""  # the end of what it printed
     tree: bytes | None = None  # what a Generate that went well made
     is_lost: bool = False  # where it ran is gone, and the command is not to blame
+    took_s: float | None = None  # since it began, which may be later than it was asked for
 
 
 def attempt(task: Task, jobs: Jobs, executor: Executor, keep: Callable[[bytes], None]) -> Attempted:
     """Run it to its end; what it prints goes to `keep`, masked."""
+    began = time.monotonic()
     tail, masker = Tail(), jobs.masker()
     catcher = TreeCatcher() if task.is_generate else None
 
@@ -42,11 +45,11 @@ def attempt(task: Task, jobs: Jobs, executor: Executor, keep: Callable[[bytes], 
     except (OSError, ValueError) as error:  # of its folder, its image, its environment
         outcome = Outcome(State.ERROR, reason=f"can't be run: {error}")
     show(masker.flush())
-    if catcher is None or outcome.state is not State.DONE:
-        return Attempted(outcome, tail.text)
-    try:
-        tree = catcher.tree()
-        jobs.refuse_secrets(tree)
-    except TreeError as error:
-        return Attempted(Outcome(State.ERROR, outcome.exit_code, str(error)), tail.text)
-    return Attempted(outcome, tail.text, tree)
+    tree = None
+    if catcher is not None and outcome.state is State.DONE:
+        try:
+            tree = catcher.tree()
+            jobs.refuse_secrets(tree)
+        except TreeError as error:
+            outcome, tree = Outcome(State.ERROR, outcome.exit_code, str(error)), None
+    return Attempted(outcome, tail.text, tree, took_s=time.monotonic() - began)

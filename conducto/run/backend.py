@@ -14,7 +14,8 @@ from conducto.run.recorder import Recorder
 
 class Backend(Protocol):
     def parallel(self) -> int:
-        """How many attempts can be made at once, where nobody says how many are to be."""
+        """How many attempts are to be made at once by now, where nobody says how many. It is asked
+        again and again, and does not wait for anything."""
 
     def run(self, node: Exec, number: int) -> Attempted:
         """Make the attempt with this number, and keep its log. Called on several threads at once.

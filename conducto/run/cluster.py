@@ -29,6 +29,7 @@ from conducto.run.states import State
 
 CONNECT_S = 10.0
 POLL_S = 0.2
+COUNT_S = 1.0
 END_S = GRACE_S + 10.0  # for a worker to end a command, and to keep the end of its log
 END_AT_ONCE_S = 2.0
 
@@ -70,13 +71,17 @@ class ClusterBackend:
         self._unlimited: set[str] = set()  # resources of which it was said that none has any
         self._deadline = float("inf")
         self._ending: list[threading.Thread] = []
+        self._threads = self._count()
+        if not self._threads:
+            print("conducto: the cluster has no worker yet: the run waits", file=sys.stderr)
+        self._closed = threading.Event()
+        self._counting = threading.Thread(target=self._go_on_counting, daemon=True)
+        self._counting.start()
 
     def parallel(self) -> int:
-        """How many attempts its workers can make at once by now."""
-        threads: int = sum(self._client.nthreads().values())
-        if not threads:
-            print("conducto: the cluster has no worker yet: the run waits", file=sys.stderr)
-        return max(1, min(threads, PARALLEL_MAX))
+        """One more than its workers have threads by now: Dask makes a cluster grow that is
+        `adapt()`ed only where something waits."""
+        return min(self._threads + 1, PARALLEL_MAX)
 
     def run(self, node: Exec, number: int) -> Attempted:
         task = Task.of(node)
@@ -110,8 +115,20 @@ class ClusterBackend:
         self._ending.append(thread)
 
     def close(self) -> None:
-        for thread in self._ending:
+        self._closed.set()
+        for thread in (*self._ending, self._counting):
             thread.join(END_AT_ONCE_S)
+
+    def _count(self) -> int:
+        """The threads of all workers."""
+        return sum(self._client.nthreads().values())
+
+    def _go_on_counting(self) -> None:
+        while not self._closed.wait(COUNT_S):
+            try:
+                self._threads = self._count()
+            except OSError:
+                return  # the scheduler is gone, and soon so is the run
 
     def _end(self) -> None:
         """Workers end what they run; what they have not begun, nobody does."""

@@ -99,7 +99,7 @@ def _run(
             recorder=recorder,
             display=display,
             execs=execs,
-            parallel=options.parallel or backend.parallel(),
+            parallel=options.parallel or None,
         )
         state = runner.run()
     display.ended(state)

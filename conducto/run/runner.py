@@ -20,6 +20,7 @@ from conducto.nodes.serialization import dumps, loads
 from conducto.run.attempt import Attempted
 from conducto.run.backend import Backend
 from conducto.run.display import Display
+from conducto.run.options import PARALLEL_MAX
 from conducto.run.progress import Progress
 from conducto.run.recorder import Recorder
 from conducto.run.states import Attempts, State
@@ -39,8 +40,10 @@ class Runner:
         recorder: Recorder,
         display: Display,
         execs: dict[str, Attempts],
-        parallel: int,
+        parallel: int | None = None,
     ) -> None:
+        """`parallel`: how many commands are run at once; by default, as many as the backend says
+        by then."""
         self.root = root
         self.execs = execs
         self.progress = Progress(root, {n for n, a in execs.items() if a.state is State.DONE})
@@ -58,7 +61,7 @@ class Runner:
     def run(self) -> State:
         """What the root came to; KILLED if it was interrupted. Raises what the store raises."""
         try:
-            with self._interruptible(), ThreadPoolExecutor(self._parallel) as pool:
+            with self._interruptible(), ThreadPoolExecutor(PARALLEL_MAX) as pool:
                 try:
                     self._loop(pool)
                 except BaseException:
@@ -70,7 +73,8 @@ class Runner:
 
     def _loop(self, pool: ThreadPoolExecutor) -> None:
         while self._running or not (self.progress.is_over or self._interrupted):
-            while self._running < self._parallel and not self._interrupted:
+            parallel = self._parallel or self._backend.parallel()
+            while self._running < parallel and not self._interrupted:
                 node = self.progress.next()
                 if node is None:
                     break
@@ -106,6 +110,8 @@ class Runner:
         attempted = future.result()
         outcome = attempted.outcome
         attempts.ended = time.time()
+        if attempted.took_s is not None:  # it may have waited before
+            attempts.began = attempts.ended - attempted.took_s
         attempts.state, attempts.exit_code = outcome.state, outcome.exit_code
         attempts.reason = outcome.reason
         tree = attempted.tree

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import begun
+from clusters import adapting, begun
 from pipelines import Done, Pipelines, processes_with, wait_for
 
 from conducto import Exec, Lazy, Node, Parallel, Serial, api, context
@@ -187,6 +187,50 @@ def test_workers_die_at_any_moment(
 
 
 @local
+def test_workers_that_come_later_are_used(
+    begin: Begin, pipelines: Pipelines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands that end when all have begun, on more threads than there are at first."""
+    address = begin(count=1)
+    root = Parallel(max_time=60)
+    for name in "abcd":
+        root[name] = Exec(
+            f"touch {name}; until test -e a -a -e b -a -e c -a -e d; do sleep 0.1; done"
+        )
+    come = ["-m", "dask", "worker", address, "--no-dashboard", "--nthreads=2"]
+
+    def join() -> None:
+        wait_for(lambda: (pipelines.folder / "b").exists())
+        with pipelines.begin(*come, "--death-timeout=60") as worker:
+            over.wait()
+            worker.terminate()
+            worker.communicate()
+
+    over = threading.Event()
+    joining = threading.Thread(target=join)
+    joining.start()
+    done = run(root, address, capsys)
+    over.set()
+    joining.join()
+    assert done.code == 0, done
+
+
+@local
+def test_a_cluster_that_adapts_itself_grows(
+    pipelines: Pipelines, mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Parallel(max_time=60)
+    for name in "abc":
+        root[name] = Exec(f"touch {name}; until test -e a -a -e b -a -e c; do sleep 0.1; done")
+    with adapting(tmp_path, workers_max=3) as address:
+        done = run(root, address, capsys)
+    assert done.code == 0, done
+    assert "the cluster has no worker yet" in done.err
+    execs = pipelines.load(done.id).execs.values()
+    assert max(each.duration_s or 0.0 for each in execs) < 60
+
+
+@local
 def test_nothing_runs_on_without_its_runner(begin: Begin, pipelines: Pipelines) -> None:
     pipelines.write(
         "pipeline.py",
@@ -208,10 +252,11 @@ def test_nothing_runs_on_without_its_runner(begin: Begin, pipelines: Pipelines) 
         wait_for(lambda: not processes_with("61.5"), 20)
         run_id = json.loads(out.splitlines()[0])["id"]
         execs = pipelines.load(run_id).execs.values()
-        assert [str(each.state) for each in execs] == ["killed"] * 4
+        assert [str(each.state) for each in execs] == ["killed"] * 5  # one waited
         if number == signal.SIGINT:
             assert {each.reason for each in execs} == {"interrupted"}
-            assert {pipelines.log(run_id, each.node) for each in execs} == {b"begun\n"}
+            logs = [pipelines.log(run_id, each.node) for each in execs]
+            assert sorted(logs) == [b"", *[b"begun\n"] * 4]
 
 
 @local

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,36 @@ def begun(
         }
         for number, env in enumerate(environments)
     }
-    scheduler = {
-        "cls": distributed.Scheduler,
+    return _cluster(workers=workers, scheduler=_scheduler(allowed_failures))
+
+
+@contextmanager
+def adapting(scratch: Path, *, workers_max: int) -> Iterator[str]:
+    """The address of a cluster that begins with no worker, and makes itself some, of a thread each,
+    while tasks wait."""
+    distributed = pytest.importorskip("distributed")
+    options = {"nthreads": 1, "local_directory": str(scratch / "scratch")}
+    kind = {"cls": distributed.Nanny, "options": options}
+    with _cluster(worker=kind, scheduler=_scheduler(3)) as cluster:
+        cluster.adapt(maximum=workers_max, interval="200ms", target_duration="100ms", wait_count=50)
+        yield cluster.scheduler_address
+
+
+def _scheduler(allowed_failures: int) -> dict[str, Any]:
+    return {
+        "cls": pytest.importorskip("distributed").Scheduler,
         "options": {
             "dashboard_address": "127.0.0.1:0",
             "port": 0,
             "allowed_failures": allowed_failures,
         },
     }
-    how = {"workers": workers, "scheduler": scheduler, "silence_logs": 50}
+
+
+def _cluster(**how: Any) -> Any:
+    distributed = pytest.importorskip("distributed")
     # Dask asserts that its loop begins within 10 s; a busy machine takes longer.
     for _ in range(2):
         with suppress(AssertionError):
-            return distributed.SpecCluster(**how)
-    return distributed.SpecCluster(**how)
+            return distributed.SpecCluster(**how, silence_logs=50)
+    return distributed.SpecCluster(**how, silence_logs=50)
