@@ -38,6 +38,7 @@ CREDIT_MAX = 256
 CREDIT_OF_HIT = 4
 TRIED_ALWAYS = 8  # chunks after the last that was found; then half of as many, a quarter, ...
 TRIED_AT_LEAST = 32  # ... down to one chunk in so many
+SHARES_MIN = 1 / 10  # of a chunk's anchors that all bases must have: with less no delta is small
 SHARE_MIN = 1 / 32  # of a chunk's anchors that a base must add to those before it
 LEFT_SHARE_MIN = 1 / 4  # and of what they leave: so much smaller another base makes the delta
 
@@ -204,7 +205,8 @@ class Alignment:
             best = tables.pop(gains.index(gain))
             left -= best.anchors.keys()
             ranked.append(Candidate(best.base, gain / len(sought)))
-        return ranked
+        enough = len(sought) - len(left) >= SHARES_MIN * len(sought)
+        return ranked if enough else []
 
 
 def bases_of(extent: Extent) -> Sequence[Base]:
