@@ -9,7 +9,7 @@ moved are followed, without an index on disk, and without trying to compress aga
 
 Work is bounded on both sides. The older object is read only around the place, and further ahead
 only as far as what was found so far has earned. Where nothing is found, fewer and fewer chunks are
-looked at, down to one in 32.
+looked at, down to one in 64.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CREDIT_FIRST = 16  # bases that may be taken from ahead before anything was foun
 CREDIT_MAX = 256
 CREDIT_OF_HIT = 4
 TRIED_ALWAYS = 8  # chunks after the last that was found; then half of as many, a quarter, ...
-TRIED_AT_LEAST = 32  # ... down to one chunk in so many
+TRIED_AT_LEAST = 64  # ... down to one chunk in so many
 SHARES_MIN = 1 / 10  # of a chunk's anchors that all bases must have: with less no delta is small
 SHARE_MIN = 1 / 32  # of a chunk's anchors that a base must add to those before it
 LEFT_SHARE_MIN = 1 / 4  # and of what they leave: so much smaller another base makes the delta
@@ -88,7 +88,9 @@ class Alignment:
             self._lost += 1
             return []
         sought = anchors(raw)
-        first, last = begin + self._shift - MARGIN_BYTES, end + self._shift + MARGIN_BYTES
+        # Where nothing was found for long, the place is a guess: it is not looked around there.
+        margin = MARGIN_BYTES if self._lost < TRIED_ALWAYS else 0
+        first, last = begin + self._shift - margin, end + self._shift + margin
         self._load(max(0, first), min(last, self._size))
         found = self._rank(sought)
         if not found and sought and self._credit > 0:
