@@ -21,7 +21,7 @@ from importlib import metadata
 import fs_names
 import fs_reading
 import fs_tables
-from fs_setting import Setting
+from fs_setting import LOCAL, Setting
 from measure import Row, castore_environment, machine_line, report, scratch, show
 from processes import rclone
 from s3_links import FS_CLIENT, Link, clients, s3fs_version, serving
@@ -71,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Link(server, 0, None),
             link,
             stack.enter_context(clients(["castore", "boto3"], sys.executable)),
-            stack.enter_context(clients(["castore", *peers], options.s3fs_python, FS_CLIENT)),
+            stack.enter_context(
+                clients(["castore", LOCAL, *peers], options.s3fs_python, FS_CLIENT)
+            ),
             size,
             repeats,
             judged=size == FULL[0],

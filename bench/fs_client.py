@@ -1,4 +1,4 @@
-"""One file system of bench_fs, in a process of its own: `python fs_client.py castore|s3fs|obstore`.
+"""One file system of bench_fs, in a process of its own: `python fs_client.py KIND`.
 
 Answers as s3_client.py does. The verbs are those of fsspec and of what reads through it, and the
 same for all; it imports nothing but the contender and what a verb needs. Each runs with its
@@ -138,7 +138,14 @@ def obstore(endpoint: str, bucket: str) -> tuple[Any, str]:
     return fs, f"{bucket}/"
 
 
-KINDS = {"castore": castore_fs, "s3fs": s3fs, "obstore": obstore}
+def local_files(root: str) -> tuple[Any, str]:
+    """What reading costs without anything to fetch."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    return LocalFileSystem(), f"{root}/"
+
+
+KINDS = {"local file": local_files, "castore": castore_fs, "s3fs": s3fs, "obstore": obstore}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from s3_links import PLAIN, Client, Link
 
+LOCAL = "local file"  # the same verbs on plain files
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -24,10 +26,12 @@ class Setting:
 
     @property
     def peers(self) -> list[str]:
-        return [kind for kind in self.systems if kind != "castore"]
+        return [kind for kind in self.systems if kind not in ("castore", LOCAL)]
 
     def where(self, kind: str, link: Link, prefix: str, cache: str) -> dict[str, str]:
         """What fs_client.py opens: for castore a store of this prefix, and a cache of this name."""
+        if kind == LOCAL:
+            return {"root": str(self.folder)}
         if kind != "castore":
             return {"endpoint": link.endpoint, "bucket": PLAIN}
         folder = self.folder / "caches" / prefix / cache

@@ -4,11 +4,13 @@
 - `table@LINK`, `column@LINK`: `pyarrow.parquet.read_table` of a file of 55 MB with 16 columns; all
   of them, and one.
 - `dataset@LINK`: two neighbouring columns of eight such files of 7 MB; `dataset-arrow@LINK`: by
-  `castore.fs.arrow`, where the others know nothing of the kind.
+  `castore.fs.arrow`, where the others know nothing of the kind; `dataset-listed@LINK`: and with
+  `use_listings_cache`, as s3fs has it always.
 - `csv-local`, `table-local`: the same of a local store, against the plain files, in the page cache.
 
 On the link each contender has a file system that is new, with its connection made: castore once
-with an empty disk cache, and once with the one that this left. What the Parquet files hold is
+with an empty disk cache, and once with the one that this left. The same from local files, in the
+page cache, is what nobody can do without. What the Parquet files hold is
 random, so that nothing compresses it; the CSV file compresses to half.
 """
 
@@ -16,12 +18,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fs_setting import Setting
+from fs_setting import LOCAL, Setting
 from measure import Row
 from s3_links import Traffic
 
@@ -59,6 +61,19 @@ def rows(setting: Setting) -> Iterator[tuple[Row, str]]:
     yield link("dataset", what, "scan", "parts", wanted, columns=NEIGHBOURS), "s3fs"
     what += ", castore's through castore.fs.arrow"
     row = link("dataset-arrow", what, "scan", "parts", wanted, "scan_arrow", columns=NEIGHBOURS)
+    yield row, "s3fs"
+    what += ", with use_listings_cache"
+    options = {"use_listings_cache": True}
+    row = link(
+        "dataset-listed",
+        what,
+        "scan",
+        "parts",
+        wanted,
+        "scan_arrow",
+        options=options,
+        columns=NEIGHBOURS,
+    )
     yield row, "s3fs"
     yield tables.local("csv-local", csv), "plain file"
     yield tables.local("table-local", table), "plain file"
@@ -101,7 +116,8 @@ class _Tables:
     def fill(self) -> None:
         for kind, client in self.setting.systems.items():
             client("open", **self.setting.where(kind, self.setting.straight, "tables", "fill"))
-            client("put", source=str(self.folder), target="tables")
+            if kind != LOCAL:
+                client("put", source=str(self.folder), target="tables")
             client("import_readers")
             client("close")
 
@@ -113,19 +129,21 @@ class _Tables:
         path: str,
         wanted: int,
         ours: str | None = None,
+        options: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> Row:
         """`verb`, or `ours`, by all contenders; `wanted` bytes are those that it can't do
-        without."""
+        without; `options` are castore's."""
         link = self.setting.link
         row = Row(f"{name}@{link.name}", what, "ms")
         traffic: dict[str, list[Traffic]] = {}
         gave: list[Any] = []
         for i in range(self.setting.repeats):
-            contenders = [("castore", "castore"), ("castore, warm", "castore")]
+            contenders = [("castore", "castore"), ("castore, warm", "castore"), (LOCAL, LOCAL)]
             for label, kind in [*contenders, *((kind, kind) for kind in self.setting.peers)]:
                 client = self.setting.systems[kind]
-                client("open", **self.setting.where(kind, link, "tables", f"{row.name}-{i}"))
+                where = self.setting.where(kind, link, "tables", f"{row.name}-{i}")
+                client("open", **where, **(options or {} if kind == "castore" else {}))
                 link.clear()
                 chosen = ours if ours and kind == "castore" else verb
                 seconds, found = client(chosen, path=f"tables/{path}", **arguments)
@@ -135,6 +153,8 @@ class _Tables:
                 gave.append(found)
         assert all(each == gave[0] for each in gave), f"{row.name}: {gave}"
         for label, passed in traffic.items():
+            if label == LOCAL:
+                continue
             row.notes.append(
                 f"{label}: {statistics.median(one.requests for one in passed):g} requests, "
                 f"{statistics.median(one.received for one in passed):,.0f} bytes"

@@ -180,6 +180,7 @@ class ObjectWriterFile(io.RawIOBase):
         self.name = name
         self.mode = "wb" if begin is None else "ab"
         self.info: ObjectInfo | None = None  # once it is closed
+        self.when_published: Callable[[], None] | None = None  # called also if that failed
         self._writer: ObjectWriter | None = writer
         self._publish = publish
         self._discard = discard
@@ -218,6 +219,9 @@ class ObjectWriterFile(io.RawIOBase):
                     self.info = self._publish(writer)
                 except (NameExists, ObjectChanged) as refused:
                     raise type(refused)(self.name) from None
+                finally:
+                    if self.when_published is not None:
+                        self.when_published()
                 return
             self._discard(writer)
             if not leaves_with(error):

@@ -155,9 +155,9 @@ class ScopedStore:
         with self._called(name) as key:
             return self.whole.get(key, file, **options)._replace(name=name)
 
-    def open(self, name: str, mode: str = "rb") -> Any:
+    def open(self, name: str, mode: str = "rb", *, etag: str | None = None) -> Any:
         with self._called(name) as key:
-            return _renamed(self.whole.open(key, mode), name)
+            return _renamed(self.whole.open(key, mode, etag=etag), name)
 
     def transaction(self) -> ScopedTransaction:
         return ScopedTransaction(self.whole.transaction(), self._scopes)

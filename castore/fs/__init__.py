@@ -30,7 +30,9 @@ class CastoreFileSystem(ListingVerbs, ContentVerbs, NameVerbs):
 
     `store` is a path or a URL, and made absolute at once; without one, $CASTORE_STORE is. The other
     options are those of `castore.open` and of fsspec itself; with `asynchronous` the answer is an
-    `AsyncCastoreFileSystem` over one of these. Raises ValueError for a store that can't be one,
+    `AsyncCastoreFileSystem` over one of these. With `use_listings_cache` an object that a listing
+    showed is not asked for again for `listings_expiry_time` seconds, of at most `max_paths` names
+    (None: until `invalidate_cache`; 100,000). Raises ValueError for a store that can't be one,
     TypeError for options that nobody knows.
 
     >>> fs = castore.fs.CastoreFileSystem("store")

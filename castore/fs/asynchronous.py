@@ -53,6 +53,9 @@ class AsyncCastoreFileSystem(AsyncFileSystemWrapper):  # type: ignore[misc]  # f
         url: str = self.sync_fs.unstrip_protocol(name)
         return url
 
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.sync_fs.invalidate_cache(path)
+
     def sign(self, path: str, expiration: int = 100, **kwargs: Any) -> Any:
         return self.sync_fs.sign(path, expiration, **kwargs)
 

@@ -11,9 +11,10 @@ from fsspec.compression import compr
 from fsspec.core import get_compression
 from fsspec.utils import isfilelike
 
-from castore.errors import NameNotFound
+from castore.errors import NameNotFound, ObjectChanged, PackMissing
 from castore.fs.files import CastoreFile, CompressedWriter
 from castore.fs.opening import StoreFileSystem
+from castore.objectfile import ObjectReader
 
 
 class ContentVerbs(StoreFileSystem):
@@ -166,7 +167,7 @@ class ContentVerbs(StoreFileSystem):
         name = self._strip_protocol(path)
         blocksize = block_size or self.blocksize
         if mode == "rb":
-            return CastoreFile(self, self.store.open(name, "rb"), blocksize)
+            return CastoreFile(self, self._open_object(name), blocksize)
         if mode not in ("wb", "xb", "ab"):
             modes = "'rb', 'wb', 'xb' and 'ab'"
             raise NotImplementedError(f"castore opens files with {modes}, not {mode!r}")
@@ -178,7 +179,17 @@ class ContentVerbs(StoreFileSystem):
         else:
             raise ValueError("autocommit=False is for files of a `with fs.transaction`")
         file.fs, file.path, file.blocksize = self, name, blocksize
+        file.when_published = self._shown.forget
         return file
+
+    def _open_object(self, name: str) -> ObjectReader:
+        shown = self._shown.get(name)
+        if shown is not None:
+            try:
+                return self.store.open(name, "rb", etag=shown.etag)
+            except (NameNotFound, ObjectChanged, PackMissing):
+                self._shown.forget()  # it is another by now
+        return self.store.open(name, "rb")
 
     def _byte_range(self, name: str, start: int | None, end: int | None) -> tuple[int, int] | None:
         """fsspec's start and end, which count from the end where negative, as a byte range."""

@@ -258,7 +258,11 @@ class CastoreTransaction(FsspecTransaction):  # type: ignore[misc]  # fsspec is 
         if fs is not None:
             fs._intrans = False
             fs._transaction = None
-        self._end(commit=commit)
+        try:
+            self._end(commit=commit)
+        finally:
+            if fs is not None:
+                fs.invalidate_cache()
 
     def _end(self, *, commit: bool) -> None:
         changes, self._changes = self._changes, None

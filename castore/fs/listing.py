@@ -13,7 +13,7 @@ from fsspec.utils import stringify_path, tokenize
 from castore.errors import InvalidName, NameNotFound, StoreNotFound
 from castore.fs.files import Info, file_entry
 from castore.fs.opening import StoreFileSystem
-from castore.model import Kind
+from castore.model import Kind, ObjectInfo
 from castore.system.workers import map_at_once
 
 
@@ -25,33 +25,35 @@ class ListingVerbs(StoreFileSystem):
         if not name:
             return _folder("")
         try:
-            return file_entry(self.store.info(name))
+            return file_entry(self._object(name))
         except NameNotFound:
             if self._has_below(name):
                 return _folder(name)
             raise
 
     def exists(self, path: str, **kwargs: Any) -> bool:
-        return any(self._kind(path))
+        return self._is_shown(path) or any(self._kind(path))
 
     def isdir(self, path: str) -> bool:
         """Of what is both an object and a folder: False."""
+        if self._is_shown(path):
+            return False
         kind = self._kind(path)
         return kind.is_folder and not kind.is_object
 
     def isfile(self, path: str) -> bool:
-        return self._kind(path).is_object
+        return self._is_shown(path) or self._kind(path).is_object
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         name = self._strip_protocol(path)
         entries = [
             entry
-            for entry in self.store.scandir(name, details=detail)
+            for entry in self._shown.noted(self.store.scandir(name, details=detail))
             if entry.name.strip("/") != name  # its own, which ends with a slash
         ]
         entries.sort(key=lambda entry: (entry.name, not entry.is_folder))
         if not entries and name:
-            return [file_entry(self.store.info(name))] if detail else [self._existing(name)]
+            return [file_entry(self._object(name))] if detail else [self._existing(name)]
         if not detail:
             return [entry.name for entry in entries]
         return [
@@ -97,13 +99,13 @@ class ListingVerbs(StoreFileSystem):
 
     def modified(self, path: str) -> datetime:
         """When the object was last put."""
-        return datetime.fromtimestamp(self.store.info(self._strip_protocol(path)).mtime, tz=UTC)
+        return datetime.fromtimestamp(self._object(self._strip_protocol(path)).mtime, tz=UTC)
 
     created = modified  # an object is never changed in place
 
     def ukey(self, path: str) -> str:
         """The content's fingerprint: the same for equal bytes in one store."""
-        return self.store.info(self._strip_protocol(path)).etag
+        return self._object(self._strip_protocol(path)).etag
 
     def checksum(self, path: str) -> int:
         return int(tokenize(self.ukey(path)), 16)
@@ -162,7 +164,7 @@ class ListingVerbs(StoreFileSystem):
         """As `find`, in no order: what is known of each, {} of an object without `detail`."""
         found: dict[str, Info] = {}
         if maxdepth == 1 and not prefix:  # what is in the folders in it is not looked at
-            for entry in self.store.scandir(name, details=detail):
+            for entry in self._shown.noted(self.store.scandir(name, details=detail)):
                 if not entry.is_folder:
                     found[entry.name] = {} if entry.info is None else file_entry(entry.info)
                 elif withdirs:
@@ -180,8 +182,15 @@ class ListingVerbs(StoreFileSystem):
         if name and withdirs and found and not prefix:
             found.setdefault(name, _folder(name))
         if name and not found and not prefix and self.store.exists(name):
-            found[name] = file_entry(self.store.info(name)) if detail else {}
+            found[name] = file_entry(self._object(name)) if detail else {}
         return found
+
+    def _object(self, name: str) -> ObjectInfo:
+        """Raises NameNotFound."""
+        return self._shown.get(name) or self.store.info(name)
+
+    def _is_shown(self, path: str) -> bool:
+        return self._shown.get(self._strip_protocol(path)) is not None
 
     def _has_below(self, name: str) -> bool:
         return self.store.kind(name).is_folder if name else any(True for _ in self.store.names())
@@ -209,7 +218,8 @@ class ListingVerbs(StoreFileSystem):
     def _listed(self, prefix: str, detail: bool) -> Iterator[tuple[str, Info]]:
         """The names below, with nothing of what they are where nobody asks for it."""
         if detail:
-            return ((info.name, file_entry(info)) for info in self.store.list(prefix))
+            listed = self._shown.noted(self.store.list(prefix))
+            return ((info.name, file_entry(info)) for info in listed)
         return ((name, {}) for name in self.store.names(prefix))
 
 

@@ -17,6 +17,7 @@ from fsspec.utils import stringify_path
 import castore
 from castore.fs.files import CastoreTransaction
 from castore.fs.locations import chained_store, split_store, url_with_store
+from castore.fs.shown import ShownNames
 from castore.urls import local_folder
 
 _PARAMETERS = inspect.signature(castore.open).parameters
@@ -84,6 +85,9 @@ class StoreFileSystem(AbstractFileSystem, metaclass=Resolved):  # type: ignore[m
         self._makes_store = create and not self._open_options.get("read_only", False)
         self._store: castore.Store | None = None
         self._batch = _Batch()
+        self._shown = ShownNames(
+            **{name: value for name, value in storage_options.items() if name in FSSPEC_OPTIONS}
+        )
 
     @property
     def store(self) -> castore.Store:
@@ -93,6 +97,10 @@ class StoreFileSystem(AbstractFileSystem, metaclass=Resolved):  # type: ignore[m
     @property
     def fsid(self) -> str:
         return f"castore_{self.store_path}"
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Ask for what listings showed again, where `use_listings_cache` is."""
+        self._shown.forget()
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -133,8 +141,11 @@ class StoreFileSystem(AbstractFileSystem, metaclass=Resolved):  # type: ignore[m
                 self._batch.changes = self._open_store(create=create).transaction()
             yield self._batch.changes
         else:
-            with self._open_store(create=create).transaction() as changes:
-                yield changes
+            try:
+                with self._open_store(create=create).transaction() as changes:
+                    yield changes
+            finally:
+                self._shown.forget()
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
@@ -154,6 +165,7 @@ class StoreFileSystem(AbstractFileSystem, metaclass=Resolved):  # type: ignore[m
             raise
         finally:
             batch.begun, batch.changes = False, None
+            self._shown.forget()
 
 
 class _Batch(threading.local):

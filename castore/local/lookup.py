@@ -108,7 +108,7 @@ class NameReader:
         self._hot.forget_all()
 
     @_repeated
-    def manifest(self, name: bytes) -> tuple[Record, Manifest]:
+    def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:
         index = self._index
         with index.gate, index.snapshot() as txn:
             raw = txn.get(name, db=index.names)

@@ -98,15 +98,17 @@ class S3Catalog:
             return self._cover(self._fetch_known_to_exist(name), byte_ranges)
         return self._cover(known, byte_ranges, self._requests.submit(self._fetch, name, known.etag))
 
-    def manifest(self, name: bytes) -> tuple[Record, Manifest]:
+    def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:
+        known = None if etag is None else self._known(name)
+        is_wanted = known is not None and known.head.record.etag == etag
+        version = known if known is not None and is_wanted else self.current(name)
         while True:
-            version = self.current(name)
             try:
                 record = version.head.record
                 raw_segments = self.raw_segments(version)
                 return record, Manifest(raw_segments, 0 if record.is_inline else record.size)
             except Overwritten:
-                continue
+                version = self.current(name)
 
     def forget(self, *names: bytes) -> None:
         with self._lock:

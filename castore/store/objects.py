@@ -229,13 +229,21 @@ class ObjectVerbs(Handle):
 
     # ------------------------------------------------------------ file objects
     @overload
-    def open(self, name: str, mode: Literal["rb"] = "rb") -> ObjectReader: ...
+    def open(
+        self, name: str, mode: Literal["rb"] = "rb", *, etag: str | None = None
+    ) -> ObjectReader: ...
     @overload
-    def open(self, name: str, mode: Literal["wb", "xb", "ab"]) -> ObjectWriterFile: ...
+    def open(
+        self, name: str, mode: Literal["wb", "xb", "ab"], *, etag: None = None
+    ) -> ObjectWriterFile: ...
     @overload
-    def open(self, name: str, mode: str) -> ObjectReader | ObjectWriterFile: ...
+    def open(
+        self, name: str, mode: str, *, etag: str | None = None
+    ) -> ObjectReader | ObjectWriterFile: ...
 
-    def open(self, name: str, mode: str = "rb") -> ObjectReader | ObjectWriterFile:
+    def open(
+        self, name: str, mode: str = "rb", *, etag: str | None = None
+    ) -> ObjectReader | ObjectWriterFile:
         """The object as a binary file object.
 
         "rb" reads one version of it, seekably, whatever happens to the name meanwhile. "wb" writes
@@ -245,7 +253,12 @@ class ObjectVerbs(Handle):
         chunk. It is published over that version and no other: ObjectChanged if the name maps to
         other bytes when it is closed, NameExists if there was no such name and now is.
 
-        Raises NameNotFound, NameExists, ObjectChanged, ReadOnlyStore, ValueError for another mode.
+        With `etag`, as `info` and lists have it, "rb" reads those bytes of the name and no others.
+        On S3 nothing is asked where that version of the object is known; else, ObjectChanged if the
+        name maps to other bytes by now.
+
+        Raises NameNotFound, NameExists, ObjectChanged, ReadOnlyStore, ValueError for another mode,
+        or for an etag where it is of no use.
 
         >>> with store.open("log", "wb") as file:
         ...     file.write(b"one line")
@@ -257,7 +270,7 @@ class ObjectVerbs(Handle):
         self._check_open()
         key = encode_name(name)
         if mode in ("rb", "r"):
-            pinned = self._reader.pin(key)
+            pinned = self._reader.pin(key, None if etag is None else bytes.fromhex(etag))
             return ObjectReader(
                 self._reader,
                 pinned,
@@ -266,6 +279,8 @@ class ObjectVerbs(Handle):
             )
         if mode not in ("wb", "xb", "ab"):
             raise ValueError(f"mode is 'rb', 'wb', 'xb' or 'ab', not {mode!r}")
+        if etag is not None:
+            raise ValueError(f"an etag is for what is read, and not for mode {mode!r}")
         self._check_writable()
         if mode == "xb" and self._catalog.record(key) is not None:
             raise NameExists(name)

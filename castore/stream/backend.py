@@ -87,9 +87,10 @@ class Catalog(Protocol):
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         """Raises NameNotFound, InvalidRange."""
 
-    def manifest(self, name: bytes) -> tuple[Record, Manifest]:
+    def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:
         """The record and all segments of one version: what happens to the name afterwards changes
-        nothing. Raises NameNotFound."""
+        nothing. With `etag`, that may be a version that is known to have it, also when the name
+        maps to another by now. Raises NameNotFound."""
 
     def forget(self, name: bytes) -> None:
         """Read the name's segments again: their packs are not where they were."""

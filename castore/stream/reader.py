@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
+from castore.errors import ChunkCorrupt, FormatError, ObjectChanged, PackMissing, StoreIOError
 from castore.format.index import Record
 from castore.format.pack import FRAME_HEADER_BYTES, StoreConfig
 from castore.model import Extent, Progress, RangePlan
@@ -224,11 +224,14 @@ class Reader:
 
     # ------------------------------------------------------------ whole objects
 
-    def pin(self, name: bytes) -> Pinned:
-        """Raises NameNotFound, PackMissing."""
+    def pin(self, name: bytes, etag: bytes | None = None) -> Pinned:
+        """What the name maps to or, with `etag`, that content of its. Raises NameNotFound,
+        PackMissing, ObjectChanged."""
         lost: bytes | None = None
         while True:
-            record, manifest = self._catalog.manifest(name)
+            record, manifest = self._catalog.manifest(name, etag)
+            if etag is not None and record.etag != etag:
+                raise ObjectChanged(name.decode())
             try:
                 held = self._packs.hold(manifest.packs)
             except PackMissing as error:

@@ -287,7 +287,7 @@ class MemoryCatalog:
             there = self._place.names
             return {name: there[name] for name in names if name in there}
 
-    def manifest(self, name: bytes) -> tuple[Record, Manifest]:
+    def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:
         with self._place.lock:
             record = self._place.names.get(name)
             if record is None:
