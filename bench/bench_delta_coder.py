@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="one pair of releases, once")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="an older and a newer")
     options = parser.parse_args(arguments)
-    pairs = {"to ".join(map(str, options.files)): options.files} if options.files else {}
+    pairs = {" to ".join(map(str, options.files)): options.files} if options.files else {}
     try:
         for package, older, newer in () if pairs else PAIRS[: 1 if options.quick else None]:
             pairs[f"{package} {older} to {newer}"] = [

@@ -4,8 +4,9 @@ The bases' bytes, one behind the other, are searched for what the chunk is made 
 is a list of sequences, what was not are literals; `castore/native/delta.h` has how they are
 written. Literals mostly stand in for something: the bytes of the bases that they replace are their
 zstd dictionary, which is a small one. So a delta is as small as zstd makes it with all of the bases
-as its dictionary, at four times the speed: filling zstd's tables with the bases takes longer than
-all of the rest.
+as its dictionary (on text a little smaller, on machine code a little larger), at two to four times
+the speed: filling zstd's tables with the bases takes longer than all of the rest.
+bench/bench_delta_coder.py compares them.
 
 The payload is a head of 4 bytes, little endian: 1 if the sequences are zstd, plus 2 if the literals
 are, plus 256 times the length of the sequences as stored; then these, then the literals to the end.
