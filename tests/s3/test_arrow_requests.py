@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from s3_stores import Open
 pyarrow = pytest.importorskip("pyarrow", minversion="21.0")
 dataset = pytest.importorskip("pyarrow.dataset")
 parquet = pytest.importorskip("pyarrow.parquet")
+
+from fsspec.parquet import open_parquet_file  # noqa: E402
 
 from castore.fs import CastoreFileSystem  # noqa: E402
 from castore.fs.arrow import filesystem  # noqa: E402
@@ -41,6 +44,26 @@ def test_one_file(fs: CastoreFileSystem, proxy: FaultProxy) -> None:
     assert requests(proxy) == ["GET names x3", "LIST names x2"]
     parquet.read_table("t/0.parquet", filesystem=filesystem(fs), columns=["c3"])
     assert requests(proxy) == ["GET names x3"]
+
+
+def test_what_fsspec_fetches_of_one_file_beforehand(
+    fs: CastoreFileSystem, proxy: FaultProxy, open_proxied: Open
+) -> None:
+    """A column, and the footer, of a file of which nothing is cached; then nothing more."""
+    numbers = random.Random(1)
+    columns = {f"c{i}": [numbers.getrandbits(60) for _ in range(30_000)] for i in range(8)}
+    parquet.write_table(pyarrow.table(columns), "large.parquet", filesystem=fs)
+    size = fs.size("large.parquet")
+    cold = CastoreFileSystem("s3://bucket/store", skip_instance_cache=True)
+    cold._store = open_proxied(1)
+    proxy.clear()
+    wanted = {"fs": cold, "columns": ["c3"], "footer_sample_size": 1 << 16}
+    with open_parquet_file("large.parquet", **wanted) as file:
+        packs = [each.received_bytes for each in proxy.exchanges if "/packs/" in each.key]
+        assert sum(packs) < 1.3 * (size / 8 + (1 << 16))
+        assert "GET names x3" in requests(proxy)
+        assert parquet.read_table(file, columns=["c3"]).num_rows == 30_000
+    assert requests(proxy) == []
 
 
 def test_a_dataset(fs: CastoreFileSystem, proxy: FaultProxy) -> None:
