@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from fsspec.transaction import Transaction as FsspecTransaction
 
 import castore
-from castore.errors import ObjectChanged
 from castore.model import ObjectInfo
 from castore.objectfile import (
     BUFFER_BYTES,
@@ -40,8 +39,8 @@ def file_entry(info: ObjectInfo) -> Info:
 
 class CastoreFile(PlannedReader):
     """One version of an object, with what fsspec's files have besides: `blockcache::` and `tar://`
-    go by it. Pickled, it opens the object again, where it was: ObjectChanged if it is another by
-    then."""
+    go by it. Pickled, it opens the same bytes again, where it was: ObjectChanged if the name has
+    others by then."""
 
     def __init__(self, fs: CastoreFileSystem, opened: ObjectReader, blocksize: int) -> None:
         self._details = file_entry(opened.info)
@@ -161,10 +160,7 @@ class _CachedRaw(PlannedRaw):
 
 
 def _reopen(fs: CastoreFileSystem, path: str, blocksize: int, etag: str, at: int) -> CastoreFile:
-    file: CastoreFile = fs._open(path, "rb", block_size=blocksize)
-    if file.info()["ETag"] != etag:
-        file.close()
-        raise ObjectChanged(path)
+    file = CastoreFile(fs, fs.store.open(path, "rb", etag=etag), blocksize)
     file.seek(at)
     return file
 
