@@ -13,6 +13,7 @@ import pytest
 
 fsspec = pytest.importorskip("fsspec")
 
+import castore  # noqa: E402
 from castore.errors import StoreNotFound  # noqa: E402
 from castore.fs import CastoreFileSystem  # noqa: E402
 from castore.fs.asynchronous import AsyncCastoreFileSystem  # noqa: E402
@@ -71,6 +72,20 @@ def test_what_has_no_coroutine_is_that_of_the_file_system_below(fs: AsyncCastore
     assert fs.checksum("b") == fs.sync_fs.checksum("b")
     assert fs.modified("b") == fs.created("b") == fs.sync_fs.modified("b")
     assert fs.unstrip_protocol("b") == fs.sync_fs.unstrip_protocol("b")
+
+
+def test_what_listings_showed_is_forgotten(tmp_path: Path) -> None:
+    fs = fsspec.filesystem(
+        "castore", store=str(tmp_path / "store"), asynchronous=True, use_listings_cache=True
+    )
+    fs.sync_fs.pipe_file("a", b"1")
+    asyncio.run(fs._ls(""))
+    with castore.open(tmp_path / "store") as other:
+        other.puts("a", b"22")
+    assert asyncio.run(fs._info("a"))["size"] == 1
+    fs.invalidate_cache()
+    assert asyncio.run(fs._info("a"))["size"] == 2
+    fs.store.close()
 
 
 def test_it_is_made_again_from_json_and_pickles(fs: AsyncCastoreFileSystem) -> None:
