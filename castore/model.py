@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 from functools import lru_cache
 from operator import index as as_int
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from castore.errors import InvalidName, InvalidRange
 
@@ -112,6 +112,8 @@ class StoreStats(NamedTuple):
     - `stored_bytes`: what that takes as frames and inline records.
     - `pack_bytes`, `index_bytes`, `journal_bytes`: what it takes as files; a store on S3 has no
       journal.
+    - `deltas`: how many of the chunks are stored as such. They decode to `delta_raw_bytes`, take
+      `delta_stored_bytes`, and need `delta_bases` frames besides their own, all deltas together.
 
     Unique and stored bytes include what no name uses any more, until it is collected.
     """
@@ -125,34 +127,78 @@ class StoreStats(NamedTuple):
     pack_bytes: int
     index_bytes: int
     journal_bytes: int = 0
+    deltas: int = 0
+    delta_raw_bytes: int = 0
+    delta_stored_bytes: int = 0
+    delta_bases: int = 0
+
+    @property
+    def delta_saved_bytes(self) -> int:
+        """About what deltas save: chunks that are none show how small theirs would be else."""
+        raw = self.unique_bytes - self.delta_raw_bytes
+        if not raw:
+            return 0
+        stored = self.stored_bytes - self.delta_stored_bytes
+        return max(0, self.delta_raw_bytes * stored // raw - self.delta_stored_bytes)
+
+    @property
+    def frames_per_chunk(self) -> float:
+        """How many frames are decoded for one chunk, on average: 1.0 without deltas."""
+        return 1 + self.delta_bases / self.chunks if self.chunks else 1.0
 
 
 class RangePlan(NamedTuple):
     """What reading a byte range touches.
 
-    `chunks` cover it; their frames take `frame_bytes` as stored, and decode to `raw_bytes`. An
+    `chunks` cover it, and deltas among them decode with `bases`, which are chunks too. The frames
+    of all of them take `frame_bytes` as stored; those that cover it decode to `raw_bytes`. An
     inline object has no chunks.
     """
 
     chunks: int
     frame_bytes: int
     raw_bytes: int
+    bases: int = 0
 
 
 class Location(NamedTuple):
-    """Where a chunk's frame is: `stored_bytes` long, header included, from `offset` of a pack."""
+    """Where a chunk's frame is: `stored_bytes` long, header included, from `offset` of a pack.
+
+    With `bases` the frame is a delta, and decodes with the bytes of those chunks: the frames of
+    these are no deltas, so that a chunk never needs more than one step.
+    """
 
     pack_id: bytes
     offset: int
     stored_bytes: int
+    bases: tuple[StoredChunk, ...] = ()
+
+    @property
+    def place(self) -> tuple[bytes, int]:
+        """(pack id, offset): what tells one frame from another."""
+        return self[:2]
+
+    @property
+    def packs(self) -> set[bytes]:
+        """What must be there to decode the frame."""
+        return {self.pack_id, *(base.location.pack_id for base in self.bases)}
 
 
-class Base(NamedTuple):
-    """A chunk that a delta is made against: `raw_bytes` long, and never a delta itself."""
+class StoredChunk(NamedTuple):
+    """A chunk of so many bytes, and where its frame is."""
 
     chunk_id: bytes
     raw_bytes: int
     location: Location
+
+    @property
+    def kind(self) -> FrameKind:
+        """Frames of one kind can stand for each other: what is a delta can't be the base of
+        another, even if it is of the same chunk."""
+        return self.chunk_id, tuple(base.chunk_id for base in self.location.bases)
+
+
+FrameKind: TypeAlias = tuple[bytes, tuple[bytes, ...]]  # a chunk, and what its frame decodes with
 
 
 class Extent(NamedTuple):
@@ -162,6 +208,11 @@ class Extent(NamedTuple):
     end: int
     chunk_id: bytes
     location: Location
+
+    @property
+    def stored(self) -> StoredChunk:
+        """The chunk, wherever it is in an object."""
+        return StoredChunk(self.chunk_id, self.end - self.begin, self.location)
 
 
 def encode_name(name: str) -> bytes:

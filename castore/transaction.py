@@ -18,6 +18,7 @@ from castore.errors import (
     FormatError,
     InvalidName,
     NameExists,
+    NameNotFound,
     StoreClosed,
     TimeOutOfRange,
 )
@@ -37,9 +38,10 @@ from castore.stream.operations import (
     names_after,
 )
 from castore.stream.reader import Reader
+from castore.stream.resembling import resembling
 from castore.stream.session import WriteSession
 from castore.stream.sourcefile import fingerprint, opened, store_file
-from castore.stream.writer import ObjectWriter, read_blocks
+from castore.stream.writer import FindAlignment, ObjectWriter, read_blocks
 from castore.system.fileio import new_file_mode
 from castore.system.open_folders import refuse_open_store_paths
 
@@ -90,6 +92,7 @@ class Transaction:
         progress: Progress | None = None,
         mtime_ns: int | None = None,
         mode: int | None = None,
+        like: str | None = None,
     ) -> ObjectInfo:
         """As `Store.put`; visible at the end of the block.
 
@@ -98,7 +101,7 @@ class Transaction:
         `Store.put`; TimeOutOfRange for a time that no record can hold; ValueError for a mode that
         is more than such bits; TypeError for what is neither a path nor a file object.
         """
-        self._check(name, if_absent)
+        align = self._resembling(self._check(name, if_absent), like)
         if mtime_ns is not None:
             check_time(name, mtime_ns)
         if mode is not None:
@@ -107,7 +110,7 @@ class Transaction:
             path = os.fspath(file)
             refuse_open_store_paths(path)
             with self._exclusively(), opened(path) as source:
-                record, draft, _ = store_file(self._session, source, progress)
+                record, draft, _ = store_file(self._session, source, progress, align)
             if mode is not None:
                 record = record._replace(mode=mode)
             return self._publish(name, record, draft, if_absent, mtime_ns)
@@ -117,7 +120,7 @@ class Transaction:
                 f"file is a path or a binary file object, not {type(file).__name__}; "
                 "puts takes bytes"
             )
-        with self._writing(progress) as writer:
+        with self._writing(progress, align) as writer:
             for block in read_blocks(read):
                 writer.write(block)
             finished = writer.finish(self._mode if mode is None else mode)
@@ -148,7 +151,8 @@ class Transaction:
             old = self._record(key) if skip_same else None
             if old is not None and not checksum and is_unchanged(old, source.status):
                 return object_info(name, old), True
-            record, draft, status = store_file(self._session, source, progress)
+            align = self._resembling(key, None)
+            record, draft, status = store_file(self._session, source, progress, align)
         record = record._replace(source=fingerprint(status))
         mtime_ns = status.st_mtime_ns if keep_time else record.mtime_ns
         check_time(path, mtime_ns)  # it may have been touched since
@@ -177,6 +181,7 @@ class Transaction:
         *,
         if_absent: bool = False,
         mode: int | None = None,
+        like: str | None = None,
     ) -> ObjectInfo:
         """As `Store.puts`; visible at the end of the block.
 
@@ -189,18 +194,21 @@ class Transaction:
         if isinstance(data, str):
             raise TypeError("data is bytes or another buffer, not str: encode it first")
         check_mode(mode)
-        self._check(name, if_absent)
-        with self._writing(None) as writer, memoryview(data) as view:
+        align = self._resembling(self._check(name, if_absent), like)
+        with self._writing(None, align) as writer, memoryview(data) as view:
             writer.write(view)
             return self._publish(name, *writer.finish(mode), if_absent)
 
-    def open(self, name: str, mode: Literal["wb", "xb", "ab"] = "wb") -> ObjectWriterFile:
+    def open(
+        self, name: str, mode: Literal["wb", "xb", "ab"] = "wb", *, like: str | None = None
+    ) -> ObjectWriterFile:
         """A new object as a binary file object, visible at the end of the block.
 
-        `mode` is as in `Store.open`: "xb" refuses a name that is taken, now and at the end. "ab"
-        begins as the object that the store has now, and is refused at the end, with ObjectChanged
-        or NameExists, if the name maps to other bytes by then, be it by this transaction. A file
-        that was neither closed by then, nor aborted, makes the commit raise FileStillOpen.
+        `mode` and `like` are as in `Store.open`: "xb" refuses a name that is taken, now and at the
+        end. "ab" begins as the object that the store has now, and is refused at the end, with
+        ObjectChanged or NameExists, if the name maps to other bytes by then, be it by this
+        transaction. A file that was neither closed by then, nor aborted, makes the commit raise
+        FileStillOpen.
 
         >>> with store.transaction() as t:
         ...     with t.open("log") as file:
@@ -213,11 +221,12 @@ class Transaction:
             raise ValueError(f"mode is 'wb', 'xb' or 'ab', not {mode!r}")
         key = self._check(name, mode == "xb")
         over: Record | None = None
+        align = self._resembling(key, like)
         with self._exclusively():
             if mode == "ab":
-                writer, over = begin_as(self._session, self._reader, key)
+                writer, over = begin_as(self._session, self._reader, key, align)
             else:
-                writer = ObjectWriter(self._session)
+                writer = ObjectWriter(self._session, align=align)
         if_absent = mode == "xb" or (mode == "ab" and over is None)
         self._unfinished.append(name)
 
@@ -384,14 +393,23 @@ class Transaction:
         return key
 
     @contextlib.contextmanager
-    def _writing(self, progress: Progress | None) -> Iterator[ObjectWriter]:
+    def _writing(
+        self, progress: Progress | None, align: FindAlignment | None
+    ) -> Iterator[ObjectWriter]:
         with self._exclusively():
-            writer = ObjectWriter(self._session, progress)
+            writer = ObjectWriter(self._session, progress, align)
             try:
                 yield writer
             except BaseException:
                 writer.abandon()
                 raise
+
+    def _resembling(self, key: bytes, like: str | None) -> FindAlignment | None:
+        """Raises NameNotFound if there is no object `like` that."""
+        if like is not None and self._record(encode_name(like)) is None:
+            raise NameNotFound(like)
+        liked = None if like is None else encode_name(like)
+        return resembling(self._session, self._catalog, self._reader, key, liked)
 
     def _publish(
         self,

@@ -44,15 +44,15 @@ class Findings:
 
     def add_object(self, name: str, faulty: Faulty) -> None:
         """What is wrong with the object of a name: its manifest, or a frame of it."""
-        extent = faulty.extent
-        if extent is None:
+        chunk = faulty.chunk
+        if chunk is None:
             what = f"the {faulty.part} of {name!r}: {faulty.what}"
             self.add(faulty.part, "corrupt", what, name)
-        elif extent.location.pack_id not in self._readings:
-            self.add_missing_pack(extent.location.pack_id, name)
+        elif chunk.location.pack_id not in self._readings:
+            self.add_missing_pack(chunk.location.pack_id, name)
         else:
             severity: Severity = "missing" if faulty.missing else "corrupt"
-            self._add_frame(extent.location, extent.chunk_id, faulty.what, severity, name)
+            self._add_frame(chunk.location, chunk.chunk_id, faulty.what, severity, name)
 
     def add_pack(
         self,

@@ -1,4 +1,5 @@
-"""The frames of a pack in columns, 28 bytes for each: those of a whole store fit in memory."""
+"""The frames of a pack in columns, 28 bytes for each, and more for a delta: those of a whole store
+fit in memory."""
 
 from __future__ import annotations
 
@@ -12,13 +13,14 @@ from castore.format.pack import CHUNK_ID_BYTES, PackEntry
 class Frames:
     """Sorted by their offsets in the pack; they are appended in that order."""
 
-    __slots__ = ("_ids", "_offsets", "_raw", "_stored")
+    __slots__ = ("_bases", "_ids", "_offsets", "_raw", "_stored")
 
     def __init__(self) -> None:
         self._offsets = array("I")
         self._stored = array("I")
         self._raw = array("I")
         self._ids = bytearray()
+        self._bases: dict[int, tuple[bytes, ...]] = {}  # by the offsets of deltas
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -31,6 +33,8 @@ class Frames:
         self._stored.append(entry.stored_bytes)
         self._raw.append(entry.raw_bytes)
         self._ids += entry.chunk_id
+        if entry.bases:
+            self._bases[entry.offset] = entry.bases
 
     def at(self, offset: int) -> PackEntry | None:
         """The frame that begins at this offset."""
@@ -40,4 +44,6 @@ class Frames:
     def _entry(self, i: int) -> PackEntry:
         at = i * CHUNK_ID_BYTES
         chunk_id = bytes(self._ids[at : at + CHUNK_ID_BYTES])
-        return PackEntry(chunk_id, self._offsets[i], self._stored[i], self._raw[i])
+        offset = self._offsets[i]
+        bases = self._bases.get(offset, ())
+        return PackEntry(chunk_id, offset, self._stored[i], self._raw[i], bases)

@@ -7,19 +7,19 @@ from typing import Literal, NamedTuple
 
 from castore.check.packs import PackReading
 from castore.errors import FormatError, InvalidName
-from castore.format.index import Record
+from castore.format.index import ChunkRow, Record
 from castore.format.pack import PackEntry
 from castore.format.segment import decode_segment
-from castore.model import Extent, encode_name
+from castore.model import Extent, StoredChunk, encode_name
 from castore.stream.codec import ChunksEtag, chunk_id_of, decode_inline
 
 
 class Faulty(NamedTuple):
-    """What is wrong with an object: its manifest, or its record (no extent), or the frame of one
-    extent."""
+    """What is wrong with an object: its manifest, or its record (no chunk), or the frame of a chunk
+    that it needs."""
 
     what: str
-    extent: Extent | None = None
+    chunk: StoredChunk | None = None
     missing: bool = False  # and not damaged
     part: Literal["manifest", "record"] = "manifest"
 
@@ -80,15 +80,29 @@ def manifest_faults(
 
 
 def extent_fault(extent: Extent, packs: dict[bytes, PackReading]) -> Faulty | None:
-    pack_id, offset, stored_bytes = extent.location
+    """What is wrong with the frame of an extent, or with one that it decodes with."""
+    for chunk in (extent.stored, *extent.location.bases):
+        fault = chunk_fault(chunk.chunk_id, ChunkRow.of(chunk), packs)
+        if fault is not None:
+            what, is_missing = fault
+            return Faulty(what, chunk, missing=is_missing)
+    return None
+
+
+def chunk_fault(
+    chunk_id: bytes, row: ChunkRow, packs: dict[bytes, PackReading]
+) -> tuple[str, bool] | None:
+    """What is wrong with one frame, and whether it is missing, and not damaged; None if it is in
+    its pack as the row says."""
+    raw_bytes, (pack_id, offset, stored_bytes, _), bases = row
     pack = packs.get(pack_id)
     if pack is None:
-        return Faulty(f"pack {pack_id.hex()} is missing", extent, missing=True)
+        return f"pack {pack_id.hex()} is missing", True
     if offset in pack.bad:
-        return Faulty(pack.bad[offset], extent)
+        return pack.bad[offset], False
     entry = pack.frames.at(offset)
-    if entry == PackEntry(extent.chunk_id, offset, stored_bytes, extent.end - extent.begin):
+    if entry == PackEntry(chunk_id, offset, stored_bytes, raw_bytes, bases):
         return None
     if entry is None and offset + stored_bytes > pack.end:
-        return Faulty("the pack ends before it", extent, missing=True)
-    return Faulty("there is no such frame", extent)
+        return "the pack ends before it", True
+    return "there is no such frame", False

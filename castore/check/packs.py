@@ -17,23 +17,24 @@ from castore.check.frames import Frames
 from castore.errors import FormatError, UnsupportedFormat, fault_of
 from castore.format.pack import (
     CHUNK_BYTES_LIMIT,
+    FRAME_HEAD_BYTES_MAX,
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
     PACK_HEADER_BYTES,
     PACK_TRAILER_BYTES,
-    SHA256_BYTES,
     PackEntry,
     decode_footer,
     decode_frame_header,
     decode_pack_header,
     decode_trailer,
     encode_footer,
+    entry_of,
 )
-from castore.stream.codec import decode_frame
+from castore.stream.codec import check_frame
 
 Read: TypeAlias = Callable[[int, int], bytes]
 
-_HEAD = FRAME_HEADER_BYTES + SHA256_BYTES
+_HEAD = FRAME_HEAD_BYTES_MAX
 _BLOCK_BYTES = 1 << 20
 _READ_ERRORS = (
     (errno.EIO, errno.EBADMSG, errno.EUCLEAN) if hasattr(errno, "EUCLEAN") else (errno.EIO,)
@@ -131,12 +132,7 @@ def _header_fault(read: Read, entry: PackEntry) -> str:
         header = decode_frame_header(read(entry.offset, entry.offset + _HEAD))
     except FormatError as error:
         return str(error)
-    stored = header.header_bytes + header.payload_bytes
-    if (header.chunk_id, stored, header.raw_bytes) != (
-        entry.chunk_id,
-        entry.stored_bytes,
-        entry.raw_bytes,
-    ):
+    if entry_of(header, entry.offset) != entry:
         return "the frame's header is not what the footer says"
     return ""
 
@@ -202,10 +198,8 @@ def _frame(read: Read, at: int, size: int) -> PackEntry | None:
         header = decode_frame_header(read(at, min(at + _HEAD, size)))
     except FormatError:
         return None
-    stored = header.header_bytes + header.payload_bytes
-    if at + stored > size:
-        return None
-    return PackEntry(header.chunk_id, at, stored, header.raw_bytes)
+    entry = entry_of(header, at)
+    return None if at + entry.stored_bytes > size else entry
 
 
 def _next_frame(read: Read, begin: int, size: int, seed: int) -> PackEntry | None:
@@ -233,4 +227,4 @@ def is_whole(read: Read, entry: PackEntry, seed: int) -> bool:
 
 def frame_fault(frame: bytes | memoryview, entry: PackEntry, seed: int) -> str:
     """What is wrong with a frame's bytes; empty if they are its chunk's."""
-    return fault_of(decode_frame, frame, entry.chunk_id, entry.raw_bytes, seed)
+    return fault_of(check_frame, frame, entry.chunk_id, entry.raw_bytes, seed)

@@ -11,7 +11,7 @@ from castore.check.packs import PackReading, Read, is_whole, read_pack
 from castore.check.source import PackReader, PackSource
 from castore.errors import FormatError
 from castore.format.pack import PackEntry, StoreConfig
-from castore.model import Extent, Location, Stages
+from castore.model import Location, Stages
 from castore.stream.codec import decode_frame
 from castore.system.workers import Workers
 
@@ -93,14 +93,24 @@ class PackScan:
             self._readers[at.pack_id] = reader
         return reader.read(at.offset, at.offset + at.stored_bytes)
 
-    def chunk(self, extent: Extent, places: Iterable[Location]) -> bytes | memoryview | None:
-        """The extent's chunk, from the first of the places where an intact frame of it is, whatever
-        is known of that place."""
-        size = extent.end - extent.begin
+    def chunk(
+        self, chunk_id: bytes, raw_bytes: int, places: Iterable[Location]
+    ) -> bytes | memoryview | None:
+        """The chunk, from the first of the places where an intact frame of it is, whatever is known
+        of that place."""
         for at in places:
             with contextlib.suppress(FormatError):
-                return decode_frame(self.frame(at), extent.chunk_id, size, self._config.seed)
+                base = partial(self._base, at)
+                return decode_frame(self.frame(at), chunk_id, raw_bytes, self._config.seed, base)
         return None
+
+    def _base(self, at: Location, chunk_id: bytes, raw_bytes: int) -> bytes | memoryview:
+        """Of what the frame there decodes with."""
+        places = [base.location for base in at.bases if base.chunk_id == chunk_id]
+        raw = self.chunk(chunk_id, raw_bytes, places)
+        if raw is None:
+            raise FormatError(f"chunk {chunk_id.hex()}, which it is a delta of, can't be read")
+        return raw
 
     def is_whole(self, pack_id: bytes, entry: PackEntry) -> bool:
         """Whether the bytes of the frame are its chunk's."""

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.pack import CODEC_RAW, CODEC_ZSTD, VERSION
-from castore.model import Location
+from castore.format.pack import BASES_MAX, CHUNK_ID_BYTES, CODEC_RAW, CODEC_ZSTD, VERSION
+from castore.model import Location, StoredChunk
 
 _checksum = xxhash.xxh3_64_intdigest
 
@@ -23,8 +23,11 @@ _checksum = xxhash.xxh3_64_intdigest
 RECORD_INLINE: Final = 0
 RECORD_EXTENTS: Final = 1
 _RECORD = struct.Struct("<BBBBIQq16sQQQQ")
+_EXTRA = struct.Struct("<QQ")
+_SOURCE_BYTES = 8
 RECORD_HEADER_BYTES: Final = _RECORD.size  # 72
 _RECORD_VERSION_SOURCE = 2  # has the state of a source behind the header
+_RECORD_VERSION_DELTAS = 3  # has that, or 0, and how many of its chunks are deltas
 INLINE_BYTES_LIMIT: Final = 1 << 16
 
 
@@ -41,6 +44,7 @@ class Record(NamedTuple):
     codec: int = CODEC_RAW
     inline: bytes = b""
     source: int = 0  # tells the state of the file that it was put from; 0: not known
+    deltas: int = 0  # chunks whose frames decode with others
 
     @property
     def is_inline(self) -> bool:
@@ -48,8 +52,13 @@ class Record(NamedTuple):
 
 
 def encode_record(record: Record) -> bytes:
+    version, extra = VERSION, b""
+    if record.deltas:
+        version, extra = _RECORD_VERSION_DELTAS, _EXTRA.pack(record.source, record.deltas)
+    elif record.source:
+        version, extra = _RECORD_VERSION_SOURCE, _EXTRA.pack(record.source, 0)[:_SOURCE_BYTES]
     head = _RECORD.pack(
-        _RECORD_VERSION_SOURCE if record.source else VERSION,
+        version,
         RECORD_INLINE if record.is_inline else RECORD_EXTENTS,
         record.codec,
         0,
@@ -62,7 +71,7 @@ def encode_record(record: Record) -> bytes:
         record.manifest,
         0,
     )[:-8]
-    tail = (record.source.to_bytes(8, "little") if record.source else b"") + record.inline
+    tail = extra + record.inline
     return head + _checksum(tail, _checksum(head)).to_bytes(8, "little") + tail
 
 
@@ -86,47 +95,74 @@ def decode_record(raw: bytes) -> Record:
     tail = bytes(raw[RECORD_HEADER_BYTES:])
     if _checksum(tail, _checksum(raw[: RECORD_HEADER_BYTES - 8])) != checksum:
         raise FormatError("record is damaged")
-    if version > _RECORD_VERSION_SOURCE:
+    if version > _RECORD_VERSION_DELTAS:
         raise UnsupportedFormat(f"record has format version {version}: upgrade castore")
-    source_bytes = 8 if version == _RECORD_VERSION_SOURCE else 0
-    source, inline = int.from_bytes(tail[:source_bytes], "little"), tail[source_bytes:]
-    if not version or len(tail) < source_bytes or flags or codec not in (CODEC_RAW, CODEC_ZSTD):
+    extra_bytes = (0, 0, _SOURCE_BYTES, _EXTRA.size)[version]
+    if not version or len(tail) < extra_bytes or flags or codec not in (CODEC_RAW, CODEC_ZSTD):
         raise FormatError(f"record has version {version}, codec {codec}, flags {flags:#x}")
+    source, deltas = _EXTRA.unpack(tail[:extra_bytes].ljust(_EXTRA.size, b"\0"))
+    inline = tail[extra_bytes:]
     if kind == RECORD_INLINE:
-        if manifest or chunks or size > INLINE_BYTES_LIMIT or stored_bytes != len(inline):
+        if manifest or chunks or size > INLINE_BYTES_LIMIT or stored_bytes != len(inline) or deltas:
             raise FormatError(f"inline record claims {size} bytes in {chunks} chunks")
         if codec == CODEC_RAW and len(inline) != size:
             raise FormatError(f"inline record claims {size} bytes and has {len(inline)}")
-    elif kind != RECORD_EXTENTS or not manifest or not chunks or inline or size < chunks:
+    elif kind != RECORD_EXTENTS or not manifest or not deltas <= chunks <= size or inline:
         raise FormatError(f"record of kind {kind} claims {size} bytes in {chunks} chunks")
-    return Record(size, mtime_ns, mode, etag, stored_bytes, chunks, manifest, codec, inline, source)
+    elif not chunks:
+        raise FormatError(f"record claims {size} bytes in no chunk")
+    return Record(
+        size, mtime_ns, mode, etag, stored_bytes, chunks, manifest, codec, inline, source, deltas
+    )
 
 
 # ---------------------------------------------------------------- rows of the index
 
 _CHUNK_ROW = struct.Struct("<IIIBBH16s")
+_CHUNK_ROW_VERSION_DELTA = 2  # behind it are the ids of its bases
 _PACK_ROW = struct.Struct("<QQ")
 _CHECKSUM_BYTES = 8
 _TOTALS = struct.Struct("<qqqqqq")
-TOTALS_BYTES: Final = _TOTALS.size
+_DELTA_TOTALS = struct.Struct("<qqqq")  # behind those of a store that has deltas
+TOTALS_BYTES: Final = (_TOTALS.size, _TOTALS.size + _DELTA_TOTALS.size)
 _SEGMENT_KEY = struct.Struct(">QQ")
 
 
-def encode_chunk_row(raw_bytes: int, location: Location) -> bytes:
-    return _CHUNK_ROW.pack(
-        raw_bytes, location.offset, location.stored_bytes, VERSION, 0, 0, location.pack_id
+class ChunkRow(NamedTuple):
+    """A known chunk. The location of one that is a delta does not say where its bases are, as these
+    may move: their own rows do, by their ids."""
+
+    raw_bytes: int
+    location: Location
+    bases: tuple[bytes, ...] = ()
+
+    @classmethod
+    def of(cls, chunk: StoredChunk) -> ChunkRow:
+        return cls(chunk.raw_bytes, chunk.location, chunk.kind[1])
+
+
+def encode_chunk_row(row: ChunkRow) -> bytes:
+    at = row.location
+    version = _CHUNK_ROW_VERSION_DELTA if row.bases else VERSION
+    fixed = _CHUNK_ROW.pack(
+        row.raw_bytes, at.offset, at.stored_bytes, version, len(row.bases), 0, at.pack_id
     )
+    return b"".join([fixed, *row.bases])
 
 
-def decode_chunk_row(row: bytes) -> tuple[int, Location]:
-    """(raw bytes, location) of a known chunk."""
+def decode_chunk_row(raw: bytes) -> ChunkRow:
     try:
-        raw_bytes, offset, stored, version, flags, zero, pack_id = _CHUNK_ROW.unpack(row)
+        raw_bytes, offset, stored, version, count, zero, pack_id = _CHUNK_ROW.unpack_from(raw)
     except struct.error as error:
-        raise FormatError(f"chunk row has {len(row)} bytes") from error
-    if version != VERSION or flags or zero:
-        raise FormatError(f"chunk row has version {version} and flags {flags:#x}")
-    return raw_bytes, Location(pack_id, offset, stored)
+        raise FormatError(f"chunk row has {len(raw)} bytes") from error
+    most = BASES_MAX if version == _CHUNK_ROW_VERSION_DELTA else 0
+    if not 0 < version <= _CHUNK_ROW_VERSION_DELTA or zero or not (most > 0) <= count <= most:
+        raise FormatError(f"chunk row has version {version} and {count} bases")
+    if len(raw) != _CHUNK_ROW.size + count * CHUNK_ID_BYTES:
+        raise FormatError(f"chunk row of {count} bases has {len(raw)} bytes")
+    ids = raw[_CHUNK_ROW.size :]
+    bases = tuple(bytes(ids[i : i + CHUNK_ID_BYTES]) for i in range(0, len(ids), CHUNK_ID_BYTES))
+    return ChunkRow(raw_bytes, Location(pack_id, offset, stored), bases)
 
 
 def encode_pack_row(created_ns: int, pack_bytes: int) -> bytes:
@@ -197,6 +233,10 @@ class Totals:
     __slots__ = (
         "chunk_raw_bytes",
         "chunk_stored_bytes",
+        "delta_bases",
+        "delta_raw_bytes",
+        "delta_stored_bytes",
+        "deltas",
         "inline_raw_bytes",
         "inline_stored_bytes",
         "logical_bytes",
@@ -209,12 +249,20 @@ class Totals:
         inline_stored_bytes: int = 0,
         chunk_raw_bytes: int = 0,
         chunk_stored_bytes: int = 0,
+        deltas: int = 0,
+        delta_bases: int = 0,
+        delta_raw_bytes: int = 0,
+        delta_stored_bytes: int = 0,
     ) -> None:
         self.logical_bytes = logical_bytes
         self.inline_raw_bytes = inline_raw_bytes
         self.inline_stored_bytes = inline_stored_bytes
         self.chunk_raw_bytes = chunk_raw_bytes
         self.chunk_stored_bytes = chunk_stored_bytes
+        self.deltas = deltas
+        self.delta_bases = delta_bases
+        self.delta_raw_bytes = delta_raw_bytes
+        self.delta_stored_bytes = delta_stored_bytes
 
     def count_object(self, record: Record, sign: int) -> None:
         """Add what the record counts for, or take it away."""
@@ -223,9 +271,15 @@ class Totals:
             self.inline_raw_bytes += sign * record.size
             self.inline_stored_bytes += sign * record.stored_bytes
 
-    def count_chunk(self, raw_bytes: int, stored_bytes: int, sign: int) -> None:
-        self.chunk_raw_bytes += sign * raw_bytes
-        self.chunk_stored_bytes += sign * stored_bytes
+    def count_chunk(self, row: ChunkRow, sign: int) -> None:
+        raw_bytes, stored_bytes = sign * row.raw_bytes, sign * row.location.stored_bytes
+        self.chunk_raw_bytes += raw_bytes
+        self.chunk_stored_bytes += stored_bytes
+        if row.bases:
+            self.deltas += sign
+            self.delta_bases += sign * len(row.bases)
+            self.delta_raw_bytes += raw_bytes
+            self.delta_stored_bytes += stored_bytes
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Totals) and self.encode() == other.encode()
@@ -233,6 +287,7 @@ class Totals:
     __hash__ = None  # type: ignore[assignment]
 
     def encode(self) -> bytes:
+        deltas = self.deltas, self.delta_bases, self.delta_raw_bytes, self.delta_stored_bytes
         return _TOTALS.pack(
             self.logical_bytes,
             self.inline_raw_bytes,
@@ -240,11 +295,11 @@ class Totals:
             self.chunk_raw_bytes,
             self.chunk_stored_bytes,
             0,
-        )
+        ) + (_DELTA_TOTALS.pack(*deltas) if any(deltas) else b"")
 
     @classmethod
     def decode(cls, row: bytes) -> Totals:
-        try:
-            return cls(*_TOTALS.unpack(row)[:5])
-        except struct.error as error:
-            raise FormatError(f"totals row has {len(row)} bytes") from error
+        if len(row) not in TOTALS_BYTES:
+            raise FormatError(f"totals row has {len(row)} bytes")
+        deltas = row[_TOTALS.size :].ljust(_DELTA_TOTALS.size, b"\0")
+        return cls(*_TOTALS.unpack_from(row)[:5], *_DELTA_TOTALS.unpack(deltas))

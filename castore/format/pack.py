@@ -24,6 +24,7 @@ CHUNK_BYTES_LIMIT: Final = 16 << 20  # no config may ask for larger chunks than 
 
 CODEC_RAW: Final = 0
 CODEC_ZSTD: Final = 1
+CODEC_DELTA: Final = 2  # zstd, with the bytes of other chunks as its dictionary
 
 FLAG_SHA256: Final = 1  # a SHA-256 of the raw bytes follows the frame's header
 FLAG_ID_OF_SHA256: Final = 2  # the chunk id is that of the SHA-256, not of the raw bytes
@@ -126,8 +127,23 @@ def decode_config(raw: bytes) -> StoreConfig:
 
 FRAME_MAGIC: Final = b"CFRM"
 _FRAME = struct.Struct("<4sBBHII16s")
+_DELTA = struct.Struct("<BBHQ")
+_BASE = struct.Struct("<16sI")
 FRAME_HEADER_BYTES: Final = _FRAME.size  # 32
 SHA256_BYTES: Final = 32
+BASES_MAX: Final = 4  # of a delta
+FRAME_HEAD_BYTES_MAX: Final = (
+    FRAME_HEADER_BYTES + SHA256_BYTES + _DELTA.size + BASES_MAX * _BASE.size
+)  # before the payload
+
+
+class Delta(NamedTuple):
+    """What the frame of a delta says besides: the chunks that it decodes with, by id and size, in
+    their order, and a checksum of the whole frame, by which it is known to be intact while its
+    bases are not at hand."""
+
+    bases: tuple[tuple[bytes, int], ...]
+    checksum: int
 
 
 class FrameHeader(NamedTuple):
@@ -139,25 +155,41 @@ class FrameHeader(NamedTuple):
     payload_bytes: int
     chunk_id: bytes
     sha256: bytes = b""
+    delta: Delta | None = None
 
     @property
     def header_bytes(self) -> int:
-        return FRAME_HEADER_BYTES + len(self.sha256)
+        extra = _DELTA.size + _BASE.size * len(self.delta.bases) if self.delta else 0
+        return FRAME_HEADER_BYTES + len(self.sha256) + extra
+
+    @property
+    def bases(self) -> tuple[bytes, ...]:
+        """The ids of the chunks that it decodes with."""
+        return tuple(chunk_id for chunk_id, _ in self.delta.bases) if self.delta else ()
 
 
 def encode_frame_header(header: FrameHeader) -> bytes:
-    return (
-        _FRAME.pack(
-            FRAME_MAGIC,
-            header.codec,
-            header.flags,
-            0,
-            header.raw_bytes,
-            header.payload_bytes,
-            header.chunk_id,
-        )
-        + header.sha256
+    head = _FRAME.pack(
+        FRAME_MAGIC,
+        header.codec,
+        header.flags,
+        0,
+        header.raw_bytes,
+        header.payload_bytes,
+        header.chunk_id,
     )
+    delta = header.delta
+    if delta is None:
+        return head + header.sha256
+    fixed = _DELTA.pack(len(delta.bases), 0, 0, delta.checksum)
+    return b"".join([head, header.sha256, fixed, *(_BASE.pack(*base) for base in delta.bases)])
+
+
+def delta_checksum(header: FrameHeader, payload: bytes | memoryview) -> int:
+    """What `header.delta.checksum` is to be, with this payload."""
+    assert header.delta is not None
+    unsummed = header._replace(delta=header.delta._replace(checksum=0))
+    return _checksum(payload, _checksum(encode_frame_header(unsummed)))
 
 
 def plain_frame_header(codec: int, raw_bytes: int, payload_bytes: int, chunk_id: bytes) -> bytes:
@@ -175,7 +207,7 @@ def decode_frame_header(frame: bytes | memoryview) -> FrameHeader:
         raise FormatError(f"frame is cut short at {len(frame)} bytes") from error
     if magic != FRAME_MAGIC:
         raise FormatError("frame does not start with its magic")
-    if codec not in (CODEC_RAW, CODEC_ZSTD) or flags & ~3 or reserved:
+    if codec > CODEC_DELTA or flags & ~3 or reserved:
         raise FormatError(f"frame has unknown codec {codec} or flags {flags:#x}")
     if not 0 < raw_bytes <= CHUNK_BYTES_LIMIT + 256 or payload_bytes > raw_bytes:
         raise FormatError(f"frame claims {raw_bytes} raw and {payload_bytes} stored bytes")
@@ -188,7 +220,26 @@ def decode_frame_header(frame: bytes | memoryview) -> FrameHeader:
             raise FormatError(f"frame is cut short at {len(frame)} bytes")
     elif flags & FLAG_ID_OF_SHA256:
         raise FormatError("frame has the id of a SHA-256, and no SHA-256")
-    return FrameHeader(codec, flags, raw_bytes, payload_bytes, chunk_id, sha256)
+    at = FRAME_HEADER_BYTES + len(sha256)
+    delta = _decode_delta(frame[at : at + _DELTA.size + BASES_MAX * _BASE.size], codec)
+    return FrameHeader(codec, flags, raw_bytes, payload_bytes, chunk_id, sha256, delta)
+
+
+def _decode_delta(raw: bytes | memoryview, codec: int) -> Delta | None:
+    if codec != CODEC_DELTA:
+        return None
+    if len(raw) < _DELTA.size:
+        raise FormatError("frame of a delta is cut short")
+    count, zero, more, checksum = _DELTA.unpack_from(raw)
+    if not 0 < count <= BASES_MAX or zero or more:
+        raise FormatError(f"frame of a delta claims {count} bases")
+    end = _DELTA.size + count * _BASE.size
+    if len(raw) < end:
+        raise FormatError("frame of a delta is cut short in its bases")
+    bases = tuple(_BASE.iter_unpack(raw[_DELTA.size : end]))
+    if not all(0 < size <= CHUNK_BYTES_LIMIT + 256 for _, size in bases):
+        raise FormatError("frame of a delta claims bases of sizes that no chunk has")
+    return Delta(bases, checksum)
 
 
 # ---------------------------------------------------------------- packs
@@ -199,6 +250,7 @@ PACK_GUARDED: Final = 1  # the store has a collision guard
 FOOTER_MAGIC: Final = b"castfoot"
 _PACK = struct.Struct("<8sHHI16s16sQQ")
 _ENTRY = struct.Struct("<16sIII")
+_ENTRY_BASE = struct.Struct("<I16s")
 _TRAILER = struct.Struct("<QIIQQ8s")
 PACK_HEADER_BYTES: Final = _PACK.size  # 64
 PACK_TRAILER_BYTES: Final = _TRAILER.size  # 40
@@ -206,12 +258,20 @@ PACK_BYTES_LIMIT: Final = 1 << 31  # offsets are u32, with room for the last fra
 
 
 class PackEntry(NamedTuple):
-    """One frame, as a pack's footer lists it."""
+    """One frame, as a pack's footer lists it. A delta's `bases` are the ids of the chunks that it
+    decodes with."""
 
     chunk_id: bytes
     offset: int
     stored_bytes: int
     raw_bytes: int
+    bases: tuple[bytes, ...] = ()
+
+
+def entry_of(header: FrameHeader, offset: int) -> PackEntry:
+    """The frame with this header, at an offset of its pack."""
+    stored_bytes = header.header_bytes + header.payload_bytes
+    return PackEntry(header.chunk_id, offset, stored_bytes, header.raw_bytes, header.bases)
 
 
 def encode_pack_header(store_id: bytes, pack_id: bytes, config: StoreConfig | None = None) -> bytes:
@@ -262,10 +322,34 @@ def footer_bytes(frames: int) -> int:
     return frames * _ENTRY.size + PACK_TRAILER_BYTES
 
 
+def encode_entries(entries: Sequence[PackEntry]) -> tuple[bytes, int]:
+    """One behind the other, and behind all of them the bases of those that are deltas; how many
+    bases these are."""
+    parts = [_ENTRY.pack(*entry[:4]) for entry in entries]
+    bases = [_ENTRY_BASE.pack(i, base) for i, entry in enumerate(entries) for base in entry.bases]
+    return b"".join(parts + bases), len(bases)
+
+
+def entries_bytes(entries: int, bases: int) -> int:
+    """What so many take, encoded."""
+    return entries * _ENTRY.size + bases * _ENTRY_BASE.size
+
+
+def decode_entries(raw: bytes | memoryview, count: int) -> list[PackEntry]:
+    """The first `count` are entries, the rest their bases."""
+    end = count * _ENTRY.size
+    entries = [PackEntry(*fields) for fields in _ENTRY.iter_unpack(raw[:end])]
+    for i, base in _ENTRY_BASE.iter_unpack(raw[end:]):
+        if i >= count or len(entries[i].bases) >= BASES_MAX:
+            raise FormatError(f"a frame is said to be the delta of chunk {base.hex()}")
+        entries[i] = entries[i]._replace(bases=(*entries[i].bases, base))
+    return entries
+
+
 def encode_footer(entries: Sequence[PackEntry], footer_offset: int) -> bytes:
     """The footer that makes a pack of `footer_offset` bytes complete."""
-    body = b"".join(_ENTRY.pack(e.chunk_id, e.offset, e.stored_bytes, e.raw_bytes) for e in entries)
-    head = _TRAILER.pack(footer_offset, len(entries), 0, _checksum(body), 0, b"")[:24]
+    body, bases = encode_entries(entries)
+    head = _TRAILER.pack(footer_offset, len(entries), bases, _checksum(body), 0, b"")[:24]
     footer = body + head + _checksum(head).to_bytes(8, "little") + FOOTER_MAGIC
     assert decode_footer(footer, footer_offset + len(footer)) == list(entries)
     return footer
@@ -275,12 +359,12 @@ def decode_trailer(trailer: bytes | memoryview, pack_bytes: int) -> tuple[int, i
     """(offset of the footer, entries in it) from a pack's last PACK_TRAILER_BYTES bytes."""
     if len(trailer) != PACK_TRAILER_BYTES:
         raise FormatError(f"pack trailer is cut short at {len(trailer)} bytes")
-    offset, count, reserved, _, checksum, magic = _TRAILER.unpack(trailer)
-    if magic != FOOTER_MAGIC or _checksum(trailer[:24]) != checksum or reserved:
+    offset, count, bases, _, checksum, magic = _TRAILER.unpack(trailer)
+    if magic != FOOTER_MAGIC or _checksum(trailer[:24]) != checksum:
         raise FormatError("pack has no footer: it was not sealed, or is damaged")
     if (
         offset < PACK_HEADER_BYTES
-        or offset + count * _ENTRY.size + PACK_TRAILER_BYTES != pack_bytes
+        or offset + entries_bytes(count, bases) + PACK_TRAILER_BYTES != pack_bytes
     ):
         raise FormatError(f"pack footer claims {count} frames at byte {offset}")
     return offset, count
@@ -290,11 +374,11 @@ def decode_footer(footer: bytes | memoryview, pack_bytes: int) -> list[PackEntry
     """The frames of a pack of `pack_bytes` bytes that ends with `footer`."""
     offset, count = decode_trailer(footer[-PACK_TRAILER_BYTES:], pack_bytes)
     body = footer[:-PACK_TRAILER_BYTES]
-    if len(body) != count * _ENTRY.size:
+    if offset + len(footer) != pack_bytes:
         raise FormatError(f"pack footer is {len(body)} bytes for {count} frames")
     if _checksum(body) != _TRAILER.unpack(footer[-PACK_TRAILER_BYTES:])[3]:
         raise FormatError("pack footer is damaged")
-    entries = [PackEntry(*fields) for fields in _ENTRY.iter_unpack(body)]
+    entries = decode_entries(body, count)
     for entry in entries:
         if entry.offset < PACK_HEADER_BYTES or entry.offset + entry.stored_bytes > offset:
             raise FormatError(f"pack footer places a frame at byte {entry.offset}")

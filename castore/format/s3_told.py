@@ -14,7 +14,13 @@ import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.index import Record
-from castore.format.pack import VERSION, PackEntry
+from castore.format.pack import (
+    VERSION,
+    PackEntry,
+    decode_entries,
+    encode_entries,
+    entries_bytes,
+)
 
 _checksum = xxhash.xxh3_64_intdigest
 
@@ -22,56 +28,68 @@ _checksum = xxhash.xxh3_64_intdigest
 _HINTS_MAGIC: Final = b"CHNT"
 _TOLD = struct.Struct("<4sBBHI16sQ")
 _HINT_PACK = struct.Struct("<16sI")
-_HINT_ENTRY = struct.Struct("<16sIII")
+_HINTS_VERSION_DELTAS = 2  # each pack also says how many bases its deltas have
+_HINT_BASES = struct.Struct("<I")
 
 
-def _encode_told(magic: bytes, store_id: bytes, count: int, body: bytes) -> bytes:
-    fixed = _TOLD.pack(magic, VERSION, 0, 0, count, store_id, 0)[:-8]
+def _encode_told(
+    magic: bytes, store_id: bytes, count: int, body: bytes, version: int = VERSION
+) -> bytes:
+    fixed = _TOLD.pack(magic, version, 0, 0, count, store_id, 0)[:-8]
     return fixed + _checksum(body, _checksum(fixed)).to_bytes(8, "little") + body
 
 
-def _decode_told(magic: bytes, raw: bytes, what: str) -> tuple[bytes, int, memoryview]:
-    """(store id, how many are told of, body)."""
+def _decode_told(
+    magic: bytes, raw: bytes, what: str, version_max: int = VERSION
+) -> tuple[bytes, int, int, memoryview]:
+    """(store id, version, how many are told of, body)."""
     if len(raw) < _TOLD.size:
         raise FormatError(f"{what} is cut short at {len(raw)} bytes")
     found, version, flags, zero, count, store_id, checksum = _TOLD.unpack_from(raw)
     if found != magic or flags or zero or version < 1:
         raise FormatError(f"{what} starts with {raw[:8].hex()}")
-    if version > VERSION:
+    if version > version_max:
         raise UnsupportedFormat(f"{what} has format version {version}: upgrade castore")
     body = memoryview(raw)[_TOLD.size :]
     if _checksum(body, _checksum(raw[: _TOLD.size - 8])) != checksum:
         raise FormatError(f"{what} is damaged")
-    return store_id, count, body
+    return store_id, version, count, body
 
 
 def encode_hints(store_id: bytes, packs: Sequence[tuple[bytes, Sequence[PackEntry]]]) -> bytes:
     """The footers of many packs in one object, so that another machine learns of their chunks in
     one request. Only ever hints: a chunk that they do not tell of is uploaded again."""
-    body = b"".join(
-        part
-        for pack_id, entries in packs
-        for part in (
-            _HINT_PACK.pack(pack_id, len(entries)),
-            *(_HINT_ENTRY.pack(e.chunk_id, e.offset, e.stored_bytes, e.raw_bytes) for e in entries),
-        )
-    )
-    return _encode_told(_HINTS_MAGIC, store_id, len(packs), body)
+    with_deltas = any(entry.bases for _, entries in packs for entry in entries)
+    parts = []
+    for pack_id, entries in packs:
+        body, bases = encode_entries(entries)
+        parts.append(_HINT_PACK.pack(pack_id, len(entries)))
+        if with_deltas:
+            parts.append(_HINT_BASES.pack(bases))
+        parts.append(body)
+    version = _HINTS_VERSION_DELTAS if with_deltas else VERSION
+    return _encode_told(_HINTS_MAGIC, store_id, len(packs), b"".join(parts), version)
 
 
 def decode_hints(raw: bytes) -> tuple[bytes, list[tuple[bytes, list[PackEntry]]]]:
     """(store id, (pack id, its frames) of each pack)."""
-    store_id, count, view = _decode_told(_HINTS_MAGIC, raw, "object of hints")
-    packs, at = [], 0
+    store_id, version, count, view = _decode_told(
+        _HINTS_MAGIC, raw, "object of hints", _HINTS_VERSION_DELTAS
+    )
+    packs, at, bases = [], 0, 0
+    with_deltas = version == _HINTS_VERSION_DELTAS
+    head_bytes = _HINT_PACK.size + (_HINT_BASES.size if with_deltas else 0)
     for _ in range(count):
-        if at + _HINT_PACK.size > len(view):
+        if at + head_bytes > len(view):
             raise FormatError("hints list more packs than they hold")
         pack_id, entries = _HINT_PACK.unpack_from(view, at)
-        at += _HINT_PACK.size
-        stop = at + entries * _HINT_ENTRY.size
+        if with_deltas:
+            [bases] = _HINT_BASES.unpack_from(view, at + _HINT_PACK.size)
+        at += head_bytes
+        stop = at + entries_bytes(entries, bases)
         if stop > len(view):
             raise FormatError("hints list more frames than they hold")
-        packs.append((pack_id, [PackEntry(*f) for f in _HINT_ENTRY.iter_unpack(view[at:stop])]))
+        packs.append((pack_id, decode_entries(view[at:stop], entries)))
         at = stop
     if at != len(view):
         raise FormatError(f"hints have {len(view) - at} bytes too many")
@@ -119,7 +137,7 @@ def encode_listing(store_id: bytes, facts: Sequence[NameFacts]) -> bytes:
 
 def decode_listing(raw: bytes) -> tuple[bytes, list[NameFacts]]:
     """(store id, what it tells)."""
-    store_id, count, view = _decode_told(_LISTING_MAGIC, raw, "listing")
+    store_id, _, count, view = _decode_told(_LISTING_MAGIC, raw, "listing")
     facts, at, body = [], 0, bytes(view)
     for _ in range(count):
         if at + _LISTED_NAME.size > len(body):

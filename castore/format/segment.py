@@ -15,8 +15,14 @@ from typing import Final
 import xxhash
 
 from castore.errors import FormatError
-from castore.format.pack import CHUNK_BYTES_LIMIT, CHUNK_ID_BYTES, PACK_ID_BYTES, VERSION
-from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location
+from castore.format.pack import (
+    BASES_MAX,
+    CHUNK_BYTES_LIMIT,
+    CHUNK_ID_BYTES,
+    PACK_ID_BYTES,
+    VERSION,
+)
+from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, StoredChunk
 
 _checksum = xxhash.xxh3_64_intdigest
 
@@ -26,7 +32,63 @@ _SEGMENT = struct.Struct("<4sBBHHHIQQ")
 _OWNER = struct.Struct("<I")
 _OWNER_AT = 12
 SEGMENT_HEADER_BYTES: Final = _SEGMENT.size  # 32
-_EXTENT_BYTES: Final = 8 + CHUNK_ID_BYTES + 4 + 4 + 2
+_VERSION_DELTAS: Final = 2  # with the frames that deltas decode with, in columns of their own
+
+
+class _Bases:
+    """The frames that the deltas of a segment decode with, each once, in columns; and for each
+    extent which of them: of `_used`, those from `_used_ends[i - 1]` to `_used_ends[i]`."""
+
+    __slots__ = (
+        "_ids",
+        "_raw",
+        "_stored",
+        "_used",
+        "_used_ends",
+        "offsets",
+        "pack_of",
+    )
+
+    def __init__(self, columns: list[memoryview]) -> None:
+        used_ends, used, raw, ids, offsets, stored, pack_of = columns
+        self._used_ends = _native(used_ends, "H")
+        self._used = _native(used, "H")
+        self._raw = _native(raw, "I")
+        self._ids = ids
+        self.offsets = _native(offsets, "I")
+        self._stored = _native(stored, "I")
+        self.pack_of = _native(pack_of, "H")
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    @property
+    def used(self) -> int:
+        """How many bases all deltas have together."""
+        return len(self._used)
+
+    @property
+    def deltas(self) -> int:
+        """How many extents are deltas."""
+        ends = self._used_ends
+        return sum(end != (ends[i - 1] if i else 0) for i, end in enumerate(ends))
+
+    def of(self, i: int, packs: list[bytes]) -> tuple[StoredChunk, ...]:
+        """Those of extent i. Raises FormatError."""
+        begin, end = self._used_ends[i - 1] if i else 0, self._used_ends[i]
+        if not begin <= end <= min(begin + BASES_MAX, len(self._used)):
+            raise FormatError(f"segment has an extent with bases [{begin}, {end})")
+        return tuple(self.at(base, packs) for base in self._used[begin:end])
+
+    def at(self, base: int, packs: list[bytes]) -> StoredChunk:
+        if base >= len(self._raw) or self.pack_of[base] >= len(packs):
+            raise FormatError(f"segment has no base {base}, or it is in no pack")
+        raw_bytes = self._raw[base]
+        if not 0 < raw_bytes <= CHUNK_BYTES_LIMIT + 256:
+            raise FormatError(f"segment has a base of {raw_bytes} bytes")
+        place = Location(packs[self.pack_of[base]], self.offsets[base], self._stored[base])
+        at = base * CHUNK_ID_BYTES
+        return StoredChunk(bytes(self._ids[at : at + CHUNK_ID_BYTES]), raw_bytes, place)
 
 
 class Segment:
@@ -37,6 +99,7 @@ class Segment:
     """
 
     __slots__ = (
+        "_bases",
         "_ids",
         "_offsets",
         "_pack_of",
@@ -58,6 +121,7 @@ class Segment:
         stored: memoryview,
         pack_of: memoryview,
         packs: list[bytes],
+        bases: _Bases | None = None,
     ) -> None:
         self.owner = owner
         self.begin = begin
@@ -68,6 +132,7 @@ class Segment:
         self._stored = stored
         self._pack_of = pack_of
         self.packs = packs
+        self._bases = bases
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -84,12 +149,30 @@ class Segment:
         if not 0 < end - begin <= CHUNK_BYTES_LIMIT + 256 or pack >= len(self.packs):
             raise FormatError(f"segment has an extent [{begin}, {end}) in pack {pack}")
         at = i * CHUNK_ID_BYTES
+        bases = () if self._bases is None else self._bases.of(i, self.packs)
         return Extent(
             begin,
             end,
             bytes(self._ids[at : at + CHUNK_ID_BYTES]),
-            Location(self.packs[pack], self._offsets[i], self._stored[i]),
+            Location(self.packs[pack], self._offsets[i], self._stored[i], bases),
         )
+
+    def frames(self) -> Iterator[StoredChunk]:
+        """Every frame that the segment leads to: those of its extents, then those that its deltas
+        decode with."""
+        yield from (extent.stored for extent in self)
+        if self._bases is not None:
+            yield from (self._bases.at(i, self.packs) for i in range(len(self._bases)))
+
+    @property
+    def deltas(self) -> int:
+        """How many extents are deltas."""
+        return 0 if self._bases is None else self._bases.deltas
+
+    @property
+    def bases_used(self) -> int:
+        """How many bases its deltas have together."""
+        return 0 if self._bases is None else self._bases.used
 
     def covering(self, begin: int, end: int) -> list[Extent]:
         """The extents that hold bytes of `[begin, end)`, in order."""
@@ -102,30 +185,51 @@ class Segment:
     def __iter__(self) -> Iterator[Extent]:
         return (self.extent(i) for i in range(len(self.ends)))
 
-    def relocated(self, find: Callable[[Extent], Location | None]) -> bytes | None:
+    def relocated(self, find: Callable[[StoredChunk], Location | None]) -> bytes | None:
         """The segment, encoded, with its frames where `find` says that they are from now on, or
-        where they were if it says None; None if all of them stay."""
+        where they were if it says None; None if all of them stay. It is asked for the bases of
+        deltas, too: of those that it names itself, and of those that there were."""
         extents = list(self)
-        moves = [find(extent) for extent in extents]
-        if not any(moves):
+        places = [_moved(extent.stored, find) for extent in extents]
+        if all(place is extent.location for place, extent in zip(places, extents, strict=True)):
             return None
         builder = SegmentBuilder(self.begin)
-        for extent, new in zip(extents, moves, strict=True):
-            builder.append(extent.end, extent.chunk_id, *(new or extent.location))
+        for extent, place in zip(extents, places, strict=True):
+            builder.append(extent.end, extent.chunk_id, place)
         return builder.encode(self.owner)
 
     def offsets_by_pack(self) -> Iterable[tuple[bytes, memoryview | array[int]]]:
         """Each pack with the offsets of the frames that are in it, as u32: all that marking needs,
         without an Extent for each."""
-        if len(self.packs) == 1:
+        if len(self.packs) == 1 and self._bases is None:
             return [(self.packs[0], self._offsets)]
         split = [array("I") for _ in self.packs]
+        bases = self._bases
+        columns = [(self._pack_of, self._offsets)]
+        columns += [] if bases is None else [(bases.pack_of, bases.offsets)]
         try:
-            for pack, offset in zip(self._pack_of, self._offsets, strict=True):
-                split[pack].append(offset)
+            for pack_of, offsets in columns:
+                for pack, offset in zip(pack_of, offsets, strict=True):
+                    split[pack].append(offset)
         except IndexError:
             raise FormatError(f"segment has an extent in pack {pack}") from None
         return zip(self.packs, split, strict=True)
+
+
+def _moved(chunk: StoredChunk, find: Callable[[StoredChunk], Location | None]) -> Location:
+    """Where the chunk is from now on; the very location it has if nothing about it changes. What is
+    a delta itself is the base of none."""
+    place = find(chunk) or chunk.location
+    if not place.bases:
+        return place
+    bases = [find(base) for base in place.bases]
+    if not any(bases):
+        return place
+    moved = [
+        base if new is None or new.bases else base._replace(location=new)
+        for base, new in zip(place.bases, bases, strict=True)
+    ]
+    return place._replace(bases=tuple(moved))
 
 
 class SegmentBuilder:
@@ -139,6 +243,9 @@ class SegmentBuilder:
         self._stored = array("I")
         self._pack_of = array("H")
         self._packs: dict[bytes, int] = {}
+        self._used_ends = array("H")
+        self._used = array("H")
+        self._bases: dict[StoredChunk, int] = {}
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -148,6 +255,12 @@ class SegmentBuilder:
         return len(self._ends) >= SEGMENT_EXTENTS_MAX
 
     @property
+    def deltas(self) -> int:
+        """How many extents are deltas."""
+        ends = self._used_ends
+        return sum(end != (ends[i - 1] if i else 0) for i, end in enumerate(ends))
+
+    @property
     def packs(self) -> set[bytes]:
         return set(self._packs)
 
@@ -155,14 +268,19 @@ class SegmentBuilder:
     def end(self) -> int:
         return self._ends[-1]
 
-    def append(
-        self, end: int, chunk_id: bytes, pack_id: bytes, offset: int, stored_bytes: int
-    ) -> None:
+    def append(self, end: int, chunk_id: bytes, place: Location) -> None:
         self._ends.append(end)
         self._ids += chunk_id
-        self._offsets.append(offset)
-        self._stored.append(stored_bytes)
-        self._pack_of.append(self._packs.setdefault(pack_id, len(self._packs)))
+        self._offsets.append(place.offset)
+        self._stored.append(place.stored_bytes)
+        self._pack_of.append(self._pack(place.pack_id))
+        for base in place.bases:
+            self._pack(base.location.pack_id)
+            self._used.append(self._bases.setdefault(base, len(self._bases)))
+        self._used_ends.append(len(self._used))
+
+    def _pack(self, pack_id: bytes) -> int:
+        return self._packs.setdefault(pack_id, len(self._packs))
 
     def encode(self, owner: int = 0) -> bytes:
         columns = b"".join(
@@ -172,19 +290,21 @@ class SegmentBuilder:
                 _little(self._offsets),
                 _little(self._stored),
                 _little(self._pack_of),
+                *(self._base_columns() if self._bases else ()),
                 *self._packs,
             ]
         )
         count = len(self._ends)
+        version = _VERSION_DELTAS if self._bases else VERSION
         return b"".join(
             [
                 _SEGMENT.pack(
                     SEGMENT_MAGIC,
-                    VERSION,
+                    version,
                     0,
                     count,
                     len(self._packs),
-                    0,
+                    len(self._bases),
                     owner,
                     self.begin,
                     _checksum(columns, self.begin ^ count << 48),
@@ -192,6 +312,16 @@ class SegmentBuilder:
                 columns,
             ]
         )
+
+    def _base_columns(self) -> Iterator[bytes]:
+        bases = list(self._bases)
+        yield _little(self._used_ends)
+        yield _little(self._used)
+        yield _little(array("I", [base.raw_bytes for base in bases]))
+        yield b"".join(base.chunk_id for base in bases)
+        yield _little(array("I", [base.location.offset for base in bases]))
+        yield _little(array("I", [base.location.stored_bytes for base in bases]))
+        yield _little(array("H", [self._packs[base.location.pack_id] for base in bases]))
 
 
 def owned(raw: bytes, manifest: int) -> bytes:
@@ -214,25 +344,34 @@ def decode_segment(
     frame that it leads to."""
     if len(raw) < SEGMENT_HEADER_BYTES:
         raise FormatError(f"segment is cut short at {len(raw)} bytes")
-    magic, version, flags, count, packs, zero, owner, begin, checksum = _SEGMENT.unpack_from(raw)
-    if magic != SEGMENT_MAGIC or version != VERSION or flags or zero:
+    magic, version, flags, count, packs, bases, owner, begin, checksum = _SEGMENT.unpack_from(raw)
+    with_deltas = version == _VERSION_DELTAS
+    if magic != SEGMENT_MAGIC or not (version == VERSION or with_deltas) or flags:
         raise FormatError(f"segment has an unknown header {bytes(raw[:8]).hex()}")
     if manifest is not None:
         check_owner(raw, manifest)
-    if not 0 < count <= SEGMENT_EXTENTS_MAX or not 0 < packs <= count:
+    if not 0 < count <= SEGMENT_EXTENTS_MAX or not 0 < packs <= count + bases:
         raise FormatError(f"segment claims {count} extents in {packs} packs")
-    if len(raw) != SEGMENT_HEADER_BYTES + count * _EXTENT_BYTES + packs * PACK_ID_BYTES:
-        raise FormatError(f"segment is {len(raw)} bytes for {count} extents")
+    if (bases > 0) != with_deltas or bases > count * BASES_MAX:
+        raise FormatError(f"segment of version {version} claims {bases} bases")
     columns = memoryview(raw)[SEGMENT_HEADER_BYTES:]
+    sizes = [8 * count, CHUNK_ID_BYTES * count, 4 * count, 4 * count, 2 * count]
+    if with_deltas:
+        # The last of the ends says how many bases are used in all.
+        last = columns[sum(sizes) + 2 * count - 2 : sum(sizes) + 2 * count]
+        used = int.from_bytes(last, "little")
+        sizes += [2 * count, 2 * used]
+        sizes += [4 * bases, CHUNK_ID_BYTES * bases, 4 * bases, 4 * bases, 2 * bases]
+    if len(columns) != sum(sizes) + packs * PACK_ID_BYTES:
+        raise FormatError(f"segment is {len(raw)} bytes for {count} extents")
     if verify and _checksum(columns, begin ^ count << 48) != checksum:
         raise FormatError("segment is damaged")
-    sizes = (8 * count, CHUNK_ID_BYTES * count, 4 * count, 4 * count, 2 * count)
     parts, at = [], 0
     for size in sizes:
         parts.append(columns[at : at + size])
         at += size
     pack_ids = [bytes(columns[i : i + PACK_ID_BYTES]) for i in range(at, len(columns), 16)]
-    ends, ids, offsets, stored, pack_of = parts
+    ends, ids, offsets, stored, pack_of, *rest = parts
     return Segment(
         owner,
         begin,
@@ -242,6 +381,7 @@ def decode_segment(
         _native(stored, "I"),
         _native(pack_of, "H"),
         pack_ids,
+        _Bases(rest) if rest else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from castore.local.pack import Pack
-from castore.model import Location
+from castore.model import Location, StoredChunk
 from castore.stream.operations import Draft
 
 
@@ -16,6 +16,9 @@ class NewChunk(NamedTuple):
     raw_bytes: int
     location: Location
     heals: bool = False
+
+    def stored(self, chunk_id: bytes) -> StoredChunk:
+        return StoredChunk(chunk_id, self.raw_bytes, self.location)
 
 
 class Batch:

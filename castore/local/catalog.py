@@ -27,16 +27,17 @@ import os
 from collections.abc import Sequence
 
 from castore.errors import IndexCorrupt, StoreIOError
-from castore.format.index import segment_key
+from castore.format.index import ChunkRow, segment_key
 from castore.format.journal import encode_drop, encode_piece, encode_put
 from castore.format.pack import StoreConfig, encode_config
 from castore.format.segment import decode_segment
-from castore.local.batch import Batch, NewChunk
+from castore.local.batch import Batch
 from castore.local.journal.log import Journal, start_journal
 from castore.local.lookup import NameReader
 from castore.local.meta import CONFIG, GC_SEQ, STORE_ID, is_damaged_id, next_manifest, read_number
 from castore.local.names import NameChanges
 from castore.local.tables import Tables
+from castore.model import StoredChunk
 from castore.stream.operations import Draft, Operation
 from castore.system.fileio import sync_folder
 from castore.system.lmdb_env import Index
@@ -145,7 +146,7 @@ class LocalCatalog(NameReader):
         if batch.gc_seq is not None and batch.gc_seq != gc_seq:
             _restore_rows(tables, batch)
         for chunk_id, chunk in batch.chunks.items():
-            _put_chunk(tables, chunk_id, chunk)
+            _put_chunk(tables, chunk.stored(chunk_id), heals=chunk.heals)
         numbers: dict[Draft, int] = {}
         for draft in batch.drafts:
             if draft.staged and segment_key(draft.manifest, 0) not in tables.pending:
@@ -187,14 +188,14 @@ class LocalCatalog(NameReader):
 def _restore_rows(tables: Tables, batch: Batch) -> None:
     for draft in batch.drafts:
         for _, raw in draft.segments:
-            for extent in decode_segment(raw):
-                chunk = NewChunk(extent.end - extent.begin, extent.location)
-                _put_chunk(tables, extent.chunk_id, chunk)
+            for chunk in decode_segment(raw).frames():
+                _put_chunk(tables, chunk)
 
 
-def _put_chunk(tables: Tables, chunk_id: bytes, chunk: NewChunk) -> None:
+def _put_chunk(tables: Tables, chunk: StoredChunk, *, heals: bool = False) -> None:
     """Unless another writer was first: its frame serves the same."""
-    if not tables.chunks.add(chunk_id, chunk.raw_bytes, chunk.location):
-        known = tables.chunks.known(chunk_id)
-        if known is None or chunk.heals or known[1].pack_id not in tables.packs:
-            tables.chunks.put(chunk_id, chunk.raw_bytes, chunk.location)
+    row = ChunkRow.of(chunk)
+    if not tables.chunks.add(chunk.chunk_id, row):
+        known = tables.chunks.known(chunk.chunk_id)
+        if known is None or heals or known.location.pack_id not in tables.packs:
+            tables.chunks.put(chunk.chunk_id, row)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import wraps
 from itertools import islice, takewhile
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from castore.errors import FormatError, IndexChanged, NameNotFound
 from castore.format.index import (
+    ChunkRow,
     Record,
     Totals,
     decode_chunk_row,
@@ -20,8 +21,10 @@ from castore.format.index import (
 from castore.format.segment import check_owner
 from castore.local.hot import HotObjects
 from castore.local.meta import GC_SEQ, read_number, read_totals
+from castore.local.older import OlderObject, find_older
 from castore.model import Extent, Location, clamp_range
 from castore.stream.backend import Cover, Entry
+from castore.stream.known import located
 from castore.stream.segments import Manifest
 from castore.system.lmdb_env import TRIES, Index, Snapshot
 
@@ -108,6 +111,10 @@ class NameReader:
         self._hot.forget_all()
 
     @_repeated
+    def older(self, name: bytes, like: bytes | None) -> OlderObject | None:
+        return find_older(self._index, name, like)
+
+    @_repeated
     def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:
         index = self._index
         with index.gate, index.snapshot() as txn:
@@ -126,8 +133,12 @@ class NameReader:
         with index.gate, index.snapshot() as txn:
             gc_seq = read_number(self._index, txn, GC_SEQ)
             with txn.cursor(db=index.chunks) as cursor:
-                rows = cursor.getmulti(sorted(set(chunk_ids)))
-        return gc_seq, {bytes(chunk_id): decode_chunk_row(row)[1] for chunk_id, row in rows}
+
+                def rows(chunk_ids: Iterable[bytes]) -> dict[bytes, ChunkRow]:
+                    found = cursor.getmulti(sorted(chunk_ids))
+                    return {bytes(chunk_id): decode_chunk_row(row) for chunk_id, row in found}
+
+                return gc_seq, located(rows(set(chunk_ids)), rows)
 
     def pages(self, prefix: bytes) -> Iterator[list[tuple[bytes, Record]]]:
         after = b""

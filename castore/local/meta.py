@@ -43,7 +43,7 @@ def meta_faults(
         elif key == MARKING:
             fault = "" if value == MARKING_VALUE else "is not what a collector writes"
         elif key == TOTALS:
-            fault = "" if len(value) == TOTALS_BYTES else f"has {len(value)} bytes"
+            fault = "" if len(value) in TOTALS_BYTES else f"has {len(value)} bytes"
         elif key in (GC_SEQ, NEXT_MANIFEST):
             # Earlier versions wrote no checksum.
             whole = len(value) == 8 or (_is_order if key == NEXT_MANIFEST else _is_whole)(value)

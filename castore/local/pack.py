@@ -58,7 +58,7 @@ class Pack:
             offset += frame.stored_bytes
         self._append_bytes([part for frame in frames for part in (frame.head, frame.payload)])
         self._entries += [
-            PackEntry(frame.chunk_id, at.offset, at.stored_bytes, frame.raw_bytes)
+            PackEntry(frame.chunk_id, at.offset, at.stored_bytes, frame.raw_bytes, frame.bases)
             for frame, at in zip(frames, locations, strict=True)
         ]
         if self.size - self._written_back >= WRITEBACK_BYTES:

@@ -14,8 +14,8 @@ from castore.errors import FormatError, PackMissing, StoreClosed, StoreFull, Sto
 from castore.format.pack import PACK_HEADER_BYTES, decode_pack_header
 from castore.local.pack import Pack, Placement
 from castore.local.pack_files import list_packs, pack_path
-from castore.model import Extent, Location
-from castore.stream.backend import Held
+from castore.model import Location
+from castore.stream.backend import NOTHING_HELD, Held
 from castore.stream.codec import Frame
 from castore.system import forks
 from castore.system.fileio import adopt, adopt_folder, storage_error, sync_folder
@@ -195,10 +195,10 @@ class LocalPacks:
             return mapping
         return self._map(pack_id, end)
 
-    def frames(self, extents: Sequence[Extent], held: Held) -> Sequence[memoryview]:
+    def frames(self, places: Sequence[Location], held: Held) -> Sequence[memoryview]:
         found = []
         pack, mapped = b"", memoryview(b"")  # the last one's: neighbours share it
-        for _, _, _, (pack_id, offset, stored_bytes) in extents:
+        for pack_id, offset, stored_bytes, _ in places:
             end = offset + stored_bytes
             if pack_id != pack or len(mapped) < end:
                 mapping = held.get(pack_id)
@@ -207,6 +207,9 @@ class LocalPacks:
                 pack, mapped = pack_id, memoryview(mapping)
             found.append(mapped[offset:end])
         return found
+
+    def at_hand(self, place: Location) -> memoryview:
+        return self.frames([place], NOTHING_HELD)[0]
 
     def hold(self, pack_ids: Collection[bytes]) -> Held:
         """Mappings of all that the packs hold now."""
@@ -222,11 +225,11 @@ class LocalPacks:
             held[pack_id] = self.mapping(pack_id, size)
         return held
 
-    def let_go(self, extents: Sequence[Extent], held: Held) -> None:
+    def let_go(self, places: Sequence[Location], held: Held) -> None:
         """Unmap the pages just read, so that what a large get has mapped stays bounded; they stay
         in the page cache."""
         spans: dict[bytes, tuple[int, int]] = {}
-        for _, _, _, (pack_id, offset, stored_bytes) in extents:
+        for pack_id, offset, stored_bytes, _ in places:
             low, high = spans.get(pack_id, (offset, offset))
             spans[pack_id] = min(low, offset), max(high, offset + stored_bytes)
         for pack_id, (low, high) in spans.items():

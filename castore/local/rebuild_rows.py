@@ -10,12 +10,19 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from castore.check.objects import extent_fault
+from castore.check.objects import chunk_fault, extent_fault
 from castore.check.scan import PackScan
 from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
-from castore.format.index import Record, Totals, decode_chunk_row, decode_record, manifest_of
+from castore.format.index import (
+    ChunkRow,
+    Record,
+    Totals,
+    decode_chunk_row,
+    decode_record,
+    manifest_of,
+)
 from castore.format.journal import Unclaimed
 from castore.format.pack import PackEntry, StoreConfig, encode_config
 from castore.format.segment import decode_segment
@@ -24,7 +31,8 @@ from castore.local.index_walk import durable_bytes, pages
 from castore.local.journal.log import UNCLAIMED
 from castore.local.meta import CONFIG, STORE_ID
 from castore.local.tables import Tables
-from castore.model import Extent, Location, Progress
+from castore.model import Location, Progress, StoredChunk
+from castore.stream.known import located
 from castore.stream.reports import RebuildReport
 from castore.system.lmdb_env import Index, Table
 
@@ -99,23 +107,28 @@ class RowRebuild:
             with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
                 for entry in whole:
                     at = Location(pack_id, entry.offset, entry.stored_bytes)
-                    new = tables.chunks.add(entry.chunk_id, entry.raw_bytes, at)
-                    self._report.chunk_rows_added += new
+                    row = ChunkRow(entry.raw_bytes, at, entry.bases)
+                    self._report.chunk_rows_added += tables.chunks.add(entry.chunk_id, row)
         with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             if not durable_bytes(txn.get(pack_id, db=index.packs)):
                 created_ns = os.stat(pack_path(self._root, pack_id)).st_mtime_ns
                 tables.packs.put(pack_id, created_ns, reading.end)
 
     def _without_row(self, entries: list[PackEntry]) -> list[PackEntry]:
+        """Those whose chunks have none, or only that of a delta, and the frame is none."""
         with self._index.gate, self._index.snapshot() as txn:
-            return [e for e in entries if txn.get(e.chunk_id, db=self._index.chunks) is None]
+            rows = [txn.get(entry.chunk_id, db=self._index.chunks) for entry in entries]
+        return [
+            entry
+            for entry, row in zip(entries, rows, strict=True)
+            if row is None or (not entry.bases and decode_chunk_row(row).bases)
+        ]
 
     def _row_is_right(self, chunk_id: bytes, row: bytes) -> bool:
         try:
-            raw_bytes, location = decode_chunk_row(row)
+            return chunk_fault(chunk_id, decode_chunk_row(row), self._readings) is None
         except FormatError:
             return False
-        return extent_fault(Extent(0, raw_bytes, chunk_id, location), self._readings) is None
 
     def _pack_is_there(self, pack_id: bytes, row: bytes) -> bool:
         return pack_id in self._readings
@@ -152,15 +165,18 @@ class RowRebuild:
                     for key, raw in moved.items():
                         segments.put(key, raw)
 
-    def _moved(self, extent: Extent) -> Location | None:
-        if extent_fault(extent, self._readings) is None:
+    def _moved(self, chunk: StoredChunk) -> Location | None:
+        if chunk_fault(chunk.chunk_id, ChunkRow.of(chunk), self._readings) is None:
             return None
         with self._index.gate, self._index.snapshot() as txn:
-            row = txn.get(extent.chunk_id, db=self._index.chunks)
-        if row is None:
-            return None
-        raw_bytes, location = decode_chunk_row(row)
-        if raw_bytes != extent.end - extent.begin:
+
+            def rows(chunk_ids: Iterable[bytes]) -> dict[bytes, ChunkRow]:
+                found = ((i, txn.get(i, db=self._index.chunks)) for i in chunk_ids)
+                return {i: decode_chunk_row(row) for i, row in found if row is not None}
+
+            row = rows([chunk.chunk_id])
+            location = located(row, rows).get(chunk.chunk_id)
+        if location is None or row[chunk.chunk_id].raw_bytes != chunk.raw_bytes:
             return None
         self._report.extents_moved += 1
         return location
@@ -197,9 +213,8 @@ class RowRebuild:
                 moved.clear()
         for batch in pages(index, index.chunks):
             for _, row in batch:
-                raw_bytes, location = decode_chunk_row(row)
                 report.chunks += 1
-                totals.count_chunk(raw_bytes, location.stored_bytes, +1)
+                totals.count_chunk(decode_chunk_row(row), +1)
         report.packs = len(self._readings)
         with index.write_gate, index.errors, index.begin() as txn:
             Tables(index, txn).put_totals(totals)
@@ -211,7 +226,7 @@ class RowRebuild:
             since = self._durable if which == "since" else {}
             for batch in pages(index, index.chunks):
                 for chunk_id, row in batch:
-                    at = decode_chunk_row(row)[1]
+                    at = decode_chunk_row(row).location
                     if chunk_id not in claimed and at.offset >= since.get(at.pack_id, 0):
                         report.unclaimed_chunks += 1
                         report.unclaimed_bytes += at.stored_bytes
@@ -230,7 +245,7 @@ class RowRebuild:
                 if manifest_of(key) not in self._named:
                     continue
                 with contextlib.suppress(FormatError):
-                    claimed.update(extent.chunk_id for extent in decode_segment(raw))
+                    claimed.update(chunk.chunk_id for chunk in decode_segment(raw).frames())
         return claimed
 
     def _unreadable_manifests(self) -> Iterator[int]:

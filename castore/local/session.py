@@ -9,7 +9,7 @@ the collector's counter as it stood at the first look-up.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.format.pack import StoreConfig
@@ -18,11 +18,11 @@ from castore.local.batch import Batch, NewChunk
 from castore.local.catalog import LocalCatalog, PacksVanished
 from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
-from castore.model import Extent, Location
+from castore.model import FrameKind, Location, StoredChunk
 from castore.stream.chunker import Chunker
-from castore.stream.codec import Frame, stored_frame
+from castore.stream.codec import stored_frame
 from castore.stream.operations import Draft, Operation
-from castore.stream.session import WriteSession
+from castore.stream.session import Encoded, WriteSession
 from castore.system.mapping import Mapping
 from castore.system.workers import Workers
 
@@ -46,8 +46,11 @@ class LocalSession(WriteSession):
         chunker: Chunker,
         *,
         compression_level: int,
+        deltas: bool,
     ) -> None:
-        super().__init__(workers, config, chunker, compression_level=compression_level)
+        super().__init__(
+            workers, config, chunker, compression_level=compression_level, deltas=deltas
+        )
         self.inline_bytes_max = INLINE_BYTES_MAX
         self._catalog = catalog
         self._packs = packs
@@ -87,12 +90,16 @@ class LocalSession(WriteSession):
                 known[chunk_id] = new.location
         return known
 
-    def place(self, frames: Sequence[Frame]) -> None:
-        for frame, location in zip(
-            frames, self._packs.append(frames, self._placement), strict=True
-        ):
+    def reliable(self, bases: Collection[StoredChunk]) -> Collection[StoredChunk]:
+        return {base for base in bases if self._hold(base.location)}
+
+    def place(self, encoded: Sequence[Encoded]) -> None:
+        places = self._packs.append([frame for frame, _ in encoded], self._placement)
+        for (frame, bases), place in zip(encoded, places, strict=True):
             self._batch.chunks[frame.chunk_id] = NewChunk(
-                frame.raw_bytes, location, heals=frame.chunk_id in self._lost
+                frame.raw_bytes,
+                place._replace(bases=bases),
+                heals=frame.chunk_id in self._lost,
             )
 
     def location(self, chunk_id: bytes) -> Location:
@@ -178,7 +185,13 @@ class LocalSession(WriteSession):
     # ------------------------------------------------------------ packs that went meanwhile
 
     def _hold(self, location: Location) -> bool:
-        """Keep the frame's bytes reachable whatever happens to its pack; False if it is lost."""
+        """Keep the bytes of the frame, and of those that it decodes with, reachable whatever
+        happens to their packs; False if one is lost."""
+        return self._hold_frame(location) and all(
+            self._hold_frame(base.location) for base in location.bases
+        )
+
+    def _hold_frame(self, location: Location) -> bool:
         held = self._held.get(location.pack_id)
         if held is None or len(held) < _end(location):
             try:
@@ -212,16 +225,25 @@ class LocalSession(WriteSession):
             ]
 
     def _replaced(self, segment: Segment, gone: set[bytes], *, copy: bool) -> bytes | None:
-        lost = [extent.chunk_id for extent in segment if extent.location.pack_id in gone]
+        lost = [chunk.chunk_id for chunk in segment.frames() if chunk.location.pack_id in gone]
         known = {} if copy or not lost else self.look_up(lost)
-        known = {i: location for i, location in known.items() if location.pack_id not in gone}
+        known = {i: location for i, location in known.items() if location.packs.isdisjoint(gone)}
+        copied: dict[FrameKind, Location] = {}
 
-        def find(extent: Extent) -> Location | None:
-            if extent.location.pack_id not in gone:
+        def find(chunk: StoredChunk) -> Location | None:
+            if chunk.location.pack_id not in gone:
                 return None
-            if extent.chunk_id not in known:
-                known[extent.chunk_id] = self._copied(extent)
-            return known[extent.chunk_id]
+            place = known.get(chunk.chunk_id)
+            # What is a delta can't be the base of another, as what is none may be.
+            if place is not None and (chunk.location.bases or not place.bases):
+                return place
+            if chunk.kind not in copied:
+                bases = [
+                    base._replace(location=find(base) or base.location)
+                    for base in chunk.location.bases
+                ]
+                copied[chunk.kind] = self._copied(chunk, tuple(bases))
+            return copied[chunk.kind]
 
         raw = segment.relocated(find)
         if raw is not None:
@@ -229,17 +251,17 @@ class LocalSession(WriteSession):
             self._batch.packs |= set(decode_segment(raw).packs) - own
         return raw
 
-    def _copied(self, extent: Extent) -> Location:
-        begin, end, chunk_id, location = extent
+    def _copied(self, chunk: StoredChunk, bases: tuple[StoredChunk, ...]) -> Location:
+        chunk_id, raw_bytes, location = chunk
         held = self._held.get(location.pack_id)
         if held is None:
             raise PackMissing(location.pack_id)
         raw = bytes(memoryview(held)[location.offset : _end(location)])
         try:
-            frame = stored_frame(raw, chunk_id, end - begin, self.config.seed)
+            frame = stored_frame(raw, chunk_id, raw_bytes, self.config.seed)
         except FormatError as error:
             raise ChunkCorrupt(chunk_id, location.pack_id, location.offset, str(error)) from error
-        self.place([frame])
+        self.place([Encoded(frame, bases)])
         return self.location(chunk_id)
 
 

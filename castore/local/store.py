@@ -88,9 +88,17 @@ class LocalStore:
             self._index.take_locks()
             self._read_only = False
 
-    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> LocalSession:
+    def session(
+        self, workers: Workers, chunker: Chunker, *, level: int, deltas: bool
+    ) -> LocalSession:
         return LocalSession(
-            self.catalog, self.packs, workers, self.config, chunker, compression_level=level
+            self.catalog,
+            self.packs,
+            workers,
+            self.config,
+            chunker,
+            compression_level=level,
+            deltas=deltas,
         )
 
     def check(self, *, fraction: float, progress: Progress | None) -> CheckReport:
@@ -147,6 +155,10 @@ class LocalStore:
             pack_bytes=sum(packs),
             index_bytes=index_bytes,
             journal_bytes=journal_bytes(self.journal.folder),
+            deltas=totals.deltas,
+            delta_raw_bytes=totals.delta_raw_bytes,
+            delta_stored_bytes=totals.delta_stored_bytes,
+            delta_bases=totals.delta_bases,
         )
 
     def gc(self, options: GcOptions, *, progress: Progress | None) -> GcReport:

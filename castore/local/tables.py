@@ -5,7 +5,7 @@ deleted here and nowhere else, so that nobody can forget the totals. (An index t
 takes over rows as they are, and is summed up in the end.)
 
     with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
-        tables.chunks.put(chunk_id, raw_bytes, location)
+        tables.chunks.put(chunk_id, ChunkRow(raw_bytes, location))
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from itertools import takewhile
 
 from castore.errors import FormatError
 from castore.format.index import (
+    ChunkRow,
     Record,
     Totals,
     decode_chunk_row,
@@ -29,7 +30,6 @@ from castore.format.index import (
 )
 from castore.format.segment import owned
 from castore.local.meta import MARKING, MARKING_VALUE, TOTALS, next_change, read_totals
-from castore.model import Location
 from castore.system.lmdb_env import Index, Table, Txn
 
 
@@ -163,36 +163,40 @@ class NameRows(_Rows):
 
 
 class ChunkRows(_Rows):
-    def known(self, chunk_id: bytes) -> tuple[int, Location] | None:
-        """(raw bytes, location). Raises FormatError."""
+    def known(self, chunk_id: bytes) -> ChunkRow | None:
+        """Raises FormatError."""
         row = self.get(chunk_id)
         return None if row is None else decode_chunk_row(row)
 
-    def put(self, chunk_id: bytes, raw_bytes: int, location: Location) -> None:
-        self._replace(chunk_id, encode_chunk_row(raw_bytes, location))
-        self._sums.totals.count_chunk(raw_bytes, location.stored_bytes, +1)
+    def put(self, chunk_id: bytes, row: ChunkRow) -> None:
+        self._replace(chunk_id, encode_chunk_row(row))
+        self._sums.totals.count_chunk(row, +1)
 
-    def add(self, chunk_id: bytes, raw_bytes: int, location: Location) -> bool:
-        """Unless the chunk has a row, of whatever kind."""
-        row = encode_chunk_row(raw_bytes, location)
-        added = self._txn.put(chunk_id, row, db=self._table, overwrite=False)
+    def add(self, chunk_id: bytes, row: ChunkRow) -> bool:
+        """Unless the chunk has a row, of whatever kind. But a delta's gives way to that of a frame
+        that is none, which may be the base of others: these are known as long as it is."""
+        added = self._txn.put(chunk_id, encode_chunk_row(row), db=self._table, overwrite=False)
         if added:
-            self._sums.totals.count_chunk(raw_bytes, location.stored_bytes, +1)
+            self._sums.totals.count_chunk(row, +1)
+        elif not row.bases:
+            with contextlib.suppress(FormatError):
+                known = self.known(chunk_id)
+                if known is not None and known.bases:
+                    self.put(chunk_id, row)
         return added
 
-    def move(self, chunk_id: bytes, raw_bytes: int, old: tuple[bytes, int], new: Location) -> None:
+    def move(self, chunk_id: bytes, row: ChunkRow, old: tuple[bytes, int]) -> None:
         """Lead to a copy of the frame at `old` (pack id, offset). A chunk that is known elsewhere
         stays, which is as good, and so does a damaged row, which a check tells of."""
         with contextlib.suppress(FormatError):
             known = self.known(chunk_id)
-            if known is None or known[1][:2] == old:
-                self.put(chunk_id, raw_bytes, new)
+            if known is None or known.location.place == old:
+                self.put(chunk_id, row)
 
     def _count_out(self, row: bytes | None) -> None:
         with contextlib.suppress(FormatError):  # of a damaged one nobody knows what it counted for
             if row is not None:
-                raw_bytes, location = decode_chunk_row(row)
-                self._sums.totals.count_chunk(raw_bytes, location.stored_bytes, -1)
+                self._sums.totals.count_chunk(decode_chunk_row(row), -1)
 
 
 class PackRows(_Rows):

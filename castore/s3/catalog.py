@@ -24,7 +24,7 @@ from castore.s3.keys import NAMES, name_of
 from castore.s3.listings import Listings
 from castore.s3.manifests import Overwritten, decode_own_head, read_manifest, read_part
 from castore.s3.presence import etags_of
-from castore.stream.backend import Cover, Entry
+from castore.stream.backend import Cover, Entry, Older
 from castore.stream.coalesce import coalesce
 from castore.stream.segments import Manifest
 from castore.system.forks import ForkLock, Rank
@@ -97,6 +97,9 @@ class S3Catalog:
         if known is None:
             return self._cover(self._fetch_known_to_exist(name), byte_ranges)
         return self._cover(known, byte_ranges, self._requests.submit(self._fetch, name, known.etag))
+
+    def older(self, name: bytes, like: bytes | None) -> Older | None:
+        return None
 
     def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:
         known = None if etag is None else self._known(name)

@@ -119,14 +119,14 @@ class NameWriter:
         Raises NameExists where the condition does not hold; CommitUnknown; what a Bucket raises.
         """
         packs: dict[bytes, None] = {}
-        stored_bytes = 0
+        stored_bytes = deltas = 0
         for _, raw in segments:
             segment = decode_segment(raw)
             packs.update(dict.fromkeys(segment.packs))
-            stored_bytes += segment.stored_bytes
+            stored_bytes, deltas = stored_bytes + segment.stored_bytes, deltas + segment.deltas
         record = record._replace(manifest=0)
         if segments:  # frames that were moved may take more or less than those before
-            record = record._replace(manifest=1, stored_bytes=stored_bytes)
+            record = record._replace(manifest=1, stored_bytes=stored_bytes, deltas=deltas)
         body = b""
 
         def make_body(nonce: bytes) -> bytes:

@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 from castore.errors import FormatError, PackMissing, StoreClosed
-from castore.model import Extent, Location
+from castore.model import Location
 from castore.s3.cache.frames import FrameCache
 from castore.s3.client.bucket import Bucket, KeyAbsent
 from castore.s3.keys import pack_key
@@ -49,19 +49,17 @@ class S3Packs:
         self._pid = os.getpid()
         self._lock = ForkLock(Rank.PACKS)
 
-    def frames(self, extents: Sequence[Extent], held: Held) -> Sequence[bytes | memoryview]:
-        found: list[bytes | memoryview | None] = [
-            *self._cache.get([extent.location for extent in extents])
-        ]
+    def frames(self, places: Sequence[Location], held: Held) -> Sequence[bytes | memoryview]:
+        found: list[bytes | memoryview | None] = [*self._cache.get(places)]
         missing: dict[bytes, list[int]] = {}
         for i, frame in enumerate(found):
             if frame is None:
-                missing.setdefault(extents[i].location.pack_id, []).append(i)
+                missing.setdefault(places[i].pack_id, []).append(i)
         fetched: list[tuple[Location, bytes | memoryview]] = []
-        for pack_id, wanted, span, future in self._start(extents, missing):
+        for pack_id, wanted, span, future in self._start(places, missing):
             body = memoryview(future.result())
             for part in span.parts:
-                location = extents[wanted[part]].location
+                location = places[wanted[part]]
                 begin = location.offset - span.begin
                 frame = body[begin : begin + location.stored_bytes]
                 if len(frame) != location.stored_bytes:
@@ -71,26 +69,29 @@ class S3Packs:
         self._cache.put(fetched)
         return found  # type: ignore[return-value]
 
+    def at_hand(self, place: Location) -> bytes | memoryview | None:
+        return self._cache.get([place])[0]
+
     def hold(self, pack_ids: Collection[bytes]) -> Held:
         """Nothing to do: the collector's grace keeps packs that are in use; past it, a read says
         PackMissing."""
         return NOTHING_HELD
 
-    def let_go(self, extents: Sequence[Extent], held: Held) -> None:
+    def let_go(self, places: Sequence[Location], held: Held) -> None:
         """Nothing is mapped that adds up."""
 
     def forget(self, *locations: Location) -> None:
         self._cache.drop(*locations)
 
     def _start(
-        self, extents: Sequence[Extent], missing: dict[bytes, list[int]]
+        self, places: Sequence[Location], missing: dict[bytes, list[int]]
     ) -> list[tuple[bytes, list[int], Span, Future[bytes]]]:
         started = []
         for pack_id, wanted in missing.items():
             ranges = []
             for i in wanted:
-                _, offset, stored_bytes = extents[i].location
-                ranges.append((offset, offset + stored_bytes))
+                offset = places[i].offset
+                ranges.append((offset, offset + places[i].stored_bytes))
             for span in coalesce(ranges, gap_bytes=GAP_BYTES, span_bytes_max=SPAN_BYTES_MAX):
                 started.append((pack_id, wanted, span, self._fly(pack_id, span.begin, span.end)))
         return started

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.format.segment import Segment, SegmentBuilder, decode_segment
-from castore.model import Extent, Location
+from castore.model import FrameKind, Location, StoredChunk
 from castore.s3.catalog import Version
 from castore.s3.commit import check, groups, names_of, names_to_look_up
 from castore.s3.damaged import to_avoid
@@ -33,7 +33,7 @@ from castore.stream.operations import (
     Publish,
     SetAttributes,
 )
-from castore.stream.session import WriteSession
+from castore.stream.session import Encoded, WriteSession
 from castore.system.workers import Future, InFlight, Workers, results_of
 
 INLINE_BYTES_MAX = 64 << 10
@@ -54,9 +54,12 @@ class S3Session(WriteSession):
         chunker: Chunker,
         *,
         compression_level: int,
+        deltas: bool = False,
     ) -> None:
         """`budget` is for the uploads of all sessions; `workers` encode."""
-        super().__init__(workers, parts.config, chunker, compression_level=compression_level)
+        super().__init__(
+            workers, parts.config, chunker, compression_level=compression_level, deltas=deltas
+        )
         self.inline_bytes_max = INLINE_BYTES_MAX
         self.lookahead_bytes = LOOKAHEAD_BYTES
         self._bucket = parts.bucket
@@ -98,8 +101,8 @@ class S3Session(WriteSession):
                 known[chunk_id] = placed
         return known
 
-    def place(self, frames: Sequence[Frame]) -> None:
-        self._uploads.place(frames)
+    def place(self, encoded: Sequence[Encoded]) -> None:
+        self._uploads.place(encoded)
 
     def location(self, chunk_id: bytes) -> Location:
         return self._uploads.placed[chunk_id]
@@ -163,7 +166,7 @@ class S3Session(WriteSession):
 
     def move(self, frame: Frame) -> Location:
         """Store a frame as it is, in packs as large as they come; where."""
-        [place] = self._uploads.place([frame], pack_bytes=PACK_BYTES_MAX)
+        [place] = self._uploads.place([Encoded(frame)], pack_bytes=PACK_BYTES_MAX)
         return place
 
     def finish(self) -> None:
@@ -294,7 +297,7 @@ class S3Session(WriteSession):
                 for raw in raw_segments:
                     segment = decode_segment(raw)
                     if not doomed.isdisjoint(segment.packs):
-                        lost = [e for e in segment if e.location.pack_id in doomed]
+                        lost = [c for c in segment.frames() if c.location.pack_id in doomed]
                         raw = relocated(segment, doomed, self._store_anew(lost)) or raw
                     segments.append((segment.end, raw))
                 return version, segments
@@ -304,22 +307,29 @@ class S3Session(WriteSession):
                     raise
                 version = newer
 
-    def _store_anew(self, extents: Sequence[Extent]) -> dict[bytes, Location]:
-        """Where their chunks are now. Raises PackMissing, ChunkCorrupt."""
+    def _store_anew(self, chunks: Sequence[StoredChunk]) -> dict[FrameKind, Location]:
+        """Where their frames are now. Raises PackMissing, ChunkCorrupt."""
         placed = self._uploads.placed
-        places = {e.chunk_id: placed[e.chunk_id] for e in extents if e.chunk_id in placed}
-        new = {e.chunk_id: e for e in extents if e.chunk_id not in places}
-        wanted = list(new.values())
+        here = [(c, placed[c.chunk_id]) for c in chunks if c.chunk_id in placed]
+        # What is a delta can't be the base of another, as what is none may be.
+        places = {c.kind: at for c, at in here if c.location.bases or not at.bases}
+        new = {c.kind: c for c in chunks if c.kind not in places}
+        wanted = sorted(new.values(), key=lambda c: bool(c.location.bases))  # bases first
         for i in range(0, len(wanted), MOVED_AT_ONCE):
             part = wanted[i : i + MOVED_AT_ONCE]
-            frames = self.frames_at([extent.location for extent in part])
-            for (begin, end, chunk_id, at), frame in zip(part, frames, strict=True):
+            frames = self.frames_at([chunk.location for chunk in part])
+            for chunk, frame in zip(part, frames, strict=True):
+                chunk_id, raw_bytes, at = chunk
                 if isinstance(frame, FormatError):
                     raise ChunkCorrupt(chunk_id, at.pack_id, at.offset, str(frame)) from frame
-                if (frame.chunk_id, frame.raw_bytes) != (chunk_id, end - begin):
+                if (frame.kind, frame.raw_bytes) != (chunk.kind, raw_bytes):
                     reason = f"the frame is of chunk {frame.chunk_id.hex()}"
                     raise ChunkCorrupt(chunk_id, at.pack_id, at.offset, reason)
-                [places[chunk_id]] = self._uploads.place([frame])
+                bases = [
+                    base._replace(location=places.get(base.kind, base.location))
+                    for base in at.bases
+                ]
+                [places[chunk.kind]] = self._uploads.place([Encoded(frame, tuple(bases))])
         return places
 
 
@@ -334,8 +344,13 @@ def _few_enough(versions: Sequence[Version]) -> int:
 
 
 def relocated(
-    segment: Segment, moved: Set[bytes], places: Mapping[bytes, Location]
+    segment: Segment, moved: Set[bytes], places: Mapping[FrameKind, Location]
 ) -> bytes | None:
-    """The segment with what it has in the packs `moved` in other `places`, by chunk id; None if it
-    has nothing there. Raises KeyError."""
-    return segment.relocated(lambda e: places[e.chunk_id] if e.location.pack_id in moved else None)
+    """The segment with what it has in the packs `moved` in other `places`; what it decodes with
+    stays where it is, unless that is moved, too. None if it has nothing there. Raises KeyError."""
+
+    def find(chunk: StoredChunk) -> Location | None:
+        at = chunk.location
+        return places[chunk.kind]._replace(bases=at.bases) if at.pack_id in moved else None
+
+    return segment.relocated(find)

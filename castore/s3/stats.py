@@ -15,7 +15,7 @@ def count(parts: Parts) -> StoreStats:
     """By listing all packs and names, and reading the manifests that are not cached."""
     packs = listed_packs(parts.bucket).values()
     objects = logical = inline_raw = inline_stored = 0
-    chunks: dict[bytes, tuple[int, int]] = {}
+    chunks: dict[bytes, tuple[int, int, int]] = {}  # raw and stored bytes, bases
     for version in parts.catalog.versions(b""):
         record = version.head.record
         objects += 1
@@ -25,15 +25,21 @@ def count(parts: Parts) -> StoreStats:
             inline_stored += record.stored_bytes
         with contextlib.suppress(Overwritten):  # meanwhile: it counts as it was, by half
             for raw in parts.catalog.raw_segments(version):
-                for begin, end, chunk_id, location in decode_segment(raw):
-                    chunks[chunk_id] = end - begin, location.stored_bytes
+                for chunk_id, raw_bytes, at in decode_segment(raw).frames():
+                    if chunk_id not in chunks or not at.bases:
+                        chunks[chunk_id] = raw_bytes, at.stored_bytes, len(at.bases)
+    deltas = [each for each in chunks.values() if each[2]]
     return StoreStats(
         objects=objects,
         chunks=len(chunks),
         packs=len(packs),
         logical_bytes=logical,
-        unique_bytes=inline_raw + sum(raw for raw, _ in chunks.values()),
-        stored_bytes=inline_stored + sum(stored for _, stored in chunks.values()),
+        unique_bytes=inline_raw + sum(raw for raw, *_ in chunks.values()),
+        stored_bytes=inline_stored + sum(stored for _, stored, _ in chunks.values()),
         pack_bytes=sum(packs),
         index_bytes=0,
+        deltas=len(deltas),
+        delta_raw_bytes=sum(raw for raw, *_ in deltas),
+        delta_stored_bytes=sum(stored for _, stored, _ in deltas),
+        delta_bases=sum(bases for *_, bases in deltas),
     )

@@ -66,7 +66,7 @@ class S3Store:
         self._lease: WriterLease | None = None
         self._pid = os.getpid()
 
-    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> S3Session:
+    def session(self, workers: Workers, chunker: Chunker, *, level: int, deltas: bool) -> S3Session:
         with self._lock:
             if self._pid != os.getpid():
                 # What the parent's puts hold of the budget is the parent's.
@@ -79,7 +79,13 @@ class S3Store:
                     before.close()
             assert self._lease is not None
             return S3Session(
-                self._parts, self._lease, self._budget, workers, chunker, compression_level=level
+                self._parts,
+                self._lease,
+                self._budget,
+                workers,
+                chunker,
+                compression_level=level,
+                deltas=deltas,
             )
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from castore.errors import FormatError
 from castore.format.pack import decode_frame_header
-from castore.model import Extent, Location
+from castore.model import Location
 from castore.s3.packs import S3Packs
 from castore.stream.backend import NOTHING_HELD
 from castore.stream.codec import Frame, stored_frame
@@ -29,9 +29,8 @@ class StoredFrames:
 
     def _fetched(self, locations: Sequence[Location]) -> list[bytes | memoryview]:
         """As stored, each; nothing where a pack ends before."""
-        asked = [Extent(0, 1, b"", location) for location in locations]
         try:
-            return list(self._packs.frames(asked, NOTHING_HELD))
+            return list(self._packs.frames(locations, NOTHING_HELD))
         except FormatError:
             if len(locations) == 1:
                 return [b""]

@@ -19,7 +19,7 @@ from castore.model import Location
 from castore.s3.keys import pack_key
 from castore.s3.lease import WriterLease
 from castore.s3.parts import Parts
-from castore.stream.codec import Frame
+from castore.stream.session import Encoded
 from castore.system.workers import Future, InFlight
 
 PACK_BYTES_FIRST = 4 << 20  # and each of the next twice that,
@@ -57,18 +57,20 @@ class Uploads:
         self.placed: dict[bytes, Location] = {}  # chunks by id, those placed last
         self.any_begun = False
 
-    def place(self, frames: Sequence[Frame], *, pack_bytes: int = 0) -> list[Location]:
+    def place(self, encoded: Sequence[Encoded], *, pack_bytes: int = 0) -> list[Location]:
         """Give frames their places. A pack has at least `pack_bytes`, unless it is the last."""
         places = []
-        for frame in frames:
+        for frame, bases in encoded:
             pack = self._pack
             if pack is None:
                 pack = self._pack = self._new_pack()
-            place = Location(pack.pack_id, pack.size, frame.stored_bytes)
+            place = Location(pack.pack_id, pack.size, frame.stored_bytes, bases)
             pack.parts += (frame.head, frame.payload)
             pack.size += frame.stored_bytes
             pack.entries.append(
-                PackEntry(frame.chunk_id, place.offset, place.stored_bytes, frame.raw_bytes)
+                PackEntry(
+                    frame.chunk_id, place.offset, place.stored_bytes, frame.raw_bytes, frame.bases
+                )
             )
             self.placed[frame.chunk_id] = place
             places.append(place)

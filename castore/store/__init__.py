@@ -11,7 +11,7 @@ from typing import Any
 
 from castore.local.store import open_local
 from castore.objectfile import discard_dropped
-from castore.store.handle import CACHE_BYTES, COMPRESSION_LEVEL, READAHEAD_BYTES
+from castore.store.handle import CACHE_BYTES, COMPRESSION_LEVEL, DELTA, READAHEAD_BYTES
 from castore.store.whole import WholeVerbs, check_fraction
 from castore.stream.backend import Backend
 from castore.transaction import StrPath, Transaction
@@ -28,6 +28,7 @@ def open_store(
     chunk_bytes_avg: int = 65536,
     collision_guard: str | None = None,
     compression_level: int = COMPRESSION_LEVEL,
+    delta: bool = DELTA,
     cache_bytes: int = CACHE_BYTES,
     readahead_bytes: int = READAHEAD_BYTES,
     disk_cache_bytes: int | None = None,
@@ -58,6 +59,7 @@ def open_store(
 
     - `read_only`: nothing of the store is written to.
     - `compression_level`: zstd's, -7 to 22, for chunks that are new.
+    - `delta`: chunks that are new may be stored as deltas of those of an object that they resemble.
     - `cache_bytes`: the most memory for chunks decoded last, in bytes.
     - `readahead_bytes`: the most that each open file decodes ahead of a sequential reader, in bytes
       (0: nothing).
@@ -105,6 +107,7 @@ def open_store(
     }
     options: dict[str, Any] = {
         "compression_level": compression_level,
+        "delta": delta,
         "cache_bytes": cache_bytes,
         "readahead_bytes": readahead_bytes,
         "disk_cache_bytes": disk_cache_bytes,
@@ -141,6 +144,7 @@ def open_store(
         backend,
         read_only=read_only,
         compression_level=compression_level,
+        delta=delta,
         cache_bytes=cache_bytes,
         readahead_bytes=readahead_bytes,
         threads=threads,

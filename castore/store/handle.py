@@ -17,6 +17,7 @@ from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
 COMPRESSION_LEVEL = 1
+DELTA = True
 CACHE_BYTES = 32 << 20
 READAHEAD_BYTES = 16 << 20
 
@@ -30,6 +31,7 @@ class Handle:
         *,
         read_only: bool = False,
         compression_level: int = COMPRESSION_LEVEL,
+        delta: bool = DELTA,
         cache_bytes: int = CACHE_BYTES,
         readahead_bytes: int = READAHEAD_BYTES,
         threads: int | None = None,
@@ -44,6 +46,7 @@ class Handle:
         self.read_only = read_only
         self._reopen = reopen
         self._level = compression_level
+        self._delta = delta
         self._readahead_bytes = readahead_bytes
         config = backend.config
         self._backend: Backend | None = backend
@@ -120,4 +123,4 @@ class Handle:
 
     def _session(self) -> WriteSession:
         backend = self._check_writable()
-        return backend.session(self._workers, self._chunker, level=self._level)
+        return backend.session(self._workers, self._chunker, level=self._level, deltas=self._delta)

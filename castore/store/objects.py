@@ -8,13 +8,14 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Literal, overload
 
-from castore.errors import CastoreError, NameExists
+from castore.errors import CastoreError, NameExists, NameNotFound
 from castore.format.index import Record
 from castore.model import ObjectInfo, Progress, RangePlan, encode_name
 from castore.objectfile import ObjectReader, ObjectWriterFile
 from castore.store.handle import Handle
 from castore.stream.appending import begin_as
 from castore.stream.operations import Publish
+from castore.stream.resembling import resembling
 from castore.stream.sourcefile import has_content
 from castore.stream.writer import ObjectWriter
 from castore.system.fileio import Writable, descriptor_of, new_file_mode, of_file
@@ -35,6 +36,7 @@ class ObjectVerbs(Handle):
         *,
         if_absent: bool = False,
         progress: Progress | None = None,
+        like: str | None = None,
     ) -> ObjectInfo:
         """Store a file, or what a binary file object has left to read, under the name.
 
@@ -43,7 +45,12 @@ class ObjectVerbs(Handle):
         is changed while it is read is read again; one that only grows is stored as it was when it
         was opened.
 
-        Raises FileNotFoundError, IsADirectoryError (of the file); NameExists, if the name is taken
+        Chunks that are new may be stored as deltas of those of the object that it resembles: the
+        one `like` names or, if none is named, the one that the name has until then, or one whose
+        name is near.
+
+        Raises FileNotFoundError, IsADirectoryError (of the file); NameNotFound, if there is no
+        object `like`; NameExists, if the name is taken
         and `if_absent`; SourceChanged, if the file is cut short or does not hold still; StoreFull;
         ReadOnlyStore; InvalidName.
 
@@ -54,7 +61,7 @@ class ObjectVerbs(Handle):
         castore.errors.NameExists: ...
         """
         with self.transaction() as transaction:
-            return transaction.put(name, file, if_absent=if_absent, progress=progress)
+            return transaction.put(name, file, if_absent=if_absent, progress=progress, like=like)
 
     def puts(
         self,
@@ -63,18 +70,20 @@ class ObjectVerbs(Handle):
         *,
         if_absent: bool = False,
         mode: int | None = None,
+        like: str | None = None,
     ) -> ObjectInfo:
         """Store bytes, or any contiguous buffer, under the name.
 
-        `mode` is its permission bits, by default those of a new file (0666, less the umask). Raises
-        as `put` does; TypeError for a str; ValueError for a mode that is more than such bits.
+        `mode` is its permission bits, by default those of a new file (0666, less the umask); `like`
+        is as for `put`. Raises as `put` does; TypeError for a str; ValueError for a mode that is
+        more than such bits.
 
         >>> info = store.puts("greeting", b"hello, world", mode=0o600)
         >>> info.size, oct(info.mode)
         (12, '0o600')
         """
         with self.transaction() as transaction:
-            return transaction.puts(name, data, if_absent=if_absent, mode=mode)
+            return transaction.puts(name, data, if_absent=if_absent, mode=mode, like=like)
 
     def transaction(self) -> Transaction:
         """Several changes in one commit: at the end of the `with` block, or none if it raises.
@@ -234,15 +243,20 @@ class ObjectVerbs(Handle):
     ) -> ObjectReader: ...
     @overload
     def open(
-        self, name: str, mode: Literal["wb", "xb", "ab"], *, etag: None = None
+        self,
+        name: str,
+        mode: Literal["wb", "xb", "ab"],
+        *,
+        etag: None = None,
+        like: str | None = None,
     ) -> ObjectWriterFile: ...
     @overload
     def open(
-        self, name: str, mode: str, *, etag: str | None = None
+        self, name: str, mode: str, *, etag: str | None = None, like: str | None = None
     ) -> ObjectReader | ObjectWriterFile: ...
 
     def open(
-        self, name: str, mode: str = "rb", *, etag: str | None = None
+        self, name: str, mode: str = "rb", *, etag: str | None = None, like: str | None = None
     ) -> ObjectReader | ObjectWriterFile:
         """The object as a binary file object.
 
@@ -251,7 +265,8 @@ class ObjectVerbs(Handle):
         refuses a name that is taken, now and when it is closed. "ab" writes one that begins as the
         object there is, if there is one, and keeps its mode bits: no data moves but for the last
         chunk. It is published over that version and no other: ObjectChanged if the name maps to
-        other bytes when it is closed, NameExists if there was no such name and now is.
+        other bytes when it is closed, NameExists if there was no such name and now is. `like` is as
+        for `put`, and of no use to a reader.
 
         With `etag`, as `info` and lists have it, "rb" reads those bytes of the name and no others.
         On S3 nothing is asked where that version of the object is known; else, ObjectChanged if the
@@ -284,16 +299,20 @@ class ObjectVerbs(Handle):
         self._check_writable()
         if mode == "xb" and self._catalog.record(key) is not None:
             raise NameExists(name)
+        liked = None if like is None else encode_name(like)
+        if like is not None and self._catalog.record(encode_name(like)) is None:
+            raise NameNotFound(like)
         session = self._session()
+        align = resembling(session, self._catalog, self._reader, key, liked)
         over: Record | None = None
         if mode == "ab":
             try:
-                writer, over = begin_as(session, self._reader, key)
+                writer, over = begin_as(session, self._reader, key, align)
             except BaseException:
                 session.close()
                 raise
         else:
-            writer = ObjectWriter(session)
+            writer = ObjectWriter(session, align=align)
         if_absent = mode == "xb" or (mode == "ab" and over is None)
 
         def publish(writer: ObjectWriter) -> ObjectInfo:

@@ -15,17 +15,17 @@ looked at, down to one in 64.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import sub
 from typing import TYPE_CHECKING, NamedTuple
 
-from castore.model import Base, Extent
+from castore.model import Extent, StoredChunk
 from castore.stream.anchors import anchors
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from castore.stream.segments import Manifest
+    from castore.stream.backend import Older
 
 BASES_MAX = 4  # of one delta
 TABLE_BASES_MAX = 512  # whose anchors are known at a time: 40 MB of chunks, 10 MB of table
@@ -47,13 +47,13 @@ class Candidate(NamedTuple):
     """A base for a delta, and its share of the chunk's anchors, 0 to 1: those that the bases before
     it have not."""
 
-    base: Base
+    base: StoredChunk
     share: float
 
 
 class _Loaded(NamedTuple):
     begin: int  # in the older object, of the extent that it is, or that is a delta of it
-    base: Base
+    base: StoredChunk
     anchors: dict[int, int]
 
 
@@ -61,12 +61,14 @@ class Alignment:
     """The alignment of one new stream to one older object. Tell it every chunk of the stream, in
     order, by `known` or by `candidates`. Not for several threads at once."""
 
-    def __init__(self, older: Manifest, size: int, read: Callable[[Base], Buffer | None]) -> None:
+    def __init__(
+        self, older: Older, size: int, read: Callable[[StoredChunk], bytes | memoryview | None]
+    ) -> None:
         """`older` is of an object of `size` bytes. `read` returns the bytes of a base, or None if
         they are not to be had, and then it is no candidate."""
         self._older = older
         self._size = size
-        self._read = read
+        self.read = read
         self._shift = 0  # an offset in the older object less the one in the stream
         self._lost = 0  # chunks since one was found
         self._credit = CREDIT_FIRST
@@ -115,7 +117,7 @@ class Alignment:
         self._ahead = at
         self._credit = min(self._credit + CREDIT_OF_HIT, CREDIT_MAX)
 
-    def _follow(self, begin: int, sought: dict[int, int], best: Base) -> None:
+    def _follow(self, begin: int, sought: dict[int, int], best: StoredChunk) -> None:
         """The place is where the middle one of the anchors that the best base has says."""
         loaded = self._loaded[best.chunk_id]
         assert loaded is not None
@@ -166,12 +168,12 @@ class Alignment:
     def _load_extent(self, extent: Extent) -> int:
         """How many bases were read for it."""
         read = 0
-        for base in bases_of(extent):
+        for base in extent.location.bases or (extent.stored,):
             if base.chunk_id in self._loaded:
                 self._loaded.move_to_end(base.chunk_id)
                 continue
             read += 1
-            raw = self._read(base)
+            raw = self.read(base)
             if raw is None:
                 self._loaded[base.chunk_id] = None
             else:
@@ -209,8 +211,3 @@ class Alignment:
             ranked.append(Candidate(best.base, gain / len(sought)))
         enough = len(sought) - len(left) >= SHARES_MIN * len(sought)
         return ranked if enough else []
-
-
-def bases_of(extent: Extent) -> Sequence[Base]:
-    """What a delta that resembles this chunk is made against: the chunk itself."""
-    return (Base(extent.chunk_id, extent.end - extent.begin, extent.location),)

@@ -10,19 +10,19 @@ from castore.errors import NameNotFound
 from castore.format.index import Record
 from castore.stream.reader import Pinned, Reader
 from castore.stream.session import WriteSession
-from castore.stream.writer import ObjectWriter
+from castore.stream.writer import FindAlignment, ObjectWriter
 
 
 def begin_as(
-    session: WriteSession, reader: Reader, name: bytes
+    session: WriteSession, reader: Reader, name: bytes, align: FindAlignment | None = None
 ) -> tuple[ObjectWriter, Record | None]:
     """A writer that begins as the object there is, and that object's record; a new writer and None
-    where there is no such name.
+    where there is no such name. `align` as ObjectWriter's.
 
     Chunks that can't be relied on any more, such as those of packs that a collector is about to
     remove, are read and stored anew. Raises ChunkCorrupt, PackMissing.
     """
-    writer = ObjectWriter(session)
+    writer = ObjectWriter(session, align=align)
     try:
         pinned = reader.pin(name)
     except NameNotFound:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
+from castore.format.segment import Segment
 from castore.model import Extent, Location, Progress, StoreStats
 from castore.stream.chunker import Chunker
 from castore.stream.segments import Manifest
@@ -39,7 +40,9 @@ class Backend(Protocol):
     @property
     def packs(self) -> Packs: ...
 
-    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> WriteSession: ...
+    def session(
+        self, workers: Workers, chunker: Chunker, *, level: int, deltas: bool
+    ) -> WriteSession: ...
 
     def stats(self) -> StoreStats: ...
 
@@ -108,6 +111,23 @@ class Catalog(Protocol):
     def names(self, prefix: bytes) -> Iterator[list[bytes]]:
         """The same, without what they map to."""
 
+    def older(self, name: bytes, like: bytes | None) -> Older | None:
+        """An object that one to be put under the name may resemble: `like`, or what the name maps
+        to, or one whose name is near. Nothing is fetched to find it."""
+
+
+class Older(Protocol):
+    """An object whose chunks new ones may be deltas of. It may be gone while it is read, and is
+    then as if it ended there."""
+
+    size: int
+
+    def at_or_after(self, offset: int) -> Iterator[Segment]:
+        """The segment that holds the byte at `offset`, and those behind it."""
+
+    def covering(self, begin: int, end: int) -> list[Extent]:
+        """The extents that hold bytes of the half-open range `[begin, end)`."""
+
 
 class Cover(NamedTuple):
     """What byte ranges of one version of an object are made of: for each, its clamped
@@ -124,15 +144,18 @@ class Packs(Protocol):
     def task_bytes(self) -> int:
         """How much of an object one thread fetches and decodes at a time."""
 
-    def frames(self, extents: Sequence[Extent], held: Held) -> Sequence[bytes | memoryview]:
-        """The extents' frames, in their order. Raises PackMissing, or FormatError if a pack is too
+    def frames(self, places: Sequence[Location], held: Held) -> Sequence[bytes | memoryview]:
+        """The frames there, in their order. Raises PackMissing, or FormatError if a pack is too
         short; what the frames hold is for the caller to check."""
+
+    def at_hand(self, place: Location) -> bytes | memoryview | None:
+        """The frame there, unless it would have to be fetched. Raises as `frames`."""
 
     def hold(self, pack_ids: Collection[bytes]) -> Held:
         """Keep the packs readable for as long as the answer is kept. Raises PackMissing."""
 
-    def let_go(self, extents: Sequence[Extent], held: Held) -> None:
-        """The extents' frames will not be read again soon."""
+    def let_go(self, places: Sequence[Location], held: Held) -> None:
+        """The frames there will not be read again soon."""
 
     def forget(self, *locations: Location) -> None:
         """Fetch the frames anew at their next use: their bytes were not what they should be."""

@@ -5,6 +5,10 @@ says that it is already compressed or random skips zstd, and a zstd frame that s
 dropped, because a raw frame is served straight from the mapped pack. Level 1 by default: on chunks
 of 64 KiB the negative levels are no faster, and far worse on binary data.
 
+A frame may be a delta: zstd whose dictionary are the bytes of other chunks, its bases, one behind
+the other. The frame of a base is no delta itself. Where the bases are not at hand, the checksum
+that such a frame has tells whether it is intact.
+
 Every decode is checked twice against what the index expects: the length before any memory is
 taken for it, and the chunk id after.
 """
@@ -12,7 +16,8 @@ taken for it, and the chunk id after.
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import xxhash
 import zstandard
@@ -20,21 +25,28 @@ import zstandard
 from castore.errors import FormatError
 from castore.format.index import INLINE_BYTES_LIMIT
 from castore.format.pack import (
+    CODEC_DELTA,
     CODEC_RAW,
     CODEC_ZSTD,
     FLAG_ID_OF_SHA256,
     FLAG_SHA256,
     FRAME_HEADER_BYTES,
+    Delta,
     FrameHeader,
     decode_frame_header,
+    delta_checksum,
     encode_frame_header,
     plain_frame_header,
 )
+from castore.model import FrameKind
 from castore.stream.chunker import is_incompressible
 
 ETAG_SEED = 0x9E3779B97F4A7C15
 # Bytes of a journal's block. What is smaller is of one small object, whose bytes are compressed.
 BLOCK_COMPRESS_MIN = 8192
+
+# Gives the bytes of a base, by its chunk's id and size. Raises FormatError where it can't.
+BaseBytes: TypeAlias = Callable[[bytes, int], bytes | memoryview]
 
 _thread = threading.local()
 _digest = xxhash.xxh3_128_digest
@@ -48,10 +60,16 @@ class Frame(NamedTuple):
     head: bytes
     payload: bytes
     sha256: bytes = b""
+    bases: tuple[bytes, ...] = ()  # the ids of the chunks that a delta decodes with
 
     @property
     def stored_bytes(self) -> int:
         return len(self.head) + len(self.payload)
+
+    @property
+    def kind(self) -> FrameKind:
+        """See StoredChunk.kind."""
+        return self.chunk_id, self.bases
 
 
 def chunk_id_of(raw: bytes | memoryview, seed: int) -> bytes:
@@ -102,11 +120,32 @@ def encode_frame(
     return Frame(chunk_id, len(raw), encode_frame_header(header), payload, sha256)
 
 
+def as_delta(frame: Frame, payload: bytes, bases: Sequence[tuple[bytes, int]]) -> Frame:
+    """The chunk of a frame with another payload, which decodes with the bytes of these chunks (id
+    and size), in this order."""
+    old = decode_frame_header(frame.head)
+    header = old._replace(
+        codec=CODEC_DELTA, payload_bytes=len(payload), delta=Delta(tuple(bases), 0)
+    )
+    delta = Delta(tuple(bases), delta_checksum(header, payload))
+    head = encode_frame_header(header._replace(delta=delta))
+    return Frame(frame.chunk_id, frame.raw_bytes, head, payload, frame.sha256, header.bases)
+
+
+def no_base(chunk_id: bytes, raw_bytes: int) -> bytes:
+    """For frames that are no deltas."""
+    raise FormatError(f"the frame is a delta, and its base {chunk_id.hex()} is not known")
+
+
 def decode_frame(
-    frame: bytes | memoryview, chunk_id: bytes, raw_bytes: int, seed: int
+    frame: bytes | memoryview,
+    chunk_id: bytes,
+    raw_bytes: int,
+    seed: int,
+    base: BaseBytes = no_base,
 ) -> bytes | memoryview:
     """The chunk's bytes: a view into `frame` when it is raw. Raises FormatError unless it decodes
-    to exactly `raw_bytes` bytes of this id."""
+    to exactly `raw_bytes` bytes of this id, and what `base` raises."""
     payload_bytes = len(frame) - FRAME_HEADER_BYTES
     if payload_bytes < 0:
         raise FormatError(f"frame is cut short at {len(frame)} bytes")
@@ -118,15 +157,12 @@ def decode_frame(
         if _digest(raw, seed) == chunk_id:
             return raw
         raise FormatError("the bytes do not match the chunk's id")
-    header = decode_frame_header(frame)
-    if header.chunk_id != chunk_id or header.raw_bytes != raw_bytes:
-        raise FormatError(
-            f"the frame is of chunk {header.chunk_id.hex()}, {header.raw_bytes} bytes"
-        )
-    if header.header_bytes + header.payload_bytes != len(frame):
-        raise FormatError(f"the frame is {header.payload_bytes} bytes in a place of {len(frame)}")
-    payload = memoryview(frame)[header.header_bytes :]
-    raw = payload if header.codec == CODEC_RAW else _decompress(payload, raw_bytes)
+    header, payload = _parsed(frame, chunk_id, raw_bytes)
+    if header.delta is not None:
+        dictionary = b"".join([base(*each) for each in header.delta.bases])
+        raw = decompress_delta(payload, raw_bytes, dictionary)
+    else:
+        raw = payload if header.codec == CODEC_RAW else _decompress(payload, raw_bytes)
     if header.flags & FLAG_ID_OF_SHA256:
         intact = sha256_of(raw) == header.sha256 and chunk_id == guarded_id(header.sha256, seed)
     else:
@@ -136,13 +172,39 @@ def decode_frame(
     return raw
 
 
-def stored_frame(frame: bytes, chunk_id: bytes, raw_bytes: int, seed: int) -> Frame:
-    """A frame as it is stored, to be stored elsewhere. Raises FormatError unless it decodes to
-    exactly `raw_bytes` bytes of this id."""
-    decode_frame(frame, chunk_id, raw_bytes, seed)
+def _parsed(
+    frame: bytes | memoryview, chunk_id: bytes, raw_bytes: int
+) -> tuple[FrameHeader, memoryview]:
+    """Header and payload of a frame that says that it is this chunk's."""
     header = decode_frame_header(frame)
+    if header.chunk_id != chunk_id or header.raw_bytes != raw_bytes:
+        raise FormatError(
+            f"the frame is of chunk {header.chunk_id.hex()}, {header.raw_bytes} bytes"
+        )
+    if header.header_bytes + header.payload_bytes != len(frame):
+        raise FormatError(f"the frame is {header.payload_bytes} bytes in a place of {len(frame)}")
+    return header, memoryview(frame)[header.header_bytes :]
+
+
+def check_frame(
+    frame: bytes | memoryview, chunk_id: bytes, raw_bytes: int, seed: int
+) -> FrameHeader:
+    """The header of a frame that is as it was written. Raises FormatError unless it decodes to
+    exactly `raw_bytes` bytes of this id or, of a delta, whose bases are elsewhere, has its
+    checksum."""
+    header, payload = _parsed(frame, chunk_id, raw_bytes)
+    if header.delta is None:
+        decode_frame(frame, chunk_id, raw_bytes, seed)
+    elif delta_checksum(header, payload) != header.delta.checksum:
+        raise FormatError("the delta does not match its checksum")
+    return header
+
+
+def stored_frame(frame: bytes, chunk_id: bytes, raw_bytes: int, seed: int) -> Frame:
+    """A frame as it is stored, to be stored elsewhere. Raises FormatError as `check_frame`."""
+    header = check_frame(frame, chunk_id, raw_bytes, seed)
     cut = header.header_bytes
-    return Frame(chunk_id, raw_bytes, frame[:cut], frame[cut:], header.sha256)
+    return Frame(chunk_id, raw_bytes, frame[:cut], frame[cut:], header.sha256, header.bases)
 
 
 def encode_inline(raw: bytes, *, level: int) -> tuple[int, bytes]:
@@ -184,11 +246,23 @@ def _compress(raw: bytes, level: int) -> tuple[int, bytes]:
     return CODEC_ZSTD, payload
 
 
+def decompress_delta(payload: bytes | memoryview, raw_bytes: int, dictionary: bytes) -> bytes:
+    """`payload` was compressed with this raw dictionary. Raises FormatError."""
+    raw = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return _decompressed(zstandard.ZstdDecompressor(dict_data=raw), payload, raw_bytes)
+
+
 def _decompress(payload: bytes | memoryview, raw_bytes: int) -> bytes:
     try:
         decompressor = _thread.decompressor
     except AttributeError:
         decompressor = _thread.decompressor = zstandard.ZstdDecompressor()
+    return _decompressed(decompressor, payload, raw_bytes)
+
+
+def _decompressed(
+    decompressor: zstandard.ZstdDecompressor, payload: bytes | memoryview, raw_bytes: int
+) -> bytes:
     try:
         # The size that the frame claims is what zstandard would allocate.
         if zstandard.frame_content_size(payload) != raw_bytes:

@@ -6,7 +6,7 @@ that doubles whenever half of it is used up: no more is read in vain than was as
 of a task: on S3 what comes within a round trip. At its bound it is filled up task by task, so that
 the link is never idle. A read elsewhere ends the window; one within it goes on with it. Raw frames
 in files that are mapped are not read ahead: to check them takes no longer than to hand them over to
-a thread. Each is checked and copied to the caller at once, while it is in the processor's cache.
+a thread.
 """
 
 from __future__ import annotations
@@ -135,17 +135,13 @@ class ReadAhead:
             window.drop()
             window.end = offset
         window.skip_to(offset)
-        if not window.is_mapped:
-            self._want(window, offset, until)
+        self._want(window, offset, until)
         if follows:
             self._look_ahead(window, offset, until)
         at, end = offset, offset + len(target)
         ready = window.ready
         copied: list[Bytes] = []
         while at < end:
-            if not ready and window.is_mapped and not window.tasks:
-                at = self._copy_mapped(window, at, target[at - offset :])
-                continue
             if not ready:
                 self._want(window, at, until)
                 try:
@@ -170,21 +166,6 @@ class ReadAhead:
             self._look_ahead(window, offset, until)
         _let_go_of_reply(window)
         return at - offset
-
-    def _copy_mapped(self, window: _Window, at: int, target: memoryview) -> int:
-        """Fill `target` from the offset `at` with raw frames of mapped files; how far that went: up
-        to where there are others, or they can't be read so."""
-        end = at + len(target)
-        extents = self._pinned.manifest.covering(at, end)
-        copied, last = self._reader.copy_raw(extents, self._pinned.held, at, target)
-        at += copied
-        window.end = at
-        if at < end:
-            window.is_mapped = False
-        elif last is not None and extents[-1].end > end:
-            window.ready.append((extents[-1], last))
-            window.end = extents[-1].end
-        return at
 
     def _want(self, window: _Window, at: int, until: int) -> None:
         """Have what is asked for under way: all, or as much of it as may be at once."""

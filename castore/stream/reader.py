@@ -10,15 +10,16 @@ import contextlib
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from castore.errors import ChunkCorrupt, FormatError, ObjectChanged, PackMissing, StoreIOError
 from castore.format.index import Record
-from castore.format.pack import FRAME_HEADER_BYTES, StoreConfig
-from castore.model import Extent, Progress, RangePlan
+from castore.format.pack import StoreConfig
+from castore.model import Extent, Progress, RangePlan, StoredChunk
 from castore.stream.backend import NOTHING_HELD, Catalog, Cover, Held, Packs
-from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
+from castore.stream.codec import chunk_id_of, decode_frame, decode_inline, no_base
 from castore.stream.segments import Manifest
 from castore.system.fileio import Writable, write_all, write_stream
 from castore.system.forks import ForkLock, Rank
@@ -40,15 +41,15 @@ class DecodedChunks:
         self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
         self._lock = ForkLock(Rank.LEAF)
 
-    def get(self, extents: Sequence[Extent]) -> list[bytes | None]:
-        """The chunks, where they are here."""
+    def get(self, chunks: Sequence[tuple[bytes, int]]) -> list[bytes | None]:
+        """The chunks, by id and size, where they are here."""
         if not self._chunks:
-            return [None] * len(extents)
+            return [None] * len(chunks)
         found: list[bytes | None] = []
         with self._lock:
-            for begin, end, chunk_id, _ in extents:
+            for chunk_id, raw_bytes in chunks:
                 raw = self._chunks.get(chunk_id)
-                if raw is not None and len(raw) == end - begin:
+                if raw is not None and len(raw) == raw_bytes:
                     self._chunks.move_to_end(chunk_id)
                     found.append(raw)
                 else:
@@ -125,10 +126,13 @@ class Reader:
 
     def explain(self, name: bytes, byte_range: Sequence[int] | None) -> RangePlan:
         _, [(_, _, extents)], _ = self._catalog.cover(name, [byte_range])
+        bases = {base.location for extent in extents for base in extent.location.bases}
+        places = [extent.location for extent in extents]
         return RangePlan(
             len(extents),
-            sum(extent.location.stored_bytes for extent in extents),
+            sum(place.stored_bytes for place in [*places, *bases]),
             sum(extent.end - extent.begin for extent in extents),
+            len(bases),
         )
 
     def inline(self, record: Record) -> bytes:
@@ -173,7 +177,8 @@ class Reader:
 
     def chunks(self, extents: Sequence[Extent], held: Held) -> list[Bytes]:
         """Their bytes, through the cache of decoded ones."""
-        found: list[Bytes | None] = [*self._decoded.get(extents)]
+        wanted = [(chunk_id, end - begin) for begin, end, chunk_id, _ in extents]
+        found: list[Bytes | None] = [*self._decoded.get(wanted)]
         if None in found:
             missing = [i for i, raw in enumerate(found) if raw is None]
             decoded = self._decode([extents[i] for i in missing], held)
@@ -184,42 +189,79 @@ class Reader:
         return found  # type: ignore[return-value]
 
     def _decode(self, extents: Sequence[Extent], held: Held) -> list[Bytes]:
-        """Fetch and decode chunks: those that do not match their ids, once more."""
+        """Fetch and decode chunks, with all that deltas among them need in the same round trip:
+        those that do not match their ids, once more."""
+        chunks = [extent.stored for extent in extents]
+        bases, known = self._bases(chunks)
         try:
-            frames = self._packs.frames(extents, held)
+            frames = self._packs.frames([chunk.location for chunk in bases + chunks], held)
         except FormatError:  # a pack that is too short for one of them
-            return [raw for extent in extents for raw in self._decode_again([extent])]
+            frames = None
+        if frames is None:
+            self._keep(bases, self._decode_again(bases, {}), known)
+            return self._decode_again(chunks, known)
+        self._keep(bases, self._decode_frames(bases, frames[: len(bases)], {}), known)
+        return self._decode_frames(chunks, frames[len(bases) :], known)
+
+    def _bases(self, chunks: Sequence[StoredChunk]) -> tuple[list[StoredChunk], dict[bytes, Bytes]]:
+        """What deltas among the chunks decode with: what is to be fetched of it, and the bytes of
+        what is here."""
+        bases = list({base: None for chunk in chunks for base in chunk.location.bases})
+        here = self._decoded.get([base[:2] for base in bases])
+        known: dict[bytes, Bytes] = {
+            base.chunk_id: raw for base, raw in zip(bases, here, strict=True) if raw is not None
+        }
+        return [base for base in bases if base.chunk_id not in known], known
+
+    def _keep(
+        self, bases: Sequence[StoredChunk], decoded: Sequence[Bytes], known: dict[bytes, Bytes]
+    ) -> None:
+        """As the deltas that follow may have the same ones."""
+        for base, raw in zip(bases, decoded, strict=True):
+            known[base.chunk_id] = raw
+            if isinstance(raw, bytes):
+                self._decoded.put(base.chunk_id, raw)
+
+    def _decode_frames(
+        self,
+        chunks: Sequence[StoredChunk],
+        frames: Sequence[Bytes],
+        known: Mapping[bytes, Bytes],
+    ) -> list[Bytes]:
         decoded: list[Bytes] = []
         bad = []
-        for extent, frame in zip(extents, frames, strict=True):
-            begin, end, chunk_id, _ = extent
+        for (chunk_id, raw_bytes, location), frame in zip(chunks, frames, strict=True):
+            base = partial(_base, known) if location.bases else no_base
             try:
-                decoded.append(decode_frame(frame, chunk_id, end - begin, self._seed))
+                decoded.append(decode_frame(frame, chunk_id, raw_bytes, self._seed, base))
             except FormatError:
                 bad.append(len(decoded))
                 decoded.append(b"")
         if bad:
-            again = self._decode_again([extents[i] for i in bad])
+            again = self._decode_again([chunks[i] for i in bad], known)
             for i, raw in zip(bad, again, strict=True):
                 decoded[i] = raw
         return decoded
 
-    def _decode_again(self, extents: Sequence[Extent]) -> list[Bytes]:
+    def _decode_again(
+        self, chunks: Sequence[StoredChunk], known: Mapping[bytes, Bytes]
+    ) -> list[Bytes]:
         """In one go, as a cache may have damaged all of them. Raises ChunkCorrupt."""
-        self._packs.forget(*(extent.location for extent in extents))
+        self._packs.forget(*(chunk.location for chunk in chunks))
         try:
-            frames = self._packs.frames(extents, NOTHING_HELD)
+            frames = self._packs.frames([chunk.location for chunk in chunks], NOTHING_HELD)
         except FormatError as error:
-            if len(extents) == 1:
-                raise _corrupt(extents[0], error) from error
-            return [raw for extent in extents for raw in self._decode_again([extent])]
+            if len(chunks) == 1:
+                raise _corrupt(chunks[0], error) from error
+            return [raw for chunk in chunks for raw in self._decode_again([chunk], known)]
         decoded = []
-        for extent, frame in zip(extents, frames, strict=True):
-            begin, end, chunk_id, _ = extent
+        for chunk, frame in zip(chunks, frames, strict=True):
+            chunk_id, raw_bytes, location = chunk
+            base = partial(_base, known) if location.bases else no_base
             try:
-                decoded.append(decode_frame(frame, chunk_id, end - begin, self._seed))
+                decoded.append(decode_frame(frame, chunk_id, raw_bytes, self._seed, base))
             except FormatError as error:
-                raise _corrupt(extent, error) from error
+                raise _corrupt(chunk, error) from error
         return decoded
 
     # ------------------------------------------------------------ whole objects
@@ -255,7 +297,7 @@ class Reader:
             with _gone_pages_named():
                 write_all(target.fd, parts, task[0].begin)
             check_still_there(parts)
-            self._packs.let_go(task, pinned.held)
+            self._let_go(task, pinned)
             return task[-1].end - task[0].begin
 
         for done in self._in_flight(write, pinned):
@@ -277,7 +319,7 @@ class Reader:
                     write_stream(file, part)
                 check_still_there([part])
                 _advance(progress, len(part))
-            self._packs.let_go(task, pinned.held)
+            self._let_go(task, pinned)
 
     def read_to_end(self, pinned: Pinned, offset: int) -> bytes:
         """All bytes from `offset` on."""
@@ -296,45 +338,31 @@ class Reader:
         check_still_there(parts)
         return raw
 
+    def base(self, chunk: StoredChunk) -> Bytes | None:
+        """A chunk for a delta to be made of, if it is here, intact, and no delta itself."""
+        [found] = self._decoded.get([chunk[:2]])
+        if found is not None:
+            return found
+        try:
+            frame = self._packs.at_hand(chunk.location)
+            if frame is None:
+                return None
+            raw = decode_frame(frame, chunk.chunk_id, chunk.raw_bytes, self._seed)
+        except (FormatError, PackMissing):
+            return None
+        if isinstance(raw, bytes):
+            self._decoded.put(chunk.chunk_id, raw)
+        return raw
+
+    def _let_go(self, task: Sequence[Extent], pinned: Pinned) -> None:
+        places = [extent.location for extent in task]
+        bases = [base.location for place in places for base in place.bases]
+        self._packs.let_go(places + bases, pinned.held)
+
     def chunk(self, pinned: Pinned, extent: Extent) -> Bytes:
         """One chunk of the object."""
         [raw] = self.chunks([extent], pinned.held)
         return raw
-
-    def copy_raw(
-        self, extents: Sequence[Extent], held: Held, at: int, target: memoryview
-    ) -> tuple[int, Bytes | None]:
-        """Fill `target` from the offset `at` with chunks that are stored raw, each copied right
-        after it was checked, while it is in the processor's cache; up to the first that is stored
-        otherwise, or can't be read. How many bytes, and the chunk that they end in."""
-        begin, end = at, at + len(target)
-        views: list[memoryview] = []  # one of each mapping
-        raw: Bytes | None = None
-        try:
-            frames = self._packs.frames(extents, held)
-        except (FormatError, PackMissing):
-            return 0, None
-        for (chunk_begin, chunk_end, chunk_id, _), frame in zip(extents, frames, strict=True):
-            raw_bytes = chunk_end - chunk_begin
-            if len(frame) != FRAME_HEADER_BYTES + raw_bytes:
-                break
-            try:
-                raw = decode_frame(frame, chunk_id, raw_bytes, self._seed)
-            except FormatError:
-                break
-            if not isinstance(raw, memoryview):  # it decoded to as many bytes as it takes
-                break
-            if not views or raw.obj is not views[-1].obj:
-                views.append(raw)
-            if chunk_begin == at and chunk_end <= end:
-                target[at - begin : chunk_end - begin] = raw
-                at = chunk_end
-            else:
-                upto = min(chunk_end, end)
-                target[at - begin : upto - begin] = raw[at - chunk_begin : upto - chunk_begin]
-                at = upto
-        check_still_there(views)
-        return at - begin, raw
 
     def _in_flight(
         self, work: Callable[[list[Extent]], T], pinned: Pinned, offset: int = 0
@@ -349,9 +377,17 @@ class Reader:
         return self.workers.map_ahead(work, _tasks(extents, self._packs.task_bytes))
 
 
-def _corrupt(extent: Extent, error: FormatError) -> ChunkCorrupt:
-    pack_id, offset, _ = extent.location
-    return ChunkCorrupt(extent.chunk_id, pack_id, offset, str(error))
+def _corrupt(chunk: StoredChunk, error: FormatError) -> ChunkCorrupt:
+    return ChunkCorrupt(chunk.chunk_id, *chunk.location.place, str(error))
+
+
+def _base(known: Mapping[bytes, Bytes], chunk_id: bytes, raw_bytes: int) -> Bytes:
+    """The bytes of a base that a frame names. Raises FormatError for one that the index does not
+    know it to have."""
+    raw = known.get(chunk_id)
+    if raw is None or len(raw) != raw_bytes:
+        raise FormatError(f"the frame is a delta of chunk {chunk_id.hex()}, which is not known")
+    return raw
 
 
 def _tasks(extents: Iterable[Extent], task_bytes: int) -> Iterator[list[Extent]]:

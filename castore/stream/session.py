@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from castore.errors import StoreIOError
 from castore.format.pack import StoreConfig
 from castore.format.segment import SegmentBuilder
-from castore.model import Location
+from castore.model import Location, StoredChunk
 from castore.stream.chunker import Chunker
 from castore.stream.codec import Frame, encode_frame
+from castore.stream.deltas import Base, smallest_delta
 from castore.stream.operations import Draft, Operation
 from castore.system.workers import Future, Workers
 
@@ -23,6 +24,14 @@ class NewFrame(NamedTuple):
     raw: bytes
     chunk_id: bytes
     sha256: bytes = b""  # in a store with a collision guard, where the id is made of it
+    bases: Sequence[Base] = ()  # what it may be stored as a delta of, the best first
+
+
+class Encoded(NamedTuple):
+    """A frame to be placed, and where what it decodes with is."""
+
+    frame: Frame
+    bases: tuple[StoredChunk, ...] = ()
 
 
 class WriteSession(ABC):
@@ -35,11 +44,19 @@ class WriteSession(ABC):
     lookahead_bytes = 0  # how far ahead `prefetch` is told; 0: never
 
     def __init__(
-        self, workers: Workers, config: StoreConfig, chunker: Chunker, *, compression_level: int
+        self,
+        workers: Workers,
+        config: StoreConfig,
+        chunker: Chunker,
+        *,
+        compression_level: int,
+        deltas: bool = False,
     ) -> None:
+        """With `deltas` new chunks may be stored as such."""
         self.config = config
         self.chunker = chunker
         self.level = compression_level
+        self.deltas = deltas
         self.guarded = config.collision_guard is not None
         self._workers = workers
         self._pid = os.getpid()
@@ -52,7 +69,7 @@ class WriteSession(ABC):
                 "a put that began before a fork can't go on in the child: begin it there"
             )
 
-    def encode(self, chunks: list[NewFrame]) -> Future[list[Frame]]:
+    def encode(self, chunks: list[NewFrame]) -> Future[list[Encoded]]:
         return self._workers.submit(_encode_all, chunks, self.level)
 
     def prefetch(self, chunk_ids: Sequence[bytes]) -> None:
@@ -63,8 +80,12 @@ class WriteSession(ABC):
     def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         """Which of the chunks need not be stored, and where they are."""
 
+    def reliable(self, bases: Collection[StoredChunk]) -> Collection[StoredChunk]:
+        """Those of the chunks that what is put may rely on being where they are."""
+        return ()
+
     @abstractmethod
-    def place(self, frames: Sequence[Frame]) -> None:
+    def place(self, encoded: Sequence[Encoded]) -> None:
         """Give frames their places in a pack of ours."""
 
     @abstractmethod
@@ -89,14 +110,17 @@ class WriteSession(ABC):
         """Let go of everything that was not committed. Idempotent."""
 
 
-def _encode_all(chunks: list[NewFrame], level: int) -> list[Frame]:
-    return [
-        encode_frame(
-            chunk.raw,
-            chunk.chunk_id,
-            level=level,
-            sha256=chunk.sha256,
-            id_of_sha256=bool(chunk.sha256),
-        )
-        for chunk in chunks
-    ]
+def _encode_all(chunks: list[NewFrame], level: int) -> list[Encoded]:
+    return [_encode(chunk, level) for chunk in chunks]
+
+
+def _encode(chunk: NewFrame, level: int) -> Encoded:
+    plain = encode_frame(
+        chunk.raw,
+        chunk.chunk_id,
+        level=level,
+        sha256=chunk.sha256,
+        id_of_sha256=bool(chunk.sha256),
+    )
+    delta = smallest_delta(plain, chunk.raw, chunk.bases)
+    return Encoded(plain) if delta is None else Encoded(*delta)

@@ -26,7 +26,7 @@ from castore.stream.chunker import Chunker
 from castore.stream.codec import ChunksEtag, chunk_id_of, guarded_id, sha256_of
 from castore.stream.operations import Draft
 from castore.stream.session import WriteSession
-from castore.stream.writer import ObjectWriter, read_blocks
+from castore.stream.writer import FindAlignment, ObjectWriter, read_blocks
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
 
@@ -67,10 +67,13 @@ def opened(path: str, *, regular: bool = False) -> Iterator[SourceFile]:
 
 
 def store_file(
-    session: WriteSession, source: SourceFile, progress: Progress | None
+    session: WriteSession,
+    source: SourceFile,
+    progress: Progress | None,
+    align: FindAlignment | None = None,
 ) -> tuple[Record, Draft | None, os.stat_result]:
     """Store the file's bytes: the object's record, its draft unless it is inline, and the state of
-    the file that was read. Nothing is visible yet.
+    the file that was read. Nothing is visible yet. `align` as ObjectWriter's.
 
     Raises SourceChanged for one that is cut short or does not hold still; OSError with the path for
     one that can't be read."""
@@ -83,7 +86,7 @@ def store_file(
         young = status.st_size > 0 and is_young(status)
         if counted is not None:
             counted.again()
-        record, draft = _read(session, source, status, before, counted)
+        record, draft = _read(session, source, status, before, counted, align)
         if not source.is_regular or (not young and _is_same(status, os.fstat(source.fd))):
             return record, draft, status
         if before is not None and record.etag == before.etag:
@@ -150,9 +153,10 @@ def _read(
     status: os.stat_result,
     before: Record | None,
     progress: Progress | None,
+    align: FindAlignment | None,
 ) -> tuple[Record, Draft | None]:
     """One reading; after another one, of as many bytes as that."""
-    writer = ObjectWriter(session, progress)
+    writer = ObjectWriter(session, progress, align)
     try:
         _feed(writer, source, status, None if before is None else before.size)
         return writer.finish(stat.S_IMODE(status.st_mode))

@@ -21,16 +21,17 @@ from castore.errors import SourceChanged
 from castore.format.index import Record
 from castore.format.segment import SegmentBuilder
 from castore.model import Extent, Location, Progress
+from castore.stream.alignment import Alignment
 from castore.stream.codec import (
     ChunksEtag,
-    Frame,
     chunk_id_of,
     encode_inline,
     guarded_id,
     sha256_of,
 )
+from castore.stream.deltas import Base
 from castore.stream.operations import Draft
-from castore.stream.session import NewFrame, WriteSession
+from castore.stream.session import Encoded, NewFrame, WriteSession
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
 from castore.system.workers import Future
@@ -45,6 +46,7 @@ BATCH_BYTES = 4 << 20  # looked up at once
 TASK_BYTES = 1 << 20  # encoded at once by one thread
 BATCHES_MAX = 4  # being encoded at a time: what bounds memory
 
+FindAlignment: TypeAlias = Callable[[], "Alignment | None"]
 Cut: TypeAlias = tuple[int, int, bytes]  # a chunk's begin and end in a view, and its id
 
 
@@ -55,7 +57,7 @@ class _Batch:
 
     def __init__(self) -> None:
         self.chunks: list[tuple[int, bytes, Location | None]] = []
-        self.encoding: list[Future[list[Frame]]] = []
+        self.encoding: list[Future[list[Encoded]]] = []
         self.new: set[bytes] = set()
 
     @property
@@ -66,12 +68,21 @@ class _Batch:
 class ObjectWriter:
     """Takes one object's bytes, in order, by `write` and `write_file`, then `finish`."""
 
-    def __init__(self, session: WriteSession, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        session: WriteSession,
+        progress: Progress | None = None,
+        align: FindAlignment | None = None,
+    ) -> None:
+        """`align` is asked, at the first chunk that is new, for the older object that new chunks
+        may be deltas of."""
         self.size = 0  # of what was taken out of the buffer
         self.inline_bytes_max = session.inline_bytes_max
         self._session = session
         self._seed = session.config.seed
         self._progress = progress
+        self._align = align
+        self._alignment: Alignment | None = None
         self._draft = Draft()
         self._buffer = bytearray()
         self._batches: deque[_Batch] = deque()
@@ -79,6 +90,7 @@ class ObjectWriter:
         self._segment = SegmentBuilder(0)
         self._etag = ChunksEtag(self._seed)
         self._chunks = 0
+        self._deltas = 0
         self._stored_bytes = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -173,7 +185,10 @@ class ObjectWriter:
             self._retire(self._batches.popleft())
         self._close_segment()
         return record._replace(
-            etag=self._etag.digest(), stored_bytes=self._stored_bytes, chunks=self._chunks
+            etag=self._etag.digest(),
+            stored_bytes=self._stored_bytes,
+            chunks=self._chunks,
+            deltas=self._deltas,
         ), self._draft
 
     def abandon(self) -> None:
@@ -238,10 +253,11 @@ class ObjectWriter:
         base = self.size
         task: list[NewFrame] = []
         task_bytes = 0
+        bases = self._find_bases(view, cut, known)
         for begin, end, chunk_id in cut:
             location = known.get(chunk_id)
             if location is None and chunk_id not in self._encoding:
-                new = self._new_frame(view[begin:end])
+                new = self._new_frame(view[begin:end], bases.get(chunk_id, ()))
                 chunk_id = new.chunk_id
                 if chunk_id not in self._encoding:
                     self._encoding.add(chunk_id)
@@ -259,14 +275,46 @@ class ObjectWriter:
         while self._batches and (len(self._batches) > BATCHES_MAX or self._batches[0].encoded):
             self._retire(self._batches.popleft())
 
-    def _new_frame(self, view: memoryview) -> NewFrame:
+    def _find_bases(
+        self, view: memoryview, cut: list[Cut], known: dict[bytes, Location]
+    ) -> dict[bytes, list[Base]]:
+        """What each chunk of a batch that is new may be a delta of."""
+        new = {chunk_id for _, _, chunk_id in cut} - known.keys() - self._encoding
+        if new and self._align is not None:
+            self._alignment, self._align = self._align(), None
+        alignment = self._alignment
+        if not new or alignment is None:
+            return {}
+        found: dict[bytes, list[Base]] = {}
+        shift, last = self.size - cut[0][0], None  # the chunk before, if it is known
+        for begin, end, chunk_id in cut:
+            if chunk_id not in new:
+                last = begin, end, chunk_id
+                continue
+            if last is not None:
+                alignment.known(last[0] + shift, last[1] + shift, last[2])
+                last = None
+            if chunk_id not in found:
+                candidates = alignment.candidates(begin + shift, end + shift, view[begin:end])
+                read = [(each.base, alignment.read(each.base)) for each in candidates]
+                found[chunk_id] = [Base(chunk, raw) for chunk, raw in read if raw is not None]
+        if last is not None:
+            alignment.known(last[0] + shift, last[1] + shift, last[2])
+        wanted = {base.chunk for bases in found.values() for base in bases}
+        reliable = self._session.reliable(wanted)
+        return {
+            chunk_id: [base for base in bases if base.chunk in reliable]
+            for chunk_id, bases in found.items()
+        }
+
+    def _new_frame(self, view: memoryview, bases: Sequence[Base]) -> NewFrame:
         """A copy, and the id of what was copied: it may not be what was cut and hashed, if the
         source is a file that is being written to."""
         raw = bytes(view)
         if not self._session.guarded:
-            return NewFrame(raw, chunk_id_of(raw, self._seed))
+            return NewFrame(raw, chunk_id_of(raw, self._seed), bases=bases)
         sha256 = sha256_of(raw)
-        return NewFrame(raw, guarded_id(sha256, self._seed), sha256)
+        return NewFrame(raw, guarded_id(sha256, self._seed), sha256, bases)
 
     def _advance(self, taken: int) -> None:
         self.size += taken
@@ -283,9 +331,10 @@ class ObjectWriter:
         self._encoding -= batch.new
         for end, chunk_id, location in batch.chunks:
             at = location or self._session.location(chunk_id)
-            self._segment.append(end, chunk_id, at.pack_id, at.offset, at.stored_bytes)
+            self._segment.append(end, chunk_id, at)
             self._etag.update(chunk_id)
             self._chunks += 1
+            self._deltas += bool(at.bases)
             self._stored_bytes += at.stored_bytes
             if self._segment.full:
                 self._close_segment(next_begin=end)

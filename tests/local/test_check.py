@@ -64,7 +64,7 @@ def some_frame(folder: Path, skip: int = 3) -> tuple[bytes, int, int]:
     """(chunk id, offset, stored bytes) of a frame of some object."""
     found = sorted(rows(folder)[b"chunks"].items(), key=lambda row: decode_chunk_row(row[1])[1])
     chunk_id, row = found[skip]
-    _, (_, offset, stored) = decode_chunk_row(row)
+    _, offset, stored, _ = decode_chunk_row(row).location
     return chunk_id, offset, stored
 
 

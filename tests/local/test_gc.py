@@ -402,8 +402,8 @@ def test_marks() -> None:
     packs = [bytes([n] * 16) for n in range(4)]
     one, several = SegmentBuilder(0), SegmentBuilder(0)
     for n in range(20):
-        one.append(n + 1, bytes(16), packs[0], 64 + 40 * n, 40)
-        several.append(n + 1, bytes(16), packs[n % 3], 64 + 40 * n, 40)
+        one.append(n + 1, bytes(16), Location(packs[0], 64 + 40 * n, 40))
+        several.append(n + 1, bytes(16), Location(packs[n % 3], 64 + 40 * n, 40))
     marks = Marks()
     for _ in range(3):
         marks.add(decode_segment(one.encode()))
@@ -421,7 +421,7 @@ def test_marks() -> None:
     assert len(marks.unseen()[packs[0]]) == 20
     assert 104 not in marks.unseen()[packs[1]]
     late = SegmentBuilder(0)
-    late.append(1, bytes(16), packs[3], 64, 40)
+    late.append(1, bytes(16), Location(packs[3], 64, 40))
     marks.add(decode_segment(late.encode()))
     assert marks.has(packs[3])
     assert marks.is_live(Location(packs[3], 64, 40))

@@ -25,7 +25,7 @@ from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt
 from castore.format.index import decode_chunk_row, segment_key
 from castore.format.segment import SegmentBuilder, decode_segment
-from castore.model import Extent
+from castore.model import Extent, Location
 from castore.stream.reports import CheckReport, Problem
 
 VALUES = contents()
@@ -153,7 +153,7 @@ def frames(folder: Path) -> list[tuple[Path, int, int]]:
     """(pack, offset, stored bytes) of every chunk's frame, in order."""
     found = []
     for row in rows(folder)[b"chunks"].values():
-        _, (pack_id, offset, stored) = decode_chunk_row(row)
+        pack_id, offset, stored, _ = decode_chunk_row(row).location
         name = pack_id.hex()
         found.append((folder / "packs" / name[:2] / f"{name}.pack", offset, stored))
     return sorted(found)
@@ -399,7 +399,7 @@ def test_what_no_name_leads_to_is_no_news(folder: Path) -> None:
     builder = SegmentBuilder(segment.begin)
     for extent in segment:
         _, offset, stored = extent.location
-        builder.append(extent.end, extent.chunk_id, bytes(16), offset, stored)
+        builder.append(extent.end, extent.chunk_id, Location(bytes(16), offset, stored))
     change_rows(folder, b"segments", {key: builder.encode(segment.owner)})
     assert castore.check_store(folder, read_data=True).problems == []
     report = repair(folder)

@@ -25,6 +25,7 @@ from castore.errors import (
     StoreIOError,
 )
 from castore.format.index import (
+    ChunkRow,
     Totals,
     decode_chunk_row,
     decode_record,
@@ -96,14 +97,13 @@ class Collector:
             for key in [bytes(key) for key in txn.cursor(db=index.segments).iternext(values=False)]:
                 if manifest_of(key) not in alive:
                     txn.delete(key, db=index.segments)
-            row = txn.get(b"totals", db=index.meta)
-            totals = Totals() if row is None else Totals.decode(bytes(row))
+            kept = txn.get(b"totals", db=index.meta)
+            totals = Totals() if kept is None else Totals.decode(bytes(kept))
             for chunk_id, raw in list(txn.cursor(db=index.chunks)):
-                raw_bytes, location = decode_chunk_row(bytes(raw))
-                if location.pack_id in locks:
+                row = decode_chunk_row(bytes(raw))
+                if row.location.pack_id in locks:
                     txn.delete(bytes(chunk_id), db=index.chunks)
-                    totals.chunk_raw_bytes -= raw_bytes
-                    totals.chunk_stored_bytes -= location.stored_bytes
+                    totals.count_chunk(row, -1)
             txn.put(b"totals", totals.encode(), db=index.meta)
             for pack_id in locks:
                 txn.delete(pack_id, db=index.packs)
@@ -147,7 +147,7 @@ class Collector:
                         moved[extent.chunk_id] = extent.end - extent.begin, place
                         size += location.stored_bytes
                     location = moved[extent.chunk_id][1]
-                builder.append(extent.end, extent.chunk_id, *location)
+                builder.append(extent.end, extent.chunk_id, location)
             txn.put(key, builder.encode(), db=self.index.segments)
         entries = [
             PackEntry(chunk_id, place.offset, place.stored_bytes, raw_bytes)
@@ -158,7 +158,7 @@ class Collector:
         path.write_bytes(b"".join(parts) + encode_footer(entries, size))
         txn.put(target, encode_pack_row(1, size), db=self.index.packs)
         for chunk_id, (raw_bytes, place) in moved.items():
-            txn.put(chunk_id, encode_chunk_row(raw_bytes, place), db=self.index.chunks)
+            txn.put(chunk_id, encode_chunk_row(ChunkRow(raw_bytes, place)), db=self.index.chunks)
 
 
 @pytest.fixture
@@ -369,9 +369,7 @@ def test_chunk_rows_come_back_when_the_collector_has_been_there(
         totals = Totals.decode(bytes(txn.get(b"totals", db=index.meta)))
         for chunk_id, row in before.items():
             txn.delete(chunk_id, db=index.chunks)
-            raw_bytes, location = decode_chunk_row(row)
-            totals.chunk_raw_bytes -= raw_bytes
-            totals.chunk_stored_bytes -= location.stored_bytes
+            totals.count_chunk(decode_chunk_row(row), -1)
         txn.put(b"totals", totals.encode(), db=index.meta)
         txn.put(b"gc_seq", (5).to_bytes(8, "little"), db=index.meta)
     file.close()
@@ -762,7 +760,7 @@ def test_the_same_new_bytes_in_two_sessions(store: castore.Store) -> None:
     frames = sum(
         decode_frame_header(path.read_bytes()[location.offset :]).raw_bytes
         for path in Path(store.path).glob("packs/*/*.pack")
-        for _, location in [decode_chunk_row(row) for row in rows(store, "chunks").values()]
+        for _, location, _ in [decode_chunk_row(row) for row in rows(store, "chunks").values()]
         if bytes.fromhex(path.stem) == location.pack_id
     )
     assert frames == store.stats().unique_bytes

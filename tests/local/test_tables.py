@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from castore.errors import FormatError
-from castore.format.index import Record, Totals
+from castore.format.index import ChunkRow, Record, Totals
 from castore.local.meta import read_totals
 from castore.local.tables import Tables
 from castore.model import Location
@@ -38,19 +38,20 @@ def test_the_totals_follow_what_is_put_moved_and_deleted(index: Index) -> None:
     with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
         tables.names.put(b"a", inline(b"12345"))
         tables.names.put(b"b", Record(900, 0, 0o644, bytes(16), 500, chunks=2, manifest=7))
-        tables.chunks.put(CHUNKS[0], 400, Location(PACKS[0], 64, 300))
-        tables.chunks.put(CHUNKS[1], 500, Location(PACKS[0], 364, 200))
+        tables.chunks.put(CHUNKS[0], ChunkRow(400, Location(PACKS[0], 64, 300)))
+        tables.chunks.put(CHUNKS[1], ChunkRow(500, Location(PACKS[0], 364, 200)))
     assert totals(index) == Totals(905, 5, 5, 900, 500)
     with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
         tables.names.put(b"a", inline(b"1"))  # in place of the other
         assert tables.names.delete(b"b")
         assert not tables.names.delete(b"b")
-        assert not tables.chunks.add(CHUNKS[0], 1, Location(PACKS[1], 64, 1))
-        tables.chunks.move(CHUNKS[0], 400, (PACKS[1], 64), Location(PACKS[2], 64, 1))  # not there
-        tables.chunks.move(CHUNKS[1], 500, (PACKS[0], 364), Location(PACKS[2], 64, 250))
-        tables.chunks.move(CHUNKS[2], 7, (PACKS[0], 0), Location(PACKS[2], 314, 7))
-        assert tables.chunks.known(CHUNKS[0]) == (400, Location(PACKS[0], 64, 300))
-        assert tables.chunks.known(CHUNKS[1]) == (500, Location(PACKS[2], 64, 250))
+        assert not tables.chunks.add(CHUNKS[0], ChunkRow(1, Location(PACKS[1], 64, 1)))
+        elsewhere = ChunkRow(400, Location(PACKS[2], 64, 1))
+        tables.chunks.move(CHUNKS[0], elsewhere, (PACKS[1], 64))  # not there
+        tables.chunks.move(CHUNKS[1], ChunkRow(500, Location(PACKS[2], 64, 250)), (PACKS[0], 364))
+        tables.chunks.move(CHUNKS[2], ChunkRow(7, Location(PACKS[2], 314, 7)), (PACKS[0], 0))
+        assert tables.chunks.known(CHUNKS[0]) == ChunkRow(400, Location(PACKS[0], 64, 300))
+        assert tables.chunks.known(CHUNKS[1]) == ChunkRow(500, Location(PACKS[2], 64, 250))
     assert totals(index) == Totals(1, 1, 1, 907, 557)
     with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
         for chunk_id in CHUNKS:
@@ -66,9 +67,9 @@ def test_a_damaged_row_is_replaced_and_counts_for_nothing(index: Index) -> None:
     with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
         with pytest.raises(FormatError):
             tables.chunks.known(CHUNKS[0])
-        tables.chunks.move(CHUNKS[0], 5, (PACKS[0], 64), Location(PACKS[1], 64, 5))
+        tables.chunks.move(CHUNKS[0], ChunkRow(5, Location(PACKS[1], 64, 5)), (PACKS[0], 64))
         assert tables.chunks.get(CHUNKS[0]) == b"garbled"  # for a check to tell
-        tables.chunks.put(CHUNKS[0], 5, Location(PACKS[1], 64, 5))
+        tables.chunks.put(CHUNKS[0], ChunkRow(5, Location(PACKS[1], 64, 5)))
         tables.names.put(b"a", inline(b"123"))
     assert totals(index) == Totals(3, 3, 3, 5, 5)
 

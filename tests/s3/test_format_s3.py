@@ -39,7 +39,12 @@ from castore.s3.keys import name_key, pack_key, pin_key
 ids = st.binary(min_size=16, max_size=16)
 packs = st.lists(ids, max_size=20, unique=True)
 entries = st.lists(
-    st.builds(PackEntry, ids, *[st.integers(0, (1 << 32) - 1)] * 3),
+    st.builds(
+        PackEntry,
+        ids,
+        *[st.integers(0, (1 << 32) - 1)] * 3,
+        bases=st.lists(ids, max_size=4).map(tuple),
+    ),
     max_size=10,
 )
 

@@ -7,6 +7,7 @@ from gc_stores import DAY, World, collect, noise
 from memory_s3 import Actor
 
 import castore
+from castore.model import Location
 from castore.s3.gc import repack as s3_repacking
 from castore.s3.gc.repack import LiveFrames
 from castore.s3.keys import pack_key
@@ -152,7 +153,7 @@ def test_live_frames_are_counted_once() -> None:
     frames = LiveFrames()
     for _ in range(5):
         for i in range(3000):
-            frames.add(b"p", i * 100, 100)
+            frames.add(Location(b"p", i * 100, 100))
     assert frames.facts(b"p", 7) == PackFacts(b"p", 0, 7, 300_000, 3000)
     assert frames.facts(b"q", 7) == PackFacts(b"q", 0, 7, 0, 0)
     assert len(frames._frames[b"p"]) == 3000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from castore.format.segment import SegmentBuilder
-from castore.model import SEGMENT_EXTENTS_MAX, Base
+from castore.model import SEGMENT_EXTENTS_MAX, Location, StoredChunk
 from castore.stream import alignment
 from castore.stream.alignment import Alignment
 from castore.stream.anchors import anchors
@@ -40,18 +41,24 @@ class Older:
     def id(self, i: int) -> bytes:
         return i.to_bytes(16, "big")
 
-    def manifest(self) -> Manifest:
+    def manifest(self, bases: bool = False) -> Manifest:
+        """With `bases` its chunks are deltas, of those of this object."""
         raw_segments = []
         end = 0
         for first in range(0, len(self.chunks), SEGMENT_EXTENTS_MAX):
             builder = SegmentBuilder(end)
             for i in range(first, min(first + SEGMENT_EXTENTS_MAX, len(self.chunks))):
                 end += len(self.chunks[i])
-                builder.append(end, self.id(i), PACK, i, 100)
+                at = Location(PACK, i, 100)
+                if bases:
+                    base = StoredChunk(self.id(i), CHUNK, at)
+                    builder.append(end, secrets.token_bytes(16), at._replace(bases=(base,)))
+                else:
+                    builder.append(end, self.id(i), at)
             raw_segments.append(builder.encode())
         return Manifest(raw_segments, end)
 
-    def read(self, base: Base) -> bytes:
+    def read(self, base: StoredChunk) -> bytes:
         self.read_ids.append(base.chunk_id)
         raw = self.chunks[int.from_bytes(base.chunk_id, "big")]
         assert base.raw_bytes == len(raw)
@@ -224,15 +231,9 @@ def test_an_older_object_of_nothing(size):
     assert not aligned.candidates(CHUNK, CHUNK + 20_000, random.Random(1).randbytes(20_000 * size))
 
 
-def test_what_leads_to_a_base_need_not_be_that_chunk(monkeypatch):
-    """As where the older object's chunks are deltas themselves."""
-    first, second = Older.of(30), Older.of(30, seed=1)
-    monkeypatch.setattr(
-        alignment,
-        "bases_of",
-        lambda extent: (Base(first.id(extent.begin // CHUNK), CHUNK, extent.location),),
-    )
-    aligned = Alignment(second.manifest(), 30 * CHUNK, first.read)
+def test_the_bases_of_deltas_are_those_of_what_they_lie_under():
+    first = Older.of(30)
+    aligned = Alignment(first.manifest(bases=True), 30 * CHUNK, first.read)
     version = touched(first.data, 3000)
     for (begin, end, _), ids in zip(cut(version), found(aligned, version), strict=True):
         assert ids

@@ -83,8 +83,8 @@ def count_local(store: castore.Store) -> Count:
             else:
                 count.orphan_segments += 1
         for chunk_id, raw in txn.cursor(db=index.chunks):
-            raw_bytes, location = decode_chunk_row(bytes(raw))
-            count.chunks[bytes(chunk_id)] = raw_bytes, location.stored_bytes
+            row = decode_chunk_row(bytes(raw))
+            count.chunks[bytes(chunk_id)] = row.raw_bytes, row.location.stored_bytes
         assert count.pack_rows is not None
         count.pack_rows.update(bytes(key) for key, _ in txn.cursor(db=index.packs))
         totals = txn.get(b"totals", db=index.meta)

@@ -61,7 +61,7 @@ def extents(count: int = 5, begin: int = 1000) -> list[Extent]:
 def segment(of: list[Extent]) -> bytes:
     builder = layouts.SegmentBuilder(of[0].begin)
     for extent in of:
-        builder.append(extent.end, extent.chunk_id, *extent.location)
+        builder.append(extent.end, extent.chunk_id, extent.location)
     return builder.encode()
 
 
@@ -131,7 +131,7 @@ SPECIMENS: dict[str, bytes] = {
     "record, inline raw": rows.encode_record(INLINE),
     "record, inline zstd": rows.encode_record(INLINE_ZSTD),
     "record, extents": rows.encode_record(EXTENTS),
-    "chunk row": rows.encode_chunk_row(65536, Location(PACK_IDS[1], 1 << 28, 65568)),
+    "chunk row": rows.encode_chunk_row(rows.ChunkRow(65536, Location(PACK_IDS[1], 1 << 28, 65568))),
     "pack row": rows.encode_pack_row(1767225600_123456789, 256 << 20),
     "totals row": TOTALS.encode(),
     "segment key": rows.segment_key(77, 1 << 40),

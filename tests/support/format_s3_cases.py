@@ -9,6 +9,7 @@ from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.format.s3 import encode_manifest
 from castore.format.segment import SegmentBuilder
+from castore.model import Location
 from castore.stream.codec import CODEC_RAW
 
 STORE, NONCE = bytes(range(16)), bytes(range(16, 32))
@@ -25,7 +26,7 @@ def manifest(segments: int = 3, extents: int = 4) -> tuple[bytes, Record, list[b
         builder = SegmentBuilder(end)
         for i in range(extents):
             end += 1000
-            builder.append(end, source.randbytes(16), pack_ids[i % 3], i * 1000, 900)
+            builder.append(end, source.randbytes(16), Location(pack_ids[i % 3], i * 1000, 900))
         encoded.append((end, builder.encode()))
     record = Record(end, 5, 0o644, bytes(16), end, manifest=1, chunks=segments * extents)
     raw = encode_manifest(CONFIG, NONCE, record, pack_ids, encoded)

@@ -26,10 +26,10 @@ from castore.errors import (
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.format.segment import SegmentBuilder, decode_segment, owned
-from castore.model import Extent, Location, Progress, StoreStats, clamp_range
+from castore.model import Extent, Location, Progress, StoredChunk, StoreStats, clamp_range
 from castore.stream.backend import Cover, Held
 from castore.stream.chunker import Chunker
-from castore.stream.codec import Frame, chunk_id_of, decode_frame, decode_inline
+from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
 from castore.stream.config import new_config
 from castore.stream.operations import (
     Copy,
@@ -50,7 +50,7 @@ from castore.stream.reports import (
     RebuildReport,
 )
 from castore.stream.segments import Manifest
-from castore.stream.session import WriteSession
+from castore.stream.session import Encoded, WriteSession
 from castore.system.workers import Workers
 
 PAGE_NAMES = 1000
@@ -104,7 +104,9 @@ class MemoryStore:
         self.catalog = MemoryCatalog(place)
         self.packs = MemoryPacks(place)
 
-    def session(self, workers: Workers, chunker: Chunker, *, level: int) -> MemorySession:
+    def session(
+        self, workers: Workers, chunker: Chunker, *, level: int, deltas: bool
+    ) -> MemorySession:
         return MemorySession(self.place, workers, chunker, level=level)
 
     def stats(self) -> StoreStats:
@@ -188,11 +190,13 @@ class MemoryStore:
             pack += place.packs[at.pack_id][at.offset : at.offset + at.stored_bytes]
         if moved:
             place.packs[pack_id] = bytes(pack)
+
+        def find(chunk: StoredChunk) -> Location | None:
+            at = moved.get(chunk.location._replace(bases=()))
+            return None if at is None else at._replace(bases=chunk.location.bases)
+
         for number, segments in place.manifests.items():
-            relocated = [
-                decode_segment(raw).relocated(lambda extent: moved.get(extent.location)) or raw
-                for raw in segments
-            ]
+            relocated = [decode_segment(raw).relocated(find) or raw for raw in segments]
             place.manifests[number] = tuple(owned(raw, number) for raw in relocated)
         return moved
 
@@ -228,7 +232,7 @@ class MemoryStore:
         except FormatError as error:
             yield "manifest", str(error)
             return
-        for begin, end, chunk_id, (pack_id, offset, stored_bytes) in extents:
+        for begin, end, chunk_id, (pack_id, offset, stored_bytes, _) in extents:
             frame = place.packs.get(pack_id, b"")[offset : offset + stored_bytes]
             try:
                 if fraction or len(frame) < stored_bytes:
@@ -334,10 +338,9 @@ class MemoryPacks:
     def __init__(self, place: Place) -> None:
         self._place = place
 
-    def frames(self, extents: Sequence[Extent], held: Held) -> Sequence[bytes]:
+    def frames(self, places: Sequence[Location], held: Held) -> Sequence[bytes]:
         found = []
-        for extent in extents:
-            pack_id, offset, stored_bytes = extent.location
+        for pack_id, offset, stored_bytes, _ in places:
             pack = held[pack_id] if pack_id in held else self._place.pack(pack_id)
             if len(pack) < offset + stored_bytes:
                 raise FormatError(f"pack {pack_id.hex()} ends within a frame")
@@ -347,7 +350,7 @@ class MemoryPacks:
     def hold(self, pack_ids: Collection[bytes]) -> Held:
         return {pack_id: self._place.pack(pack_id) for pack_id in pack_ids}
 
-    def let_go(self, extents: Sequence[Extent], held: Held) -> None:
+    def let_go(self, places: Sequence[Location], held: Held) -> None:
         """Nothing is mapped."""
 
     def forget(self, *locations: Location) -> None:
@@ -375,14 +378,14 @@ class MemorySession(WriteSession):
                     self._held[known[1].pack_id] = self._place.pack(known[1].pack_id)
         return found
 
-    def place(self, frames: Sequence[Frame]) -> None:
-        for frame in frames:
+    def place(self, encoded: Sequence[Encoded]) -> None:
+        for frame, bases in encoded:
             pack_id = next(reversed(self._packs), b"")
             if not pack_id or len(self._packs[pack_id]) >= PACK_BYTES_MAX:
                 pack_id = secrets.token_bytes(16)
                 self._packs[pack_id] = bytearray()
             pack = self._packs[pack_id]
-            at = Location(pack_id, len(pack), frame.stored_bytes)
+            at = Location(pack_id, len(pack), frame.stored_bytes, bases)
             pack += frame.head + frame.payload
             self._placed[frame.chunk_id] = frame.raw_bytes, at
 

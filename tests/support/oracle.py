@@ -285,7 +285,7 @@ def check_index(store: castore.Store) -> None:
     mapped: dict[bytes, memoryview] = {}
 
     def frame_header(location: castore.model.Location) -> castore.format.pack.FrameHeader:
-        pack_id, offset, stored = location
+        pack_id, offset, stored, _ = location
         if pack_id not in mapped:
             assert txn.get(pack_id, db=index.packs) is not None, "a pack without its row"
             mapped[pack_id] = memoryview(Path(packs.path(pack_id)).read_bytes())
@@ -304,17 +304,22 @@ def check_index(store: castore.Store) -> None:
                 continue
             end = chunks = 0
             for segment in catalog._raw_segments(txn, record.manifest):  # type: ignore[union-attr]
-                for extent in castore.format.segment.decode_segment(segment):
+                decoded = castore.format.segment.decode_segment(segment)
+                for base in (base for e in decoded for base in e.location.bases):
+                    header = frame_header(base.location)
+                    assert (header.chunk_id, header.bases) == (base.chunk_id, ())
+                for extent in decoded:
                     assert extent.begin == end, f"a hole in {bytes(name)!r}"
-                    assert frame_header(extent.location).chunk_id == extent.chunk_id
+                    header = frame_header(extent.location)
+                    assert (header.chunk_id, header.bases) == extent.stored.kind
                     end, chunks = extent.end, chunks + 1
             assert (end, chunks) == (record.size, record.chunks), bytes(name)
         for chunk_id, raw in txn.cursor(db=index.chunks):
-            raw_bytes, location = castore.format.index.decode_chunk_row(bytes(raw))
-            header = frame_header(location)
-            assert (header.chunk_id, header.raw_bytes) == (bytes(chunk_id), raw_bytes)
-            totals.chunk_raw_bytes += raw_bytes
-            totals.chunk_stored_bytes += location.stored_bytes
+            row = castore.format.index.decode_chunk_row(bytes(raw))
+            header = frame_header(row.location)
+            assert (header.chunk_id, header.raw_bytes) == (bytes(chunk_id), row.raw_bytes)
+            assert header.bases == row.bases
+            totals.count_chunk(row, +1)
         counted = txn.get(b"totals", db=index.meta)
     assert counted is None or castore.format.index.Totals.decode(bytes(counted)) == totals
 

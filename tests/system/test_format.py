@@ -93,10 +93,8 @@ def test_golden_bytes_decode_to_what_they_meant() -> None:
     assert rows.decode_record(raw["record, inline zstd"]) == INLINE_ZSTD
     assert rows.decode_record(raw["record, extents"]) == EXTENTS
     assert codec.decode_inline(INLINE_ZSTD.codec, INLINE_ZSTD.inline, len(TEXT)) == TEXT
-    assert rows.decode_chunk_row(raw["chunk row"]) == (
-        65536,
-        Location(PACK_IDS[1], 1 << 28, 65568),
-    )
+    row = rows.ChunkRow(65536, Location(PACK_IDS[1], 1 << 28, 65568))
+    assert rows.decode_chunk_row(raw["chunk row"]) == row
     assert rows.decode_pack_row(raw["pack row"]) == (1767225600_123456789, 256 << 20)
     # As versions wrote it that had no checksum.
     assert rows.decode_pack_row(raw["pack row"][:16]) == (1767225600_123456789, 256 << 20)
@@ -234,10 +232,10 @@ def test_a_segment_holds_1024_extents() -> None:
     builder = layouts.SegmentBuilder(0)
     for i in range(SEGMENT_EXTENTS_MAX):
         assert not builder.full
-        builder.append(i + 1, bytes(16), bytes(16), 64, 33)
+        builder.append(i + 1, bytes(16), Location(bytes(16), 64, 33))
     assert builder.full
     assert len(layouts.decode_segment(builder.encode())) == SEGMENT_EXTENTS_MAX
-    builder.append(9999, bytes(16), bytes(16), 64, 33)
+    builder.append(9999, bytes(16), Location(bytes(16), 64, 33))
     with pytest.raises(FormatError, match="claims 1025 extents"):
         layouts.decode_segment(builder.encode())
 

@@ -17,7 +17,6 @@ from read_ways import CONTENTS, noise, packs_of, read_everything, text, ways_to_
 
 import castore
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
-from castore.model import Extent, Location
 from castore.stream.reader import DecodedChunks
 from castore.system.mapping import Mapping
 
@@ -366,8 +365,7 @@ def test_decoded_chunks_are_bounded_and_the_oldest_go_first() -> None:
     cache = DecodedChunks(100)
 
     def has(first: int, raw_bytes: int) -> bool:
-        at = Location(bytes(16), 0, raw_bytes)
-        return cache.get([Extent(5, 5 + raw_bytes, bytes([first]) * 16, at)]) != [None]
+        return cache.get([(bytes([first]) * 16, raw_bytes)]) != [None]
 
     for i in range(10):
         cache.put(bytes([i]) * 16, bytes(30))

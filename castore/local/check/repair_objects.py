@@ -51,10 +51,10 @@ class ObjectRepair:
 
     def dangling_chunks(self) -> set[bytes]:
         return {
-            extent.chunk_id
+            chunk.chunk_id
             for _, segment in all_segments(self._index)
-            for extent in segment
-            if self._packs.is_dangling(extent)
+            for chunk in segment.frames()
+            if self._packs.is_dangling(chunk)
         }
 
     def move_extents(self) -> None:
@@ -66,7 +66,7 @@ class ObjectRepair:
         batch: list[bytes] = []
         moved = 0
         for key, segment in all_segments(self._index):
-            if any(map(self._packs.moved_to, segment)):
+            if any(map(self._packs.moved_to, segment.frames())):
                 batch.append(key)
             if len(batch) >= SEGMENTS_MAX:
                 moved += self._rewrite(batch)
@@ -184,8 +184,9 @@ class ObjectRepair:
 
     def _find(self, extent: Extent) -> bytes | memoryview | None:
         """The chunk's bytes from where the extent says, or from another frame."""
-        other = self._packs.instead_of(extent)
-        return self._packs.scan.chunk(extent, [extent.location, *([other] if other else ())])
+        other = self._packs.instead_of(extent.stored)
+        places = [extent.location, *([other] if other else ())]
+        return self._packs.scan.chunk(extent.chunk_id, extent.end - extent.begin, places)
 
     # ------------------------------------------------------------ manifests without a name
 
@@ -237,18 +238,27 @@ class ObjectRepair:
         if not segments:
             return None
         etag = ChunksEtag(self._config.seed)
-        end = stored_bytes = chunks = 0
+        end = stored_bytes = chunks = deltas = 0
         for raw in segments:
             if not decodes(raw, manifest) or (segment := decode_segment(raw)).begin != end:
                 return None
+            if any(map(self._packs.is_dangling, segment.frames())):
+                return None
             for extent in segment:
-                if self._packs.is_dangling(extent):
-                    return None
                 etag.update(extent.chunk_id)
                 stored_bytes += extent.location.stored_bytes
                 chunks += 1
-            end = segment.end
-        return Record(end, time.time_ns(), 0o600, etag.digest(), stored_bytes, chunks, manifest)
+            end, deltas = segment.end, deltas + segment.deltas
+        return Record(
+            end,
+            time.time_ns(),
+            0o600,
+            etag.digest(),
+            stored_bytes,
+            chunks,
+            manifest,
+            deltas=deltas,
+        )
 
 
 def _shown(name: bytes) -> str:

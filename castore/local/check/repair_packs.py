@@ -3,13 +3,15 @@ are to be replaced, and where the frames are that others take the place of."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from castore.check.objects import extent_fault
+from castore.check.objects import chunk_fault
 from castore.check.scan import PackScan
 from castore.errors import FormatError
+from castore.format.index import ChunkRow, decode_chunk_row
 from castore.format.pack import PackEntry, StoreConfig
 from castore.local.catalog import LocalCatalog
 from castore.local.check.pack_files import LocalPackSource, pack_path
@@ -18,8 +20,9 @@ from castore.local.locks import PackLocks
 from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
 from castore.local.tables import Tables
-from castore.model import Extent, Location
+from castore.model import Location, StoredChunk
 from castore.stream.codec import Frame, stored_frame
+from castore.stream.known import located
 from castore.stream.reports import CheckReport
 from castore.stream.session import WriteSession
 from castore.system.lmdb_env import Index
@@ -92,8 +95,9 @@ class PackRepair:
         if known is not None:
             self.readings[pack_id].bad.update(known.bad)
 
-    def is_dangling(self, extent: Extent) -> bool:
-        return extent_fault(extent, self.readings) is not None
+    def is_dangling(self, chunk: StoredChunk) -> bool:
+        """Whether its own frame is; a delta's bases are asked for by themselves."""
+        return chunk_fault(chunk.chunk_id, ChunkRow.of(chunk), self.readings) is not None
 
     def is_settled(self, pack_id: bytes) -> bool:
         """Whether what was read of the pack still is all there is: not of one made since."""
@@ -104,20 +108,22 @@ class PackRepair:
         reading = self.readings.get(location.pack_id)
         return reading is not None and reading.unsealed and location.offset >= reading.end
 
-    def moved_to(self, extent: Extent) -> Location | None:
-        """Where the extent's frame is from now on; None if it stays, or is lost."""
-        at = extent.location
+    def moved_to(self, chunk: StoredChunk) -> Location | None:
+        """Where the chunk's frame is from now on; None if it stays, or is lost."""
+        at = chunk.location
         if at.pack_id not in self.replaced and not (
-            self.is_dangling(extent) and self.is_settled(at.pack_id)
+            self.is_dangling(chunk) and self.is_settled(at.pack_id)
         ):
             return None
-        new = self.instead_of(extent)
+        new = self.instead_of(chunk)
         return None if new == at else new
 
-    def instead_of(self, extent: Extent) -> Location | None:
-        """A copy of the extent's own frame, or another frame of its chunk."""
-        chunk_id, new = self._copies.get(extent.location[:2], (b"", None))
-        return new if chunk_id == extent.chunk_id else self.elsewhere.get(extent.chunk_id)
+    def instead_of(self, chunk: StoredChunk) -> Location | None:
+        """A copy of the chunk's own frame, or another frame of it."""
+        chunk_id, new = self._copies.get(chunk.location.place, (b"", None))
+        if new is not None and chunk_id == chunk.chunk_id:
+            return new._replace(bases=chunk.location.bases)
+        return self.elsewhere.get(chunk.chunk_id)
 
     # ------------------------------------------------------------ what is done about it
 
@@ -148,14 +154,13 @@ class PackRepair:
             for entry in reading.frames:
                 if (
                     entry.chunk_id not in wanted
-                    or entry.chunk_id in self.elsewhere
+                    or not self._is_better(entry)
                     or entry.offset in reading.bad
                     or not self.scan.is_whole(pack_id, entry)
                 ):
                     continue
                 if entry.offset + entry.stored_bytes <= durable.get(pack_id, 0):
-                    at = Location(pack_id, entry.offset, entry.stored_bytes)
-                    self.elsewhere[entry.chunk_id] = at
+                    self._note(entry, Location(pack_id, entry.offset, entry.stored_bytes))
                 else:
                     fleeting.append(entry)
             self._copy_all(pack_id, fleeting)
@@ -192,17 +197,43 @@ class PackRepair:
             for pack, upto in self._placement.upto.items():
                 tables.packs.extend(pack.pack_id, pack.created_ns, upto)
             for (offset, frame), location in zip(copies, locations, strict=True):
-                old = pack_id, offset
-                tables.chunks.move(frame.chunk_id, frame.raw_bytes, old, location)
+                row = ChunkRow(frame.raw_bytes, location, frame.bases)
+                tables.chunks.move(frame.chunk_id, row, (pack_id, offset))
         for (offset, frame), location in zip(copies, locations, strict=True):
             self.readings[pack_id].bad.pop(offset, None)
-            self.elsewhere[frame.chunk_id] = location
+            self._note(frame, location)
             self._copies[pack_id, offset] = frame.chunk_id, location
         return len(copies)
 
+    def _is_better(self, frame: Frame | PackEntry) -> bool:
+        """Than what is known of the chunk: anything than nothing, and what is no delta, and can be
+        the base of others, than one that is."""
+        known = self.elsewhere.get(frame.chunk_id)
+        return known is None or bool(known.bases and not frame.bases)
+
+    def _note(self, frame: Frame | PackEntry, at: Location) -> None:
+        """An intact frame of a chunk; a delta only if its bases are known, too."""
+        row = ChunkRow(frame.raw_bytes, at, frame.bases)
+        place = located({frame.chunk_id: row}, self._rows).get(frame.chunk_id)
+        if place is not None and (self._is_better(frame) or not place.bases):
+            self.elsewhere[frame.chunk_id] = place
+
+    def _rows(self, chunk_ids: Iterable[bytes]) -> dict[bytes, ChunkRow]:
+        index = self._index
+        with index.gate, index.snapshot() as txn:
+            raws = [(i, txn.get(i, db=index.chunks)) for i in chunk_ids]
+        found = {}
+        for chunk_id, raw in raws:
+            with contextlib.suppress(FormatError):
+                if raw is not None:
+                    row = decode_chunk_row(raw)
+                    if chunk_fault(chunk_id, row, self.readings) is None:
+                        found[chunk_id] = row
+        return found
+
     def _intact(self, pack_id: bytes, entries: Iterable[PackEntry]) -> list[tuple[int, Frame]]:
         found = []
-        for chunk_id, offset, stored_bytes, raw_bytes in entries:
+        for chunk_id, offset, stored_bytes, raw_bytes, _ in entries:
             raw = self.scan.frame(Location(pack_id, offset, stored_bytes))
             try:
                 found.append((offset, stored_frame(raw, chunk_id, raw_bytes, self._config.seed)))

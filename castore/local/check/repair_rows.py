@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
 from castore.check.bitflip import corrected
-from castore.check.objects import extent_fault
+from castore.check.objects import chunk_fault
 from castore.errors import FormatError, UnsupportedFormat, fault_of
 from castore.format.index import (
+    ChunkRow,
     Totals,
     decode_chunk_row,
     decode_pack_row,
@@ -37,7 +38,6 @@ from castore.local.meta import (
     next_number,
 )
 from castore.local.tables import PackRows, SegmentRows, Tables
-from castore.model import Extent, Location
 from castore.stream.reports import CheckReport
 from castore.system.lmdb_env import Table, Txn
 
@@ -206,7 +206,7 @@ class RowRepair:
                 tables.chunks.delete(key)
                 dropped += 1
             else:
-                tables.chunks.put(key, *new)
+                tables.chunks.put(key, new)
                 led += 1
         if led or dropped:
             next_number(index, txn, GC_SEQ)
@@ -214,24 +214,24 @@ class RowRepair:
                 f"{led} rows of chunks lead to other copies, {dropped} that led nowhere are dropped"
             )
 
-    def _frame_of(self, chunk_id: bytes, gone: Collection[bytes]) -> tuple[int, Location] | None:
-        """(raw bytes, place) of an intact frame of the chunk that is known."""
+    def _frame_of(self, chunk_id: bytes, gone: Collection[bytes]) -> ChunkRow | None:
+        """An intact frame of the chunk that is known."""
         at = self._packs.elsewhere.get(chunk_id)
         if at is None or at.pack_id in gone or at.pack_id not in self._packs.readings:
             return None
         entry = self._packs.readings[at.pack_id].frame_at(at.offset)
-        return None if entry is None else (entry.raw_bytes, at)
+        return None if entry is None else ChunkRow(entry.raw_bytes, at, entry.bases)
 
     def _is_right(self, key: bytes, row: bytes, gone: Collection[bytes]) -> bool:
         try:
-            raw_bytes, location = decode_chunk_row(row)
+            known = decode_chunk_row(row)
         except FormatError:
             return False
+        location = known.location
         if location.pack_id in gone:
             return False
-        fault = extent_fault(Extent(0, raw_bytes, key, location), self._packs.readings)
         return (
-            fault is None
+            chunk_fault(key, known, self._packs.readings) is None
             or not self._packs.is_settled(location.pack_id)
             or self._packs.is_new(location)
         )
@@ -268,7 +268,7 @@ class RowRepair:
         leads to one frame only."""
         for _, row in txn.cursor(db=self._index.chunks):
             with contextlib.suppress(FormatError):
-                yield bytes(decode_chunk_row(bytes(row))[1].pack_id)
+                yield bytes(decode_chunk_row(bytes(row)).location.pack_id)
         for _, raw in txn.cursor(db=self._index.segments):
             with contextlib.suppress(FormatError):
                 yield from decode_segment(bytes(raw), verify=False).packs
@@ -287,8 +287,7 @@ class RowRepair:
                 totals.count_object(decode_record(bytes(raw)), +1)
         for _, row in txn.cursor(db=index.chunks):
             with contextlib.suppress(FormatError):
-                raw_bytes, location = decode_chunk_row(bytes(row))
-                totals.count_chunk(raw_bytes, location.stored_bytes, +1)
+                totals.count_chunk(decode_chunk_row(bytes(row)), +1)
         if txn.get(TOTALS, db=index.meta) not in (None, totals.encode()):
             self._done.append("the totals are counted anew")
         tables.put_totals(totals)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 
 from castore.check.check import StoreCheck
-from castore.check.objects import extent_fault
+from castore.check.objects import chunk_fault
 from castore.check.packs import PackReading
 from castore.errors import FormatError
 from castore.format.index import Totals, decode_chunk_row, decode_pack_row
@@ -17,7 +17,7 @@ from castore.local.folder import CONFIG
 from castore.local.index_walk import rows
 from castore.local.meta import CHANGE_KEY_BYTES, GC_SEQ, TOTALS, meta_faults
 from castore.local.pack_files import list_strays
-from castore.model import Extent, Location, Stages
+from castore.model import Location, Stages
 from castore.stream.reports import Severity
 from castore.system.lmdb_env import Index, Snapshot
 from castore.system.workers import Workers
@@ -169,19 +169,20 @@ class LocalCheck(StoreCheck):
         for chunk_id, row in rows(self._index, txn, self._index.chunks):
             self._count_row()
             try:
-                raw_bytes, location = decode_chunk_row(row)
+                known = decode_chunk_row(row)
             except FormatError as error:
                 what = f"the row of chunk {chunk_id.hex()}: {error}"
                 self.findings.add("chunk row", "corrupt", what)
                 continue
-            self._source.sums.count_chunk(raw_bytes, location.stored_bytes, +1)
-            found = extent_fault(Extent(0, raw_bytes, chunk_id, location), self.readings)
+            location = known.location
+            self._source.sums.count_chunk(known, +1)
+            found = chunk_fault(chunk_id, known, self.readings)
             if len(chunk_id) != 16:
                 self._add_chunk_row(chunk_id, location, "it has no id")
             elif found is None or self._is_told(location):
                 continue
             elif location.pack_id in self.readings:
-                self._add_chunk_row(chunk_id, location, found.what)
+                self._add_chunk_row(chunk_id, location, found[0])
             elif location.pack_id in self._rows:
                 self.findings.add_missing_pack(location.pack_id)
             else:  # the pack was collected: the next put of the chunk stores it anew

@@ -11,10 +11,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from castore.errors import FormatError, PackMissing
-from castore.format.index import segment_key
+from castore.format.index import ChunkRow, segment_key
 from castore.format.segment import decode_segment
 from castore.local.gc.mark import Marker
 from castore.local.gc.parts import Parts
@@ -23,7 +23,7 @@ from castore.local.locks import PackLocks
 from castore.local.pack import Pack, Placement
 from castore.local.packs import PACK_BYTES_MAX
 from castore.local.tables import Tables
-from castore.model import Extent, Location
+from castore.model import FrameKind, Location, StoredChunk
 from castore.stream.codec import Frame, stored_frame
 from castore.stream.repack_choice import PackFacts, choose
 from castore.stream.reports import Damage
@@ -44,15 +44,10 @@ class Slice(NamedTuple):
     end: int
 
 
-class Wanted(NamedTuple):
-    """A live frame, as an extent describes it."""
-
-    chunk_id: bytes
-    raw_bytes: int
-    stored_bytes: int
-
-
-Moves = dict[bytes, dict[int, tuple[bytes, Location]]]  # pack -> offset -> chunk, where it is now
+Wanted: TypeAlias = dict[bytes, dict[int, StoredChunk]]  # pack -> offset -> a live frame
+Moves: TypeAlias = dict[
+    bytes, dict[int, tuple[bytes, Location]]
+]  # pack -> offset -> chunk, where it is now
 
 
 class Repacker:
@@ -146,21 +141,21 @@ class Repacker:
         finally:
             self._packs.release(placement)
 
-    def _wanted(self, group: Sequence[Slice]) -> dict[bytes, dict[int, Wanted]]:
+    def _wanted(self, group: Sequence[Slice]) -> Wanted:
         """What the live segments say is in the slices."""
         slices = {piece.pack_id: piece for piece in group}
-        wanted: dict[bytes, dict[int, Wanted]] = {pack_id: {} for pack_id in slices}
-        for extent in self._extents(slices):
-            begin, end, chunk_id, (pack_id, offset, stored_bytes) = extent
+        wanted: Wanted = {pack_id: {} for pack_id in slices}
+        for chunk in self._frames(slices):
+            pack_id, offset = chunk.location.place
             piece = slices.get(pack_id)
             if piece is None or not piece.begin <= offset < piece.end:
                 continue
-            frame = Wanted(chunk_id, end - begin, stored_bytes)
-            if wanted[pack_id].setdefault(offset, frame) != frame:
-                self._damage(pack_id, offset, chunk_id, "two segments differ about a frame")
+            found = wanted[pack_id].setdefault(offset, chunk)
+            if not _is_same(found, chunk):
+                self._damage(pack_id, offset, chunk.chunk_id, "two segments differ about a frame")
         return wanted
 
-    def _extents(self, packs: Iterable[bytes]) -> Iterator[Extent]:
+    def _frames(self, packs: Iterable[bytes]) -> Iterator[StoredChunk]:
         """Those of all segments that refer to the packs, and others."""
         keys = self._segment_keys(packs)
         for i in range(0, len(keys), SEGMENTS_PER_READ):
@@ -171,7 +166,7 @@ class Repacker:
                 ]
             for raw in found:
                 if raw is not None:
-                    yield from decode_segment(raw)
+                    yield from decode_segment(raw).frames()
 
     def _segment_keys(self, packs: Iterable[bytes]) -> list[tuple[int, int]]:
         found: set[tuple[int, int]] = set()
@@ -180,47 +175,38 @@ class Repacker:
             found.update(zip(keys[::2], keys[1::2], strict=True))
         return sorted(found)
 
-    def _copy(self, wanted: Mapping[bytes, Mapping[int, Wanted]], placement: Placement) -> Moves:
+    def _copy(self, wanted: Wanted, placement: Placement) -> Moves:
         """Append the frames to a new pack; those that hold what they should."""
         moves: Moves = {pack_id: {} for pack_id in wanted}
-        # Of a chunk that was stored twice, once is enough. The SHA-256 tells those apart that a
-        # store with a collision guard took for one at the same time.
-        placed: dict[tuple[bytes, bytes], Location] = {}
+        placed: dict[tuple[FrameKind, bytes], Location] = {}  # one of each kind is enough
         for pack_id, frames in wanted.items():
             reading = self._intact_frames(pack_id, frames)
             while batch := list(_up_to(reading, APPEND_BYTES)):
-                new = [
-                    (offset, frame)
-                    for offset, frame in batch
-                    if (frame.chunk_id, frame.sha256) not in placed
-                ]
-                new = list({(f.chunk_id, f.sha256): (o, f) for o, f in new}.values())
+                new = {_kind(frame): frame for _, frame in batch if _kind(frame) not in placed}
                 if new:
                     pack = next(iter(placement.upto), None) or self._packs.create(placement)
-                    located = pack.append([frame for _, frame in new])
+                    located = pack.append([*new.values()])
                     placement.upto[pack] = pack.size
-                    for (_, frame), location in zip(new, located, strict=True):
-                        placed[frame.chunk_id, frame.sha256] = location
+                    placed |= zip(new, located, strict=True)
                 for offset, frame in batch:
-                    location = placed[frame.chunk_id, frame.sha256]
-                    moves[pack_id][offset] = frame.chunk_id, location
+                    moves[pack_id][offset] = frame.chunk_id, placed[_kind(frame)]
                 self._advance(sum(frame.stored_bytes for _, frame in batch))
         return moves
 
     def _intact_frames(
-        self, pack_id: bytes, frames: Mapping[int, Wanted]
+        self, pack_id: bytes, frames: Mapping[int, StoredChunk]
     ) -> Iterator[tuple[int, Frame]]:
         for offset in sorted(frames):
-            chunk = frames[offset]
+            chunk_id, raw_bytes, at = frames[offset]
             try:
-                mapping = self._packs.mapping(pack_id, offset + chunk.stored_bytes)
+                mapping = self._packs.mapping(pack_id, offset + at.stored_bytes)
                 # What is checked is what is written, whatever happens to the file.
-                raw = bytes(memoryview(mapping)[offset : offset + chunk.stored_bytes])
-                frame = stored_frame(raw, chunk.chunk_id, chunk.raw_bytes, self._seed)
+                raw = bytes(memoryview(mapping)[offset : offset + at.stored_bytes])
+                frame = stored_frame(raw, chunk_id, raw_bytes, self._seed)
             except (FormatError, PackMissing) as error:
-                self._damage(pack_id, offset, chunk.chunk_id, str(error))
+                self._damage(pack_id, offset, chunk_id, str(error))
                 continue
-            mapping.advise_dontneed(offset, chunk.stored_bytes)
+            mapping.advise_dontneed(offset, at.stored_bytes)
             yield offset, frame
 
     def _damage(self, pack_id: bytes, offset: int, chunk_id: bytes, reason: str) -> None:
@@ -229,20 +215,15 @@ class Repacker:
 
     # ------------------------------------------------------------ publishing
 
-    def _publish(
-        self,
-        frames_end: Mapping[Pack, int],
-        moves: Moves,
-        wanted: Mapping[bytes, Mapping[int, Wanted]],
-    ) -> None:
+    def _publish(self, frames_end: Mapping[Pack, int], moves: Moves, wanted: Wanted) -> None:
         index = self._index
         with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             for pack, end in frames_end.items():
                 tables.packs.put(pack.pack_id, pack.created_ns, end)
         rows = [
-            (chunk_id, wanted[pack_id][offset].raw_bytes, pack_id, offset, place)
+            (_at(wanted[pack_id][offset], place), (pack_id, offset))
             for pack_id, moved in moves.items()
-            for offset, (chunk_id, place) in moved.items()
+            for offset, (_, place) in moved.items()
         ]
         for i in range(0, len(rows), ROWS_MAX):
             self._move_rows(rows[i : i + ROWS_MAX])
@@ -254,24 +235,46 @@ class Repacker:
                     raw = tables.segments.get(key)
                     if raw is None:
                         continue
-                    new = decode_segment(raw).relocated(lambda extent: _moved_to(extent, moves))
+                    new = decode_segment(raw).relocated(lambda chunk: _moved_to(chunk, moves))
                     if new is not None:
                         tables.segments.put(key, new)
 
-    def _move_rows(self, rows: Sequence[tuple[bytes, int, bytes, int, Location]]) -> None:
+    def _move_rows(self, rows: Sequence[tuple[StoredChunk, tuple[bytes, int]]]) -> None:
         index = self._index
         with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
-            for chunk_id, raw_bytes, pack_id, offset, place in rows:
-                tables.chunks.move(chunk_id, raw_bytes, (pack_id, offset), place)
+            for chunk, old in rows:
+                tables.chunks.move(chunk.chunk_id, ChunkRow.of(chunk), old)
 
 
 _END = 1 << 32  # behind every offset
 
 
-def _moved_to(extent: Extent, moves: Moves) -> Location | None:
-    at = extent.location
+def _moved_to(chunk: StoredChunk, moves: Moves) -> Location | None:
+    at = chunk.location
     chunk_id, place = moves.get(at.pack_id, {}).get(at.offset, (b"", None))
-    return place if chunk_id == extent.chunk_id else None
+    if place is None or chunk_id != chunk.chunk_id:
+        return None
+    return _at(chunk, place).location
+
+
+def _at(chunk: StoredChunk, place: Location) -> StoredChunk:
+    """The chunk with its frame at another place; what it decodes with stays where it is."""
+    return chunk._replace(location=place._replace(bases=chunk.location.bases))
+
+
+def _is_same(one: StoredChunk, other: StoredChunk) -> bool:
+    """Whether both are the same frame, wherever its bases are."""
+    return (one.kind, one.raw_bytes, one.location[:3]) == (
+        other.kind,
+        other.raw_bytes,
+        other.location[:3],
+    )
+
+
+def _kind(frame: Frame) -> tuple[FrameKind, bytes]:
+    """The SHA-256 tells chunks apart that a store with a collision guard took for one at the same
+    time."""
+    return frame.kind, frame.sha256
 
 
 def _up_to(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[tuple[int, Frame]]:

@@ -13,18 +13,18 @@ from typing import TypeAlias
 
 from castore.errors import FormatError
 from castore.format.pack import (
-    FRAME_HEADER_BYTES,
+    FRAME_HEAD_BYTES_MAX,
     PACK_HEADER_BYTES,
     PACK_TRAILER_BYTES,
-    SHA256_BYTES,
     PackEntry,
     decode_frame_header,
     decode_trailer,
     encode_footer,
+    entry_of,
 )
 from castore.local.locks import PackLocks
 from castore.local.packs import LocalPacks
-from castore.stream.codec import decode_frame
+from castore.stream.codec import check_frame
 from castore.system.fileio import storage_error, write_all
 
 Read: TypeAlias = Callable[[int, int], bytes]
@@ -83,14 +83,13 @@ def _frames(read: Read, size: int, end: int, seed: int) -> list[PackEntry] | Non
     entries, at = [], PACK_HEADER_BYTES
     while at < size:
         try:
-            header = decode_frame_header(read(at, at + FRAME_HEADER_BYTES + SHA256_BYTES))
-            stored = header.header_bytes + header.payload_bytes
+            entry = entry_of(decode_frame_header(read(at, at + FRAME_HEAD_BYTES_MAX)), at)
             if at >= end:
-                frame = read(at, at + stored)
-                decode_frame(frame, header.chunk_id, header.raw_bytes, seed)
+                frame = read(at, at + entry.stored_bytes)
+                check_frame(frame, entry.chunk_id, entry.raw_bytes, seed)
         except FormatError:
             break
-        entries.append(PackEntry(header.chunk_id, at, stored, header.raw_bytes))
-        at += stored
+        entries.append(entry)
+        at += entry.stored_bytes
     ends = {PACK_HEADER_BYTES, *(entry.offset + entry.stored_bytes for entry in entries)}
     return entries if end in ends else None

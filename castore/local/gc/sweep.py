@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from castore.format.index import decode_chunk_row, decode_pack_row, segment_key
+from castore.format.index import ChunkRow, decode_chunk_row, decode_pack_row, segment_key
 from castore.format.segment import decode_segment
 from castore.local.gc.mark import Marker
 from castore.local.gc.parts import Parts
@@ -18,7 +18,7 @@ from castore.local.gc.seal import seal_packs
 from castore.local.index_walk import pages
 from castore.local.locks import PackLocks
 from castore.local.tables import Tables
-from castore.model import Location
+from castore.model import StoredChunk
 
 ROW_BYTES = 64  # about, as progress goes
 ROWS_PER_READ = 8192
@@ -94,7 +94,7 @@ class Sweeper:
             if cursor.set_range(after + b"\0") if after else cursor.first():
                 for key, row in islice(cursor, ROWS_PER_READ):
                     count += 1
-                    if see(decode_chunk_row(row)[1]):
+                    if see(decode_chunk_row(row).location):
                         live += 1
                     else:
                         dead.append(key)
@@ -112,37 +112,39 @@ class Sweeper:
             self._marker.make_decisive(txn)
             for chunk_id in chunk_ids:
                 known = tables.chunks.known(chunk_id)
-                if known is not None and not self._marks.is_live(known[1]):
+                if known is not None and not self._marks.is_live(known.location):
                     tables.chunks.delete(chunk_id)
                     removed += 1
         self._report.chunks_removed += removed
 
     def _restore_rows(self, unseen: dict[bytes, set[int]]) -> None:
-        found: dict[bytes, tuple[int, Location]] = {}
+        found: dict[bytes, StoredChunk] = {}
         for batch in self._marker.live_segments():
             for _, raw in batch:
                 segment = decode_segment(raw)
                 if unseen.keys().isdisjoint(segment.packs):
                     continue
-                for begin, end, chunk_id, location in segment:
+                for chunk in segment.frames():
+                    location = chunk.location
                     offsets = unseen.get(location.pack_id)
                     if offsets and location.offset in offsets:
                         offsets.discard(location.offset)
                         self._marks.live_bytes[location.pack_id] += location.stored_bytes
-                        found[chunk_id] = end - begin, location
+                        if not location.bases or chunk.chunk_id not in found:
+                            found[chunk.chunk_id] = chunk
             if len(found) >= ROWS_MAX:
                 self._put_rows(found)
                 found.clear()
         self._put_rows(found)
 
-    def _put_rows(self, found: dict[bytes, tuple[int, Location]]) -> None:
+    def _put_rows(self, found: dict[bytes, StoredChunk]) -> None:
         if self._dry_run or not found:
             return
         index, restored = self._index, 0
         with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
-            for chunk_id, (raw_bytes, location) in found.items():
-                if location.pack_id in tables.packs:
-                    restored += tables.chunks.add(chunk_id, raw_bytes, location)
+            for chunk in found.values():
+                if chunk.location.pack_id in tables.packs:
+                    restored += tables.chunks.add(chunk.chunk_id, ChunkRow.of(chunk))
         self._report.chunks += restored
 
     # ------------------------------------------------------------ packs

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from itertools import islice
 
 from castore.errors import fault_of
-from castore.format.index import decode_chunk_row, decode_record, manifest_of, segment_key
+from castore.format.index import ChunkRow, decode_chunk_row, decode_record, manifest_of, segment_key
 from castore.format.journal import Entry, Piece, Put
 from castore.format.segment import SegmentBuilder, decode_segment, owned
 from castore.local.index_walk import pages
 from castore.model import Location
+from castore.stream.known import located
 from castore.system.lmdb_env import Index, Table
 
 BATCH_ENTRIES = 256  # each up to 1,024 extents
@@ -93,12 +94,16 @@ def _places(rows: Index, batch: list[Entry]) -> dict[bytes, Location]:
     if not wanted:
         return {}
     with rows.gate, rows.snapshot() as txn, txn.cursor(db=rows.chunks) as cursor:
-        found = cursor.getmulti(wanted)
-    return {bytes(chunk_id): decode_chunk_row(row)[1] for chunk_id, row in found}
+
+        def found(chunk_ids: Iterable[bytes]) -> dict[bytes, ChunkRow]:
+            rows = cursor.getmulti(sorted(chunk_ids))
+            return {bytes(chunk_id): decode_chunk_row(row) for chunk_id, row in rows}
+
+        return located(found(wanted), found)
 
 
 def _segment(piece: Piece, places: dict[bytes, Location]) -> bytes:
     builder = SegmentBuilder(piece.begin)
     for end, chunk_id in piece.extents:
-        builder.append(end, chunk_id, *places.get(chunk_id, Location(NOWHERE, 0, 0)))
+        builder.append(end, chunk_id, places.get(chunk_id, Location(NOWHERE, 0, 0)))
     return owned(builder.encode(), piece.manifest)

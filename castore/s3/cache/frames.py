@@ -84,7 +84,7 @@ class FrameCache:
         # First, as what leaves the queue has its row by then.
         if self._queued:
             with self._lock:
-                found = [self._queued.get(at[:2]) for at in locations]
+                found = [self._queued.get(at.place) for at in locations]
         missing = [i for i, frame in enumerate(found) if frame is None]
 
         def read(index: Index, txn: Snapshot) -> list[bytes | None]:
@@ -94,7 +94,7 @@ class FrameCache:
         nothing: list[bytes | None] = [None] * len(missing)
         rows = self._cache.read(read, nothing) if missing else nothing
         for i, row in zip(missing, rows, strict=True):
-            if row is not None and locations[i][:2] not in self._bad:
+            if row is not None and locations[i].place not in self._bad:
                 found[i] = self._frame(row, locations[i].stored_bytes)
         return found
 
@@ -112,7 +112,7 @@ class FrameCache:
                 if self._closed or sum(self._batches.values()) + size > QUEUE_BYTES_MAX:
                     return
                 self._batches[batch] = size
-                self._queued.update((location[:2], frame) for location, frame in frames)
+                self._queued.update((location.place, frame) for location, frame in frames)
             self._writer.submit(self._write, batch, frames)
         except BaseException as error:  # an interrupt, wherever it comes, leaves nothing queued
             self._leave_queue(batch, frames)
@@ -123,12 +123,12 @@ class FrameCache:
         """The frames were not what they should be."""
         with self._lock:
             for location in locations:
-                self._bad.add(location[:2])
-                self._queued.pop(location[:2], None)
+                self._bad.add(location.place)
+                self._queued.pop(location.place, None)
 
         def write(index: Index, txn: Txn) -> None:
-            for pack_id, offset, _ in locations:
-                txn.delete(_KEY.pack(pack_id, offset), db=index.frames)
+            for location in locations:
+                txn.delete(_KEY.pack(*location.place), db=index.frames)
 
         self._cache.write(write)
 
@@ -146,7 +146,7 @@ class FrameCache:
 
     def _write(self, batch: object, frames: Sequence[tuple[Location, FrameBytes]]) -> None:
         try:
-            wanted = [each for each in frames if self._queued.get(each[0][:2]) is each[1]]
+            wanted = [each for each in frames if self._queued.get(each[0].place) is each[1]]
             with contextlib.suppress(OSError):
                 self._write_through(wanted)
         finally:
@@ -171,15 +171,15 @@ class FrameCache:
             for file in evicted:
                 self._mapped.pop(file, None)
             # One that was dropped meanwhile stays bad.
-            written = [at[:2] for at, frame in frames if self._queued.get(at[:2]) is frame]
+            written = [at.place for at, frame in frames if self._queued.get(at.place) is frame]
             self._bad.difference_update(written)
 
     def _leave_queue(self, batch: object, frames: Sequence[tuple[Location, FrameBytes]]) -> None:
         with self._lock:
             self._batches.pop(batch, None)
             for location, frame in frames:
-                if self._queued.get(location[:2]) is frame:
-                    del self._queued[location[:2]]
+                if self._queued.get(location.place) is frame:
+                    del self._queued[location.place]
 
     def _frame(self, row: bytes, stored_bytes: int) -> memoryview | None:
         file, offset, length = _ROW.unpack(row)

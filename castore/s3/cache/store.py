@@ -26,11 +26,12 @@ from typing import TypeVar
 import xxhash
 
 from castore.errors import CastoreError, ReadOnlyStore, StoreFull, StoreIOError, StoreLocked
-from castore.format.index import decode_chunk_row, encode_chunk_row
+from castore.format.index import ChunkRow, decode_chunk_row, encode_chunk_row
 from castore.format.pack import PackEntry
 from castore.model import Location
 from castore.s3.cache.folder import FolderNotOurs, make_own_folder, warn_uncached
 from castore.s3.cache.frames import FrameCache
+from castore.stream.known import located
 from castore.system.fileio import make_durable_folder, sync_folder
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_env import CACHE_TABLES, Index, Snapshot, Table, Txn, open_index
@@ -105,12 +106,18 @@ class StoreCache:
     def known(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         def read(index: Index, txn: Snapshot) -> dict[bytes, Location]:
             with txn.cursor(db=index.chunks) as cursor:
-                rows = [(bytes(i), bytes(row)) for i, row in cursor.getmulti(sorted({*chunk_ids}))]
-            return {
-                chunk_id: decode_chunk_row(raw)[1]
-                for chunk_id, row in rows
-                if (raw := _unchecked(chunk_id, row)) is not None
-            }
+
+                def rows(chunk_ids: Iterable[bytes]) -> dict[bytes, ChunkRow]:
+                    found = [
+                        (bytes(i), bytes(row)) for i, row in cursor.getmulti(sorted(chunk_ids))
+                    ]
+                    return {
+                        chunk_id: decode_chunk_row(raw)
+                        for chunk_id, row in found
+                        if (raw := _unchecked(chunk_id, row)) is not None
+                    }
+
+                return located(rows({*chunk_ids}), rows)
 
         return self.read(read, {})
 
@@ -125,8 +132,8 @@ class StoreCache:
         for pack_id, entries in packs:
             for entry in entries:
                 place = Location(pack_id, entry.offset, entry.stored_bytes)
-                row = _checked(entry.chunk_id, encode_chunk_row(entry.raw_bytes, place))
-                rows.append((entry.chunk_id, row))
+                row = ChunkRow(entry.raw_bytes, place, entry.bases)
+                rows.append((entry.chunk_id, _checked(entry.chunk_id, encode_chunk_row(row))))
             if len(rows) >= ROWS_MAX:
                 self.write(write)
                 rows.clear()

@@ -190,9 +190,9 @@ class S3Repair:
             return
         with contextlib.suppress(Overwritten, FormatError):
             for raw in self._catalog.raw_segments(version):
-                for extent in decode_segment(raw):
-                    if extent.location.pack_id not in self._check.readings:
-                        yield extent.chunk_id
+                for chunk in decode_segment(raw).frames():
+                    if chunk.location.pack_id not in self._check.readings:
+                        yield chunk.chunk_id
 
     def _store_anew(self, version: Version) -> None:
         """The object from its intact frames, in packs that are not damaged; below quarantine/ if
@@ -243,7 +243,8 @@ class S3Repair:
 
     def _find(self, extent: Extent) -> bytes | memoryview | None:
         others = self._elsewhere.get(extent.chunk_id, ())
-        return self._check.scan.chunk(extent, [extent.location, *others])
+        places = [extent.location, *others]
+        return self._check.scan.chunk(extent.chunk_id, extent.end - extent.begin, places)
 
     # ------------------------------------------------------------ parts of these
 

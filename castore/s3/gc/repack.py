@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 
 from castore.errors import FormatError, PackMissing
 from castore.format.segment import decode_segment
-from castore.model import Extent, Location, Stages
+from castore.model import FrameKind, Location, Stages, StoredChunk
 from castore.s3.catalog import S3Catalog, Version
 from castore.s3.gc.mark import Pins
 from castore.s3.manifests import Overwritten
@@ -50,7 +50,8 @@ class LiveFrames:
         self._frames: dict[bytes, array[int]] = {}  # offset << 32 | stored bytes
         self._settled: dict[bytes, int] = {}
 
-    def add(self, pack_id: bytes, offset: int, stored_bytes: int) -> None:
+    def add(self, at: Location) -> None:
+        pack_id, offset, stored_bytes, _ = at
         frames = self._frames.setdefault(pack_id, array("Q"))
         frames.append(offset << 32 | stored_bytes)
         if len(frames) >= self._settled.get(pack_id, _SETTLED_MIN):
@@ -117,8 +118,8 @@ class S3Repacker:
                 stuck.update(version.head.packs)
             try:
                 for raw in self._catalog.raw_segments(version):
-                    for extent in decode_segment(raw):
-                        self._live.add(*extent.location)
+                    for chunk in decode_segment(raw).frames():
+                        self._live.add(chunk.location)
             except Overwritten:
                 # What it refers to now may be anywhere: the packs are looked at the next time.
                 stuck.update(version.head.packs)
@@ -139,13 +140,13 @@ class S3Repacker:
         self._stages.begin_stage("repacking", sum(pack.live_bytes for pack in chosen))
         with self._open_session() as session:
             for group in _groups(chosen):
-                places: dict[bytes, Location] = {}
+                places: dict[FrameKind, Location] = {}
                 for pack_id in group:
                     self._move(session, pack_id, places)
                 session.finish()
                 self._lead(session, set(group), places)
 
-    def _move(self, session: S3Session, pack_id: bytes, places: dict[bytes, Location]) -> None:
+    def _move(self, session: S3Session, pack_id: bytes, places: dict[FrameKind, Location]) -> None:
         """Where each chunk is now goes to `places`. Of a pack that can't be emptied nothing is
         moved: a pack is held in memory as a whole first."""
         frames: list[Frame] = []
@@ -166,12 +167,12 @@ class S3Repacker:
             self._left.add(pack_id)
         else:
             for frame in frames:
-                if frame.chunk_id not in places:
-                    places[frame.chunk_id] = session.move(frame)
+                if frame.kind not in places:
+                    places[frame.kind] = session.move(frame)
                     self.bytes_written += frame.stored_bytes
 
     def _lead(
-        self, session: S3Session, moved: set[bytes], places: Mapping[bytes, Location]
+        self, session: S3Session, moved: set[bytes], places: Mapping[FrameKind, Location]
     ) -> None:
         """Put the names that have packs of these anew, but for those that it would not free from
         them."""
@@ -202,7 +203,7 @@ class S3Repacker:
             yield batch
 
     def _relocated(
-        self, version: Version, moved: set[bytes], places: Mapping[bytes, Location]
+        self, version: Version, moved: set[bytes], places: Mapping[FrameKind, Location]
     ) -> Segments | None:
         """None if it was overwritten, or needs a frame that was not moved: one that is damaged, or
         that came to be needed since the live ones were looked for."""
@@ -211,9 +212,9 @@ class S3Repacker:
             for raw in self._catalog.raw_segments(version):
                 segment = decode_segment(raw)
                 left = [
-                    extent
-                    for extent in segment
-                    if extent.location.pack_id in moved and extent.chunk_id not in places
+                    chunk
+                    for chunk in segment.frames()
+                    if chunk.location.pack_id in moved and chunk.kind not in places
                 ]
                 if left:
                     self._note(left)
@@ -223,8 +224,9 @@ class S3Repacker:
             return None
         return segments
 
-    def _note(self, left: Sequence[Extent]) -> None:
-        for _, _, chunk_id, at in left:
+    def _note(self, left: Sequence[StoredChunk]) -> None:
+        for chunk_id, _, located in left:
+            at = located._replace(bases=())
             if at in self._bad or (at in self._live and at.pack_id not in self._left):
                 reason = str(self._bad.get(at, "there is another chunk's frame"))
                 damage = Damage(at.pack_id.hex(), at.offset, chunk_id.hex(), reason)

@@ -1,0 +1,24 @@
+"""What a new object's chunks may be stored as deltas of."""
+
+from __future__ import annotations
+
+from castore.stream.alignment import Alignment
+from castore.stream.backend import Catalog
+from castore.stream.reader import Reader
+from castore.stream.session import WriteSession
+from castore.stream.writer import FindAlignment
+
+
+def resembling(
+    session: WriteSession, catalog: Catalog, reader: Reader, name: bytes, like: bytes | None = None
+) -> FindAlignment | None:
+    """How a writer finds what an object to be put under the name resembles: `like`, or whatever
+    the catalog finds by the name. None where no deltas are wanted."""
+    if not session.deltas:
+        return None
+
+    def find() -> Alignment | None:
+        older = catalog.older(name, like)
+        return None if older is None else Alignment(older, older.size, reader.base)
+
+    return find
