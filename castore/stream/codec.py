@@ -5,9 +5,9 @@ says that it is already compressed or random skips zstd, and a zstd frame that s
 dropped, because a raw frame is served straight from the mapped pack. Level 1 by default: on chunks
 of 64 KiB the negative levels are no faster, and far worse on binary data.
 
-A frame may be a delta: zstd whose dictionary are the bytes of other chunks, its bases, one behind
-the other. The frame of a base is no delta itself. Where the bases are not at hand, the checksum
-that such a frame has tells whether it is intact.
+A frame may be a delta of other chunks, its bases (see `delta`). The frame of a base is no delta
+itself. Where the bases are not at hand, the checksum that such a frame has tells whether it is
+intact.
 
 Every decode is checked twice against what the index expects: the length before any memory is
 taken for it, and the chunk id after.
@@ -40,6 +40,7 @@ from castore.format.pack import (
 )
 from castore.model import FrameKind
 from castore.stream.chunker import is_incompressible
+from castore.stream.delta import decode_delta
 
 ETAG_SEED = 0x9E3779B97F4A7C15
 # Bytes of a journal's block. What is smaller is of one small object, whose bytes are compressed.
@@ -115,21 +116,31 @@ def encode_frame(
     raw: bytes, chunk_id: bytes, *, level: int, sha256: bytes = b"", id_of_sha256: bool = False
 ) -> Frame:
     codec, payload = _compress(raw, level)
-    flags = (FLAG_SHA256 if sha256 else 0) | (FLAG_ID_OF_SHA256 if id_of_sha256 else 0)
-    header = FrameHeader(codec, flags, len(raw), len(payload), chunk_id, sha256)
+    header = FrameHeader(
+        codec, _flags(sha256, id_of_sha256), len(raw), len(payload), chunk_id, sha256
+    )
     return Frame(chunk_id, len(raw), encode_frame_header(header), payload, sha256)
 
 
-def as_delta(frame: Frame, payload: bytes, bases: Sequence[tuple[bytes, int]]) -> Frame:
-    """The chunk of a frame with another payload, which decodes with the bytes of these chunks (id
-    and size), in this order."""
-    old = decode_frame_header(frame.head)
-    header = old._replace(
-        codec=CODEC_DELTA, payload_bytes=len(payload), delta=Delta(tuple(bases), 0)
-    )
-    delta = Delta(tuple(bases), delta_checksum(header, payload))
-    head = encode_frame_header(header._replace(delta=delta))
-    return Frame(frame.chunk_id, frame.raw_bytes, head, payload, frame.sha256, header.bases)
+def delta_frame(
+    payload: bytes,
+    bases: Sequence[tuple[bytes, int]],
+    chunk_id: bytes,
+    raw_bytes: int,
+    *,
+    sha256: bytes = b"",
+    id_of_sha256: bool = False,
+) -> Frame:
+    """The frame of a chunk as a delta of these chunks (id and size), in this order."""
+    delta, flags = Delta(tuple(bases), 0), _flags(sha256, id_of_sha256)
+    header = FrameHeader(CODEC_DELTA, flags, raw_bytes, len(payload), chunk_id, sha256, delta)
+    summed = delta._replace(checksum=delta_checksum(header, payload))
+    head = encode_frame_header(header._replace(delta=summed))
+    return Frame(chunk_id, raw_bytes, head, payload, sha256, header.bases)
+
+
+def _flags(sha256: bytes, id_of_sha256: bool) -> int:
+    return (FLAG_SHA256 if sha256 else 0) | (FLAG_ID_OF_SHA256 if id_of_sha256 else 0)
 
 
 def no_base(chunk_id: bytes, raw_bytes: int) -> bytes:
@@ -159,8 +170,7 @@ def decode_frame(
         raise FormatError("the bytes do not match the chunk's id")
     header, payload = _parsed(frame, chunk_id, raw_bytes)
     if header.delta is not None:
-        dictionary = b"".join([base(*each) for each in header.delta.bases])
-        raw = decompress_delta(payload, raw_bytes, dictionary)
+        raw = decode_delta(payload, [base(*each) for each in header.delta.bases], raw_bytes)
     else:
         raw = payload if header.codec == CODEC_RAW else _decompress(payload, raw_bytes)
     if header.flags & FLAG_ID_OF_SHA256:
@@ -246,23 +256,11 @@ def _compress(raw: bytes, level: int) -> tuple[int, bytes]:
     return CODEC_ZSTD, payload
 
 
-def decompress_delta(payload: bytes | memoryview, raw_bytes: int, dictionary: bytes) -> bytes:
-    """`payload` was compressed with this raw dictionary. Raises FormatError."""
-    raw = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    return _decompressed(zstandard.ZstdDecompressor(dict_data=raw), payload, raw_bytes)
-
-
 def _decompress(payload: bytes | memoryview, raw_bytes: int) -> bytes:
     try:
         decompressor = _thread.decompressor
     except AttributeError:
         decompressor = _thread.decompressor = zstandard.ZstdDecompressor()
-    return _decompressed(decompressor, payload, raw_bytes)
-
-
-def _decompressed(
-    decompressor: zstandard.ZstdDecompressor, payload: bytes | memoryview, raw_bytes: int
-) -> bytes:
     try:
         # The size that the frame claims is what zstandard would allocate.
         if zstandard.frame_content_size(payload) != raw_bytes:

@@ -52,7 +52,7 @@ Copy: TypeAlias = tuple[int, int, int]  # literals before it, and its range [beg
 _thread = threading.local()
 
 
-def encode_delta(raw: Buffer, bases: Sequence[bytes]) -> bytes | None:
+def encode_delta(raw: Buffer, bases: Sequence[Buffer]) -> bytes | None:
     """`raw` as a delta of its bases, in this order; None where none can be made, or where it would
     be no smaller than half of `raw` compressed by itself, as far as can be told from how much of
     it is literals. `decode_delta` takes the same bases."""

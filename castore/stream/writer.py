@@ -29,9 +29,8 @@ from castore.stream.codec import (
     guarded_id,
     sha256_of,
 )
-from castore.stream.deltas import Base
 from castore.stream.operations import Draft
-from castore.stream.session import Encoded, NewFrame, WriteSession
+from castore.stream.session import Base, Encoded, NewFrame, WriteSession
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
 from castore.system.workers import Future
