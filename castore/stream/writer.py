@@ -295,7 +295,9 @@ class ObjectWriter:
                 last = None
             if chunk_id not in found:
                 candidates = alignment.candidates(begin + shift, end + shift, view[begin:end])
-                read = [(each.base, alignment.read(each.base)) for each in candidates]
+                # Where it is one itself, that one can't be relied on.
+                others = [each.base for each in candidates if each.base.chunk_id != chunk_id]
+                read = [(base, alignment.read(base)) for base in others]
                 found[chunk_id] = [Base(chunk, raw) for chunk, raw in read if raw is not None]
         if last is not None:
             alignment.known(last[0] + shift, last[1] + shift, last[2])

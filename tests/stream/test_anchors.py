@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from castore.stream.anchors import ANCHOR_BYTES, anchors, reference
@@ -28,6 +28,7 @@ def test_more_anchors_than_are_found_at_a_time():
     assert list(anchors(data).items()) == list(reference(data).items())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 700), st.integers(0, 700))
 def test_anchors_go_with_the_bytes(seed, before, behind):
     made = random.Random(seed)
