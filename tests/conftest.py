@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forced_deltas
 import pytest
 
 import castore
@@ -42,6 +43,16 @@ pytest_plugins = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    said = "store every chunk as a delta that can be one: see tests/support/forced_deltas.py"
+    parser.addoption("--deltas", action="store_true", help=said)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "deltas: runs as with --deltas")
+    config.addinivalue_line("markers", "plain(why): runs as without --deltas")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the cases of a test that is `sampled(n)`, every n-th runs by default, the others with the
@@ -71,6 +82,16 @@ def _ctrl_c_is_heard() -> Iterator[None]:
 def _no_keys_in_the_users_keyring() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _deltas(request: pytest.FixtureRequest) -> Iterator[None]:
+    marked = request.node.get_closest_marker
+    if marked("deltas") or (request.config.getoption("--deltas") and not marked("plain")):
+        with forced_deltas.forced():
+            yield
+    else:
         yield
 
 

@@ -46,6 +46,7 @@ class Marks:
         self._seen: dict[bytes, bytearray] = {}
         self._settled = False
         self.live_bytes: defaultdict[bytes, int] = defaultdict(int)  # of frames that were seen
+        self.live_bases: defaultdict[bytes, int] = defaultdict(int)  # that these have together
 
     def add(self, segment: Segment) -> None:
         """Its frames are alive."""
@@ -71,16 +72,22 @@ class Marks:
             location.pack_id in self._late and location.offset in self._late[location.pack_id]
         )
 
-    def see(self, location: Location) -> bool:
-        """Whether the frame is alive; the index knows it, and its size counts."""
+    def see(self, location: Location, bases: int = 0) -> bool:
+        """Whether the frame, which has so many bases, is alive; the index knows it, and it counts
+        for what is."""
         at = self._find(location)
         if at < 0:
             return self.is_live(location)
         seen = self._seen[location.pack_id]
         if not seen[at]:
             seen[at] = 1
-            self.live_bytes[location.pack_id] += location.stored_bytes
+            self.count(location, bases)
         return True
+
+    def count(self, location: Location, bases: int) -> None:
+        """A live frame that is seen for the first time."""
+        self.live_bytes[location.pack_id] += location.stored_bytes
+        self.live_bases[location.pack_id] += bases
 
     def unseen(self) -> dict[bytes, set[int]]:
         """The live frames that no row of the index led to: their chunks are stored twice, or were

@@ -18,11 +18,13 @@ class PackFacts:
     size: int
     live_bytes: int
     live_frames: int
+    live_bases: int = 0  # that its live frames have together
 
     @property
     def live_size(self) -> int:
         """What a pack of its live frames would take."""
-        return PACK_HEADER_BYTES + self.live_bytes + footer_bytes(self.live_frames)
+        footer = footer_bytes(self.live_frames, self.live_bases)
+        return PACK_HEADER_BYTES + self.live_bytes + footer
 
     @property
     def live_share(self) -> float:

@@ -311,11 +311,15 @@ class ObjectWriter:
     def _new_frame(self, view: memoryview, bases: Sequence[Base]) -> NewFrame:
         """A copy, and the id of what was copied: it may not be what was cut and hashed, if the
         source is a file that is being written to."""
-        raw = bytes(view)
-        if not self._session.guarded:
-            return NewFrame(raw, chunk_id_of(raw, self._seed), bases=bases)
-        sha256 = sha256_of(raw)
-        return NewFrame(raw, guarded_id(sha256, self._seed), sha256, bases)
+        raw, sha256 = bytes(view), b""
+        if self._session.guarded:
+            sha256 = sha256_of(raw)
+            chunk_id = guarded_id(sha256, self._seed)
+        else:
+            chunk_id = chunk_id_of(raw, self._seed)
+        # There may be a frame of a chunk that has no row, but none could name a delta of itself.
+        others = [base for base in bases if base.chunk.chunk_id != chunk_id]
+        return NewFrame(raw, chunk_id, sha256, others)
 
     def _advance(self, taken: int) -> None:
         self.size += taken

@@ -362,7 +362,7 @@ def test_a_chunk_that_is_stored_twice_is_read_from_the_other_pack(folder: Path) 
     manifest = next(
         raw for raw in segment.values() if decode_segment(raw).end == len(VALUES["n/03"])
     )
-    _, _, chunk_id, (pack_id, offset, stored) = next(iter(decode_segment(manifest)))
+    _, _, chunk_id, (pack_id, offset, stored, _) = next(iter(decode_segment(manifest)))
     name = pack_id.hex()
     flip(folder / "packs" / name[:2] / f"{name}.pack", 8 * (offset + stored - 2))
     assert castore.check_store(folder, read_data=True).damaged_names
@@ -398,7 +398,7 @@ def test_what_no_name_leads_to_is_no_news(folder: Path) -> None:
     segment = decode_segment(rows(folder)[b"segments"][key])
     builder = SegmentBuilder(segment.begin)
     for extent in segment:
-        _, offset, stored = extent.location
+        _, offset, stored, _ = extent.location
         builder.append(extent.end, extent.chunk_id, Location(bytes(16), offset, stored))
     change_rows(folder, b"segments", {key: builder.encode(segment.owner)})
     assert castore.check_store(folder, read_data=True).problems == []

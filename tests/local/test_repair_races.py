@@ -45,7 +45,7 @@ def flip_frame(folder: Path, name: str, number: int = -1) -> tuple[Path, int, by
     """Damage one of an object's frames; (pack, bit, id of its chunk)."""
     [raw] = segments(folder, name).values()
     extent = list(decode_segment(raw))[number]
-    pack_id, offset, stored_bytes = extent.location
+    pack_id, offset, stored_bytes, _ = extent.location
     path = folder / "packs" / pack_id.hex()[:2] / f"{pack_id.hex()}.pack"
     bit = 8 * (offset + stored_bytes - 2)
     flip(path, bit)
@@ -147,7 +147,7 @@ def test_a_put_of_this_process_keeps_what_it_made_durable(
     index = rows(folder)
     [raw] = segments(folder, "more").values()
     for extent in decode_segment(raw):
-        pack_id, offset, stored_bytes = extent.location
+        pack_id, offset, stored_bytes, _ = extent.location
         assert offset + stored_bytes <= decode_pack_row(index[b"packs"][pack_id])[1]
 
 

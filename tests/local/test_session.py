@@ -35,11 +35,11 @@ from castore.format.index import (
     segment_key,
 )
 from castore.format.pack import PackEntry, decode_frame_header, encode_footer, encode_pack_header
-from castore.format.segment import SegmentBuilder, decode_segment
+from castore.format.segment import decode_segment
 from castore.local.catalog import LocalCatalog, PacksVanished
 from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
-from castore.model import Location
+from castore.model import FrameKind, Location, StoredChunk
 from castore.system.lmdb_env import Index, open_index
 
 CHUNKS_OF = {"chunk_bytes_avg": 2816, "threads": 1}
@@ -133,32 +133,34 @@ class Collector:
         """Copy what is alive in `packs` to the pack `target`, and let the index say so."""
         store_id = bytes(txn.get(b"store_id", db=self.index.meta))
         parts, size = [encode_pack_header(store_id, target)], 64
-        moved: dict[bytes, tuple[int, Location]] = {}
+        moved: dict[FrameKind, tuple[int, Location]] = {}
+
+        def find(chunk: StoredChunk) -> Location | None:
+            nonlocal size
+            at = chunk.location
+            if at.pack_id not in packs:
+                return None
+            if chunk.kind not in moved:
+                frame = Path(self.packs.path(at.pack_id)).read_bytes()
+                parts.append(frame[at.offset :][: at.stored_bytes])
+                moved[chunk.kind] = chunk.raw_bytes, Location(target, size, at.stored_bytes)
+                size += at.stored_bytes
+            return moved[chunk.kind][1]._replace(bases=at.bases)
+
         for key, raw in segments.items():
-            extents = list(decode_segment(raw))
-            builder = SegmentBuilder(extents[0].begin)
-            for extent in extents:
-                location = extent.location
-                if location.pack_id in packs:
-                    if extent.chunk_id not in moved:
-                        frame = Path(self.packs.path(location.pack_id)).read_bytes()
-                        parts.append(frame[location.offset :][: location.stored_bytes])
-                        place = Location(target, size, location.stored_bytes)
-                        moved[extent.chunk_id] = extent.end - extent.begin, place
-                        size += location.stored_bytes
-                    location = moved[extent.chunk_id][1]
-                builder.append(extent.end, extent.chunk_id, location)
-            txn.put(key, builder.encode(), db=self.index.segments)
+            txn.put(key, decode_segment(raw).relocated(find) or raw, db=self.index.segments)
         entries = [
-            PackEntry(chunk_id, place.offset, place.stored_bytes, raw_bytes)
-            for chunk_id, (raw_bytes, place) in moved.items()
+            PackEntry(chunk_id, place.offset, place.stored_bytes, raw_bytes, bases)
+            for (chunk_id, bases), (raw_bytes, place) in moved.items()
         ]
         path = Path(self.packs.path(target))
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"".join(parts) + encode_footer(entries, size))
         txn.put(target, encode_pack_row(1, size), db=self.index.packs)
-        for chunk_id, (raw_bytes, place) in moved.items():
-            txn.put(chunk_id, encode_chunk_row(ChunkRow(raw_bytes, place)), db=self.index.chunks)
+        for (chunk_id, bases), (raw_bytes, place) in moved.items():
+            if not bases or (chunk_id, ()) not in moved:
+                row = encode_chunk_row(ChunkRow(raw_bytes, place, bases))
+                txn.put(chunk_id, row, db=self.index.chunks)
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from castore.s3.client.settings import parse_settings
 
 @dataclass
 class Count:
-    """`live` has the frames that names need, as {offset: bytes} of each pack; `packs` the bytes of
-    each that is there."""
+    """`live` has the frames that names need, as {offset: (bytes, bases)} of each pack; `packs` the
+    bytes of each that is there."""
 
     objects: int = 0
     logical_bytes: int = 0
@@ -28,7 +28,9 @@ class Count:
     inline_stored_bytes: int = 0
     chunks: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # raw, stored bytes
     live_chunks: set[bytes] = field(default_factory=set)
-    live: defaultdict[bytes, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
+    live: defaultdict[bytes, dict[int, tuple[int, int]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     packs: dict[bytes, int] = field(default_factory=dict)
     pack_rows: set[bytes] | None = None  # of a local store
     orphan_segments: int = 0
@@ -42,16 +44,18 @@ class Count:
 
     def add_segment(self, raw: bytes, *, chunks: bool) -> None:
         """`chunks`: what is in segments is all that is known of chunks."""
-        for begin, end, chunk_id, location in decode_segment(raw):
+        for chunk_id, raw_bytes, at in decode_segment(raw).frames():
             self.live_chunks.add(chunk_id)
-            self.live[location.pack_id][location.offset] = location.stored_bytes
-            if chunks:
-                self.chunks[chunk_id] = end - begin, location.stored_bytes
+            self.live[at.pack_id][at.offset] = at.stored_bytes, len(at.bases)
+            # What is not a delta counts, where there are frames of both kinds.
+            if chunks and (chunk_id not in self.chunks or not at.bases):
+                self.chunks[chunk_id] = raw_bytes, at.stored_bytes
 
     def live_share(self, pack_id: bytes) -> float:
         """Of a pack's bytes, those that a pack of its live frames would take."""
-        live = self.live.get(pack_id, {})
-        needed = PACK_HEADER_BYTES + sum(live.values()) + footer_bytes(len(live))
+        live = self.live.get(pack_id, {}).values()
+        footer = footer_bytes(len(live), sum(bases for _, bases in live))
+        needed = PACK_HEADER_BYTES + sum(stored for stored, _ in live) + footer
         return needed / max(self.packs[pack_id], 1)
 
     def expected_stats(self) -> dict[str, int]:

@@ -40,6 +40,7 @@ import castore.local.session
 import castore.model
 import castore.store
 from castore.errors import NameExists, NameNotFound
+from forced_deltas import with_children
 
 # ---------------------------------------------------------------- values
 
@@ -913,7 +914,7 @@ def steps_report(command: list[str], *, least: int, seconds: float = 1000) -> di
 def environment() -> dict[str, str]:
     """For such a command: it finds the castore that is being tested."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(castore.__file__)))
-    return {**os.environ, "PYTHONPATH": root}
+    return {**os.environ, "PYTHONPATH": with_children(root)}
 
 
 if __name__ == "__main__":

@@ -65,8 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _stores_end_whole(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Set up before all others, and so torn down after them."""
+def _stores_end_whole(request: pytest.FixtureRequest, _deltas: None) -> Iterator[None]:
+    """Set up before all others, and so torn down after them; but within what forces deltas, which
+    may have made frames that can't be read without it."""
     _folders.clear()
     _remote.clear()
     yield

@@ -95,7 +95,12 @@ class _Collection:
         marks = self.marker.marks
         facts = [
             PackFacts(
-                pack_id, created_ns, size, marks.live_bytes[pack_id], len(marks.offsets(pack_id))
+                pack_id,
+                created_ns,
+                size,
+                marks.live_bytes[pack_id],
+                len(marks.offsets(pack_id)),
+                marks.live_bases[pack_id],
             )
             for pack_id, (size, created_ns) in self.sweeper.sweep_packs().items()
         ]

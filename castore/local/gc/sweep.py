@@ -94,7 +94,8 @@ class Sweeper:
             if cursor.set_range(after + b"\0") if after else cursor.first():
                 for key, row in islice(cursor, ROWS_PER_READ):
                     count += 1
-                    if see(decode_chunk_row(row).location):
+                    known = decode_chunk_row(row)
+                    if see(known.location, len(known.bases)):
                         live += 1
                     else:
                         dead.append(key)
@@ -129,7 +130,7 @@ class Sweeper:
                     offsets = unseen.get(location.pack_id)
                     if offsets and location.offset in offsets:
                         offsets.discard(location.offset)
-                        self._marks.live_bytes[location.pack_id] += location.stored_bytes
+                        self._marks.count(location, len(location.bases))
                         if not location.bases or chunk.chunk_id not in found:
                             found[chunk.chunk_id] = chunk
             if len(found) >= ROWS_MAX:

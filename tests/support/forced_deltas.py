@@ -1,0 +1,156 @@
+"""Stores in which every chunk that can have a base is stored as a delta: of what it resembles, or
+else of whatever chunk of an older object comes first.
+
+`pytest --deltas` runs all tests so, `@pytest.mark.deltas` one of them, and both the programs that
+they start, through `in_children/sitecustomize.py`. What tests put are mostly random bytes: their
+deltas are a few bytes larger than the chunks, which no writer would keep and no reader accept. Here
+both do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import castore
+from castore.format import pack
+from castore.format.index import decode_record
+from castore.local import lookup, older
+from castore.local.older import OlderObject
+from castore.stream import alignment, resembling, session
+from castore.stream.codec import delta_frame
+from castore.stream.delta import encode_delta
+from castore.stream.session import Encoded, NewFrame
+from castore.system import isolated
+from castore.system.lmdb_env import Index
+
+ENVIRONMENT = "CASTORE_TESTS_FORCE_DELTAS"
+SURPLUS_BYTES_MAX = DELTA_HEAD_BYTES = 4  # of a delta's payload over its chunk
+IN_CHILDREN = Path(__file__).resolve().parent / "in_children"
+
+decode_frame_header = pack.decode_frame_header
+find_older = older.find_older
+encode = session._encode
+_PAYLOAD_AT = 12  # in a frame's header
+# A child that looks at an index is given no path to where `sitecustomize` is.
+_IN_ISOLATION = (
+    f"import sys; sys.path.insert(0, {str(IN_CHILDREN)!r}); import sitecustomize; "
+    "del sys.path[0]; "
+)
+
+
+def with_surplus(frame: bytes | memoryview) -> pack.FrameHeader:
+    """The header at the start of a frame, also that of a delta larger than its chunk."""
+    head = bytes(frame[: pack.FRAME_HEAD_BYTES_MAX])
+    if len(head) >= pack.FRAME_HEADER_BYTES and head[4] == pack.CODEC_DELTA:
+        raw_bytes = int.from_bytes(head[8:_PAYLOAD_AT], "little")
+        payload_bytes = int.from_bytes(head[_PAYLOAD_AT : _PAYLOAD_AT + 4], "little")
+        if raw_bytes < payload_bytes <= raw_bytes + SURPLUS_BYTES_MAX:
+            head = head[:_PAYLOAD_AT] + head[8:_PAYLOAD_AT] + head[_PAYLOAD_AT + 4 :]
+            return decode_frame_header(head)._replace(payload_bytes=payload_bytes)
+    return decode_frame_header(frame)
+
+
+def encoded(chunk: NewFrame, level: int) -> Encoded:
+    """A delta of one or more of the bases, if there is any, whatever its size."""
+    if not chunk.bases:
+        return encode(chunk, level)
+    used = chunk.bases[: 1 + zlib.crc32(chunk.chunk_id) % len(chunk.bases)]
+    payload = encode_delta(chunk.raw, [base.raw for base in used])
+    frame = delta_frame(
+        payload or bytes(DELTA_HEAD_BYTES) + chunk.raw,
+        [base.chunk[:2] for base in used],
+        chunk.chunk_id,
+        len(chunk.raw),
+        sha256=chunk.sha256,
+        id_of_sha256=bool(chunk.sha256),
+    )
+    return Encoded(frame, tuple(base.chunk for base in used))
+
+
+def any_older(index: Index, name: bytes, like: bytes | None) -> OlderObject | None:
+    """What the name resembles, or else the next object with chunks in the order of names."""
+    found = find_older(index, name, like)
+    if found is not None:
+        return found
+    with index.gate, index.snapshot() as txn:
+        rows = [(bytes(key), bytes(raw)) for key, raw in txn.cursor(db=index.names)]
+    for _, raw in sorted(rows, key=lambda row: (row[0] < name, row[0])):
+        with contextlib.suppress(castore.CastoreError):
+            record = decode_record(raw)
+            if not record.is_inline:
+                return OlderObject(index, record)
+    return None
+
+
+class AnyAlignment(alignment.Alignment):
+    """One that never gives up, and takes what lies about there where nothing is found."""
+
+    def candidates(self, begin: int, end: int, raw: Any) -> list[alignment.Candidate]:
+        self._lost = 0
+        found = super().candidates(begin, end, raw)
+        if found:
+            return found
+        at = begin % self._size
+        around = self._older.covering(at, at + 20_000)
+        bases = {base: None for e in around for base in e.location.bases or (e.stored,)}
+        return [
+            alignment.Candidate(base, 0.0)
+            for base in list(bases)[: alignment.BASES_MAX]
+            if self.read(base) is not None
+        ]
+
+
+@contextlib.contextmanager
+def forced() -> Iterator[None]:
+    """In this process, and in those that it starts meanwhile."""
+    undo: list[tuple[Any, str, Any]] = []
+    before = {name: os.environ.get(name) for name in (ENVIRONMENT, "PYTHONPATH")}
+    os.environ[ENVIRONMENT] = "1"
+    os.environ["PYTHONPATH"] = with_children(before["PYTHONPATH"] or "")
+    try:
+        _force(undo)
+        yield
+    finally:
+        for module, name, real in reversed(undo):
+            setattr(module, name, real)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def with_children(python_path: str) -> str:
+    """The path of a program that is started, in which deltas are forced if they are here."""
+    parts = python_path.split(os.pathsep) if python_path else []
+    if ENVIRONMENT in os.environ and str(IN_CHILDREN) not in parts:
+        parts.insert(0, str(IN_CHILDREN))
+    return os.pathsep.join(parts)
+
+
+def force_for_good() -> None:
+    """In a process that was started."""
+    _force([])
+
+
+def _force(undo: list[tuple[Any, str, Any]]) -> None:
+    for module, name, value in (
+        (resembling, "Alignment", AnyAlignment),
+        (session, "_encode", encoded),
+        (lookup, "find_older", any_older),
+        (isolated, "_PROGRAM", _IN_ISOLATION + isolated._PROGRAM),
+    ):
+        undo.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+    for module in list(sys.modules.values()):
+        if getattr(module, "decode_frame_header", None) is decode_frame_header and (
+            module is not sys.modules[__name__]
+        ):
+            undo.append((module, "decode_frame_header", decode_frame_header))
+            module.decode_frame_header = with_surplus  # type: ignore[attr-defined]
