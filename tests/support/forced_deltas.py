@@ -39,8 +39,7 @@ encode = session._encode
 _PAYLOAD_AT = 12  # in a frame's header
 # A child that looks at an index is given no path to where `sitecustomize` is.
 _IN_ISOLATION = (
-    f"import sys; sys.path.insert(0, {str(IN_CHILDREN)!r}); import sitecustomize; "
-    "del sys.path[0]; "
+    f"import sys; sys.path.insert(0, {str(IN_CHILDREN)!r}); import sitecustomize; del sys.path[0]; "
 )
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lmdb
+from forced_deltas import with_children
 
 import castore
 import castore.format.pack
@@ -40,7 +41,6 @@ import castore.local.session
 import castore.model
 import castore.store
 from castore.errors import NameExists, NameNotFound
-from forced_deltas import with_children
 
 # ---------------------------------------------------------------- values
 

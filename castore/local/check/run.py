@@ -8,6 +8,7 @@ says so by `gc_seq`: then what looked wrong is looked at again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Collection
@@ -97,9 +98,11 @@ def check_in_process(
     path = os.path.join(root, "index")
     lock_free = read_only and not is_in_use(path)
     in_use = None if lock_free else share(root)
-    index = open_index(path, create=False, lock_free=lock_free)
-    workers = Workers(threads)
-    try:
+    with (
+        in_use or contextlib.nullcontext(),
+        contextlib.closing(open_index(path, create=False, lock_free=lock_free)) as index,
+        contextlib.closing(Workers(threads)) as workers,
+    ):
         check_pages(index)
         for look in range(1, LOOKS + 1):
             stages = Stages(_Told(report))
@@ -119,11 +122,6 @@ def check_in_process(
         for problem in found.problems:
             report({"problem": problem.document()})
         report({"totals": {name: getattr(found, name) for name in TOTALS}})
-    finally:
-        workers.close()
-        index.close()
-        if in_use is not None:
-            in_use.close()
 
 
 class _Told:
