@@ -5,7 +5,9 @@
 The object is a file of holes and seeded random bytes, half and half, in stretches of 1 to 96 MiB:
 holes are what a mapped file is cheapest at and random bytes what the store is dearest at (every
 frame raw, every chunk new). It is put and read back by the `castore` command, each time from a
-file and through a pipe, and read at random in one process. Every copy read back is compared.
+file and through a pipe, and read at random in one process. Then it is edited in so many places that
+nearly every chunk is new, and a delta; that is put and read back, too. Every copy read back is
+compared.
 
 While a process runs, `RssAnon` and `VmRSS` of /proc/PID/status are read about every two
 milliseconds: the highest `RssAnon` seen is the first bar (a peak shorter than the interval can be
@@ -48,6 +50,8 @@ QUICK_BYTES = 256 << 20
 TINY_BYTES = 8 << 20
 STRETCH_BYTES_MAX = 96 << 20
 INTERVAL_S = 0.002
+EDIT_EVERY_BYTES = 64 << 10
+EDIT_BYTES = 16
 
 RANDOM_READS = """
 import random, sys, castore
@@ -128,6 +132,14 @@ def write_holes_and_noise(path: Path, size: int) -> int:
     return written
 
 
+def edit(path: Path, size: int) -> None:
+    draw = random.Random(12)
+    with open(path, "r+b") as target:
+        for at in range(0, size - EDIT_BYTES, EDIT_EVERY_BYTES):
+            target.seek(at)
+            target.write(draw.randbytes(EDIT_BYTES))
+
+
 def _measure(source: Path, size: int, directory: Path) -> list[Row]:
     store, out = directory / "store", directory / "out"
     castore = [*castore_command(), "-r", str(store)]
@@ -143,6 +155,15 @@ def _measure(source: Path, size: int, directory: Path) -> list[Row]:
         _unjudged(_peaks("gets-random", f"{reads} gets of up to 1 MiB at random", at_random)),
         _peaks("put-again", "put of the same file again", [*castore, "put", str(source), "two"]),
     ]
+    edit(source, size)
+    rows += [
+        _peaks(
+            "put-next", "put of it edited", [*castore, "put", "--like", "one", str(source), "next"]
+        ),
+        _peaks("get-next", "get of that", [*castore, "get", "next", str(out)]),
+    ]
+    _same(out, source)
+    rows[-2].notes.append(_deltas(store, "next"))
     shutil.rmtree(store)
     piped = [*castore, "put", "-", "three"]
     rows.append(_peaks("put-pipe", "put of standard input, new", piped, stdin=str(source)))
@@ -165,6 +186,14 @@ def _peaks(name: str, what: str, argv: Sequence[str], stdin: str | None = None) 
     row.bar("≤ 1024 MiB with mapped files", row.samples["total"], _below(TOTAL_BAR_BYTES))
     print(f"{name}: {what}, {usage.wall_s:.1f} s", flush=True)
     return row
+
+
+def _deltas(store: Path, name: str) -> str:
+    import castore
+
+    with castore.open(store, read_only=True) as opened:
+        info = opened.info(name)
+    return f"{info.deltas:,} of its {info.chunks:,} chunks are deltas"
 
 
 def _unjudged(row: Row) -> Row:

@@ -1,9 +1,10 @@
 """What the benches deduplicate: releases of real packages, and generated tables with edits.
 
 A release is a wheel that `pip download` fetches, turned into a plain tar: the members sorted, with
-fixed times and owners. Wheels and tars are kept in `bench/corpora/` (ignored by git), so that a
-second run needs no network. The wheels are those for CPython 3.11 on x86-64 Linux, whatever runs
-the bench: all measure the same bytes.
+fixed times and owners; or, for `sdist`, a source package, unpacked to the tar that it is. What was
+downloaded and the tars are kept in `bench/corpora/` (ignored by git), so that a second run needs no
+network. The wheels are those for CPython 3.11 on x86-64 Linux, whatever runs the bench: all measure
+the same bytes.
 
 Generated series are two versions of one table: the second has a row flipped, inserted or removed
 in a few hundred places. They depend on nothing but the seed.
@@ -11,8 +12,10 @@ in a few hundred places. They depend on nothing but the seed.
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -33,6 +36,20 @@ PACKAGES = {
 }
 QUICK_PACKAGES = {"django": ("4.2.1", "4.2.8")}
 
+# Eight releases in a row, and how they are packed.
+SERIES = {
+    "django": ("sdist", ("4.2.1", "4.2.4", "4.2.8", "4.2.11", "5.0", "5.0.3", "5.0.6", "5.1")),
+    "botocore": ("sdist", tuple(f"1.34.{patch}" for patch in range(10, 151, 20))),
+    "numpy": (
+        "wheel",
+        ("1.25.0", "1.25.1", "1.25.2", "1.26.0", "1.26.1", "1.26.2", "1.26.3", "1.26.4"),
+    ),
+    "scipy": (
+        "wheel",
+        ("1.10.1", "1.11.1", "1.11.2", "1.11.3", "1.11.4", "1.12.0", "1.13.0", "1.13.1"),
+    ),
+}
+
 WHEELS_FOR = ("--platform", "manylinux2014_x86_64", "--python-version", "3.11")
 
 
@@ -45,21 +62,43 @@ def release(package: str, version: str) -> Path:
     tar = CORPORA / f"{package}-{version}.tar"
     if not tar.exists():
         CORPORA.mkdir(exist_ok=True)
-        (CORPORA / ".partial.tar").write_bytes(_as_tar(_wheel(package, version)))
+        wheel = _downloaded(package, version, "wheels", "*.whl", "--only-binary", *WHEELS_FOR)
+        (CORPORA / ".partial.tar").write_bytes(_as_tar(wheel))
         (CORPORA / ".partial.tar").rename(tar)
     return tar
 
 
-def _wheel(package: str, version: str) -> Path:
-    folder = CORPORA / "wheels" / f"{package}-{version}"
+def sdist(package: str, version: str) -> Path:
+    """The tar of one release's source package, unpacked; fetched when it isn't there yet."""
+    tar = CORPORA / f"{package}-{version}-source.tar"
+    if not tar.exists():
+        CORPORA.mkdir(exist_ok=True)
+        packed = _downloaded(package, version, "sdists", "*.tar.gz", "--no-binary")
+        with gzip.open(packed) as source, open(CORPORA / ".partial.tar", "wb") as target:
+            shutil.copyfileobj(source, target)
+        (CORPORA / ".partial.tar").rename(tar)
+    return tar
+
+
+def series(package: str, count: int) -> list[Path]:
+    """The tars of the first `count` of one of SERIES, the oldest first. Raises Unavailable."""
+    kind, versions = SERIES[package]
+    fetch = sdist if kind == "sdist" else release
+    return [fetch(package, version) for version in versions[:count]]
+
+
+def _downloaded(
+    package: str, version: str, kept: str, pattern: str, which: str, *more: str
+) -> Path:
+    folder = CORPORA / kept / f"{package}-{version}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary", ":all:", *WHEELS_FOR, "--dest", str(folder)]
+    command += [which, ":all:", *more, "--dest", str(folder)]
     try:
-        if not any(folder.glob("*.whl")):
+        if not any(folder.glob(pattern)):
             subprocess.run(
                 [*command, f"{package}=={version}"], check=True, capture_output=True, timeout=300
             )
-        return next(folder.glob("*.whl"))
+        return next(folder.glob(pattern))
     except (subprocess.SubprocessError, OSError, StopIteration) as error:
         said = getattr(error, "stderr", None) or str(error).encode()
         last_line = said.decode(errors="replace").strip().splitlines()[-1:]

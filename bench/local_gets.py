@@ -135,7 +135,7 @@ class _Ranges:
             ranges = [chosen for chosen, _ in picks]
             covered = [covering for _, covering in picks]
             chunks += [len(covering) for covering in covered]
-            _alternate(
+            alternate(
                 row,
                 {
                     "castore": (lambda pick: store.gets(name, pick), ranges),
@@ -156,7 +156,7 @@ class _Ranges:
             for at in range(begin, begin + span, 4096):
                 store.gets(name, (at, at + 1))
             ranges = [(begin + low, begin + high) for low, high in self._picks_of(label, span)]
-            _alternate(row, {"castore": (lambda pick: store.gets(name, pick), ranges)})
+            alternate(row, {"castore": (lambda pick: store.gets(name, pick), ranges)})
         if label in JUDGED:
             row.bar("≤ 25 µs", row.samples["castore"], lambda micros: micros <= 25)
         return row
@@ -171,7 +171,7 @@ class _Ranges:
 
         for _ in range(self._rounds):
             ranges = self._picks_of(label, size)
-            _alternate(
+            alternate(
                 row,
                 {
                     "castore": (lambda pick: store.gets(source.name, pick), ranges),
@@ -213,7 +213,7 @@ def _labels(names: Sequence[str], state: str, span: int) -> list[str]:
     return [label for label in SIZES if f"range-{state}-{label}" in names and SIZES[label] <= span]
 
 
-def _alternate(row: Row, contenders: dict[str, tuple[Callable[[Any], object], list[Any]]]) -> None:
+def alternate(row: Row, contenders: dict[str, tuple[Callable[[Any], object], list[Any]]]) -> None:
     """Run all contenders a batch at a time, in turn, and file the median batch of each.
 
     A batch is a few milliseconds, as is a turn of another process on this core: one that falls into

@@ -93,9 +93,9 @@ class Castore(OpenFile):
         for name in names:
             self._stores[label].copy(source, name)
 
-    def stage(self, url: str, cache: str, path: str, name: str) -> None:
+    def stage(self, url: str, cache: str, path: str, name: str, **options: Any) -> None:
         """What a daily job does: open, put, close."""
-        self.open("stage", url, cache)
+        self.open("stage", url, cache, **options)
         try:
             self.put("stage", path, name)
         finally:

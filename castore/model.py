@@ -82,6 +82,7 @@ class ObjectInfo(NamedTuple):
     - `etag`: the same for equal bytes in one store.
     - `chunks`: how many it has; 0 for one that is inline in its record.
     - `stored_bytes`: its frames whole, also those that it shares with other objects.
+    - `deltas`: how many of its chunks were deltas when it was put.
     """
 
     name: str
@@ -91,6 +92,7 @@ class ObjectInfo(NamedTuple):
     etag: str
     chunks: int
     stored_bytes: int
+    deltas: int = 0
 
     @property
     def mtime(self) -> float:

@@ -459,4 +459,5 @@ def object_info(name: str, record: Record) -> ObjectInfo:
         record.etag.hex(),
         record.chunks,
         record.stored_bytes,
+        record.deltas,
     )

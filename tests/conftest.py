@@ -39,7 +39,6 @@ pytest_plugins = [
     "cli_runs",
     "pipelines",
     "proxied",
-    "versions",
     "ways_to_open",
 ]
 

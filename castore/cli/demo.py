@@ -87,9 +87,12 @@ def _print_report(report: DemoReport) -> None:
         f"{human_size(report.stored_bytes)}: deduplication {dedup}, compression {compression}, "
         f"together {together}."
     )
+    today = report.today
     _print_paragraph(
         "What happened: castore cut both tars where their content says, and stored each piece "
-        f"once; {known:.0%} of today's was known. Reading a part decompresses the pieces it is in."
+        f"once; {known:.0%} of today's was known. Of its {today.new_chunks:,} new pieces "
+        f"{today.new_deltas:,} are stored as their difference from one of yesterday's. Reading a "
+        "part decompresses the pieces it is in, and those that they differ from."
     )
     _print_paragraph(
         f"Checked: three whole tars ({human_size(report.checked_bytes)}), {report.ranges.count} "

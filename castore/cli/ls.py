@@ -25,7 +25,7 @@ from castore.cli.output import (
 from castore.cli.salvage import read_all
 from castore.cli.stores import open_to_read
 from castore.errors import NameNotFound
-from castore.model import ObjectInfo, sort_key
+from castore.model import ObjectInfo, StoreStats, sort_key
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -146,6 +146,8 @@ def stats(arguments: Namespace) -> int:
         print_json(
             {
                 **found._asdict(),
+                "delta_saved_bytes": found.delta_saved_bytes,
+                "frames_per_chunk": found.frames_per_chunk,
                 "dedup_ratio": dedup,
                 "compression_ratio": compression,
                 "total_ratio": total,
@@ -160,17 +162,31 @@ def stats(arguments: Namespace) -> int:
         ("unique", human_size(found.unique_bytes), f"deduplication {human_ratio(dedup)}"),
         ("stored", human_size(found.stored_bytes), f"compression {human_ratio(compression)}"),
         ("", "", f"together {human_ratio(total)}"),
+        *_delta_rows(found),
         (place[0], human_size(occupied), place[1]),
     ]
     print_table(rows, right=(1,))
     return exits.OK
 
 
+def _delta_rows(found: StoreStats) -> list[tuple[str, str, str]]:
+    if not found.deltas:
+        return []
+    saved = human_size(found.delta_saved_bytes)
+    read = f"reading one chunk decodes {found.frames_per_chunk:.2f} on average"
+    return [
+        ("deltas", f"{found.deltas:,}", "chunks stored as their difference from others"),
+        ("saved", f"~{saved}", f"by that, of stored; {read}"),
+    ]
+
+
 def _facts(info: ObjectInfo) -> list[tuple[str, str]]:
+    chunks = counted(info.chunks, "chunk")
+    deltas = f", {info.deltas:,} of them deltas when it was put" if info.deltas else ""
     return [
         ("name", info.name),
         ("size", _size(info.size)),
-        ("stored", f"{_size(info.stored_bytes)} in {counted(info.chunks, 'chunk')}"),
+        ("stored", f"{_size(info.stored_bytes)} in {chunks}{deltas}"),
         ("mode", f"{_mode(info)} ({info.mode:04o})"),
         ("put", time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(info.mtime))),
         ("etag", info.etag),

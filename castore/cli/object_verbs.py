@@ -25,6 +25,9 @@ def _put(verbs: Verbs) -> None:
   put -R FOLDER          the same, under the folder's own name
   put - NAME             standard input
 
+Chunks that are new may be stored as their difference from those of an older object: the one that
+the name has until then, one that is named alike, or the one that --like names.
+
 With -R, symlinks to files are followed. Files are published in batches of up to 500 files or
 256 MiB: each batch whole or not at all (on S3, each file whole). A file that can't be put is left
 out and named; the others are put, and the exit code is 1.
@@ -34,6 +37,11 @@ out and named; the others are put, and the exit code is 1.
     add_verbose(verb)
     verb.add_argument(
         "--if-absent", action="store_true", help="fail where the name exists, do not replace"
+    )
+    verb.add_argument(
+        "--like",
+        metavar="NAME",
+        help="the object that the file resembles, as an older version does",
     )
     verb.add_argument("paths", nargs="+", metavar="FILE", help="files, then the name or prefix")
 

@@ -118,6 +118,7 @@ def object_document(info: ObjectInfo) -> dict[str, object]:
         "etag": info.etag,
         "chunks": info.chunks,
         "stored_bytes": info.stored_bytes,
+        "deltas": info.deltas,
     }
 
 

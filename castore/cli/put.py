@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 
 def put(arguments: Namespace) -> int:
+    if arguments.like is not None:
+        encode_name(arguments.like)
+        if arguments.recursive or len(arguments.paths) > 2:
+            raise UsageError("--like is for one file")
     if arguments.paths[0] == "-" and len(arguments.paths) <= 2:
         return _put_stdin(arguments)
     if arguments.recursive:
@@ -83,7 +87,9 @@ def _put_stdin(arguments: Namespace) -> int:
     with open_to_fill(arguments) as store, open_progress(name) as progress:
         # Unbuffered, so that a Ctrl-C between two blocks is not left waiting for the next ones.
         stdin = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
-        info = store.put(name, stdin, if_absent=arguments.if_absent, progress=progress)
+        info = store.put(
+            name, stdin, if_absent=arguments.if_absent, progress=progress, like=arguments.like
+        )
     _print_objects([info], arguments)
     return exits.OK
 
@@ -130,7 +136,7 @@ def _put_in_batches(
     published = 0
     try:
         for batch in batches(sources):
-            _print_objects(_put_batch(store, batch, arguments.if_absent, progress), arguments)
+            _print_objects(_put_batch(store, batch, arguments, progress), arguments)
             published += len(batch)
     except BaseException:
         _complain_of_the_rest(published)
@@ -143,7 +149,7 @@ def _complain_of_the_rest(published: int) -> None:
 
 
 def _put_batch(
-    store: Store, batch: list[Source], if_absent: bool, progress: ProgressBar | None
+    store: Store, batch: list[Source], arguments: Namespace, progress: ProgressBar | None
 ) -> list[ObjectInfo]:
     infos = []
     with store.transaction() as transaction:
@@ -151,7 +157,13 @@ def _put_batch(
             # Else it is a pipe, such as the shell's <(command).
             path = source.path
             with nullcontext(path) if source.is_regular else open(path, "rb") as file:
-                info = transaction.put(source.name, file, if_absent=if_absent, progress=progress)
+                info = transaction.put(
+                    source.name,
+                    file,
+                    if_absent=arguments.if_absent,
+                    progress=progress,
+                    like=arguments.like,
+                )
             infos.append(info)
     return infos
 

@@ -45,18 +45,22 @@ YESTERDAY, TODAY, AGAIN = "tars/yesterday.tar", "tars/today.tar", "tars/today-ag
 
 @dataclass(frozen=True, slots=True)
 class PutResult:
-    """A tar put: sizes in bytes, times in seconds. `new_bytes` is what was not there before."""
+    """A tar put: sizes in bytes, times in seconds. `new_bytes` is what was not there before:
+    `new_chunks`, of which `new_deltas` are stored as their difference from others."""
 
     bytes_in: int
     new_bytes: int
     stored_bytes: int
+    new_chunks: int
+    new_deltas: int
     duration_s: float
     plain_duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """Many reads: medians for sizes and times, means for what one of them touches."""
+    """Many reads: medians for sizes and times, means for what one of them touches. `chunks` are
+    those that it is in, and those that are needed to decode them."""
 
     count: int
     size: int
@@ -116,7 +120,7 @@ def _run_in(folder: str, corpus: Corpus, step: Callable[[str], None]) -> DemoRep
         shutil.rmtree(store_path, ignore_errors=True)
         with castore.open(store_path) as store:
             put_yesterday = _put(store, YESTERDAY, yesterday)
-            put_today = _put(store, TODAY, today)
+            put_today = _put(store, TODAY, today, like=YESTERDAY)
             totals = store.stats()
             puts.append((put_yesterday, put_today, _put(store, AGAIN, today)))
     # Opened anew, as the next day's program would: nothing of the above is left in its caches.
@@ -153,17 +157,19 @@ def _run_in(folder: str, corpus: Corpus, step: Callable[[str], None]) -> DemoRep
     )
 
 
-def _put(store: Store, name: str, path: str) -> PutResult:
+def _put(store: Store, name: str, path: str, like: str | None = None) -> PutResult:
     plain_duration_s = _copy(path, path + ".copy", sync=True)
     before = store.stats()
     began = time.perf_counter()
-    info = store.put(name, path)
+    info = store.put(name, path, like=like)
     duration_s = time.perf_counter() - began
     after = store.stats()
     return PutResult(
         bytes_in=info.size,
         new_bytes=after.unique_bytes - before.unique_bytes,
         stored_bytes=after.stored_bytes - before.stored_bytes,
+        new_chunks=after.chunks - before.chunks,
+        new_deltas=after.deltas - before.deltas,
         duration_s=duration_s,
         plain_duration_s=plain_duration_s,
     )
@@ -204,7 +210,7 @@ def _read_whole(store: Store, path: str, back: str, rounds: int) -> ReadResult:
     return ReadResult(
         count=rounds,
         size=info.size,
-        chunks=plan.chunks,
+        chunks=plan.chunks + plan.bases,
         frame_bytes=plan.frame_bytes,
         duration_s=statistics.median(times),
         plain_duration_s=statistics.median(plain_times),
@@ -248,7 +254,7 @@ def _measure_ranges(store: Store, path: str, byte_ranges: list[tuple[int, int]])
     return ReadResult(
         count=len(byte_ranges),
         size=round(statistics.median(end - begin for begin, end in byte_ranges)),
-        chunks=statistics.fmean(plan.chunks for plan in plans),
+        chunks=statistics.fmean(plan.chunks + plan.bases for plan in plans),
         frame_bytes=statistics.fmean(plan.frame_bytes for plan in plans),
         duration_s=statistics.median(times),
         plain_duration_s=statistics.median(plain_times),

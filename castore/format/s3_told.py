@@ -98,6 +98,8 @@ def decode_hints(raw: bytes) -> tuple[bytes, list[tuple[bytes, list[PackEntry]]]
 
 _LISTING_MAGIC: Final = b"CLST"
 _LISTED_NAME = struct.Struct("<HHIQqQQ16s")
+_LISTING_VERSION_DELTAS = 2  # each name also says how many of its chunks are deltas
+_LISTED_DELTAS = struct.Struct("<Q")
 
 
 class NameFacts(NamedTuple):
@@ -110,18 +112,18 @@ class NameFacts(NamedTuple):
     @classmethod
     def of(cls, name: bytes, etag: str, record: Record) -> NameFacts:
         r = record
-        return cls(
-            name, etag, Record(r.size, r.mtime_ns, r.mode, r.etag, r.stored_bytes, r.chunks, 1)
-        )
+        shown = Record(r.size, r.mtime_ns, r.mode, r.etag, r.stored_bytes, r.chunks, 1)
+        return cls(name, etag, shown._replace(deltas=r.deltas))
 
 
 def listed_bytes(name: bytes, etag: str) -> int:
     """What a name takes in a listing."""
-    return _LISTED_NAME.size + len(name) + len(etag.encode())
+    return _LISTED_NAME.size + len(name) + len(etag.encode()) + _LISTED_DELTAS.size
 
 
 def encode_listing(store_id: bytes, facts: Sequence[NameFacts]) -> bytes:
     """Of many names in one object, so that a list need not ask for each."""
+    with_deltas = any(each.record.deltas for each in facts)
     parts = []
     for name, etag, r in facts:
         tag = etag.encode()
@@ -131,25 +133,32 @@ def encode_listing(store_id: bytes, facts: Sequence[NameFacts]) -> bytes:
             )
         )
         parts += [name, tag]
-    body = b"".join(parts)
-    return _encode_told(_LISTING_MAGIC, store_id, len(facts), body)
+        if with_deltas:
+            parts.append(_LISTED_DELTAS.pack(r.deltas))
+    version = _LISTING_VERSION_DELTAS if with_deltas else VERSION
+    return _encode_told(_LISTING_MAGIC, store_id, len(facts), b"".join(parts), version)
 
 
 def decode_listing(raw: bytes) -> tuple[bytes, list[NameFacts]]:
     """(store id, what it tells)."""
-    store_id, _, count, view = _decode_told(_LISTING_MAGIC, raw, "listing")
-    facts, at, body = [], 0, bytes(view)
+    store_id, version, count, view = _decode_told(
+        _LISTING_MAGIC, raw, "listing", _LISTING_VERSION_DELTAS
+    )
+    facts, at, body, deltas = [], 0, bytes(view), 0
+    deltas_bytes = _LISTED_DELTAS.size if version == _LISTING_VERSION_DELTAS else 0
     for _ in range(count):
         if at + _LISTED_NAME.size > len(body):
             raise FormatError("a listing tells of more names than it holds")
         name_bytes, tag_bytes, *numbers, etag = _LISTED_NAME.unpack_from(body, at)
         at += _LISTED_NAME.size
         name, tag = body[at : at + name_bytes], body[at + name_bytes :][:tag_bytes]
-        at += name_bytes + tag_bytes
+        at += name_bytes + tag_bytes + deltas_bytes
         if at > len(body):
             raise FormatError("a listing ends within a name")
+        if deltas_bytes:
+            [deltas] = _LISTED_DELTAS.unpack_from(body, at - deltas_bytes)
         mode, size, mtime_ns, stored_bytes, chunks = numbers
-        record = Record(size, mtime_ns, mode, etag, stored_bytes, chunks, 1)
+        record = Record(size, mtime_ns, mode, etag, stored_bytes, chunks, 1, deltas=deltas)
         try:
             facts.append(NameFacts(name, tag.decode(), record))
         except UnicodeDecodeError as error:

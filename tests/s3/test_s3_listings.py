@@ -35,6 +35,7 @@ FACTS = st.lists(
             st.binary(min_size=16, max_size=16),
             st.integers(0, 1 << 63),
             st.integers(0, 1 << 63),
+            deltas=st.sampled_from([0, 0, 7, 1 << 63]),
         ),
     ),
     max_size=20,

@@ -17,7 +17,7 @@ import pytest
 from places import BENCH
 
 PEERS = ("restic", "borg", "casync")
-TABLES = ("csv", "table", "column", "dataset", "dataset-arrow", "dataset-listed")
+TABLES = ("csv", "table", "column", "dataset", "dataset-arrow")
 
 
 def run(tmp_path: Path, script: str, *arguments: str) -> tuple[dict[str, Any], str]:
@@ -163,6 +163,25 @@ def test_gc(tmp_path: Path) -> None:
     assert runs["rewrite"]["packs_rewritten"] >= 1
 
 
+def test_delta(tmp_path: Path) -> None:
+    rows_wanted = "stored-csv,first-unrelated,next-csv,get-csv"
+    document, printed = run(tmp_path, "bench_delta.py", "--peers", "", "--only", rows_wanted)
+    measured = rows(document)
+    stored = {who: each["median"] for who, each in measured["stored-csv"]["contenders"].items()}
+    assert stored["castore"] < stored["castore, delta=False"] / 2
+    assert "chunks are deltas" in printed
+    assert list(measured)[1:4] == ["first-unrelated", "next-csv", "get-csv"]
+    assert measured["first-unrelated"]["notes"] == ["0 deltas"]
+
+
+@pytest.mark.long
+def test_delta_all(tmp_path: Path) -> None:
+    document, _ = run(tmp_path, "bench_delta.py")
+    measured = rows(document)
+    assert {"stored-sqlite", "stored-log", "stored-dump", "first", "first-random"} <= set(measured)
+    assert {"next-process-dump", "range-cold-csv", "range-warm-csv"} <= set(measured)
+
+
 @pytest.mark.long
 def test_mount(tmp_path: Path) -> None:
     document, printed = run(tmp_path, "bench_mount.py")
@@ -219,6 +238,7 @@ def test_s3(tmp_path: Path) -> None:
     assert False not in [bar["met"] for bar in bars]
     staged = traffic["staging@20ms/50MBs"]
     assert staged["castore"]["sent"] < staged["boto3"]["sent"]
+    assert staged["castore"]["sent"] <= staged["castore, delta=False"]["sent"]
 
 
 @pytest.mark.skipif(
@@ -234,7 +254,7 @@ def test_file_object_rows(tmp_path: Path) -> None:
     assert list(measured)[:4] == [*reading, "through-1M-local", "through-1M-local-zstd"]
     if find_spec("pandas") and find_spec("pyarrow"):
         tables = [f"{name}@{link}" for name in TABLES]
-        assert list(measured)[4:12] == [*tables, "csv-local", "table-local"]
+        assert list(measured)[4:11] == [*tables, "csv-local", "table-local"]
         bars = {bar["bar"] for name in tables for bar in measured[name]["bars"]}
         assert bars == {"cold ≤ 1.3 × s3fs", "warm ≤ 0.3 × s3fs", "≤ 1.3 × the bytes wanted"}
     assert "castore: 3.0 requests, manifest included" in measured["read-8M@20ms/100MBs"]["notes"]

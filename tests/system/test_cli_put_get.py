@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import threading
 from pathlib import Path
@@ -91,8 +92,35 @@ def test_put_prints_json(run, tmp_path):
     [document] = run("put", tmp_path / "f", "x", "--json").documents
     assert document["name"] == "x"
     assert document["size"] == len(DATA)
-    assert set(document) == {"name", "size", "mtime", "mode", "etag", "chunks", "stored_bytes"}
+    sizes = {"size", "chunks", "stored_bytes", "deltas"}
+    assert set(document) == {"name", "mtime", "mode", "etag", *sizes}
     assert run("--json", "put", tmp_path / "f", "x").documents[0]["etag"] == document["etag"]
+
+
+def test_put_like_says_what_the_file_resembles(run, tmp_path):
+    words = random.Random(5).choices([f"word{n}" for n in range(5000)], k=200_000)
+    (tmp_path / "old").write_text(" ".join(words))
+    words[::5000] = ["changed"] * 40
+    (tmp_path / "new").write_text(" ".join(words))
+    run("put", tmp_path / "old", "a/old")
+    assert run("put", tmp_path / "new", "z/new").code == 0
+    assert "deltas" not in run("stats").text, "nothing says that one is a version of the other"
+    run("rm", "z/new")
+    run("gc")
+    [document] = run("put", tmp_path / "new", "z/new", "--like", "a/old", "--json").documents
+    assert 0 < document["deltas"] <= document["chunks"]
+    assert run("cat", "z/new").out == (tmp_path / "new").read_bytes()
+    stat = run("stat", "z/new").text
+    assert f"chunks, {document['deltas']} of them deltas when it was put" in stat
+    [totals] = run("stats", "--json").documents
+    assert totals["deltas"] == document["deltas"]
+    assert totals["delta_saved_bytes"] > totals["delta_stored_bytes"]
+    assert totals["frames_per_chunk"] == 1 + totals["delta_bases"] / totals["chunks"]
+    assert f"{totals['frames_per_chunk']:.2f} on average" in run("stats").text
+    assert [each["deltas"] for each in run("ls", "--json", "z/").documents] == [document["deltas"]]
+    fails(run("put", tmp_path / "new", "b", "--like", "none"), 14, "'none'")
+    fails(run("put", tmp_path / "new", tmp_path / "old", "p/", "--like", "a/old"), 2, "one file")
+    fails(run("put", "-R", tmp_path, "p", "--like", "a/old"), 2, "one file")
 
 
 def test_put_reads_a_named_pipe_that_is_named(run, tmp_path):

@@ -59,7 +59,9 @@ def test_the_report_adds_up(corpus, temporary):
     assert report.unique_bytes == report.yesterday.new_bytes + report.today.new_bytes
     assert report.stored_bytes == report.yesterday.stored_bytes + report.today.stored_bytes
     assert 0 < report.today.new_bytes < report.yesterday.new_bytes
-    assert report.again.new_bytes == 0
+    assert report.again.new_bytes == report.again.new_chunks == 0
+    assert 0 < report.today.new_deltas <= report.today.new_chunks
+    assert report.yesterday.new_deltas == 0
     assert report.ranges.count == demo.RANGES
     assert report.ranges.frame_bytes > 0
     assert report.members.count == demo.MEMBERS
@@ -92,7 +94,9 @@ def test_json_has_the_numbers_of_the_table(corpus, temporary, capsys):
     assert document["total_ratio"] == pytest.approx(
         document["dedup_ratio"] * document["compression_ratio"]
     )
-    for key in ("bytes_in", "new_bytes", "stored_bytes", "duration_s", "plain_duration_s"):
+    for key in ("bytes_in", "new_bytes", "stored_bytes", "new_chunks", "new_deltas"):
+        assert key in document["today"]
+    for key in ("duration_s", "plain_duration_s"):
         assert key in document["today"]
     for key in ("count", "size", "chunks", "frame_bytes", "duration_s", "plain_duration_s"):
         assert key in document["ranges"]
