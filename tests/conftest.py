@@ -39,6 +39,7 @@ pytest_plugins = [
     "cli_runs",
     "pipelines",
     "proxied",
+    "versions",
     "ways_to_open",
 ]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from castore.check.packs import PackReading, Read, frame_fault
 from castore.format.pack import PackEntry
@@ -13,11 +14,16 @@ from castore.system.workers import Workers
 TASK_BYTES = 4 << 20
 
 
+Offsets: TypeAlias = dict[bytes, "array[int]"]  # of frames, by pack id
+
+
 class DataRead(NamedTuple):
-    """How much was decoded, and compared with its ids: frames, and their bytes as stored."""
+    """How much was decoded, and compared with its ids: frames, and their bytes as stored. Of the
+    `deltas` among them, by pack and offset, only that they are as they were written."""
 
     frames: int
     bytes: int
+    deltas: Offsets
 
 
 class _Job(NamedTuple):
@@ -39,9 +45,11 @@ def check_data(
     """Decode this fraction of the frames, at random, and note those that are not their chunks' as
     bad. Of each pack at least one, so that a store's wrong seed is found. `advance` is told of
     bytes: of the frames that were decoded or, with a fraction of 0, of the packs that were looked
-    at. Memory: a task's bytes per thread, whatever the store's size."""
+    at; of deltas, who decodes these tells it. Memory: a task's bytes per thread, and 4 bytes for
+    each delta."""
     choose = random.Random()
     read_frames = read_bytes = 0
+    deltas: Offsets = {}
 
     def decode(job: _Job) -> tuple[_Job, list[tuple[int, str]]]:
         return job, _faults(job.read, job.task, seed)
@@ -57,9 +65,13 @@ def check_data(
         job.pack.bad.update(faults)
         size = sum(entry.stored_bytes for entry in job.task)
         read_frames, read_bytes = read_frames + len(job.task), read_bytes + size
+        whole = [e for e in job.task if e.bases and e.offset not in job.pack.bad]
+        if whole:
+            offsets = deltas.setdefault(job.pack.pack_id, array("I"))
+            offsets.extend(entry.offset for entry in whole)
         if fraction > 0:
-            advance(size)
-    return DataRead(read_frames, read_bytes)
+            advance(size - sum(entry.stored_bytes for entry in whole))
+    return DataRead(read_frames, read_bytes, deltas)
 
 
 def _chosen(pack: PackReading, fraction: float, choose: random.Random) -> Iterator[PackEntry]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from castore.format.pack import CHUNK_ID_BYTES, PackEntry
 
@@ -40,6 +40,14 @@ class Frames:
         """The frame that begins at this offset."""
         i = bisect_left(self._offsets, offset)
         return self._entry(i) if i < len(self._offsets) and self._offsets[i] == offset else None
+
+    def of(self, chunk_ids: Set[bytes]) -> Iterator[PackEntry]:
+        """Those of these chunks."""
+        if chunk_ids:
+            ids = bytes(self._ids)
+            for i in range(len(self)):
+                if ids[i * CHUNK_ID_BYTES : (i + 1) * CHUNK_ID_BYTES] in chunk_ids:
+                    yield self._entry(i)
 
     def _entry(self, i: int) -> PackEntry:
         at = i * CHUNK_ID_BYTES

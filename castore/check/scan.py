@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 from castore.check.data import check_data
+from castore.check.deltas import DeltaCheck
 from castore.check.packs import PackReading, Read, is_whole, read_pack
 from castore.check.source import PackReader, PackSource
 from castore.errors import FormatError
@@ -30,6 +31,7 @@ class PackScan:
         self._source = source
         self._config = config
         self._readers: dict[bytes, PackReader] = {}
+        self._deltas = DeltaCheck(self.readings, self._read_of, config.seed)
 
     def read(
         self,
@@ -72,6 +74,7 @@ class PackScan:
         )
         self.read_frames += read.frames
         self.read_bytes += read.bytes
+        self._deltas.run(read.deltas, self._source.requests or workers, stages.relative_update)
         for pack_id in self._source.gone:
             self.readings.pop(pack_id, None)
 
@@ -84,14 +87,18 @@ class PackScan:
 
     def frame(self, at: Location) -> bytes:
         """The bytes at a place; fewer, or none, where it is no place of a pack."""
-        reader = self._readers.get(at.pack_id) or self._source.reader(at.pack_id)
+        read = self._read_of(at.pack_id)
+        return b"" if read is None else read(at.offset, at.offset + at.stored_bytes)
+
+    def _read_of(self, pack_id: bytes) -> Read | None:
+        reader = self._readers.get(pack_id) or self._source.reader(pack_id)
         if reader is None:
-            return b""
-        if at.pack_id not in self._readers:
+            return None
+        if pack_id not in self._readers:
             while len(self._readers) >= READERS_MAX:
                 del self._readers[next(iter(self._readers))]
-            self._readers[at.pack_id] = reader
-        return reader.read(at.offset, at.offset + at.stored_bytes)
+            self._readers[pack_id] = reader
+        return reader.read
 
     def chunk(
         self, chunk_id: bytes, raw_bytes: int, places: Iterable[Location]
@@ -112,8 +119,13 @@ class PackScan:
             raise FormatError(f"chunk {chunk_id.hex()}, which it is a delta of, can't be read")
         return raw
 
+    def faulty_deltas(self, pack_id: bytes, entries: Iterable[PackEntry]) -> set[int]:
+        """The offsets of those that do not make their chunks of their bases, as far as these can be
+        read."""
+        return self._deltas.faulty(self.readings[pack_id], entries)
+
     def is_whole(self, pack_id: bytes, entry: PackEntry) -> bool:
-        """Whether the bytes of the frame are its chunk's."""
+        """Whether the bytes of the frame are its chunk's; of a delta, as they were written."""
         return is_whole(partial(self._read, pack_id), entry, self._config.seed)
 
     def _read(self, pack_id: bytes, begin: int, end: int) -> bytes:

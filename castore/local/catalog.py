@@ -197,5 +197,11 @@ def _put_chunk(tables: Tables, chunk: StoredChunk, *, heals: bool = False) -> No
     row = ChunkRow.of(chunk)
     if not tables.chunks.add(chunk.chunk_id, row):
         known = tables.chunks.known(chunk.chunk_id)
-        if known is None or heals or known.location.pack_id not in tables.packs:
+        if known is None or heals or not _serves(tables, known):
             tables.chunks.put(chunk.chunk_id, row)
+
+
+def _serves(tables: Tables, row: ChunkRow) -> bool:
+    """Whether its pack is there and, of a delta, rows of all that it decodes with: a collector may
+    have taken one of these only, and will take the row."""
+    return row.location.pack_id in tables.packs and all(base in tables.chunks for base in row.bases)

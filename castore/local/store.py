@@ -210,7 +210,7 @@ class LocalStore:
         if inherited is not None:
             with contextlib.suppress(OSError, StoreLocked, StoreIOError):
                 self._share()
-            inherited.close()
+            inherited.close_unless_replaced()
 
 
 # ---------------------------------------------------------------- opening

@@ -295,9 +295,7 @@ class ObjectWriter:
                 last = None
             if chunk_id not in found:
                 candidates = alignment.candidates(begin + shift, end + shift, view[begin:end])
-                # Where it is one itself, that one can't be relied on.
-                others = [each.base for each in candidates if each.base.chunk_id != chunk_id]
-                read = [(base, alignment.read(base)) for base in others]
+                read = [(each.base, alignment.read(each.base)) for each in candidates]
                 found[chunk_id] = [Base(chunk, raw) for chunk, raw in read if raw is not None]
         if last is not None:
             alignment.known(last[0] + shift, last[1] + shift, last[2])
@@ -317,7 +315,7 @@ class ObjectWriter:
             chunk_id = guarded_id(sha256, self._seed)
         else:
             chunk_id = chunk_id_of(raw, self._seed)
-        # There may be a frame of a chunk that has no row, but none could name a delta of itself.
+        # If the chunk is there itself, it can't be relied on.
         others = [base for base in bases if base.chunk.chunk_id != chunk_id]
         return NewFrame(raw, chunk_id, sha256, others)
 

@@ -47,6 +47,11 @@ def test_a_store_is_a_dict() -> None:
     run_machine(FolderAndDict, 25, 25)
 
 
+@pytest.mark.deltas
+def test_a_store_of_deltas_is_a_dict() -> None:
+    run_machine(FolderAndDict, 12, 25)
+
+
 def test_a_store_in_memory_is_a_dict() -> None:
     run_machine(MemoryAndDict, 15, 25)
 

@@ -520,6 +520,11 @@ def test_flipped_bits(folder: Path) -> None:
     flip_and_look(folder, 130, 1)
 
 
+@pytest.mark.deltas
+def test_flipped_bits_of_deltas(folder: Path) -> None:
+    flip_and_look(folder, 50, 3)
+
+
 def test_truncations(folder: Path) -> None:
     truncate_and_look(folder, 24, 1)
 

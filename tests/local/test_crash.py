@@ -136,6 +136,11 @@ def test_killed_at_every_fifth_step(fast_folder: Path) -> None:
     kill_at_steps(fast_folder, 1, 5, torn=False)
 
 
+@pytest.mark.deltas
+def test_killed_at_some_steps_of_deltas(fast_folder: Path) -> None:
+    kill_at_steps(fast_folder, 2, 25, torn=False)
+
+
 def test_killed_amid_writes(fast_folder: Path) -> None:
     kill_at_steps(fast_folder, 3, 9, torn=True)
 

@@ -217,6 +217,7 @@ def test_what_a_killed_writer_leaves_goes(
     assert_clean(store, {})
 
 
+@pytest.mark.plain("the second pack needs the first")
 @pytest.mark.damages_store("rows are damaged")
 def test_a_chunk_row_may_be_lost_or_lead_elsewhere(store: castore.Store) -> None:
     """Two writers may store the same chunk at once: each has its own frame, one has the row."""
@@ -600,6 +601,7 @@ def test_arguments_that_make_no_sense(store: castore.Store, wrong: dict[str, Any
         store.gc(**wrong)
 
 
+@pytest.mark.plain("what is deleted is needed as bases")
 def test_stats_agree_with_the_disk(tmp_path: Path) -> None:
     def check(store: castore.Store) -> None:
         stats = store.stats()

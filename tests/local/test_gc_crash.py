@@ -45,6 +45,11 @@ def test_killed_at_some_steps(fast_folder: Path) -> None:
     kill_at_steps(fast_folder, 1, 9, torn=False)
 
 
+@pytest.mark.deltas
+def test_killed_at_some_steps_with_deltas(fast_folder: Path) -> None:
+    kill_at_steps(fast_folder, 3, 40, torn=True)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("torn", [False, True])

@@ -281,6 +281,14 @@ def test_at_some_moments(fast_folder: Path, monkeypatch: pytest.MonkeyPatch, act
     assert at_moments(fast_folder, action, monkeypatch, 1, 4) > 15
 
 
+@pytest.mark.deltas
+@pytest.mark.parametrize("action", ["put again", "end of a put", "move"])
+def test_at_some_moments_with_deltas(
+    fast_folder: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    assert at_moments(fast_folder, action, monkeypatch, 2, 9) > 6
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("action", ACTIONS)
 def test_at_every_moment(fast_folder: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:

@@ -41,6 +41,7 @@ def largest(folder: Path) -> Path:
 # ---- what is read, and when nothing is done -----------------------------------------------------
 
 
+@pytest.mark.plain("with a base, more is lost, and kept in other packs")
 @pytest.mark.parametrize("by", ["api", "command", "report"])
 def test_a_repair_reads_the_data_once(
     folder: Path, by: str, monkeypatch: pytest.MonkeyPatch

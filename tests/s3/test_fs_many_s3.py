@@ -148,3 +148,16 @@ def test_a_transaction_is_published_at_its_end(fs: Any, proxy: FaultProxy, tmp_p
         assert fs.find("") == sorted(TREE)
         assert not proxy.matching("PUT") + proxy.matching("POST") + proxy.matching("DELETE")
     assert fs.find("") == [f"copy/{name[5:]}" for name in sorted(TREE)]
+
+
+def test_a_transaction_moves_and_removes_what_was_put_in_it(fs: Any) -> None:
+    before = fs.find("")
+    with fs.transaction:
+        fs.pipe({"a": b"1", "d/b": b"2" * 70_000, "e/c": b"3"})
+        fs.mv("a", "moved")
+        fs.mv("d", "m", recursive=True)
+        fs.rm("e", recursive=True)
+        fs.rm("tree/1", recursive=True)
+    left = [name for name in before if not name.startswith("tree/1/")]
+    assert fs.find("") == sorted([*left, "m/b", "moved"])
+    assert fs.cat(["moved", "m/b"]) == {"moved": b"1", "m/b": b"2" * 70_000}

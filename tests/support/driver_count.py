@@ -19,14 +19,15 @@ from castore.s3.client.settings import parse_settings
 
 @dataclass
 class Count:
-    """`live` has the frames that names need, as {offset: (bytes, bases)} of each pack; `packs` the
-    bytes of each that is there."""
+    """`chunks` has the bytes of each, raw and stored, and how many bases its frame has; `live` the
+    frames that names need, as {offset: (bytes, bases)} of each pack; `packs` the bytes of each that
+    is there."""
 
     objects: int = 0
     logical_bytes: int = 0
     inline_raw_bytes: int = 0
     inline_stored_bytes: int = 0
-    chunks: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # raw, stored bytes
+    chunks: dict[bytes, tuple[int, int, int]] = field(default_factory=dict)
     live_chunks: set[bytes] = field(default_factory=set)
     live: defaultdict[bytes, dict[int, tuple[int, int]]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -49,7 +50,7 @@ class Count:
             self.live[at.pack_id][at.offset] = at.stored_bytes, len(at.bases)
             # What is not a delta counts, where there are frames of both kinds.
             if chunks and (chunk_id not in self.chunks or not at.bases):
-                self.chunks[chunk_id] = raw_bytes, at.stored_bytes
+                self.chunks[chunk_id] = raw_bytes, at.stored_bytes, len(at.bases)
 
     def live_share(self, pack_id: bytes) -> float:
         """Of a pack's bytes, those that a pack of its live frames would take."""
@@ -59,15 +60,20 @@ class Count:
         return needed / max(self.packs[pack_id], 1)
 
     def expected_stats(self) -> dict[str, int]:
+        deltas = [each for each in self.chunks.values() if each[2]]
         return {
             "objects": self.objects,
             "chunks": len(self.chunks),
             "packs": len(self.packs),
             "logical_bytes": self.logical_bytes,
-            "unique_bytes": self.inline_raw_bytes + sum(raw for raw, _ in self.chunks.values()),
+            "unique_bytes": self.inline_raw_bytes + sum(raw for raw, *_ in self.chunks.values()),
             "stored_bytes": self.inline_stored_bytes
-            + sum(stored for _, stored in self.chunks.values()),
+            + sum(stored for _, stored, _ in self.chunks.values()),
             "pack_bytes": sum(self.packs.values()),
+            "deltas": len(deltas),
+            "delta_raw_bytes": sum(raw for raw, *_ in deltas),
+            "delta_stored_bytes": sum(stored for _, stored, _ in deltas),
+            "delta_bases": sum(bases for *_, bases in deltas),
         }
 
 
@@ -88,7 +94,8 @@ def count_local(store: castore.Store) -> Count:
                 count.orphan_segments += 1
         for chunk_id, raw in txn.cursor(db=index.chunks):
             row = decode_chunk_row(bytes(raw))
-            count.chunks[bytes(chunk_id)] = row.raw_bytes, row.location.stored_bytes
+            stored_bytes = row.location.stored_bytes
+            count.chunks[bytes(chunk_id)] = row.raw_bytes, stored_bytes, len(row.bases)
         assert count.pack_rows is not None
         count.pack_rows.update(bytes(key) for key, _ in txn.cursor(db=index.packs))
         totals = txn.get(b"totals", db=index.meta)

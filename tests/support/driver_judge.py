@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 NAMES_LOOKED_AT = 3  # at each step, and all at every EVERY-th
 EVERY = 12
-SUMS = ("objects", "chunks", "packs", "logical_bytes", "unique_bytes", "stored_bytes", "pack_bytes")
+SUMS = (
+    *("objects", "chunks", "packs", "logical_bytes", "unique_bytes", "stored_bytes", "pack_bytes"),
+    *("deltas", "delta_raw_bytes", "delta_stored_bytes", "delta_bases"),
+)
 
 
 def look(driver: Driver, step: int) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     import castore
 
+VERSION_BYTES_MIN = 20_000
 MODES = (0o644, 0o644, 0o600, 0o755, 0o444, 0o640)
 EXPECTED = (FileNotFoundError, FileExistsError, IsADirectoryError)
 
@@ -170,6 +171,37 @@ def transaction(driver: Driver) -> str:
         model.things = middle.things
     if failed is not None and driver.place.kind != "local":
         driver.settle(middle, changes, began)
+    return ""
+
+
+def version(driver: Driver) -> str:
+    """A later version of an object, in whose chunks a byte here and there is another; of none that
+    is there, or of which it is said."""
+    choose, model, store = driver.choose, driver.model, driver.store
+    there = [name for name in model.names() if len(model.things[name].data) > VERSION_BYTES_MIN]
+    old = choose.choice(there) if there else None
+    data = bytearray(
+        choose.randbytes(choose.randrange(VERSION_BYTES_MIN, 8 * VERSION_BYTES_MIN))
+        if old is None
+        else model.things[old].data
+    )
+    step = choose.randrange(300, 5000)
+    for at in range(choose.randrange(step), len(data), step):
+        data[at] ^= choose.randrange(1, 256)
+    if choose.random() < 0.3:
+        at = choose.randrange(len(data))
+        data[at:at] = choose.randbytes(choose.randrange(1, 2000))
+    name = old if old is not None and choose.random() < 0.3 else choose.choice(NAMES)
+    like = old if choose.random() < 0.6 else None
+    missing = choose.random() < 0.1 and "nothing" not in model.things
+    what = Change("put", name, bytes(data), choose.choice(MODES))
+    driver.say(f"{what}, a version of {old!r}, like {'nothing' if missing else like!r}")
+    began = time.time_ns()
+    with expecting(FileNotFoundError if missing else None):
+        store.puts(name, what.data, mode=what.mode, like="nothing" if missing else like)
+    if not missing:
+        on_model(model, [what], began)
+        driver.touched = [name]
     return ""
 
 
@@ -417,6 +449,7 @@ def look(driver: Driver) -> str:
 STEPS: dict[Any, tuple[int, str]] = {
     change: (60, "local s3 moto"),
     transaction: (10, "local s3 moto"),
+    version: (12, "local s3 moto"),
     put_that_fails: (5, "local s3 moto"),
     read: (10, "local s3 moto"),
     tree: (3, "local s3 moto"),

@@ -13,10 +13,12 @@ import xxhash
 import zstandard
 from places import GOLDEN as GOLDEN_FOLDER
 
+from castore.errors import FormatError
 from castore.format import index as rows
 from castore.format import pack as layout
+from castore.format import s3_told
 from castore.format import segment as layouts
-from castore.model import Extent, Location
+from castore.model import Extent, Location, StoredChunk
 from castore.stream import codec
 
 GOLDEN = json.loads((GOLDEN_FOLDER / "format_v1.json").read_text())
@@ -115,6 +117,72 @@ EXTENTS = rows.Record(1 << 40, -1, 0o644, b"\x33" * 16, 1 << 39, chunks=1 << 24,
 TOTALS = rows.Totals(1 << 50, 2, 3, 1 << 49, 5)
 
 
+# ---- what a store has that has deltas
+
+BASES = [TEXT[:500], TEXT[400:].upper()]
+
+
+BASE_IDS = [codec.chunk_id_of(base, SEED) for base in BASES]
+
+
+DELTA_PAYLOAD = bytes.fromhex(GOLDEN["delta payload of the text"])
+
+
+def delta(sha256: bytes = b"") -> layout.FrameHeader:
+    """The frame's header, with the right checksum."""
+    of = tuple((chunk_id, len(base)) for chunk_id, base in zip(BASE_IDS, BASES, strict=True))
+    header = layout.FrameHeader(
+        layout.CODEC_DELTA,
+        layout.FLAG_SHA256 if sha256 else 0,
+        len(TEXT),
+        len(DELTA_PAYLOAD),
+        TEXT_ID,
+        sha256,
+        layout.Delta(of, 0),
+    )
+    checksum = layout.delta_checksum(header, DELTA_PAYLOAD)
+    return header._replace(delta=layout.Delta(of, checksum))
+
+
+def base(chunk_id: bytes, raw_bytes: int) -> bytes:
+    """Of the text's delta."""
+    found = dict(zip(BASE_IDS, BASES, strict=True)).get(chunk_id, b"")
+    if len(found) != raw_bytes:
+        raise FormatError(f"there is no base {chunk_id.hex()}")
+    return found
+
+
+def extents_of_deltas(count: int = 5, begin: int = 1000) -> list[Extent]:
+    """All but every fourth of them are deltas; some have the same bases."""
+    bases = [
+        StoredChunk(bytes([0xB0 + i]) * 16, 3000 + i, Location(PACK_IDS[3 - i % 2], 9000 * i, 2000))
+        for i in range(4)
+    ]
+    made = []
+    for i, extent in enumerate(extents(count, begin)):
+        used = tuple(bases[(i + j) % 4] for j in range(i % 4))
+        made.append(extent._replace(location=extent.location._replace(bases=used)))
+    return made
+
+
+DELTA_ENTRIES = [
+    entry._replace(bases=tuple(bytes([0xB0 + j]) * 16 for j in range(i % 3)))
+    for i, entry in enumerate(ENTRIES)
+]
+
+
+WITH_DELTAS = EXTENTS._replace(source=1 << 63, deltas=1 << 20)
+
+
+DELTA_ROW = rows.ChunkRow(65536, Location(PACK_IDS[1], 1 << 28, 700), tuple(BASE_IDS))
+
+
+DELTA_TOTALS = rows.Totals(1 << 50, 2, 3, 1 << 49, 5, 6, 7, 8, 9)
+
+
+HINTS = [(PACK_IDS[0], ENTRIES), (PACK_IDS[1], DELTA_ENTRIES)]
+
+
 SPECIMENS: dict[str, bytes] = {
     "config": layout.encode_config(config(), checksum=False),
     "config with collision guard": layout.encode_config(config("sha256"), checksum=False),
@@ -135,6 +203,15 @@ SPECIMENS: dict[str, bytes] = {
     "pack row": rows.encode_pack_row(1767225600_123456789, 256 << 20),
     "totals row": TOTALS.encode(),
     "segment key": rows.segment_key(77, 1 << 40),
+    "frame header, delta": layout.encode_frame_header(delta()),
+    "frame header, delta with sha256": layout.encode_frame_header(delta(SHA256)),
+    "pack footer, deltas": layout.encode_footer(DELTA_ENTRIES, FOOTER_OFFSET),
+    "segment, deltas": segment(extents_of_deltas()),
+    "record, source": rows.encode_record(EXTENTS._replace(source=1 << 63)),
+    "record, deltas": rows.encode_record(WITH_DELTAS),
+    "chunk row, delta": rows.encode_chunk_row(DELTA_ROW),
+    "totals row, deltas": DELTA_TOTALS.encode(),
+    "hints, deltas": s3_told.encode_hints(STORE_ID, HINTS),
     "chunk id": TEXT_ID,
     "chunk id of sha256": codec.guarded_id(SHA256, SEED),
 }
@@ -172,11 +249,11 @@ class Target(NamedTuple):
 def use_frame(raw: bytes) -> None:
     """Believes the header, so that the payload is reached whatever it claims."""
     header = layout.decode_frame_header(raw)
-    codec.decode_frame(raw, header.chunk_id, header.raw_bytes, SEED)
+    codec.decode_frame(raw, header.chunk_id, header.raw_bytes, SEED, base)
 
 
 def use_expected_frame(raw: bytes) -> None:
-    decoded = codec.decode_frame(raw, TEXT_ID, len(TEXT), SEED)
+    decoded = codec.decode_frame(raw, TEXT_ID, len(TEXT), SEED, base)
     assert bytes(decoded) == TEXT, "wrong bytes went through"
 
 
@@ -188,7 +265,10 @@ def use_footer(raw: bytes) -> None:
 def use_segment(raw: bytes) -> None:
     decoded = layouts.decode_segment(raw)
     list(decoded.covering(decoded.begin, decoded.end))
+    list(decoded.frames())
+    list(decoded.offsets_by_pack())
     for extent in decoded:
+        assert len(extent.location.bases) <= layout.BASES_MAX
         assert 0 < extent.end - extent.begin <= layout.CHUNK_BYTES_LIMIT + 256
 
 
@@ -218,11 +298,21 @@ FRAMES = [
 ]
 
 
+DELTAS = [
+    SPECIMENS["frame header, delta"] + DELTA_PAYLOAD,
+    SPECIMENS["frame header, delta with sha256"] + DELTA_PAYLOAD,
+]
+
+
 TARGETS = {
-    "frames": Target([*FRAMES, bomb(1 << 20)], use_frame),
-    "frames of a known chunk": Target(FRAMES[:3], use_expected_frame),
+    "frames": Target([*FRAMES, *DELTAS, bomb(1 << 20)], use_frame),
+    "frames of a known chunk": Target([*FRAMES[:3], *DELTAS], use_expected_frame),
     "footers": Target(
-        [SPECIMENS["pack footer"], layout.encode_footer(ENTRIES[:1], FOOTER_OFFSET)],
+        [
+            SPECIMENS["pack footer"],
+            SPECIMENS["pack footer, deltas"],
+            layout.encode_footer(ENTRIES[:1], FOOTER_OFFSET),
+        ],
         use_footer,
         repaired_footer,
     ),
@@ -233,12 +323,18 @@ TARGETS = {
         True,
     ),
     "segments": Target(
-        [SPECIMENS["segment"], segment(extents(1)), segment(extents(200, 0))],
+        [
+            SPECIMENS["segment"],
+            SPECIMENS["segment, deltas"],
+            segment(extents(1)),
+            segment(extents(200, 0)),
+            segment(extents_of_deltas(90, 0)),
+        ],
         use_segment,
         repaired_segment,
     ),
     "records": Target(
-        [SPECIMENS[f"record, {kind}"] for kind in ("inline raw", "inline zstd", "extents")],
+        [raw for name, raw in SPECIMENS.items() if name.startswith("record, ")],
         use_record,
         repaired_record,
         True,
@@ -248,9 +344,13 @@ TARGETS = {
         layout.decode_config,
         versioned=True,
     ),
-    "chunk rows": Target([SPECIMENS["chunk row"]], rows.decode_chunk_row),
+    "chunk rows": Target(
+        [SPECIMENS["chunk row"], SPECIMENS["chunk row, delta"]], rows.decode_chunk_row
+    ),
     "pack rows": Target([SPECIMENS["pack row"]], rows.decode_pack_row),
-    "totals": Target([SPECIMENS["totals row"]], rows.Totals.decode),
+    "totals": Target(
+        [SPECIMENS["totals row"], SPECIMENS["totals row, deltas"]], rows.Totals.decode
+    ),
     "segment keys": Target([SPECIMENS["segment key"]], rows.manifest_of),
 }
 

@@ -22,8 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import format_s3_cases as made
+from format_cases import SPECIMENS, Target, memory_limited, mutated
 from format_cases import TARGETS as LAYOUTS
-from format_cases import Target, memory_limited, mutated
 from format_s3_cases import NONCE, STORE
 from tars import SEEDS, with_checksums
 
@@ -81,7 +81,10 @@ TARGETS: dict[str, Target] = {
         s3_told.decode_listing,
     ),
     "hints": Target(
-        [s3_told.encode_hints(STORE, [(NONCE, [PackEntry(STORE, 64, 2, 3)] * 3)])],
+        [
+            s3_told.encode_hints(STORE, [(NONCE, [PackEntry(STORE, 64, 2, 3)] * 3)]),
+            SPECIMENS["hints, deltas"],
+        ],
         s3_told.decode_hints,
     ),
     "references": Target(

@@ -17,7 +17,7 @@ import pytest
 from places import BENCH
 
 PEERS = ("restic", "borg", "casync")
-TABLES = ("csv", "table", "column", "dataset", "dataset-arrow")
+TABLES = ("csv", "table", "column", "dataset", "dataset-arrow", "dataset-listed")
 
 
 def run(tmp_path: Path, script: str, *arguments: str) -> tuple[dict[str, Any], str]:
@@ -254,7 +254,7 @@ def test_file_object_rows(tmp_path: Path) -> None:
     assert list(measured)[:4] == [*reading, "through-1M-local", "through-1M-local-zstd"]
     if find_spec("pandas") and find_spec("pyarrow"):
         tables = [f"{name}@{link}" for name in TABLES]
-        assert list(measured)[4:11] == [*tables, "csv-local", "table-local"]
+        assert list(measured)[4:12] == [*tables, "csv-local", "table-local"]
         bars = {bar["bar"] for name in tables for bar in measured[name]["bars"]}
         assert bars == {"cold ≤ 1.3 × s3fs", "warm ≤ 0.3 × s3fs", "≤ 1.3 × the bytes wanted"}
     assert "castore: 3.0 requests, manifest included" in measured["read-8M@20ms/100MBs"]["notes"]

@@ -11,6 +11,13 @@ from contextlib import suppress
 import pytest
 import xxhash
 from format_cases import (
+    BASE_IDS,
+    BASES,
+    DELTA_ENTRIES,
+    DELTA_PAYLOAD,
+    DELTA_ROW,
+    DELTA_TOTALS,
+    DELTAS,
     ENTRIES,
     EXTENTS,
     EXTREMES,
@@ -18,6 +25,7 @@ from format_cases import (
     GOLDEN,
     GUARDED_HEADER,
     GUARDED_ID_HEADER,
+    HINTS,
     INLINE,
     INLINE_ZSTD,
     PACK_IDS,
@@ -30,12 +38,16 @@ from format_cases import (
     TEXT,
     TEXT_ID,
     TOTALS,
+    WITH_DELTAS,
     ZSTD_HEADER,
     ZSTD_PAYLOAD,
+    base,
     bomb,
     checksum,
     config,
+    delta,
     extents,
+    extents_of_deltas,
     memory_limited,
     mutated,
     repaired_footer,
@@ -51,8 +63,9 @@ from hypothesis import strategies as st
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format import index as rows
 from castore.format import pack as layout
+from castore.format import s3_told
 from castore.format import segment as layouts
-from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location
+from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, StoredChunk
 from castore.stream import codec
 
 # ---------------------------------------------------------------- specimens of every layout
@@ -64,7 +77,8 @@ def test_version_1_is_encoded_as_it_always_was(name: str) -> None:
 
 
 def test_every_golden_layout_is_tested() -> None:
-    assert set(GOLDEN) == {*SPECIMENS, "zstd payload of the text"}
+    payloads = {"zstd payload of the text", "delta payload of the text"}
+    assert set(GOLDEN) == {*SPECIMENS, *payloads}
 
 
 def test_golden_bytes_decode_to_what_they_meant() -> None:
@@ -100,6 +114,99 @@ def test_golden_bytes_decode_to_what_they_meant() -> None:
     assert rows.decode_pack_row(raw["pack row"][:16]) == (1767225600_123456789, 256 << 20)
     assert rows.Totals.decode(raw["totals row"]) == TOTALS
     assert rows.manifest_of(raw["segment key"]) == 77
+
+
+def test_golden_bytes_with_deltas_decode_to_what_they_meant() -> None:
+    raw = {name: bytes.fromhex(golden) for name, golden in GOLDEN.items()}
+    for name, header in [
+        ("frame header, delta", delta()),
+        ("frame header, delta with sha256", delta(SHA256)),
+    ]:
+        frame = raw[name] + raw["delta payload of the text"]
+        assert layout.decode_frame_header(frame) == header
+        assert codec.decode_frame(frame, TEXT_ID, len(TEXT), SEED, base) == TEXT
+        with pytest.raises(FormatError, match=r"its base .* is not known"):
+            codec.decode_frame(frame, TEXT_ID, len(TEXT), SEED)
+        assert codec.check_frame(frame, TEXT_ID, len(TEXT), SEED) == header
+    footer = raw["pack footer, deltas"]
+    assert layout.decode_footer(footer, FOOTER_OFFSET + len(footer)) == DELTA_ENTRIES
+    segment = layouts.decode_segment(raw["segment, deltas"])
+    assert list(segment) == extents_of_deltas()
+    assert (segment.deltas, segment.bases_used) == (3, 6)
+    assert rows.decode_record(raw["record, source"]) == EXTENTS._replace(source=1 << 63)
+    assert rows.decode_record(raw["record, deltas"]) == WITH_DELTAS
+    assert rows.decode_chunk_row(raw["chunk row, delta"]) == DELTA_ROW
+    assert rows.Totals.decode(raw["totals row, deltas"]) == DELTA_TOTALS
+    assert s3_told.decode_hints(raw["hints, deltas"]) == (STORE_ID, HINTS)
+
+
+def test_layouts_with_deltas_are_those_of_the_format_page() -> None:
+    """Literally, too."""
+    head = b"CFRM\x02\0\0\0" + struct.pack("<II", len(TEXT), len(DELTA_PAYLOAD)) + TEXT_ID
+    of = b"".join(
+        id_ + struct.pack("<I", len(base)) for id_, base in zip(BASE_IDS, BASES, strict=True)
+    )
+    unsummed = head + struct.pack("<BBHQ", 2, 0, 0, 0) + of
+    summed = checksum(DELTA_PAYLOAD, xxhash.xxh3_64_intdigest(unsummed))
+    assert SPECIMENS["frame header, delta"] == head + b"\2\0\0\0" + summed + of
+
+    entries = b"".join(struct.pack("<16sIII", *entry[:4]) for entry in DELTA_ENTRIES)
+    entries += b"".join(
+        struct.pack("<I", i) + id_ for i, entry in enumerate(DELTA_ENTRIES) for id_ in entry.bases
+    )
+    trailer = struct.pack("<QII", FOOTER_OFFSET, 4, 3) + checksum(entries)
+    footer = entries + trailer + checksum(trailer) + b"castfoot"
+    assert SPECIMENS["pack footer, deltas"] == footer
+
+    of_deltas = extents_of_deltas()
+    bases = list(dict.fromkeys(b for e in of_deltas for b in e.location.bases))
+    packs = list(dict.fromkeys(i for e in of_deltas for i in packs_in_order(e)))
+    columns = b"".join(
+        [
+            struct.pack("<5Q", *(e.end for e in of_deltas)),
+            *(e.chunk_id for e in of_deltas),
+            struct.pack("<5I", *(e.location.offset for e in of_deltas)),
+            struct.pack("<5I", *(e.location.stored_bytes for e in of_deltas)),
+            struct.pack("<5H", *(packs.index(e.location.pack_id) for e in of_deltas)),
+            struct.pack("<5H", 0, 1, 3, 6, 6),  # where each extent's bases end in the next column
+            struct.pack("<6H", *(bases.index(b) for e in of_deltas for b in e.location.bases)),
+            struct.pack("<4I", *(b.raw_bytes for b in bases)),
+            *(b.chunk_id for b in bases),
+            struct.pack("<4I", *(b.location.offset for b in bases)),
+            struct.pack("<4I", *(b.location.stored_bytes for b in bases)),
+            struct.pack("<4H", *(packs.index(b.location.pack_id) for b in bases)),
+            *packs,
+        ]
+    )
+    fixed = struct.pack("<4sBBHHHIQ", b"CSEG", 2, 0, 5, len(packs), 4, 0, 1000)
+    assert SPECIMENS["segment, deltas"] == fixed + checksum(columns, 1000 ^ 5 << 48) + columns
+
+    fixed = struct.pack("<BBBBIQq", 3, 1, 0, 0, 0o644, 1 << 40, -1) + b"\x33" * 16
+    fixed += struct.pack("<QQQ", 1 << 39, 1 << 24, 77)
+    tail = struct.pack("<QQ", 1 << 63, 1 << 20)
+    record = fixed + checksum(tail, xxhash.xxh3_64_intdigest(fixed)) + tail
+    assert SPECIMENS["record, deltas"] == record
+
+    row = struct.pack("<IIIBBH", 65536, 1 << 28, 700, 2, 2, 0) + PACK_IDS[1]
+    assert SPECIMENS["chunk row, delta"] == row + b"".join(BASE_IDS)
+
+
+def packs_in_order(extent: Extent) -> list[bytes]:
+    """As a segment comes to name them."""
+    at = extent.location
+    return [at.pack_id, *(base.location.pack_id for base in at.bases)]
+
+
+@pytest.mark.parametrize("frame", DELTAS, ids=["plain", "guarded"])
+def test_every_flipped_bit_of_a_delta_is_seen(frame: bytes) -> None:
+    """Also without its bases; and with others, though nothing in it is wrong."""
+    for bit in range(8 * len(frame)):
+        changed = bytearray(frame)
+        changed[bit >> 3] ^= 1 << (bit & 7)
+        with pytest.raises(FormatError):
+            codec.check_frame(bytes(changed), TEXT_ID, len(TEXT), SEED)
+    with pytest.raises(FormatError):
+        codec.decode_frame(frame, TEXT_ID, len(TEXT), SEED, lambda _, size: bytes(size))
 
 
 def test_layouts_are_those_of_the_format_page() -> None:
@@ -207,19 +314,30 @@ def test_inline_records_round_trip(inline: bytes, mode: int, etag: bytes) -> Non
         st.integers(1, layout.CHUNK_BYTES_LIMIT + 256), min_size=1, max_size=SEGMENT_EXTENTS_MAX
     ),
     packs=st.integers(1, 5),
+    bases=st.integers(0, 6),
     at=st.floats(0, 1),
 )
 def test_segments_round_trip_and_find_their_extents(
-    begin: int, lengths: list[int], packs: int, at: float
+    begin: int, lengths: list[int], packs: int, bases: int, at: float
 ) -> None:
+    others = [
+        StoredChunk(bytes([i]) * 16, 1 + i, Location(bytes([i % 2]) * 16, 9 * i, 8 * i))
+        for i in range(bases)
+    ]
     made = []
     for i, length in enumerate(lengths):
         pack_id = bytes([i % packs]) * 16
-        location = Location(pack_id, (i * 77777) % 2**31, 32 + length % 1000)
+        first = i % (bases + 1)
+        used = tuple(others[first : first + layout.BASES_MAX])
+        location = Location(pack_id, (i * 77777) % 2**31, 32 + length % 1000, used)
         made.append(Extent(begin, begin + length, struct.pack("<QQ", i, length), location))
         begin += length
     decoded = layouts.decode_segment(segment(made))
     assert list(decoded) == made
+    needed = {base for extent in made for base in extent.location.bases}
+    assert set(decoded.frames()) == {extent.stored for extent in made} | needed
+    marked = {(p, offset) for p, offsets in decoded.offsets_by_pack() for offset in offsets}
+    assert marked == {chunk.location.place for chunk in decoded.frames()}
     assert (decoded.begin, decoded.end, len(decoded)) == (made[0].begin, begin, len(made))
     low = made[0].begin + int(at * (begin - made[0].begin - 1))
     for high in (low + 1, low + 5000, begin, begin + 1):
@@ -245,11 +363,16 @@ def test_segment_keys_sort_as_numbers() -> None:
     assert keys == sorted(keys)
 
 
-@given(st.lists(st.tuples(id16, st.integers(1, 5000)), max_size=60))
-def test_footers_round_trip(frames: list[tuple[bytes, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(id16, st.integers(1, 5000), st.lists(id16, max_size=layout.BASES_MAX)),
+        max_size=60,
+    )
+)
+def test_footers_round_trip(frames: list[tuple[bytes, int, list[bytes]]]) -> None:
     entries, at = [], 64
-    for chunk_id, stored in frames:
-        entries.append(layout.PackEntry(chunk_id, at, stored, 2 * stored))
+    for chunk_id, stored, bases in frames:
+        entries.append(layout.PackEntry(chunk_id, at, stored, 2 * stored, tuple(bases)))
         at += stored
     footer = layout.encode_footer(entries, at)
     assert layout.decode_footer(footer, at + len(footer)) == entries

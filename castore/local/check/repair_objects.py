@@ -50,12 +50,16 @@ class ObjectRepair:
     # ------------------------------------------------------------ extents
 
     def dangling_chunks(self) -> set[bytes]:
-        return {
-            chunk.chunk_id
-            for _, segment in all_segments(self._index)
-            for chunk in segment.frames()
-            if self._packs.is_dangling(chunk)
-        }
+        """Those whose frames are, and those that are deltas of them: there may be frames of these
+        that are none."""
+        dangling: set[bytes] = set()
+        for _, segment in all_segments(self._index):
+            for extent in segment:
+                chunks = extent.stored, *extent.location.bases
+                found = {c.chunk_id for c in chunks if self._packs.is_dangling(c)}
+                if found:
+                    dangling |= {extent.chunk_id, *found}
+        return dangling
 
     def move_extents(self) -> None:
         """Lead extents in packs that are to be replaced, or dangling, to the copies.

@@ -233,10 +233,17 @@ class PackRepair:
 
     def _intact(self, pack_id: bytes, entries: Iterable[PackEntry]) -> list[tuple[int, Frame]]:
         found = []
+        bad = self.readings[pack_id].bad
+        # What could not be read once may be read now; but what is as it was written, and makes
+        # another chunk, does so again.
+        deltas = [entry for entry in entries if entry.bases and entry.offset in bad]
+        wrong = self.scan.faulty_deltas(pack_id, deltas)
         for chunk_id, offset, stored_bytes, raw_bytes, _ in entries:
+            if offset in wrong:
+                continue
             raw = self.scan.frame(Location(pack_id, offset, stored_bytes))
             try:
                 found.append((offset, stored_frame(raw, chunk_id, raw_bytes, self._config.seed)))
             except FormatError as error:
-                self.readings[pack_id].bad.setdefault(offset, str(error))
+                bad.setdefault(offset, str(error))
         return found
