@@ -47,39 +47,44 @@ class LiveFrames:
     """The frames that names need, by pack: 8 bytes for each, and at most twice that."""
 
     def __init__(self) -> None:
-        self._frames: dict[bytes, array[int]] = {}  # offset << 32 | stored bytes
+        self._frames: dict[bytes, array[int]] = {}  # offset, stored bytes, bases: 32, 29, 3 bits
         self._settled: dict[bytes, int] = {}
 
     def add(self, at: Location) -> None:
-        pack_id, offset, stored_bytes, _ = at
+        pack_id, offset, stored_bytes, bases = at
         frames = self._frames.setdefault(pack_id, array("Q"))
-        frames.append(offset << 32 | stored_bytes)
+        frames.append(offset << 32 | stored_bytes << 3 | len(bases))
         if len(frames) >= self._settled.get(pack_id, _SETTLED_MIN):
             self._settle(pack_id)
 
     def of(self, pack_id: bytes) -> list[Location]:
-        """Each once, in order."""
+        """Each once, in order, without its bases."""
         self._settle(pack_id)
         frames = self._frames.get(pack_id, ())
-        return [Location(pack_id, frame >> 32, frame & 0xFFFFFFFF) for frame in frames]
+        return [Location(pack_id, frame >> 32, _stored_bytes(frame)) for frame in frames]
 
     def __contains__(self, at: Location) -> bool:
         """Of a pack that was looked at."""
-        frames, frame = self._frames.get(at.pack_id, ()), at.offset << 32 | at.stored_bytes
+        frames, frame = self._frames.get(at.pack_id, ()), at.offset << 32 | at.stored_bytes << 3
         i = bisect_left(frames, frame)
-        return i < len(frames) and frames[i] == frame
+        return i < len(frames) and frames[i] >> 3 == frame >> 3
 
     def facts(self, pack_id: bytes, size: int) -> PackFacts:
         """Of a pack of this size."""
         self._settle(pack_id)
         frames = self._frames.get(pack_id, ())
-        live_bytes = sum(frame & 0xFFFFFFFF for frame in frames)
-        return PackFacts(pack_id, 0, size, live_bytes, len(frames))
+        live_bytes = sum(map(_stored_bytes, frames))
+        live_bases = sum(frame & 7 for frame in frames)
+        return PackFacts(pack_id, 0, size, live_bytes, len(frames), live_bases)
 
     def _settle(self, pack_id: bytes) -> None:
         if pack_id in self._frames:
             frames = self._frames[pack_id] = array("Q", sorted({*self._frames[pack_id]}))
             self._settled[pack_id] = max(2 * len(frames), _SETTLED_MIN)
+
+
+def _stored_bytes(frame: int) -> int:
+    return frame >> 3 & 0x1FFFFFFF
 
 
 class S3Repacker:
