@@ -18,10 +18,11 @@ from castore.check.bitflip import corrected
 from castore.check.objects import Faulty, inline_fault, manifest_faults
 from castore.check.salvage import PREFIX, note, salvage
 from castore.errors import CommitUnknown, ConfigLost, FormatError, NameNotFound, UnsupportedFormat
+from castore.format.pack import PackEntry
 from castore.format.s3 import NONCE_BYTES, encode_manifest
 from castore.format.s3_told import decode_hints, decode_listing
 from castore.format.segment import decode_segment
-from castore.model import Extent, Location, Progress, Stages
+from castore.model import Extent, Location, Progress, Stages, StoredChunk
 from castore.s3.catalog import S3Catalog, Version
 from castore.s3.check.check import S3Check, open_check
 from castore.s3.check.repair_condemned import CondemnedRepair
@@ -98,6 +99,7 @@ class S3Repair:
         self._session = session
         self._config = check.config
         self._elsewhere: dict[bytes, list[Location]] = {}
+        self._plain: dict[bytes, StoredChunk] = {}  # in frames that are no deltas, by id
         self._bad = {i: reading for i, reading in check.readings.items() if reading.damaged}
 
     @cached_property
@@ -179,11 +181,23 @@ class S3Repair:
         wanted = {bytes.fromhex(p.chunk) for p in report.problems if p.chunk}
         for version in self._catalog.versions(b""):
             wanted.update(self._missing_chunks(version))
+        found = [(at, entry) for at, entry in self._intact() if entry.chunk_id in wanted]
+        wanted.update(base for _, entry in found for base in entry.bases)
+        for at, entry in self._intact():
+            if entry.chunk_id in wanted and not entry.bases:
+                chunk = StoredChunk(entry.chunk_id, entry.raw_bytes, at)
+                self._plain.setdefault(entry.chunk_id, chunk)
+        for at, entry in found:
+            if self._plain.keys() >= {*entry.bases}:
+                bases = tuple(self._plain[base] for base in entry.bases)
+                self._elsewhere.setdefault(entry.chunk_id, []).append(at._replace(bases=bases))
+
+    def _intact(self) -> Iterator[tuple[Location, PackEntry]]:
+        """All frames that are."""
         for pack_id, reading in self._check.readings.items():
             for entry in reading.frames:
-                if entry.chunk_id in wanted and entry.offset not in reading.bad:
-                    at = Location(pack_id, entry.offset, entry.stored_bytes)
-                    self._elsewhere.setdefault(entry.chunk_id, []).append(at)
+                if entry.offset not in reading.bad:
+                    yield Location(pack_id, entry.offset, entry.stored_bytes), entry
 
     def _missing_chunks(self, version: Version) -> Iterator[bytes]:
         if set(version.head.packs) <= self._check.readings.keys():
@@ -242,8 +256,10 @@ class S3Repair:
         return list(manifest_faults(version.head.record, raws, self._check.readings, seed))
 
     def _find(self, extent: Extent) -> bytes | memoryview | None:
+        at = extent.location
+        other_bases = tuple(self._plain.get(base.chunk_id, base) for base in at.bases)
         others = self._elsewhere.get(extent.chunk_id, ())
-        places = [extent.location, *others]
+        places = [at, at._replace(bases=other_bases), *others]
         return self._check.scan.chunk(extent.chunk_id, extent.end - extent.begin, places)
 
     # ------------------------------------------------------------ parts of these
