@@ -90,8 +90,8 @@ class LocalSession(WriteSession):
                 known[chunk_id] = new.location
         return known
 
-    def reliable(self, bases: Collection[StoredChunk]) -> Collection[StoredChunk]:
-        return {base for base in bases if self._hold(base.location)}
+    def reliable(self, bases: Collection[StoredChunk]) -> dict[StoredChunk, StoredChunk]:
+        return {base: base for base in bases if self._hold(base.location)}
 
     def place(self, encoded: Sequence[Encoded]) -> None:
         places = self._packs.append([frame for frame, _ in encoded], self._placement)

@@ -23,6 +23,7 @@ from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.keys import NAMES, name_of
 from castore.s3.listings import Listings
 from castore.s3.manifests import Overwritten, decode_own_head, read_manifest, read_part
+from castore.s3.older import find_older
 from castore.s3.presence import etags_of
 from castore.stream.backend import Cover, Entry, Older
 from castore.stream.coalesce import coalesce
@@ -99,7 +100,9 @@ class S3Catalog:
         return self._cover(known, byte_ranges, self._requests.submit(self._fetch, name, known.etag))
 
     def older(self, name: bytes, like: bytes | None) -> Older | None:
-        return None
+        with self._lock:
+            in_memory = list(self._versions)
+        return find_older(self._cache, in_memory, self._known, name, like)
 
     def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:
         known = None if etag is None else self._known(name)

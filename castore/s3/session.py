@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.format.segment import Segment, SegmentBuilder, decode_segment
-from castore.model import FrameKind, Location, StoredChunk
+from castore.model import Extent, FrameKind, Location, StoredChunk
 from castore.s3.catalog import Version
 from castore.s3.commit import check, groups, names_of, names_to_look_up
 from castore.s3.damaged import to_avoid
@@ -70,18 +70,27 @@ class S3Session(WriteSession):
         self._lease = lease
         self._requests = parts.requests
         self._names = NameWriter(parts, lease)
-        self._uploads = Uploads(parts, lease, budget)
+        self._uploads = Uploads(parts, lease, budget, keeps_bases=deltas)
         self._open = True
         self._published = False
         self._damaged: Future[set[bytes]] | None = None
+        self._unfit: set[bytes] = set()  # packs that turned out not to be relied on
+        self._ahead: set[bytes] = set()  # packs that will be relied on, if any bases are
         lease.join()
 
     # ------------------------------------------------------------ for the drafts
 
-    def prefetch(self, chunk_ids: Sequence[bytes]) -> None:
-        """To rely on packs takes three round trips: for many of them at once, if possible."""
+    def prefetch(self, chunk_ids: Sequence[bytes], older: Sequence[Extent] = ()) -> None:
+        """To rely on packs takes three round trips: for many of them at once, if possible. Those
+        that have the bases are among them once anything shows that the stream is like the older
+        object: a chunk that both have, or else the first base that is found."""
         self._hints.read()
-        self._lease.rely_on({at.pack_id for at in self._cache.known(chunk_ids).values()})
+        known = self._cache.known(chunk_ids)
+        packs = {pack_id for at in known.values() for pack_id in at.packs}
+        self._ahead = self._packs_at_hand(older) if len(known) < len(chunk_ids) else set()
+        if any(extent.chunk_id in known for extent in older):
+            packs |= self._ahead
+        self._unfit |= self._lease.rely_on(packs - self._unfit)
 
     def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         """Packs of others are pinned, and looked for, before this returns: the caller lets go of
@@ -89,10 +98,14 @@ class S3Session(WriteSession):
         self.check_process()
         self._hints.read()
         known = self._cache.known(chunk_ids)
-        unreliable = self.unreliable({location.pack_id for location in known.values()})
+        unreliable = self.unreliable(
+            {pack_id for location in known.values() for pack_id in location.packs}
+        )
         if unreliable:
-            lost = [i for i, location in known.items() if location.pack_id in unreliable]
-            self._cache.drop_chunks(lost)
+            lost = {i for i, at in known.items() if not at.packs.isdisjoint(unreliable)}
+            bases = {base for at in known.values() for base in at.bases}
+            gone = {base.chunk_id for base in bases if base.location.pack_id in unreliable}
+            self._cache.drop_chunks(lost | gone)
             for chunk_id in lost:
                 del known[chunk_id]
         for chunk_id in chunk_ids:
@@ -100,6 +113,16 @@ class S3Session(WriteSession):
             if placed is not None:
                 known[chunk_id] = placed
         return known
+
+    def reliable(self, bases: Collection[StoredChunk]) -> dict[StoredChunk, StoredChunk]:
+        """To use a base is to rely on its pack. Those that are likely to follow are asked for with
+        it, in the same round trips."""
+        if not bases:
+            return {}
+        ahead, self._ahead = self._ahead, set()
+        unreliable = self.unreliable({base.location.pack_id for base in bases} | ahead)
+        lost = [base for base in bases if base.location.pack_id in unreliable]
+        return {base: base for base in {*bases}.difference(lost)} | self._moved(lost)
 
     def place(self, encoded: Sequence[Encoded]) -> None:
         self._uploads.place(encoded)
@@ -121,8 +144,42 @@ class S3Session(WriteSession):
             return set()
         if self._damaged is None:
             self._damaged = self._requests.submit(to_avoid, self._bucket)
-        unreliable = self._lease.rely_on(pack_ids)
-        return unreliable | self._damaged.result().intersection(pack_ids)
+        # Each is found out once: bases in one that is gone would ask for it again and again.
+        self._unfit |= self._lease.rely_on({*pack_ids} - self._unfit)
+        self._unfit |= self._damaged.result().intersection(pack_ids)
+        return self._unfit.intersection(pack_ids)
+
+    def _moved(self, lost: Sequence[StoredChunk]) -> dict[StoredChunk, StoredChunk]:
+        """Those of the bases that a collector has moved, as hints tell. Their frames are kept under
+        where they are now, for the put after this one."""
+        known = self._cache.known([base.chunk_id for base in lost])
+        places = {
+            base: at
+            for base in lost
+            if (at := known.get(base.chunk_id)) is not None and not at.bases
+        }
+        unreliable = self.unreliable({at.pack_id for at in places.values()})
+        moved = {
+            base: base._replace(location=at)
+            for base, at in places.items()
+            if at.pack_id not in unreliable
+        }
+        frames = self._cache.frames.get([base.location for base in moved])
+        self._cache.frames.put(
+            [
+                (chunk.location, bytes(frame))
+                for chunk, frame in zip(moved.values(), frames, strict=True)
+                if frame is not None and len(frame) == chunk.location.stored_bytes
+            ]
+        )
+        return moved
+
+    def _packs_at_hand(self, older: Sequence[Extent]) -> set[bytes]:
+        """Of the frames that chunks there may be deltas of, the packs of those that are here."""
+        found = {base.location for e in older for base in e.location.bases or (e.stored,)}
+        places = list(found)
+        frames = self._cache.frames.get(places)
+        return {at.pack_id for at, frame in zip(places, frames, strict=True) if frame is not None}
 
     # ------------------------------------------------------------ the end
 
@@ -310,9 +367,8 @@ class S3Session(WriteSession):
     def _store_anew(self, chunks: Sequence[StoredChunk]) -> dict[FrameKind, Location]:
         """Where their frames are now. Raises PackMissing, ChunkCorrupt."""
         placed = self._uploads.placed
-        here = [(c, placed[c.chunk_id]) for c in chunks if c.chunk_id in placed]
-        # What is a delta can't be the base of another, as what is none may be.
-        places = {c.kind: at for c, at in here if c.location.bases or not at.bases}
+        here = [c._replace(location=placed[c.chunk_id]) for c in chunks if c.chunk_id in placed]
+        places = {chunk.kind: chunk.location for chunk in here}
         new = {c.kind: c for c in chunks if c.kind not in places}
         wanted = sorted(new.values(), key=lambda c: bool(c.location.bases))  # bases first
         for i in range(0, len(wanted), MOVED_AT_ONCE):

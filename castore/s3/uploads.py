@@ -43,7 +43,11 @@ class _OpenPack:
 class Uploads:
     """The packs of one put, or transaction. Not for several threads at once."""
 
-    def __init__(self, parts: Parts, lease: WriterLease, budget: InFlight) -> None:
+    def __init__(
+        self, parts: Parts, lease: WriterLease, budget: InFlight, *, keeps_bases: bool
+    ) -> None:
+        """With `keeps_bases`, what later puts may make deltas of is kept on this machine."""
+        self._keeps_bases = keeps_bases
         self._bucket = parts.bucket
         self._config = parts.config
         self._cache = parts.cache
@@ -72,8 +76,11 @@ class Uploads:
                     frame.chunk_id, place.offset, place.stored_bytes, frame.raw_bytes, frame.bases
                 )
             )
-            self.placed[frame.chunk_id] = place
             places.append(place)
+            # What is a delta can't be the base of another, as what is none may be.
+            before = self.placed.get(frame.chunk_id)
+            if before is None or before.bases or not frame.bases:
+                self.placed[frame.chunk_id] = place
             if pack.size >= max(self._pack_bytes, pack_bytes):
                 self.begin()
                 self._pack_bytes = min(2 * self._pack_bytes, PACK_BYTES_MAX)
@@ -118,6 +125,17 @@ class Uploads:
         # Here, not when it is collected: a put that is interrupted collects nothing more.
         self._cache.add_chunks([(pack_id, entries)])
         self._hints.tell([(pack_id, entries)])
+        if self._keeps_bases:
+            self._keep_bases(pack_id, entries, memoryview(raw))
+
+    def _keep_bases(self, pack_id: bytes, entries: list[PackEntry], raw: memoryview) -> None:
+        """In the disk cache, as if they had been fetched."""
+        frames = [
+            (Location(pack_id, begin, stored_bytes), raw[begin : begin + stored_bytes])
+            for _, begin, stored_bytes, _, bases in entries
+            if not bases
+        ]
+        self._cache.frames.put(frames)
 
     def _collect(self, uploads: Sequence[tuple[bytes, list[PackEntry], Future[None]]]) -> None:
         for upload in uploads:

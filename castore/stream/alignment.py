@@ -104,6 +104,12 @@ class Alignment:
             self._lost += 1
         return found
 
+    def expected(self, begin: int, end: int) -> list[Extent]:
+        """What lies in the older object where the stream's bytes `[begin, end)` are expected."""
+        first, last = begin + self._shift - MARGIN_BYTES, end + self._shift + MARGIN_BYTES
+        first, last = max(0, first), min(last, self._size)
+        return self._older.covering(first, last) if first < last else []
+
     # ------------------------------------------------------------ the place
 
     def _is_time(self) -> bool:

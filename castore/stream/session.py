@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from castore.errors import StoreIOError
 from castore.format.pack import StoreConfig
 from castore.format.segment import SegmentBuilder
-from castore.model import Location, StoredChunk
+from castore.model import Extent, Location, StoredChunk
 from castore.stream.chunker import Chunker
 from castore.stream.codec import Frame, delta_frame, encode_frame
 from castore.stream.delta import encode_delta
@@ -84,17 +84,18 @@ class WriteSession(ABC):
     def encode(self, chunks: list[NewFrame]) -> Future[list[Encoded]]:
         return self._workers.submit(_encode_all, chunks, self.level)
 
-    def prefetch(self, chunk_ids: Sequence[bytes]) -> None:
-        """These will be looked up next."""
+    def prefetch(self, chunk_ids: Sequence[bytes], older: Sequence[Extent] = ()) -> None:
+        """These will be looked up next. `older` is what lies where they are expected in an object
+        that they may be deltas of."""
         raise NotImplementedError("a session that prefetches nothing")
 
     @abstractmethod
     def look_up(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         """Which of the chunks need not be stored, and where they are."""
 
-    def reliable(self, bases: Collection[StoredChunk]) -> Collection[StoredChunk]:
-        """Those of the chunks that what is put may rely on being where they are."""
-        return ()
+    def reliable(self, bases: Collection[StoredChunk]) -> Mapping[StoredChunk, StoredChunk]:
+        """Those of the chunks that what is put may rely on, and each where it is by now."""
+        return {}
 
     @abstractmethod
     def place(self, encoded: Sequence[Encoded]) -> None:

@@ -73,8 +73,8 @@ class ObjectWriter:
         progress: Progress | None = None,
         align: FindAlignment | None = None,
     ) -> None:
-        """`align` is asked, at the first chunk that is new, for the older object that new chunks
-        may be deltas of."""
+        """`align` is asked, once it is needed, for the older object that new chunks may be deltas
+        of."""
         self.size = 0  # of what was taken out of the buffer
         self.inline_bytes_max = session.inline_bytes_max
         self._session = session
@@ -235,7 +235,10 @@ class ObjectWriter:
 
     def _take_ahead(self, view: memoryview, cut: list[Cut]) -> None:
         """Take what is more than a batch, once the session was told of all of it."""
-        self._session.prefetch([chunk_id for _, _, chunk_id in cut])
+        alignment = self._aligned()
+        end = self.size + cut[-1][1] - cut[0][0]
+        older = () if alignment is None else alignment.expected(self.size, end)
+        self._session.prefetch([chunk_id for _, _, chunk_id in cut], older)
         batch: list[Cut] = []
         for each in cut:
             batch.append(each)
@@ -279,10 +282,8 @@ class ObjectWriter:
     ) -> dict[bytes, list[Base]]:
         """What each chunk of a batch that is new may be a delta of."""
         new = {chunk_id for _, _, chunk_id in cut} - known.keys() - self._encoding
-        if new and self._align is not None:
-            self._alignment, self._align = self._align(), None
-        alignment = self._alignment
-        if not new or alignment is None:
+        alignment = self._aligned() if new else None
+        if alignment is None:
             return {}
         found: dict[bytes, list[Base]] = {}
         shift, last = self.size - cut[0][0], None  # the chunk before, if it is known
@@ -302,9 +303,18 @@ class ObjectWriter:
         wanted = {base.chunk for bases in found.values() for base in bases}
         reliable = self._session.reliable(wanted)
         return {
-            chunk_id: [base for base in bases if base.chunk in reliable]
+            chunk_id: [
+                base._replace(chunk=reliable[base.chunk])
+                for base in bases
+                if base.chunk in reliable
+            ]
             for chunk_id, bases in found.items()
         }
+
+    def _aligned(self) -> Alignment | None:
+        if self._align is not None:
+            self._alignment, self._align = self._align(), None
+        return self._alignment
 
     def _new_frame(self, view: memoryview, bases: Sequence[Base]) -> NewFrame:
         """A copy, and the id of what was copied: it may not be what was cut and hashed, if the

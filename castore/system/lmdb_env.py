@@ -82,6 +82,17 @@ class Snapshot:
     def cursor(self, *, db: Table) -> Any:
         return self._txn.cursor(db)
 
+    def key_before(self, key: bytes, *, db: Table) -> bytes | None:
+        """The last key that sorts before this one."""
+        with self.cursor(db=db) as cursor:
+            found = cursor.prev() if cursor.set_range(key) else cursor.last()
+            return bytes(cursor.key()) if found else None
+
+    def key_behind(self, key: bytes, *, db: Table) -> bytes | None:
+        """The first key that sorts behind this one."""
+        with self.cursor(db=db) as cursor:
+            return bytes(cursor.key()) if cursor.set_range(key + b"\0") else None
+
     def id(self) -> int:
         """The number of the transaction whose state it shows."""
         return int(self._txn.id())

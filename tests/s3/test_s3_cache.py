@@ -48,7 +48,7 @@ def is_full(one: StoreCache) -> bool:
     found = [
         one.manifest_head(b"name") == ('"etag"', b"the head"),
         one.segment(b"name", '"etag"', 20) == b"segment 2",
-        one.known([bytes([3]) * 16, b"x" * 16]) == {bytes([3]) * 16: (bytes(16), 3, 7)},
+        one.known([bytes([3]) * 16, b"x" * 16]) == {bytes([3]) * 16: Location(bytes(16), 3, 7)},
         one.frames.get([Location(bytes(16), 4, 100)]) == [bytes([4]) * 100],
         one.hints_seen() == {"hints/00/1"},
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from asked import requests
 from fault_proxy import FaultProxy
+from gc_stores import edited
 from proxy import Connection, Exchange
 from s3_stores import Open
 
@@ -154,6 +155,25 @@ def test_many_foreign_packs_are_relied_on_at_once(
     ]
 
 
+def test_a_next_version_relies_on_its_bases_once(open_proxied: Open, proxy: FaultProxy) -> None:
+    """One more look at what is marked as damaged than a put of all of it takes, and a pin, the
+    collector's plans and a HEAD, as for chunks that are reused."""
+    versions = [edited(noise(LARGE), i, every=500) for i in range(4)]
+    open_proxied(1).puts("version 0", versions[0])
+    store = warmed(open_proxied(1), proxy)
+    store.puts("version 1", versions[1])
+    once = ["GET gc", "HEAD damaged", "HEAD packs", "PUT names", "PUT packs", "PUT pins"]
+    assert requests(proxy) == once
+    store.puts("version 2", versions[2])
+    assert requests(proxy) == ["HEAD damaged", "PUT names", "PUT packs"]
+    sent = LARGE / 8
+    assert store.info("version 2").stored_bytes < sent
+    proxy.clear()
+    store.puts("version 3", versions[3], like="version 1")  # is looked up, as any name
+    assert requests(proxy) == ["GET names", "HEAD damaged", "PUT names", "PUT packs"]
+    assert store.info("version 3").stored_bytes < sent
+
+
 def test_closing_tells_and_unpins_at_once(open_proxied: Open, proxy: FaultProxy) -> None:
     store = warmed(open_proxied(), proxy)
     meeting = Meeting()
@@ -276,6 +296,21 @@ def test_a_warm_range_is_two_requests_at_once(open_proxied: Open, proxy: FaultPr
             assert "if-none-match" in asked["names"].headers
             assert asked["packs"].status == 206
             assert asked["packs"].received_bytes < 20_000 + 2 * 11_264 + 1000
+
+
+def test_a_range_of_deltas_is_one_round_trip(open_proxied: Open, proxy: FaultProxy) -> None:
+    """The frames, those that they decode with in another pack, and whether it still is the version:
+    all in flight together."""
+    versions = [edited(noise(LARGE), i, every=500) for i in range(2)]
+    for i, version in enumerate(versions):
+        with open_proxied(1) as writer:
+            writer.puts(f"version {i}", version)
+    store = open_proxied(2, disk_cache_bytes=0)
+    assert store.info("version 1").stored_bytes < LARGE / 8
+    proxy.clear()
+    proxy.inject("GET", "", Meeting(3), times=3)
+    assert store.gets("version 1", (200_000, 220_000)) == versions[1][200_000:220_000]
+    assert requests(proxy) == ["GET names", "GET packs x2"]
 
 
 def test_a_warm_inline_object_is_one_conditional_get(open_proxied: Open, proxy: FaultProxy) -> None:

@@ -32,6 +32,14 @@ def noise(size: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+def edited(data: bytes, version: int, *, every: int = 1500) -> bytes:
+    """A later version: of nearly every chunk a byte is another one, or of really every one."""
+    changed = bytearray(data)
+    for at in range(100 * version, len(data), every):
+        changed[at] ^= 0xFF
+    return bytes(changed)
+
+
 class World:
     """A store on a server in memory, and the machines that use it."""
 
@@ -65,10 +73,12 @@ class World:
     def cache_of(self, machine: str) -> Path:
         return self._folder / machine
 
-    def open(self, machine: str = "one", actor: Actor | None = None) -> castore.Store:
+    def open(
+        self, machine: str = "one", actor: Actor | None = None, **options: Any
+    ) -> castore.Store:
         self._monkeypatch.setenv("CASTORE_CACHE_DIR", str(self.cache_of(machine)))
         with self.server.opening(actor or Actor(machine)):
-            store = castore.open(URL, create=False)
+            store = castore.open(URL, create=False, **options)
         self._opened.callback(_close, store)
         return store
 

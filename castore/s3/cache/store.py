@@ -66,6 +66,14 @@ class StoreCache:
         """(ETag, head as stored) of the version of the name that was seen last."""
         return self.read(lambda index, txn: _version(name, txn.get(name, db=index.names)), None)
 
+    def name_before(self, name: bytes) -> bytes | None:
+        """The last name that sorts before this one, of those whose versions are remembered."""
+        return self.read(lambda index, txn: txn.key_before(name, db=index.names), None)
+
+    def name_behind(self, name: bytes) -> bytes | None:
+        """The first that sorts behind it."""
+        return self.read(lambda index, txn: txn.key_behind(name, db=index.names), None)
+
     def put_manifest(
         self, name: bytes, etag: str, head: bytes, segments: Iterable[tuple[int, bytes]]
     ) -> None:
@@ -122,18 +130,21 @@ class StoreCache:
         return self.read(read, {})
 
     def add_chunks(self, packs: Iterable[tuple[bytes, Sequence[PackEntry]]]) -> None:
-        """Remember where chunks are."""
-        rows: list[tuple[bytes, bytes]] = []
+        """Remember where chunks are. A delta's frame replaces no other one, which deltas may have
+        as their base."""
+        rows: list[tuple[bytes, ChunkRow]] = []
 
         def write(index: Index, txn: Txn) -> None:
             for chunk_id, row in rows:
-                txn.put(chunk_id, row, db=index.chunks)
+                before = txn.get(chunk_id, db=index.chunks) if row.bases else None
+                if before is None or _is_of_delta(chunk_id, bytes(before)):
+                    raw = _checked(chunk_id, encode_chunk_row(row))
+                    txn.put(chunk_id, raw, db=index.chunks)
 
         for pack_id, entries in packs:
             for entry in entries:
                 place = Location(pack_id, entry.offset, entry.stored_bytes)
-                row = ChunkRow(entry.raw_bytes, place, entry.bases)
-                rows.append((entry.chunk_id, _checked(entry.chunk_id, encode_chunk_row(row))))
+                rows.append((entry.chunk_id, ChunkRow(entry.raw_bytes, place, entry.bases)))
             if len(rows) >= ROWS_MAX:
                 self.write(write)
                 rows.clear()
@@ -288,6 +299,12 @@ def _checked(key: bytes, raw: bytes) -> bytes:
 def _unchecked(key: bytes, row: bytes) -> bytes | None:
     raw = row[8:]
     return raw if row[:8] == _row_checksum(key, raw) else None
+
+
+def _is_of_delta(chunk_id: bytes, row: bytes) -> bool:
+    """Whether it is a chunk's row that leads to a delta; or it is damaged."""
+    raw = _unchecked(chunk_id, row)
+    return raw is None or bool(decode_chunk_row(raw).bases)
 
 
 def _row_checksum(key: bytes, raw: bytes) -> bytes:

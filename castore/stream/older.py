@@ -1,0 +1,87 @@
+"""What an object to be put may resemble: which names are tried, and the object there, read as far
+as it is asked for. The kinds of store know names and segments; the rules are here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+
+from castore.format.segment import Segment
+from castore.model import Extent
+
+FOLDERS_MAX = 8  # of a name, that are looked for beside it
+SEGMENTS_MAX = 16  # kept decoded: the 1,024 extents of each are 64 MiB of the object
+
+Beside = Callable[[bytes], bytes | None]  # a name that is known, next to another
+
+
+def candidates(name: bytes, like: bytes | None, before: Beside, behind: Beside) -> Iterator[bytes]:
+    """The names that an object to be put under `name` may resemble, the most likely first: `like`;
+    the name itself; for one such as `v2/a/b`, `v1/a/b`, where `v1` is the folder before `v2`; the
+    neighbour in its folder, in the order of names, that agrees with it the longest. `before` and
+    `behind` give the last name that sorts before another, and the first behind it."""
+    if like is not None:
+        yield like
+    yield name
+    folders = name.split(b"/")
+    for depth in range(len(folders) - 2, max(-1, len(folders) - 2 - FOLDERS_MAX), -1):
+        above = b"".join(folder + b"/" for folder in folders[:depth])
+        found = before(above + folders[depth])
+        if found is not None and found.startswith(above):
+            sibling = found[len(above) :].split(b"/")[0]
+            yield b"/".join([*folders[:depth], sibling, *folders[depth + 1 :]])
+    least = name.rfind(b"/") + 2  # in its folder, and called alike at all
+    near = [beside for beside in (before(name), behind(name)) if beside is not None]
+    alike = [beside for beside in near if _agreement(beside, name) >= least]
+    yield from sorted(alike, key=lambda beside: _agreement(beside, name), reverse=True)
+
+
+def _agreement(one: bytes, other: bytes) -> int:
+    """How many bytes both begin with."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )
+
+
+class OlderSegments(ABC):
+    """See `castore.stream.backend.Older`. Segments are read when they are needed, and some kept."""
+
+    def __init__(self, size: int) -> None:
+        """Of an object of `size` bytes."""
+        self.size = size
+        self._kept: dict[int, Segment] = {}  # by where they begin
+
+    def at_or_after(self, offset: int) -> Iterator[Segment]:
+        while offset < self.size:
+            segment = self._segment(offset)
+            if segment is None:
+                return
+            yield segment
+            offset = segment.end
+
+    def covering(self, begin: int, end: int) -> list[Extent]:
+        extents: list[Extent] = []
+        for segment in self.at_or_after(begin):
+            extents += segment.covering(begin, end)
+            if segment.end >= end:
+                break
+        return extents
+
+    @abstractmethod
+    def _read(self, offset: int) -> Segment | None:
+        """The segment that holds the byte at `offset`; None if it is not to be had."""
+
+    def _segment(self, offset: int) -> Segment | None:
+        begins = sorted(self._kept)
+        i = bisect_right(begins, offset) - 1
+        if i >= 0 and offset < self._kept[begins[i]].end:
+            return self._kept[begins[i]]
+        segment = self._read(offset)
+        if segment is None or not segment.begin <= offset < segment.end:
+            return None
+        while len(self._kept) >= SEGMENTS_MAX:
+            del self._kept[next(iter(self._kept))]
+        self._kept[segment.begin] = segment
+        return segment
