@@ -27,6 +27,7 @@ from gc_stores import DAY, HOUR, World, collect
 from castore.errors import CastoreError, StoreBusy
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.gc import collect as s3
+from castore.s3.session import S3Session
 
 Make = Callable[[], World]
 COLLECTORS = {"collects": collects, "repacks": repacks}
@@ -56,6 +57,38 @@ def check_meetings(make_world: Make, writer: str, collector: str, every: int) ->
 @pytest.mark.sampled(6)
 def test_a_writer_and_a_collector(make_world: Make, writer: str) -> None:
     check_meetings(make_world, writer, "collects", every=6)
+
+
+def test_a_put_of_deltas_makes_them(make_world: Make) -> None:
+    """Of bases in a pack that nothing else needs any more."""
+    world = make_world()
+    prepare(world)
+    one = Machine(world, "one")
+    one.start(WRITERS["deltas"])
+    assert one.error is None
+    with world.open("reader") as store:
+        assert store.stats().deltas > 10
+        assert len(store._catalog.current(b"shared 2").head.packs) == 2  # type: ignore[attr-defined]
+    settle(world)
+    assert losses(world, one) == []
+
+
+@pytest.mark.parametrize("collector", COLLECTORS)
+def test_a_put_of_deltas_and_a_collector(make_world: Make, collector: str) -> None:
+    check_meetings(make_world, "deltas", collector, every=25)
+
+
+@pytest.mark.long
+@pytest.mark.damages_store("bases are not pinned")
+def test_a_put_that_pins_no_bases_loses_them(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(S3Session, "reliable", lambda self, bases: {base: base for base in bases})
+    found = (
+        losses(world, one)
+        for world, one, _, _ in meetings(make_world, WRITERS["deltas"], collects, every=5)
+    )
+    assert any(found)
 
 
 def test_a_writer_and_a_collector_that_repacks(make_world: Make) -> None:

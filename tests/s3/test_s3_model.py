@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from s3_model import A, B, Rules, Scenario, explore
+from s3_model import A, B, Rules, Scenario, Version, explore
 
 PUT = (("put", 0, A),)
 TWO_PUTS = (("put", 0, A), ("put", 1, A | B))
 OWN = (("put", 0, 0),)
 COPY = (("copy", 0, 2),)
 RENAME = (("rename", 0, 2),)
-FOR_A = (None, None, ("z", A, "z0"))
-FOR_B = (None, None, ("z", B, "z0"))
-BOTH = (("b", B, "b0"), None, ("z", A | B, "z0"))
+DELTA = (("delta", 0, A),)
+FOR_A = (None, None, Version("z", A, "z0"))
+FOR_B = (None, None, Version("z", B, "z0"))
+BOTH = (Version("b", B, "b0"), None, Version("z", A | B, "z0"))
+WITH_BASES = (None, None, Version("z", A | B, "z0", A))
 
 PLAIN = Scenario((PUT,), deletes=(2,))
 SESSION = Scenario((TWO_PUTS,), deletes=(2,))
@@ -27,9 +29,12 @@ AGED = Scenario((OWN,), ages=True)
 LATE = Scenario((OWN, OWN), late=True, names=(None,))
 REPACKS = Scenario((), repacks=True, late=True, ages=True)
 REWRITES = Scenario(((("put", 2, B),),), repacks=True)
-STUCK = Scenario((PUT,), deletes=(1,), stuck=A, names=(None, ("z", A | B, "z0")))
+STUCK = Scenario((PUT,), deletes=(1,), stuck=A, names=(None, Version("z", A | B, "z0")))
 MENDED = Scenario((PUT,), deletes=(2,), loses=True)
 HELD = Scenario((OWN,), loses=True, trying=B, names=FOR_A)
+DELTAS = Scenario((DELTA,), deletes=(2,))
+COPIED_BASES = Scenario((COPY,), deletes=(2,), names=WITH_BASES)
+REPACKED_BASES = Scenario((DELTA,), repacks=True, names=WITH_BASES)
 
 SAFE = {
     "one put": PLAIN,
@@ -44,6 +49,9 @@ SAFE = {
     "repacking beside a put": REWRITES,
     "packs that can't be removed": STUCK,
     "a list that is lost": MENDED,
+    "a put with bases": DELTAS,
+    "a copy of what has bases": COPIED_BASES,
+    "repacking bases beside a put with bases": REPACKED_BASES,
     "a list that is lost beside a writer": HELD,
 }
 LONG = {
@@ -57,6 +65,10 @@ LONG = {
     "a rename and repacking": Scenario((RENAME,), repacks=True, late=True),
     "a put, stuck, two collectors": replace(STUCK, collectors=2),
     "late requests and pins that age": replace(LATE, ages=True),
+    "a put with bases and one that reuses": Scenario((DELTA, (("put", 1, A),)), deletes=(2,)),
+    "a put with bases, late, that ages": replace(DELTAS, ages=True, late=True),
+    "a put with bases, two collectors": replace(DELTAS, collectors=2),
+    "a copy of what has bases, repacked": replace(COPIED_BASES, repacks=True),
 }
 
 # Without the guard, that scenario loses data; no scenario shows them all.
@@ -67,6 +79,9 @@ GUARDS = {
     "head": PLAIN,
     "head_after_state": PLAIN,
     "copies_rely": COPIES,
+    "bases_rely": DELTAS,
+    "copies_rely_on_bases": COPIED_BASES,
+    "heads_have_bases": DELTAS,
     "check_age": AGED,
     "stale_refused": AGED,
     "keep_pins": LATE,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from gc_stores import DAY, World, collect, noise
+from gc_stores import DAY, World, collect, edited, noise
 from memory_s3 import Actor, Killed, Stored
 
 from castore.errors import CastoreError, NameNotFound
@@ -67,6 +69,13 @@ class Machine:
         self.actor.kill()
         self.thread.join(60)
 
+    def remember(self) -> None:
+        """Open the store anew, with a cache that has what `shared` was."""
+        self.store.close()
+        cache = self.world.cache_of(f"{self.name} that remembers")
+        shutil.copytree(_remembered.name, cache)
+        self.store = self.world.open(cache.name, self.actor)
+
     # ------------------------------------------------------------ what it does
 
     def puts(self, name: str, data: bytes) -> None:
@@ -112,6 +121,14 @@ def overwrite(machine: Machine) -> None:
     machine.store.close()
 
 
+def deltas(machine: Machine) -> None:
+    """Puts of what has chunks as bases that a name had that is gone, twice in one session."""
+    machine.remember()
+    machine.puts("shared 2", edited(SHARED, 1, every=500))
+    machine.puts("shared 3", edited(SHARED, 2, every=500))
+    machine.store.close()
+
+
 def collects(machine: Machine) -> None:
     collect(machine.store)
 
@@ -125,10 +142,12 @@ WRITERS: dict[str, Work] = {
     "copy": copy,
     "rename": rename,
     "overwrite": overwrite,
+    "deltas": deltas,
 }
 
 
 _prepared: dict[str, Stored] = {}
+_remembered = tempfile.TemporaryDirectory()
 
 
 def prepare(world: World) -> None:
@@ -142,6 +161,9 @@ def prepare(world: World) -> None:
 def _fill(world: World) -> None:
     with world.open("first") as store:
         store.puts("shared", SHARED)
+    with world.open("remembers") as store:
+        store.gets("shared")
+    shutil.copytree(world.cache_of("remembers"), _remembered.name, dirs_exist_ok=True)
     with world.open("second") as store:
         store.puts("kept", KEPT)
         with store.transaction() as transaction:  # in one pack

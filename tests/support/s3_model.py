@@ -20,7 +20,18 @@ PINS_MAX = 3  # per session
 A, B, REPACKED = 1, 2, 4  # packs that are there from the start, and the one that A moves to
 LOST = -1  # in place of a condemned list: it can't be read
 COLLECTOR = 9  # the session of the one that repacks
-Name = tuple[str, int, str] | None  # (content, packs it needs, the version's ETag)
+
+
+class Version(NamedTuple):
+    """What a name maps to: the packs that it needs, and which of these only for bases of deltas."""
+
+    content: str
+    packs: int
+    etag: str
+    bases: int = 0
+
+
+Name = Version | None
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,9 @@ class Rules:
     head: bool = True  # what is gone, too
     head_after_state: bool = True
     copies_rely: bool = True  # a copy takes the same steps
+    bases_rely: bool = True  # and a put that uses what is in a pack as a base
+    copies_rely_on_bases: bool = True  # and a copy of what needs them
+    heads_have_bases: bool = True  # a manifest tells collectors of its bases' packs, too
     check_age: bool = True  # nothing is signed once a pin is a day old
     stale_refused: bool = True  # nor does a request land that was signed long ago
     keep_pins: bool = True  # while an attempt may yet land
@@ -54,7 +68,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Who is there. A writer's program is of (verb, name's number, packs or source)."""
+    """Who is there. A writer's program is of (verb, name's number, packs or source); a `delta` is a
+    put with bases in these packs, where a `put` reuses chunks."""
 
     writers: tuple[tuple[tuple[str, int, int], ...], ...] = ()
     collectors: int = 1
@@ -65,7 +80,7 @@ class Scenario:
     loses: bool = False  # some list is lost, and mended by a repair
     trying: int = 0  # packs that are condemned, and that a late request may yet remove
     stuck: int = 0  # packs that the server does not remove, but some day
-    names: tuple[Name, ...] = (None, None, ("z", A | B, "z0"))
+    names: tuple[Name, ...] = (None, None, Version("z", A | B, "z0"))
 
 
 class Pin(NamedTuple):
@@ -204,7 +219,7 @@ class Model:
             _, _, name, version, only = request
             assert isinstance(name, int)
             there = s.names[name]
-            if only is None or (there is not None and there[2] == only):
+            if only is None or (there is not None and there.etag == only):
                 names = put(s.names, name, version)
                 yield f"LATE {request}", s._replace(names=names, late=left_late)
 
@@ -224,19 +239,22 @@ class Model:
         if w.at in ("done", "over"):
             return
         verb, name, need = self.scenario.writers[i][w.op]
+        copies = verb in ("copy", "rename")
 
         def to(at: str, state: State = s, **changes: object) -> tuple[str, State]:
             changed = w._replace(at=at, **changes)  # type: ignore[arg-type]
             return f"w{i} {at} {changes}", state._replace(writers=put(s.writers, i, changed))
 
         if w.at == "begin":
-            if verb != "put" and w.read is None:
+            if copies and w.read is None:
                 read = s.names[need]
                 yield to("close") if read is None else to("begin", read=read)
                 return
-            wanted = need if w.read is None else w.read[1]
+            wanted = need if w.read is None else w.read.packs
+            if w.read is not None and not rules.copies_rely_on_bases:
+                wanted &= ~w.read.bases
             new = wanted & ~(w.relied | w.anew | w.own)
-            if verb != "put" and not rules.copies_rely:
+            if (copies and not rules.copies_rely) or (verb == "delta" and not rules.bases_rely):
                 new = 0
             if w.pins and not new:
                 yield to("upload", asked=0)
@@ -263,10 +281,10 @@ class Model:
                 gone = w.asked & s.phase[2] if rules.read_state else 0
             yield to("upload", asked=0, relied=w.relied | w.asked & ~gone, anew=w.anew | gone)
         elif w.at == "upload":
-            again = w.anew if w.read is None else w.read[1] & w.anew
-            if verb != "put" and again & ~s.packs:
+            again = w.anew if w.read is None else w.read.packs & w.anew
+            if copies and again & ~s.packs:
                 yield to("close")  # its source is gone
-            elif verb != "put" and not again:
+            elif copies and not again:
                 yield to("sign")
             else:
                 own = own_pack(i, w.op)
@@ -293,8 +311,12 @@ class Model:
             if verb == "rename":
                 there = s.names[need]
                 assert w.read is not None
-                if there is not None and (there[2] == w.read[2] or not rules.delete_if_match):
-                    wrong = "" if there[0] == w.read[0] else "a rename deleted what it never read"
+                if there is not None and (there.etag == w.read.etag or not rules.delete_if_match):
+                    wrong = (
+                        ""
+                        if there.content == w.read.content
+                        else "a rename deleted what it never read"
+                    )
                     owed = s.owed & ~(1 << need)
                     after = s._replace(names=put(s.names, need, None), owed=owed, wrong=wrong)
             if w.op + 1 < len(self.scenario.writers[i]):
@@ -314,11 +336,13 @@ class Model:
     @staticmethod
     def version(i: int, w: Writer, verb: str, need: int) -> Name:
         tag = f"w{i}.{w.op}.{w.unknown}"
-        if verb == "put":
-            return (f"w{i}.{w.op}", need & ~w.anew | w.own, tag)
-        assert w.read is not None
-        again = w.read[1] & w.anew
-        return (w.read[0], w.read[1] & ~again | (w.own if again else 0), tag)
+        if w.read is None:
+            relied = need & ~w.anew
+            bases = relied if verb == "delta" else 0
+            return Version(f"w{i}.{w.op}", relied | w.own, tag, bases)
+        again = w.read.packs & w.anew
+        packs = w.read.packs & ~again | (w.own if again else 0)
+        return Version(w.read.content, packs, tag, w.read.bases & ~again)
 
     # ------------------------------------------------------------ collectors
 
@@ -398,7 +422,9 @@ class Model:
         if kind == "name":
             assert isinstance(key, int)
             name = s.names[key]
-            return 0 if name is None else name[1]
+            if name is None:
+                return 0
+            return name.packs if self.rules.heads_have_bases else name.packs & ~name.bases
         found = 0
         for pin in s.pins:
             if (pin.session, pin.number) == key:
@@ -465,7 +491,7 @@ class Model:
                 yield to("done", s._replace(pins=kept))
                 return
             there = s.names[r.name]
-            if there is not None and there[1] & A and s.packs & A:
+            if there is not None and there.packs & A and s.packs & A:
                 yield to("upload", read=there)
             else:
                 yield to("read", name=r.name + 1)
@@ -480,12 +506,14 @@ class Model:
         elif r.at == "put":
             assert r.read is not None
             there = s.names[r.name]
-            version = (r.read[0], r.read[1] & ~A | REPACKED, f"r{r.name}")
-            only = r.read[2] if rules.rewrite_if_match else None
-            if only is not None and (there is None or there[2] != only):
+            bases = r.read.bases & ~A | (REPACKED if r.read.bases & A else 0)
+            packs = r.read.packs & ~A | REPACKED
+            version = Version(r.read.content, packs, f"r{r.name}", bases)
+            only = r.read.etag if rules.rewrite_if_match else None
+            if only is not None and (there is None or there.etag != only):
                 yield to("read", name=r.name + 1)
             else:
-                same = there is not None and there[0] == r.read[0]
+                same = there is not None and there.content == r.read.content
                 wrong = "" if same else "repacking undid a put or a deletion"
                 after = s._replace(names=put(s.names, r.name, version), wrong=wrong)
                 yield to("read", after, name=r.name + 1)
@@ -502,8 +530,8 @@ def lost(s: State) -> str:
         if name is None:
             if s.owed >> i & 1:
                 return f"name {i} was acknowledged, and is gone"
-        elif name[1] & ~s.packs and s.owed >> i & 1:
-            return f"name {i}, {name[0]}, needs packs that are gone: {name[1] & ~s.packs:b}"
+        elif name.packs & ~s.packs and s.owed >> i & 1:
+            return f"name {i}, {name.content}, needs packs that are gone: {name.packs & ~s.packs:b}"
     return ""
 
 
