@@ -23,6 +23,9 @@ from castore.urls import local_folder
 _PARAMETERS = inspect.signature(castore.open).parameters
 OPEN_OPTIONS = frozenset(_PARAMETERS) - {"url_or_path"}
 FSSPEC_OPTIONS = {"use_listings_cache", "listings_expiry_time", "max_paths"}
+_NONE_BY_DEFAULT = FSSPEC_OPTIONS | {
+    name for name, parameter in _PARAMETERS.items() if parameter.default is None
+}
 
 
 class Resolved(type(AbstractFileSystem)):  # type: ignore[misc]  # fsspec is untyped
@@ -48,7 +51,7 @@ class Resolved(type(AbstractFileSystem)):  # type: ignore[misc]  # fsspec is unt
         options = {
             name: value
             for name, value in given.items()
-            if value is not None or name not in _PARAMETERS or _PARAMETERS[name].default is not None
+            if value is not None or name not in _NONE_BY_DEFAULT
         }
         where = store or chained or options.pop("store", None) or os.environ.get("CASTORE_STORE")
         if not where:

@@ -111,7 +111,8 @@ def test_it_is_made_again_from_json_and_pickles(fs: AsyncCastoreFileSystem) -> N
 
 
 def test_an_option_that_is_none_is_made_again_without_it(tmp_path: Path) -> None:
-    fs = CastoreFileSystem(tmp_path / "store", threads=None, region=None, cache_bytes=0)
+    nothing = {"threads": None, "region": None, "listings_expiry_time": None}
+    fs = CastoreFileSystem(tmp_path / "store", cache_bytes=0, **nothing)
     assert CastoreFileSystem.from_json(fs.to_json()).storage_options == fs.storage_options
     assert fs.storage_options == {"store": str(tmp_path / "store"), "cache_bytes": 0}
 
