@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import castore
-from castore.errors import NameExists, ObjectChanged, UnpublishedResourceWarning
+from castore.errors import NameExists, NameNotFound, ObjectChanged, UnpublishedResourceWarning
 from castore.testing.contents import mixed, noise
 from castore.testing.kind import Kind
 
@@ -102,6 +102,21 @@ class FileObjects(Kind):
         store.close()
         assert pinned.read() == old
         pinned.close()
+
+    def test_an_etag_says_which_bytes_of_a_name_are_read(self, store: castore.Store) -> None:
+        for data in (b"1", noise(200_000)):
+            etag = store.puts("a", data).etag
+            store.set_attributes("a", mode=0o600)
+            with store.open("a", etag=etag) as file:
+                assert file.read() == data
+            store.puts("a", b"2")
+            with pytest.raises(ObjectChanged, match="'a'"):
+                store.open("a", etag=etag)
+        store.delete("a")
+        with pytest.raises(NameNotFound, match="'a'"):
+            store.open("a", etag=etag)
+        with pytest.raises(ValueError, match="an etag is for what is read"):
+            store.open("a", "wb", etag=etag)
 
     def test_an_open_object_can_be_read_by_threads(self, store: castore.Store) -> None:
         data = mixed(400_000)

@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("fsspec")
 
 import castore
-from castore.errors import ObjectChanged
 from castore.fs import CastoreFileSystem
 
 
@@ -122,16 +121,3 @@ def test_so_many_names_are_kept(fs: CastoreFileSystem, other: castore.Store) -> 
     for i in range(8):
         other.puts(f"n/{i}", b"22")
     assert [fs.size(f"n/{i}") for i in range(8)] == [2, 2, 2, 1, 1, 1, 1, 1]
-
-
-def test_an_etag_says_which_bytes_of_a_name_are_read(
-    fs: CastoreFileSystem, other: castore.Store
-) -> None:
-    etag = other.info("a").etag
-    with other.open("a", etag=etag) as file:
-        assert file.read() == b"1"
-    other.puts("a", b"2")
-    with pytest.raises(ObjectChanged, match="'a'"):
-        other.open("a", etag=etag)
-    with pytest.raises(ValueError, match="etag"):
-        other.open("a", "wb", etag=etag)  # type: ignore[call-overload]
