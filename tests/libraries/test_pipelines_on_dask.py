@@ -162,6 +162,7 @@ def test_workers_die_at_any_moment(
         choose = random.Random(5)
         with distributed.Client(address, set_as_default=False) as client:
             while not over.wait(choose.uniform(0.5, 3)) and len(killed) < 5:
+                wait_for(lambda: over.is_set() or processes_with("0.51"), 120)
                 workers = client.run(os.getpid, on_error="ignore").values()
                 if workers:
                     killed.append(choose.choice([*workers]))
