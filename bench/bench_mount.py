@@ -5,13 +5,16 @@
 Whole processes: `castore cat NAME`, and `cat` of the same object through a mount that is begun
 before the clock is, so that the kernel has none of its pages ("first"), then once more ("again");
 and the same of `castore put` and `cp` into the mount. Bytes are those of real files, as one tar,
-and random ones. It skips, and says why, where nothing can be mounted.
+and random ones. Then `ls -l` and `grep -r` of many small files, in a folder and through a mount.
+It skips, and says why, where nothing can be mounted.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +36,8 @@ from sources import write_random, write_real_tar
 RATIO_BAR = 0.5
 CAT, FIRST, AGAIN = "castore cat", "mount, first", "mount, again"
 PUT, COPY = "castore put", "cp into the mount"
+PLAIN, MOUNTED = "a folder", "a mount"
+SMALL_BYTES = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _done(row, CAT, rows)
             for name, source in sources.items():
                 _done(_writes(work, name, source, repeats, size), PUT, rows)
+            count = 20 if tiny else 1000 if quick else 5000
+            for row in _small_files(work, count, repeats):
+                _done(row, PLAIN, rows)
         except MountUnavailable as error:
             print(f"skipped: {error}")
     return report("mount", rows, {"size": size, "repeats": repeats}, arguments.json)
@@ -96,6 +104,30 @@ def _writes(work: Path, name: str, source: Path, repeats: int, size: int) -> Row
             with mounted(str(fresh / "copied"), str(fresh / "mount"), writable=True) as folder:
                 row.add_usage(COPY, run(["cp", str(source), f"{folder}/{repeat}"]))
     return row
+
+
+def _small_files(work: Path, count: int, repeats: int) -> list[Row]:
+    import castore
+    from castore.mount import mounted
+
+    plain, folder = work / "plain", work / "small"
+    commands = {"ls": ["ls", "-lR"], "grep": ["grep", "-r", "what is not there"]}
+    rows = {name: Row(f"{name}-small", f"{count} files", "s") for name in commands}
+    with castore.open(work / "smalls") as store, store.transaction() as transaction:
+        for number in range(count):
+            name = f"{number % 10}/{number}"
+            (plain / name).parent.mkdir(parents=True, exist_ok=True)
+            (plain / name).write_bytes(b"x" * SMALL_BYTES)
+            transaction.puts(name, b"x" * SMALL_BYTES)
+    folder.mkdir()
+    for _ in range(repeats):
+        for name, command in commands.items():
+            for contender, at in ((PLAIN, plain), (MOUNTED, folder)):
+                with mounted(str(work / "smalls"), str(folder)):
+                    began = time.perf_counter()
+                    subprocess.run([*command, str(at)], stdout=subprocess.DEVNULL)
+                    rows[name].add(contender, time.perf_counter() - began)
+    return [*rows.values()]
 
 
 def _done(row: Row, base: str, rows: list[Row]) -> None:

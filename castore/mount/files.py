@@ -41,6 +41,7 @@ class FileRequests(View):
             with self._lock:
                 for draft in self._drafts.at(name):
                     return Drafting(draft, writes=False)
+            self._pages.check_missing()
             raise
         try:
             with self._lock:
@@ -139,6 +140,7 @@ class FileRequests(View):
             with self._lock:
                 drafts = self._drafts.at(name)
             if not drafts:
+                self._pages.check_missing()
                 raise
             return self._drafting(name, None, drafts[0].mode, flags, caller)
         mode = base_.info.mode

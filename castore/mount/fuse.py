@@ -1,8 +1,10 @@
 """A tree as a mount, through libfuse.
 
-The kernel is told to trust nothing that it has been told: no name and no size for longer than one
-request, as others write to the store too. The pages of files it keeps, for as long as `Pages` says
-that they are of the version that is opened.
+Others write to the store too, so the kernel is told to trust no size for longer than one request:
+whoever opens a name, or asks for its attributes, asks us. That there is something with the name it
+may believe for a second, so that it does not ask for each folder on the way to a file, again and
+again; where that is wrong it is told to look again, see `View`. The pages of files it keeps, for as
+long as `Pages` says that they are of the version that is opened.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ from castore.mount.view import Entry
 
 log = logging.getLogger("castore.mount")
 
+NAMES_S = 1.0
 BLOCK_BYTES = 128 << 10  # what programs read and write at once, if they go by it
 READ_AHEAD_BYTES = 1 << 20
 SECTOR_BYTES = 512
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 _AUTO_INVAL_DATA = 1 << 12
-_OPTIONS = {"default_permissions": True, "subtype": "castore"}
+_OPTIONS = {"subtype": "castore"}
 
 
 def run(tree: Tree, folder: str, *, on_mounted: Callable[[], None]) -> bool:
@@ -57,6 +60,9 @@ def run(tree: Tree, folder: str, *, on_mounted: Callable[[], None]) -> bool:
             raw_fi=True,
             foreground=True,
             fsname=f"castore-{os.getpid()}",
+            # By its modes. Root may do all anyway, and to ask for those of each folder on the way
+            # to a file would be half of all requests.
+            default_permissions=os.geteuid() != 0,
             **_OPTIONS,
         )
     except RuntimeError:
@@ -87,7 +93,7 @@ class _Operations:
 
     def init_with_config(self, conn: Any, config: Any) -> None:
         conn.want &= ~_AUTO_INVAL_DATA
-        config.entry_timeout = config.attr_timeout = config.negative_timeout = 0.0
+        config.entry_timeout, config.attr_timeout, config.negative_timeout = NAMES_S, 0.0, 0.0
         # Else a file that is deleted or replaced while it is open is renamed first: a name would be
         # gone for a moment, and come back.
         config.hard_remove = 1
@@ -100,14 +106,10 @@ class _Operations:
         handle = None if fi is None else self._handles.get(fi.fh)
         if path is None and handle is None:
             fail(errno.ENOENT)
-        # Who asks matters to little else, and takes as long to find out as all the rest.
-        if self._tree.is_written or (path or "").startswith(ASIDE):
-            caller = self._caller()
-        else:
-            caller = Caller(0, False, mfusepy.fuse_get_context()[2])
-        return self._stat(self._tree.getattr(path or "", handle, caller))
+        return self._stat(self._tree.getattr(path or "", handle, self._reader(path or "")))
 
     def opendir(self, path: str) -> int:
+        self._tree.getattr(path, None, self._reader(path))  # it may be gone by now
         number = next(self._numbers)
         self._folders[number] = path
         return number
@@ -128,7 +130,9 @@ class _Operations:
     # ------------------------------------------------------------ files
 
     def open(self, path: str, fi: Any) -> int:
-        return self._opened(self._tree.open(path, fi.flags, self._caller()), fi)
+        is_read = fi.flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY
+        caller = self._reader(path) if is_read else self._caller()
+        return self._opened(self._tree.open(path, fi.flags, caller), fi)
 
     def create(self, path: str, mode: int, fi: Any) -> int:
         return self._opened(self._tree.create(path, mode, fi.flags, self._caller()), fi)
@@ -145,8 +149,11 @@ class _Operations:
         return 0
 
     def flush(self, path: str | None, fi: Any) -> int:
-        handle, caller = self._handles[fi.fh], self._caller()
-        if isinstance(handle, Drafting) and caller.process == handle.draft.process:
+        handle = self._handles[fi.fh]
+        if not isinstance(handle, Drafting):
+            return 0
+        caller = self._caller()
+        if caller.process == handle.draft.process:
             path = self._mounted_at + self._tree.path_of(handle.draft)
             if has_open(caller.process, path):  # only a duplicate was closed
                 return 0
@@ -245,6 +252,13 @@ class _Operations:
                 done()
 
         threading.Thread(target=move, daemon=True).start()
+
+    def _reader(self, path: str) -> Caller:
+        """Who asks to read. Which process that is matters to little, and takes as long to find out
+        as all the rest."""
+        if self._tree.is_written or path.startswith(ASIDE):
+            return self._caller()
+        return Caller(0, False, mfusepy.fuse_get_context()[2])
 
     def _caller(self) -> Caller:
         return caller_of(mfusepy.fuse_get_context()[2])

@@ -89,6 +89,7 @@ class Pages:
         self._aside: dict[str, Held] = {}
         self._asides = 0
         self._told: dict[int, _Told] = {}  # by thread
+        self._kinds: dict[str, bool] = {}  # by path: whether it is a folder; the latest comes last
         self._writers: dict[str, float] = {}  # who is about to write, until when
 
     def in_use(self, name: str) -> Held | None:
@@ -186,6 +187,23 @@ class Pages:
                 return
             self._told[caller.thread] = told._replace(moved=None)
         told.moved.wait(MOVE_S)
+
+    def check_kind(self, path: str, found: Attributes) -> None:
+        """Raises ESTALE where the kernel was last told of a file, and there is a folder now, or the
+        other way round: it would take that answer for a broken one (EIO), unless it looks again."""
+        with self._changed:
+            before = self._kinds.pop(path, found.is_folder)
+            self._kinds[path] = found.is_folder
+            if len(self._kinds) > REMEMBERED_MAX:
+                del self._kinds[next(iter(self._kinds))]
+        if before != found.is_folder and self.set_aside is not None:
+            fail(errno.ESTALE)
+
+    def check_missing(self) -> None:
+        """What is opened is not there. Raises ESTALE where there is a kernel, which thinks it is:
+        it finds out when it looks again, and may have to make the file."""
+        if self.set_aside is not None:
+            fail(errno.ESTALE)
 
     def look_again(self, name: str, caller: Caller, moved: threading.Event | None = None) -> None:
         """Raise ESTALE, but not to who was told just now: the kernel asks only once more."""

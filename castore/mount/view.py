@@ -71,38 +71,13 @@ class View:
     def getattr(
         self, path: str, handle: Handle | None = None, caller: Caller = UNKNOWN
     ) -> Attributes:
-        """What `stat` tells: of an open file as that is, else as the caller sees it."""
+        """What `stat` tells: of an open file as that is, else as the caller sees it. Raises ESTALE
+        where the kernel has to look again, as it may still take a file for a folder."""
         if handle is not None:
             return handle.attributes
-        self._pages.wait_for(path, caller)
-        if path.startswith(ASIDE):
-            aside = self._pages.aside(path)
-            if aside is None or (aside.is_moving and caller.process == os.getpid()):
-                fail(errno.ENOENT)  # to us, who move it there
-            return aside.attributes
-        path = path[1:]
-        if self._roots.is_root(path):
-            return self._folder(self._roots.folder_name(path))
-        name = self._roots.name(path)
-        with self._lock:
-            draft = self._drafts.of(name, caller)
-        if draft is not None:
-            return draft.attributes
-        info, is_folder = self._look(name)
-        held = self._pages.in_use(name)
-        if held is not None:
-            if info is None or held.version != version_of(info):
-                self._pages.move(held)
-            return held.attributes  # the kernel still has the old file here
-        if is_folder:
-            return self._folder(name)
-        if info is not None:
-            return Attributes(False, info.mode, info.size, info.mtime_ns)
-        with self._lock:
-            drafts = self._drafts.at(name)
-        if not drafts:
-            fail(errno.ENOENT)
-        return drafts[0].attributes
+        found = self._attributes(path, caller)
+        self._pages.check_kind(path, found)
+        return found
 
     def readdir(self, path: str) -> list[Entry]:
         """What is in the folder, without `.` and `..`."""
@@ -132,6 +107,37 @@ class View:
         return {**values, "f_namemax": self._roots.name_bytes_max}
 
     # ------------------------------------------------------------ parts of these
+
+    def _attributes(self, path: str, caller: Caller) -> Attributes:
+        self._pages.wait_for(path, caller)
+        if path.startswith(ASIDE):
+            aside = self._pages.aside(path)
+            if aside is None or (aside.is_moving and caller.process == os.getpid()):
+                fail(errno.ENOENT)  # to us, who move it there
+            return aside.attributes
+        path = path[1:]
+        if self._roots.is_root(path):
+            return self._folder(self._roots.folder_name(path))
+        name = self._roots.name(path)
+        with self._lock:
+            draft = self._drafts.of(name, caller)
+        if draft is not None:
+            return draft.attributes
+        info, is_folder = self._look(name)
+        held = self._pages.in_use(name)
+        if held is not None:
+            if info is None or held.version != version_of(info):
+                self._pages.move(held)
+            return held.attributes  # the kernel still has the old file here
+        if is_folder:
+            return self._folder(name)
+        if info is not None:
+            return Attributes(False, info.mode, info.size, info.mtime_ns)
+        with self._lock:
+            drafts = self._drafts.at(name)
+        if not drafts:
+            fail(errno.ENOENT)
+        return drafts[0].attributes
 
     def _name(self, path: str, caller: Caller = UNKNOWN) -> str:
         """The name of what the kernel has at a path. Raises ESTALE for what was moved aside: it is

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,13 @@ def _check_run(pipelines: Any) -> None:
 
 
 @needs_mounts
-def test_nodes_find_a_mount(pipelines: Any) -> None:
+def test_nodes_find_a_mount(
+    pipelines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     _check_run(pipelines)
-    mounted = Path("/proc/self/mountinfo").read_text()
-    assert "conducto-data-" not in mounted
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    assert not [*tmp_path.glob("conducto-data-*")]
 
 
 def test_nodes_find_a_copy(pipelines: Any, no_mounts: None) -> None:

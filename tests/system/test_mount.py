@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
 import signal
@@ -341,6 +342,102 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
         castore.mount.mount(str(tmp_path / "none"), str(tmp_path / "at"))
     with pytest.raises(NotADirectoryError):
         castore.mount.mount(str(tmp_path / "none"), str(tmp_path / "none"))
+
+
+def test_what_others_change_is_seen_at_once(store: castore.Store, root: Path) -> None:
+    """Also right after the kernel was told of what was there before, which it may believe for a
+    second."""
+    path = root / "d" / "x"
+    store.puts("d/keeps the folder", b"")
+    for number in range(3):
+        store.puts("d/x", b"long" * 1000)
+        assert path.stat().st_size == 4000
+        store.puts("d/x", b"short")
+        descriptor = os.open(path, os.O_RDONLY)  # and no stat
+        assert os.read(descriptor, 4096) == b"short"
+        os.close(descriptor)
+        store.puts("d/x", b"longer" * 1000)
+        descriptor = os.open(path, os.O_RDONLY)
+        assert os.read(descriptor, 10_000) == b"longer" * 1000
+        os.close(descriptor)
+        store.delete("d/x")
+        for ask in (os.stat, Path.read_bytes, Path.unlink):
+            store.puts("d/x", b"")
+            assert path.exists()
+            store.delete("d/x")
+            with pytest.raises(FileNotFoundError):
+                ask(path)
+        store.puts("d/x", b"")
+        assert path.exists()
+        store.delete("d/x")
+        with path.open("ab") as file:  # which is made, as nothing is there
+            file.write(b"%d" % number)
+        assert store.gets("d/x") == b"%d" % number
+        store.delete("d/x")
+        path.write_bytes(b"new")
+        assert store.gets("d/x") == b"new"
+
+
+def test_a_file_becomes_a_folder_and_a_folder_a_file(store: castore.Store, root: Path) -> None:
+    for _ in range(3):
+        store.puts("x", b"")
+        assert (root / "x").is_file()
+        store.delete("x")
+        store.puts("x/y", b"1")
+        assert (root / "x").is_dir()
+        assert os.listdir(root / "x") == ["y"]
+        assert (root / "x" / "y").read_bytes() == b"1"
+        store.delete("x/y")
+        with pytest.raises(FileNotFoundError):
+            os.listdir(root / "x")
+        store.puts("x/y", b"1")
+        assert (root / "x").is_dir()
+        store.delete("x/y")
+        store.puts("x", b"2")
+        assert (root / "x").read_bytes() == b"2"
+        store.delete("x")
+
+
+def test_how_often_the_mount_is_asked(store: castore.Store, tmp_path: Path) -> None:
+    """A second or so for 5,000 files hangs on it."""
+    with store.transaction() as transaction:
+        for number in range(100):
+            transaction.puts(f"a/b/{number}", b"x")
+    (tmp_path / "at").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTS, store.path, tmp_path / "at"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    listed, read = (json.loads(line) for line in done.stdout.splitlines())
+    kinds = {"getattr": 2.2 if not os.geteuid() else 7}
+    assert listed["getattr"] / 100 <= kinds["getattr"]
+    assert read["open"] == read["read"] == 100
+
+
+COUNTS = """
+import collections, json, subprocess, sys, threading
+import castore
+from castore.mount import fuse, unmount
+from castore.mount.tree import Tree
+
+counts, wrapper, at = collections.Counter(), fuse._Fuse._wrapper, sys.argv[2]
+
+def counted(self, function, *args):
+    counts[function.__name__.removesuffix("_fuse_3")] += 1
+    return wrapper(self, function, *args)
+
+def use():
+    for command in (["ls", "-l", at + "/a/b"], ["grep", "-r", "y", at + "/a/b"]):
+        counts.clear()
+        subprocess.run(command, stdout=subprocess.DEVNULL)
+        print(json.dumps(counts), flush=True)
+    unmount(at)
+
+fuse._Fuse._wrapper = counted
+with castore.open(sys.argv[1]) as store:
+    begin = threading.Thread(target=use).start
+    fuse.run(Tree(store, writable=False), at, on_mounted=begin)
+"""
 
 
 def test_a_mount_ends_with_the_process_that_has_it(store: castore.Store, tmp_path: Path) -> None:
