@@ -98,7 +98,13 @@ class S3Store:
         lease = WriterLease(self._bucket, config.store_id, self._requests)
         try:
             session = S3Session(
-                self._parts, lease, self._budget, self._requests, chunker, compression_level=1
+                self._parts,
+                lease,
+                self._budget,
+                self._requests,
+                chunker,
+                compression_level=1,
+                deltas=True,  # it makes none, but what it moves may be a base of later ones
             )
             try:
                 yield session

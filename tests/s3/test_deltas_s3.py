@@ -222,12 +222,14 @@ def test_a_base_in_a_pack_that_is_doomed_is_none(world: World, doomed: str) -> N
     assert store.gets("v2") == V2
 
 
-def test_bases_that_a_collector_moved_elsewhere_are_bases_still(world: World) -> None:
-    """Hints tell where they are; their bytes are here."""
+@pytest.mark.parametrize("machine", ["one", "another"])
+def test_bases_that_a_collector_moved_are_bases_still(world: World, machine: str) -> None:
+    """On the machine that moved them; and elsewhere hints tell where they are, while their bytes
+    are here."""
     with world.open("one") as store, store.transaction() as transaction:
         transaction.puts("garbage", noise(SIZE, 5))
         transaction.puts("v1", V1)
-    with world.open("collector") as collector:
+    with world.open(machine) as collector:
         before = packs_of(collector, "v1")
         collector.delete("garbage")
         assert collect(collector, repack_below=0.9).packs_rewritten == 1
