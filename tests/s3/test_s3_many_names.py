@@ -15,7 +15,7 @@ from s3_stores import Open
 
 import castore
 from castore.errors import AccessDenied, NameExists, NameNotFound
-from castore.s3 import names, presence, session
+from castore.s3 import copies, names, presence, session
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
@@ -90,10 +90,13 @@ def test_of_large_objects_few_are_copied_at_once(
     data = {f"a/{i}": random.Random(i).randbytes(200_000 if i % 2 else 70) for i in range(9)}
     for name, each in data.items():
         store.puts(name, each)
-    monkeypatch.setattr(session, "SEGMENT_BYTES_MAX", 5000)
+    monkeypatch.setattr(copies, "SEGMENT_BYTES_MAX", 5000)
     sizes: list[int] = []
     results_of = session.results_of
-    monkeypatch.setattr(session, "results_of", lambda it: sizes.append(len(it)) or results_of(it))
+    for module in (session, copies):
+        monkeypatch.setattr(
+            module, "results_of", lambda it: sizes.append(len(it)) or results_of(it)
+        )
     with store.transaction() as transaction:
         for name in [*data, "a/0"]:
             transaction.copy(name, f"b{name}")

@@ -1,9 +1,10 @@
 """An explicit-state model of writers and collectors on one store on S3, as they are implemented.
 
 Every actor is a little machine whose steps are the requests of `castore/s3/lease.py`,
-`castore/s3/session.py` and `castore/s3/gc`; `explore` visits every state that any order of them
-leads to. An actor that is never scheduled again has crashed. Packs are bits; chunks are not
-modelled: a put needs packs, and where it can't rely on one it uploads its own instead.
+`castore/s3/reliance.py`, `castore/s3/session.py` and `castore/s3/gc`; `explore` visits every state
+that any order of them leads to. An actor that is never scheduled again has crashed. Packs are bits;
+chunks are not modelled: a put needs packs, and where it can't rely on one it uploads its own
+instead.
 
 Each guard of the protocol is a field of Rules, so that a test can show what it is there for.
 """

@@ -23,10 +23,11 @@ from castore.errors import FormatError, PackMissing
 from castore.format.segment import decode_segment
 from castore.model import FrameKind, Location, Stages, StoredChunk
 from castore.s3.catalog import S3Catalog, Version
+from castore.s3.copies import relocated
 from castore.s3.gc.mark import Pins
 from castore.s3.manifests import Overwritten
 from castore.s3.names import Segments
-from castore.s3.session import S3Session, relocated
+from castore.s3.session import S3Session
 from castore.s3.uploads import PACK_BYTES_MAX
 from castore.stream.codec import Frame
 from castore.stream.repack_choice import PackFacts, choose
