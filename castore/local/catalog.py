@@ -199,6 +199,9 @@ def _put_chunk(tables: Tables, chunk: StoredChunk, *, heals: bool = False) -> No
         known = tables.chunks.known(chunk.chunk_id)
         if known is None or heals or not _serves(tables, known):
             tables.chunks.put(chunk.chunk_id, row)
+    # They are known by the segments of another object, and mostly by rows.
+    for base in chunk.location.bases:
+        tables.chunks.add(base.chunk_id, ChunkRow.of(base))
 
 
 def _serves(tables: Tables, row: ChunkRow) -> bool:

@@ -159,6 +159,31 @@ def test_two_frames_of_one_chunk(
         assert_whole(store, expected)
 
 
+@pytest.mark.parametrize("delta", [False, True], ids=["plain", "delta"])
+def test_a_delta_without_the_row_of_its_base_is_stored_anew_once(
+    store: castore.Store, delta: bool
+) -> None:
+    """And if it is as a delta again, of what it was, that is known then."""
+    in_packs_of_their_own(store, {"x0": version(0), "x1": version(1)})
+    path, lost = Path(store.path), [base.chunk_id for base in bases(store, "x1")]
+    store.close()
+    change_rows(path, b"chunks", dict.fromkeys(lost))
+    castore.check_store(path, repair=True)  # of the totals, which these rows are not in
+    with small(path, delta=delta) as again:
+        sizes = [again.stats().pack_bytes]
+        for n in range(3):
+            again.puts(f"x1 {n}", version(1))
+            sizes.append(again.stats().pack_bytes)
+        assert sizes[1] > sizes[0]
+        assert sizes[1:] == [sizes[1]] * 3
+        again.puts("x0 again", version(0))
+        assert delta == (again.stats().pack_bytes == sizes[1])
+        again.gc(repack_below=0.0)
+        expected = dict.fromkeys([f"x1 {n}" for n in range(3)], version(1))
+        expected |= dict.fromkeys(["x0", "x0 again"], version(0))
+        assert_whole(again, {"x1": version(1), **expected})
+
+
 # ---- packs that are collected before a commit ----------------------------------------------------
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import oracle
 import pytest
 from sessions import some_bytes
-from stores import flip, packs_of, small
+from stores import change_rows, flip, packs_of, rows, small
 from versions import (
     assert_whole,
     bases,
     extents,
+    in_packs_of_their_own,
     put_twice_at_once,
     version,
 )
@@ -125,7 +126,7 @@ def lost_ranges(store: castore.Store, name: str, base: StoredChunk) -> list[tupl
 def test_a_delta_whose_base_is_lost_is_read_from_a_frame_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with small(path) as store:
-        store.puts("v/x0", version(0))
+        in_packs_of_their_own(store, {"v/x0": version(0)})
         put_twice_at_once(store, ["v/x1", "other"], version(1))
         plain = {e.chunk_id for e in extents(store, "other") if not e.location.bases}
         base = damaged_base(store, plain)
@@ -136,6 +137,30 @@ def test_a_delta_whose_base_is_lost_is_read_from_a_frame_that_is_none(tmp_path: 
         assert [problem.names for problem in report.problems] == [("v/x0",)]
         assert store.gets("v/x1") == store.gets("other") == version(1)
         assert store.check(read_data=True).problems == []
+
+
+def test_a_frame_that_is_no_delta_takes_the_place_of_a_base(tmp_path: Path) -> None:
+    """Where there are some of both kinds, the delta first in its pack."""
+    path = tmp_path / "store"
+    with small(path) as store:
+        store.puts("a/x0", version(0))
+        put_twice_at_once(store, ["a/x1", "a/x1 plain"], version(1))
+        kinds = [extents(store, name)[0].location for name in ("a/x1", "a/x1 plain")]
+        assert [bool(at.bases) for at in kinds] == [True, False]
+        assert kinds[0].pack_id == kinds[1].pack_id
+        assert kinds[0].offset < kinds[1].offset
+    change_rows(path, b"chunks", dict.fromkeys(rows(path)[b"chunks"]))
+    with small(path, delta=False) as store:
+        store.puts("v/x0", version(1))
+    with small(path) as store:
+        store.puts("v/x1", version(2), like="v/x0")
+        store.gc(repack_below=0.0)  # there are rows of all chunks again
+        base = damaged_base(store, {extents(store, "v/x1")[0].chunk_id})
+        assert base.chunk_id == extents(store, "v/x0")[0].chunk_id
+        assert store.check(repair=True).problems == []
+        expected = {"a/x0": version(0), "v/x1": version(2)}
+        expected |= dict.fromkeys(["a/x1", "a/x1 plain", "v/x0"], version(1))
+        assert_whole(store, expected)
 
 
 @pytest.mark.damages_store("deltas are wrong")

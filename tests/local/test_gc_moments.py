@@ -282,11 +282,11 @@ def test_at_some_moments(fast_folder: Path, monkeypatch: pytest.MonkeyPatch, act
 
 
 @pytest.mark.deltas
-@pytest.mark.parametrize("action", ["put again", "end of a put", "move"])
+@pytest.mark.parametrize(("action", "stride"), [("put again", 4), ("end of a put", 9), ("move", 9)])
 def test_at_some_moments_with_deltas(
-    fast_folder: Path, monkeypatch: pytest.MonkeyPatch, action: str
+    fast_folder: Path, monkeypatch: pytest.MonkeyPatch, action: str, stride: int
 ) -> None:
-    assert at_moments(fast_folder, action, monkeypatch, 2, 9) > 6
+    assert at_moments(fast_folder, action, monkeypatch, 1, stride) > 6
 
 
 @pytest.mark.long
