@@ -10,15 +10,16 @@ bytes, which are the end of some chunk of random bytes: the chunker looks no fur
 that, so it cuts there again. Every unit is a distinct chunk with an id of its own, at random in
 the index as all ids are. The index has as many rows as with 350 GB; the packs are smaller.
 
-Then the same work is done in both stores in turn: new bytes, stored bytes, small objects, and
-reads. Nothing decoded is cached. Index and packs are read once first, so that they are in the page
-cache as far as memory allows.
+Then the same work is done in both stores in turn: new bytes, the next version of an object, stored
+bytes, small objects, and reads. Nothing decoded is cached. Index and packs are read once first, so
+that they are in the page cache as far as memory allows.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -28,13 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from measure import Row, castore_environment, machine_line, report, scratch, settle, show
-from sources import write_random
+from sources import edit, write_random
 
 UNIT_BYTES = (16 << 10) + 64
 ENDING_BYTES = 704
 NORM_BYTES = 64 << 10
 UNITS_PER_BLOCK = 256
 CHUNKS_PER_OBJECT = 50_000
+EDIT_EVERY_BYTES = 16 << 10
 RATIO_BAR = 1.5
 
 
@@ -164,6 +166,11 @@ def _measure(
     def put_new(one: Store, repeat: int) -> None:
         one.store.put(f"new-{repeat}", new)
 
+    def put_next(one: Store, repeat: int) -> None:
+        info = one.store.put(f"next-{repeat}", new, like="probe")
+        if info.deltas < info.chunks * 0.9:
+            raise AssertionError(f"only {info.deltas} of {info.chunks} chunks are deltas")
+
     def put_stored(one: Store, repeat: int) -> None:
         first = one.chunks - stored if repeat % 2 else 0
         one.store.put(f"again-{repeat}", Fill(ending, first, stored))
@@ -190,6 +197,7 @@ def _measure(
 
     work: list[tuple[str, str, Callable[[Store, int], None], int]] = [
         ("put-new", f"put of {size >> 20} MiB of new random bytes", put_new, 1),
+        ("put-next", f"put of {size >> 20} MiB, edited every 16 KiB", put_next, 1),
         ("put-stored", f"put of {stored:,} stored chunks", put_stored, 1),
         ("puts-small", "puts of 1 KiB, inline", put_small, puts),
         ("gets-fill", "gets of 4 KiB at random in all that was filled in", gets_fill, reads),
@@ -203,6 +211,9 @@ def _measure(
         for repeat in range(repeats):
             if action is put_new:
                 write_random(new, size, seed=100 + repeat)
+            elif action is put_next:
+                shutil.copyfile(probe, new)
+                edit(new, EDIT_EVERY_BYTES, seed=200 + repeat)
             # Who goes first alternates: the second finds the processor's caches warmer.
             for one in (few, many) if repeat % 2 == 0 else (many, few):
                 settle()

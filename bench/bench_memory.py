@@ -41,7 +41,7 @@ from measure import (
     settle,
     table,
 )
-from sources import BLOCK_BYTES, random_blocks
+from sources import BLOCK_BYTES, edit, random_blocks
 
 ANONYMOUS_BAR_BYTES = 256 << 20
 TOTAL_BAR_BYTES = 1 << 30
@@ -51,7 +51,6 @@ TINY_BYTES = 8 << 20
 STRETCH_BYTES_MAX = 96 << 20
 INTERVAL_S = 0.002
 EDIT_EVERY_BYTES = 64 << 10
-EDIT_BYTES = 16
 
 RANDOM_READS = """
 import random, sys, castore
@@ -132,14 +131,6 @@ def write_holes_and_noise(path: Path, size: int) -> int:
     return written
 
 
-def edit(path: Path, size: int) -> None:
-    draw = random.Random(12)
-    with open(path, "r+b") as target:
-        for at in range(0, size - EDIT_BYTES, EDIT_EVERY_BYTES):
-            target.seek(at)
-            target.write(draw.randbytes(EDIT_BYTES))
-
-
 def _measure(source: Path, size: int, directory: Path) -> list[Row]:
     store, out = directory / "store", directory / "out"
     castore = [*castore_command(), "-r", str(store)]
@@ -155,7 +146,7 @@ def _measure(source: Path, size: int, directory: Path) -> list[Row]:
         _unjudged(_peaks("gets-random", f"{reads} gets of up to 1 MiB at random", at_random)),
         _peaks("put-again", "put of the same file again", [*castore, "put", str(source), "two"]),
     ]
-    edit(source, size)
+    edit(source, EDIT_EVERY_BYTES, seed=12)
     rows += [
         _peaks(
             "put-next", "put of it edited", [*castore, "put", "--like", "one", str(source), "next"]

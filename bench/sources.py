@@ -9,6 +9,8 @@ equals one of the original, and it compresses by a fraction of a percent less. T
 only on what is installed.
 
 `write_random`: bytes of a seeded generator, which nothing compresses and nothing finds again.
+
+`edit`: makes a file its own next version, in which every chunk is another one.
 """
 
 from __future__ import annotations
@@ -52,6 +54,16 @@ def random_blocks(size: int, seed: int) -> Iterator[bytes]:
     source = random.Random(seed)
     for begin in range(0, size, BLOCK_BYTES):
         yield source.randbytes(min(BLOCK_BYTES, size - begin))
+
+
+def edit(path: Path, every: int, seed: int) -> None:
+    """Write 16 random bytes into the file at every so many."""
+    edits = random.Random(seed)
+    size = path.stat().st_size
+    with open(path, "r+b") as target:
+        for at in range(0, size - EDIT_BYTES, every):
+            target.seek(at)
+            target.write(edits.randbytes(EDIT_BYTES))
 
 
 class _Full(Exception):

@@ -131,6 +131,7 @@ def test_memory(tmp_path: Path) -> None:
     document, _ = run(tmp_path, "bench_memory.py")
     measured = rows(document)
     assert {"put-file", "put-pipe", "get-file", "get-pipe", "gets-random"} <= set(measured)
+    assert {"put-next", "get-next"} <= set(measured)
     for name, row in measured.items():
         assert 1 < row["contenders"]["anonymous"]["median"] < 256
         judged = None if name == "gets-random" else True
@@ -141,7 +142,9 @@ def test_memory(tmp_path: Path) -> None:
 def test_growth(tmp_path: Path) -> None:
     document, _ = run(tmp_path, "bench_growth.py")
     measured = rows(document)
-    assert {"put-new", "put-stored", "puts-small", "gets-fill", "gets-probe"} <= set(measured)
+    assert {"put-new", "put-next", "put-stored", "puts-small", "gets-fill", "gets-probe"} <= set(
+        measured
+    )
     assert document["settings"]["few"]["chunks"] >= 500
     assert document["settings"]["many"]["chunks"] >= 2000
 
