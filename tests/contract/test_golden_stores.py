@@ -80,7 +80,7 @@ def check_objects(store: castore.Store, facts: dict[str, Any]) -> None:
     assert list(store.names()) == names
     found = {info.name: info for info in store.list()}
     for name in names:
-        known = dict(facts["objects"][name])
+        known = {"deltas": 0, **facts["objects"][name]}
         sha256 = known.pop("sha256")
         assert found[name]._asdict() == store.info(name)._asdict() == known
         data = store.gets(name)
@@ -150,6 +150,30 @@ def test_it_is_written_to(golden: Golden) -> None:
             sha256 = facts["objects"][old]["sha256"]
             assert hashlib.sha256(store.gets(name)).hexdigest() == sha256
         assert store.check(read_data=True).problems == []
+
+
+def test_later_versions_are_deltas_of_what_is_there(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("castore.s3.session.INLINE_BYTES_MAX", 4096)  # as when they were made
+    facts, values = golden.facts, {}
+    with golden.open() as store:
+        for name, known in facts["objects"].items():
+            value = bytearray(store.gets(name))
+            if known["chunks"]:
+                for at in range(300, len(value), 900):
+                    value[at] ^= 1
+                store.puts(name, value)
+            values[name] = bytes(value)
+        assert store.stats().deltas > 0
+    for repack_below in (None, 0.0, 1.0):
+        with golden.open() as store:
+            if repack_below is not None:
+                golden.pass_time()
+                store.gc(repack_below=repack_below)
+            assert {name: store.gets(name) for name in store.names()} == values
+            assert store.check(read_data=True).problems == []
+            assert store.stats().deltas > 0
 
 
 @pytest.mark.parametrize("repack_below", [0.0, 1.0])
