@@ -20,6 +20,7 @@ from castore.s3 import uploads
 from castore.s3.damaged import mark_damaged
 from castore.s3.keys import pack_key
 from castore.s3.session import S3Session
+from castore.stream import session
 
 SIZE = 200_000
 V1 = noise(SIZE, 1)
@@ -511,3 +512,33 @@ def test_what_can_not_be_mended_of_deltas_is_kept(world: World) -> None:
         different = sum(a != b for a, b in zip(kept, version, strict=True))
         assert 0 < different < SIZE / 10
     assert len(names) == 2
+
+
+@pytest.mark.damages_store("deltas are wrong")
+def test_a_delta_that_makes_another_chunk_is_found(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By decoding it: its checksum is right. Bases are asked for together, and each once."""
+    encode = session.encode_delta
+    with world.open("one") as store:
+        store.puts("v1", V1)
+        store.puts("v2", V2)
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                session,
+                "encode_delta",
+                lambda raw, bases: encode(raw[:-1] + bytes([raw[-1] ^ 1]), bases),
+            )
+            store.puts("v3", V3)
+        wrong = {e.chunk_id for e in extents_of(store, "v3") if e.location.bases}
+        wrong -= {e.chunk_id for e in extents_of(store, "v2")}
+    actor = Actor("reader")
+    report = world.open("reader", actor).check(True)
+    assert {problem.chunk for problem in report.problems} == {i.hex() for i in wrong} != set()
+    assert set(report.damaged_names) == {"v3"}
+    # Of each pack its size, its footer, its frames, its deltas, its bases.
+    gets = Counter(step.key for step in actor.steps if step.key.startswith("packs/"))
+    assert max(gets.values()) <= 5
+    repaired = world.open("repairer").check(repair=True)
+    assert repaired.damaged_names == ["v3"]
+    assert world.open("after").check(True).problems == []
