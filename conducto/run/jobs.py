@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from conducto import context
 from conducto.mount import VARIABLE as DATA_DIR
 from conducto.mount import DataFolder
 from conducto.nodes import Exec, Image, Lazy, TreeError
@@ -69,6 +70,8 @@ class Jobs:
             **os.environ,
             **secrets.environment,
         }
+        if not context.is_local():  # else each would ask STS, to find the run's store
+            self._base["CONDUCTO_IDENTITY_ID"] = context.identity()
         self._base.pop(DATA_DIR, None)  # nor of another pipeline
         self._base.pop(PRINT_TREE, None)  # this may itself be what a Lazy runs
         self._ours = {"CONDUCTO_PIPELINE_ID": pipeline_id, VARIABLE: cookie}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -20,8 +21,13 @@ pytest_plugins = ["modes"]
 def test_a_run_is_recorded_resumed_and_archived(
     mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    identity = os.environ["CONDUCTO_IDENTITY_ID"]
+    monkeypatch.delenv("CONDUCTO_IDENTITY_ID")
+    monkeypatch.setattr(context, "identity", lambda: identity)  # as STS says
     root = co.Serial()
-    root["first"] = co.Exec("echo first; head -c 600000 /dev/zero; sleep 0.7; echo last")
+    root["first"] = co.Exec(
+        "echo $CONDUCTO_IDENTITY_ID; head -c 600000 /dev/zero; sleep 0.7; echo last"
+    )
     root["lazy"] = co.Lazy("echo '" + dumps(co.Exec("echo it is $WAY; test $WAY = good")) + "'")
     monkeypatch.setenv("WAY", "bad")
     assert launch(root, ["test"], RunOptions(run=True, parallel=2)) == 1
@@ -30,7 +36,7 @@ def test_a_run_is_recorded_resumed_and_archived(
     records = Records(context.open_store(), run_id)
     assert records.store.path.startswith("s3://")
     with records.open_log("/first", 1) as file:
-        assert file.read() == b"first\n" + bytes(600_000) + b"last\n"
+        assert file.read() == identity.encode() + b"\n" + bytes(600_000) + b"last\n"
     monkeypatch.setenv("WAY", "good")
     assert command.main(["run", "--resume", run_id]) == 0
     assert "begins (attempt 2)" in capsys.readouterr().out
