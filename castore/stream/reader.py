@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from castore.errors import ChunkCorrupt, FormatError, ObjectChanged, PackMissing, StoreIOError
 from castore.format.index import Record
-from castore.format.pack import StoreConfig
+from castore.format.pack import FRAME_HEADER_BYTES, StoreConfig
 from castore.model import Extent, Progress, RangePlan, StoredChunk
 from castore.stream.backend import NOTHING_HELD, Catalog, Cover, Held, Packs
 from castore.stream.codec import chunk_id_of, decode_frame, decode_inline, no_base
@@ -363,6 +363,41 @@ class Reader:
         """One chunk of the object."""
         [raw] = self.chunks([extent], pinned.held)
         return raw
+
+    def copy_raw(
+        self, extents: Sequence[Extent], held: Held, at: int, target: memoryview
+    ) -> tuple[int, Bytes | None]:
+        """Fill `target` from the offset `at` with chunks that are stored raw, each copied right
+        after it was checked, while it is in the processor's cache; up to the first that is stored
+        otherwise, or can't be read. How many bytes, and the chunk that they end in."""
+        begin, end = at, at + len(target)
+        views: list[memoryview] = []  # one of each mapping
+        raw: Bytes | None = None
+        try:
+            frames = self._packs.frames([extent.location for extent in extents], held)
+        except (FormatError, PackMissing):
+            return 0, None
+        for (chunk_begin, chunk_end, chunk_id, _), frame in zip(extents, frames, strict=True):
+            raw_bytes = chunk_end - chunk_begin
+            if len(frame) != FRAME_HEADER_BYTES + raw_bytes:
+                break
+            try:
+                raw = decode_frame(frame, chunk_id, raw_bytes, self._seed)
+            except FormatError:
+                break
+            if not isinstance(raw, memoryview):  # it decoded to as many bytes as it takes
+                break
+            if not views or raw.obj is not views[-1].obj:
+                views.append(raw)
+            if chunk_begin == at and chunk_end <= end:
+                target[at - begin : chunk_end - begin] = raw
+                at = chunk_end
+            else:
+                upto = min(chunk_end, end)
+                target[at - begin : upto - begin] = raw[at - chunk_begin : upto - chunk_begin]
+                at = upto
+        check_still_there(views)
+        return at - begin, raw
 
     def _in_flight(
         self, work: Callable[[list[Extent]], T], pinned: Pinned, offset: int = 0

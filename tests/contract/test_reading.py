@@ -34,6 +34,9 @@ def data_of(size: int = SIZE) -> bytes:
 
 
 DATA = data_of()
+RAW = random.Random(6).randbytes(SIZE)
+# Long stretches that compress, and that are stored raw.
+MIXED = b"".join(DATA[at : at + 20_000] + RAW[at : at + 60_000] for at in range(0, SIZE, 80_000))
 
 offsets = st.one_of(
     st.integers(0, SIZE + 1000), st.sampled_from([0, SIZE, SIZE - 1, 65536, 2 * 65536])
@@ -66,11 +69,12 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readahead.Reader, "task_bytes", 20_000)
 
 
+@pytest.mark.parametrize("data", [DATA, MIXED], ids=["data", "mixed"])
 def test_any_reads_are_those_of_bytesio(
-    any_store: castore.Store, monkeypatch: pytest.MonkeyPatch
+    any_store: castore.Store, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     small_tasks(monkeypatch)
-    any_store.puts("a", DATA)
+    any_store.puts("a", data)
 
     @settings(
         max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -78,7 +82,7 @@ def test_any_reads_are_those_of_bytesio(
     @given(st.lists(steps, max_size=12))
     def check(asked: list[tuple[str, Any]]) -> None:
         with any_store.open("a") as file:
-            other = io.BytesIO(DATA)
+            other = io.BytesIO(data)
             for verb, argument in asked:
                 assert do(file, verb, argument) == do(other, verb, argument)
                 assert file.tell() == other.tell()
@@ -251,11 +255,12 @@ def test_a_seek_into_what_is_being_read_ahead(
             assert file.read(100) == DATA[at : at + 100]
 
 
-def test_what_is_damaged_ahead_is_raised_when_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("text", [RAW, RAW[: SIZE // 2].hex().encode()], ids=["raw", "zstd"])
+@pytest.mark.parametrize("step", [3000, 50_000])
+def test_what_is_damaged_is_raised_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes, step: int
 ) -> None:
     small_tasks(monkeypatch)
-    text = random.Random(1).randbytes(SIZE // 2).hex().encode()
     with castore.open(tmp_path / "store", chunk_bytes_avg=2816) as store:
         store.puts("a", text)
     [pack] = packs(tmp_path / "store")
@@ -264,11 +269,13 @@ def test_what_is_damaged_ahead_is_raised_when_it_is_read(
         read = b""
         with pytest.raises(ChunkCorrupt):  # noqa: PT012
             while True:
-                read += file.read1(3000)
+                target = bytearray(step)
+                count = file.readinto1(target)
+                read += target[:count]
         assert SIZE * 0.4 < len(read) < SIZE * 0.6
         assert text.startswith(read)
         with pytest.raises(ChunkCorrupt):
-            file.read1(3000)
+            file.readinto1(bytearray(step))
         file.seek(SIZE - 1000)
         assert file.read() == text[-1000:]
         flip(pack, pack.stat().st_size * 4)
