@@ -259,7 +259,7 @@ class S3Repair:
         at = extent.location
         other_bases = tuple(self._plain.get(base.chunk_id, base) for base in at.bases)
         others = self._elsewhere.get(extent.chunk_id, ())
-        places = [at, at._replace(bases=other_bases), *others]
+        places = dict.fromkeys((at, at._replace(bases=other_bases), *others))
         return self._check.scan.chunk(extent.chunk_id, extent.end - extent.begin, places)
 
     # ------------------------------------------------------------ parts of these
