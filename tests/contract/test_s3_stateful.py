@@ -62,6 +62,13 @@ def test_a_store_on_s3_is_a_dict(moto_server: Server, quick: None, cache_dir: Pa
     run(moto_server, 5, 12)
 
 
+@pytest.mark.deltas
+def test_a_store_of_deltas_on_s3_is_a_dict(
+    moto_server: Server, quick: None, cache_dir: Path
+) -> None:
+    run(moto_server, 4, 12)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_a_store_on_s3_is_a_dict_300_times(

@@ -30,6 +30,8 @@ from castore.s3.gc.collect import SCRATCH_S
 from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.keys import name_key, pack_key, pin_key
 
+pytestmark = pytest.mark.plain("a pack goes with the name that has it")
+
 SIZE = 100_000  # in a pack, and not inline
 
 

@@ -230,6 +230,7 @@ def test_what_is_put_anew_during_the_repair_stays(
     is_whole(world)
 
 
+@pytest.mark.plain("bases are read for their deltas as well")
 def test_a_repair_reads_the_data_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with world.open("writer") as store:
         for i in range(3):

@@ -13,7 +13,7 @@ import contextlib
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ from castore.format import pack
 from castore.format.index import decode_record
 from castore.local import lookup, older
 from castore.local.older import OlderObject
+from castore.s3 import catalog
+from castore.s3.cache.store import StoreCache
+from castore.s3.catalog import Version
+from castore.s3.older import OlderVersion
 from castore.stream import alignment, resembling, session
 from castore.stream.codec import delta_frame
 from castore.stream.delta import encode_delta
@@ -35,6 +39,7 @@ IN_CHILDREN = Path(__file__).resolve().parent / "in_children"
 
 decode_frame_header = pack.decode_frame_header
 find_older = older.find_older
+find_older_version = catalog.find_older
 encode = session._encode
 _PAYLOAD_AT = 12  # in a frame's header
 # A child that looks at an index is given no path to where `sitecustomize` is.
@@ -84,6 +89,28 @@ def any_older(index: Index, name: bytes, like: bytes | None) -> OlderObject | No
             record = decode_record(raw)
             if not record.is_inline:
                 return OlderObject(index, record)
+    return None
+
+
+def any_older_version(
+    cache: StoreCache,
+    in_memory: Collection[bytes],
+    known: Callable[[bytes], Version | None],
+    name: bytes,
+    like: bytes | None,
+) -> OlderVersion | None:
+    """The same on S3, of what this machine knows."""
+    found = find_older_version(cache, in_memory, known, name, like)
+    if found is not None:
+        return found
+    names, beside = {*in_memory}, cache.name_behind(b"")
+    while beside is not None:
+        names.add(beside)
+        beside = cache.name_behind(beside)
+    for each in sorted(names, key=lambda each: (each < name, each)):
+        found = find_older_version(cache, (), known, each, None)
+        if found is not None:
+            return found
     return None
 
 
@@ -143,6 +170,7 @@ def _force(undo: list[tuple[Any, str, Any]]) -> None:
         (resembling, "Alignment", AnyAlignment),
         (session, "_encode", encoded),
         (lookup, "find_older", any_older),
+        (catalog, "find_older", any_older_version),
         (isolated, "_PROGRAM", _IN_ISOLATION + isolated._PROGRAM),
     ):
         undo.append((module, name, getattr(module, name)))
