@@ -25,6 +25,7 @@ from castore.system.mapping import Mapping
 
 PACK_BYTES_MAX = 256 << 20
 MAPPINGS_MAX = 512  # kept for the next read; whoever holds one keeps it longer
+AT_HAND_BYTES_MAX = 64 << 20  # of frames that deltas are made of, whose pages stay mapped
 
 
 class LocalPacks:
@@ -42,6 +43,7 @@ class LocalPacks:
         self._open: Pack | None = None
         self._sealed: set[Pack] = set()  # still held by puts that have not committed
         self._mapped: dict[bytes, Mapping] = {}
+        self._at_hand_bytes = 0
         self._pid = os.getpid()
         forks.register(self)
 
@@ -209,7 +211,14 @@ class LocalPacks:
         return found
 
     def at_hand(self, place: Location) -> memoryview:
-        return self.frames([place], NOTHING_HELD)[0]
+        [frame] = self.frames([place], NOTHING_HELD)
+        self._at_hand_bytes += place.stored_bytes
+        if self._at_hand_bytes > AT_HAND_BYTES_MAX:
+            # A large put reads all of an older object; what is read again is in the page cache.
+            self._at_hand_bytes = 0
+            for mapping in list(self._mapped.values()):
+                mapping.advise_dontneed(0, len(mapping))
+        return frame
 
     def hold(self, pack_ids: Collection[bytes]) -> Held:
         """Mappings of all that the packs hold now."""

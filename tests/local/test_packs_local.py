@@ -447,3 +447,31 @@ def test_a_poisoned_pack_takes_no_more_frames(
     packs.release(other)
     packs.close()
     assert files(packs) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux's /proc")
+def test_what_deltas_are_made_of_does_not_stay_mapped(
+    packs: LocalPacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("castore.local.packs.AT_HAND_BYTES_MAX", 1 << 20)
+    placement = Placement()
+    locations = packs.append(frames(64, size=200_000), placement)
+    commit(packs, placement)
+    [file] = files(packs)
+    largest = 0
+    for location in locations:
+        sum(packs.at_hand(location)[::1000])
+        largest = max(largest, resident_bytes(file))
+    assert 1 << 20 <= largest < 3 << 20
+    assert os.path.getsize(file) > 12 << 20
+
+
+def resident_bytes(file: Path) -> int:
+    """What is mapped of the file, and in memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    total = 0
+    for line in lines:
+        if line.endswith(str(file)):
+            rss = next(each for each in lines if each.startswith("Rss:"))
+            total += int(rss.split()[1]) << 10
+    return total
