@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fs_setting import LOCAL, Setting
+from fs_setting import LOCAL, ProcessorTime, Setting
 from measure import Row
 from s3_links import Traffic
 
@@ -170,16 +170,18 @@ class _Tables:
         row = Row(name, f"{source.stat().st_size:,} bytes, page-cached", "ms")
         fs = CastoreFileSystem(str(self.setting.folder / name), skip_instance_cache=True)
         fs.put_file(str(source), source.name)
+        processor = ProcessorTime()
         with fs.store:
             for _ in range(max(7, self.setting.repeats)):
                 for who, opened in (
                     ("castore", fs.open(source.name)),
                     ("plain file", source.open("rb")),
                 ):
-                    with opened as file:
+                    with opened as file, processor.of(who):
                         began = time.perf_counter()
                         read(file)
                         row.add(who, (time.perf_counter() - began) * 1e3)
+        processor.note(row)
         row.bar("≤ 1.3 × the plain file", row.ratio("castore", "plain file"), lambda x: x <= 1.3)
         return row
 
