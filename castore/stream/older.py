@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from posixpath import splitext
 
 from castore.format.segment import Segment
 from castore.model import Extent
@@ -18,9 +19,10 @@ Beside = Callable[[bytes], bytes | None]  # a name that is known, next to anothe
 
 def candidates(name: bytes, like: bytes | None, before: Beside, behind: Beside) -> Iterator[bytes]:
     """The names that an object to be put under `name` may resemble, the most likely first: `like`;
-    the name itself; for one such as `v2/a/b`, `v1/a/b`, where `v1` is the folder before `v2`; the
-    neighbour in its folder, in the order of names, that agrees with it the longest. `before` and
-    `behind` give the last name that sorts before another, and the first behind it."""
+    the name itself; for one such as `v2/a/b`, `v1/a/b`, where `v1` is the folder before `v2`; of
+    its neighbours in its folder, in the order of names, those that begin as it does or have its
+    extension, the one first that agrees with it the longest. `before` and `behind` give the last
+    name that sorts before another, and the first behind it."""
     if like is not None:
         yield like
     yield name
@@ -31,10 +33,18 @@ def candidates(name: bytes, like: bytes | None, before: Beside, behind: Beside) 
         if found is not None and found.startswith(above):
             sibling = found[len(above) :].split(b"/")[0]
             yield b"/".join([*folders[:depth], sibling, *folders[depth + 1 :]])
-    least = name.rfind(b"/") + 2  # in its folder, and called alike at all
     near = [beside for beside in (before(name), behind(name)) if beside is not None]
-    alike = [beside for beside in near if _agreement(beside, name) >= least]
+    alike = [beside for beside in near if _is_alike(beside, name)]
     yield from sorted(alike, key=lambda beside: _agreement(beside, name), reverse=True)
+
+
+def _is_alike(one: bytes, other: bytes) -> bool:
+    """Whether two names are of one folder, and begin alike or have one extension."""
+    folder, _, file = one.rpartition(b"/")
+    other_folder, _, other_file = other.rpartition(b"/")
+    return folder == other_folder and (
+        file[:1] == other_file[:1] or splitext(file)[1] == splitext(other_file)[1]
+    )
 
 
 def _agreement(one: bytes, other: bytes) -> int:
