@@ -12,12 +12,10 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
+import castore
 import conducto as co
 
 ROWS = 200_000
-STATS = (
-    'castore -r "${CONDUCTO_BASE_DIR:-$HOME/.conducto}/${CONDUCTO_PROFILE:-default}/store" stats'
-)
 
 
 def pipeline(days: int = 4) -> co.Serial:
@@ -27,7 +25,7 @@ def pipeline(days: int = 4) -> co.Serial:
             for day in range(days):
                 co.Exec(dump, day, name=f"day {day}")
         with co.Parallel(name="look"):
-            co.Exec(STATS, name="stored")
+            co.Exec(stored, name="stored")
             for day in range(1, days):
                 co.Exec(changed, day, name=f"changed on day {day}")
     return root
@@ -51,6 +49,13 @@ def dump(day: int) -> None:
         database.close()
         co.data.pipeline.put(f"dumps/{day}", str(path))
     print(f"day {day}: {co.data.pipeline.size(f'dumps/{day}')} bytes")
+
+
+def stored() -> None:
+    """What the store has for all that was staged, on this machine or on S3."""
+    with castore.open(co.context.store_url(), read_only=True) as store:
+        stats = store.stats()
+    print(f"{stats.logical_bytes} bytes were put, and {stats.stored_bytes} are stored")
 
 
 def changed(day: int) -> None:

@@ -16,6 +16,7 @@ import conducto as co
 from castore.mount import mounted
 from castore.mount.view import FRESH_ON_S3_S
 from castore.testing.contents import noise
+from conducto import context
 
 pytest_plugins = ["modes"]
 pytestmark = pytest.mark.skipif(
@@ -62,6 +63,7 @@ def test_a_store_on_s3_as_a_folder(
 
 @pytest.mark.parametrize("mode", ["cloud"], indirect=True)
 def test_nodes_find_their_data_on_s3(pipelines: Pipelines, mode: str) -> None:
+    assert context.store_url().startswith("s3://")
     co.data.user.puts("given", DATA)
     root = co.Serial()
     root["write"] = co.Exec("cp $CONDUCTO_DATA_DIR/user/given $CONDUCTO_DATA_DIR/pipeline/made")
