@@ -127,8 +127,8 @@ def test_an_older_object_is_found_without_a_request(world: World) -> None:
         assert older(b"b/y2") == "b/y"  # its neighbour
         assert older(b"b/zz") == ""  # whose neighbour has no chunks
         assert older(b"old2") == older(b"ol") == "old"
-        assert older(b"else") == ""
-        assert older(b"else", b"b/y") == "b/y"
+        assert older(b"else.x") == ""
+        assert older(b"else.x", b"b/y") == "b/y"
     assert actor.steps[begin:] == []
 
 
