@@ -53,7 +53,7 @@ has already. The files stay, and can be removed by hand.
 secrets are variables of every node's environment that no log shows: conducto secrets --help.
 
   --cluster ADDRESS    run it on the workers of this scheduler of dask.distributed
-  -j N, --jobs N       so many commands at once; as many as there are CPUs, or threads of workers
+  -j N, --jobs N       so many commands at once; as many as there are CPUs, or workers' threads
   --older-than AGE     archive every pipeline that wrote nothing for so long: 45m, 12h, 7d, 2w;
                        print how many names each had, by its id
   --dry-run            with --older-than: only print them

@@ -10,10 +10,10 @@ from conducto.arguments import UsageError
 PARALLEL_MAX = 1000
 PRINT_TREE = "CONDUCTO_PRINT_TREE"  # co.main then prints the tree for a Lazy, and not for people
 RUN_OPTIONS_HELP = (
-    "  --run, --local   run the tree, as processes of this machine; without it, it is printed",
+    "  --run, --local     run the tree, as processes of this machine; without it, it is printed",
     "  --cluster ADDRESS  run it on the workers of this scheduler of dask.distributed",
-    "  -j N, --jobs N   so many commands at once; as many as there are CPUs, or threads of workers",
-    "  --json           a line of JSON for each event, or the tree as JSON",
+    "  -j N, --jobs N     so many commands at once; as many as there are CPUs, or workers' threads",
+    "  --json             a line of JSON for each event, or the tree as JSON",
 )
 
 

@@ -45,7 +45,9 @@ def run(words: Sequence[str]) -> int:
     if words and not words[0].startswith("-"):
         return _run_file(words[0], [*words[1:]])
     rest, options = take_run_options(["--run", *words], {"resume": False})
-    given = parse((Parameter("resume", "the pipeline", positional=False),), rest)
+    given = parse((Parameter("resume", "the pipeline", required=False, positional=False),), rest)
+    if "resume" not in given:
+        raise UsageError("run takes a FILE, or --resume ID")
     return resume(str(given["resume"]), options)
 
 
@@ -146,6 +148,7 @@ def _write_page(path: str, records: Records, run: Run) -> None:
             file.write(text)
         return
     path = os.path.realpath(path)  # of a link, what it leads to
+    os.stat(os.path.dirname(path))  # its own name is to be in the error, and not a draft's
     draft = f"{path}.{os.getpid()}.draft"
     try:
         with open(draft, "xb") as file:

@@ -136,6 +136,7 @@ def test_conducto_run_is_that_of_the_file(pipelines: Pipelines) -> None:
     assert pipelines.conducto("run", "gone.py").code == 2
     assert pipelines.conducto("run").code == 2
     assert "--resume needs a value" in pipelines.conducto("run", "--resume").err
+    assert "run takes a FILE, or --resume ID" in pipelines.conducto("run", "-j2").err
 
 
 def test_functions_of_other_files_need_no_co_main(pipelines: Pipelines) -> None:

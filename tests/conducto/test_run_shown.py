@@ -167,6 +167,8 @@ def test_a_page_is_written_whole(pipelines: Pipelines, monkeypatch: pytest.Monke
         patch.setattr(os, "replace", torn)
         assert pipelines.conducto("show", done.id, "--html", "link").code == 1
     assert path.read_text() == "before"
+    nowhere = pipelines.conducto("show", done.id, "--html", "/no/where/page.html")
+    assert (nowhere.code, nowhere.err) == (1, "conducto: /no/where: No such file or directory\n")
     assert pipelines.conducto("show", done.id, "--html", "link").code == 0
     assert path.read_text().startswith("<!DOCTYPE html>")
     assert sorted(os.listdir(pipelines.folder)) == ["link", "page.html"]
