@@ -19,7 +19,7 @@ Offsets: TypeAlias = dict[bytes, "array[int]"]  # of frames, by pack id
 
 class DataRead(NamedTuple):
     """How much was decoded, and compared with its ids: frames, and their bytes as stored. Of the
-    `deltas` among them, by pack and offset, only that they are as they were written."""
+    `deltas` among them, by pack and offset, only whether they are as they were written."""
 
     frames: int
     bytes: int
@@ -65,12 +65,12 @@ def check_data(
         job.pack.bad.update(faults)
         size = sum(entry.stored_bytes for entry in job.task)
         read_frames, read_bytes = read_frames + len(job.task), read_bytes + size
-        whole = [e for e in job.task if e.bases and e.offset not in job.pack.bad]
-        if whole:
+        left = [entry for entry in job.task if entry.bases]
+        if left:
             offsets = deltas.setdefault(job.pack.pack_id, array("I"))
-            offsets.extend(entry.offset for entry in whole)
+            offsets.extend(entry.offset for entry in left)
         if fraction > 0:
-            advance(size - sum(entry.stored_bytes for entry in whole))
+            advance(size - sum(entry.stored_bytes for entry in left))
     return DataRead(read_frames, read_bytes, deltas)
 
 

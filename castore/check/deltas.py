@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from castore.check.packs import PackReading, Read
-from castore.errors import FormatError
+from castore.errors import FormatError, fault_of
 from castore.format.pack import PackEntry
 from castore.stream.coalesce import coalesce
 from castore.stream.codec import decode_frame
@@ -28,7 +28,9 @@ SPAN_BYTES_MAX = 8 << 20
 
 # Of some packs, how to read them; None for one that is gone.
 OpenPack: TypeAlias = Callable[[bytes], "Read | None"]
-Fault: TypeAlias = tuple[PackReading, int, str]  # what is wrong with the frame at an offset
+Verdict: TypeAlias = tuple[
+    PackReading, int, str
+]  # what is wrong with the frame at an offset, or ""
 
 
 class _Task(NamedTuple):
@@ -57,23 +59,27 @@ class DeltaCheck:
         advance: Callable[[int], None],
     ) -> None:
         """Decode the deltas at these offsets of packs, and note those that are not their chunks' as
-        bad. `advance` is told their bytes as stored."""
+        bad; those that are, and were bad, as odd. `advance` is told their bytes as stored."""
 
-        def check(task: _Task) -> tuple[_Task, list[Fault]]:
-            return task, self._faults(task)
+        def check(task: _Task) -> tuple[_Task, list[Verdict]]:
+            return task, list(self._verdicts(task))
 
         for group in self._groups(deltas):
-            for task, faults in workers.map_ahead(check, self._tasks(group)):
-                for pack, offset, fault in faults:
-                    pack.bad.setdefault(offset, fault)
+            for task, verdicts in workers.map_ahead(check, self._tasks(group)):
+                for pack, offset, fault in verdicts:
+                    if fault:
+                        pack.bad.setdefault(offset, fault)
+                    elif offset in pack.bad:
+                        pack.odd[offset] = pack.bad.pop(offset)
                 advance(sum(entry.stored_bytes for entry in task.deltas))
 
-    def faulty(self, pack: PackReading, deltas: Iterable[PackEntry]) -> set[int]:
-        """Of some deltas of a pack, the offsets of those that are not their chunks'."""
+    def faults(self, pack: PackReading, deltas: Iterable[PackEntry]) -> dict[int, str]:
+        """What is wrong with some deltas of a pack, by their offsets, empty for those that make
+        their chunks; those whose bases can't be read are left out."""
         wanted = list(deltas)
         tasks = self._tasks({pack.pack_id: wanted} if wanted else {})
-        found = [fault for task in tasks for fault in self._faults(task)]
-        return {offset for of, offset, _ in found if of is pack}
+        found = [verdict for task in tasks for verdict in self._verdicts(task)]
+        return {offset: fault for of, offset, fault in found if of is pack}
 
     # ------------------------------------------------------------ planning
 
@@ -87,7 +93,7 @@ class DeltaCheck:
             reading = self._readings.get(pack_id)
             for offset in offsets if reading is not None else ():
                 assert reading is not None
-                entry = reading.frame_at(offset)
+                entry = reading.frames.at(offset)
                 if entry is None:
                     continue
                 if bases >= GROUP_BASES_MAX:
@@ -146,11 +152,12 @@ class DeltaCheck:
 
     # ------------------------------------------------------------ decoding
 
-    def _faults(self, task: _Task) -> list[Fault]:
-        """Those of deltas, but not of what lacks a base: that is what is wrong then. And those of
-        bases."""
+    def _verdicts(self, task: _Task) -> Iterator[Verdict]:
+        """On deltas, but not on what lacks a base: that is what is wrong then. And on bases that
+        are bad."""
         bases: dict[bytes, bytes | memoryview] = {}
-        faults = [fault for each in task.bases for fault in self._read_bases(*each, bases)]
+        for each in task.bases:
+            yield from self._read_bases(*each, bases)
 
         def base(chunk_id: bytes, raw_bytes: int) -> bytes | memoryview:
             raw = bases.get(chunk_id)
@@ -160,11 +167,8 @@ class DeltaCheck:
 
         whole = [delta for delta in task.deltas if all(b in bases for b in delta.bases)]
         for delta, frame in zip(whole, _frames(task.read, whole), strict=True):
-            try:
-                decode_frame(frame, delta.chunk_id, delta.raw_bytes, self._seed, base)
-            except FormatError as error:
-                faults.append((task.pack, delta.offset, str(error)))
-        return faults
+            fault = fault_of(decode_frame, frame, delta.chunk_id, delta.raw_bytes, self._seed, base)
+            yield task.pack, delta.offset, fault
 
     def _read_bases(
         self,
@@ -172,7 +176,7 @@ class DeltaCheck:
         read: Read,
         entries: list[PackEntry],
         bases: dict[bytes, bytes | memoryview],
-    ) -> Iterator[Fault]:
+    ) -> Iterator[Verdict]:
         known = self._decoded.get([(entry.chunk_id, entry.raw_bytes) for entry in entries])
         missing = []
         for entry, raw in zip(entries, known, strict=True):

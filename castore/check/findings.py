@@ -68,7 +68,8 @@ class Findings:
         for fault in reading.faults:
             what = f"pack {pack_id.hex()}: {fault}"
             self.add("pack", severity, what, *names, pack_id=pack_id)
-        for offset, fault in reading.bad.items():
+        odd = {offset: f"{fault}, though it decodes" for offset, fault in reading.odd.items()}
+        for offset, fault in {**reading.bad, **odd}.items():
             if durable_bytes is None or offset < durable_bytes:
                 entry = reading.frames.at(offset)
                 chunk_id = b"" if entry is None else entry.chunk_id

@@ -44,8 +44,9 @@ _READ_ERRORS = (
 @dataclass(slots=True)
 class PackReading:
     """What a pack holds. `frames` are those whose headers are whole; `bad` are the others that are
-    known of, and those whose bytes turned out not to be their chunk's, by their offsets; `faults`
-    is what else is wrong with the pack. An `unsealed` pack has no whole footer, as its writer
+    known of, and those whose bytes turned out not to be their chunk's, by their offsets; `odd` are
+    deltas that make their chunks, though they are not as they were written; `faults` is what else
+    is wrong with the pack. An `unsealed` pack has no whole footer, as its writer
     lives, or ended without; its last bytes, from `end` on, are then nobody's. All is accounted for
     up to `intact`: where the frames end, or where the pack does, if its footer is whole. `surplus`
     bytes are behind a footer, where castore writes nothing. With a damaged header it is not
@@ -55,6 +56,7 @@ class PackReading:
     size: int
     frames: Frames = field(default_factory=Frames)
     bad: dict[int, str] = field(default_factory=dict)
+    odd: dict[int, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     unsealed: bool = False
     end: int = 0
@@ -64,7 +66,7 @@ class PackReading:
 
     @property
     def damaged(self) -> bool:
-        return bool(self.bad or self.faults)
+        return bool(self.bad or self.odd or self.faults)
 
     def frame_at(self, offset: int) -> PackEntry | None:
         return None if offset in self.bad else self.frames.at(offset)

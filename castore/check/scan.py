@@ -119,10 +119,9 @@ class PackScan:
             raise FormatError(f"chunk {chunk_id.hex()}, which it is a delta of, can't be read")
         return raw
 
-    def faulty_deltas(self, pack_id: bytes, entries: Iterable[PackEntry]) -> set[int]:
-        """The offsets of those that do not make their chunks of their bases, as far as these can be
-        read."""
-        return self._deltas.faulty(self.readings[pack_id], entries)
+    def delta_faults(self, pack_id: bytes, entries: Iterable[PackEntry]) -> dict[int, str]:
+        """See DeltaCheck.faults."""
+        return self._deltas.faults(self.readings[pack_id], entries)
 
     def is_whole(self, pack_id: bytes, entry: PackEntry) -> bool:
         """Whether the bytes of the frame are its chunk's; of a delta, as they were written."""

@@ -217,6 +217,22 @@ def stored_frame(frame: bytes, chunk_id: bytes, raw_bytes: int, seed: int) -> Fr
     return Frame(chunk_id, raw_bytes, frame[:cut], frame[cut:], header.sha256, header.bases)
 
 
+def summed_anew(frame: bytes) -> Frame:
+    """The frame of a delta that is known to decode, with the checksum that it should have. Raises
+    FormatError if it is none."""
+    header = decode_frame_header(frame)
+    if header.delta is None:
+        raise FormatError("the frame is no delta")
+    return delta_frame(
+        frame[header.header_bytes :],
+        header.delta.bases,
+        header.chunk_id,
+        header.raw_bytes,
+        sha256=header.sha256,
+        id_of_sha256=bool(header.flags & FLAG_ID_OF_SHA256),
+    )
+
+
 def encode_inline(raw: bytes, *, level: int) -> tuple[int, bytes]:
     """(codec, bytes) of a small object, as its record carries it."""
     if len(raw) < 256:

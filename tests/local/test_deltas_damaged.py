@@ -205,3 +205,21 @@ def test_a_check_reads_each_base_once(store: castore.Store, monkeypatch: Any) ->
     assert stats.deltas > 2 * len(needed)
     # A thread may not know yet that another has just read one.
     assert len(decoded) < stats.deltas + 1.5 * len(needed)
+
+
+def test_a_delta_with_a_damaged_checksum_is_read_and_mended(guarded: castore.Store) -> None:
+    store = guarded
+    store.puts("x0", version(0))
+    store.puts("x1", version(1))
+    at = next(e.location for e in extents(store, "x1") if e.location.bases)
+    checksum = at.offset + 32 + 4 + (32 if store._backend.config.collision_guard else 0)  # type: ignore[union-attr]
+    [path] = packs_of(store)
+    flip(path, 8 * checksum)
+    with castore.open(store.path, create=False, cache_bytes=0) as cold:
+        assert cold.gets("x1") == version(1)
+    [problem] = store.check(read_data=True).problems
+    assert (problem.kind, problem.offset, problem.names) == ("frame", at.offset, ())
+    report = store.check(repair=True)
+    assert report.problems == []
+    assert report.repaired
+    assert_whole(store, {"x0": version(0), "x1": version(1)})

@@ -21,7 +21,7 @@ from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
 from castore.local.tables import Tables
 from castore.model import Location, StoredChunk
-from castore.stream.codec import Frame, stored_frame
+from castore.stream.codec import Frame, stored_frame, summed_anew
 from castore.stream.known import located
 from castore.stream.reports import CheckReport
 from castore.stream.session import WriteSession
@@ -234,15 +234,18 @@ class PackRepair:
     def _intact(self, pack_id: bytes, entries: Iterable[PackEntry]) -> list[tuple[int, Frame]]:
         found = []
         bad = self.readings[pack_id].bad
-        # What could not be read once may be read now; but what is as it was written, and makes
-        # another chunk, does so again.
+        # What could not be read once may be read now. But a delta with the right checksum may make
+        # another chunk, and one with a wrong checksum the right one.
         deltas = [entry for entry in entries if entry.bases and entry.offset in bad]
-        wrong = self.scan.faulty_deltas(pack_id, deltas)
+        faults = self.scan.delta_faults(pack_id, deltas)
         for chunk_id, offset, stored_bytes, raw_bytes, _ in entries:
-            if offset in wrong:
+            if faults.get(offset):
                 continue
             raw = self.scan.frame(Location(pack_id, offset, stored_bytes))
             try:
+                if offset in faults:
+                    found.append((offset, summed_anew(raw)))
+                    continue
                 found.append((offset, stored_frame(raw, chunk_id, raw_bytes, self._config.seed)))
             except FormatError as error:
                 bad.setdefault(offset, str(error))
