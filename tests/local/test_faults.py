@@ -275,6 +275,7 @@ with castore.open(sys.argv[1], threads=1) as store:
     check(store, more=b"more")
 
 
+@pytest.mark.plain("it is measured what the command takes")
 @pytest.mark.parametrize(
     "megabytes", [290, *(pytest.param(n, marks=pytest.mark.long) for n in range(270, 400, 10))]
 )
@@ -495,7 +496,10 @@ def write_and_close(file: Any, value: bytes) -> None:
     [
         ("castore.stream.writer.chunk_id_of", KeyboardInterrupt),
         ("castore.stream.writer.chunk_id_of", MemoryError),
-        ("castore.stream.session.encode_frame", MemoryError),
+        pytest.param(
+            *("castore.stream.session.encode_frame", MemoryError),
+            marks=pytest.mark.plain("it is not asked for deltas"),
+        ),
     ],
 )
 def test_an_error_from_within(
