@@ -1,13 +1,13 @@
 """The read rows of bench_delta: what it costs that a delta decodes with its bases.
 
 - `get-*`: the newest version to a file, beside the first one of the series, which has no deltas:
-  rates, as they are not of one size, by the processor's time.
+  rates, as they are not of one size.
 - `range-cold-*`: 4 KiB at random within chunks that are deltas, beside the same within chunks whose
   frames are plain zstd. Nothing decoded is cached.
 - `range-warm-*`: the same where the bases are in memory, but the chunks themselves are not: a store
   with a large cache reads all older versions first, and then each of the newest one's deltas once.
 
-One process, one core, all in the page cache.
+One process, one core, all in the page cache; times are the processor's.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def _cold(
                         [within(chance.choice(plain), chance) for _ in range(picks)],
                     ),
                 },
+                clock=time.process_time,
             )
     mean = sum(plan.bases for plan in plans) / len(plans)
     row.notes.append(f"{len(deltas)} deltas in the newest version, of {mean:.2f} bases")
@@ -170,6 +171,7 @@ def _warm(
                         chosen["full frame"],
                     ),
                 },
+                clock=time.process_time,
             )
     row.bar(
         f"≤ {WARM_BAR} × a full frame", row.ratio("delta", "full frame"), lambda r: r <= WARM_BAR

@@ -213,7 +213,11 @@ def _labels(names: Sequence[str], state: str, span: int) -> list[str]:
     return [label for label in SIZES if f"range-{state}-{label}" in names and SIZES[label] <= span]
 
 
-def alternate(row: Row, contenders: dict[str, tuple[Callable[[Any], object], list[Any]]]) -> None:
+def alternate(
+    row: Row,
+    contenders: dict[str, tuple[Callable[[Any], object], list[Any]]],
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
     """Run all contenders a batch at a time, in turn, and file the median batch of each.
 
     A batch is a few milliseconds, as is a turn of another process on this core: one that falls into
@@ -226,9 +230,9 @@ def alternate(row: Row, contenders: dict[str, tuple[Callable[[Any], object], lis
         turn.reverse()
         for name, (action, arguments) in turn:
             batch = arguments[begin : begin + BATCH_CALLS]
-            began = time.perf_counter()
+            began = clock()
             for argument in batch:
                 action(argument)
-            micros[name].append((time.perf_counter() - began) / len(batch) * 1e6)
+            micros[name].append((clock() - began) / len(batch) * 1e6)
     for name, means in micros.items():
         row.add(name, statistics.median(means))

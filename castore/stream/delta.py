@@ -140,8 +140,15 @@ def _size_of(part: bytes, most: int) -> int:
 
 
 def _decompress(part: bytes, size: int, context: bytes = b"") -> bytes:
-    dictionary = _dictionary(context) if context else None
-    raw: bytes = zstandard.ZstdDecompressor(dict_data=dictionary).decompress(part)
+    decompressor: zstandard.ZstdDecompressor
+    if context:
+        decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(context))
+    else:
+        try:
+            decompressor = _thread.decompressor
+        except AttributeError:
+            decompressor = _thread.decompressor = zstandard.ZstdDecompressor()
+    raw: bytes = decompressor.decompress(part)
     if len(raw) != size:
         raise FormatError(f"a part of a delta holds {len(raw)} bytes, not {size}")
     return raw
