@@ -236,6 +236,11 @@ class CastoreTransaction(FsspecTransaction):  # type: ignore[misc]  # fsspec is 
         super().__init__(fs, **options)
         self._changes: castore.Transaction | None = None
 
+    @property
+    def has_changes(self) -> bool:
+        """Whether anything was changed in it so far."""
+        return self._changes is not None
+
     def changes(self, *, create: bool) -> castore.Transaction:
         """What gathers the changes; `create`, the store too if it is not there."""
         if self._changes is None:

@@ -174,11 +174,10 @@ class NameVerbs(StoreFileSystem):
             raise
 
     def _remove_whole(self, names: Iterable[str]) -> None:
-        kinds = (
-            {name: self._kind_after(name) for name in names}
-            if self._intrans
-            else self._kinds(names)
-        )
+        if self._has_changes:
+            kinds = {name: self._kind_after(name) for name in names}
+        else:
+            kinds = self._kinds(names)
         absent = [name for name, kind in kinds.items() if not any(kind)]
         if absent:
             raise NameNotFound(absent[0])
@@ -217,7 +216,7 @@ class NameVerbs(StoreFileSystem):
     def _kind_after(self, path: str) -> Kind:
         """As `_kind`, after what was changed so far in the transaction, if one has begun."""
         name = self._strip_protocol(path)
-        if not self._intrans or not name:
+        if not self._has_changes or not name:
             kind: Kind = self._kind(name)
             return kind
         try:
@@ -229,7 +228,7 @@ class NameVerbs(StoreFileSystem):
 
     def _find_after(self, name: str, maxdepth: int | None) -> list[str]:
         """As `find`, in the same way."""
-        if not self._intrans:
+        if not self._has_changes:
             found: list[str] = self.find(name, maxdepth=maxdepth)
             return found
         below = name + "/" if name else ""

@@ -133,6 +133,11 @@ class StoreFileSystem(AbstractFileSystem, metaclass=Resolved):  # type: ignore[m
             store = self._store = _opened(self.store_path, self._open_options, create=create)
         return store
 
+    @property
+    def _has_changes(self) -> bool:
+        """Whether something was changed in the transaction that has begun."""
+        return bool(self._intrans and self.transaction.has_changes)
+
     @contextlib.contextmanager
     def _changes(self, *, create: bool) -> Iterator[castore.Transaction]:
         """What gathers changes: until its end in a `with fs.transaction`, or in `_together`, else
