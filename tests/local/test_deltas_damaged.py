@@ -22,6 +22,7 @@ from versions import (
 
 import castore
 from castore.errors import ChunkCorrupt
+from castore.format.segment import decode_segment
 from castore.model import Extent, StoredChunk
 
 
@@ -86,6 +87,28 @@ def test_a_damaged_base_is_replaced_by_another_frame_of_it(tmp_path: Path) -> No
         assert report.problems == []
         assert_whole(store, {"v/x0": version(0), "v/x1": version(1), "other": version(0)})
         assert base.location.pack_id not in {each.location.pack_id for each in bases(store, "v/x1")}
+
+
+def test_a_damaged_segment_s_bases_are_read_from_other_frames(tmp_path: Path) -> None:
+    """Nothing can lead it there: what it says is tried."""
+    path = tmp_path / "store"
+    with small(path) as store:
+        put_twice_at_once(store, ["v/x0", "other"], version(0))
+        store.puts("v/x1", version(1))
+        _, manifest = store._catalog.manifest(b"v/x1")
+        ends = {segment.end for segment in manifest}
+        damaged_base(store)
+    found = {key: raw for key, raw in rows(path)[b"segments"].items() if decode_segment(raw).deltas}
+    assert len(found) == len(ends)
+    # Two bits of the checksum: one would be put right.
+    change_rows(
+        path,
+        b"segments",
+        {k: raw[:24] + bytes([raw[24] ^ 3]) + raw[25:] for k, raw in found.items()},
+    )
+    with small(path) as store:
+        assert store.check(repair=True).problems == []
+        assert_whole(store, {"v/x0": version(0), "v/x1": version(1), "other": version(0)})
 
 
 def test_without_its_base_a_delta_is_zeros(guarded: castore.Store) -> None:

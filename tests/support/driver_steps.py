@@ -191,7 +191,8 @@ def version(driver: Driver) -> str:
     if choose.random() < 0.3:
         at = choose.randrange(len(data))
         data[at:at] = choose.randbytes(choose.randrange(1, 2000))
-    name = old if old is not None and choose.random() < 0.3 else choose.choice(NAMES)
+    in_place = choose.random() < 0.3 or model.size > driver.size_max
+    name = old if old is not None and in_place else choose.choice(NAMES)
     like = old if choose.random() < 0.6 else None
     missing = choose.random() < 0.1 and "nothing" not in model.things
     what = Change("put", name, bytes(data), choose.choice(MODES))

@@ -190,6 +190,13 @@ class ObjectRepair:
         """The chunk's bytes from where the extent says, or from another frame."""
         other = self._packs.instead_of(extent.stored)
         places = [extent.location, *([other] if other else ())]
+        if extent.location.bases:
+            # Of a segment that is damaged itself, these have not been led elsewhere.
+            bases = [
+                base._replace(location=self._packs.instead_of(base) or base.location)
+                for base in extent.location.bases
+            ]
+            places.append(extent.location._replace(bases=tuple(bases)))
         return self._packs.scan.chunk(extent.chunk_id, extent.end - extent.begin, places)
 
     # ------------------------------------------------------------ manifests without a name
