@@ -252,6 +252,7 @@ def test_collectors_that_go_on(make_world: Make) -> None:
     assert mended > 10
 
 
+@pytest.mark.plain("what has a base there is held by its name, and seldom by a pin alone")
 @pytest.mark.parametrize("writer", WRITERS)
 def test_writers_that_go_on(make_world: Make, writer: str) -> None:
     """They may find the list gone and fail; what is acknowledged is there."""
