@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conducto.nodes import TreeError
 from conducto.run.executor import Executor, Outcome
@@ -21,12 +20,10 @@ class Attempted:
     tail: bytes = b""  # the end of what it printed
     tree: bytes | None = None  # what a Generate that went well made
     is_lost: bool = False  # where it ran is gone, and the command is not to blame
-    took_s: float | None = None  # since it began, which may be later than it was asked for
 
 
 def attempt(task: Task, jobs: Jobs, executor: Executor, keep: Callable[[bytes], None]) -> Attempted:
     """Run it to its end; what it prints goes to `keep`, masked."""
-    began = time.monotonic()
     tail, masker = Tail(), jobs.masker()
     catcher = TreeCatcher() if task.is_generate else None
 
@@ -51,5 +48,5 @@ def attempt(task: Task, jobs: Jobs, executor: Executor, keep: Callable[[bytes], 
             tree = catcher.tree()
             jobs.refuse_secrets(tree)
         except TreeError as error:
-            outcome, tree = Outcome(State.ERROR, outcome.exit_code, str(error)), None
-    return Attempted(outcome, tail.text, tree, took_s=time.monotonic() - began)
+            outcome, tree = replace(outcome, state=State.ERROR, reason=str(error)), None
+    return Attempted(outcome, tail.text, tree)

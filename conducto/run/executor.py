@@ -46,11 +46,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it ended: DONE, ERROR or KILLED. `exit_code` is negative for a signal, as Python's."""
+    """How it ended: DONE, ERROR or KILLED. `exit_code` is negative for a signal, as Python's.
+    `took_s`: how long its process was there; None if it has had none."""
 
     state: State
     exit_code: int | None = None
     reason: str = ""
+    took_s: float | None = None
 
 
 class Executor(Protocol):
@@ -88,6 +90,7 @@ class LocalExecutor:
         with self._lock:
             if self._cancelled.is_set():
                 return Outcome(State.KILLED, reason=INTERRUPTED)
+            began = time.monotonic()
             try:
                 process = subprocess.Popen(
                     [job.shell, "-c", job.command],
@@ -104,7 +107,8 @@ class LocalExecutor:
             self._groups.add(process.pid)
         try:
             self._guard.began(process.pid)
-            return self._follow(process, job, output)
+            outcome = self._follow(process, job, output)
+            return replace(outcome, took_s=time.monotonic() - began)
         finally:
             if process.returncode is None:  # `output` or the guard raised
                 _signal_group(process.pid, signal.SIGKILL)

@@ -110,8 +110,8 @@ class Runner:
         attempted = future.result()
         outcome = attempted.outcome
         attempts.ended = time.time()
-        if attempted.took_s is not None:  # it may have waited before
-            attempts.began = attempts.ended - attempted.took_s
+        if outcome.took_s is not None:  # what it had to wait for is not its own time
+            attempts.began = attempts.ended - outcome.took_s
         attempts.state, attempts.exit_code = outcome.state, outcome.exit_code
         attempts.reason = outcome.reason
         tree = attempted.tree

@@ -285,6 +285,7 @@ def test_the_executor_by_itself(tmp_path: Path) -> None:
         ):
             outcome = executor.run(job(tmp_path, command), printed.append)
             assert (outcome.state, outcome.exit_code, outcome.reason) == (state, code, reason)
+            assert (outcome.took_s or 0.0) > 0.0
         assert b"".join(printed) == b"out\nerr\n"
         for wrong in ({"shell": "/no/shell"}, {"cwd": "/no/folder"}, {"command": "a\0b"}):
             outcome = executor.run(job(tmp_path, "true").replaced(**wrong), printed.append)
