@@ -8,8 +8,8 @@ Rows: `stored-*` (delta_stored.py), `first-*` and `next-*` (delta_puts.py), `get
 (delta_reads.py). On S3 the row is `staging` of bench_s3.py; memory and growth with deltas are in
 bench_memory.py and bench_growth.py, and coders for deltas are compared by bench_delta_coder.py.
 
-`--quick` stores three releases of one package, and smaller generated series, and judges no bar on
-times. `--tiny` only shows that every row runs, without any network.
+`--quick` stores three releases of one package, and smaller generated series without the peers, and
+judges no bar. `--tiny` only shows that every row runs, without any network.
 """
 
 from __future__ import annotations
@@ -106,11 +106,13 @@ class _Run:
         for name, paths in self.series.items():
             if self._wants(f"stored-{name}"):
                 kind, _ = corpora.SERIES[name]
-                yield self._stored(name, f"{kind}s", paths, delta_stored.PEER_BARS[kind])
+                bar = delta_stored.PEER_BARS[kind]
+                yield self._stored(name, f"{kind}s", paths, self.kinds, bar)
         generated = dict(self._generated())
         for name, paths in generated.items():
             if self._wants(f"stored-{name}"):
-                yield self._stored(name, "versions", paths, GENERATED_BAR)
+                kinds = self.kinds if settings.judged else ()  # each start of theirs takes a second
+                yield self._stored(name, "versions", paths, kinds, GENERATED_BAR)
         yield from self._rates(self.series or {name: generated[name] for name in INSTEAD})
 
     def _generated(self) -> Iterator[tuple[str, list[Path]]]:
@@ -122,12 +124,19 @@ class _Run:
             else:
                 yield name, list(make(self.folder, self.settings.generated_bytes))
 
-    def _stored(self, name: str, what: str, paths: list[Path], peer_bar: float | None) -> Row:
+    def _stored(
+        self,
+        name: str,
+        what: str,
+        paths: list[Path],
+        kinds: Sequence[type[Contender]],
+        peer_bar: float | None,
+    ) -> Row:
         return delta_stored.measured(
             name,
             what,
             paths,
-            self.kinds,
+            kinds,
             self.folder,
             peer_bar=peer_bar,
             judged=len(paths) >= delta_series.VERSIONS and self.settings.judged,
