@@ -75,6 +75,10 @@ class Findings:
                 chunk_id = b"" if entry is None else entry.chunk_id
                 self._add_frame(Location(pack_id, offset, 0), chunk_id, fault, severity)
 
+    def add_frame(self, at: Location, chunk_id: bytes, fault: str) -> None:
+        """A bad frame that no name needs, and that is relied on all the same."""
+        self._add_frame(at, chunk_id, fault, "corrupt")
+
     def add_missing_pack(self, pack_id: bytes, name: str | None = None) -> None:
         what = f"pack {pack_id.hex()} is missing"
         self._add(

@@ -573,3 +573,27 @@ def test_the_command_does_nothing_while_most_packs_are_missing(
         assert {name: store.gets(name) for name in store.names()} == expected
     (folder / "packs").rename(tmp_path / "not mounted")
     assert main(["-r", str(folder), "check", "--repair", "--yes", "--packs-are-lost"]) == 14
+
+
+def test_a_damaged_frame_that_only_a_row_leads_to(folder: Path) -> None:
+    """Of a put that failed, and an index that was made anew since: a later put would rely on it."""
+    value = random.Random(77).randbytes(60_000)
+    with small(folder) as store:
+        store.puts("kept", value[::-1])  # in the same pack
+        with contextlib.suppress(ZeroDivisionError), store.transaction() as transaction:
+            transaction.puts("failed", value)
+            raise ZeroDivisionError
+    before = rows(folder)[b"chunks"]
+    castore.rebuild_index(folder)
+    row = max((rows(folder)[b"chunks"].items() - before.items()), key=lambda each: each[1])[1]
+    pack_id, offset, stored, _ = decode_chunk_row(row).location
+    name = pack_id.hex()
+    flip(folder / "packs" / name[:2] / f"{name}.pack", 8 * (offset + stored // 2))
+    [problem] = castore.check_store(folder, read_data=True).problems
+    assert (problem.kind, problem.pack, problem.offset) == ("frame", name, offset)
+    assert problem.names == ()
+    assert repair(folder).problems == []
+    with small(folder) as store:
+        store.puts("again", value)
+        assert store.gets("again") == value
+        assert read(store).items() >= {**VALUES, "kept": value[::-1]}.items()

@@ -181,12 +181,16 @@ class LocalCheck(StoreCheck):
                 self._add_chunk_row(chunk_id, location, "it has no id")
             elif found is None or self._is_told(location):
                 continue
-            elif location.pack_id in self.readings:
+            elif location.pack_id not in self.readings:
+                if location.pack_id in self._rows:
+                    self.findings.add_missing_pack(location.pack_id)
+                else:  # the pack was collected: the next put of the chunk stores it anew
+                    outlived += 1
+            elif location.offset in self.readings[location.pack_id].bad:
+                # Where no commit made it durable: a row made anew leads there.
+                self.findings.add_frame(location, chunk_id, found[0])
+            else:
                 self._add_chunk_row(chunk_id, location, found[0])
-            elif location.pack_id in self._rows:
-                self.findings.add_missing_pack(location.pack_id)
-            else:  # the pack was collected: the next put of the chunk stores it anew
-                outlived += 1
         self._report.count_garbage("chunk rows", number=outlived)
 
     def _is_told(self, at: Location) -> bool:
