@@ -15,7 +15,6 @@ from stores import contents, fill, read
 from castore.errors import CastoreError
 from castore.format.s3_gc import decode_pin
 from castore.s3.client.probe import ServerFeatures
-from castore.s3.gc import collect as s3
 from castore.s3.keys import pack_key
 
 VALUES = {**contents(names=6), "large inline": bytes(range(256)) * 40}
@@ -49,7 +48,7 @@ def prepared(world: World, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     """VALUES; a pack that is condemned; a writer at work, who relies on a pack that nothing else
     needs; hints that tell of all of them."""
     honours = ServerFeatures(True, True, True, True, True)
-    monkeypatch.setattr(s3, "probe", lambda bucket: honours)
+    monkeypatch.setattr("castore.s3.gc.server.probe", lambda bucket: honours)
     with world.open("first") as store:
         fill(store, VALUES)
     for name, data in (("condemned", CONDEMNED), ("pinned", PINNED)):

@@ -26,6 +26,7 @@ from castore.format.s3_gc import GcState, decode_state, encode_pin, encode_state
 from castore.format.s3_told import decode_hints
 from castore.s3.client.bucket import Bucket
 from castore.s3.gc import collect as s3
+from castore.s3.gc import server
 from castore.s3.gc.collect import SCRATCH_S
 from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.keys import name_key, pack_key, pin_key
@@ -623,10 +624,10 @@ def test_listings_that_can_t_be_relied_on(
 ) -> None:
     import dataclasses
 
-    probe = s3.probe
+    probe = server.probe
     for field, said in (("list_consistent", "listing"), ("ranges", "Range")):
         monkeypatch.setattr(
-            s3, "probe", lambda b, field=field: dataclasses.replace(probe(b), **{field: False})
+            server, "probe", lambda b, field=field: dataclasses.replace(probe(b), **{field: False})
         )
         with pytest.raises(CollectionRefused, match=said):
             collect(store, alone=True)

@@ -29,7 +29,9 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 @pytest.fixture(autouse=True)
 def probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "probe", lambda bucket: ServerFeatures(True, True, True, True, True))
+    monkeypatch.setattr(
+        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
+    )
 
 
 def meet(left: Any, right: Any) -> Callable[[Make], Iterator[list[str]]]:

@@ -14,7 +14,6 @@ from castore.errors import CastoreError, FormatError, StoreBusy
 from castore.format.s3_gc import decode_condemned, decode_state
 from castore.s3.check import repair_condemned
 from castore.s3.client.probe import ServerFeatures
-from castore.s3.gc import collect as s3
 from castore.s3.gc.mark import Pins
 from castore.s3.gc.state import CollectorState
 from castore.s3.keys import pack_key
@@ -27,7 +26,7 @@ HELD = "held by the pins of writers"
 @pytest.fixture(autouse=True)
 def probed(monkeypatch: pytest.MonkeyPatch) -> None:
     honours = ServerFeatures(True, True, True, True, True)
-    monkeypatch.setattr(s3, "probe", lambda bucket: honours)
+    monkeypatch.setattr("castore.s3.gc.server.probe", lambda bucket: honours)
 
 
 @pytest.fixture
@@ -165,7 +164,7 @@ def test_a_garbled_state_on_a_server_without_preconditions(
     condemned: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honours = ServerFeatures(True, False, True, True, True)
-    monkeypatch.setattr(s3, "probe", lambda bucket: honours)
+    monkeypatch.setattr("castore.s3.gc.server.probe", lambda bucket: honours)
     change(condemned, STATE, b"garbled")
     left = repairs(condemned)
     assert (
@@ -178,7 +177,7 @@ def test_a_garbled_state_on_a_server_without_preconditions(
 @pytest.mark.damages_store("the state, its list or a pack is damaged or gone")
 def test_a_server_without_preconditions(condemned: World, monkeypatch: pytest.MonkeyPatch) -> None:
     honours = ServerFeatures(True, False, True, True, True)
-    monkeypatch.setattr(s3, "probe", lambda bucket: honours)
+    monkeypatch.setattr("castore.s3.gc.server.probe", lambda bucket: honours)
     lose_list(condemned)
     left = repairs(condemned)
     assert (

@@ -17,7 +17,6 @@ from servers import Server
 import castore
 from castore.errors import CastoreError, NameNotFound, PreconditionsIgnored
 from castore.s3.client.probe import ServerFeatures
-from castore.s3.gc import collect as s3
 
 SIZE = 70_000
 
@@ -116,7 +115,9 @@ def fail_at(
 
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "probe", lambda bucket: ServerFeatures(True, True, True, True, True))
+    monkeypatch.setattr(
+        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
+    )
 
 
 @pytest.mark.parametrize(("kind", "key"), REQUESTS)

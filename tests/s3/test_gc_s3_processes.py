@@ -27,7 +27,6 @@ import castore
 from castore.format.s3 import decode_manifest_head
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures
-from castore.s3.gc import collect as s3
 
 ACCOUNT = "123456789012"
 DAY = datetime.timedelta(days=1)
@@ -275,7 +274,9 @@ def stopping(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Stopping:
-    monkeypatch.setattr(s3, "probe", lambda bucket: ServerFeatures(True, True, True, True, True))
+    monkeypatch.setattr(
+        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
+    )
     return Stopping(moto_server, proxy, forks, folder, monkeypatch)
 
 

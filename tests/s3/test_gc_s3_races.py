@@ -26,7 +26,6 @@ from gc_stores import DAY, HOUR, World, collect
 
 from castore.errors import CastoreError, StoreBusy
 from castore.s3.client.probe import ServerFeatures
-from castore.s3.gc import collect as s3
 from castore.s3.session import S3Session
 
 Make = Callable[[], World]
@@ -36,7 +35,9 @@ COLLECTORS = {"collects": collects, "repacks": repacks}
 @pytest.fixture(autouse=True)
 def probed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a server honours is not what these are about."""
-    monkeypatch.setattr(s3, "probe", lambda bucket: ServerFeatures(True, True, True, True, True))
+    monkeypatch.setattr(
+        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
+    )
 
 
 def check_meetings(make_world: Make, writer: str, collector: str, every: int) -> None:

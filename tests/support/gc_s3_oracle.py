@@ -27,8 +27,8 @@ from servers import QUICK
 
 import castore
 import castore.s3.client.retries
-import castore.s3.gc.collect
 import castore.s3.gc.repack
+import castore.s3.gc.server
 import castore.s3.gc.sweep
 import castore.s3.hints
 import castore.s3.session
@@ -373,7 +373,7 @@ def collect(store: castore.Store, *, repack_below: float = 1.0) -> None:
 
 
 def do_not_probe() -> None:
-    castore.s3.gc.collect.probe = lambda bucket: ServerFeatures(True, True, True, True, True)  # type: ignore[attr-defined]
+    castore.s3.gc.server.probe = lambda bucket: ServerFeatures(True, True, True, True, True)  # type: ignore[attr-defined]
 
 
 def assert_whole(report: CheckReport) -> None:

@@ -33,9 +33,9 @@ from castore.s3.client.bucket import KeyAbsent, OutcomeUnknown, PreconditionFail
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.condemned import list_without_state
-from castore.s3.gc.collect import fit_server
 from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
+from castore.s3.gc.server import fit_server
 from castore.s3.gc.state import CONDEMNED, CollectorState
 from castore.s3.keys import CONDEMNED_LISTS, CONFIG_KEY, GC_STATE_KEY, condemned_key, quarantine_key
 from castore.s3.parts import Parts

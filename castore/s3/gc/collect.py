@@ -20,17 +20,16 @@ from collections.abc import Set
 from castore.errors import (
     CastoreError,
     ClockSkewed,
-    CollectionRefused,
-    PreconditionsIgnored,
     RemoteError,
 )
 from castore.model import Progress, Stages
 from castore.s3.client.bucket import Bucket
-from castore.s3.client.probe import ServerFeatures, probe
+from castore.s3.client.probe import ServerFeatures
 from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
 from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.repack import OpenSession, S3Repacker
+from castore.s3.gc.server import fit_server
 from castore.s3.gc.state import CONDEMNED, SWEEPING, CollectorState
 from castore.s3.gc.sweep import remove_packs, remove_scratch
 from castore.s3.hints import listed_hints, rewrite_hints
@@ -72,24 +71,6 @@ def _checked_server(bucket: Bucket, options: GcOptions) -> ServerFeatures | None
     if abs(skew_s) > SKEW_S_MAX:
         raise ClockSkewed(url, skew_s)
     return None if options.dry_run else fit_server(bucket, alone=options.alone)
-
-
-def fit_server(bucket: Bucket, *, alone: bool) -> ServerFeatures:
-    """What it honours. Raises CollectionRefused where that is not enough to condemn anything."""
-    url = bucket.settings.url
-    features = probe(bucket)
-    if not features.list_consistent:
-        raise CollectionRefused(f"{url}: a listing there does not show what there is")
-    if not features.ranges:
-        raise CollectionRefused(f"{url}: the server ignores Range")
-    if not alone:
-        for honoured, header in (
-            (features.if_none_match, "If-None-Match"),
-            (features.if_match_put, "If-Match"),
-        ):
-            if not honoured:
-                raise PreconditionsIgnored(url, header)
-    return features
 
 
 class _Collection:
