@@ -133,13 +133,15 @@ def test_an_older_object_is_found_without_a_request(world: World) -> None:
 
 
 def test_without_a_disk_cache_only_what_is_in_memory_serves(world: World) -> None:
+    text = noise(SIZE // 2, 1).hex().encode()
     store = world.open("one", disk_cache_bytes=0)
-    store.puts("v1", V1)
-    store.puts("v2", V2)
+    store.puts("v1", text)
+    store.puts("v2", edited(text, 1))
     assert deltas_of(store, "v2") == 0
-    assert store.gets("v2") == V2
-    store.puts("v3", V3)  # noise is never kept decoded: its frames are no smaller
-    assert store.gets("v3") == V3
+    assert store.gets("v2") == edited(text, 1)
+    store.puts("v3", edited(text, 2))
+    assert deltas_of(store, "v3") > 40
+    assert world.open("other").gets("v3") == edited(text, 2)
 
 
 def test_delta_false_makes_none(world: World) -> None:
@@ -492,6 +494,7 @@ def test_a_flip_in_a_base_names_all_that_need_it_and_is_mended(world: World) -> 
     after = world.open("after")
     assert (after.gets("v1"), after.gets("v2")) == (V1, V2)
     assert base.location.pack_id not in packs_of(after, "v2")
+    assert deltas_of(after, "v2") > 40
     world.pass_time(8 * DAY)
     collect(after)
     assert world.open("at last").gets("v2") == V2
