@@ -500,6 +500,27 @@ def test_a_flip_in_a_base_names_all_that_need_it_and_is_mended(world: World) -> 
     assert world.open("at last").gets("v2") == V2
 
 
+def test_a_repair_leads_deltas_to_where_their_bases_are_stored_anew(world: World) -> None:
+    """Also where nothing else needs these: what they are deltas of is deleted."""
+    with world.open("one") as store, store.transaction() as transaction:
+        transaction.puts("garbage", noise(SIZE, 5))
+        transaction.puts("v1", V1)
+    store = world.open("one")
+    store.puts("v2", V2)
+    store.puts("v3", V3)
+    stored = {name: store.info(name).stored_bytes for name in ("v2", "v3")}
+    garbage = extents_of(store, "garbage")[0].location
+    store.delete("garbage")
+    store.delete("v1")
+    store.close()
+    flip(world, garbage.pack_id, garbage.offset + garbage.stored_bytes - 9)
+    assert world.open("repairer").check(repair=True).damaged_names == []
+    after = world.open("after")
+    assert (after.gets("v2"), after.gets("v3")) == (V2, V3)
+    assert garbage.pack_id not in packs_of(after, "v2") | packs_of(after, "v3")
+    assert {name: after.info(name).stored_bytes for name in stored} == stored
+
+
 def test_what_can_not_be_mended_of_deltas_is_kept(world: World) -> None:
     store = two_versions(world)
     base = base_in_use(store)

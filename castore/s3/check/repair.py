@@ -38,10 +38,12 @@ from castore.s3.keys import name_key, pack_key, quarantine_key
 from castore.s3.listings import listed_listings
 from castore.s3.manifests import Overwritten, decode_own_head
 from castore.s3.parts import Parts
+from castore.s3.session import S3Session
 from castore.stream.codec import chunk_id_of
 from castore.stream.operations import Delete
 from castore.stream.reports import CheckReport, Problem
 from castore.stream.session import WriteSession
+from castore.stream.writer import ObjectWriter
 
 RAW_BYTES_MAX = 64 << 10  # of a manifest whose every bit is tried
 
@@ -222,7 +224,9 @@ class S3Repair:
         if not faults and self._bad.keys().isdisjoint(version.head.packs):
             return
         why = "; ".join(fault.what for fault in faults[:10])
-        target, whole = salvage(self._session(), name, record, segments, self._find, why)
+        session = self._session()
+        self._store_bases(session, segments)
+        target, whole = salvage(session, name, record, segments, self._find, why)
         self._catalog.forget(name)
         if not whole:
             if delete_version(self._bucket, name_key(name), version.etag):
@@ -244,6 +248,34 @@ class S3Repair:
                 session.commit([Delete(target)])
             finally:
                 session.close()
+
+    def _store_bases(self, session: WriteSession, segments: list[tuple[int, bytes]]) -> None:
+        """What its deltas decode with, in packs that are not damaged: these are led there then, and
+        need not be stored whole."""
+        assert isinstance(session, S3Session)
+        unfit: dict[StoredChunk, None] = {}
+        for _, raw in segments:
+            with contextlib.suppress(FormatError):
+                for extent in decode_segment(raw):
+                    unfit.update(dict.fromkeys(filter(self._is_unfit, extent.location.bases)))
+        writer, end = ObjectWriter(session), 0  # of no name
+        try:
+            for base in unfit:
+                begin, end = end, end + base.raw_bytes
+                extent = Extent(begin, end, base.chunk_id, base.location)
+                chunk = self._find(extent)
+                if chunk is not None:
+                    writer.adopt([extent], {extent: chunk}.__getitem__)
+            writer.finish(0)
+            session.finish()
+        except BaseException:
+            session.close()
+            raise
+
+    def _is_unfit(self, base: StoredChunk) -> bool:
+        return base.location.pack_id in self._bad or (
+            base.location.pack_id not in self._check.readings
+        )
 
     def _segments(self, version: Version) -> list[tuple[int, bytes]]:
         """(end, as stored) of each. Raises Overwritten."""
