@@ -35,10 +35,12 @@ INSTEAD = ("csv", "dump")  # what is put and read where there are no packages
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How much is run: which releases, bytes of a generated version, repetitions, ranges."""
+    """How much is run: which releases, how many generated versions of how many bytes each,
+    repetitions, ranges."""
 
     packages: tuple[str, ...]
     releases: int
+    versions: int
     generated_bytes: int
     random_bytes: int
     repeats: int
@@ -46,9 +48,9 @@ class Settings:
     judged: bool
 
 
-FULL = Settings(tuple(corpora.SERIES), 8, 32 * MIB, 128 * MIB, 5, 400, judged=True)
-QUICK = Settings(("django",), 3, 4 * MIB, 16 * MIB, 2, 100, judged=False)
-TINY = Settings((), 0, MIB, 2 * MIB, 1, 20, judged=False)
+FULL = Settings(tuple(corpora.SERIES), 8, 5, 32 * MIB, 128 * MIB, 5, 400, judged=True)
+QUICK = Settings(("django",), 3, 3, 4 * MIB, 16 * MIB, 2, 100, judged=False)
+TINY = Settings((), 0, 2, MIB, 2 * MIB, 1, 20, judged=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,13 +118,14 @@ class _Run:
         yield from self._rates(self.series or {name: generated[name] for name in INSTEAD})
 
     def _generated(self) -> Iterator[tuple[str, list[Path]]]:
+        settings = self.settings
         for name, make in delta_series.MAKE.items():
             if not self._wants(f"stored-{name}") and (self.series or name not in INSTEAD):
                 continue
             if missing := delta_series.missing(name):
                 print(f"{name}: skipped: {missing} is not installed (pip install -e '.[bench]')")
             else:
-                yield name, list(make(self.folder, self.settings.generated_bytes))
+                yield name, list(make(self.folder, settings.generated_bytes, settings.versions))
 
     def _stored(
         self,
@@ -139,7 +142,7 @@ class _Run:
             kinds,
             self.folder,
             peer_bar=peer_bar,
-            judged=len(paths) >= delta_series.VERSIONS and self.settings.judged,
+            judged=self.settings.judged,
         )
 
     def _rates(self, series: dict[str, list[Path]]) -> Iterator[Row]:

@@ -21,10 +21,9 @@ from pathlib import Path
 import bench_tables
 import corpora
 
-VERSIONS = 5
 SHARE = 100  # one row of so many changes
 
-Make = Callable[[Path, int], Iterator[Path]]
+Make = Callable[[Path, int, int], Iterator[Path]]  # where, bytes of a version, how many
 
 
 def rows_of(name: str, size: int, chance: random.Random) -> list[bytes]:
@@ -38,38 +37,38 @@ def rows_of(name: str, size: int, chance: random.Random) -> list[bytes]:
     return rows
 
 
-def csv(folder: Path, size: int) -> Iterator[Path]:
+def csv(folder: Path, size: int, versions: int) -> Iterator[Path]:
     chance = random.Random("csv")
     rows = rows_of("csv", size, chance)
     yield written(folder, "csv", 0, rows)
-    for version in range(1, VERSIONS):
+    for version in range(1, versions):
         for at in chance.sample(range(len(rows)), len(rows) // SHARE):
             rows[at] = corpora.GENERATED["csv"](chance, at)
         yield written(folder, "csv", version, rows)
 
 
-def log(folder: Path, size: int) -> Iterator[Path]:
+def log(folder: Path, size: int, versions: int) -> Iterator[Path]:
     chance = random.Random("log")
     rows = rows_of("log lines", 2 * size, chance)
-    for version in range(VERSIONS):
-        share = (4 + version) / (4 + VERSIONS)
+    for version in range(versions):
+        share = (4 + version) / (4 + versions)
         yield written(folder, "log", version, rows[: int(len(rows) * share)])
 
 
-def dump(folder: Path, size: int) -> Iterator[Path]:
+def dump(folder: Path, size: int, versions: int) -> Iterator[Path]:
     chance = random.Random("dump")
     rows = [
         b"INSERT INTO orders VALUES (" + row.rstrip().replace(b",", b", ") + b");\n"
         for row in rows_of("csv", size, chance)
     ]
     yield written(folder, "dump", 0, rows)
-    for version in range(1, VERSIONS):
+    for version in range(1, versions):
         doomed = set(chance.sample(range(len(rows)), len(rows) // SHARE))
         rows = [row for at, row in enumerate(rows) if at not in doomed]
         yield written(folder, "dump", version, rows)
 
 
-def sqlite(folder: Path, size: int) -> Iterator[Path]:
+def sqlite(folder: Path, size: int, versions: int) -> Iterator[Path]:
     chance = random.Random("sqlite")
     path = folder / "sqlite-work"
     words = [f"word{i:04d}" for i in range(5000)]
@@ -83,7 +82,7 @@ def sqlite(folder: Path, size: int) -> Iterator[Path]:
             for i in range(count)
         ),
     )
-    for version in range(VERSIONS):
+    for version in range(versions):
         if version:
             database.executemany(
                 "UPDATE t SET price = ?, name = ? WHERE id = ?",
@@ -98,21 +97,21 @@ def sqlite(folder: Path, size: int) -> Iterator[Path]:
     path.unlink()
 
 
-def parquet(folder: Path, size: int) -> Iterator[Path]:
-    return _tables(folder, size, "parquet")
+def parquet(folder: Path, size: int, versions: int) -> Iterator[Path]:
+    return _tables(folder, size, versions, "parquet")
 
 
-def parquet_cdc(folder: Path, size: int) -> Iterator[Path]:
-    return _tables(folder, size, "parquet-cdc")
+def parquet_cdc(folder: Path, size: int, versions: int) -> Iterator[Path]:
+    return _tables(folder, size, versions, "parquet-cdc")
 
 
-def _tables(folder: Path, size: int, name: str) -> Iterator[Path]:
+def _tables(folder: Path, size: int, versions: int, name: str) -> Iterator[Path]:
     import pyarrow.parquet as pq
 
     from castore.tables import parquet_options
 
     table = bench_tables.first_version(max(size // 45, 1000))
-    for version in range(VERSIONS):
+    for version in range(versions):
         if version:
             changed = bench_tables.changes(table)
             table = changed[("changed", "inserted")[version % 2]]
