@@ -116,7 +116,7 @@ def test_put_like_says_what_the_file_resembles(run, tmp_path):
     assert totals["deltas"] == document["deltas"]
     assert totals["delta_saved_bytes"] > totals["delta_stored_bytes"]
     assert totals["frames_per_chunk"] == 1 + totals["delta_bases"] / totals["chunks"]
-    assert f"{totals['frames_per_chunk']:.2f} on average" in run("stats").text
+    assert f"{totals['frames_per_chunk']:.2f}  frames to read one chunk" in run("stats").text
     assert [each["deltas"] for each in run("ls", "--json", "z/").documents] == [document["deltas"]]
     fails(run("put", tmp_path / "new", "b", "--like", "none"), 14, "'none'")
     fails(run("put", tmp_path / "new", tmp_path / "old", "p/", "--like", "a/old"), 2, "one file")
