@@ -34,7 +34,7 @@ from castore.local.tables import Tables
 from castore.model import Location, Progress, StoredChunk
 from castore.stream.known import located
 from castore.stream.reports import RebuildReport
-from castore.system.lmdb_env import Index, Table
+from castore.system.lmdb_env import Index, Snapshot, Table
 
 ROWS_MAX = 4096  # written in one transaction
 
@@ -64,10 +64,17 @@ class RowRebuild:
         self._read_packs()
         self._drop_stale(self._index.packs, self._pack_is_there)
         self._report.chunk_rows_dropped = self._drop_stale(self._index.chunks, self._row_is_right)
-        for pack_id in self._readings:
-            self._add_rows(pack_id)
+        for pack_id, reading in self._readings.items():
+            self._add_rows(pack_id, [entry for entry in reading.frames if not entry.bases])
+            self._add_pack_row(pack_id)
             if self._progress is not None:
-                self._progress.relative_update(self._readings[pack_id].end)
+                self._progress.relative_update(reading.end)
+        # Of what decodes with what: bases that nothing needed any more may be gone, and of some
+        # chunks there is another delta, whose bases are here.
+        dropped = self._drop_stale(self._index.chunks, self._has_bases)
+        self._report.chunk_rows_dropped += dropped
+        for pack_id, reading in self._readings.items():
+            self._add_rows(pack_id, [entry for entry in reading.frames if entry.bases])
 
     def finish(self, unclaimed: str = "") -> RebuildReport:
         """Lead the segments to where their frames are, and sum up. `unclaimed` says which chunks
@@ -97,10 +104,10 @@ class RowRebuild:
         if self._progress is not None:
             self._progress.set_size(sum(reading.end for reading in self._readings.values()))
 
-    def _add_rows(self, pack_id: bytes) -> None:
-        """A row for each chunk of the pack that has none, and for the pack itself."""
-        index, reading = self._index, self._readings[pack_id]
-        entries = [entry for entry in reading.frames if entry.offset not in reading.bad]
+    def _add_rows(self, pack_id: bytes, frames: Iterable[PackEntry]) -> None:
+        """A row for each chunk of these frames of the pack that has none."""
+        index, bad = self._index, self._readings[pack_id].bad
+        entries = [entry for entry in frames if entry.offset not in bad]
         for i in range(0, len(entries), ROWS_MAX):
             added = self._without_row(entries[i : i + ROWS_MAX])
             whole = [e for e in added if self._scan.is_whole(pack_id, e)]
@@ -109,20 +116,37 @@ class RowRebuild:
                     at = Location(pack_id, entry.offset, entry.stored_bytes)
                     row = ChunkRow(entry.raw_bytes, at, entry.bases)
                     self._report.chunk_rows_added += tables.chunks.add(entry.chunk_id, row)
+
+    def _add_pack_row(self, pack_id: bytes) -> None:
+        index = self._index
         with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
             if not durable_bytes(txn.get(pack_id, db=index.packs)):
                 created_ns = os.stat(pack_path(self._root, pack_id)).st_mtime_ns
-                tables.packs.put(pack_id, created_ns, reading.end)
+                tables.packs.put(pack_id, created_ns, self._readings[pack_id].end)
 
     def _without_row(self, entries: list[PackEntry]) -> list[PackEntry]:
-        """Those whose chunks have none, or only that of a delta, and the frame is none."""
+        """Those whose chunks have none, or only that of a delta, and the frame is none. Of deltas,
+        those whose bases have rows."""
         with self._index.gate, self._index.snapshot() as txn:
             rows = [txn.get(entry.chunk_id, db=self._index.chunks) for entry in entries]
-        return [
-            entry
-            for entry, row in zip(entries, rows, strict=True)
-            if row is None or (not entry.bases and decode_chunk_row(row).bases)
-        ]
+            return [
+                entry
+                for entry, row in zip(entries, rows, strict=True)
+                if (row is None and self._have_rows(txn, entry.bases))
+                or (row is not None and not entry.bases and decode_chunk_row(row).bases)
+            ]
+
+    def _have_rows(self, txn: Snapshot, bases: Iterable[bytes]) -> bool:
+        """Whether these chunks have rows of frames that are no deltas."""
+        rows = [txn.get(base, db=self._index.chunks) for base in bases]
+        return all(row is not None and not decode_chunk_row(row).bases for row in rows)
+
+    def _has_bases(self, _: bytes, row: bytes) -> bool:
+        bases = decode_chunk_row(row).bases
+        if not bases:
+            return True
+        with self._index.gate, self._index.snapshot() as txn:
+            return self._have_rows(txn, bases)
 
     def _row_is_right(self, chunk_id: bytes, row: bytes) -> bool:
         try:

@@ -12,6 +12,7 @@ from sessions import rows as open_rows
 from sessions import some_bytes
 from stores import change_rows, rows, small
 from versions import (
+    SIZE,
     assert_whole,
     bases,
     extents,
@@ -235,6 +236,35 @@ def rows_of_old(store: castore.Store) -> set[bytes]:
 
 
 # ---- made anew -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [True, False], ids=["index", "journal alone"])
+def test_deltas_whose_bases_are_gone_hide_no_others(tmp_path: Path, index: bool) -> None:
+    """Of each chunk two deltas, with other bases, of which those of the one are collected."""
+    path = tmp_path / "store"
+    with small(path, delta=False) as plain:
+        in_packs_of_their_own(plain, {"dead": version(0), "base": version(2)})
+    with small(path) as store, store.transaction() as transaction:
+        transaction.puts("keeps the pack", some_bytes(SIZE, 9))
+        transaction.puts("dead too", version(1), like="dead")
+    change_rows(path, b"chunks", dict.fromkeys(rows(path)[b"chunks"]))
+    castore.check_store(path, repair=True)  # of the totals, which these rows are not in
+    with small(path) as again:
+        again.puts("new", version(1), like="base")
+        expected = {"base": version(2), "new": version(1)}
+        expected["keeps the pack"] = some_bytes(SIZE, 9)
+        assert len(bases(again, "new")) > 10
+        assert bases(again, "new").isdisjoint(bases(again, "dead too"))
+        again.delete("dead")
+        again.delete("dead too")
+        again.gc(repack_below=0.0)
+        assert_whole(again, expected)
+    if not index:
+        for data in path.joinpath("index").iterdir():
+            data.unlink()
+    assert castore.rebuild_index(path).lost == []
+    with small(path) as again:
+        assert_whole(again, expected)
 
 
 def test_an_index_is_rebuilt_as_it_was(guarded: castore.Store) -> None:
