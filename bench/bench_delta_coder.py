@@ -1,6 +1,6 @@
 """Delta coders beside each other: bytes, and the rate of one core.
 
-    python bench/bench_delta_coder.py [--quick] [OLDER NEWER]
+    python bench/bench_delta_coder.py [--quick | --tiny] [OLDER NEWER]
 
 The new chunks of a later release are made deltas of those chunks of the earlier one that
 castore.stream.alignment names, by castore.stream.delta and by zstd with all of the bases as its
@@ -26,7 +26,7 @@ from corpora import Unavailable, release
 from measure import machine_line, table
 
 from castore.format.segment import SegmentBuilder
-from castore.model import SEGMENT_EXTENTS_MAX, Base
+from castore.model import SEGMENT_EXTENTS_MAX, Location, StoredChunk
 from castore.stream.alignment import Alignment
 from castore.stream.chunker import Chunker, ChunkSizes
 from castore.stream.delta import decode_delta, encode_delta
@@ -63,7 +63,7 @@ def manifest_of(data: bytes) -> Manifest:
     segments = []
     builder = SegmentBuilder(0)
     for number, (_, end, chunk_id) in enumerate(chunks(data)):
-        builder.append(end, chunk_id, bytes(16), number, 100)
+        builder.append(end, chunk_id, Location(bytes(16), number, 100))
         if len(builder) == SEGMENT_EXTENTS_MAX:
             segments.append(builder.encode())
             builder = SegmentBuilder(end)
@@ -75,7 +75,7 @@ def manifest_of(data: bytes) -> Manifest:
 def cases(older: bytes, newer: bytes) -> list[Case]:
     known = {chunk_id: older[begin:end] for begin, end, chunk_id in chunks(older)}
 
-    def read(base: Base) -> bytes:
+    def read(base: StoredChunk) -> bytes:
         return known[base.chunk_id]
 
     aligned = Alignment(manifest_of(older), len(older), read)
@@ -138,7 +138,7 @@ def row(name: str, coder: Coder, given: list[Case], repeats: int) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one pair of releases, once")
+    parser.add_argument("--quick", "--tiny", action="store_true", help="one pair of releases, once")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="an older and a newer")
     options = parser.parse_args(arguments)
     pairs = {" to ".join(map(str, options.files)): options.files} if options.files else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -195,6 +196,21 @@ def test_mount(tmp_path: Path) -> None:
     assert {"castore cat", "mount, first", "mount, again"} == set(
         measured["read-real"]["contenders"]
     )
+
+
+def test_delta_coders(tmp_path: Path) -> None:
+    made = random.Random(1)
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    data = bytearray(made.randbytes(2_000_000))
+    older.write_bytes(data)
+    for at in range(0, len(data), 10_000):
+        data[at : at + 3] = b"new"
+    newer.write_bytes(data)
+    argv = [sys.executable, str(BENCH / "bench_delta_coder.py"), "--tiny", str(older), str(newer)]
+    finished = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert "castore" in finished.stdout
+    assert "zstd -3, bases" in finished.stdout
 
 
 @pytest.mark.long
