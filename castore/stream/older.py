@@ -10,6 +10,7 @@ from posixpath import splitext
 
 from castore.format.segment import Segment
 from castore.model import Extent
+from castore.stream.segments import covering
 
 FOLDERS_MAX = 8  # of a name, that are looked for beside it
 SEGMENTS_MAX = 16  # kept decoded: the 1,024 extents of each are 64 MiB of the object
@@ -72,12 +73,7 @@ class OlderSegments(ABC):
             offset = segment.end
 
     def covering(self, begin: int, end: int) -> list[Extent]:
-        extents: list[Extent] = []
-        for segment in self.at_or_after(begin):
-            extents += segment.covering(begin, end)
-            if segment.end >= end:
-                break
-        return extents
+        return covering(self.at_or_after(begin), begin, end)
 
     @abstractmethod
     def _read(self, offset: int) -> Segment | None:

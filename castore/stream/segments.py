@@ -14,6 +14,17 @@ from castore.system.mapping import Mapping
 MEMORY_BYTES_MAX = 32 << 20  # the segments of about 70 GB
 
 
+def covering(segments: Iterable[Segment], begin: int, end: int) -> list[Extent]:
+    """The extents that hold bytes of `[begin, end)`, of the segments from the one with its first
+    byte on."""
+    extents: list[Extent] = []
+    for segment in segments:
+        extents += segment.covering(begin, end)
+        if segment.end >= end:
+            break
+    return extents
+
+
 class Manifest:
     """The segments in order; decoded one at a time, as they are asked for.
 
@@ -45,12 +56,7 @@ class Manifest:
 
     def covering(self, begin: int, end: int) -> list[Extent]:
         """The extents that hold bytes of the half-open range `[begin, end)`."""
-        extents: list[Extent] = []
-        for segment in self.at_or_after(begin):
-            extents += segment.covering(begin, end)
-            if segment.end >= end:
-                break
-        return extents
+        return covering(self.at_or_after(begin), begin, end)
 
     @property
     def _end(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,11 @@ def test_a_store_that_was_rewritten_is_not_rewritten_again(store: castore.Store)
 # ---- a delta and a plain frame of one chunk ------------------------------------------------------
 
 
+def rewritten(store: castore.Store) -> None:
+    """What has both frames, as it also has garbage."""
+    assert store.gc(repack_below=1.0).packs_rewritten > 0
+
+
 def rows_lost(store: castore.Store) -> None:
     path = Path(store.path)
     store.close()
@@ -127,7 +133,7 @@ def rebuilt(store: castore.Store) -> None:
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["delta first", "plain first"])
 @pytest.mark.parametrize(
     "change",
-    [lambda store: store.gc(repack_below=1.0), rows_lost, rebuilt],
+    [rewritten, rows_lost, rebuilt],
     ids=["rewritten", "rows lost", "rebuilt"],
 )
 def test_two_frames_of_one_chunk(
@@ -137,9 +143,11 @@ def test_two_frames_of_one_chunk(
     guarded.puts("a0", version(0))
     put_twice_at_once(guarded, ["a1 delta", "a1 plain"], version(1), order)
     guarded.puts("a2", version(2))  # may be a delta of either
+    guarded.puts("garbage", random.Random(9).randbytes(300_000))
     guarded.close()
     expected = {"a0": version(0), "a1 delta": version(1), "a1 plain": version(1), "a2": version(2)}
     with small(path) as store:
+        store.delete("garbage")
         twice = {e.chunk_id for e in extents(store, "a1 delta") if e.location.bases} & {
             e.chunk_id for e in extents(store, "a1 plain") if not e.location.bases
         }
