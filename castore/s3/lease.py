@@ -21,7 +21,7 @@ from castore.format.s3 import new_pack_id, new_session_id, session_of
 from castore.format.s3_gc import encode_pin
 from castore.s3.client.bucket import Bucket, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.put_once import Landed, put_once
-from castore.s3.condemned import read_condemned
+from castore.s3.condemned import CondemnedPacks
 from castore.s3.keys import pin_key
 from castore.s3.packs import absent_packs
 from castore.system.forks import ForkLock, Rank
@@ -33,8 +33,11 @@ SESSION_S_MAX = 86_400
 class WriterLease:
     """Shared by all puts of a Store, each of which joins and leaves it; thread-safe."""
 
-    def __init__(self, bucket: Bucket, store_id: bytes, requests: Workers) -> None:
+    def __init__(
+        self, bucket: Bucket, store_id: bytes, requests: Workers, condemned: CondemnedPacks
+    ) -> None:
         self.id = new_session_id()
+        self._condemned_packs = condemned
         self._bucket = bucket
         self._store_id = store_id
         self._requests = requests
@@ -112,7 +115,7 @@ class WriterLease:
             if not new:
                 return set()
             self._pin(new)
-            doomed = self._condemned() & new
+            doomed = self._condemned(new)
             gone = absent_packs(self._bucket, self._requests, new - doomed)
             self._relied_on |= new - doomed - gone
             return doomed | gone
@@ -179,12 +182,12 @@ class WriterLease:
         if self._server_began is None:
             self._server_began = put.date
 
-    def _condemned(self) -> set[bytes]:
-        """What a collector is about to delete, if it is at it. Raises FormatError where that can't
-        be read: no pack of others can be relied on until a repair has condemned anew what the list
-        may have had."""
+    def _condemned(self, pack_ids: Collection[bytes]) -> set[bytes]:
+        """Those that a collector is about to delete, if it is at it. Raises FormatError where that
+        can't be read: no pack of others can be relied on until a repair has condemned anew what the
+        list may have had."""
         try:
-            return set(read_condemned(self._bucket, self._store_id))
+            return self._condemned_packs.among(pack_ids)
         except FormatError as error:
             raise FormatError(
                 f"{error}: nothing that others stored can be reused before the store is repaired "

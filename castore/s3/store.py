@@ -19,6 +19,7 @@ from castore.s3.catalog import S3Catalog
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.settings import S3Settings
 from castore.s3.client.versions import remove_old_versions
+from castore.s3.condemned import CondemnedPacks
 from castore.s3.creation import create as create_store
 from castore.s3.creation import raise_if_lost, read_config, repair_config
 from castore.s3.hints import Hints
@@ -63,6 +64,7 @@ class S3Store:
         )
         self._lock = ForkLock(Rank.STORES)
         self._budget = InFlight(UPLOADS_MAX)
+        self._condemned = CondemnedPacks(bucket, config.store_id)
         self._lease: WriterLease | None = None
         self._pid = os.getpid()
 
@@ -74,7 +76,7 @@ class S3Store:
                 self._pid = os.getpid()
             before = self._lease
             if before is None or not before.usable:
-                self._lease = WriterLease(self._bucket, self.config.store_id, self._requests)
+                self._lease = self._new_lease()
                 if before is not None:
                     before.close()
             assert self._lease is not None
@@ -95,7 +97,7 @@ class S3Store:
         chunker = Chunker(
             ChunkSizes(config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)
         )
-        lease = WriterLease(self._bucket, config.store_id, self._requests)
+        lease = self._new_lease()
         try:
             session = S3Session(
                 self._parts,
@@ -112,6 +114,9 @@ class S3Store:
                 session.close()
         finally:
             lease.close()
+
+    def _new_lease(self) -> WriterLease:
+        return WriterLease(self._bucket, self.config.store_id, self._requests, self._condemned)
 
     def _end_session(self) -> None:
         """What this Store wrote and nobody names any more is garbage as well: further puts begin

@@ -25,7 +25,6 @@ from castore.format.s3 import new_session_id
 from castore.format.s3_gc import GcState, decode_state, encode_pin, encode_state
 from castore.format.s3_told import decode_hints
 from castore.s3.client.bucket import Bucket
-from castore.s3.gc import collect as s3
 from castore.s3.gc import server
 from castore.s3.gc.collect import SCRATCH_S
 from castore.s3.gc.mark import PIN_S, S3Marker
@@ -254,15 +253,6 @@ def test_what_came_to_be_needed_before_it_was_condemned_stays(
     assert collect(one, grace_s=DAY).packs_removed == 0
     assert one.gets("b") == noise(SIZE, 97)
     assert state(world).phase == "idle"
-
-
-def test_a_round_condemns_only_so_many(
-    store: castore.Store, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(s3, "CONDEMNED_MAX", 2)
-    fill(store, *"abcde")
-    store.delete_prefix("", unbounded=True)
-    assert [collect(store).packs_removed for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_a_dry_run_changes_nothing(store: castore.Store, world: World) -> None:

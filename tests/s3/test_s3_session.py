@@ -20,6 +20,7 @@ from castore.format.s3_gc import GcState, decode_pin, encode_condemned, encode_s
 from castore.s3 import lease as session
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.put_once import Landed
+from castore.s3.condemned import CondemnedPacks
 from castore.s3.keys import pack_key, pin_key
 from castore.s3.lease import SESSION_S_MAX, WriterLease
 from castore.system.workers import Workers
@@ -43,7 +44,7 @@ def via(moto_server: Server, proxy: FaultProxy, quick: None) -> Iterator[Bucket]
 
 @pytest.fixture
 def writing(via: Bucket, requests: Workers) -> WriterLease:
-    return WriterLease(via, STORE, requests)
+    return WriterLease(via, STORE, requests, CondemnedPacks(via, STORE))
 
 
 def foreign_packs(bucket: Bucket, count: int) -> list[bytes]:
@@ -138,7 +139,7 @@ def test_a_list_of_another_store_is_an_error(via: Bucket, requests: Workers) -> 
     [pack] = foreign_packs(via, 1)
     state_is(via, "condemned", [pack])
     with pytest.raises(FormatError, match="another store"):
-        WriterLease(via, bytes(16), requests).rely_on([pack])
+        WriterLease(via, bytes(16), requests, CondemnedPacks(via, bytes(16))).rely_on([pack])
 
 
 def test_a_pin_that_failed_is_not_tried_under_its_number(

@@ -133,7 +133,7 @@ class S3Check(StoreCheck):
             if orphan is not None:
                 what = f"gc/state is gone, while {orphan} is there: a repair makes it again"
                 self.findings.add("gc state", "missing", what)
-            return set(read_condemned(self._bucket, self.config.store_id))
+            return read_condemned(self._bucket, self.config.store_id)
         except ListGone as error:
             self.findings.add("gc state", "missing", str(error))
         except (FormatError, UnsupportedFormat) as error:

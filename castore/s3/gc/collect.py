@@ -41,7 +41,6 @@ from castore.stream.reports import GcOptions, GcReport, Undeletable
 
 SKEW_S_MAX = 300
 SCRATCH_S = 86_400
-CONDEMNED_MAX = 1 << 16  # packs per round: a writer reads the list, of 1 MiB then, at each reuse
 
 
 def collect(
@@ -85,6 +84,7 @@ class _Collection:
         progress: Progress | None,
     ) -> None:
         self._bucket = parts.bucket
+        self._requests = parts.requests
         self._store_id = parts.config.store_id
         self._options = options
         self._catalog = parts.catalog
@@ -166,8 +166,7 @@ class _Collection:
         packs = self._marker.packs()
         garbage = self._marker.garbage(packs, expired_before=0)
         report.missing = tuple(i.hex() for i in self._marker.missing(packs))
-        room = CONDEMNED_MAX - len(carried)
-        doomed = carried.union(sorted(garbage.keys() - carried)[: max(room, 0)])
+        doomed = carried | garbage.keys()
         if not doomed:
             state.remove_lists()
             return
@@ -201,7 +200,7 @@ class _Collection:
 
     def _remove(self, doomed: dict[bytes, int]) -> None:
         report = self._report
-        left = remove_packs(self._bucket, doomed, self._stages)
+        left = remove_packs(self._bucket, self._requests, doomed, self._stages)
         gone = {pack_id: size for pack_id, size in doomed.items() if pack_id not in left}
         report.packs_removed += sum(size > 0 for size in gone.values())
         report.bytes_freed += sum(gone.values())
