@@ -20,7 +20,9 @@ from castore.system.workers import Future, Workers
 # A larger delta is dropped, and the plain frame begins the next generation. Six releases of Django
 # take 14.6 MB with a half, 17.4 with three quarters.
 DELTA_SHARE_MAX = 0.5  # of the plain frame
-DELTA_TINY = 64  # a delta of a 64th of its chunk is kept unseen
+# A delta is kept without its plain frame being made if it is so small beside what that is likely to
+# be, by what its bases took: compressing the chunk takes longer than all that makes the delta.
+DELTA_TINY = DELTA_SHARE_MAX / 3
 
 
 class Base(NamedTuple):
@@ -129,8 +131,7 @@ def _encode_all(chunks: list[NewFrame], level: int) -> list[Encoded]:
 
 def _encode(chunk: NewFrame, level: int) -> Encoded:
     delta = _as_delta(chunk)
-    # A plain frame is hardly ever so small that it would have to be compared.
-    if delta is not None and delta.frame.stored_bytes * DELTA_TINY <= len(chunk.raw):
+    if delta is not None and delta.frame.stored_bytes <= DELTA_TINY * _likely_bytes(delta):
         return delta
     plain = encode_frame(
         chunk.raw,
@@ -142,6 +143,12 @@ def _encode(chunk: NewFrame, level: int) -> Encoded:
     if delta is not None and delta.frame.stored_bytes <= plain.stored_bytes * DELTA_SHARE_MAX:
         return delta
     return Encoded(plain)
+
+
+def _likely_bytes(delta: Encoded) -> float:
+    """Of the plain frame of a chunk that is mostly made of its bases, as a small delta is."""
+    stored = sum(base.location.stored_bytes for base in delta.bases)
+    return delta.frame.raw_bytes * stored / sum(base.raw_bytes for base in delta.bases)
 
 
 def _as_delta(chunk: NewFrame) -> Encoded | None:
