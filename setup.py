@@ -14,13 +14,12 @@ from setuptools.command.build_ext import build_ext
 # One binary for every CPython from 3.11 on; builds without the GIL have no stable ABI yet.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-SOURCES = ("anchors", "delta", "entropy", "guard", "kernel", "mapping", "module", "similarity")
-HEADERS = ("anchors", "delta", "entropy", "guard", "kernel", "mapping", "similarity")
+PARTS = ("anchor_table", "anchors", "delta", "entropy", "guard", "kernel", "mapping", "similarity")
 
 native = Extension(
     "castore._native",
-    sources=[f"castore/native/{name}.c" for name in SOURCES],
-    depends=[f"castore/native/{name}.h" for name in HEADERS],
+    sources=[f"castore/native/{name}.c" for name in (*PARTS, "module")],
+    depends=[f"castore/native/{name}.h" for name in PARTS],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],
     extra_compile_args=["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"],
     libraries=["m"],

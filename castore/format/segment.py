@@ -157,6 +157,13 @@ class Segment:
             Location(self.packs[pack], self._offsets[i], self._stored[i], bases),
         )
 
+    def begins(self) -> Iterator[tuple[bytes, int]]:
+        """The chunk id of each extent, and where the extent begins: without a check."""
+        ids = bytes(self._ids)
+        cuts = range(0, len(ids), CHUNK_ID_BYTES)
+        chunk_ids = [ids[at : at + CHUNK_ID_BYTES] for at in cuts]
+        return zip(chunk_ids, (self.begin, *self.ends), strict=False)
+
     def frames(self) -> Iterator[StoredChunk]:
         """Every frame that the segment leads to: those of its extents, then those that its deltas
         decode with."""

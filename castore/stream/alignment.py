@@ -16,18 +16,17 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from operator import sub
 from typing import TYPE_CHECKING, NamedTuple
 
 from castore.model import Extent, StoredChunk
-from castore.stream.anchors import anchors
+from castore.stream.anchor_table import RANKED_MAX, anchor_table
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from castore.stream.backend import Older
 
-BASES_MAX = 4  # of one delta
+BASES_MAX = RANKED_MAX  # of one delta
 TABLE_BASES_MAX = 512  # whose anchors are known at a time: 40 MB of chunks, 10 MB of table
 SEGMENTS_MAX = 4  # whose chunk ids are known at a time: 300 MB of the older object
 MARGIN_BYTES = 64 << 10  # looked at on both sides of where a chunk is expected
@@ -54,7 +53,7 @@ class Candidate(NamedTuple):
 class _Loaded(NamedTuple):
     begin: int  # in the older object, of the extent that it is, or that is a delta of it
     base: StoredChunk
-    anchors: dict[int, int]
+    slot: int  # in the table
 
 
 class Alignment:
@@ -73,8 +72,11 @@ class Alignment:
         self._lost = 0  # chunks since one was found
         self._credit = CREDIT_FIRST
         self._ahead = 0  # in the older object: what is before was looked at
+        self._table = anchor_table(TABLE_BASES_MAX + 1)
         self._loaded: OrderedDict[bytes, _Loaded | None] = OrderedDict()
-        self._owner: dict[int, bytes] = {}  # by an anchor's hash, the base that had it last
+        self._by_slot: dict[int, _Loaded] = {}
+        self._free = list(range(TABLE_BASES_MAX + 1))  # slots
+        self._window = range(0)  # of the older object, whose bases were looked at last
         self._segments: OrderedDict[int, dict[bytes, int]] = OrderedDict()
 
     def known(self, begin: int, end: int, chunk_id: bytes) -> None:
@@ -89,20 +91,21 @@ class Alignment:
         if self._lost and not self._is_time():
             self._lost += 1
             return []
-        sought = anchors(raw)
+        sought = self._table.seek(raw)
         # Where nothing was found for long, the place is a guess: it is not looked around there.
         margin = MARGIN_BYTES if self._lost < TRIED_ALWAYS else 0
         first, last = begin + self._shift - margin, end + self._shift + margin
         self._load(max(0, first), min(last, self._size))
-        found = self._rank(sought)
-        if not found and sought and self._credit > 0:
+        ranked, moved = self._table.rank(SHARE_MIN, LEFT_SHARE_MIN, SHARES_MIN)
+        if not ranked and sought and self._credit > 0:
             self._load_ahead(begin + self._shift)
-            found = self._rank(sought)
-        if found:
-            self._follow(begin, sought, found[0].base)
+            ranked, moved = self._table.rank(SHARE_MIN, LEFT_SHARE_MIN, SHARES_MIN)
+        if ranked:
+            at = self._by_slot[ranked[0][0]].begin
+            self._found(at + moved - begin, at)
         else:
             self._lost += 1
-        return found
+        return [Candidate(self._by_slot[slot].base, share) for slot, share in ranked]
 
     def expected(self, begin: int, end: int) -> list[Extent]:
         """What lies in the older object where the stream's bytes `[begin, end)` are expected."""
@@ -123,14 +126,6 @@ class Alignment:
         self._ahead = at
         self._credit = min(self._credit + CREDIT_OF_HIT, CREDIT_MAX)
 
-    def _follow(self, begin: int, sought: dict[int, int], best: StoredChunk) -> None:
-        """The place is where the middle one of the anchors that the best base has says."""
-        loaded = self._loaded[best.chunk_id]
-        assert loaded is not None
-        shared = sought.keys() & loaded.anchors.keys()
-        shifts = sorted(map(sub, map(loaded.anchors.get, shared), map(sought.get, shared)))
-        self._found(loaded.begin + shifts[len(shifts) // 2] - begin, loaded.begin)
-
     def _offset_of(self, chunk_id: bytes, expected: int) -> int | None:
         """Where the older object has the chunk, the nearest to the expected place."""
         self._load_ids(expected)
@@ -142,13 +137,10 @@ class Alignment:
         segment = next(self._older.at_or_after(min(max(offset, 0), self._size - 1)), None)
         if segment is None or segment.begin in self._segments:
             return
-        ids: dict[bytes, int] = {}
-        twice = set()
-        for extent in segment:
-            if ids.setdefault(extent.chunk_id, extent.begin) != extent.begin:
-                twice.add(extent.chunk_id)
-        for chunk_id in twice:
-            del ids[chunk_id]
+        ids = dict(segment.begins())
+        if len(ids) < len(segment):
+            times = Counter(chunk_id for chunk_id, _ in segment.begins())
+            ids = {chunk_id: at for chunk_id, at in ids.items() if times[chunk_id] == 1}
         self._segments[segment.begin] = ids
         if len(self._segments) > SEGMENTS_MAX:
             self._segments.popitem(last=False)
@@ -157,9 +149,14 @@ class Alignment:
 
     def _load(self, first: int, last: int) -> None:
         """The anchors of what lies under `[first, last)` of the older object."""
-        if first < last:
-            for extent in self._older.covering(first, last):
+        window = self._window
+        # Of what lay under the last chunk, all is here.
+        new = window.stop if window.start <= first <= window.stop else first
+        if new < last:
+            for extent in self._older.covering(new, last):
                 self._load_extent(extent)
+                new = extent.end
+        self._window = range(first, max(first, new))
 
     def _load_ahead(self, place: int) -> None:
         """Some more of what comes behind what was looked at."""
@@ -183,37 +180,13 @@ class Alignment:
             if raw is None:
                 self._loaded[base.chunk_id] = None
             else:
-                loaded = _Loaded(extent.begin, base, anchors(raw))
-                self._loaded[base.chunk_id] = loaded
-                self._owner.update(dict.fromkeys(loaded.anchors, base.chunk_id))
+                loaded = _Loaded(extent.begin, base, self._free.pop())
+                self._loaded[base.chunk_id] = self._by_slot[loaded.slot] = loaded
+                self._table.put(loaded.slot, raw)
             if len(self._loaded) > TABLE_BASES_MAX:
-                self._forget(*self._loaded.popitem(last=False))
+                _, former = self._loaded.popitem(last=False)
+                if former is not None:
+                    self._table.forget(former.slot)
+                    self._free.append(former.slot)
+                    del self._by_slot[former.slot]
         return read
-
-    def _forget(self, chunk_id: bytes, loaded: _Loaded | None) -> None:
-        for anchor in loaded.anchors if loaded is not None else ():
-            if self._owner.get(anchor) == chunk_id:
-                del self._owner[anchor]
-
-    def _rank(self, sought: dict[int, int]) -> list[Candidate]:
-        """The bases that have most of the anchors, each for what those before it have not."""
-        votes = Counter(map(self._owner.get, sought))
-        least = max(1, SHARE_MIN * len(sought))
-        tables = [
-            loaded
-            for chunk_id, count in votes.most_common(2 * BASES_MAX + 1)
-            if chunk_id is not None and count >= least
-            if (loaded := self._loaded[chunk_id]) is not None
-        ]
-        left = set(sought)
-        ranked: list[Candidate] = []
-        while tables and len(ranked) < BASES_MAX:
-            gains = [len(left & loaded.anchors.keys()) for loaded in tables]
-            gain = max(gains)
-            if gain < max(least, LEFT_SHARE_MIN * len(left) if ranked else 0):
-                break
-            best = tables.pop(gains.index(gain))
-            left -= best.anchors.keys()
-            ranked.append(Candidate(best.base, gain / len(sought)))
-        enough = len(sought) - len(left) >= SHARES_MIN * len(sought)
-        return ranked if enough else []

@@ -1,0 +1,91 @@
+"""A table of the anchors of some bases: which of them have what a chunk has.
+
+Each base has a slot. An anchor is owned by the slot that it was put in last; the slots that own
+most of what is sought are looked at, and of these those are ranked that have most of it, each for
+what those before it have not.
+
+`castore/native/anchor_table.c` does this in some microseconds a chunk; what is here is its
+reference, and the fallback without the C extension.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from castore.stream.anchors import anchors
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from castore._native import AnchorTable
+
+try:
+    from castore import _native
+except ImportError:
+    _native = None  # type: ignore[assignment]
+
+RANKED_MAX = 4
+_CONSIDERED = 2 * RANKED_MAX
+
+
+def anchor_table(slots: int) -> AnchorTable | ReferenceTable:
+    """A table of so many slots, 0 and up."""
+    return ReferenceTable(slots) if _native is None else _native.AnchorTable(slots)
+
+
+class ReferenceTable:
+    """The same as C's AnchorTable. Not for several threads at once."""
+
+    def __init__(self, slots: int) -> None:
+        self._bases: list[dict[int, int]] = [{} for _ in range(slots)]
+        self._owner: dict[int, int] = {}  # by an anchor's hash
+        self._sought: dict[int, int] = {}
+
+    def put(self, slot: int, buffer: Buffer) -> None:
+        """The buffer's anchors are from now on those of the slot, and it owns each of them."""
+        found = anchors(buffer)
+        self.forget(slot)
+        self._bases[slot] = found
+        self._owner.update(dict.fromkeys(found, slot))
+
+    def forget(self, slot: int) -> None:
+        """The slot has no anchors any more."""
+        for anchor in self._bases[slot]:
+            if self._owner.get(anchor) == slot:
+                del self._owner[anchor]
+        self._bases[slot] = {}
+
+    def seek(self, buffer: Buffer) -> int:
+        """The buffer's anchors are from now on what is sought; how many it has."""
+        self._sought = anchors(buffer)
+        return len(self._sought)
+
+    def rank(
+        self, least: float, least_left: float, least_all: float
+    ) -> tuple[list[tuple[int, float]], int]:
+        """The slots, at most 4, that have most of what is sought, each with the share of it that
+        those before it have not; and how much further on, in bytes, the first has it.
+
+        Of all that is sought, each must have the share `least`; of what those before it leave, all
+        but the first `least_left`; and all together `least_all`: otherwise there are none.
+        """
+        sought = self._sought
+        votes = Counter(owner for each in sought if (owner := self._owner.get(each)) is not None)
+        few = max(1, least * len(sought))
+        slots = [slot for slot, count in votes.most_common(_CONSIDERED) if count >= few]
+        left = set(sought)
+        ranked: list[tuple[int, float]] = []
+        while slots and len(ranked) < RANKED_MAX:
+            gains = [len(left & self._bases[slot].keys()) for slot in slots]
+            gain = max(gains)
+            if gain < max(few, least_left * len(left) if ranked else 0):
+                break
+            best = slots.pop(gains.index(gain))
+            left -= self._bases[best].keys()
+            ranked.append((best, gain / len(sought)))
+        if not ranked or len(sought) - len(left) < least_all * len(sought):
+            return [], 0
+        first = self._bases[ranked[0][0]]
+        shifts = sorted(first[each] - sought[each] for each in sought.keys() & first.keys())
+        return ranked, shifts[len(shifts) // 2]
