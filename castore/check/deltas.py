@@ -17,7 +17,7 @@ from castore.errors import FormatError, fault_of
 from castore.format.pack import PackEntry
 from castore.stream.coalesce import coalesce
 from castore.stream.codec import decode_frame
-from castore.stream.reader import DecodedChunks
+from castore.stream.decoding import DecodedChunks
 from castore.system.workers import Workers
 
 CACHE_BYTES = 64 << 20  # of bases

@@ -13,7 +13,6 @@ enum {
     HASH_BITS_MIN = 10,
     HASH_BITS_MAX = 17,
     SKIP_SHIFT = 8,        /* in literals, 1 more position is skipped for 256 of them */
-    CONTEXT_MORE = 256,
 };
 
 static inline uint64_t eight_at(const uint8_t *at)
@@ -51,23 +50,6 @@ static inline void put_number(struct delta_output *to, uint64_t number)
     to->bytes[to->size++] = (uint8_t)number;
 }
 
-static inline bool take_number(struct delta_input *from, uint64_t *number)
-{
-    *number = 0;
-    for (int shift = 0; shift < 35; shift += 7) {
-        if (from->size == 0) {
-            return false;
-        }
-        const uint8_t byte = *from->bytes++;
-        from->size--;
-        *number |= (uint64_t)(byte & 0x7f) << shift;
-        if (byte < 0x80) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* ---- sequences ------------------------------------------------------------------------------ */
 
 struct sequence {
@@ -80,24 +62,6 @@ static void put_sequence(struct delta_output *to, struct sequence sequence, size
     put_number(to, sequence.literals);
     put_number(to, moved < 0 ? 2 * (uint64_t)-moved - 1 : 2 * (uint64_t)moved);
     put_number(to, sequence.copied);
-}
-
-/* The next one, of a copy that lies in the base; false if it is malformed. */
-static bool take_sequence(struct delta_input *from, size_t base_size, size_t expected,
-                          struct sequence *sequence)
-{
-    uint64_t literals, zigzag, copied;
-    if (!take_number(from, &literals) || !take_number(from, &zigzag) ||
-        !take_number(from, &copied)) {
-        return false;
-    }
-    const int64_t moved = zigzag & 1 ? -(int64_t)(zigzag / 2) - 1 : (int64_t)(zigzag / 2);
-    const int64_t begin = (int64_t)(expected + literals) + moved;
-    if (begin < 0 || (uint64_t)begin > base_size || copied > base_size - (uint64_t)begin) {
-        return false;
-    }
-    *sequence = (struct sequence){(size_t)literals, (size_t)begin, (size_t)copied};
-    return true;
 }
 
 /* ---- encoding ------------------------------------------------------------------------------- */
@@ -187,71 +151,5 @@ bool delta_encode(struct delta_input base, struct delta_input raw, struct delta_
     memcpy(literals->bytes + literals->size, raw.bytes + begin, raw.size - begin);
     literals->size += raw.size - begin;
     free(seeds.positions);
-    return true;
-}
-
-/* ---- decoding ------------------------------------------------------------------------------- */
-
-static bool append(struct delta_output *to, size_t most, const uint8_t *bytes, size_t size)
-{
-    if (size > most - to->size) {
-        return false;
-    }
-    memcpy(to->bytes + to->size, bytes, size);
-    to->size += size;
-    return true;
-}
-
-bool delta_apply(struct delta_input sequences, struct delta_input literals,
-                 struct delta_input base, struct delta_output *raw)
-{
-    const size_t most = raw->size;
-    size_t expected = 0;
-    raw->size = 0;
-    while (sequences.size > 0) {
-        struct sequence next;
-        if (!take_sequence(&sequences, base.size, expected, &next) ||
-            next.literals > literals.size ||
-            !append(raw, most, literals.bytes, next.literals) ||
-            !append(raw, most, base.bytes + next.from, next.copied)) {
-            return false;
-        }
-        literals.bytes += next.literals;
-        literals.size -= next.literals;
-        expected = next.from + next.copied;
-    }
-    return append(raw, most, literals.bytes, literals.size) && raw->size == most;
-}
-
-/* What of the base, from where a copy ended, `literals` bytes stand in for: up to where the next
-   one begins, if that is not too far; else as much as there are literals. */
-static size_t replaced_bytes(size_t base_size, size_t expected, size_t literals, size_t next)
-{
-    if (literals == 0) {
-        return 0;
-    }
-    if (next > expected && next - expected <= 4 * literals + CONTEXT_MORE) {
-        return next - expected;
-    }
-    return least(literals + CONTEXT_MORE, base_size - expected);
-}
-
-bool delta_context(struct delta_input sequences, size_t literals, struct delta_input base,
-                   struct delta_output *context)
-{
-    size_t expected = 0;
-    context->size = 0;
-    while (sequences.size > 0) {
-        struct sequence next;
-        if (!take_sequence(&sequences, base.size, expected, &next) || next.literals > literals) {
-            return false;
-        }
-        const size_t replaced = replaced_bytes(base.size, expected, next.literals, next.from);
-        append(context, DELTA_CONTEXT_MAX, base.bytes + expected, replaced);
-        literals -= next.literals;
-        expected = next.from + next.copied;
-    }
-    append(context, DELTA_CONTEXT_MAX, base.bytes + expected,
-           replaced_bytes(base.size, expected, literals, 0));
     return true;
 }

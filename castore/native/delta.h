@@ -24,9 +24,19 @@ struct delta_output {
 };
 
 enum {
-    DELTA_BYTES_MAX = 1 << 28,     /* of what is encoded, and of a base */
-    DELTA_CONTEXT_MAX = 128 << 10, /* bytes of context */
+    DELTA_BYTES_MAX = 1 << 28,     /* of what is encoded, and of all its bases */
+    DELTA_CONTEXT_MAX = 128 << 10, /* bytes of context; what a block of zstd holds at most */
+    DELTA_BASES_MAX = 4,
 };
+
+/* What a delta is of: some bytes, one piece behind the other. Begins as zeros. */
+struct delta_bases {
+    struct delta_input each[DELTA_BASES_MAX];
+    size_t count, size;
+};
+
+/* False if it is one too many, or they are too large together. */
+bool delta_add_base(struct delta_bases *bases, struct delta_input base);
 
 /* How large sequences can get for `size` bytes. Literals are never more than `size`. */
 size_t delta_sequences_bound(size_t size);
@@ -38,12 +48,25 @@ bool delta_encode(struct delta_input base, struct delta_input raw, struct delta_
 /* What the sequences and literals say, which is to fill `raw` exactly; false if it does not, or if
    they are malformed. */
 bool delta_apply(struct delta_input sequences, struct delta_input literals,
-                 struct delta_input base, struct delta_output *raw);
+                 const struct delta_bases *bases, struct delta_output raw);
 
-/* The bytes of the base that literals stand in for: what literals look like, if they are like
-   anything. `literals` is how many there are; `context` has room for DELTA_CONTEXT_MAX bytes.
-   False if the sequences are malformed. */
-bool delta_context(struct delta_input sequences, size_t literals, struct delta_input base,
-                   struct delta_output *context);
+/* The bytes of the bases that literals stand in for: what literals look like, if they are like
+   anything. `literals` is how many there are; `size` is how many bytes it takes, at most
+   DELTA_CONTEXT_MAX; where `context` is NULL, only that is found out. False if the sequences are
+   malformed. */
+bool delta_context(struct delta_input sequences, size_t literals, const struct delta_bases *bases,
+                   uint8_t *context, size_t *size);
+
+/* The blocks of a zstd frame, and how many bytes it says that they hold; false if it is none, or
+   does not say. Of the blocks themselves nothing is looked at. */
+bool zstd_blocks(struct delta_input frame, struct delta_input *blocks, uint64_t *content);
+
+/* A zstd frame that decodes to the context and the literals behind it, for blocks that have the
+   context as their dictionary: to zstd it is the same whether bytes came before as a dictionary or
+   in a block, and a decoder without a dictionary need not be made anew for each delta. `context` is
+   what delta_context measured; `frame` has room for delta_frame_bytes. */
+size_t delta_frame_bytes(struct delta_input blocks, size_t context);
+void delta_frame(struct delta_input sequences, struct delta_input blocks, size_t literals,
+                 const struct delta_bases *bases, size_t context, uint8_t *frame);
 
 #endif

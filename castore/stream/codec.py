@@ -35,7 +35,9 @@ from castore.format.pack import (
     FrameHeader,
     decode_frame_header,
     delta_checksum,
+    delta_header_bytes,
     encode_frame_header,
+    plain_delta_bases,
     plain_frame_header,
 )
 from castore.model import FrameKind
@@ -160,14 +162,29 @@ def decode_frame(
     payload_bytes = len(frame) - FRAME_HEADER_BYTES
     if payload_bytes < 0:
         raise FormatError(f"frame is cut short at {len(frame)} bytes")
+    # Of nearly every frame what is expected is compared in one go, and hardly anything is parsed.
+    raw: bytes | memoryview
+    bases = None if base is no_base else plain_delta_bases(frame, raw_bytes, chunk_id)
     codec = CODEC_RAW if payload_bytes == raw_bytes else CODEC_ZSTD
-    payload = memoryview(frame)[FRAME_HEADER_BYTES:]
-    if frame[:FRAME_HEADER_BYTES] == plain_frame_header(codec, raw_bytes, payload_bytes, chunk_id):
-        # Nearly every frame: what is expected is compared in one go, and nothing is parsed.
+    if bases is not None:
+        payload = memoryview(frame)[delta_header_bytes(len(bases)) :]
+        raw = decode_delta(payload, [base(*each) for each in bases], raw_bytes)
+    elif frame[:FRAME_HEADER_BYTES] == plain_frame_header(
+        codec, raw_bytes, payload_bytes, chunk_id
+    ):
+        payload = memoryview(frame)[FRAME_HEADER_BYTES:]
         raw = payload if codec == CODEC_RAW else _decompress(payload, raw_bytes)
-        if _digest(raw, seed) == chunk_id:
-            return raw
+    else:
+        return _decode_any(frame, chunk_id, raw_bytes, seed, base)
+    if _digest(raw, seed) != chunk_id:
         raise FormatError("the bytes do not match the chunk's id")
+    return raw
+
+
+def _decode_any(
+    frame: bytes | memoryview, chunk_id: bytes, raw_bytes: int, seed: int, base: BaseBytes
+) -> bytes | memoryview:
+    raw: bytes | memoryview
     header, payload = _parsed(frame, chunk_id, raw_bytes)
     if header.delta is not None:
         raw = decode_delta(payload, [base(*each) for each in header.delta.bases], raw_bytes)

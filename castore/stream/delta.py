@@ -47,6 +47,7 @@ _SEED_BYTES = 8
 _SEQUENCE_BYTES_MAX = 15
 _VARINT_BYTES_MAX = 5
 
+Bytes: TypeAlias = bytes | memoryview
 Copy: TypeAlias = tuple[int, int, int]  # literals before it, and its range [begin, end) of the base
 
 _thread = threading.local()
@@ -62,7 +63,7 @@ def encode_delta(raw: Buffer, bases: Sequence[Buffer]) -> bytes | None:
     sequences, literals = _native.delta_encode(raw, base)
     if len(literals) > LITERALS_SHARE_MAX * memoryview(raw).nbytes:
         return None
-    context = _context(sequences, len(literals), base) if len(literals) >= ZSTD_BYTES_MIN else b""
+    context = _context(sequences, len(literals), [base]) if len(literals) >= ZSTD_BYTES_MIN else b""
     stored_sequences, stored_literals = _compress(sequences), _compress(literals, context)
     head = len(stored_sequences) << 8
     head |= _SEQUENCES_ZSTD if len(stored_sequences) < len(sequences) else 0
@@ -80,30 +81,32 @@ def decode_delta(payload: bytes | memoryview, bases: Sequence[Buffer], raw_bytes
     cut = _HEAD_BYTES + (head >> 8)
     if len(payload) < cut or head & 0xFF & ~(_SEQUENCES_ZSTD | _LITERALS_ZSTD):
         raise FormatError(f"delta of {len(payload)} bytes has an unknown head {head:#x}")
-    base = bases[0] if len(bases) == 1 else b"".join(bases)
-    sequences, literals = bytes(payload[_HEAD_BYTES:cut]), bytes(payload[cut:])
+    sequences, literals = payload[_HEAD_BYTES:cut], payload[cut:]
     try:
         if head & _SEQUENCES_ZSTD:
             most = (raw_bytes // _SEED_BYTES + 1) * _SEQUENCE_BYTES_MAX
             sequences = _decompress(sequences, _size_of(sequences, most))
         if head & _LITERALS_ZSTD:
-            size = _size_of(literals, raw_bytes)
-            literals = _decompress(literals, size, _context(sequences, size, base))
-        return _apply(sequences, literals, base, raw_bytes)
+            literals = _literals(sequences, literals, bases, raw_bytes)
+        apply = reference_apply if _native is None else _native.delta_apply
+        return apply(sequences, literals, bases, raw_bytes)
     except (ValueError, zstandard.ZstdError) as error:
         raise FormatError(f"delta does not decode: {error}") from error
 
 
-def _apply(sequences: bytes, literals: bytes, base: Buffer, raw_bytes: int) -> bytes:
+def _literals(
+    sequences: Bytes, compressed: Bytes, bases: Sequence[Buffer], most: int
+) -> bytes | memoryview:
     if _native is None:
-        return reference_apply(sequences, literals, base, raw_bytes)
-    return _native.delta_apply(sequences, literals, base, raw_bytes)
+        size = _size_of(compressed, most)
+        return _decompress(compressed, size, reference_context(sequences, size, bases))
+    frame, context, size = _native.delta_frame(sequences, compressed, bases, most)
+    return memoryview(_decompress(frame, context + size))[context:]
 
 
-def _context(sequences: bytes, literals_bytes: int, base: Buffer) -> bytes:
-    if _native is None:
-        return reference_context(sequences, literals_bytes, base)
-    return _native.delta_context(sequences, literals_bytes, base)
+def _context(sequences: bytes, literals_bytes: int, bases: Sequence[Buffer]) -> bytes:
+    context = reference_context if _native is None else _native.delta_context
+    return context(sequences, literals_bytes, bases)
 
 
 # ------------------------------------------------------------------------- what is left
@@ -130,7 +133,7 @@ def _compress(part: bytes, context: bytes = b"") -> bytes:
     return compressed if len(compressed) < len(part) else part
 
 
-def _size_of(part: bytes, most: int) -> int:
+def _size_of(part: Bytes, most: int) -> int:
     """Of what the part says that it holds: zstandard would allocate that. Raises FormatError if it
     is more than `most` bytes, or not said."""
     size: int = zstandard.frame_content_size(part)
@@ -139,7 +142,7 @@ def _size_of(part: bytes, most: int) -> int:
     return size
 
 
-def _decompress(part: bytes, size: int, context: bytes = b"") -> bytes:
+def _decompress(part: Bytes, size: int, context: bytes = b"") -> bytes:
     decompressor: zstandard.ZstdDecompressor
     if context:
         decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(context))
@@ -161,48 +164,49 @@ def _dictionary(context: bytes) -> zstandard.ZstdCompressionDict:
 # ------------------------------------------------------------------------- the reference for C
 
 
-def reference_apply(sequences: bytes, literals: bytes, base: Buffer, raw_bytes: int) -> bytes:
+def reference_apply(
+    sequences: Bytes, literals: Bytes, bases: Sequence[Buffer], raw_bytes: int
+) -> bytes:
     """What C's delta_apply does. Raises ValueError."""
-    with memoryview(base) as view:
-        raw = bytearray()
-        at = 0
-        for count, begin, end in _copies(sequences, view.nbytes):
-            if count > len(literals) - at:
-                raise ValueError("malformed delta")
-            raw += literals[at : at + count]
-            raw += view[begin:end]
-            at += count
-            if len(raw) > raw_bytes:
-                break
-        raw += literals[at:]
+    base = b"".join(bases)
+    raw = bytearray()
+    at = 0
+    for count, begin, end in _copies(sequences, len(base)):
+        if count > len(literals) - at:
+            raise ValueError("malformed delta")
+        raw += literals[at : at + count]
+        raw += base[begin:end]
+        at += count
+        if len(raw) > raw_bytes:
+            break
+    raw += literals[at:]
     if len(raw) != raw_bytes:
         raise ValueError("malformed delta")
     return bytes(raw)
 
 
-def reference_context(sequences: bytes, literals_bytes: int, base: Buffer) -> bytes:
+def reference_context(sequences: Bytes, literals_bytes: int, bases: Sequence[Buffer]) -> bytes:
     """What C's delta_context does. Raises ValueError."""
+    base = b"".join(bases)
     context = bytearray()
     expected, left = 0, literals_bytes
-    with memoryview(base) as view:
-        size = view.nbytes
-        for count, begin, end in (*_copies(sequences, size), (None, 0, 0)):
-            count = left if count is None else count
-            if not 0 <= count <= left:
-                raise ValueError("malformed delta")
-            replaced = 0
-            if count and expected < begin <= expected + 4 * count + CONTEXT_BYTES_MORE:
-                replaced = begin - expected
-            elif count:
-                replaced = min(count + CONTEXT_BYTES_MORE, size - expected)
-            if len(context) + replaced <= CONTEXT_BYTES_MAX:
-                context += view[expected : expected + replaced]
-            left -= count
-            expected = end
+    for count, begin, end in (*_copies(sequences, len(base)), (None, 0, 0)):
+        count = left if count is None else count
+        if not 0 <= count <= left:
+            raise ValueError("malformed delta")
+        replaced = 0
+        if count and expected < begin <= expected + 4 * count + CONTEXT_BYTES_MORE:
+            replaced = begin - expected
+        elif count:
+            replaced = min(count + CONTEXT_BYTES_MORE, len(base) - expected)
+        if len(context) + replaced <= CONTEXT_BYTES_MAX:
+            context += base[expected : expected + replaced]
+        left -= count
+        expected = end
     return bytes(context)
 
 
-def _copies(sequences: bytes, base_bytes: int) -> list[Copy]:
+def _copies(sequences: Bytes, base_bytes: int) -> list[Copy]:
     copies: list[Copy] = []
     numbers = _varints(sequences)
     if len(numbers) % 3:
@@ -218,7 +222,7 @@ def _copies(sequences: bytes, base_bytes: int) -> list[Copy]:
     return copies
 
 
-def _varints(sequences: bytes) -> list[int]:
+def _varints(sequences: Bytes) -> list[int]:
     numbers: list[int] = []
     number = shift = 0
     for byte in sequences:

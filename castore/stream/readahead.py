@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from castore.errors import CastoreError, ChunkCorrupt, FormatError, PackMissing, StoreClosed
 from castore.model import Extent
-from castore.stream.reader import PARALLEL_BYTES, Bytes, Pinned, Reader, check_still_there
+from castore.stream.decoding import Bytes
+from castore.stream.reader import PARALLEL_BYTES, Pinned, Reader, check_still_there
 from castore.system.mapping import Mapping
 from castore.system.workers import Future
 

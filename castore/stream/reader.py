@@ -1,7 +1,6 @@
-"""Extents to bytes: map, decode, check, trim.
+"""Extents to bytes: map, decode, check (`decoding`), trim.
 
-Every chunk that is decoded is checked against its length and its id. A mismatch is looked at once
-more through a new mapping, then raises ChunkCorrupt: never wrong bytes.
+Every chunk that is decoded is checked against its length and its id.
 """
 
 from __future__ import annotations
@@ -9,61 +8,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from castore.errors import ChunkCorrupt, FormatError, ObjectChanged, PackMissing, StoreIOError
 from castore.format.index import Record
 from castore.format.pack import FRAME_HEADER_BYTES, StoreConfig
 from castore.model import Extent, Progress, RangePlan, StoredChunk
 from castore.stream.backend import NOTHING_HELD, Catalog, Cover, Held, Packs
-from castore.stream.codec import chunk_id_of, decode_frame, decode_inline, no_base
+from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
+from castore.stream.decoding import Bytes, DecodedChunks, Decoder
 from castore.stream.segments import Manifest
 from castore.system.fileio import Writable, write_all, write_stream
-from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
 PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
+WRITE_BYTES = 512 << 10  # written at once: what is in the processor's cache
+BASES_BYTES = 4 << 20  # of what deltas of a whole object were decoded with last
 
-Bytes: TypeAlias = bytes | memoryview
 T = TypeVar("T")
-
-
-class DecodedChunks:
-    """The chunks decoded last, up to a number of bytes: the next small read nearby costs no
-    decoding. Raw frames are not kept: they are as near in the mapped pack."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self.bytes_max = bytes_max
-        self._bytes = 0
-        self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
-        self._lock = ForkLock(Rank.LEAF)
-
-    def get(self, chunks: Sequence[tuple[bytes, int]]) -> list[bytes | None]:
-        """The chunks, by id and size, where they are here."""
-        if not self._chunks:
-            return [None] * len(chunks)
-        found: list[bytes | None] = []
-        with self._lock:
-            for chunk_id, raw_bytes in chunks:
-                raw = self._chunks.get(chunk_id)
-                if raw is not None and len(raw) == raw_bytes:
-                    self._chunks.move_to_end(chunk_id)
-                    found.append(raw)
-                else:
-                    found.append(None)
-        return found
-
-    def put(self, chunk_id: bytes, raw: bytes) -> None:
-        with self._lock:
-            if chunk_id in self._chunks or len(raw) > self.bytes_max:
-                return
-            self._chunks[chunk_id] = raw
-            self._bytes += len(raw)
-            while self._bytes > self.bytes_max:
-                self._bytes -= len(self._chunks.popitem(last=False)[1])
 
 
 class Pinned(NamedTuple):
@@ -181,88 +144,15 @@ class Reader:
         found: list[Bytes | None] = [*self._decoded.get(wanted)]
         if None in found:
             missing = [i for i, raw in enumerate(found) if raw is None]
-            decoded = self._decode([extents[i] for i in missing], held)
-            for i, raw in zip(missing, decoded, strict=True):
+            decoder = self._decoder([extents[i] for i in missing], held, self._decoded)
+            for i, raw in zip(missing, decoder.all(), strict=True):
                 found[i] = raw
-                if isinstance(raw, bytes):
-                    self._decoded.put(extents[i].chunk_id, raw)
+                self._decoded.put(extents[i].chunk_id, raw)
         return found  # type: ignore[return-value]
 
-    def _decode(self, extents: Sequence[Extent], held: Held) -> list[Bytes]:
-        """Fetch and decode chunks, with all that deltas among them need in the same round trip:
-        those that do not match their ids, once more."""
+    def _decoder(self, extents: Sequence[Extent], held: Held, kept: DecodedChunks) -> Decoder:
         chunks = [extent.stored for extent in extents]
-        bases, known = self._bases(chunks)
-        try:
-            frames = self._packs.frames([chunk.location for chunk in bases + chunks], held)
-        except FormatError:  # a pack that is too short for one of them
-            frames = None
-        if frames is None:
-            self._keep(bases, self._decode_again(bases, {}), known)
-            return self._decode_again(chunks, known)
-        self._keep(bases, self._decode_frames(bases, frames[: len(bases)], {}), known)
-        return self._decode_frames(chunks, frames[len(bases) :], known)
-
-    def _bases(self, chunks: Sequence[StoredChunk]) -> tuple[list[StoredChunk], dict[bytes, Bytes]]:
-        """What deltas among the chunks decode with: what is to be fetched of it, and the bytes of
-        what is here."""
-        bases = list({base: None for chunk in chunks for base in chunk.location.bases})
-        here = self._decoded.get([base[:2] for base in bases])
-        known: dict[bytes, Bytes] = {
-            base.chunk_id: raw for base, raw in zip(bases, here, strict=True) if raw is not None
-        }
-        return [base for base in bases if base.chunk_id not in known], known
-
-    def _keep(
-        self, bases: Sequence[StoredChunk], decoded: Sequence[Bytes], known: dict[bytes, Bytes]
-    ) -> None:
-        """As the deltas that follow may have the same ones."""
-        for base, raw in zip(bases, decoded, strict=True):
-            known[base.chunk_id] = raw
-            if isinstance(raw, bytes):
-                self._decoded.put(base.chunk_id, raw)
-
-    def _decode_frames(
-        self,
-        chunks: Sequence[StoredChunk],
-        frames: Sequence[Bytes],
-        known: Mapping[bytes, Bytes],
-    ) -> list[Bytes]:
-        decoded: list[Bytes] = []
-        bad = []
-        for (chunk_id, raw_bytes, location), frame in zip(chunks, frames, strict=True):
-            base = partial(_base, known) if location.bases else no_base
-            try:
-                decoded.append(decode_frame(frame, chunk_id, raw_bytes, self._seed, base))
-            except FormatError:
-                bad.append(len(decoded))
-                decoded.append(b"")
-        if bad:
-            again = self._decode_again([chunks[i] for i in bad], known)
-            for i, raw in zip(bad, again, strict=True):
-                decoded[i] = raw
-        return decoded
-
-    def _decode_again(
-        self, chunks: Sequence[StoredChunk], known: Mapping[bytes, Bytes]
-    ) -> list[Bytes]:
-        """In one go, as a cache may have damaged all of them. Raises ChunkCorrupt."""
-        self._packs.forget(*(chunk.location for chunk in chunks))
-        try:
-            frames = self._packs.frames([chunk.location for chunk in chunks], NOTHING_HELD)
-        except FormatError as error:
-            if len(chunks) == 1:
-                raise _corrupt(chunks[0], error) from error
-            return [raw for chunk in chunks for raw in self._decode_again([chunk], known)]
-        decoded = []
-        for chunk, frame in zip(chunks, frames, strict=True):
-            chunk_id, raw_bytes, location = chunk
-            base = partial(_base, known) if location.bases else no_base
-            try:
-                decoded.append(decode_frame(frame, chunk_id, raw_bytes, self._seed, base))
-            except FormatError as error:
-                raise _corrupt(chunk, error) from error
-        return decoded
+        return Decoder(self._packs, self._seed, chunks, held, kept)
 
     # ------------------------------------------------------------ whole objects
 
@@ -291,12 +181,14 @@ class Reader:
             return
         os.truncate(fd, pinned.record.size)
         target = _Descriptor(fd)
+        kept = DecodedChunks(BASES_BYTES)
 
         def write(task: list[Extent]) -> int:
-            parts = self._decode(task, pinned.held)
-            with _gone_pages_named():
-                write_all(target.fd, parts, task[0].begin)
-            check_still_there(parts)
+            at = task[0].begin
+            for parts in self._decoder(task, pinned.held, kept).parts(WRITE_BYTES):
+                with _gone_pages_named():
+                    at = write_all(target.fd, parts, at)
+                check_still_there(parts)
             self._let_go(task, pinned)
             return task[-1].end - task[0].begin
 
@@ -310,8 +202,10 @@ class Reader:
             _advance(progress, pinned.record.size)
             return
 
+        kept = DecodedChunks(BASES_BYTES)
+
         def decode(task: list[Extent]) -> tuple[list[Extent], list[Bytes]]:
-            return task, self._decode(task, pinned.held)
+            return task, self._decoder(task, pinned.held, kept).all()
 
         for task, parts in self._in_flight(decode, pinned):
             for part in parts:
@@ -328,8 +222,10 @@ class Reader:
         if offset >= pinned.record.size:
             return b""
 
+        kept = DecodedChunks(BASES_BYTES)
+
         def decode(task: list[Extent]) -> list[Bytes]:
-            return self._decode(task, pinned.held)
+            return self._decoder(task, pinned.held, kept).all()
 
         parts = [part for task in self._in_flight(decode, pinned, offset) for part in task]
         first = next(pinned.manifest.at_or_after(offset)).covering(offset, offset + 1)[0]
@@ -350,8 +246,7 @@ class Reader:
             raw = decode_frame(frame, chunk.chunk_id, chunk.raw_bytes, self._seed)
         except (FormatError, PackMissing):
             return None
-        if isinstance(raw, bytes):
-            self._decoded.put(chunk.chunk_id, raw)
+        self._decoded.put(chunk.chunk_id, raw)
         return raw
 
     def _let_go(self, task: Sequence[Extent], pinned: Pinned) -> None:
@@ -410,19 +305,6 @@ class Reader:
             for extent in segment.covering(offset, segment.end)
         )
         return self.workers.map_ahead(work, _tasks(extents, self._packs.task_bytes))
-
-
-def _corrupt(chunk: StoredChunk, error: FormatError) -> ChunkCorrupt:
-    return ChunkCorrupt(chunk.chunk_id, *chunk.location.place, str(error))
-
-
-def _base(known: Mapping[bytes, Bytes], chunk_id: bytes, raw_bytes: int) -> Bytes:
-    """The bytes of a base that a frame names. Raises FormatError for one that the index does not
-    know it to have."""
-    raw = known.get(chunk_id)
-    if raw is None or len(raw) != raw_bytes:
-        raise FormatError(f"the frame is a delta of chunk {chunk_id.hex()}, which is not known")
-    return raw
 
 
 def _tasks(extents: Iterable[Extent], task_bytes: int) -> Iterator[list[Extent]]:

@@ -179,13 +179,13 @@ def test_ranges(store: castore.Store, byte_range: Any, message: str) -> None:
 def test_a_bad_range_is_refused_before_anything_is_read(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from castore.stream import reader
+    from castore.stream import decoding
 
     def unused(*_: object) -> None:
         raise AssertionError("a frame was decoded")
 
     store.puts("name", noise(50_000))
-    monkeypatch.setattr(reader, "decode_frame", unused)
+    monkeypatch.setattr(decoding, "decode_frame", unused)
     with pytest.raises(InvalidRange):
         store.gets_many("name", [(0, 10_000), (3, 2)])
 

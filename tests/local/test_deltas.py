@@ -196,6 +196,7 @@ def test_a_delta_without_the_row_of_its_base_is_stored_anew_once(
 # ---- packs that are collected before a commit ----------------------------------------------------
 
 
+@pytest.mark.plain("it counts on which chunks are deltas")
 @pytest.mark.parametrize("known", [False, True], ids=["new deltas", "known deltas"])
 @pytest.mark.parametrize("kept", [False, True], ids=["removed", "moved"])
 def test_bases_are_collected_between_look_up_and_commit(

@@ -54,6 +54,7 @@ def needs(extent: Extent, base: StoredChunk) -> bool:
     return base.chunk_id in (extent.chunk_id, *(each.chunk_id for each in extent.location.bases))
 
 
+@pytest.mark.plain("it counts on which chunks are deltas")
 @pytest.mark.damages_store("a base is damaged")
 def test_a_damaged_base_is_every_object_s_that_needs_it(guarded: castore.Store) -> None:
     store = guarded
@@ -122,6 +123,7 @@ def test_a_damaged_segment_s_bases_are_read_from_other_frames(tmp_path: Path) ->
         assert_whole(store, {"v/x0": version(0), "v/x1": version(1), "other": version(0)})
 
 
+@pytest.mark.plain("it counts on which chunks are deltas")
 def test_without_its_base_a_delta_is_zeros(guarded: castore.Store) -> None:
     store = guarded
     expected = {f"v/x{n}": version(n) for n in range(3)} | {"other": some_bytes(30_000, 9)}
@@ -202,6 +204,7 @@ def test_a_frame_that_is_no_delta_takes_the_place_of_a_base(tmp_path: Path) -> N
         assert_whole(store, expected)
 
 
+@pytest.mark.plain("it counts on which chunks are deltas")
 @pytest.mark.damages_store("deltas are wrong")
 def test_a_delta_that_makes_another_chunk_is_found(
     guarded: castore.Store, monkeypatch: pytest.MonkeyPatch

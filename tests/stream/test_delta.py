@@ -61,10 +61,10 @@ def test_a_delta_decodes_to_what_it_was_made_of(source, seed, edits, split):
 def test_the_reference_does_what_c_does(source, seed, edits):
     raw = edited(source, random.Random(seed), edits)
     sequences, literals = _native.delta_encode(raw, source)
-    assert _native.delta_apply(sequences, literals, source, len(raw)) == raw
-    assert reference_apply(sequences, literals, source, len(raw)) == raw
-    context = _native.delta_context(sequences, len(literals), source)
-    assert reference_context(sequences, len(literals), source) == context
+    assert _native.delta_apply(sequences, literals, [source], len(raw)) == raw
+    assert reference_apply(sequences, literals, [source], len(raw)) == raw
+    context = _native.delta_context(sequences, len(literals), [source])
+    assert reference_context(sequences, len(literals), [source]) == context
     assert len(context) <= delta.CONTEXT_BYTES_MAX
 
 
@@ -85,7 +85,7 @@ def answer(function, *arguments):
     st.integers(0, 500),
 )
 def test_of_malformed_sequences_the_reference_says_what_c_says(sequences, literals, raw_bytes):
-    base, left = TEXT[:300], NOISE[:literals]
+    base, left = [TEXT[:100], b"", TEXT[100:300]], NOISE[:literals]
     c = answer(_native.delta_apply, sequences, left, base, raw_bytes)
     assert answer(reference_apply, sequences, left, base, raw_bytes) == c
     c = answer(_native.delta_context, sequences, literals, base)
@@ -157,11 +157,56 @@ def test_any_bytes_decode_or_are_refused(payload):
 def test_a_bomb_is_refused_before_memory_is_taken():
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 26))
     head = (2).to_bytes(4, "little")
-    with pytest.raises(FormatError, match="holds"):
+    with pytest.raises(FormatError, match="malformed"):
         decode_delta(head + bomb, [TEXT], 1000)
     head = (1 | len(bomb) << 8).to_bytes(4, "little")
     with pytest.raises(FormatError, match="holds"):
         decode_delta(head + bomb, [TEXT], 1000)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    edits=st.integers(0, 60),
+    level=st.sampled_from([-5, 1, 3, 19]),
+    checksum=st.booleans(),
+    window_log=st.sampled_from([None, 10, 14]),
+    told=st.booleans(),
+    flip=st.integers(0, 200),
+)
+def test_literals_behind_their_context_are_those_with_it_as_a_dictionary(
+    seed, edits, level, checksum, window_log, told, flip
+):
+    """Frames as castore writes them, and others: with a checksum, a small window, an untold size;
+    and damaged ones."""
+    raw = edited(TEXT, random.Random(seed), edits)
+    bases = [TEXT[:20_000], TEXT[20_000:]]
+    sequences, literals = _native.delta_encode(raw, TEXT)
+    context = _native.delta_context(sequences, len(literals), bases)
+    dictionary = zstandard.ZstdCompressionDict(context, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    options = {} if window_log is None else {"window_log": window_log}
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, write_checksum=checksum, write_content_size=told, write_dict_id=False, **options
+    )
+    given = {"dict_data": dictionary} if context else {}
+    frame = bytearray(
+        zstandard.ZstdCompressor(compression_params=parameters, **given).compress(literals)
+    )
+    if not told:
+        with pytest.raises(ValueError, match="malformed"):
+            _native.delta_frame(sequences, frame, bases, len(raw))
+        return
+    if flip < len(frame):
+        frame[flip] ^= 1 << seed % 8
+    try:
+        framed, before, size = _native.delta_frame(sequences, frame, bases, len(raw))
+        assert before <= len(context) or flip < len(frame)
+        decoded = zstandard.ZstdDecompressor().decompress(framed)
+    except (ValueError, zstandard.ZstdError):
+        assert flip < len(frame)
+        return
+    assert len(decoded) == before + size
+    assert decoded == context + literals or flip < len(frame)
 
 
 def test_without_c_deltas_are_read_and_none_is_made(monkeypatch):

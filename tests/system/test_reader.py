@@ -17,7 +17,7 @@ from read_ways import CONTENTS, noise, packs_of, read_everything, text, ways_to_
 
 import castore
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
-from castore.stream.reader import DecodedChunks
+from castore.stream.decoding import DecodedChunks
 from castore.system.mapping import Mapping
 
 
@@ -317,7 +317,7 @@ def test_a_pack_that_is_being_truncated_while_it_is_read(tmp_path: Path) -> None
     program = """
 import os, sys, threading, random
 import castore
-from castore.stream import codec, reader
+from castore.stream import decoding, reader
 from castore.errors import ChunkCorrupt, FormatError, StoreIOError
 
 data = random.Random(1).randbytes(16000)
@@ -332,7 +332,7 @@ def checked_and_then_cut(*arguments):
     os.truncate(pack, 4096)
     return raw
 
-reader.decode_frame = checked_and_then_cut
+reader.decode_frame = decoding.decode_frame = checked_and_then_cut
 for read in (
     lambda: store.gets("name"),
     lambda: store.open("name").read(),
@@ -382,18 +382,18 @@ def test_decoded_chunks_are_bounded_and_the_oldest_go_first() -> None:
 
 
 def test_reading_nearby_decodes_once(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from castore.stream import reader
+    from castore.stream import decoding
 
     data = text(200_000, 1)
     store.puts("name", data)
     decoded: list[bytes] = []
-    real = reader.decode_frame
+    real = decoding.decode_frame
 
     def counted(frame: object, chunk_id: bytes, *rest: object) -> object:
         decoded.append(chunk_id)
         return real(frame, chunk_id, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reader, "decode_frame", counted)
+    monkeypatch.setattr(decoding, "decode_frame", counted)
     for _ in range(5):
         assert store.gets("name", (100_000, 100_010)) == data[100_000:100_010]
     assert len(decoded) == 1
