@@ -22,11 +22,22 @@ static inline uint64_t eight_at(const uint8_t *at)
     return eight;
 }
 
+/* 0 if the eight bytes are equal. */
+static inline uint64_t differing(const uint8_t *a, const uint8_t *b)
+{
+    return eight_at(a) ^ eight_at(b);
+}
+
 /* How many of the first `most` bytes are equal. */
 static inline size_t equal_bytes(const uint8_t *a, const uint8_t *b, size_t most)
 {
     size_t i = 0;
-    while (i + 8 <= most && eight_at(a + i) == eight_at(b + i)) {
+    while (i + 32 <= most && (differing(a + i, b + i) | differing(a + i + 8, b + i + 8) |
+                              differing(a + i + 16, b + i + 16) |
+                              differing(a + i + 24, b + i + 24)) == 0) {
+        i += 32;
+    }
+    while (i + 8 <= most && differing(a + i, b + i) == 0) {
         i += 8;
     }
     while (i < most && a[i] == b[i]) {
@@ -72,9 +83,9 @@ struct seeds {
     int shift;
 };
 
-static inline size_t seed_slot(const struct seeds *seeds, uint64_t eight)
+static inline size_t seed_slot(struct seeds seeds, uint64_t eight)
 {
-    return (size_t)((eight * UINT64_C(0x9E3779B97F4A7C15)) >> seeds->shift);
+    return (size_t)((eight * UINT64_C(0x9E3779B97F4A7C15)) >> seeds.shift);
 }
 
 static bool index_seeds(struct seeds *seeds, struct delta_input base)
@@ -83,30 +94,29 @@ static bool index_seeds(struct seeds *seeds, struct delta_input base)
     while (bits < HASH_BITS_MAX && (size_t)SEED_EVERY << bits < 2 * base.size) {
         bits++;
     }
-    seeds->shift = 64 - bits;
-    seeds->positions = calloc((size_t)1 << bits, sizeof *seeds->positions);
-    if (seeds->positions == NULL) {
+    const struct seeds made = {calloc((size_t)1 << bits, sizeof *made.positions), 64 - bits};
+    if (made.positions == NULL) {
         return false;
     }
+    /* Every seed lies in the base: the last begins SEED_BYTES before its end, or further. */
     for (size_t at = base.size / SEED_EVERY * SEED_EVERY; at > 0;) {
         at -= SEED_EVERY;
-        if (at + SEED_BYTES <= base.size) {
-            seeds->positions[seed_slot(seeds, eight_at(base.bytes + at))] = (uint32_t)at + 1;
-        }
+        made.positions[seed_slot(made, eight_at(base.bytes + at))] = (uint32_t)at + 1;
     }
+    *seeds = made;
     return true;
 }
 
 /* Whether something at raw[at] is in the base: where it is expected, or else wherever it is found.
    It is as long as can be, in both directions, but begins no earlier than raw[begin]. */
-static bool find_copy(const struct seeds *seeds, struct delta_input base, struct delta_input raw,
+static bool find_copy(struct seeds seeds, struct delta_input base, struct delta_input raw,
                       size_t begin, size_t at, size_t expected, struct sequence *found)
 {
     const uint64_t eight = eight_at(raw.bytes + at);
     size_t from = expected + (at - begin);
     const bool as_expected = from + 8 <= base.size && eight_at(base.bytes + from) == eight;
     if (!as_expected) {
-        const uint32_t position = seeds->positions[seed_slot(seeds, eight)];
+        const uint32_t position = seeds.positions[seed_slot(seeds, eight)];
         if (position == 0 || eight_at(base.bytes + position - 1) != eight) {
             return false;
         }
@@ -138,7 +148,7 @@ bool delta_encode(struct delta_input base, struct delta_input raw, struct delta_
     size_t begin = 0, at = 0, expected = 0;
     while (at + SEED_BYTES <= raw.size) {
         struct sequence found;
-        if (!find_copy(&seeds, base, raw, begin, at, expected, &found)) {
+        if (!find_copy(seeds, base, raw, begin, at, expected, &found)) {
             at += 1 + ((at - begin) >> SKIP_SHIFT);
             continue;
         }
