@@ -128,6 +128,7 @@ def decode_config(raw: bytes) -> StoreConfig:
 FRAME_MAGIC: Final = b"CFRM"
 _FRAME = struct.Struct("<4sBBHII16s")
 _DELTA = struct.Struct("<BBHQ")
+_DELTA_CHECKSUM = struct.Struct("<Q")  # the last of it
 _BASE = struct.Struct("<16sI")
 _PLAIN_DELTA = struct.Struct("<32sBBHQ")
 FRAME_HEADER_BYTES: Final = _FRAME.size  # 32
@@ -189,6 +190,16 @@ def encode_frame_header(header: FrameHeader) -> bytes:
         return head + header.sha256
     fixed = _DELTA.pack(len(delta.bases), 0, 0, delta.checksum)
     return b"".join([head, header.sha256, fixed, *(_BASE.pack(*base) for base in delta.bases)])
+
+
+def encode_delta_header(header: FrameHeader, payload: bytes) -> bytes:
+    """With the checksum of the frame that has this payload; the header's own is 0."""
+    assert header.delta is not None
+    assert not header.delta.checksum
+    unsummed = encode_frame_header(header)
+    checksum = _DELTA_CHECKSUM.pack(_checksum(payload, _checksum(unsummed)))
+    at = FRAME_HEADER_BYTES + len(header.sha256) + _DELTA.size - _DELTA_CHECKSUM.size
+    return b"".join([unsummed[:at], checksum, unsummed[at + len(checksum) :]])
 
 
 def delta_checksum(header: FrameHeader, payload: bytes | memoryview) -> int:

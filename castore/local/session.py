@@ -98,7 +98,7 @@ class LocalSession(WriteSession):
         for (frame, bases), place in zip(encoded, places, strict=True):
             self._batch.chunks[frame.chunk_id] = NewChunk(
                 frame.raw_bytes,
-                place._replace(bases=bases),
+                place._replace(bases=bases) if bases else place,
                 heals=frame.chunk_id in self._lost,
             )
 

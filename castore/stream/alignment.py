@@ -9,7 +9,7 @@ moved are followed, without an index on disk, and without trying to compress aga
 
 Work is bounded on both sides. The older object is read only around the place, and further ahead
 only as far as what was found so far has earned. Where nothing is found, fewer and fewer chunks are
-looked at, down to one in 64.
+looked at, down to one in 64, and one extent for each.
 """
 
 from __future__ import annotations
@@ -92,9 +92,11 @@ class Alignment:
             self._lost += 1
             return []
         sought = self._table.seek(raw)
-        # Where nothing was found for long, the place is a guess: it is not looked around there.
-        margin = MARGIN_BYTES if self._lost < TRIED_ALWAYS else 0
-        first, last = begin + self._shift - margin, end + self._shift + margin
+        if self._lost < TRIED_ALWAYS:
+            first, last = begin + self._shift - MARGIN_BYTES, end + self._shift + MARGIN_BYTES
+        else:  # nothing was found for long, and the place is a guess: one extent of it will do
+            first = (begin + end) // 2 + self._shift
+            last = first + 1
         self._load(max(0, first), min(last, self._size))
         ranked, moved = self._table.rank(SHARE_MIN, LEFT_SHARE_MIN, SHARES_MIN)
         if not ranked and sought and self._credit > 0:

@@ -36,6 +36,7 @@ from castore.format.pack import (
     decode_frame_header,
     delta_checksum,
     delta_header_bytes,
+    encode_delta_header,
     encode_frame_header,
     plain_delta_bases,
     plain_frame_header,
@@ -136,8 +137,7 @@ def delta_frame(
     """The frame of a chunk as a delta of these chunks (id and size), in this order."""
     delta, flags = Delta(tuple(bases), 0), _flags(sha256, id_of_sha256)
     header = FrameHeader(CODEC_DELTA, flags, raw_bytes, len(payload), chunk_id, sha256, delta)
-    summed = delta._replace(checksum=delta_checksum(header, payload))
-    head = encode_frame_header(header._replace(delta=summed))
+    head = encode_delta_header(header, payload)
     return Frame(chunk_id, raw_bytes, head, payload, sha256, header.bases)
 
 

@@ -296,17 +296,22 @@ class ObjectWriter:
                 last = None
             if chunk_id not in found:
                 candidates = alignment.candidates(begin + shift, end + shift, view[begin:end])
-                read = [(each.base, alignment.read(each.base)) for each in candidates]
-                found[chunk_id] = [Base(chunk, raw) for chunk, raw in read if raw is not None]
+                if candidates:
+                    read = [(each.base, alignment.read(each.base)) for each in candidates]
+                    found[chunk_id] = [Base(chunk, raw) for chunk, raw in read if raw is not None]
         if last is not None:
             alignment.known(last[0] + shift, last[1] + shift, last[2])
+        return self._rely_on(found) if found else found
+
+    def _rely_on(self, found: dict[bytes, list[Base]]) -> dict[bytes, list[Base]]:
+        """What of it may be relied on, and each base where it is by now."""
         wanted = {base.chunk for bases in found.values() for base in bases}
         reliable = self._session.reliable(wanted)
         return {
             chunk_id: [
-                base._replace(chunk=reliable[base.chunk])
+                Base(chunk, base.raw)
                 for base in bases
-                if base.chunk in reliable
+                if (chunk := reliable.get(base.chunk)) is not None
             ]
             for chunk_id, bases in found.items()
         }
