@@ -34,13 +34,23 @@ from castore.format.segment import decode_segment
 from castore.local.batch import Batch
 from castore.local.journal.log import Journal, start_journal
 from castore.local.lookup import NameReader
-from castore.local.meta import CONFIG, GC_SEQ, STORE_ID, is_damaged_id, next_manifest, read_number
+from castore.local.meta import (
+    CONFIG,
+    GC_SEQ,
+    STORE_ID,
+    is_damaged_id,
+    next_manifest,
+    read_number,
+    release_freed_pages,
+)
 from castore.local.names import NameChanges
 from castore.local.tables import Tables
 from castore.model import StoredChunk
 from castore.stream.operations import Draft, Operation
 from castore.system.fileio import sync_folder
 from castore.system.lmdb_env import Index
+
+RELEASE_ROWS_MIN = 256  # new ones: a commit of fewer makes the index grow by little
 
 
 class PacksVanished(Exception):
@@ -89,6 +99,8 @@ class LocalCatalog(NameReader):
         how many names were deleted."""
         index, place = self._index, None
         entries: list[bytes] = []
+        if len(batch.chunks) >= RELEASE_ROWS_MIN:
+            release_freed_pages(self._index)
         try:
             with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
                 numbers = self._apply(tables, batch, entries, pending_owner=pending_owner)
@@ -143,10 +155,11 @@ class LocalCatalog(NameReader):
             raise PacksVanished(gone)
         for pack, upto in batch.own.items():
             tables.packs.extend(pack.pack_id, pack.created_ns, upto)
-        if batch.gc_seq is not None and batch.gc_seq != gc_seq:
-            _restore_rows(tables, batch)
-        for chunk_id, chunk in batch.chunks.items():
-            _put_chunk(tables, chunk.stored(chunk_id), heals=chunk.heals)
+        with tables.chunks.gathered():
+            if batch.gc_seq is not None and batch.gc_seq != gc_seq:
+                _restore_rows(tables, batch)
+            for chunk_id, chunk in batch.chunks.items():
+                _put_chunk(tables, chunk.stored(chunk_id), heals=chunk.heals)
         numbers: dict[Draft, int] = {}
         for draft in batch.drafts:
             if draft.staged and segment_key(draft.manifest, 0) not in tables.pending:

@@ -11,7 +11,7 @@ takes over rows as they are, and is summed up in the end.)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
 from castore.errors import FormatError
@@ -31,6 +31,9 @@ from castore.format.index import (
 from castore.format.segment import owned
 from castore.local.meta import MARKING, MARKING_VALUE, TOTALS, next_change, read_totals
 from castore.system.lmdb_env import Index, Table, Txn
+
+REWRITTEN_ROWS_MAX = 65_536  # of chunks, in memory at once
+REWRITTEN_PER_ROW = 32  # that is new: at most 3 % of the time that its chunk took
 
 
 class Tables:
@@ -163,6 +166,34 @@ class NameRows(_Rows):
 
 
 class ChunkRows(_Rows):
+    def __init__(self, txn: Txn, table: Table, sums: _Sums) -> None:
+        super().__init__(txn, table, sums)
+        self._gathered: dict[bytes, bytes] | None = None
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """What is put and added in the block is written at its end, in the order of keys. Nothing
+        is deleted in it.
+
+        Ids are random: rows that are put one by one leave pages a third empty, and a commit of many
+        of them writes nearly every page again. So where they are a fair part of the table, all of
+        it is written anew, with full pages."""
+        self._gathered = {}
+        yield
+        rows, self._gathered = self._gathered, None
+        entries = self._txn.stat(self._table)["entries"]
+        anew = entries <= min(REWRITTEN_ROWS_MAX, len(rows) * REWRITTEN_PER_ROW)
+        if anew:
+            with self._txn.cursor(db=self._table) as cursor:
+                rows = dict(cursor) | rows
+            self._txn.drop(self._table, delete=False)
+        with self._txn.cursor(db=self._table) as cursor:
+            cursor.putmulti(sorted(rows.items()), append=anew)
+
+    def get(self, key: bytes) -> bytes | None:
+        gathered = None if self._gathered is None else self._gathered.get(key)
+        return super().get(key) if gathered is None else gathered
+
     def known(self, chunk_id: bytes) -> ChunkRow | None:
         """Raises FormatError."""
         row = self.get(chunk_id)
@@ -172,12 +203,19 @@ class ChunkRows(_Rows):
         self._replace(chunk_id, encode_chunk_row(row))
         self._sums.totals.count_chunk(row, +1)
 
+    def _replace(self, key: bytes, row: bytes) -> None:
+        if self._gathered is None:
+            super()._replace(key, row)
+        else:
+            self._count_out(self.get(key))
+            self._gathered[key] = row
+
     def add(self, chunk_id: bytes, row: ChunkRow) -> bool:
         """Unless the chunk has a row, of whatever kind. But a delta's gives way to that of a frame
         that is none, which may be the base of others: these are known as long as it is."""
-        added = self._txn.put(chunk_id, encode_chunk_row(row), db=self._table, overwrite=False)
+        added = chunk_id not in self
         if added:
-            self._sums.totals.count_chunk(row, +1)
+            self.put(chunk_id, row)
         elif not row.bases:
             with contextlib.suppress(FormatError):
                 known = self.known(chunk_id)

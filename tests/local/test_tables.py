@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from castore.errors import FormatError
 from castore.format.index import ChunkRow, Record, Totals
-from castore.local.meta import read_totals
+from castore.local.meta import STORE_ID, read_totals, release_freed_pages
 from castore.local.tables import Tables
 from castore.model import Location
 from castore.system.lmdb_env import Index, open_index
@@ -58,6 +60,61 @@ def test_the_totals_follow_what_is_put_moved_and_deleted(index: Index) -> None:
             tables.chunks.delete(chunk_id)
         tables.names.delete(b"a")
     assert totals(index) == Totals()
+
+
+def test_rows_that_are_gathered_are_as_those_put_one_by_one(tmp_path: Path) -> None:
+    """Many of them, of which the table is written anew, and then few."""
+    made = random.Random(4)
+    ids = [made.randbytes(16) for _ in range(400)]
+    indexes = [open_index(str(tmp_path / which)) for which in ("gathered", "one by one")]
+    for count in (300, 200, 3):
+        bases = [(), tuple(made.sample(ids, 2))]
+        rows = [
+            (chunk_id, ChunkRow(n + 1, Location(PACKS[n % 3], n, 9), bases[n % 2]), n % 5)
+            for n, chunk_id in enumerate(made.choices(ids, k=count))
+        ]
+        for index in indexes:
+            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+                gathered = tables.chunks.gathered() if index is indexes[0] else nullcontext()
+                with gathered:
+                    for chunk_id, row, how in rows:
+                        if how == 0:
+                            tables.chunks.put(chunk_id, row)
+                        elif how == 1:
+                            tables.chunks.move(chunk_id, row, (PACKS[1], 4))
+                        else:
+                            known = tables.chunks.known(chunk_id)
+                            assert tables.chunks.add(chunk_id, row) == (known is None)
+                        assert chunk_id in tables.chunks
+        one, other = (chunk_rows(index) for index in indexes)
+        assert one == other
+        assert totals(indexes[0]) == totals(indexes[1])
+    for index in indexes:
+        index.close()
+
+
+def chunk_rows(index: Index) -> list[tuple[bytes, bytes]]:
+    with index.gate, index.snapshot() as txn, txn.cursor(db=index.chunks) as cursor:
+        return list(cursor)
+
+
+def test_commits_of_many_rows_fill_pages_and_free_few(index: Index) -> None:
+    """Of eight versions, each of whose chunks are new: not twice what the rows take."""
+    made = random.Random(5)
+    with index.write_gate, index.errors, index.begin() as txn:
+        txn.put(STORE_ID, bytes(16), db=index.meta)
+    for _ in range(8):
+        release_freed_pages(index)
+        with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+            with tables.chunks.gathered():
+                for n in range(500):
+                    row = ChunkRow(70_000, Location(PACKS[0], n, 900), (PACKS[1],))
+                    tables.chunks.add(made.randbytes(16), row)
+            stat = txn.stat(index.chunks)
+    taken = sum(len(key) + len(row) + 10 for key, row in chunk_rows(index))  # as LMDB has them
+    pages = stat["leaf_pages"] + stat["branch_pages"]
+    assert taken > 0.92 * pages * stat["psize"]
+    assert index.stat_bytes() < 2.2 * taken
 
 
 def test_a_damaged_row_is_replaced_and_counts_for_nothing(index: Index) -> None:
