@@ -201,33 +201,29 @@ class TestEachPrecondition:
     def test_an_attempt_that_lands_before_the_next(
         self, options: dict[str, object], proxied: Bucket, proxy: FaultProxy, precondition: str
     ) -> None:
-        proxy.inject("PUT", KEY, late(0.2))
+        proxy.inject("PUT", KEY, late())
         slow = Backoff(first_s=0.0, throttled_first_s=0.0)
         with Bucket(proxied.settings, backoff=slow) as bucket:
             writer = Writer()
-            late_body = threading.Event()
 
             def make_body(nonce: bytes) -> bytes:
                 if writer.bodies:  # the second waits until the first has landed
-                    proxy.late_threads[0].join(10)
-                    late_body.set()
+                    proxy.land()
                 return writer(nonce)
 
             landed = put_once(bucket, KEY, make_body, **options)  # type: ignore[arg-type]
-        assert late_body.is_set()
         assert landed.any_unknown
         check(proxied, landed, writer, attempt=1 if precondition == "none" else 0)
 
     def test_an_attempt_that_lands_after_the_next(
         self, options: dict[str, object], proxied: Bucket, proxy: FaultProxy, precondition: str
     ) -> None:
-        proxy.inject("PUT", KEY, late(0.5))
+        proxy.inject("PUT", KEY, late())
         writer = Writer()
         landed = put_once(proxied, KEY, writer, **options)  # type: ignore[arg-type]
         assert landed.any_unknown, "so the session keeps its pins"
         check(proxied, landed, writer, attempt=1)
-        for thread in proxy.late_threads:
-            thread.join(10)
+        proxy.land()
         # Without a precondition the late one is there now: the same content, under another nonce.
         assert there(proxied) == writer.bodies[0 if precondition == "none" else 1]
 

@@ -52,8 +52,13 @@ class FaultProxy(Proxy):
     def __init__(self, upstream: str) -> None:
         self.rules: list[Rule] = []
         self._rules_lock = threading.Lock()
-        self.late_threads: list[threading.Thread] = []
+        self.held: list[Callable[[], None]] = []  # requests that are late
         super().__init__(upstream)
+
+    def land(self) -> None:
+        """Let the server see what is late."""
+        while self.held:
+            self.held.pop(0)()
 
     def inject(
         self, kind: str, pattern: str, fault: Fault, *, nth: int = 1, times: int = 1
@@ -176,23 +181,20 @@ def twice() -> Fault:
     return fault
 
 
-def late(seconds: float) -> Fault:
-    """Reset the connection at once; the server sees the request `seconds` later."""
+def late() -> Fault:
+    """Reset the connection; the server sees the request once the proxy's `land` is called."""
 
     def fault(exchange: Exchange, connection: Connection) -> None:
         sent = _body(exchange, connection)
         proxy = connection.proxy
 
         def land() -> None:
-            time.sleep(seconds)
             other = Upstream(proxy)
             exchange.status = other.forward(exchange, sent).status
             other.close()
 
-        thread = threading.Thread(target=land, daemon=True)
         assert isinstance(proxy, FaultProxy)
-        proxy.late_threads.append(thread)
-        thread.start()
+        proxy.held.append(land)
         connection.reset()
 
     return fault

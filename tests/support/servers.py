@@ -104,8 +104,7 @@ def proxy(moto_server: Server) -> Iterator[FaultProxy]:
     """In front of moto; no faults yet."""
     with FaultProxy(moto_server.endpoint_url) as proxy:
         yield proxy
-        for thread in proxy.late_threads:
-            thread.join(10)
+        proxy.land()
 
 
 @pytest.fixture(scope="session")
