@@ -33,6 +33,7 @@ class Draft:
     - `process` opened it.
     - `changed`: something was written since it was published last.
     - `is_new`: it was made, or emptied, by its opening, and never published.
+    - `closed`: whoever opened it has closed it, and nothing was written since.
     - `lost`: who closed it last was killed: what it wrote is not whole.
     - `removed`: its name was deleted, or replaced: it is read and written, and goes with its end.
     - `lock` is held for as long as something is read, written or published.
@@ -56,7 +57,7 @@ class Draft:
         self.process = process
         self.changed = False
         self.is_new = base is None
-        self.lost = self.removed = self.failed = False
+        self.lost = self.removed = self.failed = self.closed = False
         self.handles = 0
         self._store = store
         self._appends = appends
@@ -79,6 +80,11 @@ class Draft:
     def is_settled(self) -> bool:
         """Whether the name maps to what was written: there is nothing that only this has."""
         return self.removed or not (self.changed or self.is_new)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is settled, and nothing more will be written."""
+        return self.is_settled and (self.closed or self.removed)
 
     def read_into(self, offset: int, target: memoryview) -> int:
         """Fill `target` from `offset`; the bytes read, fewer only at the end."""
@@ -228,7 +234,7 @@ class Draft:
 
     def _touch(self) -> None:
         self.changed = True
-        self.lost = False
+        self.lost = self.closed = False
         self._written_ns, self._set_ns = time.time_ns(), None
 
 

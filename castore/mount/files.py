@@ -12,7 +12,6 @@ from castore.mount.callers import UNKNOWN, Caller
 from castore.mount.draft import Draft
 from castore.mount.errnos import fail
 from castore.mount.handles import Drafting, Handle, Reading
-from castore.mount.pages import ASIDE
 from castore.mount.view import View
 
 log = logging.getLogger("castore.mount")
@@ -24,9 +23,10 @@ class FileRequests(View):
     def open(self, path: str, flags: int, caller: Caller = UNKNOWN) -> Handle:
         """Open a file that is there; `flags` are those of the system's `open`."""
         name = self._name(path, caller)
+        aside = self._pages.aside(path)
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             self._check_writable()
-            self._pages.begin_write(name, caller)
+            self._pages.begin_write(name, caller, aside)
             try:
                 return self._begin(name, flags, caller)
             finally:
@@ -44,14 +44,16 @@ class FileRequests(View):
             self._pages.check_missing()
             raise
         try:
+            opened = self._pages.open(name, reader.info, caller, aside)
+            # Asked once nobody begins to write it any more, who has not met these pages.
             with self._lock:
-                is_written = not all(draft.is_settled for draft in self._drafts.at(name))
-            is_written |= path.startswith(ASIDE)
-            held, is_same = self._pages.open(name, reader.info, caller, is_written=is_written)
+                is_written = not all(draft.is_over for draft in self._drafts.at(name))
+            if is_written:
+                opened = self._pages.open_past(name, opened)
         except OSError:
             reader.close()
             raise
-        return Reading(reader, held, keeps_pages=is_same)
+        return Reading(reader, opened)
 
     def create(self, path: str, mode: int, flags: int, caller: Caller = UNKNOWN) -> Handle:
         """Make a file, and open it. It is published when it is closed, be it empty."""
@@ -63,7 +65,7 @@ class FileRequests(View):
         if info is not None:  # somebody else made it just now
             if flags & os.O_EXCL:
                 fail(errno.EEXIST)
-            return self._begin(name, flags, caller)
+            return self.open(path, flags, caller)
         return self._drafting(name, None, mode & 0o7777, flags, caller)
 
     def flush(self, handle: Handle, caller: Caller = UNKNOWN) -> None:
@@ -88,8 +90,7 @@ class FileRequests(View):
         Nobody waits for it, so what goes wrong is logged.
         """
         if isinstance(handle, Reading):
-            if handle.held is not None:
-                self._pages.close(handle.held)
+            self._pages.close(handle.opened)
             handle.close()
         elif isinstance(handle, Drafting):
             with self._lock:

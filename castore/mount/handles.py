@@ -9,7 +9,7 @@ import castore
 from castore.mount.callers import Caller
 from castore.mount.draft import Attributes, Draft
 from castore.mount.errnos import fail
-from castore.mount.pages import Held
+from castore.mount.pages import Opened
 
 
 class Handle:
@@ -43,10 +43,10 @@ class Handle:
 class Reading(Handle):
     """One version of an object, to its end."""
 
-    def __init__(self, reader: castore.ObjectReader, held: Held | None, *, keeps_pages: bool):
-        self.held = held
-        self.past_pages = held is None
-        self.keeps_pages = keeps_pages
+    def __init__(self, reader: castore.ObjectReader, opened: Opened) -> None:
+        self.opened = opened
+        self.past_pages = opened.held is None
+        self.keeps_pages = opened.keeps_pages
         self._reader = reader
         self._lock = threading.Lock()
 
@@ -57,8 +57,8 @@ class Reading(Handle):
 
     def read_into(self, offset: int, target: memoryview) -> int:
         done = 0
-        if self.held is not None:
-            self.held.is_used = True
+        if self.opened.held is not None:
+            self.opened.held.is_used = True
         with self._lock:
             self._reader.seek(offset)
             while done < len(target):
@@ -110,8 +110,10 @@ class Drafting(Handle):
             draft.lost = True
             return
         draft.lost = False
-        if draft.changed and caller.process == draft.process:
-            draft.publish()
+        if caller.process == draft.process:
+            if draft.changed:
+                draft.publish()
+            draft.closed = True
 
     def fsync(self) -> None:
         if self.writes and not self.draft.is_settled:

@@ -1,13 +1,16 @@
 """Which version of a file the kernel has pages of.
 
 The kernel knows a file by its path: it keeps its pages, whatever object was read to fill them, and
-one size, past which who has it mapped dies of SIGBUS. So the pages of a path are of one version for
-as long as files are open through them (`Held`), and nobody writes a file that has pages in use.
+one size, which is whatever was told of any of the files that are open there: past it, who has it
+mapped dies of SIGBUS, and up to it, who reads through pages gets zeros. So as long as files are
+open through the pages of a path (`Held`), they are of one version, nobody writes it, and no other
+version is open there, if it can be helped not even past the pages (`Past`).
 
 Who comes with another version, or to write, is told to look again (ESTALE, upon which the kernel
 walks the path once more), while the old file is moved aside: renamed to a path that nobody looks
 up, where those who have it open keep it. A writer first waits a moment for readers to end, as most
-do. Where all that does not help, what is opened is read past the pages.
+do. Who looks again and meets pages that are in the way still, waits for those who read them. In the
+end it reads past the pages; a writer, as it might cut the file, is told that it is busy (EBUSY).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,7 +31,8 @@ from castore.mount.names import RESERVED
 ASIDE = f"/{RESERVED}"  # and a number
 REMEMBERED_MAX = 10_000  # paths that nobody has open
 SOON_S = 0.1  # by when most readers have ended
-MOVE_S = 1.0  # how long is waited for what is moved aside
+READ_S = 1.0  # by when nearly all have
+MOVE_S = 5.0  # how long is waited for what is moved aside; and by writers, for those who read it
 
 
 class Version(NamedTuple):
@@ -66,6 +71,26 @@ class Held:
         self.attributes = Attributes(False, info.mode, info.size, info.mtime_ns)
 
 
+class Past:
+    """The versions that are open at one path past its pages, and by how many files."""
+
+    def __init__(self) -> None:
+        self.versions: Counter[Version] = Counter()
+
+    def has_other_than(self, version: Version) -> bool:
+        return any(other != version for other in self.versions)
+
+
+class Opened(NamedTuple):
+    """How a file is open: through pages (`held`), or past them. `keeps_pages`: those that the
+    kernel has are of this version."""
+
+    version: Version
+    held: Held | None
+    past: Past | None
+    keeps_pages: bool
+
+
 class _Told(NamedTuple):
     """Who looks again at what, until when, once what is moved."""
 
@@ -86,11 +111,13 @@ class Pages:
         self._path_of = path_of
         self._changed = threading.Condition()
         self._held: dict[str, Held] = {}
+        self._past: dict[str, Past] = {}
         self._aside: dict[str, Held] = {}
         self._asides = 0
         self._told: dict[int, _Told] = {}  # by thread
         self._kinds: dict[str, bool] = {}  # by path: whether it is a folder; the latest comes last
-        self._writers: dict[str, float] = {}  # who is about to write, until when
+        self._opening: Counter[str] = Counter()  # by how many who are about to write
+        self._expected: dict[str, float] = {}  # writers who look again, until when
 
     def in_use(self, name: str) -> Held | None:
         """Those of the name, if files are open through them."""
@@ -98,51 +125,97 @@ class Pages:
             return self._in_use(name)
 
     def open(
-        self, name: str, info: ObjectInfo, caller: Caller, *, is_written: bool
-    ) -> tuple[Held | None, bool]:
-        """What is to be closed, or None for a file that is to be read past the pages; and whether
-        the pages that the kernel has are of this version. Raises ESTALE, see the module."""
-        held = self.in_use(name)
-        if held is not None and held.version != version_of(info):
+        self, name: str, info: ObjectInfo, caller: Caller, aside: Held | None = None
+    ) -> Opened:
+        """The object of the name is opened to read it. Raises ESTALE, see the module.
+
+        `aside`: what is at the path that it is opened at, by who has looked again.
+        Where there is no kernel, nothing is moved or waited for: it is read past the pages.
+        """
+        version = version_of(info)
+        held = self._other(name, version)
+        if aside is not None:
+            with self._changed:
+                self._changed.wait_for(lambda: not aside.count, READ_S)
+        elif held is not None and self.set_aside is not None:
             self._tell(held, caller)
-            return None, False
+            with self._changed:
+                self._changed.wait_for(lambda: not self._other(name, version), READ_S)
         with self._changed:
-            if is_written or self._writers.get(name, 0.0) > time.monotonic():
-                return None, False
+            self._told.pop(caller.thread, None)
+            past = self._past.get(name)
+            is_coming = self._expected.get(name, 0.0) > time.monotonic()
+            if aside is not None or is_coming or self._opening[name] or self._other(name, version):
+                return self._open_past(name, version)
+            if past is not None and past.has_other_than(version):
+                return self._open_past(name, version)
             held = self._held.get(name)
-            if held is None:
+            if held is None or (held.aside is not None and not held.count):
+                # One that was in the way before, and in the end was not moved, can be moved again.
                 if len(self._held) >= REMEMBERED_MAX:
                     self._held = {name: held for name, held in self._held.items() if held.count}
                 held = self._held[name] = Held(name, info)
-            if held.version != version_of(info):
-                if held.count:  # since just now
-                    return None, False
+            elif held.version != version:
                 held.set(info)
             held.count += 1
-            return held, held.is_used
+            return Opened(version, held, None, held.is_used)
 
-    def close(self, held: Held) -> None:
+    def open_past(self, name: str, opened: Opened) -> Opened:
+        """As it was opened, but past the pages."""
+        if opened.held is None:
+            return opened
+        self.close(opened)
         with self._changed:
-            held.count -= 1
+            return self._open_past(name, opened.version)
+
+    def close(self, opened: Opened) -> None:
+        with self._changed:
+            if opened.held is not None:
+                opened.held.count -= 1
+            if opened.past is not None:
+                versions = opened.past.versions
+                versions[opened.version] -= 1
+                if not versions[opened.version]:
+                    del versions[opened.version]
+                    self._past = {name: past for name, past in self._past.items() if past.versions}
             self._changed.notify_all()
 
-    def begin_write(self, name: str, caller: Caller) -> None:
-        """The file will be opened to write it: nobody gets pages of it before that, and those who
-        have some are waited for, or moved aside. Raises ESTALE, see the module."""
-        held = self._wait_for_readers(name, SOON_S)
-        if held is not None:
-            self._tell(held, caller)
-            self._wait_for_readers(name, MOVE_S)
+    def begin_write(self, name: str, caller: Caller, aside: Held | None = None) -> None:
+        """The file will be opened to write it: until `end_write` nobody gets pages of it, and those
+        who have some are waited for, or moved aside. Raises ESTALE and EBUSY, see the module; then
+        there is no `end_write`. `aside` as in `open`."""
+        with self._changed:
+            self._opening[name] += 1
+        try:
+            held = self._wait_for_readers(name, aside, SOON_S)
+            if held is not None:
+                if held is not aside:
+                    self._tell(held, caller)
+                if self._wait_for_readers(name, aside, MOVE_S) and self.set_aside is not None:
+                    fail(errno.EBUSY)
+        except OSError:
+            now = time.monotonic()
+            with self._changed:
+                self._expected = {name: end for name, end in self._expected.items() if end > now}
+                self._expected[name] = now + MOVE_S
+            self.end_write(name)
+            raise
+        with self._changed:
+            self._expected.pop(name, None)
+            self._told.pop(caller.thread, None)
 
     def end_write(self, name: str) -> None:
         """It is open, and known to be written; or that failed."""
         with self._changed:
-            self._writers.pop(name, None)
+            self._opening[name] -= 1
+            if not self._opening[name]:
+                del self._opening[name]
 
     def remove(self, name: str) -> None:
         """The name leads to another file from now on, or to none."""
         with self._changed:
             self._held.pop(name, None)
+            self._past.pop(name, None)
 
     def rename(self, old: str, new: str) -> None:
         """A file, or what is in a folder, is at another path from now on."""
@@ -157,6 +230,11 @@ class Pages:
             for name, held in moved.items():
                 held.name = name
             self._held.update(moved)
+            self._past.pop(new, None)
+            self._past = {
+                new + name[len(old) :] if name == old or name.startswith(below) else name: past
+                for name, past in self._past.items()
+            }
 
     # ------------------------------------------------------------ aside
 
@@ -174,6 +252,7 @@ class Pages:
                 fail(errno.ESTALE)
             if self._held.get(held.name) is held:
                 del self._held[held.name]
+                self._past.pop(held.name, None)
 
     def wait_for(self, path: str, caller: Caller) -> None:
         """Of a caller who was told to look again, the first request is most often whether it may
@@ -232,12 +311,25 @@ class Pages:
         self.set_aside(self._path_of(held.name), held.aside, held.moved.set)
         return True
 
-    def _wait_for_readers(self, name: str, time_s: float) -> Held | None:
+    def _wait_for_readers(self, name: str, aside: Held | None, time_s: float) -> Held | None:
         """What is still in use afterwards."""
+
+        def in_use() -> Held | None:
+            return aside if aside is not None and aside.count else self._in_use(name)
+
         with self._changed:
-            self._writers[name] = time.monotonic() + time_s + MOVE_S
-            self._changed.wait_for(lambda: self._in_use(name) is None, time_s)
-            return self._in_use(name)
+            self._changed.wait_for(lambda: in_use() is None, time_s)
+            return in_use()
+
+    def _other(self, name: str, version: Version) -> Held | None:
+        """Pages in use that are of another version."""
+        held = self.in_use(name)
+        return held if held is not None and held.version != version else None
+
+    def _open_past(self, name: str, version: Version) -> Opened:
+        past = self._past.setdefault(name, Past())
+        past.versions[version] += 1
+        return Opened(version, None, past, keeps_pages=False)
 
     def _in_use(self, name: str) -> Held | None:
         held = self._held.get(name)

@@ -6,14 +6,18 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import castore
+from castore.mount import pages
 from castore.mount.callers import Caller
 from castore.mount.errnos import errno_of
 from castore.mount.handles import Handle
+from castore.mount.pages import Pages
 from castore.mount.tree import RENAME_NOREPLACE, Tree
 from castore.mount.view import Entry
 from castore.testing.contents import noise
@@ -342,6 +346,9 @@ def test_the_kernel_is_had_to_move_what_is_in_the_way(store: castore.Store, tree
     assert tree.getattr("/a", caller=asks).size == 3
     assert tree.getattr(aside).size == len(DATA)
     fails(errno.ESTALE, lambda: tree.open(aside, os.O_RDONLY))
+    late = tree.open(aside, os.O_RDONLY)  # told once, and there is no third time
+    assert late.past_pages
+    tree.release(late)
     writing = tree.open("/a", os.O_WRONLY, Caller(2, False, thread=12))
     writing.write(0, b"N")
     new = tree.open("/a", os.O_RDONLY, asks)
@@ -354,7 +361,10 @@ def test_the_kernel_is_had_to_move_what_is_in_the_way(store: castore.Store, tree
     assert tree.readdir("/") == [Entry("a", False)]
 
 
-def test_who_is_told_to_look_again_is_told_once(store: castore.Store, tree: Tree) -> None:
+def test_who_is_told_to_look_again_is_told_once(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "READ_S", 0.05)
     store.puts("a", DATA)
     tree.pages.set_aside = lambda path, aside, done: None  # a kernel that does not get to it
     old = tree.open("/a", os.O_RDONLY)
@@ -366,6 +376,151 @@ def test_who_is_told_to_look_again_is_told_once(store: castore.Store, tree: Tree
     assert (read(old), read(new)) == (DATA, b"new")
     for handle in (old, new):
         tree.release(handle)
+    new = tree.open("/a", os.O_RDONLY, asks)
+    assert not new.past_pages
+    store.puts("a", DATA)  # it is told anew
+    fails(errno.ESTALE, lambda: tree.open("/a", os.O_RDONLY, asks))
+    tree.release(new)
+
+
+def test_a_path_has_pages_of_what_is_open_there_alone(store: castore.Store, tree: Tree) -> None:
+    """To be told the size of another version would change the one that the kernel reads up to."""
+    store.puts("a", DATA)
+    through = tree.open("/a", os.O_RDONLY)
+    store.puts("a", b"new")
+    past = tree.open("/a", os.O_RDONLY)
+    tree.release(through)
+    same = tree.open("/a", os.O_RDONLY)
+    assert not same.past_pages
+    tree.release(same)
+    store.puts("a", b"newer")
+    other = tree.open("/a", os.O_RDONLY)
+    assert other.past_pages
+    tree.rename("/a", "/b")
+    moved = tree.open("/b", os.O_RDONLY)
+    assert moved.past_pages
+    for handle in (past, other, moved):
+        tree.release(handle)
+    through = tree.open("/b", os.O_RDONLY)
+    assert not through.past_pages
+    tree.release(through)
+
+
+def test_a_file_that_goes_on_being_written_has_no_pages(store: castore.Store, tree: Tree) -> None:
+    writing = tree.create("/a", 0o644, NEW, ONE)
+    writing.write(0, b"a line\n")
+    tree.fsync(writing)
+    reading = tree.open("/a", os.O_RDONLY, OTHER)
+    assert reading.past_pages
+    writing.write(7, b"another\n")
+    tree.flush(writing, ONE)  # closed; its release comes later
+    newer = tree.open("/a", os.O_RDONLY, OTHER)
+    assert newer.past_pages  # the one before is still open
+    tree.release(reading)
+    tree.release(newer)
+    newer = tree.open("/a", os.O_RDONLY, OTHER)
+    assert not newer.past_pages
+    assert read(newer) == b"a line\nanother\n"
+    tree.release(newer)
+    tree.release(writing)
+
+
+def test_who_would_cut_what_others_read_is_told_that_it_is_busy(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MOVE_S", 0.2)
+    store.puts("a", DATA)
+    tree.pages.set_aside = lambda path, aside, done: None  # a kernel that does not get to it
+    old = tree.open("/a", os.O_RDONLY)
+    writes = Caller(1, False, thread=11)
+    fails(errno.ESTALE, lambda: tree.open("/a", os.O_WRONLY | os.O_TRUNC, writes))
+    fails(errno.EBUSY, lambda: tree.open("/a", os.O_WRONLY | os.O_TRUNC, writes))
+    assert contents(tree, "/a") == read(old) == DATA
+    tree.release(old)
+    close(tree, tree.open("/a", os.O_WRONLY | os.O_TRUNC, writes))
+    assert store.gets("a") == b""
+
+
+def test_nobody_cuts_what_was_moved_aside(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was told to look again may have found it where it was, just before it was moved."""
+    monkeypatch.setattr(pages, "MOVE_S", 0.2)
+    store.puts("a", DATA)
+    moves: list[tuple[str, str, Callable[[], None]]] = []
+    tree.pages.set_aside = lambda *move: moves.append(move)
+    old = tree.open("/a", os.O_RDONLY)
+    writes = Caller(1, False, thread=11)
+    fails(errno.ESTALE, lambda: tree.open("/a", os.O_WRONLY | os.O_TRUNC, writes))
+    [(_, aside, done)] = moves
+    tree.rename("/a", aside)
+    done()
+    fails(errno.EBUSY, lambda: tree.open(aside, os.O_WRONLY | os.O_TRUNC, writes))
+    assert store.gets("a") == read(old) == DATA
+    tree.release(old)
+
+
+def test_what_was_made_meanwhile_is_opened_as_what_is_there(
+    store: castore.Store, tree: Tree
+) -> None:
+    store.puts("a", DATA)
+    tree.pages.set_aside = lambda path, aside, done: None
+    reading = tree.open("/a", os.O_RDONLY)
+    fails(errno.ESTALE, lambda: tree.create("/a", 0o644, NEW | os.O_TRUNC, ONE))
+    assert read(reading) == DATA
+    tree.release(reading)
+
+
+def test_nobody_gets_pages_of_what_is_about_to_be_cut(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever between the steps of who opens it to read the writer comes."""
+    store.puts("a", DATA)
+    real = Pages.open
+    for comes_first in (True, False):
+        writers: list[Handle] = []
+
+        def write_begins(writers: list[Handle] = writers) -> None:
+            monkeypatch.setattr(Pages, "open", real)
+            writers.append(tree.open("/a", os.O_WRONLY | os.O_TRUNC))
+
+        def opened(*arguments: Any, comes_first: bool = comes_first, **options: Any) -> Any:
+            if comes_first:
+                write_begins()
+                return real(*arguments, **options)
+            opened = real(*arguments, **options)
+            assert opened.held is not None
+            opened.held.count -= 1  # else the writer waits for it
+            write_begins()
+            opened.held.count += 1
+            return opened
+
+        monkeypatch.setattr(Pages, "open", opened)
+        reading = tree.open("/a", os.O_RDONLY)
+        assert reading.past_pages
+        assert read(reading) == DATA
+        tree.release(reading)
+        assert tree.pages.in_use("a") is None
+        writers[0].write(0, DATA)
+        close(tree, writers[0])
+
+
+def test_what_was_not_moved_in_the_end_is_moved_another_time(
+    store: castore.Store, tree: Tree
+) -> None:
+    store.puts("a", DATA)
+    moves: list[tuple[str, str, Callable[[], None]]] = []
+    tree.pages.set_aside = lambda *move: moves.append(move)
+    for number in range(2):
+        old = tree.open("/a", os.O_RDONLY)
+        store.puts("a", b"%d" % number)
+        asks = Caller(1, False, thread=number)
+        fails(errno.ESTALE, partial(tree.open, "/a", os.O_RDONLY, asks))
+        tree.release(old)
+        assert len(moves) == number + 1
+        _, aside, done = moves[number]
+        fails(errno.ESTALE, partial(tree.rename, "/a", aside))  # nobody has it open any more
+        done()
 
 
 def test_pages_go_with_a_rename(store: castore.Store, tree: Tree) -> None:
