@@ -14,7 +14,17 @@ from setuptools.command.build_ext import build_ext
 # One binary for every CPython from 3.11 on; builds without the GIL have no stable ABI yet.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-PARTS = ("anchor_table", "anchors", "delta", "entropy", "guard", "kernel", "mapping", "similarity")
+PARTS = (
+    "anchor_table",
+    "anchors",
+    "delta",
+    "entropy",
+    "guard",
+    "kernel",
+    "mapping",
+    "similarity",
+    "undelta",
+)
 
 native = Extension(
     "castore._native",

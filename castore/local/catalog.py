@@ -50,7 +50,7 @@ from castore.stream.operations import Draft, Operation
 from castore.system.fileio import sync_folder
 from castore.system.lmdb_env import Index
 
-RELEASE_ROWS_MIN = 256  # new ones: a commit of fewer makes the index grow by little
+RELEASE_ROWS_MIN = 64  # new ones: a commit of fewer makes the index grow by little
 
 
 class PacksVanished(Exception):

@@ -111,7 +111,13 @@ class RowRebuild:
         for i in range(0, len(entries), ROWS_MAX):
             added = self._without_row(entries[i : i + ROWS_MAX])
             whole = [e for e in added if self._scan.is_whole(pack_id, e)]
-            with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
+            with (
+                index.write_gate,
+                index.errors,
+                index.begin() as txn,
+                Tables(index, txn) as tables,
+                tables.chunks.gathered(),
+            ):
                 for entry in whole:
                     at = Location(pack_id, entry.offset, entry.stored_bytes)
                     row = ChunkRow(entry.raw_bytes, at, entry.bases)

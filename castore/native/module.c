@@ -9,6 +9,7 @@
 #include "kernel.h"
 #include "mapping.h"
 #include "similarity.h"
+#include "undelta.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -229,7 +230,7 @@ static int module_exec(PyObject *module)
 {
     variant = fastest_variant(NULL);
     entropy_prepare();
-    if (similarity_add(module) != 0) {
+    if (similarity_add(module) != 0 || undelta_add(module) != 0) {
         return -1;
     }
     PyObject *mapping = PyType_FromSpec(&mapping_spec);

@@ -1,4 +1,4 @@
-/* Python's door to anchors and deltas. */
+/* Python's door to anchors, and to the making of deltas. */
 
 #ifndef CASTORE_SIMILARITY_H
 #define CASTORE_SIMILARITY_H
