@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from castore.s3.client.identity import caller_identity
     from castore.store import Store, Transaction
     from castore.store import open_store as open
+    from castore.stream.prices import Prices
     from castore.stream.reports import GcReport
     from castore.system.open_folders import refuse_open_store_paths
     from castore.urls import expand_home
@@ -39,6 +40,7 @@ __all__ = [
     "ObjectInfo",
     "ObjectReader",
     "ObjectWriterFile",
+    "Prices",
     "RangePlan",
     "Store",
     "StoreStats",
@@ -64,6 +66,7 @@ _HOMES = {
     "ObjectInfo": "model",
     "ObjectReader": "objectfile",
     "ObjectWriterFile": "objectfile",
+    "Prices": "stream.prices",
     "RangePlan": "model",
     "Store": "store",
     "StoreStats": "model",

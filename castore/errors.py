@@ -247,6 +247,17 @@ class NotLocal(CastoreError, ValueError):
     """A store on S3, and something that only a local store has a use for."""
 
 
+class CostsNothing(CastoreError, ValueError):
+    """A local store, and a bound in dollars: what a collection does there costs none."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(
+            f"a collection of {root}, on this machine, costs nothing but the bytes that it copies: "
+            "bound these (--max-repack-bytes, or max_repack_bytes=)"
+        )
+        self.root = root
+
+
 class IndexIntact(CastoreError, FileExistsError):
     """The index that a backup would replace is whole, and the caller did not insist."""
 

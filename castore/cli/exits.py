@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from castore.errors import (
     CastoreError,
     ChunkCorrupt,
+    CostsNothing,
     FormatError,
     IndexCorrupt,
     InvalidName,
@@ -47,6 +48,7 @@ DAMAGE = (ChunkCorrupt, FormatError, PackMissing, IndexCorrupt)
 _CODES: tuple[tuple[type[Exception], int], ...] = (  # the first that fits
     (InvalidName, USAGE),
     (InvalidRange, USAGE),
+    (CostsNothing, USAGE),
     (StoreNotFound, NO_STORE),
     (StoreBusy, BUSY),
     (StoreLocked, BUSY),

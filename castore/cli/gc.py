@@ -26,7 +26,10 @@ def gc(arguments: Namespace) -> int:
         report = store.gc(
             dry_run=arguments.dry_run,
             grace_s=arguments.grace,
+            repack_below=arguments.repack_below,
             max_repack_bytes=arguments.max_repack_bytes,
+            max_cost=arguments.max_cost,
+            horizon_s=arguments.horizon,
             alone=arguments.alone,
             carry_undeletable=arguments.carry_undeletable,
             accept_unclaimed=arguments.accept_unclaimed,
@@ -59,6 +62,11 @@ def _print_report(report: GcReport) -> None:
         print_table(_rows(report), right=(1,))
         if report.dry_run:
             print_line("this is what would be done: nothing was")
+    if report.repack_requests:
+        print_line(_cost(report))
+    if report.bytes_left:
+        left = human_size(report.bytes_left)
+        print_line(f"{left} of garbage stay in packs that are in use otherwise")
     if report.next_run_at is not None:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(report.next_run_at))
         print_line(f"what is condemned can be removed from {when} on: collect again then")
@@ -92,6 +100,17 @@ def _rows(report: GcReport) -> list[tuple[str, str, str]]:
         for found, what, more in rows
         if found not in (0, "0 B")
     ]
+
+
+def _cost(report: GcReport) -> str:
+    """Of repacking on S3."""
+    costs, frees = ("would cost", "free") if report.dry_run else ("costs", "frees")
+    manifests = counted(report.repack_manifests, "manifest")
+    return (
+        f"repacking {costs} ${report.repack_cost:.4f}, for {report.repack_requests:,} requests "
+        f"({manifests} put anew), and {frees} {human_size(report.repack_bytes_freed)}, which saves "
+        f"${report.repack_saves:.4f} within the horizon"
+    )
 
 
 def _all_chunks(report: GcReport) -> int:

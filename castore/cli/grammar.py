@@ -130,6 +130,18 @@ def percent(text: str) -> float:
     return fraction
 
 
+def share(text: str) -> float:
+    """'50%' or '0.5' as a fraction; 0 is one, too."""
+    return 0.0 if re.fullmatch(r"0+(?:\.0+)?%?", text) else percent(text)
+
+
+def dollars(text: str) -> float:
+    match = re.fullmatch(r"\$?([0-9]+(?:\.[0-9]+)?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a sum of dollars such as 5 or 0.50")
+    return float(match[1])
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str, **options: Any) -> None:
         # argparse would load shutil, and with it the compression modules, to find the width.

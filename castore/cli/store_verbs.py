@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from castore.cli.grammar import Verbs, add_verb, add_verbose, percent, seconds, size_bytes
+from castore.cli.grammar import (
+    Verbs,
+    add_verb,
+    add_verbose,
+    dollars,
+    percent,
+    seconds,
+    share,
+    size_bytes,
+)
 
 
 def add_store_verbs(verbs: Verbs) -> None:
@@ -29,11 +38,12 @@ def _gc(verbs: Verbs) -> None:
         "collect garbage: free the space of what was removed and overwritten",
         """
 Mark and sweep, while others read and write; it may be killed at any moment. It deletes packs that
-no name leads to, repacks those of which less than half is in use, and merges small ones when they
-are many. It also deletes this machine's caches of stores on S3 that nobody used for 30 days.
+no name leads to, repacks those of which little is in use, and merges small ones when they are many.
+It also deletes this machine's caches of stores on S3 that nobody used for 30 days.
 
 On S3 it is two-phase: one run marks packs as garbage ("condemns" them), a later run, after the
-grace period, deletes them. Run it every day.
+grace period, deletes them. Run it every day. Repacking costs requests there: it is done where it
+saves more (by the list prices of AWS), and -n says what it would cost and save.
 
 exit codes:
   0   done
@@ -56,6 +66,27 @@ exit codes:
         type=size_bytes,
         metavar="SIZE",
         help="copy at most so much when repacking: 500M, 10G (default: no bound)",
+    )
+    verb.add_argument(
+        "--repack-below",
+        type=share,
+        metavar="SHARE",
+        help="repack all packs of which less than this is in use, such as 50%% or 0.5; 0: none "
+        "(default: 50%%, and on S3 those that it pays to)",
+    )
+    verb.add_argument(
+        "--max-cost",
+        type=dollars,
+        metavar="DOLLARS",
+        help="on S3, spend at most so much on repacking in this run (default: no bound)",
+    )
+    verb.add_argument(
+        "--horizon",
+        type=seconds,
+        default=90 * 86_400.0,
+        metavar="TIME",
+        help="on S3, for how long the store is likely to be kept: what repacking saves counts for "
+        "so long (default: 90d)",
     )
     verb.add_argument(
         "--alone",

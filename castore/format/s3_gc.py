@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from array import array
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -149,27 +150,56 @@ def _state_checksum(fields: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- what a collector remembers
 
 PackIds = tuple[bytes, ...]
-_ETAG = struct.Struct("<H")
+_REFERENCES = struct.Struct("<HBI")
+_LAYOUT = 2  # of the rows; another one's are as if they were damaged
 
 
-def encode_references(name: bytes, etag: str, packs: PackIds) -> bytes:
-    """A row of the cache: the packs that this version of a name refers to."""
-    raw = etag.encode()
-    row = b"".join([_ETAG.pack(len(raw)), raw, *packs])
+class References(NamedTuple):
+    """The packs that a manifest leads to; and which of their frames, for each as u64 in the order
+    of this machine, if these were looked at: offset, stored bytes and bases in 32, 29 and 3
+    bits."""
+
+    packs: PackIds
+    frames: tuple[array[int], ...] | None = None
+
+
+def encode_references(name: bytes, etag: str, references: References) -> bytes:
+    """A row of the cache: what this version of a name refers to."""
+    raw, (packs, frames) = etag.encode(), references
+    parts = [_REFERENCES.pack(len(raw), frames is not None, len(packs)), raw, *packs]
+    if frames is not None:
+        parts.append(array("I", map(len, frames)).tobytes())
+        parts += [each.tobytes() for each in frames]
+    row = b"".join(parts)
     return _row_checksum(name, row) + row
 
 
-def decode_references(name: bytes, etag: str, row: bytes | None) -> PackIds | None:
-    """None unless it is what was remembered of this version of the name."""
+def decode_references(
+    name: bytes, etag: str, row: bytes | None, *, with_frames: bool = True
+) -> References | None:
+    """None unless it is what was remembered of this version of the name; `with_frames`, also if the
+    frames were not, which are left out otherwise."""
     if row is None or row[:8] != _row_checksum(name, row[8:]):
         return None
-    begin = 8 + _ETAG.size
-    end = begin + _ETAG.unpack_from(row, 8)[0]
-    if row[begin:end] != etag.encode():
+    etag_bytes, has_frames, count = _REFERENCES.unpack_from(row, 8)
+    begin = 8 + _REFERENCES.size
+    ids = begin + etag_bytes
+    if row[begin:ids] != etag.encode():
         return None
-    return tuple(ids_in(row[end:]))
+    at = ids + count * PACK_ID_BYTES
+    packs = tuple(ids_in(row[ids:at]))
+    if not with_frames:
+        return References(packs)
+    if not has_frames:
+        return None if packs else References((), ())
+    counts, at = array("I", row[at : at + 4 * count]), at + 4 * count
+    frames = []
+    for number in counts:
+        frames.append(array("Q", row[at : at + 8 * number]))
+        at += 8 * number
+    return References(packs, tuple(frames))
 
 
 def _row_checksum(name: bytes, row: bytes) -> bytes:
     """What a damaged index has at a name may be another's."""
-    return xxhash.xxh3_64_digest(row, seed=xxhash.xxh3_64_intdigest(name))
+    return xxhash.xxh3_64_digest(row, seed=xxhash.xxh3_64_intdigest(name) ^ _LAYOUT)

@@ -182,6 +182,12 @@ class S3Catalog:
         while page := list(islice(entries, PAGE_NAMES)):
             yield page
 
+    def versions_of(self, listed: Sequence[tuple[bytes, str]]) -> list[Version]:
+        """What the names map to that were just seen with these ETags, or by now; those that are
+        gone are left out."""
+        reading = [self._requests.submit(self._version, name, etag) for name, etag in listed]
+        return [version for future in reading if (version := future.result()) is not None]
+
     def versions(self, prefix: bytes) -> Iterator[Version]:
         """What the names that begin with `prefix` map to, in order."""
         for versions in self._version_pages(prefix):
@@ -219,8 +225,7 @@ class S3Catalog:
     def _version_pages(self, prefix: bytes) -> Iterator[list[Version]]:
         """A listing tells each ETag: only those that it shows to be unknown are asked for."""
         for listed in self.listed(prefix):
-            reading = [self._requests.submit(self._version, name, etag) for name, etag in listed]
-            yield [version for future in reading if (version := future.result()) is not None]
+            yield self.versions_of(listed)
 
     def _records(self, listed: Iterable[tuple[bytes, str]]) -> Iterator[tuple[bytes, str, Record]]:
         """(name, ETag, record) of what a LIST showed, from what is known or told of it; the rest is

@@ -50,13 +50,19 @@ class S3Packs:
         self._lock = ForkLock(Rank.PACKS)
 
     def frames(self, places: Sequence[Location], held: Held) -> Sequence[bytes | memoryview]:
+        return self.frames_across(places, GAP_BYTES)
+
+    def frames_across(
+        self, places: Sequence[Location], gap_bytes: int
+    ) -> Sequence[bytes | memoryview]:
+        """As `frames`; what lies between two is fetched with them if it is no more than that."""
         found: list[bytes | memoryview | None] = [*self._cache.get(places)]
         missing: dict[bytes, list[int]] = {}
         for i, frame in enumerate(found):
             if frame is None:
                 missing.setdefault(places[i].pack_id, []).append(i)
         fetched: list[tuple[Location, bytes | memoryview]] = []
-        for pack_id, wanted, span, future in self._start(places, missing):
+        for pack_id, wanted, span, future in self._start(places, missing, gap_bytes):
             body = memoryview(future.result())
             for part in span.parts:
                 location = places[wanted[part]]
@@ -84,7 +90,7 @@ class S3Packs:
         self._cache.drop(*locations)
 
     def _start(
-        self, places: Sequence[Location], missing: dict[bytes, list[int]]
+        self, places: Sequence[Location], missing: dict[bytes, list[int]], gap_bytes: int
     ) -> list[tuple[bytes, list[int], Span, Future[bytes]]]:
         started = []
         for pack_id, wanted in missing.items():
@@ -92,7 +98,7 @@ class S3Packs:
             for i in wanted:
                 offset = places[i].offset
                 ranges.append((offset, offset + places[i].stored_bytes))
-            for span in coalesce(ranges, gap_bytes=GAP_BYTES, span_bytes_max=SPAN_BYTES_MAX):
+            for span in coalesce(ranges, gap_bytes=gap_bytes, span_bytes_max=SPAN_BYTES_MAX):
                 started.append((pack_id, wanted, span, self._fly(pack_id, span.begin, span.end)))
         return started
 

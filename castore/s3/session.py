@@ -39,6 +39,7 @@ from castore.system.workers import InFlight, Workers, results_of
 
 INLINE_BYTES_MAX = 64 << 10
 LOOKAHEAD_BYTES = 64 << 20
+MOVED_GAP_BYTES = 2 << 20  # read with what is moved: within a region a request costs, bytes do not
 
 
 class S3Session(WriteSession):
@@ -166,9 +167,10 @@ class S3Session(WriteSession):
 
     def frames_at(self, locations: Sequence[Location]) -> list[Frame | FormatError]:
         """The frames as they are, checked against the ids in their heads; or why one is none. What
-        does not match is fetched once more. Raises PackMissing."""
+        does not match is fetched once more. In few requests, whatever lies between. Raises
+        PackMissing."""
         self.check_process()
-        return self._stored.at(locations)
+        return self._stored.at(locations, gap_bytes=MOVED_GAP_BYTES)
 
     def move(self, frame: Frame) -> Location:
         """Store a frame as it is, in packs as large as they come; where."""

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from castore.errors import FormatError
 from castore.format.pack import decode_frame_header
 from castore.model import Location
-from castore.s3.packs import S3Packs
-from castore.stream.backend import NOTHING_HELD
+from castore.s3.packs import GAP_BYTES, S3Packs
 from castore.stream.codec import Frame, stored_frame
 
 
@@ -19,18 +18,20 @@ class StoredFrames:
         self._packs = packs
         self._seed = seed
 
-    def at(self, locations: Sequence[Location]) -> list[Frame | FormatError]:
+    def at(
+        self, locations: Sequence[Location], *, gap_bytes: int = GAP_BYTES
+    ) -> list[Frame | FormatError]:
         """The frames, checked against the ids in their heads; or why one is none. What does not
         match is fetched once more. Raises PackMissing."""
-        return [
-            self._frame(location, raw)
-            for location, raw in zip(locations, self._fetched(locations), strict=True)
-        ]
+        found = self._fetched(locations, gap_bytes)
+        return [self._frame(location, raw) for location, raw in zip(locations, found, strict=True)]
 
-    def _fetched(self, locations: Sequence[Location]) -> list[bytes | memoryview]:
+    def _fetched(
+        self, locations: Sequence[Location], gap_bytes: int = GAP_BYTES
+    ) -> list[bytes | memoryview]:
         """As stored, each; nothing where a pack ends before."""
         try:
-            return list(self._packs.frames(locations, NOTHING_HELD))
+            return list(self._packs.frames_across(locations, gap_bytes))
         except FormatError:
             if len(locations) == 1:
                 return [b""]

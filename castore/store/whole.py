@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from castore.model import Progress, StoreStats
 from castore.store.names import NameVerbs
+from castore.stream.prices import HORIZON_S, Prices
 from castore.system.open_folders import refuse_open_store_paths
 from castore.transaction import StrPath
 
@@ -28,6 +29,7 @@ class WholeVerbs(NameVerbs):
         >>> stats = store.stats()
         >>> stats.objects, stats.logical_bytes
         (2, 200000)
+
         """
         return self._check_open().stats()
 
@@ -36,8 +38,11 @@ class WholeVerbs(NameVerbs):
         *,
         dry_run: bool = False,
         grace_s: float = 86_400.0,
-        repack_below: float = 0.5,
+        repack_below: float | None = None,
         max_repack_bytes: int | None = None,
+        max_cost: float | None = None,
+        horizon_s: float = HORIZON_S,
+        prices: Prices | None = None,
         alone: bool = False,
         carry_undeletable: bool = False,
         accept_unclaimed: bool = False,
@@ -51,33 +56,47 @@ class WholeVerbs(NameVerbs):
         - `grace_s`: on S3, for how many seconds what was condemned is kept, for readers. A local
           store knows what its readers and writers rely on and needs none.
         - `repack_below`: packs of whose bytes less than this share (0 to 1) are in use are
-          rewritten, and small ones merged when they are many.
+          rewritten, and small ones merged when they are many; 0: none. By default 0.5 locally, and
+          on S3 whatever pays: see below.
         - `max_repack_bytes`: the most that is copied for that, in bytes.
+        - `max_cost`: on S3, the most that this may cost, in dollars, by `prices`.
+        - `horizon_s`: on S3, for how many seconds the store is likely to be kept: by default 90
+          days.
+        - `prices`: on S3, a `castore.Prices`: what the server asks for.
         - `alone`: nobody else writes. For servers that ignore preconditions.
         - `carry_undeletable`: packs that the server does not remove stay condemned, and the
           collection goes on without them.
         - `accept_unclaimed`: collect also what lost its names (see below), once and for all.
+
+        To rewrite packs on S3 costs requests, most of them to put the manifests anew that lead to
+        them, and saves what their garbage costs to keep. By default those are rewritten of which
+        the garbage has cost as much by now, and would again within the horizon. With a
+        `repack_below` all below it are. The report says what it costs and saves.
 
         On S3 what is garbage is condemned by one collection and removed by one that comes after the
         grace; the report's `next_run_at` says when. A local store's collection refuses to begin
         where names are known to be lost, so that what no name leads to may be all that is left of
         them, as after the restore of an older backup.
 
-        Raises UnclaimedData then; StoreBusy while another collection runs; FormatError if something
-        that a name leads to can't be read, before anything is taken; CollectionRefused where a
-        server does not allow for a safe one; ReadOnlyStore; StoreFull, StoreIOError.
+        Raises UnclaimedData then; CostsNothing for a `max_cost` of a local store; StoreBusy while
+        another collection runs; FormatError if something that a name leads to can't be read, before
+        anything is taken; CollectionRefused where a server does not allow for a safe one;
+        ReadOnlyStore; StoreFull, StoreIOError.
 
         >>> _ = store.puts("zeros", bytes(1_000_000))
         >>> store.delete("zeros")
         >>> report = store.gc()
         >>> report.objects, report.chunks_removed > 0
         (0, True)
+
         """
         backend = self._check_open() if dry_run else self._check_writable()
-        if not 0 <= repack_below <= 1:
+        if repack_below is not None and not 0 <= repack_below <= 1:
             raise ValueError(f"repack_below is from 0 to 1, not {repack_below}")
-        if grace_s < 0 or (max_repack_bytes is not None and max_repack_bytes < 0):
-            raise ValueError("grace_s and max_repack_bytes must not be negative")
+        if min(grace_s, horizon_s, max_repack_bytes or 0, max_cost or 0) < 0:
+            raise ValueError(
+                "grace_s, horizon_s, max_repack_bytes and max_cost must not be negative"
+            )
         from castore.s3.cache.unused import collect_caches  # seldom needed
         from castore.stream.reports import GcOptions
 
@@ -89,6 +108,9 @@ class WholeVerbs(NameVerbs):
             alone=alone,
             carry_undeletable=carry_undeletable,
             accept_unclaimed=accept_unclaimed,
+            max_cost=max_cost,
+            horizon_s=horizon_s,
+            prices=Prices() if prices is None else prices,
         )
         report = backend.gc(options, progress=progress)
         # What stores on S3 left on this machine when they were gone is nobody else's to take.
@@ -120,6 +142,7 @@ class WholeVerbs(NameVerbs):
         >>> report = store.check(read_data=True)
         >>> report.clean, report.exit_code
         (True, 0)
+
         """
         backend = self._check_open()
         fraction = check_fraction(read_data)
@@ -145,6 +168,7 @@ class WholeVerbs(NameVerbs):
         >>> report = store.export_folder("project", "exported")
         >>> os.listdir("exported/notes")
         ['monday']
+
         """
         from castore.transfer.export import export_folder
         from castore.transfer.outcomes import report_of
@@ -183,6 +207,7 @@ class WholeVerbs(NameVerbs):
         >>> report = store.import_folder("project", "projects/a")
         >>> list(store.names())
         ['projects/a/main.py', 'projects/a/notes/monday']
+
         """
         from castore.transfer.imports import ImportOptions, import_folder
         from castore.transfer.outcomes import report_of
@@ -207,6 +232,7 @@ class WholeVerbs(NameVerbs):
         """On S3, make this machine's cache and the hints for others anew, from packs and names.
 
         A local store must not be open for it: see `castore.rebuild_index`. Raises StoreLocked.
+
         """
         return self._check_open().rebuild_index(progress=progress)
 
@@ -220,6 +246,7 @@ class WholeVerbs(NameVerbs):
         >>> _ = store.puts("greeting", b"hello, world")
         >>> store.backup("names.backup").names
         1
+
         """
         backend = self._check_open()
         refuse_open_store_paths(dest)

@@ -56,15 +56,13 @@ def choose(
     """
     ranked = sorted(packs, key=lambda pack: (pack.live_share, pack.size, pack.pack_id))
     low = [pack for pack in ranked if pack.live_share < repack_below]
-    small = [
-        pack
-        for pack in ranked
-        if pack.live_share >= repack_below
-        and pack.size < small_bytes
-        and pack.live_frames < frames_max // 2
-    ]
-    if len(small) + bool(low) > small_packs_max:
-        low += small
+    others = [pack for pack in ranked if pack.live_share >= repack_below]
+    low += choose_small(
+        others,
+        small_bytes=small_bytes,
+        small_packs_max=small_packs_max - bool(low),
+        frames_max=frames_max,
+    )
     chosen, total = [], 0
     for pack in low:
         if bytes_max is not None and total + pack.live_bytes > bytes_max:
@@ -74,3 +72,11 @@ def choose(
     if len(chosen) == 1 and chosen[0].live_share >= repack_below:
         return []  # there is nothing to merge it with
     return sorted(chosen, key=lambda pack: (pack.created_ns, pack.pack_id))
+
+
+def choose_small(
+    packs: Iterable[PackFacts], *, small_bytes: int, small_packs_max: int, frames_max: int
+) -> list[PackFacts]:
+    """The small ones of the packs, if there are more than `small_packs_max`."""
+    small = [p for p in packs if p.size < small_bytes and p.live_frames < frames_max // 2]
+    return small if len(small) > small_packs_max else []

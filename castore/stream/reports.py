@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
+from castore.stream.prices import HORIZON_S, Prices
+
 Severity: TypeAlias = Literal["corrupt", "missing", "warning"]
 
 CLEAN: Final = 0
@@ -20,11 +22,19 @@ class GcOptions:
 
     dry_run: bool
     grace_s: float
-    repack_below: float
+    repack_below: float | None
     max_repack_bytes: int | None
     alone: bool
     carry_undeletable: bool
     accept_unclaimed: bool = False
+    max_cost: float | None = None
+    horizon_s: float = HORIZON_S
+    prices: Prices = field(default_factory=Prices)
+
+    @property
+    def repacks(self) -> bool:
+        """Whether any pack may be rewritten."""
+        return self.repack_below is None or self.repack_below > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,12 @@ class GcReport:
       waits.
     - `pins_expired`: left by writers that died, a week ago or more.
     - `undeletable`: packs that the server does not remove.
+    - `repack_manifests`, `repack_requests`, `repack_cost`: what rewriting takes, of manifests that
+      are put anew, of requests, and in dollars by the prices that were given; estimated before.
+    - `repack_bytes_freed`, `repack_saves`: the bytes of which there are less for it, once the old
+      packs are removed, and the dollars that saves within the horizon.
+    - `bytes_left`: of garbage that stays in packs that are not rewritten, as that would cost more
+      than it saves, or is not to be done.
     """
 
     dry_run: bool
@@ -93,6 +109,12 @@ class GcReport:
     pins_expired: int = 0
     next_run_at: float | None = None
     undeletable: tuple[Undeletable, ...] = ()
+    repack_manifests: int = 0
+    repack_requests: int = 0
+    repack_cost: float = 0.0
+    repack_bytes_freed: int = 0
+    repack_saves: float = 0.0
+    bytes_left: int = 0
     duration_s: float = 0.0
 
     @property

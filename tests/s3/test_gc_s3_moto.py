@@ -56,9 +56,9 @@ def test_both_phases(open_moto: Open) -> None:
             store.puts(f"n{i}", noise(SIZE, i))
         store.delete("n1")
     with open_moto(1) as collector:
-        report = collector.gc(grace_s=0.0)
+        report = collector.gc(grace_s=0.0, repack_below=0.5)
         assert (report.packs_removed, report.objects) == (1, 3)
-        assert collector.gc(grace_s=0.0).found_nothing
+        assert collector.gc(grace_s=0.0, repack_below=0.5).found_nothing
         for i in (0, 2, 3):
             assert collector.gets(f"n{i}") == noise(SIZE, i)
         waiting = collector.gc(grace_s=3600.0, dry_run=True)
@@ -98,10 +98,10 @@ def fail_at(
     pinned.puts("e", noise(SIZE, 5))
     rule = proxy.inject(kind, key, fault, times=times)
     with contextlib.suppress(CastoreError):
-        collector.gc(grace_s=0.0)
+        collector.gc(grace_s=0.0, repack_below=0.5)
     assert rule.applied
     proxy.rules.clear()
-    collector.gc(grace_s=0.0)
+    collector.gc(grace_s=0.0, repack_below=0.5)
     pinned.close()
     collector.close()
     with open_proxied(3) as last:

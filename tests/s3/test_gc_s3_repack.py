@@ -9,7 +9,8 @@ from memory_s3 import Actor
 import castore
 from castore.model import Location
 from castore.s3.gc import repack as s3_repacking
-from castore.s3.gc.repack import LiveFrames
+from castore.s3.gc import survey
+from castore.s3.gc.live import LiveFrames
 from castore.s3.keys import pack_key
 from castore.stream.repack_choice import PackFacts
 
@@ -50,7 +51,7 @@ def test_a_pack_that_is_mostly_dead_is_rewritten(world: World) -> None:
 
 
 def test_many_small_packs_become_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_repacking, "SMALL_PACKS_MAX", 9)
+    monkeypatch.setattr(survey, "SMALL_PACKS_MAX", 9)
     store = world.open()
     for i in range(12):
         store.puts(f"n{i}", noise(SIZE, i))
@@ -79,6 +80,7 @@ def test_what_is_copied_is_bounded(world: World) -> None:
 def test_batches_and_large_objects(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_repacking, "BATCH_BYTES", 4096)
     monkeypatch.setattr(s3_repacking, "FRAMES_MAX", 100)
+    monkeypatch.setattr(survey, "FRAMES_MAX", 100)
     store = world.open()
     large = noise(1_000_000, 1)
     with store.transaction() as transaction:

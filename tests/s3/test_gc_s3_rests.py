@@ -11,6 +11,7 @@ from gc_stores import DAY, World, collect, noise
 import castore
 from castore.s3 import uploads
 from castore.s3.gc import repack as s3_repacking
+from castore.s3.gc import survey
 from castore.s3.keys import listed_packs, pack_key
 
 SIZE = 70_000
@@ -76,16 +77,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 50_000)
     monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 200_000)
     monkeypatch.setattr("castore.s3.session.PACK_BYTES_MAX", 200_000)
-    monkeypatch.setattr(s3_repacking, "SMALL_PACK_BYTES", 20_000)
-    monkeypatch.setattr(s3_repacking, "SMALL_PACKS_MAX", 7)
+    monkeypatch.setattr(survey, "SMALL_PACK_BYTES", 20_000)
+    monkeypatch.setattr(survey, "SMALL_PACKS_MAX", 7)
     monkeypatch.setattr(s3_repacking, "BATCH_BYTES", 5_000)
     monkeypatch.setattr(s3_repacking, "FRAMES_MAX", 150)
+    monkeypatch.setattr(survey, "FRAMES_MAX", 150)
 
 
 def at_rest(world: World, contents: dict[str, bytes], **options: object) -> None:
     """And as it should be: for all verbs, and other machines."""
     store = world.open("another")
-    report = store.gc(**{"grace_s": 0.0, **options})  # type: ignore[arg-type]
+    report = store.gc(**{"grace_s": 0.0, "repack_below": 0.5, **options})  # type: ignore[arg-type]
     assert (report.bytes_rewritten, report.found_nothing) == (0, True), report
     assert {name: store.gets(name) for name in store.names()} == contents
     checked = store.check(True)
@@ -108,9 +110,7 @@ def test_another_finds_nothing(
     at_rest(world, contents, repack_below=repack_below)
     with world.bucket() as bucket:
         sizes = listed_packs(bucket).values()
-    assert (
-        sum(size < s3_repacking.SMALL_PACK_BYTES for size in sizes) <= s3_repacking.SMALL_PACKS_MAX
-    )
+    assert sum(size < survey.SMALL_PACK_BYTES for size in sizes) <= survey.SMALL_PACKS_MAX
 
 
 def test_with_a_grace_it_takes_two_rounds(world: World, small: None) -> None:
@@ -118,10 +118,10 @@ def test_with_a_grace_it_takes_two_rounds(world: World, small: None) -> None:
         half_deleted(store)
         contents = {name: store.gets(name) for name in store.names()}
     store = world.open("collector")
-    first = store.gc()
+    first = store.gc(repack_below=0.5)
     assert first.packs_rewritten
     world.pass_time(DAY + 1)
-    second = store.gc()
+    second = store.gc(repack_below=0.5)
     assert (second.packs_rewritten, second.packs_removed) == (0, first.packs_condemned)
     at_rest(world, contents)
 

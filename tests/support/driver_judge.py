@@ -13,7 +13,7 @@ from driver_model import Thing
 
 import castore
 from castore.local.gc import repack as local_repack
-from castore.s3.gc import repack as s3_repacking
+from castore.s3.gc import survey
 from castore.stream.reports import GcReport
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def nothing_is_left(driver: Driver, repack_below: float) -> None:
         assert count.pack_rows == count.packs.keys()
         most, small = local_repack.SMALL_PACKS_MAX, local_repack.SMALL_PACK_BYTES
     else:
-        most, small = s3_repacking.SMALL_PACKS_MAX, s3_repacking.SMALL_PACK_BYTES
+        most, small = survey.SMALL_PACKS_MAX, survey.SMALL_PACK_BYTES
     are_small = [
         i
         for i, size in count.packs.items()

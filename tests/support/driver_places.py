@@ -80,7 +80,8 @@ class Settings:
             "castore.s3.uploads:PACK_BYTES_MAX": self.pack_bytes_max,
             "castore.s3.gc.repack:BATCH_BYTES": 8192,
             "castore.s3.gc.repack:FRAMES_MAX": 40,
-            "castore.s3.gc.repack:SMALL_PACK_BYTES": self.pack_bytes_max // 16,
+            "castore.s3.gc.survey:FRAMES_MAX": 40,
+            "castore.s3.gc.survey:SMALL_PACK_BYTES": self.pack_bytes_max // 16,
             "castore.s3.hints:SMALL_MAX": 4,
             "castore.s3.client.retries:BACKOFF": QUICK,
         }

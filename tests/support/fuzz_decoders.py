@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -88,7 +89,10 @@ TARGETS: dict[str, Target] = {
         s3_told.decode_hints,
     ),
     "references": Target(
-        [s3_gc.encode_references(b"n", "etag", (STORE, NONCE))],
+        [
+            s3_gc.encode_references(b"n", "etag", s3_gc.References((STORE, NONCE), frames))
+            for frames in (None, (array("Q", [1, 2]), array("Q")))
+        ],
         partial(s3_gc.decode_references, b"n", "etag"),
     ),
     "backups": Target(

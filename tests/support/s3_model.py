@@ -108,7 +108,7 @@ class Collector(NamedTuple):
     version: int = 0
     packs: int = 0
     live: int = 0
-    seen: int = 0  # of the keys to be listed
+    seen: int = 0  # of the keys to be listed, as bits
     carried: int = 0
 
 
@@ -127,7 +127,7 @@ class Mender(NamedTuple):
     packs: int = 0
     named: int = 0
     pinned: int = 0
-    seen: int = 0  # of the keys to be listed
+    seen: int = 0  # of the keys to be listed, as bits
 
 
 class State(NamedTuple):
@@ -167,7 +167,10 @@ class Model:
         sessions = [*range(len(scenario.writers)), *([COLLECTOR] if scenario.repacks else [])]
         pins = [("pin", (s, n)) for s in sessions for n in range(PINS_MAX)]
         names = [("name", i) for i in range(len(scenario.names))]
-        self.keys = [*pins, *names] if rules.pins_first else [*names, *pins]
+        self.keys = [*pins, *names]
+        self.stages = [range(len(pins)), range(len(pins), len(self.keys))]
+        if not rules.pins_first:
+            self.stages.reverse()
 
     def begin(self) -> State:
         s = self.scenario
@@ -377,14 +380,15 @@ class Model:
         elif c.at == "packs":
             yield to("look", packs=s.packs if rules.packs_first else 0)
         elif c.at in ("look", "look again"):
-            kind, key = self.keys[c.seen]
-            live = c.live | self.live(s, kind, key)
-            if c.seen + 1 < len(self.keys):
-                yield to(c.at, live=live, seen=c.seen + 1)
-                return
-            packs = c.packs if rules.packs_first else s.packs
-            dead = packs & ~live | c.carried
-            yield to("condemn" if c.at == "look" else "doom", packs=dead, live=0, seen=0)
+            for number in self.next_keys(c.seen):
+                live = c.live | self.live(s, *self.keys[number])
+                seen = c.seen | 1 << number
+                if seen + 1 < 1 << len(self.keys):
+                    yield to(c.at, live=live, seen=seen)
+                    continue
+                packs = c.packs if rules.packs_first else s.packs
+                dead = packs & ~live | c.carried
+                yield to("condemn" if c.at == "look" else "doom", packs=dead, live=0, seen=0)
         elif c.at == "condemn":
             if not c.packs:
                 yield to("done")
@@ -396,6 +400,15 @@ class Model:
             yield swap("sweep", "sweeping", c.packs)
         elif c.at == "sweep":
             yield from self.sweep(s, c, to, swap)
+
+    def next_keys(self, seen: int) -> list[int]:
+        """The keys that may be looked at next: pins one after the other, names from several places
+        on at once, and so in any order."""
+        for stage in self.stages:
+            left = [i for i in stage if not seen & 1 << i]
+            if left:
+                return left if self.keys[left[0]][0] == "name" else left[:1]
+        raise AssertionError("all keys were seen")
 
     def sweep(self, s: State, c: Collector, to, swap) -> Steps:  # type: ignore[no-untyped-def]
         left = c.packs & s.packs
@@ -451,17 +464,19 @@ class Model:
             else:
                 yield to("done")
         elif m.at == "look":
-            kind, key = self.keys[m.seen]
-            found = self.live(s, kind, key)
-            named = m.named | (found if kind == "name" else 0)
-            pinned = m.pinned | (found if kind == "pin" else 0)
-            if m.seen + 1 < len(self.keys):
-                yield to("look", named=named, pinned=pinned, seen=m.seen + 1)
-            elif m.packs & ~named & pinned and rules.await_writers:
-                yield to("begin", version=0, packs=0, named=0, pinned=0, seen=0)
-            else:
-                packs = m.packs & ~named
-                yield to("condemn", packs=packs, named=0, pinned=0, seen=0)
+            for number in self.next_keys(m.seen):
+                kind, key = self.keys[number]
+                found = self.live(s, kind, key)
+                named = m.named | (found if kind == "name" else 0)
+                pinned = m.pinned | (found if kind == "pin" else 0)
+                seen = m.seen | 1 << number
+                if seen + 1 < 1 << len(self.keys):
+                    yield to("look", named=named, pinned=pinned, seen=seen)
+                elif m.packs & ~named & pinned and rules.await_writers:
+                    yield to("begin", version=0, packs=0, named=0, pinned=0, seen=0)
+                else:
+                    packs = m.packs & ~named
+                    yield to("condemn", packs=packs, named=0, pinned=0, seen=0)
         elif m.at == "condemn":
             if version != m.version:
                 yield to("done")

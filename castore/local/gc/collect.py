@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 
+from castore.errors import CostsNothing
 from castore.local.catalog import LocalCatalog
 from castore.local.gc.claim import claim, remove_leftovers, tend
 from castore.local.gc.mark import SEGMENT_BYTES, Marker
@@ -26,6 +27,7 @@ from castore.stream.repack_choice import PackFacts
 from castore.stream.reports import GcOptions, GcReport
 
 LOCK = "castore.gc"
+REPACK_BELOW = 0.5
 
 
 def collect(
@@ -39,11 +41,13 @@ def collect(
 ) -> GcReport:
     """Collect the store in the folder `root`.
 
-    Raises UnclaimedData if names are known to be lost, unless that is accepted; StoreBusy if
-    another collection is running; FormatError if something that a name leads to
-    can't be read, before anything is taken; StoreFull, StoreIOError, CommitUnknown: what was done
-    until then is done, and the store is whole.
-    """
+    Raises CostsNothing for a `max_cost`; UnclaimedData if names are known to be lost, unless that
+    is accepted; StoreBusy if another collection is running; FormatError if something that a name
+    leads to can't be read, before anything is taken; StoreFull, StoreIOError, CommitUnknown: what
+    was done until then is done, and the store is whole."""
+    if options.max_cost is not None:
+        raise CostsNothing(root)
+    repack_below = REPACK_BELOW if options.repack_below is None else options.repack_below
     began = time.monotonic()
     index, dry_run = catalog.index, options.dry_run
     report = GcReport(dry_run=dry_run)
@@ -52,12 +56,12 @@ def collect(
     def run() -> GcReport:
         claim(root, index, catalog.journal, accept=options.accept_unclaimed, dry_run=dry_run)
         if dry_run:
-            collection.run(options.repack_below, options.max_repack_bytes)
+            collection.run(repack_below, options.max_repack_bytes)
         else:
             packs.retire()
             collection.marker.begin()
             try:
-                collection.run(options.repack_below, options.max_repack_bytes)
+                collection.run(repack_below, options.max_repack_bytes)
             finally:
                 collection.marker.end()
             tend(root, index, catalog.journal)

@@ -171,9 +171,10 @@ def condemn_anew(state: CollectorState, marker: S3Marker, *, expired_before: flo
         return None
     unnamed = marker.packs()
     pins = marker.pins(expired_before)
-    for referred in marker.references():
-        for pack_id in referred:
-            unnamed.pop(pack_id, None)
+    for page in marker.references():
+        for _, referred in page.values():
+            for pack_id in referred.packs:
+                unnamed.pop(pack_id, None)
     held = sum(pins.protect(pack_id) for pack_id in unnamed)
     if held:
         raise StoreBusy(

@@ -31,12 +31,12 @@ from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.repack import OpenSession, S3Repacker
 from castore.s3.gc.server import fit_server
 from castore.s3.gc.state import CONDEMNED, SWEEPING, CollectorState
+from castore.s3.gc.survey import Choice, Survey
 from castore.s3.gc.sweep import remove_packs, remove_scratch
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import CONFIG_KEY
 from castore.s3.listings import facts_of, rewrite_listings
 from castore.s3.parts import Parts
-from castore.stream.repack_choice import PackFacts
 from castore.stream.reports import GcOptions, GcReport, Undeletable
 
 SKEW_S_MAX = 300
@@ -93,8 +93,9 @@ class _Collection:
         conditional = features is None or (features.if_none_match and features.if_match_put)
         memory = CollectorMemory(parts.cache)
         self._state = CollectorState(parts, memory, conditional=conditional)
-        self._marker = S3Marker(parts, memory, stages)
-        self._repacker = S3Repacker(parts.catalog, open_session, stages)
+        self._memory = memory
+        self._marker = S3Marker(parts, memory, stages, with_frames=options.repacks)
+        self._repacker = S3Repacker(parts.catalog, self._marker, open_session, stages)
         self._report = GcReport(dry_run=options.dry_run)
         self._undeletable: dict[bytes, Exception] = {}
 
@@ -112,7 +113,7 @@ class _Collection:
         if state.phase == SWEEPING and not options.carry_undeletable:
             return
         self._expire()
-        if options.repack_below > 0 and self._may_rewrite:
+        if options.repacks and self._may_rewrite:
             self._repack()
         self._first_phase()
         with contextlib.suppress(CastoreError):  # they only save who lists some time
@@ -139,8 +140,8 @@ class _Collection:
         report.missing = tuple(i.hex() for i in self._marker.missing(packs))
         if self._state.phase == CONDEMNED:
             report.next_run_at = self._state.condemned_at() + options.grace_s
-        if options.repack_below > 0:
-            chosen = self._choose(packs, garbage.keys() | condemned, expired_before)
+        if options.repacks:
+            chosen = self._choose(packs, garbage.keys() | condemned, expired_before).packs
             report.packs_rewritten = len(chosen)
             report.bytes_rewritten = sum(pack.live_bytes for pack in chosen)
 
@@ -225,24 +226,28 @@ class _Collection:
         remove_scratch(self._bucket, before=now - SCRATCH_S)
 
     def _repack(self) -> None:
-        chosen = self._choose(self._marker.packs(), self._undeletable.keys(), 0)
-        if chosen:
-            self._repacker.rewrite(chosen)
-            self._report.packs_rewritten = len(chosen)
+        choice = self._choose(self._marker.packs(), self._undeletable.keys(), 0)
+        if choice.packs:
+            self._repacker.rewrite(choice.packs, choice.live)
+            self._report.packs_rewritten = len(choice.packs)
             self._report.bytes_rewritten = self._repacker.bytes_written
             # Neither is moved the next time, in vain, nor does a put come to rely on them.
             mark_damaged(self._bucket, {at.pack_id for at in self._repacker.damaged})
 
     def _choose(
         self, packs: dict[bytes, int], condemned: Set[bytes], expired_before: float
-    ) -> list[PackFacts]:
-        return self._repacker.candidates(
-            packs,
-            self._marker.pins(expired_before),
-            condemned | damaged_packs(self._bucket),
-            repack_below=self._options.repack_below,
-            bytes_max=self._options.max_repack_bytes,
-        )
+    ) -> Choice:
+        survey = Survey(self._marker, self._memory, self._options, self._now())
+        pins = self._marker.pins(expired_before)
+        choice = survey.choose(packs, pins, condemned | damaged_packs(self._bucket))
+        report, estimate = self._report, choice.estimate
+        report.repack_manifests = estimate.manifests
+        report.repack_requests = estimate.requests
+        report.repack_cost = estimate.cost
+        report.repack_bytes_freed = estimate.bytes_freed
+        report.repack_saves = estimate.saves
+        report.bytes_left = choice.bytes_left
+        return choice
 
     # ------------------------------------------------------------ time and progress
 

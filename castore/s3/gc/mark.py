@@ -7,25 +7,32 @@ other way around, a name could come between.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 from castore.errors import FormatError
 from castore.format.s3 import session_of
-from castore.format.s3_gc import PackIds, decode_pin
+from castore.format.s3_gc import References, decode_pin
 from castore.format.s3_told import listed_bytes
+from castore.format.segment import decode_segment
 from castore.model import Stages
 from castore.s3.client.bucket import KeyAbsent, Listed
+from castore.s3.gc.listing import list_names, list_packs
+from castore.s3.gc.live import frames_by_pack
 from castore.s3.gc.memory import CollectorMemory
-from castore.s3.keys import NAMES, PINS, listed_packs, name_of, session_of_pin
-from castore.s3.manifests import decode_own_head, read_manifest
+from castore.s3.keys import PINS, name_of, session_of_pin
+from castore.s3.manifests import decode_own_head, read_manifest, read_part
 from castore.s3.packs import absent_packs
 from castore.s3.parts import Parts
 from castore.s3.told import undamaged
 
-HEAD_BYTES = 16 << 10  # of a manifest, in the first request
+HEAD_BYTES = 16 << 10  # of a manifest, in the first request,
+WHOLE_BYTES = 256 << 10  # or if its frames are wanted
+PART_BYTES = 8 << 20
 PAGE_NAMES = 1000
+START_EVERY = 20_000  # names: where another listing is begun the next time
 PIN_S = 7 * 86_400  # a writer's session is over after one day
 
 
@@ -43,7 +50,13 @@ class Pins:
 class S3Marker:
     """Of one store; it changes nothing."""
 
-    def __init__(self, parts: Parts, memory: CollectorMemory, stages: Stages) -> None:
+    def __init__(
+        self, parts: Parts, memory: CollectorMemory, stages: Stages, *, with_frames: bool = False
+    ) -> None:
+        """`with_frames`: what is read of a manifest are its frames, too, as somebody will want
+        them."""
+        self._with_frames = with_frames
+        self.packs_made: dict[bytes, float] = {}  # when, by the server, of those listed last
         self.objects = 0  # in the last listing of names
         self.listed_bytes = 0  # that listings take which tell of all of them
         self.referred: set[bytes] = set()  # packs that these had
@@ -55,7 +68,12 @@ class S3Marker:
 
     def packs(self) -> dict[bytes, int]:
         """All packs, and their bytes."""
-        return listed_packs(self._bucket)
+        sizes, self.packs_made = {}, {}
+        for pack_id, entry in list_packs(self._bucket, self._requests):
+            sizes[pack_id] = entry.size
+            if self._with_frames:
+                self.packs_made[pack_id] = entry.modified
+        return sizes
 
     def garbage(self, packs: dict[bytes, int], *, expired_before: float) -> dict[bytes, int]:
         """Those of `packs`, which were listed before, that nothing protects now, and their bytes.
@@ -63,7 +81,8 @@ class S3Marker:
         pins = self.pins(expired_before)
         left = {i: size for i, size in packs.items() if not pins.protect(i)}
         self.referred = set()
-        for referred in self.references():
+        for page in self.references():
+            referred = {pack_id for _, each in page.values() for pack_id in each.packs}
             self.referred |= referred
             for pack_id in referred:
                 left.pop(pack_id, None)
@@ -109,42 +128,69 @@ class S3Marker:
 
     # ------------------------------------------------------------ names
 
-    def references(self) -> Iterator[set[bytes]]:
-        """The packs that the names refer to, some names at a time."""
+    def references(
+        self, *, with_frames: bool = False
+    ) -> Iterator[Mapping[bytes, tuple[str, References]]]:
+        """What the names refer to, and by which ETag, some names at a time."""
         self.objects, self.listed_bytes, after = 0, 0, b""
         self._stages.begin_stage("marking", 0)
-        entries = (
-            (name, entry)
-            for entry in self._bucket.list(NAMES)
-            if (name := name_of(entry)) is not None
-        )
+        listed_names = list_names(self._bucket, self._requests, self._memory.starts())
+        entries = ((name, e) for e in listed_names if (name := name_of(e)) is not None)
+        starts: list[bytes] = []
+        unmarked = 0  # names since the last of these
         while page := list(islice(entries, PAGE_NAMES)):
             listed = [(name, entry.etag) for name, entry in page]
-            size = sum(entry.size for _, entry in page)
-            known = self._memory.packs_of(listed)
-            reading = [
-                (name, self._requests.submit(self._read_packs, name))
-                for name, _ in listed
-                if name not in known
-            ]
-            read = {name: found for name, future in reading if (found := future.result())}
-            self._memory.remember(after, listed, read)
-            self.objects += len(known) + len(read)
+            found = self._referred(after, listed, with_frames=with_frames)
+            self.objects += len(found)
             self.listed_bytes += sum(listed_bytes(*each) for each in listed)
             after = listed[-1][0]
-            self._stages.relative_update(size)
-            yield {i for packs in known.values() for i in packs} | {
-                i for _, packs in read.values() for i in packs
-            }
+            unmarked += len(page)
+            if unmarked >= START_EVERY:
+                starts.append(after)
+                unmarked = 0
+            self._stages.relative_update(sum(entry.size for _, entry in page))
+            yield found
         self._memory.remember(after, [], {})
+        self._memory.remember_starts(starts)
 
-    def _read_packs(self, name: bytes) -> tuple[str, PackIds] | None:
-        """(ETag, packs) of what the name maps to now; None if it is gone since it was listed."""
+    def _referred(
+        self, after: bytes, listed: list[tuple[bytes, str]], *, with_frames: bool
+    ) -> dict[bytes, tuple[str, References]]:
+        """Of the names listed, those that are there, from what is remembered or is read now."""
+        known = self._memory.references_of(listed, with_frames=with_frames)
+        reading = [
+            (name, self._requests.submit(self._read, name))
+            for name, _ in listed
+            if name not in known
+        ]
+        read = {name: found for name, future in reading if (found := future.result())}
+        self._memory.remember(after, listed, read)
+        return {name: (etag, known[name]) for name, etag in listed if name in known} | read
 
-        def packs(etag: str, raw: bytes) -> tuple[str, PackIds]:
-            return etag, tuple(decode_own_head(raw, self._store_id).packs)
+    def _read(self, name: bytes) -> tuple[str, References] | None:
+        """(ETag, what it refers to) of what the name maps to now; None if it is gone since it was
+        listed."""
 
+        def referred(etag: str, raw: bytes) -> tuple[str, References]:
+            head = decode_own_head(raw, self._store_id)
+            if not self._with_frames:
+                return etag, References(tuple(head.packs))
+            frames = {pack_id: array("Q") for pack_id in head.packs}
+            at = 0  # where `raw` begins in the manifest
+            for place in head.segments:
+                end = place.offset + place.length
+                if end > at + len(raw):
+                    at = place.offset
+                    last = head.segments[-1]
+                    upto = max(end, min(at + PART_BYTES, last.offset + last.length))
+                    raw = read_part(self._bucket, name, etag, at, upto)
+                frames_by_pack(decode_segment(raw[place.offset - at : end - at]), frames)
+            if len(frames) > len(head.packs):
+                raise FormatError("a segment leads to a pack that its manifest does not tell of")
+            return etag, References(tuple(frames), tuple(frames.values()))
+
+        first_bytes = WHOLE_BYTES if self._with_frames else HEAD_BYTES
         try:
-            return read_manifest(self._bucket, name, HEAD_BYTES, packs)
+            return read_manifest(self._bucket, name, first_bytes, referred)
         except KeyAbsent:
             return None

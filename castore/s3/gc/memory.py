@@ -1,19 +1,43 @@
 """What a collector of a store on S3 remembers from one run to the next, in the store's cache.
 
-Which packs each manifest refers to, by name and ETag, so that a run reads only the manifests that
-changed since the last one on this machine; and the version of `gc/state` that it saw last. All of
-it can be lost: then more is read, and one refusal is not made.
-"""
+What each manifest refers to, by name and ETag, so that a run reads only the manifests that changed
+since the last one on this machine; for how long what garbage has been kept; where a listing of the
+names can be begun at several places at once; and the version of `gc/state` that it saw last. All of
+it can be lost: then more is read, or guessed, and one refusal is not made.
+
+What is remembered of manifests has a bound. Beyond it no more is taken in, rather than what was
+used longest ago thrown out: each run goes through all of it in one order, and would throw out just
+what it is about to need."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from castore.format.s3_gc import PackIds, decode_references, encode_references
+import xxhash
+
+from castore.format.pack import PACK_ID_BYTES
+from castore.format.s3_gc import References, decode_references, encode_references
 from castore.s3.cache.store import StoreCache
 from castore.system.lmdb_env import Index, Snapshot, Table, Txn
 
+ROWS_BYTES_MAX = 8 << 30  # of manifests, together
+ROW_BYTES_MAX = 8 << 20  # of one: that of an object of some 60 GB
+
 _STATE_VERSION = b"gc state version"
+_ROWS_BYTES = b"gc rows bytes"
+_KEPT = b"gc garbage kept"
+_STARTS = b"gc listing starts"
+_KEPT_ROW = struct.Struct(f"<{PACK_ID_BYTES}sQd")
+
+
+class Kept(NamedTuple):
+    """Of a pack: the bytes of garbage in it when it was looked at last, and the byte-seconds for
+    which there had been garbage by then."""
+
+    dead: int
+    byte_seconds: float
 
 
 class CollectorMemory:
@@ -40,15 +64,19 @@ class CollectorMemory:
 
     # ------------------------------------------------------------ manifests
 
-    def packs_of(self, listed: Sequence[tuple[bytes, str]]) -> dict[bytes, PackIds]:
-        """The packs of those of the (name, ETag) that are remembered."""
+    def references_of(
+        self, listed: Sequence[tuple[bytes, str]], *, with_frames: bool
+    ) -> dict[bytes, References]:
+        """Of those of the (name, ETag) that are remembered; `with_frames`, of which these are, too,
+        which are left out otherwise."""
 
-        def read(index: Index, txn: Snapshot) -> dict[bytes, PackIds]:
+        def read(index: Index, txn: Snapshot) -> dict[bytes, References]:
             found = {}
             for name, etag in listed:
-                packs = decode_references(name, etag, txn.get(name, db=index.references))
-                if packs is not None:
-                    found[name] = packs
+                row = txn.get(name, db=index.references)
+                references = decode_references(name, etag, row, with_frames=with_frames)
+                if references is not None:
+                    found[name] = references
             return found
 
         return self._cache.read(read, {})
@@ -57,7 +85,7 @@ class CollectorMemory:
         self,
         after: bytes,
         listed: Sequence[tuple[bytes, str]],
-        fresh: Mapping[bytes, tuple[str, PackIds]],
+        fresh: Mapping[bytes, tuple[str, References]],
     ) -> None:
         """What is `fresh` of the names `listed`, which are all that follow `after`, up to the last
         of them: others between are no longer there. With an empty list, all behind `after`."""
@@ -65,11 +93,23 @@ class CollectorMemory:
         upto = listed[-1][0] if listed else None
 
         def write(index: Index, txn: Txn) -> None:
-            for name in list(_between(txn, index.references, after, upto)):
-                if name not in there:
+            size = before = _number(txn.get(_ROWS_BYTES, db=index.meta))
+            rows = {
+                name: encode_references(name, etag, references)
+                for name, (etag, references) in fresh.items()
+            }
+            gone = [n for n in _between(txn, index.references, after, upto) if n not in there]
+            for name in (*gone, *rows):
+                row = txn.get(name, db=index.references)
+                if row is not None:
+                    size -= len(name) + len(row)
                     txn.delete(name, db=index.references)
-            for name, (etag, packs) in fresh.items():
-                txn.put(name, encode_references(name, etag, packs), db=index.references)
+            for name, row in rows.items():
+                if len(row) <= ROW_BYTES_MAX and size + len(name) + len(row) <= ROWS_BYTES_MAX:
+                    size += len(name) + len(row)
+                    txn.put(name, row, db=index.references)
+            if size != before:
+                txn.put(_ROWS_BYTES, max(size, 0).to_bytes(8, "little"), db=index.meta)
 
         def has_others(index: Index, txn: Snapshot) -> bool:
             rows = _between(txn, index.references, after, upto)
@@ -78,6 +118,49 @@ class CollectorMemory:
         outdated: bool = self._cache.read(has_others, False)
         if fresh or outdated:
             self._cache.write(write)
+
+    # ------------------------------------------------------------ garbage in packs
+
+    def kept(self) -> tuple[float, dict[bytes, Kept]] | None:
+        """When packs were looked at last, in seconds by the server's clock, and those that had
+        garbage then; None if that is not known."""
+        raw = self._cache.read(lambda index, txn: txn.get(_KEPT, db=index.meta), None)
+        if raw is None or len(raw) < 16 or raw[:8] != xxhash.xxh3_64_digest(raw[8:]):
+            return None
+        found = {
+            pack_id: Kept(dead, byte_seconds)
+            for pack_id, dead, byte_seconds in _KEPT_ROW.iter_unpack(raw[16:])
+        }
+        return struct.unpack_from("<d", raw, 8)[0], found
+
+    def keep(self, now: float, kept: Mapping[bytes, Kept]) -> None:
+        rows = [_KEPT_ROW.pack(pack_id, *each) for pack_id, each in kept.items()]
+        raw = b"".join([struct.pack("<d", now), *rows])
+        self._put(_KEPT, xxhash.xxh3_64_digest(raw) + raw)
+
+    # ------------------------------------------------------------ listings
+
+    def starts(self) -> list[bytes]:
+        """Names, in order, that had about as many others between each two when they were listed
+        last."""
+        raw = self._cache.read(lambda index, txn: txn.get(_STARTS, db=index.meta), None)
+        if raw is None or raw[:8] != xxhash.xxh3_64_digest(raw[8:]):
+            return []
+        return raw[8:].split(b"\0") if len(raw) > 8 else []
+
+    def remember_starts(self, names: Sequence[bytes]) -> None:
+        raw = b"\0".join(names)
+        self._put(_STARTS, xxhash.xxh3_64_digest(raw) + raw)
+
+    def _put(self, key: bytes, raw: bytes) -> None:
+        def write(index: Index, txn: Txn) -> None:
+            txn.put(key, raw, db=index.meta)
+
+        self._cache.write(write)
+
+
+def _number(raw: bytes | None) -> int:
+    return 0 if raw is None else int.from_bytes(raw, "little")
 
 
 def _between(
