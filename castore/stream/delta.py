@@ -33,7 +33,7 @@ try:
 except ImportError:
     _native = None  # type: ignore[assignment]
 
-LEVEL = 3
+LEVEL = 4  # with so small a dictionary as fast as 3, and 1 % smaller
 ZSTD_BYTES_MIN = 64  # less is left as it is
 # Of the deltas with more, one in 50 was at most half of the plain frame (wheels of scipy).
 LITERALS_SHARE_MAX = 0.6
@@ -55,8 +55,8 @@ _thread = threading.local()
 
 def encode_delta(raw: Buffer, bases: Sequence[Buffer]) -> bytes | None:
     """`raw` as a delta of its bases, in this order; None where none can be made, or where it would
-    be no smaller than half of `raw` compressed by itself, as far as can be told from how much of
-    it is literals. `decode_delta` takes the same bases."""
+    be no smaller than about half of `raw` compressed by itself, as far as can be told from how much
+    of it is literals. `decode_delta` takes the same bases."""
     if _native is None:
         return None
     base = bases[0] if len(bases) == 1 else b"".join(bases)
