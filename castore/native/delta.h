@@ -45,16 +45,26 @@ size_t delta_sequences_bound(size_t size);
 bool delta_encode(struct delta_input base, struct delta_input raw, struct delta_output *sequences,
                   struct delta_output *literals);
 
-/* What the sequences and literals say, which is to fill `raw` exactly; false if it does not, or if
-   they are malformed. */
-bool delta_apply(struct delta_input sequences, struct delta_input literals,
+/* A sequence, decoded: so many literals, then [from, from + copied) of the bases. */
+struct delta_copy {
+    uint32_t literals, from, copied;
+};
+
+/* The sequences; `copies` has room for a third of their bytes. False if they are malformed: no copy
+   is of what is not in the bases. */
+bool delta_copies(struct delta_input sequences, size_t bases_size, struct delta_copy *copies,
+                  size_t *count);
+
+/* What the copies (their bytes) and literals say, which is to fill `raw` exactly; false if it does
+   not, or if they are not in the bases. */
+bool delta_apply(struct delta_input copies, struct delta_input literals,
                  const struct delta_bases *bases, struct delta_output raw);
 
 /* The bytes of the bases that literals stand in for: what literals look like, if they are like
    anything. `literals` is how many there are; `size` is how many bytes it takes, at most
-   DELTA_CONTEXT_MAX; where `context` is NULL, only that is found out. False if the sequences are
-   malformed. */
-bool delta_context(struct delta_input sequences, size_t literals, const struct delta_bases *bases,
+   DELTA_CONTEXT_MAX. Where `context` is NULL only that is found out; else `size` is that, and the
+   room that there is. False if the copies are not in the bases. */
+bool delta_context(struct delta_input copies, size_t literals, const struct delta_bases *bases,
                    uint8_t *context, size_t *size);
 
 /* The blocks of a zstd frame, and how many bytes it says that they hold; false if it is none, or
@@ -66,7 +76,7 @@ bool zstd_blocks(struct delta_input frame, struct delta_input *blocks, uint64_t 
    in a block, and a decoder without a dictionary need not be made anew for each delta. `context` is
    what delta_context measured; `frame` has room for delta_frame_bytes. */
 size_t delta_frame_bytes(struct delta_input blocks, size_t context);
-void delta_frame(struct delta_input sequences, struct delta_input blocks, size_t literals,
+void delta_frame(struct delta_input copies, struct delta_input blocks, size_t literals,
                  const struct delta_bases *bases, size_t context, uint8_t *frame);
 
 #endif

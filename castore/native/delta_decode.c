@@ -3,6 +3,7 @@
 #include <string.h>
 
 enum {
+    SHORT_BYTES = 32,
     CONTEXT_MORE = 256,
     ZSTD_MAGIC = 0xFD2FB528,
     ZSTD_SINGLE_SEGMENT = 0x20,
@@ -21,12 +22,13 @@ static inline size_t least(size_t a, size_t b)
 
 /* ---- sequences ------------------------------------------------------------------------------ */
 
-struct sequence {
-    size_t literals, from, copied; /* the copy is of [from, from + copied) of the bases */
-};
-
 static inline bool take_number(struct delta_input *from, uint64_t *number)
 {
+    if (from->size > 0 && *from->bytes < 0x80) {
+        *number = *from->bytes++;
+        from->size--;
+        return true;
+    }
     *number = 0;
     for (int shift = 0; shift < 35; shift += 7) {
         if (from->size == 0) {
@@ -42,22 +44,50 @@ static inline bool take_number(struct delta_input *from, uint64_t *number)
     return false;
 }
 
-/* The next one, of a copy that lies in the bases; false if it is malformed. */
-static bool take_sequence(struct delta_input *from, size_t bases_size, size_t expected,
-                          struct sequence *sequence)
+static inline bool lies_in(const struct delta_copy *copy, size_t bases_size)
 {
-    uint64_t literals, zigzag, copied;
-    if (!take_number(from, &literals) || !take_number(from, &zigzag) ||
-        !take_number(from, &copied)) {
-        return false;
+    return copy->from <= bases_size && copy->copied <= bases_size - copy->from;
+}
+
+bool delta_copies(struct delta_input sequences, size_t bases_size, struct delta_copy *copies,
+                  size_t *count)
+{
+    int64_t expected = 0;
+    for (*count = 0; sequences.size > 0; ++*count) {
+        uint64_t literals, zigzag, copied;
+        if (!take_number(&sequences, &literals) || !take_number(&sequences, &zigzag) ||
+            !take_number(&sequences, &copied)) {
+            return false;
+        }
+        const int64_t moved = zigzag & 1 ? -(int64_t)(zigzag / 2) - 1 : (int64_t)(zigzag / 2);
+        const int64_t from = expected + (int64_t)literals + moved;
+        if (literals > DELTA_BYTES_MAX || from < 0 || from > DELTA_BYTES_MAX ||
+            copied > DELTA_BYTES_MAX) {
+            return false;
+        }
+        const struct delta_copy copy = {(uint32_t)literals, (uint32_t)from, (uint32_t)copied};
+        if (!lies_in(&copy, bases_size)) {
+            return false;
+        }
+        copies[*count] = copy;
+        expected = from + (int64_t)copied;
     }
-    const int64_t moved = zigzag & 1 ? -(int64_t)(zigzag / 2) - 1 : (int64_t)(zigzag / 2);
-    const int64_t begin = (int64_t)(expected + literals) + moved;
-    if (begin < 0 || (uint64_t)begin > bases_size || copied > bases_size - (uint64_t)begin) {
-        return false;
-    }
-    *sequence = (struct sequence){(size_t)literals, (size_t)begin, (size_t)copied};
     return true;
+}
+
+/* The next one; they need not be aligned. */
+static inline struct delta_copy take_copy(struct delta_input *copies)
+{
+    struct delta_copy copy;
+    memcpy(&copy, copies->bytes, sizeof copy);
+    copies->bytes += sizeof copy;
+    copies->size -= sizeof copy;
+    return copy;
+}
+
+static bool are_copies(struct delta_input copies)
+{
+    return copies.size % sizeof(struct delta_copy) == 0;
 }
 
 /* ---- bases ---------------------------------------------------------------------------------- */
@@ -72,9 +102,20 @@ bool delta_add_base(struct delta_bases *bases, struct delta_input base)
     return true;
 }
 
-/* Copy [from, from + size) of the bases, which has them. */
-static inline void copy_bases(uint8_t *to, const struct delta_bases *bases, size_t from,
+/* Most pieces are short: where there is room, these are copied without a look at how short. */
+static inline void copy_bytes(uint8_t *to, size_t room, const uint8_t *from, size_t there,
                               size_t size)
+{
+    if (size <= SHORT_BYTES && room >= SHORT_BYTES && there >= SHORT_BYTES) {
+        memcpy(to, from, SHORT_BYTES);
+    } else {
+        memcpy(to, from, size);
+    }
+}
+
+/* Copy [from, from + size) of the bases, which has them, to where `room` bytes are. */
+static inline void copy_bases(uint8_t *to, size_t room, const struct delta_bases *bases,
+                              size_t from, size_t size)
 {
     const struct delta_input *base = bases->each;
     for (; size > 0; base++) {
@@ -82,32 +123,35 @@ static inline void copy_bases(uint8_t *to, const struct delta_bases *bases, size
             from -= base->size;
             continue;
         }
-        const size_t here = least(size, base->size - from);
-        memcpy(to, base->bytes + from, here);
+        const size_t there = base->size - from, here = least(size, there);
+        copy_bytes(to, room, base->bytes + from, there, here);
         to += here;
+        room -= here;
         size -= here;
         from = 0;
     }
 }
 
-bool delta_apply(struct delta_input sequences, struct delta_input literals,
+bool delta_apply(struct delta_input copies, struct delta_input literals,
                  const struct delta_bases *bases, struct delta_output raw)
 {
-    size_t expected = 0;
-    while (sequences.size > 0) {
-        struct sequence next;
-        if (!take_sequence(&sequences, bases->size, expected, &next) ||
-            next.literals > literals.size || next.literals > raw.size ||
-            next.copied > raw.size - next.literals) {
+    if (!are_copies(copies)) {
+        return false;
+    }
+    while (copies.size > 0) {
+        const struct delta_copy next = take_copy(&copies);
+        if (next.literals > literals.size || next.literals > raw.size ||
+            next.copied > raw.size - next.literals || !lies_in(&next, bases->size)) {
             return false;
         }
-        memcpy(raw.bytes, literals.bytes, next.literals);
-        copy_bases(raw.bytes + next.literals, bases, next.from, next.copied);
-        raw.bytes += next.literals + next.copied;
-        raw.size -= next.literals + next.copied;
+        copy_bytes(raw.bytes, raw.size, literals.bytes, literals.size, next.literals);
+        raw.bytes += next.literals;
+        raw.size -= next.literals;
+        copy_bases(raw.bytes, raw.size, bases, next.from, next.copied);
+        raw.bytes += next.copied;
+        raw.size -= next.copied;
         literals.bytes += next.literals;
         literals.size -= next.literals;
-        expected = next.from + next.copied;
     }
     if (literals.size != raw.size) {
         return false;
@@ -131,35 +175,39 @@ static size_t replaced_bytes(size_t bases_size, size_t expected, size_t literals
     return least(literals + CONTEXT_MORE, bases_size - expected);
 }
 
-/* Without `context` it is only measured. */
-static inline void add_context(uint8_t *context, size_t *size, const struct delta_bases *bases,
-                               size_t from, size_t replaced)
+/* Without `context` it is only measured; else `end` is what was. */
+static inline void add_context(uint8_t *context, size_t end, size_t *size,
+                               const struct delta_bases *bases, size_t from, size_t replaced)
 {
     if (replaced > DELTA_CONTEXT_MAX - *size) {
         return;
     }
     if (context != NULL) {
-        copy_bases(context + *size, bases, from, replaced);
+        copy_bases(context + *size, end - *size, bases, from, replaced);
     }
     *size += replaced;
 }
 
-bool delta_context(struct delta_input sequences, size_t literals, const struct delta_bases *bases,
+bool delta_context(struct delta_input copies, size_t literals, const struct delta_bases *bases,
                    uint8_t *context, size_t *size)
 {
+    const size_t end = *size;
     size_t expected = 0;
     *size = 0;
-    while (sequences.size > 0) {
-        struct sequence next;
-        if (!take_sequence(&sequences, bases->size, expected, &next) || next.literals > literals) {
+    if (!are_copies(copies)) {
+        return false;
+    }
+    while (copies.size > 0) {
+        const struct delta_copy next = take_copy(&copies);
+        if (next.literals > literals || !lies_in(&next, bases->size)) {
             return false;
         }
         const size_t replaced = replaced_bytes(bases->size, expected, next.literals, next.from);
-        add_context(context, size, bases, expected, replaced);
+        add_context(context, end, size, bases, expected, replaced);
         literals -= next.literals;
-        expected = next.from + next.copied;
+        expected = (size_t)next.from + next.copied;
     }
-    add_context(context, size, bases, expected,
+    add_context(context, end, size, bases, expected,
                 replaced_bytes(bases->size, expected, literals, 0));
     return true;
 }
@@ -211,7 +259,7 @@ size_t delta_frame_bytes(struct delta_input blocks, size_t context)
     return ZSTD_HEAD_BYTES + (context > 0 ? ZSTD_BLOCK_HEAD_BYTES : 0) + context + blocks.size;
 }
 
-void delta_frame(struct delta_input sequences, struct delta_input blocks, size_t literals,
+void delta_frame(struct delta_input copies, struct delta_input blocks, size_t literals,
                  const struct delta_bases *bases, size_t context, uint8_t *frame)
 {
     put_little_endian(frame, (uint32_t)ZSTD_MAGIC, 4);
@@ -221,7 +269,7 @@ void delta_frame(struct delta_input sequences, struct delta_input blocks, size_t
     if (context > 0) { /* a block that is stored raw, and not the last */
         put_little_endian(frame, (uint64_t)context << 3, ZSTD_BLOCK_HEAD_BYTES);
         frame += ZSTD_BLOCK_HEAD_BYTES;
-        delta_context(sequences, literals, bases, frame, &context);
+        delta_context(copies, literals, bases, frame, &context);
     }
     memcpy(frame + context, blocks.bytes, blocks.size);
 }

@@ -63,7 +63,10 @@ def encode_delta(raw: Buffer, bases: Sequence[Buffer]) -> bytes | None:
     sequences, literals = _native.delta_encode(raw, base)
     if len(literals) > LITERALS_SHARE_MAX * memoryview(raw).nbytes:
         return None
-    context = _context(sequences, len(literals), [base]) if len(literals) >= ZSTD_BYTES_MIN else b""
+    context = b""
+    if len(literals) >= ZSTD_BYTES_MIN:
+        copies = _native.delta_copies(sequences, [base])
+        context = _native.delta_context(copies, len(literals), [base])
     stored_sequences, stored_literals = _compress(sequences), _compress(literals, context)
     head = len(stored_sequences) << 8
     head |= _SEQUENCES_ZSTD if len(stored_sequences) < len(sequences) else 0
@@ -86,27 +89,19 @@ def decode_delta(payload: bytes | memoryview, bases: Sequence[Buffer], raw_bytes
         if head & _SEQUENCES_ZSTD:
             most = (raw_bytes // _SEED_BYTES + 1) * _SEQUENCE_BYTES_MAX
             sequences = _decompress(sequences, _size_of(sequences, most))
+        if _native is None:
+            if head & _LITERALS_ZSTD:
+                size = _size_of(literals, raw_bytes)
+                context = reference_context(sequences, size, bases)
+                literals = _decompress(literals, size, context)
+            return reference_apply(sequences, literals, bases, raw_bytes)
+        copies = _native.delta_copies(sequences, bases)
         if head & _LITERALS_ZSTD:
-            literals = _literals(sequences, literals, bases, raw_bytes)
-        apply = reference_apply if _native is None else _native.delta_apply
-        return apply(sequences, literals, bases, raw_bytes)
+            frame, before, size = _native.delta_frame(copies, literals, bases, raw_bytes)
+            literals = memoryview(_decompress(frame, before + size))[before:]
+        return _native.delta_apply(copies, literals, bases, raw_bytes)
     except (ValueError, zstandard.ZstdError) as error:
         raise FormatError(f"delta does not decode: {error}") from error
-
-
-def _literals(
-    sequences: Bytes, compressed: Bytes, bases: Sequence[Buffer], most: int
-) -> bytes | memoryview:
-    if _native is None:
-        size = _size_of(compressed, most)
-        return _decompress(compressed, size, reference_context(sequences, size, bases))
-    frame, context, size = _native.delta_frame(sequences, compressed, bases, most)
-    return memoryview(_decompress(frame, context + size))[context:]
-
-
-def _context(sequences: bytes, literals_bytes: int, bases: Sequence[Buffer]) -> bytes:
-    context = reference_context if _native is None else _native.delta_context
-    return context(sequences, literals_bytes, bases)
 
 
 # ------------------------------------------------------------------------- what is left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import struct
 
 import pytest
 import zstandard
@@ -61,9 +62,10 @@ def test_a_delta_decodes_to_what_it_was_made_of(source, seed, edits, split):
 def test_the_reference_does_what_c_does(source, seed, edits):
     raw = edited(source, random.Random(seed), edits)
     sequences, literals = _native.delta_encode(raw, source)
-    assert _native.delta_apply(sequences, literals, [source], len(raw)) == raw
+    copies = _native.delta_copies(sequences, [source])
+    assert _native.delta_apply(copies, literals, [source], len(raw)) == raw
     assert reference_apply(sequences, literals, [source], len(raw)) == raw
-    context = _native.delta_context(sequences, len(literals), [source])
+    context = _native.delta_context(copies, len(literals), [source])
     assert reference_context(sequences, len(literals), [source]) == context
     assert len(context) <= delta.CONTEXT_BYTES_MAX
 
@@ -86,10 +88,36 @@ def answer(function, *arguments):
 )
 def test_of_malformed_sequences_the_reference_says_what_c_says(sequences, literals, raw_bytes):
     base, left = [TEXT[:100], b"", TEXT[100:300]], NOISE[:literals]
-    c = answer(_native.delta_apply, sequences, left, base, raw_bytes)
+    copies = answer(_native.delta_copies, sequences, base)
+    c = None if copies is None else answer(_native.delta_apply, copies, left, base, raw_bytes)
     assert answer(reference_apply, sequences, left, base, raw_bytes) == c
-    c = answer(_native.delta_context, sequences, literals, base)
+    c = None if copies is None else answer(_native.delta_context, copies, literals, base)
     assert answer(reference_context, sequences, literals, base) == c
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 70)] * 3), max_size=12),
+    st.binary(max_size=5),
+    st.integers(0, 200),
+    st.integers(0, 500),
+)
+def test_copies_of_anything_are_bounded(numbers, behind, literals, raw_bytes):
+    """Short ones, near the ends of what there is; and what no sequences decode to."""
+    copies = struct.pack(f"<{3 * len(numbers)}I", *(n for each in numbers for n in each)) + behind
+    bases, left = [TEXT[:40], b"", TEXT[40:70], TEXT[70:100]], NOISE[:literals]
+    base, raw, at = b"".join(bases), b"", 0
+    for count, begin, copied in numbers:
+        raw += left[at : at + count] + base[begin : begin + copied]
+        at += count
+    raw += left[at:]
+    right = len(behind) == 0 and at <= literals
+    right = right and all(begin + copied <= len(base) for _, begin, copied in numbers)
+    for size in (raw_bytes, len(raw)):
+        expected = raw if right and size == len(raw) else None
+        assert answer(_native.delta_apply, copies, left, bases, size) == expected
+    context = answer(_native.delta_context, copies, literals, bases)
+    assert (context is not None) == right
 
 
 def test_a_changed_line_costs_about_that_line():
@@ -182,7 +210,8 @@ def test_literals_behind_their_context_are_those_with_it_as_a_dictionary(
     raw = edited(TEXT, random.Random(seed), edits)
     bases = [TEXT[:20_000], TEXT[20_000:]]
     sequences, literals = _native.delta_encode(raw, TEXT)
-    context = _native.delta_context(sequences, len(literals), bases)
+    copies = _native.delta_copies(sequences, bases)
+    context = _native.delta_context(copies, len(literals), bases)
     dictionary = zstandard.ZstdCompressionDict(context, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     options = {} if window_log is None else {"window_log": window_log}
     parameters = zstandard.ZstdCompressionParameters.from_level(
@@ -194,12 +223,12 @@ def test_literals_behind_their_context_are_those_with_it_as_a_dictionary(
     )
     if not told:
         with pytest.raises(ValueError, match="malformed"):
-            _native.delta_frame(sequences, frame, bases, len(raw))
+            _native.delta_frame(copies, frame, bases, len(raw))
         return
     if flip < len(frame):
         frame[flip] ^= 1 << seed % 8
     try:
-        framed, before, size = _native.delta_frame(sequences, frame, bases, len(raw))
+        framed, before, size = _native.delta_frame(copies, frame, bases, len(raw))
         assert before <= len(context) or flip < len(frame)
         decoded = zstandard.ZstdDecompressor().decompress(framed)
     except (ValueError, zstandard.ZstdError):
