@@ -16,6 +16,7 @@ COUNTED = {
     "gc state": "put a flipped bit right in what collectors announce; if their list of condemned "
     "packs is lost, condemn all packs that no name has",
     "hints": "write the hints anew",
+    "samples": "remove them",
     "pin": "move {} pins that can't be read below quarantine/",
 }
 

@@ -37,6 +37,7 @@ from castore.s3.keys import (
     PROBE,
     PROPOSALS,
     QUARANTINE,
+    SAMPLES,
     new_proposal_key,
     pack_of,
     quarantine_key,
@@ -49,7 +50,7 @@ CONFIG_BYTES_MAX = 1 << 17
 WITNESSES_MAX = 16  # packs, and as many manifests, that are asked
 HEAD_BYTES_MAX = 1 << 20
 
-_OURS = (NAMES, PACKS, PINS, GC, HINTS, LISTINGS, DAMAGED, QUARANTINE)
+_OURS = (NAMES, PACKS, PINS, GC, HINTS, SAMPLES, LISTINGS, DAMAGED, QUARANTINE)
 
 
 def read_config(bucket: Bucket) -> StoreConfig | None:

@@ -7,20 +7,27 @@ of is uploaded again, and a pack that they tell of is looked for before it is re
 Objects of few packs add up, so a writer that finds many merges them into one. Two that do so at
 once only tell everything twice, and a reader that finds an object gone between its listing and its
 reading misses it until it opens the store again.
+
+Of a store of many packs nobody reads all of them: beyond READ_BYTES_MAX, what samples cover is read
+where it tells of one of the chunks that are looked up (see `samples`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from castore.errors import CastoreError
 from castore.format.pack import PackEntry
+from castore.format.s3_samples import is_sampled
 from castore.format.s3_told import decode_hints, encode_hints
+from castore.model import Location
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket
-from castore.s3.keys import HINTS, is_hints, new_hints_key
+from castore.s3.keys import HINTS, SAMPLES, is_hints, new_hints_key
+from castore.s3.samples import Sampled, write_samples
 from castore.s3.told import read_told
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
@@ -30,6 +37,13 @@ SMALL_BYTES = 1 << 20  # an object that may be merged
 SMALL_MAX = 32  # of them, before they are
 MERGED_BYTES_MAX = 4 << 20  # at once, the smallest first: in memory it is ten times that
 READ_AT_ONCE = 16
+# New to a machine, before its first put: more are read only as they are needed. It takes 4 seconds,
+# most of which is to remember them.
+READ_BYTES_MAX = 16 << 20
+SAMPLE_BYTES = 8 << 20  # of hints that no samples cover, before some are written
+ASKED_FIRST = 8  # chunks looked up by samples; twice as many each time that none of them leads on
+ASKED_MAX = 56  # in vain, of one batch
+REMEMBERED_MAX = 1 << 20  # chunks that were looked up in vain
 
 Pack = tuple[bytes, Sequence[PackEntry]]
 
@@ -47,6 +61,9 @@ class Hints:
         self._lock = ForkLock(Rank.STORES)
         self._pid = os.getpid()
         self._read = False
+        self._known_keys: set[str] = set()  # whose chunks are remembered
+        self._sampled = Sampled(bucket, store_id, requests)
+        self._asked: set[bytes] = set()
         self._small: dict[str, int] = {}  # sizes by key
         self._packs: list[Pack] = []
         self._frames = 0  # in these
@@ -58,17 +75,45 @@ class Hints:
                 return
             seen = self._cache.hints_seen()
             listed = listed_hints(self._bucket)
+            self._known_keys = seen & listed.keys()
             new = [key for key in listed if key not in seen]
-            for i in range(0, len(new), READ_AT_ONCE):
-                keys = new[i : i + READ_AT_ONCE]
-                futures = [self._requests.submit(self._read_one, key) for key in keys]
-                for future in futures:
-                    self._cache.add_chunks(future.result() or ())
-                self._cache.note_hints(keys)
+            if sum(listed[key] for key in new) > READ_BYTES_MAX:
+                self._read_some(new, listed)
+            else:
+                self._learn(new)
             if gone := seen.difference(listed):
                 self._cache.note_hints((), gone)
             self._small = {key: size for key, size in listed.items() if size < SMALL_BYTES}
             self._read = True
+
+    def known(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
+        """Where these chunks are, as far as others have told, or this machine has stored them."""
+        self.read()
+        known = self._cache.known(chunk_ids)
+        if not self._sampled:
+            return known
+        with self._lock:
+            left = [
+                chunk_id
+                for chunk_id in dict.fromkeys(chunk_ids)
+                if is_sampled(chunk_id) and chunk_id not in known and chunk_id not in self._asked
+            ]
+            asked, count = 0, ASKED_FIRST
+            while left and asked < ASKED_MAX:
+                now, left = left[:count], left[count:]
+                asked += len(now)
+                if len(self._asked) > REMEMBERED_MAX:
+                    self._asked.clear()
+                self._asked.update(now)
+                telling = self._sampled.telling_of(now) - self._known_keys
+                if telling:
+                    self._learn(sorted(telling))
+                    known = self._cache.known(chunk_ids)
+                    left = [chunk_id for chunk_id in left if chunk_id not in known]
+                    asked, count = 0, ASKED_FIRST
+                else:
+                    count *= 2
+        return known
 
     def tell(self, packs: Sequence[Pack]) -> None:
         """Packs that are uploaded."""
@@ -84,7 +129,7 @@ class Hints:
     def replace(self, packs: Iterable[Pack]) -> None:
         """Tell of these packs, all there are, in place of what was told before."""
         with self._lock:
-            before = list(listed_hints(self._bucket))
+            before = [*listed_hints(self._bucket), *(e.key for e in self._bucket.list(SAMPLES))]
             self._packs, self._frames, self._small = list(packs), 0, {}
             self._put()
             self._bucket.delete_many(before)
@@ -104,6 +149,32 @@ class Hints:
                 if len(self._small) > SMALL_MAX:
                     self._merge(requests)
 
+    def _learn(self, keys: Sequence[str]) -> dict[str, list[tuple[bytes, list[PackEntry]]]]:
+        """Read these, and remember their chunks; what they tell."""
+        told = {}
+        for i in range(0, len(keys), READ_AT_ONCE):
+            part = keys[i : i + READ_AT_ONCE]
+            futures = [self._requests.submit(self._read_one, key) for key in part]
+            for key, future in zip(part, futures, strict=True):
+                told[key] = future.result() or []
+                self._cache.add_chunks(told[key])
+            self._cache.note_hints(part)
+        self._known_keys.update(keys)
+        return told
+
+    def _read_some(self, new: Sequence[str], listed: Mapping[str, int]) -> None:
+        """Read what no samples cover, as much as is bearable, and leave samples of that for those
+        who come next."""
+        covered = self._sampled.read()
+        left = [key for key in new if key not in covered]
+        random.shuffle(left)  # several machines that are at it each read others
+        total = 0
+        reading = [key for key in left if (total := total + listed[key]) <= READ_BYTES_MAX]
+        told = self._learn(reading)
+        if sum(listed[key] for key in reading) >= SAMPLE_BYTES:
+            with contextlib.suppress(CastoreError):
+                write_samples(self._bucket, self._store_id, told)
+
     def _put(self) -> None:
         packs, self._packs, self._frames = self._packs, [], 0
         for part in in_parts(packs):
@@ -111,6 +182,7 @@ class Hints:
             key = new_hints_key()
             self._bucket.put(key, raw, idempotent=True)
             self._cache.note_hints([key])
+            self._known_keys.add(key)
             if len(raw) < SMALL_BYTES:
                 self._small[key] = len(raw)
 
@@ -154,15 +226,22 @@ def in_parts(packs: Iterable[Pack]) -> Iterator[list[Pack]]:
 
 
 def rewrite_hints(
-    bucket: Bucket, store_id: bytes, listed: dict[str, int], is_gone: Callable[[bytes], bool]
+    bucket: Bucket,
+    store_id: bytes,
+    listed: dict[str, int],
+    is_gone: Callable[[bytes], bool],
+    *,
+    covered: Collection[str] = (),
 ) -> None:
     """Take packs that are gone out of the hints `listed`, and put small objects of hints together.
     Those that replace others are there before the others go: a reader may be told twice, never
-    less."""
+    less. Of what is left as it is, and that samples do not cover yet, samples are written, where
+    that is much."""
     small = {key for key, size in listed.items() if size < SMALL_BYTES}
     merged = small if len(small) > SMALL_MAX else set()
     kept: dict[bytes, Sequence[PackEntry]] = {}
     replaced: list[str] = []
+    sampled: dict[str, list[tuple[bytes, list[PackEntry]]]] = {}
 
     def put() -> None:
         """Write what is kept, and drop what it replaces."""
@@ -175,10 +254,19 @@ def rewrite_hints(
 
     for key in listed:
         packs = read_told(bucket, store_id, key, decode_hints)
-        if packs is None or (key not in merged and not any(is_gone(i) for i, _ in packs)):
+        if packs is None:
+            continue
+        if key not in merged and not any(is_gone(i) for i, _ in packs):
+            if key not in covered and listed[key] >= SMALL_BYTES:
+                sampled[key] = packs
+                if sum(listed[each] for each in sampled) >= READ_BYTES_MAX:
+                    write_samples(bucket, store_id, sampled)
+                    sampled.clear()
             continue
         kept.update((i, entries) for i, entries in packs if not is_gone(i))
         replaced.append(key)
         if sum(map(len, kept.values())) >= FRAMES_MAX:
             put()
     put()
+    if sum(listed[key] for key in sampled) >= SAMPLE_BYTES:
+        write_samples(bucket, store_id, sampled)

@@ -23,6 +23,7 @@ PACKS: Final = "packs/"
 NAMES: Final = "names/"  # manifests
 PINS: Final = "pins/"  # what writers rely on
 HINTS: Final = "hints/"  # which chunks are in which packs
+SAMPLES: Final = "samples/"  # which hints tell of which chunks, where there are many hints
 LISTINGS: Final = "listings/"  # what names map to, for who lists
 GC: Final = "gc/"  # what collectors are at
 GC_STATE_KEY: Final = f"{GC}state"
@@ -38,7 +39,8 @@ _PIN = re.compile(f"{PINS}([0-9a-f]{{16}})/[0-9]{{1,9}}")
 _CONDEMNED = re.compile(f"{CONDEMNED_LISTS}([0-9]{{1,18}})")
 _DAMAGED = re.compile(f"{DAMAGED}([0-9a-f]{{32}})")
 _LISTING = re.compile(f"{LISTINGS}([1-9][0-9]{{0,6}}-)?[0-9a-f]{{32}}")  # before, with a count
-_HINTS = re.compile(f"{HINTS}[0-9a-f]{{2}}/[0-9a-f]{{32}}")
+_HINTS = re.compile(f"{HINTS}[0-9a-f]{{2}}/([0-9a-f]{{32}})")
+_SAMPLES = re.compile(f"({SAMPLES}[0-9a-f]{{32}})(/[0-9]{{1,5}})?")
 
 
 # ---------------------------------------------------------------- the keys it gives
@@ -57,8 +59,21 @@ def pin_key(session: bytes, number: int) -> str:
 
 
 def new_hints_key() -> str:
-    name = secrets.token_hex(16)
+    return hints_key(secrets.token_bytes(16))
+
+
+def hints_key(hints_id: bytes) -> str:
+    name = hints_id.hex()
     return f"{HINTS}{name[:2]}/{name}"
+
+
+def new_samples_key() -> str:
+    """Of their head."""
+    return f"{SAMPLES}{secrets.token_hex(16)}"
+
+
+def shard_key(samples_key: str, shard: int) -> str:
+    return f"{samples_key}/{shard}"
 
 
 def listing_key(name: bytes, etag: str) -> str:
@@ -128,6 +143,25 @@ def condemned_version(key: str) -> int | None:
 
 def is_hints(key: str) -> bool:
     return _HINTS.fullmatch(key) is not None
+
+
+def hints_id_of(key: str) -> bytes:
+    """What `hints_key` makes it of. Raises ValueError for other keys."""
+    hints_id = _id_in(_HINTS, key)
+    if hints_id is None:
+        raise ValueError(f"{key!r} is not one of hints")
+    return hints_id
+
+
+def is_samples_head(key: str) -> bool:
+    match = _SAMPLES.fullmatch(key)
+    return match is not None and match[2] is None
+
+
+def samples_of_shard(key: str) -> str | None:
+    """The key of the samples that this is a shard of."""
+    match = _SAMPLES.fullmatch(key)
+    return match[1] if match is not None and match[2] is not None else None
 
 
 def is_listing(key: str) -> bool:

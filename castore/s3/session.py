@@ -82,8 +82,7 @@ class S3Session(WriteSession):
         """To rely on packs takes three round trips: for many of them at once, if possible. Those
         that have the bases are among them once anything shows that the stream is like the older
         object: a chunk that both have, or else the first base that is found."""
-        self._hints.read()
-        known = self._cache.known(chunk_ids)
+        known = self._hints.known(chunk_ids)
         packs = {pack_id for at in known.values() for pack_id in at.packs}
         likely = self._bases.expect(older if len(known) < len(chunk_ids) else ())
         if any(extent.chunk_id in known for extent in older):
@@ -94,8 +93,7 @@ class S3Session(WriteSession):
         """Packs of others are pinned, and looked for, before this returns: the caller lets go of
         the bytes of what is known."""
         self.check_process()
-        self._hints.read()
-        known = self._cache.known(chunk_ids)
+        known = self._hints.known(chunk_ids)
         unreliable = self._reliance.unreliable(
             {pack_id for location in known.values() for pack_id in location.packs}
         )

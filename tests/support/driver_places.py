@@ -83,6 +83,9 @@ class Settings:
             "castore.s3.gc.survey:FRAMES_MAX": 40,
             "castore.s3.gc.survey:SMALL_PACK_BYTES": self.pack_bytes_max // 16,
             "castore.s3.hints:SMALL_MAX": 4,
+            "castore.s3.hints:SMALL_BYTES": 300,
+            "castore.s3.hints:READ_BYTES_MAX": 3000,
+            "castore.s3.hints:SAMPLE_BYTES": 500,
             "castore.s3.client.retries:BACKOFF": QUICK,
         }
 

@@ -29,7 +29,7 @@ from format_s3_cases import NONCE, STORE
 from tars import SEEDS, with_checksums
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import s3, s3_gc, s3_told
+from castore.format import s3, s3_gc, s3_samples, s3_told
 from castore.format.index import Record
 from castore.format.pack import (
     BackupTrailer,
@@ -43,6 +43,10 @@ from conducto.errors import CacheRefused
 
 MEMORY_BYTES = 512 << 20
 ALLOWED = (FormatError, UnsupportedFormat, CacheRefused)
+
+
+def use_samples(raw: bytes) -> None:
+    assert len(s3_samples.decode_samples(raw)[1].places()) < len(raw)
 
 
 def use_tar(raw: bytes) -> None:
@@ -87,6 +91,10 @@ TARGETS: dict[str, Target] = {
             SPECIMENS["hints, deltas"],
         ],
         s3_told.decode_hints,
+    ),
+    "samples": Target(
+        [s3_samples.encode_samples(STORE, s3_samples.Samples([NONCE], [(2, 7), (0, 0)], 2))],
+        use_samples,
     ),
     "references": Target(
         [

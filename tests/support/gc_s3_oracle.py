@@ -239,6 +239,9 @@ def make_everything_small() -> None:
     castore.s3.uploads.PACK_BYTES_MAX = 200_000
     castore.s3.gc.repack.BATCH_BYTES = 8192
     castore.s3.hints.SMALL_MAX = 4  # type: ignore[misc]
+    castore.s3.hints.SMALL_BYTES = 300  # type: ignore[misc]
+    castore.s3.hints.READ_BYTES_MAX = 3000
+    castore.s3.hints.SAMPLE_BYTES = 500
     castore.s3.client.retries.BACKOFF = QUICK
 
 

@@ -189,6 +189,6 @@ def test_help_of_conducto_loads_no_store() -> None:
 
 
 def test_one_file_has_the_keys_of_s3() -> None:
-    prefixes = "names|packs|pins|hints|index|gc|damaged|quarantine|probe"
+    prefixes = "names|packs|pins|hints|samples|index|gc|damaged|quarantine|probe"
     found = files_with(rf'"({prefixes})/("|\{{)|"castore\.json"')
     assert {name for name in found if name.startswith("castore/s3/")} == {"castore/s3/keys.py"}

@@ -33,12 +33,16 @@ from castore.s3.keys import (
     HINTS,
     LISTINGS,
     PINS,
+    SAMPLES,
     is_collectors,
     is_hints,
     is_listing,
+    is_samples_head,
+    samples_of_shard,
     session_of_pin,
 )
 from castore.s3.parts import Parts
+from castore.s3.samples import damaged_samples
 from castore.stream.reports import CheckReport
 from castore.system.workers import Workers, usable_cores
 
@@ -80,6 +84,7 @@ class S3Check(StoreCheck):
         condemned = self._check_gc()
         self._check_told(HINTS, "hints", is_hints, decode_hints)
         self._check_told(LISTINGS, "listing", is_listing, decode_listing)
+        self._check_samples()
         self._stages.end()
         self._check_packs(protected, condemned)
         self._check_keys()
@@ -158,6 +163,13 @@ class S3Check(StoreCheck):
                     raise FormatError("it belongs to another store")
             except (FormatError, UnsupportedFormat) as error:
                 self.findings.add(kind, "warning", f"{entry.key}: {error}")
+
+    def _check_samples(self) -> None:
+        for key, error in damaged_samples(self._bucket, self.config.store_id):
+            self.findings.add("samples", "warning", f"{key}: {error}")
+        keys = (entry.key for entry in self._bucket.list(SAMPLES))
+        ours = (is_samples_head, samples_of_shard)
+        self._source.odd_keys += [key for key in keys if not any(is_one(key) for is_one in ours)]
 
     def _check_keys(self) -> None:
         odd = [entry.key for entry in self._bucket.list(GC) if not is_collectors(entry.key)]

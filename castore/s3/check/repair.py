@@ -38,6 +38,7 @@ from castore.s3.keys import name_key, pack_key, quarantine_key
 from castore.s3.listings import listed_listings
 from castore.s3.manifests import Overwritten, decode_own_head
 from castore.s3.parts import Parts
+from castore.s3.samples import damaged_samples
 from castore.s3.session import S3Session
 from castore.stream.codec import chunk_id_of
 from castore.stream.operations import Delete
@@ -317,8 +318,8 @@ class S3Repair:
         return target
 
     def _tidy(self) -> None:
-        """Hints and listings that do not decode only cost time, and expired pins that do not decode
-        protect nothing: they go. A younger pin's session may live: it stays."""
+        """Hints, samples and listings that do not decode only cost time, and expired pins that do
+        not decode protect nothing: they go. A younger pin's session may live: it stays."""
         now = time.time() + self._bucket.clock_skew()
         void = [key for key, modified in self._check.bad_pins if now - modified > PIN_S]
         told: dict[str, Callable[[bytes], object]] = {}
@@ -331,6 +332,11 @@ class S3Repair:
                 void.append(key)
             except (KeyAbsent, UnsupportedFormat):  # gone; or a later castore's
                 continue
+        void += [
+            key
+            for key, error in damaged_samples(self._bucket, self._config.store_id)
+            if not isinstance(error, UnsupportedFormat)
+        ]
         for key in void:
             with contextlib.suppress(KeyAbsent):
                 self._keep_copy(key)

@@ -37,6 +37,7 @@ from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import CONFIG_KEY
 from castore.s3.listings import facts_of, rewrite_listings
 from castore.s3.parts import Parts
+from castore.s3.samples import tidy_samples
 from castore.stream.reports import GcOptions, GcReport, Undeletable
 
 SKEW_S_MAX = 300
@@ -215,7 +216,14 @@ class _Collection:
         before it is told of, so those that are told of are listed first."""
         told = listed_hints(self._bucket)
         there = self._marker.packs().keys()
-        rewrite_hints(self._bucket, self._store_id, told, lambda pack_id: pack_id not in there)
+        covered = tidy_samples(self._bucket, self._store_id, told.keys(), now=self._now())
+        rewrite_hints(
+            self._bucket,
+            self._store_id,
+            told,
+            lambda pack_id: pack_id not in there,
+            covered=covered,
+        )
         remove_marks(self._bucket, there, now=self._now())
 
     def _expire(self) -> None:
