@@ -23,7 +23,7 @@ from castore.system.workers import Future, Workers
 DELTA_SHARE_MAX = 0.45  # of the plain frame
 # A delta is kept without its plain frame being made if it is so small beside what that is likely to
 # be, by what its bases took: compressing the chunk takes longer than all that makes the delta.
-DELTA_TINY = DELTA_SHARE_MAX / 3
+DELTA_TINY = DELTA_SHARE_MAX / 2
 
 
 class Base(NamedTuple):
