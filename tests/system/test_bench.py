@@ -150,6 +150,17 @@ def test_growth(tmp_path: Path) -> None:
     assert document["settings"]["many"]["chunks"] >= 2000
 
 
+def test_bill(tmp_path: Path) -> None:
+    document, printed = run(tmp_path, "bench_bill.py", "--only", "100 MB")
+    measured = rows(document)
+    assert list(measured) == ["100 MB, one run", "100 MB, ten runs"]
+    for row in measured.values():
+        assert row["contenders"]["castore"]["median"] > 0
+        assert [bar["met"] for bar in row["bars"]] == [None]  # so small a run judges nothing
+    for counted in ("writer: PUT names", "collector: LIST names", "GB of packs", "at full size"):
+        assert counted in printed
+
+
 def test_gc(tmp_path: Path) -> None:
     document, _ = run(tmp_path, "bench_gc.py")
     measured = rows(document)
