@@ -12,7 +12,7 @@ from gc_stores import DAY, World, collect, edited, noise
 import castore
 from castore.format.pack import encode_config
 from castore.s3 import uploads
-from castore.s3.gc import repack
+from castore.s3.gc import survey
 
 SIZE = 90_000
 NAMES = [f"{folder}/{name}" for folder in ("v1", "v2", "v3") for name in ("a", "b")]
@@ -90,8 +90,8 @@ LONG = [pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 200)]
 
 @pytest.mark.parametrize("seed", [*USUAL, *LONG])
 def test_a_series(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repack, "SMALL_PACK_BYTES", 20_000)
-    monkeypatch.setattr(repack, "SMALL_PACKS_MAX", 3)
+    monkeypatch.setattr(survey, "SMALL_PACK_BYTES", 20_000)
+    monkeypatch.setattr(survey, "SMALL_PACKS_MAX", 3)
     monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 30_000)
     monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 60_000)
     if seed % 3 == 2:
