@@ -40,7 +40,7 @@ _CONDEMNED = re.compile(f"{CONDEMNED_LISTS}([0-9]{{1,18}})")
 _DAMAGED = re.compile(f"{DAMAGED}([0-9a-f]{{32}})")
 _LISTING = re.compile(f"{LISTINGS}([1-9][0-9]{{0,6}}-)?[0-9a-f]{{32}}")  # before, with a count
 _HINTS = re.compile(f"{HINTS}[0-9a-f]{{2}}/([0-9a-f]{{32}})")
-_SAMPLES = re.compile(f"({SAMPLES}[0-9a-f]{{32}})(/[0-9]{{1,5}})?")
+_SAMPLES = re.compile(f"({SAMPLES}[0-9a-f]{{32}})(\\.head|/[0-9]{{1,5}})")
 
 
 # ---------------------------------------------------------------- the keys it gives
@@ -68,12 +68,12 @@ def hints_key(hints_id: bytes) -> str:
 
 
 def new_samples_key() -> str:
-    """Of their head."""
-    return f"{SAMPLES}{secrets.token_hex(16)}"
+    """Of their head: it sorts before their shards, and is no folder where keys are paths."""
+    return f"{SAMPLES}{secrets.token_hex(16)}.head"
 
 
 def shard_key(samples_key: str, shard: int) -> str:
-    return f"{samples_key}/{shard}"
+    return f"{samples_key.removesuffix('.head')}/{shard}"
 
 
 def listing_key(name: bytes, etag: str) -> str:
@@ -155,13 +155,13 @@ def hints_id_of(key: str) -> bytes:
 
 def is_samples_head(key: str) -> bool:
     match = _SAMPLES.fullmatch(key)
-    return match is not None and match[2] is None
+    return match is not None and match[2] == ".head"
 
 
 def samples_of_shard(key: str) -> str | None:
-    """The key of the samples that this is a shard of."""
+    """The key of the head of the samples that this is a shard of."""
     match = _SAMPLES.fullmatch(key)
-    return match[1] if match is not None and match[2] is not None else None
+    return f"{match[1]}.head" if match is not None and match[2] != ".head" else None
 
 
 def is_listing(key: str) -> bool:
