@@ -16,6 +16,10 @@ opening is not. LISTs are counted by the keys that they show, a thousand to a re
 listings, of which each object tells of so many packs or names, by their bytes. Both counts are
 printed: as measured, and at full size.
 
+What this does not show: at full size more frames are moved in one collection than it is kept in
+memory where they went, so that some manifests are put twice; and which manifests share packs is
+told by a sample of them.
+
 Beside it is what plain S3 costs for the same days kept: a PUT for each file, and all of the bytes.
 """
 

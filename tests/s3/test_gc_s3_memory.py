@@ -13,12 +13,13 @@ import castore
 from castore.format.pack import PACK_HEADER_BYTES, footer_bytes
 from castore.format.s3 import new_pack_id, new_session_id
 from castore.format.s3_gc import References
-from castore.model import Location
+from castore.model import Location, StoredChunk
 from castore.s3.client.bucket import Listed
 from castore.s3.gc import listing, mark, memory
 from castore.s3.gc.listing import list_names, list_packs
 from castore.s3.gc.live import LiveFrames
 from castore.s3.gc.memory import CollectorMemory, Kept
+from castore.s3.gc.moved import MovedFrames
 from castore.s3.keys import NAMES, pack_key
 from castore.system.workers import Workers
 
@@ -217,3 +218,24 @@ def test_many_manifests_are_put_anew_once_for_all_packs(world: World) -> None:
     assert collect(store, repack_below=0.9).packs_rewritten >= 3
     put = [key for kind, key in actor.steps[before:] if kind == "PUT" and key.startswith("names/")]
     assert len(put) == len(set(put)) == 13
+
+
+def test_where_a_frame_was_moved_is_told_of_that_frame_alone() -> None:
+    old, new = b"o" * 16, b"n" * 16
+    moved = MovedFrames([old, b"l" * 16])
+    base = StoredChunk(b"b" * 16, 9, Location(b"x" * 16, 7, 7))
+    delta = b"d" * 16, (base.chunk_id,)
+    places = [Location(new, 500, 11), Location(new, 600, 22)]
+    moved.add(old, [(64, (b"a" * 16, ())), (200, delta)], places)
+
+    def find(chunk_id: bytes, at: Location) -> Location | None:
+        return moved.find(StoredChunk(chunk_id, 1, at))
+
+    assert find(b"a" * 16, Location(old, 64, 33)) == places[0]
+    at = Location(old, 200, 44, (base,))
+    assert find(b"d" * 16, at) == places[1]._replace(bases=(base,))
+    assert find(b"c" * 16, Location(old, 64, 33)) is None  # another chunk's frame is there
+    assert find(b"d" * 16, at._replace(bases=())) is None  # or none that is whole
+    assert find(b"a" * 16, Location(old, 65, 33)) is None
+    assert find(b"a" * 16, Location(old, 700, 33)) is None
+    assert find(b"a" * 16, Location(b"l" * 16, 64, 33)) is None  # this pack was left

@@ -63,6 +63,14 @@ def test_what_manifests_cost_is_borne_together() -> None:
     assert bargain(packs, names).worthwhile(packs[:3]) == []
 
 
+def test_one_bears_more_where_another_has_others_to_bear() -> None:
+    """Each can bear 148 manifests. In equal parts the first would have 114 and half of 148."""
+    packs = [pack(1, 0.3), pack(2, 0.3)]
+    names = [[1]] * 114 + [[1, 2]] * 148
+    assert numbers(bargain(packs, names).worthwhile(packs)) == [1, 2]
+    assert numbers(bargain(packs, [*names, *[[1]] * 60]).worthwhile(packs)) == [2]
+
+
 def test_nothing_pays_at_once_and_all_does_in_time() -> None:
     packs = [pack(1, 0.3)]
     names = [[1]] * 40

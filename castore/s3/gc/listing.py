@@ -30,7 +30,7 @@ def list_packs(bucket: Bucket, requests: Workers) -> Iterator[tuple[bytes, Liste
         prefixes = [PACKS + digit for digit in _DIGITS if PACKS + digit >= last[: len(PACKS) + 1]]
 
         def part(prefix: str) -> list[Listed]:
-            return list(bucket.list(prefix, start_after=last if last.startswith(prefix) else ""))
+            return list(bucket.list(prefix, start_after=last))
 
         rest = chain.from_iterable(requests.map_ahead(part, prefixes))
     for entry in chain(first, rest):
