@@ -5,7 +5,7 @@ most of what is sought are looked at, and of these those are ranked that have mo
 what those before it have not.
 
 `castore/native/anchor_table.c` does this in some microseconds a chunk; what is here is its
-reference, and the fallback without the C extension.
+reference.
 """
 
 from __future__ import annotations

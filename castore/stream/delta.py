@@ -53,6 +53,11 @@ Copy: TypeAlias = tuple[int, int, int]  # literals before it, and its range [beg
 _thread = threading.local()
 
 
+def can_encode() -> bool:
+    """Whether any delta can be made: only with the C extension."""
+    return _native is not None
+
+
 def encode_delta(raw: Buffer, bases: Sequence[Buffer]) -> bytes | None:
     """`raw` as a delta of its bases, in this order; None where none can be made, or where it would
     be no smaller than about half of `raw` compressed by itself, as far as can be told from how much

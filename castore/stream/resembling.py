@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from castore.stream.alignment import Alignment
 from castore.stream.backend import Catalog
+from castore.stream.delta import can_encode
 from castore.stream.reader import Reader
 from castore.stream.session import WriteSession
 from castore.stream.writer import FindAlignment
@@ -13,8 +14,8 @@ def resembling(
     session: WriteSession, catalog: Catalog, reader: Reader, name: bytes, like: bytes | None = None
 ) -> FindAlignment | None:
     """How a writer finds what an object to be put under the name resembles: `like`, or whatever
-    the catalog finds by the name. None where no deltas are wanted."""
-    if not session.deltas:
+    the catalog finds by the name. None where no deltas are wanted, or none can be made."""
+    if not session.deltas or not can_encode():
         return None
 
     def find() -> Alignment | None:

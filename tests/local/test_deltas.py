@@ -28,7 +28,25 @@ from castore.format.index import decode_chunk_row
 from castore.format.segment import Segment
 from castore.local.gc.repack import Repacker
 from castore.local.session import LocalSession
+from castore.stream import delta
+from castore.stream.alignment import Alignment
 from castore.stream.repack_choice import PackFacts
+
+# ---- without the C extension ---------------------------------------------------------------------
+
+
+def test_nothing_is_read_for_deltas_that_cannot_be_made(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python would take the anchors of all that is put and of the older object, for nothing."""
+    store.puts("x", version(0))
+    monkeypatch.setattr(delta, "_native", None)
+    monkeypatch.setattr(Alignment, "candidates", None)
+    info = store.puts("x", version(1))
+    assert info.chunks > 0
+    assert info.deltas == 0
+    assert store.gets("x") == version(1)
+
 
 # ---- collections ---------------------------------------------------------------------------------
 
