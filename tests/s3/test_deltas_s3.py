@@ -541,6 +541,7 @@ def test_what_can_not_be_mended_of_deltas_is_kept(world: World) -> None:
     assert len(names) == 2
 
 
+@pytest.mark.plain("it counts on which chunks are deltas")
 @pytest.mark.damages_store("deltas are wrong")
 def test_a_delta_that_makes_another_chunk_is_found(
     world: World, monkeypatch: pytest.MonkeyPatch
