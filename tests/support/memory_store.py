@@ -171,14 +171,15 @@ class MemoryStore:
         }
         return live, manifests
 
-    def _sparse(self, live: Collection[Location], repack_below: float) -> set[bytes]:
+    def _sparse(self, live: Collection[Location], repack_below: float | None) -> set[bytes]:
+        share = 0.5 if repack_below is None else repack_below
         alive = dict.fromkeys(self.place.packs, 0)
         for at in live:
             alive[at.pack_id] += at.stored_bytes
         return {
             pack_id
             for pack_id, size in alive.items()
-            if not size or size < repack_below * len(self.place.packs[pack_id])
+            if not size or size < share * len(self.place.packs[pack_id])
         }
 
     def _move(self, moving: Collection[Location]) -> dict[Location, Location]:
