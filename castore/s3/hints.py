@@ -4,8 +4,9 @@ Each writer puts the footers of its packs, many in one object, under `hints/`; t
 is new there, once, before they first look chunks up. Only ever hints: a chunk that they do not tell
 of is uploaded again, and a pack that they tell of is looked for before it is relied on.
 
-Objects of few packs add up, so a writer that finds many merges them into one. Two that do so at
-once only tell everything twice, and a reader that finds an object gone between its listing and its
+Objects of few packs add up, so a writer that finds many merges them into one, if its own is among
+the first of them: of many writers that end at once, a few do. Two that do so at once only tell
+everything twice, and a reader that finds an object gone between its listing and its
 reading misses it until it opens the store again.
 
 Of a store of many packs nobody reads all of them: beyond READ_BYTES_MAX, what samples cover is read
@@ -35,6 +36,7 @@ from castore.system.workers import Workers
 FRAMES_MAX = 1 << 16  # told of in one object, of about 2 MB: what 4 GiB of packs hold
 SMALL_BYTES = 1 << 20  # an object that may be merged
 SMALL_MAX = 32  # of them, before they are
+MERGERS = 4  # whose objects sort first, out of however many there are
 MERGED_BYTES_MAX = 4 << 20  # at once, the smallest first: in memory it is ten times that
 READ_AT_ONCE = 16
 # New to a machine, before its first put: more are read only as they are needed. It takes 4 seconds,
@@ -145,8 +147,9 @@ class Hints:
         """Tell of the rest. That it fails is no reason for the closing to fail."""
         with self._lock, contextlib.suppress(CastoreError):
             if self._pid == os.getpid() and self._packs:
-                self._put()
-                if len(self._small) > SMALL_MAX:
+                own = min(self._put())
+                before_us = sum(key < own for key in self._small)
+                if len(self._small) > SMALL_MAX and before_us < MERGERS:
                     self._merge(requests)
 
     def _learn(self, keys: Sequence[str]) -> dict[str, list[tuple[bytes, list[PackEntry]]]]:
@@ -175,7 +178,9 @@ class Hints:
             with contextlib.suppress(CastoreError):
                 write_samples(self._bucket, self._store_id, told)
 
-    def _put(self) -> None:
+    def _put(self) -> list[str]:
+        """Write what is to be told; under which keys."""
+        keys = []
         packs, self._packs, self._frames = self._packs, [], 0
         for part in in_parts(packs):
             raw = encode_hints(self._store_id, part)
@@ -183,8 +188,10 @@ class Hints:
             self._bucket.put(key, raw, idempotent=True)
             self._cache.note_hints([key])
             self._known_keys.add(key)
+            keys.append(key)
             if len(raw) < SMALL_BYTES:
                 self._small[key] = len(raw)
+        return keys
 
     def _merge(self, requests: Workers) -> None:
         merged, total = [], 0

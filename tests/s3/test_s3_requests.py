@@ -514,6 +514,7 @@ def test_hints_of_many_sessions_are_merged(
     open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hints, "SMALL_MAX", 4)
+    monkeypatch.setattr(hints, "MERGERS", 1000)
     for i in range(6):
         store = open_proxied(i)
         store.puts(f"a/{i}", noise(LARGE, i))
