@@ -24,6 +24,8 @@ DELTA_SHARE_MAX = 0.45  # of the plain frame
 # A delta is kept without its plain frame being made if it is so small beside what that is likely to
 # be, by what its bases took: compressing the chunk takes longer than all that makes the delta.
 DELTA_TINY = DELTA_SHARE_MAX / 2
+# Encoded by the caller: to hand so little to another thread, and to wait for it, takes longer.
+ENCODE_HERE_BYTES_MAX = 64 << 10
 
 
 class Base(NamedTuple):
@@ -85,6 +87,8 @@ class WriteSession(ABC):
             )
 
     def encode(self, chunks: list[NewFrame]) -> Future[list[Encoded]]:
+        if sum(len(chunk.raw) for chunk in chunks) <= ENCODE_HERE_BYTES_MAX:
+            return self._workers.run_here(_encode_all, chunks, self.level)
         return self._workers.submit(_encode_all, chunks, self.level)
 
     def prefetch(self, chunk_ids: Sequence[bytes], older: Sequence[Extent] = ()) -> None:

@@ -3,9 +3,10 @@
 The invariant: *a pack is durable before anything names it; a crash before the commit leaks space,
 never data.* What is written here becomes visible by WriteSession.commit, and by nothing else.
 
-A path is read through mapped windows, which costs a quarter of reading it into a buffer. A file
-can change under the mapping: a chunk that turns out to be new is copied and hashed again, and the
-copy is what is stored; a file that is cut short raises SourceChanged.
+A path is read through mapped windows, which costs a quarter of reading it into a buffer; a small
+file is read, which costs less than to map it. A file can change under the mapping: a chunk that
+turns out to be new is copied and hashed again, and the copy is what is stored; a file that is cut
+short raises SourceChanged.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from castore.system.workers import Future
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+READ_BYTES_MAX = 64 << 10  # a file up to this is read, and not mapped
 WINDOW_BYTES = 64 << 20  # of a mapped file
 PAGE_MASK = ~0xFFFF  # windows begin at multiples of 64 KiB, the largest page size in use
 CUT_BYTES = 1 << 20  # cut, then hashed while still in cache
@@ -133,11 +135,15 @@ class ObjectWriter:
             self._retire(self._batches.popleft())
 
     def write_file(self, fd: int, size: int, path: str) -> None:
-        """Take the first `size` bytes of a regular file, open at `fd`, through mapped windows.
+        """Take the first `size` bytes of a regular file, open at `fd`, through mapped windows, or
+        read at once if it is small.
 
         Raises SourceChanged if it turns out to be shorter; OSError, with the path, if it can't be
         read.
         """
+        if size <= READ_BYTES_MAX:
+            self._read_file(fd, 0, size, path)
+            return
         at = 0
         while at < size:
             floor = at & PAGE_MASK
