@@ -179,13 +179,14 @@ def test_a_store_that_is_closed_while_something_is_read_ahead(
     any_store: castore.Store, gate: Gate
 ) -> None:
     any_store.puts("a", DATA)
-    threads = threading.active_count()
     with any_store.open("a") as file:
         at = begin_to_read(file)
         assert gate.entered.wait(10)
+        running = [*any_store._workers._pool._running]
+        assert any(lock.locked() for lock in running)
         gate.opened.set()
         any_store.close()
-        assert threading.active_count() <= threads
+        assert not any(lock.locked() for lock in running)  # its threads have ended
         assert file.read(100_000) == DATA[at : at + 100_000]
         assert file.read() == DATA[at + 100_000 :]
 
