@@ -17,7 +17,8 @@ from typing import Final, NamedTuple
 
 import xxhash
 
-from castore.errors import FormatError, UnsupportedFormat
+from castore.errors import FormatError
+from castore.format.s3_told import decode_told, encode_told
 
 SAMPLED_IN: Final = 8  # one chunk in so many
 RECORD_BYTES: Final = 12
@@ -26,8 +27,7 @@ SHARD_BYTES: Final = 32 << 20  # at most, about: what a merge has in memory of e
 SHARDS_MAX: Final = 1 << 16
 
 _MAGIC: Final = b"CSMP"
-_VERSION: Final = 1
-_HEAD = struct.Struct("<4sBBHI16sQIIQ")
+_COUNTS = struct.Struct("<QII")  # records, buckets, shards
 _BUCKET = struct.Struct("<IQ")
 _PREFIX_BYTES: Final = 8
 _checksum = xxhash.xxh3_64_intdigest
@@ -97,26 +97,19 @@ def encode_shard(
 
 def encode_samples(store_id: bytes, samples: Samples) -> bytes:
     """The head."""
-    body = b"".join([*samples.hints, *(_BUCKET.pack(*bucket) for bucket in samples.buckets)])
-    counts = (samples.records, len(samples.buckets), samples.shards)
-    fixed = _HEAD.pack(_MAGIC, _VERSION, 0, 0, len(samples.hints), store_id, *counts, 0)[:-8]
-    return fixed + _checksum(body, _checksum(fixed)).to_bytes(8, "little") + body
+    counts = _COUNTS.pack(samples.records, len(samples.buckets), samples.shards)
+    buckets = (_BUCKET.pack(*bucket) for bucket in samples.buckets)
+    body = b"".join([counts, *samples.hints, *buckets])
+    return encode_told(_MAGIC, store_id, len(samples.hints), body)
 
 
 def decode_samples(raw: bytes) -> tuple[bytes, Samples]:
     """(store id, what the head tells). Raises FormatError, UnsupportedFormat."""
-    if len(raw) < _HEAD.size:
-        raise FormatError(f"samples are cut short at {len(raw)} bytes")
-    magic, version, flags, zero, hints, store_id, records, buckets, shards, checksum = (
-        _HEAD.unpack_from(raw)
-    )
-    if magic != _MAGIC or flags or zero or version < 1:
-        raise FormatError(f"samples start with {raw[:8].hex()}")
-    if version > _VERSION:
-        raise UnsupportedFormat(f"samples have format version {version}: upgrade castore")
-    body = memoryview(raw)[_HEAD.size :]
-    if _checksum(body, _checksum(raw[: _HEAD.size - 8])) != checksum:
-        raise FormatError("samples are damaged")
+    store_id, _, hints, body = decode_told(_MAGIC, raw, "head of samples")
+    if len(body) < _COUNTS.size:
+        raise FormatError(f"a head of samples is cut short at {len(raw)} bytes")
+    records, buckets, shards = _COUNTS.unpack_from(body)
+    body = body[_COUNTS.size :]
     if len(body) != 16 * hints + _BUCKET.size * buckets:
         raise FormatError(f"samples have {len(body)} bytes for {hints} hints, {buckets} buckets")
     if not _is_power_of_two(shards) or not _is_power_of_two(buckets) or shards > buckets:

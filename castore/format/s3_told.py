@@ -32,17 +32,18 @@ _HINTS_VERSION_DELTAS = 2  # each pack also says how many bases its deltas have
 _HINT_BASES = struct.Struct("<I")
 
 
-def _encode_told(
+def encode_told(
     magic: bytes, store_id: bytes, count: int, body: bytes, version: int = VERSION
 ) -> bytes:
+    """What hints, samples and listings have in common: a head, and a checksum of all."""
     fixed = _TOLD.pack(magic, version, 0, 0, count, store_id, 0)[:-8]
     return fixed + _checksum(body, _checksum(fixed)).to_bytes(8, "little") + body
 
 
-def _decode_told(
+def decode_told(
     magic: bytes, raw: bytes, what: str, version_max: int = VERSION
 ) -> tuple[bytes, int, int, memoryview]:
-    """(store id, version, how many are told of, body)."""
+    """(store id, version, how many are told of, body). Raises FormatError, UnsupportedFormat."""
     if len(raw) < _TOLD.size:
         raise FormatError(f"{what} is cut short at {len(raw)} bytes")
     found, version, flags, zero, count, store_id, checksum = _TOLD.unpack_from(raw)
@@ -68,12 +69,12 @@ def encode_hints(store_id: bytes, packs: Sequence[tuple[bytes, Sequence[PackEntr
             parts.append(_HINT_BASES.pack(bases))
         parts.append(body)
     version = _HINTS_VERSION_DELTAS if with_deltas else VERSION
-    return _encode_told(_HINTS_MAGIC, store_id, len(packs), b"".join(parts), version)
+    return encode_told(_HINTS_MAGIC, store_id, len(packs), b"".join(parts), version)
 
 
 def decode_hints(raw: bytes) -> tuple[bytes, list[tuple[bytes, list[PackEntry]]]]:
     """(store id, (pack id, its frames) of each pack)."""
-    store_id, version, count, view = _decode_told(
+    store_id, version, count, view = decode_told(
         _HINTS_MAGIC, raw, "object of hints", _HINTS_VERSION_DELTAS
     )
     packs, at, bases = [], 0, 0
@@ -136,12 +137,12 @@ def encode_listing(store_id: bytes, facts: Sequence[NameFacts]) -> bytes:
         if with_deltas:
             parts.append(_LISTED_DELTAS.pack(r.deltas))
     version = _LISTING_VERSION_DELTAS if with_deltas else VERSION
-    return _encode_told(_LISTING_MAGIC, store_id, len(facts), b"".join(parts), version)
+    return encode_told(_LISTING_MAGIC, store_id, len(facts), b"".join(parts), version)
 
 
 def decode_listing(raw: bytes) -> tuple[bytes, list[NameFacts]]:
     """(store id, what it tells)."""
-    store_id, version, count, view = _decode_told(
+    store_id, version, count, view = decode_told(
         _LISTING_MAGIC, raw, "listing", _LISTING_VERSION_DELTAS
     )
     facts, at, body, deltas = [], 0, bytes(view), 0
