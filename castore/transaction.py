@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from types import TracebackType
 from typing import Literal, Protocol
@@ -20,13 +19,14 @@ from castore.errors import (
     NameExists,
     NameNotFound,
     StoreClosed,
-    TimeOutOfRange,
 )
 from castore.format.index import Record
 from castore.model import NAME_BYTES_MAX, ObjectInfo, Progress, encode_name, encode_prefix
 from castore.objectfile import ObjectWriterFile
 from castore.stream.appending import begin_as
 from castore.stream.backend import Catalog
+from castore.stream.bases import FindAlignment
+from castore.stream.fileputs import FileOptions, FilePut, FilePuts, check_time
 from castore.stream.operations import (
     Copy,
     Delete,
@@ -40,12 +40,11 @@ from castore.stream.operations import (
 from castore.stream.reader import Reader
 from castore.stream.resembling import resembling
 from castore.stream.session import WriteSession
-from castore.stream.sourcefile import fingerprint, opened, store_file
-from castore.stream.writer import FindAlignment, ObjectWriter, read_blocks
+from castore.stream.small import SMALL_BYTES_MAX, SmallObject, store_small
+from castore.stream.sourcefile import opened, store_file
+from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import new_file_mode
 from castore.system.open_folders import refuse_open_store_paths
-
-TIME_NS_LIMIT = 1 << 63
 
 StrPath = str | os.PathLike[str]
 
@@ -126,42 +125,29 @@ class Transaction:
             finished = writer.finish(self._mode if mode is None else mode)
             return self._publish(name, *finished, if_absent, mtime_ns)
 
-    def put_file(
-        self,
-        name: str,
-        path: str,
-        *,
-        if_absent: bool,
-        keep_time: bool,
-        skip_same: bool,
-        checksum: bool,
-        progress: Progress,
-    ) -> tuple[ObjectInfo, bool]:
-        """Put a regular file; what its object is, and whether that was the same already.
+    def put_files(
+        self, files: Sequence[FilePut], options: FileOptions
+    ) -> list[tuple[ObjectInfo, bool] | Exception]:
+        """Put regular files: what the object of each is, and whether that was the same already, or
+        the error that keeps it alone from being put. Raises as `put` does."""
+        if options.skip_same or options.if_absent:
+            self._expect(file.name for file in files)
+        with self._exclusively():
+            puts = FilePuts(self._session, self._record, self._resembling, options)
+            stored = puts.put(files)
+        put: list[tuple[ObjectInfo, bool] | Exception] = []
+        for file, each in zip(files, stored, strict=True):
+            if isinstance(each, Exception):
+                put.append(each)
+            elif each.is_there:
+                put.append((object_info(file.name, each.record), True))
+            else:
+                info = self._publish(file.name, each.record, each.draft, options.if_absent)
+                put.append((info, each.same))
+        return put
 
-        With `keep_time` it has the file's time of modification. With `skip_same` it is not read if
-        it is in the state in which it was put before; with `checksum` also then. Raises as `put`
-        does; SourceChanged for what is no regular file.
-        """
-        key = self._check(name, if_absent)
-        refuse_open_store_paths(path)
-        with self._exclusively(), opened(path, regular=True) as source:
-            if keep_time:
-                check_time(path, source.status.st_mtime_ns)
-            old = self._record(key) if skip_same else None
-            if old is not None and not checksum and is_unchanged(old, source.status):
-                return object_info(name, old), True
-            align = self._resembling(key, None)
-            record, draft, status = store_file(self._session, source, progress, align)
-        record = record._replace(source=fingerprint(status))
-        mtime_ns = status.st_mtime_ns if keep_time else record.mtime_ns
-        check_time(path, mtime_ns)  # it may have been touched since
-        info = self._publish(name, record, draft, if_absent, mtime_ns)
-        same = old is not None and old[:4] == (info.size, mtime_ns, record.mode, record.etag)
-        return info, same
-
-    def expect(self, names: Iterable[str]) -> None:
-        """What these names map to is asked for at once, and not once more by `put_file`."""
+    def _expect(self, names: Iterable[str]) -> None:
+        """What these names map to is asked for at once, and not once more for each."""
         keys = [encode_name(name) for name in names]
         self._expected |= {**dict.fromkeys(keys), **self._catalog.records(keys)}
 
@@ -195,9 +181,14 @@ class Transaction:
             raise TypeError("data is bytes or another buffer, not str: encode it first")
         check_mode(mode)
         align = self._resembling(self._check(name, if_absent), like)
-        with self._writing(None, align) as writer, memoryview(data) as view:
-            writer.write(view)
-            return self._publish(name, *writer.finish(mode), if_absent)
+        with memoryview(data).cast("B") as view:
+            if len(view) <= SMALL_BYTES_MAX:
+                with self._exclusively():
+                    [stored] = store_small(self._session, [SmallObject(bytes(view), mode, align)])
+                    return self._publish(name, *stored, if_absent)
+            with self._writing(None, align) as writer:
+                writer.write(view)
+                return self._publish(name, *writer.finish(mode), if_absent)
 
     def open(
         self, name: str, mode: Literal["wb", "xb", "ab"] = "wb", *, like: str | None = None
@@ -404,7 +395,7 @@ class Transaction:
                 writer.abandon()
                 raise
 
-    def _resembling(self, key: bytes, like: str | None) -> FindAlignment | None:
+    def _resembling(self, key: bytes, like: str | None = None) -> FindAlignment | None:
         """Raises NameNotFound if there is no object `like` that."""
         if like is not None and self._record(encode_name(like)) is None:
             raise NameNotFound(like)
@@ -430,23 +421,6 @@ def check_mode(mode: int) -> None:
     """Raises ValueError."""
     if not 0 <= mode <= 0o7777:
         raise ValueError(f"mode is permission bits, 0 to 0o7777, not {mode:#o}")
-
-
-def check_time(what: str, time_ns: int) -> None:
-    """Raises TimeOutOfRange."""
-    if not -TIME_NS_LIMIT <= time_ns < TIME_NS_LIMIT:
-        raise TimeOutOfRange(what, time_ns)
-
-
-def is_unchanged(record: Record, status: os.stat_result) -> bool:
-    """Whether the file is in the state in which it was put: also where another one has its size,
-    mode and time."""
-    return (
-        record.size == status.st_size
-        and record.mode == stat.S_IMODE(status.st_mode)
-        and record.mtime_ns == status.st_mtime_ns
-        and record.source == fingerprint(status) != 0
-    )
 
 
 def object_info(name: str, record: Record) -> ObjectInfo:

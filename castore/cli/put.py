@@ -23,8 +23,9 @@ from castore.cli.output import (
 )
 from castore.cli.stores import open_to_fill, store_path
 from castore.model import ObjectInfo, as_prefix, encode_name
+from castore.stream.fileputs import FileOptions
 from castore.system.walk import FoundFile, walk
-from castore.transfer.imports import ImportOptions, Source, batches, import_folder
+from castore.transfer.imports import Source, batches, import_folder
 from castore.transfer.outcomes import THREADS_MAX
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _put_folder(arguments: Namespace) -> int:
     if not _has_files(folder, store_path(arguments)):
         complain(f"{folder} holds no regular files: nothing to put")
         return exits.OK
-    options = ImportOptions(keep_time=False, skip_same=False, if_absent=arguments.if_absent)
+    options = FileOptions(keep_time=False, skip_same=False, if_absent=arguments.if_absent)
     with open_to_fill(arguments) as store, open_progress(folder) as progress:
         try:
             for outcome in import_folder(

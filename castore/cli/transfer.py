@@ -69,7 +69,8 @@ def write_folder(
 
 
 def import_(arguments: Namespace) -> int:
-    from castore.transfer.imports import ImportOptions, import_folder
+    from castore.stream.fileputs import FileOptions
+    from castore.transfer.imports import import_folder
     from castore.transfer.outcomes import THREADS_MAX
 
     left_out = LeftOut(arguments)
@@ -78,7 +79,7 @@ def import_(arguments: Namespace) -> int:
             store,
             arguments.folder,
             arguments.prefix,
-            ImportOptions(checksum=arguments.checksum),
+            FileOptions(checksum=arguments.checksum),
             threads=THREADS_MAX,
             progress=progress,
         ):

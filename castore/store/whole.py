@@ -209,10 +209,11 @@ class WholeVerbs(NameVerbs):
         ['projects/a/main.py', 'projects/a/notes/monday']
 
         """
-        from castore.transfer.imports import ImportOptions, import_folder
+        from castore.stream.fileputs import FileOptions
+        from castore.transfer.imports import import_folder
         from castore.transfer.outcomes import report_of
 
-        options = ImportOptions(checksum=checksum)
+        options = FileOptions(checksum=checksum)
         outcomes = import_folder(
             self,
             self._folder(folder),

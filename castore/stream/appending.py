@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from castore.errors import NameNotFound
 from castore.format.index import Record
+from castore.stream.bases import FindAlignment
 from castore.stream.reader import Pinned, Reader
 from castore.stream.session import WriteSession
-from castore.stream.writer import FindAlignment, ObjectWriter
+from castore.stream.writer import ObjectWriter
 
 
 def begin_as(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from castore.stream.alignment import Alignment
 from castore.stream.backend import Catalog
+from castore.stream.bases import FindAlignment
 from castore.stream.delta import can_encode
 from castore.stream.reader import Reader
 from castore.stream.session import WriteSession
-from castore.stream.writer import FindAlignment
 
 
 def resembling(

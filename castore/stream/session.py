@@ -12,7 +12,14 @@ from castore.format.pack import StoreConfig
 from castore.format.segment import SegmentBuilder
 from castore.model import Extent, Location, StoredChunk
 from castore.stream.chunker import Chunker
-from castore.stream.codec import Frame, delta_frame, encode_frame
+from castore.stream.codec import (
+    Frame,
+    chunk_id_of,
+    delta_frame,
+    encode_frame,
+    guarded_id,
+    sha256_of,
+)
 from castore.stream.delta import encode_delta
 from castore.stream.operations import Draft, Operation
 from castore.system.workers import Future, Workers
@@ -85,6 +92,21 @@ class WriteSession(ABC):
             raise StoreIOError(
                 "a put that began before a fork can't go on in the child: begin it there"
             )
+
+    def chunk_id(self, raw: bytes | memoryview) -> bytes:
+        """The id of a chunk of this store."""
+        if self.guarded:
+            return guarded_id(sha256_of(raw), self.config.seed)
+        return chunk_id_of(raw, self.config.seed)
+
+    def new_frame(self, raw: bytes, bases: Sequence[Base] = ()) -> NewFrame:
+        """A chunk to be encoded, by the id of these very bytes. What it may be a delta of is asked
+        for in `bases`: a chunk that is there itself, and can't be relied on, is none."""
+        sha256 = sha256_of(raw) if self.guarded else b""
+        seed = self.config.seed
+        chunk_id = guarded_id(sha256, seed) if sha256 else chunk_id_of(raw, seed)
+        others = [base for base in bases if base.chunk.chunk_id != chunk_id]
+        return NewFrame(raw, chunk_id, sha256, others)
 
     def encode(self, chunks: list[NewFrame]) -> Future[list[Encoded]]:
         if sum(len(chunk.raw) for chunk in chunks) <= ENCODE_HERE_BYTES_MAX:

@@ -22,11 +22,12 @@ from castore.errors import SourceChanged
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.model import Progress
+from castore.stream.bases import FindAlignment
 from castore.stream.chunker import Chunker
 from castore.stream.codec import ChunksEtag, chunk_id_of, guarded_id, sha256_of
 from castore.stream.operations import Draft
 from castore.stream.session import WriteSession
-from castore.stream.writer import FindAlignment, ObjectWriter, read_blocks
+from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
 
@@ -48,13 +49,22 @@ class SourceFile(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(path: str, *, regular: bool = False) -> Iterator[SourceFile]:
-    """Raises OSError with the path; SourceChanged if it has to be a regular file and is none."""
+def opened(
+    path: str, *, regular: bool = False, may_follow: Callable[[str], None] | None = None
+) -> Iterator[SourceFile]:
+    """`may_follow` is asked before a symlink is followed, and may raise. Raises OSError with the
+    path; SourceChanged if it has to be a regular file and is none."""
     # O_NONBLOCK: what was a file when it was listed, and is a pipe now, is not waited for.
+    flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if regular else 0)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if regular else 0))
+        fd = os.open(path, flags if may_follow is None else flags | os.O_NOFOLLOW)
     except OSError as error:
-        raise of_file(error, path) from None
+        if may_follow is None or error.errno != errno.ELOOP:
+            raise of_file(error, path) from None
+        may_follow(path)
+        with opened(path, regular=regular) as source:
+            yield source
+        return
     try:
         source = SourceFile(fd, path, os.fstat(fd))
         if stat.S_ISDIR(source.status.st_mode):
@@ -64,6 +74,21 @@ def opened(path: str, *, regular: bool = False) -> Iterator[SourceFile]:
         yield source
     finally:
         os.close(fd)
+
+
+def read_at_once(source: SourceFile) -> bytes | None:
+    """All bytes of a small regular file, as it was when it was opened; None if one reading does not
+    tell them: it was changed just now, or holds something else than its size says. Raises OSError
+    with the path."""
+    status = source.status
+    if status.st_size and is_young(status):
+        return None
+    try:
+        raw = os.pread(source.fd, status.st_size + 1, 0)
+    except OSError as error:
+        raise of_file(error, source.path) from None
+    whole = len(raw) == status.st_size and _is_same(status, os.fstat(source.fd))
+    return raw if whole else None
 
 
 def store_file(

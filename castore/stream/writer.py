@@ -13,25 +13,19 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from castore.errors import SourceChanged
 from castore.format.index import Record
-from castore.format.segment import SegmentBuilder
 from castore.model import Extent, Location, Progress
 from castore.stream.alignment import Alignment
-from castore.stream.codec import (
-    ChunksEtag,
-    chunk_id_of,
-    encode_inline,
-    guarded_id,
-    sha256_of,
-)
+from castore.stream.bases import Cut, FindAlignment, Found, find_bases, reliable_bases
+from castore.stream.drafts import DraftBuilder, inline_record
 from castore.stream.operations import Draft
-from castore.stream.session import Base, Encoded, NewFrame, WriteSession
+from castore.stream.session import Encoded, NewFrame, WriteSession
+from castore.stream.small import SMALL_BYTES_MAX
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
 from castore.system.workers import Future
@@ -39,16 +33,12 @@ from castore.system.workers import Future
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-READ_BYTES_MAX = 64 << 10  # a file up to this is read, and not mapped
 WINDOW_BYTES = 64 << 20  # of a mapped file
 PAGE_MASK = ~0xFFFF  # windows begin at multiples of 64 KiB, the largest page size in use
 CUT_BYTES = 1 << 20  # cut, then hashed while still in cache
 BATCH_BYTES = 4 << 20  # looked up at once
 TASK_BYTES = 1 << 20  # encoded at once by one thread
 BATCHES_MAX = 4  # being encoded at a time: what bounds memory
-
-FindAlignment: TypeAlias = Callable[[], "Alignment | None"]
-Cut: TypeAlias = tuple[int, int, bytes]  # a chunk's begin and end in a view, and its id
 
 
 class _Batch:
@@ -80,19 +70,13 @@ class ObjectWriter:
         self.size = 0  # of what was taken out of the buffer
         self.inline_bytes_max = session.inline_bytes_max
         self._session = session
-        self._seed = session.config.seed
         self._progress = progress
         self._align = align
         self._alignment: Alignment | None = None
-        self._draft = Draft()
+        self._draft = DraftBuilder(session)
         self._buffer = bytearray()
         self._batches: deque[_Batch] = deque()
         self._encoding: set[bytes] = set()  # chunks on their way to a pack
-        self._segment = SegmentBuilder(0)
-        self._etag = ChunksEtag(self._seed)
-        self._chunks = 0
-        self._deltas = 0
-        self._stored_bytes = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Take any contiguous buffer; it may be changed once this returns."""
@@ -141,7 +125,7 @@ class ObjectWriter:
         Raises SourceChanged if it turns out to be shorter; OSError, with the path, if it can't be
         read.
         """
-        if size <= READ_BYTES_MAX:
+        if size <= SMALL_BYTES_MAX:
             self._read_file(fd, 0, size, path)
             return
         at = 0
@@ -176,41 +160,23 @@ class ObjectWriter:
 
     def finish(self, mode: int) -> tuple[Record, Draft | None]:
         """The object's record, and its draft unless it is inline. Nothing is visible yet."""
-        record = Record(
-            size=self.size + len(self._buffer),
-            mtime_ns=time.time_ns(),
-            mode=mode,
-            etag=b"",
-            stored_bytes=0,
-        )
-        if record.size <= self.inline_bytes_max and not self._chunks and not self._batches:
-            return self._inline(record), None
+        size = self.size + len(self._buffer)
+        if size <= self.inline_bytes_max and not self._draft.chunks and not self._batches:
+            raw = bytes(self._buffer)
+            self._advance(len(raw))
+            return inline_record(self._session, raw, mode), None
         self._consume_buffer(final=True)
         while self._batches:
             self._retire(self._batches.popleft())
-        self._close_segment()
-        return record._replace(
-            etag=self._etag.digest(),
-            stored_bytes=self._stored_bytes,
-            chunks=self._chunks,
-            deltas=self._deltas,
-        ), self._draft
+        return self._draft.finish(size, mode), self._draft.draft
 
     def abandon(self) -> None:
         """The object is not to be: forget what was taken."""
         self._batches.clear()
         self._buffer = bytearray()  # a traceback may hold a view of the old one
-        self._session.drop(self._draft)
+        self._session.drop(self._draft.draft)
 
     # ------------------------------------------------------------ bytes to batches of chunks
-
-    def _inline(self, record: Record) -> Record:
-        raw = bytes(self._buffer)
-        codec, stored = encode_inline(raw, level=self._session.level)
-        self._advance(len(raw))
-        return record._replace(
-            etag=chunk_id_of(raw, self._seed), stored_bytes=len(stored), codec=codec, inline=stored
-        )
 
     def _consume_buffer(self, *, final: bool) -> None:
         with memoryview(self._buffer) as view:
@@ -221,7 +187,7 @@ class ObjectWriter:
 
     def _consume(self, view: memoryview, *, final: bool) -> int:
         """Take the chunks whose cuts are decided; the bytes that they add up to."""
-        chunker, seed, guarded = self._session.chunker, self._seed, self._session.guarded
+        chunker, identify = self._session.chunker, self._session.chunk_id
         ahead = self._session.lookahead_bytes
         take, at_once = (self._take_ahead, ahead) if ahead else (self._take, BATCH_BYTES)
         begin = first = 0
@@ -229,8 +195,7 @@ class ObjectWriter:
         while cuts := chunker.cuts(view, begin, final, until=begin + CUT_BYTES):
             for end in cuts:
                 raw = view[begin:end]
-                chunk_id = guarded_id(sha256_of(raw), seed) if guarded else chunk_id_of(raw, seed)
-                cut.append((begin, end, chunk_id))
+                cut.append((begin, end, identify(raw)))
                 begin = end
             if begin - first >= at_once:
                 take(view, cut)
@@ -265,7 +230,8 @@ class ObjectWriter:
         for begin, end, chunk_id in cut:
             location = known.get(chunk_id)
             if location is None and chunk_id not in self._encoding:
-                new = self._new_frame(view[begin:end], bases.get(chunk_id, ()))
+                # A copy: what was cut may be of a file that is being written to.
+                new = self._session.new_frame(bytes(view[begin:end]), bases.get(chunk_id, ()))
                 chunk_id = new.chunk_id
                 if chunk_id not in self._encoding:
                     self._encoding.add(chunk_id)
@@ -283,62 +249,19 @@ class ObjectWriter:
         while self._batches and (len(self._batches) > BATCHES_MAX or self._batches[0].encoded):
             self._retire(self._batches.popleft())
 
-    def _find_bases(
-        self, view: memoryview, cut: list[Cut], known: dict[bytes, Location]
-    ) -> dict[bytes, list[Base]]:
+    def _find_bases(self, view: memoryview, cut: list[Cut], known: dict[bytes, Location]) -> Found:
         """What each chunk of a batch that is new may be a delta of."""
         new = {chunk_id for _, _, chunk_id in cut} - known.keys() - self._encoding
         alignment = self._aligned() if new else None
         if alignment is None:
             return {}
-        found: dict[bytes, list[Base]] = {}
-        shift, last = self.size - cut[0][0], None  # the chunk before, if it is known
-        for begin, end, chunk_id in cut:
-            if chunk_id not in new:
-                last = begin, end, chunk_id
-                continue
-            if last is not None:
-                alignment.known(last[0] + shift, last[1] + shift, last[2])
-                last = None
-            if chunk_id not in found:
-                candidates = alignment.candidates(begin + shift, end + shift, view[begin:end])
-                if candidates:
-                    read = [(each.base, alignment.read(each.base)) for each in candidates]
-                    found[chunk_id] = [Base(chunk, raw) for chunk, raw in read if raw is not None]
-        if last is not None:
-            alignment.known(last[0] + shift, last[1] + shift, last[2])
-        return self._rely_on(found) if found else found
-
-    def _rely_on(self, found: dict[bytes, list[Base]]) -> dict[bytes, list[Base]]:
-        """What of it may be relied on, and each base where it is by now."""
-        wanted = {base.chunk for bases in found.values() for base in bases}
-        reliable = self._session.reliable(wanted)
-        return {
-            chunk_id: [
-                Base(chunk, base.raw)
-                for base in bases
-                if (chunk := reliable.get(base.chunk)) is not None
-            ]
-            for chunk_id, bases in found.items()
-        }
+        found = find_bases(alignment, view, cut, self.size - cut[0][0], new)
+        return reliable_bases(self._session, found)
 
     def _aligned(self) -> Alignment | None:
         if self._align is not None:
             self._alignment, self._align = self._align(), None
         return self._alignment
-
-    def _new_frame(self, view: memoryview, bases: Sequence[Base]) -> NewFrame:
-        """A copy, and the id of what was copied: it may not be what was cut and hashed, if the
-        source is a file that is being written to."""
-        raw, sha256 = bytes(view), b""
-        if self._session.guarded:
-            sha256 = sha256_of(raw)
-            chunk_id = guarded_id(sha256, self._seed)
-        else:
-            chunk_id = chunk_id_of(raw, self._seed)
-        # If the chunk is there itself, it can't be relied on.
-        others = [base for base in bases if base.chunk.chunk_id != chunk_id]
-        return NewFrame(raw, chunk_id, sha256, others)
 
     def _advance(self, taken: int) -> None:
         self.size += taken
@@ -354,20 +277,7 @@ class ObjectWriter:
             self._session.place(future.result())
         self._encoding -= batch.new
         for end, chunk_id, location in batch.chunks:
-            at = location or self._session.location(chunk_id)
-            self._segment.append(end, chunk_id, at)
-            self._etag.update(chunk_id)
-            self._chunks += 1
-            self._deltas += bool(at.bases)
-            self._stored_bytes += at.stored_bytes
-            if self._segment.full:
-                self._close_segment(next_begin=end)
-
-    def _close_segment(self, next_begin: int = 0) -> None:
-        segment = self._segment
-        if len(segment):
-            self._segment = SegmentBuilder(next_begin)
-            self._session.add_segment(self._draft, segment)
+            self._draft.append(end, chunk_id, location or self._session.location(chunk_id))
 
 
 def read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:

@@ -17,9 +17,10 @@ from castore.errors import (
     PackMissing,
 )
 from castore.model import ObjectInfo, Progress, as_prefix, sort_key
+from castore.stream.fileputs import NO_MORE_FILES
 from castore.system.fileio import of_file
 from castore.system.outfolder import FILE_BITS, InTheWay, OutFolder, replacing, status_in
-from castore.transfer.outcomes import NO_MORE_FILES, Objects, Outcome, Shared, ahead
+from castore.transfer.outcomes import Objects, Outcome, Shared, ahead
 
 SAME_TIME_NS = 1000  # file systems round
 NO_MORE_WRITES = NO_MORE_FILES | {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}

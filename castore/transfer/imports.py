@@ -8,12 +8,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from castore.errors import InvalidName, NameExists, NotAStore, SourceChanged, TimeOutOfRange
-from castore.model import Progress, as_prefix, encode_name
+from castore.errors import CastoreError, InvalidName
+from castore.model import ObjectInfo, Progress, as_prefix, encode_name
+from castore.stream.fileputs import FileOptions, FilePut
 from castore.system.walk import FoundFile, reason, walk
-from castore.transaction import Transaction
 from castore.transfer.outcomes import (
-    NO_MORE_FILES,
     THREADS_MAX,
     Fault,
     Objects,
@@ -36,22 +35,11 @@ class Source(NamedTuple):
     is_regular: bool = True
 
 
-class ImportOptions(NamedTuple):
-    """`skip_same` does not read files that are in the state in which they were put; `checksum`
-    reads these, too. `keep_time` gives an object its file's time. `if_absent` leaves out what has a
-    name that is taken."""
-
-    keep_time: bool = True
-    skip_same: bool = True
-    checksum: bool = False
-    if_absent: bool = False
-
-
 def import_folder(
     store: Objects,
     folder: str,
     prefix: str,
-    options: ImportOptions,
+    options: FileOptions,
     *,
     threads: int,
     progress: Progress | None,
@@ -115,41 +103,21 @@ def _sources(
 
 
 def put_files(
-    store: Objects, batch: list[Source], options: ImportOptions, shared: Shared
+    store: Objects, batch: list[Source], options: FileOptions, shared: Shared
 ) -> list[Outcome]:
     """Put these regular files in one commit, all but those that can't be read."""
-    outcomes = []
+    files = [FilePut(each.path, each.name, shared.entry(each.size)) for each in batch]
     with store.transaction() as transaction:
-        if options.skip_same or options.if_absent:
-            transaction.expect(source.name for source in batch)
-        for source in batch:
-            with shared.entry(source.size) as progress:
-                outcomes.append(_put_file(transaction, source, options, progress))
-    return outcomes
+        put = transaction.put_files(files, options)
+    return [_outcome(file.path, each) for file, each in zip(files, put, strict=True)]
 
 
-def _put_file(
-    transaction: Transaction, source: Source, options: ImportOptions, progress: Progress
-) -> Outcome:
-    path = source.path
-    try:
-        info, same = transaction.put_file(
-            source.name,
-            path,
-            if_absent=options.if_absent,
-            keep_time=options.keep_time,
-            skip_same=options.skip_same,
-            checksum=options.checksum,
-            progress=progress,
-        )
-        return Outcome(path, info, same)
-    except (SourceChanged, NameExists, NotAStore, TimeOutOfRange) as error:
-        return Outcome(path, reason=str(error), fault="other")
-    except OSError as error:
-        # An error of the store's own files is another one's, or a CastoreError.
-        if error.filename != path or error.errno in NO_MORE_FILES:
-            raise
-        return Outcome(path, reason=reason(error), fault="other")
+def _outcome(path: str, put: tuple[ObjectInfo, bool] | Exception) -> Outcome:
+    if not isinstance(put, Exception):
+        return Outcome(path, *put)
+    if isinstance(put, OSError) and not isinstance(put, CastoreError):
+        return Outcome(path, reason=reason(put), fault="other")
+    return Outcome(path, reason=str(put), fault="other")
 
 
 def _drained(outcomes: deque[Outcome]) -> Iterator[Outcome]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, Protocol, TypeVar
@@ -12,8 +11,6 @@ from castore.system.workers import Workers
 from castore.transaction import Transaction
 
 THREADS_MAX = 4  # each may hold the buffers of a put
-# Of this process or system, for any file.
-NO_MORE_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -168,7 +168,16 @@ def test_unchanged_files_are_not_read_again(
         reads.append(os.path.relpath(source.path, top))
         whole(writer, source, *rest)
 
+    at_once = sourcefile.read_at_once
+
+    def read_at_once(source: sourcefile.SourceFile) -> bytes | None:
+        raw = at_once(source)
+        if raw is not None:
+            reads.append(os.path.relpath(source.path, top))
+        return raw
+
     monkeypatch.setattr("castore.stream.sourcefile._feed", feed)
+    monkeypatch.setattr("castore.stream.fileputs.read_at_once", read_at_once)
     assert store.import_folder(top).same_files == len(made)
     assert reads == []
     (top / "a").chmod(0o604)

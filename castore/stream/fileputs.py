@@ -1,0 +1,189 @@
+"""Files of a folder as what is put: small ones many at a time, all others one by one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, TypeAlias
+
+from castore.errors import (
+    CastoreError,
+    NameExists,
+    NotAStore,
+    SourceChanged,
+    TimeOutOfRange,
+)
+from castore.format.index import Record
+from castore.model import Progress, encode_name
+from castore.stream.bases import FindAlignment
+from castore.stream.operations import Draft
+from castore.stream.session import WriteSession
+from castore.stream.small import GROUP_BYTES, SMALL_BYTES_MAX, SmallObject, store_small
+from castore.stream.sourcefile import fingerprint, opened, read_at_once, store_file
+from castore.system.open_folders import open_store_of, refuse_open_store_paths
+
+TIME_NS_LIMIT = 1 << 63
+# Of this process or system, for any file.
+NO_MORE_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+class FileOptions(NamedTuple):
+    """`keep_time` gives an object its file's time. `skip_same` does not read files that are in the
+    state in which they were put; `checksum` reads these, too. `if_absent` leaves out what has a
+    name that is taken."""
+
+    keep_time: bool = True
+    skip_same: bool = True
+    checksum: bool = False
+    if_absent: bool = False
+
+
+class FilePut(NamedTuple):
+    """A regular file, the name that it is to go under, and what is told of its progress."""
+
+    path: str
+    name: str
+    entry: AbstractContextManager[Progress]
+
+
+class StoredFile(NamedTuple):
+    """The record of a file's object; it is to be published unless it `is_there` already. `same`:
+    so are its bytes, mode and time."""
+
+    record: Record
+    draft: Draft | None
+    same: bool
+    is_there: bool = False
+
+
+class _Small(NamedTuple):
+    """A small file, read whole, of one moment, that waits for the rest of its group."""
+
+    at: int  # among the files
+    raw: bytes
+    status: os.stat_result
+    old: Record | None
+
+
+Result: TypeAlias = StoredFile | Exception
+
+
+class FilePuts:
+    """Stores the files of one commit. Nothing is visible yet."""
+
+    def __init__(
+        self,
+        session: WriteSession,
+        record: Callable[[bytes], Record | None],
+        resembling: Callable[[bytes], FindAlignment | None],
+        options: FileOptions,
+    ) -> None:
+        """`record` gives what a name maps to, `resembling` what its object may be a delta of."""
+        self._session = session
+        self._record = record
+        self._resembling = resembling
+        self._options = options
+        self._clear: dict[str, bool] = {}  # by folder
+        self._group: list[_Small] = []
+        self._group_bytes = 0
+
+    def put(self, files: Sequence[FilePut]) -> list[Result]:
+        """What became of each: for one that can't be put, the error, which is of it alone. Raises
+        any other."""
+        results: list[Result | None] = []
+        for at, file in enumerate(files):
+            with file.entry as progress:
+                try:
+                    results.append(self._put(at, file, progress))
+                except Exception as error:
+                    if not _is_of_file(error, file.path):
+                        raise
+                    results.append(error)
+            if self._group_bytes >= GROUP_BYTES:
+                self._store_group(files, results)
+        self._store_group(files, results)
+        return [result for result in results if result is not None]
+
+    def _put(self, at: int, file: FilePut, progress: Progress) -> Result | None:
+        """None for one that waits in the group."""
+        path, key, options = file.path, encode_name(file.name), self._options
+        if options.if_absent and self._record(key) is not None:
+            raise NameExists(file.name)
+        if not self._is_clear(os.path.dirname(path)):
+            refuse_open_store_paths(path)
+        with opened(path, regular=True, may_follow=refuse_open_store_paths) as source:
+            self._check_time(path, source.status)
+            old = self._record(key) if options.skip_same else None
+            if old is not None and not options.checksum and is_unchanged(old, source.status):
+                return StoredFile(old, None, same=True, is_there=True)
+            raw = read_at_once(source) if source.status.st_size <= SMALL_BYTES_MAX else None
+            if raw is not None:
+                self._group.append(_Small(at, raw, source.status, old))
+                self._group_bytes += len(raw)
+                progress.relative_update(len(raw))
+                return None
+            align = self._resembling(key)
+            record, draft, status = store_file(self._session, source, progress, align)
+        self._check_time(path, status)  # it may have been touched since
+        return self._stored(record, draft, status, old)
+
+    def _is_clear(self, folder: str) -> bool:
+        """Whether what is in it, but for what symlinks lead to, is in no open store."""
+        clear = self._clear.get(folder)
+        if clear is None:
+            clear = self._clear[folder] = open_store_of(folder or ".") is None
+        return clear
+
+    def _store_group(self, files: Sequence[FilePut], results: list[Result | None]) -> None:
+        group, self._group, self._group_bytes = self._group, [], 0
+        objects = [
+            SmallObject(
+                each.raw,
+                stat.S_IMODE(each.status.st_mode),
+                self._resembling(encode_name(files[each.at].name)),
+            )
+            for each in group
+        ]
+        for each, (record, draft) in zip(group, store_small(self._session, objects), strict=True):
+            results[each.at] = self._stored(record, draft, each.status, each.old)
+
+    def _stored(
+        self, record: Record, draft: Draft | None, status: os.stat_result, old: Record | None
+    ) -> StoredFile:
+        mtime_ns = status.st_mtime_ns if self._options.keep_time else record.mtime_ns
+        record = record._replace(source=fingerprint(status), mtime_ns=mtime_ns)
+        return StoredFile(record, draft, same=old is not None and old[:4] == record[:4])
+
+    def _check_time(self, path: str, status: os.stat_result) -> None:
+        if self._options.keep_time:
+            check_time(path, status.st_mtime_ns)
+
+
+def check_time(what: str, time_ns: int) -> None:
+    """Raises TimeOutOfRange."""
+    if not -TIME_NS_LIMIT <= time_ns < TIME_NS_LIMIT:
+        raise TimeOutOfRange(what, time_ns)
+
+
+def is_unchanged(record: Record, status: os.stat_result) -> bool:
+    """Whether the file is in the state in which it was put: also where another one has its size,
+    mode and time."""
+    return (
+        record.size == status.st_size
+        and record.mode == stat.S_IMODE(status.st_mode)
+        and record.mtime_ns == status.st_mtime_ns
+        and record.source == fingerprint(status) != 0
+    )
+
+
+def _is_of_file(error: Exception, path: str) -> bool:
+    """Whether it keeps this file alone from being put. An error of the store's own files is another
+    one's, or a CastoreError."""
+    if isinstance(error, CastoreError):
+        return isinstance(error, (SourceChanged, NameExists, NotAStore, TimeOutOfRange))
+    return (
+        isinstance(error, OSError) and error.filename == path and error.errno not in NO_MORE_FILES
+    )

@@ -1,0 +1,105 @@
+"""Small objects, many at a time: what an ObjectWriter does for one stream, in one go for all.
+
+An object of a chunk or two costs less to compress than to look up, encode, place and write by
+itself. So these steps are taken once for all of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from castore.format.index import Record
+from castore.model import Location
+from castore.stream.bases import Cut, FindAlignment, Found, find_bases, reliable_bases
+from castore.stream.drafts import DraftBuilder, inline_record
+from castore.stream.operations import Draft
+from castore.stream.session import NewFrame, WriteSession
+
+SMALL_BYTES_MAX = 64 << 10  # of an object
+GROUP_BYTES = 4 << 20  # stored at once: what bounds memory
+TASK_BYTES = 1 << 20  # encoded at once by one thread
+
+
+class SmallObject(NamedTuple):
+    """All bytes of an object, its mode, and what is asked, once it is needed, for the older object
+    that it may be a delta of."""
+
+    raw: bytes
+    mode: int
+    align: FindAlignment | None = None
+
+
+def store_small(
+    session: WriteSession, objects: Sequence[SmallObject]
+) -> list[tuple[Record, Draft | None]]:
+    """The record of each object, and its draft unless it is inline. Nothing is visible yet."""
+    cuts = [_cut(session, each.raw) for each in objects]
+    chunk_ids = [chunk_id for cut in cuts for _, _, chunk_id in cut]
+    if chunk_ids:
+        session.check_process()
+        if session.lookahead_bytes:
+            session.prefetch(chunk_ids)
+        known = session.look_up(chunk_ids)
+        _place(session, objects, cuts, known)
+    stored: list[tuple[Record, Draft | None]] = []
+    drafts: list[Draft] = []
+    try:
+        for each, cut in zip(objects, cuts, strict=True):
+            if not cut:
+                stored.append((inline_record(session, each.raw, each.mode), None))
+                continue
+            builder = DraftBuilder(session)
+            drafts.append(builder.draft)
+            for _, end, chunk_id in cut:
+                builder.append(end, chunk_id, known.get(chunk_id) or session.location(chunk_id))
+            stored.append((builder.finish(len(each.raw), each.mode), builder.draft))
+    except BaseException:
+        for draft in drafts:
+            session.drop(draft)
+        raise
+    return stored
+
+
+def _cut(session: WriteSession, raw: bytes) -> list[Cut]:
+    """The object's chunks; none of one that is inline."""
+    if len(raw) <= session.inline_bytes_max:
+        return []
+    begin, cut = 0, list[Cut]()
+    for end in session.chunker.cuts(raw, 0, True):
+        cut.append((begin, end, session.chunk_id(memoryview(raw)[begin:end])))
+        begin = end
+    return cut
+
+
+def _place(
+    session: WriteSession,
+    objects: Sequence[SmallObject],
+    cuts: Sequence[Sequence[Cut]],
+    known: dict[bytes, Location],
+) -> None:
+    """Encode the chunks that are not known, and give them their places."""
+    owners: dict[bytes, tuple[SmallObject, int, int]] = {}
+    found: Found = {}
+    for each, cut in zip(objects, cuts, strict=True):
+        new = {chunk_id for _, _, chunk_id in cut} - known.keys() - owners.keys()
+        if not new:
+            continue
+        owners |= {chunk_id: (each, begin, end) for begin, end, chunk_id in cut if chunk_id in new}
+        alignment = None if each.align is None else each.align()
+        if alignment is not None:
+            found |= find_bases(alignment, memoryview(each.raw), cut, 0, new)
+    bases = reliable_bases(session, found)
+    task: list[NewFrame] = []
+    task_bytes = 0
+    encoding = []
+    for chunk_id, (each, begin, end) in owners.items():
+        task.append(session.new_frame(each.raw[begin:end], bases.get(chunk_id, ())))
+        task_bytes += end - begin
+        if task_bytes >= TASK_BYTES:
+            encoding.append(session.encode(task))
+            task, task_bytes = [], 0
+    if task:
+        encoding.append(session.encode(task))
+    for future in encoding:
+        session.place(future.result())
