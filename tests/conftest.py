@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import forced_deltas
 import pytest
 
 import castore
+from castore.s3 import session
 
 MEMORY = "/dev/shm"
 MEMORY_BYTES_MIN = 4 << 30  # the tests use a twentieth of it
@@ -52,6 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "deltas: runs as with --deltas")
     config.addinivalue_line("markers", "plain(why): runs as without --deltas")
+    config.addinivalue_line("markers", "inline_alone: one object put alone is inline up to 128 KiB")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -66,6 +69,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if seen[test] % sampled.args[0]:
                 item.add_marker(pytest.mark.long)
             seen[test] += 1
+
+
+@pytest.fixture(autouse=True)
+def _small_objects_have_chunks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On S3, from 64 KiB on, whether one is put or many: tests want chunks, and to be quick."""
+    if request.node.get_closest_marker("inline_alone"):
+        yield
+        return
+    with mock.patch.object(session, "INLINE_ALONE_BYTES_MAX", session.INLINE_BYTES_MAX):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

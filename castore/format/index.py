@@ -28,7 +28,7 @@ _SOURCE_BYTES = 8
 RECORD_HEADER_BYTES: Final = _RECORD.size  # 72
 _RECORD_VERSION_SOURCE = 2  # has the state of a source behind the header
 _RECORD_VERSION_DELTAS = 3  # has that, or 0, and how many of its chunks are deltas
-INLINE_BYTES_LIMIT: Final = 1 << 16
+INLINE_BYTES_LIMIT: Final = 1 << 17
 
 
 class Record(NamedTuple):
@@ -114,6 +114,27 @@ def decode_record(raw: bytes) -> Record:
     return Record(
         size, mtime_ns, mode, etag, stored_bytes, chunks, manifest, codec, inline, source, deltas
     )
+
+
+RECORD_FACTS_BYTES: Final = RECORD_HEADER_BYTES + _EXTRA.size  # of an encoded record, at most
+
+
+def decode_record_facts(raw: bytes) -> Record:
+    """From the first RECORD_FACTS_BYTES of an inline object's record, all but its bytes. The caller
+    has checked that these are as they were written: the record's own checksum is of all of it."""
+    if len(raw) < RECORD_FACTS_BYTES:
+        raise FormatError(f"record is cut short at {len(raw)} bytes")
+    version, kind, codec, flags, mode, size, mtime_ns, etag, stored_bytes, chunks, manifest, _ = (
+        _RECORD.unpack_from(raw)
+    )
+    if version > _RECORD_VERSION_SOURCE:
+        raise UnsupportedFormat(f"record has format version {version}: upgrade castore")
+    if not version or flags or kind != RECORD_INLINE or manifest or chunks:
+        raise FormatError(f"record of kind {kind} and version {version} claims to be inline")
+    source = 0
+    if version == _RECORD_VERSION_SOURCE:
+        source, _ = _EXTRA.unpack(raw[RECORD_HEADER_BYTES:RECORD_FACTS_BYTES])
+    return Record(size, mtime_ns, mode, etag, stored_bytes, codec=codec, source=source)
 
 
 # ---------------------------------------------------------------- rows of the index

@@ -16,7 +16,13 @@ from typing import Final, NamedTuple
 import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.index import Record, decode_record, encode_record
+from castore.format.index import (
+    RECORD_FACTS_BYTES,
+    Record,
+    decode_record,
+    decode_record_facts,
+    encode_record,
+)
 from castore.format.pack import (
     CHUNK_BYTES_LIMIT,
     PACK_ID_BYTES,
@@ -53,6 +59,11 @@ def ids_in(raw: bytes) -> list[bytes]:
 
 MANIFEST_MAGIC: Final = b"CMAN"
 MANIFEST_VERSION: Final = 2  # with the store's config; 1, without, is read, too
+# Of a larger inline object the head ends before its bytes, which the record's own checksum is of:
+# who lists or collects does not read them.
+_VERSION_BYTES_BEHIND: Final = 3
+_RECORD_BYTES_MAX: Final = 4096  # in a head, of an object
+_SIZE_MAX: Final = 64 << 10  # that is no larger than this: castores before had no room for more
 _MANIFEST = struct.Struct("<4sBBHIII16s16sQ")
 _CONFIG = struct.Struct("<QIIII")
 _DIRECTORY = struct.Struct("<QQI")
@@ -71,7 +82,7 @@ class Place(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class ManifestHead:
     """What comes before a manifest's segments: enough to find the one for any offset, and all that
-    a collector needs."""
+    a collector needs. The record has an inline object's bytes unless they were not read."""
 
     store_id: bytes
     nonce: bytes
@@ -79,6 +90,12 @@ class ManifestHead:
     packs: list[bytes]
     segments: list[Place]
     config: StoreConfig | None = None  # the store's: enough to make castore.json again
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether an inline object's bytes were read with it."""
+        record = self.record
+        return not record.is_inline or len(record.inline) == record.stored_bytes
 
 
 def encode_manifest(
@@ -91,6 +108,11 @@ def encode_manifest(
     """`segments` are (end offset, encoded), in order. The nonce makes each attempt's bytes, and so
     its ETag, its own."""
     raw_record = encode_record(record)
+    behind = b""
+    version = MANIFEST_VERSION
+    large = len(raw_record) > _RECORD_BYTES_MAX or record.size > _SIZE_MAX
+    if record.is_inline and large:
+        version, behind = _VERSION_BYTES_BEHIND, raw_record[RECORD_FACTS_BYTES:]
     head_bytes = (
         MANIFEST_HEADER_BYTES
         + _CONFIG.size
@@ -102,10 +124,11 @@ def encode_manifest(
     for end, raw in segments:
         directory.append(_DIRECTORY.pack(end, offset, len(raw)))
         offset += len(raw)
-    body = b"".join([_encode_store(config), raw_record, *packs, *directory])
+    raw_facts = raw_record[: len(raw_record) - len(behind)]
+    body = b"".join([_encode_store(config), raw_facts, *packs, *directory])
     fixed = _MANIFEST.pack(
         MANIFEST_MAGIC,
-        MANIFEST_VERSION,
+        version,
         0,
         0,
         len(raw_record),
@@ -116,27 +139,34 @@ def encode_manifest(
         0,
     )[:-8]
     checksum = _checksum(body, _checksum(fixed))
-    return b"".join([fixed, checksum.to_bytes(8, "little"), body, *(raw for _, raw in segments)])
+    raw_segments = [raw for _, raw in segments]
+    return b"".join([fixed, checksum.to_bytes(8, "little"), body, behind, *raw_segments])
 
 
-def manifest_head_bytes(raw: bytes) -> int:
-    """How many of a manifest's first bytes its head takes, from its first MANIFEST_HEADER_BYTES."""
+def manifest_head_bytes(raw: bytes, *, whole: bool = True) -> int:
+    """How many of a manifest's first bytes its head takes, from its first MANIFEST_HEADER_BYTES;
+    if `whole`, with an inline object's bytes."""
     if len(raw) < MANIFEST_HEADER_BYTES:
         raise FormatError(f"manifest is cut short at {len(raw)} bytes")
     magic, version, flags, zero, record, packs, segments, *_ = _MANIFEST.unpack_from(raw)
     if magic != MANIFEST_MAGIC:
         raise FormatError("manifest does not start with its magic")
-    if version > MANIFEST_VERSION:
+    if version > _VERSION_BYTES_BEHIND:
         raise UnsupportedFormat(f"manifest has format version {version}: upgrade castore")
     if version < 1 or flags or zero:
         raise FormatError(f"manifest has version {version} and flags {flags:#x}")
+    if version == _VERSION_BYTES_BEHIND:
+        if packs or segments:
+            raise FormatError(f"manifest has {packs} packs, {segments} segments and bytes inline")
+        record = record if whole else min(record, RECORD_FACTS_BYTES)
     lists = packs * PACK_ID_BYTES + segments * _DIRECTORY.size
     return int(MANIFEST_HEADER_BYTES + _store_bytes(version) + record + lists)
 
 
 def decode_manifest_head(raw: bytes) -> ManifestHead:
-    """From a manifest's first bytes, `manifest_head_bytes` of them or more."""
-    size = manifest_head_bytes(raw)
+    """From a manifest's first bytes, `manifest_head_bytes` of them or more; `is_whole` if these are
+    as many as with an inline object's bytes."""
+    size = manifest_head_bytes(raw, whole=False)
     if len(raw) < size:
         raise FormatError(f"manifest's head is cut short at {len(raw)} of {size} bytes")
     _, version, _, _, record_bytes, packs, _, store_id, nonce, checksum = _MANIFEST.unpack_from(raw)
@@ -145,6 +175,9 @@ def decode_manifest_head(raw: bytes) -> ManifestHead:
         raise FormatError("manifest is damaged")
     config = _decode_store(store_id, body) if version > 1 else None
     body = body[_store_bytes(version) :]
+    if version == _VERSION_BYTES_BEHIND:
+        record = _decode_bytes_behind(body, raw[size:], record_bytes)
+        return ManifestHead(store_id, nonce, record, [], [], config)
     at = record_bytes + packs * PACK_ID_BYTES
     places = [Place(*fields) for fields in _DIRECTORY.iter_unpack(body[at:])]
     record = decode_record(body[:record_bytes])
@@ -159,6 +192,18 @@ def decode_manifest_head(raw: bytes) -> ManifestHead:
     if record.is_inline == bool(places) or (places and places[-1].end != record.size):
         raise FormatError(f"manifest has {len(places)} segments for {record.size} bytes")
     return ManifestHead(store_id, nonce, record, ids_in(body[record_bytes:at]), places, config)
+
+
+def _decode_bytes_behind(facts: bytes, behind: bytes, record_bytes: int) -> Record:
+    """The record whose first bytes are the `facts`, without an inline object's bytes if not all of
+    them are among those `behind`."""
+    length = record_bytes - len(facts)
+    if len(behind) < length:
+        return decode_record_facts(facts)
+    record = decode_record(facts + behind[:length])
+    if not record.is_inline:
+        raise FormatError("manifest has neither segments nor bytes inline")
+    return record
 
 
 def _store_bytes(version: int) -> int:

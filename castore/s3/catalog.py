@@ -35,6 +35,8 @@ from castore.system.workers import Future, Workers
 # at 20 ms and 100 MB/s, of 1 GiB: 107 to 113 ms and 3 requests with 16 to 128 KiB, 94 ms and 2
 # requests with this; of 128 MiB: 91 ms with 16 KiB, 53 to 57 ms with 64 KiB and more.
 FIRST_BYTES = 256 << 10
+# By a list, which needs no inline object's bytes: a thousand of 100 KB would be 100 MB.
+LISTED_BYTES = 16 << 10
 GAP_BYTES = 256 << 10
 SPAN_BYTES_MAX = 8 << 20
 PAGE_NAMES = 1000
@@ -82,7 +84,7 @@ class S3Catalog:
         """A list tells which of many are there, and only what it shows to be unknown is asked
         for."""
         there = etags_of(self._bucket, self._requests, names)
-        reading = [self._requests.submit(self._version, *each) for each in there.items()]
+        reading = [self._requests.submit(self._facts, *each) for each in there.items()]
         found = {}
         for future in reading:
             with contextlib.suppress(FormatError):
@@ -233,7 +235,7 @@ class S3Catalog:
         found: dict[bytes, tuple[str, Record]] = {}
         unknown: list[tuple[bytes, str]] = []
         for name, etag in listed:
-            known = self._known(name)
+            known = self._known(name, whole=False)
             if known is not None and known.etag == etag:
                 found[name] = etag, known.head.record
             else:
@@ -243,7 +245,7 @@ class S3Catalog:
             told = self.listings.records(unknown)
             found |= {name: (etags[name], record) for name, record in told.items()}
             reading = [
-                self._requests.submit(self._version, name, etag)
+                self._requests.submit(self._facts, name, etag)
                 for name, etag in unknown
                 if name not in told
             ]
@@ -341,7 +343,8 @@ class S3Catalog:
                 raws[part] = body[begin - span.begin : end - span.begin]
         return raws
 
-    def _known(self, name: bytes) -> Version | None:
+    def _known(self, name: bytes, *, whole: bool = True) -> Version | None:
+        """The version that was seen last; if `whole`, none without an inline object's bytes."""
         version = self._versions.get(name)
         if version is None:
             cached = self._cache.manifest_head(name)
@@ -351,7 +354,7 @@ class S3Catalog:
                 except FormatError:
                     return None
                 self._store(version)
-        return version
+        return version if version is None or not whole or version.head.is_whole else None
 
     def _store(self, version: Version) -> None:
         with self._lock:
@@ -373,11 +376,23 @@ class S3Catalog:
         except NameNotFound:
             return None
 
-    def _fetch(self, name: bytes, etag: str | None) -> Version | None:
-        """The name's version unless it is the one with this ETag. Raises NameNotFound."""
-        keep = partial(self._keep, name)
+    def _facts(self, name: bytes, etag: str) -> Version | None:
+        """The same for who needs no inline object's bytes."""
+        known = self._known(name, whole=False)
+        if known is not None and known.etag == etag:
+            return known
         try:
-            return read_manifest(self._bucket, name, FIRST_BYTES, keep, unless=etag)
+            return self._fetch(name, None, whole=False)
+        except NameNotFound:
+            return None
+
+    def _fetch(self, name: bytes, etag: str | None, *, whole: bool = True) -> Version | None:
+        """The name's version unless it is the one with this ETag; if not `whole`, maybe without an
+        inline object's bytes. Raises NameNotFound."""
+        keep = partial(self._keep, name)
+        first_bytes = FIRST_BYTES if whole else min(LISTED_BYTES, FIRST_BYTES)
+        try:
+            return read_manifest(self._bucket, name, first_bytes, keep, unless=etag, whole=whole)
         except KeyAbsent:
             self.forget(name)
             raise NameNotFound(name.decode()) from None
@@ -385,7 +400,7 @@ class S3Catalog:
     def _keep(self, name: bytes, etag: str, raw: bytes) -> Version:
         """`raw` are the manifest's first bytes, with at least its head."""
         version = Version(name, etag, decode_own_head(raw, self._store_id))
-        head = raw[: manifest_head_bytes(raw)]
+        head = raw[: manifest_head_bytes(raw, whole=version.head.is_whole)]
         here = [
             (place, raw[place.offset : place.offset + place.length])
             for place in version.head.segments

@@ -34,10 +34,11 @@ def read_manifest(
     use: Callable[[str, bytes], T],
     *,
     unless: str | None = None,
+    whole: bool = True,
 ) -> T | None:
-    """What `use` makes of the ETag and the first bytes, with its whole head at least, of what the
-    name maps to now; None if that has the ETag `unless`. Raises KeyAbsent; ManifestUnreadable where
-    `use` raises FormatError, twice."""
+    """What `use` makes of the ETag and the first bytes, with its head at least, of what the name
+    maps to now; None if that has the ETag `unless`. If not `whole`, an inline object's bytes may be
+    missing. Raises KeyAbsent; ManifestUnreadable where `use` raises FormatError, twice."""
 
     def read() -> T | None:
         while True:
@@ -45,7 +46,7 @@ def read_manifest(
             if reply is None:
                 return None
             try:
-                return use(reply.etag, read_head(bucket, name, reply))
+                return use(reply.etag, read_head(bucket, name, reply, whole=whole))
             except Overwritten:
                 continue
 
@@ -55,12 +56,14 @@ def read_manifest(
         raise ManifestUnreadable(name.decode(), str(error)) from error
 
 
-def read_head(bucket: Bucket, name: bytes, first: Reply) -> bytes:
-    """The `first` bytes of the name's manifest, and as many more as its head takes. Raises
-    FormatError, Overwritten."""
-    size = manifest_head_bytes(first.body[:MANIFEST_HEADER_BYTES])
+def read_head(bucket: Bucket, name: bytes, first: Reply, *, whole: bool = True) -> bytes:
+    """The `first` bytes of the name's manifest, and as many more as its head takes, if `whole` with
+    an inline object's bytes. Raises FormatError, Overwritten."""
+    header = first.body[:MANIFEST_HEADER_BYTES]
+    size = manifest_head_bytes(header)
     if size > first.size:
         raise FormatError(f"its head takes {size} of its {first.size} bytes")
+    size = manifest_head_bytes(header, whole=whole)
     if size <= len(first.body):
         return first.body
     return first.body + read_part(bucket, name, first.etag, len(first.body), size)

@@ -38,6 +38,9 @@ from castore.stream.session import Encoded, WriteSession
 from castore.system.workers import InFlight, Workers, results_of
 
 INLINE_BYTES_MAX = 64 << 10
+# Of a commit of one object: a pack of its own is a second PUT, the price of which keeps 200 KB for
+# a month. Where many are put at once packs are shared, and what is known already is not stored.
+INLINE_ALONE_BYTES_MAX = 128 << 10
 LOOKAHEAD_BYTES = 64 << 20
 MOVED_GAP_BYTES = 2 << 20  # read with what is moved: within a region a request costs, bytes do not
 
@@ -61,6 +64,7 @@ class S3Session(WriteSession):
             workers, parts.config, chunker, compression_level=compression_level, deltas=deltas
         )
         self.inline_bytes_max = INLINE_BYTES_MAX
+        self.inline_alone_bytes_max = INLINE_ALONE_BYTES_MAX
         self.lookahead_bytes = LOOKAHEAD_BYTES
         self._cache = parts.cache
         self._hints = parts.hints

@@ -121,6 +121,12 @@ class Handle:
         discard_dropped()
         return backend
 
-    def _session(self) -> WriteSession:
+    def _session(self, *, of_one: bool = False) -> WriteSession:
+        """`of_one` object."""
         backend = self._check_writable()
-        return backend.session(self._workers, self._chunker, level=self._level, deltas=self._delta)
+        session = backend.session(
+            self._workers, self._chunker, level=self._level, deltas=self._delta
+        )
+        if of_one:
+            session.expect_one()
+        return session

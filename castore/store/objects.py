@@ -60,7 +60,7 @@ class ObjectVerbs(Handle):
         Traceback (most recent call last):
         castore.errors.NameExists: ...
         """
-        with self.transaction() as transaction:
+        with self._transaction(of_one=True) as transaction:
             return transaction.put(name, file, if_absent=if_absent, progress=progress, like=like)
 
     def puts(
@@ -82,7 +82,7 @@ class ObjectVerbs(Handle):
         >>> info.size, oct(info.mode)
         (12, '0o600')
         """
-        with self.transaction() as transaction:
+        with self._transaction(of_one=True) as transaction:
             return transaction.puts(name, data, if_absent=if_absent, mode=mode, like=like)
 
     def transaction(self) -> Transaction:
@@ -97,7 +97,10 @@ class ObjectVerbs(Handle):
         >>> list(store.names("dumps/"))
         ['dumps/_SUCCESS', 'dumps/monday.sql']
         """
-        return Transaction(self._session(), self._catalog, self._reader)
+        return self._transaction()
+
+    def _transaction(self, *, of_one: bool = False) -> Transaction:
+        return Transaction(self._session(of_one=of_one), self._catalog, self._reader)
 
     # ------------------------------------------------------------ get
 
@@ -302,7 +305,7 @@ class ObjectVerbs(Handle):
         liked = None if like is None else encode_name(like)
         if like is not None and self._catalog.record(encode_name(like)) is None:
             raise NameNotFound(like)
-        session = self._session()
+        session = self._session(of_one=True)
         align = resembling(session, self._catalog, self._reader, key, liked)
         over: Record | None = None
         if mode == "ab":

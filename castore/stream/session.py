@@ -64,7 +64,8 @@ class WriteSession(ABC):
     Not for several threads at once.
     """
 
-    inline_bytes_max: int  # objects up to this are in their record
+    inline_bytes_max: int  # objects up to this are in their record,
+    inline_alone_bytes_max = 0  # or one of which no other is committed, up to this, if it is more
     lookahead_bytes = 0  # how far ahead `prefetch` is told; 0: never
 
     def __init__(
@@ -107,6 +108,10 @@ class WriteSession(ABC):
         chunk_id = guarded_id(sha256, seed) if sha256 else chunk_id_of(raw, seed)
         others = [base for base in bases if base.chunk.chunk_id != chunk_id]
         return NewFrame(raw, chunk_id, sha256, others)
+
+    def expect_one(self) -> None:
+        """No more than one object will be committed."""
+        self.inline_bytes_max = self.inline_alone_bytes_max or self.inline_bytes_max
 
     def encode(self, chunks: list[NewFrame]) -> Future[list[Encoded]]:
         if sum(len(chunk.raw) for chunk in chunks) <= ENCODE_HERE_BYTES_MAX:

@@ -123,6 +123,7 @@ def test_the_same_bytes_are_the_same_chunks(
 ) -> None:
     """Cuts, ids, etags and frames have not changed: a store goes on deduplicating."""
     monkeypatch.setattr("castore.s3.session.INLINE_BYTES_MAX", 4096)  # as when they were made
+    monkeypatch.setattr("castore.s3.session.INLINE_ALONE_BYTES_MAX", 4096)
     with golden.open() as store:
         before = totals(store)
         for name, known in golden.facts["objects"].items():
@@ -156,6 +157,7 @@ def test_later_versions_are_deltas_of_what_is_there(
     golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("castore.s3.session.INLINE_BYTES_MAX", 4096)  # as when they were made
+    monkeypatch.setattr("castore.s3.session.INLINE_ALONE_BYTES_MAX", 4096)
     facts, values = golden.facts, {}
     with golden.open() as store:
         for name, known in facts["objects"].items():

@@ -84,6 +84,7 @@ class TestOnS3(SharedStoreContract):
         monkeypatch: pytest.MonkeyPatch,
     ) -> Iterator[castore.Store]:
         monkeypatch.setattr(session_s3, "INLINE_BYTES_MAX", self.inline_bytes_max)
+        monkeypatch.setattr(session_s3, "INLINE_ALONE_BYTES_MAX", self.inline_bytes_max)
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint_url)  # for `store.path`
         make_store(s3_server)
         with castore.open(s3_server.url(), threads=2) as store:
@@ -102,6 +103,7 @@ class TestOnMemoryServer(StoreContract):
     @pytest.fixture
     def store(self, world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[castore.Store]:
         monkeypatch.setattr(session_s3, "INLINE_BYTES_MAX", self.inline_bytes_max)
+        monkeypatch.setattr(session_s3, "INLINE_ALONE_BYTES_MAX", self.inline_bytes_max)
         monkeypatch.setenv("CASTORE_CACHE_DIR", str(world.cache_of("one")))
         with castore.open(URL, create=False, threads=2) as store:
             yield store

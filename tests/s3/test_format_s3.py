@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -75,8 +76,8 @@ def test_manifests_of_the_first_version_tell_of_no_config() -> None:
     old = fixed + checksum.to_bytes(8, "little") + body
     head = decode_manifest_head(old)
     assert (head.store_id, head.record, head.config) == (STORE, record, None)
-    with pytest.raises(UnsupportedFormat, match="version 3: upgrade castore"):
-        decode_manifest_head(raw[:4] + b"\x03" + raw[5:])
+    with pytest.raises(UnsupportedFormat, match="version 4: upgrade castore"):
+        decode_manifest_head(raw[:4] + b"\x04" + raw[5:])
 
 
 def test_a_manifest_with_an_impossible_config() -> None:
@@ -91,6 +92,34 @@ def test_inline_manifests(data: bytes) -> None:
     raw, record = inline(data)
     head = decode_manifest_head(raw)
     assert (head.record, head.packs, head.segments) == (record, [], [])
+
+
+def test_a_large_inline_object_is_not_in_the_head() -> None:
+    data = random.Random(1).randbytes(5000)
+    raw, record = inline(data)
+    size = manifest_head_bytes(raw[:MANIFEST_HEADER_BYTES], whole=False)
+    assert size < 300
+    assert manifest_head_bytes(raw[:MANIFEST_HEADER_BYTES]) == len(raw)
+    whole = decode_manifest_head(raw)
+    assert whole.is_whole
+    assert whole.record == record
+    for read in (size, size + 1000, len(raw) - 1):
+        head = decode_manifest_head(raw[:read])
+        assert not head.is_whole
+        assert head.record == record._replace(inline=b"")
+        assert (head.config, head.nonce, head.packs) == (CONFIG, NONCE, [])
+    told = record._replace(source=1 << 63)
+    raw = encode_manifest(CONFIG, NONCE, told, [], [])
+    assert decode_manifest_head(raw[:size]).record == told._replace(inline=b"")
+    assert decode_manifest_head(raw).record == told
+
+
+@given(st.integers(0, 5200), st.integers(1, 255))
+def test_every_damage_of_a_large_inline_object_is_noticed(at: int, flip: int) -> None:
+    raw = bytearray(inline(random.Random(1).randbytes(5000))[0])
+    raw[at % len(raw)] ^= flip
+    with pytest.raises((FormatError, UnsupportedFormat)):
+        decode_manifest_head(bytes(raw))
 
 
 @given(packs)
@@ -180,7 +209,7 @@ def test_every_cut_is_noticed(which: int) -> None:
 def test_a_newer_version_says_so(which: int) -> None:
     decode, raw = all_decoders()[which]
     with pytest.raises(UnsupportedFormat, match="upgrade castore"):
-        decode(raw[:4] + b"\x03" + raw[5:])
+        decode(raw[:4] + b"\x04" + raw[5:])
 
 
 @settings(max_examples=300)

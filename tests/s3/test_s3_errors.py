@@ -211,7 +211,7 @@ def test_a_newer_or_foreign_manifest(open_moto: Open, moto_server: Server) -> No
     client = moto_server.client()
     place = {"Bucket": moto_server.bucket, "Key": "store/names/a"}
     raw = client.get_object(**place)["Body"].read()
-    client.put_object(**place, Body=raw[:4] + b"\x03" + raw[5:])
+    client.put_object(**place, Body=raw[:4] + b"\x04" + raw[5:])
     with pytest.raises(UnsupportedFormat, match="upgrade castore"):
         store.gets("a")
     for wrong in (b"", b"a file of somebody's", raw[:50], raw[:-1] + b"?"):

@@ -59,20 +59,69 @@ def test_a_file_that_was_just_written_is_read_twice_and_uploaded_once(
     assert store.gets("True") == noise(LARGE, 6)
 
 
+@pytest.mark.inline_alone
 def test_an_inline_put_is_one_put(open_proxied: Open, proxy: FaultProxy, tmp_path: Path) -> None:
     store = open_proxied()
     proxy.clear()
     store.puts("a", noise(SMALL))
     assert requests(proxy) == ["PUT names"]
-    store.puts("a", noise(64 << 10))  # the largest
+    store.puts("a", noise(128 << 10))  # the largest
     assert requests(proxy) == ["PUT names"]
-    (tmp_path / "file").write_bytes(noise(64 << 10))
+    (tmp_path / "file").write_bytes(noise(128 << 10))
     store.put("a", tmp_path / "file")
     with store.open("a", "wb") as file:
-        file.write(noise(64 << 10))
+        file.write(noise(128 << 10))
     assert requests(proxy) == ["PUT names x2"]
     store.close()
     assert requests(proxy) == []  # nothing was pinned
+
+
+@pytest.mark.inline_alone
+def test_of_many_objects_smaller_ones_are_inline(open_proxied: Open, proxy: FaultProxy) -> None:
+    """They share a pack, and what is known of them is not stored again."""
+    store = warmed(open_proxied(), proxy)
+    with store.transaction() as transaction:
+        infos = [transaction.puts(f"{i}", noise((64 << 10) + i, 7)) for i in range(2)]
+    assert [info.chunks == 0 for info in infos] == [True, False]
+    assert requests(proxy) == ["PUT names x2", "PUT packs"]
+
+
+@pytest.mark.inline_alone
+def test_a_put_of_100_kb_by_a_process_of_its_own_costs_little_more_than_a_put(
+    open_proxied: Open, proxy: FaultProxy
+) -> None:
+    open_proxied().close()  # the store is there
+    proxy.clear()
+    with open_proxied() as store:
+        store.puts("a", noise(100_000))
+    assert requests(proxy) == ["GET castore.json", "PUT names"]
+    prices = castore.Prices()
+    assert prices.requests(puts=1, gets=1) <= 1.1 * prices.requests(puts=1, gets=0)
+
+
+@pytest.mark.inline_alone
+def test_a_list_does_not_ask_for_the_bytes_of_inline_objects(
+    open_proxied: Open, proxy: FaultProxy
+) -> None:
+    data = [noise(100_000, seed) for seed in range(5)]
+    with open_proxied(1) as other:
+        for i, each in enumerate(data):
+            other.puts(f"a/{i}", each)
+    store = open_proxied(2)
+    proxy.clear()
+    assert [info.size for info in store.list()] == [100_000] * 5
+    received = sum(exchange.received_bytes for exchange in proxy.matching("GET", "/names/"))
+    assert requests(proxy) == ["GET names x5", "LIST names"]
+    assert received < 5 * (17 << 10)
+    # That is remembered, and is enough for a list, but not for who reads the bytes.
+    for again in (store, open_proxied(2)):
+        proxy.clear()
+        assert [info.size for info in again.list()] == [100_000] * 5
+        assert requests(proxy) == ["LIST names"]
+    assert store.gets("a/3", (90_000, 90_010)) == data[3][90_000:90_010]
+    store.copy("a/4", "copy")
+    assert store.gets("copy") == data[4]
+    assert requests(proxy) == ["GET names x3", "PUT names"]
 
 
 def test_the_first_put_of_chunks_begins_a_session(open_proxied: Open, proxy: FaultProxy) -> None:

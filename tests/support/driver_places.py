@@ -66,6 +66,7 @@ class Settings:
             "castore.local.session:SEGMENTS_MAX": 3,
             "castore.local.session:INLINE_BYTES_MAX": self.inline_bytes_max,
             "castore.s3.session:INLINE_BYTES_MAX": self.inline_bytes_max,
+            "castore.s3.session:INLINE_ALONE_BYTES_MAX": 2 * self.inline_bytes_max,
             "castore.local.packs:PACK_BYTES_MAX": self.pack_bytes_max,
             "castore.local.gc.repack:SMALL_PACK_BYTES": self.pack_bytes_max // 16,
             "castore.local.gc.repack:FRAMES_MAX": 20,

@@ -66,7 +66,10 @@ def use_delta(payload: bytes) -> None:
 
 TARGETS: dict[str, Target] = {
     **LAYOUTS,
-    "manifests": Target([made.manifest(2)[0], made.inline(b"bytes")[0]], s3.decode_manifest_head),
+    "manifests": Target(
+        [made.manifest(2)[0], made.inline(b"bytes")[0], made.inline(bytes(5000))[0]],
+        s3.decode_manifest_head,
+    ),
     "pins": Target([s3_gc.encode_pin(STORE, bytes(8), NONCE, [STORE, NONCE])], s3_gc.decode_pin),
     "condemned": Target(
         [s3_gc.encode_condemned(STORE, NONCE, [STORE, NONCE], [NONCE])],

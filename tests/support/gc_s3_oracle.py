@@ -234,7 +234,7 @@ def _run(output: str, program: str, *args: Any) -> None:
 def make_everything_small() -> None:
     """Objects of a few kilobytes have packs, several of them, and manifests of several segments."""
     oracle.make_everything_small()
-    castore.s3.session.INLINE_BYTES_MAX = 4096
+    castore.s3.session.INLINE_BYTES_MAX = castore.s3.session.INLINE_ALONE_BYTES_MAX = 4096
     castore.s3.uploads.PACK_BYTES_FIRST = 50_000
     castore.s3.uploads.PACK_BYTES_MAX = 200_000
     castore.s3.gc.repack.BATCH_BYTES = 8192

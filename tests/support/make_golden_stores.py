@@ -138,6 +138,7 @@ def make_s3(target: Path, guard: str | None) -> None:
         mock.patch("castore.s3.uploads.PACK_BYTES_FIRST", PACK_BYTES_MAX),
         mock.patch("castore.s3.uploads.PACK_BYTES_MAX", PACK_BYTES_MAX),
         mock.patch("castore.s3.session.INLINE_BYTES_MAX", 4096),
+        mock.patch("castore.s3.session.INLINE_ALONE_BYTES_MAX", 4096),
     ):
         with castore.open(URL, chunk_bytes_avg=AVERAGE, collision_guard=guard) as store:
             fill(store, Path(folder))

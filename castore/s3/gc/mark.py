@@ -191,6 +191,6 @@ class S3Marker:
 
         first_bytes = WHOLE_BYTES if self._with_frames else HEAD_BYTES
         try:
-            return read_manifest(self._bucket, name, first_bytes, referred)
+            return read_manifest(self._bucket, name, first_bytes, referred, whole=False)
         except KeyAbsent:
             return None
