@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import json
 import re
 import socket
@@ -120,6 +121,19 @@ class Proxy:
                     one.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(10)
+
+    def await_clients(self, timeout_s: float = 30.0) -> None:
+        """Until all clients are gone, and what they had sent by then was answered by the server, or
+        never will be: to be called when their processes are dead."""
+        ours = http.client.HTTPConnection("127.0.0.1", self.port)
+        ours.request("GET", "/")  # once it is answered all connections before it are taken
+        ours.getresponse().read()
+        ours.close()
+        for thread in self._threads[1:]:
+            thread.join(timeout_s)
+            if thread.is_alive():
+                raise TimeoutError(f"a client of the proxy is there after {timeout_s} s")
+        del self._threads[1:]
 
     # ------------------------------------------------------------ what was counted
 

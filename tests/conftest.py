@@ -33,9 +33,11 @@ if (
 
 pytest_plugins = [
     "servers",
+    "given_server",
     "s3_stores",
     "stores",
     "gc_stores",
+    "killed_s3",
     "whole",
     "caches",
     "cli_runs",
@@ -49,6 +51,8 @@ pytest_plugins = [
 def pytest_addoption(parser: pytest.Parser) -> None:
     said = "store every chunk as a delta that can be one: see tests/support/forced_deltas.py"
     parser.addoption("--deltas", action="store_true", help=said)
+    said = "how long processes at a store on S3 are killed at random (one)"
+    parser.addoption("--minutes", type=float, default=1.0, help=said)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,103 +2,38 @@
 
 from __future__ import annotations
 
-import datetime
-import http.client
 import random
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import gc_s3_oracle
-import oracle
 import pytest
 from fault_proxy import Connection, Exchange, FaultProxy
 from gc_s3_oracle import DOOMED, KEPT, Child, Expected, ForkServer
-from moto.s3.models import s3_backends
+from killed_s3 import Crowd, assert_no_space_is_lost, behind, collect_all, opened
 from s3_stores import make_store
 from servers import Server
 
 import castore
-from castore.format.s3 import decode_manifest_head
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures
-
-ACCOUNT = "123456789012"
-DAY = datetime.timedelta(days=1)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    with oracle.fast_folder(tmp_path) as folder:
-        yield folder
-
-
-@pytest.fixture
-def forks(folder: Path, aws_environment: None) -> Iterator[ForkServer]:
-    (folder / "said").mkdir()
-    with ForkServer(folder / "said") as forks:
-        yield forks
-
-
-def await_requests(server: Server, before: set[threading.Thread]) -> None:
-    """Until whatever was sent by processes that are gone has been done, or never will be: a
-    connection's thread in the server ends with it, and connections are taken in their order."""
-    ours = http.client.HTTPConnection(urlsplit(server.endpoint_url).netloc)
-    ours.request("GET", f"/{server.bucket}?location")
-    ours.getresponse().read()
-    ours.close()
-    for thread in set(threading.enumerate()) - before:
-        if "process_request_thread" in thread.name:
-            thread.join(30)
-            assert not thread.is_alive()
-
-
-@contextmanager
-def opened(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[castore.Store]:
-    """On a machine that has nothing in its cache, nor keeps it."""
-    monkeypatch.setenv("CASTORE_CACHE_DIR", str(cache))
-    with castore.open(url, create=False, threads=2) as store:
-        yield store
-    shutil.rmtree(cache)
-
-
-def let_pins_expire(server: Server) -> None:
-    """A week goes by on the server for all that is there, and every process is dead."""
-    for key in s3_backends[ACCOUNT]["aws"].buckets[server.bucket].keys.values():
-        key.last_modified -= 8 * DAY
-
-
-def assert_no_space_is_lost(bucket: Bucket) -> None:
-    """Right after a collection: every pack is needed."""
-    needed: set[str] = set()
-    for entry in bucket.list("names/"):
-        head = decode_manifest_head(bucket.get(entry.key).body)
-        needed.update(pack_id.hex() for pack_id in head.packs)
-    assert {entry.key[6:38] for entry in bucket.list("packs/")} == needed
-    for nothing in ("pins/", "gc/condemned/", "quarantine/"):
-        assert [entry.key for entry in bucket.list(nothing)] == []
-
 
 # ---- killed -------------------------------------------------------------------------------------
 
 
 def kill_again_and_again(
-    server: Server, forks: ForkServer, folder: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+    server: Server, proxy: FaultProxy, forks: ForkServer, folder: Path, kills: int
 ) -> Expected:
     """A collector and a writer on one bucket, both killed at a random moment, each turn. Their
     caches live on."""
     make_store(server)
-    expected = Expected()
+    expected, url = Expected(), behind(proxy, server)
     for turn in range(1, kills + 1):
         choose = random.Random(turn)
-        before = set(threading.enumerate())
-        writer = forks.start("keep_writing", server.url(), str(folder / "w"), turn, 1 + turn % 2)
-        collector = forks.start("keep_collecting", server.url(), str(folder / "c"), turn)
+        writer = forks.start("keep_writing", url, str(folder / "w"), turn, 1 + turn % 2)
+        collector = forks.start("keep_collecting", url, str(folder / "c"), turn)
         writer.await_lines(choose.randrange(12))  # not a time: the machine may be busy
         time.sleep(choose.random() * 0.1)
         for process in choose.sample([collector, writer], 2):
@@ -107,44 +42,52 @@ def kill_again_and_again(
         for process in (collector, writer):
             assert process.wait() == -9, process.errors()
             assert process.errors() == ""
-        await_requests(server, before)
+        proxy.await_clients()
         expected.follow(writer.said())
         assert expected.absent == []
-        with opened(server.url(), folder / f"{turn}", monkeypatch) as store:
+        with opened(server.url(), folder / f"{turn}") as store:
             expected.check(store)
             if turn % 10 == 0 or turn == kills:
-                let_pins_expire(server)
-                gc_s3_oracle.collect(store)
-                expected.check(store)
-                gc_s3_oracle.assert_whole(store.check(read_data=True))
-                with Bucket(server.settings()) as bucket:
-                    assert_no_space_is_lost(bucket)
+                collect_all(server, store, expected)
     return expected
 
 
 def test_killed_at_random_moments(
-    moto_server: Server,
-    quick: None,
-    forks: ForkServer,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    moto_server: Server, quick: None, proxy: FaultProxy, forks: ForkServer, folder: Path
 ) -> None:
-    expected = kill_again_and_again(moto_server, forks, folder, monkeypatch, 5)
+    expected = kill_again_and_again(moto_server, proxy, forks, folder, 5)
     assert expected.acknowledged > 2
 
 
 @pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_killed_at_a_thousand_random_moments(
+    moto_server: Server, quick: None, proxy: FaultProxy, forks: ForkServer, folder: Path
+) -> None:
+    expected = kill_again_and_again(moto_server, proxy, forks, folder, 1000)
+    print(f"{expected.acknowledged} acknowledged")
+    assert expected.acknowledged > 1000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_a_crowd_of_which_one_after_the_other_is_killed(
     moto_server: Server,
     quick: None,
     forks: ForkServer,
     folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    expected = kill_again_and_again(moto_server, forks, folder, monkeypatch, 1000)
-    print(f"{expected.acknowledged} acknowledged")
-    assert expected.acknowledged > 1000
+    """Now and then all are, and everything is looked at."""
+    make_store(moto_server)
+    until = time.monotonic() + 60 * request.config.getoption("--minutes")
+    choose = random.Random(1)
+    with Crowd(moto_server, forks, folder, writers=4, collectors=2) as crowd:
+        while (left_s := until - time.monotonic()) > 0:
+            crowd.run(min(left_s, 60), choose)
+            crowd.check()
+            print(f"{crowd.kills} killed, {crowd.acknowledged} changes acknowledged, none lost")
+    assert crowd.acknowledged > crowd.kills
 
 
 # ---- stopped ------------------------------------------------------------------------------------
@@ -199,20 +142,12 @@ class Stopping:
 
     `errors`: at which request a process was, and with what one ended, where that was an error."""
 
-    def __init__(
-        self,
-        server: Server,
-        proxy: FaultProxy,
-        forks: ForkServer,
-        folder: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+    def __init__(self, server: Server, proxy: FaultProxy, forks: ForkServer, folder: Path) -> None:
         self.errors: list[tuple[str, str]] = []
         self._server = server
         self._proxy = proxy
         self._forks = forks
         self._folder = folder
-        self._monkeypatch = monkeypatch
         make_store(server, prefix="made")
         self._said = forks.run("prepare", server.url("made"), str(folder / "made"))
         with Bucket(server.settings("made")) as bucket:
@@ -235,8 +170,8 @@ class Stopping:
         self._proxy.rules.clear()
         rule = self._proxy.inject("", "", pause, nth=step // 2 + 1)
         self._proxy.inject("", "", whole, times=1 << 20)
-        behind = replace(self._server, endpoint_url=self._proxy.url).url(prefix)
-        child = self._forks.start(stopped[0], behind, str(caches / "stopped"), *stopped[1:])
+        through = behind(self._proxy, self._server, prefix)
+        child = self._forks.start(stopped[0], through, str(caches / "stopped"), *stopped[1:])
         pause.child = child
         assert child.wait() == 0, child.errors()
         assert pause.error is None, pause.error
@@ -250,7 +185,7 @@ class Stopping:
         ]
         assert {*expected.absent} <= {*removed}
         expected.settled.update(dict.fromkeys(removed))
-        with opened(url, caches / "check", self._monkeypatch) as store:
+        with opened(url, caches / "check") as store:
             self._check(store, expected)
         with Bucket(self._server.settings(prefix)) as bucket:
             assert_no_space_is_lost(bucket)
@@ -277,7 +212,7 @@ def stopping(
     monkeypatch.setattr(
         "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
     )
-    return Stopping(moto_server, proxy, forks, folder, monkeypatch)
+    return Stopping(moto_server, proxy, forks, folder)
 
 
 def stop_at_every_step(stopping: Stopping, stopped: Program, beside: Program) -> int:

@@ -258,11 +258,11 @@ class Writer:
     """Changes random ones of its names, saying before each change what is tried, and after it that
     it is acknowledged."""
 
-    def __init__(self, store: castore.Store, writer: int, thread: int) -> None:
+    def __init__(self, store: castore.Store, writer: int, place: str, thread: int) -> None:
         self.store = store
         self._choose = random.Random(f"{writer} {thread}")
         self._versions = (Version(writer, thread << 20 | n) for n in range(1, 1 << 20))
-        self._names = [f"killed/{thread}/{n}" for n in range(SMALL_NAMES)]
+        self._names = [f"{place}/{thread}/{n}" for n in range(SMALL_NAMES)]
 
     def change(self) -> None:
         verbs = [self.put, self.delete, self.transaction, self.copy, self.rename, self.read]
@@ -343,13 +343,14 @@ def rename(store: castore.Store, source: str, target: str) -> None:
         say("renamed", source, target)
 
 
-def keep_writing(url: str, cache: str, writer: int, threads: int) -> None:
-    """Until killed. Now and then the store is closed, which tells others of what it has."""
+def keep_writing(url: str, cache: str, writer: int, threads: int, place: str = "killed") -> None:
+    """Until killed, names below `place`. Now and then the store is closed, which tells others of
+    what it has."""
 
     def run(thread: int) -> None:
         while True:
             with open_store(url, cache) as store:
-                changes = Writer(store, writer, thread)
+                changes = Writer(store, writer, place, thread)
                 for _ in range(5):
                     changes.change()
 

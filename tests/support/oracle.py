@@ -583,8 +583,17 @@ class Expected:
     def check(self, store: castore.Store) -> None:
         """Every acknowledged object is intact, and nothing is half there. What was being tried
         when its process died has happened or not; from here on, that is settled."""
+        self.check_below("", store)
+        logical = sum(info.size for info in store.list())
+        if store.stats().logical_bytes != logical:
+            raise AssertionError("the totals do not add up")
+
+    def check_below(self, prefix: str, store: castore.Store) -> None:
+        """The same of the names with this prefix, all of which this knows; others may change
+        meanwhile."""
         family = self.family
-        found = {name: check_value(family or name, store.gets(name)) for name in store.names()}
+        names = list(store.names(prefix))
+        found = {name: check_value(family or name, store.gets(name)) for name in names}
         for name in {*self.settled, *self.tried, *found}:
             allowed = [self.settled.get(name), *self.tried.get(name, [])]
             if found.get(name) not in allowed:
@@ -595,9 +604,6 @@ class Expected:
                 raise AssertionError(f"{name} has another size in its record")
         self.settled = dict.fromkeys(self.settled, None) | dict(found)
         self.tried = {}
-        logical = sum(info.size for info in store.list())
-        if store.stats().logical_bytes != logical:
-            raise AssertionError("the totals do not add up")
 
 
 # ---------------------------------------------------------------- killed at every step

@@ -5,6 +5,8 @@
 It maps keys to files, so `a` and `a/b` can't both be there, nor may a key end in a slash; and it
 may answer 500 when several keys that are the first in their folder are put at once. Each test gets
 a bucket of its own, and the environment has the credentials, and nothing else of AWS.
+
+With `--s3-url` another server is in the place of both: see `given_server.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from castore.s3.client.bucket import Bucket
 from castore.s3.client.retries import Backoff
 from castore.s3.client.settings import S3Settings, parse_settings
 
-ACCESS_KEY = "test-access-key"
+ACCESS_KEY = "test-access-key"  # this and the next: unless `--s3-keys` says otherwise
 SECRET_KEY = "test-secret-key"
 QUICK = Backoff(first_s=0.01, throttled_first_s=0.01)
 
@@ -77,20 +79,31 @@ def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def moto_server(aws_environment: None, running_moto: str) -> Server:
-    return _with_bucket(running_moto, preconditions=True)
+def moto_server(aws_environment: None, request: pytest.FixtureRequest) -> Server:
+    """One that honours preconditions."""
+    server = _server(request, "running_moto", preconditions=True)
+    if not server.preconditions:
+        pytest.skip("needs a server that honours all preconditions")
+    return server
 
 
 @pytest.fixture
-def rclone_server(aws_environment: None, running_rclone: str) -> Server:
-    return _with_bucket(running_rclone, preconditions=False)
+def rclone_server(aws_environment: None, request: pytest.FixtureRequest) -> Server:
+    """One that checks signatures."""
+    return _server(request, "running_rclone", preconditions=False)
 
 
 @pytest.fixture(params=["moto", "rclone"])
-def s3_server(request: pytest.FixtureRequest) -> Server:
+def s3_server(aws_environment: None, request: pytest.FixtureRequest) -> Server:
     """Each server in turn."""
-    server: Server = request.getfixturevalue(f"{request.param}_server")
-    return server
+    return _server(request, f"running_{request.param}", preconditions=request.param == "moto")
+
+
+def _server(request: pytest.FixtureRequest, running: str, *, preconditions: bool) -> Server:
+    if request.config.getoption("--s3-url") is not None:
+        given: Server = request.getfixturevalue("given_server")
+        return given
+    return with_bucket(request.getfixturevalue(running), preconditions=preconditions)
 
 
 @pytest.fixture
@@ -157,13 +170,22 @@ class _OneAtATime:
             return self._app(environ, start_response)
 
 
-def _with_bucket(endpoint_url: str, *, preconditions: bool) -> Server:
+def with_bucket(endpoint_url: str, *, preconditions: bool) -> Server:
     server = Server(endpoint_url, f"bucket-{uuid.uuid4().hex[:16]}", preconditions)
     if endpoint_url not in _clients:  # it takes a while to make one
         _clients[endpoint_url] = server.client()
     _clients[endpoint_url].create_bucket(Bucket=server.bucket)
     BUCKETS[server.bucket] = endpoint_url
     return server
+
+
+def remove_bucket(server: Server) -> None:
+    client = _clients[server.endpoint_url]
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=server.bucket):
+        for entry in page.get("Contents", []):
+            client.delete_object(Bucket=server.bucket, Key=entry["Key"])
+    client.delete_bucket(Bucket=server.bucket)
+    del BUCKETS[server.bucket]
 
 
 _clients: dict[str, Any] = {}

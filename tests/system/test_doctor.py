@@ -199,6 +199,7 @@ class TestServer:
         assert "none yet" in checks["store"]["found"]
         assert list(Bucket(moto_server.settings()).list()) == []  # it cleans up
 
+    @pytest.mark.preconditions_ignored
     def test_rclone_ignores_preconditions(self, examine: Doctor, rclone_server: Server) -> None:
         code, checks = examine(rclone_server.url())
         assert code == exits.OK
