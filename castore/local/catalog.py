@@ -39,7 +39,7 @@ from castore.local.meta import (
     GC_SEQ,
     STORE_ID,
     is_damaged_id,
-    next_manifest,
+    next_manifests,
     read_number,
     release_freed_pages,
 )
@@ -137,9 +137,10 @@ class LocalCatalog(NameReader):
         for operation in operations:
             names.apply(operation)
         tables.note_changes(names.changed)
-        for name in dict.fromkeys(names.changed):
-            raw = tables.names.get(name)
-            entries.append(encode_drop(name) if raw is None else encode_put(name, raw))
+        entries += [
+            encode_drop(name) if row is None else encode_put(name, row)
+            for name, row in names.changed.items()
+        ]
         return names.deleted
 
     def _apply(
@@ -161,11 +162,13 @@ class LocalCatalog(NameReader):
             for chunk_id, chunk in batch.chunks.items():
                 _put_chunk(tables, chunk.stored(chunk_id), heals=chunk.heals)
         numbers: dict[Draft, int] = {}
+        unnumbered = sum(not draft.manifest for draft in batch.drafts)
+        new_numbers = iter(next_manifests(index, txn, unnumbered))
         for draft in batch.drafts:
             if draft.staged and segment_key(draft.manifest, 0) not in tables.pending:
                 # Somebody removed the owner's file, and a collector took us for dead.
                 raise StoreIOError("what a put had stored so far was collected: repeat the put")
-            number = draft.manifest or next_manifest(index, txn)
+            number = draft.manifest or next(new_numbers)
             numbers[draft] = number
             for end, raw in draft.segments:
                 tables.segments.add(number, end, raw)

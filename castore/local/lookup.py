@@ -64,13 +64,15 @@ class NameReader:
             raw = txn.get(name, db=self._index.names)
         return None if raw is None else self._decode(name, raw)
 
+    @_repeated
     def records(self, names: Collection[bytes]) -> dict[bytes, Record]:
         found = {}
-        for name in names:
-            with contextlib.suppress(FormatError):
-                record = self.record(name)
-                if record is not None:
-                    found[name] = record
+        with self._index.gate, self._index.snapshot() as txn:
+            for name in names:
+                raw = txn.get(name, db=self._index.names)
+                if raw is not None:
+                    with contextlib.suppress(FormatError):
+                        found[name] = decode_record(raw)
         return found
 
     @_repeated

@@ -94,20 +94,26 @@ def last_manifest(index: Index, txn: Snapshot | Txn) -> int:
         ) from None
 
 
-def next_manifest(index: Index, txn: Txn) -> int:
-    """A number behind all that were given out. The counter is only so that the order of one that
-    was collected does not come again: whatever it says, what is in use is not given out. Raises
-    IndexCorrupt if they are used up."""
+def next_manifests(index: Index, txn: Txn, count: int) -> list[int]:
+    """So many numbers behind all that were given out. The counter is only so that the order of one
+    that was collected does not come again: whatever it says, what is in use is not given out.
+    Raises IndexCorrupt if they are used up."""
+    if not count:
+        return []
     row = txn.get(NEXT_MANIFEST, db=index.meta)
     told = 0 if row is None or not _is_order(row) else _number(row)
-    order = max(told, manifest_order(last_manifest(index, txn))) + 1
-    if order > MANIFEST_ORDER_MAX:
+    last = max(told, manifest_order(last_manifest(index, txn)))
+    if last + count > MANIFEST_ORDER_MAX:
         raise IndexCorrupt(
             f"the index {index.path} has no numbers left for manifests: castore check --repair, or "
             "restore it from a backup (castore restore)"
         )
-    txn.put(NEXT_MANIFEST, encode_number(order), db=index.meta)
-    return manifest_number(order, int.from_bytes(os.urandom(3), "little"))
+    txn.put(NEXT_MANIFEST, encode_number(last + count), db=index.meta)
+    tags = os.urandom(3 * count)
+    return [
+        manifest_number(last + 1 + i, int.from_bytes(tags[3 * i : 3 * i + 3], "little"))
+        for i in range(count)
+    ]
 
 
 def next_change(index: Index, txn: Txn) -> bytes:

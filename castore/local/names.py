@@ -24,7 +24,7 @@ class NameChanges:
         """`numbers` are the manifests of the drafts that the operations publish."""
         self._names = names
         self._numbers = numbers
-        self.changed: list[bytes] = []
+        self.changed: dict[bytes, bytes | None] = {}  # and the row of each by now
         self.deleted = 0
 
     def apply(self, operation: Operation) -> None:
@@ -69,8 +69,7 @@ class NameChanges:
     def _set(self, name: bytes, record: Record, if_absent: bool) -> None:
         if if_absent and name in self._names:
             raise NameExists(name.decode())
-        self._names.put(name, record)
-        self.changed.append(name)
+        self.changed[name] = self._names.put(name, record)
 
     def _check_same(self, name: bytes, record: Record) -> None:
         raw = self._names.get(name)
@@ -80,5 +79,5 @@ class NameChanges:
     def _drop(self, name: bytes) -> bool:
         there = self._names.delete(name)
         if there:
-            self.changed.append(name)
+            self.changed[name] = None
         return there

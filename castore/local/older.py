@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 
 from castore.errors import FormatError
 from castore.format.index import Record, decode_record, manifest_of, segment_key
@@ -14,9 +13,15 @@ from castore.system.lmdb_env import Index
 
 def find_older(index: Index, name: bytes, like: bytes | None) -> OlderObject | None:
     """The first of the candidates that is an object with chunks."""
-    with index.gate, index.snapshot() as txn:
-        before = partial(txn.key_before, db=index.names)
-        behind = partial(txn.key_behind, db=index.names)
+    with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
+
+        def before(name: bytes) -> bytes | None:
+            found = cursor.prev() if cursor.set_range(name) else cursor.last()
+            return cursor.key() if found else None
+
+        def behind(name: bytes) -> bytes | None:
+            return cursor.key() if cursor.set_range(name + b"\0") else None
+
         for candidate in candidates(name, like, before, behind):
             raw = txn.get(candidate, db=index.names)
             if raw is None:

@@ -28,7 +28,8 @@ from castore.system.workers import Workers
 
 INLINE_BYTES_MAX = 4096
 ROWS_MAX = 16384  # chunks per transaction: each may dirty a page of its own
-SEGMENTS_MAX = 256  # per transaction
+SEGMENTS_MAX = 4096  # per transaction: of small objects
+SEGMENT_BYTES_MAX = 9 << 20  # per transaction: 256 segments that are full
 STAGED_MAX = 16_384  # chunks remembered that have rows, and perhaps no segment yet
 COMMIT_ATTEMPTS = 20
 ATTEMPTS_BEFORE_COPY = 2
@@ -58,7 +59,7 @@ class LocalSession(WriteSession):
         self._placement = Placement()
         self._held: dict[bytes, Mapping] = {}
         self._lost: set[bytes] = set()  # chunks that the index knows in packs that are gone
-        self._segments = 0
+        self._segments = self._segment_bytes = 0
         # Where the chunks are that were staged last: a batch of the writer's may still ask, and a
         # collector take the row of one that is in no segment yet.
         self._staged: dict[bytes, Location] = {}
@@ -116,10 +117,16 @@ class LocalSession(WriteSession):
     def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
         if not draft.segments and not draft.staged:
             self._batch.drafts.append(draft)
-        draft.segments.append((segment.end, segment.encode()))
+        raw = segment.encode()
+        draft.segments.append((segment.end, raw))
         self._batch.packs |= segment.packs - {pack.pack_id for pack in self._placement.upto}
         self._segments += 1
-        if len(self._batch.chunks) >= ROWS_MAX or self._segments >= SEGMENTS_MAX:
+        self._segment_bytes += len(raw)
+        if (
+            len(self._batch.chunks) >= ROWS_MAX
+            or self._segments >= SEGMENTS_MAX
+            or self._segment_bytes >= SEGMENT_BYTES_MAX
+        ):
             self._stage()
 
     def drop(self, draft: Draft) -> None:
@@ -154,7 +161,7 @@ class LocalSession(WriteSession):
             self._staged = {}
         self._staged |= {i: chunk.location for i, chunk in self._batch.chunks.items()}
         self._batch.chunks = {}
-        self._segments = 0
+        self._segments = self._segment_bytes = 0
         # The packs that are full are now kept by their rows and this manifest's being pending;
         # their descriptors would add up in a put of terabytes.
         full = {pack for pack in self._placement.upto if pack.sealed and pack is not owner}

@@ -145,9 +145,12 @@ class SegmentRows(StoredRows):
 
 
 class NameRows(_Rows):
-    def put(self, name: bytes, record: Record) -> None:
-        self._replace(name, encode_record(record))
+    def put(self, name: bytes, record: Record) -> bytes:
+        """The row."""
+        row = encode_record(record)
+        self._replace(name, row)
         self._sums.totals.count_object(record, +1)
+        return row
 
     def below(self, prefix: bytes) -> list[bytes]:
         """The names that start with it, in order."""

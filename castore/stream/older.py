@@ -50,10 +50,9 @@ def _is_alike(one: bytes, other: bytes) -> bool:
 
 def _agreement(one: bytes, other: bytes) -> int:
     """How many bytes both begin with."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
-        min(len(one), len(other)),
-    )
+    length = min(len(one), len(other))
+    difference = int.from_bytes(one[:length], "big") ^ int.from_bytes(other[:length], "big")
+    return length - (difference.bit_length() + 7) // 8
 
 
 class OlderSegments(ABC):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from castore.errors import CastoreError, InvalidName
 from castore.model import ObjectInfo, Progress, as_prefix, encode_name
 from castore.stream.fileputs import FileOptions, FilePut
+from castore.stream.small import SMALL_BYTES_MAX
 from castore.system.walk import FoundFile, reason, walk
 from castore.transfer.outcomes import (
     THREADS_MAX,
@@ -21,8 +22,10 @@ from castore.transfer.outcomes import (
     ahead,
 )
 
-BATCH_FILES_MAX = 500
+BATCH_FILES_MAX = 2000
 BATCH_BYTES_MAX = 256 << 20
+# What is in its record, as up to 64 KiB are on S3, is in memory until the commit.
+BATCH_SMALL_BYTES_MAX = 32 << 20
 DRAFT = re.compile(r"\.castore-[0-9a-f]{16}")
 
 
@@ -70,13 +73,19 @@ def import_folder(
 def batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
     """`sources` in order, in groups that are each small enough for one transaction."""
     batch: list[Source] = []
-    batch_bytes = 0
+    batch_bytes = small_bytes = 0
     for source in sources:
-        if batch and (len(batch) >= BATCH_FILES_MAX or batch_bytes + source.size > BATCH_BYTES_MAX):
+        small = source.size if source.size <= SMALL_BYTES_MAX else 0
+        if batch and (
+            len(batch) >= BATCH_FILES_MAX
+            or batch_bytes + source.size > BATCH_BYTES_MAX
+            or small_bytes + small > BATCH_SMALL_BYTES_MAX
+        ):
             yield batch
-            batch, batch_bytes = [], 0
+            batch, batch_bytes, small_bytes = [], 0, 0
         batch.append(source)
         batch_bytes += source.size
+        small_bytes += small
     if batch:
         yield batch
 

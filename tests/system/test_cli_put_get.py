@@ -319,8 +319,8 @@ def test_put_a_folder_says_how_far_it_came(run, tmp_path, monkeypatch):
 
 
 def test_batches_are_bounded_by_files_and_by_bytes():
-    small = [Source(f"{n}", f"{n}", 1) for n in range(1203)]
-    assert [len(batch) for batch in batches(small)] == [500, 500, 203]
+    small = [Source(f"{n}", f"{n}", 1) for n in range(4203)]
+    assert [len(batch) for batch in batches(small)] == [2000, 2000, 203]
     mebibyte = 1 << 20
     large = [Source("", "", size * mebibyte) for size in (100, 100, 100, 1000, 1, 255, 1)]
     assert [[each.size // mebibyte for each in batch] for batch in batches(large)] == [
