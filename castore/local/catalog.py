@@ -24,7 +24,7 @@ What the commit promises to the collector, and expects from it:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from castore.errors import IndexCorrupt, StoreIOError
 from castore.format.index import ChunkRow, segment_key
@@ -32,6 +32,7 @@ from castore.format.journal import encode_drop, encode_piece, encode_put
 from castore.format.pack import StoreConfig, encode_config
 from castore.format.segment import decode_segment
 from castore.local.batch import Batch
+from castore.local.groups import Commit, GroupCommits, PacksVanished
 from castore.local.journal.log import Journal, start_journal
 from castore.local.lookup import NameReader
 from castore.local.meta import (
@@ -53,19 +54,11 @@ from castore.system.lmdb_env import Index
 RELEASE_ROWS_MIN = 64  # new ones: a commit of fewer makes the index grow by little
 
 
-class PacksVanished(Exception):
-    """Packs that a commit refers to were collected since they were looked up. The writer places
-    their chunks anew and commits again; callers of a Store never see this."""
-
-    def __init__(self, pack_ids: set[bytes]) -> None:
-        super().__init__(f"{len(pack_ids)} packs were collected before the commit")
-        self.pack_ids = pack_ids
-
-
 class LocalCatalog(NameReader):
     def __init__(self, index: Index, journal: Journal, config: StoreConfig) -> None:
         super().__init__(index)
         self._journal = journal
+        self._groups = GroupCommits(index, self._write_group)
         self._check_whose(config)
 
     @property
@@ -80,7 +73,14 @@ class LocalCatalog(NameReader):
     def stage(self, batch: Batch, owner: bytes) -> None:
         """Put a batch of rows in, before there is a name for them. `owner` is the pack whose lock
         shows that the writer lives. Raises PacksVanished."""
-        numbers, _ = self._write(batch, (), pending_owner=owner)
+        numbers: dict[Draft, int] = {}
+
+        def apply(tables: Tables) -> list[bytes]:
+            entries: list[bytes] = []
+            numbers.update(self._apply(tables, batch, entries, pending_owner=owner))
+            return entries
+
+        self._write(apply, rows=len(batch.chunks))
         # Only now are they taken: of a transaction that failed, another takes them.
         for draft, number in numbers.items():
             draft.manifest = number
@@ -90,27 +90,31 @@ class LocalCatalog(NameReader):
 
         Raises NameNotFound, NameExists, PacksVanished: nothing was published; CommitUnknown.
         """
-        return self._write(batch, operations, pending_owner=None)[1]
+        return self._groups.commit(batch, operations)
 
-    def _write(
-        self, batch: Batch, operations: Sequence[Operation], *, pending_owner: bytes | None
-    ) -> tuple[dict[Draft, int], int]:
-        """One transaction, and its block of the journal: the numbers of the drafts' manifests, and
-        how many names were deleted."""
+    def _write_group(self, commits: Sequence[Commit]) -> None:
+        def apply(tables: Tables) -> list[bytes]:
+            entries: list[bytes] = []
+            for each in commits:
+                numbers = self._apply(tables, each.batch, entries, pending_owner=None)
+                each.deleted = self._change_names(tables, each.operations, numbers, entries)
+            return entries
+
+        self._write(apply, rows=sum(len(each.batch.chunks) for each in commits))
+
+    def _write(self, apply: Callable[[Tables], list[bytes]], *, rows: int) -> None:
+        """One transaction, of so many new rows of chunks, and its block of the journal: the entries
+        that `apply` gives."""
         index, place = self._index, None
-        entries: list[bytes] = []
-        if len(batch.chunks) >= RELEASE_ROWS_MIN:
+        if rows >= RELEASE_ROWS_MIN:
             release_freed_pages(self._index)
         try:
             with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
-                numbers = self._apply(tables, batch, entries, pending_owner=pending_owner)
-                deleted = self._change_names(tables, operations, numbers, entries)
-                place = self._journal.append(index, txn, entries)
+                place = self._journal.append(index, txn, apply(tables))
         except BaseException as error:
             self._journal.failed(place, error)
             raise
         self._journal.done(place)
-        return numbers, deleted
 
     def bound_journal(self) -> None:
         """To be called after a commit, when nothing of it is held any more: it may take a while."""

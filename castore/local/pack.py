@@ -85,8 +85,8 @@ class Pack:
             self.durable_bytes = size
 
     def exists(self) -> bool:
-        """False if the file was removed under us."""
-        return os.fstat(self._file.fileno()).st_nlink > 0
+        """False if the file was removed under us, or let go of."""
+        return not self._file.closed and os.fstat(self._file.fileno()).st_nlink > 0
 
     def map_again(self) -> Mapping:
         """A mapping of a pack whose file was removed under us, and which takes no more frames."""

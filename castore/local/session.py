@@ -15,7 +15,8 @@ from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.format.pack import StoreConfig
 from castore.format.segment import Segment, SegmentBuilder, decode_segment
 from castore.local.batch import Batch, NewChunk
-from castore.local.catalog import LocalCatalog, PacksVanished
+from castore.local.catalog import LocalCatalog
+from castore.local.groups import PacksVanished
 from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
 from castore.model import FrameKind, Location, StoredChunk

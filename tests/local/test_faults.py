@@ -494,8 +494,8 @@ def write_and_close(file: Any, value: bytes) -> None:
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("castore.stream.writer.chunk_id_of", KeyboardInterrupt),
-        ("castore.stream.writer.chunk_id_of", MemoryError),
+        ("castore.stream.session.chunk_id_of", KeyboardInterrupt),
+        ("castore.stream.session.chunk_id_of", MemoryError),
         pytest.param(
             *("castore.stream.session.encode_frame", MemoryError),
             marks=pytest.mark.plain("it is not asked for deltas"),

@@ -36,7 +36,8 @@ from castore.format.index import (
 )
 from castore.format.pack import PackEntry, decode_frame_header, encode_footer, encode_pack_header
 from castore.format.segment import decode_segment
-from castore.local.catalog import LocalCatalog, PacksVanished
+from castore.local.catalog import LocalCatalog
+from castore.local.groups import PacksVanished
 from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
 from castore.model import FrameKind, Location, StoredChunk
