@@ -150,6 +150,16 @@ def test_growth(tmp_path: Path) -> None:
     assert document["settings"]["many"]["chunks"] >= 2000
 
 
+@pytest.mark.skipif(shutil.which("tar") is None, reason="it is what exports are compared with")
+def test_small_files(tmp_path: Path) -> None:
+    document, printed = run(tmp_path, "bench_small.py", "--peers", "tar")
+    measured = rows(document)
+    assert list(measured)[:5] == ["put", "import", "list", "gets", "export"]
+    for name in ("durable-1024", "durable-10240"):
+        assert len(measured[name]["contenders"]) == 4
+    assert "SQLite, write-ahead log" in printed
+
+
 def test_bill(tmp_path: Path) -> None:
     document, printed = run(tmp_path, "bench_bill.py", "--only", "100 MB")
     measured = rows(document)
