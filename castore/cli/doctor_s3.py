@@ -61,7 +61,7 @@ def check_remote(url: str) -> Iterator[Check]:
 
 def of_features(features: ServerFeatures) -> Iterator[Check]:
     """What follows from what a server honours."""
-    from castore.s3.client.probe import IGNORED
+    from castore.s3.client.probe import DONE_ANYWAY, IGNORED, UNQUOTED
 
     def honoured(what: str, feature: str, means: str) -> Check:
         if getattr(features, feature):
@@ -69,6 +69,12 @@ def of_features(features: ServerFeatures) -> Iterator[Check]:
         return Check(what, "warning", features.instead.get(feature, IGNORED), means)
 
     alone = "a gc has to be told that nobody else is writing"
+    taken = "; an append or a change of attributes may take away what another put just then"
+    replacing = {
+        UNQUOTED: "",  # it is given ETags without quotes
+        IGNORED: taken,
+        DONE_ANYWAY: taken,
+    }.get(features.instead.get("if_match_put", IGNORED), "; appends and changes of attributes fail")
     yield honoured(
         "If-None-Match on PUT",
         "if_none_match",
@@ -79,7 +85,7 @@ def of_features(features: ServerFeatures) -> Iterator[Check]:
         "If-Match on PUT",
         "if_match_put",
         "collectors can't tell whether they are alone, nor a repair whether a name was put "
-        f"meanwhile: {alone}, and nobody may write while a check repairs",
+        f"meanwhile: {alone}, and nobody may write while a check repairs{replacing}",
     )
     yield honoured(
         "If-Match on DELETE",

@@ -123,6 +123,7 @@ def test_no_credentials(moto_server: Server, monkeypatch: pytest.MonkeyPatch) ->
         Bucket(moto_server.settings(profile="nobody")).get("k")
 
 
+@pytest.mark.own_server("it takes any access key")
 def test_credentials_are_asked_for_again_as_they_expire(
     moto_server: Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

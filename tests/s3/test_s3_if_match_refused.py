@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from gc_stores import World, noise
 
-from castore.errors import NameNotFound
+import castore
+from castore.errors import NameExists, NameNotFound, ObjectChanged, RemoteError
 
 REFUSALS = [(412, "PreconditionFailed"), (501, "NotImplemented"), (400, "InvalidRequest")]
 
@@ -45,3 +46,41 @@ def test_what_was_put_meanwhile_is_not_taken_by_a_rename(refusing: World) -> Non
 
         store._backend._bucket._attempts.call = meanwhile  # type: ignore[union-attr]
     assert (other.gets("a"), other.gets("b")) == (b"new", b"old")
+
+
+def append(store: castore.Store, name: str, data: bytes) -> None:
+    with store.open(name, "ab") as file:
+        file.write(data)
+
+
+def test_what_replaces_one_version_says_why_it_can_not(refusing: World) -> None:
+    """A server that refuses the ETag that is there, with quotes and without."""
+    store = refusing.open()
+    store.puts("a", b"old")
+    for replace in (
+        lambda: store.set_attributes("a", mode=0o600),
+        lambda: append(store, "a", b", and more"),
+    ):
+        with pytest.raises(RemoteError, match=r"refuses If-Match|was answered with"):
+            replace()
+    assert store.gets("a") == b"old"
+
+
+def test_etags_that_are_only_known_without_quotes(world: World) -> None:
+    """As older versions of Ceph know them."""
+    world.server.quotes_refused = True
+    store, other = world.open(), world.open("other")
+    store.puts("a", noise(70_000, 1))
+    store.set_attributes("a", mode=0o600)
+    append(store, "a", noise(70_000, 2))
+    assert other.info("a").mode == 0o600
+    assert other.gets("a") == noise(70_000, 1) + noise(70_000, 2)
+    with store.open("a", "ab") as file:
+        file.write(b"lost")
+        other.puts("a", b"put meanwhile")
+        with pytest.raises(ObjectChanged):
+            file.close()
+    assert store.gets("a") == b"put meanwhile"
+    with pytest.raises(NameExists):
+        store.puts("a", b"", if_absent=True)
+    assert store.check(True).problems == []

@@ -43,15 +43,20 @@ def proxied(moto_server: Server, proxy: FaultProxy) -> Iterator[Bucket]:
 def test_both_servers(s3_server: Server) -> None:
     with Bucket(s3_server.settings(), backoff=QUICK) as bucket:
         bucket.put("mine", b"stays")
-        honoured = s3_server.preconditions
-        assert probe(bucket) == ServerFeatures(
-            if_none_match=honoured,
-            if_match_put=honoured,
-            if_match_delete=honoured,
-            ranges=True,
-            list_consistent=True,
-        )
+        found = probe(bucket)
+        assert (found == EVERYTHING) == s3_server.preconditions
+        assert found.ranges
+        assert found.list_consistent
+        assert found.ranges_past_end
         assert [entry.key for entry in bucket.list()] == ["mine"], "it cleans up"
+
+
+@pytest.mark.preconditions_ignored
+def test_preconditions_that_are_ignored(rclone_server: Server) -> None:
+    with Bucket(rclone_server.settings(), backoff=QUICK) as bucket:
+        found = probe(bucket)
+    assert found == ServerFeatures(False, False, False, True, True)
+    assert set(found.instead.values()) == {IGNORED}
 
 
 def test_it_takes_few_requests(proxied: Bucket, proxy: FaultProxy) -> None:
@@ -60,6 +65,9 @@ def test_it_takes_few_requests(proxied: Bucket, proxy: FaultProxy) -> None:
     assert proxy.count("", "/store/probe/[0-9a-f]{32}/") + proxy.count("LIST") == (
         proxy.count() - proxy.count("POST")
     )
+
+
+UNSIGNED = pytest.mark.own_server("headers are taken away that were signed")
 
 
 def without(*headers: str) -> object:
@@ -84,7 +92,7 @@ def without(*headers: str) -> object:
         ("GET", "range", "ranges"),
     ],
 )
-@pytest.mark.parametrize("how", ["ignored", "501", "400"])
+@pytest.mark.parametrize("how", [pytest.param("ignored", marks=UNSIGNED), "501", "400"])
 def test_one_feature_is_missing(
     how: str, kind: str, header: str, feature: str, proxied: Bucket, proxy: FaultProxy
 ) -> None:
@@ -134,6 +142,7 @@ def test_etags_that_are_only_known_without_quotes(proxied: Bucket, proxy: FaultP
     assert set(found.instead.values()) == {UNQUOTED}
 
 
+@UNSIGNED
 def test_two_at_once_that_both_win(proxied: Bucket, proxy: FaultProxy) -> None:
     """It looks, and writes later: one after the other, all is well."""
     there: set[str] = set()
@@ -203,6 +212,7 @@ def test_ranges_that_end_behind_the_last_byte(
         assert store.gets("large") == bytes(range(256)) * 1000
 
 
+@UNSIGNED
 def test_a_write_that_is_refused_and_done_is_not_honoured(
     proxied: Bucket, proxy: FaultProxy
 ) -> None:

@@ -256,10 +256,14 @@ def open_store(url: str, cache: str, **options: Any) -> castore.Store:
 
 class Writer:
     """Changes random ones of its names, saying before each change what is tried, and after it that
-    it is acknowledged."""
+    it is acknowledged. A transaction has all that it puts uploaded for up to `pause_s` before it is
+    committed."""
 
-    def __init__(self, store: castore.Store, writer: int, place: str, thread: int) -> None:
+    def __init__(
+        self, store: castore.Store, writer: int, place: str, thread: int, pause_s: float
+    ) -> None:
         self.store = store
+        self._pause_s = pause_s
         self._choose = random.Random(f"{writer} {thread}")
         self._versions = (Version(writer, thread << 20 | n) for n in range(1, 1 << 20))
         self._names = [f"{place}/{thread}/{n}" for n in range(SMALL_NAMES)]
@@ -293,6 +297,7 @@ class Writer:
                 transaction.puts(name, oracle.value_of(FAMILY, version))
             if deletes:
                 transaction.delete(doomed)
+            time.sleep(self._choose.random() * self._pause_s)
         for name, version in putting:
             say("done", name, *version)
         if deletes:
@@ -343,14 +348,16 @@ def rename(store: castore.Store, source: str, target: str) -> None:
         say("renamed", source, target)
 
 
-def keep_writing(url: str, cache: str, writer: int, threads: int, place: str = "killed") -> None:
+def keep_writing(
+    url: str, cache: str, writer: int, threads: int, place: str = "killed", pause_s: float = 0.0
+) -> None:
     """Until killed, names below `place`. Now and then the store is closed, which tells others of
     what it has."""
 
     def run(thread: int) -> None:
         while True:
             with open_store(url, cache) as store:
-                changes = Writer(store, writer, place, thread)
+                changes = Writer(store, writer, place, thread, pause_s)
                 for _ in range(5):
                     changes.change()
 

@@ -5,7 +5,7 @@
 Only tests that ask a server are run, each once, in buckets of their own, which are removed. Those
 that are not for this server are skipped, and pytest says why: marked `own_server(why)` is what
 needs more of moto or rclone than S3 promises, and marked `preconditions_ignored`, what needs a
-server that ignores preconditions.
+server that ignores all preconditions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import servers
 from servers import Server
 
 from castore.s3.client.bucket import Bucket
-from castore.s3.client.probe import ServerFeatures, probe
+from castore.s3.client.probe import IGNORED, ServerFeatures, probe
 
 _ASKING = {"moto_server", "rclone_server", "s3_server"}
 _made: list[Server] = []  # for the test that runs
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     said = "own_server(why): needs the server that the tests start, and not that of --s3-url"
     config.addinivalue_line("markers", said)
-    said = "preconditions_ignored: needs a server that ignores preconditions"
+    said = "preconditions_ignored: needs a server that ignores all preconditions"
     config.addinivalue_line("markers", said)
     url, keys = config.getoption("--s3-url"), config.getoption("--s3-keys")
     if url is None:
@@ -76,9 +76,10 @@ def _features(request: pytest.FixtureRequest) -> ServerFeatures:
 def given_server(aws_environment: None, request: pytest.FixtureRequest) -> Server:
     """That of `--s3-url`."""
     features: ServerFeatures = request.getfixturevalue("_features")
+    ignores_all = [*features.instead.values()] == [IGNORED] * 3
+    if request.node.get_closest_marker("preconditions_ignored") and not ignores_all:
+        pytest.skip("needs a server that ignores all preconditions")
     honours = not features.instead
-    if honours and request.node.get_closest_marker("preconditions_ignored"):
-        pytest.skip("needs a server that ignores preconditions")
     return _with_bucket(request.config.getoption("--s3-url"), preconditions=honours)
 
 

@@ -30,6 +30,8 @@ from castore.s3.client.bucket import Bucket
 # Who knows how long a pin is one.
 PIN_S = [f"castore.s3.{of}.PIN_S" for of in ("gc.collect", "check.check", "check.repair")]
 
+PAUSE_S = 1.0  # a collector comes round in less
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
@@ -156,7 +158,7 @@ class Crowd:
         else:
             threads = 1 + turn % 2
             member.child = self._forks.start(
-                "keep_writing", url, cache, turn, threads, f"w{member.place}"
+                "keep_writing", url, cache, turn, threads, f"w{member.place}", PAUSE_S
             )
 
     def _kill(self, member: _Member) -> None:

@@ -47,6 +47,7 @@ class MemoryS3:
         self.clock = 1_800_000_000.0
         self.preconditions = True
         self.if_match_refusal: tuple[int, str] | None = None  # to whatever has If-Match
+        self.quotes_refused = False  # of ETags in If-Match: 412, as if there were another
         self.refuse: Callable[[Step], tuple[int, str] | None] = lambda step: None
         self._late: list[tuple[Step, float, Callable[[], Any]]] = []
         self._lock = threading.Lock()
@@ -231,7 +232,8 @@ class MemoryAttempts:
         if "IfMatch" in parameters:
             if there is None:
                 raise Refused(404, "NoSuchKey", "", {})
-            if there.etag != parameters["IfMatch"]:
+            etag = there.etag.strip('"') if self._server.quotes_refused else there.etag
+            if etag != parameters["IfMatch"]:
                 raise Refused(412, "PreconditionFailed", "", {})
 
     def _put(self, key: str, **parameters: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -43,15 +44,16 @@ def make_store(
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries without the waiting, and one client of boto3's for all that are alike, of which
-    making one takes longer than most tests do."""
+    """Retries without the waiting, and in each process one client of boto3's for all that are
+    alike, of which making one takes longer than most tests do. A forked child that took its
+    parent's would read its parent's answers."""
     monkeypatch.setattr(retries, "BACKOFF", QUICK)
     monkeypatch.setattr(logging.getLogger("werkzeug"), "disabled", True)  # a line per request
     clients: dict[Any, Any] = {}
     make = connection._client
 
     def client_for(session: Any, settings: S3Settings) -> Any:
-        key = dataclasses.replace(settings, bucket="any", prefix="")
+        key = os.getpid(), dataclasses.replace(settings, bucket="any", prefix="")
         if key not in clients:
             clients[key] = make(session, settings)
         return clients[key]

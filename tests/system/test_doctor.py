@@ -125,6 +125,24 @@ class TestFolder:
         with castore.open(folder) as store:
             assert list(store.names()) == ["x", "y"]
 
+    @pytest.mark.parametrize(
+        ("instead", "said"),
+        [
+            (probe.IGNORED, "may take away"),
+            (probe.REFUSED, "of attributes fail"),
+            (probe.UNKNOWN, "of attributes fail"),
+            (probe.DONE_ANYWAY, "may take away"),
+            (probe.UNQUOTED, "while a check repairs"),
+        ],
+    )
+    def test_what_replaces_one_version_there(self, instead: str, said: str) -> None:
+        instead_of = {"if_match_put": instead}
+        features = ServerFeatures(True, False, True, True, True, instead=instead_of)
+        [check] = [c for c in doctor_s3.of_features(features) if c.what == "If-Match on PUT"]
+        assert (check.verdict, check.found) == ("warning", instead)
+        assert said in check.means
+        assert ("of attributes" in check.means) == (instead != probe.UNQUOTED)
+
     @pytest.mark.damages_store("castore.json is another")
     def test_a_damaged_store(self, examine: Doctor, tmp_path: Path) -> None:
         castore.open(tmp_path / "store").close()

@@ -40,7 +40,8 @@ def put_once(
 ) -> Landed:
     """Put `make_body(nonce)` until one attempt is seen to be there.
 
-    `make_body` is called before each attempt is signed, and by raising stops it. Raises
+    `make_body` is called before each attempt is signed, and by raising stops it. A server that
+    refuses the ETag that is there is asked in turns without its quotes, which some want. Raises
     PreconditionFailed when something else is there than the precondition allows (`any_unknown`:
     ours may have been, and been replaced), and OutcomeUnknown whenever it ends otherwise after an
     attempt that may have landed. Without a precondition, the last to land is what stays.
@@ -48,16 +49,15 @@ def put_once(
     bodies: list[bytes] = []
     retrier = Retrier(bucket.backoff)
     unknown = False
+    wanted = if_match
     while True:
         try:
             bodies.append(make_body(secrets.token_bytes(NONCE_BYTES)))
-            put = bucket.put_attempt(
-                key, bodies[-1], if_none_match=if_none_match, if_match=if_match
-            )
+            put = bucket.put_attempt(key, bodies[-1], if_none_match=if_none_match, if_match=wanted)
             return Landed(*put, any_unknown=unknown)
         except (PreconditionFailed, KeyAbsent) as refusal:
             # Something in between may have sent our request twice: look whether it is ours.
-            fault = Fault(RemoteError(f"{key!r} kept changing: repeat it"), repeat=True)
+            fault = Fault(_refused(key, refusal, if_match), repeat=True)
             fault.__cause__ = refusal
         except Fault as failure:
             fault = failure
@@ -74,6 +74,8 @@ def put_once(
                 return Landed(b"", *there[1:], any_unknown=True)
             if not _allowed(there, if_none_match=if_none_match, if_match=if_match):
                 raise PreconditionFailed(key, any_unknown=unknown) from fault
+            if if_match is not None and isinstance(fault.__cause__, PreconditionFailed):
+                wanted = if_match.strip('"') if wanted == if_match else if_match
         if not retrier.wait(fault):
             if unknown:
                 raise OutcomeUnknown(key) from fault.error
@@ -94,6 +96,17 @@ def put_over(bucket: Bucket, key: str, body: bytes, etag: str, *, conditional: b
     except (PreconditionFailed, KeyAbsent):
         return False
     return True
+
+
+def _refused(key: str, refusal: Exception, if_match: str | None) -> RemoteError:
+    """What the user reads if it is refused to the end, though what is there allows it."""
+    conflict = isinstance(refusal, PreconditionFailed) and refusal.conflict
+    if if_match is None or conflict:
+        return RemoteError(f"{key!r} kept changing: repeat it")
+    return RemoteError(
+        f"{key!r} can't be replaced: the server refuses If-Match, whatever is there: run castore "
+        "doctor"
+    )
 
 
 def _read_back(bucket: Bucket, key: str, size: int) -> Reply | None:
