@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from castore.errors import CastoreError
@@ -30,6 +31,7 @@ from castore.s3.client.bucket import Bucket
 from castore.s3.keys import HINTS, SAMPLES, is_hints, new_hints_key
 from castore.s3.samples import Sampled, write_samples
 from castore.s3.told import read_told
+from castore.s3.untold import FEW_CHUNKS, Untold
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
@@ -42,6 +44,10 @@ READ_AT_ONCE = 16
 # New to a machine, before its first put: more are read only as they are needed. It takes 4 seconds,
 # most of which is to remember them.
 READ_BYTES_MAX = 16 << 20
+# Objects, and more as chunks are looked up: to read one costs a third of what keeping a chunk
+# for a month does. Else each of a thousand machines that come at once would read what all others
+# have told of.
+READ_LEAST = 32
 SAMPLE_BYTES = 8 << 20  # of hints that no samples cover, before some are written
 ASKED_FIRST = 8  # chunks looked up by samples; twice as many each time that none of them leads on
 ASKED_MAX = 56  # in vain, of one batch
@@ -63,34 +69,35 @@ class Hints:
         self._lock = ForkLock(Rank.STORES)
         self._pid = os.getpid()
         self._read = False
+        self._unread: list[str] = []  # keys
+        self._begun = 0  # how many of them were
         self._known_keys: set[str] = set()  # whose chunks are remembered
         self._sampled = Sampled(bucket, store_id, requests)
         self._asked: set[bytes] = set()
         self._small: dict[str, int] = {}  # sizes by key
+        self._untold = Untold(cache, store_id)
+        self._looked_up = 0  # chunks
         self._packs: list[Pack] = []
         self._frames = 0  # in these
 
-    def read(self) -> None:
-        """Learn which chunks others have stored since this machine looked last."""
+    def read(self, chunks: int = sys.maxsize) -> None:
+        """Learn what others have stored since this machine looked last, as far as it is worth it
+        for so many chunks to be looked up."""
         with self._lock:
-            if self._read:
-                return
-            seen = self._cache.hints_seen()
-            listed = listed_hints(self._bucket)
-            self._known_keys = seen & listed.keys()
-            new = [key for key in listed if key not in seen]
-            if sum(listed[key] for key in new) > READ_BYTES_MAX:
-                self._read_some(new, listed)
-            else:
-                self._learn(new)
-            if gone := seen.difference(listed):
-                self._cache.note_hints((), gone)
-            self._small = {key: size for key, size in listed.items() if size < SMALL_BYTES}
-            self._read = True
+            self._looked_up += chunks
+            if not self._read:
+                if self._looked_up < FEW_CHUNKS and self._untold.were_listed():
+                    return
+                self._list()
+            count = max(READ_LEAST, self._looked_up) - self._begun
+            if self._unread and count > 0:
+                part, self._unread = self._unread[:count], self._unread[count:]
+                self._begun += len(part)
+                self._learn(part)
 
     def known(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         """Where these chunks are, as far as others have told, or this machine has stored them."""
-        self.read()
+        self.read(len(chunk_ids))
         known = self._cache.known(chunk_ids)
         if not self._sampled:
             return known
@@ -135,6 +142,7 @@ class Hints:
             self._packs, self._frames, self._small = list(packs), 0, {}
             self._put()
             self._bucket.delete_many(before)
+            self._untold.drop([pack_id for pack_id, _ in self._untold.packs()])
 
     def retain(self, there: Collection[bytes]) -> None:
         """Tell of none but these packs: a collection has removed others that are yet to be told
@@ -142,15 +150,37 @@ class Hints:
         with self._lock:
             self._packs = [pack for pack in self._packs if pack[0] in there]
             self._frames = sum(len(entries) for _, entries in self._packs)
+            self._untold.drop([i for i, _ in self._untold.packs() if i not in there])
 
     def close(self, requests: Workers) -> None:
-        """Tell of the rest. That it fails is no reason for the closing to fail."""
+        """Tell of the rest, or leave it to a later process of this machine. That it fails is no
+        reason for the closing to fail."""
         with self._lock, contextlib.suppress(CastoreError):
-            if self._pid == os.getpid() and self._packs:
+            if self._pid == os.getpid() and self._packs and not self._untold.leave(self._packs):
+                left = dict(self._untold.packs())
+                self._packs = list((left | dict(self._packs)).items())
                 own = min(self._put())
+                self._untold.drop(left)
                 before_us = sum(key < own for key in self._small)
                 if len(self._small) > SMALL_MAX and before_us < MERGERS:
                     self._merge(requests)
+
+    def _list(self) -> None:
+        """Find out what there is to be read."""
+        seen = self._cache.hints_seen()
+        listed = listed_hints(self._bucket)
+        self._known_keys = seen & listed.keys()
+        new = [key for key in listed if key not in seen]
+        random.shuffle(new)  # several machines that are at it each read others
+        if sum(listed[key] for key in new) > READ_BYTES_MAX:
+            self._read_some(new, listed)
+        else:
+            self._unread = sorted(new, key=listed.__getitem__, reverse=True)  # which tell most
+            self._untold.note_listed()
+        if gone := seen.difference(listed):
+            self._cache.note_hints((), gone)
+        self._small = {key: size for key, size in listed.items() if size < SMALL_BYTES}
+        self._read = True
 
     def _learn(self, keys: Sequence[str]) -> dict[str, list[tuple[bytes, list[PackEntry]]]]:
         """Read these, and remember their chunks; what they tell."""
@@ -170,9 +200,9 @@ class Hints:
         who come next."""
         covered = self._sampled.read()
         left = [key for key in new if key not in covered]
-        random.shuffle(left)  # several machines that are at it each read others
         total = 0
         reading = [key for key in left if (total := total + listed[key]) <= READ_BYTES_MAX]
+        del reading[max(READ_LEAST, self._looked_up) :]
         told = self._learn(reading)
         if sum(listed[key] for key in reading) >= SAMPLE_BYTES:
             with contextlib.suppress(CastoreError):

@@ -16,7 +16,7 @@ from castore.format.index import ChunkRow, decode_chunk_row
 from castore.format.segment import Segment, decode_segment
 from castore.model import Extent, StoredChunk
 from castore.s3 import session as s3_session
-from castore.s3 import uploads
+from castore.s3 import untold, uploads
 from castore.s3.damaged import mark_damaged
 from castore.s3.keys import pack_key
 from castore.s3.session import S3Session
@@ -27,6 +27,12 @@ V1 = noise(SIZE, 1)
 V2 = edited(V1, 1)
 V3 = edited(V2, 2)
 DENSE = edited(V1, 1, every=500)  # of which no chunk is the same
+
+
+@pytest.fixture(autouse=True)
+def _each_process_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the packs that it stored, at its end, so that other machines have their bases."""
+    monkeypatch.setattr(untold, "UNTOLD_FRAMES_MAX", 0)
 
 
 def packs_of(store: castore.Store, name: str) -> set[bytes]:

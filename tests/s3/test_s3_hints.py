@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -158,3 +158,28 @@ def test_a_session_of_many_packs_tells_of_them_on_the_way(
         assert proxy.count("PUT", "/hints/") == 2
     assert proxy.count("PUT", "/hints/") == 3
     assert learn(bucket, new, proxy, told) == 1 + 3
+
+
+def test_who_looks_few_chunks_up_reads_few_objects(
+    bucket: Bucket, machine: list[StoreCache], proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So what a thousand machines that come together read does not grow with their square."""
+    monkeypatch.setattr(hints, "READ_LEAST", 3)
+    old, new = machine
+    told = stage(bucket, old, sessions=12, count=1, frames=2)
+    large = packs("large", 1, 300)
+    with session(bucket, old) as one:
+        one.tell(large)
+    with closing(Workers(16)) as requests:
+        few = Hints(bucket, STORE, new, requests)
+        proxy.clear()
+        few.known([bytes(16)])
+        assert (proxy.count("LIST"), proxy.count("GET")) == (1, 3)
+        assert len(new.known([entry.chunk_id for entry in large[0][1]])) == 300  # the largest first
+        few.known([bytes([i]) * 16 for i in range(6)])
+        assert (proxy.count("LIST"), proxy.count("GET")) == (1, 7)
+        ids = [entry.chunk_id for _, entries in told for entry in entries]
+        assert len(few.known(ids)) == len(ids)
+        assert (proxy.count("LIST"), proxy.count("GET")) == (1, 13)
+        few.known(ids * 9)
+        assert (proxy.count("LIST"), proxy.count("GET")) == (1, 13)

@@ -17,6 +17,7 @@ from castore.format import s3_samples
 from castore.format.pack import PackEntry
 from castore.format.s3_samples import decode_bucket, decode_samples, is_sampled
 from castore.s3 import hints as hints_module
+from castore.s3 import untold
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket
@@ -251,6 +252,7 @@ def test_a_store_that_is_put_to_from_a_new_machine(
     monkeypatch.setattr(hints_module, "READ_BYTES_MAX", 3_000)
     monkeypatch.setattr(hints_module, "SAMPLE_BYTES", 1)
     monkeypatch.setattr(hints_module, "SMALL_BYTES", 100)
+    monkeypatch.setattr(untold, "UNTOLD_FRAMES_MAX", 0)  # each machine tells at once
     url = moto_server.settings().url
     options = {"endpoint_url": proxy.url}
 

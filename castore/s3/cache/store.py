@@ -54,6 +54,7 @@ class StoreCache:
         self._index: Index | None = None
         self._pid = os.getpid()
         self._user = ""
+        self.was_there = False  # with an index, when it was opened
         if path is not None:
             self._open()
         # Frames without an index could not be found again.
@@ -163,7 +164,7 @@ class StoreCache:
         """The keys of the objects of hints whose chunks are remembered."""
 
         def read(index: Index, txn: Snapshot) -> set[str]:
-            return {key[5:].decode() for key, _ in _rows(txn, index.meta, b"hint ")}
+            return {key[5:].decode() for key, _ in rows_at(txn, index.meta, b"hint ")}
 
         return self.read(read, set())
 
@@ -234,6 +235,7 @@ class StoreCache:
             try:
                 if self._enter():
                     path = os.path.join(self.path, "index")
+                    self.was_there = os.path.exists(path)
                     self._index = open_index(path, CACHE_TABLES, sync=False)
                     return
             except FolderNotOurs as error:
@@ -328,11 +330,11 @@ def _segment_key(name: bytes, etag: str, end: int) -> bytes:
 
 
 def _forget_segments(txn: Txn, segments: Table, name: bytes, etag: str) -> None:
-    for key, _ in list(_rows(txn, segments, _segment_key(name, etag, 0)[:8])):
+    for key, _ in list(rows_at(txn, segments, _segment_key(name, etag, 0)[:8])):
         txn.delete(key, db=segments)
 
 
-def _rows(txn: Snapshot | Txn, table: Table, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+def rows_at(txn: Snapshot | Txn, table: Table, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The rows whose keys begin with `prefix`."""
     with txn.cursor(db=table) as cursor:
         if cursor.set_range(prefix):
