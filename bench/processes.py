@@ -23,8 +23,8 @@ def free_port() -> int:
 
 
 def await_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Raises RuntimeError if the process ends, or does not listen within ten seconds."""
-    for _ in range(200):
+    """Raises RuntimeError if the process ends, or does not listen within a minute."""
+    for _ in range(1200):
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with status {process.returncode}")
         try:

@@ -305,3 +305,14 @@ def test_file_object_rows(tmp_path: Path) -> None:
     asked = {name: measured[f"{name}@{link}"]["contenders"]["castore"]["median"] for name in lists}
     assert asked == {"ls": 1, "ls-detail": 3, "ls-parent": 1, "find": 1, "du": 3, "isdir": 1}
     assert "castore: 3 requests" in measured[f"rm-r@{link}"]["notes"]
+
+
+@pytest.mark.long
+def test_scale(tmp_path: Path) -> None:
+    document, printed = run(tmp_path, "bench_scale.py")
+    found = rows(document)
+    assert found["new machines"]["samples"].keys() == {"1 writers", "2 writers"}
+    assert {bar["met"] for row in found.values() for bar in row["bars"]} == {None}
+    assert "PUT names" in printed
+    deduplicated = [line.split()[-1] for line in printed.splitlines() if "samples" in line][-1]
+    assert float(deduplicated) > 0.97
