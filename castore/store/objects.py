@@ -16,9 +16,10 @@ from castore.store.handle import Handle
 from castore.stream.appending import begin_as
 from castore.stream.operations import Publish
 from castore.stream.resembling import resembling
+from castore.stream.small import SMALL_BYTES_MAX
 from castore.stream.sourcefile import has_content
 from castore.stream.writer import ObjectWriter
-from castore.system.fileio import Writable, descriptor_of, new_file_mode, of_file
+from castore.system.fileio import Writable, descriptor_of, new_file_mode, of_file, write_all
 from castore.system.open_folders import refuse_open_store_paths
 from castore.system.outfolder import replacing
 from castore.transaction import Readable, StrPath, Transaction, object_info
@@ -212,12 +213,28 @@ class ObjectVerbs(Handle):
             draft.finish(info.mode)
         return info
 
-    def get_into(self, name: str, fd: int, *, progress: Progress | None = None) -> ObjectInfo:
+    def get_into(
+        self,
+        name: str,
+        fd: int,
+        *,
+        progress: Progress | None = None,
+        likely_bytes: int | None = None,
+    ) -> ObjectInfo:
         """Write the object to an empty regular file that is open at the descriptor `fd`.
 
-        Its mode and time stay as they are. Raises as `get` does.
+        Its mode and time stay as they are. `likely_bytes` is its size as a listing had it: a small
+        object is then read in one step. Raises as `get` does.
         """
         self._check_open()
+        if likely_bytes is not None and likely_bytes <= SMALL_BYTES_MAX:
+            small = self._reader.small(encode_name(name), SMALL_BYTES_MAX)
+            if small is not None:
+                record, raw = small
+                write_all(fd, [raw], 0)
+                if progress is not None:
+                    progress.relative_update(len(raw))
+                return object_info(name, record)
         pinned = self._reader.pin(encode_name(name))
         info = object_info(name, pinned.record)
         if progress is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -66,11 +67,26 @@ class Reader:
 
         Raises NameNotFound, InvalidRange, ChunkCorrupt, PackMissing.
         """
+        return self._current(name, byte_ranges)[1]
+
+    def small(self, name: bytes, bytes_max: int) -> tuple[Record, bytes] | None:
+        """What the name maps to and all bytes of that; None where it has more than `bytes_max`.
+        Raises as `ranges`."""
+        record, parts = self._current(name, [None], bytes_max)
+        return (record, parts[0]) if parts else None
+
+    def _current(
+        self,
+        name: bytes,
+        byte_ranges: Sequence[Sequence[int] | None],
+        bytes_max: int = sys.maxsize,
+    ) -> tuple[Record, list[bytes]]:
+        """The ranges of one version; none of an object that has more than `bytes_max`."""
         lost: bytes | None = None
         cover = self._catalog.cover(name, byte_ranges)
         while True:
             try:
-                parts = self._read(cover)
+                parts = self._read(cover) if cover.record.size <= bytes_max else []
             except (PackMissing, ChunkCorrupt) as error:
                 newer = cover.newer()
                 if newer is None:
@@ -84,7 +100,7 @@ class Reader:
             else:
                 newer = cover.newer()
                 if newer is None:
-                    return parts
+                    return cover.record, parts
             cover = newer
 
     def explain(self, name: bytes, byte_range: Sequence[int] | None) -> RangePlan:

@@ -64,10 +64,11 @@ def export_folder(
                     return _export(
                         store,
                         name,
-                        info if skip_same else None,
+                        info,
                         out,
                         name[len(below) :],
                         keep_time=keep_time,
+                        skip_same=skip_same,
                         progress=counted,
                     )
                 except IndexCorrupt as error:
@@ -101,11 +102,12 @@ def _listed_bytes(store: Objects, below: str) -> int:
 def _export(
     store: Objects,
     name: str,
-    old: ObjectInfo | None,
+    listed: ObjectInfo | None,
     out: OutFolder,
     inner: str,
     *,
     keep_time: bool,
+    skip_same: bool,
     progress: Progress,
 ) -> Outcome:
     try:
@@ -114,12 +116,17 @@ def _export(
             status = status_in(folder, leaf)
             if status is not None and stat.S_ISDIR(status.st_mode):
                 raise InTheWay(f"{os.path.join(out.path, inner)} is a folder")
-            if old is not None and _is_same(store, old, status, folder, leaf):
-                return Outcome(name, old, same=True)
+            if skip_same and listed and _is_same(store, listed, status, folder, leaf):
+                return Outcome(name, listed, same=True)
             # One version of it, which may be a newer one than was listed; a symlink in the file's
             # place is replaced, and not followed.
             with replacing(leaf, folder=folder) as draft:
-                info = store.get_into(name, draft.fd, progress=progress)
+                info = store.get_into(
+                    name,
+                    draft.fd,
+                    progress=progress,
+                    likely_bytes=listed.size if listed else None,
+                )
                 draft.finish(info.mode, info.mtime_ns if keep_time else None)
         return Outcome(name, info)
     except InTheWay as error:

@@ -28,7 +28,14 @@ class Objects(Protocol):
 
     def info(self, name: str) -> ObjectInfo: ...
 
-    def get_into(self, name: str, fd: int, *, progress: Progress | None = None) -> ObjectInfo: ...
+    def get_into(
+        self,
+        name: str,
+        fd: int,
+        *,
+        progress: Progress | None = None,
+        likely_bytes: int | None = None,
+    ) -> ObjectInfo: ...
 
     def has_content(self, info: ObjectInfo, fd: int) -> bool: ...
 
