@@ -21,7 +21,7 @@ from castore.format.index import (
 from castore.format.segment import check_owner
 from castore.local.hot import HotObjects
 from castore.local.meta import GC_SEQ, read_number, read_totals
-from castore.local.older import OlderObject, find_older
+from castore.local.older import FoldersKnown, OlderObject, find_older
 from castore.model import Extent, Location, clamp_range
 from castore.stream.backend import Cover, Entry
 from castore.stream.known import located
@@ -57,6 +57,7 @@ class NameReader:
     def __init__(self, index: Index) -> None:
         self._index = index
         self._hot = HotObjects(index)
+        self._folders = FoldersKnown()
 
     @_repeated
     def record(self, name: bytes) -> Record | None:
@@ -114,7 +115,7 @@ class NameReader:
 
     @_repeated
     def older(self, name: bytes, like: bytes | None) -> OlderObject | None:
-        return find_older(self._index, name, like)
+        return find_older(self._index, name, like, self._folders)
 
     @_repeated
     def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:

@@ -7,13 +7,33 @@ import contextlib
 from castore.errors import FormatError
 from castore.format.index import Record, decode_record, manifest_of, segment_key
 from castore.format.segment import Segment, decode_segment
-from castore.stream.older import OlderSegments, candidates
-from castore.system.lmdb_env import Index
+from castore.stream.older import OlderSegments, candidates, folders_before
+from castore.system.lmdb_env import Index, Snapshot
+
+FOLDERS_KNOWN_MAX = 1000
 
 
-def find_older(index: Index, name: bytes, like: bytes | None) -> OlderObject | None:
+class FoldersKnown:
+    """What folders of names lead to, as long as the index stays as it is: many files of one folder
+    ask for the same."""
+
+    def __init__(self) -> None:
+        self._known: tuple[int, dict[bytes, list[bytes]]] = (0, {})  # as of a transaction
+
+    def in_snapshot(self, txn: Snapshot) -> dict[bytes, list[bytes]]:
+        at, known = self._known
+        if at != txn.id() or len(known) >= FOLDERS_KNOWN_MAX:
+            known = {}
+            self._known = txn.id(), known
+        return known
+
+
+def find_older(
+    index: Index, name: bytes, like: bytes | None, folders_known: FoldersKnown
+) -> OlderObject | None:
     """The first of the candidates that is an object with chunks."""
     with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
+        known = folders_known.in_snapshot(txn)
 
         def before(name: bytes) -> bytes | None:
             found = cursor.prev() if cursor.set_range(name) else cursor.last()
@@ -22,7 +42,13 @@ def find_older(index: Index, name: bytes, like: bytes | None) -> OlderObject | N
         def behind(name: bytes) -> bytes | None:
             return cursor.key() if cursor.set_range(name + b"\0") else None
 
-        for candidate in candidates(name, like, before, behind):
+        def folders(folder: bytes) -> list[bytes]:
+            found = known.get(folder)
+            if found is None:
+                found = known[folder] = folders_before(folder, before)
+            return found
+
+        for candidate in candidates(name, like, folders, before, behind):
             raw = txn.get(candidate, db=index.names)
             if raw is None:
                 continue

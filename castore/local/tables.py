@@ -213,12 +213,20 @@ class ChunkRows(_Rows):
             self._count_out(self.get(key))
             self._gathered[key] = row
 
+    def _insert(self, key: bytes, row: bytes) -> None:
+        """Where there is none."""
+        if self._gathered is None:
+            self._txn.put(key, row, db=self._table)
+        else:
+            self._gathered[key] = row
+
     def add(self, chunk_id: bytes, row: ChunkRow) -> bool:
         """Unless the chunk has a row, of whatever kind. But a delta's gives way to that of a frame
         that is none, which may be the base of others: these are known as long as it is."""
         added = chunk_id not in self
         if added:
-            self.put(chunk_id, row)
+            self._insert(chunk_id, encode_chunk_row(row))
+            self._sums.totals.count_chunk(row, +1)
         elif not row.bases:
             with contextlib.suppress(FormatError):
                 known = self.known(chunk_id)

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING
 
 from castore.errors import FormatError
 from castore.format.segment import Segment, decode_segment
 from castore.s3.cache.store import StoreCache
-from castore.stream.older import OlderSegments, candidates
+from castore.stream.older import OlderSegments, candidates, folders_before
 
 if TYPE_CHECKING:
     from castore.s3.catalog import Version
@@ -35,7 +36,8 @@ def find_older(
         names = (*(each for each in in_memory if each > name), cache.name_behind(name))
         return min((each for each in names if each is not None), default=None)
 
-    for candidate in candidates(name, like, before, behind):
+    folders = partial(folders_before, before=before)
+    for candidate in candidates(name, like, folders, before, behind):
         version = known(candidate)
         if version is not None and not version.head.record.is_inline:
             older = OlderVersion(cache, version)

@@ -16,27 +16,39 @@ FOLDERS_MAX = 8  # of a name, that are looked for beside it
 SEGMENTS_MAX = 16  # kept decoded: the 1,024 extents of each are 64 MiB of the object
 
 Beside = Callable[[bytes], bytes | None]  # a name that is known, next to another
+FoldersBefore = Callable[[bytes], list[bytes]]
 
 
-def candidates(name: bytes, like: bytes | None, before: Beside, behind: Beside) -> Iterator[bytes]:
+def candidates(
+    name: bytes, like: bytes | None, folders_before: FoldersBefore, before: Beside, behind: Beside
+) -> Iterator[bytes]:
     """The names that an object to be put under `name` may resemble, the most likely first: `like`;
-    the name itself; for one such as `v2/a/b`, `v1/a/b`, where `v1` is the folder before `v2`; of
-    its neighbours in its folder, in the order of names, those that begin as it does or have its
-    extension, the one first that agrees with it the longest. `before` and `behind` give the last
-    name that sorts before another, and the first behind it."""
+    the name itself; its like in `folders_before` its own; of its neighbours in its folder, in the
+    order of names, those that begin as it does or have its extension, the one first that agrees
+    with it the longest. `before` and `behind` give the last name that sorts before another, and the
+    first behind it."""
     if like is not None:
         yield like
     yield name
-    folders = name.split(b"/")
-    for depth in range(len(folders) - 2, max(-1, len(folders) - 2 - FOLDERS_MAX), -1):
-        above = b"".join(folder + b"/" for folder in folders[:depth])
-        found = before(above + folders[depth])
-        if found is not None and found.startswith(above):
-            sibling = found[len(above) :].split(b"/")[0]
-            yield b"/".join([*folders[:depth], sibling, *folders[depth + 1 :]])
+    folder, slash, file = name.rpartition(b"/")
+    for other in folders_before(folder) if slash else ():
+        yield other + file
     near = [beside for beside in (before(name), behind(name)) if beside is not None]
     alike = [beside for beside in near if _is_alike(beside, name)]
     yield from sorted(alike, key=lambda beside: _agreement(beside, name), reverse=True)
+
+
+def folders_before(folder: bytes, before: Beside) -> list[bytes]:
+    """For a folder such as `v2/a`, `v1/a/`, where `v1` is the folder before `v2`; the same for each
+    part of its path, the last one first. All end with '/'."""
+    parts, found = folder.split(b"/"), []
+    for depth in range(len(parts) - 1, max(-1, len(parts) - 1 - FOLDERS_MAX), -1):
+        above = b"".join(part + b"/" for part in parts[:depth])
+        name = before(above + parts[depth])
+        if name is not None and name.startswith(above):
+            sibling = name[len(above) :].split(b"/")[0]
+            found.append(b"/".join([*parts[:depth], sibling, *parts[depth + 1 :], b""]))
+    return found
 
 
 def _is_alike(one: bytes, other: bytes) -> bool:

@@ -99,7 +99,7 @@ def _sources(
             fault: Fault = "on purpose" if found.on_purpose else "other"
             left_out.append(Outcome(path, reason=found.reason, fault=fault))
             continue
-        if DRAFT.fullmatch(os.path.basename(path)):
+        if "/.castore-" in path and DRAFT.fullmatch(os.path.basename(path)):
             why = "it is what an interrupted get left"
             left_out.append(Outcome(path, reason=why, fault="on purpose"))
             continue

@@ -316,3 +316,11 @@ def test_an_index_is_rebuilt_as_it_was(guarded: castore.Store) -> None:
         )
     for table in (b"names", b"segments", b"chunks"):
         assert rows(path)[table] == before[table]
+
+
+def test_the_folder_before_is_looked_for_again_once_there_is_another(store: castore.Store) -> None:
+    for folder, size in (("v1", 10_000), ("v2", 20_000)):
+        store.puts(f"{folder}/x", bytes(size))
+        found = store._catalog.older(b"v3/x", None)
+        assert found is not None
+        assert found.size == size

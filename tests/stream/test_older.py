@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 
 import pytest
 
-from castore.stream.older import candidates
+from castore.stream.older import candidates, folders_before
 
 
 def looked_for(name: str, there: list[str], like: str | None = None) -> list[str]:
@@ -20,8 +20,11 @@ def looked_for(name: str, there: list[str], like: str | None = None) -> list[str
         i = bisect_right(names, key)
         return names[i] if i < len(names) else None
 
+    def folders(folder: bytes) -> list[bytes]:
+        return folders_before(folder, before)
+
     liked = None if like is None else like.encode()
-    return [each.decode() for each in candidates(name.encode(), liked, before, behind)]
+    return [each.decode() for each in candidates(name.encode(), liked, folders, before, behind)]
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,11 @@ def encoded(chunk: NewFrame, level: int) -> Encoded:
     return Encoded(frame, tuple(base.chunk for base in used))
 
 
-def any_older(index: Index, name: bytes, like: bytes | None) -> OlderObject | None:
+def any_older(
+    index: Index, name: bytes, like: bytes | None, known: older.FoldersKnown
+) -> OlderObject | None:
     """What the name resembles, or else the next object with chunks in the order of names."""
-    found = find_older(index, name, like)
+    found = find_older(index, name, like, known)
     if found is not None:
         return found
     with index.gate, index.snapshot() as txn:
