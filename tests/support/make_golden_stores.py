@@ -13,12 +13,15 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import golden_stores
 import lmdb
 from golden_stores import FOLDER, URL
 from memory_s3 import MemoryS3
@@ -76,6 +79,32 @@ def fill(store: castore.Store, folder: Path) -> None:
     store.delete_prefix("deleted")
 
 
+def add_versions(store: castore.Store) -> None:
+    """Later versions of what is there: deltas of one base and of several, of raw and of compressed
+    ones, shared by names, and some that no name has any more."""
+    made = {name: data for name, (data, _) in contents().items()}
+
+    def edited(name: str, stride: int) -> bytes:
+        data = bytearray(made[name])
+        for at in range(300, len(data), stride):
+            data[at] ^= 1
+        return bytes(data)
+
+    for name, stride in (("a", 900), ("text", 1_500), ("mixed", 2_000), ("two segments", 300_000)):
+        store.puts(name, edited(name, stride))
+    with store.transaction() as transaction:
+        transaction.puts("a/b", made["a/b"][:5_000] + b"put between" + made["a/b"][5_000:])
+        transaction.copy("text", "text, too")
+    store.puts(
+        "of two", made["a"][:5_500] + made["é/\U0001f600"] + edited("a", 700)[5_500:], like="a"
+    )
+    store.puts("of two/again", edited("a/b", 1_100) + edited("text", 800), like="text")
+    store.puts("deleted", edited("é/\U0001f600", 600), like="é/\U0001f600")
+    store.delete("deleted")
+    stats = store.stats()
+    assert stats.deltas > 20, stats
+
+
 def facts(store: castore.Store) -> dict[str, Any]:
     """What every later version must find."""
     stats = store.stats()._asdict()
@@ -101,7 +130,7 @@ def unfinished(store: castore.Store) -> Iterator[None]:
     transaction.abort()
 
 
-def make_local(target: Path, guard: str | None) -> None:
+def make_local(target: Path, guard: str | None, *, deltas: bool) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch("castore.local.packs.PACK_BYTES_MAX", PACK_BYTES_MAX),
@@ -111,6 +140,8 @@ def make_local(target: Path, guard: str | None) -> None:
         path = Path(folder, "store")
         with castore.open(path, chunk_bytes_avg=AVERAGE, collision_guard=guard) as store:
             fill(store, Path(folder))
+            if deltas:
+                add_versions(store)
             store.backup(target / "backup")
         with castore.open(path) as store, unfinished(store):
             for part in ("journal", "packs"):
@@ -129,7 +160,7 @@ def compact(index: Path, target: Path) -> None:
             environment.copy(str(target), compact=True)
 
 
-def make_s3(target: Path, guard: str | None) -> None:
+def make_s3(target: Path, guard: str | None, *, deltas: bool) -> None:
     server = MemoryS3()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -142,12 +173,26 @@ def make_s3(target: Path, guard: str | None) -> None:
     ):
         with castore.open(URL, chunk_bytes_avg=AVERAGE, collision_guard=guard) as store:
             fill(store, Path(folder))
+            if deltas:
+                add_versions(store)
         with castore.open(URL) as store:
             assert store.gc(repack_below=0).packs_condemned
             store.puts("after the collection", random.Random(9).randbytes(8_000))
+            before = packs_at(server)
             with unfinished(store):
-                write_facts(target, store)
+                while packs_at(server) == before:  # a thread puts it
+                    time.sleep(0.01)
                 dump(server, target / "objects")
+        loaded = golden_stores.load(target)  # not of the server, where another pack may have come
+        with (
+            mock.patch("castore.s3.client.bucket.Attempts", loaded.attempts),
+            castore.open(URL, create=False) as store,
+        ):
+            write_facts(target, store)
+
+
+def packs_at(server: MemoryS3) -> int:
+    return sum("/packs/" in key for key in [*server.objects])
 
 
 def dump(server: MemoryS3, target: Path) -> None:
@@ -162,11 +207,15 @@ def dump(server: MemoryS3, target: Path) -> None:
 
 
 def main(version: str) -> None:
-    for kind, make in (("local", make_local), ("s3", make_s3)):
-        for guard in (None, "sha256"):
-            target = FOLDER / "-".join([version, kind, *([guard] if guard else [])])
-            target.mkdir()  # never over another
-            make(target, guard)
+    makers = (("local", make_local), ("s3", make_s3))
+    for (kind, make), guard, deltas in product(makers, (None, "sha256"), (False, True)):
+        said = [version, kind, *(["deltas"] if deltas else []), *([guard] if guard else [])]
+        target = FOLDER / "-".join(said)
+        if target.exists():
+            print(f"{target.name}: is there, and stays as it is")
+        else:
+            target.mkdir()
+            make(target, guard, deltas=deltas)
             size = sum(path.stat().st_size for path in target.rglob("*"))
             print(f"{target.name}: {size} bytes")
 
