@@ -1,6 +1,7 @@
 """What a put and a gets cost in a store of 5 million chunks, against one of 50 thousand.
 
     python bench/bench_growth.py [--quick] [--json FILE] [--chunks 5000000] [--base 50000]
+                                 [--deltas]
 
 Both stores are filled by ordinary puts, at the default chunk size; no row is written behind the
 store's back. What makes that possible on one disk is the bytes: 5 million chunks of ordinary data
@@ -13,6 +14,9 @@ the index as all ids are. The index has as many rows as with 350 GB; the packs a
 Then the same work is done in both stores in turn: new bytes, the next version of an object, stored
 bytes, small objects, and reads. Nothing decoded is cached. Index and packs are read once first, so
 that they are in the page cache as far as memory allows.
+
+With `--deltas` a unit has random bytes in place of the zeros, the same in all, and all that the
+stores are filled with is put as a version of the first object: each chunk but those is a delta.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ ENDING_BYTES = 704
 NORM_BYTES = 64 << 10
 UNITS_PER_BLOCK = 256
 CHUNKS_PER_OBJECT = 50_000
+DELTAS_SHARE_MIN = 0.9
 EDIT_EVERY_BYTES = 16 << 10
 RATIO_BAR = 1.5
 
@@ -43,8 +48,7 @@ RATIO_BAR = 1.5
 class Fill:
     """A file object of `count` units, numbered from `first`."""
 
-    def __init__(self, ending: bytes, first: int, count: int) -> None:
-        unit = bytes(UNIT_BYTES - ENDING_BYTES) + ending
+    def __init__(self, unit: bytes, first: int, count: int) -> None:
         self._block = bytearray(unit * UNITS_PER_BLOCK)
         self._view = memoryview(self._block)
         self._next = first
@@ -69,14 +73,14 @@ class Fill:
 
 
 class Store:
-    """One of the two stores, and how many chunks it was filled with."""
+    """One of the two stores, and how many chunks it was filled with, `per_object` in each."""
 
-    def __init__(self, path: Path, chunks: int) -> None:
+    def __init__(self, path: Path, chunks: int, per_object: int) -> None:
         self.path = path
         self.chunks = chunks
         self.objects = [
-            (f"fill-{first}", first, min(CHUNKS_PER_OBJECT, chunks - first))
-            for first in range(0, chunks, CHUNKS_PER_OBJECT)
+            (f"fill-{first}", first, min(per_object, chunks - first))
+            for first in range(0, chunks, per_object)
         ]
         self.store: Any = None
 
@@ -85,10 +89,14 @@ class Store:
 
         self.store = castore.open(self.path, cache_bytes=0)
 
-    def fill(self, ending: bytes) -> float:
+    def fill(self, unit: bytes, *, deltas: bool) -> float:
+        """All but the first object as versions of it, or none."""
         began = time.perf_counter()
         for name, first, count in self.objects:
-            self.store.put(name, Fill(ending, first, count))
+            like = self.objects[0][0] if deltas and first else None
+            info = self.store.put(name, Fill(unit, first, count), like=like)
+            if like is not None and info.deltas < info.chunks * DELTAS_SHARE_MIN:
+                raise AssertionError(f"only {info.deltas} of {info.chunks} chunks are deltas")
         return time.perf_counter() - began
 
     def warm(self) -> None:
@@ -112,17 +120,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with scratch(options.dir) as directory:
         probe = directory / "probe"
         write_random(probe, (4 if options.tiny else 64) << 20, seed=1)
-        few, many = Store(directory / "few", base), Store(directory / "many", chunks)
-        ending = find_ending(directory / "search")
+        per_object = min(CHUNKS_PER_OBJECT, base // 2) if options.deltas else CHUNKS_PER_OBJECT
+        few, many = (
+            Store(directory / "few", base, per_object),
+            Store(directory / "many", chunks, per_object),
+        )
+        body_bytes = UNIT_BYTES - ENDING_BYTES
+        body = random.Random(6).randbytes(body_bytes) if options.deltas else bytes(body_bytes)
+        unit = body + find_ending(directory / "search")
         facts = {}
         for label, one in (("few", few), ("many", many)):
             one.open()
-            seconds = one.fill(ending)
+            seconds = one.fill(unit, deltas=options.deltas)
             one.store.put("probe", probe)
             settle()
             one.warm()
             facts[label] = _facts(one, seconds)
-        rows = _measure(few, many, probe, directory / "new", ending, repeats, options.tiny)
+        rows = _measure(few, many, probe, directory / "new", unit, repeats, options.tiny)
         few.store.close()
         many.store.close()
     report("growth", rows, {**facts, "repeats": repeats}, options.json)
@@ -153,14 +167,14 @@ def _measure(
     many: Store,
     probe: Path,
     new: Path,
-    ending: bytes,
+    unit: bytes,
     repeats: int,
     tiny: bool,
 ) -> list[Row]:
     size = probe.stat().st_size
     puts, reads = (5, 20) if tiny else (50, 2000)
-    stored = min(few.chunks, CHUNKS_PER_OBJECT)
-    unit = struct.pack("<Q", 7) * 128
+    stored = few.objects[0][2]
+    small = struct.pack("<Q", 7) * 128
     draw = random.Random(9)
 
     def put_new(one: Store, repeat: int) -> None:
@@ -168,16 +182,16 @@ def _measure(
 
     def put_next(one: Store, repeat: int) -> None:
         info = one.store.put(f"next-{repeat}", new, like="probe")
-        if info.deltas < info.chunks * 0.9:
+        if info.deltas < info.chunks * DELTAS_SHARE_MIN:
             raise AssertionError(f"only {info.deltas} of {info.chunks} chunks are deltas")
 
     def put_stored(one: Store, repeat: int) -> None:
         first = one.chunks - stored if repeat % 2 else 0
-        one.store.put(f"again-{repeat}", Fill(ending, first, stored))
+        one.store.put(f"again-{repeat}", Fill(unit, first, stored))
 
     def put_small(one: Store, repeat: int) -> None:
         for number in range(puts):
-            one.store.puts(f"small-{repeat}-{number}", unit)
+            one.store.puts(f"small-{repeat}-{number}", small)
 
     def gets_fill(one: Store, repeat: int) -> None:
         for _ in range(reads):
@@ -235,7 +249,8 @@ def _within_bar(ratio: float) -> bool:
 def _facts(one: Store, seconds: float) -> dict[str, Any]:
     stats = one.store.stats()
     print(
-        f"{stats.chunks:,} chunks (asked for {one.chunks:,} and a probe) in {seconds:.0f} s: "
+        f"{stats.chunks:,} chunks (asked for {one.chunks:,} and a probe), {stats.deltas:,} of them "
+        f"deltas, in {seconds:.0f} s: "
         f"{stats.logical_bytes / 1e9:.1f} GB in, packs {stats.pack_bytes / 1e9:.2f} GB, "
         f"index {stats.index_bytes / 1e6:.0f} MB",
         flush=True,
@@ -244,6 +259,7 @@ def _facts(one: Store, seconds: float) -> dict[str, Any]:
         raise AssertionError("the fill was not cut into as many chunks as it was made for")
     return {
         "chunks": stats.chunks,
+        "deltas": stats.deltas,
         "fill_s": seconds,
         "logical_bytes": stats.logical_bytes,
         "pack_bytes": stats.pack_bytes,
@@ -257,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="only show that it runs")
     parser.add_argument("--chunks", type=int, metavar="N", help="chunks of the large store")
     parser.add_argument("--base", type=int, metavar="N", help="chunks of the small store")
+    parser.add_argument("--deltas", action="store_true", help="fill the stores with deltas")
     parser.add_argument("--json", metavar="FILE", help="write every sample here")
     parser.add_argument("--dir", metavar="DIR", help="where to work: about 8 GB in the full run")
     return parser

@@ -140,14 +140,17 @@ def test_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_growth(tmp_path: Path) -> None:
-    document, _ = run(tmp_path, "bench_growth.py")
+@pytest.mark.parametrize("options", [(), ("--deltas",)], ids=["plain", "deltas"])
+def test_growth(tmp_path: Path, options: tuple[str, ...]) -> None:
+    document, _ = run(tmp_path, "bench_growth.py", *options)
     measured = rows(document)
     assert {"put-new", "put-next", "put-stored", "puts-small", "gets-fill", "gets-probe"} <= set(
         measured
     )
     assert document["settings"]["few"]["chunks"] >= 500
     assert document["settings"]["many"]["chunks"] >= 2000
+    deltas = document["settings"]["many"]["deltas"]
+    assert (deltas >= 1_500) if options else (deltas == 0)
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="it is what exports are compared with")
