@@ -50,6 +50,12 @@ class Candidate(NamedTuple):
     share: float
 
 
+def is_time(lost: int) -> bool:
+    """Whether to try once more, where so many tries before found nothing, or were left out."""
+    every = 1 << min(lost // TRIED_ALWAYS, TRIED_AT_LEAST.bit_length() - 1)
+    return lost % every == 0
+
+
 class _Loaded(NamedTuple):
     begin: int  # in the older object, of the extent that it is, or that is a delta of it
     base: StoredChunk
@@ -88,7 +94,7 @@ class Alignment:
     def candidates(self, begin: int, end: int, raw: Buffer) -> list[Candidate]:
         """The bases for a delta of the stream's new chunk at `[begin, end)`, the best first: as few
         as do, at most 4, and none where it is not worth trying."""
-        if self._lost and not self._is_time():
+        if self._lost and not is_time(self._lost):
             self._lost += 1
             return []
         sought = self._table.seek(raw)
@@ -116,11 +122,6 @@ class Alignment:
         return self._older.covering(first, last) if first < last else []
 
     # ------------------------------------------------------------ the place
-
-    def _is_time(self) -> bool:
-        """Whether to look at a chunk although those before it were not found."""
-        every = 1 << min(self._lost // TRIED_ALWAYS, TRIED_AT_LEAST.bit_length() - 1)
-        return self._lost % every == 0
 
     def _found(self, shift: int, at: int) -> None:
         self._shift = shift

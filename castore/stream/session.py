@@ -83,6 +83,7 @@ class WriteSession(ABC):
         self.level = compression_level
         self.deltas = deltas
         self.guarded = config.collision_guard is not None
+        self.unlike = 0  # small objects since the last that resembled another
         self._workers = workers
         self._pid = os.getpid()
 

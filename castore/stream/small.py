@@ -6,11 +6,12 @@ itself. So these steps are taken once for all of a group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from castore.format.index import Record
 from castore.model import Location
+from castore.stream.alignment import is_time
 from castore.stream.bases import Cut, FindAlignment, Found, find_bases, reliable_bases
 from castore.stream.drafts import DraftBuilder, inline_record
 from castore.stream.operations import Draft
@@ -86,9 +87,9 @@ def _place(
         if not new:
             continue
         owners |= {chunk_id: (each, begin, end) for begin, end, chunk_id in cut if chunk_id in new}
-        alignment = None if each.align is None else each.align()
-        if alignment is not None:
-            found |= find_bases(alignment, memoryview(each.raw), cut, 0, new)
+        alike = _bases(session, each, cut, new)
+        session.unlike = 0 if alike else session.unlike + 1
+        found |= alike
     bases = reliable_bases(session, found)
     task: list[NewFrame] = []
     task_bytes = 0
@@ -103,3 +104,14 @@ def _place(
         encoding.append(session.encode(task))
     for future in encoding:
         session.place(future.result())
+
+
+def _bases(
+    session: WriteSession, each: SmallObject, cut: Sequence[Cut], new: Collection[bytes]
+) -> Found:
+    """What its new chunks may be deltas of. Where nothing was found for long, fewer and fewer
+    objects are looked at."""
+    alignment = None
+    if each.align is not None and is_time(session.unlike):
+        alignment = each.align()
+    return {} if alignment is None else find_bases(alignment, memoryview(each.raw), cut, 0, new)

@@ -12,6 +12,7 @@ from stores import packs_of
 
 import castore
 from castore.errors import StoreIOError
+from castore.local.catalog import LocalCatalog
 from castore.local.session import LocalSession
 from castore.stream import small
 
@@ -86,3 +87,33 @@ def test_a_symlink_into_an_open_store_is_left_out(store: castore.Store, tmp_path
     [(path, why)] = report.left_out
     assert path == str(top / "link")
     assert f"lies inside the open store {os.path.realpath(store.path)}" in why
+
+
+@pytest.mark.plain("what is asked for deltas is what it is about")
+def test_of_many_that_resemble_nothing_few_are_compared(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all again after one that does."""
+    older, asked = LocalCatalog.older, list[bytes]()
+
+    def count(catalog: LocalCatalog, name: bytes, like: bytes | None) -> Any:
+        asked.append(name)
+        return older(catalog, name, like)
+
+    text = b" ".join(b"%d" % (n * n) for n in range(1500))
+    store.puts("z/1", text)
+    monkeypatch.setattr(LocalCatalog, "older", count)
+    with store.transaction() as transaction:
+        for n in range(500):
+            transaction.puts(f"a/{n}", os.urandom(5000))
+        assert asked[:8] == [b"a/%d" % n for n in range(8)]
+        assert len(asked) < 50
+        asked.clear()
+        for n in range(64):
+            transaction.puts("z/2", text + b"%d" % n)
+            if asked:
+                break
+        for n in range(8):
+            transaction.puts("z/3", b"%d" % n + text)
+        assert asked == [b"z/2"] + [b"z/3"] * 8
+    assert store.info("z/3").deltas == 1
