@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from pathlib import Path
 
@@ -314,3 +315,26 @@ def test_a_deletion_that_fails_is_over(open_proxied: Open, proxy: FaultProxy) ->
     with pytest.raises(AccessDenied):
         store.delete_prefix("a/")
     assert list(store.names()) == ["a/0"]
+
+
+@pytest.mark.inline_alone
+@pytest.mark.damages_store("of an object that is inline a byte is changed, and it is cut short")
+def test_damage_behind_the_head_of_an_inline_object(open_moto: Open, moto_server: Server) -> None:
+    """A list, which does not read that far, is not in its way; whoever reads it is told."""
+    open_moto(1).puts("a", random.Random(1).randbytes(100_000))
+    client = moto_server.client()
+    place = {"Bucket": moto_server.bucket, "Key": "store/names/a"}
+    raw = client.get_object(**place)["Body"].read()
+    for machine, wrong in enumerate((raw[:50_000] + b"?" + raw[50_001:], raw[:-1]), 2):
+        client.put_object(**place, Body=wrong)
+        store = open_moto(machine)
+        for read in (store.gets, lambda name, store=store: store.copy(name, "b")):
+            with pytest.raises(FormatError) as caught:
+                read("a")
+            assert one_line(caught.value).startswith("the manifest of 'a' can't be read")
+        assert [problem.names for problem in store.check(True).problems] == [("a",)]
+    client.put_object(**place, Body=raw[:50_000] + b"?" + raw[50_001:])
+    store = open_moto(4)
+    assert [(info.name, info.size) for info in store.list()] == [("a", 100_000)]
+    with pytest.raises(FormatError):
+        store.gets("a")
