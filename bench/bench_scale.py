@@ -54,7 +54,7 @@ SERVER = Path(__file__).with_name("scale_server.py")
 ALL_TERABYTES_MAX = 0.1
 RTT_S, MEGABYTES_S = 0.02, 100.0
 SECONDS_BAR, RECEIVED_BAR, RSS_BAR, MISSED_BAR = 5.0, 100e6, 300 << 20, 0.03
-GROWTH_BAR = 1.1  # what a writer of a hundred or more pays, of what one of a tenth as many does
+GROWTH_BAR = 1.1  # what each of more writers pays, of what each of a hundred does
 PUT = """
 import json, sys, time
 import castore, castore.s3.hints
@@ -165,7 +165,7 @@ def judge_writers(name: str, found: Sequence[Round]) -> Row:
         row.add(f"{each.writers} writers", each.dollars / each.writers * 1e6)
     for fewer, more in zip(found, found[1:], strict=False):
         growth = (more.dollars / more.writers) / (fewer.dollars / fewer.writers)
-        if fewer.writers >= 10:
+        if fewer.writers >= 100:  # with fewer there is less that others have told of to be read
             text = f"{more.writers} writers pay no more each than {fewer.writers} do"
             row.bars.append(Bar(text, f"{growth:.2f} of it", growth <= GROWTH_BAR))
     return row

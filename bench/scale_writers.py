@@ -2,9 +2,9 @@
 
 Each is a Store with a cache of its own, on one simulated server (`bill_s3`), in one process: all
 are open before the first puts, and all have put before the first is closed. Each puts one object,
-half of which is in the store already and half of which is new. They come twice: to a store that one
-other has filled, with new caches; and again, with the caches that they had, when each of the others
-has told of what it put.
+half of which is in the store already and half of which is new. They come three times: to a store
+that one other has filled, with new caches; with the caches that they had, when each of the others
+has told of what it put; and when they tell of what they had left to be told.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Round(NamedTuple):
 
 
 def rounds(writers: int, size: int, folder: Path) -> dict[str, Round]:
-    """What the first and the second coming take. `size`: of an object, in bytes."""
+    """What each coming takes. `size`: of an object, in bytes."""
     server = BilledS3(folder / "bodies")
     (folder / "bodies").mkdir(parents=True)
     shared = random.Random(0).randbytes(size // 2)
@@ -59,7 +59,7 @@ def rounds(writers: int, size: int, folder: Path) -> dict[str, Round]:
             store.puts("known", shared)
         return {
             name: _come(server, folder, writers, number, shared)
-            for number, name in enumerate(("new machines", "the same, an hour later"))
+            for number, name in enumerate(("new machines", "an hour later", "two hours later"))
         }
 
 
