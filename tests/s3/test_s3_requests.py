@@ -77,6 +77,7 @@ def test_an_inline_put_is_one_put(open_proxied: Open, proxy: FaultProxy, tmp_pat
 
 
 @pytest.mark.inline_alone
+@pytest.mark.plain("what is relied on as a base takes a HEAD")
 def test_of_many_objects_smaller_ones_are_inline(open_proxied: Open, proxy: FaultProxy) -> None:
     """They share a pack, and what is known of them is not stored again."""
     store = warmed(open_proxied(), proxy)
@@ -133,6 +134,7 @@ def test_the_first_put_of_chunks_begins_a_session(open_proxied: Open, proxy: Fau
     assert requests(proxy) == ["POST delete", "PUT hints"]
 
 
+@pytest.mark.plain("what is relied on as a base takes a HEAD")
 def test_a_fresh_put_within_a_session_is_two_puts(open_proxied: Open, proxy: FaultProxy) -> None:
     store = warmed(open_proxied(), proxy)
     store.puts("a", noise(LARGE))
@@ -204,6 +206,7 @@ def test_many_foreign_packs_are_relied_on_at_once(
     ]
 
 
+@pytest.mark.plain("it counts on which chunks are deltas")
 def test_a_next_version_relies_on_its_bases_once(open_proxied: Open, proxy: FaultProxy) -> None:
     """One more look at what is marked as damaged than a put of all of it takes, and a pin, the
     collector's plans and a HEAD, as for chunks that are reused."""
@@ -289,6 +292,7 @@ def test_if_absent_and_delete_and_rename(open_proxied: Open, proxy: FaultProxy) 
     assert requests(proxy) == ["HEAD names"]
 
 
+@pytest.mark.plain("what is relied on as a base takes a HEAD")
 def test_a_transaction_is_one_put_for_each_name(open_proxied: Open, proxy: FaultProxy) -> None:
     store = warmed(open_proxied(), proxy)
     with store.transaction() as transaction:
@@ -347,6 +351,7 @@ def test_a_warm_range_is_two_requests_at_once(open_proxied: Open, proxy: FaultPr
             assert asked["packs"].received_bytes < 20_000 + 2 * 11_264 + 1000
 
 
+@pytest.mark.plain("it counts on which chunks are deltas")
 def test_a_range_of_deltas_is_one_round_trip(open_proxied: Open, proxy: FaultProxy) -> None:
     """The frames, those that they decode with in another pack, and whether it still is the version:
     all in flight together."""
