@@ -136,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settle()
             one.warm()
             facts[label] = _facts(one, seconds)
-        rows = _measure(few, many, probe, directory / "new", unit, repeats, options.tiny)
+        rows = _measure(
+            few, many, probe, directory / "new", unit, repeats, options.deltas, options.tiny
+        )
         few.store.close()
         many.store.close()
     report("growth", rows, {**facts, "repeats": repeats}, options.json)
@@ -169,6 +171,7 @@ def _measure(
     new: Path,
     unit: bytes,
     repeats: int,
+    deltas: bool,
     tiny: bool,
 ) -> list[Row]:
     size = probe.stat().st_size
@@ -193,9 +196,13 @@ def _measure(
         for number in range(puts):
             one.store.puts(f"small-{repeat}-{number}", small)
 
+    def filled(one: Store) -> list[tuple[str, int, int]]:
+        """With deltas, what is one: the first object is half of the small store."""
+        return one.objects[1:] if deltas else one.objects
+
     def gets_fill(one: Store, repeat: int) -> None:
         for _ in range(reads):
-            name, _, count = one.objects[draw.randrange(len(one.objects))]
+            name, _, count = draw.choice(filled(one))
             begin = draw.randrange(count * UNIT_BYTES - 4096)
             one.store.gets(name, (begin, begin + 4096))
 

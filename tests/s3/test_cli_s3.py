@@ -232,6 +232,7 @@ def test_no_bucket_and_wrong_credentials_have_codes_of_their_own(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.plain("bases are read for their deltas as well")
 def test_a_repair_reads_the_data_once(
     run: Run, moto_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

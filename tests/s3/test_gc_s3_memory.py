@@ -125,6 +125,7 @@ def test_a_warm_run_that_looks_for_packs_to_rewrite_reads_what_changed(world: Wo
     assert read() == ["n02", "small 03"]
 
 
+@pytest.mark.plain("a pack goes with the name that has it")
 def test_a_bound_on_what_is_remembered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "ROWS_BYTES_MAX", 1500)
     store = world.open("one", actor := Actor("one"))

@@ -64,6 +64,7 @@ def test_many_small_packs_become_one(world: World, monkeypatch: pytest.MonkeyPat
     assert collect(store, repack_below=0.01).found_nothing
 
 
+@pytest.mark.plain("what is deleted is needed as bases")
 def test_what_is_copied_is_bounded(world: World) -> None:
     store = world.open()
     in_one_pack(store, "a", "b", "c")

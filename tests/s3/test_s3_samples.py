@@ -242,6 +242,7 @@ def test_malformed_bytes(bucket: Bucket) -> None:
         decode_bucket(b"x", samples.buckets[0])
 
 
+@pytest.mark.plain("a delta is known with its bases alone, of which hints tell that are not read")
 def test_a_store_that_is_put_to_from_a_new_machine(
     moto_server: Server,
     proxy: FaultProxy,

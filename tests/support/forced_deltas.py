@@ -154,10 +154,14 @@ def forced() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def are_forced() -> bool:
+    return ENVIRONMENT in os.environ
+
+
 def with_children(python_path: str) -> str:
     """The path of a program that is started, in which deltas are forced if they are here."""
     parts = python_path.split(os.pathsep) if python_path else []
-    if ENVIRONMENT in os.environ and str(IN_CHILDREN) not in parts:
+    if are_forced() and str(IN_CHILDREN) not in parts:
         parts.insert(0, str(IN_CHILDREN))
     return os.pathsep.join(parts)
 

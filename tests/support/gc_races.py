@@ -6,9 +6,11 @@ import itertools
 import shutil
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import forced_deltas
 from gc_stores import DAY, World, collect, edited, noise
 from memory_s3 import Actor, Killed, Stored
 
@@ -73,7 +75,7 @@ class Machine:
         """Open the store anew, with a cache that has what `shared` was."""
         self.store.close()
         cache = self.world.cache_of(f"{self.name} that remembers")
-        shutil.copytree(_remembered.name, cache)
+        shutil.copytree(_made().remembered.name, cache)
         self.store = self.world.open(cache.name, self.actor)
 
     # ------------------------------------------------------------ what it does
@@ -146,16 +148,31 @@ WRITERS: dict[str, Work] = {
 }
 
 
-_prepared: dict[str, Stored] = {}
-_remembered = tempfile.TemporaryDirectory()
+@dataclass
+class _Made:
+    """What `prepare` makes once; and the cache of a machine that has what `shared` was."""
+
+    objects: dict[str, Stored] = field(default_factory=dict)
+    remembered: tempfile.TemporaryDirectory[str] = field(
+        default_factory=tempfile.TemporaryDirectory
+    )
+
+
+_made_once: defaultdict[bool, _Made] = defaultdict(_Made)
+
+
+def _made() -> _Made:
+    """What was made with deltas that are forced is read by nobody who does not force them."""
+    return _made_once[forced_deltas.are_forced()]
 
 
 def prepare(world: World) -> None:
     """A name that is kept, chunks that only hints still tell of, and a pack that is half dead."""
-    if not _prepared:
+    prepared = _made().objects
+    if not prepared:
         _fill(world)
-        _prepared.update(world.server.objects)
-    world.server.objects.update(_prepared)
+        prepared.update(world.server.objects)
+    world.server.objects.update(prepared)
 
 
 def _fill(world: World) -> None:
@@ -163,7 +180,7 @@ def _fill(world: World) -> None:
         store.puts("shared", SHARED)
     with world.open("remembers") as store:
         store.gets("shared")
-    shutil.copytree(world.cache_of("remembers"), _remembered.name, dirs_exist_ok=True)
+    shutil.copytree(world.cache_of("remembers"), _made().remembered.name, dirs_exist_ok=True)
     with world.open("second") as store:
         store.puts("kept", KEPT)
         with store.transaction() as transaction:  # in one pack
