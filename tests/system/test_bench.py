@@ -314,7 +314,7 @@ def test_file_object_rows(tmp_path: Path) -> None:
 def test_scale(tmp_path: Path) -> None:
     document, printed = run(tmp_path, "bench_scale.py")
     found = rows(document)
-    assert found["new machines"]["samples"].keys() == {"1 writers", "2 writers"}
+    assert found["new machines"]["contenders"].keys() == {"1 writers", "2 writers"}
     assert {bar["met"] for row in found.values() for bar in row["bars"]} == {None}
     assert "PUT names" in printed
     deduplicated = [line.split()[-1] for line in printed.splitlines() if "samples" in line][-1]
