@@ -25,7 +25,7 @@ from castore.system.lmdb_env import Index, Snapshot, Txn
 UNTOLD_FRAMES_MAX = 256  # of about 16 MB
 UNTOLD_S = 600.0
 LISTED_S = 60.0
-FEW_CHUNKS = 64  # to store twice what others have told of since costs less than to list
+FEW_CHUNKS = 64  # looked up, each twice: to store them once more costs about what a list does
 
 _SINCE = struct.Struct("<d")
 _PREFIX = b"untold "
