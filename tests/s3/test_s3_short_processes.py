@@ -48,6 +48,7 @@ def put(open_proxied: Open, proxy: FaultProxy, moto_server: Server) -> Callable[
     return put
 
 
+@pytest.mark.plain("bases are asked for as well")
 def test_those_that_follow_neither_listen_nor_tell(put: Callable[..., list[str]]) -> None:
     assert put(1, 0) == FIRST  # it may be the only one that this cache ever sees
     assert put(1, 1) == NEXT
