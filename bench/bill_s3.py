@@ -79,13 +79,13 @@ class BilledS3:
     @contextmanager
     def serving(self) -> Iterator[None]:
         """Stores that are opened meanwhile are here, and its clock is theirs."""
-        before = bucket.Attempts, lease._boot_clock, untold._now
+        before = bucket.Attempts, lease.boot_clock, untold._now
         bucket.Attempts = self._attempts  # type: ignore[assignment,misc]
-        lease._boot_clock = untold._now = lambda: self.clock
+        lease.boot_clock = untold._now = lambda: self.clock
         try:
             yield
         finally:
-            bucket.Attempts, lease._boot_clock, untold._now = before  # type: ignore[misc]
+            bucket.Attempts, lease.boot_clock, untold._now = before  # type: ignore[misc]
 
     @contextmanager
     def asked_by(self, who: str) -> Iterator[None]:

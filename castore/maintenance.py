@@ -133,7 +133,7 @@ def local_path(store: StrPath) -> str:
     path = local_folder(os.fspath(store))
     if path is None:
         raise NotLocal(
-            f"{os.fspath(store)} is on S3, where names are objects of their own: this is for the "
+            f"{os.fspath(store)} is on S3, where the bucket itself has the names: this is for the "
             "index of a local store"
         )
     return os.path.realpath(path)

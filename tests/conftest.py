@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import forced_batches
 import forced_deltas
 import pytest
 
@@ -51,6 +52,8 @@ pytest_plugins = [
 def pytest_addoption(parser: pytest.Parser) -> None:
     said = "store every chunk as a delta that can be one: see tests/support/forced_deltas.py"
     parser.addoption("--deltas", action="store_true", help=said)
+    said = "put all small objects on S3 into batches: see tests/support/forced_batches.py"
+    parser.addoption("--batches", action="store_true", help=said)
     said = "how long processes at a store on S3 are killed at random (one)"
     parser.addoption("--minutes", type=float, default=1.0, help=said)
 
@@ -108,6 +111,15 @@ def _deltas(request: pytest.FixtureRequest) -> Iterator[None]:
     marked = request.node.get_closest_marker
     if marked("deltas") or (request.config.getoption("--deltas") and not marked("plain")):
         with forced_deltas.forced():
+            yield
+    else:
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _batches(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.config.getoption("--batches"):
+        with forced_batches.forced():
             yield
     else:
         yield

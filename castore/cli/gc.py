@@ -88,6 +88,9 @@ def _rows(report: GcReport) -> list[tuple[str, str, str]]:
         (human_size(abs(report.bytes_freed)), freed, net),
         (report.packs_condemned, "condemned", f"packs, {human_size(report.bytes_condemned)}"),
         (report.pins_expired, "pins", "of writers that died, expired"),
+        (report.batches_rewritten, "batches", "of names rewritten, of which few counted any more"),
+        (report.batches_removed, "batches", "of names removed: nothing needs them"),
+        (report.tombstones_removed, "tombstones", "of names that no batch has any more, removed"),
         (report.leftovers_removed, "leftovers", "of restores and rebuilds, removed"),
         (
             report.caches_removed,

@@ -18,6 +18,7 @@ import xxhash
 from castore.errors import FormatError, UnsupportedFormat
 
 VERSION: Final = 1
+CONFIG_VERSION_BATCHES: Final = 2  # of a castore.json that says that there are batches
 CHUNK_ID_BYTES: Final = 16
 PACK_ID_BYTES: Final = 16
 CHUNK_BYTES_LIMIT: Final = 16 << 20  # no config may ask for larger chunks than this
@@ -44,6 +45,7 @@ class StoreConfig(NamedTuple):
     chunk_bytes_avg: int
     chunk_bytes_max: int
     collision_guard: str | None = None
+    batches: bool = False  # names may share objects (on S3)
 
 
 def encode_config(config: StoreConfig, *, checksum: bool = True) -> bytes:
@@ -55,9 +57,9 @@ def encode_config(config: StoreConfig, *, checksum: bool = True) -> bytes:
 
 
 def _config_fields(config: StoreConfig) -> dict[str, Any]:
-    return {
+    fields = {
         "format": "castore",
-        "version": VERSION,
+        "version": CONFIG_VERSION_BATCHES if config.batches else VERSION,
         "store_id": config.store_id.hex(),
         "seed": f"{config.seed:016x}",
         "chunk_bytes": {
@@ -67,6 +69,7 @@ def _config_fields(config: StoreConfig) -> dict[str, Any]:
         },
         "collision_guard": config.collision_guard,
     }
+    return fields | {"batches": True} if config.batches else fields
 
 
 def _config_checksum(config: StoreConfig) -> str:
@@ -85,10 +88,10 @@ def decode_config(raw: bytes) -> StoreConfig:
         version = fields["version"]
         if not isinstance(version, int) or version < 1:
             raise FormatError(f"castore.json has version {version!r}")
-        if version > VERSION:
+        if version > CONFIG_VERSION_BATCHES:
             raise UnsupportedFormat(
-                f"the store has format version {version}, this castore reads up to {VERSION}: "
-                "upgrade castore"
+                f"the store has format version {version}, this castore reads up to "
+                f"{CONFIG_VERSION_BATCHES}: upgrade castore"
             )
         sizes = fields["chunk_bytes"]
         config = StoreConfig(
@@ -98,6 +101,7 @@ def decode_config(raw: bytes) -> StoreConfig:
             sizes["avg"],
             sizes["max"],
             fields["collision_guard"],
+            fields.get("batches", False),
         )
         checksum = fields.get("checksum")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -118,6 +122,8 @@ def decode_config(raw: bytes) -> StoreConfig:
         raise FormatError("castore.json has a store id, seed or chunk sizes out of range")
     if config.collision_guard not in (None, "sha256"):
         raise FormatError(f"castore.json has collision guard {config.collision_guard!r}")
+    if config.batches is not (version == CONFIG_VERSION_BATCHES):
+        raise FormatError(f"castore.json of version {version} has batches {config.batches!r}")
     if checksum is not None and checksum != _config_checksum(config):
         raise FormatError("castore.json is damaged: its checksum is another's")
     return config
@@ -281,6 +287,7 @@ def _decode_delta(raw: bytes | memoryview, codec: int) -> Delta | None:
 PACK_MAGIC: Final = b"castpack"
 PACK_VERSION: Final = 2  # with the store's config; 1, without, is written and read, too
 PACK_GUARDED: Final = 1  # the store has a collision guard
+PACK_BATCHES: Final = 2  # the store has batches of names
 FOOTER_MAGIC: Final = b"castfoot"
 _PACK = struct.Struct("<8sHHI16s16sQQ")
 _ENTRY = struct.Struct("<16sIII")
@@ -314,6 +321,7 @@ def encode_pack_header(store_id: bytes, pack_id: bytes, config: StoreConfig | No
     if config is not None and config == _usual_config(config):
         version, average, seed = PACK_VERSION, config.chunk_bytes_avg, config.seed
         flags = PACK_GUARDED if config.collision_guard else 0
+        flags |= PACK_BATCHES if config.batches else 0
     head = _PACK.pack(PACK_MAGIC, version, flags, average, store_id, pack_id, seed, 0)[:-8]
     return head + _checksum(head).to_bytes(8, "little")
 
@@ -329,7 +337,8 @@ def decode_pack_header(raw: bytes | memoryview) -> tuple[bytes, bytes]:
         raise UnsupportedFormat(
             f"pack {pack_id.hex()} has format version {version}: upgrade castore"
         )
-    if version < 1 or flags & ~PACK_GUARDED or (version == 1 and (flags or average or seed)):
+    known = PACK_GUARDED | PACK_BATCHES
+    if version < 1 or flags & ~known or (version == 1 and (flags or average or seed)):
         raise FormatError(f"pack header has version {version} and flags {flags:#x}")
     return store_id, pack_id
 
@@ -341,7 +350,8 @@ def decode_pack_config(raw: bytes | memoryview) -> StoreConfig | None:
     if version < PACK_VERSION:
         return None
     guard = "sha256" if flags & PACK_GUARDED else None
-    config = _usual_config(StoreConfig(store_id, seed, 0, average, 0, guard))
+    batches = bool(flags & PACK_BATCHES)
+    config = _usual_config(StoreConfig(store_id, seed, 0, average, 0, guard, batches))
     return decode_config(encode_config(config))  # its sizes may be out of range
 
 

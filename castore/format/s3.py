@@ -30,6 +30,7 @@ from castore.format.pack import (
     decode_config,
     encode_config,
 )
+from castore.format.s3_batches import decode_tombstone, encode_tombstone
 from castore.model import SEGMENT_EXTENTS_MAX
 
 SESSION_ID_BYTES: Final = 8
@@ -67,6 +68,9 @@ _SIZE_MAX: Final = 64 << 10  # that is no larger than this: castores before had 
 _MANIFEST = struct.Struct("<4sBBHIII16s16sQ")
 _CONFIG = struct.Struct("<QIIII")
 _DIRECTORY = struct.Struct("<QQI")
+_NUMBER = struct.Struct("<Q")
+_WEAK = 1  # flag: it was decided by what the root of batches said, and has its number
+_GUARDED, _BATCHES = 1, 2  # of a store
 MANIFEST_HEADER_BYTES: Final = _MANIFEST.size
 _SEGMENT_BYTES_LIMIT: Final = SEGMENT_EXTENTS_MAX * (CHUNK_BYTES_LIMIT + 256)
 
@@ -90,6 +94,7 @@ class ManifestHead:
     packs: list[bytes]
     segments: list[Place]
     config: StoreConfig | None = None  # the store's: enough to make castore.json again
+    number: int | None = None  # of the root of batches that decided it; None if it is strong
 
     @property
     def is_whole(self) -> bool:
@@ -104,17 +109,21 @@ def encode_manifest(
     record: Record,
     packs: Sequence[bytes],
     segments: Sequence[tuple[int, bytes]],
+    number: int | None = None,
 ) -> bytes:
     """`segments` are (end offset, encoded), in order. The nonce makes each attempt's bytes, and so
-    its ETag, its own."""
+    its ETag, its own. In a store with batches the size is odd if there is a `number`, and else
+    even, so that a list tells."""
     raw_record = encode_record(record)
     behind = b""
     version = MANIFEST_VERSION
     large = len(raw_record) > _RECORD_BYTES_MAX or record.size > _SIZE_MAX
     if record.is_inline and large:
         version, behind = _VERSION_BYTES_BEHIND, raw_record[RECORD_FACTS_BYTES:]
+    weak = b"" if number is None else _NUMBER.pack(number)
     head_bytes = (
         MANIFEST_HEADER_BYTES
+        + len(weak)
         + _CONFIG.size
         + len(raw_record)
         + PACK_ID_BYTES * len(packs)
@@ -125,11 +134,11 @@ def encode_manifest(
         directory.append(_DIRECTORY.pack(end, offset, len(raw)))
         offset += len(raw)
     raw_facts = raw_record[: len(raw_record) - len(behind)]
-    body = b"".join([_encode_store(config), raw_facts, *packs, *directory])
+    body = b"".join([weak, _encode_store(config), raw_facts, *packs, *directory])
     fixed = _MANIFEST.pack(
         MANIFEST_MAGIC,
         version,
-        0,
+        _WEAK if weak else 0,
         0,
         len(raw_record),
         len(packs),
@@ -138,9 +147,23 @@ def encode_manifest(
         nonce,
         0,
     )[:-8]
-    checksum = _checksum(body, _checksum(fixed))
+    checksum = _checksum(body, _checksum(fixed)).to_bytes(8, "little")
     raw_segments = [raw for _, raw in segments]
-    return b"".join([fixed, checksum.to_bytes(8, "little"), body, behind, *raw_segments])
+    pad = b"\0" * ((offset + bool(weak)) % 2) if config.batches else b""
+    return b"".join([fixed, checksum, body, behind, *raw_segments, pad])
+
+
+def with_nonce(raw: bytes, nonce: bytes) -> bytes:
+    """A whole manifest, or what says of a name that it is deleted, with another nonce. Raises
+    FormatError."""
+    if raw[:4] != MANIFEST_MAGIC:
+        store_id, number = decode_tombstone(raw)
+        return encode_tombstone(store_id, nonce, number)
+    size = manifest_head_bytes(raw, whole=False)
+    decode_manifest_head(raw)
+    fixed = raw[: MANIFEST_HEADER_BYTES - 8 - NONCE_BYTES] + nonce
+    checksum = _checksum(raw[MANIFEST_HEADER_BYTES:size], _checksum(fixed)).to_bytes(8, "little")
+    return fixed + checksum + raw[MANIFEST_HEADER_BYTES:]
 
 
 def manifest_head_bytes(raw: bytes, *, whole: bool = True) -> int:
@@ -153,14 +176,25 @@ def manifest_head_bytes(raw: bytes, *, whole: bool = True) -> int:
         raise FormatError("manifest does not start with its magic")
     if version > _VERSION_BYTES_BEHIND:
         raise UnsupportedFormat(f"manifest has format version {version}: upgrade castore")
-    if version < 1 or flags or zero:
+    if version < 1 or flags & ~_WEAK or (flags and version == 1) or zero:
         raise FormatError(f"manifest has version {version} and flags {flags:#x}")
     if version == _VERSION_BYTES_BEHIND:
         if packs or segments:
             raise FormatError(f"manifest has {packs} packs, {segments} segments and bytes inline")
         record = record if whole else min(record, RECORD_FACTS_BYTES)
     lists = packs * PACK_ID_BYTES + segments * _DIRECTORY.size
-    return int(MANIFEST_HEADER_BYTES + _store_bytes(version) + record + lists)
+    return int(MANIFEST_HEADER_BYTES + _store_bytes(version, flags) + record + lists)
+
+
+NUMBERED_BYTES: Final = MANIFEST_HEADER_BYTES + _NUMBER.size
+
+
+def manifest_number(raw: bytes) -> int | None:
+    """Of the root of batches that decided it, from its first NUMBERED_BYTES; None if it is strong,
+    or is no manifest."""
+    if len(raw) < NUMBERED_BYTES or raw[:4] != MANIFEST_MAGIC or not raw[5] & _WEAK:
+        return None
+    return int.from_bytes(raw[MANIFEST_HEADER_BYTES:NUMBERED_BYTES], "little")
 
 
 def decode_manifest_head(raw: bytes) -> ManifestHead:
@@ -169,15 +203,21 @@ def decode_manifest_head(raw: bytes) -> ManifestHead:
     size = manifest_head_bytes(raw, whole=False)
     if len(raw) < size:
         raise FormatError(f"manifest's head is cut short at {len(raw)} of {size} bytes")
-    _, version, _, _, record_bytes, packs, _, store_id, nonce, checksum = _MANIFEST.unpack_from(raw)
+    _, version, flags, _, record_bytes, packs, _, store_id, nonce, checksum = _MANIFEST.unpack_from(
+        raw
+    )
     body = raw[MANIFEST_HEADER_BYTES:size]
     if _checksum(body, _checksum(raw[: MANIFEST_HEADER_BYTES - 8])) != checksum:
         raise FormatError("manifest is damaged")
+    number = None
+    if flags & _WEAK:
+        [number] = _NUMBER.unpack_from(body)
+        body = body[_NUMBER.size :]
     config = _decode_store(store_id, body) if version > 1 else None
-    body = body[_store_bytes(version) :]
+    body = body[_store_bytes(version, 0) :]
     if version == _VERSION_BYTES_BEHIND:
         record = _decode_bytes_behind(body, raw[size:], record_bytes)
-        return ManifestHead(store_id, nonce, record, [], [], config)
+        return ManifestHead(store_id, nonce, record, [], [], config, number)
     at = record_bytes + packs * PACK_ID_BYTES
     places = [Place(*fields) for fields in _DIRECTORY.iter_unpack(body[at:])]
     record = decode_record(body[:record_bytes])
@@ -191,7 +231,8 @@ def decode_manifest_head(raw: bytes) -> ManifestHead:
         following, end = following + place.length, place.end
     if record.is_inline == bool(places) or (places and places[-1].end != record.size):
         raise FormatError(f"manifest has {len(places)} segments for {record.size} bytes")
-    return ManifestHead(store_id, nonce, record, ids_in(body[record_bytes:at]), places, config)
+    packs_of = ids_in(body[record_bytes:at])
+    return ManifestHead(store_id, nonce, record, packs_of, places, config, number)
 
 
 def _decode_bytes_behind(facts: bytes, behind: bytes, record_bytes: int) -> Record:
@@ -206,13 +247,15 @@ def _decode_bytes_behind(facts: bytes, behind: bytes, record_bytes: int) -> Reco
     return record
 
 
-def _store_bytes(version: int) -> int:
-    return _CONFIG.size if version > 1 else 0
+def _store_bytes(version: int, flags: int) -> int:
+    """What lies between the header and the record."""
+    return (_NUMBER.size if flags & _WEAK else 0) + (_CONFIG.size if version > 1 else 0)
 
 
 def _encode_store(config: StoreConfig) -> bytes:
     sizes = config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max
-    return _CONFIG.pack(config.seed, *sizes, config.collision_guard is not None)
+    flags = (_GUARDED if config.collision_guard else 0) | (_BATCHES if config.batches else 0)
+    return _CONFIG.pack(config.seed, *sizes, flags)
 
 
 def _decode_store(store_id: bytes, raw: bytes) -> StoreConfig:
@@ -223,9 +266,10 @@ def _decode_store(store_id: bytes, raw: bytes) -> StoreConfig:
 
 @lru_cache(maxsize=16)  # one per store
 def _store_config(store_id: bytes, raw: bytes) -> StoreConfig:
-    seed, smallest, average, largest, guarded = _CONFIG.unpack_from(raw)
-    if guarded > 1:
-        raise FormatError(f"manifest tells of an unknown collision guard {guarded}")
-    guard = "sha256" if guarded else None
-    config = StoreConfig(store_id, seed, smallest, average, largest, guard)
+    seed, smallest, average, largest, flags = _CONFIG.unpack_from(raw)
+    if flags & ~(_GUARDED | _BATCHES):
+        raise FormatError(f"manifest tells of a store with unknown flags {flags:#x}")
+    guard = "sha256" if flags & _GUARDED else None
+    batches = bool(flags & _BATCHES)
+    config = StoreConfig(store_id, seed, smallest, average, largest, guard, batches)
     return decode_config(encode_config(config))  # its sizes may be out of range

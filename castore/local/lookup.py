@@ -22,7 +22,7 @@ from castore.format.segment import check_owner
 from castore.local.hot import HotObjects
 from castore.local.meta import GC_SEQ, read_number, read_totals
 from castore.local.older import FoldersKnown, OlderObject, find_older
-from castore.model import Extent, Location, clamp_range
+from castore.model import Extent, Location, ObjectInfo, clamp_range
 from castore.stream.backend import Cover, Entry
 from castore.stream.known import located
 from castore.stream.segments import Manifest
@@ -75,6 +75,10 @@ class NameReader:
                     with contextlib.suppress(FormatError):
                         found[name] = decode_record(raw)
         return found
+
+    def at_hand(self, listed: ObjectInfo) -> Record | None:
+        """To ask costs nothing here."""
+        return None
 
     @_repeated
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:

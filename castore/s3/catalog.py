@@ -1,4 +1,4 @@
-"""The catalog of a store on S3: one object per name is the truth, what was read of it is cached.
+"""The catalog of a store on S3: names in the bucket are the truth, what was read of them is cached.
 
 A name that was read before costs one round trip: the conditional GET that says whether it still is
 what we know, and at the same time, on the strength of what we know, the ranges. No answer is older
@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from castore.errors import FormatError, NameNotFound
 from castore.format.index import Record
 from castore.format.s3 import ManifestHead, Place, decode_manifest_head, manifest_head_bytes
 from castore.format.segment import Segment, decode_segment
-from castore.model import Extent, can_begin_a_name, clamp_range
+from castore.model import Extent, ObjectInfo, can_begin_a_name, clamp_range
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.keys import NAMES, name_of
 from castore.s3.listings import Listings
 from castore.s3.manifests import Overwritten, decode_own_head, read_manifest, read_part
 from castore.s3.older import find_older
-from castore.s3.presence import etags_of
 from castore.stream.backend import Cover, Entry, Older
 from castore.stream.coalesce import coalesce
 from castore.stream.segments import Manifest
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Future, Workers
+
+if TYPE_CHECKING:
+    from castore.s3.batches import SeenRoot
+    from castore.s3.namespace import Namespace
 
 # Of a manifest, in the first request: all of it for objects up to 500 MB. A cold read of 100 bytes
 # at 20 ms and 100 MB/s, of 1 GiB: 107 to 113 ms and 3 requests with 16 to 128 KiB, 94 ms and 2
@@ -45,7 +49,7 @@ SEGMENTS_MAX = 64  # kept decoded, per version; and read at once of a whole mani
 
 
 class Version:
-    """One version of a name's object, and what is decoded of its segments."""
+    """One version of what a name maps to, and what is decoded of its segments."""
 
     def __init__(self, name: bytes, etag: str, head: ManifestHead) -> None:
         self.name = name
@@ -62,9 +66,14 @@ class S3Catalog:
     """
 
     def __init__(
-        self, bucket: Bucket, store_id: bytes, cache: StoreCache, requests: Workers
+        self,
+        bucket: Bucket,
+        names: Namespace,
+        store_id: bytes,
+        cache: StoreCache,
+        requests: Workers,
     ) -> None:
-        self._bucket = bucket
+        self._names = names
         self._store_id = store_id
         self._cache = cache
         self._requests = requests
@@ -83,7 +92,7 @@ class S3Catalog:
     def records(self, names: Collection[bytes]) -> dict[bytes, Record]:
         """A list tells which of many are there, and only what it shows to be unknown is asked
         for."""
-        there = etags_of(self._bucket, self._requests, names)
+        there = self._names.etags(names, self._requests)
         reading = [self._requests.submit(self._facts, *each) for each in there.items()]
         found = {}
         for future in reading:
@@ -92,6 +101,16 @@ class S3Catalog:
                 if version is not None:
                     found[version.name] = version.head.record
         return found
+
+    def at_hand(self, listed: ObjectInfo) -> Record | None:
+        """One that is in a batch, which is read with many others."""
+        reply = self._names.listed_in_batch(listed, FIRST_BYTES)
+        if reply is not None:
+            with contextlib.suppress(FormatError):  # it is damaged, or was on its way: ask for it
+                head = decode_own_head(reply.body, self._store_id)
+                if head.is_whole:
+                    return head.record
+        return None
 
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         for byte_range in byte_ranges:
@@ -146,7 +165,7 @@ class S3Catalog:
         """A LIST of one folder: what is in the folders below it is not looked at."""
         if not can_begin_a_name(prefix):
             return
-        for page in self._bucket.level(NAMES + prefix.decode()):
+        for page in self._names.level(prefix):
             files = {
                 name: entry.etag
                 for entry in page
@@ -172,13 +191,16 @@ class S3Catalog:
                     return is_name, entry.name == folder
         return is_name, False
 
-    def listed(self, prefix: bytes) -> Iterator[list[tuple[bytes, str]]]:
-        """(name, ETag) of what begins with `prefix`, a page at a time."""
+    def listed(
+        self, prefix: bytes, *, by: SeenRoot | None = None
+    ) -> Iterator[list[tuple[bytes, str]]]:
+        """(name, ETag) of what begins with `prefix`, a page at a time; of what is in batches `by`
+        what this root says, or what the root says now."""
         if not can_begin_a_name(prefix):
             return
         entries = (
             (name, entry.etag)
-            for entry in self._bucket.list(NAMES + prefix.decode())
+            for entry in self._names.listed(prefix, by=by)
             if (name := name_of(entry)) is not None
         )
         while page := list(islice(entries, PAGE_NAMES)):
@@ -207,12 +229,24 @@ class S3Catalog:
     def at(self, name: bytes, etag: str) -> Version:
         """The version that was just seen to have this ETag, or a newer one. Raises NameNotFound."""
         known = self._known(name)
-        return known if known is not None and known.etag == etag else self.current(name)
+        if known is not None and known.etag == etag:
+            return known
+        reply = self._names.batched(name, etag, FIRST_BYTES)
+        if reply is not None:
+            with contextlib.suppress(FormatError):  # or it was damaged on its way: ask again
+                return self._keep(name, reply.etag, reply.body)
+        return self.current(name)
 
     def remember(self, name: bytes, etag: str, raw: bytes) -> None:
         """A manifest that we wrote ourselves."""
         version = self._keep(name, etag, raw)
         self.listings.tell(name, etag, version.head.record)
+
+    def remember_batched(self, manifests: Mapping[bytes, tuple[str, bytes]]) -> None:
+        """Manifests that we wrote into batches, with their ETags: no listing has to tell of
+        them."""
+        for name, (etag, raw) in manifests.items():
+            self._keep(name, etag, raw)
 
     def raw_segments(self, version: Version) -> Iterator[bytes]:
         """All segments of a version, as stored, a few MiB at a time. Raises Overwritten if it is
@@ -242,7 +276,8 @@ class S3Catalog:
                 unknown.append((name, etag))
         if unknown:
             etags = dict(unknown)
-            told = self.listings.records(unknown)
+            told = self._names.told(unknown)
+            told |= self.listings.records([each for each in unknown if each[0] not in told])
             found |= {name: (etags[name], record) for name, record in told.items()}
             reading = [
                 self._requests.submit(self._facts, name, etag)
@@ -331,7 +366,7 @@ class S3Catalog:
         spans = coalesce(ranges, gap_bytes=GAP_BYTES, span_bytes_max=SPAN_BYTES_MAX)
         futures = [
             self._requests.submit(
-                read_part, self._bucket, version.name, version.etag, span.begin, span.end
+                read_part, self._names, version.name, version.etag, span.begin, span.end
             )
             for span in spans
         ]
@@ -392,7 +427,7 @@ class S3Catalog:
         keep = partial(self._keep, name)
         first_bytes = FIRST_BYTES if whole else min(LISTED_BYTES, FIRST_BYTES)
         try:
-            return read_manifest(self._bucket, name, first_bytes, keep, unless=etag, whole=whole)
+            return read_manifest(self._names, name, first_bytes, keep, unless=etag, whole=whole)
         except KeyAbsent:
             self.forget(name)
             raise NameNotFound(name.decode()) from None

@@ -1,7 +1,8 @@
 """What one commit does to names on S3, planned: what must be there, and what is done at once.
 
-Names are changed by a request each, so a commit is not atomic. What is sure to fail fails before
-anything is published; then operations are applied in their order, those of a group at once.
+Names are changed by a request each, or a batch for many, so a commit is not atomic. What is sure to
+fail fails before anything is published; then operations are applied in their order, those of a
+group at once.
 """
 
 from __future__ import annotations

@@ -22,10 +22,13 @@ from castore.format.pack import (
     encode_config,
 )
 from castore.format.s3 import MANIFEST_MAGIC, decode_manifest_head
+from castore.format.s3_batches import is_tombstone
+from castore.s3.batches import create_root
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_once
 from castore.s3.keys import (
+    BATCHES,
     CONFIG_KEY,
     DAMAGED,
     GC,
@@ -50,7 +53,7 @@ CONFIG_BYTES_MAX = 1 << 17
 WITNESSES_MAX = 16  # packs, and as many manifests, that are asked
 HEAD_BYTES_MAX = 1 << 20
 
-_OURS = (NAMES, PACKS, PINS, GC, HINTS, SAMPLES, LISTINGS, DAMAGED, QUARANTINE)
+_OURS = (NAMES, BATCHES, PACKS, PINS, GC, HINTS, SAMPLES, LISTINGS, DAMAGED, QUARANTINE)
 
 
 def read_config(bucket: Bucket) -> StoreConfig | None:
@@ -153,6 +156,8 @@ def _witnesses(bucket: Bucket, kind: str) -> Iterator[StoreConfig | None]:
                 raw = bucket.get(entry.key, byte_range=(0, HEAD_BYTES_MAX)).body
                 if raw[:4] == MANIFEST_MAGIC:
                     yield decode_manifest_head(raw).config
+                elif is_tombstone(len(raw)):
+                    continue
             elif pack_of(entry.key) is not None:
                 raw = bucket.get(entry.key, byte_range=(0, PACK_HEADER_BYTES)).body
                 decode_pack_header(raw)
@@ -170,12 +175,17 @@ def _write_config(bucket: Bucket, config: StoreConfig) -> None:
     """What is read back afterwards counts: of several that create it at once, all use what one of
     them wrote."""
     features = probe(bucket)
+    # Batches of names stand on compare-and-swap.
+    batches = features.if_none_match and features.if_match_put and features.if_match_delete
+    config = config._replace(batches=batches)
     raw = encode_config(config)
     if not features.if_none_match:
         _write_what_was_proposed_first(bucket, raw)
         return
     with contextlib.suppress(PreconditionFailed, OutcomeUnknown):
         put_once(bucket, CONFIG_KEY, lambda _: raw, if_none_match=True)
+        if config.batches:
+            create_root(bucket, config.store_id)
 
 
 def _write_what_was_proposed_first(bucket: Bucket, raw: bytes) -> None:

@@ -21,6 +21,8 @@ from castore.s3.client.bucket import Bucket, Listed
 CONFIG_KEY: Final = "castore.json"  # what is fixed for the store's life
 PACKS: Final = "packs/"
 NAMES: Final = "names/"  # manifests
+BATCHES: Final = "batches/"  # many manifests in one object, and the root that tells of them
+BATCHES_ROOT_KEY: Final = f"{BATCHES}root"
 PINS: Final = "pins/"  # what writers rely on
 HINTS: Final = "hints/"  # which chunks are in which packs
 SAMPLES: Final = "samples/"  # which hints tell of which chunks, where there are many hints
@@ -35,6 +37,7 @@ PROBE: Final = "probe/"  # for moments, while the server is asked what it honour
 PROPOSALS: Final = f"{PROBE}{CONFIG_KEY}/"
 
 _PACK = re.compile(f"{PACKS}([0-9a-f]{{32}})-[0-9a-f]{{16}}")
+_BATCH = re.compile(f"{BATCHES}([0-9a-f]{{32}})")
 _PIN = re.compile(f"{PINS}([0-9a-f]{{16}})/[0-9]{{1,9}}")
 _CONDEMNED = re.compile(f"{CONDEMNED_LISTS}([0-9]{{1,18}})")
 _DAMAGED = re.compile(f"{DAMAGED}([0-9a-f]{{32}})")
@@ -52,6 +55,10 @@ def pack_key(pack_id: bytes) -> str:
 
 def name_key(name: bytes) -> str:
     return f"{NAMES}{name.decode()}"
+
+
+def batch_key(batch_id: bytes) -> str:
+    return f"{BATCHES}{batch_id.hex()}"
 
 
 def pin_key(session: bytes, number: int) -> str:
@@ -117,6 +124,11 @@ def pack_of(key: str) -> bytes | None:
     """The id of the pack that this is."""
     pack_id = _id_in(_PACK, key)
     return pack_id if pack_id is not None and pack_key(pack_id) == key else None
+
+
+def batch_of(key: str) -> bytes | None:
+    """The id of the batch that this is."""
+    return _id_in(_BATCH, key)
 
 
 def listed_packs(bucket: Bucket) -> dict[bytes, int]:

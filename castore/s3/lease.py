@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Collection, Iterator
 
 from castore.errors import CastoreError, CommitUnknown, FormatError, StoreClosed, StoreIOError
@@ -24,6 +23,7 @@ from castore.s3.client.put_once import Landed, put_once
 from castore.s3.condemned import CondemnedPacks
 from castore.s3.keys import pin_key
 from castore.s3.packs import absent_packs
+from castore.system.clock import boot_clock
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
@@ -42,7 +42,7 @@ class WriterLease:
         self._store_id = store_id
         self._requests = requests
         self._pid = os.getpid()
-        self._began = _boot_clock()
+        self._began = boot_clock()
         self._server_began: float | None = None
         self._lock = ForkLock(Rank.STORES)
         self._pins = 0
@@ -129,19 +129,11 @@ class WriterLease:
         if self._age() >= SESSION_S_MAX:
             raise StoreIOError("the put took longer than a day, and its pins expired: repeat it")
 
-    def put(
-        self,
-        key: str,
-        make_body: Callable[[bytes], bytes],
-        *,
-        if_none_match: bool = False,
-        if_match: str | None = None,
-    ) -> Landed:
-        """As `put_once`. Of what may land yet it is noted that the pins have to stay for it."""
+    def note(self, put: Callable[[], Landed]) -> Landed:
+        """What a put comes to. Of what may land yet it is noted that the pins have to stay for
+        it."""
         try:
-            landed = put_once(
-                self._bucket, key, make_body, if_none_match=if_none_match, if_match=if_match
-            )
+            landed = put()
         except CastoreError:
             raise  # no attempt of it may land
         except PreconditionFailed as error:
@@ -173,7 +165,9 @@ class WriterLease:
         number = self._pins
         self._pins += 1  # whatever becomes of it: the next one gets a key of its own
         try:
-            put = self.put(pin_key(self.id, number), body, if_none_match=True)
+            put = self.note(
+                lambda: put_once(self._bucket, pin_key(self.id, number), body, if_none_match=True)
+            )
         except (OutcomeUnknown, PreconditionFailed) as error:
             self.any_unknown = True
             raise StoreIOError(
@@ -195,11 +189,4 @@ class WriterLease:
             ) from error
 
     def _age(self) -> float:
-        return _boot_clock() - self._began
-
-
-def _boot_clock() -> float:
-    """Seconds that also pass while the machine sleeps."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
+        return boot_clock() - self._began

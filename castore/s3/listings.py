@@ -7,7 +7,7 @@ other names alone. A listing's key follows from the first name that it tells of,
 lists a folder with many names, or all of a store, asks for the one that begins with the first that
 is not known, and lists the listings only if that does not do. What is told counts only for the very
 ETag that the LIST shows: nothing is ever stale, and what is missing, damaged or out of date costs
-time alone. Readers write nothing.
+time alone. Readers write nothing. Of names in batches nothing is told here: the batches do it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from castore.errors import CastoreError
 from castore.format.index import Record
 from castore.format.s3_told import NameFacts, decode_listing, encode_listing
 from castore.s3.client.bucket import Bucket, Listed
+from castore.s3.etags import is_batched
 from castore.s3.keys import LISTINGS, is_listing, listing_key
 from castore.s3.told import read_told
 from castore.system.forks import ForkLock, Rank
@@ -190,4 +191,9 @@ def parts(facts: Iterable[NameFacts]) -> Iterator[list[NameFacts]]:
 
 
 def facts_of(pages: Iterable[list[tuple[bytes, str, Record]]]) -> Iterator[NameFacts]:
-    return (NameFacts.of(*each) for each in chain.from_iterable(pages))
+    """Of those that are not in batches, which tell of themselves."""
+    return (
+        NameFacts.of(name, etag, record)
+        for name, etag, record in chain.from_iterable(pages)
+        if not is_batched(etag)
+    )

@@ -7,7 +7,7 @@ and the reader begins again where it is another.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from castore.errors import FormatError, ManifestUnreadable
 from castore.format.s3 import (
@@ -16,19 +16,26 @@ from castore.format.s3 import (
     decode_manifest_head,
     manifest_head_bytes,
 )
-from castore.s3.client.bucket import Bucket, KeyAbsent, Reply
-from castore.s3.keys import name_key
+from castore.s3.client.bucket import KeyAbsent, Reply
 from castore.s3.told import undamaged
 
 T = TypeVar("T")
 
 
 class Overwritten(Exception):
-    """The name's object changed, or went, between two requests for parts of it."""
+    """What the name maps to changed, or went, between two requests for parts of it."""
+
+
+class Names(Protocol):
+    """Where manifests are read: see `castore.s3.namespace.look.Look`."""
+
+    def first(self, name: bytes, size: int, unless: str | None = None) -> Reply | None: ...
+
+    def part(self, name: bytes, etag: str, begin: int, end: int) -> bytes | None: ...
 
 
 def read_manifest(
-    bucket: Bucket,
+    names: Names,
     name: bytes,
     first_bytes: int,
     use: Callable[[str, bytes], T],
@@ -42,11 +49,11 @@ def read_manifest(
 
     def read() -> T | None:
         while True:
-            reply = bucket.get(name_key(name), byte_range=(0, first_bytes), if_none_match=unless)
+            reply = names.first(name, first_bytes, unless)
             if reply is None:
                 return None
             try:
-                return use(reply.etag, read_head(bucket, name, reply, whole=whole))
+                return use(reply.etag, read_head(names, name, reply, whole=whole))
             except Overwritten:
                 continue
 
@@ -56,7 +63,7 @@ def read_manifest(
         raise ManifestUnreadable(name.decode(), str(error)) from error
 
 
-def read_head(bucket: Bucket, name: bytes, first: Reply, *, whole: bool = True) -> bytes:
+def read_head(names: Names, name: bytes, first: Reply, *, whole: bool = True) -> bytes:
     """The `first` bytes of the name's manifest, and as many more as its head takes, if `whole` with
     an inline object's bytes. Raises FormatError, Overwritten."""
     header = first.body[:MANIFEST_HEADER_BYTES]
@@ -66,18 +73,18 @@ def read_head(bucket: Bucket, name: bytes, first: Reply, *, whole: bool = True) 
     size = manifest_head_bytes(header, whole=whole)
     if size <= len(first.body):
         return first.body
-    return first.body + read_part(bucket, name, first.etag, len(first.body), size)
+    return first.body + read_part(names, name, first.etag, len(first.body), size)
 
 
-def read_part(bucket: Bucket, name: bytes, etag: str, begin: int, end: int) -> bytes:
+def read_part(names: Names, name: bytes, etag: str, begin: int, end: int) -> bytes:
     """Bytes `[begin, end)` of the version with this ETag. Raises Overwritten."""
     try:
-        reply = bucket.get(name_key(name), byte_range=(begin, end))
+        part = names.part(name, etag, begin, end)
     except KeyAbsent:
         raise Overwritten from None
-    if reply.etag != etag:
+    if part is None:
         raise Overwritten
-    return reply.body
+    return part
 
 
 def decode_own_head(raw: bytes, store_id: bytes) -> ManifestHead:

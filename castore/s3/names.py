@@ -1,4 +1,5 @@
-"""Names of a store on S3, put and deleted by a writer: each is one object, changed by one request.
+"""Names of a store on S3, put and deleted by a writer: each by a request, or in a
+batch.
 
 Whether an attempt landed may stay unknown. The writer's lease learns that, as its pins must stay
 then, and the caller by CommitUnknown.
@@ -7,22 +8,22 @@ then, and the caller by CommitUnknown.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from castore.errors import CommitUnknown, NameExists, NameNotFound, ObjectChanged
 from castore.format.index import Record
 from castore.format.s3 import encode_manifest
 from castore.format.segment import decode_segment
+from castore.s3.batches import SeenRoot
 from castore.s3.catalog import Version
 from castore.s3.client.bucket import OutcomeUnknown, PreconditionFailed
-from castore.s3.client.delete_version import delete_version, delete_versions, etag_at
 from castore.s3.client.put_once import Landed
 from castore.s3.commit import each_over
-from castore.s3.keys import name_key
+from castore.s3.etags import is_batched
 from castore.s3.lease import WriterLease
+from castore.s3.namespace import MakeBody, ToPut
 from castore.s3.parts import Parts
-from castore.s3.presence import etags_of, heads_of
 from castore.stream.operations import Copy, Operation, Publish, same_bytes
 from castore.system.workers import Future, results_of
 
@@ -32,14 +33,14 @@ BATCH_MIN = 8  # names
 BATCH_MAX = 1000  # names in one request, of S3
 
 # Names with their ETags, and the request that deletes them, if it is one for all.
-_Deletion: TypeAlias = "tuple[Sequence[tuple[bytes, str]], Future[set[str]] | None]"
+_Deletion: TypeAlias = "tuple[Sequence[tuple[bytes, str]], Future[set[bytes]] | None]"
 
 
 class NameWriter:
     """Those that one commit publishes; thread-safe."""
 
     def __init__(self, parts: Parts, lease: WriterLease) -> None:
-        self._bucket = parts.bucket
+        self._names = parts.names
         self._config = parts.config
         self._catalog = parts.catalog
         self._lease = lease
@@ -48,8 +49,8 @@ class NameWriter:
     def etags(self, present: set[bytes], absent: set[bytes]) -> dict[bytes, str]:
         """The ETags of those names that map to something. Of those that ought to be `present`, none
         is taken for gone because a list does not show it."""
-        found = etags_of(self._bucket, self._requests, present | absent)
-        return found | heads_of(self._bucket, self._requests, present - found.keys())
+        found = self._names.etags(present | absent, self._requests)
+        return found | self._names.heads(present - found.keys(), self._requests)
 
     def publish(self, publish: Publish) -> None:
         """Put what a writer made. Raises what `put` does; ObjectChanged."""
@@ -65,6 +66,34 @@ class NameWriter:
                 return
             except NameExists:  # changed since: look again
                 continue
+
+    def publish_batched(self, publishes: Sequence[Publish]) -> list[Publish]:
+        """Put those of them into batches that can be; the others, which are to be put one by one.
+        Raises CommitUnknown, and what a Bucket raises."""
+        small = [
+            it
+            for it in sorted(publishes, key=lambda it: it.name)
+            if it.draft is None and not it.if_absent and it.over is None
+        ]
+        try:
+            with self._lease.naming():
+                put = self._names.put_batched([self._to_put(it) for it in small], self._requests)
+        except OutcomeUnknown as error:
+            raise CommitUnknown(
+                f"whether {len(small)} names were put is not known ({error.__cause__}): look "
+                "before you repeat it"
+            ) from error
+        self._catalog.remember_batched(put)
+        return [it for it in publishes if it.name not in put]
+
+    def _to_put(self, publish: Publish) -> ToPut:
+        record = publish.record._replace(manifest=0)
+
+        def make_body(nonce: bytes, number: int | None) -> bytes:
+            self._lease.check_age()
+            return encode_manifest(self._config, nonce, record, [], [], number)
+
+        return ToPut(publish.name, record, make_body)
 
     def compare(self, operations: Sequence[Operation]) -> None:
         """Of several operations, one that is over what changed is sure to fail. Raises
@@ -129,10 +158,10 @@ class NameWriter:
             record = record._replace(manifest=1, stored_bytes=stored_bytes, deltas=deltas)
         body = b""
 
-        def make_body(nonce: bytes) -> bytes:
+        def make_body(nonce: bytes, number: int | None) -> bytes:
             nonlocal body
             self._lease.check_age()
-            body = encode_manifest(self._config, nonce, record, list(packs), segments)
+            body = encode_manifest(self._config, nonce, record, list(packs), segments, number)
             return body
 
         with self._lease.naming():
@@ -154,12 +183,8 @@ class NameWriter:
         that has a `record`, only what a collector wrote anew. Raises CommitUnknown."""
         try:
             newer: str | None = etag
-            while newer is not None and not delete_version(self._bucket, name_key(name), newer):
-                newer = (
-                    etag_at(self._bucket, name_key(name))
-                    if record is None
-                    else self._etag_of(name, record)
-                )
+            while newer is not None and not self._names.delete(name, newer):
+                newer = self._names.etag_of(name) if record is None else self._etag_of(name, record)
         except OutcomeUnknown as error:
             raise CommitUnknown(
                 f"whether {name.decode()!r} was deleted is not known ({error.__cause__}): look "
@@ -172,7 +197,7 @@ class NameWriter:
         seen. Raises NameNotFound for one that was not seen and is not there, CommitUnknown."""
         entries = [(name, seen[name]) for name in names if name in seen]
         others = [name for name in names if name not in seen]
-        there = heads_of(self._bucket, self._requests, others)
+        there = self._names.heads(others, self._requests)
         for name in others:
             if name not in there:
                 raise NameNotFound(name.decode())
@@ -183,14 +208,26 @@ class NameWriter:
         """Delete all names that begin with `prefix`; how many there were. Raises CommitUnknown."""
         deleted = 0
         under_way: list[_Deletion] = []
+        before = self._drop(prefix)
         try:
-            for listed in self._catalog.listed(prefix):
+            for listed in self._catalog.listed(prefix, by=before):
                 deleted += len(listed)
-                before, under_way = under_way, self._begin(listed)
-                self._end(before)  # while the next page is listed, this one is deleted
+                singles = [each for each in listed if not is_batched(each[1])]
+                self._catalog.forget(*(name for name, etag in listed if is_batched(etag)))
+                ending, under_way = under_way, self._begin(singles)
+                self._end(ending)  # while the next page is listed, this one is deleted
         finally:
             self._end(under_way)
         return deleted
+
+    def _drop(self, prefix: bytes) -> SeenRoot | None:
+        try:
+            return self._names.drop(prefix)
+        except OutcomeUnknown as error:
+            raise CommitUnknown(
+                f"whether what begins with {prefix.decode()!r} was deleted is not known "
+                f"({error.__cause__}): look before you repeat it"
+            ) from error
 
     def _begin(self, entries: Sequence[tuple[bytes, str]]) -> list[_Deletion]:
         """Begin to delete names, each just seen with its ETag: many in one request, few by one
@@ -198,10 +235,7 @@ class NameWriter:
         if len(entries) < BATCH_MIN:
             return [(entries, None)]
         parts = [entries[i : i + BATCH_MAX] for i in range(0, len(entries), BATCH_MAX)]
-        return [
-            (part, self._requests.submit(delete_versions, self._bucket, _keys(part)))
-            for part in parts
-        ]
+        return [(part, self._requests.submit(self._names.delete_many, part)) for part in parts]
 
     def _end(self, deletions: Sequence[_Deletion]) -> None:
         """Wait for that, and see to what is left of it, name by name."""
@@ -216,8 +250,8 @@ class NameWriter:
                 failures.append(error)
                 continue
             gone = deleting.result()
-            self._catalog.forget(*(name for name, _ in entries if name_key(name) in gone))
-            left += [(name, etag) for name, etag in entries if name_key(name) not in gone]
+            self._catalog.forget(*gone)
+            left += [(name, etag) for name, etag in entries if name not in gone]
         # None of them is to land when the caller has been told that one failed.
         results_of([self._requests.submit(self.delete, *each) for each in left])
         if failures:
@@ -226,15 +260,15 @@ class NameWriter:
     def _land(
         self,
         name: bytes,
-        make_body: Callable[[bytes], bytes],
+        make_body: MakeBody,
         if_absent: bool,
         if_match: str | None,
     ) -> Landed:
         """Put a manifest; the session learns whether an attempt of it may land later."""
         lease = self._lease
         try:
-            landed = lease.put(
-                name_key(name), make_body, if_none_match=if_absent, if_match=if_match
+            landed = lease.note(
+                lambda: self._names.put(name, make_body, if_none_match=if_absent, if_match=if_match)
             )
         except PreconditionFailed as error:
             raise NameExists(name.decode()) from error
@@ -255,7 +289,3 @@ class NameWriter:
         there = version.head.record
         same = (there.etag, there.mtime_ns) == (record.etag, record.mtime_ns)
         return version.etag if same else None
-
-
-def _keys(entries: Sequence[tuple[bytes, str]]) -> list[tuple[str, str]]:
-    return [(name_key(name), etag) for name, etag in entries]

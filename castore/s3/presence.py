@@ -1,11 +1,10 @@
-"""Which of many names are there: by LISTs where they lie near each other, else one by one."""
+"""Which of many names are singles: by LISTs where they lie near each other, else one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from castore.s3.client.bucket import Bucket
-from castore.s3.client.delete_version import etag_at
+from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.keys import NAMES, name_key, name_of
 from castore.system.workers import Workers
 
@@ -15,9 +14,9 @@ LIST_MIN = 16
 PAGE_KEYS = 1000
 
 
-def etags_of(bucket: Bucket, requests: Workers, names: Collection[bytes]) -> dict[bytes, str]:
-    """The ETags of those that map to something."""
-    found: dict[bytes, str] = {}
+def singles_of(bucket: Bucket, requests: Workers, names: Collection[bytes]) -> dict[bytes, Listed]:
+    """Those that are there."""
+    found: dict[bytes, Listed] = {}
     left = sorted(names)
     if len(left) >= LIST_MIN:
         done = _list(bucket, left, found)
@@ -25,13 +24,21 @@ def etags_of(bucket: Bucket, requests: Workers, names: Collection[bytes]) -> dic
     return found | heads_of(bucket, requests, left)
 
 
-def heads_of(bucket: Bucket, requests: Workers, names: Collection[bytes]) -> dict[bytes, str]:
+def heads_of(bucket: Bucket, requests: Workers, names: Collection[bytes]) -> dict[bytes, Listed]:
     """The same, each asked for by itself, many at once."""
-    looking = [(name, requests.submit(etag_at, bucket, name_key(name))) for name in names]
-    return {name: etag for name, future in looking if (etag := future.result()) is not None}
+    looking = [(name, requests.submit(_head, bucket, name_key(name))) for name in names]
+    return {name: single for name, future in looking if (single := future.result()) is not None}
 
 
-def _list(bucket: Bucket, names: list[bytes], found: dict[bytes, str]) -> int:
+def _head(bucket: Bucket, key: str) -> Listed | None:
+    try:
+        reply = bucket.head(key)
+    except KeyAbsent:
+        return None
+    return Listed(key, reply.size, reply.etag, 0.0)
+
+
+def _list(bucket: Bucket, names: list[bytes], found: dict[bytes, Listed]) -> int:
     """Look for the sorted `names` in a list; how many of them were decided before too few were
     found for what it costs."""
     prefix = _common(names[0], names[-1]).decode(errors="ignore")  # no part of a character
@@ -44,7 +51,7 @@ def _list(bucket: Bucket, names: list[bytes], found: dict[bytes, str]) -> int:
             while decided < len(names) and names[decided] < name:
                 decided += 1
             if decided < len(names) and names[decided] == name:
-                found[name] = entry.etag
+                found[name] = entry
                 decided += 1
             if decided == len(names):
                 return decided

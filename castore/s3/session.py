@@ -1,8 +1,8 @@
 """What one commit publishes on S3: the session of a store in a bucket, for packs that are objects.
 
 Packs are uploaded while the stream is read; names are put when all packs are there. Each name is
-published by itself: a transaction's last put comes after its others, so that a marker such as
-`_SUCCESS` is never there before what it marks.
+published by itself, or with others in a batch: a transaction's last put comes after its others, so
+that a marker such as `_SUCCESS` is never there before what it marks.
 """
 
 from __future__ import annotations
@@ -203,7 +203,9 @@ class S3Session(WriteSession):
         of names that are as they were when the commit began."""
         match group[0]:
             case Publish():
-                publishes = [it for it in group if isinstance(it, Publish)]
+                publishes = self._names.publish_batched(
+                    [it for it in group if isinstance(it, Publish)]
+                )
                 # None of them is to land when the caller has been told that one failed.
                 results_of([self._requests.submit(self._names.publish, it) for it in publishes])
             case Copy():

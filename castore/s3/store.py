@@ -25,6 +25,7 @@ from castore.s3.creation import raise_if_lost, read_config, repair_config
 from castore.s3.hints import Hints
 from castore.s3.keys import listed_packs, name_key
 from castore.s3.lease import WriterLease
+from castore.s3.namespace import Namespace
 from castore.s3.packs import S3Packs
 from castore.s3.parts import Parts
 from castore.s3.session import S3Session
@@ -57,10 +58,18 @@ class S3Store:
             cache_folder(config.store_id, bucket.place), frames_bytes_max=frames_bytes_max
         )
         self._hints = Hints(bucket, config.store_id, self._cache, self._requests)
-        self.catalog = S3Catalog(bucket, config.store_id, self._cache, self._requests)
+        self._names = Namespace(bucket, config, self._cache)
+        self.catalog = S3Catalog(bucket, self._names, config.store_id, self._cache, self._requests)
         self.packs = S3Packs(bucket, self._cache.frames, self._requests)
         self._parts = Parts(
-            bucket, config, self._cache, self.catalog, self.packs, self._hints, self._requests
+            bucket,
+            config,
+            self._cache,
+            self._names,
+            self.catalog,
+            self.packs,
+            self._hints,
+            self._requests,
         )
         self._lock = ForkLock(Rank.STORES)
         self._budget = InFlight(UPLOADS_MAX)
@@ -179,6 +188,7 @@ class S3Store:
                 unpinned.result()
         finally:
             closing.close()
+            self._names.close()
             self._cache.close()
             self._bucket.close()
 

@@ -219,16 +219,16 @@ class ObjectVerbs(Handle):
         fd: int,
         *,
         progress: Progress | None = None,
-        likely_bytes: int | None = None,
+        listed: ObjectInfo | None = None,
     ) -> ObjectInfo:
         """Write the object to an empty regular file that is open at the descriptor `fd`.
 
-        Its mode and time stay as they are. `likely_bytes` is its size as a listing had it: a small
-        object is then read in one step. Raises as `get` does.
+        Its mode and time stay as they are. `listed` is what a listing just showed of it: if it is
+        small it is then read in one step, and may be what it was then. Raises as `get` does.
         """
         self._check_open()
-        if likely_bytes is not None and likely_bytes <= SMALL_BYTES_MAX:
-            small = self._reader.small(encode_name(name), SMALL_BYTES_MAX)
+        if listed is not None and listed.size <= SMALL_BYTES_MAX:
+            small = self._reader.small(encode_name(name), SMALL_BYTES_MAX, listed)
             if small is not None:
                 record, raw = small
                 write_all(fd, [raw], 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.format.segment import Segment
-from castore.model import Extent, Location, Progress, StoreStats
+from castore.model import Extent, Location, ObjectInfo, Progress, StoreStats
 from castore.stream.chunker import Chunker
 from castore.stream.segments import Manifest
 from castore.stream.session import WriteSession
@@ -86,6 +86,10 @@ class Catalog(Protocol):
     def records(self, names: Collection[bytes]) -> dict[bytes, Record]:
         """What the names map to now: those of them that map to something, but for records that are
         damaged."""
+
+    def at_hand(self, listed: ObjectInfo) -> Record | None:
+        """The record, with its bytes, of an inline object that was just listed like this, if it is
+        had without asking whether the name still maps to it; else None."""
 
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         """Raises NameNotFound, InvalidRange."""

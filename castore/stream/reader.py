@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from castore.errors import ChunkCorrupt, FormatError, ObjectChanged, PackMissing, StoreIOError
 from castore.format.index import Record
 from castore.format.pack import FRAME_HEADER_BYTES, StoreConfig
-from castore.model import Extent, Progress, RangePlan, StoredChunk
+from castore.model import Extent, ObjectInfo, Progress, RangePlan, StoredChunk
 from castore.stream.backend import NOTHING_HELD, Catalog, Cover, Held, Packs
 from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
 from castore.stream.decoding import Bytes, DecodedChunks, Decoder
@@ -69,9 +69,12 @@ class Reader:
         """
         return self._current(name, byte_ranges)[1]
 
-    def small(self, name: bytes, bytes_max: int) -> tuple[Record, bytes] | None:
-        """What the name maps to and all bytes of that; None where it has more than `bytes_max`.
-        Raises as `ranges`."""
+    def small(self, name: bytes, bytes_max: int, listed: ObjectInfo) -> tuple[Record, bytes] | None:
+        """What the name maps to, or was just `listed` to, and all bytes of that; None where it has
+        more than `bytes_max`. Raises as `ranges`."""
+        at_hand = self._catalog.at_hand(listed)
+        if at_hand is not None:
+            return at_hand, bytes(self.inline(at_hand))
         record, parts = self._current(name, [None], bytes_max)
         return (record, parts[0]) if parts else None
 

@@ -83,6 +83,9 @@ class GcReport:
       are put anew, of requests, and in dollars by the prices that were given; estimated before.
     - `repack_bytes_freed`, `repack_saves`: the bytes of which there are less for it, once the old
       packs are removed, and the dollars that saves within the horizon.
+    - `batches_rewritten`: batches of names that had mostly what does not count any more, or were
+      small. `batches_removed`: those that nothing needs. `tombstones_removed`: what said that names
+      are deleted that no batch has any more.
     - `bytes_left`: of garbage that stays in packs that are not rewritten, as that would cost more
       than it saves, or is not to be done.
     """
@@ -114,6 +117,9 @@ class GcReport:
     repack_cost: float = 0.0
     repack_bytes_freed: int = 0
     repack_saves: float = 0.0
+    batches_rewritten: int = 0
+    batches_removed: int = 0
+    tombstones_removed: int = 0
     bytes_left: int = 0
     duration_s: float = 0.0
 
@@ -130,6 +136,9 @@ class GcReport:
             or self.caches_removed
             or self.packs_condemned
             or self.pins_expired
+            or self.batches_rewritten
+            or self.batches_removed
+            or self.tombstones_removed
             or self.undeletable
         )
 

@@ -125,7 +125,7 @@ def _export(
                     name,
                     draft.fd,
                     progress=progress,
-                    likely_bytes=listed.size if listed else None,
+                    listed=listed,
                 )
                 draft.finish(info.mode, info.mtime_ns if keep_time else None)
         return Outcome(name, info)

@@ -34,7 +34,7 @@ class Objects(Protocol):
         fd: int,
         *,
         progress: Progress | None = None,
-        likely_bytes: int | None = None,
+        listed: ObjectInfo | None = None,
     ) -> ObjectInfo: ...
 
     def has_content(self, info: ObjectInfo, fd: int) -> bool: ...

@@ -385,13 +385,13 @@ def test_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
 @pytest.mark.damages_store("castore.json is another")
 def test_a_store_of_a_newer_format(root: Path) -> None:
     config = json.loads((root / "castore.json").read_text())
-    config |= {"version": 2, "something": "new"}
+    config |= {"version": 3, "something": "new"}
     (root / "castore.json").write_text(json.dumps(config))
     before = contents_of(root)
     for options in WAYS_TO_OPEN:
         with pytest.raises(
             UnsupportedFormat,
-            match="the store has format version 2, this castore reads up to 1: upgrade castore",
+            match="the store has format version 3, this castore reads up to 2: upgrade castore",
         ):
             castore.open(root, **options)
     assert contents_of(root) == before

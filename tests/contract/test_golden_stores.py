@@ -1,4 +1,4 @@
-"""Whole stores that version 1 of the format left: read to the last byte, checked, written to,
+"""Whole stores that versions of the format left: read to the last byte, checked, written to,
 collected, repaired and rebuilt by this version. See tests/golden/README.md."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from memory_s3 import MemoryS3
 
 import castore
-from castore.s3 import lease
+from castore.s3 import batches, lease
 from castore.s3.client import bucket
 
 pytestmark = pytest.mark.timeout(120)
@@ -68,7 +68,8 @@ def loaded(
             return Golden(path, str(copy), None)
         server = golden_stores.load(path)
         monkeypatch.setattr(bucket, "Attempts", server.attempts)
-        monkeypatch.setattr(lease, "_boot_clock", lambda: server.clock)
+        monkeypatch.setattr(lease, "boot_clock", lambda: server.clock)
+        monkeypatch.setattr(batches.Batches, "now", lambda _: int(server.clock))
         return Golden(path, golden_stores.URL, server)
 
     return load
@@ -105,9 +106,9 @@ def known_totals(facts: dict[str, Any]) -> dict[str, int]:
 
 
 def test_there_are_some_of_each_kind() -> None:
-    for stores, kind in ((LOCAL, "v1-local"), (ON_S3, "v1-s3")):
-        kinds = ("", "-deltas", "-deltas-sha256", "-sha256")
-        assert [path.name for path in stores] == [f"{kind}{each}" for each in kinds]
+    kinds = ("", "-deltas", "-deltas-sha256", "-sha256")
+    assert [path.name for path in LOCAL] == [f"v1-local{each}" for each in kinds]
+    assert [path.name for path in ON_S3] == [*(f"v1-s3{each}" for each in kinds), "v2-s3"]
 
 
 @pytest.mark.parametrize("read_only", [False, True])

@@ -245,7 +245,7 @@ def test_a_repair_reads_the_data_once(
 
     def counted(bucket: Bucket, key: str, **options: object) -> object:
         reply = get(bucket, key, **options)  # type: ignore[call-overload]
-        fetched[key] += len(reply.body)
+        fetched[key] += 0 if reply is None else len(reply.body)
         return reply
 
     with Bucket(moto_server.settings()) as bucket:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import xxhash
-from format_s3_cases import CONFIG, NONCE, STORE, inline, manifest
+from format_s3_cases import BATCHED, CONFIG, NONCE, STORE, inline, manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -178,10 +178,12 @@ def all_decoders() -> list[tuple[Callable[[bytes], Any], bytes]]:
             encode_condemned(STORE, NONCE, [bytes(16)]),
         ),
         (decode_hints, encode_hints(STORE, [(bytes(16), [PackEntry(STORE, 1, 2, 3)] * 3)])),
+        (decode_manifest_head, manifest(2, config=BATCHED, number=7)[0]),
+        (decode_manifest_head, inline(b"some bytes", BATCHED, 7)[0]),
     ]
 
 
-@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("which", range(7))
 def test_every_changed_byte_is_noticed(which: int) -> None:
     decode, raw = all_decoders()[which]
     size = manifest_head_bytes(raw) if decode is decode_manifest_head else len(raw)
@@ -193,7 +195,7 @@ def test_every_changed_byte_is_noticed(which: int) -> None:
                 decode(bytes(changed))
 
 
-@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("which", range(7))
 def test_every_cut_is_noticed(which: int) -> None:
     decode, raw = all_decoders()[which]
     size = manifest_head_bytes(raw) if decode is decode_manifest_head else len(raw)
@@ -205,7 +207,7 @@ def test_every_cut_is_noticed(which: int) -> None:
             decode(raw + b"\0")
 
 
-@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("which", range(7))
 def test_a_newer_version_says_so(which: int) -> None:
     decode, raw = all_decoders()[which]
     with pytest.raises(UnsupportedFormat, match="upgrade castore"):
@@ -213,7 +215,7 @@ def test_a_newer_version_says_so(which: int) -> None:
 
 
 @settings(max_examples=300)
-@given(st.integers(0, 4), st.data())
+@given(st.integers(0, 6), st.data())
 def test_damage_of_any_kind_is_a_format_error(which: int, data: st.DataObject) -> None:
     decode, raw = all_decoders()[which]
     at = data.draw(st.integers(0, len(raw)))

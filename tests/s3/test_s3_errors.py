@@ -193,14 +193,14 @@ def test_a_config_that_is_none(raw: bytes, moto_server: Server) -> None:
 
 def test_a_store_of_a_newer_format(moto_server: Server) -> None:
     config = json.loads(encode_config(StoreConfig(bytes(16), 1, 16384, 65536, 262144)))
-    config |= {"version": 2, "something": "new"}
+    config |= {"version": 3, "something": "new"}
     client = moto_server.client()
     client.put_object(
         Bucket=moto_server.bucket, Key="store/castore.json", Body=json.dumps(config).encode()
     )
     with pytest.raises(UnsupportedFormat) as caught:
         castore.open(moto_server.url())
-    assert "has format version 2, this castore reads up to 1: upgrade castore" in one_line(
+    assert "has format version 3, this castore reads up to 2: upgrade castore" in one_line(
         caught.value
     )
 

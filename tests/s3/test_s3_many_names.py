@@ -16,6 +16,7 @@ from s3_stores import Open
 import castore
 from castore.errors import AccessDenied, NameExists, NameNotFound
 from castore.s3 import copies, names, presence, session
+from castore.s3.namespace import writing
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
@@ -243,7 +244,7 @@ def test_what_is_overwritten_meanwhile_goes_all_the_same(
     """As it does where names go one by one: by another request, as the first was conditional."""
     store, other = world.open(), world.open("other")
     every = filled(store)
-    delete = names.delete_versions
+    delete = writing.delete_versions
     gone: list[set[str]] = []
 
     def meanwhile(bucket: Any, versions: Any) -> set[str]:
@@ -251,7 +252,7 @@ def test_what_is_overwritten_meanwhile_goes_all_the_same(
         gone.append(delete(bucket, versions))
         return gone[-1]
 
-    monkeypatch.setattr(names, "delete_versions", meanwhile)
+    monkeypatch.setattr(writing, "delete_versions", meanwhile)
     with store.transaction() as transaction:
         for name in every:
             transaction.delete(name)
@@ -335,7 +336,8 @@ def test_presence_of_names_near_and_far(
             *(name.encode() for name in choose.sample(there, count)),
             *(f"{choose.choice('abméz')}/{choose.randrange(99):03}x".encode() for _ in range(9)),
         ]
-        asked = presence.etags_of(backend._bucket, backend._requests, wanted)
+        singles = presence.singles_of(backend._bucket, backend._requests, wanted)
+        asked = {name: single.etag for name, single in singles.items()}
         assert asked == {name: found[name] for name in wanted if name in found}
 
 
@@ -353,5 +355,5 @@ def test_a_list_that_is_not_worth_it_ends_with_its_page(
     wanted = [b"%03d" % i for i in range(0, 100, 6)]
     assert len(wanted) >= presence.LIST_MIN
     before = len(actor.steps)
-    assert len(presence.etags_of(backend._bucket, backend._requests, wanted)) == len(wanted)
+    assert len(presence.singles_of(backend._bucket, backend._requests, wanted)) == len(wanted)
     assert [step.kind for step in actor.steps[before:]].count("LIST") == 1

@@ -171,14 +171,14 @@ def test_pins_go_when_the_last_put_has_ended(via: Bucket, writing: WriterLease) 
 def test_a_session_lasts_a_day(
     via: Bucket, writing: WriterLease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began = session._boot_clock()
+    began = session.boot_clock()
     for age, usable, may_sign in (
         (SESSION_S_MAX / 2 - 5, True, True),
         (SESSION_S_MAX / 2 + 5, False, True),
         (SESSION_S_MAX - 60, False, True),
         (SESSION_S_MAX + 1, False, False),
     ):
-        monkeypatch.setattr(session, "_boot_clock", lambda age=age: began + age)
+        monkeypatch.setattr(session, "boot_clock", lambda age=age: began + age)
         assert writing.usable == usable
         if may_sign:
             writing.check_age()
@@ -203,8 +203,8 @@ def test_a_store_begins_another_session_in_time(
     store = open_proxied()
     store.puts("a", bytes(range(256)) * 1000)
     assert len(sessions(proxy)) == 1
-    clock = session._boot_clock
-    monkeypatch.setattr(session, "_boot_clock", lambda: clock() + SESSION_S_MAX * 0.6)
+    clock = session.boot_clock
+    monkeypatch.setattr(session, "boot_clock", lambda: clock() + SESSION_S_MAX * 0.6)
     proxy.clear()
     store.puts("b", bytes(range(255, -1, -1)) * 1000)
     store.puts("a again", bytes(range(256)) * 1000)
@@ -213,7 +213,7 @@ def test_a_store_begins_another_session_in_time(
     assert proxy.count("POST") == 1
     writer = store.open("c", "wb")
     writer.write(bytes(300_000))
-    monkeypatch.setattr(session, "_boot_clock", lambda: clock() + SESSION_S_MAX * 1.7)
+    monkeypatch.setattr(session, "boot_clock", lambda: clock() + SESSION_S_MAX * 1.7)
     with pytest.raises(StoreIOError, match="longer than a day"):
         writer.close()
     assert sorted(store.names()) == ["a", "a again", "b"]

@@ -12,6 +12,13 @@ import castore
 from castore.format.index import Record, Totals, decode_chunk_row, decode_record, manifest_of
 from castore.format.pack import PACK_HEADER_BYTES, footer_bytes
 from castore.format.s3 import decode_manifest_head
+from castore.format.s3_batches import (
+    Drop,
+    decode_batch_head,
+    decode_root,
+    decode_tombstone,
+    is_tombstone,
+)
 from castore.format.segment import decode_segment
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.settings import parse_settings
@@ -114,14 +121,46 @@ def count_remote(url: str) -> Count:
         for entry in bucket.list("packs/"):
             pack_id, _, _ = entry.key.removeprefix("packs/").partition("-")
             count.packs[bytes.fromhex(pack_id)] = entry.size
-        for entry in bucket.list("names/"):
-            raw = bucket.get(entry.key).body
+        for raw in manifests_of(bucket):
             head = decode_manifest_head(raw)
             count.add(head.record)
             for place in head.segments:
                 part = raw[place.offset : place.offset + place.length]
                 count.add_segment(part, chunks=True)
     return count
+
+
+def manifests_of(bucket: Bucket) -> list[bytes]:
+    """Of each name the one that counts, worked out anew from FORMAT.md."""
+    best: dict[bytes, tuple[float, bytes | None]] = {}  # number, manifest
+
+    def take(name: bytes, number: float, raw: bytes | None) -> None:
+        if number >= best.get(name, (-1.0, None))[0]:
+            best[name] = number, raw
+
+    drops: tuple[Drop, ...] = ()
+    for entry in bucket.list("batches/root"):
+        root = decode_root(bucket.get(entry.key).body)[1]
+        drops = root.drops
+        for each in root.entries:
+            raw = bucket.get(f"batches/{each.batch_id.hex()}").body
+            for row in decode_batch_head(raw).names.rows if not each.retired else ():
+                take(row.name, row.number or each.number, raw[row.offset : row.end])
+    for name in best:
+        for drop in drops:
+            if name.startswith(drop.prefix):
+                take(name, drop.number, None)
+    for entry in bucket.list("names/"):
+        raw = bucket.get(entry.key).body
+        name = entry.key.removeprefix("names/").encode()
+        if is_tombstone(len(raw)):
+            number, there = decode_tombstone(raw)[1], None
+        else:
+            number, there = decode_manifest_head(raw).number, raw
+        dropped = max((d.number for d in drops if name.startswith(d.prefix)), default=-1)
+        if number is None or number >= dropped:
+            take(name, float("inf") if number is None else number, there)
+    return [raw for _, raw in best.values() if raw is not None]
 
 
 def count_of(store: castore.Store, url: str) -> Count:

@@ -212,7 +212,7 @@ class MemoryPlace(Place):
         self.server.clock = time.time()
         self.url = "s3://memory/identity/store"
         self.patches.set("castore.s3.client.bucket:Attempts", self.server.attempts)
-        self.patches.set("castore.s3.lease:_boot_clock", lambda: self.server.clock)
+        self.patches.set("castore.s3.lease:boot_clock", lambda: self.server.clock)
         self.patches.set("castore.s3.client.versions:is_versioned", lambda settings: False)
         _cloud(self.patches, "memory", "identity")
         with Bucket(parse_settings(self.url)) as bucket:

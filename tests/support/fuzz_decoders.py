@@ -12,24 +12,27 @@ from __future__ import annotations
 import io
 import os
 import random
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import format_s3_cases as made
+import zstandard
 from format_cases import SPECIMENS, Target, memory_limited, mutated
 from format_cases import TARGETS as LAYOUTS
 from format_s3_cases import NONCE, STORE
 from tars import SEEDS, with_checksums
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import s3, s3_gc, s3_samples, s3_told
+from castore.format import s3, s3_batches, s3_gc, s3_samples, s3_told
 from castore.format.index import Record
 from castore.format.pack import (
     BackupTrailer,
@@ -37,6 +40,7 @@ from castore.format.pack import (
     decode_backup_trailer,
     encode_backup_trailer,
 )
+from castore.format.s3_batches import BATCH_HEADER_BYTES
 from castore.stream.delta import decode_delta, encode_delta
 from conducto import tar
 from conducto.errors import CacheRefused
@@ -47,6 +51,39 @@ ALLOWED = (FormatError, UnsupportedFormat, CacheRefused)
 
 def use_samples(raw: bytes) -> None:
     assert len(s3_samples.decode_samples(raw)[1].places()) < len(raw)
+
+
+def use_manifest(raw: bytes) -> None:
+    head = s3.decode_manifest_head(raw)
+    assert s3.manifest_number(raw) == head.number
+    again = s3.with_nonce(raw, STORE)
+    assert s3.decode_manifest_head(again) == replace(head, nonce=STORE)
+
+
+def use_root(raw: bytes) -> None:
+    store_id, root = s3_batches.decode_root(raw)
+    assert s3_batches.encode_root(store_id, root) == raw
+
+
+def use_batch(raw: bytes) -> None:
+    head = s3_batches.decode_batch_head(raw)
+    assert [*head.names.below(b"")] == [*head.names.rows]
+    for row in head.names.rows:
+        assert head.names.find(row.name) is row
+        assert head.bytes <= row.offset <= row.end <= s3_batches.BATCH_BYTES_MAX
+
+
+def use_index(index: bytes) -> None:
+    """As what a batch has compressed, whatever it is."""
+    packed = zstandard.compress(index)
+    sizes = struct.pack("<IIQ", 3, len(packed), len(index))
+    use_batch(made.repaired_batch(made.BATCH[:8] + sizes + made.BATCH[24:56] + packed))
+
+
+def use_tombstone(raw: bytes) -> None:
+    _, number = s3_batches.decode_tombstone(raw)
+    assert len(s3.with_nonce(raw, NONCE)) == len(raw)
+    assert len(raw) % 2 == (number is not None)
 
 
 def use_tar(raw: bytes) -> None:
@@ -67,8 +104,23 @@ def use_delta(payload: bytes) -> None:
 TARGETS: dict[str, Target] = {
     **LAYOUTS,
     "manifests": Target(
-        [made.manifest(2)[0], made.inline(b"bytes")[0], made.inline(bytes(5000))[0]],
-        s3.decode_manifest_head,
+        [
+            made.manifest(2)[0],
+            made.inline(b"bytes")[0],
+            made.inline(bytes(5000))[0],
+            made.manifest(1, 2, made.BATCHED, 7)[0],
+            made.inline(bytes(5000), made.BATCHED, 7)[0],
+        ],
+        use_manifest,
+        made.repaired_manifest,
+    ),
+    "roots": Target([made.RAW_ROOT], use_root, made.repaired_told),
+    "batches": Target([made.BATCH, made.BATCH[: made.INDEX_BYTES]], use_batch, made.repaired_batch),
+    "indexes of batches": Target(
+        [zstandard.decompress(made.BATCH[BATCH_HEADER_BYTES : made.INDEX_BYTES])], use_index
+    ),
+    "tombstones": Target(
+        [made.TOMBSTONE, made.WEAK_TOMBSTONE], use_tombstone, made.repaired_tombstone
     ),
     "pins": Target([s3_gc.encode_pin(STORE, bytes(8), NONCE, [STORE, NONCE])], s3_gc.decode_pin),
     "condemned": Target(

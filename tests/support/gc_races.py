@@ -38,6 +38,10 @@ class Machine:
         self.store = self.world.open(self.name, self.actor)
         self._opened = len(self.actor.steps)
 
+    def begin(self) -> None:
+        """Count its requests from here on."""
+        self._opened = len(self.actor.steps)
+
     def start(self, work: Work, stop_at: int | None = None) -> bool:
         """Run it up to its n-th request, which then waits; False if it has ended before."""
         self.actor.stop_at(None if stop_at is None else self._opened + stop_at)

@@ -18,6 +18,7 @@ from servers import QUICK
 import castore
 from castore.format.pack import StoreConfig, encode_config
 from castore.s3 import lease as session
+from castore.s3.batches import Batches, create_root
 from castore.s3.client import bucket, retries
 from castore.s3.client.settings import S3Settings, parse_settings
 from castore.stream.chunker import ChunkSizes
@@ -43,13 +44,17 @@ def edited(data: bytes, version: int, *, every: int = 1500) -> bytes:
 class World:
     """A store on a server in memory, and the machines that use it."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, batches: bool | None = None
+    ) -> None:
+        """With `batches`, many small objects may share one."""
         self.server = MemoryS3()
         self._folder = folder
         self._monkeypatch = monkeypatch
         self._opened = ExitStack()
         monkeypatch.setattr(bucket, "Attempts", self.server.attempts)
-        monkeypatch.setattr(session, "_boot_clock", lambda: self.server.clock)
+        monkeypatch.setattr(session, "boot_clock", lambda: self.server.clock)
+        monkeypatch.setattr(Batches, "now", lambda _: int(self.server.clock))
         sizes = ChunkSizes.for_average(2816)
         config = StoreConfig(
             store_id=bytes(range(16)),
@@ -58,10 +63,13 @@ class World:
             chunk_bytes_avg=sizes.norm,
             chunk_bytes_max=sizes.max,
             collision_guard=None,
+            **({} if batches is None else {"batches": batches}),
         )
         self.config = config
         with bucket.Bucket(self.settings()) as made:
             made.put("castore.json", encode_config(config), idempotent=True)
+            if config.batches:
+                create_root(made, config.store_id)
 
     def settings(self) -> S3Settings:
         return parse_settings(URL)
@@ -104,14 +112,14 @@ def _close(store: castore.Store) -> None:
 def make_world(
     monkeypatch: pytest.MonkeyPatch,
     aws_environment: None,
-) -> Iterator[Callable[[], World]]:
+) -> Iterator[Callable[..., World]]:
     """Each call makes another one, which is then the one that is opened."""
     monkeypatch.setattr(retries, "BACKOFF", QUICK)
     in_memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # nothing here is about fsync
     with tempfile.TemporaryDirectory(dir=in_memory) as folder, ExitStack() as made:
 
-        def make() -> World:
-            world = World(Path(tempfile.mkdtemp(dir=folder)), monkeypatch)
+        def make(**options: bool) -> World:
+            world = World(Path(tempfile.mkdtemp(dir=folder)), monkeypatch, **options)
             made.callback(world.close)
             return world
 

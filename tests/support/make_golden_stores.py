@@ -1,6 +1,7 @@
-"""Makes the golden stores of a format version: `python tests/support/make_golden_stores.py v2`.
+"""Makes the golden stores of a format version: `python tests/support/make_golden_stores.py v2 s3`.
 
-Once for each version. What is there already is not made again: see tests/golden/README.md.
+Once for each version, of all kinds or of those that are named. What is there already is not made
+again: see tests/golden/README.md.
 """
 
 from __future__ import annotations
@@ -105,10 +106,34 @@ def add_versions(store: castore.Store) -> None:
     assert stats.deltas > 20, stats
 
 
+def fill_batches(store: castore.Store) -> None:
+    """Names in batches, and all that may be said of them besides."""
+
+    def put(folder: str, count: int) -> None:
+        with store.transaction() as transaction:
+            for i in range(count):
+                transaction.puts(f"{folder}/{i}", f"{folder} {i}\n".encode() * (1 + 40 * i), mode=i)
+
+    put("batched", 12)
+    put("dropped", 9)
+    store.delete_prefix("dropped/")
+    put("dropped", 7)  # anew
+    store.puts("batched/1", b"a strong single over it")
+    store.set_attributes("batched/2", mode=0o600)  # a weak one
+    store.delete("batched/3")  # a weak tombstone
+    store.puts("batched/4", b"not for long")
+    store.delete("batched/4")  # a strong one
+    store.rename("batched/5", "moved out")
+    store.delete("batched/6")
+    store.puts("batched/6", b"there again", if_absent=True)  # over a weak tombstone
+
+
 def facts(store: castore.Store) -> dict[str, Any]:
     """What every later version must find."""
     stats = store.stats()._asdict()
     del stats["index_bytes"], stats["journal_bytes"]  # they change by themselves
+    deltas = {name: stats.pop(name) for name in [*stats] if name.startswith("delta")}
+    assert set(deltas.values()) == {0}  # the tests say so of all
     objects = {}
     for info in store.list():
         sha256 = hashlib.sha256(store.gets(info.name)).hexdigest()
@@ -166,15 +191,18 @@ def make_s3(target: Path, guard: str | None, *, deltas: bool) -> None:
         tempfile.TemporaryDirectory() as folder,
         mock.patch.dict(os.environ, {"CASTORE_CACHE_DIR": folder}),
         mock.patch("castore.s3.client.bucket.Attempts", server.attempts),
+        mock.patch("castore.s3.batches.Batches.now", side_effect=lambda: int(server.clock)),
         mock.patch("castore.s3.uploads.PACK_BYTES_FIRST", PACK_BYTES_MAX),
         mock.patch("castore.s3.uploads.PACK_BYTES_MAX", PACK_BYTES_MAX),
         mock.patch("castore.s3.session.INLINE_BYTES_MAX", 4096),
         mock.patch("castore.s3.session.INLINE_ALONE_BYTES_MAX", 4096),
+        mock.patch("castore.s3.namespace.writing.BATCH_NAMES_MIN", 4),
     ):
         with castore.open(URL, chunk_bytes_avg=AVERAGE, collision_guard=guard) as store:
             fill(store, Path(folder))
             if deltas:
                 add_versions(store)
+            fill_batches(store)
         with castore.open(URL) as store:
             assert store.gc(repack_below=0).packs_condemned
             store.puts("after the collection", random.Random(9).randbytes(8_000))
@@ -206,11 +234,13 @@ def dump(server: MemoryS3, target: Path) -> None:
     (target / "keys.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def main(version: str) -> None:
+def main(version: str, *kinds: str) -> None:
     makers = (("local", make_local), ("s3", make_s3))
     for (kind, make), guard, deltas in product(makers, (None, "sha256"), (False, True)):
-        said = [version, kind, *(["deltas"] if deltas else []), *([guard] if guard else [])]
-        target = FOLDER / "-".join(said)
+        whole_kind = "-".join([kind, *(["deltas"] if deltas else []), *([guard] if guard else [])])
+        if kinds and whole_kind not in kinds:
+            continue
+        target = FOLDER / f"{version}-{whole_kind}"
         if target.exists():
             print(f"{target.name}: is there, and stays as it is")
         else:
@@ -221,4 +251,4 @@ def main(version: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -26,7 +26,15 @@ from castore.errors import (
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
 from castore.format.segment import SegmentBuilder, decode_segment, owned
-from castore.model import Extent, Location, Progress, StoredChunk, StoreStats, clamp_range
+from castore.model import (
+    Extent,
+    Location,
+    ObjectInfo,
+    Progress,
+    StoredChunk,
+    StoreStats,
+    clamp_range,
+)
 from castore.stream.backend import Cover, Held
 from castore.stream.chunker import Chunker
 from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
@@ -299,6 +307,9 @@ class MemoryCatalog:
                 raise NameNotFound(name.decode())
             segments = () if record.is_inline else self._place.manifests[record.manifest]
         return record, Manifest(segments, 0 if record.is_inline else record.size)
+
+    def at_hand(self, listed: ObjectInfo) -> Record | None:
+        return None
 
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         record, manifest = self.manifest(name)

@@ -204,7 +204,7 @@ def test_errors_name_what_the_user_knows(run, bare, monkeypatch, tmp_path):
     assert backup.err == f"castore: {missing}: No such file or directory\n"
     on_s3 = bare("-r", "s3://bucket/x", "restore", "names")
     assert on_s3.err.startswith(
-        "castore: s3://bucket/x is on S3, where names are objects of their own"
+        "castore: s3://bucket/x is on S3, where the bucket itself has the names"
     )
 
     make = os.open

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import forced_batches
 import pytest
 from driver import drive, shrink
 from servers import Server
@@ -24,6 +25,12 @@ def test_a_local_store_by_all_verbs(seed: int) -> None:
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_store_on_s3_by_all_verbs(seed: int) -> None:
     assert drive(seed, range(120), "s3") == 120
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(i, marks=pytest.mark.long) for i in (2, 3))])
+def test_a_store_on_s3_with_batches_by_all_verbs(seed: int) -> None:
+    with forced_batches.forced():
+        assert drive(seed, range(100), "s3") == 100
 
 
 def test_a_store_on_a_server_by_all_verbs(make_server: MakeServer) -> None:

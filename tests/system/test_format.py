@@ -384,8 +384,8 @@ def test_footers_round_trip(frames: list[tuple[bytes, int, list[bytes]]]) -> Non
 
 
 def test_newer_versions_are_said_to_be_newer() -> None:
-    newer = SPECIMENS["config"].replace(b'"version": 1', b'"version": 2')
-    with pytest.raises(UnsupportedFormat, match="format version 2, this castore reads up to 1"):
+    newer = SPECIMENS["config"].replace(b'"version": 1', b'"version": 3')
+    with pytest.raises(UnsupportedFormat, match="format version 3, this castore reads up to 2"):
         layout.decode_config(newer)
     with pytest.raises(UnsupportedFormat, match="version 9: upgrade castore"):
         rows.decode_record(repaired_record(b"\x09" + SPECIMENS["record, extents"][1:]))
@@ -404,6 +404,7 @@ def test_newer_versions_are_said_to_be_newer() -> None:
         (b'"version": 1', b'"version": "1"'),
         (b'"version": 1', b'"version": 1.5'),
         (b'"version": 1', b'"version": null'),
+        (b'"version": 1', b'"version": 2'),
         (b'"version": 1,', b""),
         (b'"store_id": "00', b'"store_id": "'),
         (b'"store_id": "00', b'"store_id": "zz'),

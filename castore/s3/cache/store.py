@@ -110,6 +110,28 @@ class StoreCache:
         raw: bytes | None = self.read(lambda index, txn: txn.get(key, db=index.segments), None)
         return raw
 
+    # ------------------------------------------------------------ batches of names
+
+    def blob(self, key: str) -> tuple[str, bytes] | None:
+        """(ETag, bytes) of what was seen last at a key of the store."""
+        row = _blob_key(key)
+        return self.read(lambda index, txn: _version(row, txn.get(row, db=index.meta)), None)
+
+    def keep_blob(self, key: str, etag: str, raw: bytes) -> None:
+        row = _blob_key(key)
+
+        def write(index: Index, txn: Txn) -> None:
+            txn.put(row, _checked(row, _encode_version(etag, raw)), db=index.meta)
+
+        self.write(write)
+
+    def forget_blobs(self, keys: Iterable[str]) -> None:
+        def write(index: Index, txn: Txn) -> None:
+            for key in keys:
+                txn.delete(_blob_key(key), db=index.meta)
+
+        self.write(write)
+
     # ------------------------------------------------------------ chunks
 
     def known(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
@@ -323,6 +345,10 @@ def _version(name: bytes, row: bytes | None) -> tuple[str, bytes] | None:
         return None
     (etag_bytes,) = struct.unpack_from("<H", raw)
     return raw[2 : 2 + etag_bytes].decode(), raw[2 + etag_bytes :]
+
+
+def _blob_key(key: str) -> bytes:
+    return b"blob " + key.encode()
 
 
 def _segment_key(name: bytes, etag: str, end: int) -> bytes:

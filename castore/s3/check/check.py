@@ -22,6 +22,8 @@ from castore.format.s3 import session_of
 from castore.format.s3_gc import decode_pin
 from castore.format.s3_told import decode_hints, decode_listing
 from castore.model import Stages
+from castore.s3.cache.store import StoreCache
+from castore.s3.check.batches import batches_of_nobody, faults_of_batches
 from castore.s3.check.source import PacksRead, S3Source
 from castore.s3.client.bucket import KeyAbsent, Listed
 from castore.s3.condemned import ListGone, list_without_state, read_condemned
@@ -41,6 +43,7 @@ from castore.s3.keys import (
     samples_of_shard,
     session_of_pin,
 )
+from castore.s3.namespace import Namespace
 from castore.s3.parts import Parts
 from castore.s3.samples import damaged_samples
 from castore.stream.reports import CheckReport
@@ -51,17 +54,29 @@ from castore.system.workers import Workers, usable_cores
 def open_check(parts: Parts, stages: Stages, before: PacksRead | None = None) -> Iterator[S3Check]:
     """With threads of its own, which decode."""
     workers = Workers(usable_cores())
+    names = Namespace(parts.bucket, parts.config, StoreCache(None, frames_bytes_max=0))
     try:
-        yield S3Check(parts, workers, stages, before or {})
+        yield S3Check(parts, names, workers, stages, before or {})
     finally:
         workers.close()
+        names.close()
 
 
 class S3Check(StoreCheck):
     """One check of a store; after one `before` of all its data, of what changed since."""
 
-    def __init__(self, parts: Parts, workers: Workers, stages: Stages, before: PacksRead) -> None:
-        self._source = S3Source(parts.bucket, parts.config, parts.requests, stages.relative_update)
+    def __init__(
+        self,
+        parts: Parts,
+        names: Namespace,
+        workers: Workers,
+        stages: Stages,
+        before: PacksRead,
+    ) -> None:
+        self.names = names
+        self._source = S3Source(
+            parts.bucket, names, parts.config, parts.requests, stages.relative_update
+        )
         super().__init__(self._source, parts.config)
         self.bad_pins: list[tuple[str, float]] = []  # key, and when it was written
         self._bucket = parts.bucket
@@ -79,6 +94,8 @@ class S3Check(StoreCheck):
             self.findings.add("config", "missing", what)
         self.read_packs(fraction)
         self._stages.begin_stage("names", 0)
+        for severity, what in faults_of_batches(self.names):
+            self.findings.add("batches", severity, what)
         self.check_names()
         protected = self._check_pins()
         condemned = self._check_gc()
@@ -87,6 +104,10 @@ class S3Check(StoreCheck):
         self._check_samples()
         self._stages.end()
         self._check_packs(protected, condemned)
+        sizes, odd = batches_of_nobody(self.names, self._bucket)
+        for size in sizes:
+            self._report.count_garbage("batches", size)
+        self._source.odd_keys += odd
         self._check_keys()
         report = self.report()
         report.packs_read = self._source.all_read(self.scan) if fraction == 1 else None

@@ -18,25 +18,30 @@ from castore.check.bitflip import corrected
 from castore.check.objects import Faulty, inline_fault, manifest_faults
 from castore.check.salvage import PREFIX, note, salvage
 from castore.errors import CommitUnknown, ConfigLost, FormatError, NameNotFound, UnsupportedFormat
+from castore.format.index import INLINE_BYTES_LIMIT
 from castore.format.pack import PackEntry
 from castore.format.s3 import NONCE_BYTES, encode_manifest
+from castore.format.s3_batches import decode_tombstone, digest_of, is_tombstone
 from castore.format.s3_told import decode_hints, decode_listing
 from castore.format.segment import decode_segment
 from castore.model import Extent, Location, Progress, Stages, StoredChunk
+from castore.s3.cache.store import StoreCache
 from castore.s3.catalog import S3Catalog, Version
 from castore.s3.check.check import S3Check, open_check
+from castore.s3.check.repair_batches import BatchRepair
 from castore.s3.check.repair_condemned import CondemnedRepair
-from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown
-from castore.s3.client.delete_version import delete_version
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.creation import read_config, repair_config
 from castore.s3.damaged import damaged_packs, mark_damaged, unmark
+from castore.s3.etags import batched_etag, is_batched, real
 from castore.s3.gc.mark import PIN_S
 from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import name_key, pack_key, quarantine_key
 from castore.s3.listings import listed_listings
 from castore.s3.manifests import Overwritten, decode_own_head
+from castore.s3.namespace import Namespace
 from castore.s3.parts import Parts
 from castore.s3.samples import damaged_samples
 from castore.s3.session import S3Session
@@ -68,6 +73,7 @@ def repair(
         report = check.run(fraction=1)
         repairing = S3Repair(bucket, parts.catalog, check, session)
         repairing.mark_packs(report)
+        repairing.repair_batches()
         repairing.repair_manifests(report)
         # Before anything is put: who can't read what is condemned relies on nothing.
         announced = CondemnedRepair(parts)
@@ -83,7 +89,7 @@ def repair(
 
 
 class S3Repair:
-    """What can be done about what a check of all data found: `mark_packs`, then
+    """What can be done about what a check of all data found: `mark_packs`, `repair_batches`, then
     `repair_manifests`, then `run`, which needs the packs that others stored. `done` says what they
     did, `lost` which objects are below quarantine/ now."""
 
@@ -97,6 +103,7 @@ class S3Repair:
         self.done: list[str] = []
         self.lost: list[Problem] = []
         self._bucket = bucket
+        self._names = Namespace(bucket, check.config, StoreCache(None, frames_bytes_max=0))
         self._catalog = catalog
         self._check = check
         self._session = session
@@ -137,6 +144,13 @@ class S3Repair:
 
     # ------------------------------------------------------------ manifests that do not decode
 
+    def repair_batches(self) -> None:
+        """First: with them no name could be looked for."""
+        batches = BatchRepair(self._bucket, self._names)
+        batches.run()
+        self.done += batches.done
+        self.lost += batches.lost
+
     def repair_manifests(self, report: CheckReport) -> None:
         """Those that do not decode: with them no collector would say what is garbage."""
         for problem in report.problems:
@@ -146,26 +160,69 @@ class S3Repair:
                         self._repair_manifest(name.encode())
 
     def _repair_manifest(self, name: bytes) -> None:
-        reply = self._bucket.get(name_key(name))
         try:
-            self._decode(reply.body)
+            reply = self._bucket.get(name_key(name))
+        except KeyAbsent:
+            self._repair_batched(name)
+            return
+        deleted = self._config.batches and is_tombstone(reply.size)
+        decode = decode_tombstone if deleted else self._decode
+        try:
+            decode(reply.body)
             return
         except (FormatError, UnsupportedFormat) as error:
             fault = error
         right = None
         if len(reply.body) <= RAW_BYTES_MAX:
-            right = corrected(reply.body, self._decode)
+            right = corrected(reply.body, decode)
         self._catalog.forget(name)
         if right is not None:
             if self._write_over(name, reply.etag, right):
                 self.done.append(f"the manifest of {name.decode()!r} had one bit flipped")
+        elif deleted:
+            if self._names.delete(name, reply.etag):
+                self.done.append(f"{name.decode()!r} is deleted: what says so was damaged")
         elif not isinstance(fault, UnsupportedFormat):  # which a later castore can read
             copy = self._keep_copy(name_key(name))
             target = PREFIX + chunk_id_of(name, 0).hex().encode() + b".json"
             facts: dict[str, object] = {"name": name.decode(), "manifest": copy, "why": str(fault)}
             note(self._session(), target, facts)
-            if delete_version(self._bucket, name_key(name), reply.etag):
+            if self._names.delete(name, reply.etag):
                 self._lose(name, f"has no readable manifest: it is now {copy}")
+
+    def _repair_batched(self, name: bytes) -> None:
+        """A manifest in a batch, which its digest tells."""
+        etag = self._names.etag_of(name)
+        if etag is None or not is_batched(etag):
+            return
+        reply = self._names.first(name, INLINE_BYTES_LIMIT + RAW_BYTES_MAX)
+        assert reply is not None  # no condition was set
+        if batched_etag(digest_of(reply.body)) == etag:
+            return
+        right = None
+
+        def is_right(raw: bytes) -> None:
+            if batched_etag(digest_of(raw)) != etag:
+                raise FormatError("another's digest")
+
+        if len(reply.body) <= RAW_BYTES_MAX:
+            right = corrected(reply.body, is_right)
+        self._catalog.forget(name)
+        if right is not None:
+            head = decode_own_head(right, self._config.store_id)
+
+            def body(nonce: bytes, number: int | None) -> bytes:
+                return encode_manifest(self._config, nonce, head.record, [], [], number)
+
+            with contextlib.suppress(PreconditionFailed):  # put meanwhile
+                self._names.put(name, body, if_match=etag)
+                self.done.append(f"the manifest of {name.decode()!r} had one bit flipped")
+            return
+        target = PREFIX + chunk_id_of(name, 0).hex().encode() + b".json"
+        facts: dict[str, object] = {"name": name.decode(), "why": "its manifest is damaged"}
+        note(self._session(), target, facts)
+        if self._names.delete(name, etag):
+            self._lose(name, "has no readable manifest")
 
     def _decode(self, raw: bytes) -> None:
         """Raises FormatError unless all of the manifest is as it was written."""
@@ -230,7 +287,7 @@ class S3Repair:
         target, whole = salvage(session, name, record, segments, self._find, why)
         self._catalog.forget(name)
         if not whole:
-            if delete_version(self._bucket, name_key(name), version.etag):
+            if self._names.delete(name, version.etag):
                 self._lose(name, f"can't be read in full: it is now {target.decode()}")
             return
         saved = self._catalog.current(target)
@@ -240,6 +297,7 @@ class S3Repair:
             saved.head.record._replace(mtime_ns=record.mtime_ns),
             saved.head.packs,
             self._segments(saved),
+            version.head.number,
         )
         if self._write_over(name, version.etag, body):
             self.done.append(f"{name.decode()} is stored anew from its intact chunks")
@@ -300,7 +358,9 @@ class S3Repair:
     def _write_over(self, name: bytes, etag: str, body: bytes) -> bool:
         """False if the name is not any more what was looked at."""
         try:
-            return put_over(self._bucket, name_key(name), body, etag, conditional=self.conditional)
+            return put_over(
+                self._bucket, name_key(name), body, real(etag), conditional=self.conditional
+            )
         except OutcomeUnknown as error:
             raise CommitUnknown(
                 f"whether {name.decode()!r} was written anew is not known: repeat the repair"

@@ -15,10 +15,13 @@ from castore.check.source import Named
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.pack import StoreConfig
 from castore.format.s3 import ManifestHead
+from castore.format.s3_batches import digest_of
 from castore.format.segment import decode_segment
-from castore.s3.client.bucket import Bucket, KeyAbsent, Reply
-from castore.s3.keys import NAMES, PACKS, name_key, name_of, pack_key, pack_of
+from castore.s3.client.bucket import Bucket, KeyAbsent, Listed, Reply
+from castore.s3.etags import batched_etag, is_batched
+from castore.s3.keys import NAMES, PACKS, name_of, pack_key, pack_of
 from castore.s3.manifests import Overwritten, decode_own_head, read_head, read_part
+from castore.s3.namespace import Namespace
 from castore.system.workers import Workers
 
 FIRST_BYTES = 256 << 10
@@ -34,12 +37,18 @@ class S3Source:
     put_whole = True
 
     def __init__(
-        self, bucket: Bucket, config: StoreConfig, requests: Workers, advance: Callable[[int], None]
+        self,
+        bucket: Bucket,
+        names: Namespace,
+        config: StoreConfig,
+        requests: Workers,
+        advance: Callable[[int], None],
     ) -> None:
         self.requests: Workers | None = requests
         self.gone: set[bytes] = set()
         self.odd_keys: list[str] = []
         self._bucket = bucket
+        self._names = names
         self._config = config
         self._advance = advance
         self._listed: dict[bytes, tuple[int, str]] = {}  # (bytes, ETag)
@@ -89,40 +98,50 @@ class S3Source:
         """In no order; those that go meanwhile are left out."""
         assert self.requests is not None
         for found in self.requests.map_ahead(
-            lambda name: self._named(name, scan), self._listed_names(), ahead=AHEAD
+            lambda listed: self._named(*listed, scan), self._listed_names(), ahead=AHEAD
         ):
             if found is not None:
                 yield found
 
-    def _listed_names(self) -> Iterator[bytes]:
-        for entry in self._bucket.list(NAMES):
+    def _listed_names(self) -> Iterator[tuple[bytes, Listed | None]]:
+        """(name, what of it is in a batch); also of what says that a name is deleted."""
+        for single, counts in self._names.merged(self._bucket.list(NAMES)):
+            entry = counts or single
+            assert entry is not None
             name = name_of(entry)
             if name is None:
                 self.odd_keys.append(entry.key)
             else:
                 self._advance(entry.size)
-                yield name
+                yield name, entry if is_batched(entry.etag) else None
 
-    def _named(self, name: bytes, scan: PackScan) -> Named | None:
-        """None if it went meanwhile."""
+    def _named(self, name: bytes, in_batch: Listed | None, scan: PackScan) -> Named | None:
+        """None if it went meanwhile, or is deleted."""
+        if in_batch is not None:
+            reply = self._names.batched(name, in_batch.etag, in_batch.size)
+            if reply is not None and batched_etag(digest_of(reply.body)) == in_batch.etag:
+                return Named(name.decode(), list(self._faults(name, reply, set(), scan)), ())
         while True:
             packs: set[bytes] = set()
             try:
-                reply = self._bucket.get(name_key(name), byte_range=(0, FIRST_BYTES))
+                reply = self._names.first(name, FIRST_BYTES)
+                assert reply is not None  # no condition was set
                 faults = list(self._faults(name, reply, packs, scan))
                 # Whatever is wrong counts only if the name still maps to it.
-                if not faults or self._bucket.head(name_key(name)).etag == reply.etag:
+                if not faults or self._names.etag_of(name) == reply.etag:
                     return Named(name.decode(), faults, packs)
             except KeyAbsent:
                 return None
             except Overwritten:
                 continue
+            except FormatError as error:  # what should say that it is deleted
+                return Named(name.decode(), [Faulty(str(error))], ())
 
     def _faults(
         self, name: bytes, first: Reply, packs: set[bytes], scan: PackScan
     ) -> Iterator[Faulty]:
         try:
-            raw = read_head(self._bucket, name, first)
+            raw = read_head(self._names, name, first)
             head = decode_own_head(raw, self._config.store_id)
         except (FormatError, UnsupportedFormat) as error:
             yield Faulty(str(error))
@@ -152,7 +171,7 @@ class S3Source:
             end = place.offset + place.length
             if end > begin + len(held):
                 held = read_part(
-                    self._bucket, name, etag, place.offset, max(end, place.offset + SPAN_BYTES_MAX)
+                    self._names, name, etag, place.offset, max(end, place.offset + SPAN_BYTES_MAX)
                 )
                 begin = place.offset
             part = held[place.offset - begin : end - begin]

@@ -26,6 +26,7 @@ from castore.model import Progress, Stages
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
+from castore.s3.gc.batches import BatchCollector
 from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.repack import OpenSession, S3Repacker
@@ -84,6 +85,7 @@ class _Collection:
         features: ServerFeatures | None,
         progress: Progress | None,
     ) -> None:
+        self._parts = parts
         self._bucket = parts.bucket
         self._requests = parts.requests
         self._store_id = parts.config.store_id
@@ -125,6 +127,7 @@ class _Collection:
                 self._marker.listed_bytes,
                 facts_of(self._catalog.facts()),
             )
+        self._collect_batches()
         if state.phase == CONDEMNED and not options.grace_s:
             self._second_phase()
 
@@ -225,6 +228,14 @@ class _Collection:
             covered=covered,
         )
         remove_marks(self._bucket, there, now=self._now())
+
+    def _collect_batches(self) -> None:
+        collector = BatchCollector(self._parts, self._now())
+        collector.run(any_tombstones=self._marker.tombstones > 0)
+        report = self._report
+        report.batches_rewritten = collector.batches_rewritten
+        report.batches_removed = collector.batches_removed
+        report.tombstones_removed = collector.tombstones_removed
 
     def _expire(self) -> None:
         now = self._now()

@@ -24,6 +24,7 @@ from castore.s3.gc.live import frames_by_pack
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.keys import PINS, name_of, session_of_pin
 from castore.s3.manifests import decode_own_head, read_manifest, read_part
+from castore.s3.namespace import Singles
 from castore.s3.packs import absent_packs
 from castore.s3.parts import Parts
 from castore.s3.told import undamaged
@@ -58,9 +59,12 @@ class S3Marker:
         self._with_frames = with_frames
         self.packs_made: dict[bytes, float] = {}  # when, by the server, of those listed last
         self.objects = 0  # in the last listing of names
+        self.tombstones = 0
         self.listed_bytes = 0  # that listings take which tell of all of them
         self.referred: set[bytes] = set()  # packs that these had
         self._bucket = parts.bucket
+        self._names = parts.names
+        self._singles = Singles(parts.bucket, parts.config)
         self._store_id = parts.config.store_id
         self._requests = parts.requests
         self._memory = memory
@@ -131,17 +135,17 @@ class S3Marker:
     def references(
         self, *, with_frames: bool = False
     ) -> Iterator[Mapping[bytes, tuple[str, References]]]:
-        """What the names refer to, and by which ETag, some names at a time."""
-        self.objects, self.listed_bytes, after = 0, 0, b""
+        """What the names refer to, and by which ETag, some names at a time. What is in a batch is
+        only counted: it refers to no packs. A single may, whether it counts or not."""
+        self.objects, self.tombstones, self.listed_bytes, after = 0, 0, 0, b""
         self._stages.begin_stage("marking", 0)
         listed_names = list_names(self._bucket, self._requests, self._memory.starts())
-        entries = ((name, e) for e in listed_names if (name := name_of(e)) is not None)
+        entries = self._counted(listed_names)
         starts: list[bytes] = []
         unmarked = 0  # names since the last of these
         while page := list(islice(entries, PAGE_NAMES)):
             listed = [(name, entry.etag) for name, entry in page]
             found = self._referred(after, listed, with_frames=with_frames)
-            self.objects += len(found)
             self.listed_bytes += sum(listed_bytes(*each) for each in listed)
             after = listed[-1][0]
             unmarked += len(page)
@@ -152,6 +156,17 @@ class S3Marker:
             yield found
         self._memory.remember(after, [], {})
         self._memory.remember_starts(starts)
+
+    def _counted(self, listed_names: Iterator[Listed]) -> Iterator[tuple[bytes, Listed]]:
+        for single, counts in self._names.merged(listed_names):
+            name = None if counts is None else name_of(counts)
+            self.objects += name is not None
+            name = None if single is None else name_of(single)
+            if single is not None and name is not None:
+                if self._singles.are(single.size):
+                    yield name, single
+                else:
+                    self.tombstones += 1
 
     def _referred(
         self, after: bytes, listed: list[tuple[bytes, str]], *, with_frames: bool
@@ -183,7 +198,7 @@ class S3Marker:
                     at = place.offset
                     last = head.segments[-1]
                     upto = max(end, min(at + PART_BYTES, last.offset + last.length))
-                    raw = read_part(self._bucket, name, etag, at, upto)
+                    raw = read_part(self._singles, name, etag, at, upto)
                 frames_by_pack(decode_segment(raw[place.offset - at : end - at]), frames)
             if len(frames) > len(head.packs):
                 raise FormatError("a segment leads to a pack that its manifest does not tell of")
@@ -191,6 +206,6 @@ class S3Marker:
 
         first_bytes = WHOLE_BYTES if self._with_frames else HEAD_BYTES
         try:
-            return read_manifest(self._bucket, name, first_bytes, referred, whole=False)
+            return read_manifest(self._singles, name, first_bytes, referred, whole=False)
         except KeyAbsent:
             return None

@@ -1,0 +1,332 @@
+"""Names in batches: the root that tells of them, a batch with many manifests, and what says of a
+name that it is deleted (see FORMAT.md, and docs/design/0022-batches.md for what they mean).
+
+Decoders take untrusted bytes, as those of `pack` do.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Final, NamedTuple
+
+import xxhash
+import zstandard
+
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format.index import Record
+from castore.format.pack import VERSION
+from castore.format.s3_told import decode_told, encode_told
+from castore.model import NAME_BYTES_MAX
+
+BATCH_ID_BYTES: Final = 16
+BATCH_NAMES_MAX: Final = 1 << 16
+BATCH_BYTES_MAX: Final = 1 << 31
+INDEX_BYTES_LIMIT: Final = 64 << 20  # decoded
+TOMBSTONE_BYTES: Final = 56  # or one more: no manifest is as short
+
+_ROOT_MAGIC: Final = b"CROT"
+_BATCH_MAGIC: Final = b"CBAT"
+_TOMBSTONE_MAGIC: Final = b"CTMB"
+_ROOT = struct.Struct("<Q16sI")  # version, nonce, drops
+_DROP = struct.Struct("<QQH")
+_ENTRY = struct.Struct("<16sQQQQIIHH")
+_BATCH = struct.Struct("<4sBBHIIQQ16sQ")
+_ROW = struct.Struct("<HIQ16sIQqQ16s")
+_TOMBSTONE = struct.Struct("<4sBBH16s16sQQ")
+BATCH_HEADER_BYTES: Final = _BATCH.size
+
+_checksum = xxhash.xxh3_64_intdigest
+
+
+# ---------------------------------------------------------------- the root
+
+
+class Drop(NamedTuple):
+    """All names that begin with `prefix` were deleted by the version `number` of the root, at this
+    time in seconds since the epoch by the server's clock."""
+
+    number: int
+    at: int
+    prefix: bytes
+
+
+class RootEntry(NamedTuple):
+    """A batch that is there. `number` is the version of the root that named it first; `size` are
+    the bytes of all of it, `index_bytes` those before its manifests; `at` is since when it is
+    there, and `retired` since when nothing of it is needed but by who read the root before, 0 while
+    it is, in seconds since the epoch by the server's clock."""
+
+    batch_id: bytes
+    number: int
+    size: int
+    at: int
+    retired: int
+    index_bytes: int
+    names: int
+    first: bytes
+    last: bytes
+
+    def may_have(self, name: bytes) -> bool:
+        return self.first <= name <= self.last
+
+    def may_have_below(self, prefix: bytes) -> bool:
+        return self.last >= prefix and self.first[: len(prefix)] <= prefix
+
+
+class Root(NamedTuple):
+    """Entries in the order of their numbers."""
+
+    version: int
+    nonce: bytes
+    drops: tuple[Drop, ...] = ()
+    entries: tuple[RootEntry, ...] = ()
+
+    def dropped(self, name: bytes) -> int:
+        """The highest number of a drop of the name; -1 if there is none."""
+        return max((drop.number for drop in self.drops if name.startswith(drop.prefix)), default=-1)
+
+
+def encode_root(store_id: bytes, root: Root) -> bytes:
+    parts = [_ROOT.pack(root.version, root.nonce, len(root.drops))]
+    for number, at, prefix in root.drops:
+        parts += [_DROP.pack(number, at, len(prefix)), prefix]
+    for *numbers, first, last in root.entries:
+        parts += [_ENTRY.pack(*numbers, len(first), len(last)), first, last]
+    return encode_told(_ROOT_MAGIC, store_id, len(root.entries), b"".join(parts))
+
+
+def decode_root(raw: bytes) -> tuple[bytes, Root]:
+    """(store id, the root). Raises FormatError, UnsupportedFormat."""
+    store_id, _, count, view = decode_told(_ROOT_MAGIC, raw, "batches/root")
+    body = _Reader(bytes(view), "batches/root")
+    version, nonce, dropped = body.unpack(_ROOT)
+    drops = []
+    for _ in range(dropped):
+        number, at, length = body.unpack(_DROP)
+        drops.append(Drop(number, at, body.take(length)))
+    entries = []
+    for _ in range(count):
+        *numbers, first, last = body.unpack(_ENTRY)
+        entry = RootEntry._make([*numbers, body.take(first), body.take(last)])
+        if not BATCH_HEADER_BYTES <= entry.index_bytes <= entry.size <= BATCH_BYTES_MAX:
+            raise FormatError("batches/root tells of a batch of impossible sizes")
+        if not 0 < entry.names <= BATCH_NAMES_MAX or entry.first > entry.last:
+            raise FormatError("batches/root tells of a batch of impossible names")
+        entries.append(entry)
+    body.end()
+    # What is decided by this root has its version, and is to count before all that it tells of.
+    numbers = [drop.number for drop in drops] + [entry.number for entry in entries]
+    if max(numbers, default=0) > version:
+        raise FormatError(f"batches/root of version {version} tells of what is newer")
+    return store_id, Root(version, nonce, tuple(drops), tuple(entries))
+
+
+# ---------------------------------------------------------------- a batch
+
+
+class BatchedName(NamedTuple):
+    """One name of a batch: where its manifest is in it, the manifest's digest, and what a list
+    shows of it. `number` is 0 where the entry's counts."""
+
+    name: bytes
+    offset: int
+    length: int
+    number: int
+    digest: bytes
+    record: Record  # with no content
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+class BatchIndex:
+    """The names of a batch, in order."""
+
+    def __init__(self, rows: Sequence[BatchedName]) -> None:
+        self.rows = rows
+
+    @cached_property
+    def _names(self) -> list[bytes]:
+        return [row.name for row in self.rows]
+
+    def find(self, name: bytes) -> BatchedName | None:
+        i = bisect_left(self._names, name)
+        return self.rows[i] if i < len(self.rows) and self._names[i] == name else None
+
+    def below(self, prefix: bytes, start_after: bytes = b"") -> Sequence[BatchedName]:
+        """Those that begin with the prefix, and sort behind `start_after`."""
+        begin = bisect_left(self._names, max(prefix, start_after))
+        end = begin
+        while end < len(self._names) and self._names[end].startswith(prefix):
+            end += 1
+        if begin < end and self._names[begin] == start_after:
+            begin += 1
+        return self.rows[begin:end]
+
+
+class ToBatch(NamedTuple):
+    """A name that is to be in a batch, with its manifest; `number` as in a BatchedName."""
+
+    name: bytes
+    manifest: bytes
+    record: Record
+    number: int = 0
+
+
+class BatchHead(NamedTuple):
+    """What comes before a batch's manifests, in so many `bytes`. `number` is what its entry's was
+    to be, if no other came between."""
+
+    store_id: bytes
+    number: int
+    names: BatchIndex
+    bytes: int
+
+
+def digest_of(manifest: bytes) -> bytes:
+    return xxhash.xxh3_128_digest(manifest)
+
+
+def encode_batch(store_id: bytes, names: Sequence[ToBatch], number: int) -> tuple[bytes, int]:
+    """(the batch, how many bytes come before its manifests), of names in order. `number` is that of
+    the entry that is to be."""
+    rows = []
+    for name, manifest, r, own_number in names:
+        row = _ROW.pack(
+            len(name),
+            len(manifest),
+            own_number,
+            digest_of(manifest),
+            r.mode,
+            r.size,
+            r.mtime_ns,
+            r.stored_bytes,
+            r.etag,
+        )
+        rows += [row, name]
+    raw = b"".join(rows)
+    index = zstandard.ZstdCompressor(level=3).compress(raw)
+    count, size = len(names), BATCH_HEADER_BYTES + len(index)
+    sizes = count, len(index), len(raw)
+    fixed = _BATCH.pack(_BATCH_MAGIC, VERSION, 0, 0, *sizes, number, store_id, 0)[:-8]
+    checksum = _checksum(index, _checksum(fixed))
+    parts = [fixed, checksum.to_bytes(8, "little"), index, *(each.manifest for each in names)]
+    return b"".join(parts), size
+
+
+def decode_batch_head(raw: bytes) -> BatchHead:
+    """Of the batch that begins with `raw`, which has at least what comes before its manifests.
+    Raises FormatError, UnsupportedFormat."""
+    if len(raw) < BATCH_HEADER_BYTES:
+        raise FormatError(f"batch is cut short at {len(raw)} bytes")
+    magic, version, flags, zero, count, packed, size, number, store_id, checksum = (
+        _BATCH.unpack_from(raw)
+    )
+    if magic != _BATCH_MAGIC or flags or zero or version < 1:
+        raise FormatError(f"batch starts with {raw[:8].hex()}")
+    if version > VERSION:
+        raise UnsupportedFormat(f"batch has format version {version}: upgrade castore")
+    index = raw[BATCH_HEADER_BYTES : BATCH_HEADER_BYTES + packed]
+    if _checksum(index, _checksum(raw[: BATCH_HEADER_BYTES - 8])) != checksum:
+        raise FormatError("batch is damaged")
+    if size > INDEX_BYTES_LIMIT or count > BATCH_NAMES_MAX:
+        raise FormatError(f"batch claims {count} names in {size} bytes")
+    body = _decompressed(index, size)
+    rows = _rows(_Reader(body, "batch"), count, BATCH_HEADER_BYTES + packed)
+    return BatchHead(store_id, number, BatchIndex(rows), BATCH_HEADER_BYTES + packed)
+
+
+def _decompressed(index: bytes, size: int) -> bytes:
+    try:
+        # It allocates what the frame claims, whatever is said to be the most.
+        if zstandard.frame_content_size(index) != size:
+            raise FormatError(f"batch has an index of other than {size} bytes")
+        decompressor = zstandard.ZstdDecompressor()
+        return decompressor.decompress(index, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"batch has an index that does not decode: {error}") from error
+
+
+def _rows(body: _Reader, count: int, offset: int) -> list[BatchedName]:
+    rows: list[BatchedName] = []
+    for _ in range(count):
+        name_bytes, length, number, digest, mode, size, mtime_ns, stored, etag = body.unpack(_ROW)
+        record = Record(size, mtime_ns, mode, etag, stored, 0, 1)
+        row = BatchedName(body.take_name(name_bytes), offset, length, number, digest, record)
+        if rows and rows[-1].name >= row.name:
+            raise FormatError("batch has names out of order")
+        rows.append(row)
+        offset = row.end
+    body.end()
+    if offset > BATCH_BYTES_MAX:
+        raise FormatError(f"batch claims {offset} bytes")
+    return rows
+
+
+# ---------------------------------------------------------------- tombstones
+
+
+def encode_tombstone(store_id: bytes, nonce: bytes, number: int | None) -> bytes:
+    """`number` is None for a strong one."""
+    weak = number is not None
+    fixed = _TOMBSTONE.pack(_TOMBSTONE_MAGIC, VERSION, weak, 0, store_id, nonce, number or 0, 0)
+    checksum = _checksum(fixed[:-8]).to_bytes(8, "little")
+    return fixed[:-8] + checksum + (b"\0" if weak else b"")
+
+
+def is_tombstone(size: int) -> bool:
+    """Whether a single of so many bytes is one."""
+    return TOMBSTONE_BYTES <= size <= TOMBSTONE_BYTES + 1
+
+
+def decode_tombstone(raw: bytes) -> tuple[bytes, int | None]:
+    """(store id, its number). Raises FormatError, UnsupportedFormat."""
+    if not is_tombstone(len(raw)):
+        raise FormatError(f"tombstone has {len(raw)} bytes")
+    magic, version, weak, zero, store_id, _, number, checksum = _TOMBSTONE.unpack_from(raw)
+    if magic != _TOMBSTONE_MAGIC:
+        raise FormatError(f"tombstone starts with {raw[:8].hex()}")
+    if version > VERSION:
+        raise UnsupportedFormat(f"tombstone has format version {version}: upgrade castore")
+    if _checksum(raw[: TOMBSTONE_BYTES - 8]) != checksum or raw[TOMBSTONE_BYTES:].strip(b"\0"):
+        raise FormatError("tombstone is damaged")
+    if version < 1 or zero or weak != (len(raw) > TOMBSTONE_BYTES) or (number and not weak):
+        raise FormatError(f"tombstone has version {version} and number {number}")
+    return store_id, number if weak else None
+
+
+class _Reader:
+    """Takes bytes from the front; FormatError where there are too few."""
+
+    def __init__(self, raw: bytes, what: str) -> None:
+        self._raw = raw
+        self._at = 0
+        self._what = what
+
+    def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
+        return layout.unpack(self.take(layout.size))
+
+    def take(self, size: int) -> bytes:
+        taken = self._raw[self._at : self._at + size]
+        if len(taken) < size:
+            raise FormatError(f"{self._what} ends within what it tells of")
+        self._at += size
+        return taken
+
+    def take_name(self, size: int) -> bytes:
+        name = self.take(size)
+        try:
+            name.decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{self._what} has a name that is no text: {error}") from error
+        if not 0 < size <= NAME_BYTES_MAX:
+            raise FormatError(f"{self._what} has a name of {size} bytes")
+        return name
+
+    def end(self) -> None:
+        if self._at != len(self._raw):
+            raise FormatError(f"{self._what} has {len(self._raw) - self._at} bytes too many")

@@ -1,0 +1,353 @@
+"""Batches of names, as those read them who look for a name, and the root that tells of them, moved
+by compare-and-swap alone (docs/design/0022-batches.md).
+
+A batch never changes, so what comes before its manifests is remembered; the root is asked for each
+time, if it changed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import groupby
+from typing import NamedTuple
+
+from castore.errors import FormatError, StoreBusy, StoreIOError
+from castore.format.s3_batches import (
+    BatchedName,
+    BatchIndex,
+    Root,
+    RootEntry,
+    decode_batch_head,
+    decode_root,
+    encode_root,
+)
+from castore.s3.cache.store import StoreCache
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.put_once import put_once
+from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, batch_key, batch_of
+from castore.system.forks import ForkLock, Rank
+from castore.system.workers import Future, Workers
+
+ROWS_MAX = 1 << 19  # of indexes in memory: some 200 bytes each
+ROOT_READERS = 4
+SPAN_BYTES = 1 << 20  # fetched at once of a batch that is read from its beginning
+SPANS_MAX = 8
+SWAPS_MAX = 200  # attempts: of many at once one succeeds each time
+SWAP_WAIT_S = 0.05
+
+REPAIR = "repair the store (castore check --repair)"
+
+
+class SeenRoot(NamedTuple):
+    """The root, and its ETag: "" if it is not there yet."""
+
+    root: Root
+    etag: str
+
+
+class Found(NamedTuple):
+    """What the root says of a name, and its number: a batch's entry and row, unless it was
+    dropped."""
+
+    number: int
+    entry: RootEntry | None = None
+    row: BatchedName | None = None
+    dropped: bool = False
+
+    @property
+    def there(self) -> BatchedName | None:
+        return None if self.dropped else self.row
+
+
+_EMPTY = Root(0, bytes(16))
+
+
+class Batches:
+    """Of one store. Thread-safe."""
+
+    def __init__(self, bucket: Bucket, store_id: bytes, cache: StoreCache) -> None:
+        self._bucket = bucket
+        self._store_id = store_id
+        self._cache = cache
+        self._readers = Workers(ROOT_READERS)
+        self._lock = ForkLock(Rank.LEAF)
+        self._seen: SeenRoot | None = None
+        self._none_yet = False
+        self._indexes: dict[bytes, BatchIndex] = {}
+        self._spans: dict[bytes, tuple[int, bytes]] = {}  # of batches: (offset, bytes there)
+        self._ends: dict[bytes, int] = {}  # of what was read last of each
+        # Of a check, which goes on without: batches that can't be read, and the root itself.
+        self.lost: set[bytes] = set()
+        self.root_is_lost = False
+
+    def close(self) -> None:
+        self._readers.close()
+
+    # ------------------------------------------------------------ the root
+
+    @property
+    def seen(self) -> SeenRoot | None:
+        """The root as it was read last."""
+        return self._seen or self._remembered()
+
+    def has(self, batch_id: bytes) -> bool:
+        """Whether the root tells of it now."""
+        return any(entry.batch_id == batch_id for entry in self.fresh().root.entries)
+
+    def begin(self) -> Future[SeenRoot]:
+        """As `fresh`, while something else is asked for."""
+        return self._readers.submit(self.fresh)
+
+    def fresh(self) -> SeenRoot:
+        """The root as it is now. Raises FormatError where it is lost or damaged."""
+        if self.root_is_lost:
+            return SeenRoot(_EMPTY, "")
+        known = self.seen
+        try:
+            reply = self._bucket.get(
+                BATCHES_ROOT_KEY, if_none_match=known.etag if known is not None else None
+            )
+        except KeyAbsent:
+            return self._absent()
+        if reply is None:
+            assert known is not None
+            self._seen = known
+            return self._readable(known)
+        seen = SeenRoot(self._decoded(reply.body), reply.etag)
+        with self._lock:
+            if self._seen is None or self._seen.root.version <= seen.root.version:
+                self._seen = seen
+        self._cache.keep_blob(BATCHES_ROOT_KEY, reply.etag, reply.body)
+        return self._readable(seen)
+
+    def now(self) -> int:
+        """The time in seconds since the epoch, by the server's clock."""
+        return int(time.time() + self._bucket.clock_skew())
+
+    def _readable(self, seen: SeenRoot) -> SeenRoot:
+        if not self.lost:
+            return seen
+        there = tuple(each for each in seen.root.entries if each.batch_id not in self.lost)
+        return seen._replace(root=seen.root._replace(entries=there))
+
+    def swap(self, change: Callable[[SeenRoot], Root | None]) -> SeenRoot:
+        """Put the root that `change` makes of what is there in its place, with the next version,
+        and with what else was changed by others meanwhile; nothing where that gives None. Raises
+        OutcomeUnknown, StoreBusy, FormatError."""
+        for attempt in range(SWAPS_MAX):
+            seen = self.fresh()
+            after = change(seen)
+            if after is None:
+                return seen
+            try:
+                return self._put(seen, after)
+            except PreconditionFailed as error:
+                if error.any_unknown:
+                    raise OutcomeUnknown(BATCHES_ROOT_KEY) from error
+                # The more there are, the longer each has to wait.
+                time.sleep(random.uniform(0, SWAP_WAIT_S * min(attempt + 1, 20)))
+        raise StoreBusy(
+            f"{self._bucket.settings.url}: too many change {BATCHES_ROOT_KEY} at once: repeat it"
+        )
+
+    def _put(self, seen: SeenRoot, after: Root) -> SeenRoot:
+        put = after
+
+        def body(nonce: bytes) -> bytes:
+            nonlocal put
+            put = after._replace(version=seen.root.version + 1, nonce=nonce)
+            return encode_root(self._store_id, put)
+
+        landed = put_once(
+            self._bucket,
+            BATCHES_ROOT_KEY,
+            body,
+            if_none_match=not seen.etag,
+            if_match=seen.etag or None,
+        )
+        now = SeenRoot(put, landed.etag)
+        if not landed.any_unknown:
+            with self._lock:
+                self._seen = now
+        return now
+
+    def _absent(self) -> SeenRoot:
+        """It is made with the store, or else before the first batch."""
+        if not self._none_yet:
+            for entry in self._bucket.list(BATCHES):
+                if batch_of(entry.key) is not None:
+                    url = self._bucket.settings.url
+                    raise FormatError(
+                        f"{url}/{BATCHES_ROOT_KEY} is gone, while {entry.key} is there: {REPAIR}"
+                    )
+            self._none_yet = True
+        return SeenRoot(_EMPTY, "")
+
+    def _remembered(self) -> SeenRoot | None:
+        blob = self._cache.blob(BATCHES_ROOT_KEY)
+        if blob is None:
+            return None
+        etag, raw = blob
+        try:
+            return SeenRoot(self._decoded(raw), etag)
+        except FormatError:
+            return None
+
+    def _decoded(self, raw: bytes) -> Root:
+        try:
+            store_id, root = decode_root(raw)
+        except FormatError as error:
+            raise FormatError(f"{error}: {REPAIR}") from error
+        if store_id != self._store_id:
+            raise FormatError(f"{BATCHES_ROOT_KEY} belongs to another store: {REPAIR}")
+        return root
+
+    # ------------------------------------------------------------ names
+
+    def find(self, root: Root, name: bytes) -> Found | None:
+        """What counts of batches and drops for the name, if anything. Raises BatchGone."""
+        dropped = root.dropped(name)
+        best = None if dropped < 0 else Found(dropped)
+        for found in self._rows_of(root, name):
+            assert found.entry is not None
+            if not found.entry.retired and (best is None or found.number > best.number):
+                best = found
+        return best
+
+    def retired_number(self, root: Root, name: bytes) -> int:
+        """The highest of what a batch says of the name that is retired; -1 if none does."""
+        rows = self._rows_of(root, name)
+        return max((f.number for f in rows if f.entry and f.entry.retired), default=-1)
+
+    def covers(self, root: Root, name: bytes) -> bool:
+        """Whether a batch has the name, whatever counts."""
+        return next(self._rows_of(root, name), None) is not None
+
+    def all_below(self, root: Root, prefix: bytes, start_after: bytes = b"") -> Iterator[Found]:
+        """What counts of batches and drops for each name that begins with the prefix and sorts
+        behind `start_after`, in order, of those that some batch has."""
+
+        def rows(entry: RootEntry) -> Iterator[tuple[bytes, int, Found]]:
+            for row in self.index(entry).below(prefix, start_after):
+                number = row.number or entry.number
+                yield row.name, -number, Found(number, entry, row)
+
+        having = [e for e in root.entries if not e.retired and e.may_have_below(prefix)]
+        merged = heapq.merge(*map(rows, having), key=lambda each: each[:2])
+        for name, same in groupby(merged, key=lambda each: each[0]):
+            found = next(same)[2]
+            yield found if found.number > root.dropped(name) else found._replace(dropped=True)
+
+    def _rows_of(self, root: Root, name: bytes) -> Iterator[Found]:
+        for entry in root.entries:
+            if entry.may_have(name) and (row := self.index(entry).find(name)) is not None:
+                yield Found(row.number or entry.number, entry, row)
+
+    def known(self, name: bytes) -> bool:
+        """Whether it was in a batch when the root was read last, as far as memory tells."""
+        seen = self.seen
+        for entry in () if seen is None else seen.root.entries:
+            if entry.may_have(name):
+                index = self._indexes.get(entry.batch_id)
+                if index is None or index.find(name) is not None:
+                    return True
+        return False
+
+    # ------------------------------------------------------------ batches
+
+    def index(self, entry: RootEntry) -> BatchIndex:
+        """Raises BatchGone, FormatError."""
+        index = self._indexes.get(entry.batch_id)
+        if index is None:
+            key = batch_key(entry.batch_id)
+            blob = self._cache.blob(key)
+            if blob is not None:
+                try:
+                    index = self._read_index(blob[1])
+                except FormatError:
+                    blob = None
+            if index is None:
+                try:
+                    raw = self._bucket.get(key, byte_range=(0, entry.index_bytes)).body
+                except KeyAbsent:
+                    raise BatchGone(entry.batch_id) from None
+                index = self._read_index(raw)
+                self._cache.keep_blob(key, "", raw)
+            self._keep_index(entry.batch_id, index)
+        return index
+
+    def _read_index(self, raw: bytes) -> BatchIndex:
+        head = decode_batch_head(raw)
+        if head.store_id != self._store_id:
+            raise FormatError("a batch belongs to another store")
+        return head.names
+
+    def _keep_index(self, batch_id: bytes, index: BatchIndex) -> None:
+        with self._lock:
+            kept = sum(len(each.rows) for each in self._indexes.values())
+            while self._indexes and kept + len(index.rows) > ROWS_MAX:
+                kept -= len(self._indexes.pop(next(iter(self._indexes))).rows)
+            self._indexes[batch_id] = index
+
+    def put(self, batch_id: bytes, raw: bytes, index_bytes: int) -> None:
+        """Write a batch, whose id is new."""
+        self._bucket.put(batch_key(batch_id), raw, idempotent=True)
+        head = raw[:index_bytes]
+        self._keep_index(batch_id, self._read_index(head))
+        self._cache.keep_blob(batch_key(batch_id), "", head)
+
+    def read(self, found: Found, begin: int, end: int) -> bytes:
+        """Bytes `[begin, end)` of its manifest, as many as there are; more of what follows is
+        fetched where the batch is read from one to the next. Raises BatchGone."""
+        _, entry, row, _ = found
+        assert entry is not None
+        assert row is not None
+        begin, end = row.offset + begin, min(row.offset + end, row.end)
+        batch_id = entry.batch_id
+        at, span = self._spans.get(batch_id, (0, b""))
+        if not at <= begin <= end <= at + len(span):
+            ahead = self._ends.get(batch_id, -SPAN_BYTES)
+            stop = end
+            if ahead <= begin <= ahead + SPAN_BYTES:
+                stop = min(max(end, begin + SPAN_BYTES), entry.size)
+            try:
+                span = self._bucket.get(batch_key(batch_id), byte_range=(begin, stop)).body
+                at = begin
+            except KeyAbsent:
+                raise BatchGone(batch_id) from None
+            if stop > end:
+                with self._lock:
+                    self._spans.pop(batch_id, None)
+                    while len(self._spans) >= SPANS_MAX:
+                        del self._spans[next(iter(self._spans))]
+                    self._spans[batch_id] = at, span
+        self._ends[batch_id] = end
+        return span[begin - at : end - at]
+
+
+class BatchGone(StoreIOError):
+    """A batch that the root told of is not there: it was collected since, or is lost."""
+
+    def __init__(self, batch_id: bytes) -> None:
+        super().__init__(f"{batch_key(batch_id)} is gone, which batches/root tells of: {REPAIR}")
+        self.batch_id = batch_id
+
+
+def create_root(bucket: Bucket, store_id: bytes) -> None:
+    """Of a store that was just made. One that is there already stays; where it comes to nothing,
+    the first batch makes it."""
+    with suppress(PreconditionFailed, OutcomeUnknown):
+        put_once(
+            bucket,
+            BATCHES_ROOT_KEY,
+            lambda nonce: encode_root(store_id, _EMPTY._replace(nonce=nonce)),
+            if_none_match=True,
+        )
+
+
+def in_order(entries: Iterable[RootEntry]) -> tuple[RootEntry, ...]:
+    return tuple(sorted(entries, key=lambda entry: (entry.number, entry.batch_id)))

@@ -1,0 +1,154 @@
+"""Repairing batches of names: the root, and batches that can't be read.
+
+What is lost is copied below `quarantine/` first. A root that is gone is made anew of what batches
+say of themselves; they do not say what was deleted since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from castore.check.bitflip import corrected
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format.s3_batches import (
+    BatchHead,
+    Root,
+    RootEntry,
+    decode_batch_head,
+    decode_root,
+    encode_root,
+)
+from castore.s3.batches import Batches, SeenRoot, in_order
+from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
+from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, NAMES, batch_key, batch_of, quarantine_key
+from castore.s3.namespace import Namespace
+from castore.stream.reports import Problem
+
+HEAD_BYTES_MAX = 8 << 20
+
+
+class BatchRepair:
+    """`done` says what was done, `lost` what could not be."""
+
+    def __init__(self, bucket: Bucket, names: Namespace) -> None:
+        """`names` are to be repaired, and nothing of them comes from a cache."""
+        self.done: list[str] = []
+        self.lost: list[Problem] = []
+        self._bucket = bucket
+        self._names = names
+
+    def run(self) -> None:
+        """Raises UnsupportedFormat for what a later castore wrote, and what a Bucket does."""
+        batches = self._names.batches
+        if batches is None:
+            return
+        self._repair_root(batches)
+        gone = [
+            entry
+            for entry in batches.fresh().root.entries
+            if not self._is_read(batches, entry) and not self._correct(batches, entry)
+        ]
+        if gone:
+            self._give_up(batches, gone)
+
+    # ------------------------------------------------------------ the root
+
+    def _repair_root(self, batches: Batches) -> None:
+        try:
+            batches.fresh()
+            return
+        except UnsupportedFormat:
+            raise
+        except FormatError:
+            pass
+        try:
+            there = self._bucket.get(BATCHES_ROOT_KEY).body
+        except KeyAbsent:
+            there = b""
+        right = corrected(there, decode_root) if there else None
+        if there:
+            self._bucket.put(quarantine_key(BATCHES_ROOT_KEY), there, idempotent=True)
+        if right is not None:
+            self.done.append(f"{BATCHES_ROOT_KEY} had one bit flipped")
+        else:
+            right = encode_root(self._names.store_id, self._root_anew())
+            self.done.append(
+                f"{BATCHES_ROOT_KEY} is made again from what batches say: what was deleted from "
+                "them since may be there again"
+            )
+        self._bucket.put(BATCHES_ROOT_KEY, right, idempotent=True)
+
+    def _root_anew(self) -> Root:
+        """Each batch has the number that it had, if none came between its writer's looking and its
+        swap; and the next version is higher than any that a weak single was decided by."""
+        listed = [e for e in self._bucket.list(BATCHES) if batch_of(e.key) is not None]
+        entries: list[RootEntry] = []
+        version = 0
+        for entry in sorted(listed, key=lambda e: (e.modified, e.key)):
+            try:
+                head = decode_batch_head(self._head_of(entry.key))
+            except (FormatError, KeyAbsent):
+                continue  # it is garbage then, and left to a collection
+            if head.store_id == self._names.store_id and head.names.rows:
+                entries.append(_entry(entry, head))
+                version = max(version, head.number)
+        for single in self._bucket.list(NAMES):
+            if single.size % 2:
+                number = self._names.number_of(single.key.removeprefix(NAMES).encode(), single)
+                version = max(version, number)
+        return Root(version + 1, bytes(16), (), in_order(entries))
+
+    # ------------------------------------------------------------ batches
+
+    def _is_read(self, batches: Batches, entry: RootEntry) -> bool:
+        try:
+            batches.index(entry)
+        except UnsupportedFormat:
+            raise
+        except (FormatError, OSError):  # BatchGone is one
+            return False
+        return True
+
+    def _correct(self, batches: Batches, entry: RootEntry) -> bool:
+        key = batch_key(entry.batch_id)
+        try:
+            raw = self._bucket.get(key).body
+        except KeyAbsent:
+            return False
+        right = corrected(raw[: entry.index_bytes], decode_batch_head)
+        self._bucket.put(quarantine_key(key), raw, idempotent=True)
+        if right is None:
+            self.done.append(f"{key} is copied to {quarantine_key(key)}")
+            return False
+        # It has the bytes again that it had: who knows it knows nothing else.
+        self._bucket.put(key, right + raw[entry.index_bytes :], idempotent=True)
+        self.done.append(f"{key} had one bit flipped")
+        return self._is_read(batches, entry)
+
+    def _give_up(self, batches: Batches, gone: Sequence[RootEntry]) -> None:
+        """Names that only these had are lost; others are found again."""
+        ids = {entry.batch_id for entry in gone}
+
+        def swap(seen: SeenRoot) -> Root:
+            left = tuple(e for e in seen.root.entries if e.batch_id not in ids)
+            return seen.root._replace(entries=left)
+
+        batches.swap(swap)
+        for entry in gone:
+            first, last = entry.first.decode(), entry.last.decode()
+            self.done.append(
+                f"{batch_key(entry.batch_id)} can't be read: its {entry.names} names, from "
+                f"{first!r} to {last!r}, are lost but for those that were put since"
+            )
+            self.lost.append(Problem("batches", "missing", self.done[-1]))
+
+    def _head_of(self, key: str) -> bytes:
+        return self._bucket.get(key, byte_range=(0, HEAD_BYTES_MAX)).body
+
+
+def _entry(listed: Listed, head: BatchHead) -> RootEntry:
+    batch_id = batch_of(listed.key)
+    assert batch_id is not None
+    rows, at = head.names.rows, int(listed.modified)
+    numbers = head.number, listed.size, at, 0, head.bytes, len(rows)
+    return RootEntry(batch_id, *numbers, rows[0].name, rows[-1].name)

@@ -1,0 +1,230 @@
+"""Collecting batches of names: what is hidden in them, what says that names are deleted, and
+batches that nobody needs (docs/design/0022-batches.md says in which order, and why).
+
+Every step is one request that fails if what it was decided by has changed; what was left to do is
+left to the next collection.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from castore.format.s3_batches import (
+    BATCH_ID_BYTES,
+    Root,
+    RootEntry,
+    ToBatch,
+    encode_batch,
+    is_tombstone,
+)
+from castore.s3.batches import Batches, Found, SeenRoot, in_order
+from castore.s3.client.bucket import Listed
+from castore.s3.client.delete_version import delete_version
+from castore.s3.etags import is_batched
+from castore.s3.keys import BATCHES, NAMES, batch_of, name_key, name_of
+from castore.s3.namespace import BATCH_BYTES_MAX, BATCH_NAMES_MAX, etag_in_batch
+from castore.s3.parts import Parts
+from castore.system.workers import results_of
+
+FORGET_S = 3600.0  # longer than any read takes, from its first request to its last
+ORPHAN_S = 86_400.0  # longer than from a batch's PUT to the swap that names it
+SMALL_BYTES = 1 << 20
+SMALL_MAX = 15  # as many small batches are left alone
+
+
+@dataclass
+class _Names:
+    """What one look at all names shows: of each batch how many of its names count; tombstones, with
+    their ETags; and weak singles that do not count, with their numbers, too."""
+
+    counting: Counter[bytes] = field(default_factory=Counter)
+    tombstones: list[tuple[bytes, str]] = field(default_factory=list)
+    hidden: list[tuple[bytes, str, int]] = field(default_factory=list)
+
+
+class BatchCollector:
+    """Of one collection. `now` is the server's time, in seconds. `batches_rewritten`,
+    `batches_removed` and `tombstones_removed` say what it did."""
+
+    def __init__(self, parts: Parts, now: float) -> None:
+        self.batches_rewritten = self.batches_removed = self.tombstones_removed = 0
+        self._parts = parts
+        self._bucket = parts.bucket
+        self._now = now
+
+    def run(self, *, any_tombstones: bool) -> None:
+        """Raises what a Bucket does, StoreBusy, OutcomeUnknown, FormatError."""
+        batches = self._parts.names.batches
+        if batches is None:
+            return
+        root = batches.fresh().root
+        if root.entries or root.drops or any_tombstones:
+            names = self._look(batches, root)
+            self._compact(batches, root, names)
+            self._forget(batches, names)
+            self._delete_tombstones(batches, names)
+        self._remove(batches)
+
+    def _look(self, batches: Batches, root: Root) -> _Names:
+        found = _Names()
+        for single, counts in self._parts.names.merged(self._bucket.list(NAMES)):
+            entry = counts or single
+            assert entry is not None
+            name = name_of(entry)
+            if name is None:
+                continue
+            in_batch = _in_batch(batches, root, name, counts)
+            if in_batch is not None and in_batch.entry is not None:
+                found.counting[in_batch.entry.batch_id] += 1
+            if single is not None and is_tombstone(single.size):
+                found.tombstones.append((name, single.etag))
+            elif single is not None and _is_hidden(single, counts):
+                number = self._parts.names.number_of(name, single)
+                found.hidden.append((name, single.etag, number))
+        return found
+
+    # ------------------------------------------------------------ batches that are mostly hidden
+
+    def _compact(self, batches: Batches, root: Root, names: _Names) -> None:
+        """Write what counts in them anew; each name keeps its number, so nothing changes. Young
+        ones are left alone: who deletes a single may have read a root without them."""
+        live = [e for e in root.entries if not e.retired and e.at < self._now - FORGET_S]
+        small = [entry for entry in live if entry.size < SMALL_BYTES]
+        chosen = {e.batch_id for e in live if 2 * names.counting[e.batch_id] < e.names}
+        if len(small) > SMALL_MAX:
+            chosen |= {entry.batch_id for entry in small}
+        if not chosen:
+            return
+        written = [self._write(batches, group) for group in self._groups(batches, root, chosen)]
+
+        def swap(seen: SeenRoot) -> Root | None:
+            there = {e.batch_id for e in seen.root.entries if not e.retired}
+            if not chosen <= there:
+                return None  # another collector was here
+            entries = [
+                e._replace(retired=int(self._now)) if e.batch_id in chosen else e
+                for e in seen.root.entries
+            ]
+            return seen.root._replace(entries=in_order([*entries, *written]))
+
+        batches.swap(swap)
+        self.batches_rewritten = len(chosen)
+
+    def _groups(self, batches: Batches, root: Root, chosen: set[bytes]) -> Iterator[list[ToBatch]]:
+        """What counts in these, in order, as much at a time as one batch may have."""
+        group: list[ToBatch] = []
+        size = 0
+        for _, counts in self._parts.names.merged(self._bucket.list(NAMES)):
+            name = None if counts is None else name_of(counts)
+            if counts is None or name is None:
+                continue
+            found = _in_batch(batches, root, name, counts)
+            if found is None or found.entry is None or found.entry.batch_id not in chosen:
+                continue
+            manifest = batches.read(found, 0, counts.size)
+            if group and (len(group) >= BATCH_NAMES_MAX or size + counts.size > BATCH_BYTES_MAX):
+                yield group
+                group, size = [], 0
+            group.append(_to_batch(found, manifest))
+            size += counts.size
+        if group:
+            yield group
+
+    def _write(self, batches: Batches, group: Sequence[ToBatch]) -> RootEntry:
+        batch_id = secrets.token_bytes(BATCH_ID_BYTES)
+        number = max(each.number for each in group)
+        raw, index_bytes = encode_batch(self._parts.config.store_id, group, number)
+        batches.put(batch_id, raw, index_bytes)
+        first, last = group[0].name, group[-1].name
+        at = int(self._now)
+        return RootEntry(batch_id, number, len(raw), at, 0, index_bytes, len(group), first, last)
+
+    # ------------------------------------------------------------ what nobody needs any more
+
+    def _forget(self, batches: Batches, names: _Names) -> None:
+        """Entries that were retired an hour ago. Drops of what no entry has: first, an hour later,
+        the weak singles that they hide, and an hour after that the drops."""
+        before = self._now - FORGET_S
+        old = [drop for drop in batches.fresh().root.drops if drop.at < before]
+        doomed = {
+            name: etag
+            for name, etag, number in names.hidden
+            if any(name.startswith(drop.prefix) and number < drop.number for drop in old)
+        }
+        submit = self._parts.requests.submit
+        results_of(
+            [
+                submit(delete_version, self._bucket, name_key(name), etag)
+                for name, etag in doomed.items()
+            ]
+        )
+
+        def swap(seen: SeenRoot) -> Root | None:
+            root = seen.root
+            entries = tuple(e for e in root.entries if not e.retired or e.retired > before)
+            drops = []
+            for drop in root.drops:
+                needed = any(
+                    entry.may_have_below(drop.prefix)
+                    and any(
+                        (row.number or entry.number) < drop.number
+                        for row in batches.index(entry).below(drop.prefix)
+                    )
+                    for entry in entries
+                )
+                if any(name.startswith(drop.prefix) for name in doomed):
+                    drops.append(drop._replace(at=int(self._now)))
+                elif needed or drop.at >= before:
+                    drops.append(drop)
+            after = root._replace(entries=entries, drops=tuple(drops))
+            same = (len(after.entries), after.drops) == (len(root.entries), root.drops)
+            return None if same else after
+
+        batches.swap(swap)
+
+    def _delete_tombstones(self, batches: Batches, names: _Names) -> None:
+        root = batches.fresh().root  # read after they were seen
+        deleting = [
+            self._parts.requests.submit(delete_version, self._bucket, name_key(name), etag)
+            for name, etag in names.tombstones
+            if not batches.covers(root, name)
+        ]
+        self.tombstones_removed = sum(results_of(deleting))
+
+    def _remove(self, batches: Batches) -> None:
+        """Batches that the root does not tell of: of entries that were forgotten, and of writers
+        that died."""
+        listed = list(self._bucket.list(BATCHES))
+        told = {entry.batch_id for entry in batches.fresh().root.entries}
+        doomed = [
+            entry.key
+            for entry in listed
+            if (batch_id := batch_of(entry.key)) is not None
+            and batch_id not in told
+            and entry.modified < self._now - ORPHAN_S
+        ]
+        if doomed:
+            left = self._bucket.delete_many(doomed)
+            self.batches_removed = len(doomed) - len(left)
+            self._parts.cache.forget_blobs(doomed)
+
+
+def _is_hidden(single: Listed, counts: Listed | None) -> bool:
+    """Whether the weak single does not count."""
+    return bool(single.size % 2) and (counts is None or is_batched(counts.etag))
+
+
+def _in_batch(batches: Batches, root: Root, name: bytes, counts: Listed | None) -> Found | None:
+    """Where it is that counts, if it is in a batch of this root."""
+    if counts is None or not is_batched(counts.etag):
+        return None
+    found = batches.find(root, name)
+    return found if found is not None and etag_in_batch(found) == counts.etag else None
+
+
+def _to_batch(found: Found, manifest: bytes) -> ToBatch:
+    assert found.row is not None
+    return ToBatch(found.row.name, manifest, found.row.record, found.number)

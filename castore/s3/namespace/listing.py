@@ -1,0 +1,237 @@
+"""All names, in order: singles as the server lists them, merged with what batches have."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from castore.errors import FormatError
+from castore.format.index import Record
+from castore.format.pack import StoreConfig
+from castore.format.s3_batches import is_tombstone
+from castore.s3.batches import Found, SeenRoot
+from castore.s3.cache.store import StoreCache
+from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
+from castore.s3.etags import WEAK, is_batched
+from castore.s3.keys import NAMES, name_key, name_of
+from castore.s3.namespace.look import Look, etag_in_batch
+from castore.s3.presence import heads_of, singles_of
+from castore.system.workers import Workers
+
+NUMBERS_MAX = 1 << 14
+NUMBER_MAX = (1 << 64) - 1
+
+
+class Listing(Look):
+    """See the module."""
+
+    def __init__(self, bucket: Bucket, config: StoreConfig, cache: StoreCache) -> None:
+        super().__init__(bucket, config, cache)
+        self._numbers: dict[str, int] = {}  # of weak singles, by their ETags
+
+    def listed(
+        self, prefix: bytes = b"", start_after: bytes = b"", *, by: SeenRoot | None = None
+    ) -> Iterator[Listed]:
+        """The manifests of all names that begin with the prefix and sort behind `start_after`, in
+        order, and keys that are no names. Of what is in a batch it is not told when it was put."""
+        after = NAMES + start_after.decode() if start_after else ""
+        singles = self.bucket.list(NAMES + prefix.decode(), start_after=after)
+        for _, counts in self.merged(singles, prefix, start_after, by=by):
+            if counts is not None:
+                yield counts
+
+    def merged(
+        self,
+        singles: Iterator[Listed],
+        prefix: bytes = b"",
+        start_after: bytes = b"",
+        *,
+        by: SeenRoot | None = None,
+    ) -> Iterator[tuple[Listed | None, Listed | None]]:
+        """(the single, what counts) of all such names, either None if there is none; `singles` is
+        what is listed of them. `by` what this root says, or what the root says now."""
+        if self.batches is None:
+            for single in singles:
+                yield single, single
+            return
+        seen = by or self.batches.fresh()
+        rows = _Rows(self.batches.all_below(seen.root, prefix, start_after))
+        for single in singles:
+            name = name_of(single)
+            if name is None:
+                yield single, single
+                continue
+            for each in rows.before(name):
+                yield None, each
+            yield single, self._shown(seen, name, single, rows.of(name))
+        for each in rows.left():
+            yield None, each
+
+    def level(self, prefix: bytes) -> Iterator[Sequence[Listed | str]]:
+        """What begins with the prefix, a page at a time: manifests, and in place of all that go on
+        behind the next `/` the key of that folder. Each page is in no order."""
+        pages = self.bucket.level(NAMES + prefix.decode())
+        if self.batches is None:
+            yield from pages
+            return
+        seen = self.batches.fresh()
+        yield from self._merged_level(seen, prefix, pages)
+
+    def etags(self, names: Collection[bytes], requests: Workers) -> dict[bytes, str]:
+        """Of those that map to something, as far as a list shows singles."""
+        seen = self._seen_for(names)  # before: what comes in between is not to be missed
+        return self._etags(seen, names, singles_of(self.bucket, requests, names))
+
+    def heads(self, names: Collection[bytes], requests: Workers) -> dict[bytes, str]:
+        """The same, each asked for by itself, many at once."""
+        seen = self._seen_for(names)
+        return self._etags(seen, names, heads_of(self.bucket, requests, names))
+
+    def told(self, versions: Sequence[tuple[bytes, str]]) -> dict[bytes, Record]:
+        """What a list shows of those of the (name, ETag) that were just seen in batches."""
+        found: dict[bytes, Record] = {}
+        seen = None if self.batches is None else self.batches.seen
+        if seen is not None:
+            for name, etag in versions:
+                if is_batched(etag):
+                    in_batch = self._in_batch(name, etag, seen)
+                    if in_batch is not None and in_batch.row is not None:
+                        found[name] = in_batch.row.record
+        return found
+
+    # ------------------------------------------------------------ below
+
+    def _seen_for(self, names: Collection[bytes]) -> SeenRoot | None:
+        return self.batches.fresh() if self.batches is not None and names else None
+
+    def _etags(
+        self,
+        seen: SeenRoot | None,
+        names: Collection[bytes],
+        singles: Mapping[bytes, Listed],
+    ) -> dict[bytes, str]:
+        if self.batches is None or seen is None:
+            return {name: single.etag for name, single in singles.items()}
+        found: dict[bytes, str] = {}
+        for name in names:
+            in_batch = self.batches.find(seen.root, name)
+            single = singles.get(name)
+            if single is not None:
+                counts = self._shown(seen, name, single, in_batch)
+            elif in_batch is not None and in_batch.there is not None:
+                counts = listed(in_batch)
+            else:
+                counts = None
+            if counts is not None:
+                found[name] = counts.etag
+        return found
+
+    def _merged_level(
+        self, seen: SeenRoot, prefix: bytes, pages: Iterator[Sequence[Listed | str]]
+    ) -> Iterator[list[Listed | str]]:
+        assert self.batches is not None
+        left: dict[bytes, Found | None] = {}  # in batches, in order: names, and folders
+        for found in self.batches.all_below(seen.root, prefix):
+            name = _name(found)
+            folder, slash, _ = name[len(prefix) :].partition(b"/")
+            if not slash:
+                left[name] = found
+            elif found.there is not None:
+                left[prefix + folder + b"/"] = None
+
+        def take(upto: bytes | None) -> Iterator[Listed | str]:
+            for name in [each for each in left if upto is None or each <= upto]:
+                found = left.pop(name)
+                if found is None:
+                    yield name_key(name)
+                elif found.there is not None:
+                    yield listed(found)
+
+        for page in pages:
+            shown: list[Listed | str | None] = []
+            last = b""
+            for each in page:
+                key = each if isinstance(each, str) else each.key
+                name = key.removeprefix(NAMES).encode()
+                last = max(last, name)
+                if isinstance(each, str):
+                    left.pop(name, None)
+                    # What is in it may be nothing but tombstones.
+                    any_there = next(self.listed(name), None)
+                    shown.append(None if any_there is None else each)
+                elif name_of(each) is None:
+                    shown.append(each)
+                else:
+                    shown.append(self._shown(seen, name, each, left.pop(name, None)))
+            shown += take(last)
+            yield [each for each in shown if each is not None]
+        yield list(take(None))
+
+    def _shown(
+        self, seen: SeenRoot, name: bytes, entry: Listed, found: Found | None
+    ) -> Listed | None:
+        """What counts, of a single that is listed and what batches say of its name."""
+        there = None if is_tombstone(entry.size) else entry
+        if not entry.size % 2:
+            return there
+        hides = max(seen.root.dropped(name), -1 if found is None else found.number)
+        if hides < 0 or self.number_of(name, entry) >= hides:
+            return None if there is None else there._replace(etag=WEAK + entry.etag)
+        return None if found is None or found.there is None else listed(found)
+
+    def number_of(self, name: bytes, entry: Listed) -> int:
+        """Of a weak single that is listed; -1 if it is gone, or another by now: a list may show
+        either."""
+        number = self._numbers.get(entry.etag)
+        if number is None:
+            try:
+                single = self._single(name, 0, None)
+            except KeyAbsent:
+                return -1
+            except FormatError:  # a tombstone that is damaged still is one
+                return NUMBER_MAX
+            if single is None or single.number is None or single.etag != WEAK + entry.etag:
+                return -1
+            number = single.number
+            while len(self._numbers) >= NUMBERS_MAX:
+                del self._numbers[next(iter(self._numbers))]
+            self._numbers[entry.etag] = number
+        return number
+
+
+class _Rows:
+    """What batches have, in order, taken from the front."""
+
+    def __init__(self, rows: Iterator[Found]) -> None:
+        self._rows = rows
+        self._next = next(rows, None)
+
+    def before(self, name: bytes) -> Iterator[Listed]:
+        """What sorts before the name."""
+        while self._next is not None and _name(self._next) < name:
+            if self._next.there is not None:
+                yield listed(self._next)
+            self._next = next(self._rows, None)
+
+    def of(self, name: bytes) -> Found | None:
+        """What is next, if it has this name."""
+        found = self._next
+        if found is None or _name(found) != name:
+            return None
+        self._next = next(self._rows, None)
+        return found
+
+    def left(self) -> Iterator[Listed]:
+        while self._next is not None:
+            if self._next.there is not None:
+                yield listed(self._next)
+            self._next = next(self._rows, None)
+
+
+def listed(found: Found) -> Listed:
+    assert found.row is not None
+    return Listed(name_key(found.row.name), found.row.length, etag_in_batch(found), 0.0)
+
+
+def _name(found: Found) -> bytes:
+    assert found.row is not None
+    return found.row.name

@@ -1,0 +1,233 @@
+"""Names in batches: many small objects in one, beside names that are objects of their own."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gc_stores import DAY, HOUR, World, collect, noise
+from memory_s3 import Actor
+
+import castore
+from castore.errors import NameExists, NameNotFound
+from castore.s3.namespace import writing
+
+NAMES = [f"{folder}{n}" for folder in ("", "a/", "a/b/", "c/") for n in range(4)]
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(writing, "BATCH_NAMES_MIN", 2)
+    return make_world(batches=True)
+
+
+def large(seed: int) -> bytes:
+    """That does not lie in its manifest."""
+    return noise(70_000, seed)
+
+
+def agree(store: castore.Store, expected: dict[str, bytes]) -> None:
+    """Every way to ask gives the same."""
+    assert list(store.names()) == sorted(expected)
+    assert {name: store.gets(name) for name in expected} == expected
+    assert {info.name: info.size for info in store.list()} == {
+        name: len(data) for name, data in expected.items()
+    }
+    for name in NAMES:
+        assert store.exists(name) == (name in expected), name
+        if name not in expected:
+            with pytest.raises(NameNotFound):
+                store.gets(name)
+    for prefix in ("", "a/", "a/b/", "c/"):
+        below = [name.removeprefix(prefix) for name in expected if name.startswith(prefix)]
+        level = {rest.split("/")[0] for rest in below}
+        shown = {entry.name.removeprefix(prefix).strip("/") for entry in store.scandir(prefix)}
+        assert shown == level, prefix
+    assert store.stats().objects == len(expected)
+
+
+def test_what_has_chunks_is_in_no_batch(world: World) -> None:
+    """Of a commit with both: its record is of no manifest yet, as that of a small object is."""
+    expected = {f"c/{n}": large(n) if n % 2 else noise(100, n) for n in range(8)}
+    one = world.open("one")
+    with one.transaction() as t:
+        for name, data in expected.items():
+            t.puts(name, data)
+    for store in (one, world.open("two")):
+        agree(store, expected)
+    singles = [key for key in world.server.objects if "/names/" in key]
+    assert len(singles) == len(expected) // 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_of_verbs(world: World, seed: int) -> None:
+    rng = random.Random(seed)
+    machines = [world.open("one"), world.open("two")]
+    expected: dict[str, bytes] = {}
+    for step in range(60):
+        store = rng.choice(machines)
+        name = rng.choice(NAMES)
+        data = f"{step} {name}".encode() * rng.randrange(1, 4)
+        match rng.randrange(12):
+            case 0 | 1 | 2:
+                many = rng.sample(NAMES, rng.randrange(2, 9))
+                with store.transaction() as t:
+                    for each in many:
+                        t.puts(each, data + each.encode())
+                        expected[each] = data + each.encode()
+            case 3:
+                store.puts(name, data)
+                expected[name] = data
+            case 4:
+                if name in expected:
+                    with pytest.raises(NameExists):
+                        store.puts(name, data, if_absent=True)
+                else:
+                    store.puts(name, data, if_absent=True)
+                    expected[name] = data
+            case 5 | 6:
+                if name in expected:
+                    store.delete(name)
+                    del expected[name]
+                else:
+                    with pytest.raises(NameNotFound):
+                        store.delete(name)
+            case 7:
+                prefix = rng.choice(["a", "a/b", "c"])
+                gone = [each for each in expected if each.startswith(prefix + "/")]
+                assert store.delete_prefix(prefix) == len(gone)
+                for each in gone:
+                    del expected[each]
+            case 8:
+                target = rng.choice(NAMES)
+                if name in expected and target != name:
+                    store.rename(name, target)
+                    expected[target] = expected.pop(name)
+            case 9:
+                if name in expected:
+                    with store.open(name, "ab") as file:
+                        file.write(b"more")
+                    expected[name] += b"more"
+            case 10:
+                store.puts(name, large(step))
+                expected[name] = large(step)
+            case 11:
+                world.pass_time(rng.choice([60, 2 * HOUR, 2 * DAY]))
+                collect(store, repack_below=0.5)
+        agree(rng.choice(machines), expected)
+    world.forget_machines()
+    store = world.open("new")
+    agree(store, expected)
+    for _ in range(4):  # everything that nothing needs
+        world.pass_time(2 * DAY)
+        collect(store)
+        agree(store, expected)
+    report = store.check(read_data=True)
+    assert not report.problems
+    assert report.names == len(expected)
+    assert not report.garbage
+
+
+MANY = [f"many/{n:04}" for n in range(1000)]
+
+
+@pytest.fixture
+def many(make_world: Callable[..., World]) -> World:
+    """A thousand objects of 100 bytes each, put by one commit."""
+    world = make_world(batches=True)
+    with world.open("first") as store, store.transaction() as t:
+        for name in MANY:
+            t.puts(name, name.encode() * 10)
+    return world
+
+
+def asked(world: World, machine: str, work: Callable[[castore.Store], object]) -> list[str]:
+    """The requests that it takes, but for what opening and closing do."""
+    actor = Actor(machine)
+    with world.open(machine, actor) as store:
+        before = len(actor.steps)
+        work(store)
+        steps = actor.steps[before:]
+    return [f"{step.kind} {step.key.split('/')[0]}" for step in steps]
+
+
+def test_many_small_objects_are_few_requests(many: World) -> None:
+    def put(store: castore.Store) -> None:
+        with store.transaction() as t:
+            for name in MANY:
+                t.puts(name.replace("many", "more"), name.encode() * 10)
+
+    # The root, whether any is there, the batch, the swap, whether any came; and the last alone.
+    assert asked(many, "second", put) == [
+        "GET batches",
+        "LIST names",
+        "PUT batches",
+        "GET batches",
+        "PUT batches",
+        "LIST names",
+        "PUT names",
+    ]
+    assert len(many.server.keys("store/names/")) == 2
+
+
+def test_they_are_listed_by_few_requests(many: World) -> None:
+    def names(store: castore.Store) -> None:
+        assert list(store.names()) == MANY
+
+    def infos(store: castore.Store) -> None:
+        assert [info.size for info in store.list("many/")] == [90] * len(MANY)
+
+    listed = [
+        "GET batches",
+        "LIST names",
+        "GET batches",
+    ]  # the root, the singles, the batch's names
+    assert sorted(asked(many, "new", names)) == sorted(listed)
+    assert asked(many, "new", names) == ["GET batches", "LIST names"]
+    assert len(asked(many, "newer", infos)) <= len(listed) + 1  # one is no batch's
+
+
+def test_one_of_them_is_read_at_once(many: World) -> None:
+    """From a batch that is known: the single, the root, and, once, the bytes."""
+
+    def read(store: castore.Store) -> None:
+        assert store.gets(MANY[5]) == MANY[5].encode() * 10
+
+    asked(many, "reads", read)
+    assert sorted(asked(many, "reads", read)) == ["GET batches", "GET names"]
+
+
+def test_all_of_them_are_deleted_by_one_swap(many: World) -> None:
+    def delete(store: castore.Store) -> None:
+        assert store.delete_prefix("many") == len(MANY)
+
+    steps = asked(many, "deletes", delete)
+    assert steps.count("PUT batches") == 1
+    assert len(steps) <= 8, steps
+
+
+def test_all_of_them_are_exported_by_few_requests(many: World, tmp_path: Path) -> None:
+    def export(store: castore.Store) -> None:
+        store.export_folder("many", tmp_path / "out")
+
+    steps = asked(many, "exports", export)
+    assert len(steps) < 30, steps
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {n[5:] for n in MANY}
+    assert (tmp_path / "out/0007").read_bytes() == b"many/0007" * 10
+
+
+def test_what_was_changed_since_it_was_listed_is_as_it_is(many: World) -> None:
+    """A single over what is in a batch is not taken for it: same bytes, other mode."""
+    with many.open("one") as store:
+        store.set_attributes(MANY[3], mode=0o600)
+        [info] = list(store.list(MANY[3]))
+        assert info.mode == 0o600
+        assert store.info(MANY[3]).mode == 0o600
+        store.puts(MANY[4], b"newer")
+    with many.open("two") as store, tempfile.TemporaryDirectory() as folder:
+        store.export_folder("many", folder)
+        assert (Path(folder) / "0003").stat().st_mode & 0o777 == 0o600
+        assert (Path(folder) / "0004").read_bytes() == b"newer"

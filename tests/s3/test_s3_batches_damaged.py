@@ -1,0 +1,127 @@
+"""Batches that are damaged: a check says so, and a repair brings back all but what is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from gc_stores import World
+from memory_s3 import Stored
+
+from castore.errors import CastoreError, NameNotFound
+from castore.s3.client.probe import ServerFeatures
+from castore.s3.namespace import writing
+
+ROOT = "store/batches/root"
+NAMES = [f"n/{i}" for i in range(12)]
+VALUES = {name: name.encode() * 30 for name in NAMES} | {"single": b"x", "weak": b"y"}
+DELETED = "n/3"
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(writing, "BATCH_NAMES_MIN", 2)
+    for module in ("castore.s3.gc.server", "castore.s3.check.repair"):
+        monkeypatch.setattr(
+            f"{module}.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
+        )
+    world = make_world(batches=True)
+    with world.open("writer") as store:
+        with store.transaction() as t:
+            for name in NAMES:
+                t.puts(name, VALUES[name])
+            t.puts("z", b"the last is put by itself")
+        store.delete("z")
+        store.puts("single", b"x")
+        store.puts("weak", b"y", if_absent=True)
+        store.delete(DELETED)
+        assert sorted(store.names()) == sorted(set(VALUES) - {DELETED})
+    return world
+
+
+def change(world: World, key: str, raw: bytes) -> None:
+    """A disk or a user changes what is there."""
+    stored = world.server.objects[key]
+    world.server.objects[key] = Stored(raw, f'"{hash(raw):x}"', stored.modified)
+
+
+def flip(world: World, key: str, at: int) -> None:
+    raw = bytearray(world.server.objects[key].body)
+    raw[at] ^= 4
+    change(world, key, bytes(raw))
+
+
+def batch(world: World) -> str:
+    [key] = [k for k in world.server.keys("store/batches/") if k != ROOT]
+    return key
+
+
+def garble(world: World, key: str, begin: int, end: int) -> None:
+    raw = bytearray(world.server.objects[key].body)
+    raw[begin:end] = b"garbled!" * (end - begin)
+    change(world, key, bytes(raw[: len(world.server.objects[key].body)]))
+
+
+def size(world: World, key: str) -> int:
+    return len(world.server.objects[key].body)
+
+
+# Each with the names that it takes for good.
+DAMAGES: dict[str, tuple[Callable[[World], object], set[str]]] = {
+    "a bit of the root": (lambda w: flip(w, ROOT, 70), set()),
+    "the root is garbled": (lambda w: garble(w, ROOT, 40, 60), set()),
+    "the root is gone": (lambda w: w.server.objects.pop(ROOT), set()),
+    "a bit of a batch's names": (lambda w: flip(w, batch(w), 70), set()),
+    "a batch's names are garbled": (lambda w: garble(w, batch(w), 60, 90), set(NAMES)),
+    "a batch is gone": (lambda w: w.server.objects.pop(batch(w)), set(NAMES)),
+    "a bit of a manifest": (lambda w: flip(w, batch(w), size(w, batch(w)) - 40), set()),
+    "a manifest is garbled": (
+        lambda w: garble(w, batch(w), size(w, batch(w)) - 60, size(w, batch(w)) - 50),
+        {"n/9"},
+    ),
+    "a bit of a tombstone": (lambda w: flip(w, f"store/names/{DELETED}", 20), set()),
+    "a tombstone is garbled": (
+        lambda w: garble(w, f"store/names/{DELETED}", 20, 40),
+        set(),
+    ),
+    "a bit of a weak single": (lambda w: flip(w, "store/names/weak", 63), set()),
+}
+
+
+@pytest.mark.damages_store("that is what it is about")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_found_and_repaired(world: World, damage: str) -> None:
+    work, taken = DAMAGES[damage]
+    work(world)
+    with world.open("checks") as store:
+        found = store.check(read_data=True)
+        assert found.problems, damage
+        report = store.check(repair=True)
+        assert report.repaired
+        assert store.check(read_data=True).problems == []
+    with world.open("reads") as store:
+        names = {name for name in store.names() if not name.startswith("quarantine/")}
+        assert names == set(VALUES) - {DELETED} - taken
+        assert {name: store.gets(name) for name in names} == {n: VALUES[n] for n in names}
+        with store.transaction() as t:
+            for name in NAMES:
+                t.puts(name, b"again")
+        assert all(store.gets(name) == b"again" for name in NAMES)
+        assert store.check(read_data=True).problems == []
+
+
+@pytest.mark.damages_store("that is what it is about")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_no_other_value(world: World, damage: str) -> None:
+    """A read gives what was put, or says that it can't; never that there is nothing."""
+    DAMAGES[damage][0](world)
+    with world.open("reads") as store:
+        for name in VALUES:
+            found: object
+            try:
+                found = store.gets(name)
+            except CastoreError as error:
+                found = type(error)
+            assert found == VALUES[name] or (
+                (found is not NameNotFound and isinstance(found, type)) or name == DELETED
+            ), name

@@ -1,0 +1,230 @@
+"""Two machines that change one name, of which one puts it into a batch, and that come between any
+two requests of each other: whatever they saw could have happened one after the other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from gc_races import Machine
+from gc_stores import DAY, World, collect
+from linearizable import (
+    Apply,
+    Op,
+    append,
+    delete,
+    delete_again,
+    is_linearizable,
+    read,
+    write,
+    write_if_absent,
+)
+
+from castore.errors import NameExists, NameNotFound, ObjectChanged
+from castore.s3.client.probe import ServerFeatures
+from castore.s3.namespace import writing
+
+Make = Callable[..., World]
+Verb = Callable[["Client"], None]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "BATCH_NAMES_MIN", 2)
+    monkeypatch.setattr(
+        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
+    )
+
+
+class Client:
+    """What one machine does to the name x, and what came of it."""
+
+    def __init__(self, machine: Machine, history: list[Op], clock: itertools.count[int]) -> None:
+        self.store = machine.store
+        self.name = machine.name
+        self._history = history
+        self._clock = clock
+        self._made = 0
+
+    def op(self, what: str, apply: Apply, do: Callable[[], object], *more: Apply) -> None:
+        begin = next(self._clock)
+        ops = [Op(f"{self.name} {what}", each, begin) for each in (apply, *more)]
+        self._history += ops
+        result, end = do(), next(self._clock)
+        for op in ops:
+            op.result, op.end = result, end
+
+    def value(self) -> bytes:
+        self._made += 1
+        return f"{self.name}{self._made}".encode()
+
+
+def batch(c: Client) -> None:
+    value = c.value()
+
+    def do() -> None:
+        with c.store.transaction() as t:
+            for name in ("w", "x", "y", "z"):
+                t.puts(name, value)
+
+    c.op(f"batch {value!r}", write(value), do)
+
+
+def put(c: Client) -> None:
+    value = c.value()
+    c.op(f"put {value!r}", write(value), lambda: c.store.puts("x", value) and None)
+
+
+def put_if_absent(c: Client) -> None:
+    value = c.value()
+
+    def do() -> str:
+        try:
+            c.store.puts("x", value, if_absent=True)
+        except NameExists:
+            return "exists"
+        return "done"
+
+    c.op(f"put if absent {value!r}", write_if_absent(value), do)
+
+
+def add(c: Client) -> None:
+    value = c.value()
+
+    def do() -> str:
+        try:
+            with c.store.open("x", "ab") as file:
+                file.write(value)
+        except (ObjectChanged, NameExists):
+            return "changed"
+        return "done"
+
+    c.op(f"append {value!r}", append(value), do)
+
+
+def remove(c: Client) -> None:
+    def do() -> str:
+        try:
+            c.store.delete("x")
+        except NameNotFound:
+            return "absent"
+        return "done"
+
+    c.op("delete", delete, do)
+
+
+def remove_prefix(c: Client) -> None:
+    """It looks at batches, and then at what else there is: what comes in between may be deleted,
+    too."""
+
+    def do() -> None:
+        c.store.delete_prefix("", unbounded=True)
+
+    c.op("delete prefix", write(None), do, delete_again)
+
+
+def look(c: Client) -> None:
+    def do() -> bytes | None:
+        try:
+            return c.store.gets("x")
+        except NameNotFound:
+            return None
+
+    c.op("read", read, do)
+
+
+def gc(c: Client) -> None:
+    collect(c.store)
+
+
+PROGRAMS: dict[str, list[Verb]] = {
+    "puts": [look, put, look, put, look],
+    "deletes": [look, remove, look],
+    "puts and deletes": [put, look, remove, look, put_if_absent, look],
+    "if absent": [put_if_absent, look, remove, look, put_if_absent],
+    "appends": [look, add, look, add, look],
+    "reads": [look, look, look],
+    "deletes all": [put, look, remove_prefix, look],
+    "batches": [batch, look, remove, look, batch, look],
+}
+BEGINNINGS: dict[str, list[Verb]] = {
+    "nothing": [],
+    "a single": [put],
+    "a batch": [batch],
+    "a weak single": [batch, add],
+    "a tombstone": [batch, remove],
+    "all deleted": [batch, remove_prefix],
+    "a single over a batch": [batch, put],
+}
+OTHERS: dict[str, list[Verb]] = {
+    "batch": [batch, look],
+    "delete all": [remove_prefix, look],
+    "collect": [gc, look],
+    "delete": [look, remove, look],
+    "append": [look, add, look],
+    "if absent": [put_if_absent, look],
+}
+
+
+def run_all(client: Client, program: list[Verb]) -> None:
+    for verb in program:
+        verb(client)
+
+
+def meet(
+    make_world: Make, beginning: str, one: list[Verb], other: list[Verb], i: int, j: int | None
+) -> tuple[bool, bool]:
+    """The other runs up to its i-th request, the one up to its j-th, or the end, then the other,
+    then the one. Whether each had as many."""
+    world = make_world(batches=True)
+    history: list[Op] = []
+    clock = itertools.count()
+    run_all(Client(Machine(world, "first"), history, clock), BEGINNINGS[beginning])
+    a, b = Machine(world, "a"), Machine(world, "b")
+    clients = {m.name: Client(m, history, clock) for m in (a, b)}
+    for machine in (a, b):  # caches know what there was
+        look(clients[machine.name])
+        machine.begin()
+    a_stopped = a.start(lambda m: run_all(clients[m.name], other), stop_at=i)
+    b_stopped = b.start(lambda m: run_all(clients[m.name], one), stop_at=j)
+    a.finish()
+    b.finish()
+    assert (a.error, b.error) == (None, None), (i, j)
+    last = Client(Machine(world, "last"), history, clock)
+    look(last)
+    world.pass_time(2 * DAY)
+    collect(last.store)
+    look(last)
+    told = [(op.what, op.begin, op.end, op.result) for op in history]
+    assert is_linearizable(history, None), (i, j, told)
+    assert not last.store.check(read_data=True).problems
+    world.close()
+    return a_stopped, b_stopped
+
+
+def check_meetings(make_world: Make, beginning: str, one: str, other: str, every: int) -> None:
+    programs = PROGRAMS[one], OTHERS[other]
+    for i in itertools.count():
+        for j in itertools.count(i % every, every):
+            a_stopped, b_stopped = meet(make_world, beginning, *programs, i, j)
+            if not b_stopped:
+                break
+        if not a_stopped:
+            assert i > 0
+            break
+
+
+CASES = list(itertools.product(BEGINNINGS, PROGRAMS, OTHERS))
+
+
+@pytest.mark.parametrize(("beginning", "one", "other"), CASES)
+@pytest.mark.sampled(29)
+def test_meetings(make_world: Make, beginning: str, one: str, other: str) -> None:
+    check_meetings(make_world, beginning, one, other, every=7)
+
+
+@pytest.mark.parametrize(("beginning", "one", "other"), CASES)
+@pytest.mark.long
+def test_all_meetings(make_world: Make, beginning: str, one: str, other: str) -> None:
+    check_meetings(make_world, beginning, one, other, every=2)

@@ -1,0 +1,146 @@
+"""The requests of collectors in s3_batches_model.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from s3_batches_rules import LIVE, Collector, Drop, Entry, Item, Root, State, Steps, put
+
+if TYPE_CHECKING:
+    from s3_batches_model import Model
+
+
+class CollectorSteps:
+    """The next requests of one collector: what it does next is any of its tasks."""
+
+    def __init__(self, model: Model, s: State, i: int) -> None:
+        self.model, self.rules, self.meaning = model, model.rules, model.meaning
+        self.s, self.i = s, i
+        self.c = s.collectors[i]
+
+    def steps(self) -> Steps:
+        if self.c.at == "begin":
+            yield from self.begin()
+        else:
+            yield from getattr(self, self.c.at.replace(" ", "_"))()
+
+    def to(self, at: str, state: State | None = None, **changes: object) -> tuple[str, State]:
+        state = self.s if state is None else state
+        changed = self.c._replace(at=at, **changes)  # type: ignore[arg-type]
+        if at == "begin":
+            changed = Collector()
+        label = f"collector {self.i} {self.c.at} -> {at} {changes}"
+        return label, state._replace(collectors=put(state.collectors, self.i, changed))
+
+    def begin(self) -> Steps:
+        root = self.s.root
+        for e, entry in enumerate(root.entries):
+            if entry.age == LIVE and (entry.named == 2 or not self.rules.compact_later):
+                yield self.to("compact", root=root, chosen=e)
+        age = 2 if self.rules.forget_later else 0
+        left = tuple(entry for entry in root.entries if entry.age < age)
+        if left != root.entries:
+            yield self.to("begin", self.swapped(root._replace(entries=left)))
+        for d, drop in enumerate(root.drops):
+            if drop.age == 2 and not self.holds(root, drop):
+                if drop.cleaned:
+                    drops = (*root.drops[:d], *root.drops[d + 1 :])
+                    yield self.to("begin", self.swapped(root._replace(drops=drops)))
+                else:
+                    yield self.to("clean", root=root, chosen=d)
+        for name, single in enumerate(self.s.singles):
+            if single is None or single.value is not None:
+                continue
+            if self.rules.sweep_root_after:
+                yield self.to("cover", single=single, place=name)
+            elif not self.meaning.covers(root, name):
+                yield self.to("see", root=root, place=name)
+
+    def swapped(self, root: Root) -> State:
+        return self.s._replace(root=root._replace(version=root.version + 1))
+
+    @staticmethod
+    def holds(root: Root, drop: Drop) -> bool:
+        """Whether an entry has what would be there again without the drop."""
+        return any(
+            item.name in drop.names and item.number < drop.number
+            for entry in root.entries
+            for item in entry.items
+        )
+
+    # ------------------------------------------------------------ batches
+
+    def compact(self) -> Steps:
+        """Looks at the singles of an entry's names, one after the other."""
+        assert self.c.root is not None
+        items = self.c.root.entries[self.c.chosen].items
+        if self.c.place == len(items):
+            yield from self.compacted(self.c.root, items)
+            return
+        item = items[self.c.place]
+        value = self.meaning.value(item.name, self.s.singles[item.name], self.c.root)
+        hidden = self.c.hidden if value == item.value else (*self.c.hidden, item.name)
+        yield self.to("compact", place=self.c.place + 1, hidden=hidden)
+
+    def compacted(self, root: Root, items: tuple[Item, ...]) -> Steps:
+        changed = self.s.root.version != root.version
+        if not self.c.hidden or (changed and self.rules.compaction_swaps):
+            yield self.to("begin")
+            return
+        if not changed:
+            root = self.s.root  # whose ages may be others
+        number = root.version + 1
+        kept = tuple(
+            item if self.rules.own_numbers else item._replace(number=number)
+            for item in items
+            if item.name not in self.c.hidden
+        )
+        old = root.entries[self.c.chosen]
+        entries = put(root.entries, self.c.chosen, old._replace(age=0))
+        if kept:
+            entries = (*entries, Entry(kept))
+        yield self.to("begin", self.swapped(root._replace(entries=entries)))
+
+    # ------------------------------------------------------------ drops
+
+    def clean(self) -> Steps:
+        """Deletes the weak singles that a drop hides; it is forgotten two hours' ends after."""
+        assert self.c.root is not None
+        root, drop = self.c.root, self.c.root.drops[self.c.chosen]
+        if self.c.place < len(drop.names) and self.rules.drop_cleaned:
+            name = drop.names[self.c.place]
+            single = self.s.singles[name]
+            after = self.s
+            if single is not None and single.number < drop.number:
+                after = after._replace(singles=put(after.singles, name, None))
+            yield self.to("clean", after, place=self.c.place + 1)
+        elif self.s.root.version != root.version:
+            yield self.to("begin")
+        elif self.rules.drop_forgotten_later:
+            drops = put(root.drops, self.c.chosen, drop._replace(age=0, cleaned=True))
+            yield self.to("begin", self.swapped(self.s.root._replace(drops=drops)))
+        else:
+            drops = (*root.drops[: self.c.chosen], *root.drops[self.c.chosen + 1 :])
+            yield self.to("begin", self.swapped(self.s.root._replace(drops=drops)))
+
+    # ------------------------------------------------------------ tombstones
+
+    def cover(self) -> Steps:
+        covered = self.meaning.covers(self.s.root, self.c.place)
+        yield self.to("begin" if covered and self.rules.sweep_uncovered else "sweep")
+
+    def see(self) -> Steps:
+        single = self.s.singles[self.c.place]
+        if single is None or single.value is not None:
+            yield self.to("begin")
+        else:
+            yield self.to("sweep", single=single)
+
+    def sweep(self) -> Steps:
+        there = self.s.singles[self.c.place]
+        assert self.c.single is not None
+        same = there is not None and there.etag == self.c.single.etag
+        if same or not self.rules.sweep_if_match:
+            yield self.to("begin", self.s._replace(singles=put(self.s.singles, self.c.place, None)))
+        else:
+            yield self.to("begin")
