@@ -87,9 +87,9 @@ class GroupCommits:
                 self._commit(mine)
             return mine.deleted
         except BaseException:
-            with suppress(ValueError):
+            try:
                 self._waiting.remove(mine)
-            if mine.taken:  # the packs are needed until it is over
+            except ValueError:  # another took it, maybe just now: packs are needed until it is over
                 with self._index.write_gate:
                     pass
             raise

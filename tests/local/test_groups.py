@@ -13,7 +13,7 @@ import pytest
 import castore
 from castore.errors import CommitUnknown, NameExists, StoreFull
 from castore.local.catalog import LocalCatalog
-from castore.local.groups import PacksVanished
+from castore.local.groups import Commit, PacksVanished
 
 
 def catalog_of(store: castore.Store) -> LocalCatalog:
@@ -166,3 +166,32 @@ def test_a_child_has_no_commits_of_its_parents_threads(store: castore.Store) -> 
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     thread.join()
     assert list(store.names()) == ["child's", "parent's"]
+
+
+def test_who_is_interrupted_as_another_takes_it_waits_for_that(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its packs are kept until it is committed, or is not."""
+    groups = catalog_of(store)._groups
+    interrupted, ended = threading.Event(), threading.Event()
+
+    def wait(commit: Commit, timeout_s: float) -> None:
+        groups._waiting.popleft()  # the leader has it in hand, and has not said so yet
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def act() -> None:
+        try:
+            store.puts("name", b"x")
+        except KeyboardInterrupt:
+            ended.set()
+
+    monkeypatch.setattr(Commit, "wait", wait)
+    groups._led = True
+    with catalog_of(store).index.write_gate:
+        thread = threading.Thread(target=act)
+        thread.start()
+        assert interrupted.wait(10)
+        assert not ended.wait(0.2)
+    thread.join()
+    assert ended.is_set()
