@@ -118,6 +118,10 @@ class Batches:
             self._seen = known
             return self._readable(known)
         seen = SeenRoot(self._decoded(reply.body), reply.etag)
+        if known is not None:
+            there = {entry.batch_id for entry in seen.root.entries}
+            gone = [e.batch_id for e in known.root.entries if e.batch_id not in there]
+            self._cache.forget_blobs(batch_key(batch_id) for batch_id in gone)
         with self._lock:
             if self._seen is None or self._seen.root.version <= seen.root.version:
                 self._seen = seen

@@ -126,11 +126,14 @@ class StoreCache:
         self.write(write)
 
     def forget_blobs(self, keys: Iterable[str]) -> None:
-        def write(index: Index, txn: Txn) -> None:
-            for key in keys:
-                txn.delete(_blob_key(key), db=index.meta)
+        rows = [_blob_key(key) for key in keys]
 
-        self.write(write)
+        def write(index: Index, txn: Txn) -> None:
+            for row in rows:
+                txn.delete(row, db=index.meta)
+
+        if rows:
+            self.write(write)
 
     # ------------------------------------------------------------ chunks
 

@@ -69,9 +69,13 @@ def repair(
     if read_config(bucket) != config:
         url = bucket.settings.url
         raise ConfigLost(f"{url} was opened with another's castore.json: open it anew")
-    with open_check(parts, stages, found.packs_read if found is not None else None) as check:
+    names = Namespace(bucket, config, StoreCache(None, frames_bytes_max=0))
+    with (
+        contextlib.closing(names),
+        open_check(parts, stages, found.packs_read if found is not None else None) as check,
+    ):
         report = check.run(fraction=1)
-        repairing = S3Repair(bucket, parts.catalog, check, session)
+        repairing = S3Repair(bucket, names, parts.catalog, check, session)
         repairing.mark_packs(report)
         repairing.repair_batches()
         repairing.repair_manifests(report)
@@ -96,14 +100,16 @@ class S3Repair:
     def __init__(
         self,
         bucket: Bucket,
+        names: Namespace,
         catalog: S3Catalog,
         check: S3Check,
         session: Callable[[], WriteSession],
     ) -> None:
+        """`names` know nothing from a cache."""
         self.done: list[str] = []
         self.lost: list[Problem] = []
         self._bucket = bucket
-        self._names = Namespace(bucket, check.config, StoreCache(None, frames_bytes_max=0))
+        self._names = names
         self._catalog = catalog
         self._check = check
         self._session = session
