@@ -16,6 +16,8 @@ ROOT = "store/batches/root"
 NAMES = [f"n/{i}" for i in range(12)]
 VALUES = {name: name.encode() * 30 for name in NAMES} | {"single": b"x", "weak": b"y"}
 DELETED = "n/3"
+OVER = "n/5"
+VALUES[OVER] += b"more"
 
 
 @pytest.fixture
@@ -29,11 +31,13 @@ def world(make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> 
     with world.open("writer") as store:
         with store.transaction() as t:
             for name in NAMES:
-                t.puts(name, VALUES[name])
+                t.puts(name, VALUES[name].removesuffix(b"more"))
             t.puts("z", b"the last is put by itself")
         store.delete("z")
         store.puts("single", b"x")
         store.puts("weak", b"y", if_absent=True)
+        with store.open(OVER, "ab") as file:  # a weak single over what is in the batch
+            file.write(b"more")
         store.delete(DELETED)
         assert sorted(store.names()) == sorted(set(VALUES) - {DELETED})
     return world
@@ -45,9 +49,9 @@ def change(world: World, key: str, raw: bytes) -> None:
     world.server.objects[key] = Stored(raw, f'"{hash(raw):x}"', stored.modified)
 
 
-def flip(world: World, key: str, at: int) -> None:
+def flip(world: World, key: str, at: int, bit: int = 4) -> None:
     raw = bytearray(world.server.objects[key].body)
-    raw[at] ^= 4
+    raw[at] ^= bit
     change(world, key, bytes(raw))
 
 
@@ -72,8 +76,8 @@ DAMAGES: dict[str, tuple[Callable[[World], object], set[str]]] = {
     "the root is garbled": (lambda w: garble(w, ROOT, 40, 60), set()),
     "the root is gone": (lambda w: w.server.objects.pop(ROOT), set()),
     "a bit of a batch's names": (lambda w: flip(w, batch(w), 70), set()),
-    "a batch's names are garbled": (lambda w: garble(w, batch(w), 60, 90), set(NAMES)),
-    "a batch is gone": (lambda w: w.server.objects.pop(batch(w)), set(NAMES)),
+    "a batch's names are garbled": (lambda w: garble(w, batch(w), 60, 90), set(NAMES) - {OVER}),
+    "a batch is gone": (lambda w: w.server.objects.pop(batch(w)), set(NAMES) - {OVER}),
     "a bit of a manifest": (lambda w: flip(w, batch(w), size(w, batch(w)) - 40), set()),
     "a manifest is garbled": (
         lambda w: garble(w, batch(w), size(w, batch(w)) - 60, size(w, batch(w)) - 50),
@@ -84,6 +88,7 @@ DAMAGES: dict[str, tuple[Callable[[World], object], set[str]]] = {
         lambda w: garble(w, f"store/names/{DELETED}", 20, 40),
         set(),
     ),
+    "a bit of a number": (lambda w: flip(w, f"store/names/{OVER}", 60, 1), set()),
     "a bit of a weak single": (lambda w: flip(w, "store/names/weak", 63), set()),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from gc_races import Machine
@@ -167,6 +168,10 @@ OTHERS: dict[str, list[Verb]] = {
 }
 
 
+def run_one(client: Client, program: list[Verb], _: Machine) -> None:
+    run_all(client, program)
+
+
 def run_all(client: Client, program: list[Verb]) -> None:
     for verb in program:
         verb(client)
@@ -213,6 +218,33 @@ def check_meetings(make_world: Make, beginning: str, one: str, other: str, every
         if not a_stopped:
             assert i > 0
             break
+
+
+@pytest.mark.parametrize("beginning", ["nothing", "a batch", "a tombstone"])
+def test_what_was_decided_before_a_batch_came_before_it(make_world: Make, beginning: str) -> None:
+    """Its put waits while a batch is put, and lands after that was acknowledged."""
+    program = [add if beginning == "a batch" else put_if_absent]
+    for i in range(12):
+        world = make_world(batches=True)
+        history: list[Op] = []
+        clock = itertools.count()
+        run_all(Client(Machine(world, "first"), history, clock), BEGINNINGS[beginning])
+        slow = Machine(world, "slow")
+        client = Client(slow, history, clock)
+        stopped = slow.start(partial(run_one, client, program), stop_at=i)
+        if not stopped:
+            assert i > 1
+            break
+        if slow.actor.steps[-1].kind == "PUT":
+            quick = Client(Machine(world, "quick"), history, clock)
+            batch(quick)
+            slow.finish()
+            look(quick)
+            assert history[-1].result == b"quick1", i
+            assert is_linearizable(history, None)
+        else:
+            slow.finish()
+        world.close()
 
 
 CASES = list(itertools.product(BEGINNINGS, PROGRAMS, OTHERS))
