@@ -55,7 +55,7 @@ def rounds(writers: int, size: int, folder: Path) -> dict[str, Round]:
     (folder / "bodies").mkdir(parents=True)
     shared = random.Random(0).randbytes(size // 2)
     with server.serving(), _many_files(), _small_maps():
-        with _machine(server, folder, "filler"), castore.open(URL) as store:
+        with machine_of(server, folder, "filler"), castore.open(URL) as store:
             store.puts("known", shared)
         return {
             name: _come(server, folder, writers, number, shared)
@@ -69,7 +69,7 @@ def _come(server: BilledS3, folder: Path, writers: int, number: int, shared: byt
     with ExitStack() as open_stores:
         stores = []
         for i in range(writers):
-            with _machine(server, folder, f"writer {i}", who=f"round {number}"):
+            with machine_of(server, folder, f"writer {i}", who=f"round {number}"):
                 stores.append(open_stores.enter_context(castore.open(URL, threads=1)))
         for i, store in enumerate(stores):
             new = random.Random(number * writers + i + 1).randbytes(len(shared))
@@ -84,7 +84,7 @@ def _come(server: BilledS3, folder: Path, writers: int, number: int, shared: byt
 
 
 @contextmanager
-def _machine(server: BilledS3, folder: Path, name: str, *, who: str = "") -> Iterator[None]:
+def machine_of(server: BilledS3, folder: Path, name: str, *, who: str = "") -> Iterator[None]:
     os.environ["CASTORE_CACHE_DIR"] = str(folder / "caches" / name)
     with server.asked_by(who):
         yield

@@ -8,6 +8,7 @@ time, if it changed.
 from __future__ import annotations
 
 import heapq
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +36,7 @@ from castore.system.workers import Future, Workers
 ROWS_MAX = 1 << 19  # of indexes in memory: some 200 bytes each
 ROOT_READERS = 4
 SPAN_BYTES = 1 << 20  # fetched at once of a batch that is read from its beginning
-SPANS_MAX = 8
+SPANS_MAX = 8  # the last ones
 SWAPS_MAX = 200  # attempts: of many at once one succeeds each time
 SWAP_WAIT_S = 0.05
 
@@ -78,7 +79,8 @@ class Batches:
         self._seen: SeenRoot | None = None
         self._none_yet = False
         self._indexes: dict[bytes, BatchIndex] = {}
-        self._spans: dict[bytes, tuple[int, bytes]] = {}  # of batches: (offset, bytes there)
+        self._spans: dict[tuple[bytes, int], Future[bytes]] = {}  # of batches
+        self._pid = os.getpid()
         self._ends: dict[bytes, int] = {}  # of what was read last of each
         # Of a check, which goes on without: batches that can't be read, and the root itself.
         self.lost: set[bytes] = set()
@@ -305,32 +307,40 @@ class Batches:
         self._cache.keep_blob(batch_key(batch_id), "", head)
 
     def read(self, found: Found, begin: int, end: int) -> bytes:
-        """Bytes `[begin, end)` of its manifest, as many as there are; more of what follows is
-        fetched where the batch is read from one to the next. Raises BatchGone."""
+        """Bytes `[begin, end)` of its manifest, as many as there are. Where a batch is read from
+        one to the next, much of it is fetched at a time, and once. Raises BatchGone."""
         _, entry, row, _ = found
         assert entry is not None
         assert row is not None
         begin, end = row.offset + begin, min(row.offset + end, row.end)
-        batch_id = entry.batch_id
-        at, span = self._spans.get(batch_id, (0, b""))
-        if not at <= begin <= end <= at + len(span):
-            ahead = self._ends.get(batch_id, -SPAN_BYTES)
-            stop = end
-            if ahead <= begin <= ahead + SPAN_BYTES:
-                stop = min(max(end, begin + SPAN_BYTES), entry.size)
-            try:
-                span = self._bucket.get(batch_key(batch_id), byte_range=(begin, stop)).body
-                at = begin
-            except KeyAbsent:
-                raise BatchGone(batch_id) from None
-            if stop > end:
-                with self._lock:
-                    self._spans.pop(batch_id, None)
-                    while len(self._spans) >= SPANS_MAX:
-                        del self._spans[next(iter(self._spans))]
-                    self._spans[batch_id] = at, span
-        self._ends[batch_id] = end
-        return span[begin - at : end - at]
+        last = self._ends.get(entry.batch_id)
+        self._ends[entry.batch_id] = end
+        try:
+            if last is None or abs(begin - last) > SPAN_BYTES:  # from several threads: about
+                return self._bucket.get(batch_key(entry.batch_id), byte_range=(begin, end)).body
+            first = begin // SPAN_BYTES
+            spans = [self._span(entry, n) for n in range(first, -(-end // SPAN_BYTES))]
+            whole = b"".join([span.result() for span in spans])
+        except KeyAbsent:
+            raise BatchGone(entry.batch_id) from None
+        return whole[begin - first * SPAN_BYTES : end - first * SPAN_BYTES]
+
+    def _span(self, entry: RootEntry, number: int) -> Future[bytes]:
+        """The n-th of the batch, from memory or on its way."""
+        if self._pid != os.getpid():  # what is on its way comes to the parent
+            self._spans, self._pid = {}, os.getpid()
+        key = entry.batch_id, number
+        span = self._spans.get(key)
+        if span is None or (span.done() and span.exception() is not None):
+            begin, end = number * SPAN_BYTES, min((number + 1) * SPAN_BYTES, entry.size)
+            at = batch_key(entry.batch_id)
+            span = self._readers.submit(lambda: self._bucket.get(at, byte_range=(begin, end)).body)
+        with self._lock:
+            self._spans.pop(key, None)
+            while len(self._spans) >= SPANS_MAX:
+                del self._spans[next(iter(self._spans))]
+            self._spans[key] = span
+        return span
 
 
 class BatchGone(StoreIOError):

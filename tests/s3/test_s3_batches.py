@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gc_stores import DAY, HOUR, World, collect, noise
 from memory_s3 import Actor
+from oracle import in_child
 
 import castore
 from castore.errors import NameExists, NameNotFound
 from castore.s3.namespace import writing
+from castore.system.workers import Future
 
 NAMES = [f"{folder}{n}" for folder in ("", "a/", "a/b/", "c/") for n in range(4)]
 
@@ -231,3 +235,22 @@ def test_what_was_changed_since_it_was_listed_is_as_it_is(many: World) -> None:
         store.export_folder("many", folder)
         assert (Path(folder) / "0003").stat().st_mode & 0o777 == 0o600
         assert (Path(folder) / "0004").read_bytes() == b"newer"
+
+
+def test_a_forked_child_waits_for_nothing_of_its_parents(many: World) -> None:
+    with many.open("parent") as store:
+        expected = {name: name.encode() * 10 for name in MANY[:40]}
+        assert {name: store.gets(name) for name in MANY[:40]} == expected
+        catalog: Any = store._catalog
+        batches = catalog._names.batches
+        assert batches._spans
+        on_its_way: Future[bytes] = Future(lambda: b"")  # whoever runs it is the parent
+        batches._spans = dict.fromkeys(batches._spans, on_its_way)
+
+        def read(answer: int) -> None:
+            for name in MANY[40:80]:
+                assert store.gets(name) == name.encode() * 10
+            os.write(answer, b"read")
+
+        assert in_child(read, seconds=20) == (b"read", 0)
+        batches._spans.clear()
