@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_growth import Fill, find_ending
+from bench_growth import ENDING_BYTES, UNIT_BYTES, Fill, find_ending
 from measure import Row, castore_environment, machine_line, report, scratch, settle, show
 
 CHUNKS_PER_OBJECT = 1000
@@ -85,13 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(machine_line())
     with scratch(options.dir) as directory:
         path = directory / "store"
-        facts = _fill(path, chunks, find_ending(directory / "search"))
+        unit = bytes(UNIT_BYTES - ENDING_BYTES) + find_ending(directory / "search")
+        facts = _fill(path, chunks, unit)
         rows = _measure(path, facts)
     report("gc", rows, facts, options.json)
     return 0
 
 
-def _fill(path: Path, chunks: int, ending: bytes) -> dict[str, Any]:
+def _fill(path: Path, chunks: int, unit: bytes) -> dict[str, Any]:
     import castore
 
     began = time.perf_counter()
@@ -99,7 +100,7 @@ def _fill(path: Path, chunks: int, ending: bytes) -> dict[str, Any]:
         for number, first in enumerate(range(0, chunks, CHUNKS_PER_OBJECT)):
             kind = ("kept", "dropped")[number % 2]
             count = min(CHUNKS_PER_OBJECT, chunks - first)
-            store.put(f"{kind}/{number:06}", Fill(ending, first, count))
+            store.put(f"{kind}/{number:06}", Fill(unit, first, count))
         store.delete_prefix("dropped/")
         stats = store.stats()
     settle()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import xxhash
@@ -148,10 +147,7 @@ class BatchIndex:
 
     def __init__(self, rows: Sequence[BatchedName]) -> None:
         self.rows = rows
-
-    @cached_property
-    def _names(self) -> list[bytes]:
-        return [row.name for row in self.rows]
+        self._names = [row.name for row in rows]
 
     def find(self, name: bytes) -> BatchedName | None:
         i = bisect_left(self._names, name)

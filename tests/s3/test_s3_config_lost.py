@@ -174,7 +174,7 @@ def test_what_says_nothing_of_it(moto_server: Server, bucket: Bucket) -> None:
     made(moto_server)
     for entry in list(bucket.list("packs/")) + list(bucket.list("names/")):
         raw = bucket.get(entry.key).body
-        bucket.put(entry.key, raw[:30] + b"\xff" + raw[31:], idempotent=True)
+        bucket.put(entry.key, raw[:30] + bytes([raw[30] ^ 1]) + raw[31:], idempotent=True)
     assert repair_config(bucket) == "", "nothing to do while castore.json is there"
     bucket.delete(CONFIG_KEY)
     with pytest.raises(ConfigLost, match="put a copy of it back"):
