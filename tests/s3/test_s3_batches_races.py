@@ -10,17 +10,7 @@ from functools import partial
 import pytest
 from gc_races import Machine
 from gc_stores import DAY, World, collect
-from linearizable import (
-    Apply,
-    Op,
-    append,
-    delete,
-    delete_again,
-    is_linearizable,
-    read,
-    write,
-    write_if_absent,
-)
+from linearizability import Call, Value, are_explained
 
 from castore.errors import NameExists, NameNotFound, ObjectChanged
 from castore.s3.client.probe import ServerFeatures
@@ -28,6 +18,7 @@ from castore.s3.namespace import writing
 
 Make = Callable[..., World]
 Verb = Callable[["Client"], None]
+Effects = Callable[[Value], list[tuple[object, Value]]]
 
 
 @pytest.fixture(autouse=True)
@@ -41,20 +32,21 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 class Client:
     """What one machine does to the name x, and what came of it."""
 
-    def __init__(self, machine: Machine, history: list[Op], clock: itertools.count[int]) -> None:
+    def __init__(self, machine: Machine, history: list[Call], clock: itertools.count[int]) -> None:
         self.store = machine.store
         self.name = machine.name
         self._history = history
         self._clock = clock
         self._made = 0
 
-    def op(self, what: str, apply: Apply, do: Callable[[], object], *more: Apply) -> None:
-        begin = next(self._clock)
-        ops = [Op(f"{self.name} {what}", each, begin) for each in (apply, *more)]
-        self._history += ops
-        result, end = do(), next(self._clock)
-        for op in ops:
-            op.result, op.end = result, end
+    def call(self, what: str, do: Callable[[], object], *effects: Effects) -> None:
+        """With several effects: it may have each, one after the other."""
+        began = next(self._clock)
+        calls = [Call(f"{self.name} {what}", each, began) for each in effects]
+        self._history += calls
+        result, ended = do(), next(self._clock)
+        for call in calls:
+            call.result, call.ended = result, ended
 
     def value(self) -> bytes:
         self._made += 1
@@ -69,12 +61,16 @@ def batch(c: Client) -> None:
             for name in ("w", "x", "y", "z"):
                 t.puts(name, value)
 
-    c.op(f"batch {value!r}", write(value), do)
+    c.call(f"batch {value!r}", do, lambda there: [(None, value)])
 
 
 def put(c: Client) -> None:
     value = c.value()
-    c.op(f"put {value!r}", write(value), lambda: c.store.puts("x", value) and None)
+
+    def do() -> None:
+        c.store.puts("x", value)
+
+    c.call(f"put {value!r}", do, lambda there: [(None, value)])
 
 
 def put_if_absent(c: Client) -> None:
@@ -87,7 +83,10 @@ def put_if_absent(c: Client) -> None:
             return "exists"
         return "done"
 
-    c.op(f"put if absent {value!r}", write_if_absent(value), do)
+    def effects(there: Value) -> list[tuple[object, Value]]:
+        return [("done", value)] if there is None else [("exists", there)]
+
+    c.call(f"put if absent {value!r}", do, effects)
 
 
 def add(c: Client) -> None:
@@ -101,10 +100,16 @@ def add(c: Client) -> None:
             return "changed"
         return "done"
 
-    c.op(f"append {value!r}", append(value), do)
+    def effects(there: Value) -> list[tuple[object, Value]]:
+        assert not isinstance(there, str)
+        return [("done", (there or b"") + value), ("changed", there)]
+
+    c.call(f"append {value!r}", do, effects)
 
 
 def remove(c: Client) -> None:
+    """Of two that delete at once, both may say that they did."""
+
     def do() -> str:
         try:
             c.store.delete("x")
@@ -112,7 +117,10 @@ def remove(c: Client) -> None:
             return "absent"
         return "done"
 
-    c.op("delete", delete, do)
+    def effects(there: Value) -> list[tuple[object, Value]]:
+        return [("done", None), *([("absent", None)] if there is None else [])]
+
+    c.call("delete", do, effects)
 
 
 def remove_prefix(c: Client) -> None:
@@ -122,7 +130,13 @@ def remove_prefix(c: Client) -> None:
     def do() -> None:
         c.store.delete_prefix("", unbounded=True)
 
-    c.op("delete prefix", write(None), do, delete_again)
+    def once(there: Value) -> list[tuple[object, Value]]:
+        return [(None, None)]
+
+    def perhaps_again(there: Value) -> list[tuple[object, Value]]:
+        return [(None, None), (None, there)]
+
+    c.call("delete prefix", do, once, perhaps_again)
 
 
 def look(c: Client) -> None:
@@ -132,7 +146,7 @@ def look(c: Client) -> None:
         except NameNotFound:
             return None
 
-    c.op("read", read, do)
+    c.call("read", do, lambda there: [(there, there)])
 
 
 def gc(c: Client) -> None:
@@ -183,7 +197,7 @@ def meet(
     """The other runs up to its i-th request, the one up to its j-th, or the end, then the other,
     then the one. Whether each had as many."""
     world = make_world(batches=True)
-    history: list[Op] = []
+    history: list[Call] = []
     clock = itertools.count()
     run_all(Client(Machine(world, "first"), history, clock), BEGINNINGS[beginning])
     a, b = Machine(world, "a"), Machine(world, "b")
@@ -201,8 +215,8 @@ def meet(
     world.pass_time(2 * DAY)
     collect(last.store)
     look(last)
-    told = [(op.what, op.begin, op.end, op.result) for op in history]
-    assert is_linearizable(history, None), (i, j, told)
+    told = [(call.what, call.began, call.ended, call.result) for call in history]
+    assert are_explained(history, None), (i, j, told)
     assert not last.store.check(read_data=True).problems
     world.close()
     return a_stopped, b_stopped
@@ -226,7 +240,7 @@ def test_what_was_decided_before_a_batch_came_before_it(make_world: Make, beginn
     program = [add if beginning == "a batch" else put_if_absent]
     for i in range(12):
         world = make_world(batches=True)
-        history: list[Op] = []
+        history: list[Call] = []
         clock = itertools.count()
         run_all(Client(Machine(world, "first"), history, clock), BEGINNINGS[beginning])
         slow = Machine(world, "slow")
@@ -241,7 +255,7 @@ def test_what_was_decided_before_a_batch_came_before_it(make_world: Make, beginn
             slow.finish()
             look(quick)
             assert history[-1].result == b"quick1", i
-            assert is_linearizable(history, None)
+            assert are_explained(history, None)
         else:
             slow.finish()
         world.close()

@@ -9,9 +9,8 @@ first. What waits for nobody else's doing (to PUT the batch itself) is no step.
 
 from __future__ import annotations
 
-from collections import deque
-
-from linearizability import History, Id, Operation, answer, begin, invoke
+from explored import explore_all
+from linearizability import History, Id, Operation, answer, begin, effects_of, invoke
 from s3_batches_clients import ClientSteps
 from s3_batches_collectors import CollectorSteps
 from s3_batches_rules import (
@@ -33,12 +32,13 @@ class Model:
         self.scenario = scenario
         self.rules = rules
         self.meaning = Meaning(rules)
-        self.operations: dict[Id, Operation] = {}
+        operations: dict[Id, Operation] = {}
         for i, tasks in enumerate(scenario.clients):
             for t, task in enumerate(tasks):
                 verb = VERBS.get(task.verb, task.verb)
                 for again in range(2):  # a name below a prefix may be erased twice
-                    self.operations[i, t, again] = Operation(verb, task.value, task.seen)
+                    operations[i, t, again] = Operation(verb, task.value, task.seen)
+        self.effects = effects_of(operations)
         self.answers: dict[tuple[History, Id, object], History] = {}
 
     def begin(self) -> State:
@@ -102,7 +102,7 @@ class Model:
         for name in names:
             key = histories[name], operation, result
             if key not in self.answers:
-                self.answers[key] = answer(key[0], self.operations, operation, result)
+                self.answers[key] = answer(key[0], self.effects, operation, result)
             histories = put(histories, name, self.answers[key])
         return s._replace(histories=histories)
 
@@ -119,25 +119,4 @@ def explore(scenario: Scenario, rules: Rules, *, states_max: int) -> tuple[int, 
     """(states visited, the steps to the first that must never be). Raises AssertionError if there
     are more than `states_max`."""
     model = Model(scenario, rules)
-    first = model.begin()
-    came: dict[State, tuple[State, str] | None] = {first: None}
-    queue = deque([first])
-    while queue:
-        state = queue.popleft()
-        for label, following in model.steps(state):
-            if following in came:
-                continue
-            came[following] = state, label
-            if problem := wrong(following):
-                return len(came), [*_path(came, following), problem]
-            queue.append(following)
-        assert len(came) <= states_max, f"more than {states_max} states"
-    return len(came), []
-
-
-def _path(came: dict[State, tuple[State, str] | None], state: State) -> list[str]:
-    labels = []
-    while (before := came[state]) is not None:
-        state, label = before
-        labels.append(label)
-    return labels[::-1]
+    return explore_all(model.begin(), model.steps, wrong, states_max=states_max)

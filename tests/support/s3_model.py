@@ -11,10 +11,11 @@ Each guard of the protocol is a field of Rules, so that a test can show what it 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from explored import explore_all
 
 YOUNG, OLD, EXPIRED = 0, 1, 2  # ages of a pin: up to a day, up to a week, more
 PINS_MAX = 3  # per session
@@ -555,25 +556,4 @@ def explore(scenario: Scenario, rules: Rules, *, states_max: int) -> tuple[int, 
     """(states visited, the steps to the first that must never be). Raises AssertionError if there
     are more than `states_max`."""
     model = Model(scenario, rules)
-    first = model.begin()
-    came: dict[State, tuple[State, str] | None] = {first: None}
-    queue = deque([first])
-    while queue:
-        state = queue.popleft()
-        for label, following in model.steps(state):
-            if following in came:
-                continue
-            came[following] = state, label
-            if problem := lost(following):
-                return len(came), [*_path(came, following), problem]
-            queue.append(following)
-        assert len(came) <= states_max, f"more than {states_max} states"
-    return len(came), []
-
-
-def _path(came: dict[State, tuple[State, str] | None], state: State) -> list[str]:
-    labels = []
-    while (before := came[state]) is not None:
-        state, label = before
-        labels.append(label)
-    return labels[::-1]
+    return explore_all(model.begin(), model.steps, lost, states_max=states_max)

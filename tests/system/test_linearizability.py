@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from linearizability import Operation, Value, answer, begin, invoke, take_effect
+from linearizability import Operation, Value, answer, begin, effects_of, invoke, take_effect
 
 OPERATIONS = {
     "a": Operation("write", "a"),
@@ -67,7 +67,7 @@ def test_it_agrees_with_trying_every_order() -> None:
                 results = {take_effect(OPERATIONS[name], v)[0] for v in (None, "a", "b", "c")}
                 result = drawn.choice(sorted(results, key=repr))
                 answers[name] = time, result
-                history = answer(history, OPERATIONS, name, result)
+                history = answer(history, effects_of(OPERATIONS), name, result)
             assert bool(history.possible) == explained(invoked, answers), (invoked, answers)
             if not history.possible:
                 wrong += 1
