@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.format.segment import Segment, decode_segment
 from castore.model import FrameKind, Location, StoredChunk
-from castore.s3.catalog import Version
 from castore.s3.manifests import Overwritten
 from castore.s3.names import Segments
 from castore.s3.parts import Parts
 from castore.s3.reliance import Reliance
 from castore.s3.stored import StoredFrames
 from castore.s3.uploads import Uploads
+from castore.s3.versions import Version
 from castore.stream.session import Encoded
 from castore.system.workers import results_of
 

@@ -16,7 +16,6 @@ from castore.format.index import Record
 from castore.format.s3 import encode_manifest
 from castore.format.segment import decode_segment
 from castore.s3.batches import SeenRoot
-from castore.s3.catalog import Version
 from castore.s3.client.bucket import OutcomeUnknown, PreconditionFailed
 from castore.s3.client.put_once import Landed
 from castore.s3.commit import each_over
@@ -24,6 +23,7 @@ from castore.s3.etags import is_batched
 from castore.s3.lease import WriterLease
 from castore.s3.namespace import MakeBody, ToPut
 from castore.s3.parts import Parts
+from castore.s3.versions import Version
 from castore.stream.operations import Copy, Operation, Publish, same_bytes
 from castore.system.workers import Future, results_of
 

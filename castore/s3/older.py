@@ -15,7 +15,7 @@ from castore.s3.cache.store import StoreCache
 from castore.stream.older import OlderSegments, candidates, folders_before
 
 if TYPE_CHECKING:
-    from castore.s3.catalog import Version
+    from castore.s3.versions import Version
 
 
 def find_older(

@@ -14,7 +14,6 @@ from castore.errors import FormatError
 from castore.format.segment import SegmentBuilder
 from castore.model import Extent, Location, StoredChunk
 from castore.s3.bases import Bases
-from castore.s3.catalog import Version
 from castore.s3.commit import check, groups, names_of, names_to_look_up
 from castore.s3.copies import Copies
 from castore.s3.lease import WriterLease
@@ -23,6 +22,7 @@ from castore.s3.parts import Parts
 from castore.s3.reliance import Reliance
 from castore.s3.stored import StoredFrames
 from castore.s3.uploads import PACK_BYTES_MAX, Uploads
+from castore.s3.versions import Version
 from castore.stream.chunker import Chunker
 from castore.stream.codec import Frame
 from castore.stream.operations import (

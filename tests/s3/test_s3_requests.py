@@ -16,8 +16,8 @@ from s3_stores import Open
 
 import castore
 from castore.errors import NameNotFound
-from castore.s3 import catalog as catalog_s3
 from castore.s3 import hints, uploads
+from castore.s3 import versions as versions_s3
 from castore.stream import writer
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
@@ -454,7 +454,7 @@ def test_a_listing_of_several_pages(
     open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where pages end changes nothing; nothing is asked again at their end."""
-    monkeypatch.setattr(catalog_s3, "PAGE_NAMES", 2)
+    monkeypatch.setattr("castore.s3.catalog.PAGE_NAMES", 2)
     store = open_proxied()
     names = [f"a/{i}" for i in range(5)]
     for name in names:
@@ -548,9 +548,9 @@ def test_a_manifest_too_large_for_one_request(
     data = noise(8_000_000)
     open_proxied(1).puts("a", data)
     for first_bytes in (100, 300, 5000):
-        monkeypatch.setattr(catalog_s3, "FIRST_BYTES", first_bytes)
-        monkeypatch.setattr(catalog_s3, "GAP_BYTES", 0)
-        monkeypatch.setattr(catalog_s3, "SEGMENTS_MAX", 2)
+        monkeypatch.setattr(versions_s3, "FIRST_BYTES", first_bytes)
+        monkeypatch.setattr(versions_s3, "GAP_BYTES", 0)
+        monkeypatch.setattr(versions_s3, "SEGMENTS_MAX", 2)
         store = open_proxied(first_bytes)
         proxy.clear()
         assert store.gets("a", (7_000_000, 7_000_010)) == data[7_000_000:7_000_010]

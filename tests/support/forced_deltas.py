@@ -24,8 +24,8 @@ from castore.local import lookup, older
 from castore.local.older import OlderObject
 from castore.s3 import catalog
 from castore.s3.cache.store import StoreCache
-from castore.s3.catalog import Version
 from castore.s3.older import OlderVersion
+from castore.s3.versions import Version
 from castore.stream import alignment, resembling, session
 from castore.stream.codec import delta_frame
 from castore.stream.delta import encode_delta

@@ -26,7 +26,7 @@ from castore.format.s3_told import decode_hints, decode_listing
 from castore.format.segment import decode_segment
 from castore.model import Extent, Location, Progress, Stages, StoredChunk
 from castore.s3.cache.store import StoreCache
-from castore.s3.catalog import S3Catalog, Version
+from castore.s3.catalog import S3Catalog
 from castore.s3.check.check import S3Check, open_check
 from castore.s3.check.repair_batches import BatchRepair
 from castore.s3.check.repair_condemned import CondemnedRepair
@@ -45,6 +45,7 @@ from castore.s3.namespace import Namespace
 from castore.s3.parts import Parts
 from castore.s3.samples import damaged_samples
 from castore.s3.session import S3Session
+from castore.s3.versions import Version
 from castore.stream.codec import chunk_id_of
 from castore.stream.operations import Delete
 from castore.stream.reports import CheckReport, Problem

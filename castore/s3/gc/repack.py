@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from castore.errors import FormatError, PackMissing
 from castore.format.segment import decode_segment
 from castore.model import FrameKind, Location, Stages, StoredChunk
-from castore.s3.catalog import S3Catalog, Version
+from castore.s3.catalog import S3Catalog
 from castore.s3.gc.live import LiveFrames
 from castore.s3.gc.mark import S3Marker
 from castore.s3.gc.moved import MovedFrames
@@ -28,6 +28,7 @@ from castore.s3.manifests import Overwritten
 from castore.s3.names import Segments
 from castore.s3.session import S3Session
 from castore.s3.uploads import PACK_BYTES_MAX
+from castore.s3.versions import Version
 from castore.stream.codec import Frame
 from castore.stream.repack_choice import PackFacts
 from castore.stream.reports import Damage
