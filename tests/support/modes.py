@@ -7,7 +7,6 @@ runs pipeline `p1`.
 from __future__ import annotations
 
 import http.client
-import logging
 import secrets
 import uuid
 from collections.abc import Iterator
@@ -66,7 +65,6 @@ def mode(
 @pytest.fixture(scope="session")
 def users_bucket(running_moto: str) -> str:
     """The endpoint that has it."""
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request takes time
     _put(running_moto, CLOUD_BUCKET, b"")
     return running_moto
 

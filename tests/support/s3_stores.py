@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -13,12 +12,11 @@ from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy
-from servers import QUICK, Server
+from servers import MOTO, QUICK, Server, client_of
 
 import castore
 from castore.format.pack import StoreConfig, encode_config
 from castore.s3.client import connection, retries
-from castore.s3.client.bucket import Bucket
 from castore.s3.client.settings import S3Settings
 from castore.stream.chunker import ChunkSizes
 
@@ -38,8 +36,9 @@ def make_store(
         chunk_bytes_max=sizes.max,
         collision_guard=guard,
     )
-    with Bucket(server.settings(prefix)) as bucket:
-        bucket.put("castore.json", encode_config(config), idempotent=True)
+    client_of(server).put_object(
+        Bucket=server.bucket, Key=f"{prefix}/castore.json", Body=encode_config(config)
+    )
 
 
 @pytest.fixture
@@ -48,17 +47,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     alike, of which making one takes longer than most tests do. A forked child that took its
     parent's would read its parent's answers."""
     monkeypatch.setattr(retries, "BACKOFF", QUICK)
-    monkeypatch.setattr(logging.getLogger("werkzeug"), "disabled", True)  # a line per request
     clients: dict[Any, Any] = {}
     make = connection._client
 
     def client_for(session: Any, settings: S3Settings) -> Any:
         key = os.getpid(), dataclasses.replace(settings, bucket="any", prefix="")
-        if key not in clients:
-            clients[key] = make(session, settings)
-        return clients[key]
+        kept = _clients if settings.endpoint_url in MOTO else clients
+        if key not in kept:
+            kept[key] = make(session, settings)
+        return kept[key]
 
     monkeypatch.setattr(connection, "_client", client_for)
+
+
+_clients: dict[Any, Any] = {}  # of the server that runs until the end
 
 
 @pytest.fixture

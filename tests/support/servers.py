@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,17 +121,11 @@ def proxy(moto_server: Server) -> Iterator[FaultProxy]:
 
 @pytest.fixture(scope="session")
 def running_moto() -> Iterator[str]:
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+    import moto_s3  # takes a second
 
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    # It checks a precondition and writes in two steps: as it comes, two writers may both pass.
-    served = server._server
-    assert served is not None
-    served.app = _OneAtATime(served.app)
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with moto_s3.serving() as endpoint_url:
+        MOTO.add(endpoint_url)
+        yield endpoint_url
 
 
 @pytest.fixture(scope="session")
@@ -158,29 +151,22 @@ def running_rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 process.kill()
 
 
-class _OneAtATime:
-    """A WSGI application whose requests are atomic, as those of S3 are."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self._lock = threading.Lock()
-
-    def __call__(self, environ: Any, start_response: Any) -> Any:
-        with self._lock:
-            return self._app(environ, start_response)
-
-
 def with_bucket(endpoint_url: str, *, preconditions: bool) -> Server:
     server = Server(endpoint_url, f"bucket-{uuid.uuid4().hex[:16]}", preconditions)
-    if endpoint_url not in _clients:  # it takes a while to make one
-        _clients[endpoint_url] = server.client()
-    _clients[endpoint_url].create_bucket(Bucket=server.bucket)
+    client_of(server).create_bucket(Bucket=server.bucket)
     BUCKETS[server.bucket] = endpoint_url
     return server
 
 
+def client_of(server: Server) -> Any:
+    """One for all that are on this server: it takes a while to make one."""
+    if server.endpoint_url not in _clients:
+        _clients[server.endpoint_url] = server.client()
+    return _clients[server.endpoint_url]
+
+
 def remove_bucket(server: Server) -> None:
-    client = _clients[server.endpoint_url]
+    client = client_of(server)
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=server.bucket):
         for entry in page.get("Contents", []):
             client.delete_object(Bucket=server.bucket, Key=entry["Key"])
@@ -189,4 +175,5 @@ def remove_bucket(server: Server) -> None:
 
 
 _clients: dict[str, Any] = {}
+MOTO: set[str] = set()  # where it is served in this process
 BUCKETS: dict[str, str] = {}  # to the servers that they are on, as long as these run
