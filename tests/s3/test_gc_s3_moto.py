@@ -123,7 +123,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("kind", "key"), REQUESTS)
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(9)
 def test_a_reply_that_is_lost(
     kind: str, key: str, open_proxied: Open, proxy: FaultProxy, probed: None
 ) -> None:
@@ -146,7 +146,7 @@ def test_every_fault(
     fail_at(kind, key, FAULTS[fault](), times, open_proxied, proxy)
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(180, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(180, marks=pytest.mark.long)])
 @pytest.mark.timeout(400)
 def test_many_at_once(open_moto: Open, seconds: float, probed: None) -> None:
     """Writers whose objects share chunks, deleters, and collectors with no grace at all. Each

@@ -57,7 +57,7 @@ def check_meetings(make_world: Make, writer: str, collector: str, every: int) ->
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.sampled(6)
 def test_a_writer_and_a_collector(make_world: Make, writer: str) -> None:
-    check_meetings(make_world, writer, "collects", every=6)
+    check_meetings(make_world, writer, "collects", every=12)
 
 
 def test_a_put_of_deltas_makes_them(make_world: Make) -> None:
@@ -76,7 +76,7 @@ def test_a_put_of_deltas_makes_them(make_world: Make) -> None:
 
 @pytest.mark.parametrize("collector", COLLECTORS)
 def test_a_put_of_deltas_and_a_collector(make_world: Make, collector: str) -> None:
-    check_meetings(make_world, "deltas", collector, every=25)
+    check_meetings(make_world, "deltas", collector, every=50)
 
 
 @pytest.mark.long
@@ -93,7 +93,7 @@ def test_a_put_that_pins_no_bases_loses_them(
 
 
 def test_a_writer_and_a_collector_that_repacks(make_world: Make) -> None:
-    check_meetings(make_world, "overwrite", "repacks", every=12)
+    check_meetings(make_world, "overwrite", "repacks", every=24)
 
 
 @pytest.mark.long
@@ -113,7 +113,7 @@ def test_each_step_and_each_step(make_world: Make, writer: str, collector: str) 
     check_meetings(make_world, writer, collector, every=1)
 
 
-@pytest.mark.parametrize("every", [30, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [60, pytest.param(1, marks=pytest.mark.long)])
 def test_two_collectors(make_world: Make, every: int) -> None:
     for world, one, two, where in meetings(make_world, collects, collects, every=every):
         for machine in (one, two):

@@ -100,6 +100,7 @@ def at_rest(world: World, contents: dict[str, bytes], **options: object) -> None
 
 @pytest.mark.parametrize("repack_below", [0.5, 1.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
+@pytest.mark.sampled(3)
 def test_another_finds_nothing(
     world: World, small: None, shape: Callable[[castore.Store], None], repack_below: float
 ) -> None:

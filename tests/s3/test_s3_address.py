@@ -60,11 +60,13 @@ def regions() -> list[str]:
     ]
 
 
-def test_what_is_plain_is_what_the_client_does() -> None:
-    """In each of AWS's regions, and wherever a server is."""
+@pytest.mark.parametrize("step", [6, pytest.param(1, marks=pytest.mark.long)])
+def test_what_is_plain_is_what_the_client_does(step: int) -> None:
+    """In each of AWS's regions, by default in every sixth, and wherever a server is."""
     plain, all_regions = 0, regions()
     assert {"us-east-1", "eu-west-3", "cn-north-1", "us-gov-west-1"} <= {*all_regions}
-    settings = [S3Settings("bucket-1", region=region) for region in (None, *all_regions)]
+    some = all_regions[::step]
+    settings = [S3Settings("bucket-1", region=region) for region in (None, *some)]
     settings += [
         S3Settings(bucket, endpoint_url=endpoint, region=region, addressing_style=style)
         for bucket in ("bucket-1", "a.b", "Old_Bucket")
@@ -77,7 +79,7 @@ def test_what_is_plain_is_what_the_client_does() -> None:
         known = plain_address(session_for(each), each)
         assert known in (None, done), each
         plain += known is not None
-    assert plain >= 30
+    assert plain >= (30 if step == 1 else 12)
 
 
 @pytest.mark.parametrize("endpoint", [None, ENDPOINTS[0]])

@@ -265,7 +265,7 @@ CASES = list(itertools.product(BEGINNINGS, PROGRAMS, OTHERS))
 
 
 @pytest.mark.parametrize(("beginning", "one", "other"), CASES)
-@pytest.mark.sampled(29)
+@pytest.mark.sampled(59)
 def test_meetings(make_world: Make, beginning: str, one: str, other: str) -> None:
     check_meetings(make_world, beginning, one, other, every=7)
 

@@ -261,6 +261,7 @@ def without_dates(result: object) -> object:
 
 @pytest.mark.parametrize("fault", [*NOT_APPLIED, *sorted({*UNKNOWN} - {"stall after"}), *CUTS])
 @pytest.mark.parametrize("read", READS)
+@pytest.mark.sampled(3)
 def test_a_read_survives(read: str, fault: str, proxied: Bucket, proxy: FaultProxy) -> None:
     if read == "HEAD" and fault in CUTS:
         pytest.skip("a HEAD has no body to be cut")

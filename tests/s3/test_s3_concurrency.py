@@ -88,7 +88,7 @@ def test_machines_agree_for_a_few_seconds(
         return tmp_path / f"cache-{i}"
 
     oracle.check_histories(
-        run_oracle(moto_server, tmp_path, caches, processes=5, seconds=4, names=12), least=3
+        run_oracle(moto_server, tmp_path, caches, processes=4, seconds=2, names=12), least=3
     )
 
 
