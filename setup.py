@@ -22,6 +22,7 @@ PARTS = (
     "guard",
     "kernel",
     "mapping",
+    "newfiles",
     "similarity",
     "undelta",
 )

@@ -23,6 +23,9 @@ def delta_frame(
     copies: Buffer, literals: Buffer, bases: Sequence[Buffer], literals_bytes_max: int, /
 ) -> tuple[bytes, int, int]: ...
 def start_writeback(fd: int, offset: int, length: int, /) -> None: ...
+def write_files(
+    folder: int, files: tuple[tuple[bytes, bytes, Buffer, int, int | None], ...], /
+) -> list[int]: ...
 
 @final
 class AnchorTable:

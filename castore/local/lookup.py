@@ -18,7 +18,7 @@ from castore.format.index import (
     manifest_of,
     segment_key,
 )
-from castore.format.segment import check_owner
+from castore.format.segment import check_owner, decode_segment
 from castore.local.hot import HotObjects
 from castore.local.meta import GC_SEQ, read_number, read_totals
 from castore.local.older import FoldersKnown, OlderObject, find_older
@@ -86,6 +86,39 @@ class NameReader:
         index = self._index
         with index.gate, index.snapshot(views=True) as txn:
             return self._cover(txn, name, byte_ranges)
+
+    @_repeated
+    def covers(self, names: Sequence[bytes], bytes_max: int) -> list[Cover | None]:
+        index = self._index
+        with (
+            index.gate,
+            index.snapshot() as txn,
+            txn.cursor(db=index.segments) as cursor,
+        ):
+            return [self._small_cover(txn, cursor, name, bytes_max) for name in names]
+
+    def _small_cover(self, txn: Snapshot, cursor: Any, name: bytes, bytes_max: int) -> Cover | None:
+        """None for what is larger, not there, or damaged."""
+        raw = txn.get(name, db=self._index.names)
+        if raw is None:
+            return None
+        try:
+            record = decode_record(raw)
+            if record.size > bytes_max:
+                return None
+            if record.is_inline:
+                return Cover(record, [(0, record.size, [])], _none_newer)
+            if not cursor.set_range(segment_key(record.manifest, 1)):
+                return None
+            key, value = cursor.item()
+            if manifest_of(key) != record.manifest:
+                return None
+            segment = decode_segment(value, manifest=record.manifest)
+            if segment.begin or segment.end != record.size:
+                return None
+            return Cover(record, [(0, record.size, list(segment))], _none_newer)
+        except FormatError:
+            return None
 
     def _cover(
         self, txn: Snapshot, name: bytes, byte_ranges: Sequence[Sequence[int] | None]

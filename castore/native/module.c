@@ -1,5 +1,5 @@
 /* castore._native: Python's door to the chunker's kernel, the entropy gate, mappings, what
-   is similar, and write-back. Everything that takes long lets go of the GIL. */
+   is similar, write-back, and small files. Everything that takes long lets go of the GIL. */
 
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -8,6 +8,7 @@
 #include "entropy.h"
 #include "kernel.h"
 #include "mapping.h"
+#include "newfiles.h"
 #include "similarity.h"
 #include "undelta.h"
 
@@ -230,7 +231,7 @@ static int module_exec(PyObject *module)
 {
     variant = fastest_variant(NULL);
     entropy_prepare();
-    if (similarity_add(module) != 0 || undelta_add(module) != 0) {
+    if (similarity_add(module) != 0 || undelta_add(module) != 0 || newfiles_add(module) != 0) {
         return -1;
     }
     PyObject *mapping = PyType_FromSpec(&mapping_spec);

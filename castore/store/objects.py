@@ -242,6 +242,22 @@ class ObjectVerbs(Handle):
         self._reader.copy_to_file(pinned, fd, progress)
         return info
 
+    @property
+    def small_together(self) -> int:
+        """How many small objects `small_many` is best asked for at once: 1 where each waits for a
+        server."""
+        return self._reader.small_together
+
+    def small_many(self, names: Sequence[str]) -> list[tuple[ObjectInfo, bytes] | None]:
+        """What each name maps to, and its bytes, read together. None for what is not small, is not
+        there, or can't be read like this: `get_into` tells why."""
+        self._check_open()
+        found = self._reader.small_many([encode_name(name) for name in names], SMALL_BYTES_MAX)
+        return [
+            None if each is None else (object_info(name, each[0]), each[1])
+            for name, each in zip(names, found, strict=True)
+        ]
+
     def has_content(self, info: ObjectInfo, fd: int) -> bool:
         """Whether the regular file open at `fd` has the bytes of this version of an object.
 

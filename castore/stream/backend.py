@@ -94,6 +94,12 @@ class Catalog(Protocol):
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         """Raises NameNotFound, InvalidRange."""
 
+    @property
+    def covers(self) -> Callable[[Sequence[bytes], int], list[Cover | None]] | None:
+        """All bytes of each of these names, looked up in one step, as `cover` would: of those that
+        are there and have no more than so many bytes; None for the others. None itself where a
+        look-up waits for a server: then threads ask for many at the same time."""
+
     def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:
         """The record and all segments of one version: what happens to the name afterwards changes
         nothing. With `etag`, that may be a version that is known to have it, also when the name

@@ -181,6 +181,20 @@ def decode_frame(
     return raw
 
 
+def decode_frames(
+    frames: Sequence[bytes | memoryview], chunks: Sequence[tuple[bytes, int]], seed: int
+) -> list[bytes | memoryview | None]:
+    """The bytes of each chunk (id and size), as `decode_frame` gives them; None where it raises
+    FormatError, as of a delta."""
+    decoded: list[bytes | memoryview | None] = []
+    for frame, (chunk_id, raw_bytes) in zip(frames, chunks, strict=True):
+        try:
+            decoded.append(decode_frame(frame, chunk_id, raw_bytes, seed))
+        except FormatError:
+            decoded.append(None)
+    return decoded
+
+
 def _decode_any(
     frame: bytes | memoryview, chunk_id: bytes, raw_bytes: int, seed: int, base: BaseBytes
 ) -> bytes | memoryview:

@@ -20,9 +20,11 @@ from castore.stream.backend import NOTHING_HELD, Catalog, Cover, Held, Packs
 from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
 from castore.stream.decoding import Bytes, DecodedChunks, Decoder
 from castore.stream.segments import Manifest
+from castore.stream.smallreads import SmallRead, read_small
 from castore.system.fileio import Writable, write_all, write_stream
 from castore.system.workers import Workers
 
+SMALL_TOGETHER = 64  # small objects read at once
 PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
 WRITE_BYTES = 512 << 10  # written at once: what is in the processor's cache
 BASES_BYTES = 4 << 20  # of what deltas of a whole object were decoded with last
@@ -77,6 +79,20 @@ class Reader:
             return at_hand, bytes(self.inline(at_hand))
         record, parts = self._current(name, [None], bytes_max)
         return (record, parts[0]) if parts else None
+
+    @property
+    def small_together(self) -> int:
+        """How many small objects are best read at once: 1 where each waits for a server."""
+        return 1 if self._catalog.covers is None else SMALL_TOGETHER
+
+    def small_many(self, names: Sequence[bytes], bytes_max: int) -> list[SmallRead]:
+        """What each name maps to, and all bytes of that. None for what has more than `bytes_max`,
+        is not there, or can't be read together with the others: who reads it by itself is told
+        why."""
+        look_up = self._catalog.covers
+        if look_up is None:
+            return [None] * len(names)
+        return read_small(look_up(names, bytes_max), self._packs, self._seed, self.inline)
 
     def _current(
         self,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from typing import NamedTuple, TypeAlias
 
 from castore.errors import (
     CastoreError,
@@ -18,13 +19,25 @@ from castore.errors import (
 )
 from castore.model import ObjectInfo, Progress, as_prefix, sort_key
 from castore.stream.fileputs import NO_MORE_FILES
+from castore.stream.small import SMALL_BYTES_MAX
 from castore.system.fileio import of_file
-from castore.system.outfolder import FILE_BITS, InTheWay, OutFolder, replacing, status_in
+from castore.system.outfolder import (
+    FILE_BITS,
+    InTheWay,
+    NewFile,
+    OutFolder,
+    replacing,
+    status_in,
+    write_new,
+)
 from castore.transfer.outcomes import Objects, Outcome, Shared, ahead
 
 SAME_TIME_NS = 1000  # file systems round
 NO_MORE_WRITES = NO_MORE_FILES | {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
+GROUP_BYTES_MAX = 1 << 20
 EXPORTS_MAX = 16  # at once; each waits for a server, or for the threads that decode
+
+Entry: TypeAlias = tuple[str, ObjectInfo | None]  # a name, and what was listed of it
 
 
 def export_folder(
@@ -55,34 +68,17 @@ def export_folder(
     if progress is not None:
         shared.fix_size(_listed_bytes(store, below))
     out = OutFolder(folder)
+    export = _Export(store, below, out, keep_time, skip_same, past_damage, shared)
     try:
-
-        def export(entry: tuple[str, ObjectInfo | None]) -> Outcome:
-            name, info = entry
-            with shared.entry(info.size if info else 0) as counted:
-                try:
-                    return _export(
-                        store,
-                        name,
-                        info,
-                        out,
-                        name[len(below) :],
-                        keep_time=keep_time,
-                        skip_same=skip_same,
-                        progress=counted,
-                    )
-                except IndexCorrupt as error:
-                    if not past_damage:
-                        raise
-                    return Outcome(name, reason=f"it is damaged: {error}", fault="damaged")
-
         entries = chain([] if first is None else [first], found)
-        yield from ahead(export, entries, min(2 * threads, EXPORTS_MAX), shared.stop)
+        groups = _groups(entries, store.small_together)
+        for outcomes in ahead(export.group, groups, min(2 * threads, EXPORTS_MAX), shared.stop):
+            yield from outcomes
     finally:
         out.close()
 
 
-def _objects(store: Objects, below: str) -> Iterator[tuple[str, ObjectInfo | None]]:
+def _objects(store: Objects, below: str) -> Iterator[Entry]:
     """Names and what they map to; without it from where on a listing can't be read."""
     last = b""
     try:
@@ -99,53 +95,120 @@ def _listed_bytes(store: Objects, below: str) -> int:
     return sum(info.size for _, info in _objects(store, below) if info is not None)
 
 
-def _export(
-    store: Objects,
-    name: str,
-    listed: ObjectInfo | None,
-    out: OutFolder,
-    inner: str,
-    *,
-    keep_time: bool,
-    skip_same: bool,
-    progress: Progress,
-) -> Outcome:
-    try:
-        *folders, leaf = out.claim(inner)
-        with out.opened(folders) as folder:
-            status = status_in(folder, leaf)
-            if status is not None and stat.S_ISDIR(status.st_mode):
-                raise InTheWay(f"{os.path.join(out.path, inner)} is a folder")
-            if skip_same and listed and _is_same(store, listed, status, folder, leaf):
-                return Outcome(name, listed, same=True)
-            # One version of it, which may be a newer one than was listed; a symlink in the file's
-            # place is replaced, and not followed.
-            with replacing(leaf, folder=folder) as draft:
-                info = store.get_into(
-                    name,
-                    draft.fd,
-                    progress=progress,
-                    listed=listed,
-                )
-                draft.finish(info.mode, info.mtime_ns if keep_time else None)
-        return Outcome(name, info)
-    except InTheWay as error:
-        return Outcome(name, reason=str(error), fault="other")
-    except NameNotFound:
-        return Outcome(name, reason="it was deleted meanwhile", fault="other")
-    except PackMissing as error:
-        return Outcome(name, reason=str(error), fault="missing")
-    except (ChunkCorrupt, FormatError) as error:
-        return Outcome(name, reason=f"it is damaged: {error}", fault="damaged")
-    except OSError as error:
-        if isinstance(error, CastoreError):
-            raise
-        path = os.path.join(out.path, inner)
-        if isinstance(error, IsADirectoryError):  # of a name that was written at the same time
-            return Outcome(name, reason=f"{path} is a folder", fault="other")
-        if error.errno in NO_MORE_WRITES:
-            raise of_file(error, path) from error  # and not of the draft
-        return Outcome(name, reason=f"{path}: {error.strerror}", fault="other")
+def _groups(entries: Iterable[Entry], together: int) -> Iterator[list[Entry]]:
+    """The entries in order, small ones up to so many at a time."""
+    group: list[Entry] = []
+    group_bytes = 0
+    for entry in entries:
+        info = entry[1]
+        small = info is not None and info.size <= SMALL_BYTES_MAX
+        if group and (not small or len(group) == together or group_bytes >= GROUP_BYTES_MAX):
+            yield group
+            group, group_bytes = [], 0
+        group.append(entry)
+        group_bytes += info.size if info is not None and small else GROUP_BYTES_MAX
+    if group:
+        yield group
+
+
+class _Export(NamedTuple):
+    """One export: see `export_folder`."""
+
+    store: Objects
+    below: str
+    out: OutFolder
+    keep_time: bool
+    skip_same: bool
+    past_damage: bool
+    shared: Shared
+
+    def group(self, entries: Sequence[Entry]) -> list[Outcome]:
+        """What becomes of each."""
+        written = self._together(entries) if len(entries) > 1 else {}
+        outcomes = []
+        for name, info in entries:
+            outcome = written.get(name)
+            if outcome is None:
+                outcome = self._one(name, info)
+            elif info is not None:
+                self.shared.advance(info.size)
+            outcomes.append(outcome)
+        return outcomes
+
+    def _together(self, entries: Sequence[Entry]) -> dict[str, Outcome]:
+        """What was written of these in one go: small files that were not there yet. Whatever is not
+        as it is with most is left to who takes them one by one, and says why."""
+        written: dict[str, Outcome] = {}
+        at = len(self.below)
+        for _, run in groupby(entries, lambda entry: entry[0][at:].rpartition("/")[0]):
+            self.shared.check()
+            written |= self._new_files([name for name, _ in run])
+        return written
+
+    def _new_files(self, names: Sequence[str]) -> dict[str, Outcome]:
+        """Those of these small objects, all of one folder, that are now files that were not there
+        before."""
+        below = len(self.below)
+        try:
+            parts = [self.out.claim(name[below:]) for name in names]
+            with self.out.opened(parts[0][:-1]) as folder:
+                if status_in(folder, parts[0][-1]) is not None:
+                    return {}  # most likely they all are there, and the same
+                infos, files = [], []
+                for path, read in zip(parts, self.store.small_many(names), strict=True):
+                    if read is not None:
+                        info, raw = read
+                        mtime_ns = info.mtime_ns if self.keep_time else None
+                        infos.append(info)
+                        files.append(NewFile(path[-1], raw, info.mode, mtime_ns))
+                in_place = write_new(folder, files)
+        except (InTheWay, OSError, IndexCorrupt):
+            return {}
+        done = zip(infos, in_place, strict=True)
+        return {info.name: Outcome(info.name, info) for info, is_there in done if is_there}
+
+    def _one(self, name: str, info: ObjectInfo | None) -> Outcome:
+        with self.shared.entry(info.size if info else 0) as counted:
+            try:
+                return self._written(name, info, counted)
+            except IndexCorrupt as error:
+                if not self.past_damage:
+                    raise
+                return Outcome(name, reason=f"it is damaged: {error}", fault="damaged")
+
+    def _written(self, name: str, listed: ObjectInfo | None, progress: Progress) -> Outcome:
+        inner = name[len(self.below) :]
+        try:
+            *folders, leaf = self.out.claim(inner)
+            with self.out.opened(folders) as folder:
+                status = status_in(folder, leaf)
+                if status is not None and stat.S_ISDIR(status.st_mode):
+                    raise InTheWay(f"{os.path.join(self.out.path, inner)} is a folder")
+                if self.skip_same and listed and _is_same(self.store, listed, status, folder, leaf):
+                    return Outcome(name, listed, same=True)
+                # One version of it, which may be a newer one than was listed; a symlink in the
+                # file's place is replaced, and not followed.
+                with replacing(leaf, folder=folder) as draft:
+                    info = self.store.get_into(name, draft.fd, progress=progress, listed=listed)
+                    draft.finish(info.mode, info.mtime_ns if self.keep_time else None)
+            return Outcome(name, info)
+        except InTheWay as error:
+            return Outcome(name, reason=str(error), fault="other")
+        except NameNotFound:
+            return Outcome(name, reason="it was deleted meanwhile", fault="other")
+        except PackMissing as error:
+            return Outcome(name, reason=str(error), fault="missing")
+        except (ChunkCorrupt, FormatError) as error:
+            return Outcome(name, reason=f"it is damaged: {error}", fault="damaged")
+        except OSError as error:
+            if isinstance(error, CastoreError):
+                raise
+            path = os.path.join(self.out.path, inner)
+            if isinstance(error, IsADirectoryError):  # of a name that was written at the same time
+                return Outcome(name, reason=f"{path} is a folder", fault="other")
+            if error.errno in NO_MORE_WRITES:
+                raise of_file(error, path) from error  # and not of the draft
+            return Outcome(name, reason=f"{path}: {error.strerror}", fault="other")
 
 
 def _is_same(

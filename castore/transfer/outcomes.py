@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from castore.model import ObjectInfo, Progress
@@ -36,6 +36,11 @@ class Objects(Protocol):
         progress: Progress | None = None,
         listed: ObjectInfo | None = None,
     ) -> ObjectInfo: ...
+
+    @property
+    def small_together(self) -> int: ...
+
+    def small_many(self, names: Sequence[str]) -> Sequence[tuple[ObjectInfo, bytes] | None]: ...
 
     def has_content(self, info: ObjectInfo, fd: int) -> bool: ...
 
@@ -112,6 +117,11 @@ class Shared:
         if self._progress is not None:
             self._progress.set_size(size)
 
+    def check(self) -> None:
+        """Raises if all is to stop."""
+        if self.stop.is_set():
+            raise _Stopped
+
     def entry(self, size: int) -> _Entry:
         return _Entry(self, size)
 
@@ -136,8 +146,7 @@ class _Entry:
         pass
 
     def relative_update(self, inc: int = 1) -> None:
-        if self._shared.stop.is_set():
-            raise _Stopped
+        self._shared.check()
         self._left -= inc
         self._shared.advance(inc)
 

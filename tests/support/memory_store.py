@@ -311,6 +311,8 @@ class MemoryCatalog:
     def at_hand(self, listed: ObjectInfo) -> Record | None:
         return None
 
+    covers = None
+
     def cover(self, name: bytes, byte_ranges: Sequence[Sequence[int] | None]) -> Cover:
         record, manifest = self.manifest(name)
         parts = []

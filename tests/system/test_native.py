@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import resource
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -189,3 +192,56 @@ def test_writeback_of_what_is_not_an_open_file(tmp_path: Path) -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        [b"draft", b"leaf", b"", 0, None],
+        (b"draft", b"leaf", b"", 0),
+        (b"draft", b"le\0af", b"", 0, None),
+        ("draft", b"leaf", b"", 0, None),
+        (b"draft", b"leaf", "text", 0, None),
+        (b"draft", b"leaf", b"", 0, 1 << 63),
+        (b"draft", b"leaf", b"", 0, 1.5),
+    ],
+)
+def test_files_that_cannot_be_are_refused_before_any_is_written(
+    tmp_path: Path, file: object
+) -> None:
+    buffer = bytearray(3)
+    fine = (b"draft 0", b"fine", buffer, 0o600, None)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        _native.write_files(folder, (fine, file))
+    with pytest.raises(TypeError):
+        _native.write_files(folder, [fine])
+    os.close(folder)
+    assert os.listdir(tmp_path) == []
+    buffer.append(1)  # no buffer is held any more
+
+
+def test_a_draft_that_is_there_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "draft").symlink_to(tmp_path / "elsewhere")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    errors = _native.write_files(folder, ((b"draft", b"leaf", b"1", 0o600, None),))
+    os.close(folder)
+    assert errors == [errno.EEXIST]
+    assert os.listdir(tmp_path) == ["draft"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+def test_a_full_disk_is_told_by_its_number(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    files = tuple((b"draft", name, bytes(size), 0o600, 0) for name, size in [(b"a", 9), (b"b", 11)])
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limit[1]))
+        errors = _native.write_files(folder, files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+        os.close(folder)
+    assert errors == [0, errno.EFBIG]
+    assert os.listdir(tmp_path) == ["a"]

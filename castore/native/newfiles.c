@@ -1,0 +1,176 @@
+/* Small files, many in one call: a folder of them is written while other threads have the GIL, which
+   each of six calls for each file would else let go of and wait for again. What they are called, and
+   what becomes of one that can't be written, is for Python to say (castore/system/outfolder.py). */
+
+#define _GNU_SOURCE
+#include "newfiles.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define NS_PER_S 1000000000LL
+#define FILES_MAX 4096
+
+struct new_file {
+    const char *draft, *leaf; /* names in the folder */
+    Py_buffer raw;
+    int mode;
+    bool has_time;
+    long long mtime_ns;
+};
+
+static int write_all(int fd, const char *at, size_t left)
+{
+    while (left > 0) {
+        ssize_t written = write(fd, at, left);
+        if (written < 0) {
+            if (errno == EINTR) {
+                continue;
+            }
+            return errno;
+        }
+        at += written;
+        left -= (size_t)written;
+    }
+    return 0;
+}
+
+static int set_time(int fd, long long ns)
+{
+    long long s = ns / NS_PER_S, rest = ns % NS_PER_S;
+    if (rest < 0) { /* before 1970 */
+        rest += NS_PER_S;
+        s--;
+    }
+    struct timespec time = {.tv_sec = (time_t)s, .tv_nsec = (long)rest};
+    return futimens(fd, (struct timespec[]){time, time}) == 0 ? 0 : errno;
+}
+
+static int fill(int fd, const struct new_file *file)
+{
+    int error = write_all(fd, file->raw.buf, (size_t)file->raw.len);
+    /* A file system that has no permission bits takes the bytes nevertheless. */
+    if (error == 0 && fchmod(fd, (mode_t)file->mode) != 0 && errno != EPERM && errno != EACCES) {
+        error = errno;
+    }
+    return error == 0 && file->has_time ? set_time(fd, file->mtime_ns) : error;
+}
+
+/* 0 once the file is in its place, whole; else nothing is left of it. What has the name stays. */
+static int write_file(int folder, const struct new_file *file)
+{
+    struct stat taken;
+    if (fstatat(folder, file->leaf, &taken, AT_SYMLINK_NOFOLLOW) == 0) {
+        return EEXIST;
+    }
+    int fd = openat(folder, file->draft, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return errno;
+    }
+    int error = fill(fd, file);
+    /* A network's file system may say only now that there is no room. */
+    if (close(fd) != 0 && error == 0 && errno != EINTR) {
+        error = errno;
+    }
+    if (error == 0 && renameat(folder, file->draft, folder, file->leaf) != 0) {
+        error = errno;
+    }
+    if (error != 0) {
+        unlinkat(folder, file->draft, 0);
+    }
+    return error;
+}
+
+/* The buffer is held on success. */
+static bool parse_file(PyObject *item, struct new_file *file)
+{
+    PyObject *time;
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "each file is a tuple");
+        return false;
+    }
+    if (!PyArg_ParseTuple(item, "yyy*iO:file", &file->draft, &file->leaf, &file->raw, &file->mode,
+                          &time)) {
+        return false;
+    }
+    file->has_time = time != Py_None;
+    file->mtime_ns = file->has_time ? PyLong_AsLongLong(time) : 0;
+    if (PyErr_Occurred()) {
+        PyBuffer_Release(&file->raw);
+        return false;
+    }
+    return true;
+}
+
+static PyObject *list_of(const int *errors, Py_ssize_t count)
+{
+    PyObject *list = PyList_New(count);
+    for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
+        PyObject *error = PyLong_FromLong(errors[i]);
+        if (error == NULL || PyList_SetItem(list, i, error) != 0) {
+            Py_CLEAR(list);
+        }
+    }
+    return list;
+}
+
+static PyObject *write_files(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    int folder;
+    PyObject *given, *list = NULL;
+    if (!PyArg_ParseTuple(arguments, "iO!:write_files", &folder, &PyTuple_Type, &given)) {
+        return NULL;
+    }
+    /* The tuple, and the tuples in it, which nobody can change, keep the names. */
+    const Py_ssize_t count = PyTuple_Size(given);
+    if (count > FILES_MAX) {
+        PyErr_Format(PyExc_ValueError, "at most %d files", FILES_MAX);
+        return NULL;
+    }
+    Py_ssize_t parsed = 0;
+    struct new_file *files = calloc((size_t)count + 1, sizeof *files);
+    int *errors = calloc((size_t)count + 1, sizeof *errors);
+    if (files == NULL || errors == NULL) {
+        PyErr_NoMemory();
+        goto end;
+    }
+    for (; parsed < count; parsed++) {
+        if (!parse_file(PyTuple_GetItem(given, parsed), &files[parsed])) {
+            goto end;
+        }
+    }
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count; i++) {
+        errors[i] = write_file(folder, &files[i]);
+    }
+    Py_END_ALLOW_THREADS
+    list = list_of(errors, count);
+end:
+    while (parsed > 0) {
+        PyBuffer_Release(&files[--parsed].raw);
+    }
+    free(files);
+    free(errors);
+    return list;
+}
+
+static PyMethodDef functions[] = {
+    {"write_files", write_files, METH_VARARGS,
+     "write_files(folder, files, /)\n--\n\n"
+     "Write new files, each whole or not at all, in the open folder `folder`: of each (draft, name,\n"
+     "buffer, mode, mtime_ns or None) the bytes go to a file of the name `draft`, which must not be\n"
+     "there, and which then gets the name. For each the error number of what went wrong, or 0;\n"
+     "EEXIST where there is something of the name, which stays. Both names are bytes. Raises\n"
+     "TypeError, ValueError, OverflowError."},
+    {NULL, NULL, 0, NULL},
+};
+
+int newfiles_add(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions);
+}
