@@ -78,17 +78,20 @@ class _Bases:
         begin, end = self._used_ends[i - 1] if i else 0, self._used_ends[i]
         if not begin <= end <= min(begin + BASES_MAX, len(self._used)):
             raise FormatError(f"segment has an extent with bases [{begin}, {end})")
-        return tuple(self.at(base, packs) for base in self._used[begin:end])
+        if begin == end:
+            return ()
+        return tuple([self.at(base, packs) for base in self._used[begin:end]])
 
     def at(self, base: int, packs: list[bytes]) -> StoredChunk:
-        if base >= len(self._raw) or self.pack_of[base] >= len(packs):
-            raise FormatError(f"segment has no base {base}, or it is in no pack")
-        raw_bytes = self._raw[base]
+        try:
+            raw_bytes, pack_id = self._raw[base], packs[self.pack_of[base]]
+        except IndexError:
+            raise FormatError(f"segment has no base {base}, or it is in no pack") from None
         if not 0 < raw_bytes <= CHUNK_BYTES_LIMIT + 256:
             raise FormatError(f"segment has a base of {raw_bytes} bytes")
-        place = Location(packs[self.pack_of[base]], self.offsets[base], self._stored[base])
+        place = Location(pack_id, self.offsets[base], self._stored[base])
         at = base * CHUNK_ID_BYTES
-        return StoredChunk(bytes(self._ids[at : at + CHUNK_ID_BYTES]), raw_bytes, place)
+        return StoredChunk(self._ids[at : at + CHUNK_ID_BYTES].tobytes(), raw_bytes, place)
 
 
 class Segment:

@@ -65,13 +65,9 @@ def encode_delta(raw: Buffer, bases: Sequence[Buffer]) -> bytes | None:
     if _native is None:
         return None
     base = bases[0] if len(bases) == 1 else b"".join(bases)
-    sequences, literals = _native.delta_encode(raw, base)
+    sequences, literals, context = _native.delta_encode(raw, base)
     if len(literals) > LITERALS_SHARE_MAX * memoryview(raw).nbytes:
         return None
-    context = b""
-    if len(literals) >= ZSTD_BYTES_MIN:
-        copies = _native.delta_copies(sequences, [base])
-        context = _native.delta_context(copies, len(literals), [base])
     stored_sequences, stored_literals = _compress(sequences), _compress(literals, context)
     head = len(stored_sequences) << 8
     head |= _SEQUENCES_ZSTD if len(stored_sequences) < len(sequences) else 0
@@ -89,22 +85,13 @@ def decode_delta(payload: bytes | memoryview, bases: Sequence[Buffer], raw_bytes
     cut = _HEAD_BYTES + (head >> 8)
     if len(payload) < cut or head & 0xFF & ~(_SEQUENCES_ZSTD | _LITERALS_ZSTD):
         raise FormatError(f"delta of {len(payload)} bytes has an unknown head {head:#x}")
-    sequences, literals = payload[_HEAD_BYTES:cut], payload[cut:]
+    sequences, literals, packed = payload[_HEAD_BYTES:cut], payload[cut:], head & 0xFF
     try:
-        if head & _SEQUENCES_ZSTD:
-            most = (raw_bytes // _SEED_BYTES + 1) * _SEQUENCE_BYTES_MAX
-            sequences = _decompress(sequences, _size_of(sequences, most))
         if _native is None:
-            if head & _LITERALS_ZSTD:
-                size = _size_of(literals, raw_bytes)
-                context = reference_context(sequences, size, bases)
-                literals = _decompress(literals, size, context)
-            return reference_apply(sequences, literals, bases, raw_bytes)
-        copies = _native.delta_copies(sequences, bases)
-        if head & _LITERALS_ZSTD:
-            frame, before, size = _native.delta_frame(copies, literals, bases, raw_bytes)
-            literals = memoryview(_decompress(frame, before + size))[before:]
-        return _native.delta_apply(copies, literals, bases, raw_bytes)
+            return _reference_decode(sequences, literals, packed, bases, raw_bytes)
+        return _native.delta_decode(
+            sequences, literals, packed, bases, raw_bytes, _decompressor().decompress
+        )
     except (ValueError, zstandard.ZstdError) as error:
         raise FormatError(f"delta does not decode: {error}") from error
 
@@ -133,28 +120,12 @@ def _compress(part: bytes, context: bytes = b"") -> bytes:
     return compressed if len(compressed) < len(part) else part
 
 
-def _size_of(part: Bytes, most: int) -> int:
-    """Of what the part says that it holds: zstandard would allocate that. Raises FormatError if it
-    is more than `most` bytes, or not said."""
-    size: int = zstandard.frame_content_size(part)
-    if not 0 <= size <= most:
-        raise FormatError(f"a part of a delta holds {size} bytes, more than {most}")
-    return size
-
-
-def _decompress(part: Bytes, size: int, context: bytes = b"") -> bytes:
-    decompressor: zstandard.ZstdDecompressor
-    if context:
-        decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(context))
-    else:
-        try:
-            decompressor = _thread.decompressor
-        except AttributeError:
-            decompressor = _thread.decompressor = zstandard.ZstdDecompressor()
-    raw: bytes = decompressor.decompress(part)
-    if len(raw) != size:
-        raise FormatError(f"a part of a delta holds {len(raw)} bytes, not {size}")
-    return raw
+def _decompressor() -> zstandard.ZstdDecompressor:
+    try:
+        decompressor: zstandard.ZstdDecompressor = _thread.decompressor
+    except AttributeError:
+        decompressor = _thread.decompressor = zstandard.ZstdDecompressor()
+    return decompressor
 
 
 def _dictionary(context: bytes) -> zstandard.ZstdCompressionDict:
@@ -164,10 +135,43 @@ def _dictionary(context: bytes) -> zstandard.ZstdCompressionDict:
 # ------------------------------------------------------------------------- the reference for C
 
 
+def _reference_decode(
+    sequences: Bytes, literals: Bytes, packed: int, bases: Sequence[Buffer], raw_bytes: int
+) -> bytes:
+    """What C's delta_decode does. Raises ValueError, ZstdError."""
+    if packed & _SEQUENCES_ZSTD:
+        most = (raw_bytes // _SEED_BYTES + 1) * _SEQUENCE_BYTES_MAX
+        sequences = _reference_decompress(sequences, _size_of(sequences, most))
+    if packed & _LITERALS_ZSTD:
+        size = _size_of(literals, raw_bytes)
+        context = reference_context(sequences, size, bases)
+        literals = _reference_decompress(literals, size, context)
+    return reference_apply(sequences, literals, bases, raw_bytes)
+
+
+def _size_of(frame: Bytes, most: int) -> int:
+    """Of what the frame says that it holds: zstandard would allocate that."""
+    size: int = zstandard.frame_content_size(frame)
+    if not 0 <= size <= most:
+        raise ValueError("malformed delta")
+    return size
+
+
+def _reference_decompress(frame: Bytes, size: int, context: bytes = b"") -> bytes:
+    if context:
+        decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(context))
+    else:
+        decompressor = _decompressor()
+    raw: bytes = decompressor.decompress(frame)
+    if len(raw) != size:
+        raise ValueError("malformed delta")
+    return raw
+
+
 def reference_apply(
     sequences: Bytes, literals: Bytes, bases: Sequence[Buffer], raw_bytes: int
 ) -> bytes:
-    """What C's delta_apply does. Raises ValueError."""
+    """What the copies and the literals make of the bases. Raises ValueError."""
     base = b"".join(bases)
     raw = bytearray()
     at = 0
@@ -186,7 +190,7 @@ def reference_apply(
 
 
 def reference_context(sequences: Bytes, literals_bytes: int, bases: Sequence[Buffer]) -> bytes:
-    """What C's delta_context does. Raises ValueError."""
+    """The bytes of the bases that literals stand in for. Raises ValueError."""
     base = b"".join(bases)
     context = bytearray()
     expected, left = 0, literals_bytes

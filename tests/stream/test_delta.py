@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import struct
 
 import pytest
 import zstandard
@@ -61,13 +60,36 @@ def test_a_delta_decodes_to_what_it_was_made_of(source, seed, edits, split):
 )
 def test_the_reference_does_what_c_does(source, seed, edits):
     raw = edited(source, random.Random(seed), edits)
-    sequences, literals = _native.delta_encode(raw, source)
-    copies = _native.delta_copies(sequences, [source])
-    assert _native.delta_apply(copies, literals, [source], len(raw)) == raw
+    sequences, literals, context = _native.delta_encode(raw, source)
+    assert applied(sequences, literals, [source], len(raw)) == raw
     assert reference_apply(sequences, literals, [source], len(raw)) == raw
-    context = _native.delta_context(copies, len(literals), [source])
     assert reference_context(sequences, len(literals), [source]) == context
+    assert context_of(sequences, len(literals), [source]) == context
     assert len(context) <= delta.CONTEXT_BYTES_MAX
+
+
+def applied(sequences, literals, bases, raw_bytes):
+    """What C makes of sequences and literals that are not compressed."""
+    return _native.delta_decode(sequences, literals, 0, bases, raw_bytes, pytest.fail)
+
+
+class Decompressed(Exception):
+    """Raised by what is to decompress a frame."""
+
+
+def context_of(sequences, literals_bytes, bases):
+    """What C puts before literals that are compressed."""
+
+    def decompress(frame):
+        raise Decompressed(frame)
+
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, write_checksum=False)
+    packed = zstandard.ZstdCompressor(compression_params=parameters).compress(bytes(literals_bytes))
+    blocks_bytes = len(packed) - zstandard.frame_header_size(packed)
+    with pytest.raises(Decompressed) as decompressed:
+        _native.delta_decode(sequences, packed, 2, bases, literals_bytes, decompress)
+    frame = decompressed.value.args[0]
+    return frame[12:-blocks_bytes] if len(frame) > 9 + blocks_bytes else b""
 
 
 def answer(function, *arguments):
@@ -88,36 +110,37 @@ def answer(function, *arguments):
 )
 def test_of_malformed_sequences_the_reference_says_what_c_says(sequences, literals, raw_bytes):
     base, left = [TEXT[:100], b"", TEXT[100:300]], NOISE[:literals]
-    copies = answer(_native.delta_copies, sequences, base)
-    c = None if copies is None else answer(_native.delta_apply, copies, left, base, raw_bytes)
+    c = answer(applied, sequences, left, base, raw_bytes)
     assert answer(reference_apply, sequences, left, base, raw_bytes) == c
-    c = None if copies is None else answer(_native.delta_context, copies, literals, base)
+    c = answer(context_of, sequences, literals, base)
     assert answer(reference_context, sequences, literals, base) == c
 
 
 @settings(deadline=None, max_examples=200)
 @given(
     st.lists(st.tuples(*[st.integers(0, 70)] * 3), max_size=12),
-    st.binary(max_size=5),
     st.integers(0, 200),
     st.integers(0, 500),
 )
-def test_copies_of_anything_are_bounded(numbers, behind, literals, raw_bytes):
-    """Short ones, near the ends of what there is; and what no sequences decode to."""
-    copies = struct.pack(f"<{3 * len(numbers)}I", *(n for each in numbers for n in each)) + behind
+def test_copies_of_anything_are_bounded(numbers, literals, raw_bytes):
+    """Short ones, near the ends of what there is."""
+    sequences, expected = bytearray(), 0
+    for count, begin, copied in numbers:
+        moved = begin - expected - count
+        for number in (count, 2 * moved if moved >= 0 else -2 * moved - 1, copied):
+            sequences += bytes([number & 0x7F | 0x80, number >> 7])
+        expected = begin + copied
     bases, left = [TEXT[:40], b"", TEXT[40:70], TEXT[70:100]], NOISE[:literals]
     base, raw, at = b"".join(bases), b"", 0
     for count, begin, copied in numbers:
         raw += left[at : at + count] + base[begin : begin + copied]
         at += count
     raw += left[at:]
-    right = len(behind) == 0 and at <= literals
-    right = right and all(begin + copied <= len(base) for _, begin, copied in numbers)
+    right = at <= literals and all(begin + copied <= len(base) for _, begin, copied in numbers)
     for size in (raw_bytes, len(raw)):
         expected = raw if right and size == len(raw) else None
-        assert answer(_native.delta_apply, copies, left, bases, size) == expected
-    context = answer(_native.delta_context, copies, literals, bases)
-    assert (context is not None) == right
+        assert answer(applied, sequences, left, bases, size) == expected
+    assert (answer(context_of, sequences, literals, bases) is not None) == right
 
 
 def test_a_changed_line_costs_about_that_line():
@@ -188,7 +211,7 @@ def test_a_bomb_is_refused_before_memory_is_taken():
     with pytest.raises(FormatError, match="malformed"):
         decode_delta(head + bomb, [TEXT], 1000)
     head = (1 | len(bomb) << 8).to_bytes(4, "little")
-    with pytest.raises(FormatError, match="holds"):
+    with pytest.raises(FormatError, match="malformed"):
         decode_delta(head + bomb, [TEXT], 1000)
 
 
@@ -209,9 +232,7 @@ def test_literals_behind_their_context_are_those_with_it_as_a_dictionary(
     and damaged ones."""
     raw = edited(TEXT, random.Random(seed), edits)
     bases = [TEXT[:20_000], TEXT[20_000:]]
-    sequences, literals = _native.delta_encode(raw, TEXT)
-    copies = _native.delta_copies(sequences, bases)
-    context = _native.delta_context(copies, len(literals), bases)
+    sequences, literals, context = _native.delta_encode(raw, TEXT)
     dictionary = zstandard.ZstdCompressionDict(context, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     options = {} if window_log is None else {"window_log": window_log}
     parameters = zstandard.ZstdCompressionParameters.from_level(
@@ -221,21 +242,37 @@ def test_literals_behind_their_context_are_those_with_it_as_a_dictionary(
     frame = bytearray(
         zstandard.ZstdCompressor(compression_params=parameters, **given).compress(literals)
     )
+    framed = []
+
+    def decompress(packed):
+        framed.append(zstandard.ZstdDecompressor().decompress(packed))
+        return framed[0]
+
+    def decoded():
+        return _native.delta_decode(sequences, frame, 2, bases, len(raw), decompress)
+
     if not told:
         with pytest.raises(ValueError, match="malformed"):
-            _native.delta_frame(copies, frame, bases, len(raw))
+            decoded()
         return
     if flip < len(frame):
         frame[flip] ^= 1 << seed % 8
     try:
-        framed, before, size = _native.delta_frame(copies, frame, bases, len(raw))
-        assert before <= len(context) or flip < len(frame)
-        decoded = zstandard.ZstdDecompressor().decompress(framed)
+        assert decoded() == raw or flip < len(frame)
     except (ValueError, zstandard.ZstdError):
         assert flip < len(frame)
         return
-    assert len(decoded) == before + size
-    assert decoded == context + literals or flip < len(frame)
+    assert framed[0] == context + literals or flip < len(frame)
+
+
+@pytest.mark.parametrize("content", [b"", b"ab", bytearray(3), None, "abc"])
+def test_what_decompresses_to_something_else_is_refused(content):
+    """To another number of bytes than the frame says, or to none."""
+    packed = zstandard.ZstdCompressor().compress(b"abc")
+    for which in (1, 2):
+        sequences, literals = (packed, b"") if which == 1 else (b"", packed)
+        with pytest.raises(ValueError, match="malformed"):
+            _native.delta_decode(sequences, literals, which, [b"abc"], 3, lambda _: content)
 
 
 def test_without_c_deltas_are_read_and_none_is_made(monkeypatch):
@@ -245,3 +282,7 @@ def test_without_c_deltas_are_read_and_none_is_made(monkeypatch):
     monkeypatch.setattr(delta, "_native", None)
     assert decode_delta(payload, [TEXT], len(raw)) == raw
     assert encode_delta(raw, [TEXT]) is None
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 26))
+    for head in (2, 1 | len(bomb) << 8):
+        with pytest.raises(FormatError, match="malformed"):
+            decode_delta(head.to_bytes(4, "little") + bomb, [TEXT], 1000)
