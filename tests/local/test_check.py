@@ -376,6 +376,7 @@ def test_damaged_pages_are_told_of_at_length(folder: Path) -> None:
 
 
 @pytest.mark.apart
+@pytest.mark.fresh
 @pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT])
 def test_a_process_that_lmdb_kills(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(program: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lmdb
 import pytest
@@ -21,25 +25,59 @@ TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "apart: its checks have a process of their own, as users'")
+    said = "apart: its checks have a process of their own, as users': LMDB may die of what it does"
+    config.addinivalue_line("markers", said)
+    said = "fresh: what is done apart is done in an interpreter of its own, and not in a fork"
+    config.addinivalue_line("markers", said)
 
 
 @pytest.fixture(autouse=True)
 def _checks_here(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Checks without a process of their own, whose start takes longer than they do."""
-    if request.node.get_closest_marker("apart"):
-        yield
-        return
-
-    def run(task: str, index_path: str, *, fds: object = (), **arguments: Any) -> Any:
-        module, _, function = task.partition(":")
-        reports: list[dict[str, Any]] = []
-        getattr(import_module(module), function)(reports.append, **arguments)
-        return iter(json.loads(json.dumps(reports)))
-
+    """Checks without a process of their own, or by a fork that ends as it would: an interpreter
+    takes longer to start than they do."""
+    marked = request.node.get_closest_marker
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(isolated, "run", run)
+        if not marked("apart"):
+            patch.setattr(isolated, "run", _run_here)
+        elif not marked("fresh"):
+            patch.setattr(isolated, "subprocess", _Forks)
         yield
+
+
+def _run_here(task: str, index_path: str, *, fds: object = (), **arguments: Any) -> Any:
+    module, _, function = task.partition(":")
+    reports: list[dict[str, Any]] = []
+    getattr(import_module(module), function)(reports.append, **arguments)
+    return iter(json.loads(json.dumps(reports)))
+
+
+class _Fork:
+    """What `isolated.run` asks of a Popen."""
+
+    def __init__(self, command: list[str], *, stderr: BinaryIO, **_: Any) -> None:
+        task, arguments, writing = command[-3:]
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                faulthandler.disable()
+                os.dup2(stderr.fileno(), 2)
+                isolated._main(task, arguments, int(writing))
+                os._exit(0)
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+            finally:
+                os._exit(1)
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+
+class _Forks:
+    Popen = _Fork
+    DEVNULL = subprocess.DEVNULL
 
 
 def failures(calls: Sequence[object], codes: Sequence[int]) -> list[Any]:
