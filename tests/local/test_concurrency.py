@@ -171,7 +171,7 @@ def run_oracle(folder: Path, *, processes: int, seconds: float) -> list[Event]:
 
 
 def test_processes_agree_for_a_few_seconds(tmp_path: Path) -> None:
-    oracle.check_histories(run_oracle(tmp_path, processes=6, seconds=3), least=10)
+    oracle.check_histories(run_oracle(tmp_path, processes=4, seconds=2), least=10)
 
 
 @pytest.mark.long
@@ -189,7 +189,7 @@ def test_processes_that_make_one_store_at_once(tmp_path: Path) -> None:
         "with castore.open(sys.argv[1]) as store:\n"
         "    store.puts(sys.argv[2], sys.argv[2].encode() * 2000)\n"
     )
-    for turn in range(4):
+    for turn in range(2):
         path = tmp_path / f"deep/er/{turn}"
         running = [
             subprocess.Popen(
@@ -269,7 +269,7 @@ def test_threads_agree(tmp_path: Path) -> None:
                 worker.store.close()
                 worker.store = shared
             worker.random = random.Random(f"no reopening {i}") if i < 2 else worker.random
-            worker.run(3, reopen=i >= 2)
+            worker.run(1.5, reopen=i >= 2)
             history.close()
 
         in_threads(*(lambda i=i: work(i) for i in range(5)))  # type: ignore[misc]

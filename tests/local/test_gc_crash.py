@@ -42,12 +42,12 @@ def kill_at_steps(folder: Path, first: int, stride: int, *, torn: bool) -> None:
 
 
 def test_killed_at_some_steps(fast_folder: Path) -> None:
-    kill_at_steps(fast_folder, 1, 9, torn=False)
+    kill_at_steps(fast_folder, 1, 20, torn=False)
 
 
 @pytest.mark.deltas
 def test_killed_at_some_steps_with_deltas(fast_folder: Path) -> None:
-    kill_at_steps(fast_folder, 3, 40, torn=True)
+    kill_at_steps(fast_folder, 3, 60, torn=True)
 
 
 @pytest.mark.long
@@ -66,7 +66,7 @@ def stop_at_steps(folder: Path, first: int, stride: int) -> None:
 
 
 def test_a_writer_that_is_stopped_at_some_steps(fast_folder: Path) -> None:
-    stop_at_steps(fast_folder, 1, 17)
+    stop_at_steps(fast_folder, 1, 37)
 
 
 @pytest.mark.long
@@ -130,7 +130,7 @@ def kill_again_and_again(folder: Path, kills: int) -> None:
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path, 8)
+    kill_again_and_again(tmp_path, 5)
 
 
 @pytest.mark.long
@@ -183,7 +183,7 @@ def run_all(folder: Path, seconds: float, writers: int, deleters: int, collector
 
 
 def test_writers_deleters_and_collectors(tmp_path: Path) -> None:
-    run_all(tmp_path, 4, writers=4, deleters=2, collectors=2)
+    run_all(tmp_path, 2, writers=3, deleters=1, collectors=2)
 
 
 @pytest.mark.long

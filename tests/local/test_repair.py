@@ -494,7 +494,7 @@ def kill_at_steps(whole: Path, tmp_path: Path, stride: int, damage: Callable[[Pa
 
 @pytest.mark.damages_store("its repairs are killed, and looked at one by one")
 def test_killed_at_some_steps(whole: Path, tmp_path: Path) -> None:
-    kill_at_steps(whole, tmp_path, 23, flip_many)
+    kill_at_steps(whole, tmp_path, 43, flip_many)
 
 
 @pytest.mark.damages_store("its repairs are killed, and looked at one by one")

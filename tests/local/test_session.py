@@ -276,6 +276,7 @@ def put_amid_collections(
 @pytest.mark.parametrize("moves", [False, True], ids=["removed", "moved"])
 @pytest.mark.parametrize("staged", [False, True], ids=["at once", "staged"])
 @pytest.mark.parametrize("guard", [None, "sha256"], ids=["plain", "guarded"])
+@pytest.mark.sampled(3)
 def test_packs_collected_at_any_moment(
     fast_folder: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,10 +52,16 @@ def left_by(folder: Path, end: str) -> Path:
     return max(packs(folder), key=lambda path: path.stat().st_size)
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed") / "store"
+    left_by(folder, ENDS["killed"])
+    return folder
+
+
 @pytest.fixture
-def unsealed(tmp_path: Path) -> Path:
-    left_by(tmp_path / "store", ENDS["killed"])
-    return tmp_path / "store"
+def unsealed(killed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(killed, tmp_path / "store"))
 
 
 def is_sealed(path: Path) -> bool:
