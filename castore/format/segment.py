@@ -9,7 +9,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import xxhash
@@ -32,7 +32,10 @@ _SEGMENT = struct.Struct("<4sBBHHHIQQ")
 _OWNER = struct.Struct("<I")
 _OWNER_AT = 12
 SEGMENT_HEADER_BYTES: Final = _SEGMENT.size  # 32
+# Of one extent, as those of small objects are, and no delta: all of it in one go.
+_OF_ONE = struct.Struct("<4sBBHHHIQQQ16sIIH16s")
 _VERSION_DELTAS: Final = 2  # with the frames that deltas decode with, in columns of their own
+_HEADER_OF_ONE: Final = [SEGMENT_MAGIC, VERSION, 0, 1, 1, 0]
 
 
 class _Bases:
@@ -118,11 +121,11 @@ class Segment:
         self,
         owner: int,
         begin: int,
-        ends: memoryview,
-        ids: memoryview,
-        offsets: memoryview,
-        stored: memoryview,
-        pack_of: memoryview,
+        ends: Sequence[int],
+        ids: bytes | memoryview,
+        offsets: Sequence[int],
+        stored: Sequence[int],
+        pack_of: Sequence[int],
         packs: list[bytes],
         bases: _Bases | None = None,
     ) -> None:
@@ -208,7 +211,7 @@ class Segment:
             builder.append(extent.end, extent.chunk_id, place)
         return builder.encode(self.owner)
 
-    def offsets_by_pack(self) -> Iterable[tuple[bytes, memoryview | array[int]]]:
+    def offsets_by_pack(self) -> Iterable[tuple[bytes, Sequence[int]]]:
         """Each pack with the offsets of the frames that are in it, as u32: all that marking needs,
         without an Extent for each."""
         if len(self.packs) == 1 and self._bases is None:
@@ -352,6 +355,10 @@ def decode_segment(
     """With `manifest`, it must be of that one. Without `verify` its checksum is not looked at, so
     that finding one extent does not read all 1,024. What a damaged one says does not agree with the
     frame that it leads to."""
+    if len(raw) == _OF_ONE.size:
+        one = _decode_one(raw, manifest)
+        if one is not None:
+            return one
     if len(raw) < SEGMENT_HEADER_BYTES:
         raise FormatError(f"segment is cut short at {len(raw)} bytes")
     magic, version, flags, count, packs, bases, owner, begin, checksum = _SEGMENT.unpack_from(raw)
@@ -393,6 +400,29 @@ def decode_segment(
         pack_ids,
         _Bases(rest) if rest else None,
     )
+
+
+def _decode_one(raw: bytes | memoryview, manifest: int | None) -> Segment | None:
+    """A segment of one extent that is no delta; None if it is another one, or malformed."""
+    (
+        *header,
+        owner,
+        begin,
+        checksum,
+        end,
+        chunk_id,
+        offset,
+        stored,
+        pack_of,
+        pack,
+    ) = _OF_ONE.unpack_from(raw)
+    if (
+        header != _HEADER_OF_ONE
+        or (manifest is not None and owner not in (0, manifest & OWNER_MASK))
+        or _checksum(raw[SEGMENT_HEADER_BYTES:], begin ^ 1 << 48) != checksum
+    ):
+        return None
+    return Segment(owner, begin, (end,), chunk_id, (offset,), (stored,), (pack_of,), [pack])
 
 
 def _little(column: array[int]) -> bytes:

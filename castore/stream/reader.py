@@ -145,7 +145,7 @@ class Reader:
             return [raw[begin:end] for begin, end, _ in cover.parts]
         if len(cover.parts) == 1 and len(cover.parts[0][2]) == 1:
             begin, end, [extent] = cover.parts[0]
-            chunks = self.chunks([extent], NOTHING_HELD)
+            chunks = [self._chunk(extent)]
             read = [bytes(chunks[0][begin - extent.begin : end - extent.begin])]
         else:
             chunks = self._many_chunks(
@@ -158,6 +158,25 @@ class Reader:
             ]
         check_still_there(chunks)
         return read
+
+    def _chunk(self, extent: Extent) -> Bytes:
+        """One chunk, through the cache: of most that are asked for alone, nothing else is needed
+        than its frame."""
+        begin, end, chunk_id, location = extent
+        [raw] = self._decoded.get([(chunk_id, end - begin)])
+        if raw is not None:
+            return raw
+        if not location.bases:
+            try:
+                [frame] = self._packs.frames([location], NOTHING_HELD)
+                decoded = decode_frame(frame, chunk_id, end - begin, self._seed)
+            except FormatError:
+                pass  # it is looked at once more, below
+            else:
+                self._decoded.put(chunk_id, decoded)
+                return decoded
+        [decoded] = self.chunks([extent], NOTHING_HELD)
+        return decoded
 
     def _many_chunks(self, extents: list[Extent]) -> list[Bytes]:
         total = sum(extent.end - extent.begin for extent in extents)

@@ -382,7 +382,7 @@ def test_decoded_chunks_are_bounded_and_the_oldest_go_first() -> None:
 
 
 def test_reading_nearby_decodes_once(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from castore.stream import decoding
+    from castore.stream import decoding, reader
 
     data = text(200_000, 1)
     store.puts("name", data)
@@ -393,7 +393,8 @@ def test_reading_nearby_decodes_once(store: castore.Store, monkeypatch: pytest.M
         decoded.append(chunk_id)
         return real(frame, chunk_id, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decoding, "decode_frame", counted)
+    for module in (decoding, reader):
+        monkeypatch.setattr(module, "decode_frame", counted)
     for _ in range(5):
         assert store.gets("name", (100_000, 100_010)) == data[100_000:100_010]
     assert len(decoded) == 1
