@@ -153,6 +153,7 @@ def test_growth(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert (deltas >= 1_500) if options else (deltas == 0)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("tar") is None, reason="it is what exports are compared with")
 def test_small_files(tmp_path: Path) -> None:
     document, printed = run(tmp_path, "bench_small.py", "--peers", "tar")
@@ -174,6 +175,7 @@ def test_bill(tmp_path: Path) -> None:
         assert counted in printed
 
 
+@pytest.mark.long
 def test_gc(tmp_path: Path) -> None:
     document, _ = run(tmp_path, "bench_gc.py")
     measured = rows(document)
@@ -191,6 +193,7 @@ def test_gc(tmp_path: Path) -> None:
     assert runs["rewrite"]["packs_rewritten"] >= 1
 
 
+@pytest.mark.long
 def test_delta(tmp_path: Path) -> None:
     rows_wanted = "stored-csv,first-unrelated,next-csv,get-csv"
     document, printed = run(tmp_path, "bench_delta.py", "--peers", "", "--only", rows_wanted)

@@ -66,6 +66,7 @@ def command(store: castore.Store, *arguments: str, **options: Any) -> subprocess
     "arguments",
     [["cat", "x"], ["cat", "--range", "5:", "x"], ["get", "x", "-"], ["ls", "--json"]],
 )
+@pytest.mark.sampled(3)
 def test_a_slow_reader_and_a_descriptor_that_does_not_block(
     filled: castore.Store, arguments: list[str], unbuffered: str
 ) -> None:
@@ -103,6 +104,7 @@ def limited() -> None:
     "arguments",
     [["cat", "x"], ["cat", "--range", "0:", "x"], ["get", "x", "-"], ["ls", "--json"]],
 )
+@pytest.mark.sampled(3)
 def test_a_disk_that_is_full(
     filled: castore.Store, tmp_path: Path, arguments: list[str], unbuffered: str
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_disk_that_is_full(
         ["ls"],
     ],
 )
+@pytest.mark.sampled(2)
 def test_a_reader_that_hangs_up(filled: castore.Store, arguments: list[str]) -> None:
     done = command(filled, *arguments, stdout=subprocess.PIPE)
     assert done.stdout is not None

@@ -481,13 +481,13 @@ store = castore.open(sys.argv[1], threads=2)
     "rest",
     [
         # Threads that hand tasks to a pool, whose own lock is taken at a fork too.
-        "keep(*[lambda: store.gets('large')] * 2)\nfor _ in range(60): child()",
+        "keep(*[lambda: store.gets('large')] * 2)\nfor _ in range(25): child()",
         # Threads that open and close stores.
-        "store.close()\nkeep(reopen)\nfor _ in range(100): child(reopen)",
+        "store.close()\nkeep(reopen)\nfor _ in range(40): child(reopen)",
         # Two threads that fork.
-        "keep(child, lambda: store.gets('inline'))\nfor _ in range(120): child()",
+        "keep(child, lambda: store.gets('inline'))\nfor _ in range(50): child()",
         # Writers waiting for each other.
-        "keep(*[lambda: store.puts('w', b'w')] * 2)\nfor _ in range(30): child(lambda: "
+        "keep(*[lambda: store.puts('w', b'w')] * 2)\nfor _ in range(15): child(lambda: "
         "store.puts('w', b'c'))",
     ],
     ids=["submit", "open", "fork", "write"],

@@ -134,7 +134,7 @@ class Verbs:
 
 
 VERBS = ["puts", "transaction", "write", "copy", "delete", "read", "look", "collect"]
-EVERY = 12  # by default; each step in the long run
+EVERY = 25  # by default; each step in the long run
 
 
 @pytest.fixture(

@@ -241,7 +241,7 @@ def truncate(path: Path, folder: Path, count: int, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["afresh", "live"])
 def test_truncated_packs(path: Path, tmp_path: Path, how: str) -> None:
-    truncate(path, tmp_path, 20, how)
+    truncate(path, tmp_path, 10, how)
 
 
 @pytest.mark.long
