@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, cast
@@ -79,8 +80,6 @@ def guarded(program: str, run: Callable[[], int]) -> int:
     except UsageError as error:
         return _fail(program, f"{error} (see {program} --help)", EXIT_USAGE)
     except OutputClosed:
-        # Python would flush stdout once more at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_OUTPUT_CLOSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -88,6 +87,18 @@ def guarded(program: str, run: Callable[[], int]) -> int:
         return _fail(program, _describe(error), EXIT_FAILURE)
     except Exception as error:  # scripts read one line, whatever happens
         return _fail(program, f"{type(error).__name__}: {error}", EXIT_FAILURE)
+    finally:
+        _settle_stdout()
+
+
+def _settle_stdout() -> None:
+    """What can't be written was told, or has no reader. Python would try once more at exit, and
+    some versions of it then have an exit code of their own (120)."""
+    try:
+        flush()
+    except (OutputClosed, OSError):
+        with suppress(OSError, ValueError):  # a stdout that is no file has nothing to flush either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _describe(error: Exception) -> str:
