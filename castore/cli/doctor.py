@@ -15,7 +15,8 @@ from castore.errors import CastoreError, FormatError, StoreNotFound
 from castore.local.journal.files import FOLDER, journal_bytes
 from castore.local.journal.state import judge
 from castore.system import isolated
-from castore.system.lmdb_env import open_index, repeated
+from castore.system.lmdb_env import open_index
+from castore.system.lmdb_snapshot import repeated
 from castore.urls import redacted
 
 if TYPE_CHECKING:

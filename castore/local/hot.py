@@ -12,8 +12,9 @@ from castore.errors import FormatError
 from castore.format.index import decode_record, manifest_of, segment_key
 from castore.format.segment import Segment, decode_segment
 from castore.model import SEGMENT_EXTENTS_MAX
-from castore.system.lmdb_env import Index, Snapshot
+from castore.system.lmdb_env import Index
 from castore.system.lmdb_errors import damaged
+from castore.system.lmdb_snapshot import Snapshot
 
 HOT_OBJECTS_MAX = 64
 HOT_SEGMENTS_MAX = 256  # of all of them; one is 35 KiB

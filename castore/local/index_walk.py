@@ -13,10 +13,11 @@ from castore.errors import FormatError, fault_of
 from castore.format.index import decode_chunk_row, decode_pack_row, decode_record, manifest_of
 from castore.format.segment import decode_segment
 from castore.system.fileio import descriptor
-from castore.system.lmdb_env import TABLES, Index, Snapshot, Table, open_index
+from castore.system.lmdb_env import TABLES, Index, open_index
 from castore.system.lmdb_errors import LmdbError, damaged, typed
 from castore.system.lmdb_files import is_in_use
 from castore.system.lmdb_pages import IndexPages
+from castore.system.lmdb_snapshot import Snapshot, Table
 
 if TYPE_CHECKING:  # a put has no need of it
     from castore.system.isolated import Report

@@ -26,7 +26,8 @@ from castore.model import Extent, Location, ObjectInfo, clamp_range
 from castore.stream.backend import Cover, Entry
 from castore.stream.known import located
 from castore.stream.segments import Manifest
-from castore.system.lmdb_env import TRIES, Index, Snapshot
+from castore.system.lmdb_env import Index
+from castore.system.lmdb_snapshot import TRIES, Snapshot
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -20,7 +20,8 @@ from castore.format.index import (
 from castore.format.journal import JournalPlace, Unclaimed
 from castore.format.pack import decode_config
 from castore.local.journal.log import PLACE, UNCLAIMED
-from castore.system.lmdb_env import Index, Snapshot, Table, Txn
+from castore.system.lmdb_env import Index, Txn
+from castore.system.lmdb_snapshot import Snapshot, Table
 
 STORE_ID = b"store_id"
 GC_SEQ = b"gc_seq"  # raised by every transaction that takes rows of chunks or packs

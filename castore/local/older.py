@@ -8,7 +8,8 @@ from castore.errors import FormatError
 from castore.format.index import Record, decode_record, manifest_of, segment_key
 from castore.format.segment import Segment, decode_segment
 from castore.stream.older import OlderSegments, candidates, folders_before
-from castore.system.lmdb_env import Index, Snapshot
+from castore.system.lmdb_env import Index
+from castore.system.lmdb_snapshot import Snapshot
 
 FOLDERS_KNOWN_MAX = 1000
 

@@ -34,7 +34,8 @@ from castore.local.tables import Tables
 from castore.model import Location, Progress, StoredChunk
 from castore.stream.known import located
 from castore.stream.reports import RebuildReport
-from castore.system.lmdb_env import Index, Snapshot, Table
+from castore.system.lmdb_env import Index
+from castore.system.lmdb_snapshot import Snapshot, Table
 
 ROWS_MAX = 4096  # written in one transaction
 

@@ -30,7 +30,8 @@ from castore.format.index import (
 )
 from castore.format.segment import owned
 from castore.local.meta import MARKING, MARKING_VALUE, TOTALS, next_change, read_totals
-from castore.system.lmdb_env import Index, Table, Txn
+from castore.system.lmdb_env import Index, Txn
+from castore.system.lmdb_snapshot import Table
 
 REWRITTEN_ROWS_MAX = 65_536  # of chunks, in memory at once
 REWRITTEN_PER_ROW = 32  # that is new: at most 3 % of the time that its chunk took

@@ -20,7 +20,8 @@ from castore.errors import FormatError, UnsupportedFormat
 from castore.format.pack import PackEntry
 from castore.format.s3_told import decode_hints, encode_hints
 from castore.s3.cache.store import StoreCache, rows_at
-from castore.system.lmdb_env import Index, Snapshot, Txn
+from castore.system.lmdb_env import Index, Txn
+from castore.system.lmdb_snapshot import Snapshot
 
 UNTOLD_FRAMES_MAX = 256  # of about 16 MB
 UNTOLD_S = 600.0

@@ -8,32 +8,30 @@ The rules that bite, each kept here:
   for the transactions of all threads, each of which is short, and none is kept in reserve
   (`max_spare_txns=0`). The pid is checked on every transaction, for forks that ran no hooks.
 - `lib_version=0` pins the file format to LMDB 0.9's; the map is huge and sparse from the start.
-- Who may not write the lock file, or is not to touch anything, reads without a lock, and finds out
-  afterwards whether that went well. A reader of transaction N sees pages that N + 1 may free at the
-  earliest. They are then listed as free under N + 1, and a writer M takes only what is listed below
-  M - 1 (`mdb_find_oldest` gives M - 1 where it knows of no reader, and `mdb_page_alloc` takes what
-  is listed below that). So N + 3 is the first that may write over them, and it begins when N + 2 is
-  committed: while the last transaction is N + 1 or less, all that was read is as it was. Its number
-  is the last of it that is written, after the pages and the roots.
+- Who may not write the lock file, or is not to touch anything, reads without a lock and without
+  LMDB (`lmdb_unlocked`), and finds out afterwards whether that went well. A reader of transaction N
+  sees pages that N + 1 may free at the earliest. They are then listed as free under N + 1, and a
+  writer M takes only what is listed below M - 1 (`mdb_find_oldest` gives M - 1 where it knows of no
+  reader, and `mdb_page_alloc` takes what is listed below that). So N + 3 is the first that may
+  write over them, and it begins when N + 2 is committed: while the last transaction is N + 1 or
+  less, all that was read is as it was. Its number is the last of it that is written, after the
+  pages and the roots.
 - A commit that fails has an unknown outcome: the environment is reopened and the transaction ids
   compared, so that the error can say whether it may have landed. It is never acknowledged.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import lmdb
 
 from castore.errors import (
     CastoreError,
     CommitUnknown,
-    IndexChanged,
     IndexCorrupt,
     ReadOnlyStore,
     StoreClosed,
@@ -41,77 +39,22 @@ from castore.errors import (
     StoreNotFound,
 )
 from castore.system import forks
-from castore.system.fileio import make_durable_folder, sync_folder
+from castore.system.fileio import descriptor, make_durable_folder, sync_folder
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_errors import READERS_MAX, code_of, free_bytes, full, typed
 from castore.system.lmdb_files import allocate_lock_file, can_lock
-from castore.system.lmdb_pages import check_length
+from castore.system.lmdb_pages import check_length, newest_meta
+from castore.system.lmdb_snapshot import Snapshot, Table, repeated
+from castore.system.lmdb_unlocked import UnlockedEnvironment
 
 MAP_BYTES = 1 << 40
 MAP_BYTES_LEAST = 1 << 28
 READER_CHECK_S = 1.0
 NEW_INDEX_BYTES = 512 << 10
-TRIES = 50  # of a reading without a lock
-_CHANGED = (
-    "the index was changed while it was read by who may not lock it: repeat it (to be counted as a "
-    "reader takes write permission on index/lock.mdb)"
-)
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
 CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"references", b"meta")
 
-T = TypeVar("T")
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
-Table: TypeAlias = Any  # lmdb's own class of it is private
-
-
-class Snapshot:
-    """A read transaction, in whose `with` LMDB's errors become ours. It is gone when that ends,
-    even if a traceback keeps the names that it had: lmdb gives up the reader's slot only with the
-    object, and a fork must find none."""
-
-    __slots__ = ("_env", "_path", "_txn")
-
-    def __init__(self, txn: Any, path: str, env: lmdb.Environment | None) -> None:
-        self._txn = txn
-        self._path = path
-        self._env = env  # where it is read without a lock
-
-    def get(self, key: bytes, *, db: Table) -> Any:
-        return self._txn.get(key, None, db)
-
-    def cursor(self, *, db: Table) -> Any:
-        return self._txn.cursor(db)
-
-    def key_before(self, key: bytes, *, db: Table) -> bytes | None:
-        """The last key that sorts before this one."""
-        with self.cursor(db=db) as cursor:
-            found = cursor.prev() if cursor.set_range(key) else cursor.last()
-            return bytes(cursor.key()) if found else None
-
-    def key_behind(self, key: bytes, *, db: Table) -> bytes | None:
-        """The first key that sorts behind this one."""
-        with self.cursor(db=db) as cursor:
-            return bytes(cursor.key()) if cursor.set_range(key + b"\0") else None
-
-    def id(self) -> int:
-        """The number of the transaction whose state it shows."""
-        return int(self._txn.id())
-
-    def stat(self, db: Table) -> dict[str, int]:
-        counts: dict[str, int] = self._txn.stat(db)
-        return counts
-
-    def __enter__(self) -> Snapshot:
-        return self
-
-    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
-        txn, self._txn = self._txn, None
-        if self._env is not None and _last_transaction(self._env) > txn.id() + 1:
-            del txn
-            raise IndexChanged(_CHANGED) from error
-        if isinstance(error, lmdb.Error):
-            del txn
-            raise typed(error, self._path) from error
 
 
 class Index:
@@ -151,7 +94,7 @@ class Index:
         self._reopening = ForkLock(Rank.LEAF)
         self._before = 0  # the last transaction when the one that writes began
         self._references = 1
-        self._env: lmdb.Environment | None = None
+        self._env: lmdb.Environment | UnlockedEnvironment | None = None
         self._pid = 0
         self._readers_checked = 0.0
         self._open()
@@ -181,9 +124,10 @@ class Index:
 
     def _snapshot(self, views: bool) -> Snapshot:
         env = self._env
+        if isinstance(env, UnlockedEnvironment):
+            return Snapshot(env.begin(buffers=views), self.path, env.last_transaction)
         assert env is not None
-        txn: Any = env.begin(buffers=views)  # type: ignore[call-overload]
-        return Snapshot(txn, self.path, env if self.lock_free else None)
+        return Snapshot(env.begin(buffers=views), self.path, None)  # type: ignore[call-overload]
 
     def begin(self) -> Txn:
         """`with index.write_gate, index.errors, index.begin() as txn`: the write transaction,
@@ -194,15 +138,20 @@ class Index:
             )
         if self._pid != os.getpid():
             self._open_again()
-        assert self._env is not None
-        self._check_readers(self._env)
-        self._before = self._env.info()["last_txnid"]
+        env = self._lmdb()
+        self._check_readers(env)
+        self._before = env.info()["last_txnid"]
         # No variable has the transaction: of an interrupt here, the traceback would keep it open.
         try:
-            return self._env.begin(write=True)
+            return env.begin(write=True)
         except lmdb.MapResizedError:
             self._adopt_map()
-        return self._env.begin(write=True)
+        return self._lmdb().begin(write=True)
+
+    def _lmdb(self) -> lmdb.Environment:
+        assert self._env is not None
+        assert not isinstance(self._env, UnlockedEnvironment)
+        return self._env
 
     def take_locks(self) -> None:
         """Count as a reader from now on, and be able to write."""
@@ -232,24 +181,26 @@ class Index:
 
     def stat_bytes(self) -> int:
         """Bytes of the index in use (not its sparse map)."""
-        with self.gate, self.snapshot():
-            assert self._env is not None
-            return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
+        with descriptor(os.path.join(self.path, "data.mdb")) as fd:
+            meta = newest_meta(fd, self.path, os.fstat(fd).st_size)
+        return (meta.last_page + 1) * meta.page_bytes
 
     def copy_to(self, fd: int) -> None:
-        """Write LMDB's own copy of the environment, compact and as of now, to a descriptor. Holds
-        up every reader of this process until it is done: meant for a process of its own."""
+        """Write a copy of the environment as of now to a descriptor: LMDB's own, which is compact,
+        or, where it is read without a lock, of all pages as they are. Holds up every reader of this
+        process until it is done: meant for a process of its own."""
         with self.gate:
             if self._pid != os.getpid():
                 self._open_again()
-            assert self._env is not None
-            before = _last_transaction(self._env)
+            env = self._env
+            if isinstance(env, UnlockedEnvironment):
+                with Snapshot(txn := env.begin(), self.path, env.last_transaction):
+                    env.copy(txn, fd)
+                return
             try:
-                self._env.copyfd(fd, True)
+                self._lmdb().copyfd(fd, True)
             except lmdb.Error as error:
                 raise typed(error, self.path) from error
-            if self.lock_free and _last_transaction(self._env) > before + 1:
-                raise IndexChanged(_CHANGED)
 
     def _check_readers(self, env: lmdb.Environment) -> None:
         """Let go of the snapshots of processes that were killed: while one is kept, no page that is
@@ -262,7 +213,6 @@ class Index:
     # ------------------------------------------------------------ opening
 
     def _open(self) -> None:
-        map_bytes = MAP_BYTES
         self.lock_free = self._never_lock or not can_lock(self.path)
         self.writable = not self.lock_free and os.access(self.path, os.W_OK)
         is_new = not os.path.exists(os.path.join(self.path, "data.mdb"))
@@ -280,9 +230,26 @@ class Index:
             raise
         except OSError as error:
             raise typed(error, self.path) from error
+        try:
+            env = UnlockedEnvironment(self.path) if self.lock_free else self._open_lmdb()
+        except OSError as error:
+            raise typed(error, self.path) from error
+        try:
+            self._find_tables(env)
+        except BaseException:
+            env.close()
+            raise
+        if is_new:
+            sync_folder(self.path)  # LMDB syncs its files, not that they are there
+        self._inode = os.stat(os.path.join(self.path, "data.mdb")).st_ino
+        self._env = env
+        self._pid = os.getpid()
+
+    def _open_lmdb(self) -> lmdb.Environment:
+        map_bytes = MAP_BYTES
         while True:
             try:
-                env = lmdb.open(
+                return lmdb.open(
                     os.fsencode(self.path),
                     map_size=map_bytes,
                     max_dbs=len(self._tables),
@@ -291,10 +258,8 @@ class Index:
                     sync=self._sync,
                     mode=0o600,
                     readonly=not self.writable,
-                    lock=not self.lock_free,
                     lib_version=0,
                 )
-                break
             except (lmdb.Error, OSError, MemoryError) as error:
                 # An address-space limit (ulimit -v): a smaller map still serves most stores.
                 no_room = isinstance(error, (lmdb.MemoryError, MemoryError))
@@ -305,36 +270,29 @@ class Index:
                         f"no address space for the index {self.path}: raise ulimit -v", errno.ENOMEM
                     ) from error
                 map_bytes >>= 1
+
+    def _find_tables(self, env: lmdb.Environment | UnlockedEnvironment) -> None:
+        if isinstance(env, UnlockedEnvironment):
+            repeated(lambda: self._look_for_tables(env))
+            return
         try:
             if self.writable:
                 env.reader_check()
-            self._open_tables(env)
+            for table in self._tables:
+                setattr(self, table.decode(), env.open_db(table, create=self._create))
         except lmdb.NotFoundError as error:
-            env.close()
             raise IndexCorrupt(
                 f"the index {self.path} is another program's, or not whole: restore it from a "
                 "backup (castore restore)"
             ) from error
         except lmdb.Error as error:
-            env.close()
             raise typed(error, self.path) from error
-        if is_new:
-            sync_folder(self.path)  # LMDB syncs its files, not that they are there
-        self._inode = os.stat(os.path.join(self.path, "data.mdb")).st_ino
-        self._env = env
-        self._pid = os.getpid()
 
-    def _open_tables(self, env: lmdb.Environment) -> None:
-        for _ in range(TRIES):
-            before = _last_transaction(env)
-            try:
-                for table in self._tables:
-                    setattr(self, table.decode(), env.open_db(table, create=self._create))
-            except lmdb.Error:
-                if not self.lock_free or _last_transaction(env) <= before + 1:
-                    raise
-            else:
-                return
+    def _look_for_tables(self, env: UnlockedEnvironment) -> None:
+        with Snapshot(env.begin(), self.path, env.last_transaction) as txn:
+            for table in self._tables:
+                txn.stat(table)
+                setattr(self, table.decode(), table)
 
     def _reopen(self) -> None:
         env, self._env = self._env, None
@@ -357,8 +315,7 @@ class Index:
         try:
             with self.gate:
                 self._reopen()
-                assert self._env is not None
-                landed = self._env.info()["last_txnid"] > self._before
+                landed = self._lmdb().info()["last_txnid"] > self._before
         except (CastoreError, lmdb.Error) as reopening:
             return CommitUnknown(
                 f"the commit failed ({error}), and the index does not reopen ({reopening}): "
@@ -391,7 +348,7 @@ class Index:
         """Make an index without `sync` durable as it is now."""
         with self.write_gate:
             if self._env is not None and self._pid == os.getpid():
-                self._env.sync(True)
+                self._lmdb().sync(True)
 
     def after_fork_in_child(self) -> None:
         env, self._env = self._env, None
@@ -447,18 +404,6 @@ def open_index(
             return index
         index = _registry[key] = Index(path, tables, sync=sync, create=create, lock_free=lock_free)
         return index
-
-
-def repeated(read: Callable[[], T]) -> T:
-    """Where an index is read without a lock, what was changed meanwhile is read again."""
-    for _ in range(TRIES):
-        with contextlib.suppress(IndexChanged):
-            return read()
-    return read()
-
-
-def _last_transaction(env: lmdb.Environment) -> int:
-    return int(env.info()["last_txnid"])
 
 
 def index_folders() -> list[str]:

@@ -34,17 +34,18 @@ MAGIC: Final = 0xBEEFC0DE
 BRANCH: Final = 1
 LEAF: Final = 2
 OVERFLOW: Final = 4
-_KINDS: Final = 0x6F  # all flags but the one that is of memory alone
-_BIG: Final = 1  # of a node: its value is on overflow pages
-_TABLE_NODE: Final = 2  # of a node: its value is a table
-_NONE: Final = (1 << 64) - 1
+KINDS: Final = 0x6F  # all flags but the one that is of memory alone
+BIG: Final = 1  # of a node: its value is on overflow pages
+TABLE_NODE: Final = 2  # of a node: its value is a table
+NONE: Final = (1 << 64) - 1
 DEPTH_MAX: Final = 32
 
-_PAGE = struct.Struct("<QHHHH")
-_NODE = struct.Struct("<HHHH")
-_TABLE = struct.Struct("<IHHQQQQQ")
-_META = struct.Struct(f"<IIQQ{_TABLE.size}s{_TABLE.size}sQQ")
-_HEADER_BYTES: Final = _PAGE.size  # 16
+HEADER: Final = struct.Struct("<QHHHH")
+OVERFLOW_HEADER = struct.Struct("<QHHI")
+NODE = struct.Struct("<HHHH")
+TABLE = struct.Struct("<IHHQQQQQ")
+_META = struct.Struct(f"<IIQQ{TABLE.size}s{TABLE.size}sQQ")
+META_BYTES: Final = _META.size
 
 
 class PageTable(NamedTuple):
@@ -64,7 +65,8 @@ class PageTable(NamedTuple):
 
     @classmethod
     def decode(cls, raw: bytes) -> PageTable:
-        _, _, depth, _, _, overflow_pages, entries, root = _TABLE.unpack(raw)
+        """Raises struct.error unless it is of TABLE.size bytes."""
+        _, _, depth, _, _, overflow_pages, entries, root = TABLE.unpack(raw)
         return cls(depth, overflow_pages, entries, root)
 
 
@@ -76,6 +78,7 @@ class Meta(NamedTuple):
     last_page: int
     free: PageTable
     main: PageTable
+    raw: bytes
 
 
 class Lost(NamedTuple):
@@ -96,7 +99,7 @@ class IndexPages:
         self._fd = fd
         self._path = path
         self.size = os.fstat(fd).st_size if size is None else size
-        self.meta = self._newest_meta()
+        self.meta = newest_meta(fd, path, self.size)
         self.visited: set[int] = set()
         self.lost: list[Lost] = []
         self._ends_early = False
@@ -107,7 +110,7 @@ class IndexPages:
         """Those that can be found. What is wrong with the pages that list them is in `lost`."""
         found = {}
         for name, flags, value in self._nodes(self.meta.main):
-            if flags & _TABLE_NODE and len(value) == _TABLE.size:
+            if flags & TABLE_NODE and len(value) == TABLE.size:
                 found[name] = PageTable.decode(value)
         return found
 
@@ -117,7 +120,7 @@ class IndexPages:
             yield key, value
 
     def _nodes(self, table: PageTable) -> Iterator[tuple[bytes, int, bytes]]:
-        if table.root == _NONE:
+        if table.root == NONE:
             return
         count, before = 0, len(self.lost)
         overflow_pages: list[int] = []  # of each large value
@@ -149,8 +152,8 @@ class IndexPages:
             return
         below = []
         for at in self._places(page):
-            low, high, flags, key_bytes = _NODE.unpack_from(page, at)
-            key = page[at + _NODE.size : at + _NODE.size + key_bytes]
+            low, high, flags, key_bytes = NODE.unpack_from(page, at)
+            key = page[at + NODE.size : at + NODE.size + key_bytes]
             below.append((key, low | high << 16 | flags << 32))
         below[:1] = [(begin, below[0][1])] if below else []
         ends = [*(key for key, _ in below[1:]), end]
@@ -172,9 +175,9 @@ class IndexPages:
         place, last = table.place, None
         first, limit = place(begin), None if end is None else place(end)
         for at in self._places(page):
-            low, high, flags, key_bytes = _NODE.unpack_from(page, at)
+            low, high, flags, key_bytes = NODE.unpack_from(page, at)
             size = low | high << 16
-            at += _NODE.size
+            at += NODE.size
             key = page[at : at + key_bytes]
             at += key_bytes
             at_place = place(key)
@@ -187,7 +190,7 @@ class IndexPages:
                 continue
             last = key
             try:
-                if flags & _BIG:
+                if flags & BIG:
                     value, pages = self._overflow(page, at, size)
                     overflow_pages.append(pages)
                 else:
@@ -206,20 +209,20 @@ class IndexPages:
         number = int.from_bytes(raw, "little")
         head = self._read(number)
         pages = int.from_bytes(head[12:16], "little")
-        flags = int.from_bytes(head[10:12], "little") & _KINDS
+        flags = int.from_bytes(head[10:12], "little") & KINDS
         if len(raw) != 8 or flags != OVERFLOW or head[:8] != raw:
             raise IndexCorrupt(f"page {number} is none of a large value")
-        needed = -(-(size + _HEADER_BYTES) // self.meta.page_bytes)
+        needed = -(-(size + HEADER.size) // self.meta.page_bytes)
         if not needed <= pages <= self.meta.last_page + 1 - number:
             raise IndexCorrupt(f"page {number} has {pages} pages of a value of {size} bytes")
         if any(number + i in self.visited for i in range(pages)):
             raise IndexCorrupt(f"page {number} is in use twice")
         self.visited.update(range(number, number + pages))
         begin = number * self.meta.page_bytes
-        if begin + _HEADER_BYTES + size > self.size:
+        if begin + HEADER.size + size > self.size:
             self._ends_early = True
             raise IndexCorrupt(f"the file ends before page {number + pages - 1}")
-        return os.pread(self._fd, size, begin + _HEADER_BYTES), pages
+        return os.pread(self._fd, size, begin + HEADER.size), pages
 
     # ------------------------------------------------------------ free pages
 
@@ -267,50 +270,26 @@ class IndexPages:
 
     # ------------------------------------------------------------ pages
 
-    def _newest_meta(self) -> Meta:
-        found = []
-        for page_bytes in (4096, 8192, 16384, 32768, 65536):
-            for at in (0, page_bytes):
-                meta = self._meta(at)
-                if meta is not None and meta.page_bytes == page_bytes:
-                    found.append(meta)
-            if found:
-                return max(found, key=lambda meta: meta.txn_id)
-        raise index_lost(f"the index {self._path} is damaged (it has no meta page)")
-
-    def _meta(self, at: int) -> Meta | None:
-        if at + _HEADER_BYTES + _META.size > self.size:
-            return None
-        raw = os.pread(self._fd, _META.size, at + _HEADER_BYTES)
-        if len(raw) != _META.size:
-            return None
-        magic, version, _, _, free, main, last_page, txn_id = _META.unpack(raw)
-        if magic != MAGIC or version != 1:
-            return None
-        page_bytes: int = _TABLE.unpack(free)[0]
-        freed = PageTable.decode(free)._replace(by_number=True)
-        return Meta(txn_id, page_bytes, last_page, freed, PageTable.decode(main))
-
     def _page(self, number: int, kind: int) -> bytes:
         """A page of a tree, once. What it is, its place says: of one whose own word for it is
         damaged the rest may be whole."""
         if number in self.visited:
             raise IndexCorrupt(f"page {number} is in use twice")
         page = self._read(number)
-        own, _, flags, lower, upper = _PAGE.unpack_from(page)
-        if not _HEADER_BYTES <= lower <= upper <= len(page) or lower % 2:
+        own, _, flags, lower, upper = HEADER.unpack_from(page)
+        if not HEADER.size <= lower <= upper <= len(page) or lower % 2:
             raise IndexCorrupt(f"page {number} is damaged")
         self.visited.add(number)
-        if own != number or flags & _KINDS != kind:
+        if own != number or flags & KINDS != kind:
             # Kept apart from what is lost for certain: no key is missing because of it.
             self.lost.append(Lost(b"", b"", f"the head of page {number} is damaged"))
         return page
 
     def _places(self, page: bytes) -> list[int]:
         """Where the nodes of a page are; those that would be outside of it are left out."""
-        lower, upper = _PAGE.unpack_from(page)[3:]
-        places = struct.unpack_from(f"<{(lower - _HEADER_BYTES) // 2}H", page, _HEADER_BYTES)
-        right = [at for at in places if upper <= at <= len(page) - _NODE.size]
+        lower, upper = HEADER.unpack_from(page)[3:]
+        places = places_of(page, lower)
+        right = [at for at in places if upper <= at <= len(page) - NODE.size]
         if len(right) != len(places):
             self.lost.append(Lost(b"", None, "a page with nodes outside of it"))
         return right
@@ -326,6 +305,38 @@ class IndexPages:
         if len(page) != page_bytes:
             raise IndexCorrupt(f"there is no page {number}")
         return page
+
+
+def places_of(page: bytes, lower: int) -> tuple[int, ...]:
+    """Where the nodes of a page are, whose header is of this `lower`, in the order of keys."""
+    return struct.unpack_from(f"<{(lower - HEADER.size) // 2}H", page, HEADER.size)
+
+
+def newest_meta(fd: int, path: str, size: int) -> Meta:
+    """What the last commit left. Raises IndexCorrupt if the first `size` bytes do not say."""
+    found = []
+    for page_bytes in (4096, 8192, 16384, 32768, 65536):
+        for at in (0, page_bytes):
+            meta = _meta(fd, at, size)
+            if meta is not None and meta.page_bytes == page_bytes:
+                found.append(meta)
+        if found:
+            return max(found, key=lambda meta: meta.txn_id)
+    raise index_lost(f"the index {path} is damaged (it has no meta page)")
+
+
+def _meta(fd: int, at: int, size: int) -> Meta | None:
+    if at + HEADER.size + _META.size > size:
+        return None
+    raw = os.pread(fd, _META.size, at + HEADER.size)
+    if len(raw) != _META.size:
+        return None
+    magic, version, _, _, free, main, last_page, txn_id = _META.unpack(raw)
+    if magic != MAGIC or version != 1:
+        return None
+    page_bytes: int = TABLE.unpack(free)[0]
+    freed = PageTable.decode(free)._replace(by_number=True)
+    return Meta(txn_id, page_bytes, last_page, freed, PageTable.decode(main), raw)
 
 
 def check_length(path: str) -> None:

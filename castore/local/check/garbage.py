@@ -12,7 +12,8 @@ from castore.local.check.pack_files import is_locked, pack_path, size_of
 from castore.local.check.segments import is_pending, segments_of
 from castore.local.index_walk import rows
 from castore.stream.reports import CheckReport
-from castore.system.lmdb_env import Index, Snapshot
+from castore.system.lmdb_env import Index
+from castore.system.lmdb_snapshot import Snapshot
 
 
 class Garbage:

@@ -13,7 +13,8 @@ from castore.local.journal.log import PLACE, UNCLAIMED, Journal
 from castore.local.journal.scan import JournalReading
 from castore.local.journal.state import judge
 from castore.stream.reports import Severity
-from castore.system.lmdb_env import Index, Snapshot
+from castore.system.lmdb_env import Index
+from castore.system.lmdb_snapshot import Snapshot
 
 ENTRIES_PER_READ = 1000
 

@@ -39,7 +39,8 @@ from castore.local.meta import (
 )
 from castore.local.tables import PackRows, SegmentRows, Tables
 from castore.stream.reports import CheckReport
-from castore.system.lmdb_env import Table, Txn
+from castore.system.lmdb_env import Txn
+from castore.system.lmdb_snapshot import Table
 
 ROWS_MAX = 4096  # of chunks, changed in one transaction
 

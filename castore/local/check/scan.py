@@ -19,7 +19,8 @@ from castore.local.meta import CHANGE_KEY_BYTES, GC_SEQ, TOTALS, meta_faults
 from castore.local.pack_files import list_strays
 from castore.model import Location, Stages
 from castore.stream.reports import Severity
-from castore.system.lmdb_env import Index, Snapshot
+from castore.system.lmdb_env import Index
+from castore.system.lmdb_snapshot import Snapshot
 from castore.system.workers import Workers
 
 ROW_BYTES = 64  # what a row of the index counts as, in progress

@@ -12,7 +12,8 @@ from castore.format.pack import PACK_ID_BYTES
 from castore.format.segment import Segment, decode_segment
 from castore.local.check.pack_files import is_locked, pack_path
 from castore.local.index_walk import pages
-from castore.system.lmdb_env import Index, Snapshot, Txn
+from castore.system.lmdb_env import Index, Txn
+from castore.system.lmdb_snapshot import Snapshot
 
 
 def all_segments(index: Index) -> Iterator[tuple[bytes, Segment]]:

@@ -19,7 +19,8 @@ from castore.format.segment import decode_segment
 from castore.local.check.pack_files import LocalPackSource
 from castore.local.check.segments import segments_of
 from castore.local.index_walk import rows
-from castore.system.lmdb_env import Index, Snapshot
+from castore.system.lmdb_env import Index
+from castore.system.lmdb_snapshot import Snapshot
 
 
 class LocalSource(LocalPackSource):

@@ -22,7 +22,8 @@ from castore.local.locks import PackLocks
 from castore.local.meta import GC_SEQ, last_manifest, next_number
 from castore.local.tables import Tables
 from castore.stream.live_frames import Manifests, Marks
-from castore.system.lmdb_env import Snapshot, Txn
+from castore.system.lmdb_env import Txn
+from castore.system.lmdb_snapshot import Snapshot
 
 SEGMENT_BYTES = 36 << 10  # about, as progress goes
 NAMES_PER_READ = 1000

@@ -49,7 +49,8 @@ from castore.local.journal.files import (
 from castore.system import forks
 from castore.system.fileio import descriptor, make_durable_folder, storage_error, sync_folder
 from castore.system.forks import ForkLock, Rank
-from castore.system.lmdb_env import Index, Snapshot, Txn
+from castore.system.lmdb_env import Index, Txn
+from castore.system.lmdb_snapshot import Snapshot
 
 PLACE: Final = b"journal"  # rows of `meta`
 UNCLAIMED: Final = b"unclaimed"

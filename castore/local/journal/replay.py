@@ -17,7 +17,8 @@ from castore.format.segment import SegmentBuilder, decode_segment, owned
 from castore.local.index_walk import pages
 from castore.model import Location
 from castore.stream.known import located
-from castore.system.lmdb_env import Index, Table
+from castore.system.lmdb_env import Index
+from castore.system.lmdb_snapshot import Table
 
 BATCH_ENTRIES = 256  # each up to 1,024 extents
 NOWHERE = bytes(16)  # the id of a pack that can't be

@@ -21,7 +21,8 @@ from castore.model import Location
 from castore.system import forks
 from castore.system.fileio import write_all
 from castore.system.forks import ForkLock, Rank
-from castore.system.lmdb_env import Index, Snapshot, Txn
+from castore.system.lmdb_env import Index, Txn
+from castore.system.lmdb_snapshot import Snapshot
 from castore.system.mapping import Mapping
 from castore.system.workers import Workers
 

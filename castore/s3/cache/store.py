@@ -34,8 +34,9 @@ from castore.s3.cache.frames import FrameCache
 from castore.stream.known import located
 from castore.system.fileio import make_durable_folder, sync_folder
 from castore.system.forks import ForkLock, Rank
-from castore.system.lmdb_env import CACHE_TABLES, Index, Snapshot, Table, Txn, open_index
+from castore.system.lmdb_env import CACHE_TABLES, Index, Txn, open_index
 from castore.system.lmdb_errors import LmdbError
+from castore.system.lmdb_snapshot import Snapshot, Table
 
 ROWS_MAX = 16_384  # of chunks, per transaction: each may dirty a page of its own
 _SEGMENT_KEY = struct.Struct(">QQ")

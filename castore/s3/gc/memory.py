@@ -20,7 +20,8 @@ import xxhash
 from castore.format.pack import PACK_ID_BYTES
 from castore.format.s3_gc import References, decode_references, encode_references
 from castore.s3.cache.store import StoreCache
-from castore.system.lmdb_env import Index, Snapshot, Table, Txn
+from castore.system.lmdb_env import Index, Txn
+from castore.system.lmdb_snapshot import Snapshot, Table
 
 ROWS_BYTES_MAX = 8 << 30  # of manifests, together
 ROW_BYTES_MAX = 8 << 20  # of one: that of an object of some 60 GB

@@ -1,0 +1,150 @@
+"""LMDB's file, read without LMDB: what LMDB reads of it, or an IndexCorrupt, and never anything
+else, whatever the file holds."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from castore.errors import IndexCorrupt
+from castore.system.lmdb_unlocked import UnlockedEnvironment
+
+TABLES = (b"empty", b"few", b"many", b"large")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Tables of every kind that an index has: none, one page, three levels, values on pages of
+    their own; changed often, so that pages are free and used again."""
+    draw = random.Random(7)
+    with lmdb.open(os.fspath(tmp_path), map_size=1 << 28, max_dbs=4, lib_version=0) as env:
+        tables = {name: env.open_db(name) for name in TABLES}
+        for turn in range(6):
+            with env.begin(write=True) as txn:
+                for i in range(5):
+                    txn.put(b"%d" % i, b"v%d" % turn, db=tables[b"few"])
+                for _ in range(3000):
+                    key = draw.randbytes(draw.randint(1, 40))
+                    txn.put(key, draw.randbytes(draw.randint(0, 90)), db=tables[b"many"])
+                for _ in range(40):
+                    value = draw.randbytes(draw.choice((100, 2100, 5000, 70_000)))
+                    txn.put(b"%d" % draw.randrange(90), value, db=tables[b"large"])
+                some = [key for key, _ in txn.cursor(tables[b"many"])]
+                for key in draw.sample(some, 1000):
+                    txn.delete(key, db=tables[b"many"])
+    return tmp_path
+
+
+@pytest.fixture
+def both(folder: Path) -> Iterator[tuple[Any, Any, dict[bytes, Any]]]:
+    """A transaction of LMDB's and one of ours on the same commit, and LMDB's tables."""
+    unlocked = UnlockedEnvironment(os.fspath(folder))
+    with lmdb.open(os.fspath(folder), max_dbs=4, lock=False, readonly=True, lib_version=0) as env:
+        tables = {name: env.open_db(name, create=False) for name in TABLES}
+        with env.begin() as txn:
+            yield txn, unlocked.begin(), tables
+    unlocked.close()
+
+
+def test_all_rows(both: Any) -> None:
+    theirs, ours, tables = both
+    assert ours.id() == theirs.id()
+    for name, table in tables.items():
+        rows = list(theirs.cursor(table))
+        assert list(ours.cursor(name)) == rows
+        assert list(ours.cursor(name).iternext(values=False)) == [key for key, _ in rows]
+        assert ours.stat(name)["entries"] == len(rows)
+        assert all(ours.get(key, None, name) == value for key, value in rows)
+        assert ours.cursor(name).getmulti([*dict(rows), b"none"]) == rows
+
+
+def test_every_move_of_a_cursor(both: Any) -> None:
+    theirs, ours, tables = both
+    draw = random.Random(1)
+    for name, table in tables.items():
+        keys = [key for key, _ in theirs.cursor(table)] + [b"", b"\xff" * 50]
+        with theirs.cursor(table) as one, ours.cursor(name) as other:
+            for _ in range(4000):
+                move = draw.choice(("first", "last", "set_range", "next", "prev", "next", "prev"))
+                if move == "set_range":
+                    key = draw.choice(keys)[: draw.randint(1, 40)] or b"\0"
+                    found = (one.set_range(key), other.set_range(key))
+                elif not one.key() and move in ("next", "prev"):
+                    continue  # LMDB goes to an end then, and nobody asks for it
+                else:
+                    found = (getattr(one, move)(), getattr(other, move)())
+                assert found[0] == found[1], (name, move)
+                if found[0]:
+                    assert (one.key(), one.value()) == (other.key(), other.value())
+                else:
+                    one.set_range(b"\xff" * 60)
+                    other.set_range(b"\xff" * 60)
+                assert one.key() == other.key()
+
+
+def test_views(folder: Path) -> None:
+    env = UnlockedEnvironment(os.fspath(folder))
+    txn = env.begin(buffers=True)
+    assert isinstance(txn.get(b"0", None, b"few"), memoryview)
+    assert [bytes(value) for _, value in txn.cursor(b"few")] == [b"v5"] * 5
+    env.close()
+
+
+def test_a_copy_is_whole(folder: Path, tmp_path: Path) -> None:
+    env = UnlockedEnvironment(os.fspath(folder))
+    (tmp_path / "copy").mkdir()
+    with open(tmp_path / "copy" / "data.mdb", "wb") as file:
+        env.copy(env.begin(), file.fileno())
+    with lmdb.open(os.fspath(tmp_path / "copy"), max_dbs=4, lib_version=0) as copy:
+        table = copy.open_db(b"many")
+        with copy.begin(write=True) as txn:
+            assert list(txn.cursor(table)) == list(env.begin().cursor(b"many"))
+            txn.put(b"more", b"1", db=table)
+        with copy.begin() as txn:
+            assert txn.get(b"more", db=table) == b"1"
+    env.close()
+
+
+def test_whatever_the_file_holds(folder: Path) -> None:
+    """Pages of others, of before, cut, and flipped: rows or IndexCorrupt, within the time that
+    there are pages for."""
+    draw = random.Random(3)
+    path = folder / "data.mdb"
+    whole = path.read_bytes()
+    raised = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 30)):
+            page = 4096 * draw.randrange(2, len(data) // 4096)
+            other = 4096 * draw.randrange(2, len(data) // 4096)
+            match draw.randrange(4):
+                case 0:
+                    data[page : page + 4096] = data[other : other + 4096]
+                case 1:  # its number, too, as of a page that was written over
+                    data[page : page + 4096] = data[other : other + 4096]
+                    data[page : page + 8] = (page // 4096).to_bytes(8, "little")
+                case 2:
+                    at = page + draw.randrange(24)
+                    data[at] = draw.randrange(256)
+                case 3:
+                    at = page + draw.randrange(4096)
+                    data[at] ^= 1 << draw.randrange(8)
+        path.write_bytes(data if draw.random() < 0.8 else data[: draw.randrange(8192, len(data))])
+        env = UnlockedEnvironment(os.fspath(folder))
+        for name in TABLES:
+            txn = env.begin()
+            try:
+                rows = list(txn.cursor(name))
+                txn.cursor(name).last()
+                txn.cursor(name).set_range(b"5")
+                assert all(isinstance(value, bytes) for _, value in rows)
+            except IndexCorrupt:
+                raised += 1
+        env.close()
+    assert raised > 100
