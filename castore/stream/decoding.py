@@ -111,9 +111,11 @@ class Decoder:
         frames = self._frames[behind + begin : behind + end]
         decoded: list[Bytes] = []
         bad = []
-        for chunk, frame in zip(chunks, frames, strict=True):
+        seed, base_of = self._seed, self._base
+        for (chunk_id, raw_bytes, location), frame in zip(chunks, frames, strict=True):
+            base = base_of if location.bases else no_base
             try:
-                decoded.append(self._decoded(chunk, frame))
+                decoded.append(decode_frame(frame, chunk_id, raw_bytes, seed, base))
             except FormatError:
                 bad.append(len(decoded))
                 decoded.append(b"")
@@ -151,23 +153,22 @@ class Decoder:
         """The bytes of a base that a frame names: decoded when the first delta needs it, which then
         finds it in the processor's cache. Raises FormatError for one that the index does not know
         the delta to have, and ChunkCorrupt."""
-        if chunk_id in self._left:
-            self._decode_base(chunk_id)
         raw = self._bases.get(chunk_id)
+        if raw is None and chunk_id in self._left:
+            raw = self._decode_base(chunk_id)
         if raw is None or len(raw) != raw_bytes:
             raise FormatError(f"the frame is a delta of chunk {chunk_id.hex()}, which is not known")
         return raw
 
-    def _decode_base(self, chunk_id: bytes) -> None:
+    def _decode_base(self, chunk_id: bytes) -> Bytes:
         frame = self._base_frames.get(chunk_id)
         if frame is not None:
             try:
-                self._keep(chunk_id, self._decoded(self._left[chunk_id], frame))
+                return self._keep(self._left[chunk_id], frame)
             except FormatError:
                 pass
-            else:
-                return
         self._decode_bases_again()
+        return self._bases[chunk_id]
 
     def _decode_bases_again(self) -> None:
         """All that are left, as those that are bad are fetched in one go."""
@@ -176,15 +177,21 @@ class Decoder:
             frame = self._base_frames.get(base.chunk_id)
             try:
                 if frame is not None:
-                    self._keep(base.chunk_id, self._decoded(base, frame))
+                    self._keep(base, frame)
                     continue
             except FormatError:
                 pass
             bad.append(base)
         for base, raw in zip(bad, self._again(bad), strict=True):
-            self._keep(base.chunk_id, raw)
+            self._found(base.chunk_id, raw)
 
-    def _keep(self, chunk_id: bytes, raw: Bytes) -> None:
+    def _keep(self, base: StoredChunk, frame: Bytes) -> Bytes:
+        chunk_id, raw_bytes, _ = base
+        raw = decode_frame(frame, chunk_id, raw_bytes, self._seed)
+        self._found(chunk_id, raw)
+        return raw
+
+    def _found(self, chunk_id: bytes, raw: Bytes) -> None:
         self._bases[chunk_id] = raw
         del self._left[chunk_id]
         self._kept.put(chunk_id, raw)
