@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +32,14 @@ if (
 ):
     os.environ["TMPDIR"] = MEMORY
     tempfile.tempdir = None  # pytest has asked for it
+
+# The tests start a thousand interpreters, of which each would compile all that it imports, which
+# takes four times as long as what it does. In the folders that are imported nothing is written.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).resolve().parents[1] / "build" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or it was `python -B`
 
 pytest_plugins = [
     "servers",

@@ -1,5 +1,5 @@
-"""moto's S3 over HTTP, served in half of the time that its own server takes: that one looks with
-every request for the service that is meant, and has a connection and a thread for each.
+"""moto over HTTP, its S3 in half of the time that its own server takes: that one looks with every
+request for the service that is meant, and has a connection and a thread for each.
 
 Connections are kept, as S3 keeps them. Requests are atomic, as those of S3 are: moto checks a
 precondition and writes in two steps, which two writers could both pass.
@@ -17,7 +17,7 @@ from typing import Any
 
 from memory_s3 import MemoryS3, Stored
 from moto.core import DEFAULT_ACCOUNT_ID
-from moto.moto_server.werkzeug_app import create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.s3.models import FakeKey, s3_backends
 from werkzeug.exceptions import InternalServerError
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -28,13 +28,26 @@ BODILESS = ("1", "204", "304")
 @contextmanager
 def serving() -> Iterator[str]:
     """Its URL, as long as it is served."""
-    app = create_backend_app("s3")
+    app = _Services()
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
+
+
+class _Services:
+    """S3, unless a request is signed for another service."""
+
+    def __init__(self) -> None:
+        self._s3 = create_backend_app("s3")
+        self._others = DomainDispatcherApplication(create_backend_app)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        signed = environ.get("HTTP_AUTHORIZATION", "")
+        app = self._s3 if not signed or "/s3/" in signed else self._others
+        return app(environ, start_response)
 
 
 def copied(bucket: str) -> MemoryS3:
