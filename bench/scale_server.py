@@ -183,6 +183,7 @@ class LazyS3(BilledS3):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits for the head to be acknowledged
     server: Server
 
     def do_GET(self) -> None:

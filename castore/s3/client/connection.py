@@ -2,8 +2,9 @@
 boto3, which nothing here uses, would take half as long again.
 
 Everything goes through botocore's client but GET, which is most of what a store does and costs the
-client 2.5 times the CPU of its parts: here the URL and the region are found once (`address`), and
-each GET is signed by botocore's signer and sent by botocore's HTTP session. Credentials are the
+client 2.5 times the CPU of its parts, and LIST (see `listed_page`): here the URL and the region are
+found once (`address`), and each is signed by botocore's signer and sent by botocore's HTTP session.
+Credentials are the
 session's, asked for at each request, so that they are refreshed as they expire.
 """
 
@@ -20,7 +21,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import botocore.session
 import urllib3.exceptions
@@ -37,6 +38,7 @@ from castore.s3.client.address import address_of, is_aws, plain_address
 from castore.s3.client.body import checksum_header
 from castore.s3.client.faults import Broken, Refused
 from castore.s3.client.http import HttpSession, read_body
+from castore.s3.client.listed_page import parsed_page, query_of
 from castore.s3.client.settings import S3Settings, checked_endpoint
 from castore.urls import redacted
 
@@ -129,6 +131,8 @@ class Connection:
 
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """One call of the client, named as its method, without any retry."""
+        if operation == "list_objects_v2":
+            return self._list(parameters)
         if operation == "put_object":
             parameters |= checksum_header(self._checksum, parameters["Body"])
         with converted(self._settings, operation.title().replace("_", "")), _parsed():
@@ -140,7 +144,18 @@ class Connection:
         """GET of the whole key: 200, 206 or 304. A server that ignores a Range is not listened to:
         the body is then empty, and there is no Content-Range; nor is one that sends more than
         `bytes_max`."""
-        url = self._base + quote(key, safe="/~")
+        return self._get(self._base + quote(key, safe="/~"), headers, bytes_max)
+
+    def _list(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        # Of a bucket that is named in the path, that has no slash behind it, as the client's.
+        at = self._base if urlsplit(self._base).path == "/" else self._base[:-1]
+        answer = self._get(f"{at}?{query_of(parameters)}", {}, REPLY_BYTES_MAX)
+        with _parsed():
+            page = parsed_page(answer.body)
+        page["ResponseMetadata"] = {"HTTPHeaders": answer.headers}
+        return page
+
+    def _get(self, url: str, headers: dict[str, str], bytes_max: int) -> Answer:
         request = AWSRequest("GET", url, headers=headers, stream_output=True)
         with converted(self._settings):
             try:
