@@ -26,7 +26,6 @@ from castore.model import ObjectInfo, as_prefix, encode_name
 from castore.stream.fileputs import FileOptions
 from castore.system.walk import FoundFile, walk
 from castore.transfer.imports import Source, batches, import_folder
-from castore.transfer.outcomes import THREADS_MAX
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -117,7 +116,7 @@ def _put_folder(arguments: Namespace) -> int:
     with open_to_fill(arguments) as store, open_progress(folder) as progress:
         try:
             for outcome in import_folder(
-                store, folder, prefix, options, threads=THREADS_MAX, progress=progress
+                store, folder, prefix, options, threads=store.threads, progress=progress
             ):
                 report.add(outcome)
                 _print_objects([] if outcome.info is None else [outcome.info], arguments)

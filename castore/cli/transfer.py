@@ -71,7 +71,6 @@ def write_folder(
 def import_(arguments: Namespace) -> int:
     from castore.stream.fileputs import FileOptions
     from castore.transfer.imports import import_folder
-    from castore.transfer.outcomes import THREADS_MAX
 
     left_out = LeftOut(arguments)
     with open_to_fill(arguments) as store, open_progress(arguments.folder) as progress:
@@ -80,7 +79,7 @@ def import_(arguments: Namespace) -> int:
             arguments.folder,
             arguments.prefix,
             FileOptions(checksum=arguments.checksum),
-            threads=THREADS_MAX,
+            threads=store.threads,
             progress=progress,
         ):
             left_out.add(outcome)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
 from castore.format.pack import StoreConfig
-from castore.format.segment import Segment, SegmentBuilder, decode_segment
+from castore.format.segment import NewSegment, Segment, decode_segment
 from castore.local.batch import Batch, NewChunk
 from castore.local.catalog import LocalCatalog
 from castore.local.groups import PacksVanished
@@ -115,7 +115,7 @@ class LocalSession(WriteSession):
             raise StoreIOError(f"chunk {chunk_id.hex()} was lost while it was put: repeat the put")
         return known
 
-    def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
+    def add_segment(self, draft: Draft, segment: NewSegment) -> None:
         if not draft.segments and not draft.staged:
             self._batch.drafts.append(draft)
         raw = segment.encode()

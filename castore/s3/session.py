@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 
 from castore.errors import FormatError
-from castore.format.segment import SegmentBuilder
+from castore.format.segment import NewSegment
 from castore.model import Extent, Location, StoredChunk
 from castore.s3.bases import Bases
 from castore.s3.commit import check, groups, names_of, names_to_look_up
@@ -123,7 +123,7 @@ class S3Session(WriteSession):
     def location(self, chunk_id: bytes) -> Location:
         return self._uploads.placed[chunk_id]
 
-    def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
+    def add_segment(self, draft: Draft, segment: NewSegment) -> None:
         draft.segments.append((segment.end, segment.encode()))
 
     def drop(self, draft: Draft) -> None:

@@ -103,6 +103,11 @@ class ChunksEtag:
         return etag in (self._hash.digest(), self._former.digest())
 
 
+def etag_of_one(chunk_id: bytes, seed: int) -> bytes:
+    """What ChunksEtag makes of one chunk's id."""
+    return _digest(chunk_id, seed ^ ETAG_SEED)
+
+
 def guarded_id(sha256: bytes, seed: int) -> bytes:
     """The chunk's id in a store with a collision guard: by whatever path two frames come to be
     taken for one (dedup, a cache, a collection, a repair), equal ids mean equal SHA-256s."""

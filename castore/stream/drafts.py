@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from castore.format.index import Record
-from castore.format.segment import SegmentBuilder
+from castore.format.segment import SegmentBuilder, SegmentOfOne
 from castore.model import Location
-from castore.stream.codec import ChunksEtag, chunk_id_of, encode_inline
+from castore.stream.codec import ChunksEtag, chunk_id_of, encode_inline, etag_of_one
 from castore.stream.operations import Draft
 from castore.stream.session import WriteSession
 
@@ -15,8 +15,8 @@ from castore.stream.session import WriteSession
 class DraftBuilder:
     """Takes one object's chunks, in order, once each has its place."""
 
-    def __init__(self, session: WriteSession) -> None:
-        self.draft = Draft()
+    def __init__(self, session: WriteSession, draft: Draft | None = None) -> None:
+        self.draft = draft or Draft()
         self.chunks = 0
         self._session = session
         self._segment = SegmentBuilder(0)
@@ -31,11 +31,13 @@ class DraftBuilder:
         self._deltas += bool(at.bases)
         self._stored_bytes += at.stored_bytes
         if self._segment.full:
-            self._close_segment(next_begin=end)
+            self._session.add_segment(self.draft, self._segment)
+            self._segment = SegmentBuilder(end)
 
     def finish(self, size: int, mode: int) -> Record:
         """The record of the object, of `size` bytes. Nothing is visible yet."""
-        self._close_segment(next_begin=size)
+        if len(self._segment):
+            self._session.add_segment(self.draft, self._segment)
         return Record(
             size=size,
             mtime_ns=time.time_ns(),
@@ -46,11 +48,20 @@ class DraftBuilder:
             deltas=self._deltas,
         )
 
-    def _close_segment(self, *, next_begin: int) -> None:
-        segment = self._segment
-        if len(segment):
-            self._segment = SegmentBuilder(next_begin)
-            self._session.add_segment(self.draft, segment)
+
+def one_chunk_record(
+    session: WriteSession, draft: Draft, size: int, mode: int, chunk_id: bytes, at: Location
+) -> Record:
+    """What a DraftBuilder makes of one chunk that is no delta, with less ado."""
+    session.add_segment(draft, SegmentOfOne(size, chunk_id, at))
+    return Record(
+        size=size,
+        mtime_ns=time.time_ns(),
+        mode=mode,
+        etag=etag_of_one(chunk_id, session.config.seed),
+        stored_bytes=at.stored_bytes,
+        chunks=1,
+    )
 
 
 def inline_record(session: WriteSession, raw: bytes, mode: int) -> Record:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from castore.errors import StoreIOError
 from castore.format.pack import StoreConfig
-from castore.format.segment import SegmentBuilder
+from castore.format.segment import NewSegment
 from castore.model import Extent, Location, StoredChunk
 from castore.stream.chunker import Chunker
 from castore.stream.codec import (
@@ -101,12 +101,17 @@ class WriteSession(ABC):
             return guarded_id(sha256_of(raw), self.config.seed)
         return chunk_id_of(raw, self.config.seed)
 
-    def new_frame(self, raw: bytes, bases: Sequence[Base] = ()) -> NewFrame:
-        """A chunk to be encoded, by the id of these very bytes. What it may be a delta of is asked
-        for in `bases`: a chunk that is there itself, and can't be relied on, is none."""
+    def new_frame(
+        self, raw: bytes, bases: Sequence[Base] = (), chunk_id: bytes | None = None
+    ) -> NewFrame:
+        """A chunk to be encoded, by the id of these very bytes, which is `chunk_id` where that was
+        taken of bytes that nobody can change. What it may be a delta of is asked for in `bases`: a
+        chunk that is there itself, and can't be relied on, is none."""
         sha256 = sha256_of(raw) if self.guarded else b""
-        seed = self.config.seed
-        chunk_id = guarded_id(sha256, seed) if sha256 else chunk_id_of(raw, seed)
+        if sha256:
+            chunk_id = guarded_id(sha256, self.config.seed)
+        elif chunk_id is None:
+            chunk_id = chunk_id_of(raw, self.config.seed)
         others = [base for base in bases if base.chunk.chunk_id != chunk_id]
         return NewFrame(raw, chunk_id, sha256, others)
 
@@ -141,7 +146,7 @@ class WriteSession(ABC):
         """Where a chunk that this session placed is."""
 
     @abstractmethod
-    def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
+    def add_segment(self, draft: Draft, segment: NewSegment) -> None:
         """The object's next segment; its frames are placed."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from castore.format.index import Record
 from castore.model import Location
 from castore.stream.alignment import is_time
 from castore.stream.bases import Cut, FindAlignment, Found, find_bases, reliable_bases
-from castore.stream.drafts import DraftBuilder, inline_record
+from castore.stream.drafts import DraftBuilder, inline_record, one_chunk_record
 from castore.stream.operations import Draft
 from castore.stream.session import NewFrame, WriteSession
 
@@ -50,16 +50,31 @@ def store_small(
             if not cut:
                 stored.append((inline_record(session, each.raw, each.mode), None))
                 continue
-            builder = DraftBuilder(session)
-            drafts.append(builder.draft)
-            for _, end, chunk_id in cut:
-                builder.append(end, chunk_id, known.get(chunk_id) or session.location(chunk_id))
-            stored.append((builder.finish(len(each.raw), each.mode), builder.draft))
+            draft = Draft()
+            drafts.append(draft)
+            places = [known.get(chunk_id) or session.location(chunk_id) for _, _, chunk_id in cut]
+            stored.append((_record(session, each, draft, cut, places), draft))
     except BaseException:
         for draft in drafts:
             session.drop(draft)
         raise
     return stored
+
+
+def _record(
+    session: WriteSession,
+    each: SmallObject,
+    draft: Draft,
+    cut: Sequence[Cut],
+    places: Sequence[Location],
+) -> Record:
+    if len(cut) == 1 and not places[0].bases:
+        [(_, end, chunk_id)] = cut
+        return one_chunk_record(session, draft, end, each.mode, chunk_id, places[0])
+    builder = DraftBuilder(session, draft)
+    for (_, end, chunk_id), place in zip(cut, places, strict=True):
+        builder.append(end, chunk_id, place)
+    return builder.finish(len(each.raw), each.mode)
 
 
 def _cut(session: WriteSession, raw: bytes) -> list[Cut]:
@@ -83,7 +98,8 @@ def _place(
     owners: dict[bytes, tuple[SmallObject, int, int]] = {}
     found: Found = {}
     for each, cut in zip(objects, cuts, strict=True):
-        new = {chunk_id for _, _, chunk_id in cut} - known.keys() - owners.keys()
+        # No difference of sets, which would go through all that is known for each object.
+        new = {i for _, _, i in cut if i not in known and i not in owners}
         if not new:
             continue
         owners |= {chunk_id: (each, begin, end) for begin, end, chunk_id in cut if chunk_id in new}
@@ -95,7 +111,7 @@ def _place(
     task_bytes = 0
     encoding = []
     for chunk_id, (each, begin, end) in owners.items():
-        task.append(session.new_frame(each.raw[begin:end], bases.get(chunk_id, ())))
+        task.append(session.new_frame(each.raw[begin:end], bases.get(chunk_id, ()), chunk_id))
         task_bytes += end - begin
         if task_bytes >= TASK_BYTES:
             encoding.append(session.encode(task))

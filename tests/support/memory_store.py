@@ -25,7 +25,7 @@ from castore.errors import (
 )
 from castore.format.index import Record
 from castore.format.pack import StoreConfig
-from castore.format.segment import SegmentBuilder, decode_segment, owned
+from castore.format.segment import NewSegment, decode_segment, owned
 from castore.model import (
     Extent,
     Location,
@@ -406,7 +406,7 @@ class MemorySession(WriteSession):
     def location(self, chunk_id: bytes) -> Location:
         return self._placed[chunk_id][1]
 
-    def add_segment(self, draft: Draft, segment: SegmentBuilder) -> None:
+    def add_segment(self, draft: Draft, segment: NewSegment) -> None:
         draft.segments.append((segment.end, segment.encode()))
 
     def drop(self, draft: Draft) -> None:

@@ -584,3 +584,26 @@ def test_a_frame_takes_no_more_memory_than_a_chunk() -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_segment_of_one_extent_is_as_its_builder_makes_it() -> None:
+    """In both ways: by the short way in, and by that out, which knows of nothing else."""
+    place = Location(bytes(range(16)), (1 << 32) - 1, 70_000)
+    builder = layouts.SegmentBuilder(0)
+    builder.append(65_000, b"\xfe" * 16, place)
+    short = layouts.SegmentOfOne(65_000, b"\xfe" * 16, place)
+    raw = builder.encode()
+    assert short.encode() == raw
+    assert (short.end, short.packs) == (builder.end, builder.packs)
+    for owner in (0, 7, 1 << 31):
+        segment = layouts.decode_segment(layouts.owned(raw, owner), manifest=owner)
+        assert list(segment) == [Extent(0, 65_000, b"\xfe" * 16, place)]
+        assert (segment.begin, segment.end, segment.owner) == (0, 65_000, owner)
+        assert segment.covering(10, 20) == list(segment)
+        assert segment.offsets_by_pack() == [(place.pack_id, (place.offset,))]
+    with pytest.raises(FormatError, match="another manifest"):
+        layouts.decode_segment(layouts.owned(raw, 7), manifest=8)
+    seed = random.Random(1).getrandbits(64)
+    etag = codec.ChunksEtag(seed)
+    etag.update(bytes(range(16)))
+    assert codec.etag_of_one(bytes(range(16)), seed) == etag.digest()
