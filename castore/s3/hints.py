@@ -33,7 +33,7 @@ from castore.s3.samples import Sampled, write_samples
 from castore.s3.told import read_told
 from castore.s3.untold import FEW_CHUNKS, Untold
 from castore.system.forks import ForkLock, Rank
-from castore.system.workers import Workers
+from castore.system.workers import Future, Workers
 
 FRAMES_MAX = 1 << 16  # told of in one object, of about 2 MB: what 4 GiB of packs hold
 SMALL_BYTES = 1 << 20  # an object that may be merged
@@ -69,6 +69,7 @@ class Hints:
         self._lock = ForkLock(Rank.STORES)
         self._pid = os.getpid()
         self._read = False
+        self._listing: tuple[int, Future[dict[str, int]]] | None = None  # of which process
         self._unread: list[str] = []  # keys
         self._begun = 0  # how many of them were
         self._known_keys: set[str] = set()  # whose chunks are remembered
@@ -79,6 +80,13 @@ class Hints:
         self._looked_up = 0  # chunks
         self._packs: list[Pack] = []
         self._frames = 0  # in these
+
+    def prefetch(self) -> None:
+        """Many chunks will be looked up soon: begin to find out what there is to be read."""
+        with self._lock:
+            if not self._read and self._listing is None:
+                listing = self._requests.submit(listed_hints, self._bucket)
+                self._listing = os.getpid(), listing
 
     def read(self, chunks: int = sys.maxsize) -> None:
         """Learn what others have stored since this machine looked last, as far as it is worth it
@@ -168,7 +176,12 @@ class Hints:
     def _list(self) -> None:
         """Find out what there is to be read."""
         seen = self._cache.hints_seen()
-        listed = listed_hints(self._bucket)
+        pid, listing = self._listing or (0, None)
+        self._listing = None
+        if listing is None or pid != os.getpid():  # the thread at it is the parent's
+            listed = listed_hints(self._bucket)
+        else:
+            listed = listing.result()
         self._known_keys = seen & listed.keys()
         new = [key for key in listed if key not in seen]
         random.shuffle(new)  # several machines that are at it each read others

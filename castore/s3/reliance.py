@@ -22,6 +22,11 @@ class Reliance:
 
     def prefetch(self, pack_ids: Collection[bytes]) -> None:
         """It will be asked next which of these are unreliable."""
+        if not pack_ids:
+            return
+        if self._damaged is None:
+            self._damaged = self._requests.submit(to_avoid, self._bucket)
+        # Each is found out once: bases in one that is gone would ask for it again and again.
         self._unfit |= self._lease.rely_on({*pack_ids} - self._unfit)
 
     def unreliable(self, pack_ids: Collection[bytes]) -> set[bytes]:
@@ -30,9 +35,7 @@ class Reliance:
         nothing else would tell."""
         if not pack_ids:
             return set()
-        if self._damaged is None:
-            self._damaged = self._requests.submit(to_avoid, self._bucket)
-        # Each is found out once: bases in one that is gone would ask for it again and again.
         self.prefetch(pack_ids)
+        assert self._damaged is not None
         self._unfit |= self._damaged.result().intersection(pack_ids)
         return self._unfit.intersection(pack_ids)

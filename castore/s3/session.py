@@ -82,6 +82,9 @@ class S3Session(WriteSession):
 
     # ------------------------------------------------------------ for the drafts
 
+    def expect_many(self) -> None:
+        self._hints.prefetch()
+
     def prefetch(self, chunk_ids: Sequence[bytes], older: Sequence[Extent] = ()) -> None:
         """To rely on packs takes three round trips: for many of them at once, if possible. Those
         that have the bases are among them once anything shows that the stream is like the older

@@ -119,6 +119,10 @@ class WriteSession(ABC):
         """No more than one object will be committed."""
         self.inline_bytes_max = self.inline_alone_bytes_max or self.inline_bytes_max
 
+    def expect_many(self) -> None:
+        """Many chunks will be cut, and then looked up. For sessions that look ahead."""
+        raise NotImplementedError("a session that prefetches nothing")
+
     def encode(self, chunks: list[NewFrame]) -> Future[list[Encoded]]:
         if sum(len(chunk.raw) for chunk in chunks) <= ENCODE_HERE_BYTES_MAX:
             return self._workers.run_here(_encode_all, chunks, self.level)

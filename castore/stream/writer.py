@@ -128,6 +128,8 @@ class ObjectWriter:
         if size <= SMALL_BYTES_MAX:
             self._read_file(fd, 0, size, path)
             return
+        if size >= BATCH_BYTES and self._session.lookahead_bytes:
+            self._session.expect_many()
         at = 0
         while at < size:
             floor = at & PAGE_MASK

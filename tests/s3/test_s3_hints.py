@@ -3,7 +3,10 @@ many sessions have stored something."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -183,3 +186,44 @@ def test_who_looks_few_chunks_up_reads_few_objects(
         assert (proxy.count("LIST"), proxy.count("GET")) == (1, 13)
         few.known(ids * 9)
         assert (proxy.count("LIST"), proxy.count("GET")) == (1, 13)
+
+
+def test_what_there_is_can_be_listed_ahead(
+    bucket: Bucket, machine: list[StoreCache], proxy: FaultProxy
+) -> None:
+    """While a file is cut: once, and what is looked up then does not list it again."""
+    old, new = machine
+    [(_, entries)] = stage(bucket, old, sessions=1, count=1, frames=300)
+    ids = [entry.chunk_id for entry in entries]
+    with closing(Workers(16)) as requests:
+        one = Hints(bucket, STORE, new, requests)
+        proxy.clear()
+        one.prefetch()
+        one.prefetch()
+    assert (proxy.count("LIST"), proxy.count("GET")) == (1, 0)
+    with closing(Workers(16)) as one._requests:
+        assert len(one.known(ids)) == len(ids)
+        one.prefetch()
+    assert (proxy.count("LIST"), proxy.count("GET")) == (1, 1)
+
+
+def test_a_forked_child_does_not_wait_for_what_its_parent_lists(
+    bucket: Bucket, machine: list[StoreCache]
+) -> None:
+    old, new = machine
+    [(_, entries)] = stage(bucket, old, sessions=1, count=1, frames=300)
+    let_go = threading.Event()
+    with closing(Workers(1)) as requests:
+        one = Hints(bucket, STORE, new, requests)
+        requests.submit(let_go.wait)
+        one.prefetch()  # does not begin before the fork
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            try:
+                assert len(one.known([entry.chunk_id for entry in entries])) == len(entries)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        let_go.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
