@@ -111,10 +111,9 @@ class NameReader:
                 return Cover(record, [(0, record.size, [])], _none_newer)
             if not cursor.set_range(segment_key(record.manifest, 1)):
                 return None
-            key, value = cursor.item()
-            if manifest_of(key) != record.manifest:
+            if manifest_of(bytes(cursor.key())) != record.manifest:
                 return None
-            segment = decode_segment(value, manifest=record.manifest)
+            segment = decode_segment(bytes(cursor.value()), manifest=record.manifest)
             if segment.begin or segment.end != record.size:
                 return None
             return Cover(record, [(0, record.size, list(segment))], _none_newer)
