@@ -22,8 +22,8 @@ PARTS = (
     "guard",
     "kernel",
     "mapping",
-    "newfiles",
     "similarity",
+    "smallfiles",
     "undelta",
 )
 

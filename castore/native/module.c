@@ -8,8 +8,8 @@
 #include "entropy.h"
 #include "kernel.h"
 #include "mapping.h"
-#include "newfiles.h"
 #include "similarity.h"
+#include "smallfiles.h"
 #include "undelta.h"
 
 #include <errno.h>
@@ -231,7 +231,7 @@ static int module_exec(PyObject *module)
 {
     variant = fastest_variant(NULL);
     entropy_prepare();
-    if (similarity_add(module) != 0 || undelta_add(module) != 0 || newfiles_add(module) != 0) {
+    if (similarity_add(module) != 0 || undelta_add(module) != 0 || smallfiles_add(module) != 0) {
         return -1;
     }
     PyObject *mapping = PyType_FromSpec(&mapping_spec);

@@ -22,9 +22,17 @@ from castore.stream.bases import FindAlignment
 from castore.stream.operations import Draft
 from castore.stream.session import WriteSession
 from castore.stream.small import GROUP_BYTES, SMALL_BYTES_MAX, SmallObject, store_small
-from castore.stream.sourcefile import fingerprint, opened, read_at_once, store_file
+from castore.stream.sourcefile import (
+    Status,
+    fingerprint,
+    opened,
+    read_at_once,
+    read_together,
+    store_file,
+)
 from castore.system.open_folders import open_store_of, refuse_open_store_paths
 
+READ_TOGETHER = 64  # files
 TIME_NS_LIMIT = 1 << 63
 # Of this process or system, for any file.
 NO_MORE_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -64,7 +72,7 @@ class _Small(NamedTuple):
 
     at: int  # among the files
     raw: bytes
-    status: os.stat_result
+    status: Status
     old: Record | None
 
 
@@ -94,22 +102,48 @@ class FilePuts:
         """What became of each: for one that can't be put, the error, which is of it alone. Raises
         any other."""
         results: list[Result | None] = []
-        for at, file in enumerate(files):
-            with file.entry as progress:
-                try:
-                    results.append(self._put(at, file, progress))
-                except Exception as error:
-                    if not _is_of_file(error, file.path):
-                        raise
-                    results.append(error)
-            if self._group_bytes >= GROUP_BYTES:
-                self._store_group(files, results)
+        for first in range(0, len(files), READ_TOGETHER):
+            some = files[first : first + READ_TOGETHER]
+            for at, (file, read) in enumerate(zip(some, self._read_new(some), strict=True), first):
+                with file.entry as progress:
+                    try:
+                        results.append(self._put(at, file, read, progress))
+                    except Exception as error:
+                        if not _is_of_file(error, file.path):
+                            raise
+                        results.append(error)
+                if self._group_bytes >= GROUP_BYTES:
+                    self._store_group(files, results)
         self._store_group(files, results)
         return [result for result in results if result is not None]
 
-    def _put(self, at: int, file: FilePut, progress: Progress) -> Result | None:
+    def _read_new(self, files: Sequence[FilePut]) -> list[tuple[bytes, Status] | None]:
+        """The small ones of these, read together, that no object is known to be the same as; None
+        for the others."""
+        new = [
+            file.path
+            for file in files
+            if self._is_clear(os.path.dirname(file.path))
+            and self._old(encode_name(file.name)) is None
+        ]
+        read = dict(zip(new, read_together(new, SMALL_BYTES_MAX), strict=True))
+        return [read.get(file.path) for file in files]
+
+    def _old(self, key: bytes) -> Record | None:
+        """What the name maps to, where that matters."""
+        options = self._options
+        return self._record(key) if options.skip_same or options.if_absent else None
+
+    def _put(
+        self, at: int, file: FilePut, read: tuple[bytes, Status] | None, progress: Progress
+    ) -> Result | None:
         """None for one that waits in the group."""
         path, key, options = file.path, encode_name(file.name), self._options
+        if read is not None:
+            raw, status = read
+            self._check_time(path, status)
+            self._wait(_Small(at, raw, status, None), progress)
+            return None
         if options.if_absent and self._record(key) is not None:
             raise NameExists(file.name)
         if not self._is_clear(os.path.dirname(path)):
@@ -119,16 +153,21 @@ class FilePuts:
             old = self._record(key) if options.skip_same else None
             if old is not None and not options.checksum and is_unchanged(old, source.status):
                 return StoredFile(old, None, same=True, is_there=True)
-            raw = read_at_once(source) if source.status.st_size <= SMALL_BYTES_MAX else None
-            if raw is not None:
-                self._group.append(_Small(at, raw, source.status, old))
-                self._group_bytes += len(raw)
-                progress.relative_update(len(raw))
+            small = source.status.st_size <= SMALL_BYTES_MAX
+            whole = read_at_once(source) if small else None
+            if whole is not None:
+                self._wait(_Small(at, whole, source.status, old), progress)
                 return None
             align = self._resembling(key)
-            record, draft, status = store_file(self._session, source, progress, align)
-        self._check_time(path, status)  # it may have been touched since
-        return self._stored(record, draft, status, old)
+            record, draft, read_status = store_file(self._session, source, progress, align)
+        self._check_time(path, read_status)  # it may have been touched since
+        return self._stored(record, draft, read_status, old)
+
+    def _wait(self, small: _Small, progress: Progress) -> None:
+        """Put it with the others of the group."""
+        self._group.append(small)
+        self._group_bytes += len(small.raw)
+        progress.relative_update(len(small.raw))
 
     def _is_clear(self, folder: str) -> bool:
         """Whether what is in it, but for what symlinks lead to, is in no open store."""
@@ -151,13 +190,13 @@ class FilePuts:
             results[each.at] = self._stored(record, draft, each.status, each.old)
 
     def _stored(
-        self, record: Record, draft: Draft | None, status: os.stat_result, old: Record | None
+        self, record: Record, draft: Draft | None, status: Status, old: Record | None
     ) -> StoredFile:
         mtime_ns = status.st_mtime_ns if self._options.keep_time else record.mtime_ns
         record = record._replace(source=fingerprint(status), mtime_ns=mtime_ns)
         return StoredFile(record, draft, same=old is not None and old[:4] == record[:4])
 
-    def _check_time(self, path: str, status: os.stat_result) -> None:
+    def _check_time(self, path: str, status: Status) -> None:
         if self._options.keep_time:
             check_time(path, status.st_mtime_ns)
 

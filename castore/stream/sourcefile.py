@@ -13,8 +13,8 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import xxhash
 
@@ -31,9 +31,27 @@ from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
 
+try:
+    from castore import _native
+except ImportError:
+    _native = None  # type: ignore[assignment]
+
 READINGS_MAX = 4
 HASH_BYTES = 4 << 20
 YOUNG_NS = 20_000_000  # two changes that are closer than a tick of the clock have the same time
+
+
+class FileStatus(NamedTuple):
+    """What is asked of a file's os.stat_result."""
+
+    st_mode: int
+    st_size: int
+    st_ino: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+
+
+Status: TypeAlias = os.stat_result | FileStatus
 
 
 class SourceFile(NamedTuple):
@@ -91,6 +109,24 @@ def read_at_once(source: SourceFile) -> bytes | None:
     return raw if whole else None
 
 
+def read_together(paths: Sequence[str], bytes_max: int) -> list[tuple[bytes, Status] | None]:
+    """All bytes of each of these files, and its state, as `read_at_once` gives them. None for what
+    that does not give them of, is larger, a symlink, or can't be read; and without the extension
+    for all: who reads one by itself is told why."""
+    if _native is None:
+        return [None] * len(paths)
+    now_ns = time.time_ns()  # before the first is read
+    found = _native.read_files(tuple(map(os.fsencode, paths)), bytes_max)
+    read: list[tuple[bytes, Status] | None] = []
+    for each in found:
+        # What is young may change again within the same tick of the clock.
+        if each is None or (each[0] and now_ns - each[5] < YOUNG_NS):
+            read.append(None)
+        else:
+            read.append((each[0], FileStatus(*each[1:])))
+    return read
+
+
 def store_file(
     session: WriteSession,
     source: SourceFile,
@@ -125,7 +161,7 @@ def store_file(
     )
 
 
-def fingerprint(status: os.stat_result) -> int:
+def fingerprint(status: Status) -> int:
     """Tells one state of a file from another one of the same size and time, by what no program can
     set: 64 bits of its inode and the time of its last change; 0 if that is too young to tell."""
     if is_young(status):
@@ -167,7 +203,7 @@ def _chunk_id(raw: memoryview, config: StoreConfig) -> bytes:
     return guarded_id(sha256_of(raw), config.seed)
 
 
-def is_young(status: os.stat_result) -> bool:
+def is_young(status: Status) -> bool:
     """Whether a change of the file now might leave its times as they are."""
     return time.time_ns() - status.st_ctime_ns < YOUNG_NS
 

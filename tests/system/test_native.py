@@ -245,3 +245,17 @@ def test_a_full_disk_is_told_by_its_number(tmp_path: Path) -> None:
         os.close(folder)
     assert errors == [0, errno.EFBIG]
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("path", ["text", b"n\0ul", 5, None])
+def test_paths_that_cannot_be_are_refused(path: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        _native.read_files((b"/none", path), 10)
+    with pytest.raises(TypeError):
+        _native.read_files([b"/none"], 10)
+    with pytest.raises(ValueError):
+        _native.read_files((b"/none",), -1)
+    with pytest.raises(ValueError):
+        _native.read_files((b"/none",) * 5000, 10)
+    assert _native.read_files((b"/none",), 10) == [None]
+    assert _native.read_files((), 10) == []

@@ -19,6 +19,7 @@ from trees import make_tree, tree
 import castore
 from castore.cli import main
 from castore.errors import NameNotFound, NotAStore, ReadOnlyStore
+from castore.stream import sourcefile
 from castore.system import outfolder
 from castore.transfer import imports
 
@@ -195,6 +196,7 @@ def test_an_import_that_fails(
         return whole(*args, **options)
 
     with monkeypatch.context() as patched:
+        patched.setattr(sourcefile, "_native", None)  # whose calls can't be made to fail like this
         patched.setattr(os, call, fails)
         if call == "open" and code != errno.EMFILE:  # of one file alone
             assert store.import_folder(tmp_path / "in").failures == 1
@@ -214,6 +216,7 @@ def test_killed_on_the_way(store: castore.Store, tmp_path: Path) -> None:
     fill(store, VALUES)
     dying = """
 import os, signal, sys, castore
+from castore.stream import sourcefile
 from castore.system import outfolder
 outfolder._native = None  # whose calls are not Python's
 done = []  # several threads do it

@@ -1,13 +1,15 @@
-/* Small files, many in one call: a folder of them is written while other threads have the GIL, which
-   each of six calls for each file would else let go of and wait for again. What they are called, and
-   what becomes of one that can't be written, is for Python to say (castore/system/outfolder.py). */
+/* Small files, many in one call: they are written or read while other threads have the GIL, which
+   each of five calls for each file would else let go of and wait for again. What they are called, and
+   what becomes of one that can't be written or read, is for Python to say (castore/system/outfolder.py
+   and castore/stream/sourcefile.py). */
 
 #define _GNU_SOURCE
-#include "newfiles.h"
+#include "smallfiles.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -159,7 +161,129 @@ end:
     return list;
 }
 
+/* ---- reading -------------------------------------------------------------------------------- */
+
+struct read_file {
+    const char *path;
+    char *raw; /* NULL if it was not read */
+    struct stat status;
+};
+
+static bool same_time(struct timespec a, struct timespec b)
+{
+    return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
+
+#ifdef __APPLE__
+#define MTIME st_mtimespec
+#define CTIME st_ctimespec
+#else
+#define MTIME st_mtim
+#define CTIME st_ctim
+#endif
+
+static bool fits_ns(struct timespec time)
+{
+    return time.tv_sec > INT64_MIN / NS_PER_S && time.tv_sec < INT64_MAX / NS_PER_S;
+}
+
+static long long in_ns(struct timespec time)
+{
+    return (long long)time.tv_sec * NS_PER_S + time.tv_nsec;
+}
+
+/* All bytes of the regular file, of one moment; NULL for what is none, or larger, or changed meanwhile. */
+static char *read_whole(int fd, size_t bytes_max, struct stat *status)
+{
+    if (fstat(fd, status) != 0 || !S_ISREG(status->st_mode) || status->st_size < 0 ||
+        (uintmax_t)status->st_size > bytes_max || !fits_ns(status->MTIME) ||
+        !fits_ns(status->CTIME)) {
+        return NULL;
+    }
+    const size_t size = (size_t)status->st_size;
+    char *raw = malloc(size + 1);
+    struct stat after;
+    if (raw == NULL || pread(fd, raw, size + 1, 0) != (ssize_t)size || fstat(fd, &after) != 0 ||
+        after.st_size != status->st_size || !same_time(after.MTIME, status->MTIME) ||
+        !same_time(after.CTIME, status->CTIME)) {
+        free(raw);
+        return NULL;
+    }
+    return raw;
+}
+
+static void read_file(struct read_file *file, size_t bytes_max)
+{
+    /* What was a file when it was listed, and is a pipe now, is not waited for. */
+    int fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd >= 0) {
+        file->raw = read_whole(fd, bytes_max, &file->status);
+        close(fd);
+    }
+}
+
+static PyObject *list_of_read(const struct read_file *files, Py_ssize_t count)
+{
+    PyObject *list = PyList_New(count);
+    for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
+        const struct stat *status = &files[i].status;
+        PyObject *item =
+            files[i].raw == NULL
+                ? Py_NewRef(Py_None)
+                : Py_BuildValue("(y#ILKLL)", files[i].raw, (Py_ssize_t)status->st_size,
+                                (unsigned int)status->st_mode, (long long)status->st_size,
+                                (unsigned long long)status->st_ino, in_ns(status->MTIME),
+                                in_ns(status->CTIME));
+        if (item == NULL || PyList_SetItem(list, i, item) != 0) {
+            Py_CLEAR(list);
+        }
+    }
+    return list;
+}
+
+static PyObject *read_files(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *given, *list = NULL;
+    Py_ssize_t bytes_max;
+    if (!PyArg_ParseTuple(arguments, "O!n:read_files", &PyTuple_Type, &given, &bytes_max)) {
+        return NULL;
+    }
+    const Py_ssize_t count = PyTuple_Size(given);
+    if (count > FILES_MAX || bytes_max < 0) {
+        PyErr_Format(PyExc_ValueError, "at most %d files, of no negative size", FILES_MAX);
+        return NULL;
+    }
+    struct read_file *files = calloc((size_t)count + 1, sizeof *files);
+    if (files == NULL) {
+        return PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        char *path;
+        if (PyBytes_AsStringAndSize(PyTuple_GetItem(given, i), &path, NULL) != 0) {
+            goto end; /* it is no bytes, or has a NUL */
+        }
+        files[i].path = path;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count; i++) {
+        read_file(&files[i], (size_t)bytes_max);
+    }
+    Py_END_ALLOW_THREADS
+    list = list_of_read(files, count);
+end:
+    for (Py_ssize_t i = 0; i < count; i++) {
+        free(files[i].raw);
+    }
+    free(files);
+    return list;
+}
+
 static PyMethodDef functions[] = {
+    {"read_files", read_files, METH_VARARGS,
+     "read_files(paths, bytes_max, /)\n--\n\n"
+     "Read small regular files whole: of each (bytes, mode, size, inode, mtime_ns, ctime_ns), as it\n"
+     "was when it was opened; None for what is none or a symlink, has more than `bytes_max` bytes,\n"
+     "was changed meanwhile, or can't be read. Raises TypeError, ValueError."},
     {"write_files", write_files, METH_VARARGS,
      "write_files(folder, files, /)\n--\n\n"
      "Write new files, each whole or not at all, in the open folder `folder`: of each (draft, name,\n"
@@ -170,7 +294,7 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-int newfiles_add(PyObject *module)
+int smallfiles_add(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }
