@@ -61,6 +61,23 @@ def test_imports_stay_lazy_until_a_verb_needs_them():
     assert "castore demo" in done.stdout
 
 
+def test_python_looks_for_no_garbage_among_the_modules_of_a_command(run):
+    code = (
+        "import gc, sys\n"
+        "from castore.cli import main\n"
+        "assert main() == 0 and gc.get_freeze_count() > 10_000, gc.get_freeze_count()\n"
+        "assert gc.isenabled() and gc.get_threshold()[0] == 20_000\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-r", run.store, "ls"],
+        capture_output=True,
+        text=True,
+        env=environment(store=""),
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "seed\n"), done.stderr
+
+
 def test_help_names_every_verb_and_the_exit_codes(bare):
     result = bare("--help")
     assert result.code == 0
