@@ -152,7 +152,7 @@ class StoreStats(NamedTuple):
 class RangePlan(NamedTuple):
     """What reading a byte range touches.
 
-    `chunks` cover it, and deltas among them decode with `bases`, which are chunks too. The frames
+    `chunks` cover it, and deltas among them decode with `bases`, which are other chunks. The frames
     of all of them take `frame_bytes` as stored; those that cover it decode to `raw_bytes`. An
     inline object has no chunks.
     """

@@ -7,8 +7,11 @@ enum {
     HASH_BITS = 60,
     BITS_MIN = 7,
     FOUND_MAX = 512,            /* anchors at a time */
+    RUN_BYTES = 256,             /* of which the next anchor of a run is no further on or less */
     CONSIDERED = 2 * RANKED_MAX, /* bases, those that own most of what is sought */
 };
+
+#define NOT_FOUND (INT64_MAX / 2) /* further on than anything is */
 
 /* Hashes are as good as random: their high bits say where to look first. */
 static inline size_t home_of(uint64_t hash, int bits)
@@ -190,17 +193,24 @@ void anchor_table_forget(struct anchor_table *table, size_t slot)
 /* ---- ranking -------------------------------------------------------------------------------- */
 
 /* The slots that own most of what is sought, at least `least` each, the first that was met first;
-   how many. `votes` has a zero for each slot. */
+   how many: none where all slots together own less than `least_all`. `votes` has a zero for each
+   slot, and one more; `owners` has room for one of each that is sought. */
 static size_t consider(const struct anchor_table *table, const struct anchor_set *sought,
-                       size_t least, uint32_t *votes, size_t slots[CONSIDERED])
+                       size_t least, size_t least_all, uint32_t *votes, uint32_t *owners,
+                       size_t slots[CONSIDERED])
 {
+    size_t owned = 0;
     for (size_t i = 0; i < sought->count; i++) {
-        const uint32_t slot = table->owners[place_of_owner(table, sought->anchors[i].hash)].slot;
-        votes[slot ? slot - 1 : table->slots]++;
+        owners[i] = table->owners[place_of_owner(table, sought->anchors[i].hash)].slot;
+        owned += owners[i] != 0;
+        votes[owners[i] ? owners[i] - 1 : table->slots]++;
+    }
+    if (owned < least_all) {
+        return 0;
     }
     size_t count = 0;
     for (size_t i = 0; i < sought->count; i++) {
-        const uint32_t slot = table->owners[place_of_owner(table, sought->anchors[i].hash)].slot;
+        const uint32_t slot = owners[i];
         const size_t mine = slot ? votes[slot - 1] : 0;
         if (mine < least || mine == 0) {
             continue;
@@ -305,11 +315,13 @@ bool anchor_table_rank(const struct anchor_table *table, const struct anchor_set
     uint32_t *votes = calloc(table->slots + 1, sizeof *votes);
     uint8_t *left = malloc(sought->count);
     int64_t *shifts = malloc(sought->count * sizeof *shifts);
-    const bool done = votes != NULL && left != NULL && shifts != NULL;
+    uint32_t *owners = malloc(sought->count * sizeof *owners);
+    const bool done = votes != NULL && left != NULL && shifts != NULL && owners != NULL;
     if (done) {
         size_t slots[CONSIDERED];
         const size_t considered =
-            consider(table, sought, at_least(shares.least, sought->count), votes, slots);
+            consider(table, sought, at_least(shares.least, sought->count),
+                     at_least(shares.least_all, sought->count), votes, owners, slots);
         memset(left, 1, sought->count);
         choose(table, sought, shares, slots, considered, left, ranking);
         if (ranking->count > 0) {
@@ -319,5 +331,41 @@ bool anchor_table_rank(const struct anchor_table *table, const struct anchor_set
     free(votes);
     free(left);
     free(shifts);
+    free(owners);
     return done;
+}
+
+bool anchor_table_in_runs(const struct anchor_table *table, const struct anchor_set *sought,
+                          const size_t *slots, size_t count, size_t *in_runs)
+{
+    *in_runs = 0;
+    if (sought->count == 0) {
+        return true;
+    }
+    int64_t *shifts = malloc(sought->count * sizeof *shifts);
+    if (shifts == NULL) {
+        return false;
+    }
+    for (size_t i = 0; i < sought->count; i++) {
+        shifts[i] = NOT_FOUND;
+    }
+    for (size_t j = count; j > 0; j--) { /* what the first of them has is written last */
+        const struct anchor_set *base = &table->bases[slots[j - 1]];
+        for (size_t i = 0; i < base->count; i++) {
+            const size_t found = find_in_set(sought, base->anchors[i].hash);
+            if (found < sought->count) {
+                shifts[found] = (int64_t)base->anchors[i].position -
+                                (int64_t)sought->anchors[found].position;
+            }
+        }
+    }
+    int64_t last = NOT_FOUND;
+    for (size_t i = 0; i < sought->count; i++) {
+        if (shifts[i] != NOT_FOUND) {
+            *in_runs += shifts[i] - last < RUN_BYTES && last - shifts[i] < RUN_BYTES;
+            last = shifts[i];
+        }
+    }
+    free(shifts);
+    return true;
 }

@@ -64,4 +64,10 @@ struct ranking {
 bool anchor_table_rank(const struct anchor_table *table, const struct anchor_set *sought,
                        struct shares shares, struct ranking *ranking);
 
+/* How many of what is sought some of these slots have (the first that does counts) about as far on
+   as the one found before it: of the same text, that is, and not of words that are common. False
+   if memory ran out. */
+bool anchor_table_in_runs(const struct anchor_table *table, const struct anchor_set *sought,
+                          const size_t *slots, size_t count, size_t *in_runs);
+
 #endif

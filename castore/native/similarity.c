@@ -126,6 +126,20 @@ static PyObject *table_put(AnchorTable *self, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+static PyObject *table_put_sought(AnchorTable *self, PyObject *arguments)
+{
+    Py_ssize_t slot;
+    if (!PyArg_ParseTuple(arguments, "n:put_sought", &slot) || !is_slot(self, slot)) {
+        return NULL;
+    }
+    anchor_table_forget(&self->table, (size_t)slot);
+    if (!anchor_table_put(&self->table, (size_t)slot, self->sought)) {
+        return PyErr_NoMemory();
+    }
+    self->sought = (struct anchor_set){NULL, NULL, 0, 0};
+    Py_RETURN_NONE;
+}
+
 static PyObject *table_forget(AnchorTable *self, PyObject *arguments)
 {
     Py_ssize_t slot;
@@ -174,10 +188,40 @@ static PyObject *table_rank(AnchorTable *self, PyObject *arguments)
     return ranked == NULL ? NULL : Py_BuildValue("NL", ranked, (long long)ranking.shift);
 }
 
+static PyObject *table_runs(AnchorTable *self, PyObject *arguments)
+{
+    size_t slots[RANKED_MAX];
+    PyObject *given;
+    if (!PyArg_ParseTuple(arguments, "O:runs", &given)) {
+        return NULL;
+    }
+    const Py_ssize_t count = PySequence_Size(given);
+    if (count < 0 || count > RANKED_MAX) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "at most %d slots", RANKED_MAX);
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *each = PySequence_GetItem(given, i);
+        const Py_ssize_t slot = each == NULL ? -1 : PyLong_AsSsize_t(each);
+        Py_XDECREF(each);
+        if (PyErr_Occurred() || !is_slot(self, slot)) {
+            return NULL;
+        }
+        slots[i] = (size_t)slot;
+    }
+    size_t in_runs;
+    if (!anchor_table_in_runs(&self->table, &self->sought, slots, (size_t)count, &in_runs)) {
+        return PyErr_NoMemory();
+    }
+    return PyFloat_FromDouble(in_runs ? (double)in_runs / (double)self->sought.count : 0);
+}
+
 static PyMethodDef table_methods[] = {
     {"put", (PyCFunction)table_put, METH_VARARGS,
      "put(slot, buffer, /)\n--\n\n"
      "The buffer's anchors are from now on those of the slot, and it owns each of them."},
+    {"put_sought", (PyCFunction)table_put_sought, METH_VARARGS,
+     "put_sought(slot, /)\n--\n\n"
+     "What is sought are from now on the anchors of the slot, and nothing is sought any more."},
     {"forget", (PyCFunction)table_forget, METH_VARARGS,
      "forget(slot, /)\n--\n\nThe slot has no anchors any more."},
     {"seek", (PyCFunction)table_seek, METH_VARARGS,
@@ -187,6 +231,10 @@ static PyMethodDef table_methods[] = {
      "rank(least, least_left, least_all, /)\n--\n\n"
      "([(slot, share)], shift): the slots, at most 4, that have most of what is sought, each with\n"
      "the share of it that those before it have not; and how much further on the first has it."},
+    {"runs", (PyCFunction)table_runs, METH_VARARGS,
+     "runs(slots, /)\n--\n\n"
+     "The share of what is sought that these slots, at most 4, have about as far on as what was\n"
+     "found before it, each in the first slot that has it."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -71,8 +71,8 @@ class Alignment:
     ) -> None:
         """`older` is of an object of `size` bytes. `read` returns the bytes of a base, or None if
         they are not to be had, and then it is no candidate."""
-        self._older = older
-        self._size = size
+        self.older = older
+        self.size = size
         self.read = read
         self._shift = 0  # an offset in the older object less the one in the stream
         self._lost = 0  # chunks since one was found
@@ -103,7 +103,7 @@ class Alignment:
         else:  # nothing was found for long, and the place is a guess: one extent of it will do
             first = (begin + end) // 2 + self._shift
             last = first + 1
-        self._load(max(0, first), min(last, self._size))
+        self._load(max(0, first), min(last, self.size))
         ranked, moved = self._table.rank(SHARE_MIN, LEFT_SHARE_MIN, SHARES_MIN)
         if not ranked and sought and self._credit > 0:
             self._load_ahead(begin + self._shift)
@@ -115,11 +115,15 @@ class Alignment:
             self._lost += 1
         return [Candidate(self._by_slot[slot].base, share) for slot, share in ranked]
 
+    def expected_at(self, begin: int) -> int:
+        """Where in the older object what lies at an offset of the stream is expected."""
+        return begin + self._shift
+
     def expected(self, begin: int, end: int) -> list[Extent]:
         """What lies in the older object where the stream's bytes `[begin, end)` are expected."""
         first, last = begin + self._shift - MARGIN_BYTES, end + self._shift + MARGIN_BYTES
-        first, last = max(0, first), min(last, self._size)
-        return self._older.covering(first, last) if first < last else []
+        first, last = max(0, first), min(last, self.size)
+        return self.older.covering(first, last) if first < last else []
 
     # ------------------------------------------------------------ the place
 
@@ -137,7 +141,7 @@ class Alignment:
 
     def _load_ids(self, offset: int) -> None:
         """Those of the segment at the offset, but for chunks that it has twice."""
-        segment = next(self._older.at_or_after(min(max(offset, 0), self._size - 1)), None)
+        segment = next(self.older.at_or_after(min(max(offset, 0), self.size - 1)), None)
         if segment is None or segment.begin in self._segments:
             return
         ids = dict(segment.begins())
@@ -156,7 +160,7 @@ class Alignment:
         # Of what lay under the last chunk, all is here.
         new = window.stop if window.start <= first <= window.stop else first
         if new < last:
-            for extent in self._older.covering(new, last):
+            for extent in self.older.covering(new, last):
                 self._load_extent(extent)
                 new = extent.end
         self._window = range(first, max(first, new))
@@ -164,10 +168,10 @@ class Alignment:
     def _load_ahead(self, place: int) -> None:
         """Some more of what comes behind what was looked at."""
         self._ahead = max(self._ahead, place)
-        if self._ahead >= min(self._size, place + AHEAD_BYTES_MAX):
+        if self._ahead >= min(self.size, place + AHEAD_BYTES_MAX):
             return
-        step = min(self._ahead + AHEAD_BYTES, self._size)
-        for extent in self._older.covering(self._ahead, step):
+        step = min(self._ahead + AHEAD_BYTES, self.size)
+        for extent in self.older.covering(self._ahead, step):
             self._credit -= self._load_extent(extent)
             self._ahead = extent.end
 

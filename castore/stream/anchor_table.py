@@ -11,6 +11,7 @@ reference.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from castore.stream.anchors import anchors
@@ -27,6 +28,7 @@ except ImportError:
 
 RANKED_MAX = 4
 _CONSIDERED = 2 * RANKED_MAX
+_RUN_BYTES = 256  # of which the next anchor of a run is no further on or less
 
 
 def anchor_table(slots: int) -> AnchorTable | ReferenceTable:
@@ -44,7 +46,15 @@ class ReferenceTable:
 
     def put(self, slot: int, buffer: Buffer) -> None:
         """The buffer's anchors are from now on those of the slot, and it owns each of them."""
-        found = anchors(buffer)
+        self._put(slot, anchors(buffer))
+
+    def put_sought(self, slot: int) -> None:
+        """What is sought are from now on the anchors of the slot, and nothing is sought any more:
+        for what was sought in vain."""
+        found, self._sought = self._sought, {}
+        self._put(slot, found)
+
+    def _put(self, slot: int, found: dict[int, int]) -> None:
         self.forget(slot)
         self._bases[slot] = found
         self._owner.update(dict.fromkeys(found, slot))
@@ -72,6 +82,8 @@ class ReferenceTable:
         """
         sought = self._sought
         votes = Counter(owner for each in sought if (owner := self._owner.get(each)) is not None)
+        if sum(votes.values()) < least_all * len(sought):
+            return [], 0
         few = max(1, least * len(sought))
         slots = [slot for slot, count in votes.most_common(_CONSIDERED) if count >= few]
         left = set(sought)
@@ -89,3 +101,17 @@ class ReferenceTable:
         first = self._bases[ranked[0][0]]
         shifts = sorted(first[each] - sought[each] for each in sought.keys() & first.keys())
         return ranked, shifts[len(shifts) // 2]
+
+    def runs(self, slots: Sequence[int]) -> float:
+        """The share of what is sought that these slots, at most 4, have about as far on as what was
+        found before it, each in the first slot that has it: what is of the same text has runs,
+        words that are common have none."""
+        in_runs, last = 0, None
+        for anchor, position in self._sought.items():
+            places = (self._bases[slot].get(anchor) for slot in slots)
+            place = next((place for place in places if place is not None), None)
+            if place is None:
+                continue
+            in_runs += last is not None and abs(place - position - last) < _RUN_BYTES
+            last = place - position
+        return in_runs / len(self._sought) if in_runs else 0.0

@@ -1,53 +1,148 @@
-"""The bases that new chunks may be stored as deltas of, found in an older object."""
+"""The bases that new chunks may be stored as deltas of: found in an older object, and among what
+the same stream has stored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+from castore.errors import StoreIOError
+from castore.model import Extent, StoredChunk
 from castore.stream.alignment import Alignment
-from castore.stream.session import Base, WriteSession
+from castore.stream.lookalikes import NO_PLACE, LookAlikes
+from castore.stream.session import Base, Encoded, NewFrame, WriteSession
 
-FindAlignment: TypeAlias = Callable[[], Alignment | None]
 Cut: TypeAlias = tuple[int, int, bytes]  # a chunk's begin and end in a view, and its id
 Found: TypeAlias = dict[bytes, list[Base]]  # by the new chunk's id
+Read: TypeAlias = Callable[[StoredChunk], bytes | memoryview | None]
+
+
+class FindAlignment:
+    """Asked, once it is needed, for what a stream runs beside; None if that is nothing. `read`
+    returns the bytes of a base, or None if they are not to be had."""
+
+    def __init__(self, find: Callable[[], Alignment | None], read: Read) -> None:
+        self._find = find
+        self.read = read
+
+    def __call__(self) -> Alignment | None:
+        return self._find()
+
+
+class StreamBases:
+    """What the new chunks of one stream may be deltas of. Not for several threads at once."""
+
+    def __init__(self, session: WriteSession, align: FindAlignment | None) -> None:
+        self._session = session
+        self._align = align
+        self._alignment: Alignment | None = None
+        self._lookalikes: LookAlikes | None = None
+
+    def expected(self, begin: int, end: int) -> Sequence[Extent]:
+        """What lies where the stream's bytes `[begin, end)` are expected in an older object."""
+        self._look_for_older()
+        return () if self._alignment is None else self._alignment.expected(begin, end)
+
+    def find(self, cut: Sequence[Cut], shift: int, frames: dict[bytes, NewFrame]) -> None:
+        """Give those of the chunks that are new, by the ids that they were cut with, their bases.
+        See `find_bases`."""
+        if not frames or self._align is None:
+            return
+        self._look_for_older()
+        # What has changed since it was cut has no bases, and is none.
+        raws = {i: frame.raw for i, frame in frames.items() if frame.chunk_id == i}
+        found = find_bases(self._alignment, cut, shift, raws, self._lookalikes)
+        for chunk_id, bases in reliable_bases(self._session, found).items():
+            frames[chunk_id] = frames[chunk_id].made_of(bases)
+
+    def place(self, encoded: Sequence[Encoded]) -> None:
+        """Place the frames in their order: bases that are of this stream have their places before
+        the deltas."""
+        ready: list[Encoded] = []
+        for each in encoded:
+            if any(base.location is NO_PLACE for base in each.bases):
+                self._place(ready)
+                ready, each = [], each._replace(bases=tuple(map(self._located, each.bases)))
+            ready.append(each)
+        self._place(ready)
+
+    def _place(self, encoded: Sequence[Encoded]) -> None:
+        self._session.place(encoded)
+        if self._lookalikes is not None:
+            for frame, _ in encoded:
+                self._lookalikes.placed(frame.chunk_id, self._session.location)
+
+    def _located(self, base: StoredChunk) -> StoredChunk:
+        if base.location is not NO_PLACE:
+            return base
+        at = self._session.location(base.chunk_id)
+        if at.bases:  # what is made of it would take two steps
+            raise StoreIOError(f"chunk {base.chunk_id.hex()} became a delta while it was put")
+        return base._replace(location=at)
+
+    def _look_for_older(self) -> None:
+        if self._align is not None and self._lookalikes is None:
+            self._alignment = self._align()
+            self._lookalikes = LookAlikes(self._align.read)
 
 
 def find_bases(
-    alignment: Alignment, view: memoryview, cut: Sequence[Cut], shift: int, new: Collection[bytes]
+    alignment: Alignment | None,
+    cut: Sequence[Cut],
+    shift: int,
+    new: Mapping[bytes, bytes],
+    lookalikes: LookAlikes | None = None,
 ) -> Found:
-    """What each of the chunks that are `new` may be a delta of. All chunks are told of, in their
-    order; `shift` is what an offset in the object is more than one in the view."""
+    """What each of the chunks that are `new`, whose bytes these are, may be a delta of. All chunks
+    are told of, in their order; `shift` is what an offset in the object is more than one in `cut`.
+    Those of which nothing is found are found by later ones, with `lookalikes`."""
     found: Found = {}
     last = None  # the chunk before, if it is known
     for begin, end, chunk_id in cut:
         if chunk_id not in new:
             last = begin, end, chunk_id
             continue
-        if last is not None:
+        if last is not None and alignment is not None:
             alignment.known(last[0] + shift, last[1] + shift, last[2])
-            last = None
+        last = None
         if chunk_id not in found:
-            candidates = alignment.candidates(begin + shift, end + shift, view[begin:end])
-            if candidates:
-                read = [(each.base, alignment.read(each.base)) for each in candidates]
-                found[chunk_id] = [Base(chunk, raw) for chunk, raw in read if raw is not None]
-    if last is not None:
+            bases = _bases_of(new[chunk_id], begin + shift, end + shift, alignment, lookalikes)
+            if bases:
+                found[chunk_id] = bases
+            elif lookalikes is not None:
+                lookalikes.add(chunk_id, new[chunk_id])
+    if last is not None and alignment is not None:
         alignment.known(last[0] + shift, last[1] + shift, last[2])
     return found
 
 
+def _bases_of(
+    raw: bytes,
+    begin: int,
+    end: int,
+    alignment: Alignment | None,
+    lookalikes: LookAlikes | None,
+) -> list[Base]:
+    aligned = [] if alignment is None else alignment.candidates(begin, end, raw)
+    if lookalikes is not None:
+        found = lookalikes.candidates(raw, aligned, alignment, begin)
+        read = [(each.base, lookalikes.bytes_of(each.base)) for each in found]
+        return [Base(it, raw, lookalikes.is_own(it)) for it, raw in read if raw is not None]
+    if alignment is None:
+        return []
+    read = [(each.base, alignment.read(each.base)) for each in aligned]
+    return [Base(chunk, raw) for chunk, raw in read if raw is not None]
+
+
 def reliable_bases(session: WriteSession, found: Found) -> Found:
     """What of it may be relied on, and each base where it is by now."""
-    if not found:
-        return found
-    wanted = {base.chunk for bases in found.values() for base in bases}
-    reliable = session.reliable(wanted)
+    wanted = {base.chunk for bases in found.values() for base in bases if not base.own}
+    reliable = session.reliable(wanted) if wanted else {}
     return {
         chunk_id: [
-            Base(chunk, base.raw)
+            base if base.own else base._replace(chunk=reliable[base.chunk])
             for base in bases
-            if (chunk := reliable.get(base.chunk)) is not None
+            if base.own or base.chunk in reliable
         ]
         for chunk_id, bases in found.items()
     }

@@ -124,8 +124,8 @@ class Reader:
 
     def explain(self, name: bytes, byte_range: Sequence[int] | None) -> RangePlan:
         _, [(_, _, extents)], _ = self._catalog.cover(name, [byte_range])
-        bases = {base.location for extent in extents for base in extent.location.bases}
         places = [extent.location for extent in extents]
+        bases = {base.location for place in places for base in place.bases}.difference(places)
         return RangePlan(
             len(extents),
             sum(place.stored_bytes for place in [*places, *bases]),

@@ -22,4 +22,4 @@ def resembling(
         older = catalog.older(name, like)
         return None if older is None else Alignment(older, older.size, reader.base)
 
-    return find
+    return FindAlignment(find, reader.base)

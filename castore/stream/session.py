@@ -31,15 +31,18 @@ DELTA_SHARE_MAX = 0.45  # of the plain frame
 # A delta is kept without its plain frame being made if it is so small beside what that is likely to
 # be, by what its bases took: compressing the chunk takes longer than all that makes the delta.
 DELTA_TINY = DELTA_SHARE_MAX / 2
+LIKELY_SHARE = 0.25  # of a chunk's bytes, that its frame takes
 # Encoded by the caller: to hand so little to another thread, and to wait for it, takes longer.
 ENCODE_HERE_BYTES_MAX = 64 << 10
 
 
 class Base(NamedTuple):
-    """A chunk whose frame is no delta, and its bytes."""
+    """A chunk whose frame is no delta, and its bytes. One of our `own` is a frame of this session,
+    which may have no place yet."""
 
     chunk: StoredChunk
     raw: bytes | memoryview
+    own: bool = False
 
 
 class NewFrame(NamedTuple):
@@ -49,6 +52,11 @@ class NewFrame(NamedTuple):
     chunk_id: bytes
     sha256: bytes = b""  # in a store with a collision guard, where the id is made of it
     bases: Sequence[Base] = ()  # what it may be stored as a delta of, the best first
+
+    def made_of(self, bases: Sequence[Base]) -> NewFrame:
+        """The same with these bases. What it may be a delta of is asked for before it is known
+        what can be relied on: a chunk that is there itself, and can't be, is none."""
+        return self._replace(bases=[base for base in bases if base.chunk.chunk_id != self.chunk_id])
 
 
 class Encoded(NamedTuple):
@@ -101,19 +109,15 @@ class WriteSession(ABC):
             return guarded_id(sha256_of(raw), self.config.seed)
         return chunk_id_of(raw, self.config.seed)
 
-    def new_frame(
-        self, raw: bytes, bases: Sequence[Base] = (), chunk_id: bytes | None = None
-    ) -> NewFrame:
+    def new_frame(self, raw: bytes, chunk_id: bytes | None = None) -> NewFrame:
         """A chunk to be encoded, by the id of these very bytes, which is `chunk_id` where that was
-        taken of bytes that nobody can change. What it may be a delta of is asked for in `bases`: a
-        chunk that is there itself, and can't be relied on, is none."""
+        taken of bytes that nobody can change."""
         sha256 = sha256_of(raw) if self.guarded else b""
         if sha256:
             chunk_id = guarded_id(sha256, self.config.seed)
         elif chunk_id is None:
             chunk_id = chunk_id_of(raw, self.config.seed)
-        others = [base for base in bases if base.chunk.chunk_id != chunk_id]
-        return NewFrame(raw, chunk_id, sha256, others)
+        return NewFrame(raw, chunk_id, sha256)
 
     def expect_one(self) -> None:
         """No more than one object will be committed."""
@@ -188,8 +192,11 @@ def _encode(chunk: NewFrame, level: int) -> Encoded:
 
 
 def _likely_bytes(delta: Encoded) -> float:
-    """Of the plain frame of a chunk that is mostly made of its bases, as a small delta is."""
-    stored = sum(base.location.stored_bytes for base in delta.bases)
+    """Of the plain frame of a chunk that is mostly made of its bases, as a small delta is. A base
+    that has no place yet is likely to take what others do."""
+    stored = sum(
+        base.location.stored_bytes or base.raw_bytes * LIKELY_SHARE for base in delta.bases
+    )
     return delta.frame.raw_bytes * stored / sum(base.raw_bytes for base in delta.bases)
 
 

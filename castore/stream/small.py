@@ -103,15 +103,17 @@ def _place(
         if not new:
             continue
         owners |= {chunk_id: (each, begin, end) for begin, end, chunk_id in cut if chunk_id in new}
-        alike = _bases(session, each, cut, new)
-        session.unlike = 0 if alike else session.unlike + 1
-        found |= alike
+        those = _bases(session, each, cut, new)
+        session.unlike = 0 if those else session.unlike + 1
+        found |= those
     bases = reliable_bases(session, found)
     task: list[NewFrame] = []
     task_bytes = 0
     encoding = []
     for chunk_id, (each, begin, end) in owners.items():
-        task.append(session.new_frame(each.raw[begin:end], bases.get(chunk_id, ()), chunk_id))
+        frame = session.new_frame(each.raw[begin:end], chunk_id)
+        alike = bases.get(chunk_id)
+        task.append(frame.made_of(alike) if alike else frame)
         task_bytes += end - begin
         if task_bytes >= TASK_BYTES:
             encoding.append(session.encode(task))
@@ -130,4 +132,7 @@ def _bases(
     alignment = None
     if each.align is not None and is_time(session.unlike):
         alignment = each.align()
-    return {} if alignment is None else find_bases(alignment, memoryview(each.raw), cut, 0, new)
+    if alignment is None:
+        return {}
+    raws = {chunk_id: each.raw[begin:end] for begin, end, chunk_id in cut if chunk_id in new}
+    return find_bases(alignment, cut, 0, raws)

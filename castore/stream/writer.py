@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 from castore.errors import SourceChanged
 from castore.format.index import Record
 from castore.model import Extent, Location, Progress
-from castore.stream.alignment import Alignment
-from castore.stream.bases import Cut, FindAlignment, Found, find_bases, reliable_bases
+from castore.stream.bases import Cut, FindAlignment, StreamBases
 from castore.stream.drafts import DraftBuilder, inline_record
 from castore.stream.operations import Draft
 from castore.stream.session import Encoded, NewFrame, WriteSession
@@ -71,8 +70,7 @@ class ObjectWriter:
         self.inline_bytes_max = session.inline_bytes_max
         self._session = session
         self._progress = progress
-        self._align = align
-        self._alignment: Alignment | None = None
+        self._bases = StreamBases(session, align)
         self._draft = DraftBuilder(session)
         self._buffer = bytearray()
         self._batches: deque[_Batch] = deque()
@@ -208,9 +206,7 @@ class ObjectWriter:
 
     def _take_ahead(self, view: memoryview, cut: list[Cut]) -> None:
         """Take what is more than a batch, once the session was told of all of it."""
-        alignment = self._aligned()
-        end = self.size + cut[-1][1] - cut[0][0]
-        older = () if alignment is None else alignment.expected(self.size, end)
+        older = self._bases.expected(self.size, self.size + cut[-1][1] - cut[0][0])
         self._session.prefetch([chunk_id for _, _, chunk_id in cut], older)
         batch: list[Cut] = []
         for each in cut:
@@ -228,18 +224,16 @@ class ObjectWriter:
         base = self.size
         task: list[NewFrame] = []
         task_bytes = 0
-        bases = self._find_bases(view, cut, known)
-        for begin, end, chunk_id in cut:
-            location = known.get(chunk_id)
-            if location is None and chunk_id not in self._encoding:
-                # A copy: what was cut may be of a file that is being written to.
-                new = self._session.new_frame(bytes(view[begin:end]), bases.get(chunk_id, ()))
-                chunk_id = new.chunk_id
+        new = self._new_frames(view, cut, known)
+        for _, end, chunk_id in cut:
+            frame, location = new.get(chunk_id), known.get(chunk_id)
+            if frame is not None:
+                chunk_id = frame.chunk_id
                 if chunk_id not in self._encoding:
                     self._encoding.add(chunk_id)
                     batch.new.add(chunk_id)
-                    task.append(new)
-                    task_bytes += len(new.raw)
+                    task.append(frame)
+                    task_bytes += len(frame.raw)
                     if task_bytes >= TASK_BYTES:
                         batch.encoding.append(self._session.encode(task))
                         task, task_bytes = [], 0
@@ -251,19 +245,18 @@ class ObjectWriter:
         while self._batches and (len(self._batches) > BATCHES_MAX or self._batches[0].encoded):
             self._retire(self._batches.popleft())
 
-    def _find_bases(self, view: memoryview, cut: list[Cut], known: dict[bytes, Location]) -> Found:
-        """What each chunk of a batch that is new may be a delta of."""
-        new = {chunk_id for _, _, chunk_id in cut} - known.keys() - self._encoding
-        alignment = self._aligned() if new else None
-        if alignment is None:
-            return {}
-        found = find_bases(alignment, view, cut, self.size - cut[0][0], new)
-        return reliable_bases(self._session, found)
-
-    def _aligned(self) -> Alignment | None:
-        if self._align is not None:
-            self._alignment, self._align = self._align(), None
-        return self._alignment
+    def _new_frames(
+        self, view: memoryview, cut: list[Cut], known: dict[bytes, Location]
+    ) -> dict[bytes, NewFrame]:
+        """The chunks of a batch that are to be encoded, by the ids that they were cut with, and
+        what each may be a delta of. They are copies: what was cut may be of a file that is being
+        written to."""
+        frames: dict[bytes, NewFrame] = {}
+        for begin, end, chunk_id in cut:
+            if chunk_id not in known and chunk_id not in self._encoding and chunk_id not in frames:
+                frames[chunk_id] = self._session.new_frame(bytes(view[begin:end]))
+        self._bases.find(cut, self.size - cut[0][0], frames)
+        return frames
 
     def _advance(self, taken: int) -> None:
         self.size += taken
@@ -276,7 +269,7 @@ class ObjectWriter:
         """The batch's frames go to a pack, then its chunks become extents."""
         self._session.check_process()
         for future in batch.encoding:
-            self._session.place(future.result())
+            self._bases.place(future.result())
         self._encoding -= batch.new
         for end, chunk_id, location in batch.chunks:
             self._draft.append(end, chunk_id, location or self._session.location(chunk_id))

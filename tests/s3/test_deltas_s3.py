@@ -21,6 +21,7 @@ from castore.s3.damaged import mark_damaged
 from castore.s3.keys import pack_key
 from castore.s3.session import S3Session
 from castore.stream import session
+from castore.stream.lookalikes import LookAlikes
 
 SIZE = 200_000
 V1 = noise(SIZE, 1)
@@ -73,6 +74,7 @@ def two_versions(world: World) -> castore.Store:
 # ---------------------------------------------------------------- which bases
 
 
+@pytest.mark.plain("it counts on which chunks are deltas")
 def test_a_next_version_is_deltas_of_what_this_machine_stored(world: World) -> None:
     store = two_versions(world)
     assert deltas_of(store, "v2") > 40
@@ -110,6 +112,38 @@ def test_what_is_not_on_this_machine_is_no_base(make_world: Callable[[], World])
     assert steps[0] == steps[1]
 
 
+def alike_within() -> bytes:
+    """A first version whose second half is touched everywhere, and resembles the first."""
+    text = noise(SIZE // 2, 5).hex().encode()
+    return text + edited(text, 1, every=600)
+
+
+@pytest.mark.plain("it counts requests, and which chunks are deltas")
+@pytest.mark.parametrize("own", [True, False], ids=["guard", "no guard"])
+def test_what_a_put_has_stored_itself_needs_no_request_to_be_relied_on(
+    make_world: Callable[[], World], monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """Its pack may not even be uploaded. Other machines read it, and collect, as they do the
+    rest."""
+    if not own:
+        monkeypatch.setattr(LookAlikes, "is_own", lambda *_: False)
+    steps = []
+    for delta in (False, True):
+        world = make_world()
+        actor = Actor("one")
+        store = world.open("one", actor, delta=delta)
+        begin = len(actor.steps)
+        store.puts("x", alike_within())
+        steps.append(asked(actor.steps[begin:]))
+    assert (deltas_of(store, "x") > 10) == own
+    assert (steps[0] == steps[1]) == own
+    store.close()
+    other = world.open("another")
+    collect(other)
+    assert other.gets("x") == alike_within()
+    assert other.check(True).problems == []
+
+
 @pytest.mark.plain("it counts on which chunks are deltas")
 def test_an_older_object_is_found_without_a_request(world: World) -> None:
     with world.open("one") as store:
@@ -140,6 +174,7 @@ def test_an_older_object_is_found_without_a_request(world: World) -> None:
     assert actor.steps[begin:] == []
 
 
+@pytest.mark.plain("it counts on which chunks are deltas")
 def test_without_a_disk_cache_only_what_is_in_memory_serves(world: World) -> None:
     text = noise(SIZE // 2, 1).hex().encode()
     store = world.open("one", disk_cache_bytes=0)
@@ -289,6 +324,7 @@ def test_who_reuses_a_delta_relies_on_its_bases(world: World, verb: str) -> None
     assert last.gets("new")[:SIZE] == V2
 
 
+@pytest.mark.plain("it counts on which chunks are deltas")
 def test_a_copy_in_a_transaction_that_stored_its_chunks_plainly(world: World) -> None:
     """What stands for a frame is one of its kind: a delta is led to no plain frame's place."""
     store = two_versions(world)

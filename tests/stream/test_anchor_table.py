@@ -21,7 +21,11 @@ some_pieces = st.lists(st.integers(0, len(PIECES) - 1), max_size=20).map(
     lambda which: b"".join(PIECES[i] for i in which)
 )
 steps = st.lists(
-    st.tuples(st.sampled_from(["put", "forget", "rank"]), st.integers(0, SLOTS - 1), some_pieces),
+    st.tuples(
+        st.sampled_from(["put", "put sought", "forget", "rank"]),
+        st.integers(0, SLOTS - 1),
+        some_pieces,
+    ),
     max_size=40,
 )
 
@@ -34,12 +38,17 @@ def test_c_ranks_as_the_reference_does(steps, shares):
         if what == "put":
             c.put(slot, raw)
             reference.put(slot, raw)
+        elif what == "put sought":
+            c.put_sought(slot)
+            reference.put_sought(slot)
         elif what == "forget":
             c.forget(slot)
             reference.forget(slot)
         else:
             assert c.seek(raw) == reference.seek(raw)
-            assert c.rank(*shares) == reference.rank(*shares)
+            ranked, _ = found = c.rank(*shares)
+            assert found == reference.rank(*shares)
+            assert c.runs([at for at, _ in ranked]) == reference.runs([at for at, _ in ranked])
 
 
 def test_many_bases_with_many_anchors():

@@ -26,7 +26,7 @@ from castore.s3 import catalog
 from castore.s3.cache.store import StoreCache
 from castore.s3.older import OlderVersion
 from castore.s3.versions import Version
-from castore.stream import alignment, resembling, session
+from castore.stream import alignment, bases, lookalikes, resembling, session
 from castore.stream.codec import delta_frame
 from castore.stream.delta import encode_delta
 from castore.stream.session import Encoded, NewFrame
@@ -116,6 +116,26 @@ def any_older_version(
     return None
 
 
+class AnyLookAlikes(lookalikes.LookAlikes):
+    """One that never gives up, and takes the full frame of the same stream that came last for every
+    other chunk of which nothing is found."""
+
+    def candidates(
+        self,
+        raw: Any,
+        aligned: list[alignment.Candidate],
+        beside: alignment.Alignment | None,
+        begin: int,
+    ) -> list[alignment.Candidate]:
+        self._lost = 0
+        found = super().candidates(raw, aligned, beside, begin) or aligned
+        self.looks = True
+        own = [base for base in self._bases.values() if base.chunk_id in self._own]
+        if found or not own or not zlib.crc32(raw) % 2 or self.bytes_of(own[-1]) is None:
+            return found
+        return [alignment.Candidate(own[-1], 0.0)]
+
+
 class AnyAlignment(alignment.Alignment):
     """One that never gives up, and takes what lies about there where nothing is found."""
 
@@ -124,12 +144,12 @@ class AnyAlignment(alignment.Alignment):
         found = super().candidates(begin, end, raw)
         if found:
             return found
-        at = begin % self._size
-        around = self._older.covering(at, at + 20_000)
-        bases = {base: None for e in around for base in e.location.bases or (e.stored,)}
+        at = begin % self.size
+        around = self.older.covering(at, at + 20_000)
+        there = {base: None for e in around for base in e.location.bases or (e.stored,)}
         return [
             alignment.Candidate(base, 0.0)
-            for base in list(bases)[: alignment.BASES_MAX]
+            for base in list(there)[: alignment.BASES_MAX]
             if self.read(base) is not None
         ]
 
@@ -174,6 +194,7 @@ def force_for_good() -> None:
 def _force(undo: list[tuple[Any, str, Any]]) -> None:
     for module, name, value in (
         (resembling, "Alignment", AnyAlignment),
+        (bases, "LookAlikes", AnyLookAlikes),
         (session, "_encode", encoded),
         (lookup, "find_older", any_older),
         (catalog, "find_older", any_older_version),

@@ -1,0 +1,195 @@
+"""The bases that are found anywhere, and what it takes to look for them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from test_alignment import CHUNK, Older
+
+from castore.model import Location, StoredChunk
+from castore.stream import lookalikes
+from castore.stream.alignment import Alignment, Candidate
+from castore.stream.bases import FindAlignment, StreamBases
+from castore.stream.lookalikes import NO_PLACE, LookAlikes
+from castore.stream.session import NewFrame
+
+PLACE = Location(b"p" * 16, 100, 50)
+
+
+def text(number: int, size: int = CHUNK) -> bytes:
+    """Not so random that nobody would look at it."""
+    return random.Random(f"text {number}").randbytes(size // 2).hex().encode()
+
+
+def touched(raw: bytes, every: int = 3000) -> bytes:
+    changed = bytearray(raw)
+    for at in range(every // 2, len(changed), every):
+        changed[at] ^= 1
+    return bytes(changed)
+
+
+def chunk_id(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def nothing(_: StoredChunk) -> None:
+    raise AssertionError("this has its bytes in memory")
+
+
+def ids(found: list[Candidate]) -> list[int]:
+    return [int.from_bytes(each.base.chunk_id, "big") for each in found]
+
+
+def with_chunks(count: int) -> LookAlikes:
+    found = LookAlikes(nothing)
+    for number in range(count):
+        assert found.candidates(text(number), [], None, 0) == []
+        found.add(chunk_id(number), text(number))
+    return found
+
+
+def test_a_chunk_is_found_by_what_is_like_it_wherever_that_is() -> None:
+    found = with_chunks(40)
+    [first] = found.candidates(touched(text(7)), [], None, 0)
+    assert ids([first]) == [7]
+    assert first.share > 0.8
+    assert found.is_own(first.base)
+    assert found.bytes_of(first.base) == text(7)
+    half = text(8)[: CHUNK // 2] + text(9)[CHUNK // 2 :]
+    assert sorted(ids(found.candidates(half, [], None, 0))) == [8, 9]
+
+
+def test_what_is_found_at_its_place_goes_first() -> None:
+    found = with_chunks(3)
+    aligned = [Candidate(StoredChunk(b"a" * 16, CHUNK, PLACE), lookalikes.ALIGNED_SHARE)]
+    assert found.candidates(touched(text(1)), aligned, None, 0) == aligned
+    little = [Candidate(aligned[0].base, 0.3)]
+    assert ids(found.candidates(touched(text(1)), little, None, 0)) == [1]
+    assert found.candidates(text(50), little, None, 0) == little
+    # Of so little no delta is made: the chunk is a full frame, which later ones may be made of.
+    assert found.candidates(text(50), [Candidate(aligned[0].base, 0.1)], None, 0) == []
+
+
+def test_words_in_common_are_not_alike() -> None:
+    """Anchors that both have, in no order that both have."""
+    pieces = [text(number, 256) for number in range(CHUNK // 256)]
+    found = LookAlikes(nothing)
+    found.candidates(b"".join(pieces), [], None, 0)
+    found.add(chunk_id(1), b"".join(pieces))
+    shuffled = random.Random(1).sample(pieces, len(pieces))
+    assert found.candidates(b"".join(shuffled), [], None, 0) == []
+    assert ids(found.candidates(b"".join(pieces[40:] + pieces[:40]), [], None, 0)) == [1]
+
+
+def test_once_it_has_its_place_it_is_read_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookalikes, "RECENT_BYTES_MAX", 2 * CHUNK)
+    read: list[StoredChunk] = []
+    found = LookAlikes(lambda base: read.append(base) or text(0))  # type: ignore[func-returns-value]
+    for number in range(5):
+        found.candidates(text(number), [], None, 0)
+        found.add(chunk_id(number), text(number))
+    [first] = found.candidates(touched(text(0)), [], None, 0)
+    assert first.base.location is NO_PLACE
+    assert found.bytes_of(first.base) is None
+    found.placed(chunk_id(0), lambda _: PLACE)
+    [first] = found.candidates(touched(text(0)), [], None, 0)
+    assert first.base.location == PLACE
+    assert found.bytes_of(first.base) == text(0)
+    assert read == [first.base]
+
+
+def test_where_nothing_is_alike_fewer_and_fewer_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lookalikes, "TRIED_ALWAYS", 16)
+    monkeypatch.setattr(lookalikes, "CREDIT_MAX", 0)
+    found, looked = LookAlikes(nothing), list[int]()
+    for number in range(16 * 7 + 640):
+        assert found.candidates(text(number, 8192), [], None, 0) == []
+        if found.looks:
+            looked.append(number)
+            found.add(chunk_id(number), text(number, 8192))
+    assert looked[:16] == [*range(16)]
+    assert len([number for number in looked if number >= 16 * 7]) == 10
+    assert ids(found.candidates(touched(text(3, 8192)), [], None, 0)) == []  # not its turn
+    while not found.looks:
+        last = found.candidates(touched(text(3, 8192)), [], None, 0)
+    assert ids(last) == [3]
+    monkeypatch.setattr(lookalikes, "CREDIT_MAX", 100)
+    for number in range(2, 12):  # once some are found, all are looked at again
+        found.candidates(touched(text(number, 8192)), [], None, 0)
+    assert ids(found.candidates(touched(text(4, 8192)), [], None, 0)) == [4]
+
+
+def test_what_is_compressed_already_is_not_looked_at() -> None:
+    found, raw = LookAlikes(nothing), random.Random(1).randbytes(CHUNK)
+    found.candidates(raw, [], None, 0)
+    found.add(chunk_id(1), raw)
+    assert found.candidates(touched(raw), [], None, 0) == []
+
+
+def test_slots_are_given_away_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookalikes, "SLOTS", 10)
+    found = with_chunks(25)
+    assert [ids(found.candidates(touched(text(n)), [], None, 0)) for n in (14, 15, 24)] == [
+        [],
+        [15],
+        [24],
+    ]
+
+
+# ---- the older object ----------------------------------------------------------------------------
+
+
+def older_of(count: int) -> tuple[Older, Alignment]:
+    older = Older([text(number) for number in range(count)])
+    return older, older.aligned()
+
+
+def test_the_older_object_is_read_a_little_for_each_that_finds_too_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lookalikes, "OLDER_BASES", 4)
+    older, alignment = older_of(40)
+    found = LookAlikes(older.read)
+    for number in range(5):
+        assert found.candidates(text(100 + number), [], alignment, 0) == []
+        assert len(older.read_ids) == 4 * (number + 1)
+    moved = touched(text(11))
+    assert ids(found.candidates(moved, [], alignment, 0)) == [11]
+    assert len(older.read_ids) == 20
+    for number in range(20):
+        found.candidates(text(200 + number), [], alignment, 0)
+    assert older.read_ids == [older.id(i) for i in range(40)]
+
+
+def test_only_around_the_place_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookalikes, "OLDER_BASES", 1000)
+    monkeypatch.setattr(lookalikes, "BEHIND_BYTES", 4 * CHUNK)
+    monkeypatch.setattr(lookalikes, "AHEAD_BYTES", 6 * CHUNK)
+    older, alignment = older_of(40)
+    found = LookAlikes(older.read)
+    found.candidates(text(100), [], alignment, 20 * CHUNK)
+    read = [int.from_bytes(each, "big") for each in older.read_ids]
+    assert read[0] == 16
+    assert 25 <= read[-1] <= 26
+
+
+# ---- chunks that are changed while they are put --------------------------------------------------
+
+
+def changing() -> Iterator[tuple[bytes, NewFrame]]:
+    yield chunk_id(1), NewFrame(text(1), chunk_id(1))
+    yield chunk_id(2), NewFrame(text(2), chunk_id(99))  # not what was cut any more
+    yield chunk_id(3), NewFrame(touched(text(1)), chunk_id(3))
+    yield chunk_id(4), NewFrame(touched(text(2)), chunk_id(4))
+
+
+def test_what_changed_since_it_was_cut_is_no_base() -> None:
+    frames = dict(changing())
+    cut = [(n * CHUNK, (n + 1) * CHUNK, key) for n, key in enumerate(frames)]
+    StreamBases(None, FindAlignment(lambda: None, nothing)).find(cut, 0, frames)  # type: ignore[arg-type]
+    assert [base.chunk.chunk_id for base in frames[chunk_id(3)].bases] == [chunk_id(1)]
+    assert [len(frame.bases) for frame in frames.values()] == [0, 0, 1, 0]
