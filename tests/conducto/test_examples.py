@@ -58,7 +58,7 @@ def test_each_is_printed(pipelines: Pipelines, name: str) -> None:
         ("wordcount.py", ["--path=text", "--part_bytes=9001"]),
         pytest.param("daily_dumps.py", ["--days=2"], marks=pytest.mark.long),
         pytest.param("build_cache.py", ["--sources=src", "--out=out"], marks=pytest.mark.long),
-        ("each_name.py", ["--stores=2"]),
+        pytest.param("each_name.py", ["--stores=2"], marks=pytest.mark.long),
     ],
 )
 def test_on_s3(pipelines: Pipelines, mode: str, name: str, words: list[str]) -> None:
