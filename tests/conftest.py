@@ -16,6 +16,7 @@ from unittest import mock
 import forced_batches
 import forced_deltas
 import pytest
+from hypothesis import HealthCheck, settings
 
 import castore
 from castore.s3 import session
@@ -40,6 +41,10 @@ if sys.dont_write_bytecode:
     sys.pycache_prefix = str(Path(__file__).resolve().parents[1] / "build" / "bytecode")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or it was `python -B`
+
+# A busy machine is no failure.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 pytest_plugins = [
     "servers",
