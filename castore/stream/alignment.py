@@ -37,6 +37,7 @@ CREDIT_MAX = 256
 CREDIT_OF_HIT = 4
 TRIED_ALWAYS = 8  # chunks after the last that was found; then half of as many, a quarter, ...
 TRIED_AT_LEAST = 64  # ... down to one chunk in so many
+FOLLOWED = 64  # chunks in which nothing is found, and it may be a version nevertheless
 SHARES_MIN = 1 / 10  # of a chunk's anchors that all bases must have: with less no delta is small
 SHARE_MIN = 1 / 32  # of a chunk's anchors that a base must add to those before it
 LEFT_SHARE_MIN = 1 / 4  # and of what they leave: so much smaller another base makes the delta
@@ -114,6 +115,11 @@ class Alignment:
         else:
             self._lost += 1
         return [Candidate(self._by_slot[slot].base, share) for slot, share in ranked]
+
+    @property
+    def follows(self) -> bool:
+        """Whether the stream is a version of the older object, where it is now."""
+        return self._lost < FOLLOWED
 
     def expected_at(self, begin: int) -> int:
         """Where in the older object what lies at an offset of the stream is expected."""

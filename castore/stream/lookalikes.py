@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 SLOTS = 2048  # bases whose anchors are known: 150 MB of chunks, 30 MB of table
-ALIGNED_SHARE = 0.7  # of a chunk's anchors: with as many at its place no other is looked for
+ALIGNED_SHARE = 0.9  # of a chunk's anchors: with as many at its place no other is looked for
 ALIGNED_SHARE_MIN = 0.2  # with fewer the chunk will be a full frame, and may be a base at once
-READ_SHARE = 0.5  # with fewer anywhere, some more of the older object is read
+READ_SHARE = 0.7  # with fewer anywhere, some more of the older object is read
 SHARES_MIN = 0.4  # of a chunk's anchors: of deltas of less, one in ten was kept
 # And in runs. Of what had as much, but less in runs, one delta in seven was kept.
 RUNS_MIN = 0.3
@@ -40,7 +40,7 @@ AHEAD_BYTES = 128 << 20
 RECENT_BYTES_MAX = 16 << 20  # of the stream's own frames, kept until they have their places
 TRIED_ALWAYS = 32  # chunks that find nothing; then half of as many, a quarter, ...
 RARELY = 6  # ... down to one chunk in 2**6
-FOUND_CREDIT = 24  # chunks that may find nothing, for one that does
+FOUND_CREDIT = 48  # chunks that may find nothing, for one that does
 CREDIT_MAX = 96
 
 # Of a frame that this stream stores and has not placed yet. It has no bytes in any pack.
@@ -99,10 +99,8 @@ class LookAlikes:
 
     def _is_time(self, raw: Buffer) -> bool:
         every = 1 << min(max(0, self._lost) // TRIED_ALWAYS, RARELY)
-        if self._lost % every == 0:
-            if not is_incompressible(raw):
-                return True
-            self._lost += TRIED_ALWAYS // 4  # where there is one, there are more
+        if self._lost % every == 0 and not is_incompressible(raw):
+            return True
         self._lost += 1
         return False
 

@@ -52,6 +52,7 @@ class NewFrame(NamedTuple):
     chunk_id: bytes
     sha256: bytes = b""  # in a store with a collision guard, where the id is made of it
     bases: Sequence[Base] = ()  # what it may be stored as a delta of, the best first
+    level: int | None = None  # of compression, if it is not the session's
 
     def made_of(self, bases: Sequence[Base]) -> NewFrame:
         """The same with these bases. What it may be a delta of is asked for before it is known
@@ -182,7 +183,7 @@ def _encode(chunk: NewFrame, level: int) -> Encoded:
     plain = encode_frame(
         chunk.raw,
         chunk.chunk_id,
-        level=level,
+        level=level if chunk.level is None else chunk.level,
         sha256=chunk.sha256,
         id_of_sha256=bool(chunk.sha256),
     )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from collected import pack_files
-from sessions import small_stages, some_bytes
+from sessions import small_batches, small_stages, some_bytes
 from stores import small
 from versions import assert_whole, bases, extents
 
 import castore
 from castore.model import SEGMENT_EXTENTS_MAX
+from castore.stream import session
 from castore.stream.bases import StreamBases
 from castore.stream.lookalikes import LookAlikes
 from castore.stream.session import Encoded
@@ -122,6 +124,31 @@ def test_collections_while_rows_are_staged(
     assert guarded.info("x").deltas > guarded.info("x").chunks / 3
     assert own_bases(guarded, "x")
     assert_whole(guarded, {"x": b"".join(parts)})
+
+
+@pytest.mark.plain("it counts on which chunks are deltas")
+@pytest.mark.parametrize(("level", "later"), [(1, 3), (5, 5), (-2, -2)])
+def test_what_is_new_in_a_version_is_compressed_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int, later: int
+) -> None:
+    levels: list[int] = []
+    encode = session.encode_frame
+
+    def encoded(*chunk: Any, level: int, **options: Any) -> Any:
+        levels.append(level)
+        return encode(*chunk, level=level, **options)
+
+    monkeypatch.setattr(session, "encode_frame", encoded)
+    small_batches(monkeypatch)
+    with small(tmp_path / "store", compression_level=level) as store:
+        store.puts("x", part(0))
+        assert {*levels} == {level}
+        levels.clear()
+        store.puts("x", part(1)[: PART // 2] + part(0, seed=3) + part(1)[PART // 2 :])
+        assert {*levels[-5:]} == {later}
+        levels.clear()
+        store.puts("x", part(0, seed=4, size=20 * PART))  # no version at all
+        assert levels[-1] == level
 
 
 class Broken(io.RawIOBase):
