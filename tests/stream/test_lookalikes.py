@@ -187,6 +187,7 @@ def changing() -> Iterator[tuple[bytes, NewFrame]]:
     yield chunk_id(4), NewFrame(touched(text(2)), chunk_id(4))
 
 
+@pytest.mark.plain("it counts bases")
 def test_what_changed_since_it_was_cut_is_no_base() -> None:
     frames = dict(changing())
     cut = [(n * CHUNK, (n + 1) * CHUNK, key) for n, key in enumerate(frames)]
