@@ -7,12 +7,12 @@ group, which are imported when one of them runs, so that `castore --help` is qui
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from gc import freeze, set_threshold  # by name: `gc` is a module of this package, too
 from importlib import import_module
 
 GARBAGE_OBJECTS = 20_000  # made since, before Python looks for cycles among the newest
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from castore.cli.streams import take_over_streams
 
         take_over_streams()
-        gc.set_threshold(GARBAGE_OBJECTS)
+        set_threshold(GARBAGE_OBJECTS)
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores the second
                 signal.signal(number, _exit_on_signal)
@@ -50,7 +50,7 @@ def _run(argv: Sequence[str] | None) -> int:
     module_name, _, function_name = arguments.run.partition(":")
     verb: Callable[[object], int] = getattr(import_module(module_name), function_name)
     if argv is None:
-        gc.freeze()  # modules are no garbage: to look through them took a twentieth of a put
+        freeze()  # modules are no garbage: to look through them took a twentieth of a put
     return verb(arguments)
 
 
