@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from test_alignment import CHUNK, Older
+from older_objects import CHUNK, Older
 
 from castore.model import Location, StoredChunk
 from castore.stream import lookalikes
