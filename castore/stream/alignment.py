@@ -77,6 +77,7 @@ class Alignment:
         self.read = read
         self._shift = 0  # an offset in the older object less the one in the stream
         self._lost = 0  # chunks since one was found
+        self.is_version = False  # whether anything was found
         self._credit = CREDIT_FIRST
         self._ahead = 0  # in the older object: what is before was looked at
         self._table = anchor_table(TABLE_BASES_MAX + 1)
@@ -119,7 +120,7 @@ class Alignment:
     @property
     def follows(self) -> bool:
         """Whether the stream is a version of the older object, where it is now."""
-        return self._lost < FOLLOWED
+        return self.is_version and self._lost < FOLLOWED
 
     def expected_at(self, begin: int) -> int:
         """Where in the older object what lies at an offset of the stream is expected."""
@@ -136,6 +137,7 @@ class Alignment:
     def _found(self, shift: int, at: int) -> None:
         self._shift = shift
         self._lost = 0
+        self.is_version = True
         self._ahead = at
         self._credit = min(self._credit + CREDIT_OF_HIT, CREDIT_MAX)
 

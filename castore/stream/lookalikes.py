@@ -8,8 +8,9 @@ looked up here: in one table of the stream's own full frames, as they come, and 
 object's bases around the place, of which some more are read for each chunk that finds too little.
 Nothing of it is stored.
 
-Work is bounded. Where nothing is alike, fewer and fewer chunks are looked at, down to one in 64,
-and a candidate has so large a share of the chunk's anchors that it will hardly be tried in vain.
+Work is bounded. An older object in which nothing was found at its place is not read. Where nothing
+is alike, fewer and fewer chunks are looked at, down to one in 64, and a candidate has so large a
+share of the chunk's anchors that it will hardly be tried in vain.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 SLOTS = 2048  # bases whose anchors are known: 150 MB of chunks, 30 MB of table
-ALIGNED_SHARE = 0.9  # of a chunk's anchors: with as many at its place no other is looked for
+ALIGNED_SHARE = 0.7  # of a chunk's anchors: with as many at its place no other is looked for
 ALIGNED_SHARE_MIN = 0.2  # with fewer the chunk will be a full frame, and may be a base at once
-READ_SHARE = 0.7  # with fewer anywhere, some more of the older object is read
+READ_SHARE = 0.5  # with fewer anywhere, some more of the older object is read
 SHARES_MIN = 0.4  # of a chunk's anchors: of deltas of less, one in ten was kept
 # And in runs. Of what had as much, but less in runs, one delta in seven was kept.
 RUNS_MIN = 0.3
@@ -79,7 +80,8 @@ class LookAlikes:
         if not self.looks or not self._table.seek(raw):
             return aligned
         found = self._ranked()
-        if alignment is not None and max(share, _share(found)) < READ_SHARE:
+        little = max(share, _share(found)) < READ_SHARE
+        if little and alignment is not None and alignment.is_version:
             self._read_older(alignment, alignment.expected_at(begin))
             found = self._ranked()
         if _share(found) > share:

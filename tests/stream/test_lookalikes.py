@@ -145,7 +145,16 @@ def test_slots_are_given_away_the_oldest_first(monkeypatch: pytest.MonkeyPatch) 
 
 def older_of(count: int) -> tuple[Older, Alignment]:
     older = Older([text(number) for number in range(count)])
-    return older, older.aligned()
+    alignment = older.aligned()
+    alignment.known(0, CHUNK, older.id(0))
+    return older, alignment
+
+
+def test_an_older_object_in_which_nothing_was_found_is_not_read() -> None:
+    older = Older([text(number) for number in range(40)])
+    found = LookAlikes(older.read)
+    assert found.candidates(text(100), [], older.aligned(), 0) == []
+    assert older.read_ids == []
 
 
 def test_the_older_object_is_read_a_little_for_each_that_finds_too_little(
