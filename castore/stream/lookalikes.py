@@ -31,8 +31,8 @@ SLOTS = 2048  # bases whose anchors are known: 150 MB of chunks, 30 MB of table
 ALIGNED_SHARE = 0.7  # of a chunk's anchors: with as many at its place no other is looked for
 ALIGNED_SHARE_MIN = 0.2  # with fewer the chunk will be a full frame, and may be a base at once
 READ_SHARE = 0.5  # with fewer anywhere, some more of the older object is read
-SHARES_MIN = 0.4  # of a chunk's anchors: of deltas of less, one in ten was kept
-# And in runs. Of what had as much, but less in runs, one delta in seven was kept.
+SHARES_MIN = 0.4  # of a chunk's anchors: of deltas of less, hardly one in ten was kept
+# And in runs: of what has as much, and less in runs, one delta in fifteen would be kept.
 RUNS_MIN = 0.3
 OLDER_BASES = 32  # read for one chunk that finds too little
 READ_BYTES = 1 << 20  # whose extents are looked for at once
