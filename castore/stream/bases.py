@@ -15,6 +15,7 @@ from castore.stream.session import Base, Encoded, NewFrame, WriteSession
 # What is new in a version is in the next ones, too, and what they are made of: it may take a little
 # longer to compress. Eight releases of scipy take 1.7 MB less than with level 1.
 LEVEL_OF_VERSIONS = 3
+ALIKE_CHUNKS_MIN = 3  # new ones at once: with fewer it is hardly worth to make a table
 
 Cut: TypeAlias = tuple[int, int, bytes]  # a chunk's begin and end in a view, and its id
 Found: TypeAlias = dict[bytes, list[Base]]  # by the new chunk's id
@@ -39,6 +40,7 @@ class StreamBases:
     def __init__(self, session: WriteSession, align: FindAlignment | None) -> None:
         self._session = session
         self._align = align
+        self._looked = False
         self._alignment: Alignment | None = None
         self._lookalikes: LookAlikes | None = None
 
@@ -53,6 +55,8 @@ class StreamBases:
         if not frames or self._align is None:
             return
         self._look_for_older()
+        if self._lookalikes is None and len(frames) >= ALIKE_CHUNKS_MIN:
+            self._lookalikes = LookAlikes(self._align.read)
         # What has changed since it was cut has no bases, and is none.
         raws = {i: frame.raw for i, frame in frames.items() if frame.chunk_id == i}
         found = find_bases(self._alignment, cut, shift, raws, self._lookalikes)
@@ -90,9 +94,8 @@ class StreamBases:
         return base._replace(location=at)
 
     def _look_for_older(self) -> None:
-        if self._align is not None and self._lookalikes is None:
-            self._alignment = self._align()
-            self._lookalikes = LookAlikes(self._align.read)
+        if self._align is not None and not self._looked:
+            self._alignment, self._looked = self._align(), True
 
 
 def find_bases(
