@@ -8,10 +8,11 @@ from typing import Literal, NamedTuple
 from castore.check.packs import PackReading
 from castore.errors import FormatError, InvalidName
 from castore.format.index import ChunkRow, Record
-from castore.format.pack import PackEntry
+from castore.format.pack import PackEntry, StoreConfig
 from castore.format.segment import decode_segment
 from castore.model import Extent, StoredChunk, encode_name
-from castore.stream.codec import ChunksEtag, chunk_id_of, decode_inline
+from castore.stream.codec import ChunksEtag, decode_inline
+from castore.stream.etags import is_etag_of
 
 
 class Faulty(NamedTuple):
@@ -35,12 +36,12 @@ def name_fault(name: bytes) -> str:
     return ""
 
 
-def inline_fault(record: Record, seed: int) -> str:
+def inline_fault(record: Record, config: StoreConfig) -> str:
     try:
         raw = decode_inline(record.codec, record.inline, record.size)
     except FormatError as error:
         return str(error)
-    return "" if chunk_id_of(raw, seed) == record.etag else "its bytes do not match its etag"
+    return "" if is_etag_of(raw, record.etag, config) else "its bytes do not match its etag"
 
 
 def manifest_faults(

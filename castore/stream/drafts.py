@@ -8,6 +8,7 @@ from castore.format.index import Record
 from castore.format.segment import SegmentBuilder, SegmentOfOne
 from castore.model import Location
 from castore.stream.codec import ChunksEtag, chunk_id_of, encode_inline, etag_of_one
+from castore.stream.etags import etag_of_chunks
 from castore.stream.operations import Draft
 from castore.stream.session import WriteSession
 
@@ -67,11 +68,14 @@ def one_chunk_record(
 def inline_record(session: WriteSession, raw: bytes, mode: int) -> Record:
     """The record of an object that has its bytes in it."""
     codec, stored = encode_inline(raw, level=session.level)
+    etag = chunk_id_of(raw, session.config.seed)
+    if len(raw) > session.inline_bytes_max:
+        etag = etag_of_chunks(raw, session.config, session.chunker)
     return Record(
         size=len(raw),
         mtime_ns=time.time_ns(),
         mode=mode,
-        etag=chunk_id_of(raw, session.config.seed),
+        etag=etag,
         stored_bytes=len(stored),
         codec=codec,
         inline=stored,

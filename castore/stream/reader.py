@@ -17,8 +17,9 @@ from castore.format.index import Record
 from castore.format.pack import FRAME_HEADER_BYTES, StoreConfig
 from castore.model import Extent, ObjectInfo, Progress, RangePlan, StoredChunk
 from castore.stream.backend import NOTHING_HELD, Catalog, Cover, Held, Packs
-from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
+from castore.stream.codec import decode_frame, decode_inline
 from castore.stream.decoding import Bytes, DecodedChunks, Decoder
+from castore.stream.etags import is_etag_of
 from castore.stream.segments import Manifest
 from castore.stream.smallreads import SmallRead, read_small
 from castore.system.fileio import Writable, write_all, write_stream
@@ -54,6 +55,7 @@ class Reader:
         self._catalog = catalog
         self._packs = packs
         self.workers = workers
+        self._config = config
         self._seed = config.seed
         self._decoded = DecodedChunks(cache_bytes)
 
@@ -135,7 +137,7 @@ class Reader:
 
     def inline(self, record: Record) -> bytes:
         raw = decode_inline(record.codec, record.inline, record.size)
-        if chunk_id_of(raw, self._seed) != record.etag:
+        if not is_etag_of(raw, record.etag, self._config):
             raise FormatError("an inline object's bytes do not match its etag")
         return raw
 

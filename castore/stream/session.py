@@ -93,6 +93,7 @@ class WriteSession(ABC):
         self.deltas = deltas
         self.guarded = config.collision_guard is not None
         self.unlike = 0  # small objects since the last that resembled another
+        self._is_one = False
         self._workers = workers
         self._pid = os.getpid()
 
@@ -122,7 +123,12 @@ class WriteSession(ABC):
 
     def expect_one(self) -> None:
         """No more than one object will be committed."""
-        self.inline_bytes_max = self.inline_alone_bytes_max or self.inline_bytes_max
+        self._is_one = True
+
+    @property
+    def inline_limit(self) -> int:
+        """Up to which an object of this commit is in its record."""
+        return max(self.inline_bytes_max, self.inline_alone_bytes_max if self._is_one else 0)
 
     def expect_many(self) -> None:
         """Many chunks will be cut, and then looked up. For sessions that look ahead."""

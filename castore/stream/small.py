@@ -79,7 +79,7 @@ def _record(
 
 def _cut(session: WriteSession, raw: bytes) -> list[Cut]:
     """The object's chunks; none of one that is inline."""
-    if len(raw) <= session.inline_bytes_max:
+    if len(raw) <= session.inline_limit:
         return []
     begin, cut = 0, list[Cut]()
     for end in session.chunker.cuts(raw, 0, True):

@@ -24,7 +24,8 @@ from castore.format.pack import StoreConfig
 from castore.model import Progress
 from castore.stream.bases import FindAlignment
 from castore.stream.chunker import Chunker
-from castore.stream.codec import ChunksEtag, chunk_id_of, guarded_id, sha256_of
+from castore.stream.codec import ChunksEtag
+from castore.stream.etags import chunk_id_in, is_etag_of
 from castore.stream.operations import Draft
 from castore.stream.session import WriteSession
 from castore.stream.writer import ObjectWriter, read_blocks
@@ -179,7 +180,7 @@ def has_content(
     etag: it is cut and hashed as it would be for a put."""
     if inline:
         raw = os.pread(fd, size + 1, 0)
-        return len(raw) == size and chunk_id_of(raw, config.seed) == etag
+        return len(raw) == size and is_etag_of(raw, etag, config)
     found = ChunksEtag(config.seed)
     buffer = bytearray()
     at, final = 0, False
@@ -191,16 +192,10 @@ def has_content(
         used = 0
         with memoryview(buffer) as view:
             for end in chunker.cuts(view, 0, final):
-                found.update(_chunk_id(view[used:end], config))
+                found.update(chunk_id_in(view[used:end], config))
                 used = end
         del buffer[:used]
     return at == size and found.matches(etag)
-
-
-def _chunk_id(raw: memoryview, config: StoreConfig) -> bytes:
-    if config.collision_guard is None:
-        return chunk_id_of(raw, config.seed)
-    return guarded_id(sha256_of(raw), config.seed)
 
 
 def is_young(status: Status) -> bool:

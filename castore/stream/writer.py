@@ -67,7 +67,7 @@ class ObjectWriter:
         """`align` is asked, once it is needed, for the older object that new chunks may be deltas
         of."""
         self.size = 0  # of what was taken out of the buffer
-        self.inline_bytes_max = session.inline_bytes_max
+        self.inline_bytes_max = session.inline_limit
         self._session = session
         self._progress = progress
         self._bases = StreamBases(session, align)

@@ -118,7 +118,7 @@ class ObjectRepair:
             if not record.is_inline:
                 if not self._is_readable(record):
                     self._keep_rest(key, raw, record, why[name])
-            elif inline_fault(record, self._config.seed):
+            elif inline_fault(record, self._config):
                 self._keep_raw(key, raw, why[name])
         if unreadable:
             # While their names are there, a repair that is repeated knows that something is lost.

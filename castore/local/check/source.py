@@ -59,7 +59,7 @@ class LocalSource(LocalPackSource):
                 faults.append(Faulty(what, part="record"))
             self.sums.count_object(record, +1)
             if record.is_inline:
-                fault = inline_fault(record, self._config.seed)
+                fault = inline_fault(record, self._config)
                 if fault:
                     faults.append(Faulty(fault, part="record"))
             else:

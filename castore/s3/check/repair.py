@@ -235,7 +235,7 @@ class S3Repair:
         """Raises FormatError unless all of the manifest is as it was written."""
         head = decode_own_head(raw, self._config.store_id)
         if head.record.is_inline:
-            fault = inline_fault(head.record, self._config.seed)
+            fault = inline_fault(head.record, self._config)
             if fault:
                 raise FormatError(fault)
         for place in head.segments:

@@ -148,7 +148,7 @@ class S3Source:
             return
         packs.update(head.packs)
         if head.record.is_inline:
-            fault = inline_fault(head.record, self._config.seed)
+            fault = inline_fault(head.record, self._config)
             if fault:
                 yield Faulty(fault)
             return

@@ -1,0 +1,46 @@
+"""Etags: the same for equal bytes in one store, however they were put.
+
+That of an object whose bytes are in its record is of these bytes, and else of the ids of its
+chunks. Of one that is in its record only as it was put alone, it is of the chunks that it would
+have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from castore.format.pack import StoreConfig
+from castore.stream.chunker import Chunker, ChunkSizes
+from castore.stream.codec import ChunksEtag, chunk_id_of, guarded_id, sha256_of
+
+
+def etag_of_chunks(raw: bytes, config: StoreConfig, chunker: Chunker) -> bytes:
+    """That of the chunks of all these bytes."""
+    etag = ChunksEtag(config.seed)
+    for chunk_id in _chunk_ids(raw, config, chunker):
+        etag.update(chunk_id)
+    return etag.digest()
+
+
+def is_etag_of(raw: bytes, etag: bytes, config: StoreConfig) -> bool:
+    """Whether an object that has these bytes in its record has this etag."""
+    if chunk_id_of(raw, config.seed) == etag:
+        return True
+    sizes = ChunkSizes(config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)
+    return etag_of_chunks(raw, config, Chunker(sizes)) == etag
+
+
+def chunk_id_in(raw: memoryview, config: StoreConfig) -> bytes:
+    """The id that a chunk of these bytes has in the store."""
+    if config.collision_guard is None:
+        return chunk_id_of(raw, config.seed)
+    return guarded_id(sha256_of(raw), config.seed)
+
+
+def _chunk_ids(raw: bytes, config: StoreConfig, chunker: Chunker) -> Iterator[bytes]:
+    begin = 0
+    with memoryview(raw) as view:
+        for end in chunker.cuts(view, 0, True):
+            with view[begin:end] as chunk:
+                yield chunk_id_in(chunk, config)
+            begin = end
