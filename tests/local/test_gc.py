@@ -704,6 +704,8 @@ def test_a_failing_commit_ends_it_and_nothing_else(
                     assert count < fails_at
                 count = -1000
                 assert everything(store) == expected
+                # A file goes when it is committed that nothing leads to it.
+                assert {pack_id.hex() for pack_id in rows(store, "packs")} <= {*pack_files(store)}
                 store.gc()
                 assert_clean(store, expected)
                 assert len(pack_files(store)) == 1
