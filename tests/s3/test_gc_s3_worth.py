@@ -167,6 +167,7 @@ def test_a_collection_leaves_what_does_not_pay(world: World) -> None:
     assert store.gc(grace_s=0, prices=cheap).found_nothing
 
 
+@pytest.mark.plain("footers that name bases are longer")
 def test_a_dry_run_says_what_a_run_would_cost(world: World) -> None:
     store = mostly_dead(world)
     foretold = collect(store, repack_below=0.5, dry_run=True)
@@ -247,6 +248,7 @@ def test_the_command_line(bare: Callable[..., Result], tmp_path: Path) -> None:
     assert bare("-r", store, "gc", "--repack-below", "0.9", "--horizon", "30d").code == 0
 
 
+@pytest.mark.plain("sizes")
 def test_the_command_line_says_what_it_costs(
     world: World, bare: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -393,6 +393,7 @@ def test_reads_fetch_what_is_damaged_again(
     assert [exchange.status for exchange in proxy.exchanges] == [304]  # all is cached again
 
 
+@pytest.mark.plain("a base is fetched by itself")
 def test_damaged_frames_are_fetched_again_at_once(open_proxied: Open, proxy: FaultProxy) -> None:
     data = noise(700_000)
     open_proxied(1).puts("a", data)

@@ -55,6 +55,7 @@ def test_a_large_read_is_one_plan(
     assert asked(proxy) == {"names": 1, "packs": {0: 2, 9: 1}.get(begin, 2)}
 
 
+@pytest.mark.plain("bases are fetched again")
 @pytest.mark.parametrize(("step", "packs"), [(MIB, 8), (256 << 10, 10), (10_000, 10)])
 def test_reads_in_a_row_are_few_requests(
     large: castore.Store, proxy: FaultProxy, step: int, packs: int
@@ -67,6 +68,7 @@ def test_reads_in_a_row_are_few_requests(
     assert received < SIZE * 1.01, "nothing is fetched twice"
 
 
+@pytest.mark.plain("bases are fetched with them")
 def test_reads_here_and_there_fetch_what_they_ask_for(
     large: castore.Store, proxy: FaultProxy
 ) -> None:
