@@ -24,7 +24,7 @@ export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 "$python" -c 'import castore, castore._native as n; assert castore.__file__.startswith("'"$copy"'"), castore; print(n.variants())'
 "$python" -m pytest -q -p no:cacheprovider \
     tests/system/test_native.py tests/system/test_smallfiles.py tests/system/test_mapping.py tests/system/test_chunker.py tests/system/test_codec.py \
-    tests/stream/test_anchors.py tests/stream/test_delta.py
+    tests/stream/test_anchors.py tests/stream/test_anchor_table.py tests/stream/test_lookalikes.py tests/stream/test_delta.py
 
 unset LD_PRELOAD PYTHONMALLOC PYTHONPATH
 cd "$here"
