@@ -6,7 +6,6 @@ All integers are little endian. Decoders take untrusted bytes, as those of `pack
 from __future__ import annotations
 
 import struct
-import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from castore.format.pack import (
     PACK_ID_BYTES,
     VERSION,
 )
+from castore.format.segment_columns import BaseColumns, little, native
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, StoredChunk
 
 _checksum = xxhash.xxh3_64_intdigest
@@ -37,65 +37,6 @@ _COLUMNS_OF_ONE = struct.Struct("<Q16sIIH16s")
 _OF_ONE = struct.Struct("<4sBBHHHIQQQ16sIIH16s")
 _VERSION_DELTAS: Final = 2  # with the frames that deltas decode with, in columns of their own
 _HEADER_OF_ONE: Final = [SEGMENT_MAGIC, VERSION, 0, 1, 1, 0]
-
-
-class _Bases:
-    """The frames that the deltas of a segment decode with, each once, in columns; and for each
-    extent which of them: of `_used`, those from `_used_ends[i - 1]` to `_used_ends[i]`."""
-
-    __slots__ = (
-        "_ids",
-        "_raw",
-        "_stored",
-        "_used",
-        "_used_ends",
-        "offsets",
-        "pack_of",
-    )
-
-    def __init__(self, columns: list[memoryview]) -> None:
-        used_ends, used, raw, ids, offsets, stored, pack_of = columns
-        self._used_ends = _native(used_ends, "H")
-        self._used = _native(used, "H")
-        self._raw = _native(raw, "I")
-        self._ids = ids
-        self.offsets = _native(offsets, "I")
-        self._stored = _native(stored, "I")
-        self.pack_of = _native(pack_of, "H")
-
-    def __len__(self) -> int:
-        return len(self._raw)
-
-    @property
-    def used(self) -> int:
-        """How many bases all deltas have together."""
-        return len(self._used)
-
-    @property
-    def deltas(self) -> int:
-        """How many extents are deltas."""
-        ends = self._used_ends
-        return sum(end != (ends[i - 1] if i else 0) for i, end in enumerate(ends))
-
-    def of(self, i: int, packs: list[bytes]) -> tuple[StoredChunk, ...]:
-        """Those of extent i. Raises FormatError."""
-        begin, end = self._used_ends[i - 1] if i else 0, self._used_ends[i]
-        if not begin <= end <= min(begin + BASES_MAX, len(self._used)):
-            raise FormatError(f"segment has an extent with bases [{begin}, {end})")
-        if begin == end:
-            return ()
-        return tuple([self.at(base, packs) for base in self._used[begin:end]])
-
-    def at(self, base: int, packs: list[bytes]) -> StoredChunk:
-        try:
-            raw_bytes, pack_id = self._raw[base], packs[self.pack_of[base]]
-        except IndexError:
-            raise FormatError(f"segment has no base {base}, or it is in no pack") from None
-        if not 0 < raw_bytes <= CHUNK_BYTES_LIMIT + 256:
-            raise FormatError(f"segment has a base of {raw_bytes} bytes")
-        place = Location(pack_id, self.offsets[base], self._stored[base])
-        at = base * CHUNK_ID_BYTES
-        return StoredChunk(self._ids[at : at + CHUNK_ID_BYTES].tobytes(), raw_bytes, place)
 
 
 class Segment:
@@ -128,7 +69,7 @@ class Segment:
         stored: Sequence[int],
         pack_of: Sequence[int],
         packs: list[bytes],
-        bases: _Bases | None = None,
+        bases: BaseColumns | None = None,
     ) -> None:
         self.owner = owner
         self.begin = begin
@@ -299,11 +240,11 @@ class SegmentBuilder:
     def encode(self, owner: int = 0) -> bytes:
         columns = b"".join(
             [
-                _little(self._ends),
+                little(self._ends),
                 self._ids,
-                _little(self._offsets),
-                _little(self._stored),
-                _little(self._pack_of),
+                little(self._offsets),
+                little(self._stored),
+                little(self._pack_of),
                 *(self._base_columns() if self._bases else ()),
                 *self._packs,
             ]
@@ -329,13 +270,13 @@ class SegmentBuilder:
 
     def _base_columns(self) -> Iterator[bytes]:
         bases = list(self._bases)
-        yield _little(self._used_ends)
-        yield _little(self._used)
-        yield _little(array("I", [base.raw_bytes for base in bases]))
+        yield little(self._used_ends)
+        yield little(self._used)
+        yield little(array("I", [base.raw_bytes for base in bases]))
         yield b"".join(base.chunk_id for base in bases)
-        yield _little(array("I", [base.location.offset for base in bases]))
-        yield _little(array("I", [base.location.stored_bytes for base in bases]))
-        yield _little(array("H", [self._packs[base.location.pack_id] for base in bases]))
+        yield little(array("I", [base.location.offset for base in bases]))
+        yield little(array("I", [base.location.stored_bytes for base in bases]))
+        yield little(array("H", [self._packs[base.location.pack_id] for base in bases]))
 
 
 class SegmentOfOne(NamedTuple):
@@ -414,13 +355,13 @@ def decode_segment(
     return Segment(
         owner,
         begin,
-        _native(ends, "Q"),
+        native(ends, "Q"),
         ids,
-        _native(offsets, "I"),
-        _native(stored, "I"),
-        _native(pack_of, "H"),
+        native(offsets, "I"),
+        native(stored, "I"),
+        native(pack_of, "H"),
         pack_ids,
-        _Bases(rest) if rest else None,
+        BaseColumns(rest) if rest else None,
     )
 
 
@@ -445,18 +386,3 @@ def _decode_one(raw: bytes | memoryview, manifest: int | None) -> Segment | None
     ):
         return None
     return Segment(owner, begin, (end,), chunk_id, (offset,), (stored,), (pack_of,), [pack])
-
-
-def _little(column: array[int]) -> bytes:
-    if sys.byteorder == "big":
-        column = array(column.typecode, column)
-        column.byteswap()
-    return column.tobytes()
-
-
-def _native(column: memoryview, typecode: str) -> memoryview:
-    if sys.byteorder == "big":
-        swapped = array(typecode, column.tobytes())
-        swapped.byteswap()
-        return memoryview(swapped)
-    return column.cast(typecode)  # type: ignore[call-overload, no-any-return]

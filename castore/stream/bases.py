@@ -4,7 +4,7 @@ the same stream has stored."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from castore.errors import StoreIOError
 from castore.model import Extent, StoredChunk
@@ -22,16 +22,12 @@ Found: TypeAlias = dict[bytes, list[Base]]  # by the new chunk's id
 Read: TypeAlias = Callable[[StoredChunk], bytes | memoryview | None]
 
 
-class FindAlignment:
-    """Asked, once it is needed, for what a stream runs beside; None if that is nothing. `read`
-    returns the bytes of a base, or None if they are not to be had."""
+class FindAlignment(NamedTuple):
+    """`find` is asked, once it is needed, for what a stream runs beside; None if that is nothing.
+    `read` returns the bytes of a base, or None if they are not to be had."""
 
-    def __init__(self, find: Callable[[], Alignment | None], read: Read) -> None:
-        self._find = find
-        self.read = read
-
-    def __call__(self) -> Alignment | None:
-        return self._find()
+    find: Callable[[], Alignment | None]
+    read: Read
 
 
 class StreamBases:
@@ -90,12 +86,14 @@ class StreamBases:
             return base
         at = self._session.location(base.chunk_id)
         if at.bases:  # what is made of it would take two steps
-            raise StoreIOError(f"chunk {base.chunk_id.hex()} became a delta while it was put")
+            raise StoreIOError(
+                f"chunk {base.chunk_id.hex()} became a delta while it was put: repeat the put"
+            )
         return base._replace(location=at)
 
     def _look_for_older(self) -> None:
         if self._align is not None and not self._looked:
-            self._alignment, self._looked = self._align(), True
+            self._alignment, self._looked = self._align.find(), True
 
 
 def find_bases(

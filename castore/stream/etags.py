@@ -1,6 +1,7 @@
-"""Etags: the same for equal bytes in one store, however they were put.
+"""Chunk ids, and the etags that are made of them: the same for equal bytes in one store, however
+they were put.
 
-That of an object whose bytes are in its record is of these bytes, and else of the ids of its
+The etag of an object whose bytes are in its record is of these bytes, and else of the ids of its
 chunks. Of one that is in its record only as it was put alone, it is of the chunks that it would
 have.
 """
@@ -17,7 +18,7 @@ from castore.stream.codec import ChunksEtag, chunk_id_of, guarded_id, sha256_of
 def etag_of_chunks(raw: bytes, config: StoreConfig, chunker: Chunker) -> bytes:
     """That of the chunks of all these bytes."""
     etag = ChunksEtag(config.seed)
-    for chunk_id in _chunk_ids(raw, config, chunker):
+    for _, _, chunk_id in chunks_in(raw, config, chunker):
         etag.update(chunk_id)
     return etag.digest()
 
@@ -30,17 +31,19 @@ def is_etag_of(raw: bytes, etag: bytes, config: StoreConfig) -> bool:
     return etag_of_chunks(raw, config, Chunker(sizes)) == etag
 
 
-def chunk_id_in(raw: memoryview, config: StoreConfig) -> bytes:
+def chunk_id_in(raw: bytes | memoryview, config: StoreConfig) -> bytes:
     """The id that a chunk of these bytes has in the store."""
     if config.collision_guard is None:
         return chunk_id_of(raw, config.seed)
     return guarded_id(sha256_of(raw), config.seed)
 
 
-def _chunk_ids(raw: bytes, config: StoreConfig, chunker: Chunker) -> Iterator[bytes]:
+def chunks_in(
+    raw: bytes, config: StoreConfig, chunker: Chunker
+) -> Iterator[tuple[int, int, bytes]]:
+    """The begin, end and id of each chunk of all these bytes."""
     begin = 0
-    with memoryview(raw) as view:
-        for end in chunker.cuts(view, 0, True):
-            with view[begin:end] as chunk:
-                yield chunk_id_in(chunk, config)
-            begin = end
+    view = memoryview(raw)
+    for end in chunker.cuts(view, 0, True):
+        yield begin, end, chunk_id_in(view[begin:end], config)
+        begin = end

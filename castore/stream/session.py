@@ -21,6 +21,7 @@ from castore.stream.codec import (
     sha256_of,
 )
 from castore.stream.delta import encode_delta
+from castore.stream.etags import chunk_id_in
 from castore.stream.operations import Draft, Operation
 from castore.system.workers import Future, Workers
 
@@ -107,9 +108,7 @@ class WriteSession(ABC):
 
     def chunk_id(self, raw: bytes | memoryview) -> bytes:
         """The id of a chunk of this store."""
-        if self.guarded:
-            return guarded_id(sha256_of(raw), self.config.seed)
-        return chunk_id_of(raw, self.config.seed)
+        return chunk_id_in(raw, self.config)
 
     def new_frame(self, raw: bytes, chunk_id: bytes | None = None) -> NewFrame:
         """A chunk to be encoded, by the id of these very bytes, which is `chunk_id` where that was

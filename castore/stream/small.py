@@ -14,6 +14,7 @@ from castore.model import Location
 from castore.stream.alignment import is_time
 from castore.stream.bases import Cut, FindAlignment, Found, find_bases, reliable_bases
 from castore.stream.drafts import DraftBuilder, inline_record, one_chunk_record
+from castore.stream.etags import chunks_in
 from castore.stream.operations import Draft
 from castore.stream.session import NewFrame, WriteSession
 
@@ -81,11 +82,7 @@ def _cut(session: WriteSession, raw: bytes) -> list[Cut]:
     """The object's chunks; none of one that is inline."""
     if len(raw) <= session.inline_limit:
         return []
-    begin, cut = 0, list[Cut]()
-    for end in session.chunker.cuts(raw, 0, True):
-        cut.append((begin, end, session.chunk_id(memoryview(raw)[begin:end])))
-        begin = end
-    return cut
+    return list(chunks_in(raw, session.config, session.chunker))
 
 
 def _place(
@@ -131,7 +128,7 @@ def _bases(
     objects are looked at."""
     alignment = None
     if each.align is not None and is_time(session.unlike):
-        alignment = each.align()
+        alignment = each.align.find()
     if alignment is None:
         return {}
     raws = {chunk_id: each.raw[begin:end] for begin, end, chunk_id in cut if chunk_id in new}

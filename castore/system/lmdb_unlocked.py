@@ -19,6 +19,7 @@ from io import FileIO
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from castore.errors import IndexCorrupt, index_lost
+from castore.system.fileio import write_all
 from castore.system.lmdb_pages import (
     BIG,
     BRANCH,
@@ -90,7 +91,7 @@ class UnlockedEnvironment:
         return self._newest_meta().txn_id
 
     def copy(self, txn: UnlockedTransaction, fd: int) -> None:
-        """Write all pages to a descriptor, free ones, too."""
+        """Write all pages to a file, free ones, too."""
         meta = txn.commit.meta
         at, end = 0, (meta.last_page + 1) * meta.page_bytes
         while at < end:
@@ -100,10 +101,7 @@ class UnlockedEnvironment:
             if not block:  # its last pages were freed before they were ever written
                 os.ftruncate(fd, end)
                 return
-            view = memoryview(block)
-            while view:
-                view = view[os.write(fd, view) :]
-            at += len(block)
+            at = write_all(fd, [block], at)
 
     def read(self, at: int, size: int) -> bytes:
         return os.pread(self._file.fileno(), size, at)
