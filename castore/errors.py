@@ -402,7 +402,22 @@ def describe_os_error(error: OSError) -> str:
 
     Without the error's number, which OSError puts before it."""
     paths = [_text(path) for path in (error.filename, error.filename2) if path is not None]
-    return f"{' -> '.join(paths)}: {error.strerror}" if paths else str(error.strerror)
+    said = f"{' -> '.join(paths)}: {error.strerror}" if paths else str(error.strerror)
+    return f"{said}: give it more (ulimit -v)" if error.errno == errno.ENOMEM else said
+
+
+def describe_shortage(error: BaseException) -> str:
+    """What to do about too little memory or too few threads, of which Python has errors of several
+    kinds, in one line; "" for any other error."""
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "no further thread can be started: allow more of them (ulimit -u), or memory (-v)"
+    # A module is imported when it is first needed, and its library has to be mapped then.
+    unmapped = isinstance(error, ImportError) and any(
+        said in str(error) for said in ("failed to map segment", "annot allocate memory")
+    )
+    if unmapped or isinstance(error, MemoryError):
+        return "there is not enough memory for it: give it more (ulimit -v)"
+    return ""
 
 
 def _text(path: object) -> str:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, BinaryIO, cast
 
 from castore import __version__
-from castore.errors import CastoreError, describe_os_error
+from castore.errors import CastoreError, describe_os_error, describe_shortage
 from conducto import data
 from conducto.arguments import WHERE, HelpWanted, Parameter, UsageError, parse, where
 
@@ -86,7 +86,8 @@ def guarded(program: str, run: Callable[[], int]) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         return _fail(program, _describe(error), EXIT_FAILURE)
     except Exception as error:  # scripts read one line, whatever happens
-        return _fail(program, f"{type(error).__name__}: {error}", EXIT_FAILURE)
+        said = describe_shortage(error) or f"{type(error).__name__}: {error}"
+        return _fail(program, said, EXIT_FAILURE)
     finally:
         _settle_stdout()
 
@@ -104,7 +105,7 @@ def _settle_stdout() -> None:
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and not isinstance(error, CastoreError):
         return describe_os_error(error)
-    return str(error) or type(error).__name__
+    return describe_shortage(error) or str(error) or type(error).__name__
 
 
 def _run(program: str, scope: Scope, argv: Sequence[str]) -> int:

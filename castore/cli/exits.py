@@ -19,6 +19,7 @@ from castore.errors import (
     StoreNotFound,
     UnsupportedFormat,
     describe_os_error,
+    describe_shortage,
 )
 
 OK = 0
@@ -83,8 +84,8 @@ def describe(error: BaseException) -> tuple[int, str]:
         return code, str(error)
     if isinstance(error, OSError) and error.strerror:
         return code, describe_os_error(error)
-    if isinstance(error, MemoryError):
-        return code, "there is not enough memory for it: give it more (ulimit -v)"
+    if shortage := describe_shortage(error):
+        return code, shortage
     facts = f": {error}" if str(error) else ""
     return code, (
         f"unexpected {type(error).__name__}{facts} (CASTORE_DEBUG=1 shows where it comes from)"

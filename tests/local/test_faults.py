@@ -307,8 +307,27 @@ def test_an_index_that_gets_no_memory_says_so(code: int) -> None:
     assert isinstance(error, StoreIOError)
     assert error.errno == errno.ENOMEM
     assert "not enough memory" in str(error)
-    said = "there is not enough memory for it: give it more (ulimit -v)"
-    assert describe(MemoryError()) == (1, said)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        # a module's library that finds no room when it is first imported, which may be late
+        ImportError("/lib/math.cpython-311.so: failed to map segment from shared object"),
+        ImportError("libz.so.1: cannot open shared object file: Cannot allocate memory"),
+        RuntimeError("can't start new thread"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "/there/a.pack"),
+    ],
+    ids=str,
+)
+def test_each_way_python_tells_of_a_shortage_has_its_remedy(error: Exception) -> None:
+    code, said = describe(error)
+    assert code == 1
+    assert re.search("memory", said), said
+    assert "ulimit" in said
+    assert "unexpected" not in said
+    assert "unexpected" in describe(ImportError("no module named lmdb"))[1]
 
 
 def test_too_little_address_space_is_typed(store: castore.Store) -> None:
