@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,8 +36,10 @@ def tree() -> tuple[co.Node, dict[str, Attempts]]:
     return root, execs
 
 
-def test_the_live_tree_fits_the_terminal() -> None:
+def test_the_live_tree_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     root, execs = tree()
+    now = time.time()
+    monkeypatch.setattr(live, "time", SimpleNamespace(time=lambda: now))
     whole = live.draw(root, execs, 100).plain.splitlines()
     assert len(whole) == 53
     assert whole[1] == "├─0 ✓ a  2.50 s"
