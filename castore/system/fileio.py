@@ -14,7 +14,13 @@ from functools import partial
 from types import CodeType
 from typing import Any, Protocol
 
-from castore.errors import PermissionDenied, StoreFull, StoreIOError, StoreNotFound
+from castore.errors import (
+    PermissionDenied,
+    StoreFull,
+    StoreIOError,
+    StoreNotFound,
+    describe_os_error,
+)
 
 _IOV_MAX = 512
 _LINKS_MAX = 40  # as many as the system follows
@@ -164,7 +170,8 @@ def storage_error(error: OSError, path: str) -> Exception:
         return StoreNotFound(error.errno, f"{path}: its folder was removed while it was in use")
     if isinstance(error, PermissionError):
         return PermissionDenied(path)
-    return StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO)
+    said = describe_os_error(OSError(error.errno, error.strerror, path))
+    return StoreIOError(said, error.errno or errno.EIO)
 
 
 def new_file_mode() -> int:
