@@ -17,6 +17,7 @@ from castore.stream.appending import begin_as
 from castore.stream.operations import Publish
 from castore.stream.resembling import resembling
 from castore.stream.small import SMALL_BYTES_MAX
+from castore.stream.smallreads import SmallRead
 from castore.stream.sourcefile import has_content
 from castore.stream.writer import ObjectWriter
 from castore.system.fileio import Writable, descriptor_of, new_file_mode, of_file, write_all
@@ -161,11 +162,36 @@ class ObjectVerbs(Handle):
                 return [error] * len(places[name])
 
         found: list[bytes | Exception] = [b""] * len(wanted)
+        if len(places) > 1:
+            whole = [
+                name for name, ats in places.items() if all(wanted[at][1] is None for at in ats)
+            ]
+            for name, raw in self._small_of(whole):
+                for at in places.pop(name):
+                    found[at] = raw
         parts = map(read, places) if len(places) == 1 else self._workers.map_ahead(read, places)
         for ats, each in zip(places.values(), parts, strict=True):
             for at, part in zip(ats, each, strict=True):
                 found[at] = part
         return found
+
+    def _small_of(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """All bytes of the small ones, where many are read faster together. What can't be read so
+        is left to `gets_many`, which tells why."""
+        together = self._reader.small_together
+        if together == 1:
+            return
+        groups = [names[at : at + together] for at in range(0, len(names), together)]
+        for group, read in zip(groups, self._workers.map_ahead(self._small, groups), strict=True):
+            for name, each in zip(group, read, strict=True):
+                if each is not None:
+                    yield name, each[1]
+
+    def _small(self, names: Sequence[str]) -> Sequence[SmallRead]:
+        try:
+            return self._reader.small_many([encode_name(name) for name in names], SMALL_BYTES_MAX)
+        except CastoreError:
+            return [None] * len(names)
 
     def get(
         self, name: str, file: StrPath | Writable, *, progress: Progress | None = None
@@ -252,10 +278,9 @@ class ObjectVerbs(Handle):
         """What each name maps to, and its bytes, read together. None for what is not small, is not
         there, or can't be read like this: `get_into` tells why."""
         self._check_open()
-        found = self._reader.small_many([encode_name(name) for name in names], SMALL_BYTES_MAX)
         return [
             None if each is None else (object_info(name, each[0]), each[1])
-            for name, each in zip(names, found, strict=True)
+            for name, each in zip(names, self._small(names), strict=True)
         ]
 
     def has_content(self, info: ObjectInfo, fd: int) -> bool:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stores import flip, packs
 
 import castore
-from castore.errors import ChunkCorrupt, InvalidRange, NameNotFound
+from castore.errors import ChunkCorrupt, InvalidName, InvalidRange, NameNotFound
 from castore.stream import readahead
 from castore.system.workers import Workers
 
@@ -306,6 +306,42 @@ def test_ranges_of_several_objects(any_store: castore.Store) -> None:
     assert found[1] == values["n0"][7:900]
     assert found[13] == values["n0"]
     assert any_store.gets_ranges([]) == []
+
+
+def test_many_small_objects_and_what_is_none(any_store: castore.Store) -> None:
+    """More than are looked up in one step, the same twice, and what only its own read can tell."""
+    values = {f"n/{i:03}": DATA[i : i + 30 * i] for i in range(150)} | {"large": DATA}
+    with any_store.transaction() as transaction:
+        for name, value in values.items():
+            transaction.puts(name, value)
+    wanted: list[tuple[str, Any]] = [(name, None) for name in values] * 2
+    found = any_store.gets_ranges([*wanted, ("absent", None), ("", None), ("n/009", (3, 5))])
+    assert found[: len(wanted)] == [*values.values()] * 2
+    assert isinstance(found[-3], NameNotFound)
+    assert isinstance(found[-2], InvalidName)
+    assert found[-1] == values["n/009"][3:5]
+    assert any_store.gets_ranges([("", None), *wanted])[1:] == [*values.values()] * 2
+    assert isinstance(any_store.gets_ranges([(7, None), *wanted])[0], Exception)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("bases", [True, False], ids=["deltas", "plain"])
+def test_one_damaged_among_many_small_objects(tmp_path: Path, bases: bool) -> None:
+    """Those that need its bytes have the error in their place, and all others are read."""
+    values = {f"n/{i:03}": random.Random(i // 2).randbytes(9000) + b"%d" % i for i in range(100)}
+    with castore.open(tmp_path / "store", delta=bases) as store:
+        for name, value in values.items():
+            store.puts(name, value)
+    [pack] = packs(tmp_path / "store")
+    flip(pack, pack.stat().st_size * 4)
+    with castore.open(tmp_path / "store") as store:
+        found = store.gets_ranges([(name, None) for name in values])
+        bad = store.check(read_data=True)
+    flip(pack, pack.stat().st_size * 4)
+    failed = {name for name, each in zip(values, found, strict=True) if type(each) is ChunkCorrupt}
+    read = [each for each in found if isinstance(each, bytes)]
+    assert read == [value for name, value in values.items() if name not in failed]
+    assert 0 < len(failed) <= 2
+    assert failed == set(bad.damaged_names)
 
 
 def test_threads_that_wait_for_each_other(
