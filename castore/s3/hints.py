@@ -20,6 +20,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from castore.errors import CastoreError
 from castore.format.pack import PackEntry
@@ -51,6 +52,7 @@ READ_LEAST = 32
 SAMPLE_BYTES = 8 << 20  # of hints that no samples cover, before some are written
 ASKED_FIRST = 8  # chunks looked up by samples; twice as many each time that none of them leads on
 ASKED_MAX = 56  # in vain, of one batch
+LARGE_FRAMES = 32  # of a pack that a long stream filled, and not a small object alone
 REMEMBERED_MAX = 1 << 20  # chunks that were looked up in vain
 
 Pack = tuple[bytes, Sequence[PackEntry]]
@@ -80,6 +82,7 @@ class Hints:
         self._looked_up = 0  # chunks
         self._packs: list[Pack] = []
         self._frames = 0  # in these
+        self._next: dict[bytes, bytes] = {}  # the pack that was uploaded behind each large one
 
     def prefetch(self) -> None:
         """Many chunks will be looked up soon: begin to find out what there is to be read."""
@@ -131,6 +134,16 @@ class Hints:
                 else:
                     count *= 2
         return known
+
+    def following(self, pack_ids: Collection[bytes], count: int) -> set[bytes]:
+        """Up to `count` packs that were uploaded next behind these, as far as this Store has been
+        told: what a stream that is known goes on with."""
+        found: dict[bytes, None] = {}
+        at = [*pack_ids]
+        while at and len(found) < count:
+            at = [i for i in map(self._next.get, at) if i is not None and i not in found]
+            found.update(dict.fromkeys(at[: count - len(found)]))
+        return {*found}
 
     def tell(self, packs: Sequence[Pack]) -> None:
         """Packs that are uploaded."""
@@ -204,9 +217,14 @@ class Hints:
             for key, future in zip(part, futures, strict=True):
                 told[key] = future.result() or []
                 self._cache.add_chunks(told[key])
+                self._note_order(told[key])
             self._cache.note_hints(part)
         self._known_keys.update(keys)
         return told
+
+    def _note_order(self, packs: Sequence[Pack]) -> None:
+        large = [pack_id for pack_id, entries in packs if len(entries) >= LARGE_FRAMES]
+        self._next.update(pairwise(large))
 
     def _read_some(self, new: Sequence[str], listed: Mapping[str, int]) -> None:
         """Read what no samples cover, as much as is bearable, and leave samples of that for those

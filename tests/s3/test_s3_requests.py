@@ -279,6 +279,36 @@ def test_no_chunk_is_uploaded_twice_by_one_put(
     assert 1_200_000 < sent < 1_200_000 * 1.15
 
 
+@pytest.mark.plain("bases are found as the stream goes on")
+def test_packs_that_follow_are_relied_on_with_those_that_are_known(
+    open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known stream waits a few times, and not once for each pack; one that has nothing to do with
+    what follows asks for at most twice as many."""
+    monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 100_000)
+    monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 100_000)
+    monkeypatch.setattr(writer, "BATCH_BYTES", 50_000)
+    monkeypatch.setattr(writer, "CUT_BYTES", 50_000)
+    monkeypatch.setattr("castore.s3.session.LOOKAHEAD_BYTES", 100_000)
+    monkeypatch.setattr(hints, "LARGE_FRAMES", 1)
+    whole = noise(3_000_000)
+    with open_proxied(0, chunk_bytes_avg=2816) as first:
+        first.puts("whole", whole)
+    proxy.clear()
+    with open_proxied(1, threads=1) as second:
+        second.puts("again", whole)
+    packs = proxy.count("HEAD", "/packs/")
+    assert packs >= 28
+    assert proxy.count("PUT", "/packs/") == 0
+    assert proxy.count("PUT", "/pins/") <= 8
+    proxy.clear()
+    with open_proxied(2, threads=1) as third:
+        parts = [whole[at : at + 90_000] for at in range(0, len(whole), 600_000)]
+        third.puts("parts", b"".join(noise(200_000, 10 + i) + part for i, part in enumerate(parts)))
+        assert third.gets("parts", (200_000, 290_000)) == parts[0]
+    assert proxy.count("HEAD", "/packs/") <= 20
+
+
 def test_if_absent_and_delete_and_rename(open_proxied: Open, proxy: FaultProxy) -> None:
     store = warmed(open_proxied(), proxy)
     store.puts("a", noise(SMALL), if_absent=True)
