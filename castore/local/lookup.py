@@ -94,31 +94,10 @@ class NameReader:
         with (
             index.gate,
             index.snapshot() as txn,
-            txn.cursor(db=index.segments) as cursor,
+            txn.cursor(db=index.names) as named,
+            txn.cursor(db=index.segments) as segments,
         ):
-            return [self._small_cover(txn, cursor, name, bytes_max) for name in names]
-
-    def _small_cover(self, txn: Snapshot, cursor: Any, name: bytes, bytes_max: int) -> Cover | None:
-        """None for what is larger, not there, or damaged."""
-        raw = txn.get(name, db=self._index.names)
-        if raw is None:
-            return None
-        try:
-            record = decode_record(raw)
-            if record.size > bytes_max:
-                return None
-            if record.is_inline:
-                return Cover(record, [(0, record.size, [])], _none_newer)
-            if not cursor.set_range(segment_key(record.manifest, 1)):
-                return None
-            if manifest_of(bytes(cursor.key())) != record.manifest:
-                return None
-            segment = decode_segment(bytes(cursor.value()), manifest=record.manifest)
-            if segment.begin or segment.end != record.size:
-                return None
-            return Cover(record, [(0, record.size, list(segment))], _none_newer)
-        except FormatError:
-            return None
+            return [_small_cover(named, segments, name, bytes_max) for name in names]
 
     def _cover(
         self, txn: Snapshot, name: bytes, byte_ranges: Sequence[Sequence[int] | None]
@@ -265,6 +244,39 @@ class NameReader:
             return decode_record(raw)
         except FormatError as error:
             raise FormatError(f"the record of {name.decode(errors='replace')!r}: {error}") from None
+
+
+def _small_cover(named: Any, segments: Any, name: bytes, bytes_max: int) -> Cover | None:
+    """None for what is larger, has several segments, is not there, or is damaged."""
+    raw = _mostly_next(named, name)
+    if raw is None:
+        return None
+    try:
+        record = decode_record(raw)
+        if record.size > bytes_max:
+            return None
+        if record.is_inline:
+            return Cover(record, [(0, record.size, [])], _none_newer)
+        raw = _mostly_next(segments, segment_key(record.manifest, record.size))
+        if raw is None:
+            return None
+        segment = decode_segment(raw, manifest=record.manifest)
+        if segment.begin or segment.end != record.size:
+            return None
+        return Cover(record, [(0, record.size, list(segment))], _none_newer)
+    except FormatError:
+        return None
+
+
+def _mostly_next(cursor: Any, key: bytes) -> bytes | None:
+    """What the key maps to, which most often is the one behind the cursor's place: names are asked
+    for in order, and what was put in order has its segments in order, too."""
+    if not (cursor.next() and cursor.key() == key) and not (
+        cursor.set_range(key) and cursor.key() == key
+    ):
+        return None
+    raw: bytes = cursor.value()
+    return raw
 
 
 def _none_newer() -> None:

@@ -25,7 +25,7 @@ from castore.stream.smallreads import SmallRead, read_small
 from castore.system.fileio import Writable, write_all, write_stream
 from castore.system.workers import Workers
 
-SMALL_TOGETHER = 64  # small objects read at once
+SMALL_TOGETHER = 128  # small objects read at once
 PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
 WRITE_BYTES = 512 << 10  # written at once: what is in the processor's cache
 BASES_BYTES = 4 << 20  # of what deltas of a whole object were decoded with last

@@ -16,7 +16,7 @@ from castore.stream.codec import (
     Frame,
     chunk_id_of,
     delta_frame,
-    encode_frame,
+    encode_frames,
     guarded_id,
     sha256_of,
 )
@@ -178,20 +178,41 @@ class WriteSession(ABC):
 
 
 def _encode_all(chunks: list[NewFrame], level: int) -> list[Encoded]:
-    return [_encode(chunk, level) for chunk in chunks]
-
-
-def _encode(chunk: NewFrame, level: int) -> Encoded:
-    delta = _as_delta(chunk)
-    if delta is not None and delta.frame.stored_bytes <= DELTA_TINY * _likely_bytes(delta):
-        return delta
-    plain = encode_frame(
-        chunk.raw,
-        chunk.chunk_id,
-        level=level if chunk.level is None else chunk.level,
-        sha256=chunk.sha256,
-        id_of_sha256=bool(chunk.sha256),
+    deltas = [_as_delta(chunk) for chunk in chunks]
+    small = [
+        delta is not None and delta.frame.stored_bytes <= DELTA_TINY * _likely_bytes(delta)
+        for delta in deltas
+    ]
+    plain = _plain_frames(
+        [chunk for chunk, is_small in zip(chunks, small, strict=True) if not is_small], level
     )
+    return [
+        _smaller(delta, plain.get(chunk.chunk_id))
+        for chunk, delta in zip(chunks, deltas, strict=True)
+    ]
+
+
+def _plain_frames(chunks: list[NewFrame], level: int) -> dict[bytes, Frame]:
+    """The frames of these, by their ids; `level` is that of those that have none of their own."""
+    by_level: dict[int, list[NewFrame]] = {}
+    for chunk in chunks:
+        by_level.setdefault(level if chunk.level is None else chunk.level, []).append(chunk)
+    return {
+        frame.chunk_id: frame
+        for its, those in by_level.items()
+        for frame in encode_frames(
+            [(chunk.raw, chunk.chunk_id, chunk.sha256) for chunk in those],
+            level=its,
+            id_of_sha256=bool(those[0].sha256),
+        )
+    }
+
+
+def _smaller(delta: Encoded | None, plain: Frame | None) -> Encoded:
+    """A delta, if it is worth what it costs to read. Of one that is small nothing else was made."""
+    if plain is None:
+        assert delta is not None
+        return delta
     if delta is not None and delta.frame.stored_bytes <= plain.stored_bytes * DELTA_SHARE_MAX:
         return delta
     return Encoded(plain)

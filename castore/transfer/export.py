@@ -34,7 +34,7 @@ from castore.transfer.outcomes import Objects, Outcome, Shared, ahead
 
 SAME_TIME_NS = 1000  # file systems round
 NO_MORE_WRITES = NO_MORE_FILES | {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
-GROUP_BYTES_MAX = 1 << 20
+GROUP_BYTES_MAX = 2 << 20
 EXPORTS_MAX = 16  # at once; each waits for a server, or for the threads that decode
 
 Entry: TypeAlias = tuple[str, ObjectInfo | None]  # a name, and what was listed of it

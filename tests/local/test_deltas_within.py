@@ -132,13 +132,13 @@ def test_what_is_new_in_a_version_is_compressed_better(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int, later: int
 ) -> None:
     levels: list[int] = []
-    encode = session.encode_frame
+    encode = session.encode_frames
 
-    def encoded(*chunk: Any, level: int, **options: Any) -> Any:
-        levels.append(level)
-        return encode(*chunk, level=level, **options)
+    def encoded(chunks: Any, *, level: int, **options: Any) -> Any:
+        levels.extend(level for _ in chunks)
+        return encode(chunks, level=level, **options)
 
-    monkeypatch.setattr(session, "encode_frame", encoded)
+    monkeypatch.setattr(session, "encode_frames", encoded)
     small_batches(monkeypatch)
     with small(tmp_path / "store", compression_level=level) as store:
         store.puts("x", part(0))

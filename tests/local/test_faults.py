@@ -511,18 +511,22 @@ def write_and_close(file: Any, value: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "error"),
+    ("place", "call", "error"),
     [
-        ("castore.stream.session.chunk_id_of", KeyboardInterrupt),
-        ("castore.stream.session.chunk_id_of", MemoryError),
+        ("castore.stream.session.chunk_id_of", 5, KeyboardInterrupt),
+        ("castore.stream.session.chunk_id_of", 5, MemoryError),
         pytest.param(
-            *("castore.stream.session.encode_frame", MemoryError),
+            *("castore.stream.session.encode_frames", 1, MemoryError),
             marks=pytest.mark.plain("it is not asked for deltas"),
         ),
     ],
 )
 def test_an_error_from_within(
-    store: castore.Store, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], place: str
+    store: castore.Store,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    call: int,
+    place: str,
 ) -> None:
     """It is what the caller gets, and nothing of the put is left in the way of the next."""
     calls = [0]
@@ -531,7 +535,7 @@ def test_an_error_from_within(
 
     def fails(*args: Any, **options: Any) -> Any:
         calls[0] += 1
-        if calls[0] >= 5:
+        if calls[0] >= call:
             raise error("injected")
         return real(*args, **options)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import oracle
 import pytest
+from frames import encode_frame
 
 import castore
 from castore.errors import FormatError, PackMissing, PackPoisoned, StoreClosed
@@ -25,7 +26,7 @@ from castore.format.pack import (
 from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
 from castore.model import Location
-from castore.stream.codec import chunk_id_of, encode_frame
+from castore.stream.codec import chunk_id_of
 from castore.system.lockfile import LockFile
 
 STORE_ID = b"the store's id.."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from frames import encode_frame
 from stores import change_rows, contents, fill, flip, read, rows, small
 
 import castore
@@ -19,7 +20,6 @@ from castore.local.check.repair_rows import RowRepair
 from castore.local.check.run import check_local
 from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
-from castore.stream.codec import encode_frame
 
 VALUES = contents()
 

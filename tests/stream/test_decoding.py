@@ -6,11 +6,12 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from frames import encode_frame
 
 from castore.errors import ChunkCorrupt, FormatError
 from castore.model import Location, StoredChunk
 from castore.stream.backend import NOTHING_HELD, Held
-from castore.stream.codec import chunk_id_of, delta_frame, encode_frame
+from castore.stream.codec import chunk_id_of, delta_frame
 from castore.stream.decoding import DecodedChunks, Decoder
 from castore.stream.delta import encode_delta
 

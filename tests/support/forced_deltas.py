@@ -40,7 +40,7 @@ IN_CHILDREN = Path(__file__).resolve().parent / "in_children"
 decode_frame_header = pack.decode_frame_header
 find_older = older.find_older
 find_older_version = catalog.find_older
-encode = session._encode
+encode_all = session._encode_all
 _PAYLOAD_AT = 12  # in a frame's header
 # A child that looks at an index is given no path to where `sitecustomize` is.
 _IN_ISOLATION = (
@@ -60,10 +60,14 @@ def with_surplus(frame: bytes | memoryview) -> pack.FrameHeader:
     return decode_frame_header(frame)
 
 
+def all_encoded(chunks: list[NewFrame], level: int) -> list[Encoded]:
+    return [encoded(chunk, level) for chunk in chunks]
+
+
 def encoded(chunk: NewFrame, level: int) -> Encoded:
     """A delta of one or more of the bases, if there is any, whatever its size."""
     if not chunk.bases:
-        return encode(chunk, level)
+        return encode_all([chunk], level)[0]
     used = chunk.bases[: 1 + zlib.crc32(chunk.chunk_id) % len(chunk.bases)]
     payload = encode_delta(chunk.raw, [base.raw for base in used])
     frame = delta_frame(
@@ -195,7 +199,7 @@ def _force(undo: list[tuple[Any, str, Any]]) -> None:
     for module, name, value in (
         (resembling, "Alignment", AnyAlignment),
         (bases, "LookAlikes", AnyLookAlikes),
-        (session, "_encode", encoded),
+        (session, "_encode_all", all_encoded),
         (lookup, "find_older", any_older),
         (catalog, "find_older", any_older_version),
         (isolated, "_PROGRAM", _IN_ISOLATION + isolated._PROGRAM),

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import zstandard
+from frames import encode_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +35,7 @@ def encoded(raw: bytes, *, level: int = 1, guarded: bool = False) -> tuple[bytes
     """(frame, chunk id)"""
     chunk_id = codec.chunk_id_of(raw, SEED)
     sha256 = codec.sha256_of(raw) if guarded else b""
-    frame = codec.encode_frame(raw, chunk_id, level=level, sha256=sha256)
+    frame = encode_frame(raw, chunk_id, level=level, sha256=sha256)
     assert frame.stored_bytes == len(frame.head) + len(frame.payload)
     assert (frame.chunk_id, frame.raw_bytes) == (chunk_id, len(raw))
     return frame.head + frame.payload, chunk_id
@@ -99,6 +100,48 @@ def test_incompressible_chunks_never_reach_the_compressor(monkeypatch: pytest.Mo
 def test_levels_are_what_the_compressor_gets() -> None:
     sizes = {level: len(encoded(TEXT, level=level)[0]) for level in (-7, 1, 19)}
     assert sizes[19] < sizes[1] < sizes[-7]
+
+
+def mixed() -> list[bytes]:
+    """Texts, noise, and the same twice."""
+    parts = [TEXT[at : at + 1000 + 90 * at] for at in range(0, 400, 7)]
+    return [*parts, NOISE, *parts[:3], NOISE[:5000], b"x", bytes(70_000)]
+
+
+@pytest.mark.parametrize("several", [True, False], ids=["together", "one by one"])
+def test_many_are_encoded_as_each_is(monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+    """Also with a zstandard that takes one at a time."""
+    monkeypatch.setattr(codec, "_SEVERAL_AT_ONCE", several)
+    for raws in (mixed(), [NOISE] * 3, [TEXT], []):
+        for level in (-1, 1, 5):
+            chunks = [(raw, codec.chunk_id_of(raw, SEED), b"") for raw in raws]
+            alone = [encode_frame(raw, chunk_id, level=level) for raw, chunk_id, _ in chunks]
+            assert codec.encode_frames(chunks, level=level, id_of_sha256=False) == alone
+
+
+@pytest.mark.parametrize("several", [True, False], ids=["together", "one by one"])
+def test_many_are_decoded_as_each_is(monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+    """What is damaged, or not what was expected, is None, and all others are decoded."""
+    monkeypatch.setattr(codec, "_SEVERAL_AT_ONCE", several)
+    raws = mixed()
+    frames = [bytearray(encoded(raw)[0]) for raw in raws]
+    chunks = [(codec.chunk_id_of(raw, SEED), len(raw)) for raw in raws]
+    assert codec.decode_frames(frames, chunks, SEED) == raws  # type: ignore[arg-type]
+    frames[3][-1] ^= 1
+    frames[5][2] ^= 1
+    del frames[7][30:]
+    del frames[8][:]
+    chunks[9] = chunks[9][0], chunks[9][1] + 1
+    frames[11][-8:] = b""
+    frames[12], _, _ = framed(zstandard.compress(raws[12] + b"!"), raws[12])  # type: ignore[call-overload]
+    unsized = zstandard.ZstdCompressor(write_content_size=False).compress(raws[13])
+    frames[13], _, _ = framed(unsized, raws[13])  # type: ignore[call-overload]
+    bad = {3, 5, 7, 8, 9, 11, 12, 13}
+    expected = [None if at in bad else raw for at, raw in enumerate(raws)]
+    assert codec.decode_frames(frames, chunks, SEED) == expected  # type: ignore[arg-type]
+    for at in bad:
+        with pytest.raises(FormatError):
+            codec.decode_frame(bytes(frames[at]), *chunks[at], SEED)
 
 
 def test_chunk_ids_depend_on_the_bytes_and_the_seed() -> None:
@@ -175,7 +218,7 @@ def test_the_id_of_a_sha256_needs_the_sha256_of_its_bytes() -> None:
     assert chunk_id != codec.chunk_id_of(raw, SEED)
 
     def frame(sha256: bytes, chunk_id: bytes = chunk_id) -> bytes:
-        made = codec.encode_frame(raw, chunk_id, level=1, sha256=sha256, id_of_sha256=True)
+        made = encode_frame(raw, chunk_id, level=1, sha256=sha256, id_of_sha256=True)
         return made.head + made.payload
 
     header = decode_frame_header(frame(sha256))
