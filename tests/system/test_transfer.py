@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,48 @@ castore.open(sys.argv[1]).export_folder('', sys.argv[2])
     assert {name: raw for name, raw in found.items() if name not in drafts} == VALUES
     assert not [n for n, _ in store.import_folder(tmp_path / "out", "b").left_out if n in VALUES]
     assert len(list(store.names("b/"))) == len(VALUES)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("verb", ["export", "import"])
+def test_killed_at_any_moment(store: castore.Store, tmp_path: Path, verb: str, kills: int) -> None:
+    """Also within C, which writes or reads many small files by one call."""
+    chance = random.Random(kills)
+    values = {f"{i % 5}/{i:03}": chance.randbytes(60_000 - i) for i in range(200)}
+    for name, raw in values.items():
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+    store.import_folder(tmp_path / "in", "all")
+
+    def run(number: int) -> subprocess.Popen[bytes]:
+        rest = ["all", str(tmp_path / f"out{number}")]
+        if verb == "import":
+            rest = [str(tmp_path / "in"), f"again{number}"]
+        argv = [sys.executable, "-m", "castore", "-r", store.path, verb, *rest]
+        return subprocess.Popen(argv, env=oracle.environment(), stdout=subprocess.DEVNULL)
+
+    def found(number: int) -> dict[str, bytes]:
+        if verb == "import":
+            names = store.names(f"again{number}/")
+            return {name.partition("/")[2]: store.gets(name) for name in names}
+        out = tmp_path / f"out{number}"
+        files = tree(out) if out.exists() else {}
+        return {name: raw for name, (raw, *_) in files.items() if ".castore-" not in name}
+
+    began = time.monotonic()
+    assert run(0).wait() == 0
+    takes = time.monotonic() - began
+    assert found(0) == values
+    for number in range(1, kills + 1):
+        process = run(number)
+        time.sleep(chance.uniform(0.2, 1) * takes)
+        process.kill()
+        process.wait()
+        there = found(number)
+        assert there.items() <= values.items()
+    assert run(kills).wait() == 0  # it goes on
+    assert found(kills) == values
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
