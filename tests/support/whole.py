@@ -76,7 +76,7 @@ def _stores_end_whole(request: pytest.FixtureRequest, _deltas: None) -> Iterator
     if request.node.stash.get(_failed, False):
         return  # it says what is wrong better
     folders = set(_folders)
-    if "tmp_path" in request.node.funcargs:
+    if "tmp_path" in (request.node.funcargs or ()):  # None once the run was interrupted
         folders |= set(_stores_below(request.node.funcargs["tmp_path"]))
     with driver_places.Patches() as patches:
         patches.checks_in_process()
