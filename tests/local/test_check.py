@@ -167,7 +167,8 @@ def test_what_a_delete_leaves_is_counted_and_no_more(folder: Path) -> None:
 def test_a_flipped_frame_takes_its_names_with_it(folder: Path) -> None:
     _, offset, stored = some_frame(folder)
     flip(packs(folder)[0], 8 * (offset + stored - 2))
-    assert check(folder, False).exit_code == 0  # the structure is whole
+    # The structure is whole; but one frame of each pack, at random, is always read.
+    assert any(check(folder, False).exit_code == 0 for _ in range(5))
     report = check(folder)
     assert kinds(report) == {("frame", "corrupt")}
     [problem] = report.problems
