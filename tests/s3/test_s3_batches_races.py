@@ -261,6 +261,13 @@ def test_what_was_decided_before_a_batch_came_before_it(make_world: Make, beginn
         world.close()
 
 
+@pytest.mark.parametrize("other", ["batch", "append"])
+def test_a_deletion_finds_what_is_put_meanwhile(make_world: Make, other: str) -> None:
+    """The name is there all the time: as a single, and then in a batch, or as another single."""
+    for j in range(20):
+        meet(make_world, "all deleted", PROGRAMS["if absent"], OTHERS[other], 1, j)
+
+
 CASES = list(itertools.product(BEGINNINGS, PROGRAMS, OTHERS))
 
 

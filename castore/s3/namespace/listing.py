@@ -13,7 +13,7 @@ from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.etags import WEAK, is_batched
 from castore.s3.keys import NAMES, name_key, name_of
-from castore.s3.namespace.look import Look, etag_in_batch
+from castore.s3.namespace.look import ATTEMPTS, Look, etag_in_batch
 from castore.s3.presence import heads_of, singles_of
 from castore.system.workers import Workers
 
@@ -82,9 +82,28 @@ class Listing(Look):
         return self._etags(seen, names, singles_of(self.bucket, requests, names))
 
     def heads(self, names: Collection[bytes], requests: Workers) -> dict[bytes, str]:
-        """The same, each asked for by itself, many at once."""
-        seen = self._seen_for(names)
-        return self._etags(seen, names, heads_of(self.bucket, requests, names))
+        """The same, each asked for by itself, many at once. What only changed between two requests
+        is not taken for gone: what a batch took over since the root was read, and what was put
+        over since its ETag was seen, is asked for again."""
+        found: dict[bytes, str] = {}
+        left, seen = [*names], self._seen_for(names)
+        for _ in range(ATTEMPTS):
+            singles = heads_of(self.bucket, requests, left)
+            found |= self._etags(seen, left, singles)
+            left = [name for name in left if name not in found]
+            newer = self._seen_for(left)
+            if seen is None or newer is None:
+                break
+            if newer.root.version == seen.root.version:
+                left = [name for name in left if self._is_another(name, singles.get(name))]
+            seen = newer
+        return found
+
+    def _is_another(self, name: bytes, single: Listed | None) -> bool:
+        """Whether a weak single is gone, or another by now."""
+        if single is None or not single.size % 2 or is_tombstone(single.size):
+            return False
+        return self.number_of(name, single) < 0
 
     def told(self, versions: Sequence[tuple[bytes, str]]) -> dict[bytes, Record]:
         """What a list shows of those of the (name, ETag) that were just seen in batches."""
