@@ -2,8 +2,8 @@
 
 Its own packs are protected by its id, and packs of others by pins, from before they are relied on
 until after the names that refer to them are there. Each pin is written once and says which packs
-the session has newly begun to reuse; only then are the collector's plans read, and only then is
-each of those packs looked for. Whatever is condemned or gone is uploaded again instead.
+the session newly reuses, or is likely to next; only then are the collector's plans read, and only
+then is each of those packs looked for. Whatever is condemned or gone is uploaded again instead.
 
 A session lasts a day at most: pins expire, and a name that is put after they did could refer to
 packs that are gone.

@@ -8,8 +8,7 @@ for in vain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import TypeAlias
+from collections.abc import Collection
 
 from castore.s3.damaged import to_avoid
 from castore.s3.lease import WriterLease
@@ -18,15 +17,13 @@ from castore.system.workers import Future
 
 AHEAD_MAX = 64  # packs
 
-Following: TypeAlias = Callable[[Collection[bytes], int], set[bytes]]  # see Hints.following
-
 
 class Reliance:
     """Of one commit. Not for several threads at once."""
 
     def __init__(self, parts: Parts, lease: WriterLease) -> None:
-        self._following: Following = parts.hints.following
         self._bucket = parts.bucket
+        self._hints = parts.hints
         self._requests = parts.requests
         self._lease = lease
         self._damaged: Future[set[bytes]] | None = None
@@ -41,7 +38,7 @@ class Reliance:
             return
         if self._damaged is None:
             self._damaged = self._requests.submit(to_avoid, self._bucket)
-        new |= self._following(new, min(len(self._asked), AHEAD_MAX)) - self._asked
+        new |= self._hints.following(new, min(len(self._asked), AHEAD_MAX)) - self._asked
         self._unfit |= self._lease.rely_on(new)
         self._asked |= new
 

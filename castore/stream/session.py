@@ -33,7 +33,7 @@ DELTA_SHARE_MAX = 0.45  # of the plain frame
 # be, by what its bases took: compressing the chunk takes longer than all that makes the delta. With
 # half of the most and a quarter, the same series take as many bytes, and first versions of them 5
 # to 10 % more of the processor.
-DELTA_TINY = DELTA_SHARE_MAX * 3 / 4
+DELTA_SURE = DELTA_SHARE_MAX * 3 / 4
 LIKELY_SHARE = 0.35  # of a chunk's bytes, that its frame takes
 # Encoded by the caller: to hand so little to another thread, and to wait for it, takes longer.
 ENCODE_HERE_BYTES_MAX = 64 << 10
@@ -181,15 +181,15 @@ class WriteSession(ABC):
 
 def _encode_all(chunks: list[NewFrame], level: int) -> list[Encoded]:
     deltas = [_as_delta(chunk) for chunk in chunks]
-    small = [
-        delta is not None and delta.frame.stored_bytes <= DELTA_TINY * _likely_bytes(delta)
+    sure = [
+        delta is not None and delta.frame.stored_bytes <= DELTA_SURE * _likely_bytes(delta)
         for delta in deltas
     ]
     plain = _plain_frames(
-        [chunk for chunk, is_small in zip(chunks, small, strict=True) if not is_small], level
+        [chunk for chunk, is_sure in zip(chunks, sure, strict=True) if not is_sure], level
     )
     return [
-        _smaller(delta, plain.get(chunk.chunk_id))
+        _chosen(delta, plain.get(chunk.chunk_id))
         for chunk, delta in zip(chunks, deltas, strict=True)
     ]
 
@@ -210,8 +210,8 @@ def _plain_frames(chunks: list[NewFrame], level: int) -> dict[bytes, Frame]:
     }
 
 
-def _smaller(delta: Encoded | None, plain: Frame | None) -> Encoded:
-    """A delta, if it is worth what it costs to read. Of one that is small nothing else was made."""
+def _chosen(delta: Encoded | None, plain: Frame | None) -> Encoded:
+    """A delta, if it is worth what it costs to read. Where that is sure there is no plain frame."""
     if plain is None:
         assert delta is not None
         return delta

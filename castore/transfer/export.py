@@ -162,7 +162,7 @@ class _Export(NamedTuple):
                         infos.append(info)
                         files.append(NewFile(path[-1], raw, info.mode, mtime_ns))
                 in_place = write_new(folder, files)
-        except (InTheWay, OSError, IndexCorrupt):
+        except (InTheWay, OSError):
             return {}
         done = zip(infos, in_place, strict=True)
         return {info.name: Outcome(info.name, info) for info, is_there in done if is_there}

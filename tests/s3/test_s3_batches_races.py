@@ -12,6 +12,7 @@ from gc_races import Machine
 from gc_stores import DAY, World, collect
 from linearizability import Call, Value, are_explained
 
+import castore
 from castore.errors import NameExists, NameNotFound, ObjectChanged
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.namespace import writing
@@ -266,6 +267,51 @@ def test_a_deletion_finds_what_is_put_meanwhile(make_world: Make, other: str) ->
     """The name is there all the time: as a single, and then in a batch, or as another single."""
     for j in range(20):
         meet(make_world, "all deleted", PROGRAMS["if absent"], OTHERS[other], 1, j)
+
+
+@pytest.mark.parametrize("over", [put, add, batch], ids=["put", "append", "batch"])
+def test_a_list_shows_what_is_put_over_meanwhile(make_world: Make, over: Verb) -> None:
+    """The old one or the new one, and not neither."""
+    for j in range(20):
+        world = make_world(batches=True)
+        client = Client(Machine(world, "first"), [], itertools.count())
+        run_all(client, [batch, remove_prefix, put_if_absent])
+        stopped, names = listed_beside(world, lambda c=client: over(c), j)
+        assert "x" in names, j
+        world.close()
+        if not stopped:
+            assert j > 2
+            return
+    raise AssertionError("it takes more requests than that")
+
+
+def test_a_list_shows_no_older_version_of_what_is_deleted_meanwhile(make_world: Make) -> None:
+    """The single, or nothing, and not what a batch had before that."""
+    for j in range(20):
+        world = make_world(batches=True)
+        client = Client(Machine(world, "first"), [], itertools.count())
+        run_all(client, [batch, add])
+        size = client.store.size("x")
+        stopped, sizes = listed_beside(world, lambda c=client: remove(c), j)
+        assert sizes.get("x") in (None, size), j
+        world.close()
+        if not stopped:
+            assert j > 2
+            return
+    raise AssertionError("it takes more requests than that")
+
+
+def listed_beside(
+    world: World, change: Callable[[], None], stop_at: int
+) -> tuple[bool, dict[str, int]]:
+    """Whether a machine that lists has so many requests, and the names and sizes that it shows if
+    there is a change before the next one."""
+    listing, shown = Machine(world, "lists"), list[castore.ObjectInfo]()
+    stopped = listing.start(lambda m: shown.extend(m.store.list()), stop_at=stop_at)
+    change()
+    listing.finish()
+    assert listing.error is None
+    return stopped, {info.name: info.size for info in shown}
 
 
 CASES = list(itertools.product(BEGINNINGS, PROGRAMS, OTHERS))

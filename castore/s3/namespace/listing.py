@@ -13,7 +13,7 @@ from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.etags import WEAK, is_batched
 from castore.s3.keys import NAMES, name_key, name_of
-from castore.s3.namespace.look import ATTEMPTS, Look, etag_in_batch
+from castore.s3.namespace.look import ATTEMPTS, Look, busy, etag_in_batch
 from castore.s3.presence import heads_of, singles_of
 from castore.system.workers import Workers
 
@@ -82,28 +82,19 @@ class Listing(Look):
         return self._etags(seen, names, singles_of(self.bucket, requests, names))
 
     def heads(self, names: Collection[bytes], requests: Workers) -> dict[bytes, str]:
-        """The same, each asked for by itself, many at once. What only changed between two requests
-        is not taken for gone: what a batch took over since the root was read, and what was put
-        over since its ETag was seen, is asked for again."""
+        """The same, each asked for by itself, many at once. What a batch took over between the root
+        and the single is not taken for gone: what seems so is asked again while the root changes.
+        Raises StoreBusy."""
         found: dict[bytes, str] = {}
         left, seen = [*names], self._seen_for(names)
         for _ in range(ATTEMPTS):
-            singles = heads_of(self.bucket, requests, left)
-            found |= self._etags(seen, left, singles)
+            found |= self._etags(seen, left, heads_of(self.bucket, requests, left))
             left = [name for name in left if name not in found]
             newer = self._seen_for(left)
-            if seen is None or newer is None:
-                break
-            if newer.root.version == seen.root.version:
-                left = [name for name in left if self._is_another(name, singles.get(name))]
+            if seen is None or newer is None or newer.root.version == seen.root.version:
+                return found
             seen = newer
-        return found
-
-    def _is_another(self, name: bytes, single: Listed | None) -> bool:
-        """Whether a weak single is gone, or another by now."""
-        if single is None or not single.size % 2 or is_tombstone(single.size):
-            return False
-        return self.number_of(name, single) < 0
+        raise busy(left[0])
 
     def told(self, versions: Sequence[tuple[bytes, str]]) -> dict[bytes, Record]:
         """What a list shows of those of the (name, ETag) that were just seen in batches."""
@@ -189,17 +180,31 @@ class Listing(Look):
         self, seen: SeenRoot, name: bytes, entry: Listed, found: Found | None
     ) -> Listed | None:
         """What counts, of a single that is listed and what batches say of its name."""
-        there = None if is_tombstone(entry.size) else entry
+        deleted = is_tombstone(entry.size)
         if not entry.size % 2:
-            return there
+            return None if deleted else entry
         hides = max(seen.root.dropped(name), -1 if found is None else found.number)
-        if hides < 0 or self.number_of(name, entry) >= hides:
-            return None if there is None else there._replace(etag=WEAK + entry.etag)
-        return None if found is None or found.there is None else listed(found)
+        if hides >= 0:
+            number = self.number_of(name, entry)
+            if number < 0:
+                number, is_deleted = self._number_now(name)
+                deleted = deleted or is_deleted
+            if number < hides:
+                return None if found is None or found.there is None else listed(found)
+        return None if deleted else entry._replace(etag=WEAK + entry.etag)
+
+    def _number_now(self, name: bytes) -> tuple[int, bool]:
+        """Of what was put over a weak single since that was listed, and whether it is a tombstone:
+        a list may show either of the two, but is to show one. -1 if nothing is there."""
+        try:
+            single = self._single(name, 0, None)
+        except KeyAbsent:
+            return -1, True
+        assert single is not None  # no condition was set
+        return NUMBER_MAX if single.number is None else single.number, single.deleted
 
     def number_of(self, name: bytes, entry: Listed) -> int:
-        """Of a weak single that is listed; -1 if it is gone, or another by now: a list may show
-        either."""
+        """Of a weak single that is listed; -1 if it is gone, or another by now."""
         number = self._numbers.get(entry.etag)
         if number is None:
             try:
