@@ -15,14 +15,10 @@ taken for it, and the chunk id after.
 
 from __future__ import annotations
 
-import threading
-from array import array
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import NamedTuple, TypeAlias
 
 import xxhash
-import zstandard
 
 from castore.errors import FormatError
 from castore.format.index import INLINE_BYTES_LIMIT
@@ -44,18 +40,16 @@ from castore.format.pack import (
     plain_frame_header,
 )
 from castore.model import FrameKind
-from castore.stream.chunker import is_incompressible
+from castore.stream.compression import Buffer, compress, compress_all, decompress, decompress_all
 from castore.stream.delta import decode_delta
 
 ETAG_SEED = 0x9E3779B97F4A7C15
 # Bytes of a journal's block. What is smaller is of one small object, whose bytes are compressed.
 BLOCK_COMPRESS_MIN = 8192
-_SEVERAL_AT_ONCE = "multi_compress_to_buffer" in zstandard.backend_features
 
 # Gives the bytes of a base, by its chunk's id and size. Raises FormatError where it can't.
 BaseBytes: TypeAlias = Callable[[bytes, int], bytes | memoryview]
 
-_thread = threading.local()
 _digest = xxhash.xxh3_128_digest
 
 
@@ -128,7 +122,7 @@ def encode_frames(
 ) -> list[Frame]:
     """The frames of chunks, each given as its bytes, its id, and its SHA-256 or b"". They are
     compressed by one call: others wait less often for the GIL than with one for each."""
-    compressed = _compress_all([raw for raw, _, _ in chunks], level)
+    compressed = compress_all([raw for raw, _, _ in chunks], level)
     return [
         _plain_frame(raw, stored, chunk_id, _flags(sha256, id_of_sha256), sha256)
         for (raw, chunk_id, sha256), stored in zip(chunks, compressed, strict=True)
@@ -191,7 +185,7 @@ def decode_frame(
         codec, raw_bytes, payload_bytes, chunk_id
     ):
         payload = memoryview(frame)[FRAME_HEADER_BYTES:]
-        raw = payload if codec == CODEC_RAW else _decompress(payload, raw_bytes)
+        raw = payload if codec == CODEC_RAW else decompress(payload, raw_bytes)
     else:
         return _decode_any(frame, chunk_id, raw_bytes, seed, base)
     if _digest(raw, seed) != chunk_id:
@@ -223,11 +217,11 @@ def _decompressed_together(
 ) -> dict[int, bytes]:
     """What the plain zstd frames among these decompress to, by one call: other threads wait for the
     GIL less often than with one for each. Nothing if it fails for any: each is tried by itself."""
-    if len(frames) < 2 or not _SEVERAL_AT_ONCE:
+    if len(frames) < 2:
         return {}
-    payloads: list[bytes | bytearray | memoryview] = []
     ats: list[int] = []
-    sizes = array("Q")
+    payloads: list[Buffer] = []
+    sizes: list[int] = []
     for at, (frame, (chunk_id, raw_bytes)) in enumerate(zip(frames, chunks, strict=True)):
         size = len(frame) - FRAME_HEADER_BYTES
         if size > 0 and frame[:FRAME_HEADER_BYTES] == plain_frame_header(
@@ -236,18 +230,7 @@ def _decompressed_together(
             payloads.append(memoryview(frame)[FRAME_HEADER_BYTES:])
             ats.append(at)
             sizes.append(raw_bytes)
-    if not payloads:
-        return {}
-    try:
-        # What a frame claims has to be right, though here nothing is allocated for it.
-        if [*map(zstandard.frame_content_size, payloads)] != [*sizes]:
-            return {}
-        raws = _decompressor().multi_decompress_to_buffer(
-            payloads, decompressed_sizes=memoryview(sizes)
-        )
-    except zstandard.ZstdError:
-        return {}
-    return {at: raws[i].tobytes() for i, at in enumerate(ats)}
+    return dict(zip(ats, decompress_all(payloads, sizes), strict=False))
 
 
 def _decode_any(
@@ -258,7 +241,7 @@ def _decode_any(
     if header.delta is not None:
         raw = decode_delta(payload, [base(*each) for each in header.delta.bases], raw_bytes)
     else:
-        raw = payload if header.codec == CODEC_RAW else _decompress(payload, raw_bytes)
+        raw = payload if header.codec == CODEC_RAW else decompress(payload, raw_bytes)
     if header.flags & FLAG_ID_OF_SHA256:
         intact = sha256_of(raw) == header.sha256 and chunk_id == guarded_id(header.sha256, seed)
     else:
@@ -323,7 +306,7 @@ def encode_inline(raw: bytes, *, level: int) -> tuple[int, bytes]:
     """(codec, bytes) of a small object, as its record carries it."""
     if len(raw) < 256:
         return CODEC_RAW, raw
-    return _compress(raw, level)
+    return compress(raw, level)
 
 
 def decode_inline(codec: int, stored: bytes, raw_bytes: int) -> bytes:
@@ -331,74 +314,15 @@ def decode_inline(codec: int, stored: bytes, raw_bytes: int) -> bytes:
         return stored
     if raw_bytes > INLINE_BYTES_LIMIT:
         raise FormatError(f"inline record claims {raw_bytes} bytes")
-    return _decompress(stored, raw_bytes)
+    return decompress(stored, raw_bytes)
 
 
 def encode_block_payload(raw: bytes) -> tuple[bool, bytes]:
     """(compressed, bytes) of a block of the journal."""
-    codec, payload = (CODEC_RAW, raw) if len(raw) < BLOCK_COMPRESS_MIN else _compress(raw, 1)
+    codec, payload = (CODEC_RAW, raw) if len(raw) < BLOCK_COMPRESS_MIN else compress(raw, 1)
     return codec == CODEC_ZSTD, payload
 
 
 def decode_block_payload(payload: bytes, raw_bytes: int, *, compressed: bool) -> bytes:
     """`raw_bytes` is bounded already. Raises FormatError."""
-    return _decompress(payload, raw_bytes) if compressed else payload
-
-
-def _compress(raw: bytes, level: int) -> tuple[int, bytes]:
-    if is_incompressible(raw):
-        return CODEC_RAW, raw
-    return _if_smaller(raw, _compressor(level).compress(raw))
-
-
-def _compress_all(raws: Sequence[bytes], level: int) -> list[tuple[int, bytes]]:
-    if len(raws) == 1 or not _SEVERAL_AT_ONCE:
-        return [_compress(raw, level) for raw in raws]
-    hopeless = [is_incompressible(raw) for raw in raws]
-    likely: list[bytes | bytearray | memoryview]
-    likely = [raw for raw, is_raw in zip(raws, hopeless, strict=True) if not is_raw]
-    if not likely:
-        return [(CODEC_RAW, raw) for raw in raws]
-    payloads = _compressor(level).multi_compress_to_buffer(likely)
-    at = count()
-    return [
-        (CODEC_RAW, raw) if is_raw else _if_smaller(raw, payloads[next(at)].tobytes())
-        for raw, is_raw in zip(raws, hopeless, strict=True)
-    ]
-
-
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    compressors: dict[int, zstandard.ZstdCompressor]
-    compressors = _thread.__dict__.setdefault("compressors", {})
-    compressor = compressors.get(level)
-    if compressor is None:
-        compressor = compressors[level] = zstandard.ZstdCompressor(level=level)
-    return compressor
-
-
-def _if_smaller(raw: bytes, payload: bytes) -> tuple[int, bytes]:
-    if len(payload) > len(raw) - len(raw) // 32:
-        return CODEC_RAW, raw
-    return CODEC_ZSTD, payload
-
-
-def _decompressor() -> zstandard.ZstdDecompressor:
-    try:
-        found: zstandard.ZstdDecompressor = _thread.decompressor
-    except AttributeError:
-        found = _thread.decompressor = zstandard.ZstdDecompressor()
-    return found
-
-
-def _decompress(payload: bytes | memoryview, raw_bytes: int) -> bytes:
-    decompressor = _decompressor()
-    try:
-        # The size that the frame claims is what zstandard would allocate.
-        if zstandard.frame_content_size(payload) != raw_bytes:
-            raise FormatError(f"zstd frame does not hold {raw_bytes} bytes")
-        raw: bytes = decompressor.decompress(payload)
-    except zstandard.ZstdError as error:
-        raise FormatError(f"zstd frame does not decode: {error}") from error
-    if len(raw) != raw_bytes:
-        raise FormatError(f"zstd frame holds {len(raw)} bytes, not {raw_bytes}")
-    return raw
+    return decompress(payload, raw_bytes) if compressed else payload

@@ -17,13 +17,13 @@ Without the C extension no deltas are made, but they are read.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import zstandard
 
 from castore.errors import FormatError
+from castore.stream.compression import compressor, decompressor
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -49,8 +49,6 @@ _VARINT_BYTES_MAX = 5
 
 Bytes: TypeAlias = bytes | memoryview
 Copy: TypeAlias = tuple[int, int, int]  # literals before it, and its range [begin, end) of the base
-
-_thread = threading.local()
 
 
 def can_encode() -> bool:
@@ -90,7 +88,7 @@ def decode_delta(payload: bytes | memoryview, bases: Sequence[Buffer], raw_bytes
         if _native is None:
             return _reference_decode(sequences, literals, packed, bases, raw_bytes)
         return _native.delta_decode(
-            sequences, literals, packed, bases, raw_bytes, _decompressor().decompress
+            sequences, literals, packed, bases, raw_bytes, decompressor().decompress
         )
     except (ValueError, zstandard.ZstdError) as error:
         raise FormatError(f"delta does not decode: {error}") from error
@@ -103,29 +101,17 @@ def _compress(part: bytes, context: bytes = b"") -> bytes:
     """As it is where zstd does not pay."""
     if len(part) < ZSTD_BYTES_MIN:
         return part
-    compressor: zstandard.ZstdCompressor
     if context:
-        compressor = zstandard.ZstdCompressor(
+        uses = zstandard.ZstdCompressor(
             dict_data=_dictionary(context),
             compression_params=zstandard.ZstdCompressionParameters.from_level(
                 LEVEL, source_size=len(part), dict_size=len(context), write_dict_id=False
             ),
         )
     else:
-        try:
-            compressor = _thread.compressor
-        except AttributeError:
-            compressor = _thread.compressor = zstandard.ZstdCompressor(level=LEVEL)
-    compressed = compressor.compress(part)
+        uses = compressor(LEVEL)
+    compressed = uses.compress(part)
     return compressed if len(compressed) < len(part) else part
-
-
-def _decompressor() -> zstandard.ZstdDecompressor:
-    try:
-        decompressor: zstandard.ZstdDecompressor = _thread.decompressor
-    except AttributeError:
-        decompressor = _thread.decompressor = zstandard.ZstdDecompressor()
-    return decompressor
 
 
 def _dictionary(context: bytes) -> zstandard.ZstdCompressionDict:
@@ -158,11 +144,10 @@ def _size_of(frame: Bytes, most: int) -> int:
 
 
 def _reference_decompress(frame: Bytes, size: int, context: bytes = b"") -> bytes:
+    uses = decompressor()
     if context:
-        decompressor = zstandard.ZstdDecompressor(dict_data=_dictionary(context))
-    else:
-        decompressor = _decompressor()
-    raw: bytes = decompressor.decompress(frame)
+        uses = zstandard.ZstdDecompressor(dict_data=_dictionary(context))
+    raw: bytes = uses.decompress(frame)
     if len(raw) != size:
         raise ValueError("malformed delta")
     return raw

@@ -24,7 +24,7 @@ from castore.format.pack import (
     decode_frame_header,
     encode_frame_header,
 )
-from castore.stream import codec
+from castore.stream import codec, compression
 
 SEED = 0x0123456789ABCDEF
 TEXT = b"".join(b"line %d of a text that repeats itself\n" % i for i in range(2000))
@@ -113,7 +113,7 @@ def mixed() -> list[bytes]:
 @pytest.mark.parametrize("several", [True, False], ids=["together", "one by one"])
 def test_many_are_encoded_as_each_is(monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
     """Also with a zstandard that takes one at a time."""
-    monkeypatch.setattr(codec, "_SEVERAL_AT_ONCE", several)
+    monkeypatch.setattr(compression, "_SEVERAL_AT_ONCE", several)
     for raws in (mixed(), [NOISE] * 3, [TEXT], []):
         for level in (-1, 1, 5):
             chunks = [(raw, codec.chunk_id_of(raw, SEED), b"") for raw in raws]
@@ -124,7 +124,7 @@ def test_many_are_encoded_as_each_is(monkeypatch: pytest.MonkeyPatch, several: b
 @pytest.mark.parametrize("several", [True, False], ids=["together", "one by one"])
 def test_many_are_decoded_as_each_is(monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
     """What is damaged, or not what was expected, is None, and all others are decoded."""
-    monkeypatch.setattr(codec, "_SEVERAL_AT_ONCE", several)
+    monkeypatch.setattr(compression, "_SEVERAL_AT_ONCE", several)
     raws = mixed()
     frames = [bytearray(encoded(raw)[0]) for raw in raws]
     chunks = [(codec.chunk_id_of(raw, SEED), len(raw)) for raw in raws]
