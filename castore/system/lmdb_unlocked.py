@@ -41,7 +41,6 @@ from castore.system.lmdb_pages import (
 )
 
 BLOCK_BYTES: Final = 1 << 20
-LEAVES_MAX: Final = 128  # kept, of half a megabyte
 
 
 class Branch(NamedTuple):
@@ -128,14 +127,12 @@ class UnlockedEnvironment:
 
 
 class Commit:
-    """What one commit left. Branches are kept, as the next reader comes by them as well, and some
-    leaves, as names that are read in order are in the same ones."""
+    """What one commit left. Branches are kept, as the next reader comes by them as well."""
 
     def __init__(self, env: UnlockedEnvironment, meta: Meta) -> None:
         self._env = env
         self.meta = meta
         self._branches: dict[int, Branch] = {}
-        self._leaves: dict[int, Leaf] = {}
         self._tables: dict[bytes, PageTable] = {}
 
     def table(self, name: bytes) -> PageTable:
@@ -178,12 +175,7 @@ class Commit:
         return branch
 
     def leaf(self, number: int) -> Leaf:
-        leaf = self._leaves.get(number)
-        if leaf is None:
-            if len(self._leaves) >= LEAVES_MAX:
-                self._leaves.clear()
-            leaf = self._leaves[number] = Leaf(*self._page(number, LEAF))
-        return leaf
+        return Leaf(*self._page(number, LEAF))
 
     def value(self, page: bytes, at: int) -> bytes:
         low, high, flags, key_bytes = NODE.unpack_from(page, at)

@@ -325,9 +325,8 @@ def test_a_snapshot_is_good_until_its_pages_may_be_written_over(folder: Path) ->
             snapshot_over(index_of(store), writer, 2)
 
 
-def test_pages_are_written_over_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_written_over_then(folder: Path) -> None:
     """By the third commit after a snapshot that nobody knows of, and not before."""
-    monkeypatch.setattr("castore.system.lmdb_unlocked.LEAVES_MAX", 0)  # they are read again
     changed = []
     for commits in (2, 8):
         with castore.open(folder, read_only=True) as store, Writer(COMMITS, folder) as writer:
