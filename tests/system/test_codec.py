@@ -146,6 +146,27 @@ def test_many_are_decoded_as_each_is(monkeypatch: pytest.MonkeyPatch, several: b
             codec.decode_frame(bytes(frames[at]), *chunks[at], SEED)
 
 
+@pytest.mark.parametrize("kind", ["other bytes", "no size", "more behind it"])
+def test_one_that_alone_is_bad_among_many(kind: str) -> None:
+    """All the others decompress, and so does this, to as many bytes."""
+    raws = [TEXT[at : at + 5000] for at in range(0, 50_000, 5000)]
+    frames = [encoded(raw)[0] for raw in raws]
+    chunks = [(codec.chunk_id_of(raw, SEED), len(raw)) for raw in raws]
+    payload = {
+        "other bytes": zstandard.compress(raws[4][::-1]),
+        "no size": zstandard.ZstdCompressor(write_content_size=False).compress(raws[4]),
+        "more behind it": zstandard.compress(raws[4]) + zstandard.compress(b"x"),
+    }[kind]
+    frames[4], _, _ = framed(payload, raws[4])
+    found = codec.decode_frames(frames, chunks, SEED)
+    try:
+        alone: bytes | memoryview | None = codec.decode_frame(frames[4], *chunks[4], SEED)
+    except FormatError:
+        alone = None
+    assert found == [*raws[:4], alone, *raws[5:]]
+    assert (alone is None) == (kind != "more behind it")
+
+
 def test_chunk_ids_depend_on_the_bytes_and_the_seed() -> None:
     ids = {codec.chunk_id_of(raw, seed) for raw in (b"a", b"b") for seed in (0, 1)}
     assert len(ids) == 4
