@@ -18,6 +18,8 @@ import castore
 from castore.errors import NameNotFound
 from castore.s3 import hints, uploads
 from castore.s3 import versions as versions_s3
+from castore.s3.client.bucket import Bucket
+from castore.s3.client.settings import parse_settings
 from castore.stream import writer
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
@@ -279,18 +281,22 @@ def test_no_chunk_is_uploaded_twice_by_one_put(
     assert 1_200_000 < sent < 1_200_000 * 1.15
 
 
-@pytest.mark.plain("bases are found as the stream goes on")
-def test_packs_that_follow_are_relied_on_with_those_that_are_known(
-    open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A known stream waits a few times, and not once for each pack; one that has nothing to do with
-    what follows asks for at most twice as many."""
+def small_and_many_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 100_000)
     monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 100_000)
     monkeypatch.setattr(writer, "BATCH_BYTES", 50_000)
     monkeypatch.setattr(writer, "CUT_BYTES", 50_000)
     monkeypatch.setattr("castore.s3.session.LOOKAHEAD_BYTES", 100_000)
     monkeypatch.setattr(hints, "LARGE_FRAMES", 1)
+
+
+@pytest.mark.plain("bases are found as the stream goes on")
+def test_packs_that_follow_are_relied_on_with_those_that_are_known(
+    open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known stream waits a few times, and not once for each pack; one that has nothing to do with
+    what follows asks for at most twice as many."""
+    small_and_many_packs(monkeypatch)
     whole = noise(3_000_000)
     with open_proxied(0, chunk_bytes_avg=2816) as first:
         first.puts("whole", whole)
@@ -307,6 +313,32 @@ def test_packs_that_follow_are_relied_on_with_those_that_are_known(
         third.puts("parts", b"".join(noise(200_000, 10 + i) + part for i, part in enumerate(parts)))
         assert third.gets("parts", (200_000, 290_000)) == parts[0]
     assert proxy.count("HEAD", "/packs/") <= 25
+
+
+@pytest.mark.plain("bases are found as the stream goes on")
+def test_packs_that_follow_and_are_gone_are_not_relied_on(
+    open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were looked for before the stream came to them."""
+    small_and_many_packs(monkeypatch)
+    whole = noise(1_500_000)
+    with open_proxied(0, chunk_bytes_avg=2816) as first:
+        first.puts("whole", whole)
+        first.puts("whole", b"")  # so that no name misses them
+        with Bucket(parse_settings(f"{first.path}?endpoint_url={proxy.url}")) as bucket:
+            keys = sorted(entry.key for entry in bucket.list("packs/"))
+            bucket.delete_many(keys[1::2])
+    proxy.clear()
+    with open_proxied(1, threads=1) as second:
+        second.puts("again", whole)
+        asked = [exchange.key for exchange in proxy.matching("HEAD", "/packs/")]
+        assert len(asked) == len(set(asked))  # each once
+        assert len(asked) >= len(keys) - 1
+        assert second.gets("again") == whole
+    assert 0 < proxy.count("PUT", "/packs/") < len(keys)
+    with open_proxied(3) as third:
+        assert third.gets("again") == whole
+        assert third.check(read_data=True).exit_code == 0
 
 
 def test_if_absent_and_delete_and_rename(open_proxied: Open, proxy: FaultProxy) -> None:
