@@ -53,6 +53,7 @@ class LocalStore:
     """The layers below a Store on one folder. `close` it as often as it was opened."""
 
     threads = min(usable_cores(), THREADS_MAX)
+    compression_level = 1
 
     def __init__(self, root: str, config: StoreConfig, *, read_only: bool) -> None:
         self.root = root

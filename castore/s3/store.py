@@ -46,6 +46,7 @@ class S3Store:
 
     writable = True
     threads = 8  # they wait for requests more than they decode
+    compression_level = 3  # what is sent, and paid for each month, costs more than a core
 
     def __init__(
         self, bucket: Bucket, config: StoreConfig, *, frames_bytes_max: int | None
@@ -114,7 +115,7 @@ class S3Store:
                 self._budget,
                 self._requests,
                 chunker,
-                compression_level=1,
+                compression_level=self.compression_level,
                 deltas=True,  # it makes none, but what it moves may be a base of later ones
             )
             try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from castore.local.store import open_local
 from castore.objectfile import discard_dropped
-from castore.store.handle import CACHE_BYTES, COMPRESSION_LEVEL, DELTA, READAHEAD_BYTES
+from castore.store.handle import CACHE_BYTES, DELTA, READAHEAD_BYTES
 from castore.store.whole import WholeVerbs, check_fraction
 from castore.stream.backend import Backend
 from castore.transaction import StrPath, Transaction
@@ -27,7 +27,7 @@ def open_store(
     read_only: bool = False,
     chunk_bytes_avg: int = 65536,
     collision_guard: str | None = None,
-    compression_level: int = COMPRESSION_LEVEL,
+    compression_level: int | None = None,
     delta: bool = DELTA,
     cache_bytes: int = CACHE_BYTES,
     readahead_bytes: int = READAHEAD_BYTES,
@@ -58,7 +58,8 @@ def open_store(
     For this Store object:
 
     - `read_only`: nothing of the store is written to.
-    - `compression_level`: zstd's, -7 to 22, for chunks that are new.
+    - `compression_level`: zstd's, -7 to 22, for chunks that are new. By default 1 in a folder; on
+      S3, where what is sent costs more time than this does, 3.
     - `delta`: chunks that are new may be stored as deltas of those of an object that they resemble.
     - `cache_bytes`: the most memory for chunks decoded last, in bytes.
     - `readahead_bytes`: the most that each open file decodes ahead of a sequential reader, in bytes
@@ -86,7 +87,7 @@ def open_store(
     url = os.fspath(url_or_path)
     if not isinstance(url, str):
         raise TypeError(f"a store's path is a str, not {type(url).__name__}")
-    if not -7 <= compression_level <= 22:
+    if compression_level is not None and not -7 <= compression_level <= 22:
         raise ValueError(f"compression_level is from -7 to 22, not {compression_level}")
     if min(cache_bytes, readahead_bytes, disk_cache_bytes or 0) < 0:
         raise ValueError("cache_bytes, readahead_bytes and disk_cache_bytes must not be negative")

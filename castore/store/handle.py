@@ -16,7 +16,6 @@ from castore.stream.session import WriteSession
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
-COMPRESSION_LEVEL = 1
 DELTA = True
 CACHE_BYTES = 32 << 20
 READAHEAD_BYTES = 16 << 20
@@ -30,7 +29,7 @@ class Handle:
         backend: Backend,
         *,
         read_only: bool = False,
-        compression_level: int = COMPRESSION_LEVEL,
+        compression_level: int | None = None,
         delta: bool = DELTA,
         cache_bytes: int = CACHE_BYTES,
         readahead_bytes: int = READAHEAD_BYTES,
@@ -45,7 +44,7 @@ class Handle:
         self.path = backend.root
         self.read_only = read_only
         self._reopen = reopen
-        self._level = compression_level
+        self._level = backend.compression_level if compression_level is None else compression_level
         self._delta = delta
         self._readahead_bytes = readahead_bytes
         config = backend.config

@@ -30,6 +30,7 @@ class Backend(Protocol):
     root: str
     config: StoreConfig
     threads: int
+    compression_level: int
 
     @property
     def writable(self) -> bool: ...

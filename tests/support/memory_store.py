@@ -104,6 +104,7 @@ def open_memory(
 class MemoryStore:
     root = "memory"
     threads = 2
+    compression_level = 1
     writable = True
 
     def __init__(self, place: Place) -> None:
