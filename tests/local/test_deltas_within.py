@@ -127,7 +127,7 @@ def test_collections_while_rows_are_staged(
 
 
 @pytest.mark.plain("it counts on which chunks are deltas")
-@pytest.mark.parametrize(("level", "later"), [(1, 3), (5, 5), (-2, -2)])
+@pytest.mark.parametrize(("level", "later"), [(1, 3), (3, 5), (4, 5), (5, 5), (7, 7), (-2, -2)])
 def test_what_is_new_in_a_version_is_compressed_better(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int, later: int
 ) -> None:
