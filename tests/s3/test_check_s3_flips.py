@@ -190,6 +190,7 @@ def cut(choose: random.Random, raw: bytes) -> bytes:
     return raw[: choose.randrange(len(raw))]
 
 
+@pytest.mark.damages_store("what was damaged last is not mended")
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [28, pytest.param(5000, marks=pytest.mark.long)])
 def test_flipped_bits(prepared: Prepared, count: int) -> None:
@@ -197,6 +198,7 @@ def test_flipped_bits(prepared: Prepared, count: int) -> None:
         judge(prepared, key)
 
 
+@pytest.mark.damages_store("what was damaged last is not mended")
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [14, pytest.param(500, marks=pytest.mark.long)])
 def test_truncations(prepared: Prepared, count: int) -> None:
@@ -204,6 +206,7 @@ def test_truncations(prepared: Prepared, count: int) -> None:
         judge(prepared, key)
 
 
+@pytest.mark.damages_store("what was damaged last is not mended")
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["castore.json", "pins/", "gc/"])
