@@ -49,6 +49,7 @@ DELETED_EARLY = replace(DELETED, collectors=1)
 DELETED_LATE = scenario((BATCH,), (WRITE,), (DELETE,), (READ, READ))
 READ_BESIDE = scenario((BATCH,), (WRITE,), (DELETE,), (READ, READ, READ))
 CREATED = scenario((BATCH, READ, READ), (CREATE,))
+CREATED_ANEW = scenario((CREATE, READ), (BATCH, DELETE, READ))
 COVERED = scenario((LOOK,), (WRITE, DELETE), root=ENTRY, collectors=1)
 COMPACTED = scenario((READ,), (WRITE,), root=ENTRY, collectors=1)
 SLEPT = scenario((REPLACE,), (WRITE, DELETE, READ), root=ENTRY, collectors=1)
@@ -71,6 +72,7 @@ SAFE = {
     "a batch, a put, a delete, reads": DELETED_LATE,
     "a batch, a put, a delete, a read of what it replaces": READ_BESIDE,
     "a batch, a put if absent": CREATED,
+    "a batch, a delete, a put if absent": CREATED_ANEW,
     "two batches, a put": scenario((BATCH,), (OTHER_BATCH,), (WRITE,), (READ, READ)),
     "a batch over a single that is replaced and deleted": scenario(
         (BATCH,), (REPLACE_SINGLE,), (DELETE,), (READ, READ), singles=SINGLE
@@ -129,6 +131,7 @@ GUARDS = {
     "weak_conditional": scenario((CREATE, READ), (WRITE,)),
     "number_within": scenario((BATCH, DELETE, CREATE, READ)),
     "number_decides": scenario((BATCH,), (CREATE, READ)),
+    "root_not_older": CREATED_ANEW,
     "numbers_count": CREATED,
     "ties": scenario((REPLACE, READ), root=ENTRY),
     "strong_if_match": scenario((REPLACE_SINGLE,), (WRITE, READ), singles=SINGLE),

@@ -14,8 +14,10 @@ from linearizability import Call, Value, are_explained
 
 import castore
 from castore.errors import NameExists, NameNotFound, ObjectChanged
+from castore.s3.batches import Batches, SeenRoot
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.namespace import writing
+from castore.system.workers import Future
 
 Make = Callable[..., World]
 Verb = Callable[["Client"], None]
@@ -260,6 +262,38 @@ def test_what_was_decided_before_a_batch_came_before_it(make_world: Make, beginn
         else:
             slow.finish()
         world.close()
+
+
+def test_a_name_that_is_deleted_meanwhile_stays_so_or_has_what_is_put(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A put if absent reads the root; then a batch is put and its name deleted; then it reads what
+    says so. What it puts counts, and not what the batch had."""
+
+    def begin(batches: Batches) -> Future[SeenRoot]:
+        """The root is read first, as that is another thread's to do at any time."""
+        seen = Future(batches.fresh)
+        seen.run()
+        return seen
+
+    monkeypatch.setattr(Batches, "begin", begin)
+    for i in itertools.count():
+        world = make_world(batches=True)
+        history: list[Call] = []
+        clock = itertools.count()
+        slow, quick = (Machine(world, name) for name in ("slow", "quick"))
+        stopped = slow.start(
+            partial(run_one, Client(slow, history, clock), [put_if_absent, look]), stop_at=i
+        )
+        run_all(Client(quick, history, clock), [batch, remove, look])
+        slow.finish()
+        look(Client(quick, history, clock))
+        told = [(call.what, call.began, call.ended, call.result) for call in history]
+        assert are_explained(history, None), (i, told)
+        world.close()
+        if not stopped:
+            assert i > 2
+            break
 
 
 @pytest.mark.parametrize("other", ["batch", "append"])

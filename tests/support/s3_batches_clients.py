@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class ClientSteps:
     """The next requests of one client."""
 
+    DECIDED = ("create", "replace")  # what the root says, which is asked for with the single
+
     def __init__(self, model: Model, s: State, i: int) -> None:
         self.model, self.rules, self.meaning = model, model.rules, model.meaning
         self.s, self.i = s, i
@@ -105,7 +107,7 @@ class ClientSteps:
 
     def read(self) -> Steps:
         verb = self.task.verb
-        if verb == "look":
+        if verb in ("look", *self.DECIDED):
             yield self.to("root", single=self.there())
             yield self.to("single", root=self.s.root)
             return
@@ -130,6 +132,13 @@ class ClientSteps:
     both = single
 
     def understand(self, single: Single | None, root: Root) -> Steps:
+        if self.task.verb in self.DECIDED and single is not None:
+            if single.number == STRONG:
+                yield from self.decide(single, single.value, None)
+                return
+            if single.number > root.version and self.rules.root_not_older:
+                yield self.again()
+                return
         if self.meaning.doubtful(self.name, single, root):
             yield self.to("doubt", single=single, root=root)
         else:

@@ -30,6 +30,7 @@ class Rules:
     weak_conditional: bool = True
     number_within: bool = True  # it is read within the operation
     number_decides: bool = True  # with what decided
+    root_not_older: bool = True  # than what the single was decided by, over which it is put
     numbers_count: bool = True  # a weak single loses to a higher number
     ties: bool = True  # and wins against the same one
     strong_if_match: bool = True  # a conditional put over a strong single

@@ -181,10 +181,12 @@ class Namespace(Listing):
         assert now.seen is not None
         if now.etag != expected:
             raise PreconditionFailed(name_key(name))
-        single = now.single
+        single, version = now.single, now.seen.root.version
         # Over what always counts nothing else decides.
         strong = single is not None and single.number is None
-        number = None if strong else now.seen.root.version
+        if single is not None and single.number is not None and single.number > version:
+            return None  # the root was read first, and is older than what the single was decided by
+        number = None if strong else version
 
         def body(nonce: bytes) -> bytes:
             if boot_clock() - began > READ_S:
