@@ -335,6 +335,29 @@ def test_a_list_shows_no_older_version_of_what_is_deleted_meanwhile(make_world: 
     raise AssertionError("it takes more requests than that")
 
 
+@pytest.mark.parametrize("over", [put, add], ids=["put", "append"])
+def test_a_list_shows_what_is_put_over_what_does_not_count(make_world: Make, over: Verb) -> None:
+    """A tombstone that was decided before a batch came: the name is there all the time."""
+    for j in range(20):
+        world = make_world(batches=True)
+        client = Client(Machine(world, "first"), [], itertools.count())
+        batch(client)
+        slow = Machine(world, "slow")
+        slow.begin()
+        slow.start(lambda m: batch(Client(m, [], itertools.count())), stop_at=4)
+        assert slow.actor.steps[-1].kind == "PUT"  # of the batch: the names were looked for
+        remove(client)
+        slow.finish()
+        assert client.store.gets("x") == b"slow1"
+        stopped, names = listed_beside(world, lambda c=client: over(c), j)
+        assert "x" in names, j
+        world.close()
+        if not stopped:
+            assert j > 2
+            return
+    raise AssertionError("it takes more requests than that")
+
+
 def listed_beside(
     world: World, change: Callable[[], None], stop_at: int
 ) -> tuple[bool, dict[str, int]]:

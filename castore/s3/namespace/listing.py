@@ -180,28 +180,29 @@ class Listing(Look):
         self, seen: SeenRoot, name: bytes, entry: Listed, found: Found | None
     ) -> Listed | None:
         """What counts, of a single that is listed and what batches say of its name."""
-        deleted = is_tombstone(entry.size)
+        there = None if is_tombstone(entry.size) else entry
         if not entry.size % 2:
-            return None if deleted else entry
+            return there
         hides = max(seen.root.dropped(name), -1 if found is None else found.number)
         if hides >= 0:
             number = self.number_of(name, entry)
             if number < 0:
-                number, is_deleted = self._number_now(name)
-                deleted = deleted or is_deleted
+                return self._as_it_is(name, entry)
             if number < hides:
                 return None if found is None or found.there is None else listed(found)
-        return None if deleted else entry._replace(etag=WEAK + entry.etag)
+        return None if there is None else there._replace(etag=WEAK + entry.etag)
 
-    def _number_now(self, name: bytes) -> tuple[int, bool]:
-        """Of what was put over a weak single since that was listed, and whether it is a tombstone:
-        a list may show either of the two, but is to show one. -1 if nothing is there."""
-        try:
-            single = self._single(name, 0, None)
-        except KeyAbsent:
-            return -1, True
-        assert single is not None  # no condition was set
-        return NUMBER_MAX if single.number is None else single.number, single.deleted
+    def _as_it_is(self, name: bytes, entry: Listed) -> Listed | None:
+        """What counts now of a name whose weak single went, or was put over, since it was listed:
+        whether that counted can't be told any more."""
+        now = self.now(name)
+        if now.etag is None:
+            return None
+        if is_batched(now.etag):
+            assert now.found is not None
+            return listed(now.found)
+        assert now.single is not None
+        return entry._replace(size=now.single.reply.size, etag=now.etag)
 
     def number_of(self, name: bytes, entry: Listed) -> int:
         """Of a weak single that is listed; -1 if it is gone, or another by now."""

@@ -151,16 +151,20 @@ class Look:
                 return self.bucket.head(name_key(name)).etag
             except KeyAbsent:
                 return None
+        return self.now(name).etag
+
+    # ------------------------------------------------------------ below
+
+    def now(self, name: bytes) -> Now:
+        """What it maps to, in a store with batches. Raises StoreBusy."""
         for _ in range(ATTEMPTS):
             try:
                 now = self.look(name, 0)
                 assert now is not None  # no condition was set
-                return now.etag
+                return now
             except BatchGone as gone:
                 self._forget(gone)
         raise busy(name)
-
-    # ------------------------------------------------------------ below
 
     def look(
         self, name: bytes, size: int, unless: str | None = None, *, decisive: bool = False
