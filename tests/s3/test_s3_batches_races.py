@@ -14,8 +14,11 @@ from linearizability import Call, Value, are_explained
 
 import castore
 from castore.errors import NameExists, NameNotFound, ObjectChanged
+from castore.format.s3 import NUMBERED_BYTES
+from castore.s3 import versions
 from castore.s3.batches import Batches, SeenRoot
 from castore.s3.client.probe import ServerFeatures
+from castore.s3.namespace import look as namespace_look
 from castore.s3.namespace import writing
 from castore.system.workers import Future
 
@@ -301,6 +304,36 @@ def test_a_deletion_finds_what_is_put_meanwhile(make_world: Make, other: str) ->
     """The name is there all the time: as a single, and then in a batch, or as another single."""
     for j in range(20):
         meet(make_world, "all deleted", PROGRAMS["if absent"], OTHERS[other], 1, j)
+
+
+@pytest.mark.parametrize("beginning", ["nothing", "all deleted", "a batch"])
+def test_what_is_put_over_while_its_head_is_read_is_read_anew(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch, beginning: str
+) -> None:
+    """A large head takes two requests: in between the name is there, and older it never is."""
+    monkeypatch.setattr(namespace_look, "LOOK_BYTES", NUMBERED_BYTES)
+    monkeypatch.setattr(versions, "FIRST_BYTES", NUMBERED_BYTES)
+    for j in range(20):
+        world = make_world(batches=True)
+        history: list[Call] = []
+        clock = itertools.count()
+        client = Client(Machine(world, "first"), history, clock)
+        run_all(client, [*BEGINNINGS[beginning], add])
+        reads = Machine(world, "reads")
+        reader = Client(reads, history, clock)
+        look(reader)  # it knows the root then
+        reads.begin()
+        stopped = reads.start(partial(run_one, reader, [look]), stop_at=j)
+        add(client)
+        reads.finish()
+        assert reads.error is None
+        told = [(call.what, call.began, call.ended, call.result) for call in history]
+        assert are_explained(history, None), (j, told)
+        world.close()
+        if not stopped:
+            assert j > 1
+            return
+    raise AssertionError("it takes more requests than that")
 
 
 @pytest.mark.parametrize("over", [put, add, batch], ids=["put", "append", "batch"])

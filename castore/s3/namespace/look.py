@@ -207,34 +207,39 @@ class Look:
 
     def _single(self, name: bytes, size: int, strong: str | None) -> Single | None:
         """None if it has the ETag `strong`. Raises KeyAbsent."""
-        reply = self.bucket.get(
-            name_key(name), byte_range=(0, max(size, LOOK_BYTES)), if_none_match=strong
-        )
-        if reply is None:
-            return None
-        deleted = is_tombstone(reply.size)
-        if deleted:
-            _, number = decode_tombstone(reply.body)
-        else:
-            number = manifest_number(reply.body)
-            if number is not None:
-                self._verify(name, reply)
-        if number is None:
-            return Single(reply.etag, None, deleted, reply)
-        etag = WEAK + reply.etag
-        return Single(etag, number, deleted, reply._replace(etag=etag))
+        while True:
+            reply = self.bucket.get(
+                name_key(name), byte_range=(0, max(size, LOOK_BYTES)), if_none_match=strong
+            )
+            if reply is None:
+                return None
+            deleted = is_tombstone(reply.size)
+            if deleted:
+                _, number = decode_tombstone(reply.body)
+            else:
+                number = manifest_number(reply.body)
+                if number is not None and not self._verify(name, reply):
+                    continue
+            if number is None:
+                return Single(reply.etag, None, deleted, reply)
+            etag = WEAK + reply.etag
+            return Single(etag, number, deleted, reply._replace(etag=etag))
 
-    def _verify(self, name: bytes, reply: Reply) -> None:
-        """That a number is what was written, before anything is decided by it: raises FormatError,
-        and KeyAbsent where it was overwritten, which shows at the next look."""
+    def _verify(self, name: bytes, reply: Reply) -> bool:
+        """That a number is what was written, before anything is decided by it: raises FormatError.
+        False where the rest of the head can't be had, as it was overwritten or went since."""
         raw = reply.body
         size = manifest_head_bytes(raw, whole=False)
         if size > len(raw):
-            rest = self.bucket.get(name_key(name), byte_range=(len(raw), size))
+            try:
+                rest = self.bucket.get(name_key(name), byte_range=(len(raw), size))
+            except KeyAbsent:
+                return False
             if rest.etag != reply.etag:
-                raise KeyAbsent(name_key(name))
+                return False
             raw += rest.body
         decode_manifest_head(raw)
+        return True
 
     def _is_doubtful(
         self,
