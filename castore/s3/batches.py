@@ -218,20 +218,20 @@ class Batches:
         """What counts of batches and drops for the name, if anything. Raises BatchGone."""
         dropped = root.dropped(name)
         best = None if dropped < 0 else Found(dropped)
-        for found in self._rows_of(root, name):
-            assert found.entry is not None
-            if not found.entry.retired and (best is None or found.number > best.number):
+        for found in self._rows_of(name, (e for e in root.entries if not e.retired)):
+            if best is None or found.number > best.number:
                 best = found
         return best
 
     def retired_number(self, root: Root, name: bytes) -> int:
-        """The highest of what a batch says of the name that is retired; -1 if none does."""
-        rows = self._rows_of(root, name)
-        return max((f.number for f in rows if f.entry and f.entry.retired), default=-1)
+        """The highest of what a batch says of the name that is retired; -1 if none does. Raises
+        BatchGone."""
+        rows = self._rows_of(name, (e for e in root.entries if e.retired))
+        return max((found.number for found in rows), default=-1)
 
     def covers(self, root: Root, name: bytes) -> bool:
-        """Whether a batch has the name, whatever counts."""
-        return next(self._rows_of(root, name), None) is not None
+        """Whether a batch has the name, whatever counts. Raises BatchGone."""
+        return next(self._rows_of(name, root.entries), None) is not None
 
     def all_below(self, root: Root, prefix: bytes, start_after: bytes = b"") -> Iterator[Found]:
         """What counts of batches and drops for each name that begins with the prefix and sorts
@@ -248,8 +248,8 @@ class Batches:
             found = next(same)[2]
             yield found if found.number > root.dropped(name) else found._replace(dropped=True)
 
-    def _rows_of(self, root: Root, name: bytes) -> Iterator[Found]:
-        for entry in root.entries:
+    def _rows_of(self, name: bytes, entries: Iterable[RootEntry]) -> Iterator[Found]:
+        for entry in entries:
             if entry.may_have(name) and (row := self.index(entry).find(name)) is not None:
                 yield Found(row.number or entry.number, entry, row)
 

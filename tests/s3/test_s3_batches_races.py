@@ -404,6 +404,68 @@ def listed_beside(
     return stopped, {info.name: info.size for info in shown}
 
 
+def check(store: castore.Store) -> None:
+    assert not store.check(read_data=True).problems
+
+
+def repair(store: castore.Store) -> None:
+    report = store.check(repair=True)
+    assert (report.problems, report.repaired) == ([], [])
+
+
+def delete_many(store: castore.Store) -> None:
+    with store.transaction() as t:
+        for name in ("single", *LEFT[:18]):
+            t.delete(name)
+
+
+LEFT = [f"left/{i}" for i in range(20)]
+BESIDE_FORGETTING: dict[str, Callable[[castore.Store], object]] = {
+    "delete": lambda store: store.delete(LEFT[0]),
+    "delete a single": lambda store: store.delete("single"),
+    "delete many": delete_many,
+    "get": lambda store: store.gets(LEFT[0]),
+    "exists": lambda store: store.exists(LEFT[0]),
+    "list": lambda store: list(store.list()),
+    "folder": lambda store: list(store.scandir("left")),
+    "rename": lambda store: store.rename(LEFT[0], "renamed", if_absent=True),
+    "check": check,
+    "repair": repair,
+}
+
+
+@pytest.mark.parametrize("verb", BESIDE_FORGETTING)
+def test_a_batch_may_be_forgotten_and_removed_at_any_time(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Of an entry that was retired long ago, while a new machine is at it."""
+    monkeypatch.setattr(
+        "castore.s3.check.repair.probe",
+        lambda bucket: ServerFeatures(True, True, True, True, True),
+    )
+    for j in itertools.count(step=4 if verb == "repair" else 1):
+        world = make_world(batches=True)
+        first = world.open("first")
+        with first.transaction() as t:
+            for name in (*LEFT, *(f"over/{i}" for i in range(24)), "single"):
+                t.puts(name, b"in a batch")
+        for i in range(24):
+            first.puts(f"over/{i}", b"a single")
+        world.pass_time(2 * DAY)
+        collect(first)  # it writes the batch anew
+        world.pass_time(2 * DAY)
+        new = Machine(world, "new")
+        new.begin()
+        stopped = new.start(lambda m: BESIDE_FORGETTING[verb](m.store), stop_at=j)
+        removed = collect(first).batches_removed
+        new.finish()
+        assert new.error is None, (j, removed)
+        world.close()
+        if not stopped:
+            assert j > 1
+            break
+
+
 CASES = list(itertools.product(BEGINNINGS, PROGRAMS, OTHERS))
 
 

@@ -30,6 +30,8 @@ def faults_of_batches(names: Namespace) -> Iterator[tuple[Severity, str]]:
             if len(index.rows) != entry.names or index.rows[-1].end != entry.size:
                 raise FormatError("it is not the batch that batches/root tells of")
         except BatchGone as gone:
+            if not batches.has(entry.batch_id):
+                continue  # it was collected meanwhile
             batches.lost.add(entry.batch_id)
             yield "missing", f"{gone.strerror} ({entry.names} names)"
         except (FormatError, UnsupportedFormat) as error:

@@ -126,15 +126,18 @@ class BatchRepair:
         return self._is_read(batches, entry)
 
     def _give_up(self, batches: Batches, gone: Sequence[RootEntry]) -> None:
-        """Names that only these had are lost; others are found again."""
+        """Names that only these had are lost; others are found again. What a collection has removed
+        meanwhile, nobody needs."""
         ids = {entry.batch_id for entry in gone}
+        lost: list[RootEntry] = []
 
-        def swap(seen: SeenRoot) -> Root:
+        def swap(seen: SeenRoot) -> Root | None:
+            lost[:] = [e for e in seen.root.entries if e.batch_id in ids]
             left = tuple(e for e in seen.root.entries if e.batch_id not in ids)
-            return seen.root._replace(entries=left)
+            return seen.root._replace(entries=left) if lost else None
 
         batches.swap(swap)
-        for entry in gone:
+        for entry in lost:
             first, last = entry.first.decode(), entry.last.decode()
             self.done.append(
                 f"{batch_key(entry.batch_id)} can't be read: its {entry.names} names, from "

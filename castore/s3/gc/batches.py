@@ -65,7 +65,7 @@ class BatchCollector:
             names = self._look(batches, root)
             self._compact(batches, root, names)
             self._forget(batches, names)
-            self._delete_tombstones(batches, names)
+            self._delete_tombstones(names)
         self._remove(batches)
 
     def _look(self, batches: Batches, root: Root) -> _Names:
@@ -185,12 +185,13 @@ class BatchCollector:
 
         batches.swap(swap)
 
-    def _delete_tombstones(self, batches: Batches, names: _Names) -> None:
-        root = batches.fresh().root  # read after they were seen
+    def _delete_tombstones(self, names: _Names) -> None:
+        seen = [name for name, _ in names.tombstones]
+        covered = self._parts.names.covered(seen)  # by a root that is read after they were seen
         deleting = [
             self._parts.requests.submit(delete_version, self._bucket, name_key(name), etag)
             for name, etag in names.tombstones
-            if not batches.covers(root, name)
+            if name not in covered
         ]
         self.tombstones_removed = sum(results_of(deleting))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -90,8 +90,7 @@ class Namespace(Listing):
 
         while True:
             began = boot_clock()
-            root = batches.fresh().root  # read after the name was seen
-            if is_batched(etag) or batches.covers(root, name):
+            if is_batched(etag) or self.covered([name]):  # read after the name was seen
                 break
             if boot_clock() - began < READ_S:  # else a batch may have come, and gone
                 return delete_version(self.bucket, key, real(etag))
@@ -106,12 +105,24 @@ class Namespace(Listing):
         just seen to have; those that are known to be gone."""
         plain = [(name, etag) for name, etag in versions if not is_marked(etag)]
         if self.batches is not None and plain:
-            root = self.batches.fresh().root
-            plain = [each for each in plain if not self.batches.covers(root, each[0])]
+            covered = self.covered([name for name, _ in plain])
+            plain = [each for each in plain if each[0] not in covered]
         if not plain:
             return set()
         gone = delete_versions(self.bucket, [(name_key(name), etag) for name, etag in plain])
         return {name for name, _ in plain if name_key(name) in gone}
+
+    def covered(self, names: Collection[bytes]) -> set[bytes]:
+        """Those that a batch has of which the root tells that is read now, whatever counts. Raises
+        StoreBusy."""
+        assert self.batches is not None
+        for _ in range(ATTEMPTS):
+            root = self.batches.fresh().root
+            try:
+                return {name for name in names if self.batches.covers(root, name)}
+            except BatchGone as gone:
+                self._forget(gone)
+        raise busy(next(iter(names)))
 
     def drop(self, prefix: bytes) -> SeenRoot | None:
         """Have all names deleted that batches have and that begin with the prefix, before singles
