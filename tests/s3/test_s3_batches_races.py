@@ -6,10 +6,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from gc_races import Machine
-from gc_stores import DAY, World, collect
+from gc_stores import DAY, HOUR, World, collect
 from linearizability import Call, Value, are_explained
 
 import castore
@@ -18,6 +19,7 @@ from castore.format.s3 import NUMBERED_BYTES
 from castore.s3 import versions
 from castore.s3.batches import Batches, SeenRoot
 from castore.s3.client.probe import ServerFeatures
+from castore.s3.gc.batches import BatchCollector
 from castore.s3.namespace import look as namespace_look
 from castore.s3.namespace import writing
 from castore.system.workers import Future
@@ -267,19 +269,20 @@ def test_what_was_decided_before_a_batch_came_before_it(make_world: Make, beginn
         world.close()
 
 
+def root_first(batches: Batches) -> Future[SeenRoot]:
+    """As `Batches.begin`, whose thread may be the faster one at any time."""
+    seen = Future(batches.fresh)
+    seen.run()
+    return seen
+
+
 def test_a_name_that_is_deleted_meanwhile_stays_so_or_has_what_is_put(
     make_world: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A put if absent reads the root; then a batch is put and its name deleted; then it reads what
     says so. What it puts counts, and not what the batch had."""
 
-    def begin(batches: Batches) -> Future[SeenRoot]:
-        """The root is read first, as that is another thread's to do at any time."""
-        seen = Future(batches.fresh)
-        seen.run()
-        return seen
-
-    monkeypatch.setattr(Batches, "begin", begin)
+    monkeypatch.setattr(Batches, "begin", root_first)
     for i in itertools.count():
         world = make_world(batches=True)
         history: list[Call] = []
@@ -464,6 +467,46 @@ def test_a_batch_may_be_forgotten_and_removed_at_any_time(
         if not stopped:
             assert j > 1
             break
+
+
+@pytest.mark.parametrize("deleted", ["by itself", "with all"])
+def test_a_collection_of_hours_lets_no_reader_see_what_was_deleted_before_it(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch, deleted: str
+) -> None:
+    """One that looks for two hours, and another behind it, between two requests of a read: what is
+    retired, or is about to be forgotten, is so for an hour from then on."""
+    world = make_world(batches=True)
+    first = Client(Machine(world, "first"), [], itertools.count())
+    batch(first)
+    reads = Machine(world, "reads")
+    if deleted == "by itself":  # the root is read, and then the single, which says so
+        look(Client(reads, [], itertools.count()))
+        monkeypatch.setattr(Batches, "begin", root_first)
+        remove(first)
+        first.store.delete("y")
+    else:  # the single is read, and then the root, which says so
+        add(first)
+        world.pass_time(2 * DAY)
+        remove_prefix(first)
+        collect(first.store)  # the batch is retired, and the drop is too new for more
+    world.pass_time(2 * DAY)
+    reads.begin()
+    history: list[Call] = []
+    look_at_all = BatchCollector._look
+
+    def slow(collector: BatchCollector, *of: Any) -> Any:
+        found = look_at_all(collector, *of)
+        if not history:
+            world.pass_time(2 * HOUR)
+            client = Client(reads, history, itertools.count())
+            assert reads.start(partial(run_one, client, [look]), stop_at=1)
+        return found
+
+    monkeypatch.setattr(BatchCollector, "_look", slow)
+    collect(first.store)
+    collect(world.open("other"))
+    reads.finish()
+    assert [call.result for call in history] == [None]
 
 
 CASES = list(itertools.product(BEGINNINGS, PROGRAMS, OTHERS))

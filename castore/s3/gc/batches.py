@@ -46,7 +46,8 @@ class _Names:
 
 
 class BatchCollector:
-    """Of one collection. `now` is the server's time, in seconds. `batches_rewritten`,
+    """Of one collection. `now` is the server's time when it began, in seconds: what was an hour ago
+    then, is. What it does itself has the time of the swap that does it. `batches_rewritten`,
     `batches_removed` and `tombstones_removed` say what it did."""
 
     def __init__(self, parts: Parts, now: float) -> None:
@@ -105,7 +106,7 @@ class BatchCollector:
             if not chosen <= there:
                 return None  # another collector was here
             entries = [
-                e._replace(retired=int(self._now)) if e.batch_id in chosen else e
+                e._replace(retired=batches.now()) if e.batch_id in chosen else e
                 for e in seen.root.entries
             ]
             return seen.root._replace(entries=in_order([*entries, *written]))
@@ -176,7 +177,7 @@ class BatchCollector:
                     for entry in entries
                 )
                 if any(name.startswith(drop.prefix) for name in doomed):
-                    drops.append(drop._replace(at=int(self._now)))
+                    drops.append(drop._replace(at=batches.now()))
                 elif needed or drop.at >= before:
                     drops.append(drop)
             after = root._replace(entries=entries, drops=tuple(drops))
