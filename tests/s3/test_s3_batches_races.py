@@ -309,6 +309,33 @@ def test_a_deletion_finds_what_is_put_meanwhile(make_world: Make, other: str) ->
         meet(make_world, "all deleted", PROGRAMS["if absent"], OTHERS[other], 1, j)
 
 
+def test_a_prefix_that_is_deleted_counts_what_it_deleted(make_world: Make) -> None:
+    """Also where a batch comes after it looked whether there are any."""
+    for j in range(20):
+        world = make_world(batches=True)
+        client = Client(Machine(world, "first"), [], itertools.count())
+        put(client)
+        deletes, counts = Machine(world, "deletes"), list[int]()
+        deletes.begin()
+
+        def delete_all(machine: Machine, counts: list[int] = counts) -> None:
+            counts.append(machine.store.delete_prefix("", unbounded=True))
+
+        stopped = deletes.start(delete_all, stop_at=j)
+        with client.store.transaction() as t:
+            for name in ("a", "b", "c", "z"):
+                t.puts(name, b"comes meanwhile")
+        deletes.finish()
+        left = list(client.store.names())
+        assert deletes.error is None
+        assert counts == [5 - len(left)], (j, left)
+        world.close()
+        if not stopped:
+            assert j > 2
+            return
+    raise AssertionError("it takes more requests than that")
+
+
 @pytest.mark.parametrize("beginning", ["nothing", "all deleted", "a batch"])
 def test_what_is_put_over_while_its_head_is_read_is_read_anew(
     make_world: Make, monkeypatch: pytest.MonkeyPatch, beginning: str

@@ -126,8 +126,8 @@ class Namespace(Listing):
 
     def drop(self, prefix: bytes) -> SeenRoot | None:
         """Have all names deleted that batches have and that begin with the prefix, before singles
-        are. The root that told of them; None if none may have any. Raises what swapping the root
-        does."""
+        are. The root that told of them, or of none; None in a store without batches. Raises what
+        swapping the root does."""
         batches = self.batches
         if batches is None:
             return None
@@ -135,10 +135,9 @@ class Namespace(Listing):
 
         def drop(seen: SeenRoot) -> Root | None:
             nonlocal before
-            before, root = None, seen.root
+            before, root = seen, seen.root
             if not any(entry.may_have_below(prefix) for entry in root.entries):
                 return None
-            before = seen
             others = [each for each in root.drops if not each.prefix.startswith(prefix)]
             drops = (*others, Drop(root.version + 1, batches.now(), prefix))
             return root._replace(drops=drops)
