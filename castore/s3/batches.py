@@ -30,6 +30,7 @@ from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.put_once import put_once
 from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, batch_key, batch_of
+from castore.system.clock import boot_clock
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Future, Workers
 
@@ -39,6 +40,7 @@ SPAN_BYTES = 1 << 20  # fetched at once of a batch that is read from its beginni
 SPANS_MAX = 8  # the last ones
 SWAPS_MAX = 200  # attempts: of many at once one succeeds each time
 SWAP_WAIT_S = 0.05
+NAMED_S = 43_200.0  # at most from a batch's PUT to the swap that names it
 
 REPAIR = "repair the store (castore check --repair)"
 
@@ -140,17 +142,20 @@ class Batches:
         there = tuple(each for each in seen.root.entries if each.batch_id not in self.lost)
         return seen._replace(root=seen.root._replace(entries=there))
 
-    def swap(self, change: Callable[[SeenRoot], Root | None]) -> SeenRoot:
+    def swap(
+        self, change: Callable[[SeenRoot], Root | None], *, began: float | None = None
+    ) -> SeenRoot:
         """Put the root that `change` makes of what is there in its place, with the next version,
-        and with what else was changed by others meanwhile; nothing where that gives None. Raises
-        OutcomeUnknown, StoreBusy, FormatError."""
+        and with what else was changed by others meanwhile; nothing where that gives None. `began`:
+        since when batches were written that it names, by `boot_clock`. Raises OutcomeUnknown,
+        StoreBusy, FormatError; StoreIOError where that is too long ago, and they may be removed."""
         for attempt in range(SWAPS_MAX):
             seen = self.fresh()
             after = change(seen)
             if after is None:
                 return seen
             try:
-                return self._put(seen, after)
+                return self._put(seen, after, began)
             except PreconditionFailed as error:
                 if error.any_unknown:
                     raise OutcomeUnknown(BATCHES_ROOT_KEY) from error
@@ -160,11 +165,13 @@ class Batches:
             f"{self._bucket.settings.url}: too many change {BATCHES_ROOT_KEY} at once: repeat it"
         )
 
-    def _put(self, seen: SeenRoot, after: Root) -> SeenRoot:
+    def _put(self, seen: SeenRoot, after: Root, began: float | None) -> SeenRoot:
         put = after
 
         def body(nonce: bytes) -> bytes:
             nonlocal put
+            if began is not None and boot_clock() - began > NAMED_S:
+                raise StoreIOError("it took too long to put names in batches: repeat it")
             put = after._replace(version=seen.root.version + 1, nonce=nonce)
             return encode_root(self._store_id, put)
 

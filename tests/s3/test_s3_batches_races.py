@@ -14,7 +14,7 @@ from gc_stores import DAY, HOUR, World, collect
 from linearizability import Call, Value, are_explained
 
 import castore
-from castore.errors import NameExists, NameNotFound, ObjectChanged
+from castore.errors import NameExists, NameNotFound, ObjectChanged, StoreIOError
 from castore.format.s3 import NUMBERED_BYTES
 from castore.s3 import versions
 from castore.s3.batches import Batches, SeenRoot
@@ -534,6 +534,46 @@ def test_a_collection_of_hours_lets_no_reader_see_what_was_deleted_before_it(
     collect(world.open("other"))
     reads.finish()
     assert [call.result for call in history] == [None]
+
+
+def put_four(store: castore.Store) -> None:
+    with store.transaction() as t:
+        for name in ("a", "b", "c", "d"):
+            t.puts(name, b"after")
+
+
+@pytest.mark.parametrize("collects", [False, True])
+def test_a_batch_that_was_written_a_day_ago_is_named_by_nobody(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch, collects: bool
+) -> None:
+    """Its writer, or who writes batches anew, slept since, and a collection has removed it."""
+    world = make_world(batches=True)
+    first = world.open("first")
+    with first.transaction() as t:
+        for name in ("w", "x", "y", "z"):
+            t.puts(name, b"before")
+    for name in ("x", "y"):
+        first.puts(name, b"single")
+    world.pass_time(2 * DAY)
+    slow, other = world.open("slow"), world.open("other")
+    put_batch = Batches.put
+
+    def sleep(batches: Batches, *of: Any) -> None:
+        put_batch(batches, *of)
+        monkeypatch.setattr(Batches, "put", put_batch)
+        world.pass_time(DAY + HOUR)
+        if collects:
+            monkeypatch.setattr(BatchCollector, "_compact", lambda *of: None)
+        assert collect(other).batches_removed == 1
+
+    for module in ("batches", "namespace.writing", "gc.batches"):
+        monkeypatch.setattr(f"castore.s3.{module}.boot_clock", lambda: world.server.clock)
+    monkeypatch.setattr(Batches, "put", sleep)
+    with pytest.raises(StoreIOError, match="repeat it"):
+        (collect if collects else put_four)(slow)
+    assert sorted(first.names()) == ["w", "x", "y", "z"]
+    assert first.gets("w") == b"before"
+    assert not first.check(read_data=True).problems
 
 
 CASES = list(itertools.product(BEGINNINGS, PROGRAMS, OTHERS))

@@ -20,17 +20,18 @@ from castore.format.s3_batches import (
     encode_batch,
     is_tombstone,
 )
-from castore.s3.batches import Batches, Found, SeenRoot, in_order
+from castore.s3.batches import NAMED_S, Batches, Found, SeenRoot, in_order
 from castore.s3.client.bucket import Listed
 from castore.s3.client.delete_version import delete_version
 from castore.s3.etags import is_batched
 from castore.s3.keys import BATCHES, NAMES, batch_of, name_key, name_of
 from castore.s3.namespace import BATCH_BYTES_MAX, BATCH_NAMES_MAX, etag_in_batch
 from castore.s3.parts import Parts
+from castore.system.clock import boot_clock
 from castore.system.workers import results_of
 
 FORGET_S = 3600.0  # longer than any read takes, from its first request to its last
-ORPHAN_S = 86_400.0  # longer than from a batch's PUT to the swap that names it
+ORPHAN_S = 2 * NAMED_S  # longer than from a batch's PUT to the swap that names it
 SMALL_BYTES = 1 << 20
 SMALL_MAX = 15  # as many small batches are left alone
 
@@ -57,7 +58,7 @@ class BatchCollector:
         self._now = now
 
     def run(self, *, any_tombstones: bool) -> None:
-        """Raises what a Bucket does, StoreBusy, OutcomeUnknown, FormatError."""
+        """Raises what a Bucket and `Batches.swap` do."""
         batches = self._parts.names.batches
         if batches is None:
             return
@@ -99,6 +100,7 @@ class BatchCollector:
             chosen |= {entry.batch_id for entry in small}
         if not chosen:
             return
+        began = boot_clock()
         written = [self._write(batches, group) for group in self._groups(batches, root, chosen)]
 
         def swap(seen: SeenRoot) -> Root | None:
@@ -111,7 +113,7 @@ class BatchCollector:
             ]
             return seen.root._replace(entries=in_order([*entries, *written]))
 
-        batches.swap(swap)
+        batches.swap(swap, began=began)
         self.batches_rewritten = len(chosen)
 
     def _groups(self, batches: Batches, root: Root, chosen: set[bytes]) -> Iterator[list[ToBatch]]:

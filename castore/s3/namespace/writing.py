@@ -150,7 +150,7 @@ class Namespace(Listing):
     ) -> dict[bytes, tuple[str, bytes]]:
         """Put those of the names, which are in order, into batches that are to be there; (ETag,
         manifest) of each. The others are to be put one by one: those that are singles, or all if
-        they are too few. Raises OutcomeUnknown, and what a Bucket does."""
+        they are too few. Raises what a Bucket and `Batches.swap` do."""
         batches = self.batches
         if batches is None or len(names) < BATCH_NAMES_MIN:
             return {}
@@ -161,6 +161,7 @@ class Namespace(Listing):
         left = [each for each in names if each.name not in singles]
         if len(left) < BATCH_NAMES_MIN:
             return {}
+        began = boot_clock()
         put: dict[bytes, tuple[str, bytes]] = {}
         writing = []
         for group in _groups(left):
@@ -176,7 +177,7 @@ class Namespace(Listing):
             added = [entry._replace(number=number, at=at) for entry in entries]
             return seen.root._replace(entries=in_order([*seen.root.entries, *added]))
 
-        batches.swap(add)
+        batches.swap(add, began=began)
         self._put_anew([each.name for each in left], requests)
         return put
 
