@@ -5,6 +5,7 @@ from __future__ import annotations
 from castore.model import Progress, Stages
 from castore.s3.check.check import open_check
 from castore.s3.damaged import damaged_packs
+from castore.s3.packs import absent_packs
 from castore.s3.parts import Parts
 from castore.stream.reports import RebuildReport
 
@@ -24,8 +25,13 @@ def rebuild_index(parts: Parts, *, progress: Progress | None) -> RebuildReport:
     parts.catalog.forget_all()
     parts.cache.add_chunks(packs.items())
     parts.hints.replace(packs.items())
+    known = set(there)
     for version in parts.catalog.versions(b""):
         report.names += 1
-        if not there.keys() >= set(version.head.packs):
-            report.lost.append(version.name.decode())
+        unlisted = set(version.head.packs) - known
+        if unlisted:  # put since the packs were listed, or gone
+            gone = absent_packs(parts.bucket, parts.requests, unlisted)
+            known |= unlisted - gone
+            if gone:
+                report.lost.append(version.name.decode())
     return report
