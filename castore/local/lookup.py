@@ -172,17 +172,15 @@ class NameReader:
             after = page[-1]
 
     @_repeated
-    def _page(
-        self, prefix: bytes, after: bytes, *, values: bool, rows_max: int = PAGE_NAMES
-    ) -> list[Any]:
-        """Up to `rows_max` names that start with `prefix` and sort after `after`, with their
+    def _page(self, prefix: bytes, after: bytes, *, values: bool) -> list[Any]:
+        """Up to PAGE_NAMES names that start with `prefix` and sort after `after`, with their
         records if `values` are wanted."""
         index = self._index
         with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
             start = max(prefix, after + b"\0") if after else prefix
             if not (cursor.set_range(start) if start else cursor.first()):
                 return []
-            rows = islice(cursor.iternext(values=values), rows_max)
+            rows = islice(cursor.iternext(values=values), PAGE_NAMES)
             return list(takewhile(lambda r: (r[0] if values else r).startswith(prefix), rows))
 
     def level(self, prefix: bytes, *, with_records: bool) -> Iterator[list[Entry]]:
@@ -193,9 +191,15 @@ class NameReader:
             last = page[-1].name
             start = _behind(last) if page[-1].is_folder else last + b"\0"
 
+    @_repeated
     def kind(self, name: bytes) -> tuple[bool, bool]:
-        below = self._page(name + b"/", b"", values=False, rows_max=1)
-        return self.record(name) is not None, bool(below)
+        index, folder = self._index, name + b"/"
+        with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
+            raw = txn.get(name, db=index.names)
+            if raw is not None:
+                self._decode(name, raw)
+            is_folder = cursor.set_range(folder) and bytes(cursor.key()).startswith(folder)
+            return raw is not None, is_folder
 
     @_repeated
     def _level_page(self, prefix: bytes, start: bytes, with_records: bool) -> list[Entry]:

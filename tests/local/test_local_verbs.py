@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import itertools
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,36 @@ from castore.errors import (
     NotAStore,
 )
 from castore.stream import reader, sourcefile
+from castore.system.lmdb_env import Index
 from castore.testing.contents import (
     mixed,
     noise,
 )
+
+
+def test_what_is_moved_into_a_folder_of_its_name_and_back_is_there_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One question is one read transaction: the move may come after any."""
+    with castore.open(tmp_path / "store") as store:
+        store.puts("x", b"1")
+        moves = itertools.cycle([("x", "x/y"), ("x/y", "x")])
+        snapshot = Index.snapshot
+        moving = False
+
+        @contextlib.contextmanager
+        def then_move(index: Index, **options: Any) -> Iterator[Any]:
+            nonlocal moving
+            with snapshot(index, **options) as txn:
+                yield txn
+            if not moving:
+                moving = True
+                store.rename(*next(moves))
+                moving = False
+
+        monkeypatch.setattr(Index, "snapshot", then_move)
+        for _ in range(4):
+            assert any(store.kind("x"))
 
 
 def test_large_chunks(tmp_path: Path) -> None:
