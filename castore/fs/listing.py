@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,8 @@ from castore.fs.opening import StoreFileSystem
 from castore.model import Kind, ObjectInfo
 from castore.system.workers import map_at_once
 
+TRIES = 3  # where what is there and what is below it do not fit, as others change it
+
 
 class ListingVerbs(StoreFileSystem):
     """See `castore.fs.CastoreFileSystem`."""
@@ -24,12 +27,16 @@ class ListingVerbs(StoreFileSystem):
         name = self._strip_protocol(path)
         if not name:
             return _folder("")
-        try:
-            return file_entry(self._object(name))
-        except NameNotFound:
-            if self._has_below(name):
-                return _folder(name)
-            raise
+        tries = TRIES
+        while True:
+            try:
+                return file_entry(self._object(name))
+            except NameNotFound:
+                kind, tries = self.store.kind(name), tries - 1
+                if kind.is_folder:
+                    return _folder(name)
+                if not kind.is_object or not tries:  # else it came since
+                    raise
 
     def exists(self, path: str, **kwargs: Any) -> bool:
         return self._is_shown(path) or any(self._kind(path))
@@ -46,14 +53,20 @@ class ListingVerbs(StoreFileSystem):
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         name = self._strip_protocol(path)
-        entries = [
-            entry
-            for entry in self._shown.noted(self.store.scandir(name, details=detail))
-            if entry.name.strip("/") != name  # its own, which ends with a slash
-        ]
+        tries = TRIES
+        while True:
+            listed = list(self._shown.noted(self.store.scandir(name, details=detail)))
+            # Without its own, which ends with a slash.
+            entries = [entry for entry in listed if entry.name.strip("/") != name]
+            if entries or not name:
+                break
+            try:
+                return [file_entry(self._object(name))] if detail else [self._existing(name)]
+            except NameNotFound:
+                tries -= 1
+                if listed or not tries or not any(self.store.kind(name)):  # else it came since
+                    raise
         entries.sort(key=lambda entry: (entry.name, not entry.is_folder))
-        if not entries and name:
-            return [file_entry(self._object(name))] if detail else [self._existing(name)]
         if not detail:
             return [entry.name for entry in entries]
         return [
@@ -162,9 +175,27 @@ class ListingVerbs(StoreFileSystem):
         self, name: str, prefix: str, maxdepth: int | None, withdirs: bool, detail: bool
     ) -> dict[str, Info]:
         """As `find`, in no order: what is known of each, {} of an object without `detail`."""
+        for _ in range(TRIES):
+            found, any_below = self._found_below(name, prefix, maxdepth, withdirs, detail)
+            if found or prefix or not name:
+                return found
+            kind = self.store.kind(name)
+            if kind.is_object:
+                with suppress(NameNotFound):
+                    return {name: file_entry(self._object(name)) if detail else {}}
+            if any_below or not any(kind):  # else it went since, or what is in it came
+                break
+        return {}
+
+    def _found_below(
+        self, name: str, prefix: str, maxdepth: int | None, withdirs: bool, detail: bool
+    ) -> tuple[dict[str, Info], bool]:
+        """That, but for the name itself; and whether there is anything below it, however deep."""
         found: dict[str, Info] = {}
+        any_below = False
         if maxdepth == 1 and not prefix:  # what is in the folders in it is not looked at
             for entry in self._shown.noted(self.store.scandir(name, details=detail)):
+                any_below = True
                 if not entry.is_folder:
                     found[entry.name] = {} if entry.info is None else file_entry(entry.info)
                 elif withdirs:
@@ -172,6 +203,7 @@ class ListingVerbs(StoreFileSystem):
         else:
             below = name + "/" if name else ""
             for each, info in self._listed(below + prefix, detail):
+                any_below = True
                 parts = each[len(below) :].split("/")
                 if withdirs:
                     for depth in range(1, min(len(parts), (maxdepth or len(parts)) + 1)):
@@ -181,9 +213,7 @@ class ListingVerbs(StoreFileSystem):
                     found[each] = info
         if name and withdirs and found and not prefix:
             found.setdefault(name, _folder(name))
-        if name and not found and not prefix and self.store.exists(name):
-            found[name] = file_entry(self._object(name)) if detail else {}
-        return found
+        return found, any_below
 
     def _object(self, name: str) -> ObjectInfo:
         """Raises NameNotFound."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import itertools
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from between import change_after_each_read
 from stores import packs_of
 
 import castore
@@ -24,7 +24,6 @@ from castore.errors import (
     NotAStore,
 )
 from castore.stream import reader, sourcefile
-from castore.system.lmdb_env import Index
 from castore.testing.contents import (
     mixed,
     noise,
@@ -37,22 +36,9 @@ def test_what_is_moved_into_a_folder_of_its_name_and_back_is_there_all_the_time(
     """One question is one read transaction: the move may come after any."""
     with castore.open(tmp_path / "store") as store:
         store.puts("x", b"1")
-        moves = itertools.cycle([("x", "x/y"), ("x/y", "x")])
-        snapshot = Index.snapshot
-        moving = False
-
-        @contextlib.contextmanager
-        def then_move(index: Index, **options: Any) -> Iterator[Any]:
-            nonlocal moving
-            with snapshot(index, **options) as txn:
-                yield txn
-            if not moving:
-                moving = True
-                store.rename(*next(moves))
-                moving = False
-
-        monkeypatch.setattr(Index, "snapshot", then_move)
-        for _ in range(4):
+        moves = [partial(store.rename, "x", "x/y"), partial(store.rename, "x/y", "x")] * 2
+        change_after_each_read(monkeypatch, moves)
+        for _ in moves:
             assert any(store.kind("x"))
 
 

@@ -1,0 +1,61 @@
+"""castore.fs beside others: what each answer says was true at some moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+fsspec = pytest.importorskip("fsspec")
+
+from between import change_after_each_read  # noqa: E402
+
+from castore.fs import CastoreFileSystem  # noqa: E402
+
+
+@pytest.fixture
+def fs(tmp_path: Path) -> Iterator[CastoreFileSystem]:
+    fs = CastoreFileSystem(tmp_path / "store", skip_instance_cache=True)
+    fs.pipe("x", b"0123456789")
+    yield fs
+    fs.store.close()
+
+
+@pytest.mark.parametrize("after", range(4))
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda fs: fs.exists("x"),
+        lambda fs: fs.info("x"),
+        lambda fs: fs.ls("x"),
+        lambda fs: fs.ls("x", detail=False),
+        lambda fs: fs.find("x"),
+        lambda fs: fs.find("x", detail=True),
+    ],
+    ids=["exists", "info", "ls", "names", "find", "infos"],
+)
+@pytest.mark.parametrize("at_first", ["x", "x/y"])
+def test_what_is_moved_into_a_folder_of_its_name_is_there_all_the_time(
+    fs: CastoreFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[CastoreFileSystem], object],
+    at_first: str,
+    after: int,
+) -> None:
+    if at_first != "x":
+        fs.store.rename("x", at_first)
+    then = "x/y" if at_first == "x" else "x"
+    move = partial(fs.store.rename, at_first, then)
+    change_after_each_read(monkeypatch, [lambda: None] * after + [move])
+    assert ask(fs)
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_what_is_deleted_meanwhile_is_found_or_not(
+    fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    delete = partial(fs.store.delete, "x")
+    change_after_each_read(monkeypatch, [lambda: None] * after + [delete])
+    assert [*fs.find("x", detail=True)] in ([], ["x"])
