@@ -15,6 +15,7 @@ from castore.errors import NameNotFound, ObjectChanged, PackMissing
 from castore.fs.files import CastoreFile, CompressedWriter
 from castore.fs.opening import StoreFileSystem
 from castore.objectfile import ObjectReader
+from castore.system.workers import map_at_once
 
 
 class ContentVerbs(StoreFileSystem):
@@ -24,7 +25,9 @@ class ContentVerbs(StoreFileSystem):
         self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
     ) -> bytes:
         name = self._strip_protocol(path)
-        return self.store.gets(name, self._byte_range(name, start, end))
+        if _from_the_end(start, end):
+            return self._part(name, start, end)
+        return self.store.gets(name, _byte_range(start, end))
 
     def cat_ranges(
         self,
@@ -37,7 +40,8 @@ class ContentVerbs(StoreFileSystem):
     ) -> list[Any]:
         """The half-open ranges `[start, end)`, in bytes, in order.
 
-        Those of one object are read in one plan (`max_gap` is its own), several objects at once.
+        Those of one object are read in one plan (`max_gap` is its own), several objects at once;
+        what counts from the end by itself, of one version.
         """
         if not isinstance(paths, list):
             raise TypeError("paths is a list of paths")
@@ -46,19 +50,26 @@ class ContentVerbs(StoreFileSystem):
         if not len(paths) == len(all_starts) == len(all_ends):
             raise ValueError("paths, starts and ends differ in length")
         results: list[Any] = [None] * len(paths)
-        wanted: dict[int, tuple[str, tuple[int, int] | None]] = {}
-        for at, path in enumerate(paths):
-            name = self._strip_protocol(path)
+        names = self._strip_protocol(paths)
+        bounds = list(zip(all_starts, all_ends, strict=True))
+        at_ends = [at for at, each in enumerate(bounds) if _from_the_end(*each)]
+        others = [at for at, each in enumerate(bounds) if not _from_the_end(*each)]
+
+        def read(at: int) -> bytes | Exception:
             try:
-                wanted[at] = name, self._byte_range(name, all_starts[at], all_ends[at])
+                return self._part(names[at], *bounds[at])
             except Exception as error:
-                if on_error != "return":
-                    raise
-                results[at] = error
-        for at, part in zip(wanted, self.store.gets_ranges([*wanted.values()]), strict=True):
-            if isinstance(part, Exception) and on_error != "return":
-                raise part
+                return error
+
+        threads = 2 * self.store.threads if len(at_ends) > 1 else 0
+        for at, part in zip(at_ends, map_at_once(read, at_ends, threads=threads), strict=True):
             results[at] = part
+        ranges = [(names[at], _byte_range(*bounds[at])) for at in others]
+        for at, part in zip(others, self.store.gets_ranges(ranges), strict=True):
+            results[at] = part
+        failures = [part for part in results if isinstance(part, Exception)]
+        if failures and on_error != "return":
+            raise failures[0]
         return results
 
     def cat(
@@ -191,14 +202,22 @@ class ContentVerbs(StoreFileSystem):
                 self._shown.forget()  # it is another by now
         return self.store.open(name, "rb")
 
-    def _byte_range(self, name: str, start: int | None, end: int | None) -> tuple[int, int] | None:
-        """fsspec's start and end, which count from the end where negative, as a byte range."""
-        if start is None and end is None:
-            return None
-        begin = 0 if start is None else start
-        stop = sys.maxsize if end is None else end
-        if begin < 0 or stop < 0:
-            size = self.store.size(name)
-            begin = max(0, begin + size) if begin < 0 else begin
-            stop = max(0, stop + size) if stop < 0 else stop
-        return begin, max(begin, stop)
+    def _part(self, name: str, start: int | None, end: int | None) -> bytes:
+        """What lies between, of one version: what its end is, and what is there."""
+        with self.store.open(name, "rb") as file:
+            begin, stop, _ = slice(start, end).indices(file.info.size)
+            file.seek(begin)
+            return file.read(max(0, stop - begin))
+
+
+def _from_the_end(start: int | None, end: int | None) -> bool:
+    """Whether it takes the object's size to know what is meant."""
+    return (start or 0) < 0 or (end or 0) < 0
+
+
+def _byte_range(start: int | None, end: int | None) -> tuple[int, int] | None:
+    """fsspec's start and end, neither of them from the end, as a byte range."""
+    if start is None and end is None:
+        return None
+    begin = 0 if start is None else start
+    return begin, max(begin, sys.maxsize if end is None else end)

@@ -59,3 +59,19 @@ def test_what_is_deleted_meanwhile_is_found_or_not(
     delete = partial(fs.store.delete, "x")
     change_after_each_read(monkeypatch, [lambda: None] * after + [delete])
     assert [*fs.find("x", detail=True)] in ([], ["x"])
+
+
+@pytest.mark.parametrize("after", range(4))
+@pytest.mark.parametrize("size", [3, 30])
+def test_the_end_of_an_object_is_that_of_one_version(
+    fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch, size: int, after: int
+) -> None:
+    newer = bytes(range(65, 65 + size))
+    put = partial(fs.store.puts, "x", newer)
+    change_after_each_read(monkeypatch, [lambda: None] * after + [put])
+    part = fs.cat_file("x", start=-6, end=-1) if after % 2 else fs.cat_file("x", start=-6)
+    whole = [data[-6:-1] if after % 2 else data[-6:] for data in (b"0123456789", newer)]
+    assert part in whole
+    fs.pipe("x", b"0123456789")
+    change_after_each_read(monkeypatch, [lambda: None] * after + [put])
+    assert fs.cat_ranges(["x"], [-6], [None])[0] in (b"456789", newer[-6:])
