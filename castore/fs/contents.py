@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from fsspec.callbacks import DEFAULT_CALLBACK
@@ -11,7 +12,7 @@ from fsspec.compression import compr
 from fsspec.core import get_compression
 from fsspec.utils import isfilelike
 
-from castore.errors import NameNotFound, ObjectChanged, PackMissing
+from castore.errors import NameExists, NameNotFound, ObjectChanged, PackMissing
 from castore.fs.files import CastoreFile, CompressedWriter
 from castore.fs.opening import StoreFileSystem
 from castore.objectfile import ObjectReader
@@ -138,10 +139,11 @@ class ContentVerbs(StoreFileSystem):
     def touch(self, path: str, truncate: bool = True, **kwargs: Any) -> None:
         """Put an empty object; without `truncate`, give one that is there a new time: no data
         moves."""
-        if truncate or not self.isfile(path):
+        if truncate:
             self.pipe_file(path, b"", **kwargs)
             return
-        with self.open(path, "ab"):
+        # What another puts meanwhile has a new time, too, and its bytes are not taken away.
+        with suppress(NameExists, ObjectChanged), self.open(path, "ab"):
             pass
 
     def open(

@@ -75,3 +75,20 @@ def test_the_end_of_an_object_is_that_of_one_version(
     fs.pipe("x", b"0123456789")
     change_after_each_read(monkeypatch, [lambda: None] * after + [put])
     assert fs.cat_ranges(["x"], [-6], [None])[0] in (b"456789", newer[-6:])
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_touch_takes_away_nothing_that_is_put_meanwhile(
+    fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    was_put = []
+
+    def put() -> None:
+        fs.store.puts("new", b"put meanwhile")
+        was_put.append(True)
+
+    change_after_each_read(monkeypatch, [lambda: None] * after + [put])
+    fs.touch("new", truncate=False)
+    expected = b"put meanwhile" if was_put else b""
+    monkeypatch.undo()
+    assert fs.cat_file("new") == expected
