@@ -90,6 +90,14 @@ DAMAGES: dict[str, tuple[Callable[[World], object], set[str]]] = {
     ),
     "a bit of a number": (lambda w: flip(w, f"store/names/{OVER}", 60, 1), set()),
     "a bit of a weak single": (lambda w: flip(w, "store/names/weak", 63), set()),
+    "the root is gone, and a bit of a weak single": (
+        lambda w: (w.server.objects.pop(ROOT), flip(w, "store/names/weak", 63)),
+        set(),
+    ),
+    "the root is gone, and a tombstone is garbled": (
+        lambda w: (w.server.objects.pop(ROOT), garble(w, f"store/names/{DELETED}", 20, 40)),
+        set(),
+    ),
 }
 
 

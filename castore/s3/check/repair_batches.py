@@ -7,24 +7,29 @@ say of themselves; they do not say what was deleted since.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from castore.check.bitflip import corrected
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format.s3 import decode_manifest_head
 from castore.format.s3_batches import (
     BatchHead,
     Root,
     RootEntry,
     decode_batch_head,
     decode_root,
+    decode_tombstone,
     encode_root,
+    is_tombstone,
 )
 from castore.s3.batches import Batches, SeenRoot, in_order
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, NAMES, batch_key, batch_of, quarantine_key
-from castore.s3.namespace import Namespace
+from castore.s3.namespace import NUMBER_MAX, Namespace
 from castore.stream.reports import Problem
 
 HEAD_BYTES_MAX = 8 << 20
+SINGLE_BYTES_MAX = 16 << 10  # of one whose every bit is tried
 
 
 class BatchRepair:
@@ -94,9 +99,25 @@ class BatchRepair:
                 version = max(version, head.number)
         for single in self._bucket.list(NAMES):
             if single.size % 2:
-                number = self._names.number_of(single.key.removeprefix(NAMES).encode(), single)
-                version = max(version, number)
+                version = max(version, self._number_of(single))
         return Root(version + 1, bytes(16), (), in_order(entries))
+
+    def _number_of(self, single: Listed) -> int:
+        """Of a weak single; also if it has one bit flipped. -1 of one that can't be read: it is not
+        put right either."""
+        number = self._names.number_of(single.key.removeprefix(NAMES).encode(), single)
+        if number != NUMBER_MAX:
+            return number
+        with suppress(KeyAbsent):
+            raw = self._bucket.get(single.key, byte_range=(0, SINGLE_BYTES_MAX)).body
+            if is_tombstone(single.size):
+                right = corrected(raw, decode_tombstone)
+                found = None if right is None else decode_tombstone(right)[1]
+            else:
+                right = corrected(raw, decode_manifest_head)
+                found = None if right is None else decode_manifest_head(right).number
+            return -1 if found is None else found
+        return -1
 
     # ------------------------------------------------------------ batches
 

@@ -18,7 +18,7 @@ from castore.s3.presence import heads_of, singles_of
 from castore.system.workers import Workers
 
 NUMBERS_MAX = 1 << 14
-NUMBER_MAX = (1 << 64) - 1
+NUMBER_MAX = (1 << 64) - 1  # taken for that of what is damaged
 
 
 class Listing(Look):
@@ -205,7 +205,8 @@ class Listing(Look):
         return entry._replace(size=now.single.reply.size, etag=now.etag)
 
     def number_of(self, name: bytes, entry: Listed) -> int:
-        """Of a weak single that is listed; -1 if it is gone, or another by now."""
+        """Of a weak single that is listed; -1 if it is gone, or another by now. NUMBER_MAX of one
+        that is damaged."""
         number = self._numbers.get(entry.etag)
         if number is None:
             try:
