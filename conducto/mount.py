@@ -35,6 +35,7 @@ PARAMETERS = (
 )
 
 State = tuple[int, int, int, int]
+States = dict[str, tuple[str, State]]  # of files: their paths, and states, by their names
 
 
 def prefixes(scope: str | None = None, *, pipeline_id: str | None = None) -> dict[str, str]:
@@ -246,16 +247,25 @@ def _pulled(store: castore.Store, prefixes: dict[str, str]) -> Iterator[NodeData
         if not copied.is_whole:
             return
         after = _states(folder, prefixes)
-        with store.transaction() as transaction:
-            for name, (path, state) in after.items():
-                if name not in before or before[name][1] != state:
-                    transaction.put(name, path, mtime_ns=state[1])
-            for name in before.keys() - after.keys():
-                if store.exists(name):
-                    transaction.delete(name)
+        while True:
+            try:
+                _push(store, before, after)
+                return
+            except NameNotFound:  # another deleted one of them just now: it need not be
+                continue
 
 
-def _states(folder: str, prefixes: dict[str, str]) -> dict[str, tuple[str, State]]:
+def _push(store: castore.Store, before: States, after: States) -> None:
+    with store.transaction() as transaction:
+        for name, (path, state) in after.items():
+            if name not in before or before[name][1] != state:
+                transaction.put(name, path, mtime_ns=state[1])
+        for name in before.keys() - after.keys():
+            if store.exists(name):
+                transaction.delete(name)
+
+
+def _states(folder: str, prefixes: dict[str, str]) -> States:
     """The path of each file, and what tells whether it was changed, by its name in the store."""
     found = {}
     for scope, prefix in prefixes.items():

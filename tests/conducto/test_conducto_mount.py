@@ -7,15 +7,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mounts
 import pytest
+from between import change_after_each_read
 from pipelines import wait_for
 
 import castore.mount.process
 import conducto as co
+from castore.errors import NameNotFound
 from conducto import context, mount
 from conducto.mount import VARIABLE, data_folder, prefixes
 
@@ -97,6 +102,30 @@ def test_what_is_pulled_and_pushed(
         "conducto: nothing can be mounted here (there is no /dev/fuse): for nodes whose command "
         f"names {VARIABLE} the data is pulled before, and pushed after"
     ]
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_what_another_deletes_while_it_is_pushed_need_not_be(
+    no_mounts: None, pipelines: Any, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    data = co.data.pipeline.bound(pipeline_id="7")
+    data.puts("d/old", b"1")
+    with data_folder("7") as folder, folder.of_node(f"ls ${VARIABLE}") as node:
+        assert node is not None
+        at = Path(node.folder, "pipeline", "d")
+        (at / "new").write_bytes(b"2")
+        (at / "old").unlink()
+        delete = partial(data.delete, "d/old")
+        change_after_each_read(monkeypatch, [lambda: None] * after + [suppressed(delete)])
+    assert data.list() == ["d/new"]
+
+
+def suppressed(delete: Callable[[], None]) -> Callable[[], None]:
+    def do() -> None:
+        with suppress(NameNotFound):
+            delete()
+
+    return do
 
 
 KILLED = """
