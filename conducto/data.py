@@ -210,7 +210,7 @@ class _Data:
         if is_all(name):
             return next(iter(cls._store().names(cls._scope())), None) is not None
         store, key = cls._store(), cls._key(name)
-        return store.exists(key) or _has_below(store, key)
+        return _has_below(store, key) if key.endswith("/") else any(store.kind(key))
 
     @classmethod
     def size(cls, name: str) -> int:

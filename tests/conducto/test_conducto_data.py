@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from between import change_after_each_read
 
 import conducto as co
 from castore import errors
@@ -41,6 +43,20 @@ def scope(request: pytest.FixtureRequest, mode: str) -> type[co.data._Data]:
 
 
 Scope = type[co.data._Data]
+
+
+@local_only
+@pytest.mark.parametrize("after", range(2))
+@pytest.mark.parametrize("names", [("x", "x/y"), ("x/y", "x")])
+def test_what_is_moved_into_a_folder_of_its_name_is_there_all_the_time(
+    mode: str, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str], after: int
+) -> None:
+    source, target = names
+    co.data.user.puts(source, b"1")
+    store, scope = co.data.user._store(), co.data.user.prefix()
+    move = partial(store.rename, scope + source, scope + target)
+    change_after_each_read(monkeypatch, [lambda: None] * after + [move])
+    assert co.data.user.exists("x")
 
 
 @scopes
