@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
+from gc_races import Machine
 from gc_stores import World
 from memory_s3 import Stored
 
+import castore
 from castore.errors import CastoreError, NameNotFound
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.namespace import writing
@@ -138,3 +141,47 @@ def test_what_is_damaged_is_no_other_value(world: World, damage: str) -> None:
             assert found == VALUES[name] or (
                 (found is not NameNotFound and isinstance(found, type)) or name == DELETED
             ), name
+
+
+@pytest.mark.damages_store("that is what it is about")
+@pytest.mark.parametrize("damage", ["gone", "garbled", "a bit"])
+def test_a_slow_repair_of_the_root_takes_nothing_away(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """Of two at once, while the other one's root is in use already."""
+    monkeypatch.setattr(writing, "BATCH_NAMES_MIN", 2)
+    monkeypatch.setattr(
+        "castore.s3.check.repair.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
+    )
+    for j in itertools.count(step=3):
+        world = make_world(batches=True)
+        writer = world.open("writer")
+        put_all(writer, NAMES, b"first")
+        slow = Machine(world, "slow")
+        slow.begin()
+        match damage:
+            case "gone":
+                world.server.objects.pop(ROOT)
+            case "garbled":
+                garble(world, ROOT, 40, 60)
+            case _:
+                flip(world, ROOT, 70)
+        waits = slow.start(lambda m: m.store.check(repair=True), stop_at=j)
+        with world.open("other") as other:
+            other.check(repair=True)
+            put_all(other, [f"late/{i}" for i in range(4)], b"late")
+        slow.finish()
+        assert slow.error is None
+        with world.open("reads") as store:
+            assert [*store.names()] == sorted([*NAMES, *(f"late/{i}" for i in range(4))]), j
+            assert not store.check(read_data=True).problems
+        world.close()
+        if not waits:
+            assert j > 10
+            break
+
+
+def put_all(store: castore.Store, names: list[str], value: bytes) -> None:
+    with store.transaction() as t:
+        for name in names:
+            t.puts(name, value)

@@ -6,11 +6,12 @@ say of themselves; they do not say what was deleted since.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from castore.check.bitflip import corrected
-from castore.errors import FormatError, UnsupportedFormat
+from castore.errors import CommitUnknown, FormatError, UnsupportedFormat
 from castore.format.s3 import decode_manifest_head
 from castore.format.s3_batches import (
     BatchHead,
@@ -23,13 +24,25 @@ from castore.format.s3_batches import (
     is_tombstone,
 )
 from castore.s3.batches import Batches, SeenRoot, in_order
-from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
+from castore.s3.client.bucket import (
+    Bucket,
+    KeyAbsent,
+    Listed,
+    OutcomeUnknown,
+    PreconditionFailed,
+    Reply,
+)
+from castore.s3.client.put_once import put_once
 from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, NAMES, batch_key, batch_of, quarantine_key
 from castore.s3.namespace import NUMBER_MAX, Namespace
 from castore.stream.reports import Problem
 
 HEAD_BYTES_MAX = 8 << 20
 SINGLE_BYTES_MAX = 16 << 10  # of one whose every bit is tried
+
+MADE_AGAIN = (
+    "is made again from what batches say: what was deleted from them since may be there again"
+)
 
 
 class BatchRepair:
@@ -59,29 +72,50 @@ class BatchRepair:
     # ------------------------------------------------------------ the root
 
     def _repair_root(self, batches: Batches) -> None:
+        """Put over what was looked at and over nothing else: another repair may have been faster,
+        and its root be in use."""
+        while True:
+            try:
+                batches.fresh()
+                return
+            except UnsupportedFormat:
+                raise
+            except FormatError:
+                pass
+            try:
+                there = self._bucket.get(BATCHES_ROOT_KEY)
+            except KeyAbsent:
+                there = None
+            if there is not None:
+                copy = quarantine_key(BATCHES_ROOT_KEY)
+                self._bucket.put(copy, there.body, idempotent=True)
+            right = None if there is None else corrected(there.body, decode_root)
+            if right is not None:
+                done = self._put_root(there, partial(_same, right), "had one bit flipped")
+            else:
+                anew = partial(_encoded, self._names.store_id, self._root_anew())
+                done = self._put_root(there, anew, MADE_AGAIN)
+            if done:
+                return
+
+    def _put_root(self, there: Reply | None, body: Callable[[bytes], bytes], what: str) -> bool:
+        """False if another is there by now."""
         try:
-            batches.fresh()
-            return
-        except UnsupportedFormat:
-            raise
-        except FormatError:
-            pass
-        try:
-            there = self._bucket.get(BATCHES_ROOT_KEY).body
-        except KeyAbsent:
-            there = b""
-        right = corrected(there, decode_root) if there else None
-        if there:
-            self._bucket.put(quarantine_key(BATCHES_ROOT_KEY), there, idempotent=True)
-        if right is not None:
-            self.done.append(f"{BATCHES_ROOT_KEY} had one bit flipped")
-        else:
-            right = encode_root(self._names.store_id, self._root_anew())
-            self.done.append(
-                f"{BATCHES_ROOT_KEY} is made again from what batches say: what was deleted from "
-                "them since may be there again"
+            put_once(
+                self._bucket,
+                BATCHES_ROOT_KEY,
+                body,
+                if_none_match=there is None,
+                if_match=None if there is None else there.etag,
             )
-        self._bucket.put(BATCHES_ROOT_KEY, right, idempotent=True)
+        except PreconditionFailed:
+            return False
+        except OutcomeUnknown as error:
+            raise CommitUnknown(
+                f"whether {BATCHES_ROOT_KEY} was written anew is not known: repeat the repair"
+            ) from error
+        self.done.append(f"{BATCHES_ROOT_KEY} {what}")
+        return True
 
     def _root_anew(self) -> Root:
         """Each batch has the number that it had, if none came between its writer's looking and its
@@ -168,6 +202,14 @@ class BatchRepair:
 
     def _head_of(self, key: str) -> bytes:
         return self._bucket.get(key, byte_range=(0, HEAD_BYTES_MAX)).body
+
+
+def _same(raw: bytes, _: bytes) -> bytes:
+    return raw
+
+
+def _encoded(store_id: bytes, root: Root, nonce: bytes) -> bytes:
+    return encode_root(store_id, root._replace(nonce=nonce))
 
 
 def _entry(listed: Listed, head: BatchHead) -> RootEntry:
