@@ -85,6 +85,7 @@ class Names:
         self._store = store
         self._fresh_s = fresh_s
         self._lock = threading.Lock()
+        self._changes = 0  # what was asked before one of them is not remembered
         self._known: dict[tuple[str, str], tuple[float, object]] = {}
 
     def look(self, name: str) -> tuple[ObjectInfo | None, bool]:
@@ -100,6 +101,7 @@ class Names:
         """Something was changed through this mount."""
         if self._fresh_s:
             with self._lock:
+                self._changes += 1
                 self._known.clear()
 
     def _look(self, name: str) -> tuple[ObjectInfo | None, bool]:
@@ -121,10 +123,13 @@ class Names:
         now = time.monotonic()
         with self._lock:
             until, answer = self._known.get((verb, name), (0.0, None))
+            changes = self._changes
         if now < until:
             return answer  # type: ignore[return-value]  # of the same verb
         answer = ask(name)
         with self._lock:
+            if changes != self._changes:
+                return answer
             if len(self._known) >= REMEMBERED_MAX:
                 self._known.clear()
             self._known[verb, name] = now + self._fresh_s, answer
