@@ -6,6 +6,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 import castore
@@ -16,6 +17,7 @@ from castore.mount.errnos import fail
 Answer = TypeVar("Answer")
 RESERVED = ".castore-open-"  # right below a mount, for what is moved out of the way there
 REMEMBERED_MAX = 10_000  # answers
+TRIES = 3  # at what others change between two questions
 
 
 class Roots:
@@ -105,13 +107,13 @@ class Names:
                 self._known.clear()
 
     def _look(self, name: str) -> tuple[ObjectInfo | None, bool]:
-        is_object, is_folder = self._store.kind(name)
-        if is_folder or not is_object:
-            return None, is_folder
-        try:
-            return self._store.info(name), False
-        except NameNotFound:  # deleted just now
-            return None, False
+        for _ in range(TRIES):
+            is_object, is_folder = self._store.kind(name)
+            if is_folder or not is_object:
+                return None, is_folder
+            with suppress(NameNotFound):  # deleted just now, or moved into a folder of its name
+                return self._store.info(name), False
+        return None, False
 
     def _list(self, folder: str) -> list[DirEntry]:
         # By the way the objects' infos are known: what lists a folder then looks at each.

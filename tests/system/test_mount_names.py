@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,20 @@ from between import change_after_each_read
 
 import castore
 from castore.mount.names import Names
+
+
+@pytest.mark.parametrize("after", range(3))
+@pytest.mark.parametrize("names", [("x", "x/y"), ("x/y", "x")])
+def test_what_is_moved_into_a_folder_of_its_name_is_there_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str], after: int
+) -> None:
+    with castore.open(tmp_path / "store") as store:
+        store.puts(names[0], b"1")
+        move = partial(store.rename, *names)
+        change_after_each_read(monkeypatch, [lambda: None] * after + [move])
+        info, is_folder = Names(store, 0.0).look("x")
+        assert info is not None or is_folder
+
 
 ASK: dict[str, Callable[[Names], object]] = {
     "look": lambda names: names.look("x")[0],
