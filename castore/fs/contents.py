@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -141,6 +142,10 @@ class ContentVerbs(StoreFileSystem):
         moves."""
         if truncate:
             self.pipe_file(path, b"", **kwargs)
+            return
+        if self._has_changes and self._kind_after(path).is_object:
+            with self._changes(create=False) as changes:  # in which it may have been put
+                changes.set_attributes(self._strip_protocol(path), mtime_ns=time.time_ns())
             return
         # What another puts meanwhile has a new time, too, and its bytes are not taken away.
         with suppress(NameExists, ObjectChanged), self.open(path, "ab"):

@@ -164,6 +164,20 @@ def test_du(fs: CastoreFileSystem) -> None:
     assert fs.du("d/e/b", total=False) == {"d/e/b": 7}
 
 
+def test_touch_takes_nothing_away_that_a_transaction_has_put(fs: CastoreFileSystem) -> None:
+    with fs.transaction:
+        fs.pipe("new", b"put before")
+        fs.pipe("x", b"put over")
+        fs.touch("new", truncate=False)
+        fs.touch("x", truncate=False)
+        fs.touch("newer", truncate=False)
+    assert [fs.cat_file(name) for name in ("new", "x", "newer")] == [
+        b"put before",
+        b"put over",
+        b"",
+    ]
+
+
 def test_touch(fs: CastoreFileSystem) -> None:
     fs.touch("new", truncate=False)
     assert fs.cat_file("new") == b""
