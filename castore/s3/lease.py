@@ -45,7 +45,8 @@ class WriterLease:
         self._began = boot_clock()
         self._server_began: float | None = None
         self._lock = ForkLock(Rank.STORES)
-        self._pins = 0
+        self._pins = 0  # that were tried
+        self._pinned = False  # one of them is there
         self._puts = 0
         self._naming = 0  # names that are being put
         self._over = False
@@ -100,7 +101,7 @@ class WriterLease:
     def new_pack(self) -> bytes:
         """The id for a pack that this session will upload. The first pin precedes it."""
         with self._lock:
-            if not self._pins:
+            if not self._pinned:
                 self._pin(())
         return new_pack_id(self.id)
 
@@ -154,7 +155,7 @@ class WriterLease:
         under_way = self._naming or (self._puts and not self._abandoned)
         if not self._over or under_way or self.any_unknown or self._pid != os.getpid():
             return
-        pins, self._pins = self._pins, 0
+        pins, self._pins, self._pinned = self._pins, 0, False
         with contextlib.suppress(CastoreError):  # they expire, too
             self._bucket.delete_many([pin_key(self.id, n) for n in range(pins)])
 
@@ -173,6 +174,7 @@ class WriterLease:
             raise StoreIOError(
                 f"a pin could not be written ({error.__cause__ or error}): repeat the put"
             ) from error
+        self._pinned = True
         if self._server_began is None:
             self._server_began = put.date
 

@@ -142,3 +142,20 @@ def test_a_pin_that_is_refused_is_no_unknown_outcome(world: World, store: castor
     store.close()
     assert pins(world) == []
     assert world.open("reader").gets("new") == noise(SIZE, 7)
+
+
+def test_a_put_after_one_whose_pin_failed_has_a_pin(world: World, store: castore.Store) -> None:
+    """Or a collector that comes by before its name is there takes what it has uploaded."""
+    store.close()
+    store = world.open("writer")
+    world.server.refuse = lambda step: (
+        (403, "AccessDenied") if step.kind == "PUT" and step.key.startswith("pins/") else None
+    )
+    with pytest.raises(CastoreError):
+        store.puts("new", noise(SIZE, 7))
+    world.server.refuse = lambda step: None
+    with store.transaction() as transaction:
+        transaction.puts("new", noise(SIZE, 7))
+        transaction._session._uploads.finish()  # type: ignore[attr-defined]
+        collect(world.open("collector"))
+    assert world.open("reader").gets("new") == noise(SIZE, 7)
