@@ -56,15 +56,19 @@ class WriterLease:
 
     @property
     def usable(self) -> bool:
-        """Whether puts may still begin: not in a forked child, nor too late to end in time."""
+        """Whether puts may still begin: not in a forked child, nor too late to end in time, nor
+        once it is over: its pins may be gone."""
         if self._over or self._pid != os.getpid():
             return False
         return self._age() < SESSION_S_MAX / 2
 
-    def join(self) -> None:
-        """A put begins."""
+    def join(self) -> bool:
+        """A put begins; False if none may."""
         with self._lock:
+            if not self.usable:
+                return False
             self._puts += 1
+            return True
 
     def leave(self) -> None:
         """A put has ended."""

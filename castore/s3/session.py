@@ -59,7 +59,8 @@ class S3Session(WriteSession):
         compression_level: int,
         deltas: bool = False,
     ) -> None:
-        """`budget` is for the uploads of all sessions; `workers` encode."""
+        """`lease` was joined, and is left in the end. `budget` is for the uploads of all sessions;
+        `workers` encode."""
         super().__init__(
             workers, parts.config, chunker, compression_level=compression_level, deltas=deltas
         )
@@ -78,7 +79,6 @@ class S3Session(WriteSession):
         self._copies = Copies(parts, self._reliance, self._uploads, self._stored)
         self._open = True
         self._published = False
-        lease.join()
 
     # ------------------------------------------------------------ for the drafts
 

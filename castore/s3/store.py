@@ -85,8 +85,10 @@ class S3Store:
                 self._budget = InFlight(UPLOADS_MAX)
                 self._pid = os.getpid()
             before = self._lease
-            if before is None or not before.usable:
+            # One that fails in another thread may end the lease at any moment.
+            if before is None or not before.join():
                 self._lease = self._new_lease()
+                self._lease.join()
                 if before is not None:
                     before.close()
             assert self._lease is not None
@@ -108,6 +110,7 @@ class S3Store:
             ChunkSizes(config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)
         )
         lease = self._new_lease()
+        lease.join()
         try:
             session = S3Session(
                 self._parts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from gc_stores import World, collect, noise
@@ -13,6 +14,7 @@ from memory_s3 import Step
 import castore
 from castore.errors import CastoreError, NameExists, StoreClosed
 from castore.s3 import uploads
+from castore.s3.session import S3Session
 
 SIZE = 200_000
 
@@ -159,3 +161,26 @@ def test_a_put_after_one_whose_pin_failed_has_a_pin(world: World, store: castore
         transaction._session._uploads.finish()  # type: ignore[attr-defined]
         collect(world.open("collector"))
     assert world.open("reader").gets("new") == noise(SIZE, 7)
+
+
+def test_a_put_that_begins_while_another_fails_does_not_rely_on_its_pins(
+    world: World, store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go with it, whatever thread it is in."""
+    store.close()
+    store = world.open("writer")
+    failing = store.transaction()
+    failing.puts("failing", noise(SIZE, 9) + noise(SIZE, 8))
+    failing._session._uploads.finish()  # type: ignore[attr-defined]
+    made = S3Session.__init__
+
+    def meanwhile(*arguments: Any, **options: Any) -> None:
+        failing.abort()
+        made(*arguments, **options)
+
+    monkeypatch.setattr(S3Session, "__init__", meanwhile)
+    with store.transaction() as transaction:
+        transaction.puts("new", noise(SIZE, 9))
+        world.open("another").delete("there")
+        collect(world.open("collector"))
+    assert world.open("reader").gets("new") == noise(SIZE, 9)
