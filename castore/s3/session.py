@@ -7,10 +7,11 @@ that a marker such as `_SUCCESS` is never there before what it marks.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from castore.errors import FormatError
+from castore.errors import CastoreError, FormatError
 from castore.format.segment import NewSegment
 from castore.model import Extent, Location, StoredChunk
 from castore.s3.bases import Bases
@@ -79,6 +80,7 @@ class S3Session(WriteSession):
         self._copies = Copies(parts, self._reliance, self._uploads, self._stored)
         self._open = True
         self._published = False
+        self._naming = False  # threads may have names to put that nobody waits for
 
     # ------------------------------------------------------------ for the drafts
 
@@ -145,11 +147,12 @@ class S3Session(WriteSession):
         check(operations, present | absent, seen.keys())
         self._names.compare(operations)
         deleted = 0
-        for group in groups(operations):
-            deleted += self._apply(group, seen)
-            for operation in group:
-                for name in names_of(operation)[0]:
-                    seen.pop(name, None)
+        with self._waiting_for_names():
+            for group in groups(operations):
+                deleted += self._apply(group, seen)
+                for operation in group:
+                    for name in names_of(operation)[0]:
+                        seen.pop(name, None)
         self._published = True
         self.close()
         return deleted
@@ -157,6 +160,8 @@ class S3Session(WriteSession):
     def close(self) -> None:
         if self._open and self._pid == os.getpid():
             self._open = False
+            if self._naming:
+                self._lease.any_unknown = True
             # What was uploaded for nothing is garbage at once, and not when the Store is closed:
             # the next put begins another session.
             if self._uploads.any_begun and not self._published:
@@ -189,17 +194,30 @@ class S3Session(WriteSession):
     def put_moved(self, moved: Sequence[tuple[Version, Segments]]) -> int:
         """Put what was moved, and is uploaded, each over the version that it is of and over nothing
         else; how many were. Raises CommitUnknown, once all others were put."""
-        putting = [
-            self._requests.submit(self._names.put_over, version, version.head.record, segments)
-            for version, segments in moved
-        ]
-        results = [future.exception() or future.result() for future in putting]
+        with self._waiting_for_names():
+            putting = [
+                self._requests.submit(self._names.put_over, version, version.head.record, segments)
+                for version, segments in moved
+            ]
+            results = [future.exception() or future.result() for future in putting]
         failures = [error for error in results if isinstance(error, BaseException)]
         if failures:
             raise failures[0]
         return sum(result is True for result in results)
 
     # ------------------------------------------------------------ parts of these
+
+    @contextlib.contextmanager
+    def _waiting_for_names(self) -> Iterator[None]:
+        """Names are handed to threads, and waited for, also where some can't be put. An interrupt
+        ends the waiting, and those that have not begun are put nevertheless."""
+        self._naming = True
+        try:
+            yield
+        except CastoreError:
+            self._naming = False
+            raise
+        self._naming = False
 
     def _apply(self, group: Sequence[Operation], seen: Mapping[bytes, str]) -> int:
         """Apply operations that may be at once; how many names were deleted. `seen` are the ETags

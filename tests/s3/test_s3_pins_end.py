@@ -4,6 +4,7 @@ it ends: unless a request may land yet that relies on it."""
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,9 @@ from memory_s3 import Step
 import castore
 from castore.errors import CastoreError, NameExists, StoreClosed
 from castore.s3 import uploads
+from castore.s3.names import NameWriter
 from castore.s3.session import S3Session
+from castore.system.workers import Future
 
 SIZE = 200_000
 
@@ -184,3 +187,47 @@ def test_a_put_that_begins_while_another_fails_does_not_rely_on_its_pins(
         world.open("another").delete("there")
         collect(world.open("collector"))
     assert world.open("reader").gets("new") == noise(SIZE, 9)
+
+
+def a_commit(store: castore.Store) -> None:
+    store.puts("new", noise(SIZE, 7))
+
+
+def a_collection(store: castore.Store) -> None:
+    store.gc(grace_s=0.0, repack_below=1.0)
+
+
+@pytest.mark.parametrize("verb", [a_commit, a_collection], ids=lambda verb: verb.__name__)
+def test_a_name_that_is_put_after_an_interrupt_has_its_pins(
+    world: World,
+    store: castore.Store,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: Callable[[castore.Store], None],
+) -> None:
+    """It was handed to a thread that had not come to it."""
+    store.puts("there", noise(SIZE, 9)[: SIZE // 2])  # of what is in packs, half is garbage
+    go = threading.Event()
+    put, exception = NameWriter.put, Future.exception
+
+    def late(*arguments: Any, **options: Any) -> None:
+        go.wait()
+        names_late.append(threading.current_thread())
+        put(*arguments, **options)
+
+    def interrupted(future: Future[Any]) -> BaseException | None:
+        if not future.wait(0.5):
+            raise KeyboardInterrupt
+        return exception(future)
+
+    names_late: list[threading.Thread] = []
+    monkeypatch.setattr(NameWriter, "put", late)
+    monkeypatch.setattr(Future, "exception", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        verb(store)
+    monkeypatch.setattr(Future, "exception", exception)
+    collect(world.open("collector"))
+    go.set()
+    store._backend._requests.close()  # type: ignore[union-attr]
+    assert names_late
+    reader = world.open("reader")
+    assert [len(reader.gets(name)) for name in reader.names()]
