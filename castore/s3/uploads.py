@@ -19,6 +19,7 @@ from castore.model import Location
 from castore.s3.keys import pack_key
 from castore.s3.lease import WriterLease
 from castore.s3.parts import Parts
+from castore.stream.codec import Frame
 from castore.stream.session import Encoded
 from castore.system.workers import Future, InFlight
 
@@ -32,12 +33,21 @@ PLACED_MAX = 1 << 17  # chunks whose places are kept in memory; the cache knows 
 
 @dataclass(slots=True)
 class _OpenPack:
-    """A pack that is being filled; `size` is in bytes."""
+    """A pack that is being filled. A frame is in it with its entry or is not, wherever an interrupt
+    comes: what was placed before is to be uploaded if the transaction goes on."""
 
     pack_id: bytes
-    parts: list[bytes]
-    size: int
-    entries: list[PackEntry] = field(default_factory=list)
+    header: bytes
+    frames: list[tuple[PackEntry, Frame]] = field(default_factory=list)
+    is_full: bool = False  # its upload may have begun, and no frame is to be added
+
+    @property
+    def size(self) -> int:
+        """In bytes, without a footer."""
+        if not self.frames:
+            return len(self.header)
+        last = self.frames[-1][0]
+        return last.offset + last.stored_bytes
 
 
 class Uploads:
@@ -65,17 +75,16 @@ class Uploads:
         """Give frames their places. A pack has at least `pack_bytes`, unless it is the last."""
         places = []
         for frame, bases in encoded:
+            if self._pack is not None and self._pack.is_full:
+                self.begin()
             pack = self._pack
             if pack is None:
                 pack = self._pack = self._new_pack()
             place = Location(pack.pack_id, pack.size, frame.stored_bytes, bases)
-            pack.parts += (frame.head, frame.payload)
-            pack.size += frame.stored_bytes
-            pack.entries.append(
-                PackEntry(
-                    frame.chunk_id, place.offset, place.stored_bytes, frame.raw_bytes, frame.bases
-                )
+            entry = PackEntry(
+                frame.chunk_id, place.offset, place.stored_bytes, frame.raw_bytes, frame.bases
             )
+            pack.frames.append((entry, frame))
             places.append(place)
             # What is a delta can't be the base of another, as what is none may be.
             before = self.placed.get(frame.chunk_id)
@@ -88,16 +97,22 @@ class Uploads:
 
     def begin(self) -> None:
         """Begin to upload what was placed, once the budget allows it. An upload that failed fails
-        the put now, not at its end."""
-        pack, self._pack = self._pack, None
+        the put now, not at its end. After an interrupt it is done again, with the same bytes."""
+        pack = self._pack
         if pack is None:
             return
         self.any_begun = True
-        pack.parts.append(encode_footer(pack.entries, pack.size))
         self._budget.wait_for_room()
-        future = self._requests.submit(self._put, pack.pack_id, pack.entries, pack.parts)
+        pack.is_full = True
+        entries = [entry for entry, _ in pack.frames]
+        parts = [pack.header]
+        for _, frame in pack.frames:
+            parts += (frame.head, frame.payload)
+        parts.append(encode_footer(entries, pack.size))
+        future = self._requests.submit(self._put, pack.pack_id, entries, parts)
         self._budget.add(future)
-        self._uploading.append((pack.pack_id, pack.entries, future))
+        self._uploading.append((pack.pack_id, entries, future))
+        self._pack = pack = None  # its frames are the thread's to let go of
         self._collect([upload for upload in self._uploading if upload[2].done()])
 
     def finish(self) -> None:
@@ -116,7 +131,7 @@ class Uploads:
     def _new_pack(self) -> _OpenPack:
         pack_id = self._lease.new_pack()
         header = encode_pack_header(self._config.store_id, pack_id, self._config)
-        return _OpenPack(pack_id, [header], len(header))
+        return _OpenPack(pack_id, header)
 
     def _put(self, pack_id: bytes, entries: list[PackEntry], parts: list[bytes]) -> None:
         raw = b"".join(parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ from threads import in_threads
 
 import castore
 from castore.local import folder
+from castore.s3 import uploads
 from castore.system.lockfile import LockFile
 from castore.system.workers import Workers
 
@@ -211,17 +213,47 @@ def test_the_lock_of_a_folder(tmp_path: Path) -> None:
     assert struck > 20
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_a_store_on_s3(
-    world: World, monkeypatch: pytest.MonkeyPatch, name: str, every: int
-) -> None:
-    # The server in memory has locks that Python code takes. Attempts asks a server so, too.
+def goes_on(store: castore.Store, every: int) -> None:
+    """A transaction in which a put is interrupted, and that is committed nevertheless, has all that
+    was put before it and after."""
+
+    def puts(transaction: castore.Transaction) -> None:
+        transaction.puts("struck", os.urandom(100_000))
+
+    with store.transaction() as transaction:
+        transaction.puts("before", os.urandom(70_000))
+        steps = steps_of(lambda: puts(transaction))
+    struck = 0
+    for step in steps[:: max(1, every // 5)]:
+        with store.transaction() as transaction:
+            transaction.puts("before", before := os.urandom(70_000))
+            struck += isinstance(strike(partial(puts, transaction), step), Soft)
+            transaction.puts("after", after := os.urandom(70_000))
+        assert store.gets("before") == before, step
+        assert store.gets("after") == after, step
+    assert struck > 50
+
+
+@pytest.fixture
+def asked_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server in memory has locks that Python code takes. Attempts asks a server so, too."""
     senders, ask = Workers(8, abandon=True), MemoryAttempts._ask
 
     def sent(attempts: MemoryAttempts, *asked: Any, **options: Any) -> Any:
         return senders.submit(ask, attempts, *asked, **options).result()
 
     monkeypatch.setattr(MemoryAttempts, "_ask", sent)
+
+
+def test_a_transaction_on_s3_that_goes_on(
+    world: World, asked_by_others: None, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 90_000)  # filled while the second is put
+    goes_on(world.open(), every)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_store_on_s3(world: World, asked_by_others: None, name: str, every: int) -> None:
     store = world.open()
     verbs = Verbs(store)
     for step in strikes(verbs, name, every):
