@@ -123,7 +123,8 @@ class Transaction:
             for block in read_blocks(read):
                 writer.write(block)
             finished = writer.finish(self._mode if mode is None else mode)
-            return self._publish(name, *finished, if_absent, mtime_ns)
+        # Behind the block: of what is published the writer can't be abandoned any more.
+        return self._publish(name, *finished, if_absent, mtime_ns)
 
     def put_files(
         self, files: Sequence[FilePut], options: FileOptions
@@ -188,7 +189,8 @@ class Transaction:
                     return self._publish(name, *stored, if_absent)
             with self._writing(None, align) as writer:
                 writer.write(view)
-                return self._publish(name, *writer.finish(mode), if_absent)
+                finished = writer.finish(mode)
+            return self._publish(name, *finished, if_absent)
 
     def open(
         self, name: str, mode: Literal["wb", "xb", "ab"] = "wb", *, like: str | None = None

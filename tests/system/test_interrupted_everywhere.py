@@ -234,6 +234,11 @@ def goes_on(store: castore.Store, every: int) -> None:
     assert struck > 50
 
 
+def test_a_transaction_that_goes_on(tmp_path: Path, every: int) -> None:
+    with castore.open(tmp_path / "store", chunk_bytes_avg=2816, threads=2) as store:
+        goes_on(store, every)
+
+
 @pytest.fixture
 def asked_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server in memory has locks that Python code takes. Attempts asks a server so, too."""
