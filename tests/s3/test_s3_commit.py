@@ -6,6 +6,7 @@ import pytest
 from gc_stores import World
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_s3 import Actor, Step
 
 from castore.errors import NameNotFound, ObjectChanged
 from castore.s3 import commit
@@ -111,3 +112,23 @@ def test_a_copy_of_what_is_not_there_says_so_before_what_is_over_it(world: World
     with pytest.raises(NameNotFound, match="none"):
         transaction.commit()
     assert store.gets("a") == b"0"
+
+
+def test_a_mode_that_is_set_beside_a_rename_is_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came after the source was read, and before that was deleted."""
+    store, other = world.open("one", actor := Actor("one")), world.open("other")
+    store.puts("source", b"0", mode=0o644)
+    come = actor.before
+
+    def meanwhile(step: Step) -> bool:
+        if step == Step("DELETE", "names/source"):
+            actor.before = come  # type: ignore[method-assign]
+            other.set_attributes("source", mode=0o600)
+        return come(step)
+
+    monkeypatch.setattr(actor, "before", meanwhile)
+    store.rename("source", "target")
+    modes = {info.name: info.mode for info in world.open("reader").list()}
+    assert modes == {"source": 0o600, "target": 0o644}
