@@ -109,7 +109,7 @@ class Transaction:
             path = os.fspath(file)
             refuse_open_store_paths(path)
             with self._exclusively(), opened(path) as source:
-                record, draft, _ = store_file(self._session, source, progress, align)
+                record, draft, *_ = store_file(self._session, source, progress, align)
             if mode is not None:
                 record = record._replace(mode=mode)
             return self._publish(name, record, draft, if_absent, mtime_ns)

@@ -24,6 +24,7 @@ from castore.stream.session import WriteSession
 from castore.stream.small import GROUP_BYTES, SMALL_BYTES_MAX, SmallObject, store_small
 from castore.stream.sourcefile import (
     Status,
+    StoredContent,
     fingerprint,
     opened,
     read_at_once,
@@ -159,9 +160,9 @@ class FilePuts:
                 self._wait(_Small(at, whole, source.status, old), progress)
                 return None
             align = self._resembling(key)
-            record, draft, read_status = store_file(self._session, source, progress, align)
-        self._check_time(path, read_status)  # it may have been touched since
-        return self._stored(record, draft, read_status, old)
+            stored = store_file(self._session, source, progress, align)
+        self._check_time(path, stored.status)  # it may have been touched since
+        return self._stored(stored, old)
 
     def _wait(self, small: _Small, progress: Progress) -> None:
         """Put it with the others of the group."""
@@ -187,13 +188,13 @@ class FilePuts:
             for each in group
         ]
         for each, (record, draft) in zip(group, store_small(self._session, objects), strict=True):
-            results[each.at] = self._stored(record, draft, each.status, each.old)
+            stored = StoredContent(record, draft, each.status, fingerprint(each.status))
+            results[each.at] = self._stored(stored, each.old)
 
-    def _stored(
-        self, record: Record, draft: Draft | None, status: Status, old: Record | None
-    ) -> StoredFile:
+    def _stored(self, stored: StoredContent, old: Record | None) -> StoredFile:
+        record, draft, status, state = stored
         mtime_ns = status.st_mtime_ns if self._options.keep_time else record.mtime_ns
-        record = record._replace(source=fingerprint(status), mtime_ns=mtime_ns)
+        record = record._replace(source=state, mtime_ns=mtime_ns)
         return StoredFile(record, draft, same=old is not None and old[:4] == record[:4])
 
     def _check_time(self, path: str, status: Status) -> None:

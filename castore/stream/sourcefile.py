@@ -55,6 +55,17 @@ class FileStatus(NamedTuple):
 Status: TypeAlias = os.stat_result | FileStatus
 
 
+class StoredContent(NamedTuple):
+    """What a file held: the object's record, its draft unless it is inline. The state of the file
+    that was read, and its fingerprint, which is 0 if it may have changed since and be in the same
+    state."""
+
+    record: Record
+    draft: Draft | None
+    status: Status
+    fingerprint: int
+
+
 class SourceFile(NamedTuple):
     """An open file, and what it was like when it was opened."""
 
@@ -133,9 +144,8 @@ def store_file(
     source: SourceFile,
     progress: Progress | None,
     align: FindAlignment | None = None,
-) -> tuple[Record, Draft | None, os.stat_result]:
-    """Store the file's bytes: the object's record, its draft unless it is inline, and the state of
-    the file that was read. Nothing is visible yet. `align` as ObjectWriter's.
+) -> StoredContent:
+    """Store the file's bytes. Nothing is visible yet. `align` as ObjectWriter's.
 
     Raises SourceChanged for one that is cut short or does not hold still; OSError with the path for
     one that can't be read."""
@@ -150,9 +160,11 @@ def store_file(
             counted.again()
         record, draft = _read(session, source, status, before, counted, align)
         if not source.is_regular or (not young and _is_same(status, os.fstat(source.fd))):
-            return record, draft, status
+            return StoredContent(record, draft, status, fingerprint(status))
         if before is not None and record.etag == before.etag:
-            return record, draft, status
+            # Of what was young as it was read, not as old as it is by now.
+            state = 0 if young else fingerprint(status)
+            return StoredContent(record, draft, status, state)
         if draft is not None:
             session.drop(draft)
         before = record

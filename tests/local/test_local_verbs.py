@@ -96,6 +96,24 @@ def test_the_state_of_a_file_that_was_just_changed_is_not_known(
         assert bool(sourcefile.fingerprint(status)) is known
 
 
+def test_nor_is_it_later_if_it_was_read_so(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, with the same bytes: another change within the same tick of the clock would not show,
+    though by the time of the commit the file is old."""
+    file = tmp_path / "folder" / "file"
+    file.parent.mkdir()
+    file.write_bytes(b"0" * 200_000)
+    young = iter([True, True])
+    monkeypatch.setattr(sourcefile, "is_young", lambda _: next(young, False))
+    store.import_folder(file.parent, "to")
+    assert next(young, None) is None
+    with store.transaction() as transaction:
+        record = transaction._record(b"to/file")
+    assert record is not None
+    assert record.source == 0  # so that the next import reads it
+
+
 def test_put_refuses_folders_and_the_inside_of_open_stores(
     store: castore.Store, tmp_path: Path
 ) -> None:
