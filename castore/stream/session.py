@@ -229,11 +229,17 @@ def _likely_bytes(delta: Encoded) -> float:
     return delta.frame.raw_bytes * stored / sum(base.raw_bytes for base in delta.bases)
 
 
+def _is_damaged(base: Base) -> bool:
+    """Whether what it is mapped from was cut short since its bytes were checked: they may have been
+    zeros as a delta was made of them."""
+    return isinstance(base.raw, memoryview) and getattr(base.raw.obj, "damaged", False)
+
+
 def _as_delta(chunk: NewFrame) -> Encoded | None:
     if not chunk.bases:
         return None
     payload = encode_delta(chunk.raw, [base.raw for base in chunk.bases])
-    if payload is None:
+    if payload is None or any(map(_is_damaged, chunk.bases)):
         return None
     bases = tuple(base.chunk for base in chunk.bases)
     frame = delta_frame(

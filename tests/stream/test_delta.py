@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 
 import pytest
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 
 from castore import _native
 from castore.errors import FormatError
-from castore.stream import delta
+from castore.model import Location, StoredChunk
+from castore.stream import delta, session
+from castore.stream.codec import chunk_id_of, decode_frame
 from castore.stream.delta import decode_delta, encode_delta, reference_apply, reference_context
+from castore.stream.session import Base, NewFrame
+from castore.system.mapping import Mapping
 
 TEXT = b"".join(b"%d: the line number %d of a text\n" % (i, i * i) for i in range(2000))
 NOISE = random.Random(1).randbytes(65536)
@@ -286,3 +291,25 @@ def test_without_c_deltas_are_read_and_none_is_made(monkeypatch):
     for head in (2, 1 | len(bomb) << 8):
         with pytest.raises(FormatError, match="malformed"):
             decode_delta(head.to_bytes(4, "little") + bomb, [TEXT], 1000)
+
+
+@pytest.mark.plain("it makes a delta itself")
+@pytest.mark.skipif(not Mapping.guarded, reason="a mapping that is cut short kills the process")
+def test_no_delta_is_made_of_a_base_that_is_cut_short_meanwhile(tmp_path, monkeypatch):
+    """The file may be of a cache: the base itself is whole, and there are no zeros in it."""
+    file = tmp_path / "frames"
+    file.write_bytes(NOISE)
+    place = Location(bytes(16), 64, len(NOISE))
+    chunk = StoredChunk(chunk_id_of(NOISE, 0), len(NOISE), place)
+    raw = NOISE[:32768] + bytes(32768)
+
+    def cut(*given):
+        os.truncate(file, 32768)
+        return encode_delta(*given)
+
+    monkeypatch.setattr(session, "encode_delta", cut)
+    base = Base(chunk, memoryview(Mapping(str(file))))
+    [encoded] = session._encode_all([NewFrame(raw, chunk_id_of(raw, 0), bases=[base])], 1)
+    assert not encoded.bases
+    frame = encoded.frame.head + encoded.frame.payload
+    assert decode_frame(frame, encoded.frame.chunk_id, len(raw), 0) == raw
