@@ -310,10 +310,13 @@ class Reader:
         bases = [base.location for place in places for base in place.bases]
         self._packs.let_go(places + bases, pinned.held)
 
-    def chunk(self, pinned: Pinned, extent: Extent) -> Bytes:
-        """One chunk of the object."""
+    def chunk(self, pinned: Pinned, extent: Extent) -> bytes:
+        """One chunk of the object, to be stored once more: no view of what may be cut short before
+        it is copied."""
         [raw] = self.chunks([extent], pinned.held)
-        return raw
+        own = bytes(raw)
+        check_still_there([raw])
+        return own
 
     def copy_raw(
         self, extents: Sequence[Extent], held: Held, at: int, target: memoryview

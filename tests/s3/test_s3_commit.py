@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 import pytest
-from gc_stores import World
+from gc_stores import World, noise
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_s3 import Actor, Step
 
-from castore.errors import NameNotFound, ObjectChanged
+from castore.errors import NameNotFound, ObjectChanged, StoreIOError
+from castore.model import Extent
 from castore.s3 import commit
+from castore.stream.backend import Held
+from castore.stream.decoding import Bytes
 from castore.stream.operations import Copy, Delete, DeletePrefix, Operation
+from castore.stream.reader import Reader
+from castore.system.mapping import Mapping
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
@@ -132,3 +140,25 @@ def test_a_mode_that_is_set_beside_a_rename_is_not_lost(
     store.rename("source", "target")
     modes = {info.name: info.mode for info in world.open("reader").list()}
     assert modes == {"source": 0o600, "target": 0o644}
+
+
+@pytest.mark.skipif(not Mapping.guarded, reason="a mapping that is cut short kills the process")
+def test_what_is_appended_to_is_not_read_of_a_cache_that_is_cut_short(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the check of the bytes and their being copied: they read as zeros from then on."""
+    with world.open("one") as store:
+        store.puts("log", noise(200_000, 1))
+    store = world.open("one")
+    read = Reader.chunks
+
+    def cut(reader: Reader, extents: Sequence[Extent], held: Held) -> list[Bytes]:
+        found = read(reader, extents, held)
+        for file in world.cache_of("one").rglob("frames/*"):
+            os.truncate(file, 0)
+        return found
+
+    monkeypatch.setattr(Reader, "chunks", cut)
+    with pytest.raises(StoreIOError, match="cut short"), store.open("log", "ab") as file:
+        file.write(b"one line")
+    assert world.open("reader").gets("log") == noise(200_000, 1)
