@@ -60,7 +60,7 @@ class GcReport:
     """What a collection took; with `dry_run`, what one would have taken. Sizes are in bytes.
 
     - `objects`, `chunks`: what is there and live. `chunks_removed`, `manifests_removed`: what is
-      not.
+      not; on S3 the latter are those that a batch of names hides.
     - `packs_removed`: all packs that were deleted. Of these, `orphans_removed` were never named by
       a commit, and `packs_rewritten` had live frames, which were moved; `bytes_rewritten` were
       written for it. `bytes_freed` is what there is less of.

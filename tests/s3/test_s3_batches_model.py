@@ -23,6 +23,8 @@ WEAK = (Single("k", 1, ("k",)),)
 TOMBSTONE = (Single(None, 1, ("t",)),)
 ENTRY = Root(1, (Entry((Item(0, "e0", 1),)),))
 ENTRY_OF_TWO = Root(1, (Entry((Item(0, "e0", 1), Item(1, "e1", 1))),))
+HIDING = Root(2, (Entry((Item(0, "e0", 2),)),))  # of what is put before it
+DROP = Root(2, drops=(Drop((0,), 2, age=2),))
 DROPPED = ENTRY._replace(version=2, drops=(Drop((0,), 2),))
 
 
@@ -58,6 +60,10 @@ REPLACED_EARLY = replace(REPLACED, collectors=1)
 ERASED_BESIDE_PUT = scenario((READ,), (WRITE, READ), (ERASE,), root=ENTRY)
 ERASED_BESIDE_LOOK = scenario((LOOK,), (WRITE, DELETE), (ERASE,), root=ENTRY)
 CLEANED = scenario((READ, READ), singles=WEAK, root=DROPPED, collectors=1)
+CLEANED_TWICE = scenario((READ,), singles=WEAK, root=DROP, collectors=2)
+SHED = scenario((WRITE, DELETE, READ), (LOOK,), singles=WEAK, root=HIDING, collectors=1)
+SHED_LATER = scenario((BATCH,), (LOOK,), singles=WEAK, root=ENTRY, collectors=1)
+SHED_AND_ERASED = scenario((READ,), (ERASE,), singles=WEAK, root=HIDING, collectors=2)
 SWEPT = scenario((BATCH, DELETE, READ), singles=TOMBSTONE, root=Root(1), collectors=1)
 ELSEWHERE = scenario(
     (WRITE,), (of(1, BATCH), of(1, READ)), singles=(None, None), root=ENTRY, collectors=1
@@ -94,6 +100,9 @@ SAFE = {
     "a prefix, a put, a delete, a look": ERASED_BESIDE_LOOK,
     "a put that sleeps, a collector": SLEPT,
     "a dropped name, a collector": CLEANED,
+    "a dropped name, two collectors": CLEANED_TWICE,
+    "a put and a delete over a batch over a put, a collector": SHED,
+    "a batch over a put over a batch, a collector": SHED_LATER,
 }
 LONG = {
     "two batches, a put, a delete": scenario(
@@ -117,6 +126,10 @@ LONG = {
     "a rename, a put, a batch, a collector": scenario(
         (REMOVE,), (WRITE, READ), (BATCH,), root=ENTRY, collectors=1
     ),
+    "a batch over a put over a batch, put over and deleted, a collector": scenario(
+        (BATCH,), (REPLACE, DELETE), (LOOK,), singles=WEAK, root=ENTRY, collectors=1
+    ),
+    "a prefix over a batch over a put, two collectors": SHED_AND_ERASED,
 }
 
 # Without the guard, some name of that scenario is no register.
@@ -158,6 +171,13 @@ GUARDS = {
     "sweep_if_match": scenario((WRITE, READ), singles=TOMBSTONE, root=Root(1), collectors=1),
     "sweep_uncovered": scenario((READ,), singles=TOMBSTONE, root=ENTRY, collectors=1),
     "sweep_root_after": SWEPT,
+    "drop_kept_first": CLEANED_TWICE,
+    "shed_hidden": scenario((REPLACE, READ), root=ENTRY, collectors=1),
+    "shed_later": SHED_LATER,
+    "shed_batched": CLEANED_TWICE,
+    "shed_if_match": SHED,
+    "shed_soon": SHED_AND_ERASED,
+    "clear_soon": CLEANED_TWICE,
 }
 
 
@@ -176,10 +196,16 @@ def test_in_no_order_of_more_requests_either(scenario: Scenario) -> None:
     assert visited > 200
 
 
-@pytest.mark.parametrize("guard", GUARDS)
+SLOW_GUARDS = {"shed_soon"}
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [pytest.param(g, marks=pytest.mark.long) if g in SLOW_GUARDS else g for g in GUARDS],
+)
 def test_each_guard_is_needed(guard: str) -> None:
     scenario = GUARDS[guard]
-    _, path = explore(scenario, replace(Rules(), **{guard: False}), states_max=200_000)
+    _, path = explore(scenario, replace(Rules(), **{guard: False}), states_max=500_000)
     assert path != []
     if scenario not in [*SAFE.values(), *LONG.values()]:
         assert explore(scenario, Rules(), states_max=200_000)[1] == []

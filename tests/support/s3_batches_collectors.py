@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from s3_batches_rules import LIVE, Collector, Drop, Entry, Item, Root, State, Steps, put
+from s3_batches_rules import LIVE, STRONG, Collector, Drop, Entry, Item, Root, State, Steps, put
 
 if TYPE_CHECKING:
     from s3_batches_model import Model
@@ -42,13 +42,11 @@ class CollectorSteps:
         if left != root.entries:
             yield self.to("begin", self.swapped(root._replace(entries=left)))
         for d, drop in enumerate(root.drops):
-            if drop.age == 2 and not self.holds(root, drop):
-                if drop.cleaned:
-                    drops = (*root.drops[:d], *root.drops[d + 1 :])
-                    yield self.to("begin", self.swapped(root._replace(drops=drops)))
-                else:
-                    yield self.to("clean", root=root, chosen=d)
+            if drop.age == 2:
+                yield self.to("clean", root=root, chosen=d)
         for name, single in enumerate(self.s.singles):
+            if single is not None and single.value is not None and single.number != STRONG:
+                yield self.to("hide", single=single, place=name)
             if single is None or single.value is not None:
                 continue
             if self.rules.sweep_root_after:
@@ -104,24 +102,88 @@ class CollectorSteps:
     # ------------------------------------------------------------ drops
 
     def clean(self) -> Steps:
-        """Deletes the weak singles that a drop hides; it is forgotten two hours' ends after."""
-        assert self.c.root is not None
-        root, drop = self.c.root, self.c.root.drops[self.c.chosen]
+        """Looks for the weak singles that a drop hides, one after the other. If there are any, it
+        stays for two hours' ends more, and they are deleted; else it is forgotten."""
+        drop = self.drop()
         if self.c.place < len(drop.names) and self.rules.drop_cleaned:
             name = drop.names[self.c.place]
-            single = self.s.singles[name]
-            after = self.s
-            if single is not None and single.number < drop.number:
-                after = after._replace(singles=put(after.singles, name, None))
-            yield self.to("clean", after, place=self.c.place + 1)
-        elif self.s.root.version != root.version:
-            yield self.to("begin")
-        elif self.rules.drop_forgotten_later:
-            drops = put(root.drops, self.c.chosen, drop._replace(age=0, cleaned=True))
-            yield self.to("begin", self.swapped(self.s.root._replace(drops=drops)))
+            hidden = (*self.c.hidden, name) if self.hidden_by(drop, name) else self.c.hidden
+            yield self.to("clean", place=self.c.place + 1, hidden=hidden)
+        elif not self.c.hidden:
+            yield from self.forget()
+        elif self.rules.drop_kept_first and self.rules.drop_forgotten_later:
+            yield self.to("clear", self.aged_anew(drop), place=0)
         else:
-            drops = (*root.drops[: self.c.chosen], *root.drops[self.c.chosen + 1 :])
-            yield self.to("begin", self.swapped(self.s.root._replace(drops=drops)))
+            yield self.to("clear", place=0)
+
+    def clear(self) -> Steps:
+        """Deletes them."""
+        drop = self.drop()
+        if self.c.place < len(self.c.hidden):
+            name = self.c.hidden[self.c.place]
+            after = self.without(name) if self.hidden_by(drop, name) else self.s
+            yield self.to("clear", after, place=self.c.place + 1)
+        elif not self.rules.drop_forgotten_later:
+            yield from self.forget()
+        elif not self.rules.drop_kept_first:
+            yield self.to("begin", self.aged_anew(drop))
+        else:
+            yield self.to("begin")
+
+    def forget(self) -> Steps:
+        """The drop, unless that has changed since it was looked at."""
+        root, drop = self.s.root, self.drop()
+        drops = tuple(each for each in root.drops if each != drop)
+        if drops == root.drops or self.holds(root, drop):
+            yield self.to("begin")
+        else:
+            yield self.to("begin", self.swapped(root._replace(drops=drops)))
+
+    def aged_anew(self, drop: Drop) -> State:
+        """With the same version, or there would be no end of states: no number is between."""
+        root = self.s.root
+        drops = tuple(
+            each._replace(age=0) if each.number == drop.number else each for each in root.drops
+        )
+        return self.s._replace(root=root._replace(drops=drops))
+
+    def drop(self) -> Drop:
+        assert self.c.root is not None
+        return self.c.root.drops[self.c.chosen]
+
+    def hidden_by(self, drop: Drop, name: int) -> bool:
+        single = self.s.singles[name]
+        return single is not None and single.value is not None and single.number < drop.number
+
+    # ------------------------------------------------------------ what a batch hides
+
+    def hide(self) -> Steps:
+        """Whether what the root says now hides the weak single that was seen."""
+        assert self.c.single is not None
+        hides = self.meaning.hides(self.s.root, self.c.place)
+        hidden = self.c.single.number < hides or (hides >= 0 and not self.rules.shed_hidden)
+        yield self.to("shed" if hidden else "begin")
+
+    def shed(self) -> Steps:
+        there = self.s.singles[self.c.place]
+        assert self.c.single is not None
+        same = there is not None and there.etag == self.c.single.etag
+        if same or not self.rules.shed_if_match:
+            yield self.to("begin", self.without(self.c.place))
+        else:
+            yield self.to("begin")
+
+    def without(self, name: int) -> State:
+        """Without its single. From the root by which that is decided to the end of a read of it,
+        that ends later, less than an hour passes: no more than one hour's end."""
+        single = self.s.singles[name]
+        clients = tuple(
+            client._replace(hours=max(client.hours, self.c.hours))
+            if client.single is not None and client.single == single
+            else client
+            for client in self.s.clients
+        )
+        return self.s._replace(singles=put(self.s.singles, name, None), clients=clients)
 
     # ------------------------------------------------------------ tombstones
 

@@ -78,7 +78,8 @@ class Model:
         drops = tuple(drop._replace(age=min(2, drop.age + 1)) for drop in s.root.drops)
         root = s.root._replace(entries=entries, drops=drops)
         clients = tuple(self.older(client) for client in s.clients)
-        yield "hour", s._replace(root=root, clients=clients)
+        collectors = tuple(self.older_collector(each) for each in s.collectors)
+        yield "hour", s._replace(root=root, clients=clients, collectors=collectors)
 
     def older(self, c: Client) -> Client:
         reading = c.at in ("root", "single", "both", "doubt") and self.rules.reads_take_minutes
@@ -89,6 +90,13 @@ class Model:
         if c.hours == 0:
             return c._replace(hours=1)
         return c._replace(at="read", hours=0, single=None, root=None, number=0)
+
+    def older_collector(self, c: Collector) -> Collector:
+        shedding = c.at == "shed" and self.rules.shed_soon
+        clearing = c.at == "clear" and self.rules.clear_soon
+        if not (shedding or clearing):
+            return c
+        return c._replace(hours=1) if c.hours == 0 else Collector()
 
     def invoke(self, s: State, names: tuple[int, ...], *ids: Id) -> State:
         histories = s.histories

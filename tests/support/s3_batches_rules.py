@@ -51,12 +51,19 @@ class Rules:
     drop_first: bool = True  # and then the singles
     drop_cleaned: bool = True  # of such singles, before it is forgotten
     drop_forgotten_later: bool = True  # than that
+    drop_kept_first: bool = True  # until they were deleted, and then they are
     compact_later: bool = True  # two hours' ends after the batch was named
     own_numbers: bool = True  # in a batch that is written anew
     compaction_swaps: bool = True
     sweep_if_match: bool = True  # tombstones
     sweep_uncovered: bool = True
     sweep_root_after: bool = True
+    shed_hidden: bool = True  # of weak singles, those that do not count
+    shed_later: bool = True  # two hours' ends after the batch was named that hides them
+    shed_batched: bool = True  # hidden by what counts in an entry, and not by a drop
+    shed_if_match: bool = True
+    shed_soon: bool = True  # after the root that was read for it
+    clear_soon: bool = True  # after the root that was put for it, in which a drop is kept
 
 
 class Single(NamedTuple):
@@ -81,7 +88,6 @@ class Drop(NamedTuple):
     names: tuple[int, ...]
     number: int
     age: int = 0
-    cleaned: bool = False
 
 
 class Root(NamedTuple):
@@ -127,6 +133,7 @@ class Collector(NamedTuple):
     place: int = 0
     hidden: tuple[int, ...] = ()
     single: Single | None = None
+    hours: int = 0  # that ended since it read, or put, the root by which it takes a single away
 
 
 class State(NamedTuple):
@@ -199,6 +206,20 @@ class Meaning:
             if entry.age == LIVE or self.rules.cover_retired
             for item in entry.items
         )
+
+    def hides(self, root: Root, name: int) -> int:
+        """The number of what hides weak singles of lower ones for good; -1 if nothing does."""
+        dropped = self.dropped(root, name)
+        numbers = [
+            item.number
+            for entry in root.entries
+            if entry.age == LIVE and (entry.named == 2 or not self.rules.shed_later)
+            for item in entry.items
+            if item.name == name and item.number >= dropped
+        ]
+        if not self.rules.shed_batched:
+            numbers.append(dropped)
+        return max(numbers, default=-1)
 
     @staticmethod
     def dropped(root: Root, name: int) -> int:

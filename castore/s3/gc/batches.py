@@ -32,6 +32,12 @@ from castore.system.workers import results_of
 
 FORGET_S = 3600.0  # longer than any read takes, from its first request to its last
 ORPHAN_S = 2 * NAMED_S  # longer than from a batch's PUT to the swap that names it
+HIDDEN_S = 86_400.0  # longer than a list takes, which reads the root once, and before the singles
+# Between a root and what is deleted by it of what does not count. With how late a request may land,
+# and a read that saw it just before (READ_S), that is less than FORGET_S: what hides it stays so
+# long.
+SOON_S = 600.0
+PAGE_NAMES = 1000
 SMALL_BYTES = 1 << 20
 SMALL_MAX = 15  # as many small batches are left alone
 
@@ -49,10 +55,12 @@ class _Names:
 class BatchCollector:
     """Of one collection. `now` is the server's time when it began, in seconds: what was an hour ago
     then, is. What it does itself has the time of the swap that does it. `batches_rewritten`,
-    `batches_removed` and `tombstones_removed` say what it did."""
+    `batches_removed`, `tombstones_removed` and `manifests_removed`, of singles that do not count,
+    say what it did."""
 
     def __init__(self, parts: Parts, now: float) -> None:
         self.batches_rewritten = self.batches_removed = self.tombstones_removed = 0
+        self.manifests_removed = 0
         self._parts = parts
         self._bucket = parts.bucket
         self._now = now
@@ -67,6 +75,7 @@ class BatchCollector:
             names = self._look(batches, root)
             self._compact(batches, root, names)
             self._forget(batches, names)
+            self._delete_hidden(batches, names)
             self._delete_tombstones(names)
         self._remove(batches)
 
@@ -101,7 +110,10 @@ class BatchCollector:
         if not chosen:
             return
         began = boot_clock()
-        written = [self._write(batches, group) for group in self._groups(batches, root, chosen)]
+        # What it hides is hidden since they were named.
+        at = max(entry.at for entry in live if entry.batch_id in chosen)
+        groups = self._groups(batches, root, chosen)
+        written = [self._write(batches, group, at) for group in groups]
 
         def swap(seen: SeenRoot) -> Root | None:
             there = {e.batch_id for e in seen.root.entries if not e.retired}
@@ -136,34 +148,29 @@ class BatchCollector:
         if group:
             yield group
 
-    def _write(self, batches: Batches, group: Sequence[ToBatch]) -> RootEntry:
+    def _write(self, batches: Batches, group: Sequence[ToBatch], at: int) -> RootEntry:
         batch_id = secrets.token_bytes(BATCH_ID_BYTES)
         number = max(each.number for each in group)
         raw, index_bytes = encode_batch(self._parts.config.store_id, group, number)
         batches.put(batch_id, raw, index_bytes)
         first, last = group[0].name, group[-1].name
-        at = int(self._now)
         return RootEntry(batch_id, number, len(raw), at, 0, index_bytes, len(group), first, last)
 
     # ------------------------------------------------------------ what nobody needs any more
 
     def _forget(self, batches: Batches, names: _Names) -> None:
-        """Entries that were retired an hour ago. Drops of what no entry has: first, an hour later,
-        the weak singles that they hide, and an hour after that the drops."""
+        """Entries that were retired an hour ago, and drops of what no entry has. A drop that hides
+        weak singles stays for an hour from now on, and then they are deleted: it is forgotten by a
+        collection that sees none, and nobody has read one then who has not begun anew."""
         before = self._now - FORGET_S
         old = [drop for drop in batches.fresh().root.drops if drop.at < before]
-        doomed = {
-            name: etag
+        doomed = [
+            (name, etag)
             for name, etag, number in names.hidden
             if any(name.startswith(drop.prefix) and number < drop.number for drop in old)
-        }
-        submit = self._parts.requests.submit
-        results_of(
-            [
-                submit(delete_version, self._bucket, name_key(name), etag)
-                for name, etag in doomed.items()
-            ]
-        )
+        ]
+        dropped = {name for name, _ in doomed}
+        names.hidden = [each for each in names.hidden if each[0] not in dropped]
 
         def swap(seen: SeenRoot) -> Root | None:
             root = seen.root
@@ -178,7 +185,7 @@ class BatchCollector:
                     )
                     for entry in entries
                 )
-                if any(name.startswith(drop.prefix) for name in doomed):
+                if any(name.startswith(drop.prefix) for name in dropped):
                     drops.append(drop._replace(at=batches.now()))
                 elif needed or drop.at >= before:
                     drops.append(drop)
@@ -186,7 +193,39 @@ class BatchCollector:
             same = (len(after.entries), after.drops) == (len(root.entries), root.drops)
             return None if same else after
 
+        began = boot_clock()
         batches.swap(swap)
+        self._delete_soon(doomed, began)
+
+    def _delete_hidden(self, batches: Batches, names: _Names) -> None:
+        """Weak singles that a batch hides: once it was named so long ago that nobody reads, lists
+        or decides by an older root any more. Of what is dropped, `_forget` sees to it."""
+        before = self._now - HIDDEN_S
+        for i in range(0, len(names.hidden), PAGE_NAMES):
+            page = names.hidden[i : i + PAGE_NAMES]
+            began = boot_clock()
+            found = self._parts.names.in_batches([name for name, _, _ in page])  # after it was seen
+            doomed = [
+                (name, etag)
+                for name, etag, number in page
+                if (hiding := found.get(name)) is not None
+                and hiding.entry is not None
+                and hiding.entry.at < before
+                and number < hiding.number
+            ]
+            self._delete_soon(doomed, began)
+
+    def _delete_soon(self, versions: Sequence[tuple[bytes, str]], began: float) -> None:
+        """Singles that do not count, by a root that was read or put after `began`, by `boot_clock`.
+        What is late is left to the next collection."""
+
+        def delete(name: bytes, etag: str) -> bool:
+            if boot_clock() - began > SOON_S:
+                return False
+            return delete_version(self._bucket, name_key(name), etag)
+
+        submit = self._parts.requests.submit
+        self.manifests_removed += sum(results_of([submit(delete, *each) for each in versions]))
 
     def _delete_tombstones(self, names: _Names) -> None:
         seen = [name for name, _ in names.tombstones]

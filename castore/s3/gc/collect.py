@@ -236,6 +236,7 @@ class _Collection:
         report.batches_rewritten = collector.batches_rewritten
         report.batches_removed = collector.batches_removed
         report.tombstones_removed = collector.tombstones_removed
+        report.manifests_removed = collector.manifests_removed
 
     def _expire(self) -> None:
         now = self._now()

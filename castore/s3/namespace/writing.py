@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from castore.errors import StoreIOError
 from castore.format.index import Record
@@ -20,7 +20,7 @@ from castore.format.s3_batches import (
     encode_batch,
     encode_tombstone,
 )
-from castore.s3.batches import BatchGone, SeenRoot, in_order
+from castore.s3.batches import BatchGone, Found, SeenRoot, in_order
 from castore.s3.client.bucket import KeyAbsent, PreconditionFailed
 from castore.s3.client.delete_version import delete_version, delete_versions
 from castore.s3.client.put_once import NONCE_BYTES, Landed, put_once
@@ -36,6 +36,8 @@ BATCH_NAMES_MIN = 64  # fewer are as cheap one by one, and sooner
 BATCH_NAMES_MAX = 8192
 BATCH_BYTES_MAX = 16 << 20
 ENTRIES_MAX = 8192  # of the root: with more, names are put one by one until a collection
+
+T = TypeVar("T")
 
 # Of a nonce, and of the number of the root that decided it, if one did.
 MakeBody: TypeAlias = Callable[[bytes, "int | None"], bytes]
@@ -115,14 +117,23 @@ class Namespace(Listing):
     def covered(self, names: Collection[bytes]) -> set[bytes]:
         """Those that a batch has of which the root tells that is read now, whatever counts. Raises
         StoreBusy."""
-        assert self.batches is not None
-        for _ in range(ATTEMPTS):
-            root = self.batches.fresh().root
-            try:
-                return {name for name in names if self.batches.covers(root, name)}
-            except BatchGone as gone:
-                self._forget(gone)
-        raise busy(next(iter(names)))
+        batches = self.batches
+        assert batches is not None
+        return self._by_root(
+            names, lambda root: {name for name in names if batches.covers(root, name)}
+        )
+
+    def in_batches(self, names: Collection[bytes]) -> dict[bytes, Found]:
+        """What counts of batches and drops, by the root that is read now, for those names that they
+        say something of. Raises StoreBusy."""
+        batches = self.batches
+        assert batches is not None
+
+        def find(root: Root) -> dict[bytes, Found]:
+            found = ((name, batches.find(root, name)) for name in names)
+            return {name: each for name, each in found if each is not None}
+
+        return self._by_root(names, find)
 
     def drop(self, prefix: bytes) -> SeenRoot | None:
         """Have all names deleted that batches have and that begin with the prefix, before singles
@@ -182,6 +193,17 @@ class Namespace(Listing):
         return put
 
     # ------------------------------------------------------------ below
+
+    def _by_root(self, names: Collection[bytes], look: Callable[[Root], T]) -> T:
+        """What it sees of these names, by the root that is read now."""
+        assert self.batches is not None
+        for _ in range(ATTEMPTS):
+            root = self.batches.fresh().root
+            try:
+                return look(root)
+            except BatchGone as gone:
+                self._forget(gone)
+        raise busy(next(iter(names)))
 
     def _decide(self, name: bytes, expected: str | None, make_body: MakeBody) -> Landed | None:
         """Put it if the name maps to the version with the ETag `expected`, or to nothing (None).
