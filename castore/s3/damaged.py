@@ -47,6 +47,11 @@ def damaged_packs(bucket: Bucket) -> set[bytes]:
     return {pack_id for pack_id, _ in _marks(bucket)}
 
 
+def marked_when(bucket: Bucket) -> dict[bytes, float]:
+    """When each was marked last, in seconds by the server's clock."""
+    return {pack_id: entry.modified for pack_id, entry in _marks(bucket)}
+
+
 def remove_marks(bucket: Bucket, there: Collection[bytes], *, now: float) -> None:
     """Those of packs that are not `there` any more; `now` is the server's time, in seconds."""
     marks = list(_marks(bucket))

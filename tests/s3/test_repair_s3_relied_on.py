@@ -161,6 +161,38 @@ def test_a_pack_that_is_brought_back_is_relied_on_again(world: World) -> None:
     is_whole(world)
 
 
+@pytest.mark.parametrize("moment", ["after a check", "during the repair"])
+def test_a_mark_that_came_after_a_pack_was_read_as_whole_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Of a pack of which the server keeps the ETag while its bytes rot."""
+    with world.open("writer") as store:
+        store.puts("a", DATA)
+    [key] = packs(world.bucket())
+    stored = world.server.objects[f"store/{key}"]
+
+    def rot() -> None:
+        world.server.objects[f"store/{key}"] = stored._replace(body=flip(stored.body))
+        world.open("other").check(repair=True)
+        assert len(marks(world)) == 1
+
+    repairer = world.open("repairer")
+    found = repairer.check(True)
+    if moment == "after a check":
+        rot()
+    else:
+        step = S3Repair.mark_packs
+
+        def meanwhile(repair: S3Repair, *given: Any) -> None:
+            monkeypatch.setattr(S3Repair, "mark_packs", step)
+            rot()
+            step(repair, *given)
+
+        monkeypatch.setattr(S3Repair, "mark_packs", meanwhile)
+    repairer.check(repair=found)
+    assert len(marks(world)) == 1
+
+
 def test_a_damaged_pack_that_nobody_needs_is_told_of_until_it_is_marked(world: World) -> None:
     with world.open("writer") as store:
         store.puts("a", DATA)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
 from castore.check.bitflip import corrected
@@ -34,7 +34,7 @@ from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, Precondi
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.creation import read_config, repair_config
-from castore.s3.damaged import damaged_packs, mark_damaged, unmark
+from castore.s3.damaged import mark_damaged, marked_when, unmark
 from castore.s3.etags import batched_etag, is_batched, real
 from castore.s3.gc.mark import PIN_S
 from castore.s3.hints import listed_hints, rewrite_hints
@@ -71,13 +71,14 @@ def repair(
         url = bucket.settings.url
         raise ConfigLost(f"{url} was opened with another's castore.json: open it anew")
     names = Namespace(bucket, config, StoreCache(None, frames_bytes_max=0))
-    with (
-        contextlib.closing(names),
-        open_check(parts, stages, found.packs_read if found is not None else None) as check,
-    ):
+    marked = marked_when(bucket)
+    known = (found.packs_read if found is not None else None) or {}
+    # Somebody may have found damaged since what was read as whole then.
+    known = {pack_id: read for pack_id, read in known.items() if pack_id not in marked}
+    with contextlib.closing(names), open_check(parts, stages, known) as check:
         report = check.run(fraction=1)
         repairing = S3Repair(bucket, names, parts.catalog, check, session)
-        repairing.mark_packs(report)
+        repairing.mark_packs(report, marked)
         repairing.repair_batches()
         repairing.repair_manifests(report)
         # Before anything is put: who can't read what is condemned relies on nothing.
@@ -124,11 +125,13 @@ class S3Repair:
         """Whether the server honours If-Match."""
         return probe(self._bucket).if_match_put
 
-    def mark_packs(self, report: CheckReport) -> None:
+    def mark_packs(self, report: CheckReport, before: Mapping[bytes, float]) -> None:
         """What is put from now on, on whatever machine, relies on none of those that are damaged or
-        missing, and on those again that turned out to be whole."""
+        missing, and on those again that turned out to be whole, if they were marked `before` they
+        were read, and not since."""
         unfit = {bytes.fromhex(pack_id) for pack_id in report.missing_packs} | self._bad.keys()
-        whole = damaged_packs(self._bucket) & self._check.readings.keys() - unfit
+        marked = marked_when(self._bucket).items() & before.items()
+        whole = {pack_id for pack_id, _ in marked} & self._check.readings.keys() - unfit
         unmark(self._bucket, whole)
         mark_damaged(self._bucket, unfit)
         if unfit:
