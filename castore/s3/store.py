@@ -80,10 +80,7 @@ class S3Store:
 
     def session(self, workers: Workers, chunker: Chunker, *, level: int, deltas: bool) -> S3Session:
         with self._lock:
-            if self._pid != os.getpid():
-                # What the parent's puts hold of the budget is the parent's.
-                self._budget = InFlight(UPLOADS_MAX)
-                self._pid = os.getpid()
+            self._drop_parents_uploads()
             before = self._lease
             # One that fails in another thread may end the lease at any moment.
             if before is None or not before.join():
@@ -105,6 +102,8 @@ class S3Store:
     @contextlib.contextmanager
     def _collector_session(self) -> Iterator[S3Session]:
         """One that copies frames as they are, and is over, with its pins, when it ends."""
+        with self._lock:
+            self._drop_parents_uploads()
         config = self.config
         chunker = Chunker(
             ChunkSizes(config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)
@@ -127,6 +126,12 @@ class S3Store:
                 session.close()
         finally:
             lease.close()
+
+    def _drop_parents_uploads(self) -> None:
+        """In a forked child, of what is under way nothing ever ends: it is not to be waited for."""
+        if self._pid != os.getpid():
+            self._budget = InFlight(UPLOADS_MAX)
+            self._pid = os.getpid()
 
     def _new_lease(self) -> WriterLease:
         return WriterLease(self._bucket, self.config.store_id, self._requests, self._condemned)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from gc_stores import DAY, World, collect, noise
 from memory_s3 import Actor
+from threads import in_threads
 
 import castore
 from castore.model import Location
@@ -12,7 +13,10 @@ from castore.s3.gc import repack as s3_repacking
 from castore.s3.gc import survey
 from castore.s3.gc.live import LiveFrames
 from castore.s3.keys import pack_key
+from castore.s3.uploads import UPLOADS_MAX
 from castore.stream.repack_choice import PackFacts
+from castore.stream.reports import GcReport
+from castore.system.workers import Future
 
 SIZE = 70_000
 
@@ -160,3 +164,19 @@ def test_live_frames_are_counted_once() -> None:
     assert frames.facts(b"p", 7) == PackFacts(b"p", 0, 7, 300_000, 3000)
     assert frames.facts(b"q", 7) == PackFacts(b"q", 0, 7, 0, 0)
     assert len(frames._frames[b"p"]) == 3000
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_uploads(world: World) -> None:
+    with world.open() as before:
+        in_one_pack(before, "a", "b", "c")
+        before.delete("b")
+        before.delete("c")
+    store = world.open()
+    backend = store._backend
+    for _ in range(UPLOADS_MAX):
+        backend._budget.add(Future(int))  # type: ignore[attr-defined]
+    backend._pid = 0  # type: ignore[attr-defined]
+    reports: list[GcReport] = []
+    in_threads(lambda: reports.append(collect(store, repack_below=0.5)))
+    assert reports[0].packs_rewritten == 1
+    assert store.gets("a") == noise(SIZE, 97)
