@@ -165,13 +165,16 @@ class Hints:
             self._bucket.delete_many(before)
             self._untold.drop([pack_id for pack_id, _ in self._untold.packs()])
 
-    def retain(self, there: Collection[bytes]) -> None:
-        """Tell of none but these packs: a collection has removed others that are yet to be told
-        of."""
+    def retain(self, list_packs: Callable[[], Collection[bytes]]) -> None:
+        """Tell of none but the packs that there are: a collection has removed others that are yet
+        to be told of. What is uploaded after they are listed is none of these."""
         with self._lock:
-            self._packs = [pack for pack in self._packs if pack[0] in there]
+            told = {pack_id for pack_id, _ in [*self._packs, *self._untold.packs()]}
+        gone = told.difference(list_packs())
+        with self._lock:
+            self._packs = [pack for pack in self._packs if pack[0] not in gone]
             self._frames = sum(len(entries) for _, entries in self._packs)
-            self._untold.drop([i for i, _ in self._untold.packs() if i not in there])
+            self._untold.drop(gone)
 
     def close(self, requests: Workers) -> None:
         """Tell of the rest, or leave it to a later process of this machine. That it fails is no

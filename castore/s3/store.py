@@ -183,7 +183,7 @@ class S3Store:
             self._end_session()
         report = collect(self._parts, self._collector_session, options, progress)
         if report.packs_removed:
-            self._hints.retain(listed_packs(self._bucket).keys())
+            self._hints.retain(lambda: listed_packs(self._bucket).keys())
         return report
 
     def close(self) -> None:

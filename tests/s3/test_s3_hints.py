@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy
+from gc_stores import World, collect, noise
 from servers import Server
 
 from castore.format.pack import PackEntry
-from castore.s3 import hints
+from castore.s3 import hints, store, untold
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket
@@ -227,3 +228,31 @@ def test_a_forked_child_does_not_wait_for_what_its_parent_lists(
             os._exit(0)
         let_go.set()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_what_is_uploaded_as_a_collection_ends_is_told_of(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packs are listed, to forget those that are gone; this one came after."""
+    monkeypatch.setattr(untold, "UNTOLD_FRAMES_MAX", 0)
+    one = world.open("one")
+    one.puts("doomed", noise(200_000, 1))
+    one.delete("doomed")
+    listed = store.listed_packs
+
+    def meanwhile(bucket: Bucket) -> dict[bytes, int]:
+        found = listed(bucket)
+        one.puts("kept", noise(200_000, 2))
+        return found
+
+    monkeypatch.setattr(store, "listed_packs", meanwhile)
+    assert collect(one).packs_removed == 1
+    one.close()
+    is_known(world, noise(200_000, 2))
+
+
+def is_known(world: World, data: bytes) -> None:
+    """To a machine that is new."""
+    before = world.server.keys("store/packs/")
+    world.open("new").puts("once more", data)
+    assert world.server.keys("store/packs/") == before
