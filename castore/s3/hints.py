@@ -156,11 +156,16 @@ class Hints:
                 with contextlib.suppress(CastoreError):
                     self._put()
 
-    def replace(self, packs: Iterable[Pack]) -> None:
-        """Tell of these packs, all there are, in place of what was told before."""
+    def told(self) -> list[str]:
+        """The keys of all that tells of packs now."""
+        return [*listed_hints(self._bucket), *(e.key for e in self._bucket.list(SAMPLES))]
+
+    def replace(self, before: Sequence[str], packs: Iterable[Pack]) -> None:
+        """Tell of these packs in place of what was `told` before they were listed; what is told
+        since may be of others."""
         with self._lock:
-            before = [*listed_hints(self._bucket), *(e.key for e in self._bucket.list(SAMPLES))]
-            self._packs, self._frames, self._small = list(packs), 0, {}
+            self._packs = list((dict(self._packs) | dict(packs)).items())
+            self._frames, self._small = 0, {}
             self._put()
             self._bucket.delete_many(before)
             self._untold.drop([pack_id for pack_id, _ in self._untold.packs()])

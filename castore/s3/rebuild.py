@@ -14,6 +14,7 @@ def rebuild_index(parts: Parts, *, progress: Progress | None) -> RebuildReport:
     """Forget what this machine knows, learn it anew from packs and names, and put the hints for
     other machines anew."""
     stages = Stages(progress)
+    told = parts.hints.told()
     with open_check(parts, stages) as check:
         check.read_packs(fraction=0)
         stages.end()
@@ -24,7 +25,7 @@ def rebuild_index(parts: Parts, *, progress: Progress | None) -> RebuildReport:
     parts.cache.clear()
     parts.catalog.forget_all()
     parts.cache.add_chunks(packs.items())
-    parts.hints.replace(packs.items())
+    parts.hints.replace(told, packs.items())
     known = set(there)
     for version in parts.catalog.versions(b""):
         report.names += 1

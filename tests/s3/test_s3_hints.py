@@ -17,7 +17,7 @@ from gc_stores import World, collect, noise
 from servers import Server
 
 from castore.format.pack import PackEntry
-from castore.s3 import hints, store, untold
+from castore.s3 import hints, rebuild, store, untold
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket
@@ -249,6 +249,26 @@ def test_what_is_uploaded_as_a_collection_ends_is_told_of(
     assert collect(one).packs_removed == 1
     one.close()
     is_known(world, noise(200_000, 2))
+
+
+def test_what_is_told_during_a_rebuild_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another machine, and by another thread, once the packs were listed."""
+    monkeypatch.setattr(untold, "UNTOLD_FRAMES_MAX", 0)
+    one, marked = world.open("one"), rebuild.damaged_packs
+    one.puts("before", noise(200_000, 1))
+
+    def meanwhile(bucket: Bucket) -> set[bytes]:
+        with world.open("two") as two:
+            two.puts("meanwhile", noise(200_000, 2))
+        one.puts("here", noise(200_000, 3))
+        return marked(bucket)
+
+    monkeypatch.setattr(rebuild, "damaged_packs", meanwhile)
+    report = one.rebuild_index()
+    assert (report.packs, report.lost) == (1, [])
+    one.close()
+    for seed in (1, 2, 3):
+        is_known(world, noise(200_000, seed))
 
 
 def is_known(world: World, data: bytes) -> None:
