@@ -270,13 +270,16 @@ class Hints:
             merged.append(key)
             total += size
         told: dict[bytes, Sequence[PackEntry]] = {}
-        for reading in [requests.submit(self._read_one, key) for key in merged]:
-            told.update(reading.result() or ())
-        for key in merged:
+        read: list[str] = []  # others are gone, or only a later castore can read them
+        for key, reading in [(key, requests.submit(self._read_one, key)) for key in merged]:
+            packs = reading.result()
+            if packs is not None:
+                told.update(packs)
+                read.append(key)
             del self._small[key]
         self._packs = list(told.items())
         self._put()
-        self._bucket.delete_many(merged)
+        self._bucket.delete_many(read)
 
     def _read_one(self, key: str) -> list[tuple[bytes, list[PackEntry]]] | None:
         return read_told(self._bucket, self._store_id, key, decode_hints)

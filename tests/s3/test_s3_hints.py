@@ -17,6 +17,7 @@ from gc_stores import World, collect, noise
 from servers import Server
 
 from castore.format.pack import PackEntry
+from castore.format.s3_told import encode_hints
 from castore.s3 import hints, rebuild, store, untold
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
@@ -148,6 +149,23 @@ def test_of_many_who_end_at_once_a_few_merge(
     stage(bucket, old, sessions=40, count=1, frames=2)
     # The nth is among the first four of n with a chance of 4 in n: 6.2 of them, on average.
     assert len(merges) < 20
+
+
+def test_what_a_later_castore_tells_is_not_merged_away(
+    bucket: Bucket, machine: list[StoreCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hints, "SMALL_MAX", 2)
+    monkeypatch.setattr(hints, "MERGERS", 9)
+    raw = bytearray(encode_hints(STORE, packs("later", 1, 1)))
+    raw[4] = 9  # its version
+    later = [hints.new_hints_key() for _ in range(4)]
+    for key in later:
+        bucket.put(key, bytes(raw), idempotent=True)
+    old, _ = machine
+    stage(bucket, old, sessions=2, count=1, frames=2)
+    there = hints.listed_hints(bucket).keys()
+    assert there >= {*later}
+    assert len(there) < len(later) + 2
 
 
 def test_a_session_of_many_packs_tells_of_them_on_the_way(
