@@ -62,7 +62,8 @@ class Untold:
                 txn.put(key, row, db=index.meta)
 
         self._cache.write(write)
-        return True
+        # Where that failed, as on a full disk, they are told of now.
+        return rows.keys() <= {_PREFIX + pack_id for pack_id, _ in self.packs()}
 
     def packs(self) -> list[Pack]:
         """What was left."""

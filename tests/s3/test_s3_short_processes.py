@@ -13,6 +13,7 @@ from servers import Server
 
 import castore
 from castore.s3 import untold
+from castore.s3.cache.store import StoreCache
 from castore.s3.store import S3Store
 from castore.system.lmdb_env import Index, Txn
 
@@ -157,3 +158,12 @@ def test_without_a_cache_all_is_told_at_once(
     monkeypatch.setattr("castore.s3.store.cache_folder", lambda store_id, place: None)
     assert put(1, 0) == FIRST
     assert put(2, 1) == [*FIRST[:1], "GET hints", *FIRST[1:]]
+
+
+def test_with_a_cache_that_takes_nothing_all_is_told_at_once(
+    put: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is full: what fails there is left out without a word."""
+    put(1, 0)
+    monkeypatch.setattr(StoreCache, "write", lambda cache, use: None)
+    assert "PUT hints" in put(1, 1)
