@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from castore.errors import CastoreError, FormatError
+from castore.errors import CastoreError, FormatError, StoreClosed
 from castore.format.segment import NewSegment
 from castore.model import Extent, Location, StoredChunk
 from castore.s3.bases import Bases
@@ -210,12 +210,13 @@ class S3Session(WriteSession):
     @contextlib.contextmanager
     def _waiting_for_names(self) -> Iterator[None]:
         """Names are handed to threads, and waited for, also where some can't be put. An interrupt
-        ends the waiting, and those that have not begun are put nevertheless."""
+        ends the waiting, and a Store that another thread closes the handing over: those that have
+        not begun are put nevertheless."""
         self._naming = True
         try:
             yield
-        except CastoreError:
-            self._naming = False
+        except CastoreError as error:
+            self._naming = isinstance(error, StoreClosed)
             raise
         self._naming = False
 

@@ -17,7 +17,7 @@ from castore.errors import CastoreError, NameExists, StoreClosed
 from castore.s3 import uploads
 from castore.s3.names import NameWriter
 from castore.s3.session import S3Session
-from castore.system.workers import Future
+from castore.system.workers import Future, Workers
 
 SIZE = 200_000
 
@@ -231,3 +231,36 @@ def test_a_name_that_is_put_after_an_interrupt_has_its_pins(
     assert names_late
     reader = world.open("reader")
     assert [len(reader.gets(name)) for name in reader.names()]
+
+
+def test_a_name_that_is_put_while_the_store_is_closed_has_its_pins(
+    world: World, store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was handed to a thread, and the next one could not be."""
+    go, requests, handed = threading.Event(), store._backend._requests, 0  # type: ignore[union-attr]
+    put, submit = NameWriter.put, Workers.submit
+
+    def late(*arguments: Any, **options: Any) -> None:
+        go.wait()
+        put(*arguments, **options)
+
+    def closing(workers: Workers, task: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        nonlocal handed
+        handed += getattr(task, "__name__", "") == "publish"
+        if handed == 2:
+            raise StoreClosed("the store was closed meanwhile")
+        return submit(workers, task, *given, **named)
+
+    monkeypatch.setattr(NameWriter, "put", late)
+    transaction = store.transaction()
+    for name in ("one", "two", "three"):
+        transaction.puts(name, noise(SIZE, len(name)))
+    monkeypatch.setattr(Workers, "submit", closing)
+    with pytest.raises(StoreClosed):
+        transaction.commit()
+    monkeypatch.setattr(Workers, "submit", submit)
+    collect(world.open("collector"))
+    go.set()
+    requests.close()
+    reader = world.open("reader")
+    assert [len(reader.gets(name)) for name in reader.names()] == [SIZE, SIZE]
