@@ -179,7 +179,7 @@ class WriterLease:
                 f"a pin could not be written ({error.__cause__ or error}): repeat the put"
             ) from error
         self._pinned = True
-        if self._server_began is None:
+        if self._server_began is None and put.date:  # a reply may come without one
             self._server_began = put.date
 
     def _condemned(self, pack_ids: Collection[bytes]) -> set[bytes]:

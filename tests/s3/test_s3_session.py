@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy, reset
@@ -194,6 +195,20 @@ def test_a_day_by_the_server_s_clock_counts_too(via: Bucket, writing: WriterLeas
     writing.check_time(Landed(b"", "", 0, began + SESSION_S_MAX - 1, any_unknown=False))
     with pytest.raises(CommitUnknown, match="server's clock"):
         writing.check_time(Landed(b"", "", 0, began + SESSION_S_MAX, any_unknown=False))
+
+
+def test_a_pin_whose_reply_has_no_date_does_not_make_a_put_late(
+    writing: WriterLease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = session.put_once
+
+    def undated(*arguments: Any, **options: Any) -> Landed:
+        return put(*arguments, **options)._replace(date=0.0)
+
+    monkeypatch.setattr(session, "put_once", undated)
+    writing.new_pack()
+    monkeypatch.setattr(session, "put_once", put)
+    writing.check_time(Landed(b"", "", 0, 1_800_000_000.0, any_unknown=False))
 
 
 def test_a_store_begins_another_session_in_time(
