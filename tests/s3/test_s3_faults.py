@@ -364,7 +364,7 @@ def _after(operation: str, new: bytes) -> Model:
         def delete(self, name: str) -> None:
             del self.model[name]
 
-        def delete_prefix(self, _: str) -> int:
+        def delete_prefix(self, _: str, *, unbounded: bool) -> int:
             self.model.clear()
             return 2
 
