@@ -118,24 +118,41 @@ class NameVerbs(StoreFileSystem):
         maxdepth: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """One commit for a file or a whole folder; lists and globs go by copy and remove."""
-        if not isinstance(path1, str) or not isinstance(path2, str) or maxdepth is not None:
-            super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
-            return
+        """One commit, of what is there when it begins: what `maxdepth` leaves out stays, and what
+        others put meanwhile. A folder goes with `recursive` only, and in a list that goes to a list
+        not at all."""
+        path1, path2 = stringify_path(path1), stringify_path(path2)
+        one = isinstance(path1, str) and isinstance(path2, str)
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        kind = self._kind_after(source)
-        if not source or not any(kind):
-            if not has_magic(source):
-                raise NameNotFound(source)
-            super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
-            return
-        if not kind.is_object and not recursive:
+        kind = self._kind_after(source) if one else Kind(False, False)
+        if one and not (source and any(kind)) and not has_magic(source):
+            raise NameNotFound(source)
+        if kind.is_folder and not kind.is_object and not recursive:
             raise IsADirectoryError(f"{source} is a folder: mv it with recursive=True")
+        if not any(kind) or maxdepth is not None:
+            if one and not recursive:
+                for name, what in self._expanded(path1, False, None).items():
+                    if what == "directory":
+                        raise IsADirectoryError(f"{name} is a folder: mv it with recursive=True")
+            self._move(self._places(path1, self, path2, recursive, maxdepth, after=True))
+            return
         if is_into(self, path2) and (kind.is_object or not path1.endswith("/")):
             target = join(target, last_part(source))
         with self._changes(create=False) as changes:
             for name in [source] if kind.is_object else list(changes.names(source + "/")):
                 changes.rename(name, f"{target}{name[len(source) :]}".lstrip("/"))
+
+    def _move(self, places: Iterable[Place]) -> None:
+        """Only what was found goes: what others put since then stays where they put it."""
+        for source in dict.fromkeys(place.source for place in places if not place.is_file):
+            kind = self._kind_after(source)
+            if kind.is_folder and not kind.is_object:
+                raise IsADirectoryError(f"{source} is a folder: mv it by itself")
+            if not kind.is_object:
+                raise NameNotFound(source)
+        with self._changes(create=False) as changes:
+            for source, target, _ in places:
+                changes.rename(source, self._strip_protocol(target))
 
     def rm_file(self, path: str) -> None:
         with self._changes(create=False) as changes:

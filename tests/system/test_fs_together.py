@@ -253,3 +253,34 @@ def test_upath(fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
         (root / "dir" / "b.txt").unlink()
         (root / "dir").rmdir(recursive=True)
         assert not path.exists()
+
+
+def test_a_move_takes_away_only_what_it_has_moved(
+    fs: CastoreFileSystem, commits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not what is deeper than it goes, nor what others put meanwhile."""
+    fs.pipe({"d/a": b"1", "d/e/b": b"2", "x1": b"3", "x2": b"4"})
+    fs.mv("d", "moved", recursive=True, maxdepth=1)
+    assert fs.find("") == ["d/e/b", "moved/a", "there", "x1", "x2"]
+    for recursive in (True, False):
+        with pytest.raises(IsADirectoryError):
+            fs.mv(["x1", "d"], ["y", "z"], recursive=recursive)
+    for pattern in ("d", "?"):
+        with pytest.raises(IsADirectoryError):
+            fs.mv(pattern, "z", maxdepth=1)
+    with pytest.raises(FileNotFoundError):
+        fs.mv(["x1", "none"], ["y", "z"])
+    assert fs.find("") == ["d/e/b", "moved/a", "there", "x1", "x2"]
+    commit = castore.Transaction.commit
+
+    def then_others(self: castore.Transaction) -> None:
+        commit(self)
+        monkeypatch.undo()
+        fs.pipe({"x2": b"newer", "x3": b"new"})
+
+    monkeypatch.setattr(castore.Transaction, "commit", then_others)
+    fs.mv("x?", "moved")
+    assert fs.cat("x*") == {"x2": b"newer", "x3": b"new"}
+    assert fs.find("moved") == ["moved/a", "moved/x1", "moved/x2"]
+    fs.mv(["x2", "x3"], ["y", "z"])
+    assert fs.find("") == ["d/e/b", "moved/a", "moved/x1", "moved/x2", "there", "y", "z"]
