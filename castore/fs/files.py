@@ -145,14 +145,17 @@ class _CachedRaw(PlannedRaw):
         return super().readall() if self.cache is not None else self._below.readall()
 
     def fetch(self, start: int, end: int) -> bytes:
-        at = self.tell()
+        at, done = self.tell(), 0
+        data = bytearray(max(0, end - start))
         try:
             self._below.seek(start)
-            data = bytearray(max(0, end - start))
-            read = self._below.readinto(data)
+            with memoryview(data) as target:
+                # One that is short of a chunk that can't be read is not the end.
+                while done < len(data) and (read := self._below.readinto(target[done:])):
+                    done += read
         finally:
             self._below.seek(at)
-        return bytes(data[:read])
+        return bytes(data[:done])
 
     def close(self) -> None:
         self._below.close()

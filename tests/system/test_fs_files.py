@@ -4,6 +4,7 @@ systems of fsspec ask of a file."""
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import tarfile
 import zipfile
@@ -18,6 +19,7 @@ fsspec = pytest.importorskip("fsspec")
 
 import castore  # noqa: E402
 from castore.errors import (  # noqa: E402
+    ChunkCorrupt,
     FileStillOpen,
     NameExists,
     ObjectChanged,
@@ -295,4 +297,21 @@ def test_readuntil_finds_what_lies_across_blocks(tmp_path: Path) -> None:
             parts = [file.readuntil(b"--", blocks) for _ in range(4)]
             assert parts == [b"one--", b"two-three--", b"four", b""]
             file.discard()
+    fs.store.close()
+
+
+def test_a_range_for_a_cache_is_never_short_of_what_cannot_be_read(tmp_path: Path) -> None:
+    fs = CastoreFileSystem(tmp_path / "damaged")
+    data = os.urandom(1 << 20)
+    fs.pipe_file("large", data)
+    fs.store.close()
+    [pack] = [path for path in (tmp_path / "damaged" / "packs").rglob("*") if path.is_file()]
+    raw = bytearray(pack.read_bytes())
+    raw[raw.index(data[700_000:700_100])] ^= 1
+    pack.write_bytes(raw)
+    with fs.open("large", "rb") as file:
+        assert file._fetch_range(0, 1000) == data[:1000]
+        with pytest.raises(ChunkCorrupt):
+            file._fetch_range(0, len(data))
+        assert file.tell() == 0
     fs.store.close()
