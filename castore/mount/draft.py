@@ -180,27 +180,38 @@ class Draft:
             return False
         if base is not None and self._kept < base.info.size:
             return False
-        try:
-            with self._store.transaction() as transaction:
-                file = transaction.open(name, "ab")
+        while True:
+            try:
+                return self._append_once(name, base)
+            except (ObjectChanged, NameExists):
+                if not self._adds:
+                    return False  # else others were faster, and it goes behind theirs
+
+    def _append_once(self, name: str, base: castore.ObjectReader | None) -> bool:
+        """As `_append`. Raises ObjectChanged, NameExists where the name changes meanwhile."""
+        with self._store.transaction() as transaction:
+            file = transaction.open(name, "ab")
+            try:
                 try:
                     now = self._store.info(name)
-                    # What others appended stays, if all that this one did is to append, too.
-                    if not self._adds and base is not None and now.etag != base.info.etag:
+                except NameNotFound:
+                    if base is not None:
                         return False
-                    at = self._kept
-                    while at < self._size:
-                        block = os.pread(self._fd, min(BLOCK_BYTES, self._size - at), at)
-                        file.write(block)
-                        at += len(block)
-                    file.close()
-                finally:
-                    file.abort()
-                mode = None if self.mode == now.mode else self.mode
-                if mode is not None or self._set_ns is not None:
-                    transaction.set_attributes(name, mode=mode, mtime_ns=self._set_ns)
-        except (ObjectChanged, NameExists, NameNotFound):
-            return False
+                    now = None
+                # What others appended stays, if all that this one did is to append, too.
+                if not self._adds and (now is None or base is None or now.etag != base.info.etag):
+                    return False
+                at = self._kept
+                while at < self._size:
+                    block = os.pread(self._fd, min(BLOCK_BYTES, self._size - at), at)
+                    file.write(block)
+                    at += len(block)
+                file.close()
+            finally:
+                file.abort()
+            mode = None if now is not None and self.mode == now.mode else self.mode
+            if mode is not None or self._set_ns is not None:
+                transaction.set_attributes(name, mode=mode, mtime_ns=self._set_ns)
         return True
 
     def _rebase(self, name: str) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +229,37 @@ def test_those_who_append_keep_what_others_appended(store: castore.Store, tree: 
     close(tree, other, OTHER)
     assert store.gets("log") == DATA + b"one\nmore\nother\n"
     assert store.stats().stored_bytes - packed < len(DATA)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_who_is_faster_to_append_is_kept_too(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    """Others append between any two of the steps in which this one does."""
+    before = b"" if is_new else DATA
+    if not is_new:
+        store.puts("log", DATA)
+    others = []
+
+    def meanwhile(self: castore.Store, *args: Any, _asked: Callable[..., Any]) -> Any:
+        try:
+            return _asked(self, *args)
+        finally:
+            if threading.current_thread() is threading.main_thread() and len(others) < 6:
+                others.append(b"other %d\n" % len(others))
+                with castore.open(store.path) as other, other.open("log", "ab") as file:
+                    file.write(others[-1])
+
+    handle = tree.create("/log", 0o600, NEW | os.O_APPEND, ONE)
+    handle.write(0, b"one\n")
+    for verb in ("info", "transaction"):
+        asked = getattr(castore.Store, verb)
+        monkeypatch.setattr(castore.Store, verb, partialmethod(meanwhile, _asked=asked))
+    tree.flush(handle, ONE)
+    monkeypatch.undo()
+    tree.release(handle)
+    assert store.gets("log") == before + b"".join(others) + b"one\n"
+    assert len(others) == 6
 
 
 def test_writes_in_the_middle(store: castore.Store, tree: Tree) -> None:
