@@ -147,7 +147,7 @@ class Draft:
             self.failed = True
             name = self.name
             appended = self._append(name)
-            if not appended:
+            if appended is None:
                 with self._store.transaction() as transaction:
                     attributes = self.attributes
                     transaction.put(
@@ -157,8 +157,8 @@ class Draft:
                         mtime_ns=attributes.mtime_ns,
                     )
             self.changed = self.is_new = self.failed = False
-            if appended or self._adds:
-                self._rebase(name)
+            if appended is not None or self._adds:
+                self._rebase(name, None if self._adds else appended)
 
     def close(self) -> None:
         """Let go of what it has: what was not published never will be."""
@@ -172,22 +172,22 @@ class Draft:
 
     # ------------------------------------------------------------ parts of these
 
-    def _append(self, name: str) -> bool:
-        """Publish what is new behind the object that is there; False where that is not all that
-        has changed, or that object is not what this began as."""
+    def _append(self, name: str) -> str | None:
+        """Publish what is new behind the object that is there, and return the etag of that; None
+        where that is not all that has changed, or that object is not what this began as."""
         base = self._base
         if base is None and not self._adds:
-            return False
+            return None
         if base is not None and self._kept < base.info.size:
-            return False
+            return None
         while True:
             try:
                 return self._append_once(name, base)
             except (ObjectChanged, NameExists):
                 if not self._adds:
-                    return False  # else others were faster, and it goes behind theirs
+                    return None  # else others were faster, and it goes behind theirs
 
-    def _append_once(self, name: str, base: castore.ObjectReader | None) -> bool:
+    def _append_once(self, name: str, base: castore.ObjectReader | None) -> str | None:
         """As `_append`. Raises ObjectChanged, NameExists where the name changes meanwhile."""
         with self._store.transaction() as transaction:
             file = transaction.open(name, "ab")
@@ -196,11 +196,11 @@ class Draft:
                     now = self._store.info(name)
                 except NameNotFound:
                     if base is not None:
-                        return False
+                        return None
                     now = None
                 # What others appended stays, if all that this one did is to append, too.
                 if not self._adds and (now is None or base is None or now.etag != base.info.etag):
-                    return False
+                    return None
                 at = self._kept
                 while at < self._size:
                     block = os.pread(self._fd, min(BLOCK_BYTES, self._size - at), at)
@@ -212,13 +212,15 @@ class Draft:
             mode = None if now is not None and self.mode == now.mode else self.mode
             if mode is not None or self._set_ns is not None:
                 transaction.set_attributes(name, mode=mode, mtime_ns=self._set_ns)
-        return True
+        assert file.info is not None
+        return file.info.etag
 
-    def _rebase(self, name: str) -> None:
-        """What was published is what the next append begins as: it is not published again."""
+    def _rebase(self, name: str, etag: str | None) -> None:
+        """What was published is what the next append begins as: it is not published again. Without
+        an `etag`, that is what others have appended to it by now."""
         try:
-            newer = self._store.open(name)
-        except NameNotFound:  # deleted since
+            newer = self._store.open(name, etag=etag)
+        except (NameNotFound, ObjectChanged):  # deleted since, or replaced: it goes on as it is
             return
         self.close()
         self._base = newer

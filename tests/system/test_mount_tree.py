@@ -262,6 +262,29 @@ def test_who_is_faster_to_append_is_kept_too(
     assert len(others) == 6
 
 
+def test_what_goes_on_being_written_is_never_what_others_wrote(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others replace the object right after this one was published, as an append to it."""
+    store.puts("a", b"1234")
+    handle = tree.open("/a", os.O_RDWR, ONE)
+    handle.write(4, b"56")
+    commit = castore.Transaction.commit
+
+    def then_others(self: castore.Transaction) -> None:
+        commit(self)
+        monkeypatch.undo()
+        store.puts("a", b"theirs, which is longer")
+
+    monkeypatch.setattr(castore.Transaction, "commit", then_others)
+    tree.fsync(handle)
+    assert store.gets("a") == b"theirs, which is longer"
+    assert read(handle) == b"123456"
+    handle.write(6, b"7")
+    close(tree, handle)
+    assert store.gets("a") == b"1234567"
+
+
 def test_writes_in_the_middle(store: castore.Store, tree: Tree) -> None:
     store.puts("a", DATA, mode=0o640)
     expected = bytearray(DATA)
