@@ -114,7 +114,7 @@ class Tree(FileRequests):
             fail(errno.EISDIR)
         if onto_folder and self.readdir(new):
             fail(errno.ENOTEMPTY)
-        with self._changing(), self._unpublished(source):
+        with self._changing(), self._unpublished(source, target):
             if is_folder:
                 self._rename_folder(source, target)
             else:
@@ -132,11 +132,11 @@ class Tree(FileRequests):
     # ------------------------------------------------------------ parts of these
 
     @contextmanager
-    def _unpublished(self, name: str) -> Iterator[None]:
-        """Nobody publishes a draft of the name, or of one below it, meanwhile: it would be there
-        by the name that it had before."""
+    def _unpublished(self, *names: str) -> Iterator[None]:
+        """Nobody publishes a draft of the names, or of one below them, meanwhile: it would be there
+        by the name that it had before, or over what has that name now."""
         with self._lock:
-            drafts = self._drafts.under(name)
+            drafts = [draft for name in names for draft in self._drafts.under(name)]
         with ExitStack() as held:
             for draft in sorted(drafts, key=id):  # for all in one order
                 held.enter_context(draft.lock)

@@ -693,6 +693,29 @@ def test_what_is_being_published_goes_with_a_name_that_changes(
     assert all(store.gets(name) == b"new" for name in left)
 
 
+def test_what_was_replaced_is_not_published_over_what_replaced_it(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process closes it while it is replaced."""
+    store.puts("a", b"new")
+    store.puts("b", b"old")
+    handle = tree.open("/b", os.O_RDWR, OTHER)
+    handle.write(0, b"OLD")
+    closer = threading.Thread(target=tree.flush, args=(handle, OTHER))
+    rename = castore.Store.rename
+
+    def then_closed(self: castore.Store, *args: Any, **options: Any) -> None:
+        rename(self, *args, **options)
+        closer.start()
+        closer.join(0.3)
+
+    monkeypatch.setattr(castore.Store, "rename", then_closed)
+    tree.rename("/a", "/b")
+    closer.join(60)
+    tree.release(handle)
+    assert {name: store.gets(name) for name in store.names()} == {"b": b"new"}
+
+
 def test_a_file_that_is_deleted_while_it_is_open(store: castore.Store, tree: Tree) -> None:
     store.puts("a", DATA)
     reading, writing = tree.open("/a", os.O_RDONLY), tree.open("/a", os.O_RDWR, ONE)
