@@ -37,8 +37,9 @@ def save(save_dir: str | os.PathLike[str], sink: Sink, limits: Limits = LIMITS) 
     `save_dir="."` don't.
     """
     root = os.path.normpath(os.fspath(save_dir))
-    name = {"..": os.path.basename(os.path.abspath(root)), ".": ""}.get(root, root)
-    name = os.path.basename(name)
+    name = "" if root == "." else os.path.basename(root)
+    if name == "..":
+        name = os.path.basename(os.path.abspath(root))
     _refuse_open_stores(root)  # the folders in it are asked about one by one
     real = os.path.realpath(root)
     out = StoredGzip(sink)

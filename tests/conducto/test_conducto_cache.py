@@ -115,6 +115,11 @@ class TestRoundTrip:
         user.save_cache("deps", "v2", "..")
         user.restore_cache("deps", "v2", tmp_path / "out2")
         assert contents(tmp_path / "out2" / "deps") == contents(folder)
+        (folder / "bin" / "in").mkdir()
+        monkeypatch.chdir(folder / "bin" / "in")
+        user.save_cache("deps", "v3", "../..")
+        user.restore_cache("deps", "v3", tmp_path / "out3")
+        assert contents(tmp_path / "out3" / "deps") == contents(folder)
 
     def test_one_file(self, folder: Path, tmp_path: Path) -> None:
         user.save_cache("deps", "v1", folder / "bin/tool")
