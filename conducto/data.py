@@ -244,6 +244,7 @@ class _Data:
             if not base:
                 raise ContextError("a whole URL needs the app's address: set CONDUCTO_AUTO_URL")
         pipeline_id = context.pipeline_id(cls._pipeline_id)
+        cls._key(name)
         path = f"{quote(pipeline_id)}/{cls.__name__}/{quote(cleaned_name(name))}"
         return f"{base}/gw/manager/data/{path}"
 
@@ -297,7 +298,7 @@ class _Data:
         """
         store = cls._store()
         if checksum is None:
-            folder = _folder(cls._scope() + cache_folder(name))
+            folder = _folder(key_of(cls._scope(), cache_folder(name)))
             if store.delete_prefix(folder):
                 store.remove_old_versions(folder, below=True)
             return

@@ -52,6 +52,10 @@ def cleaned_prefix(prefix: str) -> tuple[str, str]:
         raise InvalidName(f"prefix {prefix!r} has a '..' component")
     if "\0" in cleaned:
         raise InvalidName(f"prefix {prefix!r} has a NUL byte")
+    try:
+        cleaned.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidName(f"prefix {prefix!r} is not valid Unicode: {error.reason}") from error
     if cleaned in (".", "./"):
         return "", ""
     return prefix[: len(prefix) - len(cleaned)], cleaned

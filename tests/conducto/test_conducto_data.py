@@ -108,7 +108,8 @@ class TestNames:
     def test_other_bad_names(self, scope: Scope) -> None:
         with pytest.raises(ValueError, match=r"has a '\.' component"):
             scope.puts("./a", b"")
-        for call in (scope.exists, scope.gets, scope.delete, lambda name: scope.puts(name, b"")):
+        calls = [scope.exists, scope.gets, scope.delete, lambda name: scope.puts(name, b"")]
+        for call in (*calls, scope.bound(pipeline_id="7").url):
             for name, why in [
                 ("a\0b", r"name 'a\\x00b' has a NUL byte"),
                 ("x" * 500, r"name 'x{40}'\.\.\. has 500 bytes in UTF-8; the most is 4\d\d here"),
@@ -118,6 +119,11 @@ class TestNames:
                     call(name)
         with pytest.raises(errors.InvalidName, match=r"prefix 'a\\x00b' has a NUL"):
             scope.list("a\0b")
+        with pytest.raises(errors.InvalidName, match=r"prefix '\\ud800' is not valid Unicode"):
+            scope.list("\ud800")
+        for name in ("a\0b", "x" * 500, "\ud800"):
+            with pytest.raises(errors.InvalidName, match="name 'conducto-cache/"):
+                scope.clear_cache(name)
         with pytest.raises(ValueError, match="a name is a str, not int"):
             scope.puts(5, b"")  # type: ignore[arg-type]
 
