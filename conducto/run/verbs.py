@@ -55,7 +55,7 @@ def _run_file(path: str, words: list[str]) -> int:
     """As `python FILE ... --run` does."""
     if not os.path.isfile(path):
         raise UsageError(f"there is no file {path!r} to run")
-    sys.argv = [path, *words, "--run"]
+    sys.argv = [path, *_with_run(words)]
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
     main.called.clear()
     with main.own_traceback():
@@ -63,6 +63,15 @@ def _run_file(path: str, words: list[str]) -> int:
     if not main.called:
         raise RunError(f"{path} runs no pipeline: it does not come to co.main()")
     return 0
+
+
+def _with_run(words: list[str]) -> list[str]:
+    """Right behind the function: at the end it would be the value of an option that has none, and
+    behind a `--` an argument."""
+    at = 1 if words and not words[0].startswith("-") else 0
+    if words[at : at + 1] in (["-h"], ["--help"]):
+        return words
+    return [*words[:at], "--run", *words[at:]]
 
 
 def call(path: str, words: list[str]) -> int:

@@ -128,6 +128,12 @@ def test_conducto_run_is_that_of_the_file(pipelines: Pipelines) -> None:
     done = pipelines.python("-m", "conducto", "run", "pipeline.py", "some", "--n=2", "-j2")
     assert (done.code, done.err) == (0, "")
     assert pipelines.states(done.id) == {"/": "done", "/n0": "done", "/n1": "done"}
+    done = pipelines.python("-m", "conducto", "run", "pipeline.py", "some", "--", "2")
+    assert pipelines.states(done.id) == {"/": "done", "/n0": "done", "/n1": "done"}
+    missing = pipelines.python("-m", "conducto", "run", "pipeline.py", "name", "--who")
+    assert (missing.code, missing.out) == (2, "")
+    helped = pipelines.python("-m", "conducto", "run", "pipeline.py", "some", "--help")
+    assert helped.out.startswith("usage: pipeline.py")
     pipelines.write("none.py", "import conducto")
     none = pipelines.conducto("run", "none.py")
     assert (none.code, none.err) == (
