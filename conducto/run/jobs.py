@@ -22,6 +22,7 @@ from conducto.run.options import PRINT_TREE
 from conducto.run.states import State
 from conducto.secrets import Masker, NodeSecrets
 
+PLACES = ("CONDUCTO_BASE_DIR", "CONDUCTO_CONFIG", "CONDUCTO_CACHE_DIR")
 RESOURCES = ("cpu", "gpu", "mem")  # what a node may ask for; mem in GB
 
 
@@ -72,6 +73,9 @@ class Jobs:
         }
         if not context.is_local():  # else each would ask STS, to find the run's store
             self._base["CONDUCTO_IDENTITY_ID"] = context.identity()
+        for name in PLACES:  # from the node's folder, the same words lead to another store
+            if path := os.environ.get(name):
+                self._base[name] = path if path.startswith("~") else os.path.abspath(path)
         self._base.pop(DATA_DIR, None)  # nor of another pipeline
         self._base.pop(PRINT_TREE, None)  # this may itself be what a Lazy runs
         self._ours = {"CONDUCTO_PIPELINE_ID": pipeline_id, VARIABLE: cookie}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pipelines import Pipelines
 
+import castore
 import conducto as co
 from conducto import context
 from conducto.nodes.serialization import dumps
@@ -549,3 +550,24 @@ def test_the_options_of_co_main_are_the_roots(pipelines: Pipelines) -> None:
     done = pipelines.python("pipeline.py", "--run")
     assert done.code == 0, done
     assert pipelines.conducto("logs", done.id, "/").out == f"main node\n{pipelines.folder}/code\n"
+
+
+def test_nodes_in_other_folders_find_the_store_of_the_run(pipelines: Pipelines) -> None:
+    """By a path that is relative to where the run was begun."""
+    (pipelines.folder / "sub").mkdir()
+    pipelines.write(
+        "pipeline.py",
+        """
+        def put():
+            co.data.pipeline.puts("made", b"42")
+
+        def build() -> co.Exec:
+            return co.Exec(put, image=co.Image(copy_dir="sub"))
+        """,
+    )
+    base = "relative/base"
+    done = pipelines.python("pipeline.py", "--run", CONDUCTO_BASE_DIR=base)
+    assert done.code == 0, done
+    with castore.open(pipelines.folder / base / "default" / "store", create=False) as store:
+        assert store.gets(f"pipelines/{done.id}/data/made") == b"42"
+    assert os.listdir(pipelines.folder / "sub") == []
