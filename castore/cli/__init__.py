@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from gc import freeze, set_threshold  # by name: `gc` is a module of this package, too
 from importlib import import_module
 
@@ -57,10 +57,11 @@ def _run(argv: Sequence[str] | None) -> int:
 def _report(error: BaseException, *, as_json: bool) -> int:
     from castore.cli import exits
     from castore.cli.output import complain, complain_json
+    from castore.cli.streams import discard
 
-    if isinstance(error, BrokenPipeError):
-        # The reader has what it wanted. Python flushes stdout once more on its way out.
-        _discard_stdout()
+    if isinstance(error, BrokenPipeError):  # the reader has what it wanted
+        if sys.stdout is not None:
+            discard(sys.stdout)
         return exits.BROKEN_PIPE
     if os.environ.get("CASTORE_DEBUG", "0") not in ("", "0"):
         import traceback
@@ -77,13 +78,8 @@ def _report(error: BaseException, *, as_json: bool) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        _discard_stdout()
+        discard(sys.stdout)
     return code
-
-
-def _discard_stdout() -> None:
-    with suppress(OSError, ValueError):  # a stdout that is no file has nothing to flush either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_on_signal(number: int, _: object) -> None:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TextIO
 
 from castore.cli.exits import Failure
+from castore.cli.streams import discard
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -48,8 +49,7 @@ def stdout() -> TextIO:
 
 def complain(message: str) -> None:
     """One line on stderr."""
-    if sys.stderr is not None:
-        print(f"castore: {one_line(message)}", file=sys.stderr, flush=True)
+    _say(f"castore: {one_line(message)}")
 
 
 def complain_each(messages: Sequence[str], arguments: Namespace) -> None:
@@ -63,8 +63,17 @@ def complain_each(messages: Sequence[str], arguments: Namespace) -> None:
 
 def complain_json(document: dict[str, object]) -> None:
     """One document on one line of stderr."""
+    _say(json_line(document))
+
+
+def _say(line: str) -> None:
+    """Where that can't be written, as on a full disk, what was asked for is done all the same, and
+    the exit code says how it ended."""
     if sys.stderr is not None:
-        print(json_line(document), file=sys.stderr, flush=True)
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except OSError:
+            discard(sys.stderr)
 
 
 def one_line(text: str) -> str:

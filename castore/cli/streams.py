@@ -10,6 +10,7 @@ import io
 import os
 import select
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 ERRORS = {True: "surrogateescape", False: "backslashreplace"}
@@ -21,6 +22,13 @@ def take_over_streams() -> None:
     # escaped.
     sys.stdout = _taken(sys.stdout, lambda encoding: ERRORS[encoding in ("utf8", "utf-8")])
     sys.stderr = _taken(sys.stderr, lambda _: "backslashreplace")
+
+
+def discard(stream: TextIO) -> None:
+    """Nothing of what is written to it is wanted any more, nor what it still has: Python flushes it
+    once more on its way out, and has an exit code of its own (120) if that fails."""
+    with suppress(OSError, ValueError):  # one that is no file has nothing to flush either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Patient(io.RawIOBase):

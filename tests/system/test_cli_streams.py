@@ -202,6 +202,30 @@ def test_errors_name_the_file(filled: castore.Store, tmp_path: Path) -> None:
         assert failed.stderr.read().decode() == f"castore: {line}\n"
 
 
+def test_what_cannot_be_complained_of_is_done_all_the_same(
+    filled: castore.Store, tmp_path: Path
+) -> None:
+    """Notes and errors on a full disk, or with nobody to read them."""
+    (tmp_path / "file").write_bytes(b"1")
+    read, write = os.pipe()
+    os.close(read)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for number, stderr in enumerate((full, write)):
+        made = tmp_path / f"made{number}"
+        for arguments, code in (
+            (["-r", str(made), "put", "file", "a"], 0),
+            (["cat", "none"], 14),
+            (["--json", "stat", "none"], 14),
+            (["nonesuch"], 2),
+        ):
+            process = command(filled, *arguments, cwd=tmp_path, stderr=stderr)
+            assert process.wait(30) == code, arguments
+        with castore.open(made, create=False) as store:
+            assert store.gets("a") == b"1"
+    os.close(full)
+    os.close(write)
+
+
 # ---------------------------------------------------------------- file objects
 
 
