@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from castore import __version__
 from castore.errors import CastoreError, describe_os_error, describe_shortage
@@ -98,8 +98,7 @@ def _settle_stdout() -> None:
     try:
         flush()
     except (OutputClosed, OSError):
-        with suppress(OSError, ValueError):  # a stdout that is no file has nothing to flush either
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
 
 
 def _describe(error: Exception) -> str:
@@ -299,8 +298,24 @@ def flush() -> None:
         raise OutputClosed from None
 
 
+def complain(line: str) -> None:
+    """A line on stderr. Where that can't be written, or is closed, it goes nowhere: the exit code
+    says how it ended."""
+    if sys.stderr is not None:
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except OSError:
+            _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Nothing of what is written to it is wanted any more, nor what it still has."""
+    with suppress(OSError, ValueError):  # one that is no file has nothing to flush either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _fail(program: str, message: str, code: int) -> int:
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    complain(f"{program}: {' '.join(message.split())}")
     return code
 
 

@@ -20,6 +20,7 @@ from castore.errors import NameNotFound
 from castore.mount import MountUnavailable, mount, mounted, unmount
 from conducto import context, data
 from conducto.arguments import WHERE, Parameter, UsageError, parse, where
+from conducto.cli import complain
 from conducto.errors import ContextError
 from conducto.run import guard
 
@@ -118,10 +119,9 @@ class DataFolder:
         with self._lock:
             why_not, self._why_not = self._why_not, ""
         if why_not:
-            print(
+            complain(
                 f"conducto: nothing can be mounted here ({why_not}): for nodes whose command names "
-                f"{VARIABLE} the data is pulled before, and pushed after",
-                file=sys.stderr,
+                f"{VARIABLE} the data is pulled before, and pushed after"
             )
 
     def _mount(self) -> str:
@@ -182,7 +182,7 @@ def run_mount(words: Sequence[str]) -> int:
         str(folder),
         prefixes=prefixes(scope, pipeline_id=pipeline_id),
         writable=not given.get("read_only", False),
-        quiet=not sys.stderr.isatty(),
+        quiet=sys.stderr is None or not sys.stderr.isatty(),
     )
     return 0
 

@@ -8,7 +8,6 @@ taken: the runner then makes a new one.
 from __future__ import annotations
 
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 import distributed
 
+from conducto.cli import complain
 from conducto.errors import RunError
 from conducto.nodes import Exec
 from conducto.run import worker
@@ -73,7 +73,7 @@ class ClusterBackend:
         self._ending: list[threading.Thread] = []
         self._threads = self._count()
         if not self._threads:
-            print("conducto: the cluster has no worker yet: the run waits", file=sys.stderr)
+            complain("conducto: the cluster has no worker yet: the run waits")
         self._closed = threading.Event()
         self._counting = threading.Thread(target=self._go_on_counting, daemon=True)
         self._counting.start()
@@ -186,10 +186,9 @@ class ClusterBackend:
             self._unlimited.update(new)
         if new:
             example = " ".join(f"{name}=8" for name in new)
-            print(
+            complain(
                 f"conducto: no worker declares {' or '.join(new)}, and what nodes say of it is not "
-                f"acted on: dask worker --resources {example!r}",
-                file=sys.stderr,
+                f"acted on: dask worker --resources {example!r}"
             )
 
 

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from conducto import context
+from conducto.cli import complain
 from conducto.errors import RunError
 from conducto.mount import data_folder
 from conducto.nodes import Node
@@ -133,7 +134,7 @@ def _display(run_id: str, root: Node, execs: dict[str, Attempts], options: RunOp
         try:
             from conducto.run.live import LiveTree
         except ImportError:
-            print("conducto: a live tree needs rich: pip install 'castore[tree]'", file=sys.stderr)
+            complain("conducto: a live tree needs rich: pip install 'castore[tree]'")
         else:
             return LiveTree(run_id, root, execs)
     return PlainLines(run_id, root, execs)
@@ -147,8 +148,7 @@ def _say_what_is_not_acted_on(root: Node) -> None:
         if node.requires_docker:
             fields.add("requires_docker")
     if fields:
-        print(
+        complain(
             "conducto: nothing here starts containers: commands run as processes of this machine, "
-            f"and {', '.join(sorted(fields))} of images and nodes are not acted on",
-            file=sys.stderr,
+            f"and {', '.join(sorted(fields))} of images and nodes are not acted on"
         )

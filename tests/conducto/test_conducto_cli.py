@@ -426,6 +426,15 @@ class TestProcesses:
             assert message in done.stderr.decode()
 
     @local_only
+    @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+    def test_an_error_that_cannot_be_told_has_its_exit_code(self, mode: str, stderr: str) -> None:
+        """And is no part of what is printed, which may be an object's bytes."""
+        for arguments, code in [(["gets", "none"], 1), (["gets"], 2)]:
+            line = f"{' '.join(command(*arguments))} {stderr}"
+            done = subprocess.run(["bash", "-c", line], stdout=subprocess.PIPE, check=False)
+            assert (done.returncode, done.stdout) == (code, b"")
+
+    @local_only
     def test_stdout_on_a_full_disk(self, mode: str) -> None:
         if not os.path.exists("/dev/full"):
             pytest.skip("needs /dev/full")

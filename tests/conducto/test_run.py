@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -571,3 +572,18 @@ def test_nodes_in_other_folders_find_the_store_of_the_run(pipelines: Pipelines) 
     with castore.open(pipelines.folder / base / "default" / "store", create=False) as store:
         assert store.gets(f"pipelines/{done.id}/data/made") == b"42"
     assert os.listdir(pipelines.folder / "sub") == []
+
+
+def test_a_run_goes_on_where_nothing_can_be_told_on_stderr(pipelines: Pipelines) -> None:
+    text = 'def build():\n    return co.Exec("echo 1", requires_docker=True)\n'
+    pipelines.write("pipeline.py", text)
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "pipeline.py", "--run"],
+            cwd=pipelines.folder,
+            stdout=subprocess.PIPE,
+            stderr=full,
+            check=False,
+        )
+    assert done.returncode == 0
+    assert b"1 done" in done.stdout
