@@ -12,12 +12,12 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal, TypeVar, overload
 
 from castore.errors import NameNotFound
 from conducto import context
-from conducto.errors import CacheNotFound, ContextError, NameIsFolder, NotTakenOver
+from conducto.errors import CacheNotFound, ContextError, NameIsFolder, NotTakenOver, RunError
 from conducto.names import (
     cache_folder,
     cache_name,
@@ -414,7 +414,8 @@ def archive_quiet(
             continue
         again = _activity(store, f"pipelines/{pipeline_id}/").get(pipeline_id)
         if again is not None and again[1] < before:
-            quiet[pipeline_id] = archive(pipeline_id, local=local, profile=profile)
+            with suppress(RunError):  # somebody resumed it just now
+                quiet[pipeline_id] = archive(pipeline_id, local=local, profile=profile)
     return quiet
 
 

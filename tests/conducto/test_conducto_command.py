@@ -12,6 +12,7 @@ import conducto as co
 from conducto import command, context
 from conducto.arguments import UsageError
 from conducto.errors import NotTakenOver
+from conducto.run.records import Records
 
 pytest_plugins = ["modes"]
 pytestmark = pytest.mark.usefixtures("mode")
@@ -48,6 +49,16 @@ def test_archive_what_went_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, json.loads(out)) == (0, {"1": 1, "12": 1})
     assert not co.data.pipeline.bound(pipeline_id="12").exists("x")
     assert co.data.user.gets("mine") == b"mine"
+
+
+def test_one_that_somebody_resumes_meanwhile_does_not_keep_others_from_being_archived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill()
+    Records(context.open_store(), "1").claim(1)
+    monkeypatch.setattr(Records, "is_running", False)  # nor was it, a moment before
+    assert co.data.archive_quiet(0) == {"12": 1}
+    assert co.data.pipeline.bound(pipeline_id="1").exists("x")
 
 
 @local_only
