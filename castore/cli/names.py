@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
@@ -53,7 +54,8 @@ def _transfer(store: Store, arguments: Namespace, *, rename: bool) -> int:
         raise of_folder(store, error, f"{arguments.verb} -R {arguments.source} TARGET") from error
     if arguments.json:
         for _, target in pairs:
-            print_json(object_document(store.info(target)))
+            with suppress(NameNotFound):  # it is done, and somebody deleted it since
+                print_json(object_document(store.info(target)))
     return exits.OK
 
 

@@ -421,6 +421,19 @@ def test_cp_and_mv(run):
     assert names(run) == ["folder/copy", "seed2"]
 
 
+def test_a_copy_that_somebody_deletes_is_done(run, monkeypatch):
+    info = castore.Store.info
+
+    def deleted(store: castore.Store, name: str) -> ObjectInfo:
+        with castore.open(store.path) as other:
+            other.delete(name)
+        return info(store, name)
+
+    monkeypatch.setattr(castore.Store, "info", deleted)
+    done = run("cp", "seed", "copy", "--json")
+    assert (done.code, done.out, done.err) == (0, b"", "")
+
+
 def test_du(run):
     for name in ("p/a/1", "p/a/2", "p/b/3", "p/4", "p/a.txt", "q/x"):
         run("put", "-", name, stdin=b"12345")
