@@ -193,6 +193,9 @@ class ScopedTransaction:
     def rename(self, source: str, target: str, **options: Any) -> None:
         self._whole.rename(self._scopes.key(source), self._scopes.key(target), **options)
 
+    def set_attributes(self, name: str, **options: Any) -> None:
+        self._whole.set_attributes(self._scopes.key(name), **options)
+
     def delete(self, name: str) -> None:
         self._whole.delete(self._scopes.key(name))
 
