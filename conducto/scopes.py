@@ -179,13 +179,19 @@ class ScopedTransaction:
         self._scopes = scopes
 
     def put(self, name: str, *args: Any, **options: Any) -> castore.ObjectInfo:
-        return self._whole.put(self._scopes.key(name), *args, **options)._replace(name=name)
+        key = self._scopes.key(name)
+        with called(name, key):
+            return self._whole.put(key, *args, **options)._replace(name=name)
 
     def puts(self, name: str, *args: Any, **options: Any) -> castore.ObjectInfo:
-        return self._whole.puts(self._scopes.key(name), *args, **options)._replace(name=name)
+        key = self._scopes.key(name)
+        with called(name, key):
+            return self._whole.puts(key, *args, **options)._replace(name=name)
 
     def open(self, name: str, *args: Any) -> Any:
-        return _renamed(self._whole.open(self._scopes.key(name), *args), name)
+        key = self._scopes.key(name)
+        with called(name, key):
+            return _renamed(self._whole.open(key, *args), name)
 
     def copy(self, source: str, target: str, **options: Any) -> None:
         self._whole.copy(self._scopes.key(source), self._scopes.key(target), **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,31 @@ def test_ranges_of_several_objects(fs: ConductoFileSystem) -> None:
     assert isinstance(nowhere, FileNotFoundError)
     with pytest.raises(FileNotFoundError):
         fs.cat_ranges(paths, 0, 1, on_error="raise")
+
+
+def test_a_touch_keeps_what_is_there(fs: ConductoFileSystem) -> None:
+    fs.pipe_file("user/a", b"1")
+    before = fs.modified("user/a")
+    fs.touch("user/a", truncate=False)
+    assert (fs.cat_file("user/a"), fs.modified("user/a") > before) == (b"1", True)
+    with fs.transaction:
+        fs.pipe_file("pipeline/b", b"2")
+        fs.touch("pipeline/b", truncate=False)
+    assert fs.cat_file("pipeline/b") == b"2"
+
+
+def test_a_name_that_is_taken_is_told_as_it_was_given(
+    fs: ConductoFileSystem, tmp_path: Path
+) -> None:
+    fs.pipe({"user/a": b"1", "pipeline/a": b"2"})
+    (tmp_path / "file").write_bytes(b"3")
+    for name in ("user/a", "pipeline/a"):
+        for put in (
+            lambda name: fs.pipe_file(name, b"3", mode="create"),
+            lambda name: fs.put_file(str(tmp_path / "file"), name, mode="create"),
+            lambda name: fs.open(name, "xb"),
+        ):
+            for together in (nullcontext(), fs.transaction):
+                with pytest.raises(errors.NameExists) as caught, together:
+                    put(name)
+                assert caught.value.name == name
