@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK
@@ -94,6 +94,17 @@ class NameVerbs(StoreFileSystem):
         places = self._places(path1, self, path2, recursive, maxdepth, after=True)
         kinds = self._kinds(place.source for place in places if place.is_file is None)
         ignores = on_error == "ignore" or (on_error is None and recursive)
+        gone: set[str] = set()
+        while True:
+            try:
+                self._copy([each for each in places if each.source not in gone], kinds, ignores)
+                return
+            except NameNotFound as error:  # deleted since it was found
+                if not ignores or error.name in gone:
+                    raise
+                gone.add(error.name)
+
+    def _copy(self, places: Iterable[Place], kinds: Mapping[str, Kind], ignores: bool) -> None:
         with self._together():
             for source, target, is_file in places:
                 kind = None if is_file else kinds[source]

@@ -284,3 +284,38 @@ def test_a_move_takes_away_only_what_it_has_moved(
     assert fs.find("moved") == ["moved/a", "moved/x1", "moved/x2"]
     fs.mv(["x2", "x3"], ["y", "z"])
     assert fs.find("") == ["d/e/b", "moved/a", "moved/x1", "moved/x2", "there", "y", "z"]
+
+
+def test_a_touch_in_a_transaction_keeps_what_was_put_in_it(fs: CastoreFileSystem) -> None:
+    fs.pipe_file("old", b"1")
+    before = fs.info("old")["mtime"]
+    with fs.transaction:
+        fs.pipe_file("new", b"2")
+        fs.pipe_file("old", b"3")
+        for name in ("new", "old", "none"):
+            fs.touch(name, truncate=False)
+    assert fs.cat(["new", "old", "none"]) == {"new": b"2", "old": b"3", "none": b""}
+    assert fs.info("old")["mtime"] > before
+
+
+@pytest.mark.parametrize("on_error", [None, "ignore", "raise"])
+def test_what_is_deleted_while_it_is_copied(
+    fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch, on_error: str | None
+) -> None:
+    fs.pipe({f"d/{i}": b"%d" % i for i in range(4)})
+    commit = castore.Transaction.commit
+
+    def deleted_then(self: castore.Transaction) -> None:
+        monkeypatch.setattr(castore.Transaction, "commit", commit)
+        fs.store.delete("d/1")
+        fs.store.delete("d/3")
+        commit(self)
+
+    monkeypatch.setattr(castore.Transaction, "commit", deleted_then)
+    if on_error == "raise":
+        with pytest.raises(FileNotFoundError, match="d/1"):
+            fs.cp("d", "e", recursive=True, on_error=on_error)
+        assert fs.find("e") == []
+    else:
+        fs.cp("d", "e", recursive=True, on_error=on_error)
+        assert fs.cat("e", recursive=True) == {"e/0": b"0", "e/2": b"2"}
