@@ -52,20 +52,35 @@ def states_of(
     """The state of every node, from those of its Execs. Without a runner that `is_alive` nothing
     is running."""
     found: dict[Node, State] = {}
-    for node in reversed([*root.stream()]):
+    idle = set()  # groups without a command: whether they are done, those before them say
+    nodes = [*root.stream()]
+    for node in reversed(nodes):
         if any(above.skip for above in node.lineage()):
             found[node] = State.SKIPPED
         elif isinstance(node, Exec):
             known = execs.get(str(node))
             found[node] = known.state if known else State.PENDING
         else:
-            state = _group_state(node, [found[child] for child in node.children.values()])
+            below = {found[child] for child in node.children.values() if child not in idle}
+            if below <= {State.SKIPPED}:
+                idle.add(node)
+            state = _group_state(node, below)
             found[node] = State.KILLED if state is State.RUNNING and not is_alive else state
+    begun = {root: True}
+    for node in nodes:
+        if node in idle and not begun[node]:
+            found[node] = State.PENDING
+        goes_on = begun[node]
+        for child in node.children.values():
+            begun[child] = goes_on
+            if node.is_ordered and goes_on:
+                state = found[child]
+                stops = state not in GOOD and getattr(node, "stop_on_error", False)
+                goes_on = state in ENDED and not stops
     return found
 
 
-def _group_state(node: Node, below: list[State]) -> State:
-    states = set(below)
+def _group_state(node: Node, states: set[State]) -> State:
     if State.RUNNING in states:
         return State.RUNNING
     if State.KILLED in states:

@@ -127,6 +127,20 @@ def test_nothing_runs_without_a_runner() -> None:
     assert states_of(root, {}, is_alive=False)[root["s"]] == State.PENDING
 
 
+def test_what_was_not_begun_is_pending_though_there_is_nothing_to_run_in_it() -> None:
+    """Such as what a Lazy will be."""
+    root = group(co.Serial, a="", lazy=co.Lazy("make"), b=group(co.Serial, e=co.Parallel()))
+    nothing = states_of(root, {}, is_alive=False)
+    assert set(nothing.values()) == {State.PENDING}
+    failed = states_of(root, {"/a": Attempts("/a", State.ERROR)}, is_alive=False)
+    assert failed.pop(root) == failed.pop(root["a"]) == State.ERROR
+    assert set(failed.values()) == {State.PENDING}
+    execs = {"/a": Attempts("/a", State.DONE)}
+    assert states_of(root, execs)[root["lazy"]] == State.PENDING
+    execs["/lazy/Generate"] = Attempts("/lazy/Generate", State.DONE)
+    assert set(states_of(root, execs).values()) == {State.DONE}
+
+
 def test_one_that_runs_again_comes_last() -> None:
     root = group(co.Parallel, a="", b="")
     progress = Progress(root)
@@ -157,8 +171,11 @@ def test_any_tree_ends_and_its_states_agree_with_those_of_its_commands(seed: int
     assert progress.next() is None
     derived = states_of(root, execs)
     assert derived[root] == progress.states[root]
-    for node, state in progress.states.items():
-        if state in ENDED:
+    for node in root.stream():
+        state = progress.states.get(node, State.PENDING)
+        if any(above.skip for above in node.lineage()):
+            assert derived[node] == State.SKIPPED
+        elif state in ENDED or state is State.PENDING:
             assert derived[node] == state, node
 
 
