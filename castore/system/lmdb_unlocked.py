@@ -272,6 +272,10 @@ class UnlockedCursor:
         self._node = self._leaf.first_from(key)
         return self._node < len(self._leaf) or self._to_next_leaf()
 
+    def set_key(self, key: bytes) -> bool:
+        """Go to this very key; whether it is there."""
+        return self.set_range(key) and self.key() == key
+
     def next(self) -> bool:
         """To the key behind its own; False, and it is behind the end, where there is none."""
         if self._leaf is None:

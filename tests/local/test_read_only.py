@@ -82,6 +82,7 @@ with castore.open(sys.argv[1], create=False, read_only=sys.argv[2] == "True") as
     store.backup(sys.argv[3] + "/backup")
     report = store.check(read_data=True)
     assert report.clean and report.read_frames, report
+    assert store.gc(dry_run=True).objects == 6
     for write in (lambda: store.puts("x", b"1"), lambda: store.delete("small"), store.gc):
         try:
             write()
@@ -128,6 +129,7 @@ def test_the_command_of_another_user(folder: Path, tmp_path: Path, as_reader: An
         "check --read-data": 0,
         f"get -R n {tmp_path}/there": 0,
         f"backup {tmp_path}/names": 0,
+        "gc --dry-run": 0,
         "gc": 12,
         "rm small": 12,
         f"put {__file__} x": 12,
@@ -213,6 +215,7 @@ def test_the_command_on_a_read_only_mount(
         f"get n/1 {tmp_path}/got": 0,
         f"export n {tmp_path}/exported": 0,
         f"backup {tmp_path}/names": 0,
+        "gc --dry-run": 0,
         "gc": 12,
         "rm small": 12,
         f"put {__file__} x": 12,

@@ -71,10 +71,11 @@ def test_every_move_of_a_cursor(both: Any) -> None:
         keys = [key for key, _ in theirs.cursor(table)] + [b"", b"\xff" * 50]
         with theirs.cursor(table) as one, ours.cursor(name) as other:
             for _ in range(4000):
-                move = draw.choice(("first", "last", "set_range", "next", "prev", "next", "prev"))
-                if move == "set_range":
+                moves = ("first", "last", "set_range", "set_key", "next", "prev", "next", "prev")
+                move = draw.choice(moves)
+                if move in ("set_range", "set_key"):
                     key = draw.choice(keys)[: draw.randint(1, 40)] or b"\0"
-                    found = (one.set_range(key), other.set_range(key))
+                    found = (getattr(one, move)(key), getattr(other, move)(key))
                 elif not one.key() and move in ("next", "prev"):
                     continue  # LMDB goes to an end then, and nobody asks for it
                 else:
