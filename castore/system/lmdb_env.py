@@ -107,6 +107,8 @@ class Index:
         `views` of the map. Keep it short, and leave with copies."""
         if self._pid != os.getpid():
             self._open_again()
+        elif self._was_replaced():
+            self._reopen()
         assert self._env is not None
         try:
             try:
@@ -173,6 +175,17 @@ class Index:
                 f"the index {self.path} was removed while it was in use: make it anew (castore "
                 "index rebuild), or restore it from a backup (castore restore)",
             )
+
+    def _was_replaced(self) -> bool:
+        """Whether there is another index in its place, as a rebuild or a restore puts it there, and
+        what is open is of the past. Who made it had the store alone, but for readers without a
+        lock. Where there is none, as between two renames, what is open is as good as ever."""
+        if not isinstance(self._env, UnlockedEnvironment):
+            return False
+        try:
+            return os.stat(os.path.join(self.path, "data.mdb")).st_ino != self._inode
+        except OSError:
+            return False
 
     def _adopt_map(self) -> None:
         """Open the environment again, with the larger map that another process gave it."""
@@ -241,7 +254,10 @@ class Index:
             raise
         if is_new:
             sync_folder(self.path)  # LMDB syncs its files, not that they are there
-        self._inode = os.stat(os.path.join(self.path, "data.mdb")).st_ino
+        if isinstance(env, UnlockedEnvironment):
+            self._inode = env.inode()
+        else:
+            self._inode = os.stat(os.path.join(self.path, "data.mdb")).st_ino
         self._env = env
         self._pid = os.getpid()
 

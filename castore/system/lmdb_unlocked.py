@@ -90,6 +90,10 @@ class UnlockedEnvironment:
     def last_transaction(self) -> int:
         return self._newest_meta().txn_id
 
+    def inode(self) -> int:
+        """Of the file that is read, whatever is in its place by now."""
+        return os.fstat(self._file.fileno()).st_ino
+
     def copy(self, txn: UnlockedTransaction, fd: int) -> None:
         """Write all pages to a file, free ones, too."""
         meta = txn.commit.meta

@@ -234,7 +234,10 @@ def test_read_only_touches_nothing_of_ones_own_store(folder: Path, tmp_path: Pat
         assert store.stats().objects == len(DATA)
         store.export_folder("n", tmp_path / "out")
         assert store.check(read_data=True).clean
+        i = store._catalog._index
+        print("DBG0", i._env)
         store.backup(tmp_path / "backup")
+        print("DBG1", i._env)
         with pytest.raises(ReadOnlyStore):
             store.check(repair=True)
     assert state(folder) == before
@@ -253,6 +256,42 @@ def test_both_kinds_in_one_process(folder: Path) -> None:
         assert reads.check(read_data=True).clean
         with pytest.raises(ReadOnlyStore):
             reads.puts("x", b"1")
+
+
+REPLACES = """
+import sys, castore
+folder, backup, how = sys.argv[1:]
+if how == "compacted":
+    castore.compact_index(folder)
+elif how == "rebuilt":
+    castore.rebuild_index(folder)
+else:
+    castore.restore(backup, folder, force=True)
+print("done", flush=True)
+sys.stdin.readline()
+with castore.open(folder) as store:
+    store.puts("small", b"over")
+    store.puts("new", b"1")
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["compacted", "rebuilt", "restored"])
+def test_an_index_that_takes_the_place_of_the_one_that_is_read(
+    folder: Path, tmp_path: Path, how: str
+) -> None:
+    """Whoever makes it has the store alone, but for who reads without a lock: that one learns what
+    is put from then on, and does not go on with the old file for good."""
+    with castore.open(folder, read_only=True) as store:
+        store.backup(tmp_path / "backup")
+        with Writer(REPLACES, folder, str(tmp_path / "backup"), how) as writer:
+            writer.wait()
+            assert {name: store.gets(name) for name in store.names()} == DATA
+            writer.commit(1)
+        assert (store.gets("small"), store.exists("new")) == (b"over", True)
+        (folder / "index").rename(folder / "away")  # as between the two renames
+        assert store.gets("new") == b"1"
+        (folder / "away").rename(folder / "index")
 
 
 # ---------------------------------------------------------------- while others write
@@ -282,9 +321,9 @@ for number in itertools.count():
 class Writer:
     """Another process, that commits as often as it is told to."""
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, str(folder)],
+            [sys.executable, "-c", program, str(folder), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
