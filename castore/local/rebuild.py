@@ -61,8 +61,7 @@ def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildRepo
     if not os.path.isdir(root):
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     index_path = os.path.join(root, "index")
-    journal = read_journal(root)
-    found = find_config(root, journal)
+    found = find_config(root)
     if found is None:
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     raw_config, config = found
@@ -72,6 +71,7 @@ def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildRepo
 
     with alone(root):
         _put_back(root)
+        journal = read_journal(root)  # not before: who had the store open may have put more
         there = has_index(root)
         if not there and not journal.is_there:
             raise IndexCorrupt(
@@ -225,14 +225,14 @@ def _begin_journal(root: str, config: StoreConfig) -> None:
 # ---------------------------------------------------------------- castore.json
 
 
-def find_config(root: str, journal: JournalReading) -> tuple[bytes, StoreConfig] | None:
+def find_config(root: str) -> tuple[bytes, StoreConfig] | None:
     """castore.json, and what it says; where it is lost or damaged, from what has a copy of it."""
     with contextlib.suppress(FormatError, UnsupportedFormat):
         config = read_config(root)
         if config is not None:
             with open(os.path.join(root, CONFIG), "rb") as file:
                 return file.read(1 << 17), config
-    for text in journal.configs:
+    for text in read_journal(root).configs:
         with contextlib.suppress(FormatError, UnsupportedFormat):
             raw = text.encode()
             return raw, parse_config(raw, root)

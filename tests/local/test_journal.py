@@ -23,6 +23,7 @@ import castore
 from castore.cli import main
 from castore.errors import FormatError, IndexCorrupt, StoreFull, StoreIOError, UnclaimedData
 from castore.format.journal import Kind, decode_block_head, decode_entries
+from castore.local import rebuild
 from castore.local.journal.log import Journal
 from castore.local.journal.scan import blocks, read_journal
 from castore.system.lmdb_env import Index
@@ -513,6 +514,30 @@ def test_an_old_copy_of_the_index_put_back_by_hand(folder: Path, used: bool, rot
         store.gc()
         assert store.check(True).clean
     assert rebuilt(folder) == expected
+
+
+def test_a_put_that_ends_as_a_rebuild_begins_is_not_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into an older index, so that what counts is the journal: as it is once nobody has the store
+    open any more."""
+    shutil.copytree(folder / "index", folder.parent / "old")
+    with castore.open(folder) as store:
+        store.puts("since", b"1" * 5000)
+    lose_index(folder)
+    shutil.copytree(folder.parent / "old", folder / "index")
+    alone = rebuild.alone
+
+    def put_first(root: str) -> Any:
+        with castore.open(folder) as store:
+            store.puts("last", b"2" * 5000)
+        return alone(root)
+
+    monkeypatch.setattr(rebuild, "alone", put_first)
+    castore.rebuild_index(folder)
+    with castore.open(folder) as store:
+        assert read(store) == {**VALUES, "since": b"1" * 5000, "last": b"2" * 5000}
+        assert store.check(True).clean
 
 
 def test_an_older_index_may_be_accepted(folder: Path) -> None:
