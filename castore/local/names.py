@@ -31,7 +31,7 @@ class NameChanges:
         match operation:
             case Publish(name, record, draft, if_absent, over):
                 if over is not None:
-                    self._check_same(name, over)
+                    record = record._replace(mode=self._same(name, over).mode)
                 if draft is not None:
                     record = record._replace(manifest=self._numbers[draft])
                 self._set(name, record, if_absent)
@@ -71,10 +71,12 @@ class NameChanges:
             raise NameExists(name.decode())
         self.changed[name] = self._names.put(name, record)
 
-    def _check_same(self, name: bytes, record: Record) -> None:
+    def _same(self, name: bytes, record: Record) -> Record:
+        """What the name maps to, if that has the record's bytes. Raises ObjectChanged."""
         raw = self._names.get(name)
-        if raw is None or not same_bytes(decode_record(raw), record):
+        if raw is None or not same_bytes(found := decode_record(raw), record):
             raise ObjectChanged(name.decode())
+        return found
 
     def _drop(self, name: bytes) -> bool:
         there = self._names.delete(name)

@@ -61,6 +61,7 @@ class NameWriter:
             return
         while True:
             version = self._unchanged(name, over)
+            record = record._replace(mode=version.head.record.mode)
             try:
                 self.put(name, record, segments, if_match=version.etag)
                 return

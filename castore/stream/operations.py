@@ -24,7 +24,8 @@ class Draft:
 
 class Publish(NamedTuple):
     """The name maps to the record from now on; with a draft, to that draft's manifest. With
-    `over`, only if it maps to the bytes of that record until then: else ObjectChanged."""
+    `over`, only if it maps to the bytes of that record until then, whose mode bits it keeps as they
+    are by then: else ObjectChanged."""
 
     name: bytes
     record: Record

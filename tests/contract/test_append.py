@@ -127,6 +127,21 @@ def test_appended_in_a_transaction(any_store: Any) -> None:
     assert (any_store.gets("new"), any_store.exists("marker")) == (b"1", True)
 
 
+def test_mode_bits_that_are_given_meanwhile_stay(any_store: Any) -> None:
+    for name in ("a", "b"):
+        any_store.puts(name, DATA, mode=0o644)
+    with any_store.open("a", "ab") as file:
+        file.write(b"x")
+        any_store.set_attributes("a", mode=0o600)
+    with any_store.transaction() as t:
+        t.set_attributes("b", mode=0o600)
+        with t.open("b", "ab") as file:
+            file.write(b"x")
+    for name in ("a", "b"):
+        assert any_store.gets(name) == DATA + b"x"
+        assert any_store.info(name).mode == 0o600
+
+
 @pytest.mark.parametrize("how", ["by another", "by itself", "created"])
 def test_a_transaction_that_appends_to_what_changed_publishes_nothing(
     any_store: Any, how: str

@@ -438,8 +438,10 @@ class MemorySession(WriteSession):
             case Publish(name, record, draft, if_absent, over):
                 if if_absent and name in names:
                     raise NameExists(name.decode())
-                if over is not None and not (name in names and same_bytes(names[name], over)):
-                    raise ObjectChanged(name.decode())
+                if over is not None:
+                    if not (name in names and same_bytes(names[name], over)):
+                        raise ObjectChanged(name.decode())
+                    record = record._replace(mode=names[name].mode)
                 if draft is not None:
                     record = record._replace(manifest=next(self._place.numbers))
                     manifests[record.manifest] = tuple(
