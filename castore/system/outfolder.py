@@ -17,6 +17,7 @@ from typing import NamedTuple
 from castore.errors import InvalidName
 from castore.model import encode_name
 from castore.system.fileio import write_all
+from castore.system.open_folders import open_store_of
 
 try:
     from castore import _native
@@ -44,13 +45,15 @@ class OutFolder:
         self._fd = os.open(path, (_FOLDER | os.O_RDONLY) & ~os.O_NOFOLLOW)
         self._lock = threading.Lock()
         self._spelled: dict[str, str] | None = {} if ignores_case(self._fd) else None
+        self._asked: tuple[str, str | None] = ("", None)  # the last folder, and the store it is in
 
     def close(self) -> None:
         os.close(self._fd)
 
     def claim(self, inner: str) -> list[str]:
-        """The parts of the path of a file in this folder. Raises InTheWay for what can't be one, or
-        is one with another name's that was claimed before."""
+        """The parts of the path of a file in this folder. Raises InTheWay for what can't be one,
+        lies inside a store that this process has open, or is one with another name's that was
+        claimed before."""
         parts = inner.split("/")
         if "" in parts:
             raise InTheWay("it has an empty part, which a file's path can't have")
@@ -58,12 +61,22 @@ class OutFolder:
             encode_name(inner)
         except InvalidName as error:
             raise InTheWay(str(error)) from None
+        store = self._store_of(os.path.join(self.path, *parts[:-1]))
+        if store is not None:
+            raise InTheWay(f"{os.path.join(self.path, inner)} lies inside the open store {store}")
         if self._spelled is not None:
             with self._lock:
                 other = self._spelled.setdefault(_folded(inner), inner)
             if other != inner:
                 raise InTheWay(f"it would be one file with {other!r}: the folder ignores case")
         return parts
+
+    def _store_of(self, folder: str) -> str | None:
+        """Files come folder by folder."""
+        asked = self._asked
+        if asked[0] != folder:
+            asked = self._asked = folder, open_store_of(folder)
+        return asked[1]
 
     @contextlib.contextmanager
     def opened(self, parts: Sequence[str]) -> Iterator[int]:

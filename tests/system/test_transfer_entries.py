@@ -431,3 +431,18 @@ def test_progress_comes_to_the_end_and_not_before(
         assert told.sizes == [total]
         assert sum(told.steps) == total
         assert max(told.steps) <= 5_000_000
+
+
+def test_an_export_writes_nothing_into_an_open_store(tmp_path: Path) -> None:
+    """As over its index: what a folder around it was imported from may have had a store there."""
+    with castore.open(tmp_path / "out" / "store") as store:
+        names = ["plain", "store/castore.json", "store/index/data.mdb", "store/new/a"]
+        for name in names:
+            store.puts(name, b"x")
+        report = store.export_folder("", tmp_path / "out")
+        assert (report.files, report.failures) == (1, 3)
+        assert [name for name, _ in report.left_out] == names[1:]
+        assert all("lies inside the open store" in why for _, why in report.left_out)
+        store.puts("after", b"1")
+        assert list(store.names()) == ["after", *names]
+    assert not (tmp_path / "out" / "store" / "new").exists()
