@@ -269,8 +269,9 @@ def put_config(root: str, raw: bytes) -> None:
 
 
 def take_place(root: str, draft: str) -> str:
-    """The draft becomes the index; where the old one is then. If only the first of the two renames
-    happens, the store says that its index is gone, and another restore goes on from there."""
+    """The draft becomes the index; where the old one is then. Where the second of the two renames
+    fails, as on a full disk, the first is taken back. Who is killed between them leaves a store
+    that says that its index is gone, and another rebuild or restore goes on from there."""
     sync_folder(draft)
     path = os.path.join(root, "index")
     kept = ""
@@ -278,7 +279,12 @@ def take_place(root: str, draft: str) -> str:
         now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         kept = os.path.join(root, f"{ASIDE}{now}-{os.urandom(3).hex()}")
         os.rename(path, kept)
-    os.rename(draft, path)
+    try:
+        os.rename(draft, path)
+    except BaseException:
+        if kept:
+            os.rename(kept, path)
+        raise
     sync_folder(root)
     return kept
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -448,6 +449,31 @@ def test_a_restore_that_fails(
     castore.restore(path, folder)
     with castore.open(folder) as store:
         assert read(store) == VALUES
+
+
+@pytest.mark.parametrize("what", ["restore", "rebuild", "compact"])
+def test_an_index_that_can_not_take_its_place_leaves_the_old_one_in_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    path, before = back_up(folder), rows(folder)
+    begin: Callable[[], object] = {
+        "restore": partial(castore.restore, path, folder, force=True),
+        "rebuild": partial(castore.rebuild_index, folder),
+        "compact": partial(castore.compact_index, folder),
+    }[what]
+    rename = os.rename
+
+    def fails(source: Any, target: Any, **options: Any) -> None:
+        if os.path.basename(source).startswith(rebuild.DRAFT):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", fails)
+        with pytest.raises(OSError, match=r"[Nn]o space left"):
+            begin()
+    assert sorted(folder.glob("index*")) == [folder / "index"]
+    assert rows(folder) == before
 
 
 def killed_in(folder: Path, call: str, nth: int, program: str) -> None:
