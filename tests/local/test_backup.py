@@ -181,6 +181,7 @@ def test_a_backup_that_fails(
         return whole(*args, **options)
 
     with castore.open(folder) as store:
+        store.puts("more", b"1")  # the journal has what is not durable yet
         with monkeypatch.context() as patched:
             patched.setattr(os, call, fails)
             expected = StoreFull if code == errno.ENOSPC else StoreIOError

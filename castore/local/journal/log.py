@@ -258,11 +258,14 @@ class Journal:
         return state.whole
 
     def sync(self) -> None:
-        """Make what this process appended durable. Raises OSError."""
+        """Make what this process appended durable. Raises StoreFull, StoreIOError."""
         with self._lock:
             if self._dirty and self._is_ours():
                 self._dirty = False
-                os.fsync(self._fd)
+                try:
+                    os.fsync(self._fd)
+                except OSError as error:
+                    raise storage_error(error, self.folder) from error
 
     def close(self, index: Index) -> None:
         """The end of this process's part. What the journal was found to lack, it gets now, unless
