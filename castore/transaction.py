@@ -44,6 +44,7 @@ from castore.stream.small import SMALL_BYTES_MAX, SmallObject, store_small
 from castore.stream.sourcefile import opened, store_file
 from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import new_file_mode
+from castore.system.forks import ForkLock, Rank
 from castore.system.open_folders import refuse_open_store_paths
 
 StrPath = str | os.PathLike[str]
@@ -78,6 +79,7 @@ class Transaction:
         self._new_mode: int | None = None
         self._operations: list[Operation] = []
         self._open = True
+        self._adding = ForkLock(Rank.LEAF)  # held for a moment: an operation is in, or too late
         self._storing = threading.RLock()  # a session is for one thread at a time
         self._files: weakref.WeakSet[ObjectWriterFile] = weakref.WeakSet()
         self._unfinished: list[str] = []  # names of files that were neither closed nor aborted
@@ -256,7 +258,7 @@ class Transaction:
         A missing source, or with `if_absent` a target that is there, raises at the end.
         """
         keys = encode_name(source), self._check(target, False)
-        self._operations.append(Copy(*keys, time.time_ns(), if_absent))
+        self._add(Copy(*keys, time.time_ns(), if_absent))
 
     def rename(self, source: str, target: str, *, if_absent: bool = False) -> None:
         """As `Store.rename`; visible at the end of the block.
@@ -264,7 +266,7 @@ class Transaction:
         A missing source, or with `if_absent` a target that is there, raises at the end.
         """
         keys = encode_name(source), self._check(target, False)
-        self._operations.append(Copy(*keys, time.time_ns(), if_absent, rename=True))
+        self._add(Copy(*keys, time.time_ns(), if_absent, rename=True))
 
     def set_attributes(
         self, name: str, *, mode: int | None = None, mtime_ns: int | None = None
@@ -276,11 +278,11 @@ class Transaction:
             check_mode(mode)
         if mtime_ns is not None:
             check_time(name, mtime_ns)
-        self._operations.append(SetAttributes(key, mode, mtime_ns))
+        self._add(SetAttributes(key, mode, mtime_ns))
 
     def delete(self, name: str) -> None:
         """As `Store.delete`; a missing name raises NameNotFound at the end of the block."""
-        self._operations.append(Delete(self._check(name, False)))
+        self._add(Delete(self._check(name, False)))
 
     def delete_prefix(self, prefix: str, *, unbounded: bool = False) -> None:
         """As `Store.delete_prefix`; how many there were is in `deleted` after the end.
@@ -298,7 +300,7 @@ class Transaction:
                 raise InvalidName("prefix '': say unbounded=True for every name of the store")
             encoded = encoded.removesuffix(b"/") + b"/"
         if len(encoded) <= NAME_BYTES_MAX:
-            self._operations.append(DeletePrefix(encoded))
+            self._add(DeletePrefix(encoded))
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """The names that start with `prefix`, sorted by their UTF-8 bytes, as they would be if the
@@ -327,7 +329,8 @@ class Transaction:
             if self._unfinished:
                 raise FileStillOpen(self._unfinished[0])
             if self._operations:
-                self.deleted = self._session.commit(self._operations)
+                with self._exclusively():  # what is being stored is too late, and has to end
+                    self.deleted = self._session.commit(self._operations)
 
     def abort(self) -> None:
         """Publish nothing of it. Idempotent, and of no use after a commit."""
@@ -359,9 +362,9 @@ class Transaction:
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:
-        if not self._open:
-            raise StoreClosed("the transaction has ended: begin another")
-        self._open = False
+        with self._adding:
+            self._check_open()
+            self._open = False
         try:
             yield
         finally:
@@ -376,9 +379,18 @@ class Transaction:
         with self._storing:
             yield
 
-    def _check(self, name: str, if_absent: bool) -> bytes:
+    def _add(self, operation: Operation) -> None:
+        """Unless it has ended since the method began: nobody would commit it."""
+        with self._adding:
+            self._check_open()
+            self._operations.append(operation)
+
+    def _check_open(self) -> None:
         if not self._open:
             raise StoreClosed("the transaction has ended: begin another")
+
+    def _check(self, name: str, if_absent: bool) -> bytes:
+        self._check_open()
         key = encode_name(name)
         # The commit decides; this only spares storing what can't be published.
         if if_absent and self._record(key) is not None:
@@ -415,7 +427,7 @@ class Transaction:
     ) -> ObjectInfo:
         if mtime_ns is not None:
             record = record._replace(mtime_ns=mtime_ns)
-        self._operations.append(Publish(encode_name(name), record, draft, if_absent, over))
+        self._add(Publish(encode_name(name), record, draft, if_absent, over))
         return object_info(name, record)
 
 

@@ -437,3 +437,40 @@ def test_a_store_that_is_made_between_two_looks(
     monkeypatch.setattr(folder, "read_config", read)
     with castore.open(tmp_path / "store", create=create) as store:
         assert store.gets("a") == bytes(9000)
+
+
+def test_a_put_that_a_transaction_ends_without_is_told_so(tmp_path: Path) -> None:
+    """In another thread: it does not return as if it were published, nor is what it stores
+    committed while it is at it."""
+    begun, go_on = threading.Event(), threading.Event()
+    outcomes: list[object] = []
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            begun.set()
+            assert go_on.wait(60)
+            return super().read(size)
+
+    with castore.open(tmp_path / "store") as store:
+        transaction = store.transaction()
+        transaction.puts("a", bytes(9000))
+
+        def put() -> None:
+            try:
+                outcomes.append(transaction.put("b", Slow(random.randbytes(9000))))
+            except StoreClosed as error:
+                outcomes.append(error)
+
+        putting = threading.Thread(target=put)
+        putting.start()
+        assert begun.wait(60)
+        committing = threading.Thread(target=transaction.commit)
+        committing.start()
+        committing.join(0.2)
+        go_on.set()
+        for thread in (putting, committing):
+            thread.join(60)
+        [outcome] = outcomes
+        assert isinstance(outcome, StoreClosed)
+        assert list(store.names()) == ["a"]
+        assert store.check(True).clean
