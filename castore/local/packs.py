@@ -277,8 +277,9 @@ class LocalPacks:
             raise FormatError(
                 f"pack {path} is another store's, or another pack: restore it from a backup"
             )
-        while len(self._mapped) >= MAPPINGS_MAX:
-            self._mapped.pop(next(iter(self._mapped)), None)
+        # The oldest go. In one step, as no iterator of a dict is that other threads put to.
+        for old in list(self._mapped)[: max(0, len(self._mapped) - MAPPINGS_MAX + 1)]:
+            self._mapped.pop(old, None)
         self._mapped[pack_id] = mapping
         return mapping
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import oracle
 import pytest
 from frames import encode_frame
+from threads import in_threads
 
 import castore
 from castore.errors import FormatError, PackMissing, PackPoisoned, StoreClosed
@@ -23,6 +26,7 @@ from castore.format.pack import (
     decode_pack_header,
     decode_trailer,
 )
+from castore.local import packs as local_packs
 from castore.local.pack import Placement
 from castore.local.packs import LocalPacks
 from castore.model import Location
@@ -368,6 +372,30 @@ def test_threads_append_to_one_pack(packs: LocalPacks) -> None:
     assert wrong == []
     (path,) = files(packs)
     assert len(list(scanned(path.read_bytes()))) == 4 * 20 * 3
+
+
+def test_threads_that_map_more_packs_than_are_kept(
+    packs: LocalPacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+    for seed in range(12):
+        placement = Placement()
+        made += {at.pack_id for at in packs.append(frames(1, seed=seed), placement)}
+        commit(packs, placement)
+        packs.retire()
+    monkeypatch.setattr(local_packs, "MAPPINGS_MAX", 4)
+
+    def run(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(4000):
+            packs.mapping(draw.choice(made), 64)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        in_threads(*(partial(run, seed) for seed in range(8)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_mappings_grow_with_the_pack_and_outlive_it(packs: LocalPacks) -> None:
