@@ -12,10 +12,18 @@ from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
 from castore.cli.leftout import LeftOut
 from castore.cli.names import of_folder
-from castore.cli.output import complain, object_document, open_progress, print_json, stdout
+from castore.cli.output import (
+    ProgressBar,
+    complain,
+    complain_json,
+    object_document,
+    open_progress,
+    print_json,
+    stdout,
+)
 from castore.cli.stores import open_to_read
-from castore.errors import NameNotFound
-from castore.model import as_prefix, sort_key
+from castore.errors import CastoreError, NameNotFound, describe_os_error
+from castore.model import ObjectInfo, as_prefix, sort_key
 from castore.system.fileio import write_stream
 
 if TYPE_CHECKING:
@@ -46,14 +54,39 @@ def get(arguments: Namespace) -> int:
     label = names[0] if len(names) == 1 else f"{len(names)} objects"
     with open_to_read(arguments) as store, open_progress(label) as progress:
         if progress is not None:
-            progress.fix_size(sum(store.size(name) for name in names if store.exists(name)))
+            progress.fix_size(sum(_size_of(store, name) for name in names))
 
         def write(path: str) -> None:
-            info = store.get(paths[path], path, progress=progress)
+            info = _written(store, paths[path], path, progress, goes_on=len(paths) > 1)
             if arguments.json:
                 print_json({"file": path, **object_document(info)})
 
-        return _each(store, list(paths), write, paths)
+        return _each(store, list(paths), write, paths, as_json=arguments.json)
+
+
+def _size_of(store: Store, name: str) -> int:
+    """0 for what is missing or damaged: why, is told when it is its turn."""
+    try:
+        return store.size(name)
+    except (NameNotFound, *exits.DAMAGE):
+        return 0
+
+
+def _written(
+    store: Store, name: str, path: str, progress: ProgressBar | None, *, goes_on: bool
+) -> ObjectInfo:
+    """Raises Failure for what keeps this file from being written, and not the others that come
+    after it."""
+    if os.path.isdir(path):  # which `Store.get` takes for where to put the file
+        raise Failure(f"{path} is a folder")
+    try:
+        return store.get(name, path, progress=progress)
+    except OSError as error:
+        from castore.transfer.export import NO_MORE_WRITES
+
+        if not goes_on or isinstance(error, CastoreError) or error.errno in NO_MORE_WRITES:
+            raise
+        raise Failure(describe_os_error(error)) from error
 
 
 def cat(arguments: Namespace) -> int:
@@ -77,7 +110,7 @@ def _refuse_json(arguments: Namespace) -> None:
 
 def _print_objects(names: list[str], arguments: Namespace) -> int:
     with open_to_read(arguments) as store:
-        return _each(store, names, lambda name: _print_object(store, name), {})
+        return _each(store, names, lambda name: _print_object(store, name), {}, as_json=False)
 
 
 def _print_object(store: Store, name: str) -> None:
@@ -85,7 +118,12 @@ def _print_object(store: Store, name: str) -> None:
 
 
 def _each(
-    store: Store, items: list[str], work: Callable[[str], None], names: dict[str, str]
+    store: Store,
+    items: list[str],
+    work: Callable[[str], None],
+    names: dict[str, str],
+    *,
+    as_json: bool,
 ) -> int:
     """`work` on each; one that is missing or damaged does not take the others' bytes away."""
     codes = []
@@ -96,7 +134,11 @@ def _each(
         except (Failure, NameNotFound, *exits.DAMAGE) as error:
             if len(items) == 1:
                 raise
-            complain(f"{names.get(item, item)} is left out: {error}")
+            name = names.get(item, item)
+            if as_json:
+                complain_json({"left_out": {"what": name, "reason": str(error)}})
+            else:
+                complain(f"{name} is left out: {error}")
             codes.append(exits.code_of(error))
     return exits.worst(codes)
 

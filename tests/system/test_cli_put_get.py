@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import random
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +16,8 @@ import pytest
 from cli_runs import DATA, fails, make_tree, names
 
 import castore
+from castore.errors import NameNotFound
+from castore.store import Store
 from castore.transfer.imports import Source, batches
 
 
@@ -252,6 +257,56 @@ def test_get_and_cat_of_several_go_on(run, tmp_path):
     assert {name: (tmp_path / name).read_bytes() for name in ("a", "seed", "z")} == {
         **{"a": b"1", "seed": b"seed", "z": b"2"},
     }
+
+
+def test_get_of_several_leaves_out_what_cannot_be_written(run, tmp_path):
+    long = "n" * 300  # as a name it will do, and not as a file's
+    for name in ("a", long, "taken", "z"):
+        run("put", "-", name, stdin=b"1")
+    (tmp_path / "out" / "taken").mkdir(parents=True)
+    result = run("get", "a", long, "taken", "z", tmp_path / "out")
+    assert result.code == 1
+    assert result.err.splitlines() == [
+        f"castore: {long} is left out: {tmp_path}/out/{long}: File name too long",
+        f"castore: taken is left out: {tmp_path}/out/taken is a folder",
+    ]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "taken", "z"]
+    assert os.listdir(tmp_path / "out" / "taken") == []
+    fails(run("get", "taken", tmp_path / "out"), 1, f"{tmp_path}/out/taken is a folder")
+
+
+def test_a_full_disk_ends_a_get_of_several(run, tmp_path, monkeypatch):
+    def full(store, name, file, progress=None):
+        asked.append(name)
+        raise OSError(errno.ENOSPC, "No space left on device", file)
+
+    run("put", "-", "a", stdin=b"1")
+    asked = []
+    monkeypatch.setattr(Store, "get", full)
+    fails(run("get", "a", "seed", tmp_path), 1, f"{tmp_path}/a: No space left")
+    assert asked == ["a"]
+
+
+def test_what_a_get_of_several_leaves_out_is_json_where_json_is_asked_for(run, tmp_path):
+    result = run("get", "gone", "seed", tmp_path, "--json")
+    assert (result.code, len(result.documents)) == (14, 1)
+    left_out = {"what": "gone", "reason": "no object is named 'gone'"}
+    assert [json.loads(line) for line in result.err.splitlines()] == [{"left_out": left_out}]
+
+
+def test_the_bar_of_a_get_of_several_bears_a_name_that_goes_meanwhile(run, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def gone(store, name):
+        raise NameNotFound(name)
+
+    run("put", "-", "a", stdin=b"1")
+    monkeypatch.setattr(Store, "size", gone)  # and put anew before it is its turn
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert run("get", "a", "seed", tmp_path).code == 0
+    assert (tmp_path / "seed").read_bytes() == b"seed"
 
 
 def test_many_that_are_left_out_are_counted(run, tmp_path):
