@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypedDict
 
-from castore.errors import InvalidName, NameExists
+from castore.errors import InvalidName, NameExists, SourceChanged, TimeOutOfRange
 from conducto import context
 from conducto.errors import ContextError
 
@@ -40,7 +40,7 @@ def take_over(*, local: bool | None = None, profile: str | None = None) -> Taken
                 done["put"] += 1
             else:
                 done["there_already"] += 1
-        except InvalidName as error:
+        except (InvalidName, SourceChanged, TimeOutOfRange) as error:
             done["left_out"][path] = str(error)
         except OSError as error:
             if error.filename != path:  # it is not about this file
@@ -63,7 +63,8 @@ def _files(base: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
             continue
         for folder, folders, files in os.walk(top, onerror=unreadable):
             folders.sort()
-            for each in sorted(files):
+            links = [each for each in folders if os.path.islink(os.path.join(folder, each))]
+            for each in sorted(files + links):
                 path = os.path.join(folder, each)
                 if os.path.isfile(path) and not os.path.islink(path):
                     yield os.path.relpath(path, base), path

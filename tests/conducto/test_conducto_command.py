@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import castore
 import conducto as co
+from castore.errors import SourceChanged, TimeOutOfRange
 from conducto import command, context
 from conducto.arguments import UsageError
 from conducto.errors import NotTakenOver
@@ -103,6 +106,38 @@ def test_ages() -> None:
     for bad in ("", "d", "7", "7 d", "-7d", "7y", "1e3s"):
         with pytest.raises(UsageError):
             command.age(bad)
+
+
+@local_only
+def test_what_can_not_be_taken_over_is_named_and_the_others_are(
+    mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(context.store_url()).parent / "data"
+    (data / "folder").mkdir(parents=True)
+    for name in ("changing", "folder/last", "old"):
+        (data / name).write_bytes(b"1")
+    (data / "elsewhere").symlink_to("folder")
+    os.utime(data / "old", ns=(0, 1 << 63))  # the year 2262
+    changed = SourceChanged(f"{data}/changing was truncated")
+    put = castore.Transaction.put
+
+    def changes(
+        transaction: castore.Transaction, name: str, source: str, **options: Any
+    ) -> castore.ObjectInfo:
+        if name == "data/changing":
+            raise changed
+        return put(transaction, name, source, **options)
+
+    monkeypatch.setattr(castore.Transaction, "put", changes)
+    code, out, err = run(capsys, "take-over")
+    done = json.loads(out)
+    assert (code, err, done["put"]) == (1, "", 1)
+    assert done["left_out"] == {
+        str(data / "changing"): str(changed),
+        str(data / "elsewhere"): "it is no regular file",
+        str(data / "old"): str(TimeOutOfRange("data/old", 1 << 63)),
+    }
+    assert co.data.user.list() == ["folder/last"]
 
 
 @local_only
