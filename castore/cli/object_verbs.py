@@ -28,7 +28,7 @@ def _put(verbs: Verbs) -> None:
 Chunks that are new may be stored as their difference from those of an older object: the one that
 the name has until then, one that is named alike, or the one that --like names.
 
-With -R, symlinks to files are followed. Files are published in batches of up to 500 files or
+With -R, symlinks to files are followed. Files are published in batches of up to 2,000 files or
 256 MiB: each batch whole or not at all (on S3, each file whole). A file that can't be put is left
 out and named; the others are put, and the exit code is 1.
 """,

@@ -18,7 +18,7 @@ from cli_runs import DATA, fails, make_tree, names
 import castore
 from castore.errors import NameNotFound
 from castore.store import Store
-from castore.transfer.imports import Source, batches
+from castore.transfer.imports import BATCH_BYTES_MAX, BATCH_FILES_MAX, Source, batches
 
 
 def test_put_a_file_under_a_name_a_prefix_or_its_own_name(run, tmp_path):
@@ -386,6 +386,11 @@ def test_batches_are_bounded_by_files_and_by_bytes():
         [1],
     ]
     assert list(batches([])) == []
+
+
+def test_the_help_of_put_tells_how_large_batches_are(run):
+    help_ = run("put", "--help").text
+    assert f"up to {BATCH_FILES_MAX:,} files or\n{BATCH_BYTES_MAX >> 20} MiB" in help_
 
 
 def test_get_to_a_file_a_folder_and_stdout(run, tmp_path):
