@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,12 @@ from castore.tables import parquet_options
 def test_each_caller_gets_options_of_its_own() -> None:
     parquet_options()["use_content_defined_chunking"]["min_chunk_size"] = 1
     assert parquet_options()["use_content_defined_chunking"]["min_chunk_size"] == 32768
+
+
+def test_the_page_shows_the_options_as_they_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tables.md").read_text()
+    [shown] = re.findall(r"^which is\n\n```python\n(.*?)```$", page, re.MULTILINE | re.DOTALL)
+    assert ast.literal_eval(shown) == parquet_options()
 
 
 def test_inserted_rows_leave_the_rest_as_it_was(store: castore.Store, tmp_path: Path) -> None:
