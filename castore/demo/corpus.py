@@ -122,19 +122,31 @@ def write_tar(path: str, corpus: Corpus, edits: Edits | None) -> None:
             for file in corpus.files:
                 if file.inner in removed:
                     continue
-                with open(file.path, "rb") as content:
-                    status = os.fstat(content.fileno())
-                    entry = _tar_entry(file.inner, file.size, int(status.st_mtime))
-                    offset, text = inserted.get(file.inner, (0, b""))
-                    if text:
-                        entry.size += len(text)
-                        entry.mtime += 86_400
-                        tar.addfile(entry, _Spliced(content, offset, text))
-                    else:
-                        tar.addfile(entry, content)
+                try:
+                    _add_file(tar, file, *inserted.get(file.inner, (0, b"")))
+                except OSError as error:
+                    cut_short = error.errno is None  # as tarfile says it
+                    if not cut_short and not isinstance(error, FileNotFoundError):
+                        raise
+                    raise DemoError(
+                        f"{file.path} changed while it was packed: give the demo a folder in "
+                        "which nothing changes"
+                    ) from error
             for inner, data in edits.added.items() if edits else ():
                 tar.addfile(_tar_entry(inner, len(data), 0), io.BytesIO(data))
         os.fsync(raw.fileno())
+
+
+def _add_file(tar: tarfile.TarFile, file: CorpusFile, offset: int, text: bytes) -> None:
+    with open(file.path, "rb") as content:
+        status = os.fstat(content.fileno())
+        entry = _tar_entry(file.inner, file.size, int(status.st_mtime))
+        if text:
+            entry.size += len(text)
+            entry.mtime += 86_400
+            tar.addfile(entry, _Spliced(content, offset, text))
+        else:
+            tar.addfile(entry, content)
 
 
 def _files_below(folder: str, leave_out: Callable[[str], bool]) -> Iterator[CorpusFile]:
@@ -144,7 +156,10 @@ def _files_below(folder: str, leave_out: Callable[[str], bool]) -> Iterator[Corp
         subfolders[:] = sorted(name for name in subfolders if not leave_out(base + name))
         for name in sorted(names):
             path = os.path.join(parent, name)
-            status = os.lstat(path)
+            try:
+                status = os.lstat(path)
+            except FileNotFoundError:  # it went meanwhile
+                continue
             if stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK):
                 yield CorpusFile(path, base + name, status.st_size)
 

@@ -159,6 +159,39 @@ def test_what_cannot_be_done_is_one_line(corpus, temporary, tmp_path, monkeypatc
     assert os.listdir(temporary) == []
 
 
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_file_that_changes_while_it_is_packed_is_one_line(
+    corpus, temporary, monkeypatch, capsys, change
+):
+    def plan(found):
+        edits = plan_edits(found)
+        change(file)
+        return edits
+
+    file = corpus / "part0" / "file0.txt"
+    plan_edits = demo.plan_edits
+    monkeypatch.setattr(demo, "plan_edits", plan)
+    assert main(["demo", str(corpus)]) == 1
+    assert capsys.readouterr() == (
+        "",
+        f"castore: {file} changed while it was packed: give the demo a folder in which nothing "
+        "changes\n",
+    )
+    assert os.listdir(temporary) == []
+
+
+def test_a_file_that_goes_while_they_are_listed_is_left_out(corpus, monkeypatch):
+    def lstat(path):
+        if str(path).endswith("file0.txt"):
+            Path(path).unlink(missing_ok=True)
+        return status(path)
+
+    status = os.lstat
+    monkeypatch.setattr(os, "lstat", lstat)
+    found = demo.choose_corpus(str(corpus), bytes_max=1 << 30)
+    assert len(found.files) == 61
+
+
 def test_files_past_the_limit_are_left_out_and_counted(corpus):
     chosen = demo_corpus.choose_corpus(str(corpus), bytes_max=300_000)
     assert 0 < chosen.size <= 300_000
