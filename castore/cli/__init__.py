@@ -29,12 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores the second
                 signal.signal(number, _exit_on_signal)
     try:
-        with _plain_warnings():
-            code = _run(argv)
+        try:
+            with _plain_warnings():
+                code = _run(argv)
+        except SystemExit as exit_:
+            if exit_.code:  # a signal
+                raise
+            code = 0  # --help, --version
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
-    except SystemExit as exit_:  # --help, --version, a signal
+    except SystemExit as exit_:  # a signal
         return exit_.code if isinstance(exit_.code, int) else 0
     except BaseException as error:
         return _report(error, as_json="--json" in (sys.argv[1:] if argv is None else argv))

@@ -144,6 +144,26 @@ def test_a_reader_that_hangs_up(filled: castore.Store, arguments: list[str]) -> 
     assert done.stderr.read() == b""
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["gc", "--help"]])
+def test_nobody_reads_what_help_prints(filled: castore.Store, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = command(filled, *arguments, stdout=writer)
+    finally:
+        os.close(writer)
+    assert done.stderr is not None
+    assert (done.wait(30), done.stderr.read()) == (exits.BROKEN_PIPE, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_help_to_a_full_disk_is_one_line(filled: castore.Store) -> None:
+    with open("/dev/full", "wb") as full:
+        done = command(filled, "--help", stdout=full)
+    assert done.stderr is not None
+    assert (done.wait(30), done.stderr.read()) == (1, b"castore: No space left on device\n")
+
+
 # ---------------------------------------------------------------- descriptors that have a path
 
 
