@@ -131,8 +131,11 @@ def logs(store: Store, given: dict[str, Value]) -> int:
     found = records.load()
     try:
         node = found.root[f"/{given['node']}"]
-    except KeyError as error:
-        raise RunError(str(error.args[0])) from None
+    except KeyError:
+        raise RunError(
+            f"the pipeline {found.id} has no node {given['node']!r}: conducto show {found.id} "
+            "lists them"
+        ) from None
     if not isinstance(node, Exec):
         below = [str(each) for each in node.stream() if isinstance(each, Exec)]
         raise RunError(f"{node} is no command; those below it: {', '.join(below) or 'none'}")

@@ -418,7 +418,7 @@ def test_what_is_asked_of_a_run_that_it_has_not(pipelines: Pipelines) -> None:
     root["b"] = co.Exec("true")
     done = pipelines.run(root)
     for words, said in (
-        (["logs", done.id, "c"], "there is no node 'c'"),
+        (["logs", done.id, "c/d"], f"{done.id} has no node 'c/d': conducto show {done.id}"),
         (["logs", done.id, "/"], "/ is no command; those below it: /a, /b"),
         (["logs", done.id, "b"], "/b has no attempt 0: it was begun 0 times"),
         (["logs", done.id, "a", "--attempt=x"], "/a has no attempt x"),
