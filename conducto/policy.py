@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conducto.arguments import HelpWanted, Parameter, UsageError, parse
+from conducto.cli import guarded, write_text
 from conducto.context import IDENTITY, ORGANIZATION_DEFAULT
 from conducto.errors import InvalidContext
 from conducto.secrets.paths import PATH_DEFAULT, scope_path, secrets_path
@@ -177,7 +178,7 @@ def main(argv: Sequence[str]) -> int:
     except InvalidContext as error:
         print(f"conducto.policy: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(policy, indent=2))
+    write_text(json.dumps(policy, indent=2) + "\n")
     return 0
 
 
@@ -202,4 +203,4 @@ def _secrets(argv: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded("conducto.policy", lambda: main(sys.argv[1:])))
