@@ -66,7 +66,13 @@ def staged(target_fd: int) -> Iterator[int]:
     can be renamed. It goes, with what is left in it."""
     name = STAGING_PREFIX + os.urandom(8).hex()
     os.mkdir(name, 0o700, dir_fd=target_fd)
-    with entered(name, target_fd) as fd:
+    try:
+        fd = enter(name, target_fd)
+    except BaseException:
+        with suppress(OSError):  # something else is in its place
+            os.rmdir(name, dir_fd=target_fd)
+        raise
+    try:
         own, others = os.fstat(fd), os.fstat(target_fd)
         if own.st_uid != os.geteuid() and others.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise CacheRefused(
@@ -80,6 +86,8 @@ def staged(target_fd: int) -> Iterator[int]:
                 there = os.stat(name, dir_fd=target_fd, follow_symlinks=False)
                 if os.path.samestat(there, own):
                     os.rmdir(name, dir_fd=target_fd)
+    finally:
+        os.close(fd)
 
 
 def _empty(folder_fd: int) -> None:

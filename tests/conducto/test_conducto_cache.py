@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -499,6 +500,25 @@ class TestRestore:
             assert (out / "d/file").read_bytes() == b"new"
             assert os.listdir(tmp_path / "aside") == []
         assert os.listdir(outside) == []
+
+    def test_no_descriptor_is_left_for_the_private_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        user.puts(PATH, archive_of(("file", b"new")))
+        (tmp_path / "there").mkdir()
+        open_ = os.open
+
+        def refuse(name: str, *args: int, **options: int) -> int:
+            if str(name).startswith(STAGING_PREFIX):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+            return open_(name, *args, **options)
+
+        monkeypatch.setattr(os, "open", refuse)
+        for out in ("there", "new/out"):
+            with pytest.raises(OSError, match="Too many open files"):
+                user.restore_cache("deps", "v1", tmp_path / out)
+        assert os.listdir(tmp_path / "there") == []
+        assert not (tmp_path / "new").exists()
 
     def test_a_link_swapped_in_for_a_folder_that_is_made(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
