@@ -14,7 +14,11 @@ rm -f "$copy"/castore/_native*.so
 cd "$copy"
 flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
 CC=$cc CFLAGS=$flags LDFLAGS="-fsanitize=address,undefined" \
-    "$python" setup.py -q build_ext --inplace --force 2>build.log || { cat build.log; exit 1; }
+    "$python" setup.py -q build_ext --inplace --force 2>build.log || {
+    cat build.log
+    echo "does this Python have what a build requires? pip install -e '.[test]'" >&2
+    exit 1
+}
 asan=$($cc -print-file-name=libasan.so)
 [ "$cc" = gcc ] || asan=$($cc -print-file-name=libclang_rt.asan-x86_64.so)
 # Python itself leaks at its end; a mapping that is cut short is what the SIGBUS handler is for.
