@@ -17,6 +17,7 @@ import castore
 from castore.errors import AccessDenied, NameExists, NameNotFound
 from castore.s3 import copies, names, presence, session
 from castore.s3.namespace import writing
+from castore.stream import sourcefile
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
@@ -142,8 +143,12 @@ def test_a_marker_that_is_copied_last_is_there_last(open_proxied: Open, proxy: F
     assert all(0 < other.answered < marker.began for other in proxy.matching("PUT", "/b/a/"))
 
 
-def test_a_folder_in_and_out(open_proxied: Open, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_a_folder_in_and_out(
+    open_proxied: Open, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is there already is learnt from a list; a file that is as it was put is not put."""
+    # Else what is imported within a tick of the clock is read once more by the next import.
+    monkeypatch.setattr(sourcefile, "YOUNG_NS", 0)
     folder = tmp_path / "folder"
     (folder / "a").mkdir(parents=True)
     for i in range(MANY):
