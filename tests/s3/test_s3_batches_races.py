@@ -12,9 +12,10 @@ import pytest
 from gc_races import Machine
 from gc_stores import DAY, HOUR, World, collect
 from linearizability import Call, Value, are_explained
+from memory_s3 import Step
 
 import castore
-from castore.errors import NameExists, NameNotFound, ObjectChanged, StoreIOError
+from castore.errors import NameExists, NameNotFound, ObjectChanged, StoreBusy, StoreIOError
 from castore.format.s3 import NUMBERED_BYTES
 from castore.s3 import versions
 from castore.s3.batches import Batches, SeenRoot
@@ -453,6 +454,32 @@ def test_what_is_put_over_while_its_head_is_read_is_read_anew(
             assert j > 1
             return
     raise AssertionError("it takes more requests than that")
+
+
+def test_who_reads_what_always_changes_is_told(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large head takes two requests: what is put over it between them is not read for ever."""
+    monkeypatch.setattr(namespace_look, "LOOK_BYTES", NUMBERED_BYTES)
+    monkeypatch.setattr(versions, "FIRST_BYTES", NUMBERED_BYTES)
+    monkeypatch.setattr(namespace_look, "ATTEMPTS", 3)
+    world = make_world(batches=True)
+    client = Client(Machine(world, "first"), [], itertools.count())
+    run_all(client, [batch, add])
+    reads, left = Machine(world, "reads"), 20
+    before = reads.actor.before
+
+    def change(step: Step) -> bool:
+        nonlocal left
+        if step.key == "names/x" and left:
+            left -= 1
+            add(client)
+        return before(step)
+
+    monkeypatch.setattr(reads.actor, "before", change)
+    with pytest.raises(StoreBusy, match="kept changing"):
+        reads.store.gets("x")
+    assert left > 10
 
 
 @pytest.mark.parametrize("over", [put, add, batch], ids=["put", "append", "batch"])

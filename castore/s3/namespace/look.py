@@ -170,7 +170,7 @@ class Look:
         self, name: bytes, size: int, unless: str | None = None, *, decisive: bool = False
     ) -> Now | None:
         """With the first `size` bytes of its single; None if that is strong and has the ETag
-        `unless`. `decisive`: the root is read in any case. Raises BatchGone."""
+        `unless`. `decisive`: the root is read in any case. Raises BatchGone, StoreBusy."""
         batches = self.batches
         assert batches is not None
         while True:
@@ -206,8 +206,8 @@ class Look:
             return Now(etag, single, found if counts else None, seen)
 
     def _single(self, name: bytes, size: int, strong: str | None) -> Single | None:
-        """None if it has the ETag `strong`. Raises KeyAbsent."""
-        while True:
+        """None if it has the ETag `strong`. Raises KeyAbsent, StoreBusy."""
+        for _ in range(ATTEMPTS):
             reply = self.bucket.get(
                 name_key(name), byte_range=(0, max(size, LOOK_BYTES)), if_none_match=strong
             )
@@ -224,6 +224,7 @@ class Look:
                 return Single(reply.etag, None, deleted, reply)
             etag = WEAK + reply.etag
             return Single(etag, number, deleted, reply._replace(etag=etag))
+        raise busy(name)
 
     def _verify(self, name: bytes, reply: Reply) -> bool:
         """That a number is what was written, before anything is decided by it: raises FormatError.
