@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Protocol, TypeAlias, TypeVar, cast
 
 from castore.errors import StoreClosed
@@ -23,13 +23,11 @@ from castore.system.fileio import write_all
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_env import Index, Txn
 from castore.system.lmdb_snapshot import Snapshot
-from castore.system.mapping import Mapping
 from castore.system.workers import Workers
 
 FILE_BYTES_MAX = 64 << 20
 BYTES_DEFAULT = 10 << 30
 QUEUE_BYTES_MAX = 32 << 20  # of replies that frames to be written are in
-MAPPED_MAX = 64  # files: a mapping keeps the space of one that was removed
 _ROW = struct.Struct("<16sQI")
 _KEY = struct.Struct(">16sI")
 
@@ -67,7 +65,6 @@ class FrameCache:
         self._queued: dict[tuple[bytes, int], FrameBytes] = {}
         self._batches: dict[object, int] = {}  # bytes of those that are queued
         self._queue_pid = os.getpid()
-        self._mapped: dict[bytes, Mapping] = {}
         self._bad: set[tuple[bytes, int]] = set()
         self._writer = Workers(1)
         self._appending = ForkLock(Rank.LEAF)  # of the file; never taken together with the other
@@ -94,9 +91,16 @@ class FrameCache:
 
         nothing: list[bytes | None] = [None] * len(missing)
         rows = self._cache.read(read, nothing) if missing else nothing
+        wanted: dict[bytes, list[tuple[int, int]]] = {}
         for i, row in zip(missing, rows, strict=True):
             if row is not None and locations[i].place not in self._bad:
-                found[i] = self._frame(row, locations[i].stored_bytes)
+                file, offset, length = _ROW.unpack(row)
+                if length == locations[i].stored_bytes:
+                    wanted.setdefault(file, []).append((i, offset))
+        for file, ats in wanted.items():
+            with contextlib.suppress(OSError):  # evicted, or the disk fails
+                for i, frame in self._read(file, ats, locations):
+                    found[i] = frame
         return found
 
     def put(self, frames: Sequence[tuple[Location, FrameBytes]]) -> None:
@@ -138,8 +142,6 @@ class FrameCache:
         with self._lock:
             self._closed = True
         self._writer.close()
-        with self._lock:
-            self._mapped.clear()
         with self._appending:
             self._let_go()
 
@@ -169,8 +171,6 @@ class FrameCache:
 
         self._cache.write(write)
         with self._lock:
-            for file in evicted:
-                self._mapped.pop(file, None)
             # One that was dropped meanwhile stays bad.
             written = [at.place for at, frame in frames if self._queued.get(at.place) is frame]
             self._bad.difference_update(written)
@@ -182,23 +182,19 @@ class FrameCache:
                 if self._queued.get(location.place) is frame:
                     del self._queued[location.place]
 
-    def _frame(self, row: bytes, stored_bytes: int) -> memoryview | None:
-        file, offset, length = _ROW.unpack(row)
-        if length != stored_bytes:
-            return None
-        mapping = self._mapped.get(file)
-        if mapping is None or len(mapping) < offset + length:
-            try:
-                mapping = Mapping(self._path(file))
-            except (OSError, ValueError):
-                return None  # evicted
-            with self._lock:
-                while len(self._mapped) >= MAPPED_MAX:
-                    del self._mapped[next(iter(self._mapped))]
-                self._mapped[file] = mapping
-        if len(mapping) < offset + length:
-            return None
-        return memoryview(mapping)[offset : offset + length]
+    def _read(
+        self, file: bytes, ats: Sequence[tuple[int, int]], locations: Sequence[Location]
+    ) -> Iterator[tuple[int, bytes]]:
+        """Those of the frames at (index, offset) that are whole in the file. Not mapped: what is
+        cut short while it is used is to be noticed here, and fetched."""
+        fd = os.open(self._path(file), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for i, offset in ats:
+                frame = os.pread(fd, locations[i].stored_bytes, offset)
+                if len(frame) == locations[i].stored_bytes:
+                    yield i, frame
+        finally:
+            os.close(fd)
 
     # ------------------------------------------------------------ while it appends
 

@@ -244,7 +244,7 @@ class StoreCache:
             self._start_over(index)
 
     def close(self) -> None:
-        """Later questions are answered with nothing; files of frames stay mapped where needed."""
+        """Later questions are answered with nothing."""
         self.frames.close()  # writes what is left to write
         with self._lock:
             index, self._index = self._index, None
