@@ -122,10 +122,10 @@ class Bucket:
             for entry in page.get("Contents", ()):
                 yield self._listed(entry)
 
-    def level(self, prefix: str = "") -> Iterator[Sequence[Listed | str]]:
+    def level(self, prefix: str = "", *, start_after: str = "") -> Iterator[Sequence[Listed | str]]:
         """What begins with `prefix`, a page at a time: keys, and in place of all that go on behind
         the next `/` the folder, with its slash, as a string. Each page is in no order."""
-        for page in self._pages(prefix, "", Delimiter="/"):
+        for page in self._pages(prefix, start_after, Delimiter="/"):
             yield [
                 *(self._listed(entry) for entry in page.get("Contents", ())),
                 *(self._relative(entry["Prefix"]) for entry in page.get("CommonPrefixes", ())),

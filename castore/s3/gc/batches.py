@@ -32,7 +32,7 @@ from castore.system.workers import results_of
 
 FORGET_S = 3600.0  # longer than any read takes, from its first request to its last
 ORPHAN_S = 2 * NAMED_S  # longer than from a batch's PUT to the swap that names it
-HIDDEN_S = 86_400.0  # longer than a list takes, which reads the root once, and before the singles
+HIDDEN_S = 86_400.0  # longer than who looks at all names by one root, read before the singles
 # Between a root and what is deleted by it of what does not count. With how late a request may land,
 # and a read that saw it just before (READ_S), that is less than FORGET_S: what hides it stays so
 # long.

@@ -13,8 +13,9 @@ from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.etags import WEAK, is_batched
 from castore.s3.keys import NAMES, name_key, name_of
-from castore.s3.namespace.look import ATTEMPTS, Look, busy, etag_in_batch
+from castore.s3.namespace.look import ATTEMPTS, READ_S, Look, busy, etag_in_batch
 from castore.s3.presence import heads_of, singles_of
+from castore.system.clock import boot_clock
 from castore.system.workers import Workers
 
 NUMBERS_MAX = 1 << 14
@@ -32,12 +33,24 @@ class Listing(Look):
         self, prefix: bytes = b"", start_after: bytes = b"", *, by: SeenRoot | None = None
     ) -> Iterator[Listed]:
         """The manifests of all names that begin with the prefix and sort behind `start_after`, in
-        order, and keys that are no names. Of what is in a batch it is not told when it was put."""
-        after = NAMES + start_after.decode() if start_after else ""
-        singles = self.bucket.list(NAMES + prefix.decode(), start_after=after)
-        for _, counts in self.merged(singles, prefix, start_after, by=by):
-            if counts is not None:
-                yield counts
+        order, and keys that are no names. Of what is in a batch it is not told when it was put. By
+        what the root says now, unless it is told to go `by` another: where it takes long, what the
+        root says is asked for again, and then the singles from there on."""
+        while True:
+            began = boot_clock()
+            key = NAMES + start_after.decode() if start_after else ""
+            singles = self.bucket.list(NAMES + prefix.decode(), start_after=key)
+            for single, counts in self.merged(singles, prefix, start_after, by=by):
+                if by is None and self._is_late(began):
+                    break
+                entry = counts or single
+                assert entry is not None
+                start_after = _name_at(entry)
+                if counts is not None:
+                    yield counts
+            else:
+                if by is not None or not self._is_late(began):
+                    return
 
     def merged(
         self,
@@ -69,12 +82,17 @@ class Listing(Look):
     def level(self, prefix: bytes) -> Iterator[Sequence[Listed | str]]:
         """What begins with the prefix, a page at a time: manifests, and in place of all that go on
         behind the next `/` the key of that folder. Each page is in no order."""
-        pages = self.bucket.level(NAMES + prefix.decode())
-        if self.batches is None:
-            yield from pages
-            return
-        seen = self.batches.fresh()
-        yield from self._merged_level(seen, prefix, pages)
+        start_after = b""
+        while True:
+            began = boot_clock()
+            for page in self._level_behind(prefix, start_after):
+                if self._is_late(began):
+                    break
+                yield page
+                start_after = max([start_after, *map(_name_at, page)])
+            else:
+                if not self._is_late(began):
+                    return
 
     def etags(self, names: Collection[bytes], requests: Workers) -> dict[bytes, str]:
         """Of those that map to something, as far as a list shows singles."""
@@ -110,6 +128,11 @@ class Listing(Look):
 
     # ------------------------------------------------------------ below
 
+    def _is_late(self, began: float) -> bool:
+        """Whether what the root said then may be too old to go on by: what said that a name was
+        deleted is forgotten with the batch that had it."""
+        return self.batches is not None and boot_clock() - began > READ_S
+
     def _seen_for(self, names: Collection[bytes]) -> SeenRoot | None:
         return self.batches.fresh() if self.batches is not None and names else None
 
@@ -135,12 +158,27 @@ class Listing(Look):
                 found[name] = counts.etag
         return found
 
+    def _level_behind(self, prefix: bytes, start_after: bytes) -> Iterator[Sequence[Listed | str]]:
+        key = NAMES + start_after.decode() if start_after else ""
+        if self.batches is None:
+            yield from self.bucket.level(NAMES + prefix.decode(), start_after=key)
+            return
+        seen = self.batches.fresh()
+        pages = self.bucket.level(NAMES + prefix.decode(), start_after=key)
+        for page in self._merged_level(seen, prefix, start_after, pages):
+            # A folder that was shown has names behind its own.
+            yield [each for each in page if _name_at(each) > start_after]
+
     def _merged_level(
-        self, seen: SeenRoot, prefix: bytes, pages: Iterator[Sequence[Listed | str]]
+        self,
+        seen: SeenRoot,
+        prefix: bytes,
+        start_after: bytes,
+        pages: Iterator[Sequence[Listed | str]],
     ) -> Iterator[list[Listed | str]]:
         assert self.batches is not None
         left: dict[bytes, Found | None] = {}  # in batches, in order: names, and folders
-        for found in self.batches.all_below(seen.root, prefix):
+        for found in self.batches.all_below(seen.root, prefix, start_after):
             name = _name(found)
             folder, slash, _ = name[len(prefix) :].partition(b"/")
             if not slash:
@@ -160,8 +198,7 @@ class Listing(Look):
             shown: list[Listed | str | None] = []
             last = b""
             for each in page:
-                key = each if isinstance(each, str) else each.key
-                name = key.removeprefix(NAMES).encode()
+                name = _name_at(each)
                 last = max(last, name)
                 if isinstance(each, str):
                     left.pop(name, None)
@@ -256,6 +293,12 @@ class _Rows:
 def listed(found: Found) -> Listed:
     assert found.row is not None
     return Listed(name_key(found.row.name), found.row.length, etag_in_batch(found), 0.0)
+
+
+def _name_at(entry: Listed | str) -> bytes:
+    """Also of a key that is no name's."""
+    key = entry if isinstance(entry, str) else entry.key
+    return key.removeprefix(NAMES).encode()
 
 
 def _name(found: Found) -> bytes:
