@@ -10,7 +10,9 @@ import pickle
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,9 @@ from castore.errors import (
     EndpointUnreachable,
     RemoteError,
 )
+from castore.s3.client import deadline
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.put_once import put_once
 from castore.s3.client.retries import Backoff
 
 ATTEMPTS = QUICK.attempts
@@ -652,3 +656,28 @@ def test_a_body_that_changed_on_its_way_is_sent_again(rclone_server: Server) -> 
             bucket.put("key", b"0123456789", idempotent=True)
             assert link.count("PUT") == 2
             assert bucket.get("key").body == b"0123456789"
+
+
+@pytest.mark.parametrize("slept", [500.0, 700.0])
+def test_a_write_that_is_signed_long_after_it_was_asked_for_is_not_sent(
+    proxied: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, slept: float
+) -> None:
+    """What it was decided by, as pins, may be gone by then: it is not repeated, either."""
+    clock = itertools.count(0.0, slept)
+    monkeypatch.setattr(deadline, "boot_clock", lambda: next(clock))
+    made: list[bytes] = []
+
+    def make_body(nonce: bytes) -> bytes:
+        made.append(nonce)
+        return nonce
+
+    writes: list[Callable[[], object]] = [
+        lambda: put_once(proxied, "put", make_body),
+        lambda: proxied.delete("there"),
+        lambda: proxied.delete_many(["put"]),
+    ]
+    for write in writes:
+        with suppress(RemoteError) if slept < 600 else pytest.raises(RemoteError, match="too late"):
+            write()
+    assert len(made) == 1
+    assert len(proxy.exchanges) == (len(writes) if slept < 600 else 0)

@@ -36,7 +36,8 @@ from botocore.utils import get_environ_proxies
 from castore.errors import CredentialsError, RemoteError
 from castore.s3.client.address import address_of, is_aws, plain_address
 from castore.s3.client.body import checksum_header
-from castore.s3.client.faults import Broken, Refused
+from castore.s3.client.deadline import deadline_here
+from castore.s3.client.faults import Broken, Late, Refused
 from castore.s3.client.http import HttpSession, read_body
 from castore.s3.client.listed_page import parsed_page, query_of
 from castore.s3.client.settings import S3Settings, checked_endpoint
@@ -127,6 +128,10 @@ class Connection:
             return self._made
 
     def _send(self, request: Any, **_: Any) -> Any:
+        deadline = deadline_here()
+        # It is signed: what is sent was signed in time, whenever it lands.
+        if deadline is not None and deadline.is_late():
+            raise Late
         return self._http.send_whole(request, REPLY_BYTES_MAX)
 
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:

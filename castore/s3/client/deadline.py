@@ -14,7 +14,12 @@ import threading
 import time
 from typing import Any
 
+from castore.system.clock import boot_clock
+
 BYTES_PER_SECOND_MIN = 16 << 10
+# From when a write is asked for to when it is signed: it was decided by what may not hold for ever,
+# as pins do not, and the machine may sleep in between.
+SIGNED_WITHIN_S = 600.0
 
 _current = threading.local()
 
@@ -25,6 +30,7 @@ class Deadline:
     def __init__(self, timeout_s: float) -> None:
         self.expired = False
         self._timeout_s = timeout_s
+        self._asked = boot_clock()
         self._began: float | None = None  # not while it waits for its turn
         self._moved = 0
         self._connection: Any = None
@@ -37,6 +43,10 @@ class Deadline:
 
     def __exit__(self, *_: object) -> None:
         _current.deadline = None
+
+    def is_late(self) -> bool:
+        """Whether it was asked for too long ago for what is signed by now."""
+        return boot_clock() - self._asked > SIGNED_WITHIN_S
 
     def left_s(self) -> float:
         """At least so long it still has."""

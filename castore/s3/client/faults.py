@@ -101,6 +101,14 @@ class Broken(Exception):
         self.hopeless = hopeless
 
 
+class Late(Broken):
+    """It was not sent, and is not to be without another look: what it was decided by is old."""
+
+    def __init__(self) -> None:
+        reason = "the machine slept, or was too busy, before it was sent: repeat it"
+        super().__init__(reason, sent=False, hopeless=True)
+
+
 class Fault(Exception):
     """One attempt that failed: `error` is what the user reads if it was the last."""
 
@@ -160,6 +168,8 @@ def fault_of(failure: Refused | Broken, request: Request) -> Exception:
 def _of_broken(broken: Broken, request: Request) -> Fault:
     if broken.sent:
         error: Exception = RemoteError(f"{_asked(request)} broke off: {broken.reason}")
+    elif isinstance(broken, Late):
+        error = RemoteError(f"{_asked(request)} was too late: {broken.reason}")
     else:
         error = EndpointUnreachable(request.endpoint, broken.reason)
     return Fault(error, repeat=not broken.hopeless, unknown=broken.sent)
