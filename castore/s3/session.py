@@ -146,6 +146,7 @@ class S3Session(WriteSession):
         seen = self._names.etags(present, absent)
         check(operations, present | absent, seen.keys())
         self._names.compare(operations)
+        self._reliance.check()
         deleted = 0
         with self._waiting_for_names():
             for group in groups(operations):

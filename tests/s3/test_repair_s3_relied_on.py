@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gc_stores import DAY, World, collect, noise
+from gc_stores import DAY, HOUR, World, collect, noise
+from memory_s3 import Actor, Step
 
+from castore.errors import StoreIOError
+from castore.s3 import reliance
 from castore.s3.check.repair import S3Repair
 from castore.s3.client.bucket import Bucket
 from castore.s3.keys import DAMAGED_ANY, HINTS, PACKS
@@ -87,6 +90,32 @@ def test_the_next_put_of_the_bytes_stores_them_anew(
     for name in stores:
         assert world.open("reader").gets(name) == DATA, name
     is_whole(world)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_put_of_hours_does_not_rely_on_what_was_marked_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    """Its bytes were let go of when they were known. One that is quick asks once."""
+    monkeypatch.setattr(reliance, "boot_clock", lambda: world.server.clock)
+    with world.open("own") as own:
+        own.puts("a", DATA)
+    actor = Actor("other")
+    other = world.open("other", actor)
+    writing = other.open("b", "wb")
+    writing.write(DATA + noise(9_000_000, 2))
+    asked = actor.steps.count(Step("HEAD", DAMAGED_ANY))
+    assert asked == 1
+    if not slow:
+        writing.close()
+        assert actor.steps.count(Step("HEAD", DAMAGED_ANY)) == asked
+        return
+    damage(world, flip)
+    world.open("repairs").check(repair=True)
+    world.pass_time(HOUR)
+    with pytest.raises(StoreIOError, match="repeat the put"):
+        writing.close()
+    assert "b" not in world.open("judge").names()
 
 
 def marks(world: World) -> list[str]:
