@@ -63,7 +63,8 @@ static int fill(int fd, const struct new_file *file)
     return error == 0 && file->has_time ? set_time(fd, file->mtime_ns) : error;
 }
 
-/* 0 once the file is in its place, whole; else nothing is left of it. What has the name stays. */
+/* 0 once the file is in its place, whole; else nothing is left of it. What has the name stays, but
+   for a file that comes while this one is written: an export replaces files. */
 static int write_file(int folder, const struct new_file *file)
 {
     struct stat taken;
@@ -289,8 +290,8 @@ static PyMethodDef functions[] = {
      "Write new files, each whole or not at all, in the open folder `folder`: of each (draft, name,\n"
      "buffer, mode, mtime_ns or None) the bytes go to a file of the name `draft`, which must not be\n"
      "there, and which then gets the name. For each the error number of what went wrong, or 0;\n"
-     "EEXIST where there is something of the name, which stays. Both names are bytes. Raises\n"
-     "TypeError, ValueError, OverflowError."},
+     "EEXIST where there is something of the name, which stays; a file that comes meanwhile is\n"
+     "replaced. Both names are bytes. Raises TypeError, ValueError, OverflowError."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -141,7 +141,8 @@ class NewFile(NamedTuple):
 def write_new(folder: int, files: Sequence[NewFile]) -> list[bool]:
     """Write files that are not there yet in the open folder, each as `replacing` and `finish` do.
     Whether each is in its place: of one that is not, nothing is left, and nothing of the name was
-    touched. Why, is told to who writes it by itself."""
+    touched. Why, is told to who writes it by itself. A file that comes meanwhile is replaced, as
+    `replacing` does it."""
     if _native is None:
         return [_written(folder, file) for file in files]
     drafts = os.urandom(8 * len(files)).hex()
