@@ -175,7 +175,9 @@ class _Attempts:
         with self._server._lock:
             self._tally("HEAD", "")
 
-    def call(self, action: str, key: str, operation: str, **parameters: Any) -> dict[str, Any]:
+    def call(
+        self, action: str, key: str, operation: str, *, decided: bool = False, **parameters: Any
+    ) -> dict[str, Any]:
         kind, work = {
             "put_object": ("PUT", self._put),
             "delete_object": ("DELETE", self._delete),

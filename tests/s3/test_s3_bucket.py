@@ -681,3 +681,14 @@ def test_a_write_that_is_signed_long_after_it_was_asked_for_is_not_sent(
             write()
     assert len(made) == 1
     assert len(proxy.exchanges) == (len(writes) if slept < 600 else 0)
+
+
+def test_what_waited_long_for_its_turn_is_sent_if_nothing_decided_it(
+    proxied: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As packs on a slow link, and what is read."""
+    clock = itertools.count(0.0, 7000.0)
+    monkeypatch.setattr(deadline, "boot_clock", lambda: next(clock))
+    proxied.put("pack", b"1", idempotent=True)
+    assert (proxied.get("pack").body, proxied.head("pack").size) == (b"1", 1)
+    assert len(proxy.exchanges) == 3

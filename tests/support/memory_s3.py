@@ -172,7 +172,9 @@ class MemoryAttempts:
     def head_bucket(self) -> None:
         self._ask("HEAD", "s3:ListBucket", "", lambda: None)
 
-    def call(self, action: str, key: str, operation: str, **parameters: Any) -> dict[str, Any]:
+    def call(
+        self, action: str, key: str, operation: str, *, decided: bool = False, **parameters: Any
+    ) -> dict[str, Any]:
         kind, work = {
             "put_object": ("PUT", self._put),
             "delete_object": ("DELETE", self._delete),

@@ -127,11 +127,13 @@ class Attempts:
                 raise BucketNotFound(self.settings.bucket, endpoint) from failure
             raise self._fault_of(failure, "s3:ListBucket", "") from failure
 
-    def call(self, action: str, key: str, operation: str, **parameters: Any) -> dict[str, Any]:
+    def call(
+        self, action: str, key: str, operation: str, *, decided: bool = False, **parameters: Any
+    ) -> dict[str, Any]:
         """A call of the client, named as its method; `action` is IAM's name for it. Its answer,
-        with the server's `Date` in seconds."""
+        with the server's `Date` in seconds. `decided`: not if it is signed long after now."""
         try:
-            return self._called(operation, **parameters)
+            return self._called(operation, decided=decided, **parameters)
         except (Refused, Broken) as failure:
             conditional = "IfNoneMatch" in parameters or "IfMatch" in parameters
             fault = self._fault_of(failure, action, key, conditional=conditional)
@@ -158,18 +160,25 @@ class Attempts:
 
     # ------------------------------------------------------------ what an answer tells
 
-    def _called(self, operation: str, **parameters: Any) -> dict[str, Any]:
-        answer, began = self._answered(lambda there: there.call(operation, **parameters))
+    def _called(
+        self, operation: str, *, decided: bool = False, **parameters: Any
+    ) -> dict[str, Any]:
+        answer, began = self._answered(
+            lambda there: there.call(operation, **parameters), decided=decided
+        )
         self._bucket_seen = True
         headers = answer["ResponseMetadata"]["HTTPHeaders"]
         answer["Date"] = self._note_date(headers.get("date"), began)
         return answer
 
-    def _answered(self, ask: Callable[[Connection], T]) -> tuple[T, float]:
+    def _answered(
+        self, ask: Callable[[Connection], T], *, decided: bool = False
+    ) -> tuple[T, float]:
         """What is answered, and when it was asked for. Raises Refused, Broken."""
         began = time.time()
 
-        deadline = Deadline(self.settings.connect_timeout_s + self.settings.read_timeout_s)
+        timeout_s = self.settings.connect_timeout_s + self.settings.read_timeout_s
+        deadline = Deadline(timeout_s, decided=decided)
 
         def send() -> T:
             nonlocal began

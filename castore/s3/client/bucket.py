@@ -159,7 +159,14 @@ class Bucket:
         is none; `if_match`: only over that ETag. Raises PreconditionFailed (KeyAbsent for an
         `if_match` where there is none), and OutcomeUnknown unless `idempotent`: the same bytes
         again do no harm, whatever happened in between."""
-        once = partial(self.put_attempt, key, body, if_none_match=if_none_match, if_match=if_match)
+        once = partial(
+            self.put_attempt,
+            key,
+            body,
+            if_none_match=if_none_match,
+            if_match=if_match,
+            decided=not idempotent,
+        )
         if not idempotent:
             return retry_once(key, once, self.backoff)
         if if_none_match or if_match is not None:
@@ -167,9 +174,16 @@ class Bucket:
         return retry(once, self.backoff)
 
     def put_attempt(
-        self, key: str, body: Body, *, if_none_match: bool = False, if_match: str | None = None
+        self,
+        key: str,
+        body: Body,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        decided: bool = True,
     ) -> Reply:
-        """A put that is signed and sent once. Raises Fault where `put` might go on."""
+        """A put that is signed and sent once; if it was `decided` by what was seen before, not long
+        after now. Raises Fault where `put` might go on."""
         settings = self.settings
         given = {
             "IfNoneMatch": "*" if if_none_match else None,
@@ -181,7 +195,13 @@ class Bucket:
         parameters = {name: value for name, value in given.items() if value is not None}
         sent, size = payload(body)
         written = self._attempts.call(
-            "s3:PutObject", key, "put_object", Key=settings.key(key), Body=sent, **parameters
+            "s3:PutObject",
+            key,
+            "put_object",
+            decided=decided,
+            Key=settings.key(key),
+            Body=sent,
+            **parameters,
         )
         return reply_of(written, size)
 
@@ -225,7 +245,7 @@ class Bucket:
 
         def once() -> dict[str, Any]:
             return self._attempts.call(
-                "s3:DeleteObject", "", "delete_objects", Delete={"Objects": entries}
+                "s3:DeleteObject", "", "delete_objects", decided=True, Delete={"Objects": entries}
             )
 
         answer = retry_once(versions[0][0], once, self.backoff)
@@ -237,7 +257,12 @@ class Bucket:
         parameters = {} if if_match is None else {"IfMatch": if_match}
         try:
             self._attempts.call(
-                "s3:DeleteObject", key, "delete_object", Key=self.settings.key(key), **parameters
+                "s3:DeleteObject",
+                key,
+                "delete_object",
+                decided=True,
+                Key=self.settings.key(key),
+                **parameters,
             )
         except KeyAbsent:
             if if_match is not None:
@@ -250,7 +275,7 @@ class Bucket:
         def once() -> None:
             objects = [{"Key": self.settings.key(key)} for key in left]
             answer = self._attempts.call(
-                "s3:DeleteObject", "", "delete_objects", Delete={"Objects": objects}
+                "s3:DeleteObject", "", "delete_objects", decided=True, Delete={"Objects": objects}
             )
             for entry in answer.get("Deleted", ()):
                 left.pop(self._relative(entry["Key"]), None)

@@ -17,8 +17,8 @@ from typing import Any
 from castore.system.clock import boot_clock
 
 BYTES_PER_SECOND_MIN = 16 << 10
-# From when a write is asked for to when it is signed: it was decided by what may not hold for ever,
-# as pins do not, and the machine may sleep in between.
+# From when a write is asked for to when it is signed, if it was decided by what may not hold for
+# ever, as pins do not: the machine may sleep in between.
 SIGNED_WITHIN_S = 600.0
 
 _current = threading.local()
@@ -27,8 +27,10 @@ _current = threading.local()
 class Deadline:
     """Of one request: entered by the thread that sends it, watched by the one that waits for it."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, *, decided: bool) -> None:
+        """`decided`: it is a write by what was seen before."""
         self.expired = False
+        self._decided = decided
         self._timeout_s = timeout_s
         self._asked = boot_clock()
         self._began: float | None = None  # not while it waits for its turn
@@ -46,7 +48,7 @@ class Deadline:
 
     def is_late(self) -> bool:
         """Whether it was asked for too long ago for what is signed by now."""
-        return boot_clock() - self._asked > SIGNED_WITHIN_S
+        return self._decided and boot_clock() - self._asked > SIGNED_WITHIN_S
 
     def left_s(self) -> float:
         """At least so long it still has."""
