@@ -3,6 +3,8 @@ read, or the last copy of anything."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from stores import change_rows, contents, fill, flip, read, rows, small
 import castore
 from castore.format.index import decode_pack_row, decode_record, segment_key
 from castore.format.segment import decode_segment
+from castore.local.check.pack_files import is_locked
 from castore.local.check.repair_objects import ObjectRepair
 from castore.local.check.repair_packs import PackRepair
 from castore.local.check.repair_rows import RowRepair
@@ -160,6 +163,45 @@ def test_a_writer_that_died_holds_up_nothing(folder: Path) -> None:
     change_rows(folder, b"names", {b"n/01": None})
     assert not any("repeat" in line for line in castore.check_store(folder, repair=True).repaired)
     assert not path.exists()
+
+
+def test_what_is_published_as_a_repair_looks_gets_no_other_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the snapshot and the look for its lock, which the writer has let go by then."""
+    change_rows(folder, b"names", {b"n/01": b"garbled" * 11})
+    program = """
+import random, sys, castore
+from castore.local import session
+session.SEGMENTS_MAX = 1
+with castore.open(sys.argv[1]) as store, store.open("large", "wb") as file:
+    for i in range(4):
+        file.write(random.Random(i).randbytes(4 << 20))
+    print("staged", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", program, str(folder)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "staged\n"
+        looks = is_locked
+        asked = []
+
+        def publish_first(path: str) -> bool:
+            if not asked:
+                writer.communicate()
+            asked.append(path)
+            return looks(path)
+
+        monkeypatch.setattr("castore.local.check.segments.is_locked", publish_first)
+        castore.check_store(folder, repair=True)
+    assert asked
+    assert writer.returncode == 0
+    assert 16 << 20 not in map(len, kept(folder))
+    assert VALUES["n/01"] in kept(folder)
+    with castore.open(folder) as store:
+        assert store.size("large") == 16 << 20
 
 
 # ---- what is odd -------------------------------------------------------------------------------

@@ -208,8 +208,10 @@ class ObjectRepair:
         # Before those with a name: what is staged in between is not taken for one without.
         manifests = {manifest_of(key) for key, _ in all_segments(index)}
         with index.gate, index.snapshot() as txn:
-            taken = named_manifests(index, txn) | self.emptied
-            taken |= pending_manifests(index, txn, self._root, self._packs.replaced)
+            taken = pending_manifests(index, txn, self._root, self._packs.replaced)
+        # After their writers' locks: who has let go of one by then has its name in this snapshot.
+        with index.gate, index.snapshot() as txn:
+            taken |= named_manifests(index, txn) | self.emptied
         for manifest in sorted(manifests - taken):
             self._name_orphan(manifest)
 
