@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from xxhash import xxh3_64_intdigest
 
-from castore.errors import FormatError, IndexCorrupt, fault_of
+from castore.errors import CommitUnknown, FormatError, IndexCorrupt, fault_of
 from castore.format.index import (
     MANIFEST_ORDER_MAX,
     TOTALS_BYTES,
@@ -38,8 +39,9 @@ def release_freed_pages(index: Index) -> None:
     """Let the next transaction have the pages that the last one freed, by one between the two that
     changes nothing. LMDB gives out what the transaction before the last freed, or an earlier one:
     the last one's pages are of the state that a crash goes back to. So where two in a row each
-    write most of a table anew, the index has it three times, and else twice. Raises as a commit."""
-    with index.write_gate, index.errors, index.begin() as txn:
+    write most of a table anew, the index has it three times, and else twice. Raises as a commit,
+    but no CommitUnknown: whether this one landed is no matter."""
+    with suppress(CommitUnknown), index.write_gate, index.errors, index.begin() as txn:
         row = txn.get(STORE_ID, db=index.meta)
         if row is not None:
             txn.put(STORE_ID, row, db=index.meta)

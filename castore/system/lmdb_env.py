@@ -140,15 +140,21 @@ class Index:
             )
         if self._pid != os.getpid():
             self._open_again()
+        self._check_readers(self._lmdb())
+        try:
+            return self._begin()
+        except lmdb.MapResizedError:
+            self._adopt_map()
+        return self._begin()
+
+    def _begin(self) -> Txn:
         env = self._lmdb()
-        self._check_readers(env)
-        self._before = env.info()["last_txnid"]
         # No variable has the transaction: of an interrupt here, the traceback would keep it open.
         try:
             return env.begin(write=True)
-        except lmdb.MapResizedError:
-            self._adopt_map()
-        return self._lmdb().begin(write=True)
+        finally:
+            # Not before: it may have waited for the transactions of other processes.
+            self._before = env.info()["last_txnid"]
 
     def _lmdb(self) -> lmdb.Environment:
         assert self._env is not None

@@ -23,6 +23,8 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
 )
+from castore.local import catalog
+from castore.system.lmdb_env import Index
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -259,6 +261,60 @@ def test_a_commit_that_fails_while_others_commit(
         lmdb.open = real
     commits.how = ""
     check(watched, other=b"o")
+
+
+def test_a_commit_that_fails_after_it_waited_for_another(
+    watched: castore.Store, commits: FailingCommit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was committed before it began says nothing of it: a definite error."""
+    program = "import sys, castore\nwith castore.open(sys.argv[1]) as s: s.puts('other', b'o')"
+    begin, waited = oracle.WatchedEnvironment.begin, []
+
+    def begin_behind_another(environment: Any, *args: Any, **options: Any) -> Any:
+        if options.get("write") and not waited:
+            waited.append(oracle.run_program(program, watched.path))
+        return begin(environment, *args, **options)
+
+    watched.puts("first", b"from here on the environment is watched")
+    monkeypatch.setattr(oracle.WatchedEnvironment, "begin", begin_behind_another)
+    commits.how = "before"
+    with pytest.raises(StoreIOError) as caught:
+        watched.puts("small", b"small")
+    commits.how = ""
+    assert waited
+    assert not isinstance(caught.value, CommitUnknown)
+    watched.delete("first")
+    check(watched, other=b"o")
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+def test_a_transaction_that_changes_nothing_leaves_nothing_unknown(
+    watched: castore.Store, commits: FailingCommit, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The one before a commit of many rows: what becomes of it is no matter."""
+    release = catalog.release_freed_pages
+
+    def fail(index: Index) -> None:
+        commits.how = how
+        with monkeypatch.context() as patched:
+            if how == "before":
+
+                def refused(*args: Any, **options: Any) -> Any:
+                    raise lmdb.Error("injected: Too many open files")
+
+                patched.setattr(lmdb, "open", refused)
+            try:
+                release(index)
+            finally:
+                commits.how = ""
+
+    monkeypatch.setattr(catalog, "release_freed_pages", fail)
+    value = some_bytes(600_000, 3)
+    watched.puts("many rows", value)
+    monkeypatch.undo()
+    assert watched.gets("many rows") == value
+    watched.delete("many rows")
+    check(watched)
 
 
 @pytest.mark.parametrize("how", ["before", "after"])
