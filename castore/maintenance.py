@@ -52,7 +52,8 @@ def rebuild_index(
     read of the old index, and from the journal; the old index is kept. On S3 it is this machine's
     cache, and the hints for other machines. `options` are those of `castore.open`.
 
-    Raises StoreLocked while a local store is in use; IndexCorrupt if its names can't be read.
+    Raises StoreLocked while a local store is in use; IndexCorrupt if its names can't be read;
+    StoreFull, StoreIOError.
     """
     if is_remote(store):
         with open_store(store, create=False, **options) as opened:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import glob
 import os
+from collections.abc import Iterator
 
 from castore.errors import (
+    CastoreError,
     FormatError,
     NotAStore,
     StoreIOError,
@@ -84,6 +87,17 @@ def read_config(root: str) -> StoreConfig | None:
         return None
     except NotADirectoryError:
         raise NotAStore(f"{root} is a file, not a store's folder") from None
+
+
+@contextlib.contextmanager
+def typed_errors(root: str) -> Iterator[None]:
+    """Errors of the system within it, about files of the store, are castore's."""
+    try:
+        yield
+    except CastoreError:
+        raise
+    except OSError as error:
+        raise storage_error(error, str(error.filename or root)) from error
 
 
 # ---------------------------------------------------------------- pid namespaces

@@ -26,7 +26,14 @@ from castore.errors import FormatError, IndexCorrupt, StoreNotFound, Unsupported
 from castore.format.journal import Entry, JournalPlace
 from castore.format.pack import StoreConfig
 from castore.local import meta
-from castore.local.folder import CONFIG, INDEX_BYTES_MIN, alone, read_config, write_new
+from castore.local.folder import (
+    CONFIG,
+    INDEX_BYTES_MIN,
+    alone,
+    read_config,
+    typed_errors,
+    write_new,
+)
 from castore.local.journal.files import FOLDER, generations, log_path
 from castore.local.journal.log import PLACE, Journal, read_unclaimed
 from castore.local.journal.replay import clear_names, drop_unnamed, fill, replay
@@ -57,7 +64,12 @@ class Sources:
 def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildReport:
     """Make the index of the store in the folder anew, with all names that can be read, and
     castore.json if it is lost. Raises StoreLocked while anybody has the store open; IndexCorrupt if
-    none of its names can be read, so that only a backup helps."""
+    none of its names can be read, so that only a backup helps; StoreFull, StoreIOError."""
+    with typed_errors(root):
+        return _rebuild(root, progress)
+
+
+def _rebuild(root: str, progress: Progress | None) -> RebuildReport:
     if not os.path.isdir(root):
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     index_path = os.path.join(root, "index")

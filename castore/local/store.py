@@ -14,10 +14,10 @@ import atexit
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from castore.errors import CastoreError, NotAStore, StoreIOError, StoreLocked, StoreNotFound
+from castore.errors import NotAStore, StoreIOError, StoreLocked, StoreNotFound
 from castore.format.pack import StoreConfig, encode_config
 from castore.local.catalog import LocalCatalog
 from castore.local.folder import (
@@ -26,6 +26,7 @@ from castore.local.folder import (
     find_config,
     read_config,
     share,
+    typed_errors,
     write_new,
 )
 from castore.local.journal.files import journal_bytes
@@ -37,7 +38,7 @@ from castore.stream.chunker import Chunker
 from castore.stream.config import new_config
 from castore.stream.session import WriteSession
 from castore.system import forks
-from castore.system.fileio import make_durable_folder, of_file, storage_error, sync_folder
+from castore.system.fileio import make_durable_folder, of_file, sync_folder
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_env import open_index
 from castore.system.lockfile import LockFile
@@ -235,7 +236,7 @@ def open_local(
 ) -> LocalStore:
     """The process's one LocalStore on `path`, made if it is not there and `create` is true."""
     root = os.path.realpath(path)
-    with _registry_lock, _typed_errors(root):
+    with _registry_lock, typed_errors(root):
         config = find_config(root)
         if config is None:
             if not create or read_only:
@@ -256,16 +257,6 @@ def open_local(
             return store
         store = _registry[key] = LocalStore(root, config, read_only=read_only)
         return store
-
-
-@contextlib.contextmanager
-def _typed_errors(root: str) -> Iterator[None]:
-    try:
-        yield
-    except CastoreError:
-        raise
-    except OSError as error:
-        raise storage_error(error, str(error.filename or root)) from error
 
 
 def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> None:

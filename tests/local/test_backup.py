@@ -452,6 +452,30 @@ def test_a_restore_that_fails(
         assert read(store) == VALUES
 
 
+@pytest.mark.parametrize(
+    ("call", "code"),
+    failures(["mkdir", "open", "fsync", "rename"], [errno.ENOSPC, errno.EIO, errno.EMFILE]),
+)
+def test_a_rebuild_that_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    before = rows(folder)
+    whole = getattr(os, call)
+
+    def fails(*args: Any, **options: Any) -> Any:
+        if call != "open" or rebuild.DRAFT in str(args[0]):
+            raise OSError(code, os.strerror(code))
+        return whole(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fails)
+        with pytest.raises(StoreFull if code == errno.ENOSPC else StoreIOError):
+            castore.rebuild_index(folder)
+    assert rows(folder) == before
+    castore.rebuild_index(folder)
+    assert rows(folder) == before
+
+
 @pytest.mark.parametrize("what", ["restore", "rebuild", "compact"])
 def test_an_index_that_can_not_take_its_place_leaves_the_old_one_in_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
