@@ -135,8 +135,8 @@ class WholeVerbs(NameVerbs):
         report is then that of another check, and names what is lost; its `repaired` says what was
         done. In place of True, `repair` may be the report of a check with all data read, just now.
 
-        Raises IndexCorrupt where LMDB's pages are damaged; StoreLocked; ReadOnlyStore (a repair);
-        ValueError for a share that is none.
+        Raises IndexCorrupt where LMDB's pages are damaged; StoreLocked; ReadOnlyStore, StoreFull,
+        StoreIOError (a repair); ValueError for a share that is none.
 
         >>> _ = store.puts("greeting", b"hello, world")
         >>> report = store.check(read_data=True)

@@ -525,7 +525,7 @@ def test_a_repair_that_fails(
 
     with castore.open(folder) as store, monkeypatch.context() as patched:
         patched.setattr(os, call, fails)
-        with pytest.raises(OSError):
+        with pytest.raises(castore.CastoreError):
             store.check(repair=True)
         assert left[0] <= 0
         patched.undo()

@@ -27,6 +27,7 @@ from castore.local.check.repair_places import mend_places
 from castore.local.check.repair_rows import RowRepair
 from castore.local.check.run import check_local
 from castore.local.check.segments import named_manifests, pending_manifests, segments_of
+from castore.local.folder import typed_errors
 from castore.local.gc.collect import LOCK as GC_LOCK
 from castore.local.locks import CollectorLock, PackLocks
 from castore.local.meta import GC_SEQ, next_number
@@ -60,7 +61,7 @@ class LocalRepair:
     ) -> CheckReport:
         """The report of a check after the repair. All data is read once, by this or by the check
         that `found` is the report of; then only packs that something was wrong with, or that have
-        come since."""
+        come since. Raises StoreFull, StoreIOError."""
         stages = Stages(progress)
         check = partial(check_local, self._root, fraction=1, threads=threads, progress=stages)
         before = found or check()
@@ -68,7 +69,8 @@ class LocalRepair:
         with CollectorLock(os.path.join(self._root, GC_LOCK)) as lock:
             try:
                 self._packs.retire()
-                done = self.run(before)
+                with typed_errors(self._root):
+                    done = self.run(before)
             finally:
                 lock.unlock()
         report = check(sound=self.sound)
