@@ -234,10 +234,7 @@ def test_read_only_touches_nothing_of_ones_own_store(folder: Path, tmp_path: Pat
         assert store.stats().objects == len(DATA)
         store.export_folder("n", tmp_path / "out")
         assert store.check(read_data=True).clean
-        i = store._catalog._index
-        print("DBG0", i._env)
         store.backup(tmp_path / "backup")
-        print("DBG1", i._env)
         with pytest.raises(ReadOnlyStore):
             store.check(repair=True)
     assert state(folder) == before
