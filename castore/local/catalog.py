@@ -58,8 +58,32 @@ class LocalCatalog(NameReader):
     def __init__(self, index: Index, journal: Journal, config: StoreConfig) -> None:
         super().__init__(index)
         self._journal = journal
+        self._config = config
         self._groups = GroupCommits(index, self._write_group)
-        self._check_whose(config)
+        self.check_whose()
+
+    def check_whose(self) -> None:
+        """Have the index say whose it is, if it can be written and does not yet. Raises
+        IndexCorrupt if it is another store's."""
+        index, config = self._index, self._config
+        store_id = config.store_id
+        with index.gate, index.snapshot() as txn:
+            found = txn.get(STORE_ID, db=index.meta)
+        if found is None and index.writable:
+            # Whoever made the index may have died before it was durable.
+            sync_folder(index.path)
+            sync_folder(os.path.dirname(index.path))
+            with index.write_gate, index.errors, index.begin() as txn:
+                if txn.put(STORE_ID, store_id, db=index.meta, overwrite=False):
+                    txn.put(CONFIG, encode_config(config), db=index.meta)
+                    start_journal(index, txn)
+                found = txn.get(STORE_ID, db=index.meta)
+        # A flipped bit is for a check to find and a repair to put right: both open the store.
+        if found not in (None, store_id) and not is_damaged_id(found, store_id):
+            raise IndexCorrupt(
+                f"the index {index.path} belongs to another store: bring this one's back, or "
+                "restore it from a backup (castore restore)"
+            )
 
     @property
     def journal(self) -> Journal:
@@ -183,26 +207,6 @@ class LocalCatalog(NameReader):
             elif draft.staged:
                 tables.pending.delete(segment_key(number, 0))
         return numbers
-
-    def _check_whose(self, config: StoreConfig) -> None:
-        index, store_id = self._index, config.store_id
-        with index.gate, index.snapshot() as txn:
-            found = txn.get(STORE_ID, db=index.meta)
-        if found is None and index.writable:
-            # Whoever made the index may have died before it was durable.
-            sync_folder(index.path)
-            sync_folder(os.path.dirname(index.path))
-            with index.write_gate, index.errors, index.begin() as txn:
-                if txn.put(STORE_ID, store_id, db=index.meta, overwrite=False):
-                    txn.put(CONFIG, encode_config(config), db=index.meta)
-                    start_journal(index, txn)
-                found = txn.get(STORE_ID, db=index.meta)
-        # A flipped bit is for a check to find and a repair to put right: both open the store.
-        if found not in (None, store_id) and not is_damaged_id(found, store_id):
-            raise IndexCorrupt(
-                f"the index {index.path} belongs to another store: bring this one's back, or "
-                "restore it from a backup (castore restore)"
-            )
 
 
 def _restore_rows(tables: Tables, batch: Batch) -> None:

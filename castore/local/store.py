@@ -88,6 +88,7 @@ class LocalStore:
         if self._read_only:
             self._share()
             self._index.take_locks()
+            self.catalog.check_whose()
             self._read_only = False
 
     def session(

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import rows
 
 import castore
 from castore.errors import IndexChanged, PermissionDenied, ReadOnlyStore
+from castore.local.catalog import LocalCatalog
+from castore.local.meta import CONFIG, STORE_ID
 from castore.system.lmdb_env import Index
 
 NOBODY = 65534
@@ -253,6 +256,32 @@ def test_both_kinds_in_one_process(folder: Path) -> None:
         assert reads.check(read_data=True).clean
         with pytest.raises(ReadOnlyStore):
             reads.puts("x", b"1")
+
+
+def test_a_store_whose_creation_was_cut_off_is_read_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right before its index said whose it is: who writes then has it say so."""
+    folder = tmp_path / "store"
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalCatalog, "__init__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            castore.open(folder)
+    with castore.open(folder, read_only=True) as reads:
+        assert list(reads.names()) == []
+        with castore.open(folder) as writes:
+            writes.puts("name", b"1")
+        assert reads.gets("name") == b"1"
+    assert {STORE_ID, CONFIG} <= rows(folder)[b"meta"].keys()
+    with castore.open(folder) as store:
+        store.gc()
+    shutil.rmtree(folder / "index")
+    report = castore.rebuild_index(folder)
+    assert (report.names, report.lost_names) == (1, [])
 
 
 REPLACES = """
