@@ -328,6 +328,40 @@ def test_a_store_without_a_journal_gets_one(folder: Path) -> None:
     assert rebuilt(folder) == {**VALUES, "later": b"1"}
 
 
+def test_a_snapshot_has_nothing_that_the_log_may_lose(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what another process commits while it is written, behind a sync by another thread."""
+    program = "import sys, castore\nwith castore.open(sys.argv[1]) as s: s.puts('other', b'o')"
+    durable: dict[int, int] = {}  # bytes of each file that was synced, by its inode
+    found: list[tuple[int, int]] = []
+    fsync, rename, write_snapshot = os.fsync, os.rename, Journal._write_snapshot
+
+    def noted(fd: int) -> None:
+        fsync(fd)
+        durable[os.fstat(fd).st_ino] = os.fstat(fd).st_size
+
+    def looked_at(source: Any, target: Any) -> None:
+        status = logs(folder)[-1].stat()
+        found.append((durable[status.st_ino], status.st_size))
+        rename(source, target)
+
+    def beside(journal: Journal, *args: Any) -> bool:
+        journal.sync()  # as a backup does
+        oracle.run_program(program, folder)
+        return write_snapshot(journal, *args)
+
+    with castore.open(folder) as store, monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", noted)
+        patched.setattr(os, "rename", looked_at)
+        patched.setattr(Journal, "_write_snapshot", beside)
+        catalog = store._catalog
+        catalog.journal.rotate(catalog.index)  # type: ignore[union-attr]
+    [(synced, size)] = found
+    assert synced == size
+    assert rebuilt(folder) == {**VALUES, "other": b"o"}
+
+
 @pytest.mark.parametrize("call", ["open", "fsync", "rename", "unlink"])
 @pytest.mark.parametrize("nth", [1, 2, 3])
 @pytest.mark.sampled(6)

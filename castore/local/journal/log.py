@@ -230,8 +230,10 @@ class Journal:
         draft = os.path.join(self.folder, f"{generation:016x}.draft")
         try:
             whole = self._write_snapshot(index, draft, generation, place.seq)
-            # What it has of later transactions is to be in the log, too, whatever happens.
-            self.sync()
+            # What it has of later transactions is to be in the log, too, whatever happens: those of
+            # other processes as well, and whichever log this one has open by now.
+            with descriptor(log_path(self.folder, generation)) as fd:
+                os.fsync(fd)
             if not whole:
                 os.unlink(draft)
                 return
