@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import oracle
 import pytest
+from between import change_after_each_read
 from collected import assert_rows_complete, damage, everything, first_extents, pack_files, sparse
 from sessions import rows, small_stages, some_bytes
 
@@ -29,6 +31,7 @@ from castore.errors import (
 )
 from castore.format.index import decode_chunk_row
 from castore.format.segment import SegmentBuilder, decode_segment
+from castore.local.gc.mark import Marker
 from castore.local.gc.repack import SMALL_PACKS_MAX
 from castore.model import Location
 from castore.s3.cache.unused import UNUSED_S, collect_caches
@@ -460,6 +463,71 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be(store: castore.Store) 
         "bytes_freed",
     ):
         assert getattr(foretold, field) == getattr(report, field) > 0, field
+
+
+def test_a_dry_run_beside_a_rename(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last name to the first, while names are read: it is alive by either of them."""
+    monkeypatch.setattr("castore.local.gc.mark.NAMES_PER_READ", 1)
+    for name in "bcd":
+        store.puts(name, some_bytes(30_000, ord(name)))
+    store._backend.packs.retire()  # type: ignore[union-attr]
+    for reads in range(14):
+        store.puts("e", some_bytes(30_000, 5))
+        with monkeypatch.context() as patched:
+            waits = [lambda: None] * reads
+            change_after_each_read(patched, [*waits, lambda: store.rename("e", "a")])
+            foretold = store.gc(dry_run=True)
+        assert (foretold.manifests_removed, foretold.chunks_removed) == (0, 0), reads
+        store.delete("a")
+        store.gc()
+
+
+def test_a_dry_run_beside_a_collection_finds_no_damage(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has taken the first of an object's segments, of a name that was there just now."""
+    store.puts("large", some_bytes(8 << 20, 3))
+    read_names = Marker._read_names
+    make_decisive = Marker.make_decisive
+    calls: list[str] = []
+
+    def fail_second(marker: Marker, txn: Any) -> None:
+        calls.append("decisive")
+        if len(calls) == 3:
+            raise StoreFull("injected")
+        make_decisive(marker, txn)
+
+    def then_collect_half(marker: Marker) -> None:
+        read_names(marker)
+        if not calls:
+            calls.append("collect")
+            store.delete("large")
+            with pytest.raises(StoreFull):
+                store.gc()
+
+    monkeypatch.setattr("castore.local.gc.sweep.SEGMENTS_MAX", 1)
+    monkeypatch.setattr(Marker, "_read_names", then_collect_half)
+    monkeypatch.setattr(Marker, "make_decisive", fail_second)
+    foretold = store.gc(dry_run=True)
+    assert calls == ["collect", "decisive", "decisive"]
+    assert (foretold.objects, foretold.manifests_removed) == (0, 1)
+
+
+def test_a_dry_run_beside_a_collection_that_takes_leftovers(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Path(store.path) / "index.new-0a1b2c"
+    left.mkdir()
+    (left / "data.mdb").write_bytes(b"of a rebuild that was killed")
+    scandir = os.scandir
+
+    def taken(path: Any) -> Any:
+        if path == str(left):
+            shutil.rmtree(left)
+        return scandir(path)
+
+    monkeypatch.setattr("castore.local.gc.claim.os.scandir", taken)
+    assert store.gc(dry_run=True).leftovers_removed == 0
 
 
 def test_one_collector_at_a_time(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import calendar
 import os
 import shutil
 import time
+from contextlib import suppress
 
 from castore.errors import UnclaimedData
 from castore.local.journal.log import LOG_BYTES_MIN, UNCLAIMED, Journal
@@ -49,15 +50,17 @@ def tend(root: str, index: Index, journal: Journal) -> None:
 
 def remove_leftovers(root: str, *, dry_run: bool) -> tuple[int, int]:
     """(folders, bytes) of indexes that were never finished, and of those that were replaced a month
-    ago. Whoever makes one has the store alone, so nobody does now."""
+    ago. Whoever makes one has the store alone, so nobody does now; beside a dry run, a collection
+    may take one."""
     folders = size = 0
     for name in sorted(os.listdir(root)):
         path = os.path.join(root, name)
         if os.path.islink(path) or not os.path.isdir(path):
             continue  # none that castore made
         if name.startswith(_DRAFT) or (name.startswith(_ASIDE) and _is_old(name)):
-            folders += 1
-            size += sum(entry.stat().st_blocks * 512 for entry in os.scandir(path))
+            with suppress(FileNotFoundError):
+                size += sum(entry.stat().st_blocks * 512 for entry in os.scandir(path))
+                folders += 1
             if not dry_run:
                 shutil.rmtree(path)
     return folders, size

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
-from castore.errors import CostsNothing
+from castore.errors import CostsNothing, FormatError
 from castore.local.catalog import LocalCatalog
 from castore.local.gc.claim import claim, remove_leftovers, tend
 from castore.local.gc.mark import SEGMENT_BYTES, Marker
@@ -21,13 +22,16 @@ from castore.local.gc.parts import Parts
 from castore.local.gc.repack import Repacker
 from castore.local.gc.sweep import ROW_BYTES, Sweeper
 from castore.local.locks import CollectorLock
+from castore.local.meta import GC_SEQ, read_number
 from castore.local.packs import LocalPacks
 from castore.model import Progress, Stages
 from castore.stream.repack_choice import PackFacts
 from castore.stream.reports import GcOptions, GcReport
+from castore.system.lmdb_env import Index
 
 LOCK = "castore.gc"
 REPACK_BELOW = 0.5
+FORETELLS_MAX = 3
 
 
 def collect(
@@ -50,10 +54,10 @@ def collect(
     repack_below = REPACK_BELOW if options.repack_below is None else options.repack_below
     began = time.monotonic()
     index, dry_run = catalog.index, options.dry_run
-    report = GcReport(dry_run=dry_run)
-    collection = _Collection(Parts(index, packs, seed, report, Stages(progress)))
 
     def run() -> GcReport:
+        report = GcReport(dry_run=dry_run)
+        collection = _Collection(Parts(index, packs, seed, report, Stages(progress)))
         claim(root, index, catalog.journal, accept=options.accept_unclaimed, dry_run=dry_run)
         if dry_run:
             collection.run(repack_below, options.max_repack_bytes)
@@ -70,7 +74,7 @@ def collect(
         return report
 
     if dry_run:
-        report = run()
+        report = _foretell(index, run)
     else:
         with CollectorLock(os.path.join(root, LOCK)) as lock:
             try:
@@ -79,6 +83,23 @@ def collect(
                 lock.unlock()
     report.duration_s = time.monotonic() - began
     return report
+
+
+def _foretell(index: Index, run: Callable[[], GcReport]) -> GcReport:
+    """A dry run, which holds up no collection: what one takes meanwhile is not damage."""
+    for _ in range(FORETELLS_MAX):
+        before = _gc_seq(index)
+        try:
+            return run()
+        except FormatError:
+            if _gc_seq(index) == before:
+                raise
+    return run()
+
+
+def _gc_seq(index: Index) -> int:
+    with index.gate, index.snapshot() as txn:
+        return read_number(index, txn, GC_SEQ)
 
 
 class _Collection:
@@ -93,7 +114,10 @@ class _Collection:
     def run(self, repack_below: float, max_repack_bytes: int | None) -> None:
         self._begin_marking()
         self.marker.mark()
-        self.marker.catch_up_outside()
+        if self._report.dry_run:
+            self.marker.look_again()
+        else:
+            self.marker.catch_up_outside()
         self.sweeper.sweep_manifests()
         self.sweeper.sweep_chunks()
         marks = self.marker.marks

@@ -18,6 +18,7 @@ from castore.errors import FormatError
 from castore.format.index import Record, decode_record, manifest_of, segment_key, segment_place
 from castore.format.segment import Segment, decode_segment
 from castore.local.gc.parts import Parts
+from castore.local.index_walk import pages
 from castore.local.locks import PackLocks
 from castore.local.meta import GC_SEQ, last_manifest, next_number
 from castore.local.tables import Tables
@@ -141,6 +142,20 @@ class Marker:
                     changes = self.catch_up(txn, CHANGES_PER_READ)
             if changes <= CHANGES_LEFT:
                 return
+
+    def look_again(self) -> None:
+        """Mark what came to life since, as far as a dry run can, for which nobody writes down what
+        changes: what was renamed while names were read is found by its new one."""
+        index = self._index
+        for page in pages(index, index.names):
+            found = {self._record(name, raw).manifest for name, raw in page}
+            with index.gate, index.snapshot() as txn:
+                for manifest in found:
+                    if manifest and manifest not in self._named:
+                        self._mark_manifest(txn, manifest, 0)
+                        self._named.add(manifest)
+        with index.gate, index.snapshot() as txn:
+            self._mark_pending(txn)
 
     # ------------------------------------------------------------ below
 

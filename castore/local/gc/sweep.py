@@ -45,7 +45,8 @@ class Sweeper:
     def sweep_manifests(self) -> None:
         """Remove the segments of manifests that were dead when they were marked, and still are."""
         if self._dry_run:
-            self._report.manifests_removed = len(self._marker.dead)
+            dead = [each for each in self._marker.dead if not self._marker.is_alive(each)]
+            self._report.manifests_removed = len(dead)
             return
         index, at = self._index, 0
         while at < len(self._marker.dead):
