@@ -43,9 +43,11 @@ class HotObjects:
         """What is remembered of the object that has this record."""
         hot = self._hot.get(name)
         if hot is None or hot.raw != raw:
-            while len(self._hot) >= HOT_OBJECTS_MAX:
-                self._hot.pop(next(iter(self._hot)), None)
-            hot = self._hot[name] = HotObject(bytes(raw))
+            known = self._hot
+            # The oldest go. In one step, as no iterator of a dict is that others forget from.
+            for old in list(known)[: max(0, len(known) - HOT_OBJECTS_MAX + 1)]:
+                known.pop(old, None)
+            hot = known[name] = HotObject(bytes(raw))
         return hot
 
     def forget(self, name: bytes) -> None:
