@@ -28,6 +28,7 @@ from castore.mount.files import FileRequests
 from castore.mount.pages import ASIDE
 
 RENAME_NOREPLACE = 1  # of Linux's renameat2
+MOVES_MAX = 5  # of what others put into a folder, or delete there, while it is renamed
 
 
 class Tree(FileRequests):
@@ -88,7 +89,8 @@ class Tree(FileRequests):
                 self._folders.remove(name)
 
     def rename(self, old: str, new: str, flags: int = 0) -> None:
-        """Move a file, in one step, or a folder: in one step in a local store, else name by name.
+        """Move a file, in one step, or a folder: in one step in a local store, else name by name;
+        what others put into it meanwhile follows.
 
         `flags` are those of Linux's `renameat2`, of which RENAME_NOREPLACE is known.
         """
@@ -156,13 +158,26 @@ class Tree(FileRequests):
             self._folders.touch(target)
 
     def _rename_folder(self, source: str, target: str) -> None:
-        with self._store.transaction() as transaction:
-            for name in self._store.names(source + "/"):
-                transaction.rename(name, target + name[len(source) :])
+        for left in reversed(range(MOVES_MAX)):
+            try:
+                if not self._move_names(source, target):
+                    break
+            except NameNotFound:  # deleted by others since it was listed
+                if not left:
+                    raise
         with self._lock:
             self._drafts.rename(source, target)
             self._pages.rename(source, target)
             self._folders.rename(source, target)
+
+    def _move_names(self, source: str, target: str) -> int:
+        """How many there were below the source. What others put there meanwhile is left."""
+        count = 0
+        with self._store.transaction() as transaction:
+            for name in self._store.names(source + "/"):
+                transaction.rename(name, target + name[len(source) :])
+                count += 1
+        return count
 
     def _set_attributes(
         self, path: str, caller: Caller, *, mode: int | None = None, mtime_ns: int | None = None

@@ -635,6 +635,59 @@ def test_rename(store: castore.Store, tree: Tree) -> None:
     assert tree.readdir("/f") == [Entry("x", False)]
 
 
+@pytest.mark.parametrize("change", ["put", "delete", "both"])
+def test_a_folder_that_others_change_while_it_is_renamed(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Between the listing and the commit."""
+    for name in ("d/a", "d/b", "d/c/d"):
+        store.puts(name, name.encode())
+    names, done = castore.Store.names, []
+
+    def then_changed(self: castore.Store, prefix: str = "") -> Iterator[str]:
+        listed = list(names(self, prefix))
+        if prefix == "d/" and not done:
+            done.append(change)
+            if change != "delete":
+                store.puts("d/c/new", b"new")
+            if change != "put":
+                store.delete("d/b")
+        return iter(listed)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(castore.Store, "names", then_changed)
+        tree.rename("/d", "/e")
+    assert done
+    left = {"e/a": b"d/a", "e/b": b"d/b", "e/c/d": b"d/c/d", "e/c/new": b"new"}
+    if change != "put":
+        del left["e/b"]
+    if change == "delete":
+        del left["e/c/new"]
+    assert {name: store.gets(name) for name in store.names()} == left
+    fails(errno.ENOENT, lambda: tree.getattr("/d"))
+
+
+def test_a_folder_that_others_never_leave_alone_is_renamed_all_the_same(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they put at last stays behind."""
+    store.puts("d/0", b"0")
+    names, puts = castore.Store.names, [0]
+
+    def then_put(self: castore.Store, prefix: str = "") -> Iterator[str]:
+        listed = list(names(self, prefix))
+        if prefix == "d/":
+            puts[0] += 1
+            store.puts(f"d/{puts[0]}", b"1")
+        return iter(listed)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(castore.Store, "names", then_put)
+        tree.rename("/d", "/e")
+    assert len(list(store.names("e/"))) == puts[0] < 10
+    assert list(store.names("d/")) == [f"d/{puts[0]}"]
+
+
 def test_files_that_are_open_go_with_a_rename(store: castore.Store, tree: Tree) -> None:
     store.puts("b", b"old")
     handle = tree.create("/a", 0o644, NEW, ONE)
