@@ -38,6 +38,8 @@ Path = str | os.PathLike[str]
 Names = list[str]  # inside the classes `list` is a method
 Scope = TypeVar("Scope", bound="_Data")
 
+DELETES_MAX = 5  # rounds, where others put or delete the object meanwhile
+
 
 class _Data:
     """What both scopes do. Sizes and ranges are in bytes.
@@ -439,14 +441,22 @@ def _has_below(store: castore.Store, key: str) -> bool:
 
 def _delete_tree(store: castore.Store, key: str) -> int:
     """Delete the object and all below it, in one commit where there is one; how many there were."""
-    try:
-        with store.transaction() as transaction:
-            transaction.delete_prefix(_folder(key))
-            if store.exists(key):
-                transaction.delete(key)
-    except NameNotFound:  # someone else deleted it just now, and nothing was committed
-        return 1 + store.delete_prefix(_folder(key))
-    return transaction.deleted
+    deleted = 0
+    for _ in range(DELETES_MAX):
+        is_there = not key.endswith("/") and store.exists(key)
+        try:
+            with store.transaction() as transaction:
+                transaction.delete_prefix(_folder(key))
+                if is_there:
+                    transaction.delete(key)
+        except NameNotFound:  # somebody else deleted it just now: begin anew, with what is below it
+            deleted += 1
+            continue
+        deleted += transaction.deleted
+        # Else it may have come between the look and the commit, which would go on without it.
+        if is_there or key.endswith("/") or not store.exists(key):
+            break
+    return deleted
 
 
 def _refuse_directory(store: castore.Store, key: str, name: str) -> None:

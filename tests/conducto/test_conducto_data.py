@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from between import change_after_each_read
 
+import castore
 import conducto as co
 from castore import errors
 from conducto import context
@@ -324,6 +325,28 @@ class TestDirectories:
             scope.puts(name, b"")
         scope.delete("a", recursive=True)
         assert scope.list("") == ["a.txt", "a2", "a2/x", "ab/c", "b"]
+
+    @pytest.mark.parametrize("first", ["a", "none"])
+    def test_delete_recursive_of_an_object_that_comes_meanwhile(
+        self, scope: Scope, monkeypatch: pytest.MonkeyPatch, first: str
+    ) -> None:
+        """Or goes: between the look for it and the commit."""
+        if first == "a":
+            scope.puts("a", b"1")
+        scope.puts("a/b", b"1")
+        exists, done = castore.Store.exists, []
+
+        def then_changed(store: castore.Store, name: str) -> bool:
+            found = exists(store, name)
+            if not done:
+                done.append(name)
+                store.delete(name) if found else store.puts(name, b"2")
+            return found
+
+        monkeypatch.setattr(castore.Store, "exists", then_changed)
+        scope.delete("a", recursive=True)
+        assert done
+        assert scope.list("") == []
 
     def test_delete_recursive_of_a_plain_object(self, scope: Scope) -> None:
         scope.puts("a", b"")
