@@ -179,7 +179,9 @@ class ObjectWriterFile(io.RawIOBase):
         object that is appended to. `name`, which may be set, is what it is called in messages."""
         self.name = name
         self.mode = "wb" if begin is None else "ab"
-        self.info: ObjectInfo | None = None  # once it is closed
+        # Once it is closed; of an append, with the mode bits of when it was opened, though those
+        # that were given since stay.
+        self.info: ObjectInfo | None = None
         self.when_published: Callable[[], None] | None = None  # called also if that failed
         self._writer: ObjectWriter | None = writer
         self._publish = publish
