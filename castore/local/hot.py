@@ -44,9 +44,10 @@ class HotObjects:
         hot = self._hot.get(name)
         if hot is None or hot.raw != raw:
             known = self._hot
-            # The oldest go. In one step, as no iterator of a dict is that others forget from.
-            for old in list(known)[: max(0, len(known) - HOT_OBJECTS_MAX + 1)]:
-                known.pop(old, None)
+            if len(known) >= HOT_OBJECTS_MAX:
+                # The oldest go. In one step, as no iterator of a dict is that others forget from.
+                for old in list(known)[: HOT_OBJECTS_MAX // 4]:
+                    known.pop(old, None)
             hot = known[name] = HotObject(bytes(raw))
         return hot
 
