@@ -108,8 +108,12 @@ def find_bases(
 ) -> Found:
     """What each of the chunks that are `new`, whose bytes these are, may be a delta of. All chunks
     are told of, in their order; `shift` is what an offset in the object is more than one in `cut`.
-    Those of which nothing is found are found by later ones, with `lookalikes`."""
+    Those of which nothing is found are found by later ones, with `lookalikes`.
+
+    One that is there twice is looked for where it is first: it is placed there, before what comes
+    between, and that may be a delta of it."""
     found: Found = {}
+    asked: set[bytes] = set()
     last = None  # the chunk before, if it is known
     for begin, end, chunk_id in cut:
         if chunk_id not in new:
@@ -118,7 +122,8 @@ def find_bases(
         if last is not None and alignment is not None:
             alignment.known(last[0] + shift, last[1] + shift, last[2])
         last = None
-        if chunk_id not in found:
+        if chunk_id not in asked:
+            asked.add(chunk_id)
             bases = _bases_of(new[chunk_id], begin + shift, end + shift, alignment, lookalikes)
             if bases:
                 found[chunk_id] = bases

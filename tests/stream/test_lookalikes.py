@@ -11,7 +11,7 @@ from older_objects import CHUNK, Older
 from castore.model import Location, StoredChunk
 from castore.stream import lookalikes
 from castore.stream.alignment import Alignment, Candidate
-from castore.stream.bases import FindAlignment, StreamBases
+from castore.stream.bases import FindAlignment, Found, StreamBases, find_bases
 from castore.stream.lookalikes import NO_PLACE, LookAlikes
 from castore.stream.session import NewFrame
 
@@ -203,3 +203,35 @@ def test_what_changed_since_it_was_cut_is_no_base() -> None:
     StreamBases(None, FindAlignment(lambda: None, nothing)).find(cut, 0, frames)  # type: ignore[arg-type]
     assert [base.chunk.chunk_id for base in frames[chunk_id(3)].bases] == [chunk_id(1)]
     assert [len(frame.bases) for frame in frames.values()] == [0, 0, 1, 0]
+
+
+# ---- chunks that are there twice -----------------------------------------------------------------
+
+
+def bases_of(numbers: list[int], alignment: Alignment | None) -> Found:
+    """What is found for these chunks, in this order. The second is the first, a little changed."""
+    raws = {chunk_id(n): touched(text(1)) if n == 2 else text(n) for n in numbers}
+    cut = [(at * CHUNK, (at + 1) * CHUNK, chunk_id(n)) for at, n in enumerate(numbers)]
+    return find_bases(alignment, cut, 0, raws, LookAlikes(nothing))
+
+
+def test_what_is_there_twice_is_no_delta_of_what_comes_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is placed where it is first. (A put failed: "was lost while it was put".)"""
+    is_time = iter([False, True, True, True])
+    monkeypatch.setattr(LookAlikes, "_is_time", lambda *_: next(is_time))
+    assert bases_of([1, 2, 1, 3], None) == {}
+
+
+def test_a_base_that_is_there_twice_is_no_delta_where_it_comes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """(A put failed: "became a delta while it was put".)"""
+    older = Older([text(1)])
+    alignment = older.aligned()
+    [base] = (extent.stored for extent in alignment.older.covering(0, CHUNK))
+    aligned = iter([[], [], [Candidate(base, 0.9)]])
+    monkeypatch.setattr(alignment, "candidates", lambda *_: next(aligned))
+    found = bases_of([1, 2, 1], alignment)
+    assert {i: [base.own for base in bases] for i, bases in found.items()} == {chunk_id(2): [True]}
