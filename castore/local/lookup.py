@@ -130,8 +130,8 @@ class NameReader:
         self._hot.forget_all()
 
     @_repeated
-    def older(self, name: bytes, like: bytes | None) -> OlderObject | None:
-        return find_older(self._index, name, like, self._folders)
+    def older(self, name: bytes, like: bytes | None, *, beside: bool = True) -> OlderObject | None:
+        return find_older(self._index, name, like, self._folders, beside=beside)
 
     @_repeated
     def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:

@@ -30,7 +30,12 @@ class FoldersKnown:
 
 
 def find_older(
-    index: Index, name: bytes, like: bytes | None, folders_known: FoldersKnown
+    index: Index,
+    name: bytes,
+    like: bytes | None,
+    folders_known: FoldersKnown,
+    *,
+    beside: bool = True,
 ) -> OlderObject | None:
     """The first of the candidates that is an object with chunks."""
     with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
@@ -49,7 +54,7 @@ def find_older(
                 found = known[folder] = folders_before(folder, before)
             return found
 
-        for candidate in candidates(name, like, folders, before, behind):
+        for candidate in candidates(name, like, folders, before, behind, beside=beside):
             raw = txn.get(candidate, db=index.names)
             if raw is None:
                 continue

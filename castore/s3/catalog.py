@@ -79,10 +79,10 @@ class S3Catalog(Versions):
             return self._cover(self._fetch_known_to_exist(name), byte_ranges)
         return self._cover(known, byte_ranges, self._requests.submit(self._fetch, name, known.etag))
 
-    def older(self, name: bytes, like: bytes | None) -> Older | None:
+    def older(self, name: bytes, like: bytes | None, *, beside: bool = True) -> Older | None:
         with self._lock:
             in_memory = list(self._versions)
-        return find_older(self._cache, in_memory, self._known, name, like)
+        return find_older(self._cache, in_memory, self._known, name, like, beside=beside)
 
     def manifest(self, name: bytes, etag: bytes | None = None) -> tuple[Record, Manifest]:
         known = None if etag is None else self._known(name)

@@ -24,6 +24,8 @@ def find_older(
     known: Callable[[bytes], Version | None],
     name: bytes,
     like: bytes | None,
+    *,
+    beside: bool,
 ) -> OlderVersion | None:
     """The first of the candidates that is an object with chunks, whose first segment is here.
     `known` gives the version of a name that is known last, in memory or in the cache."""
@@ -37,7 +39,7 @@ def find_older(
         return min((each for each in names if each is not None), default=None)
 
     folders = partial(folders_before, before=before)
-    for candidate in candidates(name, like, folders, before, behind):
+    for candidate in candidates(name, like, folders, before, behind, beside=beside):
         version = known(candidate)
         if version is not None and not version.head.record.is_inline:
             older = OlderVersion(cache, version)

@@ -12,7 +12,7 @@ from castore.objectfile import discard_dropped
 from castore.stream.backend import Backend
 from castore.stream.chunker import Chunker, ChunkSizes
 from castore.stream.reader import Reader
-from castore.stream.session import WriteSession
+from castore.stream.session import Unlike, WriteSession
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
@@ -46,6 +46,7 @@ class Handle:
         self._reopen = reopen
         self._level = backend.compression_level if compression_level is None else compression_level
         self._delta = delta
+        self._unlike = Unlike()
         self._readahead_bytes = readahead_bytes
         config = backend.config
         self._backend: Backend | None = backend
@@ -126,6 +127,7 @@ class Handle:
         session = backend.session(
             self._workers, self._chunker, level=self._level, deltas=self._delta
         )
+        session.unlike = self._unlike
         if of_one:
             session.expect_one()
         return session

@@ -122,9 +122,9 @@ class Catalog(Protocol):
     def names(self, prefix: bytes) -> Iterator[list[bytes]]:
         """The same, without what they map to."""
 
-    def older(self, name: bytes, like: bytes | None) -> Older | None:
+    def older(self, name: bytes, like: bytes | None, *, beside: bool = True) -> Older | None:
         """An object that one to be put under the name may resemble: `like`, or what the name maps
-        to, or one whose name is near. Nothing is fetched to find it."""
+        to, or, unless not `beside`, one whose name is near. Nothing is fetched to find it."""
 
 
 class Older(Protocol):

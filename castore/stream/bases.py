@@ -4,7 +4,7 @@ the same stream has stored."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from castore.errors import StoreIOError
 from castore.model import Extent, StoredChunk
@@ -24,11 +24,16 @@ Found: TypeAlias = dict[bytes, list[Base]]  # by the new chunk's id
 Read: TypeAlias = Callable[[StoredChunk], bytes | memoryview | None]
 
 
+class Find(Protocol):
+    def __call__(self, *, beside: bool = True) -> Alignment | None: ...
+
+
 class FindAlignment(NamedTuple):
     """`find` is asked, once it is needed, for what a stream runs beside; None if that is nothing.
-    `read` returns the bytes of a base, or None if they are not to be had."""
+    If not `beside`, it is not looked for under other names than the put's. `read` returns the bytes
+    of a base, or None if they are not to be had."""
 
-    find: Callable[[], Alignment | None]
+    find: Find
     read: Read
 
 

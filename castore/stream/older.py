@@ -20,16 +20,24 @@ FoldersBefore = Callable[[bytes], list[bytes]]
 
 
 def candidates(
-    name: bytes, like: bytes | None, folders_before: FoldersBefore, before: Beside, behind: Beside
+    name: bytes,
+    like: bytes | None,
+    folders_before: FoldersBefore,
+    before: Beside,
+    behind: Beside,
+    *,
+    beside: bool = True,
 ) -> Iterator[bytes]:
     """The names that an object to be put under `name` may resemble, the most likely first: `like`;
-    the name itself; its like in `folders_before` its own; of its neighbours in its folder, in the
-    order of names, those that begin as it does or have its extension, the one first that agrees
-    with it the longest. `before` and `behind` give the last name that sorts before another, and the
-    first behind it."""
+    the name itself; and, unless not `beside`, its like in `folders_before` its own; of its
+    neighbours in its folder, in the order of names, those that begin as it does or have its
+    extension, the one first that agrees with it the longest. `before` and `behind` give the last
+    name that sorts before another, and the first behind it."""
     if like is not None:
         yield like
     yield name
+    if not beside:
+        return
     folder, slash, file = name.rpartition(b"/")
     for other in folders_before(folder) if slash else ():
         yield other + file

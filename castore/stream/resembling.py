@@ -18,8 +18,8 @@ def resembling(
     if not session.deltas or not can_encode():
         return None
 
-    def find() -> Alignment | None:
-        older = catalog.older(name, like)
+    def find(*, beside: bool = True) -> Alignment | None:
+        older = catalog.older(name, like, beside=beside)
         return None if older is None else Alignment(older, older.size, reader.base)
 
     return FindAlignment(find, reader.base)

@@ -70,6 +70,14 @@ class Encoded(NamedTuple):
     bases: tuple[StoredChunk, ...] = ()
 
 
+class Unlike:
+    """How many small objects were put since the last that resembled another: where none does, fewer
+    and fewer are looked at. Of a whole Store, as many are put alone."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class WriteSession(ABC):
     """All that one commit publishes. What a writer asks of any kind of store's session.
 
@@ -95,8 +103,8 @@ class WriteSession(ABC):
         self.level = compression_level
         self.deltas = deltas
         self.guarded = config.collision_guard is not None
-        self.unlike = 0  # small objects since the last that resembled another
-        self._is_one = False
+        self.unlike = Unlike()  # the Store's, where it is of one
+        self.is_one = False  # no more than one object will be committed
         self._workers = workers
         self._pid = os.getpid()
 
@@ -124,12 +132,12 @@ class WriteSession(ABC):
 
     def expect_one(self) -> None:
         """No more than one object will be committed."""
-        self._is_one = True
+        self.is_one = True
 
     @property
     def inline_limit(self) -> int:
         """Up to which an object of this commit is in its record."""
-        return max(self.inline_bytes_max, self.inline_alone_bytes_max if self._is_one else 0)
+        return max(self.inline_bytes_max, self.inline_alone_bytes_max if self.is_one else 0)
 
     def expect_many(self) -> None:
         """Many chunks will be cut, and then looked up. For sessions that look ahead."""

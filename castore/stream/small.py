@@ -101,7 +101,7 @@ def _place(
             continue
         owners |= {chunk_id: (each, begin, end) for begin, end, chunk_id in cut if chunk_id in new}
         those = _bases(session, each, cut, new)
-        session.unlike = 0 if those else session.unlike + 1
+        session.unlike.count = 0 if those else session.unlike.count + 1
         found |= those
     bases = reliable_bases(session, found)
     task: list[NewFrame] = []
@@ -125,10 +125,11 @@ def _bases(
     session: WriteSession, each: SmallObject, cut: Sequence[Cut], new: Collection[bytes]
 ) -> Found:
     """What its new chunks may be deltas of. Where nothing was found for long, fewer and fewer
-    objects are looked at."""
+    objects are looked at; one that is put alone is compared with what it replaces nevertheless."""
     alignment = None
-    if each.align is not None and is_time(session.unlike):
-        alignment = each.align.find()
+    beside = is_time(session.unlike.count)
+    if each.align is not None and (beside or session.is_one):
+        alignment = each.align.find(beside=beside)
     if alignment is None:
         return {}
     raws = {chunk_id: each.raw[begin:end] for begin, end, chunk_id in cut if chunk_id in new}

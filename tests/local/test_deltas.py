@@ -324,3 +324,28 @@ def test_the_folder_before_is_looked_for_again_once_there_is_another(store: cast
         found = store._catalog.older(b"v3/x", None)
         assert found is not None
         assert found.size == size
+
+
+@pytest.mark.plain("it counts on which chunks are deltas")
+def test_where_nothing_is_alike_a_put_is_hardly_compared_with_more_than_what_it_replaces(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small objects that are put alone."""
+    asked: list[bool] = []
+    older = store._catalog.older
+
+    def counted(name: bytes, like: bytes | None, *, beside: bool = True) -> object:
+        asked.append(beside)
+        return older(name, like, beside=beside)
+
+    monkeypatch.setattr(store._catalog, "older", counted)
+    for number in range(100):
+        store.puts(f"{number:03}", some_bytes(10_000, number))
+    assert len(asked) == 100
+    assert 8 < asked.count(True) < 40
+    later = bytearray(some_bytes(10_000, 50))
+    later[5000] ^= 1
+    assert store.puts("050", later).deltas > 0
+    assert not asked[-1]
+    store.puts("100", some_bytes(10_000, 100))
+    assert asked[-1]  # as something was alike

@@ -200,7 +200,7 @@ def changing() -> Iterator[tuple[bytes, NewFrame]]:
 def test_what_changed_since_it_was_cut_is_no_base() -> None:
     frames = dict(changing())
     cut = [(n * CHUNK, (n + 1) * CHUNK, key) for n, key in enumerate(frames)]
-    StreamBases(None, FindAlignment(lambda: None, nothing)).find(cut, 0, frames)  # type: ignore[arg-type]
+    StreamBases(None, FindAlignment(lambda beside=True: None, nothing)).find(cut, 0, frames)  # type: ignore[arg-type]
     assert [base.chunk.chunk_id for base in frames[chunk_id(3)].bases] == [chunk_id(1)]
     assert [len(frame.bases) for frame in frames.values()] == [0, 0, 1, 0]
 

@@ -9,7 +9,9 @@ import pytest
 from castore.stream.older import candidates, folders_before
 
 
-def looked_for(name: str, there: list[str], like: str | None = None) -> list[str]:
+def looked_for(
+    name: str, there: list[str], like: str | None = None, *, beside: bool = True
+) -> list[str]:
     names = sorted(each.encode() for each in there)
 
     def before(key: bytes) -> bytes | None:
@@ -24,7 +26,8 @@ def looked_for(name: str, there: list[str], like: str | None = None) -> list[str
         return folders_before(folder, before)
 
     liked = None if like is None else like.encode()
-    return [each.decode() for each in candidates(name.encode(), liked, folders, before, behind)]
+    found = candidates(name.encode(), liked, folders, before, behind, beside=beside)
+    return [each.decode() for each in found]
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,9 @@ def test_the_names_beside(name: str, there: list[str], found: list[str]) -> None
     assert [each for each in looked_for(name, there)[1:] if each in there] == found
     assert looked_for(name, there)[0] == name
     assert looked_for(name, there, like="other")[:2] == ["other", name]
+
+
+def test_not_beside() -> None:
+    there = ["v1/a.csv", "v2/b.csv"]
+    assert looked_for("v2/a.csv", there, beside=False) == ["v2/a.csv"]
+    assert looked_for("v2/a.csv", there, like="other", beside=False) == ["other", "v2/a.csv"]

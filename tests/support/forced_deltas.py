@@ -82,9 +82,15 @@ def encoded(chunk: NewFrame, level: int) -> Encoded:
 
 
 def any_older(
-    index: Index, name: bytes, like: bytes | None, known: older.FoldersKnown
+    index: Index,
+    name: bytes,
+    like: bytes | None,
+    known: older.FoldersKnown,
+    *,
+    beside: bool = True,
 ) -> OlderObject | None:
-    """What the name resembles, or else the next object with chunks in the order of names."""
+    """What the name resembles, or else the next object with chunks in the order of names: of each
+    object, whatever was found before."""
     found = find_older(index, name, like, known)
     if found is not None:
         return found
@@ -104,9 +110,11 @@ def any_older_version(
     known: Callable[[bytes], Version | None],
     name: bytes,
     like: bytes | None,
+    *,
+    beside: bool = True,
 ) -> OlderVersion | None:
     """The same on S3, of what this machine knows."""
-    found = find_older_version(cache, in_memory, known, name, like)
+    found = find_older_version(cache, in_memory, known, name, like, beside=True)
     if found is not None:
         return found
     names, beside = {*in_memory}, cache.name_behind(b"")
@@ -114,7 +122,7 @@ def any_older_version(
         names.add(beside)
         beside = cache.name_behind(beside)
     for each in sorted(names, key=lambda each: (each < name, each)):
-        found = find_older_version(cache, (), known, each, None)
+        found = find_older_version(cache, (), known, each, None, beside=True)
         if found is not None:
             return found
     return None
