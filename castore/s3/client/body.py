@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from castore.s3.client.deadline import note_moved
 
-ONE_PIECE_MAX = 1 << 18
+ONE_PIECE_MAX = 1 << 16
 
 Body: TypeAlias = "bytes | Sequence[bytes | bytearray | memoryview]"
 

@@ -1,11 +1,11 @@
 """One process's way to one bucket, by botocore, which is what boto3 is made of: to load the rest of
 boto3, which nothing here uses, would take half as long again.
 
-Everything goes through botocore's client but GET, which is most of what a store does and costs the
-client 2.5 times the CPU of its parts, and LIST (see `listed_page`): here the URL and the region are
-found once (`address`), and each is signed by botocore's signer and sent by botocore's HTTP session.
-Credentials are the
-session's, asked for at each request, so that they are refreshed as they expire.
+What a store lives on goes past botocore's client, which takes longer to make than all that a short
+process does, and for each request twice the CPU of its parts: here the URL and the region are found
+once (`address`), and each request (`plain`) is signed by botocore's signer and sent by botocore's
+HTTP session. Credentials are the session's, asked for at each request, so that they are refreshed
+as they expire.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -20,7 +20,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import botocore.session
@@ -33,13 +33,14 @@ from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
+from castore import __version__
 from castore.errors import CredentialsError, RemoteError
 from castore.s3.client.address import address_of, is_aws, plain_address
-from castore.s3.client.body import checksum_header
+from castore.s3.client.body import Buffers
 from castore.s3.client.deadline import deadline_here
 from castore.s3.client.faults import Broken, Late, Refused
 from castore.s3.client.http import HttpSession, read_body
-from castore.s3.client.listed_page import parsed_page, query_of
+from castore.s3.client.plain import CRC32, Answer, Plain, plain_request
 from castore.s3.client.settings import S3Settings, checked_endpoint
 from castore.urls import redacted
 
@@ -72,14 +73,6 @@ _NO_CREDENTIALS = (
 _CODE = re.compile(r"<Code>\s*([^<\s]{1,100})\s*</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 _REGION = re.compile(r"<Region>\s*([a-z0-9-]{1,40})\s*</Region>")
-
-
-class Answer(NamedTuple):
-    """A GET's, whole. `headers` are looked up in any case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class Connection:
@@ -136,10 +129,9 @@ class Connection:
 
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """One call of the client, named as its method, without any retry."""
-        if operation == "list_objects_v2":
-            return self._list(parameters)
-        if operation == "put_object":
-            parameters |= checksum_header(self._checksum, parameters["Body"])
+        asked = plain_request(operation, parameters, self._checksum)
+        if asked is not None:
+            return self._plain(asked)
         with converted(self._settings, operation.title().replace("_", "")), _parsed():
             method = getattr(self._client, operation)
             reply: dict[str, Any] = method(Bucket=self._settings.bucket, **parameters)
@@ -149,28 +141,9 @@ class Connection:
         """GET of the whole key: 200, 206 or 304. A server that ignores a Range is not listened to:
         the body is then empty, and there is no Content-Range; nor is one that sends more than
         `bytes_max`."""
-        return self._get(self._base + quote(key, safe="/~"), headers, bytes_max)
-
-    def _list(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        # Of a bucket that is named in the path, that has no slash behind it, as the client's.
-        at = self._base if urlsplit(self._base).path == "/" else self._base[:-1]
-        answer = self._get(f"{at}?{query_of(parameters)}", {}, REPLY_BYTES_MAX)
-        with _parsed():
-            page = parsed_page(answer.body)
-        page["ResponseMetadata"] = {"HTTPHeaders": answer.headers}
-        return page
-
-    def _get(self, url: str, headers: dict[str, str], bytes_max: int) -> Answer:
-        request = AWSRequest("GET", url, headers=headers, stream_output=True)
         with converted(self._settings):
-            try:
-                credentials = self._credentials.get_frozen_credentials()
-            except (RuntimeError, exceptions.ClientError) as error:  # refreshed, to no avail
-                raise exceptions.CredentialRetrievalError(
-                    provider=self._credentials.method, error_msg=str(error)
-                ) from error
-            S3SigV4Auth(credentials, "s3", self.region).add_auth(request)
-            response = self._http.send(request.prepare())
+            request = self._signed("GET", self._base + quote(key, safe="/~"), headers, b"")
+            response = self._http.send(request)
             status, raw = response.status_code, response.raw
             if status in (200, 206):
                 if "Range" in headers and "content-range" not in response.headers:
@@ -182,7 +155,43 @@ class Connection:
                 raw.close()
         if status == 304:
             return Answer(status, response.headers, b"")
-        raise _refused(status, said.decode("utf-8", "replace"), response.headers)
+        raise _refused(status, response.headers, said)
+
+    def _plain(self, asked: Plain) -> dict[str, Any]:
+        if asked.key:
+            url = self._base + quote(asked.key, safe="/~")
+        else:  # of a bucket that is named in the path, that has no slash behind it, as the client's
+            url = self._base if urlsplit(self._base).path == "/" else self._base[:-1]
+        if asked.query:
+            url = f"{url}?{asked.query}"
+        with converted(self._settings):
+            request = self._signed(asked.method, url, asked.headers, asked.body)
+            response = self._send(request)
+            answer = Answer(response.status_code, response.headers, response.content)
+        if not 200 <= answer.status < 300:
+            raise _refused(*answer)
+        with _parsed():
+            found = asked.understood(answer)
+        found["ResponseMetadata"] = {"HTTPHeaders": answer.headers}
+        return found
+
+    def _signed(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Buffers
+    ) -> Any:
+        named = {**headers, "User-Agent": f"castore/{__version__}"}
+        request = AWSRequest(method, url, headers=named, data=body, stream_output=True)
+        # Under TLS the body of a PUT that has a checksum is not signed as well, as boto3's is not.
+        request.context["has_streaming_input"] = method == "PUT"
+        if CRC32 in headers:
+            request.context["checksum"] = {"request_algorithm": {"in": "header", "name": CRC32}}
+        try:
+            credentials = self._credentials.get_frozen_credentials()
+        except (RuntimeError, exceptions.ClientError) as error:  # refreshed, to no avail
+            raise exceptions.CredentialRetrievalError(
+                provider=self._credentials.method, error_msg=str(error)
+            ) from error
+        S3SigV4Auth(credentials, "s3", self.region).add_auth(request)
+        return request.prepare()
 
     def close(self) -> None:
         with self._lock:
@@ -243,7 +252,8 @@ def _do_not_ask(params: dict[str, Any], **_: Any) -> None:
     params["headers"].pop("Expect", None)
 
 
-def _refused(status: int, text: str, headers: Mapping[str, str]) -> Refused:
+def _refused(status: int, headers: Mapping[str, str], body: bytes) -> Refused:
+    text = body[:ERROR_BYTES_MAX].decode("utf-8", "replace")
     code, message, region = _CODE.search(text), _MESSAGE.search(text), _REGION.search(text)
     found = {name.lower(): value for name, value in headers.items()}
     if region is not None:

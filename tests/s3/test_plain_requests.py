@@ -1,0 +1,260 @@
+"""Requests past botocore's client are those that it would send, and are understood as by it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from botocore.awsrequest import AWSResponse
+from servers import Server
+
+from castore.s3.client.body import Buffers
+from castore.s3.client.connection import Connection, _client, session_for
+from castore.s3.client.faults import Broken, Refused
+from castore.s3.client.settings import S3Settings
+
+PLAIN = S3Settings("bucket-1", endpoint_url="http://127.0.0.1:1", region="eu-west-3")
+AWS = S3Settings("bucket-1", region="eu-west-3")
+KEYS = ["a b/\xfc&<~+%", "names//x/..", "-_.~*'()!"]
+ETAG = '"e"'
+OF_THE_SDK = {"amz-sdk-invocation-id", "amz-sdk-request", "user-agent", "x-amz-date"}
+CHECKSUMS = {"content-md5", "x-amz-checksum-crc32", "x-amz-sdk-checksum-algorithm"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-access-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret-key")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+
+
+Sent = tuple[str, str, bytes, dict[str, str]]
+
+
+class Body:
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def stream(self) -> list[bytes]:
+        return [self._body]
+
+
+def reply(status: int, headers: dict[str, str], body: bytes) -> Callable[..., AWSResponse]:
+    return lambda request, *_, **__: AWSResponse(request.url, status, headers, Body(body))
+
+
+def sent(request: Any) -> Sent:
+    body = request.body
+    raw = body.read() if hasattr(body, "read") else body or b""
+    headers = {
+        name.lower(): value.decode() if isinstance(value, bytes) else value
+        for name, value in request.headers.items()
+    }
+    return request.method, request.url, raw, headers
+
+
+def by_the_client(settings: S3Settings, operation: str, parameters: dict[str, Any]) -> Sent:
+    client = _client(session_for(settings), settings)
+    seen: list[Sent] = []
+
+    def note(request: Any, **_: Any) -> AWSResponse:
+        seen.append(sent(request))
+        return AWSResponse(request.url, 200, {"etag": ETAG}, Body(b""))
+
+    client.meta.events.register_first("before-send.s3", note)
+    method = getattr(client, operation)
+    try:
+        method(Bucket=settings.bucket, **parameters)
+    except client.exceptions.ClientError:
+        assert operation == "delete_objects"  # the answer is none
+    client.close()
+    return seen[0]
+
+
+def by_us(
+    settings: S3Settings, operation: str, parameters: dict[str, Any], patch: pytest.MonkeyPatch
+) -> Sent:
+    connection = Connection(settings)
+    seen: list[Sent] = []
+
+    def note(request: Any, _: int) -> AWSResponse:
+        seen.append(sent(request))
+        return AWSResponse(request.url, 200, {"etag": ETAG}, Body(b"<x/>"))
+
+    patch.setattr(connection._http, "send_whole", note)
+    connection.call(operation, **parameters)
+    assert connection._made is None
+    connection.close()
+    return seen[0]
+
+
+def plainly(headers: dict[str, str], *, but: set[str] = OF_THE_SDK) -> dict[str, str]:
+    """What differs by the moment is left out of them, and of what is signed its name is left."""
+    signed = headers["authorization"].split("SignedHeaders=")[1].split(",")[0].split(";")
+    found = {name: value for name, value in headers.items() if name not in but}
+    found["authorization"] = ";".join(name for name in signed if name not in but)
+    return found
+
+
+@pytest.mark.parametrize("settings", [PLAIN, AWS], ids=["plain", "aws"])
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(
+    ("operation", "parameters"),
+    [
+        ("head_object", {}),
+        ("delete_object", {}),
+        ("delete_object", {"IfMatch": ETAG}),
+        ("put_object", {"Body": b"123", "IfNoneMatch": "*", "StorageClass": "STANDARD_IA"}),
+        ("put_object", {"Body": b"", "IfMatch": ETAG}),
+        (
+            "put_object",
+            {"Body": b"1", "ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "arn:x:y"},
+        ),
+    ],
+)
+def test_what_is_sent_is_what_the_client_sends(
+    settings: S3Settings,
+    key: str,
+    operation: str,
+    parameters: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parameters = {"Key": key, **parameters}
+    ours = by_us(settings, operation, parameters, monkeypatch)
+    if operation == "put_object":  # which takes the checksum that it is given
+        md5, crc = ours[3].get("content-md5"), ours[3].get("x-amz-checksum-crc32")
+        assert (md5 is None) == (settings is AWS)
+        parameters |= {"ContentMD5": md5} if md5 else {"ChecksumCRC32": crc}
+    theirs = by_the_client(settings, operation, parameters)
+    assert ours[:3] == theirs[:3]
+    ours_named, theirs_named = plainly(ours[3]), plainly(theirs[3])
+    if settings is AWS and operation == "put_object":  # as it does with a checksum of its own
+        assert ours_named.pop("x-amz-content-sha256") == "UNSIGNED-PAYLOAD"
+        theirs_named.pop("x-amz-content-sha256")
+    assert ours_named == theirs_named
+
+
+@pytest.mark.parametrize("settings", [PLAIN, AWS], ids=["plain", "aws"])
+def test_many_deletions_are_what_the_client_sends(
+    settings: S3Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = [{"Key": key, "ETag": ETAG} for key in KEYS] + [{"Key": "x", "VersionId": "v<1>"}]
+    parameters = {"Delete": {"Objects": objects}}
+    ours = by_us(settings, "delete_objects", parameters, monkeypatch)
+    theirs = by_the_client(settings, "delete_objects", parameters)
+    assert ours[:3] == theirs[:3]
+    but = OF_THE_SDK | CHECKSUMS
+    assert plainly(ours[3], but=but) == plainly(theirs[3], but=but)
+    assert not CHECKSUMS.isdisjoint(ours[3])
+
+
+def test_a_checksum_is_of_all_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = Buffers([b"one", bytearray(b"two"), memoryview(b"three")])
+    *_, raw, headers = by_us(AWS, "put_object", {"Key": "k", "Body": body}, monkeypatch)
+    assert raw == b"onetwothree"
+    crc = zlib.crc32(raw).to_bytes(4, "big")
+    assert headers["x-amz-checksum-crc32"] == base64.b64encode(crc).decode()
+    assert headers["content-length"] == str(len(raw))
+
+
+# ---- what is answered ----------------------------------------------------------------------------
+
+ERROR = (
+    b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>Try  again</Message></Error>"
+)
+SPACED = b'<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">%b</DeleteResult>'
+
+
+@pytest.fixture
+def connection(nothing_configured: None) -> Connection:
+    return Connection(PLAIN)
+
+
+def answered(
+    connection: Connection, patch: pytest.MonkeyPatch, operation: str, *said: Any, **parameters: Any
+) -> dict[str, Any]:
+    patch.setattr(connection._http, "send_whole", reply(*said))
+    return connection.call(operation, **parameters)
+
+
+PUT = {"Key": "k", "Body": b"x"}
+MANY = {"Delete": {"Objects": [{"Key": "a"}]}}
+
+
+@pytest.mark.parametrize(
+    ("operation", "parameters"), [("put_object", PUT), ("delete_objects", MANY)]
+)
+def test_an_error_that_comes_as_a_success_is_one(
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    parameters: dict[str, Any],
+) -> None:
+    with pytest.raises(Refused) as caught:
+        answered(connection, monkeypatch, operation, 200, {"etag": ETAG}, ERROR, **parameters)
+    assert (caught.value.status, caught.value.code) == (500, "InternalError")
+    assert caught.value.message == "Try again"
+    for cut in (ERROR[:40], b"<html>"):
+        with pytest.raises(Broken):
+            answered(connection, monkeypatch, operation, 200, {"etag": ETAG}, cut, **parameters)
+
+
+def test_what_was_deleted_and_what_was_not(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = SPACED % (
+        b"<Deleted><Key>a&amp;b</Key></Deleted><Deleted><Key>c</Key><VersionId>v</VersionId>"
+        b"</Deleted><Error><Key>d</Key><Code>AccessDenied</Code><Message>No</Message></Error>"
+    )
+    for body in (said, said.replace(b' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"', b"")):
+        found = answered(connection, monkeypatch, "delete_objects", 200, {}, body, **MANY)
+        assert found["Deleted"] == [{"Key": "a&b"}, {"Key": "c", "VersionId": "v"}]
+        assert found["Errors"] == [{"Key": "d", "Code": "AccessDenied", "Message": "No"}]
+    with pytest.raises(Broken):
+        answered(connection, monkeypatch, "delete_objects", 200, {}, b"", **MANY)
+
+
+def test_a_head(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = {"etag": ETAG, "content-length": "12"}
+    found = answered(connection, monkeypatch, "head_object", 200, headers, b"", Key="k")
+    assert (found["ETag"], found["ContentLength"]) == (ETAG, 12)
+    assert "ContentLength" not in answered(
+        connection, monkeypatch, "head_object", 200, {"etag": ETAG}, b"", Key="k"
+    )
+    wrong = {"etag": ETAG, "content-length": "12a"}
+    with pytest.raises(Broken):
+        answered(connection, monkeypatch, "head_object", 200, wrong, b"", Key="k")
+
+
+@pytest.mark.parametrize("status", [301, 304, 403, 404, 412, 500, 503])
+def test_what_is_refused(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    headers = {"X-Amz-Bucket-Region": "eu-north-1"}
+    with pytest.raises(Refused) as caught:
+        answered(connection, monkeypatch, "put_object", status, headers, ERROR, **PUT)
+    assert (caught.value.status, caught.value.code) == (status, "InternalError")
+    assert caught.value.headers["x-amz-bucket-region"] == "eu-north-1"
+    with pytest.raises(Refused) as caught:
+        answered(connection, monkeypatch, "head_object", status, {}, b"", Key="k")
+    assert (caught.value.status, caught.value.code) == (status, "")
+
+
+def test_who_writes_makes_no_client(moto_server: Server) -> None:
+    connection = Connection(moto_server.settings())
+    for key in KEYS:
+        connection.call("put_object", Key=key, Body=b"x" * 100)
+        assert connection.call("head_object", Key=key)["ContentLength"] == 100
+    connection.call("delete_object", Key=KEYS[0])
+    gone = connection.call("delete_objects", Delete={"Objects": [{"Key": key} for key in KEYS[1:]]})
+    assert {entry["Key"] for entry in gone["Deleted"]} == {*KEYS[1:]}
+    assert connection.call("list_objects_v2", Prefix="")["Contents"] == []
+    assert connection._made is None
+    connection.close()
