@@ -164,7 +164,7 @@ def test_reuse_of_a_foreign_pack_costs_once_per_pack_and_session(
     kinds = [exchange.key.split("/")[3] for exchange in proxy.exchanges if exchange.kind != "LIST"]
     order = [kind for kind in kinds if kind != "damaged"]  # beside them
     assert order == ["hints", "pins", "gc", "packs", "names"]  # the pin, the state, the HEAD
-    assert kinds.index("damaged") < kinds.index("gc")
+    assert kinds.index("damaged") < kinds.index("names")
     assert requests(proxy) == [
         "GET gc",
         "GET hints",
