@@ -77,8 +77,8 @@ def check_beside(folder: Path, checks: int, *programs: str) -> None:
     assert castore.check_store(folder, read_data=True).problems == []
     with castore.open(folder) as store:
         assert {name: store.gets(name) for name in values} == values
-        store.gc()
-        assert store.gc().found_nothing
+        # What frames moved to may leave others, in further packs, to the next one.
+        assert any(store.gc().found_nothing for _ in range(4))
     report = castore.check_store(folder, read_data=True)
     assert (report.problems, report.garbage) == ([], {})
 
