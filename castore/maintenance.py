@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from castore.errors import NotLocal
 from castore.model import Progress, Stages
-from castore.store import check_fraction, open_store
+from castore.store import check_fraction, open_store, refuse_strangers
 from castore.system.workers import usable_cores
 from castore.transaction import StrPath
 from castore.urls import local_folder
@@ -55,6 +56,7 @@ def rebuild_index(
     Raises StoreLocked while a local store is in use; IndexCorrupt if its names can't be read;
     StoreFull, StoreIOError.
     """
+    _check_options(store, options)
     if is_remote(store):
         with open_store(store, create=False, **options) as opened:
             return opened.rebuild_index(progress)
@@ -92,6 +94,7 @@ def check_store(
     >>> castore.check_store("store").clean
     True
     """
+    _check_options(store, options)
     fraction = 0 if repair else check_fraction(read_data)  # a repair looks for itself
     stages = Stages(progress)
     if not is_remote(store):
@@ -116,12 +119,25 @@ def repair_config(store: StrPath, **options: Any) -> str:
     From what its packs and manifests say of it. "" for nothing, as for a local store. `options` are
     those of `castore.open`. Raises ConfigLost if they do not say, or contradict each other.
     """
+    _check_options(store, options)
     if not is_remote(store):
         return ""
     from castore.s3.client.settings import parse_settings, settings_among
     from castore.s3.store import repair_remote_config
 
     return repair_remote_config(parse_settings(os.fspath(store), **settings_among(options)))
+
+
+def _check_options(store: StrPath, options: Mapping[str, Any]) -> None:
+    """As `castore.open` would, where it is not asked. Raises TypeError for what is none of its
+    options, and ValueError for one of S3's that a local store is given."""
+    unknown = sorted(options.keys() - (open_store.__kwdefaults__ or {}).keys())
+    if unknown:
+        raise TypeError(f"castore.open has no option {', '.join(unknown)}")
+    if options and not is_remote(store):
+        from castore.s3.client.settings import settings_among
+
+        refuse_strangers(os.fspath(store), settings_among(options))
 
 
 def is_remote(store: StrPath) -> bool:

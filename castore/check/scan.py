@@ -95,8 +95,10 @@ class PackScan:
         if reader is None:
             return None
         if pack_id not in self._readers:
-            while len(self._readers) >= READERS_MAX:
-                del self._readers[next(iter(self._readers))]
+            if len(self._readers) >= READERS_MAX:
+                # In one step, as no iterator of a dict is that other threads put to.
+                for old in list(self._readers)[: READERS_MAX // 4]:
+                    self._readers.pop(old, None)
             self._readers[pack_id] = reader
         return reader.read
 

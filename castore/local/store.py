@@ -241,9 +241,9 @@ def open_local(
         config = find_config(root)
         if config is None:
             if not create or read_only:
+                made = "" if _strangers(root) else ", or make one with a put"
                 raise StoreNotFound(
-                    errno.ENOENT,
-                    f"there is no store at {root}: check the path, or make one with a put",
+                    errno.ENOENT, f"there is no store at {root}: check the path{made}"
                 )
             _create(root, chunk_bytes_avg, collision_guard)
             config = read_config(root)
@@ -260,6 +260,19 @@ def open_local(
         return store
 
 
+def _strangers(root: str) -> list[str]:
+    """What is in the folder, if it is one, besides what a creation that was cut off leaves."""
+    if not os.path.isdir(root):
+        return []
+    found = os.listdir(root)
+    begun = any(name.startswith(CONFIG) for name in found)
+    return [
+        name
+        for name in found
+        if not name.startswith("castore.") and not (begun and name == "index")
+    ]
+
+
 def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> None:
     config = new_config(chunk_bytes_avg, collision_guard)
     if os.path.exists(root) and not os.path.isdir(root):
@@ -271,22 +284,14 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
         if above == os.path.dirname(above):
             break
         above = os.path.dirname(above)
-    if os.path.isdir(root):
-        # What a creation that was cut off leaves behind, it may leave.
-        found = os.listdir(root)
-        begun = any(name.startswith(CONFIG) for name in found)
-        strangers = [
-            name
-            for name in found
-            if not name.startswith("castore.") and not (begun and name == "index")
-        ]
-        if os.path.exists(os.path.join(root, CONFIG)):
-            return  # another process was faster
-        if strangers:
-            kind = "an LMDB environment" if "data.mdb" in strangers else "not empty"
-            raise NotAStore(
-                f"{root} is {kind} and not a castore store: choose a new or an empty folder"
-            )
+    strangers = _strangers(root)
+    if os.path.exists(os.path.join(root, CONFIG)):
+        return  # another process was faster
+    if strangers:
+        kind = "an LMDB environment" if "data.mdb" in strangers else "not empty"
+        raise NotAStore(
+            f"{root} is {kind} and not a castore store: choose a new or an empty folder"
+        )
     make_durable_folder(root)
     draft = os.path.join(root, f"{CONFIG}.{os.urandom(8).hex()}")
     try:

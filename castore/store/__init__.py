@@ -6,6 +6,7 @@ The knobs have their defaults here, those of every kind of store in `handle`, an
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from castore.stream.backend import Backend
 from castore.transaction import StrPath, Transaction
 from castore.urls import local_folder
 
-__all__ = ["Store", "Transaction", "check_fraction", "open_store"]
+__all__ = ["Store", "Transaction", "check_fraction", "open_store", "refuse_strangers"]
 
 
 def open_store(
@@ -130,9 +131,7 @@ def open_store(
             frames_bytes_max=disk_cache_bytes,
         )
     else:
-        strangers = [name for name, value in remote.items() if value is not None]
-        if strangers:
-            raise ValueError(f"{path} is no store on S3, which alone has {', '.join(strangers)}")
+        refuse_strangers(path, remote)
         backend = open_local(
             path,
             create=create,
@@ -157,6 +156,13 @@ def open_store(
             **options,
         ),
     )
+
+
+def refuse_strangers(path: str, remote: Mapping[str, Any]) -> None:
+    """Raises ValueError for settings of S3 that a local store is given."""
+    strangers = [name for name, value in remote.items() if value is not None]
+    if strangers:
+        raise ValueError(f"{path} is no store on S3, which alone has {', '.join(strangers)}")
 
 
 class Store(WholeVerbs):

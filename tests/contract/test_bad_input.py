@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from castore.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
+from castore.maintenance import repair_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks
 
@@ -304,6 +306,20 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFound):
         castore.open(tmp_path / "empty", create=False)
     assert os.listdir(tmp_path / "empty") == []
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(StoreNotFound, match=says(": check the path") + "$"):  # a put would refuse
+        castore.open(tmp_path / "full", create=False)
+
+
+@pytest.mark.parametrize("verb", [castore.check_store, castore.rebuild_index, repair_config])
+def test_options_that_an_unopened_store_has_not(tmp_path: Path, verb: Callable[..., Any]) -> None:
+    castore.open(tmp_path / "store").close()
+    with pytest.raises(TypeError, match=r"castore\.open has no option threds$"):
+        verb(tmp_path / "store", threds=2)
+    with pytest.raises(ValueError, match=r"is no store on S3, which alone has region$"):
+        verb(tmp_path / "store", region="eu-west-1")
+    verb(tmp_path / "store", threads=2, region=None)
 
 
 def test_nested_stores(tmp_path: Path) -> None:

@@ -513,6 +513,22 @@ def test_a_dry_run_beside_a_collection_finds_no_damage(
     assert (foretold.objects, foretold.manifests_removed) == (0, 1)
 
 
+def test_leftovers_that_cannot_be_removed(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leftover = Path(store.path) / "index.new-0123"
+    leftover.mkdir()
+
+    def fail(path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        with pytest.raises(StoreIOError, match=r"index\.new-0123"):
+            store.gc()
+    assert store.gc().leftovers_removed == 1
+
+
 def test_a_dry_run_beside_a_collection_that_takes_leftovers(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

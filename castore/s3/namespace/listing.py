@@ -255,8 +255,10 @@ class Listing(Look):
             if single is None or single.number is None or single.etag != WEAK + entry.etag:
                 return -1
             number = single.number
-            while len(self._numbers) >= NUMBERS_MAX:
-                del self._numbers[next(iter(self._numbers))]
+            if len(self._numbers) >= NUMBERS_MAX:
+                # In one step, as no iterator of a dict is that other threads put to.
+                for old in list(self._numbers)[: NUMBERS_MAX // 4]:
+                    self._numbers.pop(old, None)
             self._numbers[entry.etag] = number
         return number
 
