@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from castore.stream.alignment import Alignment
 from castore.stream.backend import Catalog
 from castore.stream.bases import FindAlignment
@@ -18,8 +20,11 @@ def resembling(
     if not session.deltas or not can_encode():
         return None
 
-    def find(*, beside: bool = True) -> Alignment | None:
-        older = catalog.older(name, like, beside=beside)
-        return None if older is None else Alignment(older, older.size, reader.base)
+    return FindAlignment(partial(_aligned, catalog, reader, name, like), reader.base)
 
-    return FindAlignment(find, reader.base)
+
+def _aligned(
+    catalog: Catalog, reader: Reader, name: bytes, like: bytes | None, *, beside: bool = True
+) -> Alignment | None:
+    older = catalog.older(name, like, beside=beside)
+    return None if older is None else Alignment(older, older.size, reader.base)
