@@ -98,6 +98,11 @@ class LocalSession(WriteSession):
     def place(self, encoded: Sequence[Encoded]) -> None:
         places = self._packs.append([frame for frame, _ in encoded], self._placement)
         for (frame, bases), place in zip(encoded, places, strict=True):
+            # Two files that are written by turns may both have it. What is a delta can't be the
+            # base of another, as what is none may be.
+            before = self._placed(frame.chunk_id) if bases else None
+            if before is not None and not before.bases:
+                continue
             self._batch.chunks[frame.chunk_id] = NewChunk(
                 frame.raw_bytes,
                 place._replace(bases=bases) if bases else place,
@@ -105,15 +110,10 @@ class LocalSession(WriteSession):
             )
 
     def location(self, chunk_id: bytes) -> Location:
-        new = self._batch.chunks.get(chunk_id)
-        if new is not None:
-            return new.location
-        if chunk_id in self._staged:
-            return self._staged[chunk_id]
-        known = self.look_up([chunk_id]).get(chunk_id)
-        if known is None:
+        placed = self._placed(chunk_id) or self.look_up([chunk_id]).get(chunk_id)
+        if placed is None:
             raise StoreIOError(f"chunk {chunk_id.hex()} was lost while it was put: repeat the put")
-        return known
+        return placed
 
     def add_segment(self, draft: Draft, segment: NewSegment) -> None:
         if not draft.segments and not draft.staged:
@@ -189,6 +189,10 @@ class LocalSession(WriteSession):
         raise StoreIOError(
             f"collectors removed what a put relied on {COMMIT_ATTEMPTS} times in a row: repeat it"
         )
+
+    def _placed(self, chunk_id: bytes) -> Location | None:
+        new = self._batch.chunks.get(chunk_id)
+        return self._staged.get(chunk_id) if new is None else new.location
 
     # ------------------------------------------------------------ packs that went meanwhile
 

@@ -163,7 +163,8 @@ class WriteSession(ABC):
 
     @abstractmethod
     def place(self, encoded: Sequence[Encoded]) -> None:
-        """Give frames their places in a pack of ours."""
+        """Give frames their places in a pack of ours. Two streams may both bring a chunk: what has
+        a frame that is no delta stays there, as others may be deltas of it."""
 
     @abstractmethod
     def location(self, chunk_id: bytes) -> Location:

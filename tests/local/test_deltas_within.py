@@ -11,7 +11,7 @@ import pytest
 from collected import pack_files
 from sessions import small_batches, small_stages, some_bytes
 from stores import small
-from versions import assert_whole, bases, extents
+from versions import assert_whole, bases, extents, written_by_turns
 
 import castore
 from castore.model import SEGMENT_EXTENTS_MAX
@@ -92,6 +92,19 @@ def test_what_is_appended_is_made_of_what_was_there(store: castore.Store) -> Non
         file.write(part(0, seed=1) + part(1) + part(2, seed=1))
     assert store.info("x").deltas > store.info("x").chunks / 4
     assert_whole(store, {"x": part(0) + part(0, seed=1) + part(1) + part(2, seed=1)})
+
+
+@pytest.mark.plain("it counts on which chunks are deltas")
+@pytest.mark.parametrize("staged", [False, True])
+def test_what_is_no_delta_does_not_become_one_by_another_file_of_the_transaction(
+    guarded: castore.Store, monkeypatch: pytest.MonkeyPatch, staged: bool
+) -> None:
+    """(A transaction failed: "became a delta while it was put".)"""
+    if staged:
+        small_stages(monkeypatch)
+    expected = written_by_turns(guarded)
+    assert guarded.info("one").deltas > 0
+    assert_whole(guarded, expected)
 
 
 def test_a_collection_keeps_and_moves_them(guarded: castore.Store) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 import pytest
 from gc_stores import DAY, World, collect, edited, noise
 from memory_s3 import Actor, Step, Stored
+from versions import written_by_turns
 
 import castore
 from castore.errors import CastoreError
@@ -322,6 +323,17 @@ def test_who_reuses_a_delta_relies_on_its_bases(world: World, verb: str) -> None
         key.removeprefix("store/") for key in world.server.keys("store/packs/")
     )
     assert last.gets("new")[:SIZE] == V2
+
+
+@pytest.mark.plain("it counts on which chunks are deltas")
+def test_what_is_no_delta_does_not_become_one_by_another_file_of_the_transaction(
+    world: World,
+) -> None:
+    store = world.open("one")
+    expected = written_by_turns(store)
+    assert deltas_of(store, "one") > 0
+    assert {name: store.gets(name) for name in store.names()} == expected
+    assert store.check(True).problems == []
 
 
 @pytest.mark.plain("it counts on which chunks are deltas")

@@ -13,6 +13,7 @@ from stores import small
 
 import castore
 from castore.model import Extent, StoredChunk
+from castore.stream.writer import _Batch
 
 SIZE = 60_000
 
@@ -76,3 +77,39 @@ def put_twice_at_once(
             file.write(value)
         for i in order:
             files[i].close()
+
+
+def written_by_turns(store: castore.Store) -> dict[str, bytes]:
+    """By one transaction: "one" has what "other" has, too, and later a delta of it; for "other" it
+    is a delta itself, and is placed between these two."""
+    alike = [some_bytes(7000, 1).hex().encode() for _ in range(3)]
+    for at in range(400, len(alike[0]), 600):
+        alike[1] = alike[1][:at] + b"g" + alike[1][at + 1 :]
+        alike[2] = alike[2][:at] + b"h" + alike[2][at + 1 :]
+    rest = [some_bytes(20_000, seed).hex().encode() for seed in range(2, 8)]
+    begins = {"one": alike[0] + rest[0] + alike[1], "other": alike[2] + rest[1] + alike[0]}
+    may_be_placed = 0  # batches
+
+    def is_encoded(_: _Batch) -> bool:
+        nonlocal may_be_placed
+        may_be_placed -= 1
+        return may_be_placed >= 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        small_batches(patch)
+        patch.setattr("castore.stream.writer.BATCHES_MAX", 1000)
+        patch.setattr(_Batch, "encoded", property(is_encoded))
+        with store.transaction() as transaction:
+            one, other = transaction.open("one"), transaction.open("other")
+            one.write(begins["one"] + rest[2])
+            other.write(begins["other"] + rest[3])
+            may_be_placed = 1
+            one.write(rest[4])
+            may_be_placed = 1000
+            other.write(rest[5])
+            other.close()
+            one.close()
+    return {
+        "one": begins["one"] + rest[2] + rest[4],
+        "other": begins["other"] + rest[3] + rest[5],
+    }
