@@ -131,7 +131,8 @@ def count_remote(url: str) -> Count:
 
 
 def manifests_of(bucket: Bucket) -> list[bytes]:
-    """Of each name the one that counts, worked out anew from FORMAT.md."""
+    """Of each name the one that counts, worked out anew from FORMAT.md; in the order of names, as
+    of a chunk's frames, where several are deltas, the first counts."""
     best: dict[bytes, tuple[float, bytes | None]] = {}  # number, manifest
 
     def take(name: bytes, number: float, raw: bytes | None) -> None:
@@ -160,7 +161,7 @@ def manifests_of(bucket: Bucket) -> list[bytes]:
         dropped = max((d.number for d in drops if name.startswith(d.prefix)), default=-1)
         if number is None or number >= dropped:
             take(name, float("inf") if number is None else number, there)
-    return [raw for _, raw in best.values() if raw is not None]
+    return [raw for _, (_, raw) in sorted(best.items()) if raw is not None]
 
 
 def count_of(store: castore.Store, url: str) -> Count:
