@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from collected import pack_files
+from driver_model import Source
 from sessions import small_batches, small_stages, some_bytes
 from stores import small
 from versions import assert_whole, bases, extents, written_by_turns
@@ -92,6 +94,25 @@ def test_what_is_appended_is_made_of_what_was_there(store: castore.Store) -> Non
         file.write(part(0, seed=1) + part(1) + part(2, seed=1))
     assert store.info("x").deltas > store.info("x").chunks / 4
     assert_whole(store, {"x": part(0) + part(0, seed=1) + part(1) + part(2, seed=1)})
+
+
+@pytest.mark.parametrize("tried_always", [2, 3, 5])
+def test_the_same_and_alike_pieces_in_any_order(
+    guarded: castore.Store, monkeypatch: pytest.MonkeyPatch, tried_always: int
+) -> None:
+    """Of some chunks nothing is looked for, and of others it is, also where they come again. (One
+    put in twenty failed.)"""
+    monkeypatch.setattr("castore.stream.alignment.TRIED_ALWAYS", tried_always)
+    for constant in ("TRIED_ALWAYS", "FOUND_CREDIT", "CREDIT_MAX"):
+        monkeypatch.setattr(f"castore.stream.lookalikes.{constant}", tried_always)
+    choose = random.Random(f"pieces {tried_always}")
+    values: dict[str, bytes] = {}
+    for _ in range(60):
+        source = Source(choose, values.values(), bytes_max=300_000)
+        name, value = f"n/{choose.randrange(6)}", source.of_pieces()
+        guarded.puts(name, value)
+        values[name] = value
+    assert_whole(guarded, values)
 
 
 @pytest.mark.plain("it counts on which chunks are deltas")

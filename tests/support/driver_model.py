@@ -128,7 +128,8 @@ def now_after(began_ns: int) -> Interval:
 
 
 class Source:
-    """Bytes as stores get them: new, seen before, shifted, edited, joined; random, text, zeros."""
+    """Bytes as stores get them: new, seen before, shifted, edited, joined; random, text, zeros; the
+    same and alike pieces again and again."""
 
     def __init__(self, choose: random.Random, seen: Iterable[bytes], *, bytes_max: int) -> None:
         self._choose = choose
@@ -137,11 +138,43 @@ class Source:
 
     def make(self) -> bytes:
         choose = self._choose
-        if self._seen and choose.random() < 0.45:
+        if choose.random() < 0.2:
+            data = self.of_pieces()
+        elif self._seen and choose.random() < 0.45:
             data = self._of_what_was_seen()
         else:
             data = self._new()
         return data[: self._max]
+
+    def of_pieces(self) -> bytes:
+        """A few, each of some chunks, and those that were made of them by little changes."""
+        choose = self._choose
+        pieces = [self._piece() for _ in range(choose.randrange(1, 7))]
+        pieces += [self._touched(choose.choice(pieces)) for _ in range(choose.randrange(1, 7))]
+        return b"".join(choose.choice(pieces) for _ in range(choose.randrange(2, 25)))
+
+    def _piece(self) -> bytes:
+        choose = self._choose
+        size = int(2 ** choose.uniform(11, 15))
+        kind = choose.randrange(8)
+        if kind == 0 and self._seen:
+            data = choose.choice(self._seen)
+            at = choose.randrange(len(data))
+            return data[at : at + size]
+        if kind == 1:
+            return bytes(size)
+        return choose.randbytes(size) if kind == 2 else choose.randbytes(size // 2).hex().encode()
+
+    def _touched(self, data: bytes) -> bytes:
+        """Each chunk of it resembles one of it."""
+        choose, touched = self._choose, bytearray(data)
+        step = choose.randrange(300, 5000)
+        for at in range(choose.randrange(step), len(touched), step):
+            touched[at] ^= choose.randrange(1, 256)
+        if choose.random() < 0.3:
+            at = choose.randrange(len(touched) + 1)
+            touched[at : at + choose.randrange(200)] = choose.randbytes(choose.randrange(200))
+        return bytes(touched)
 
     def _size(self) -> int:
         choose = self._choose

@@ -41,6 +41,8 @@ class Settings:
     pack_bytes_max: int
     segment_extents: int
     data_bytes_max: int
+    batch_bytes: int
+    tried_always: int
 
     @classmethod
     def of(cls, seed: int, kind: str) -> Settings:
@@ -56,12 +58,24 @@ class Settings:
             pack_bytes_max=choose.choice([60_000, 300_000, 300_000, 2_000_000]),
             segment_extents=choose.choice([3, 8, 8, 1024]),
             data_bytes_max=300_000 if kind == "local" else 200_000,
+            batch_bytes=choose.choice([16_384, 4 << 20, 4 << 20]),
+            tried_always=choose.choice([1, 2, 3, 5]),
         )
 
     def constants(self) -> dict[str, Any]:
         """The modules' constants that are other ones in a run, in each of its processes."""
         return {
             "castore.format.segment:SEGMENT_EXTENTS_MAX": self.segment_extents,
+            "castore.stream.writer:BATCH_BYTES": self.batch_bytes,
+            "castore.stream.writer:CUT_BYTES": self.batch_bytes // 4,
+            "castore.stream.writer:TASK_BYTES": self.batch_bytes // 4,
+            "castore.stream.alignment:TRIED_ALWAYS": self.tried_always,
+            "castore.stream.alignment:TABLE_BASES_MAX": 16 * self.tried_always,
+            "castore.stream.lookalikes:TRIED_ALWAYS": self.tried_always,
+            "castore.stream.lookalikes:FOUND_CREDIT": self.tried_always,
+            "castore.stream.lookalikes:CREDIT_MAX": self.tried_always,
+            "castore.stream.lookalikes:RECENT_BYTES_MAX": 4 * self.batch_bytes,
+            "castore.stream.lookalikes:SLOTS": 16 * self.tried_always,
             "castore.local.session:ROWS_MAX": 24,
             "castore.local.session:SEGMENTS_MAX": 3,
             "castore.local.session:INLINE_BYTES_MAX": self.inline_bytes_max,
