@@ -96,9 +96,9 @@ def test_of_many_that_resemble_nothing_few_are_compared(
     """And all again after one that does."""
     older, asked = LocalCatalog.older, list[bytes]()
 
-    def count(catalog: LocalCatalog, name: bytes, like: bytes | None) -> Any:
+    def count(catalog: LocalCatalog, name: bytes, like: bytes | None, *, beside: bool) -> Any:
         asked.append(name)
-        return older(catalog, name, like)
+        return older(catalog, name, like, beside=beside)
 
     text = b" ".join(b"%d" % (n * n) for n in range(1500))
     store.puts("z/1", text)
