@@ -20,6 +20,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -36,7 +37,7 @@ from botocore.utils import get_environ_proxies
 from castore import __version__
 from castore.errors import CredentialsError, RemoteError
 from castore.s3.client.address import address_of, is_aws, plain_address
-from castore.s3.client.body import Buffers
+from castore.s3.client.body import Buffers, checksum_header
 from castore.s3.client.deadline import deadline_here
 from castore.s3.client.faults import Broken, Late, Refused
 from castore.s3.client.http import HttpSession, read_body
@@ -129,7 +130,10 @@ class Connection:
 
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """One call of the client, named as its method, without any retry."""
-        asked = plain_request(operation, parameters, self._checksum)
+        kind = self._checksum
+        if operation == "delete_objects" and kind == "none":  # S3 demands one
+            kind = "md5"
+        asked = plain_request(operation, parameters, partial(checksum_header, kind))
         if asked is not None:
             return self._plain(asked)
         with converted(self._settings, operation.title().replace("_", "")), _parsed():
