@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from castore.format.pack import PACK_HEADER_BYTES, footer_bytes
 
+FULL_OF_SMALL = 16  # so many times the bytes of a small pack are those of a full one
+
 
 @dataclass(frozen=True, slots=True)
 class PackFacts:
@@ -60,7 +62,7 @@ def choose(
     low += choose_small(
         others,
         small_bytes=small_bytes,
-        small_packs_max=small_packs_max - bool(low),
+        small_packs_max=small_packs_max - _new_small_packs(low, small_bytes, frames_max),
         frames_max=frames_max,
     )
     chosen, total = [], 0
@@ -72,6 +74,16 @@ def choose(
     if len(chosen) == 1 and chosen[0].live_share >= repack_below:
         return []  # there is nothing to merge it with
     return sorted(chosen, key=lambda pack: (pack.created_ns, pack.pack_id))
+
+
+def _new_small_packs(packs: list[PackFacts], small_bytes: int, frames_max: int) -> int:
+    """At most so many small ones they become: one is left at the end, and of those before, of which
+    each is followed by what does not go into it as well, every second."""
+    if not packs:
+        return 0
+    full_bytes = FULL_OF_SMALL * small_bytes
+    live_bytes, live_frames = sum(p.live_bytes for p in packs), sum(p.live_frames for p in packs)
+    return 1 + live_bytes // full_bytes + live_frames // frames_max
 
 
 def choose_small(

@@ -49,6 +49,17 @@ def test_small_ones_if_they_are_many() -> None:
     assert chosen(*FEW, facts(99, 2000, 1500), most=3500) == [10, 11]
 
 
+def test_small_ones_that_sparse_ones_become_are_counted() -> None:
+    """Frames that are moved in several goes may leave a small pack behind each."""
+    sparse = facts(3, BIG, 9, frames=FRAMES_MAX)
+    assert chosen(SPARSE, *FEW[2:]) == [3]
+    assert chosen(sparse, *FEW[2:]) == [3]
+    assert chosen(SPARSE, *FEW[1:]) == [3]
+    assert chosen(sparse, *FEW[1:]) == [3, *range(11, 10 + len(FEW))]
+    large = facts(3, 64 << 20, 16 << 20)
+    assert chosen(large, *FEW[1:]) == [3, *range(11, 10 + len(FEW))]
+
+
 def test_it_comes_to_an_end() -> None:
     tiny = [facts(50 + n, 2000, 1500, frames=FRAMES_MAX // 2) for n in range(20)]
     assert chosen(FULL, *tiny) == [], "no two of them are moved at a time"
