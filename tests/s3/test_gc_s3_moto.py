@@ -16,7 +16,6 @@ from servers import Server
 
 import castore
 from castore.errors import CastoreError, NameNotFound, PreconditionsIgnored
-from castore.s3.client.probe import ServerFeatures
 
 SIZE = 70_000
 
@@ -114,13 +113,6 @@ def fail_at(
         assert last.gets("f") == noise(SIZE, 6)
         # What was uploaded to be moved, and is pinned for a week as a put of it may land.
         assert last.stats().packs <= 5
-
-
-@pytest.fixture
-def probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
-    )
 
 
 @pytest.mark.parametrize(("kind", "key"), REQUESTS)

@@ -18,7 +18,6 @@ from servers import Server
 
 import castore
 from castore.s3.client.bucket import Bucket
-from castore.s3.client.probe import ServerFeatures
 
 # ---- killed -------------------------------------------------------------------------------------
 
@@ -207,11 +206,8 @@ def stopping(
     proxy: FaultProxy,
     forks: ForkServer,
     folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    probed: None,
 ) -> Stopping:
-    monkeypatch.setattr(
-        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
-    )
     return Stopping(moto_server, proxy, forks, folder)
 
 

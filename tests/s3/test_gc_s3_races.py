@@ -25,19 +25,13 @@ from gc_races import (
 from gc_stores import DAY, HOUR, World, collect
 
 from castore.errors import CastoreError, StoreBusy
-from castore.s3.client.probe import ServerFeatures
 from castore.s3.session import S3Session
 
 Make = Callable[[], World]
 COLLECTORS = {"collects": collects, "repacks": repacks}
 
 
-@pytest.fixture(autouse=True)
-def probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a server honours is not what these are about."""
-    monkeypatch.setattr(
-        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
-    )
+pytestmark = pytest.mark.usefixtures("probed")
 
 
 def check_meetings(make_world: Make, writer: str, collector: str, every: int) -> None:

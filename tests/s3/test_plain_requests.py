@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -25,15 +24,7 @@ OF_THE_SDK = {"amz-sdk-invocation-id", "amz-sdk-request", "user-agent", "x-amz-d
 CHECKSUMS = {"content-md5", "x-amz-checksum-crc32", "x-amz-sdk-checksum-algorithm"}
 
 
-@pytest.fixture(autouse=True)
-def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-access-key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret-key")
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, os.devnull)
-
+pytestmark = pytest.mark.usefixtures("aws_environment")
 
 Sent = tuple[str, str, bytes, dict[str, str]]
 
@@ -173,7 +164,7 @@ SPACED = b'<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">%b</Del
 
 
 @pytest.fixture
-def connection(nothing_configured: None) -> Connection:
+def connection(aws_environment: None) -> Connection:
     return Connection(PLAIN)
 
 

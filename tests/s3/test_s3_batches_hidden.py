@@ -14,7 +14,6 @@ from gc_stores import DAY, HOUR, World, collect, noise
 import castore
 from castore.errors import NameNotFound
 from castore.s3.batches import Batches
-from castore.s3.client.probe import ServerFeatures
 from castore.s3.gc import batches as gc_batches
 from castore.s3.gc.batches import BatchCollector
 from castore.s3.namespace import writing
@@ -26,12 +25,9 @@ Change = Callable[[castore.Store], "bytes | None"]
 
 
 @pytest.fixture
-def world(make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> World:
+def world(make_world: Callable[..., World], probed: None, monkeypatch: pytest.MonkeyPatch) -> World:
     """With a single, and what hides it."""
     monkeypatch.setattr(writing, "BATCH_NAMES_MIN", 2)
-    monkeypatch.setattr(
-        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
-    )
     world = make_world(batches=True)
     put_hidden(world, monkeypatch)
     assert packs(world)

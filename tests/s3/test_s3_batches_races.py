@@ -32,11 +32,8 @@ Effects = Callable[[Value], list[tuple[object, Value]]]
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(probed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "BATCH_NAMES_MIN", 2)
-    monkeypatch.setattr(
-        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
-    )
 
 
 class Client:

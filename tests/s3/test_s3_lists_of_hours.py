@@ -9,7 +9,6 @@ from gc_stores import HOUR, World, collect
 from memory_s3 import MemoryAttempts
 
 import castore
-from castore.s3.client.probe import ServerFeatures
 from castore.s3.etags import is_batched
 from castore.s3.namespace import writing
 
@@ -19,12 +18,9 @@ Walk = Callable[[castore.Store], Iterator[tuple[str, int]]]
 
 
 @pytest.fixture
-def world(make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> World:
+def world(make_world: Callable[..., World], probed: None, monkeypatch: pytest.MonkeyPatch) -> World:
     """With names in a batch, of which the last are put over; a list takes a request for each."""
     monkeypatch.setattr(writing, "BATCH_NAMES_MIN", 2)
-    monkeypatch.setattr(
-        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
-    )
     world = make_world(batches=True)
     monkeypatch.setattr("castore.s3.namespace.listing.boot_clock", lambda: world.server.clock)
     store = world.open("one")

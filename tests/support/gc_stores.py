@@ -20,6 +20,7 @@ from castore.format.pack import StoreConfig, encode_config
 from castore.s3 import lease as session
 from castore.s3.batches import Batches, create_root
 from castore.s3.client import bucket, retries
+from castore.s3.client.probe import ServerFeatures
 from castore.s3.client.settings import S3Settings, parse_settings
 from castore.stream.chunker import ChunkSizes
 from castore.stream.reports import GcReport
@@ -106,6 +107,14 @@ class World:
 def _close(store: castore.Store) -> None:
     with suppress(Killed, castore.CastoreError):
         store.close()
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collectors take the server for one that honours all preconditions, and do not try it."""
+    monkeypatch.setattr(
+        "castore.s3.gc.server.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
+    )
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ class Attempts:
     def call(
         self, action: str, key: str, operation: str, *, decided: bool = False, **parameters: Any
     ) -> dict[str, Any]:
-        """A call of the client, named as its method; `action` is IAM's name for it. Its answer,
+        """What the client's method of this name does; `action` is IAM's name for it. The answer,
         with the server's `Date` in seconds. `decided`: not if it is signed long after now."""
         try:
             return self._called(operation, decided=decided, **parameters)

@@ -1,4 +1,4 @@
-"""The body of a PUT as the SDK takes it.
+"""The body of a request as botocore's HTTP session takes it.
 
 Sent as one piece, a body must get through within the time that is meant for connecting (a socket's
 timeout is for the whole of a `sendall`): 16 MiB fail on a slow line for no other reason. So a large
@@ -65,7 +65,7 @@ class Buffers:
 
 
 def payload(body: Body) -> tuple[bytes | Buffers, int]:
-    """What to give to the SDK, and its size."""
+    """What is sent, and its size."""
     buffers = [body] if isinstance(body, bytes) else body
     size = sum(memoryview(buffer).nbytes for buffer in buffers)
     if size > ONE_PIECE_MAX:
@@ -74,7 +74,7 @@ def payload(body: Body) -> tuple[bytes | Buffers, int]:
 
 
 def checksum_header(kind: str, body: bytes | Buffers) -> dict[str, str]:
-    """The parameter of put_object that has the server check what arrives: "md5", which every server
+    """The parameter that has the server check what arrives: "md5", which every server
     knows, and which buckets that retain objects demand; "crc32", faster, and of S3 itself; or
     "none"."""
     parts = [body] if isinstance(body, bytes) else body

@@ -129,7 +129,7 @@ class Connection:
         return self._http.send_whole(request, REPLY_BYTES_MAX)
 
     def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
-        """One call of the client, named as its method, without any retry."""
+        """What the client's method of this name does, without any retry."""
         kind = self._checksum
         if operation == "delete_objects" and kind == "none":  # S3 demands one
             kind = "md5"
