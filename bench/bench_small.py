@@ -4,10 +4,11 @@ durable put of one does, beside SQLite.
     python bench/bench_small.py [--quick] [--json FILE] [--files 10000] [--bytes 10240] [--dir DIR]
 
 First whole processes, with what Python takes to start: the files of a folder are put in one
-transaction, imported, listed, read and exported, beside restic, borg (at castore's compression) and
-`tar` through `zstd -1`. Their contents are words, which compress to a half. Contenders take turns
-within each repetition; the ratios of the processor's time, which other work on the machine changes
-least, are noted below each row.
+transaction (by `puts_many`, and by a `puts` for each), imported, listed, read (by `gets_ranges`,
+many at a time, and by a `gets` for each) and exported, beside restic, borg (at castore's
+compression) and `tar` through `zstd -1`. Their contents are words, which compress to a half.
+Contenders take turns within each repetition; the ratios of the processor's time, which other work
+on the machine changes least, are noted below each row.
 
 Then puts that are durable when they return, each by itself: of one thread, and of several at once,
 which share what they wait for. SQLite commits the same bytes as a row with `synchronous=FULL`, to a
@@ -49,15 +50,19 @@ from measure import run as run_process
 from peers import Borg, Restic, present, versions
 
 FOLDERS = 100
-VERBS = ["put", "import", "list", "gets", "export"]
+VERBS = ["put", "puts", "import", "list", "get", "gets", "export"]
+PUTS = ("put", "puts", "import")
 WHAT = {
-    "put": "put all in one transaction",
+    "put": "put all in one transaction, by puts_many",
+    "puts": "put all in one transaction, by a puts for each",
     "import": "import the folder",
     "list": "list all, with sizes and times",
-    "gets": "read each by its name (the peers: restore all)",
+    "get": "read all by their names, by gets_ranges (the peers: restore all)",
+    "gets": "read each by its name, by gets (the peers: restore all)",
     "export": "export all to files",
 }
 JUDGED_FILES_MIN = 5000  # with fewer, starting Python weighs as much as the work
+BY_API = str(Path(__file__).with_name("small_verbs.py"))
 PEER_BAR = 0.5  # of a peer's time
 TAR_BAR = 2.0  # times that of tar and zstd
 JUDGED_PUTS_MIN = 100
@@ -157,23 +162,25 @@ Contender = Callable[[str, Path, Path], Usage]
 
 
 def castore_verb(verb: str, directory: Path, source: Path) -> Usage:
-    store, out = directory / f"castore-{'put' if verb == 'put' else 'import'}", "castore.out"
-    if verb in ("put", "import"):
+    store, out = (
+        directory / f"castore-{verb if verb.startswith('put') else 'import'}",
+        "castore.out",
+    )
+    if verb in PUTS:
         shutil.rmtree(store, ignore_errors=True)
     command = [*castore(), "-r", str(store)]
     argv = {
-        "put": [sys.executable, __file__, "--in-process", "put", str(store), str(source)],
         "import": [*command, "import", str(source), "/"],
         "list": [*command, "ls", "-l"],
-        "gets": [sys.executable, __file__, "--in-process", "gets", str(store), str(source)],
         "export": [*command, "export", "/", _fresh(directory / out)],
     }
-    return _timed(argv[verb], castore_environment())
+    by_api = [sys.executable, BY_API, verb, str(store), str(source)]
+    return _timed(argv.get(verb, by_api), castore_environment())
 
 
 def restic_verb(verb: str, directory: Path, source: Path) -> Usage:
     restic = Restic(directory / "restic")
-    if verb in ("put", "import"):
+    if verb in PUTS:
         restic.renew()
     if verb == "list":
         return _timed(["restic", "ls", "--quiet", "-l", "latest"], restic.env)
@@ -185,7 +192,7 @@ def restic_verb(verb: str, directory: Path, source: Path) -> Usage:
 
 def borg_verb(verb: str, directory: Path, source: Path) -> Usage:
     borg = Borg(directory / "borg")
-    if verb in ("put", "import"):
+    if verb in PUTS:
         borg.renew()
         argv = ["borg", "create", "--compression=zstd,1", "::put-1", source.name]
         return _timed(argv, borg.env, str(source.parent))
@@ -204,9 +211,9 @@ def tar_verb(verb: str, directory: Path, source: Path) -> Usage:
     unpack = f"zstd -dcq {packed} | tar "
     pack = f"tar c -C {shlex.quote(str(source))} . | zstd -q -1 > {packed}"
     scripts = {
-        "put": pack,
-        "import": pack,
+        **dict.fromkeys(PUTS, pack),
         "list": unpack + "tv",
+        "get": unpack + "xO",
         "gets": unpack + "xO",
         "export": unpack + f"x -C {shlex.quote(str(out))}",
     }
@@ -214,20 +221,6 @@ def tar_verb(verb: str, directory: Path, source: Path) -> Usage:
 
 
 PEER_VERBS = {"restic": restic_verb, "borg": borg_verb}
-
-
-def in_process(verb: str, store: str, source: str) -> None:
-    """A whole process's work by castore's API."""
-    from castore import open as open_store
-
-    with open_store(store) as opened:
-        if verb == "gets":
-            for name in opened.names():
-                opened.gets(name)
-            return
-        with opened.transaction() as transaction:
-            for path in sorted(Path(source).glob("*/*")):
-                transaction.puts(f"{path.parent.name}/{path.name}", path.read_bytes())
 
 
 def assert_same(source: Path, out: Path) -> None:
@@ -317,7 +310,4 @@ def _sqlite_puts(folder: Path, values: Sequence[bytes], mode: str) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--in-process"]:
-        in_process(*sys.argv[2:])
-    else:
-        sys.exit(main())
+    sys.exit(main())

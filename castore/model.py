@@ -246,6 +246,11 @@ def _encode_name(name: str) -> bytes:
     return encoded
 
 
+def decode_name(encoded: bytes) -> str:
+    """The name, or any text for bytes that are none, whose encoding gives them again."""
+    return encoded.decode("utf-8", "surrogateescape")
+
+
 def encode_prefix(prefix: str) -> bytes:
     """The UTF-8 bytes of a prefix of names, the empty one too; raises InvalidName for what is in no
     name at all."""

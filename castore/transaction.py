@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from types import TracebackType
 from typing import Literal, Protocol
@@ -21,7 +21,14 @@ from castore.errors import (
     StoreClosed,
 )
 from castore.format.index import Record
-from castore.model import NAME_BYTES_MAX, ObjectInfo, Progress, encode_name, encode_prefix
+from castore.model import (
+    NAME_BYTES_MAX,
+    ObjectInfo,
+    Progress,
+    decode_name,
+    encode_name,
+    encode_prefix,
+)
 from castore.objectfile import ObjectWriterFile
 from castore.stream.appending import begin_as
 from castore.stream.backend import Catalog
@@ -40,7 +47,16 @@ from castore.stream.operations import (
 from castore.stream.reader import Reader
 from castore.stream.resembling import resembling
 from castore.stream.session import WriteSession
-from castore.stream.small import SMALL_BYTES_MAX, SmallObject, store_small
+from castore.stream.small import (
+    SMALL_BYTES_MAX,
+    Buffer,
+    SmallGroups,
+    SmallObject,
+    Stored,
+    bytes_of,
+    in_groups,
+    store_small,
+)
 from castore.stream.sourcefile import opened, store_file
 from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import new_file_mode
@@ -166,7 +182,7 @@ class Transaction:
     def puts(
         self,
         name: str,
-        data: bytes | bytearray | memoryview,
+        data: Buffer,
         *,
         if_absent: bool = False,
         mode: int | None = None,
@@ -180,19 +196,68 @@ class Transaction:
         3
         """
         mode = self._mode if mode is None else mode
-        if isinstance(data, str):
-            raise TypeError("data is bytes or another buffer, not str: encode it first")
         check_mode(mode)
-        align = self._resembling(self._check(name, if_absent), like)
-        with memoryview(data).cast("B") as view:
+        with bytes_of(data) as view, self._exclusively():
+            align = self._resembling(self._check(name, if_absent), like)
             if len(view) <= SMALL_BYTES_MAX:
+                [stored] = store_small(self._session, [SmallObject(bytes(view), mode, align)])
+            else:
+                stored = self._store_large(view, mode, align)
+            return self._publish(name, *stored, if_absent)
+
+    def puts_many(
+        self,
+        objects: Mapping[str, Buffer] | Iterable[tuple[str, Buffer]],
+        *,
+        if_absent: bool = False,
+        mode: int | None = None,
+    ) -> list[ObjectInfo]:
+        """As `Store.puts_many`; visible at the end of the block. None of them is put if it raises.
+
+        >>> with store.transaction() as t:
+        ...     infos = t.puts_many({"a": b"1", "b": b"22"})
+        >>> [info.size for info in infos]
+        [1, 2]
+        """
+        mode = self._mode if mode is None else mode
+        check_mode(mode)
+        pairs = objects.items() if isinstance(objects, Mapping) else objects
+        keys: list[bytes] = []
+        stored: list[Stored] = []
+        small = SmallGroups(self._session)
+        try:
+            for group in in_groups(pairs):
+                if if_absent:
+                    self._expect(name for name, _ in group)
+                keys += (self._check(name, if_absent) for name, _ in group)
+                aligns = map(self._resembling, keys[-len(group) :])
+                raws = [raw for _, raw in group]
                 with self._exclusively():
-                    [stored] = store_small(self._session, [SmallObject(bytes(view), mode, align)])
-                    return self._publish(name, *stored, if_absent)
-            with self._writing(None, align) as writer:
-                writer.write(view)
-                finished = writer.finish(mode)
-            return self._publish(name, *finished, if_absent)
+                    if len(raws[0]) > SMALL_BYTES_MAX:
+                        stored += small.finish()
+                        stored.append(self._store_large(raws[0], mode, next(aligns)))
+                        continue
+                    these = [
+                        SmallObject(bytes(raw), mode, align)
+                        for raw, align in zip(raws, aligns, strict=True)
+                    ]
+                    stored += small.put(these)
+            with self._exclusively():
+                stored += small.finish()
+            made = [Publish(key, *each, if_absent) for key, each in zip(keys, stored, strict=True)]
+            self._add(*made)
+        except BaseException:
+            with self._exclusively():
+                for _, draft in stored:
+                    if draft is not None:
+                        self._session.drop(draft)
+            raise
+        return [object_info(decode_name(each.name), each.record) for each in made]
+
+    def _store_large(self, raw: Buffer, mode: int, align: FindAlignment | None) -> Stored:
+        with self._writing(None, align) as writer:
+            writer.write(raw)
+            return writer.finish(mode)
 
     def open(
         self, name: str, mode: Literal["wb", "xb", "ab"] = "wb", *, like: str | None = None
@@ -316,7 +381,7 @@ class Transaction:
         encoded = encode_prefix(prefix)
         pages = self._catalog.names(encoded) if len(encoded) <= NAME_BYTES_MAX else ()
         names = names_after([*self._operations], encoded, chain.from_iterable(pages))
-        return (name.decode("utf-8", "surrogateescape") for name in names)
+        return (decode_name(name) for name in names)
 
     def commit(self) -> None:
         """Publish all of it.
@@ -379,11 +444,11 @@ class Transaction:
         with self._storing:
             yield
 
-    def _add(self, operation: Operation) -> None:
+    def _add(self, *operations: Operation) -> None:
         """Unless it has ended since the method began: nobody would commit it."""
         with self._adding:
             self._check_open()
-            self._operations.append(operation)
+            self._operations += operations
 
     def _check_open(self) -> None:
         if not self._open:

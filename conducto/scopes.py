@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,14 @@ class ScopedTransaction:
         key = self._scopes.key(name)
         with called(name, key):
             return self._whole.puts(key, *args, **options)._replace(name=name)
+
+    def puts_many(self, objects: Mapping[str, Any], **options: Any) -> list[castore.ObjectInfo]:
+        keys = [self._scopes.key(name) for name in objects]
+        try:
+            infos = self._whole.puts_many(zip(keys, objects.values(), strict=True), **options)
+        except NameExists as error:
+            raise NameExists(self._scopes.name(error.name)) from None
+        return [info._replace(name=name) for name, info in zip(objects, infos, strict=True)]
 
     def open(self, name: str, *args: Any) -> Any:
         key = self._scopes.key(name)

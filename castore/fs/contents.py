@@ -133,8 +133,12 @@ class ContentVerbs(StoreFileSystem):
             changes.puts(self._strip_protocol(path), value, if_absent=mode == "create")
 
     def pipe(self, path: Any, value: bytes | None = None, **kwargs: Any) -> None:
-        """One commit for all of a mapping."""
-        with self._together():
+        """One commit for all of a mapping, whose small values are stored many at a time."""
+        if path and isinstance(path, dict):
+            objects = {self._strip_protocol(each): data for each, data in path.items()}
+            with self._changes(create=True) as changes:
+                changes.puts_many(objects, if_absent=kwargs.get("mode") == "create")
+        else:  # of one, or nothing at all
             super().pipe(path, value, **kwargs)
 
     def touch(self, path: str, truncate: bool = True, **kwargs: Any) -> None:

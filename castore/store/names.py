@@ -14,6 +14,7 @@ from castore.model import (
     Kind,
     ObjectInfo,
     as_prefix,
+    decode_name,
     encode_name,
     encode_prefix,
 )
@@ -216,4 +217,4 @@ def _dir_entry(entry: Entry) -> DirEntry:
 def _shown(name: bytes) -> str:
     """One that is not UTF-8, in a damaged index, does not end a listing: it comes with its bytes
     escaped, as a str that no object can have as its name."""
-    return name.decode("utf-8", "surrogateescape")
+    return decode_name(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, overload
 
 from castore.errors import CastoreError, NameExists, NameNotFound
@@ -16,7 +16,7 @@ from castore.store.handle import Handle
 from castore.stream.appending import begin_as
 from castore.stream.operations import Publish
 from castore.stream.resembling import resembling
-from castore.stream.small import SMALL_BYTES_MAX
+from castore.stream.small import SMALL_BYTES_MAX, Buffer
 from castore.stream.smallreads import SmallRead
 from castore.stream.sourcefile import has_content
 from castore.stream.writer import ObjectWriter
@@ -68,7 +68,7 @@ class ObjectVerbs(Handle):
     def puts(
         self,
         name: str,
-        data: bytes | bytearray | memoryview,
+        data: Buffer,
         *,
         if_absent: bool = False,
         mode: int | None = None,
@@ -86,6 +86,26 @@ class ObjectVerbs(Handle):
         """
         with self._transaction(of_one=True) as transaction:
             return transaction.puts(name, data, if_absent=if_absent, mode=mode, like=like)
+
+    def puts_many(
+        self,
+        objects: Mapping[str, Buffer] | Iterable[tuple[str, Buffer]],
+        *,
+        if_absent: bool = False,
+        mode: int | None = None,
+    ) -> list[ObjectInfo]:
+        """Store many objects, each from its bytes, in one commit; what became of each, in order.
+
+        For small objects several times as fast as a `puts` for each in a transaction: they are
+        looked up, compressed and written many at a time. Of a name that comes twice the last wins.
+        Raises as `puts` does, and none of them is put then; on S3 as `transaction` says.
+
+        >>> infos = store.puts_many({"rows/1": b"one", "rows/2": b"two"})
+        >>> store.gets_ranges([("rows/1", None), ("rows/2", None)])
+        [b'one', b'two']
+        """
+        with self._transaction() as transaction:
+            return transaction.puts_many(objects, if_absent=if_absent, mode=mode)
 
     def transaction(self) -> Transaction:
         """Several changes in one commit: at the end of the `with` block, or none if it raises.

@@ -21,7 +21,7 @@ from castore.model import Progress, encode_name
 from castore.stream.bases import FindAlignment
 from castore.stream.operations import Draft
 from castore.stream.session import WriteSession
-from castore.stream.small import GROUP_BYTES, SMALL_BYTES_MAX, SmallObject, store_small
+from castore.stream.small import GROUP_BYTES, SMALL_BYTES_MAX, SmallGroups, SmallObject, Stored
 from castore.stream.sourcefile import (
     Status,
     StoredContent,
@@ -98,6 +98,8 @@ class FilePuts:
         self._clear: dict[str, bool] = {}  # by folder
         self._group: list[_Small] = []
         self._group_bytes = 0
+        self._small = SmallGroups(session)
+        self._begun: list[_Small] = []  # of it
 
     def put(self, files: Sequence[FilePut]) -> list[Result]:
         """What became of each: for one that can't be put, the error, which is of it alone. Raises
@@ -116,6 +118,7 @@ class FilePuts:
                 if self._group_bytes >= GROUP_BYTES:
                     self._store_group(files, results)
         self._store_group(files, results)
+        self._finished(self._small.finish(), results)
         return [result for result in results if result is not None]
 
     def _read_new(self, files: Sequence[FilePut]) -> list[tuple[bytes, Status] | None]:
@@ -178,6 +181,7 @@ class FilePuts:
         return clear
 
     def _store_group(self, files: Sequence[FilePut], results: list[Result | None]) -> None:
+        """Begin with the group; the one before is finished then."""
         group, self._group, self._group_bytes = self._group, [], 0
         objects = [
             SmallObject(
@@ -187,9 +191,15 @@ class FilePuts:
             )
             for each in group
         ]
-        for each, (record, draft) in zip(group, store_small(self._session, objects), strict=True):
-            stored = StoredContent(record, draft, each.status, fingerprint(each.status))
-            results[each.at] = self._stored(stored, each.old)
+        stored = self._small.put(objects)
+        self._begun += group
+        self._finished(stored, results)
+
+    def _finished(self, stored: Sequence[Stored], results: list[Result | None]) -> None:
+        for each, (record, draft) in zip(self._begun, stored, strict=False):
+            content = StoredContent(record, draft, each.status, fingerprint(each.status))
+            results[each.at] = self._stored(content, each.old)
+        del self._begun[: len(stored)]
 
     def _stored(self, stored: StoredContent, old: Record | None) -> StoredFile:
         record, draft, status, state = stored

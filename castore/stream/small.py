@@ -6,8 +6,8 @@ itself. So these steps are taken once for all of a group.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 from castore.format.index import Record
 from castore.model import Location
@@ -16,11 +16,15 @@ from castore.stream.bases import Cut, FindAlignment, Found, find_bases, reliable
 from castore.stream.drafts import DraftBuilder, inline_record, one_chunk_record
 from castore.stream.etags import chunks_in
 from castore.stream.operations import Draft
-from castore.stream.session import NewFrame, WriteSession
+from castore.stream.session import Encoded, NewFrame, WriteSession
+from castore.system.workers import Future
 
 SMALL_BYTES_MAX = 64 << 10  # of an object
 GROUP_BYTES = 4 << 20  # stored at once: what bounds memory
+GROUP_OBJECTS_MAX = 1024
 TASK_BYTES = 1 << 20  # encoded at once by one thread
+
+Buffer = bytes | bytearray | memoryview
 
 
 class SmallObject(NamedTuple):
@@ -32,34 +36,135 @@ class SmallObject(NamedTuple):
     align: FindAlignment | None = None
 
 
-def store_small(
-    session: WriteSession, objects: Sequence[SmallObject]
-) -> list[tuple[Record, Draft | None]]:
-    """The record of each object, and its draft unless it is inline. Nothing is visible yet."""
-    cuts = [_cut(session, each.raw) for each in objects]
-    chunk_ids = [chunk_id for cut in cuts for _, _, chunk_id in cut]
-    if chunk_ids:
-        session.check_process()
-        if session.lookahead_bytes:
-            session.prefetch(chunk_ids)
-        known = session.look_up(chunk_ids)
-        _place(session, objects, cuts, known)
-    stored: list[tuple[Record, Draft | None]] = []
-    drafts: list[Draft] = []
-    try:
-        for each, cut in zip(objects, cuts, strict=True):
-            if not cut:
-                stored.append((inline_record(session, each.raw, each.mode), None))
+Stored: TypeAlias = tuple[Record, Draft | None]
+_Owner: TypeAlias = tuple[SmallObject, int, int]  # half-open: where it is in that object
+
+
+def in_groups(objects: Iterable[tuple[str, Buffer]]) -> Iterator[list[tuple[str, Buffer]]]:
+    """Names and their bytes in order: copies of small ones, so many as are to be stored at once,
+    and each larger one by itself, which is not looked at any more once the next is asked for.
+
+    Raises TypeError.
+    """
+    group: list[tuple[str, Buffer]] = []
+    group_bytes = 0
+    for name, data in objects:
+        with bytes_of(data) as view:
+            small = len(view) <= SMALL_BYTES_MAX
+            full = len(group) == GROUP_OBJECTS_MAX or group_bytes + len(view) > GROUP_BYTES
+            if group and (full or not small):
+                yield group
+                group, group_bytes = [], 0
+            if small:
+                group.append((name, bytes(view)))
+                group_bytes += len(view)
+            else:
+                yield [(name, view)]
+    if group:
+        yield group
+
+
+def bytes_of(data: Buffer) -> memoryview:
+    """Raises TypeError."""
+    if isinstance(data, str):
+        raise TypeError("data is bytes or another buffer, not str: encode it first")
+    return memoryview(data).cast("B")
+
+
+def store_small(session: WriteSession, objects: Sequence[SmallObject]) -> list[Stored]:
+    """The record of each, and its draft unless it is inline. Nothing is visible yet."""
+    return _Group(session, objects, {}).finish()
+
+
+class SmallGroups:
+    """Small objects, group by group: threads encode one while this thread looks the next up."""
+
+    def __init__(self, session: WriteSession) -> None:
+        self._session = session
+        self._begun: _Group | None = None
+
+    def put(self, objects: Sequence[SmallObject]) -> list[Stored]:
+        """Begin with these. What became of those before, as `store_small` says it."""
+        new = {} if self._begun is None else self._begun.new
+        begun = _Group(self._session, objects, new)
+        stored = self.finish()
+        self._begun = begun
+        return stored
+
+    def finish(self) -> list[Stored]:
+        """What became of the last."""
+        begun, self._begun = self._begun, None
+        return [] if begun is None else begun.finish()
+
+
+class _Group:
+    """Objects that are stored together: looked up, and sent to be encoded, when it is made."""
+
+    def __init__(
+        self, session: WriteSession, objects: Sequence[SmallObject], before: Mapping[bytes, _Owner]
+    ) -> None:
+        """`before`: new chunks of the group that is finished before this one."""
+        self.new: dict[bytes, _Owner] = {}
+        self._session = session
+        self._objects = objects
+        self._cuts = [_cut(session, each.raw) for each in objects]
+        self._known: dict[bytes, Location] = {}
+        self._encoding: list[Future[list[Encoded]]] = []
+        chunk_ids = [chunk_id for cut in self._cuts for _, _, chunk_id in cut]
+        if chunk_ids:
+            session.check_process()
+            if session.lookahead_bytes:
+                session.prefetch(chunk_ids)
+            self._known = session.look_up(chunk_ids)
+            self._encode(before)
+
+    def finish(self) -> list[Stored]:
+        session, known = self._session, self._known
+        for future in self._encoding:
+            session.place(future.result())
+        stored: list[Stored] = []
+        drafts: list[Draft] = []
+        try:
+            for each, cut in zip(self._objects, self._cuts, strict=True):
+                if not cut:
+                    stored.append((inline_record(session, each.raw, each.mode), None))
+                    continue
+                draft = Draft()
+                drafts.append(draft)
+                places = [known.get(i) or session.location(i) for _, _, i in cut]
+                stored.append((_record(session, each, draft, cut, places), draft))
+        except BaseException:
+            for draft in drafts:
+                session.drop(draft)
+            raise
+        return stored
+
+    def _encode(self, before: Mapping[bytes, _Owner]) -> None:
+        """Send what is new to be encoded."""
+        session, known, owners = self._session, self._known, self.new
+        found: Found = {}
+        for each, cut in zip(self._objects, self._cuts, strict=True):
+            # No difference of sets, which would go through all that is known for each object.
+            new = {i for _, _, i in cut if i not in known and i not in owners and i not in before}
+            if not new:
                 continue
-            draft = Draft()
-            drafts.append(draft)
-            places = [known.get(chunk_id) or session.location(chunk_id) for _, _, chunk_id in cut]
-            stored.append((_record(session, each, draft, cut, places), draft))
-    except BaseException:
-        for draft in drafts:
-            session.drop(draft)
-        raise
-    return stored
+            owners |= {i: (each, begin, end) for begin, end, i in cut if i in new}
+            those = _bases(session, each, cut, new)
+            session.unlike.count = 0 if those else session.unlike.count + 1
+            found |= those
+        bases = reliable_bases(session, found)
+        task: list[NewFrame] = []
+        task_bytes = 0
+        for chunk_id, (each, begin, end) in owners.items():
+            frame = session.new_frame(each.raw[begin:end], chunk_id)
+            alike = bases.get(chunk_id)
+            task.append(frame.made_of(alike) if alike else frame)
+            task_bytes += end - begin
+            if task_bytes >= TASK_BYTES:
+                self._encoding.append(session.encode(task))
+                task, task_bytes = [], 0
+        if task:
+            self._encoding.append(session.encode(task))
 
 
 def _record(
@@ -83,42 +188,6 @@ def _cut(session: WriteSession, raw: bytes) -> list[Cut]:
     if len(raw) <= session.inline_limit:
         return []
     return list(chunks_in(raw, session.config, session.chunker))
-
-
-def _place(
-    session: WriteSession,
-    objects: Sequence[SmallObject],
-    cuts: Sequence[Sequence[Cut]],
-    known: dict[bytes, Location],
-) -> None:
-    """Encode the chunks that are not known, and give them their places."""
-    owners: dict[bytes, tuple[SmallObject, int, int]] = {}
-    found: Found = {}
-    for each, cut in zip(objects, cuts, strict=True):
-        # No difference of sets, which would go through all that is known for each object.
-        new = {i for _, _, i in cut if i not in known and i not in owners}
-        if not new:
-            continue
-        owners |= {chunk_id: (each, begin, end) for begin, end, chunk_id in cut if chunk_id in new}
-        those = _bases(session, each, cut, new)
-        session.unlike.count = 0 if those else session.unlike.count + 1
-        found |= those
-    bases = reliable_bases(session, found)
-    task: list[NewFrame] = []
-    task_bytes = 0
-    encoding = []
-    for chunk_id, (each, begin, end) in owners.items():
-        frame = session.new_frame(each.raw[begin:end], chunk_id)
-        alike = bases.get(chunk_id)
-        task.append(frame.made_of(alike) if alike else frame)
-        task_bytes += end - begin
-        if task_bytes >= TASK_BYTES:
-            encoding.append(session.encode(task))
-            task, task_bytes = [], 0
-    if task:
-        encoding.append(session.encode(task))
-    for future in encoding:
-        session.place(future.result())
 
 
 def _bases(

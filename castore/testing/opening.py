@@ -37,6 +37,7 @@ class Opening(Kind):
                 lambda: reading.delete("name"),
                 lambda: reading.delete_prefix("", unbounded=True),
                 lambda: reading.open("new", "wb"),
+                lambda: reading.puts_many({"new": b""}),
                 lambda: reading.open("new", "xb"),
                 lambda: reading.transaction(),
             ):
@@ -58,6 +59,7 @@ class Opening(Kind):
             lambda: store.open("name"),
             lambda: store.open("name", "wb"),
             lambda: store.puts("name", b""),
+            lambda: store.puts_many({"name": b""}),
             lambda: store.put("name", io.BytesIO()),
             lambda: store.info("name"),
             lambda: store.exists("name"),

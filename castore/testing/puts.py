@@ -11,7 +11,7 @@ import random
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,23 @@ def put_in_transaction(
         return transaction.puts(name, data)
 
 
-WAYS = [put_path, put_pipe, put_fifo, put_stream, put_bytes, put_file_object, put_in_transaction]
+def put_among_many(
+    store: castore.Store, name: str, data: bytes, folder: Path
+) -> castore.ObjectInfo:
+    [_, info, _] = store.puts_many({"another": noise(5000, 99), name: data, "last": b""})
+    return info
+
+
+WAYS = [
+    put_path,
+    put_pipe,
+    put_fifo,
+    put_stream,
+    put_bytes,
+    put_file_object,
+    put_in_transaction,
+    put_among_many,
+]
 
 
 SIZES = [0, 1, 255, 256, 703, 704, 4095, 4096, 4097, 11264, 11265, 100_000]
@@ -182,6 +198,69 @@ class Puts(Kind):
             with pytest.raises((TypeError, BufferError)):
                 store.puts("name", wrong)  # type: ignore[arg-type]
         assert not store.exists("name")
+
+    def test_puts_many(self, store: castore.Store) -> None:
+        """Small ones and large ones in their order, more than are stored at once; one buffer for
+        all, which is another's before the next is asked for; and of a name the last."""
+        sizes = [0, 1, 5000, 70_000, *range(300, 2000), 3_000_000, 65_536, 65_537, 4096]
+        buffer = bytearray(max(sizes))
+
+        def objects() -> Iterator[tuple[str, memoryview]]:
+            for at, size in enumerate(sizes):
+                buffer[:size] = mixed(size, at)
+                yield f"many/{at}", memoryview(buffer)[:size]
+                buffer[:] = bytes(len(buffer))
+            yield "many/0", memoryview(b"the last")
+
+        store.puts("many/1", b"old")
+        infos = store.puts_many(objects(), mode=0o640)
+        expected = [mixed(size, at) for at, size in enumerate(sizes)]
+        expected[0] = b"the last"
+        names = [f"many/{at}" for at in range(len(sizes))]
+        assert [info.name for info in infos] == [*names, "many/0"]
+        assert infos[1:] == [store.info(info.name) for info in infos[1:]]
+        assert store.gets_ranges([(name, None) for name in names]) == expected
+        assert {info.mode for info in infos} == {0o640}
+        assert store.puts_many({}) == store.puts_many(iter(())) == []
+
+    def test_what_many_have_is_stored_once(self, store: castore.Store) -> None:
+        """Also where it comes again while it is still being compressed."""
+        data = noise(60_000)
+        store.puts_many((f"{at}", data) for at in range(300))
+        stats = store.stats()
+        assert (stats.objects, stats.unique_bytes) == (300, len(data))
+        assert stats.pack_bytes <= 1.1 * len(data)
+
+    @pytest.mark.parametrize(
+        ("last", "error"),
+        [
+            (("text", "text"), TypeError),
+            (("../out", b""), ValueError),
+            (("taken", b""), castore.errors.NameExists),
+            (None, ZeroDivisionError),
+        ],
+    )
+    def test_puts_many_are_put_all_or_none(
+        self, store: castore.Store, last: Any, error: type[Exception]
+    ) -> None:
+        def objects() -> Iterator[tuple[str, bytes]]:
+            for at in range(30):
+                yield f"{at}", noise(300_000 if at % 5 == 4 else 20_000, at)
+            yield last or (f"{1 // 0}", b"")
+
+        store.puts("taken", b"old")
+        with store.transaction() as transaction:
+            transaction.puts("before", noise(20_000, 100))
+            with pytest.raises(error):
+                transaction.puts_many(objects(), if_absent=True)
+            transaction.puts_many({"after": noise(20_000, 101)}, if_absent=True)
+        with pytest.raises(error):
+            store.puts_many(objects(), if_absent=True)
+        assert list(store.names()) == ["after", "before", "taken"]
+        assert store.gets("before") + store.gets("after") == noise(20_000, 100) + noise(20_000, 101)
+        for mode in (-1, 1 << 33):
+            with pytest.raises(ValueError, match="mode"):
+                store.puts_many({"bad": b"x"}, mode=mode)
 
     def test_a_buffer_may_change_once_write_returned(self, store: castore.Store) -> None:
         data, block = noise(200_000), bytearray(10_000)

@@ -127,6 +127,8 @@ class Transactions(Kind):
         assert transaction.deleted == 0
         for use in (
             lambda: transaction.puts("a", b""),
+            lambda: transaction.puts_many({"a": b""}),
+            lambda: transaction.puts_many({}),
             lambda: transaction.delete("a"),
             lambda: transaction.delete_prefix("a", unbounded=True),
             lambda: transaction.copy("a", "b"),

@@ -67,6 +67,9 @@ class TestLocal:
         with pytest.raises(FileNotFoundError):
             fs.cat_file("user/x")
         fs.pipe_file("user/a", b"")
+        with pytest.raises(errors.NameExists, match="'user/a'"):
+            fs.pipe({"pipeline/new": b"", "user/a": b"", "user//a": b""}, mode="create")
+        assert fs.find("") == ["user/a"]
         for call in (fs.cat_file, fs.info, fs.open):
             with pytest.raises(errors.NameNotFound, match="named 'user/x'"):
                 call("user/x")

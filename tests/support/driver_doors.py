@@ -92,8 +92,8 @@ def write_blocks(file: Any, data: bytes, choose: random.Random) -> None:
 
 
 class StoreDoor(Door):
-    ways = ("bytes", "path", "stream", "write")
-    keeps_mode = ("bytes", "path")
+    ways = ("bytes", "many", "path", "stream", "write")
+    keeps_mode = ("bytes", "many", "path")
     verbs = ("put", "delete", "delete_prefix", "copy", "rename")
 
     def __init__(self, scratch: Path, store: castore.Store) -> None:
@@ -113,6 +113,8 @@ class StoreDoor(Door):
         if change.verb == "put":
             if way == "bytes":
                 target.puts(name, change.data, if_absent=if_absent, mode=change.mode)
+            elif way == "many":
+                target.puts_many({name: change.data}, if_absent=if_absent, mode=change.mode)
             elif way == "path":
                 target.put(name, self.source(change), if_absent=if_absent)
             else:
@@ -137,7 +139,7 @@ class StoreDoor(Door):
 class FsDoor(Door):
     """fsspec. A path that is a folder there as well as a name is no path that it is sure of."""
 
-    ways = ("pipe", "put", "write")
+    ways = ("pipe", "pipe many", "put", "write")
     keeps_mode = ("put",)
     verbs = ("put", "delete", "delete_tree", "copy", "rename")
 
@@ -163,6 +165,8 @@ class FsDoor(Door):
             mode = "create" if change.if_absent else "overwrite"
             if way == "pipe":
                 fs.pipe_file(name, change.data, mode=mode)
+            elif way == "pipe many":
+                fs.pipe({name: change.data}, mode=mode)
             elif way == "put":
                 fs.put_file(self.source(change), name, mode=mode)
             else:

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from driver_doors import Blocks, Door, FsDoor, StoreDoor, write_blocks
@@ -136,8 +137,11 @@ def transaction(driver: Driver) -> str:
     assert isinstance(door, StoreDoor)
     changes, ways = [], []
     for _ in range(choose.randrange(1, 7)):
-        what, way = change_of(driver, door.verbs), choose.choice(["bytes", "path", "stream"])
-        if way == "stream":
+        what, way = (
+            change_of(driver, door.verbs),
+            choose.choice(["bytes", "path", "stream", "many"]),
+        )
+        if way not in ("bytes", "path"):
             what = Change(what.verb, what.name, what.data, 0o644, what.if_absent, what.target)
         changes.append(what)
         ways.append(way)
@@ -148,8 +152,14 @@ def transaction(driver: Driver) -> str:
     failed: BaseException | None = None
     try:
         with driver.store.transaction() as target:
-            for what, way in zip(changes, ways, strict=True):
-                door.on(target, what, way, choose)
+            told = zip(changes, ways, strict=True)
+            for (many, if_absent), run in groupby(told, lambda each: _together(*each)):
+                if many:
+                    objects = [(what.name, what.data) for what, _ in run]
+                    target.puts_many(objects, if_absent=if_absent)
+                    continue
+                for what, way in run:
+                    door.on(target, what, way, choose)
             if end == "raise":
                 raise Failure
             if racing is not None:
@@ -172,6 +182,11 @@ def transaction(driver: Driver) -> str:
     if failed is not None and driver.place.kind != "local":
         driver.settle(middle, changes, began)
     return ""
+
+
+def _together(what: Change, way: str) -> tuple[bool, bool]:
+    """Whether it is put with those beside it, and only if absent."""
+    return way == "many" and what.verb == "put", what.if_absent
 
 
 def version(driver: Driver) -> str:

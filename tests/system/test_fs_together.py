@@ -62,6 +62,8 @@ def test_what_fails_in_between_leaves_nothing(
         fs.put([str(tmp_path / "x"), str(tmp_path / "none")], ["a", "b"])
     with pytest.raises(FileNotFoundError):
         fs.copy(["there", "none"], ["a", "b"])
+    with pytest.raises(FileExistsError):
+        fs.pipe({"a": b"1", "there": b"2"}, mode="create")
     assert commits == []
     assert fs.find("") == ["there"]
     fs.copy(["there", "none"], ["a", "b"], on_error="ignore")
