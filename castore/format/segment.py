@@ -33,10 +33,11 @@ _OWNER = struct.Struct("<I")
 _OWNER_AT = 12
 SEGMENT_HEADER_BYTES: Final = _SEGMENT.size  # 32
 # Of one extent, as those of small objects are, and no delta: all of it in one go.
+_TAIL_OF_ONE = struct.Struct("<IQQ")  # of its header
 _COLUMNS_OF_ONE = struct.Struct("<Q16sIIH16s")
-_OF_ONE = struct.Struct("<4sBBHHHIQQQ16sIIH16s")
+_OF_ONE = struct.Struct("<12sIQQQ16sIIH16s")  # of a segment of one extent
 _VERSION_DELTAS: Final = 2  # with the frames that deltas decode with, in columns of their own
-_HEADER_OF_ONE: Final = [SEGMENT_MAGIC, VERSION, 0, 1, 1, 0]
+_HEAD_OF_ONE: Final = struct.pack("<4sBBHHH", SEGMENT_MAGIC, VERSION, 0, 1, 1, 0)
 
 
 class Segment:
@@ -294,7 +295,7 @@ class SegmentOfOne(NamedTuple):
     def encode(self) -> bytes:
         pack_id, offset, stored_bytes, _ = self.place
         columns = _COLUMNS_OF_ONE.pack(self.end, self.chunk_id, offset, stored_bytes, 0, pack_id)
-        return _SEGMENT.pack(*_HEADER_OF_ONE, 0, 0, _checksum(columns, 1 << 48)) + columns
+        return _HEAD_OF_ONE + _TAIL_OF_ONE.pack(0, 0, _checksum(columns, 1 << 48)) + columns
 
 
 NewSegment: TypeAlias = SegmentBuilder | SegmentOfOne
@@ -318,10 +319,10 @@ def decode_segment(
     """With `manifest`, it must be of that one. Without `verify` its checksum is not looked at, so
     that finding one extent does not read all 1,024. What a damaged one says does not agree with the
     frame that it leads to."""
-    if len(raw) == _OF_ONE.size:
-        one = _decode_one(raw, manifest)
-        if one is not None:
-            return one
+    one = _unpack_one(raw, manifest)
+    if one is not None:
+        owner, begin, end, chunk_id, offset, stored_bytes, pack_id = one
+        return Segment(owner, begin, (end,), chunk_id, (offset,), (stored_bytes,), (0,), [pack_id])
     if len(raw) < SEGMENT_HEADER_BYTES:
         raise FormatError(f"segment is cut short at {len(raw)} bytes")
     magic, version, flags, count, packs, bases, owner, begin, checksum = _SEGMENT.unpack_from(raw)
@@ -365,24 +366,33 @@ def decode_segment(
     )
 
 
-def _decode_one(raw: bytes | memoryview, manifest: int | None) -> Segment | None:
-    """A segment of one extent that is no delta; None if it is another one, or malformed."""
-    (
-        *header,
-        owner,
-        begin,
-        checksum,
-        end,
-        chunk_id,
-        offset,
-        stored,
-        pack_of,
-        pack,
-    ) = _OF_ONE.unpack_from(raw)
+def decode_extent_of_one(raw: bytes | memoryview, manifest: int) -> Extent | None:
+    """The extent of a segment of that manifest that has no other, and is no delta; None if it is
+    another one, or malformed: the quickest way to the bytes of a small object."""
+    one = _unpack_one(raw, manifest)
+    if one is None:
+        return None
+    _, begin, end, chunk_id, offset, stored_bytes, pack_id = one
+    if not 0 < end - begin <= CHUNK_BYTES_LIMIT + 256:
+        return None
+    return Extent(begin, end, chunk_id, Location(pack_id, offset, stored_bytes))
+
+
+def _unpack_one(
+    raw: bytes | memoryview, manifest: int | None
+) -> tuple[int, int, int, bytes, int, int, bytes] | None:
+    """Owner, begin, end, chunk id, offset, stored bytes and pack of a segment of one extent that is
+    no delta; None if it is another one, or malformed."""
+    if len(raw) != _OF_ONE.size:
+        return None
+    head, owner, begin, checksum, end, chunk_id, offset, stored_bytes, pack_of, pack_id = (
+        _OF_ONE.unpack(raw)
+    )
     if (
-        header != _HEADER_OF_ONE
+        head != _HEAD_OF_ONE
+        or pack_of
         or (manifest is not None and owner not in (0, manifest & OWNER_MASK))
         or _checksum(raw[SEGMENT_HEADER_BYTES:], begin ^ 1 << 48) != checksum
     ):
         return None
-    return Segment(owner, begin, (end,), chunk_id, (offset,), (stored,), (pack_of,), [pack])
+    return owner, begin, end, chunk_id, offset, stored_bytes, pack_id

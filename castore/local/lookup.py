@@ -18,7 +18,7 @@ from castore.format.index import (
     manifest_of,
     segment_key,
 )
-from castore.format.segment import check_owner, decode_segment
+from castore.format.segment import check_owner, decode_extent_of_one, decode_segment
 from castore.local.hot import HotObjects
 from castore.local.meta import GC_SEQ, read_number, read_totals
 from castore.local.older import FoldersKnown, OlderObject, find_older
@@ -264,6 +264,9 @@ def _small_cover(named: Any, segments: Any, name: bytes, bytes_max: int) -> Cove
         raw = _mostly_next(segments, segment_key(record.manifest, record.size))
         if raw is None:
             return None
+        extent = decode_extent_of_one(raw, record.manifest)
+        if extent is not None and (extent.begin, extent.end) == (0, record.size):
+            return Cover(record, [(0, record.size, [extent])], _none_newer)
         segment = decode_segment(raw, manifest=record.manifest)
         if segment.begin or segment.end != record.size:
             return None
