@@ -182,12 +182,16 @@ def new_file_mode() -> int:
 
 def _umask() -> int:
     try:
-        with open("/proc/self/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"Umask:"):
-                    return int(line.split()[1], 8)
+        fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         pass  # not Linux
+    else:
+        try:
+            _, said, rest = os.read(fd, 512).partition(b"\nUmask:")  # the second line
+        finally:
+            os.close(fd)
+        if said:
+            return int(rest.split(None, 1)[0], 8)
     # Asked for by setting it: what another thread makes meanwhile is private at worst.
     umask = os.umask(0o077)
     os.umask(umask)
