@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from castore.errors import CastoreError, FormatError, StoreClosed
+from castore.errors import CastoreError, FormatError, StoreClosed, StoreIOError
 from castore.format.segment import NewSegment
 from castore.model import Extent, Location, StoredChunk
 from castore.s3.bases import Bases
@@ -126,7 +126,10 @@ class S3Session(WriteSession):
         self._uploads.place(encoded)
 
     def location(self, chunk_id: bytes) -> Location:
-        return self._uploads.placed[chunk_id]
+        placed = self._uploads.placed.get(chunk_id) or self.look_up([chunk_id]).get(chunk_id)
+        if placed is None:
+            raise StoreIOError(f"chunk {chunk_id.hex()} was lost while it was put: repeat the put")
+        return placed
 
     def add_segment(self, draft: Draft, segment: NewSegment) -> None:
         draft.segments.append((segment.end, segment.encode()))

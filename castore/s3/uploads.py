@@ -28,7 +28,9 @@ PACK_BYTES_MAX = 16 << 20  # up to this
 # At a time; each holds a pack in memory. 128 MiB of noise at 20 ms and 100 MB/s: 2.96 s with one,
 # 2.05 with 2, 1.69 with 4, 1.72 with 8.
 UPLOADS_MAX = 4
-PLACED_MAX = 1 << 17  # chunks whose places are kept in memory; the cache knows those before
+# Chunks whose places are kept in memory, besides those of packs that are not uploaded yet: what was
+# placed before, the cache knows.
+PLACED_MAX = 1 << 17
 
 
 @dataclass(slots=True)
@@ -89,6 +91,7 @@ class Uploads:
             # What is a delta can't be the base of another, as what is none may be.
             before = self.placed.get(frame.chunk_id)
             if before is None or before.bases or not frame.bases:
+                self.placed.pop(frame.chunk_id, None)  # it goes to the end
                 self.placed[frame.chunk_id] = place
             if pack.size >= max(self._pack_bytes, pack_bytes):
                 self.begin()
@@ -157,5 +160,10 @@ class Uploads:
             upload[2].result()
             self._uploading.remove(upload)
         excess = max(len(self.placed) - PLACED_MAX, 0)
-        for chunk_id in list(islice(self.placed, excess)):
+        on_their_way = {pack_id for pack_id, _, _ in self._uploading}
+        if self._pack is not None:
+            on_their_way.add(self._pack.pack_id)
+        for chunk_id, place in list(islice(self.placed.items(), excess)):
+            if place.pack_id in on_their_way:  # the cache does not know it yet
+                break
             del self.placed[chunk_id]

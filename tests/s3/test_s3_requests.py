@@ -15,12 +15,15 @@ from proxy import Connection, Exchange
 from s3_stores import Open
 
 import castore
-from castore.errors import NameNotFound
+from castore.errors import NameNotFound, StoreIOError
+from castore.format.segment import decode_segment
 from castore.s3 import hints, uploads
 from castore.s3 import versions as versions_s3
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.settings import parse_settings
+from castore.s3.session import S3Session
 from castore.stream import writer
+from castore.stream.operations import Publish
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
@@ -279,6 +282,29 @@ def test_no_chunk_is_uploaded_twice_by_one_put(
     store.puts("b", b"".join(parts * 3))
     sent = sum(exchange.sent_bytes for exchange in proxy.matching("PUT", "/packs/"))
     assert 1_200_000 < sent < 1_200_000 * 1.15
+
+
+def test_a_place_that_is_not_remembered_is_looked_up(
+    open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "PACK_BYTES_FIRST", 100_000)
+    monkeypatch.setattr(uploads, "PACK_BYTES_MAX", 100_000)
+    monkeypatch.setattr(uploads, "PLACED_MAX", 5)
+    transaction = open_proxied().transaction()
+    transaction.puts("a", noise(1_000_000))
+    session = transaction._session
+    assert isinstance(session, S3Session)
+    session._uploads.finish()
+    [first, *_] = transaction._operations
+    assert isinstance(first, Publish)
+    assert first.draft is not None
+    extents = [each for _, raw in first.draft.segments for each in decode_segment(raw)]
+    assert len(session._uploads.placed) == 5 < len(extents)
+    places = [session.location(extent.chunk_id) for extent in extents]
+    assert places == [extent.location for extent in extents]
+    with pytest.raises(StoreIOError, match="repeat the put"):
+        session.location(bytes(16))
+    transaction.commit()
 
 
 def small_and_many_packs(monkeypatch: pytest.MonkeyPatch) -> None:
