@@ -135,11 +135,14 @@ def _fill_draft(
 ) -> tuple[RebuildReport, bool]:
     """The report, and whether the journal has to begin anew."""
     taken = None if sources.take_rows is None else sources.take_rows(index)
+    had_unclaimed = _has_unclaimed(index)
     rows = RowRebuild(index, root, config, progress)
     rows.make_rows()
     journal = sources.journal or JournalReading(gaps=["it is not wanted"])
     complete, replayed, missing = _join(index, taken, journal, is_backup=sources.is_backup)
     unclaimed = "" if complete else "since" if sources.is_backup else "all"
+    if had_unclaimed:  # which chunks they were, neither index nor journal tells
+        unclaimed = "all"
     report = rows.finish(unclaimed)
     report.replayed = replayed
     report.lost_names = missing
@@ -188,6 +191,15 @@ def _is_older(index: Index, taken: Transplanted, journal: JournalReading) -> boo
     with index.gate, index.snapshot() as txn, contextlib.suppress(FormatError):
         return read_unclaimed(index, txn) is not None or journal.is_ahead_of(taken.place)
     return True
+
+
+def _has_unclaimed(index: Index) -> bool:
+    """Whether it says that names of chunks were given up, or lost, that nothing is to collect. One
+    that only says that its journal knows more has counted none."""
+    with index.gate, index.snapshot() as txn, contextlib.suppress(FormatError):
+        unclaimed = read_unclaimed(index, txn)
+        return unclaimed is not None and unclaimed.chunks > 0
+    return False
 
 
 def _all(journal: JournalReading) -> Iterator[Entry]:

@@ -310,6 +310,30 @@ def test_who_goes_back_to_a_backup_keeps_what_came_since(folder: Path) -> None:
         assert read(store) == VALUES
 
 
+def test_a_backup_of_who_went_back_keeps_what_came_since(folder: Path, tmp_path: Path) -> None:
+    """Also though the journal has all names of it."""
+    path = back_up(folder)
+    with castore.open(folder) as store:
+        store.puts("since", random.Random(9).randbytes(90_000))
+    unclaimed = castore.restore(path, folder, force=True).unclaimed_chunks
+    with castore.open(folder) as store:
+        second = tmp_path / "second"
+        store.backup(second)
+    shutil.rmtree(folder / "index")
+    report = castore.restore(second, folder)
+    assert (report.lost, report.lost_names) == ([], [])
+    assert report.unclaimed_chunks == unclaimed > 5
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        with pytest.raises(UnclaimedData, match=f"{unclaimed} chunks"):
+            store.gc()
+        [problem] = store.check(True).problems
+        assert "newer backup" in problem.what
+        store.gc(accept_unclaimed=True)
+        assert store.check(True).clean
+        assert read(store) == VALUES
+
+
 def test_a_lost_config_comes_back_too(folder: Path) -> None:
     path = back_up(folder)
     config = (folder / "castore.json").read_bytes()
