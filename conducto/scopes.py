@@ -79,6 +79,10 @@ class ScopedStore:
     def threads(self) -> int:
         return self.whole.threads
 
+    @property
+    def small_together(self) -> int:
+        return self.whole.small_together
+
     def close(self) -> None:
         self.whole.close()
 
@@ -151,6 +155,13 @@ class ScopedStore:
                     found[at] = error
         return found
 
+    def small_many(self, names: Sequence[str]) -> Sequence[tuple[castore.ObjectInfo, bytes] | None]:
+        reads = self.whole.small_many([*map(self._scopes.key, names)])
+        return [
+            read and (read[0]._replace(name=name), read[1])
+            for name, read in zip(names, reads, strict=True)
+        ]
+
     def get(self, name: str, file: Any, **options: Any) -> castore.ObjectInfo:
         with self._called(name) as key:
             return self.whole.get(key, file, **options)._replace(name=name)
@@ -195,6 +206,18 @@ class ScopedTransaction:
         except NameExists as error:
             raise NameExists(self._scopes.name(error.name)) from None
         return [info._replace(name=name) for name, info in zip(objects, infos, strict=True)]
+
+    def put_files(self, files: Sequence[Any], options: Any) -> builtins.list[Any]:
+        keyed = [file._replace(name=self._scopes.key(file.name)) for file in files]
+        put: builtins.list[Any] = []
+        for file, each in zip(files, self._whole.put_files(keyed, options), strict=True):
+            if isinstance(each, NameExists):
+                put.append(NameExists(file.name))
+            elif isinstance(each, Exception):
+                put.append(each)
+            else:
+                put.append((each[0]._replace(name=file.name), each[1]))
+        return put
 
     def open(self, name: str, *args: Any) -> Any:
         key = self._scopes.key(name)

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 from castore.fs.contents import ContentVerbs
 from castore.fs.listing import ListingVerbs
-from castore.fs.names import NameVerbs
+from castore.fs.transfers import TransferVerbs
 
 __all__ = ["CastoreFileSystem"]
 
 
-class CastoreFileSystem(ListingVerbs, ContentVerbs, NameVerbs):
+class CastoreFileSystem(ListingVerbs, ContentVerbs, TransferVerbs):
     """A castore store as an fsspec file system; see the module for paths and URLs.
 
     `store` is a path or a URL, and made absolute at once; without one, $CASTORE_STORE is. The other

@@ -1,8 +1,4 @@
-"""Names: copied, moved and removed; and many objects to files and back.
-
-What is done to many is planned first, and then done at once: objects are read several at a time,
-and changes are one commit.
-"""
+"""Names: copied, moved and removed. What is done to many is planned first, and is one commit."""
 
 from __future__ import annotations
 
@@ -11,9 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.core import has_magic
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import other_paths, stringify_path
 
 from castore.errors import InvalidName, NameNotFound
@@ -23,63 +17,15 @@ from castore.fs.places import (
     is_into,
     join,
     last_part,
-    local_places,
     parents,
     place_of_file,
     places_of_folder,
 )
 from castore.model import Kind
-from castore.system.workers import map_at_once
 
 
 class NameVerbs(StoreFileSystem):
     """See `castore.fs.CastoreFileSystem`."""
-
-    def get(
-        self,
-        rpath: Any,
-        lpath: Any,
-        recursive: bool = False,
-        callback: Any = DEFAULT_CALLBACK,
-        maxdepth: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """As fsspec's; several objects at once.
-
-        Each file is written whole or not at all. The first that fails is raised, and what has not
-        begun by then is left. What `callback.branched` gives is told of its file on another thread.
-        """
-        into = os.fspath(lpath) if isinstance(lpath, os.PathLike) else lpath
-        places = self._places(rpath, LocalFileSystem(), into, recursive, maxdepth)
-        callback.set_size(len(places))
-
-        def fetch(place: Place) -> None:
-            with callback.branched(place.source, place.target) as child:
-                self.get_file(place.source, place.target, callback=child, **kwargs)
-
-        # Of two that go to one file, the last is to stay.
-        alone = len({str(place.target) for place in places}) < max(2, len(places))
-        threads = 0 if alone else 2 * self.store.threads
-        for _ in callback.wrap(map_at_once(fetch, places, threads=threads)):
-            pass
-
-    def put(
-        self,
-        lpath: Any,
-        rpath: Any,
-        recursive: bool = False,
-        callback: Any = DEFAULT_CALLBACK,
-        maxdepth: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """As fsspec's, in one commit."""
-        places = None
-        if isinstance(rpath, str):
-            places = local_places(lpath, self, rpath, recursive, maxdepth)
-        if places is not None:
-            lpath, rpath = [place.source for place in places], [place.target for place in places]
-        with self._together():
-            super().put(lpath, rpath, recursive, callback, maxdepth, **kwargs)
 
     def copy(
         self,

@@ -21,7 +21,7 @@ from castore.stream.smallreads import SmallRead
 from castore.stream.sourcefile import has_content
 from castore.stream.writer import ObjectWriter
 from castore.system.fileio import Writable, descriptor_of, new_file_mode, of_file, write_all
-from castore.system.open_folders import refuse_open_store_paths
+from castore.system.open_folders import refuse_open_store_real_path
 from castore.system.outfolder import replacing
 from castore.transaction import Readable, StrPath, Transaction, object_info
 
@@ -248,7 +248,7 @@ class ObjectVerbs(Handle):
                 self._reader.copy_to_stream(pinned, stream, progress)
             return info
         path = os.path.realpath(path)
-        refuse_open_store_paths(path)
+        refuse_open_store_real_path(path)
         if os.path.exists(path) and not os.path.isfile(path):
             with _errors_of(path), open(path, "wb", buffering=0) as stream:
                 self._reader.copy_to_stream(pinned, stream, progress)

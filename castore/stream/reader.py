@@ -363,7 +363,10 @@ class Reader:
             for segment in pinned.manifest.at_or_after(offset)
             for extent in segment.covering(offset, segment.end)
         )
-        return self.workers.map_ahead(work, _tasks(extents, self._packs.task_bytes))
+        tasks = _tasks(extents, self._packs.task_bytes)
+        if pinned.record.size - offset <= self._packs.task_bytes:
+            return map(work, tasks)  # one, which another thread would do no sooner
+        return self.workers.map_ahead(work, tasks)
 
 
 def _tasks(extents: Iterable[Extent], task_bytes: int) -> Iterator[list[Extent]]:

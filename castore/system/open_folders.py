@@ -15,7 +15,15 @@ def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
     To open and close LMDB's files anywhere else in the process would drop its locks, and another
     process could then reuse pages that are being read here.
     """
-    root = open_store_of(path)
+    _refuse(path, open_store_of(path))
+
+
+def refuse_open_store_real_path(path: str) -> None:
+    """The same of a path without symlinks, which are not looked for."""
+    _refuse(path, _open_store_of_real(path))
+
+
+def _refuse(path: str | os.PathLike[str], root: str | None) -> None:
     if root is not None:
         is_store = os.path.exists(os.path.join(root, "castore.json"))
         what = "the open store" if is_store else "the cache of an open store,"
@@ -24,12 +32,12 @@ def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
 
 def open_store_of(path: str | os.PathLike[str]) -> str | None:
     """The store that this process has open, or the cache of one, in which a path lies."""
-    folders = index_folders()
-    if not folders:
-        return None
-    real = os.path.realpath(path)
-    for folder in folders:
+    return _open_store_of_real(os.path.realpath(path)) if index_folders() else None
+
+
+def _open_store_of_real(path: str) -> str | None:
+    for folder in index_folders():
         root = os.path.realpath(os.path.dirname(folder))  # of a store or of a cache: in its index/
-        if real == root or real.startswith(root + os.sep):
+        if path == root or path.startswith(root + os.sep):
             return root
     return None

@@ -30,7 +30,7 @@ from castore.system.outfolder import (
     status_in,
     write_new,
 )
-from castore.transfer.outcomes import Objects, Outcome, Shared, ahead
+from castore.transfer.outcomes import Objects, Outcome, Shared, SmallObjects, ahead
 
 SAME_TIME_NS = 1000  # file systems round
 NO_MORE_WRITES = NO_MORE_FILES | {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
@@ -152,20 +152,11 @@ class _Export(NamedTuple):
         try:
             parts = [self.out.claim(name[below:]) for name in names]
             with self.out.opened(parts[0][:-1]) as folder:
-                if status_in(folder, parts[0][-1]) is not None:
-                    return {}  # most likely they all are there, and the same
-                infos, files = [], []
-                for path, read in zip(parts, self.store.small_many(names), strict=True):
-                    if read is not None:
-                        info, raw = read
-                        mtime_ns = info.mtime_ns if self.keep_time else None
-                        infos.append(info)
-                        files.append(NewFile(path[-1], raw, info.mode, mtime_ns))
-                in_place = write_new(folder, files)
+                wanted = [(name, path[-1]) for name, path in zip(names, parts, strict=True)]
+                written = new_files(self.store, folder, wanted, keep_time=self.keep_time)
         except (InTheWay, OSError):
             return {}
-        done = zip(infos, in_place, strict=True)
-        return {info.name: Outcome(info.name, info) for info, is_there in done if is_there}
+        return {name: Outcome(name, info) for name, info in written.items()}
 
     def _one(self, name: str, info: ObjectInfo | None) -> Outcome:
         with self.shared.entry(info.size if info else 0) as counted:
@@ -209,6 +200,25 @@ class _Export(NamedTuple):
             if error.errno in NO_MORE_WRITES:
                 raise of_file(error, path) from error  # and not of the draft
             return Outcome(name, reason=f"{path}: {error.strerror}", fault="other")
+
+
+def new_files(
+    store: SmallObjects, folder: int, wanted: Sequence[tuple[str, str]], *, keep_time: bool
+) -> dict[str, ObjectInfo]:
+    """Write small objects, (name, leaf) each, to files that are not there yet in the open folder;
+    what each is that is in its place. The others are for who writes them one by one, and says why:
+    all of them where the first file is there, as most likely all are. Raises OSError."""
+    if status_in(folder, wanted[0][1]) is not None:
+        return {}
+    infos, files = [], []
+    reads = store.small_many([name for name, _ in wanted])
+    for (_, leaf), read in zip(wanted, reads, strict=True):
+        if read is not None:
+            info, raw = read
+            infos.append(info)
+            files.append(NewFile(leaf, raw, info.mode, info.mtime_ns if keep_time else None))
+    in_place = zip(infos, write_new(folder, files), strict=True)
+    return {info.name: info for info, is_there in in_place if is_there}
 
 
 def _is_same(

@@ -17,7 +17,16 @@ R = TypeVar("R")
 Fault = Literal["", "on purpose", "name", "damaged", "missing", "other"]
 
 
-class Objects(Protocol):
+class SmallObjects(Protocol):
+    """What is asked of a Store for small objects."""
+
+    @property
+    def small_together(self) -> int: ...
+
+    def small_many(self, names: Sequence[str]) -> Sequence[tuple[ObjectInfo, bytes] | None]: ...
+
+
+class Objects(SmallObjects, Protocol):
     """What is asked of a Store."""
 
     path: str
@@ -36,11 +45,6 @@ class Objects(Protocol):
         progress: Progress | None = None,
         listed: ObjectInfo | None = None,
     ) -> ObjectInfo: ...
-
-    @property
-    def small_together(self) -> int: ...
-
-    def small_many(self, names: Sequence[str]) -> Sequence[tuple[ObjectInfo, bytes] | None]: ...
 
     def has_content(self, info: ObjectInfo, fd: int) -> bool: ...
 

@@ -61,6 +61,21 @@ def test_both_scopes_by_their_names(fs: ConductoFileSystem, tmp_path: Path) -> N
     assert fs.find("") == []
 
 
+def test_many_small_files(fs: ConductoFileSystem, tmp_path: Path) -> None:
+    for at in range(30):
+        path = tmp_path / f"in/{at % 2}/{at}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"%d" % at * 1000)
+    fs.put(f"{tmp_path}/in/", "pipeline/x/", recursive=True)
+    assert co.data.pipeline.gets("x/1/3") == b"3" * 1000
+    assert len(co.data.pipeline.list("x")) == 30
+    with pytest.raises(errors.NameExists, match="'pipeline/x/"):
+        fs.put(f"{tmp_path}/in/", "pipeline/x/", recursive=True, mode="create")
+    fs.get("pipeline", f"{tmp_path}/out", recursive=True)
+    for at in range(30):
+        assert (tmp_path / f"out/x/{at % 2}/{at}").read_bytes() == b"%d" % at * 1000
+
+
 @pytest.mark.parametrize("mode", ["local"], indirect=True)
 class TestLocal:
     def test_what_fails_goes_by_the_caller_s_name(self, fs: ConductoFileSystem) -> None:

@@ -1,0 +1,158 @@
+"""Many objects to files, and files to objects: several at a time, and small ones many at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractFileSystem
+
+from castore.errors import CastoreError
+from castore.fs.names import NameVerbs
+from castore.fs.places import Place, local_places
+from castore.model import Progress
+from castore.stream.fileputs import FileOptions, FilePut
+from castore.system.open_folders import open_store_of
+from castore.system.workers import map_at_once
+from castore.transfer.export import new_files
+
+
+class TransferVerbs(NameVerbs):
+    """See `castore.fs.CastoreFileSystem`."""
+
+    def get(
+        self,
+        rpath: Any,
+        lpath: Any,
+        recursive: bool = False,
+        callback: Any = DEFAULT_CALLBACK,
+        maxdepth: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As fsspec's; several objects at once.
+
+        Each file is written whole or not at all. The first that fails is raised, and what has not
+        begun by then is left. What `callback.branched` gives is told of its file on another thread.
+        """
+        into = os.fspath(lpath) if isinstance(lpath, os.PathLike) else lpath
+        places = self._places(rpath, LocalFileSystem(), into, recursive, maxdepth)
+        callback.set_size(len(places))
+
+        def fetch(group: Sequence[Place]) -> int:
+            written = self._new_files(group) if len(group) > 1 else {}
+            for place in group:
+                with callback.branched(place.source, place.target) as child:
+                    size = written.get(place.source)
+                    if size is None:
+                        self.get_file(place.source, place.target, callback=child, **kwargs)
+                    else:
+                        child.set_size(size)
+                        child.relative_update(size)
+            return len(group)
+
+        # Of two that go to one file, the last is to stay.
+        alone = len(places) < 2 or not _are_distinct(places)
+        are_paths = all(isinstance(place.target, (str, os.PathLike)) for place in places)
+        together = self.store.small_together if are_paths and not (alone or kwargs) else 1
+        threads = 0 if alone else 2 * self.store.threads
+        for count in map_at_once(fetch, _groups(places, together), threads=threads):
+            callback.relative_update(count)
+
+    def put(
+        self,
+        lpath: Any,
+        rpath: Any,
+        recursive: bool = False,
+        callback: Any = DEFAULT_CALLBACK,
+        maxdepth: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As fsspec's, in one commit."""
+        places = None
+        if isinstance(rpath, str):
+            places = local_places(lpath, self, rpath, recursive, maxdepth)
+        if places is None:
+            plan = _Plan(self)
+            AbstractFileSystem.put(plan, lpath, rpath, recursive, maxdepth=maxdepth, **kwargs)
+            places = plan.places
+        callback.set_size(len(places))
+        together = _are_distinct(places) and kwargs.keys() <= {"mode"}
+        regular: list[Place] = []
+        with self._together():
+            for place in places:
+                if together and os.path.isfile(place.source):
+                    regular.append(place)
+                    continue
+                with callback.branched(place.source, place.target) as child:
+                    self.put_file(place.source, place.target, callback=child, **kwargs)
+                callback.relative_update()
+            if regular:
+                self._put_files(regular, callback, if_absent=kwargs.get("mode") == "create")
+
+    def _put_files(self, places: Sequence[Place], callback: Any, *, if_absent: bool) -> None:
+        files = [
+            FilePut(each.source, self._strip_protocol(each.target), _entry(callback, each))
+            for each in places
+        ]
+        options = FileOptions(keep_time=False, skip_same=False, if_absent=if_absent)
+        with self._changes(create=True) as changes:
+            for put in changes.put_files(files, options):
+                if isinstance(put, Exception):
+                    raise put
+
+    def _new_files(self, group: Sequence[Place]) -> dict[str, int]:
+        """The sizes of those small objects of the group that are now files that were not there
+        before, by the objects' names."""
+        folder = os.path.dirname(group[0].target)
+        if open_store_of(folder) is not None:
+            return {}
+        wanted = [(place.source, os.path.basename(place.target)) for place in group]
+        try:
+            os.makedirs(folder, exist_ok=True)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                written = new_files(self.store, fd, wanted, keep_time=False)
+            finally:
+                os.close(fd)
+        except (CastoreError, OSError):  # who writes them one by one says why
+            return {}
+        return {name: info.size for name, info in written.items()}
+
+
+class _Plan:
+    """What fsspec's `put` asks a file system for, which puts nothing: where each file goes."""
+
+    def __init__(self, fs: AbstractFileSystem) -> None:
+        self.isdir = fs.isdir
+        self._strip_protocol = fs._strip_protocol
+        self.places: list[Place] = []
+
+    def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
+        self.places.append(Place(lpath, rpath))
+
+
+@contextmanager
+def _entry(callback: Any, place: Place) -> Iterator[Progress]:
+    with callback.branched(place.source, place.target) as child:
+        yield child
+    callback.relative_update()
+
+
+def _are_distinct(places: Sequence[Place]) -> bool:
+    return len({str(place.target) for place in places}) == len(places)
+
+
+def _groups(places: Sequence[Place], together: int) -> Iterator[Sequence[Place]]:
+    """In their order, so many of one target folder at most."""
+    if together == 1:  # and a target may be a file object
+        yield from ([place] for place in places)
+        return
+    for _, run in groupby(places, lambda place: os.path.dirname(place.target)):
+        group = list(run)
+        for at in range(0, len(group), together):
+            yield group[at : at + together]
