@@ -5,10 +5,10 @@ durable put of one does, beside SQLite.
 
 First whole processes, with what Python takes to start: the files of a folder are put in one
 transaction (by `puts_many`, and by a `puts` for each), imported, listed, read (by `gets_ranges`,
-many at a time, and by a `gets` for each) and exported, beside restic, borg (at castore's
-compression) and `tar` through `zstd -1`. Their contents are words, which compress to a half.
-Contenders take turns within each repetition; the ratios of the processor's time, which other work
-on the machine changes least, are noted below each row.
+many at a time, and by a `gets` for each) and exported, put and got by fsspec, too; beside restic,
+borg (at castore's compression) and `tar` through `zstd -1`. Their contents are words, which
+compress to a half. Contenders take turns within each repetition; the ratios of the processor's
+time, which other work on the machine changes least, are noted below each row.
 
 Then puts that are durable when they return, each by itself: of one thread, and of several at once,
 which share what they wait for. SQLite commits the same bytes as a row with `synchronous=FULL`, to a
@@ -27,6 +27,7 @@ import sqlite3
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,16 +51,21 @@ from measure import run as run_process
 from peers import Borg, Restic, present, versions
 
 FOLDERS = 100
-VERBS = ["put", "puts", "import", "list", "get", "gets", "export"]
-PUTS = ("put", "puts", "import")
+VERBS = ["put", "puts", "import", "fs.put", "list", "get", "gets", "export", "fs.get"]
+# Beside no peer: what these are fast enough for is not said, and more files that are deleted would
+# make the exports of all slower.
+ALONE = ("fs.put", "fs.get")
+PUTS = ("put", "puts", "import", "fs.put")
 WHAT = {
     "put": "put all in one transaction, by puts_many",
     "puts": "put all in one transaction, by a puts for each",
     "import": "import the folder",
+    "fs.put": "put the folder by fsspec",
     "list": "list all, with sizes and times",
     "get": "read all by their names, by gets_ranges (the peers: restore all)",
     "gets": "read each by its name, by gets (the peers: restore all)",
     "export": "export all to files",
+    "fs.get": "get the folder by fsspec",
 }
 JUDGED_FILES_MIN = 5000  # with fewer, starting Python weighs as much as the work
 BY_API = str(Path(__file__).with_name("small_verbs.py"))
@@ -145,11 +151,12 @@ def whole_processes(
     for _ in range(settings.repeats):
         for verb, row in rows.items():
             for name, contender in contenders.items():
-                row.add_usage(name, contender(verb, directory, source))
+                if name == "castore" or verb not in ALONE:
+                    row.add_usage(name, contender(verb, directory, source))
     assert_same(source, directory / "castore.out")
     for row in rows.values():
         row.bytes_per_run = settings.files * settings.bytes
-        for name in (each for each in contenders if each != "castore"):
+        for name in (each for each in row.usage if each != "castore"):
             bar = TAR_BAR if name == "tar | zstd" else PEER_BAR
             ratios = row.ratio("castore", name)
             met = statistics.median(ratios) <= bar if settings.files >= JUDGED_FILES_MIN else None
@@ -162,19 +169,21 @@ Contender = Callable[[str, Path, Path], Usage]
 
 
 def castore_verb(verb: str, directory: Path, source: Path) -> Usage:
-    store, out = (
-        directory / f"castore-{verb if verb.startswith('put') else 'import'}",
-        "castore.out",
-    )
+    store = directory / f"castore-{verb if verb in PUTS else 'import'}"
     if verb in PUTS:
         shutil.rmtree(store, ignore_errors=True)
+    files = str(source)
+    if verb == "export":
+        files = _fresh(directory / "castore.out")
+    elif verb == "fs.get":
+        files = tempfile.mkdtemp(dir=directory)
     command = [*castore(), "-r", str(store)]
     argv = {
-        "import": [*command, "import", str(source), "/"],
+        "import": [*command, "import", files, "/"],
         "list": [*command, "ls", "-l"],
-        "export": [*command, "export", "/", _fresh(directory / out)],
+        "export": [*command, "export", "/", files],
     }
-    by_api = [sys.executable, BY_API, verb, str(store), str(source)]
+    by_api = [sys.executable, BY_API, verb, str(store), files]
     return _timed(argv.get(verb, by_api), castore_environment())
 
 

@@ -16,6 +16,9 @@ READ_TOGETHER = 1000  # objects
 
 
 def main(verb: str, path: str, folder: str) -> None:
+    if verb.startswith("fs."):
+        by_fsspec(verb, path, folder)
+        return
     with castore.open(path) as store:
         if verb == "get":
             names = store.names()
@@ -31,6 +34,17 @@ def main(verb: str, path: str, folder: str) -> None:
             with store.transaction() as transaction:
                 for name, data in contents(folder):
                     transaction.puts(name, data)
+
+
+def by_fsspec(verb: str, path: str, folder: str) -> None:
+    from castore.fs import CastoreFileSystem
+
+    fs = CastoreFileSystem(path)
+    if verb == "fs.put":
+        fs.put(f"{folder}/", "", recursive=True)
+    else:
+        fs.get("", f"{folder}/", recursive=True)
+    fs.store.close()
 
 
 def contents(folder: str) -> Iterator[tuple[str, bytes]]:
