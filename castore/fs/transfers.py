@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +15,7 @@ from fsspec.spec import AbstractFileSystem
 from castore.errors import CastoreError
 from castore.fs.names import NameVerbs
 from castore.fs.places import Place, local_places
-from castore.model import Progress
+from castore.model import ObjectInfo, Progress
 from castore.stream.fileputs import FileOptions, FilePut
 from castore.system.open_folders import open_store_of
 from castore.system.workers import map_at_once
@@ -44,15 +44,14 @@ class TransferVerbs(NameVerbs):
         callback.set_size(len(places))
 
         def fetch(group: Sequence[Place]) -> int:
-            written = self._new_files(group) if len(group) > 1 else {}
-            for place in group:
+            written = self._new_files(group) if len(group) > 1 else [None]
+            for place, info in zip(group, written, strict=True):
                 with callback.branched(place.source, place.target) as child:
-                    size = written.get(place.source)
-                    if size is None:
+                    if info is None:
                         self.get_file(place.source, place.target, callback=child, **kwargs)
                     else:
-                        child.set_size(size)
-                        child.relative_update(size)
+                        child.set_size(info.size)
+                        child.relative_update(info.size)
             return len(group)
 
         # Of two that go to one file, the last is to stay.
@@ -96,7 +95,9 @@ class TransferVerbs(NameVerbs):
 
     def _put_files(self, places: Sequence[Place], callback: Any, *, if_absent: bool) -> None:
         files = [
-            FilePut(each.source, self._strip_protocol(each.target), _entry(callback, each))
+            FilePut(
+                os.fspath(each.source), self._strip_protocol(each.target), _entry(callback, each)
+            )
             for each in places
         ]
         options = FileOptions(keep_time=False, skip_same=False, if_absent=if_absent)
@@ -105,23 +106,20 @@ class TransferVerbs(NameVerbs):
                 if isinstance(put, Exception):
                     raise put
 
-    def _new_files(self, group: Sequence[Place]) -> dict[str, int]:
-        """The sizes of those small objects of the group that are now files that were not there
-        before, by the objects' names."""
+    def _new_files(self, group: Sequence[Place]) -> Sequence[ObjectInfo | None]:
+        """The small objects of the group that are now files that were not there before, each in its
+        place; None for what is left to be got by itself."""
         folder = os.path.dirname(group[0].target)
-        if open_store_of(folder) is not None:
-            return {}
         wanted = [(place.source, os.path.basename(place.target)) for place in group]
-        try:
-            os.makedirs(folder, exist_ok=True)
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                written = new_files(self.store, fd, wanted, keep_time=False)
-            finally:
-                os.close(fd)
-        except (CastoreError, OSError):  # who writes them one by one says why
-            return {}
-        return {name: info.size for name, info in written.items()}
+        if open_store_of(folder) is None:
+            with suppress(CastoreError, OSError):  # who writes them one by one says why
+                os.makedirs(folder, exist_ok=True)
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    return new_files(self.store, fd, wanted, keep_time=False)
+                finally:
+                    os.close(fd)
+        return [None] * len(group)
 
 
 class _Plan:

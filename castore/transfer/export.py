@@ -156,7 +156,8 @@ class _Export(NamedTuple):
                 written = new_files(self.store, folder, wanted, keep_time=self.keep_time)
         except (InTheWay, OSError):
             return {}
-        return {name: Outcome(name, info) for name, info in written.items()}
+        done = zip(names, written, strict=True)
+        return {name: Outcome(name, info) for name, info in done if info is not None}
 
     def _one(self, name: str, info: ObjectInfo | None) -> Outcome:
         with self.shared.entry(info.size if info else 0) as counted:
@@ -204,21 +205,20 @@ class _Export(NamedTuple):
 
 def new_files(
     store: SmallObjects, folder: int, wanted: Sequence[tuple[str, str]], *, keep_time: bool
-) -> dict[str, ObjectInfo]:
-    """Write small objects, (name, leaf) each, to files that are not there yet in the open folder;
+) -> list[ObjectInfo | None]:
+    """Write small objects, (name, leaf) each, to files that are not there yet in the open folder:
     what each is that is in its place. The others are for who writes them one by one, and says why:
     all of them where the first file is there, as most likely all are. Raises OSError."""
     if status_in(folder, wanted[0][1]) is not None:
-        return {}
-    infos, files = [], []
+        return [None] * len(wanted)
     reads = store.small_many([name for name, _ in wanted])
-    for (_, leaf), read in zip(wanted, reads, strict=True):
-        if read is not None:
-            info, raw = read
-            infos.append(info)
-            files.append(NewFile(leaf, raw, info.mode, info.mtime_ns if keep_time else None))
-    in_place = zip(infos, write_new(folder, files), strict=True)
-    return {info.name: info for info, is_there in in_place if is_there}
+    files = [
+        NewFile(leaf, read[1], read[0].mode, read[0].mtime_ns if keep_time else None)
+        for (_, leaf), read in zip(wanted, reads, strict=True)
+        if read is not None
+    ]
+    in_place = iter(write_new(folder, files))
+    return [None if read is None or not next(in_place) else read[0] for read in reads]
 
 
 def _is_same(

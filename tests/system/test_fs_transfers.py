@@ -123,6 +123,15 @@ def test_files_that_are_there_are_replaced(fs: CastoreFileSystem, tmp_path: Path
     assert read_tree(out) == {name: b"new " + name.encode() for name in names}
 
 
+def test_one_object_goes_to_several_files(fs: CastoreFileSystem, tmp_path: Path) -> None:
+    fs.pipe({"a": b"new", "b": b"other"})
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "2").write_bytes(b"old")
+    fs.get(["a", "a", "b", "a"], [f"{out}/{to}" for to in "1234"])
+    assert read_tree(out) == {"1": b"new", "2": b"new", "3": b"other", "4": b"new"}
+
+
 def test_what_is_not_there_is_told(fs: CastoreFileSystem, tmp_path: Path) -> None:
     names = [f"{at:02}" for at in range(40)]
     fs.pipe(dict.fromkeys(names, b"x"))
@@ -173,6 +182,6 @@ def test_what_is_no_regular_file_is_put_as_it_was(
 ) -> None:
     (tmp_path / "file").write_bytes(b"file")
     one_by_one = Calls().of(monkeypatch, "put_file")
-    fs.put(["/dev/null", f"{tmp_path}/file"], ["null", "file"])
+    fs.put(["/dev/null", f"{tmp_path}/file", tmp_path / "file"], ["null", "file", "path"])
     assert one_by_one == ["/dev/null"]
-    assert fs.cat(["null", "file"]) == {"null": b"", "file": b"file"}
+    assert fs.cat(["null", "file", "path"]) == {"null": b"", "file": b"file", "path": b"file"}
