@@ -162,9 +162,12 @@ class ScopedStore:
             for name, read in zip(names, reads, strict=True)
         ]
 
-    def get(self, name: str, file: Any, **options: Any) -> castore.ObjectInfo:
+    def get(
+        self, name: str, file: Any, *, listed: castore.ObjectInfo | None = None, **options: Any
+    ) -> castore.ObjectInfo:
         with self._called(name) as key:
-            return self.whole.get(key, file, **options)._replace(name=name)
+            listed = listed and listed._replace(name=key)
+            return self.whole.get(key, file, listed=listed, **options)._replace(name=name)
 
     def open(self, name: str, mode: str = "rb", *, etag: str | None = None) -> Any:
         with self._called(name) as key:

@@ -16,6 +16,7 @@ from fsspec.utils import isfilelike
 from castore.errors import NameExists, NameNotFound, ObjectChanged, PackMissing
 from castore.fs.files import CastoreFile, CompressedWriter
 from castore.fs.opening import StoreFileSystem
+from castore.model import ObjectInfo
 from castore.objectfile import ObjectReader
 from castore.system.workers import map_at_once
 
@@ -98,17 +99,20 @@ class ContentVerbs(StoreFileSystem):
         lpath: Any = None,
         callback: Any = DEFAULT_CALLBACK,
         outfile: BinaryIO | None = None,
+        *,
+        listed: ObjectInfo | None = None,
         **kwargs: Any,
     ) -> None:
+        """As fsspec's; `listed` is as for `castore.Store.get`."""
         name = self._strip_protocol(rpath)
         if outfile is None and isfilelike(lpath):
             outfile = lpath
         if outfile is not None:
-            self.store.get(name, outfile, progress=callback)
+            self.store.get(name, outfile, progress=callback, listed=listed)
             return
         os.makedirs(os.path.dirname(os.path.abspath(lpath)), exist_ok=True)
         try:
-            self.store.get(name, lpath, progress=callback)
+            self.store.get(name, lpath, progress=callback, listed=listed)
         except NameNotFound:  # a folder is asked for too, in a tree of them
             if not self.isdir(name):
                 raise

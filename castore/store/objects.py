@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 from castore.errors import CastoreError, NameExists, NameNotFound
 from castore.format.index import Record
@@ -15,12 +15,20 @@ from castore.objectfile import ObjectReader, ObjectWriterFile
 from castore.store.handle import Handle
 from castore.stream.appending import begin_as
 from castore.stream.operations import Publish
+from castore.stream.reader import Pinned, Reader
 from castore.stream.resembling import resembling
 from castore.stream.small import SMALL_BYTES_MAX, Buffer
 from castore.stream.smallreads import SmallRead
 from castore.stream.sourcefile import has_content
 from castore.stream.writer import ObjectWriter
-from castore.system.fileio import Writable, descriptor_of, new_file_mode, of_file, write_all
+from castore.system.fileio import (
+    Writable,
+    descriptor_of,
+    new_file_mode,
+    of_file,
+    write_all,
+    write_stream,
+)
 from castore.system.open_folders import refuse_open_store_real_path
 from castore.system.outfolder import replacing
 from castore.transaction import Readable, StrPath, Transaction, object_info
@@ -214,7 +222,12 @@ class ObjectVerbs(Handle):
             return [None] * len(names)
 
     def get(
-        self, name: str, file: StrPath | Writable, *, progress: Progress | None = None
+        self,
+        name: str,
+        file: StrPath | Writable,
+        *,
+        progress: Progress | None = None,
+        listed: ObjectInfo | None = None,
     ) -> ObjectInfo:
         """Write the object to a path, or to a binary file object.
 
@@ -223,6 +236,9 @@ class ObjectVerbs(Handle):
         an open descriptor (`/dev/stdout`) is written to. Nothing is synced to disk: as with `cp`,
         the system does that in its own time.
 
+        `listed` is what `list` just showed of it: on S3 a small object is then read with others of
+        the list, and may be what it was then.
+
         Raises NameNotFound, ChunkCorrupt, PackMissing, and what writing to the file raises.
 
         >>> _ = store.put("dumps/monday.sql", "monday.sql")
@@ -230,13 +246,12 @@ class ObjectVerbs(Handle):
         20
         """
         self._check_open()
-        pinned = self._reader.pin(encode_name(name))
-        info = object_info(name, pinned.record)
+        found = self._find(name, listed)
         if progress is not None:
-            progress.set_size(info.size)
+            progress.set_size(found.info.size)
         if not isinstance(file, (str, os.PathLike)):
-            self._reader.copy_to_stream(pinned, file, progress)
-            return info
+            found.to_stream(file, progress)
+            return found.info
         path = os.fspath(file)
         if os.path.isdir(path):
             path = os.path.join(path, name.rsplit("/", 1)[-1])
@@ -245,19 +260,19 @@ class ObjectVerbs(Handle):
         descriptor = descriptor_of(path)
         if descriptor is not None:
             with _errors_of(path), open(os.dup(descriptor), "wb", buffering=0) as stream:
-                self._reader.copy_to_stream(pinned, stream, progress)
-            return info
+                found.to_stream(stream, progress)
+            return found.info
         path = os.path.realpath(path)
         refuse_open_store_real_path(path)
         if os.path.exists(path) and not os.path.isfile(path):
             with _errors_of(path), open(path, "wb", buffering=0) as stream:
-                self._reader.copy_to_stream(pinned, stream, progress)
-            return info
+                found.to_stream(stream, progress)
+            return found.info
         folder = os.path.dirname(path)
         with _errors_of(path if os.path.isdir(folder) else folder), replacing(path) as draft:
-            self._reader.copy_to_file(pinned, draft.fd, progress)
-            draft.finish(info.mode)
-        return info
+            found.to_file(draft.fd, progress)
+            draft.finish(found.info.mode)
+        return found.info
 
     def get_into(
         self,
@@ -269,24 +284,23 @@ class ObjectVerbs(Handle):
     ) -> ObjectInfo:
         """Write the object to an empty regular file that is open at the descriptor `fd`.
 
-        Its mode and time stay as they are. `listed` is what a listing just showed of it: if it is
-        small it is then read in one step, and may be what it was then. Raises as `get` does.
+        Its mode and time stay as they are. `listed` is as for `get`. Raises as `get` does.
         """
         self._check_open()
-        if listed is not None and listed.size <= SMALL_BYTES_MAX:
-            small = self._reader.small(encode_name(name), SMALL_BYTES_MAX, listed)
-            if small is not None:
-                record, raw = small
-                write_all(fd, [raw], 0)
-                if progress is not None:
-                    progress.relative_update(len(raw))
-                return object_info(name, record)
-        pinned = self._reader.pin(encode_name(name))
-        info = object_info(name, pinned.record)
+        found = self._find(name, listed)
         if progress is not None:
-            progress.set_size(info.size)
-        self._reader.copy_to_file(pinned, fd, progress)
-        return info
+            progress.set_size(found.info.size)
+        found.to_file(fd, progress)
+        return found.info
+
+    def _find(self, name: str, listed: ObjectInfo | None) -> _Found:
+        key = encode_name(name)
+        if listed is not None and listed.size <= SMALL_BYTES_MAX:
+            small = self._reader.small(key, SMALL_BYTES_MAX, listed)
+            if small is not None:
+                return _Found(object_info(name, small[0]), self._reader, small[1])
+        pinned = self._reader.pin(key)
+        return _Found(object_info(name, pinned.record), self._reader, pinned)
 
     @property
     def small_together(self) -> int:
@@ -420,6 +434,30 @@ class ObjectVerbs(Handle):
         """
         self._check_open()
         return self._reader.explain(encode_name(name), byte_range)
+
+
+class _Found(NamedTuple):
+    """An object that is to be written somewhere: one version of it, or its bytes."""
+
+    info: ObjectInfo
+    reader: Reader
+    content: Pinned | bytes
+
+    def to_stream(self, file: Writable, progress: Progress | None) -> None:
+        if isinstance(self.content, Pinned):
+            self.reader.copy_to_stream(self.content, file, progress)
+            return
+        write_stream(file, self.content)
+        if progress is not None:
+            progress.relative_update(len(self.content))
+
+    def to_file(self, fd: int, progress: Progress | None) -> None:
+        if isinstance(self.content, Pinned):
+            self.reader.copy_to_file(self.content, fd, progress)
+            return
+        write_all(fd, [self.content], 0)
+        if progress is not None:
+            progress.relative_update(len(self.content))
 
 
 @contextlib.contextmanager

@@ -223,6 +223,33 @@ def test_all_of_them_are_exported_by_few_requests(many: World, tmp_path: Path) -
     assert (tmp_path / "out/0007").read_bytes() == b"many/0007" * 10
 
 
+def fs_over(store: castore.Store) -> Any:
+    fs = pytest.importorskip("castore.fs").CastoreFileSystem(
+        "s3://bucket/store", skip_instance_cache=True
+    )
+    fs._store = store
+    return fs
+
+
+def test_all_of_them_are_got_by_fsspec_by_few_requests(many: World, tmp_path: Path) -> None:
+    with many.open("one") as store:
+        store.puts(MANY[4], b"newer")
+        store.set_attributes(MANY[3], mode=0o600)
+        store.puts("many/large", noise(200_000, 1))
+    expected = {name: name.encode() * 10 for name in MANY}
+    expected |= {MANY[4]: b"newer", "many/large": noise(200_000, 1)}
+    for number, machine in enumerate(("new", "new", "newer")):
+        out = tmp_path / str(number)
+
+        def get(store: castore.Store, out: str = str(out)) -> None:
+            fs_over(store).get("many", out, recursive=True)
+
+        steps = asked(many, machine, get)
+        assert len(steps) < 40, steps
+        assert {f"many/{path.name}": path.read_bytes() for path in out.iterdir()} == expected
+        assert (out / "0003").stat().st_mode & 0o777 == 0o600
+
+
 def test_what_was_changed_since_it_was_listed_is_as_it_is(many: World) -> None:
     """A single over what is in a batch is not taken for it: same bytes, other mode."""
     with many.open("one") as store:
