@@ -49,25 +49,38 @@ class TransferVerbs(NameVerbs):
         if recursive and isinstance(rpath, str) and maxdepth is None and not has_magic(rpath):
             listed = self._infos_of_many(self._strip_protocol(rpath), len(places))
 
-        def fetch(group: Sequence[Place]) -> int:
-            written = self._new_files(group) if len(group) > 1 else [None]
-            for place, info in zip(group, written, strict=True):
-                with callback.branched(place.source, place.target) as child:
-                    if info is None:
-                        options = {**kwargs, "listed": listed.get(place.source)}
-                        self.get_file(place.source, place.target, callback=child, **options)
-                    else:
-                        child.set_size(info.size)
-                        child.relative_update(info.size)
-            return len(group)
+        def fetch(place: Place) -> None:
+            options = {**kwargs, "listed": listed.get(place.source)}
+            with callback.branched(place.source, place.target) as child:
+                self.get_file(place.source, place.target, callback=child, **options)
 
         # Of two that go to one file, the last is to stay.
         alone = len(places) < 2 or not _are_distinct(places)
-        are_paths = all(isinstance(place.target, (str, os.PathLike)) for place in places)
-        together = self.store.small_together if are_paths and not (alone or kwargs) else 1
         threads = 0 if alone else 2 * self.store.threads
-        for count in map_at_once(fetch, _groups(places, together), threads=threads):
-            callback.relative_update(count)
+        if not alone and not kwargs:
+            places = self._get_small(places, callback, threads)
+        for _ in callback.wrap(map_at_once(fetch, places, threads=threads)):
+            pass
+
+    def _get_small(self, places: list[Place], callback: Any, threads: int) -> list[Place]:
+        """Get small objects to new files, many at a time; what is left."""
+        together = self.store.small_together
+        if together == 1 or not all(isinstance(each.target, (str, os.PathLike)) for each in places):
+            return places
+        groups = list(_groups(places, together))
+        left: list[Place] = []
+        for group, infos in zip(
+            groups, map_at_once(self._new_files, groups, threads=threads), strict=True
+        ):
+            for place, info in zip(group, infos, strict=True):
+                if info is None:
+                    left.append(place)
+                    continue
+                with callback.branched(place.source, place.target) as child:
+                    child.set_size(info.size)
+                    child.relative_update(info.size)
+                callback.relative_update()
+        return left
 
     def put(
         self,
@@ -164,9 +177,6 @@ def _are_distinct(places: Sequence[Place]) -> bool:
 
 def _groups(places: Sequence[Place], together: int) -> Iterator[Sequence[Place]]:
     """In their order, so many of one target folder at most."""
-    if together == 1:  # and a target may be a file object
-        yield from ([place] for place in places)
-        return
     for _, run in groupby(places, lambda place: os.path.dirname(place.target)):
         group = list(run)
         for at in range(0, len(group), together):
