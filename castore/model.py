@@ -247,7 +247,8 @@ def _encode_name(name: str) -> bytes:
 
 
 def decode_name(encoded: bytes) -> str:
-    """The name, or any text for bytes that are none, whose encoding gives them again."""
+    """The name. Bytes that are none, in a damaged index, do not end a listing: they come escaped,
+    as a str that no object can have as its name."""
     return encoded.decode("utf-8", "surrogateescape")
 
 

@@ -72,7 +72,7 @@ class NameVerbs(ObjectVerbs):
         >>> list(store.names("logs/"))
         ['logs/monday', 'logs/tuesday']
         """
-        return map(_shown, self._each(self._catalog.names, prefix))
+        return map(decode_name, self._each(self._catalog.names, prefix))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """The objects whose names start with `prefix`, in the order of `names`, each as `info` has
@@ -83,7 +83,7 @@ class NameVerbs(ObjectVerbs):
         [('a', 1), ('b', 2)]
         """
         found = self._each(self._catalog.pages, prefix)
-        return (object_info(_shown(name), record) for name, record in found)
+        return (object_info(decode_name(name), record) for name, record in found)
 
     def scandir(self, folder: str = "", *, details: bool = True) -> Iterator[DirEntry]:
         """What is right in a folder, by name: objects, and the folders that names below it imply.
@@ -209,12 +209,6 @@ class NameVerbs(ObjectVerbs):
 
 
 def _dir_entry(entry: Entry) -> DirEntry:
-    name, record, is_folder = _shown(entry.name), entry.record, entry.is_folder
+    name, record, is_folder = decode_name(entry.name), entry.record, entry.is_folder
     info = None if record is None else object_info(name, record)
     return DirEntry(name.removesuffix("/") if is_folder else name, is_folder, info)
-
-
-def _shown(name: bytes) -> str:
-    """One that is not UTF-8, in a damaged index, does not end a listing: it comes with its bytes
-    escaped, as a str that no object can have as its name."""
-    return decode_name(name)

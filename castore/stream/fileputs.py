@@ -99,7 +99,7 @@ class FilePuts:
         self._group: list[_Small] = []
         self._group_bytes = 0
         self._small = SmallGroups(session)
-        self._begun: list[_Small] = []  # of it
+        self._begun: list[_Small] = []  # what `_small` has not told of yet
 
     def put(self, files: Sequence[FilePut]) -> list[Result]:
         """What became of each: for one that can't be put, the error, which is of it alone. Raises
