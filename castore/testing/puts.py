@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import castore
-from castore.stream import writer
+from castore.stream import small, writer
 from castore.testing.contents import CHUNK_MAX, CHUNK_MIN, TAIL, Blocks, mixed, noise
 from castore.testing.kind import Kind
 
@@ -241,11 +241,17 @@ class Puts(Kind):
         ],
     )
     def test_puts_many_are_put_all_or_none(
-        self, store: castore.Store, last: Any, error: type[Exception]
+        self,
+        store: castore.Store,
+        last: Any,
+        error: type[Exception],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(small, "GROUP_OBJECTS_MAX", 3)  # of seven between two large ones
+
         def objects() -> Iterator[tuple[str, bytes]]:
             for at in range(30):
-                yield f"{at}", noise(300_000 if at % 5 == 4 else 20_000, at)
+                yield f"{at}", noise(300_000 if at % 8 == 7 else 20_000, at)
             yield last or (f"{1 // 0}", b"")
 
         store.puts("taken", b"old")
