@@ -63,6 +63,12 @@ class SetAttributes(NamedTuple):
         return record._replace(mode=mode, mtime_ns=mtime_ns)
 
 
+def check_mode(mode: int) -> None:
+    """Raises ValueError."""
+    if not 0 <= mode <= 0o7777:
+        raise ValueError(f"mode is permission bits, 0 to 0o7777, not {mode:#o}")
+
+
 class Delete(NamedTuple):
     name: bytes
 

@@ -1,52 +1,21 @@
-"""Puts and changes of names that become visible together."""
+"""The verbs on contents: each stores bytes now, and publishes their name at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import time
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from types import TracebackType
 from typing import Literal, Protocol
 
-from castore.errors import (
-    FileStillOpen,
-    FormatError,
-    InvalidName,
-    NameExists,
-    NameNotFound,
-    StoreClosed,
-)
+from castore.errors import NameNotFound
 from castore.format.index import Record
-from castore.model import (
-    NAME_BYTES_MAX,
-    ObjectInfo,
-    Progress,
-    decode_name,
-    encode_name,
-    encode_prefix,
-)
+from castore.model import ObjectInfo, Progress, decode_name, encode_name
 from castore.objectfile import ObjectWriterFile
 from castore.stream.appending import begin_as
-from castore.stream.backend import Catalog
 from castore.stream.bases import FindAlignment
 from castore.stream.fileputs import FileOptions, FilePut, FilePuts, check_time
-from castore.stream.operations import (
-    Copy,
-    Delete,
-    DeletePrefix,
-    Draft,
-    Operation,
-    Publish,
-    SetAttributes,
-    names_after,
-)
-from castore.stream.reader import Reader
+from castore.stream.operations import Draft, Publish, check_mode
 from castore.stream.resembling import resembling
-from castore.stream.session import WriteSession
 from castore.stream.small import (
     SMALL_BYTES_MAX,
     Buffer,
@@ -60,8 +29,8 @@ from castore.stream.small import (
 from castore.stream.sourcefile import opened, store_file
 from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import new_file_mode
-from castore.system.forks import ForkLock, Rank
 from castore.system.open_folders import refuse_open_store_paths
+from castore.transaction.lifecycle import Lifecycle
 
 StrPath = str | os.PathLike[str]
 
@@ -70,35 +39,10 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-class Transaction:
-    """Puts and changes of names that become visible together.
+class ObjectVerbs(Lifecycle):
+    """See `castore.Transaction`."""
 
-    At the end of the `with` block, or by `commit`; none of them if the block raises. Operations
-    apply in their order (a file's, when it is closed); reading the store meanwhile shows none of
-    them. Several threads may use it. After its end every method raises StoreClosed.
-
-    >>> t = store.transaction()
-    >>> _ = t.puts("a", b"1")
-    >>> store.exists("a")
-    False
-    >>> t.commit()
-    >>> store.exists("a")
-    True
-    """
-
-    def __init__(self, session: WriteSession, catalog: Catalog, reader: Reader) -> None:
-        self.deleted = 0  # names deleted, once it is committed
-        self._session = session
-        self._catalog = catalog
-        self._expected: dict[bytes, Record | None] = {}
-        self._reader = reader
-        self._new_mode: int | None = None
-        self._operations: list[Operation] = []
-        self._open = True
-        self._adding = ForkLock(Rank.LEAF)  # held for a moment: an operation is in, or too late
-        self._storing = threading.RLock()  # a session is for one thread at a time
-        self._files: weakref.WeakSet[ObjectWriterFile] = weakref.WeakSet()
-        self._unfinished: list[str] = []  # names of files that were neither closed nor aborted
+    _new_mode: int | None = None  # of an object that is no file's, once it is known
 
     def put(
         self,
@@ -164,20 +108,6 @@ class Transaction:
                 info = self._publish(file.name, each.record, each.draft, options.if_absent)
                 put.append((info, each.same))
         return put
-
-    def _expect(self, names: Iterable[str]) -> None:
-        """What these names map to is asked for at once, and not once more for each."""
-        keys = [encode_name(name) for name in names]
-        self._expected |= {**dict.fromkeys(keys), **self._catalog.records(keys)}
-
-    def _record(self, key: bytes) -> Record | None:
-        """What the name maps to. None also for a record that is damaged: it is to be replaced."""
-        if key in self._expected:
-            return self._expected[key]
-        try:
-            return self._catalog.record(key)
-        except FormatError:
-            return None
 
     def puts(
         self,
@@ -254,11 +184,6 @@ class Transaction:
             raise
         return [object_info(decode_name(each.name), each.record) for each in made]
 
-    def _store_large(self, raw: Buffer, mode: int, align: FindAlignment | None) -> Stored:
-        with self._writing(None, align) as writer:
-            writer.write(raw)
-            return writer.finish(mode)
-
     def open(
         self, name: str, mode: Literal["wb", "xb", "ab"] = "wb", *, like: str | None = None
     ) -> ObjectWriterFile:
@@ -317,106 +242,6 @@ class Transaction:
         self._files.add(file)
         return file
 
-    def copy(self, source: str, target: str, *, if_absent: bool = False) -> None:
-        """As `Store.copy`; visible at the end of the block.
-
-        A missing source, or with `if_absent` a target that is there, raises at the end.
-        """
-        keys = encode_name(source), self._check(target, False)
-        self._add(Copy(*keys, time.time_ns(), if_absent))
-
-    def rename(self, source: str, target: str, *, if_absent: bool = False) -> None:
-        """As `Store.rename`; visible at the end of the block.
-
-        A missing source, or with `if_absent` a target that is there, raises at the end.
-        """
-        keys = encode_name(source), self._check(target, False)
-        self._add(Copy(*keys, time.time_ns(), if_absent, rename=True))
-
-    def set_attributes(
-        self, name: str, *, mode: int | None = None, mtime_ns: int | None = None
-    ) -> None:
-        """As `Store.set_attributes`; visible at the end of the block, where a missing name raises
-        NameNotFound."""
-        key = self._check(name, False)
-        if mode is not None:
-            check_mode(mode)
-        if mtime_ns is not None:
-            check_time(name, mtime_ns)
-        self._add(SetAttributes(key, mode, mtime_ns))
-
-    def delete(self, name: str) -> None:
-        """As `Store.delete`; a missing name raises NameNotFound at the end of the block."""
-        self._add(Delete(self._check(name, False)))
-
-    def delete_prefix(self, prefix: str, *, unbounded: bool = False) -> None:
-        """As `Store.delete_prefix`; how many there were is in `deleted` after the end.
-
-        >>> _ = store.puts("logs/a", b""), store.puts("logs/b", b"")
-        >>> with store.transaction() as t:
-        ...     t.delete_prefix("logs")
-        >>> t.deleted
-        2
-        """
-        self._check("prefix", False)
-        encoded = encode_prefix(prefix)
-        if not unbounded:
-            if not encoded:
-                raise InvalidName("prefix '': say unbounded=True for every name of the store")
-            encoded = encoded.removesuffix(b"/") + b"/"
-        if len(encoded) <= NAME_BYTES_MAX:
-            self._add(DeletePrefix(encoded))
-
-    def names(self, prefix: str = "") -> Iterator[str]:
-        """The names that start with `prefix`, sorted by their UTF-8 bytes, as they would be if the
-        block ended now. Raises InvalidName for a prefix that is no text.
-
-        >>> _ = store.puts("logs/a", b""), store.puts("logs/b", b"")
-        >>> with store.transaction() as t:
-        ...     t.rename("logs/a", "logs/c")
-        ...     list(t.names("logs/"))
-        ['logs/b', 'logs/c']
-        """
-        self._check("prefix", False)
-        encoded = encode_prefix(prefix)
-        pages = self._catalog.names(encoded) if len(encoded) <= NAME_BYTES_MAX else ()
-        names = names_after([*self._operations], encoded, chain.from_iterable(pages))
-        return (decode_name(name) for name in names)
-
-    def commit(self) -> None:
-        """Publish all of it.
-
-        Raises FileStillOpen, NameExists, NameNotFound, ObjectChanged, StoreFull, and nothing is
-        published; on S3 what was put before the failure may be there. Raises CommitUnknown where it
-        can't be told.
-        """
-        with self._ending():
-            if self._unfinished:
-                raise FileStillOpen(self._unfinished[0])
-            if self._operations:
-                with self._exclusively():  # what is being stored is too late, and has to end
-                    self.deleted = self._session.commit(self._operations)
-
-    def abort(self) -> None:
-        """Publish nothing of it. Idempotent, and of no use after a commit."""
-        if self._open:
-            with self._ending():
-                pass
-
-    def __enter__(self) -> Transaction:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.commit()
-        else:
-            self.abort()
-
     @property
     def _mode(self) -> int:
         # No cached_property: before Python 3.12 that has a lock of its own, which a fork in another
@@ -425,42 +250,10 @@ class Transaction:
             self._new_mode = new_file_mode()
         return self._new_mode
 
-    @contextlib.contextmanager
-    def _ending(self) -> Iterator[None]:
-        with self._adding:
-            self._check_open()
-            self._open = False
-        try:
-            yield
-        finally:
-            for file in list(self._files):
-                file.abort()
-            self._session.close()
-
-    @contextlib.contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        # In a forked child the lock may be held by a thread that does not exist there.
-        self._session.check_process()
-        with self._storing:
-            yield
-
-    def _add(self, *operations: Operation) -> None:
-        """Unless it has ended since the method began: nobody would commit it."""
-        with self._adding:
-            self._check_open()
-            self._operations += operations
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise StoreClosed("the transaction has ended: begin another")
-
-    def _check(self, name: str, if_absent: bool) -> bytes:
-        self._check_open()
-        key = encode_name(name)
-        # The commit decides; this only spares storing what can't be published.
-        if if_absent and self._record(key) is not None:
-            raise NameExists(name)
-        return key
+    def _store_large(self, raw: Buffer, mode: int, align: FindAlignment | None) -> Stored:
+        with self._writing(None, align) as writer:
+            writer.write(raw)
+            return writer.finish(mode)
 
     @contextlib.contextmanager
     def _writing(
@@ -494,12 +287,6 @@ class Transaction:
             record = record._replace(mtime_ns=mtime_ns)
         self._add(Publish(encode_name(name), record, draft, if_absent, over))
         return object_info(name, record)
-
-
-def check_mode(mode: int) -> None:
-    """Raises ValueError."""
-    if not 0 <= mode <= 0o7777:
-        raise ValueError(f"mode is permission bits, 0 to 0o7777, not {mode:#o}")
 
 
 def object_info(name: str, record: Record) -> ObjectInfo:
