@@ -8,6 +8,7 @@ from operator import index as as_int
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from castore.errors import InvalidName, InvalidRange
+from castore.wording import counted
 
 NAME_BYTES_MAX = 480  # below LMDB's 511-byte keys, with room for a prefix
 SEGMENT_EXTENTS_MAX = 1024
@@ -318,7 +319,7 @@ def clamp_range(byte_range: Sequence[int] | None, size: int) -> tuple[int, int]:
                 return 0, size
             if len(byte_range) != 2:
                 raise InvalidRange(
-                    f"a byte range is (begin, end), not {len(byte_range)} elements"
+                    f"a byte range is (begin, end), not {counted(len(byte_range), 'element')}"
                 ) from None
             raise InvalidRange(f"a byte range takes integers, not {list(byte_range)!r}") from None
         raise InvalidRange(f"a byte range is (begin, end), not {byte_range!r}") from None

@@ -12,6 +12,7 @@ from castore.check.objects import Faulty
 from castore.check.packs import PackReading
 from castore.model import Location
 from castore.stream.reports import Problem, Severity
+from castore.wording import counted
 
 NAMES_MAX = 10_000  # listed for one problem; the others are only counted
 
@@ -90,7 +91,7 @@ class Findings:
             names = (*problem.names, *self._names[key])
             what = problem.what
             if self._more[key]:
-                what += f" ({self._more[key]} more names)"
+                what += f" ({counted(self._more[key], 'more name')})"
             yield replace(problem, names=names, what=what)
 
     def _add_frame(

@@ -13,6 +13,7 @@ from castore.format.segment import decode_segment
 from castore.model import Extent, StoredChunk, encode_name
 from castore.stream.codec import ChunksEtag, decode_inline
 from castore.stream.etags import is_etag_of
+from castore.wording import counted
 
 
 class Faulty(NamedTuple):
@@ -71,8 +72,8 @@ def manifest_faults(
             break
     if whole and (end, chunks) != (record.size, record.chunks):
         yield Faulty(
-            f"its segments have {end} bytes in {chunks} chunks, not {record.size} in "
-            f"{record.chunks}"
+            f"its segments have {counted(end, 'byte')} in {counted(chunks, 'chunk')}, not "
+            f"{record.size:,} in {record.chunks:,}"
         )
     elif whole and not etag.matches(record.etag):
         # How many bytes are stored may have changed: a collector leads extents to another frame

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import Counter
 
 from castore.stream.reports import CheckReport
+from castore.wording import counted
 
 COUNTED = {
-    "chunk row": "lead {} rows of chunks to their frames, or drop those that have none: what they "
-    "are of is stored anew by the next put of it",
-    "segment": "put {} segments whose keys are damaged where they belong",
-    "pack row": "write the rows of {} packs anew",
-    "meta": "put right, or drop, {} rows of the index that say what can't be",
+    "chunk row": "lead {row} of chunks to a frame, or drop what has none: such a chunk is stored "
+    "anew by the next put of it",
+    "segment": "mend the damaged keys of {segment}",
+    "pack row": "write {row} of packs anew",
+    "meta": "put right, or drop, what can't be: {row} of the index",
     "totals": "count the totals anew",
     "gc state": "put a flipped bit right in what collectors announce; if their list of condemned "
     "packs is lost, condemn all packs that no name has",
     "hints": "write the hints anew",
     "samples": "remove them",
-    "pin": "move {} pins that can't be read below quarantine/",
+    "pin": "move {pin} that can't be read below quarantine/",
 }
 
 
@@ -42,5 +43,8 @@ def plan(report: CheckReport) -> list[str]:
         "quarantine/, with its intact bytes"
         for name in report.damaged_names
     ]
-    steps += [text.format(counts[kind]) for kind, text in COUNTED.items() if counts[kind]]
+    for kind, text in COUNTED.items():
+        if counts[kind]:
+            words = {thing: counted(counts[kind], thing) for thing in ("row", "segment", "pin")}
+            steps.append(text.format(**words))
     return steps

@@ -11,13 +11,13 @@ from castore.cli.exits import UsageError
 from castore.cli.output import (
     complain,
     complain_each,
-    counted,
     human_size,
     open_progress,
     print_json,
     print_line,
 )
 from castore.cli.stores import open_to_read, places_refused, store_path
+from castore.wording import counted
 
 if TYPE_CHECKING:
     from castore.stream.reports import RebuildReport
@@ -72,8 +72,8 @@ def _print(report: RebuildReport, arguments: Namespace) -> int:
             f"{counted(report.names, 'name')}, {counted(report.chunks, 'chunk')} in "
             f"{counted(report.packs, 'pack')}; "
             f"index rows of chunks: {report.chunk_rows_added:,} added, "
-            f"{report.chunk_rows_dropped:,} removed; {report.extents_moved:,} parts of objects "
-            "led to another copy"
+            f"{report.chunk_rows_dropped:,} removed; "
+            f"{counted(report.extents_moved, 'part')} of objects led to another copy"
         )
         if report.replayed:
             print_line(f"{counted(report.replayed, 'change')} of names taken from the journal")

@@ -13,7 +13,6 @@ from castore.cli.exits import UsageError
 from castore.cli.output import (
     complain,
     complain_each,
-    counted,
     human_size,
     open_progress,
     print_json,
@@ -21,11 +20,13 @@ from castore.cli.output import (
 )
 from castore.cli.stores import open_to_change, places_refused, store_path
 from castore.errors import ConfigLost
+from castore.wording import counted
 
 if TYPE_CHECKING:
     from castore.stream.reports import CheckReport
 
 NAMES_SHOWN = 20  # of one problem; --verbose and --json have them all
+SINGULAR = {"batches": "batch"}  # kinds of garbage that lose more than an s
 ALIKE_SHOWN = 5  # problems of one kind with one pack, or with the index
 
 
@@ -69,8 +70,9 @@ def _repair(report: CheckReport, arguments: Namespace) -> int:
 
     if len(report.missing_packs) > report.packs and not arguments.packs_are_lost:
         complain(
-            f"{len(report.missing_packs):,} packs are missing and {report.packs:,} are there: "
-            "bring packs/ back first (is it mounted?), or repeat with --packs-are-lost"
+            f"more packs are missing ({len(report.missing_packs):,}) than there are "
+            f"({report.packs:,}): bring packs/ back first (is it mounted?), or repeat with "
+            "--packs-are-lost"
         )
         return report.exit_code
     steps = plan(report)
@@ -106,17 +108,19 @@ def _print(report: CheckReport, arguments: Namespace) -> None:
     _print_problems(report, everything=arguments.verbose)
     if report.garbage:
         kinds = ", ".join(
-            counted(count, kind.removesuffix("s")) for kind, count in report.garbage.items()
+            counted(count, SINGULAR.get(kind, kind.removesuffix("s")), kind)
+            for kind, count in report.garbage.items()
         )
         print_line(f"garbage, for the next gc: {kinds}; {human_size(report.garbage_bytes)}")
     verdict = {exits.OK: "whole", exits.FAILURE: "whole, with warnings"}.get(report.exit_code)
     if verdict is None:
         lost_only = all(problem.kind == "object" for problem in report.problems)
         verdict = "mended, but for what is lost" if lost_only else "damaged"
+    were = "was" if report.read_frames == 1 else "were"
     print_line(
         f"{verdict}: {counted(report.names, 'name')}, "
         f"{counted(report.packs, 'pack')}, {counted(report.frames, 'frame')}, of which "
-        f"{report.read_frames:,} were read ({human_size(report.read_bytes)}); "
+        f"{report.read_frames:,} {were} read ({human_size(report.read_bytes)}); "
         f"{counted(len(report.damaged_names), 'name')} can't be read in full"
     )
 
@@ -134,7 +138,7 @@ def _print_problems(report: CheckReport, *, everything: bool) -> None:
         for name in problem.names[:shown]:
             print_line(f"    {name}")
         if len(problem.names) > shown:
-            print_line(f"    and {len(problem.names) - shown:,} more names")
+            print_line(f"    and {counted(len(problem.names) - shown, 'more name')}")
     for (severity, what, pack), count in alike.items():
         if count > ALIKE_SHOWN and not everything:
             where = f", of pack {pack}" if pack else ""

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from castore import demo as castore_demo
 from castore.cli import exits
 from castore.cli.output import (
-    counted,
     human_ratio,
     human_size,
     print_json,
@@ -19,6 +18,7 @@ from castore.cli.output import (
     ratio_of,
 )
 from castore.demo import DemoReport, PutResult, ReadResult
+from castore.wording import counted
 
 LINE_WIDTH = 90
 
@@ -88,15 +88,19 @@ def _print_report(report: DemoReport) -> None:
         f"together {together}."
     )
     today = report.today
+    differ = (
+        "is stored as its difference" if today.new_deltas == 1 else "are stored as their difference"
+    )
     _print_paragraph(
         "What happened: castore cut both tars where their content says, and stored each piece "
-        f"once; {known:.0%} of today's was known. Of its {today.new_chunks:,} new pieces "
-        f"{today.new_deltas:,} are stored as their difference from one of yesterday's. Reading a "
+        f"once; {known:.0%} of today's was known. Of its {counted(today.new_chunks, 'new piece')} "
+        f"{today.new_deltas:,} {differ} from one of yesterday's. Reading a "
         "part decompresses the pieces it is in, and those that they differ from."
     )
     _print_paragraph(
-        f"Checked: three whole tars ({human_size(report.checked_bytes)}), {report.ranges.count} "
-        f"ranges, {report.members.count} files; every byte is right."
+        f"Checked: three whole tars ({human_size(report.checked_bytes)}), "
+        f"{counted(report.ranges.count, 'range')}, {counted(report.members.count, 'file')}; "
+        "every byte is right."
     )
     _print_paragraph(
         "(All from the page cache. A put and its plain copy end with an fsync, reads have none. "

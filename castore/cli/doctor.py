@@ -18,6 +18,7 @@ from castore.system import isolated
 from castore.system.lmdb_env import open_index
 from castore.system.lmdb_snapshot import repeated
 from castore.urls import redacted
+from castore.wording import counted
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -55,7 +56,7 @@ def _print(checks: list[Check]) -> None:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+    return counted(number, what) if number else f"no {what}s"
 
 
 def _check_local(path: str) -> Iterator[Check]:

@@ -9,7 +9,6 @@ from argparse import Namespace
 from castore.cli import exits
 from castore.cli.output import (
     complain,
-    counted,
     human_size,
     open_progress,
     print_json,
@@ -18,6 +17,7 @@ from castore.cli.output import (
 )
 from castore.cli.stores import open_to_change, open_to_read
 from castore.stream.reports import GcReport
+from castore.wording import counted
 
 
 def gc(arguments: Namespace) -> int:
@@ -79,6 +79,7 @@ def _rows(report: GcReport) -> list[tuple[str, str, str]]:
     would_be = "would be " if report.dry_run else ""
     freed = "freed" if report.bytes_freed >= 0 else "used"
     net = "net of what is rewritten" if report.bytes_freed >= 0 else "more than before"
+    packs = "pack" if report.packs_condemned == 1 else "packs"
     rows = [
         (report.chunks_removed, "chunks", f"{would_be}removed, of {_all_chunks(report):,}"),
         (report.manifests_removed, "manifests", f"{would_be}removed: no name leads to them"),
@@ -86,7 +87,7 @@ def _rows(report: GcReport) -> list[tuple[str, str, str]]:
         (report.packs_sealed, "packs", "sealed, whose writers had ended without"),
         (human_size(report.bytes_rewritten), "rewritten", f"{would_be}copied: still in use"),
         (human_size(abs(report.bytes_freed)), freed, net),
-        (report.packs_condemned, "condemned", f"packs, {human_size(report.bytes_condemned)}"),
+        (report.packs_condemned, "condemned", f"{packs}, {human_size(report.bytes_condemned)}"),
         (report.pins_expired, "pins", "of writers that died, expired"),
         (report.batches_rewritten, "batches", "of names rewritten, of which few counted any more"),
         (report.batches_removed, "batches", "of names removed: nothing needs them"),
@@ -108,9 +109,10 @@ def _rows(report: GcReport) -> list[tuple[str, str, str]]:
 def _cost(report: GcReport) -> str:
     """Of repacking on S3."""
     costs, frees = ("would cost", "free") if report.dry_run else ("costs", "frees")
+    requests = counted(report.repack_requests, "request")
     manifests = counted(report.repack_manifests, "manifest")
     return (
-        f"repacking {costs} ${report.repack_cost:.4f}, for {report.repack_requests:,} requests "
+        f"repacking {costs} ${report.repack_cost:.4f}, for {requests} "
         f"({manifests} put anew), and {frees} {human_size(report.repack_bytes_freed)}, which saves "
         f"${report.repack_saves:.4f} within the horizon"
     )

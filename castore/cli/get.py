@@ -25,6 +25,7 @@ from castore.cli.stores import open_to_read
 from castore.errors import CastoreError, NameNotFound, describe_os_error
 from castore.model import ObjectInfo, as_prefix, sort_key
 from castore.system.fileio import write_stream
+from castore.wording import counted
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -42,7 +43,9 @@ def get(arguments: Namespace) -> int:
         return _print_objects(names, arguments)
     is_folder = os.path.isdir(target)
     if len(names) > 1 and not is_folder:
-        raise UsageError(f"to get {len(names)} objects, end with a folder; {target!r} is none")
+        raise UsageError(
+            f"to get {counted(len(names), 'object')}, end with a folder; {target!r} is none"
+        )
     if target.endswith("/") and not is_folder:
         raise Failure(f"there is no folder {target}: make it first")
     paths = {_path_of(name, target) if is_folder else target: name for name in names}
@@ -51,7 +54,7 @@ def get(arguments: Namespace) -> int:
             f"two of the names would be written to the same file in {target!r}: get "
             "each to a FILE of its own"
         )
-    label = names[0] if len(names) == 1 else f"{len(names)} objects"
+    label = names[0] if len(names) == 1 else counted(len(names), "object")
     with open_to_read(arguments) as store, open_progress(label) as progress:
         if progress is not None:
             progress.fix_size(sum(_size_of(store, name) for name in names))
@@ -173,7 +176,7 @@ def _copy_range(store: Store, name: str, begin: int, end: int | None) -> None:
         while left:
             block = source.read(min(left, COPY_BYTES))
             if not block:
-                raise Failure(f"{name} ended {left} bytes early")
+                raise Failure(f"{name} ended {counted(left, 'byte')} early")
             write_stream(output, block)
             left -= len(block)
 

@@ -36,7 +36,7 @@ class LeftOut:
         if self._lines_max is not None:
             more = len(self.report.left_out) - self._lines_max
             if more > 0:
-                complain(f"and {more:,} more are left out: --verbose names all")
+                complain(f"and {more:,} more left out: --verbose names all")
         return code_of(self.report)
 
 

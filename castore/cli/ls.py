@@ -12,7 +12,6 @@ from castore.cli import exits
 from castore.cli.exits import Failure
 from castore.cli.names import of_folder
 from castore.cli.output import (
-    counted,
     human_ratio,
     human_size,
     json_line,
@@ -26,6 +25,7 @@ from castore.cli.salvage import read_all
 from castore.cli.stores import open_to_read
 from castore.errors import NameNotFound
 from castore.model import ObjectInfo, StoreStats, sort_key
+from castore.wording import counted
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -174,14 +174,15 @@ def _delta_rows(found: StoreStats) -> list[tuple[str, str, str]]:
         return []
     saved = human_size(found.delta_saved_bytes)
     return [
-        ("deltas", f"{found.deltas:,}", f"chunks stored as differences, which saves about {saved}"),
+        ("deltas", f"{found.deltas:,}", f"stored in place of chunks, which saves about {saved}"),
         ("decoded", f"{found.frames_per_chunk:.2f}", "frames to read one chunk, on average"),
     ]
 
 
 def _facts(info: ObjectInfo) -> list[tuple[str, str]]:
     chunks = counted(info.chunks, "chunk")
-    deltas = f", {info.deltas:,} of them deltas when it was put" if info.deltas else ""
+    kind = "a delta" if info.deltas == 1 else "deltas"
+    deltas = f", {info.deltas:,} of them {kind} when it was put" if info.deltas else ""
     return [
         ("name", info.name),
         ("size", _size(info.size)),
@@ -193,7 +194,7 @@ def _facts(info: ObjectInfo) -> list[tuple[str, str]]:
 
 
 def _size(size: int) -> str:
-    return f"{size:,} bytes" + (f" ({human_size(size)})" if size >= 1024 else "")
+    return counted(size, "byte") + (f" ({human_size(size)})" if size >= 1024 else "")
 
 
 def _long_line(info: ObjectInfo) -> str:

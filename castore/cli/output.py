@@ -93,11 +93,6 @@ def print_table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> 
         print_line("  ".join(cells).rstrip())
 
 
-def counted(number: int, thing: str) -> str:
-    """As "1 name", "2,000 names"."""
-    return f"{number:,} {thing}" + "s" * (number != 1)
-
-
 def human_size(size_bytes: float) -> str:
     """A size in bytes for people: '0 B', '1.5 KiB', '12.0 MiB'."""
     if size_bytes < 1024:

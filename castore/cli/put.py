@@ -16,7 +16,6 @@ from castore.cli.leftout import LeftOut
 from castore.cli.output import (
     ProgressBar,
     complain,
-    counted,
     object_document,
     open_progress,
     print_json,
@@ -26,6 +25,7 @@ from castore.model import ObjectInfo, as_prefix, encode_name
 from castore.stream.fileputs import FileOptions
 from castore.system.walk import FoundFile, walk
 from castore.transfer.imports import Source, batches, import_folder
+from castore.wording import counted
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -57,7 +57,7 @@ def plan_files(paths: list[str]) -> list[Source]:
     is_prefix = target.endswith("/")
     if len(files) > 1 and not is_prefix:
         raise UsageError(
-            f"to put {len(files)} files, end with a prefix, such as {target + '/'!r}; "
+            f"to put {counted(len(files), 'file')}, end with a prefix, such as {target + '/'!r}; "
             f"{target!r} is one name"
         )
     sources: dict[str, Source] = {}

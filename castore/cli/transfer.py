@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from castore.cli.exits import UsageError
 from castore.cli.leftout import LeftOut
-from castore.cli.output import counted, human_size, open_progress, print_json, print_line
+from castore.cli.output import human_size, open_progress, print_json, print_line
 from castore.cli.salvage import read_all
 from castore.cli.stores import open_to_fill
+from castore.wording import counted
 
 if TYPE_CHECKING:
     from castore.store import Store

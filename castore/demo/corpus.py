@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from castore.errors import CastoreError
+from castore.wording import counted
 
 EDITED_SHARE = 0.03
 REPLACED_SHARE = 0.005
@@ -75,7 +76,9 @@ def choose_corpus(source: str | None, *, bytes_max: int) -> Corpus:
         files.append(file)
         size += file.size
     if left_out:
-        notes.append(f"{left_out:,} files left out to stay below {bytes_max / (1 << 20):.0f} MiB")
+        notes.append(
+            f"{counted(left_out, 'file')} left out to stay below {bytes_max / (1 << 20):.0f} MiB"
+        )
     if size == 0:
         where = (
             f"this Python's standard library is not at {folder}"

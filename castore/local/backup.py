@@ -48,6 +48,7 @@ from castore.stream.reports import BackupReport, CompactReport, RebuildReport
 from castore.system import isolated
 from castore.system.fileio import descriptor, of_file, sync_folder, write_all
 from castore.system.lmdb_env import Index
+from castore.wording import counted
 
 BLOCK_BYTES = 1 << 20
 GROWTH_S = 0.2
@@ -89,8 +90,8 @@ def back_up(
                     progress.relative_update(index_bytes)
                 if looked["damaged"]:
                     raise IndexCorrupt(
-                        f"{looked['damaged']} rows of the index {index_path} are damaged, and no "
-                        "backup was taken: castore check says which"
+                        f"the index {index_path} has {counted(looked['damaged'], 'damaged row')}, "
+                        "and no backup was taken: castore check says which"
                     )
                 size = _finish(fd, root, progress)
             os.rename(data, path)
@@ -235,8 +236,8 @@ def restore(
             intact = _is_intact(root)
             if intact is not None and not force:
                 raise IndexIntact(
-                    f"the index of {root} is whole, with {intact} names: to go back to the backup "
-                    "all the same, insist (--force)"
+                    f"the index of {root} is whole, with {counted(intact, 'name')}: to go back "
+                    "to the backup all the same, insist (--force)"
                 )
 
             def take_rows(index: Index) -> Transplanted:

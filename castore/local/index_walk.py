@@ -18,6 +18,7 @@ from castore.system.lmdb_errors import LmdbError, damaged, typed
 from castore.system.lmdb_files import is_in_use
 from castore.system.lmdb_pages import IndexPages
 from castore.system.lmdb_snapshot import Snapshot, Table
+from castore.wording import counted
 
 if TYPE_CHECKING:  # a put has no need of it
     from castore.system.isolated import Report
@@ -43,8 +44,8 @@ def rows(index: Index, txn: Snapshot, table: Table) -> Iterator[tuple[bytes, byt
                     break
                 yield key, bytes(value)
         if found != expected:
-            counted = "more" if found > expected else found
-            raise damaged(index.path, f"a table of {expected} rows has {counted}")
+            has = "more" if found > expected else f"{found:,}"
+            raise damaged(index.path, f"a table of {counted(expected, 'row')} has {has}")
     except LmdbError as error:
         raise typed(error, index.path) from error
 

@@ -23,6 +23,7 @@ from castore.format.pack import decode_config
 from castore.local.journal.log import PLACE, UNCLAIMED
 from castore.system.lmdb_env import Index, Txn
 from castore.system.lmdb_snapshot import Snapshot, Table
+from castore.wording import counted
 
 STORE_ID = b"store_id"
 GC_SEQ = b"gc_seq"  # raised by every transaction that takes rows of chunks or packs
@@ -57,7 +58,7 @@ def meta_faults(
         elif key == MARKING:
             fault = "" if value == MARKING_VALUE else "is not what a collector writes"
         elif key == TOTALS:
-            fault = "" if len(value) in TOTALS_BYTES else f"has {len(value)} bytes"
+            fault = "" if len(value) in TOTALS_BYTES else f"has {counted(len(value), 'byte')}"
         elif key in (GC_SEQ, NEXT_MANIFEST):
             # Earlier versions wrote no checksum.
             whole = len(value) == 8 or (_is_order if key == NEXT_MANIFEST else _is_whole)(value)

@@ -22,6 +22,7 @@ from castore.system.fileio import adopt, adopt_folder, storage_error, sync_folde
 from castore.system.forks import ForkLock, Rank
 from castore.system.lockfile import LockFile
 from castore.system.mapping import Mapping
+from castore.wording import counted
 
 PACK_BYTES_MAX = 256 << 20
 MAPPINGS_MAX = 512  # kept for the next read; whoever holds one keeps it longer
@@ -271,7 +272,9 @@ class LocalPacks:
         except OSError as error:
             raise storage_error(error, path) from error
         if len(mapping) < max(end, PACK_HEADER_BYTES):
-            raise FormatError(f"pack {path} has {len(mapping)} bytes, and should have {end}")
+            raise FormatError(
+                f"pack {path} has {counted(len(mapping), 'byte')}, and should have {end:,}"
+            )
         store_id, found = decode_pack_header(memoryview(mapping)[:PACK_HEADER_BYTES])
         if store_id != self._store_id or found != pack_id:
             raise FormatError(

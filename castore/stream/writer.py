@@ -28,6 +28,7 @@ from castore.stream.small import SMALL_BYTES_MAX
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
 from castore.system.workers import Future
+from castore.wording import counted
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -289,6 +290,7 @@ def read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
 
 
 def _cut_short(path: str, size: int) -> SourceChanged:
+    its_size = counted(size, "byte")
     return SourceChanged(
-        f"{path} was cut short of its {size} bytes while it was read: nothing was published"
+        f"{path} was cut short of its {its_size} while it was read: nothing was published"
     )

@@ -29,6 +29,7 @@ from typing import Final, NamedTuple
 
 from castore.errors import IndexCorrupt, index_lost
 from castore.system.fileio import descriptor
+from castore.wording import counted
 
 MAGIC: Final = 0xBEEFC0DE
 BRANCH: Final = 1
@@ -132,10 +133,11 @@ class IndexPages:
                 count += 1
                 yield node
         if count != table.entries and len(self.lost) == before:
-            reason = f"a table of {table.entries} rows has {count}"
+            reason = f"a table of {counted(table.entries, 'row')} has {count:,}"
             self.lost.append(Lost(b"", None, reason))
         elif sum(overflow_pages) != table.overflow_pages and len(self.lost) == before:
-            reason = f"large values have {sum(overflow_pages)} pages, not {table.overflow_pages}"
+            pages = counted(sum(overflow_pages), "page")
+            reason = f"large values have {pages}, not {table.overflow_pages:,}"
             self.lost.append(Lost(b"", b"", reason))
 
     def _leaves(
@@ -214,7 +216,9 @@ class IndexPages:
             raise IndexCorrupt(f"page {number} is none of a large value")
         needed = -(-(size + HEADER.size) // self.meta.page_bytes)
         if not needed <= pages <= self.meta.last_page + 1 - number:
-            raise IndexCorrupt(f"page {number} has {pages} pages of a value of {size} bytes")
+            raise IndexCorrupt(
+                f"page {number} has {counted(pages, 'page')} of a value of {size:,} bytes"
+            )
         if any(number + i in self.visited for i in range(pages)):
             raise IndexCorrupt(f"page {number} is in use twice")
         self.visited.update(range(number, number + pages))

@@ -140,7 +140,7 @@ class ChangingSources(Kind):
         path.write_bytes(noise(6 << 20))
         store.puts("name", b"old")
         with pytest.raises(
-            SourceChanged, match=re.escape(f"{path} was cut short of its 6291456 b")
+            SourceChanged, match=re.escape(f"{path} was cut short of its 6,291,456 b")
         ):
             store.put("name", path, progress=Truncating(path, left, at))
         assert store.gets("name") == b"old"

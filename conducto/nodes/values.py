@@ -122,7 +122,7 @@ def _elements(hint: Any, count: int) -> list[Any]:
     kinds = typing.get_args(hint) or (str,)
     if typing.get_origin(hint) is tuple and kinds[-1] is not Ellipsis:
         if len(kinds) != count:
-            raise ValueError(f"it has {count} elements, and not {len(kinds)}")
+            raise ValueError(f"it has the length {count}, and not {len(kinds)}")
         return [*kinds]
     return [kinds[0]] * count
 

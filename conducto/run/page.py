@@ -123,7 +123,7 @@ def _command(records: Records, run: Run, node: Exec) -> Iterator[str]:
         file.seek(before)
         text = ESCAPES.sub("", text_of(file.read()))
     if text:
-        cut = f"… {before} bytes before\n" if before else ""
+        cut = f"… {before:,} B before\n" if before else ""
         yield f"<pre>{escape(cut + text)}</pre>\n"
     folder = f"pipelines/{run.id}/data/{FOLDER}/{attempts.node.strip('/') or 'node'}/"
     for name in records.store.names(folder):

@@ -132,7 +132,7 @@ class Runner:
         left = int(node.inherited("retries") or 0) - self._tries[attempts.node] + 1
         if attempts.state is not State.ERROR or left <= 0:
             return False
-        attempts.reason += f"; {left} tries are left"
+        attempts.reason += f"; tries left: {left}"
         return True
 
     def _bear_loss(self, attempts: Attempts) -> bool:

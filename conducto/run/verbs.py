@@ -143,7 +143,7 @@ def logs(store: Store, given: dict[str, Value]) -> int:
     last = attempts.attempt if attempts else 0
     number = str(given.get("attempt", last))
     if not number.isdigit() or not 1 <= int(number) <= last:
-        raise RunError(f"{node} has no attempt {number}: it was begun {last} times")
+        raise RunError(f"{node} has no attempt {number}; attempts begun: {last}")
     with records.open_log(str(node), int(number)) as file:
         while piece := file.read(PIECE_BYTES):
             write_bytes(piece)

@@ -303,7 +303,7 @@ def test_retries_and_a_time_limit(pipelines: Pipelines) -> None:
     flaky, slow = run.execs["/flaky"], run.execs["/slow"]
     assert (flaky.state, flaky.attempt, len(pipelines.lines("tries"))) == ("done", 3, 3)
     assert "/flaky failed after" in done.out
-    assert "exit code 1; 3 tries are left" in done.out
+    assert "exit code 1; tries left: 3" in done.out
     assert (slow.state, slow.reason) == ("error", "timed out after 0.4 s")
     assert slow.duration_s is not None
     assert slow.duration_s < 20
@@ -420,7 +420,7 @@ def test_what_is_asked_of_a_run_that_it_has_not(pipelines: Pipelines) -> None:
     for words, said in (
         (["logs", done.id, "c/d"], f"{done.id} has no node 'c/d': conducto show {done.id}"),
         (["logs", done.id, "/"], "/ is no command; those below it: /a, /b"),
-        (["logs", done.id, "b"], "/b has no attempt 0: it was begun 0 times"),
+        (["logs", done.id, "b"], "/b has no attempt 0; attempts begun: 0"),
         (["logs", done.id, "a", "--attempt=x"], "/a has no attempt x"),
         (["show", "other"], "no run of a pipeline 'other'"),
     ):

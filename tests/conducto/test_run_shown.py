@@ -144,7 +144,7 @@ def test_a_page_of_a_run(pipelines: Pipelines) -> None:
         "a & b",
         "*All* of <it>",
         "red <b>&amp;\n",
-        "… 134464 bytes before",
+        "… 134,464 B before",
         "</pre><script>",
         "exit code 3",
         "3 done, 1 failed",

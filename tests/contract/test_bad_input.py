@@ -152,7 +152,7 @@ def test_missing_names(store: castore.Store, tmp_path: Path) -> None:
         ((5, 4), "byte range [5, 4) is reversed: begin must not exceed end"),
         ((10**30, 0), f"byte range [{10**30}, 0) is reversed: begin must not exceed end"),
         ((1, 2, 3), "a byte range is (begin, end), not 3 elements"),
-        ((1,), "a byte range is (begin, end), not 1 elements"),
+        ((1,), "a byte range is (begin, end), not 1 element"),
         ((0.0, 5), "a byte range takes integers, not [0.0, 5]"),
         ((0, 1e400), "a byte range takes integers, not [0, inf]"),
         (("0", "5"), "a byte range takes integers, not ['0', '5']"),

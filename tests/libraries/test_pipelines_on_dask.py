@@ -85,7 +85,7 @@ def test_a_tree_runs_on_workers(
     assert pipelines.log(done.id, "/both/b") == f"{pipelines.folder}\n".encode()
     assert pipelines.log(done.id, "/again", 1) == b"no\n"
     assert "/again failed after" in done.out
-    assert "exit code 3; 1 tries are left" in done.out
+    assert "exit code 3; tries left: 1" in done.out
     store = context.open_store()
     assert store.path.startswith("s3://")
     assert store.gets(f"pipelines/{done.id}/data/x") == b"1"

@@ -318,7 +318,7 @@ def test_damaged_keys_are_findings(folder: Path, damage: Callable[[Path], None])
         kinds = {problem.kind for problem in found.problems}
         if damage is garble_pending:
             assert kinds == {"pending row", "change row"}
-            assert any("4 rows" in problem.what for problem in found.problems)
+            assert any("4 damaged rows" in problem.what for problem in found.problems)
             with pytest.raises(IndexCorrupt, match="--repair"):
                 store.puts("during", b"1")
         else:

@@ -77,7 +77,7 @@ def test_what_fails_and_what_mends_it(condemned: World) -> None:
         mended = store.check(repair=True)
         assert (mended.problems, mended.garbage) == ([], {"packs": 1})
         assert mended.repaired == [
-            "gc/condemned/2 is lost: all 1 packs that no name has are condemned anew"
+            "gc/condemned/2 is lost: 1 pack, all that no name has, condemned anew"
         ]
         assert store.check(repair=True).repaired == []
     after = decode_state(world.server.objects[STATE].body)
@@ -397,7 +397,7 @@ def test_what_can_t_be_stored_anew_yet_is_left(condemned: World) -> None:
     with world.open("repairer") as store:
         report = store.check(repair=True)
     assert "hurt" in report.damaged_names
-    assert any("are held by the pins of writers" in problem.what for problem in report.problems)
+    assert any("is held by the pins of writers" in problem.what for problem in report.problems)
     one.kill()
     world.pass_time(8 * DAY)
     with world.open("repairer") as store:

@@ -316,7 +316,7 @@ def test_many_that_are_left_out_are_counted(run, tmp_path):
     for verb in (["put", "-R", tree, "p"], ["import", tree, "p"]):
         result = run(*verb)
         assert (result.code, result.err.count("\n")) == (1, 21)
-        assert result.err.endswith("castore: and 10 more are left out: --verbose names all\n")
+        assert result.err.endswith("castore: and 10 more left out: --verbose names all\n")
         assert run(*verb, "--verbose").err.count("\n") == 30
 
 

@@ -26,6 +26,7 @@ from castore.model import Extent
 from castore.stream.codec import ChunksEtag
 from castore.stream.operations import Copy, Delete, Operation, Publish
 from castore.stream.reports import CheckReport, Problem
+from castore.wording import counted
 
 SEGMENTS_MAX = 256  # rewritten in one transaction
 
@@ -77,7 +78,7 @@ class ObjectRepair:
                 batch = []
         moved += self._rewrite(batch)
         if moved:
-            self._done.append(f"{moved} segments lead to other copies of their chunks")
+            self._done.append(f"{counted(moved, 'segment')} led to other copies of chunks")
 
     def _rewrite(self, keys: list[bytes]) -> int:
         """How many segments of objects are led elsewhere."""

@@ -26,6 +26,7 @@ from castore.stream.known import located
 from castore.stream.reports import CheckReport
 from castore.stream.session import WriteSession
 from castore.system.lmdb_env import Index
+from castore.wording import counted
 
 FRAMES_MAX = 256  # copied at a time
 
@@ -172,9 +173,8 @@ class PackRepair:
             # The bad ones too: what could not be read once may be read now.
             entries = list(self.readings[pack_id].frames)
             copied = self._copy_all(pack_id, entries)
-            self._done.append(
-                f"pack {pack_id.hex()}: {copied} intact frames of {len(entries)} are copied"
-            )
+            intact = f"{copied:,} of {counted(len(entries), 'frame')}"
+            self._done.append(f"pack {pack_id.hex()}: copied what is intact, {intact}")
 
     # ------------------------------------------------------------ below
 

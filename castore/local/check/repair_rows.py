@@ -41,6 +41,7 @@ from castore.local.tables import PackRows, SegmentRows, Tables
 from castore.stream.reports import CheckReport
 from castore.system.lmdb_env import Txn
 from castore.system.lmdb_snapshot import Table
+from castore.wording import counted
 
 ROWS_MAX = 4096  # of chunks, changed in one transaction
 
@@ -170,7 +171,9 @@ class RowRepair:
             for key in wrong:
                 txn.delete(key, db=index.pending)
             if wrong:
-                self._done.append(f"{len(wrong)} damaged rows of unfinished puts are dropped")
+                self._done.append(
+                    f"{counted(len(wrong), 'damaged row')} of unfinished puts dropped"
+                )
             if any(len(bytes(key)) != CHANGE_KEY_BYTES for key, _ in txn.cursor(db=index.changes)):
                 Tables(index, txn).end_marking()
                 self._done.append("what a collection that was cut off left behind is dropped")
@@ -212,7 +215,8 @@ class RowRepair:
         if led or dropped:
             next_number(index, txn, GC_SEQ)
             self._done.append(
-                f"{led} rows of chunks lead to other copies, {dropped} that led nowhere are dropped"
+                f"{counted(led, 'row')} of chunks led to other copies, {dropped:,} that led "
+                "nowhere dropped"
             )
 
     def _frame_of(self, chunk_id: bytes, gone: Collection[bytes]) -> ChunkRow | None:

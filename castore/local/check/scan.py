@@ -22,6 +22,7 @@ from castore.stream.reports import Severity
 from castore.system.lmdb_env import Index
 from castore.system.lmdb_snapshot import Snapshot
 from castore.system.workers import Workers
+from castore.wording import counted
 
 ROW_BYTES = 64  # what a row of the index counts as, in progress
 ROWS_REPORTED = 4096  # at once
@@ -75,15 +76,17 @@ class LocalCheck(StoreCheck):
             self._check_changes(txn)
             staged, keys, pending = self._garbage.find_manifests(txn, source.manifests.keys())
             if keys:
-                self.findings.add("segment", "corrupt", f"{keys} keys of segments are damaged")
+                self.findings.add(
+                    "segment", "corrupt", f"{counted(keys, 'damaged key')} of segments"
+                )
             if pending:
-                what = f"{pending} rows of objects that were being put are damaged"
+                what = f"{counted(pending, 'damaged row')} of objects that were being put"
                 self.findings.add("pending row", "corrupt", what)
             self.used |= staged
             self._check_packs()
-            counted = _meta(index, txn, TOTALS)
+            totals = _meta(index, txn, TOTALS)
         self._stages.end()
-        if (counted or Totals().encode()) != source.sums.encode():
+        if (totals or Totals().encode()) != source.sums.encode():
             what = "the running totals are not what the names and chunks add up to"
             self.findings.add("totals", "corrupt", what)
         self._garbage.settle()
@@ -118,7 +121,7 @@ class LocalCheck(StoreCheck):
         found = rows(self._index, txn, self._index.changes)
         damaged = sum(len(key) != CHANGE_KEY_BYTES for key, _ in found)
         if damaged:
-            what = f"{damaged} rows of what changed during a collection are damaged"
+            what = f"{counted(damaged, 'damaged row')} of what changed during a collection"
             self.findings.add("change row", "corrupt", what)
 
     # ------------------------------------------------------------ packs
@@ -159,7 +162,7 @@ class LocalCheck(StoreCheck):
             what = f"pack {pack} is cut short at {reading.size} of {durable} bytes"
             self.findings.add("pack", "missing", what, pack_id=pack_id)
         if reading.surplus:
-            size = "1 byte" if reading.surplus == 1 else f"{reading.surplus} bytes"
+            size = counted(reading.surplus, "byte")
             what = f"pack {pack} has {size} behind its footer, where castore writes nothing"
             self.findings.add("pack", "warning", what, pack_id=pack_id)
 

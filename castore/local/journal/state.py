@@ -13,6 +13,7 @@ from castore.local.journal.log import read_place, read_unclaimed
 from castore.local.journal.scan import JournalReading, read_journal
 from castore.system.fileio import storage_error
 from castore.system.lmdb_env import Index
+from castore.wording import counted
 
 
 class JournalState(NamedTuple):
@@ -28,8 +29,9 @@ class JournalState(NamedTuple):
     def refusal(self) -> str:
         """Why nothing may be collected; "" if it may."""
         if self.unclaimed is not None and self.unclaimed.chunks:
+            chunks = counted(self.unclaimed.chunks, "chunk")
             return (
-                f"{self.unclaimed.stored_bytes:,} bytes in {self.unclaimed.chunks:,} chunks that "
+                f"{self.unclaimed.stored_bytes:,} bytes in {chunks} that "
                 "no name leads to were stored after the names of its index were: their names are "
                 "lost. Restore a newer backup (castore restore), or give them up (castore gc "
                 "--accept-unclaimed, accept_unclaimed=True)"

@@ -10,6 +10,7 @@ from castore.s3.client.bucket import Bucket
 from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, batch_of
 from castore.s3.namespace import Namespace
 from castore.stream.reports import Severity
+from castore.wording import counted
 
 
 def faults_of_batches(names: Namespace) -> Iterator[tuple[Severity, str]]:
@@ -33,10 +34,13 @@ def faults_of_batches(names: Namespace) -> Iterator[tuple[Severity, str]]:
             if not batches.has(entry.batch_id):
                 continue  # it was collected meanwhile
             batches.lost.add(entry.batch_id)
-            yield "missing", f"{gone.strerror} ({entry.names} names)"
+            yield "missing", f"{gone.strerror} ({counted(entry.names, 'name')})"
         except (FormatError, UnsupportedFormat) as error:
             batches.lost.add(entry.batch_id)
-            yield "corrupt", f"batches/{entry.batch_id.hex()}: {error} ({entry.names} names)"
+            yield (
+                "corrupt",
+                f"batches/{entry.batch_id.hex()}: {error} ({counted(entry.names, 'name')})",
+            )
 
 
 def batches_of_nobody(names: Namespace, bucket: Bucket) -> tuple[list[int], list[str]]:

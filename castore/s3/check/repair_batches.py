@@ -36,6 +36,7 @@ from castore.s3.client.put_once import put_once
 from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, NAMES, batch_key, batch_of, quarantine_key
 from castore.s3.namespace import NUMBER_MAX, Namespace
 from castore.stream.reports import Problem
+from castore.wording import counted
 
 HEAD_BYTES_MAX = 8 << 20
 SINGLE_BYTES_MAX = 16 << 10  # of one whose every bit is tried
@@ -195,8 +196,8 @@ class BatchRepair:
         for entry in lost:
             first, last = entry.first.decode(), entry.last.decode()
             self.done.append(
-                f"{batch_key(entry.batch_id)} can't be read: its {entry.names} names, from "
-                f"{first!r} to {last!r}, are lost but for those that were put since"
+                f"{batch_key(entry.batch_id)} can't be read; lost, but for those put since: its "
+                f"{counted(entry.names, 'name')}, from {first!r} to {last!r}"
             )
             self.lost.append(Problem("batches", "missing", self.done[-1]))
 

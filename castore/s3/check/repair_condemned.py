@@ -40,6 +40,7 @@ from castore.s3.gc.state import CONDEMNED, CollectorState
 from castore.s3.keys import CONDEMNED_LISTS, CONFIG_KEY, GC_STATE_KEY, condemned_key, quarantine_key
 from castore.s3.parts import Parts
 from castore.stream.reports import Problem
+from castore.wording import counted
 
 VERSIONS_SKIPPED = 1 << 40  # more than all collections together ever raise it by
 
@@ -85,7 +86,7 @@ class CondemnedRepair:
         condemned = condemn_anew(moving, marker, expired_before=now - PIN_S)
         if condemned is not None:
             self._done.append(
-                f"{key} is lost: all {condemned} packs that no name has are condemned anew"
+                f"{key} is lost: {counted(condemned, 'pack')}, all that no name has, condemned anew"
             )
 
     def _check_server(self) -> None:
@@ -177,10 +178,11 @@ def condemn_anew(state: CollectorState, marker: S3Marker, *, expired_before: flo
                 unnamed.pop(pack_id, None)
     held = sum(pins.protect(pack_id) for pack_id in unnamed)
     if held:
+        packs, sessions = counted(held, "pack"), counted(len(pins.sessions), "session")
         raise StoreBusy(
-            f"{held} packs that no name has yet are held by the pins of writers, below pins/ "
-            f"({len(pins.sessions)} sessions): repeat it when those have ended; remove the pins of "
-            "one that died, or wait until they are a week old"
+            f"what no name has yet is held by the pins of writers, below pins/ ({packs}, "
+            f"{sessions}): repeat it when those have ended; remove the pins of one that died, or "
+            "wait until they are a week old"
         )
     if not state.fault():
         return None  # somebody has brought it back

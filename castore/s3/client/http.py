@@ -19,6 +19,7 @@ from botocore.httpsession import URLLib3Session
 
 from castore.s3.client.deadline import deadline_here, note_moved
 from castore.s3.client.faults import Broken
+from castore.wording import counted
 
 PIECE_BYTES = 64 << 10
 
@@ -113,7 +114,7 @@ def _whole(raw: Any, headers: Mapping[str, str], bytes_max: int, *, to_close: bo
         if not to_close and headers.get("transfer-encoding", "").lower() != "chunked":
             raise Broken("the reply does not say how long it is")
     elif size != length:
-        raise Broken(f"the reply ended after {size} of {length} bytes")
+        raise Broken(f"the reply ended after {size:,} of {counted(length, 'byte')}")
     return b"".join(pieces)
 
 
