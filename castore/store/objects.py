@@ -1,43 +1,26 @@
-"""The verbs that move bytes: put, get, and file objects."""
+"""The verbs that store bytes, and file objects."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, overload
+from collections.abc import Iterable, Mapping
+from typing import Literal, overload
 
-from castore.errors import CastoreError, NameExists, NameNotFound
+from castore.errors import NameExists, NameNotFound
 from castore.format.index import Record
-from castore.model import ObjectInfo, Progress, RangePlan, encode_name
+from castore.model import ObjectInfo, Progress, encode_name
 from castore.objectfile import ObjectReader, ObjectWriterFile
-from castore.store.handle import Handle
+from castore.store.reads import ReadVerbs
 from castore.stream.appending import begin_as
 from castore.stream.operations import Publish
-from castore.stream.reader import Pinned, Reader
 from castore.stream.resembling import resembling
-from castore.stream.small import SMALL_BYTES_MAX, Buffer
-from castore.stream.smallreads import SmallRead
-from castore.stream.sourcefile import has_content
+from castore.stream.small import Buffer
 from castore.stream.writer import ObjectWriter
-from castore.system.fileio import (
-    Writable,
-    descriptor_of,
-    new_file_mode,
-    of_file,
-    write_all,
-    write_stream,
-)
-from castore.system.open_folders import refuse_open_store_real_path
-from castore.system.outfolder import replacing
+from castore.system.fileio import new_file_mode
 from castore.transaction import Readable, StrPath, Transaction, object_info
 
 
-class ObjectVerbs(Handle):
+class ObjectVerbs(ReadVerbs):
     """See `castore.Store`."""
-
-    # ------------------------------------------------------------ put
 
     def put(
         self,
@@ -132,205 +115,6 @@ class ObjectVerbs(Handle):
     def _transaction(self, *, of_one: bool = False) -> Transaction:
         return Transaction(self._session(of_one=of_one), self._catalog, self._reader)
 
-    # ------------------------------------------------------------ get
-
-    def gets(self, name: str, byte_range: Sequence[int] | None = None) -> bytes:
-        """The object's bytes, or those of the half-open range `(begin, end)` of it.
-
-        An end past the size is clamped, a begin at or past it gives b""; None and `[]` mean all.
-        Reads only the chunks that cover the range.
-
-        Raises NameNotFound, InvalidRange (before anything is read), ChunkCorrupt, PackMissing.
-
-        >>> _ = store.puts("greeting", b"hello, world")
-        >>> store.gets("greeting", (7, 12))
-        b'world'
-        >>> store.gets("greeting", (7, 1_000_000))
-        b'world'
-        >>> store.gets("no such name")
-        Traceback (most recent call last):
-        castore.errors.NameNotFound: [Errno 2] no object is named 'no such name'
-        """
-        self._check_open()
-        return self._reader.ranges(encode_name(name), [byte_range])[0]
-
-    def gets_many(self, name: str, byte_ranges: Sequence[Sequence[int] | None]) -> list[bytes]:
-        """The bytes of each half-open range, all of the same version of the object.
-
-        Ranges close to each other are fetched together. Raises as `gets` does.
-
-        >>> _ = store.puts("greeting", b"hello, world")
-        >>> store.gets_many("greeting", [(7, 12), (0, 5)])
-        [b'world', b'hello']
-        """
-        self._check_open()
-        return self._reader.ranges(encode_name(name), list(byte_ranges))
-
-    def gets_ranges(
-        self, wanted: Sequence[tuple[str, Sequence[int] | None]]
-    ) -> list[bytes | Exception]:
-        """The bytes of each `(name, half-open range)`, in order, several objects at once.
-
-        Those of one object are of one version, and one plan. What can't be read has the exception
-        that `gets_many` would raise for its object in place of its bytes.
-
-        >>> _ = store.puts("greeting", b"hello, world")
-        >>> store.gets_ranges([("greeting", (0, 5)), ("absent", None), ("greeting", (7, 12))])
-        [b'hello', NameNotFound(2, "no object is named 'absent'"), b'world']
-        """
-        self._check_open()
-        places: dict[str, list[int]] = {}
-        for place, (name, _) in enumerate(wanted):
-            places.setdefault(name, []).append(place)
-
-        def read(name: str) -> Sequence[bytes | Exception]:
-            try:
-                return self.gets_many(name, [wanted[place][1] for place in places[name]])
-            except Exception as error:
-                return [error] * len(places[name])
-
-        found: list[bytes | Exception] = [b""] * len(wanted)
-        if len(places) > 1:
-            whole = [
-                name for name, ats in places.items() if all(wanted[at][1] is None for at in ats)
-            ]
-            for name, raw in self._small_of(whole):
-                for at in places.pop(name):
-                    found[at] = raw
-        parts = map(read, places) if len(places) == 1 else self._workers.map_ahead(read, places)
-        for ats, each in zip(places.values(), parts, strict=True):
-            for at, part in zip(ats, each, strict=True):
-                found[at] = part
-        return found
-
-    def _small_of(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """All bytes of the small ones, where many are read faster together. What can't be read so
-        is left to `gets_many`, which tells why."""
-        together = self._reader.small_together
-        if together == 1:
-            return
-        groups = [names[at : at + together] for at in range(0, len(names), together)]
-        for group, read in zip(groups, self._workers.map_ahead(self._small, groups), strict=True):
-            for name, each in zip(group, read, strict=True):
-                if each is not None:
-                    yield name, each[1]
-
-    def _small(self, names: Sequence[str]) -> Sequence[SmallRead]:
-        try:
-            return self._reader.small_many([encode_name(name) for name in names], SMALL_BYTES_MAX)
-        except CastoreError:
-            return [None] * len(names)
-
-    def get(
-        self,
-        name: str,
-        file: StrPath | Writable,
-        *,
-        progress: Progress | None = None,
-        listed: ObjectInfo | None = None,
-    ) -> ObjectInfo:
-        """Write the object to a path, or to a binary file object.
-
-        A path is replaced atomically and gets the object's permission bits (but for setuid, setgid
-        and sticky); a folder means a file in it with the last part of the name; a device, a pipe or
-        an open descriptor (`/dev/stdout`) is written to. Nothing is synced to disk: as with `cp`,
-        the system does that in its own time.
-
-        `listed` is what `list` just showed of it: on S3 a small object is then read with others of
-        the list, and may be what it was then.
-
-        Raises NameNotFound, ChunkCorrupt, PackMissing, and what writing to the file raises.
-
-        >>> _ = store.put("dumps/monday.sql", "monday.sql")
-        >>> store.get("dumps/monday.sql", "restored.sql").size
-        20
-        """
-        self._check_open()
-        found = self._find(name, listed)
-        if progress is not None:
-            progress.set_size(found.info.size)
-        if not isinstance(file, (str, os.PathLike)):
-            found.to_stream(file, progress)
-            return found.info
-        path = os.fspath(file)
-        if os.path.isdir(path):
-            path = os.path.join(path, name.rsplit("/", 1)[-1])
-        if not path or path.endswith(os.sep):
-            raise FileNotFoundError(errno.ENOENT, "there is no such folder", path)
-        descriptor = descriptor_of(path)
-        if descriptor is not None:
-            with _errors_of(path), open(os.dup(descriptor), "wb", buffering=0) as stream:
-                found.to_stream(stream, progress)
-            return found.info
-        path = os.path.realpath(path)
-        refuse_open_store_real_path(path)
-        if os.path.exists(path) and not os.path.isfile(path):
-            with _errors_of(path), open(path, "wb", buffering=0) as stream:
-                found.to_stream(stream, progress)
-            return found.info
-        folder = os.path.dirname(path)
-        with _errors_of(path if os.path.isdir(folder) else folder), replacing(path) as draft:
-            found.to_file(draft.fd, progress)
-            draft.finish(found.info.mode)
-        return found.info
-
-    def get_into(
-        self,
-        name: str,
-        fd: int,
-        *,
-        progress: Progress | None = None,
-        listed: ObjectInfo | None = None,
-    ) -> ObjectInfo:
-        """Write the object to an empty regular file that is open at the descriptor `fd`.
-
-        Its mode and time stay as they are. `listed` is as for `get`. Raises as `get` does.
-        """
-        self._check_open()
-        found = self._find(name, listed)
-        if progress is not None:
-            progress.set_size(found.info.size)
-        found.to_file(fd, progress)
-        return found.info
-
-    def _find(self, name: str, listed: ObjectInfo | None) -> _Found:
-        key = encode_name(name)
-        if listed is not None and listed.size <= SMALL_BYTES_MAX:
-            small = self._reader.small(key, SMALL_BYTES_MAX, listed)
-            if small is not None:
-                return _Found(object_info(name, small[0]), self._reader, small[1])
-        pinned = self._reader.pin(key)
-        return _Found(object_info(name, pinned.record), self._reader, pinned)
-
-    @property
-    def small_together(self) -> int:
-        """How many small objects `small_many` is best asked for at once: 1 where each waits for a
-        server."""
-        return self._reader.small_together
-
-    def small_many(self, names: Sequence[str]) -> list[tuple[ObjectInfo, bytes] | None]:
-        """What each name maps to, and its bytes, read together. None for what is not small, is not
-        there, or can't be read like this: `get_into` tells why."""
-        self._check_open()
-        return [
-            None if each is None else (object_info(name, each[0]), each[1])
-            for name, each in zip(names, self._small(names), strict=True)
-        ]
-
-    def has_content(self, info: ObjectInfo, fd: int) -> bool:
-        """Whether the regular file open at `fd` has the bytes of this version of an object.
-
-        The file is read and hashed, and the store is not.
-        """
-        return has_content(
-            fd,
-            info.size,
-            bytes.fromhex(info.etag),
-            inline=info.chunks == 0,
-            chunker=self._chunker,
-            config=self._config,
-        )
-
     # ------------------------------------------------------------ file objects
     @overload
     def open(
@@ -424,49 +208,3 @@ class ObjectVerbs(Handle):
 
         begin = (0 if over is None else over.size) if mode == "ab" else None
         return ObjectWriterFile(name, writer, publish, discard, begin=begin)
-
-    def explain_range(self, name: str, byte_range: Sequence[int] | None = None) -> RangePlan:
-        """What `gets(name, byte_range)` would touch. Raises as `gets` does.
-
-        >>> _ = store.puts("zeros", bytes(10_000_000))
-        >>> store.explain_range("zeros", (0, 100)).chunks
-        1
-        """
-        self._check_open()
-        return self._reader.explain(encode_name(name), byte_range)
-
-
-class _Found(NamedTuple):
-    """An object that is to be written somewhere: one version of it, or its bytes."""
-
-    info: ObjectInfo
-    reader: Reader
-    content: Pinned | bytes
-
-    def to_stream(self, file: Writable, progress: Progress | None) -> None:
-        if isinstance(self.content, Pinned):
-            self.reader.copy_to_stream(self.content, file, progress)
-            return
-        write_stream(file, self.content)
-        if progress is not None:
-            progress.relative_update(len(self.content))
-
-    def to_file(self, fd: int, progress: Progress | None) -> None:
-        if isinstance(self.content, Pinned):
-            self.reader.copy_to_file(self.content, fd, progress)
-            return
-        write_all(fd, [self.content], 0)
-        if progress is not None:
-            progress.relative_update(len(self.content))
-
-
-@contextlib.contextmanager
-def _errors_of(path: str) -> Iterator[None]:
-    """What goes wrong with a file is said of it: a descriptor has no name, and a draft's says
-    nothing. What the store itself can't do is a CastoreError."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, CastoreError):
-            raise
-        raise of_file(error, path) from error
