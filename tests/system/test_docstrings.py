@@ -33,8 +33,9 @@ MODULES = {  # and how many of its docstrings have an example
     "castore.transaction": 1,
     "castore.transaction.names": 2,
     "castore.transaction.objects": 3,
+    "conducto.archive": 1,
     "conducto.context": 1,
-    "conducto.data": 10,
+    "conducto.data": 9,
     "conducto.fs": 1,
     "conducto.shared.log": 1,
 }
