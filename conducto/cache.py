@@ -11,11 +11,15 @@ renames can leave some files new and some old.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import tarfile
+import time
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
+
+import xxhash
 
 from castore.errors import SourceChanged
 from conducto.errors import CacheRefused, NotCacheable
@@ -26,6 +30,7 @@ from conducto.tar import BLOCK_BYTES, PIECE_BYTES, Limits, Member, TarReader, cl
 from conducto.unpacked import Unpacked
 
 EXPANSION_FREE_BYTES = 64 << 20  # any archive may unpack to this much
+YOUNG_NS = 20_000_000  # two changes that are closer than a tick of the clock have the same time
 Parts = tuple[str, ...]
 LIMITS = Limits()
 
@@ -34,7 +39,8 @@ def save(save_dir: str | os.PathLike[str], sink: Sink, limits: Limits = LIMITS) 
     """Write the archive of a folder, or of one file, to `sink`.
 
     Names in it start with the folder's own name, as `tar` would have it from outside; those of
-    `save_dir="."` don't.
+    `save_dir="."` don't. Raises NotCacheable, and SourceChanged for a file that did not hold still:
+    what `sink` has by then is of no use.
     """
     root = os.path.normpath(os.fspath(save_dir))
     name = "" if root == "." else os.path.basename(root)
@@ -139,17 +145,41 @@ def _save_file(out: StoredGzip, name: str, path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb", buffering=0) as file:
         info = os.fstat(fd)
+        young = time.time_ns() - info.st_ctime_ns < YOUNG_NS
         if not stat.S_ISREG(info.st_mode):
             raise NotCacheable(path, "it is neither a file nor a folder")
         out.write(_header(name, info))
-        left = info.st_size
-        while left:
-            piece = file.read(min(left, PIECE_BYTES))
-            if not piece:
-                raise SourceChanged(f"{path!r} got shorter while it was read")
+        read = xxhash.xxh3_128()
+        for piece in _pieces(file, info.st_size, path):
+            read.update(piece)
             out.write(piece)
-            left -= len(piece)
         out.write(bytes(-info.st_size % BLOCK_BYTES))
+        if young or _state(os.fstat(fd)) != _state(info):
+            # It may have been rewritten meanwhile. That two readings agree is proof of the content,
+            # as of a log that only grew.
+            file.seek(0)
+            again = xxhash.xxh3_128()
+            for piece in _pieces(file, info.st_size, path):
+                again.update(piece)
+            if again.digest() != read.digest():
+                raise SourceChanged(f"{path!r} was changed while it was read")
+
+
+def _pieces(file: io.FileIO, size: int, path: str) -> Iterator[bytes]:
+    """The next `size` bytes of the file. Raises SourceChanged where it has fewer."""
+    left = size
+    while left:
+        piece = file.read(min(left, PIECE_BYTES))
+        if not piece:
+            raise SourceChanged(f"{path!r} got shorter while it was read")
+        yield piece
+        left -= len(piece)
+
+
+def _state(info: os.stat_result) -> tuple[int, int, int]:
+    """What differs after any change but one within a tick of the clock: the time of the last change
+    is what no program can set back."""
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 def _header(name: str, info: os.stat_result, link: str = "") -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal, TypeVar, overload
 
-from castore.errors import NameNotFound
+from castore.errors import NameNotFound, SourceChanged
 from conducto import context
 from conducto.archive import archive, archive_quiet
 from conducto.errors import CacheNotFound, ContextError, NameIsFolder, NotTakenOver
@@ -39,6 +39,7 @@ Names = list[str]  # inside the classes `list` is a method
 Scope = TypeVar("Scope", bound="_Data")
 
 DELETES_MAX = 5  # rounds, where others put or delete the object meanwhile
+SAVES_MAX = 4  # of a cache, where its files are rewritten meanwhile
 
 
 class _Data:
@@ -255,7 +256,9 @@ class _Data:
         """Keep a copy of the folder as `conducto-cache/<name>/<checksum>.tar.gz`.
 
         Symbolic links stay links; one to a file outside the folder becomes that file. A device, or
-        a link that leads outside to anything else, raises NotCacheable, and nothing is kept.
+        a link that leads outside to anything else, raises NotCacheable, and nothing is kept. Each
+        file is kept as it was at one moment: where one is rewritten meanwhile, all is saved anew;
+        SourceChanged, and nothing is kept, where that goes on.
 
         >>> co.data.user.save_cache("deps", "3f2a", "project")
         >>> co.data.user.restore_cache("deps", "3f2a", "again")
@@ -265,8 +268,14 @@ class _Data:
         from conducto import cache
 
         store, key = cls._store(), cls._cache_key(name, checksum)
-        with store.open(key, "wb") as file:
-            cache.save(save_dir, file)
+        for left in reversed(range(SAVES_MAX)):
+            try:
+                with store.open(key, "wb") as file:
+                    cache.save(save_dir, file)
+                break
+            except SourceChanged:
+                if not left:
+                    raise
         store.remove_old_versions(key)
 
     @classmethod

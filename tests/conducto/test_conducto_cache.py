@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import itertools
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,24 @@ def archive_of(*members: tuple[str, bytes | None], **attributes: object) -> byte
                 setattr(info, key, value)
             tar.addfile(info, io.BytesIO(content or b""))
     return out.getvalue()
+
+
+def while_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, path: Path, change: Callable[[], None], times: int
+) -> None:
+    """Calls `change` after the first piece that `save` reads of the file, so many times in all."""
+    pieces, left = cache._pieces, times
+
+    def changing(file: io.FileIO, size: int, read: str) -> Iterator[bytes]:
+        nonlocal left
+        reading = pieces(file, size, read)
+        if read == os.path.realpath(path) and left and not file.tell():
+            left -= 1
+            yield next(reading)
+            change()
+        yield from reading
+
+    monkeypatch.setattr(cache, "_pieces", changing)
 
 
 class TestRoundTrip:
@@ -334,18 +354,81 @@ class TestSaveRefuses:
         with pytest.raises(NotCacheable, match="longer than 200 bytes"):
             cache.save(folder, sink, Limits(name_bytes_max=200))
 
-    def test_a_file_that_shrinks(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        header = cache._header
+    @pytest.mark.parametrize("times", [1, 9])
+    def test_a_file_that_shrinks(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+    ) -> None:
+        """Once, and all is saved anew; each time, and nothing is."""
+        path, left = folder / "lib/deep/er/x.bin", 150_000
+        monkeypatch.setattr(cache, "PIECE_BYTES", 64 << 10)
 
-        def shrink(name: str, info: os.stat_result, link: str = "") -> bytes:
-            if name.endswith("x.bin"):
-                os.truncate(folder / "lib/deep/er/x.bin", 1000)
-            return header(name, info, link)
+        def shrink() -> None:
+            nonlocal left
+            left -= 10_000
+            os.truncate(path, left)
 
-        monkeypatch.setattr(cache, "_header", shrink)
+        while_it_is_read(monkeypatch, path, shrink, times)
+        if times == 1:
+            user.save_cache("deps", "v1", folder)
+            user.restore_cache("deps", "v1", tmp_path / "out")
+            assert contents(tmp_path / "out/deps") == contents(folder)
+            return
         with pytest.raises(errors.SourceChanged, match=r"x\.bin' got shorter"):
             user.save_cache("deps", "v1", folder)
         assert self.kept() == []
+
+    @pytest.mark.parametrize("young", [True, False])
+    @pytest.mark.parametrize("times", [1, 9])
+    def test_a_file_that_is_rewritten_in_place(
+        self,
+        folder: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        times: int,
+        young: bool,
+    ) -> None:
+        """Its size and time stay. What is kept is what is there: never a mix, nor what was there
+        before."""
+        path = folder / "lib/deep/er/x.bin"
+        was, stays = path.stat(), itertools.count()
+        monkeypatch.setattr(cache, "PIECE_BYTES", 64 << 10)
+        if young:  # a change within a tick of the clock: only the bytes tell
+            monkeypatch.setattr(cache, "YOUNG_NS", 1 << 62)
+            monkeypatch.setattr(cache, "_state", lambda _: None)
+        else:
+            monkeypatch.setattr(cache, "YOUNG_NS", 0)
+
+        def rewrite() -> None:
+            with open(path, "r+b") as file:
+                file.write(b"%d" % (next(stays) % 10) * was.st_size)
+            os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+        while_it_is_read(monkeypatch, path, rewrite, times)
+        if times == 1:
+            user.save_cache("deps", "v1", folder)
+            user.restore_cache("deps", "v1", tmp_path / "out")
+            assert contents(tmp_path / "out/deps") == contents(folder)
+            assert path.read_bytes() == b"0" * was.st_size
+            return
+        with pytest.raises(errors.SourceChanged, match=r"x\.bin' was changed"):
+            user.save_cache("deps", "v1", folder)
+        assert self.kept() == []
+
+    def test_a_log_that_grows(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is kept as long as it was."""
+        path = folder / "lib/deep/er/x.bin"
+        whole = path.read_bytes()
+
+        def grow() -> None:
+            with open(path, "ab") as file:
+                file.write(b"one more line\n")
+
+        while_it_is_read(monkeypatch, path, grow, 1)
+        user.save_cache("deps", "v1", folder)
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert (tmp_path / "out/deps/lib/deep/er/x.bin").read_bytes() == whole
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_an_unreadable_folder(self, folder: Path) -> None:
