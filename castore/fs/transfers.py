@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Any
 
 from fsspec.callbacks import DEFAULT_CALLBACK
-from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
@@ -21,8 +20,6 @@ from castore.stream.fileputs import FileOptions, FilePut
 from castore.system.open_folders import open_store_of
 from castore.system.workers import map_at_once
 from castore.transfer.export import new_files
-
-BATCHES_MIN = 64  # objects: with fewer a commit puts them one by one
 
 
 class TransferVerbs(NameVerbs):
@@ -45,9 +42,7 @@ class TransferVerbs(NameVerbs):
         into = os.fspath(lpath) if isinstance(lpath, os.PathLike) else lpath
         places = self._places(rpath, LocalFileSystem(), into, recursive, maxdepth)
         callback.set_size(len(places))
-        listed: dict[str, ObjectInfo] = {}
-        if recursive and isinstance(rpath, str) and maxdepth is None and not has_magic(rpath):
-            listed = self._infos_of_many(self._strip_protocol(rpath), len(places))
+        listed: dict[str, ObjectInfo] = self._infos_of_many([place.source for place in places])
 
         def fetch(place: Place) -> None:
             options = {**kwargs, "listed": listed.get(place.source)}
@@ -125,16 +120,6 @@ class TransferVerbs(NameVerbs):
             for put in changes.put_files(files, options):
                 if isinstance(put, Exception):
                     raise put
-
-    def _infos_of_many(self, folder: str, count: int) -> dict[str, ObjectInfo]:
-        """What a list shows of the `count` objects of a folder, where it is worth one: of those
-        that are in batches on S3, it takes a few requests to read all."""
-        if count < BATCHES_MIN or self.store.small_together > 1:
-            return {}
-        listed: dict[str, ObjectInfo] = {}
-        with suppress(CastoreError):  # what it does not show is asked for by itself
-            listed.update((i.name, i) for i in self.store.list(f"{folder}/" if folder else ""))
-        return listed
 
     def _new_files(self, group: Sequence[Place]) -> Sequence[ObjectInfo | None]:
         """The small objects of the group that are now files that were not there before, each in its

@@ -250,6 +250,87 @@ def test_all_of_them_are_got_by_fsspec_by_few_requests(many: World, tmp_path: Pa
         assert (out / "0003").stat().st_mode & 0o777 == 0o600
 
 
+def as_folder(names: list[str]) -> dict[str, Any]:
+    return {"path": "many", "recursive": True}
+
+
+def as_glob(names: list[str]) -> dict[str, Any]:
+    return {"path": "many/*"}
+
+
+def as_list(names: list[str]) -> dict[str, Any]:
+    return {"path": names}
+
+
+WAYS = pytest.mark.parametrize("way", [as_folder, as_glob, as_list])
+
+
+@WAYS
+def test_all_of_them_are_read_by_fsspec_by_few_requests(
+    many: World, way: Callable[[list[str]], dict[str, Any]]
+) -> None:
+    with many.open("one") as store:
+        store.puts(MANY[4], b"newer")
+        store.set_attributes(MANY[3], mode=0o600)
+        store.puts("many/large", noise(200_000, 1))
+        store.delete(MANY[5])
+    expected = {name: name.encode() * 10 for name in MANY if name != MANY[5]}
+    expected |= {MANY[4]: b"newer", "many/large": noise(200_000, 1)}
+    for machine in ("new", "new", "newer"):
+
+        def cat(store: castore.Store) -> None:
+            assert fs_over(store).cat(**way([*expected])) == expected
+
+        steps = asked(many, machine, cat)
+        assert len(steps) < 40, steps
+
+
+def test_of_many_that_are_read_by_fsspec_some_are_not_there(many: World) -> None:
+    """By each of the ways that fsspec has to say so."""
+    with many.open("one") as store:
+        store.delete(MANY[5])
+        fs, there = fs_over(store), [name for name in MANY if name != MANY[5]]
+        expected = {name: name.encode() * 10 for name in there}
+        with pytest.raises(NameNotFound, match=MANY[5]):
+            fs.cat(MANY)
+        assert fs.cat(MANY, on_error="omit") == expected
+        found = fs.cat(MANY, on_error="return")
+        assert isinstance(found.pop(MANY[5]), NameNotFound)
+        assert found == expected
+        assert fs.cat(MANY[4]) == expected[MANY[4]]
+
+
+def test_what_lies_among_many_others_is_not_looked_for_for_long(many: World) -> None:
+    """A list of all would take longer than to ask for each."""
+    with many.open("one") as store:
+        infos = store.list
+
+        def counted(prefix: str) -> Any:
+            for count, info in enumerate(infos(prefix)):
+                assert count < 4 * 64
+                yield info
+
+        store.list = counted  # type: ignore[method-assign]
+        names = [*MANY[:32], *MANY[-32:]]
+        assert fs_over(store).cat(names) == {name: name.encode() * 10 for name in names}
+
+
+@WAYS
+def test_those_that_are_meant_are_got_by_fsspec_by_few_requests(
+    many: World, way: Callable[[list[str]], dict[str, Any]], tmp_path: Path
+) -> None:
+    def get(store: castore.Store) -> None:
+        meant = way(MANY)
+        fs_over(store).get(meant.pop("path"), f"{tmp_path}/", **meant)
+
+    steps = asked(many, "new", get)
+    assert len(steps) < 40, steps
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {f"many/{path.name}": path.read_bytes() for path in files} == {
+        name: name.encode() * 10 for name in MANY
+    }
+
+
 def test_what_was_changed_since_it_was_listed_is_as_it_is(many: World) -> None:
     """A single over what is in a batch is not taken for it: same bytes, other mode."""
     with many.open("one") as store:
