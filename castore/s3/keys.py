@@ -40,7 +40,7 @@ _PACK = re.compile(f"{PACKS}([0-9a-f]{{32}})-[0-9a-f]{{16}}")
 _BATCH = re.compile(f"{BATCHES}([0-9a-f]{{32}})")
 _PIN = re.compile(f"{PINS}([0-9a-f]{{16}})/[0-9]{{1,9}}")
 _CONDEMNED = re.compile(f"{CONDEMNED_LISTS}([0-9]{{1,18}})")
-_DAMAGED = re.compile(f"{DAMAGED}([0-9a-f]{{32}})")
+_DAMAGED = re.compile(f"{DAMAGED}([0-9a-f]{{32}})(-[0-9a-f]{{16}})?")  # of earlier ones, without
 _LISTING = re.compile(f"{LISTINGS}([1-9][0-9]{{0,6}}-)?[0-9a-f]{{32}}")  # before, with a count
 _HINTS = re.compile(f"{HINTS}[0-9a-f]{{2}}/([0-9a-f]{{32}})")
 _SAMPLES = re.compile(f"({SAMPLES}[0-9a-f]{{32}})(\\.head|/[0-9]{{1,5}})")
@@ -94,8 +94,9 @@ def condemned_key(version: int) -> str:
     return f"{CONDEMNED_LISTS}{version}"
 
 
-def damage_key(pack_id: bytes) -> str:
-    return f"{DAMAGED}{pack_id.hex()}"
+def new_damage_key(pack_id: bytes) -> str:
+    """Each mark has one of its own, so that who takes one away takes no other."""
+    return f"{DAMAGED}{pack_id.hex()}-{secrets.token_hex(8)}"
 
 
 def new_proposal_key() -> str:

@@ -222,6 +222,83 @@ def test_a_mark_that_came_after_a_pack_was_read_as_whole_stays(
     assert len(marks(world)) == 1
 
 
+@pytest.mark.parametrize("moment", ["before it looks", "between its requests"])
+@pytest.mark.parametrize("preconditions", [True, False])
+def test_a_mark_that_came_in_the_same_second_as_an_older_one_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str, preconditions: bool
+) -> None:
+    """The older one goes: its pack was brought back, and read as whole after it was seen."""
+    world.server.preconditions = preconditions
+    with world.open("writer") as store:
+        store.puts("a", DATA)
+    [key] = packs(world.bucket())
+    stored = world.server.objects[f"store/{key}"]
+    damage(world, flip)
+    world.open("repairer").check(repair=True)
+    [older] = marks(world)
+    world.server.objects[f"store/{key}"] = stored
+
+    def rot() -> None:
+        world.server.objects[f"store/{key}"] = stored._replace(body=flip(stored.body))
+        world.open("other").check(repair=True)
+        for mark in marks(world):  # a LIST shows whole seconds
+            at = world.server.objects[older].modified if older in marks(world) else 1e9
+            world.server.objects[mark] = world.server.objects[mark]._replace(modified=at)
+
+    step = S3Repair.mark_packs
+    delete = Bucket.delete_many
+
+    def meanwhile(repair: S3Repair, *given: Any) -> None:
+        monkeypatch.setattr(S3Repair, "mark_packs", step)
+        if moment == "before it looks":
+            rot()
+        else:
+
+            def later(bucket: Bucket, keys: Any) -> Any:
+                monkeypatch.setattr(Bucket, "delete_many", delete)
+                rot()
+                return delete(bucket, keys)
+
+            monkeypatch.setattr(Bucket, "delete_many", later)
+        step(repair, *given)
+
+    monkeypatch.setattr(S3Repair, "mark_packs", meanwhile)
+    world.open("repairer").check(repair=True)
+    assert len(marks(world)) == 1
+    assert older not in marks(world)
+    reader = world.open("reader")
+    reader.puts("again", DATA)
+    assert reader.gets("again") == DATA
+
+
+def test_a_mark_of_an_earlier_snapshot_counts_and_goes(world: World) -> None:
+    """It has its pack's id alone for a name."""
+    with world.open("writer") as store:
+        store.puts("a", DATA)
+    [key] = packs(world.bucket())
+    mark = f"damaged/{key.removeprefix(PACKS).partition('-')[0]}"
+    with world.bucket() as bucket:
+        bucket.put(DAMAGED_ANY, b"", idempotent=True)
+        bucket.put(mark, b"", idempotent=True)
+    with world.open("other") as store:
+        store.puts("again", DATA)
+    assert len(world.server.keys("store/packs/")) == 2
+    world.open("repairer").check(repair=True)
+    assert marks(world) == []
+
+
+def test_marks_that_are_put_anew_take_the_place_of_older_ones(world: World) -> None:
+    with world.open("writer") as store:
+        store.puts("a", DATA)
+    damage(world, flip)
+    seen = set()
+    for _ in range(3):
+        world.open("repairer").check(repair=True)
+        [mark] = marks(world)
+        seen.add(mark)
+    assert len(seen) == 3
+
+
 def test_a_damaged_pack_that_nobody_needs_is_told_of_until_it_is_marked(world: World) -> None:
     with world.open("writer") as store:
         store.puts("a", DATA)

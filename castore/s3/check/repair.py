@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 
 from castore.check.bitflip import corrected
@@ -34,7 +34,7 @@ from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, Precondi
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.creation import read_config, repair_config
-from castore.s3.damaged import mark_damaged, marked_when, unmark
+from castore.s3.damaged import mark_damaged, marks_of_packs, unmark
 from castore.s3.etags import batched_etag, is_batched, real
 from castore.s3.gc.mark import PIN_S
 from castore.s3.hints import listed_hints, rewrite_hints
@@ -71,7 +71,7 @@ def repair(
         url = bucket.settings.url
         raise ConfigLost(f"{url} was opened with another's castore.json: open it anew")
     names = Namespace(bucket, config, StoreCache(None, frames_bytes_max=0))
-    marked = marked_when(bucket)
+    marked = marks_of_packs(bucket)
     known = (found.packs_read if found is not None else None) or {}
     # Somebody may have found damaged since what was read as whole then.
     known = {pack_id: read for pack_id, read in known.items() if pack_id not in marked}
@@ -125,15 +125,14 @@ class S3Repair:
         """Whether the server honours If-Match."""
         return probe(self._bucket).if_match_put
 
-    def mark_packs(self, report: CheckReport, before: Mapping[bytes, float]) -> None:
+    def mark_packs(self, report: CheckReport, before: Mapping[bytes, Collection[str]]) -> None:
         """What is put from now on, on whatever machine, relies on none of those that are damaged or
         missing, and on those again that turned out to be whole, if they were marked `before` they
-        were read, and not since."""
+        were read (the keys of those marks), and not since."""
         unfit = {bytes.fromhex(pack_id) for pack_id in report.missing_packs} | self._bad.keys()
-        marked = marked_when(self._bucket).items() & before.items()
-        whole = {pack_id for pack_id, _ in marked} & self._check.readings.keys() - unfit
-        unmark(self._bucket, whole)
+        whole = self._check.readings.keys() - unfit
         mark_damaged(self._bucket, unfit)
+        unmark(self._bucket, whole | unfit, before)
         if unfit:
             listed = listed_hints(self._bucket)
             rewrite_hints(self._bucket, self._config.store_id, listed, unfit.__contains__)
