@@ -6,11 +6,11 @@ system changes itself is asked for again at once; what others change, when the t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from castore.model import DirEntry, ObjectInfo
+from castore.system.clock import boot_clock
 from castore.system.forks import ForkLock, Rank
 
 NAMES_MAX = 100_000  # some 40 MB
@@ -42,7 +42,7 @@ class ShownNames:
         if not self.is_used:
             yield from listed
             return
-        changes, at = self._changes, time.monotonic()
+        changes, at = self._changes, boot_clock()
         for each in listed:
             info = each.info if isinstance(each, DirEntry) else each
             if info is not None:
@@ -58,7 +58,7 @@ class ShownNames:
         changes, at, info = self._infos.get(name, (-1, 0.0, None))
         if changes != self._changes:
             return None
-        if self._expiry_s is not None and time.monotonic() - at >= self._expiry_s:
+        if self._expiry_s is not None and boot_clock() - at >= self._expiry_s:
             return None
         return info
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TypeVar
@@ -13,6 +12,7 @@ import castore
 from castore.errors import NameNotFound
 from castore.model import NAME_BYTES_MAX, DirEntry, ObjectInfo, encode_name
 from castore.mount.errnos import fail
+from castore.system.clock import boot_clock
 
 Answer = TypeVar("Answer")
 RESERVED = ".castore-open-"  # right below a mount, for what is moved out of the way there
@@ -122,7 +122,7 @@ class Names:
     def _ask(self, verb: str, name: str, ask: Callable[[str], Answer]) -> Answer:
         if not self._fresh_s:
             return ask(name)
-        now = time.monotonic()
+        now = boot_clock()
         with self._lock:
             until, answer = self._known.get((verb, name), (0.0, None))
             changes = self._changes

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -36,10 +36,13 @@ from castore.errors import (
     EndpointUnreachable,
     RemoteError,
 )
-from castore.s3.client import deadline
+from castore.s3.client import deadline, retries
+from castore.s3.client import delete_version as deleting
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.delete_version import delete_version, etag_at
 from castore.s3.client.put_once import put_once
 from castore.s3.client.retries import Backoff
+from castore.system.clock import boot_clock
 
 ATTEMPTS = QUICK.attempts
 
@@ -681,6 +684,39 @@ def test_a_write_that_is_signed_long_after_it_was_asked_for_is_not_sent(
             write()
     assert len(made) == 1
     assert len(proxy.exchanges) == (len(writes) if slept < 600 else 0)
+
+
+@pytest.mark.parametrize("asleep_s", [0.0, 86_400.0])
+def test_a_write_is_not_repeated_after_the_machine_has_slept(
+    proxied: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, asleep_s: float
+) -> None:
+    """Before the second attempt, and time.monotonic does not tell. What is read, or may be put any
+    number of times, is asked for again."""
+    proxied.put("there", b"1", idempotent=True)
+    slept = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += asleep_s
+
+    monkeypatch.setattr("castore.s3.client.retries.time.sleep", sleep)
+    for module in (retries, deleting):
+        monkeypatch.setattr(module, "boot_clock", lambda: boot_clock() + slept)
+    there = etag_at(proxied, "there") or ""
+    any_time: list[tuple[str, Callable[[], object]]] = [
+        ("PUT", lambda: proxied.put("there", b"1", idempotent=True)),
+        ("GET", lambda: proxied.get("there")),
+    ]
+    decided: list[tuple[str, Callable[[], object]]] = [
+        ("PUT", lambda: proxied.put("put", b"1")),
+        ("DELETE", lambda: proxied.delete("put")),
+        ("DELETE", lambda: delete_version(proxied, "there", there)),
+    ]
+    for verbs, repeated in [(any_time, True), (decided, not asleep_s)]:
+        for method, verb in verbs:
+            proxy.inject(method, "", answer(503, "SlowDown"))
+            with nullcontext() if repeated else pytest.raises(RemoteError, match="SlowDown"):
+                verb()
 
 
 def test_what_waited_long_for_its_turn_is_sent_if_nothing_decided_it(

@@ -20,6 +20,7 @@ from castore.mount.handles import Handle
 from castore.mount.pages import Pages
 from castore.mount.tree import RENAME_NOREPLACE, Tree
 from castore.mount.view import Entry
+from castore.system.clock import boot_clock
 from castore.testing.contents import noise
 
 ONE, OTHER = Caller(1, False), Caller(2, False)
@@ -811,7 +812,7 @@ def test_modes_and_times(store: castore.Store, tree: Tree) -> None:
     fails(errno.EOVERFLOW, lambda: tree.utimens("/a", 1 << 63))
 
 
-def test_answers_that_are_remembered(store: castore.Store) -> None:
+def test_answers_that_are_remembered(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on S3, where each is a request."""
     store.puts("d/a", b"1")
     tree = Tree(store, writable=True, fresh_s=60)
@@ -827,6 +828,10 @@ def test_answers_that_are_remembered(store: castore.Store) -> None:
     write(tree, "/d/b", b"1")  # what is changed here is seen here
     assert tree.getattr("/d/a").size == 2
     assert {entry.name for entry in tree.readdir("/d")} == {"a", "b"}
+    store.puts("d/a", b"333")
+    now = boot_clock() + 60  # the machine has slept
+    monkeypatch.setattr("castore.mount.names.boot_clock", lambda: now)
+    assert tree.getattr("/d/a").size == 3
 
 
 def test_a_store_on_s3(any_store: castore.Store, tmp_path: Path) -> None:

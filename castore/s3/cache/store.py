@@ -32,6 +32,7 @@ from castore.model import Location
 from castore.s3.cache.folder import FolderNotOurs, make_own_folder, warn_uncached
 from castore.s3.cache.frames import FrameCache
 from castore.stream.known import located
+from castore.system.clock import boot_clock
 from castore.system.fileio import make_durable_folder, sync_folder
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_env import CACHE_TABLES, Index, Txn, open_index
@@ -381,4 +382,4 @@ def boot_id() -> str:
             return file.read().strip()
     except OSError:
         # Elsewhere the time of the last boot, to the minute, tells boots apart well enough.
-        return str(int((time.time() - time.monotonic()) // 60))
+        return str(int((time.time() - boot_clock()) // 60))

@@ -13,6 +13,7 @@ from castore.errors import RemoteError
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.faults import Fault
 from castore.s3.client.retries import Retrier
+from castore.system.clock import boot_clock
 
 UNKNOWN_HEADER = (400, 501)  # what servers answer that do not know If-Match
 
@@ -31,7 +32,7 @@ def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
 
     Raises OutcomeUnknown if it is still there after some attempts that may land yet.
     """
-    retrier = Retrier(bucket.backoff)
+    retrier = Retrier(bucket.backoff, boot_clock)
     unknown: OutcomeUnknown | None = None
     if_match: str | None = etag
     while True:

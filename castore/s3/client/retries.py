@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from castore.s3.client.faults import Fault, OutcomeUnknown
+from castore.system.clock import boot_clock
 
 T = TypeVar("T")
 
@@ -38,11 +39,13 @@ BACKOFF = Backoff()
 
 
 class Retrier:
-    """The attempts at one request: `wait` after each that failed."""
+    """The attempts at one request: `wait` after each that failed. By `clock` it is decided whether
+    it is too late for another: with `boot_clock` also after the machine has slept."""
 
-    def __init__(self, backoff: Backoff) -> None:
+    def __init__(self, backoff: Backoff, clock: Callable[[], float] = time.monotonic) -> None:
         self._backoff = backoff
-        self._began = time.monotonic()
+        self._clock = clock
+        self._began = clock()
         self._failures = 0
 
     def wait(self, fault: Fault) -> bool:
@@ -51,15 +54,20 @@ class Retrier:
         if not fault.repeat or self._failures >= self._backoff.attempts:
             return False
         wait_s = self._backoff.wait_s(self._failures, fault)
-        if time.monotonic() + wait_s - self._began > self._backoff.total_s:
+        if self._is_late(wait_s):
             return False
         time.sleep(wait_s)
-        return True
+        return not self._is_late(0)
+
+    def _is_late(self, wait_s: float) -> bool:
+        return self._clock() + wait_s - self._began > self._backoff.total_s
 
 
-def retry(attempt: Callable[[], T], backoff: Backoff) -> T:
+def retry(
+    attempt: Callable[[], T], backoff: Backoff, clock: Callable[[], float] = time.monotonic
+) -> T:
     """Repeat what may be applied any number of times. Raises the last Fault's error."""
-    retrier = Retrier(backoff)
+    retrier = Retrier(backoff, clock)
     while True:
         try:
             return attempt()
@@ -69,7 +77,8 @@ def retry(attempt: Callable[[], T], backoff: Backoff) -> T:
 
 
 def retry_once(key: str, attempt: Callable[[], T], backoff: Backoff) -> T:
-    """Repeat while it is certain that nothing was applied. Raises OutcomeUnknown when it is not."""
+    """Repeat while it is certain that nothing was applied, and what it was decided by is not old:
+    the machine may sleep meanwhile. Raises OutcomeUnknown when it is not certain."""
 
     def once() -> T:
         try:
@@ -79,4 +88,4 @@ def retry_once(key: str, attempt: Callable[[], T], backoff: Backoff) -> T:
                 raise OutcomeUnknown(key) from fault.error
             raise
 
-    return retry(once, backoff)
+    return retry(once, backoff, boot_clock)
