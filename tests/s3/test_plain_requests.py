@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,8 +72,14 @@ def by_the_client(settings: S3Settings, operation: str, parameters: dict[str, An
 
 
 def by_us(
-    settings: S3Settings, operation: str, parameters: dict[str, Any], patch: pytest.MonkeyPatch
+    settings: S3Settings,
+    operation: str,
+    parameters: dict[str, Any],
+    patch: pytest.MonkeyPatch,
+    *,
+    client: bool = False,
 ) -> Sent:
+    """`client`: its URL is asked of botocore's."""
     connection = Connection(settings)
     seen: list[Sent] = []
 
@@ -81,7 +89,7 @@ def by_us(
 
     patch.setattr(connection._http, "send_whole", note)
     connection.call(operation, **parameters)
-    assert connection._made is None
+    assert (connection._made is not None) == client
     connection.close()
     return seen[0]
 
@@ -144,6 +152,32 @@ def test_many_deletions_are_what_the_client_sends(
     but = OF_THE_SDK | CHECKSUMS
     assert plainly(ours[3], but=but) == plainly(theirs[3], but=but)
     assert not CHECKSUMS.isdisjoint(ours[3])
+
+
+@pytest.mark.parametrize("settings", [PLAIN, AWS], ids=["plain", "aws"])
+@pytest.mark.parametrize("enabled", ["true", "false", None])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_profile_says_whether_bodies_are_signed(
+    settings: S3Settings,
+    enabled: str | None,
+    large: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """As the client does it, which has the same configuration."""
+    says = "" if enabled is None else f"s3 =\n  payload_signing_enabled = {enabled}\n"
+    (tmp_path / "config").write_text(f"[default]\n{says}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    raw = b"1" * 70_000 if large else b"123"
+    parameters = {"Key": "k", "Body": Buffers([raw]) if large else raw}
+    ours = by_us(settings, "put_object", parameters, monkeypatch, client=enabled is not None)
+    signed = enabled == "true" or (enabled is None and settings.endpoint_url is not None)
+    expected = hashlib.sha256(raw).hexdigest() if signed else "UNSIGNED-PAYLOAD"
+    assert ours[2] == raw
+    assert ours[3]["x-amz-content-sha256"] == expected
+    if enabled is not None:
+        theirs = by_the_client(settings, "put_object", {"Key": "k", "Body": raw})
+        assert theirs[3]["x-amz-content-sha256"] == expected
 
 
 def test_a_checksum_is_of_all_buffers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,7 @@ class Connection:
             if credentials is None:
                 raise exceptions.NoCredentialsError
             self._credentials = credentials
+            self._signing = _signing(session)
             self._made: Any = None
             self._lock = threading.Lock()
             address = plain_address(session, settings)
@@ -184,8 +185,11 @@ class Connection:
     ) -> Any:
         named = {**headers, "User-Agent": f"castore/{__version__}"}
         request = AWSRequest(method, url, headers=named, data=body, stream_output=True)
-        # Under TLS the body of a PUT that has a checksum is not signed as well, as boto3's is not.
+        # Under TLS the body of a PUT that has a checksum is not signed as well, as boto3's is not,
+        # unless the profile says otherwise.
         request.context["has_streaming_input"] = method == "PUT"
+        if self._signing is not None:
+            request.context["client_config"] = self._signing
         if CRC32 in headers:
             request.context["checksum"] = {"request_algorithm": {"in": "header", "name": CRC32}}
         try:
@@ -211,6 +215,12 @@ def session_for(settings: S3Settings) -> Any:
     if settings.region is not None:
         session.set_config_variable("region", settings.region)
     return session
+
+
+def _signing(session: Any) -> Config | None:
+    """What the profile says of signing bodies, as the signer takes it; None if it says nothing."""
+    enabled = (session.get_config_variable("s3") or {}).get("payload_signing_enabled")
+    return None if enabled is None else Config(s3={"payload_signing_enabled": enabled})
 
 
 def _client(session: Any, settings: S3Settings) -> Any:
