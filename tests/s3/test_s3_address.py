@@ -103,6 +103,31 @@ def test_what_is_configured_is_asked_of_the_client(
     assert address.region == "eu-west-3"
 
 
+@pytest.mark.parametrize("endpoint", [None, "https://minio.example.com"])
+@pytest.mark.parametrize("given", ["auto", "path", "virtual"])
+@pytest.mark.parametrize("profiles", ["auto", "path", "virtual"])
+def test_the_profile_says_how_buckets_are_addressed_unless_somebody_else_does(
+    endpoint: str | None,
+    given: str,
+    profiles: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config").write_text(f"[default]\ns3 =\n  addressing_style = {profiles}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    settings = S3Settings(
+        "bucket-1", endpoint_url=endpoint, region="eu-west-3", addressing_style=given
+    )
+    connection = Connection(settings)
+    style = given if given != "auto" else profiles
+    if style == "auto":
+        style = "virtual" if endpoint is None else "path"
+    host = "s3.eu-west-3.amazonaws.com" if endpoint is None else "minio.example.com"
+    expected = f"https://bucket-1.{host}/" if style == "virtual" else f"https://{host}/bucket-1/"
+    assert connection._base == expected
+    connection.close()
+
+
 def test_dual_stack_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_USE_DUALSTACK_ENDPOINT", "true")
     connection = Connection(S3Settings("bucket-1", region="eu-west-3"))

@@ -219,14 +219,21 @@ def session_for(settings: S3Settings) -> Any:
 
 def _signing(session: Any) -> Config | None:
     """What the profile says of signing bodies, as the signer takes it; None if it says nothing."""
-    enabled = (session.get_config_variable("s3") or {}).get("payload_signing_enabled")
+    enabled = _of_profile(session).get("payload_signing_enabled")
     return None if enabled is None else Config(s3={"payload_signing_enabled": enabled})
+
+
+def _of_profile(session: Any) -> Mapping[str, Any]:
+    """The section `s3` of the profile."""
+    return session.get_config_variable("s3") or {}
 
 
 def _client(session: Any, settings: S3Settings) -> Any:
     def made(endpoint_url: str | None) -> Any:
         style = settings.addressing_style
         if style == "auto":
+            style = _of_profile(session).get("addressing_style", style)
+        if style not in ("path", "virtual"):
             # For "auto", botocore presigns URLs of AWS's global host, which newer regions are not
             # behind, and new buckets are not yet.
             style = "virtual" if endpoint_url is None else "path"
