@@ -308,15 +308,20 @@ class StateWentBackwards(CollectionRefused):
 
 
 class PreconditionsIgnored(CollectionRefused):
-    """The server ignores what keeps a collector and the writers apart."""
+    """The server does not honour what keeps a collector and the writers apart: `ignored` is the
+    header, `instead` what is done with it, as `castore doctor` says it; `says` is that in words."""
 
-    def __init__(self, endpoint: str, ignored: str) -> None:
+    def __init__(self, endpoint: str, ignored: str, instead: str = "ignored") -> None:
+        self.says = f"{endpoint}: {ignored} is {instead}"
+        if instead == "ignored":
+            self.says = f"{endpoint} ignores {ignored}"
         super().__init__(
-            f"{endpoint} ignores {ignored}: collect there only while nobody writes, and say so "
+            f"{self.says}: collect there only while nobody writes, and say so "
             "(--alone, or alone=True)"
         )
         self.endpoint = endpoint
         self.ignored = ignored
+        self.instead = instead
 
 
 class RemoteError(StoreIOError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from gc_stores import DAY, HOUR, World, collect, noise
-from memory_s3 import Actor, Step
+from memory_s3 import Actor, MemoryAttempts, Step
 
 import castore
 from castore.errors import (
@@ -410,6 +411,42 @@ def test_a_server_without_preconditions(store: castore.Store, world: World) -> N
     assert collect(store, alone=True, repack_below=0.5).packs_removed == 1
 
 
+@pytest.mark.parametrize("times", [1, 99])
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("0", "ignores If-None-Match"),
+        ("0-[0-9]+", "If-None-Match is honoured one after the other; of several at once more"),
+    ],
+)
+def test_a_precondition_that_is_not_honoured_is_asked_for_again(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch, key: str, said: str, times: int
+) -> None:
+    """As a busy server may let two through once; and it is said which of the two it is."""
+    check, left = MemoryAttempts._check, times
+
+    def careless(attempts: MemoryAttempts, at: str, parameters: dict[str, Any]) -> None:
+        nonlocal left
+        there = attempts.settings.key(at) in attempts._server.objects
+        if left and there and re.fullmatch(f"probe/[0-9a-f]+/{key}", at):
+            left -= 1
+        else:
+            check(attempts, at, parameters)
+
+    monkeypatch.setattr(MemoryAttempts, "_check", careless)
+    fill(store, "a")
+    store.delete("a")
+    if times == 1:
+        assert collect(store).packs_removed == 1
+        assert not left
+        return
+    with pytest.raises(PreconditionsIgnored, match=said) as caught:
+        collect(store)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.instead) == (str(caught.value), caught.value.instead)
+    assert store.check(True).garbage == {"packs": 1}
+
+
 def test_a_manifest_that_can_t_be_read(store: castore.Store, world: World) -> None:
     fill(store, "a", "b")
     store.delete("a")
@@ -617,7 +654,9 @@ def test_listings_that_can_t_be_relied_on(
     probe = server.probe
     for field, said in (("list_consistent", "listing"), ("ranges", "Range")):
         monkeypatch.setattr(
-            server, "probe", lambda b, field=field: dataclasses.replace(probe(b), **{field: False})
+            server,
+            "probe",
+            lambda b, field=field, **_: dataclasses.replace(probe(b), **{field: False}),
         )
         with pytest.raises(CollectionRefused, match=said):
             collect(store, alone=True)

@@ -26,7 +26,7 @@ HELD = "held by the pins of writers"
 @pytest.fixture(autouse=True)
 def probed(monkeypatch: pytest.MonkeyPatch) -> None:
     honours = ServerFeatures(True, True, True, True, True)
-    monkeypatch.setattr("castore.s3.gc.server.probe", lambda bucket: honours)
+    monkeypatch.setattr("castore.s3.gc.server.probe", lambda bucket, **_: honours)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_garbled_state_on_a_server_without_preconditions(
     condemned: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honours = ServerFeatures(True, False, True, True, True)
-    monkeypatch.setattr("castore.s3.gc.server.probe", lambda bucket: honours)
+    monkeypatch.setattr("castore.s3.gc.server.probe", lambda bucket, **_: honours)
     change(condemned, STATE, b"garbled")
     left = repairs(condemned)
     assert (
@@ -177,7 +177,7 @@ def test_a_garbled_state_on_a_server_without_preconditions(
 @pytest.mark.damages_store("the state, its list or a pack is damaged or gone")
 def test_a_server_without_preconditions(condemned: World, monkeypatch: pytest.MonkeyPatch) -> None:
     honours = ServerFeatures(True, False, True, True, True)
-    monkeypatch.setattr("castore.s3.gc.server.probe", lambda bucket: honours)
+    monkeypatch.setattr("castore.s3.gc.server.probe", lambda bucket, **_: honours)
     lose_list(condemned)
     left = repairs(condemned)
     assert (

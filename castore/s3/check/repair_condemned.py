@@ -94,8 +94,8 @@ class CondemnedRepair:
             fit_server(self._bucket, alone=False)
         except PreconditionsIgnored as error:
             raise CollectionRefused(
-                f"{error.endpoint} ignores {error.ignored}: when no collector and no writer is at "
-                "work, remove gc/state and all below gc/condemned/"
+                f"{error.says}: when no collector and no writer is at work, remove gc/state and "
+                "all below gc/condemned/"
             ) from error
 
     def _replace_state(self) -> str:

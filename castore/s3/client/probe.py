@@ -13,6 +13,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from castore.errors import RemoteError
@@ -22,6 +23,7 @@ from castore.system.workers import Workers
 
 TRIES = 3
 RACES, RACERS = 2, 4  # puts of one key at once, by as many
+RACES_AGAIN = 8  # where two of them have won
 RACE_BYTES = 64 << 10
 RACE_S = 5.0
 _NO_ETAG = '"00000000000000000000000000000000"'
@@ -51,12 +53,13 @@ class ServerFeatures:
     instead: dict[str, str] = field(default_factory=dict, compare=False)
 
 
-def probe(bucket: Bucket) -> ServerFeatures:
-    """Takes about 35 requests under `probe/<random>/`, and removes what they leave."""
+def probe(bucket: Bucket, *, races: int = RACES) -> ServerFeatures:
+    """Takes about 35 requests under `probe/<random>/`, and removes what they leave. So many
+    `races` are run, each of several puts of one key at once."""
     scratch = _Scratch(bucket)
     try:
         preconditions = {
-            "if_none_match": scratch.settled(_if_none_match),
+            "if_none_match": scratch.settled(partial(_if_none_match, races=races)),
             "if_match_put": scratch.settled(_if_match_put),
             "if_match_delete": scratch.settled(_if_match_delete),
         }
@@ -68,7 +71,7 @@ def probe(bucket: Bucket) -> ServerFeatures:
             instead={name: instead for name, instead in preconditions.items() if instead},
         )
     finally:
-        raced = [f"{key}-{i}" for key in scratch.keys for i in range(RACES)]
+        raced = [f"{key}-{i}" for key in scratch.keys for i in range(races)]
         bucket.delete_many([*scratch.keys, *raced])
 
 
@@ -97,12 +100,12 @@ class _Scratch:
 # ---------------------------------------------------------------- each: what is done instead, or ""
 
 
-def _if_none_match(bucket: Bucket, key: str) -> str:
+def _if_none_match(bucket: Bucket, key: str, *, races: int) -> str:
     refusal = _refused(lambda: bucket.put(key, _OLD, if_none_match=True))
     if refusal is not None:
         return _why(refusal)
     return _must_fail(lambda: bucket.put(key, _NEW, if_none_match=True), bucket, key) or (
-        BOTH_WIN if any(_winners(bucket, f"{key}-{i}") > 1 for i in range(RACES)) else ""
+        BOTH_WIN if any(_winners(bucket, f"{key}-{i}") > 1 for i in range(races)) else ""
     )
 
 
