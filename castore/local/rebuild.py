@@ -141,13 +141,14 @@ def _fill_draft(
     journal = sources.journal or JournalReading(gaps=["it is not wanted"])
     complete, replayed, missing = _join(index, taken, journal, is_backup=sources.is_backup)
     unclaimed = "" if complete else "since" if sources.is_backup else "all"
-    if had_unclaimed:  # which chunks they were, neither index nor journal tells
-        unclaimed = "all"
+    if had_unclaimed or journal.unclaimed:
+        unclaimed = "all"  # which chunks they were, neither index nor journal tells
     report = rows.finish(unclaimed)
     report.replayed = replayed
     report.lost_names = missing
     consistent = taken is not None and taken.whole and not sources.is_backup and not replayed
     anew = not (consistent and (journal.complete or not journal.is_there))
+    anew |= journal.unclaimed != bool(report.unclaimed_chunks)
     if anew:
         _set_place(index, root, max(journal.seq, taken.place.seq if taken and taken.place else 0))
     return report, anew

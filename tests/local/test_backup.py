@@ -35,6 +35,7 @@ from castore.errors import (
 from castore.format.pack import BackupTrailer, decode_backup_trailer, encode_backup_trailer
 from castore.local import backup as backups
 from castore.local import rebuild
+from castore.local.journal.log import UNCLAIMED
 
 pytestmark = pytest.mark.apart  # LMDB may die of what these do to its pages
 
@@ -308,6 +309,74 @@ def test_who_goes_back_to_a_backup_keeps_what_came_since(folder: Path) -> None:
     castore.rebuild_index(folder)  # the journal is that of the names gone back to
     with castore.open(folder) as store:
         assert read(store) == VALUES
+
+
+def lose_index(folder: Path) -> None:
+    """And those that were kept aside, which a rebuild would go on from."""
+    for path in folder.glob("index*"):
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("put", [False, True])
+@pytest.mark.parametrize("lost", ["the index", "its row of them", "the index, twice"])
+def test_what_who_went_back_left_is_kept_though_the_index_is_lost(
+    folder: Path, lost: str, put: bool
+) -> None:
+    """The journal has all names, and says that these are not all that there were."""
+    path = back_up(folder)
+    since = random.Random(9).randbytes(90_000)
+    with castore.open(folder) as store:
+        store.puts("since", since)
+    unclaimed = castore.restore(path, folder, force=True).unclaimed_chunks
+    later = {"later": b"1"} if put else {}
+    with castore.open(folder) as store:
+        store.puts_many(later)
+    for _ in range(2 if "twice" in lost else 1):
+        if lost == "its row of them":
+            change_rows(folder, b"meta", {UNCLAIMED: None})
+        else:
+            lose_index(folder)
+        report = castore.rebuild_index(folder)
+        assert report.unclaimed_chunks == unclaimed
+    before = packs(folder)
+    with castore.open(folder) as store:
+        assert read(store) == {**VALUES, **later}
+        with pytest.raises(UnclaimedData, match=f"{unclaimed} chunks"):
+            store.gc()
+        [problem] = store.check(True).problems
+        assert "newer backup" in problem.what
+        assert packs(folder) == before
+        store.gc(accept_unclaimed=True)
+        assert store.check(True).clean
+        store.puts("garbage", random.Random(10).randbytes(90_000))
+        store.delete("garbage")
+    lose_index(folder)  # given up once is given up for good
+    assert castore.rebuild_index(folder).unclaimed_chunks == 0
+    with castore.open(folder) as store:
+        store.gc()
+        assert read(store) == {**VALUES, **later}
+
+
+@pytest.mark.parametrize("lost", ["nothing", "the index", "its row of them"])
+def test_what_is_claimed_again_is_no_longer_unclaimed(folder: Path, lost: str) -> None:
+    """Nor after the index is lost: by a put of the same bytes all that was unclaimed has names."""
+    path = back_up(folder)
+    since = random.Random(9).randbytes(90_000)
+    with castore.open(folder) as store:
+        store.puts("since", since)
+    assert castore.restore(path, folder, force=True).unclaimed_chunks
+    with castore.open(folder) as store:
+        store.puts("again", since)
+    if lost == "the index":
+        lose_index(folder)
+    elif lost == "its row of them":
+        change_rows(folder, b"meta", {UNCLAIMED: None})
+    assert castore.rebuild_index(folder).unclaimed_chunks == 0
+    with castore.open(folder) as store:
+        store.gc()
+        store.delete("again")
+    lose_index(folder)
+    assert castore.rebuild_index(folder).unclaimed_chunks == 0
 
 
 def test_a_backup_of_who_went_back_keeps_what_came_since(folder: Path, tmp_path: Path) -> None:

@@ -212,11 +212,11 @@ def rotations(monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> list[int]
     """The generations that were begun anew from now on, by length of the log."""
     whole, found = Journal._rotate, list[int]()
 
-    def rotate(self: Journal, index: Index, only: int | None) -> None:
+    def rotate(self: Journal, index: Index, only: int | None, **options: bool) -> None:
         found.append(logs(Path(self.folder).parent)[-1].stat().st_size)
         if fails:
             raise OSError(errno.ENOSPC, "No space left on device")
-        whole(self, index, only)
+        whole(self, index, only, **options)
 
     monkeypatch.setattr(Journal, "_rotate", rotate)
     return found

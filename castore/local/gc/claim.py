@@ -34,7 +34,7 @@ def claim(root: str, index: Index, journal: Journal, *, accept: bool, dry_run: b
         raise UnclaimedData(root, state.refusal)
     if dry_run:
         return
-    journal.rotate(index)  # what it had of the names that are given up goes
+    journal.rotate(index, claimed=True)  # what it had of the names that are given up goes
     with index.write_gate, index.errors, index.begin() as txn:
         txn.delete(UNCLAIMED, db=index.meta)
 

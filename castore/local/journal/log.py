@@ -15,7 +15,8 @@ journal, such as a copy that somebody put back: there is no other sign of names 
 `rotate` begins a new generation, and writes `journal/<generation>.snapshot`: all that is in the
 index, in short read transactions. Others commit meanwhile; what the snapshot has of that is in the
 new log, too, which is applied to it: so it comes out right. Older generations go after that. Until
-it is written, the older ones, then the new log, are what a rebuild reads.
+it is written, the older ones, then the new log, are what a rebuild reads. A generation that begins
+while chunks are unclaimed says so: else who loses the index then would lose that mark, too.
 
 A collection rotates, and in a store that nobody collects the put after which the log has grown to
 several times its snapshot (`bound`): what a snapshot costs was written before.
@@ -164,7 +165,9 @@ class Journal:
         if is_behind and txn.get(UNCLAIMED, db=index.meta) is None:
             txn.put(UNCLAIMED, Unclaimed(0, 0).encode(), db=index.meta)
         is_empty = not is_behind and txn.get(PLACE, db=index.meta) == STARTED.encode()
-        return self._begin(max(known, default=place.generation) + 1, place.seq, is_empty=is_empty)
+        generation = max(known, default=place.generation) + 1
+        unclaimed = _has_unclaimed(index, txn)
+        return self._begin(generation, place.seq, is_empty=is_empty, unclaimed=unclaimed)
 
     def _is_ours(self) -> bool:
         return self._status() is not None
@@ -204,19 +207,20 @@ class Journal:
             with contextlib.suppress(OSError, CastoreError):
                 self.rotate(index, only=place.generation)
 
-    def rotate(self, index: Index, *, only: int | None = None) -> None:
+    def rotate(self, index: Index, *, only: int | None = None, claimed: bool = False) -> None:
         """Begin a new generation with a snapshot of all that is in the index, and remove the older
         ones. If a row does not decode, they stay: they may have what it was. With `only`, nothing
         is done if another generation is there by now, or if the index is known to lack what the
-        journal has. Raises StoreFull, StoreIOError, CommitUnknown."""
+        journal has. `claimed`: what is unclaimed is given up, and the new generation knows nothing
+        of it. Raises StoreFull, StoreIOError, CommitUnknown."""
         try:
-            self._rotate(index, only)
+            self._rotate(index, only, claimed=claimed)
         except OSError as error:
             if isinstance(error, CastoreError):
                 raise
             raise storage_error(error, self.folder) from error
 
-    def _rotate(self, index: Index, only: int | None) -> None:
+    def _rotate(self, index: Index, only: int | None, *, claimed: bool) -> None:
         with index.write_gate, index.errors, index.begin() as txn, self._lock:
             place = self._decoded(txn.get(PLACE, db=index.meta))
             if only is not None and (
@@ -225,11 +229,13 @@ class Journal:
                 return
             known = generations(self.folder)
             generation = max([place.generation, *known]) + 1
-            place = self._begin(generation, place.seq, is_empty=False)
+            unclaimed = not claimed and _has_unclaimed(index, txn)
+            place = self._begin(generation, place.seq, is_empty=False, unclaimed=unclaimed)
             txn.put(PLACE, place.encode(), db=index.meta)
         draft = os.path.join(self.folder, f"{generation:016x}.draft")
         try:
-            whole = self._write_snapshot(index, draft, generation, place.seq)
+            head = self._head(generation, place.seq, "snapshot", unclaimed=unclaimed)
+            whole = self._write_snapshot(index, draft, head, place.seq)
             # What it has of later transactions is to be in the log, too, whatever happens: those of
             # other processes as well, and whichever log this one has open by now.
             with descriptor(log_path(self.folder, generation)) as fd:
@@ -250,9 +256,9 @@ class Journal:
         remove_before(self.folder, generation)
         self._lacking = False
 
-    def _write_snapshot(self, index: Index, path: str, generation: int, seq: int) -> bool:
+    def _write_snapshot(self, index: Index, path: str, head: bytes, seq: int) -> bool:
         with descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
-            append_all(fd, self._head(generation, seq, "snapshot"))
+            append_all(fd, head)
             state = SnapshotEntries(index)
             for block in encode_blocks(Kind.STATE, seq, state):
                 append_all(fd, block)
@@ -308,7 +314,7 @@ class Journal:
         status = os.fstat(fd)
         self._file = status.st_dev, status.st_ino
 
-    def _begin(self, generation: int, seq: int, *, is_empty: bool) -> JournalPlace:
+    def _begin(self, generation: int, seq: int, *, is_empty: bool, unclaimed: bool) -> JournalPlace:
         """A log with nothing in it. A rotation that was cut off may have left one of this name."""
         make_durable_folder(self.folder)
         self.let_go()
@@ -318,18 +324,30 @@ class Journal:
         self._generation = generation
         self._dirty = True
         self._lacking |= not is_empty
-        self._append(self._head(generation, seq, "nothing" if is_empty else "snapshot"))
+        base = "nothing" if is_empty else "snapshot"
+        self._append(self._head(generation, seq, base, unclaimed=unclaimed))
         os.fsync(self._fd)
         sync_folder(self.folder)
         return JournalPlace(generation, seq, os.fstat(self._fd).st_size)
 
-    def _head(self, generation: int, seq: int, base: str) -> bytes:
+    def _head(self, generation: int, seq: int, base: str, *, unclaimed: bool) -> bytes:
         """The first block of a file. `base` is what its entries are applied to: the snapshot of the
         generation, or nothing, as in a new store. castore.json is in it: it may be lost as well."""
         config = json.loads(encode_config(self._config))
         fields = {"generation": generation, "base": base, "config": config}
+        if unclaimed:
+            fields["unclaimed"] = True
         payload = json.dumps(fields).encode()
         return encode_block(Kind.HEAD, seq, 0, payload, raw_bytes=len(payload), flags=FLAG_LAST)
+
+
+def _has_unclaimed(index: Index, txn: Txn) -> bool:
+    """Whether chunks are, or were before the row that says so was damaged."""
+    try:
+        unclaimed = read_unclaimed(index, txn)
+    except FormatError:
+        return True
+    return unclaimed is not None and unclaimed.chunks > 0
 
 
 def _may_rotate(index: Index) -> bool:

@@ -59,6 +59,7 @@ class _File:
     base: str = ""
     seq: int = 0  # of the head: what was committed before
     config: str = ""
+    unclaimed: bool = False
     seqs: array[int] = field(default_factory=lambda: array("Q"))
     begins: array[int] = field(default_factory=lambda: array("Q"))
     ends: array[int] = field(default_factory=lambda: array("Q"))
@@ -76,6 +77,7 @@ class JournalReading:
     newest: int = 0
     generation: int = 0
     configs: list[str] = field(default_factory=list)  # castore.json, as the heads have it
+    unclaimed: bool = False  # chunks were when one of its files was begun, and none were given up
     known: list[int] = field(default_factory=list)  # the generations that there are files of
     log_bytes: int = 0
     snapshot_bytes: int = 0
@@ -144,6 +146,7 @@ def read_journal(root: str) -> JournalReading:
         log = logs[generation]
         if snapshot is not None and (snapshot.whole or generation == known[0]):
             reading._snapshot = snapshot
+            reading.unclaimed |= snapshot.unclaimed
             reading.snapshot_bytes = os.path.getsize(snapshot.path)
         if reading._snapshot is not None or (log is not None and log.base == "nothing"):
             known = [g for g in known if g >= generation]
@@ -166,6 +169,7 @@ def _follow(reading: JournalReading, generation: int, log: _File) -> None:
     """Put a log behind those that come before it."""
     before = reading.seq if reading._logs else log.seq
     reading.configs.append(log.config)
+    reading.unclaimed |= log.unclaimed
     reading.log_bytes += os.path.getsize(log.path)
     if reading._logs and not log.seqs and log.seq <= before:
         return  # a rotation began it, and was cut off
@@ -233,6 +237,7 @@ def _read_head(found: _File, block: Block) -> None:
         found.base, found.seq = str(fields["base"]), block.head.seq
         found.newest = found.seq
         found.config = json.dumps(fields["config"], indent=2) + "\n"
+        found.unclaimed = bool(fields.get("unclaimed"))
     except (ValueError, KeyError, TypeError):
         found.base = ""
 
