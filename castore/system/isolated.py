@@ -30,7 +30,8 @@ _PROGRAM = (
     "import json, sys, typing; root, path = json.loads(sys.argv[1]); "
     "sys.path.insert(0, root); import castore; "
     "sys.path[:] = dict.fromkeys([*sys.path[1:], *path]); "
-    "from castore.system.isolated import _main; _main(sys.argv[2], sys.argv[3], int(sys.argv[4]))"
+    "from castore.system.isolated import _main; "
+    "_main(sys.argv[2], sys.stdin.buffer.read().decode(), int(sys.argv[3]))"
 )
 # Signals by which LMDB's pages, and not the user, end a process.
 _BY_DAMAGE = (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
@@ -48,8 +49,11 @@ def run(
     """
     reading, writing = os.pipe()
     try:
-        # Not a pipe: nobody reads it before the end.
-        with _scratch_file() as complaints:
+        # Not pipes: nobody reads complaints before the end, and arguments may be larger than one.
+        # They are larger than a command line, too, where they name thousands of packs.
+        with _scratch_file() as told, _scratch_file() as complaints:
+            told.write(json.dumps(arguments).encode())
+            told.seek(0)
             child = subprocess.Popen(
                 [
                     sys.executable,
@@ -58,10 +62,9 @@ def run(
                     _PROGRAM,
                     json.dumps([_root(), _search_path()]),
                     task,
-                    json.dumps(arguments),
                     str(writing),
                 ],
-                stdin=subprocess.DEVNULL,
+                stdin=told,
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,
                 env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},

@@ -28,6 +28,7 @@ from castore.format.index import (
     encode_record,
 )
 from castore.format.pack import PACK_HEADER_BYTES
+from castore.local.check.run import check_local
 from castore.stream.reports import CheckReport
 from castore.system import isolated
 
@@ -391,6 +392,16 @@ def test_a_process_that_lmdb_kills(number: signal.Signals, monkeypatch: pytest.M
         dies("import os; os.kill(os.getpid(), 9)")
     with pytest.raises(StoreIOError, match="ended with status 3"):
         dies("import sys; sys.exit(3)")
+
+
+@pytest.mark.apart
+@pytest.mark.fresh
+def test_a_child_is_told_more_than_a_command_line_takes(folder: Path) -> None:
+    """As which of thousands of packs are sound, after a repair."""
+    sound = [os.urandom(16) for _ in range(10_000)]
+    report = check_local(str(folder), fraction=1, sound=sound, threads=1, progress=None)
+    assert report.clean
+    assert report.read_frames == report.frames > 0
 
 
 def test_a_child_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:

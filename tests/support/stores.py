@@ -54,8 +54,9 @@ def _run_here(task: str, index_path: str, *, fds: object = (), **arguments: Any)
 class _Fork:
     """What `isolated.run` asks of a Popen."""
 
-    def __init__(self, command: list[str], *, stderr: BinaryIO, **_: Any) -> None:
-        task, arguments, writing = command[-3:]
+    def __init__(self, command: list[str], *, stdin: BinaryIO, stderr: BinaryIO, **_: Any) -> None:
+        task, writing = command[-2:]
+        arguments = stdin.read().decode()
         self._pid = os.fork()
         if self._pid == 0:
             try:
