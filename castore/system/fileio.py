@@ -92,6 +92,18 @@ def descriptor(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> Iterat
         os.close(fd)
 
 
+def take_standard_descriptors() -> None:
+    """Have the numbers 0 to 2 taken before a file gets one of them, where this process has closed
+    them, as one does that becomes a daemon: what is printed then would be written into that file.
+    To read from what takes them, or to print to it, fails as it did."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):  # no /dev/null, or no descriptor: who opens says it
+                os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY)
+
+
 def sync_folder(folder: str) -> None:
     """Make the folder's entries durable."""
     with descriptor(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from castore import errors
 from castore.errors import CastoreError, IndexCorrupt, StoreIOError
+from castore.system.fileio import take_standard_descriptors
 
 Report: TypeAlias = Callable[[dict[str, Any]], None]
 
@@ -47,6 +48,7 @@ def run(
     Raises the CastoreError that it raised; IndexCorrupt if it died of a damaged page of the index
     at `index_path`; StoreIOError if it ended in any other way.
     """
+    take_standard_descriptors()  # the child has others there
     reading, writing = os.pipe()
     try:
         # Not pipes: nobody reads complaints before the end, and arguments may be larger than one.

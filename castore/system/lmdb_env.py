@@ -39,7 +39,12 @@ from castore.errors import (
     StoreNotFound,
 )
 from castore.system import forks
-from castore.system.fileio import descriptor, make_durable_folder, sync_folder
+from castore.system.fileio import (
+    descriptor,
+    make_durable_folder,
+    sync_folder,
+    take_standard_descriptors,
+)
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_errors import READERS_MAX, code_of, free_bytes, full, typed
 from castore.system.lmdb_files import allocate_lock_file, can_lock
@@ -232,6 +237,7 @@ class Index:
     # ------------------------------------------------------------ opening
 
     def _open(self) -> None:
+        take_standard_descriptors()
         self.lock_free = self._never_lock or not can_lock(self.path)
         self.writable = not self.lock_free and os.access(self.path, os.W_OK)
         is_new = not os.path.exists(os.path.join(self.path, "data.mdb"))

@@ -13,6 +13,8 @@ import io
 import os
 from contextlib import suppress
 
+from castore.system.fileio import take_standard_descriptors
+
 
 class LockFile(io.FileIO):
     """The file at `path`, opened with `flags` (O_CLOEXEC is added), for the owner alone if that
@@ -22,6 +24,7 @@ class LockFile(io.FileIO):
         def opener(path: str, _: int) -> int:
             return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
+        take_standard_descriptors()
         super().__init__(path, "r+", opener=opener)
         self._is = _file_at(self.fileno())
 

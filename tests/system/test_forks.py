@@ -620,3 +620,44 @@ def test_a_child_that_closes_all_descriptors_closes_none_of_others(store: castor
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
     assert store.gets("from a daemon") == b"1"
+
+
+def test_what_a_daemon_prints_is_not_written_into_the_store(store: castore.Store) -> None:
+    """One that closed the standard descriptors: a file that is opened next would get a number that
+    is printed to."""
+    store.puts("w", os.urandom(20_000))
+
+    def become_a_daemon() -> None:
+        os.closerange(0, 3)
+        with castore.open(store.path) as again:  # the parent's index is opened anew for this
+            again.puts("from a daemon", os.urandom(20_000))
+            for number in (1, 2):
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.write(number, b"a line of a log\n" * 1000)
+            again.puts("later", b"1")
+
+    child(become_a_daemon)
+    assert sorted(store.names()) == ["from a daemon", "inline", "large", "later", "w"]
+    store.close()
+    with castore.open(store.path) as opened:
+        assert opened.check(read_data=True).clean
+
+
+def test_a_store_is_opened_checked_and_copied_without_standard_descriptors(tmp_path: Path) -> None:
+    program = """
+import os, sys
+import castore
+os.closerange(0, 3)
+with castore.open(sys.argv[1]) as store:
+    store.puts('w', bytes(20_000))
+    for number in range(3):
+        if not os.path.samestat(os.fstat(number), os.stat(os.devnull)):
+            os._exit(3 + number)
+    assert store.backup(sys.argv[2]).names == 1
+assert castore.check_store(sys.argv[1], read_data=True).clean
+assert castore.compact_index(sys.argv[1]).names == 1
+os._exit(0)
+"""
+    oracle.run_program(program, tmp_path / "store", tmp_path / "backup")
+    with castore.open(tmp_path / "store") as opened:
+        assert opened.gets("w") == bytes(20_000)
