@@ -69,7 +69,8 @@ def compact_index(store: StrPath) -> CompactReport:
     """Make the file of a local store's index as small as what is in it.
 
     It does not shrink by itself. Sizes in the report are in bytes. Raises StoreLocked while the
-    store is in use; NotLocal; IndexCorrupt, StoreFull, StoreIOError: nothing was changed then.
+    store is in use; StoreNotFound, NotAStore; NotLocal; IndexCorrupt, StoreFull, StoreIOError:
+    nothing was changed then.
     """
     from castore.local.backup import compact
 

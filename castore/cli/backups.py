@@ -16,7 +16,7 @@ from castore.cli.output import (
     print_json,
     print_line,
 )
-from castore.cli.stores import open_to_read, places_refused, store_path
+from castore.cli.stores import expected_there, open_to_read, store_path
 from castore.wording import counted
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def index(arguments: Namespace) -> int:
     import castore
 
     if arguments.action == "compact":
-        with places_refused():
+        with expected_there():
             compacted = castore.compact_index(store_path(arguments))
         if arguments.json:
             print_json(asdict(compacted))
@@ -59,7 +59,7 @@ def index(arguments: Namespace) -> int:
             sizes = (human_size(compacted.bytes_before), human_size(compacted.bytes_after))
             print_line(f"{counted(compacted.names, 'name')}, {sizes[0]} before, {sizes[1]} now")
         return exits.OK
-    with places_refused(), open_progress("packs") as progress:
+    with expected_there(), open_progress("packs") as progress:
         report = castore.rebuild_index(store_path(arguments), progress=progress)
     return _print(report, arguments)
 

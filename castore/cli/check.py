@@ -18,7 +18,7 @@ from castore.cli.output import (
     print_json,
     print_line,
 )
-from castore.cli.stores import open_to_change, places_refused, store_path
+from castore.cli.stores import expected_there, open_to_change, store_path
 from castore.errors import ConfigLost
 from castore.wording import counted
 
@@ -38,7 +38,7 @@ def check(arguments: Namespace) -> int:
     read_data = 1.0 if arguments.repair else arguments.read_data
     store = store_path(arguments)
     try:
-        with places_refused(), open_progress("check") as progress:
+        with expected_there(), open_progress("check") as progress:
             report = castore.check_store(store, read_data=read_data, progress=progress)
     except ConfigLost as lost:
         if not arguments.repair or not _repair_config(store, lost, arguments):

@@ -76,11 +76,19 @@ def places_refused() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
+@contextlib.contextmanager
+def expected_there() -> Iterator[None]:
+    """Where a store must exist: what is there, and no store, is none there, either."""
+    with places_refused():
+        try:
+            yield
+        except NotAStore as error:
+            raise Failure(str(error), exits.NO_STORE) from error
+
+
 def _open_there(arguments: Namespace, *, read_only: bool) -> Store:
-    try:
+    with expected_there():
         return _open(store_path(arguments), create=False, read_only=read_only)
-    except NotAStore as error:  # there is something, and no store
-        raise Failure(str(error), exits.NO_STORE) from error
 
 
 def _open(path: str, *, create: bool, read_only: bool) -> Store:

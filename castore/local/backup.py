@@ -39,7 +39,14 @@ from castore.format.pack import (
     decode_config,
     encode_backup_trailer,
 )
-from castore.local.folder import CONFIG, INDEX_BYTES_MIN, alone, check_index_in_place, read_config
+from castore.local.folder import (
+    CONFIG,
+    INDEX_BYTES_MIN,
+    alone,
+    check_index_in_place,
+    find_config,
+    read_config,
+)
 from castore.local.journal.scan import read_journal
 from castore.local.rebuild import DRAFT, Sources, put_config, replace_index, take_place
 from castore.local.transplant import Transplanted, transplant
@@ -63,12 +70,16 @@ def back_up(
     one step; drafts of backups that were killed, beside it, go when they are a day old. `progress`
     counts the bytes of the index three times: it is copied, read through and summed.
 
-    Raises IndexCorrupt if the index is damaged: the file stays as it was then; StoreFull,
-    StoreIOError."""
+    Raises IndexCorrupt if the index is damaged: the file stays as it was then; IsADirectoryError,
+    FileExistsError for what is no file; StoreFull, StoreIOError."""
     index_path = os.path.join(root, "index")
     path = os.path.realpath(path)
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "a backup is a file, and this is a folder", path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileExistsError(
+            errno.EEXIST, "a backup is a file, and this is a device or pipe", path
+        )
     draft = os.path.join(os.path.dirname(path), f".castore-{os.urandom(8).hex()}")
     with _errors_of(path):
         try:
@@ -188,9 +199,12 @@ def _finish(fd: int, root: str, progress: Progress | None) -> int:
 def compact(root: str) -> CompactReport:
     """Give back what the index of the store in the folder `root` keeps of pages that are free: it
     is copied without them, read through, and takes the old one's place. Raises StoreLocked while
-    anybody has the store open; IndexCorrupt, StoreFull, StoreIOError: nothing was changed."""
+    anybody has the store open; StoreNotFound, NotAStore; IndexCorrupt, StoreFull, StoreIOError:
+    nothing was changed."""
     index_path = os.path.join(root, "index")
     draft = os.path.join(root, DRAFT + os.urandom(6).hex())
+    if find_config(root) is None:
+        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     with _errors_of(root), alone(root):
         check_index_in_place(root)
         before = os.path.getsize(os.path.join(index_path, "data.mdb"))

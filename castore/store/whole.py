@@ -242,7 +242,8 @@ class WholeVerbs(NameVerbs):
 
         The store may be in use. Durable when this returns. `castore.restore` puts it back.
 
-        Raises NotLocal on S3; IndexCorrupt, StoreFull, StoreIOError: the file is as it was then.
+        Raises NotLocal on S3; IsADirectoryError, FileExistsError for what is no file (a device, a
+        pipe); IndexCorrupt, StoreFull, StoreIOError: the file is as it was then.
 
         >>> _ = store.puts("greeting", b"hello, world")
         >>> store.backup("names.backup").names

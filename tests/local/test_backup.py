@@ -30,6 +30,7 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
     StoreLocked,
+    StoreNotFound,
     UnclaimedData,
 )
 from castore.format.pack import BackupTrailer, decode_backup_trailer, encode_backup_trailer
@@ -76,6 +77,17 @@ def test_progress_of_a_backup(store: castore.Store, tmp_path: Path) -> None:
     report = store.backup(tmp_path / "backup", progress=told)
     assert told.done == told.size
     assert told.size // 3 < report.bytes < told.size // 3 + 10_000  # behind it are config, trailer
+
+
+def test_a_backup_takes_the_place_of_no_device(store: castore.Store, tmp_path: Path) -> None:
+    """As root, of /dev/null for all programs."""
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink(tmp_path / "pipe", tmp_path / "link")
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(FileExistsError, match="a device or pipe"):
+            store.backup(path)
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe", "store"]
 
 
 def test_a_backup_holds_every_row(folder: Path, tmp_path: Path) -> None:
@@ -797,3 +809,14 @@ def test_a_compacted_index_has_all_and_is_small(folder: Path) -> None:
     with castore.open(folder) as store:
         assert read(store) == VALUES
         store.puts("more", b"1")
+
+
+def test_an_index_is_compacted_of_a_store_only(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in ("nowhere", "folder"):
+        with pytest.raises(StoreNotFound, match="there is no store at"):
+            castore.compact_index(tmp_path / path)
+    (tmp_path / "file").write_text("no store")
+    with pytest.raises(NotAStore):
+        castore.compact_index(tmp_path / "file")
+    assert not os.listdir(tmp_path / "folder")

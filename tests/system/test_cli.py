@@ -335,7 +335,9 @@ def test_a_lock_or_a_denial_is_said_without_its_number(tmp_path):
 
 def test_a_path_that_is_no_store(bare, tmp_path):
     (tmp_path / "file").write_text("no store")
-    fails(bare("-r", tmp_path / "file", "ls"), 10, "file")
+    for verb in (["ls"], ["gc"], ["check"], ["index", "compact"], ["index", "rebuild"]):
+        fails(bare("-r", tmp_path / "file", *verb), 10, "file")
+        fails(bare("-r", tmp_path / "nothing", *verb), 10, "nothing")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "precious").write_text("keep me")
     fails(bare("-r", tmp_path / "folder", "put", "-", "x", stdin=b"1"), 1, "folder")
