@@ -84,7 +84,7 @@ def _rows(report: GcReport) -> list[tuple[str, str, str]]:
         (report.chunks_removed, "chunks", f"{would_be}removed, of {_all_chunks(report):,}"),
         (report.manifests_removed, "manifests", f"{would_be}removed: no name leads to them"),
         (report.packs_removed, "packs", _packs(report)),
-        (report.packs_sealed, "packs", "sealed, whose writers had ended without"),
+        (report.packs_sealed, "packs", f"{would_be}sealed, whose writers had ended without"),
         (human_size(report.bytes_rewritten), "rewritten", f"{would_be}copied: still in use"),
         (human_size(abs(report.bytes_freed)), freed, net),
         (report.packs_condemned, "condemned", f"{packs}, {human_size(report.bytes_condemned)}"),

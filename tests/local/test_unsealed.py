@@ -119,6 +119,19 @@ def test_what_is_torn_behind_the_last_commit_is_nothing(unsealed: Path, torn: by
     assert_whole(unsealed)
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_dry_run_counts_no_pack_that_goes(unsealed: Path, left: int) -> None:
+    """As nothing of it is alive, or little, and that would be moved."""
+    with castore.open(unsealed) as store:
+        for name in sorted(VALUES, key=lambda name: len(VALUES[name]))[left and 3 :]:
+            store.delete(name)
+        foretold = store.gc(dry_run=True)
+        report = store.gc()
+    assert (report.packs_removed, report.packs_rewritten, report.packs_sealed) == (1, left, 0)
+    assert foretold.packs_sealed == 0
+    assert castore.check_store(unsealed, read_data=True).problems == []
+
+
 def test_a_footer_torn_anywhere_is_nothing(unsealed: Path) -> None:
     """As by a disk that is full: what it would have said is in the frames."""
     [pack] = packs(unsealed)

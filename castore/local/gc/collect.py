@@ -138,7 +138,7 @@ class _Collection:
         elif chosen:
             self._stages.begin_stage("repacking", sum(pack.live_bytes for pack in chosen))
             self.repacker.rewrite(chosen)
-        self.sweeper.seal_packs()
+        self.sweeper.seal_packs(but={pack.pack_id for pack in chosen})
         self._stages.end()
         self._report.objects = self.marker.objects
 

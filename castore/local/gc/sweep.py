@@ -7,7 +7,7 @@ that fails ends the collection: what its transaction took rows of is not removed
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 
 from castore.format.index import ChunkRow, decode_chunk_row, decode_pack_row, segment_key
@@ -167,9 +167,13 @@ class Sweeper:
             if pack_id in live and pack_id in made
         }
 
-    def seal_packs(self) -> None:
-        """End the packs whose writers did not."""
-        ends = [(pack_id, end) for pack_id, _, end in self._pack_rows()]
+    def seal_packs(self, but: Collection[bytes]) -> None:
+        """End the packs whose writers did not. A dry run counts those that would be left: not the
+        dead, and `but` these, which would be rewritten."""
+        rows = self._pack_rows()
+        if self._dry_run:
+            rows = [row for row in rows if row[0] in self._marks.packs and row[0] not in but]
+        ends = [(pack_id, end) for pack_id, _, end in rows]
         self._report.packs_sealed = seal_packs(
             self._packs, ends, seed=self._seed, dry_run=self._dry_run
         )
