@@ -22,7 +22,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from castore.errors import FormatError, IndexCorrupt, StoreNotFound, UnsupportedFormat
+from castore.errors import (
+    FormatError,
+    IndexCorrupt,
+    StoreFull,
+    StoreIOError,
+    StoreNotFound,
+    UnsupportedFormat,
+)
 from castore.format.journal import Entry, JournalPlace
 from castore.format.pack import StoreConfig
 from castore.local import meta
@@ -126,7 +133,10 @@ def replace_index(
         shutil.rmtree(draft, ignore_errors=True)
         raise
     if anew:
-        _begin_journal(root, config)
+        # It is done, whatever comes of this: the next collection begins a journal that lacks
+        # something anew, as this one is known to.
+        with contextlib.suppress(StoreFull, StoreIOError):
+            _begin_journal(root, config)
     return report
 
 

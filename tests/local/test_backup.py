@@ -36,7 +36,7 @@ from castore.errors import (
 from castore.format.pack import BackupTrailer, decode_backup_trailer, encode_backup_trailer
 from castore.local import backup as backups
 from castore.local import rebuild
-from castore.local.journal.log import UNCLAIMED
+from castore.local.journal.log import UNCLAIMED, Journal
 
 pytestmark = pytest.mark.apart  # LMDB may die of what these do to its pages
 
@@ -579,6 +579,34 @@ def test_a_rebuild_that_fails(
     assert rows(folder) == before
     castore.rebuild_index(folder)
     assert rows(folder) == before
+
+
+@pytest.mark.parametrize("what", ["restore", "rebuild"])
+def test_an_index_in_its_place_is_said_to_be_though_its_journal_finds_no_room(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """To repeat it, as one does that failed for want of room, would be refused."""
+    path = back_up(folder)
+    shutil.rmtree(folder / "index")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "_write_snapshot", full)
+        if what == "restore":
+            report = castore.restore(path, folder)
+        else:
+            report = castore.rebuild_index(folder)
+    assert (report.names, report.lost, report.lost_names) == (len(VALUES), [], [])
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        store.gc()
+        assert store.check(True).clean
+    shutil.rmtree(folder / "index")
+    castore.rebuild_index(folder)
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
 
 
 @pytest.mark.parametrize("what", ["restore", "rebuild", "compact"])
