@@ -166,6 +166,7 @@ class Versions:
         ]
         raws = [b""] * len(places)
         for span, future in zip(spans, futures, strict=True):
+            future.run()  # unless a thread does: this may be one of them, and all may wait here
             body = future.result()
             for part in span.parts:
                 begin, end = ranges[part]

@@ -12,10 +12,11 @@ from fault_proxy import FaultProxy, answer, reset
 from gc_stores import World
 from memory_s3 import Actor
 from s3_stores import Open
+from threads import in_threads
 
 import castore
 from castore.errors import AccessDenied, NameExists, NameNotFound
-from castore.s3 import copies, names, presence, session
+from castore.s3 import copies, names, presence, session, versions
 from castore.s3.namespace import writing
 from castore.stream import sourcefile
 
@@ -105,6 +106,27 @@ def test_of_large_objects_few_are_copied_at_once(
     assert len(sizes) > 7
     other = world.open("other")
     assert {name[1:]: other.gets(name) for name in other.names("b")} == data
+
+
+def test_copies_whose_segments_are_read_leave_no_thread_waiting_for_another(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where manifests are large, or no cache can be kept: more are read at once than there are
+    threads, each of which needs one more request."""
+    data = {f"a/{i}": random.Random(i).randbytes(200_000) for i in range(9)}
+    with world.open() as store:
+        for name, each in data.items():
+            store.puts(name, each)
+    monkeypatch.setattr(versions, "FIRST_BYTES", 256)
+    store = world.open("other", max_concurrency=2)
+
+    def copy() -> None:
+        with store.transaction() as transaction:
+            for name in data:
+                transaction.copy(name, f"b{name}")
+
+    in_threads(copy)
+    assert {name[1:]: store.gets(name) for name in store.names("b")} == data
 
 
 def test_many_renames(open_proxied: Open, proxy: FaultProxy) -> None:
