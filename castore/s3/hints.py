@@ -68,7 +68,9 @@ class Hints:
         self._store_id = store_id
         self._cache = cache
         self._requests = requests
-        self._lock = ForkLock(Rank.STORES)
+        self._lock = ForkLock(Rank.STORES)  # of what is read
+        # Of what is to be told, by the threads that who reads waits for; never with the other.
+        self._telling = ForkLock(Rank.STORES)
         self._pid = os.getpid()
         self._read = False
         self._listing: tuple[int, Future[dict[str, int]]] | None = None  # of which process
@@ -147,7 +149,7 @@ class Hints:
 
     def tell(self, packs: Sequence[Pack]) -> None:
         """Packs that are uploaded."""
-        with self._lock:
+        with self._telling:
             if self._pid != os.getpid():  # the parent tells of its own
                 self._packs, self._frames, self._pid = [], 0, os.getpid()
             self._packs += packs
@@ -163,7 +165,7 @@ class Hints:
     def replace(self, before: Sequence[str], packs: Iterable[Pack]) -> None:
         """Tell of these packs in place of what was `told` before they were listed; what is told
         since may be of others."""
-        with self._lock:
+        with self._telling:
             self._packs = list((dict(self._packs) | dict(packs)).items())
             self._frames, self._small = 0, {}
             self._put()
@@ -173,10 +175,10 @@ class Hints:
     def retain(self, list_packs: Callable[[], Collection[bytes]]) -> None:
         """Tell of none but the packs that there are: a collection has removed others that are yet
         to be told of. What is uploaded after they are listed is none of these."""
-        with self._lock:
+        with self._telling:
             told = {pack_id for pack_id, _ in [*self._packs, *self._untold.packs()]}
         gone = told.difference(list_packs())
-        with self._lock:
+        with self._telling:
             self._packs = [pack for pack in self._packs if pack[0] not in gone]
             self._frames = sum(len(entries) for _, entries in self._packs)
             self._untold.drop(gone)
@@ -184,7 +186,7 @@ class Hints:
     def close(self, requests: Workers) -> None:
         """Tell of the rest, or leave it to a later process of this machine. That it fails is no
         reason for the closing to fail."""
-        with self._lock, contextlib.suppress(CastoreError):
+        with self._telling, contextlib.suppress(CastoreError):
             if self._pid == os.getpid() and self._packs and not self._untold.leave(self._packs):
                 left = dict(self._untold.packs())
                 self._packs = list((left | dict(self._packs)).items())

@@ -120,10 +120,12 @@ class WriterLease:
             if not new:
                 return set()
             self._pin(new)
-            doomed = self._condemned(new)
-            gone = absent_packs(self._bucket, self._requests, new - doomed)
+        # Without the lock: the threads that look for packs put names, too, and want it for that.
+        doomed = self._condemned(new)
+        gone = absent_packs(self._bucket, self._requests, new - doomed)
+        with self._lock:
             self._relied_on |= new - doomed - gone
-            return doomed | gone
+        return doomed | gone
 
     def check_age(self) -> None:
         """Called before a name is signed."""

@@ -48,7 +48,9 @@ class Listings:
         self._bucket = bucket
         self._store_id = store_id
         self._requests = requests
-        self._lock = ForkLock(Rank.STORES)
+        self._lock = ForkLock(Rank.STORES)  # of what is read
+        # Of what is to be told, by the threads that who reads waits for; never with the other.
+        self._telling = ForkLock(Rank.STORES)
         self._pid = os.getpid()
         self._new: dict[bytes, NameFacts] = {}
         self._known: dict[bytes, NameFacts] = {}
@@ -58,7 +60,7 @@ class Listings:
 
     def tell(self, name: bytes, etag: str, record: Record) -> None:
         """Of a name that this process has put."""
-        with self._lock:
+        with self._telling:
             if self._pid != os.getpid():  # the parent tells of its own
                 self._new, self._pid = {}, os.getpid()
             self._new[name] = NameFacts.of(name, etag, record)
@@ -80,7 +82,7 @@ class Listings:
 
     def close(self) -> None:
         """Tell of the rest. That it fails is no reason for the closing to fail."""
-        with self._lock:
+        with self._telling:
             if self._pid == os.getpid() and len(self._new) >= TELL_MIN:
                 self._put()
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from fault_proxy import FaultProxy
 from gc_stores import World, collect, noise
+from proxy import Connection, Exchange
 from servers import Server
+from threads import in_threads
 
 from castore.format.pack import PackEntry
 from castore.format.s3_told import encode_hints
@@ -224,6 +226,27 @@ def test_what_there_is_can_be_listed_ahead(
         assert len(one.known(ids)) == len(ids)
         one.prefetch()
     assert (proxy.count("LIST"), proxy.count("GET")) == (1, 1)
+
+
+def test_what_is_uploaded_while_others_are_read_is_told_of(
+    bucket: Bucket, machine: list[StoreCache], proxy: FaultProxy
+) -> None:
+    """By the same threads that read: none of them is to wait for who waits for it."""
+    old, new = machine
+    [(_, entries)] = stage(bucket, old, sessions=1, count=1, frames=300)
+    uploaded = packs("uploaded", 1, 300)
+    with closing(Workers(1)) as requests, closing(Workers(1)) as ending:
+        one = Hints(bucket, STORE, new, requests)
+
+        def upload(exchange: Exchange, connection: Connection) -> None:
+            requests.submit(one.tell, uploaded)
+            connection.relay(exchange)
+
+        proxy.inject("LIST", "", upload)
+        in_threads(lambda: one.known([entry.chunk_id for entry in entries]))
+        requests.close()
+        one.close(ending)
+    assert learn(bucket, old, proxy, uploaded) == 2
 
 
 def test_a_forked_child_does_not_wait_for_what_its_parent_lists(

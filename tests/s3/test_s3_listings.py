@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy, answer
 from hypothesis import given
 from hypothesis import strategies as st
+from proxy import Connection, Exchange
 from s3_stores import Open
 from servers import Server
+from threads import in_threads
 
 import castore
 from castore.errors import FormatError, UnsupportedFormat
@@ -18,6 +21,7 @@ from castore.format.index import Record
 from castore.format.s3_told import NameFacts, decode_listing, encode_listing
 from castore.s3 import listings
 from castore.s3.client.bucket import Bucket
+from castore.system.workers import Workers
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 
@@ -179,6 +183,32 @@ def test_a_listing_that_could_not_be_read_once_is_asked_for_again(
     proxy.clear()
     assert told.records(others) == told.records(others) == {}
     assert asked(proxy) == {"GET listings/": 1}  # of one that is not there, once
+
+
+def test_what_is_put_while_others_are_listed_is_told_of(
+    open_proxied: Open, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same threads that read: none of them is to wait for who waits for it."""
+    monkeypatch.setattr(listings, "TELL_MIN", 1)
+    with open_proxied(1) as store, store.transaction() as transaction:
+        for i in range(30):
+            transaction.puts(f"{i:03}", b"1" * i)
+    backend: Any = open_proxied(2)._backend
+    [listed] = backend.catalog.listed(b"")
+    with closing(Workers(1)) as requests:
+        told = listings.Listings(backend._bucket, backend.config.store_id, requests)
+        record = Record(0, 0, 0, bytes(16), 0, 0)
+
+        def put(exchange: Exchange, connection: Connection) -> None:
+            requests.submit(told.tell, b"new", "etag", record)
+            connection.relay(exchange)
+
+        proxy.inject("LIST", "", put)
+        in_threads(lambda: told.records(listed))
+        assert len(told.records(listed)) == 30
+    proxy.clear()
+    told.close()
+    assert asked(proxy) == {"PUT listings/": 1}
 
 
 def test_parts_begin_with_folders_of_many_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from fault_proxy import FaultProxy, reset
 from proxy import Connection, Exchange
 from s3_stores import Open
 from servers import QUICK, Server
+from threads import in_threads
 
 import castore
 from castore.errors import CommitUnknown, FormatError, StoreIOError
@@ -100,6 +101,27 @@ def test_reuse_is_pinned_then_the_plans_are_read_then_the_packs_are_looked_for(
     assert proxy.exchanges == []
     assert writing.rely_on([one, three]) == set()
     assert pins_of(via, writing) == [{one, two}, {three}]
+
+
+def test_names_are_put_while_packs_are_looked_for(
+    via: Bucket, writing: WriterLease, proxy: FaultProxy, requests: Workers
+) -> None:
+    """By the same threads that look for them: none of them is to wait for who waits for it."""
+    one, two = foreign_packs(via, 2)
+
+    def put_name() -> None:
+        with writing.naming():
+            pass
+
+    def put_many(exchange: Exchange, connection: Connection) -> None:
+        for _ in range(requests.threads):
+            requests.submit(put_name)
+        connection.relay(exchange)
+
+    for key in ("/pins/", "/gc/state"):
+        proxy.inject("", key, put_many)
+    in_threads(lambda: writing.rely_on([one, two]))
+    assert proxy.count("HEAD", "/packs/") == 2
 
 
 @pytest.mark.parametrize("phase", ["condemned", "sweeping"])
