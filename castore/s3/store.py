@@ -4,13 +4,17 @@ and delegates; what is where in the bucket, `keys` says.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
-from castore.errors import NotLocal, StoreNotFound
+from castore.errors import CastoreError, NotLocal, StoreNotFound
 from castore.format.pack import StoreConfig
 from castore.model import Progress, Stages, StoreStats
 from castore.s3.cache.folder import cache_folder
@@ -45,6 +49,7 @@ class S3Store:
     """The layers below one Store on S3."""
 
     writable = True
+    _is_open = False  # not before it is made
     threads = 8  # they wait for requests more than they decode
     compression_level = 3  # what is sent, and paid for each month, costs more than a core
 
@@ -77,6 +82,8 @@ class S3Store:
         self._condemned = CondemnedPacks(bucket, config.store_id)
         self._lease: WriterLease | None = None
         self._pid = os.getpid()
+        self._is_open = True
+        _open.add(self)
 
     def session(self, workers: Workers, chunker: Chunker, *, level: int, deltas: bool) -> S3Session:
         with self._lock:
@@ -187,19 +194,61 @@ class S3Store:
         return report
 
     def close(self) -> None:
+        self._is_open = False
+        _open.discard(self)
+        end_dropped()
         self._requests.close()  # what is under way may rely on the pins, and has yet to be told of
-        closing = Workers(self._bucket.settings.max_concurrency)
         try:
-            unpinned = None if self._lease is None else closing.submit(self._lease.abandon)
-            self._hints.close(closing)
-            self.catalog.listings.close()
-            if unpinned is not None:
-                unpinned.result()
+            _end(self._parts, None if self._lease is None else self._lease.abandon)
         finally:
-            closing.close()
             self._names.close()
-            self._cache.close()
             self._bucket.close()
+
+    def __del__(self) -> None:
+        # Files, lists and transactions of it may go on: what they need stays.
+        if self._is_open:
+            unpin = None if self._lease is None else self._lease.close
+            _dropped.append(partial(_end, self._parts, unpin))
+
+
+# Those that nobody has closed.
+_open: weakref.WeakSet[S3Store] = weakref.WeakSet()
+# What ends those that were dropped unclosed. Python lets go of what is in a cycle at any moment, in
+# any thread, whatever locks that thread holds, and to end one takes locks and requests.
+_dropped: deque[Callable[[], None]] = deque()
+
+
+def _end(parts: Parts, unpin: Callable[[], None] | None) -> None:
+    """Let the pins go, tell others of what was stored, and let go of the cache."""
+    closing = Workers(parts.bucket.settings.max_concurrency)
+    try:
+        unpinned = None if unpin is None else closing.submit(unpin)
+        parts.hints.close(closing)
+        parts.catalog.listings.close()
+        if unpinned is not None:
+            unpinned.result()
+    finally:
+        closing.close()
+        parts.cache.close()
+
+
+def end_dropped() -> None:
+    """Do for stores that were dropped unclosed what closing them would have."""
+    while _dropped:
+        with contextlib.suppress(CastoreError, IndexError):  # another thread was faster
+            _dropped.popleft()()
+
+
+def _at_exit() -> None:
+    """Close those that nobody closed: others would not learn what was stored, its pins would stay
+    for a week, and this machine would begin a new cache when it starts again."""
+    for store in list(_open):
+        with contextlib.suppress(CastoreError):
+            store.close()
+    end_dropped()
+
+
+atexit.register(_at_exit)
 
 
 def open_remote(
@@ -213,6 +262,7 @@ def open_remote(
 ) -> S3Store:
     """The store at `settings`, made if it is not there and `create` is true. Raises StoreNotFound,
     ConfigLost, NotAStore, and what a Bucket raises."""
+    end_dropped()
     bucket = Bucket(settings)
     try:
         config = read_config(bucket)
