@@ -17,6 +17,7 @@ from castore.errors import CastoreError, NameExists, ObjectChanged, UnpublishedR
 from castore.model import ObjectInfo
 from castore.stream.readahead import ReadAhead
 from castore.stream.reader import Pinned, Reader
+from castore.stream.small import bytes_of
 from castore.stream.writer import ObjectWriter
 from castore.system.unwinding import Unwinding, leaves_with
 
@@ -198,7 +199,7 @@ class ObjectWriterFile(io.RawIOBase):
     def write(self, data: Any, /) -> int:
         if isinstance(data, str):
             raise TypeError("a bytes-like object is required, not 'str'")
-        with memoryview(data) as view:
+        with bytes_of(data) as view:  # outside of `_take`: what is no buffer spoils nothing
             if not self._lost:  # a layer that is dropped writes what it still has
                 self._take(view)
             self._at += view.nbytes

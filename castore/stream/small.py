@@ -65,10 +65,12 @@ def in_groups(objects: Iterable[tuple[str, Buffer]]) -> Iterator[list[tuple[str,
 
 
 def bytes_of(data: Buffer) -> memoryview:
-    """Raises TypeError."""
+    """A view of all bytes of a contiguous buffer. Raises TypeError."""
     if isinstance(data, str):
         raise TypeError("data is bytes or another buffer, not str: encode it first")
-    return memoryview(data).cast("B")
+    view = memoryview(data)
+    # What has several dimensions, and nothing in one of them, can't be cast.
+    return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 def store_small(session: WriteSession, objects: Sequence[SmallObject]) -> list[Stored]:

@@ -24,7 +24,7 @@ from castore.stream.bases import Cut, FindAlignment, StreamBases
 from castore.stream.drafts import DraftBuilder, inline_record
 from castore.stream.operations import Draft
 from castore.stream.session import Encoded, NewFrame, WriteSession
-from castore.stream.small import SMALL_BYTES_MAX
+from castore.stream.small import SMALL_BYTES_MAX, bytes_of
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
 from castore.system.workers import Future
@@ -79,7 +79,7 @@ class ObjectWriter:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Take any contiguous buffer; it may be changed once this returns."""
-        view = memoryview(data).cast("B")
+        view = bytes_of(data)
         enough = BATCH_BYTES + self._session.chunker.lookahead
         while view:
             if not self._buffer and len(view) >= enough:

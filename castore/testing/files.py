@@ -198,6 +198,14 @@ class FileObjects(Kind):
         assert store.gets("name") == b"old"
         assert list(store.names()) == ["name"]
 
+    def test_what_is_no_buffer_spoils_nothing(self, store: castore.Store) -> None:
+        with store.open("name", "wb") as file:
+            for wrong in ("text", 5, None, memoryview(b"gaps")[::2]):
+                with pytest.raises(TypeError):
+                    file.write(wrong)
+            file.write(b"goes on")
+        assert store.gets("name") == b"goes on"
+
     @pytest.mark.parametrize("size", [0, 100, 150_000])
     def test_an_appender_begins_as_the_object_there_is(
         self, store: castore.Store, size: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import errno
 import io
 import mmap
@@ -198,6 +199,14 @@ class Puts(Kind):
             with pytest.raises((TypeError, BufferError)):
                 store.puts("name", wrong)  # type: ignore[arg-type]
         assert not store.exists("name")
+
+    def test_a_buffer_of_rows_may_have_none(self, store: castore.Store) -> None:
+        empty: Any = (ctypes.c_double * 3 * 0)()  # as an array of numpy's of shape (0, 3)
+        assert store.puts("name", empty).size == 0
+        assert [info.size for info in store.puts_many({"a": empty, "b": b"1"})] == [0, 1]
+        with store.open("file", "wb") as file:
+            assert [file.write(each) for each in (b"head", empty, b"tail")] == [4, 0, 4]
+        assert store.gets("file") == b"headtail"
 
     def test_puts_many(self, store: castore.Store) -> None:
         """Small ones and large ones in their order, more than are stored at once; one buffer for
