@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from operator import index
 from typing import NamedTuple, TypeAlias
 
 from castore.errors import (
@@ -213,8 +214,9 @@ class FilePuts:
 
 
 def check_time(what: str, time_ns: int) -> None:
-    """Raises TimeOutOfRange."""
-    if not -TIME_NS_LIMIT <= time_ns < TIME_NS_LIMIT:
+    """Raises TimeOutOfRange; TypeError for what is no integer, which would else be found out by the
+    commit, where those of other threads fail with it."""
+    if not -TIME_NS_LIMIT <= index(time_ns) < TIME_NS_LIMIT:
         raise TimeOutOfRange(what, time_ns)
 
 

@@ -6,6 +6,7 @@ import errno
 import io
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -213,6 +214,9 @@ class Names(Kind):
             store.set_attributes("small", mode=0o10000)
         with pytest.raises(ValueError, match="years 1678 to 2261"):
             store.set_attributes("small", mtime_ns=1 << 63)
+        wrong: Any = 1.5e18  # as time.time() * 1e9 is
+        with pytest.raises(TypeError, match="float"):
+            store.set_attributes("small", mtime_ns=wrong)
 
     def test_mode_and_time_together_with_what_is_put(self, store: castore.Store) -> None:
         store.puts("old", b"1", mode=0o644)
