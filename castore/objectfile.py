@@ -148,7 +148,7 @@ class _RawObject(PlannedRaw):
 
 
 class ObjectWriterFile(io.RawIOBase):
-    """A new object being written: it is published when it is closed.
+    """A new object being written: it is published when it is closed. Several threads may write.
 
     Not if the `with` block raises, on `abort()`, or when it is dropped unclosed.
 
@@ -200,9 +200,10 @@ class ObjectWriterFile(io.RawIOBase):
         if isinstance(data, str):
             raise TypeError("a bytes-like object is required, not 'str'")
         with bytes_of(data) as view:  # outside of `_take`: what is no buffer spoils nothing
-            if not self._lost:  # a layer that is dropped writes what it still has
+            if self._lost:  # a layer that is dropped writes what it still has
+                self._at += view.nbytes
+            else:
                 self._take(view)
-            self._at += view.nbytes
             return view.nbytes
 
     def tell(self) -> int:
@@ -211,9 +212,9 @@ class ObjectWriterFile(io.RawIOBase):
     def close(self) -> None:
         """Publish the object, unless an exception is being handled that was raised after it was
         opened. Raises what `put` does."""
-        writer, self._writer = self._writer, None
         unwinding, self._unwinding = self._unwinding, None
         try:
+            writer = self._let_go()
             if writer is None or unwinding is None:
                 return
             error = unwinding.raised()
@@ -238,8 +239,8 @@ class ObjectWriterFile(io.RawIOBase):
 
     def abort(self) -> None:
         """Close it and publish nothing. Idempotent."""
-        writer, self._writer = self._writer, None
         self._unwinding = None
+        writer = self._let_go()
         if writer is not None:
             self._discard(writer)
         super().close()
@@ -260,11 +261,32 @@ class ObjectWriterFile(io.RawIOBase):
             raise ValueError("I/O operation on closed file")
         try:
             with self._exclusively():
-                self._writer.write(view)
+                self._take_alone(view)
         except BaseException:
-            # Some of the data may be taken: what would be published has a hole in it.
-            self.abort()
+            self.abort()  # some of the data may be taken: what would be published has a hole in it
             raise
+
+    def _take_alone(self, view: memoryview) -> None:
+        if self._writer is None:  # another thread closed it
+            raise ValueError("I/O operation on closed file")
+        try:
+            self._writer.write(view)
+            self._at += view.nbytes
+        except BaseException:
+            self.abort()  # at once, as another thread may be about to close, and to publish it
+            raise
+
+    def _let_go(self) -> ObjectWriter | None:
+        """What is written to, unless that has ended. Who still writes, in another thread, comes to
+        an end first."""
+        if self._writer is None:
+            return None
+        try:
+            with self._exclusively():
+                writer, self._writer = self._writer, None
+                return writer
+        finally:
+            self._writer = None
 
     def __exit__(
         self,

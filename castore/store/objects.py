@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterable, Mapping
-from typing import Literal, overload
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, overload
 
 from castore.errors import NameExists, NameNotFound
 from castore.format.index import Record
@@ -193,6 +196,12 @@ class ObjectVerbs(ReadVerbs):
         else:
             writer = ObjectWriter(session, align=align)
         if_absent = mode == "xb" or (mode == "ab" and over is None)
+        writing, pid = threading.RLock(), os.getpid()  # a session is for one thread at a time
+
+        def exclusively() -> AbstractContextManager[Any]:
+            # In a forked child a thread that is not there may have the lock, and nothing can be
+            # published.
+            return writing if os.getpid() == pid else nullcontext()
 
         def publish(writer: ObjectWriter) -> ObjectInfo:
             try:
@@ -207,4 +216,6 @@ class ObjectVerbs(ReadVerbs):
             session.close()
 
         begin = (0 if over is None else over.size) if mode == "ab" else None
-        return ObjectWriterFile(name, writer, publish, discard, begin=begin)
+        return ObjectWriterFile(
+            name, writer, publish, discard, exclusively=exclusively, begin=begin
+        )

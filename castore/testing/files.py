@@ -7,7 +7,9 @@ import io
 import os
 import pickle
 import random
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -205,6 +207,24 @@ class FileObjects(Kind):
                     file.write(wrong)
             file.write(b"goes on")
         assert store.gets("name") == b"goes on"
+
+    def test_a_writer_can_be_written_by_threads(
+        self, store: castore.Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        blocks = [noise(4000, seed) for seed in range(300)]
+        monkeypatch.setattr("castore.stream.writer.BATCH_BYTES", 64 << 10)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(4) as pool, store.open("name", "wb") as file:
+                list(pool.map(file.write, blocks))
+        finally:
+            sys.setswitchinterval(interval)
+        data = store.gets("name")
+        assert len(data) == file.tell()
+        assert sorted(data[at : at + 4000] for at in range(0, len(data), 4000)) == sorted(blocks)
+        with pytest.raises(ValueError, match="closed file"):
+            file.write(b"more")
 
     @pytest.mark.parametrize("size", [0, 100, 150_000])
     def test_an_appender_begins_as_the_object_there_is(
