@@ -206,6 +206,9 @@ class ObjectWriterFile(io.RawIOBase):
                 self._take(view)
             return view.nbytes
 
+    def readinto(self, buffer: Any, /) -> int:
+        raise io.UnsupportedOperation("not readable")
+
     def tell(self) -> int:
         return self._at
 
@@ -298,6 +301,10 @@ class ObjectWriterFile(io.RawIOBase):
             self.abort()
         else:
             self.close()
+
+    def __reduce_ex__(self, protocol: Any, /) -> Any:
+        # Of a copy, too: as it is dropped, what was written is discarded.
+        raise TypeError("an object that is being written can't be copied or pickled")
 
     def __del__(self) -> None:
         # RawIOBase would close, which publishes; but nobody said that the object is whole.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import array
+import copy
 import io
 import os
 import pickle
 import random
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -207,6 +209,20 @@ class FileObjects(Kind):
                     file.write(wrong)
             file.write(b"goes on")
         assert store.gets("name") == b"goes on"
+
+    def test_a_writer_is_neither_copied_nor_read(self, store: castore.Store) -> None:
+        copies: list[Callable[..., object]] = [copy.copy, copy.deepcopy, pickle.dumps]
+        with store.open("name", "wb") as file:
+            file.write(b"whole")
+            for refused in copies:
+                with pytest.raises(TypeError, match="copied or pickled"):
+                    refused(file)
+            reads: list[Callable[[], object]] = [file.read, file.readline, file.readall]
+            for read in reads:
+                with pytest.raises(io.UnsupportedOperation):
+                    read()
+            store.puts("other", b"")  # and what was dropped is discarded
+        assert store.gets("name") == b"whole"
 
     def test_a_writer_can_be_written_by_threads(
         self, store: castore.Store, monkeypatch: pytest.MonkeyPatch
