@@ -8,18 +8,26 @@ from castore.stream.reports import CheckReport
 from castore.wording import counted
 
 COUNTED = {
+    "batches": "put right, or make anew, what says which names are in batches; of a batch that is "
+    "beyond that, the names that only it has are lost",
     "chunk row": "lead {row} of chunks to a frame, or drop what has none: such a chunk is stored "
     "anew by the next put of it",
-    "segment": "mend the damaged keys of {segment}",
+    "segment": "put right what has one bit flipped, or its key damaged, in {segment}",
     "pack row": "write {row} of packs anew",
+    "stray": "move {file} below packs/ to where each belongs, or below quarantine/ if that is "
+    "nowhere",
+    "pending row": "drop damaged rows of objects that were being put",
+    "change row": "drop what a collection that was cut off left in the index",
     "meta": "put right, or drop, what can't be: {row} of the index",
     "totals": "count the totals anew",
     "gc state": "put a flipped bit right in what collectors announce; if their list of condemned "
     "packs is lost, condemn all packs that no name has",
-    "hints": "write the hints anew",
-    "samples": "remove them",
-    "pin": "move {pin} that can't be read below quarantine/",
+    "hints": "move {object} of hints that can't be read below quarantine/",
+    "samples": "move {object} of samples that can't be read below quarantine/",
+    "listing": "move {listing} that can't be read below quarantine/",
+    "pin": "move {pin} that can't be read below quarantine/, each once it is a week old",
 }
+THINGS = ("file", "listing", "object", "pin", "row", "segment")
 
 
 def plan(report: CheckReport) -> list[str]:
@@ -35,7 +43,7 @@ def plan(report: CheckReport) -> list[str]:
             (missing if is_gone else packs)[problem.pack] = None
     for pack in packs:
         steps.append(
-            f"copy the intact frames of pack {pack} to a new pack, and move it to quarantine/"
+            f"copy the intact frames of pack {pack} to a new pack, and keep it below quarantine/"
         )
     steps += [f"read what was in pack {pack} from other packs, if they have it" for pack in missing]
     steps += [
@@ -45,6 +53,6 @@ def plan(report: CheckReport) -> list[str]:
     ]
     for kind, text in COUNTED.items():
         if counts[kind]:
-            words = {thing: counted(counts[kind], thing) for thing in ("row", "segment", "pin")}
+            words = {thing: counted(counts[kind], thing) for thing in THINGS}
             steps.append(text.format(**words))
     return steps

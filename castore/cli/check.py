@@ -77,7 +77,7 @@ def _repair(report: CheckReport, arguments: Namespace) -> int:
         return report.exit_code
     steps = plan(report)
     if not steps:
-        complain("there is nothing that a repair could do: the next gc takes what is left over")
+        complain("there is nothing that a repair could do about that")
         return report.exit_code
     complain_each([f"to do: {step}" for step in steps], arguments)
     if not arguments.yes and not _agreed():

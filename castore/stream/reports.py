@@ -148,8 +148,8 @@ class Problem:
     """One thing that is wrong.
 
     - `kind`: of what: index, config, journal, record, manifest, segment, chunk row, pack row,
-      pending row, change row, meta, totals, pack, frame, pin, gc state, hints, key, object, orphan,
-      lock.
+      pending row, change row, meta, totals, pack, frame, stray, batches, pin, gc state, hints,
+      samples, listing, key, object.
     - `severity`: "corrupt" is what is not as it was written, "missing" what is not there, "warning"
       what costs nobody any data.
     - `what`: in words.

@@ -21,6 +21,7 @@ from places import SUPPORT
 from stores import change_rows, contents, fill, flip, packs, read, rows, small
 
 import castore
+from castore.check.plan import plan
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt
 from castore.format.index import decode_chunk_row, segment_key
@@ -51,7 +52,11 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 
 def repair(folder: Path) -> castore.stream.reports.CheckReport:
-    return castore.check_store(folder, repair=True)
+    """By itself; and the command, which says first what it would do, would have done it, too."""
+    steps = plan(castore.check_store(folder, read_data=True))
+    report = castore.check_store(folder, repair=True)
+    assert bool(steps) == bool(report.repaired), report.repaired
+    return report
 
 
 def ranges(store: castore.Store, step: int = 500) -> dict[tuple[str, int], bytes]:

@@ -13,6 +13,7 @@ from stores import change_rows, contents, fill, flip, packs, read, rows, small
 
 import castore
 from castore.check import data
+from castore.check.plan import plan
 from castore.cli import main
 from castore.errors import CastoreError, ReadOnlyStore
 from castore.stream.reports import CheckReport
@@ -156,6 +157,7 @@ def test_a_second_pack_of_the_same_name_is_moved_away(folder: Path) -> None:
     shutil.copy(path, folder / "packs" / "zz" / path.name)
     report = check(folder)
     assert (report.exit_code, report.packs) == (1, 2)
+    assert len(plan(report)) == 1
     with castore.open(folder) as store:
         assert store.stats().packs == 2
         assert store.gc().missing == ()

@@ -18,6 +18,7 @@ from s3_stores import Open
 from stores import fill
 
 import castore
+from castore.check.plan import plan
 from castore.errors import StoreFull
 from castore.s3.client.attempts import Attempts
 from castore.s3.client.bucket import Bucket
@@ -116,6 +117,15 @@ def kill_at_steps(
         assert all(any(key.endswith(name) for key in kept) for name in missing), at
     fill(store := remote(), VALUES)
     assert {name: store.gets(name) for name in VALUES} == VALUES
+
+
+@pytest.mark.damages_store("a check is all that looks at it")
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_the_command_would_do_something_about_it(
+    remote: Open, bucket: Bucket, damage: Callable[[Bucket], None]
+) -> None:
+    damage(bucket)
+    assert plan(remote().check(True))
 
 
 def test_killed_amid_it(remote: Open, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

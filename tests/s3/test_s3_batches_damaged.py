@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Callable
 
 import pytest
+from cli_runs import Result
 from gc_races import Machine
-from gc_stores import World
+from gc_stores import URL, World
 from memory_s3 import Stored
 
 import castore
+from castore.check.plan import plan
 from castore.errors import CastoreError, NameNotFound
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.namespace import writing
@@ -112,6 +114,8 @@ def test_what_is_damaged_is_found_and_repaired(world: World, damage: str) -> Non
     with world.open("checks") as store:
         found = store.check(read_data=True)
         assert found.problems, damage
+        assert found.garbage == {}
+        assert plan(found)  # or the command would do nothing
         report = store.check(repair=True)
         assert report.repaired
         assert store.check(read_data=True).problems == []
@@ -124,6 +128,21 @@ def test_what_is_damaged_is_found_and_repaired(world: World, damage: str) -> Non
                 t.puts(name, b"again")
         assert all(store.gets(name) == b"again" for name in NAMES)
         assert store.check(read_data=True).problems == []
+
+
+@pytest.mark.damages_store("that is what it is about")
+def test_the_command_repairs_the_root(
+    world: World, bare: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DAMAGES["the root is garbled"][0](world)
+    monkeypatch.setenv("CASTORE_CACHE_DIR", str(world.cache_of("command")))
+    asked = bare("-r", URL, "check", "--repair")
+    assert (asked.code, "garbage" in asked.text) == (13, False)
+    assert "to do: put right, or make anew, what says which names are in batches" in asked.err
+    done = bare("-r", URL, "check", "--repair", "--yes")
+    assert (done.code, "done: batches/root is made again" in done.err) == (0, True)
+    with world.open("reads") as store:
+        assert store.gets(NAMES[0]) == VALUES[NAMES[0]]
 
 
 @pytest.mark.damages_store("that is what it is about")

@@ -44,7 +44,8 @@ def faults_of_batches(names: Namespace) -> Iterator[tuple[Severity, str]]:
 
 
 def batches_of_nobody(names: Namespace, bucket: Bucket) -> tuple[list[int], list[str]]:
-    """(the bytes of each batch that the root does not tell of, keys that are none)."""
+    """(the bytes of each batch that the root does not tell of, keys that are none). Where the
+    root is lost, no batch is known to be nobody's."""
     if names.batches is None:
         return [], []
     listed = list(bucket.list(BATCHES))  # first: a batch is there before the root tells of it
@@ -53,7 +54,7 @@ def batches_of_nobody(names: Namespace, bucket: Bucket) -> tuple[list[int], list
     for entry in listed:
         batch_id = batch_of(entry.key)
         if batch_id is not None:
-            if batch_id not in told:
+            if batch_id not in told and not names.batches.root_is_lost:
                 sizes.append(entry.size)
         elif entry.key != BATCHES_ROOT_KEY:
             odd.append(entry.key)
