@@ -1,8 +1,8 @@
 """castore.json on S3: read, made by the first to put, and made again when it was lost.
 
-Every manifest and every pack says what was in it, so that it is lost for good only with all of
-them. A prefix that has some of these and no castore.json is never made a new store of: that would
-get another seed, and nothing of the old one could be read any more.
+Every manifest, also one in a batch, and every pack says what was in it, so that it is lost for good
+only with all of them. A prefix that has some of these and no castore.json is never made a new store
+of: that would get another seed, and nothing of the old one could be read any more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from castore.format.pack import (
     encode_config,
 )
 from castore.format.s3 import MANIFEST_MAGIC, decode_manifest_head
-from castore.format.s3_batches import is_tombstone
+from castore.format.s3_batches import decode_batch_head, is_tombstone
 from castore.s3.batches import create_root
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.probe import probe
@@ -41,6 +41,7 @@ from castore.s3.keys import (
     PROPOSALS,
     QUARANTINE,
     SAMPLES,
+    batch_of,
     new_proposal_key,
     pack_of,
     quarantine_key,
@@ -50,9 +51,11 @@ from castore.stream.config import parse_config
 PROPOSAL_S = 2.5  # more than the second that S3 rounds times to
 PROPOSAL_ATTEMPTS = 3
 CONFIG_BYTES_MAX = 1 << 17
-WITNESSES_MAX = 16  # packs, and as many manifests, that are asked
+WITNESSES_MAX = 16  # packs, and as many manifests and batches, that are asked
 HEAD_BYTES_MAX = 1 << 20
+BATCH_HEAD_BYTES_MAX = 8 << 20  # of all that has the names of a batch
 
+_KINDS = (PACKS, NAMES, BATCHES)  # of what says what was in castore.json
 _OURS = (NAMES, BATCHES, PACKS, PINS, GC, HINTS, SAMPLES, LISTINGS, DAMAGED, QUARANTINE)
 
 
@@ -99,7 +102,7 @@ def create(bucket: Bucket, config: StoreConfig) -> StoreConfig:
 def raise_if_lost(bucket: Bucket, *, recoverable: bool = True) -> None:
     """Raises ConfigLost if what is there is a store whose castore.json is not."""
     url = bucket.settings.url
-    for _ in chain(_witnesses(bucket, PACKS), _witnesses(bucket, NAMES)):
+    for _ in chain.from_iterable(_witnesses(bucket, kind) for kind in _KINDS):
         remedy = (
             f"castore -r {url} check --repair makes it again from what packs and manifests say"
             if recoverable
@@ -143,13 +146,14 @@ def repair_config(bucket: Bucket) -> str:
 
 def _told(bucket: Bucket) -> Iterator[StoreConfig]:
     """What packs and manifests say of their store, of some of each."""
-    for kind in (PACKS, NAMES):
+    for kind in _KINDS:
         told = (config for config in _witnesses(bucket, kind) if config is not None)
         yield from islice(told, WITNESSES_MAX)
 
 
 def _witnesses(bucket: Bucket, kind: str) -> Iterator[StoreConfig | None]:
-    """What each pack, or manifest, says of its store; None for one that is damaged or too old."""
+    """What each pack, or manifest, or the first one of each batch, says of its store; None for one
+    that is damaged or too old."""
     for entry in bucket.list(kind):
         try:
             if kind == NAMES:
@@ -158,6 +162,9 @@ def _witnesses(bucket: Bucket, kind: str) -> Iterator[StoreConfig | None]:
                     yield decode_manifest_head(raw).config
                 elif is_tombstone(len(raw)):
                     continue
+            elif kind == BATCHES:
+                if batch_of(entry.key) is not None:
+                    yield decode_manifest_head(_first_of(bucket, entry.key)).config
             elif pack_of(entry.key) is not None:
                 raw = bucket.get(entry.key, byte_range=(0, PACK_HEADER_BYTES)).body
                 decode_pack_header(raw)
@@ -166,6 +173,14 @@ def _witnesses(bucket: Bucket, kind: str) -> Iterator[StoreConfig | None]:
             continue
         except (FormatError, UnsupportedFormat):
             yield None
+
+
+def _first_of(bucket: Bucket, key: str) -> bytes:
+    """The first manifest of the batch. Raises FormatError, KeyAbsent."""
+    names = decode_batch_head(bucket.get(key, byte_range=(0, BATCH_HEAD_BYTES_MAX)).body).names
+    if not names.rows:
+        raise FormatError("batch has no names")
+    return bucket.get(key, byte_range=(names.rows[0].offset, names.rows[0].end)).body
 
 
 # ---------------------------------------------------------------- making it

@@ -13,9 +13,11 @@ import castore
 from castore.cli import exits, main
 from castore.errors import ConfigLost, FormatError, NotAStore
 from castore.format.pack import decode_config, encode_config
+from castore.format.s3_batches import is_tombstone
 from castore.s3.client.bucket import Bucket
 from castore.s3.creation import repair_config
 from castore.s3.keys import CONFIG_KEY
+from castore.s3.namespace import writing
 
 pytestmark = pytest.mark.usefixtures("quick", "cache_dir")
 
@@ -68,6 +70,31 @@ def test_no_verb_makes_another_store_of_it(verb: str, moto_server: Server, bucke
     with pytest.raises(ConfigLost, match=r"check --repair"):
         VERBS[verb](moto_server.url())
     assert [entry.key for entry in bucket.list()] == before
+
+
+@pytest.mark.damages_store("castore.json is taken away")
+def test_of_a_store_that_has_batches_alone(
+    moto_server: Server, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "BATCH_NAMES_MIN", 2)
+    values = {f"n/{i}": b"%d" % i * 100 for i in range(6)}
+    with castore.open(moto_server.url()) as store:
+        store.puts_many(values)
+        for entry in list(bucket.list("names/")):  # the last is put by itself
+            name = entry.key.removeprefix("names/")
+            store.delete(name)
+            del values[name]
+    assert values
+    assert all(is_tombstone(entry.size) for entry in bucket.list("names/"))
+    config = bucket.get(CONFIG_KEY).body
+    bucket.delete(CONFIG_KEY)
+    for verb in VERBS.values():
+        with pytest.raises(ConfigLost, match=r"check --repair"):
+            verb(moto_server.url())
+    assert castore.check_store(moto_server.url(), repair=True).problems == []
+    assert bucket.get(CONFIG_KEY).body == config
+    with castore.open(moto_server.url(), create=False) as store:
+        assert {name: store.gets(name) for name in store.names()} == values
 
 
 @pytest.mark.damages_store("castore.json is taken away")
