@@ -137,6 +137,29 @@ def test_no_more_than_it_may_cost() -> None:
     assert whole.within(packs, 0) == []
 
 
+def test_of_packs_that_are_alike_as_many_as_may_cost_so_much() -> None:
+    packs = [pack(i, 0.3) for i in range(40)]
+    whole = bargain(packs, [[i] for i in range(40) for _ in range(10)])
+    cost = whole.estimate(packs).cost
+    for count in (1, 7, 39):
+        bound = cost * (count + 0.5) / 40
+        assert len(whole.within(packs, bound)) == count
+        assert whole.estimate(whole.within(packs, bound)).cost <= bound
+
+
+@pytest.mark.parametrize("edges_max", [0, 4])
+def test_a_bound_where_no_manifest_costs_anything_or_is_in_the_sample(edges_max: int) -> None:
+    packs = [pack(i, 0.3) for i in range(12)]
+    moved = Prices(put_million=0, get_million=0, gb_moved=0.09)
+    prices = Prices() if edges_max else moved
+    whole = bargain(packs, [[i] for i in range(12)], prices=prices, edges_max=edges_max)
+    cost = whole.estimate(packs).cost
+    some = whole.within(packs, cost / 2)
+    assert some
+    assert whole.estimate(some).cost <= cost / 2
+    assert whole.within(packs, 0) == []
+
+
 # ---------------------------------------------------------------- stores
 
 

@@ -18,6 +18,7 @@ A pack more is one more that writers look for, each day: so much small ones have
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -160,13 +161,43 @@ class Bargain:
     def within(self, packs: Sequence[PackFacts], cost_max: float) -> list[PackFacts]:
         """Of these, those that save most for what they cost, as many as cost so much at most."""
         saves = {pack.pack_id: self._saves(pack) + 1e-12 for pack in packs}
-        ratio = 1e-6
-        while packs and self.estimate(packs).cost > cost_max:
-            kept = self._paying({pack.pack_id: saves[pack.pack_id] for pack in packs}, ratio)
-            if len(kept) == len(packs):
+        chosen, before, ratio = packs, packs, 1e-6
+        while chosen and self.estimate(chosen).cost > cost_max:
+            # What a pack costs by itself counts, too: some have no manifest in the sample, and
+            # where requests cost nothing, no manifest ever is too much.
+            gain = {
+                pack.pack_id: left
+                for pack in chosen
+                if (left := saves[pack.pack_id] - ratio * self._own(pack)) > 0
+            }
+            kept = self._paying(gain, ratio)
+            if len(kept) == len(chosen):
                 ratio *= 1.5
-            packs = [pack for pack in packs if pack.pack_id in kept]
-        return list(packs)
+            else:
+                before, chosen = chosen, [pack for pack in chosen if pack.pack_id in kept]
+        there = {pack.pack_id for pack in chosen}
+        # Packs that are alike went together, and some of them may fit.
+        alike = self._cheapest_first([p for p in before if p.pack_id not in there], saves)
+        fitting = bisect_left(
+            range(1, len(alike) + 1),
+            True,
+            key=lambda count: self.estimate([*chosen, *alike[:count]]).cost > cost_max,
+        )
+        there |= {pack.pack_id for pack in alike[:fitting]}
+        return [pack for pack in packs if pack.pack_id in there]
+
+    def _cheapest_first(
+        self, packs: Sequence[PackFacts], saves: Mapping[bytes, float]
+    ) -> list[PackFacts]:
+        numbers, rows = self._referrers.only([pack.pack_id for pack in packs])
+        weights = {number: saves[i] for i, number in numbers.items()}
+        charged = _charged(rows, weights, self._manifest * self._referrers.weight)
+
+        def cost(pack: PackFacts) -> float:
+            number = numbers.get(pack.pack_id)
+            return self._own(pack) + (0.0 if number is None else charged[number])
+
+        return sorted(packs, key=cost)
 
     def estimate(self, packs: Sequence[PackFacts]) -> Estimate:
         if not packs:
