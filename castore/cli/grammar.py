@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from castore.cli.exits import UsageError
 from castore.cli.output import columns
 
+SECONDS_MAX = 36_500 * 86_400.0  # when it is that long from now, a calendar can still say
+
 Verbs = Any  # argparse keeps the type of what add_subparsers returns to itself
 
 
@@ -110,7 +112,10 @@ def seconds(text: str) -> float:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30m, 24h or 7d")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+    found = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+    if found > SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than a hundred years (36500d)")
+    return found
 
 
 def size_bytes(text: str) -> int:

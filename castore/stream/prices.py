@@ -29,7 +29,7 @@ class Prices(_Prices):
 
     def __new__(cls, *prices: float, **by_name: float) -> Prices:
         made = super().__new__(cls, *prices, **by_name)
-        if min(made) < 0:
+        if not all(price >= 0 for price in made):  # nor NaN
             raise ValueError(f"a price must not be negative: {made}")
         return made
 

@@ -395,6 +395,14 @@ def test_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("option", ["grace_s", "horizon_s", "max_cost", "max_repack_bytes"])
+@pytest.mark.parametrize("wrong", [-1, -0.5, float("nan")])
+def test_what_a_collection_is_told(tmp_path: Path, option: str, wrong: float) -> None:
+    options: dict[str, Any] = {option: wrong}
+    with castore.open(tmp_path / "store") as store, pytest.raises(ValueError, match="negative"):
+        store.gc(**options)
+
+
 # ---------------------------------------------------------------- stores that are damaged, or newer
 
 

@@ -265,7 +265,13 @@ def test_the_command_line(bare: Callable[..., Result], tmp_path: Path) -> None:
     refused = bare("-r", store, "gc", "--max-cost", "1")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "--max-repack-bytes" in refused.err
-    for wrong in (["--repack-below", "2"], ["--max-cost", "much"], ["--repack-below", "-1"]):
+    for wrong in (
+        ["--repack-below", "2"],
+        ["--max-cost", "much"],
+        ["--repack-below", "-1"],
+        ["--grace", "99999999999d"],  # no calendar says when that is over
+        ["--horizon", "9" * 400 + "d"],
+    ):
         refused = bare("-r", store, "gc", *wrong)
         assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
     assert bare("-r", store, "gc", "--repack-below", "0.9", "--horizon", "30d").code == 0
