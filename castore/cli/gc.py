@@ -68,7 +68,8 @@ def _print_report(report: GcReport) -> None:
         left = human_size(report.bytes_left)
         print_line(f"{left} of garbage stay in packs that are in use otherwise")
     if report.next_run_at is not None:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(report.next_run_at))
+        minute = -(-report.next_run_at // 60) * 60  # the first that is not too early
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(minute))
         print_line(f"what is condemned can be removed from {when} on: collect again then")
     if report.packs_busy:
         print_line(f"{counted(report.packs_busy, 'pack')} left, whose writers are at work")

@@ -56,10 +56,10 @@ exit codes:
     verb.add_argument(
         "--grace",
         type=seconds,
-        default=86_400.0,
+        default=23 * 3600.0,
         metavar="TIME",
-        help="on S3, keep condemned packs for so long: 90s, 30m, 24h, 7d (default: 24h); a local "
-        "store needs none",
+        help="on S3, keep condemned packs for so long: 90s, 30m, 24h, 7d (default: 23h, so that "
+        "each of daily runs deletes what the one before condemned); a local store needs none",
     )
     verb.add_argument(
         "--max-repack-bytes",

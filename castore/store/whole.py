@@ -37,7 +37,7 @@ class WholeVerbs(NameVerbs):
         self,
         *,
         dry_run: bool = False,
-        grace_s: float = 86_400.0,
+        grace_s: float = 23 * 3600.0,
         repack_below: float | None = None,
         max_repack_bytes: int | None = None,
         max_cost: float | None = None,
@@ -53,8 +53,9 @@ class WholeVerbs(NameVerbs):
         It may be killed at any moment: the next one finishes.
 
         - `dry_run`: nothing is changed, and the report says what would be.
-        - `grace_s`: on S3, for how many seconds what was condemned is kept, for readers. A local
-          store knows what its readers and writers rely on and needs none.
+        - `grace_s`: on S3, for how many seconds what was condemned is kept, for readers: by default
+          a bit less than a day, as of daily collections each is to remove what the one before
+          condemned. A local store knows what its readers and writers rely on and needs none.
         - `repack_below`: packs of whose bytes less than this share (0 to 1) are in use are
           rewritten, and small ones merged when they are many; 0: none. By default 0.5 locally, and
           on S3 whatever pays: see below.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +19,10 @@ from processes import free_port
 from servers import Server
 
 from castore.cli import exits, main
+from castore.cli.gc import _print_report
 from castore.s3.client.bucket import Bucket
 from castore.s3.keys import PACKS
+from castore.stream.reports import GcReport
 
 pytest_plugins = ["servers"]
 
@@ -63,6 +67,14 @@ def run(bare: Run, moto_server: Server) -> Run:
         return bare("-r", moto_server.url(), *arguments, stdin=stdin)
 
     return run
+
+
+def test_no_collection_is_asked_for_before_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it says is a time in minutes."""
+    for due in (1_800_000_000.0, 1_800_000_000.5, 1_800_000_059.0):
+        _print_report(GcReport(dry_run=False, packs_condemned=1, next_run_at=due))
+        [told] = re.findall(r"removed from (.*) on", capsys.readouterr().out)
+        assert due <= time.mktime(time.strptime(told, "%Y-%m-%d %H:%M")) < due + 60
 
 
 def test_every_verb(run: Run, moto_server: Server) -> None:

@@ -272,6 +272,21 @@ def test_a_dry_run_changes_nothing(store: castore.Store, world: World) -> None:
     assert collect(store).bytes_freed == report.bytes_condemned
 
 
+def test_each_of_daily_runs_removes_what_the_one_before_condemned(
+    store: castore.Store, world: World
+) -> None:
+    """Begun at the same time each day, though the list of what is condemned is written later."""
+    took_s = 600.0
+    for day in range(4):
+        fill(store, "a", "b")
+        store.delete("a")
+        store._backend._end_session()
+        world.pass_time(took_s)
+        report = store.gc(repack_below=0)
+        assert (report.packs_removed, report.packs_condemned) == (int(day > 0), 1)
+        world.pass_time(DAY - took_s - took_s)
+
+
 # ---------------------------------------------------------------- hints and lists
 
 
