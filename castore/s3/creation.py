@@ -177,7 +177,14 @@ def _witnesses(bucket: Bucket, kind: str) -> Iterator[StoreConfig | None]:
 
 def _first_of(bucket: Bucket, key: str) -> bytes:
     """The first manifest of the batch. Raises FormatError, KeyAbsent."""
-    names = decode_batch_head(bucket.get(key, byte_range=(0, BATCH_HEAD_BYTES_MAX)).body).names
+    raw = bucket.get(key, byte_range=(0, HEAD_BYTES_MAX)).body
+    try:
+        names = decode_batch_head(raw).names
+    except FormatError:
+        if len(raw) < HEAD_BYTES_MAX:
+            raise
+        raw = bucket.get(key, byte_range=(0, BATCH_HEAD_BYTES_MAX)).body
+        names = decode_batch_head(raw).names
     if not names.rows:
         raise FormatError("batch has no names")
     return bucket.get(key, byte_range=(names.rows[0].offset, names.rows[0].end)).body
