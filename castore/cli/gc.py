@@ -86,7 +86,7 @@ def _rows(report: GcReport) -> list[tuple[str, str, str]]:
         (report.manifests_removed, "manifests", f"{would_be}removed: no name leads to them"),
         (report.packs_removed, "packs", _packs(report)),
         (report.packs_sealed, "packs", f"{would_be}sealed, whose writers had ended without"),
-        (human_size(report.bytes_rewritten), "rewritten", f"{would_be}copied: still in use"),
+        (human_size(report.bytes_rewritten), "rewritten", _rewritten(report)),
         (human_size(abs(report.bytes_freed)), freed, net),
         (report.packs_condemned, "condemned", f"{packs}, {human_size(report.bytes_condemned)}"),
         (report.pins_expired, "pins", "of writers that died, expired"),
@@ -124,8 +124,12 @@ def _all_chunks(report: GcReport) -> int:
 
 
 def _packs(report: GcReport) -> str:
+    """Those that were rewritten are told of where they are: on S3 they go with a later run."""
+    orphans = f", {report.orphans_removed:,} of which no commit had named"
     would_be = "would be " if report.dry_run else ""
-    return (
-        f"{would_be}removed: {report.packs_rewritten:,} rewritten, "
-        f"{report.orphans_removed:,} that nothing leads to"
-    )
+    return f"{would_be}removed{orphans * (report.orphans_removed > 0)}"
+
+
+def _rewritten(report: GcReport) -> str:
+    would_be = "would be " if report.dry_run else ""
+    return f"{would_be}copied from {counted(report.packs_rewritten, 'pack')}: still in use"

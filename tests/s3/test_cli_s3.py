@@ -77,6 +77,20 @@ def test_no_collection_is_asked_for_before_its_time(capsys: pytest.CaptureFixtur
         assert due <= time.mktime(time.strptime(told, "%Y-%m-%d %H:%M")) < due + 60
 
 
+def test_what_is_said_of_packs(capsys: pytest.CaptureFixture[str]) -> None:
+    """On S3 those that are removed are not those that are rewritten: they go a day later."""
+    report = GcReport(False, packs_removed=2, packs_rewritten=5, bytes_rewritten=1 << 20)
+    _print_report(report)
+    report.orphans_removed = 1
+    _print_report(report)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=2)[2] for line in lines if line.startswith("packs")] == [
+        "removed",
+        "removed, 1 of which no commit had named",
+    ]
+    assert sum("copied from 5 packs: still in use" in line for line in lines) == 2
+
+
 def test_every_verb(run: Run, moto_server: Server) -> None:
     Path("file").write_bytes(DATA)
     Path("file").chmod(0o750)
