@@ -287,6 +287,16 @@ def test_each_of_daily_runs_removes_what_the_one_before_condemned(
         world.pass_time(DAY - took_s - took_s)
 
 
+@pytest.mark.damages_store("a pin is damaged")
+def test_a_pin_that_can_not_be_read_is_named(store: castore.Store, world: World) -> None:
+    key = pin_key(new_session_id(), 0)
+    with world.bucket() as bucket:
+        bucket.put(key, b"CPIN", idempotent=True)
+    for dry_run in (True, False):
+        with pytest.raises(FormatError, match=f"{key}.*cut short.*remove it once"):
+            collect(store, dry_run=dry_run)
+
+
 # ---------------------------------------------------------------- hints and lists
 
 

@@ -126,6 +126,11 @@ class S3Marker:
             store_id, owner, packs = undamaged(lambda: decode_pin(self._bucket.get(key).body))
         except KeyAbsent:
             return session, []
+        except FormatError as error:
+            raise FormatError(
+                f"the pin {key!r} can't be read ({error}): remove it once its writer has ended; a "
+                "repair removes it when it is a week old"
+            ) from error
         if (store_id, owner) != (self._store_id, session):
             raise FormatError(f"the pin {key!r} is of another store or session: remove it")
         return session, packs
