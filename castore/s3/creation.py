@@ -44,8 +44,8 @@ from castore.s3.keys import (
     batch_of,
     new_proposal_key,
     pack_of,
-    quarantine_key,
 )
+from castore.s3.quarantine import keep_copy
 from castore.stream.config import parse_config
 
 PROPOSAL_S = 2.5  # more than the second that S3 rounds times to
@@ -136,11 +136,10 @@ def repair_config(bucket: Bucket) -> str:
         raise ConfigLost(
             f"what is at {url} belongs to several stores: put the right castore.json back by hand"
         )
-    if there is not None:
-        bucket.put(quarantine_key(CONFIG_KEY), there, idempotent=True)
+    copy = None if there is None else keep_copy(bucket, CONFIG_KEY, there)
     # Who else repairs it puts the same.
     bucket.put(CONFIG_KEY, encode_config(first[0][0]), idempotent=True)
-    was = "gone" if there is None else f"damaged (the old one is {quarantine_key(CONFIG_KEY)})"
+    was = "gone" if copy is None else f"damaged (the old one is {copy})"
     return f"castore.json was {was}, and is made again from what packs and manifests say"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -126,6 +127,20 @@ def test_the_command_would_do_something_about_it(
 ) -> None:
     damage(bucket)
     assert plan(remote().check(True))
+
+
+def test_what_was_kept_once_is_not_replaced_another_time(remote: Open, bucket: Bucket) -> None:
+    store, lost = remote(), []
+    for i in range(2):
+        store.puts("twice", b"%d" % i * 500)
+        raw = bucket.get("names/twice").body
+        lost.append(raw[:60] + bytes(len(raw) - 60))
+        bucket.put("names/twice", lost[-1], idempotent=True)
+        assert store.check(repair=True).damaged_names == ["twice"]
+    copies = [bucket.get(key).body for key in keys(bucket, "quarantine/names/twice")]
+    assert copies == lost
+    told = [json.loads(store.gets(name)) for name in store.names("quarantine/")]
+    assert sorted(each["manifest"] for each in told) == keys(bucket, "quarantine/names/twice")
 
 
 def test_killed_amid_it(remote: Open, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,11 +38,12 @@ from castore.s3.damaged import mark_damaged, marks_of_packs, unmark
 from castore.s3.etags import batched_etag, is_batched, real
 from castore.s3.gc.mark import PIN_S
 from castore.s3.hints import listed_hints, rewrite_hints
-from castore.s3.keys import name_key, pack_key, quarantine_key
+from castore.s3.keys import name_key, pack_key
 from castore.s3.listings import listed_listings
 from castore.s3.manifests import Overwritten, decode_own_head
 from castore.s3.namespace import Namespace
 from castore.s3.parts import Parts
+from castore.s3.quarantine import keep_copy
 from castore.s3.samples import damaged_samples
 from castore.s3.session import S3Session
 from castore.s3.versions import Version
@@ -192,12 +193,7 @@ class S3Repair:
             if self._names.delete(name, reply.etag):
                 self.done.append(f"{name.decode()!r} is deleted: what says so was damaged")
         elif not isinstance(fault, UnsupportedFormat):  # which a later castore can read
-            copy = self._keep_copy(name_key(name))
-            target = PREFIX + chunk_id_of(name, 0).hex().encode() + b".json"
-            facts: dict[str, object] = {"name": name.decode(), "manifest": copy, "why": str(fault)}
-            note(self._session(), target, facts)
-            if self._names.delete(name, reply.etag):
-                self._lose(name, f"has no readable manifest: it is now {copy}")
+            self._give_up(name, reply.etag, self._keep_copy(name_key(name)), str(fault))
 
     def _repair_batched(self, name: bytes) -> None:
         """A manifest in a batch, which its digest tells."""
@@ -227,11 +223,16 @@ class S3Repair:
                 self._names.put(name, body, if_match=etag)
                 self.done.append(f"the manifest of {name.decode()!r} had one bit flipped")
             return
-        target = PREFIX + chunk_id_of(name, 0).hex().encode() + b".json"
-        facts: dict[str, object] = {"name": name.decode(), "why": "its manifest is damaged"}
-        note(self._session(), target, facts)
+        self._give_up(name, etag, self._keep(name_key(name), reply.body), "its manifest is damaged")
+
+    def _give_up(self, name: bytes, etag: str, copy: str, why: str) -> None:
+        """The version that has this ETag, whose manifest is beyond repair, and kept as `copy`."""
+        # Another name for each version: what is told of one lost before stays.
+        told = chunk_id_of(b"\0".join((name, etag.encode())), 0).hex()
+        facts: dict[str, object] = {"name": name.decode(), "manifest": copy, "why": why}
+        note(self._session(), PREFIX + told.encode() + b".json", facts)
         if self._names.delete(name, etag):
-            self._lose(name, "has no readable manifest")
+            self._lose(name, f"has no readable manifest: it is now {copy}")
 
     def _decode(self, raw: bytes) -> None:
         """Raises FormatError unless all of the manifest is as it was written."""
@@ -381,8 +382,10 @@ class S3Repair:
 
     def _keep_copy(self, key: str) -> str:
         """A copy below quarantine/; where. Raises KeyAbsent."""
-        target = quarantine_key(key)
-        self._bucket.put(target, self._bucket.get(key).body, idempotent=True)
+        return self._keep(key, self._bucket.get(key).body)
+
+    def _keep(self, key: str, raw: bytes) -> str:
+        target = keep_copy(self._bucket, key, raw)
         self.done.append(f"{key} is copied to {target}")
         return target
 

@@ -33,8 +33,9 @@ from castore.s3.client.bucket import (
     Reply,
 )
 from castore.s3.client.put_once import put_once
-from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, NAMES, batch_key, batch_of, quarantine_key
+from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, NAMES, batch_key, batch_of
 from castore.s3.namespace import NUMBER_MAX, Namespace
+from castore.s3.quarantine import keep_copy
 from castore.stream.reports import Problem
 from castore.wording import counted
 
@@ -88,8 +89,7 @@ class BatchRepair:
             except KeyAbsent:
                 there = None
             if there is not None:
-                copy = quarantine_key(BATCHES_ROOT_KEY)
-                self._bucket.put(copy, there.body, idempotent=True)
+                keep_copy(self._bucket, BATCHES_ROOT_KEY, there.body)
             right = None if there is None else corrected(there.body, decode_root)
             if right is not None:
                 done = self._put_root(there, partial(_same, right), "had one bit flipped")
@@ -172,9 +172,9 @@ class BatchRepair:
         except KeyAbsent:
             return False
         right = corrected(raw[: entry.index_bytes], decode_batch_head)
-        self._bucket.put(quarantine_key(key), raw, idempotent=True)
+        copy = keep_copy(self._bucket, key, raw)
         if right is None:
-            self.done.append(f"{key} is copied to {quarantine_key(key)}")
+            self.done.append(f"{key} is copied to {copy}")
             return False
         # It has the bytes again that it had: who knows it knows nothing else.
         self._bucket.put(key, right + raw[entry.index_bytes :], idempotent=True)

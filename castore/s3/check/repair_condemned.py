@@ -37,8 +37,9 @@ from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.server import fit_server
 from castore.s3.gc.state import CONDEMNED, CollectorState
-from castore.s3.keys import CONDEMNED_LISTS, CONFIG_KEY, GC_STATE_KEY, condemned_key, quarantine_key
+from castore.s3.keys import CONDEMNED_LISTS, CONFIG_KEY, GC_STATE_KEY, condemned_key
 from castore.s3.parts import Parts
+from castore.s3.quarantine import keep_copy
 from castore.stream.reports import Problem
 from castore.wording import counted
 
@@ -148,9 +149,7 @@ class CondemnedRepair:
             raise StoreBusy(f"{key} changed meanwhile: repeat the repair")
 
     def _keep_copy(self, key: str, raw: bytes) -> None:
-        target = quarantine_key(key)
-        self._bucket.put(target, raw, idempotent=True)
-        self._done.append(f"{key} is copied to {target}")
+        self._done.append(f"{key} is copied to {keep_copy(self._bucket, key, raw)}")
 
     def _leave(self, why: str) -> None:
         what = (
