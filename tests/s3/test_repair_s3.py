@@ -6,13 +6,26 @@ import contextlib
 import errno
 import json
 import os
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from damaged_s3 import DAMAGES, VALUES, bucket, change, flip_pack, keys, read, remote
+from damaged_s3 import (
+    DAMAGES,
+    VALUES,
+    bucket,
+    change,
+    cut_manifest,
+    flip_pack,
+    flipped,
+    garble_segment,
+    keys,
+    read,
+    remote,
+)
 from gc_stores import World
 from memory_s3 import MemoryAttempts
 from s3_stores import Open
@@ -127,6 +140,42 @@ def test_the_command_would_do_something_about_it(
 ) -> None:
     damage(bucket)
     assert plan(remote().check(True))
+
+
+@pytest.mark.parametrize("at", [10, 20, 90, -100])
+def test_a_flipped_bit_in_a_large_manifest(
+    remote: Open, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """In its header, its head, or a segment: each is put right by itself."""
+    monkeypatch.setattr("castore.s3.check.repair.RAW_BYTES_MAX", 0)
+    raw = bucket.get("names/big/0").body
+    change(bucket, "names/big/0", flipped(raw, 8 * (at % len(raw))))
+    report = remote().check(repair=True)
+    assert report.problems == []
+    assert bucket.get("names/big/0").body == raw
+    assert "one bit flipped" in report.repaired[0]
+
+
+@pytest.mark.parametrize("damage", [garble_segment, cut_manifest])
+def test_of_a_manifest_with_a_damaged_segment_the_rest_is_saved(
+    remote: Open, bucket: Bucket, damage: Callable[[Bucket], None]
+) -> None:
+    value = random.Random(5).randbytes(8_000_000)
+    remote().puts("big/0", value)
+    damage(bucket)
+    store = remote()
+    report = store.check(repair=True)
+    assert report.damaged_names == ["big/0"]
+    [target] = [name for name in store.names("quarantine/") if name.endswith("big/0")]
+    saved, told = store.gets(target), json.loads(store.gets(f"{target}.json"))
+    assert len(saved) == len(value)
+    assert 0 < told["lost_bytes"] < len(value) // 2  # no more than what is in one segment
+    assert "kept as quarantine/names/big/0" in told["why"]
+    at = 0
+    for begin, end in [*told["lost_ranges"], (len(value), len(value))]:
+        assert saved[at:begin] == value[at:begin]
+        assert saved[begin:end] == bytes(end - begin)
+        at = end
 
 
 def test_what_was_kept_once_is_not_replaced_another_time(remote: Open, bucket: Bucket) -> None:

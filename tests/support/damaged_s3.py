@@ -93,6 +93,17 @@ def flip_segment(bucket: Bucket) -> None:
     change(bucket, "names/big/0", flipped(raw, 8 * (len(raw) - 100)))
 
 
+def garble_segment(bucket: Bucket) -> None:
+    raw = bucket.get("names/big/0").body
+    middle = len(raw) * 2 // 3  # where ids, or places, of chunks are
+    garbled = bytes(byte ^ 0x5A for byte in raw[middle : middle + 40])
+    change(bucket, "names/big/0", raw[:middle] + garbled + raw[middle + 40 :])
+
+
+def cut_manifest(bucket: Bucket) -> None:
+    change(bucket, "names/big/0", bucket.get("names/big/0").body[:-100])
+
+
 def garble_manifest(bucket: Bucket) -> None:
     change(bucket, "names/inline", b"garbled" + bucket.get("names/inline").body[7:])
 
@@ -137,6 +148,8 @@ DAMAGES = [
     remove_pack,
     flip_manifest,
     flip_segment,
+    garble_segment,
+    cut_manifest,
     garble_manifest,
     flip_hints,
     flip_state,

@@ -28,6 +28,7 @@ from castore.model import Extent, Location, Progress, Stages, StoredChunk
 from castore.s3.cache.store import StoreCache
 from castore.s3.catalog import S3Catalog
 from castore.s3.check.check import S3Check, open_check
+from castore.s3.check.mended import mended
 from castore.s3.check.repair_batches import BatchRepair
 from castore.s3.check.repair_condemned import CondemnedRepair
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
@@ -119,6 +120,8 @@ class S3Repair:
         self._config = check.config
         self._elsewhere: dict[bytes, list[Location]] = {}
         self._plain: dict[bytes, StoredChunk] = {}  # in frames that are no deltas, by id
+        # Whose manifests can be read in part: their segments, and where all of it is kept.
+        self._partly: list[tuple[Version, list[tuple[int, bytes]], str]] = []
         self._bad = {i: reading for i, reading in check.readings.items() if reading.damaged}
 
     @cached_property
@@ -142,7 +145,11 @@ class S3Repair:
         for pack_id in self._bad.keys() & self._check.used:
             with contextlib.suppress(KeyAbsent):  # a collector took it meanwhile
                 self._keep_copy(pack_key(pack_id))
-        self._find_elsewhere(report)
+        wanted = {bytes.fromhex(p.chunk) for p in report.problems if p.chunk}
+        self._put_together_partly(wanted)
+        for version in self._catalog.versions(b""):
+            wanted.update(self._missing_chunks(version))
+        self._find_elsewhere(wanted)
         damaged = {name.encode() for name in report.damaged_names}
         for version in self._catalog.versions(b""):
             # One that is inline and can be read is whole, or `repair_manifests` had dealt with it.
@@ -182,9 +189,15 @@ class S3Repair:
             return
         except (FormatError, UnsupportedFormat) as error:
             fault = error
-        right = None
+        right = left = None
         if len(reply.body) <= RAW_BYTES_MAX:
             right = corrected(reply.body, decode)
+        if right is None and not deleted:
+            left = mended(reply.body, self._config.store_id)
+            with contextlib.suppress(FormatError, UnsupportedFormat):
+                if left is not None:
+                    self._decode(left.raw)
+                    right = left.raw
         self._catalog.forget(name)
         if right is not None:
             if self._write_over(name, reply.etag, right):
@@ -192,6 +205,9 @@ class S3Repair:
         elif deleted:
             if self._names.delete(name, reply.etag):
                 self.done.append(f"{name.decode()!r} is deleted: what says so was damaged")
+        elif left is not None:
+            copy = self._keep(name_key(name), reply.body)
+            self._partly.append((Version(name, reply.etag, left.head), left.segments, copy))
         elif not isinstance(fault, UnsupportedFormat):  # which a later castore can read
             self._give_up(name, reply.etag, self._keep_copy(name_key(name)), str(fault))
 
@@ -246,13 +262,11 @@ class S3Repair:
 
     # ------------------------------------------------------------ objects
 
-    def _find_elsewhere(self, report: CheckReport) -> None:
-        """Where there are intact frames of the chunks that are lost where names look for them."""
-        wanted = {bytes.fromhex(p.chunk) for p in report.problems if p.chunk}
-        for version in self._catalog.versions(b""):
-            wanted.update(self._missing_chunks(version))
+    def _find_elsewhere(self, wanted: set[bytes]) -> None:
+        """Where there are intact frames of these chunks, which are lost where names look for
+        them."""
         found = [(at, entry) for at, entry in self._intact() if entry.chunk_id in wanted]
-        wanted.update(base for _, entry in found for base in entry.bases)
+        wanted = wanted.union(base for _, entry in found for base in entry.bases)
         for at, entry in self._intact():
             if entry.chunk_id in wanted and not entry.bases:
                 chunk = StoredChunk(entry.chunk_id, entry.raw_bytes, at)
@@ -274,14 +288,30 @@ class S3Repair:
             return
         with contextlib.suppress(Overwritten, FormatError):
             for raw in self._catalog.raw_segments(version):
-                for chunk in decode_segment(raw).frames():
-                    if chunk.location.pack_id not in self._check.readings:
-                        yield chunk.chunk_id
+                yield from self._missing_in(raw)
+
+    def _missing_in(self, segment: bytes) -> Iterator[bytes]:
+        for chunk in decode_segment(segment).frames():
+            if chunk.location.pack_id not in self._check.readings:
+                yield chunk.chunk_id
+
+    def _put_together_partly(self, wanted: set[bytes]) -> None:
+        """The objects whose manifests can be read in part; `wanted` are chunks that are lost where
+        names look for them. First of all objects: none can be listed while one does not decode."""
+        if not self._partly:
+            return
+        wanted = set(wanted)
+        for _, segments, _ in self._partly:
+            for _, raw in segments:
+                with contextlib.suppress(FormatError):
+                    wanted.update(self._missing_in(raw))
+        self._find_elsewhere(wanted)
+        for version, segments, copy in self._partly:
+            self._put_together(version, segments, f"its manifest is damaged, and kept as {copy}")
 
     def _store_anew(self, version: Version) -> None:
         """The object from its intact frames, in packs that are not damaged; below quarantine/ if
         they do not make all of it."""
-        name, record = version.name, version.head.record
         for pack_id in set(version.head.packs) - self._check.readings.keys():
             self._check.scan.add(pack_id)  # it may have been put since
         try:
@@ -291,7 +321,11 @@ class S3Repair:
         faults = self._faults(version, segments)
         if not faults and self._bad.keys().isdisjoint(version.head.packs):
             return
-        why = "; ".join(fault.what for fault in faults[:10])
+        self._put_together(version, segments, "; ".join(fault.what for fault in faults[:10]))
+
+    def _put_together(self, version: Version, segments: list[tuple[int, bytes]], why: str) -> None:
+        """See `_store_anew`. Some of the `segments`, given with their ends, may not decode."""
+        name, record = version.name, version.head.record
         session = self._session()
         self._store_bases(session, segments)
         target, whole = salvage(session, name, record, segments, self._find, why)
