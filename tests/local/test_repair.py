@@ -24,8 +24,9 @@ import castore
 from castore.check.plan import plan
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt
-from castore.format.index import decode_chunk_row, segment_key
+from castore.format.index import Record, decode_chunk_row, decode_record, segment_key
 from castore.format.segment import SegmentBuilder, decode_segment
+from castore.local.check import repair_objects, segments
 from castore.model import Extent, Location
 from castore.stream.reports import CheckReport, Problem
 
@@ -602,3 +603,35 @@ def test_a_damaged_frame_that_only_a_row_leads_to(folder: Path) -> None:
         store.puts("again", value)
         assert store.gets("again") == value
         assert read(store).items() >= {**VALUES, "kept": value[::-1]}.items()
+
+
+def test_names_are_not_all_read_for_each_batch_of_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a pack of many small objects, of which one is damaged."""
+    values = {f"n/{i:02}": random.Random(i).randbytes(5000) for i in range(40)}
+    with small(tmp_path / "store") as store:
+        store.puts_many(values)
+    [pack] = packs(tmp_path / "store")
+    with pack.open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)[0]
+        file.seek(1000)
+        file.write(bytes([byte ^ 1]))
+    decoded = 0
+
+    def counted(raw: bytes) -> Record:
+        nonlocal decoded
+        decoded += 1
+        return decode_record(raw)
+
+    monkeypatch.setattr(repair_objects, "SEGMENTS_MAX", 2)
+    for module in (repair_objects, segments):
+        monkeypatch.setattr(module, "decode_record", counted)
+    report = repair(tmp_path / "store")
+    assert "40 segments led to other copies of chunks" in report.repaired
+    assert decoded < 8 * len(values)
+    with castore.open(tmp_path / "store") as store:
+        left = {name: store.gets(name) for name in store.names("n/")}
+    assert len(left) == 39
+    assert left.items() < values.items()

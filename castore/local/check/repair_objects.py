@@ -3,8 +3,10 @@ and kept below `quarantine/` where there are not."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import xxhash
 
@@ -21,6 +23,7 @@ from castore.local.check.segments import (
     pending_manifests,
     segments_of,
 )
+from castore.local.index_walk import pages
 from castore.local.tables import Tables
 from castore.model import Extent
 from castore.stream.codec import ChunksEtag
@@ -69,24 +72,25 @@ class ObjectRepair:
         But nobody is told of these: the next collection takes them.
         """
         batch: list[bytes] = []
-        moved = 0
+        moved: Counter[int] = Counter()
         for key, segment in all_segments(self._index):
             if any(map(self._packs.moved_to, segment.frames())):
                 batch.append(key)
             if len(batch) >= SEGMENTS_MAX:
-                moved += self._rewrite(batch)
+                moved.update(self._rewrite(batch))
                 batch = []
-        moved += self._rewrite(batch)
-        if moved:
-            self._done.append(f"{counted(moved, 'segment')} led to other copies of chunks")
+        moved.update(self._rewrite(batch))
+        # All names are looked at for this: once, and not where others wait for it.
+        told = sum(moved.pop(manifest, 0) for manifest in self._named()) if moved else 0
+        if told:
+            self._done.append(f"{counted(told, 'segment')} led to other copies of chunks")
 
-    def _rewrite(self, keys: list[bytes]) -> int:
-        """How many segments of objects are led elsewhere."""
+    def _rewrite(self, keys: list[bytes]) -> list[int]:
+        """The manifests of the segments that are led elsewhere, one for each."""
         if not keys:
-            return 0
-        index, count = self._index, 0
+            return []
+        index, moved = self._index, []
         with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
-            named = named_manifests(index, txn)
             for key in keys:
                 raw = tables.segments.get(key)
                 if raw is None or not decodes(raw, manifest_of(key)):
@@ -94,8 +98,15 @@ class ObjectRepair:
                 new = decode_segment(raw).relocated(self._packs.moved_to)
                 if new is not None:
                     tables.segments.put(key, new)
-                    count += manifest_of(key) in named
-        return count
+                    moved.append(manifest_of(key))
+        return moved
+
+    def _named(self) -> Iterator[int]:
+        """The manifests that names lead to, now or a moment ago."""
+        for page in pages(self._index, self._index.names):
+            for _, raw in page:
+                with contextlib.suppress(FormatError, UnsupportedFormat):
+                    yield decode_record(raw).manifest
 
     # ------------------------------------------------------------ what can't be read in full
 
