@@ -8,7 +8,7 @@ what counts. Where neither has everything, what may be missing is said, and chun
 leads to are marked as unclaimed: no collection takes them until it is told to.
 
 The new index is made beside the old one, and takes its place in one step, durably: a crash before
-it leaves the store as it was. The old one is kept aside, in place of the one that was before it.
+it leaves the store as it was. The old one is kept aside, for a month.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from castore.errors import (
     FormatError,
@@ -61,7 +62,8 @@ ASIDE = "index.before-"
 @dataclass(frozen=True, slots=True)
 class Sources:
     """Where the names of a new index come from. `take_rows` puts those of an index or of a backup
-    into it, None if there is no index; `journal` is None if what it says is not wanted."""
+    into it, None if there is no index; `journal` is None if what it says is not wanted. A backup,
+    and what counts as one, may be of long before what is in the packs."""
 
     take_rows: Callable[[Index], Transplanted] | None
     journal: JournalReading | None
@@ -79,36 +81,31 @@ def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildRepo
 def _rebuild(root: str, progress: Progress | None) -> RebuildReport:
     if not os.path.isdir(root):
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
-    index_path = os.path.join(root, "index")
     found = find_config(root)
     if found is None:
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     raw_config, config = found
-
-    def take_rows(index: Index) -> Transplanted:
-        return transplant_file(index_path, index)
-
     with alone(root):
-        _put_back(root)
+        last, is_old = _last_index(root)
         journal = read_journal(root)  # not before: who had the store open may have put more
-        there = has_index(root)
+        there = has_index(last)
         if not there and not journal.is_there:
             raise IndexCorrupt(
                 f"the index of the store {root} is gone, and it has no journal: restore it from a "
                 "backup (castore restore)"
             )
-        report = replace_index(
-            root, config, Sources(take_rows if there else None, journal), progress
-        )
+        take_rows = partial(transplant_file, last) if there else None
+        sources = Sources(take_rows, journal, is_old)
+        report = replace_index(root, config, sources, progress)
         put_config(root, raw_config)
     return report
 
 
-def has_index(root: str) -> bool:
-    """Whether there is anything to be read of one."""
+def has_index(folder: str) -> bool:
+    """Whether there is anything to be read of one in the folder."""
     try:
-        with descriptor(os.path.join(root, "index", "data.mdb")) as fd:
-            return os.fstat(fd).st_size >= INDEX_BYTES_MIN and bool(IndexPages(fd, root).meta)
+        with descriptor(os.path.join(folder, "data.mdb")) as fd:
+            return os.fstat(fd).st_size >= INDEX_BYTES_MIN and bool(IndexPages(fd, folder).meta)
     except (FileNotFoundError, IndexCorrupt):
         return False
 
@@ -145,18 +142,19 @@ def _fill_draft(
 ) -> tuple[RebuildReport, bool]:
     """The report, and whether the journal has to begin anew."""
     taken = None if sources.take_rows is None else sources.take_rows(index)
+    is_backup = sources.is_backup and taken is not None and taken.whole
     had_unclaimed = _has_unclaimed(index)
     rows = RowRebuild(index, root, config, progress)
     rows.make_rows()
     journal = sources.journal or JournalReading(gaps=["it is not wanted"])
-    complete, replayed, missing = _join(index, taken, journal, is_backup=sources.is_backup)
-    unclaimed = "" if complete else "since" if sources.is_backup else "all"
+    complete, replayed, missing = _join(index, taken, journal, is_backup=is_backup)
+    unclaimed = "" if complete else "since" if is_backup else "all"
     if had_unclaimed or journal.unclaimed:
         unclaimed = "all"  # which chunks they were, neither index nor journal tells
     report = rows.finish(unclaimed)
     report.replayed = replayed
     report.lost_names = missing
-    consistent = taken is not None and taken.whole and not sources.is_backup and not replayed
+    consistent = taken is not None and taken.whole and not is_backup and not replayed
     anew = not (consistent and (journal.complete or not journal.is_there))
     anew |= journal.unclaimed != bool(report.unclaimed_chunks)
     if anew:
@@ -324,9 +322,18 @@ def take_place(root: str, draft: str) -> str:
     return kept
 
 
-def _put_back(root: str) -> None:
-    """If the last one was killed between its two renames, the index is where the first put it."""
+def _last_index(root: str) -> tuple[str, bool]:
+    """The folder of the index, or of the last one that there was; whether it may be of weeks ago.
+
+    If the last rebuild was killed between its two renames, the index is where the first put it, and
+    its draft is there as well: it is put back. Without one, what was kept aside is older than the
+    index that took its place, and is lost."""
+    path = os.path.join(root, "index")
     kept = glob.glob(os.path.join(glob.escape(root), ASIDE + "*"))
-    if kept and not os.path.exists(os.path.join(root, "index")):
-        os.rename(max(kept), os.path.join(root, "index"))
-        sync_folder(root)
+    if not kept or os.path.exists(path):
+        return path, False
+    if not glob.glob(os.path.join(glob.escape(root), DRAFT + "*")):
+        return max(kept), True
+    os.rename(max(kept), path)
+    sync_folder(root)
+    return path, False

@@ -586,6 +586,28 @@ def test_an_older_index_may_be_accepted(folder: Path) -> None:
     assert rebuilt(folder) == VALUES
 
 
+@pytest.mark.parametrize("journal", ["whole", "gone"])
+def test_what_a_rebuild_kept_aside_is_not_the_last_index(folder: Path, journal: str) -> None:
+    """Once that is lost as well, what is there may be of weeks ago."""
+    castore.rebuild_index(folder)
+    with castore.open(folder) as store:
+        store.puts("since", random.Random(2).randbytes(50_000))
+    expected = {**VALUES, "since": random.Random(2).randbytes(50_000)}
+    lose_index(folder)
+    if journal == "gone":
+        shutil.rmtree(folder / "journal")
+    report = castore.rebuild_index(folder)
+    with castore.open(folder) as store:
+        if journal == "whole":
+            assert (report.unclaimed_chunks, read(store)) == (0, expected)
+        else:
+            assert (report.unclaimed_bytes > 50_000, read(store)) == (True, VALUES)
+            with pytest.raises(UnclaimedData, match="accept"):
+                store.gc()
+            store.gc(accept_unclaimed=True)
+        assert store.check(True).clean
+
+
 @pytest.mark.damages_store("index and journal are gone")
 def test_without_index_and_journal_only_a_backup_helps(folder: Path) -> None:
     lose_index(folder)
