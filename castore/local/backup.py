@@ -205,6 +205,11 @@ def compact(root: str) -> CompactReport:
     draft = os.path.join(root, DRAFT + os.urandom(6).hex())
     if find_config(root) is None:
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
+    if os.path.islink(index_path):
+        raise StoreIOError(
+            f"{index_path} is a symbolic link, and what it leads to can't be replaced in one step: "
+            "put it there itself first"
+        )
     with _errors_of(root), alone(root):
         check_index_in_place(root)
         before = os.path.getsize(os.path.join(index_path, "data.mdb"))

@@ -848,3 +848,15 @@ def test_an_index_is_compacted_of_a_store_only(tmp_path: Path) -> None:
     with pytest.raises(NotAStore):
         castore.compact_index(tmp_path / "file")
     assert not os.listdir(tmp_path / "folder")
+
+
+def test_an_index_behind_a_symbolic_link_is_not_compacted(folder: Path) -> None:
+    """It would come to be where the link is, as on a slower disk, and the old one stay."""
+    (folder / "index").rename(folder.parent / "elsewhere")
+    (folder / "index").symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(StoreIOError, match="is a symbolic link"):
+        castore.compact_index(folder)
+    assert (folder / "index").is_symlink()
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        assert store.check(True).clean
