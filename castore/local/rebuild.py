@@ -1,11 +1,11 @@
 """A local store's index, made anew: names that are known, and rows from what the packs hold.
 
 The names and their segments come from the index that is there, as far as its pages can be read, or
-from a backup; and from the journal what that lacks. What the journal says comes after a backup; an
-index that is there is newer than it, or as new, and only what can't be read of it is filled in. If
-the index turns out to be older than the journal (somebody put an old copy back), the journal is
-what counts. Where neither has everything, what may be missing is said, and chunks that no name
-leads to are marked as unclaimed: no collection takes them until it is told to.
+from a backup; and from the journal what that lacks. What the journal says comes after a backup, if
+it reaches as far; an index that is there is newer than it, or as new, and only what can't be read
+of it is filled in. If the index turns out to be older than the journal (somebody put an old copy
+back), the journal is what counts. Where neither has everything, what may be missing is said, and
+chunks that no name leads to are marked as unclaimed: no collection takes them until it is told to.
 
 The new index is made beside the old one, and takes its place in one step, durably: a crash before
 it leaves the store as it was. The old one is kept aside, for a month.
@@ -177,7 +177,8 @@ def _join(
         drop_unnamed(index)
         return journal.complete, replayed, may_be_missing
     if is_backup:
-        if not journal.is_there:
+        # One that ends before the backup is a copy of then, or lost its end: what it says is old.
+        if not journal.is_there or (place is not None and journal.seq < place.seq):
             return False, 0, []
         if journal.complete:
             clear_names(index)

@@ -586,6 +586,32 @@ def test_an_older_index_may_be_accepted(folder: Path) -> None:
     assert rebuilt(folder) == VALUES
 
 
+@pytest.mark.parametrize("since", [False, True])
+def test_a_backup_that_is_newer_than_the_journal_beside_it_counts(
+    folder: Path, since: bool
+) -> None:
+    """As one of today, restored into a copy of yesterday's whole folder and today's packs."""
+    shutil.copytree(folder / "journal", folder.parent / "yesterday")
+    backup = folder.parent / "backup"
+    expected = {**VALUES, "new": random.Random(2).randbytes(50_000), "inline-too": b"1"}
+    with castore.open(folder) as store:
+        store.puts("new", expected["new"])
+        store.puts("inline-too", b"1")
+        store.backup(backup)
+        if since:
+            store.puts("since", random.Random(3).randbytes(50_000))
+    lose_index(folder)
+    shutil.rmtree(folder / "journal")
+    shutil.copytree(folder.parent / "yesterday", folder / "journal")
+    report = castore.restore(backup, folder)
+    assert (report.replayed, report.unclaimed_bytes > 50_000) == (0, since)
+    with castore.open(folder) as store:
+        assert read(store) == expected
+        store.gc(accept_unclaimed=since)
+        assert store.check(True).clean
+    assert rebuilt(folder) == expected
+
+
 @pytest.mark.parametrize("journal", ["whole", "gone"])
 def test_what_a_rebuild_kept_aside_is_not_the_last_index(folder: Path, journal: str) -> None:
     """Once that is lost as well, what is there may be of weeks ago."""
