@@ -51,7 +51,8 @@ def rebuild_index(
 
     Locally its rows of chunks and packs come from the packs, and its names from all that can be
     read of the old index, and from the journal; the old index is kept. On S3 it is this machine's
-    cache, and the hints for other machines. `options` are those of `castore.open`.
+    cache, and the hints for other machines. `options` are those of `castore.open`, but `create`
+    and `read_only`.
 
     Raises StoreLocked while a local store is in use; IndexCorrupt if its names can't be read;
     StoreFull, StoreIOError.
@@ -89,7 +90,8 @@ def check_store(
 
     A local store's index is looked at in a process of its own before this one opens it. With
     `repair`, a castore.json that is lost on S3 is made again first. `options` are those of
-    `castore.open`. Raises as `Store.check`; ConfigLost where that castore.json can't be made.
+    `castore.open`, but `create` and `read_only`. Raises as `Store.check`; ConfigLost where that
+    castore.json can't be made.
 
     >>> _ = store.puts("greeting", b"hello, world")
     >>> castore.check_store("store").clean
@@ -118,7 +120,7 @@ def repair_config(store: StrPath, **options: Any) -> str:
     """Make the castore.json of a store on S3 again, if it is lost or damaged; what was done.
 
     From what its packs and manifests say of it. "" for nothing, as for a local store. `options` are
-    those of `castore.open`. Raises ConfigLost if they do not say, or contradict each other.
+    as in `check_store`. Raises ConfigLost if they do not say, or contradict each other.
     """
     _check_options(store, options)
     if not is_remote(store):
@@ -131,10 +133,14 @@ def repair_config(store: StrPath, **options: Any) -> str:
 
 def _check_options(store: StrPath, options: Mapping[str, Any]) -> None:
     """As `castore.open` would, where it is not asked. Raises TypeError for what is none of its
-    options, and ValueError for one of S3's that a local store is given."""
+    options, or is not the caller's to say, and ValueError for one of S3's that a local store is
+    given."""
     unknown = sorted(options.keys() - (open_store.__kwdefaults__ or {}).keys())
     if unknown:
         raise TypeError(f"castore.open has no option {', '.join(unknown)}")
+    decided = sorted(options.keys() & {"create", "read_only"})
+    if decided:
+        raise TypeError(f"a store that must exist is opened as it has to be: no {decided[0]} here")
     if options and not is_remote(store):
         from castore.s3.client.settings import settings_among
 

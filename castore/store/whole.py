@@ -94,10 +94,9 @@ class WholeVerbs(NameVerbs):
         backend = self._check_open() if dry_run else self._check_writable()
         if repack_below is not None and not 0 <= repack_below <= 1:
             raise ValueError(f"repack_below is from 0 to 1, not {repack_below}")
-        if not all(
-            each >= 0 for each in (grace_s, horizon_s, max_repack_bytes or 0, max_cost or 0)
-        ):
-            raise ValueError(  # NaN, too, which is neither more nor less than anything
+        bounds = (grace_s, horizon_s, max_repack_bytes or 0, max_cost or 0)
+        if not all(bound >= 0 for bound in bounds):  # nor what is no number
+            raise ValueError(
                 "grace_s, horizon_s, max_repack_bytes and max_cost must not be negative"
             )
         from castore.s3.cache.unused import collect_caches  # seldom needed

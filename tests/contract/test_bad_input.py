@@ -319,6 +319,10 @@ def test_options_that_an_unopened_store_has_not(tmp_path: Path, verb: Callable[.
         verb(tmp_path / "store", threds=2)
     with pytest.raises(ValueError, match=r"is no store on S3, which alone has region$"):
         verb(tmp_path / "store", region="eu-west-1")
+    for options in ({"create": True}, {"read_only": True}, {"create": False, "threads": 2}):
+        name = next(iter(options))
+        with pytest.raises(TypeError, match=rf"is opened as it has to be: no {name} here"):
+            verb(tmp_path / "store", **options)
     verb(tmp_path / "store", threads=2, region=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import subprocess
@@ -678,7 +679,14 @@ def test_progress_of_a_dry_run_is_of_no_copying(store: castore.Store) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"repack_below": 1.1}, {"grace_s": -1}, {"max_repack_bytes": -1}, {"repack_below": -1}],
+    [
+        {"repack_below": 1.1},
+        {"grace_s": -1},
+        {"max_repack_bytes": -1},
+        {"repack_below": -1},
+        {"grace_s": math.nan},
+        {"horizon_s": math.nan},
+    ],
 )
 def test_arguments_that_make_no_sense(store: castore.Store, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must not|from 0 to 1"):
