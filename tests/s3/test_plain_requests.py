@@ -110,6 +110,7 @@ def plainly(headers: dict[str, str], *, but: set[str] = OF_THE_SDK) -> dict[str,
         ("head_object", {}),
         ("delete_object", {}),
         ("delete_object", {"IfMatch": ETAG}),
+        ("delete_object", {"VersionId": "a b/+~"}),
         ("put_object", {"Body": b"123", "IfNoneMatch": "*", "StorageClass": "STANDARD_IA"}),
         ("put_object", {"Body": b"", "IfMatch": ETAG}),
         (

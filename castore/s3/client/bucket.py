@@ -36,7 +36,7 @@ DELETE_MANY_MAX = 1000  # keys per request, of S3
 
 Undeleted: TypeAlias = "list[tuple[str, Exception]]"
 
-_NOT_XML = re.compile("[\x00-\x1f\ufffe\uffff]")
+NOT_XML = re.compile("[\x00-\x1f\ufffe\uffff]")  # keys that no request for many can name
 _NO_BATCHES = ("MissingContentMD5", "MethodNotAllowed", "NotImplemented")
 _STATUS_OF_ENTRY = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}
 
@@ -214,8 +214,8 @@ class Bucket:
         """Delete keys that are never written again, so that repeating it does no harm. Returns
         those that are not known to be gone, and why."""
         failed: Undeleted = []
-        singly = [key for key in keys if _NOT_XML.search(key) is not None]
-        others = [key for key in keys if _NOT_XML.search(key) is None]
+        singly = [key for key in keys if NOT_XML.search(key) is not None]
+        others = [key for key in keys if NOT_XML.search(key) is None]
         for start in range(0, len(others), DELETE_MANY_MAX):
             batch = others[start : start + DELETE_MANY_MAX]
             try:
@@ -238,7 +238,7 @@ class Bucket:
         entries = [
             {"Key": self.settings.key(key), "ETag": etag}
             for key, etag in versions
-            if _NOT_XML.search(key) is None
+            if NOT_XML.search(key) is None
         ]
         if not entries:
             return set()

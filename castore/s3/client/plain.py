@@ -72,7 +72,9 @@ def plain_request(
             key, body = given.pop("Key"), given.pop("Body")
             return Plain("PUT", key, "", _named({**given, **checksum(body)}), body, _nothing)
         case "delete_object":
-            return Plain("DELETE", given.pop("Key"), "", _named(given), b"", _nothing)
+            key, version = given.pop("Key"), given.pop("VersionId", None)
+            query = "" if version is None else f"versionId={quote(version, safe='-._~')}"
+            return Plain("DELETE", key, query, _named(given), b"", _nothing)
         case "delete_objects":
             body = _doomed(given.pop("Delete")["Objects"])
             return Plain("POST", "", "delete", _named(checksum(body)), body, _deleted)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from castore.errors import CastoreError
-from castore.s3.client.bucket import DELETE_MANY_MAX
+from castore.s3.client.bucket import DELETE_MANY_MAX, NOT_XML
 from castore.s3.client.connection import Connection
 from castore.s3.client.faults import Broken, Refused
 from castore.s3.client.identity import chosen_by
@@ -41,10 +41,15 @@ def remove_old_versions(settings: S3Settings, key: str, *, below: bool = False) 
             connection = _connection(replace(settings, prefix=""), chosen_by(), os.getpid())
             # Listed to the end first: not every server goes on from a version that is gone.
             old = list(_old_versions(connection, settings.key(key), below))
-            for start in range(0, len(old), DELETE_MANY_MAX):
-                doomed = {"Objects": old[start : start + DELETE_MANY_MAX]}
+            together = [each for each in old if NOT_XML.search(each["Key"]) is None]
+            for start in range(0, len(together), DELETE_MANY_MAX):
+                doomed = {"Objects": together[start : start + DELETE_MANY_MAX]}
                 answer = connection.call("delete_objects", Delete=doomed)
                 removed += len(answer.get("Deleted", ()))
+            for each in old:
+                if NOT_XML.search(each["Key"]) is not None:
+                    connection.call("delete_object", **each)
+                    removed += 1
     return removed
 
 
