@@ -860,3 +860,20 @@ def test_an_index_behind_a_symbolic_link_is_not_compacted(folder: Path) -> None:
     with castore.open(folder) as store:
         assert read(store) == VALUES
         assert store.check(True).clean
+
+
+@pytest.mark.parametrize("verb", [["check"], ["index", "compact"], ["index", "rebuild"], ["gc"]])
+@pytest.mark.parametrize("what", ["nothing", "an empty folder", "a folder", "a file"])
+def test_a_verb_finds_no_store_and_leaves_nothing(
+    tmp_path: Path, verb: list[str], what: str
+) -> None:
+    place = tmp_path / "place"
+    if what == "a file":
+        place.write_bytes(b"x")
+    elif what != "nothing":
+        place.mkdir()
+        if what == "a folder":
+            (place / "notes").write_bytes(b"x")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["-r", str(place), *verb]) == 10
+    assert sorted(tmp_path.rglob("*")) == before
