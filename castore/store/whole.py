@@ -135,7 +135,8 @@ class WholeVerbs(NameVerbs):
         With `repair`, all data is read, and what is wrong is mended as far as it can be: nothing is
         removed that may be of use, but moved below `quarantine/`, objects under names there. The
         report is then that of another check, and names what is lost; its `repaired` says what was
-        done. In place of True, `repair` may be the report of a check with all data read, just now.
+        done. In place of True, `repair` may be the report of a check, just now, which is of use if
+        all data was read: else that is done first.
 
         Raises IndexCorrupt where LMDB's pages are damaged; StoreLocked; ReadOnlyStore, StoreFull,
         StoreIOError (a repair); ValueError for a share that is none.
@@ -151,7 +152,8 @@ class WholeVerbs(NameVerbs):
         if repair is False:
             return backend.check(fraction=fraction, progress=progress)
         self._check_writable()  # before anything is looked at or mended
-        found = None if repair is True else repair
+        # One that left out data would have the packs that it did not read taken for sound.
+        found = None if repair is True or repair.read_frames < repair.frames else repair
         return backend.repair(self._session, found, progress=progress)
 
     def export_folder(

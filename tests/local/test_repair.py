@@ -635,3 +635,16 @@ def test_names_are_not_all_read_for_each_batch_of_segments(
         left = {name: store.gets(name) for name in store.names("n/")}
     assert len(left) == 39
     assert left.items() < values.items()
+
+
+def test_a_repair_by_the_report_of_a_check_that_read_nothing_reads_all_itself(
+    folder: Path,
+) -> None:
+    row = next(iter(rows(folder)[b"chunks"].values()))
+    location = decode_chunk_row(row).location
+    [pack] = [path for path in packs(folder) if path.stem == location.pack_id.hex()]
+    flip(pack, 8 * (location.offset + location.stored_bytes - 1))
+    with castore.open(folder) as store:
+        assert store.check(True).exit_code == 13
+        assert store.check(repair=store.check()).repaired
+        assert store.check(True).clean
