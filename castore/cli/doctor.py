@@ -12,6 +12,7 @@ from castore.cli.doctor_places import Check, check_file_system, check_free_space
 from castore.cli.output import human_size, print_json, print_line, print_table
 from castore.cli.stores import local_store_folder, store_path
 from castore.errors import CastoreError, FormatError, StoreNotFound
+from castore.local.folder import CONFIG
 from castore.local.journal.files import FOLDER, journal_bytes
 from castore.local.journal.state import judge
 from castore.system import isolated
@@ -70,6 +71,10 @@ def _check_local(path: str) -> Iterator[Check]:
             yield Check("folder", "ok", f"a store of {_count(stats.objects, 'object')}")
             size = human_size(stats.index_bytes)
             yield Check("index", "ok", f"all its pages are whole, {size}")
+            if stats.chunks and not stats.packs:
+                found_none = f"none is there, and {_count(stats.chunks, 'chunk')} should be in some"
+                means = "bring packs/ back (is it mounted?): nothing but small objects can be read"
+                yield Check("packs", "problem", found_none, means)
             yield _journal(root)
             yield _permissions(root)
     yield check_file_system(root, "file system")
@@ -79,7 +84,16 @@ def _check_local(path: str) -> Iterator[Check]:
 
 def _open(root: str) -> Store | Check:
     import castore
+    from castore.local.store import store_around, strangers_in
 
+    around = store_around(root)
+    if around is not None and not os.path.exists(os.path.join(root, CONFIG)):
+        return Check(
+            "folder",
+            "problem",
+            f"it lies inside the store {around}",
+            "no store can be made inside another: choose another folder",
+        )
     if not os.path.lexists(root):
         above = existing(root)
         if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
@@ -102,7 +116,7 @@ def _open(root: str) -> Store | Check:
     except StoreNotFound:
         if not os.path.isdir(root):
             return Check("folder", "problem", "it is not a folder")
-        if os.listdir(root):
+        if strangers_in(root):
             return Check(
                 "folder",
                 "problem",

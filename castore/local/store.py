@@ -241,7 +241,7 @@ def open_local(
         config = find_config(root)
         if config is None:
             if not create or read_only:
-                made = "" if _strangers(root) else ", or make one with a put"
+                made = "" if strangers_in(root) else ", or make one with a put"
                 raise StoreNotFound(
                     errno.ENOENT, f"there is no store at {root}: check the path{made}"
                 )
@@ -260,7 +260,7 @@ def open_local(
         return store
 
 
-def _strangers(root: str) -> list[str]:
+def strangers_in(root: str) -> list[str]:
     """What is in the folder, if it is one, besides what a creation that was cut off leaves."""
     if not os.path.isdir(root):
         return []
@@ -273,18 +273,23 @@ def _strangers(root: str) -> list[str]:
     ]
 
 
+def store_around(root: str) -> str | None:
+    """The store that the folder lies inside, if any."""
+    while (above := os.path.dirname(root)) != root:
+        if os.path.exists(os.path.join(above, CONFIG)):
+            return above
+        root = above
+    return None
+
+
 def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> None:
     config = new_config(chunk_bytes_avg, collision_guard)
     if os.path.exists(root) and not os.path.isdir(root):
         raise NotAStore(f"{root} is a file, not a store's folder")
-    above = os.path.dirname(root)
-    while True:
-        if os.path.exists(os.path.join(above, CONFIG)):
-            raise NotAStore(f"{root} lies inside the store {above}: stores can't be nested")
-        if above == os.path.dirname(above):
-            break
-        above = os.path.dirname(above)
-    strangers = _strangers(root)
+    around = store_around(root)
+    if around is not None:
+        raise NotAStore(f"{root} lies inside the store {around}: stores can't be nested")
+    strangers = strangers_in(root)
     if os.path.exists(os.path.join(root, CONFIG)):
         return  # another process was faster
     if strangers:

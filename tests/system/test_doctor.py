@@ -51,6 +51,28 @@ def verdicts(checks: Checks) -> dict[str, str]:
 
 
 class TestFolder:
+    def test_a_store_without_its_packs(self, examine: Doctor, tmp_path: Path) -> None:
+        with castore.open(tmp_path / "store") as store:
+            store.puts("x", os.urandom(100_000))
+        (tmp_path / "store" / "packs").rename(tmp_path / "not mounted")
+        code, checks = examine(tmp_path / "store")
+        assert (code, verdicts(checks)["packs"]) == (exits.FAILURE, "problem")
+        (tmp_path / "not mounted").rename(tmp_path / "store" / "packs")
+        assert examine(tmp_path / "store")[0] == exits.OK
+
+    def test_where_a_store_can_be_made_and_where_not(self, examine: Doctor, tmp_path: Path) -> None:
+        """As a put finds then."""
+        begun = tmp_path / "begun"  # a creation that was cut off
+        begun.mkdir()
+        (begun / "castore.lock").touch()
+        assert verdicts(examine(begun)[1])["folder"] == "ok"
+        castore.open(begun).close()
+        for inside in (begun / "x", begun / "packs"):
+            code, checks = examine(inside)
+            assert (code, "inside the store" in checks["folder"]["found"]) == (1, True)
+            with pytest.raises(castore.errors.NotAStore):
+                castore.open(inside)
+
     def test_a_store(self, examine: Doctor, tmp_path: Path) -> None:
         with castore.open(tmp_path / "store") as store:
             store.puts("x", b"1")
