@@ -297,6 +297,15 @@ def test_a_pin_that_can_not_be_read_is_named(store: castore.Store, world: World)
             collect(store, dry_run=dry_run)
 
 
+def test_a_run_that_only_waits_counts_what_is_there(store: castore.Store, world: World) -> None:
+    fill(store, "a", "b", "c")
+    store.delete("a")
+    store._backend._end_session()
+    assert store.gc().objects == 2
+    waits = store.gc()
+    assert (waits.packs_condemned, waits.objects) == (1, 2)
+
+
 # ---------------------------------------------------------------- hints and lists
 
 

@@ -108,12 +108,14 @@ class _Collection:
         if state.phase == CONDEMNED:
             if not self._grace_is_over():
                 self._note_waiting()
+                self._marker.count()
                 return
             state.lead()
             self._second_phase()
         elif state.phase == SWEEPING:
             self._sweep()
         if state.phase == SWEEPING and not options.carry_undeletable:
+            self._marker.count()
             return
         self._expire()
         if options.repacks and self._may_rewrite:

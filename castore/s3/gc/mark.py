@@ -162,6 +162,12 @@ class S3Marker:
         self._memory.remember(after, [], {})
         self._memory.remember_starts(starts)
 
+    def count(self) -> None:
+        """Only list the names: `objects` and `tombstones` are how many there are."""
+        self.objects, self.tombstones = 0, 0
+        for _ in self._counted(list_names(self._bucket, self._requests, self._memory.starts())):
+            """Nothing is read of them."""
+
     def _counted(self, listed_names: Iterator[Listed]) -> Iterator[tuple[bytes, Listed]]:
         for single, counts in self._names.merged(listed_names):
             name = None if counts is None else name_of(counts)
