@@ -34,6 +34,7 @@ from stores import fill
 import castore
 from castore.check.plan import plan
 from castore.errors import StoreFull
+from castore.format.s3_told import encode_hints, encode_listing
 from castore.s3.client.attempts import Attempts
 from castore.s3.client.bucket import Bucket
 from castore.system.lmdb_env import Index
@@ -176,6 +177,15 @@ def test_of_a_manifest_with_a_damaged_segment_the_rest_is_saved(
         assert saved[at:begin] == value[at:begin]
         assert saved[begin:end] == bytes(end - begin)
         at = end
+
+
+def test_hints_and_listings_of_another_store_go(remote: Open, bucket: Bucket) -> None:
+    change(bucket, keys(bucket, "hints/")[0], encode_hints(bytes(16), []))
+    change(bucket, f"listings/{'0' * 32}", encode_listing(bytes(16), []))
+    kinds = [problem.kind for problem in remote().check().problems]
+    assert sorted(kinds) == ["hints", "listing"]
+    assert remote().check(repair=True).problems == []
+    assert len(keys(bucket, "quarantine/")) == 2
 
 
 def test_what_was_kept_once_is_not_replaced_another_time(remote: Open, bucket: Bucket) -> None:

@@ -424,16 +424,18 @@ class S3Repair:
         return target
 
     def _tidy(self) -> None:
-        """Hints, samples and listings that do not decode only cost time, and expired pins that do
-        not decode protect nothing: they go. A younger pin's session may live: it stays."""
+        """Hints, samples and listings that do not decode, or are another store's, only cost time,
+        and expired pins that do not decode protect nothing: they go. A younger pin's session may
+        live: it stays."""
         now = time.time() + self._bucket.clock_skew()
         void = [key for key, modified in self._check.bad_pins if now - modified > PIN_S]
-        told: dict[str, Callable[[bytes], object]] = {}
+        told: dict[str, Callable[[bytes], tuple[bytes, object]]] = {}
         told |= dict.fromkeys(listed_hints(self._bucket), decode_hints)
         told |= dict.fromkeys(listed_listings(self._bucket), decode_listing)
         for key, decode in told.items():
             try:
-                decode(self._bucket.get(key).body)
+                if decode(self._bucket.get(key).body)[0] != self._config.store_id:
+                    void.append(key)
             except FormatError:
                 void.append(key)
             except (KeyAbsent, UnsupportedFormat):  # gone; or a later castore's
