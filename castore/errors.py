@@ -269,6 +269,11 @@ class CollectionRefused(StoreIOError):
     """A collector does not begin, as it could not tell what is garbage. Nothing was changed."""
 
 
+class RepairRefused(StoreIOError):
+    """More packs are missing than are there, as where packs/ is not mounted: a repair would take
+    for lost what may come back. Nothing was changed."""
+
+
 class UnclaimedData(CollectionRefused):
     """Packs hold what no name leads to because names were lost, not because they were deleted."""
 

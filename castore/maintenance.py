@@ -83,6 +83,7 @@ def check_store(
     *,
     read_data: bool | float = False,
     repair: bool = False,
+    packs_are_lost: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> CheckReport:
@@ -110,7 +111,7 @@ def check_store(
             return report
     repaired = repair_config(store, **options) if repair else ""
     with open_store(store, create=False, read_only=not repair, **options) as opened:
-        report = opened.check(read_data, repair, stages)
+        report = opened.check(read_data, repair, stages, packs_are_lost=packs_are_lost)
     if repaired:
         report.repaired.insert(0, repaired)
     return report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from castore.errors import RepairRefused
 from castore.stream.reports import CheckReport
 from castore.wording import counted
 
@@ -56,3 +57,13 @@ def plan(report: CheckReport) -> list[str]:
             words = {thing: counted(counts[kind], thing) for thing in THINGS}
             steps.append(text.format(**words))
     return steps
+
+
+def refuse_most_missing(report: CheckReport, store: str) -> None:
+    """Raises RepairRefused where more packs are missing than are there."""
+    missing, there = len(report.missing_packs), report.packs
+    if missing > there:
+        raise RepairRefused(
+            f"{store} lacks {counted(missing, 'pack')}, and has {there:,}: bring packs/ back first "
+            "(is it mounted?), or say that they are lost (packs_are_lost=True)"
+        )

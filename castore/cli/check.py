@@ -84,7 +84,8 @@ def _repair(report: CheckReport, arguments: Namespace) -> int:
         complain("nothing was done: repeat it with --yes to repair")
         return report.exit_code
     with open_to_change(arguments) as store, open_progress("repair") as progress:
-        after = store.check(repair=report, progress=progress)
+        lost = arguments.packs_are_lost
+        after = store.check(repair=report, packs_are_lost=lost, progress=progress)
     complain_each([f"done: {step}" for step in after.repaired], arguments)
     _print(after, arguments)
     return after.exit_code

@@ -120,6 +120,7 @@ class LocalStore:
         session: Callable[[], WriteSession],
         found: CheckReport | None,
         *,
+        packs_are_lost: bool,
         progress: Progress | None,
     ) -> CheckReport:
         from castore.local.check.repair import LocalRepair
@@ -127,7 +128,9 @@ class LocalStore:
 
         parts = Parts(self.root, self.config, self._index, self.catalog, self.packs, session)
         mend = LocalRepair(parts)
-        return mend.check_and_repair(found, threads=self.threads, progress=progress)
+        return mend.check_and_repair(
+            found, packs_are_lost=packs_are_lost, threads=self.threads, progress=progress
+        )
 
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
         raise StoreLocked(

@@ -162,12 +162,13 @@ class S3Store:
         session: Callable[[], WriteSession],
         found: CheckReport | None,
         *,
+        packs_are_lost: bool,
         progress: Progress | None,
     ) -> CheckReport:
         from castore.s3.check.repair import repair
 
         self._end_session()
-        return repair(self._parts, session, found, progress=progress)
+        return repair(self._parts, session, found, packs_are_lost=packs_are_lost, progress=progress)
 
     def rebuild_index(self, *, progress: Progress | None) -> RebuildReport:
         from castore.s3.rebuild import rebuild_index

@@ -124,6 +124,8 @@ class WholeVerbs(NameVerbs):
         read_data: bool | float = False,
         repair: bool | CheckReport = False,
         progress: Progress | None = None,
+        *,
+        packs_are_lost: bool = False,
     ) -> CheckReport:
         """Whether the store is whole, and with `repair`, its mending.
 
@@ -136,10 +138,12 @@ class WholeVerbs(NameVerbs):
         removed that may be of use, but moved below `quarantine/`, objects under names there. The
         report is then that of another check, and names what is lost; its `repaired` says what was
         done. In place of True, `repair` may be the report of a check, just now, which is of use if
-        all data was read: else that is done first.
+        all data was read: else that is done first. What is in missing packs is taken for lost. So
+        while more are missing than are there, as where packs/ is not mounted, nothing is repaired,
+        unless `packs_are_lost`.
 
-        Raises IndexCorrupt where LMDB's pages are damaged; StoreLocked; ReadOnlyStore, StoreFull,
-        StoreIOError (a repair); ValueError for a share that is none.
+        Raises RepairRefused then; IndexCorrupt where LMDB's pages are damaged; StoreLocked;
+        ReadOnlyStore, StoreFull, StoreIOError (a repair); ValueError for a share that is none.
 
         >>> _ = store.puts("greeting", b"hello, world")
         >>> report = store.check(read_data=True)
@@ -154,7 +158,9 @@ class WholeVerbs(NameVerbs):
         self._check_writable()  # before anything is looked at or mended
         # One that left out data would have the packs that it did not read taken for sound.
         found = None if repair is True or repair.read_frames < repair.frames else repair
-        return backend.repair(self._session, found, progress=progress)
+        return backend.repair(
+            self._session, found, packs_are_lost=packs_are_lost, progress=progress
+        )
 
     def export_folder(
         self, prefix: str, folder: StrPath, *, progress: Progress | None = None

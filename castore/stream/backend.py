@@ -56,10 +56,12 @@ class Backend(Protocol):
         session: Callable[[], WriteSession],
         found: CheckReport | None,
         *,
+        packs_are_lost: bool,
         progress: Progress | None,
     ) -> CheckReport:
         """`found` is what a check of all data has just found, so that the data need not be read
-        again by a kind of store that can do without."""
+        again by a kind of store that can do without. Raises RepairRefused while more packs are
+        missing than are there, unless `packs_are_lost`."""
 
     def back_up(self, path: str, *, progress: Progress | None) -> BackupReport: ...
 

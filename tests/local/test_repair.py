@@ -23,7 +23,7 @@ from stores import change_rows, contents, fill, flip, packs, read, rows, small
 import castore
 from castore.check.plan import plan
 from castore.cli import main
-from castore.errors import CastoreError, FormatError, IndexCorrupt
+from castore.errors import CastoreError, FormatError, IndexCorrupt, RepairRefused
 from castore.format.index import Record, decode_chunk_row, decode_record, segment_key
 from castore.format.segment import SegmentBuilder, decode_segment
 from castore.local.check import repair_objects, segments
@@ -55,7 +55,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 def repair(folder: Path) -> castore.stream.reports.CheckReport:
     """By itself; and the command, which says first what it would do, would have done it, too."""
     steps = plan(castore.check_store(folder, read_data=True))
-    report = castore.check_store(folder, repair=True)
+    report = castore.check_store(folder, repair=True, packs_are_lost=True)
     assert bool(steps) == bool(report.repaired), report.repaired
     return report
 
@@ -579,6 +579,19 @@ def test_the_command_does_nothing_while_most_packs_are_missing(
         assert {name: store.gets(name) for name in store.names()} == expected
     (folder / "packs").rename(tmp_path / "not mounted")
     assert main(["-r", str(folder), "check", "--repair", "--yes", "--packs-are-lost"]) == 14
+
+
+def test_no_verb_does_anything_while_most_packs_are_missing(folder: Path, tmp_path: Path) -> None:
+    (folder / "packs").rename(tmp_path / "not mounted")
+    index = rows(folder)
+    with pytest.raises(RepairRefused, match="lacks 2 packs, and has 0"):
+        castore.check_store(folder, repair=True)
+    with castore.open(folder) as store, pytest.raises(RepairRefused):
+        store.check(repair=store.check(read_data=True))
+    assert rows(folder) == index
+    (tmp_path / "not mounted").rename(folder / "packs")
+    with castore.open(folder) as store:
+        assert read(store) == EXPECTED
 
 
 def test_a_damaged_frame_that_only_a_row_leads_to(folder: Path) -> None:

@@ -33,7 +33,7 @@ from stores import fill
 
 import castore
 from castore.check.plan import plan
-from castore.errors import StoreFull
+from castore.errors import RepairRefused, StoreFull
 from castore.format.s3_told import encode_hints, encode_listing
 from castore.s3.client.attempts import Attempts
 from castore.s3.client.bucket import Bucket
@@ -186,6 +186,19 @@ def test_hints_and_listings_of_another_store_go(remote: Open, bucket: Bucket) ->
     assert sorted(kinds) == ["hints", "listing"]
     assert remote().check(repair=True).problems == []
     assert len(keys(bucket, "quarantine/")) == 2
+
+
+def test_nothing_is_repaired_while_most_packs_are_missing(remote: Open, bucket: Bucket) -> None:
+    packs = {key: bucket.get(key).body for key in keys(bucket, "packs/")}
+    bucket.delete_many(list(packs))
+    before = keys(bucket, "")
+    with pytest.raises(RepairRefused, match="and has 0: bring packs/ back"):
+        remote().check(repair=True)
+    assert keys(bucket, "") == before
+    for key, raw in packs.items():
+        change(bucket, key, raw)
+    assert remote().check(True).problems == []
+    assert read(remote()) == VALUES
 
 
 def test_what_was_kept_once_is_not_replaced_another_time(remote: Open, bucket: Bucket) -> None:

@@ -259,6 +259,7 @@ class MemoryStore:
         session: Callable[[], WriteSession],
         found: CheckReport | None,
         *,
+        packs_are_lost: bool,
         progress: Progress | None,
     ) -> CheckReport:
         """There is no second copy of anything, so that nothing can be mended."""

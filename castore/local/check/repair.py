@@ -16,6 +16,7 @@ import os
 from functools import partial
 from itertools import count
 
+from castore.check.plan import refuse_most_missing
 from castore.errors import FormatError
 from castore.format.index import manifest_of
 from castore.format.segment import decode_segment
@@ -57,14 +58,21 @@ class LocalRepair:
         self._objects = ObjectRepair(parts, self._frames, self._done, self.lost)
 
     def check_and_repair(
-        self, found: CheckReport | None, *, threads: int, progress: Progress | None
+        self,
+        found: CheckReport | None,
+        *,
+        packs_are_lost: bool,
+        threads: int,
+        progress: Progress | None,
     ) -> CheckReport:
         """The report of a check after the repair. All data is read once, by this or by the check
         that `found` is the report of; then only packs that something was wrong with, or that have
-        come since. Raises StoreFull, StoreIOError."""
+        come since. Raises RepairRefused, StoreFull, StoreIOError."""
         stages = Stages(progress)
         check = partial(check_local, self._root, fraction=1, threads=threads, progress=stages)
         before = found or check()
+        if not packs_are_lost:
+            refuse_most_missing(before, self._root)
         # A collector moves frames, too, and relies on it that nobody else does.
         with CollectorLock(os.path.join(self._root, GC_LOCK)) as lock:
             try:

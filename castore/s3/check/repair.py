@@ -16,6 +16,7 @@ from functools import cached_property
 
 from castore.check.bitflip import corrected
 from castore.check.objects import Faulty, inline_fault, manifest_faults
+from castore.check.plan import refuse_most_missing
 from castore.check.salvage import PREFIX, note, salvage
 from castore.errors import CommitUnknown, ConfigLost, FormatError, NameNotFound, UnsupportedFormat
 from castore.format.index import INLINE_BYTES_LIMIT
@@ -62,6 +63,7 @@ def repair(
     session: Callable[[], WriteSession],
     found: CheckReport | None,
     *,
+    packs_are_lost: bool,
     progress: Progress | None,
 ) -> CheckReport:
     """It checks for itself, whatever was `found`, but reads only packs that changed since; and so
@@ -79,6 +81,8 @@ def repair(
     known = {pack_id: read for pack_id, read in known.items() if pack_id not in marked}
     with contextlib.closing(names), open_check(parts, stages, known) as check:
         report = check.run(fraction=1)
+        if not packs_are_lost:
+            refuse_most_missing(report, bucket.settings.url)
         repairing = S3Repair(bucket, names, parts.catalog, check, session)
         repairing.mark_packs(report, marked)
         repairing.repair_batches()
