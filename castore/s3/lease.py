@@ -62,6 +62,12 @@ class WriterLease:
             return False
         return self._age() < SESSION_S_MAX / 2
 
+    @property
+    def idle(self) -> bool:
+        """Whether `close` would remove the pins at once."""
+        busy = self._puts or self._naming or self.any_unknown
+        return not busy and self._pid == os.getpid()
+
     def join(self) -> bool:
         """A put begins; False if none may."""
         with self._lock:

@@ -187,9 +187,13 @@ class S3Store:
     def gc(self, options: GcOptions, *, progress: Progress | None) -> GcReport:
         from castore.s3.gc.collect import collect
 
+        ending: set[bytes] = set()
+        with self._lock:
+            if options.dry_run and self._lease is not None and self._lease.idle:
+                ending = {self._lease.id}  # as if it ended
         if not options.dry_run:
             self._end_session()
-        report = collect(self._parts, self._collector_session, options, progress)
+        report = collect(self._parts, self._collector_session, options, progress, ending)
         if report.packs_removed:
             self._hints.retain(lambda: listed_packs(self._bucket).keys())
         return report

@@ -297,6 +297,21 @@ def test_a_pin_that_can_not_be_read_is_named(store: castore.Store, world: World)
             collect(store, dry_run=dry_run)
 
 
+def test_a_dry_run_foretells_what_a_run_takes_of_what_this_store_has_put(
+    store: castore.Store, world: World
+) -> None:
+    fill(store, "a", "b")
+    store.delete("a")
+    before = dict(world.server.objects)
+    foretold = store.gc(dry_run=True)
+    assert world.server.objects == before
+    assert store.gc().packs_condemned == foretold.packs_condemned == 1
+    with store.open("c", "wb") as writing:  # what is being put would stay
+        writing.write(noise(SIZE, 5))
+        assert not store._backend._lease.idle
+    assert store._backend._lease.idle
+
+
 def test_a_run_that_only_waits_counts_what_is_there(store: castore.Store, world: World) -> None:
     fill(store, "a", "b", "c")
     store.delete("a")

@@ -46,16 +46,21 @@ SCRATCH_S = 86_400
 
 
 def collect(
-    parts: Parts, open_session: OpenSession, options: GcOptions, progress: Progress | None
+    parts: Parts,
+    open_session: OpenSession,
+    options: GcOptions,
+    progress: Progress | None,
+    ending: Set[bytes] = frozenset(),
 ) -> GcReport:
-    """`open_session` is for what is copied.
+    """`open_session` is for what is copied. A dry run takes the sessions that are `ending` for
+    ended.
 
     Raises CollectionRefused, ManifestUnreadable and FormatError before anything is removed;
     StoreBusy when another collection took over; StoreIOError, RemoteError and what else a Bucket
     raises: then the next collection goes on."""
     began = time.monotonic()
     features = _checked_server(parts.bucket, options)
-    collection = _Collection(parts, open_session, options, features, progress)
+    collection = _Collection(parts, open_session, options, features, progress, ending)
     if options.dry_run:
         collection.dry_run()
     else:
@@ -84,6 +89,7 @@ class _Collection:
         options: GcOptions,
         features: ServerFeatures | None,
         progress: Progress | None,
+        ending: Set[bytes],
     ) -> None:
         self._parts = parts
         self._bucket = parts.bucket
@@ -97,7 +103,7 @@ class _Collection:
         memory = CollectorMemory(parts.cache)
         self._state = CollectorState(parts, memory, conditional=conditional)
         self._memory = memory
-        self._marker = S3Marker(parts, memory, stages, with_frames=options.repacks)
+        self._marker = S3Marker(parts, memory, stages, with_frames=options.repacks, ended=ending)
         self._repacker = S3Repacker(parts.catalog, self._marker, open_session, stages)
         self._report = GcReport(dry_run=options.dry_run)
         self._undeletable: dict[bytes, Exception] = {}

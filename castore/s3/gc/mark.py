@@ -8,7 +8,7 @@ other way around, a name could come between.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -52,10 +52,17 @@ class S3Marker:
     """Of one store; it changes nothing."""
 
     def __init__(
-        self, parts: Parts, memory: CollectorMemory, stages: Stages, *, with_frames: bool = False
+        self,
+        parts: Parts,
+        memory: CollectorMemory,
+        stages: Stages,
+        *,
+        with_frames: bool = False,
+        ended: Set[bytes] = frozenset(),
     ) -> None:
         """`with_frames`: what is read of a manifest are its frames, too, as somebody will want
-        them."""
+        them. Pins of sessions that are `ended` do not count."""
+        self._ended = ended
         self._with_frames = with_frames
         self.packs_made: dict[bytes, float] = {}  # when, by the server, of those listed last
         self.objects = 0  # in the last listing of names
@@ -116,7 +123,10 @@ class S3Marker:
         return pins
 
     def _listed_pins(self) -> Iterator[Listed]:
-        return (e for e in self._bucket.list(PINS) if session_of_pin(e.key) is not None)
+        for entry in self._bucket.list(PINS):
+            session = session_of_pin(entry.key)
+            if session is not None and session not in self._ended:
+                yield entry
 
     def _read_pin(self, key: str) -> tuple[bytes, list[bytes]]:
         """A session that removed it meanwhile has ended: its names are there to be listed."""
