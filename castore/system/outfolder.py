@@ -186,14 +186,14 @@ def ignores_case(folder: int) -> bool:
     """Whether names that differ in case alone are one name in the open folder, as on macOS."""
     probe = f".castore-a{os.urandom(7).hex()}0"
     try:
-        os.close(os.open(probe, _DRAFT, 0o600, dir_fd=folder))
+        # A folder, which takes no descriptor, and within the `try`: an interrupt may come at once.
+        os.mkdir(probe, 0o700, dir_fd=folder)
+        return status_in(folder, probe.upper()) is not None
     except OSError:  # whatever it is, the first file will say it
         return False
-    try:
-        return status_in(folder, probe.upper()) is not None
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(probe, dir_fd=folder)
+        with contextlib.suppress(OSError):
+            os.rmdir(probe, dir_fd=folder)
 
 
 def _folded(inner: str) -> str:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +352,24 @@ def test_the_probe_for_case_sees_a_folder_that_ignores_it(
     folder = os.open(tmp_path, os.O_RDONLY)
     monkeypatch.setattr(os, "stat", lowered)
     assert outfolder.ignores_case(folder)
+    assert os.listdir(tmp_path) == []
+    os.close(folder)
+
+
+def test_an_interrupt_right_behind_the_probe_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+
+    def struck(call: Callable[..., object], *arguments: Any, **options: Any) -> None:
+        call(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", partial(struck, os.open))
+    monkeypatch.setattr(os, "mkdir", partial(struck, os.mkdir))
+    with pytest.raises(KeyboardInterrupt):
+        outfolder.ignores_case(folder)
+    monkeypatch.undo()
     assert os.listdir(tmp_path) == []
     os.close(folder)
 
