@@ -387,11 +387,14 @@ class _Descriptor:
     """A duplicate that lives as long as some task refers to it: a task that outlives an interrupted
     get must not write to whatever file gets the number next."""
 
+    fd = -1  # until there is one
+
     def __init__(self, fd: int) -> None:
         self.fd = os.dup(fd)
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 _CUT_SHORT = "a pack was cut short while it was read: restore it from a backup"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -417,3 +418,17 @@ def test_errors_of_reading_are_errors_of_the_system_too(missing: str) -> None:
     assert issubclass(kinds[missing], OSError)
     assert issubclass(ChunkCorrupt, OSError)
     assert issubclass(FormatError, ValueError)
+
+
+def test_a_get_without_a_descriptor_left_says_that_and_nothing_else(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.puts("name", os.urandom(300_000))
+
+    def none_left(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        store.get("name", tmp_path / "out")
+    assert os.listdir(tmp_path) == ["store"]
