@@ -26,6 +26,9 @@ from castore.wording import counted
 
 PACK_BYTES_MAX = 256 << 20
 MAPPINGS_MAX = 512  # kept for the next read; whoever holds one keeps it longer
+# Of frames that were read, whose pages stay mapped. What is read again and again at random takes a
+# little longer with less; and who watches resident memory, as Dask does, ends a process with more.
+READ_BYTES_MAX = 512 << 20
 AT_HAND_BYTES_MAX = 64 << 20  # of frames that deltas are made of, whose pages stay mapped
 
 
@@ -44,7 +47,7 @@ class LocalPacks:
         self._open: Pack | None = None
         self._sealed: set[Pack] = set()  # still held by puts that have not committed
         self._mapped: dict[bytes, Mapping] = {}
-        self._at_hand_bytes = 0
+        self._at_hand_bytes = self._read_bytes = 0
         self._pid = os.getpid()
         forks.register(self)
 
@@ -209,6 +212,11 @@ class LocalPacks:
                     mapping = self.mapping(pack_id, end)
                 pack, mapped = pack_id, memoryview(mapping)
             found.append(mapped[offset:end])
+        self._read_bytes += sum([place.stored_bytes for place in places])
+        if self._read_bytes > READ_BYTES_MAX:
+            # Reads that go on for long would have all packs resident.
+            self._read_bytes = 0
+            self._unmap_pages()
         return found
 
     def at_hand(self, place: Location) -> memoryview:
@@ -217,9 +225,12 @@ class LocalPacks:
         if self._at_hand_bytes > AT_HAND_BYTES_MAX:
             # A large put reads all of an older object; what is read again is in the page cache.
             self._at_hand_bytes = 0
-            for mapping in list(self._mapped.values()):
-                mapping.advise_dontneed(0, len(mapping))
+            self._unmap_pages()
         return frame
+
+    def _unmap_pages(self) -> None:
+        for mapping in list(self._mapped.values()):
+            mapping.advise_dontneed(0, len(mapping))
 
     def hold(self, pack_ids: Collection[bytes]) -> Held:
         """Mappings of all that the packs hold now."""

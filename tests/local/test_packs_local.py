@@ -495,6 +495,26 @@ def test_what_deltas_are_made_of_does_not_stay_mapped(
     assert os.path.getsize(file) > 12 << 20
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("how", ["file", "ranges"])
+def test_what_is_read_bit_by_bit_does_not_stay_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    data = os.urandom(16 << 20)
+    with castore.open(tmp_path / "store", threads=2) as store:
+        store.puts("name", data)
+    monkeypatch.setattr("castore.local.packs.READ_BYTES_MAX", 2 << 20)
+    largest = 0
+    with castore.open(tmp_path / "store", threads=2) as store, store.open("name") as file:
+        [pack] = (tmp_path / "store" / "packs").rglob("*.pack")
+        for at in range(0, len(data), 1 << 19):
+            end = at + (1 << 19)
+            read = file.read(end - at) if how == "file" else store.gets("name", (at, end))
+            assert read == data[at:end]
+            largest = max(largest, resident_bytes(pack))
+    assert 1 << 20 <= largest < 5 << 20
+
+
 def resident_bytes(file: Path) -> int:
     """What is mapped of the file, and in memory."""
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
