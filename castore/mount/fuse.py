@@ -154,6 +154,8 @@ class _Operations:
             return 0
         caller = self._caller()
         if caller.process == handle.draft.process:
+            if caller.is_changing:  # it may keep a duplicate; if not, the file's release comes next
+                return 0
             path = self._mounted_at + self._tree.path_of(handle.draft)
             if has_open(caller.process, path):  # only a duplicate was closed
                 return 0

@@ -19,6 +19,7 @@ import pytest
 
 import castore
 from castore.mount import MountUnavailable, mounted, unmount
+from castore.mount.mounts import served_by
 from castore.testing.contents import noise
 
 pytestmark = pytest.mark.skipif(
@@ -33,6 +34,18 @@ file.flush()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
+
+BEGINS = """
+import os, sys
+file = open(sys.argv[1], "wb", buffering=0)
+file.write(b"1")
+"""
+PROGRAMS = {  # that begin another one while they write a file, which Python opens with O_CLOEXEC
+    "os.system('true'); file.write(b'2')": b"12",
+    "os.execv('/bin/sh', ['sh', '-c', 'true'])": b"1",
+    "os.dup2(file.fileno(), 1); os.execv('/bin/sh', ['sh', '-c', 'echo 2'])": b"12\n",
+    "os.dup2(file.fileno(), 1); os.execv('/bin/sh', ['sh', '-c', 'kill -9 $$'])": None,
+}
 
 CHANGES = (
     lambda store, path, data: store.puts(path.name, data),
@@ -209,6 +222,28 @@ def test_what_is_closed_by_the_end_of_a_program_is_published(
     program = "import os, sys; os.write(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY), b'1')"
     subprocess.run([sys.executable, "-c", program, root / "a"], check=True)
     assert store.gets("a") == b"1"
+
+
+@pytest.mark.parametrize(("program", "published"), PROGRAMS.items())
+def test_a_writer_that_begins_another_program(
+    store: castore.Store, tmp_path: Path, program: str, published: bytes | None
+) -> None:
+    """As Linux closes its files for that, it answers nobody who asks about it."""
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    with mounted(store.path, str(folder), writable=True):
+        serving = served_by(str(folder))
+        writer = subprocess.Popen([sys.executable, "-c", BEGINS + program, folder / "a"])
+        try:
+            writer.wait(30)
+        except subprocess.TimeoutExpired:
+            assert serving is not None
+            os.kill(serving, signal.SIGKILL)  # else each `ps` on this machine waits as well
+            writer.wait()
+            raise
+    assert [store.gets(name) for name in store.names()] == (
+        [] if published is None else [published]
+    )
 
 
 def test_fsync_publishes(store: castore.Store, root: Path) -> None:
