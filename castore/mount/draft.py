@@ -68,6 +68,7 @@ class Draft:
         self._fd = -1
         self._written_ns = time.time_ns() if base is None else base.info.mtime_ns
         self._set_ns: int | None = None
+        self._set_mode: int | None = None
         self.lock = threading.RLock()
 
     @property
@@ -130,8 +131,9 @@ class Draft:
             self._touch()
 
     def set_mode(self, mode: int) -> None:
+        """The permission bits that it will have, whatever it was opened with."""
         with self.lock:
-            self.mode = mode
+            self.mode = self._set_mode = mode
 
     def set_time(self, mtime_ns: int) -> None:
         """The time that it will have, if nothing is written any more. Nanoseconds."""
@@ -157,6 +159,7 @@ class Draft:
                         mtime_ns=attributes.mtime_ns,
                     )
             self.changed = self.is_new = self.failed = False
+            self._set_mode = None
             if appended is not None or self._adds:
                 self._rebase(name, None if self._adds else appended)
 
@@ -209,7 +212,7 @@ class Draft:
                 file.close()
             finally:
                 file.abort()
-            mode = None if now is not None and self.mode == now.mode else self.mode
+            mode = self.mode if now is None else self._set_mode
             if mode is not None or self._set_ns is not None:
                 transaction.set_attributes(name, mode=mode, mtime_ns=self._set_ns)
         assert file.info is not None

@@ -202,5 +202,10 @@ class Tree(FileRequests):
             if mtime_ns is not None:
                 draft.set_time(mtime_ns)
             return
-        with self._changing():
+        with self._changing(), self._unpublished(name):
             self._store.set_attributes(name, mode=mode, mtime_ns=mtime_ns)
+            if mode is not None:
+                with self._lock:
+                    drafts = self._drafts.at(name)
+                for draft in drafts:  # which began with the bits that the object had
+                    draft.set_mode(mode)

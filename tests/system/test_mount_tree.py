@@ -173,6 +173,32 @@ def test_a_new_file_is_there_before_it_is_published(store: castore.Store, tree: 
     assert (store.gets("d/a"), store.info("d/a").mode) == (b"part", 0o600)
 
 
+@pytest.mark.parametrize("flags", [os.O_RDWR, os.O_WRONLY | os.O_APPEND])
+@pytest.mark.parametrize("who", [ONE, OTHER])
+@pytest.mark.parametrize("first", [False, True])
+def test_mode_bits_given_while_a_file_is_open(
+    store: castore.Store, tree: Tree, flags: int, who: Caller, first: bool
+) -> None:
+    store.puts("a", b"old")
+    handle = tree.open("/a", flags, ONE)
+    if first:
+        tree.chmod("/a", 0o600, who)
+    handle.write(3, b" and new")
+    if not first:
+        tree.chmod("/a", 0o600, who)
+    close(tree, handle)
+    assert (store.gets("a"), store.info("a").mode) == (b"old and new", 0o600)
+
+
+def test_an_append_keeps_the_mode_bits_that_others_gave(store: castore.Store, tree: Tree) -> None:
+    store.puts("a", b"old")
+    handle = tree.open("/a", os.O_WRONLY | os.O_APPEND, ONE)
+    handle.write(0, b" and new")
+    store.set_attributes("a", mode=0o600)  # not through the mount
+    close(tree, handle)
+    assert (store.gets("a"), store.info("a").mode) == (b"old and new", 0o600)
+
+
 def test_an_empty_file(store: castore.Store, tree: Tree) -> None:
     store.puts("b", b"1")
     close(tree, tree.create("/a", 0o644, NEW, ONE))
