@@ -62,7 +62,7 @@ class NameVerbs(StoreFileSystem):
                             continue
                         raise NameNotFound(source)
                 with self._changes(create=False) as changes:
-                    changes.copy(source, self._strip_protocol(target))
+                    changes.copy(source, self._target(source, target))
 
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
         self.copy([path1], [path2])
@@ -109,7 +109,12 @@ class NameVerbs(StoreFileSystem):
                 raise NameNotFound(source)
         with self._changes(create=False) as changes:
             for source, target, _ in places:
-                changes.rename(source, self._strip_protocol(target))
+                changes.rename(source, self._target(source, target))
+
+    def _target(self, source: str, target: str) -> str:
+        name: str = self._strip_protocol(target)
+        # What marks a folder, as some programs have it, goes on to mark one.
+        return f"{name}/" if source.endswith("/") else name
 
     def rm_file(self, path: str) -> None:
         with self._changes(create=False) as changes:

@@ -40,6 +40,22 @@ def left(fs: CastoreFileSystem, *gone: str) -> bool:
     return fs.find("") == sorted(EVERY.keys() - set(gone), key=str.encode)
 
 
+@pytest.mark.parametrize("verb", ["copy", "mv"])
+@pytest.mark.parametrize(
+    ("pattern", "maxdepth"), [("marked", None), ("marked", 1), ("marke*", None), ("marke*", 2)]
+)
+def test_what_marks_a_folder_goes_on_to_mark_one(
+    fs: CastoreFileSystem, verb: str, pattern: str, maxdepth: int | None
+) -> None:
+    """Some programs put an empty object of the folder's name and a slash."""
+    fs.store.puts("marked/", b"")
+    fs.pipe_file("marked/a", b"a")
+    getattr(fs, verb)(pattern, "other", recursive=True, maxdepth=maxdepth)
+    assert fs.find("other") == ["other/", "other/a"]
+    assert fs.isdir("other")
+    assert fs.cat_file("other/a") == b"a"
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_a_name_that_is_there_is_no_pattern(
     fs: CastoreFileSystem, name: str, tmp_path: Path
