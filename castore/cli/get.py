@@ -23,7 +23,7 @@ from castore.cli.output import (
 )
 from castore.cli.stores import open_to_read
 from castore.errors import CastoreError, NameNotFound, describe_os_error
-from castore.model import ObjectInfo, as_prefix, sort_key
+from castore.model import ObjectInfo, as_prefix, encode_name, sort_key
 from castore.system.fileio import write_stream
 from castore.wording import counted
 
@@ -182,6 +182,7 @@ def _copy_range(store: Store, name: str, begin: int, end: int | None) -> None:
 
 
 def _path_of(name: str, folder: str) -> str:
+    encode_name(name)  # one that can't be is wrong by itself
     last = name.rsplit("/", 1)[-1]
     if not last:
         raise UsageError(f"{name!r} ends with '/': give the file to write it to")

@@ -45,7 +45,7 @@ class Sum:
 
 
 def ls(arguments: Namespace) -> int:
-    prefix: str = arguments.prefix
+    prefix: str = arguments.prefix if arguments.prefix.strip("/") else ""
     line_of = _line_of(arguments)
     last = ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from castore.cli.exits import UsageError
 from castore.cli.output import object_document, print_json
 from castore.cli.stores import open_to_change
 from castore.errors import NameNotFound
-from castore.model import as_prefix
+from castore.model import ObjectInfo, as_prefix
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -53,10 +54,20 @@ def _transfer(store: Store, arguments: Namespace, *, rename: bool) -> int:
     except NameNotFound as error:
         raise of_folder(store, error, f"{arguments.verb} -R {arguments.source} TARGET") from error
     if arguments.json:
-        for _, target in pairs:
-            with suppress(NameNotFound):  # it is done, and somebody deleted it since
-                print_json(object_document(store.info(target)))
+        for info in _copied(store, arguments, {target for _, target in pairs}):
+            print_json(object_document(info))
     return exits.OK
+
+
+def _copied(store: Store, arguments: Namespace, targets: set[str]) -> Iterator[ObjectInfo]:
+    """What they map to, without those that somebody deleted since."""
+    if arguments.recursive:  # on S3 a list takes one request for many of them
+        found = store.list(as_prefix(arguments.target))
+        yield from (info for info in found if info.name in targets)
+        return
+    for target in targets:
+        with suppress(NameNotFound):
+            yield store.info(target)
 
 
 def _folder_pairs(store: Store, arguments: Namespace) -> list[tuple[str, str]]:

@@ -89,7 +89,7 @@ def _ls(verbs: Verbs) -> None:
         "ls:ls",
         ("[PREFIX]",),
         "list the names that start with PREFIX",
-        "'logs/' lists what is below logs/; 'logs' lists logs.txt, too.\n",
+        "'logs/' lists what is below logs/; 'logs' lists logs.txt, too; '/' lists all.\n",
     )
     verb.add_argument("-l", "--long", action="store_true", help="with mode, size and time")
     verb.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="default: all names")

@@ -368,6 +368,7 @@ def test_ls(run):
     assert names(run) == ["logs.txt", "logs/a", "logs/b", "other", "seed"]
     assert names(run, "logs") == ["logs.txt", "logs/a", "logs/b"]
     assert names(run, "logs/") == ["logs/a", "logs/b"]
+    assert names(run, "/") == names(run, "") == names(run)  # as for du, export and get -R
     fails(run("ls", "none"), 14, "no name starts with 'none'")
     line = run("ls", "-l", "logs/a").text.split()
     assert (line[0], line[1:3], line[-1]) == ("-rw-r--r--", ["4.9", "KiB"], "logs/a")
@@ -421,6 +422,17 @@ def test_cp_and_mv(run):
     fails(run("mv", "seed", "../x"), 2, "'..'")
     assert run("mv", "seed", "seed2", "--json").documents[0]["name"] == "seed2"
     assert names(run) == ["folder/copy", "seed2"]
+
+
+def test_what_a_folder_was_copied_to_is_asked_for_at_once(run, monkeypatch):
+    """On S3 each question is a request."""
+    for name in ("a/x", "a/y"):
+        run("put", "-", name, stdin=name.encode())
+    monkeypatch.setattr(castore.Store, "info", None)
+    for verb, source, target in (("cp", "a", "b"), ("mv", "b", "c")):
+        done = run(verb, "-R", source, target, "--json")
+        assert [each["name"] for each in done.documents] == [f"{target}/x", f"{target}/y"]
+        assert done.documents[0]["size"] == 3
 
 
 def test_a_copy_that_somebody_deletes_is_done(run, monkeypatch):

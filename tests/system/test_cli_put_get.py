@@ -416,6 +416,7 @@ def test_get_errors(run, tmp_path):
     assert not (tmp_path / "out").exists()
     fails(run("get", "seed", f"{tmp_path}/nowhere/"), 1, "nowhere")
     fails(run("get", "seed", tmp_path / "nowhere" / "x"), 1, "nowhere")
+    fails(run("get", ""), 2, "must not be empty")
     fails(run("get", "seed", "seed", tmp_path), 2, "same file")
     fails(run("get", "seed", "seed", tmp_path / "out"), 2, "folder")
     fails(run("get", "-R", "seed"), 2, "get -R PREFIX FOLDER")
