@@ -26,6 +26,7 @@ from castore.mount.callers import UNKNOWN, Caller
 from castore.mount.errnos import fail
 from castore.mount.files import FileRequests
 from castore.mount.pages import ASIDE
+from castore.stream.operations import check_time
 
 RENAME_NOREPLACE = 1  # of Linux's renameat2
 MOVES_MAX = 5  # of what others put into a folder, or delete there, while it is renamed
@@ -183,6 +184,8 @@ class Tree(FileRequests):
         self, path: str, caller: Caller, *, mode: int | None = None, mtime_ns: int | None = None
     ) -> None:
         self._check_writable()
+        if mtime_ns is not None:
+            check_time(path, mtime_ns)  # now, and not when the file is closed, and lost for it
         is_root = self._roots.is_root(path[1:])
         name = self._roots.folder_name(path[1:]) if is_root else self._name(path)
         info, is_folder = (None, True) if is_root else self._look(name)

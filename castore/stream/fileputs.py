@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from operator import index
 from typing import NamedTuple, TypeAlias
 
 from castore.errors import (
@@ -20,7 +19,7 @@ from castore.errors import (
 from castore.format.index import Record
 from castore.model import Progress, encode_name
 from castore.stream.bases import FindAlignment
-from castore.stream.operations import Draft
+from castore.stream.operations import Draft, check_time
 from castore.stream.session import WriteSession
 from castore.stream.small import GROUP_BYTES, SMALL_BYTES_MAX, SmallGroups, SmallObject, Stored
 from castore.stream.sourcefile import (
@@ -35,7 +34,6 @@ from castore.stream.sourcefile import (
 from castore.system.open_folders import open_store_of, refuse_open_store_paths
 
 READ_TOGETHER = 64  # files
-TIME_NS_LIMIT = 1 << 63
 # Of this process or system, for any file.
 NO_MORE_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -211,13 +209,6 @@ class FilePuts:
     def _check_time(self, path: str, status: Status) -> None:
         if self._options.keep_time:
             check_time(path, status.st_mtime_ns)
-
-
-def check_time(what: str, time_ns: int) -> None:
-    """Raises TimeOutOfRange; TypeError for what is no integer, which would else be found out by the
-    commit, where those of other threads fail with it."""
-    if not -TIME_NS_LIMIT <= index(time_ns) < TIME_NS_LIMIT:
-        raise TimeOutOfRange(what, time_ns)
 
 
 def is_unchanged(record: Record, status: os.stat_result) -> bool:

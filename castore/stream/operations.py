@@ -6,7 +6,10 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
+from castore.errors import TimeOutOfRange
 from castore.format.index import Record
+
+TIME_NS_LIMIT = 1 << 63
 
 
 class Draft:
@@ -67,6 +70,13 @@ def check_mode(mode: int) -> None:
     """Raises ValueError."""
     if not 0 <= mode <= 0o7777:
         raise ValueError(f"mode is permission bits, 0 to 0o7777, not {mode:#o}")
+
+
+def check_time(what: str, time_ns: int) -> None:
+    """Raises TimeOutOfRange; TypeError for what is no integer, which would else be found out by the
+    commit, where those of other threads fail with it."""
+    if not -TIME_NS_LIMIT <= index(time_ns) < TIME_NS_LIMIT:
+        raise TimeOutOfRange(what, time_ns)
 
 
 class Delete(NamedTuple):

@@ -8,13 +8,13 @@ from itertools import chain
 
 from castore.errors import InvalidName
 from castore.model import NAME_BYTES_MAX, decode_name, encode_name, encode_prefix
-from castore.stream.fileputs import check_time
 from castore.stream.operations import (
     Copy,
     Delete,
     DeletePrefix,
     SetAttributes,
     check_mode,
+    check_time,
     names_after,
 )
 from castore.transaction.lifecycle import Lifecycle

@@ -13,8 +13,8 @@ from castore.model import ObjectInfo, Progress, decode_name, encode_name
 from castore.objectfile import ObjectWriterFile
 from castore.stream.appending import begin_as
 from castore.stream.bases import FindAlignment
-from castore.stream.fileputs import FileOptions, FilePut, FilePuts, check_time
-from castore.stream.operations import Draft, Publish, check_mode
+from castore.stream.fileputs import FileOptions, FilePut, FilePuts
+from castore.stream.operations import Draft, Publish, check_mode, check_time
 from castore.stream.resembling import resembling
 from castore.stream.small import (
     SMALL_BYTES_MAX,

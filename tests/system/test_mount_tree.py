@@ -199,6 +199,20 @@ def test_an_append_keeps_the_mode_bits_that_others_gave(store: castore.Store, tr
     assert (store.gets("a"), store.info("a").mode) == (b"old and new", 0o600)
 
 
+def test_a_time_that_no_record_can_hold_is_refused_at_once(
+    store: castore.Store, tree: Tree
+) -> None:
+    store.puts("there", b"1")
+    handle = tree.create("/a", 0o644, NEW, ONE)
+    handle.write(0, b"part")
+    for path in ("/a", "/there", "/"):
+        for time_ns in (-(1 << 63) - 1, 1 << 63):
+            fails(errno.EOVERFLOW, lambda path=path, at=time_ns: tree.utimens(path, at, ONE))
+    tree.utimens("/a", -(1 << 63), ONE)
+    close(tree, handle)
+    assert (store.gets("a"), store.info("a").mtime) == (b"part", -(1 << 63) / 1e9)
+
+
 def test_an_empty_file(store: castore.Store, tree: Tree) -> None:
     store.puts("b", b"1")
     close(tree, tree.create("/a", 0o644, NEW, ONE))
