@@ -13,10 +13,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from queue import Empty, SimpleQueue
 
 VARIABLE = "CONDUCTO_RUN"
 PASSES_MAX = 200  # a process that can't be killed is not waited for forever
 PASS_S = 0.01
+READ_S = 5.0  # nor one whose environment can't be read
 
 
 class Guard:
@@ -80,15 +83,42 @@ def watch(cookie: str) -> None:
         end(group, is_group=True)
     marker = f"{VARIABLE}={cookie}".encode()
     clean = 0
+    stuck: set[int] = set()
     # A process that was just about to begin has the variable a moment later: look twice.
     for _ in range(PASSES_MAX):
-        found = [pid for pid in processes() if marker in environment(pid)]
+        found = marked(marker, stuck)
         for pid in found:
             end(pid)
         clean = 0 if found else clean + 1
         if clean == 2:
             return
         time.sleep(PASS_S)
+
+
+def marked(marker: bytes, stuck: set[int]) -> list[int]:
+    """The processes that have this in their environment; those that are `stuck` are not looked at.
+
+    Who reads the environment of a process that begins a program waits until it has, and where that
+    is read from a disk that does not answer, without an end. It may be anybody's: after `READ_S`
+    it joins the stuck ones.
+    """
+    found, left = [], deque(pid for pid in processes() if pid not in stuck)
+    while left:
+        read: SimpleQueue[list[bytes]] = SimpleQueue()
+        threading.Thread(target=_read, args=(tuple(left), read), daemon=True).start()
+        try:
+            while left:
+                if marker in read.get(timeout=READ_S):
+                    found.append(left[0])
+                left.popleft()
+        except Empty:
+            stuck.add(left.popleft())
+    return found
+
+
+def _read(pids: tuple[int, ...], read: SimpleQueue[list[bytes]]) -> None:
+    for pid in pids:
+        read.put(environment(pid))
 
 
 def processes() -> list[int]:

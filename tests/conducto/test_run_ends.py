@@ -336,3 +336,33 @@ def test_records_that_a_killed_runner_left_half_are_those_of_before(pipelines: P
     assert pipelines.conducto("run", "--resume", "half", "--json").code == 0
     events = [json.loads(line) for line in pipelines.conducto("show", "--json").out.splitlines()]
     assert [event["state"] for event in events] == ["done"]
+
+
+@linux_only
+def test_a_process_that_tells_nobody_its_environment_keeps_no_guard_waiting(
+    tmp_path: Path,
+) -> None:
+    number = mark()
+    program = tmp_path / "guarding.py"
+    program.write_text(
+        f"""
+import os, subprocess, sys, time
+from conducto.run import guard
+
+read, guard.READ_S = guard.environment, 2.0
+
+
+def environment(pid: int) -> list[bytes]:
+    if pid == os.getppid():
+        time.sleep(3600)  # as where the program that it begins is on a disk that hangs
+    return read(pid)
+
+
+guard.environment = environment
+job = subprocess.Popen(["sleep", "{number}"], env={{**os.environ, guard.VARIABLE: "cookie"}})
+guard.watch("cookie")
+sys.exit(job.wait() != -9)
+"""
+    )
+    subprocess.run([sys.executable, program], stdin=subprocess.DEVNULL, check=True, timeout=60)
+    assert not processes_with(number)

@@ -76,7 +76,9 @@ def test_threads_are_started_in_three_files_at_most() -> None:
     assert "castore/system/workers.py" in found
     mounts = {"castore/mount/fuse.py", "castore/mount/process.py"}  # what no store waits for
     assert len({name for name in found - mounts if name.startswith("castore/")}) <= 3, found
-    runs = {f"conducto/run/{name}.py" for name in ("runner", "recorder", "cluster", "worker")}
+    runs = {
+        f"conducto/run/{name}.py" for name in ("runner", "recorder", "cluster", "worker", "guard")
+    }
     assert {name for name in found if name.startswith("conducto/")} <= runs
 
 
