@@ -77,12 +77,14 @@ class Image:
     ) -> None:
         if isinstance(reqs_py, str):
             raise TypeError(f"reqs_py is a list of requirements, not the text {reqs_py!r}")
+        if not all(isinstance(each, str) for each in reqs_py or ()):
+            raise TypeError(f"requirements are text, not {reqs_py!r}")
         self.image = image
         self.dockerfile = dockerfile
         self.docker_build_args = dict(docker_build_args or {})
         self.context = context
         self.copy_repo = bool(copy_repo)
-        self.copy_dir = copy_dir
+        self.copy_dir = None if copy_dir is None else os.fspath(copy_dir)
         self.copy_url = copy_url
         self.copy_branch = copy_branch
         self.docker_auto_workdir = docker_auto_workdir
@@ -91,9 +93,9 @@ class Image:
         self.reqs_packages = list(reqs_packages or ())
         self.reqs_docker = reqs_docker
         self.path_map = {str(outside): inside for outside, inside in (path_map or {}).items()}
-        self.shell = shell
+        self.shell = os.fspath(shell)
         self.name = name
-        self.instantiation_directory = instantiation_directory or caller_folder()
+        self.instantiation_directory = os.fspath(instantiation_directory or caller_folder())
 
     def to_dict(self) -> dict[str, Any]:
         """What `Image(**fields)` makes again; fields that say nothing are left out."""

@@ -59,6 +59,8 @@ class Exec(Node):
 
     @command.setter
     def command(self, command: str) -> None:
+        if not isinstance(command, str):
+            raise TypeError(f"a command that is set is text, not {command!r}")
         self.call, self._command = None, command
 
 

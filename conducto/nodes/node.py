@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -238,6 +239,10 @@ class Node:
             raise ValueError(f"a node's name is not empty: {path!r}")
         if name in (".", "..") or any(letter < " " for letter in name):
             raise ValueError(f"{name!r} can't be a node's name")
+        try:
+            os.fsencode(name)  # it is in the environment of a process
+        except UnicodeEncodeError:
+            raise ValueError(f"{name!r} can't be a node's name") from None
         if not parent.is_group:
             raise TreeError(f"{parent!r} is a command, and has no nodes below it")
         if name in parent.children:
@@ -309,9 +314,27 @@ def _at_least(least: int, option: str) -> Callable[[int], int]:
     return check
 
 
+def _amount(option: str) -> Callable[[float | str], float | str]:
+    def check(amount: float | str) -> float | str:
+        try:
+            fits = isinstance(amount, int | float | str) and 0 <= float(amount) < float("inf")
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"{option} is a number from 0 on, not {amount!r}")
+        return amount
+
+    return check
+
+
 # What makes a value of an option one that a node can have; raises TypeError or ValueError.
 CHECKS: dict[str, Callable[[Any], Any]] = {
+    "cpu": _amount("cpu"),
+    "doc": str,
     "env": _environment,
+    "gpu": _amount("gpu"),
+    "mem": _amount("mem"),
+    "title": str,
     "max_time": _max_time,
     "max_concurrent": _at_least(1, "max_concurrent"),
     "retries": _at_least(0, "retries"),

@@ -93,7 +93,7 @@ def _node(document: Mapping[str, Any], depth: int) -> Node:
     children = {name: _node(each, depth + 1) for name, each in document.get("children", {}).items()}
     node: Node
     if kind is Exec:
-        node = Exec(str(document["command"]))
+        node = Exec("")
         node.command = document["command"]  # as it is: it was unindented before
     elif kind is Lazy:
         generate = children.pop(GENERATE)
