@@ -226,11 +226,16 @@ class Records:
             stack.extend(node.children.values())
 
 
-def all_runs(store: castore.Store) -> Iterator[Run]:
-    """All pipelines that were run, but for those that are archived meanwhile."""
+def all_runs(store: castore.Store, left_out: dict[str, str]) -> Iterator[Run]:
+    """All pipelines that were run, but for those that are archived meanwhile. `left_out` gets, by
+    their ids, why others can't be read: a later version recorded them, say."""
     for entry in store.scandir("pipelines", details=False):
-        with suppress(RunNotFound):
-            yield Records(store, entry.name.split("/")[1]).load()
+        run_id = entry.name.split("/")[1]
+        try:
+            with suppress(RunNotFound):
+                yield Records(store, run_id).load()
+        except (KeyError, TypeError, ValueError) as error:
+            left_out[run_id] = str(error)
 
 
 def new_id() -> str:

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from castore import Store
 from conducto.arguments import Parameter, UsageError, Value, parse
-from conducto.cli import write_bytes, write_text
+from conducto.cli import complain, write_bytes, write_text
 from conducto.errors import RunError
 from conducto.nodes import Exec, Node
 from conducto.nodes.pretty import lines
@@ -105,13 +105,17 @@ def _module(path: str) -> ModuleType:
 
 
 def show(store: Store, given: dict[str, Value]) -> int:
-    """Print a run, or without an id a line for each; 1 if the run has failed."""
+    """Print a run, or without an id a line for each; 1 if the run has failed, or if one of all
+    can't be shown."""
     if "id" not in given:
         if given.get("html"):
             raise UsageError("--html is of one pipeline: give its ID")
-        for each in sorted(all_runs(store), key=lambda run: run.created):
+        left_out: dict[str, str] = {}
+        for each in sorted(all_runs(store, left_out), key=lambda run: run.created):
             write_text(_listed(each, as_json=bool(given.get("json"))))
-        return 0
+        for run_id, reason in left_out.items():
+            complain(f"conducto: pipeline {run_id!r} can't be shown: {reason}")
+        return 1 if left_out else 0
     records = Records(store, str(given["id"]))
     found = records.load()
     states = found.states

@@ -214,6 +214,29 @@ def test_titles_and_tags_are_listed(pipelines: Pipelines) -> None:
     assert (document["title"], document["tags"]) == ("all of it", ["nightly", "x"])
 
 
+def test_a_title_that_is_a_number_is_listed(pipelines: Pipelines) -> None:
+    root = co.Serial()
+    root["a"] = co.Exec("true", doc=7)  # type: ignore[arg-type]
+    root.title = 2024  # type: ignore[assignment]
+    done = pipelines.run(root)
+    assert "  2024" in pipelines.conducto("show").out
+    assert pipelines.conducto("show", done.id, "--html", "run.html").code == 0
+
+
+def test_a_run_that_can_not_be_read_keeps_no_other_from_being_listed(pipelines: Pipelines) -> None:
+    root = co.Serial(title="it is mine")
+    root["a"] = co.Exec("true")
+    pipelines.run(root)
+    later = {"tree": {"conducto": 2}, "cwd": "/", "argv": [], "created": 1}
+    pipelines.records("later").store.puts("pipelines/later/run/tree", json.dumps(later).encode())
+    shown = pipelines.conducto("show")
+    assert "it is mine" in shown.out
+    assert shown.err.startswith(
+        "conducto: pipeline 'later' can't be shown: a tree is a JSON object"
+    )
+    assert shown.code == 1
+
+
 def test_a_failure_stops_and_is_shown_and_a_resume_goes_on(pipelines: Pipelines) -> None:
     root = co.Serial()
     root["a"] = co.Exec("echo a >> ran")
