@@ -266,11 +266,18 @@ def _push(store: castore.Store, before: States, after: States) -> None:
 
 
 def _states(folder: str, prefixes: dict[str, str]) -> States:
-    """The path of each file, and what tells whether it was changed, by its name in the store."""
+    """The path of each file, and what tells whether it was changed, by its name in the store.
+
+    Raises OSError for a folder that can't be read: what is in it was not deleted.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise error
+
     found = {}
     for scope, prefix in prefixes.items():
         top = os.path.join(folder, scope)
-        for inner, _, files in os.walk(top):
+        for inner, _, files in os.walk(top, onerror=unreadable):
             for file in files:
                 path = os.path.join(inner, file)
                 if not os.path.isfile(path):  # a pipe, or a link to nothing

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conducto import context
 from conducto.mount import VARIABLE as DATA_DIR
@@ -110,13 +110,21 @@ class Jobs:
             job = job.replaced(env=self._with_path(env, os.path.join(folder, "bin")))
         if not os.path.isdir(job.cwd):
             return Outcome(State.ERROR, reason=f"there is no folder {job.cwd!r} to run in")
-        with self._data.of_node(task.command) as data:
-            if data is None:
-                return executor.run(job, output)
-            job = job.replaced(env={**job.env, DATA_DIR: data.folder})
-            outcome = executor.run(job, output)
-            data.is_whole = outcome.state is not State.KILLED
-            return outcome
+        outcome = None
+        try:
+            with self._data.of_node(task.command) as data:
+                if data is not None:
+                    job = job.replaced(env={**job.env, DATA_DIR: data.folder})
+                outcome = executor.run(job, output)
+                if data is not None:
+                    data.is_whole = outcome.state is not State.KILLED
+        except (OSError, ValueError) as error:
+            if outcome is None:
+                raise
+            lost = f"what it changed in its data was not kept: {error}"
+            reason = f"{outcome.reason}; {lost}" if outcome.reason else lost
+            return replace(outcome, state=State.ERROR, reason=reason)
+        return outcome
 
     def _with_path(self, env: Mapping[str, str], folder: str) -> dict[str, str]:
         """`python` is found in the folder first. Behind all others is where this interpreter's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -126,6 +127,41 @@ def suppressed(delete: Callable[[], None]) -> Callable[[], None]:
             delete()
 
     return do
+
+
+def test_a_folder_that_can_not_be_read_is_not_taken_for_deleted(
+    no_mounts: None, pipelines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    co.data.user.puts("kept/a", b"1")
+    scandir = os.scandir
+
+    def scanned(path: Any) -> Any:
+        if str(path).endswith("user/kept"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    with (
+        data_folder("7") as folder,
+        pytest.raises(PermissionError),
+        folder.of_node(f"chmod 0 ${VARIABLE}/user/kept"),
+    ):
+        monkeypatch.setattr(os, "scandir", scanned)
+    assert co.data.user.gets("kept/a") == b"1"
+
+
+def test_a_node_whose_data_can_not_be_pushed_is_told_to_have_run(
+    no_mounts: None, pipelines: Any
+) -> None:
+    root = co.Parallel()
+    root["a"] = co.Exec(f"touch ${VARIABLE}/user/$'\\xff'")
+    root["b"] = co.Exec(f"touch ${VARIABLE}/user/$'\\xff'; exit 3")
+    done = pipelines.run(root)
+    execs = pipelines.load(done.id).execs
+    lost = "what it changed in its data was not kept: "
+    assert done.code == 1
+    assert execs["/a"].reason.startswith(lost)
+    assert execs["/a"].exit_code == 0
+    assert execs["/b"].reason.startswith(f"exit code 3; {lost}")
 
 
 KILLED = """
