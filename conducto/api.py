@@ -145,6 +145,9 @@ class _Given:
     def of_scope(self, scope: str) -> list[Secret]:
         """Those of a dict."""
         self._check(isinstance(self._only, Mapping), "a dict of values by their keys")
+        if any(isinstance(each, bytes | bytearray) for each in self._only.values()):
+            # Its text would be b'...', which is nobody's password.
+            raise InvalidSecret("the value of a secret is text, and not bytes: nothing was put")
         return [
             Secret(key, "" if value is None else str(value), scope)
             for key, value in self._only.items()

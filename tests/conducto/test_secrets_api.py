@@ -108,6 +108,7 @@ def test_many() -> None:
         ({"s3kr1t=": "s3kr1t"},),
         ({"GOOD": "s3kr1t", "A": ""},),
         ({"A": None},),
+        ({"A": b"s3kr1t"},),
         ({"A": "s3kr1t\0"},),
         ({"A": "s3kr1t" * 2000},),
         (["s3kr1t"],),
