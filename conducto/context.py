@@ -214,4 +214,8 @@ def _path_part(value: str, what: str) -> str:
         raise InvalidContext(f"a {what} must be text that is not empty, not {value!r}")
     if "/" in value or "\0" in value or value in (".", ".."):
         raise InvalidContext(f"{value!r} can't be a {what}: it is used as one part of a path")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidContext(f"{value!r} can't be a {what}: it is not valid Unicode") from None
     return value

@@ -435,7 +435,7 @@ class TestScopes:
         assert issubclass(co.ContextError, RuntimeError)
         co.data.user.puts("x", b"")  # that of the user does not
 
-    @pytest.mark.parametrize("bad", ["", "a/b", "/", ".", "..", "a\0b"])
+    @pytest.mark.parametrize("bad", ["", "a/b", "/", ".", "..", "a\0b", "\udcff"])
     def test_ids_and_profiles_are_one_part_of_a_path(self, mode: str, bad: str) -> None:
         with pytest.raises(InvalidContext, match="pipeline id"):
             co.data.pipeline.bound(pipeline_id=bad).exists("x")
