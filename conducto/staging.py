@@ -4,6 +4,7 @@ through a link."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -63,15 +64,10 @@ def made(folder: str) -> Iterator[int]:
 @contextmanager
 def staged(target_fd: int) -> Iterator[int]:
     """A descriptor of a new private folder inside `target_fd`, so on its file system: what is in it
-    can be renamed. It goes, with what is left in it."""
-    name = STAGING_PREFIX + os.urandom(8).hex()
-    os.mkdir(name, 0o700, dir_fd=target_fd)
-    try:
-        fd = enter(name, target_fd)
-    except BaseException:
-        with suppress(OSError):  # something else is in its place
-            os.rmdir(name, dir_fd=target_fd)
-        raise
+    can be renamed. It goes, with what is left in it; that of a process which was killed goes with
+    the next."""
+    _remove_left(target_fd)
+    name, fd = _made_own(target_fd)
     try:
         own, others = os.fstat(fd), os.fstat(target_fd)
         if own.st_uid != os.geteuid() and others.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -88,6 +84,41 @@ def staged(target_fd: int) -> Iterator[int]:
                     os.rmdir(name, dir_fd=target_fd)
     finally:
         os.close(fd)
+
+
+def _made_own(target_fd: int) -> tuple[str, int]:
+    """Its name and descriptor. It is locked for as long as that is open."""
+    while True:
+        name = STAGING_PREFIX + os.urandom(8).hex()
+        os.mkdir(name, 0o700, dir_fd=target_fd)
+        try:
+            fd = enter(name, target_fd)
+        except FileNotFoundError:  # taken for one that was left, as it was not locked yet
+            continue
+        except BaseException:
+            with suppress(OSError):  # something else is in its place
+                os.rmdir(name, dir_fd=target_fd)
+            raise
+        with suppress(OSError):  # no locks here: then nobody takes it for one that was left
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(name, dir_fd=target_fd), os.fstat(fd)):
+                return name, fd
+        os.close(fd)  # gone, as above
+
+
+def _remove_left(target_fd: int) -> None:
+    """Remove what processes left that were killed, as nobody has it locked. Not where others can
+    write: they could have put anything of ours in its place."""
+    if os.fstat(target_fd).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return
+    for name in os.listdir(target_fd):
+        if name.startswith(STAGING_PREFIX):
+            # It is in use, or no folder, or cannot be emptied: whoever restores need not care.
+            with suppress(OSError), entered(name, target_fd) as fd:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _empty(fd)
+                os.rmdir(name, dir_fd=target_fd)
 
 
 def _empty(folder_fd: int) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 import conducto as co
 from castore import errors
-from conducto import cache, context
+from conducto import cache, context, staging
 from conducto.errors import CacheNotFound, CacheRefused, NotCacheable
 from conducto.merge import IMPLIED_FOLDER_MODE, Merge
 from conducto.staging import STAGING_PREFIX
@@ -710,3 +710,28 @@ print(anonymous() - before)
             check=True,
         )
         assert int(run.stdout) < {"local": 128, "cloud": 256}[mode]
+
+
+KILLED = """
+import os, signal, sys
+import conducto as co
+from conducto.merge import Merge
+Merge.scan = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+co.data.user.restore_cache("deps", "v1", sys.argv[1])
+"""
+
+
+@local_only
+def test_what_a_killed_restore_left_goes_with_the_next(folder: Path, tmp_path: Path) -> None:
+    user.save_cache("deps", "v1", folder)
+    target = tmp_path / "target"
+    target.mkdir(mode=0o755)
+    subprocess.run([sys.executable, "-c", KILLED, target], check=False)
+    [left] = target.iterdir()
+    assert left.name.startswith(STAGING_PREFIX)
+    with staging.made(str(target)) as target_fd, staging.staged(target_fd):
+        assert left not in target.iterdir()
+        [used] = target.iterdir()
+        user.restore_cache("deps", "v1", target)  # what another is using stays
+        assert sorted(target.iterdir()) == sorted([used, target / "deps"])
+    assert [*target.iterdir()] == [target / "deps"]
