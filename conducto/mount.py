@@ -189,9 +189,8 @@ def run_mount(words: Sequence[str]) -> int:
 
 def run_umount(words: Sequence[str]) -> int:
     """`conducto umount FOLDER`. Raises UsageError, OSError."""
-    if len(words) != 1:
-        raise UsageError("umount takes a FOLDER")
-    unmount(words[0])
+    given = parse((Parameter("folder", "where it is mounted"),), words)
+    unmount(str(given["folder"]))
     return 0
 
 

@@ -173,3 +173,9 @@ def test_what_an_earlier_conducto_kept_is_taken_over(
     assert context.open_store().check(read_data=True).exit_code == 0
     assert run(capsys, "take-over", "--no-local")[0] == 1
     assert run(capsys, "take-over", "x")[0] == 2
+
+
+def test_each_verb_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in command.VERBS:
+        code, out, err = run(capsys, verb, "--help")
+        assert (code, out.partition(":")[0], err) == (0, "usage", "")
