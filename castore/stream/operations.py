@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 from typing import NamedTuple, TypeAlias
 
 from castore.errors import TimeOutOfRange
@@ -67,8 +68,9 @@ class SetAttributes(NamedTuple):
 
 
 def check_mode(mode: int) -> None:
-    """Raises ValueError."""
-    if not 0 <= mode <= 0o7777:
+    """Raises ValueError; TypeError for what is no integer, which would else be found out by the
+    commit, where those of other threads fail with it."""
+    if not 0 <= index(mode) <= 0o7777:
         raise ValueError(f"mode is permission bits, 0 to 0o7777, not {mode:#o}")
 
 

@@ -217,6 +217,11 @@ class Names(Kind):
         wrong: Any = 1.5e18  # as time.time() * 1e9 is
         with pytest.raises(TypeError, match="float"):
             store.set_attributes("small", mtime_ns=wrong)
+        wrong = 420.0
+        with pytest.raises(TypeError, match="float"):
+            store.set_attributes("small", mode=wrong)
+        with pytest.raises(TypeError, match="float"):
+            store.puts("small", b"", mode=wrong)
 
     def test_mode_and_time_together_with_what_is_put(self, store: castore.Store) -> None:
         store.puts("old", b"1", mode=0o644)
