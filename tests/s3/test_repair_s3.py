@@ -21,6 +21,7 @@ from damaged_s3 import (
     cut_manifest,
     flip_pack,
     flipped,
+    garble_manifest,
     garble_segment,
     keys,
     read,
@@ -135,7 +136,11 @@ def kill_at_steps(
 
 
 @pytest.mark.damages_store("a check is all that looks at it")
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize(
+    "damage",
+    [each for each in DAMAGES if each is not garble_manifest],  # of what may be in a batch
+    ids=lambda damage: damage.__name__,
+)
 def test_the_command_would_do_something_about_it(
     remote: Open, bucket: Bucket, damage: Callable[[Bucket], None]
 ) -> None:
@@ -204,7 +209,7 @@ def test_nothing_is_repaired_while_most_packs_are_missing(remote: Open, bucket: 
 def test_what_was_kept_once_is_not_replaced_another_time(remote: Open, bucket: Bucket) -> None:
     store, lost = remote(), []
     for i in range(2):
-        store.puts("twice", b"%d" % i * 500)
+        store.puts("twice", random.Random(i).randbytes(100_000))  # too large for a batch
         raw = bucket.get("names/twice").body
         lost.append(raw[:60] + bytes(len(raw) - 60))
         bucket.put("names/twice", lost[-1], idempotent=True)

@@ -199,7 +199,7 @@ def test_a_few_of_another_store_do_not_count(moto_server: Server, bucket: Bucket
 @pytest.mark.damages_store("castore.json is taken away")
 def test_what_says_nothing_of_it(moto_server: Server, bucket: Bucket) -> None:
     made(moto_server)
-    for entry in list(bucket.list("packs/")) + list(bucket.list("names/")):
+    for entry in [each for kind in ("packs/", "names/", "batches/") for each in bucket.list(kind)]:
         raw = bucket.get(entry.key).body
         bucket.put(entry.key, raw[:30] + bytes([raw[30] ^ 1]) + raw[31:], idempotent=True)
     assert repair_config(bucket) == "", "nothing to do while castore.json is there"
