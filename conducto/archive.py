@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 def archive(pipeline_id: str, *, local: bool | None = None, profile: str | None = None) -> int:
     """Delete every name of a pipeline; how many there were.
 
-    In local mode that is one step; in the cloud they go one after another, and to repeat it is to
-    go on. Their space comes back when the store next collects garbage. Raises RunError while
-    somebody runs the pipeline: what its runner went on to record would be left.
+    A run of it can't be resumed from the first one on. In local mode the others go in one step; in
+    the cloud they go one after another, and to repeat it is to go on. Their space comes back when
+    the store next collects garbage. Raises RunError while somebody runs the pipeline, or archives
+    it: what its runner went on to record would be left.
 
     >>> co.data.pipeline.bound(pipeline_id="7").puts("result", b"42")
     >>> co.data.archive("7")
@@ -28,8 +29,8 @@ def archive(pipeline_id: str, *, local: bool | None = None, profile: str | None 
 
     prefix = f"pipelines/{context.pipeline_id(pipeline_id)}/"
     store = context.open_store(local=local, profile=profile)
-    Records(store, pipeline_id).refuse_if_running()
-    deleted = store.delete_prefix(prefix)
+    with Records(store, pipeline_id).retired() as deleted:
+        deleted += store.delete_prefix(prefix)
     store.remove_old_versions(prefix, below=True)
     return deleted
 

@@ -41,10 +41,10 @@ printed.
 mount shows the data of the pipeline, of the user, or of both, as a folder; a file that is written
 there is published when it is closed. umount ends that. It needs castore[mount] and libfuse 3.
 
-archive deletes all names of a pipeline and prints how many there were. Locally that is one step. In
-the cloud they go one after another: repeat one that was interrupted. What belongs to the user
-stays. A pipeline that is being run is left. The space comes back with the store's next
-`castore gc`.
+archive deletes all names of a pipeline and prints how many there were. From the first one on a run
+of it can't be resumed. Locally the others go in one step, in the cloud one after another: repeat
+one that was interrupted. What belongs to the user stays. A pipeline that is being run is left. The
+space comes back with the store's next `castore gc`.
 
 take-over puts what an earlier Conducto kept as plain files into the store, and prints how many
 names it put. It reads the profile's data/ and pipelines/*/data/. It skips names that the store

@@ -20,11 +20,11 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from castore.errors import NameExists, NameNotFound
+from castore.errors import CastoreError, NameExists, NameNotFound
 from conducto import context
 from conducto.errors import RunError, RunNotFound
 from conducto.nodes import Lazy, Node
@@ -99,6 +99,7 @@ class Records:
         self.store = store
         self.id = context.pipeline_id(run_id)
         self.prefix = f"pipelines/{self.id}/run/"
+        self.tree_key = self.prefix + "tree"
 
     def create(self, root: Node, argv: list[str]) -> None:
         document = {
@@ -107,16 +108,59 @@ class Records:
             "argv": argv,
             "created": time.time(),
         }
-        self.store.puts(self.prefix + "tree", _json(document), if_absent=True)
+        self.store.puts(self.tree_key, _json(document), if_absent=True)
 
     def claim(self, number: int) -> Session:
-        """Be the run's runner number `number`, from 1. Raises RunError if somebody else is."""
+        """Be the run's runner number `number`, from 1. Raises RunError if somebody else is;
+        RunNotFound, with the number given back, if it was archived since it was loaded."""
+        session = self._claim(number)
+        # Who archives it claims a number, too, before the tree goes: either that was refused as
+        # this one is taken, or this is seen here.
+        if not self.store.exists(self.tree_key):
+            self._give_back(number)
+            raise RunNotFound(self.id)
+        return session
+
+    @contextmanager
+    def retired(self) -> Iterator[int]:
+        """While all that there is of it is deleted. Nobody begins to run it any more; it goes on as
+        it was only if this is ended before its tree is gone, by a kill or an error. Gives how many
+        names that took, less those that it put. Raises RunError while somebody runs it.
+
+        The tree goes first: on S3 names go one after another, and what is resumed by a half of its
+        states would run again what is done, and take for done what has lost its data.
+        """
+        try:
+            session, number = self._last_session()
+        except NameNotFound:
+            raise RunError(f"pipeline {self.id} is being archived by somebody else") from None
+        if session is not None and session.is_alive:
+            raise session.still_running(self.id)
+        if not number and not self.store.exists(self.tree_key):
+            yield 0  # only data
+            return
+        self._claim(number + 1)
+        try:
+            deleted = 0
+            with suppress(NameNotFound):  # of one that was archived in part
+                self.store.delete(self.tree_key)
+                deleted = 1
+            yield deleted - 1
+        except BaseException:
+            self._give_back(number + 1)  # who repeats it is not to take us for a runner
+            raise
+
+    def _claim(self, number: int) -> Session:
         session = Session.here()
         try:
             self.store.puts(self.session_key(number), _json(asdict(session)), if_absent=True)
         except NameExists:
             raise RunError(f"pipeline {self.id} is being run by somebody else") from None
         return session
+
+    def _give_back(self, number: int) -> None:
+        with suppress(CastoreError):
+            self.store.delete(self.session_key(number))
 
     def take(self, node: str, attempt: int, worker: str) -> bool:
         """Be the worker that makes this attempt; False if another one is."""
@@ -139,7 +183,7 @@ class Records:
 
         Sessions are read before states: who resumes it with states that another session has
         changed since then claims that session's number, and is refused. The tree, which is written
-        first, is read last: if it is there, nothing was archived before.
+        first, and archived first, is read last: if it is there, nothing was archived before.
         """
         try:
             return self._load()
@@ -152,7 +196,7 @@ class Records:
         found = self._all("nodes/").values()
         execs = {each.node: each for each in (Attempts.from_dict(json.loads(d)) for d in found)}
         grown = self._all("grown/")
-        document = json.loads(self.store.gets(self.prefix + "tree"))
+        document = json.loads(self.store.gets(self.tree_key))
         root = loads(json.dumps(document["tree"]))
         self._grow(root, execs, grown)
         if not is_alive:
@@ -164,14 +208,11 @@ class Records:
 
     @property
     def is_running(self) -> bool:
-        session, _ = self._last_session()
-        return session is not None and session.is_alive
-
-    def refuse_if_running(self) -> None:
-        """Raise RunError while somebody runs it."""
-        session, _ = self._last_session()
-        if session is not None and session.is_alive:
-            raise session.still_running(self.id)
+        """Not if it is archived meanwhile."""
+        with suppress(NameNotFound):
+            session, _ = self._last_session()
+            return session is not None and session.is_alive
+        return False
 
     def _last_session(self) -> tuple[Session | None, int]:
         """And how many there are."""

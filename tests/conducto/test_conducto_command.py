@@ -58,7 +58,9 @@ def test_one_that_somebody_resumes_meanwhile_does_not_keep_others_from_being_arc
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fill()
-    Records(context.open_store(), "1").claim(1)
+    records = Records(context.open_store(), "1")
+    records.create(co.Exec("true"), [])
+    records.claim(1)
     monkeypatch.setattr(Records, "is_running", False)  # nor was it, a moment before
     assert co.data.archive_quiet(0) == {"12": 1}
     assert co.data.pipeline.bound(pipeline_id="1").exists("x")
