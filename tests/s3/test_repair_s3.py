@@ -153,7 +153,7 @@ def test_a_flipped_bit_in_a_large_manifest(
     remote: Open, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """In its header, its head, or a segment: each is put right by itself."""
-    monkeypatch.setattr("castore.s3.check.repair.RAW_BYTES_MAX", 0)
+    monkeypatch.setattr("castore.s3.check.repair_manifests.RAW_BYTES_MAX", 0)
     raw = bucket.get("names/big/0").body
     change(bucket, "names/big/0", flipped(raw, 8 * (at % len(raw))))
     report = remote().check(repair=True)

@@ -14,6 +14,7 @@ from memory_s3 import Actor, Step
 from castore.errors import StoreIOError
 from castore.s3 import reliance
 from castore.s3.check.repair import S3Repair
+from castore.s3.check.repair_manifests import ManifestRepair
 from castore.s3.client.bucket import Bucket
 from castore.s3.keys import DAMAGED_ANY, HINTS, PACKS
 
@@ -343,9 +344,12 @@ def test_an_inline_object_is_mended_and_stays(world: World, if_match: str) -> No
 
 
 @pytest.mark.parametrize("size", [1000, 90_000])
-@pytest.mark.parametrize("moment", ["mark_packs", "repair_manifests", "_find_elsewhere"])
+@pytest.mark.parametrize(
+    ("of", "moment"),
+    [(S3Repair, "mark_packs"), (ManifestRepair, "run"), (S3Repair, "_find_elsewhere")],
+)
 def test_what_is_put_anew_during_the_repair_stays(
-    world: World, monkeypatch: pytest.MonkeyPatch, moment: str, size: int
+    world: World, monkeypatch: pytest.MonkeyPatch, of: type, moment: str, size: int
 ) -> None:
     with world.open("writer") as store:
         store.puts("a", DATA)
@@ -353,14 +357,14 @@ def test_what_is_put_anew_during_the_repair_stays(
     damage(world, cut)
     flip_bit(world, "names/b", 0)
     other = world.open("other")
-    step = getattr(S3Repair, moment)
+    step = getattr(of, moment)
 
-    def meanwhile(repair: S3Repair, *given: object) -> object:
+    def meanwhile(repair: object, *given: object) -> object:
         for name in "ab":
             other.puts(name, noise(size, ord(name)))
         return step(repair, *given)
 
-    monkeypatch.setattr(S3Repair, moment, meanwhile)
+    monkeypatch.setattr(of, moment, meanwhile)
     world.open("repairer").check(repair=True)
     for name in "ab":
         assert world.open("reader").gets(name) == noise(size, ord(name))

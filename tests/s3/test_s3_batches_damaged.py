@@ -28,7 +28,7 @@ VALUES[OVER] += b"more"
 @pytest.fixture
 def world(make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(writing, "BATCH_NAMES_MIN", 2)
-    for module in ("castore.s3.gc.server", "castore.s3.check.repair"):
+    for module in ("castore.s3.gc.server", "castore.s3.check.outcome"):
         monkeypatch.setattr(
             f"{module}.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
         )
@@ -172,7 +172,8 @@ def test_a_slow_repair_of_the_root_takes_nothing_away(
     """Of two at once, while the other one's root is in use already."""
     monkeypatch.setattr(writing, "BATCH_NAMES_MIN", 2)
     monkeypatch.setattr(
-        "castore.s3.check.repair.probe", lambda bucket: ServerFeatures(True, True, True, True, True)
+        "castore.s3.check.outcome.probe",
+        lambda bucket: ServerFeatures(True, True, True, True, True),
     )
     for j in itertools.count(step=3):
         world = make_world(batches=True)

@@ -583,7 +583,7 @@ def test_a_batch_may_be_forgotten_and_removed_at_any_time(
 ) -> None:
     """Of an entry that was retired long ago, while a new machine is at it."""
     monkeypatch.setattr(
-        "castore.s3.check.repair.probe",
+        "castore.s3.check.outcome.probe",
         lambda bucket: ServerFeatures(True, True, True, True, True),
     )
     for j in itertools.count(step=4 if verb == "repair" else 1):

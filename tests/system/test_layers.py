@@ -137,7 +137,7 @@ def test_no_lock_is_hidden_in_what_a_put_uses() -> None:
     """cached_property has one before Python 3.12, of the class: a fork while another thread is in
     it leaves it taken in the child for good. A repair is no part of a put."""
     assert files_with(r"\bcached_property\b.*import|import .*\bcached_property\b") <= {
-        "castore/s3/check/repair.py"
+        "castore/s3/check/outcome.py"
     }
 
 

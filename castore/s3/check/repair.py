@@ -11,51 +11,41 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from castore.check.bitflip import corrected
-from castore.check.objects import Faulty, inline_fault, manifest_faults
+from castore.check.objects import Faulty, manifest_faults
 from castore.check.plan import refuse_most_missing
-from castore.check.salvage import PREFIX, note, salvage
-from castore.errors import CommitUnknown, ConfigLost, FormatError, NameNotFound, UnsupportedFormat
-from castore.format.index import INLINE_BYTES_LIMIT
+from castore.check.salvage import salvage
+from castore.errors import ConfigLost, FormatError, NameNotFound, UnsupportedFormat
 from castore.format.pack import PackEntry
 from castore.format.s3 import NONCE_BYTES, encode_manifest
-from castore.format.s3_batches import decode_tombstone, digest_of, is_tombstone
 from castore.format.s3_told import decode_hints, decode_listing
 from castore.format.segment import decode_segment
 from castore.model import Extent, Location, Progress, Stages, StoredChunk
 from castore.s3.cache.store import StoreCache
 from castore.s3.catalog import S3Catalog
 from castore.s3.check.check import S3Check, open_check
-from castore.s3.check.mended import mended
+from castore.s3.check.outcome import Outcome
 from castore.s3.check.repair_batches import BatchRepair
 from castore.s3.check.repair_condemned import CondemnedRepair
-from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
-from castore.s3.client.probe import probe
-from castore.s3.client.put_once import put_over
+from castore.s3.check.repair_manifests import ManifestRepair, Partly
+from castore.s3.client.bucket import Bucket, KeyAbsent
 from castore.s3.creation import read_config, repair_config
 from castore.s3.damaged import mark_damaged, marks_of_packs, unmark
-from castore.s3.etags import batched_etag, is_batched, real
 from castore.s3.gc.mark import PIN_S
 from castore.s3.hints import listed_hints, rewrite_hints
-from castore.s3.keys import name_key, pack_key
+from castore.s3.keys import pack_key
 from castore.s3.listings import listed_listings
-from castore.s3.manifests import Overwritten, decode_own_head
+from castore.s3.manifests import Overwritten
 from castore.s3.namespace import Namespace
 from castore.s3.parts import Parts
-from castore.s3.quarantine import keep_copy
 from castore.s3.samples import damaged_samples
 from castore.s3.session import S3Session
 from castore.s3.versions import Version
-from castore.stream.codec import chunk_id_of
 from castore.stream.operations import Delete
-from castore.stream.reports import CheckReport, Problem
+from castore.stream.reports import CheckReport
 from castore.stream.session import WriteSession
 from castore.stream.writer import ObjectWriter
-
-RAW_BYTES_MAX = 64 << 10  # of a manifest whose every bit is tried
 
 
 def repair(
@@ -74,6 +64,7 @@ def repair(
     if read_config(bucket) != config:
         url = bucket.settings.url
         raise ConfigLost(f"{url} was opened with another's castore.json: open it anew")
+    outcome = Outcome(bucket)
     names = Namespace(bucket, config, StoreCache(None, frames_bytes_max=0))
     marked = marks_of_packs(bucket)
     known = (found.packs_read if found is not None else None) or {}
@@ -83,27 +74,31 @@ def repair(
         report = check.run(fraction=1)
         if not packs_are_lost:
             refuse_most_missing(report, bucket.settings.url)
-        repairing = S3Repair(bucket, names, parts.catalog, check, session)
+        repairing = S3Repair(bucket, names, parts.catalog, check, session, outcome)
         repairing.mark_packs(report, marked)
-        repairing.repair_batches()
-        repairing.repair_manifests(report)
+        batches = BatchRepair(bucket, names)
+        batches.run()  # first: with them no name could be looked for
+        outcome.done += batches.done
+        outcome.lost += batches.lost
+        manifests = ManifestRepair(bucket, names, parts.catalog, config, session, outcome)
+        manifests.run(report)
         # Before anything is put: who can't read what is condemned relies on nothing.
         announced = CondemnedRepair(parts)
         if any(problem.kind == "gc state" for problem in report.problems):
-            repairing.done += announced.run()
+            outcome.done += announced.run()
         if not announced.left:
-            repairing.run(report)
+            repairing.run(report, manifests.partly)
     with open_check(parts, stages, report.packs_read) as check:
         report = check.run(fraction=1)
-    report.repaired = [*([config_repaired] if config_repaired else ()), *repairing.done]
-    report.problems += [*repairing.lost, *announced.left]
+    report.repaired = [*([config_repaired] if config_repaired else ()), *outcome.done]
+    report.problems += [*outcome.lost, *announced.left]
     return report
 
 
 class S3Repair:
-    """What can be done about what a check of all data found: `mark_packs`, `repair_batches`, then
-    `repair_manifests`, then `run`, which needs the packs that others stored. `done` says what they
-    did, `lost` which objects are below quarantine/ now."""
+    """What can be done about packs, and objects that lack some of theirs: `mark_packs`, and when
+    batches and manifests are repaired, `run`, which needs the packs that others stored. What comes
+    of it is added to `outcome`."""
 
     def __init__(
         self,
@@ -112,26 +107,19 @@ class S3Repair:
         catalog: S3Catalog,
         check: S3Check,
         session: Callable[[], WriteSession],
+        outcome: Outcome,
     ) -> None:
-        """`names` know nothing from a cache."""
-        self.done: list[str] = []
-        self.lost: list[Problem] = []
+        """`names` know nothing from a cache; `check` has read all data."""
         self._bucket = bucket
         self._names = names
         self._catalog = catalog
         self._check = check
         self._session = session
+        self._outcome = outcome
         self._config = check.config
         self._elsewhere: dict[bytes, list[Location]] = {}
         self._plain: dict[bytes, StoredChunk] = {}  # in frames that are no deltas, by id
-        # Whose manifests can be read in part: their segments, and where all of it is kept.
-        self._partly: list[tuple[Version, list[tuple[int, bytes]], str]] = []
         self._bad = {i: reading for i, reading in check.readings.items() if reading.damaged}
-
-    @cached_property
-    def conditional(self) -> bool:
-        """Whether the server honours If-Match."""
-        return probe(self._bucket).if_match_put
 
     def mark_packs(self, report: CheckReport, before: Mapping[bytes, Collection[str]]) -> None:
         """What is put from now on, on whatever machine, relies on none of those that are damaged or
@@ -145,126 +133,24 @@ class S3Repair:
             listed = listed_hints(self._bucket)
             rewrite_hints(self._bucket, self._config.store_id, listed, unfit.__contains__)
 
-    def run(self, report: CheckReport) -> None:
+    def run(self, report: CheckReport, partly: Sequence[Partly]) -> None:
+        """`partly` are objects whose manifests can be read in part."""
         for pack_id in self._bad.keys() & self._check.used:
             with contextlib.suppress(KeyAbsent):  # a collector took it meanwhile
-                self._keep_copy(pack_key(pack_id))
+                self._outcome.keep_copy(pack_key(pack_id))
         wanted = {bytes.fromhex(p.chunk) for p in report.problems if p.chunk}
-        self._put_together_partly(wanted)
+        self._put_together_partly(partly, wanted)
         for version in self._catalog.versions(b""):
             wanted.update(self._missing_chunks(version))
         self._find_elsewhere(wanted)
         damaged = {name.encode() for name in report.damaged_names}
         for version in self._catalog.versions(b""):
-            # One that is inline and can be read is whole, or `repair_manifests` had dealt with it.
+            # One that is inline and can be read is whole, or ManifestRepair had dealt with it.
             if version.head.record.is_inline:
                 continue
             if version.name in damaged or self._bad.keys() & set(version.head.packs):
                 self._store_anew(version)
         self._tidy()
-
-    # ------------------------------------------------------------ manifests that do not decode
-
-    def repair_batches(self) -> None:
-        """First: with them no name could be looked for."""
-        batches = BatchRepair(self._bucket, self._names)
-        batches.run()
-        self.done += batches.done
-        self.lost += batches.lost
-
-    def repair_manifests(self, report: CheckReport) -> None:
-        """Those that do not decode: with them no collector would say what is garbage."""
-        for problem in report.problems:
-            if problem.kind == "manifest":
-                for name in problem.names:
-                    with contextlib.suppress(KeyAbsent):  # deleted meanwhile
-                        self._repair_manifest(name.encode())
-
-    def _repair_manifest(self, name: bytes) -> None:
-        try:
-            reply = self._bucket.get(name_key(name))
-        except KeyAbsent:
-            self._repair_batched(name)
-            return
-        deleted = self._config.batches and is_tombstone(reply.size)
-        decode = decode_tombstone if deleted else self._decode
-        try:
-            decode(reply.body)
-            return
-        except (FormatError, UnsupportedFormat) as error:
-            fault = error
-        right = left = None
-        if len(reply.body) <= RAW_BYTES_MAX:
-            right = corrected(reply.body, decode)
-        if right is None and not deleted:
-            left = mended(reply.body, self._config.store_id)
-            with contextlib.suppress(FormatError, UnsupportedFormat):
-                if left is not None:
-                    self._decode(left.raw)
-                    right = left.raw
-        self._catalog.forget(name)
-        if right is not None:
-            if self._write_over(name, reply.etag, right):
-                self.done.append(f"the manifest of {name.decode()!r} had one bit flipped")
-        elif deleted:
-            if self._names.delete(name, reply.etag):
-                self.done.append(f"{name.decode()!r} is deleted: what says so was damaged")
-        elif left is not None:
-            copy = self._keep(name_key(name), reply.body)
-            self._partly.append((Version(name, reply.etag, left.head), left.segments, copy))
-        elif not isinstance(fault, UnsupportedFormat):  # which a later castore can read
-            self._give_up(name, reply.etag, self._keep_copy(name_key(name)), str(fault))
-
-    def _repair_batched(self, name: bytes) -> None:
-        """A manifest in a batch, which its digest tells."""
-        etag = self._names.etag_of(name)
-        if etag is None or not is_batched(etag):
-            return
-        reply = self._names.first(name, INLINE_BYTES_LIMIT + RAW_BYTES_MAX)
-        assert reply is not None  # no condition was set
-        if batched_etag(digest_of(reply.body)) == etag:
-            return
-        right = None
-
-        def is_right(raw: bytes) -> None:
-            if batched_etag(digest_of(raw)) != etag:
-                raise FormatError("another's digest")
-
-        if len(reply.body) <= RAW_BYTES_MAX:
-            right = corrected(reply.body, is_right)
-        self._catalog.forget(name)
-        if right is not None:
-            head = decode_own_head(right, self._config.store_id)
-
-            def body(nonce: bytes, number: int | None) -> bytes:
-                return encode_manifest(self._config, nonce, head.record, [], [], number)
-
-            with contextlib.suppress(PreconditionFailed):  # put meanwhile
-                self._names.put(name, body, if_match=etag)
-                self.done.append(f"the manifest of {name.decode()!r} had one bit flipped")
-            return
-        self._give_up(name, etag, self._keep(name_key(name), reply.body), "its manifest is damaged")
-
-    def _give_up(self, name: bytes, etag: str, copy: str, why: str) -> None:
-        """The version that has this ETag, whose manifest is beyond repair, and kept as `copy`."""
-        # Another name for each version: what is told of one lost before stays.
-        told = chunk_id_of(b"\0".join((name, etag.encode())), 0).hex()
-        facts: dict[str, object] = {"name": name.decode(), "manifest": copy, "why": why}
-        note(self._session(), PREFIX + told.encode() + b".json", facts)
-        if self._names.delete(name, etag):
-            self._lose(name, f"has no readable manifest: it is now {copy}")
-
-    def _decode(self, raw: bytes) -> None:
-        """Raises FormatError unless all of the manifest is as it was written."""
-        head = decode_own_head(raw, self._config.store_id)
-        if head.record.is_inline:
-            fault = inline_fault(head.record, self._config)
-            if fault:
-                raise FormatError(fault)
-        for place in head.segments:
-            decode_segment(raw[place.offset : place.offset + place.length])
-
-    # ------------------------------------------------------------ objects
 
     def _find_elsewhere(self, wanted: set[bytes]) -> None:
         """Where there are intact frames of these chunks, which are lost where names look for
@@ -299,18 +185,18 @@ class S3Repair:
             if chunk.location.pack_id not in self._check.readings:
                 yield chunk.chunk_id
 
-    def _put_together_partly(self, wanted: set[bytes]) -> None:
-        """The objects whose manifests can be read in part; `wanted` are chunks that are lost where
-        names look for them. First of all objects: none can be listed while one does not decode."""
-        if not self._partly:
+    def _put_together_partly(self, partly: Sequence[Partly], wanted: set[bytes]) -> None:
+        """`wanted` are chunks that are lost where names look for them. First of all objects: none
+        can be listed while one does not decode."""
+        if not partly:
             return
         wanted = set(wanted)
-        for _, segments, _ in self._partly:
+        for _, segments, _ in partly:
             for _, raw in segments:
                 with contextlib.suppress(FormatError):
                     wanted.update(self._missing_in(raw))
         self._find_elsewhere(wanted)
-        for version, segments, copy in self._partly:
+        for version, segments, copy in partly:
             self._put_together(version, segments, f"its manifest is damaged, and kept as {copy}")
 
     def _store_anew(self, version: Version) -> None:
@@ -336,7 +222,7 @@ class S3Repair:
         self._catalog.forget(name)
         if not whole:
             if self._names.delete(name, version.etag):
-                self._lose(name, f"can't be read in full: it is now {target.decode()}")
+                self._outcome.lose(name, f"can't be read in full: it is now {target.decode()}")
             return
         saved = self._catalog.current(target)
         body = encode_manifest(
@@ -347,8 +233,8 @@ class S3Repair:
             self._segments(saved),
             version.head.number,
         )
-        if self._write_over(name, version.etag, body):
-            self.done.append(f"{name.decode()} is stored anew from its intact chunks")
+        if self._outcome.write_over(name, version.etag, body):
+            self._outcome.done.append(f"{name.decode()} is stored anew from its intact chunks")
         with contextlib.suppress(NameNotFound):
             session = self._session()
             try:
@@ -401,32 +287,6 @@ class S3Repair:
         places = dict.fromkeys((at, at._replace(bases=other_bases), *others))
         return self._check.scan.chunk(extent.chunk_id, extent.end - extent.begin, places)
 
-    # ------------------------------------------------------------ parts of these
-
-    def _write_over(self, name: bytes, etag: str, body: bytes) -> bool:
-        """False if the name is not any more what was looked at."""
-        try:
-            return put_over(
-                self._bucket, name_key(name), body, real(etag), conditional=self.conditional
-            )
-        except OutcomeUnknown as error:
-            raise CommitUnknown(
-                f"whether {name.decode()!r} was written anew is not known: repeat the repair"
-            ) from error
-
-    def _lose(self, name: bytes, what: str) -> None:
-        self.done.append(f"{name.decode()} {what}")
-        self.lost.append(Problem("object", "missing", self.done[-1], (name.decode(),)))
-
-    def _keep_copy(self, key: str) -> str:
-        """A copy below quarantine/; where. Raises KeyAbsent."""
-        return self._keep(key, self._bucket.get(key).body)
-
-    def _keep(self, key: str, raw: bytes) -> str:
-        target = keep_copy(self._bucket, key, raw)
-        self.done.append(f"{key} is copied to {target}")
-        return target
-
     def _tidy(self) -> None:
         """Hints, samples and listings that do not decode, or are another store's, only cost time,
         and expired pins that do not decode protect nothing: they go. A younger pin's session may
@@ -451,5 +311,5 @@ class S3Repair:
         ]
         for key in void:
             with contextlib.suppress(KeyAbsent):
-                self._keep_copy(key)
+                self._outcome.keep_copy(key)
                 self._bucket.delete_many([key])
