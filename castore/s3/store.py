@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import errno
 import os
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -91,6 +92,7 @@ class S3Store:
             before = self._lease
             # One that fails in another thread may end the lease at any moment.
             if before is None or not before.join():
+                _end_with_child()
                 self._lease = self._new_lease()
                 self._lease.join()
                 if before is not None:
@@ -211,16 +213,17 @@ class S3Store:
 
     def __del__(self) -> None:
         # Files, lists and transactions of it may go on: what they need stays.
-        if self._is_open:
+        if self._is_open and self._pid == os.getpid():
             unpin = None if self._lease is None else self._lease.close
-            _dropped.append(partial(_end, self._parts, unpin))
+            _dropped.append((self._pid, partial(_end, self._parts, unpin)))
 
 
 # Those that nobody has closed.
 _open: weakref.WeakSet[S3Store] = weakref.WeakSet()
 # What ends those that were dropped unclosed. Python lets go of what is in a cycle at any moment, in
-# any thread, whatever locks that thread holds, and to end one takes locks and requests.
-_dropped: deque[Callable[[], None]] = deque()
+# any thread, whatever locks that thread holds, and to end one takes locks and requests. What was
+# dropped before a fork, by whom it was dropped (a process) ends.
+_dropped: deque[tuple[int, Callable[[], None]]] = deque()
 
 
 def _end(parts: Parts, unpin: Callable[[], None] | None) -> None:
@@ -241,19 +244,38 @@ def end_dropped() -> None:
     """Do for stores that were dropped unclosed what closing them would have."""
     while _dropped:
         with contextlib.suppress(CastoreError, IndexError):  # another thread was faster
-            _dropped.popleft()()
+            process, end = _dropped.popleft()
+            if process == os.getpid():
+                end()
 
 
 def _at_exit() -> None:
     """Close those that nobody closed: others would not learn what was stored, its pins would stay
     for a week, and this machine would begin a new cache when it starts again."""
     for store in list(_open):
-        with contextlib.suppress(CastoreError):
-            store.close()
+        if store._pid == os.getpid():  # what a child does not use is its parent's
+            with contextlib.suppress(CastoreError):
+                store.close()
     end_dropped()
 
 
 atexit.register(_at_exit)
+
+
+def _end_with_child() -> None:
+    """A child of multiprocessing, as the workers of its pools are, ends without what `atexit` was
+    told, but not without what multiprocessing was told in it."""
+    global _child
+    process = sys.modules.get("multiprocessing.process")
+    util = sys.modules.get("multiprocessing.util")
+    if process is None or util is None or process.parent_process() is None:
+        return
+    if _child != os.getpid():
+        _child = os.getpid()
+        util.Finalize(None, _at_exit, exitpriority=0)
+
+
+_child = 0  # the one of multiprocessing that was told
 
 
 def open_remote(

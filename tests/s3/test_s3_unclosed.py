@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from s3_stores import Open
@@ -88,3 +90,46 @@ def test_what_goes_on_of_one_that_was_dropped_comes_to_its_end(
     open_moto(3)
     assert left(moto_server)["pins"] == 0
     assert other.check(read_data=True).exit_code == 0
+
+
+def put_in_a_child(url: str) -> None:
+    castore.open(url, create=False).puts("a", bytes(range(256)) * 1000)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_end_of_a_child_of_multiprocessing_closes_its_own(
+    method: str,
+    open_moto: Open,
+    moto_server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    open_moto()
+    monkeypatch.setenv("CASTORE_CACHE_DIR", str(tmp_path))
+    context: Any = multiprocessing.get_context(method)
+    child = context.Process(target=put_in_a_child, args=(moto_server.url(),))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert left(moto_server) == {"packs": 1, "pins": 0, "hints": 1}
+    assert users(str(tmp_path)) == []
+    assert open_moto().check(read_data=True).exit_code == 0
+
+
+def test_a_child_ends_what_it_did_with_its_parents_store_and_no_more(
+    open_moto: Open, moto_server: Server
+) -> None:
+    store, data = open_moto(), bytes(range(256)) * 1000
+    store.puts("a", data)
+    context: Any = multiprocessing.get_context("fork")
+    for target, pins in ((lambda: None, 1), (lambda: store.puts("b", data[::-1]), 1)):
+        child = context.Process(target=target)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        assert left(moto_server)["pins"] == pins
+    store.puts("c", data[::3])
+    assert [store.gets(name) for name in "abc"] == [data, data[::-1], data[::3]]
+    store.close()
+    assert left(moto_server)["pins"] == 0
+    assert open_moto().check(read_data=True).exit_code == 0
