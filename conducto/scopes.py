@@ -162,6 +162,11 @@ class ScopedStore:
             for name, read in zip(names, reads, strict=True)
         ]
 
+    def infos_together(self, names: Sequence[str]) -> dict[str, castore.ObjectInfo]:
+        called = {self._scopes.key(name): name for name in names}
+        found = self.whole.infos_together([*called])
+        return {called[key]: info._replace(name=called[key]) for key, info in found.items()}
+
     def get(
         self, name: str, file: Any, *, listed: castore.ObjectInfo | None = None, **options: Any
     ) -> castore.ObjectInfo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import time
@@ -19,7 +18,6 @@ from castore.fs.files import CastoreFile, CompressedWriter
 from castore.fs.opening import StoreFileSystem
 from castore.model import ObjectInfo
 from castore.objectfile import ObjectReader
-from castore.stream.small import SMALL_BYTES_MAX
 from castore.system.workers import map_at_once
 
 
@@ -80,40 +78,20 @@ class ContentVerbs(StoreFileSystem):
     def cat(
         self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any
     ) -> Any:
-        """As fsspec's; several objects are read at once, and of many on S3 those that are in
-        batches with few requests."""
+        """As fsspec's; several objects are read at once."""
         one = self._strip_protocol(path) if isinstance(path, (str, os.PathLike)) else None
         types = self._expanded(path, recursive, None)
         names = [name for name, kind in types.items() if not recursive or kind != "directory"]
         if names == [one] or kwargs:
             return super().cat(path, recursive, on_error, **kwargs)
         found: dict[str, Any] = {}
-        parts = self._cat_listed(self._infos_of_many(names))
-        others = [name for name in names if name not in parts]
-        read = self.store.gets_ranges([(name, None) for name in others])
-        parts |= zip(others, read, strict=True)
-        for name in names:
-            part = parts[name]
+        parts = self.store.gets_ranges([(name, None) for name in names])
+        for name, part in zip(names, parts, strict=True):
             if isinstance(part, Exception) and on_error == "raise":
                 raise part
             if not isinstance(part, Exception) or on_error == "return":
                 found[name] = part
         return found
-
-    def _cat_listed(self, listed: dict[str, ObjectInfo]) -> dict[str, bytes | Exception]:
-        """The bytes of the small ones of what a list just showed, or why not."""
-        small = [info for info in listed.values() if info.size <= SMALL_BYTES_MAX]
-
-        def read(info: ObjectInfo) -> bytes | Exception:
-            into = io.BytesIO()
-            try:
-                self.store.get(info.name, into, listed=info)
-            except Exception as error:
-                return error
-            return into.getvalue()
-
-        parts = map_at_once(read, small, threads=2 * self.store.threads if small else 0)
-        return {info.name: part for info, part in zip(small, parts, strict=True)}
 
     def get_file(
         self,

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import islice, takewhile
 from typing import Any
 
 from fsspec.core import has_magic
 from fsspec.utils import stringify_path, tokenize
 
-from castore.errors import CastoreError, InvalidName, NameNotFound, StoreNotFound
+from castore.errors import InvalidName, NameNotFound, StoreNotFound
 from castore.fs.files import Info, file_entry
 from castore.fs.opening import StoreFileSystem
 from castore.model import Kind, ObjectInfo
 from castore.system.workers import map_at_once
 
-BATCHES_MIN = 64  # objects: with fewer a commit puts them one by one
-OTHERS_MAX = 4  # names that are listed for each that is wanted
 TRIES = 3  # where what is there and what is below it do not fit, as others change it
 
 
@@ -254,29 +251,6 @@ class ListingVerbs(StoreFileSystem):
             listed = self._shown.noted(self.store.list(prefix))
             return ((info.name, file_entry(info)) for info in listed)
         return ((name, {}) for name in self.store.names(prefix))
-
-    def _infos_of_many(self, names: Sequence[str]) -> dict[str, ObjectInfo]:
-        """What a list shows of these objects, where it is worth one: of those that are in batches
-        on S3, it takes a few requests to read all. Those that lie among many others may be left
-        out."""
-        if len(names) < BATCHES_MIN or self.store.small_together > 1:
-            return {}
-        left, listed = set(names), dict[str, ObjectInfo]()
-        with suppress(CastoreError):  # what it does not show is asked for by itself
-            for info in islice(self.store.list(_start(names)), OTHERS_MAX * len(left)):
-                if info.name in left:
-                    left.remove(info.name)
-                    listed[info.name] = info
-                    if not left:
-                        break
-        return listed
-
-
-def _start(names: Sequence[str]) -> str:
-    """What all of them begin with."""
-    first, last = min(names), max(names)
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    return "".join(each for each, _ in same)
 
 
 def _folder(name: str) -> Info:

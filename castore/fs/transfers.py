@@ -42,7 +42,7 @@ class TransferVerbs(NameVerbs):
         into = os.fspath(lpath) if isinstance(lpath, os.PathLike) else lpath
         places = self._places(rpath, LocalFileSystem(), into, recursive, maxdepth)
         callback.set_size(len(places))
-        listed: dict[str, ObjectInfo] = self._infos_of_many([place.source for place in places])
+        listed = self.store.infos_together([place.source for place in places])
 
         def fetch(place: Place) -> None:
             options = {**kwargs, "listed": listed.get(place.source)}

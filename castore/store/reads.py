@@ -6,9 +6,10 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice, takewhile
 from typing import NamedTuple
 
-from castore.errors import CastoreError
+from castore.errors import CastoreError, InvalidName
 from castore.model import ObjectInfo, Progress, RangePlan, encode_name
 from castore.store.handle import Handle
 from castore.stream.reader import Pinned, Reader
@@ -19,6 +20,9 @@ from castore.system.fileio import Writable, descriptor_of, of_file, write_all, w
 from castore.system.open_folders import refuse_open_store_real_path
 from castore.system.outfolder import replacing
 from castore.transaction import StrPath, object_info
+
+BATCHES_MIN = 64  # objects: with fewer a commit puts them one by one
+OTHERS_MAX = 4  # names that are listed for each that is wanted
 
 
 class ReadVerbs(Handle):
@@ -98,12 +102,24 @@ class ReadVerbs(Handle):
         is left to `gets_many`, which tells why."""
         together = self._reader.small_together
         if together == 1:
+            listed = self.infos_together(names).values()
+            for info, raw in zip(
+                listed, self._workers.map_ahead(self._at_hand, listed), strict=True
+            ):
+                if raw is not None:
+                    yield info.name, raw
             return
         groups = [names[at : at + together] for at in range(0, len(names), together)]
         for group, read in zip(groups, self._workers.map_ahead(self._small, groups), strict=True):
             for name, each in zip(group, read, strict=True):
                 if each is not None:
                     yield name, each[1]
+
+    def _at_hand(self, listed: ObjectInfo) -> bytes | None:
+        with contextlib.suppress(CastoreError):
+            found = self._reader.at_hand(listed)
+            return None if found is None else found[1]
+        return None
 
     def _small(self, names: Sequence[str]) -> Sequence[SmallRead]:
         try:
@@ -207,6 +223,28 @@ class ReadVerbs(Handle):
             for name, each in zip(names, self._small(names), strict=True)
         ]
 
+    def infos_together(self, names: Sequence[str]) -> dict[str, ObjectInfo]:
+        """What a list shows of these objects, where it is worth one, for `get` to be told: many
+        that are in batches on S3 take few requests then. Those that lie among many others may be
+        left out."""
+        catalog = self._check_open().catalog
+        found: dict[str, ObjectInfo] = {}
+        if len(names) < BATCHES_MIN or self.small_together > 1:
+            return found
+        left: dict[bytes, str] = {}
+        for name in names:
+            with contextlib.suppress(InvalidName):
+                left[encode_name(name)] = name
+        listed = chain.from_iterable(catalog.pages(_start([*left.values()])))
+        with contextlib.suppress(CastoreError):  # what it does not show is asked for by itself
+            for key, record in islice(listed, OTHERS_MAX * len(left)):
+                if key in left:
+                    name = left.pop(key)
+                    found[name] = object_info(name, record)
+                    if not left:
+                        break
+        return found
+
     def has_content(self, info: ObjectInfo, fd: int) -> bool:
         """Whether the regular file open at `fd` has the bytes of this version of an object.
 
@@ -230,6 +268,13 @@ class ReadVerbs(Handle):
         """
         self._check_open()
         return self._reader.explain(encode_name(name), byte_range)
+
+
+def _start(names: Sequence[str]) -> bytes:
+    """What all of them begin with."""
+    first, last = min(names, default=""), max(names, default="")
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(each for each, _ in same).encode()
 
 
 class _Found(NamedTuple):

@@ -76,11 +76,17 @@ class Reader:
     def small(self, name: bytes, bytes_max: int, listed: ObjectInfo) -> tuple[Record, bytes] | None:
         """What the name maps to, or was just `listed` to, and all bytes of that; None where it has
         more than `bytes_max`. Raises as `ranges`."""
-        at_hand = self._catalog.at_hand(listed)
+        at_hand = self.at_hand(listed)
         if at_hand is not None:
-            return at_hand, bytes(self.inline(at_hand))
+            return at_hand
         record, parts = self._current(name, [None], bytes_max)
         return (record, parts[0]) if parts else None
+
+    def at_hand(self, listed: ObjectInfo) -> tuple[Record, bytes] | None:
+        """The same of what was just listed, if it is in a batch, which is read with many others.
+        Raises FormatError."""
+        record = self._catalog.at_hand(listed)
+        return None if record is None else (record, bytes(self.inline(record)))
 
     @property
     def small_together(self) -> int:

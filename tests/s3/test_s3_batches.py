@@ -6,6 +6,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from memory_s3 import Actor
 from oracle import in_child
 
 import castore
-from castore.errors import NameExists, NameNotFound
+from castore.errors import InvalidName, NameExists, NameNotFound
 from castore.s3.namespace import writing
 from castore.system.workers import Future
 
@@ -303,16 +304,32 @@ def test_of_many_that_are_read_by_fsspec_some_are_not_there(many: World) -> None
 def test_what_lies_among_many_others_is_not_looked_for_for_long(many: World) -> None:
     """A list of all would take longer than to ask for each."""
     with many.open("one") as store:
-        infos = store.list
+        pages = store._backend.catalog.pages
 
-        def counted(prefix: str) -> Any:
-            for count, info in enumerate(infos(prefix)):
+        def counted(prefix: bytes) -> Any:
+            for count, entry in enumerate(chain.from_iterable(pages(prefix))):
                 assert count < 4 * 64
-                yield info
+                yield [entry]
 
-        store.list = counted  # type: ignore[method-assign]
+        store._backend.catalog.pages = counted  # type: ignore[method-assign]
         names = [*MANY[:32], *MANY[-32:]]
         assert fs_over(store).cat(names) == {name: name.encode() * 10 for name in names}
+
+
+def test_those_that_gets_ranges_is_asked_for_take_few_requests(many: World) -> None:
+    with many.open("one") as store:
+        store.puts(MANY[4], b"newer")
+        store.delete(MANY[5])
+
+    def gets(store: castore.Store) -> None:
+        wanted = [*((name, None) for name in MANY), (MANY[4], (1, 3)), ("no//../name", None)]
+        found = dict(zip(wanted, store.gets_ranges(wanted), strict=True))
+        assert isinstance(found.pop((MANY[5], None)), NameNotFound)
+        assert isinstance(found.pop(("no//../name", None)), InvalidName)
+        assert (found.pop((MANY[4], (1, 3))), found.pop((MANY[4], None))) == (b"ew", b"newer")
+        assert found == {(name, None): name.encode() * 10 for name in MANY if name not in MANY[4:6]}
+
+    assert len(asked(many, "new", gets)) < 40
 
 
 @WAYS
