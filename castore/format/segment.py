@@ -125,11 +125,6 @@ class Segment:
         """How many extents are deltas."""
         return 0 if self._bases is None else self._bases.deltas
 
-    @property
-    def bases_used(self) -> int:
-        """How many bases its deltas have together."""
-        return 0 if self._bases is None else self._bases.used
-
     def covering(self, begin: int, end: int) -> list[Extent]:
         """The extents that hold bytes of `[begin, end)`, in order."""
         ends = self.ends

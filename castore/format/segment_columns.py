@@ -38,11 +38,6 @@ class BaseColumns:
         return len(self._raw)
 
     @property
-    def used(self) -> int:
-        """How many bases all deltas have together."""
-        return len(self._used)
-
-    @property
     def deltas(self) -> int:
         """How many extents are deltas."""
         ends = self._used_ends
