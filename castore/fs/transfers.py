@@ -99,7 +99,9 @@ class TransferVerbs(NameVerbs):
         regular: list[Place] = []
         with self._together():
             for place in places:
-                if together and os.path.isfile(place.source):
+                # To open a pipe in a folder would be to wait for whoever writes to it.
+                is_file = os.path.isfile(place.source)
+                if together and (is_file or (recursive and not os.path.isdir(place.source))):
                     regular.append(place)
                     continue
                 with callback.branched(place.source, place.target) as child:

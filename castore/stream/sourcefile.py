@@ -100,7 +100,7 @@ def opened(
         if stat.S_ISDIR(source.status.st_mode):
             raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", path)
         if regular and not source.is_regular:
-            raise SourceChanged(f"{path} is no regular file any more: nothing of it was published")
+            raise SourceChanged(f"{path} is no regular file: nothing of it was published")
         yield source
     finally:
         os.close(fd)

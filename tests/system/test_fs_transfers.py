@@ -15,7 +15,7 @@ fsspec = pytest.importorskip("fsspec")
 
 from fsspec.callbacks import Callback  # noqa: E402
 
-from castore.errors import NameExists, NotAStore  # noqa: E402
+from castore.errors import NameExists, NotAStore, SourceChanged  # noqa: E402
 from castore.fs import CastoreFileSystem  # noqa: E402
 from castore.testing.contents import noise  # noqa: E402
 
@@ -175,6 +175,19 @@ def test_all_files_are_put_or_none(fs: CastoreFileSystem, tmp_path: Path) -> Non
         fs.put(files, names)
         assert fs.find("") == ["x/7"]
     assert len(fs.find("")) == len(names)
+
+
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(
+    fs: CastoreFileSystem, tmp_path: Path
+) -> None:
+    make_tree(tmp_path / "in")
+    os.mkfifo(tmp_path / "in/pipe")
+    with pytest.raises(SourceChanged, match="pipe is no regular file"):
+        fs.put(f"{tmp_path}/in", "out", recursive=True)
+    assert fs.find("") == []
+    os.unlink(tmp_path / "in/pipe")
+    fs.put(f"{tmp_path}/in", "out", recursive=True)
+    assert fs.find("") != []
 
 
 def test_what_is_no_regular_file_is_put_as_it_was(

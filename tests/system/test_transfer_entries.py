@@ -127,7 +127,7 @@ def test_a_file_that_became_a_pipe_is_not_waited_for(
 
     monkeypatch.setattr(imports, "batches", batches)
     report = store.import_folder(top)
-    what = f"{top / 'a'} is no regular file any more: nothing of it was published"
+    what = f"{top / 'a'} is no regular file: nothing of it was published"
     assert reasons(report, top) == {"a": what}
     with pytest.raises(SourceChanged), sourcefile.opened(str(top / "a"), regular=True):
         pass
