@@ -454,7 +454,7 @@ if {die_at}:
 count = oracle.Steps(0)
 if not {die_at}:
     count.install()
-castore.check_store(sys.argv[1], repair=True)
+castore.check_store(sys.argv[1], repair=True, packs_are_lost=True)
 print(count.count)
 """
 
