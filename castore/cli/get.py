@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
-from castore.cli.leftout import LeftOut
-from castore.cli.names import of_folder
+from castore.cli.leftout import LeftOut, one_by_one
+from castore.cli.names import naming_folders
 from castore.cli.output import (
     ProgressBar,
-    complain,
-    complain_json,
     object_document,
     open_progress,
     print_json,
@@ -32,6 +28,7 @@ if TYPE_CHECKING:
     from castore.transfer.outcomes import Outcome
 
 COPY_BYTES = 1 << 20
+_OF_FOLDER = "get -R {} FOLDER"  # what gets all below a name
 
 
 def get(arguments: Namespace) -> int:
@@ -60,11 +57,12 @@ def get(arguments: Namespace) -> int:
             progress.fix_size(sum(_size_of(store, name) for name in names))
 
         def write(path: str) -> None:
-            info = _written(store, paths[path], path, progress, goes_on=len(paths) > 1)
+            with naming_folders(store, _OF_FOLDER):
+                info = _written(store, paths[path], path, progress, goes_on=len(paths) > 1)
             if arguments.json:
                 print_json({"file": path, **object_document(info)})
 
-        return _each(store, list(paths), write, paths, as_json=arguments.json)
+        return one_by_one(list(paths), write, arguments, names=paths)
 
 
 def _size_of(store: Store, name: str) -> int:
@@ -99,7 +97,7 @@ def cat(arguments: Namespace) -> int:
     if len(arguments.names) > 1:
         raise UsageError("--range takes one NAME")
     [name] = arguments.names
-    with open_to_read(arguments) as store, _folders_named(store):
+    with open_to_read(arguments) as store, naming_folders(store, _OF_FOLDER):
         _copy_range(store, name, *arguments.range)
     return exits.OK
 
@@ -113,37 +111,12 @@ def _refuse_json(arguments: Namespace) -> None:
 
 def _print_objects(names: list[str], arguments: Namespace) -> int:
     with open_to_read(arguments) as store:
-        return _each(store, names, lambda name: _print_object(store, name), {}, as_json=False)
 
+        def write(name: str) -> None:
+            with naming_folders(store, _OF_FOLDER):
+                store.get(name, stdout().buffer)
 
-def _print_object(store: Store, name: str) -> None:
-    store.get(name, stdout().buffer)
-
-
-def _each(
-    store: Store,
-    items: list[str],
-    work: Callable[[str], None],
-    names: dict[str, str],
-    *,
-    as_json: bool,
-) -> int:
-    """`work` on each; one that is missing or damaged does not take the others' bytes away."""
-    codes = []
-    for item in items:
-        try:
-            with _folders_named(store):
-                work(item)
-        except (Failure, NameNotFound, *exits.DAMAGE) as error:
-            if len(items) == 1:
-                raise
-            name = names.get(item, item)
-            if as_json:
-                complain_json({"left_out": {"what": name, "reason": str(error)}})
-            else:
-                complain(f"{name} is left out: {error}")
-            codes.append(exits.code_of(error))
-    return exits.worst(codes)
+        return one_by_one(names, write, arguments)
 
 
 def _get_folder(arguments: Namespace) -> int:
@@ -187,11 +160,3 @@ def _path_of(name: str, folder: str) -> str:
     if not last:
         raise UsageError(f"{name!r} ends with '/': give the file to write it to")
     return os.path.join(folder, last)
-
-
-@contextlib.contextmanager
-def _folders_named(store: Store) -> Iterator[None]:
-    try:
-        yield
-    except NameNotFound as error:
-        raise of_folder(store, error, f"get -R {error.name.rstrip('/')} FOLDER") from error

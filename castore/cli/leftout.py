@@ -1,12 +1,15 @@
-"""What put -R, get -R, import and export leave out: named, counted, and told by the exit code."""
+"""What verbs of several names, files or folders leave out: named, counted, and told by the exit
+code."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.output import LINES_MAX, complain, complain_json
+from castore.errors import NameNotFound
 
 if TYPE_CHECKING:
     from castore.transfer.outcomes import Outcome, TransferReport
@@ -38,6 +41,31 @@ class LeftOut:
             if more > 0:
                 complain(f"and {more:,} more left out: --verbose names all")
         return code_of(self.report)
+
+
+def one_by_one(
+    items: Sequence[str],
+    work: Callable[[str], None],
+    arguments: Namespace,
+    *,
+    names: Mapping[str, str] | None = None,
+) -> int:
+    """The exit code of `work` on each: one that is missing or damaged does not keep the others
+    back. `names` are what items are called that are no names."""
+    codes = []
+    for item in items:
+        try:
+            work(item)
+        except (exits.Failure, NameNotFound, *exits.DAMAGE) as error:
+            if len(items) == 1:
+                raise
+            name = item if names is None else names[item]
+            if arguments.json:
+                complain_json({"left_out": {"what": name, "reason": str(error)}})
+            else:
+                complain(f"{name} is left out: {error}")
+            codes.append(exits.code_of(error))
+    return exits.worst(codes)
 
 
 def code_of(report: TransferReport) -> int:

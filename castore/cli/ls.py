@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from castore.cli import exits
 from castore.cli.exits import Failure
-from castore.cli.names import of_folder
+from castore.cli.leftout import one_by_one
+from castore.cli.names import naming_folders
 from castore.cli.output import (
     human_ratio,
     human_size,
@@ -74,18 +75,21 @@ def _line_of(arguments: Namespace) -> Callable[[ObjectInfo], str] | None:
 
 def stat(arguments: Namespace) -> int:
     with open_to_read(arguments) as store:
-        for at, name in enumerate(arguments.names):
-            try:
+        shown = False
+
+        def show(name: str) -> None:
+            nonlocal shown
+            with naming_folders(store, "ls -l {}/"):
                 info = store.info(name)
-            except NameNotFound as error:
-                raise of_folder(store, error, f"ls -l {name}/") from error
             if arguments.json:
                 print_json(object_document(info))
-                continue
-            if at:
+                return
+            if shown:
                 print_line("")
             print_table(_facts(info))
-    return exits.OK
+            shown = True
+
+        return one_by_one(arguments.names, show, arguments)
 
 
 def du(arguments: Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
@@ -95,6 +95,15 @@ def of_folder(store: Store, error: NameNotFound, instead: str) -> Exception:
     if name and next(store.names(name + "/"), None) is not None:
         return exits.Failure(f"{name} is a folder: castore {instead}", exits.NOT_FOUND)
     return error
+
+
+@contextmanager
+def naming_folders(store: Store, instead: str) -> Iterator[None]:
+    """Where a name is only a folder of others, `instead` with it for {} is what to call."""
+    try:
+        yield
+    except NameNotFound as error:
+        raise of_folder(store, error, instead.format(error.name.rstrip("/"))) from error
 
 
 def _rm_folders(arguments: Namespace, names: list[str]) -> int:

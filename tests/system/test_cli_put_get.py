@@ -259,6 +259,21 @@ def test_get_and_cat_of_several_go_on(run, tmp_path):
     }
 
 
+def test_stat_of_several_goes_on(run):
+    run("put", "-", "a", stdin=b"1")
+    run("put", "-", "folder/b", stdin=b"2")
+    result = run("stat", "a", "gone", "folder", "seed")
+    assert result.code == 14
+    assert result.err.splitlines() == [
+        "castore: gone is left out: no object is named 'gone'",
+        "castore: folder is left out: folder is a folder: castore ls -l folder/",
+    ]
+    assert [line.split()[1] for line in result.text.splitlines() if "name" in line] == ["a", "seed"]
+    documents = run("stat", "--json", "gone", "a", "seed")
+    assert (documents.code, [each["name"] for each in documents.documents]) == (14, ["a", "seed"])
+    assert json.loads(documents.err)["left_out"]["what"] == "gone"
+
+
 def test_get_of_several_leaves_out_what_cannot_be_written(run, tmp_path):
     long = "n" * 300  # as a name it will do, and not as a file's
     for name in ("a", long, "taken", "z"):
