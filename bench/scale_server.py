@@ -31,7 +31,8 @@ import numpy as np
 import xxhash
 from bill_s3 import BilledS3, Stored
 
-from castore.format.pack import PackEntry, decode_config
+from castore.format.config import decode_config
+from castore.format.pack import PackEntry
 from castore.format.s3_samples import (
     RECORD_BYTES,
     SAMPLED_IN,

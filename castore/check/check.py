@@ -9,7 +9,7 @@ from castore.check.findings import Findings
 from castore.check.packs import PackReading
 from castore.check.scan import PackScan
 from castore.check.source import Source
-from castore.format.pack import StoreConfig
+from castore.format.config import StoreConfig
 from castore.stream.reports import CheckReport
 
 

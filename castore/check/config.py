@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from castore.format.pack import StoreConfig, encode_config
+from castore.format.config import StoreConfig, encode_config
 from castore.stream.chunker import ChunkSizes
 
 

@@ -7,7 +7,8 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Set
 
-from castore.format.pack import CHUNK_ID_BYTES, PackEntry
+from castore.format.frame import CHUNK_ID_BYTES
+from castore.format.pack import PackEntry
 
 
 class Frames:

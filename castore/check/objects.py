@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 
 from castore.check.packs import PackReading
 from castore.errors import FormatError, InvalidName
+from castore.format.config import StoreConfig
 from castore.format.index import ChunkRow, Record
-from castore.format.pack import PackEntry, StoreConfig
+from castore.format.pack import PackEntry
 from castore.format.segment import decode_segment
 from castore.model import Extent, StoredChunk, encode_name
 from castore.stream.codec import ChunksEtag, decode_inline

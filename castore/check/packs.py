@@ -15,16 +15,18 @@ from typing import TypeAlias
 
 from castore.check.frames import Frames
 from castore.errors import FormatError, UnsupportedFormat, fault_of
-from castore.format.pack import (
-    CHUNK_BYTES_LIMIT,
+from castore.format import CHUNK_BYTES_LIMIT
+from castore.format.frame import (
     FRAME_HEAD_BYTES_MAX,
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
+    decode_frame_header,
+)
+from castore.format.pack import (
     PACK_HEADER_BYTES,
     PACK_TRAILER_BYTES,
     PackEntry,
     decode_footer,
-    decode_frame_header,
     decode_pack_header,
     decode_trailer,
     encode_footer,

@@ -11,7 +11,8 @@ from castore.check.deltas import DeltaCheck
 from castore.check.packs import PackReading, Read, is_whole, read_pack
 from castore.check.source import PackReader, PackSource
 from castore.errors import FormatError
-from castore.format.pack import PackEntry, StoreConfig
+from castore.format.config import StoreConfig
+from castore.format.pack import PackEntry
 from castore.model import Location, Stages
 from castore.stream.codec import decode_frame
 from castore.system.workers import Workers

@@ -1,8 +1,4 @@
-"""What the index holds besides segments: records, and the rows of its tables (see FORMAT.md).
-
-All integers are little endian, but for keys, which are big endian so that LMDB sorts them.
-Decoders take untrusted bytes, as those of `pack` do.
-"""
+"""What the index holds besides segments: records, and the rows of its tables (see FORMAT.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +8,8 @@ from typing import Final, NamedTuple
 import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.pack import BASES_MAX, CHUNK_ID_BYTES, CODEC_RAW, CODEC_ZSTD, VERSION
+from castore.format import VERSION
+from castore.format.frame import BASES_MAX, CHUNK_ID_BYTES, CODEC_RAW, CODEC_ZSTD
 from castore.model import Location, StoredChunk
 
 _checksum = xxhash.xxh3_64_intdigest

@@ -1,7 +1,4 @@
-"""The journal of a local store: blocks of entries, each with its checksum (see FORMAT.md).
-
-Decoders take untrusted bytes, as those of `pack` do.
-"""
+"""The journal of a local store: blocks of entries, each with its checksum (see FORMAT.md)."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from typing import Final, NamedTuple, TypeAlias
 import xxhash
 
 from castore.errors import FormatError
+from castore.format.frame import CHUNK_ID_BYTES
 from castore.format.index import Record, decode_record
-from castore.format.pack import CHUNK_ID_BYTES
 from castore.format.segment import SEGMENT_HEADER_BYTES
 from castore.model import SEGMENT_EXTENTS_MAX
 

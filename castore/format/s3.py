@@ -1,4 +1,4 @@
-"""The byte layouts that only a store on S3 has (see FORMAT.md), as `pack` has the others.
+"""Manifests, which names on S3 lead to, and the ids of sessions and packs (see FORMAT.md).
 
 A pack's id begins with the id of the session that wrote it, so that its key, and whether a pinned
 session protects it, follow from the id alone.
@@ -16,6 +16,8 @@ from typing import Final, NamedTuple
 import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format import CHUNK_BYTES_LIMIT
+from castore.format.config import StoreConfig, decode_config, encode_config
 from castore.format.index import (
     RECORD_FACTS_BYTES,
     Record,
@@ -23,13 +25,7 @@ from castore.format.index import (
     decode_record_facts,
     encode_record,
 )
-from castore.format.pack import (
-    CHUNK_BYTES_LIMIT,
-    PACK_ID_BYTES,
-    StoreConfig,
-    decode_config,
-    encode_config,
-)
+from castore.format.pack import PACK_ID_BYTES
 from castore.format.s3_batches import decode_tombstone, encode_tombstone
 from castore.model import SEGMENT_EXTENTS_MAX
 

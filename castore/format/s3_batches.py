@@ -1,8 +1,5 @@
 """Names in batches: the root that tells of them, a batch with many manifests, and what says of a
-name that it is deleted (see FORMAT.md, and docs/design/0022-batches.md for what they mean).
-
-Decoders take untrusted bytes, as those of `pack` do.
-"""
+name that it is deleted (see FORMAT.md, and docs/design/0022-batches.md for what they mean)."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ import xxhash
 import zstandard
 
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format import VERSION
 from castore.format.index import Record
-from castore.format.pack import VERSION
 from castore.format.s3_told import decode_told, encode_told
 from castore.model import NAME_BYTES_MAX
 

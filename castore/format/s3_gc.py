@@ -1,8 +1,5 @@
 """What writers and collectors of a store on S3 announce, and what a collector remembers: pins,
-lists of condemned packs, `gc/state` (see FORMAT.md).
-
-Decoders take untrusted bytes, as those of `pack` do.
-"""
+lists of condemned packs, `gc/state` (see FORMAT.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +13,8 @@ from typing import Any, NamedTuple
 import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.pack import PACK_ID_BYTES, VERSION
+from castore.format import VERSION
+from castore.format.pack import PACK_ID_BYTES
 from castore.format.s3 import SESSION_ID_BYTES, ids_in
 
 _checksum = xxhash.xxh3_64_intdigest

@@ -5,7 +5,7 @@ This is the sparse index of Lillibridge et al., FAST '09: chunks that were store
 of together, so to find a few of them is to learn of nearly all.
 
 Records are in buckets by the leading bits of the ids, buckets in shards, each an object. Ids are
-hashes, so buckets are about equally large. Decoders take untrusted bytes, as those of `pack` do.
+hashes, so buckets are about equally large.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """What machines tell each other of a store on S3, to save requests: hints, and listings (see
-FORMAT.md).
-
-Decoders take untrusted bytes, as those of `pack` do.
-"""
+FORMAT.md)."""
 
 from __future__ import annotations
 
@@ -13,14 +10,9 @@ from typing import Final, NamedTuple
 import xxhash
 
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format import VERSION
 from castore.format.index import Record
-from castore.format.pack import (
-    VERSION,
-    PackEntry,
-    decode_entries,
-    encode_entries,
-    entries_bytes,
-)
+from castore.format.pack import PackEntry, decode_entries, encode_entries, entries_bytes
 
 _checksum = xxhash.xxh3_64_intdigest
 

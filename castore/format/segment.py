@@ -1,7 +1,4 @@
-"""Segments: up to 1,024 consecutive extents of one object, in columns (see FORMAT.md).
-
-All integers are little endian. Decoders take untrusted bytes, as those of `pack` do.
-"""
+"""Segments: up to 1,024 consecutive extents of one object, in columns (see FORMAT.md)."""
 
 from __future__ import annotations
 
@@ -14,13 +11,9 @@ from typing import Final, NamedTuple, TypeAlias
 import xxhash
 
 from castore.errors import FormatError
-from castore.format.pack import (
-    BASES_MAX,
-    CHUNK_BYTES_LIMIT,
-    CHUNK_ID_BYTES,
-    PACK_ID_BYTES,
-    VERSION,
-)
+from castore.format import CHUNK_BYTES_LIMIT, VERSION
+from castore.format.frame import BASES_MAX, CHUNK_ID_BYTES
+from castore.format.pack import PACK_ID_BYTES
 from castore.format.segment_columns import BaseColumns, little, native
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, StoredChunk
 

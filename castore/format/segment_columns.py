@@ -6,7 +6,8 @@ import sys
 from array import array
 
 from castore.errors import FormatError
-from castore.format.pack import BASES_MAX, CHUNK_BYTES_LIMIT, CHUNK_ID_BYTES
+from castore.format import CHUNK_BYTES_LIMIT
+from castore.format.frame import BASES_MAX, CHUNK_ID_BYTES
 from castore.model import Location, StoredChunk
 
 

@@ -31,14 +31,13 @@ from castore.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
-from castore.format.pack import (
+from castore.format.backup import (
     BACKUP_TRAILER_BYTES,
     BackupTrailer,
-    StoreConfig,
     decode_backup_trailer,
-    decode_config,
     encode_backup_trailer,
 )
+from castore.format.config import StoreConfig, decode_config
 from castore.local.folder import (
     CONFIG,
     INDEX_BYTES_MIN,

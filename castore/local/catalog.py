@@ -27,9 +27,9 @@ import os
 from collections.abc import Callable, Sequence
 
 from castore.errors import IndexCorrupt, StoreIOError
+from castore.format.config import StoreConfig, encode_config
 from castore.format.index import ChunkRow, segment_key
 from castore.format.journal import encode_drop, encode_piece, encode_put
-from castore.format.pack import StoreConfig, encode_config
 from castore.format.segment import decode_segment
 from castore.local.batch import Batch
 from castore.local.groups import Commit, GroupCommits, PacksVanished

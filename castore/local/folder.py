@@ -17,7 +17,7 @@ from castore.errors import (
     StoreLocked,
     index_lost,
 )
-from castore.format.pack import StoreConfig
+from castore.format.config import StoreConfig
 from castore.stream.config import parse_config
 from castore.system.fileio import adopt, descriptor, is_interrupt, storage_error, write_all
 from castore.system.lockfile import LockFile

@@ -9,6 +9,7 @@ from contextlib import suppress
 from xxhash import xxh3_64_intdigest
 
 from castore.errors import CommitUnknown, FormatError, IndexCorrupt, fault_of
+from castore.format.config import decode_config
 from castore.format.index import (
     MANIFEST_ORDER_MAX,
     TOTALS_BYTES,
@@ -19,7 +20,6 @@ from castore.format.index import (
     segment_key,
 )
 from castore.format.journal import JournalPlace, Unclaimed
-from castore.format.pack import decode_config
 from castore.local.journal.log import PLACE, UNCLAIMED
 from castore.system.lmdb_env import Index, Txn
 from castore.system.lmdb_snapshot import Snapshot, Table

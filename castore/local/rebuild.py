@@ -31,8 +31,8 @@ from castore.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
+from castore.format.config import StoreConfig
 from castore.format.journal import Entry, JournalPlace
-from castore.format.pack import StoreConfig
 from castore.local import meta
 from castore.local.folder import (
     CONFIG,

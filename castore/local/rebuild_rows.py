@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from castore.check.objects import chunk_fault, extent_fault
 from castore.check.scan import PackScan
 from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
+from castore.format.config import StoreConfig, encode_config
 from castore.format.index import (
     ChunkRow,
     Record,
@@ -24,7 +25,7 @@ from castore.format.index import (
     manifest_of,
 )
 from castore.format.journal import Unclaimed
-from castore.format.pack import PackEntry, StoreConfig, encode_config
+from castore.format.pack import PackEntry
 from castore.format.segment import decode_segment
 from castore.local.check.pack_files import LocalPackSource, pack_path
 from castore.local.index_walk import durable_bytes, pages

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
-from castore.format.pack import StoreConfig
+from castore.format.config import StoreConfig
 from castore.format.segment import NewSegment, Segment, decode_segment
 from castore.local.batch import Batch, NewChunk
 from castore.local.catalog import LocalCatalog

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from castore.errors import NotAStore, StoreIOError, StoreLocked, StoreNotFound
-from castore.format.pack import StoreConfig, encode_config
+from castore.format.config import StoreConfig, encode_config
 from castore.local.catalog import LocalCatalog
 from castore.local.folder import (
     CONFIG,

@@ -14,13 +14,8 @@ from collections.abc import Iterator
 from itertools import chain, islice
 
 from castore.errors import ConfigLost, FormatError, NotAStore, StoreIOError, UnsupportedFormat
-from castore.format.pack import (
-    PACK_HEADER_BYTES,
-    StoreConfig,
-    decode_pack_config,
-    decode_pack_header,
-    encode_config,
-)
+from castore.format.config import StoreConfig, encode_config
+from castore.format.pack import PACK_HEADER_BYTES, decode_pack_config, decode_pack_header
 from castore.format.s3 import MANIFEST_MAGIC, decode_manifest_head
 from castore.format.s3_batches import decode_batch_head, is_tombstone
 from castore.s3.batches import create_root

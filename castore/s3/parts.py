@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from castore.format.pack import StoreConfig
+from castore.format.config import StoreConfig
 from castore.s3.cache.store import StoreCache
 from castore.s3.catalog import S3Catalog
 from castore.s3.client.bucket import Bucket

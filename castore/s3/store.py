@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from castore.errors import CastoreError, NotLocal, StoreNotFound
-from castore.format.pack import StoreConfig
+from castore.format.config import StoreConfig
 from castore.model import Progress, Stages, StoreStats
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from castore.errors import FormatError
-from castore.format.pack import decode_frame_header
+from castore.format.frame import decode_frame_header
 from castore.model import Location
 from castore.s3.packs import GAP_BYTES, S3Packs
 from castore.stream.codec import Frame, stored_frame

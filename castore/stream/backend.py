@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
+from castore.format.config import StoreConfig
 from castore.format.index import Record
-from castore.format.pack import StoreConfig
 from castore.format.segment import Segment
 from castore.model import Extent, Location, ObjectInfo, Progress, StoreStats
 from castore.stream.chunker import Chunker

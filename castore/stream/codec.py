@@ -21,8 +21,7 @@ from typing import NamedTuple, TypeAlias
 import xxhash
 
 from castore.errors import FormatError
-from castore.format.index import INLINE_BYTES_LIMIT
-from castore.format.pack import (
+from castore.format.frame import (
     CODEC_DELTA,
     CODEC_RAW,
     CODEC_ZSTD,
@@ -39,6 +38,7 @@ from castore.format.pack import (
     plain_delta_bases,
     plain_frame_header,
 )
+from castore.format.index import INLINE_BYTES_LIMIT
 from castore.model import FrameKind
 from castore.stream.compression import Buffer, compress, compress_all, decompress, decompress_all
 from castore.stream.delta import decode_delta

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import zstandard
 
 from castore.errors import FormatError
-from castore.format.pack import CODEC_RAW, CODEC_ZSTD
+from castore.format.frame import CODEC_RAW, CODEC_ZSTD
 from castore.stream.chunker import is_incompressible
 
 Buffer: TypeAlias = bytes | bytearray | memoryview

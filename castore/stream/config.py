@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.pack import StoreConfig, decode_config
+from castore.format.config import StoreConfig, decode_config
 from castore.stream.chunker import ChunkSizes
 
 CHUNK_BYTES_AVG_MAX = 4 << 20  # so that a writer's window holds several of the largest chunks

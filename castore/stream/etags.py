@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from castore.format.pack import StoreConfig
+from castore.format.config import StoreConfig
 from castore.stream.chunker import Chunker, ChunkSizes
 from castore.stream.codec import ChunksEtag, chunk_id_of, guarded_id, sha256_of
 

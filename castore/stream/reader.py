@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from castore.errors import ChunkCorrupt, FormatError, ObjectChanged, PackMissing, StoreIOError
+from castore.format.config import StoreConfig
+from castore.format.frame import FRAME_HEADER_BYTES
 from castore.format.index import Record
-from castore.format.pack import FRAME_HEADER_BYTES, StoreConfig
 from castore.model import Extent, ObjectInfo, Progress, RangePlan, StoredChunk
 from castore.stream.backend import NOTHING_HELD, Catalog, Cover, Held, Packs
 from castore.stream.codec import decode_frame, decode_inline

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from castore.errors import StoreIOError
-from castore.format.pack import StoreConfig
+from castore.format.config import StoreConfig
 from castore.format.segment import NewSegment
 from castore.model import Extent, Location, StoredChunk
 from castore.stream.chunker import Chunker

@@ -19,8 +19,8 @@ from typing import NamedTuple, TypeAlias
 import xxhash
 
 from castore.errors import SourceChanged
+from castore.format.config import StoreConfig
 from castore.format.index import Record
-from castore.format.pack import StoreConfig
 from castore.model import Progress
 from castore.stream.bases import FindAlignment
 from castore.stream.chunker import Chunker

@@ -17,7 +17,8 @@ from gc_stores import World, collect
 
 import castore
 from castore.errors import ChunkCorrupt
-from castore.format.pack import FLAG_ID_OF_SHA256, FLAG_SHA256, decode_frame_header, encode_config
+from castore.format.config import encode_config
+from castore.format.frame import FLAG_ID_OF_SHA256, FLAG_SHA256, decode_frame_header
 from castore.stream import codec
 
 FLAGS = FLAG_SHA256 | FLAG_ID_OF_SHA256

@@ -33,7 +33,7 @@ from castore.errors import (
     StoreNotFound,
     UnclaimedData,
 )
-from castore.format.pack import BackupTrailer, decode_backup_trailer, encode_backup_trailer
+from castore.format.backup import BackupTrailer, decode_backup_trailer, encode_backup_trailer
 from castore.local import backup as backups
 from castore.local import rebuild
 from castore.local.journal.log import UNCLAIMED, Journal

@@ -18,7 +18,8 @@ import oracle
 import pytest
 
 import castore
-from castore.format.pack import PACK_HEADER_BYTES, decode_frame_header, decode_pack_header
+from castore.format.frame import decode_frame_header
+from castore.format.pack import PACK_HEADER_BYTES, decode_pack_header
 
 # ---- killed at random ---------------------------------------------------------------------------
 

@@ -149,7 +149,7 @@ def test_what_a_failed_put_had_staged_goes(
 
 WRITER = """
 import random, sys
-import castore, castore.format.pack, castore.stream.writer
+import castore, castore.format.segment, castore.stream.writer
 import castore.local.packs, castore.local.session
 castore.format.segment.SEGMENT_EXTENTS_MAX = 4
 castore.local.session.SEGMENTS_MAX = 2

@@ -11,7 +11,8 @@ import pytest
 from stores import locked, packs_of
 
 import castore
-from castore.format.pack import decode_footer, decode_frame_header
+from castore.format.frame import decode_frame_header
+from castore.format.pack import decode_footer
 from castore.local import packs as local_packs
 from castore.testing.contents import (
     mixed,

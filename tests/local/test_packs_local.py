@@ -18,11 +18,11 @@ from threads import in_threads
 
 import castore
 from castore.errors import FormatError, PackMissing, PackPoisoned, StoreClosed
+from castore.format.frame import decode_frame_header
 from castore.format.pack import (
     PACK_HEADER_BYTES,
     PackEntry,
     decode_footer,
-    decode_frame_header,
     decode_pack_header,
     decode_trailer,
 )

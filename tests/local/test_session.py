@@ -24,6 +24,7 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
 )
+from castore.format.frame import decode_frame_header
 from castore.format.index import (
     ChunkRow,
     Totals,
@@ -34,7 +35,7 @@ from castore.format.index import (
     manifest_of,
     segment_key,
 )
-from castore.format.pack import PackEntry, decode_frame_header, encode_footer, encode_pack_header
+from castore.format.pack import PackEntry, encode_footer, encode_pack_header
 from castore.format.segment import decode_segment
 from castore.local.catalog import LocalCatalog
 from castore.local.groups import PacksVanished
@@ -490,7 +491,7 @@ def test_what_was_staged_is_garbage_when_the_put_fails(
 def test_a_killed_writers_staged_rows_are_the_collectors(tmp_path: Path) -> None:
     program = """
 import os, random, sys
-import castore, castore.format.pack, castore.local.session, castore.stream.writer
+import castore, castore.format.segment, castore.local.session, castore.stream.writer
 castore.format.segment.SEGMENT_EXTENTS_MAX = 4
 castore.local.session.SEGMENTS_MAX = 2
 store = castore.open(sys.argv[1], chunk_bytes_avg=2816, threads=1)

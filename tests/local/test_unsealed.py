@@ -15,15 +15,9 @@ from stores import contents, fill, packs, read, rows, small
 
 import castore
 from castore.cli import main
+from castore.format.frame import FRAME_MAGIC, FrameHeader, encode_frame_header
 from castore.format.index import decode_pack_row
-from castore.format.pack import (
-    FRAME_MAGIC,
-    PACK_TRAILER_BYTES,
-    FrameHeader,
-    decode_footer,
-    decode_trailer,
-    encode_frame_header,
-)
+from castore.format.pack import PACK_TRAILER_BYTES, decode_footer, decode_trailer
 
 VALUES = contents(0, 6)
 WRITER = """

@@ -10,7 +10,7 @@ import pytest
 from gc_stores import DAY, World, collect, edited, noise
 
 import castore
-from castore.format.pack import encode_config
+from castore.format.config import encode_config
 from castore.s3 import uploads
 from castore.s3.gc import survey
 

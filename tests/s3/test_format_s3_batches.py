@@ -33,8 +33,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format import pack
+from castore.format.config import StoreConfig, decode_config, encode_config
 from castore.format.index import Record
+from castore.format.pack import decode_pack_config, decode_pack_header, encode_pack_header
 from castore.format.s3 import (
     NUMBERED_BYTES,
     decode_manifest_head,
@@ -368,7 +369,7 @@ def test_a_batch_of_more_bytes_than_it_may_have() -> None:
 SIZES = (0, 1, 2, 999, 1000, 4007, 4008, 4009, 4010, 70_000, 70_001)  # some with bytes behind
 
 
-def manifests(config: pack.StoreConfig, number: int | None) -> list[bytes]:
+def manifests(config: StoreConfig, number: int | None) -> list[bytes]:
     inlined = [inline(bytes(size), config, number)[0] for size in SIZES]
     return [*inlined, *(manifest(n, m, config, number)[0] for n in (1, 2, 50) for m in (1, 2, 3))]
 
@@ -427,7 +428,7 @@ def test_weak_manifests_are_those_of_the_format_page() -> None:
 
 @pytest.mark.parametrize("config", [CONFIG, BATCHED])
 @pytest.mark.parametrize("number", [None, 7])
-def test_another_nonce_changes_nothing_else(config: pack.StoreConfig, number: int | None) -> None:
+def test_another_nonce_changes_nothing_else(config: StoreConfig, number: int | None) -> None:
     nonce = bytes(range(100, 116))
     for raw in manifests(config, number):
         renewed = with_nonce(raw, nonce)
@@ -461,19 +462,19 @@ def test_flags_that_no_manifest_has() -> None:
 
 
 def test_the_config_of_a_store_without_batches_is_what_it_was() -> None:
-    assert pack.encode_config(local_config("sha256")) == SPECIMENS["config with checksum"]
-    assert b"batches" not in pack.encode_config(local_config())
-    assert not pack.decode_config(SPECIMENS["config with checksum"]).batches
+    assert encode_config(local_config("sha256")) == SPECIMENS["config with checksum"]
+    assert b"batches" not in encode_config(local_config())
+    assert not decode_config(SPECIMENS["config with checksum"]).batches
 
 
 def test_the_config_of_a_store_with_batches() -> None:
     config = local_config("sha256")._replace(batches=True)
-    raw = pack.encode_config(config)
+    raw = encode_config(config)
     before = SPECIMENS["config with checksum"]
     assert raw.replace(b'"version": 2', b'"version": 1').startswith(
         before[: before.index(b',\n  "checksum')]
     )
-    assert pack.decode_config(raw) == config
+    assert decode_config(raw) == config
     for old, new in (
         (b'"version": 2', b'"version": 1'),
         (b'"batches": true', b'"batches": false'),
@@ -481,23 +482,23 @@ def test_the_config_of_a_store_with_batches() -> None:
         (b'"batches": true', b'"batches": null'),
         (b'"batches": true', b'"others": true'),
     ):
-        for whole in (raw, pack.encode_config(config, checksum=False)):
+        for whole in (raw, encode_config(config, checksum=False)):
             assert old in whole
             with pytest.raises(FormatError):
-                pack.decode_config(whole.replace(old, new))
+                decode_config(whole.replace(old, new))
 
 
 @pytest.mark.parametrize("guard", [None, "sha256"])
 @pytest.mark.parametrize("batches", [False, True])
 def test_packs_tell_whether_there_are_batches(guard: str | None, batches: bool) -> None:
     config = local_config(guard)._replace(batches=batches)
-    raw = pack.encode_pack_header(config.store_id, NONCE, config)
+    raw = encode_pack_header(config.store_id, NONCE, config)
     assert raw[10] == bool(guard) + 2 * batches
-    assert pack.decode_pack_header(raw) == (config.store_id, NONCE)
-    assert pack.decode_pack_config(raw) == config
+    assert decode_pack_header(raw) == (config.store_id, NONCE)
+    assert decode_pack_config(raw) == config
     raw = raw[:10] + b"\x04" + raw[11:56]
     with pytest.raises(FormatError, match="flags"):
-        pack.decode_pack_header(raw + checksum(raw))
+        decode_pack_header(raw + checksum(raw))
 
 
 def facts(head: Any) -> dict[str, Any]:

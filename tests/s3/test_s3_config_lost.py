@@ -12,7 +12,7 @@ from servers import Server
 import castore
 from castore.cli import exits, main
 from castore.errors import ConfigLost, FormatError, NotAStore
-from castore.format.pack import decode_config, encode_config
+from castore.format.config import decode_config, encode_config
 from castore.format.s3_batches import is_tombstone
 from castore.s3.client.bucket import Bucket
 from castore.s3.creation import repair_config

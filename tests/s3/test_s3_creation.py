@@ -13,7 +13,7 @@ from fault_proxy import Connection, Exchange, FaultProxy
 from servers import Server
 
 import castore
-from castore.format.pack import StoreConfig, encode_config
+from castore.format.config import StoreConfig, encode_config
 from castore.s3 import creation
 from castore.s3.client.bucket import Bucket
 from castore.s3.keys import BATCHES_ROOT_KEY, CONFIG_KEY, PROPOSALS

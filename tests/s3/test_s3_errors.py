@@ -29,7 +29,7 @@ from castore.errors import (
     UnsupportedFormat,
     WrongRegion,
 )
-from castore.format.pack import StoreConfig, encode_config
+from castore.format.config import StoreConfig, encode_config
 
 pytestmark = pytest.mark.usefixtures("quick", "cache_dir")
 

@@ -12,7 +12,7 @@ from stores import contents, fill
 
 import castore
 from castore.errors import CastoreError
-from castore.format.pack import decode_config
+from castore.format.config import decode_config
 from castore.format.s3_gc import GcState, encode_condemned, encode_state
 from castore.s3.client.bucket import Bucket
 

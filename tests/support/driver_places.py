@@ -19,7 +19,7 @@ from memory_s3 import Actor, MemoryS3
 from servers import QUICK
 
 import castore
-from castore.format.pack import StoreConfig, encode_config
+from castore.format.config import StoreConfig, encode_config
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.settings import parse_settings
 from castore.stream.chunker import ChunkSizes

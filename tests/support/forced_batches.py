@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator
 from unittest import mock
 
-from castore.format.pack import StoreConfig
+from castore.format.config import StoreConfig
 from castore.s3.namespace import writing
 
 with_batches = functools.partial(StoreConfig, batches=True)

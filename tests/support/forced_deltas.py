@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import castore
-from castore.format import pack
+from castore.format.frame import (
+    CODEC_DELTA,
+    FRAME_HEAD_BYTES_MAX,
+    FRAME_HEADER_BYTES,
+    FrameHeader,
+    decode_frame_header,
+)
 from castore.format.index import decode_record
 from castore.local import lookup, older
 from castore.local.older import OlderObject
@@ -37,7 +43,6 @@ ENVIRONMENT = "CASTORE_TESTS_FORCE_DELTAS"
 SURPLUS_BYTES_MAX = DELTA_HEAD_BYTES = 4  # of a delta's payload over its chunk
 IN_CHILDREN = Path(__file__).resolve().parent / "in_children"
 
-decode_frame_header = pack.decode_frame_header
 find_older = older.find_older
 find_older_version = catalog.find_older
 encode_all = session._encode_all
@@ -48,10 +53,10 @@ _IN_ISOLATION = (
 )
 
 
-def with_surplus(frame: bytes | memoryview) -> pack.FrameHeader:
+def with_surplus(frame: bytes | memoryview) -> FrameHeader:
     """The header at the start of a frame, also that of a delta larger than its chunk."""
-    head = bytes(frame[: pack.FRAME_HEAD_BYTES_MAX])
-    if len(head) >= pack.FRAME_HEADER_BYTES and head[4] == pack.CODEC_DELTA:
+    head = bytes(frame[:FRAME_HEAD_BYTES_MAX])
+    if len(head) >= FRAME_HEADER_BYTES and head[4] == CODEC_DELTA:
         raw_bytes = int.from_bytes(head[8:_PAYLOAD_AT], "little")
         payload_bytes = int.from_bytes(head[_PAYLOAD_AT : _PAYLOAD_AT + 4], "little")
         if raw_bytes < payload_bytes <= raw_bytes + SURPLUS_BYTES_MAX:

@@ -14,10 +14,31 @@ import zstandard
 from places import GOLDEN as GOLDEN_FOLDER
 
 from castore.errors import FormatError
+from castore.format import CHUNK_BYTES_LIMIT, s3_told
 from castore.format import index as rows
-from castore.format import pack as layout
-from castore.format import s3_told
 from castore.format import segment as layouts
+from castore.format.config import StoreConfig, decode_config, encode_config
+from castore.format.frame import (
+    BASES_MAX,
+    CODEC_DELTA,
+    CODEC_RAW,
+    CODEC_ZSTD,
+    FLAG_ID_OF_SHA256,
+    FLAG_SHA256,
+    Delta,
+    FrameHeader,
+    decode_frame_header,
+    delta_checksum,
+    encode_frame_header,
+)
+from castore.format.pack import (
+    PackEntry,
+    decode_footer,
+    decode_pack_config,
+    decode_pack_header,
+    encode_footer,
+    encode_pack_header,
+)
 from castore.model import Extent, Location, StoredChunk
 from castore.stream import codec
 
@@ -46,8 +67,8 @@ def checksum(data: bytes, seed: int = 0) -> bytes:
     return xxhash.xxh3_64_intdigest(data, seed).to_bytes(8, "little")
 
 
-def config(guard: str | None = None) -> layout.StoreConfig:
-    return layout.StoreConfig(STORE_ID, SEED, 16384, 65536, 262144, guard)
+def config(guard: str | None = None) -> StoreConfig:
+    return StoreConfig(STORE_ID, SEED, 16384, 65536, 262144, guard)
 
 
 def extents(count: int = 5, begin: int = 1000) -> list[Extent]:
@@ -67,29 +88,27 @@ def segment(of: list[Extent]) -> bytes:
     return builder.encode()
 
 
-ENTRIES = [layout.PackEntry(bytes([i]) * 16, 64 + 800 * i, 800, 1000 + i) for i in range(4)]
+ENTRIES = [PackEntry(bytes([i]) * 16, 64 + 800 * i, 800, 1000 + i) for i in range(4)]
 
 
 FOOTER_OFFSET = 64 + 800 * 4
 
 
-RAW_HEADER = layout.FrameHeader(layout.CODEC_RAW, 0, len(TEXT), len(TEXT), TEXT_ID)
+RAW_HEADER = FrameHeader(CODEC_RAW, 0, len(TEXT), len(TEXT), TEXT_ID)
 
 
 ZSTD_PAYLOAD = bytes.fromhex(GOLDEN["zstd payload of the text"])
 
 
-ZSTD_HEADER = layout.FrameHeader(layout.CODEC_ZSTD, 0, len(TEXT), len(ZSTD_PAYLOAD), TEXT_ID)
+ZSTD_HEADER = FrameHeader(CODEC_ZSTD, 0, len(TEXT), len(ZSTD_PAYLOAD), TEXT_ID)
 
 
-GUARDED_HEADER = layout.FrameHeader(
-    layout.CODEC_ZSTD, layout.FLAG_SHA256, len(TEXT), len(ZSTD_PAYLOAD), TEXT_ID, SHA256
-)
+GUARDED_HEADER = FrameHeader(CODEC_ZSTD, FLAG_SHA256, len(TEXT), len(ZSTD_PAYLOAD), TEXT_ID, SHA256)
 
 
-GUARDED_ID_HEADER = layout.FrameHeader(
-    layout.CODEC_RAW,
-    layout.FLAG_SHA256 | layout.FLAG_ID_OF_SHA256,
+GUARDED_ID_HEADER = FrameHeader(
+    CODEC_RAW,
+    FLAG_SHA256 | FLAG_ID_OF_SHA256,
     len(TEXT),
     len(TEXT),
     codec.guarded_id(SHA256, SEED),
@@ -106,7 +125,7 @@ INLINE_ZSTD = rows.Record(
     0o4755,
     b"\x22" * 16,
     len(ZSTD_PAYLOAD),
-    codec=layout.CODEC_ZSTD,
+    codec=CODEC_ZSTD,
     inline=ZSTD_PAYLOAD,
 )
 
@@ -128,20 +147,20 @@ BASE_IDS = [codec.chunk_id_of(base, SEED) for base in BASES]
 DELTA_PAYLOAD = bytes.fromhex(GOLDEN["delta payload of the text"])
 
 
-def delta(sha256: bytes = b"") -> layout.FrameHeader:
+def delta(sha256: bytes = b"") -> FrameHeader:
     """The frame's header, with the right checksum."""
     of = tuple((chunk_id, len(base)) for chunk_id, base in zip(BASE_IDS, BASES, strict=True))
-    header = layout.FrameHeader(
-        layout.CODEC_DELTA,
-        layout.FLAG_SHA256 if sha256 else 0,
+    header = FrameHeader(
+        CODEC_DELTA,
+        FLAG_SHA256 if sha256 else 0,
         len(TEXT),
         len(DELTA_PAYLOAD),
         TEXT_ID,
         sha256,
-        layout.Delta(of, 0),
+        Delta(of, 0),
     )
-    checksum = layout.delta_checksum(header, DELTA_PAYLOAD)
-    return header._replace(delta=layout.Delta(of, checksum))
+    checksum = delta_checksum(header, DELTA_PAYLOAD)
+    return header._replace(delta=Delta(of, checksum))
 
 
 def base(chunk_id: bytes, raw_bytes: int) -> bytes:
@@ -184,17 +203,17 @@ HINTS = [(PACK_IDS[0], ENTRIES), (PACK_IDS[1], DELTA_ENTRIES)]
 
 
 SPECIMENS: dict[str, bytes] = {
-    "config": layout.encode_config(config(), checksum=False),
-    "config with collision guard": layout.encode_config(config("sha256"), checksum=False),
-    "config with checksum": layout.encode_config(config("sha256")),
-    "frame header, raw": layout.encode_frame_header(RAW_HEADER),
-    "frame header, zstd": layout.encode_frame_header(ZSTD_HEADER),
-    "frame header, zstd with sha256": layout.encode_frame_header(GUARDED_HEADER),
-    "frame header, raw, id of sha256": layout.encode_frame_header(GUARDED_ID_HEADER),
-    "pack header": layout.encode_pack_header(STORE_ID, PACK_IDS[0]),
-    "pack header with config": layout.encode_pack_header(STORE_ID, PACK_IDS[0], config("sha256")),
-    "pack footer": layout.encode_footer(ENTRIES, FOOTER_OFFSET),
-    "pack footer, no frames": layout.encode_footer([], 64),
+    "config": encode_config(config(), checksum=False),
+    "config with collision guard": encode_config(config("sha256"), checksum=False),
+    "config with checksum": encode_config(config("sha256")),
+    "frame header, raw": encode_frame_header(RAW_HEADER),
+    "frame header, zstd": encode_frame_header(ZSTD_HEADER),
+    "frame header, zstd with sha256": encode_frame_header(GUARDED_HEADER),
+    "frame header, raw, id of sha256": encode_frame_header(GUARDED_ID_HEADER),
+    "pack header": encode_pack_header(STORE_ID, PACK_IDS[0]),
+    "pack header with config": encode_pack_header(STORE_ID, PACK_IDS[0], config("sha256")),
+    "pack footer": encode_footer(ENTRIES, FOOTER_OFFSET),
+    "pack footer, no frames": encode_footer([], 64),
     "segment": segment(extents()),
     "record, inline raw": rows.encode_record(INLINE),
     "record, inline zstd": rows.encode_record(INLINE_ZSTD),
@@ -203,9 +222,9 @@ SPECIMENS: dict[str, bytes] = {
     "pack row": rows.encode_pack_row(1767225600_123456789, 256 << 20),
     "totals row": TOTALS.encode(),
     "segment key": rows.segment_key(77, 1 << 40),
-    "frame header, delta": layout.encode_frame_header(delta()),
-    "frame header, delta with sha256": layout.encode_frame_header(delta(SHA256)),
-    "pack footer, deltas": layout.encode_footer(DELTA_ENTRIES, FOOTER_OFFSET),
+    "frame header, delta": encode_frame_header(delta()),
+    "frame header, delta with sha256": encode_frame_header(delta(SHA256)),
+    "pack footer, deltas": encode_footer(DELTA_ENTRIES, FOOTER_OFFSET),
     "segment, deltas": segment(extents_of_deltas()),
     "record, source": rows.encode_record(EXTENTS._replace(source=1 << 63)),
     "record, deltas": rows.encode_record(WITH_DELTAS),
@@ -248,7 +267,7 @@ class Target(NamedTuple):
 
 def use_frame(raw: bytes) -> None:
     """Believes the header, so that the payload is reached whatever it claims."""
-    header = layout.decode_frame_header(raw)
+    header = decode_frame_header(raw)
     codec.decode_frame(raw, header.chunk_id, header.raw_bytes, SEED, base)
 
 
@@ -258,7 +277,7 @@ def use_expected_frame(raw: bytes) -> None:
 
 
 def use_footer(raw: bytes) -> None:
-    for entry in layout.decode_footer(raw, FOOTER_OFFSET + len(raw)):
+    for entry in decode_footer(raw, FOOTER_OFFSET + len(raw)):
         assert 64 <= entry.offset <= entry.offset + entry.stored_bytes <= FOOTER_OFFSET
 
 
@@ -268,13 +287,13 @@ def use_segment(raw: bytes) -> None:
     list(decoded.frames())
     list(decoded.offsets_by_pack())
     for extent in decoded:
-        assert len(extent.location.bases) <= layout.BASES_MAX
-        assert 0 < extent.end - extent.begin <= layout.CHUNK_BYTES_LIMIT + 256
+        assert len(extent.location.bases) <= BASES_MAX
+        assert 0 < extent.end - extent.begin <= CHUNK_BYTES_LIMIT + 256
 
 
 def use_pack_header(raw: bytes) -> None:
-    layout.decode_pack_header(raw)
-    layout.decode_pack_config(raw)
+    decode_pack_header(raw)
+    decode_pack_config(raw)
 
 
 def use_record(raw: bytes) -> None:
@@ -286,8 +305,8 @@ def use_record(raw: bytes) -> None:
 
 def bomb(size: int) -> bytes:
     payload = zstandard.ZstdCompressor().compress(bytes(size))
-    header = layout.FrameHeader(layout.CODEC_ZSTD, 0, size, len(payload), bytes(16))
-    return layout.encode_frame_header(header) + payload
+    header = FrameHeader(CODEC_ZSTD, 0, size, len(payload), bytes(16))
+    return encode_frame_header(header) + payload
 
 
 FRAMES = [
@@ -311,7 +330,7 @@ TARGETS = {
         [
             SPECIMENS["pack footer"],
             SPECIMENS["pack footer, deltas"],
-            layout.encode_footer(ENTRIES[:1], FOOTER_OFFSET),
+            encode_footer(ENTRIES[:1], FOOTER_OFFSET),
         ],
         use_footer,
         repaired_footer,
@@ -341,7 +360,7 @@ TARGETS = {
     ),
     "configs": Target(
         [SPECIMENS[f"config{more}"] for more in ("", " with collision guard", " with checksum")],
-        layout.decode_config,
+        decode_config,
         versioned=True,
     ),
     "chunk rows": Target(

@@ -9,8 +9,8 @@ import xxhash
 from format_cases import checksum
 
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format.config import StoreConfig
 from castore.format.index import Record
-from castore.format.pack import StoreConfig
 from castore.format.s3 import encode_manifest, manifest_head_bytes
 from castore.format.s3_batches import (
     Drop,

@@ -33,13 +33,9 @@ from tars import SEEDS, with_checksums
 
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format import s3, s3_batches, s3_gc, s3_samples, s3_told
+from castore.format.backup import BackupTrailer, decode_backup_trailer, encode_backup_trailer
 from castore.format.index import Record
-from castore.format.pack import (
-    BackupTrailer,
-    PackEntry,
-    decode_backup_trailer,
-    encode_backup_trailer,
-)
+from castore.format.pack import PackEntry
 from castore.format.s3_batches import BATCH_HEADER_BYTES
 from castore.stream.delta import decode_delta, encode_delta
 from conducto import tar

@@ -16,7 +16,7 @@ from memory_s3 import Actor, Killed, MemoryS3
 from servers import QUICK
 
 import castore
-from castore.format.pack import StoreConfig, encode_config
+from castore.format.config import StoreConfig, encode_config
 from castore.s3 import lease as session
 from castore.s3.batches import Batches, create_root
 from castore.s3.client import bucket, retries

@@ -23,8 +23,8 @@ from castore.errors import (
     ObjectChanged,
     PackMissing,
 )
+from castore.format.config import StoreConfig
 from castore.format.index import Record
-from castore.format.pack import StoreConfig
 from castore.format.segment import NewSegment, decode_segment, owned
 from castore.model import (
     Extent,

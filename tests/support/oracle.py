@@ -35,7 +35,7 @@ import lmdb
 from forced_deltas import with_children
 
 import castore
-import castore.format.pack
+import castore.format.frame
 import castore.local.packs
 import castore.local.session
 import castore.model
@@ -285,13 +285,13 @@ def check_index(store: castore.Store) -> None:
     totals = castore.format.index.Totals()
     mapped: dict[bytes, memoryview] = {}
 
-    def frame_header(location: castore.model.Location) -> castore.format.pack.FrameHeader:
+    def frame_header(location: castore.model.Location) -> castore.format.frame.FrameHeader:
         pack_id, offset, stored, _ = location
         if pack_id not in mapped:
             assert txn.get(pack_id, db=index.packs) is not None, "a pack without its row"
             mapped[pack_id] = memoryview(Path(packs.path(pack_id)).read_bytes())
         frame = mapped[pack_id][offset : offset + stored]
-        header = castore.format.pack.decode_frame_header(frame)
+        header = castore.format.frame.decode_frame_header(frame)
         assert header.header_bytes + header.payload_bytes == stored
         return header
 

@@ -15,7 +15,7 @@ from fault_proxy import FaultProxy
 from servers import MOTO, QUICK, Server, client_of
 
 import castore
-from castore.format.pack import StoreConfig, encode_config
+from castore.format.config import StoreConfig, encode_config
 from castore.s3.client import connection, retries
 from castore.s3.client.settings import S3Settings
 from castore.stream.chunker import ChunkSizes

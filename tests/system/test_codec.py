@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from castore.errors import FormatError
-from castore.format.index import INLINE_BYTES_LIMIT
-from castore.format.pack import (
+from castore.format.frame import (
     CODEC_RAW,
     CODEC_ZSTD,
     FLAG_ID_OF_SHA256,
@@ -24,6 +23,7 @@ from castore.format.pack import (
     decode_frame_header,
     encode_frame_header,
 )
+from castore.format.index import INLINE_BYTES_LIMIT
 from castore.stream import codec, compression
 
 SEED = 0x0123456789ABCDEF

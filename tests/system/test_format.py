@@ -61,10 +61,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format import CHUNK_BYTES_LIMIT, s3_told
 from castore.format import index as rows
-from castore.format import pack as layout
-from castore.format import s3_told
 from castore.format import segment as layouts
+from castore.format.config import StoreConfig, decode_config, encode_config
+from castore.format.frame import BASES_MAX, FLAG_ID_OF_SHA256, FLAG_SHA256, decode_frame_header
+from castore.format.pack import (
+    PackEntry,
+    decode_footer,
+    decode_pack_config,
+    decode_pack_header,
+    encode_footer,
+    encode_pack_header,
+)
 from castore.model import SEGMENT_EXTENTS_MAX, Extent, Location, StoredChunk
 from castore.stream import codec
 
@@ -83,8 +92,8 @@ def test_every_golden_layout_is_tested() -> None:
 
 def test_golden_bytes_decode_to_what_they_meant() -> None:
     raw = {name: bytes.fromhex(golden) for name, golden in GOLDEN.items()}
-    assert layout.decode_config(raw["config"]) == config()
-    assert layout.decode_config(raw["config with collision guard"]) == config("sha256")
+    assert decode_config(raw["config"]) == config()
+    assert decode_config(raw["config with collision guard"]) == config("sha256")
     for name, header, payload in [
         ("frame header, raw", RAW_HEADER, TEXT),
         ("frame header, zstd", ZSTD_HEADER, ZSTD_PAYLOAD),
@@ -92,16 +101,16 @@ def test_golden_bytes_decode_to_what_they_meant() -> None:
         ("frame header, raw, id of sha256", GUARDED_ID_HEADER, TEXT),
     ]:
         frame = raw[name] + payload
-        assert layout.decode_frame_header(frame) == header
+        assert decode_frame_header(frame) == header
         assert codec.decode_frame(frame, header.chunk_id, len(TEXT), SEED) == TEXT
-    assert layout.decode_config(raw["config with checksum"]) == config("sha256")
-    assert layout.decode_pack_header(raw["pack header"]) == (STORE_ID, PACK_IDS[0])
-    assert layout.decode_pack_config(raw["pack header"]) is None
-    assert layout.decode_pack_header(raw["pack header with config"]) == (STORE_ID, PACK_IDS[0])
-    assert layout.decode_pack_config(raw["pack header with config"]) == config("sha256")
+    assert decode_config(raw["config with checksum"]) == config("sha256")
+    assert decode_pack_header(raw["pack header"]) == (STORE_ID, PACK_IDS[0])
+    assert decode_pack_config(raw["pack header"]) is None
+    assert decode_pack_header(raw["pack header with config"]) == (STORE_ID, PACK_IDS[0])
+    assert decode_pack_config(raw["pack header with config"]) == config("sha256")
     footer = raw["pack footer"]
-    assert layout.decode_footer(footer, FOOTER_OFFSET + len(footer)) == ENTRIES
-    assert layout.decode_footer(raw["pack footer, no frames"], 64 + 40) == []
+    assert decode_footer(footer, FOOTER_OFFSET + len(footer)) == ENTRIES
+    assert decode_footer(raw["pack footer, no frames"], 64 + 40) == []
     assert list(layouts.decode_segment(raw["segment"])) == extents()
     assert rows.decode_record(raw["record, inline raw"]) == INLINE
     assert rows.decode_record(raw["record, inline zstd"]) == INLINE_ZSTD
@@ -123,13 +132,13 @@ def test_golden_bytes_with_deltas_decode_to_what_they_meant() -> None:
         ("frame header, delta with sha256", delta(SHA256)),
     ]:
         frame = raw[name] + raw["delta payload of the text"]
-        assert layout.decode_frame_header(frame) == header
+        assert decode_frame_header(frame) == header
         assert codec.decode_frame(frame, TEXT_ID, len(TEXT), SEED, base) == TEXT
         with pytest.raises(FormatError, match=r"its base .* is not known"):
             codec.decode_frame(frame, TEXT_ID, len(TEXT), SEED)
         assert codec.check_frame(frame, TEXT_ID, len(TEXT), SEED) == header
     footer = raw["pack footer, deltas"]
-    assert layout.decode_footer(footer, FOOTER_OFFSET + len(footer)) == DELTA_ENTRIES
+    assert decode_footer(footer, FOOTER_OFFSET + len(footer)) == DELTA_ENTRIES
     segment = layouts.decode_segment(raw["segment, deltas"])
     assert list(segment) == extents_of_deltas()
     assert segment.deltas == 3
@@ -255,9 +264,9 @@ u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 id16 = st.binary(min_size=16, max_size=16)
 
 
-@given(st.builds(layout.StoreConfig, id16, u64, *[st.just(4096)] * 3, st.sampled_from([None])))
-def test_configs_round_trip(made: layout.StoreConfig) -> None:
-    assert layout.decode_config(layout.encode_config(made)) == made
+@given(st.builds(StoreConfig, id16, u64, *[st.just(4096)] * 3, st.sampled_from([None])))
+def test_configs_round_trip(made: StoreConfig) -> None:
+    assert decode_config(encode_config(made)) == made
 
 
 def test_every_flipped_bit_of_a_config_is_seen_or_means_the_same() -> None:
@@ -267,13 +276,13 @@ def test_every_flipped_bit_of_a_config_is_seen_or_means_the_same() -> None:
         changed = bytearray(raw)
         changed[bit >> 3] ^= 1 << (bit & 7)
         with suppress(FormatError, UnsupportedFormat):
-            assert layout.decode_config(bytes(changed)) == config("sha256")
+            assert decode_config(bytes(changed)) == config("sha256")
 
 
 def test_a_config_of_other_sizes_is_not_in_pack_headers() -> None:
     odd = config()._replace(chunk_bytes_min=704)
-    raw = layout.encode_pack_header(STORE_ID, PACK_IDS[0], odd)
-    assert layout.decode_pack_config(raw) is None
+    raw = encode_pack_header(STORE_ID, PACK_IDS[0], odd)
+    assert decode_pack_config(raw) is None
 
 
 @given(
@@ -311,7 +320,7 @@ def test_inline_records_round_trip(inline: bytes, mode: int, etag: bytes) -> Non
 @given(
     begin=st.integers(0, 2**62),
     lengths=st.lists(
-        st.integers(1, layout.CHUNK_BYTES_LIMIT + 256), min_size=1, max_size=SEGMENT_EXTENTS_MAX
+        st.integers(1, CHUNK_BYTES_LIMIT + 256), min_size=1, max_size=SEGMENT_EXTENTS_MAX
     ),
     packs=st.integers(1, 5),
     bases=st.integers(0, 6),
@@ -328,7 +337,7 @@ def test_segments_round_trip_and_find_their_extents(
     for i, length in enumerate(lengths):
         pack_id = bytes([i % packs]) * 16
         first = i % (bases + 1)
-        used = tuple(others[first : first + layout.BASES_MAX])
+        used = tuple(others[first : first + BASES_MAX])
         location = Location(pack_id, (i * 77777) % 2**31, 32 + length % 1000, used)
         made.append(Extent(begin, begin + length, struct.pack("<QQ", i, length), location))
         begin += length
@@ -365,19 +374,19 @@ def test_segment_keys_sort_as_numbers() -> None:
 
 @given(
     st.lists(
-        st.tuples(id16, st.integers(1, 5000), st.lists(id16, max_size=layout.BASES_MAX)),
+        st.tuples(id16, st.integers(1, 5000), st.lists(id16, max_size=BASES_MAX)),
         max_size=60,
     )
 )
 def test_footers_round_trip(frames: list[tuple[bytes, int, list[bytes]]]) -> None:
     entries, at = [], 64
     for chunk_id, stored, bases in frames:
-        entries.append(layout.PackEntry(chunk_id, at, stored, 2 * stored, tuple(bases)))
+        entries.append(PackEntry(chunk_id, at, stored, 2 * stored, tuple(bases)))
         at += stored
-    footer = layout.encode_footer(entries, at)
-    assert layout.decode_footer(footer, at + len(footer)) == entries
+    footer = encode_footer(entries, at)
+    assert decode_footer(footer, at + len(footer)) == entries
     with pytest.raises(FormatError):
-        layout.decode_footer(footer, at + len(footer) + 1)
+        decode_footer(footer, at + len(footer) + 1)
 
 
 # ---------------------------------------------------------------- refusals, one by one
@@ -386,12 +395,12 @@ def test_footers_round_trip(frames: list[tuple[bytes, int, list[bytes]]]) -> Non
 def test_newer_versions_are_said_to_be_newer() -> None:
     newer = SPECIMENS["config"].replace(b'"version": 1', b'"version": 3')
     with pytest.raises(UnsupportedFormat, match="format version 3, this castore reads up to 2"):
-        layout.decode_config(newer)
+        decode_config(newer)
     with pytest.raises(UnsupportedFormat, match="version 9: upgrade castore"):
         rows.decode_record(repaired_record(b"\x09" + SPECIMENS["record, extents"][1:]))
     header = SPECIMENS["pack header"]
     with pytest.raises(UnsupportedFormat, match="format version 3"):
-        layout.decode_pack_header(repaired_pack_header(header[:8] + b"\x03" + header[9:]))
+        decode_pack_header(repaired_pack_header(header[:8] + b"\x03" + header[9:]))
 
 
 @pytest.mark.parametrize(
@@ -416,7 +425,7 @@ def test_newer_versions_are_said_to_be_newer() -> None:
         (b"16384", b"65537"),
         (b"16384", b"true"),
         (b"16384", b"16384.0"),
-        (b"262144", b"%d" % (layout.CHUNK_BYTES_LIMIT + 1)),
+        (b"262144", b"%d" % (CHUNK_BYTES_LIMIT + 1)),
         (b"262144", b"1e400"),
         (b"262144", b"9" * 5000),
         (b'"collision_guard": null', b'"collision_guard": "md5"'),
@@ -432,13 +441,13 @@ def test_a_config_out_of_range_is_refused(old: bytes, new: bytes) -> None:
     raw = SPECIMENS["config"].replace(old, new, 1)
     assert raw != SPECIMENS["config"]
     with pytest.raises(FormatError):
-        layout.decode_config(raw)
+        decode_config(raw)
 
 
 @pytest.mark.parametrize("raw", [b"", b"null", b"[]", b'"x"', b"{}", b"7", b"\0" * 100, b"\xff"])
 def test_a_file_that_is_no_config_is_refused(raw: bytes) -> None:
     with pytest.raises(FormatError):
-        layout.decode_config(raw)
+        decode_config(raw)
 
 
 def test_frame_headers_out_of_range_are_refused() -> None:
@@ -446,9 +455,9 @@ def test_frame_headers_out_of_range_are_refused() -> None:
         made = {"codec": 1, "flags": 0, "zero": 0, "raw": 100, "payload": 50} | fields
         return struct.pack("<4sBBHII16s", b"CFRM", *made.values(), bytes(16))
 
-    assert layout.decode_frame_header(header()).raw_bytes == 100
-    limit = layout.CHUNK_BYTES_LIMIT + 256
-    assert layout.decode_frame_header(header(raw=limit)).raw_bytes == limit
+    assert decode_frame_header(header()).raw_bytes == 100
+    limit = CHUNK_BYTES_LIMIT + 256
+    assert decode_frame_header(header(raw=limit)).raw_bytes == limit
     for fields in [
         {"codec": 2},
         {"codec": 255},
@@ -459,31 +468,31 @@ def test_frame_headers_out_of_range_are_refused() -> None:
         {"raw": 2**32 - 1},
         {"payload": 101},
         {"codec": 0},
-        {"flags": layout.FLAG_ID_OF_SHA256},
-        {"flags": layout.FLAG_SHA256},  # and no room for it
+        {"flags": FLAG_ID_OF_SHA256},
+        {"flags": FLAG_SHA256},  # and no room for it
     ]:
         with pytest.raises(FormatError):
-            layout.decode_frame_header(header(**fields))
+            decode_frame_header(header(**fields))
     with pytest.raises(FormatError, match="magic"):
-        layout.decode_frame_header(b"X" + header()[1:])
+        decode_frame_header(b"X" + header()[1:])
 
 
 def test_a_footer_that_places_frames_outside_its_pack_is_refused() -> None:
     for entry in [
-        layout.PackEntry(bytes(16), 63, 100, 100),
-        layout.PackEntry(bytes(16), FOOTER_OFFSET, 1, 100),
-        layout.PackEntry(bytes(16), 64, FOOTER_OFFSET, 100),
-        layout.PackEntry(bytes(16), 2**32 - 1, 2**32 - 1, 100),
+        PackEntry(bytes(16), 63, 100, 100),
+        PackEntry(bytes(16), FOOTER_OFFSET, 1, 100),
+        PackEntry(bytes(16), 64, FOOTER_OFFSET, 100),
+        PackEntry(bytes(16), 2**32 - 1, 2**32 - 1, 100),
     ]:
         with pytest.raises(FormatError, match="places a frame"):
-            layout.encode_footer([entry], FOOTER_OFFSET)
+            encode_footer([entry], FOOTER_OFFSET)
     footer = SPECIMENS["pack footer"]
     counted = footer[:-32] + (2**32 - 1).to_bytes(4, "little") + footer[-28:]
     with pytest.raises(FormatError, match="claims 4294967295 frames"):
-        layout.decode_footer(repaired_footer(counted), FOOTER_OFFSET + len(footer))
+        decode_footer(repaired_footer(counted), FOOTER_OFFSET + len(footer))
     for part in (footer[28:], footer[5:], bytes(28) + footer, b"x" + footer):
         with pytest.raises(FormatError, match="bytes for 4 frames"):
-            layout.decode_footer(repaired_footer(part), FOOTER_OFFSET + len(footer))
+            decode_footer(repaired_footer(part), FOOTER_OFFSET + len(footer))
 
 
 def test_a_segment_whose_columns_contradict_each_other_is_refused() -> None:
@@ -500,7 +509,7 @@ def test_a_segment_whose_columns_contradict_each_other_is_refused() -> None:
         (0, 0),
         (2, 5),
         (4, 2**64 - 1),
-        (1, 1001 + layout.CHUNK_BYTES_LIMIT + 800),
+        (1, 1001 + CHUNK_BYTES_LIMIT + 800),
     ]:
         damaged = with_end(i, end)
         with pytest.raises(FormatError, match="has an extent"):

@@ -89,7 +89,7 @@ def test_bytes_of_a_local_store_are_laid_out_in_one_package() -> None:
     found -= {"conducto/stored_gzip.py"}
     found -= {"castore/system/lmdb_pages.py", "castore/system/lmdb_files.py"}
     local = {name for name in found if not re.match(r"castore/(s3/|format/s3)", name)}
-    parts = ("pack", "segment", "index", "journal")
+    parts = ("frame", "pack", "segment", "index", "journal", "backup")
     assert local == {f"castore/format/{part}.py" for part in parts}
 
 

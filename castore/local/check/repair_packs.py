@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from castore.check.objects import chunk_fault
 from castore.check.scan import PackScan
 from castore.errors import FormatError
+from castore.format.config import StoreConfig
 from castore.format.index import ChunkRow, decode_chunk_row
-from castore.format.pack import PackEntry, StoreConfig
+from castore.format.pack import PackEntry
 from castore.local.catalog import LocalCatalog
 from castore.local.check.pack_files import LocalPackSource, pack_path
 from castore.local.index_walk import durable_bytes, pages

@@ -9,8 +9,8 @@ from castore.check.check import StoreCheck
 from castore.check.objects import chunk_fault
 from castore.check.packs import PackReading
 from castore.errors import FormatError
+from castore.format.config import StoreConfig
 from castore.format.index import Totals, decode_chunk_row, decode_pack_row
-from castore.format.pack import StoreConfig
 from castore.local.check.garbage import Garbage
 from castore.local.check.source import LocalSource
 from castore.local.folder import CONFIG

@@ -13,8 +13,8 @@ from castore.check.packs import PackReading
 from castore.check.scan import PackScan
 from castore.check.source import Named
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format.config import StoreConfig
 from castore.format.index import Record, Totals, decode_record, segment_key
-from castore.format.pack import StoreConfig
 from castore.format.segment import decode_segment
 from castore.local.check.pack_files import LocalPackSource
 from castore.local.check.segments import segments_of

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from castore.errors import FormatError
+from castore.format.frame import FRAME_HEAD_BYTES_MAX, decode_frame_header
 from castore.format.pack import (
-    FRAME_HEAD_BYTES_MAX,
     PACK_HEADER_BYTES,
     PACK_TRAILER_BYTES,
     PackEntry,
-    decode_frame_header,
     decode_trailer,
     encode_footer,
     entry_of,

@@ -32,8 +32,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from castore.errors import CastoreError, CommitUnknown, FormatError
+from castore.format.config import StoreConfig, encode_config
 from castore.format.journal import FLAG_LAST, JournalPlace, Kind, Unclaimed, encode_block
-from castore.format.pack import StoreConfig, encode_config
 from castore.local.journal.blocks import SnapshotEntries, encode_blocks
 from castore.local.journal.files import (
     FOLDER,

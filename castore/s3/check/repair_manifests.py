@@ -15,8 +15,8 @@ from castore.check.bitflip import corrected
 from castore.check.objects import inline_fault
 from castore.check.salvage import PREFIX, note
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format.config import StoreConfig
 from castore.format.index import INLINE_BYTES_LIMIT
-from castore.format.pack import StoreConfig
 from castore.format.s3 import encode_manifest
 from castore.format.s3_batches import decode_tombstone, digest_of, is_tombstone
 from castore.format.segment import decode_segment

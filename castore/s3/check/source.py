@@ -13,7 +13,7 @@ from castore.check.packs import PackReading
 from castore.check.scan import AHEAD, PackScan
 from castore.check.source import Named
 from castore.errors import FormatError, UnsupportedFormat
-from castore.format.pack import StoreConfig
+from castore.format.config import StoreConfig
 from castore.format.s3 import ManifestHead
 from castore.format.s3_batches import digest_of
 from castore.format.segment import decode_segment

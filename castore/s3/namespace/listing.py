@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from castore.errors import FormatError
+from castore.format.config import StoreConfig
 from castore.format.index import Record
-from castore.format.pack import StoreConfig
 from castore.format.s3_batches import is_tombstone
 from castore.s3.batches import Found, SeenRoot
 from castore.s3.cache.store import StoreCache

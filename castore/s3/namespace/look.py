@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from castore.errors import StoreBusy
-from castore.format.pack import StoreConfig
+from castore.format.config import StoreConfig
 from castore.format.s3 import decode_manifest_head, manifest_head_bytes, manifest_number
 from castore.format.s3_batches import decode_tombstone, is_tombstone
 from castore.model import ObjectInfo
