@@ -1,14 +1,11 @@
 """`co.data.pipeline` and `co.data.user`: objects by name, in the user's store.
 
 Names are those of the caller: a leading `/` is dropped, `..` is refused, and "directories" are
-only what the `/` in names suggests. An object and names below it may exist side by side, as on
-S3; but to put an object where there are only names below is refused, since it is far more often
-a mistake. Nothing here holds a lock between that look and the put.
+only what the `/` in names suggests (`directories`).
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +14,15 @@ from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal, TypeVar, overload
 from castore.errors import NameNotFound, SourceChanged
 from conducto import context
 from conducto.archive import archive, archive_quiet
-from conducto.errors import CacheNotFound, ContextError, NameIsFolder, NotTakenOver
+from conducto.directories import (
+    delete_tree,
+    folder_of,
+    has_below,
+    is_directory,
+    missing,
+    refuse_directory,
+)
+from conducto.errors import CacheNotFound, ContextError
 from conducto.names import (
     cache_folder,
     cache_name,
@@ -38,7 +43,6 @@ Path = str | os.PathLike[str]
 Names = list[str]  # inside the classes `list` is a method
 Scope = TypeVar("Scope", bound="_Data")
 
-DELETES_MAX = 5  # rounds, where others put or delete the object meanwhile
 SAVES_MAX = 4  # of a cache, where its files are rewritten meanwhile
 
 
@@ -132,7 +136,7 @@ class _Data:
             reader.info = reader.info._replace(name=name)
             return reader
         store, key = cls._store(), cls._key(name)
-        _refuse_directory(store, key, name)
+        refuse_directory(store, key, name)
         with called(name, key):
             writer = store.open(key, mode)
         writer.name = name
@@ -146,7 +150,7 @@ class _Data:
         be, unless `skip_cleanup`. IsADirectoryError where objects lie below `name`.
         """
         store, key = cls._store(), cls._key(name)
-        _refuse_directory(store, key, name)
+        refuse_directory(store, key, name)
         store.put(key, file)
         if not skip_cleanup:
             store.remove_old_versions(key)
@@ -163,7 +167,7 @@ class _Data:
         """
         data = _as_bytes(obj)
         store, key = cls._store(), cls._key(name)
-        _refuse_directory(store, key, name)
+        refuse_directory(store, key, name)
         store.puts(key, data)
         store.remove_old_versions(key)
 
@@ -179,17 +183,17 @@ class _Data:
         """
         store, key = cls._store(), cls._key(name)
         if recursive:
-            if not _delete_tree(store, key):
-                raise _missing(store, key, name)
+            if not delete_tree(store, key):
+                raise missing(store, key, name)
             store.remove_old_versions(key)
-            store.remove_old_versions(_folder(key), below=True)
+            store.remove_old_versions(folder_of(key), below=True)
             return
         try:
             store.delete(key)
         except NameNotFound:
-            if _has_below(store, key):
-                raise _is_directory(name, "delete it with recursive") from None
-            raise _missing(store, key, name) from None
+            if has_below(store, key):
+                raise is_directory(name, "delete it with recursive") from None
+            raise missing(store, key, name) from None
         store.remove_old_versions(key)
 
     @classmethod
@@ -213,7 +217,7 @@ class _Data:
         if is_all(name):
             return next(iter(cls._store().names(cls._scope())), None) is not None
         store, key = cls._store(), cls._key(name)
-        return _has_below(store, key) if key.endswith("/") else any(store.kind(key))
+        return has_below(store, key) if key.endswith("/") else any(store.kind(key))
 
     @classmethod
     def size(cls, name: str) -> int:
@@ -309,7 +313,7 @@ class _Data:
         """
         store = cls._store()
         if checksum is None:
-            folder = _folder(key_of(cls._scope(), cache_folder(name)))
+            folder = folder_of(key_of(cls._scope(), cache_folder(name)))
             if store.delete_prefix(folder):
                 store.remove_old_versions(folder, below=True)
             return
@@ -342,7 +346,7 @@ class _Data:
             with called(name, key):
                 yield store, key
         except NameNotFound:
-            raise _missing(store, key, name) from None
+            raise missing(store, key, name) from None
 
     @classmethod
     def _key(cls, name: str) -> str:
@@ -370,53 +374,6 @@ class user(_Data):
     @classmethod
     def _scope(cls) -> str:
         return "data/"
-
-
-def _folder(key: str) -> str:
-    return key if key.endswith("/") else key + "/"
-
-
-def _has_below(store: castore.Store, key: str) -> bool:
-    return next(iter(store.names(_folder(key))), None) is not None
-
-
-def _delete_tree(store: castore.Store, key: str) -> int:
-    """Delete the object and all below it, in one commit where there is one; how many there were."""
-    deleted = 0
-    for _ in range(DELETES_MAX):
-        is_there = not key.endswith("/") and store.exists(key)
-        try:
-            with store.transaction() as transaction:
-                transaction.delete_prefix(_folder(key))
-                if is_there:
-                    transaction.delete(key)
-        except NameNotFound:  # somebody else deleted it just now: begin anew, with what is below it
-            deleted += 1
-            continue
-        deleted += transaction.deleted
-        # Else it may have come between the look and the commit, which would go on without it.
-        if is_there or key.endswith("/") or not store.exists(key):
-            break
-    return deleted
-
-
-def _refuse_directory(store: castore.Store, key: str, name: str) -> None:
-    if key.endswith("/"):
-        raise _is_directory(name, "an object's name does not end in '/'")
-    if _has_below(store, key) and not store.exists(key):
-        raise _is_directory(name, "other objects lie below it")
-
-
-def _missing(store: castore.Store, key: str, name: str) -> NameNotFound:
-    """Why there is no object with the name."""
-    if _has_below(store, key):
-        return NameIsFolder(name)
-    left = context.left_behind(store, key)
-    return NameNotFound(name) if left is None else NotTakenOver(name, left)
-
-
-def _is_directory(name: str, why: str) -> IsADirectoryError:
-    return IsADirectoryError(errno.EISDIR, f"Is a directory ({why})", name)
 
 
 def _as_bytes(obj: object) -> bytes | memoryview:
