@@ -15,8 +15,8 @@ from typing import Any
 
 from castore.errors import CastoreError, NameExists, ObjectChanged, UnpublishedResourceWarning
 from castore.model import ObjectInfo
+from castore.stream.chunkreader import ChunkReader, Pinned
 from castore.stream.readahead import ReadAhead
-from castore.stream.reader import Pinned, Reader
 from castore.stream.small import bytes_of
 from castore.stream.writer import ObjectWriter
 from castore.system.unwinding import Unwinding, leaves_with
@@ -83,7 +83,7 @@ class ObjectReader(PlannedReader):
     """
 
     def __init__(
-        self, reader: Reader, pinned: Pinned, info: ObjectInfo, *, readahead_bytes: int
+        self, reader: ChunkReader, pinned: Pinned, info: ObjectInfo, *, readahead_bytes: int
     ) -> None:
         super().__init__(_RawObject(reader, pinned, readahead_bytes), BUFFER_BYTES)
         self.info = info
@@ -93,7 +93,7 @@ class ObjectReader(PlannedReader):
 
 
 class _RawObject(PlannedRaw):
-    def __init__(self, reader: Reader, pinned: Pinned, readahead_bytes: int) -> None:
+    def __init__(self, reader: ChunkReader, pinned: Pinned, readahead_bytes: int) -> None:
         self._bytes: ReadAhead | None = ReadAhead(reader, pinned, ahead_bytes_max=readahead_bytes)
         self._size = pinned.record.size
         self._at = 0

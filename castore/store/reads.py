@@ -12,7 +12,8 @@ from typing import NamedTuple
 from castore.errors import CastoreError, InvalidName
 from castore.model import ObjectInfo, Progress, RangePlan, encode_name
 from castore.store.handle import Handle
-from castore.stream.reader import Pinned, Reader
+from castore.stream.chunkreader import Pinned
+from castore.stream.reader import Reader
 from castore.stream.small import SMALL_BYTES_MAX
 from castore.stream.smallreads import SmallRead
 from castore.stream.sourcefile import has_content

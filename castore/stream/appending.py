@@ -9,7 +9,8 @@ from __future__ import annotations
 from castore.errors import NameNotFound
 from castore.format.index import Record
 from castore.stream.bases import FindAlignment
-from castore.stream.reader import Pinned, Reader
+from castore.stream.chunkreader import Pinned
+from castore.stream.reader import Reader
 from castore.stream.session import WriteSession
 from castore.stream.writer import ObjectWriter
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from castore.errors import CastoreError, ChunkCorrupt, FormatError, PackMissing, StoreClosed
 from castore.model import Extent
+from castore.stream.chunkreader import PARALLEL_BYTES, ChunkReader, Pinned, check_still_there
 from castore.stream.decoding import Bytes
-from castore.stream.reader import PARALLEL_BYTES, Pinned, Reader, check_still_there
 from castore.system.mapping import Mapping
 from castore.system.workers import Future
 
@@ -72,7 +72,7 @@ class ReadAhead:
     meanwhile do so with no window. `ahead_bytes_max`: the most that is decoded before it is asked
     for (0: nothing is)."""
 
-    def __init__(self, reader: Reader, pinned: Pinned, *, ahead_bytes_max: int) -> None:
+    def __init__(self, reader: ChunkReader, pinned: Pinned, *, ahead_bytes_max: int) -> None:
         self._reader = reader
         self._pinned = pinned
         self._ahead_bytes_max = ahead_bytes_max

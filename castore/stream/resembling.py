@@ -7,13 +7,17 @@ from functools import partial
 from castore.stream.alignment import Alignment
 from castore.stream.backend import Catalog
 from castore.stream.bases import FindAlignment
+from castore.stream.chunkreader import ChunkReader
 from castore.stream.delta import can_encode
-from castore.stream.reader import Reader
 from castore.stream.session import WriteSession
 
 
 def resembling(
-    session: WriteSession, catalog: Catalog, reader: Reader, name: bytes, like: bytes | None = None
+    session: WriteSession,
+    catalog: Catalog,
+    reader: ChunkReader,
+    name: bytes,
+    like: bytes | None = None,
 ) -> FindAlignment | None:
     """How a writer finds what an object to be put under the name resembles: `like`, or whatever
     the catalog finds by the name. None where no deltas are wanted, or none can be made."""
@@ -24,7 +28,7 @@ def resembling(
 
 
 def _aligned(
-    catalog: Catalog, reader: Reader, name: bytes, like: bytes | None, *, beside: bool = True
+    catalog: Catalog, reader: ChunkReader, name: bytes, like: bytes | None, *, beside: bool = True
 ) -> Alignment | None:
     older = catalog.older(name, like, beside=beside)
     return None if older is None else Alignment(older, older.size, reader.base)

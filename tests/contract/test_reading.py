@@ -66,7 +66,7 @@ def do(file: Any, verb: str, argument: Any) -> Any:
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads take part in what is as small as these objects."""
     monkeypatch.setattr(readahead, "PARALLEL_BYTES", 10_000)
-    monkeypatch.setattr(readahead.Reader, "task_bytes", 20_000)
+    monkeypatch.setattr(readahead.ChunkReader, "task_bytes", 20_000)
 
 
 @pytest.mark.parametrize("data", [DATA, MIXED], ids=["data", "mixed"])
@@ -130,7 +130,7 @@ class Gate:
         self.opened = threading.Event()
         self.entered = threading.Event()
         self.caller = threading.get_ident()
-        chunks = readahead.Reader.chunks
+        chunks = readahead.ChunkReader.chunks
 
         def held_back(reader: Any, extents: Any, held: Any) -> Any:
             if threading.get_ident() != self.caller:
@@ -138,7 +138,7 @@ class Gate:
                 assert self.opened.wait(30)
             return chunks(reader, extents, held)
 
-        monkeypatch.setattr(readahead.Reader, "chunks", held_back)
+        monkeypatch.setattr(readahead.ChunkReader, "chunks", held_back)
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_a_store_that_is_closed_while_something_is_read_ahead(
 def test_a_file_that_is_closed_begins_nothing_more(
     any_store: castore.Store, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readahead.Reader, "task_bytes", 5000)  # more tasks than threads
+    monkeypatch.setattr(readahead.ChunkReader, "task_bytes", 5000)  # more tasks than threads
     any_store.puts("a", DATA)
     taken: list[int] = []
     with any_store.open("a") as file:
@@ -348,7 +348,7 @@ def test_threads_that_wait_for_each_other(
     any_store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of the threads has a large object, whose parts it would leave to another thread."""
-    monkeypatch.setattr("castore.stream.reader.PARALLEL_BYTES", 10_000)
+    monkeypatch.setattr("castore.stream.chunkreader.PARALLEL_BYTES", 10_000)
     monkeypatch.setattr(type(any_store._backend.packs), "task_bytes", 20_000)
     wanted: list[tuple[str, None]] = [(f"n{i}", None) for i in range(20)]
     for name, _ in wanted:

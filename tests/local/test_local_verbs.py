@@ -23,7 +23,7 @@ from castore.errors import (
     NameNotFound,
     NotAStore,
 )
-from castore.stream import reader, sourcefile
+from castore.stream import chunkreader, sourcefile
 from castore.testing.contents import (
     mixed,
     noise,
@@ -167,7 +167,7 @@ def test_an_interrupted_get_writes_to_no_other_file(
     thread may still be at work."""
     store.puts("name", noise(20 << 20))
     written = threading.Event()
-    whole = reader.write_all
+    whole = chunkreader.write_all
 
     def slow(fd: int, parts: Any, offset: int) -> int:
         time.sleep(0.8 if offset == 0 else 0.05)
@@ -180,7 +180,7 @@ def test_an_interrupted_get_writes_to_no_other_file(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reader, "write_all", slow)
+    monkeypatch.setattr(chunkreader, "write_all", slow)
     previous = signal.signal(signal.SIGALRM, interrupt)
     gc.disable()  # what is raised in one of its callbacks is lost
     try:

@@ -296,7 +296,7 @@ def test_a_full_disk_is_said_of_the_file(run, monkeypatch, tmp_path, verb):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     assert run("put", "-", "p/name", stdin=DATA).code == 0
-    monkeypatch.setattr("castore.stream.reader.write_all", full)
+    monkeypatch.setattr("castore.stream.chunkreader.write_all", full)
     path = tmp_path / "out" / "name"
     path.parent.mkdir()
     names = ["p/name", path] if verb == "get" else ["p", path.parent]

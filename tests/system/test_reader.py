@@ -318,7 +318,7 @@ def test_a_pack_that_is_being_truncated_while_it_is_read(tmp_path: Path) -> None
     program = """
 import os, sys, threading, random
 import castore
-from castore.stream import decoding, reader
+from castore.stream import chunkreader, decoding
 from castore.errors import ChunkCorrupt, FormatError, StoreIOError
 
 data = random.Random(1).randbytes(16000)
@@ -326,14 +326,14 @@ store = castore.open(sys.argv[1], cache_bytes=0, threads=1)
 assert store.puts("name", data).chunks == 1
 pack = [f"{a}/{n}" for a, _, names in os.walk(sys.argv[1]) for n in names if n.endswith(".pack")][0]
 whole = open(pack, "rb").read()
-decode = reader.decode_frame
+decode = chunkreader.decode_frame
 
 def checked_and_then_cut(*arguments):
     raw = decode(*arguments)
     os.truncate(pack, 4096)
     return raw
 
-reader.decode_frame = decoding.decode_frame = checked_and_then_cut
+chunkreader.decode_frame = decoding.decode_frame = checked_and_then_cut
 for read in (
     lambda: store.gets("name"),
     lambda: store.open("name").read(),
@@ -383,7 +383,7 @@ def test_decoded_chunks_are_bounded_and_the_oldest_go_first() -> None:
 
 
 def test_reading_nearby_decodes_once(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from castore.stream import decoding, reader
+    from castore.stream import chunkreader, decoding
 
     data = text(200_000, 1)
     store.puts("name", data)
@@ -394,7 +394,7 @@ def test_reading_nearby_decodes_once(store: castore.Store, monkeypatch: pytest.M
         decoded.append(chunk_id)
         return real(frame, chunk_id, *rest)  # type: ignore[arg-type]
 
-    for module in (decoding, reader):
+    for module in (decoding, chunkreader):
         monkeypatch.setattr(module, "decode_frame", counted)
     for _ in range(5):
         assert store.gets("name", (100_000, 100_010)) == data[100_000:100_010]
