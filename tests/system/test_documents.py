@@ -44,6 +44,39 @@ def test_each_design_note_is_listed() -> None:
         assert f"[{note.name[:4]}](design/{note.name}) {title}" in index
 
 
+def test_each_module_is_in_the_picture_of_the_layers() -> None:
+    shown = pictured((ROOT / "CONTRIBUTING.md").read_text())
+    modules: dict[str, set[str]] = {}
+    for top in ("castore", "conducto"):
+        for path in (ROOT / top).glob("**/*.py"):
+            if not path.name.startswith("__"):
+                modules.setdefault(f"{path.parent.relative_to(ROOT)}/", set()).add(path.stem)
+    for folder, words in shown.items():
+        there = modules[folder]
+        stems = tuple(word.removesuffix("*") for word in words if word.endswith("*"))
+        missing = {name for name in there - words if not (stems and name.startswith(stems))}
+        assert missing == set(), folder
+    assert modules.keys() - shown.keys() == {
+        "castore/",  # the layers themselves
+        "castore/demo/",
+        "castore/testing/",
+        "conducto/shared/",
+    }
+
+
+def pictured(contributing: str) -> dict[str, set[str]]:
+    """The words that are said of each folder of modules: "castore/local/gc/" has "mark", ..."""
+    picture = max(re.findall(r"```\n(castore/.*?)```", contributing, re.DOTALL), key=len)
+    shown: dict[str, set[str]] = {}
+    for block in re.split(r"^(?=[a-z])", picture, flags=re.MULTILINE)[1:]:
+        folder, rest = block.split(maxsplit=1)
+        for inner, names in re.findall(r"([a-z]+/)\{([^}]*)\}", rest):
+            shown.setdefault(folder + inner, set()).update(names.split(","))
+        outside = re.sub(r"[a-z]+/\{[^}]*\}", "", rest)
+        shown[folder] = set(re.findall(r"[a-z0-9_]+\*?", outside))
+    return shown
+
+
 def anchors(document: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
