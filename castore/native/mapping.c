@@ -226,10 +226,9 @@ static PyObject *mapping_damaged(Mapping *self, void *Py_UNUSED(closure))
     return PyBool_FromLong(self->region == NULL ? self->was_damaged : guard_damaged(self->region));
 }
 
-/* Advice about [offset, offset + length), clamped to the mapping. `outward` widens it to the pages
-   that it touches; otherwise it shrinks to the pages that lie wholly inside, where the end of the
-   mapping is the end of a page. */
-static PyObject *advise(Mapping *self, PyObject *arguments, int advice, bool outward)
+/* Of [offset, offset + length), clamped to the mapping, the pages that lie wholly inside, where the
+   end of the mapping is the end of a page. */
+static PyObject *mapping_advise_dontneed(Mapping *self, PyObject *arguments)
 {
     Py_ssize_t offset, length;
     if (!PyArg_ParseTuple(arguments, "nn", &offset, &length) || is_closed(self)) {
@@ -242,14 +241,14 @@ static PyObject *advise(Mapping *self, PyObject *arguments, int advice, bool out
     const size_t page = page_bytes(), size = self->size;
     size_t begin = (size_t)offset < size ? (size_t)offset : size;
     size_t end = (size_t)length < size - begin ? begin + (size_t)length : size;
-    begin = (outward ? begin : begin + page - 1) / page * page;
-    end = end == size || outward ? end : end / page * page;
+    begin = (begin + page - 1) / page * page;
+    end = end == size ? end : end / page * page;
     if (begin < end) {
         int result;
         char *address = self->address;
         self->exports++; /* nobody closes it meanwhile */
         Py_BEGIN_ALLOW_THREADS
-        result = madvise(address + begin, end - begin, advice);
+        result = madvise(address + begin, end - begin, MADV_DONTNEED);
         Py_END_ALLOW_THREADS
         self->exports--;
         if (result != 0) {
@@ -259,25 +258,12 @@ static PyObject *advise(Mapping *self, PyObject *arguments, int advice, bool out
     Py_RETURN_NONE;
 }
 
-static PyObject *mapping_advise_dontneed(Mapping *self, PyObject *arguments)
-{
-    return advise(self, arguments, MADV_DONTNEED, false);
-}
-
-static PyObject *mapping_advise_willneed(Mapping *self, PyObject *arguments)
-{
-    return advise(self, arguments, MADV_WILLNEED, true);
-}
-
 static PyMethodDef methods[] = {
     {"close", (PyCFunction)mapping_close, METH_NOARGS,
      "close()\n--\n\nUnmap. BufferError while a memoryview of it is alive."},
     {"advise_dontneed", (PyCFunction)mapping_advise_dontneed, METH_VARARGS,
      "advise_dontneed(offset, length, /)\n--\n\n"
      "Let go of the whole pages within the range: they are read again when next touched."},
-    {"advise_willneed", (PyCFunction)mapping_advise_willneed, METH_VARARGS,
-     "advise_willneed(offset, length, /)\n--\n\n"
-     "Start reading the pages that the range touches."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -61,13 +61,6 @@ class PlainMapping(mmap.mmap):
         if begin < end:
             self.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
-    def advise_willneed(self, offset: int, length: int, /) -> None:
-        """Start reading the pages that the range touches."""
-        begin, end = _clamped(offset, length, len(self))
-        begin = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        if begin < end:
-            self.madvise(mmap.MADV_WILLNEED, begin, end - begin)
-
 
 class _EmptyMapping(bytes):
     """An empty file: the kernel maps nothing of no length."""
@@ -76,9 +69,6 @@ class _EmptyMapping(bytes):
     damaged: ClassVar[bool] = False
 
     def advise_dontneed(self, offset: int, length: int, /) -> None:
-        _clamped(offset, length, 0)
-
-    def advise_willneed(self, offset: int, length: int, /) -> None:
         _clamped(offset, length, 0)
 
     def close(self) -> None:

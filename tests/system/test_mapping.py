@@ -81,7 +81,6 @@ def test_an_empty_file(make: type[Mapping], tmp_path: Path) -> None:
     mapped = make(tmp_path / "empty")
     assert (len(mapped), bytes(memoryview(mapped)), mapped.damaged) == (0, b"", False)
     mapped.advise_dontneed(0, 100)
-    mapped.advise_willneed(0, 100)
     mapped.close()
 
 
@@ -98,9 +97,8 @@ def test_close_waits_for_nobody(make: type[Mapping], file: Path) -> None:
     for use in (memoryview, len):
         with pytest.raises(ValueError, match="closed"):
             use(mapped)
-    for advise in (mapped.advise_dontneed, mapped.advise_willneed):
-        with pytest.raises(ValueError, match="closed"):
-            advise(0, 1)
+    with pytest.raises(ValueError, match="closed"):
+        mapped.advise_dontneed(0, 1)
 
 
 @every_mapping
@@ -116,12 +114,10 @@ def test_advice_changes_nothing(make: type[Mapping], file: Path) -> None:
     for offset in (0, 1, PAGE, 7 * PAGE + 1, 8 * PAGE, 9 * PAGE):
         for length in (0, 1, PAGE, 2 * PAGE + 5, 2**60):
             mapped.advise_dontneed(offset, length)
-            mapped.advise_willneed(offset, length)
     assert bytes(view) == PAGES
-    for advise in (mapped.advise_dontneed, mapped.advise_willneed):
-        for bad in ((-1, 5), (5, -1)):
-            with pytest.raises(ValueError, match="negative"):
-                advise(*bad)
+    for bad in ((-1, 5), (5, -1)):
+        with pytest.raises(ValueError, match="negative"):
+            mapped.advise_dontneed(*bad)
     view.release()
     mapped.close()
 
