@@ -256,8 +256,7 @@ def decode_name(encoded: bytes) -> str:
 def encode_prefix(prefix: str) -> bytes:
     """The UTF-8 bytes of a prefix of names, the empty one too; raises InvalidName for what is in no
     name at all."""
-    if not isinstance(prefix, str):
-        raise InvalidName(f"a prefix is a str, not {type(prefix).__name__}")
+    _check_is_text(prefix)
     if "\0" in prefix:
         raise InvalidName(f"prefix {prefix!r} has a NUL byte")
     try:
@@ -267,9 +266,16 @@ def encode_prefix(prefix: str) -> bytes:
 
 
 def as_prefix(target: str) -> str:
-    """A prefix that ends with '/', or the empty one for '' and '/'."""
+    """A prefix that ends with '/', or the empty one for '' and '/'; raises InvalidName for what is
+    no text."""
+    _check_is_text(target)
     stripped = target.rstrip("/")
     return stripped + "/" if stripped else ""
+
+
+def _check_is_text(prefix: object) -> None:
+    if not isinstance(prefix, str):
+        raise InvalidName(f"a prefix is a str, not {type(prefix).__name__}")
 
 
 class DirEntry(NamedTuple):

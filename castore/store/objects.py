@@ -46,9 +46,8 @@ class ObjectVerbs(ReadVerbs):
         name is near.
 
         Raises FileNotFoundError, IsADirectoryError (of the file); NameNotFound, if there is no
-        object `like`; NameExists, if the name is taken
-        and `if_absent`; SourceChanged, if the file is cut short or does not hold still; StoreFull;
-        ReadOnlyStore; InvalidName.
+        object `like`; NameExists, if the name is taken and `if_absent`; SourceChanged, if the file
+        is cut short or does not hold still; StoreFull; ReadOnlyStore; InvalidName.
 
         >>> store.put("dumps/monday.sql", "monday.sql").size
         20

@@ -82,7 +82,7 @@ class WholeVerbs(NameVerbs):
         Raises UnclaimedData then; CostsNothing for a `max_cost` of a local store; StoreBusy while
         another collection runs; FormatError if something that a name leads to can't be read, before
         anything is taken; CollectionRefused where a server does not allow for a safe one;
-        ReadOnlyStore; StoreFull, StoreIOError.
+        ReadOnlyStore; StoreFull, StoreIOError; ValueError for a number that is out of range.
 
         >>> _ = store.puts("zeros", bytes(1_000_000))
         >>> store.delete("zeros")
@@ -172,7 +172,8 @@ class WholeVerbs(NameVerbs):
         the report: a name that can't be a path there or leads through a symlink, a damaged object,
         a folder without permission. Nothing is written outside the folder.
 
-        Raises NameNotFound if there is nothing below; OSError for a disk that is full or fails.
+        Raises NameNotFound if there is nothing below; InvalidName for what no name begins with;
+        OSError for a disk that is full or fails.
 
         >>> _ = store.puts("project/notes/monday", b"all well")
         >>> report = store.export_folder("project", "exported")
@@ -212,7 +213,8 @@ class WholeVerbs(NameVerbs):
         A file is not read if it is in the state in which it was imported before: of the same size,
         mode, time, inode and ctime. With `checksum` all files are read.
 
-        Raises FileNotFoundError, NotADirectoryError, ReadOnlyStore, StoreFull.
+        Raises FileNotFoundError, NotADirectoryError; InvalidName for a prefix that is no text;
+        ReadOnlyStore, StoreFull.
 
         >>> report = store.import_folder("project", "projects/a")
         >>> list(store.names())

@@ -116,6 +116,19 @@ def test_prefixes(store: castore.Store, prefix: Any, message: str) -> None:
     assert store.exists("good")
 
 
+@pytest.mark.parametrize("folder", [b"a", None, 5, Path("a")])
+def test_folders_of_a_store_that_are_no_text(store: castore.Store, folder: Any) -> None:
+    """scandir and transfers take a prefix with or without the "/" at its end."""
+    message = f"a prefix is a str, not {type(folder).__name__}"
+    for use in (
+        store.scandir,
+        lambda folder: store.export_folder(folder, "out"),
+        lambda folder: store.import_folder(".", folder),
+    ):
+        with pytest.raises(InvalidName, match=says(message)):
+            use(folder)
+
+
 def test_missing_names(store: castore.Store, tmp_path: Path) -> None:
     store.puts("a/b", b"")
     for name in ("a", "missing", "a/b/"):
