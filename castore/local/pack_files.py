@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 
 from castore.system.fileio import storage_error
@@ -17,18 +19,30 @@ def pack_path(folder: str, pack_id: bytes) -> str:
     return os.path.join(folder, name[:2], f"{name}.pack")
 
 
+def is_file(path: str) -> bool:
+    """Whether there is a file, or a link to one. What the disk does not tell of may well be there.
+    Raises PermissionDenied, StoreIOError."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            _gone(error)
+        return False
+
+
 def list_packs(folder: str) -> Iterator[tuple[bytes, str]]:
-    """(pack id, path) of every pack file that is where readers look for it, in order."""
+    """(pack id, path) of every pack file that is where readers look for it, in order. Raises
+    PermissionDenied, StoreIOError."""
     for pack_id, path in _named_as_packs(folder):
-        if path == pack_path(folder, pack_id) and os.path.isfile(path):
+        if path == pack_path(folder, pack_id) and is_file(path):
             yield pack_id, path
 
 
 def list_strays(folder: str) -> Iterator[tuple[bytes, str]]:
     """(pack id, path) of what is called as a pack is, and is none that a reader could find: in the
-    wrong place, or no file."""
+    wrong place, or no file. Raises PermissionDenied, StoreIOError."""
     for pack_id, path in _named_as_packs(folder):
-        in_place = path == pack_path(folder, pack_id) and os.path.isfile(path)
+        in_place = path == pack_path(folder, pack_id) and is_file(path)
         if not in_place and os.path.lexists(path):  # and was not collected just now
             yield pack_id, path
 

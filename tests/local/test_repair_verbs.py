@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import pytest
 from stores import change_rows, contents, fill, flip, packs, read, rows, small
 
 import castore
+from castore import Store
 from castore.check import data
 from castore.check.plan import plan
 from castore.cli import main
-from castore.errors import CastoreError, ReadOnlyStore
+from castore.errors import CastoreError, ReadOnlyStore, StoreIOError
 from castore.stream.reports import CheckReport
 
 VALUES = contents()
@@ -163,6 +166,29 @@ def test_a_second_pack_of_the_same_name_is_moved_away(folder: Path) -> None:
         assert store.gc().missing == ()
     assert castore.check_store(folder, repair=True).problems == []
     assert (folder / "quarantine" / path.name).exists()
+
+
+@pytest.mark.parametrize("verb", [partial(Store.check, repair=True), Store.gc, Store.stats])
+def test_a_pack_that_the_disk_does_not_tell_of_is_not_taken_for_gone(
+    folder: Path, verb: Callable[[Store], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is about to fail, or a server that does not answer, says so of a file's state,
+    too: a repair moved the pack away, and put zeros in the place of all that was in it."""
+    there, hidden, stat = packs(folder), str(largest(folder)), os.stat
+
+    def fails(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if path == hidden:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return stat(path, *arguments, **options)
+
+    with small(folder) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", fails)
+            with pytest.raises(StoreIOError, match=hidden):
+                verb(store)
+        assert packs(folder) == there
+        assert store.check(read_data=True).clean
+        assert {name: store.gets(name) for name in VALUES} == VALUES
 
 
 @pytest.mark.parametrize("which", [0, 1])

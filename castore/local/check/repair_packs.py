@@ -4,7 +4,6 @@ are to be replaced, and where the frames are that others take the place of."""
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from castore.local.check.pack_files import LocalPackSource, pack_path
 from castore.local.index_walk import durable_bytes, pages
 from castore.local.locks import PackLocks
 from castore.local.pack import Placement
+from castore.local.pack_files import is_file
 from castore.local.packs import LocalPacks
 from castore.local.tables import Tables
 from castore.model import Location, StoredChunk
@@ -103,7 +103,7 @@ class PackRepair:
 
     def is_settled(self, pack_id: bytes) -> bool:
         """Whether what was read of the pack still is all there is: not of one made since."""
-        return pack_id in self.readings or not os.path.isfile(pack_path(self._root, pack_id))
+        return pack_id in self.readings or not is_file(pack_path(self._root, pack_id))
 
     def is_new(self, location: Location) -> bool:
         """Whether it is beyond what was read of a pack that grows."""

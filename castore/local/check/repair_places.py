@@ -6,7 +6,7 @@ import os
 
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.pack import PACK_HEADER_BYTES, decode_pack_header
-from castore.local.pack_files import list_strays, pack_path
+from castore.local.pack_files import is_file, list_strays, pack_path
 from castore.system.fileio import make_durable_folder, sync_folder
 
 
@@ -14,7 +14,7 @@ def mend_places(root: str) -> list[str]:
     """What was done, in words. Nobody has these files open: there is nothing that leads to them."""
     packs = os.path.join(root, "packs")
     strays = list(list_strays(packs))
-    strays.sort(key=lambda stray: os.path.isfile(stray[1]))  # folders are in the way of files
+    strays.sort(key=lambda stray: is_file(stray[1]))  # folders are in the way of files
     done = []
     for pack_id, path in strays:
         target = pack_path(packs, pack_id)
@@ -28,7 +28,7 @@ def mend_places(root: str) -> list[str]:
 
 
 def _is_pack(path: str, pack_id: bytes) -> bool:
-    if not os.path.isfile(path):
+    if not is_file(path):
         return False
     with open(path, "rb") as file:
         try:
