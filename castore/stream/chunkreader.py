@@ -195,6 +195,7 @@ class ChunkReader:
 
         for done in self._in_flight(write, pinned):
             _advance(progress, done)
+        target.close()  # of no use to any task now; what it raises is not to be lost
 
     def copy_to_stream(self, pinned: Pinned, file: Writable, progress: Progress | None) -> None:
         """Write the object's bytes in order, decoded ahead by several threads."""
@@ -279,9 +280,16 @@ class _Descriptor:
     def __init__(self, fd: int) -> None:
         self.fd = os.dup(fd)
 
+    def close(self) -> None:
+        """Raises OSError: a network's file system says to who closes first, and to nobody else,
+        what it could not write."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+        with contextlib.suppress(OSError):  # another error is on its way
+            self.close()
 
 
 _CUT_SHORT = "a pack was cut short while it was read: restore it from a backup"

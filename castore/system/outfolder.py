@@ -108,6 +108,13 @@ class Draft:
         if mtime_ns is not None:
             os.utime(self.fd, ns=(mtime_ns, mtime_ns))
 
+    def close(self) -> None:
+        """Idempotent. Raises OSError: a network's file system may say only now that there is no
+        room."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
 
 @contextlib.contextmanager
 def replacing(leaf: str, *, folder: int | None = None) -> Iterator[Draft]:
@@ -119,14 +126,14 @@ def replacing(leaf: str, *, folder: int | None = None) -> Iterator[Draft]:
         # Within the `try`: an interrupt may come as soon as the file is there.
         draft.fd = os.open(path, _DRAFT, 0o600, dir_fd=folder)
         yield draft
+        draft.close()
         os.rename(path, leaf, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path, dir_fd=folder)
         raise
     finally:
-        if draft.fd >= 0:
-            os.close(draft.fd)
+        draft.close()
 
 
 class NewFile(NamedTuple):

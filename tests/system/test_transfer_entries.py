@@ -417,6 +417,47 @@ def test_an_interrupt_as_soon_as_a_draft_is_there(
     assert os.listdir(tmp_path) == []
 
 
+def get_over(store: castore.Store, path: Path) -> None:
+    store.get("p/x", str(path))
+
+
+def export_over(store: castore.Store, path: Path) -> None:
+    store.export_folder("p", str(path.parent))
+
+
+@pytest.mark.parametrize("at", [0, 1])  # a thread's duplicate of the descriptor, and itself
+@pytest.mark.parametrize("write", [get_over, export_over])
+def test_what_closing_a_file_shows_to_be_cut_short_replaces_nothing(
+    store: castore.Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[castore.Store, Path], None],
+    at: int,
+) -> None:
+    """A network's file system may say only then, and only once, that there is no room, or that its
+    quota is used up: nobody heard it, or the file had taken the older one's place by then."""
+    store.puts("p/x", os.urandom(200_000))
+    path = tmp_path / "out" / "x"
+    path.parent.mkdir()
+    path.write_bytes(b"older")
+    close, sizes = os.close, []
+
+    def fails(fd: int) -> None:
+        sizes.append(os.fstat(fd).st_size)
+        close(fd)
+        if sizes[-1] == 200_000 and sizes.count(200_000) == at + 1:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", fails)
+        with pytest.raises(OSError, match=str(path)) as caught:
+            write(store, path)
+    assert caught.value.errno == errno.EDQUOT
+    assert [found.read_bytes() for found in path.parent.iterdir()] == [b"older"]
+    write(store, path)
+    assert path.read_bytes() == store.gets("p/x")
+
+
 @pytest.mark.parametrize("way", ["in", "out"])
 def test_progress_comes_to_the_end_and_not_before(
     store: castore.Store, tmp_path: Path, way: str
