@@ -158,7 +158,8 @@ def _fill_draft(
     anew = not (consistent and (journal.complete or not journal.is_there))
     anew |= journal.unclaimed != bool(report.unclaimed_chunks)
     if anew:
-        _set_place(index, root, max(journal.seq, taken.place.seq if taken and taken.place else 0))
+        numbers = [journal.seq, taken.place.seq if taken and taken.place else 0]
+        _set_place(index, root, max(*numbers, _last_number(root, journal)))
     return report, anew
 
 
@@ -235,6 +236,21 @@ def _fill_in(index: Index, journal: JournalReading) -> int:
     return filled
 
 
+def _last_number(root: str, journal: JournalReading) -> int:
+    """Of the transactions that the store has had, also of those that are given up: who compares
+    what is kept of then with what comes from now on goes by their numbers."""
+    last = journal.seq if journal.is_there else read_journal(root).seq
+    at = glob.escape(root)
+    for folder in [
+        *glob.glob(os.path.join(at, "index")),
+        *glob.glob(os.path.join(at, ASIDE + "*")),
+    ]:
+        with contextlib.suppress(FormatError):
+            row = _meta_row(folder, PLACE)
+            last = max(last, JournalPlace.mended(row).seq if row else 0)
+    return last
+
+
 def _set_place(index: Index, root: str, seq: int) -> None:
     """So that until the journal begins anew the one that is there is known to lack something."""
     folder = os.path.join(root, FOLDER)
@@ -274,13 +290,19 @@ def find_config(root: str) -> tuple[bytes, StoreConfig] | None:
 
 
 def _config_of_index(root: str) -> tuple[bytes, StoreConfig] | None:
-    path = os.path.join(root, "index", "data.mdb")
-    lost = (FormatError, UnsupportedFormat, IndexCorrupt, FileNotFoundError)
-    with contextlib.suppress(*lost), descriptor(path) as fd:
-        pages = IndexPages(fd, root)
-        table = pages.tables().get(b"meta")
-        raw = dict(pages.rows(table)).get(meta.CONFIG) if table else None
+    raw = _meta_row(os.path.join(root, "index"), meta.CONFIG)
+    with contextlib.suppress(FormatError, UnsupportedFormat):
         return None if raw is None else (raw, parse_config(raw, root))
+    return None
+
+
+def _meta_row(folder: str, key: bytes) -> bytes | None:
+    """Of the index in the folder, which may be damaged, or none."""
+    lost = (FormatError, UnsupportedFormat, IndexCorrupt, FileNotFoundError)
+    with contextlib.suppress(*lost), descriptor(os.path.join(folder, "data.mdb")) as fd:
+        pages = IndexPages(fd, folder)
+        table = pages.tables().get(b"meta")
+        return dict(pages.rows(table)).get(key) if table else None
     return None
 
 

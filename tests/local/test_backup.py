@@ -323,6 +323,34 @@ def test_who_goes_back_to_a_backup_keeps_what_came_since(folder: Path) -> None:
         assert read(store) == VALUES
 
 
+@pytest.mark.parametrize("kept", ["the index", "a backup"])
+def test_who_goes_back_is_not_taken_forward_again_when_the_index_is_lost(
+    folder: Path, tmp_path: Path, kept: str
+) -> None:
+    """Neither by the index that was kept then, nor by a backup of it, whose last transactions are
+    given up: what was put since is newer, whatever numbers they had."""
+    path = back_up(folder)
+    with castore.open(folder) as store:
+        for i in range(5):
+            store.puts(f"given up {i}", b"1")
+        store.puts("n/00", b"given up")
+        later = tmp_path / "later"
+        store.backup(later)
+    castore.restore(path, folder, force=True)
+    with castore.open(folder) as store:
+        store.puts("since", b"2")
+    shutil.rmtree(folder / "index")
+    if kept == "the index":
+        report = castore.rebuild_index(folder)
+    else:
+        report = castore.restore(later, folder)
+    assert (report.lost, report.lost_names, report.unclaimed_chunks) == ([], [], 0)
+    with castore.open(folder) as store:
+        assert read(store) == {**VALUES, "since": b"2"}
+        store.gc()
+        assert store.check(True).clean
+
+
 def lose_index(folder: Path) -> None:
     """And those that were kept aside, which a rebuild would go on from."""
     for path in folder.glob("index*"):
