@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import tempfile
+import threading
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 from gc_stores import DAY, HOUR, World, collect, noise
-from memory_s3 import Actor
+from memory_s3 import Actor, MemoryAttempts
 from oracle import in_child
 
 import castore
@@ -360,6 +362,96 @@ def test_what_was_changed_since_it_was_listed_is_as_it_is(many: World) -> None:
         store.export_folder("many", folder)
         assert (Path(folder) / "0003").stat().st_mode & 0o777 == 0o600
         assert (Path(folder) / "0004").read_bytes() == b"newer"
+
+
+class Crossing:
+    """Who comes waits until eight wait, at one time; but for the first ones."""
+
+    def __init__(self, first: int = 0) -> None:
+        self._first = first
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._open = threading.Event()
+
+    def wait(self) -> None:
+        with self._lock:
+            self._first -= 1
+            if self._first >= 0:
+                return
+            self._waiting += 1
+            if self._waiting == 8:
+                self._open.set()
+        assert self._open.wait(20)
+
+
+def names(store: castore.Store) -> list[str]:
+    return list(store.names())
+
+
+def level(store: castore.Store) -> list[str]:
+    return [entry.name for entry in store.scandir("many", details=False)]
+
+
+def those_wanted(store: castore.Store) -> list[str]:
+    backend: Any = store._backend
+    found = backend._names.etags({name.encode() for name in MANY}, backend._requests)
+    return sorted(name.decode() for name in found)
+
+
+@pytest.mark.parametrize("ask", [names, level, those_wanted])
+def test_what_says_that_names_are_deleted_is_read_many_at_once(
+    many: World, ask: Callable[[castore.Store], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 20 ms each, ten thousand would take minutes, one after the other."""
+    gone = MANY[100:300]
+    with many.open("one") as store, store.transaction() as t:
+        for name in gone:
+            t.delete(name)
+    crossing = Crossing(first=70)  # the more a list is asked for, the more it reads ahead
+    get = MemoryAttempts.get
+    read: list[str] = []
+
+    def together(self: MemoryAttempts, key: str, *rest: Any) -> Any:
+        if key.startswith("names/many/"):
+            read.append(key)
+            crossing.wait()
+        return get(self, key, *rest)
+
+    with many.open("two") as store:
+        monkeypatch.setattr(MemoryAttempts, "get", together)
+        assert ask(store) == [name for name in MANY if name not in gone]
+    assert len(read) == len(gone)
+
+
+def test_folders_are_looked_into_many_at_once(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether there is anything but what says that names are deleted, by the root as it was when
+    the folders were listed."""
+    world = make_world(batches=True)
+    folders = [f"{n:02}" for n in range(80)]
+    with world.open("one") as store:
+        store.puts_many({f"{folder}/a": b"a" for folder in folders})
+        for folder in folders[:16]:
+            store.delete(f"{folder}/a")
+        store.puts_many({f"{folder}/b": b"b" for folder in folders[:8]})
+    crossing = Crossing()
+    call = MemoryAttempts.call
+
+    def together(self: MemoryAttempts, *given: Any, **parameters: Any) -> Any:
+        if re.fullmatch("store/names/../", parameters.get("Prefix", "")):
+            crossing.wait()
+        return call(self, *given, **parameters)
+
+    actor = Actor("two")
+    with world.open("two", actor) as store:
+        list(store.names())  # and what is deleted is known
+        monkeypatch.setattr(MemoryAttempts, "call", together)
+        before = len(actor.steps)
+        shown = [entry.name for entry in store.scandir("", details=False)]
+        steps = [step.kind for step in actor.steps[before:]]
+    assert shown == [*folders[:8], *folders[16:]]
+    assert (steps.count("GET"), steps.count("LIST")) == (1, 1 + 17)
 
 
 def test_a_forked_child_waits_for_nothing_of_its_parents(many: World) -> None:

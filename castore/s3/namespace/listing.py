@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
 
 from castore.errors import FormatError
 from castore.format.config import StoreConfig
@@ -16,10 +19,14 @@ from castore.s3.keys import NAMES, name_key, name_of
 from castore.s3.namespace.look import ATTEMPTS, READ_S, Look, busy, etag_in_batch
 from castore.s3.presence import heads_of, singles_of
 from castore.system.clock import boot_clock
-from castore.system.workers import Workers
+from castore.system.workers import Future, Workers, map_at_once
 
+READING_MAX = 32  # weak singles at once
+WAITING_MAX = 4096  # names that were listed, behind one that is read
 NUMBERS_MAX = 1 << 14
 NUMBER_MAX = (1 << 64) - 1  # taken for that of what is damaged
+
+K = TypeVar("K")
 
 
 class Listing(Look):
@@ -28,6 +35,12 @@ class Listing(Look):
     def __init__(self, bucket: Bucket, config: StoreConfig, cache: StoreCache) -> None:
         super().__init__(bucket, config, cache)
         self._numbers: dict[str, int] = {}  # of weak singles, by their ETags
+        # Of their own: who lists may be a thread of others, which are all to get on.
+        self._reading = Workers(bucket.settings.max_concurrency)
+
+    def close(self) -> None:
+        self._reading.close()
+        super().close()
 
     def listed(
         self, prefix: bytes = b"", start_after: bytes = b"", *, by: SeenRoot | None = None
@@ -68,16 +81,20 @@ class Listing(Look):
             return
         seen = by or self.batches.fresh()
         rows = _Rows(self.batches.all_below(seen.root, prefix, start_after))
-        for single in singles:
-            name = name_of(single)
-            if name is None:
-                yield single, single
-                continue
-            for each in rows.before(name):
+
+        def pairs() -> Iterator[tuple[Listed | None, Listed | Future[Listed | None] | None]]:
+            for single in singles:
+                name = name_of(single)
+                if name is None:
+                    yield single, single
+                    continue
+                for each in rows.before(name):
+                    yield None, each
+                yield single, self._begin_shown(seen, name, single, rows.of(name))
+            for each in rows.left():
                 yield None, each
-            yield single, self._shown(seen, name, single, rows.of(name))
-        for each in rows.left():
-            yield None, each
+
+        yield from _in_order(pairs())
 
     def level(self, prefix: bytes) -> Iterator[Sequence[Listed | str]]:
         """What begins with the prefix, a page at a time: manifests, and in place of all that go on
@@ -144,19 +161,17 @@ class Listing(Look):
     ) -> dict[bytes, str]:
         if self.batches is None or seen is None:
             return {name: single.etag for name, single in singles.items()}
-        found: dict[bytes, str] = {}
-        for name in names:
+
+        def begin(name: bytes) -> Listed | Future[Listed | None] | None:
+            assert self.batches is not None
             in_batch = self.batches.find(seen.root, name)
             single = singles.get(name)
             if single is not None:
-                counts = self._shown(seen, name, single, in_batch)
-            elif in_batch is not None and in_batch.there is not None:
-                counts = listed(in_batch)
-            else:
-                counts = None
-            if counts is not None:
-                found[name] = counts.etag
-        return found
+                return self._begin_shown(seen, name, single, in_batch)
+            return listed(in_batch) if in_batch is not None and in_batch.there else None
+
+        found = _in_order((name, begin(name)) for name in names)
+        return {name: counts.etag for name, counts in found if counts is not None}
 
     def _level_behind(self, prefix: bytes, start_after: bytes) -> Iterator[Sequence[Listed | str]]:
         key = NAMES + start_after.decode() if start_after else ""
@@ -194,40 +209,54 @@ class Listing(Look):
                 elif found.there is not None:
                     yield listed(found)
 
+        def any_there(folder: str) -> bool:
+            return next(self.listed(_name_at(folder), by=seen), None) is not None
+
         for page in pages:
-            shown: list[Listed | str | None] = []
+            keys = [each for each in page if isinstance(each, str)]
+            # What is in one may be nothing but tombstones.
+            having = map_at_once(any_there, keys, threads=min(len(keys), self._reading.threads))
+            folders = [key for key, is_there in zip(keys, having, strict=True) if is_there]
+            shown: list[Listed | str | None] = [*folders]
+            singles: list[tuple[None, Listed | Future[Listed | None] | None]] = []
             last = b""
             for each in page:
                 name = _name_at(each)
                 last = max(last, name)
+                in_batch = left.pop(name, None)
                 if isinstance(each, str):
-                    left.pop(name, None)
-                    # What is in it may be nothing but tombstones.
-                    any_there = next(self.listed(name), None)
-                    shown.append(None if any_there is None else each)
-                elif name_of(each) is None:
+                    continue
+                if name_of(each) is None:
                     shown.append(each)
                 else:
-                    shown.append(self._shown(seen, name, each, left.pop(name, None)))
+                    singles.append((None, self._begin_shown(seen, name, each, in_batch)))
+            shown += [counts for _, counts in _in_order(singles)]
             shown += take(last)
             yield [each for each in shown if each is not None]
         yield list(take(None))
 
-    def _shown(
+    def _begin_shown(
         self, seen: SeenRoot, name: bytes, entry: Listed, found: Found | None
-    ) -> Listed | None:
-        """What counts, of a single that is listed and what batches say of its name."""
+    ) -> Listed | Future[Listed | None] | None:
+        """What counts, of a single that is listed and what batches say of its name; or who tells
+        when the single was read."""
         there = None if is_tombstone(entry.size) else entry
         if not entry.size % 2:
             return there
         hides = max(seen.root.dropped(name), -1 if found is None else found.number)
         if hides >= 0:
-            number = self.number_of(name, entry)
-            if number < 0:
-                return self._as_it_is(name, entry)
-            if number < hides:
-                return None if found is None or found.there is None else listed(found)
+            tell = partial(self._shown, name, entry, found, hides)
+            return tell() if entry.etag in self._numbers else self._reading.submit(tell)
         return None if there is None else there._replace(etag=WEAK + entry.etag)
+
+    def _shown(self, name: bytes, entry: Listed, found: Found | None, hides: int) -> Listed | None:
+        """What counts of a weak single and what has the number `hides`."""
+        number = self.number_of(name, entry)
+        if number < 0:
+            return self._as_it_is(name, entry)
+        if number < hides:
+            return None if found is None or found.there is None else listed(found)
+        return None if is_tombstone(entry.size) else entry._replace(etag=WEAK + entry.etag)
 
     def _as_it_is(self, name: bytes, entry: Listed) -> Listed | None:
         """What counts now of a name whose weak single went, or was put over, since it was listed:
@@ -261,6 +290,39 @@ class Listing(Look):
                     self._numbers.pop(old, None)
             self._numbers[entry.etag] = number
         return number
+
+
+def _in_order(
+    pairs: Iterable[tuple[K, Listed | Future[Listed | None] | None]],
+) -> Iterator[tuple[K, Listed | None]]:
+    """With what comes of each; the more are asked for, the more are read ahead."""
+    waiting: deque[tuple[K, Listed | Future[Listed | None] | None]] = deque()
+    reading, reading_max = 0, 1
+
+    def first() -> tuple[K, Listed | None]:
+        nonlocal reading, reading_max
+        key, counts = waiting.popleft()
+        if not isinstance(counts, Future):
+            return key, counts
+        reading, reading_max = reading - 1, min(2 * reading_max, READING_MAX)
+        return key, counts.result()
+
+    try:
+        for pair in pairs:
+            waiting.append(pair)
+            reading += isinstance(pair[1], Future)
+            while waiting and (
+                not isinstance(waiting[0][1], Future)
+                or reading >= reading_max
+                or len(waiting) >= WAITING_MAX
+            ):
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        for _, counts in waiting:
+            if isinstance(counts, Future):
+                counts.cancel()
 
 
 class _Rows:
