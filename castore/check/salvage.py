@@ -15,7 +15,7 @@ from castore.errors import FormatError
 from castore.format.index import Record
 from castore.format.segment import Segment, decode_segment
 from castore.model import NAME_BYTES_MAX, Extent
-from castore.stream.codec import chunk_id_of
+from castore.stream.codec import ChunksEtag, chunk_id_of
 from castore.stream.operations import Draft, Publish
 from castore.stream.session import WriteSession
 from castore.stream.writer import ObjectWriter
@@ -53,17 +53,18 @@ def salvage(
 ) -> tuple[bytes, bool]:
     """Publish what is left of an object, and where its holes are; the name that it has then, and
     whether nothing of it is lost. `segments` are (end offset, as stored), in order."""
-    holes = Holes()
+    holes, found = Holes(), ChunksEtag(session.config.seed)
     writer = ObjectWriter(session)
     try:
-        for part in _bytes_of(record.size, segments, find, holes):
+        for part in _bytes_of(record.size, segments, find, holes, found):
             writer.write(part)
         saved, draft = writer.finish(record.mode)
         target = quarantine_name(name, saved)
         operations = [Publish(target, saved, draft)]
         # The same bytes are cut into the same chunks: equal etags, equal objects. Of one that has
-        # lost nothing but zeros, nothing is lost.
-        whole = saved.etag == record.etag
+        # lost nothing but zeros, nothing is lost. An object of earlier versions may have another
+        # etag than the same bytes have now: all of its chunks are there, or not.
+        whole = saved.etag == record.etag or (not holes.bytes and found.matches(record.etag))
         if not whole:
             told = _encoded(session, _description(name, record, holes, why))
             operations.append(Publish(target + b".json", *told))
@@ -96,8 +97,13 @@ def note(session: WriteSession, target: bytes, facts: dict[str, object]) -> None
 
 
 def _bytes_of(
-    size: int, segments: Iterable[tuple[int, bytes]], find: Find, holes: Holes
+    size: int,
+    segments: Iterable[tuple[int, bytes]],
+    find: Find,
+    holes: Holes,
+    found: ChunksEtag,
 ) -> Iterator[bytes | memoryview]:
+    """All of the object; `found` is of the chunks that are there."""
     at = 0
 
     def gap(end: int) -> Iterator[bytes]:
@@ -117,6 +123,7 @@ def _bytes_of(
             if chunk is not None and len(chunk) == extent.end - extent.begin:
                 yield from gap(extent.begin)
                 yield chunk
+                found.update(extent.chunk_id)
                 at = extent.end
     yield from gap(size)
 

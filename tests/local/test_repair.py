@@ -17,6 +17,7 @@ from typing import Any
 
 import oracle
 import pytest
+import xxhash
 from places import SUPPORT
 from stores import change_rows, contents, fill, flip, packs, read, rows, small
 
@@ -24,7 +25,14 @@ import castore
 from castore.check.plan import plan
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt, RepairRefused
-from castore.format.index import Record, decode_chunk_row, decode_record, segment_key
+from castore.format.index import (
+    Record,
+    decode_chunk_row,
+    decode_record,
+    encode_record,
+    manifest_of,
+    segment_key,
+)
 from castore.format.segment import SegmentBuilder, decode_segment
 from castore.local.check import repair_objects, segments
 from castore.model import Extent, Location
@@ -390,6 +398,29 @@ def test_a_record_that_can_not_be_mended(folder: Path) -> None:
         kept = [store.gets(name) for name in store.names("quarantine/")]
     assert VALUES["n/01"] in kept
     assert any(b'"n/01"' in raw for raw in kept)
+
+
+def test_an_object_with_the_etag_of_earlier_versions_is_put_together(folder: Path) -> None:
+    """It has all its chunks, though the same bytes have another etag now."""
+    before = decode_record(rows(folder)[b"names"][b"n/03"])
+    with castore.open(folder) as store:
+        ids = b"".join(extent.chunk_id for extent in extents_of(store, "n/03"))
+        seed = store._check_open().config.seed
+    former = before._replace(etag=xxhash.xxh3_128_digest(ids, seed))
+    assert former.etag != before.etag
+    segments = rows(folder)[b"segments"]
+    torn = {
+        key: raw[:24] + bytes(8) + raw[32:]  # its checksum
+        for key, raw in segments.items()
+        if manifest_of(key) == before.manifest
+    }
+    change_rows(folder, b"names", dict.fromkeys((b"n/03", b"copy"), encode_record(former)))
+    assert castore.check_store(folder, read_data=True).problems == []
+    change_rows(folder, b"segments", torn)
+    report = repair(folder)
+    assert report.problems == []
+    with castore.open(folder) as store:
+        assert read(store) == EXPECTED
 
 
 def test_what_no_name_leads_to_is_no_news(folder: Path) -> None:
