@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 
 class CastoreError(Exception):
@@ -76,6 +76,9 @@ class StoreNotFound(CastoreError, FileNotFoundError):
 
 class NotAStore(CastoreError, ValueError):
     """The path holds something that is not a castore store, or may not hold one."""
+
+
+UPGRADE: Final = ": upgrade castore"  # how the messages of UnsupportedFormat end
 
 
 class UnsupportedFormat(CastoreError, ValueError):

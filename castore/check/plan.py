@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from castore.errors import RepairRefused
+from castore.errors import UPGRADE, RepairRefused, UnsupportedFormat
 from castore.stream.reports import CheckReport
 from castore.wording import counted
 
@@ -57,6 +57,15 @@ def plan(report: CheckReport) -> list[str]:
             words = {thing: counted(counts[kind], thing) for thing in THINGS}
             steps.append(text.format(**words))
     return steps
+
+
+def refuse_later(report: CheckReport, store: str) -> None:
+    """Raises UnsupportedFormat where a record, or a pack, is of a later castore's: to that one it
+    is whole, and only that one can tell what it leads to. (It has its checksum: no flipped bit made
+    it so.)"""
+    for problem in report.problems:
+        if problem.kind in ("record", "pack") and problem.what.endswith(UPGRADE):
+            raise UnsupportedFormat(f"{store} is repaired by a later castore only: {problem.what}")
 
 
 def refuse_most_missing(report: CheckReport, store: str) -> None:

@@ -66,8 +66,9 @@ def _repair_config(store: str, lost: ConfigLost, arguments: Namespace) -> bool:
 
 def _repair(report: CheckReport, arguments: Namespace) -> int:
     """What would be done has been said before anything is."""
-    from castore.check.plan import plan
+    from castore.check.plan import plan, refuse_later
 
+    refuse_later(report, store_path(arguments))
     if len(report.missing_packs) > report.packs and not arguments.packs_are_lost:
         complain(
             f"more packs are missing ({len(report.missing_packs):,}) than there are "

@@ -142,8 +142,10 @@ class WholeVerbs(NameVerbs):
         while more are missing than are there, as where packs/ is not mounted, nothing is repaired,
         unless `packs_are_lost`.
 
-        Raises RepairRefused then; IndexCorrupt where LMDB's pages are damaged; StoreLocked;
-        ReadOnlyStore, StoreFull, StoreIOError (a repair); ValueError for a share that is none.
+        Raises RepairRefused then; UnsupportedFormat, and repairs nothing, where a later castore has
+        written what this one does not know; IndexCorrupt where LMDB's pages are damaged;
+        StoreLocked; ReadOnlyStore, StoreFull, StoreIOError (a repair); ValueError for a share that
+        is none.
 
         >>> _ = store.puts("greeting", b"hello, world")
         >>> report = store.check(read_data=True)

@@ -61,7 +61,8 @@ class Backend(Protocol):
     ) -> CheckReport:
         """`found` is what a check of all data has just found, so that the data need not be read
         again by a kind of store that can do without. Raises RepairRefused while more packs are
-        missing than are there, unless `packs_are_lost`."""
+        missing than are there, unless `packs_are_lost`, and UnsupportedFormat, with nothing
+        changed, where a later castore's packs or records are."""
 
     def back_up(self, path: str, *, progress: Progress | None) -> BackupReport: ...
 

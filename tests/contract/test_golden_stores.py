@@ -13,10 +13,12 @@ from typing import Any
 
 import golden_stores
 import pytest
+import xxhash
 from memory_s3 import MemoryS3
-from stores import flip
+from stores import rows
 
 import castore
+from castore.errors import UnsupportedFormat
 from castore.s3 import batches, lease
 from castore.s3.client import bucket
 
@@ -39,16 +41,24 @@ class Golden:
     def open(self, **options: Any) -> castore.Store:
         return castore.open(self.url, create=False, threads=2, **options)
 
-    def damage_packs(self) -> None:
-        """One bit of the header of each: all frames are intact."""
+    def change_packs(self, changed: Callable[[bytes], bytes]) -> None:
+        """What each holds."""
         if self._server is None:
             for path in Path(self.url, "packs").rglob("*.pack"):
-                flip(path, 8 * 8)
+                path.write_bytes(changed(path.read_bytes()))
             return
         for key in self._server.keys("store/packs/"):
             stored = self._server.objects[key]
-            body = stored.body[:8] + bytes([stored.body[8] ^ 1]) + stored.body[9:]
-            self._server.objects[key] = stored._replace(body=body, etag='"damaged"')
+            self._server.objects[key] = stored._replace(body=changed(stored.body), etag='"changed"')
+
+    def bytes(self) -> dict[str, bytes]:
+        """Of all packs, and all that names map to."""
+        if self._server is not None:
+            folders = ("store/packs/", "store/names/", "store/damaged/", "store/quarantine/")
+            keys = [key for folder in folders for key in self._server.keys(folder)]
+            return {key: self._server.objects[key].body for key in keys}
+        found = {str(path): path.read_bytes() for path in Path(self.url).rglob("*.pack")}
+        return found | {str(key): raw for key, raw in rows(Path(self.url))[b"names"].items()}
 
     def pass_time(self) -> None:
         if self._server is not None:
@@ -228,10 +238,34 @@ def test_a_repair_changes_nothing(golden: Golden) -> None:
         check_objects(store, golden.facts)
 
 
+def damaged(pack: bytes) -> bytes:
+    """One bit of the header: all frames are intact."""
+    return pack[:8] + bytes([pack[8] ^ 1]) + pack[9:]
+
+
+def of_a_later_version(pack: bytes) -> bytes:
+    head = pack[:8] + b"\x63" + pack[9:56]
+    return head + xxhash.xxh3_64_intdigest(head).to_bytes(8, "little") + pack[64:]
+
+
+@pytest.mark.damages_store("all packs are of a later version")
+def test_packs_of_a_later_castore_are_not_repaired(golden: Golden) -> None:
+    """What they hold is whole, for all that this one knows."""
+    golden.change_packs(of_a_later_version)
+    before = golden.bytes()
+    with golden.open() as store:
+        report = store.check(read_data=True)
+        assert report.problems
+        for repair in (True, report):
+            with pytest.raises(UnsupportedFormat, match="has format version 99"):
+                store.check(repair=repair)
+    assert golden.bytes() == before
+
+
 def test_a_repair_moves_no_object_away_that_can_be_read(golden: Golden) -> None:
     """Though the same bytes are put another way now, and so have another etag."""
     objects = golden.facts["objects"]
-    golden.damage_packs()
+    golden.change_packs(damaged)
     with golden.open() as store:
         report = store.check(repair=True)
         assert report.problems == []

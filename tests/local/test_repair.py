@@ -423,6 +423,26 @@ def test_an_object_with_the_etag_of_earlier_versions_is_put_together(folder: Pat
         assert read(store) == EXPECTED
 
 
+@pytest.mark.damages_store("a record is of a later version")
+def test_a_record_of_a_later_castore_is_not_repaired(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip_payload(folder)  # there is something to do
+    raw = rows(folder)[b"names"][b"n/01"]
+    head = b"\x63" + raw[1:64]
+    checksum = xxhash.xxh3_64_intdigest(raw[72:], xxhash.xxh3_64_intdigest(head))
+    change_rows(folder, b"names", {b"n/01": head + checksum.to_bytes(8, "little") + raw[72:]})
+    before = rows(folder)
+    assert main(["-r", str(folder), "check", "--repair", "--yes"]) == 1
+    err = capsys.readouterr().err
+    assert "record has format version 99: upgrade castore" in err
+    assert "to do: " not in err
+    with pytest.raises(castore.errors.UnsupportedFormat, match="n/01"):
+        castore.check_store(folder, repair=True)
+    assert rows(folder) == before
+    assert not (folder / "quarantine").exists()
+
+
 def test_what_no_name_leads_to_is_no_news(folder: Path) -> None:
     """A manifest without a name, whose pack went: garbage to a check, and to a repair."""
     before = rows(folder)[b"segments"]

@@ -16,7 +16,7 @@ import os
 from functools import partial
 from itertools import count
 
-from castore.check.plan import refuse_most_missing
+from castore.check.plan import refuse_later, refuse_most_missing
 from castore.errors import FormatError
 from castore.format.index import manifest_of
 from castore.format.segment import decode_segment
@@ -67,10 +67,11 @@ class LocalRepair:
     ) -> CheckReport:
         """The report of a check after the repair. All data is read once, by this or by the check
         that `found` is the report of; then only packs that something was wrong with, or that have
-        come since. Raises RepairRefused, StoreFull, StoreIOError."""
+        come since. Raises RepairRefused, UnsupportedFormat, StoreFull, StoreIOError."""
         stages = Stages(progress)
         check = partial(check_local, self._root, fraction=1, threads=threads, progress=stages)
         before = found or check()
+        refuse_later(before, self._root)
         if not packs_are_lost:
             refuse_most_missing(before, self._root)
         # A collector moves frames, too, and relies on it that nobody else does.

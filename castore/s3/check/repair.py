@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from castore.check.objects import Faulty, manifest_faults
-from castore.check.plan import refuse_most_missing
+from castore.check.plan import refuse_later, refuse_most_missing
 from castore.check.salvage import salvage
 from castore.errors import ConfigLost, FormatError, NameNotFound, UnsupportedFormat
 from castore.format.pack import PackEntry
@@ -72,6 +72,7 @@ def repair(
     known = {pack_id: read for pack_id, read in known.items() if pack_id not in marked}
     with contextlib.closing(names), open_check(parts, stages, known) as check:
         report = check.run(fraction=1)
+        refuse_later(report, bucket.settings.url)
         if not packs_are_lost:
             refuse_most_missing(report, bucket.settings.url)
         repairing = S3Repair(bucket, names, parts.catalog, check, session, outcome)
