@@ -253,7 +253,14 @@ class CastoreTransaction(FsspecTransaction):  # type: ignore[misc]  # fsspec is 
         return self._changes
 
     def start(self) -> None:
-        self._end(commit=False)  # of one that was never completed
+        """Raises ValueError where one has begun: what was put in that would be in neither."""
+        if self.fs is None:
+            raise ValueError("the transaction has ended")
+        if self.fs._intrans:
+            raise ValueError(
+                "a transaction of this file system has begun, maybe in another thread: end it first"
+                ", or give it up with transaction.complete(commit=False)"
+            )
         super().start()
 
     def complete(self, commit: bool = True) -> None:

@@ -133,6 +133,12 @@ class StoreFileSystem(AbstractFileSystem, metaclass=Resolved):  # type: ignore[m
             store = self._store = _opened(self.store_path, self._open_options, create=create)
         return store
 
+    def start_transaction(self) -> Any:
+        """As `with fs.transaction`, until `end_transaction`. Raises ValueError where one has
+        begun."""
+        self.transaction.start()
+        return self.transaction
+
     @property
     def _has_changes(self) -> bool:
         """Whether something was changed in the transaction that has begun."""

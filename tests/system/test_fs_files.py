@@ -188,6 +188,32 @@ def test_files_of_a_transaction_end_with_it(fs: CastoreFileSystem) -> None:
         fs.open("late", "wb", autocommit=False)
 
 
+def test_a_transaction_loses_nothing_to_another_that_would_begin(fs: CastoreFileSystem) -> None:
+    def begin_another() -> None:
+        with fs.transaction:
+            fs.pipe_file("another", b"")
+
+    with fs.transaction, ThreadPoolExecutor(1) as pool:
+        fs.pipe_file("first", b"1")
+        with pytest.raises(ValueError, match="has begun"):
+            begin_another()
+        with pytest.raises(ValueError, match="has begun"):
+            pool.submit(begin_another).result()
+        with pytest.raises(ValueError, match="has begun"):
+            fs.start_transaction()
+        fs.pipe_file("second", b"2")
+        assert not fs.exists("second")
+    assert fs.find("") == ["first", "second", "x"]
+
+    given_up = fs.start_transaction()
+    fs.pipe_file("third", b"3")
+    given_up.complete(commit=False)
+    with pytest.raises(ValueError, match="ended"), given_up:
+        pass
+    begin_another()
+    assert fs.find("") == ["another", "first", "second", "x"]
+
+
 def test_threads_share_a_transaction(fs: CastoreFileSystem) -> None:
     def put(at: int) -> None:
         with fs.open(f"t/{at}", "wb") as file:
