@@ -63,8 +63,10 @@ class ListingVerbs(StoreFileSystem):
             try:
                 return [file_entry(self._object(name))] if detail else [self._existing(name)]
             except NameNotFound:
+                if listed:
+                    break  # a folder of which there is only what marks it
                 tries -= 1
-                if listed or not tries or not any(self.store.kind(name)):  # else it came since
+                if not tries or not any(self.store.kind(name)):  # else it came since
                     raise
         entries.sort(key=lambda entry: (entry.name, not entry.is_folder))
         if not detail:

@@ -56,6 +56,19 @@ def test_what_marks_a_folder_goes_on_to_mark_one(
     assert fs.cat_file("other/a") == b"a"
 
 
+def test_a_folder_that_is_only_marked_has_nothing_in_it(fs: CastoreFileSystem) -> None:
+    fs.store.puts("marked/", b"")
+    fs.store.puts("in/marked/", b"")
+    for folder in ("marked", "in/marked"):
+        assert fs.info(folder)["type"] == "directory"
+        assert fs.ls(folder) == fs.ls(folder, detail=False) == []
+        assert list(fs.walk(folder)) == [(folder, [], [])]
+    assert [each[0] for each in fs.walk("in")] == ["in", "in/marked"]
+    assert "marked" in fs.tree("")
+    fs.pipe_file("marked", b"1")
+    assert fs.ls("marked", detail=False) == ["marked"]
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_a_name_that_is_there_is_no_pattern(
     fs: CastoreFileSystem, name: str, tmp_path: Path
