@@ -34,6 +34,11 @@ def filesystem(fs: CastoreFileSystem) -> PyFileSystem:
 class ArrowHandler(FSSpecHandler):  # type: ignore[misc]  # pyarrow is untyped
     """What pyarrow calls: fsspec's verbs, of which these ask nothing beforehand."""
 
+    def normalize_path(self, path: str) -> str:
+        """The name, as listings have it: pyarrow looks for it at the beginning of theirs."""
+        name: str = self.fs._strip_protocol(path)
+        return name
+
     def get_file_info_selector(self, selector: Any) -> list[Any]:
         depth = None if selector.recursive else 1
         found = self.fs.find(selector.base_dir, maxdepth=depth, withdirs=True, detail=True)

@@ -97,6 +97,14 @@ class TestArrowFileSystem:
         again = pickle.loads(pickle.dumps(through))
         assert again.to_table().equals(through.to_table())
 
+    @pytest.mark.parametrize("base", ["/ds", "/ds/", "ds//", "castore://ds"])
+    def test_a_folder_may_be_written_in_each_way(
+        self, fs: CastoreFileSystem, arrow: Any, base: str
+    ) -> None:
+        dataset.write_dataset(TABLE, base, filesystem=arrow, format="parquet", partitioning=BY_DAY)
+        assert fs.find("") == PARTS
+        assert dataset.dataset(base, filesystem=arrow, partitioning="hive").files == PARTS
+
     def test_what_is_not_there_says_so(self, fs: CastoreFileSystem, arrow: Any) -> None:
         fs.pipe_file("a/file", b"12345")
         with arrow.open_input_stream("a/file") as file:
