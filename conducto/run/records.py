@@ -288,16 +288,20 @@ def key_of(node: str) -> str:
 
 
 def process_mark(pid: int) -> str:
-    """What is different in two processes with the same number; "" where there is no such process.
+    """What is different in two processes with the same number; "" where there is no such process,
+    or one that has ended and that nobody has waited for.
 
     Without /proc it only says that there is one.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[19].decode()  # when it began
-    except FileNotFoundError:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
         if os.path.isdir("/proc/self"):
             return ""
+    else:
+        # A zombie stays for good where a container's first process waits for no others.
+        return "" if fields[0] in (b"Z", b"X") else fields[19].decode()  # when it began
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

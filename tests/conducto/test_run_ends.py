@@ -249,6 +249,21 @@ def test_who_lives() -> None:
     assert process_mark(int(child.stdout)) == ""
 
 
+@linux_only
+def test_a_killed_runner_that_nobody_waits_for_does_not_live(pipelines: Pipelines) -> None:
+    """As in a container whose first process waits only for its own children."""
+    number = mark()
+    runner, run_id = begin(pipelines, number)
+    with runner:
+        runner.kill()
+        os.waitid(os.P_PID, runner.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie from now on
+        wait_for(lambda: not processes_with(number))
+        assert pipelines.states(run_id)["/busy"] == "killed"
+        Path("mended").touch()
+        assert pipelines.conducto("run", "--resume", run_id).code == 0
+        assert pipelines.conducto("archive", run_id).code == 0
+
+
 def test_a_store_that_fails_ends_the_run(
     pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
