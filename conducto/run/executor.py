@@ -54,6 +54,11 @@ class Outcome:
     reason: str = ""
     took_s: float | None = None
 
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the run or a signal ended it, also that of its time limit, and not it itself."""
+        return self.state is State.KILLED or (self.exit_code is not None and self.exit_code < 0)
+
 
 class Executor(Protocol):
     def run(self, job: Job, output: Callable[[bytes], None]) -> Outcome:

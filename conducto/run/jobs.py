@@ -117,7 +117,7 @@ class Jobs:
                     job = job.replaced(env={**job.env, DATA_DIR: data.folder})
                 outcome = executor.run(job, output)
                 if data is not None:
-                    data.is_whole = outcome.state is not State.KILLED
+                    data.is_whole = not outcome.is_cut_short
         except (OSError, ValueError) as error:
             if outcome is None:
                 raise

@@ -164,6 +164,20 @@ def test_a_node_whose_data_can_not_be_pushed_is_told_to_have_run(
     assert execs["/b"].reason.startswith(f"exit code 3; {lost}")
 
 
+@pytest.mark.parametrize("ways", [pytest.param("mount", marks=needs_mounts), "copy"])
+@pytest.mark.parametrize("end", ["sleep 100", "kill -KILL $$"])
+def test_a_half_of_a_file_does_not_replace_it_when_its_node_is_killed(
+    pipelines: Any, request: pytest.FixtureRequest, ways: str, end: str
+) -> None:
+    if ways == "copy":
+        request.getfixturevalue("no_mounts")
+    co.data.user.puts("table", b"all of it")
+    command = f"exec > ${VARIABLE}/user/table; echo half; {end}; true"
+    done = pipelines.run(co.Exec(command, max_time=1.0))
+    assert done.code == 1
+    assert co.data.user.gets("table") == b"all of it"
+
+
 KILLED = """
 import os, signal, sys
 from conducto import mount
