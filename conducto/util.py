@@ -6,32 +6,50 @@ import ast
 import inspect
 import sys
 import textwrap
+from collections.abc import Callable
+from typing import Any
 
 from conducto.shared.log import unindent
 
 
-def magic_doc(doc_only: bool = False) -> str:
+def magic_doc(doc_only: bool = False, *, func: Callable[..., Any] | None = None) -> str:
     """Markdown for a node's `doc`: the docstring of the function that calls this, and its code.
 
-    Without a docstring it is that of the function's module. `doc_only` leaves out the code.
+    Without a docstring it is that of the function's module. `doc_only` leaves out the code. `func`
+    is another function, such as the one that a node runs.
 
         def build() -> co.Serial:
             "Compile all, then test it."
             return co.Serial(doc=co.util.magic_doc())
     """
-    frame = sys._getframe(1)
-    source = textwrap.dedent(inspect.getsource(frame.f_code))
-    function = ast.parse(source).body[0]
-    doc = None
-    if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-        doc = ast.get_docstring(function)
-    if doc is not None:
-        source = _without_docstring(source, function)
+    if func is None:
+        frame = sys._getframe(1)
+        code, variables = frame.f_code, frame.f_globals
     else:
-        doc = unindent(frame.f_globals.get("__doc__") or "")
+        function = inspect.unwrap(func)
+        code, variables = function.__code__, function.__globals__
+    source = inspect.getsource(code)
+    parsed = _parsed(source)
+    doc = None
+    if isinstance(parsed, ast.FunctionDef | ast.AsyncFunctionDef):
+        doc = ast.get_docstring(parsed)
+    if doc is not None:
+        source = _without_docstring(source, parsed)
+    else:
+        doc = unindent(variables.get("__doc__") or "")
     if doc_only:
         return doc
-    return f"{doc}\n\n```python\n{source.strip()}\n```".strip()
+    return f"{doc}\n\n```python\n{textwrap.dedent(source).strip()}\n```".strip()
+
+
+def _parsed(source: str) -> ast.stmt:
+    """The first statement. Of a method, text within may be indented less than its code, so that all
+    of it can't be dedented."""
+    if not source[:1].isspace():
+        return ast.parse(source).body[0]
+    [block] = ast.parse("if True:\n" + source).body
+    assert isinstance(block, ast.If)
+    return ast.increment_lineno(block.body[0], -1)
 
 
 def _without_docstring(source: str, function: ast.stmt) -> str:

@@ -306,6 +306,25 @@ def test_magic_doc() -> None:
     )
     assert undocumented().startswith((__doc__ or "") + "\n\n```python\ndef undocumented")
     assert co.Exec(documented).doc == "Says it.\n\nAll of it."
+    assert co.util.magic_doc(func=documented) == documented()
+    assert co.util.magic_doc(func=documented, doc_only=True) == "Says it.\n\nAll of it."
+    assert co.util.magic_doc(func=undocumented) == undocumented()
+
+
+class Trees:
+    def build(self) -> str:
+        """A method's."""
+        co.Exec("""
+echo hello
+""")
+        return co.util.magic_doc()
+
+
+def test_magic_doc_of_a_method_with_text_that_is_indented_less() -> None:
+    said = Trees().build()
+    assert said.startswith("A method's.\n\n```python\n")
+    assert '"""\necho hello\n"""' in said
+    assert said.count("A method's.") == 1
 
 
 def test_importing_conducto_loads_no_nodes_and_is_quick() -> None:
