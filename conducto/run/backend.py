@@ -7,7 +7,7 @@ from typing import Protocol
 
 from conducto.nodes import Exec
 from conducto.run.attempt import Attempted, attempt
-from conducto.run.executor import Executor
+from conducto.run.executor import Executor, room_for
 from conducto.run.jobs import Jobs, Task
 from conducto.run.recorder import Recorder
 
@@ -43,8 +43,8 @@ class LocalBackend:
 
     def parallel(self) -> int:
         if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+            return room_for(len(os.sched_getaffinity(0)))
+        return room_for(os.cpu_count() or 1)
 
     def run(self, node: Exec, number: int) -> Attempted:
         task = Task.of(node)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import IO, Any, Protocol
 
@@ -27,6 +29,8 @@ PIECE_BYTES = 1 << 16
 GRACE_S = 5.0  # between SIGTERM and SIGKILL
 INTERRUPTED = "interrupted"
 POLL_S = 0.05  # where the system has no pidfd
+FILES_EACH = 3  # descriptors that a command takes: of its output, of its end, to wait for both
+FILES_ELSE = 128  # those of the store and of all else
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,22 @@ class LocalExecutor:
         if self._cancelled.is_set():
             return Outcome(State.KILLED, exit_code, INTERRUPTED)
         return _outcome(exit_code, reason)
+
+
+def room_for(count: int) -> int:
+    """How many commands can run at once of so many that are to: as many as can have their
+    descriptors. What the system lets this process have, and so the commands, is raised if need be.
+    """
+    least = FILES_ELSE + FILES_EACH * count
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return count
+    if soft < least:
+        raised = least if hard == resource.RLIM_INFINITY else min(least, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    return max(1, min(count, (soft - FILES_ELSE) // FILES_EACH))
 
 
 class _Watch:

@@ -18,7 +18,7 @@ from conducto.nodes import Node
 from conducto.nodes.serialization import dumps, loads
 from conducto.run.backend import Backend, LocalBackend
 from conducto.run.display import Display, JsonLines, PlainLines
-from conducto.run.executor import LocalExecutor
+from conducto.run.executor import LocalExecutor, room_for
 from conducto.run.jobs import Jobs, refuse_secrets
 from conducto.run.options import RunOptions
 from conducto.run.recorder import Recorder
@@ -88,6 +88,9 @@ def _run(
     session = records.claim(number)
     display = _display(records.id, root, execs, options)
     _say_what_is_not_acted_on(root)
+    parallel = options.parallel
+    if parallel and client is None:
+        parallel = _with_room(parallel)
     recorder = Recorder(records, session, number)
     with (
         closing(display),
@@ -100,7 +103,7 @@ def _run(
             recorder=recorder,
             display=display,
             execs=execs,
-            parallel=options.parallel or None,
+            parallel=parallel or None,
         )
         state = runner.run()
     display.ended(state)
@@ -125,6 +128,17 @@ def _backend(
     with data_folder(records.id) as folder:
         jobs = Jobs(records.id, cookie, cwd, node_secrets, folder)
         yield LocalBackend(jobs, LocalExecutor(cookie), recorder)
+
+
+def _with_room(parallel: int) -> int:
+    """As many commands at once as this machine lets us have, of so many."""
+    room = room_for(parallel)
+    if room < parallel:
+        complain(
+            f"conducto: {room} commands run at once, and not {parallel}: the system lets a process "
+            "have no more open files (ulimit -n)"
+        )
+    return room
 
 
 def _display(run_id: str, root: Node, execs: dict[str, Attempts], options: RunOptions) -> Display:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 
+import pytest
 from pipelines import Pipelines
 
 import castore
@@ -56,3 +57,47 @@ def test_nodes_that_print_at_once_are_recorded_whole(pipelines: Pipelines) -> No
         assert len(log) == 40 * 40000
         want = b"".join((f"{number}{i}\n" * 20000).encode()[:40000] for i in range(1, 41))
         assert log == want
+
+
+LIMITED = """
+import resource, runpy, sys
+soft, hard = int(sys.argv[1]), sys.argv[2]
+hard = int(hard) if hard else resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+sys.argv = ["pipeline.py", "--run", "-j40"]
+runpy.run_path("pipeline.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("limits", "at_once", "said"),
+    [
+        (("80", ""), 40, ""),
+        (
+            ("80", "150"),
+            7,
+            "conducto: 7 commands run at once, and not 40: the system lets a process have no more "
+            "open files (ulimit -n)\n",
+        ),
+    ],
+)
+def test_commands_at_once_do_not_fail_for_want_of_descriptors(
+    pipelines: Pipelines, limits: tuple[str, str], at_once: int, said: str
+) -> None:
+    """As many as are to run at once wait for each other."""
+    pipelines.write("limited.py", f"# import conducto\n{LIMITED}")
+    pipelines.write(
+        "pipeline.py",
+        f"""
+        def build() -> co.Parallel:
+            root = co.Parallel(max_time=100)
+            for number in range(40):
+                root[f"n{{number}}"] = co.Exec(
+                    f"touch began-{{number}}; until [ -e began-{at_once - 1} ]; do sleep 0.1; done"
+                )
+            return root
+        """,
+    )
+    done = pipelines.python("limited.py", *limits)
+    assert (done.code, done.err) == (0, said), done
+    assert done.out.splitlines()[-1].endswith(": 40 done")
