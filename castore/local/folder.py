@@ -86,7 +86,8 @@ def read_config(root: str) -> StoreConfig | None:
     except FileNotFoundError:
         return None
     except NotADirectoryError:
-        raise NotAStore(f"{root} is a file, not a store's folder") from None
+        place = "is a file" if os.path.exists(root) else "lies below a file"
+        raise NotAStore(f"{root} {place}, not a store's folder") from None
 
 
 @contextlib.contextmanager

@@ -74,9 +74,10 @@ def open_store(
     order. `connect_timeout_s` and `read_timeout_s` are in seconds, `max_concurrency` counts
     requests in flight.
 
-    Raises StoreNotFound, NotAStore, UnsupportedFormat, StoreLocked, StoreFull, PermissionError,
-    ValueError for a setting that can't be; on S3 also AccessDenied, CredentialsError, WrongRegion,
-    EndpointUnreachable, RemoteError.
+    Raises StoreNotFound, NotAStore, UnsupportedFormat, StoreLocked, StoreFull, PermissionError;
+    FormatError where castore.json is damaged, or gone from what is a store, IndexCorrupt where the
+    index is; StoreIOError; ValueError for a setting that can't be; on S3 also AccessDenied,
+    CredentialsError, WrongRegion, EndpointUnreachable, RemoteError.
 
     >>> with castore.open("folder/store") as store:
     ...     store.puts("greeting", b"hello").size
