@@ -29,8 +29,8 @@ from castore.system.workers import Future, results_of
 
 Segments: TypeAlias = Sequence[tuple[int, bytes]]  # (end offset, encoded), in order
 
-BATCH_MIN = 8  # names
-BATCH_MAX = 1000  # names in one request, of S3
+DELETES_MIN = 8  # names that go by one request; fewer go one by one
+DELETES_MAX = 1000  # names in one request, of S3
 
 # Names with their ETags, and the request that deletes them, if it is one for all.
 _Deletion: TypeAlias = "tuple[Sequence[tuple[bytes, str]], Future[set[bytes]] | None]"
@@ -233,9 +233,9 @@ class NameWriter:
     def _begin(self, entries: Sequence[tuple[bytes, str]]) -> list[_Deletion]:
         """Begin to delete names, each just seen with its ETag: many in one request, few by one
         each, of which more servers honour the condition."""
-        if len(entries) < BATCH_MIN:
+        if len(entries) < DELETES_MIN:
             return [(entries, None)]
-        parts = [entries[i : i + BATCH_MAX] for i in range(0, len(entries), BATCH_MAX)]
+        parts = [entries[i : i + DELETES_MAX] for i in range(0, len(entries), DELETES_MAX)]
         return [(part, self._requests.submit(self._names.delete_many, part)) for part in parts]
 
     def _end(self, deletions: Sequence[_Deletion]) -> None:

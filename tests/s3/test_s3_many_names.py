@@ -305,7 +305,7 @@ def test_a_request_for_many_that_lands_late_takes_nothing_newer(world: World) ->
 def test_commits_of_many_operations_come_to_what_they_would_one_by_one(
     world: World, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(names, "BATCH_MIN", 2)
+    monkeypatch.setattr(names, "DELETES_MIN", 2)
     monkeypatch.setattr(presence, "LIST_MIN", 2)
     choose = random.Random(seed)
     store, expected = world.open(), dict[str, bytes]()
