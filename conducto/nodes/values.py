@@ -107,10 +107,7 @@ def _text(value: Any, hint: Any) -> str:
 
 def _list(text: str, hint: Any, origin: Any) -> Any:
     if text.startswith("["):
-        parts = json.loads(text)
-        if not isinstance(parts, list):
-            raise ValueError("it is no JSON list")
-        parts = [part if isinstance(part, str) else json.dumps(part) for part in parts]
+        parts = [part if isinstance(part, str) else json.dumps(part) for part in json.loads(text)]
     else:
         parts = text.split(",") if text else []
     hints = _elements(hint, len(parts))
