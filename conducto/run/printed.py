@@ -44,17 +44,16 @@ class TreeCatcher:
         if self._tree is not None:
             return self._tree
         if self._too_long:
-            raise TreeError(f"it printed a line of over {LINE_BYTES_MAX} bytes, and no tree")
+            raise TreeError(f"it printed a tree of over {LINE_BYTES_MAX} bytes")
         raise TreeError(
             "it printed no tree: a line of JSON that begins with " + TREE_BEGINS.decode()
         )
 
     def _add(self, part: bytes) -> None:
-        room = LINE_BYTES_MAX - len(self._line)
-        self._too_long = self._too_long or len(part) > room
-        self._line += part[:room]
+        self._line += part[: LINE_BYTES_MAX + 1 - len(self._line)]
 
     def _end_line(self) -> None:
         if self._line.startswith(TREE_BEGINS):
-            self._tree = bytes(self._line)
+            self._too_long = len(self._line) > LINE_BYTES_MAX
+            self._tree = None if self._too_long else bytes(self._line)
         self._line.clear()

@@ -96,8 +96,8 @@ def _module(path: str) -> ModuleType:
     if name in sys.modules or name in sys.stdlib_module_names:
         name = f"_{name}"  # others mean that one
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path!r} is no Python file")
+    assert spec is not None  # `command` takes for a file what ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

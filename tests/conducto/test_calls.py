@@ -183,6 +183,18 @@ def test_wrong_command_lines(line: str, words: str) -> None:
         parse_call(simple, line.split(" "))
 
 
+@pytest.mark.parametrize(
+    ("text", "hint", "words"),
+    [
+        ("[1]", dict[str, int], "no JSON object"),
+        ("1,2,3", tuple[int, int], "has the length 3, and not 2"),
+    ],
+)
+def test_texts_that_are_no_value_of_a_kind(text: str, hint: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        from_text(text, hint)
+
+
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)))
 
 

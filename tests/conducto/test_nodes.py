@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,17 @@ def test_what_a_tree_refuses() -> None:
         root["text"] = "make"  # type: ignore[assignment]
     with pytest.raises(KeyError):
         root["none/x"] = co.Exec("x")
+    with pytest.raises(TypeError, match="a node's path is text, not 5"):
+        root[5]  # type: ignore[index]
+
+
+def test_a_with_that_ends_before_the_one_in_it_is_an_error() -> None:
+    def build() -> None:
+        with ExitStack() as inner, co.Serial():
+            inner.enter_context(co.Parallel(name="inner"))
+
+    with pytest.raises(co.TreeError, match="is not that of <Serial /"):
+        copy_context().run(build)
 
 
 def test_options_and_what_is_inherited() -> None:
@@ -267,6 +280,8 @@ def test_a_tree_as_json() -> None:
         '{"conducto": 1, "type": "Serial", "options": {"max_time": "x"}}',
         '{"conducto": 1, "type": "Serial", "image": {"colour": 1}}',
         '{"conducto": 1, "type": "Lazy"}',
+        '{"conducto": 1, "type": "Lazy", "children": '
+        '{"Generate": {"type": "Serial"}, "Execute": {"type": "Serial"}}}',
     ],
 )
 def test_a_malformed_tree_is_refused(text: str) -> None:
@@ -299,7 +314,13 @@ def undocumented() -> str:
     return co.util.magic_doc()
 
 
+def documented_in_words() -> str:
+    """Says it."""
+    return co.util.magic_doc(doc_only=True)
+
+
 def test_magic_doc() -> None:
+    assert documented_in_words() == "Says it."
     assert documented() == (
         "Says it.\n\nAll of it.\n\n"
         "```python\ndef documented() -> str:\n    return co.util.magic_doc()\n```"

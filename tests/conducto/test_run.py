@@ -16,6 +16,7 @@ import castore
 import conducto as co
 from conducto import context
 from conducto.nodes.serialization import dumps
+from conducto.run import printed
 
 EXAMPLE = """
     def add(a: int, b: list[int], loud: bool = False):
@@ -123,6 +124,64 @@ def test_usage(pipelines: Pipelines, words: list[str], code: int, said: str) -> 
     assert done.err.startswith("pipeline.py: ")
     assert said in done.err
     assert len(done.err.splitlines()) == 1
+
+
+RESULTS = """
+import conducto as co
+
+def text():
+    return "as it is"
+
+def data():
+    return b"bytes"
+
+def other():
+    return {1, 2}
+
+if __name__ == "__main__":
+    co.main()
+"""
+
+
+def test_what_a_function_returns_is_printed(pipelines: Pipelines) -> None:
+    pipelines.write("pipeline.py", RESULTS)
+    assert pipelines.python("pipeline.py", "text").out == "as it is\n"
+    assert pipelines.python("pipeline.py", "data").out == "bytes"
+    assert pipelines.python("pipeline.py", "other").out == "{1, 2}\n"
+    for words in ([], ["--run"]):
+        none = pipelines.python("pipeline.py", *words)
+        assert (none.code, none.out) == (2, "")
+        assert none.err.startswith("pipeline.py: which function? one of text, data, other ")
+
+
+def test_files_and_pipelines_that_are_none(pipelines: Pipelines) -> None:
+    for words, said in (
+        (["run"], "run takes a FILE, or --resume ID"),
+        (["run", "none.py"], "there is no file 'none.py' to run"),
+        (["show", "--html", "page.html"], "--html is of one pipeline: give its ID"),
+    ):
+        asked = pipelines.conducto(*words)
+        assert (asked.code, asked.out) == (2, "")
+        assert said in asked.err
+    called = pipelines.python("-m", "conducto", "none.py", "function")
+    assert (called.code, called.out) == (2, "")
+    assert "there is no file 'none.py'" in called.err
+    assert not (pipelines.folder / "page.html").exists()
+
+
+def test_a_run_whose_folder_is_gone_is_not_resumed_elsewhere(
+    pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pipelines.folder / "begun"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    done = pipelines.run(co.Exec("test -e mended"))
+    monkeypatch.chdir(pipelines.folder)
+    folder.rmdir()
+    resumed = pipelines.conducto("run", "--resume", done.id)
+    assert (resumed.code, resumed.out) == (1, "")
+    assert "begun', which is not there" in resumed.err
+    assert pipelines.load(done.id).execs["/"].attempt == 1
 
 
 def test_conducto_run_is_that_of_the_file(pipelines: Pipelines) -> None:
@@ -313,6 +372,19 @@ def test_a_lazy_that_makes_no_tree_fails(pipelines: Pipelines, command: str, rea
     states = pipelines.states(done.id)
     assert (states["/"], states["/Generate"]) == ("error", "error")
     assert reason in pipelines.conducto("show", done.id).out
+
+
+def test_a_tree_that_is_too_long_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no part of it, or tree before it, is taken for it."""
+    monkeypatch.setattr(printed, "LINE_BYTES_MAX", 100)
+    catcher = printed.TreeCatcher()
+    tree, long = (b'{"conducto": 1, %s}' % (b" " * n) for n in (9, 90))
+    for piece in (tree, b"\n", b"x" * 200, b"\n", long[:50], long[50:]):
+        catcher.feed(piece)
+    with pytest.raises(co.TreeError, match="it printed a tree of over 100 bytes"):
+        catcher.tree()
+    catcher.feed(b"\n" + b"x" * 200 + b"\n" + tree + b"\nmore")
+    assert catcher.tree() == tree
 
 
 def test_retries_and_a_time_limit(pipelines: Pipelines) -> None:
