@@ -192,6 +192,23 @@ def test_usage_errors_are_one_line_and_exit_2(bare, tmp_path):
     fails(bare("-r", tmp_path, "put"), 2, "FILE")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gc", "--grace", "5"], "'5' is not a time such as 90s"),
+        (["gc", "--grace", "36501d"], "'36501d' is longer than a hundred years"),
+        (["gc", "--max-repack-bytes", "10X"], "'10X' is not a size such as"),
+        (["gc", "--max-cost", "free"], "'free' is not a sum of dollars"),
+        (["gc", "--repack-below", "2"], "'2' is not a part of all"),
+        (["check", "--read-data=0"], "'0' is not a part of all"),
+        (["backup", "-"], "a backup is a file"),
+        (["mount", "store", "folder", "more"], "mount takes [STORE] FOLDER"),
+    ],
+)
+def test_values_that_can_not_be(run, arguments, said):
+    fails(run(*arguments), 2, said)
+
+
 def test_the_store_comes_from_the_option_or_the_environment(bare, tmp_path, monkeypatch):
     monkeypatch.setenv("CASTORE_STORE", str(tmp_path / "one"))
     assert bare("put", "-", "a", stdin=b"1").code == 0
@@ -375,6 +392,11 @@ def test_ls(run):
     documents = run("ls", "--json", "logs/").documents
     assert [each["name"] for each in documents] == ["logs/a", "logs/b"]
     assert documents[0]["size"] == 5000
+
+
+def test_stat_of_several(run):
+    one, two = (run("stat", *names).text for names in (["seed"], ["seed", "seed"]))
+    assert two == f"{one}\n{one}"
 
 
 def test_stat(run):

@@ -16,6 +16,7 @@ import pytest
 from cli_runs import DATA, fails, make_tree, names
 
 import castore
+from castore.cli import main
 from castore.errors import NameNotFound
 from castore.store import Store
 from castore.transfer.imports import BATCH_BYTES_MAX, BATCH_FILES_MAX, Source, batches
@@ -66,6 +67,13 @@ def test_put_from_stdin(run):
     fails(run("put", "-"), 2, "put - NAME")
     fails(run("put", "-", "prefix/"), 2, "put - NAME")
     fails(run("put", "-R", "-", "x"), 2, "folder")
+
+
+def test_put_from_stdin_that_is_closed(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["-r", str(tmp_path / "store"), "put", "-", "in"]) == 1
+    assert capsys.readouterr().err == "castore: standard input is closed\n"
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("name", ["/abs", "a/../b", "./a", "x" * 481])
@@ -432,6 +440,7 @@ def test_get_errors(run, tmp_path):
     fails(run("get", "seed", f"{tmp_path}/nowhere/"), 1, "nowhere")
     fails(run("get", "seed", tmp_path / "nowhere" / "x"), 1, "nowhere")
     fails(run("get", ""), 2, "must not be empty")
+    fails(run("get", "seed/", tmp_path), 2, "'seed/' ends with '/'")
     fails(run("get", "seed", "seed", tmp_path), 2, "same file")
     fails(run("get", "seed", "seed", tmp_path / "out"), 2, "folder")
     fails(run("get", "-R", "seed"), 2, "get -R PREFIX FOLDER")

@@ -179,6 +179,11 @@ class TestFolder:
         assert (code, verdicts(checks)["permissions"]) == (exits.OK, "warning")
         assert "chmod 700" in checks["permissions"]["means"]
 
+        (tmp_path / "store").chmod(0o755)
+        code, checks = examine(tmp_path / "store")
+        assert (code, verdicts(checks)["permissions"]) == (exits.OK, "ok")
+        assert "0755: others may read it" in checks["permissions"]["found"]
+
     @pytest.mark.parametrize(
         ("kind", "verdict"), [("ext4", "ok"), ("nfs4", "warning"), ("tmpfs", "warning")]
     )
