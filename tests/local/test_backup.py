@@ -457,6 +457,22 @@ def test_a_lost_config_comes_back_too(folder: Path) -> None:
             assert read(store) == VALUES
 
 
+def test_a_folder_that_is_not_fit_for_a_restore(folder: Path, tmp_path: Path) -> None:
+    path = back_up(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotAStore, match="has no packs: put the store's packs/ into it first"):
+        castore.restore(path, tmp_path / "empty")
+    shutil.copytree(folder / "packs", tmp_path / "strange" / "packs")
+    (tmp_path / "strange" / "photo.jpg").write_bytes(b"precious")
+    with pytest.raises(NotAStore, match="is no store, and not empty"):
+        castore.restore(path, tmp_path / "strange")
+    assert sorted(os.listdir(tmp_path / "strange")) == ["packs", "photo.jpg"]
+    shutil.copytree(folder / "packs", tmp_path / "empty" / "packs")
+    castore.restore(path, tmp_path / "empty")
+    with castore.open(tmp_path / "empty") as store:
+        assert read(store) == VALUES
+
+
 def test_what_is_no_backup_of_this_store(folder: Path, tmp_path: Path) -> None:
     path = back_up(folder)
     before = rows(folder)

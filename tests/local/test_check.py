@@ -20,6 +20,7 @@ import castore
 from castore.check.bitflip import corrected
 from castore.cli import main
 from castore.errors import CastoreError, FormatError, IndexCorrupt, StoreIOError, StoreNotFound
+from castore.format.config import decode_config
 from castore.format.index import (
     decode_chunk_row,
     decode_pack_row,
@@ -27,7 +28,14 @@ from castore.format.index import (
     encode_pack_row,
     encode_record,
 )
-from castore.format.pack import PACK_HEADER_BYTES
+from castore.format.pack import (
+    PACK_HEADER_BYTES,
+    PACK_TRAILER_BYTES,
+    decode_footer,
+    decode_trailer,
+    encode_footer,
+    encode_pack_header,
+)
 from castore.local.check.run import check_local
 from castore.stream.reports import CheckReport
 from castore.system import isolated
@@ -202,6 +210,35 @@ def test_a_damaged_header_or_footer(folder: Path, at: str) -> None:
         can_not_be_read = {*store.names()} - read(store).keys()
     assert report.damaged_names == sorted(can_not_be_read)
     assert bool(can_not_be_read) == (at == "header")
+
+
+def test_a_pack_that_begins_as_another_one_does(folder: Path) -> None:
+    """Whoever reads it refuses it."""
+    store_id = decode_config((folder / "castore.json").read_bytes()).store_id
+    [path] = packs(folder)
+    raw = path.read_bytes()
+    for header in (
+        encode_pack_header(bytes(16), bytes.fromhex(path.stem)),
+        encode_pack_header(store_id, bytes(16)),
+    ):
+        path.write_bytes(header + raw[len(header) :])
+        report = check(folder, False)
+        assert report.exit_code == 13
+        [problem] = report.problems
+        assert "its header is another pack's, or another store's" in problem.what
+        with castore.open(folder) as store:
+            assert set(report.damaged_names) == {*VALUES, "copy"} - read(store).keys()
+
+
+def test_a_footer_that_passes_over_a_frame(folder: Path) -> None:
+    [path] = packs(folder)
+    raw = path.read_bytes()
+    at, _ = decode_trailer(raw[-PACK_TRAILER_BYTES:], len(raw))
+    entries = decode_footer(raw[at:], len(raw))
+    path.write_bytes(raw[:at] + encode_footer(entries[:2] + entries[3:], at))
+    report = check(folder, False)
+    assert report.exit_code in (13, 14)
+    assert f"its footer leaves a gap at byte {entries[2].offset}" in str(report.problems)
 
 
 def test_a_footer_and_a_frame_damaged_at_once(folder: Path) -> None:

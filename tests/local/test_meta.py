@@ -78,6 +78,18 @@ def test_the_counter_of_manifests_is_not_relied_on(folder: Path, last: int) -> N
     assert check(folder).problems == []
 
 
+def test_numbers_of_manifests_are_not_given_out_twice_when_they_are_used_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with castore.open(folder) as store, monkeypatch.context() as patch:
+        patch.setattr(meta, "MANIFEST_ORDER_MAX", 5)
+        before = [*store.list()]
+        with pytest.raises(IndexCorrupt, match="no numbers left for manifests"):
+            store.puts("more", bytes(30_000))
+        assert [*store.list()] == before
+    assert check(folder).problems == []
+
+
 @pytest.mark.parametrize(
     ("row", "value"),
     [

@@ -137,6 +137,26 @@ def test_what_was_saved_once_is_not_replaced_by_what_is_left_another_time(tmp_pa
     assert len(kept[1]) == 2  # the first has lost a chunk as well, and is named after that, too
 
 
+def test_an_object_whose_name_leaves_no_room_is_kept_under_another(tmp_path: Path) -> None:
+    """Each under one of its own, also where both have the same bytes."""
+    data = random.Random(5).randbytes(60_000)
+    names = {letter * 480 for letter in "ab"}
+    with small(tmp_path / "store") as store:
+        for name in names:
+            store.puts(name, data)
+        where = extents_of(store, min(names))[1].location
+    [pack] = packs(tmp_path / "store")
+    flip(pack, 8 * (where.offset + where.stored_bytes // 2))
+    assert repair(tmp_path / "store").exit_code == 14
+    with small(tmp_path / "store") as store:
+        found = quarantined(store)
+        assert found.keys() == names
+        for kept, [[begin, end]] in found.values():
+            assert kept == data[:begin] + bytes(end - begin) + data[end:]
+        assert names.isdisjoint(store.names())
+        assert store.check(True).exit_code == 0
+
+
 def extents_of(store: castore.Store, name: str) -> list[Extent]:
     [(_, _, extents)] = store._check_open().catalog.cover(name.encode(), [None]).parts
     return extents
