@@ -38,6 +38,7 @@ Read: TypeAlias = Callable[[int, int], bytes]
 
 _HEAD = FRAME_HEAD_BYTES_MAX
 _BLOCK_BYTES = 1 << 20
+_SECTOR_BYTES = 512  # a disk writes each as a whole, or not
 _READ_ERRORS = (
     (errno.EIO, errno.EBADMSG, errno.EUCLEAN) if hasattr(errno, "EUCLEAN") else (errno.EIO,)
 )
@@ -174,11 +175,24 @@ def _judge_tail(reading: PackReading, read: Read) -> None:
         return
     if not reading.bad and found == footer:
         reading.surplus = left - len(footer)
-    elif reading.bad or (left == len(footer) and not footer.startswith(found.rstrip(b"\0"))):
+    elif reading.bad or (left == len(footer) and not _is_part(found, footer, reading.end)):
         reading.faults.append("its footer is damaged")
         reading.unsealed = False
     elif left > len(footer):
         reading.bad[reading.end] = "the frame's header is damaged"
+
+
+def _is_part(found: bytes, written: bytes, begin: int) -> bool:
+    """Whether this is what was written at the offset `begin`, but for zeros where a disk left off,
+    or lost power before it had all of it: at the end, or in whole sectors anywhere."""
+    if written.startswith(found.rstrip(b"\0")):
+        return True
+    cuts = [0, *range(-begin % _SECTOR_BYTES or _SECTOR_BYTES, len(written), _SECTOR_BYTES)]
+    ends = [*cuts[1:], len(written)]
+    return all(
+        found[at:end] == written[at:end] or not any(found[at:end])
+        for at, end in zip(cuts, ends, strict=True)
+    )
 
 
 def _is_torn(read: Read, begin: int, end: int) -> bool:

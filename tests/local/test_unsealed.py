@@ -143,6 +143,33 @@ def test_a_footer_torn_anywhere_is_nothing(unsealed: Path) -> None:
     assert_whole(unsealed)
 
 
+def test_a_footer_that_lost_power_amid_its_sectors_is_nothing(unsealed: Path) -> None:
+    """Nothing waits for it to be on the disk, which writes sectors in any order."""
+    [pack] = packs(unsealed)
+    end = pack.stat().st_size
+    with castore.open(unsealed) as store:
+        assert store.gc().packs_sealed == 1
+    whole = pack.read_bytes()
+    first, last = end // 512, len(whole) // 512
+    assert last - first > 2
+    for lost in [{i} for i in range(first, last + 1)] + [set(range(first, last, 2))]:
+        raw = bytearray(whole)
+        for i in lost:
+            begin, upto = max(end, i * 512), min(len(whole), (i + 1) * 512)
+            raw[begin:upto] = bytes(upto - begin)
+        pack.write_bytes(raw)
+        assert castore.check_store(unsealed).problems == [], lost
+    with castore.open(unsealed) as store:
+        store.gc()
+        assert store.gc().found_nothing
+    assert_whole(unsealed)
+    raw[-PACK_TRAILER_BYTES - 1] ^= 1
+    pack.write_bytes(raw)
+    [problem] = castore.check_store(unsealed).problems
+    assert "its footer is damaged" in problem.what
+    pack.write_bytes(whole)
+
+
 def test_bytes_behind_a_footer_are_told_of_and_a_repair_ends_it(unsealed: Path) -> None:
     with castore.open(unsealed) as store:
         store.gc()
