@@ -220,10 +220,12 @@ def compact(root: str) -> CompactReport:
                 looked = _run("look_through", index_path, path=draft)
                 os.fsync(fd)
                 after = os.fstat(fd).st_size
-            shutil.rmtree(take_place(root, draft))
+            kept = take_place(root, draft)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
+        # It is done: what can't be removed of the old one is a collection's, as after a rebuild.
+        shutil.rmtree(kept, ignore_errors=True)
     return CompactReport(looked["names"], before, after)
 
 
