@@ -451,7 +451,36 @@ def test_folders_are_looked_into_many_at_once(
         shown = [entry.name for entry in store.scandir("", details=False)]
         steps = [step.kind for step in actor.steps[before:]]
     assert shown == [*folders[:8], *folders[16:]]
-    assert (steps.count("GET"), steps.count("LIST")) == (1, 1 + 17)
+    assert (steps.count("GET"), steps.count("LIST")) == (1, 1 + 1 + 8)
+
+
+def test_small_folders_of_singles_are_few_lists(make_world: Callable[..., World]) -> None:
+    """However many there are, beside names in batches; without any they are one list."""
+    world = make_world(batches=True)
+    folders = [f"a/{n:03}" for n in range(300)]
+
+    def look(store: castore.Store) -> None:
+        shown = [entry.name for entry in store.scandir("a", details=False)]
+        assert sorted(shown) == sorted([*folders, "a/000-", "a/0"])
+        assert store.kind("a/0") == (True, False)
+        assert store.kind("a/005") == (False, True)
+
+    with world.open("one") as store:
+        for folder in folders:
+            store.puts(f"{folder}/b", b"b")
+            store.puts(f"{folder}/c", b"c")
+        store.puts("a/000-", b"a file")  # sorts in between
+        store.puts("a/0", b"a file")
+    assert sorted(asked(world, "two", look)) == ["GET batches"] * 3 + ["LIST names"] * 3
+    with world.open("one") as store:
+        store.puts_many({f"a/{n:03}/a": b"a" for n in range(100)})
+        store.delete_prefix("a/299")
+        folders.remove("a/299")
+        for name in ("a/050/a", "a/050/b", "a/050/c", "a/098/a"):
+            store.delete(name)
+        folders.remove("a/050")
+    steps = asked(world, "two", look)
+    assert len(steps) < 20, steps
 
 
 def test_a_forked_child_waits_for_nothing_of_its_parents(many: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from castore.errors import FormatError
@@ -17,12 +18,13 @@ from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.etags import WEAK, is_batched
 from castore.s3.keys import NAMES, name_key, name_of
 from castore.s3.namespace.look import ATTEMPTS, READ_S, Look, busy, etag_in_batch
-from castore.s3.presence import heads_of, singles_of
+from castore.s3.presence import PAGE_KEYS, heads_of, singles_of
 from castore.system.clock import boot_clock
 from castore.system.workers import Future, Workers, map_at_once
 
 READING_MAX = 32  # weak singles at once
 WAITING_MAX = 4096  # names that were listed, behind one that is read
+PASSED_MIN = 16  # folders that one list tells of: fewer are looked into at once
 NUMBERS_MAX = 1 << 14
 NUMBER_MAX = (1 << 64) - 1  # taken for that of what is damaged
 
@@ -209,15 +211,9 @@ class Listing(Look):
                 elif found.there is not None:
                     yield listed(found)
 
-        def any_there(folder: str) -> bool:
-            return next(self.listed(_name_at(folder), by=seen), None) is not None
-
         for page in pages:
-            keys = [each for each in page if isinstance(each, str)]
-            # What is in one may be nothing but tombstones.
-            having = map_at_once(any_there, keys, threads=min(len(keys), self._reading.threads))
-            folders = [key for key, is_there in zip(keys, having, strict=True) if is_there]
-            shown: list[Listed | str | None] = [*folders]
+            folders = [each for each in page if isinstance(each, str)]
+            shown: list[Listed | str | None] = [*self._having(seen, prefix, folders)]
             singles: list[tuple[None, Listed | Future[Listed | None] | None]] = []
             last = b""
             for each in page:
@@ -234,6 +230,38 @@ class Listing(Look):
             shown += take(last)
             yield [each for each in shown if each is not None]
         yield list(take(None))
+
+    def _having(self, seen: SeenRoot, prefix: bytes, folders: Iterable[str]) -> list[str]:
+        """Those of the listed folders in which there is anything but tombstones. By lists that go
+        from one to the next, while these tell of several each; then by a look into each."""
+        left = sorted(folders)
+        if not seen.root.version:
+            return left  # there was no batch, so there is no tombstone
+        below, having = NAMES + prefix.decode(), []
+        doubtful: list[str] = []
+        while len(left) > 1:
+            last, strong = "", set()
+            for entry in islice(self.bucket.list(below, start_after=left[0]), PAGE_KEYS):
+                last = entry.key
+                folder, slash, _ = last[len(below) :].partition("/")
+                if slash and not entry.size % 2 and not is_tombstone(entry.size):
+                    strong.add(f"{below}{folder}/")
+            passed = [folder for folder in left if folder <= last]
+            having += [folder for folder in passed if folder in strong]
+            doubtful += [folder for folder in passed if folder not in strong]
+            left = left[len(passed) :]
+            if len(passed) < PASSED_MIN:
+                break
+        doubtful += left
+
+        def any_there(folder: str) -> bool:
+            return next(self.listed(_name_at(folder), by=seen), None) is not None
+
+        threads = min(len(doubtful), self._reading.threads)
+        found = map_at_once(any_there, doubtful, threads=threads)
+        return having + [
+            folder for folder, is_there in zip(doubtful, found, strict=True) if is_there
+        ]
 
     def _begin_shown(
         self, seen: SeenRoot, name: bytes, entry: Listed, found: Found | None
