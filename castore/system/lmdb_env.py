@@ -53,6 +53,10 @@ from castore.system.lmdb_snapshot import Snapshot, Table, repeated
 from castore.system.lmdb_unlocked import UnlockedEnvironment
 
 MAP_BYTES = 1 << 40
+# A process has 128 TiB of addresses: so many may be open with a map that no index outgrows, and a
+# thousand more with one that serves tens of terabytes.
+LARGE_MAPS_MAX = 32
+MAP_BYTES_OF_MANY = 1 << 36
 MAP_BYTES_LEAST = 1 << 28
 READER_CHECK_S = 1.0
 NEW_INDEX_BYTES = 512 << 10
@@ -274,7 +278,7 @@ class Index:
         self._pid = os.getpid()
 
     def _open_lmdb(self) -> lmdb.Environment:
-        map_bytes = MAP_BYTES
+        map_bytes = MAP_BYTES if len(_registry) < LARGE_MAPS_MAX else MAP_BYTES_OF_MANY
         while True:
             try:
                 return lmdb.open(

@@ -189,6 +189,17 @@ def test_commits_are_synced_and_files_private(index: Index) -> None:
         assert os.stat(os.path.join(index.path, name)).st_mode & 0o777 == 0o600
 
 
+def test_many_may_be_open_at_once(tmp_path: Path) -> None:
+    """More than fit into a process's addresses with the map of one."""
+    with contextlib.ExitStack() as closing:
+        opened = [open_index(str(tmp_path / str(n))) for n in range(160)]
+        for index in opened:
+            closing.callback(index.close)
+        sizes = [index._env.info()["map_size"] for index in opened]  # type: ignore[union-attr]
+        assert min(sizes) >= 1 << 36
+        assert sum(sizes) < 1 << 46  # others need some, too
+
+
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077])
 def test_modes_do_not_depend_on_the_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
