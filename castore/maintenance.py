@@ -55,7 +55,7 @@ def rebuild_index(
     and `read_only`.
 
     Raises StoreLocked while a local store is in use; IndexCorrupt if its names can't be read;
-    StoreFull, StoreIOError.
+    UnsupportedFormat if one was put by a later castore; StoreFull, StoreIOError.
     """
     _check_options(store, options)
     if is_remote(store):

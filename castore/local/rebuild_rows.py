@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from castore.check.objects import chunk_fault, extent_fault
 from castore.check.scan import PackScan
-from castore.errors import FormatError, IndexCorrupt, UnsupportedFormat
+from castore.errors import FormatError, IndexCorrupt
 from castore.format.config import StoreConfig, encode_config
 from castore.format.index import (
     ChunkRow,
@@ -216,7 +216,8 @@ class RowRebuild:
     # ------------------------------------------------------------ sums
 
     def _count(self) -> None:
-        """The totals, and the names that are lost."""
+        """The totals, and the names that are lost. Raises UnsupportedFormat: what a record of a
+        later castore leads to is not known, and would be taken for garbage."""
         index, report = self._index, self._report
         unreadable = set(self._unreadable_manifests())
         ends = self._ends
@@ -227,7 +228,7 @@ class RowRebuild:
                 report.names += 1
                 try:
                     record = decode_record(raw)
-                except (FormatError, UnsupportedFormat):
+                except FormatError:
                     report.lost.append(name.decode(errors="backslashreplace"))
                     continue
                 totals.count_object(record, +1)

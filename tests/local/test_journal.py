@@ -21,7 +21,14 @@ from stores import change_rows, contents, fill, read, rows, small
 
 import castore
 from castore.cli import main
-from castore.errors import FormatError, IndexCorrupt, StoreFull, StoreIOError, UnclaimedData
+from castore.errors import (
+    FormatError,
+    IndexCorrupt,
+    StoreFull,
+    StoreIOError,
+    UnclaimedData,
+    UnsupportedFormat,
+)
 from castore.format.journal import Kind, decode_block_head, decode_entries
 from castore.local import rebuild
 from castore.local.journal.log import Journal
@@ -61,6 +68,29 @@ def rebuilt(folder: Path) -> dict[str, bytes]:
 
 def logs(folder: Path) -> list[Path]:
     return sorted((folder / "journal").glob("*.log"))
+
+
+@pytest.mark.damages_store("a record is of a later version")
+@pytest.mark.parametrize("lost", [False, True])
+def test_names_of_a_later_castore_are_left_to_that(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """What they lead to is not known, and would be dropped."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/later").write_bytes(VALUES["n/03"][::-1])
+    with small(folder) as store, monkeypatch.context() as patched:
+        patched.setattr("castore.stream.sourcefile.YOUNG_NS", 0)
+        patched.setattr("castore.format.index._RECORD_VERSION_SOURCE", 99)
+        store.import_folder(tmp_path / "files", "")
+    assert rows(folder)[b"names"][b"later"][0] == 99
+    if lost:
+        lose_index(folder)
+    before = sorted(folder.iterdir())
+    index = None if lost else rows(folder)
+    with pytest.raises(UnsupportedFormat, match="record has format version 99"):
+        castore.rebuild_index(folder)
+    assert sorted(folder.iterdir()) == before
+    assert lost or rows(folder) == index
 
 
 # ---- names outlive the index --------------------------------------------------------------------
