@@ -168,9 +168,14 @@ class ContentVerbs(StoreFileSystem):
         compression: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As fsspec's. What compresses into a file publishes it when it is closed."""
+        """As fsspec's. What compresses into a file publishes it when it is closed.
+
+        Raises NotImplementedError for a zip that is to be appended to.
+        """
         path = self._strip_protocol(path)
         compression = get_compression(path, compression)
+        if compression == "zip" and "a" in mode:  # who reads two of them finds the last alone
+            raise NotImplementedError("a zip is not appended to: what is in it would be lost")
         if compression is None or "r" in mode or "b" not in mode:
             return super().open(path, mode, block_size, cache_options, compression, **kwargs)
         file = super().open(path, mode, block_size, cache_options, **kwargs)

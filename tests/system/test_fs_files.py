@@ -299,6 +299,15 @@ def test_files_are_appended_to(fs: CastoreFileSystem) -> None:
     assert fs.cat_file("x.txt") == b"line\n" * 2 + b"last\n"
 
 
+@pytest.mark.parametrize("mode", ["a", "ab"])
+def test_a_zip_is_not_appended_to(fs: CastoreFileSystem, mode: str) -> None:
+    with fs.open("x.zip", "wb", compression="zip") as file:
+        file.write(b"old")
+    with pytest.raises(NotImplementedError, match="zip"):
+        fs.open("x.zip", mode, compression="infer")
+    assert fs.open("x.zip", compression="zip").read() == b"old"
+
+
 def test_an_open_reader_pickles(fs: CastoreFileSystem) -> None:
     with fs.open("x") as file:
         file.read(4)
