@@ -144,7 +144,7 @@ def _with_room(parallel: int) -> int:
 def _display(run_id: str, root: Node, execs: dict[str, Attempts], options: RunOptions) -> Display:
     if options.json:
         return JsonLines(run_id, root, execs)
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+    if sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         try:
             from conducto.run.live import LiveTree
         except ImportError:

@@ -682,3 +682,10 @@ def test_a_run_goes_on_where_nothing_can_be_told_on_stderr(pipelines: Pipelines)
         )
     assert done.returncode == 0
     assert b"1 done" in done.stdout
+
+
+def test_a_run_that_can_tell_nothing_says_why(pipelines: Pipelines) -> None:
+    pipelines.write("pipeline.py", "def build():\n    return co.Exec('echo 1')\n")
+    command = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "pipeline.py", "--run"]
+    done = subprocess.run(command, cwd=pipelines.folder, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"pipeline.py: stdout is closed\n")
