@@ -37,6 +37,7 @@ LOGS = (
     Parameter("attempt", "its number, from 1; else the last", required=False, positional=False),
 )
 TITLE_MAX = 60
+NODES_TOLD = 10  # in an error
 PIECE_BYTES = 1 << 20
 
 
@@ -141,8 +142,11 @@ def logs(store: Store, given: dict[str, Value]) -> int:
             "lists them"
         ) from None
     if not isinstance(node, Exec):
-        below = [str(each) for each in node.stream() if isinstance(each, Exec)]
-        raise RunError(f"{node} is no command; those below it: {', '.join(below) or 'none'}")
+        below = [each for each in node.stream() if isinstance(each, Exec)]
+        told = ", ".join(map(str, below[:NODES_TOLD])) or "none"
+        if len(below) > NODES_TOLD:
+            told += f" and {len(below) - NODES_TOLD} more: conducto show {found.id} lists them"
+        raise RunError(f"{node} is no command; those below it: {told}")
     attempts = found.execs.get(str(node))
     last = attempts.attempt if attempts else 0
     number = str(given.get("attempt", last))

@@ -511,10 +511,14 @@ def test_what_is_asked_of_a_run_that_it_has_not(pipelines: Pipelines) -> None:
     root = co.Serial()
     root["a"] = co.Exec("false")
     root["b"] = co.Exec("true")
+    root["many"] = co.Parallel()
+    for number in range(1000):
+        root[f"many/n{number}"] = co.Exec("true")
     done = pipelines.run(root)
     for words, said in (
         (["logs", done.id, "c/d"], f"{done.id} has no node 'c/d': conducto show {done.id}"),
-        (["logs", done.id, "/"], "/ is no command; those below it: /a, /b"),
+        (["logs", done.id, "/"], "/ is no command; those below it: /a, /b, /many/n0, "),
+        (["logs", done.id, "many"], f"/many/n9 and 990 more: conducto show {done.id} lists them"),
         (["logs", done.id, "b"], "/b has no attempt 0; attempts begun: 0"),
         (["logs", done.id, "a", "--attempt=x"], "/a has no attempt x"),
         (["show", "other"], "no run of a pipeline 'other'"),
@@ -522,6 +526,7 @@ def test_what_is_asked_of_a_run_that_it_has_not(pipelines: Pipelines) -> None:
         asked = pipelines.conducto(*words)
         assert (asked.code, asked.out) == (1, "")
         assert said in asked.err
+        assert len(asked.err) < 300
 
 
 def test_secrets_are_in_the_environment_and_in_no_log(pipelines: Pipelines) -> None:
