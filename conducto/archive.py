@@ -46,7 +46,8 @@ def archive_quiet(
     names.
 
     The answer is how many names each had, by its id. With `dry_run` nothing is deleted. Reading a
-    name does not count as use.
+    name does not count as use. What was written is as old as its object's time says: that of a file
+    which `cp -p` or tar put into a mount is the file's own.
 
     Each is looked at again right before it is archived; what is written after that look goes with
     it. One that somebody runs is left. What belongs to the user is not looked at at all. ValueError

@@ -55,7 +55,8 @@ secrets are variables of every node's environment that no log shows: conducto se
   --cluster ADDRESS    run it on the workers of this scheduler of dask.distributed
   -j N, --jobs N       so many commands at once; as many as there are CPUs, or workers' threads
   --older-than AGE     archive every pipeline that wrote nothing for so long: 45m, 12h, 7d, 2w;
-                       print how many names each had, by its id
+                       print how many names each had, by its id; a file that was put into a mount
+                       with its own time, as by cp -p, is as old as that
   --dry-run            with --older-than: only print them
   --local/--no-local   the store on this machine, or in the cloud
   --profile PROFILE    the profile; else CONDUCTO_PROFILE
