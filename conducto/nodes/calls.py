@@ -8,8 +8,10 @@ import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from conducto.arguments import UsageError
@@ -148,13 +150,29 @@ def _require(function: Function, given: Mapping[str, Any]) -> None:
 def hints_of(function: Function) -> dict[str, Any]:
     """What each parameter is: its annotation, else its default's type, else text.
 
-    TypeError for parameters that no command line can give, such as *args.
+    An annotation that names what is not there when the program runs, as what is imported for type
+    checkers alone, counts for none. TypeError for parameters that no command line can give, such as
+    *args.
     """
-    hints = typing.get_type_hints(function)
+    hints = _annotations(function)
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise TypeError(f"{function.__name__}: a command line can't give {parameter}")
         guess = str if parameter.default in (parameter.empty, None) else type(parameter.default)
         found[name] = hints.get(name, guess)
+    return found
+
+
+def _annotations(function: Function) -> dict[str, Any]:
+    """Those that can be evaluated, by parameter."""
+    with suppress(Exception):  # it is the caller's own code
+        return typing.get_type_hints(function)
+    names = inspect.unwrap(function).__globals__
+    found: dict[str, Any] = {}
+    for name, annotation in function.__annotations__.items():
+        with suppress(Exception):
+            found |= typing.get_type_hints(
+                SimpleNamespace(__annotations__={name: annotation}), names
+            )
     return found

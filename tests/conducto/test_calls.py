@@ -6,7 +6,7 @@ import datetime
 import enum
 import shlex
 from pathlib import Path
-from typing import Any, Literal, NewType
+from typing import TYPE_CHECKING, Any, Literal, NewType
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,9 @@ import conducto as co
 from conducto.arguments import UsageError
 from conducto.nodes.calls import parse_call
 from conducto.nodes.values import NotOnCommandLine, from_text, to_text
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 Count = NewType("Count", int)
 
@@ -102,6 +105,19 @@ def test_command_lines(args: tuple[Any, ...], kwargs: dict[str, Any], line: str)
     node = co.Exec(simple, *args, **kwargs)
     assert node.command.endswith(f"test_calls.py {line}")
     assert node.doc == "Does it."
+
+
+def checked(count: int, share: Decimal | None = None, name: str = "") -> Decimal:
+    raise NotImplementedError
+
+
+def test_annotations_that_only_type_checkers_know_count_for_none() -> None:
+    words = words_of(co.Exec(checked, 3, name="a"))
+    assert words == ["checked", "--count=3", "--name=a"]
+    assert parse_call(checked, words[1:]) == {"count": 3, "name": "a"}
+    assert parse_call(checked, ["3", "--share=1.50"]) == {"count": 3, "share": "1.50"}
+    with pytest.raises(TypeError, match="count"):
+        co.Exec(checked, "three")
 
 
 def test_options_that_are_no_arguments_are_the_nodes() -> None:
