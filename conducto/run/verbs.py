@@ -197,7 +197,9 @@ def _listed(run: Run, *, as_json: bool) -> str:
         document |= {"tags": run.root.tags, "nodes": counts(run.root, run.execs)}
         return json.dumps(document) + "\n"
     created = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
-    title = " ".join([run.title[:TITLE_MAX], *(f"[{tag}]" for tag in run.root.tags)])
+    # A query on the command line, say, may have several lines.
+    title = " ".join(run.title.split())[:TITLE_MAX]
+    title = " ".join([title, *(f"[{' '.join(tag.split())}]" for tag in run.root.tags)])
     return f"{run.id}  {created}  {WORDS[state]:<9}  {title}\n"
 
 

@@ -273,6 +273,14 @@ def test_titles_and_tags_are_listed(pipelines: Pipelines) -> None:
     assert (document["title"], document["tags"]) == ("all of it", ["nightly", "x"])
 
 
+def test_a_title_of_several_lines_is_listed_in_one(pipelines: Pipelines) -> None:
+    pipelines.run(co.Exec("true", title="select *\n  from there\n", tags=["a\nb"]))
+    listed = pipelines.conducto("show").out.splitlines()
+    assert [line.partition("done")[2].strip() for line in listed] == ["select * from there [a b]"]
+    document = json.loads(pipelines.conducto("show", "--json").out)
+    assert document["title"] == "select *\n  from there\n"
+
+
 def test_a_title_that_is_a_number_is_listed(pipelines: Pipelines) -> None:
     root = co.Serial()
     root["a"] = co.Exec("true", doc=7)  # type: ignore[arg-type]
