@@ -30,6 +30,7 @@ from conducto.secrets import NodeSecrets, for_nodes
 if TYPE_CHECKING:
     from distributed import Client
 
+CONTAINER_OPTIONS = ("requires_docker", "docker_run_args", "container_reuse_context")
 EXIT_CODES = {State.DONE: 0, State.SKIPPED: 0, State.ERROR: 1, State.KILLED: 130}
 
 
@@ -159,8 +160,7 @@ def _say_what_is_not_acted_on(root: Node) -> None:
     for node in root.stream():
         if node.own_image is not None:
             fields.update(node.own_image.asks_for_containers())
-        if node.requires_docker:
-            fields.add("requires_docker")
+        fields.update(option for option in CONTAINER_OPTIONS if getattr(node, option))
     if fields:
         complain(
             "conducto: nothing here starts containers: commands run as processes of this machine, "

@@ -477,11 +477,14 @@ def test_that_no_containers_are_started_is_said_once(pipelines: Pipelines) -> No
     root = co.Serial(image="python:3.12")
     for name in ("a", "b"):
         root[name] = co.Exec("true", image=co.Image(dockerfile="x"), requires_docker=True)
+    root["c"] = co.Exec("true", docker_run_args=["--shm-size=1g"])
+    root["d"] = co.Parallel(same_container=co.SameContainer.NEW)  # would run one after another
     done = pipelines.run(root)
     assert done.code == 0
     assert done.err == (
         "conducto: nothing here starts containers: commands run as processes of this machine, and "
-        "dockerfile, image, requires_docker of images and nodes are not acted on\n"
+        "container_reuse_context, docker_run_args, dockerfile, image, requires_docker of images "
+        "and nodes are not acted on\n"
     )
 
 
