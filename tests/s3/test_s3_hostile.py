@@ -14,7 +14,7 @@ from servers import QUICK, Server
 
 from castore.errors import CastoreError, RemoteError
 from castore.s3.client import attempts, connection
-from castore.s3.client.bucket import Bucket, OutcomeUnknown
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown
 from castore.s3.client.retries import Backoff
 
 ONCE = Backoff(attempts=1)
@@ -157,6 +157,44 @@ def test_heads_that_are_cut(bucket: Bucket, proxy: FaultProxy) -> None:
     proxy.rules.clear()
     proxy.inject("HEAD", "", raw(b"ETag: x"))
     assert bucket.head("key").size == 10, "it is asked again"
+
+
+PAGE = b"<!DOCTYPE html><html><body>Back in a moment</body></html>"
+
+
+@pytest.mark.parametrize("byte_range", [None, (2, 6)], ids=["whole", "range"])
+@pytest.mark.parametrize(
+    "page", [answer(200, body=PAGE), answer(200), answer(304, headers={"ETag": "x"})], ids=range(3)
+)
+def test_pages_of_something_in_between(
+    page: Fault, byte_range: tuple[int, int] | None, bucket: Bucket, proxy: FaultProxy
+) -> None:
+    """They are neither the object, nor what a server without ranges answers."""
+    proxy.inject("GET", "", page)
+    begin, end = byte_range or (0, 10)
+    assert bucket.get("key", byte_range=byte_range).body == b"0123456789"[begin:end]
+    proxy.inject("GET", "", page, times=99)
+    with pytest.raises(RemoteError, match="no object"):
+        bucket.get("key", byte_range=byte_range)
+
+
+def test_a_head_that_is_cut_before_its_range(bucket: Bucket, proxy: FaultProxy) -> None:
+    proxy.inject("GET", "", raw(b"ETag: x\r\nConnection: close"))
+    assert bucket.get("key", byte_range=(2, 6)).body == b"2345"
+
+
+@pytest.mark.parametrize("kind", OPERATIONS)
+@pytest.mark.parametrize(
+    ("status", "code"), [(404, "NoSuchKey"), (412, "PreconditionFailed")], ids=["404", "412"]
+)
+def test_what_is_no_answer_to_the_request(
+    status: int, code: str, kind: str, bucket: Bucket, proxy: FaultProxy
+) -> None:
+    """Nothing is conditional here, and only what reads one key asks whether something is there."""
+    proxy.inject(kind, "", answer(status, code), times=99)
+    absent = status == 404 and kind in ("GET", "HEAD")
+    with pytest.raises(KeyAbsent if absent else RemoteError):
+        OPERATIONS[kind](bucket)
 
 
 ENTRY = (

@@ -91,9 +91,13 @@ class Attempts:
             raise self._fault_of(failure, "s3:GetObject", key) from failure
         self._bucket_seen = True
         date = self._note_date(found.get("date"), began)
-        if status == 304:
+        if status == 304 and if_none_match is not None:
             return None
-        etag = quoted(found.get("etag", ""))
+        if status == 304 or not found.get("etag"):
+            # Not the store's: a page of something in between, say.
+            error = RemoteError(f"GET of {key!r} was answered with {status} and no object", status)
+            raise Fault(error, repeat=True)
+        etag = quoted(found["etag"])
         if byte_range is None:
             return Reply(body, etag, len(body), date)
         part = found.get("content-range", "")

@@ -40,7 +40,7 @@ from castore.s3.client.address import address_of, is_aws, plain_address
 from castore.s3.client.body import Buffers, checksum_header
 from castore.s3.client.deadline import deadline_here
 from castore.s3.client.faults import Broken, Late, Refused
-from castore.s3.client.http import HttpSession, read_body
+from castore.s3.client.http import HttpSession, read_body, says_its_end
 from castore.s3.client.plain import CRC32, Answer, Plain, plain_request
 from castore.s3.client.settings import S3Settings, checked_endpoint
 from castore.urls import redacted
@@ -151,7 +151,11 @@ class Connection:
             response = self._http.send(request)
             status, raw = response.status_code, response.raw
             if status in (200, 206):
-                if "Range" in headers and "content-range" not in response.headers:
+                if (
+                    "Range" in headers
+                    and "content-range" not in response.headers
+                    and says_its_end(response.headers)
+                ):
                     raw.close()
                     return Answer(status, response.headers, b"")
                 return Answer(status, response.headers, read_body(raw, response.headers, bytes_max))

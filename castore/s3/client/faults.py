@@ -52,6 +52,7 @@ _DEFINITE_5XX = (501, 505, 507)
 _FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
 _EXPECTED_REGION = re.compile(r"expecting '([a-z0-9-]+)'")
 _WAIT_S_MAX = 60.0
+_OF_KEY = ("s3:GetObject", "s3:DeleteObject")
 
 
 class KeyAbsent(Exception):
@@ -141,6 +142,11 @@ class Request:
     region: str
     conditional: bool = False
 
+    @property
+    def of_key(self) -> bool:
+        """Whether there may be nothing for it, so that its caller looks for that."""
+        return bool(self.key) and (self.conditional or self.action in _OF_KEY)
+
 
 def fault_of(failure: Refused | Broken, request: Request) -> Exception:
     """KeyAbsent, PreconditionFailed, or a Fault."""
@@ -149,9 +155,9 @@ def fault_of(failure: Refused | Broken, request: Request) -> Exception:
     status, code = failure.status, failure.code
     if code == "NoSuchBucket":
         return Fault(BucketNotFound(request.bucket, request.endpoint), repeat=False)
-    if status == 404 and code == "NoSuchKey":
+    if status == 404 and code == "NoSuchKey" and request.of_key:
         return KeyAbsent(request.key)
-    if status == 412 or (status == 409 and request.conditional):
+    if status in (409, 412) and request.conditional:
         return PreconditionFailed(request.key, conflict=status == 409)
     if status == 429 or code in _NOT_NOW:
         throttled = RemoteError(f"{_asked(request)} was throttled ({code})", status, code)

@@ -111,11 +111,20 @@ def _whole(raw: Any, headers: Mapping[str, str], bytes_max: int, *, to_close: bo
         if size > bytes_max:
             raise Broken(f"the reply has more than the {bytes_max} bytes that are taken")
     if length is None:
-        if not to_close and headers.get("transfer-encoding", "").lower() != "chunked":
+        if not to_close and not _is_chunked(headers):
             raise Broken("the reply does not say how long it is")
     elif size != length:
         raise Broken(f"the reply ended after {size:,} of {counted(length, 'byte')}")
     return b"".join(pieces)
+
+
+def says_its_end(headers: Mapping[str, str]) -> bool:
+    """Not if the head was cut: what would follow is as good as unsaid, too."""
+    return "content-length" in headers or _is_chunked(headers)
+
+
+def _is_chunked(headers: Mapping[str, str]) -> bool:
+    return headers.get("transfer-encoding", "").lower() == "chunked"
 
 
 def _length(headers: Mapping[str, str]) -> int | None:
