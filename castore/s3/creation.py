@@ -8,12 +8,21 @@ of: that would get another seed, and nothing of the old one could be read any mo
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 
-from castore.errors import ConfigLost, FormatError, NotAStore, StoreIOError, UnsupportedFormat
+from castore.errors import (
+    ConfigLost,
+    FormatError,
+    NotAStore,
+    RemoteError,
+    StoreIOError,
+    StoreNotFound,
+    UnsupportedFormat,
+)
 from castore.format.config import StoreConfig, encode_config
 from castore.format.pack import PACK_HEADER_BYTES, decode_pack_config, decode_pack_header
 from castore.format.s3 import MANIFEST_MAGIC, decode_manifest_head
@@ -67,6 +76,24 @@ def read_config(bucket: Bucket) -> StoreConfig | None:
         raise
     except FormatError as error:
         raise ConfigLost(f"{error}: castore -r {url} check --repair makes it again") from error
+
+
+def server_time(bucket: Bucket) -> float:
+    """Seconds since the epoch, by the clock of the server that has the store. Raises ConfigLost,
+    StoreNotFound."""
+    try:
+        now = bucket.head(CONFIG_KEY).date
+    except KeyAbsent:
+        raise_if_lost(bucket)
+        raise store_not_found(bucket.settings.url) from None
+    if not now:
+        raise RemoteError(f"{bucket.settings.url}: the server sends no Date")
+    return now
+
+
+def store_not_found(url: str) -> StoreNotFound:
+    said = f"there is no store at {url}: check the URL, or make one with a put"
+    return StoreNotFound(errno.ENOENT, said)
 
 
 def create(bucket: Bucket, config: StoreConfig) -> StoreConfig:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import os
 import sys
 import weakref
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from castore.errors import CastoreError, NotLocal, StoreNotFound
+from castore.errors import CastoreError, NotLocal
 from castore.format.config import StoreConfig
 from castore.model import Progress, Stages, StoreStats
 from castore.s3.cache.folder import cache_folder
@@ -26,7 +25,7 @@ from castore.s3.client.settings import S3Settings
 from castore.s3.client.versions import remove_old_versions
 from castore.s3.condemned import CondemnedPacks
 from castore.s3.creation import create as create_store
-from castore.s3.creation import raise_if_lost, read_config, repair_config
+from castore.s3.creation import raise_if_lost, read_config, repair_config, store_not_found
 from castore.s3.hints import Hints
 from castore.s3.keys import listed_packs, name_key
 from castore.s3.lease import WriterLease
@@ -296,10 +295,7 @@ def open_remote(
         if config is None:
             if not create or read_only:
                 raise_if_lost(bucket)
-                raise StoreNotFound(
-                    errno.ENOENT,
-                    f"there is no store at {settings.url}: check the URL, or make one with a put",
-                )
+                raise store_not_found(settings.url)
             config = create_store(bucket, new_config(chunk_bytes_avg, collision_guard))
         return S3Store(bucket, config, frames_bytes_max=frames_bytes_max)
     except BaseException:

@@ -11,7 +11,7 @@ from servers import Server
 
 import castore
 from castore.cli import exits, main
-from castore.errors import ConfigLost, FormatError, NotAStore
+from castore.errors import ConfigLost, FormatError, NotAStore, StoreNotFound
 from castore.format.config import decode_config, encode_config
 from castore.format.s3_batches import is_tombstone
 from castore.s3.client.bucket import Bucket
@@ -173,6 +173,18 @@ def test_while_it_is_open(moto_server: Server, bucket: Bucket) -> None:
         with castore.open(moto_server.url()) as wrong, pytest.raises(ConfigLost, match="anew"):
             wrong.check(repair=True)
     is_whole(moto_server)
+
+
+@pytest.mark.damages_store("castore.json is taken away")
+def test_a_collection_while_it_is_open(moto_server: Server, bucket: Bucket) -> None:
+    made(moto_server)
+    with castore.open(moto_server.url()) as store:
+        bucket.delete(CONFIG_KEY)
+        with pytest.raises(ConfigLost, match=r"check --repair"):
+            store.gc(grace_s=0)
+        bucket.delete_many([entry.key for entry in bucket.list()])
+        with pytest.raises(StoreNotFound, match="no store at"):
+            store.gc(grace_s=0)
 
 
 @pytest.mark.damages_store("castore.json is taken away")

@@ -33,11 +33,12 @@ from castore.s3.client.bucket import KeyAbsent, OutcomeUnknown, PreconditionFail
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.condemned import list_without_state
+from castore.s3.creation import server_time
 from castore.s3.gc.mark import PIN_S, S3Marker
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.gc.server import fit_server
 from castore.s3.gc.state import CONDEMNED, CollectorState
-from castore.s3.keys import CONDEMNED_LISTS, CONFIG_KEY, GC_STATE_KEY, condemned_key
+from castore.s3.keys import CONDEMNED_LISTS, GC_STATE_KEY, condemned_key
 from castore.s3.parts import Parts
 from castore.s3.quarantine import keep_copy
 from castore.stream.reports import Problem
@@ -83,7 +84,7 @@ class CondemnedRepair:
             return
         self._check_server()
         marker = S3Marker(self._parts, memory, Stages(None))
-        now = self._bucket.head(CONFIG_KEY).date
+        now = server_time(self._bucket)
         condemned = condemn_anew(moving, marker, expired_before=now - PIN_S)
         if condemned is not None:
             self._done.append(

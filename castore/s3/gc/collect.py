@@ -17,14 +17,11 @@ import contextlib
 import time
 from collections.abc import Set
 
-from castore.errors import (
-    CastoreError,
-    ClockSkewed,
-    RemoteError,
-)
+from castore.errors import CastoreError, ClockSkewed
 from castore.model import Progress, Stages
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures
+from castore.s3.creation import server_time
 from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
 from castore.s3.gc.batches import BatchCollector
 from castore.s3.gc.mark import PIN_S, S3Marker
@@ -35,7 +32,6 @@ from castore.s3.gc.state import CONDEMNED, SWEEPING, CollectorState
 from castore.s3.gc.survey import Choice, Survey
 from castore.s3.gc.sweep import remove_packs, remove_scratch
 from castore.s3.hints import listed_hints, rewrite_hints
-from castore.s3.keys import CONFIG_KEY
 from castore.s3.listings import facts_of, rewrite_listings
 from castore.s3.parts import Parts
 from castore.s3.samples import tidy_samples
@@ -281,10 +277,7 @@ class _Collection:
 
     def _now(self) -> float:
         """Seconds since the epoch by the server's clock."""
-        now = self._bucket.head(CONFIG_KEY).date
-        if not now:
-            raise RemoteError(f"{self._bucket.settings.url}: the server sends no Date")
-        return now
+        return server_time(self._bucket)
 
     def _grace_is_over(self) -> bool:
         """What was condemned, is."""
