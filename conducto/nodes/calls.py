@@ -164,14 +164,18 @@ def hints_of(function: Function) -> dict[str, Any]:
     return found
 
 
+# What evaluating an annotation raises that names what is not there, or is no type at all.
+_NOT_THERE = (NameError, AttributeError, TypeError, SyntaxError)
+
+
 def _annotations(function: Function) -> dict[str, Any]:
     """Those that can be evaluated, by parameter."""
-    with suppress(Exception):  # it is the caller's own code
+    with suppress(*_NOT_THERE):
         return typing.get_type_hints(function)
     names = inspect.unwrap(function).__globals__
     found: dict[str, Any] = {}
     for name, annotation in function.__annotations__.items():
-        with suppress(Exception):
+        with suppress(*_NOT_THERE):
             found |= typing.get_type_hints(
                 SimpleNamespace(__annotations__={name: annotation}), names
             )
