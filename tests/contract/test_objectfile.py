@@ -7,6 +7,7 @@ import contextlib
 import gc
 import gzip
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 import castore
-from castore.errors import UnpublishedResourceWarning
+from castore.errors import NameNotFound, UnpublishedResourceWarning
 from castore.objectfile import ObjectWriterFile
 
 Layer = Callable[[ObjectWriterFile], Any]
@@ -191,3 +192,32 @@ def test_a_drop_is_said_without_being_asked_for(store: castore.Store) -> None:
     )
     assert "UnpublishedResourceWarning: 'lost' is not published" in done.stderr
     assert not store.exists("lost")
+
+
+def test_places_modes_and_likes_that_are_none(any_store: castore.Store) -> None:
+    any_store.puts("a", b"abc")
+    with any_store.open("a") as file:
+        for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            with pytest.raises(ValueError, match="whence must be 0, 1 or 2"):
+                file.seek(0, whence)
+        assert file.read() == b"abc"
+    with pytest.raises(NameNotFound, match="'none'"):
+        any_store.open("b", "wb", like="none")
+    with (
+        any_store.transaction() as transaction,
+        pytest.raises(ValueError, match="mode is 'wb', 'x"),
+    ):
+        transaction.open("b", "rb")
+    assert not any_store.exists("b")
+
+
+def test_the_mode_of_a_file_that_is_put_may_be_another(
+    any_store: castore.Store, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "file").chmod(0o600)
+    with any_store.transaction() as transaction:
+        for mode in (None, 0o751):
+            transaction.put(f"{mode}", tmp_path / "file", mode=mode)
+    assert any_store.info("None").mode == 0o600
+    assert any_store.info(f"{0o751}").mode == 0o751

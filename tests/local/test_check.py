@@ -335,6 +335,28 @@ def test_a_record_that_does_not_fit_its_manifest(folder: Path) -> None:
         assert report.exit_code == 13
 
 
+def test_bytes_of_a_small_object_that_are_not_those_that_were_put(folder: Path) -> None:
+    """Each record has a checksum of its own; its etag says what the bytes were."""
+    with castore.open(folder) as store:
+        store.puts("small", b"one")
+        store.puts("another", b"two")
+    names = rows(folder)[b"names"]
+    another = decode_record(names[b"small"])._replace(etag=decode_record(names[b"another"]).etag)
+    change_rows(folder, b"names", {b"small": encode_record(another)})
+    with castore.open(folder) as store:
+        for read_it in (
+            lambda: store.gets("small"),
+            lambda: store.gets("small", (0, 1)),
+            lambda: store.open("small").read(),
+            lambda: store.get("small", folder.parent / "target"),
+        ):
+            with pytest.raises(FormatError, match="do not match its etag"):
+                read_it()
+        assert not (folder.parent / "target").exists()
+        assert store.gets("another") == b"two"
+    assert check(folder, False).damaged_names == ["small"]
+
+
 def test_config(folder: Path) -> None:
     path = folder / "castore.json"
     config = path.read_bytes()
