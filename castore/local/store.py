@@ -287,8 +287,6 @@ def store_around(root: str) -> str | None:
 
 def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> None:
     config = new_config(chunk_bytes_avg, collision_guard)
-    if os.path.exists(root) and not os.path.isdir(root):
-        raise NotAStore(f"{root} is a file, not a store's folder")
     around = store_around(root)
     if around is not None:
         raise NotAStore(f"{root} lies inside the store {around}: stores can't be nested")

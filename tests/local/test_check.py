@@ -355,6 +355,13 @@ def test_bytes_of_a_small_object_that_are_not_those_that_were_put(folder: Path) 
         assert not (folder.parent / "target").exists()
         assert store.gets("another") == b"two"
     assert check(folder, False).damaged_names == ["small"]
+    repaired = castore.check_store(folder, repair=True)
+    assert repaired.exit_code == 14
+    with castore.open(folder) as store:
+        assert not store.exists("small")
+        [kept] = store.names("quarantine/")
+        assert json.loads(store.gets(kept))["name"] == "small"
+    assert check(folder).problems == []
 
 
 def test_config(folder: Path) -> None:
