@@ -24,6 +24,7 @@ from castore.system.lockfile import LockFile
 
 CONFIG = "castore.json"
 LOCK = "castore.lock"
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 INDEX_BYTES_MIN = 8192  # LMDB's two meta pages; it takes less for a new environment
 
 
@@ -140,7 +141,7 @@ def share(root: str) -> LockFile | None:
         lock.close()
         if not isinstance(error, OSError) or isinstance(error, StoreLocked) or is_interrupt(error):
             raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, *_SHORTAGES):
             raise storage_error(error, path) from error
         raise StoreIOError(
             f"{path} can't be locked ({error.strerror}): is it on a network file system?",
@@ -167,10 +168,14 @@ def alone(root: str) -> LockFile:
 
 
 def _pid_namespace() -> bytes:
+    """Raises OSError where it can't be found out for now: who takes that for a system that has none
+    is another one to all others."""
     try:
         boot = _read_text("/proc/sys/kernel/random/boot_id")
         return f"{boot[:18]} {os.stat('/proc/self/ns/pid').st_ino}".encode()
-    except OSError:
+    except OSError as error:
+        if is_interrupt(error) or error.errno in _SHORTAGES:
+            raise
         return b"no pid namespaces here"
 
 

@@ -30,6 +30,7 @@ from castore.errors import (
     StoreIOError,
     StoreLocked,
 )
+from castore.local import folder as folders
 from castore.local.catalog import LocalCatalog
 from castore.system.lmdb_errors import typed
 from castore.system.mapping import Mapping
@@ -252,6 +253,28 @@ def test_no_descriptors_left(store: castore.Store, tmp_path: Path) -> None:
     assert codes
     assert set(codes) == {errno.EMFILE}
     store.close()
+
+
+def test_who_finds_no_descriptors_left_is_not_taken_for_another_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By who has the store open; nor are all others, for as long as it then has it open itself."""
+    folder = tmp_path / "store"
+    castore.open(folder).close()
+    lock = folder / "castore.lock"
+    said = lock.read_bytes()
+
+    def fails(path: str) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, "_read_text", fails)
+        with pytest.raises(StoreIOError, match=f"{lock}: Too many open files$") as caught:
+            castore.open(folder)
+    assert caught.value.errno == errno.EMFILE
+    assert lock.read_bytes() == said
+    with castore.open(folder) as store:
+        assert store.check(True).clean
 
 
 def test_little_address_space(store: castore.Store) -> None:
