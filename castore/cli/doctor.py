@@ -181,7 +181,7 @@ def _extension() -> Check:
             "C extension",
             "warning",
             "not built",
-            "puts are many times slower, and files are copied where they could be mapped: install "
-            "a wheel, or a C compiler and reinstall",
+            "puts are many times slower and store no deltas, and files are copied where they could "
+            "be mapped: install a wheel, or a C compiler and reinstall",
         )
     return Check("C extension", "ok", "built")

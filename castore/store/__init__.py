@@ -61,7 +61,8 @@ def open_store(
     - `read_only`: nothing of the store is written to.
     - `compression_level`: zstd's, -7 to 22, for chunks that are new. By default 1 in a folder; on
       S3, where what is sent costs more time than this does, 3.
-    - `delta`: chunks that are new may be stored as deltas of those of an object that they resemble.
+    - `delta`: chunks that are new may be stored as deltas of those of an object that they resemble,
+      if the C extension is built.
     - `cache_bytes`: the most memory for chunks decoded last, in bytes.
     - `readahead_bytes`: the most that each open file decodes ahead of a sequential reader, in bytes
       (0: nothing).

@@ -155,8 +155,8 @@ def _warn_once() -> None:
         rate = {"numpy": "0.2 GB/s", "python": "1 MB/s"}[implementation()]
         warnings.warn(
             f"castore's C extension isn't built: {implementation()} cuts files into chunks at "
-            f"about {rate} instead of 10 GB/s, at the same places. Install a C compiler (gcc or "
-            "clang) and reinstall castore.",
+            f"about {rate} instead of 10 GB/s, at the same places, and no deltas are stored. "
+            "Install a C compiler (gcc or clang) and reinstall castore.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -217,6 +217,7 @@ class TestFolder:
         code, checks = examine(tmp_path / "store")
         assert code == exits.OK
         assert verdicts(checks)["free space"] == verdicts(checks)["C extension"] == "warning"
+        assert "store no deltas" in checks["C extension"]["means"]
 
     def test_as_text(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["-r", str(tmp_path / "store"), "doctor"]) == exits.OK
