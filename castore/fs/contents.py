@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.compression import compr
 from fsspec.core import get_compression
-from fsspec.utils import isfilelike
+from fsspec.utils import isfilelike, stringify_path
 
 from castore.errors import NameExists, NameNotFound, ObjectChanged, PackMissing
 from castore.fs.files import CastoreFile, CompressedWriter
@@ -143,7 +143,7 @@ class ContentVerbs(StoreFileSystem):
             with self._changes(create=True) as changes:
                 changes.puts_many(objects, if_absent=kwargs.get("mode") == "create")
         else:  # of one, or nothing at all
-            super().pipe(path, value, **kwargs)
+            super().pipe(stringify_path(path), value, **kwargs)
 
     def touch(self, path: str, truncate: bool = True, **kwargs: Any) -> None:
         """Put an empty object; without `truncate`, give one that is there a new time: no data

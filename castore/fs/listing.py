@@ -138,7 +138,7 @@ class ListingVerbs(StoreFileSystem):
         """What matches the pattern; a name that is there is itself."""
         name = self._strip_protocol(path)
         if not has_magic(name) or not self.exists(name):
-            return super().glob(path, maxdepth, **kwargs)
+            return super().glob(stringify_path(path), maxdepth, **kwargs)
         return {name: self.info(name)} if kwargs.get("detail") else [name]
 
     def _expanded(self, path: Any, recursive: bool, maxdepth: int | None) -> dict[str, str]:

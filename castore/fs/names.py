@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,9 +13,11 @@ from castore.errors import InvalidName, NameNotFound
 from castore.fs.opening import StoreFileSystem
 from castore.fs.places import (
     Place,
+    as_given,
     is_into,
     join,
     last_part,
+    one_or_several,
     parents,
     place_of_file,
     places_of_folder,
@@ -78,7 +79,7 @@ class NameVerbs(StoreFileSystem):
         """One commit, of what is there when it begins: what `maxdepth` leaves out stays, and what
         others put meanwhile. A folder goes with `recursive` only, and in a list that goes to a list
         not at all."""
-        path1, path2 = stringify_path(path1), stringify_path(path2)
+        path1, path2 = as_given(path1, path2)
         one = isinstance(path1, str) and isinstance(path2, str)
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
         kind = self._kind_after(source) if one else Kind(False, False)
@@ -128,7 +129,8 @@ class NameVerbs(StoreFileSystem):
         A folder goes with `recursive` only; all of the store, where "/" says so: an empty path is a
         mistake.
         """
-        for each in [path] if isinstance(path, (str, os.PathLike)) else path:
+        path = one_or_several(path)
+        for each in [path] if isinstance(path, str) else path:
             if stringify_path(each) in ("", f"{self.protocol}://"):
                 raise ValueError(f"the path {each!r} is empty: '/' is all of the store")
         whole = recursive and maxdepth is None
@@ -228,10 +230,10 @@ class NameVerbs(StoreFileSystem):
     ) -> list[Place]:
         """Where everything goes that is copied from here. As fsspec has it, but that a name that is
         there is no pattern. With `after`, one that a transaction has put is there, too."""
+        source, target = as_given(source, target)
         if isinstance(source, list) and isinstance(target, list):
             names = self._strip_protocol(source)
-            return [Place(*each, None) for each in zip(names, target, strict=False)]
-        source = stringify_path(source)
+            return [Place(*each, None) for each in zip(names, target, strict=True)]
         one = isinstance(source, str)
         if one and isinstance(target, str):
             name = self._strip_protocol(source)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
+from fsspec.utils import stringify_path
 
 
 class Place(NamedTuple):
@@ -16,6 +18,20 @@ class Place(NamedTuple):
     source: str
     target: str
     is_file: bool | None = True
+
+
+def as_given(source: Any, target: Any) -> tuple[Any, Any]:
+    """Both as fsspec knows them: one path is a str, several are a list, in their order. Raises
+    ValueError for lists that do not fit."""
+    source, target = one_or_several(source), one_or_several(target)
+    if isinstance(source, list) and isinstance(target, list) and len(source) != len(target):
+        raise ValueError(f"{len(source)} paths can't go to {len(target)}")
+    return source, target
+
+
+def one_or_several(paths: Any) -> Any:
+    """A path as a str, several as a list."""
+    return stringify_path(paths) if isinstance(paths, (str, os.PathLike)) else list(paths)
 
 
 def place_of_file(name: str, target_fs: AbstractFileSystem, target: str) -> Place:
@@ -38,7 +54,7 @@ def places_of_folder(
 
 
 def local_places(
-    source: object,
+    source: str | list[Any],
     target_fs: AbstractFileSystem,
     target: str,
     recursive: bool,

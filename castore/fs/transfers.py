@@ -14,7 +14,7 @@ from fsspec.spec import AbstractFileSystem
 
 from castore.errors import CastoreError
 from castore.fs.names import NameVerbs
-from castore.fs.places import Place, local_places
+from castore.fs.places import Place, as_given, local_places
 from castore.model import ObjectInfo, Progress
 from castore.stream.fileputs import FileOptions, FilePut
 from castore.system.open_folders import open_store_of
@@ -39,8 +39,7 @@ class TransferVerbs(NameVerbs):
         Each file is written whole or not at all. The first that fails is raised, and what has not
         begun by then is left. What `callback.branched` gives is told of its file on another thread.
         """
-        into = os.fspath(lpath) if isinstance(lpath, os.PathLike) else lpath
-        places = self._places(rpath, LocalFileSystem(), into, recursive, maxdepth)
+        places = self._places(rpath, LocalFileSystem(), lpath, recursive, maxdepth)
         callback.set_size(len(places))
         listed = self.store.infos_together([place.source for place in places])
 
@@ -87,6 +86,7 @@ class TransferVerbs(NameVerbs):
         **kwargs: Any,
     ) -> None:
         """As fsspec's, in one commit."""
+        lpath, rpath = as_given(lpath, rpath)
         places = None
         if isinstance(rpath, str):
             places = local_places(lpath, self, rpath, recursive, maxdepth)

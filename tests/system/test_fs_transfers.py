@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -198,3 +198,58 @@ def test_what_is_no_regular_file_is_put_as_it_was(
     fs.put(["/dev/null", f"{tmp_path}/file", tmp_path / "file"], ["null", "file", "path"])
     assert one_by_one == ["/dev/null"]
     assert fs.cat(["null", "file", "path"]) == {"null": b"", "file": b"file", "path": b"file"}
+
+
+def test_a_path_may_be_an_object_as_well_as_a_string(fs: CastoreFileSystem, tmp_path: Path) -> None:
+    (tmp_path / "in/a").mkdir(parents=True)
+    (tmp_path / "in/b").mkdir()
+    for name in ("in/a/same", "in/b/same"):
+        (tmp_path / name).write_bytes(name.encode())
+    fs.put(tmp_path / "in", PurePosixPath("tree"), recursive=True)
+    assert fs.cat("tree", recursive=True) == {
+        "tree/a/same": b"in/a/same",
+        "tree/b/same": b"in/b/same",
+    }
+    fs.put(tmp_path / "in/a/same", "one")
+    fs.cp(PurePosixPath("one"), PurePosixPath("two"))
+    fs.mv(PurePosixPath("two"), PurePosixPath("three"))
+    fs.pipe(PurePosixPath("four"), b"4")
+    assert fs.glob(PurePosixPath("*")) == ["four", "one", "three", "tree"]
+    fs.get(PurePosixPath("tree"), tmp_path / "out", recursive=True)
+    assert (tmp_path / "out/b/same").read_bytes() == b"in/b/same"
+
+
+@pytest.mark.parametrize("several", [list, tuple, iter])
+def test_several_go_each_to_its_own(
+    fs: CastoreFileSystem, tmp_path: Path, several: Callable[[list[str]], Any]
+) -> None:
+    names, targets = ["b", "a", "c"], ["x", "z", "y"]
+    files = [str(tmp_path / name) for name in names]
+    for path in files:
+        Path(path).write_bytes(path.encode())
+    fs.put(several(files), several(names))
+    assert fs.cat(names) == {name: path.encode() for name, path in zip(names, files, strict=True)}
+    fs.cp(several(names), several(targets))
+    assert fs.cat(targets) == {
+        to: fs.cat_file(name) for to, name in zip(targets, names, strict=True)
+    }
+    fs.mv(several(targets), several(["1", "2", "3"]))
+    assert fs.cat_file("2") == files[1].encode()
+    got = [str(tmp_path / target) for target in targets]
+    fs.get(several(names), several(got))
+    assert [Path(path).read_bytes() for path in got] == [path.encode() for path in files]
+    fs.rm(several(names))
+    assert fs.find("") == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("verb", ["put", "cp", "mv", "get"])
+def test_of_several_none_is_left_out(fs: CastoreFileSystem, tmp_path: Path, verb: str) -> None:
+    here = f"{tmp_path}/" if verb == "put" else ""
+    for name in ("a", "b"):
+        fs.pipe_file(name, b"")
+        (tmp_path / name).write_bytes(b"")
+    there = f"{tmp_path}/" if verb == "get" else ""
+    with pytest.raises(ValueError, match="2 paths"):
+        getattr(fs, verb)([f"{here}a", f"{here}b"], [f"{there}x"])
+    assert fs.find("") == ["a", "b"]
+    assert not (tmp_path / "x").exists()
