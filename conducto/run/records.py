@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import castore
 
 BEAT_S = 10.0  # how often a runner says that it lives
-SILENT_S = 60.0  # after which one on another machine is taken for dead
+SILENT_S = 60.0  # after which one whose processes can't be seen from here is taken for dead
 ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
@@ -50,17 +50,19 @@ class Session:
     process: str  # the process's own mark, as its number may be used again
     beat: float
     ended: float | None = None
+    namespace: str = ""  # in which the number is that of the process; "" is any
 
     @staticmethod
-    def here() -> Session:
-        now, pid = time.time(), os.getpid()
-        return Session(socket.gethostname(), pid, now, process_mark(pid), now)
+    def here(namespace: str = "") -> Session:
+        now, pid, host = time.time(), os.getpid(), socket.gethostname()
+        return Session(host, pid, now, process_mark(pid), now, namespace=namespace)
 
     @property
     def is_alive(self) -> bool:
         if self.ended is not None:
             return False
-        if self.host != socket.gethostname():
+        # Containers that share the network of their machine have its name, too.
+        if self.host != socket.gethostname() or self.namespace not in ("", pid_namespace()):
             return time.time() - self.beat < SILENT_S
         return process_mark(self.pid) == self.process
 
@@ -151,7 +153,8 @@ class Records:
             raise
 
     def _claim(self, number: int) -> Session:
-        session = Session.here()
+        # A store on a disk is open in one namespace at a time: who reads this sees the process.
+        session = Session.here("" if os.path.isabs(self.store.path) else pid_namespace())
         try:
             self.store.puts(self.session_key(number), _json(asdict(session)), if_absent=True)
         except NameExists:
@@ -309,6 +312,15 @@ def process_mark(pid: int) -> str:
     except PermissionError:
         return "exists"  # somebody else's
     return "exists"
+
+
+def pid_namespace() -> str:
+    """What is different in two containers of one machine, where processes have other numbers; ""
+    where there is no such thing."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _json(document: object) -> bytes:

@@ -241,6 +241,12 @@ def test_who_lives() -> None:
     session.beat -= 3600
     assert not session.is_alive
     session = Session.here()
+    session.namespace = "another"  # a container of this machine, with its name
+    session.pid = 2**22 + 1  # no process has it here
+    assert session.is_alive
+    session.beat -= 3600
+    assert not session.is_alive
+    session = Session.here()
     session.ended = session.began
     assert not session.is_alive
     child = subprocess.run(

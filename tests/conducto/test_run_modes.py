@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 
@@ -12,7 +13,7 @@ from conducto import command, context
 from conducto.nodes.serialization import dumps
 from conducto.run.launch import launch
 from conducto.run.options import RunOptions
-from conducto.run.records import Records
+from conducto.run.records import Records, Session
 
 pytest_plugins = ["modes"]
 
@@ -37,6 +38,13 @@ def test_a_run_is_recorded_resumed_and_archived(
     assert records.store.path.startswith("s3://")
     with records.open_log("/first", 1) as file:
         assert file.read() == identity.encode() + b"\n" + bytes(600_000) + b"last\n"
+    another = Session.here("another")  # in a container with this machine's name
+    another.pid = 2**22 + 1  # which no process has here
+    records.store.puts(records.session_key(2), json.dumps(asdict(another)).encode())
+    assert records.load().is_alive
+    assert command.main(["run", "--resume", run_id]) == 1
+    assert "is still being run" in capsys.readouterr().err
+    records.store.delete(records.session_key(2))
     monkeypatch.setenv("WAY", "good")
     assert command.main(["run", "--resume", run_id]) == 0
     assert "begins (attempt 2)" in capsys.readouterr().out
