@@ -178,6 +178,23 @@ def test_pages_of_something_in_between(
         bucket.get("key", byte_range=byte_range)
 
 
+@pytest.mark.parametrize("space", [b"", b' xmlns="http://www.w3.org/1999/xhtml"'], ids=range(2))
+def test_pages_that_are_xml(space: bytes, bucket: Bucket, proxy: FaultProxy) -> None:
+    """With a status and an ETag as of what was done."""
+    body = b"<html" + space + b"><body>Please log in</body></html>"
+    page = answer(200, headers={"ETag": '"x"'}, body=body)
+    proxy.inject("DELETE", "", page)
+    with pytest.raises(OutcomeUnknown):
+        bucket.delete("key")
+    proxy.inject("PUT", "", page)
+    with pytest.raises(OutcomeUnknown):
+        bucket.put("key", b"other")
+    assert bucket.get("key").body == b"0123456789"
+    proxy.inject("PUT", "", page)
+    bucket.put("key", b"other", idempotent=True)
+    assert bucket.get("key").body == b"other"
+
+
 def test_a_head_that_is_cut_before_its_range(bucket: Bucket, proxy: FaultProxy) -> None:
     proxy.inject("GET", "", raw(b"ETag: x\r\nConnection: close"))
     assert bucket.get("key", byte_range=(2, 6)).body == b"2345"

@@ -101,12 +101,14 @@ def _nothing(answer: Answer) -> dict[str, Any]:
 
 
 def _root(answer: Answer) -> ElementTree.Element:
-    """Raises Broken for what is no XML, and Refused for an error that came as a success: S3 begins
-    to answer before it has finished."""
+    """Raises Broken for what is no XML, or a web page, and Refused for an error that came as a
+    success: S3 begins to answer before it has finished."""
     try:
         root = ElementTree.fromstring(answer.body)
     except ElementTree.ParseError as error:
         raise Broken(f"the reply can't be understood: {error}") from error
+    if _local(root).lower() == "html":  # something in between wants a login, say
+        raise Broken("the reply is a web page")
     if _local(root) == "Error":
         said = {_local(field): field.text or "" for field in root}
         raise Refused(500, said.get("Code", ""), said.get("Message", ""), answer.headers)
