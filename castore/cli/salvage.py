@@ -51,6 +51,8 @@ def _salvaged(root: str, error: IndexCorrupt) -> Iterator[Store]:
         index = open_index(os.path.join(folder, "index"), sync=False)
         try:
             lost = transplant_file(os.path.join(root, "index"), index).lost_names
+        except FileNotFoundError:  # it is gone, which `error` says, with the ways out
+            raise error from None
         finally:
             index.close()
         complain(f"{error}; what can be read of it follows")

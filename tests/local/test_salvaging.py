@@ -90,3 +90,17 @@ def test_an_object_of_which_the_index_lacks_something_is_left_out(
     assert 1 <= len(missing) <= 10
     err = capsys.readouterr().err
     assert all(f"{name} is left out: " in err for name in missing)
+
+
+@pytest.mark.damages_store("its index is gone")
+@pytest.mark.parametrize("gone", ["index/data.mdb", "index"])
+def test_an_index_that_is_gone_is_said_to_be_by_all_verbs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], gone: str
+) -> None:
+    (folder / gone).rename(tmp_path / "gone")
+    out = str(tmp_path / "out")
+    for verb in (["ls"], ["ls", "-l"], ["export", "", out], ["get", "-R", "n", out], ["stat", "n"]):
+        assert main(["-r", str(folder), *verb]) == 13, verb
+        [line] = capsys.readouterr().err.splitlines()
+        assert "the index of the store" in line
+        assert "is gone: make it anew (castore index rebuild)" in line
