@@ -67,19 +67,31 @@ def _check_local(path: str) -> Iterator[Check]:
         yield found
     else:
         with found as store:
-            stats = store.stats()
-            yield Check("folder", "ok", f"a store of {_count(stats.objects, 'object')}")
-            size = human_size(stats.index_bytes)
-            yield Check("index", "ok", f"all its pages are whole, {size}")
-            if stats.chunks and not stats.packs:
-                found_none = f"none is there, and {_count(stats.chunks, 'chunk')} should be in some"
-                means = "bring packs/ back (is it mounted?): nothing but small objects can be read"
-                yield Check("packs", "problem", found_none, means)
-            yield _journal(root)
-            yield _permissions(root)
+            yield from _look_into(store, root)
     yield check_file_system(root, "file system")
     yield check_free_space(root, "free space")
     yield _extension()
+
+
+def _look_into(store: Store, root: str) -> Iterator[Check]:
+    try:
+        stats = store.stats()
+    except (CastoreError, OSError) as error:
+        yield _unreadable("folder", error)
+        return
+    yield Check("folder", "ok", f"a store of {_count(stats.objects, 'object')}")
+    size = human_size(stats.index_bytes)
+    yield Check("index", "ok", f"all its pages are whole, {size}")
+    if stats.chunks and not stats.packs:
+        found_none = f"none is there, and {_count(stats.chunks, 'chunk')} should be in some"
+        means = "bring packs/ back (is it mounted?): nothing but small objects can be read"
+        yield Check("packs", "problem", found_none, means)
+    yield _journal(root)
+    yield _permissions(root)
+
+
+def _unreadable(what: str, error: CastoreError | OSError) -> Check:
+    return Check(what, "problem", exits.describe(error)[1])
 
 
 def _open(root: str) -> Store | Check:
@@ -132,7 +144,7 @@ def _open(root: str) -> Store | Check:
             )
         return Check("folder", "ok", "empty: the first put makes the store")
     except (CastoreError, OSError) as error:
-        return Check("folder", "problem", exits.describe(error)[1])
+        return _unreadable("folder", error)
 
 
 def _journal(root: str) -> Check:
@@ -142,6 +154,8 @@ def _journal(root: str) -> Check:
         state = repeated(lambda: judge(root, index))
     except FormatError as error:
         return Check("journal", "problem", str(error), "castore check --repair puts it right")
+    except (CastoreError, OSError) as error:
+        return _unreadable("journal", error)
     finally:
         index.close()
     size = human_size(journal_bytes(os.path.join(root, FOLDER)))

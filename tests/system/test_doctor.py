@@ -60,6 +60,21 @@ class TestFolder:
         (tmp_path / "not mounted").rename(tmp_path / "store" / "packs")
         assert examine(tmp_path / "store")[0] == exits.OK
 
+    @pytest.mark.damages_store("its journal or packs can't be read")
+    @pytest.mark.parametrize("part", ["packs", "journal"])
+    def test_a_store_of_which_a_folder_cannot_be_read(
+        self, examine: Doctor, tmp_path: Path, part: str
+    ) -> None:
+        """That is a problem like another, and what else there is to say is said."""
+        with castore.open(tmp_path / "store") as store:
+            store.puts("x", os.urandom(100_000))
+        (tmp_path / "store" / part).rename(tmp_path / part)
+        (tmp_path / "store" / part).symlink_to(part)  # a loop, which root can't read either
+        code, checks = examine(tmp_path / "store")
+        assert code == exits.FAILURE
+        assert any(f"/{part}" in each["found"] for each in checks.values())
+        assert "file system" in checks
+
     def test_where_a_store_can_be_made_and_where_not(self, examine: Doctor, tmp_path: Path) -> None:
         """As a put finds then."""
         begun = tmp_path / "begun"  # a creation that was cut off
