@@ -84,7 +84,9 @@ def decode_config(raw: bytes) -> StoreConfig:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, (FormatError, UnsupportedFormat)):
             raise
-        raise FormatError(f"castore.json does not parse: {error!r}") from error
+        # Not its repr, in which a UnicodeDecodeError has all the bytes.
+        reason = f"{type(error).__name__}: {error}"
+        raise FormatError(f"castore.json does not parse: {reason}") from error
     sizes_ok = all(
         isinstance(n, int) and not isinstance(n, bool)
         for n in (config.chunk_bytes_min, config.chunk_bytes_avg, config.chunk_bytes_max)

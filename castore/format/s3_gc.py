@@ -125,7 +125,8 @@ def decode_state(raw: bytes) -> GcState:
         known = known and 0 <= state.version < 1 << 63
         whole = fields.pop("checksum") == _state_checksum(fields)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise FormatError(f"gc/state does not parse: {error!r}") from error
+        # Not its repr, in which a UnicodeDecodeError has all the bytes.
+        raise FormatError(f"gc/state does not parse: {type(error).__name__}: {error}") from error
     if not known or state.phase not in ("idle", "condemned", "sweeping"):
         raise FormatError(
             f"gc/state has phase {state.phase!r} and version {str(state.version)[:40]}"

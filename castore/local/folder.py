@@ -24,6 +24,10 @@ from castore.system.lockfile import LockFile
 
 CONFIG = "castore.json"
 LOCK = "castore.lock"
+WAY_BACK = (
+    "castore index rebuild makes it again, from the journal or the index; or restore it from a "
+    "backup (castore restore)"
+)
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 INDEX_BYTES_MIN = 8192  # LMDB's two meta pages; it takes less for a new environment
 
@@ -58,10 +62,7 @@ def _refuse_lost(root: str) -> None:
         return
     if os.path.exists(os.path.join(root, CONFIG)):
         return
-    raise FormatError(
-        f"{os.path.join(root, CONFIG)} is gone: castore index rebuild makes it again, from the "
-        "journal or the index; or restore it from a backup (castore restore)"
-    )
+    raise FormatError(f"{os.path.join(root, CONFIG)} is gone: {WAY_BACK}")
 
 
 def _is_begun(root: str) -> bool:
@@ -84,6 +85,8 @@ def read_config(root: str) -> StoreConfig | None:
     try:
         with open(os.path.join(root, CONFIG), "rb") as file:
             return parse_config(file.read(1 << 17), root)
+    except FormatError as error:
+        raise FormatError(f"{error}: {WAY_BACK}") from error
     except FileNotFoundError:
         return None
     except NotADirectoryError:

@@ -473,6 +473,19 @@ def test_a_folder_that_is_not_fit_for_a_restore(folder: Path, tmp_path: Path) ->
         assert read(store) == VALUES
 
 
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff\xd8" * 2000])
+def test_a_damaged_config_is_told_in_a_few_words_with_the_way_out(
+    folder: Path, damage: bytes
+) -> None:
+    (folder / "castore.json").write_bytes(damage)
+    with pytest.raises(FormatError, match="castore index rebuild makes it again") as caught:
+        castore.open(folder)
+    assert len(str(caught.value)) < len(str(folder)) + 300  # and not with all that is in it
+    castore.rebuild_index(folder)
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+
+
 def test_what_is_no_backup_of_this_store(folder: Path, tmp_path: Path) -> None:
     path = back_up(folder)
     before = rows(folder)
