@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from castore.errors import FormatError, PackMissing, StoreIOError
@@ -22,7 +24,7 @@ from castore.stream.decoding import Bytes, DecodedChunks, Decoder
 from castore.stream.etags import is_etag_of
 from castore.stream.segments import Manifest
 from castore.system.fileio import Writable, write_all, write_stream
-from castore.system.workers import Workers
+from castore.system.workers import Future, Workers
 
 PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
 WRITE_BYTES = 512 << 10  # written at once: what is in the processor's cache
@@ -97,6 +99,26 @@ class ChunkReader:
             future.run()  # unless a thread does: this may be one of them, and all may wait here
             chunks += future.result()
         return chunks
+
+    def _decoded_ahead(
+        self, extents: Iterable[Extent]
+    ) -> Iterator[tuple[list[Extent], list[Bytes]]]:
+        """Some of the extents at a time with their chunks, which are begun before they are asked
+        for."""
+        tasks = _tasks(extents, self._packs.task_bytes)
+        running: deque[tuple[list[Extent], Future[list[Bytes]]]] = deque()
+        try:
+            while True:
+                for task in islice(tasks, 2 * self.workers.threads + 1 - len(running)):
+                    running.append((task, self.workers.submit(self.chunks, task, NOTHING_HELD)))
+                if not running:
+                    return
+                task, future = running.popleft()
+                future.run()  # unless a thread does: this may be one of them
+                yield task, future.result()
+        finally:
+            for _, future in running:
+                future.cancel()
 
     def chunks(self, extents: Sequence[Extent], held: Held) -> list[Bytes]:
         """Their bytes, through the cache of decoded ones."""

@@ -13,7 +13,7 @@ from castore.format.config import StoreConfig
 from castore.format.index import Record
 from castore.model import Extent, ObjectInfo, RangePlan
 from castore.stream.backend import Catalog, Cover, Packs
-from castore.stream.chunkreader import ChunkReader, Pinned, check_still_there
+from castore.stream.chunkreader import PARALLEL_BYTES, ChunkReader, Pinned, check_still_there
 from castore.stream.decoding import Bytes
 from castore.stream.smallreads import SmallRead, read_small
 from castore.system.workers import Workers
@@ -119,17 +119,36 @@ class Reader(ChunkReader):
             begin, end, [extent] = cover.parts[0]
             chunks = [self._chunk(extent)]
             read = [bytes(chunks[0][begin - extent.begin : end - extent.begin])]
-        else:
-            chunks = self._many_chunks(
-                [extent for *_, extents in cover.parts for extent in extents]
-            )
-            following = iter(chunks)
-            read = [
-                b"".join([_within(next(following), extent, begin, end) for extent in extents])
-                for begin, end, extents in cover.parts
-            ]
+            check_still_there(chunks)
+            return read
+        asked = sum(end - begin for begin, end, _ in cover.parts)
+        touched = sum(x.end - x.begin for *_, extents in cover.parts for x in extents)
+        if len(cover.parts) > 1 and touched > 2 * asked + PARALLEL_BYTES:
+            return self._read_each_once(cover)
+        chunks = self._many_chunks([extent for *_, extents in cover.parts for extent in extents])
+        following = iter(chunks)
+        read = [
+            b"".join([_within(next(following), extent, begin, end) for extent in extents])
+            for begin, end, extents in cover.parts
+        ]
         check_still_there(chunks)
         return read
+
+    def _read_each_once(self, cover: Cover) -> list[bytes]:
+        """Ranges that are small beside their chunks, or share them: in the order of these, of which
+        few are in memory at a time, and each is decoded once."""
+        wanted: dict[int, tuple[Extent, list[int]]] = {}  # by their places in the object
+        for i, (*_, extents) in enumerate(cover.parts):
+            for extent in extents:
+                wanted.setdefault(extent.begin, (extent, []))[1].append(i)
+        pieces: list[list[bytes]] = [[] for _ in cover.parts]
+        for task, chunks in self._decoded_ahead(wanted[at][0] for at in sorted(wanted)):
+            for extent, chunk in zip(task, chunks, strict=True):
+                for i in wanted[extent.begin][1]:
+                    begin, end, _ = cover.parts[i]
+                    pieces[i].append(bytes(_within(chunk, extent, begin, end)))
+            check_still_there(chunks)
+        return [each[0] if len(each) == 1 else b"".join(each) for each in pieces]
 
     # ------------------------------------------------------------ whole objects
 

@@ -68,6 +68,17 @@ def test_reads_in_a_row_are_few_requests(
     assert received < SIZE * 1.01, "nothing is fetched twice"
 
 
+@pytest.mark.plain("bases are fetched again")
+def test_many_small_ranges_fetch_nothing_twice(large: castore.Store, proxy: FaultProxy) -> None:
+    """In whatever order they are asked for."""
+    begins = random.Random(2).choices(range(SIZE), k=2000)
+    ranges = [(at, at + 10) for at in begins]
+    assert large.gets_many("a", ranges) == [DATA[begin:end] for begin, end in ranges]
+    received = sum(exchange.received_bytes for exchange in proxy.matching("GET", "/packs/"))
+    assert received < SIZE * 1.01
+    assert asked(proxy)["packs"] < 10
+
+
 @pytest.mark.plain("bases are fetched with them")
 def test_reads_here_and_there_fetch_what_they_ask_for(
     large: castore.Store, proxy: FaultProxy

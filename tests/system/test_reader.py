@@ -9,8 +9,10 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from places import SUPPORT
@@ -18,6 +20,7 @@ from read_ways import CONTENTS, noise, packs_of, read_everything, text, ways_to_
 
 import castore
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
+from castore.stream import decoding
 from castore.stream.decoding import DecodedChunks
 from castore.system.mapping import Mapping
 
@@ -403,6 +406,36 @@ def test_reading_nearby_decodes_once(store: castore.Store, monkeypatch: pytest.M
     decoded.clear()
     assert store.gets("name", (50_000, 60_000)) == data[50_000:60_000]
     assert len(decoded) == plan.chunks, "only the chunks that cover the range"
+
+
+def test_many_small_ranges_take_each_chunk_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order, and as much memory as few chunks, not as all that they lie in."""
+    raw = text(12 << 20, 1)
+    rng = random.Random(1)
+    begins = rng.choices(range(len(raw)), k=3000)
+    ranges = [(at, at + (i % 12 if i % 100 else 300_000)) for i, at in enumerate(begins)]
+    decoded: Counter[bytes] = Counter()
+    decode_frame = decoding.decode_frame
+
+    def counted(frame: Any, chunk_id: bytes, *rest: Any) -> Any:
+        decoded[chunk_id] += 1
+        return decode_frame(frame, chunk_id, *rest)
+
+    with castore.open(tmp_path / "store", delta=False, cache_bytes=1 << 20) as store:
+        store.put("text", io.BytesIO(raw))
+        store.gets("text", (0, 10))
+        monkeypatch.setattr(decoding, "decode_frame", counted)
+        tracemalloc.start()
+        try:
+            found = store.gets_many("text", ranges)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert found == [raw[begin:end] for begin, end in ranges]
+    assert max(decoded.values()) == 1
+    assert peak < 60 << 20  # and not 3,000 chunks
 
 
 def test_without_a_cache(tmp_path: Path) -> None:
