@@ -394,7 +394,7 @@ def test_a_snapshot_has_nothing_that_the_log_may_lose(
 
 @pytest.mark.parametrize("call", ["open", "fsync", "rename", "unlink"])
 @pytest.mark.parametrize("nth", [1, 2, 3])
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(5)
 def test_killed_in_a_rotation(folder: Path, call: str, nth: int) -> None:
     program = f"""
 import os, signal, sys, castore
@@ -549,7 +549,7 @@ def test_a_journal_that_lost_its_end_is_noticed(folder: Path) -> None:
 
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("rotated", [False, True])
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_an_old_copy_of_the_index_put_back_by_hand(folder: Path, used: bool, rotated: bool) -> None:
     """By one commit older is older: a gc refuses, whoever has written since, and a rebuild has all
     names again."""

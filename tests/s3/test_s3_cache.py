@@ -609,7 +609,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("how", OTHERS)
 @pytest.mark.parametrize("part", ["", "index", "frames", "users", "index/lock.mdb"])
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(7)
 def test_what_others_may_have_put_there_is_not_used(
     part: str, how: str, here: StoreCache, moto_server: Server, open_moto: Open, cache_dir: Path
 ) -> None:

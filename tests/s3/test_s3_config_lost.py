@@ -100,7 +100,7 @@ def test_of_a_store_that_has_batches_alone(
 @pytest.mark.damages_store("castore.json is taken away")
 @pytest.mark.parametrize("guard", [None, "sha256"])
 @pytest.mark.parametrize("left", ["all", "only names", "only inline", "only packs"])
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(5)
 def test_it_is_made_again(
     left: str, guard: str | None, moto_server: Server, bucket: Bucket
 ) -> None:

@@ -105,7 +105,7 @@ class TestEachPrecondition:
         [reset(), stall(), answer(500, "InternalError"), answer(502)],
         ids=["reset", "stall", "500", "502"],
     )
-    @pytest.mark.sampled(8)
+    @pytest.mark.sampled(7)
     def test_a_lost_request_is_sent_anew(
         self, fault: Fault, options: dict[str, object], proxied: Bucket, proxy: FaultProxy
     ) -> None:

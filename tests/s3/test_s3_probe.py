@@ -233,7 +233,7 @@ def test_a_stale_listing(proxied: Bucket, proxy: FaultProxy) -> None:
 
 @pytest.mark.parametrize("applied", [False, True])
 @pytest.mark.parametrize("nth", range(1, 9))
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(7)
 def test_lost_replies_do_not_change_the_answer(
     nth: int, applied: bool, proxied: Bucket, proxy: FaultProxy
 ) -> None:
