@@ -151,10 +151,14 @@ class ContentVerbs(StoreFileSystem):
         if truncate:
             self.pipe_file(path, b"", **kwargs)
             return
-        if self._has_changes and self._kind_after(path).is_object:
-            with self._changes(create=False) as changes:  # in which it may have been put
-                changes.set_attributes(self._strip_protocol(path), mtime_ns=time.time_ns())
-            return
+        if self._has_changes:
+            if self._kind_after(path).is_object:  # it may have been put in the transaction
+                with self._changes(create=False) as changes:
+                    changes.set_attributes(self._strip_protocol(path), mtime_ns=time.time_ns())
+                return
+            if self._kind(path).is_object:  # it was removed in it
+                self.pipe_file(path, b"", **kwargs)
+                return
         # What another puts meanwhile has a new time, too, and its bytes are not taken away.
         with suppress(NameExists, ObjectChanged), self.open(path, "ab"):
             pass

@@ -300,6 +300,16 @@ def test_a_touch_in_a_transaction_keeps_what_was_put_in_it(fs: CastoreFileSystem
     assert fs.info("old")["mtime"] > before
 
 
+def test_a_touch_makes_anew_what_its_transaction_removed(fs: CastoreFileSystem) -> None:
+    fs.pipe({"removed": b"1", "moved": b"2"})
+    with fs.transaction:
+        fs.rm("removed")
+        fs.mv("moved", "away")
+        for name in ("removed", "moved"):
+            fs.touch(name, truncate=False)
+    assert fs.cat(["removed", "moved", "away"]) == {"removed": b"", "moved": b"", "away": b"2"}
+
+
 @pytest.mark.parametrize("on_error", [None, "ignore", "raise"])
 def test_what_is_deleted_while_it_is_copied(
     fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch, on_error: str | None
