@@ -10,6 +10,7 @@ there to be minded.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from castore import errors
 from castore.errors import CastoreError, IndexCorrupt, StoreIOError
-from castore.system.fileio import take_standard_descriptors
+from castore.system.fileio import storage_error, take_standard_descriptors
 
 Report: TypeAlias = Callable[[dict[str, Any]], None]
 
@@ -46,32 +47,37 @@ def run(
     arguments (of JSON's types); `fds` are open there by the same numbers.
 
     Raises the CastoreError that it raised; IndexCorrupt if it died of a damaged page of the index
-    at `index_path`; StoreIOError if it ended in any other way.
+    at `index_path`; StoreIOError if it ended in any other way, or could not begin.
     """
     take_standard_descriptors()  # the child has others there
-    reading, writing = os.pipe()
+    with _beginning(index_path):
+        reading, writing = os.pipe()
     try:
-        # Not pipes: nobody reads complaints before the end, and arguments may be larger than one.
-        # They are larger than a command line, too, where they name thousands of packs.
-        with _scratch_file() as told, _scratch_file() as complaints:
-            told.write(json.dumps(arguments).encode())
-            told.seek(0)
-            child = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    _PROGRAM,
-                    json.dumps([_root(), _search_path()]),
-                    task,
-                    str(writing),
-                ],
-                stdin=told,
-                stdout=subprocess.DEVNULL,
-                stderr=complaints,
-                env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-                pass_fds=(writing, *fds),
-            )
+        with contextlib.ExitStack() as files:
+            with _beginning(index_path):
+                # Not pipes: nobody reads complaints before the end, and arguments may be larger
+                # than one. They are larger than a command line, too, where they name thousands of
+                # packs.
+                told = files.enter_context(_scratch_file())
+                complaints = files.enter_context(_scratch_file())
+                told.write(json.dumps(arguments).encode())
+                told.seek(0)
+                child = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-P",
+                        "-c",
+                        _PROGRAM,
+                        json.dumps([_root(), _search_path()]),
+                        task,
+                        str(writing),
+                    ],
+                    stdin=told,
+                    stdout=subprocess.DEVNULL,
+                    stderr=complaints,
+                    env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+                    pass_fds=(writing, *fds),
+                )
             os.close(writing)
             writing = -1
             try:
@@ -89,6 +95,17 @@ def run(
         os.close(reading)
         if writing >= 0:
             os.close(writing)
+
+
+@contextlib.contextmanager
+def _beginning(index_path: str) -> Iterator[None]:
+    """Who may have no more descriptors or processes is told so of what it was to look at."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):  # of Python itself
+        raise
+    except OSError as error:
+        raise storage_error(error, index_path) from error
 
 
 def _scratch_file() -> BinaryIO:

@@ -277,6 +277,31 @@ def test_who_finds_no_descriptors_left_is_not_taken_for_another_container(
         assert store.check(True).clean
 
 
+def test_a_check_that_finds_no_descriptors_left_says_so(store: castore.Store) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert store.check().clean
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    spare = [os.open("/dev/null", os.O_RDONLY)]
+    while spare[-1] < used:
+        spare.append(os.open("/dev/null", os.O_RDONLY))
+    before = os.listdir("/proc/self/fd")
+    said: list[StoreIOError] = []
+    for room in range(8):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + room, hard))
+        try:
+            assert store.check().clean
+        except StoreIOError as error:
+            said.append(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert os.listdir("/proc/self/fd") == before
+    assert all(store.path in str(error) for error in said)
+    assert [error.errno for error in said].count(errno.EMFILE) > 1
+    for fd in spare:
+        os.close(fd)
+    assert store.check().clean
+
+
 def test_little_address_space(store: castore.Store) -> None:
     """Under `ulimit -v`, a smaller map serves as well."""
     program = """

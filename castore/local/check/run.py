@@ -16,7 +16,7 @@ from collections.abc import Collection
 from castore.errors import FormatError, IndexChanged, StoreLocked, StoreNotFound
 from castore.local.check.journal import check_journal
 from castore.local.check.scan import LocalCheck
-from castore.local.folder import check_index_in_place, find_config, read_config, share
+from castore.local.folder import check_index_in_place, find_config, read_config, share, typed_errors
 from castore.local.index_walk import check_pages
 from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem
@@ -63,9 +63,10 @@ def _check_once(
 ) -> CheckReport:
     report, stages = CheckReport(), Stages(progress)
     index_path = os.path.join(root, "index")
-    if find_config(root) is None:
-        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
-    check_index_in_place(root)
+    with typed_errors(root):
+        if find_config(root) is None:
+            raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
+        check_index_in_place(root)
     for document in isolated.run(
         "castore.local.check.run:check_in_process",
         index_path,
