@@ -25,6 +25,7 @@ from conducto import cache, context, staging
 from conducto.errors import CacheNotFound, CacheRefused, NotCacheable
 from conducto.merge import IMPLIED_FOLDER_MODE, Merge
 from conducto.staging import STAGING_PREFIX
+from conducto.stored_gzip import StoredGzip
 from conducto.tar import Limits
 
 pytest_plugins = ["modes"]
@@ -335,6 +336,22 @@ class TestSaveRefuses:
             user.save_cache("deps", "v1", folder)
         assert self.kept() == []
 
+    def test_a_file_that_becomes_a_pipe(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is not waited for, nor kept as an empty file."""
+        save_file = cache._save_file
+
+        def swapped(out: StoredGzip, name: str, path: str) -> None:
+            os.unlink(path)
+            os.mkfifo(path)
+            save_file(out, name, path)
+
+        monkeypatch.setattr(cache, "_save_file", swapped)
+        with pytest.raises(NotCacheable, match="it is neither a file nor a folder"):
+            user.save_cache("deps", "v1", folder)
+        assert self.kept() == []
+
     @local_only
     def test_an_open_store(self, mode: str, folder: Path, tmp_path: Path) -> None:
         user.puts("x", b"")
@@ -583,6 +600,30 @@ class TestRestore:
             assert (out / "d/file").read_bytes() == b"new"
             assert os.listdir(tmp_path / "aside") == []
         assert os.listdir(outside) == []
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+    def test_a_private_folder_that_is_somebody_elses(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where others can write it is one that they put there. (Elsewhere, a file system that
+        gives all files to one user.)"""
+        user.puts(PATH, archive_of(("file", b"new")))
+        (tmp_path / "out").mkdir()
+        made_own = staging._made_own
+
+        def given_away(target_fd: int) -> tuple[str, int]:
+            name, fd = made_own(target_fd)
+            os.fchown(fd, 12345, -1)
+            return name, fd
+
+        monkeypatch.setattr(staging, "_made_own", given_away)
+        (tmp_path / "out").chmod(0o777)
+        with pytest.raises(CacheRefused, match="somebody put another folder in the place"):
+            user.restore_cache("deps", "v1", tmp_path / "out")
+        assert not (tmp_path / "out" / "file").exists()
+        (tmp_path / "out").chmod(0o755)
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert (tmp_path / "out" / "file").read_bytes() == b"new"
 
     def test_no_descriptor_is_left_for_the_private_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

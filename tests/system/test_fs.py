@@ -131,6 +131,26 @@ def test_find_glob_walk_and_du(fs):
     assert fs.du("a/c") == 10
 
 
+def test_what_is_asked_for_as_it_can_not_be(fs, tmp_path):
+    fs.pipe_file("a/b", b"x")
+    for use in (fs.find, fs.expand_path):
+        with pytest.raises(ValueError, match="maxdepth must be at least 1"):
+            use("a", maxdepth=0)
+    with pytest.raises(TypeError, match="paths is a list of paths"):
+        fs.cat_ranges("a/b", [0], [1])
+    with pytest.raises(TypeError, match="a store's path is a str, not bytes"):
+        CastoreFileSystem(os.fsencode(tmp_path))
+    with fs.open("a/b") as file:
+        with pytest.raises(ValueError, match="close a file with close"):
+            file.closed = True
+        assert file.read() == b"x"
+        file.closed = False  # as it is
+    with fs.transaction as transaction:
+        fs.pipe_file("a/c", b"y")
+    with pytest.raises(ValueError, match="the transaction has ended"):
+        transaction.changes(create=True)
+
+
 def test_cat_file_takes_python_slices(fs):
     data = bytes(range(200))
     fs.pipe_file("x", data)
