@@ -297,6 +297,22 @@ def test_a_pin_that_can_not_be_read_is_named(store: castore.Store, world: World)
             collect(store, dry_run=dry_run)
 
 
+@pytest.mark.damages_store("a pin is another's")
+def test_a_pin_of_another_store_or_session_is_named(store: castore.Store, world: World) -> None:
+    """What it protects would be looked for here, and what its session relies on would go."""
+    session = new_session_id()
+    key = pin_key(session, 0)
+    for store_id, owner in (
+        (bytes(16), session),
+        (world.config.store_id, new_session_id()),
+    ):
+        with world.bucket() as bucket:
+            bucket.put(key, encode_pin(store_id, owner, bytes(16), []), idempotent=True)
+        with pytest.raises(FormatError, match=f"{key}.* is of another store or session: remove it"):
+            collect(store)
+        assert not store.check().clean
+
+
 def test_a_dry_run_foretells_what_a_run_takes_of_what_this_store_has_put(
     store: castore.Store, world: World
 ) -> None:

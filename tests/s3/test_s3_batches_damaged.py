@@ -14,6 +14,7 @@ from memory_s3 import Stored
 import castore
 from castore.check.plan import plan
 from castore.errors import CastoreError, NameNotFound
+from castore.format.s3_batches import decode_root, encode_root
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.namespace import writing
 
@@ -71,6 +72,11 @@ def garble(world: World, key: str, begin: int, end: int) -> None:
     change(world, key, bytes(raw[: len(world.server.objects[key].body)]))
 
 
+def root_of_another(world: World) -> bytes:
+    _, root = decode_root(world.server.objects[ROOT].body)
+    return encode_root(bytes(16), root)
+
+
 def size(world: World, key: str) -> int:
     return len(world.server.objects[key].body)
 
@@ -79,6 +85,7 @@ def size(world: World, key: str) -> int:
 DAMAGES: dict[str, tuple[Callable[[World], object], set[str]]] = {
     "a bit of the root": (lambda w: flip(w, ROOT, 70), set()),
     "the root is garbled": (lambda w: garble(w, ROOT, 40, 60), set()),
+    "the root is another store's": (lambda w: change(w, ROOT, root_of_another(w)), set()),
     "the root is gone": (lambda w: w.server.objects.pop(ROOT), set()),
     "a bit of a batch's names": (lambda w: flip(w, batch(w), 70), set()),
     "a batch's names are garbled": (lambda w: garble(w, batch(w), 60, 90), set(NAMES) - {OVER}),
