@@ -58,7 +58,7 @@ secrets are variables of every node's environment that no log shows: conducto se
                        print how many names each had, by its id; a file that was put into a mount
                        with its own time, as by cp -p, is as old as that
   --dry-run            with --older-than: only print them
-  --local/--no-local   the store on this machine, or in the cloud
+  --local/--no-local   the store on this machine, or in the cloud; run --local: not on a cluster
   --profile PROFILE    the profile; else CONDUCTO_PROFILE
 """
 VERBS = ("run", "show", "logs", "archive", "take-over", "secrets", "mount", "umount")

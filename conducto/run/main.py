@@ -98,6 +98,7 @@ def dispatch(
     if run_options.run and not run_options.local and run_options.cluster is None:
         run_options.cluster = cluster
     arguments = parse_call(function, words)
+    run_options.choose_profile()
     token = in_main.set(is_main)
     try:
         with own_traceback():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ RUN_OPTIONS_HELP = (
     "  --cluster ADDRESS  run it on the workers of this scheduler of dask.distributed",
     "  -j N, --jobs N     so many commands at once; as many as there are CPUs, or workers' threads",
     "  --json             a line of JSON for each event, or the tree as JSON",
+    "  --profile PROFILE  the profile, of whose store it is; else CONDUCTO_PROFILE",
 )
 
 
@@ -24,10 +26,17 @@ class RunOptions:
     json: bool = False
     cluster: str | None = None  # the address of its scheduler
     local: bool = False  # not on a cluster, even if the pipeline's file names one
+    profile: str | None = None
 
     @property
     def given(self) -> bool:
+        """Whether there is one that only a tree can have."""
         return self.run or bool(self.parallel) or self.json or self.cluster is not None
+
+    def choose_profile(self) -> None:
+        """From now on it is that of this process and of all that it begins, nodes too."""
+        if self.profile is not None:
+            os.environ["CONDUCTO_PROFILE"] = self.profile
 
 
 def take_run_options(argv: Sequence[str], own: Mapping[str, bool]) -> tuple[list[str], RunOptions]:
@@ -54,6 +63,10 @@ def take_run_options(argv: Sequence[str], own: Mapping[str, bool]) -> tuple[list
             options.cluster = text if equals else next(left, "")
             if not options.cluster:
                 raise UsageError("--cluster takes the address of a scheduler: tcp://HOST:8786")
+        elif name == "--profile":
+            options.profile = text if equals else next(left, "")
+            if not options.profile:
+                raise UsageError("--profile needs a value")
         elif name in ("-j", "--jobs"):
             options.parallel = _count(text if equals else next(left, ""))
         elif word.startswith("-j") and word[2:].isdigit():

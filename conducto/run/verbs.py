@@ -49,6 +49,7 @@ def run(words: Sequence[str]) -> int:
     given = parse((Parameter("resume", "the pipeline", required=False, positional=False),), rest)
     if "resume" not in given:
         raise UsageError("run takes a FILE, or --resume ID")
+    options.choose_profile()
     return resume(str(given["resume"]), options)
 
 

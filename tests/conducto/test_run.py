@@ -454,6 +454,29 @@ def test_the_store_is_where_the_environment_says(pipelines: Pipelines, tmp_path:
     assert all(name.startswith(f"pipelines/{done.id}/run/") for name in names)
 
 
+def test_a_profile_is_that_of_the_run_and_of_its_nodes(pipelines: Pipelines) -> None:
+    pipelines.write(
+        "pipeline.py",
+        """
+        def build():
+            return co.Exec("echo 1 | conducto-data-user puts a; echo $CONDUCTO_PROFILE; cat good")
+        """,
+    )
+    done = pipelines.python("pipeline.py", "--run", "--profile", "other")
+    assert done.code == 1
+    assert pipelines.conducto("show", done.id).code == 1
+    assert "other\n" in pipelines.conducto("logs", done.id, "/", "--profile=other").out
+    for words in ([], ["--profile="]):
+        assert pipelines.conducto("run", "--resume", done.id, *words).code in (1, 2)
+    Path("good").touch()
+    resumed = pipelines.python("-m", "conducto", "run", "--resume", done.id, "--profile=other")
+    assert (resumed.code, resumed.err) == (0, "")
+    ran = pipelines.python("-m", "conducto", "run", "pipeline.py", "--profile=third")
+    assert ran.code == 0
+    assert len(pipelines.conducto("show", "--profile=third").out.splitlines()) == 1
+    assert co.data.user.bound(profile="other").gets("a") == b"1\n"
+
+
 def test_skipped_and_suppressed(pipelines: Pipelines) -> None:
     root = co.Serial()
     root["skipped"] = co.Parallel(skip=True)
