@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import boto3
 import pytest
+from fault_proxy import FaultProxy, answer
 
 import conducto as co
 from castore import errors
@@ -51,6 +52,21 @@ class TestIdentity:
         ) as caught:
             co.data.user.gets("x")
         assert isinstance(caught.value.__cause__, errors.CredentialsError)
+
+    @cloud_only
+    @pytest.mark.parametrize(
+        "page", [b"<html><body>Please log in</body></html>", b"<a/>", b"{}", b""], ids=range(4)
+    )
+    def test_a_server_that_has_no_sts_may_answer_anything(
+        self, page: bytes, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("CONDUCTO_IDENTITY_ID")
+        with FaultProxy("127.0.0.1:9") as proxy:
+            proxy.inject("POST", "", answer(200, body=page), times=9)
+            monkeypatch.setenv("AWS_ENDPOINT_URL_STS", proxy.url)
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "others")  # what is known is not asked again
+            with pytest.raises(co.ContextError, match="CONDUCTO_IDENTITY_ID is not set"):
+                context.identity()
 
     @pytest.mark.parametrize(
         ("user_id", "arn", "expected"),

@@ -137,7 +137,7 @@ class Connection:
         asked = plain_request(operation, parameters, partial(checksum_header, kind))
         if asked is not None:
             return self._plain(asked)
-        with converted(self._settings, operation.title().replace("_", "")), _parsed():
+        with converted(self._settings, operation.title().replace("_", "")), parsed():
             method = getattr(self._client, operation)
             reply: dict[str, Any] = method(Bucket=self._settings.bucket, **parameters)
             return reply
@@ -179,7 +179,7 @@ class Connection:
             answer = Answer(response.status_code, response.headers, response.content)
         if not 200 <= answer.status < 300:
             raise _refused(*answer)
-        with _parsed():
+        with parsed():
             found = asked.understood(answer)
         found["ResponseMetadata"] = {"HTTPHeaders": answer.headers}
         return found
@@ -289,7 +289,7 @@ def _refused(status: int, headers: Mapping[str, str], body: bytes) -> Refused:
 
 
 @contextmanager
-def _parsed() -> Iterator[None]:
+def parsed() -> Iterator[None]:
     """A reply that botocore's parsers stumble over is no reply."""
     try:
         yield

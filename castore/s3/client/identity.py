@@ -15,7 +15,7 @@ from typing import Any
 from botocore.config import Config
 
 from castore.errors import CredentialsError
-from castore.s3.client.connection import converted, session_for
+from castore.s3.client.connection import converted, parsed, session_for
 from castore.s3.client.faults import Broken, Fault, Refused, Request, fault_of
 from castore.s3.client.settings import S3Settings, parse_settings
 
@@ -62,7 +62,8 @@ def _asked(settings: S3Settings, credentials: tuple[str | None, ...]) -> str:
             client = session.create_client("sts", region_name=region, config=config)
             endpoint = client.meta.endpoint_url
             try:
-                return user_or_role(client.get_caller_identity())
+                with parsed():
+                    return user_or_role(client.get_caller_identity())
             finally:
                 client.close()
     except (Refused, Broken) as failure:
