@@ -20,14 +20,9 @@ def pack_path(folder: str, pack_id: bytes) -> str:
 
 
 def is_file(path: str) -> bool:
-    """Whether there is a file, or a link to one. What the disk does not tell of may well be there.
-    Raises PermissionDenied, StoreIOError."""
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            _gone(error)
-        return False
+    """Whether there is a file, or a link to one. Raises PermissionDenied, StoreIOError."""
+    status = _look_at(path, follow=True)
+    return status is not None and stat.S_ISREG(status.st_mode)
 
 
 def list_packs(folder: str) -> Iterator[tuple[bytes, str]]:
@@ -43,8 +38,20 @@ def list_strays(folder: str) -> Iterator[tuple[bytes, str]]:
     wrong place, or no file. Raises PermissionDenied, StoreIOError."""
     for pack_id, path in _named_as_packs(folder):
         in_place = path == pack_path(folder, pack_id) and is_file(path)
-        if not in_place and os.path.lexists(path):  # and was not collected just now
+        # Unless it was collected just now.
+        if not in_place and _look_at(path, follow=False) is not None:
             yield pack_id, path
+
+
+def _look_at(path: str, *, follow: bool) -> os.stat_result | None:
+    """None if nothing is there. What may not be looked at, as in a folder without its x bit, and
+    what the disk does not tell of, is not missing. Raises PermissionDenied, StoreIOError."""
+    try:
+        return os.stat(path, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise storage_error(error, path) from error
 
 
 def _gone(error: OSError) -> None:

@@ -445,6 +445,24 @@ def test_unreadable_is_not_absent(folder: Path, as_reader: Any) -> None:
         closed.chmod(mode)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_packs_that_are_listed_and_may_not_be_looked_at_are_not_absent(
+    folder: Path, as_reader: Any, in_place: bool
+) -> None:
+    """As in a folder that `chmod -R 644` has passed over: it has its names, and no x."""
+    [pack] = folder.glob("packs/*/*.pack")
+    home = pack.parent
+    closed = home if in_place else home.rename(home.with_name("elsewhere"))
+    closed.chmod(0o444)
+    try:
+        for verb, (code, said) in verbs(as_reader, folder, ("check", "check --read-data")).items():
+            assert code == 12, (verb, said)
+            assert f"{closed.name}/{pack.name}" in said
+    finally:
+        closed.chmod(0o755)
+        closed.rename(home)
+
+
 def test_the_error_is_typed(folder: Path) -> None:
     error = PermissionDenied("/store/packs")
     assert isinstance(error, PermissionError)
