@@ -457,6 +457,24 @@ def test_a_lost_config_comes_back_too(folder: Path) -> None:
             assert read(store) == VALUES
 
 
+def test_an_index_of_another_store_is_not_taken_for_the_old_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    with small(tmp_path / "other") as store:
+        store.puts("theirs", random.Random(1).randbytes(30_000))
+    mine = tmp_path / "mine"
+    (folder / "index").rename(mine)
+    shutil.copytree(tmp_path / "other" / "index", folder / "index")
+    before = rows(folder)
+    with pytest.raises(IndexCorrupt, match="the names are not those of the store"):
+        castore.rebuild_index(folder)
+    assert rows(folder) == before
+    shutil.rmtree(folder / "index")
+    mine.rename(folder / "index")
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+
+
 def test_a_folder_that_is_not_fit_for_a_restore(folder: Path, tmp_path: Path) -> None:
     path = back_up(folder)
     (tmp_path / "empty").mkdir()
