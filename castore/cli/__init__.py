@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # a signal
         return exit_.code if isinstance(exit_.code, int) else 0
     except BaseException as error:
+        if argv is None and isinstance(error, KeyboardInterrupt):
+            # All is unwound: a second one ends the process at once, and prints no traceback.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         return _report(error, as_json="--json" in (sys.argv[1:] if argv is None else argv))
 
 

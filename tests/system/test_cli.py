@@ -579,6 +579,20 @@ def test_a_closed_output_is_one_line(run):
         assert done.stderr == b"castore: standard output is closed\n"
 
 
+def test_a_second_interrupt_while_the_first_is_told_of_prints_no_traceback():
+    program = (
+        "import os, signal, sys, castore.cli as cli\n"
+        "from castore.cli import output\n"
+        "interrupt = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "cli._run = output.complain = interrupt\n"
+        "sys.exit(cli.main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
 @pytest.mark.parametrize(
     ("number", "code", "line"),
     [(signal.SIGINT, 130, b"castore: interrupted\n"), (signal.SIGTERM, 143, b"")],
