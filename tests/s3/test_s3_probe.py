@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from fault_proxy import Connection, Exchange, FaultProxy, answer, reset
@@ -229,6 +229,18 @@ def test_a_stale_listing(proxied: Bucket, proxy: FaultProxy) -> None:
     empty = b"<ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated></ListBucketResult>"
     proxy.inject("LIST", "", answer(200, body=empty))
     assert probe(proxied).list_consistent is False
+
+
+@pytest.mark.parametrize("nth", range(1, 9))
+@pytest.mark.sampled(5)  # the first, and that of a range
+def test_a_key_that_is_not_found_right_after_it_was_put(
+    nth: int, proxied: Bucket, proxy: FaultProxy
+) -> None:
+    """Or that somebody else has removed: a feature may be missing then, and nothing else."""
+    proxy.inject("GET", "/probe/", answer(404, "NoSuchKey"), nth=nth)
+    found = probe(proxied)
+    missing = [name for name, there in asdict(found).items() if there is False]
+    assert len(missing) <= 1
 
 
 @pytest.mark.parametrize("applied", [False, True])

@@ -173,7 +173,7 @@ def _ranges(bucket: Bucket, key: str) -> bool:
     bucket.put(key, _OLD, idempotent=True)
     try:
         part = bucket.get(key, byte_range=(4, 9))
-    except RemoteError:
+    except (RemoteError, KeyAbsent):
         return False
     return part.body == _OLD[4:9] and part.size == len(_OLD)
 
@@ -182,7 +182,7 @@ def _ranges_past_end(bucket: Bucket, key: str) -> bool:
     bucket.put(key, _OLD, idempotent=True)
     try:
         part = bucket.get(key, byte_range=(4, len(_OLD) + 1000))
-    except RemoteError:
+    except (RemoteError, KeyAbsent):
         return False
     return part.body == _OLD[4:] and not bucket.refuses_ranges_past_end
 
