@@ -4,7 +4,7 @@ name that it is deleted (see FORMAT.md, and docs/design/0022-batches.md for what
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -65,24 +65,89 @@ class RootEntry(NamedTuple):
     first: bytes
     last: bytes
 
-    def may_have(self, name: bytes) -> bool:
-        return self.first <= name <= self.last
 
-    def may_have_below(self, prefix: bytes) -> bool:
-        return self.last >= prefix and self.first[: len(prefix)] <= prefix
-
-
-class Root(NamedTuple):
-    """Entries in the order of their numbers."""
-
+class _Root(NamedTuple):
     version: int
     nonce: bytes
     drops: tuple[Drop, ...] = ()
     entries: tuple[RootEntry, ...] = ()
 
+
+class Root(_Root):
+    """Entries in the order of their numbers. It never changes, so what it is asked for is sorted
+    once, at the first question."""
+
+    _ranges: _Ranges | None = None
+    _highest: _Highest | None = None
+
+    def having(self, name: bytes) -> list[RootEntry]:
+        """Entries in whose range of names it is, in the order of all."""
+        return self._entries_of(self._sorted().upto(name), name)
+
+    def having_below(self, prefix: bytes) -> list[RootEntry]:
+        """The same, of any name that begins with the prefix."""
+        return self._entries_of(self._sorted().upto_below(prefix), prefix)
+
     def dropped(self, name: bytes) -> int:
         """The highest number of a drop of the name; -1 if there is none."""
-        return max((drop.number for drop in self.drops if name.startswith(drop.prefix)), default=-1)
+        if self._highest is None:
+            self._highest = _Highest(self.drops)
+        return self._highest.of(name)
+
+    def _entries_of(self, count: int, name: bytes) -> list[RootEntry]:
+        return [self.entries[i] for i in self._sorted().reaching(count, name)]
+
+    def _sorted(self) -> _Ranges:
+        if self._ranges is None:
+            self._ranges = _Ranges(self.entries)
+        return self._ranges
+
+
+class _Ranges:
+    """Ranges of names, which may overlap, in the order of their first ones; and a tree of the
+    highest last one below each node: a look-up goes down only to what reaches the name."""
+
+    def __init__(self, entries: Sequence[RootEntry]) -> None:
+        self._order = sorted(range(len(entries)), key=lambda i: entries[i].first)
+        self._firsts = [entries[i].first for i in self._order]
+        level = [entries[i].last for i in self._order]
+        self._levels = [level]  # leaves first
+        while len(level) > 1:
+            odd = level[len(level) & ~1 :]
+            level = [*map(max, level[::2], level[1::2]), *odd]
+            self._levels.append(level)
+
+    def upto(self, name: bytes) -> int:
+        """How many do not begin behind the name."""
+        return bisect_right(self._firsts, name)
+
+    def upto_below(self, prefix: bytes) -> int:
+        """How many do not begin behind all that begins with the prefix."""
+        return bisect_right(self._firsts, prefix, key=lambda first: first[: len(prefix)])
+
+    def reaching(self, count: int, name: bytes) -> list[int]:
+        """Which of the first `count` do not end before the name, by their places in the root."""
+        nodes = [0] if count else []
+        for depth in range(len(self._levels) - 1, -1, -1):
+            last = self._levels[depth]
+            nodes = [i for i in nodes if i << depth < count and last[i] >= name]
+            if depth:
+                below = len(self._levels[depth - 1])
+                nodes = [j for i in nodes for j in (2 * i, 2 * i + 1) if j < below]
+        return sorted(self._order[i] for i in nodes)
+
+
+class _Highest:
+    """Drops by their prefixes, of which a name has one of each length at most."""
+
+    def __init__(self, drops: Sequence[Drop]) -> None:
+        self._numbers: dict[bytes, int] = {}
+        for number, _, prefix in drops:
+            self._numbers[prefix] = max(number, self._numbers.get(prefix, -1))
+        self._lengths = sorted({len(prefix) for prefix in self._numbers})
+
+    def of(self, name: bytes) -> int:
+        return max((self._numbers.get(name[:length], -1) for length in self._lengths), default=-1)
 
 
 def encode_root(store_id: bytes, root: Root) -> bytes:

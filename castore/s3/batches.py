@@ -87,6 +87,7 @@ class Batches:
         # Of a check, which goes on without: batches that can't be read, and the root itself.
         self.lost: set[bytes] = set()
         self.root_is_lost = False
+        self._without_lost: tuple[tuple[str, int], SeenRoot] | None = None  # made once of each root
 
     def close(self) -> None:
         self._readers.close()
@@ -139,8 +140,12 @@ class Batches:
     def _readable(self, seen: SeenRoot) -> SeenRoot:
         if not self.lost:
             return seen
-        there = tuple(each for each in seen.root.entries if each.batch_id not in self.lost)
-        return seen._replace(root=seen.root._replace(entries=there))
+        of, made = (seen.etag, len(self.lost)), self._without_lost
+        if made is None or made[0] != of:
+            there = tuple(each for each in seen.root.entries if each.batch_id not in self.lost)
+            made = of, seen._replace(root=seen.root._replace(entries=there))
+            self._without_lost = made
+        return made[1]
 
     def swap(
         self, change: Callable[[SeenRoot], Root | None], *, began: float | None = None
@@ -225,7 +230,7 @@ class Batches:
         """What counts of batches and drops for the name, if anything. Raises BatchGone."""
         dropped = root.dropped(name)
         best = None if dropped < 0 else Found(dropped)
-        for found in self._rows_of(name, (e for e in root.entries if not e.retired)):
+        for found in self._rows_of(name, (e for e in root.having(name) if not e.retired)):
             if best is None or found.number > best.number:
                 best = found
         return best
@@ -233,12 +238,12 @@ class Batches:
     def retired_number(self, root: Root, name: bytes) -> int:
         """The highest of what a batch says of the name that is retired; -1 if none does. Raises
         BatchGone."""
-        rows = self._rows_of(name, (e for e in root.entries if e.retired))
+        rows = self._rows_of(name, (e for e in root.having(name) if e.retired))
         return max((found.number for found in rows), default=-1)
 
     def covers(self, root: Root, name: bytes) -> bool:
         """Whether a batch has the name, whatever counts. Raises BatchGone."""
-        return next(self._rows_of(name, root.entries), None) is not None
+        return next(self._rows_of(name, root.having(name)), None) is not None
 
     def all_below(self, root: Root, prefix: bytes, start_after: bytes = b"") -> Iterator[Found]:
         """What counts of batches and drops for each name that begins with the prefix and sorts
@@ -249,7 +254,7 @@ class Batches:
                 number = row.number or entry.number
                 yield row.name, -number, Found(number, entry, row)
 
-        having = [e for e in root.entries if not e.retired and e.may_have_below(prefix)]
+        having = [entry for entry in root.having_below(prefix) if not entry.retired]
         merged = heapq.merge(*map(rows, having), key=lambda each: each[:2])
         for name, same in groupby(merged, key=lambda each: each[0]):
             found = next(same)[2]
@@ -257,17 +262,16 @@ class Batches:
 
     def _rows_of(self, name: bytes, entries: Iterable[RootEntry]) -> Iterator[Found]:
         for entry in entries:
-            if entry.may_have(name) and (row := self.index(entry).find(name)) is not None:
+            if (row := self.index(entry).find(name)) is not None:
                 yield Found(row.number or entry.number, entry, row)
 
     def known(self, name: bytes) -> bool:
         """Whether it was in a batch when the root was read last, as far as memory tells."""
         seen = self.seen
-        for entry in () if seen is None else seen.root.entries:
-            if entry.may_have(name):
-                index = self._indexes.get(entry.batch_id)
-                if index is None or index.find(name) is not None:
-                    return True
+        for entry in () if seen is None else seen.root.having(name):
+            index = self._indexes.get(entry.batch_id)
+            if index is None or index.find(name) is not None:
+                return True
         return False
 
     # ------------------------------------------------------------ batches

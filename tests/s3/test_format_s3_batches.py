@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -63,6 +64,7 @@ from castore.format.s3_batches import (
     encode_tombstone,
     is_tombstone,
 )
+from castore.s3.batches import Batches, SeenRoot
 
 u32, u64 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
 ids = st.binary(min_size=16, max_size=16)
@@ -134,14 +136,62 @@ def test_names_of_a_batch_are_found(found: list[ToBatch], prefix: bytes, after: 
         assert list(index.below(below, start_after)) == expected
 
 
-@given(root_entries(), names)
-def test_what_an_entry_may_have(entry: RootEntry, prefix: bytes) -> None:
-    for name in (entry.first, entry.last):
-        assert entry.may_have(name)
-        assert all(entry.may_have_below(name[:i]) for i in range(len(name) + 1))
-    if not entry.may_have_below(prefix):
-        assert not entry.may_have(prefix)
-        assert not any(entry.may_have(prefix + more) for more in (b"a", b"/", b"\xc3\xa9", b"~"))
+@given(st.lists(root_entries(), max_size=9), names)
+def test_entries_that_may_have_a_name_are_found(entries: list[RootEntry], name: bytes) -> None:
+    root = Root(VERSION, NONCE, (), tuple(entries))
+    for each in (name, *(e.first for e in entries), *(e.last for e in entries)):
+        assert root.having(each) == [e for e in entries if e.first <= each <= e.last]
+        for prefix in (each[:i] for i in range(len(each) + 1)):
+            n = len(prefix)
+            assert root.having_below(prefix) == [
+                e for e in entries if e.first[:n] <= prefix <= e.last
+            ]
+
+
+def test_entries_that_were_replaced_are_not_found() -> None:
+    root = Root(VERSION, NONCE, (Drop(1, 0, b"a"),), ROOT.entries)
+    assert root.having(b"a/1") == [*ROOT.entries]
+    assert root.dropped(b"a/1") == 1
+    after = root._replace(drops=(), entries=ROOT.entries[:1])
+    assert after.having(b"a/1") == [ROOT.entries[0]]
+    assert after.dropped(b"a/1") == -1
+
+
+class Counted(bytes):
+    """A name that counts what it is asked for: comparisons and parts of it."""
+
+    asked = 0
+
+    def _counted(self, verb: str, *args: Any) -> Any:
+        Counted.asked += 1
+        return getattr(bytes, verb)(self, *args)
+
+    __lt__ = partialmethod(_counted, "__lt__")  # type: ignore[assignment]
+    __le__ = partialmethod(_counted, "__le__")  # type: ignore[assignment]
+    __gt__ = partialmethod(_counted, "__gt__")  # type: ignore[assignment]
+    __ge__ = partialmethod(_counted, "__ge__")  # type: ignore[assignment]
+    __getitem__ = partialmethod(_counted, "__getitem__")  # type: ignore[assignment]
+    startswith = partialmethod(_counted, "startswith")  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("look", ["find", "covers", "retired_number", "known"])
+def test_a_name_is_looked_for_in_few_of_many_entries(look: str) -> None:
+    """Each batch has ten names, of which the next one has the last two, too."""
+    ranges = [(b"%06d" % (8 * i), b"%06d" % (8 * i + 9)) for i in range(4000)]
+    entries = [RootEntry(NONCE, i, 900, 0, i % 2, 300, 10, *each) for i, each in enumerate(ranges)]
+    drops = [Drop(i, 0, b"%05d/" % i) for i in range(4000)]
+    root = Root(4000, NONCE, tuple(drops), tuple(entries))
+    batches = Batches(None, STORE, None)  # type: ignore[arg-type]  # none is asked
+    batches._seen = SeenRoot(root, "etag")
+    batches._keep_index(NONCE, BatchIndex([]))
+    name = Counted(b"016000")
+    asked = getattr(batches, look)
+    asks = (lambda: asked(name)) if look == "known" else (lambda: asked(root, name))
+    asks()  # sorts the entries, if nothing has
+    Counted.asked = 0
+    asks()
+    assert 0 < Counted.asked < 200
+    batches.close()
 
 
 @given(st.lists(drops, max_size=5), names)

@@ -8,12 +8,14 @@ left to the next collection.
 from __future__ import annotations
 
 import secrets
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from castore.format.s3_batches import (
     BATCH_ID_BYTES,
+    Drop,
     Root,
     RootEntry,
     ToBatch,
@@ -163,33 +165,32 @@ class BatchCollector:
         weak singles stays for an hour from now on, and then they are deleted: it is forgotten by a
         collection that sees none, and nobody has read one then who has not begun anew."""
         before = self._now - FORGET_S
-        old = [drop for drop in batches.fresh().root.drops if drop.at < before]
-        doomed = [
-            (name, etag)
-            for name, etag, number in names.hidden
-            if any(name.startswith(drop.prefix) and number < drop.number for drop in old)
-        ]
-        dropped = {name for name, _ in doomed}
-        names.hidden = [each for each in names.hidden if each[0] not in dropped]
+        now = batches.fresh().root
+        old = now._replace(drops=tuple(drop for drop in now.drops if drop.at < before))
+        doomed = [(name, etag) for name, etag, number in names.hidden if number < old.dropped(name)]
+        dropped = sorted(name for name, _ in doomed)
+        names.hidden = [each for each in names.hidden if each[2] >= old.dropped(each[0])]
+
+        def hides(drop: Drop) -> bool:
+            at = bisect_left(dropped, drop.prefix)
+            return at < len(dropped) and dropped[at].startswith(drop.prefix)
 
         def swap(seen: SeenRoot) -> Root | None:
             root = seen.root
             entries = tuple(e for e in root.entries if not e.retired or e.retired > before)
+            kept = root._replace(entries=entries)
             drops = []
             for drop in root.drops:
                 needed = any(
-                    entry.may_have_below(drop.prefix)
-                    and any(
-                        (row.number or entry.number) < drop.number
-                        for row in batches.index(entry).below(drop.prefix)
-                    )
-                    for entry in entries
+                    (row.number or entry.number) < drop.number
+                    for entry in kept.having_below(drop.prefix)
+                    for row in batches.index(entry).below(drop.prefix)
                 )
-                if any(name.startswith(drop.prefix) for name in dropped):
+                if hides(drop):
                     drops.append(drop._replace(at=batches.now()))
                 elif needed or drop.at >= before:
                     drops.append(drop)
-            after = root._replace(entries=entries, drops=tuple(drops))
+            after = kept._replace(drops=tuple(drops))
             same = (len(after.entries), after.drops) == (len(root.entries), root.drops)
             return None if same else after
 

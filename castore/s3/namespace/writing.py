@@ -147,7 +147,7 @@ class Namespace(Listing):
         def drop(seen: SeenRoot) -> Root | None:
             nonlocal before
             before, root = seen, seen.root
-            if not any(entry.may_have_below(prefix) for entry in root.entries):
+            if not root.having_below(prefix):
                 return None
             others = [each for each in root.drops if not each.prefix.startswith(prefix)]
             drops = (*others, Drop(root.version + 1, batches.now(), prefix))
