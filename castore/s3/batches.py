@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from castore.errors import FormatError, StoreBusy, StoreIOError
 from castore.format.s3_batches import (
@@ -67,6 +67,8 @@ class Found(NamedTuple):
 
 
 _EMPTY = Root(0, bytes(16))
+
+_Row: TypeAlias = tuple[bytes, int, Found]  # name, its number below 0, and what it is
 
 
 class Batches:
@@ -245,17 +247,25 @@ class Batches:
         """Whether a batch has the name, whatever counts. Raises BatchGone."""
         return next(self._rows_of(name, root.having(name)), None) is not None
 
-    def all_below(self, root: Root, prefix: bytes, start_after: bytes = b"") -> Iterator[Found]:
+    def all_below(
+        self, root: Root, prefix: bytes, start_after: bytes = b"", *, lazily: bool = False
+    ) -> Iterator[Found]:
         """What counts of batches and drops for each name that begins with the prefix and sorts
-        behind `start_after`, in order, of those that some batch has."""
+        behind `start_after`, in order, of those that some batch has. `lazily`: what a batch has is
+        read where its first name may be next, and not kept behind its last. Else all is read before
+        the first name, for who goes by one root for so long that batches of it may be collected
+        meanwhile. Raises BatchGone."""
 
-        def rows(entry: RootEntry) -> Iterator[tuple[bytes, int, Found]]:
+        def rows(entry: RootEntry) -> Iterator[_Row]:
             for row in self.index(entry).below(prefix, start_after):
                 number = row.number or entry.number
                 yield row.name, -number, Found(number, entry, row)
 
-        having = [entry for entry in root.having_below(prefix) if not entry.retired]
-        merged = heapq.merge(*map(rows, having), key=lambda each: each[:2])
+        merged = _merged(
+            (entry.first if lazily else b"", rows(entry))
+            for entry in root.having_below(prefix)
+            if not entry.retired and entry.last > start_after
+        )
         for name, same in groupby(merged, key=lambda each: each[0]):
             found = next(same)[2]
             yield found if found.number > root.dropped(name) else found._replace(dropped=True)
@@ -376,3 +386,21 @@ def create_root(bucket: Bucket, store_id: bytes) -> None:
 
 def in_order(entries: Iterable[RootEntry]) -> tuple[RootEntry, ...]:
     return tuple(sorted(entries, key=lambda entry: (entry.number, entry.batch_id)))
+
+
+def _merged(sources: Iterable[tuple[bytes, Iterator[_Row]]]) -> Iterator[_Row]:
+    """All rows in order. Each source comes with a name that none of its rows sorts before, and is
+    not asked until that is reached."""
+    # What was not asked yet has no row, and comes before all rows of that name.
+    heap: list[tuple[bytes, bool, int, int, _Row | None, Iterator[_Row]]]
+    heap = [(name, False, 0, i, None, rows) for i, (name, rows) in enumerate(sources)]
+    heapq.heapify(heap)
+    while heap:
+        _, _, _, i, row, rows = heap[0]
+        if row is not None:
+            yield row
+        row = next(rows, None)
+        if row is None:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, (row[0], True, row[1], i, row, rows))

@@ -7,6 +7,7 @@ import random
 import re
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -19,6 +20,8 @@ from oracle import in_child
 
 import castore
 from castore.errors import InvalidName, NameExists, NameNotFound
+from castore.format.s3_batches import BatchIndex
+from castore.s3 import catalog
 from castore.s3.namespace import writing
 from castore.system.workers import Future
 
@@ -481,6 +484,83 @@ def test_small_folders_of_singles_are_few_lists(make_world: Callable[..., World]
         folders.remove("a/050")
     steps = asked(world, "two", look)
     assert len(steps) < 20, steps
+
+
+@pytest.fixture
+def paged(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A store with six batches of twenty names, one behind the other, which are listed by ten."""
+    monkeypatch.setattr(catalog, "PAGE_NAMES", 10)
+    with world.open("one") as store:
+        for folder in range(6):
+            store.puts_many(dict.fromkeys(in_folder(folder), b"data"))
+    return world
+
+
+def in_folder(folder: int) -> list[str]:
+    return [f"{folder}/{n:02}" for n in range(20)]
+
+
+def batches_read(actor: Actor) -> set[str]:
+    return {step.key for step in actor.steps if re.match("batches/.{32}", step.key)}
+
+
+class Rows(list[Any]):
+    """What can be referred to weakly."""
+
+
+def test_a_batch_is_read_when_a_list_comes_to_it(
+    paged: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = BatchIndex.below
+    seen: list[weakref.ref[Rows]] = []
+
+    def noted(self: BatchIndex, *args: Any) -> Rows:
+        rows = Rows(below(self, *args))
+        seen.append(weakref.ref(rows))
+        return rows
+
+    monkeypatch.setattr(BatchIndex, "below", noted)
+    actor = Actor("two")
+    with paged.open("two", actor) as store:
+        listed, read, held = [], [], []
+        for name in store.names():
+            listed.append(name)
+            read.append(len(batches_read(actor)))
+            held.append(sum(ref() is not None for ref in seen))
+    assert listed == [name for folder in range(6) for name in in_folder(folder)]
+    assert read[0] == 1
+    assert read[-1] == 6
+    assert max(held) <= 2
+
+
+def test_who_goes_by_one_root_reads_all_batches_first(paged: World) -> None:
+    """As they may be collected before the list comes to them, and that root tells of no others."""
+    actor = Actor("two")
+    with paged.open("two", actor) as store:
+        backend: Any = store._backend
+        names = backend._names
+        next(names.listed(by=names.batches.fresh()))
+        assert len(batches_read(actor)) == 6
+
+
+def test_a_list_goes_on_where_batches_were_collected_meanwhile(paged: World) -> None:
+    """Who reads it may rest for days between two names."""
+    listing = paged.open("two").names()
+    first = next(listing)
+    one = paged.open("one")
+    with one.transaction() as t:
+        for folder in (3, 4):
+            for name in in_folder(folder)[:15]:
+                t.delete(name)
+    before = set(paged.server.keys("store/batches/"))
+    for _ in range(4):
+        paged.pass_time(2 * DAY)
+        collect(one)
+    assert len(before - set(paged.server.keys("store/batches/"))) == 2
+    expected = [
+        name for folder in range(6) for name in in_folder(folder)[15 if folder in (3, 4) else 0 :]
+    ]
+    assert [first, *listing] == expected
 
 
 def test_a_forked_child_waits_for_nothing_of_its_parents(many: World) -> None:

@@ -12,7 +12,7 @@ from castore.errors import FormatError
 from castore.format.config import StoreConfig
 from castore.format.index import Record
 from castore.format.s3_batches import is_tombstone
-from castore.s3.batches import Found, SeenRoot
+from castore.s3.batches import BatchGone, Found, SeenRoot
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.etags import WEAK, is_batched
@@ -55,17 +55,23 @@ class Listing(Look):
             began = boot_clock()
             key = NAMES + start_after.decode() if start_after else ""
             singles = self.bucket.list(NAMES + prefix.decode(), start_after=key)
-            for single, counts in self.merged(singles, prefix, start_after, by=by):
-                if by is None and self._is_late(began):
-                    break
-                entry = counts or single
-                assert entry is not None
-                start_after = _name_at(entry)
-                if counts is not None:
-                    yield counts
-            else:
-                if by is not None or not self._is_late(began):
-                    return
+            pairs = self.merged(singles, prefix, start_after, by=by, lazily=by is None)
+            try:
+                for single, counts in pairs:
+                    if by is None and self._is_late(began):
+                        break
+                    entry = counts or single
+                    assert entry is not None
+                    start_after = _name_at(entry)
+                    if counts is not None:
+                        yield counts
+                else:
+                    if by is not None or not self._is_late(began):
+                        return
+            except BatchGone as gone:
+                if by is not None:
+                    raise
+                self._forget(gone)
 
     def merged(
         self,
@@ -74,15 +80,17 @@ class Listing(Look):
         start_after: bytes = b"",
         *,
         by: SeenRoot | None = None,
+        lazily: bool = False,
     ) -> Iterator[tuple[Listed | None, Listed | None]]:
         """(the single, what counts) of all such names, either None if there is none; `singles` is
-        what is listed of them. `by` what this root says, or what the root says now."""
+        what is listed of them. `by` what this root says, or what the root says now. `lazily` as
+        `Batches.all_below`, for who begins anew where a batch is gone."""
         if self.batches is None:
             for single in singles:
                 yield single, single
             return
         seen = by or self.batches.fresh()
-        rows = _Rows(self.batches.all_below(seen.root, prefix, start_after))
+        rows = _Rows(self.batches.all_below(seen.root, prefix, start_after, lazily=lazily))
 
         def pairs() -> Iterator[tuple[Listed | None, Listed | Future[Listed | None] | None]]:
             for single in singles:
@@ -195,7 +203,7 @@ class Listing(Look):
     ) -> Iterator[list[Listed | str]]:
         assert self.batches is not None
         left: dict[bytes, Found | None] = {}  # in batches, in order: names, and folders
-        for found in self.batches.all_below(seen.root, prefix, start_after):
+        for found in self.batches.all_below(seen.root, prefix, start_after, lazily=True):
             name = _name(found)
             folder, slash, _ = name[len(prefix) :].partition(b"/")
             if not slash:
