@@ -172,3 +172,66 @@ def test_each_sync_is_needed(tmp_path: Path, sync: str) -> None:
     """Without it, an image shows a loss: which is also what says that images are made right."""
     with pytest.raises((AssertionError, CastoreError)):
         check_images(tmp_path, seed=1, count=150, steps=30, without=WITHOUT[sync])
+
+
+APPENDING = """
+import os, sys
+path = sys.argv[1] + "/appended"
+for part in (b"one,", b"two,", b"three"):
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(fd, part)
+    os.fsync(fd)
+    os.close(fd)
+folder = os.open(sys.argv[1], os.O_RDONLY)
+os.fsync(folder)
+"""
+
+
+def test_a_file_that_is_opened_again_to_append_goes_on_at_its_end(tmp_path: Path) -> None:
+    assert (image_at_the_end(tmp_path, APPENDING) / "appended").read_bytes() == b"one,two,three"
+
+
+REOPENED = """
+import os, sys
+import castore
+from lost_values import value
+# without
+
+for i in range(3):
+    with castore.open(sys.argv[1] + "/store", threads=1) as store:
+        store.puts(f"n{i}", value([i]))
+"""
+JOURNAL_UNSYNCED = """
+import castore.local.journal.log
+castore.local.journal.log.Journal.sync = lambda self: None
+"""
+
+
+def test_a_journal_is_durable_when_its_store_was_closed(tmp_path: Path) -> None:
+    assert names_by_the_journal(tmp_path, REOPENED) == ["n0", "n1", "n2"]
+
+
+@pytest.mark.damages_store("what was not synced is lost")
+def test_a_journal_that_is_not_synced_is_found_out(tmp_path: Path) -> None:
+    program = REOPENED.replace("# without", JOURNAL_UNSYNCED)
+    assert names_by_the_journal(tmp_path, program) == []
+
+
+def names_by_the_journal(tmp_path: Path, program: str) -> list[str]:
+    """Those that are left when the power goes after the program, and then the index is lost."""
+    root = image_at_the_end(tmp_path, program) / "store"
+    shutil.rmtree(root / "index")
+    castore.rebuild_index(root)
+    with castore.open(root) as store:
+        return list(store.names())
+
+
+def image_at_the_end(tmp_path: Path, program: str) -> Path:
+    """What is left of what the program did in its folder, without all that it had not synced."""
+    root, image = tmp_path / "recorded", tmp_path / "image"
+    root.mkdir()
+    disk = Disk(root)
+    for event in lost_writes.record(lost_writes.build(tmp_path), program, root):
+        disk.apply(event)
+    disk.write_image(image, random.Random(0), 0)
+    return image

@@ -55,6 +55,11 @@ static uint64_t inode_of(int fd) {
     return fstat(fd, &found) == 0 ? (uint64_t)found.st_ino : 0;
 }
 
+static off_t size_of(int fd) {
+    struct stat found;
+    return fstat(fd, &found) == 0 ? found.st_size : 0;
+}
+
 static void all_of(const void *data, size_t bytes) {
     const char *at = data;
     while (bytes > 0) {
@@ -118,7 +123,6 @@ OPENAT(openat64)
 static ssize_t written(int fd, const struct iovec *parts, int count, off_t offset) {
     char path[PATH_MAX];
     pthread_mutex_lock(&lock);
-    const off_t at = offset >= 0 ? offset : lseek(fd, 0, SEEK_CUR);
     const ssize_t done = offset >= 0 ? CALL(SYS_pwritev, fd, parts, count, offset, 0)
                                      : CALL(SYS_writev, fd, parts, count);
     if (done > 0 && path_of(fd, path)) {
@@ -131,7 +135,12 @@ static ssize_t written(int fd, const struct iovec *parts, int count, off_t offse
             have += bytes;
         }
         const int flags = fcntl(fd, F_GETFL);
-        note(flags & O_DSYNC ? 'D' : 'W', inode_of(fd), (uint64_t)at, data, have, NULL, 0);
+        /* Of a file that is open to append, the place before the call says nothing, nor does
+         * `offset`: it was written at the end. */
+        const off_t begin = flags & O_APPEND ? size_of(fd) - done
+                            : offset >= 0    ? offset
+                                             : lseek(fd, 0, SEEK_CUR) - done;
+        note(flags & O_DSYNC ? 'D' : 'W', inode_of(fd), (uint64_t)begin, data, have, NULL, 0);
         free(data);
     }
     pthread_mutex_unlock(&lock);
