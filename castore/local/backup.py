@@ -52,7 +52,7 @@ from castore.local.transplant import Transplanted, transplant
 from castore.model import Progress
 from castore.stream.reports import BackupReport, CompactReport, RebuildReport
 from castore.system import isolated
-from castore.system.fileio import descriptor, of_file, sync_folder, write_all
+from castore.system.fileio import descriptor, of_file, sync_folder, typed_errors, write_all
 from castore.system.lmdb_env import Index
 from castore.wording import counted
 
@@ -143,8 +143,9 @@ def _copy_index(index_path: str, fd: int, *, read_only: bool) -> None:
 def _run(
     function: str, index_path: str, *, fds: tuple[int, ...] = (), **arguments: object
 ) -> dict[str, int]:
-    reports = isolated.run(f"castore.local.index_walk:{function}", index_path, fds=fds, **arguments)
-    return next(iter([*reports]), {})
+    task = f"castore.local.index_walk:{function}"
+    with typed_errors(index_path):
+        return next(iter([*isolated.run(task, index_path, fds=fds, **arguments)]), {})
 
 
 @contextlib.contextmanager
@@ -179,7 +180,7 @@ def _growth(fd: int, progress: Progress | None) -> Iterator[None]:
 
 def _finish(fd: int, root: str, progress: Progress | None) -> int:
     """Write what follows the index, and make all of it durable; its size in bytes."""
-    with open(os.path.join(root, CONFIG), "rb") as file:
+    with typed_errors(root), open(os.path.join(root, CONFIG), "rb") as file:
         config = file.read(1 << 17)
     decode_config(config)
     index_bytes = os.fstat(fd).st_size
@@ -209,7 +210,7 @@ def compact(root: str) -> CompactReport:
             f"{index_path} is a symbolic link, and what it leads to can't be replaced in one step: "
             "put it there itself first"
         )
-    with _errors_of(root), alone(root):
+    with _errors_of(root), typed_errors(root), alone(root):
         check_index_in_place(root)
         before = os.path.getsize(os.path.join(index_path, "data.mdb"))
         try:
@@ -252,7 +253,7 @@ def restore(
                 errno.ENOENT, f"there is no folder {root}: put the store's packs/ into it first"
             )
         _check_folder(root, config)
-        with alone(root):
+        with typed_errors(root), alone(root):
             intact = _is_intact(root)
             if intact is not None and not force:
                 raise IndexIntact(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import glob
 import os
-from collections.abc import Iterator
 
 from castore.errors import (
-    CastoreError,
     FormatError,
     NotAStore,
     StoreIOError,
@@ -92,17 +89,6 @@ def read_config(root: str) -> StoreConfig | None:
     except NotADirectoryError:
         place = "is a file" if os.path.exists(root) else "lies below a file"
         raise NotAStore(f"{root} {place}, not a store's folder") from None
-
-
-@contextlib.contextmanager
-def typed_errors(root: str) -> Iterator[None]:
-    """Errors of the system within it, about files of the store, are castore's."""
-    try:
-        yield
-    except CastoreError:
-        raise
-    except OSError as error:
-        raise storage_error(error, str(error.filename or root)) from error
 
 
 # ---------------------------------------------------------------- pid namespaces

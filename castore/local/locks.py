@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 from castore.errors import StoreBusy
 from castore.local.packs import LocalPacks
 from castore.system import forks
-from castore.system.fileio import adopt, storage_error
+from castore.system.fileio import adopt, storage_error, typed_errors
 from castore.system.lockfile import LockFile
 
 
@@ -59,15 +60,13 @@ class PackLocks:
         that took their rows is committed."""
         freed = 0
         for pack_id, file in list(self._files.items()):
-            size = os.fstat(file.fileno()).st_size
             path = self._packs.path(pack_id)
-            try:
-                os.unlink(path)
-                freed += size
-            except FileNotFoundError:
-                pass  # somebody else removes our files: gone is gone
-            except OSError as error:
-                raise storage_error(error, path) from error
+            with typed_errors(path):
+                size = os.fstat(file.fileno()).st_size
+                # Somebody else removes our files: gone is gone.
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                    freed += size
             self._packs.unmap(pack_id)
             self._let_go(pack_id)
         return freed

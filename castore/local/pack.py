@@ -18,7 +18,7 @@ from castore.errors import PackPoisoned, StoreFull
 from castore.format.pack import PackEntry, encode_footer, encode_pack_header
 from castore.model import Location
 from castore.stream.codec import Frame
-from castore.system.fileio import is_interrupt, write_all
+from castore.system.fileio import is_interrupt, typed_errors, write_all
 from castore.system.lockfile import LockFile
 from castore.system.mapping import Mapping, start_writeback
 
@@ -85,8 +85,9 @@ class Pack:
             self.durable_bytes = size
 
     def exists(self) -> bool:
-        """False if the file was removed under us, or let go of."""
-        return not self._file.closed and os.fstat(self._file.fileno()).st_nlink > 0
+        """False if the file was removed under us, or let go of. Raises StoreIOError."""
+        with typed_errors(self.path):
+            return not self._file.closed and os.fstat(self._file.fileno()).st_nlink > 0
 
     def map_again(self) -> Mapping:
         """A mapping of a pack whose file was removed under us, and which takes no more frames."""

@@ -25,6 +25,12 @@ def is_file(path: str) -> bool:
     return status is not None and stat.S_ISREG(status.st_mode)
 
 
+def file_bytes(path: str) -> int | None:
+    """None if nothing is there. Raises PermissionDenied, StoreIOError."""
+    status = _look_at(path, follow=True)
+    return None if status is None else status.st_size
+
+
 def list_packs(folder: str) -> Iterator[tuple[bytes, str]]:
     """(pack id, path) of every pack file that is where readers look for it, in order. Raises
     PermissionDenied, StoreIOError."""

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from castore.errors import FormatError, PackMissing, StoreClosed, StoreFull, StoreIOError
 from castore.format.pack import PACK_HEADER_BYTES, decode_pack_header
 from castore.local.pack import Pack, Placement
-from castore.local.pack_files import list_packs, pack_path
+from castore.local.pack_files import file_bytes, list_packs, pack_path
 from castore.model import Location
 from castore.stream.backend import NOTHING_HELD, Held
 from castore.stream.codec import Frame
@@ -236,10 +236,9 @@ class LocalPacks:
         """Mappings of all that the packs hold now."""
         held = {}
         for pack_id in pack_ids:
-            try:
-                size = os.stat(self.path(pack_id)).st_size
-            except FileNotFoundError:
-                raise PackMissing(pack_id) from None
+            size = file_bytes(self.path(pack_id))
+            if size is None:
+                raise PackMissing(pack_id)
             mapped = self._mapped.get(pack_id)
             if mapped is not None and len(mapped) > size:
                 self._mapped.pop(pack_id, None)  # it was cut short outside
@@ -268,9 +267,9 @@ class LocalPacks:
     def list(self) -> Iterable[tuple[bytes, int]]:
         """(pack id, bytes) of every pack file."""
         for pack_id, path in list_packs(self.root):
-            # A collector may have removed it since it was listed.
-            with contextlib.suppress(FileNotFoundError):
-                yield pack_id, os.stat(path).st_size
+            size = file_bytes(path)
+            if size is not None:  # a collector may have removed it since it was listed
+                yield pack_id, size
 
     def _map(self, pack_id: bytes, end: int) -> Mapping:
         path = self.path(pack_id)

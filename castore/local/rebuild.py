@@ -39,7 +39,6 @@ from castore.local.folder import (
     INDEX_BYTES_MIN,
     alone,
     read_config,
-    typed_errors,
     write_new,
 )
 from castore.local.journal.files import FOLDER, generations, log_path
@@ -51,7 +50,7 @@ from castore.local.transplant import Transplanted, transplant_file
 from castore.model import Progress
 from castore.stream.config import parse_config
 from castore.stream.reports import RebuildReport
-from castore.system.fileio import descriptor, sync_folder
+from castore.system.fileio import descriptor, sync_folder, typed_errors
 from castore.system.lmdb_env import Index, open_index
 from castore.system.lmdb_pages import IndexPages
 
@@ -331,11 +330,12 @@ def take_place(root: str, draft: str) -> str:
     that says that its index is gone, and another rebuild or restore goes on from there."""
     sync_folder(draft)
     path = os.path.join(root, "index")
-    kept = ""
-    if os.path.exists(path):
-        now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        kept = os.path.join(root, f"{ASIDE}{now}-{os.urandom(3).hex()}")
+    now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    kept = os.path.join(root, f"{ASIDE}{now}-{os.urandom(3).hex()}")
+    try:
         os.rename(path, kept)
+    except FileNotFoundError:
+        kept = ""
     try:
         os.rename(draft, path)
     except BaseException:

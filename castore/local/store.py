@@ -26,7 +26,6 @@ from castore.local.folder import (
     find_config,
     read_config,
     share,
-    typed_errors,
     write_new,
 )
 from castore.local.journal.files import journal_bytes
@@ -38,7 +37,7 @@ from castore.stream.chunker import Chunker
 from castore.stream.config import new_config
 from castore.stream.session import WriteSession
 from castore.system import forks
-from castore.system.fileio import make_durable_folder, of_file, sync_folder
+from castore.system.fileio import make_durable_folder, of_file, sync_folder, typed_errors
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_env import open_index
 from castore.system.lockfile import LockFile

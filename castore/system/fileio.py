@@ -15,6 +15,7 @@ from types import CodeType
 from typing import Any, Protocol
 
 from castore.errors import (
+    CastoreError,
     PermissionDenied,
     StoreFull,
     StoreIOError,
@@ -184,6 +185,18 @@ def storage_error(error: OSError, path: str) -> Exception:
         return PermissionDenied(path)
     said = describe_os_error(OSError(error.errno, error.strerror, path))
     return StoreIOError(said, error.errno or errno.EIO)
+
+
+@contextlib.contextmanager
+def typed_errors(path: str) -> Iterator[None]:
+    """Errors of the system within it, about files of a store, are castore's: of the file that they
+    name, or of `path`."""
+    try:
+        yield
+    except CastoreError:
+        raise
+    except OSError as error:
+        raise storage_error(error, str(error.filename or path)) from error
 
 
 def new_file_mode() -> int:

@@ -22,6 +22,7 @@ The rules that bite, each kept here:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -44,6 +45,7 @@ from castore.system.fileio import (
     make_durable_folder,
     sync_folder,
     take_standard_descriptors,
+    typed_errors,
 )
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_errors import READERS_MAX, code_of, free_bytes, full, typed
@@ -179,11 +181,10 @@ class Index:
 
     def check_in_place(self) -> None:
         """Raises StoreNotFound if the index was removed under us: what is committed to it then is
-        gone as soon as it is closed."""
-        try:
+        gone as soon as it is closed; StoreIOError, PermissionDenied if that can't be told."""
+        found = 0
+        with typed_errors(self.path), contextlib.suppress(FileNotFoundError):
             found = os.stat(os.path.join(self.path, "data.mdb")).st_ino
-        except FileNotFoundError:
-            found = 0
         if found != self._inode:
             raise StoreNotFound(
                 errno.ENOENT,
@@ -209,7 +210,8 @@ class Index:
 
     def stat_bytes(self) -> int:
         """Bytes of the index in use (not its sparse map)."""
-        with descriptor(os.path.join(self.path, "data.mdb")) as fd:
+        path = os.path.join(self.path, "data.mdb")
+        with typed_errors(path), descriptor(path) as fd:
             meta = newest_meta(fd, self.path, os.fstat(fd).st_size)
         return (meta.last_page + 1) * meta.page_bytes
 
@@ -265,15 +267,16 @@ class Index:
             raise typed(error, self.path) from error
         try:
             self._find_tables(env)
+            with typed_errors(self.path):
+                if is_new:
+                    sync_folder(self.path)  # LMDB syncs its files, not that they are there
+                if isinstance(env, UnlockedEnvironment):
+                    self._inode = env.inode()
+                else:
+                    self._inode = os.stat(os.path.join(self.path, "data.mdb")).st_ino
         except BaseException:
             env.close()
             raise
-        if is_new:
-            sync_folder(self.path)  # LMDB syncs its files, not that they are there
-        if isinstance(env, UnlockedEnvironment):
-            self._inode = env.inode()
-        else:
-            self._inode = os.stat(os.path.join(self.path, "data.mdb")).st_ino
         self._env = env
         self._pid = os.getpid()
 

@@ -16,11 +16,12 @@ from collections.abc import Collection
 from castore.errors import FormatError, IndexChanged, StoreLocked, StoreNotFound
 from castore.local.check.journal import check_journal
 from castore.local.check.scan import LocalCheck
-from castore.local.folder import check_index_in_place, find_config, read_config, share, typed_errors
+from castore.local.folder import check_index_in_place, find_config, read_config, share
 from castore.local.index_walk import check_pages
 from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem
 from castore.system import isolated
+from castore.system.fileio import typed_errors
 from castore.system.isolated import Report
 from castore.system.lmdb_env import open_index
 from castore.system.lmdb_errors import damaged

@@ -16,7 +16,7 @@ from contextlib import suppress
 from castore.errors import UnclaimedData
 from castore.local.journal.log import LOG_BYTES_MIN, UNCLAIMED, Journal
 from castore.local.journal.state import judge
-from castore.system.fileio import storage_error
+from castore.system.fileio import typed_errors
 from castore.system.lmdb_env import Index
 
 KEPT_S = 30 * 86400  # an index that was replaced
@@ -53,6 +53,11 @@ def remove_leftovers(root: str, *, dry_run: bool) -> tuple[int, int]:
     """(folders, bytes) of indexes that were never finished, and of those that were replaced a month
     ago. Whoever makes one has the store alone, so nobody does now; beside a dry run, a collection
     may take one. Raises StoreIOError, PermissionError."""
+    with typed_errors(root):
+        return _remove_leftovers(root, dry_run=dry_run)
+
+
+def _remove_leftovers(root: str, *, dry_run: bool) -> tuple[int, int]:
     folders = size = 0
     for name in sorted(os.listdir(root)):
         path = os.path.join(root, name)
@@ -63,10 +68,8 @@ def remove_leftovers(root: str, *, dry_run: bool) -> tuple[int, int]:
                 size += sum(entry.stat().st_blocks * 512 for entry in os.scandir(path))
                 folders += 1
             if not dry_run:
-                try:
+                with typed_errors(path):
                     shutil.rmtree(path)
-                except OSError as error:
-                    raise storage_error(error, path) from error
     return folders, size
 
 

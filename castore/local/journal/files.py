@@ -8,7 +8,7 @@ import re
 
 from castore.errors import FormatError
 from castore.format.journal import BLOCK_HEADER_BYTES, Kind, decode_block_head
-from castore.system.fileio import descriptor, sync_folder
+from castore.system.fileio import descriptor, sync_folder, typed_errors
 
 FOLDER = "journal"
 TAIL_BYTES_MAX = 1 << 20  # looked at, of what others appended
@@ -41,8 +41,9 @@ def snapshot_bytes(folder: str) -> int:
 
 
 def journal_bytes(folder: str) -> int:
+    """Raises StoreIOError, PermissionDenied."""
     size = 0
-    with contextlib.suppress(FileNotFoundError):
+    with typed_errors(folder), contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(folder):
             with contextlib.suppress(FileNotFoundError):
                 size += entry.stat().st_size
