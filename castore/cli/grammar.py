@@ -30,6 +30,15 @@ class Parser(argparse.ArgumentParser):
         shown = (each for each in self._actions if each.help is not argparse.SUPPRESS)
         return [option for action in shown for option in action.option_strings]
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # Up to 3.12, argparse takes each '--' that it meets for the one that ends the options, and
+        # is left with an empty list where one alone is the argument, or an option's value.
+        if arg_strings == ["--"] and (action.nargs is None or action.option_strings):
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         no_verb = re.match(r"argument VERB: invalid choice: '(.*?)'", message)
         if no_verb is not None:

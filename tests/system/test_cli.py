@@ -192,6 +192,20 @@ def test_usage_errors_are_one_line_and_exit_2(bare, tmp_path):
     fails(bare("-r", tmp_path, "put"), 2, "FILE")
 
 
+def test_two_dashes_are_an_argument_behind_those_that_end_the_options(run):
+    Path("--").write_bytes(b"dashes")
+    assert run("put", "--", "--", "to").code == 0
+    assert run("put", "--like=--", "--", "--", "other").code == 14  # it is not there yet
+    for arguments in (("cp", "--", "to", "--"), ("mv", "--", "--", "a"), ("cp", "--", "a", "--")):
+        assert run(*arguments).code == 0, arguments
+    assert names(run) == ["--", "a", "seed", "to"]
+    assert run("cat", "--", "--").out == b"dashes"
+    assert run("put", "--like=--", "--", "--", "a").code == 0
+    assert "'--/'" in run("export", "--", "--", "folder").err  # nothing is below it
+    assert run("rm", "--", "--").code == 0
+    assert names(run) == ["a", "seed", "to"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -201,6 +215,8 @@ def test_usage_errors_are_one_line_and_exit_2(bare, tmp_path):
         (["gc", "--max-cost", "free"], "'free' is not a sum of dollars"),
         (["gc", "--repack-below", "2"], "'2' is not a part of all"),
         (["check", "--read-data=0"], "'0' is not a part of all"),
+        (["check", "--read-data=--"], "'--' is not a part of all"),
+        (["gc", "--grace=--"], "'--' is not a time such as 90s"),
         (["backup", "-"], "a backup is a file"),
         (["mount", "store", "folder", "more"], "mount takes [STORE] FOLDER"),
     ],
