@@ -42,7 +42,7 @@ class Parameter:
             return self.name.upper()
         if self.positional and self.kind == "text":
             return f"[{self.name.upper()}]"
-        return f"[{self.option()}]"
+        return self.option() if self.required else f"[{self.option()}]"
 
     def option(self) -> str:
         value = {"text": f" {self.name.upper()}", "range": "=BEGIN,END", "flag": ""}[self.kind]

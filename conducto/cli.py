@@ -30,14 +30,23 @@ EXIT_OUTPUT_CLOSED = 141
 Scope = type[data.pipeline] | type[data.user]
 Run = Callable[..., Any]  # (scope, **values) -> what to print as JSON, or None
 
+COMMON = (
+    Parameter("id", "the pipeline; else CONDUCTO_PIPELINE_ID", "text", False, False),
+    *WHERE,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A subcommand: with which parameters it calls what; by default the method of its name."""
+    """A subcommand: with which parameters it calls what; by default the method of its name.
+
+    `common` are those that say of which pipeline and in which store.
+    """
 
     help: str
     parameters: tuple[Parameter, ...]
     run: Run | None = None
+    common: tuple[Parameter, ...] = COMMON
 
 
 class OutputClosed(Exception):
@@ -123,7 +132,7 @@ def _run(program: str, scope: Scope, argv: Sequence[str]) -> int:
         raise UsageError(f"{first!r} is not one of the commands {', '.join(commands)}")
     command = commands[name]
     try:
-        given = parse((*command.parameters, *COMMON), rest)
+        given = parse((*command.parameters, *command.common), rest)
     except HelpWanted:
         write_text(_command_help(f"{program} {name}", command))
         return 0
@@ -153,9 +162,7 @@ def _puts(scope: Scope, name: str) -> None:
 
 
 def _archive(scope: Scope) -> int:
-    if scope._pipeline_id is None:
-        # Not from the environment: a node that meant another pipeline would lose its own.
-        raise UsageError("archive: id missing")
+    assert scope._pipeline_id is not None  # it is required
     return data.archive(scope._pipeline_id, local=scope._local, profile=scope._profile)
 
 
@@ -165,11 +172,6 @@ _RECURSIVE = Parameter("recursive", "also all below NAME/", kind="flag", require
 _RANGE = Parameter("byte_range", "only the bytes [BEGIN, END)", kind="range", required=False)
 _PATH_ONLY = Parameter(
     "path_only", "the path (default), or with --no-path_only the whole URL", "flag", False
-)
-
-COMMON = (
-    Parameter("id", "the pipeline; else CONDUCTO_PIPELINE_ID", "text", False, False),
-    *WHERE,
 )
 
 COMMANDS: dict[str, Command] = {
@@ -221,7 +223,14 @@ COMMANDS: dict[str, Command] = {
         (*_CACHE, Parameter("restore_dir", "the folder to restore into")),
     ),
 }
-ARCHIVE = Command("Delete all that the pipeline --id ID has; print how many names.", (), _archive)
+# Not from the environment: a node that meant another pipeline would lose its own.
+_ID = Parameter("id", "the pipeline, which CONDUCTO_PIPELINE_ID does not name", "text", True, False)
+ARCHIVE = Command(
+    "Delete all that the pipeline --id ID has, which must be given; print how many names.",
+    (),
+    _archive,
+    (_ID, *WHERE),
+)
 
 SCOPES: dict[str, Scope] = {
     "data-pipeline": data.pipeline,
@@ -258,9 +267,11 @@ def _help(program: str, scope: Scope, commands: dict[str, Command]) -> str:
 
 
 def _command_help(program: str, command: Command) -> str:
-    usage = " ".join(parameter.usage() for parameter in (*command.parameters, *COMMON))
-    options = _options((*command.parameters, *COMMON))
-    return "\n".join([f"usage: {program} {usage}", "", command.help, "", *options]) + "\n"
+    parameters = (*command.parameters, *command.common)
+    usage = " ".join(parameter.usage() for parameter in parameters)
+    return (
+        "\n".join([f"usage: {program} {usage}", "", command.help, "", *_options(parameters)]) + "\n"
+    )
 
 
 def _options(parameters: Sequence[Parameter]) -> list[str]:

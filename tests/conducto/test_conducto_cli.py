@@ -312,6 +312,14 @@ class TestHelp:
             for parameter in cli.COMMANDS[name].parameters:
                 assert f"  --{parameter.name}" in text
 
+    def test_archive_says_that_the_environment_names_no_pipeline_for_it(self, run: Run) -> None:
+        _, out, _ = run("archive", "--help", which="data-pipeline")
+        usage, *_ = out.decode().splitlines()
+        assert " archive --id ID [" in usage
+        assert "else CONDUCTO_PIPELINE_ID" not in out.decode()
+        _, out, _ = run("puts", "--help", which="data-pipeline")
+        assert "else CONDUCTO_PIPELINE_ID" in out.decode()
+
     def test_version(self, run: Run) -> None:
         assert run("--version") == (0, f"conducto-data-user {__version__}\n".encode(), "")
 
