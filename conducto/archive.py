@@ -28,7 +28,9 @@ def archive(pipeline_id: str, *, local: bool | None = None, profile: str | None 
     from conducto.run.records import Records  # takes longer to load than all of this module
 
     prefix = f"pipelines/{context.pipeline_id(pipeline_id)}/"
-    store = context.open_store(local=local, profile=profile)
+    store = context.find_store(local=local, profile=profile)
+    if store is None:
+        return 0
     with Records(store, pipeline_id).retired() as deleted:
         deleted += store.delete_prefix(prefix)
     store.remove_old_versions(prefix, below=True)
@@ -57,7 +59,9 @@ def archive_quiet(
         raise ValueError(f"older_than_s is not negative, and not {older_than_s!r}")
     from conducto.run.records import Records
 
-    store = context.open_store(local=local, profile=profile)
+    store = context.find_store(local=local, profile=profile)
+    if store is None:
+        return {}
     before = time.time() - older_than_s
     quiet = {}
     for pipeline_id, (names, newest) in _activity(store, "pipelines/").items():

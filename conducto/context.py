@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from castore import expand_home
-from castore.errors import CastoreError
+from castore.errors import BucketNotFound, CastoreError, StoreNotFound
 from conducto.errors import ContextError, InvalidContext
 
 if TYPE_CHECKING:
@@ -102,10 +102,12 @@ def store_url(*, local: bool | None = None, profile: str | None = None) -> str:
     return _local_store(base, home, profile, config)
 
 
-def open_store(*, local: bool | None = None, profile: str | None = None) -> castore.Store:
+def open_store(
+    *, local: bool | None = None, profile: str | None = None, create: bool = True
+) -> castore.Store:
     """The store for this mode and profile, opened once per process and closed at its end.
 
-    Raises as `store_url` and `castore.open` do.
+    It is made if there is none and `create` is true. Raises as `store_url` and `castore.open` do.
     """
     url = store_url(local=local, profile=profile)
     store = _stores.get(url)
@@ -116,18 +118,30 @@ def open_store(*, local: bool | None = None, profile: str | None = None) -> cast
         if store is None:
             import castore
 
-            if not url.startswith("s3://"):
+            if create and not url.startswith("s3://"):
                 os.makedirs(os.path.dirname(url), mode=0o700, exist_ok=True)
-            store = castore.open(url)
+            store = castore.open(url, create=create)
             _stores[url] = store
         return store
 
 
-def left_behind(store: castore.Store, key: str) -> str | None:
-    """The file, on this machine, in which the first Conducto kept what would have this name."""
-    if store.path.startswith("s3://"):
+def find_store(*, local: bool | None = None, profile: str | None = None) -> castore.Store | None:
+    """As `open_store`, for what only reads: None where there is no store yet, and none is made. A
+    bucket that is not there is not one that has no store yet: BucketNotFound."""
+    try:
+        return open_store(local=local, profile=profile, create=False)
+    except BucketNotFound:
+        raise
+    except StoreNotFound:
         return None
-    path = os.path.join(os.path.dirname(store.path), key)
+
+
+def left_behind(url: str, key: str) -> str | None:
+    """The file, on this machine, in which the first Conducto kept what would have this name in the
+    store at `url`."""
+    if url.startswith("s3://"):
+        return None
+    path = os.path.join(os.path.dirname(url), key)
     return path if os.path.exists(path) else None
 
 

@@ -15,6 +15,7 @@ from castore.errors import NameNotFound, SourceChanged
 from conducto import context
 from conducto.archive import archive, archive_quiet
 from conducto.directories import (
+    absent,
     delete_tree,
     folder_of,
     has_below,
@@ -181,20 +182,20 @@ class _Data:
         >>> co.data.user.puts("logs/monday", b"")
         >>> co.data.user.delete("logs", recursive=True)
         """
-        store, key = cls._store(), cls._key(name)
-        if recursive:
-            if not delete_tree(store, key):
-                raise missing(store, key, name)
+        with cls._reading(name) as (store, key):
+            if recursive:
+                if not delete_tree(store, key):
+                    raise NameNotFound(name)
+                store.remove_old_versions(key)
+                store.remove_old_versions(folder_of(key), below=True)
+                return
+            try:
+                store.delete(key)
+            except NameNotFound:
+                if has_below(store, key):
+                    raise is_directory(name, "delete it with recursive") from None
+                raise
             store.remove_old_versions(key)
-            store.remove_old_versions(folder_of(key), below=True)
-            return
-        try:
-            store.delete(key)
-        except NameNotFound:
-            if has_below(store, key):
-                raise is_directory(name, "delete it with recursive") from None
-            raise missing(store, key, name) from None
-        store.remove_old_versions(key)
 
     @classmethod
     def list(cls, prefix: str = "") -> Names:
@@ -208,15 +209,17 @@ class _Data:
         ['a/1']
         """
         scope, (slashes, start) = cls._scope(), cleaned_prefix(prefix)
-        names = cls._store().names(scope + start)
+        store = cls._store_if_any()
+        names = [] if store is None else store.names(scope + start)
         return [slashes + name[len(scope) :] for name in names]
 
     @classmethod
     def exists(cls, name: str) -> bool:
         """Whether there is an object with this name, or one below it; for "" and ".", any."""
-        if is_all(name):
-            return next(iter(cls._store().names(cls._scope())), None) is not None
-        store, key = cls._store(), cls._key(name)
+        key = cls._scope() if is_all(name) else cls._key(name)
+        store = cls._store_if_any()
+        if store is None:
+            return False
         return has_below(store, key) if key.endswith("/") else any(store.kind(key))
 
     @classmethod
@@ -292,8 +295,11 @@ class _Data:
         """
         from conducto import cache
 
+        key, store = cls._cache_key(name, checksum), cls._store_if_any()
+        if store is None:
+            raise CacheNotFound(cache_name(name, checksum))
         try:
-            file = cls._store().open(cls._cache_key(name, checksum))
+            file = store.open(key)
         except NameNotFound:
             raise CacheNotFound(cache_name(name, checksum)) from None
         with file:
@@ -302,7 +308,8 @@ class _Data:
     @classmethod
     def cache_exists(cls, name: str, checksum: str) -> bool:
         """Whether there is a cache with this name and checksum."""
-        return cls._store().exists(cls._cache_key(name, checksum))
+        key, store = cls._cache_key(name, checksum), cls._store_if_any()
+        return store is not None and store.exists(key)
 
     @classmethod
     def clear_cache(cls, name: str, checksum: str | None = None) -> None:
@@ -311,13 +318,15 @@ class _Data:
         All means those below `name` + "/" too, never those of another name that starts the same.
         CacheNotFound where there is none with this checksum.
         """
-        store = cls._store()
+        store = cls._store_if_any()
         if checksum is None:
             folder = folder_of(key_of(cls._scope(), cache_folder(name)))
-            if store.delete_prefix(folder):
+            if store is not None and store.delete_prefix(folder):
                 store.remove_old_versions(folder, below=True)
             return
         key = cls._cache_key(name, checksum)
+        if store is None:
+            raise CacheNotFound(cache_name(name, checksum))
         try:
             store.delete(key)
         except NameNotFound:
@@ -334,14 +343,22 @@ class _Data:
         raise NotImplementedError
 
     @classmethod
-    def _store(cls, local: bool | None = None) -> castore.Store:
-        local = cls._local if local is None else local
-        return context.open_store(local=local, profile=cls._profile)
+    def _store(cls) -> castore.Store:
+        return context.open_store(local=cls._local, profile=cls._profile)
+
+    @classmethod
+    def _store_if_any(cls) -> castore.Store | None:
+        return context.find_store(local=cls._local, profile=cls._profile)
 
     @classmethod
     @contextmanager
     def _reading(cls, name: str, local: bool | None = None) -> Iterator[tuple[castore.Store, str]]:
-        store, key = cls._store(local), cls._key(name)
+        """The store, and the name in it, of what has to be there already."""
+        local = cls._local if local is None else local
+        key, store = cls._key(name), context.find_store(local=local, profile=cls._profile)
+        if store is None:
+            url = context.store_url(local=local, profile=cls._profile)
+            raise absent(url, key, name)
         try:
             with called(name, key):
                 yield store, key

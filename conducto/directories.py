@@ -36,7 +36,12 @@ def missing(store: castore.Store, key: str, name: str) -> NameNotFound:
     """Why there is no object with the name."""
     if has_below(store, key):
         return NameIsFolder(name)
-    left = context.left_behind(store, key)
+    return absent(store.path, key, name)
+
+
+def absent(url: str, key: str, name: str) -> NameNotFound:
+    """As `missing`, where nothing has that name or lies below it in the store at `url`."""
+    left = context.left_behind(url, key)
     return NameNotFound(name) if left is None else NotTakenOver(name, left)
 
 

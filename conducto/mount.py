@@ -176,12 +176,13 @@ def run_mount(words: Sequence[str]) -> int:
     pipeline_id = given.get("id")
     assert isinstance(scope, str | None)
     assert isinstance(pipeline_id, str | None)
-    context.open_store(**where(given))  # made, if there is none
+    writable = not given.get("read_only", False)
+    context.open_store(**where(given), create=writable)
     mount(
         context.store_url(**where(given)),
         str(folder),
         prefixes=prefixes(scope, pipeline_id=pipeline_id),
-        writable=not given.get("read_only", False),
+        writable=writable,
         quiet=sys.stderr is None or not sys.stderr.isatty(),
     )
     return 0

@@ -49,7 +49,7 @@ def launch(root: Node, argv: list[str], options: RunOptions) -> int:
 
 def resume(run_id: str, options: RunOptions) -> int:
     """Run what had not succeeded; the exit code. Raises RunNotFound, RunError."""
-    records = Records(context.open_store(), run_id)
+    records = Records(context.open_store(create=False), run_id)
     run = records.load()
     if run.session is not None and run.is_alive:
         raise run.session.still_running(run.id)

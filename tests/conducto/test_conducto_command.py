@@ -42,6 +42,22 @@ def test_archive(capsys: pytest.CaptureFixture[str]) -> None:
     assert co.data.user.gets("mine") == b"mine"
 
 
+@local_only
+def test_what_only_reads_makes_no_store(
+    mode: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, err = run(capsys, "show")
+    assert (code, out, err.count("\n")) == (0, "", 1)
+    assert f"there is no store at {tmp_path}" in err
+    verbs = ["show 1", "logs 1 node", "run --resume 1", f"mount {tmp_path} --read-only"]
+    for verb in verbs:
+        code, out, err = run(capsys, *verb.split())
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert f"there is no store at {tmp_path}" in err
+    assert run(capsys, "archive", "1") == (0, "0\n", "")
+    assert not (tmp_path / "base" / "default").exists()
+
+
 def test_archive_what_went_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     fill()
     assert run(capsys, "archive", "--older-than", "7d") == (0, "{}\n", "")

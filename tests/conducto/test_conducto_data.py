@@ -17,7 +17,7 @@ import castore
 import conducto as co
 from castore import errors
 from conducto import context
-from conducto.errors import InvalidContext
+from conducto.errors import CacheNotFound, InvalidContext
 
 pytest_plugins = ["modes"]
 
@@ -44,6 +44,61 @@ def scope(request: pytest.FixtureRequest, mode: str) -> type[co.data._Data]:
 
 
 Scope = type[co.data._Data]
+
+
+@pytest.fixture
+def none_yet(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No store is there, in the cloud that of another identity."""
+    monkeypatch.setenv("CONDUCTO_IDENTITY_ID", "somebody-who-is-new")
+
+
+@pytest.mark.usefixtures("none_yet")
+def test_what_only_reads_makes_no_store(mode: str, tmp_path: Path) -> None:
+    for scope in SCOPES.values():
+        assert scope.list() == scope.list("a") == []
+        assert not any(scope.exists(name) for name in ("", "a", "a/"))
+        assert not scope.cache_exists("deps", "1")
+        scope.clear_cache("deps")
+        for read in (
+            lambda name, scope=scope: scope.get(name, tmp_path / "out"),
+            scope.gets,
+            scope.open,
+            scope.size,
+            scope.info,
+            scope.delete,
+            partial(scope.delete, recursive=True),
+        ):
+            with pytest.raises(errors.NameNotFound) as caught:
+                read("/a/b")
+            assert caught.value.name == "/a/b"
+        with pytest.raises(CacheNotFound):
+            scope.restore_cache("deps", "1", tmp_path)
+        with pytest.raises(CacheNotFound):
+            scope.clear_cache("deps", "1")
+        with pytest.raises(ValueError, match=r"\.\."):
+            scope.exists("a/../b")
+    assert co.data.archive("p1") == 0
+    assert co.data.archive_quiet(0) == {}
+    assert context.find_store() is None
+    assert not (tmp_path / "base" / "default").exists()
+
+
+@cloud_only
+def test_a_bucket_that_is_not_there_is_no_store_that_is_empty(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONDUCTO_S3_BUCKET", "there-is-none-of-this-name")
+    with pytest.raises(errors.BucketNotFound):
+        co.data.user.list()
+
+
+@local_only
+def test_a_store_that_another_makes_is_seen_at_once(mode: str) -> None:
+    assert co.data.user.list() == []
+    code = "import conducto as co; co.data.user.puts('a', b'')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert co.data.user.list() == ["a"]
+    assert context.open_store().check(read_data=True).exit_code == 0
 
 
 @local_only
@@ -590,8 +645,10 @@ class TestWhere:
     ) -> None:
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("CONDUCTO_BASE_DIR", str(tmp_path / "file"))
-        with pytest.raises(OSError, match="file"):
+        with pytest.raises(errors.NotAStore, match="file/default/store lies below a file"):
             co.data.user.exists("x")
+        with pytest.raises(NotADirectoryError, match="file"):
+            co.data.user.puts("x", b"")
 
     def test_importing_is_cheap(self) -> None:
         program = (
