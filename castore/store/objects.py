@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -154,7 +155,7 @@ class ObjectVerbs(ReadVerbs):
         name maps to other bytes by now.
 
         Raises NameNotFound, NameExists, ObjectChanged, ReadOnlyStore, ValueError for another mode,
-        or for an etag where it is of no use.
+        or for an etag that can't be one or is of no use.
 
         >>> with store.open("log", "wb") as file:
         ...     file.write(b"one line")
@@ -166,7 +167,7 @@ class ObjectVerbs(ReadVerbs):
         self._check_open()
         key = encode_name(name)
         if mode in ("rb", "r"):
-            pinned = self._reader.pin(key, None if etag is None else bytes.fromhex(etag))
+            pinned = self._reader.pin(key, None if etag is None else _digest(etag))
             return ObjectReader(
                 self._reader,
                 pinned,
@@ -218,3 +219,9 @@ class ObjectVerbs(ReadVerbs):
         return ObjectWriterFile(
             name, writer, publish, discard, exclusively=exclusively, begin=begin
         )
+
+
+def _digest(etag: str) -> bytes:
+    if re.fullmatch("[0-9a-fA-F]{32}", etag) is None:
+        raise ValueError(f"an etag is 32 hex digits, as info() has it, and not {etag!r}")
+    return bytes.fromhex(etag)

@@ -119,6 +119,9 @@ class FileObjects(Kind):
         store.delete("a")
         with pytest.raises(NameNotFound, match="'a'"):
             store.open("a", etag=etag)
+        for wrong in ("zz", "", "ab", etag + "\n", f"{etag[:31]} "):
+            with pytest.raises(ValueError, match="an etag is 32 hex digits"):
+                store.open("a", etag=wrong)
         with pytest.raises(ValueError, match="an etag is for what is read"):
             store.open("a", "wb", etag=etag)
 

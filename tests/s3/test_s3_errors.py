@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import time
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import HTTPClientError
 from fault_proxy import FaultProxy, answer
 from processes import free_port
 from proxy import Connection, Exchange
 from s3_stores import Open, make_store
 from servers import Server
+from urllib3 import HTTPConnectionPool
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    IncompleteRead,
+    MaxRetryError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ProxyError,
+    ReadTimeoutError,
+)
 
 import castore
 from castore.errors import (
@@ -30,6 +44,9 @@ from castore.errors import (
     WrongRegion,
 )
 from castore.format.config import StoreConfig, encode_config
+from castore.s3.client.connection import converted
+from castore.s3.client.faults import Broken
+from castore.s3.client.settings import parse_settings
 
 pytestmark = pytest.mark.usefixtures("quick", "cache_dir")
 
@@ -229,12 +246,54 @@ def test_a_newer_or_foreign_manifest(open_moto: Open, moto_server: Server) -> No
         store.gets("a")
 
 
+_HTTP = HTTPConnection("10.1.2.3", 80)
+_REFUSED = "Failed to establish a new connection: [Errno 111] Connection refused"
+_POOL = HTTPConnectionPool("::1", 80)
+
+
+@pytest.mark.parametrize(
+    ("inner", "said"),
+    [
+        (NewConnectionError(_HTTP, _REFUSED), "10.1.2.3:80: Connection refused"),
+        (
+            NameResolutionError("x.test", _HTTP, socket.gaierror(-2, "Name not known")),
+            "10.1.2.3:80: Failed to resolve 'x.test' (Name not known)",
+        ),
+        (
+            ConnectTimeoutError(_HTTP, "Connection to 10.1.2.3 timed out."),
+            "Connection to 10.1.2.3 timed out.",
+        ),
+        (ReadTimeoutError(_POOL, "/", "Read timed out."), "[::1]:80: Read timed out."),
+        (
+            ProtocolError("Connection aborted.", ConnectionResetError(104, "Reset by peer")),
+            "Reset by peer",
+        ),
+        (
+            MaxRetryError(_POOL, "/", ProxyError("No way", NewConnectionError(_HTTP, _REFUSED))),
+            "10.1.2.3:80: Connection refused",
+        ),
+        (OSError("odd"), "odd"),
+        (ValueError(), "ValueError"),
+        (ProtocolError(IncompleteRead(5, 10)), "IncompleteRead(5 bytes read, 10 more expected)"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_connection_that_breaks_off_is_told_in_words(inner: Exception, said: str) -> None:
+    settings = parse_settings("s3://bucket/store")
+    with pytest.raises(Broken) as caught, converted(settings):
+        raise HTTPClientError(error=inner)
+    assert caught.value.reason == said
+
+
 def test_an_endpoint_that_is_down(moto_server: Server) -> None:
-    url = f"s3://{moto_server.bucket}/store?endpoint_url=http://127.0.0.1:{free_port()}"
+    port = free_port()
+    url = f"s3://{moto_server.bucket}/store?endpoint_url=http://127.0.0.1:{port}"
     with pytest.raises(EndpointUnreachable) as caught:
         castore.open(url)
     text = one_line(caught.value)
-    assert "can't be reached" in text
+    assert (
+        f"http://127.0.0.1:{port} can't be reached (127.0.0.1:{port}: Connection refused)" in text
+    )
     assert "check endpoint_url, and that the server is up" in text
     assert isinstance(caught.value, ConnectionError)
 

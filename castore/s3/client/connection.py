@@ -71,6 +71,8 @@ _NO_CREDENTIALS = (
     exceptions.TokenRetrievalError,
     exceptions.UnknownCredentialError,
 )
+_OBJECT = re.compile(r"^\w+\(host='\[?([^']*?)\]?', port=(\w+)\): ")  # urllib3's, since its 2.0
+_NOISE = re.compile(r"Failed to establish a new connection: |\[Errno -?[0-9]+\] ")
 _CODE = re.compile(r"<Code>\s*([^<\s]{1,100})\s*</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 _REGION = re.compile(r"<Region>\s*([a-z0-9-]{1,40})\s*</Region>")
@@ -354,11 +356,25 @@ def _no_credentials(settings: S3Settings, reason: str) -> CredentialsError:
 
 
 def _reason(error: Exception) -> str:
-    """The innermost words: what urllib3 and botocore wrap around them names objects."""
+    """The innermost words, and of which host they are: what urllib3 and botocore wrap around them
+    names objects."""
     while True:
-        inner = getattr(error, "kwargs", {}).get("error") or getattr(error, "reason", None)
-        if not isinstance(inner, Exception):
+        said = error.args[-1] if error.args else None
+        for inner in (
+            getattr(error, "kwargs", {}).get("error"),
+            getattr(error, "reason", None),
+            said,
+        ):
+            if isinstance(inner, Exception):
+                error = inner
+                break
+        else:
             break
-        error = inner
-    text = str(error) or type(error).__name__
-    return redacted(text.rpartition(">: ")[2])
+    text = said if isinstance(said, str) and said else str(error) or type(error).__name__
+    text = _OBJECT.sub(_host, text.rpartition(">: ")[2])
+    return redacted(_NOISE.sub("", text))
+
+
+def _host(named: re.Match[str]) -> str:
+    host = f"[{named[1]}]" if ":" in named[1] else named[1]
+    return f"{host}:{named[2]}: "
