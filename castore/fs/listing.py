@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -143,10 +144,13 @@ class ListingVerbs(StoreFileSystem):
 
     def _expanded(self, path: Any, recursive: bool, maxdepth: int | None) -> dict[str, str]:
         """The names that are meant, sorted, each with what it is: "file", "directory", or "" where
-        nobody looked. Raises NameNotFound if there is nothing."""
+        nobody looked. Raises FileNotFoundError, which is NameNotFound where names were given, if
+        there is nothing."""
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
         given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        if not given:  # fsspec's own, too, take it for a mistake
+            raise FileNotFoundError(errno.ENOENT, "no path is given: the list is empty")
         found: dict[str, str] = {}
         for name in self._strip_protocol(given):
             if has_magic(name) and not self.exists(name):

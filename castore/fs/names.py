@@ -127,9 +127,11 @@ class NameVerbs(StoreFileSystem):
         """Remove names, all in one commit: if one is not there, none.
 
         A folder goes with `recursive` only; all of the store, where "/" says so: an empty path is a
-        mistake.
+        mistake. Of an empty list there is nothing to remove.
         """
         path = one_or_several(path)
+        if path == []:
+            return
         for each in [path] if isinstance(path, str) else path:
             if stringify_path(each) in ("", f"{self.protocol}://"):
                 raise ValueError(f"the path {each!r} is empty: '/' is all of the store")

@@ -283,6 +283,25 @@ def test_an_instance_works_again_after_its_store_was_closed(tmp_path: Path) -> N
     assert CastoreFileSystem(tmp_path / "s") is fs
 
 
+def test_an_empty_list_is_what_it_is_to_fsspec(fs: CastoreFileSystem, tmp_path: Path) -> None:
+    local, memory = fsspec.filesystem("file"), fsspec.filesystem("memory")
+    for each in (fs, local):
+        each.rm([])
+    for verb in ("copy", "get", "cat", "put", "expand_path"):
+        targets = [] if verb in ("cat", "expand_path") else [str(tmp_path / "target")]
+        for each in (fs, local, memory):
+            with pytest.raises(FileNotFoundError) as caught:
+                getattr(each, verb)([], *targets)
+            assert "''" not in str(caught.value)
+        if targets:
+            getattr(fs, verb)([], [])
+    fs.rm((), recursive=True)
+    fs.pipe({})
+    with pytest.raises(FileNotFoundError, match="the list is empty"):
+        fs.mv([], "target")
+    assert left(fs)
+
+
 def test_a_store_that_is_yet_to_be_made_has_nothing_in_it(tmp_path: Path) -> None:
     fs = CastoreFileSystem(tmp_path / "new", skip_instance_cache=True)
     assert (fs.find(""), fs.find("a", detail=True), fs.glob("a/*")) == ([], {}, [])
