@@ -170,8 +170,21 @@ def remove_bucket(server: Server) -> None:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=server.bucket):
         for entry in page.get("Contents", []):
             client.delete_object(Bucket=server.bucket, Key=entry["Key"])
-    client.delete_bucket(Bucket=server.bucket)
+    try:
+        client.delete_bucket(Bucket=server.bucket)
+    except client.exceptions.ClientError as error:
+        if error.response["Error"]["Code"] != "BucketNotEmpty":
+            raise
+        _remove_versions(client, server.bucket)
+        client.delete_bucket(Bucket=server.bucket)
     del BUCKETS[server.bucket]
+
+
+def _remove_versions(client: Any, bucket: str) -> None:
+    """What a versioned bucket keeps of objects that are gone."""
+    for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket):
+        for each in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
+            client.delete_object(Bucket=bucket, Key=each["Key"], VersionId=each["VersionId"])
 
 
 _clients: dict[str, Any] = {}
