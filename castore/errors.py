@@ -45,6 +45,14 @@ class NameNotFound(CastoreError, FileNotFoundError):
         self.name = name
 
 
+def unraised(error: NameNotFound) -> NameNotFound:
+    """The same, to be returned in a list: without where it was raised, which tells nothing of a
+    name that is not there. Its frames, and the server's answer with its own, are kilobytes for each
+    of maybe very many."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
 class NameExists(CastoreError, FileExistsError):
     """An object already has this name, and the caller asked for it not to be replaced."""
 

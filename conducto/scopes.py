@@ -13,6 +13,7 @@ from castore.errors import (
     NameExists,
     NameNotFound,
     ObjectChanged,
+    unraised,
 )
 from conducto.errors import ContextError
 from conducto.names import called, key_of
@@ -151,6 +152,8 @@ class ScopedStore:
                 try:
                     with self._called(wanted[at][0]):
                         raise part
+                except NameNotFound as error:
+                    found[at] = unraised(error)
                 except Exception as error:  # the same, by the name that it was asked by
                     found[at] = error
         return found

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice, takewhile
 from typing import NamedTuple
 
-from castore.errors import CastoreError, InvalidName
+from castore.errors import CastoreError, InvalidName, NameNotFound, unraised
 from castore.model import ObjectInfo, Progress, RangePlan, encode_name
 from castore.store.handle import Handle
 from castore.stream.chunkreader import Pinned
@@ -81,6 +81,8 @@ class ReadVerbs(Handle):
         def read(name: str) -> Sequence[bytes | Exception]:
             try:
                 return self.gets_many(name, [wanted[place][1] for place in places[name]])
+            except NameNotFound as error:
+                return [unraised(error)] * len(places[name])
             except Exception as error:
                 return [error] * len(places[name])
 

@@ -237,6 +237,7 @@ def test_ranges_of_several_objects(fs: ConductoFileSystem) -> None:
     assert (first, second, last) == (b"01", b"bc", b"89")
     assert isinstance(absent, FileNotFoundError)
     assert "user/nothing" in str(absent)
+    assert absent.__traceback__ is absent.__context__ is None  # kilobytes, of each of many
     assert isinstance(nowhere, FileNotFoundError)
     with pytest.raises(FileNotFoundError):
         fs.cat_ranges(paths, 0, 1, on_error="raise")

@@ -308,6 +308,22 @@ def test_ranges_of_several_objects(any_store: castore.Store) -> None:
     assert any_store.gets_ranges([]) == []
 
 
+def test_of_many_that_are_not_there_no_frames_are_kept(any_store: castore.Store) -> None:
+    """A traceback and the server's answer are kilobytes for each."""
+    any_store.puts("n", DATA)
+    names = [f"absent/{i}" for i in range(20)]
+    found = any_store.gets_ranges([("n", None), *((name, None) for name in names)])
+    assert found[0] == DATA
+    for name, error in zip(names, found[1:], strict=True):
+        assert isinstance(error, NameNotFound)
+        assert (error.name, str(error)) == (name, str(NameNotFound(name)))
+        assert error.__traceback__ is None
+        assert error.__context__ is error.__cause__ is None
+    [alone] = any_store.gets_ranges([("absent", None)])
+    assert isinstance(alone, NameNotFound)
+    assert alone.__traceback__ is None
+
+
 def test_many_small_objects_and_what_is_none(any_store: castore.Store) -> None:
     """More than are looked up in one step, the same twice, and what only its own read can tell."""
     values = {f"n/{i:03}": DATA[i : i + 30 * i] for i in range(150)} | {"large": DATA}
