@@ -15,7 +15,7 @@ from fsspec.utils import stringify_path, tokenize
 from castore.errors import InvalidName, NameNotFound, StoreNotFound
 from castore.fs.files import Info, file_entry
 from castore.fs.opening import StoreFileSystem
-from castore.model import Kind, ObjectInfo
+from castore.model import DirEntry, Kind, ObjectInfo
 from castore.system.workers import map_at_once
 
 TRIES = 3  # where what is there and what is below it do not fit, as others change it
@@ -52,30 +52,38 @@ class ListingVerbs(StoreFileSystem):
     def isfile(self, path: str) -> bool:
         return self._is_shown(path) or self._kind(path).is_object
 
-    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+    def ls(
+        self, path: str, detail: bool = True, *, kinds_only: bool = False, **kwargs: Any
+    ) -> list[Any]:
+        """As fsspec's; with `kinds_only` a file's size is None, and nothing else is told of it."""
         name = self._strip_protocol(path)
-        tries = TRIES
-        while True:
-            listed = list(self._shown.noted(self.store.scandir(name, details=detail)))
-            # Without its own, which ends with a slash.
-            entries = [entry for entry in listed if entry.name.strip("/") != name]
-            if entries or not name:
-                break
-            try:
-                return [file_entry(self._object(name))] if detail else [self._existing(name)]
-            except NameNotFound:
-                if listed:
-                    break  # a folder of which there is only what marks it
-                tries -= 1
-                if not tries or not any(self.store.kind(name)):  # else it came since
-                    raise
-        entries.sort(key=lambda entry: (entry.name, not entry.is_folder))
+        entries = self._entries(name, details=detail and not kinds_only)
         if not detail:
             return [entry.name for entry in entries]
         return [
-            _folder(entry.name) if entry.info is None else file_entry(entry.info)
+            _folder(entry.name)
+            if entry.is_folder
+            else {"name": entry.name, "size": None, "type": "file"}
+            if entry.info is None
+            else file_entry(entry.info)
             for entry in entries
         ]
+
+    def walk(
+        self,
+        path: str,
+        maxdepth: int | None = None,
+        topdown: bool = True,
+        on_error: Any = "omit",
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """As fsspec's: each folder is listed when its turn comes. Without `detail` nothing is read
+        of the files in it."""
+        # What listings show for a time, they show as before.
+        if not kwargs.get("detail") and not self._shown.is_used:
+            kwargs["kinds_only"] = True
+        # A generator itself, by which fsspec tells what it can make no coroutine of.
+        yield from super().walk(path, maxdepth, topdown, on_error, **kwargs)
 
     def find(
         self,
@@ -220,6 +228,27 @@ class ListingVerbs(StoreFileSystem):
         if name and withdirs and found and not prefix:
             found.setdefault(name, _folder(name))
         return found, any_below
+
+    def _entries(self, name: str, *, details: bool) -> list[DirEntry]:
+        """What is right in the folder, in order; of what is none, itself. Raises NameNotFound."""
+        tries = TRIES
+        while True:
+            listed = list(self._shown.noted(self.store.scandir(name, details=details)))
+            # Without its own, which ends with a slash.
+            entries = [entry for entry in listed if entry.name.strip("/") != name]
+            if entries or not name:
+                break
+            try:
+                if details:
+                    return [DirEntry(name, False, self._object(name))]
+                return [DirEntry(self._existing(name), False, None)]
+            except NameNotFound:
+                if listed:
+                    break  # a folder of which there is only what marks it
+                tries -= 1
+                if not tries or not any(self.store.kind(name)):  # else it came since
+                    raise
+        return sorted(entries, key=lambda entry: (entry.name, not entry.is_folder))
 
     def _object(self, name: str) -> ObjectInfo:
         """Raises NameNotFound."""

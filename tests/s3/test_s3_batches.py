@@ -8,6 +8,7 @@ import re
 import tempfile
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -561,6 +562,20 @@ def test_a_list_goes_on_where_batches_were_collected_meanwhile(paged: World) -> 
         name for folder in range(6) for name in in_folder(folder)[15 if folder in (3, 4) else 0 :]
     ]
     assert [first, *listing] == expected
+
+
+def test_a_walk_asks_for_lists_alone(make_world: Callable[..., World]) -> None:
+    """Without `detail` nothing has to be known of a file but that it is there."""
+    world = make_world(batches=True)
+    names = [f"a/{folder:02}/{n}" for folder in range(20) for n in range(2)]
+    with world.open("one") as store:
+        for name in names:
+            store.puts(name, name.encode())
+
+    def walk(store: castore.Store) -> None:
+        assert [f"{at}/{n}" for at, _, files in fs_over(store).walk("a") for n in files] == names
+
+    assert Counter(asked(world, "two", walk)) == {"GET batches": 21, "LIST names": 21}
 
 
 def test_a_forked_child_waits_for_nothing_of_its_parents(many: World) -> None:

@@ -131,6 +131,39 @@ def test_find_glob_walk_and_du(fs):
     assert fs.du("a/c") == 10
 
 
+@pytest.mark.parametrize("topdown", [True, False])
+@pytest.mark.parametrize("maxdepth", [None, 1, 2])
+@pytest.mark.parametrize("path", ["", "a", "a/c", "z", "both", "marked", "nowhere"])
+def test_a_walk_shows_the_same_as_one_with_details(fs, path, maxdepth, topdown):
+    fill(fs)
+    fs.pipe({"both": b"1", "both/x": b"2", "marked/y": b"3", "a/c/f/g": b"4"})
+    fs.store.puts("marked/", b"")
+    kwargs = {"maxdepth": maxdepth, "topdown": topdown}
+    shown = [(at, [*dirs], [*files]) for at, dirs, files in fs.walk(path, **kwargs, detail=True)]
+    assert list(fs.walk(path, **kwargs)) == shown
+    assert bool(shown) == (path != "nowhere")
+
+
+def test_a_walk_goes_where_the_caller_says(fs):
+    """Folders that are left out, that are put meanwhile, and that are gone when it comes there."""
+    fill(fs)
+    fs.pipe({"a/gone/x": b"1", "a/out/y": b"2"})
+    walked = []
+    for at, dirs, files in fs.walk("a"):
+        walked.append((at, files))
+        if at == "a":
+            assert dirs == ["c", "gone", "out"]
+            dirs.remove("out")
+            fs.rm("a/gone", recursive=True)
+            fs.pipe_file("a/c/new/z", b"3")
+    assert walked == [("a", ["b"]), ("a/c", ["d", "e"]), ("a/c/new", ["z"])]
+    with pytest.raises(FileNotFoundError):
+        list(fs.walk("nowhere", on_error="raise"))
+    errors = []
+    assert list(fs.walk("nowhere", on_error=errors.append)) == []
+    assert [type(error) for error in errors] == [NameNotFound]
+
+
 def test_what_is_asked_for_as_it_can_not_be(fs, tmp_path):
     fs.pipe_file("a/b", b"x")
     for use in (fs.find, fs.expand_path):

@@ -41,6 +41,7 @@ LISTS: dict[str, Callable[[CastoreFileSystem], Any]] = {
     "one level": lambda fs: fs.find("", maxdepth=1, detail=True),
     "du": lambda fs: fs.du(""),
     "walk": lambda fs: list(fs.walk("", detail=True)),
+    "walk by names": lambda fs: list(fs.walk("")),
 }
 
 
