@@ -63,7 +63,7 @@ class ListingVerbs(StoreFileSystem):
         return [
             _folder(entry.name)
             if entry.is_folder
-            else {"name": entry.name, "size": None, "type": "file"}
+            else _unread(entry.name)
             if entry.info is None
             else file_entry(entry.info)
             for entry in entries
@@ -79,9 +79,8 @@ class ListingVerbs(StoreFileSystem):
     ) -> Iterator[Any]:
         """As fsspec's: each folder is listed when its turn comes. Without `detail` nothing is read
         of the files in it."""
-        # What listings show for a time, they show as before.
-        if not kwargs.get("detail") and not self._shown.is_used:
-            kwargs["kinds_only"] = True
+        if not kwargs.get("detail"):
+            kwargs["kinds_only"] = self._kinds_only
         # A generator itself, by which fsspec tells what it can make no coroutine of.
         yield from super().walk(path, maxdepth, topdown, on_error, **kwargs)
 
@@ -93,10 +92,12 @@ class ListingVerbs(StoreFileSystem):
         detail: bool = False,
         *,
         prefix: str = "",
+        kinds_only: bool = False,
         **kwargs: Any,
     ) -> Any:
         """What is below the path, by name; with `prefix`, where what follows the path's own '/'
-        begins with it. Nothing where there is nothing, be it that the store is yet to be made."""
+        begins with it. Nothing where there is nothing, be it that the store is yet to be made.
+        `kinds_only` as for `ls`."""
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
         try:
@@ -105,8 +106,11 @@ class ListingVerbs(StoreFileSystem):
             if not self._makes_store:
                 raise
             return {} if detail else []
-        found = self._found(self._strip_protocol(path), prefix, maxdepth, withdirs, detail)
-        return {each: found[each] for each in sorted(found)} if detail else sorted(found)
+        name, details = self._strip_protocol(path), detail and not kinds_only
+        found = self._found(name, prefix, maxdepth, withdirs, details)
+        if not detail:
+            return sorted(found)
+        return {each: found[each] or _unread(each) for each in sorted(found)}
 
     def du(
         self,
@@ -144,9 +148,12 @@ class ListingVerbs(StoreFileSystem):
         return list(self._expanded(path, recursive, maxdepth))
 
     def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
-        """What matches the pattern; a name that is there is itself."""
+        """What matches the pattern; a name that is there is itself. Without `detail` nothing is
+        read of the files."""
         name = self._strip_protocol(path)
         if not has_magic(name) or not self.exists(name):
+            if not kwargs.get("detail"):
+                kwargs["kinds_only"] = self._kinds_only
             return super().glob(stringify_path(path), maxdepth, **kwargs)
         return {name: self.info(name)} if kwargs.get("detail") else [name]
 
@@ -162,7 +169,9 @@ class ListingVerbs(StoreFileSystem):
         found: dict[str, str] = {}
         for name in self._strip_protocol(given):
             if has_magic(name) and not self.exists(name):
-                matched = super().glob(name, maxdepth=maxdepth, detail=True)
+                matched = super().glob(
+                    name, maxdepth=maxdepth, detail=True, kinds_only=self._kinds_only
+                )
                 found |= {each: info["type"] for each, info in matched.items()}
                 deeper = None if maxdepth is None else maxdepth - 1
                 if recursive and deeper != 0:
@@ -229,6 +238,12 @@ class ListingVerbs(StoreFileSystem):
             found.setdefault(name, _folder(name))
         return found, any_below
 
+    @property
+    def _kinds_only(self) -> bool:
+        """Whether files need not be read where nobody asks for details: for listings that count for
+        a time they are."""
+        return not self._shown.is_used
+
     def _entries(self, name: str, *, details: bool) -> list[DirEntry]:
         """What is right in the folder, in order; of what is none, itself. Raises NameNotFound."""
         tries = TRIES
@@ -290,3 +305,8 @@ class ListingVerbs(StoreFileSystem):
 
 def _folder(name: str) -> Info:
     return {"name": name, "size": 0, "type": "directory"}
+
+
+def _unread(name: str) -> Info:
+    """Of an object of which nothing more is known."""
+    return {"name": name, "size": None, "type": "file"}

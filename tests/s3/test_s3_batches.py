@@ -564,18 +564,39 @@ def test_a_list_goes_on_where_batches_were_collected_meanwhile(paged: World) -> 
     assert [first, *listing] == expected
 
 
-def test_a_walk_asks_for_lists_alone(make_world: Callable[..., World]) -> None:
-    """Without `detail` nothing has to be known of a file but that it is there."""
+@pytest.fixture
+def folders(make_world: Callable[..., World]) -> tuple[World, list[str]]:
+    """Twenty folders with two singles each, and the names of these."""
     world = make_world(batches=True)
     names = [f"a/{folder:02}/{n}" for folder in range(20) for n in range(2)]
     with world.open("one") as store:
         for name in names:
             store.puts(name, name.encode())
+    return world, names
+
+
+def test_a_walk_asks_for_lists_alone(folders: tuple[World, list[str]]) -> None:
+    """Without `detail` nothing has to be known of a file but that it is there."""
+    world, names = folders
 
     def walk(store: castore.Store) -> None:
         assert [f"{at}/{n}" for at, _, files in fs_over(store).walk("a") for n in files] == names
 
     assert Counter(asked(world, "two", walk)) == {"GET batches": 21, "LIST names": 21}
+
+
+@pytest.mark.parametrize("pattern", ["a/*/*", "a/**/[01]"])
+@pytest.mark.parametrize("verb", ["glob", "expand_path"])
+def test_a_glob_asks_for_lists_alone(
+    folders: tuple[World, list[str]], pattern: str, verb: str
+) -> None:
+    world, names = folders
+
+    def glob(store: castore.Store) -> None:
+        assert getattr(fs_over(store), verb)(pattern) == names
+
+    # Whether the pattern itself is there, is asked for first.
+    assert set(asked(world, "two", glob)) == {"GET batches", "LIST names"}
 
 
 def test_a_forked_child_waits_for_nothing_of_its_parents(many: World) -> None:

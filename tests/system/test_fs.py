@@ -144,6 +144,21 @@ def test_a_walk_shows_the_same_as_one_with_details(fs, path, maxdepth, topdown):
     assert bool(shown) == (path != "nowhere")
 
 
+@pytest.mark.parametrize("pattern", ["*", "**", "a/**", "a/*/", "*/*", "**/[de]", "mark*/*", "n*"])
+def test_a_glob_shows_the_same_as_one_with_details(fs, pattern):
+    fill(fs)
+    fs.pipe({"both": b"1", "both/x": b"2", "marked/y": b"3", "a/c/f/g": b"4"})
+    fs.store.puts("marked/", b"")
+    shown = fs.glob(pattern, detail=True)
+    assert fs.glob(pattern) == list(shown)
+    assert {info["size"] for info in shown.values() if info["type"] == "file"} <= {*range(9)}
+    assert bool(shown) == (pattern != "n*")
+    found = fs.find("", kinds_only=True, detail=True, withdirs=True)
+    assert {name: info["type"] for name, info in found.items()} == {
+        name: info["type"] for name, info in fs.find("", detail=True, withdirs=True).items()
+    }
+
+
 def test_a_walk_goes_where_the_caller_says(fs):
     """Folders that are left out, that are put meanwhile, and that are gone when it comes there."""
     fill(fs)

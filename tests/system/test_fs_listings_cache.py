@@ -42,6 +42,8 @@ LISTS: dict[str, Callable[[CastoreFileSystem], Any]] = {
     "du": lambda fs: fs.du(""),
     "walk": lambda fs: list(fs.walk("", detail=True)),
     "walk by names": lambda fs: list(fs.walk("")),
+    "glob by names": lambda fs: fs.glob("**"),
+    "pattern": lambda fs: fs.expand_path("*"),
 }
 
 
