@@ -93,6 +93,17 @@ def descriptor(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> Iterat
         os.close(fd)
 
 
+def status_of(fd: int) -> os.stat_result | None:
+    """Of the file that is open by this number; None if none is. Raises OSError where the system
+    does not tell."""
+    try:
+        return os.fstat(fd)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        return None
+
+
 def take_standard_descriptors() -> None:
     """Have the numbers 0 to 2 taken before a file gets one of them, where this process has closed
     them, as one does that becomes a daemon: what is printed then would be written into that file.

@@ -13,7 +13,7 @@ import io
 import os
 from contextlib import suppress
 
-from castore.system.fileio import take_standard_descriptors
+from castore.system.fileio import status_of, take_standard_descriptors
 
 
 class LockFile(io.FileIO):
@@ -26,7 +26,11 @@ class LockFile(io.FileIO):
 
         take_standard_descriptors()
         super().__init__(path, "r+", opener=opener)
-        self._is = _file_at(self.fileno())
+        try:
+            self._is = _file_at(self.fileno())
+        except BaseException:  # its traceback keeps the file
+            self.close()
+            raise
 
     def take(self) -> bool:
         """Lock it for us alone; False if somebody has it locked. Raises OSError."""
@@ -50,7 +54,7 @@ class LockFile(io.FileIO):
     def close_unless_replaced(self) -> None:
         """Close it, unless its number is another file's by now: a process that becomes a daemon
         closes all descriptors that there are. Idempotent."""
-        if self.closed or _file_at(self.fileno()) == self._is:
+        if self.closed or self._may_be_ours():
             self.close()
             return
         import ctypes
@@ -58,11 +62,16 @@ class LockFile(io.FileIO):
         # As its end would close that number: it has none.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
 
+    def _may_be_ours(self) -> bool:
+        """Also where the system does not tell: else the lock would be held until the process ends,
+        and a number that is another file's by now is rarer."""
+        try:
+            return _file_at(self.fileno()) == self._is
+        except OSError:
+            return True
 
-def _file_at(fd: int) -> tuple[int, int]:
-    """Which file it is; none that there is, if it is not open."""
-    try:
-        status = os.fstat(fd)
-    except OSError:
-        return -1, fd
-    return status.st_dev, status.st_ino
+
+def _file_at(fd: int) -> tuple[int, int] | None:
+    """Which file it is; None if it is not open. Raises OSError."""
+    status = status_of(fd)
+    return None if status is None else (status.st_dev, status.st_ino)

@@ -16,7 +16,7 @@ import pytest
 import castore
 from castore.errors import CastoreError
 
-CALLS = ("stat", "lstat", "listdir", "scandir", "unlink", "rename", "mkdir")
+CALLS = ("stat", "lstat", "listdir", "scandir", "unlink", "rename", "mkdir", "fstat")
 CODES = (errno.EIO, errno.EACCES, errno.EMFILE)
 POINTS_MAX = 200
 
@@ -115,9 +115,15 @@ def reopen(root: Path) -> None:
     castore.open(root, threads=1).close()
 
 
+def use(root: Path) -> None:
+    with castore.open(root, threads=1) as store:
+        put(store)
+
+
 CLOSED: dict[str, Callable[[Path], object]] = {
     "compact": compact,
     "open": reopen,
+    "use": use,
     "rebuild": castore.rebuild_index,
 }
 
@@ -134,6 +140,7 @@ def test_a_call_that_fails_is_told_of_with_its_path(
         shutil.copytree(template, root)
         if not fails(failing, root, what, point):
             break
+        assert left_open(root) == []
         with castore.open(root, threads=1) as store:
             store.puts("goes on", b"")
             assert store.gets("n3") == content(3)
@@ -142,6 +149,12 @@ def test_a_call_that_fails_is_told_of_with_its_path(
     else:
         pytest.fail(f"{what} makes more calls than were tried")
     assert point > 1
+
+
+def left_open(root: Path) -> list[str]:
+    """The files of the store that this process has open, locks among them."""
+    places = [place_of(int(fd)) for fd in os.listdir("/dev/fd")]
+    return [place for place in places if place.startswith(str(root))]
 
 
 def fails(failing: Failing, root: Path, what: str, point: int) -> bool:
@@ -157,6 +170,7 @@ def fails(failing: Failing, root: Path, what: str, point: int) -> bool:
             OPENED[what](store)
     except CastoreError as error:
         said = str(error)
+        error.__traceback__ = None  # which keeps what was open
     finally:
         is_due = failing.is_due
         failing.fail(0, 0)

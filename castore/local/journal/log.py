@@ -48,7 +48,14 @@ from castore.local.journal.files import (
     snapshot_path,
 )
 from castore.system import forks
-from castore.system.fileio import descriptor, make_durable_folder, storage_error, sync_folder
+from castore.system.fileio import (
+    descriptor,
+    make_durable_folder,
+    status_of,
+    storage_error,
+    sync_folder,
+    typed_errors,
+)
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_env import Index, Txn
 from castore.system.lmdb_snapshot import Snapshot
@@ -174,14 +181,13 @@ class Journal:
 
     def _status(self) -> os.stat_result | None:
         """Of the file that was opened, if the descriptor is still of that: a process that becomes a
-        daemon closes all that there are, and the number may be another file's by now."""
-        if self._fd < 0:
+        daemon closes all that there are, and the number may be another file's by now. Raises
+        OSError where the system does not tell: who took that for another's would take what the log
+        has for names that the index lacks."""
+        status = None if self._fd < 0 else status_of(self._fd)
+        if status is None or (status.st_dev, status.st_ino) != self._file:
             return None
-        try:
-            status = os.fstat(self._fd)
-        except OSError:
-            return None
-        return status if (status.st_dev, status.st_ino) == self._file else None
+        return status
 
     def _is_ahead(self, place: JournalPlace, size: int) -> bool:
         """Whether the file has transactions behind `place` that were committed."""
@@ -267,13 +273,10 @@ class Journal:
 
     def sync(self) -> None:
         """Make what this process appended durable. Raises StoreFull, StoreIOError."""
-        with self._lock:
+        with self._lock, typed_errors(self.folder):
             if self._dirty and self._is_ours():
                 self._dirty = False
-                try:
-                    os.fsync(self._fd)
-                except OSError as error:
-                    raise storage_error(error, self.folder) from error
+                os.fsync(self._fd)
 
     def close(self, index: Index) -> None:
         """The end of this process's part. What the journal was found to lack, it gets now, unless
@@ -295,7 +298,11 @@ class Journal:
 
     def let_go(self) -> None:
         with self._lock:
-            if self._is_ours():
+            try:
+                is_ours = self._is_ours()
+            except OSError:
+                is_ours = True  # it would stay open for good, and another's is rarer
+            if is_ours:
                 os.close(self._fd)
             self._fd = -1
             self._known = None
@@ -309,10 +316,14 @@ class Journal:
         self._generation = generation
 
     def _adopt(self, fd: int) -> None:
+        try:
+            status = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         self._fd = fd
-        self._log_bytes_max = LOG_BYTES_MAX
-        status = os.fstat(fd)
         self._file = status.st_dev, status.st_ino
+        self._log_bytes_max = LOG_BYTES_MAX
 
     def _begin(self, generation: int, seq: int, *, is_empty: bool, unclaimed: bool) -> JournalPlace:
         """A log with nothing in it. A rotation that was cut off may have left one of this name."""
