@@ -107,7 +107,7 @@ class CollectorLock(LockFile):
             adopt(self.fileno(), os.path.dirname(path), as_lock=True)
         except BaseException as error:  # an interrupt, too: its traceback keeps this
             self.close()
-            if isinstance(error, OSError) and not isinstance(error, StoreBusy):
+            if isinstance(error, OSError):
                 raise storage_error(error, path) from error
             raise
 

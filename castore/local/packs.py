@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterable, Sequence
 
-from castore.errors import FormatError, PackMissing, StoreClosed, StoreFull, StoreIOError
+from castore.errors import FormatError, PackMissing, StoreClosed
 from castore.format.pack import PACK_HEADER_BYTES, decode_pack_header
 from castore.local.pack import Pack, Placement
 from castore.local.pack_files import file_bytes, list_packs, pack_path
@@ -183,7 +183,7 @@ class LocalPacks:
                 file.close()
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
-                if isinstance(error, OSError) and not isinstance(error, (StoreFull, StoreIOError)):
+                if isinstance(error, OSError):
                     raise storage_error(error, path) from error
                 raise
             file.close()

@@ -185,8 +185,8 @@ def _code(handler: object) -> CodeType | None:
 
 def storage_error(error: OSError, path: str) -> Exception:
     """The castore error for what the system said of a store's file or folder; what a signal handler
-    raised goes on as it is."""
-    if is_interrupt(error):
+    raised, and what is castore's already and says all, goes on as it is."""
+    if isinstance(error, CastoreError) or is_interrupt(error):
         raise error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no space left for {path}: free some and repeat")
@@ -204,8 +204,6 @@ def typed_errors(path: str) -> Iterator[None]:
     name, or of `path`."""
     try:
         yield
-    except CastoreError:
-        raise
     except OSError as error:
         raise storage_error(error, str(error.filename or path)) from error
 

@@ -257,12 +257,9 @@ class Index:
                 allocate_lock_file(self.path)
             if not is_new:
                 check_length(self.path)
-        except CastoreError:
-            raise
-        except OSError as error:
-            raise typed(error, self.path) from error
-        try:
             env = UnlockedEnvironment(self.path) if self.lock_free else self._open_lmdb()
+        except CastoreError:  # it says all already
+            raise
         except OSError as error:
             raise typed(error, self.path) from error
         try:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import oracle
 import pytest
 from kept import KEPT, check, some_bytes
@@ -376,6 +377,37 @@ def test_each_way_python_tells_of_a_shortage_has_its_remedy(error: Exception) ->
     assert "ulimit" in said
     assert "unexpected" not in said
     assert "unexpected" in describe(ImportError("no module named lmdb"))[1]
+
+
+def test_an_index_that_does_not_open_is_named_once(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise lmdb.Error("mdb_env_open", errno.EIO)
+
+    store.close()
+    with monkeypatch.context() as failing:
+        failing.setattr(lmdb, "open", fails)
+        with pytest.raises(StoreIOError, match="the index") as raised:
+            castore.open(store.path)
+    assert str(raised.value).count("the index") == 1
+
+
+def test_a_shortage_has_its_remedy_once(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def fails(path: str, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith(".log") and not arguments[0] & os.O_RDWR:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), path)
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "open", fails)
+        with pytest.raises(StoreIOError, match=r"\.log: .*ulimit") as raised:
+            store.gc()
+    assert str(raised.value).count("ulimit") == 1
 
 
 def test_too_little_address_space_is_typed(store: castore.Store) -> None:

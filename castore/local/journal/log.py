@@ -52,7 +52,6 @@ from castore.system.fileio import (
     descriptor,
     make_durable_folder,
     status_of,
-    storage_error,
     sync_folder,
     typed_errors,
 )
@@ -219,12 +218,8 @@ class Journal:
         is done if another generation is there by now, or if the index is known to lack what the
         journal has. `claimed`: what is unclaimed is given up, and the new generation knows nothing
         of it. Raises StoreFull, StoreIOError, CommitUnknown."""
-        try:
+        with typed_errors(self.folder):
             self._rotate(index, only, claimed=claimed)
-        except OSError as error:
-            if isinstance(error, CastoreError):
-                raise
-            raise storage_error(error, self.folder) from error
 
     def _rotate(self, index: Index, only: int | None, *, claimed: bool) -> None:
         with index.write_gate, index.errors, index.begin() as txn, self._lock:
