@@ -157,10 +157,16 @@ class ListingVerbs(StoreFileSystem):
             return super().glob(stringify_path(path), maxdepth, **kwargs)
         return {name: self.info(name)} if kwargs.get("detail") else [name]
 
-    def _expanded(self, path: Any, recursive: bool, maxdepth: int | None) -> dict[str, str]:
+    def _expanded(
+        self, path: Any, recursive: bool, maxdepth: int | None, *, after: bool = False
+    ) -> dict[str, str]:
         """The names that are meant, sorted, each with what it is: "file", "directory", or "" where
         nobody looked. Raises FileNotFoundError, which is NameNotFound where names were given, if
-        there is nothing."""
+        there is nothing.
+
+        With `after`, names that a transaction has put are there, too; a pattern matches none of
+        them.
+        """
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
         given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
@@ -168,7 +174,8 @@ class ListingVerbs(StoreFileSystem):
             raise FileNotFoundError(errno.ENOENT, "no path is given: the list is empty")
         found: dict[str, str] = {}
         for name in self._strip_protocol(given):
-            if has_magic(name) and not self.exists(name):
+            exists = self._exists_after if after else self.exists
+            if has_magic(name) and not exists(name):
                 matched = super().glob(
                     name, maxdepth=maxdepth, detail=True, kinds_only=self._kinds_only
                 )
@@ -177,6 +184,8 @@ class ListingVerbs(StoreFileSystem):
                 if recursive and deeper != 0:
                     for each, kind in self._kinds(matched).items():
                         found |= self._tree(each, kind, deeper)
+            elif recursive and after and self._has_changes:
+                found |= self._tree_after(name, maxdepth)
             elif recursive:
                 found |= self._tree(name, self._kind(name), maxdepth)
             else:

@@ -39,7 +39,7 @@ class NameVerbs(StoreFileSystem):
     ) -> None:
         """As fsspec's, in one commit: no data moves."""
         places = self._places(path1, self, path2, recursive, maxdepth, after=True)
-        kinds = self._kinds(place.source for place in places if place.is_file is None)
+        kinds = self._kinds_after(place.source for place in places if place.is_file is None)
         ignores = on_error == "ignore" or (on_error is None and recursive)
         gone: set[str] = set()
         while True:
@@ -52,16 +52,15 @@ class NameVerbs(StoreFileSystem):
                 gone.add(error.name)
 
     def _copy(self, places: Iterable[Place], kinds: Mapping[str, Kind], ignores: bool) -> None:
+        objects = []
+        for source, target, is_file in places:
+            kind = None if is_file else kinds[source]
+            if kind is None or kind.is_object:
+                objects.append((source, target))
+            elif not kind.is_folder and not ignores:  # a folder comes with what is in it
+                raise NameNotFound(source)
         with self._together():
-            for source, target, is_file in places:
-                kind = None if is_file else kinds[source]
-                if kind is not None and not kind.is_object:
-                    if kind.is_folder:
-                        continue  # it comes into being with what is in it
-                    if not self._intrans:  # in which it may have been put
-                        if ignores:
-                            continue
-                        raise NameNotFound(source)
+            for source, target in objects:
                 with self._changes(create=False) as changes:
                     changes.copy(source, self._target(source, target))
 
@@ -136,12 +135,12 @@ class NameVerbs(StoreFileSystem):
             if stringify_path(each) in ("", f"{self.protocol}://"):
                 raise ValueError(f"the path {each!r} is empty: '/' is all of the store")
         whole = recursive and maxdepth is None
-        types = self._expanded(path, recursive and not whole, maxdepth)
+        types = self._expanded(path, recursive and not whole, maxdepth, after=True)
         if whole:
             self._remove_whole(types)
             return
         if self._intrans:  # what is no folder may have been put in it
-            unknown = self._kinds(name for name, kind in types.items() if not kind)
+            unknown = self._kinds_after(name for name, kind in types.items() if not kind)
             types |= {name: "directory" for name, kind in unknown.items() if kind == (False, True)}
         folders = [name for name, kind in types.items() if kind == "directory" or not name]
         if folders and not recursive:
@@ -209,6 +208,26 @@ class NameVerbs(StoreFileSystem):
         except (FileNotFoundError, InvalidName):  # as for `_kind`
             return Kind(False, False)
 
+    def _exists_after(self, name: str) -> bool:
+        """As `exists`, in the same way."""
+        return any(self._kind_after(name))
+
+    def _kinds_after(self, names: Iterable[str]) -> dict[str, Kind]:
+        """As `_kinds`, in the same way; but what the store has as an object is one, also if it was
+        removed: the commit says so."""
+        kinds: dict[str, Kind] = self._kinds(names)
+        if self._has_changes:
+            others = [name for name, kind in kinds.items() if not kind.is_object]
+            kinds |= {name: self._kind_after(name) for name in others}
+        return kinds
+
+    def _tree_after(self, name: str, maxdepth: int | None) -> dict[str, str]:
+        """As `_tree`, in the same way, without the folders in it."""
+        kind = self._kind_after(name)
+        tree = {name: "file" if kind.is_object else "directory"} if any(kind) else {}
+        inside = self._find_after(name, maxdepth) if kind.is_folder else []
+        return {**dict.fromkeys(inside, "file"), **tree}
+
     def _find_after(self, name: str, maxdepth: int | None) -> list[str]:
         """As `find`, in the same way."""
         if not self._has_changes:
@@ -246,7 +265,7 @@ class NameVerbs(StoreFileSystem):
                 find = self._find_after if after else self.find
                 inside = find(name, maxdepth=maxdepth) if recursive else []
                 return list(places_of_folder(source, name, inside, target_fs, target))
-        types = self._expanded(source, recursive, maxdepth)
+        types = self._expanded(source, recursive, maxdepth, after=after)
         if one and (not recursive or maxdepth is not None):
             types = {name: kind for name, kind in types.items() if kind != "directory"}
         if isinstance(target, str) and types:

@@ -166,6 +166,46 @@ def test_du(fs: CastoreFileSystem) -> None:
     assert fs.du("d/e/b", total=False) == {"d/e/b": 7}
 
 
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (lambda fs: fs.cp(["new", "a[1]"], "to/"), ["new/a", "new/b/c", "to/a[1]"]),
+        (
+            lambda fs: fs.cp(["new", "a[1]"], "to/", recursive=True),
+            ["new/a", "new/b/c", "to/a", "to/a[1]", "to/c"],
+        ),
+        (
+            lambda fs: fs.cp(["new"], "to/", recursive=True, maxdepth=1),
+            ["new/a", "new/b/c", "to/a"],
+        ),
+        (lambda fs: fs.cp(["new", "there"], ["x", "y"]), ["new/a", "new/b/c", "y"]),
+        (lambda fs: fs.mv(["new"], "to/", recursive=True), ["to/a", "to/c"]),
+        (lambda fs: fs.rm(["new", "there"], recursive=True, maxdepth=1), ["new/b/c"]),
+    ],
+)
+def test_a_list_of_what_only_the_transaction_has_put(
+    fs: CastoreFileSystem, change: Any, left: list[str]
+) -> None:
+    with fs.transaction:
+        fs.pipe({"new/a": b"1", "new/b/c": b"2", "a[1]": b"3"})
+        change(fs)
+    assert [name for name in fs.find("") if name not in ("a[1]", "there")] == left
+    assert fs.store.check(read_data=True).exit_code == 0
+
+
+def test_a_list_with_what_the_transaction_has_removed(fs: CastoreFileSystem) -> None:
+    fs.pipe({"old/x": b"1", "d/y": b"2"})
+    with fs.transaction:
+        fs.rm("old", recursive=True)
+        fs.pipe_file("new/a", b"1")
+        with pytest.raises(IsADirectoryError, match="new is a folder"):
+            fs.rm(["there", "new"])
+        with pytest.raises(FileNotFoundError, match="old"):
+            fs.cp(["there", "old"], "none/")
+        fs.cp(["old", "d"], "to/", recursive=True)
+    assert fs.find("") == ["d/y", "new/a", "there", "to/y"]
+
+
 def test_touch_takes_nothing_away_that_a_transaction_has_put(fs: CastoreFileSystem) -> None:
     with fs.transaction:
         fs.pipe("new", b"put before")
