@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from castore import __version__
 from conducto import context, data
 from conducto.arguments import WHERE, HelpWanted, Parameter, UsageError, Value, parse, where
-from conducto.cli import complain, guarded, write_text
+from conducto.cli import guarded, write_text
 from conducto.takeover import take_over
 
 PROGRAM = "conducto"
@@ -115,10 +115,8 @@ def _run_verb(verb: str, words: list[str]) -> int:
         if verb == "run":
             return verbs.run(words)
         given = parse((*(verbs.SHOW if verb == "show" else verbs.LOGS), *WHERE), words)
-        if verb == "show" and "id" not in given and context.find_store(**where(given)) is None:
-            url = context.store_url(**where(given))
-            complain(f"conducto: nothing was run yet: there is no store at {url}")
-            return 0
+        if verb == "show" and "id" not in given:
+            return verbs.show_all(given)
         store = context.open_store(**where(given), create=False)
         return (verbs.show if verb == "show" else verbs.logs)(store, given)
     if verb == "secrets":

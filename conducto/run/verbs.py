@@ -14,7 +14,8 @@ from contextlib import suppress
 from types import ModuleType
 
 from castore import Store
-from conducto.arguments import Parameter, UsageError, Value, parse
+from conducto import context
+from conducto.arguments import Parameter, UsageError, Value, parse, where
 from conducto.cli import complain, write_bytes, write_text
 from conducto.errors import RunError
 from conducto.nodes import Exec, Node
@@ -106,18 +107,26 @@ def _module(path: str) -> ModuleType:
     return module
 
 
+def show_all(given: dict[str, Value]) -> int:
+    """Print a line for each run; 1 if one can't be shown. Where there is no store nothing was run:
+    0, and it is said."""
+    if given.get("html"):
+        raise UsageError("--html is of one pipeline: give its ID")
+    store = context.find_store(**where(given))
+    if store is None:
+        url = context.store_url(**where(given))
+        complain(f"conducto: nothing was run yet: there is no store at {url}")
+        return 0
+    left_out: dict[str, str] = {}
+    for each in sorted(all_runs(store, left_out), key=lambda run: run.created):
+        write_text(_listed(each, as_json=bool(given.get("json"))))
+    for run_id, reason in left_out.items():
+        complain(f"conducto: pipeline {run_id!r} can't be shown: {reason}")
+    return 1 if left_out else 0
+
+
 def show(store: Store, given: dict[str, Value]) -> int:
-    """Print a run, or without an id a line for each; 1 if the run has failed, or if one of all
-    can't be shown."""
-    if "id" not in given:
-        if given.get("html"):
-            raise UsageError("--html is of one pipeline: give its ID")
-        left_out: dict[str, str] = {}
-        for each in sorted(all_runs(store, left_out), key=lambda run: run.created):
-            write_text(_listed(each, as_json=bool(given.get("json"))))
-        for run_id, reason in left_out.items():
-            complain(f"conducto: pipeline {run_id!r} can't be shown: {reason}")
-        return 1 if left_out else 0
+    """Print the run with the id; 1 if it has failed. Raises RunNotFound."""
     records = Records(store, str(given["id"]))
     found = records.load()
     states = found.states
