@@ -28,8 +28,12 @@ if TYPE_CHECKING:
         SameContainer,
         Serial,
         TreeError,
+        lazy_py,
+        lazy_shell,
+        relpath,
     )
     from conducto.run.main import main
+    from conducto.util import env_bool
 
 __all__ = [
     "ContainerReuseContext",
@@ -44,9 +48,13 @@ __all__ = [
     "TreeError",
     "api",
     "data",
+    "env_bool",
+    "lazy_py",
+    "lazy_shell",
     "main",
     "nb",
     "perm_data",
+    "relpath",
     "secrets",
     "shared",
     "temp_data",
@@ -54,8 +62,15 @@ __all__ = [
 ]
 
 # Who only wants data does not wait for these.
-_NODES = "ContainerReuseContext Exec Image Lazy Node Parallel SameContainer Serial TreeError"
-_HOMES = {**dict.fromkeys(_NODES.split(), "conducto.nodes"), "main": "conducto.run.main"}
+_NODES = (
+    "ContainerReuseContext Exec Image Lazy Node Parallel SameContainer Serial TreeError lazy_py "
+    "lazy_shell relpath"
+)
+_HOMES = {
+    **dict.fromkeys(_NODES.split(), "conducto.nodes"),
+    "env_bool": "conducto.util",
+    "main": "conducto.run.main",
+}
 _MODULES = ("api", "nb", "secrets", "shared", "util")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from conducto.nodes.image import ContainerReuseContext, Image, SameContainer
-from conducto.nodes.kinds import Exec, Lazy, Parallel, Serial
+from conducto.nodes.image import ContainerReuseContext, Image, SameContainer, relpath
+from conducto.nodes.kinds import Exec, Lazy, Parallel, Serial, lazy_py, lazy_shell
 from conducto.nodes.node import Node, TreeError
 
 __all__ = [
@@ -16,4 +16,7 @@ __all__ = [
     "SameContainer",
     "Serial",
     "TreeError",
+    "lazy_py",
+    "lazy_shell",
+    "relpath",
 ]

@@ -130,6 +130,15 @@ class Image:
         return [field for field in CONTAINER_FIELDS if getattr(self, field)]
 
 
+def relpath(path: str | os.PathLike[str]) -> str:
+    """The whole path of what is at `path`, which is relative to the file that calls this: what a
+    command, or a node's function, finds it by in whatever folder it runs. A link is followed.
+
+        co.Exec(f"sort {co.relpath('words.txt')}")
+    """
+    return os.path.realpath(os.path.join(caller_folder(), path))
+
+
 def caller_folder() -> str:
     """The folder of the nearest file on the stack that is not this package's."""
     frame = sys._getframe(1)

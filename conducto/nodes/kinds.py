@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from conducto.nodes.calls import Call
@@ -115,6 +115,19 @@ class Lazy(Serial):
         placeholder = self.children.pop(EXECUTE)
         placeholder.parent = None
         self[EXECUTE] = tree
+
+
+lazy_py = Lazy  # its name until there was one for commands, too
+
+
+def lazy_shell(
+    command: str,
+    node_type: type[Node] = Parallel,
+    env: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Lazy:
+    """A Lazy of a command that prints a tree, as the former Conducto had it."""
+    return Lazy(command, node_type=node_type, **options, env=env or {})
 
 
 def _script(command: str) -> str:

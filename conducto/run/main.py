@@ -41,17 +41,19 @@ def main(
     image: Image | str | None = None,
     filename: str | None = None,
     cluster: str | None = None,
-) -> None:
+    printer: Callable[[Any], object] | None = None,
+) -> Any:
     """Run the process's command line: a function of the caller's file, and its arguments.
 
     A function that returns a node has its tree printed, or with `--run` or `--local` run; what
-    another returns is printed, but for None. `default` is the one without a name on the command
-    line. `variables` are the functions by their names, and `argv` the words, if they are not the
-    caller's own. `image` and the other options are for the tree's root, where it does not say.
-    `cluster` is the address of a scheduler of dask.distributed, on whose workers `--run` runs the
-    tree; `--local` runs it here, and `--cluster ADDRESS` on another.
+    another returns is printed, but for None, by `printer` if there is one. `default` is the one
+    without a name on the command line. `variables` are the functions by their names, and `argv` the
+    words, if they are not the caller's own. `image` and the other options are for the tree's root,
+    where it does not say. `cluster` is the address of a scheduler of dask.distributed, on whose
+    workers `--run` runs the tree; `--local` runs it here, and `--cluster ADDRESS` on another.
 
-    Exits the process with its exit code, unless that is 0.
+    Exits the process with its exit code, unless that is 0; then returns what the function did, or
+    None where it only printed its help.
     """
     frame = sys._getframe(1)
     variables = frame.f_globals if variables is None else variables
@@ -66,9 +68,24 @@ def main(
         "image": image,
     }
     called.append(program)
-    code = guarded(program, lambda: dispatch(program, variables, default, words, options, cluster))
+    returned: list[Any] = []
+
+    def run() -> int:
+        return dispatch(
+            program,
+            variables,
+            default,
+            words,
+            options,
+            cluster,
+            printer=printer,
+            returned=returned,
+        )
+
+    code = guarded(program, run)
     if code:
         sys.exit(code)
+    return returned[0] if returned else None
 
 
 called: list[str] = []  # the programs that came to co.main, for `conducto run`
@@ -83,8 +100,11 @@ def dispatch(
     cluster: str | None = None,
     *,
     is_main: bool = True,
+    printer: Callable[[Any], object] | None = None,
+    returned: list[Any] | None = None,
 ) -> int:
-    """The exit code. Raises UsageError; what the function raises ends the process."""
+    """The exit code; `returned` gets what the function returns. Raises UsageError; what the
+    function raises ends the process."""
     functions = functions_of(variables)
     if argv[:1] in (["-h"], ["--help"]):
         write_text(usage(program, functions, default))
@@ -107,6 +127,8 @@ def dispatch(
                 import asyncio  # most functions do not need what takes so long to load
 
                 result = asyncio.run(result)
+        if returned is not None:
+            returned.append(result)
         if isinstance(result, Node):
             _set_defaults(result, options)
             return _show_or_run(result, run_options, [program, function.__name__, *words])
@@ -114,7 +136,10 @@ def dispatch(
         in_main.reset(token)
     if run_options.given:
         raise UsageError(f"{function.__name__} returned no tree that could be run")
-    if result is not None:
+    if result is not None and printer is not None:
+        with own_traceback():
+            printer(result)
+    elif result is not None:
         write_text(_printed(result))
     return 0
 

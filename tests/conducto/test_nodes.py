@@ -15,6 +15,7 @@ import pytest
 import conducto as co
 from conducto.nodes.image import ContainerReuseContext
 from conducto.nodes.serialization import dumps, loads
+from conducto.shared.log import unindent
 
 
 def tree() -> co.Serial:
@@ -346,6 +347,72 @@ def test_magic_doc_of_a_method_with_text_that_is_indented_less() -> None:
     assert said.startswith("A method's.\n\n```python\n")
     assert '"""\necho hello\n"""' in said
     assert said.count("A method's.") == 1
+
+
+def commented() -> list[str]:
+    """# This is no comment.
+
+    # Nor is this.
+    """
+    none = co.util.magic_doc(comment=True)
+    # Counts all words:
+    #
+    #     as a list is indented
+    said = "here"  # and this stands behind code
+    return [
+        none,
+        co.util.magic_doc(comment=True),
+        said,
+    ]
+
+
+def test_magic_doc_of_comments() -> None:
+    above, said, _ = commented()
+    assert said == "Counts all words:\n\n    as a list is indented"
+    assert above == co.util.magic_doc(func=commented, comment=True)
+    assert "comment" not in above
+
+
+# Made by hand.
+def with_a_comment() -> None: ...
+
+
+def test_magic_doc_of_the_comment_above_a_function() -> None:
+    assert co.util.magic_doc(func=with_a_comment, comment=True) == "Made by hand."
+    assert co.util.magic_doc(func=unindent, comment=True) == ""  # its file has no comment
+
+
+def test_names_of_the_former_conducto(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = co.lazy_py(documented)
+    assert (type(made), made.doc) == (co.Lazy, "Says it.\n\nAll of it.")
+    for shell in (
+        co.lazy_shell("python x.py", co.Serial, {"A": "1"}, doc="x"),
+        co.lazy_shell("python x.py", node_type=co.Serial, env={"A": "1"}, doc="x"),
+    ):
+        assert (type(shell), shell.env, shell.doc) == (co.Lazy, {"A": "1"}, "x")
+        assert isinstance(shell["Execute"], co.Serial)
+        assert shell["Generate"].command == "python x.py"
+    assert co.lazy_shell("x").env == {}
+    monkeypatch.chdir(tmp_path)
+    here = os.path.realpath(__file__)
+    assert co.relpath(os.path.basename(here)) == here
+    assert co.relpath(Path("..")) == os.path.dirname(os.path.dirname(here))
+    assert co.relpath("/there/is/none") == "/there/is/none"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, False),
+        *((each, False) for each in ("", "0", " False ", "n", "no", "off", "None", "0.0")),
+        *((each, True) for each in ("1", "true", "Yes", "2", "anything")),
+    ],
+)
+def test_env_bool(monkeypatch: pytest.MonkeyPatch, text: str | None, says: bool) -> None:
+    monkeypatch.delenv("FORCE", raising=False)
+    if text is not None:
+        monkeypatch.setenv("FORCE", text)
+    assert co.env_bool("FORCE") is co.util.env_bool("FORCE") is says
 
 
 def test_importing_conducto_loads_no_nodes_and_is_quick() -> None:

@@ -143,6 +143,22 @@ if __name__ == "__main__":
 """
 
 
+def test_co_main_returns_what_the_function_does(capfd: pytest.CaptureFixture[str]) -> None:
+    tree = co.Exec("true")
+    functions = {"build": lambda: tree, "other": lambda: {1, 2}, "none": lambda: None}
+    assert co.main(functions, argv=["build"]) is tree
+    assert capfd.readouterr().out == "/   true\n"
+    assert co.main(functions, argv=["other"]) == {1, 2}
+    assert capfd.readouterr().out == "{1, 2}\n"
+    got: list[object] = []
+    for word, result in (("build", tree), ("other", {1, 2}), ("none", None)):
+        assert co.main(functions, argv=[word], printer=got.append) == result
+    assert got == [{1, 2}]
+    assert co.main(functions, argv=["--help"]) is None
+    with pytest.raises(SystemExit):
+        co.main(functions, argv=["another"])
+
+
 def test_what_a_function_returns_is_printed(pipelines: Pipelines) -> None:
     pipelines.write("pipeline.py", RESULTS)
     assert pipelines.python("pipeline.py", "text").out == "as it is\n"
