@@ -90,7 +90,7 @@ def check_store(
     """As `Store.check`, of a store that need not be fit to be opened.
 
     A local store's index is looked at in a process of its own before this one opens it. With
-    `repair`, a castore.json that is lost on S3 is made again first. `options` are those of
+    `repair`, a castore.json that is lost is made again first. `options` are those of
     `castore.open`, but `create` and `read_only`. Raises as `Store.check`; ConfigLost where that
     castore.json can't be made.
 
@@ -101,6 +101,7 @@ def check_store(
     _check_options(store, options)
     fraction = 0 if repair else check_fraction(read_data)  # a repair looks for itself
     stages = Stages(progress)
+    repaired = repair_config(store, **options) if repair else ""
     if not is_remote(store):
         from castore.local.check.run import check_local
 
@@ -109,7 +110,6 @@ def check_store(
         )
         if not repair:
             return report
-    repaired = repair_config(store, **options) if repair else ""
     with open_store(store, create=False, read_only=not repair, **options) as opened:
         report = opened.check(read_data, repair, stages, packs_are_lost=packs_are_lost)
     if repaired:
@@ -118,14 +118,17 @@ def check_store(
 
 
 def repair_config(store: StrPath, **options: Any) -> str:
-    """Make the castore.json of a store on S3 again, if it is lost or damaged; what was done.
+    """Make the castore.json of a store again, if it is lost or damaged; what was done.
 
-    From what its packs and manifests say of it. "" for nothing, as for a local store. `options` are
-    as in `check_store`. Raises ConfigLost if they do not say, or contradict each other.
+    From what its packs and manifests say of it, or the journal or the index of a local store. ""
+    for nothing. `options` are as in `check_store`. Raises ConfigLost if they do not say, or
+    contradict each other; StoreLocked while a local store that lost it is in use.
     """
     _check_options(store, options)
     if not is_remote(store):
-        return ""
+        from castore.local.rebuild import repair_config as repair_local_config
+
+        return repair_local_config(local_path(store))
     from castore.s3.client.settings import parse_settings, settings_among
     from castore.s3.store import repair_remote_config
 

@@ -8,6 +8,7 @@ import glob
 import os
 
 from castore.errors import (
+    ConfigLost,
     FormatError,
     NotAStore,
     StoreIOError,
@@ -22,8 +23,8 @@ from castore.system.lockfile import LockFile
 CONFIG = "castore.json"
 LOCK = "castore.lock"
 WAY_BACK = (
-    "castore index rebuild makes it again, from the journal or the index; or restore it from a "
-    "backup (castore restore)"
+    "castore check --repair, or castore index rebuild makes it again, from the journal or the "
+    "index; or restore it from a backup (castore restore)"
 )
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 INDEX_BYTES_MIN = 8192  # LMDB's two meta pages; it takes less for a new environment
@@ -41,7 +42,7 @@ def check_index_in_place(root: str) -> None:
 
 
 def find_config(root: str) -> StoreConfig | None:
-    """As `read_config`. Raises FormatError, too, if there was a castore.json, and it is lost."""
+    """As `read_config`. Raises ConfigLost, too, if there was a castore.json, and it is gone."""
     config = read_config(root)
     if config is None:
         _refuse_lost(root)
@@ -50,7 +51,7 @@ def find_config(root: str) -> StoreConfig | None:
 
 
 def _refuse_lost(root: str) -> None:
-    """Raises FormatError if the folder, which had no castore.json, is a store all the same. One
+    """Raises ConfigLost if the folder, which had no castore.json, is a store all the same. One
     that was made meanwhile has one by now, and is none that lost it."""
     signs = ("index/data.mdb", "journal/*.log", "packs/??/*.pack")
     at = glob.escape(root)
@@ -59,7 +60,7 @@ def _refuse_lost(root: str) -> None:
         return
     if os.path.exists(os.path.join(root, CONFIG)):
         return
-    raise FormatError(f"{os.path.join(root, CONFIG)} is gone: {WAY_BACK}")
+    raise ConfigLost(f"{os.path.join(root, CONFIG)} is gone: {WAY_BACK}")
 
 
 def _is_begun(root: str) -> bool:
@@ -77,13 +78,13 @@ def write_new(path: str, raw: bytes) -> None:
 
 
 def read_config(root: str) -> StoreConfig | None:
-    """What castore.json says, None if there is none. Raises FormatError, UnsupportedFormat,
-    NotAStore."""
+    """What castore.json says, None if there is none. Raises ConfigLost if it is damaged;
+    UnsupportedFormat, NotAStore."""
     try:
         with open(os.path.join(root, CONFIG), "rb") as file:
             return parse_config(file.read(1 << 17), root)
     except FormatError as error:
-        raise FormatError(f"{error}: {WAY_BACK}") from error
+        raise ConfigLost(f"{error}: {WAY_BACK}") from error
     except FileNotFoundError:
         return None
     except NotADirectoryError:

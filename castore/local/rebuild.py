@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from castore.errors import (
+    ConfigLost,
     FormatError,
     IndexCorrupt,
     StoreFull,
@@ -41,6 +42,7 @@ from castore.local.folder import (
     read_config,
     write_new,
 )
+from castore.local.folder import find_config as config_in_place
 from castore.local.journal.files import FOLDER, generations, log_path
 from castore.local.journal.log import PLACE, Journal, read_unclaimed
 from castore.local.journal.replay import clear_names, drop_unnamed, fill, replay
@@ -287,6 +289,23 @@ def find_config(root: str) -> tuple[bytes, StoreConfig] | None:
             raw = text.encode()
             return raw, parse_config(raw, root)
     return _config_of_index(root)
+
+
+def repair_config(root: str) -> str:
+    """Make castore.json again if it is lost or damaged; what was done, "" for nothing. Raises
+    ConfigLost where neither the journal nor the index says what it was; StoreLocked while anybody
+    has the store open; UnsupportedFormat, StoreFull, StoreIOError."""
+    with typed_errors(root):
+        try:
+            config_in_place(root)
+            return ""
+        except ConfigLost as lost:
+            with alone(root):
+                found = find_config(root)
+                if found is None:
+                    raise lost
+                put_config(root, found[0])
+    return "castore.json was lost, and is made again from what the journal or the index says"
 
 
 def _config_of_index(root: str) -> tuple[bytes, StoreConfig] | None:

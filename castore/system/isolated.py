@@ -146,6 +146,7 @@ def _raised(document: dict[str, Any]) -> CastoreError:
     kind = getattr(errors, document["raised"], None)
     message: str = document["message"]
     if kind in (
+        errors.ConfigLost,
         errors.FormatError,
         errors.IndexChanged,
         errors.IndexCorrupt,

@@ -22,15 +22,18 @@ from stores import change_rows, contents, fill, read, rows, small
 import castore
 from castore.cli import main
 from castore.errors import (
+    ConfigLost,
     FormatError,
     IndexCorrupt,
     StoreFull,
     StoreIOError,
+    StoreLocked,
     UnclaimedData,
     UnsupportedFormat,
 )
 from castore.format.journal import Kind, decode_block_head, decode_entries
 from castore.local import rebuild
+from castore.local.folder import alone
 from castore.local.journal.log import Journal
 from castore.local.journal.scan import blocks, read_journal
 from castore.system.lmdb_env import Index
@@ -688,6 +691,54 @@ def test_castore_json_is_made_again(folder: Path, left: str) -> None:
         assert read(store) == VALUES
         store.gc()
         assert store.check(True).clean
+
+
+@pytest.mark.parametrize("left", ["index", "both"])
+@pytest.mark.parametrize("damage", [None, b"", b"{}"])
+def test_a_repair_makes_castore_json_again(
+    folder: Path, left: str, damage: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "castore.json"
+    config = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    if left == "index":
+        shutil.rmtree(folder / "journal")
+    for verb in (castore.open, castore.check_store, castore.compact_index):
+        with pytest.raises(ConfigLost, match=r"check --repair"):
+            verb(folder)
+    assert main(["-r", str(folder), "check", "--repair"]) == 13  # nobody agrees
+    assert "repeat it with --yes" in capsys.readouterr().err
+    assert main(["-r", str(folder), "check", "--repair", "--yes"]) in (0, 1)
+    assert "made again" in capsys.readouterr().err
+    assert path.read_bytes() == config
+    assert [each.read_bytes() for each in folder.glob("castore.json.before-*")] == (
+        [] if damage is None else [damage]
+    )
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        store.gc()
+        assert store.check(True).clean
+
+
+def test_a_repair_in_python_makes_castore_json_again(folder: Path) -> None:
+    (folder / "castore.json").unlink()
+    with alone(str(folder)), pytest.raises(StoreLocked):
+        castore.check_store(folder, repair=True)
+    assert "made again" in castore.check_store(folder, repair=True).repaired[0]
+    assert castore.check_store(folder, repair=True, read_data=True).repaired == []
+
+
+@pytest.mark.damages_store("nothing says what castore.json was")
+def test_a_castore_json_that_nothing_tells_of_stays_lost(folder: Path) -> None:
+    (folder / "castore.json").unlink()
+    shutil.rmtree(folder / "journal")
+    lose_index(folder)
+    for _ in range(2):
+        with pytest.raises(ConfigLost, match="backup"):
+            castore.check_store(folder, repair=True)
+    assert not (folder / "castore.json").exists()
 
 
 def test_a_store_of_small_objects_only_is_restored(tmp_path: Path) -> None:
