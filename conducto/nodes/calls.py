@@ -154,7 +154,7 @@ def hints_of(function: Function) -> dict[str, Any]:
     checkers alone, counts for none. TypeError for parameters that no command line can give, such as
     *args.
     """
-    hints = _annotations(function)
+    hints = annotations_of(function)
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -168,8 +168,8 @@ def hints_of(function: Function) -> dict[str, Any]:
 _NOT_THERE = (NameError, AttributeError, TypeError, SyntaxError)
 
 
-def _annotations(function: Function) -> dict[str, Any]:
-    """Those that can be evaluated, by parameter."""
+def annotations_of(function: Function) -> dict[str, Any]:
+    """Those that can be evaluated, by parameter; that of what it returns is "return"."""
     with suppress(*_NOT_THERE):
         return typing.get_type_hints(function)
     names = inspect.unwrap(function).__globals__

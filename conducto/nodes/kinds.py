@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from conducto.nodes.calls import Call
+from conducto.nodes.calls import Call, annotations_of
 from conducto.nodes.node import Node, Options
 from conducto.shared.log import unindent
 
@@ -117,7 +117,12 @@ class Lazy(Serial):
         self[EXECUTE] = tree
 
 
-lazy_py = Lazy  # its name until there was one for commands, too
+def lazy_py(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Lazy | Exec:
+    """A Lazy of a function that is annotated to return a node, and of any other an Exec, as the
+    former Conducto had it. Arguments are as for these."""
+    returns = annotations_of(function).get("return")
+    is_tree = isinstance(returns, type) and issubclass(returns, Node)
+    return Lazy(function, *args, **kwargs) if is_tree else Exec(function, *args, **kwargs)
 
 
 def lazy_shell(

@@ -382,9 +382,14 @@ def test_magic_doc_of_the_comment_above_a_function() -> None:
     assert co.util.magic_doc(func=unindent, comment=True) == ""  # its file has no comment
 
 
+def wrongly_annotated() -> NotThere: ...  # type: ignore[name-defined]  # noqa: F821
+
+
 def test_names_of_the_former_conducto(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = co.lazy_py(documented)
-    assert (type(made), made.doc) == (co.Lazy, "Says it.\n\nAll of it.")
+    one = co.lazy_py(documented, max_time="5m")
+    assert (type(one), one.doc, one.max_time) == (co.Exec, "Says it.\n\nAll of it.", "5m")
+    assert type(co.lazy_py(tree)) is co.Lazy
+    assert type(co.lazy_py(wrongly_annotated)) is co.Exec
     for shell in (
         co.lazy_shell("python x.py", co.Serial, {"A": "1"}, doc="x"),
         co.lazy_shell("python x.py", node_type=co.Serial, env={"A": "1"}, doc="x"),
