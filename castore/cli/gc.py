@@ -93,7 +93,11 @@ def _rows(report: GcReport) -> list[tuple[str, str, str]]:
         (report.batches_rewritten, "batches", "of names rewritten, of which few counted any more"),
         (report.batches_removed, "batches", "of names removed: nothing needs them"),
         (report.tombstones_removed, "tombstones", "of names that no batch has any more, removed"),
-        (report.leftovers_removed, "leftovers", "of restores and rebuilds, removed"),
+        (
+            report.leftovers_removed,
+            "leftovers",
+            "of restores, rebuilds or who made the store, removed",
+        ),
         (
             report.caches_removed,
             "caches",

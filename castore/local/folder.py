@@ -6,6 +6,7 @@ import errno
 import fcntl
 import glob
 import os
+import re
 
 from castore.errors import (
     ConfigLost,
@@ -26,6 +27,7 @@ WAY_BACK = (
     "castore check --repair, or castore index rebuild makes it again, from the journal or the "
     "index; or restore it from a backup (castore restore)"
 )
+_CONFIG_DRAFT = re.compile(re.escape(CONFIG) + r"\.[0-9a-f]{16}")
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 INDEX_BYTES_MIN = 8192  # LMDB's two meta pages; it takes less for a new environment
 
@@ -68,6 +70,12 @@ def _is_begun(root: str) -> bool:
     drafts = glob.glob(os.path.join(glob.escape(root), CONFIG + ".*"))
     packs = os.path.join(root, "packs")
     return any(".before-" not in draft for draft in drafts) and not os.path.exists(packs)
+
+
+def is_config_draft(name: str) -> bool:
+    """Of a file in the store's folder: who makes a store removes its own. Once castore.json is
+    there, nobody needs one."""
+    return _CONFIG_DRAFT.fullmatch(name) is not None
 
 
 def write_new(path: str, raw: bytes) -> None:

@@ -307,9 +307,15 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
     # stays, and tells the next to try whose index/ this is.
     open_index(os.path.join(root, "index")).close()
     sync_folder(os.path.join(root, "index"))  # also if another process has just made it
-    # Of two processes that create it at once, the loser opens what the winner made.
-    with contextlib.suppress(FileExistsError):
+    # Of two processes that create it at once, the loser opens what the winner made, whose
+    # collection may have taken the draft.
+    try:
         os.link(draft, os.path.join(root, CONFIG))
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        if not os.path.exists(os.path.join(root, CONFIG)):
+            raise
     with contextlib.suppress(FileNotFoundError):
         os.unlink(draft)
     sync_folder(root)

@@ -66,7 +66,7 @@ class GcReport:
       written for it. `bytes_freed` is what there is less of.
     - `packs_busy`: garbage, at least for the most part, but of writers that live.
     - `packs_sealed`: of writers that ended without, in a local store. Nothing was wrong with them.
-    - `leftovers_removed`: indexes that restores and rebuilds left behind.
+    - `leftovers_removed`: what restores and rebuilds, and who made the store, left behind.
     - `caches_removed`, `cache_bytes_freed`: caches of stores on S3 that this machine does not use.
     - `damaged`: frames that names need and that are damaged. `missing`: packs that names need and
       that are not there.

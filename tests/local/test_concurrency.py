@@ -21,6 +21,7 @@ from threads import in_threads
 import castore
 from castore.errors import NameExists, StoreClosed
 from castore.local import folder
+from castore.local import store as making
 
 NAMES = 50
 
@@ -436,6 +437,29 @@ def test_a_store_that_is_made_between_two_looks(
 
     monkeypatch.setattr(folder, "read_config", read)
     with castore.open(tmp_path / "store", create=create) as store:
+        assert store.gets("a") == bytes(9000)
+
+
+def test_a_maker_that_another_and_its_collection_outrun_opens_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collection takes what makers left, and this one's draft of castore.json with it."""
+    whole = making.write_new
+
+    def write(path: str, raw: bytes) -> None:
+        whole(path, raw)
+        program = """
+import castore, sys
+with castore.open(sys.argv[1]) as store:
+    store.puts("a", bytes(9000))
+    store.gc()
+"""
+        root = os.path.dirname(path)
+        subprocess.run([sys.executable, "-c", program, root], check=True, env=oracle.environment())
+        assert not os.path.exists(path)
+
+    monkeypatch.setattr(making, "write_new", write)
+    with castore.open(tmp_path / "store") as store:
         assert store.gets("a") == bytes(9000)
 
 

@@ -530,6 +530,20 @@ def test_leftovers_that_cannot_be_removed(
     assert store.gc().leftovers_removed == 1
 
 
+def test_what_a_maker_that_was_killed_left_is_removed(store: castore.Store) -> None:
+    root = Path(store.path)
+    left = root / f"castore.json.{os.urandom(8).hex()}"
+    left.write_bytes((root / "castore.json").read_bytes())
+    kept = root / "castore.json.before-0a1b2c"  # of a repair
+    kept.write_bytes(b"damaged")
+    assert store.gc(dry_run=True).leftovers_removed == 1
+    assert left.exists()
+    assert store.gc().leftovers_removed == 1
+    assert not left.exists()
+    assert kept.exists()
+    assert store.gc().leftovers_removed == 0
+
+
 def test_a_dry_run_beside_a_collection_that_takes_leftovers(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 
 from castore.errors import UnclaimedData
+from castore.local.folder import is_config_draft
 from castore.local.journal.log import LOG_BYTES_MIN, UNCLAIMED, Journal
 from castore.local.journal.state import judge
 from castore.system.fileio import typed_errors
@@ -50,27 +51,34 @@ def tend(root: str, index: Index, journal: Journal) -> None:
 
 
 def remove_leftovers(root: str, *, dry_run: bool) -> tuple[int, int]:
-    """(folders, bytes) of indexes that were never finished, and of those that were replaced a month
-    ago. Whoever makes one has the store alone, so nobody does now; beside a dry run, a collection
-    may take one. Raises StoreIOError, PermissionError."""
+    """(how many, bytes) of indexes that were never finished, of those that were replaced a month
+    ago, and of drafts of castore.json. Whoever makes an index has the store alone, so nobody does
+    now; beside a dry run, a collection may take one. Raises StoreIOError, PermissionError."""
     with typed_errors(root):
         return _remove_leftovers(root, dry_run=dry_run)
 
 
 def _remove_leftovers(root: str, *, dry_run: bool) -> tuple[int, int]:
-    folders = size = 0
+    count = size = 0
     for name in sorted(os.listdir(root)):
         path = os.path.join(root, name)
+        if is_config_draft(name) and not os.path.isdir(path):
+            with suppress(FileNotFoundError):
+                size += os.lstat(path).st_blocks * 512
+                count += 1
+                if not dry_run:
+                    os.unlink(path)
+            continue
         if os.path.islink(path) or not os.path.isdir(path):
             continue  # none that castore made
         if name.startswith(_DRAFT) or (name.startswith(_ASIDE) and _is_old(name)):
             with suppress(FileNotFoundError):
                 size += sum(entry.stat().st_blocks * 512 for entry in os.scandir(path))
-                folders += 1
+                count += 1
             if not dry_run:
                 with typed_errors(path):
                     shutil.rmtree(path)
-    return folders, size
+    return count, size
 
 
 def _is_old(name: str) -> bool:
