@@ -135,9 +135,11 @@ def test_what_a_command_leaves_ends_with_it_or_with_the_run(pipelines: Pipelines
     so that a service can be started by one command for the next."""
     number = mark()
     root = co.Serial()
-    root["leave"] = co.Exec(f"sleep {number} & (setsid sleep {number} &); sleep 0.2")
-    words = "cat /proc/[0-9]*/cmdline 2> /dev/null | tr '\\0' '\\n'"
-    root["count"] = co.Exec(f"{words} | grep -c '^{number}$'")
+    each = "for each in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $each; echo; done 2> /dev/null"
+    count = f"{each} | grep -c '^sleep {number} $'"  # those that have become a sleep by now
+    begun = f"until [ $({count}) = 2 ]; do sleep 0.05; done"
+    root["leave"] = co.Exec(f"sleep {number} & (setsid sleep {number} &); {begun}")
+    root["count"] = co.Exec(count)
     done = pipelines.run(root)
     assert pipelines.conducto("logs", done.id, "count").out == "1\n"
     assert processes_with(number) == []
