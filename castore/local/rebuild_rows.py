@@ -68,7 +68,10 @@ class RowRebuild:
         self._report.chunk_rows_dropped = self._drop_stale(self._index.chunks, self._row_is_right)
         for pack_id, reading in self._readings.items():
             self._add_rows(pack_id, [entry for entry in reading.frames if not entry.bases])
-            self._add_pack_row(pack_id)
+            # Without a row it is an orphan. Nothing can be read of it: its writer died before it
+            # was durable, or what names need of it is lost, which they say themselves.
+            if reading.known or len(reading.frames):
+                self._add_pack_row(pack_id)
             if self._progress is not None:
                 self._progress.relative_update(reading.end)
         # Of what decodes with what: bases that nothing needed any more may be gone, and of some

@@ -675,6 +675,23 @@ def test_without_index_and_journal_only_a_backup_helps(folder: Path) -> None:
         castore.rebuild_index(folder)
 
 
+@pytest.mark.parametrize("size", [0, 7, 5000])
+def test_a_pack_that_lost_all_in_a_power_cut_is_garbage_after_a_rebuild(
+    folder: Path, size: int
+) -> None:
+    pack_id = os.urandom(16).hex()
+    path = folder / "packs" / pack_id[:2] / f"{pack_id}.pack"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(size))
+    lose_index(folder)
+    castore.rebuild_index(folder)
+    assert castore.check_store(folder, read_data=True).problems == []
+    with castore.open(folder) as store:
+        assert read(store) == VALUES
+        assert store.gc().orphans_removed == 1
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("left", ["journal", "index", "both"])
 def test_castore_json_is_made_again(folder: Path, left: str) -> None:
     config = (folder / "castore.json").read_bytes()
