@@ -70,7 +70,7 @@ def open_store(
     - `disk_cache_bytes`: on S3, the most frames kept on disk, in bytes (0: none; by default 10 GiB,
       or a tenth of the free disk if that is less).
 
-    The others are settings of S3, and a folder takes none of them: the README lists them. They may
+    The others are settings of S3, and a folder takes none of them: docs/s3.md lists them. They may
     also come from the URL's query (`?endpoint_url=...&region=...`) or the environment, in that
     order. `connect_timeout_s` and `read_timeout_s` are in seconds, `max_concurrency` counts
     requests in flight.

@@ -267,12 +267,10 @@ class TestText:
             with pytest.raises(InvalidContext, match="is not a bucket's name"):
                 user_policy(bucket)
 
-    def test_the_readme_has_it(self) -> None:
-        readme = (ROOT / "README.md").read_text()
-        found = [text for text in readme.split("```json\n") if '"OwnObjects"' in text]
-        if not found:
-            pytest.skip("the README has no policy yet")
-        policy = found[-1].partition("```")[0].replace("BUCKET", "bucket")
+    def test_the_documents_have_it(self) -> None:
+        cloud = (ROOT / "docs" / "cloud.md").read_text()
+        [found] = [text for text in cloud.split("```json\n") if '"OwnObjects"' in text]
+        policy = found.partition("```")[0].replace("BUCKET", "bucket")
         assert json.loads(policy) == user_policy("bucket")
 
     def test_command(self, capsys: pytest.CaptureFixture[str]) -> None:
