@@ -60,14 +60,7 @@ class ListingVerbs(StoreFileSystem):
         entries = self._entries(name, details=detail and not kinds_only)
         if not detail:
             return [entry.name for entry in entries]
-        return [
-            _folder(entry.name)
-            if entry.is_folder
-            else _unread(entry.name)
-            if entry.info is None
-            else file_entry(entry.info)
-            for entry in entries
-        ]
+        return [_entry(entry) for entry in entries]
 
     def walk(
         self,
@@ -310,6 +303,12 @@ class ListingVerbs(StoreFileSystem):
             listed = self._shown.noted(self.store.list(prefix))
             return ((info.name, file_entry(info)) for info in listed)
         return ((name, {}) for name in self.store.names(prefix))
+
+
+def _entry(entry: DirEntry) -> Info:
+    if entry.is_folder:
+        return _folder(entry.name)
+    return _unread(entry.name) if entry.info is None else file_entry(entry.info)
 
 
 def _folder(name: str) -> Info:
