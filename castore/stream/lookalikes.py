@@ -41,7 +41,11 @@ AHEAD_BYTES = 128 << 20
 RECENT_BYTES_MAX = 16 << 20  # of the stream's own frames, kept until they have their places
 TRIED_ALWAYS = 32  # chunks that find nothing; then half of as many, a quarter, ...
 RARELY = 6  # ... down to one chunk in 2**6
-FOUND_CREDIT = 48  # chunks that may find nothing, for one that does
+# Chunks that may find nothing before any does. Of first releases of Django, botocore, numpy and
+# scipy 229, 663, 694 and 598 chunks were looked at with 96, and 88 of Django's with 16: it took
+# 18 KB more of 12.3 MB, the others as many bytes as before.
+CREDIT_FIRST = 16
+FOUND_CREDIT = 48  # the same, for one that does
 CREDIT_MAX = 96
 
 # Of a frame that this stream stores and has not placed yet. It has no bytes in any pack.
@@ -64,7 +68,7 @@ class LookAlikes:
         self._next = 0  # the slot that is given away next
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self._recent_bytes = 0
-        self._lost = -CREDIT_MAX  # chunks that found nothing, less what may
+        self._lost = -CREDIT_FIRST  # chunks that found nothing, less what may
         self._read_to = 0  # in the older object
         self.looks = True  # whether the chunk at hand is one that is looked at
 

@@ -103,7 +103,7 @@ def test_the_same_and_alike_pieces_in_any_order(
     """Of some chunks nothing is looked for, and of others it is, also where they come again. (One
     put in twenty failed.)"""
     monkeypatch.setattr("castore.stream.alignment.TRIED_ALWAYS", tried_always)
-    for constant in ("TRIED_ALWAYS", "FOUND_CREDIT", "CREDIT_MAX"):
+    for constant in ("TRIED_ALWAYS", "CREDIT_FIRST", "FOUND_CREDIT", "CREDIT_MAX"):
         monkeypatch.setattr(f"castore.stream.lookalikes.{constant}", tried_always)
     choose = random.Random(f"pieces {tried_always}")
     values: dict[str, bytes] = {}

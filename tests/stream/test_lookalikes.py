@@ -104,7 +104,7 @@ def test_where_nothing_is_alike_fewer_and_fewer_are_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lookalikes, "TRIED_ALWAYS", 16)
-    monkeypatch.setattr(lookalikes, "CREDIT_MAX", 0)
+    monkeypatch.setattr(lookalikes, "CREDIT_FIRST", 0)
     found, looked = LookAlikes(nothing), list[int]()
     for number in range(16 * 7 + 640):
         assert found.candidates(text(number, 8192), [], None, 0) == []

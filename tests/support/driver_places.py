@@ -72,6 +72,7 @@ class Settings:
             "castore.stream.alignment:TRIED_ALWAYS": self.tried_always,
             "castore.stream.alignment:TABLE_BASES_MAX": 16 * self.tried_always,
             "castore.stream.lookalikes:TRIED_ALWAYS": self.tried_always,
+            "castore.stream.lookalikes:CREDIT_FIRST": self.tried_always,
             "castore.stream.lookalikes:FOUND_CREDIT": self.tried_always,
             "castore.stream.lookalikes:CREDIT_MAX": self.tried_always,
             "castore.stream.lookalikes:RECENT_BYTES_MAX": 4 * self.batch_bytes,
