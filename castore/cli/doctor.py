@@ -152,13 +152,13 @@ def _journal(root: str) -> Check:
     index = open_index(os.path.join(root, "index"), create=False, lock_free=True)
     try:
         state = repeated(lambda: judge(root, index))
+        size = human_size(journal_bytes(os.path.join(root, FOLDER)))
     except FormatError as error:
         return Check("journal", "problem", str(error), "castore check --repair puts it right")
     except (CastoreError, OSError) as error:
         return _unreadable("journal", error)
     finally:
         index.close()
-    size = human_size(journal_bytes(os.path.join(root, FOLDER)))
     found = f"generation {state.reading.generation}, {size}"
     if state.refusal:
         return Check("journal", "warning", f"{found}; a gc would refuse", state.refusal)

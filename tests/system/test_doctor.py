@@ -16,7 +16,7 @@ from servers import Server
 
 import castore
 from castore.cli import doctor_places, doctor_s3, exits, main
-from castore.errors import AccessDenied
+from castore.errors import AccessDenied, StoreIOError
 from castore.s3.client import probe
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures
@@ -144,6 +144,22 @@ class TestFolder:
         with castore.open(folder) as store:
             store.gc()
         assert examine(folder)[1]["journal"]["found"].startswith("has every name, generation 2, ")
+
+    def test_a_journal_whose_files_the_disk_does_not_tell_of(
+        self, examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is one of the things that are told, and what comes behind it is, too."""
+        with castore.open(tmp_path / "store") as store:
+            store.puts("x", b"1")
+
+        def fails(folder: str) -> int:
+            raise StoreIOError(f"{folder}: Input/output error")
+
+        monkeypatch.setattr("castore.cli.doctor.journal_bytes", fails)
+        code, checks = examine(tmp_path / "store")
+        assert (code, verdicts(checks)["journal"]) == (exits.FAILURE, "problem")
+        assert "Input/output error" in checks["journal"]["found"]
+        assert list(checks)[-1] != "journal"
 
     def test_an_index_that_is_older_than_the_journal(self, examine: Doctor, tmp_path: Path) -> None:
         folder = tmp_path / "store"
