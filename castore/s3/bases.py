@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from castore.model import Extent, StoredChunk
+from castore.model import Extent, Location, StoredChunk
 from castore.s3.cache.store import StoreCache
 from castore.s3.reliance import Reliance
+
+LOOKED_AT = 8  # frames of a pack: those of one came here together, and go together
 
 
 class Bases:
@@ -21,8 +23,11 @@ class Bases:
     def expect(self, older: Sequence[Extent]) -> set[bytes]:
         """What is put next may be deltas of these, or of what they are deltas of: the packs that it
         will rely on then, of the frames that are here."""
-        bases = {base.location for e in older for base in e.location.bases or (e.stored,)}
-        places = list(bases)
+        of_pack: dict[bytes, dict[Location, None]] = {}
+        for extent in older:
+            for base in extent.location.bases or (extent.stored,):
+                of_pack.setdefault(base.location.pack_id, {})[base.location] = None
+        places = [at for those in of_pack.values() for at in _some(list(those))]
         frames = zip(places, self._cache.frames.get(places), strict=True)
         self._likely = {at.pack_id for at, frame in frames if frame is not None}
         return self._likely
@@ -62,3 +67,8 @@ class Bases:
             ]
         )
         return moved
+
+
+def _some(places: Sequence[Location]) -> Sequence[Location]:
+    """At most LOOKED_AT of them, spread evenly."""
+    return places[:: -(-len(places) // LOOKED_AT)]

@@ -150,7 +150,7 @@ class WriteSession(ABC):
 
     def prefetch(self, chunk_ids: Sequence[bytes], older: Sequence[Extent] = ()) -> None:
         """These will be looked up next. `older` is what lies where they are expected in an object
-        that they may be deltas of."""
+        that they may be deltas of, and `lookahead_bytes` behind that."""
         raise NotImplementedError("a session that prefetches nothing")
 
     @abstractmethod

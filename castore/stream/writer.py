@@ -207,7 +207,9 @@ class ObjectWriter:
 
     def _take_ahead(self, view: memoryview, cut: list[Cut]) -> None:
         """Take what is more than a batch, once the session was told of all of it."""
-        older = self._bases.expected(self.size, self.size + cut[-1][1] - cut[0][0])
+        # With what lies behind, so that relying on it takes no round trips of its own.
+        end = self.size + cut[-1][1] - cut[0][0] + self._session.lookahead_bytes
+        older = self._bases.expected(self.size, end)
         self._session.prefetch([chunk_id for _, _, chunk_id in cut], older)
         batch: list[Cut] = []
         for each in cut:

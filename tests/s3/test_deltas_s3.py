@@ -243,7 +243,7 @@ def test_each_look_ahead_relies_once(world: World, monkeypatch: pytest.MonkeyPat
     assert deltas_of(store, "data") > 200
     counts = Counter((step.kind, step.key.split("/")[0]) for step in actor.steps)
     assert counts["HEAD", "packs"] >= 20
-    assert 1 < counts["PUT", "pins"] <= 5
+    assert 1 < counts["PUT", "pins"] <= 3  # the first relies on what the second needs, too
 
 
 @pytest.mark.parametrize("doomed", ["condemned", "gone", "damaged"])
