@@ -66,6 +66,7 @@ class FileRequests(View):
             if flags & os.O_EXCL:
                 fail(errno.EEXIST)
             return self.open(path, flags, caller)
+        self._pages.set_kind(path, is_folder=False)
         return self._drafting(name, None, mode & 0o7777, flags, caller)
 
     def flush(self, handle: Handle, caller: Caller = UNKNOWN) -> None:

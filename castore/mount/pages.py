@@ -235,6 +235,7 @@ class Pages:
                 new + name[len(old) :] if name == old or name.startswith(below) else name: past
                 for name, past in self._past.items()
             }
+            self._rename_kinds(self._path_of(old), self._path_of(new))
 
     # ------------------------------------------------------------ aside
 
@@ -270,13 +271,19 @@ class Pages:
     def check_kind(self, path: str, found: Attributes) -> None:
         """Raises ESTALE where the kernel was last told of a file, and there is a folder now, or the
         other way round: it would take that answer for a broken one (EIO), unless it looks again."""
-        with self._changed:
-            before = self._kinds.pop(path, found.is_folder)
-            self._kinds[path] = found.is_folder
-            if len(self._kinds) > REMEMBERED_MAX:
-                del self._kinds[next(iter(self._kinds))]
+        before = self.set_kind(path, is_folder=found.is_folder)
         if before != found.is_folder and self.set_aside is not None:
             fail(errno.ESTALE)
+
+    def set_kind(self, path: str, *, is_folder: bool) -> bool:
+        """What the kernel is told that is at the path, or has just had made there, where it had
+        nothing. What it was told before, if anything."""
+        with self._changed:
+            before = self._kinds.pop(path, is_folder)
+            self._kinds[path] = is_folder
+            if len(self._kinds) > REMEMBERED_MAX:
+                del self._kinds[next(iter(self._kinds))]
+            return before
 
     def check_missing(self) -> None:
         """What is opened is not there. Raises ESTALE where there is a kernel, which thinks it is:
@@ -293,6 +300,15 @@ class Pages:
                 return
             self._told[caller.thread] = _Told(name, now + MOVE_S, moved)
         fail(errno.ESTALE)
+
+    def _rename_kinds(self, old: str, new: str) -> None:
+        """The kernel takes what it was told of along, and has nothing there any more."""
+        kinds, above = self._kinds, (old + "/", new + "/")
+        gone = [path for path in kinds if path in (old, new) or path.startswith(above)]
+        moved = {path: kinds.pop(path) for path in gone}
+        for path, is_folder in moved.items():
+            if path == old or path.startswith(above[0]):
+                kinds[new + path[len(old) :]] = is_folder
 
     def _tell(self, held: Held, caller: Caller) -> None:
         if self.move(held) or held.is_moving:

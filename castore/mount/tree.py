@@ -71,6 +71,7 @@ class Tree(FileRequests):
             fail(errno.EEXIST)
         with self._changing(), self._lock:
             self._folders.make(name, mode & 0o7777)
+            self._pages.set_kind(path, is_folder=True)
 
     def rmdir(self, path: str) -> None:
         """Remove a folder with nothing in it."""

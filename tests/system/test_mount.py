@@ -439,6 +439,36 @@ def test_a_file_becomes_a_folder_and_a_folder_a_file(store: castore.Store, root:
         store.delete("x")
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_what_is_made_where_something_of_another_kind_was(
+    store: castore.Store, root: Path, others: bool
+) -> None:
+    """With no answer of the mount in between, which would make the kernel look again."""
+
+    def make(name: str, *, folder: bool) -> None:
+        if folder:
+            (root / name).mkdir()
+            assert os.listdir(root / name) == []
+        else:
+            (root / name).write_bytes(b"new")
+            assert (root / name).read_bytes() == b"new"
+
+    for folder in (False, True):
+        for way in ("remove", "rename", "rename over"):
+            name = f"{way} {folder}"
+            make(name, folder=folder)
+            if way == "remove" and others and not folder:
+                store.delete(name)
+            elif way == "remove":
+                os.rmdir(root / name) if folder else os.unlink(root / name)
+            elif way == "rename":
+                os.rename(root / name, root / f"{name} moved")
+            else:
+                make(f"{name} moved", folder=folder)
+                os.rename(root / name, root / f"{name} moved")
+            make(name, folder=not folder)
+
+
 def test_how_often_the_mount_is_asked(store: castore.Store, tmp_path: Path) -> None:
     """A second or so for 5,000 files hangs on it."""
     with store.transaction() as transaction:
