@@ -140,6 +140,12 @@ class Draft:
         with self.lock:
             self._set_ns = mtime_ns
 
+    def settle(self) -> None:
+        """Publish it, if it is to be, and is not yet. Raises as `publish` does."""
+        with self.lock:
+            if not (self.is_settled or self.lost or self.failed):
+                self.publish()
+
     def publish(self) -> None:
         """Let the name map to what was written; durable when it returns. Raises what a put does:
         the name maps to what it did then, and the draft is as it was."""

@@ -72,11 +72,13 @@ class FileRequests(View):
     def flush(self, handle: Handle, caller: Caller = UNKNOWN) -> None:
         """A descriptor was closed, see `Drafting`: what that publishes is durable when this
         returns, and what can't be published is raised."""
+        self._settle_closed(handle)
         with self._changing():
             handle.flush(caller)
 
     def fsync(self, handle: Handle) -> None:
         """Publish what was written until now: there is no other way for it to be durable."""
+        self._settle_closed(handle)
         with self._changing():
             handle.fsync()
 
@@ -136,6 +138,8 @@ class FileRequests(View):
             own = self._drafts.of(name, caller)
             if own is not None and not emptied:
                 return Drafting(own, writes=True)
+            closed = [draft for draft in self._drafts.at(name) if draft.closed]
+        self._settle(closed)
         try:
             base_ = self._store.open(name)
         except NameNotFound:
@@ -174,15 +178,29 @@ class FileRequests(View):
                 self._folders.touch(name)
         return handle
 
+    def _settle_closed(self, handle: Handle) -> None:
+        """What was closed before is not to be published over what is about to be."""
+        if isinstance(handle, Drafting) and handle.writes:
+            own = handle.draft
+            with self._lock:
+                drafts = [each for each in self._drafts.at(own.name) if each is not own]
+            self._settle([each for each in drafts if each.closed])
+
+    def _settle(self, drafts: list[Draft]) -> None:
+        """Publish what is not yet. Nobody waits for that, so what goes wrong is logged."""
+        for draft in reversed(drafts):
+            try:
+                draft.settle()
+            except Exception as error:
+                log.error("%r is not published: %s", draft.name, error)
+            finally:
+                self._names.forget()
+
     def _end(self, draft: Draft) -> None:
         """Nobody has it open."""
         try:
-            if not (draft.is_settled or draft.lost or draft.failed):
-                draft.publish()
-        except Exception as error:
-            log.error("%r is not published: %s", draft.name, error)
+            self._settle([draft])
         finally:
-            self._names.forget()
             with self._lock:
                 draft.handles -= 1
                 is_open = draft.handles > 0  # somebody came to look at it meanwhile

@@ -201,11 +201,13 @@ class Tree(FileRequests):
                 return
         draft = own or (drafts[0] if drafts else None)
         if draft is not None:
-            if mode is not None:
-                draft.set_mode(mode)
-            if mtime_ns is not None:
-                draft.set_time(mtime_ns)
-            return
+            with draft.lock:  # else it may be published just now, as it was
+                if not draft.is_settled:
+                    if mode is not None:
+                        draft.set_mode(mode)
+                    if mtime_ns is not None:
+                        draft.set_time(mtime_ns)
+                    return
         with self._changing(), self._unpublished(name):
             self._store.set_attributes(name, mode=mode, mtime_ns=mtime_ns)
             if mode is not None:

@@ -220,6 +220,63 @@ def test_an_empty_file(store: castore.Store, tree: Tree) -> None:
     assert store.gets("a") == store.gets("b") == b""
 
 
+@pytest.mark.parametrize("by", [ONE, OTHER])
+@pytest.mark.parametrize("flags", [NEW | os.O_TRUNC, NEW | os.O_APPEND])
+@pytest.mark.parametrize("publish", [Tree.fsync, Tree.flush])
+def test_an_empty_file_is_never_published_over_what_was_written_later(
+    store: castore.Store, tree: Tree, by: Caller, flags: int, publish: Callable[..., None]
+) -> None:
+    """As in `: > a; echo new > a`: the kernel does not wait for the end of the first one."""
+    store.puts("a", b"old")
+    empty = tree.open("/a", NEW | os.O_TRUNC, ONE)
+    tree.flush(empty, ONE)
+    handle = tree.open("/a", flags, by)
+    handle.write(0, b"new")
+    publish(tree, handle, *([by] if publish is Tree.flush else []))
+    tree.release(empty)
+    close(tree, handle, by)
+    assert store.gets("a") == b"new"
+
+
+def test_an_empty_file_is_never_published_over_what_others_had_open(
+    store: castore.Store, tree: Tree
+) -> None:
+    handle, empty = tree.create("/a", 0o644, NEW, OTHER), tree.create("/a", 0o644, NEW, ONE)
+    handle.write(0, b"new")
+    tree.flush(empty, ONE)
+    tree.flush(handle, OTHER)
+    tree.release(empty)
+    tree.release(handle)
+    assert store.gets("a") == b"new"
+
+
+def test_bits_and_times_given_while_an_empty_file_is_published_stay(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `touch a; chmod +x a`: the kernel does not wait for the end of the first one."""
+    handle = tree.create("/a", 0o644, NEW, ONE)
+    tree.flush(handle, ONE)
+    put = castore.Transaction.put
+    changers = [
+        threading.Thread(target=tree.chmod, args=("/a", 0o755, ONE)),
+        threading.Thread(target=tree.utimens, args=("/a", 5, OTHER)),
+    ]
+
+    def then_changed(self: castore.Transaction, *args: Any, **options: Any) -> object:
+        info = put(self, *args, **options)
+        for changer in changers:
+            changer.start()
+            changer.join(0.2)
+        return info
+
+    with monkeypatch.context() as patched:
+        patched.setattr(castore.Transaction, "put", then_changed)
+        tree.release(handle)
+    for changer in changers:
+        changer.join(60)
+    assert (store.info("a").mode, store.info("a").mtime_ns) == (0o755, 5)
+
+
 def test_a_writer_that_is_killed_publishes_nothing(store: castore.Store, tree: Tree) -> None:
     store.puts("a", b"old")
     for path in ("/a", "/b"):
