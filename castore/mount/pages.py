@@ -36,15 +36,14 @@ MOVE_S = 5.0  # how long is waited for what is moved aside; and by writers, for 
 
 
 class Version(NamedTuple):
-    """What tells one state of an object from another."""
+    """What tells the bytes of an object from others."""
 
     etag: str
     size: int
-    mtime_ns: int
 
 
 def version_of(info: ObjectInfo) -> Version:
-    return Version(info.etag, info.size, info.mtime_ns)
+    return Version(info.etag, info.size)
 
 
 class Held:

@@ -125,9 +125,8 @@ class View:
             return draft.attributes
         info, is_folder = self._look(name)
         held = self._pages.in_use(name)
-        if held is not None:
-            if info is None or held.version != version_of(info):
-                self._pages.move(held)
+        if held is not None and (info is None or held.version != version_of(info)):
+            self._pages.move(held)
             return held.attributes  # the kernel still has the old file here
         if is_folder:
             return self._folder(name)

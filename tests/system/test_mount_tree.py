@@ -909,6 +909,25 @@ def test_modes_and_times(store: castore.Store, tree: Tree) -> None:
     fails(errno.EOVERFLOW, lambda: tree.utimens("/a", 1 << 63))
 
 
+def test_modes_and_times_that_a_file_gets_while_it_is_read_are_told(
+    store: castore.Store, tree: Tree
+) -> None:
+    asides: list[str] = []
+    tree.pages.set_aside = lambda path, aside, done: asides.append(path)
+    store.puts("a", DATA)
+    handle = tree.open("/a", os.O_RDONLY, ONE)
+    assert read(handle) == DATA
+    tree.chmod("/a", 0o755, ONE)
+    assert tree.getattr("/a", None, ONE).mode == 0o755
+    tree.utimens("/a", 5, OTHER)
+    assert tree.getattr("/a", None, ONE).mtime_ns == 5
+    again = tree.open("/a", os.O_RDONLY, OTHER)
+    assert again.keeps_pages  # as the bytes are the same
+    tree.release(again)
+    tree.release(handle)
+    assert asides == []
+
+
 def test_answers_that_are_remembered(store: castore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on S3, where each is a request."""
     store.puts("d/a", b"1")
