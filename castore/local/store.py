@@ -185,15 +185,17 @@ class LocalStore:
             self.references -= 1
             if self.references > 0:
                 return
-            for key in [key for key, store in _registry.items() if store is self]:
-                del _registry[key]
             try:
                 self.packs.close()
                 self.journal.close(self._index)
-            finally:
-                self._index.close()
-                self.journal.let_go()  # a commit that came in between had opened it again
-                self._let_go()
+            finally:  # also of an interrupt: there is no second try
+                try:
+                    for key in [key for key, store in _registry.items() if store is self]:
+                        del _registry[key]
+                    self._index.close()
+                    self.journal.let_go()  # a commit that came in between had opened it again
+                finally:
+                    self._let_go()
 
     def keep_lock_to_the_end(self) -> None:
         """Of the process: else Python warns of its file where nobody closed the store."""
@@ -253,7 +255,7 @@ def open_local(
         status = os.stat(root)
         key = (status.st_dev, status.st_ino)
         store = _registry.get(key)
-        if store is not None:
+        if store is not None and store.references:  # else its closing was interrupted
             if not read_only:
                 store.take_locks()
             store.references += 1

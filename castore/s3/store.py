@@ -203,12 +203,15 @@ class S3Store:
         self._is_open = False
         _open.discard(self)
         end_dropped()
-        self._requests.close()  # what is under way may rely on the pins, and has yet to be told of
         try:
-            _end(self._parts, None if self._lease is None else self._lease.abandon)
-        finally:
-            self._names.close()
-            self._bucket.close()
+            # What is under way may rely on the pins, and has yet to be told of.
+            self._requests.close()
+        finally:  # also of an interrupt: there is no second try
+            try:
+                _end(self._parts, None if self._lease is None else self._lease.abandon)
+            finally:
+                self._names.close()
+                self._bucket.close()
 
     def __del__(self) -> None:
         # Files, lists and transactions of it may go on: what they need stays.

@@ -73,12 +73,16 @@ class Handle:
 
     def close(self) -> None:
         """Let go of the store; files opened from it can still be read. Idempotent."""
-        with self._closing:
-            backend, self._backend = self._backend, None
-        discard_dropped()
-        if backend is not None:
-            self._workers.close()
-            backend.close()
+        backend: Backend | None = None
+        try:
+            with self._closing:
+                backend, self._backend = self._backend, None
+            discard_dropped()
+            if backend is not None:
+                self._workers.close()
+        finally:  # also if an interrupt ends the wait for the threads: it can't be closed again
+            if backend is not None:
+                backend.close()
 
     def __enter__(self) -> Self:
         self._check_open()

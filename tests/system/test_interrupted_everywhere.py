@@ -21,6 +21,7 @@ from threads import in_threads
 
 import castore
 from castore.local import folder
+from castore.local.store import LocalStore
 from castore.s3 import uploads
 from castore.system.lockfile import LockFile
 from castore.system.workers import Workers
@@ -213,6 +214,32 @@ def test_the_lock_of_a_folder(tmp_path: Path) -> None:
     assert struck > 20
 
 
+def test_a_store_that_is_being_closed(tmp_path: Path) -> None:
+    """It is let go of: nobody could have it to itself else, nor close it again."""
+    root = tmp_path / "store"
+
+    def written() -> castore.Store:
+        store = castore.open(root, chunk_bytes_avg=2816, threads=2)
+        store.puts("name", os.urandom(20_000))
+        return store
+
+    steps = steps_of(written().close)
+    assert len(steps) > 50
+    struck = 0
+    for step in steps:
+        if step[0][0] is LocalStore.close.__code__ and step[0][2] == "call":
+            continue  # nothing of it was done
+        store = written()
+        struck += isinstance(strike(store.close, step), Soft)
+        assert store.closed or step == steps[0], step
+        store.close()
+        with folder.alone(str(root)):
+            pass
+    assert struck > 50
+    report = castore.check_store(root, read_data=True)
+    assert not [p for p in report.problems if p.severity != "warning"], report.problems
+
+
 def goes_on(store: castore.Store, every: int) -> None:
     """A transaction in which a put is interrupted, and that is committed nevertheless, has all that
     was put before it and after."""
@@ -266,3 +293,30 @@ def test_a_store_on_s3(world: World, asked_by_others: None, name: str, every: in
     store.close()
     report = world.open("two").check(read_data=True)
     assert all(p.severity == "warning" for p in report.problems), report.problems
+
+
+def test_the_pins_of_a_store_on_s3_that_is_being_closed(
+    world: World, asked_by_others: None
+) -> None:
+    """They go, also if the wait for its threads is interrupted: for a week they would keep what it
+    put."""
+
+    def written() -> castore.Store:
+        store = world.open()
+        store.puts("name", os.urandom(100_000))
+        return store
+
+    def pins() -> list[str]:
+        with world.bucket() as bucket:
+            return [entry.key for entry in bucket.list("pins/")]
+
+    close = Workers.close.__code__
+    steps = [step for step in steps_of(written().close) if step[0][0] is close]
+    assert pins() == []
+    struck = 0
+    for step in steps:
+        store = written()
+        assert pins()
+        struck += isinstance(strike(store.close, step), Soft)
+        assert pins() == [], step
+    assert struck >= 4
