@@ -59,8 +59,11 @@ class OutFolder:
             raise InTheWay("it has an empty part, which a file's path can't have")
         try:
             encode_name(inner)
+            os.fsencode(inner)
         except InvalidName as error:
             raise InTheWay(str(error)) from None
+        except UnicodeEncodeError as error:
+            raise InTheWay(f"the locale has no such name of a file: {error}") from None
         store = self._store_of(os.path.join(self.path, *parts[:-1]))
         if store is not None:
             raise InTheWay(f"{os.path.join(self.path, inner)} lies inside the open store {store}")

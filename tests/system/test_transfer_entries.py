@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -210,6 +211,28 @@ def test_a_name_that_is_too_long_for_a_file(any_store: castore.Store, tmp_path: 
 
 
 @pytest.mark.damages_store("rows of its index are changed")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each locale has all names of files")
+def test_a_name_that_the_locale_does_not_have(store: castore.Store, tmp_path: Path) -> None:
+    """It alone is left out."""
+    store.puts_many({"p/a": b"1", "p/n\xe4me": b"2", "p/\xf6/b": b"3", "p/z": b"4"})
+    store.close()
+    out = tmp_path / "out"
+    for verb in (["export"], ["get", "-R"]):
+        command = [sys.executable, "-m", "castore", "-r", str(store.path), *verb, "p", str(out)]
+        done = subprocess.run(
+            command,
+            env=oracle.environment() | {"LC_ALL": "C", "PYTHONUTF8": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.count("the locale has no such name") == 2, done.stderr
+        [made] = [path for path in (out, out / "p") if (path / "a").exists()]
+        assert tree(made).keys() == {"a", "z"}
+        shutil.rmtree(out)
+
+
 def test_names_of_a_damaged_index_do_not_end_a_listing(tmp_path: Path) -> None:
     """Not UTF-8, or leading elsewhere: no put makes them, but an index may be another's work."""
     folder = tmp_path / "store"
