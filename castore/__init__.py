@@ -95,3 +95,8 @@ def __getattr__(name: str) -> Any:
     )
     globals()[name] = found
     return found
+
+
+def __dir__() -> list[str]:
+    # What `help` and completion ask; else what was not yet used would be missing there.
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,8 @@ import importlib
 import io
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,20 @@ def test_examples(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             test.globs.update(given, os=os, shutil=shutil, store=store)
             run(test)
     context.close_stores()
+
+
+def test_help_and_completion_tell_of_all_that_is_public() -> None:
+    """Also before any of it was used."""
+    program = (
+        "import castore, pydoc; print(*dir(castore)); print(pydoc.plaintext.document(castore))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    names, _, text = run.stdout.partition("\n")
+    assert set(castore.__all__) - set(names.split()) == set()
+    assert "class Store(" in text
+    assert "open = open_store(" in text
 
 
 def make_files(folder: Path) -> None:
