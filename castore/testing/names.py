@@ -40,6 +40,18 @@ NAMES = [
 ]
 
 
+def level(names: list[str], folder: str) -> list[tuple[str, bool]]:
+    """What `scandir` finds among these names, as it is defined: names, and whether it is a folder.
+    `folder` is "", or ends with no "/"."""
+    prefix = folder + "/" if folder else ""
+    found = set()
+    for name in names:
+        if name.startswith(prefix):
+            inner, slash, _ = name[len(prefix) :].partition("/")
+            found.add((prefix + inner, bool(slash)))
+    return sorted(found, key=lambda each: (each[0] + "/" * each[1]).encode())
+
+
 class Names(Kind):
     def test_old_versions_of_a_place_that_keeps_none(self, store: castore.Store) -> None:
         for data in (b"1", b"2"):
@@ -148,6 +160,42 @@ class Names(Kind):
         assert rest[0] == "0999x", "the page ended just before it"
         assert rest == sorted(set(rest))
         assert set(rest) >= {f"{i:04}" for i in range(1000, 2000)} - {"1500"}
+
+    def test_what_is_right_in_a_folder(self, store: castore.Store) -> None:
+        names = [*NAMES, "a/c/d", "a-b", "a.txt", "b//c", "b/", "c/d", "é/ü", "z/" + "y" * 300]
+        for name in names:
+            store.puts(name, name.encode())
+        for folder in ["", "a", "a/", "a/b", "a/c", "b", "b/", "c", "é", "z", "nothing", "a-b"]:
+            with_details = list(store.scandir(folder))
+            found = [(entry.name, entry.is_folder) for entry in with_details]
+            assert found == level(names, folder.rstrip("/")), folder
+            without = list(store.scandir(folder, details=False))
+            assert [(entry.name, entry.is_folder) for entry in without] == found
+            assert all(entry.info is None for entry in without)
+            for entry in with_details:
+                assert (entry.info is None) == entry.is_folder
+                assert entry.info is None or entry.info == store.info(entry.name)
+        assert list(store.scandir("a/../b")) == [], "no name begins like that"
+
+    def test_a_folder_of_many_pages(self, store: castore.Store) -> None:
+        names = [f"{i // 999}/{i}" for i in range(3500)] + [f"n{i:04}" for i in range(1500)]
+        store.puts_many(dict.fromkeys(names, b""))
+        found = [(entry.name, entry.is_folder) for entry in store.scandir()]
+        assert found == level(names, "")
+        assert [entry.name for entry in store.scandir("3")] == sorted(names[2997:3500])
+
+    def test_objects_and_folders_are_told_apart(self, store: castore.Store) -> None:
+        for name in ["a", "a/b", "a/c/d", "a0", "c/d", "e/"]:
+            store.puts(name, b"")
+        assert store.kind("a") == (True, True)
+        assert store.kind("a/b") == (True, False)
+        assert store.kind("a/c") == (False, True)
+        assert store.kind("c") == (False, True)
+        assert store.kind("a0") == (True, False)
+        assert store.kind("e") == (False, True)
+        assert store.kind("nothing") == (False, False)
+        with pytest.raises(InvalidName):
+            store.kind("")
 
     def test_size_and_info_and_exists(self, store: castore.Store) -> None:
         store.puts("name", b"12345")

@@ -1,4 +1,4 @@
-"""What is right in a folder, on both kinds of stores."""
+"""What is right in a folder: any names, and pages of a few. `castore.testing` has the rest."""
 
 from __future__ import annotations
 
@@ -9,48 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from castore.errors import InvalidName
-
-NAMES = ["a", "a/b", "a/c/d", "a-b", "a.txt", "a0", "b//c", "b/", "c/d", "é/ü", "z/" + "y" * 300]
-
-
-def level(names: list[str], folder: str) -> list[tuple[str, bool]]:
-    """As it is defined."""
-    prefix = folder + "/" if folder else ""
-    found = set()
-    for name in names:
-        if name.startswith(prefix):
-            inner, slash, _ = name[len(prefix) :].partition("/")
-            found.add((prefix + inner, bool(slash)))
-    return sorted(found, key=lambda each: (each[0] + "/" * each[1]).encode())
-
-
-def test_each_folder_s_own(any_store: Any) -> None:
-    for name in NAMES:
-        any_store.puts(name, name.encode())
-    for folder in ["", "a", "a/c", "b", "b/", "c", "é", "z", "nothing", "a-b"]:
-        with_details = list(any_store.scandir(folder))
-        found = [(entry.name, entry.is_folder) for entry in with_details]
-        assert found == level(NAMES, folder.rstrip("/")), folder
-        without = list(any_store.scandir(folder, details=False))
-        assert [(entry.name, entry.is_folder) for entry in without] == found
-        assert all(entry.info is None for entry in without)
-        for entry in with_details:
-            assert (entry.info is None) == entry.is_folder
-            assert entry.info is None or entry.info == any_store.info(entry.name)
-
-
-def test_objects_and_folders_are_told_apart(any_store: Any) -> None:
-    for name in NAMES:
-        any_store.puts(name, b"")
-    assert any_store.kind("a") == (True, True)
-    assert any_store.kind("a/b") == (True, False)
-    assert any_store.kind("a/c") == (False, True)
-    assert any_store.kind("c") == (False, True)
-    assert any_store.kind("a0") == (True, False)
-    assert any_store.kind("nothing") == (False, False)
-    with pytest.raises(InvalidName):
-        any_store.kind("")
-    assert list(any_store.scandir("a/../b")) == [], "no name begins like that"
+from castore.testing.names import level
 
 
 def test_folders_of_more_than_a_page(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from castore.model import (
     StoreStats,
     clamp_range,
 )
-from castore.stream.backend import Cover, Held
+from castore.stream.backend import Cover, Entry, Held, Older
 from castore.stream.chunker import Chunker
 from castore.stream.codec import chunk_id_of, decode_frame, decode_inline
 from castore.stream.config import new_config
@@ -341,6 +341,26 @@ class MemoryCatalog:
         for page in self.pages(prefix):
             yield [name for name, _ in page]
 
+    def level(self, prefix: bytes, *, with_records: bool) -> Iterator[list[Entry]]:
+        folder = b""
+        for page in self.pages(prefix):
+            entries = []
+            for name, record in page:
+                inner, slash, _ = name[len(prefix) :].partition(b"/")
+                if not slash:
+                    entries.append(Entry(name, record if with_records else None))
+                elif folder != prefix + inner + slash:
+                    folder = prefix + inner + slash
+                    entries.append(Entry(folder, is_folder=True))
+            yield entries
+
+    def kind(self, name: bytes) -> tuple[bool, bool]:
+        return self.record(name) is not None, any(self.names(name + b"/"))
+
+    def older(self, name: bytes, like: bytes | None, *, beside: bool = True) -> Older | None:
+        """No session here makes deltas."""
+        return None
+
     def _page(self, prefix: bytes, after: bytes) -> list[tuple[bytes, Record]]:
         with self._place.lock:
             names = sorted(name for name in self._place.names if name.startswith(prefix))
@@ -362,6 +382,9 @@ class MemoryPacks:
                 raise FormatError(f"pack {pack_id.hex()} ends within a frame")
             found.append(pack[offset : offset + stored_bytes])
         return found
+
+    def at_hand(self, place: Location) -> bytes:
+        return self.frames([place], {})[0]
 
     def hold(self, pack_ids: Collection[bytes]) -> Held:
         return {pack_id: self._place.pack(pack_id) for pack_id in pack_ids}
