@@ -260,9 +260,9 @@ static PyObject *mapping_advise_dontneed(Mapping *self, PyObject *arguments)
 
 static PyMethodDef methods[] = {
     {"close", (PyCFunction)mapping_close, METH_NOARGS,
-     "close()\n--\n\nUnmap. BufferError while a memoryview of it is alive."},
+     "close($self, /)\n--\n\nUnmap. BufferError while a memoryview of it is alive."},
     {"advise_dontneed", (PyCFunction)mapping_advise_dontneed, METH_VARARGS,
-     "advise_dontneed(offset, length, /)\n--\n\n"
+     "advise_dontneed($self, offset, length, /)\n--\n\n"
      "Let go of the whole pages within the range: they are read again when next touched."},
     {NULL, NULL, 0, NULL},
 };

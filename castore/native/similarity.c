@@ -217,22 +217,22 @@ static PyObject *table_runs(AnchorTable *self, PyObject *arguments)
 
 static PyMethodDef table_methods[] = {
     {"put", (PyCFunction)table_put, METH_VARARGS,
-     "put(slot, buffer, /)\n--\n\n"
+     "put($self, slot, buffer, /)\n--\n\n"
      "The buffer's anchors are from now on those of the slot, and it owns each of them."},
     {"put_sought", (PyCFunction)table_put_sought, METH_VARARGS,
-     "put_sought(slot, /)\n--\n\n"
+     "put_sought($self, slot, /)\n--\n\n"
      "What is sought are from now on the anchors of the slot, and nothing is sought any more."},
     {"forget", (PyCFunction)table_forget, METH_VARARGS,
-     "forget(slot, /)\n--\n\nThe slot has no anchors any more."},
+     "forget($self, slot, /)\n--\n\nThe slot has no anchors any more."},
     {"seek", (PyCFunction)table_seek, METH_VARARGS,
-     "seek(buffer, /)\n--\n\n"
+     "seek($self, buffer, /)\n--\n\n"
      "The buffer's anchors are from now on what is sought; how many it has."},
     {"rank", (PyCFunction)table_rank, METH_VARARGS,
-     "rank(least, least_left, least_all, /)\n--\n\n"
+     "rank($self, least, least_left, least_all, /)\n--\n\n"
      "([(slot, share)], shift): the slots, at most 4, that have most of what is sought, each with\n"
      "the share of it that those before it have not; and how much further on the first has it."},
     {"runs", (PyCFunction)table_runs, METH_VARARGS,
-     "runs(slots, /)\n--\n\n"
+     "runs($self, slots, /)\n--\n\n"
      "The share of what is sought that these slots, at most 4, have about as far on as what was\n"
      "found before it, each in the first slot that has it."},
     {NULL, NULL, 0, NULL},

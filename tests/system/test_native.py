@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+import inspect
 import os
 import random
 import resource
@@ -27,6 +29,27 @@ def _the_variant_in_use_stays() -> Iterator[None]:
 
 
 # ---- variants -----------------------------------------------------------------------------------
+
+
+def test_each_signature_is_that_of_the_stub() -> None:
+    """What help() and completion show is what the types say."""
+    stub = ast.parse(Path(_native.__file__).with_name("_native.pyi").read_text())
+    functions = [(_native, node) for node in stub.body]
+    for node in stub.body:
+        if isinstance(node, ast.ClassDef):
+            functions += [(getattr(_native, node.name), each) for each in node.body]
+    compared = 0
+    for owner, node in functions:
+        if (
+            isinstance(node, ast.FunctionDef)
+            and not node.name.startswith("__")
+            and not node.decorator_list  # a property
+        ):
+            told = inspect.signature(getattr(owner, node.name)).parameters.values()
+            typed = [each.arg for each in node.args.posonlyargs + node.args.args]
+            assert [each.name for each in told] == typed, node.name
+            compared += 1
+    assert compared > 15
 
 
 def test_portable_is_always_there_and_last() -> None:
