@@ -192,5 +192,6 @@ def _check_cache(settings: S3Settings) -> Iterator[Check]:
         yield Check("cache", "warning", "none", "each read asks S3: set HOME or CASTORE_CACHE_DIR")
         return
     root = os.path.realpath(where)
+    yield Check("cache", "ok", root)
     yield check_file_system(root, "cache on")
     yield check_free_space(root, "cache's free space")

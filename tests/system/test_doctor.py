@@ -267,13 +267,16 @@ class TestFolder:
 
 
 class TestServer:
-    def test_moto_honours_it_all(self, examine: Doctor, moto_server: Server) -> None:
+    def test_moto_honours_it_all(
+        self, examine: Doctor, moto_server: Server, tmp_path: Path
+    ) -> None:
         code, checks = examine(moto_server.url())
         assert code == exits.OK
         server = {"If-None-Match on PUT", "If-Match on PUT", "If-Match on DELETE", "ranges"}
         server |= {"store", "writing", "listing after writing", "clock"}
         assert {what for what, verdict in verdicts(checks).items() if verdict == "ok"} >= server
         assert "none yet" in checks["store"]["found"]
+        assert checks["cache"]["found"] == os.path.realpath(tmp_path / "cache")
         assert list(Bucket(moto_server.settings()).list()) == []  # it cleans up
 
     @pytest.mark.preconditions_ignored
