@@ -81,11 +81,16 @@ def _words(function: Function, arguments: Mapping[str, Any]) -> list[str]:
             text = to_text(value, hints[name])
         except NotOnCommandLine as error:
             raise TypeError(f"{function.__name__}: argument {name}: {error}") from None
-        if is_flag(hints[name]):
+        if is_flag(hints[name]) and not _is_other(name, value, hints):
             words.append(f"--{name}" if value else f"--no-{name}")
         else:
             words.append(f"--{name}={text}")
     return words
+
+
+def _is_other(name: str, value: Any, hints: Mapping[str, Any]) -> bool:
+    """Whether the flag alone says something else: what shows the help, or another parameter."""
+    return name == "help" if value else f"no_{name}" in hints
 
 
 def parse_call(function: Function, argv: Sequence[str]) -> dict[str, Any]:

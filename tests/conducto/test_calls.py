@@ -107,6 +107,20 @@ def test_command_lines(args: tuple[Any, ...], kwargs: dict[str, Any], line: str)
     assert node.doc == "Does it."
 
 
+def shadowed(help: bool, cache: bool = True, no_cache: bool = True) -> None:
+    pass
+
+
+@pytest.mark.parametrize("values", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+def test_flags_that_alone_would_say_something_else_come_back(values: tuple[int, ...]) -> None:
+    """`--help` is the help's, and `--no-cache` is that of the parameter `no_cache`."""
+    given = dict(zip(("help", "cache", "no_cache"), map(bool, values), strict=True))
+    name, *words = words_of(co.Exec(shadowed, **given))
+    assert name == "shadowed"
+    assert words[0] != "--help"
+    assert parse_call(shadowed, words) == given
+
+
 def checked(count: int, share: Decimal | None = None, name: str = "") -> Decimal:
     raise NotImplementedError
 
