@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -57,7 +56,7 @@ def _parts(records: Records, run: Run) -> Iterator[str]:
         yield "<h2>Timings</h2>\n"
         yield _chart(sorted(timed, key=lambda each: (each.began or 0.0, each.node)))
     yield "<h2>Nodes</h2>\n"
-    yield from _tree(records, run, states)
+    yield from _tree(run, states, _Printed(records, run))
     yield "</body></html>\n"
 
 
@@ -89,7 +88,23 @@ def _chart(timed: list[Attempts]) -> str:
     return "\n".join([*rows, "</svg>\n"])
 
 
-def _tree(records: Records, run: Run, states: dict[Node, State]) -> Iterator[str]:
+class _Printed:
+    """What the commands of a run left, looked for at once and not for each of them."""
+
+    def __init__(self, records: Records, run: Run) -> None:
+        self.logs = records.log_ends(run.execs.values(), LOG_BYTES_MAX)
+        self._store = records.store
+        self._folder = f"pipelines/{run.id}/data/{FOLDER}/"
+        self._plots: dict[str, list[str]] = {}  # their names, by what is before the last "/"
+        for name in records.store.names(self._folder):
+            self._plots.setdefault(name.rpartition("/")[0], []).append(name)
+
+    def plots(self, node: str) -> Iterator[bytes]:
+        for name in self._plots.get(self._folder + (node.strip("/") or "node"), ()):
+            yield self._store.gets(name)
+
+
+def _tree(run: Run, states: dict[Node, State], printed: _Printed) -> Iterator[str]:
     """Nested; nodes whose children went well are closed."""
     stack: list[Node | str] = [run.root]
     while stack:
@@ -101,7 +116,7 @@ def _tree(records: Records, run: Run, states: dict[Node, State]) -> Iterator[str
         doc = f"<pre>{escape(node.doc)}</pre>\n" if node.doc else ""
         if isinstance(node, Exec):
             yield f"<details><summary>{head}{_times(run.execs.get(str(node)))}</summary>{doc}"
-            yield from _command(records, run, node)
+            yield from _command(run, node, printed)
             yield "</details>\n"
         else:
             opened = "" if states[node] in GOOD and node is not run.root else " open"
@@ -111,24 +126,19 @@ def _tree(records: Records, run: Run, states: dict[Node, State]) -> Iterator[str
             stack.extend(reversed(node.children.values()))
 
 
-def _command(records: Records, run: Run, node: Exec) -> Iterator[str]:
+def _command(run: Run, node: Exec, printed: _Printed) -> Iterator[str]:
     attempts = run.execs.get(str(node))
     yield f"<pre>{escape(node.command)}</pre>\n"
     if attempts is None:
         return
     if attempts.reason:
         yield f"<p>{escape(attempts.reason)}</p>\n"
-    with records.open_log(attempts.node, attempts.attempt) as file:
-        before = max(0, file.seek(0, os.SEEK_END) - LOG_BYTES_MAX)
-        file.seek(before)
-        text = ESCAPES.sub("", text_of(file.read()))
-    if text:
+    before, log = printed.logs.pop(attempts.node, (0, b""))
+    if text := ESCAPES.sub("", text_of(log)):
         cut = f"… {before:,} B before\n" if before else ""
         yield f"<pre>{escape(cut + text)}</pre>\n"
-    folder = f"pipelines/{run.id}/data/{FOLDER}/{attempts.node.strip('/') or 'node'}/"
-    for name in records.store.names(folder):
-        data = base64.b64encode(records.store.gets(name)).decode()
-        yield f'<img alt="plot" src="data:image/png;base64,{data}">\n'
+    for plot in printed.plots(attempts.node):
+        yield f'<img alt="plot" src="data:image/png;base64,{base64.b64encode(plot).decode()}">\n'
 
 
 def _badge(state: State) -> str:

@@ -19,7 +19,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, BinaryIO
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 BEAT_S = 10.0  # how often a runner says that it lives
 SILENT_S = 60.0  # after which one whose processes can't be seen from here is taken for dead
+LOGS_AT_ONCE = 256
 ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
@@ -230,6 +231,30 @@ class Records:
             return self.store.open(self.log_key(node, attempt))
         except NameNotFound:  # it has printed nothing
             return io.BytesIO()
+
+    def log_ends(self, execs: Iterable[Attempts], bytes_max: int) -> dict[str, tuple[int, bytes]]:
+        """The ends of the logs of these last attempts, by their nodes: how many bytes are before,
+        and up to `bytes_max` bytes. A node that has printed nothing is left out.
+
+        Many are read at once, as on S3 each would take several requests by itself.
+        """
+        sizes = {info.name: info.size for info in self.store.list(self.prefix + "logs/")}
+        nodes = {self.log_key(each.node, each.attempt): each.node for each in execs}
+        keys = sorted(nodes.keys() & sizes.keys())  # neighbours are read together
+        found = {}
+        for batch in (keys[at : at + LOGS_AT_ONCE] for at in range(0, len(keys), LOGS_AT_ONCE)):
+            begins = [max(0, sizes[key] - bytes_max) for key in batch]
+            answers = self.store.gets_ranges(
+                [(k, (b, sizes[k]) if b else None) for k, b in zip(batch, begins, strict=True)]
+            )
+            for key, begin, answer in zip(batch, begins, answers, strict=True):
+                if isinstance(answer, NameNotFound):  # archived meanwhile
+                    continue
+                if isinstance(answer, Exception):
+                    raise answer
+                cut = max(0, len(answer) - bytes_max)  # it may have grown meanwhile
+                found[nodes[key]] = begin + cut, answer[cut:]
+        return found
 
     def log_key(self, node: str, attempt: int) -> str:
         return f"{self.prefix}logs/{key_of(node)}/{attempt}"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pipelines import Pipelines
 
+import castore
 import conducto as co
 from conducto.run.display import duration, last_lines
 from conducto.run.printed import TAIL_BYTES, Tail
@@ -153,6 +154,33 @@ def test_a_page_of_a_run(pipelines: Pipelines) -> None:
         assert part in text, part
     assert "data:image/png;base64,UE5H" in page
     assert len(page) < 100_000
+
+
+def test_a_page_of_many_nodes_asks_the_store_little(
+    pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On S3 an object that is opened, or a folder that is listed, is a request or several."""
+    root = co.Parallel()
+    for number in range(70):
+        root[f"n{number}"] = co.Exec(f"echo it is {number}.")
+    root["large"] = co.Exec("yes abcdefg | head -c 200000")
+    root["silent"] = co.Exec("true")
+    done = pipelines.run(root)
+    asked: list[str] = []
+
+    def counted(verb: str) -> None:
+        plain = getattr(castore.Store, verb)
+        monkeypatch.setattr(
+            castore.Store, verb, lambda *args, **kw: (asked.append(verb), plain(*args, **kw))[1]
+        )
+
+    for verb in ("open", "gets", "info", "size", "exists", "names", "list", "gets_ranges"):
+        counted(verb)
+    assert pipelines.conducto("show", done.id, "--html", "page.html").code == 0
+    assert len(asked) < 20, asked
+    page = (pipelines.folder / "page.html").read_text()
+    assert [page.count(f"<pre>it is {number}.\n</pre>") for number in range(70)] == [1] * 70
+    assert page.count("… 134,464 B before\nabcdefg\n") == 1
 
 
 def test_a_page_is_written_whole(pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch) -> None:
