@@ -393,6 +393,27 @@ def test_reads_fetch_what_is_damaged_again(
     assert [exchange.status for exchange in proxy.exchanges] == [304]  # all is cached again
 
 
+def test_the_segment_of_another_object_is_none(open_moto: Open) -> None:
+    """A damaged index may have at a segment's key what it has at that of another, whole as it is.
+    Its chunks are what their ids say, so that nothing else would tell."""
+    data = {"a": noise(300_000, 1), "b": noise(300_000, 2)}
+    with open_moto(1) as store:
+        for name in data:
+            store.puts(name, data[name])
+        index = store._backend._cache._index  # type: ignore[union-attr]
+        table = index.segments
+        with index.write_gate, index.errors, index.begin() as txn:
+            with txn.cursor(db=table) as cursor:
+                rows = dict(cursor)
+            for key, row in zip(rows, reversed(rows.values()), strict=True):
+                txn.put(key, row, db=table)
+        assert len(rows) == 2
+    with open_moto(1) as store:
+        for name in data:
+            assert store.gets(name, (5000, 90_000)) == data[name][5000:90_000]
+            assert store.gets(name) == data[name]
+
+
 @pytest.mark.plain("a base is fetched by itself")
 def test_damaged_frames_are_fetched_again_at_once(open_proxied: Open, proxy: FaultProxy) -> None:
     data = noise(700_000)

@@ -92,7 +92,8 @@ class StoreCache:
             elif before is None or before[0] != etag:
                 return
             for end, raw in segments:
-                txn.put(_segment_key(name, etag, end), raw, db=index.segments)
+                key = _segment_key(name, etag, end)
+                txn.put(key, _checked(key, raw), db=index.segments)
 
         self.write(write)
 
@@ -109,8 +110,8 @@ class StoreCache:
 
     def segment(self, name: bytes, etag: str, end: int) -> bytes | None:
         key = _segment_key(name, etag, end)
-        raw: bytes | None = self.read(lambda index, txn: txn.get(key, db=index.segments), None)
-        return raw
+        row: bytes | None = self.read(lambda index, txn: txn.get(key, db=index.segments), None)
+        return None if row is None else _unchecked(key, row)
 
     # ------------------------------------------------------------ batches of names
 
