@@ -50,6 +50,31 @@ def test_frames_are_bounded(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -
     kept.close()
 
 
+@pytest.mark.parametrize("how", ["no length", "another length", "past all files"])
+def test_a_row_that_is_none_is_passed_over(how: str, here: StoreCache) -> None:
+    """What a damaged index has."""
+    kept = FrameCache(here.path, here, 1 << 20)
+    new = places(3)
+    kept.put(new)
+    settle(kept)
+    index = here._index
+    assert index is not None
+    key = frames._KEY.pack(*new[1][0].place)
+    with index.write_gate, index.errors, index.begin() as txn:
+        row = bytes(txn.get(key, db=index.frames))
+        damaged = bytearray(row)
+        damaged[23] |= 0x80
+        rows = {"no length": b"", "another length": row + row[:4], "past all files": bytes(damaged)}
+        txn.put(key, rows[how], db=index.frames)
+    found = kept.get([location for location, _ in new])
+    assert found[1] is None
+    assert found[0] in (new[0][1], None)
+    kept.put(new)
+    settle(kept)
+    assert kept.get([location for location, _ in new]) == [frame for _, frame in new]
+    kept.close()
+
+
 def _count(index: object) -> int:
     with (
         index.gate,

@@ -93,12 +93,15 @@ class FrameCache:
         rows = self._cache.read(read, nothing) if missing else nothing
         wanted: dict[bytes, list[tuple[int, int]]] = {}
         for i, row in zip(missing, rows, strict=True):
-            if row is not None and locations[i].place not in self._bad:
+            if row is None or len(row) != _ROW.size:  # of a damaged index
+                continue
+            if locations[i].place not in self._bad:
                 file, offset, length = _ROW.unpack(row)
                 if length == locations[i].stored_bytes:
                     wanted.setdefault(file, []).append((i, offset))
         for file, ats in wanted.items():
-            with contextlib.suppress(OSError):  # evicted, or the disk fails
+            # Evicted, or the disk fails; or an index is damaged, and has an offset past all files.
+            with contextlib.suppress(OSError, OverflowError):
                 for i, frame in self._read(file, ats, locations):
                     found[i] = frame
         return found
