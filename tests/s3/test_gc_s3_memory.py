@@ -166,6 +166,28 @@ def test_what_is_remembered_of_garbage_outlives_no_damage(world: World) -> None:
     assert kept.kept() is None
 
 
+@pytest.mark.parametrize("how", ["flipped", "longer", "cut short"])
+def test_what_is_remembered_as_numbers_outlives_no_damage(how: str, world: World) -> None:
+    """Else no collection would begin any more, or none remember anything."""
+    store = world.open("one", actor := Actor("one"))
+    for i in range(10):
+        store.puts(f"n{i}", noise(SIZE, i))
+    collect(store)
+    index = store._backend._cache._index
+    for key in (memory._STATE_VERSION, memory._ROWS_BYTES):
+        with index.write_gate, index.errors, index.begin() as txn:
+            row = bytes(txn.get(key, None, index.meta))
+            flipped = row[:-2] + bytes([row[-2] ^ 0x80]) + row[-1:]
+            damaged = {"flipped": flipped, "longer": row + b"more", "cut short": row[:-3]}
+            txn.put(key, damaged[how], db=index.meta)
+    assert CollectorMemory(store._backend._cache).state_version() == 0
+    store.puts("another", noise(SIZE, 10))
+    collect(store)
+    del actor.steps[:]
+    collect(store)
+    assert not [key for kind, key in actor.steps if kind == "GET" and "names/" in key]
+
+
 def test_frames_are_remembered_and_heads_alone_are_not_taken_for_them(world: World) -> None:
     memory = CollectorMemory(world.open()._backend._cache)
     packs = tuple(new_pack_id(new_session_id()) for _ in range(3))

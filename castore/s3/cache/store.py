@@ -88,12 +88,12 @@ class StoreCache:
             if head:
                 if before is not None and before[0] != etag:
                     _forget_segments(txn, index.segments, name, before[0])
-                txn.put(name, _checked(name, _encode_version(etag, head)), db=index.names)
+                txn.put(name, checked(name, _encode_version(etag, head)), db=index.names)
             elif before is None or before[0] != etag:
                 return
             for end, raw in segments:
                 key = _segment_key(name, etag, end)
-                txn.put(key, _checked(key, raw), db=index.segments)
+                txn.put(key, checked(key, raw), db=index.segments)
 
         self.write(write)
 
@@ -111,7 +111,7 @@ class StoreCache:
     def segment(self, name: bytes, etag: str, end: int) -> bytes | None:
         key = _segment_key(name, etag, end)
         row: bytes | None = self.read(lambda index, txn: txn.get(key, db=index.segments), None)
-        return None if row is None else _unchecked(key, row)
+        return None if row is None else unchecked(key, row)
 
     # ------------------------------------------------------------ batches of names
 
@@ -124,7 +124,7 @@ class StoreCache:
         row = _blob_key(key)
 
         def write(index: Index, txn: Txn) -> None:
-            txn.put(row, _checked(row, _encode_version(etag, raw)), db=index.meta)
+            txn.put(row, checked(row, _encode_version(etag, raw)), db=index.meta)
 
         self.write(write)
 
@@ -151,7 +151,7 @@ class StoreCache:
                     return {
                         chunk_id: decode_chunk_row(raw)
                         for chunk_id, row in found
-                        if (raw := _unchecked(chunk_id, row)) is not None
+                        if (raw := unchecked(chunk_id, row)) is not None
                     }
 
                 return located(rows({*chunk_ids}), rows)
@@ -167,7 +167,7 @@ class StoreCache:
             for chunk_id, row in rows:
                 before = txn.get(chunk_id, db=index.chunks) if row.bases else None
                 if before is None or _is_of_delta(chunk_id, bytes(before)):
-                    raw = _checked(chunk_id, encode_chunk_row(row))
+                    raw = checked(chunk_id, encode_chunk_row(row))
                     txn.put(chunk_id, raw, db=index.chunks)
 
         for pack_id, entries in packs:
@@ -322,18 +322,18 @@ def _is_passing(error: Exception) -> bool:
 # A row is checked together with its key: what a damaged index has at a key may be another's.
 
 
-def _checked(key: bytes, raw: bytes) -> bytes:
+def checked(key: bytes, raw: bytes) -> bytes:
     return _row_checksum(key, raw) + raw
 
 
-def _unchecked(key: bytes, row: bytes) -> bytes | None:
+def unchecked(key: bytes, row: bytes) -> bytes | None:
     raw = row[8:]
     return raw if row[:8] == _row_checksum(key, raw) else None
 
 
 def _is_of_delta(chunk_id: bytes, row: bytes) -> bool:
     """Whether it is a chunk's row that leads to a delta; or it is damaged."""
-    raw = _unchecked(chunk_id, row)
+    raw = unchecked(chunk_id, row)
     return raw is None or bool(decode_chunk_row(raw).bases)
 
 
@@ -346,7 +346,7 @@ def _encode_version(etag: str, head: bytes) -> bytes:
 
 
 def _version(name: bytes, row: bytes | None) -> tuple[str, bytes] | None:
-    raw = None if row is None else _unchecked(name, bytes(row))
+    raw = None if row is None else unchecked(name, bytes(row))
     if raw is None:
         return None
     (etag_bytes,) = struct.unpack_from("<H", raw)

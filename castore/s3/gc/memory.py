@@ -15,19 +15,17 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import xxhash
-
 from castore.format.pack import PACK_ID_BYTES
 from castore.format.s3_gc import References, decode_references, encode_references
-from castore.s3.cache.store import StoreCache
+from castore.s3.cache.store import StoreCache, checked, unchecked
 from castore.system.lmdb_env import Index, Txn
 from castore.system.lmdb_snapshot import Snapshot, Table
 
 ROWS_BYTES_MAX = 8 << 30  # of manifests, together
 ROW_BYTES_MAX = 8 << 20  # of one: that of an object of some 60 GB
 
-_STATE_VERSION = b"gc state version"
-_ROWS_BYTES = b"gc rows bytes"
+_STATE_VERSION = b"gc state seen"
+_ROWS_BYTES = b"gc rows size"
 _KEPT = b"gc garbage kept"
 _STARTS = b"gc listing starts"
 _KEPT_ROW = struct.Struct(f"<{PACK_ID_BYTES}sQd")
@@ -52,14 +50,13 @@ class CollectorMemory:
 
     def state_version(self) -> int:
         """The highest version seen; 0 if none was."""
-        raw = self._cache.read(lambda index, txn: txn.get(_STATE_VERSION, db=index.meta), None)
-        return 0 if raw is None else int.from_bytes(raw, "little")
+        return self._cache.read(lambda index, txn: _number(txn, index.meta, _STATE_VERSION), 0)
 
     def saw_state(self, version: int) -> None:
         def write(index: Index, txn: Txn) -> None:
-            raw = txn.get(_STATE_VERSION, db=index.meta)
-            if raw is None or int.from_bytes(raw, "little") < version:
-                txn.put(_STATE_VERSION, version.to_bytes(8, "little"), db=index.meta)
+            if _number(txn, index.meta, _STATE_VERSION) < version:
+                raw = version.to_bytes(8, "little")
+                txn.put(_STATE_VERSION, checked(_STATE_VERSION, raw), db=index.meta)
 
         self._cache.write(write)
 
@@ -94,7 +91,7 @@ class CollectorMemory:
         upto = listed[-1][0] if listed else None
 
         def write(index: Index, txn: Txn) -> None:
-            size = before = _number(txn.get(_ROWS_BYTES, db=index.meta))
+            size = before = _number(txn, index.meta, _ROWS_BYTES)
             rows = {
                 name: encode_references(name, etag, references)
                 for name, (etag, references) in fresh.items()
@@ -110,7 +107,8 @@ class CollectorMemory:
                     size += len(name) + len(row)
                     txn.put(name, row, db=index.references)
             if size != before:
-                txn.put(_ROWS_BYTES, max(size, 0).to_bytes(8, "little"), db=index.meta)
+                raw = max(size, 0).to_bytes(8, "little")
+                txn.put(_ROWS_BYTES, checked(_ROWS_BYTES, raw), db=index.meta)
 
         def has_others(index: Index, txn: Snapshot) -> bool:
             rows = _between(txn, index.references, after, upto)
@@ -125,42 +123,45 @@ class CollectorMemory:
     def kept(self) -> tuple[float, dict[bytes, Kept]] | None:
         """When packs were looked at last, in seconds by the server's clock, and those that had
         garbage then; None if that is not known."""
-        raw = self._cache.read(lambda index, txn: txn.get(_KEPT, db=index.meta), None)
-        if raw is None or len(raw) < 16 or raw[:8] != xxhash.xxh3_64_digest(raw[8:]):
+        raw = self._get(_KEPT)
+        if raw is None or len(raw) < 8:
             return None
         found = {
             pack_id: Kept(dead, byte_seconds)
-            for pack_id, dead, byte_seconds in _KEPT_ROW.iter_unpack(raw[16:])
+            for pack_id, dead, byte_seconds in _KEPT_ROW.iter_unpack(raw[8:])
         }
-        return struct.unpack_from("<d", raw, 8)[0], found
+        return struct.unpack_from("<d", raw)[0], found
 
     def keep(self, now: float, kept: Mapping[bytes, Kept]) -> None:
         rows = [_KEPT_ROW.pack(pack_id, *each) for pack_id, each in kept.items()]
-        raw = b"".join([struct.pack("<d", now), *rows])
-        self._put(_KEPT, xxhash.xxh3_64_digest(raw) + raw)
+        self._put(_KEPT, b"".join([struct.pack("<d", now), *rows]))
 
     # ------------------------------------------------------------ listings
 
     def starts(self) -> list[bytes]:
         """Names, in order, that had about as many others between each two when they were listed
         last."""
-        raw = self._cache.read(lambda index, txn: txn.get(_STARTS, db=index.meta), None)
-        if raw is None or raw[:8] != xxhash.xxh3_64_digest(raw[8:]):
-            return []
-        return raw[8:].split(b"\0") if len(raw) > 8 else []
+        raw = self._get(_STARTS)
+        return raw.split(b"\0") if raw else []
 
     def remember_starts(self, names: Sequence[bytes]) -> None:
-        raw = b"\0".join(names)
-        self._put(_STARTS, xxhash.xxh3_64_digest(raw) + raw)
+        self._put(_STARTS, b"\0".join(names))
+
+    def _get(self, key: bytes) -> bytes | None:
+        row: bytes | None = self._cache.read(lambda index, txn: txn.get(key, db=index.meta), None)
+        return None if row is None else unchecked(key, row)
 
     def _put(self, key: bytes, raw: bytes) -> None:
         def write(index: Index, txn: Txn) -> None:
-            txn.put(key, raw, db=index.meta)
+            txn.put(key, checked(key, raw), db=index.meta)
 
         self._cache.write(write)
 
 
-def _number(raw: bytes | None) -> int:
+def _number(txn: Snapshot | Txn, table: Table, key: bytes) -> int:
+    """0 if there is none, or it is damaged."""
+    row = txn.get(key, db=table)
+    raw = None if row is None else unchecked(key, bytes(row))
     return 0 if raw is None else int.from_bytes(raw, "little")
 
 
