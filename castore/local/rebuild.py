@@ -96,6 +96,8 @@ def _rebuild(root: str, progress: Progress | None) -> RebuildReport:
                 f"the index of the store {root} is gone, and it has no journal: restore it from a "
                 "backup (castore restore)"
             )
+        # Without a journal it is the index that says of which page its names are lost.
+        there = there and (_has_names(last) or not journal.is_there)
         take_rows = partial(transplant_file, last) if there else None
         sources = Sources(take_rows, journal, is_old)
         report = replace_index(root, config, sources, progress)
@@ -110,6 +112,12 @@ def has_index(folder: str) -> bool:
             return os.fstat(fd).st_size >= INDEX_BYTES_MIN and bool(IndexPages(fd, folder).meta)
     except (FileNotFoundError, IndexCorrupt):
         return False
+
+
+def _has_names(folder: str) -> bool:
+    """Whether the table of names can be found in an index: one page lists all tables."""
+    with descriptor(os.path.join(folder, "data.mdb")) as fd:
+        return b"names" in IndexPages(fd, folder).tables()
 
 
 def replace_index(

@@ -283,6 +283,23 @@ def test_an_index_that_was_cut_short(folder: Path, keep: int) -> None:
         assert store.check(True).exit_code <= 1
 
 
+@pytest.mark.parametrize("keep", [2, 3, 5, 20])
+def test_an_index_of_which_no_table_is_left_comes_from_the_journal(
+    folder: Path, keep: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that is gone does: what is left of its pages is in nobody's way."""
+    os.truncate(folder / "index/data.mdb", keep * PAGE)
+    journal = folder / "journal"
+    journal.rename(folder / "away")
+    assert main(["-r", str(folder), "index", "rebuild"]) == 13  # nothing knows the names
+    assert "castore restore" in capsys.readouterr().err
+    (folder / "away").rename(journal)
+    assert main(["-r", str(folder), "index", "rebuild"]) == 0
+    with castore.open(folder) as store:
+        assert read(store) == {name: value for name, value in VALUES.items() if name != "n/00"}
+        assert store.check(True).clean
+
+
 def test_the_lock_file_has_its_room_before_lmdb_maps_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
