@@ -7,6 +7,7 @@ pipeline below `pipelines/<id>/data/`. Those are their names in the store, too.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypedDict
 
@@ -16,6 +17,9 @@ from conducto.errors import ContextError
 
 if TYPE_CHECKING:
     import castore
+
+
+NOT_THERE = (FileNotFoundError, NotADirectoryError)
 
 
 class TakenOver(TypedDict):
@@ -50,23 +54,37 @@ def take_over(*, local: bool | None = None, profile: str | None = None) -> Taken
 
 
 def _files(base: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(name, path) of every regular file that was kept. No link is followed."""
+    """(name, path) of every regular file that was kept. No link is followed. What can't be looked
+    at is left out: only what is not there was never kept."""
+
+    def unreadable(error: OSError) -> None:
+        left_out[str(error.filename)] = error.strerror or str(error)
+
     pipelines = os.path.join(base, "pipelines")
-    ids = sorted(os.listdir(pipelines)) if os.path.isdir(pipelines) else []
+    ids: list[str] = []
+    try:
+        ids = sorted(os.listdir(pipelines))
+    except OSError as error:
+        if not isinstance(error, NOT_THERE):
+            unreadable(error)
     for kept in ["data", *(f"pipelines/{each}/data" for each in ids)]:
-
-        def unreadable(error: OSError) -> None:
-            left_out[str(error.filename)] = error.strerror or str(error)
-
         top = os.path.join(base, kept)
-        if not os.path.isdir(top):
-            continue
-        for folder, folders, files in os.walk(top, onerror=unreadable):
+
+        def below(error: OSError, top: str = top) -> None:
+            if error.filename != top or not isinstance(error, NOT_THERE):
+                unreadable(error)
+
+        for folder, folders, files in os.walk(top, onerror=below):
             folders.sort()
             links = [each for each in folders if os.path.islink(os.path.join(folder, each))]
             for each in sorted(files + links):
                 path = os.path.join(folder, each)
-                if os.path.isfile(path) and not os.path.islink(path):
+                try:
+                    regular = stat.S_ISREG(os.lstat(path).st_mode)
+                except OSError as error:
+                    unreadable(error)
+                    continue
+                if regular:
                     yield os.path.relpath(path, base), path
                 else:
                     left_out[path] = "it is no regular file"

@@ -193,6 +193,27 @@ def test_what_an_earlier_conducto_kept_is_taken_over(
     assert run(capsys, "take-over", "x")[0] == 2
 
 
+@local_only
+def test_a_folder_to_take_over_that_can_not_be_looked_at_is_named(
+    mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Path(context.store_url()).parent
+    (base / "pipelines/1/data").mkdir(parents=True)
+    (base / "pipelines/1/data/x").write_bytes(b"1")
+    (base / "pipelines/empty").mkdir()
+    (base / "pipelines/file").write_bytes(b"1")
+    (base / "pipelines/locked").symlink_to("locked")  # as one without its x bit is to all but root
+    (base / "data").symlink_to("data")
+    code, out, err = run(capsys, "take-over")
+    done = json.loads(out)
+    assert (code, err, done["put"]) == (1, "", 1)
+    assert done["left_out"].keys() == {str(base / "data"), str(base / "pipelines/locked/data")}
+    (base / "pipelines").rename(base / "others")
+    (base / "pipelines").symlink_to("pipelines")
+    done = json.loads(run(capsys, "take-over")[1])
+    assert done["left_out"].keys() == {str(base / "data"), str(base / "pipelines")}
+
+
 def test_each_verb_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in command.VERBS:
         code, out, err = run(capsys, verb, "--help")
