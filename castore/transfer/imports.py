@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
 
-from castore.errors import CastoreError, InvalidName
+from castore.errors import CastoreError, FormatError, InvalidName, NameExists, NameNotFound
 from castore.model import ObjectInfo, Progress, as_prefix, encode_name
 from castore.stream.fileputs import FileOptions, FilePut
 from castore.stream.small import SMALL_BYTES_MAX
@@ -27,6 +28,8 @@ BATCH_BYTES_MAX = 256 << 20
 # What is in its record, as up to 64 KiB are on S3, is in memory until the commit.
 BATCH_SMALL_BYTES_MAX = 32 << 20
 DRAFT = re.compile(r"\.castore-[0-9a-f]{16}")
+
+Put: TypeAlias = tuple[ObjectInfo, bool] | Exception  # as Transaction.put_files gives it
 
 
 class Source(NamedTuple):
@@ -114,14 +117,40 @@ def _sources(
 def put_files(
     store: Objects, batch: list[Source], options: FileOptions, shared: Shared
 ) -> list[Outcome]:
-    """Put these regular files in one commit, all but those that can't be read."""
-    files = [FilePut(each.path, each.name, shared.entry(each.size)) for each in batch]
-    with store.transaction() as transaction:
-        put = transaction.put_files(files, options)
-    return [_outcome(file.path, each) for file, each in zip(files, put, strict=True)]
+    """Put these regular files in one commit, all but those that can't be read, or have a name that
+    is taken."""
+    ours: dict[str, ObjectInfo] = {}
+    taken: set[str] = set()
+    while True:
+        files = [FilePut(each.path, each.name, shared.entry(each.size)) for each in batch]
+        try:
+            with store.transaction() as transaction:
+                put = transaction.put_files(files, options)
+                ours |= {each[0].name: each[0] for each in put if not isinstance(each, Exception)}
+            break
+        except NameExists as error:  # since it was looked for: the next look leaves out this alone
+            if error.name in taken:
+                raise
+            taken.add(error.name)
+            shared = shared.again()
+    return [
+        _outcome(file.path, _settled(store, each, ours))
+        for file, each in zip(files, put, strict=True)
+    ]
 
 
-def _outcome(path: str, put: tuple[ObjectInfo, bool] | Exception) -> Outcome:
+def _settled(store: Objects, put: Put, ours: Mapping[str, ObjectInfo]) -> Put:
+    """On S3 a commit that failed may have published some: their names are taken by what is ours."""
+    if isinstance(put, NameExists) and put.name in ours:
+        mine = ours[put.name]
+        with contextlib.suppress(NameNotFound, FormatError):
+            there = store.info(put.name)
+            if (there.etag, there.mtime_ns) == (mine.etag, mine.mtime_ns):
+                return mine, False
+    return put
+
+
+def _outcome(path: str, put: Put) -> Outcome:
     if not isinstance(put, Exception):
         return Outcome(path, *put)
     if isinstance(put, OSError) and not isinstance(put, CastoreError):

@@ -117,6 +117,12 @@ class Shared:
         self._progress = progress
         self._lock = threading.Lock()
 
+    def again(self) -> Shared:
+        """What is done once more, and was counted before. It stops with the rest."""
+        uncounted = Shared(None)
+        uncounted.stop = self.stop
+        return uncounted
+
     def fix_size(self, size: int) -> None:
         if self._progress is not None:
             self._progress.set_size(size)

@@ -23,8 +23,15 @@ from trees import make_tree, tree
 
 import castore
 from castore.cli import main
-from castore.errors import FormatError, InvalidName, SourceChanged, TimeOutOfRange
+from castore.errors import (
+    FormatError,
+    InvalidName,
+    NameExists,
+    SourceChanged,
+    TimeOutOfRange,
+)
 from castore.stream import sourcefile
+from castore.stream.fileputs import FileOptions
 from castore.system import outfolder
 from castore.transfer import imports, outcomes
 
@@ -272,6 +279,60 @@ def test_a_damaged_object_is_imported_anew(tmp_path: Path) -> None:
         assert store.gets("p/b/c") == made["b/c"][0]
 
 
+class Told:
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.steps: list[int] = []
+        self.threads = threading.Lock()
+
+    def set_size(self, size: int) -> None:
+        self.sizes.append(size)
+
+    def relative_update(self, inc: int = 1) -> None:
+        assert self.threads.acquire(blocking=False), "by one thread at a time"
+        self.steps.append(inc)
+        self.threads.release()
+
+
+@pytest.mark.parametrize("published", [False, True])  # as some may be on S3
+def test_names_that_are_taken_while_a_folder_is_put_are_left_out_alone(
+    any_store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    made = make_tree(tmp_path / "in")
+    taken = ["p/b/c", "p/e/f/g"]
+    again = iter(taken)
+    put_files, commit = castore.Transaction.put_files, castore.Transaction.commit
+
+    def put_late(transaction: castore.Transaction, *arguments: Any) -> Any:
+        put = put_files(transaction, *arguments)
+        if not published and (name := next(again, None)):
+            any_store.puts(name, b"another's")
+        return put
+
+    def commit_some(transaction: castore.Transaction) -> None:
+        monkeypatch.setattr(castore.Transaction, "commit", commit)
+        commit(transaction)
+        any_store.puts_many(dict.fromkeys(taken, b"another's"))
+        raise NameExists(taken[0])
+
+    monkeypatch.setattr(castore.Transaction, "put_files", put_late)
+    if published:
+        monkeypatch.setattr(castore.Transaction, "commit", commit_some)
+    options = FileOptions(keep_time=False, skip_same=False, if_absent=True)
+    told = Told()
+    outcomes = list(
+        imports.import_folder(
+            any_store, str(tmp_path / "in"), "p", options, threads=1, progress=told
+        )
+    )
+    left_out = {each.what: each.reason for each in outcomes if each.info is None}
+    assert left_out == {str(tmp_path / "in" / name[2:]): str(NameExists(name)) for name in taken}
+    for inner, (raw, *_) in made.items():
+        assert any_store.gets(f"p/{inner}") == (b"another's" if f"p/{inner}" in taken else raw)
+    assert told.sizes == [sum(told.steps)] == [sum(len(raw) for raw, *_ in made.values())]
+    check(any_store)
+
+
 def test_files_get_no_setuid_setgid_or_sticky_bit(store: castore.Store, tmp_path: Path) -> None:
     store.puts("p/x", b"1", mode=0o7755)
     assert store.info("p/x").mode == 0o7755
@@ -489,20 +550,6 @@ def test_progress_comes_to_the_end_and_not_before(
     (tmp_path / "in" / "zlarge").write_bytes(os.urandom(5_000_000))
     (tmp_path / "in" / "zz").symlink_to("/proc/self/mem")
     total = sum(path.stat().st_size for path in (tmp_path / "in").rglob("*") if path.is_file())
-
-    class Told:
-        def __init__(self) -> None:
-            self.sizes: list[int] = []
-            self.steps: list[int] = []
-            self.threads = threading.Lock()
-
-        def set_size(self, size: int) -> None:
-            self.sizes.append(size)
-
-        def relative_update(self, inc: int = 1) -> None:
-            assert self.threads.acquire(blocking=False), "by one thread at a time"
-            self.steps.append(inc)
-            self.threads.release()
 
     if way == "out":
         store.import_folder(tmp_path / "in", "p")
