@@ -47,7 +47,11 @@ class Merge:
 
 
 def _look(source_fd: int, target_fd: int, folder: Folder, above: str) -> None:
-    for name in os.listdir(source_fd):
+    names = os.listdir(source_fd)
+    if names and os.fstat(source_fd).st_dev != os.fstat(target_fd).st_dev:
+        # Nothing can be renamed into it: say so before half of the archive is in its place.
+        raise _in_the_way(above.rstrip("/"), "another file system is mounted there")
+    for name in names:
         try:
             there = os.stat(name, dir_fd=target_fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -77,11 +81,17 @@ def _move(source_fd: int, target_fd: int, folder: Folder, above: str) -> None:
                 _rename(name, source_fd, target_fd, above)
                 continue
             except OSError:  # someone else restores here at the same time, perhaps
-                there = os.stat(name, dir_fd=target_fd, follow_symlinks=False)
-                if not stat.S_ISDIR(there.st_mode):
+                if not _is_folder(name, target_fd):
                     raise
         with entered(name, source_fd) as source, entered(name, target_fd) as target:
             _move(source, target, inner, f"{above}{name}/")
+
+
+def _is_folder(name: str, folder_fd: int) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _finish(target_fd: int, folder: Folder) -> None:

@@ -554,6 +554,43 @@ class TestRestore:
             user.restore_cache("deps", "v1", out)
         assert sorted(os.listdir(out)) == ["a", "b"]
 
+    def test_a_file_system_that_is_mounted_in_a_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing can be renamed into it; but what is in it may be there beside the archive's."""
+        mounted = tmp_path / "out" / "d" / "mounted"
+        mounted.mkdir(parents=True)
+        fstat = os.fstat
+
+        def other_device(fd: int) -> os.stat_result:
+            status = fstat(fd)
+            if os.path.samestat(status, mounted.stat()):
+                status = os.stat_result([*status[:2], status.st_dev + 1, *status[3:]])
+            return status
+
+        monkeypatch.setattr(os, "fstat", other_device)
+        user.puts(PATH, archive_of(("0", b"1"), ("d/mounted/x/file", b"1")))
+        with pytest.raises(CacheRefused, match="'d/mounted' can't be restored: another file sys"):
+            user.restore_cache("deps", "v1", tmp_path / "out")
+        assert os.listdir(tmp_path / "out") == ["d"]
+        user.puts(PATH, archive_of(("0", b"1"), ("d/mounted", None)))
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert (tmp_path / "out" / "0").read_bytes() == b"1"
+
+    def test_a_folder_that_can_not_be_moved_to_its_place(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Why, is what the system said of it, and not that it is not there."""
+
+        def fails(*_: object, **__: object) -> None:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        user.puts(PATH, archive_of(("d/file", b"1")))
+        monkeypatch.setattr(os, "rename", fails)
+        with pytest.raises(OSError, match="'d'") as caught:
+            user.restore_cache("deps", "v1", tmp_path / "out")
+        assert caught.value.errno == errno.EDQUOT
+
     def test_a_link_swapped_in_after_the_look(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
