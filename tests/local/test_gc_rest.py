@@ -3,8 +3,11 @@ shapes. After each, stats are what a recount says, and what is on the disk."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from stores import contents, fill, small
 
 import castore
 from castore.local.gc.repack import SMALL_PACK_BYTES, SMALL_PACKS_MAX
+from castore.local.gc.sweep import PACKS_MAX
 
 R = random.Random(5)
 
@@ -161,3 +165,38 @@ def test_a_second_collection_finds_nothing(
         assert {name: store.gets(name) for name in store.names()} == expected
         store.puts("more", R.randbytes(20_000))
         agree(store)
+
+
+@pytest.mark.parametrize("moment", ["swept", "rewritten"])
+def test_more_packs_are_removed_than_there_are_descriptors(tmp_path: Path, moment: str) -> None:
+    """A script that puts one object makes a pack: nobody collected for a long time."""
+    kept = {f"n{i}": R.randbytes(4200) for i in range(2 * PACKS_MAX)}
+    for name, data in kept.items():
+        with small(tmp_path / "store") as store:
+            store.puts(name, data)
+    with small(tmp_path / "store") as store:
+        if moment == "swept":
+            store.delete_prefix("", unbounded=True)
+            kept = {}
+        with descriptors_to_spare(PACKS_MAX + 16):
+            report = store.gc()
+        assert (report.packs_removed, store.stats().packs) == (2 * PACKS_MAX, bool(kept))
+        nothing_is_left(store, 0.5)
+        assert {name: store.gets(name) for name in store.names()} == kept
+
+
+@contextlib.contextmanager
+def descriptors_to_spare(count: int) -> Iterator[None]:
+    """This process gets no more than so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as taken:
+        used = max(map(int, os.listdir("/proc/self/fd")))
+        spare = 0
+        while spare < used:
+            spare = os.open(os.devnull, os.O_RDONLY)
+            taken.callback(os.close, spare)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1 + count, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -7,7 +7,7 @@ that fails ends the collection: what its transaction took rows of is not removed
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 
 from castore.format.index import ChunkRow, decode_chunk_row, decode_pack_row, segment_key
@@ -159,8 +159,7 @@ class Sweeper:
         live = self._marks.packs
         self._report.missing = tuple(sorted(pack_id.hex() for pack_id in live - files.keys()))
         dead = sorted((made.keys() | files.keys()) - live)
-        for i in range(0, len(dead), PACKS_MAX):
-            self.remove_packs(dead[i : i + PACKS_MAX], files)
+        self.remove_packs(dead, files)
         return {
             pack_id: (size, made[pack_id])
             for pack_id, size in files.items()
@@ -185,21 +184,29 @@ class Sweeper:
 
     def remove_packs(
         self,
-        pack_ids: Iterable[bytes],
+        pack_ids: Sequence[bytes],
         files: dict[bytes, int],
         referred: Callable[[bytes], bool] | None = None,
     ) -> set[bytes]:
         """Remove those that nothing is `referred` to in, and whose lock can be had."""
-        index, report = self._index, self._report
         if self._dry_run:
             return self._count_packs(pack_ids, files)
+        removed: set[bytes] = set()
+        for i in range(0, len(pack_ids), PACKS_MAX):
+            removed |= self._remove_some(pack_ids[i : i + PACKS_MAX], referred or self._marks.has)
+        return removed
+
+    def _remove_some(
+        self, pack_ids: Iterable[bytes], referred: Callable[[bytes], bool]
+    ) -> set[bytes]:
+        index, report = self._index, self._report
         removed: set[bytes] = set()
         orphans = 0
         with PackLocks(self._packs) as locks:
             with index.write_gate, index.errors, index.begin() as txn, Tables(index, txn) as tables:
                 self._marker.make_decisive(txn)
                 for pack_id in pack_ids:
-                    if (referred or self._marks.has)(pack_id):
+                    if referred(pack_id):
                         continue
                     if locks.take(pack_id) is False:
                         report.packs_busy += 1
