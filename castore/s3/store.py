@@ -30,6 +30,7 @@ from castore.s3.hints import Hints
 from castore.s3.keys import listed_packs, name_key
 from castore.s3.lease import WriterLease
 from castore.s3.namespace import Namespace
+from castore.s3.outdated import forget_outdated
 from castore.s3.packs import S3Packs
 from castore.s3.parts import Parts
 from castore.s3.session import S3Session
@@ -197,6 +198,8 @@ class S3Store:
         report = collect(self._parts, self._collector_session, options, progress, ending)
         if report.packs_removed:
             self._hints.retain(lambda: listed_packs(self._bucket).keys())
+        if not options.dry_run:  # whoever collects each day may never be closed
+            forget_outdated(self._parts, self._requests)
         return report
 
     def close(self) -> None:
@@ -229,7 +232,8 @@ _dropped: deque[tuple[int, Callable[[], None]]] = deque()
 
 
 def _end(parts: Parts, unpin: Callable[[], None] | None) -> None:
-    """Let the pins go, tell others of what was stored, and let go of the cache."""
+    """Let the pins go, tell others of what was stored, and let go of the cache, which is not to
+    grow with all that ever was."""
     closing = Workers(parts.bucket.settings.max_concurrency)
     try:
         unpinned = None if unpin is None else closing.submit(unpin)
@@ -237,6 +241,7 @@ def _end(parts: Parts, unpin: Callable[[], None] | None) -> None:
         parts.catalog.listings.close()
         if unpinned is not None:
             unpinned.result()
+        forget_outdated(parts, closing)
     finally:
         closing.close()
         parts.cache.close()

@@ -21,6 +21,7 @@ import shutil
 import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import xxhash
@@ -41,6 +42,7 @@ from castore.system.lmdb_snapshot import Snapshot, Table
 
 ROWS_MAX = 16_384  # of chunks, per transaction: each may dirty a page of its own
 _SEGMENT_KEY = struct.Struct(">QQ")
+_LOOKED = b"outdated looked for"
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 T = TypeVar("T")
@@ -76,6 +78,18 @@ class StoreCache:
     def name_behind(self, name: bytes) -> bytes | None:
         """The first that sorts behind it."""
         return self.read(lambda index, txn: txn.key_behind(name, db=index.names), None)
+
+    def names_behind(self, name: bytes, count: int) -> list[bytes]:
+        """The first so many that sort behind it, of those whose versions are remembered."""
+
+        def read(index: Index, txn: Snapshot) -> list[bytes]:
+            with txn.cursor(db=index.names) as cursor:
+                if not cursor.set_range(name + b"\0"):
+                    return []
+                return [bytes(key) for key in islice(cursor.iternext(values=False), count)]
+
+        nothing: list[bytes] = []
+        return self.read(read, nothing)
 
     def put_manifest(
         self, name: bytes, etag: str, head: bytes, segments: Iterable[tuple[int, bytes]]
@@ -188,6 +202,33 @@ class StoreCache:
 
         self.write(write)
 
+    def known_packs(self) -> set[bytes]:
+        """Those that a chunk is remembered to be in."""
+
+        def read(index: Index, txn: Snapshot) -> set[bytes]:
+            with txn.cursor(db=index.chunks) as cursor:
+                packs = {_pack_of(bytes(key), bytes(row)) for key, row in cursor}
+            return {pack_id for pack_id in packs if pack_id is not None}
+
+        return self.read(read, set())
+
+    def drop_packs(self, gone: Collection[bytes]) -> None:
+        """No chunk is in these any more."""
+        after = b""
+
+        def read(index: Index, txn: Snapshot) -> list[tuple[bytes, bool]]:
+            """Of the next chunks the ids, and whether they are in one of these."""
+            with txn.cursor(db=index.chunks) as cursor:
+                if not cursor.set_range(after + b"\0" if after else b"\0"):
+                    return []
+                rows = islice(cursor, ROWS_MAX)
+                return [(bytes(key), _pack_of(bytes(key), bytes(row)) in gone) for key, row in rows]
+
+        nothing: list[tuple[bytes, bool]] = []
+        while gone and (found := self.read(read, nothing)):
+            after = found[-1][0]
+            self.drop_chunks([chunk_id for chunk_id, is_gone in found if is_gone])
+
     def hints_seen(self) -> set[str]:
         """The keys of the objects of hints whose chunks are remembered."""
 
@@ -202,6 +243,30 @@ class StoreCache:
                 txn.put(b"hint " + key.encode(), b"", db=index.meta)
             for key in gone:
                 txn.delete(b"hint " + key.encode(), db=index.meta)
+
+        self.write(write)
+
+    # ------------------------------------------------------------ how much that is
+
+    def remembered_bytes(self) -> int:
+        """Of manifests and of where chunks are: what grows with what others store."""
+
+        def read(index: Index, txn: Snapshot) -> int:
+            return sum(
+                stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+                for stat in map(txn.stat, (index.names, index.segments, index.chunks))
+            )
+
+        return self.read(read, 0)
+
+    def looked_at_bytes(self) -> int:
+        """How many these were when it was looked last what of them is outdated; 0 if never."""
+        raw = self.read(lambda index, txn: txn.get(_LOOKED, db=index.meta), None)
+        return 0 if raw is None else int.from_bytes(raw, "little")
+
+    def note_looked(self, size: int) -> None:
+        def write(index: Index, txn: Txn) -> None:
+            txn.put(_LOOKED, size.to_bytes(8, "little"), db=index.meta)
 
         self.write(write)
 
@@ -329,6 +394,12 @@ def checked(key: bytes, raw: bytes) -> bytes:
 def unchecked(key: bytes, row: bytes) -> bytes | None:
     raw = row[8:]
     return raw if row[:8] == _row_checksum(key, raw) else None
+
+
+def _pack_of(chunk_id: bytes, row: bytes) -> bytes | None:
+    """That a chunk's row leads to; None of a damaged one."""
+    raw = unchecked(chunk_id, row)
+    return None if raw is None else decode_chunk_row(raw).location.pack_id
 
 
 def _is_of_delta(chunk_id: bytes, row: bytes) -> bool:
