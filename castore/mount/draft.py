@@ -32,7 +32,8 @@ class Draft:
 
     - `process` opened it.
     - `changed`: something was written since it was published last.
-    - `is_new`: it was made, or emptied, by its opening, and never published.
+    - `is_new`: it was made, or emptied, by its opening, and never published. If nothing is written
+      either, it gives way to what others publish meanwhile.
     - `closed`: whoever opened it has closed it, and nothing was written since.
     - `lost`: who closed it last was killed: what it wrote is not whole.
     - `removed`: its name was deleted, or replaced: it is read and written, and goes with its end.
@@ -49,9 +50,10 @@ class Draft:
         process: int,
         appends: bool,
         emptied: bool,
+        found: str | None = None,
     ) -> None:
         """Of a file that is new, or `emptied`, `base` is None. `appends`: whatever is written is
-        written at the end."""
+        written at the end. `found`: the etag of the object that there was, if any."""
         self.name = name
         self.mode = mode
         self.process = process
@@ -60,6 +62,7 @@ class Draft:
         self.lost = self.removed = self.failed = self.closed = False
         self.handles = 0
         self._store = store
+        self._found = found
         self._appends = appends
         self._adds = appends and not emptied  # to whatever there is when it is published
         self._base = base
@@ -140,6 +143,12 @@ class Draft:
         with self.lock:
             self._set_ns = mtime_ns
 
+    def give_way(self) -> None:
+        """Others published the file: if all that this one did is to open it, that came before."""
+        with self.lock:
+            if not self.changed:
+                self.is_new = False
+
     def settle(self) -> None:
         """Publish it, if it is to be, and is not yet. Raises as `publish` does."""
         with self.lock:
@@ -151,6 +160,9 @@ class Draft:
         the name maps to what it did then, and the draft is as it was."""
         with self.lock:
             if self.removed:
+                return
+            if self._is_replaced():
+                self.give_way()
                 return
             self.failed = True
             name = self.name
@@ -180,6 +192,15 @@ class Draft:
                 os.close(fd)
 
     # ------------------------------------------------------------ parts of these
+
+    def _is_replaced(self) -> bool:
+        """Whether others put the file since this one opened it, which has written nothing."""
+        if self.changed:
+            return False
+        try:
+            return self._store.info(self.name).etag != self._found
+        except NameNotFound:
+            return False
 
     def _append(self, name: str) -> str | None:
         """Publish what is new behind the object that is there, and return the etag of that; None

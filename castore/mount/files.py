@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import castore
 from castore.errors import NameNotFound
@@ -72,15 +74,15 @@ class FileRequests(View):
     def flush(self, handle: Handle, caller: Caller = UNKNOWN) -> None:
         """A descriptor was closed, see `Drafting`: what that publishes is durable when this
         returns, and what can't be published is raised."""
-        self._settle_closed(handle)
-        with self._changing():
-            handle.flush(caller)
+        if isinstance(handle, Drafting):
+            with self._changing(), self._in_order(handle.draft):
+                handle.flush(caller)
 
     def fsync(self, handle: Handle) -> None:
         """Publish what was written until now: there is no other way for it to be durable."""
-        self._settle_closed(handle)
-        with self._changing():
-            handle.fsync()
+        if isinstance(handle, Drafting):
+            with self._changing(), self._in_order(handle.draft):
+                handle.fsync()
 
     def path_of(self, draft: Draft) -> str:
         """Where a file that is being written is, now."""
@@ -149,10 +151,11 @@ class FileRequests(View):
                 self._pages.check_missing()
                 raise
             return self._drafting(name, None, drafts[0].mode, flags, caller)
-        mode = base_.info.mode
+        found = base_.info
         if emptied:
             base_.close()
-        return self._drafting(name, None if emptied else base_, mode, flags, caller)
+        kept = None if emptied else base_
+        return self._drafting(name, kept, found.mode, flags, caller, found=found.etag)
 
     def _drafting(
         self,
@@ -161,6 +164,8 @@ class FileRequests(View):
         mode: int,
         flags: int,
         caller: Caller,
+        *,
+        found: str | None = None,
     ) -> Handle:
         draft = Draft(
             self._store,
@@ -170,6 +175,7 @@ class FileRequests(View):
             process=caller.process,
             appends=bool(flags & os.O_APPEND),
             emptied=bool(flags & os.O_TRUNC),
+            found=found,
         )
         with self._lock:
             handle = Drafting(draft, writes=True)
@@ -178,13 +184,24 @@ class FileRequests(View):
                 self._folders.touch(name)
         return handle
 
-    def _settle_closed(self, handle: Handle) -> None:
-        """What was closed before is not to be published over what is about to be."""
-        if isinstance(handle, Drafting) and handle.writes:
-            own = handle.draft
-            with self._lock:
-                drafts = [each for each in self._drafts.at(own.name) if each is not own]
-            self._settle([each for each in drafts if each.closed])
+    @contextmanager
+    def _in_order(self, draft: Draft) -> Iterator[None]:
+        """If it is published meanwhile, that comes after what others have closed of the file, and
+        stays when they close what they have written nothing to."""
+        if draft.is_settled:
+            yield
+            return
+        with self._lock:
+            same = self._drafts.at(draft.name)
+            others = [each for each in same if each is not draft and not each.changed]
+        with ExitStack() as held:
+            for each in sorted([draft, *others], key=id):  # for all in one order
+                held.enter_context(each.lock)
+            self._settle([each for each in others if each.closed])
+            yield
+            if draft.is_settled:
+                for each in others:
+                    each.give_way()
 
     def _settle(self, drafts: list[Draft]) -> None:
         """Publish what is not yet. Nobody waits for that, so what goes wrong is logged."""
@@ -199,7 +216,8 @@ class FileRequests(View):
     def _end(self, draft: Draft) -> None:
         """Nobody has it open."""
         try:
-            self._settle([draft])
+            with self._in_order(draft):
+                self._settle([draft])
         finally:
             with self._lock:
                 draft.handles -= 1

@@ -250,6 +250,40 @@ def test_an_empty_file_is_never_published_over_what_others_had_open(
     assert store.gets("a") == b"new"
 
 
+@pytest.mark.parametrize("was_there", [False, True])
+@pytest.mark.parametrize("by_mount", [False, True])
+def test_who_writes_nothing_to_a_file_replaces_nothing_that_others_wrote(
+    store: castore.Store, tree: Tree, was_there: bool, by_mount: bool
+) -> None:
+    """As who makes a temporary file, has a program write to its name, and then closes it."""
+    if was_there:
+        store.puts("a", b"old")
+        handle = tree.open("/a", NEW | os.O_TRUNC, ONE)
+    else:
+        handle = tree.create("/a", 0o600, NEW | os.O_EXCL, ONE)
+    if by_mount:
+        writing = tree.open("/a", os.O_WRONLY | os.O_TRUNC, OTHER)
+        writing.write(0, b"new")
+        close(tree, writing, OTHER)
+        assert contents(tree, "/a", ONE) == b"new"
+        assert tree.getattr("/a", None, ONE).size == 3
+    else:
+        store.puts("a", b"new")
+    close(tree, handle, ONE)
+    assert store.gets("a") == b"new"
+
+
+def test_an_empty_file_replaces_what_others_only_looked_at(
+    store: castore.Store, tree: Tree
+) -> None:
+    store.puts("a", b"old")
+    empty = tree.open("/a", NEW | os.O_TRUNC, ONE)
+    close(tree, tree.open("/a", os.O_RDWR, OTHER), OTHER)
+    store.set_attributes("a", mode=0o600)
+    close(tree, empty)
+    assert store.gets("a") == b""
+
+
 def test_bits_and_times_given_while_an_empty_file_is_published_stay(
     store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
