@@ -12,6 +12,7 @@ import castore
 from castore.errors import NameExists, NameNotFound, ObjectChanged
 
 BLOCK_BYTES = 1 << 20
+ENDS_S = 0.5  # by when most that are closed have ended
 
 
 class Attributes(NamedTuple):
@@ -34,7 +35,8 @@ class Draft:
     - `changed`: something was written since it was published last.
     - `is_new`: it was made, or emptied, by its opening, and never published. If nothing is written
       either, it gives way to what others publish meanwhile.
-    - `closed`: whoever opened it has closed it, and nothing was written since.
+    - `closed`: whoever opened it has closed it, and nothing was written since; `closed_at`, by the
+      monotonic clock. `ended`: so has everybody else, and it is published if it is to be.
     - `lost`: who closed it last was killed: what it wrote is not whole.
     - `removed`: its name was deleted, or replaced: it is read and written, and goes with its end.
     - `lock` is held for as long as something is read, written or published.
@@ -60,6 +62,8 @@ class Draft:
         self.changed = False
         self.is_new = base is None
         self.lost = self.removed = self.failed = self.closed = False
+        self.closed_at = 0.0
+        self.ended = threading.Event()
         self.handles = 0
         self._store = store
         self._found = found
@@ -89,6 +93,13 @@ class Draft:
     def is_over(self) -> bool:
         """Whether it is settled, and nothing more will be written."""
         return self.is_settled and (self.closed or self.removed)
+
+    def wait_for_end(self) -> None:
+        """If it is closed, and would replace the object that there is by an empty one: the kernel
+        tells of the end only after the close has returned. Where a child of the process has it open
+        still, that end is not waited for longer than it takes most."""
+        if self.closed and self._found is not None and not self.is_settled:
+            self.ended.wait(max(0.0, self.closed_at + ENDS_S - time.monotonic()))
 
     def read_into(self, offset: int, target: memoryview) -> int:
         """Fill `target` from `offset`; the bytes read, fewer only at the end."""

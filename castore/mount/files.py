@@ -37,6 +37,7 @@ class FileRequests(View):
             draft = self._drafts.of(name, caller)
             if draft is not None:
                 return Drafting(draft, writes=False)
+        self._wait_for_ends(name)
         try:
             reader = self._store.open(name)
         except NameNotFound:
@@ -224,5 +225,6 @@ class FileRequests(View):
                 is_open = draft.handles > 0  # somebody came to look at it meanwhile
                 if not is_open:
                     self._drafts.drop(draft)
+            draft.ended.set()
             if not is_open:
                 draft.close()

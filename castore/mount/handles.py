@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 
 import castore
 from castore.mount.callers import Caller
@@ -113,7 +114,7 @@ class Drafting(Handle):
         if caller.process == draft.process:
             if draft.changed:
                 draft.publish()
-            draft.closed = True
+            draft.closed, draft.closed_at = True, time.monotonic()
 
     def fsync(self) -> None:
         if self.writes and not self.draft.is_settled:

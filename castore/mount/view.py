@@ -123,6 +123,7 @@ class View:
             draft = self._drafts.of(name, caller)
         if draft is not None:
             return draft.attributes
+        self._wait_for_ends(name)
         info, is_folder = self._look(name)
         held = self._pages.in_use(name)
         if held is not None and (info is None or held.version != version_of(info)):
@@ -137,6 +138,13 @@ class View:
         if not drafts:
             fail(errno.ENOENT)
         return drafts[0].attributes
+
+    def _wait_for_ends(self, name: str) -> None:
+        """Of those who emptied the file, and have closed it."""
+        with self._lock:
+            drafts = self._drafts.at(name)
+        for draft in drafts:
+            draft.wait_for_end()
 
     def _name(self, path: str, caller: Caller = UNKNOWN) -> str:
         """The name of what the kernel has at a path. Raises ESTALE for what was moved aside: it is

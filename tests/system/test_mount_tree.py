@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import castore
-from castore.mount import pages
+from castore.mount import draft, pages
 from castore.mount.callers import Caller
 from castore.mount.errnos import errno_of
 from castore.mount.handles import Handle
@@ -271,6 +272,28 @@ def test_who_writes_nothing_to_a_file_replaces_nothing_that_others_wrote(
         store.puts("a", b"new")
     close(tree, handle, ONE)
     assert store.gets("a") == b"new"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_who_looks_at_a_file_that_was_emptied_finds_it_empty(
+    store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """As in `: > a; cat a`. Where a child has it open still, nobody waits long for that."""
+    monkeypatch.setattr(draft, "ENDS_S", 60 if ends else 0.01)
+    store.puts("a", b"old")
+    empty = tree.open("/a", NEW | os.O_TRUNC, ONE)
+    assert contents(tree, "/a", OTHER) == b"old"
+    tree.flush(empty, ONE)
+    with ThreadPoolExecutor() as threads:
+        found = threads.submit(contents, tree, "/a", OTHER)
+        told = threads.submit(tree.getattr, "/a", None, OTHER)
+        if ends:
+            wait([found, told], 0.2)
+            tree.release(empty)
+        assert (found.result(), told.result().size) == ((b"", 0) if ends else (b"old", 3))
+    if not ends:
+        tree.release(empty)
+    assert store.gets("a") == b""
 
 
 def test_an_empty_file_replaces_what_others_only_looked_at(
