@@ -54,8 +54,8 @@ class Draft:
         emptied: bool,
         found: str | None = None,
     ) -> None:
-        """Of a file that is new, or `emptied`, `base` is None. `appends`: whatever is written is
-        written at the end. `found`: the etag of the object that there was, if any."""
+        """Of a file that is new, or `emptied`, `base` is None. `appends`: what is written goes
+        behind what there is by then. `found`: the etag of the object that there was, if any."""
         self.name = name
         self.mode = mode
         self.process = process
@@ -67,7 +67,6 @@ class Draft:
         self.handles = 0
         self._store = store
         self._found = found
-        self._appends = appends
         self._adds = appends and not emptied  # to whatever there is when it is published
         self._base = base
         self._kept = 0 if base is None else base.info.size  # bytes of the base that still hold
@@ -119,10 +118,10 @@ class Draft:
                 done += read
             return done
 
-    def write(self, offset: int, data: memoryview | bytes) -> int:
-        """Write at `offset`, or at the end if it was opened to append; how many bytes."""
+    def write(self, offset: int | None, data: memoryview | bytes) -> int:
+        """Write at `offset`, or at the end if that is None; how many bytes."""
         with self.lock, memoryview(data) as view:
-            if self._appends:
+            if offset is None:
                 offset = self._size
             if offset < self._kept:
                 self._copy_base()

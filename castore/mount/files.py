@@ -140,7 +140,7 @@ class FileRequests(View):
         with self._lock:
             own = self._drafts.of(name, caller)
             if own is not None and not emptied:
-                return Drafting(own, writes=True)
+                return Drafting(own, writes=True, appends=bool(flags & os.O_APPEND))
             closed = [draft for draft in self._drafts.at(name) if draft.closed]
         self._settle(closed)
         try:
@@ -168,18 +168,19 @@ class FileRequests(View):
         *,
         found: str | None = None,
     ) -> Handle:
+        appends = bool(flags & os.O_APPEND)
         draft = Draft(
             self._store,
             name,
             base=base_,
             mode=mode,
             process=caller.process,
-            appends=bool(flags & os.O_APPEND),
+            appends=appends,
             emptied=bool(flags & os.O_TRUNC),
             found=found,
         )
         with self._lock:
-            handle = Drafting(draft, writes=True)
+            handle = Drafting(draft, writes=True, appends=appends)
             self._drafts.add(draft)
             if base_ is None:
                 self._folders.touch(name)

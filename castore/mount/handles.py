@@ -82,9 +82,11 @@ class Drafting(Handle):
     still open. Nothing is published for a process that was killed.
     """
 
-    def __init__(self, draft: Draft, *, writes: bool) -> None:
+    def __init__(self, draft: Draft, *, writes: bool, appends: bool = False) -> None:
+        """`appends`: whatever is written through this one is written at the end."""
         self.draft = draft
         self.writes = writes
+        self.appends = appends
         draft.handles += 1
 
     @property
@@ -95,7 +97,9 @@ class Drafting(Handle):
         return self.draft.read_into(offset, target)
 
     def write(self, offset: int, data: memoryview | bytes) -> int:
-        return self.draft.write(offset, data) if self.writes else super().write(offset, data)
+        if not self.writes:
+            return super().write(offset, data)
+        return self.draft.write(None if self.appends else offset, data)
 
     def truncate(self, size: int) -> None:
         if self.writes:

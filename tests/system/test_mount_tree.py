@@ -386,6 +386,29 @@ def test_those_who_append_keep_what_others_appended(store: castore.Store, tree: 
     assert store.stats().stored_bytes - packed < len(DATA)
 
 
+@pytest.mark.parametrize("was_there", [False, True])
+def test_who_appends_and_who_does_not_share_a_file_of_one_process(
+    store: castore.Store, tree: Tree, was_there: bool
+) -> None:
+    if was_there:
+        store.puts("a", b"old")
+    appending = (
+        tree.open("/a", os.O_WRONLY | os.O_APPEND, ONE)
+        if was_there
+        else tree.create("/a", 0o644, NEW | os.O_APPEND, ONE)
+    )
+    appending.write(0, b"12345")
+    other = tree.open("/a", os.O_RDWR, ONE)
+    other.write(1, b"X")
+    again = tree.open("/a", os.O_WRONLY | os.O_APPEND, ONE)
+    again.write(0, b"6")
+    whole = b"oXd123456" if was_there else b"1X3456"
+    assert contents(tree, "/a", ONE) == whole
+    for handle in (appending, other, again):
+        close(tree, handle)
+    assert store.gets("a") == whole
+
+
 @pytest.mark.parametrize("is_new", [False, True])
 def test_who_is_faster_to_append_is_kept_too(
     store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch, is_new: bool
