@@ -266,10 +266,48 @@ def test_a_dry_run_changes_nothing(store: castore.Store, world: World) -> None:
     world.pass_time(PIN_S + 1)
     before = dict(world.server.objects)
     report = collect(store, dry_run=True, repack_below=0.5)
-    assert (report.packs_condemned, report.pins_expired, report.packs_removed) == (1, 1, 0)
-    assert report.bytes_condemned > SIZE
+    assert (report.packs_condemned, report.pins_expired, report.packs_removed) == (0, 1, 1)
+    assert report.bytes_freed > SIZE
     assert world.server.objects == before
-    assert collect(store).bytes_freed == report.bytes_condemned
+    assert collect(store).bytes_freed == report.bytes_freed
+
+
+DONE = (
+    *("objects", "pins_expired", "packs_rewritten", "packs_removed", "packs_condemned"),
+    *("bytes_rewritten", "bytes_freed", "bytes_condemned", "bytes_left"),
+)
+
+
+@pytest.mark.plain("what one is a delta of would stay")
+@pytest.mark.parametrize("hours", [1, 30])
+@pytest.mark.parametrize("grace_s", [0.0, 23 * HOUR])
+def test_a_dry_run_foretells_each_of_daily_runs(world: World, hours: float, grace_s: float) -> None:
+    """Also one that comes before the grace is over, and only waits."""
+    waited = removed = rewritten = 0
+    for day in range(8):
+        with world.open() as store, store.transaction() as transaction:
+            for i, name in enumerate(("kept", "gone", "gone too")):
+                transaction.puts(f"{name} {day}", noise(SIZE, i + 10 * day))
+            if day:
+                transaction.delete(f"gone {day - 1}")
+                transaction.delete(f"gone too {day - 1}")
+            if day > 1:
+                transaction.delete(f"kept {day - 2}")
+        with world.open("collector") as store:
+            before = dict(world.server.objects)
+            foretold = store.gc(dry_run=True, repack_below=0.5, grace_s=grace_s)
+            assert world.server.objects == before
+            report = store.gc(repack_below=0.5, grace_s=grace_s)
+        for each in DONE:
+            assert getattr(foretold, each) == getattr(report, each), (day, each)
+        waited += foretold.next_run_at is not None
+        assert foretold.next_run_at in (None, report.next_run_at)
+        removed += report.packs_removed
+        rewritten += report.packs_rewritten
+        world.pass_time(hours * HOUR)
+    assert waited == (6 if grace_s and hours == 1 else 0)
+    assert (removed > 0) == (waited == 0)
+    assert rewritten > 0
 
 
 def test_each_of_daily_runs_removes_what_the_one_before_condemned(
@@ -472,7 +510,7 @@ def test_a_server_without_preconditions(store: castore.Store, world: World) -> N
         collect(store)
     assert packs(world) == [key for key in before if "/packs/" in key]
     assert world.server.keys("store/gc/") == []
-    assert collect(store, dry_run=True).packs_condemned == 1
+    assert collect(store, dry_run=True).packs_removed == 1
     assert collect(store, alone=True, repack_below=0.5).packs_removed == 1
 
 

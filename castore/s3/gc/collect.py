@@ -136,22 +136,29 @@ class _Collection:
             self._second_phase()
 
     def dry_run(self) -> None:
-        """Look, and count as condemned what is, or would be."""
-        options, report = self._options, self._report
-        self._state.read()
+        """Look, and count what a run would do: nothing before the grace is over."""
+        options, report, state = self._options, self._report, self._state
+        state.read()
+        if state.phase == CONDEMNED and not self._grace_is_over():
+            self._note_waiting()
+            self._marker.count()
+            return
         packs = self._marker.packs()
-        condemned = set(self._state.listed().packs)
+        condemned = set(state.listed().packs)
         expired_before = self._now() - PIN_S
         report.pins_expired = len(self._marker.expired_pins(expired_before))
         garbage = self._marker.garbage(packs, expired_before=expired_before)
-        report.packs_condemned, report.bytes_condemned = len(garbage), sum(garbage.values())
         report.missing = tuple(i.hex() for i in self._marker.missing(packs))
-        if self._state.phase == CONDEMNED:
-            report.next_run_at = self._state.condemned_at() + options.grace_s
         if options.repacks:
             chosen = self._choose(packs, garbage.keys() | condemned, expired_before).packs
             report.packs_rewritten = len(chosen)
             report.bytes_rewritten = sum(pack.live_bytes for pack in chosen)
+            garbage |= {pack.pack_id: pack.size for pack in chosen}
+        removed = condemned if options.grace_s else garbage.keys()
+        doomed = [size for i, size in garbage.items() if i in removed]
+        report.packs_removed, report.bytes_freed = len(doomed), sum(doomed)
+        report.packs_condemned = len(garbage) - len(doomed)
+        report.bytes_condemned = sum(garbage.values()) - sum(doomed)
 
     def report(self) -> GcReport:
         report = self._report
