@@ -113,7 +113,7 @@ class ChangingSources(Kind):
 
         def grow() -> None:
             with open(path, "ab", buffering=0) as file:
-                while not stop.is_set():
+                while not stop.wait(0.0005):  # or it outgrows a kind of store that is slow
                     file.write(b"line\n" * 100)
 
         thread = threading.Thread(target=grow)

@@ -14,5 +14,5 @@ from castore.testing import SharedStoreContract
 class TestLocal(SharedStoreContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[castore.Store]:
-        with castore.open(tmp_path / "store", chunk_bytes_avg=2816, threads=2) as store:
+        with castore.open(tmp_path / "anywhere", chunk_bytes_avg=2816, threads=2) as store:
             yield store
