@@ -52,7 +52,7 @@ class Recorder:
     def __init__(self, records: Records, session: Session | None = None, number: int = 0) -> None:
         self._records = records
         self._session = session
-        self._session_key = records.session_key(number)
+        self._number = number
         self._changed = threading.Condition()
         self._states: dict[str, bytes] = {}  # and trees that grew: what to put, by key
         self._logs: dict[str, Log] = {}
@@ -100,7 +100,8 @@ class Recorder:
         self.check()
         if self._session is not None:
             self._session.ended = time.time()
-            self._records.store.puts(self._session_key, _json(asdict(self._session)))
+            key = self._records.session_key(self._number)
+            self._records.store.puts(key, _json(asdict(self._session)))
 
     def _run(self) -> None:
         try:
@@ -120,8 +121,10 @@ class Recorder:
             states, self._states = self._states, {}
             logs = self._take_logs(everything=closing)
         if self._session is not None and self._is_to_beat():
+            # A machine that slept, say: what it would write is not to replace what others did.
+            self._records.check_last(self._number)
             self._session.beat = time.time()
-            states[self._session_key] = _json(asdict(self._session))
+            states[self._records.session_key(self._number)] = _json(asdict(self._session))
         began = time.monotonic()
         self._write(states, logs)
         if states or logs:

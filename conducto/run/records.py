@@ -166,6 +166,17 @@ class Records:
         with suppress(CastoreError):
             self.store.delete(self.session_key(number))
 
+    def check_last(self, number: int) -> None:
+        """Raise RunError if the runner with this number no longer is the run's last one: where its
+        process could not be seen, it was taken for dead while it was silent."""
+        names = [*self.store.names(self.prefix + "sessions/")]
+        # What was archived may have a session again, of a beat at that moment, but no tree.
+        if names[-1:] != [self.session_key(number)] or not self.store.exists(self.tree_key):
+            raise RunError(
+                f"pipeline {self.id} was resumed or archived by somebody else, as this process was "
+                "silent for a while: it ends here"
+            )
+
     def take(self, node: str, attempt: int, worker: str) -> bool:
         """Be the worker that makes this attempt; False if another one is."""
         key = f"{self.prefix}workers/{key_of(node)}/{attempt}"

@@ -17,6 +17,7 @@ from pipelines import Pipelines, Process, processes_with, wait_for
 import castore
 import conducto as co
 from conducto import context
+from conducto.errors import RunError
 from conducto.run.executor import Job, LocalExecutor
 from conducto.run.records import Records, Session, process_mark
 from conducto.run.states import State
@@ -231,6 +232,33 @@ def test_of_two_that_resume_at_once_one_does(pipelines: Pipelines) -> None:
     if codes != [0, 0]:  # the second one did not come when all was done
         assert codes == [0, 1]
         assert "being run" in "".join(err for _, err in said)
+
+
+@pytest.mark.parametrize("what", ["resumed", "archived"])
+def test_a_runner_ends_that_was_taken_for_dead_and_is_not_the_last_one_any_more(
+    pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """As that of a machine that slept while another one resumed the run, or archived it."""
+    monkeypatch.setattr("conducto.run.recorder.BEAT_S", 0.05)
+    changed = {
+        "resumed": "records.store.puts(records.session_key(2), b'{}')",
+        "archived": "records.store.delete_prefix(f'pipelines/{records.id}/')",
+    }
+    pipelines.write(
+        "other.py",
+        f"""import conducto, os
+from conducto import context
+from conducto.run.records import Records
+records = Records(context.open_store(), os.environ["CONDUCTO_PIPELINE_ID"])
+{changed[what]}
+""",
+    )
+    root = co.Serial()
+    root["slept"] = co.Exec("python other.py; sleep 100")
+    root["never"] = co.Exec("echo never >> ran")
+    with pytest.raises(RunError, match="was resumed or archived by somebody else"):
+        pipelines.run(root)
+    assert pipelines.lines("ran") == []
 
 
 def test_who_lives() -> None:
