@@ -41,7 +41,7 @@ def attempt(task: Task, jobs: Jobs, executor: Executor, keep: Callable[[bytes], 
         outcome = jobs.run(task, executor, printed)
     except (OSError, ValueError) as error:  # of its folder, its image, its environment
         outcome = Outcome(State.ERROR, reason=f"can't be run: {error}")
-    show(masker.flush())
+    show(masker.flush(is_cut=outcome.is_cut_short))
     tree = None
     if catcher is not None and outcome.state is State.DONE:
         try:

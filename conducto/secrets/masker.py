@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from conducto.secrets.forms import encoded_forms, printed_forms
 
 MASK = b"***"
+CUT_BYTES_MIN = 8  # less says little, and may well be something else
 
 # Encoded forms this long are also found where a program broke them into lines. In front of the
 # first break there are at least `ANCHOR` characters of what is found: fewer would hold back every
@@ -51,9 +52,15 @@ class Masker:
         spans, held = self._forms.look(buffer)
         return self._emitted(buffer, spans, held)
 
-    def flush(self) -> bytes:
-        """What was held back: the stream has ended, and the next `feed` begins another one."""
-        spans, _ = self._forms.look(self._held)
+    def flush(self, *, is_cut: bool = False) -> bytes:
+        """What was held back: the stream has ended, and the next `feed` begins another one.
+
+        `is_cut`: who printed it was stopped, maybe within a secret. What may be the beginning of
+        one, of at least `CUT_BYTES_MIN` bytes, is masked, too.
+        """
+        spans, begin = self._forms.look(self._held)
+        if is_cut and len(self._held) - begin >= CUT_BYTES_MIN:
+            spans.append((begin, len(self._held)))
         rest = self._emitted(self._held, spans, len(self._held))
         self._reset()
         return rest

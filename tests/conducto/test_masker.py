@@ -143,6 +143,18 @@ def test_lines_come_when_they_are_printed() -> None:
     assert masker.feed(b"2!") == b"2!"  # another stream
 
 
+@pytest.mark.parametrize("value", [ODD, PEM, "hunter2", "hunter2-hunter2"])
+def test_a_stream_that_was_cut_within_a_secret_does_not_show_the_half_of_it(value: str) -> None:
+    for raw in (value.encode(), base64.b64encode(value.encode())):
+        for end in range(1, len(raw)):
+            masker = Masker([value])
+            out = masker.feed(b"it is " + raw[:end]) + masker.flush(is_cut=True)
+            assert not any(raw[at : at + 8] in out for at in range(len(raw) - 8)), (end, out)
+            if end < 8:
+                assert out in (b"it is " + raw[:end], b"it is ***")  # which is a short secret
+            assert masker.feed(b"x") + masker.flush() == b"x"
+
+
 def test_nothing_is_held_for_ever() -> None:
     masker = Masker(["s" * 5000])
     assert masker.feed(b"s" * 4000) == b""

@@ -174,3 +174,13 @@ def test_a_run_whose_secrets_can_not_be_had_does_not_begin(
     assert done.code == 1
     assert re.fullmatch(r"pipeline\.py: the key to the secrets in .* is gone.*\n", done.err)
     assert not (pipelines.folder / "it-ran").exists()
+
+
+def test_a_command_that_is_killed_within_a_secret_leaves_no_half_of_it(
+    pipelines: Pipelines,
+) -> None:
+    put()
+    root = co.Exec('printf "it is %s" "${TOKEN%???}"; kill -9 $$')
+    done = pipelines.run(root)
+    assert "  | it is ***\n" in done.out
+    assert pipelines.log(done.id, "/") == b"it is ***"
