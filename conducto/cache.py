@@ -31,6 +31,7 @@ from conducto.unpacked import Unpacked
 
 EXPANSION_FREE_BYTES = 64 << 20  # any archive may unpack to this much
 YOUNG_NS = 20_000_000  # two changes that are closer than a tick of the clock have the same time
+COARSE_NS = 2_000_000_000  # what is also a tick where times are whole seconds: on FAT, every other
 Parts = tuple[str, ...]
 LIMITS = Limits()
 
@@ -145,7 +146,7 @@ def _save_file(out: StoredGzip, name: str, path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb", buffering=0) as file:
         info = os.fstat(fd)
-        young = time.time_ns() - info.st_ctime_ns < YOUNG_NS
+        young = _is_young(info)
         if not stat.S_ISREG(info.st_mode):
             raise NotCacheable(path, "it is neither a file nor a folder")
         out.write(_header(name, info))
@@ -163,6 +164,12 @@ def _save_file(out: StoredGzip, name: str, path: str) -> None:
                 again.update(piece)
             if again.digest() != read.digest():
                 raise SourceChanged(f"{path!r} was changed while it was read")
+
+
+def _is_young(info: os.stat_result) -> bool:
+    """Whether a change of the file now might leave its times as they are."""
+    whole_seconds = info.st_ctime_ns % 10**9 == 0
+    return time.time_ns() - info.st_ctime_ns < YOUNG_NS + COARSE_NS * whole_seconds
 
 
 def _pieces(file: io.FileIO, size: int, path: str) -> Iterator[bytes]:

@@ -40,6 +40,7 @@ except ImportError:
 READINGS_MAX = 4
 HASH_BYTES = 4 << 20
 YOUNG_NS = 20_000_000  # two changes that are closer than a tick of the clock have the same time
+COARSE_NS = 2_000_000_000  # what is also a tick where times are whole seconds: on FAT, every other
 
 
 class FileStatus(NamedTuple):
@@ -132,7 +133,7 @@ def read_together(paths: Sequence[str], bytes_max: int) -> list[tuple[bytes, Sta
     read: list[tuple[bytes, Status] | None] = []
     for each in found:
         # What is young may change again within the same tick of the clock.
-        if each is None or (each[0] and now_ns - each[5] < YOUNG_NS):
+        if each is None or (each[0] and _is_young_at(now_ns, each[5])):
             read.append(None)
         else:
             read.append((each[0], FileStatus(*each[1:])))
@@ -212,7 +213,12 @@ def has_content(
 
 def is_young(status: Status) -> bool:
     """Whether a change of the file now might leave its times as they are."""
-    return time.time_ns() - status.st_ctime_ns < YOUNG_NS
+    return _is_young_at(time.time_ns(), status.st_ctime_ns)
+
+
+def _is_young_at(now_ns: int, ctime_ns: int) -> bool:
+    whole_seconds = ctime_ns % 1_000_000_000 == 0
+    return now_ns - ctime_ns < YOUNG_NS + COARSE_NS * whole_seconds
 
 
 def _read(

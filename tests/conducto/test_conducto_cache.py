@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -430,6 +431,22 @@ class TestSaveRefuses:
         with pytest.raises(errors.SourceChanged, match=r"x\.bin' was changed"):
             user.save_cache("deps", "v1", folder)
         assert self.kept() == []
+
+    def test_times_of_whole_seconds_have_longer_ticks(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As those of FAT: a change within two seconds may not show."""
+        now_ns = 1_700_000_002_019_999_999
+        for ctime_ns, young in (
+            (1_700_000_000_000_000_000, True),
+            (1_699_999_999_000_000_000, False),
+            (1_700_000_002_000_000_001, True),
+            (1_700_000_001_000_000_001, False),
+        ):
+            info = os.stat_result(os.stat(folder), {"st_ctime_ns": ctime_ns})
+            with monkeypatch.context() as patched:
+                patched.setattr(time, "time_ns", lambda: now_ns)
+                assert cache._is_young(info) is young
 
     def test_a_log_that_grows(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,6 +95,19 @@ def test_the_state_of_a_file_that_was_just_changed_is_not_known(
     for age_ns, known in ((0, False), (19_000_000, False), (21_000_000, True), (-(10**9), False)):
         monkeypatch.setattr(time, "time_ns", lambda age_ns=age_ns: status.st_ctime_ns + age_ns)
         assert bool(sourcefile.fingerprint(status)) is known
+
+
+def test_a_file_system_of_whole_seconds_has_longer_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FAT, HFS+ and ext3 with small inodes: two changes within a second, or two, do not show."""
+    for ctime_ns in (1_700_000_000_000_000_000, -7_000_000_000, 0):
+        status = sourcefile.FileStatus(0o100644, 3, 1, ctime_ns, ctime_ns)
+        for age_ns, young in ((0, True), (2_019_999_999, True), (2_020_000_000, False)):
+            monkeypatch.setattr(time, "time_ns", lambda now_ns=ctime_ns + age_ns: now_ns)
+            assert sourcefile.is_young(status) is young
+            assert (sourcefile.fingerprint(status) == 0) is young
+            native = SimpleNamespace(read_files=lambda *_, status=status: [(b"abc", *status)])
+            monkeypatch.setattr(sourcefile, "_native", native)
+            assert sourcefile.read_together(["x"], 3) == [None if young else (b"abc", status)]
 
 
 def test_nor_is_it_later_if_it_was_read_so(
