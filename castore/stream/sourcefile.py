@@ -262,9 +262,12 @@ def _feed(
 def _naming(path: str, read: Callable[[int], bytes | None]) -> Callable[[int], bytes]:
     def reading(size: int) -> bytes:
         try:
-            return read(size)  # type: ignore[return-value]
+            block = read(size)
         except OSError as error:
             raise of_file(error, path) from error
+        if block is None:  # of one that has no end, as /proc/kmsg, and is not waited for
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
+        return block
 
     return reading
 

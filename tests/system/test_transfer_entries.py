@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import socket
@@ -30,7 +31,7 @@ from castore.errors import (
     SourceChanged,
     TimeOutOfRange,
 )
-from castore.stream import sourcefile
+from castore.stream import fileputs, sourcefile
 from castore.stream.fileputs import FileOptions
 from castore.system import outfolder
 from castore.transfer import imports, outcomes
@@ -118,6 +119,31 @@ def test_a_file_of_sys_is_put(store: castore.Store) -> None:
     raw = Path("/sys/kernel/btf/vmlinux").read_bytes()
     assert store.put("vmlinux", "/sys/kernel/btf/vmlinux").size == len(raw)
     assert store.gets("vmlinux") == raw
+
+
+def test_a_file_without_an_end_does_not_end_an_import(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /proc/kmsg: a regular file that gives what there is, and then says to come later."""
+    made = make_tree(tmp_path / "in")
+    (tmp_path / "in" / "endless").write_bytes(b"")
+    endless, fdopen = os.stat(tmp_path / "in" / "endless"), os.fdopen
+
+    def opened(fd: int, *arguments: Any, **options: Any) -> Any:
+        file = fdopen(fd, *arguments, **options)
+        if os.path.samestat(os.fstat(fd), endless):
+            file = io.BufferedReader(file)
+            blocks = iter([b"1", None])
+            monkeypatch.setattr(file, "read", lambda _: next(blocks))
+        return file
+
+    monkeypatch.setattr(os, "fdopen", opened)
+    monkeypatch.setattr(fileputs, "read_together", lambda paths, _: [None] * len(paths))
+    monkeypatch.setattr(fileputs, "read_at_once", lambda _: None)
+    report = store.import_folder(tmp_path / "in", "p")
+    assert reasons(report, tmp_path / "in") == {"endless": os.strerror(errno.EAGAIN)}
+    assert report.files == len(made)
+    check(store)
 
 
 def test_a_file_that_became_a_pipe_is_not_waited_for(
