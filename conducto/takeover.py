@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from castore.errors import InvalidName, NameExists, SourceChanged, TimeOutOfRange
 from conducto import context
@@ -18,7 +18,8 @@ from conducto.errors import ContextError
 if TYPE_CHECKING:
     import castore
 
-
+GROUP_FILES_MAX = 500  # a commit for each file would wait for the disk as often
+GROUP_BYTES_MAX = 256 << 20
 NOT_THERE = (FileNotFoundError, NotADirectoryError)
 
 
@@ -31,6 +32,14 @@ class TakenOver(TypedDict):
     left_out: dict[str, str]
 
 
+class _Kept(NamedTuple):
+    """A file, the name it goes under, and its size in bytes."""
+
+    name: str
+    path: str
+    size: int
+
+
 def take_over(*, local: bool | None = None, profile: str | None = None) -> TakenOver:
     """Put each file that the first Conducto kept into the store, with its mode and time, unless
     there is an object with its name. The files stay. To repeat it is to go on."""
@@ -38,24 +47,14 @@ def take_over(*, local: bool | None = None, profile: str | None = None) -> Taken
         raise ContextError("what is taken over is on this machine: say so, with --local")
     store = context.open_store(local=True, profile=profile)
     done: TakenOver = {"put": 0, "there_already": 0, "left_out": {}}
-    for name, path in _files(os.path.dirname(store.path), done["left_out"]):
-        try:
-            if _put(store, name, path):
-                done["put"] += 1
-            else:
-                done["there_already"] += 1
-        except (InvalidName, SourceChanged, TimeOutOfRange) as error:
-            done["left_out"][path] = str(error)
-        except OSError as error:
-            if error.filename != path:  # it is not about this file
-                raise
-            done["left_out"][path] = error.strerror or str(error)
+    for files in _groups(_files(os.path.dirname(store.path), done["left_out"])):
+        _put(store, files, done)
     return done
 
 
-def _files(base: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(name, path) of every regular file that was kept. No link is followed. What can't be looked
-    at is left out: only what is not there was never kept."""
+def _files(base: str, left_out: dict[str, str]) -> Iterator[_Kept]:
+    """Every regular file that was kept. No link is followed. What can't be looked at is left out:
+    only what is not there was never kept."""
 
     def unreadable(error: OSError) -> None:
         left_out[str(error.filename)] = error.strerror or str(error)
@@ -80,22 +79,55 @@ def _files(base: str, left_out: dict[str, str]) -> Iterator[tuple[str, str]]:
             for each in sorted(files + links):
                 path = os.path.join(folder, each)
                 try:
-                    regular = stat.S_ISREG(os.lstat(path).st_mode)
+                    status = os.lstat(path)
                 except OSError as error:
                     unreadable(error)
                     continue
-                if regular:
-                    yield os.path.relpath(path, base), path
+                if stat.S_ISREG(status.st_mode):
+                    yield _Kept(os.path.relpath(path, base), path, status.st_size)
                 else:
                     left_out[path] = "it is no regular file"
 
 
-def _put(store: castore.Store, name: str, path: str) -> bool:
-    """Whether there was no object with the name."""
+def _groups(files: Iterable[_Kept]) -> Iterator[list[_Kept]]:
+    """The files in order, so many as one commit may put."""
+    group: list[_Kept] = []
+    group_bytes = 0
+    for each in files:
+        if group and (len(group) == GROUP_FILES_MAX or group_bytes + each.size > GROUP_BYTES_MAX):
+            yield group
+            group, group_bytes = [], 0
+        group.append(each)
+        group_bytes += each.size
+    if group:
+        yield group
+
+
+def _put(store: castore.Store, files: list[_Kept], done: TakenOver) -> None:
+    """Put those of these files whose names are free, in one commit, and count all of them."""
+    put = there_already = 0
+    left_out: dict[str, str] = {}
     try:
         with store.transaction() as transaction:
-            written = os.stat(path).st_mtime_ns
-            transaction.put(name, path, if_absent=True, mtime_ns=written)
-    except NameExists:
-        return False
-    return True
+            for name, path, _ in files:
+                try:
+                    written = os.stat(path).st_mtime_ns
+                    transaction.put(name, path, if_absent=True, mtime_ns=written)
+                    put += 1
+                except NameExists:
+                    there_already += 1
+                except (InvalidName, SourceChanged, TimeOutOfRange) as error:
+                    left_out[path] = str(error)
+                except OSError as error:
+                    if error.filename != path:  # it is not about this file
+                        raise
+                    left_out[path] = error.strerror or str(error)
+    except NameExists:  # somebody else put it since: the others go one by one
+        if len(files) > 1:
+            for each in files:
+                _put(store, [each], done)
+            return
+        put, there_already = 0, 1
+    done["put"] += put
+    done["there_already"] += there_already
+    done["left_out"] |= left_out

@@ -12,7 +12,7 @@ import pytest
 import castore
 import conducto as co
 from castore.errors import SourceChanged, TimeOutOfRange
-from conducto import command, context
+from conducto import command, context, takeover
 from conducto.arguments import UsageError
 from conducto.errors import NotTakenOver
 from conducto.run.records import Records
@@ -212,6 +212,35 @@ def test_a_folder_to_take_over_that_can_not_be_looked_at_is_named(
     (base / "pipelines").symlink_to("pipelines")
     done = json.loads(run(capsys, "take-over")[1])
     assert done["left_out"].keys() == {str(base / "data"), str(base / "pipelines")}
+
+
+@local_only
+@pytest.mark.parametrize("taken", [False, True])
+def test_files_are_taken_over_many_at_a_time(
+    mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    data = Path(context.store_url()).parent / "data"
+    data.mkdir(parents=True)
+    for i in range(7):
+        (data / str(i)).write_bytes(b"%d" % i)
+    monkeypatch.setattr(takeover, "GROUP_FILES_MAX", 4)
+    commit, commits = castore.Transaction.commit, 0
+
+    def counted(transaction: castore.Transaction) -> None:
+        nonlocal commits
+        commits += 1
+        if taken and commits == 1:
+            co.data.user.puts("2", b"another's")
+        commit(transaction)
+
+    monkeypatch.setattr(castore.Transaction, "commit", counted)
+    code, out, _ = run(capsys, "take-over")
+    assert (code, json.loads(out)) == (
+        0, {"put": 7 - taken, "there_already": int(taken), "left_out": {}},
+    )  # fmt: skip
+    assert commits == (7 if taken else 2)
+    assert co.data.user.gets("2") == (b"another's" if taken else b"2")
+    assert co.data.user.list() == [str(i) for i in range(7)]
 
 
 def test_each_verb_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
