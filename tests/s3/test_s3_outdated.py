@@ -4,12 +4,15 @@ there is, and not with all that ever was."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from gc_stores import DAY, World, collect, edited, noise
 from memory_s3 import Step
 
+from castore.format.pack import PackEntry
 from castore.s3 import outdated
+from castore.s3.cache import store as store_cache
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
 
@@ -91,3 +94,20 @@ def test_who_ends_asks_once_each_time_that_it_has_doubled(
     world.server.refuse = lambda step: None
     with world.open() as store:
         assert store.check(True).clean
+
+
+def test_chunks_are_forgotten_with_their_packs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_cache, "ROWS_MAX", 7)  # looked at at a time
+    one = StoreCache(str(tmp_path / "cache"), frames_bytes_max=0)
+    packs = {bytes([i]) * 16: [noise(16, 10 * i + j) for j in range(10)] for i in range(5)}
+    for pack_id, chunk_ids in packs.items():
+        one.add_chunks([(pack_id, [PackEntry(each, 64, 9, 9) for each in chunk_ids])])
+    assert one.known_packs() == packs.keys()
+    gone = set(list(packs)[1:4])
+    one.drop_packs(gone)
+    assert one.known_packs() == packs.keys() - gone
+    for pack_id, chunk_ids in packs.items():
+        assert len(one.known(chunk_ids)) == (0 if pack_id in gone else 10)
+    one.close()

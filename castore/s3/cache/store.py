@@ -204,30 +204,31 @@ class StoreCache:
 
     def known_packs(self) -> set[bytes]:
         """Those that a chunk is remembered to be in."""
-
-        def read(index: Index, txn: Snapshot) -> set[bytes]:
-            with txn.cursor(db=index.chunks) as cursor:
-                packs = {_pack_of(bytes(key), bytes(row)) for key, row in cursor}
-            return {pack_id for pack_id in packs if pack_id is not None}
-
-        return self.read(read, set())
+        packs = {pack_id for page in self._chunk_packs() for _, pack_id in page}
+        return {pack_id for pack_id in packs if pack_id is not None}
 
     def drop_packs(self, gone: Collection[bytes]) -> None:
         """No chunk is in these any more."""
+        for page in self._chunk_packs() if gone else ():
+            if doomed := [chunk_id for chunk_id, pack_id in page if pack_id in gone]:
+                self.drop_chunks(doomed)
+
+    def _chunk_packs(self) -> Iterator[list[tuple[bytes, bytes | None]]]:
+        """The chunks that are remembered, each with its pack, None of a damaged row. In several
+        transactions, as others wait for each."""
         after = b""
 
-        def read(index: Index, txn: Snapshot) -> list[tuple[bytes, bool]]:
-            """Of the next chunks the ids, and whether they are in one of these."""
+        def read(index: Index, txn: Snapshot) -> list[tuple[bytes, bytes | None]]:
             with txn.cursor(db=index.chunks) as cursor:
-                if not cursor.set_range(after + b"\0" if after else b"\0"):
+                if not cursor.set_range(after + b"\0"):
                     return []
                 rows = islice(cursor, ROWS_MAX)
-                return [(bytes(key), _pack_of(bytes(key), bytes(row)) in gone) for key, row in rows]
+                return [(bytes(key), _pack_of(bytes(key), bytes(row))) for key, row in rows]
 
-        nothing: list[tuple[bytes, bool]] = []
-        while gone and (found := self.read(read, nothing)):
-            after = found[-1][0]
-            self.drop_chunks([chunk_id for chunk_id, is_gone in found if is_gone])
+        nothing: list[tuple[bytes, bytes | None]] = []
+        while page := self.read(read, nothing):
+            after = page[-1][0]
+            yield page
 
     def hints_seen(self) -> set[str]:
         """The keys of the objects of hints whose chunks are remembered."""
