@@ -8,6 +8,7 @@ removes the files after it, still holding them.
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from contextlib import suppress
 
@@ -16,6 +17,8 @@ from castore.local.packs import LocalPacks
 from castore.system import forks
 from castore.system.fileio import adopt, storage_error, typed_errors
 from castore.system.lockfile import LockFile
+
+FILES_ELSE = 256  # that a repair has open besides
 
 
 class PackLocks:
@@ -92,6 +95,18 @@ class PackLocks:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+
+def make_room(count: int) -> None:
+    """So many packs are to be locked at the same time, each of which takes a descriptor: raise what
+    the system lets this process have, if need be, and it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count + FILES_ELSE <= soft:
+        return
+    wanted = soft + count + FILES_ELSE
+    raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
 
 
 class CollectorLock(LockFile):

@@ -3,16 +3,13 @@ shapes. After each, stats are what a recount says, and what is on the disk."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from driver_count import count_local
-from stores import contents, fill, small
+from stores import contents, descriptors_to_spare, fill, small
 
 import castore
 from castore.local.gc.repack import SMALL_PACK_BYTES, SMALL_PACKS_MAX
@@ -183,20 +180,3 @@ def test_more_packs_are_removed_than_there_are_descriptors(tmp_path: Path, momen
         assert (report.packs_removed, store.stats().packs) == (2 * PACKS_MAX, bool(kept))
         nothing_is_left(store, 0.5)
         assert {name: store.gets(name) for name in store.names()} == kept
-
-
-@contextlib.contextmanager
-def descriptors_to_spare(count: int) -> Iterator[None]:
-    """This process gets no more than so many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.ExitStack() as taken:
-        used = max(map(int, os.listdir("/proc/self/fd")))
-        spare = 0
-        while spare < used:
-            spare = os.open(os.devnull, os.O_RDONLY)
-            taken.callback(os.close, spare)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1 + count, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -19,7 +19,7 @@ import oracle
 import pytest
 import xxhash
 from places import SUPPORT
-from stores import change_rows, contents, fill, flip, packs, read, rows, small
+from stores import change_rows, contents, descriptors_to_spare, fill, flip, packs, read, rows, small
 
 import castore
 from castore.check.plan import plan
@@ -375,6 +375,21 @@ def test_a_damaged_pack_is_moved_and_not_removed(folder: Path) -> None:
     assert not path.exists()
     assert (folder / "quarantine" / path.name).read_bytes() == raw
     assert len(packs(folder)) == 2
+
+
+def test_more_packs_are_damaged_than_there_are_descriptors(tmp_path: Path) -> None:
+    """Those that are to be replaced are locked until the end."""
+    folder = tmp_path / "store"
+    for i in range(48):
+        with small(folder) as store:
+            store.puts(f"n{i}", random.Random(i).randbytes(10_000))
+    for path in packs(folder):
+        flip(path, 8 * path.stat().st_size // 2)
+    with descriptors_to_spare(32):
+        report = castore.check_store(folder, repair=True)
+    assert len(list((folder / "quarantine").iterdir())) == 48
+    assert len(report.damaged_names) == 48
+    assert castore.check_store(folder, read_data=True).clean
 
 
 def test_a_store_that_is_whole_is_left_alone(folder: Path) -> None:

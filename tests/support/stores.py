@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -171,3 +173,20 @@ def flip(path: Path, bit: int) -> None:
 def small(path: Path, **options: Any) -> castore.Store:
     """Opened with chunks as small as they come."""
     return castore.open(path, chunk_bytes_avg=2816, threads=2, **options)
+
+
+@contextlib.contextmanager
+def descriptors_to_spare(count: int) -> Iterator[None]:
+    """This process gets no more than so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as taken:
+        used = max(map(int, os.listdir("/proc/self/fd")))
+        spare = 0
+        while spare < used:
+            spare = os.open(os.devnull, os.O_RDONLY)
+            taken.callback(os.close, spare)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1 + count, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

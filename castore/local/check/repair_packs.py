@@ -16,7 +16,7 @@ from castore.format.pack import PackEntry
 from castore.local.catalog import LocalCatalog
 from castore.local.check.pack_files import LocalPackSource, pack_path
 from castore.local.index_walk import durable_bytes, pages
-from castore.local.locks import PackLocks
+from castore.local.locks import PackLocks, make_room
 from castore.local.pack import Placement
 from castore.local.pack_files import is_file
 from castore.local.packs import LocalPacks
@@ -132,6 +132,7 @@ class PackRepair:
     def take_locks(self, report: CheckReport) -> None:
         """Of the packs that are to be replaced: those with something wrong, in use by nobody."""
         wanted = {p.pack for p in report.problems if p.kind in ("pack", "frame") and p.pack}
+        make_room(len(wanted))
         for pack_id in sorted(bytes.fromhex(pack) for pack in wanted):
             reading = self.readings.get(pack_id)
             if reading is None or not (reading.damaged or reading.unsealed):
