@@ -7,7 +7,8 @@ out of order for good, and so is all that waits for it. So the waiting is done o
 queues, in one step each.
 
 Where no thread can be started, the caller does the work: at the end of the interpreter, when
-stores are closed that nobody closed before, and at the system's limit of threads.
+stores are closed that nobody closed before, and files by a `__del__`; and at the system's limit of
+threads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import os
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -258,6 +260,8 @@ class _Pool:
     def take(self, future: Future[T]) -> bool:
         """Have it run; False if there is no thread, and none can be started. Not for several
         threads at once."""
+        if sys.is_finalizing():  # before Python 3.12 one is started nevertheless, and does nothing
+            return False
         try:
             self._idle.get_nowait()
         except Empty:
@@ -276,7 +280,10 @@ class _Pool:
         self._queue.put(None)
 
     def join(self) -> None:
-        """Wait for that."""
+        """Wait for that. When Python is being taken apart, they have ended already, and did not say
+        so."""
+        if sys.is_finalizing():
+            return
         for running in self._running:
             with running:
                 pass

@@ -31,13 +31,36 @@ if sys.argv[1] == "used":
 """
 
 
+TAKEN_APART = """
+import atexit, sys
+
+def end():
+    workers.submit(pow, 2, 3).result()  # when the threads of before were waited for already
+
+atexit.register(end)
+from castore.system.workers import Workers
+
+class Last:
+    def __del__(self):
+        print([future.result() for future in [workers.submit(pow, 2, i) for i in range(3)]])
+        workers.close()
+
+workers, last = Workers(2), Last()
+last.itself = last
+if sys.argv[1] == "used":
+    workers.submit(pow, 2, 1).result()
+"""
+
+
+@pytest.mark.parametrize("at", [AT_EXIT, TAKEN_APART], ids=["at_exit", "taken_apart"])
 @pytest.mark.parametrize("before", ["used", "unused"])
-def test_the_end_of_the_interpreter(before: str) -> None:
-    """It starts no threads by then; nor can their pool be imported."""
+def test_the_end_of_the_interpreter(at: str, before: str) -> None:
+    """It starts no threads by then, or none that do anything; nor can their pool be imported."""
     done = subprocess.run(
-        [sys.executable, "-c", AT_EXIT, before], capture_output=True, text=True, check=True
+        [sys.executable, "-c", at, before], capture_output=True, text=True, check=True, timeout=60
     )
-    assert (done.stdout, done.stderr) == ("[1, 2, 4]\nValueError\n", "")
+    said = "[1, 2, 4]\nValueError\n" if at is AT_EXIT else "[1, 2, 4]\n"
+    assert (done.stdout, done.stderr) == (said, "")
 
 
 def test_the_limit_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
