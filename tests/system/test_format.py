@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 import sys
@@ -123,6 +124,19 @@ def test_golden_bytes_decode_to_what_they_meant() -> None:
     assert rows.decode_pack_row(raw["pack row"][:16]) == (1767225600_123456789, 256 << 20)
     assert rows.Totals.decode(raw["totals row"]) == TOTALS
     assert rows.manifest_of(raw["segment key"]) == 77
+
+
+def test_the_checksum_of_castore_json_is_of_one_line() -> None:
+    """As FORMAT.md lays it out, whatever json.dumps does by default."""
+    line = (
+        f'{{"format": "castore", "version": 1, "store_id": "{STORE_ID.hex()}", '
+        f'"seed": "{SEED:016x}", "chunk_bytes": {{"min": 16384, "avg": 65536, "max": 262144}}, '
+        '"collision_guard": null}'
+    )
+    stored = json.loads(encode_config(config()))
+    assert stored["checksum"] == xxhash.xxh3_64_hexdigest(line.encode())
+    del stored["checksum"]
+    assert stored == json.loads(line)
 
 
 def test_golden_bytes_with_deltas_decode_to_what_they_meant() -> None:
