@@ -209,7 +209,7 @@ def _set_defaults(root: Node, options: Mapping[str, Any]) -> None:
 
 def _show_or_run(root: Node, options: RunOptions, argv: list[str]) -> int:
     if os.environ.get(PRINT_TREE):
-        if options.given:
+        if options.run:
             raise UsageError("a Lazy's command prints a tree, and does not run it")
         write_text("\n" + dumps(root) + "\n")  # whatever was printed before is no part of it
         return 0

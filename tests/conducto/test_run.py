@@ -398,6 +398,18 @@ def test_a_lazy_that_makes_no_tree_fails(pipelines: Pipelines, command: str, rea
     assert reason in pipelines.conducto("show", done.id).out
 
 
+@pytest.mark.parametrize("way", ["", "--json", "--run"])
+def test_a_lazy_of_another_pipelines_command(pipelines: Pipelines, way: str) -> None:
+    """`--json` is how the tree is looked at, and makes the same one."""
+    pipelines.write("other.py", "def build() -> co.Node:\n    return co.Exec('echo it ran')\n")
+    done = pipelines.run(co.Lazy(f"python other.py build {way}"))
+    if way == "--run":
+        assert "a Lazy's command prints a tree, and does not run it" in done.out
+    else:
+        assert done.code == 0
+        assert pipelines.log(done.id, "/Execute") == b"it ran\n"
+
+
 def test_a_tree_that_is_too_long_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no part of it, or tree before it, is taken for it."""
     monkeypatch.setattr(printed, "LINE_BYTES_MAX", 100)
