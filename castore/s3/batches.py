@@ -24,12 +24,14 @@ from castore.format.s3_batches import (
     RootEntry,
     decode_batch_head,
     decode_root,
+    digest_of,
     encode_root,
 )
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.put_once import put_once
 from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, batch_key, batch_of
+from castore.s3.told import undamaged
 from castore.system.clock import boot_clock
 from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Future, Workers
@@ -333,18 +335,37 @@ class Batches:
         _, entry, row, _ = found
         assert entry is not None
         assert row is not None
-        begin, end = row.offset + begin, min(row.offset + end, row.end)
+        at, until = row.offset + begin, min(row.offset + end, row.end)
         last = self._ends.get(entry.batch_id)
-        self._ends[entry.batch_id] = end
+        self._ends[entry.batch_id] = until
         try:
-            if last is None or abs(begin - last) > SPAN_BYTES:  # from several threads: about
-                return self._bucket.get(batch_key(entry.batch_id), byte_range=(begin, end)).body
-            first = begin // SPAN_BYTES
-            spans = [self._span(entry, n) for n in range(first, -(-end // SPAN_BYTES))]
-            whole = b"".join([span.result() for span in spans])
+            if last is not None and abs(at - last) <= SPAN_BYTES:  # from several threads: about
+                manifest = self._in_spans(entry, row)
+                # Or it was damaged on its way, and whoever asks again would find that in memory.
+                if digest_of(manifest) == row.digest:
+                    return manifest[begin : until - row.offset]
+            return self._bucket.get(batch_key(entry.batch_id), byte_range=(at, until)).body
         except KeyAbsent:
             raise BatchGone(entry.batch_id) from None
-        return whole[begin - first * SPAN_BYTES : end - first * SPAN_BYTES]
+
+    def manifest(self, found: Found) -> bytes:
+        """All of it, as it was put. Raises BatchGone; FormatError where it is damaged."""
+        row = found.row
+        assert row is not None
+
+        def read() -> bytes:
+            manifest = self.read(found, 0, row.length)
+            if digest_of(manifest) != row.digest:
+                raise FormatError("it is not what was put into its batch")
+            return manifest
+
+        return undamaged(read)
+
+    def _in_spans(self, entry: RootEntry, row: BatchedName) -> bytes:
+        first = row.offset // SPAN_BYTES
+        spans = [self._span(entry, n) for n in range(first, -(-row.end // SPAN_BYTES))]
+        begin = row.offset - first * SPAN_BYTES
+        return b"".join([span.result() for span in spans])[begin : begin + row.length]
 
     def _span(self, entry: RootEntry, number: int) -> Future[bytes]:
         """The n-th of the batch, from memory or on its way."""

@@ -8,13 +8,14 @@ from collections.abc import Callable
 import pytest
 from cli_runs import Result
 from gc_races import Machine
-from gc_stores import URL, World
-from memory_s3 import Stored
+from gc_stores import HOUR, URL, World, collect
+from memory_s3 import MemoryAttempts, Stored
 
 import castore
 from castore.check.plan import plan
-from castore.errors import CastoreError, NameNotFound
+from castore.errors import CastoreError, ManifestUnreadable, NameNotFound
 from castore.format.s3_batches import decode_root, encode_root
+from castore.s3.client.attempts import Reply
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.namespace import writing
 
@@ -214,3 +215,90 @@ def put_all(store: castore.Store, names: list[str], value: bytes) -> None:
     with store.transaction() as t:
         for name in names:
             t.puts(name, value)
+
+
+# ---------------------------------------------------------------- on its way
+
+
+@pytest.fixture
+def damage_replies(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Called with a number: of so many replies with manifests of a batch, all are damaged."""
+    left = 0
+    get = MemoryAttempts.get
+
+    def damaged(self: MemoryAttempts, key: str, *of: object) -> Reply | None:
+        nonlocal left
+        reply: Reply | None = get(self, key, *of)  # type: ignore[arg-type]
+        if not left or reply is None or "batches/" not in key or b"CMAN" not in reply.body:
+            return reply
+        left -= 1
+        return reply._replace(body=reply.body.replace(b"CMAN", b"CMAM"))
+
+    def damage(replies: int) -> None:
+        nonlocal left
+        left = replies
+
+    monkeypatch.setattr(MemoryAttempts, "get", damaged)
+    return damage
+
+
+def test_what_was_damaged_on_its_way_is_not_what_a_reader_finds_again(
+    world: World, damage_replies: Callable[[int], None]
+) -> None:
+    """Much of a batch is fetched at once, and kept in memory."""
+    with world.open("reader") as store:
+        in_batch = [name for name in NAMES if name not in (DELETED, OVER)]
+        assert store.gets(in_batch[0]) == VALUES[in_batch[0]]
+        damage_replies(1)
+        for name in in_batch:
+            assert store.gets(name) == VALUES[name]
+        damage_replies(0)
+    damage_replies(1)
+    with world.open("another") as store:
+        assert not store.check().problems
+
+
+@pytest.mark.parametrize("replies", [1, 2])
+def test_a_collection_writes_no_batch_of_what_was_damaged_on_its_way(
+    replies: int, world: World, damage_replies: Callable[[int], None]
+) -> None:
+    hidden = [name for name in NAMES if name not in (DELETED, OVER)][:6]
+    with world.open("writer") as store:
+        for name in hidden:
+            store.puts(name, VALUES[name])
+    world.pass_time(2 * HOUR)
+    damage_replies(replies)
+    with world.open("collector") as store:
+        try:
+            assert collect(store).batches_rewritten == 1
+        except ManifestUnreadable:
+            assert replies > 1
+        damage_replies(0)
+        for _ in range(3):  # until what was before is gone
+            world.pass_time(30 * HOUR)
+            collect(store)
+    with world.open("reader") as store:
+        assert {name: store.gets(name) for name in VALUES if name != DELETED} == {
+            name: data for name, data in VALUES.items() if name != DELETED
+        }
+        assert not store.check(read_data=True).problems
+
+
+@pytest.mark.damages_store("a manifest in a batch")
+def test_a_collection_leaves_a_batch_that_is_damaged_as_it_is(world: World) -> None:
+    """What a repair may bring back from it, and what says that it is damaged."""
+    hidden = [name for name in NAMES if name not in (DELETED, OVER)][:6]
+    with world.open("writer") as store:
+        for name in hidden:
+            store.puts(name, VALUES[name])
+        assert store.gets(NAMES[-1]) == VALUES[NAMES[-1]]
+    key = batch(world)
+    at = world.server.objects[key].body.rindex(NAMES[-1].encode())
+    flip(world, key, at)
+    world.pass_time(2 * HOUR)
+    with world.open("collector") as store, pytest.raises(ManifestUnreadable, match=NAMES[-1]):
+        collect(store)
+    assert batch(world) == key
+    with world.open("repairer") as store:
+        store.check(repair=True)
+        assert store.gets(NAMES[-1]) == VALUES[NAMES[-1]]

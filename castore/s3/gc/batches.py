@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from castore.errors import FormatError, ManifestUnreadable
 from castore.format.s3_batches import (
     BATCH_ID_BYTES,
     Drop,
@@ -68,7 +69,7 @@ class BatchCollector:
         self._now = now
 
     def run(self, *, any_tombstones: bool) -> None:
-        """Raises what a Bucket and `Batches.swap` do."""
+        """Raises ManifestUnreadable, and what a Bucket and `Batches.swap` do."""
         batches = self._parts.names.batches
         if batches is None:
             return
@@ -141,7 +142,11 @@ class BatchCollector:
             found = _in_batch(batches, root, name, counts)
             if found is None or found.entry is None or found.entry.batch_id not in chosen:
                 continue
-            manifest = batches.read(found, 0, counts.size)
+            try:
+                # What is written anew is what will be taken for right.
+                manifest = batches.manifest(found)
+            except FormatError as error:
+                raise ManifestUnreadable(name.decode(), str(error)) from error
             if group and (len(group) >= BATCH_NAMES_MAX or size + counts.size > BATCH_BYTES_MAX):
                 yield group
                 group, size = [], 0
