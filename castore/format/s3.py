@@ -27,6 +27,7 @@ from castore.format.index import (
 )
 from castore.format.pack import PACK_ID_BYTES
 from castore.format.s3_batches import decode_tombstone, encode_tombstone
+from castore.format.segment import decode_segment
 from castore.model import SEGMENT_EXTENTS_MAX
 
 SESSION_ID_BYTES: Final = 8
@@ -156,7 +157,8 @@ def with_nonce(raw: bytes, nonce: bytes) -> bytes:
         store_id, number = decode_tombstone(raw)
         return encode_tombstone(store_id, nonce, number)
     size = manifest_head_bytes(raw, whole=False)
-    decode_manifest_head(raw)
+    for place in decode_manifest_head(raw).segments:
+        decode_segment(raw[place.offset : place.offset + place.length])
     fixed = raw[: MANIFEST_HEADER_BYTES - 8 - NONCE_BYTES] + nonce
     checksum = _checksum(raw[MANIFEST_HEADER_BYTES:size], _checksum(fixed)).to_bytes(8, "little")
     return fixed + checksum + raw[MANIFEST_HEADER_BYTES:]

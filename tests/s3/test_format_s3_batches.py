@@ -499,6 +499,17 @@ def test_no_nonce_is_given_to_what_is_damaged(raw: bytes) -> None:
             with_nonce(bytes(changed), STORE)
 
 
+def test_no_nonce_is_given_to_what_has_damaged_segments() -> None:
+    """Their checksums are their own."""
+    for raw in manifests(BATCHED, None):
+        for place in decode_manifest_head(raw).segments:
+            for at in range(place.offset + 24, place.offset + place.length, 7):
+                changed = bytearray(raw)
+                changed[at] ^= 1
+                with pytest.raises(FormatError):
+                    with_nonce(bytes(changed), STORE)
+
+
 def test_flags_that_no_manifest_has() -> None:
     _, record = inline(b"data")
     for at, value in ((5, 2), (5, 0xFF), (6, 1)):

@@ -21,7 +21,7 @@ from castore.format.s3_batches import (
     encode_tombstone,
 )
 from castore.s3.batches import BatchGone, Found, SeenRoot, in_order
-from castore.s3.client.bucket import KeyAbsent, PreconditionFailed
+from castore.s3.client.bucket import KeyAbsent, PreconditionFailed, Reply
 from castore.s3.client.delete_version import delete_version, delete_versions
 from castore.s3.client.put_once import NONCE_BYTES, Landed, put_once
 from castore.s3.etags import WEAK, batched_etag, is_batched, is_marked, real
@@ -29,6 +29,7 @@ from castore.s3.keys import name_key
 from castore.s3.namespace.listing import Listing
 from castore.s3.namespace.look import ATTEMPTS, READ_S, busy
 from castore.s3.presence import singles_of
+from castore.s3.told import undamaged
 from castore.system.clock import boot_clock
 from castore.system.workers import Workers, results_of
 
@@ -255,9 +256,15 @@ class Namespace(Listing):
         results_of([requests.submit(self._renew, single.key) for single in came])
 
     def _renew(self, key: str) -> None:
+        def read() -> Reply:
+            there = self.bucket.get(key)
+            if not there.size % 2:
+                with_nonce(there.body, bytes(NONCE_BYTES))  # it is put as it was read
+            return there
+
         while True:
             try:
-                there = self.bucket.get(key)
+                there = undamaged(read)
                 if there.size % 2:
                     return  # it is weak
                 put_once(self.bucket, key, partial(with_nonce, there.body), if_match=there.etag)
