@@ -116,17 +116,22 @@ class Batches:
         if self.root_is_lost:
             return SeenRoot(_EMPTY, "")
         known = self.seen
-        try:
+
+        def read() -> tuple[SeenRoot, bytes] | None:
             reply = self._bucket.get(
                 BATCHES_ROOT_KEY, if_none_match=known.etag if known is not None else None
             )
+            return reply and (SeenRoot(self._decoded(reply.body), reply.etag), reply.body)
+
+        try:
+            newer = undamaged(read)
         except KeyAbsent:
             return self._absent()
-        if reply is None:
+        if newer is None:
             assert known is not None
             self._seen = known
             return self._readable(known)
-        seen = SeenRoot(self._decoded(reply.body), reply.etag)
+        seen, raw = newer
         if known is not None:
             there = {entry.batch_id for entry in seen.root.entries}
             gone = [e.batch_id for e in known.root.entries if e.batch_id not in there]
@@ -134,7 +139,7 @@ class Batches:
         with self._lock:
             if self._seen is None or self._seen.root.version <= seen.root.version:
                 self._seen = seen
-        self._cache.keep_blob(BATCHES_ROOT_KEY, reply.etag, reply.body)
+        self._cache.keep_blob(BATCHES_ROOT_KEY, seen.etag, raw)
         return self._readable(seen)
 
     def now(self) -> int:
@@ -300,11 +305,15 @@ class Batches:
                 except FormatError:
                     blob = None
             if index is None:
-                try:
+
+                def read() -> tuple[BatchIndex, bytes]:
                     raw = self._bucket.get(key, byte_range=(0, entry.index_bytes)).body
+                    return self._read_index(raw), raw
+
+                try:
+                    index, raw = undamaged(read)
                 except KeyAbsent:
                     raise BatchGone(entry.batch_id) from None
-                index = self._read_index(raw)
                 self._cache.keep_blob(key, "", raw)
             self._keep_index(entry.batch_id, index)
         return index

@@ -8,9 +8,10 @@ from typing import overload
 
 from castore.errors import FormatError
 from castore.format.pack import PACK_ID_BYTES
-from castore.format.s3_gc import GcState, decode_condemned, decode_state
+from castore.format.s3_gc import Condemned, GcState, decode_condemned, decode_state
 from castore.s3.client.bucket import Bucket, KeyAbsent
 from castore.s3.keys import CONDEMNED_LISTS, GC_STATE_KEY, is_collectors
+from castore.s3.told import undamaged
 
 
 class ListGone(FormatError):
@@ -41,7 +42,7 @@ class CondemnedPacks:
         before = None
         while True:
             try:
-                state = decode_state(self._bucket.get(GC_STATE_KEY).body)
+                state = undamaged(lambda: decode_state(self._bucket.get(GC_STATE_KEY).body))
                 if state.condemned is None:
                     self._known = None
                     return ()
@@ -51,14 +52,18 @@ class CondemnedPacks:
                 if state == before:
                     raise ListGone(f"gc/state refers to {state.condemned!r}, which is not there")
                 before = state
-                raw = self._bucket.get(state.condemned).body
-                packs = _SortedIds(decode_condemned(raw, self._store_id).packs)
+                packs = _SortedIds(read_list(self._bucket, state.condemned, self._store_id).packs)
                 self._known = state, packs
                 return packs
             except KeyAbsent as absent:
                 if absent.key == GC_STATE_KEY:
                     return ()
                 # The list: unless the round ended in between.
+
+
+def read_list(bucket: Bucket, key: str, store_id: bytes) -> Condemned:
+    """Raises KeyAbsent, FormatError, UnsupportedFormat."""
+    return undamaged(lambda: decode_condemned(bucket.get(key).body, store_id))
 
 
 def read_condemned(bucket: Bucket, store_id: bytes) -> set[bytes]:

@@ -50,6 +50,7 @@ from castore.s3.keys import (
     pack_of,
 )
 from castore.s3.quarantine import keep_copy
+from castore.s3.told import undamaged
 from castore.stream.config import parse_config
 
 PROPOSAL_S = 2.5  # more than the second that S3 rounds times to
@@ -65,13 +66,15 @@ _OURS = (NAMES, BATCHES, PACKS, PINS, GC, HINTS, SAMPLES, LISTINGS, DAMAGED, QUA
 
 def read_config(bucket: Bucket) -> StoreConfig | None:
     """None if there is none. Raises ConfigLost, UnsupportedFormat."""
+    url = bucket.settings.url
+
+    def read() -> StoreConfig:
+        return parse_config(bucket.get(CONFIG_KEY, byte_range=(0, CONFIG_BYTES_MAX)).body, url)
+
     try:
-        raw = bucket.get(CONFIG_KEY, byte_range=(0, CONFIG_BYTES_MAX)).body
+        return undamaged(read)
     except KeyAbsent:
         return None
-    url = bucket.settings.url
-    try:
-        return parse_config(raw, url)
     except UnsupportedFormat:
         raise
     except FormatError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from cli_runs import Result
@@ -220,60 +222,62 @@ def put_all(store: castore.Store, names: list[str], value: bytes) -> None:
 # ---------------------------------------------------------------- on its way
 
 
+class Damaging:
+    """Damages the next `left` replies with what is at a key that begins with `key` and has `part`
+    in it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left, self.key, self.part = 0, "batches/", b"CMAN"
+        get = MemoryAttempts.get
+
+        def damaged(attempts: MemoryAttempts, key: str, *of: Any) -> Reply | None:
+            reply = get(attempts, key, *of)
+            applies = reply is not None and key.startswith(self.key) and self.part in reply.body
+            if reply is None or not self.left or not applies:
+                return reply
+            self.left -= 1
+            return reply._replace(body=reply.body.replace(self.part, self.part[:-1] + b"?"))
+
+        monkeypatch.setattr(MemoryAttempts, "get", damaged)
+
+
 @pytest.fixture
-def damage_replies(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Called with a number: of so many replies with manifests of a batch, all are damaged."""
-    left = 0
-    get = MemoryAttempts.get
-
-    def damaged(self: MemoryAttempts, key: str, *of: object) -> Reply | None:
-        nonlocal left
-        reply: Reply | None = get(self, key, *of)  # type: ignore[arg-type]
-        if not left or reply is None or "batches/" not in key or b"CMAN" not in reply.body:
-            return reply
-        left -= 1
-        return reply._replace(body=reply.body.replace(b"CMAN", b"CMAM"))
-
-    def damage(replies: int) -> None:
-        nonlocal left
-        left = replies
-
-    monkeypatch.setattr(MemoryAttempts, "get", damaged)
-    return damage
+def damaging(monkeypatch: pytest.MonkeyPatch) -> Damaging:
+    return Damaging(monkeypatch)
 
 
 def test_what_was_damaged_on_its_way_is_not_what_a_reader_finds_again(
-    world: World, damage_replies: Callable[[int], None]
+    world: World, damaging: Damaging
 ) -> None:
     """Much of a batch is fetched at once, and kept in memory."""
     with world.open("reader") as store:
         in_batch = [name for name in NAMES if name not in (DELETED, OVER)]
         assert store.gets(in_batch[0]) == VALUES[in_batch[0]]
-        damage_replies(1)
+        damaging.left = 1
         for name in in_batch:
             assert store.gets(name) == VALUES[name]
-        damage_replies(0)
-    damage_replies(1)
+        damaging.left = 0
+    damaging.left = 1
     with world.open("another") as store:
         assert not store.check().problems
 
 
 @pytest.mark.parametrize("replies", [1, 2])
 def test_a_collection_writes_no_batch_of_what_was_damaged_on_its_way(
-    replies: int, world: World, damage_replies: Callable[[int], None]
+    replies: int, world: World, damaging: Damaging
 ) -> None:
     hidden = [name for name in NAMES if name not in (DELETED, OVER)][:6]
     with world.open("writer") as store:
         for name in hidden:
             store.puts(name, VALUES[name])
     world.pass_time(2 * HOUR)
-    damage_replies(replies)
+    damaging.left = replies
     with world.open("collector") as store:
         try:
             assert collect(store).batches_rewritten == 1
         except ManifestUnreadable:
             assert replies > 1
-        damage_replies(0)
+        damaging.left = 0
         for _ in range(3):  # until what was before is gone
             world.pass_time(30 * HOUR)
             collect(store)
@@ -282,6 +286,42 @@ def test_a_collection_writes_no_batch_of_what_was_damaged_on_its_way(
             name: data for name, data in VALUES.items() if name != DELETED
         }
         assert not store.check(read_data=True).problems
+
+
+@pytest.mark.parametrize(
+    ("key", "part"),
+    [
+        ("castore.json", b"seed"),
+        ("batches/root", b"CROT"),
+        ("batches/", b"CBAT"),
+        ("gc/state", b"version"),
+        ("gc/condemned/", b"CCON"),
+    ],
+)
+def test_what_was_damaged_on_its_way_is_asked_for_once_more(
+    key: str, part: bytes, world: World, damaging: Damaging
+) -> None:
+    """And is not said to be damaged in the store."""
+    data = random.Random(1).randbytes(300_000)
+    with world.open("new") as store:  # which tells others at once of what it stored
+        store.puts("large", data)
+        store.puts("garbage", data[::-1])
+        store.delete("garbage")
+    with world.open("collector") as store:
+        assert collect(store, grace_s=HOUR).packs_condemned
+    damaging.key, damaging.part = key, part
+    damaging.left = 1
+    with world.open("another") as store:
+        assert store.gets(NAMES[0]) == VALUES[NAMES[0]]
+        store.puts("again", data)
+    assert damaging.left == 0
+    world.pass_time(2 * HOUR)
+    damaging.left = 1
+    with world.open("another collector") as store:
+        assert collect(store, grace_s=HOUR).packs_removed
+    assert damaging.left == 0
+    with world.open("reader") as store:
+        assert store.gets("again") == data
 
 
 @pytest.mark.damages_store("a manifest in a batch")

@@ -19,17 +19,17 @@ from castore.errors import FormatError, StateWentBackwards, StoreBusy, StoreIOEr
 from castore.format.s3_gc import (
     Condemned,
     GcState,
-    decode_condemned,
     decode_state,
     encode_condemned,
     encode_state,
 )
 from castore.s3.client.bucket import KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.put_once import put_once
-from castore.s3.condemned import list_without_state
+from castore.s3.condemned import list_without_state, read_list
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.keys import CONDEMNED_LISTS, GC_STATE_KEY, condemned_key, condemned_version
 from castore.s3.parts import Parts
+from castore.s3.told import undamaged
 
 IDLE, CONDEMNED, SWEEPING = "idle", "condemned", "sweeping"
 REPAIR = "repair the store (castore check --repair)"
@@ -56,8 +56,7 @@ class CollectorState:
         """Raises StateWentBackwards, FormatError."""
         seen = self._memory.state_version()  # before: another collector may be at work here, too
         try:
-            reply = self._bucket.get(GC_STATE_KEY)
-            self._now, self._etag = decode_state(reply.body), reply.etag
+            self._now, self._etag = undamaged(self._read)
         except KeyAbsent:
             self._now, self._etag = _NOTHING_YET, None
             orphan = list_without_state(self._bucket)
@@ -94,11 +93,9 @@ class CollectorState:
         if self._now.condemned is None:
             return Condemned([], [])
         try:
-            raw = self._bucket.get(self._now.condemned).body
+            return read_list(self._bucket, self._now.condemned, self._store_id)
         except KeyAbsent:
             raise self._no_list() from None
-        try:
-            return decode_condemned(raw, self._store_id)
         except FormatError as error:
             raise FormatError(f"{self._now.condemned}: {error}: {REPAIR}") from error
 
@@ -135,6 +132,10 @@ class CollectorState:
             self._bucket.delete_many(doomed)
 
     # ------------------------------------------------------------ below
+
+    def _read(self) -> tuple[GcState, str]:
+        reply = self._bucket.get(GC_STATE_KEY)
+        return decode_state(reply.body), reply.etag
 
     def _no_list(self) -> FormatError | StoreBusy:
         """Unless the state does not refer to it any more, either."""
