@@ -34,8 +34,9 @@ from castore.errors import (
 from castore.format.journal import Kind, decode_block_head, decode_entries
 from castore.local import rebuild
 from castore.local.folder import alone
+from castore.local.journal.files import blocks
 from castore.local.journal.log import Journal
-from castore.local.journal.scan import blocks, read_journal
+from castore.local.journal.scan import read_journal
 from castore.system.lmdb_env import Index
 
 VALUES = contents()
@@ -536,6 +537,29 @@ def test_a_torn_tail_and_a_flipped_bit(folder: Path) -> None:
             assert reading.gaps or reading.seq < len(VALUES)
 
 
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_flipped_bit_of_the_last_number_is_no_news(folder: Path, rotated: bool) -> None:
+    """Of the block that says that the last commit was done: nothing is lost by that, and whoever
+    puts next does not take it for names that the index lacks."""
+    if rotated:
+        with castore.open(folder) as store:
+            catalog: Any = store._catalog
+            catalog.journal.rotate(catalog.index)
+            store.puts("since", b"1")
+    log = logs(folder)[-1]
+    raw = bytearray(log.read_bytes())
+    last = list(blocks(str(log)))[-1]
+    assert last.head.kind == Kind.DONE
+    raw[last.begin + 26] ^= 1  # of its number
+    log.write_bytes(raw)
+    with castore.open(folder) as store:
+        store.puts("after", b"2")
+        expected = read(store)
+        assert store.check(True).clean
+        store.gc()
+    assert rebuilt(folder) == expected
+
+
 def test_a_journal_that_lost_its_end_is_noticed(folder: Path) -> None:
     """As by a power cut: the index has what it lacks."""
     log = logs(folder)[0]
@@ -580,6 +604,28 @@ def test_an_old_copy_of_the_index_put_back_by_hand(folder: Path, used: bool, rot
         assert read(store) == expected
         store.gc()
         assert store.check(True).clean
+    assert rebuilt(folder) == expected
+
+
+def test_an_old_copy_of_the_index_before_a_transaction_of_many_names(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes more than a megabyte of the journal: whoever writes next looks at all of that."""
+    monkeypatch.setattr("castore.local.journal.log.ROWS_AT_CLOSE_MAX", 0)  # as of far more names
+    shutil.copytree(folder / "index", folder.parent / "old")
+    choose = random.Random(1)
+    many = {choose.randbytes(240).hex(): choose.randbytes(240) for _ in range(3000)}
+    expected = VALUES | many
+    with castore.open(folder) as store:
+        store.puts_many(expected)
+    assert logs(folder)[-1].stat().st_size > 1_300_000
+    lose_index(folder)
+    shutil.copytree(folder.parent / "old", folder / "index")
+    for name in ("used", "again"):
+        expected[name] = b"1"
+        with castore.open(folder) as store:
+            store.puts(name, b"1")
+    castore.rebuild_index(folder)
     assert rebuilt(folder) == expected
 
 

@@ -1,18 +1,44 @@
-"""The files of a journal: their names, and what a part of one tells."""
+"""The files of a journal: their names, and the blocks in one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from castore.errors import FormatError
-from castore.format.journal import BLOCK_HEADER_BYTES, Kind, decode_block_head
-from castore.system.fileio import descriptor, sync_folder, typed_errors
+from castore.format.journal import (
+    BLOCK_HEADER_BYTES,
+    FLAG_ZSTD,
+    JOURNAL_MAGIC,
+    BlockHead,
+    Kind,
+    block_is_whole,
+    decode_block_head,
+)
+from castore.stream.codec import decode_block_payload
+from castore.system.fileio import descriptor, storage_error, sync_folder, typed_errors
 
 FOLDER = "journal"
-TAIL_BYTES_MAX = 1 << 20  # looked at, of what others appended
+SCAN_BYTES = 1 << 20
 _NAME = re.compile(r"([0-9a-f]{16})\.(log|snapshot)")
+
+
+class Block(NamedTuple):
+    head: BlockHead
+    begin: int
+    end: int
+    raw: bytes
+
+    def payload(self) -> bytes:
+        """Raises FormatError."""
+        return decode_block_payload(
+            self.raw[BLOCK_HEADER_BYTES:],
+            self.head.raw_bytes,
+            compressed=bool(self.head.flags & FLAG_ZSTD),
+        )
 
 
 def log_path(folder: str, generation: int) -> str:
@@ -60,33 +86,70 @@ def remove_before(folder: str, generation: int) -> None:
 
 
 def newest_of(path: str) -> int:
-    """The number of the last transaction that is known to be committed by the log at `path`."""
+    """`newest_committed` of the log at `path`, all of it; 0 where there is none."""
     try:
         with descriptor(path) as fd:
-            size = os.fstat(fd).st_size
-            parts = [(0, TAIL_BYTES_MAX), (max(0, size - TAIL_BYTES_MAX), TAIL_BYTES_MAX)]
-            return max(newest_committed(os.pread(fd, size, at)) for at, size in parts)
+            return newest_committed(fd, 0)
     except FileNotFoundError:
         return 0
 
 
-def newest_committed(part: bytes) -> int:
-    """The number of the last transaction in a part of a log that is known to be committed: a DONE
-    says so, every transaction of the one before it, and what a log begins with of those before it.
-    """
-    newest, at = 0, 0
-    while True:
-        with contextlib.suppress(FormatError):
-            head = decode_block_head(part[at : at + BLOCK_HEADER_BYTES])
-            if head.kind in (Kind.DONE, Kind.HEAD):
-                newest = max(newest, head.seq)
-            elif head.kind == Kind.CHANGES:
-                newest = max(newest, head.seq - 1)
-            at += BLOCK_HEADER_BYTES + head.payload_bytes
-            continue
-        at = part.find(b"CJNL", at + 1)
-        if at < 0:
-            return newest
+def newest_committed(fd: int, begin: int) -> int:
+    """The number of the last transaction that is known to be committed by what a log has from
+    `begin` on: a DONE says so, every transaction of the one before it, and what a log begins with
+    of those before it. To the end of the log: one transaction may take more than any window."""
+    newest = 0
+    for block in _blocks(fd, begin, os.fstat(fd).st_size):
+        if block.head.kind in (Kind.DONE, Kind.HEAD):
+            newest = max(newest, block.head.seq)
+        elif block.head.kind == Kind.CHANGES:
+            newest = max(newest, block.head.seq - 1)
+    return newest
+
+
+def blocks(path: str, begin: int = 0, end: int | None = None) -> Iterator[Block]:
+    """The whole blocks in a file, or in `[begin, end)` of it. Raises FileNotFoundError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # what can't be read is not absent
+        raise storage_error(error, path) from error
+    try:
+        yield from _blocks(fd, begin, os.fstat(fd).st_size if end is None else end)
+    finally:
+        os.close(fd)
+
+
+def _blocks(fd: int, at: int, size: int) -> Iterator[Block]:
+    while at < size:
+        block = _block(fd, at, size)
+        if block is not None:
+            yield block
+        at = block.end if block is not None else _next_magic(fd, at + 1, size)
+
+
+def _block(fd: int, at: int, size: int) -> Block | None:
+    raw = os.pread(fd, BLOCK_HEADER_BYTES, at)
+    try:
+        head = decode_block_head(raw)
+    except FormatError:
+        return None
+    end = at + BLOCK_HEADER_BYTES + head.payload_bytes
+    raw += os.pread(fd, head.payload_bytes, at + BLOCK_HEADER_BYTES)
+    return Block(head, at, end, raw) if end <= size and block_is_whole(raw, head) else None
+
+
+def _next_magic(fd: int, at: int, size: int) -> int:
+    while at < size:
+        window = os.pread(fd, SCAN_BYTES, at)
+        found = window.find(JOURNAL_MAGIC)
+        if found >= 0:
+            return at + found
+        if len(window) < SCAN_BYTES:
+            return size
+        at += SCAN_BYTES - len(JOURNAL_MAGIC) + 1
+    return size
 
 
 def append_all(fd: int, block: bytes) -> None:

@@ -37,7 +37,6 @@ from castore.format.journal import FLAG_LAST, JournalPlace, Kind, Unclaimed, enc
 from castore.local.journal.blocks import SnapshotEntries, encode_blocks
 from castore.local.journal.files import (
     FOLDER,
-    TAIL_BYTES_MAX,
     append_all,
     generations,
     log_path,
@@ -190,10 +189,7 @@ class Journal:
 
     def _is_ahead(self, place: JournalPlace, size: int) -> bool:
         """Whether the file has transactions behind `place` that were committed."""
-        if size <= place.end:
-            return False
-        tail = os.pread(self._fd, min(size - place.end, TAIL_BYTES_MAX), place.end)
-        return newest_committed(tail) > place.seq
+        return size > place.end and newest_committed(self._fd, place.end) > place.seq
 
     # ------------------------------------------------------------ generations
 

@@ -13,42 +13,16 @@ import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from castore.errors import FormatError
-from castore.format.journal import (
-    BLOCK_HEADER_BYTES,
-    FLAG_ZSTD,
-    JOURNAL_MAGIC,
-    BlockHead,
-    Entry,
-    JournalPlace,
-    Kind,
-    Piece,
-    block_is_whole,
-    decode_block_head,
-    decode_entries,
+from castore.format.journal import Entry, JournalPlace, Kind, Piece, decode_entries
+from castore.local.journal.files import (
+    FOLDER,
+    Block,
+    blocks,
+    generations,
+    log_path,
+    snapshot_path,
 )
-from castore.local.journal.files import FOLDER, generations, log_path, snapshot_path
-from castore.stream.codec import decode_block_payload
-from castore.system.fileio import storage_error
-
-SCAN_BYTES = 1 << 20
-
-
-class Block(NamedTuple):
-    head: BlockHead
-    begin: int
-    end: int
-    raw: bytes
-
-    def payload(self) -> bytes:
-        """Raises FormatError."""
-        return decode_block_payload(
-            self.raw[BLOCK_HEADER_BYTES:],
-            self.head.raw_bytes,
-            compressed=bool(self.head.flags & FLAG_ZSTD),
-        )
 
 
 @dataclass(slots=True)
@@ -240,49 +214,6 @@ def _read_head(found: _File, block: Block) -> None:
         found.unclaimed = bool(fields.get("unclaimed"))
     except (ValueError, KeyError, TypeError):
         found.base = ""
-
-
-def blocks(path: str, begin: int = 0, end: int | None = None) -> Iterator[Block]:
-    """The whole blocks in a file, or in `[begin, end)` of it. Raises FileNotFoundError."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # what can't be read is not absent
-        raise storage_error(error, path) from error
-    try:
-        size = os.fstat(fd).st_size if end is None else end
-        at = begin
-        while at < size:
-            block = _block(fd, at, size)
-            if block is not None:
-                yield block
-            at = block.end if block is not None else _next_magic(fd, at + 1, size)
-    finally:
-        os.close(fd)
-
-
-def _block(fd: int, at: int, size: int) -> Block | None:
-    raw = os.pread(fd, BLOCK_HEADER_BYTES, at)
-    try:
-        head = decode_block_head(raw)
-    except FormatError:
-        return None
-    end = at + BLOCK_HEADER_BYTES + head.payload_bytes
-    raw += os.pread(fd, head.payload_bytes, at + BLOCK_HEADER_BYTES)
-    return Block(head, at, end, raw) if end <= size and block_is_whole(raw, head) else None
-
-
-def _next_magic(fd: int, at: int, size: int) -> int:
-    while at < size:
-        window = os.pread(fd, SCAN_BYTES, at)
-        found = window.find(JOURNAL_MAGIC)
-        if found >= 0:
-            return at + found
-        if len(window) < SCAN_BYTES:
-            return size
-        at += SCAN_BYTES - len(JOURNAL_MAGIC) + 1
-    return size
 
 
 def _entries(path: str, begin: int, end: int | None, kind: Kind) -> Iterator[Entry]:
