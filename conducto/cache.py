@@ -17,6 +17,7 @@ import stat
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
 import xxhash
@@ -114,18 +115,20 @@ def _walk(root: str, name: str, path: str, info: os.stat_result, depth: int) -> 
         _refuse_open_stores(path)
     yield _Entry(name, path, info)
     if stat.S_ISDIR(info.st_mode):
-        with os.scandir(path) as entries:
+        with _still_there(path), os.scandir(path) as entries:
             inside = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         for entry in inside:
             child = f"{name}/{entry.name}" if name else entry.name
-            below = entry.stat(follow_symlinks=False)
+            with _still_there(entry.path):
+                below = entry.stat(follow_symlinks=False)
             yield from _walk(root, child, entry.path, below, depth + 1)
 
 
 def _linked(root: str, entry: _Entry, depth: int) -> _Entry:
     """A symbolic link as it is saved: where it leads inside the folder, wherever that is restored.
     One to a file outside is that file: a virtual environment's own Python, for one."""
-    target = os.readlink(entry.path)
+    with _still_there(entry.path):
+        target = os.readlink(entry.path)
     if clean_link(os.fsencode(target), depth - 1) is not None:
         return entry._replace(link=target)
     real = os.path.realpath(entry.path)
@@ -143,7 +146,8 @@ def _linked(root: str, entry: _Entry, depth: int) -> _Entry:
 
 def _save_file(out: StoredGzip, name: str, path: str) -> None:
     # What was a file a moment ago may be a link or a FIFO now: neither is followed or waited for.
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with _still_there(path):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb", buffering=0) as file:
         info = os.fstat(fd)
         young = _is_young(info)
@@ -170,6 +174,15 @@ def _is_young(info: os.stat_result) -> bool:
     """Whether a change of the file now might leave its times as they are."""
     whole_seconds = info.st_ctime_ns % 10**9 == 0
     return time.time_ns() - info.st_ctime_ns < YOUNG_NS + COARSE_NS * whole_seconds
+
+
+@contextmanager
+def _still_there(path: str) -> Iterator[None]:
+    """What is gone since it was listed may be elsewhere by now, under a name that was passed."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceChanged(f"{path!r} vanished while its folder was read") from error
 
 
 def _pieces(file: io.FileIO, size: int, path: str) -> Iterator[bytes]:

@@ -264,8 +264,8 @@ class _Data:
 
         Symbolic links stay links; one to a file outside the folder becomes that file. A device, or
         a link that leads outside to anything else, raises NotCacheable, and nothing is kept. Each
-        file is kept as it was at one moment: where one is rewritten meanwhile, all is saved anew;
-        SourceChanged, and nothing is kept, where that goes on.
+        file is kept as it was at one moment: where one is rewritten or vanishes meanwhile, all is
+        saved anew; SourceChanged, and nothing is kept, where that goes on.
 
         >>> co.data.user.save_cache("deps", "3f2a", "project")
         >>> co.data.user.restore_cache("deps", "3f2a", "again")

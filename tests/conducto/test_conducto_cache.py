@@ -448,6 +448,39 @@ class TestSaveRefuses:
                 patched.setattr(time, "time_ns", lambda: now_ns)
                 assert cache._is_young(info) is young
 
+    @pytest.mark.parametrize("what", ["long", "bin/tool", "bin/link"])
+    @pytest.mark.parametrize("times", [1, 9])
+    def test_what_is_renamed_meanwhile(
+        self,
+        folder: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        times: int,
+        what: str,
+    ) -> None:
+        """As who writes a file does, under a name for the time being: all is there, once."""
+        (folder / "bin/link").symlink_to("../readme.txt")
+        sort, left, path = sorted, times, folder / what
+
+        def renamed(entries: Any, **options: Any) -> Any:
+            nonlocal left, path
+            found = sort(entries, **options)
+            real = path.parent.resolve() / path.name
+            if left and str(real) in [entry.path for entry in found]:
+                left -= 1
+                path = path.rename(path.with_name(f"{'b' if left % 2 else 'a'}{path.name[:9]}"))
+            return found
+
+        monkeypatch.setattr(cache, "sorted", renamed, raising=False)
+        if times == 1:
+            user.save_cache("deps", "v1", folder)
+            user.restore_cache("deps", "v1", tmp_path / "out")
+            assert contents(tmp_path / "out/deps") == contents(folder)
+            return
+        with pytest.raises(errors.SourceChanged, match="vanished while its folder was read"):
+            user.save_cache("deps", "v1", folder)
+        assert self.kept() == []
+
     def test_a_log_that_grows(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
