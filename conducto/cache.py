@@ -25,7 +25,7 @@ import xxhash
 from castore.errors import SourceChanged
 from conducto.errors import CacheRefused, NotCacheable
 from conducto.merge import Folder, Merge
-from conducto.staging import enter, made, staged
+from conducto.staging import STAGING, enter, made, staged
 from conducto.stored_gzip import Sink, StoredGzip
 from conducto.tar import BLOCK_BYTES, PIECE_BYTES, Limits, Member, TarReader, clean_link, clean_name
 from conducto.unpacked import Unpacked
@@ -121,6 +121,8 @@ def _walk(root: str, name: str, path: str, info: os.stat_result, depth: int) -> 
             child = f"{name}/{entry.name}" if name else entry.name
             with _still_there(entry.path):
                 below = entry.stat(follow_symlinks=False)
+            if STAGING.fullmatch(entry.name) and stat.S_ISDIR(below.st_mode):
+                continue  # what a restore left that was killed, or is at work on
             yield from _walk(root, child, entry.path, below, depth + 1)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from conducto.errors import CacheRefused
 
 STAGING_PREFIX = ".conducto-restore-"
+STAGING = re.compile(re.escape(STAGING_PREFIX) + "[0-9a-f]{16}")  # the names of these folders
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 

@@ -850,6 +850,19 @@ co.data.user.restore_cache("deps", "v1", sys.argv[1])
 
 
 @local_only
+def test_what_a_killed_restore_left_is_not_saved(folder: Path, tmp_path: Path) -> None:
+    """It would come back with each restore, and be removed by the next."""
+    left = folder / "lib" / (staging.STAGING_PREFIX + "0123456789abcdef")
+    (left / "deps").mkdir(parents=True)
+    (left / "deps" / "x").write_bytes(b"half")
+    kept = folder / (staging.STAGING_PREFIX + "notes")
+    kept.write_bytes(b"1")
+    user.save_cache("deps", "v2", folder)
+    user.restore_cache("deps", "v2", tmp_path / "out")
+    assert os.listdir(tmp_path / "out/deps/lib").count(left.name) == 0
+    assert (tmp_path / "out/deps" / kept.name).read_bytes() == b"1"
+
+
 def test_what_a_killed_restore_left_goes_with_the_next(folder: Path, tmp_path: Path) -> None:
     user.save_cache("deps", "v1", folder)
     target = tmp_path / "target"
