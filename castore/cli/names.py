@@ -12,7 +12,7 @@ from castore.cli.exits import UsageError
 from castore.cli.output import object_document, print_json
 from castore.cli.stores import open_to_change
 from castore.errors import NameNotFound
-from castore.model import ObjectInfo, as_prefix
+from castore.model import ObjectInfo, as_prefix, encode_name
 
 if TYPE_CHECKING:
     from castore.store import Store
@@ -31,6 +31,14 @@ def rm(arguments: Namespace) -> int:
             raise of_folder(store, error, f"rm -R {error.name}") from error
     _print_removed(transaction.deleted, arguments)
     return exits.OK
+
+
+def prefix_to_fill(target: str) -> str:
+    """As `as_prefix`. Raises InvalidName for one that no name can have: once, not for each file."""
+    prefix = as_prefix(target)
+    if prefix:
+        encode_name(prefix + "x")  # the shortest that may be below it
+    return prefix
 
 
 def cp(arguments: Namespace) -> int:

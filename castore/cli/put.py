@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from castore.cli import exits
 from castore.cli.exits import Failure, UsageError
 from castore.cli.leftout import LeftOut
+from castore.cli.names import prefix_to_fill
 from castore.cli.output import (
     ProgressBar,
     complain,
@@ -105,9 +106,7 @@ def _put_files(arguments: Namespace) -> int:
 
 def _put_folder(arguments: Namespace) -> int:
     folder, *targets = arguments.paths
-    prefix = as_prefix(targets[0] if targets else os.path.basename(os.path.abspath(folder)))
-    if prefix:
-        encode_name(prefix + "file")  # a prefix that no name can have is said once
+    prefix = prefix_to_fill(targets[0] if targets else os.path.basename(os.path.abspath(folder)))
     report = LeftOut(arguments)
     if not _has_files(folder, store_path(arguments)):
         complain(f"{folder} holds no regular files: nothing to put")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from castore.cli.exits import UsageError
 from castore.cli.leftout import LeftOut
+from castore.cli.names import prefix_to_fill
 from castore.cli.output import human_size, open_progress, print_json, print_line
 from castore.cli.salvage import read_all
 from castore.cli.stores import open_to_fill
@@ -74,11 +76,15 @@ def import_(arguments: Namespace) -> int:
     from castore.transfer.imports import import_folder
 
     left_out = LeftOut(arguments)
+    # Before there is a store for nothing.
+    prefix = prefix_to_fill(arguments.prefix)
+    if not os.path.isdir(arguments.folder):
+        os.listdir(arguments.folder)  # says which error it is
     with open_to_fill(arguments) as store, open_progress(arguments.folder) as progress:
         for outcome in import_folder(
             store,
             arguments.folder,
-            arguments.prefix,
+            prefix,
             FileOptions(checksum=arguments.checksum),
             threads=store.threads,
             progress=progress,

@@ -364,6 +364,21 @@ def test_put_a_folder_corner_cases(run, tmp_path):
     assert run("cat", "p").out == b"1"
 
 
+@pytest.mark.parametrize("verb", [("put", "-R"), ("import",)])
+def test_a_folder_that_can_not_be_put_makes_no_store(bare, tmp_path, verb):
+    tree, store = make_tree(tmp_path / "tree"), tmp_path / "new"
+    fails(bare("-r", store, *verb, tmp_path / "none", "p"), 1, "none: No such file")
+    result = bare("-r", store, *verb, tree, "p/../q")
+    fails(result, 2, "has a '..' component")
+    assert result.err.count("\n") == 1
+    assert not store.exists()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "f").write_bytes(b"1")
+    longest = "/".join(["p" * 238, "q" * 239])
+    assert bare("-r", store, *verb, tmp_path / "one", longest).code == 0
+    fails(bare("-r", store, *verb, tmp_path / "one", longest + "r"), 2, "the most is 480")
+
+
 def test_put_a_folder_leaves_out_names_that_are_taken(run, tmp_path, monkeypatch):
     from castore.transfer import imports
 
