@@ -24,8 +24,8 @@ from castore.cli.output import (
 from castore.cli.stores import open_to_fill, store_path
 from castore.model import ObjectInfo, as_prefix, encode_name
 from castore.stream.fileputs import FileOptions
-from castore.system.walk import FoundFile, walk
-from castore.transfer.imports import Source, batches, import_folder
+from castore.system.walk import FoundFile, Skipped, walk
+from castore.transfer.imports import Source, batches, import_folder, outcome_of_skipped
 from castore.wording import counted
 
 if TYPE_CHECKING:
@@ -108,9 +108,14 @@ def _put_folder(arguments: Namespace) -> int:
     folder, *targets = arguments.paths
     prefix = prefix_to_fill(targets[0] if targets else os.path.basename(os.path.abspath(folder)))
     report = LeftOut(arguments)
-    if not _has_files(folder, store_path(arguments)):
-        complain(f"{folder} holds no regular files: nothing to put")
-        return exits.OK
+    skipped = _skipped_of_all(folder, store_path(arguments))
+    if skipped is not None:
+        for each in skipped:
+            report.add(outcome_of_skipped(each))
+        code = report.finish()
+        what = "file that can be put" if code else "regular files"
+        complain(f"{folder} holds no {what}: nothing to put")
+        return code
     options = FileOptions(keep_time=False, skip_same=False, if_absent=arguments.if_absent)
     with open_to_fill(arguments) as store, open_progress(folder) as progress:
         try:
@@ -125,8 +130,14 @@ def _put_folder(arguments: Namespace) -> int:
     return report.finish()
 
 
-def _has_files(folder: str, store_folder: str) -> bool:
-    return any(isinstance(each, FoundFile) for each in walk(folder, leave_out=store_folder))
+def _skipped_of_all(folder: str, store_folder: str) -> list[Skipped] | None:
+    """What is left out of a folder in which there is no file; None for one in which there is."""
+    skipped: list[Skipped] = []
+    for each in walk(folder, leave_out=store_folder):
+        if isinstance(each, FoundFile):
+            return None
+        skipped.append(each)
+    return skipped
 
 
 def _put_in_batches(

@@ -13,7 +13,7 @@ from castore.errors import CastoreError, FormatError, InvalidName, NameExists, N
 from castore.model import ObjectInfo, Progress, as_prefix, encode_name
 from castore.stream.fileputs import FileOptions, FilePut
 from castore.stream.small import SMALL_BYTES_MAX
-from castore.system.walk import FoundFile, reason, walk
+from castore.system.walk import FoundFile, Skipped, reason, walk
 from castore.transfer.outcomes import (
     THREADS_MAX,
     Fault,
@@ -99,8 +99,7 @@ def _sources(
     for found in walk(folder, leave_out=store_path):
         path = found.path
         if not isinstance(found, FoundFile):
-            fault: Fault = "on purpose" if found.on_purpose else "other"
-            left_out.append(Outcome(path, reason=found.reason, fault=fault))
+            left_out.append(outcome_of_skipped(found))
             continue
         if "/.castore-" in path and DRAFT.fullmatch(os.path.basename(path)):
             why = "it is what an interrupted get left"
@@ -112,6 +111,11 @@ def _sources(
             left_out.append(Outcome(path, reason=str(error), fault="name"))
             continue
         yield Source(path, prefix + found.inner, found.size)
+
+
+def outcome_of_skipped(skipped: Skipped) -> Outcome:
+    fault: Fault = "on purpose" if skipped.on_purpose else "other"
+    return Outcome(skipped.path, reason=skipped.reason, fault=fault)
 
 
 def put_files(

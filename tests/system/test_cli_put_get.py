@@ -379,6 +379,24 @@ def test_a_folder_that_can_not_be_put_makes_no_store(bare, tmp_path, verb):
     fails(bare("-r", store, *verb, tmp_path / "one", longest + "r"), 2, "the most is 480")
 
 
+def test_put_a_folder_of_which_nothing_can_be_put_names_all(bare, tmp_path):
+    """As one that may not be looked into: that there is nothing to put is no success then."""
+    (tmp_path / "folder" / "empty").mkdir(parents=True)
+    (tmp_path / "folder" / "link").symlink_to("nothing")
+    for _ in range(2):
+        result = bare("-r", tmp_path / "store", "put", "-R", tmp_path / "folder", "p")
+        assert (result.code, result.out) == (1, b"")
+        named, nothing = result.err.splitlines()
+        assert named.endswith("folder/link is left out: it is a symlink to nothing")
+        assert nothing.endswith("folder holds no file that can be put: nothing to put")
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "folder" / "link").unlink()
+    bare("-r", tmp_path / "folder" / "store", "put", "-", "x", stdin=b"1")
+    result = bare("-r", tmp_path / "folder" / "store", "put", "-R", tmp_path / "folder", "p")
+    assert result.code == 0  # the store itself is left out on purpose
+    assert "no regular files: nothing to put" in result.err
+
+
 def test_put_a_folder_leaves_out_names_that_are_taken(run, tmp_path, monkeypatch):
     from castore.transfer import imports
 
