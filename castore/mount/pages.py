@@ -129,9 +129,14 @@ class Pages:
         """The object of the name is opened to read it. Raises ESTALE, see the module.
 
         `aside`: what is at the path that it is opened at, by who has looked again.
-        Where there is no kernel, nothing is moved or waited for: it is read past the pages.
+        Where there is no kernel, nothing is moved or waited for: it is read past the pages. So is
+        what is empty, in any case.
         """
         version = version_of(info)
+        if not info.size:
+            # Nothing to keep. Where the kernel was told of the size of another version just now, by
+            # answers that cross each other, it would fill its pages with zeros up to that.
+            return Opened(version, None, None, keeps_pages=False)
         held = self._other(name, version)
         if aside is not None:
             with self._changed:

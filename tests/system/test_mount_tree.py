@@ -638,6 +638,21 @@ def test_a_path_has_pages_of_what_is_open_there_alone(store: castore.Store, tree
     tree.release(through)
 
 
+def test_an_empty_file_has_no_pages_that_may_be_taken_for_zeros(
+    store: castore.Store, tree: Tree
+) -> None:
+    tree.pages.set_aside = lambda path, aside, done: None
+    store.puts("a", b"")
+    empty = tree.open("/a", os.O_RDONLY, ONE)
+    assert (empty.past_pages, empty.keeps_pages) == (True, False)
+    store.puts("a", b"new")
+    full = tree.open("/a", os.O_RDONLY, OTHER)  # nothing is in its way
+    assert not full.past_pages
+    assert (read(empty), read(full)) == (b"", b"new")
+    tree.release(empty)
+    tree.release(full)
+
+
 def test_a_file_that_goes_on_being_written_has_no_pages(store: castore.Store, tree: Tree) -> None:
     writing = tree.create("/a", 0o644, NEW, ONE)
     writing.write(0, b"a line\n")
