@@ -22,7 +22,7 @@ from importlib import import_module
 from typing import Any, BinaryIO, TypeAlias
 
 from castore import errors
-from castore.errors import CastoreError, IndexCorrupt, StoreIOError
+from castore.errors import CastoreError, IndexCorrupt, StoreIOError, describe_os_error
 from castore.system.fileio import storage_error, take_standard_descriptors
 
 Report: TypeAlias = Callable[[dict[str, Any]], None]
@@ -192,7 +192,7 @@ def _main(task: str, arguments: str, writing: int) -> None:
         except (CastoreError, OSError) as error:
             path = getattr(error, "filename", None) or ""
             code = getattr(error, "errno", None) or errno.EIO
-            message = str(error) if isinstance(error, CastoreError) else f"{path}: {error.strerror}"
+            message = str(error) if isinstance(error, CastoreError) else describe_os_error(error)
             kind = type(error).__name__
             report({"raised": kind, "message": message, "errno": code, "path": str(path)})
         except MemoryError:

@@ -224,7 +224,8 @@ class Index:
                 self._open_again()
             env = self._env
             if isinstance(env, UnlockedEnvironment):
-                with Snapshot(txn := env.begin(), self.path, env.last_transaction):
+                txn = env.begin()
+                with typed_errors(self.path), Snapshot(txn, self.path, env.last_transaction):
                     env.copy(txn, fd)
                 return
             try:

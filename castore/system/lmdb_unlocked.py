@@ -19,7 +19,7 @@ from io import FileIO
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from castore.errors import IndexCorrupt, index_lost
-from castore.system.fileio import write_all
+from castore.system.fileio import typed_errors, write_all
 from castore.system.lmdb_pages import (
     BIG,
     BRANCH,
@@ -102,10 +102,11 @@ class UnlockedEnvironment:
             block = self.read(at, min(BLOCK_BYTES, end - at))
             if at == 0:
                 block = _with_heads(block, meta)
-            if not block:  # its last pages were freed before they were ever written
-                os.ftruncate(fd, end)
-                return
-            at = write_all(fd, [block], at)
+            with typed_errors(f"the copy of {self.path}"):
+                if not block:  # its last pages were freed before they were ever written
+                    os.ftruncate(fd, end)
+                    return
+                at = write_all(fd, [block], at)
 
     def read(self, at: int, size: int) -> bytes:
         return os.pread(self._file.fileno(), size, at)

@@ -90,6 +90,22 @@ def test_a_full_disk(small_disk: Callable[[int], Path]) -> None:
         check(store)
 
 
+@pytest.mark.apart
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_disk_that_is_full_of_a_backup(
+    tmp_path: Path, small_disk: Callable[[int], Path], read_only: bool
+) -> None:
+    """It is that disk of which it is told, also where the index is read without a lock."""
+    with castore.open(tmp_path / "store") as store:
+        store.puts_many({f"{i}": some_bytes(3000, i) for i in range(100)})
+    path = small_disk(30 << 10) / "backup"
+    with castore.open(tmp_path / "store", read_only=read_only) as store:
+        with pytest.raises(StoreFull, match=f"no space left for {path}: free some and repeat$"):
+            store.backup(path)
+        assert list(path.parent.iterdir()) == []
+        store.backup(tmp_path / "backup")
+
+
 def test_a_disk_that_fills_up_with_small_objects(small_disk: Callable[[int], Path]) -> None:
     """Where the index itself finds no room, its commit fails and says so; deletes still work once
     there is some."""
