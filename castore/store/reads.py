@@ -163,7 +163,11 @@ class ReadVerbs(Handle):
             return found.info
         path = os.fspath(file)
         if os.path.isdir(path):
-            path = os.path.join(path, name.rsplit("/", 1)[-1])
+            last = name.rsplit("/", 1)[-1]
+            if not last:
+                what = f"{name!r} ends with '/', and names no file in the folder"
+                raise IsADirectoryError(errno.EISDIR, what, path)
+            path = os.path.join(path, last)
         if not path or path.endswith(os.sep):
             raise FileNotFoundError(errno.ENOENT, "there is no such folder", path)
         descriptor = descriptor_of(path)

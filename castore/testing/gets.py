@@ -79,6 +79,20 @@ class Gets(Kind):
         assert stream.getvalue() == data
         assert set(os.listdir(folder)) == {"name", "target"}
 
+    def test_get_of_a_name_without_a_last_part_into_a_folder(
+        self, store: castore.Store, tmp_path: Path
+    ) -> None:
+        store.puts("name/", b"data")
+        folder = tmp_path / "targets"
+        folder.mkdir()
+        with pytest.raises(IsADirectoryError, match="'name/' ends with '/', and names no file"):
+            store.get("name/", folder)
+        assert os.listdir(folder) == []
+        with pytest.raises(FileNotFoundError, match="there is no such folder"):
+            store.get("name/", f"{tmp_path}/none/")
+        store.get("name/", folder / "file")
+        assert (folder / "file").read_bytes() == b"data"
+
     def test_get_to_a_pipe(self, store: castore.Store) -> None:
         data = mixed(3_000_000)
         store.puts("name", data)
