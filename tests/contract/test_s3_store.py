@@ -28,6 +28,8 @@ NOT_ON_RCLONE = COLLECTING | {
     "test_delete_prefix",
     "test_names_are_sorted_by_their_bytes",
     "test_names_are_told_apart",
+    "test_objects_and_folders_are_told_apart",
+    "test_what_is_right_in_a_folder",
 }
 # The verbs, on moto, which honours preconditions; the others, and rclone, take minutes.
 BY_DEFAULT = {
@@ -52,10 +54,12 @@ BY_DEFAULT = {
     "test_mode_bits_are_kept",
     "test_names_are_sorted_by_their_bytes",
     "test_names_are_told_apart",
+    "test_objects_and_folders_are_told_apart",
     "test_operations_of_a_transaction_apply_in_order",
     "test_rename",
     "test_size_and_info_and_exists",
     "test_two_writers_of_one_name",
+    "test_what_is_right_in_a_folder",
 }
 
 
