@@ -81,6 +81,10 @@ class TransferReport:
         self.refused = 0
         self.left_out: list[tuple[str, str]] = []
 
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"TransferReport({fields})"
+
     def add(self, outcome: Outcome) -> None:
         info, fault = outcome.info, outcome.fault
         if info is None:

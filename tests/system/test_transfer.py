@@ -77,6 +77,15 @@ def test_a_changed_file_is_put_again(store: castore.Store, tmp_path: Path) -> No
     assert store.gets("p/new") == b"newer"
 
 
+def test_a_report_shows_what_it_says(store: castore.Store, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"data")
+    (tmp_path / "folder" / "link").symlink_to("nothing")
+    shown = repr(store.import_folder(tmp_path / "folder"))
+    assert shown.startswith("TransferReport(files=1, bytes=4, same_files=0, ")
+    assert "link" in shown
+
+
 def test_prefixes_end_at_a_slash(store: castore.Store, tmp_path: Path) -> None:
     for name in ("a/x", "ab/x", "a"):
         store.puts(name, name.encode())
