@@ -51,6 +51,8 @@ class Call:
         words = tuple(_words(function, bound.arguments))
         module = sys.modules.get(function.__module__)
         file = os.path.abspath(getattr(module, "__file__", None) or function.__code__.co_filename)
+        if not os.path.isfile(file):  # it was typed in, or is in a notebook
+            raise TypeError(f"a node runs a function of a file, and {name} is in none: {file!r}")
         # What `python -m` runs is in a package, and can't be run by its path.
         is_script = function.__module__ == "__main__" and not getattr(module, "__package__", None)
         is_main = is_script and in_main.get()

@@ -109,7 +109,7 @@ def dispatch(
     if argv[:1] in (["-h"], ["--help"]):
         write_text(usage(program, functions, default))
         return 0
-    function, words = _chosen(functions, default, argv)
+    function, words = _chosen(variables, functions, default, argv)
     if words[:1] in (["-h"], ["--help"]):
         write_text(usage(program, {function.__name__: function}, default))
         return 0
@@ -145,13 +145,19 @@ def dispatch(
 
 
 def _chosen(
-    functions: Mapping[str, Function], default: Function | None, argv: list[str]
+    variables: Mapping[str, Any],
+    functions: Mapping[str, Function],
+    default: Function | None,
+    argv: list[str],
 ) -> tuple[Function, list[str]]:
-    """The function that the command line names, and the other words."""
+    """The function that the command line names, and the other words.
+
+    It may be one that is not among the `functions` that people are told of: a node may be of any.
+    """
     if argv and not argv[0].startswith("-"):
-        if argv[0] not in functions:
+        if not inspect.isfunction(named := variables.get(argv[0])):
             raise UsageError(f"{argv[0]!r} is not one of the functions {', '.join(functions)}")
-        return functions[argv[0]], argv[1:]
+        return named, argv[1:]
     if default is None:
         raise UsageError(f"which function? one of {', '.join(functions)}")
     return default, argv
@@ -172,7 +178,7 @@ def own_traceback() -> Iterator[None]:
 
 
 def functions_of(variables: Mapping[str, Any]) -> dict[str, Function]:
-    """Those that a command line may name: `__all__`, or all that do not begin with "_"."""
+    """Those that people are told of: `__all__`, or all that do not begin with "_"."""
     names = variables.get("__all__", variables)
     return {
         name: variables[name]

@@ -107,6 +107,14 @@ def test_command_lines(args: tuple[Any, ...], kwargs: dict[str, Any], line: str)
     assert node.doc == "Does it."
 
 
+def test_a_function_of_no_file_is_refused() -> None:
+    """As one is that was typed in, or is in a notebook: its node could not run."""
+    typed: dict[str, Any] = {"__name__": "typed"}
+    exec(compile("def work() -> None: ...", "<stdin>", "exec"), typed)
+    with pytest.raises(TypeError, match="a node runs a function of a file, and work is in none"):
+        co.Exec(typed["work"])
+
+
 def shadowed(help: bool, cache: bool = True, no_cache: bool = True) -> None:
     pass
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -396,6 +397,30 @@ def test_a_lazy_that_makes_no_tree_fails(pipelines: Pipelines, command: str, rea
     states = pipelines.states(done.id)
     assert (states["/"], states["/Generate"]) == ("error", "error")
     assert reason in pipelines.conducto("show", done.id).out
+
+
+def test_a_function_that_the_help_does_not_list_can_be_a_node(pipelines: Pipelines) -> None:
+    """One that begins with "_", and one that `__all__` leaves out, of this file and of another."""
+    work = """
+        __all__ = ["build"]
+        def _work(x: int): print("it is", x)
+        def other(): print("other")
+    """
+    build = """
+        def build() -> co.Serial:
+            root = co.Serial()
+            root["work"] = co.Exec(_work, 3)
+            root["other"] = co.Exec(other)
+            return root
+    """
+    pipelines.write("own.py", work + build)
+    (pipelines.folder / "work.py").write_text(textwrap.dedent(work))
+    pipelines.write("foreign.py", "        from work import _work, other\n" + build)
+    for name in ("own.py", "foreign.py"):
+        done = pipelines.python(name, "--run")
+        assert done.code == 0, done
+        assert pipelines.log(done.id, "/work") == b"it is 3\n"
+        assert "_work" not in pipelines.python(name, "--help").out
 
 
 @pytest.mark.parametrize("way", ["", "--json", "--run"])
