@@ -597,6 +597,8 @@ def test_a_frame_that_is_not_whole_gets_no_row(folder: Path) -> None:
 
 @pytest.mark.damages_store("rows, packs or pages are damaged or gone")
 def test_an_index_whose_names_can_not_be_read(folder: Path) -> None:
+    """Nor is there a journal that has them."""
+    shutil.rmtree(folder / "journal")
     data = folder / "index" / "data.mdb"
     whole = data.read_bytes()
     data.write_bytes(whole[:8192] + b"\xff" * (len(whole) - 8192))
