@@ -52,7 +52,7 @@ from castore.local.transplant import Transplanted, transplant_file
 from castore.model import Progress
 from castore.stream.config import parse_config
 from castore.stream.reports import RebuildReport
-from castore.system.fileio import descriptor, sync_folder, typed_errors
+from castore.system.fileio import adopt, descriptor, follow, sync_folder, typed_errors
 from castore.system.lmdb_env import Index, open_index
 from castore.system.lmdb_pages import IndexPages
 
@@ -344,6 +344,9 @@ def put_config(root: str, raw: bytes) -> None:
         os.rename(path, f"{path}.before-{os.urandom(3).hex()}")
     draft = f"{path}.{os.urandom(8).hex()}"
     write_new(draft, raw)
+    index = _status_at(os.path.join(root, "index/data.mdb"))
+    if index is not None:
+        follow(draft, index)
     os.rename(draft, path)
     sync_folder(root)
 
@@ -355,8 +358,9 @@ def take_place(root: str, draft: str) -> str:
     """The draft becomes the index; where the old one is then. Where the second of the two renames
     fails, as on a full disk, the first is taken back. Who is killed between them leaves a store
     that says that its index is gone, and another rebuild or restore goes on from there."""
-    sync_folder(draft)
     path = os.path.join(root, "index")
+    _share(draft, path)
+    sync_folder(draft)
     now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     kept = os.path.join(root, f"{ASIDE}{now}-{os.urandom(3).hex()}")
     try:
@@ -371,6 +375,33 @@ def take_place(root: str, draft: str) -> str:
         raise
     sync_folder(root)
     return kept
+
+
+def _share(draft: str, index: str) -> None:
+    """The draft is for those whom the index was for that it takes the place of: others who share
+    the store could read nothing of it any more. Where that is gone, for those whom castore.json is
+    for; to write to if they may write to the store."""
+    root = os.path.dirname(index)
+    data, config = (
+        _status_at(each) for each in (os.path.join(index, "data.mdb"), os.path.join(root, CONFIG))
+    )
+    for made in (draft, *glob.glob(os.path.join(glob.escape(draft), "*.mdb"))):
+        like = _status_at(index) if made == draft else data
+        if like is not None:
+            follow(made, like)
+        elif config is not None and config.st_mode & 0o044:
+            with descriptor(made) as fd:
+                adopt(fd, root, as_lock=True)
+        elif os.geteuid() == 0:
+            store = os.stat(root)
+            os.chown(made, store.st_uid, store.st_gid)
+
+
+def _status_at(path: str) -> os.stat_result | None:
+    """None where nothing is. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return os.stat(path)
+    return None
 
 
 def _last_index(root: str) -> tuple[str, bool]:

@@ -136,6 +136,23 @@ def adopt(fd: int, root: str, *, as_lock: bool = False) -> None:
         os.fchown(fd, store.st_uid, store.st_gid)
 
 
+def follow(path: str, like: os.stat_result) -> None:
+    """Have a file or folder that was just made at `path` be for those whom `like` is for, which it
+    takes the place of or stands beside: the rights of its group and of others, its group where we
+    may give it, and its owner where root made it."""
+    made = os.stat(path)
+    if made.st_uid not in (os.geteuid(), 0):
+        return
+    if os.geteuid() == 0 and (made.st_uid, made.st_gid) != (like.st_uid, like.st_gid):
+        os.chown(path, like.st_uid, like.st_gid)
+    elif made.st_gid != like.st_gid:
+        with contextlib.suppress(PermissionError):
+            os.chown(path, -1, like.st_gid)
+    mode = stat.S_IMODE(made.st_mode) & 0o7700 | like.st_mode & 0o077
+    if mode != stat.S_IMODE(made.st_mode):  # not all file systems let that be said
+        os.chmod(path, mode)
+
+
 def adopt_folder(folder: str, root: str) -> None:
     with descriptor(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
         adopt(fd, root)

@@ -328,3 +328,76 @@ def test_errors_have_a_number_where_the_system_has_one(store: castore.Store) -> 
     with pytest.raises(FileNotFoundError) as caught:
         store.gets("missing")
     assert caught.value.errno == errno.ENOENT
+
+
+ANEW = [
+    "compact",
+    "rebuild",
+    "rebuild of one that is gone",
+    "restore",
+    "config",
+    "rotation",
+    "journal",
+]
+
+
+def _made_anew(path: Path, backup: Path, how: str) -> None:
+    if how == "compact":
+        castore.compact_index(path)
+    elif how == "rebuild":
+        castore.rebuild_index(path)
+    elif how == "rebuild of one that is gone":
+        shutil.rmtree(path / "index")
+        castore.rebuild_index(path)
+    elif how == "restore":
+        castore.restore(backup, path, force=True)
+    elif how == "config":
+        (path / "castore.json").unlink()
+        castore.check_store(path, repair=True)
+    else:
+        if how == "journal":
+            shutil.rmtree(path / "journal")
+        with castore.open(path) as store:
+            catalog: Any = store._catalog
+            catalog.journal.rotate(catalog.index)
+
+
+@pytest.mark.parametrize("how", ANEW)
+@pytest.mark.parametrize("bits", [0, 0o050, 0o070, 0o055])
+def test_what_is_made_anew_is_for_those_who_shared_the_store(
+    tmp_path: Path, how: str, bits: int
+) -> None:
+    """As `chmod -R g+rX`, or `g+rwX`, has let them."""
+    path = tmp_path / "store"
+    with castore.open(path) as store:
+        store.puts("name", bytes(100_000))
+        store.backup(tmp_path / "backup")
+    for each in [path, *path.rglob("*")]:
+        each.chmod(0o700 | bits if each.is_dir() else 0o600 | bits & 0o066)
+    _made_anew(path, tmp_path / "backup", how)
+    made = [path / name for name in ("index", "journal", "castore.json")]
+    for each in [*made, *(path / "index").iterdir(), *(path / "journal").iterdir()]:
+        mode = each.stat().st_mode & 0o077
+        assert mode == (bits if each.is_dir() else bits & 0o066), each
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes what is another's")
+@pytest.mark.parametrize("how", ANEW)
+def test_what_root_makes_anew_is_the_owners(open_folder: Path, tmp_path: Path, how: str) -> None:
+    path = open_folder / "store"
+
+    def make() -> None:
+        with castore.open(path) as store:
+            store.puts("name", bytes(100_000))
+
+    unprivileged(make)
+    with castore.open(path) as store:
+        store.backup(tmp_path / "backup")
+    _made_anew(path, tmp_path / "backup", how)
+
+    def use() -> int:
+        with castore.open(path) as store:
+            store.puts("after", b"1")
+        return castore.check_store(path, read_data=True).exit_code
+
+    assert unprivileged(use) == 0

@@ -49,6 +49,7 @@ from castore.local.journal.files import (
 from castore.system import forks
 from castore.system.fileio import (
     descriptor,
+    follow,
     make_durable_folder,
     status_of,
     sync_folder,
@@ -255,6 +256,7 @@ class Journal:
 
     def _write_snapshot(self, index: Index, path: str, head: bytes, seq: int) -> bool:
         with descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+            self._share(path)
             append_all(fd, head)
             state = SnapshotEntries(index)
             for block in encode_blocks(Kind.STATE, seq, state):
@@ -318,11 +320,14 @@ class Journal:
 
     def _begin(self, generation: int, seq: int, *, is_empty: bool, unclaimed: bool) -> JournalPlace:
         """A log with nothing in it. A rotation that was cut off may have left one of this name."""
-        make_durable_folder(self.folder)
+        if not os.path.isdir(self.folder):
+            make_durable_folder(self.folder)
+            self._share(self.folder)
         self.let_go()
         path = log_path(self.folder, generation)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._adopt(os.open(path, flags, 0o600))
+        self._share(path)
         self._generation = generation
         self._dirty = True
         self._lacking |= not is_empty
@@ -331,6 +336,14 @@ class Journal:
         os.fsync(self._fd)
         sync_folder(self.folder)
         return JournalPlace(generation, seq, os.fstat(self._fd).st_size)
+
+    def _share(self, path: str) -> None:
+        """What was just made, the folder or a file, is for those whom the index is for: who shares
+        the store goes on with it, whoever made it."""
+        index = os.path.join(os.path.dirname(self.folder), "index")
+        like = index if path == self.folder else os.path.join(index, "data.mdb")
+        with contextlib.suppress(FileNotFoundError):  # as a store begins
+            follow(path, os.stat(like))
 
     def _head(self, generation: int, seq: int, base: str, *, unclaimed: bool) -> bytes:
         """The first block of a file. `base` is what its entries are applied to: the snapshot of the
