@@ -33,6 +33,8 @@ ALIKE_SHOWN = 5  # problems of one kind with one pack, or with the index
 def check(arguments: Namespace) -> int:
     if (arguments.yes or arguments.packs_are_lost) and not arguments.repair:
         raise UsageError("--yes and --packs-are-lost go with --repair")
+    if arguments.read_data and arguments.repair:
+        raise UsageError("--repair reads all data: leave out --read-data")
     import castore
 
     read_data = 1.0 if arguments.repair else arguments.read_data

@@ -216,6 +216,8 @@ def test_two_dashes_are_an_argument_behind_those_that_end_the_options(run):
         (["gc", "--repack-below", "2"], "'2' is not a part of all"),
         (["check", "--read-data=0"], "'0' is not a part of all"),
         (["check", "--read-data=--"], "'--' is not a part of all"),
+        (["check", "--repair", "--read-data=5%"], "--repair reads all data: leave out --read-data"),
+        (["check", "--repair", "--read-data"], "--repair reads all data: leave out --read-data"),
         (["gc", "--grace=--"], "'--' is not a time such as 90s"),
         (["backup", "-"], "a backup is a file"),
         (["mount", "store", "folder", "more"], "mount takes [STORE] FOLDER"),
