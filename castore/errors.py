@@ -14,7 +14,8 @@ this module. Absent is not failed: `NameNotFound` means the name is definitely n
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 
@@ -407,6 +408,20 @@ class EndpointUnreachable(CastoreError, ConnectionError):
         )
         self.endpoint = endpoint
         self.reason = reason
+
+
+@contextmanager
+def needs_installed(package: str, remedy: str) -> Iterator[None]:
+    """Around imports of a package that need not be there: where it is not, the ModuleNotFoundError
+    says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise ModuleNotFoundError(
+            f"{package} is not installed: pip install '{remedy}'", name=package
+        ) from error
 
 
 def fault_of(decode: Callable[..., object], *args: object) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from fsspec import get_filesystem_class
-
+from castore.errors import needs_installed
 from castore.fs.upath import CastorePath
+
+with needs_installed("fsspec", "castore[fsspec]"):
+    from fsspec import get_filesystem_class
 
 get_filesystem_class("conducto")  # see castore.fs.upath
 

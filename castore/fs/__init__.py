@@ -18,9 +18,12 @@ somebody closes it, the next use opens it again.
 
 from __future__ import annotations
 
-from castore.fs.contents import ContentVerbs
-from castore.fs.listing import ListingVerbs
-from castore.fs.transfers import TransferVerbs
+from castore.errors import needs_installed
+
+with needs_installed("fsspec", "castore[fsspec]"):
+    from castore.fs.contents import ContentVerbs
+    from castore.fs.listing import ListingVerbs
+    from castore.fs.transfers import TransferVerbs
 
 __all__ = ["CastoreFileSystem"]
 

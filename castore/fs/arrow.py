@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyarrow import PythonFile
-from pyarrow.fs import FSSpecHandler, PyFileSystem
+from castore.errors import needs_installed
+
+with needs_installed("pyarrow", "pyarrow"):
+    from pyarrow import PythonFile
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 if TYPE_CHECKING:
     from castore.fs import CastoreFileSystem

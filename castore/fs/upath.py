@@ -7,10 +7,13 @@ from typing import Any
 
 from fsspec import get_filesystem_class
 
+from castore.errors import needs_installed
+
 # Loaded for UPath, which asks the class of the file system how a URL is taken apart, if it is
 # loaded, and guesses otherwise.
 get_filesystem_class("castore")
-UPath: Any = import_module("upath").UPath
+with needs_installed("upath", "universal_pathlib"):
+    UPath: Any = import_module("upath").UPath
 
 
 class CastorePath(UPath):  # type: ignore[misc]  # need not be installed

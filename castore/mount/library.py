@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes.util
 import os
 
+from castore.errors import needs_installed
+
 if "FUSE_LIBRARY_PATH" not in os.environ:  # mfusepy would take libfuse 2 if that is there, too
     _found = ctypes.util.find_library("fuse3")
     if _found is None:
@@ -13,6 +15,7 @@ if "FUSE_LIBRARY_PATH" not in os.environ:  # mfusepy would take libfuse 2 if tha
         )
     os.environ["FUSE_LIBRARY_PATH"] = _found
 
-import mfusepy
+with needs_installed("mfusepy", "castore[mount]"):
+    import mfusepy
 
 __all__ = ["mfusepy"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import subprocess
+import sys
 
 import pytest
 
 import castore.errors
 import conducto.errors
-from castore.errors import CastoreError
+from castore.errors import CastoreError, needs_installed
 from conducto.secrets import SecretKey
 
 ERRORS = [
@@ -41,3 +43,38 @@ def test_a_pickled_error_is_the_same_error(kind: type[CastoreError]) -> None:
         assert getattr(again, fact, None) == getattr(error, fact, None)
     assert again.args == error.args
     assert "[Errno" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "remedy"),
+    [
+        ("castore.fs", "fsspec", "castore[fsspec]"),
+        ("castore.fs.arrow", "pyarrow", "pyarrow"),
+        ("castore.fs.upath", "upath", "universal_pathlib"),
+        ("castore.mount.library", "mfusepy", "castore[mount]"),
+        ("conducto.fs", "fsspec", "castore[fsspec]"),
+        ("conducto.upath", "fsspec", "castore[fsspec]"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_remedy(
+    module: str, package: str, remedy: str
+) -> None:
+    script = f"""
+import os, sys
+os.environ["FUSE_LIBRARY_PATH"] = "any"  # there may be no libfuse here, which is told first
+sys.modules[{package!r}] = None
+try:
+    import {module}
+except ModuleNotFoundError as error:
+    print(error.name, error)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert said.stdout == f"{package} {package} is not installed: pip install '{remedy}'\n"
+
+
+def test_another_module_that_is_missing_is_told_as_it_is() -> None:
+    with (
+        pytest.raises(ModuleNotFoundError, match="No module named 'there_is_no_such'"),
+        needs_installed("fsspec", "castore[fsspec]"),
+    ):
+        import there_is_no_such  # noqa: F401
