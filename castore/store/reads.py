@@ -148,13 +148,19 @@ class ReadVerbs(Handle):
         `listed` is what `list` just showed of it: on S3 a small object is then read with others of
         the list, and may be what it was then.
 
-        Raises NameNotFound, ChunkCorrupt, PackMissing, and what writing to the file raises.
+        Raises NameNotFound, ChunkCorrupt, PackMissing, and what writing to the file raises;
+        TypeError for what is neither a path nor a file object.
 
         >>> _ = store.put("dumps/monday.sql", "monday.sql")
         >>> store.get("dumps/monday.sql", "restored.sql").size
         20
         """
         self._check_open()
+        if not isinstance(file, (str, os.PathLike)) and not hasattr(file, "write"):
+            raise TypeError(
+                f"file is a path or a binary file object, not {type(file).__name__}; "
+                "gets returns bytes"
+            )
         found = self._find(name, listed)
         if progress is not None:
             progress.set_size(found.info.size)

@@ -221,6 +221,19 @@ def test_data_that_is_str(store: castore.Store) -> None:
     assert store.gets("other") == b""
 
 
+@pytest.mark.parametrize("file", [None, 5, b"path", [], object()])
+def test_files_that_are_none(store: castore.Store, file: Any) -> None:
+    store.puts("empty", b"")
+    store.puts("name", b"text")
+    what = f"file is a path or a binary file object, not {type(file).__name__}; "
+    with pytest.raises(TypeError, match=says(what + "puts takes bytes")):
+        store.put("name", file)
+    for name in ("name", "empty"):
+        with pytest.raises(TypeError, match=says(what + "gets returns bytes")):
+            store.get(name, file)
+    assert store.gets("name") == b"text"
+
+
 def test_sources_that_are_not_there(store: castore.Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
