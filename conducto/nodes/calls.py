@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from conducto.arguments import UsageError
-from conducto.nodes.values import NotOnCommandLine, from_text, is_flag, to_text
+from conducto.nodes.values import ComesBackOther, NotOnCommandLine, from_text, is_flag, to_text
 
 Function = Callable[..., Any]
 
@@ -82,7 +82,9 @@ def _words(function: Function, arguments: Mapping[str, Any]) -> list[str]:
         try:
             text = to_text(value, hints[name])
         except NotOnCommandLine as error:
-            raise TypeError(f"{function.__name__}: argument {name}: {error}") from None
+            guessed = parameters[name].annotation is inspect.Parameter.empty
+            remedy = ", so annotate it" if guessed and isinstance(error, ComesBackOther) else ""
+            raise TypeError(f"{function.__name__}: argument {name}: {error}{remedy}") from None
         if is_flag(hints[name]) and not _is_other(name, value, hints):
             words.append(f"--{name}" if value else f"--no-{name}")
         else:

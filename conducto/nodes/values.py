@@ -2,7 +2,8 @@
 
 Text, numbers, bytes, paths, dates, members of an Enum and Literals; lists, tuples and sets of
 these, `a,b,c`, or JSON where an element has a comma; dicts, as JSON; and whatever class makes the
-same value again of its own text. `to_text` only gives what `from_text` reads as the same value.
+same value again of its own text. `to_text` only gives what `from_text` reads as the same value; an
+int for a float, which type checkers allow, as the float.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ LISTS: dict[Any, Any] = {  # an annotation's class, and what is made of it
 
 
 class NotOnCommandLine(Exception):
-    """A command line can't give this value, or would give another."""
+    """A command line can't give this value."""
+
+
+class ComesBackOther(NotOnCommandLine):
+    """A command line would give another value."""
 
 
 def is_flag(hint: Any) -> bool:
@@ -48,10 +53,11 @@ def to_text(value: Any, hint: Any) -> str:
         raise
     except Exception as error:  # whatever a class of the caller's raises
         raise NotOnCommandLine(f"{value!r} can't be given to {_shown(hint)}: {error}") from error
-    if type(again) is not type(value) or again != value:
-        raise NotOnCommandLine(
-            f"{value!r} would come back from a command line as {again!r}: annotate the parameter, "
-            f"which is {_shown(hint)}"
+    is_alike = type(again) is type(value) or (type(value) is int and type(again) is float)
+    if not is_alike or again != value:
+        raise ComesBackOther(
+            f"{value!r} would come back from a command line as {again!r}: the parameter is "
+            f"read as {_shown(hint)}"
         )
     if "\0" in text:
         raise NotOnCommandLine("a command line has no NUL")

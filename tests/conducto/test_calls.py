@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import enum
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NewType
 
@@ -156,6 +157,18 @@ def test_options_that_are_no_arguments_are_the_nodes() -> None:
         co.Exec(simple, 1, ["x"], color=1)
 
 
+def tower(share: float, maybe: float | None = None, shares: Sequence[float] = (), rest=0.5) -> None:  # type: ignore[no-untyped-def]
+    pass
+
+
+def test_an_int_for_a_float_comes_back_as_one() -> None:
+    _, *words = words_of(co.Exec(tower, 1, -2, [3, 0.5], 4))
+    given = parse_call(tower, words)
+    assert given == {"share": 1.0, "maybe": -2.0, "shares": [3.0, 0.5], "rest": 4.0}
+    numbers = [given["share"], given["maybe"], *given["shares"], given["rest"]]
+    assert {type(number) for number in numbers} == {float}
+
+
 def variadic(*args: int) -> None:
     pass
 
@@ -173,11 +186,24 @@ def untyped(n) -> None:  # type: ignore[no-untyped-def]
     [
         (simple, (), "missing"),
         (simple, (1, ["x"], True, "x", None, 3, 4), "too many"),
-        (simple, ("1", ["x"]), "would come back .* as 1: annotate"),
+        (simple, ("1", ["x"]), "'1' would come back .* as 1: the parameter is read as int$"),
         (simple, (1, ["x"], None), "argument c"),
         (simple, (1, [b"x"]), "would come back"),
         (simple, (1, ["a\0b"]), "NUL"),
-        (untyped, (3,), "would come back .* as '3'"),
+        (
+            untyped,
+            (3,),
+            "3 would come back .* as '3': the parameter is read as str, so annotate it$",
+        ),
+        (checked, (3, 1), "1 would come back .* as '1': the parameter is read as str$"),
+        (tower, (True,), "True can't be given to float"),
+        (
+            tower,
+            (2**53 + 1,),
+            "would come back .* as 9007199254740992.0: the parameter is read as float$",
+        ),
+        (tower, (1, True), r"True can't be given to float \| None"),
+        (tower, (1, None, [True]), "can't be given to"),
         (variadic, (1,), "can't give"),
         (positional, (1,), "can't give"),
         (lambda: None, (), "by name"),
