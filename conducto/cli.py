@@ -11,17 +11,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, TextIO, cast
 
+import castore
 from castore import __version__
 from castore.errors import CastoreError, describe_os_error, describe_shortage
 from conducto import data
 from conducto.arguments import WHERE, HelpWanted, Parameter, UsageError, parse, where
 
+OURS = (os.path.dirname(castore.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -83,7 +86,8 @@ def guarded(program: str, run: Callable[[], int]) -> int:
     """What `run` returns, or the exit code for its error, which gets its one line."""
     try:
         try:
-            return run()
+            with _plain_warnings(program):
+                return run()
         finally:
             flush()
     except UsageError as error:
@@ -99,6 +103,33 @@ def guarded(program: str, run: Callable[[], int]) -> int:
         return _fail(program, said, EXIT_FAILURE)
     finally:
         _settle_stdout()
+
+
+@contextmanager
+def _plain_warnings(program: str) -> Iterator[None]:
+    """Our own warnings as one line each, like everything else that is told on stderr. Those of a
+    pipeline's program are shown as Python does: they say where in it they are from."""
+    others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if file is None and filename.startswith(OURS):
+            complain(f"{program}: warning: {' '.join(str(message).split())}")
+        else:
+            others(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        if warnings.showwarning is show:  # and not what the program has set since
+            warnings.showwarning = others
 
 
 def _settle_stdout() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import castore
 import conducto as co
 from castore.errors import SourceChanged, TimeOutOfRange
+from castore.stream import chunker
 from conducto import command, context, takeover
 from conducto.arguments import UsageError
 from conducto.errors import NotTakenOver
@@ -40,6 +44,43 @@ def test_archive(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "archive", "1") == (0, "0\n", "")
     assert co.data.pipeline.bound(pipeline_id="12").gets("x") == b"x"
     assert co.data.user.gets("mine") == b"mine"
+
+
+def warn() -> None:
+    co.data.user.puts("name", b"x")
+    warnings.warn("mind this", UserWarning, stacklevel=1)
+
+
+@local_only
+@pytest.mark.parametrize(
+    ("program", "run_it", "theirs"),
+    [
+        ("conducto", lambda: command.main(["take-over"]), []),
+        (
+            "some.py",
+            lambda: co.main({"warn": warn}, argv=["warn"], filename="some.py"),
+            ["mind this"],
+        ),
+    ],
+)
+def test_a_warning_of_ours_is_one_line_and_any_other_is_pythons(
+    mode: str,
+    program: str,
+    run_it: Callable[[], object],
+    theirs: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunker, "_native", None)
+    monkeypatch.setattr(chunker, "_warned", False)
+    with warnings.catch_warnings(record=True) as pythons:
+        warnings.simplefilter("always")
+        before = warnings.showwarning
+        run_it()
+        assert warnings.showwarning is before
+    line = "warning: castore's C extension isn't built: .* and reinstall castore"
+    assert re.fullmatch(rf"{program}: {line}\.\n", capsys.readouterr().err)
+    assert [str(each.message) for each in pythons] == theirs
 
 
 @local_only
