@@ -47,8 +47,8 @@ one that was interrupted. What belongs to the user stays. A pipeline that is bei
 space comes back with the store's next `castore gc`.
 
 take-over puts what an earlier Conducto kept as plain files into the store, and prints how many
-names it put. It reads the profile's data/ and pipelines/*/data/. It skips names that the store
-has already. The files stay, and can be removed by hand.
+names it put. It reads the profile's data/ and pipelines/*/data/. It follows no symbolic link, and
+skips names that the store has already. The files stay, and can be removed by hand.
 
 secrets are variables of every node's environment that no log shows: conducto secrets --help.
 

@@ -68,6 +68,10 @@ def _files(base: str, left_out: dict[str, str]) -> Iterator[_Kept]:
             unreadable(error)
     for kept in ["data", *(f"pipelines/{each}/data" for each in ids)]:
         top = os.path.join(base, kept)
+        link = _link_to(base, kept)
+        if link is not None and os.path.lexists(top):
+            left_out[link] = "it is a symbolic link"
+            continue
 
         def below(error: OSError, top: str = top) -> None:
             if error.filename != top or not isinstance(error, NOT_THERE):
@@ -87,6 +91,16 @@ def _files(base: str, left_out: dict[str, str]) -> Iterator[_Kept]:
                     yield _Kept(os.path.relpath(path, base), path, status.st_size)
                 else:
                     left_out[path] = "it is no regular file"
+
+
+def _link_to(base: str, kept: str) -> str | None:
+    """The first symbolic link on the way down from `base`, if there is one."""
+    path = base
+    for part in kept.split("/"):
+        path = os.path.join(path, part)
+        if os.path.islink(path):
+            return path
+    return None
 
 
 def _groups(files: Iterable[_Kept]) -> Iterator[list[_Kept]]:

@@ -256,6 +256,36 @@ def test_a_folder_to_take_over_that_can_not_be_looked_at_is_named(
 
 
 @local_only
+def test_no_link_is_followed_to_what_is_taken_over(
+    mode: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    base = Path(context.store_url()).parent
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (elsewhere / "data", base / "pipelines/1/data", base / "pipelines/2"):
+        folder.mkdir(parents=True)
+        (folder / "x").write_bytes(b"1")
+    (tmp_path / "empty").mkdir()
+    (base / "data").symlink_to(elsewhere)
+    (base / "pipelines/2/data").symlink_to(elsewhere)
+    (base / "pipelines/3").symlink_to(elsewhere)
+    (base / "pipelines/4").symlink_to(tmp_path / "empty")  # there is nothing that was kept
+    code, out, err = run(capsys, "take-over")
+    links = [str(base / each) for each in ("data", "pipelines/2/data", "pipelines/3")]
+    assert json.loads(out) == {
+        "put": 1,
+        "there_already": 0,
+        "left_out": dict.fromkeys(links, "it is a symbolic link"),
+    }
+    assert (code, err) == (1, "")
+    (base / "pipelines").rename(tmp_path / "pipelines")
+    (base / "pipelines").symlink_to(tmp_path / "pipelines")
+    done = json.loads(run(capsys, "take-over")[1])
+    assert (done["put"], done["there_already"]) == (0, 0)
+    assert done["left_out"].keys() == {str(base / "data"), str(base / "pipelines")}
+    assert list(context.open_store().names()) == ["pipelines/1/data/x"]
+
+
+@local_only
 @pytest.mark.parametrize("taken", [False, True])
 def test_files_are_taken_over_many_at_a_time(
     mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, taken: bool
