@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from castore.check.config import config_fault
+from castore.check.config import config_anew, config_fault
 from castore.check.findings import Findings
 from castore.check.packs import PackReading
 from castore.check.scan import PackScan
@@ -33,7 +33,10 @@ class StoreCheck:
     def check_config(self, raw: bytes, what: str) -> None:
         """`raw` is castore.json as it is there."""
         fault = config_fault(raw, self.config)
-        if fault:
+        if fault and config_anew(raw, self.config) is not None:
+            told = f"{what} {fault}, though it says the same: a repair writes it anew"
+            self.findings.add("config", "warning", told)
+        elif fault:
             self.findings.add("config", "corrupt", f"{what} {fault}")
 
     def check_names(self) -> None:

@@ -9,6 +9,7 @@ from castore.stream.reports import CheckReport
 from castore.wording import counted
 
 COUNTED = {
+    "config": "write castore.json anew, as castore does, with all that it says, or said",
     "batches": "put right, or make anew, what says which names are in batches; of a batch that is "
     "beyond that, the names that only it has are lost",
     "chunk row": "lead {row} of chunks to a frame, or drop what has none: such a chunk is stored "
@@ -38,6 +39,8 @@ def plan(report: CheckReport) -> list[str]:
     missing: dict[str, None] = {}
     counts: Counter[str] = Counter()
     for problem in report.problems:
+        if (problem.kind, problem.severity) == ("config", "corrupt"):
+            continue  # what it was can't be told
         counts[problem.kind] += 1
         if problem.kind in ("pack", "frame") and problem.pack:
             is_gone = problem.kind == "pack" and problem.what.endswith("is missing")

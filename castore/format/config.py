@@ -54,6 +54,11 @@ def _config_checksum(config: StoreConfig) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(_config_fields(config)).encode())
 
 
+def has_checksum(raw: bytes) -> bool:
+    """Of a config that decodes: whether it has the checksum that what it says was compared with."""
+    return json.loads(raw).get("checksum") is not None
+
+
 def decode_config(raw: bytes) -> StoreConfig:
     """Raises FormatError, or UnsupportedFormat for a store of a newer version."""
     if len(raw) > 65536:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from castore.check.config import config_anew
 from castore.errors import (
     ConfigLost,
     FormatError,
@@ -342,6 +343,25 @@ def put_config(root: str, raw: bytes) -> None:
         if found == raw:
             return
         os.rename(path, f"{path}.before-{os.urandom(3).hex()}")
+    _put_in_place(root, path, raw)
+
+
+def rewrite_config(root: str) -> list[str]:
+    """Write castore.json as castore does, where it says the same in other bytes; what was done. The
+    store may be in use: at no moment there is none."""
+    path = os.path.join(root, CONFIG)
+    with open(path, "rb") as file:
+        found = file.read(1 << 17)
+    anew = config_anew(found, parse_config(found, root))
+    if anew is None:
+        return []
+    kept = f"{path}.before-{os.urandom(3).hex()}"
+    write_new(kept, found)
+    _put_in_place(root, path, anew)
+    return [f"castore.json is written anew, as castore does; the old one is {kept}"]
+
+
+def _put_in_place(root: str, path: str, raw: bytes) -> None:
     draft = f"{path}.{os.urandom(8).hex()}"
     write_new(draft, raw)
     index = _status_at(os.path.join(root, "index/data.mdb"))

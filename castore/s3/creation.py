@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 
+from castore.check.config import config_anew
 from castore.errors import (
     ConfigLost,
     FormatError,
@@ -138,9 +139,10 @@ def raise_if_lost(bucket: Bucket, *, recoverable: bool = True) -> None:
 
 
 def repair_config(bucket: Bucket) -> str:
-    """Have the castore.json there that packs and manifests say was there; what was done for it, ""
-    if there was nothing to do, or nothing is there that says. What was in its place is kept below
-    `quarantine/`. Raises ConfigLost where what is there does not say, or not with one voice."""
+    """Have the castore.json there that packs and manifests say was there, in the bytes that castore
+    writes; what was done for it, "" if there was nothing to do, or nothing is there that says. What
+    was in its place is kept below `quarantine/`. Raises ConfigLost where what is there does not
+    say, or not with one voice."""
     try:
         there = bucket.get(CONFIG_KEY, byte_range=(0, CONFIG_BYTES_MAX)).body
     except KeyAbsent:
@@ -151,8 +153,8 @@ def repair_config(bucket: Bucket) -> str:
         with contextlib.suppress(FormatError):
             found = parse_config(there, url)
     votes = Counter(_told(bucket))
-    if found is not None and (not votes or found in votes):
-        return ""  # others than it may have been copied here
+    if there is not None and found is not None and (not votes or found in votes):
+        return _rewrite(bucket, there, found)  # others than it may have been copied here
     if not votes:
         raise_if_lost(bucket, recoverable=False)
         return ""
@@ -166,6 +168,16 @@ def repair_config(bucket: Bucket) -> str:
     bucket.put(CONFIG_KEY, encode_config(first[0][0]), idempotent=True)
     was = "gone" if copy is None else f"damaged (the old one is {copy})"
     return f"castore.json was {was}, and is made again from what packs and manifests say"
+
+
+def _rewrite(bucket: Bucket, there: bytes, config: StoreConfig) -> str:
+    """castore.json as castore writes it, where it says the same in other bytes; what was done."""
+    anew = config_anew(there, config)
+    if anew is None:
+        return ""
+    copy = keep_copy(bucket, CONFIG_KEY, there)
+    bucket.put(CONFIG_KEY, anew, idempotent=True)
+    return f"castore.json is written anew, as castore does; the old one is {copy}"
 
 
 def _told(bucket: Bucket) -> Iterator[StoreConfig]:

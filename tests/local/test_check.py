@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from stores import change_rows, contents, fill, flip, packs, read, rows, small
+from stores import OTHER_BYTES, change_rows, contents, fill, flip, packs, read, rows, small
 
 import castore
 from castore.check.bitflip import corrected
@@ -373,7 +373,7 @@ def test_config(folder: Path) -> None:
         config.replace(fields["seed"].encode(), seed.encode()),
         config.replace(b'"avg": 2816', b'"avg": 2880'),
         config.replace(b'"max": 11264', b'"max": 11328'),
-        config.replace(b"\n", b" "),
+        json.dumps({k: v for k, v in fields.items() if k != "checksum"}).encode(),
     ):
         path.write_bytes(changed)
         assert main(["-r", str(folder), "check"]) == 13, changed
@@ -383,6 +383,40 @@ def test_config(folder: Path) -> None:
     path.unlink()
     with pytest.raises(FormatError, match="is gone"):
         check(folder, False)
+
+
+@pytest.mark.parametrize("how", OTHER_BYTES)
+def test_a_config_in_other_bytes_is_written_anew(
+    folder: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "castore.json"
+    config = path.read_bytes()
+    path.write_bytes(changed := OTHER_BYTES[how](config))
+    command = ["-r", str(folder), "check"]
+    assert main(command) == 1, "nothing is lost"
+    assert "though it says the same: a repair writes it anew" in capsys.readouterr().out
+    with castore.open(folder) as store:  # in use, and it stays so
+        assert main([*command, "--repair", "--yes"]) == 0
+        assert read(store) == {**VALUES, "copy": VALUES["n/03"]}
+    told = capsys.readouterr().err
+    assert "to do: write castore.json anew" in told
+    assert "done: castore.json is written anew" in told
+    assert path.read_bytes() == config
+    [kept] = folder.glob("castore.json.*")
+    assert kept.read_bytes() == changed
+    assert castore.check_store(folder, repair=True).repaired == []
+
+
+def test_a_config_in_other_bytes_whose_checksum_is_gone_is_left(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "castore.json"
+    fields = json.loads(path.read_bytes())
+    del fields["checksum"]
+    path.write_bytes(changed := json.dumps(fields).encode())
+    assert main(["-r", str(folder), "check", "--repair", "--yes"]) == 13
+    assert "nothing that a repair could do" in capsys.readouterr().err
+    assert path.read_bytes() == changed
     with pytest.raises(StoreNotFound, match="no store at"):
         check(folder / "none", False)
 
@@ -563,7 +597,8 @@ def flip_and_look(folder: Path, count: int, seed: int) -> None:
             found = check(folder).exit_code
         except CastoreError:
             found = 13
-        assert found == 13, (path.name, bit)
+        # The case of a digit: castore.json says the same.
+        assert found == 13 or (found == 1 and path.name == "castore.json"), (path.name, bit)
         try:
             with castore.open(folder, read_only=True) as store:
                 for name, value in read(store).items():

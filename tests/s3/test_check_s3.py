@@ -125,7 +125,9 @@ def judge(remote: Open, key: str, truncated: bool = False) -> None:
         assert key == "castore.json"
         return
     with store:
-        assert store.check(True).exit_code in ((13, 14) if not truncated else (1, 13, 14)), key
+        # The last byte of castore.json, or the case of a digit: it says the same.
+        harmless = truncated or key == "castore.json"
+        assert store.check(True).exit_code in ((1, 13, 14) if harmless else (13, 14)), key
         for name, value in read(store).items():
             assert value == VALUES.get(name, random.Random(99).randbytes(70_000)), (key, name)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from servers import Server
+from stores import OTHER_BYTES
 
 import castore
 from castore.cli import exits, main
@@ -156,6 +157,26 @@ def test_a_damaged_one_is_replaced_and_kept(how: str, moto_server: Server, bucke
     assert "was damaged" in report.repaired[0]
     assert bucket.get(CONFIG_KEY).body == config
     assert bucket.get(f"quarantine/{CONFIG_KEY}").body == wrong
+    is_whole(moto_server)
+
+
+@pytest.mark.parametrize("how", OTHER_BYTES)
+def test_one_in_other_bytes_is_written_anew(
+    how: str, moto_server: Server, bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = made(moto_server)
+    changed = OTHER_BYTES[how](config)
+    bucket.put(CONFIG_KEY, changed, idempotent=True)
+    url = moto_server.url()
+    assert main(["-r", url, "check"]) == exits.FAILURE, "nothing is lost"
+    assert "though it says the same: a repair writes it anew" in capsys.readouterr().out
+    assert main(["-r", url, "check", "--repair", "--yes"]) == exits.OK
+    told = capsys.readouterr().err
+    assert "to do: write castore.json anew" in told
+    assert "done: castore.json is written anew" in told
+    assert bucket.get(CONFIG_KEY).body == config
+    assert bucket.get(f"quarantine/{CONFIG_KEY}").body == changed
+    assert castore.check_store(url, repair=True).repaired == []
     is_whole(moto_server)
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,12 @@ import castore
 from castore.system import isolated
 
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
+# A castore.json that says the same, as after an editor.
+OTHER_BYTES: dict[str, Callable[[bytes], bytes]] = {
+    "no last newline": bytes.strip,
+    "indented anew": lambda raw: json.dumps(json.loads(raw), indent=4).encode() + b"\n",
+    "in another order": lambda raw: json.dumps(dict(reversed(json.loads(raw).items()))).encode(),
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:

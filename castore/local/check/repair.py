@@ -32,6 +32,7 @@ from castore.local.gc.collect import LOCK as GC_LOCK
 from castore.local.locks import CollectorLock, PackLocks
 from castore.local.meta import GC_SEQ, next_number
 from castore.local.pack import Placement
+from castore.local.rebuild import rewrite_config
 from castore.local.tables import Tables
 from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem
@@ -90,6 +91,7 @@ class LocalRepair:
 
     def run(self, report: CheckReport) -> list[str]:
         frames, objects = self._frames, self._objects
+        self._done += rewrite_config(self._root)
         self._done += mend_places(self._root)
         self._rows.mend_meta()
         self._done += mend_journal(self._root, self._index, self._catalog.journal)
