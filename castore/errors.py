@@ -186,13 +186,21 @@ class SourceChanged(CastoreError, OSError):
 class TimeOutOfRange(CastoreError, ValueError):
     """A time that no record can hold: it is not within the years 1678 to 2261."""
 
+    _held = "a record can hold the years 1678 to 2261: touch the file"
+
     def __init__(self, what: str, time_ns: int) -> None:
-        super().__init__(
-            f"the time of {what} is {time_ns / 1e9:.0f} s from 1970, and a record can hold the "
-            "years 1678 to 2261: touch the file"
-        )
+        super().__init__(f"the time of {what} is {time_ns / 1e9:.0f} s from 1970, and {self._held}")
         self.what = what
         self.time_ns = time_ns
+
+
+class ClockOutOfRange(TimeOutOfRange):
+    """So is that of this machine's clock, or it is before 1970: it is no fault of a file."""
+
+    _held = "a store can hold the years 1970 to 2261: set the clock"
+
+    def __init__(self, time_ns: int) -> None:
+        super().__init__("this machine's clock", time_ns)
 
 
 class FormatError(CastoreError, ValueError):

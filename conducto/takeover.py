@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from castore.errors import InvalidName, NameExists, SourceChanged, TimeOutOfRange
+from castore.errors import ClockOutOfRange, InvalidName, NameExists, SourceChanged, TimeOutOfRange
 from conducto import context
 from conducto.errors import ContextError
 
@@ -130,6 +130,8 @@ def _put(store: castore.Store, files: list[_Kept], done: TakenOver) -> None:
                     put += 1
                 except NameExists:
                     there_already += 1
+                except ClockOutOfRange:  # nor could any other file be put
+                    raise
                 except (InvalidName, SourceChanged, TimeOutOfRange) as error:
                     left_out[path] = str(error)
                 except OSError as error:

@@ -139,6 +139,7 @@ def decode_record_facts(raw: bytes) -> Record:
 _CHUNK_ROW = struct.Struct("<IIIBBH16s")
 _CHUNK_ROW_VERSION_DELTA = 2  # behind it are the ids of its bases
 _PACK_ROW = struct.Struct("<QQ")
+_PACK_TIME_NS_MAX = (1 << 64) - 1
 _CHECKSUM_BYTES = 8
 _TOTALS = struct.Struct("<qqqqqq")
 _DELTA_TOTALS = struct.Struct("<qqqq")  # behind those of a store that has deltas
@@ -186,7 +187,8 @@ def decode_chunk_row(raw: bytes) -> ChunkRow:
 def encode_pack_row(created_ns: int, pack_bytes: int) -> bytes:
     """A pack that commits refer to. `pack_bytes` is how much of it was durable at the last one;
     a footer written since is not counted."""
-    row = _PACK_ROW.pack(created_ns, pack_bytes)
+    # Of a pack whose row was lost it is its file's time, which may be any.
+    row = _PACK_ROW.pack(min(max(created_ns, 0), _PACK_TIME_NS_MAX), pack_bytes)
     return row + _checksum(row).to_bytes(_CHECKSUM_BYTES, "little")
 
 

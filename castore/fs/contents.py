@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -18,6 +17,7 @@ from castore.fs.files import CastoreFile, CompressedWriter
 from castore.fs.opening import StoreFileSystem
 from castore.model import ObjectInfo
 from castore.objectfile import ObjectReader
+from castore.stream.operations import now_ns
 from castore.system.workers import map_at_once
 
 
@@ -154,7 +154,7 @@ class ContentVerbs(StoreFileSystem):
         if self._has_changes:
             if self._kind_after(path).is_object:  # it may have been put in the transaction
                 with self._changes(create=False) as changes:
-                    changes.set_attributes(self._strip_protocol(path), mtime_ns=time.time_ns())
+                    changes.set_attributes(self._strip_protocol(path), mtime_ns=now_ns())
                 return
             if self._kind(path).is_object:  # it was removed in it
                 self.pipe_file(path, b"", **kwargs)

@@ -50,6 +50,7 @@ from castore.local.journal.scan import read_journal
 from castore.local.rebuild import DRAFT, Sources, put_config, replace_index, take_place
 from castore.local.transplant import Transplanted, transplant
 from castore.model import Progress
+from castore.stream.operations import now_ns
 from castore.stream.reports import BackupReport, CompactReport, RebuildReport
 from castore.system import isolated
 from castore.system.fileio import descriptor, of_file, sync_folder, typed_errors, write_all
@@ -190,7 +191,7 @@ def _finish(fd: int, root: str, progress: Progress | None) -> int:
         if progress is not None:
             progress.relative_update(len(block))
     checksum.update(config)
-    trailer = BackupTrailer(index_bytes, len(config), time.time_ns(), checksum.intdigest())
+    trailer = BackupTrailer(index_bytes, len(config), now_ns(), checksum.intdigest())
     size = write_all(fd, [config, encode_backup_trailer(trailer)], index_bytes)
     os.fsync(fd)
     return size

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import threading
-import time
 import weakref
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from castore.errors import PackPoisoned, StoreFull
 from castore.format.pack import PackEntry, encode_footer, encode_pack_header
 from castore.model import Location
 from castore.stream.codec import Frame
+from castore.stream.operations import now_ns
 from castore.system.fileio import is_interrupt, typed_errors, write_all
 from castore.system.lockfile import LockFile
 from castore.system.mapping import Mapping, start_writeback
@@ -32,7 +32,7 @@ class Pack:
     def __init__(self, path: str, file: LockFile, store_id: bytes, pack_id: bytes) -> None:
         self.pack_id = pack_id
         self.path = path
-        self.created_ns = time.time_ns()
+        self.created_ns = now_ns()
         self.size = 0
         self.durable_bytes = 0
         self.sealed = False

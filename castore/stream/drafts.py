@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 from castore.format.index import Record
 from castore.format.segment import SegmentBuilder, SegmentOfOne
 from castore.model import Location
 from castore.stream.codec import ChunksEtag, chunk_id_of, encode_inline, etag_of_one
 from castore.stream.etags import etag_of_chunks
-from castore.stream.operations import Draft
+from castore.stream.operations import Draft, now_ns
 from castore.stream.session import WriteSession
 
 
@@ -41,7 +39,7 @@ class DraftBuilder:
             self._session.add_segment(self.draft, self._segment)
         return Record(
             size=size,
-            mtime_ns=time.time_ns(),
+            mtime_ns=now_ns(),
             mode=mode,
             etag=self._etag.digest(),
             stored_bytes=self._stored_bytes,
@@ -57,7 +55,7 @@ def one_chunk_record(
     session.add_segment(draft, SegmentOfOne(size, chunk_id, at))
     return Record(
         size=size,
-        mtime_ns=time.time_ns(),
+        mtime_ns=now_ns(),
         mode=mode,
         etag=etag_of_one(chunk_id, session.config.seed),
         stored_bytes=at.stored_bytes,
@@ -73,7 +71,7 @@ def inline_record(session: WriteSession, raw: bytes, mode: int) -> Record:
         etag = etag_of_chunks(raw, session.config, session.chunker)
     return Record(
         size=len(raw),
-        mtime_ns=time.time_ns(),
+        mtime_ns=now_ns(),
         mode=mode,
         etag=etag,
         stored_bytes=len(stored),

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from castore.errors import (
     CastoreError,
+    ClockOutOfRange,
     NameExists,
     NotAStore,
     SourceChanged,
@@ -225,6 +226,8 @@ def is_unchanged(record: Record, status: os.stat_result) -> bool:
 def _is_of_file(error: Exception, path: str) -> bool:
     """Whether it keeps this file alone from being put. An error of the store's own files is another
     one's, or a CastoreError."""
+    if isinstance(error, ClockOutOfRange):
+        return False
     if isinstance(error, CastoreError):
         return isinstance(error, (SourceChanged, NameExists, NotAStore, TimeOutOfRange))
     return (

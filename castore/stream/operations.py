@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from operator import index
 from typing import NamedTuple, TypeAlias
 
-from castore.errors import TimeOutOfRange
+from castore.errors import ClockOutOfRange, TimeOutOfRange
 from castore.format.index import Record
 
 TIME_NS_LIMIT = 1 << 63
@@ -79,6 +80,15 @@ def check_time(what: str, time_ns: int) -> None:
     commit, where those of other threads fail with it."""
     if not -TIME_NS_LIMIT <= index(time_ns) < TIME_NS_LIMIT:
         raise TimeOutOfRange(what, time_ns)
+
+
+def now_ns() -> int:
+    """What time it is, for what is written. Raises ClockOutOfRange where a record, a pack's row or
+    a backup can't hold it."""
+    now = time.time_ns()
+    if not 0 <= now < TIME_NS_LIMIT:
+        raise ClockOutOfRange(now)
+    return now
 
 
 class Delete(NamedTuple):

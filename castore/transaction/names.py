@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from itertools import chain
 
@@ -16,6 +15,7 @@ from castore.stream.operations import (
     check_mode,
     check_time,
     names_after,
+    now_ns,
 )
 from castore.transaction.lifecycle import Lifecycle
 
@@ -29,7 +29,7 @@ class NameVerbs(Lifecycle):
         A missing source, or with `if_absent` a target that is there, raises at the end.
         """
         keys = encode_name(source), self._check(target, False)
-        self._add(Copy(*keys, time.time_ns(), if_absent))
+        self._add(Copy(*keys, now_ns(), if_absent))
 
     def rename(self, source: str, target: str, *, if_absent: bool = False) -> None:
         """As `Store.rename`; visible at the end of the block.
@@ -37,7 +37,7 @@ class NameVerbs(Lifecycle):
         A missing source, or with `if_absent` a target that is there, raises at the end.
         """
         keys = encode_name(source), self._check(target, False)
-        self._add(Copy(*keys, time.time_ns(), if_absent, rename=True))
+        self._add(Copy(*keys, now_ns(), if_absent, rename=True))
 
     def set_attributes(
         self, name: str, *, mode: int | None = None, mtime_ns: int | None = None

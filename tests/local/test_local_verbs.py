@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from stores import packs_of
 import castore
 from castore import errors
 from castore.errors import (
+    ClockOutOfRange,
     NameNotFound,
     NotAStore,
 )
@@ -95,6 +97,48 @@ def test_the_state_of_a_file_that_was_just_changed_is_not_known(
     for age_ns, known in ((0, False), (19_000_000, False), (21_000_000, True), (-(10**9), False)):
         monkeypatch.setattr(time, "time_ns", lambda age_ns=age_ns: status.st_ctime_ns + age_ns)
         assert bool(sourcefile.fingerprint(status)) is known
+
+
+WRITES: dict[str, Callable[[castore.Store, Path], object]] = {
+    "small": lambda store, _: store.puts("new", b"small"),
+    "large": lambda store, _: store.puts("new", os.urandom(100_000)),
+    "one chunk": lambda store, _: store.puts("new", os.urandom(20_000)),
+    "file": lambda store, path: store.put("new", path / "in" / "file"),
+    "folder": lambda store, path: store.import_folder(path / "in", "new/"),
+    "copy": lambda store, _: store.copy("old", "new"),
+    "rename": lambda store, _: store.rename("old", "new"),
+    "backup": lambda store, path: store.backup(path / "backup"),
+}
+
+
+@pytest.mark.parametrize("now_ns", [-86_400 * 10**9, 1 << 63], ids=["1969", "2262"])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_clock_that_no_record_can_hold(
+    write: str, now_ns: int, store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.puts("old", os.urandom(100_000))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_bytes(os.urandom(100_000))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: now_ns)
+        with pytest.raises(ClockOutOfRange, match=r"clock is .* the years 1970 to 2261: set the"):
+            WRITES[write](store, tmp_path)
+    assert list(store.names()) == ["old"]
+    assert not (tmp_path / "backup").exists()
+    WRITES[write](store, tmp_path)
+    assert store.check(read_data=True).problems == []
+
+
+@pytest.mark.parametrize("time_ns", [-86_400 * 10**9, 1 << 62])
+def test_a_pack_of_any_time_has_its_row_again(tmp_path: Path, time_ns: int) -> None:
+    with castore.open(tmp_path / "store") as store:
+        store.puts("old", value := os.urandom(100_000))
+    for pack in (tmp_path / "store" / "packs").rglob("*.pack"):
+        os.utime(pack, ns=(time_ns, time_ns))
+    castore.rebuild_index(tmp_path / "store")
+    with castore.open(tmp_path / "store") as store:
+        assert store.gets("old") == value
+        assert store.check(read_data=True).problems == []
 
 
 def test_a_file_system_of_whole_seconds_has_longer_ticks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ and kept below `quarantine/` where there are not."""
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -27,7 +26,7 @@ from castore.local.index_walk import pages
 from castore.local.tables import Tables
 from castore.model import Extent
 from castore.stream.codec import ChunksEtag
-from castore.stream.operations import Copy, Delete, Operation, Publish
+from castore.stream.operations import Copy, Delete, Operation, Publish, now_ns
 from castore.stream.reports import CheckReport, Problem
 from castore.wording import counted
 
@@ -240,7 +239,7 @@ class ObjectRepair:
         elif rows:
             ends = [segment_place(key)[1] for key, _ in rows]
             etag = xxhash.xxh3_128_digest(b"".join(segments))
-            record = Record(ends[-1], time.time_ns(), 0o600, etag, 0, 0, manifest)
+            record = Record(ends[-1], now_ns(), 0o600, etag, 0, 0, manifest)
             found = list(zip(ends, segments, strict=True))
             name, why = b"manifest-%d" % manifest, "the record of its name is lost"
             target, _ = salvage(self._session(), name, record, found, self._find, why)
@@ -276,7 +275,7 @@ class ObjectRepair:
             end, deltas = segment.end, deltas + segment.deltas
         return Record(
             end,
-            time.time_ns(),
+            now_ns(),
             0o600,
             etag.digest(),
             stored_bytes,
