@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 from fault_proxy import Connection, Exchange, FaultProxy, answer, reset
@@ -13,7 +14,8 @@ from servers import QUICK, Server
 
 import castore
 from castore.errors import AccessDenied, BucketNotFound, RemoteError
-from castore.s3.client.bucket import Bucket
+from castore.s3.client.bucket import Bucket, Reply
+from castore.s3.client.faults import Late, fault_of
 from castore.s3.client.probe import (
     BOTH_WIN,
     IGNORED,
@@ -254,6 +256,45 @@ def test_lost_replies_do_not_change_the_answer(
     assert probe(proxied) == EVERYTHING
     proxy.rules.clear()
     assert list(proxied.list()) == []
+
+
+@pytest.mark.parametrize("applied", [False, True])
+@pytest.mark.parametrize("header", ["if-none-match", "if-match"])
+def test_replies_that_are_lost_for_a_while_do_not_change_the_answer(
+    header: str, applied: bool, proxied: Bucket, proxy: FaultProxy
+) -> None:
+    """A conditional write is not repeated by itself: its outcome would be its own."""
+    lose, lost = reset(applied=applied), 0
+
+    def fault(exchange: Exchange, connection: Connection) -> None:
+        nonlocal lost
+        if header in exchange.headers and lost < QUICK.attempts - 1:
+            lost += 1
+            lose(exchange, connection)
+        else:
+            connection.relay(exchange)
+
+    proxy.inject("", "", fault, times=999)
+    assert probe(proxied) == EVERYTHING
+    assert lost == QUICK.attempts - 1
+    proxy.rules.clear()
+    assert list(proxied.list()) == []
+
+
+def test_what_was_not_sent_in_time_is_looked_at_anew(
+    proxied: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine slept, or was busy, before a conditional write was sent."""
+    attempt, late = proxied.put_attempt, [Late()]
+
+    def put_attempt(key: str, *arguments: Any, **options: Any) -> Reply:
+        if options.get("if_none_match") and late:
+            failure = late.pop()
+            raise fault_of(failure, proxied._attempts.request("s3:PutObject", key)) from failure
+        return attempt(key, *arguments, **options)
+
+    monkeypatch.setattr(proxied, "put_attempt", put_attempt)
+    assert probe(proxied) == EVERYTHING
 
 
 def test_errors_come_through(proxied: Bucket, proxy: FaultProxy, moto_server: Server) -> None:

@@ -13,15 +13,15 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeVar
 
 from castore.errors import RemoteError
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.faults import Fault, Late
+from castore.s3.client.retries import Retrier
 from castore.s3.keys import PROBE
 from castore.system.workers import Workers
 
-TRIES = 3
 RACES, RACERS = 2, 4  # puts of one key at once, by as many
 RACES_AGAIN = 8  # where two of them have won
 RACE_BYTES = 64 << 10
@@ -59,7 +59,7 @@ def probe(bucket: Bucket, *, races: int = RACES) -> ServerFeatures:
     scratch = _Scratch(bucket)
     try:
         preconditions = {
-            "if_none_match": scratch.settled(partial(_if_none_match, races=races)),
+            "if_none_match": scratch.settled(_if_none_match) or _of_races(scratch, races),
             "if_match_put": scratch.settled(_if_match_put),
             "if_match_delete": scratch.settled(_if_match_delete),
         }
@@ -71,8 +71,7 @@ def probe(bucket: Bucket, *, races: int = RACES) -> ServerFeatures:
             instead={name: instead for name, instead in preconditions.items() if instead},
         )
     finally:
-        raced = [f"{key}-{i}" for key in scratch.keys for i in range(races)]
-        bucket.delete_many([*scratch.keys, *raced])
+        bucket.delete_many(scratch.keys)
 
 
 class _Scratch:
@@ -83,30 +82,39 @@ class _Scratch:
         self.folder = f"{PROBE}{secrets.token_hex(16)}"
         self.keys: list[str] = []
 
-    def settled(self, check: Callable[[Bucket, str], T]) -> T:
-        """The check's answer, on a fresh key each time that a reply is lost."""
-        for left in reversed(range(TRIES)):
-            key = f"{self.folder}/{len(self.keys)}"
+    def settled(self, check: Callable[[Bucket, str], T], mark: str = "") -> T:
+        """The check's answer, on a fresh key each time that a reply is lost, or a request not sent
+        in time: a conditional write that was repeated by itself might meet itself. `mark` ends
+        the key."""
+        retrier = Retrier(self.bucket.backoff)
+        while True:
+            key = f"{self.folder}/{len(self.keys)}{mark}"
             self.keys.append(key)
             try:
                 return check(self.bucket, key)
             except OutcomeUnknown as lost:
-                if not left:
-                    cause = lost.__cause__
-                    raise cause if isinstance(cause, Exception) else lost from lost
-        raise AssertionError("unreachable")
+                cause = lost.__cause__
+                error = cause if isinstance(cause, Exception) else lost
+                if not retrier.wait(Fault(error, repeat=True)):
+                    raise error from lost
+            except RemoteError as error:
+                late = isinstance(error.__cause__, Late)
+                if not late or not retrier.wait(Fault(error, repeat=True)):
+                    raise
 
 
 # ---------------------------------------------------------------- each: what is done instead, or ""
 
 
-def _if_none_match(bucket: Bucket, key: str, *, races: int) -> str:
+def _if_none_match(bucket: Bucket, key: str) -> str:
     refusal = _refused(lambda: bucket.put(key, _OLD, if_none_match=True))
     if refusal is not None:
         return _why(refusal)
-    return _must_fail(lambda: bucket.put(key, _NEW, if_none_match=True), bucket, key) or (
-        BOTH_WIN if any(_winners(bucket, f"{key}-{i}") > 1 for i in range(races)) else ""
-    )
+    return _must_fail(lambda: bucket.put(key, _NEW, if_none_match=True), bucket, key)
+
+
+def _of_races(scratch: _Scratch, races: int) -> str:
+    return BOTH_WIN if any(scratch.settled(_winners, "-race") > 1 for _ in range(races)) else ""
 
 
 def _winners(bucket: Bucket, key: str) -> int:
