@@ -132,7 +132,7 @@ def find_bases(
             bases = _bases_of(new[chunk_id], begin + shift, end + shift, alignment, lookalikes)
             if bases:
                 found[chunk_id] = bases
-            elif lookalikes is not None:
+            elif lookalikes is not None and lookalikes.looks:
                 lookalikes.add(chunk_id, new[chunk_id])
     if last is not None and alignment is not None:
         alignment.known(last[0] + shift, last[1] + shift, last[2])
@@ -149,6 +149,8 @@ def _bases_of(
     aligned = [] if alignment is None else alignment.candidates(begin, end, raw)
     if lookalikes is not None:
         found = lookalikes.candidates(raw, aligned, alignment, begin)
+        if not found:
+            return []
         read = [(each.base, lookalikes.bytes_of(each.base)) for each in found]
         return [Base(it, raw, lookalikes.is_own(it)) for it, raw in read if raw is not None]
     if alignment is None:

@@ -79,7 +79,7 @@ class LookAlikes:
     ) -> list[Candidate]:
         """The bases for a delta of the stream's chunk at the offset `begin`: those that the
         alignment found, `aligned`, or others with more of it."""
-        share = _share(aligned)
+        share = _share(aligned) if aligned else 0.0
         self.looks = share < ALIGNED_SHARE and self._is_time(raw)
         if not self.looks or not self._table.seek(raw):
             return aligned
