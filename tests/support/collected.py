@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ def pack_files(store: castore.Store) -> dict[str, int]:
     return {path.stem: path.stat().st_size for path in Path(store.path).glob("packs/*/*.pack")}
 
 
-def assert_rows_complete(store: castore.Store) -> None:
-    """Every chunk that an object has is known, so that it is not stored again."""
+def assert_rows_complete(store: castore.Store, within: Collection[str] | None = None) -> None:
+    """Every chunk that an object has is known, so that it is not stored again; or only each that is
+    in one of these packs (hex)."""
     known = rows(store, "chunks")
     for raw in rows(store, "segments").values():
-        assert {extent.chunk_id for extent in decode_segment(raw)} <= known.keys()
+        for extent in decode_segment(raw):
+            if within is None or extent.location.pack_id.hex() in within:
+                assert extent.chunk_id in known
 
 
 def sparse(store: castore.Store, name: str, seed: int = 0) -> bytes:
