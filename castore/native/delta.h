@@ -41,14 +41,38 @@ bool delta_add_base(struct delta_bases *bases, struct delta_input base);
 /* How large sequences can get for `size` bytes. Literals are never more than `size`. */
 size_t delta_sequences_bound(size_t size);
 
-/* False if memory ran out. Both outputs have room for the most that there can be. */
-bool delta_encode(struct delta_input base, struct delta_input raw, struct delta_output *sequences,
-                  struct delta_output *literals);
-
 /* A sequence, decoded: so many literals, then [from, from + copied) of the bases. */
 struct delta_copy {
     uint32_t literals, from, copied;
 };
+
+/* What encoding takes, made once for many: room for what is `raw_max` bytes, with bases of
+   `bases_max` together. */
+struct delta_work {
+    uint32_t *positions;
+    uint8_t *joined, *sequences, *literals;
+    struct delta_copy *copies;
+};
+
+/* False if memory ran out; else it is ended by the caller. */
+bool delta_work_begin(struct delta_work *work, size_t raw_max, size_t bases_max);
+void delta_work_end(struct delta_work *work);
+
+struct delta_limits {
+    size_t literals_max; /* with more nothing is made */
+    size_t context_from; /* fewer literals have no context */
+};
+
+/* Sequences, literals and the context of these (see delta_context), one behind the other; `bytes`
+   is the caller's to free, and NULL where nothing was made. */
+struct delta_encoded {
+    uint8_t *bytes;
+    size_t sequences, literals, context;
+};
+
+/* False if memory ran out. */
+bool delta_encode(struct delta_work *work, const struct delta_bases *bases, struct delta_input raw,
+                  struct delta_limits limits, struct delta_encoded *encoded);
 
 /* The sequences; `copies` has room for a third of their bytes. False if they are malformed: no copy
    is of what is not in the bases. */

@@ -5,6 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "endelta.h"
 #include "entropy.h"
 #include "kernel.h"
 #include "mapping.h"
@@ -231,7 +232,8 @@ static int module_exec(PyObject *module)
 {
     variant = fastest_variant(NULL);
     entropy_prepare();
-    if (similarity_add(module) != 0 || undelta_add(module) != 0 || smallfiles_add(module) != 0) {
+    if (similarity_add(module) != 0 || endelta_add(module) != 0 ||
+        undelta_add(module) != 0 || smallfiles_add(module) != 0) {
         return -1;
     }
     PyObject *mapping = PyType_FromSpec(&mapping_spec);

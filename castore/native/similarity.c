@@ -3,7 +3,6 @@
 
 #include "anchor_table.h"
 #include "anchors.h"
-#include "delta.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
@@ -254,84 +253,12 @@ static PyType_Spec table_spec = {
     .slots = table_slots,
 };
 
-/* ---- deltas --------------------------------------------------------------------------------- */
-
-static struct delta_input input_of(const Py_buffer *buffer)
-{
-    return (struct delta_input){buffer->buf, (size_t)buffer->len};
-}
-
-static PyObject *bytes_of(struct delta_output output)
-{
-    return PyBytes_FromStringAndSize((const char *)output.bytes, (Py_ssize_t)output.size);
-}
-
-/* What `delta_encode` found: sequences, literals, and what these stand in for. */
-static PyObject *encoded(struct delta_output sequences, struct delta_output literals,
-                         struct delta_input base)
-{
-    struct delta_bases bases = {0};
-    const struct delta_input input = {sequences.bytes, sequences.size};
-    size_t count, size = 0;
-    struct delta_copy *copies = malloc((sequences.size / 3 + 1) * sizeof *copies);
-    PyObject *context = NULL;
-    if (copies == NULL) {
-        return PyErr_NoMemory();
-    }
-    if (delta_add_base(&bases, base) && delta_copies(input, base.size, copies, &count)) {
-        const struct delta_input made = {(const uint8_t *)copies, count * sizeof *copies};
-        delta_context(made, literals.size, &bases, NULL, &size);
-        context = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
-        if (context != NULL) {
-            delta_context(made, literals.size, &bases, (uint8_t *)PyBytes_AsString(context), &size);
-        }
-    } else {
-        PyErr_SetString(PyExc_SystemError, "a delta that was just made is malformed");
-    }
-    free(copies);
-    return context == NULL ? NULL
-                           : Py_BuildValue("NNN", bytes_of(sequences), bytes_of(literals), context);
-}
-
-static PyObject *delta_encode_(PyObject *Py_UNUSED(module), PyObject *arguments)
-{
-    Py_buffer raw, base;
-    if (!PyArg_ParseTuple(arguments, "y*y*:delta_encode", &raw, &base)) {
-        return NULL;
-    }
-    PyObject *result = NULL;
-    struct delta_output sequences = {NULL, 0}, literals = {NULL, 0};
-    if (raw.len > DELTA_BYTES_MAX || base.len > DELTA_BYTES_MAX) {
-        PyErr_SetString(PyExc_ValueError, "a delta is of at most 2**28 bytes");
-    } else {
-        /* Memory that isn't touched costs nothing. */
-        sequences.bytes = malloc(delta_sequences_bound((size_t)raw.len));
-        literals.bytes = malloc((size_t)raw.len + 1);
-        bool done = sequences.bytes != NULL && literals.bytes != NULL;
-        if (done) {
-            Py_BEGIN_ALLOW_THREADS
-            done = delta_encode(input_of(&base), input_of(&raw), &sequences, &literals);
-            Py_END_ALLOW_THREADS
-        }
-        result = done ? encoded(sequences, literals, input_of(&base)) : PyErr_NoMemory();
-    }
-    free(sequences.bytes);
-    free(literals.bytes);
-    PyBuffer_Release(&raw);
-    PyBuffer_Release(&base);
-    return result;
-}
-
 /* ---- the functions -------------------------------------------------------------------------- */
 
 static PyMethodDef functions[] = {
     {"anchors", anchors, METH_VARARGS,
      "anchors(buffer, /)\n--\n\n"
      "The hashes of the buffer's anchors, each with the last position where it is."},
-    {"delta_encode", delta_encode_, METH_VARARGS,
-     "delta_encode(raw, base, /)\n--\n\n"
-     "The sequences and the literals that make `raw` of `base`, and the context of these: the bytes\n"
-     "of the base that they stand in for."},
     {NULL, NULL, 0, NULL},
 };
 

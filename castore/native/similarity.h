@@ -1,4 +1,4 @@
-/* Python's door to anchors, and to the making of deltas. */
+/* Python's door to anchors. */
 
 #ifndef CASTORE_SIMILARITY_H
 #define CASTORE_SIMILARITY_H

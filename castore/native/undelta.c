@@ -1,58 +1,15 @@
 #define PY_SSIZE_T_CLEAN
 #include "undelta.h"
 
-#include "delta.h"
+#include "held.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
-
-static struct delta_input input_of(const Py_buffer *buffer)
-{
-    return (struct delta_input){buffer->buf, (size_t)buffer->len};
-}
 
 static PyObject *malformed(void)
 {
     PyErr_SetString(PyExc_ValueError, "malformed delta");
     return NULL;
-}
-
-/* The bases of a delta, held until they are released. */
-struct held_bases {
-    Py_buffer buffers[DELTA_BASES_MAX];
-    struct delta_bases bases;
-};
-
-static void release_bases(struct held_bases *held)
-{
-    for (size_t i = 0; i < held->bases.count; i++) {
-        PyBuffer_Release(&held->buffers[i]);
-    }
-}
-
-/* On success the caller releases them. */
-static bool hold_bases(PyObject *sequence, struct held_bases *held)
-{
-    const Py_ssize_t count = PySequence_Size(sequence);
-    held->bases = (struct delta_bases){0};
-    bool good = count >= 0 && count <= DELTA_BASES_MAX;
-    for (Py_ssize_t i = 0; good && i < count; i++) {
-        PyObject *base = PySequence_GetItem(sequence, i);
-        Py_buffer *buffer = &held->buffers[i];
-        good = base != NULL && PyObject_GetBuffer(base, buffer, PyBUF_SIMPLE) == 0;
-        Py_XDECREF(base);
-        if (good && !delta_add_base(&held->bases, input_of(buffer))) {
-            PyBuffer_Release(buffer);
-            good = false;
-        }
-    }
-    if (!good) {
-        release_bases(held);
-        if (!PyErr_Occurred()) {
-            malformed();
-        }
-    }
-    return good;
 }
 
 /* ---- zstd, which is Python's: `decompress` takes a frame, and gives the bytes in it ------------- */

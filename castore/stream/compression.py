@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Sequence
-from itertools import count
 from typing import TypeAlias
 
 import zstandard
@@ -34,19 +33,22 @@ def compress(raw: bytes, level: int) -> tuple[int, bytes]:
 
 def compress_all(raws: Sequence[bytes], level: int) -> list[tuple[int, bytes]]:
     """The same of each, by one call."""
-    if len(raws) == 1 or not _SEVERAL_AT_ONCE:
-        return [compress(raw, level) for raw in raws]
     hopeless = [is_incompressible(raw) for raw in raws]
     likely: list[Buffer]
     likely = [raw for raw, is_raw in zip(raws, hopeless, strict=True) if not is_raw]
-    if not likely:
-        return [(CODEC_RAW, raw) for raw in raws]
-    payloads = compressor(level).multi_compress_to_buffer(likely)
-    at = count()
+    payloads = iter(zstd_frames(likely, level))
     return [
-        (CODEC_RAW, raw) if is_raw else _if_smaller(raw, payloads[next(at)].tobytes())
+        (CODEC_RAW, raw) if is_raw else _if_smaller(raw, next(payloads))
         for raw, is_raw in zip(raws, hopeless, strict=True)
     ]
+
+
+def zstd_frames(raws: list[Buffer], level: int) -> list[bytes]:
+    """Each as a zstd frame, by one call where that can be."""
+    if len(raws) < 2 or not _SEVERAL_AT_ONCE:
+        return [compressor(level).compress(raw) for raw in raws]
+    frames = compressor(level).multi_compress_to_buffer(raws)
+    return [frames[i].tobytes() for i in range(len(frames))]
 
 
 def compressor(level: int) -> zstandard.ZstdCompressor:

@@ -3,7 +3,8 @@
 The bases' bytes, one behind the other, are searched for what the chunk is made of. What was found
 is a list of sequences, what was not are literals; `castore/native/delta.h` has how they are
 written. Literals mostly stand in for something: the bytes of the bases that they replace are their
-zstd dictionary, which is a small one. So a delta is as small as zstd makes it with all of the bases
+zstd dictionary, which is a small one. Where there are few literals their frame is made without it,
+and decodes with it all the same. So a delta is as small as zstd makes it with all of the bases
 as its dictionary (on text a little smaller, on machine code a little larger), at two to four times
 the speed: filling zstd's tables with the bases takes longer than all of the rest.
 bench/bench_delta_coder.py compares them.
@@ -17,13 +18,13 @@ Without the C extension no deltas are made, but they are read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import zstandard
 
 from castore.errors import FormatError
-from castore.stream.compression import compressor, decompressor
+from castore.stream.compression import decompressor, zstd_frames
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -37,6 +38,9 @@ LEVEL = 5  # takes 3 % off scipy's deltas, and hardly any time: a chunk has few 
 ZSTD_BYTES_MIN = 64  # less is left as it is
 # Of the deltas with more, one in 50 was at most half of the plain frame (wheels of scipy).
 LITERALS_SHARE_MAX = 0.6
+# With fewer, their context is no dictionary of theirs: a compressor for one takes longer to make
+# than all of its work, and saves 1 % of what the deltas of Django or botocore take.
+CONTEXT_FROM = 600
 CONTEXT_BYTES_MAX = 128 << 10
 CONTEXT_BYTES_MORE = 256
 _HEAD_BYTES = 4
@@ -48,6 +52,7 @@ _SEQUENCE_BYTES_MAX = 15
 _VARINT_BYTES_MAX = 5
 
 Bytes: TypeAlias = bytes | memoryview
+Parts: TypeAlias = tuple[bytes, bytes, bytes]  # sequences, literals, context
 Copy: TypeAlias = tuple[int, int, int]  # literals before it, and its range [begin, end) of the base
 
 
@@ -60,18 +65,39 @@ def encode_delta(raw: Buffer, bases: Sequence[Buffer]) -> bytes | None:
     """`raw` as a delta of its bases, in this order; None where none can be made, or where it would
     be no smaller than about half of `raw` compressed by itself, as far as can be told from how much
     of it is literals. `decode_delta` takes the same bases."""
-    if _native is None:
-        return None
-    base = bases[0] if len(bases) == 1 else b"".join(bases)
-    sequences, literals, context = _native.delta_encode(raw, base)
-    if len(literals) > LITERALS_SHARE_MAX * memoryview(raw).nbytes:
-        return None
-    stored_sequences, stored_literals = _compress(sequences), _compress(literals, context)
+    return encode_deltas([(raw, bases)])[0]
+
+
+def encode_deltas(chunks: Sequence[tuple[Buffer, Sequence[Buffer]]]) -> list[bytes | None]:
+    """The same of each of these chunks and its bases, by few calls: other threads wait for the GIL
+    less often than with some for each."""
+    if _native is None or not chunks:
+        return [None] * len(chunks)
+    made = _native.delta_encode_all(tuple(chunks), LITERALS_SHARE_MAX, CONTEXT_FROM)
+    packed = _compress([part for parts in made if parts is not None for part in _plain(parts)])
+    return [
+        None if parts is None else _payload(parts, memoryview(raw).nbytes, packed)
+        for (raw, _), parts in zip(chunks, made, strict=True)
+    ]
+
+
+def _plain(parts: Parts) -> Sequence[bytes]:
+    """What of it is compressed by itself."""
+    sequences, literals, context = parts
+    return (sequences,) if context else (sequences, literals)
+
+
+def _payload(parts: Parts, raw_bytes: int, packed: Iterator[bytes]) -> bytes | None:
+    """`packed` gives what became of `_plain` parts, in turn. None if it would be no smaller than
+    the chunk."""
+    sequences, literals, context = parts
+    stored_sequences = next(packed)
+    stored_literals = _compress_with(literals, context) if context else next(packed)
     head = len(stored_sequences) << 8
     head |= _SEQUENCES_ZSTD if len(stored_sequences) < len(sequences) else 0
     head |= _LITERALS_ZSTD if len(stored_literals) < len(literals) else 0
     size = _HEAD_BYTES + len(stored_sequences) + len(stored_literals)
-    if len(stored_sequences) >= _SEQUENCES_STORED_MAX or size >= memoryview(raw).nbytes:
+    if len(stored_sequences) >= _SEQUENCES_STORED_MAX or size >= raw_bytes:
         return None
     return b"".join([head.to_bytes(_HEAD_BYTES, "little"), stored_sequences, stored_literals])
 
@@ -97,21 +123,25 @@ def decode_delta(payload: bytes | memoryview, bases: Sequence[Buffer], raw_bytes
 # ------------------------------------------------------------------------- what is left
 
 
-def _compress(part: bytes, context: bytes = b"") -> bytes:
-    """As it is where zstd does not pay."""
-    if len(part) < ZSTD_BYTES_MIN:
-        return part
-    if context:
-        uses = zstandard.ZstdCompressor(
-            dict_data=_dictionary(context),
-            compression_params=zstandard.ZstdCompressionParameters.from_level(
-                LEVEL, source_size=len(part), dict_size=len(context), write_dict_id=False
-            ),
-        )
-    else:
-        uses = compressor(LEVEL)
-    compressed = uses.compress(part)
-    return compressed if len(compressed) < len(part) else part
+def _compress(parts: Sequence[bytes]) -> Iterator[bytes]:
+    """Each as it is where zstd does not pay."""
+    large: list[bytes | bytearray | memoryview] = [
+        part for part in parts if len(part) >= ZSTD_BYTES_MIN
+    ]
+    compressed = iter(zstd_frames(large, LEVEL))
+    for part in parts:
+        yield min(part, next(compressed), key=len) if len(part) >= ZSTD_BYTES_MIN else part
+
+
+def _compress_with(literals: bytes, context: bytes) -> bytes:
+    """As they are where zstd does not pay."""
+    uses = zstandard.ZstdCompressor(
+        dict_data=_dictionary(context),
+        compression_params=zstandard.ZstdCompressionParameters.from_level(
+            LEVEL, source_size=len(literals), dict_size=len(context), write_dict_id=False
+        ),
+    )
+    return min(literals, uses.compress(literals), key=len)
 
 
 def _dictionary(context: bytes) -> zstandard.ZstdCompressionDict:

@@ -20,7 +20,7 @@ from castore.stream.codec import (
     guarded_id,
     sha256_of,
 )
-from castore.stream.delta import encode_delta
+from castore.stream.delta import encode_deltas
 from castore.stream.etags import chunk_id_in
 from castore.stream.operations import Draft, Operation
 from castore.system.workers import Future, Workers
@@ -189,7 +189,7 @@ class WriteSession(ABC):
 
 
 def _encode_all(chunks: list[NewFrame], level: int) -> list[Encoded]:
-    deltas = [_as_delta(chunk) for chunk in chunks]
+    deltas = _as_deltas(chunks)
     sure = [
         delta is not None and delta.frame.stored_bytes <= DELTA_SURE * _likely_bytes(delta)
         for delta in deltas
@@ -244,10 +244,14 @@ def _is_damaged(base: Base) -> bool:
     return isinstance(base.raw, memoryview) and getattr(base.raw.obj, "damaged", False)
 
 
-def _as_delta(chunk: NewFrame) -> Encoded | None:
-    if not chunk.bases:
-        return None
-    payload = encode_delta(chunk.raw, [base.raw for base in chunk.bases])
+def _as_deltas(chunks: Sequence[NewFrame]) -> list[Encoded | None]:
+    """Those of the chunks that can be one."""
+    made_of = [chunk for chunk in chunks if chunk.bases]
+    payloads = iter(encode_deltas([(it.raw, [base.raw for base in it.bases]) for it in made_of]))
+    return [_as_delta(chunk, next(payloads)) if chunk.bases else None for chunk in chunks]
+
+
+def _as_delta(chunk: NewFrame, payload: bytes | None) -> Encoded | None:
     if payload is None or any(map(_is_damaged, chunk.bases)):
         return None
     bases = tuple(base.chunk for base in chunk.bases)

@@ -214,11 +214,13 @@ def test_a_delta_that_makes_another_chunk_is_found(
     """Its checksum is right, as its writer was wrong."""
     store = guarded
     store.puts("x0", version(0))
-    encode = castore.stream.session.encode_delta  # type: ignore[attr-defined]
+    encode = castore.stream.session.encode_deltas  # type: ignore[attr-defined]
     with monkeypatch.context() as patched:
         patched.setattr(
-            "castore.stream.session.encode_delta",
-            lambda raw, bases: encode(raw[:-1] + bytes([raw[-1] ^ 1]), bases),
+            "castore.stream.session.encode_deltas",
+            lambda chunks: encode(
+                [(raw[:-1] + bytes([raw[-1] ^ 1]), bases) for raw, bases in chunks]
+            ),
         )
         store.puts("x1", version(1))
     deltas = [e for e in extents(store, "x1") if e.location.bases]

@@ -601,15 +601,17 @@ def test_a_delta_that_makes_another_chunk_is_found(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By decoding it: its checksum is right. Bases are asked for together, and each once."""
-    encode = session.encode_delta
+    encode = session.encode_deltas
     with world.open("one") as store:
         store.puts("v1", V1)
         store.puts("v2", V2)
         with monkeypatch.context() as patched:
             patched.setattr(
                 session,
-                "encode_delta",
-                lambda raw, bases: encode(raw[:-1] + bytes([raw[-1] ^ 1]), bases),
+                "encode_deltas",
+                lambda chunks: encode(
+                    [(raw[:-1] + bytes([raw[-1] ^ 1]), bases) for raw, bases in chunks]
+                ),
             )
             store.puts("v3", V3)
         wrong = {e.chunk_id for e in extents_of(store, "v3") if e.location.bases}

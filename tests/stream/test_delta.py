@@ -65,12 +65,18 @@ def test_a_delta_decodes_to_what_it_was_made_of(source, seed, edits, split):
 )
 def test_the_reference_does_what_c_does(source, seed, edits):
     raw = edited(source, random.Random(seed), edits)
-    sequences, literals, context = _native.delta_encode(raw, source)
+    sequences, literals, context = parts_of(raw, [source])
     assert applied(sequences, literals, [source], len(raw)) == raw
     assert reference_apply(sequences, literals, [source], len(raw)) == raw
     assert reference_context(sequences, len(literals), [source]) == context
     assert context_of(sequences, len(literals), [source]) == context
     assert len(context) <= delta.CONTEXT_BYTES_MAX
+
+
+def parts_of(raw, bases):
+    """Of what share of it soever, with all of their context."""
+    [parts] = _native.delta_encode_all(((raw, bases),), 1, 0)
+    return parts
 
 
 def applied(sequences, literals, bases, raw_bytes):
@@ -237,7 +243,7 @@ def test_literals_behind_their_context_are_those_with_it_as_a_dictionary(
     and damaged ones."""
     raw = edited(TEXT, random.Random(seed), edits)
     bases = [TEXT[:20_000], TEXT[20_000:]]
-    sequences, literals, context = _native.delta_encode(raw, TEXT)
+    sequences, literals, context = parts_of(raw, [TEXT])
     dictionary = zstandard.ZstdCompressionDict(context, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     options = {} if window_log is None else {"window_log": window_log}
     parameters = zstandard.ZstdCompressionParameters.from_level(
@@ -280,6 +286,76 @@ def test_what_decompresses_to_something_else_is_refused(content):
             _native.delta_decode(sequences, literals, which, [b"abc"], 3, lambda _: content)
 
 
+def test_several_at_once_are_as_each_by_itself():
+    chooser = random.Random(11)
+    chunks = [
+        (edited(source, chooser, edits), [source[split:], source[:split]])
+        for source in (TEXT, NOISE, TEXT[:9_000], b"", TEXT[:31])
+        for edits in (0, 1, 40)
+        for split in (0, 7_000)
+    ]
+    chunks.append((NOISE, [TEXT]))  # of which nothing is made
+    alone = [encode_delta(raw, bases) for raw, bases in chunks]
+    assert delta.encode_deltas(chunks) == alone
+    assert alone[-1] is None
+    assert sum(payload is not None for payload in alone) > 10
+    assert delta.encode_deltas([]) == []
+
+
+def test_few_literals_have_no_context_and_many_make_no_delta():
+    raw = edited(TEXT, random.Random(3), 20)
+    [(sequences, literals, context)] = _native.delta_encode_all(((raw, [TEXT]),), 1, 0)
+    count = len(literals)
+    assert count
+    assert context
+    for share, context_from, made in [
+        (1, count, (sequences, literals, context)),
+        (1, count + 1, (sequences, literals, b"")),
+        ((count + 0.5) / len(raw), 0, (sequences, literals, context)),
+        ((count - 0.5) / len(raw), 0, None),
+    ]:
+        assert _native.delta_encode_all(((raw, [TEXT]),), share, context_from) == [made]
+
+
+def test_few_literals_decode_with_their_context_too():
+    """As they do by what read deltas before some were made without."""
+    raw = edited(TEXT, random.Random(6), 3)
+    payload = encode_delta(raw, [TEXT])
+    sequences, literals, context = parts_of(raw, [TEXT])
+    assert 64 <= len(literals) < delta.CONTEXT_FROM
+    assert context
+    assert payload is not None
+    assert decode_delta(payload, [TEXT], len(raw)) == raw
+    packed = zstandard.ZstdCompressor(level=delta.LEVEL).compress(literals)
+    assert payload.endswith(min(packed, literals, key=len))
+    reference = delta._reference_decode(sequences, packed, 2, [TEXT], len(raw))
+    assert reference == raw
+    assert (
+        _native.delta_decode(
+            sequences, packed, 2, [TEXT], len(raw), zstandard.ZstdDecompressor().decompress
+        )
+        == raw
+    )
+
+
+@pytest.mark.parametrize(
+    ("chunks", "error"),
+    [
+        ([(b"", [])], TypeError),
+        (([b"", []],), TypeError),
+        (((b"",),), TypeError),
+        ((("", []),), TypeError),
+        (((b"", [""]),), TypeError),
+        (((b"", 5),), TypeError),
+        (((b"", [b""] * 5),), ValueError),
+        (((b"", [b"a"]), (b"", [b""] * 5)), ValueError),
+    ],
+)
+def test_what_no_delta_can_be_made_of_is_refused(chunks, error):
+    with pytest.raises(error):
+        _native.delta_encode_all(chunks, 1, 0)
+
+
 def test_without_c_deltas_are_read_and_none_is_made(monkeypatch):
     raw = edited(TEXT, random.Random(4), 20)
     payload = encode_delta(raw, [TEXT])
@@ -305,9 +381,9 @@ def test_no_delta_is_made_of_a_base_that_is_cut_short_meanwhile(tmp_path, monkey
 
     def cut(*given):
         os.truncate(file, 32768)
-        return encode_delta(*given)
+        return delta.encode_deltas(*given)
 
-    monkeypatch.setattr(session, "encode_delta", cut)
+    monkeypatch.setattr(session, "encode_deltas", cut)
     base = Base(chunk, memoryview(Mapping(str(file))))
     [encoded] = session._encode_all([NewFrame(raw, chunk_id_of(raw, 0), bases=[base])], 1)
     assert not encoded.bases
