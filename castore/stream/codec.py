@@ -217,8 +217,6 @@ def _decompressed_together(
 ) -> dict[int, bytes]:
     """What the plain zstd frames among these decompress to, by one call: other threads wait for the
     GIL less often than with one for each. Nothing if it fails for any: each is tried by itself."""
-    if len(frames) < 2:
-        return {}
     ats: list[int] = []
     payloads: list[Buffer] = []
     sizes: list[int] = []
