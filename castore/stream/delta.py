@@ -34,7 +34,11 @@ try:
 except ImportError:
     _native = None  # type: ignore[assignment]
 
-LEVEL = 5  # takes 3 % off scipy's deltas, and hardly any time: a chunk has few literals
+# Takes 3 % off what deltas of scipy take. Where there are fewer literals the next lower level takes
+# 30 us less for each chunk, and they take 0.2 % more.
+LEVEL = 5
+LEVEL_OF_FEW = 4
+FEW_BYTES = 4096
 ZSTD_BYTES_MIN = 64  # less is left as it is
 # Of the deltas with more, one in 50 was at most half of the plain frame (wheels of scipy).
 LITERALS_SHARE_MAX = 0.6
@@ -138,7 +142,10 @@ def _compress_with(literals: bytes, context: bytes) -> bytes:
     uses = zstandard.ZstdCompressor(
         dict_data=_dictionary(context),
         compression_params=zstandard.ZstdCompressionParameters.from_level(
-            LEVEL, source_size=len(literals), dict_size=len(context), write_dict_id=False
+            LEVEL if len(literals) >= FEW_BYTES else LEVEL_OF_FEW,
+            source_size=len(literals),
+            dict_size=len(context),
+            write_dict_id=False,
         ),
     )
     return min(literals, uses.compress(literals), key=len)
