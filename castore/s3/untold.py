@@ -19,8 +19,9 @@ from collections.abc import Collection, Sequence
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.pack import PackEntry
 from castore.format.s3_told import decode_hints, encode_hints
-from castore.s3.cache.store import StoreCache, rows_at
-from castore.system.lmdb_env import Index, Txn
+from castore.s3.cache.index import rows_at
+from castore.s3.cache.store import StoreCache
+from castore.system.lmdb_env import Index
 from castore.system.lmdb_snapshot import Snapshot
 
 UNTOLD_FRAMES_MAX = 256  # of about 16 MB
@@ -56,12 +57,7 @@ class Untold:
             _PREFIX + pack[0]: _SINCE.pack(now) + encode_hints(self._store_id, [pack])
             for pack in packs
         }
-
-        def write(index: Index, txn: Txn) -> None:
-            for key, row in rows.items():
-                txn.put(key, row, db=index.meta)
-
-        self._cache.write(write)
+        self._cache.change("meta", rows)
         # Where that failed, as on a full disk, they are told of now.
         return rows.keys() <= {_PREFIX + pack_id for pack_id, _ in self.packs()}
 
@@ -71,26 +67,16 @@ class Untold:
 
     def drop(self, pack_ids: Collection[bytes]) -> None:
         """These were told of, or are gone."""
-
-        def write(index: Index, txn: Txn) -> None:
-            for pack_id in pack_ids:
-                txn.delete(_PREFIX + pack_id, db=index.meta)
-
         if pack_ids:
-            self._cache.write(write)
+            self._cache.change("meta", {}, gone=[_PREFIX + pack_id for pack_id in pack_ids])
 
     def note_listed(self) -> None:
         """All hints that there are were just listed, and read."""
-        raw = _SINCE.pack(_now())
-
-        def write(index: Index, txn: Txn) -> None:
-            txn.put(_LISTED, raw, db=index.meta)
-
-        self._cache.write(write)
+        self._cache.change("meta", {_LISTED: _SINCE.pack(_now())})
 
     def were_listed(self) -> bool:
         """Whether that was a moment ago."""
-        raw = self._cache.read(lambda index, txn: txn.get(_LISTED, db=index.meta), None)
+        raw = self._cache.row("meta", _LISTED)
         if raw is None or len(raw) != _SINCE.size:
             return False
         [at] = _SINCE.unpack(raw)

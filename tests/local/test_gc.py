@@ -837,7 +837,7 @@ def make_cache(folder: Path, name: str, *, age: float, users: tuple[str, ...] = 
 
 
 def test_caches_that_nobody_uses_go(no_caches: Path) -> None:
-    from castore.s3.cache.store import boot_id
+    from castore.s3.cache.index import boot_id
 
     old = 2 * UNUSED_S
     doomed = [

@@ -22,7 +22,7 @@ import castore
 from castore.errors import NotAStore
 from castore.format.pack import PackEntry
 from castore.model import Location
-from castore.s3.cache import store as cache
+from castore.s3.cache import index as cache
 from castore.s3.cache.folder import cache_folder, cache_root
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket

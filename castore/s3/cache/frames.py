@@ -13,17 +13,20 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Protocol, TypeAlias, TypeVar, cast
+from collections.abc import Iterator, Sequence, Sized
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from castore.errors import StoreClosed
 from castore.model import Location
 from castore.system import forks
 from castore.system.fileio import write_all
 from castore.system.forks import ForkLock, Rank
-from castore.system.lmdb_env import Index, Txn
-from castore.system.lmdb_snapshot import Snapshot
 from castore.system.workers import Workers
+
+if TYPE_CHECKING:  # it is handed in
+    from castore.s3.cache.index import CacheIndex
+    from castore.system.lmdb_env import Index, Txn
+    from castore.system.lmdb_snapshot import Snapshot
 
 FILE_BYTES_MAX = 64 << 20
 BYTES_DEFAULT = 10 << 30
@@ -31,16 +34,7 @@ QUEUE_BYTES_MAX = 32 << 20  # of replies that frames to be written are in
 _ROW = struct.Struct("<16sQI")
 _KEY = struct.Struct(">16sI")
 
-T = TypeVar("T")
 FrameBytes: TypeAlias = bytes | memoryview
-
-
-class Rows(Protocol):
-    """The index of the cache that the files belong to, where there is one: see StoreCache."""
-
-    def read(self, use: Callable[[Index, Snapshot], T], otherwise: T) -> T: ...
-
-    def write(self, use: Callable[[Index, Txn], None]) -> None: ...
 
 
 class FrameCache:
@@ -50,8 +44,8 @@ class FrameCache:
     together, and is exceeded only by what other processes append meanwhile.
     """
 
-    def __init__(self, path: str, cache: Rows, bytes_max: int | None) -> None:
-        self._cache = cache
+    def __init__(self, path: str, index: CacheIndex, bytes_max: int | None) -> None:
+        self._index = index
         self._folder = os.path.join(path, "frames")
         if bytes_max is None:
             try:
@@ -90,7 +84,7 @@ class FrameCache:
             return [txn.get(key, db=index.frames) for key in keys]
 
         nothing: list[bytes | None] = [None] * len(missing)
-        rows = self._cache.read(read, nothing) if missing else nothing
+        rows = self._index.read(read, nothing) if missing else nothing
         wanted: dict[bytes, list[tuple[int, int]]] = {}
         for i, row in zip(missing, rows, strict=True):
             if row is None or len(row) != _ROW.size:  # of a damaged index
@@ -134,11 +128,7 @@ class FrameCache:
                 self._bad.add(location.place)
                 self._queued.pop(location.place, None)
 
-        def write(index: Index, txn: Txn) -> None:
-            for location in locations:
-                txn.delete(_KEY.pack(*location.place), db=index.frames)
-
-        self._cache.write(write)
+        self._index.change("frames", {}, gone=[_KEY.pack(*at.place) for at in locations])
 
     def close(self) -> None:
         """Write what is queued, and keep no more. Before the cache's index is closed."""
@@ -172,7 +162,7 @@ class FrameCache:
             for key, row in rows:
                 txn.put(key, row, db=index.frames)
 
-        self._cache.write(write)
+        self._index.write(write)
         with self._lock:
             # One that was dropped meanwhile stays bad.
             written = [at.place for at, frame in frames if self._queued.get(at.place) is frame]

@@ -14,7 +14,7 @@ import shutil
 import time
 
 from castore.s3.cache.folder import cache_root
-from castore.s3.cache.store import boot_id
+from castore.s3.cache.index import boot_id
 
 UNUSED_S = 30 * 86400
 _CACHE = re.compile(r"[0-9a-f]{32}")

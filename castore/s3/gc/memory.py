@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from castore.format.pack import PACK_ID_BYTES
 from castore.format.s3_gc import References, decode_references, encode_references
-from castore.s3.cache.store import StoreCache, checked, unchecked
+from castore.s3.cache.index import checked, unchecked
+from castore.s3.cache.store import StoreCache
 from castore.system.lmdb_env import Index, Txn
 from castore.system.lmdb_snapshot import Snapshot, Table
 
@@ -148,14 +149,11 @@ class CollectorMemory:
         self._put(_STARTS, b"\0".join(names))
 
     def _get(self, key: bytes) -> bytes | None:
-        row: bytes | None = self._cache.read(lambda index, txn: txn.get(key, db=index.meta), None)
+        row = self._cache.row("meta", key)
         return None if row is None else unchecked(key, row)
 
     def _put(self, key: bytes, raw: bytes) -> None:
-        def write(index: Index, txn: Txn) -> None:
-            txn.put(key, checked(key, raw), db=index.meta)
-
-        self._cache.write(write)
+        self._cache.change("meta", {key: checked(key, raw)})
 
 
 def _number(txn: Snapshot | Txn, table: Table, key: bytes) -> int:
