@@ -27,7 +27,7 @@ from castore.stream.segments import Manifest
 from castore.system.workers import Future
 
 if TYPE_CHECKING:
-    from castore.s3.batches import SeenRoot
+    from castore.s3.batch_root import SeenRoot
 
 PAGE_NAMES = 1000
 

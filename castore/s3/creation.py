@@ -28,7 +28,7 @@ from castore.format.config import StoreConfig, encode_config
 from castore.format.pack import PACK_HEADER_BYTES, decode_pack_config, decode_pack_header
 from castore.format.s3 import MANIFEST_MAGIC, decode_manifest_head
 from castore.format.s3_batches import decode_batch_head, is_tombstone
-from castore.s3.batches import create_root
+from castore.s3.batch_root import create_root
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_once

@@ -15,13 +15,13 @@ from castore.errors import CommitUnknown, NameExists, NameNotFound, ObjectChange
 from castore.format.index import Record
 from castore.format.s3 import encode_manifest
 from castore.format.segment import decode_segment
-from castore.s3.batches import SeenRoot
+from castore.s3.batch_root import SeenRoot
 from castore.s3.client.bucket import OutcomeUnknown, PreconditionFailed
 from castore.s3.client.put_once import Landed
 from castore.s3.commit import each_over
 from castore.s3.etags import is_batched
 from castore.s3.lease import WriterLease
-from castore.s3.namespace import MakeBody, ToPut
+from castore.s3.namespace.writing import MakeBody, ToPut
 from castore.s3.parts import Parts
 from castore.s3.versions import Version
 from castore.stream.operations import Copy, Operation, Publish, same_bytes

@@ -9,7 +9,7 @@ from castore.s3.cache.store import StoreCache
 from castore.s3.catalog import S3Catalog
 from castore.s3.client.bucket import Bucket
 from castore.s3.hints import Hints
-from castore.s3.namespace import Namespace
+from castore.s3.namespace.writing import Namespace
 from castore.s3.packs import S3Packs
 from castore.system.workers import Workers
 

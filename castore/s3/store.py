@@ -29,7 +29,7 @@ from castore.s3.creation import raise_if_lost, read_config, repair_config, store
 from castore.s3.hints import Hints
 from castore.s3.keys import listed_packs, name_key
 from castore.s3.lease import WriterLease
-from castore.s3.namespace import Namespace
+from castore.s3.namespace.writing import Namespace
 from castore.s3.outdated import forget_outdated
 from castore.s3.packs import S3Packs
 from castore.s3.parts import Parts

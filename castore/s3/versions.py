@@ -21,7 +21,7 @@ from castore.system.forks import ForkLock, Rank
 from castore.system.workers import Workers
 
 if TYPE_CHECKING:
-    from castore.s3.namespace import Namespace
+    from castore.s3.namespace.writing import Namespace
 
 # Of a manifest, in the first request: all of it for objects up to 500 MB. A cold read of 100 bytes
 # at 20 ms and 100 MB/s, of 1 GiB: 107 to 113 ms and 3 requests with 16 to 128 KiB, 94 ms and 2

@@ -64,7 +64,8 @@ from castore.format.s3_batches import (
     encode_tombstone,
     is_tombstone,
 )
-from castore.s3.batches import Batches, SeenRoot
+from castore.s3.batch_root import SeenRoot
+from castore.s3.batches import Batches
 
 u32, u64 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
 ids = st.binary(min_size=16, max_size=16)

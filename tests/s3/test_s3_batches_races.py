@@ -18,7 +18,8 @@ import castore
 from castore.errors import NameExists, NameNotFound, ObjectChanged, StoreBusy, StoreIOError
 from castore.format.s3 import NUMBERED_BYTES
 from castore.s3 import versions
-from castore.s3.batches import Batches, SeenRoot
+from castore.s3.batch_root import SeenRoot
+from castore.s3.batches import Batches
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.gc.batches import BatchCollector
 from castore.s3.namespace import look as namespace_look
@@ -679,7 +680,7 @@ def test_a_batch_that_was_written_a_day_ago_is_named_by_nobody(
             monkeypatch.setattr(BatchCollector, "_compact", lambda *of: None)
         assert collect(other).batches_removed == 1
 
-    for module in ("batches", "namespace.writing", "gc.batches"):
+    for module in ("batch_root", "namespace.writing", "gc.batches"):
         monkeypatch.setattr(f"castore.s3.{module}.boot_clock", lambda: world.server.clock)
     monkeypatch.setattr(Batches, "put", sleep)
     with pytest.raises(StoreIOError, match="repeat it"):

@@ -18,7 +18,8 @@ from servers import QUICK
 import castore
 from castore.format.config import StoreConfig, encode_config
 from castore.s3 import lease as session
-from castore.s3.batches import Batches, create_root
+from castore.s3.batch_root import create_root
+from castore.s3.batches import Batches
 from castore.s3.client import bucket, retries
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.client.settings import S3Settings, parse_settings

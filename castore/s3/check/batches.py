@@ -8,7 +8,7 @@ from castore.errors import FormatError, UnsupportedFormat
 from castore.s3.batches import BatchGone
 from castore.s3.client.bucket import Bucket
 from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, batch_of
-from castore.s3.namespace import Namespace
+from castore.s3.namespace.writing import Namespace
 from castore.stream.reports import Severity
 from castore.wording import counted
 

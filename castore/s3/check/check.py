@@ -43,7 +43,7 @@ from castore.s3.keys import (
     samples_of_shard,
     session_of_pin,
 )
-from castore.s3.namespace import Namespace
+from castore.s3.namespace.writing import Namespace
 from castore.s3.parts import Parts
 from castore.s3.samples import damaged_samples
 from castore.stream.reports import CheckReport

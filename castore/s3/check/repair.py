@@ -37,7 +37,7 @@ from castore.s3.hints import listed_hints, rewrite_hints
 from castore.s3.keys import pack_key
 from castore.s3.listings import listed_listings
 from castore.s3.manifests import Overwritten
-from castore.s3.namespace import Namespace
+from castore.s3.namespace.writing import Namespace
 from castore.s3.parts import Parts
 from castore.s3.samples import damaged_samples
 from castore.s3.session import S3Session

@@ -23,7 +23,8 @@ from castore.format.s3_batches import (
     encode_root,
     is_tombstone,
 )
-from castore.s3.batches import Batches, SeenRoot, in_order
+from castore.s3.batch_root import SeenRoot, in_order
+from castore.s3.batches import Batches
 from castore.s3.client.bucket import (
     Bucket,
     KeyAbsent,
@@ -34,7 +35,8 @@ from castore.s3.client.bucket import (
 )
 from castore.s3.client.put_once import put_once
 from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, NAMES, batch_key, batch_of
-from castore.s3.namespace import NUMBER_MAX, Namespace
+from castore.s3.namespace.listing import NUMBER_MAX
+from castore.s3.namespace.writing import Namespace
 from castore.s3.quarantine import keep_copy
 from castore.stream.reports import Problem
 from castore.wording import counted

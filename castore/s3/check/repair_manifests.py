@@ -27,7 +27,7 @@ from castore.s3.client.bucket import Bucket, KeyAbsent, PreconditionFailed
 from castore.s3.etags import batched_etag, is_batched
 from castore.s3.keys import name_key
 from castore.s3.manifests import decode_own_head
-from castore.s3.namespace import Namespace
+from castore.s3.namespace.writing import Namespace
 from castore.s3.versions import Version
 from castore.stream.codec import chunk_id_of
 from castore.stream.reports import CheckReport

@@ -21,7 +21,7 @@ from castore.s3.client.bucket import Bucket, KeyAbsent, Listed, Reply
 from castore.s3.etags import batched_etag, is_batched
 from castore.s3.keys import NAMES, PACKS, name_of, pack_key, pack_of
 from castore.s3.manifests import Overwritten, decode_own_head, read_head, read_part
-from castore.s3.namespace import Namespace
+from castore.s3.namespace.writing import Namespace
 from castore.system.workers import Workers
 
 FIRST_BYTES = 256 << 10

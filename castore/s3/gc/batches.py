@@ -23,12 +23,14 @@ from castore.format.s3_batches import (
     encode_batch,
     is_tombstone,
 )
-from castore.s3.batches import NAMED_S, Batches, Found, SeenRoot, in_order
+from castore.s3.batch_root import NAMED_S, SeenRoot, in_order
+from castore.s3.batches import Batches, Found
 from castore.s3.client.bucket import Listed
 from castore.s3.client.delete_version import delete_version
 from castore.s3.etags import is_batched
 from castore.s3.keys import BATCHES, NAMES, batch_of, name_key, name_of
-from castore.s3.namespace import BATCH_BYTES_MAX, BATCH_NAMES_MAX, etag_in_batch
+from castore.s3.namespace.look import etag_in_batch
+from castore.s3.namespace.writing import BATCH_BYTES_MAX, BATCH_NAMES_MAX
 from castore.s3.parts import Parts
 from castore.system.clock import boot_clock
 from castore.system.workers import results_of

@@ -24,7 +24,7 @@ from castore.s3.gc.live import frames_by_pack
 from castore.s3.gc.memory import CollectorMemory
 from castore.s3.keys import PINS, name_of, session_of_pin
 from castore.s3.manifests import decode_own_head, read_manifest, read_part
-from castore.s3.namespace import Singles
+from castore.s3.namespace.look import Singles
 from castore.s3.packs import absent_packs
 from castore.s3.parts import Parts
 from castore.s3.told import undamaged

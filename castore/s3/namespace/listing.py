@@ -12,7 +12,8 @@ from castore.errors import FormatError
 from castore.format.config import StoreConfig
 from castore.format.index import Record
 from castore.format.s3_batches import is_tombstone
-from castore.s3.batches import BatchGone, Found, SeenRoot
+from castore.s3.batch_root import SeenRoot
+from castore.s3.batches import BatchGone, Found
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Listed
 from castore.s3.etags import WEAK, is_batched

@@ -16,7 +16,8 @@ from castore.format.config import StoreConfig
 from castore.format.s3 import decode_manifest_head, manifest_head_bytes, manifest_number
 from castore.format.s3_batches import decode_tombstone, is_tombstone
 from castore.model import ObjectInfo
-from castore.s3.batches import Batches, BatchGone, Found, SeenRoot
+from castore.s3.batch_root import SeenRoot
+from castore.s3.batches import Batches, BatchGone, Found
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent, Reply
 from castore.s3.etags import WEAK, batched_etag, is_batched, is_marked, real

@@ -20,7 +20,8 @@ from castore.format.s3_batches import (
     encode_batch,
     encode_tombstone,
 )
-from castore.s3.batches import BatchGone, Found, SeenRoot, in_order
+from castore.s3.batch_root import SeenRoot, in_order
+from castore.s3.batches import BatchGone, Found
 from castore.s3.client.bucket import KeyAbsent, PreconditionFailed, Reply
 from castore.s3.client.delete_version import delete_version, delete_versions
 from castore.s3.client.put_once import NONCE_BYTES, Landed, put_once
