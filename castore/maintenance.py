@@ -126,7 +126,7 @@ def repair_config(store: StrPath, **options: Any) -> str:
     """
     _check_options(store, options)
     if not is_remote(store):
-        from castore.local.rebuild import repair_config as repair_local_config
+        from castore.local.config_repair import repair_config as repair_local_config
 
         return repair_local_config(local_path(store))
     from castore.s3.client.settings import parse_settings, settings_among

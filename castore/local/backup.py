@@ -38,6 +38,7 @@ from castore.format.backup import (
     encode_backup_trailer,
 )
 from castore.format.config import StoreConfig, decode_config
+from castore.local.config_repair import put_config
 from castore.local.folder import (
     CONFIG,
     INDEX_BYTES_MIN,
@@ -46,8 +47,9 @@ from castore.local.folder import (
     find_config,
     read_config,
 )
+from castore.local.index_place import index_draft, take_place
 from castore.local.journal.scan import read_journal
-from castore.local.rebuild import DRAFT, Sources, put_config, replace_index, take_place
+from castore.local.rebuild import Sources, replace_index
 from castore.local.transplant import Transplanted, transplant
 from castore.model import Progress
 from castore.stream.operations import now_ns
@@ -203,7 +205,6 @@ def compact(root: str) -> CompactReport:
     anybody has the store open; StoreNotFound, NotAStore; IndexCorrupt, StoreFull, StoreIOError:
     nothing was changed."""
     index_path = os.path.join(root, "index")
-    draft = os.path.join(root, DRAFT + os.urandom(6).hex())
     if find_config(root) is None:
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     if os.path.islink(index_path):
@@ -214,8 +215,7 @@ def compact(root: str) -> CompactReport:
     with _errors_of(root), typed_errors(root), alone(root):
         check_index_in_place(root)
         before = os.path.getsize(os.path.join(index_path, "data.mdb"))
-        try:
-            os.mkdir(draft, 0o700)
+        with index_draft(root) as draft:
             data = os.path.join(draft, "data.mdb")
             with descriptor(data, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
                 _copy_index(index_path, fd, read_only=False)
@@ -223,9 +223,6 @@ def compact(root: str) -> CompactReport:
                 os.fsync(fd)
                 after = os.fstat(fd).st_size
             kept = take_place(root, draft)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
         # It is done: what can't be removed of the old one is a collection's, as after a rebuild.
         shutil.rmtree(kept, ignore_errors=True)
     return CompactReport(looked["names"], before, after)

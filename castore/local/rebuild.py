@@ -15,35 +15,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
-from castore.check.config import config_anew
-from castore.errors import (
-    ConfigLost,
-    FormatError,
-    IndexCorrupt,
-    StoreFull,
-    StoreIOError,
-    StoreNotFound,
-    UnsupportedFormat,
-)
+from castore.errors import FormatError, IndexCorrupt, StoreFull, StoreIOError, StoreNotFound
 from castore.format.config import StoreConfig
 from castore.format.journal import Entry, JournalPlace
-from castore.local import meta
-from castore.local.folder import (
-    CONFIG,
-    INDEX_BYTES_MIN,
-    alone,
-    read_config,
-    write_new,
+from castore.local.config_repair import known_config, put_config
+from castore.local.folder import alone
+from castore.local.index_place import (
+    drafts,
+    has_index,
+    has_names,
+    index_draft,
+    kept_aside,
+    last_index,
+    meta_row,
+    take_place,
 )
-from castore.local.folder import find_config as config_in_place
 from castore.local.journal.files import FOLDER, generations, log_path
 from castore.local.journal.log import PLACE, Journal, read_unclaimed
 from castore.local.journal.replay import clear_names, drop_unnamed, fill, replay
@@ -51,14 +44,9 @@ from castore.local.journal.scan import JournalReading, read_journal
 from castore.local.rebuild_rows import RowRebuild
 from castore.local.transplant import Transplanted, transplant_file
 from castore.model import Progress
-from castore.stream.config import parse_config
 from castore.stream.reports import RebuildReport
-from castore.system.fileio import adopt, descriptor, follow, sync_folder, typed_errors
+from castore.system.fileio import typed_errors
 from castore.system.lmdb_env import Index, open_index
-from castore.system.lmdb_pages import IndexPages
-
-DRAFT = "index.new-"
-ASIDE = "index.before-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +70,12 @@ def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildRepo
 
 
 def _rebuild(root: str, progress: Progress | None) -> RebuildReport:
-    if not os.path.isdir(root):
-        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
-    found = find_config(root)
+    found = known_config(root) if os.path.isdir(root) else None
     if found is None:
         raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
     raw_config, config = found
     with alone(root):
-        last, is_old = _last_index(root)
+        last, is_old = last_index(root)
         journal = read_journal(root)  # not before: who had the store open may have put more
         there = has_index(last)
         if not there and not journal.is_there:
@@ -98,7 +84,7 @@ def _rebuild(root: str, progress: Progress | None) -> RebuildReport:
                 "backup (castore restore)"
             )
         # Without a journal it is the index that says of which page its names are lost.
-        there = there and (_has_names(last) or not journal.is_there)
+        there = there and (has_names(last) or not journal.is_there)
         take_rows = partial(transplant_file, last) if there else None
         sources = Sources(take_rows, journal, is_old)
         report = replace_index(root, config, sources, progress)
@@ -106,30 +92,13 @@ def _rebuild(root: str, progress: Progress | None) -> RebuildReport:
     return report
 
 
-def has_index(folder: str) -> bool:
-    """Whether there is anything to be read of one in the folder."""
-    try:
-        with descriptor(os.path.join(folder, "data.mdb")) as fd:
-            return os.fstat(fd).st_size >= INDEX_BYTES_MIN and bool(IndexPages(fd, folder).meta)
-    except (FileNotFoundError, IndexCorrupt):
-        return False
-
-
-def _has_names(folder: str) -> bool:
-    """Whether the table of names can be found in an index: one page lists all tables."""
-    with descriptor(os.path.join(folder, "data.mdb")) as fd:
-        return b"names" in IndexPages(fd, folder).tables()
-
-
 def replace_index(
     root: str, config: StoreConfig, sources: Sources, progress: Progress | None = None
 ) -> RebuildReport:
     """Put an index in place with the names that the sources have. For who has the store `alone`."""
-    for left in glob.glob(os.path.join(glob.escape(root), DRAFT + "*")):
+    for left in drafts(root):
         shutil.rmtree(left)  # a draft of a run that was killed: copies of what is elsewhere
-    draft = os.path.join(root, DRAFT + os.urandom(6).hex())
-    os.mkdir(draft, 0o700)
-    try:
+    with index_draft(root) as draft:
         index = open_index(draft, sync=False)
         try:
             report, anew = _fill_draft(index, root, config, sources, progress)
@@ -137,9 +106,6 @@ def replace_index(
         finally:
             index.close()
         report.kept = take_place(root, draft)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     if anew:
         # It is done, whatever comes of this: the next collection begins a journal that lacks
         # something anew, as this one is known to.
@@ -174,39 +140,78 @@ def _fill_draft(
     return report, anew
 
 
+class _Joined(NamedTuple):
+    """Whether all names are in the draft, how many changes of names of the journal's that took, and
+    what may be missing."""
+
+    complete: bool
+    replayed: int
+    missing: list[str]
+
+
 def _join(
     index: Index, taken: Transplanted | None, journal: JournalReading, *, is_backup: bool
-) -> tuple[bool, int, list[str]]:
-    """Put what the journal knows better into the draft; whether all names are there then, how many
-    changes of names that took, and what may be missing."""
-    lost = [] if taken is None else taken.lost_names
-    may_be_missing = [f"names that the journal lacks ({journal.gaps[0]})"] if journal.gaps else []
-    place = taken.place if taken is not None else None
-    if taken is None or (not is_backup and _is_older(index, taken, journal)):
-        if journal.complete:
-            clear_names(index)
-        replayed = replay(_all(journal), index, index)
-        drop_unnamed(index)
-        return journal.complete, replayed, may_be_missing
+) -> _Joined:
+    """Put what the journal knows better into the draft."""
+    if taken is None:
+        return _from_journal(index, journal)
     if is_backup:
-        # One that ends before the backup is a copy of then, or lost its end: what it says is old.
-        if not journal.is_there or (place is not None and journal.seq < place.seq):
-            return False, 0, []
-        if journal.complete:
-            clear_names(index)
-            replayed = replay(_all(journal), index, index)
-        else:
-            replayed = replay(journal.changes(after=place.seq if place else 0), index, index)
-        drop_unnamed(index)
-        complete = journal.complete or (place is not None and journal.has_from(place.seq))
-        return complete, replayed, [] if complete else may_be_missing
+        return _onto_backup(index, taken.place, journal)
+    if _is_older(index, taken, journal):
+        return _from_journal(index, journal)
     if taken.whole:
-        return True, 0, []
+        return _Joined(True, 0, [])
+    return _fill_in(index, taken, journal)
+
+
+def _from_journal(index: Index, journal: JournalReading) -> _Joined:
+    if journal.complete:
+        clear_names(index)
+    replayed = replay(_all(journal), index, index)
+    drop_unnamed(index)
+    return _Joined(journal.complete, replayed, _lacking(journal))
+
+
+def _onto_backup(index: Index, place: JournalPlace | None, journal: JournalReading) -> _Joined:
+    # One that ends before the backup is a copy of then, or lost its end: what it says is old.
+    if not journal.is_there or (place is not None and journal.seq < place.seq):
+        return _Joined(False, 0, [])
+    if journal.complete:
+        return _from_journal(index, journal)
+    replayed = replay(journal.changes(after=place.seq if place else 0), index, index)
+    drop_unnamed(index)
+    complete = place is not None and journal.has_from(place.seq)
+    return _Joined(complete, replayed, [] if complete else _lacking(journal))
+
+
+def _fill_in(index: Index, taken: Transplanted, journal: JournalReading) -> _Joined:
+    """Names and segments that the index lost."""
+    place = taken.place
     complete = journal.complete and (place is None or journal.seq >= place.seq)
-    replayed = _fill_in(index, journal)
+    replayed = _filled(index, journal) if journal.is_there else 0
     if complete:
-        return True, replayed, []
-    return not (lost or taken.lost_segments), replayed, lost
+        return _Joined(True, replayed, [])
+    return _Joined(not (taken.lost_names or taken.lost_segments), replayed, taken.lost_names)
+
+
+def _filled(index: Index, journal: JournalReading) -> int:
+    """How many names came of the journal, which is replayed beside the draft."""
+    beside = os.path.join(index.path, "journal")
+    os.mkdir(beside, 0o700)
+    source = open_index(beside, sync=False)
+    try:
+        replay(_all(journal), source, index)
+        drop_unnamed(source)
+        filled = fill(source, index)
+    finally:
+        source.close()
+        shutil.rmtree(beside)
+    drop_unnamed(index)
+    return filled
+
+
+def _lacking(journal: JournalReading) -> list[str]:
+    return [f"names that the journal lacks ({journal.gaps[0]})"] if journal.gaps else []
 
 
 def _is_older(index: Index, taken: Transplanted, journal: JournalReading) -> bool:
@@ -229,35 +234,13 @@ def _all(journal: JournalReading) -> Iterator[Entry]:
     yield from journal.changes()
 
 
-def _fill_in(index: Index, journal: JournalReading) -> int:
-    """Names and segments that the index lost."""
-    if not journal.is_there:
-        return 0
-    beside = os.path.join(index.path, "journal")
-    os.mkdir(beside, 0o700)
-    source = open_index(beside, sync=False)
-    try:
-        replay(_all(journal), source, index)
-        drop_unnamed(source)
-        filled = fill(source, index)
-    finally:
-        source.close()
-        shutil.rmtree(beside)
-    drop_unnamed(index)
-    return filled
-
-
 def _last_number(root: str, journal: JournalReading) -> int:
     """Of the transactions that the store has had, also of those that are given up: who compares
     what is kept of then with what comes from now on goes by their numbers."""
     last = journal.seq if journal.is_there else read_journal(root).seq
-    at = glob.escape(root)
-    for folder in [
-        *glob.glob(os.path.join(at, "index")),
-        *glob.glob(os.path.join(at, ASIDE + "*")),
-    ]:
+    for folder in (os.path.join(root, "index"), *kept_aside(root)):
         with contextlib.suppress(FormatError):
-            row = _meta_row(folder, PLACE)
+            row = meta_row(folder, PLACE)
             last = max(last, JournalPlace.mended(row).seq if row else 0)
     return last
 
@@ -281,161 +264,3 @@ def _begin_journal(root: str, config: StoreConfig) -> None:
     finally:
         journal.close(index)
         index.close()
-
-
-# ---------------------------------------------------------------- castore.json
-
-
-def find_config(root: str) -> tuple[bytes, StoreConfig] | None:
-    """castore.json, and what it says; where it is lost or damaged, from what has a copy of it."""
-    with contextlib.suppress(FormatError, UnsupportedFormat):
-        config = read_config(root)
-        if config is not None:
-            with open(os.path.join(root, CONFIG), "rb") as file:
-                return file.read(1 << 17), config
-    for text in read_journal(root).configs:
-        with contextlib.suppress(FormatError, UnsupportedFormat):
-            raw = text.encode()
-            return raw, parse_config(raw, root)
-    return _config_of_index(root)
-
-
-def repair_config(root: str) -> str:
-    """Make castore.json again if it is lost or damaged; what was done, "" for nothing. Raises
-    ConfigLost where neither the journal nor the index says what it was; StoreLocked while anybody
-    has the store open; UnsupportedFormat, StoreFull, StoreIOError."""
-    with typed_errors(root):
-        try:
-            config_in_place(root)
-            return ""
-        except ConfigLost as lost:
-            with alone(root):
-                found = find_config(root)
-                if found is None:
-                    raise lost
-                put_config(root, found[0])
-    return "castore.json was lost, and is made again from what the journal or the index says"
-
-
-def _config_of_index(root: str) -> tuple[bytes, StoreConfig] | None:
-    raw = _meta_row(os.path.join(root, "index"), meta.CONFIG)
-    with contextlib.suppress(FormatError, UnsupportedFormat):
-        return None if raw is None else (raw, parse_config(raw, root))
-    return None
-
-
-def _meta_row(folder: str, key: bytes) -> bytes | None:
-    """Of the index in the folder, which may be damaged, or none."""
-    lost = (FormatError, UnsupportedFormat, IndexCorrupt, FileNotFoundError)
-    with contextlib.suppress(*lost), descriptor(os.path.join(folder, "data.mdb")) as fd:
-        pages = IndexPages(fd, folder)
-        table = pages.tables().get(b"meta")
-        return dict(pages.rows(table)).get(key) if table else None
-    return None
-
-
-def put_config(root: str, raw: bytes) -> None:
-    """castore.json, where the folder has none that is the same; a damaged one is kept aside."""
-    path = os.path.join(root, CONFIG)
-    with contextlib.suppress(FileNotFoundError):
-        with open(path, "rb") as file:
-            found = file.read(1 << 17)
-        if found == raw:
-            return
-        os.rename(path, f"{path}.before-{os.urandom(3).hex()}")
-    _put_in_place(root, path, raw)
-
-
-def rewrite_config(root: str) -> list[str]:
-    """Write castore.json as castore does, where it says the same in other bytes; what was done. The
-    store may be in use: at no moment there is none."""
-    path = os.path.join(root, CONFIG)
-    with open(path, "rb") as file:
-        found = file.read(1 << 17)
-    anew = config_anew(found, parse_config(found, root))
-    if anew is None:
-        return []
-    kept = f"{path}.before-{os.urandom(3).hex()}"
-    write_new(kept, found)
-    _put_in_place(root, path, anew)
-    return [f"castore.json is written anew, as castore does; the old one is {kept}"]
-
-
-def _put_in_place(root: str, path: str, raw: bytes) -> None:
-    draft = f"{path}.{os.urandom(8).hex()}"
-    write_new(draft, raw)
-    index = _status_at(os.path.join(root, "index/data.mdb"))
-    if index is not None:
-        follow(draft, index)
-    os.rename(draft, path)
-    sync_folder(root)
-
-
-# ---------------------------------------------------------------- taking its place
-
-
-def take_place(root: str, draft: str) -> str:
-    """The draft becomes the index; where the old one is then. Where the second of the two renames
-    fails, as on a full disk, the first is taken back. Who is killed between them leaves a store
-    that says that its index is gone, and another rebuild or restore goes on from there."""
-    path = os.path.join(root, "index")
-    _share(draft, path)
-    sync_folder(draft)
-    now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    kept = os.path.join(root, f"{ASIDE}{now}-{os.urandom(3).hex()}")
-    try:
-        os.rename(path, kept)
-    except FileNotFoundError:
-        kept = ""
-    try:
-        os.rename(draft, path)
-    except BaseException:
-        if kept:
-            os.rename(kept, path)
-        raise
-    sync_folder(root)
-    return kept
-
-
-def _share(draft: str, index: str) -> None:
-    """The draft is for those whom the index was for that it takes the place of: others who share
-    the store could read nothing of it any more. Where that is gone, for those whom castore.json is
-    for; to write to if they may write to the store."""
-    root = os.path.dirname(index)
-    data, config = (
-        _status_at(each) for each in (os.path.join(index, "data.mdb"), os.path.join(root, CONFIG))
-    )
-    for made in (draft, *glob.glob(os.path.join(glob.escape(draft), "*.mdb"))):
-        like = _status_at(index) if made == draft else data
-        if like is not None:
-            follow(made, like)
-        elif config is not None and config.st_mode & 0o044:
-            with descriptor(made) as fd:
-                adopt(fd, root, as_lock=True)
-        elif os.geteuid() == 0:
-            store = os.stat(root)
-            os.chown(made, store.st_uid, store.st_gid)
-
-
-def _status_at(path: str) -> os.stat_result | None:
-    """None where nothing is. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return os.stat(path)
-    return None
-
-
-def _last_index(root: str) -> tuple[str, bool]:
-    """The folder of the index, or of the last one that there was; whether it may be of weeks ago.
-
-    If the last rebuild was killed between its two renames, the index is where the first put it, and
-    its draft is there as well: it is put back. Without one, what was kept aside is older than the
-    index that took its place, and is lost."""
-    path = os.path.join(root, "index")
-    kept = glob.glob(os.path.join(glob.escape(root), ASIDE + "*"))
-    if not kept or os.path.exists(path):
-        return path, False
-    if not glob.glob(os.path.join(glob.escape(root), DRAFT + "*")):
-        return max(kept), True
-    os.rename(max(kept), path)
-    sync_folder(root)
-    return path, False

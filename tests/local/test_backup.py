@@ -35,7 +35,7 @@ from castore.errors import (
 )
 from castore.format.backup import BackupTrailer, decode_backup_trailer, encode_backup_trailer
 from castore.local import backup as backups
-from castore.local import rebuild
+from castore.local import index_place
 from castore.local.journal.log import UNCLAIMED, Journal
 
 pytestmark = pytest.mark.apart  # LMDB may die of what these do to its pages
@@ -645,7 +645,7 @@ def test_a_rebuild_that_fails(
     whole = getattr(os, call)
 
     def fails(*args: Any, **options: Any) -> Any:
-        if call != "open" or rebuild.DRAFT in str(args[0]):
+        if call != "open" or index_place.DRAFT in str(args[0]):
             raise OSError(code, os.strerror(code))
         return whole(*args, **options)
 
@@ -699,7 +699,7 @@ def test_an_index_that_can_not_take_its_place_leaves_the_old_one_in_it(
     rename = os.rename
 
     def fails(source: Any, target: Any, **options: Any) -> None:
-        if os.path.basename(source).startswith(rebuild.DRAFT):
+        if os.path.basename(source).startswith(index_place.DRAFT):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         rename(source, target, **options)
 
@@ -761,7 +761,7 @@ def test_killed_on_the_way(folder: Path, what: str, call: str, nth: int) -> None
     killed_in(folder, call, nth, program)
     again()
     assert rows(folder) == before
-    assert not list(folder.glob(rebuild.DRAFT + "*"))
+    assert not list(folder.glob(index_place.DRAFT + "*"))
 
 
 # ---- what is left behind ------------------------------------------------------------------------
@@ -814,19 +814,19 @@ def test_a_collection_takes_indexes_that_were_left(folder: Path) -> None:
     killed_in(folder, "rename", 1, "castore.rebuild_index(sys.argv[1])")
     path = back_up(folder)
     castore.restore(path, folder, force=True)
-    [kept] = folder.glob(rebuild.ASIDE + "*")
+    [kept] = folder.glob(index_place.ASIDE + "*")
     killed_in(folder, "rename", 1, "castore.rebuild_index(sys.argv[1])")
-    [draft] = folder.glob(rebuild.DRAFT + "*")
+    [draft] = folder.glob(index_place.DRAFT + "*")
 
     def of(days: float) -> Path:
         then = time.strftime("%Y%m%d-%H%M%S", time.gmtime(time.time() - days * 86400))
-        return Path(shutil.copytree(kept, folder / f"{rebuild.ASIDE}{then}-0a1b2c"))
+        return Path(shutil.copytree(kept, folder / f"{index_place.ASIDE}{then}-0a1b2c"))
 
     old, young = of(30.1), of(29.9)
-    others = [folder / f"{rebuild.ASIDE}mine", folder / f"{rebuild.DRAFT}file"]
+    others = [folder / f"{index_place.ASIDE}mine", folder / f"{index_place.DRAFT}file"]
     others[0].mkdir()
     others[1].write_bytes(b"1")
-    (folder / f"{rebuild.DRAFT}link").symlink_to(kept)
+    (folder / f"{index_place.DRAFT}link").symlink_to(kept)
     with castore.open(folder) as store:
         foretold = store.gc(dry_run=True)
         assert old.exists()

@@ -28,11 +28,11 @@ from castore.local.check.repair_places import mend_places
 from castore.local.check.repair_rows import RowRepair
 from castore.local.check.run import check_local
 from castore.local.check.segments import named_manifests, pending_manifests, segments_of
+from castore.local.config_repair import rewrite_config
 from castore.local.gc.collect import LOCK as GC_LOCK
 from castore.local.locks import CollectorLock, PackLocks
 from castore.local.meta import GC_SEQ, next_number
 from castore.local.pack import Placement
-from castore.local.rebuild import rewrite_config
 from castore.local.tables import Tables
 from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem

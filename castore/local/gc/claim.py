@@ -15,14 +15,13 @@ from contextlib import suppress
 
 from castore.errors import UnclaimedData
 from castore.local.folder import is_config_draft
+from castore.local.index_place import ASIDE, DRAFT
 from castore.local.journal.log import LOG_BYTES_MIN, UNCLAIMED, Journal
 from castore.local.journal.state import judge
 from castore.system.fileio import typed_errors
 from castore.system.lmdb_env import Index
 
 KEPT_S = 30 * 86400  # an index that was replaced
-_DRAFT = "index.new-"
-_ASIDE = "index.before-"
 
 
 def claim(root: str, index: Index, journal: Journal, *, accept: bool, dry_run: bool) -> None:
@@ -71,7 +70,7 @@ def _remove_leftovers(root: str, *, dry_run: bool) -> tuple[int, int]:
             continue
         if os.path.islink(path) or not os.path.isdir(path):
             continue  # none that castore made
-        if name.startswith(_DRAFT) or (name.startswith(_ASIDE) and _is_old(name)):
+        if name.startswith(DRAFT) or (name.startswith(ASIDE) and _is_old(name)):
             with suppress(FileNotFoundError):
                 size += sum(entry.stat().st_blocks * 512 for entry in os.scandir(path))
                 count += 1
@@ -82,7 +81,7 @@ def _remove_leftovers(root: str, *, dry_run: bool) -> tuple[int, int]:
 
 
 def _is_old(name: str) -> bool:
-    stamp = name.removeprefix(_ASIDE)[:15]
+    stamp = name.removeprefix(ASIDE)[:15]
     try:
         replaced = calendar.timegm(time.strptime(stamp, "%Y%m%d-%H%M%S"))
     except ValueError:
