@@ -28,8 +28,8 @@ def restore(
     are gone.
 
     Raises FormatError if `source` is no whole backup, NotAStore if it is another store's,
-    IndexIntact if the store's index is whole, unless `force`; NotLocal; StoreLocked while it is in
-    use.
+    IndexIntact if the store's index is whole, unless `force`; UnsupportedFormat if a later castore
+    wrote its castore.json; NotLocal; StoreLocked while it is in use.
 
     >>> _ = store.puts("greeting", b"hello, world")
     >>> _ = store.backup("names.backup")
@@ -55,7 +55,8 @@ def rebuild_index(
     and `read_only`.
 
     Raises StoreLocked while a local store is in use; IndexCorrupt if its names can't be read;
-    UnsupportedFormat if one was put by a later castore; StoreFull, StoreIOError.
+    UnsupportedFormat if one was put, or castore.json written, by a later castore; StoreFull,
+    StoreIOError.
     """
     _check_options(store, options)
     if is_remote(store):

@@ -29,7 +29,6 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
     StoreNotFound,
-    UnsupportedFormat,
 )
 from castore.format.backup import (
     BACKUP_TRAILER_BYTES,
@@ -239,8 +238,8 @@ def restore(
     there, and the report tells which names need packs that are not.
 
     Raises FormatError if `source` is no whole backup; NotAStore if it is another store's;
-    IndexIntact if there is an index that is whole, unless `force`; StoreLocked while anybody has
-    the store open."""
+    IndexIntact if there is an index that is whole, unless `force`; UnsupportedFormat where a later
+    castore wrote castore.json; StoreLocked while anybody has the store open."""
     root = os.path.realpath(root)
     with _errors_of(root), open(source, "rb") as file:
         fd = file.fileno()
@@ -294,7 +293,7 @@ def _check_folder(root: str, config: StoreConfig) -> None:
     """It is this store's, or was: castore.json may be lost or damaged, too."""
     try:
         found = read_config(root)
-    except (FormatError, UnsupportedFormat):
+    except FormatError:
         return
     if found is None:
         ours = ("castore.", "index", "journal", "packs", "quarantine")

@@ -8,7 +8,7 @@ import contextlib
 import os
 
 from castore.check.config import config_anew
-from castore.errors import ConfigLost, FormatError, UnsupportedFormat
+from castore.errors import ConfigLost, FormatError
 from castore.format.config import StoreConfig
 from castore.local import meta
 from castore.local.folder import CONFIG, alone, find_config, read_config, write_new
@@ -19,13 +19,14 @@ from castore.system.fileio import follow, sync_folder, typed_errors
 
 
 def known_config(root: str) -> tuple[bytes, StoreConfig] | None:
-    """castore.json, and what it says; where it is lost or damaged, from what has a copy of it."""
-    with contextlib.suppress(FormatError, UnsupportedFormat):
+    """castore.json, and what it says; where it is lost or damaged, from what has a copy of it.
+    Raises UnsupportedFormat for what a later castore wrote: it is not put back to what it was."""
+    with contextlib.suppress(FormatError):
         config = read_config(root)
         if config is not None:
             return _raw_config(root), config
     for text in read_journal(root).configs:
-        with contextlib.suppress(FormatError, UnsupportedFormat):
+        with contextlib.suppress(FormatError):
             raw = text.encode()
             return raw, parse_config(raw, root)
     return _config_of_index(root)
@@ -50,7 +51,7 @@ def repair_config(root: str) -> str:
 
 def _config_of_index(root: str) -> tuple[bytes, StoreConfig] | None:
     raw = meta_row(os.path.join(root, "index"), meta.CONFIG)
-    with contextlib.suppress(FormatError, UnsupportedFormat):
+    with contextlib.suppress(FormatError):
         return None if raw is None else (raw, parse_config(raw, root))
     return None
 

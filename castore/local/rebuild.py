@@ -64,7 +64,7 @@ def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildRepo
     """Make the index of the store in the folder anew, with all names that can be read, and
     castore.json if it is lost. Raises StoreLocked while anybody has the store open; IndexCorrupt if
     none of its names can be read, so that only a backup helps; UnsupportedFormat if a later castore
-    put one, with nothing changed; StoreFull, StoreIOError."""
+    put one, or wrote castore.json, with nothing changed; StoreFull, StoreIOError."""
     with typed_errors(root):
         return _rebuild(root, progress)
 

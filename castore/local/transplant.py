@@ -1,6 +1,6 @@
 """The rows of an index that may be damaged, taken over into a new one.
 
-Pages are read without LMDB (see `index_pages`): what a damaged one held is left out, and said;
+Pages are read without LMDB (see `lmdb_pages`): what a damaged one held is left out, and said;
 everything else comes along. So this can be done in the process itself, to a backup of unknown
 origin as well.
 """

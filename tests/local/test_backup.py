@@ -32,6 +32,7 @@ from castore.errors import (
     StoreLocked,
     StoreNotFound,
     UnclaimedData,
+    UnsupportedFormat,
 )
 from castore.format.backup import BackupTrailer, decode_backup_trailer, encode_backup_trailer
 from castore.local import backup as backups
@@ -502,6 +503,25 @@ def test_a_damaged_config_is_told_in_a_few_words_with_the_way_out(
     castore.rebuild_index(folder)
     with castore.open(folder) as store:
         assert read(store) == VALUES
+
+
+@pytest.mark.damages_store("a later castore's config")
+@pytest.mark.parametrize("what", ["restore", "rebuild", "repair"])
+def test_the_config_of_a_later_castore_is_left(folder: Path, what: str) -> None:
+    """The journal and the index may say what it was before."""
+    path = back_up(folder)
+    config = folder / "castore.json"
+    config.write_bytes(config.read_bytes().replace(b'"version": 1', b'"version": 99'))
+    before = {each: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+    mend = {
+        "restore": partial(castore.restore, path, folder, force=True),
+        "rebuild": partial(castore.rebuild_index, folder),
+        "repair": partial(castore.check_store, folder, repair=True),
+    }[what]
+    with pytest.raises(UnsupportedFormat, match="format version 99"):
+        mend()
+    after = {each: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+    assert after == before
 
 
 def test_what_is_no_backup_of_this_store(folder: Path, tmp_path: Path) -> None:
