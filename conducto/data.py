@@ -7,22 +7,14 @@ only what the `/` in names suggests (`directories`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal, TypeVar, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, BinaryIO, Literal, overload
 
 from castore.errors import NameNotFound, SourceChanged
 from conducto import context
 from conducto.archive import archive, archive_quiet
-from conducto.directories import (
-    absent,
-    delete_tree,
-    folder_of,
-    has_below,
-    is_directory,
-    missing,
-    refuse_directory,
-)
+from conducto.data_scope import Scope
+from conducto.directories import delete_tree, folder_of, has_below, is_directory
 from conducto.errors import CacheNotFound, ContextError
 from conducto.names import (
     cache_folder,
@@ -42,39 +34,15 @@ __all__ = ["ContextError", "archive", "archive_quiet", "pipeline", "user"]
 
 Path = str | os.PathLike[str]
 Names = list[str]  # inside the classes `list` is a method
-Scope = TypeVar("Scope", bound="_Data")
 
 SAVES_MAX = 4  # of a cache, where its files are rewritten meanwhile
 
 
-class _Data:
+class _Data(Scope):
     """What both scopes do. Sizes and ranges are in bytes.
 
     A missing name raises FileNotFoundError, a name that can't be one ValueError.
     """
-
-    _pipeline_id: ClassVar[str | None] = None
-    _local: ClassVar[bool | None] = None
-    _profile: ClassVar[str | None] = None
-
-    @classmethod
-    def bound(
-        cls: type[Scope],
-        *,
-        pipeline_id: str | None = None,
-        local: bool | None = None,
-        profile: str | None = None,
-    ) -> type[Scope]:
-        """The same scope with these fixed, whatever the environment says.
-
-        None leaves one as it is here.
-
-        >>> co.data.pipeline.bound(pipeline_id="7").list()
-        []
-        """
-        given = {"_pipeline_id": pipeline_id, "_local": local, "_profile": profile}
-        fixed = {name: value for name, value in given.items() if value is not None}
-        return type(cls.__name__, (cls,), {**fixed, "__doc__": cls.__doc__})
 
     @classmethod
     def get(cls, name: str, file: Path | BinaryIO, local: bool | None = None) -> None:
@@ -136,8 +104,7 @@ class _Data:
                 reader = store.open(key)
             reader.info = reader.info._replace(name=name)
             return reader
-        store, key = cls._store(), cls._key(name)
-        refuse_directory(store, key, name)
+        store, key = cls._writing(name)
         with called(name, key):
             writer = store.open(key, mode)
         writer.name = name
@@ -150,8 +117,7 @@ class _Data:
         What a versioned bucket would keep of the name's older versions is removed then, if it can
         be, unless `skip_cleanup`. IsADirectoryError where objects lie below `name`.
         """
-        store, key = cls._store(), cls._key(name)
-        refuse_directory(store, key, name)
+        store, key = cls._writing(name)
         store.put(key, file)
         if not skip_cleanup:
             store.remove_old_versions(key)
@@ -167,8 +133,7 @@ class _Data:
         2
         """
         data = _as_bytes(obj)
-        store, key = cls._store(), cls._key(name)
-        refuse_directory(store, key, name)
+        store, key = cls._writing(name)
         store.puts(key, data)
         store.remove_old_versions(key)
 
@@ -334,42 +299,6 @@ class _Data:
         store.remove_old_versions(key)
 
     @classmethod
-    def prefix(cls) -> str:
-        """What stands before the caller's names in the store; it ends with a slash."""
-        return cls._scope()
-
-    @classmethod
-    def _scope(cls) -> str:
-        raise NotImplementedError
-
-    @classmethod
-    def _store(cls) -> castore.Store:
-        return context.open_store(local=cls._local, profile=cls._profile)
-
-    @classmethod
-    def _store_if_any(cls) -> castore.Store | None:
-        return context.find_store(local=cls._local, profile=cls._profile)
-
-    @classmethod
-    @contextmanager
-    def _reading(cls, name: str, local: bool | None = None) -> Iterator[tuple[castore.Store, str]]:
-        """The store, and the name in it, of what has to be there already."""
-        local = cls._local if local is None else local
-        key, store = cls._key(name), context.find_store(local=local, profile=cls._profile)
-        if store is None:
-            url = context.store_url(local=local, profile=cls._profile)
-            raise absent(url, key, name)
-        try:
-            with called(name, key):
-                yield store, key
-        except NameNotFound:
-            raise missing(store, key, name) from None
-
-    @classmethod
-    def _key(cls, name: str) -> str:
-        return key_of(cls._scope(), name)
-
-    @classmethod
     def _cache_key(cls, name: str, checksum: str) -> str:
         return key_of(cls._scope(), cache_name(name, checksum))
 
@@ -394,8 +323,6 @@ class user(_Data):
 
 
 def _as_bytes(obj: object) -> bytes | memoryview:
-    if isinstance(obj, bytes):
-        return obj
     try:
         view = memoryview(obj)  # type: ignore[arg-type]
     except TypeError:
@@ -403,6 +330,4 @@ def _as_bytes(obj: object) -> bytes | memoryview:
         if len(shown) > 200:
             shown = shown[:200] + "..."
         raise ValueError(f"Expected object of type bytes, but got {shown}") from None
-    if not view.nbytes:
-        return b""
-    return view.cast("B") if view.c_contiguous else view.tobytes()
+    return view if view.c_contiguous else view.tobytes()

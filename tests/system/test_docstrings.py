@@ -37,7 +37,8 @@ MODULES = {  # and how many of its docstrings have an example
     "castore.transaction.objects": 3,
     "conducto.archive": 1,
     "conducto.context": 1,
-    "conducto.data": 9,
+    "conducto.data": 8,
+    "conducto.data_scope": 1,
     "conducto.fs": 1,
     "conducto.shared.log": 1,
 }
