@@ -9,13 +9,7 @@ The rules that bite, each kept here:
   (`max_spare_txns=0`). The pid is checked on every transaction, for forks that ran no hooks.
 - `lib_version=0` pins the file format to LMDB 0.9's; the map is huge and sparse from the start.
 - Who may not write the lock file, or is not to touch anything, reads without a lock and without
-  LMDB (`lmdb_unlocked`), and finds out afterwards whether that went well. A reader of transaction N
-  sees pages that N + 1 may free at the earliest. They are then listed as free under N + 1, and a
-  writer M takes only what is listed below M - 1 (`mdb_find_oldest` gives M - 1 where it knows of no
-  reader, and `mdb_page_alloc` takes what is listed below that). So N + 3 is the first that may
-  write over them, and it begins when N + 2 is committed: while the last transaction is N + 1 or
-  less, all that was read is as it was. Its number is the last of it that is written, after the
-  pages and the roots.
+  LMDB (`lmdb_unlocked`), and finds out afterwards whether that went well.
 - A commit that fails has an unknown outcome: the environment is reopened and the transaction ids
   compared, so that the error can say whether it may have landed. It is never acknowledged.
 """
@@ -48,9 +42,9 @@ from castore.system.fileio import (
     typed_errors,
 )
 from castore.system.forks import ForkLock, Rank
-from castore.system.lmdb_errors import READERS_MAX, code_of, free_bytes, full, typed
-from castore.system.lmdb_files import allocate_lock_file, can_lock
-from castore.system.lmdb_pages import check_length, newest_meta
+from castore.system.lmdb_errors import READERS_MAX, code_of, typed
+from castore.system.lmdb_files import can_lock, data_path, make_fit
+from castore.system.lmdb_pages import newest_meta
 from castore.system.lmdb_snapshot import Snapshot, Table, repeated
 from castore.system.lmdb_unlocked import UnlockedEnvironment
 
@@ -61,7 +55,6 @@ LARGE_MAPS_MAX = 32
 MAP_BYTES_OF_MANY = 1 << 36
 MAP_BYTES_LEAST = 1 << 28
 READER_CHECK_S = 1.0
-NEW_INDEX_BYTES = 512 << 10
 TABLES = (b"names", b"segments", b"chunks", b"packs", b"pending", b"changes", b"meta")
 CACHE_TABLES = (b"names", b"segments", b"chunks", b"frames", b"references", b"meta")
 
@@ -184,7 +177,7 @@ class Index:
         gone as soon as it is closed; StoreIOError, PermissionDenied if that can't be told."""
         found = 0
         with typed_errors(self.path), contextlib.suppress(FileNotFoundError):
-            found = os.stat(os.path.join(self.path, "data.mdb")).st_ino
+            found = self._inode_in_place()
         if found != self._inode:
             raise StoreNotFound(
                 errno.ENOENT,
@@ -199,9 +192,12 @@ class Index:
         if not isinstance(self._env, UnlockedEnvironment):
             return False
         try:
-            return os.stat(os.path.join(self.path, "data.mdb")).st_ino != self._inode
+            return self._inode_in_place() != self._inode
         except OSError:
             return False
+
+    def _inode_in_place(self) -> int:
+        return os.stat(data_path(self.path)).st_ino
 
     def _adopt_map(self) -> None:
         """Open the environment again, with the larger map that another process gave it."""
@@ -210,7 +206,7 @@ class Index:
 
     def stat_bytes(self) -> int:
         """Bytes of the index in use (not its sparse map)."""
-        path = os.path.join(self.path, "data.mdb")
+        path = data_path(self.path)
         with typed_errors(path), descriptor(path) as fd:
             meta = newest_meta(fd, self.path, os.fstat(fd).st_size)
         return (meta.last_page + 1) * meta.page_bytes
@@ -247,17 +243,8 @@ class Index:
         take_standard_descriptors()
         self.lock_free = self._never_lock or not can_lock(self.path)
         self.writable = not self.lock_free and os.access(self.path, os.W_OK)
-        is_new = not os.path.exists(os.path.join(self.path, "data.mdb"))
-        if is_new and free_bytes(self.path) < NEW_INDEX_BYTES:
-            raise full(self.path)
-        for name in ("data.mdb", "lock.mdb"):
-            if os.path.islink(os.path.join(self.path, name)):
-                raise StoreIOError(f"{self.path}/{name} is a symbolic link: it may lead anywhere")
         try:
-            if self.writable:
-                allocate_lock_file(self.path)
-            if not is_new:
-                check_length(self.path)
+            is_new = make_fit(self.path, writable=self.writable)
             env = UnlockedEnvironment(self.path) if self.lock_free else self._open_lmdb()
         except CastoreError:  # it says all already
             raise
@@ -271,7 +258,7 @@ class Index:
                 if isinstance(env, UnlockedEnvironment):
                     self._inode = env.inode()
                 else:
-                    self._inode = os.stat(os.path.join(self.path, "data.mdb")).st_ino
+                    self._inode = self._inode_in_place()
         except BaseException:
             env.close()
             raise
