@@ -178,6 +178,11 @@ class ObjectVerbs(ReadVerbs):
             raise ValueError(f"mode is 'rb', 'wb', 'xb' or 'ab', not {mode!r}")
         if etag is not None:
             raise ValueError(f"an etag is for what is read, and not for mode {mode!r}")
+        return self._open_to_write(name, key, mode, like)
+
+    def _open_to_write(
+        self, name: str, key: bytes, mode: str, like: str | None
+    ) -> ObjectWriterFile:
         self._check_writable()
         if mode == "xb" and self._catalog.record(key) is not None:
             raise NameExists(name)
@@ -185,16 +190,16 @@ class ObjectVerbs(ReadVerbs):
         if like is not None and self._catalog.record(encode_name(like)) is None:
             raise NameNotFound(like)
         session = self._session(of_one=True)
-        align = resembling(session, self._catalog, self._reader, key, liked)
         over: Record | None = None
-        if mode == "ab":
-            try:
+        try:
+            align = resembling(session, self._catalog, self._reader, key, liked)
+            if mode == "ab":
                 writer, over = begin_as(session, self._reader, key, align)
-            except BaseException:
-                session.close()
-                raise
-        else:
-            writer = ObjectWriter(session, align=align)
+            else:
+                writer = ObjectWriter(session, align=align)
+        except BaseException:
+            session.close()
+            raise
         if_absent = mode == "xb" or (mode == "ab" and over is None)
         writing, pid = threading.RLock(), os.getpid()  # a session is for one thread at a time
 

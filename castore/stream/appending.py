@@ -16,7 +16,7 @@ from castore.stream.writer import ObjectWriter
 
 
 def begin_as(
-    session: WriteSession, reader: Reader, name: bytes, align: FindAlignment | None = None
+    session: WriteSession, reader: Reader, name: bytes, align: FindAlignment | None
 ) -> tuple[ObjectWriter, Record | None]:
     """A writer that begins as the object there is, and that object's record; a new writer and None
     where there is no such name. `align` as ObjectWriter's.
