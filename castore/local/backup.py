@@ -44,6 +44,7 @@ from castore.local.folder import (
     alone,
     check_index_in_place,
     find_config,
+    no_store,
     read_config,
 )
 from castore.local.index_place import index_draft, take_place
@@ -205,7 +206,7 @@ def compact(root: str) -> CompactReport:
     nothing was changed."""
     index_path = os.path.join(root, "index")
     if find_config(root) is None:
-        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
+        raise no_store(root)
     if os.path.islink(index_path):
         raise StoreIOError(
             f"{index_path} is a symbolic link, and what it leads to can't be replaced in one step: "
@@ -332,13 +333,11 @@ def _blocks(fd: int, end: int) -> Iterator[bytes]:
 def _errors_of(path: str) -> Iterator[None]:
     try:
         yield
-    except CastoreError as error:
-        if isinstance(error, StoreFull):
-            raise StoreFull(f"no space left for {path}: free some and repeat") from error
-        raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a StoreFull, too, which names a draft
             raise StoreFull(f"no space left for {path}: free some and repeat") from error
+        if isinstance(error, CastoreError):
+            raise
         if error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS):
             raise StoreIOError(f"{path}: {error.strerror}", error.errno) from error
         raise

@@ -14,6 +14,7 @@ from castore.errors import (
     NotAStore,
     StoreIOError,
     StoreLocked,
+    StoreNotFound,
     index_lost,
 )
 from castore.format.config import StoreConfig
@@ -41,6 +42,10 @@ def check_index_in_place(root: str) -> None:
         size = 0
     if size < INDEX_BYTES_MIN:
         raise index_lost(f"the index of the store {root} is gone")
+
+
+def no_store(root: str) -> StoreNotFound:
+    return StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
 
 
 def find_config(root: str) -> StoreConfig | None:

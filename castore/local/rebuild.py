@@ -14,7 +14,6 @@ it leaves the store as it was. The old one is kept aside, for a month.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,11 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from castore.errors import FormatError, IndexCorrupt, StoreFull, StoreIOError, StoreNotFound
+from castore.errors import FormatError, IndexCorrupt, StoreFull, StoreIOError
 from castore.format.config import StoreConfig
 from castore.format.journal import Entry, JournalPlace
 from castore.local.config_repair import known_config, put_config
-from castore.local.folder import alone
+from castore.local.folder import alone, no_store
 from castore.local.index_place import (
     drafts,
     has_index,
@@ -60,7 +59,7 @@ class Sources:
     is_backup: bool = False
 
 
-def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildReport:
+def rebuild_local(root: str, *, progress: Progress | None) -> RebuildReport:
     """Make the index of the store in the folder anew, with all names that can be read, and
     castore.json if it is lost. Raises StoreLocked while anybody has the store open; IndexCorrupt if
     none of its names can be read, so that only a backup helps; UnsupportedFormat if a later castore
@@ -72,7 +71,7 @@ def rebuild_local(root: str, *, progress: Progress | None = None) -> RebuildRepo
 def _rebuild(root: str, progress: Progress | None) -> RebuildReport:
     found = known_config(root) if os.path.isdir(root) else None
     if found is None:
-        raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
+        raise no_store(root)
     raw_config, config = found
     with alone(root):
         last, is_old = last_index(root)
@@ -93,7 +92,7 @@ def _rebuild(root: str, progress: Progress | None) -> RebuildReport:
 
 
 def replace_index(
-    root: str, config: StoreConfig, sources: Sources, progress: Progress | None = None
+    root: str, config: StoreConfig, sources: Sources, progress: Progress | None
 ) -> RebuildReport:
     """Put an index in place with the names that the sources have. For who has the store `alone`."""
     for left in drafts(root):

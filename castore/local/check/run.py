@@ -13,10 +13,10 @@ import errno
 import os
 from collections.abc import Collection
 
-from castore.errors import FormatError, IndexChanged, StoreLocked, StoreNotFound
+from castore.errors import FormatError, IndexChanged, StoreLocked
 from castore.local.check.journal import check_journal
 from castore.local.check.scan import LocalCheck
-from castore.local.folder import check_index_in_place, find_config, read_config, share
+from castore.local.folder import check_index_in_place, find_config, no_store, read_config, share
 from castore.local.index_walk import check_pages
 from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem
@@ -66,7 +66,7 @@ def _check_once(
     index_path = os.path.join(root, "index")
     with typed_errors(root):
         if find_config(root) is None:
-            raise StoreNotFound(errno.ENOENT, f"there is no store at {root}: check the path")
+            raise no_store(root)
         check_index_in_place(root)
     for document in isolated.run(
         "castore.local.check.run:check_in_process",
