@@ -90,7 +90,7 @@ def file_reader(fd: int) -> Read:
 
 
 def read_pack(
-    read: Read, size: int, *, store_id: bytes, pack_id: bytes, seed: int, headers: bool = True
+    read: Read, size: int, *, store_id: bytes, pack_id: bytes, seed: int, headers: bool
 ) -> PackReading:
     """Without `headers` the frames' own are not read where there is a footer that tells of them."""
     reading = PackReading(pack_id, size)

@@ -91,7 +91,7 @@ def _usual_config(config: StoreConfig) -> StoreConfig:
     return config._replace(chunk_bytes_min=average // 4, chunk_bytes_max=average * 4)
 
 
-def footer_bytes(frames: int, bases: int = 0) -> int:
+def footer_bytes(frames: int, bases: int) -> int:
     """The size of the footer of a pack with so many frames, which have so many bases."""
     return entries_bytes(frames, bases) + PACK_TRAILER_BYTES
 

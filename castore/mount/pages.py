@@ -184,7 +184,7 @@ class Pages:
                     self._past = {name: past for name, past in self._past.items() if past.versions}
             self._changed.notify_all()
 
-    def begin_write(self, name: str, caller: Caller, aside: Held | None = None) -> None:
+    def begin_write(self, name: str, caller: Caller, aside: Held | None) -> None:
         """The file will be opened to write it: until `end_write` nobody gets pages of it, and those
         who have some are waited for, or moved aside. Raises ESTALE and EBUSY, see the module; then
         there is no `end_write`. `aside` as in `open`."""

@@ -80,7 +80,7 @@ class Batches(BatchRoot):
         return next(self._rows_of(name, root.having(name)), None) is not None
 
     def all_below(
-        self, root: Root, prefix: bytes, start_after: bytes = b"", *, lazily: bool = False
+        self, root: Root, prefix: bytes, start_after: bytes, *, lazily: bool
     ) -> Iterator[Found]:
         """What counts of batches and drops for each name that begins with the prefix and sorts
         behind `start_after`, in order, of those that some batch has. `lazily`: what a batch has is

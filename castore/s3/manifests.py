@@ -41,7 +41,7 @@ def read_manifest(
     use: Callable[[str, bytes], T],
     *,
     unless: str | None = None,
-    whole: bool = True,
+    whole: bool,
 ) -> T | None:
     """What `use` makes of the ETag and the first bytes, with its head at least, of what the name
     maps to now; None if that has the ETag `unless`. If not `whole`, an inline object's bytes may be

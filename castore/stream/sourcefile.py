@@ -144,7 +144,7 @@ def store_file(
     session: WriteSession,
     source: SourceFile,
     progress: Progress | None,
-    align: FindAlignment | None = None,
+    align: FindAlignment | None,
 ) -> StoredContent:
     """Store the file's bytes. Nothing is visible yet. `align` as ObjectWriter's.
 
