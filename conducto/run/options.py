@@ -69,7 +69,7 @@ def take_run_options(argv: Sequence[str], own: Mapping[str, bool]) -> tuple[list
                 raise UsageError("--profile needs a value")
         elif name in ("-j", "--jobs"):
             options.parallel = _count(text if equals else next(left, ""))
-        elif word.startswith("-j") and word[2:].isdigit():
+        elif word.startswith("-j") and word[2:].isdecimal():
             options.parallel = _count(word[2:])
         elif name == "--cloud":
             raise UsageError("nothing here runs pipelines in a cloud: --run runs them as processes")
@@ -85,6 +85,6 @@ def take_run_options(argv: Sequence[str], own: Mapping[str, bool]) -> tuple[list
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= PARALLEL_MAX:
+    if not text.isdecimal() or not 1 <= int(text) <= PARALLEL_MAX:
         raise UsageError(f"-j takes a number from 1 to {PARALLEL_MAX}, not {text!r}")
     return int(text)

@@ -160,7 +160,7 @@ def logs(store: Store, given: dict[str, Value]) -> int:
     attempts = found.execs.get(str(node))
     last = attempts.attempt if attempts else 0
     number = str(given.get("attempt", last))
-    if not number.isdigit() or not 1 <= int(number) <= last:
+    if not number.isdecimal() or not 1 <= int(number) <= last:
         raise RunError(f"{node} has no attempt {number}; attempts begun: {last}")
     with records.open_log(str(node), int(number)) as file:
         while piece := file.read(PIECE_BYTES):

@@ -112,6 +112,8 @@ def test_functions_by_hand(pipelines: Pipelines) -> None:
         (["add", "--a=x", "--b=1"], 2, "--a can't be 'x'"),
         (["add", "3"], 2, "b missing"),
         (["build", "--run", "-j", "0"], 2, "-j takes a number from 1"),
+        (["build", "--run", "-j\u00b2"], 2, "unexpected argument '-j\u00b2'"),
+        (["build", "--run", "-j", "\u00b2"], 2, "-j takes a number from 1"),
         (["build", "-j", "2"], 2, "-j goes with --run"),
         (["build", "--cloud"], 2, "nothing here runs pipelines in a cloud"),
         (["build", "--fast"], 2, "unknown option --fast"),
@@ -608,6 +610,7 @@ def test_what_is_asked_of_a_run_that_it_has_not(pipelines: Pipelines) -> None:
         (["logs", done.id, "many"], f"/many/n9 and 990 more: conducto show {done.id} lists them"),
         (["logs", done.id, "b"], "/b has no attempt 0; attempts begun: 0"),
         (["logs", done.id, "a", "--attempt=x"], "/a has no attempt x"),
+        (["logs", done.id, "a", "--attempt=\u00b9"], "/a has no attempt \u00b9"),
         (["show", "other"], "no run of a pipeline 'other'"),
     ):
         asked = pipelines.conducto(*words)
