@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from castore.errors import ClockOutOfRange, InvalidName, NameExists, SourceChanged, TimeOutOfRange
@@ -67,30 +67,33 @@ def _files(base: str, left_out: dict[str, str]) -> Iterator[_Kept]:
         if not isinstance(error, NOT_THERE):
             unreadable(error)
     for kept in ["data", *(f"pipelines/{each}/data" for each in ids)]:
-        top = os.path.join(base, kept)
         link = _link_to(base, kept)
-        if link is not None and os.path.lexists(top):
+        if link is not None and os.path.lexists(os.path.join(base, kept)):
             left_out[link] = "it is a symbolic link"
             continue
-
-        def below(error: OSError, top: str = top) -> None:
-            if error.filename != top or not isinstance(error, NOT_THERE):
+        for path in _paths_below(os.path.join(base, kept), unreadable):
+            try:
+                status = os.lstat(path)
+            except OSError as error:
                 unreadable(error)
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield _Kept(os.path.relpath(path, base), path, status.st_size)
+            else:
+                left_out[path] = "it is no regular file"
 
-        for folder, folders, files in os.walk(top, onerror=below):
-            folders.sort()
-            links = [each for each in folders if os.path.islink(os.path.join(folder, each))]
-            for each in sorted(files + links):
-                path = os.path.join(folder, each)
-                try:
-                    status = os.lstat(path)
-                except OSError as error:
-                    unreadable(error)
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    yield _Kept(os.path.relpath(path, base), path, status.st_size)
-                else:
-                    left_out[path] = "it is no regular file"
+
+def _paths_below(top: str, unreadable: Callable[[OSError], None]) -> Iterator[str]:
+    """Of all that is no folder, links included."""
+
+    def failed(error: OSError) -> None:
+        if error.filename != top or not isinstance(error, NOT_THERE):
+            unreadable(error)
+
+    for folder, folders, files in os.walk(top, onerror=failed):
+        folders.sort()
+        links = [each for each in folders if os.path.islink(os.path.join(folder, each))]
+        yield from (os.path.join(folder, each) for each in sorted(files + links))
 
 
 def _link_to(base: str, kept: str) -> str | None:

@@ -96,26 +96,16 @@ def _unreadable(what: str, error: CastoreError | OSError) -> Check:
 
 def _open(root: str) -> Store | Check:
     import castore
-    from castore.local.store import store_around, strangers_in
+    from castore.local.store import store_around
 
     around = store_around(root)
     if around is not None and not os.path.exists(os.path.join(root, CONFIG)):
-        return Check(
-            "folder",
-            "problem",
+        return _unfit(
             f"it lies inside the store {around}",
             "no store can be made inside another: choose another folder",
         )
     if not os.path.lexists(root):
-        above = existing(root)
-        if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
-            return Check("folder", "ok", "not there yet: the first put makes the store")
-        return Check(
-            "folder",
-            "problem",
-            f"not there, and {above} can't be written to",
-            "no store can be made here: choose another folder",
-        )
+        return _not_there(root)
     try:
         index_path = os.path.join(root, "index")
         if os.path.exists(os.path.join(index_path, "data.mdb")):
@@ -126,25 +116,40 @@ def _open(root: str) -> Store | Check:
                 """It reports nothing."""
         return castore.open(root, create=False, read_only=True)
     except StoreNotFound:
-        if not os.path.isdir(root):
-            return Check("folder", "problem", "it is not a folder")
-        if strangers_in(root):
-            return Check(
-                "folder",
-                "problem",
-                "not a store, and not empty",
-                "a store is only made in an empty folder: choose another",
-            )
-        if not os.access(root, os.W_OK | os.X_OK):
-            return Check(
-                "folder",
-                "problem",
-                "empty, and can't be written to",
-                f"no store can be made here: chown or chmod {root}, or choose another folder",
-            )
-        return Check("folder", "ok", "empty: the first put makes the store")
+        return _without_store(root)
     except (CastoreError, OSError) as error:
         return _unreadable("folder", error)
+
+
+def _not_there(root: str) -> Check:
+    above = existing(root)
+    if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK):
+        return Check("folder", "ok", "not there yet: the first put makes the store")
+    return _unfit(
+        f"not there, and {above} can't be written to",
+        "no store can be made here: choose another folder",
+    )
+
+
+def _without_store(root: str) -> Check:
+    from castore.local.store import strangers_in
+
+    if not os.path.isdir(root):
+        return _unfit("it is not a folder")
+    if strangers_in(root):
+        return _unfit(
+            "not a store, and not empty", "a store is only made in an empty folder: choose another"
+        )
+    if not os.access(root, os.W_OK | os.X_OK):
+        return _unfit(
+            "empty, and can't be written to",
+            f"no store can be made here: chown or chmod {root}, or choose another folder",
+        )
+    return Check("folder", "ok", "empty: the first put makes the store")
+
+
+def _unfit(found: str, means: str = "") -> Check:
+    return Check("folder", "problem", found, means)
 
 
 def _journal(root: str) -> Check:

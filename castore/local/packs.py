@@ -155,14 +155,7 @@ class LocalPacks:
             path = self.path(pack_id)
             folder = os.path.dirname(path)
             try:
-                if folder not in self._durable_folders:
-                    # Also where another process has just made them, and not synced yet.
-                    for made in (self.root, folder):
-                        with contextlib.suppress(FileExistsError):
-                            os.mkdir(made, 0o700)
-                            adopt_folder(made, self._store)
-                        sync_folder(os.path.dirname(made))
-                    self._durable_folders.add(folder)
+                self._make_durable(folder)
                 file = LockFile(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             except FileExistsError:
                 continue
@@ -187,6 +180,17 @@ class LocalPacks:
                     raise storage_error(error, path) from error
                 raise
             file.close()
+
+    def _make_durable(self, folder: str) -> None:
+        if folder in self._durable_folders:
+            return
+        # Also where another process has just made them, and not synced yet.
+        for made in (self.root, folder):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(made, 0o700)
+                adopt_folder(made, self._store)
+            sync_folder(os.path.dirname(made))
+        self._durable_folders.add(folder)
 
     # ------------------------------------------------------------ reading
 
