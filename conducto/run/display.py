@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from typing import Protocol
 
 from conducto.cli import flush, write_text
 from conducto.nodes import Exec, Node
@@ -22,11 +21,18 @@ WORDS = {
 }
 
 
-class Display(Protocol):
+class Display:
     """What people see of a run, from when it is made on. Used by the runner's own thread only."""
+
+    def __init__(self, run_id: str, root: Node, execs: dict[str, Attempts]) -> None:
+        self._run_id = run_id
+        self._root = root
+        self._execs = execs
+        self._began = time.monotonic()
 
     def changed(self, attempts: Attempts, tail: bytes) -> None:
         """An attempt began or ended; `tail` is the end of what it printed, if it failed."""
+        raise NotImplementedError
 
     def refresh(self) -> None:
         """Called every tenth of a second, and after each change."""
@@ -36,49 +42,30 @@ class Display(Protocol):
 
     def ended(self, state: State) -> None:
         """The last word, after `close`; not said if something of our own failed."""
+        say(summary(self._run_id, state, time.monotonic() - self._began, self._root, self._execs))
 
 
-class PlainLines:
+class PlainLines(Display):
     """A line when a command begins and ends; the last lines of one that fails."""
 
     def __init__(self, run_id: str, root: Node, execs: dict[str, Attempts]) -> None:
-        self._run_id = run_id
-        self._root = root
-        self._execs = execs
-        self._began = time.monotonic()
+        super().__init__(run_id, root, execs)
         say(begun(run_id, execs))
 
     def changed(self, attempts: Attempts, tail: bytes) -> None:
         say(told(attempts) + last_lines(tail))
 
-    def refresh(self) -> None:
-        pass
 
-    def close(self) -> None:
-        pass
-
-    def ended(self, state: State) -> None:
-        say(summary(self._run_id, state, time.monotonic() - self._began, self._root, self._execs))
-
-
-class JsonLines:
+class JsonLines(Display):
     """Each event as a document: "run", "node" and "end"."""
 
     def __init__(self, run_id: str, root: Node, execs: dict[str, Attempts]) -> None:
-        self._run_id = run_id
-        self._root = root
-        self._execs = execs
+        super().__init__(run_id, root, execs)
         self._say("run")
 
     def changed(self, attempts: Attempts, tail: bytes) -> None:
         document = {**attempts.to_dict(), **({"tail": text_of(tail)} if tail else {})}
         self._say("node", **document)
-
-    def refresh(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
     def ended(self, state: State) -> None:
         self._say("end", state=state, nodes=counts(self._root, self._execs))

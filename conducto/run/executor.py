@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from conducto.run.guard import Guard
 from conducto.run.states import State
@@ -64,24 +64,7 @@ class Outcome:
         return self.state is State.KILLED or (self.exit_code is not None and self.exit_code < 0)
 
 
-class Executor(Protocol):
-    def run(self, job: Job, output: Callable[[bytes], None]) -> Outcome:
-        """Run it to its end. Called on several threads at once."""
-
-    def wait(self, time_s: float) -> bool:
-        """Let so many seconds pass, or fewer if it is cancelled: whether it is."""
-
-    def cancel(self) -> None:
-        """End all that runs: each `run` soon returns KILLED, and each later one at once.
-
-        A second call does not wait for what is slow to end.
-        """
-
-    def close(self) -> None:
-        """Nothing that was run is left when it returns."""
-
-
-class LocalExecutor:
+class Executor:
     """Each command is a session of its own, which ends as a whole with its first process.
 
     What leaves its session and goes on ends when the run does. If this process dies, a guard ends
@@ -96,6 +79,7 @@ class LocalExecutor:
         self._groups: set[int] = set()
 
     def run(self, job: Job, output: Callable[[bytes], None]) -> Outcome:
+        """Run it to its end. Called on several threads at once."""
         with self._lock:
             if self._cancelled.is_set():
                 return Outcome(State.KILLED, reason=INTERRUPTED)
@@ -129,9 +113,14 @@ class LocalExecutor:
                 process.stdout.close()
 
     def wait(self, time_s: float) -> bool:
+        """Let so many seconds pass, or fewer if it is cancelled: whether it is."""
         return self._cancelled.wait(time_s)
 
     def cancel(self) -> None:
+        """End all that runs: each `run` soon returns KILLED, and each later one at once.
+
+        A second call does not wait for what is slow to end.
+        """
         with self._lock:
             number = signal.SIGKILL if self._cancelled.is_set() else signal.SIGTERM
             self._cancelled.set()
@@ -139,6 +128,7 @@ class LocalExecutor:
                 _signal_group(group, number)
 
     def close(self) -> None:
+        """Nothing that was run is left when it returns."""
         self._guard.close()
 
     def _follow(

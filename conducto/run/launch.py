@@ -18,7 +18,7 @@ from conducto.nodes import Node
 from conducto.nodes.serialization import dumps, loads
 from conducto.run.backend import Backend, LocalBackend
 from conducto.run.display import Display, JsonLines, PlainLines
-from conducto.run.executor import LocalExecutor, room_for
+from conducto.run.executor import Executor, room_for
 from conducto.run.jobs import Jobs, refuse_secrets
 from conducto.run.options import RunOptions
 from conducto.run.recorder import Recorder
@@ -128,7 +128,7 @@ def _backend(
     cookie = secrets.token_hex(16)
     with data_folder(records.id) as folder:
         jobs = Jobs(records.id, cookie, cwd, node_secrets, folder)
-        yield LocalBackend(jobs, LocalExecutor(cookie), recorder)
+        yield LocalBackend(jobs, Executor(cookie), recorder)
 
 
 def _with_room(parallel: int) -> int:

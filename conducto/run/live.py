@@ -10,7 +10,7 @@ from rich.text import Text
 
 from conducto.nodes import Node
 from conducto.nodes.pretty import lines
-from conducto.run.display import begun, counts, duration, in_words, last_lines, say, summary, told
+from conducto.run.display import Display, begun, counts, duration, in_words, last_lines, say, told
 from conducto.run.states import Attempts, State, states_of
 
 STYLES = {
@@ -25,15 +25,12 @@ REDRAW_S = 0.25
 LINES_KEPT = 3  # of the terminal: for what we say and the prompt
 
 
-class LiveTree:
+class LiveTree(Display):
     """The tree with states and times. One that is higher than the terminal shows what runs and
     what failed, and how many there are of the rest."""
 
     def __init__(self, run_id: str, root: Node, execs: dict[str, Attempts]) -> None:
-        self._run_id = run_id
-        self._root = root
-        self._execs = execs
-        self._began = time.monotonic()
+        super().__init__(run_id, root, execs)
         self._drawn = 0.0
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -56,7 +53,7 @@ class LiveTree:
 
     def ended(self, state: State) -> None:
         self._console.print(draw(self._root, self._execs, self._console.height))
-        say(summary(self._run_id, state, time.monotonic() - self._began, self._root, self._execs))
+        super().ended(state)
 
 
 def draw(root: Node, execs: dict[str, Attempts], height: int) -> Text:

@@ -22,7 +22,7 @@ from conducto import context
 from conducto.errors import RunError
 from conducto.mount import data_folder
 from conducto.run.attempt import Attempted, attempt
-from conducto.run.executor import LocalExecutor, Outcome
+from conducto.run.executor import Executor, Outcome
 from conducto.run.jobs import Jobs, Task
 from conducto.run.recorder import Recorder
 from conducto.run.records import Records
@@ -120,15 +120,15 @@ def _secrets(run: RemoteRun) -> NodeSecrets:
 
 
 _lock = threading.Lock()
-_running: dict[str, dict[str, LocalExecutor]] = {}  # by the marks of runners, and keys of tasks
+_running: dict[str, dict[str, Executor]] = {}  # by the marks of runners, and keys of tasks
 _ended: set[str] = set()  # marks
 
 
 @contextmanager
-def _executor(run: RemoteRun, worker: Worker) -> Iterator[tuple[LocalExecutor, str]]:
+def _executor(run: RemoteRun, worker: Worker) -> Iterator[tuple[Executor, str]]:
     """One for this attempt, and the cookie of its processes, which end with it."""
     key, cookie, ended = worker.get_current_task(), secrets.token_hex(16), threading.Event()
-    executor = LocalExecutor(cookie)
+    executor = Executor(cookie)
     with _lock:
         _running.setdefault(run.mark, {})[key] = executor
         is_over = run.mark in _ended
@@ -148,7 +148,7 @@ def _executor(run: RemoteRun, worker: Worker) -> Iterator[tuple[LocalExecutor, s
         executor.close()
 
 
-def _watch(worker: Worker, key: str, executor: LocalExecutor, ended: threading.Event) -> None:
+def _watch(worker: Worker, key: str, executor: Executor, ended: threading.Event) -> None:
     """End the command when nobody waits for it any more: its runner was killed, or the worker is
     cut off from the scheduler, which has others do its work."""
     while not ended.wait(POLL_S):

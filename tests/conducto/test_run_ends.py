@@ -18,7 +18,7 @@ import castore
 import conducto as co
 from conducto import context
 from conducto.errors import RunError
-from conducto.run.executor import Job, LocalExecutor
+from conducto.run.executor import Executor, Job
 from conducto.run.records import Records, Session, process_mark
 from conducto.run.states import State
 
@@ -326,7 +326,7 @@ def job(folder: Path, command: str) -> Job:
 
 
 def test_the_executor_by_itself(tmp_path: Path) -> None:
-    executor, printed = LocalExecutor("cookie"), []
+    executor, printed = Executor("cookie"), []
     try:
         for command, state, code, reason in (
             ("echo out; echo err >&2", State.DONE, 0, ""),
@@ -350,7 +350,7 @@ def test_the_executor_by_itself(tmp_path: Path) -> None:
 
 def test_who_goes_on_printing_does_not_hold_up_the_end(tmp_path: Path) -> None:
     """Also not where its output is taken more slowly than it is printed."""
-    executor, printed = LocalExecutor("cookie"), []
+    executor, printed = Executor("cookie"), []
 
     def take(piece: bytes) -> None:
         printed.append(piece)
@@ -369,7 +369,7 @@ def test_output_that_can_not_be_taken_ends_the_command(tmp_path: Path) -> None:
     def full(_: bytes) -> None:
         raise OSError("full")
 
-    executor = LocalExecutor("cookie")
+    executor = Executor("cookie")
     try:
         with pytest.raises(OSError, match="full"):
             executor.run(job(tmp_path, "echo x; exec sleep 1000"), full)
