@@ -178,7 +178,7 @@ class NameReader:
         index = self._index
         with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
             start = max(prefix, after + b"\0") if after else prefix
-            if not (cursor.set_range(start) if start else cursor.first()):
+            if not cursor.set_range(start):
                 return []
             rows = islice(cursor.iternext(values=values), PAGE_NAMES)
             return list(takewhile(lambda r: (r[0] if values else r).startswith(prefix), rows))
@@ -205,7 +205,7 @@ class NameReader:
     def _level_page(self, prefix: bytes, start: bytes, with_records: bool) -> list[Entry]:
         index, page = self._index, list[Entry]()
         with index.gate, index.snapshot() as txn, txn.cursor(db=index.names) as cursor:
-            found = cursor.set_range(start) if start else cursor.first()
+            found = cursor.set_range(start)
             while found and len(page) < PAGE_NAMES:
                 name = bytes(cursor.key())
                 if not name.startswith(prefix):

@@ -156,7 +156,7 @@ class NameRows(_Rows):
     def below(self, prefix: bytes) -> list[bytes]:
         """The names that start with it, in order."""
         with self._txn.cursor(db=self._table) as cursor:
-            if not (cursor.set_range(prefix) if prefix else cursor.first()):
+            if not cursor.set_range(prefix):
                 return []
             names = map(bytes, cursor.iternext(values=False))
             return list(takewhile(lambda name: name.startswith(prefix), names))

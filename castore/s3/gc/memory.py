@@ -168,11 +168,9 @@ def _between(
 ) -> Iterator[bytes]:
     """The names that follow `after`, up to `upto`, or all."""
     with txn.cursor(db=table) as cursor:
-        there = cursor.set_range(after) if after else cursor.first()
-        if there:
+        if cursor.set_range(after + b"\0"):
             for key in cursor.iternext(values=False):
                 name = bytes(key)
                 if upto is not None and name > upto:
                     return
-                if name != after:
-                    yield name
+                yield name
