@@ -74,7 +74,6 @@ def back_up(
 
     Raises IndexCorrupt if the index is damaged: the file stays as it was then; IsADirectoryError,
     FileExistsError for what is no file; StoreFull, StoreIOError."""
-    index_path = os.path.join(root, "index")
     path = os.path.realpath(path)
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "a backup is a file, and this is a folder", path)
@@ -92,26 +91,33 @@ def back_up(
         try:
             data = os.path.join(draft, "data.mdb")
             with descriptor(data, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-                with _growth(fd, progress):
-                    _copy_index(index_path, fd, read_only=read_only)
-                index_bytes = os.fstat(fd).st_size
-                if progress is not None:
-                    progress.set_size(3 * index_bytes)
-                # A copy that can't be read is no backup, and now is the time to find out.
-                looked = _run("look_through", index_path, path=draft)
-                if progress is not None:
-                    progress.relative_update(index_bytes)
-                if looked["damaged"]:
-                    raise IndexCorrupt(
-                        f"the index {index_path} has {counted(looked['damaged'], 'damaged row')}, "
-                        "and no backup was taken: castore check says which"
-                    )
+                names = _copy(root, draft, fd, read_only=read_only, progress=progress)
                 size = _finish(fd, root, progress)
             os.rename(data, path)
             sync_folder(os.path.dirname(path))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    return BackupReport(path, size, looked["names"])
+    return BackupReport(path, size, names)
+
+
+def _copy(root: str, draft: str, fd: int, *, read_only: bool, progress: Progress | None) -> int:
+    """Copy the index to the draft's open file, and look through that; how many names it has."""
+    index_path = os.path.join(root, "index")
+    with _growth(fd, progress):
+        _copy_index(index_path, fd, read_only=read_only)
+    index_bytes = os.fstat(fd).st_size
+    if progress is not None:
+        progress.set_size(3 * index_bytes)
+    # A copy that can't be read is no backup, and now is the time to find out.
+    looked = _run("look_through", index_path, path=draft)
+    if progress is not None:
+        progress.relative_update(index_bytes)
+    if looked["damaged"]:
+        raise IndexCorrupt(
+            f"the index {index_path} has {counted(looked['damaged'], 'damaged row')}, and no "
+            "backup was taken: castore check says which"
+        )
+    return looked["names"]
 
 
 def _remove_drafts(folder: str) -> None:
