@@ -61,7 +61,8 @@ class BatchRoot:
     @property
     def seen(self) -> SeenRoot | None:
         """The root as it was read last."""
-        return self._seen or self._remembered()
+        seen = self._last()
+        return None if seen is None else self._readable(seen)
 
     def has(self, batch_id: bytes) -> bool:
         """Whether the root tells of it now."""
@@ -75,7 +76,7 @@ class BatchRoot:
         """The root as it is now. Raises FormatError where it is lost or damaged."""
         if self.root_is_lost:
             return SeenRoot(_EMPTY, "")
-        known = self.seen
+        known = self._last()
 
         def read() -> tuple[SeenRoot, bytes] | None:
             reply = self._bucket.get(
@@ -173,6 +174,9 @@ class BatchRoot:
                     )
             self._none_yet = True
         return SeenRoot(_EMPTY, "")
+
+    def _last(self) -> SeenRoot | None:
+        return self._seen or self._remembered()
 
     def _remembered(self) -> SeenRoot | None:
         blob = self._cache.blob(BATCHES_ROOT_KEY)

@@ -213,6 +213,32 @@ def test_a_slow_repair_of_the_root_takes_nothing_away(
             break
 
 
+@pytest.mark.damages_store("that is what it is about")
+@pytest.mark.parametrize("damage", ["a bit", "garbled", "gone"])
+@pytest.mark.parametrize("newer", [False, True])
+def test_of_two_batches_of_the_same_names_one_is_damaged(
+    world: World, damage: str, newer: bool
+) -> None:
+    """As where a folder is imported again: the other one is looked into as ever."""
+    first = batch(world)
+    with world.open("again") as store:
+        put_all(store, [*NAMES, "z"], b"again")
+    [second] = {*world.server.keys("store/batches/")} - {first, ROOT}
+    damaged = second if newer else first
+    match damage:
+        case "a bit":
+            flip(world, damaged, 70)
+        case "garbled":
+            garble(world, damaged, 60, 90)
+        case _:
+            world.server.objects.pop(damaged)
+    with world.open("checks") as store:
+        [problem] = store.check(read_data=True).problems
+        assert problem.kind == "batches"
+        assert store.check(repair=True).repaired
+        assert not store.check(read_data=True).problems
+
+
 def put_all(store: castore.Store, names: list[str], value: bytes) -> None:
     with store.transaction() as t:
         for name in names:
