@@ -34,6 +34,8 @@ _ROW = struct.Struct("<HIQ16sIQqQ16s")
 _TOMBSTONE = struct.Struct("<4sBBH16s16sQQ")
 BATCH_HEADER_BYTES: Final = _BATCH.size
 
+BATCH_VERSION: Final = 2  # of one that deletes names; 1 else
+
 _checksum = xxhash.xxh3_64_intdigest
 
 
@@ -64,6 +66,11 @@ class RootEntry(NamedTuple):
     names: int
     first: bytes
     last: bytes
+
+    @property
+    def deletes(self) -> bool:
+        """Whether all that it says is that its names are deleted."""
+        return self.size == self.index_bytes
 
 
 class _Root(NamedTuple):
@@ -190,7 +197,7 @@ def decode_root(raw: bytes) -> tuple[bytes, Root]:
 
 class BatchedName(NamedTuple):
     """One name of a batch: where its manifest is in it, the manifest's digest, and what a list
-    shows of it. `number` is 0 where the entry's counts."""
+    shows of it; or that the name is `deleted`. `number` is 0 where the entry's counts."""
 
     name: bytes
     offset: int
@@ -202,6 +209,10 @@ class BatchedName(NamedTuple):
     @property
     def end(self) -> int:
         return self.offset + self.length
+
+    @property
+    def deleted(self) -> bool:
+        return not self.length
 
 
 class BatchIndex:
@@ -227,12 +238,18 @@ class BatchIndex:
 
 
 class ToBatch(NamedTuple):
-    """A name that is to be in a batch, with its manifest; `number` as in a BatchedName."""
+    """A name that is to be in a batch, with its manifest, which is empty if it is to be deleted;
+    `number` as in a BatchedName."""
 
     name: bytes
     manifest: bytes
     record: Record
     number: int = 0
+
+
+def to_delete(name: bytes, number: int = 0) -> ToBatch:
+    """What says in a batch that the name is deleted."""
+    return ToBatch(name, b"", Record(0, 0, 0, bytes(16), 0, 0, 0), number)
 
 
 class BatchHead(NamedTuple):
@@ -270,7 +287,8 @@ def encode_batch(store_id: bytes, names: Sequence[ToBatch], number: int) -> tupl
     index = zstandard.ZstdCompressor(level=3).compress(raw)
     count, size = len(names), BATCH_HEADER_BYTES + len(index)
     sizes = count, len(index), len(raw)
-    fixed = _BATCH.pack(_BATCH_MAGIC, VERSION, 0, 0, *sizes, number, store_id, 0)[:-8]
+    version = VERSION if all(each.manifest for each in names) else BATCH_VERSION
+    fixed = _BATCH.pack(_BATCH_MAGIC, version, 0, 0, *sizes, number, store_id, 0)[:-8]
     checksum = _checksum(index, _checksum(fixed))
     parts = [fixed, checksum.to_bytes(8, "little"), index, *(each.manifest for each in names)]
     return b"".join(parts), size
@@ -286,7 +304,7 @@ def decode_batch_head(raw: bytes) -> BatchHead:
     )
     if magic != _BATCH_MAGIC or flags or zero or version < 1:
         raise FormatError(f"batch starts with {raw[:8].hex()}")
-    if version > VERSION:
+    if version > BATCH_VERSION:
         raise UnsupportedFormat(f"batch has format version {version}: upgrade castore")
     index = raw[BATCH_HEADER_BYTES : BATCH_HEADER_BYTES + packed]
     if _checksum(index, _checksum(raw[: BATCH_HEADER_BYTES - 8])) != checksum:

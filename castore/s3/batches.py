@@ -33,7 +33,7 @@ SPANS_MAX = 8  # the last ones
 
 class Found(NamedTuple):
     """What the root says of a name, and its number: a batch's entry and row, unless it was
-    dropped."""
+    dropped, or the row says that it is deleted."""
 
     number: int
     entry: RootEntry | None = None
@@ -42,7 +42,7 @@ class Found(NamedTuple):
 
     @property
     def there(self) -> BatchedName | None:
-        return None if self.dropped else self.row
+        return None if self.dropped or self.row is None or self.row.deleted else self.row
 
 
 _Row: TypeAlias = tuple[bytes, int, Found]  # name, its number below 0, and what it is
@@ -64,10 +64,14 @@ class Batches(BatchRoot):
         """What counts of batches and drops for the name, if anything. Raises BatchGone."""
         dropped = root.dropped(name)
         best = None if dropped < 0 else Found(dropped)
-        for found in self._rows_of(name, (e for e in root.having(name) if not e.retired)):
+        for found in self.live(root, name):
             if best is None or found.number > best.number:
                 best = found
         return best
+
+    def live(self, root: Root, name: bytes) -> Iterator[Found]:
+        """All that batches say of the name which are not retired. Raises BatchGone."""
+        return self._rows_of(name, (e for e in root.having(name) if not e.retired))
 
     def retired_number(self, root: Root, name: bytes) -> int:
         """The highest of what a batch says of the name that is retired; -1 if none does. Raises

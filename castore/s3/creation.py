@@ -199,8 +199,8 @@ def _witnesses(bucket: Bucket, kind: str) -> Iterator[StoreConfig | None]:
                 elif is_tombstone(len(raw)):
                     continue
             elif kind == BATCHES:
-                if batch_of(entry.key) is not None:
-                    yield decode_manifest_head(_first_of(bucket, entry.key)).config
+                if batch_of(entry.key) is not None and (raw := _first_of(bucket, entry.key)):
+                    yield decode_manifest_head(raw).config
             elif pack_of(entry.key) is not None:
                 raw = bucket.get(entry.key, byte_range=(0, PACK_HEADER_BYTES)).body
                 decode_pack_header(raw)
@@ -212,7 +212,8 @@ def _witnesses(bucket: Bucket, kind: str) -> Iterator[StoreConfig | None]:
 
 
 def _first_of(bucket: Bucket, key: str) -> bytes:
-    """The first manifest of the batch. Raises FormatError, KeyAbsent."""
+    """The first manifest of the batch; nothing where all that it says is that names are deleted.
+    Raises FormatError, KeyAbsent."""
     raw = bucket.get(key, byte_range=(0, HEAD_BYTES_MAX)).body
     try:
         names = decode_batch_head(raw).names
@@ -223,7 +224,10 @@ def _first_of(bucket: Bucket, key: str) -> bytes:
         names = decode_batch_head(raw).names
     if not names.rows:
         raise FormatError("batch has no names")
-    return bucket.get(key, byte_range=(names.rows[0].offset, names.rows[0].end)).body
+    first = next((row for row in names.rows if not row.deleted), None)
+    if first is None:
+        return b""
+    return bucket.get(key, byte_range=(first.offset, first.end)).body
 
 
 # ---------------------------------------------------------------- making it

@@ -26,6 +26,7 @@ from castore.s3.parts import Parts
 from castore.s3.versions import Version
 from castore.stream.operations import Copy, Operation, Publish, same_bytes
 from castore.system.workers import Future, results_of
+from castore.wording import counted
 
 Segments: TypeAlias = Sequence[tuple[int, bytes]]  # (end offset, encoded), in order
 
@@ -81,8 +82,8 @@ class NameWriter:
                 put = self._names.put_batched([self._to_put(it) for it in small], self._requests)
         except OutcomeUnknown as error:
             raise CommitUnknown(
-                f"whether {len(small)} names were put is not known ({error.__cause__}): look "
-                "before you repeat it"
+                f"whether {counted(len(small), 'name')} were put is not known "
+                f"({error.__cause__}): look before you repeat it"
             ) from error
         self._catalog.remember_batched(put)
         return [it for it in publishes if it.name not in put]
@@ -202,8 +203,25 @@ class NameWriter:
         for name in others:
             if name not in there:
                 raise NameNotFound(name.decode())
-        self._end(self._begin([*entries, *there.items()]))
+        entries += there.items()
+        batched = [name for name, etag in entries if is_batched(etag)]
+        if self._delete_batched(sorted(batched)):
+            entries = [each for each in entries if not is_batched(each[1])]
+        self._end(self._begin(entries))
         return len(names)
+
+    def _delete_batched(self, names: Sequence[bytes]) -> bool:
+        """Have those deleted by batches that were just seen in some; False if they are too few."""
+        try:
+            if not self._names.delete_batched(names, self._requests):
+                return False
+        except OutcomeUnknown as error:
+            raise CommitUnknown(
+                f"whether {counted(len(names), 'name')} were deleted is not known "
+                f"({error.__cause__}): look before you repeat it"
+            ) from error
+        self._catalog.forget(*names)
+        return True
 
     def delete_below(self, prefix: bytes) -> int:
         """Delete all names that begin with `prefix`; how many there were. Raises CommitUnknown."""

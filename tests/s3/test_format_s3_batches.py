@@ -16,6 +16,8 @@ from format_s3_cases import (
     BATCH,
     BATCHED,
     CONFIG,
+    DELETING,
+    DELETING_BYTES,
     INDEX_BYTES,
     NONCE,
     RAW_ROOT,
@@ -240,17 +242,30 @@ def test_layouts_are_those_of_the_format_page() -> None:
     assert BATCH[:56] == head + checksum(packed, xxhash.xxh3_64_intdigest(head))
     assert BATCH[INDEX_BYTES:] == b"".join(each.manifest for each in TO_BATCH)
 
+    index = b""
+    for name, number in ((b"a/1", 0), (b"a/3", 6)):
+        index += struct.pack("<HIQ", len(name), 0, number) + xxhash.xxh3_128(b"").digest()
+        index += struct.pack("<IQqQ", 0, 0, 0, 0) + bytes(16) + name
+    packed = DELETING[56:]
+    assert zstandard.decompress(packed) == index
+    head = b"CBAT" + struct.pack("<BBHIIQQ", 2, 0, 0, 2, len(packed), len(index), 8) + STORE
+    assert DELETING[:56] == head + checksum(packed, xxhash.xxh3_64_intdigest(head))
+    assert len(DELETING) == DELETING_BYTES
+
 
 # ---------------------------------------------------------------- what is refused
 
 DECODERS: list[tuple[Callable[[bytes], Any], bytes]] = [
     (decode_root, RAW_ROOT),
     (decode_batch_head, BATCH[:INDEX_BYTES]),
+    (decode_batch_head, DELETING),
     (decode_tombstone, TOMBSTONE),
     (decode_tombstone, WEAK_TOMBSTONE),
 ]
 each_decoder = pytest.mark.parametrize(
-    ("decode", "raw"), DECODERS, ids=["root", "batch", "tombstone", "weak tombstone"]
+    ("decode", "raw"),
+    DECODERS,
+    ids=["root", "batch", "batch that deletes", "tombstone", "weak tombstone"],
 )
 
 
@@ -286,8 +301,8 @@ def test_a_tombstone_has_its_size(raw: bytes) -> None:
 
 @each_decoder
 def test_a_newer_version_says_so(decode: Callable[[bytes], Any], raw: bytes) -> None:
-    with pytest.raises(UnsupportedFormat, match="version 2: upgrade castore"):
-        decode(raw[:4] + b"\x02" + raw[5:])
+    with pytest.raises(UnsupportedFormat, match="version 9: upgrade castore"):
+        decode(raw[:4] + b"\x09" + raw[5:])
 
 
 @each_decoder

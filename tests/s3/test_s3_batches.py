@@ -99,7 +99,13 @@ def test_any_order_of_verbs(world: World, seed: int) -> None:
                 else:
                     store.puts(name, data, if_absent=True)
                     expected[name] = data
-            case 5 | 6:
+            case 5:
+                gone = rng.sample(sorted(expected), rng.randrange(len(expected) + 1))
+                with store.transaction() as t:
+                    for each in gone:
+                        t.delete(each)
+                        del expected[each]
+            case 6:
                 if name in expected:
                     store.delete(name)
                     del expected[name]
@@ -218,6 +224,57 @@ def test_all_of_them_are_deleted_by_one_swap(many: World) -> None:
     steps = asked(many, "deletes", delete)
     assert steps.count("PUT batches") == 1
     assert len(steps) <= 8, steps
+
+
+@pytest.mark.parametrize("count", [64, 999])
+def test_many_of_them_are_deleted_by_few_requests(many: World, count: int) -> None:
+    """However many they are: not by a request, or more, for each."""
+
+    def delete(store: castore.Store) -> None:
+        with store.transaction() as t:
+            for name in MANY[:count]:
+                t.delete(name)
+        assert t.deleted == count
+
+    # The root and the batch's names, whether any is a single, the batch that says so, the swap.
+    assert asked(many, "deletes", delete) == [
+        "GET batches",
+        "LIST names",
+        "GET batches",
+        "GET batches",
+        "PUT batches",
+        "GET batches",
+        "PUT batches",
+    ]
+    left = MANY[count:]
+    for machine in ("deletes", "new"):
+        with many.open(machine) as store:
+            assert list(store.names()) == left
+            assert not store.exists(MANY[0])
+
+
+def test_what_deletes_is_collected_with_what_it_deletes(many: World) -> None:
+    """And not before: else that would be there again."""
+    store = many.open("one")
+    for few in (MANY[:100], MANY[200:300]):
+        with store.transaction() as t:
+            for name in few:
+                t.delete(name)
+    left = [*MANY[100:200], *MANY[300:]]
+    many.pass_time(2 * DAY)
+    assert collect(store).batches_rewritten == 0
+    assert list(many.open("new").names()) == left
+    with store.transaction() as t:
+        for name in left[:-1]:
+            t.delete(name)
+    many.pass_time(2 * DAY)
+    assert collect(store).batches_rewritten == 4
+    for _ in range(2):
+        assert list(many.open("newer").names()) == left[-1:]
+        many.pass_time(2 * DAY)
+        collect(store)
+    assert many.server.keys("store/batches/") == ["store/batches/root"]
+    assert list(many.open("newest").names()) == left[-1:]
 
 
 def test_all_of_them_are_exported_by_few_requests(many: World, tmp_path: Path) -> None:
@@ -408,9 +465,9 @@ def test_what_says_that_names_are_deleted_is_read_many_at_once(
 ) -> None:
     """At 20 ms each, ten thousand would take minutes, one after the other."""
     gone = MANY[100:300]
-    with many.open("one") as store, store.transaction() as t:
+    with many.open("one") as store:
         for name in gone:
-            t.delete(name)
+            store.delete(name)
     crossing = Crossing(first=70)  # the more a list is asked for, the more it reads ahead
     get = MemoryAttempts.get
     read: list[str] = []
@@ -557,7 +614,7 @@ def test_a_list_goes_on_where_batches_were_collected_meanwhile(paged: World) -> 
     for _ in range(4):
         paged.pass_time(2 * DAY)
         collect(one)
-    assert len(before - set(paged.server.keys("store/batches/"))) == 2
+    assert len(before - set(paged.server.keys("store/batches/"))) == 3  # and what deleted them
     expected = [
         name for folder in range(6) for name in in_folder(folder)[15 if folder in (3, 4) else 0 :]
     ]

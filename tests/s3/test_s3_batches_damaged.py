@@ -239,6 +239,38 @@ def test_of_two_batches_of_the_same_names_one_is_damaged(
         assert not store.check(read_data=True).problems
 
 
+@pytest.mark.damages_store("that is what it is about")
+@pytest.mark.parametrize("damage", ["a bit", "garbled", "gone", "the root is gone"])
+def test_what_says_that_names_are_deleted_is_repaired_or_they_are_there_again(
+    world: World, damage: str
+) -> None:
+    """And the report says so."""
+    there, gone = batch(world), {NAMES[7], NAMES[8]}
+    with world.open("deletes") as store, store.transaction() as t:
+        for name in gone:
+            t.delete(name)
+    [deletes] = {*world.server.keys("store/batches/")} - {there, ROOT}
+    match damage:
+        case "a bit":
+            flip(world, deletes, 60)
+        case "garbled":
+            garble(world, deletes, 60, 70)
+        case "gone":
+            world.server.objects.pop(deletes)
+        case _:
+            world.server.objects.pop(ROOT)
+    with world.open("repairs") as store:
+        found = [problem.what for problem in store.check().problems]
+        report = store.check(repair=True)
+        assert not store.check(read_data=True).problems
+    with world.open("reads") as store:
+        are_back = gone <= {*store.names()}
+        assert are_back == (damage in ("garbled", "gone"))
+    if are_back:
+        assert any("2 deleted names" in what for what in found)
+        assert any("what it hid is there again" in what for what in report.repaired)
+
+
 def put_all(store: castore.Store, names: list[str], value: bytes) -> None:
     with store.transaction() as t:
         for name in names:

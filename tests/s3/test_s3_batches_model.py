@@ -10,7 +10,7 @@ from s3_batches_rules import STRONG, Drop, Entry, Item, Root, Rules, Scenario, S
 
 READ, LOOK = Task("read"), Task("look")
 WRITE, CREATE = Task("write", value="w"), Task("create", value="c")
-DELETE, ERASE = Task("delete"), Task("erase")
+DELETE, ERASE, PURGE = Task("delete"), Task("erase"), Task("purge")
 BATCH, OTHER_BATCH = Task("batch", value="b"), Task("batch", value="o")
 REPLACE = Task("replace", value="v", seen="e0")  # what the entry has
 REMOVE = Task("remove", seen="e0")
@@ -23,6 +23,8 @@ WEAK = (Single("k", 1, ("k",)),)
 TOMBSTONE = (Single(None, 1, ("t",)),)
 ENTRY = Root(1, (Entry((Item(0, "e0", 1),)),))
 ENTRY_OF_TWO = Root(1, (Entry((Item(0, "e0", 1), Item(1, "e1", 1))),))
+PURGED = Root(2, (*ENTRY.entries, Entry((Item(0, None, 2),))))
+PURGED_ALONE = Root(2, (Entry((Item(0, None, 2),)),))
 HIDING = Root(2, (Entry((Item(0, "e0", 2),)),))  # of what is put before it
 DROP = Root(2, drops=(Drop((0,), 2, age=2),))
 DROPPED = ENTRY._replace(version=2, drops=(Drop((0,), 2),))
@@ -64,6 +66,9 @@ CLEANED_TWICE = scenario((READ,), singles=WEAK, root=DROP, collectors=2)
 SHED = scenario((WRITE, DELETE, READ), (LOOK,), singles=WEAK, root=HIDING, collectors=1)
 SHED_LATER = scenario((BATCH,), (LOOK,), singles=WEAK, root=ENTRY, collectors=1)
 SHED_AND_ERASED = scenario((READ,), (ERASE,), singles=WEAK, root=HIDING, collectors=2)
+PURGED_ANEW = scenario((PURGE, READ), (WRITE,), (READ, READ), root=ENTRY)
+PURGED_EARLY = scenario((READ, READ), root=PURGED, collectors=1)
+PURGED_HIDING = scenario((READ, READ), singles=WEAK, root=PURGED_ALONE, collectors=1)
 SWEPT = scenario((BATCH, DELETE, READ), singles=TOMBSTONE, root=Root(1), collectors=1)
 ELSEWHERE = scenario(
     (WRITE,), (of(1, BATCH), of(1, READ)), singles=(None, None), root=ENTRY, collectors=1
@@ -103,8 +108,57 @@ SAFE = {
     "a dropped name, two collectors": CLEANED_TWICE,
     "a put and a delete over a batch over a put, a collector": SHED,
     "a batch over a put over a batch, a collector": SHED_LATER,
+    "a deletion by a batch, a put": PURGED_ANEW,
+    "a deletion by a batch, a put, a delete": scenario(
+        (PURGE,), (WRITE,), (DELETE,), (READ, READ), root=ENTRY
+    ),
+    "a deletion by a batch, a put over what it deletes": scenario(
+        (PURGE, READ), (REPLACE, READ), (LOOK, LOOK), root=ENTRY
+    ),
+    "a deletion by a batch, a put if absent": scenario(
+        (PURGE,), (CREATE, READ), (LOOK, LOOK), root=ENTRY
+    ),
+    "a deletion by a batch, a batch": scenario(
+        (PURGE, READ), (BATCH, READ), (LOOK, LOOK), root=ENTRY
+    ),
+    "a deletion by a batch, a batch, a put": scenario(
+        (PURGE,), (BATCH,), (WRITE,), (READ, READ), root=ENTRY
+    ),
+    "two deletions by batches, a put": scenario(
+        (PURGE, READ), (PURGE, READ), (WRITE, READ), root=ENTRY
+    ),
+    "a deletion by a batch, a rename": scenario((PURGE,), (REMOVE,), (READ, READ), root=ENTRY),
+    "a deletion by a batch, a collector": scenario(
+        (PURGE, READ), (LOOK,), root=ENTRY, collectors=1
+    ),
+    "what a batch deleted, a collector": PURGED_EARLY,
+    "what a batch deleted is put and deleted, a collector": scenario(
+        (WRITE, DELETE), (LOOK,), root=PURGED, collectors=1
+    ),
+    "what a batch deleted, and hides, a collector": PURGED_HIDING,
+    "what a batch deleted, and hides, two collectors": scenario(
+        (READ,), singles=WEAK, root=PURGED, collectors=2
+    ),
+    "a deletion by a batch of what hides, a put": scenario(
+        (PURGE, READ), (WRITE, READ), (LOOK, LOOK), singles=WEAK, root=HIDING
+    ),
+    "a deletion by a batch of what hides, a collector": scenario(
+        (PURGE, READ), (LOOK,), singles=WEAK, root=HIDING, collectors=1
+    ),
+    "a prefix of what a batch deleted, a collector": scenario(
+        (READ, ERASE, READ), root=PURGED, collectors=1
+    ),
 }
 LONG = {
+    "a deletion by a batch, a put over what it deletes, a collector": scenario(
+        (PURGE,), (REPLACE,), (READ, READ), root=ENTRY, collectors=1
+    ),
+    "a deletion by a batch, then a put if absent, a collector": scenario(
+        (PURGE, CREATE, READ), (LOOK,), root=ENTRY, collectors=1
+    ),
+    "a batch over what a batch deleted, a collector": scenario(
+        (BATCH, READ), (LOOK,), root=PURGED, collectors=1
+    ),
     "two batches, a put, a delete": scenario(
         (BATCH,), (OTHER_BATCH,), (WRITE,), (DELETE,), (READ, READ)
     ),
@@ -178,6 +232,10 @@ GUARDS = {
     "shed_if_match": SHED,
     "shed_soon": SHED_AND_ERASED,
     "clear_soon": CLEANED_TWICE,
+    "purge_listed": PURGED_ANEW,
+    "purge_kept": PURGED_EARLY,
+    "purge_kept_hiding": PURGED_HIDING,
+    "purge_retired": PURGED_HIDING,
 }
 
 

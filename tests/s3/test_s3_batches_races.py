@@ -234,6 +234,21 @@ def remove_and_put(c: Client) -> None:
     c.call("delete with others", do, effects)
 
 
+def remove_many(c: Client) -> None:
+    """By a batch that says so, if x is in one, as the other name is."""
+
+    def do() -> str:
+        try:
+            with c.store.transaction() as t:
+                t.delete("x")
+                t.delete("y" if c.name == "a" else "z")
+        except NameNotFound:
+            return "absent"  # one of them
+        return "done"
+
+    c.call("delete many", do, lambda there: [("done", None), ("absent", there)])
+
+
 def gc(c: Client) -> None:
     collect(c.store)
 
@@ -251,6 +266,7 @@ PROGRAMS: dict[str, list[Verb]] = {
     "folders": [look_at_folder, put, look_at_folder, remove, look_at_folder],
     "changes": [change, look, put_if_absent, change, look],
     "moves": [look, move, look, put_if_absent, move, look],
+    "deletes many": [remove_many, look, batch, look, remove_many, look],
     "deletes with others": [remove_and_put, look, put, look_at_list, remove_and_put, look],
 }
 BEGINNINGS: dict[str, list[Verb]] = {
@@ -260,6 +276,7 @@ BEGINNINGS: dict[str, list[Verb]] = {
     "a weak single": [batch, add],
     "a tombstone": [batch, remove],
     "all deleted": [batch, remove_prefix],
+    "deleted by a batch": [batch, remove_many],
     "a single over a batch": [batch, put],
 }
 OTHERS: dict[str, list[Verb]] = {
@@ -267,6 +284,7 @@ OTHERS: dict[str, list[Verb]] = {
     "delete all": [remove_prefix, look],
     "collect": [gc, look],
     "delete": [look, remove, look],
+    "delete many": [look, remove_many, look],
     "append": [look, add, look],
     "if absent": [put_if_absent, look],
     "change": [look, change, look],

@@ -146,7 +146,7 @@ def manifests_of(bucket: Bucket) -> list[bytes]:
         for each in root.entries:
             raw = bucket.get(f"batches/{each.batch_id.hex()}").body
             for row in decode_batch_head(raw).names.rows if not each.retired else ():
-                take(row.name, row.number or each.number, raw[row.offset : row.end])
+                take(row.name, row.number or each.number, raw[row.offset : row.end] or None)
     for name in best:
         for drop in drops:
             if name.startswith(drop.prefix):

@@ -20,6 +20,7 @@ from castore.format.s3_batches import (
     encode_batch,
     encode_root,
     encode_tombstone,
+    to_delete,
 )
 from castore.format.segment import SegmentBuilder
 from castore.model import Location
@@ -63,6 +64,8 @@ TO_BATCH = [
     for name, number in ((b"a/1", 0), (b"a/2", 6), ("é".encode(), 0))
 ]
 BATCH, INDEX_BYTES = encode_batch(STORE, TO_BATCH, 7)
+TO_DELETE = [to_delete(b"a/1"), to_delete(b"a/3", 6)]
+DELETING, DELETING_BYTES = encode_batch(STORE, TO_DELETE, 8)
 ROOT = Root(
     9,
     NONCE,

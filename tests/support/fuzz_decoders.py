@@ -111,7 +111,9 @@ TARGETS: dict[str, Target] = {
         made.repaired_manifest,
     ),
     "roots": Target([made.RAW_ROOT], use_root, made.repaired_told),
-    "batches": Target([made.BATCH, made.BATCH[: made.INDEX_BYTES]], use_batch, made.repaired_batch),
+    "batches": Target(
+        [made.BATCH, made.BATCH[: made.INDEX_BYTES], made.DELETING], use_batch, made.repaired_batch
+    ),
     "indexes of batches": Target(
         [zstandard.decompress(made.BATCH[BATCH_HEADER_BYTES : made.INDEX_BYTES])], use_index
     ),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class ClientSteps:
     """The next requests of one client."""
 
+    DELETING = ("delete", "remove", "erase", "purge")
     DECIDED = ("create", "replace")  # what the root says, which is asked for with the single
 
     def __init__(self, model: Model, s: State, i: int) -> None:
@@ -47,6 +48,8 @@ class ClientSteps:
         verb = self.task.verb
         if verb == "batch":
             return "list" if self.rules.list_first else "swap"
+        if verb == "purge":
+            return "seen" if self.rules.purge_listed else "purge"
         if verb == "erase" and self.rules.drop_first:
             return "drop"
         return "put" if verb == "write" else "read"
@@ -111,12 +114,12 @@ class ClientSteps:
             yield self.to("root", single=self.there())
             yield self.to("single", root=self.s.root)
             return
-        if verb in ("delete", "remove", "erase") and not self.rules.root_after:
+        if verb in self.DELETING and not self.rules.root_after:
             yield self.to("both", root=self.s.root)
             return
         single = self.there()
         strong = single is not None and single.number == STRONG
-        if not strong or verb in ("delete", "remove", "erase"):
+        if not strong or verb in self.DELETING:
             yield self.to("root", single=single)
         else:
             assert single is not None
@@ -164,6 +167,8 @@ class ClientSteps:
             yield self.done("changed")
         elif verb in ("delete", "erase") and value is None:
             yield self.done("absent")
+        elif verb == "purge" and value is None:
+            yield self.done("ok")  # another deleted it
         elif verb in ("create", "replace"):
             if root is None:
                 yield self.to("strong", single=single, root=None)
@@ -227,6 +232,21 @@ class ClientSteps:
             yield self.to("read", after)
         else:
             yield self.finish("ok", after)
+
+    # ------------------------------------------------------------ deletions by a batch
+
+    def seen(self) -> Steps:
+        """What is no single that may count is left to the batch."""
+        single = self.there()
+        hidden = single is None or single.number < self.meaning.hides_now(self.s.root, self.name)
+        yield self.to("purge" if hidden else "read")
+
+    def purge(self) -> Steps:
+        root = self.s.root
+        number = root.version + 1
+        entries = (*root.entries, Entry((Item(self.name, None, number),), named=0))
+        after = self.s._replace(root=root._replace(version=number, entries=entries))
+        yield self.finish("ok", after)
 
     # ------------------------------------------------------------ a batch
 

@@ -76,9 +76,26 @@ class CollectorSteps:
             yield from self.compacted(self.c.root, items)
             return
         item = items[self.c.place]
-        value = self.meaning.value(item.name, self.s.singles[item.name], self.c.root)
-        hidden = self.c.hidden if value == item.value else (*self.c.hidden, item.name)
+        if item.value is None:
+            needed = self.is_needed(item, self.c.root)
+        else:
+            value = self.meaning.value(item.name, self.s.singles[item.name], self.c.root)
+            needed = value == item.value
+        hidden = self.c.hidden if needed else (*self.c.hidden, item.name)
         yield self.to("compact", place=self.c.place + 1, hidden=hidden)
+
+    def is_needed(self, item: Item, root: Root) -> bool:
+        """Whether something would be there without what says that it is deleted."""
+        single = self.s.singles[item.name]
+        hides = single is not None and single.value is not None and single.number < item.number
+        if hides and self.rules.purge_kept_hiding:
+            return True
+        return self.rules.purge_kept and any(
+            other.name == item.name and other.number < item.number
+            for entry in root.entries
+            if entry.age == LIVE
+            for other in entry.items
+        )
 
     def compacted(self, root: Root, items: tuple[Item, ...]) -> Steps:
         changed = self.s.root.version != root.version
@@ -95,6 +112,8 @@ class CollectorSteps:
         )
         old = root.entries[self.c.chosen]
         entries = put(root.entries, self.c.chosen, old._replace(age=0))
+        if items[0].value is None and not self.rules.purge_retired:
+            entries = tuple(entry for entry in root.entries if entry != old)
         if kept:
             entries = (*entries, Entry(kept))
         yield self.to("begin", self.swapped(root._replace(entries=entries)))

@@ -64,6 +64,10 @@ class Rules:
     shed_if_match: bool = True
     shed_soon: bool = True  # after the root that was read for it
     clear_soon: bool = True  # after the root that was put for it, in which a drop is kept
+    purge_listed: bool = True  # what is a single is deleted by itself
+    purge_kept: bool = True  # while an entry that counts has what would be there again without it
+    purge_kept_hiding: bool = True  # and while it hides a weak single
+    purge_retired: bool = True  # and is retired then, as what was written anew
 
 
 class Single(NamedTuple):
@@ -74,7 +78,7 @@ class Single(NamedTuple):
 
 class Item(NamedTuple):
     name: int
-    value: str
+    value: Value  # None: it says that the name is deleted
     number: int
 
 
@@ -97,8 +101,8 @@ class Root(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a client does: a verb of Operation, `batch` or `erase` (a prefix), or `look` (a read
-    that asks for the single and the root at once)."""
+    """What a client does: a verb of Operation, `batch` or `erase` (a prefix), `purge` (a deletion
+    by a batch), or `look` (a read that asks for the single and the root at once)."""
 
     verb: str
     names: tuple[int, ...] = (0,)
@@ -146,7 +150,7 @@ class State(NamedTuple):
 
 Steps = Iterator[tuple[str, State]]
 FRESH: dict[str, Any] = {"single": None, "root": None, "number": 0, "hours": 0}
-VERBS = {"batch": "write", "look": "read"}
+VERBS = {"batch": "write", "purge": "write", "look": "read"}
 
 
 def put(items: tuple, i: int, item: object) -> tuple:  # type: ignore[type-arg]
@@ -220,6 +224,12 @@ class Meaning:
         if not self.rules.shed_batched:
             numbers.append(dropped)
         return max(numbers, default=-1)
+
+    @staticmethod
+    def hides_now(root: Root, name: int) -> int:
+        """The highest number of an entry that has the name; -1 if none does."""
+        live = (entry for entry in root.entries if entry.age == LIVE)
+        return max((i.number for entry in live for i in entry.items if i.name == name), default=-1)
 
     @staticmethod
     def dropped(root: Root, name: int) -> int:

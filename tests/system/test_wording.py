@@ -41,7 +41,6 @@ UNINFLECTED = re.compile(
 )
 # Whose number is never one.
 MANY = {
-    ("castore/s3/names.py", "len(small)"),  # a batch has 64 or more
     ("castore/model.py", "len(encoded)"),  # too many
     ("castore/system/lmdb_pages.py", "size"),  # a large value
     ("castore/testing/changes.py", "len(self)"),  # what a test prints

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format.s3_batches import RootEntry
 from castore.s3.batches import BatchGone
 from castore.s3.client.bucket import Bucket
 from castore.s3.keys import BATCHES, BATCHES_ROOT_KEY, batch_of
@@ -34,13 +35,15 @@ def faults_of_batches(names: Namespace) -> Iterator[tuple[Severity, str]]:
             if not batches.has(entry.batch_id):
                 continue  # it was collected meanwhile
             batches.lost.add(entry.batch_id)
-            yield "missing", f"{gone.strerror} ({counted(entry.names, 'name')})"
+            yield "missing", f"{gone.strerror} ({names_of(entry)})"
         except (FormatError, UnsupportedFormat) as error:
             batches.lost.add(entry.batch_id)
-            yield (
-                "corrupt",
-                f"batches/{entry.batch_id.hex()}: {error} ({counted(entry.names, 'name')})",
-            )
+            yield "corrupt", f"batches/{entry.batch_id.hex()}: {error} ({names_of(entry)})"
+
+
+def names_of(entry: RootEntry) -> str:
+    """How many it has, and that it deletes them if it does."""
+    return counted(entry.names, "deleted name" if entry.deletes else "name")
 
 
 def batches_of_nobody(names: Namespace, bucket: Bucket) -> tuple[list[int], list[str]]:

@@ -25,6 +25,7 @@ from castore.format.s3_batches import (
 )
 from castore.s3.batch_root import SeenRoot, in_order
 from castore.s3.batches import Batches
+from castore.s3.check.batches import names_of
 from castore.s3.client.bucket import (
     Bucket,
     KeyAbsent,
@@ -39,7 +40,6 @@ from castore.s3.namespace.listing import NUMBER_MAX
 from castore.s3.namespace.writing import Namespace
 from castore.s3.quarantine import keep_copy
 from castore.stream.reports import Problem
-from castore.wording import counted
 
 HEAD_BYTES_MAX = 8 << 20
 SINGLE_BYTES_MAX = 16 << 10  # of one whose every bit is tried
@@ -197,9 +197,12 @@ class BatchRepair:
         batches.swap(swap)
         for entry in lost:
             first, last = entry.first.decode(), entry.last.decode()
+            means = "lost, but for those put since"
+            if entry.deletes:
+                means = "what it hid is there again, but for what was changed since"
             self.done.append(
-                f"{batch_key(entry.batch_id)} can't be read; lost, but for those put since: its "
-                f"{counted(entry.names, 'name')}, from {first!r} to {last!r}"
+                f"{batch_key(entry.batch_id)} can't be read; {means}: its {names_of(entry)}, from "
+                f"{first!r} to {last!r}"
             )
             self.lost.append(Problem("batches", "missing", self.done[-1]))
 

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from castore.errors import FormatError, ManifestUnreadable
 from castore.format.s3_batches import (
@@ -22,6 +23,7 @@ from castore.format.s3_batches import (
     ToBatch,
     encode_batch,
     is_tombstone,
+    to_delete,
 )
 from castore.s3.batch_root import NAMED_S, SeenRoot, in_order
 from castore.s3.batches import Batches, Found
@@ -109,16 +111,19 @@ class BatchCollector:
         ones are left alone: who deletes a single may have read a root without them."""
         live = [e for e in root.entries if not e.retired and e.at < self._now - FORGET_S]
         small = [entry for entry in live if entry.size < SMALL_BYTES]
-        chosen = {e.batch_id for e in live if 2 * names.counting[e.batch_id] < e.names}
+        chosen = {
+            e.batch_id for e in live if not e.deletes and 2 * names.counting[e.batch_id] < e.names
+        }
         if len(small) > SMALL_MAX:
             chosen |= {entry.batch_id for entry in small}
+        deleting = self._deleting(batches, root, names, [e for e in live if e.deletes], chosen)
         if not chosen:
             return
         began = boot_clock()
         # What it hides is hidden since they were named.
         at = max(entry.at for entry in live if entry.batch_id in chosen)
         groups = self._groups(batches, root, chosen)
-        written = [self._write(batches, group, at) for group in groups]
+        written = [self._write(batches, group, at) for group in chain(groups, deleting)]
 
         def swap(seen: SeenRoot) -> Root | None:
             there = {e.batch_id for e in seen.root.entries if not e.retired}
@@ -132,6 +137,36 @@ class BatchCollector:
 
         batches.swap(swap, began=began)
         self.batches_rewritten = len(chosen)
+
+    def _deleting(
+        self,
+        batches: Batches,
+        root: Root,
+        names: _Names,
+        entries: Sequence[RootEntry],
+        chosen: set[bytes],
+    ) -> list[list[ToBatch]]:
+        """Of entries that say that names are deleted: those by which little is, or that are small
+        and many, are `chosen`, too. What these say that is still needed, in order: as an entry that
+        is not chosen has the name, or a weak single that is there, which would count without it."""
+        hidden = {name: number for name, _, number in names.hidden}
+        needed: dict[bytes, int] = {}
+        for entry in entries:
+            kept = {}
+            for row in batches.index(entry).rows:
+                number = row.number or entry.number
+                if hidden.get(row.name, number) < number or any(
+                    found.number < number
+                    for found in batches.live(root, row.name)
+                    if found.entry is not None and found.entry.batch_id not in chosen
+                ):
+                    kept[row.name] = number
+            if 2 * len(kept) < entry.names:
+                chosen.add(entry.batch_id)
+            if entry.batch_id in chosen:
+                needed |= {name: max(number, needed.get(name, 0)) for name, number in kept.items()}
+        rows = [to_delete(*each) for each in sorted(needed.items())]
+        return [rows[i : i + BATCH_NAMES_MAX] for i in range(0, len(rows), BATCH_NAMES_MAX)]
 
     def _groups(self, batches: Batches, root: Root, chosen: set[bytes]) -> Iterator[list[ToBatch]]:
         """What counts in these, in order, as much at a time as one batch may have."""

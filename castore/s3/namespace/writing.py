@@ -19,6 +19,7 @@ from castore.format.s3_batches import (
     digest_of,
     encode_batch,
     encode_tombstone,
+    to_delete,
 )
 from castore.s3.batch_root import SeenRoot, in_order
 from castore.s3.batches import BatchGone, Found
@@ -182,7 +183,36 @@ class Namespace(Listing):
             put |= {
                 each.name: (batched_etag(digest_of(each.manifest)), each.manifest) for each in group
             }
-        entries = results_of(writing)
+        self._name(results_of(writing), began)
+        self._put_anew([each.name for each in left], requests)
+        return put
+
+    def delete_batched(self, names: Sequence[bytes], requests: Workers) -> bool:
+        """Have names deleted, in order, by batches that say so: of those that were just seen in
+        batches, in a list or each by itself, and so were no singles. What is put for itself since
+        counts. False if they are too few, and are to be deleted one by one. Raises what a Bucket
+        and `Batches.swap` do."""
+        batches = self.batches
+        if batches is None or len(names) < BATCH_NAMES_MIN:
+            return False
+        root = batches.fresh().root
+        if len(root.entries) >= ENTRIES_MAX:
+            return False
+        began = boot_clock()
+        groups = [
+            [to_delete(name) for name in names[i : i + BATCH_NAMES_MAX]]
+            for i in range(0, len(names), BATCH_NAMES_MAX)
+        ]
+        writing = [requests.submit(self._write, group, root.version + 1) for group in groups]
+        self._name(results_of(writing), began)
+        return True
+
+    # ------------------------------------------------------------ below
+
+    def _name(self, entries: Sequence[RootEntry], began: float) -> None:
+        """Have the root tell of batches that were written since `began`."""
+        batches = self.batches
+        assert batches is not None
 
         def add(seen: SeenRoot) -> Root:
             number = seen.root.version + 1
@@ -191,10 +221,6 @@ class Namespace(Listing):
             return seen.root._replace(entries=in_order([*seen.root.entries, *added]))
 
         batches.swap(add, began=began)
-        self._put_anew([each.name for each in left], requests)
-        return put
-
-    # ------------------------------------------------------------ below
 
     def _by_root(self, names: Collection[bytes], look: Callable[[Root], T]) -> T:
         """What it sees of these names, by the root that is read now."""
