@@ -9,7 +9,8 @@ from castore.check.findings import Findings
 from castore.check.packs import PackReading
 from castore.check.scan import PackScan
 from castore.check.source import Source
-from castore.format.config import StoreConfig
+from castore.errors import FormatError, UnsupportedFormat
+from castore.format.config import StoreConfig, decode_config
 from castore.stream.reports import CheckReport
 
 
@@ -31,9 +32,14 @@ class StoreCheck:
         return self.scan.readings
 
     def check_config(self, raw: bytes, what: str) -> None:
-        """`raw` is castore.json as it is there."""
-        fault = config_fault(raw, self.config)
-        if fault and config_anew(raw, self.config) is not None:
+        """`raw` is castore.json as it is there, by now."""
+        try:
+            said = decode_config(raw)
+        except (FormatError, UnsupportedFormat) as error:
+            self.findings.add("config", "corrupt", str(error))
+            return
+        fault = "says other things" if said != self.config else config_fault(raw, self.config)
+        if said == self.config and config_anew(raw, self.config) is not None:
             told = f"{what} {fault}, though it says the same: a repair writes it anew"
             self.findings.add("config", "warning", told)
         elif fault:

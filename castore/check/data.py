@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from castore.check.packs import PackReading, Read, frame_fault
+from castore.check.packs import PackReading, Read, frame_fault, frame_fault_at, frames_of
 from castore.format.pack import PackEntry
 from castore.system.workers import Workers
 
@@ -97,17 +97,22 @@ def _tasks(entries: Iterable[PackEntry]) -> Iterator[list[PackEntry]]:
 def _faults(read: Read, task: list[PackEntry], seed: int) -> list[tuple[int, str]]:
     begin, end = task[0].offset, task[-1].offset + task[-1].stored_bytes
     block = memoryview(read(begin, end))
-    if len(block) < end - begin:  # an unreadable part is not to take its neighbours with it
-        return [
-            (entry.offset, fault)
+    if len(block) == end - begin:
+        task = [
+            entry
             for entry in task
-            if (fault := frame_fault(read(entry.offset, _end(entry)), entry, seed))
+            if frame_fault(block[entry.offset - begin : _end(entry) - begin], entry, seed)
         ]
-    return [
-        (entry.offset, fault)
-        for entry in task
-        if (fault := frame_fault(block[entry.offset - begin : _end(entry) - begin], entry, seed))
-    ]
+    # Again, as what is damaged may only have been so on its way; and an unreadable part is not to
+    # take its neighbours with it.
+    frames = frames_of(read, task)
+    faults = [frame_fault(frame, entry, seed) for frame, entry in zip(frames, task, strict=True)]
+    if len(block) < end - begin:
+        faults = [
+            fault and frame_fault_at(read, entry, seed)
+            for fault, entry in zip(faults, task, strict=True)
+        ]
+    return [(entry.offset, fault) for entry, fault in zip(task, faults, strict=True) if fault]
 
 
 def _end(entry: PackEntry) -> int:

@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from castore.check.packs import PackReading, Read
+from castore.check.packs import PackReading, Read, frames_of
 from castore.errors import FormatError, fault_of
 from castore.format.pack import PackEntry
-from castore.stream.coalesce import coalesce
 from castore.stream.codec import decode_frame
 from castore.stream.decoding import DecodedChunks
 from castore.system.workers import Workers
@@ -23,8 +22,6 @@ from castore.system.workers import Workers
 CACHE_BYTES = 64 << 20  # of bases
 TASK_BYTES = 8 << 20  # of bases, for deltas that are decoded together
 GROUP_BASES_MAX = 1 << 18  # whose places are known at a time
-GAP_BYTES = 64 << 10  # read, rather than asking twice
-SPAN_BYTES_MAX = 8 << 20
 
 # Of some packs, how to read them; None for one that is gone.
 OpenPack: TypeAlias = Callable[[bytes], "Read | None"]
@@ -165,10 +162,17 @@ class DeltaCheck:
                 raise FormatError(f"the frame is a delta of another chunk {chunk_id.hex()}")
             return raw
 
-        whole = [delta for delta in task.deltas if all(b in bases for b in delta.bases)]
-        for delta, frame in zip(whole, _frames(task.read, whole), strict=True):
-            fault = fault_of(decode_frame, frame, delta.chunk_id, delta.raw_bytes, self._seed, base)
-            yield task.pack, delta.offset, fault
+        left = [delta for delta in task.deltas if all(b in bases for b in delta.bases)]
+        for is_last in (False, True):  # what is wrong may have been damaged on its way
+            bad = []
+            for delta, frame in zip(left, frames_of(task.read, left), strict=True):
+                wanted = delta.chunk_id, delta.raw_bytes, self._seed, base
+                fault = fault_of(decode_frame, frame, *wanted)
+                if fault and not is_last:
+                    bad.append(delta)
+                else:
+                    yield task.pack, delta.offset, fault
+            left = bad
 
     def _read_bases(
         self,
@@ -184,26 +188,16 @@ class DeltaCheck:
                 missing.append(entry)
             else:
                 bases[entry.chunk_id] = raw
-        for entry, frame in zip(missing, _frames(read, missing), strict=True):
-            try:
-                found = decode_frame(frame, entry.chunk_id, entry.raw_bytes, self._seed)
-            except FormatError as error:
-                yield pack, entry.offset, str(error)
-                continue
-            bases[entry.chunk_id] = found
-            self._decoded.put(entry.chunk_id, bytes(found))
-
-
-def _frames(read: Read, entries: Sequence[PackEntry]) -> list[bytes]:
-    """Their bytes, neighbours read together; of an unreadable part each by itself."""
-    ranges = [(entry.offset, entry.offset + entry.stored_bytes) for entry in entries]
-    frames = [b""] * len(entries)
-    for span in coalesce(ranges, gap_bytes=GAP_BYTES, span_bytes_max=SPAN_BYTES_MAX):
-        block = read(span.begin, span.end)
-        for part in span.parts:
-            begin, end = ranges[part]
-            whole = len(block) == span.end - span.begin
-            frames[part] = (
-                block[begin - span.begin : end - span.begin] if whole else read(begin, end)
-            )
-    return frames
+        for is_last in (False, True):
+            bad = []
+            for entry, frame in zip(missing, frames_of(read, missing), strict=True):
+                try:
+                    found = decode_frame(frame, entry.chunk_id, entry.raw_bytes, self._seed)
+                except FormatError as error:
+                    if is_last:
+                        yield pack, entry.offset, str(error)
+                    bad.append(entry)
+                    continue
+                bases[entry.chunk_id] = found
+                self._decoded.put(entry.chunk_id, bytes(found))
+            missing = bad

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -32,10 +32,13 @@ from castore.format.pack import (
     encode_footer,
     entry_of,
 )
+from castore.stream.coalesce import coalesce
 from castore.stream.codec import check_frame
 
 Read: TypeAlias = Callable[[int, int], bytes]
 
+GAP_BYTES = 64 << 10  # read, rather than asking twice
+SPAN_BYTES_MAX = 8 << 20
 _HEAD = FRAME_HEAD_BYTES_MAX
 _BLOCK_BYTES = 1 << 20
 _SECTOR_BYTES = 512  # a disk writes each as a whole, or not
@@ -94,19 +97,29 @@ def read_pack(
 ) -> PackReading:
     """Without `headers` the frames' own are not read where there is a footer that tells of them."""
     reading = PackReading(pack_id, size)
-    try:
-        found = decode_pack_header(read(0, PACK_HEADER_BYTES))
-        if found != (store_id, pack_id):
-            reading.faults.append("its header is another pack's, or another store's")
-    except (FormatError, UnsupportedFormat) as error:
-        reading.faults.append(str(error))
-    reading.known = not reading.faults
+    # What is wrong is read once more: it may have been damaged on its way.
+    own = store_id, pack_id
+    fault = _pack_header_fault(read, own) and _pack_header_fault(read, own)
+    if fault:
+        reading.faults.append(fault)
+    reading.known = not fault
     entries = _footer(read, size)
+    if entries is None:
+        entries = _footer(read, size)
     if entries is not None:
         _compare(reading, read, entries, headers=headers)
     else:
         _scan(reading, read, seed)
     return reading
+
+
+def _pack_header_fault(read: Read, own: tuple[bytes, bytes]) -> str:
+    try:
+        if decode_pack_header(read(0, PACK_HEADER_BYTES)) == own:
+            return ""
+    except (FormatError, UnsupportedFormat) as error:
+        return str(error)
+    return "its header is another pack's, or another store's"
 
 
 def _footer(read: Read, size: int) -> list[PackEntry] | None:
@@ -125,7 +138,7 @@ def _compare(reading: PackReading, read: Read, entries: list[PackEntry], *, head
         if entry.offset != at:
             reading.faults.append(f"its footer leaves a gap at byte {at}")
         at = entry.offset + entry.stored_bytes
-        fault = _header_fault(read, entry) if headers else ""
+        fault = headers and _header_fault(read, entry) and _header_fault(read, entry)
         if fault:
             reading.bad[entry.offset] = fault
         reading.frames.append(entry)
@@ -149,7 +162,7 @@ def _scan(reading: PackReading, read: Read, seed: int) -> None:
     """Frame by frame; over what is damaged, to the next frame that is whole."""
     at, size = PACK_HEADER_BYTES, reading.size
     while at < size:
-        entry = _frame(read, at, size)
+        entry = _frame(read, at, size) or _frame(read, at, size)
         if entry is None:
             found = _next_frame(read, at + 1, size, seed)
             if found is None:
@@ -240,7 +253,27 @@ def _next_frame(read: Read, begin: int, size: int, seed: int) -> PackEntry | Non
 
 
 def is_whole(read: Read, entry: PackEntry, seed: int) -> bool:
-    return frame_fault(read(entry.offset, entry.offset + entry.stored_bytes), entry, seed) == ""
+    return frame_fault_at(read, entry, seed) == ""
+
+
+def frames_of(read: Read, entries: Sequence[PackEntry]) -> list[bytes]:
+    """Their bytes, neighbours read together; of an unreadable part each by itself."""
+    ranges = [(entry.offset, entry.offset + entry.stored_bytes) for entry in entries]
+    frames = [b""] * len(entries)
+    for span in coalesce(ranges, gap_bytes=GAP_BYTES, span_bytes_max=SPAN_BYTES_MAX):
+        block = read(span.begin, span.end)
+        for part in span.parts:
+            begin, end = ranges[part]
+            whole = len(block) == span.end - span.begin
+            frames[part] = (
+                block[begin - span.begin : end - span.begin] if whole else read(begin, end)
+            )
+    return frames
+
+
+def frame_fault_at(read: Read, entry: PackEntry, seed: int) -> str:
+    """What is wrong with the bytes of a frame, read by itself; see `frame_fault`."""
+    return frame_fault(read(entry.offset, entry.offset + entry.stored_bytes), entry, seed)
 
 
 def frame_fault(frame: bytes | memoryview, entry: PackEntry, seed: int) -> str:

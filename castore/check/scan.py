@@ -107,11 +107,13 @@ class PackScan:
         self, chunk_id: bytes, raw_bytes: int, places: Iterable[Location]
     ) -> bytes | memoryview | None:
         """The chunk, from the first of the places where an intact frame of it is, whatever is known
-        of that place."""
+        of that place. Each is read twice, as what is damaged may only have been so on its way."""
         for at in places:
-            with contextlib.suppress(FormatError):
-                base = partial(self._base, at)
-                return decode_frame(self.frame(at), chunk_id, raw_bytes, self._config.seed, base)
+            for _ in range(2):
+                with contextlib.suppress(FormatError):
+                    base = partial(self._base, at)
+                    frame = self.frame(at)
+                    return decode_frame(frame, chunk_id, raw_bytes, self._config.seed, base)
         return None
 
     def _base(self, at: Location, chunk_id: bytes, raw_bytes: int) -> bytes | memoryview:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from castore.errors import FormatError, UnsupportedFormat
@@ -39,7 +40,7 @@ from castore.s3.keys import (
     samples_of_shard,
     shard_key,
 )
-from castore.s3.told import undamaged
+from castore.s3.told import decoded, undamaged
 from castore.system.workers import Workers
 
 GENERATIONS_MAX = 4  # before they are put together
@@ -161,17 +162,24 @@ def damaged_samples(bucket: Bucket, store_id: bytes) -> Iterator[tuple[str, Exce
         try:
             if is_head:
                 generation = None
-                owner, samples = decode_samples(raw)
+                owner, samples = decoded(bucket, entry.key, raw, decode_samples)
                 if owner != store_id:
                     raise FormatError("it belongs to another store")
                 generation = Generation(entry.key, samples, samples.places())
             elif generation is not None:
-                told = zip(generation.places, generation.samples.buckets, strict=True)
-                for (shard, begin, end), of_bucket in told:
-                    if shard_key(generation.key, shard) == entry.key:
-                        decode_bucket(raw[begin:end], of_bucket)
+                decoded(bucket, entry.key, raw, partial(_check_shard, generation, entry.key))
+        except KeyAbsent:
+            continue
         except (FormatError, UnsupportedFormat) as error:
             yield entry.key, error
+
+
+def _check_shard(generation: Generation, key: str, raw: bytes) -> None:
+    """Raises FormatError."""
+    told = zip(generation.places, generation.samples.buckets, strict=True)
+    for (shard, begin, end), of_bucket in told:
+        if shard_key(generation.key, shard) == key:
+            decode_bucket(raw[begin:end], of_bucket)
 
 
 def tidy_samples(

@@ -12,11 +12,20 @@ T = TypeVar("T")
 
 
 def undamaged(read: Callable[[], T]) -> T:
-    """What `read` gives; where it raises FormatError, it is asked once more, and that counts."""
+    """What `read` gives; where it raises FormatError, or a wrong bit made a version of it that is
+    not known, it is asked once more, and that counts."""
     try:
         return read()
-    except FormatError:
+    except (FormatError, UnsupportedFormat):
         return read()
+
+
+def decoded(bucket: Bucket, key: str, raw: bytes, decode: Callable[[bytes], T]) -> T:
+    """The same for what was just read of a key. Raises KeyAbsent if it is gone by then."""
+    try:
+        return decode(raw)
+    except (FormatError, UnsupportedFormat):
+        return decode(bucket.get(key).body)
 
 
 def read_told(

@@ -287,6 +287,7 @@ def test_a_repair_reads_the_data_once(
     assert written
     for key in sizes.keys() - {damaged}:
         assert sizes[key] <= fetched[key] < sizes[key] + 10_000
-    assert fetched[damaged] < 3.1 * sizes[damaged]  # checked, copied, and read for what is left
+    # Checked, copied, and read for what is left; what is damaged is read twice each time.
+    assert fetched[damaged] < 3.7 * sizes[damaged]
     for key, size in written:
         assert size <= fetched[key] < size + 10_000

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from castore.check.check import StoreCheck
 from castore.check.scan import AHEAD
 from castore.errors import FormatError, UnsupportedFormat
+from castore.format.config import encode_config
 from castore.format.s3 import session_of
 from castore.format.s3_gc import decode_pin
 from castore.format.s3_told import decode_hints, decode_listing
@@ -46,6 +48,7 @@ from castore.s3.keys import (
 from castore.s3.namespace.writing import Namespace
 from castore.s3.parts import Parts
 from castore.s3.samples import damaged_samples
+from castore.s3.told import decoded
 from castore.stream.reports import CheckReport
 from castore.system.workers import Workers, usable_cores
 
@@ -88,7 +91,10 @@ class S3Check(StoreCheck):
     def run(self, fraction: float) -> CheckReport:
         """Of the data of packs, this fraction is decoded."""
         try:
-            self.check_config(self._bucket.get(CONFIG_KEY).body, CONFIG_KEY)
+            raw = self._bucket.get(CONFIG_KEY).body
+            if raw != encode_config(self.config):  # or it was damaged on its way
+                raw = self._bucket.get(CONFIG_KEY).body
+            self.check_config(raw, CONFIG_KEY)
         except KeyAbsent:
             what = "castore.json is gone: a repair makes it again"
             self.findings.add("config", "missing", what)
@@ -133,6 +139,15 @@ class S3Check(StoreCheck):
         """The sessions that have pins, and the packs that these tell of."""
         protected: set[bytes] = set()
         now = time.time() + self._bucket.clock_skew()
+
+        def decode(session: bytes, raw: bytes) -> Sequence[bytes]:
+            store_id, owner, packs = decode_pin(raw)
+            if store_id != self.config.store_id:
+                raise FormatError("it belongs to another store")
+            if owner != session:
+                raise FormatError("it is another session's")
+            return packs
+
         for entry, raw in self._objects(PINS):
             session = session_of_pin(entry.key)
             if session is None:
@@ -141,12 +156,10 @@ class S3Check(StoreCheck):
             if now - entry.modified > PIN_S:
                 self._report.count_garbage("pins", entry.size)
             try:
-                store_id, owner, packs = decode_pin(raw)
-                if store_id != self.config.store_id:
-                    raise FormatError("it belongs to another store")
-                if owner != session:
-                    raise FormatError("it is another session's")
+                packs = decoded(self._bucket, entry.key, raw, partial(decode, session))
                 protected |= {session, *packs}
+            except KeyAbsent:
+                continue
             except (FormatError, UnsupportedFormat) as error:
                 self.findings.add("pin", "corrupt", f"{entry.key}: {error}")
                 self.bad_pins.append((entry.key, entry.modified))
@@ -175,13 +188,19 @@ class S3Check(StoreCheck):
     ) -> None:
         """What machines tell each other, to save requests: what it does not tell of is stored
         again, or asked for."""
+
+        def check(raw: bytes) -> None:
+            if decode(raw)[0] != self.config.store_id:
+                raise FormatError("it belongs to another store")
+
         for entry, raw in self._objects(prefix):
             if not is_ours(entry.key):
                 self._source.odd_keys.append(entry.key)
                 continue
             try:
-                if decode(raw)[0] != self.config.store_id:
-                    raise FormatError("it belongs to another store")
+                decoded(self._bucket, entry.key, raw, check)
+            except KeyAbsent:
+                continue
             except (FormatError, UnsupportedFormat) as error:
                 self.findings.add(kind, "warning", f"{entry.key}: {error}")
 

@@ -121,21 +121,27 @@ class S3Source:
             reply = self._names.batched(name, in_batch.etag, in_batch.size)
             if reply is not None and batched_etag(digest_of(reply.body)) == in_batch.etag:
                 return Named(name.decode(), list(self._faults(name, reply, set(), scan)), ())
+        asked = False
         while True:
             packs: set[bytes] = set()
             try:
                 reply = self._names.first(name, FIRST_BYTES)
                 assert reply is not None  # no condition was set
                 faults = list(self._faults(name, reply, packs, scan))
-                # Whatever is wrong counts only if the name still maps to it.
-                if not faults or self._names.etag_of(name) == reply.etag:
+                # A manifest that is damaged may only have been so on its way; and whatever is wrong
+                # counts only if the name still maps to it.
+                if any(fault.chunk is None for fault in faults) and not asked:
+                    asked = True
+                elif not faults or self._names.etag_of(name) == reply.etag:
                     return Named(name.decode(), faults, packs)
             except KeyAbsent:
                 return None
             except Overwritten:
                 continue
             except FormatError as error:  # what should say that it is deleted
-                return Named(name.decode(), [Faulty(str(error))], ())
+                if asked:
+                    return Named(name.decode(), [Faulty(str(error))], ())
+                asked = True
 
     def _faults(
         self, name: bytes, first: Reply, packs: set[bytes], scan: PackScan

@@ -20,6 +20,7 @@ from castore.s3.etags import WEAK, is_batched
 from castore.s3.keys import NAMES, name_key, name_of
 from castore.s3.namespace.look import ATTEMPTS, READ_S, Look, busy, etag_in_batch
 from castore.s3.presence import PAGE_KEYS, heads_of, singles_of
+from castore.s3.told import undamaged
 from castore.system.clock import boot_clock
 from castore.system.workers import Future, Workers, map_at_once
 
@@ -313,7 +314,7 @@ class Listing(Look):
         number = self._numbers.get(entry.etag)
         if number is None:
             try:
-                single = self._single(name, 0, None)
+                single = undamaged(lambda: self._single(name, 0, None))
             except KeyAbsent:
                 return -1
             except FormatError:  # a tombstone that is damaged still is one
