@@ -60,6 +60,22 @@ def agree(store: castore.Store, expected: dict[str, bytes]) -> None:
     assert store.stats().objects == len(expected)
 
 
+FORETOLD = (
+    *("objects", "packs_rewritten", "packs_removed", "packs_condemned", "bytes_freed"),
+    *("batches_rewritten", "batches_removed", "tombstones_removed", "manifests_removed"),
+)
+
+
+def collect_as_foretold(world: World, store: castore.Store) -> None:
+    """A dry run tells what the run behind it does, and does nothing."""
+    before = dict(world.server.objects)
+    foretold = collect(store, repack_below=0.5, dry_run=True)
+    assert world.server.objects == before
+    done = collect(store, repack_below=0.5)
+    told = {each: (getattr(foretold, each), getattr(done, each)) for each in FORETOLD}
+    assert {each: both for each, both in told.items() if both[0] != both[1]} == {}
+
+
 def test_what_has_chunks_is_in_no_batch(world: World) -> None:
     """Of a commit with both: its record is of no manifest yet, as that of a small object is."""
     expected = {f"c/{n}": large(n) if n % 2 else noise(100, n) for n in range(8)}
@@ -133,14 +149,14 @@ def test_any_order_of_verbs(world: World, seed: int) -> None:
                 expected[name] = large(step)
             case 11:
                 world.pass_time(rng.choice([60, 2 * HOUR, 2 * DAY]))
-                collect(store, repack_below=0.5)
+                collect_as_foretold(world, store)
         agree(rng.choice(machines), expected)
     world.forget_machines()
     store = world.open("new")
     agree(store, expected)
     for _ in range(4):  # everything that nothing needs
         world.pass_time(2 * DAY)
-        collect(store)
+        collect_as_foretold(world, store)
         agree(store, expected)
     report = store.check(read_data=True)
     assert not report.problems

@@ -74,6 +74,8 @@ def value(store: castore.Store) -> bytes | None:
 def test_it_goes_and_a_grace_later_its_pack(world: World) -> None:
     store = world.open("collects")
     world.pass_time(DAY + HOUR)
+    assert collect(store, grace_s=DAY, dry_run=True).manifests_removed == 1
+    assert is_there(world)
     assert collect(store, grace_s=DAY).manifests_removed == 1
     assert not is_there(world)
     assert collect(store, grace_s=DAY).packs_condemned == 1

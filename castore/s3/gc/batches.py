@@ -63,14 +63,16 @@ class BatchCollector:
     """Of one collection. `now` is the server's time when it began, in seconds: what was an hour ago
     then, is. What it does itself has the time of the swap that does it. `batches_rewritten`,
     `batches_removed`, `tombstones_removed` and `manifests_removed`, of singles that do not count,
-    say what it did."""
+    say what it did; of a `dry_run`, what it would have done: it changes a root in memory alone."""
 
-    def __init__(self, parts: Parts, now: float) -> None:
+    def __init__(self, parts: Parts, now: float, *, dry_run: bool = False) -> None:
         self.batches_rewritten = self.batches_removed = self.tombstones_removed = 0
         self.manifests_removed = 0
         self._parts = parts
         self._bucket = parts.bucket
         self._now = now
+        self._dry_run = dry_run
+        self._planned: Root | None = None  # by a dry run
 
     def run(self, *, any_tombstones: bool) -> None:
         """Raises ManifestUnreadable, and what a Bucket and `Batches.swap` do."""
@@ -78,12 +80,13 @@ class BatchCollector:
         if batches is None:
             return
         root = batches.fresh().root
+        self._planned = root if self._dry_run else None
         if root.entries or root.drops or any_tombstones:
             names = self._look(batches, root)
             self._compact(batches, root, names)
             self._forget(batches, names)
             self._delete_hidden(batches, names)
-            self._delete_tombstones(names)
+            self._delete_tombstones(batches, names)
         self._remove(batches)
 
     def _look(self, batches: Batches, root: Root) -> _Names:
@@ -119,9 +122,17 @@ class BatchCollector:
         deleting = self._deleting(batches, root, names, [e for e in live if e.deletes], chosen)
         if not chosen:
             return
+        self.batches_rewritten = len(chosen)
         began = boot_clock()
         # What it hides is hidden since they were named.
         at = max(entry.at for entry in live if entry.batch_id in chosen)
+        if self._planned is not None:  # they count as what would be in their place
+            self._planned = root._replace(
+                entries=tuple(
+                    e._replace(at=at) if e.batch_id in chosen else e for e in root.entries
+                )
+            )
+            return
         groups = self._groups(batches, root, chosen)
         written = [self._write(batches, group, at) for group in chain(groups, deleting)]
 
@@ -136,7 +147,6 @@ class BatchCollector:
             return seen.root._replace(entries=in_order([*entries, *written]))
 
         batches.swap(swap, began=began)
-        self.batches_rewritten = len(chosen)
 
     def _deleting(
         self,
@@ -207,7 +217,7 @@ class BatchCollector:
         weak singles stays for an hour from now on, and then they are deleted: it is forgotten by a
         collection that sees none, and nobody has read one then who has not begun anew."""
         before = self._now - FORGET_S
-        now = batches.fresh().root
+        now = self._root(batches)
         old = now._replace(drops=tuple(drop for drop in now.drops if drop.at < before))
         doomed = [(name, etag) for name, etag, number in names.hidden if number < old.dropped(name)]
         dropped = sorted(name for name, _ in doomed)
@@ -237,7 +247,10 @@ class BatchCollector:
             return None if same else after
 
         began = boot_clock()
-        batches.swap(swap)
+        if self._planned is None:
+            batches.swap(swap)
+        else:
+            self._planned = swap(SeenRoot(self._planned, "")) or self._planned
         self._delete_soon(doomed, began)
 
     def _delete_hidden(self, batches: Batches, names: _Names) -> None:
@@ -247,7 +260,7 @@ class BatchCollector:
         for i in range(0, len(names.hidden), PAGE_NAMES):
             page = names.hidden[i : i + PAGE_NAMES]
             began = boot_clock()
-            found = self._parts.names.in_batches([name for name, _, _ in page])  # after it was seen
+            found = self._in_batches(batches, [name for name, _, _ in page])  # after it was seen
             doomed = [
                 (name, etag)
                 for name, etag, number in page
@@ -267,16 +280,22 @@ class BatchCollector:
                 return False
             return delete_version(self._bucket, name_key(name), etag)
 
+        if self._dry_run:
+            self.manifests_removed += len(versions)
+            return
         submit = self._parts.requests.submit
         self.manifests_removed += sum(results_of([submit(delete, *each) for each in versions]))
 
-    def _delete_tombstones(self, names: _Names) -> None:
+    def _delete_tombstones(self, batches: Batches, names: _Names) -> None:
         seen = [name for name, _ in names.tombstones]
-        covered = self._parts.names.covered(seen)  # by a root that is read after they were seen
+        covered = self._covered(batches, seen)  # by a root that is read after they were seen
+        doomed = [each for each in names.tombstones if each[0] not in covered]
+        if self._dry_run:
+            self.tombstones_removed = len(doomed)
+            return
         deleting = [
             self._parts.requests.submit(delete_version, self._bucket, name_key(name), etag)
-            for name, etag in names.tombstones
-            if name not in covered
+            for name, etag in doomed
         ]
         self.tombstones_removed = sum(results_of(deleting))
 
@@ -284,7 +303,7 @@ class BatchCollector:
         """Batches that the root does not tell of: of entries that were forgotten, and of writers
         that died."""
         listed = list(self._bucket.list(BATCHES))
-        told = {entry.batch_id for entry in batches.fresh().root.entries}
+        told = {entry.batch_id for entry in self._root(batches).entries}
         doomed = [
             entry.key
             for entry in listed
@@ -292,10 +311,30 @@ class BatchCollector:
             and batch_id not in told
             and entry.modified < self._now - ORPHAN_S
         ]
-        if doomed:
+        if self._dry_run:
+            self.batches_removed = len(doomed)
+        elif doomed:
             left = self._bucket.delete_many(doomed)
             self.batches_removed = len(doomed) - len(left)
             self._parts.cache.forget_blobs(doomed)
+
+    # ------------------------------------------------------------ the root, or what it would be
+
+    def _root(self, batches: Batches) -> Root:
+        return batches.fresh().root if self._planned is None else self._planned
+
+    def _in_batches(self, batches: Batches, names: Sequence[bytes]) -> dict[bytes, Found]:
+        """As `Namespace.in_batches`."""
+        if self._planned is None:
+            return self._parts.names.in_batches(names)
+        found = ((name, batches.find(self._planned, name)) for name in names)
+        return {name: each for name, each in found if each is not None}
+
+    def _covered(self, batches: Batches, names: Sequence[bytes]) -> set[bytes]:
+        """As `Namespace.covered`."""
+        if self._planned is None:
+            return self._parts.names.covered(names)
+        return {name for name in names if batches.covers(self._planned, name)}
 
 
 def _is_hidden(single: Listed, counts: Listed | None) -> bool:

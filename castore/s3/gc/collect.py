@@ -159,6 +159,7 @@ class _Collection:
         report.packs_removed, report.bytes_freed = len(doomed), sum(doomed)
         report.packs_condemned = len(garbage) - len(doomed)
         report.bytes_condemned = sum(garbage.values()) - sum(doomed)
+        self._collect_batches()
 
     def report(self) -> GcReport:
         report = self._report
@@ -241,7 +242,8 @@ class _Collection:
         remove_marks(self._bucket, there, now=self._now())
 
     def _collect_batches(self) -> None:
-        collector = BatchCollector(self._parts, self._now())
+        dry_run = self._options.dry_run
+        collector = BatchCollector(self._parts, self._now(), dry_run=dry_run)
         collector.run(any_tombstones=self._marker.tombstones > 0)
         report = self._report
         report.batches_rewritten = collector.batches_rewritten
