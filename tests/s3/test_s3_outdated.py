@@ -15,6 +15,7 @@ from castore.s3 import outdated
 from castore.s3.cache import store as store_cache
 from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.store import StoreCache
+from castore.system.lmdb_env import Index, Txn
 
 pytestmark = pytest.mark.usefixtures("probed")
 DAYS = 24
@@ -111,3 +112,21 @@ def test_chunks_are_forgotten_with_their_packs(
     for pack_id, chunk_ids in packs.items():
         assert len(one.known(chunk_ids)) == (0 if pack_id in gone else 10)
     one.close()
+
+
+def test_a_number_that_is_damaged_is_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is too high would keep a machine from ever looking again."""
+    one = cache(world, "one", monkeypatch)
+    try:
+        one.note_looked(5_000)
+        assert one.looked_at_bytes() == 5_000
+
+        def damage(index: Index, txn: Txn) -> None:
+            raw = bytearray(bytes(txn.get(store_cache._LOOKED, db=index.meta)))
+            raw[-1] ^= 0x40
+            txn.put(store_cache._LOOKED, bytes(raw), db=index.meta)
+
+        one.write(damage)
+        assert one.looked_at_bytes() == 0
+    finally:
+        one.close()

@@ -213,10 +213,12 @@ class StoreCache(CacheIndex):
 
     def looked_at_bytes(self) -> int:
         """How many these were when it was looked last what of them is outdated; 0 if never."""
-        return int.from_bytes(self.row("meta", _LOOKED) or b"", "little")
+        row = self.row("meta", _LOOKED)
+        raw = None if row is None else unchecked(_LOOKED, row)
+        return 0 if raw is None else int.from_bytes(raw, "little")
 
     def note_looked(self, size: int) -> None:
-        self.change("meta", {_LOOKED: size.to_bytes(8, "little")})
+        self.change("meta", {_LOOKED: checked(_LOOKED, size.to_bytes(8, "little"))})
 
     def close(self) -> None:
         self.frames.close()  # writes what is left to write
