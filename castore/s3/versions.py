@@ -14,6 +14,7 @@ from castore.format.s3 import ManifestHead, Place, decode_manifest_head, manifes
 from castore.format.segment import Segment, decode_segment
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket, KeyAbsent
+from castore.s3.etags import is_batched
 from castore.s3.listings import Listings
 from castore.s3.manifests import decode_own_head, read_manifest, read_part
 from castore.stream.coalesce import coalesce
@@ -212,6 +213,8 @@ class Versions:
         if known is not None and known.etag == etag:
             return known
         try:
+            if is_batched(etag):  # of which many are read together
+                return self.at(name, etag)
             return self._fetch(name, None, whole=False)
         except NameNotFound:
             return None

@@ -311,6 +311,38 @@ def fs_over(store: castore.Store) -> Any:
     return fs
 
 
+def test_a_folder_is_imported_again_by_a_new_machine_by_few_requests(
+    many: World, tmp_path: Path
+) -> None:
+    """It has to know of each whether it changed: not by two requests for each."""
+    for name in MANY:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name.encode() * 10)
+    with many.open("first") as store:
+        store.import_folder(tmp_path / "many", "many")
+
+    def again(store: castore.Store) -> None:
+        assert store.import_folder(tmp_path / "many", "many").same_files == len(MANY)
+
+    steps = asked(many, "new", again)
+    assert len(steps) <= 8, Counter(steps)
+
+
+def test_all_of_them_are_counted_by_few_requests(many: World) -> None:
+    def count(store: castore.Store) -> None:
+        stats = store.stats()
+        assert (stats.objects, stats.logical_bytes) == (len(MANY), len(MANY) * 90)
+
+    assert sorted(asked(many, "new", count)) == [
+        "GET batches",
+        "GET batches",
+        "GET names",  # the one that is in no batch
+        "LIST names",
+        "LIST packs",
+    ]
+
+
 def test_all_of_them_are_got_by_fsspec_by_few_requests(many: World, tmp_path: Path) -> None:
     with many.open("one") as store:
         store.puts(MANY[4], b"newer")

@@ -66,7 +66,8 @@ def test_what_others_removed_is_forgotten(
     live = KEPT * 71
     for machine in ("writer", "reader"):
         names, packs, size = known(world, machine, monkeypatch)
-        assert live <= names < 4 * live
+        # Of what is in batches these tell, and who reads it need not remember it.
+        assert (KEPT if batches else live) <= names < 4 * live
         assert size < DAYS * 30_000
         assert packs <= 2 * len(world.server.keys("store/packs/")) + KEPT
     with world.open("reader") as store:
