@@ -8,7 +8,7 @@ then, and the caller by CommitUnknown.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 from castore.errors import CommitUnknown, NameExists, NameNotFound, ObjectChanged
@@ -21,7 +21,7 @@ from castore.s3.client.put_once import Landed
 from castore.s3.commit import each_over
 from castore.s3.etags import is_batched
 from castore.s3.lease import WriterLease
-from castore.s3.namespace.writing import MakeBody, ToPut
+from castore.s3.namespace.writing import Decisive, MakeBody, ToPut
 from castore.s3.parts import Parts
 from castore.s3.versions import Version
 from castore.stream.operations import Copy, Operation, Publish, same_bytes
@@ -46,6 +46,13 @@ class NameWriter:
         self._catalog = parts.catalog
         self._lease = lease
         self._requests = parts.requests
+        self._by: Decisive | None = None
+
+    def expect_many(self, etags: Collection[str]) -> None:
+        """So many versions are about to be replaced or deleted, each by itself: of those in batches
+        one root tells, and not one for each."""
+        if sum(map(is_batched, etags)) > 1 and (self._by is None or not self._by.is_new):
+            self._by = self._names.decisive()
 
     def etags(self, present: set[bytes], absent: set[bytes]) -> dict[bytes, str]:
         """The ETags of those names that map to something. Of those that ought to be `present`, none
@@ -185,7 +192,7 @@ class NameWriter:
         that has a `record`, only what a collector wrote anew. Raises CommitUnknown."""
         try:
             newer: str | None = etag
-            while newer is not None and not self._names.delete(name, newer):
+            while newer is not None and not self._names.delete(name, newer, self._by):
                 newer = self._names.etag_of(name) if record is None else self._etag_of(name, record)
         except OutcomeUnknown as error:
             raise CommitUnknown(
@@ -271,6 +278,7 @@ class NameWriter:
             gone = deleting.result()
             self._catalog.forget(*gone)
             left += [(name, etag) for name, etag in entries if name not in gone]
+        self.expect_many([etag for _, etag in left])
         # None of them is to land when the caller has been told that one failed.
         results_of([self._requests.submit(self.delete, *each) for each in left])
         if failures:
@@ -287,7 +295,9 @@ class NameWriter:
         lease = self._lease
         try:
             landed = lease.note(
-                lambda: self._names.put(name, make_body, if_none_match=if_absent, if_match=if_match)
+                lambda: self._names.put(
+                    name, make_body, if_none_match=if_absent, if_match=if_match, by=self._by
+                )
             )
         except PreconditionFailed as error:
             raise NameExists(name.decode()) from error

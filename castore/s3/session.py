@@ -253,6 +253,7 @@ class S3Session(WriteSession):
             if copy.source == copy.target:
                 self._copies.version(copy.source, seen.get(copy.source))  # it is there, and stays
         for ready in self._copies.read([(copy.source, seen.get(copy.source)) for copy in moved]):
+            self._names.expect_many([v.etag for i, v, _ in ready if moved[i].rename])
             putting = [
                 self._requests.submit(self._names.copy, moved[i], version, segments)
                 for i, version, segments in ready
@@ -265,6 +266,7 @@ class S3Session(WriteSession):
         while left:
             changed: list[tuple[SetAttributes, str | None]] = []  # since: to be looked at again
             for ready in self._copies.read([(change.name, etag) for change, etag in left]):
+                self._names.expect_many([version.etag for _, version, _ in ready])
                 putting = [
                     self._requests.submit(
                         self._names.put_over, version, left[i][0].of(version.head.record), segments

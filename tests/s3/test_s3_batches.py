@@ -269,6 +269,30 @@ def test_many_of_them_are_deleted_by_few_requests(many: World, count: int) -> No
             assert not store.exists(MANY[0])
 
 
+def test_many_of_them_are_changed_and_moved_by_a_request_for_each_put(many: World) -> None:
+    """Of all of them one root tells, and a list that none is a single."""
+    some = MANY[:300]
+
+    def change(store: castore.Store) -> None:
+        with store.transaction() as t:
+            for name in some:
+                t.set_attributes(name, mode=0o600)
+
+    def move(store: castore.Store) -> None:
+        with store.transaction() as t:
+            for name in MANY[300:600]:
+                t.rename(name, f"moved/{name}")
+
+    for work, puts in (change, 300), (move, 600):
+        steps = Counter(asked(many, "changes", work))
+        # The last is a group of its own, and asks for itself.
+        assert (steps.pop("PUT names"), steps.total() <= 12) == (puts, True), steps
+    with many.open("reads") as store:
+        assert [info.mode for info in store.list("many/")][:300] == [0o600] * 300
+        assert list(store.names("many/")) == [*some, *MANY[600:]]
+        assert store.gets(f"moved/{MANY[310]}") == MANY[310].encode() * 10
+
+
 def test_what_deletes_is_collected_with_what_it_deletes(many: World) -> None:
     """And not before: else that would be there again."""
     store = many.open("one")

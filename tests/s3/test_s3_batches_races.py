@@ -249,6 +249,51 @@ def remove_many(c: Client) -> None:
     c.call("delete many", do, lambda there: [("done", None), ("absent", there)])
 
 
+def change_many(c: Client) -> None:
+    """By one root, if x is in a batch, as the other name is."""
+
+    def do() -> str:
+        try:
+            with c.store.transaction() as t:
+                t.set_attributes("x", mode=0o600)
+                t.set_attributes("w", mode=0o600)
+        except NameNotFound:
+            return "absent"  # one of them
+        return "done"
+
+    def effects(there: Value) -> list[tuple[object, Value]]:
+        return [("absent", there)] if there is None else [("done", there), ("absent", there)]
+
+    c.call("change many", do, effects)
+
+
+def move_many(c: Client) -> None:
+    """The same; each is deleted only if it still is what was copied."""
+    target = f"moved by {c.name} {c.value().decode()}"
+
+    def do() -> bytes | str | None:
+        try:
+            with c.store.transaction() as t:
+                t.rename("x", target)
+                t.rename("w", f"{target} too")
+                t.puts(f"{target} at last", b"")
+        except NameNotFound:
+            return "absent"  # one of them
+        try:
+            return c.store.gets(target)
+        except NameNotFound:  # all was deleted since
+            return "moved"
+
+    def effects(there: Value) -> list[tuple[object, Value]]:
+        if there is None:
+            return [("absent", None)]
+        return [("absent", there)] + [
+            (result, value) for result in (there, "moved") for value in (None, there)
+        ]
+
+    c.call("move many", do, effects)
+
+
 def gc(c: Client) -> None:
     collect(c.store)
 
@@ -267,6 +312,8 @@ PROGRAMS: dict[str, list[Verb]] = {
     "changes": [change, look, put_if_absent, change, look],
     "moves": [look, move, look, put_if_absent, move, look],
     "deletes many": [remove_many, look, batch, look, remove_many, look],
+    "changes many": [change_many, look, batch, look, change_many, look],
+    "moves many": [look, move_many, look, batch, move_many, look],
     "deletes with others": [remove_and_put, look, put, look_at_list, remove_and_put, look],
 }
 BEGINNINGS: dict[str, list[Verb]] = {

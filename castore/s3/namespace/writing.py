@@ -29,7 +29,7 @@ from castore.s3.client.put_once import NONCE_BYTES, Landed, put_once
 from castore.s3.etags import WEAK, batched_etag, is_batched, is_marked, real
 from castore.s3.keys import name_key
 from castore.s3.namespace.listing import Listing
-from castore.s3.namespace.look import ATTEMPTS, READ_S, busy
+from castore.s3.namespace.look import ATTEMPTS, READ_S, Now, busy
 from castore.s3.presence import singles_of
 from castore.s3.told import undamaged
 from castore.system.clock import boot_clock
@@ -39,6 +39,7 @@ BATCH_NAMES_MIN = 64  # fewer are as cheap one by one, and sooner
 BATCH_NAMES_MAX = 8192
 BATCH_BYTES_MAX = 16 << 20
 ENTRIES_MAX = 8192  # of the root: with more, names are put one by one until a collection
+DECISIVE_S = 60.0  # far less than READ_S: for so long one root counts for what one commit changes
 
 T = TypeVar("T")
 
@@ -52,8 +53,24 @@ class ToPut(NamedTuple):
     make_body: MakeBody
 
 
+class Decisive(NamedTuple):
+    """A root by which many names are changed, and when it was asked for, by `boot_clock`."""
+
+    seen: SeenRoot
+    began: float
+
+    @property
+    def is_new(self) -> bool:
+        return boot_clock() - self.began < DECISIVE_S
+
+
 class Namespace(Listing):
     """See the module."""
+
+    def decisive(self) -> Decisive | None:
+        """What the root says now, for who is to change many names; None without batches."""
+        began = boot_clock()
+        return None if self.batches is None else Decisive(self.batches.fresh(), began)
 
     def put(
         self,
@@ -62,8 +79,10 @@ class Namespace(Listing):
         *,
         if_none_match: bool = False,
         if_match: str | None = None,
+        by: Decisive | None = None,
     ) -> Landed:
-        """As `put_once`, at a name and with its ETag."""
+        """As `put_once`, at a name and with its ETag. What has that in a batch `by` a root that was
+        read for many names is taken for being no single, which its condition finds out."""
         conditional = if_none_match or (if_match is not None and is_marked(if_match))
         if self.batches is None or not conditional:
             return put_once(
@@ -75,17 +94,18 @@ class Namespace(Listing):
             )
         for _ in range(ATTEMPTS):
             try:
-                landed = self._decide(name, if_match, make_body)
+                landed = self._decide(name, if_match, make_body, by)
             except BatchGone as gone:
                 self._forget(gone)
                 continue
             if landed is not None:
                 return landed
+            by = None
         raise busy(name)
 
-    def delete(self, name: bytes, etag: str) -> bool:
+    def delete(self, name: bytes, etag: str, by: Decisive | None = None) -> bool:
         """Have what was just seen to have this ETag deleted; False if it was overwritten since. As
-        `delete_version`."""
+        `delete_version`; `by` as in `put`."""
         key, batches = name_key(name), self.batches
         if batches is None:
             return delete_version(self.bucket, key, etag)
@@ -100,7 +120,7 @@ class Namespace(Listing):
             if boot_clock() - began < READ_S:  # else a batch may have come, and gone
                 return delete_version(self.bucket, key, real(etag))
         try:
-            self.put(name, tombstone, if_match=etag)
+            self.put(name, tombstone, if_match=etag, by=by)
         except PreconditionFailed:
             return self.etag_of(name) is None
         return True
@@ -233,11 +253,16 @@ class Namespace(Listing):
                 self._forget(gone)
         raise busy(next(iter(names)))
 
-    def _decide(self, name: bytes, expected: str | None, make_body: MakeBody) -> Landed | None:
+    def _decide(
+        self, name: bytes, expected: str | None, make_body: MakeBody, by: Decisive | None
+    ) -> Landed | None:
         """Put it if the name maps to the version with the ETag `expected`, or to nothing (None).
         None if something came between. Raises PreconditionFailed, BatchGone."""
-        began = boot_clock()
-        now = self.look(name, 0, decisive=True)
+        now: Now | None
+        if by is not None and by.is_new and expected and self._in_batch(name, expected, by.seen):
+            began, now = by.began, Now(expected, None, None, by.seen)
+        else:
+            began, now = boot_clock(), self.look(name, 0, decisive=True)
         assert now is not None
         assert now.seen is not None
         if now.etag != expected:
