@@ -39,6 +39,20 @@ class ListingVerbs(StoreFileSystem):
                 if not kind.is_object or not tries:  # else it came since
                     raise
 
+    def sizes(self, paths: list[str]) -> list[int | None]:
+        """The size in bytes of each, in order, None of a folder; of many at once. Raises
+        FileNotFoundError."""
+        names = [self._strip_protocol(path) for path in paths]
+        listed = self.store.infos_together(names)
+        threads = 2 * self.store.threads if len(names) > 1 else 0
+
+        def size(name: str) -> int | None:
+            info = listed.get(name)
+            found: int | None = self.size(name) if info is None else info.size
+            return found
+
+        return list(map_at_once(size, names, threads=threads))
+
     def exists(self, path: str, **kwargs: Any) -> bool:
         return self._is_shown(path) or any(self._kind(path))
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice, takewhile
 from typing import NamedTuple
 
-from castore.errors import CastoreError, InvalidName, NameNotFound, unraised
-from castore.model import ObjectInfo, Progress, RangePlan, encode_name
+from castore.errors import CastoreError, InvalidName, InvalidRange, NameNotFound, unraised
+from castore.model import ObjectInfo, Progress, RangePlan, clamp_range, encode_name
 from castore.store.handle import Handle
 from castore.stream.chunkreader import Pinned
 from castore.stream.reader import Reader
@@ -88,12 +88,18 @@ class ReadVerbs(Handle):
 
         found: list[bytes | Exception] = [b""] * len(wanted)
         if len(places) > 1:
+            # Where each is read from its file, more than the range would be.
+            ranged = self.small_together == 1
             whole = [
-                name for name, ats in places.items() if all(wanted[at][1] is None for at in ats)
+                name
+                for name, ats in places.items()
+                if ranged or all(wanted[at][1] is None for at in ats)
             ]
             for name, raw in self._small_of(whole):
-                for at in places.pop(name):
-                    found[at] = raw
+                with contextlib.suppress(InvalidRange):  # `read` says so
+                    bounds = [clamp_range(wanted[at][1], len(raw)) for at in places[name]]
+                    for at, (begin, end) in zip(places.pop(name), bounds, strict=True):
+                        found[at] = raw[begin:end]
         parts = map(read, places) if len(places) == 1 else self._workers.map_ahead(read, places)
         for ats, each in zip(places.values(), parts, strict=True):
             for at, part in zip(ats, each, strict=True):

@@ -20,7 +20,7 @@ from memory_s3 import Actor, MemoryAttempts
 from oracle import in_child
 
 import castore
-from castore.errors import InvalidName, NameExists, NameNotFound
+from castore.errors import InvalidName, InvalidRange, NameExists, NameNotFound
 from castore.format.s3_batches import BatchIndex
 from castore.s3 import catalog
 from castore.s3.namespace import writing
@@ -458,13 +458,48 @@ def test_those_that_gets_ranges_is_asked_for_take_few_requests(many: World) -> N
 
     def gets(store: castore.Store) -> None:
         wanted = [*((name, None) for name in MANY), (MANY[4], (1, 3)), ("no//../name", None)]
+        wanted += [(MANY[7], (3, 6)), (MANY[8], (5, 3))]
         found = dict(zip(wanted, store.gets_ranges(wanted), strict=True))
         assert isinstance(found.pop((MANY[5], None)), NameNotFound)
         assert isinstance(found.pop(("no//../name", None)), InvalidName)
+        assert found.pop((MANY[7], (3, 6))) == MANY[7].encode()[3:6]
+        for byte_range in (None, (5, 3)):  # what is wrong with one is so of its object
+            assert isinstance(found.pop((MANY[8], byte_range)), InvalidRange)
         assert (found.pop((MANY[4], (1, 3))), found.pop((MANY[4], None))) == (b"ew", b"newer")
-        assert found == {(name, None): name.encode() * 10 for name in MANY if name not in MANY[4:6]}
+        left = [*MANY[:4], *MANY[6:8], *MANY[9:]]
+        assert found == {(name, None): name.encode() * 10 for name in left}
 
     assert len(asked(many, "new", gets)) < 40
+
+
+def test_ranges_and_sizes_of_them_take_few_requests_by_fsspec_too(many: World) -> None:
+    """A new machine's, and with some that were put since, or are not there."""
+    with many.open("one") as store:
+        store.puts(MANY[4], b"newer")
+        store.delete(MANY[5])
+
+    def ranges(store: castore.Store) -> None:
+        paths = [*MANY, MANY[7], MANY[8]]
+        starts = [*range(len(MANY)), 5, -1]
+        ends = [at + 4 for at in starts[:-2]] + [3, None]
+        found = fs_over(store).cat_ranges(paths, starts, ends)
+        assert isinstance(found[5], NameNotFound)
+        assert found[4] == b"r"
+        assert found[-2:] == [b"", b"8"]
+        for at in range(6, len(MANY)):
+            assert found[at] == (MANY[at].encode() * 10)[at : at + 4]
+
+    def sizes(store: castore.Store) -> None:
+        fs = fs_over(store)
+        with pytest.raises(NameNotFound):
+            fs.sizes(MANY)
+        left = [*MANY[:5], *MANY[6:]]
+        assert fs.sizes([*left, "many"])[-2:] == [90, fs.size("many")]
+        assert fs.sizes(left) == [90] * 4 + [5] + [90] * 994
+        assert fs.sizes([]) == []
+
+    for work in (ranges, sizes):
+        assert len(asked(many, f"new {work}", work)) < 50
 
 
 @WAYS
