@@ -8,7 +8,7 @@ then, and the caller by CommitUnknown.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from castore.errors import CommitUnknown, NameExists, NameNotFound, ObjectChanged
@@ -48,11 +48,10 @@ class NameWriter:
         self._requests = parts.requests
         self._by: Decisive | None = None
 
-    def expect_many(self, etags: Collection[str]) -> None:
-        """So many versions are about to be replaced or deleted, each by itself: of those in batches
-        one root tells, and not one for each."""
-        if sum(map(is_batched, etags)) > 1 and (self._by is None or not self._by.is_new):
-            self._by = self._names.decisive()
+    def expect_many(self, count: int) -> None:
+        """So many versions, which were just seen, are about to be replaced or deleted, each by
+        itself: one root tells of all, and not one of each."""
+        self._by = self._names.decisive() if count > 1 else None
 
     def etags(self, present: set[bytes], absent: set[bytes]) -> dict[bytes, str]:
         """The ETags of those names that map to something. Of those that ought to be `present`, none
@@ -192,7 +191,9 @@ class NameWriter:
         that has a `record`, only what a collector wrote anew. Raises CommitUnknown."""
         try:
             newer: str | None = etag
-            while newer is not None and not self._names.delete(name, newer, self._by):
+            by = self._by
+            while newer is not None and not self._names.delete(name, newer, by):
+                by = None  # it was read before
                 newer = self._names.etag_of(name) if record is None else self._etag_of(name, record)
         except OutcomeUnknown as error:
             raise CommitUnknown(
@@ -278,7 +279,7 @@ class NameWriter:
             gone = deleting.result()
             self._catalog.forget(*gone)
             left += [(name, etag) for name, etag in entries if name not in gone]
-        self.expect_many([etag for _, etag in left])
+        self.expect_many(len(left))
         # None of them is to land when the caller has been told that one failed.
         results_of([self._requests.submit(self.delete, *each) for each in left])
         if failures:

@@ -17,6 +17,7 @@ from castore.model import Extent, Location, StoredChunk
 from castore.s3.bases import Bases
 from castore.s3.commit import check, groups, names_of, names_to_look_up
 from castore.s3.copies import Copies
+from castore.s3.etags import is_batched
 from castore.s3.lease import WriterLease
 from castore.s3.names import NameWriter, Segments
 from castore.s3.parts import Parts
@@ -253,7 +254,7 @@ class S3Session(WriteSession):
             if copy.source == copy.target:
                 self._copies.version(copy.source, seen.get(copy.source))  # it is there, and stays
         for ready in self._copies.read([(copy.source, seen.get(copy.source)) for copy in moved]):
-            self._names.expect_many([v.etag for i, v, _ in ready if moved[i].rename])
+            self._names.expect_many(sum(moved[i].rename for i, *_ in ready))
             putting = [
                 self._requests.submit(self._names.copy, moved[i], version, segments)
                 for i, version, segments in ready
@@ -266,7 +267,7 @@ class S3Session(WriteSession):
         while left:
             changed: list[tuple[SetAttributes, str | None]] = []  # since: to be looked at again
             for ready in self._copies.read([(change.name, etag) for change, etag in left]):
-                self._names.expect_many([version.etag for _, version, _ in ready])
+                self._names.expect_many(sum(is_batched(v.etag) for _, v, _ in ready))
                 putting = [
                     self._requests.submit(
                         self._names.put_over, version, left[i][0].of(version.head.record), segments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -105,7 +106,7 @@ class Namespace(Listing):
 
     def delete(self, name: bytes, etag: str, by: Decisive | None = None) -> bool:
         """Have what was just seen to have this ETag deleted; False if it was overwritten since. As
-        `delete_version`; `by` as in `put`."""
+        `delete_version`; `by` as in `put`, and read since the name was seen."""
         key, batches = name_key(name), self.batches
         if batches is None:
             return delete_version(self.bucket, key, etag)
@@ -114,11 +115,12 @@ class Namespace(Listing):
             return encode_tombstone(self.store_id, nonce, number)
 
         while True:
-            began = boot_clock()
-            if is_batched(etag) or self.covered([name]):  # read after the name was seen
+            began = boot_clock() if by is None else by.began
+            if is_batched(etag) or self._is_covered(name, by):  # read after the name was seen
                 break
             if boot_clock() - began < READ_S:  # else a batch may have come, and gone
                 return delete_version(self.bucket, key, real(etag))
+            by = None
         try:
             self.put(name, tombstone, if_match=etag, by=by)
         except PreconditionFailed:
@@ -241,6 +243,13 @@ class Namespace(Listing):
             return seen.root._replace(entries=in_order([*seen.root.entries, *added]))
 
         batches.swap(add, began=began)
+
+    def _is_covered(self, name: bytes, by: Decisive | None) -> bool:
+        assert self.batches is not None
+        if by is not None:
+            with suppress(BatchGone):
+                return self.batches.covers(by.seen.root, name)
+        return bool(self.covered([name]))
 
     def _by_root(self, names: Collection[bytes], look: Callable[[Root], T]) -> T:
         """What it sees of these names, by the root that is read now."""
