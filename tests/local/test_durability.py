@@ -141,6 +141,53 @@ def test_a_failed_fsync_poisons_the_pack(
     assert store.gets("after") == noise(50_000, 2)
 
 
+def test_a_pack_is_not_durable_where_its_fsync_was_interrupted(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler's error, as of a limit of time, ends the put; nothing was said of the disk, and who
+    shares the pack asks it again."""
+    calls: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if path.endswith(".pack"):
+            calls.append(path)
+            if len(calls) == 1:
+                raise TimeoutError("time is up")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with store.transaction() as other:
+        other.puts("in the same pack", noise(50_000, 3))
+        with pytest.raises(TimeoutError, match="time is up"):
+            store.puts("interrupted", noise(50_000, 2))
+        assert list(store.names()) == []
+    (pack,) = packs_of(store)
+    assert calls == [str(pack)] * 2
+    assert store.gets("in the same pack") == noise(50_000, 3)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_a_footer_that_finds_no_room_loses_nothing(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    store.puts("name", noise(50_000, 1))
+    real = os.pwritev
+
+    def pwritev(fd: int, parts: Any, offset: int) -> int:
+        real(fd, [bytes(part)[:9] for part in parts][:1], offset)
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwritev", pwritev)
+        store.close()
+    with castore.open(store.path, create=False) as again:
+        assert again.gets("name") == noise(50_000, 1)
+        assert again.gc().packs_sealed == 1
+        assert again.gets("name") == noise(50_000, 1)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_while_a_pack_is_written(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch, code: int

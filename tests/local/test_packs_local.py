@@ -347,6 +347,50 @@ def test_a_collector_that_is_faster_than_our_lock(
     assert packs.path(location.pack_id) != met[0]
     assert len(os.listdir("/proc/self/fd")) == before + 1
     commit(packs, placement)
+    assert files(packs) == [Path(packs.path(location.pack_id))], "the other is left to nobody"
+
+
+def test_a_pack_made_for_one_outlives_the_commits_of_others(packs: LocalPacks) -> None:
+    """As a collector writes one while the same process puts."""
+    placement, other = Placement(), Placement()
+    pack = packs.create(placement)
+    pack.append(frames(1))
+    path = Path(packs.path(pack.pack_id))
+    packs.append(frames(1, seed=1), other)
+    commit(packs, other)
+    assert path.exists()
+    assert not lock_is_free(path)
+    pack.append(frames(1, seed=2))
+    packs.release(placement)  # nobody has named it
+    assert not path.exists()
+    packs.close()
+    with pytest.raises(StoreClosed):
+        packs.create(placement)
+    assert len(files(packs)) == 1
+
+
+def test_a_process_that_ends_does_not_wait_for_an_append(packs: LocalPacks) -> None:
+    placement = Placement()
+    packs.append(frames(1), placement)
+    commit(packs, placement)
+    amid, ended = threading.Event(), threading.Event()
+
+    def append() -> None:
+        with packs._lock:
+            amid.set()
+            assert ended.wait(60)
+
+    def end() -> None:
+        assert amid.wait(60)
+        packs.retire_at_exit()
+        ended.set()
+
+    in_threads(append, end)
+    [path] = files(packs)
+    size = path.stat().st_size
+    packs.retire_at_exit()
+    assert path.stat().st_size > size, "now it has a footer"
+    assert lock_is_free(path)
 
 
 def test_threads_append_to_one_pack(packs: LocalPacks) -> None:
