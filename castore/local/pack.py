@@ -108,8 +108,8 @@ class Pack:
         self._entries = []
 
     def close(self) -> None:
-        """Give up the lock, and the file too if nothing can refer to it."""
-        if not self.named and not self.users:
+        """Give up the lock, and the file too if nothing can refer to it: it has no users."""
+        if not self.named:
             with contextlib.suppress(FileNotFoundError):  # the store was removed under us
                 os.unlink(self.path)
         self.abandon()

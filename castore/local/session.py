@@ -166,7 +166,6 @@ class LocalSession(WriteSession):
         # The packs that are full are now kept by their rows and this manifest's being pending;
         # their descriptors would add up in a put of terabytes.
         full = {pack for pack in self._placement.upto if pack.sealed and pack is not owner}
-        self._batch.packs |= {pack.pack_id for pack in full}
         # A collector may take them from now on, with frames that no staged segment refers to yet.
         self._held |= self._packs.hold([pack.pack_id for pack in full])
         self._packs.release(self._placement, only=full)
