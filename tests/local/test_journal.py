@@ -362,6 +362,29 @@ def test_a_store_without_a_journal_gets_one(folder: Path) -> None:
     assert rebuilt(folder) == {**VALUES, "later": b"1"}
 
 
+@pytest.mark.parametrize("moment", ["close", "backup"])
+def test_what_was_put_is_durable_in_the_log(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Not as it is put, but where its process ends, and in time for what a backup has."""
+    durable: dict[int, int] = {}  # bytes of each file that was synced, by its inode
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        fsync(fd)
+        durable[os.fstat(fd).st_ino] = os.fstat(fd).st_size
+
+    with castore.open(folder) as store:
+        monkeypatch.setattr(os, "fsync", noted)
+        store.puts("later", b"1")
+        status = logs(folder)[-1].stat()
+        assert status.st_ino not in durable
+        if moment == "backup":
+            store.backup(folder.with_name("backup"))
+            assert durable[status.st_ino] == status.st_size
+    assert durable[status.st_ino] == logs(folder)[-1].stat().st_size == status.st_size
+
+
 def test_a_snapshot_has_nothing_that_the_log_may_lose(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

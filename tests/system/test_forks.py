@@ -385,6 +385,33 @@ def test_a_transaction_in_progress_ends_in_the_parent_only(store: castore.Store)
     assert list(store.names("t/")) == ["t/1", "t/2"]
 
 
+def test_a_transaction_that_a_thread_puts_into_does_not_hang_in_a_child(
+    store: castore.Store,
+) -> None:
+    """The thread is not there, and what it holds is held."""
+    amid, over = threading.Event(), threading.Event()
+
+    class Slow:
+        def read(self, size: int) -> bytes:
+            amid.set()
+            assert over.wait(60)
+            return b""
+
+    with store.transaction() as transaction:
+        thread = threading.Thread(target=transaction.put, args=("t/1", Slow()))
+        thread.start()
+        assert amid.wait(60)
+
+        def use() -> None:
+            with pytest.raises(CastoreError, match="before a fork"), transaction:
+                transaction.puts("t/2", b"2")
+
+        child(use, seconds=10)
+        over.set()
+        thread.join()
+    assert list(store.names("t/")) == ["t/1"]
+
+
 def test_dropping_an_inherited_put_leaves_the_parents_alone(store: castore.Store) -> None:
     """The child's end collects what it inherited."""
     file = store.open("cut", "wb")

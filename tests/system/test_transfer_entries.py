@@ -603,3 +603,32 @@ def test_an_export_writes_nothing_into_an_open_store(tmp_path: Path) -> None:
         store.puts("after", b"1")
         assert list(store.names()) == ["after", *names]
     assert not (tmp_path / "out" / "store" / "new").exists()
+
+
+def test_an_import_reads_nothing_of_an_open_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To close a file of LMDB's drops the locks that this process has on it."""
+    monkeypatch.setattr("castore.stream.sourcefile.YOUNG_NS", 0)  # small ones are read together
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "fine").write_bytes(b"1")
+    with (
+        castore.open(tmp_path / "store") as store,
+        castore.open(folder / "other") as other,
+    ):
+        other.puts("name", b"x")
+        inside = [path.relative_to(folder) for path in (folder / "other").rglob("*.*")]
+        inside = sorted(path for path in inside if (folder / path).is_file())
+        assert len(inside) > 3
+        for number, path in enumerate(inside):
+            (folder / f"link{number}").symlink_to(path)
+        report = store.import_folder(folder)
+        assert list(store.names()) == ["fine"]
+        assert {path for path, _ in report.left_out} == {
+            *(str(folder / path) for path in inside),
+            *(str(folder / f"link{number}") for number in range(len(inside))),
+        }
+        assert all("lies inside the open store" in why for _, why in report.left_out)
+    with castore.open(tmp_path / "store") as store:
+        assert not store.import_folder(folder).left_out, "closed: files like any"
