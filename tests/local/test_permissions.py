@@ -196,6 +196,32 @@ def test_packs_that_may_not_be_written_or_read(open_folder: Path) -> None:
     assert unprivileged(work) is None
 
 
+def test_a_pack_that_another_of_the_group_left_without_a_footer(open_folder: Path) -> None:
+    """It may be read and removed, but not be written to; it is whole without."""
+
+    def work() -> None:
+        path = open_folder / "store"
+        if not os.fork():
+            store = castore.open(path)
+            store.puts("packed", noise(50_000))
+            os._exit(0)  # as one that is killed
+        assert os.wait()[1] == 0
+        (pack,) = path.glob("packs/*/*.pack")
+        pack.chmod(0o440)
+        with castore.open(path) as store:
+            (path / "index.new-0").mkdir()
+            assert store.gc(dry_run=True).packs_sealed == 0
+            report = store.gc()
+            assert (report.packs_sealed, report.leftovers_removed) == (0, 1)
+            assert store.gets("packed") == noise(50_000)
+            pack.chmod(0o640)
+            assert store.gc(dry_run=True).packs_sealed == 1
+            assert store.gc().packs_sealed == 1
+            assert store.gc().found_nothing
+
+    assert unprivileged(work) is None
+
+
 def in_own_mounts(program: str, *arguments: str) -> str:
     """The output of a program that may mount what it likes."""
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:

@@ -33,8 +33,9 @@ def seal_packs(
     packs: LocalPacks, ends: Iterable[tuple[bytes, int]], *, seed: int, dry_run: bool
 ) -> int:
     """Seal those of the packs that have no footer and that no live writer has; how many. With each
-    comes where its frames end that are durable. One that is damaged before is left as it is. Raises
-    StoreFull, StoreIOError; what is sealed then stays so."""
+    comes where its frames end that are durable. One that is damaged before is left as it is, and so
+    is one that may not be written to, as of another user who shares the store. Raises StoreFull,
+    StoreIOError; what is sealed then stays so."""
     sealed = 0
     for pack_id, end in ends:
         with PackLocks(packs) as locks:
@@ -44,6 +45,8 @@ def seal_packs(
 
 
 def _seal(path: str, end: int, seed: int, *, dry_run: bool) -> bool:
+    if not os.access(path, os.W_OK):
+        return False
     try:
         fd = os.open(path, (os.O_RDONLY if dry_run else os.O_RDWR) | os.O_CLOEXEC)
     except OSError as error:
