@@ -367,13 +367,27 @@ def test_damaged_keys_are_findings(folder: Path, damage: Callable[[Path], None])
         assert store.check(True).clean
 
 
-def test_a_damaged_pack_is_moved_and_not_removed(folder: Path) -> None:
+@pytest.mark.parametrize("whose", ["ours", "another's of the group"])
+def test_a_damaged_pack_is_moved_and_not_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
     path, *_ = frames(folder)[4]
     flip_payload(folder)
     raw = path.read_bytes()
+    folder.chmod(0o770)
+
+    def link(source: str, target: str) -> None:
+        """Linux (fs.protected_hardlinks) lets only who may write to a file link it."""
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+
+    if whose != "ours":
+        monkeypatch.setattr(os, "link", link)
     repair(folder)
     assert not path.exists()
-    assert (folder / "quarantine" / path.name).read_bytes() == raw
+    kept = folder / "quarantine" / path.name
+    assert kept.read_bytes() == raw
+    assert list(kept.parent.iterdir()) == [kept]
+    assert kept.parent.stat().st_mode & 0o777 == 0o770, "others of the group may repair, too"
     assert len(packs(folder)) == 2
 
 

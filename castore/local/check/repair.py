@@ -3,8 +3,8 @@
 What the repair of damage must never do is add to it. So: nothing is written over or removed but
 rows of the index, each in a write transaction that looks again at what it changes; a pack that is
 damaged is left as it is, its intact frames are copied to a new one, and once nothing leads to it
-any more it is moved below `quarantine/`, by linking it there before the transaction and unlinking
-it after. Whoever dies in the middle leaves a store that the next repair goes on with.
+any more it is moved below `quarantine/`, by linking (or copying) it there before the transaction
+and unlinking it after. Whoever dies in the middle leaves a store that the next repair goes on with.
 
 It keeps to what a collector keeps to: it touches a pack only with its lock held, inside a write
 transaction that raises `gc_seq`, so that a writer who has looked up a frame of it finds out.
@@ -24,19 +24,23 @@ from castore.local.check.journal import mend_journal
 from castore.local.check.pack_files import pack_path
 from castore.local.check.repair_objects import ObjectRepair
 from castore.local.check.repair_packs import PackRepair, Parts
-from castore.local.check.repair_places import mend_places
+from castore.local.check.repair_places import make_folder, mend_places
 from castore.local.check.repair_rows import RowRepair
 from castore.local.check.run import check_local
 from castore.local.check.segments import named_manifests, pending_manifests, segments_of
 from castore.local.config_repair import rewrite_config
 from castore.local.gc.collect import LOCK as GC_LOCK
+from castore.local.journal.files import append_all
 from castore.local.locks import CollectorLock, PackLocks
 from castore.local.meta import GC_SEQ, next_number
 from castore.local.pack import Placement
 from castore.local.tables import Tables
 from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem
-from castore.system.fileio import make_durable_folder, sync_folder, typed_errors
+from castore.system.fileio import adopt, descriptor, sync_folder, typed_errors
+from castore.system.outfolder import replacing
+
+COPY_BYTES = 1 << 20
 
 
 class LocalRepair:
@@ -150,7 +154,7 @@ class LocalRepair:
         """Where the pack's file is below quarantine/, too: where it was linked by a repair that was
         killed, or else beside what an earlier repair put there, of a pack that was brought back."""
         folder = os.path.join(self._root, "quarantine")
-        make_durable_folder(folder)
+        make_folder(folder, self._root)
         source = pack_path(self._root, pack_id)
         for number in count():
             end = f".{number}.pack" if number else ".pack"
@@ -160,9 +164,19 @@ class LocalRepair:
             except FileExistsError:
                 if not os.path.samefile(source, path):
                     continue
+            except PermissionError:
+                # Another's who shares the store: Linux lets only who may write to a file link it.
+                self._copy(source, path)
             break
         sync_folder(folder)
         return path
+
+    def _copy(self, source: str, target: str) -> None:
+        with descriptor(source) as reading, replacing(target) as draft:
+            for block in iter(partial(os.read, reading, COPY_BYTES), b""):
+                append_all(draft.fd, block)
+            adopt(draft.fd, self._root)
+            os.fsync(draft.fd)
 
     def _drop_segments(self, tables: Tables, named: set[int]) -> None:
         """Of the manifests whose names were moved away: what they lead to is lost, or copied."""

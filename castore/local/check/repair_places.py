@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from castore.errors import FormatError, UnsupportedFormat
 from castore.format.pack import PACK_HEADER_BYTES, decode_pack_header
 from castore.local.pack_files import is_file, list_strays, pack_path
-from castore.system.fileio import make_durable_folder, sync_folder
+from castore.system.fileio import adopt_folder, sync_folder
 
 
 def mend_places(root: str) -> list[str]:
@@ -23,8 +24,16 @@ def mend_places(root: str) -> list[str]:
         else:
             target = _free(os.path.join(root, "quarantine", os.path.basename(path)))
             done.append(f"{path} is no pack, or not in its place: it is now {target}")
-        _move(path, target)
+        _move(root, path, target)
     return done
+
+
+def make_folder(folder: str, root: str) -> None:
+    """Make a folder of the store in `root`, durably, for all who share the store."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+        adopt_folder(folder, root)
+    sync_folder(os.path.dirname(folder))
 
 
 def _is_pack(path: str, pack_id: bytes) -> bool:
@@ -44,8 +53,8 @@ def _free(path: str) -> str:
     return found
 
 
-def _move(path: str, target: str) -> None:
-    make_durable_folder(os.path.dirname(target))
+def _move(root: str, path: str, target: str) -> None:
+    make_folder(os.path.dirname(target), root)
     os.rename(path, target)
     sync_folder(os.path.dirname(target))
     sync_folder(os.path.dirname(path))
