@@ -544,6 +544,23 @@ def test_what_a_maker_that_was_killed_left_is_removed(store: castore.Store) -> N
     assert store.gc().leftovers_removed == 0
 
 
+def test_folders_that_are_none_of_castores_are_left_alone(
+    store: castore.Store, tmp_path: Path
+) -> None:
+    root, old = Path(store.path), "20200102-030405"
+    for name in (f"{old}-photos", f"index.before-{old[:8]}", "index.nearly"):
+        (root / name).mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (root / "index.new-link").symlink_to(tmp_path / "elsewhere")
+    (root / f"index.before-{old}.link").symlink_to(tmp_path / "elsewhere")
+    (root / "index.new-file").write_bytes(b"1")
+    before = sorted(os.listdir(root))
+    assert store.gc().leftovers_removed == 0
+    assert sorted({*os.listdir(root)} - {"castore.gc"}) == before
+    (root / f"index.before-{old}-0a1b2c").mkdir()
+    assert store.gc().leftovers_removed == 1
+
+
 def test_a_dry_run_beside_a_collection_that_takes_leftovers(
     store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from stores import change_rows, contents, fill, read, rows, small
 import castore
 from castore.cli import main
 from castore.errors import (
+    CommitUnknown,
     ConfigLost,
     FormatError,
     IndexCorrupt,
@@ -489,8 +490,22 @@ def test_a_commit_that_fails_is_undone(folder: Path, monkeypatch: pytest.MonkeyP
     assert rebuilt(folder) == VALUES
 
 
-def failing_commit(error: Exception) -> Any:
-    """In place of `Index.begin`: fails where LMDB's commit would, behind everything else."""
+def test_a_commit_that_may_have_landed_is_not_undone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has: whoever looked, as the error says, found it, and does so after a rebuild."""
+    with castore.open(folder) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(Index, "begin", failing_commit(CommitUnknown("?"), landed=True))
+            with pytest.raises(CommitUnknown):
+                store.puts("landed", b"1")
+        assert store.gets("landed") == b"1"
+    assert rebuilt(folder) == {**VALUES, "landed": b"1"}
+
+
+def failing_commit(error: Exception, *, landed: bool = False) -> Any:
+    """In place of `Index.begin`: fails where LMDB's commit would, behind everything else, or has
+    just been done."""
     whole = Index.begin
 
     class Transaction:
@@ -501,7 +516,10 @@ def failing_commit(error: Exception) -> Any:
             return self._txn
 
         def __exit__(self, *_: object) -> None:
-            self._txn.abort()
+            if landed:
+                self._txn.commit()
+            else:
+                self._txn.abort()
             raise error
 
     return lambda index: Transaction(index)
