@@ -136,4 +136,14 @@ class Transactions(Kind):
         ):
             with pytest.raises(StoreClosed, match="the transaction has ended"):
                 use()
+        transaction.abort()
+        assert list(store.names()) == []
+
+    def test_a_transaction_that_is_aborted_publishes_nothing(self, store: castore.Store) -> None:
+        transaction = store.transaction()
+        transaction.puts("a", b"1")
+        transaction.abort()
+        transaction.abort()
+        with pytest.raises(StoreClosed, match="the transaction has ended"):
+            transaction.commit()
         assert list(store.names()) == []

@@ -29,6 +29,7 @@ from castore.errors import (
     StoreFull,
     StoreIOError,
     StoreLocked,
+    StoreNotFound,
     UnclaimedData,
     UnsupportedFormat,
 )
@@ -477,6 +478,26 @@ store.puts("never", b"1")
         assert store.check(True).clean
         store.puts("after", b"2")
     assert rebuilt(folder) == {**VALUES, "after": b"2"}
+
+
+def test_a_snapshot_that_somebody_took_leaves_the_older_ones(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They alone have the names then, if no later one has."""
+    before = sorted((folder / "journal").iterdir())
+
+    def taken(source: str, target: str) -> None:
+        os.unlink(source)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source, None, target)
+
+    with castore.open(folder) as store:
+        catalog: Any = store._catalog
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "rename", taken)
+            with pytest.raises(StoreNotFound, match="was removed"):
+                catalog.journal.rotate(catalog.index)
+        assert {*before} < {*(folder / "journal").iterdir()}
+    assert rebuilt(folder) == VALUES
 
 
 def test_a_commit_that_fails_is_undone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
