@@ -480,6 +480,41 @@ store.puts("never", b"1")
     assert rebuilt(folder) == {**VALUES, "after": b"2"}
 
 
+def test_older_generations_go_once_the_snapshot_is_durable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes, and then its name: the power may go at any moment."""
+    durable: dict[int, int] = {}  # bytes of each file that was synced, by its inode
+    steps: list[str] = []
+    fsync, rename, unlink = os.fsync, os.rename, os.unlink
+
+    def synced(fd: int) -> None:
+        fsync(fd)
+        durable[os.fstat(fd).st_ino] = os.fstat(fd).st_size
+        if os.path.samestat(os.fstat(fd), os.stat(folder / "journal")):
+            steps.append("folder synced")
+
+    def renamed(source: str, target: str) -> None:
+        status = os.stat(source)
+        assert durable.get(status.st_ino) == status.st_size > 0
+        steps.append("renamed")
+        rename(source, target)
+
+    def removed(path: str) -> None:
+        steps.append("removed")
+        unlink(path)
+
+    with castore.open(folder) as store, monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", synced)
+        patched.setattr(os, "rename", renamed)
+        patched.setattr(os, "unlink", removed)
+        catalog: Any = store._catalog
+        catalog.journal.rotate(catalog.index)
+    behind = steps[steps.index("renamed") :]
+    assert behind[:3] == ["renamed", "folder synced", "removed"]
+    assert "removed" not in steps[: -len(behind)]
+
+
 def test_a_snapshot_that_somebody_took_leaves_the_older_ones(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
