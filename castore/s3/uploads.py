@@ -161,8 +161,6 @@ class Uploads:
             self._uploading.remove(upload)
         excess = max(len(self.placed) - PLACED_MAX, 0)
         on_their_way = {pack_id for pack_id, _, _ in self._uploading}
-        if self._pack is not None:
-            on_their_way.add(self._pack.pack_id)
         for chunk_id, place in list(islice(self.placed.items(), excess)):
             if place.pack_id in on_their_way:  # the cache does not know it yet
                 break

@@ -149,6 +149,25 @@ def test_a_pin_that_is_refused_is_no_unknown_outcome(world: World, store: castor
     assert world.open("reader").gets("new") == noise(SIZE, 7)
 
 
+def test_a_name_that_another_came_to_first_leaves_no_pin(
+    world: World, store: castore.Store
+) -> None:
+    """It was not there when the commit looked, and was when it was put: that is no unknown outcome,
+    as what was refused does not land any more."""
+
+    def came(step: Step) -> None:
+        if step == ("PUT", "names/new"):
+            objects = world.server.objects
+            objects["store/names/new"] = objects["store/names/there"]
+
+    world.server.refuse = came
+    with pytest.raises(NameExists):
+        store.puts("new", noise(SIZE, 2), if_absent=True)
+    store.close()
+    assert pins(world) == []
+    is_tidy(world)
+
+
 def test_a_put_after_one_whose_pin_failed_has_a_pin(world: World, store: castore.Store) -> None:
     """Or a collector that comes by before its name is there takes what it has uploaded."""
     store.close()
