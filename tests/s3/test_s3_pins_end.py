@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gc_stores import World, collect, noise
-from memory_s3 import Step
+from memory_s3 import Actor, Step
 
 import castore
 from castore.errors import CastoreError, NameExists, StoreClosed
@@ -149,23 +149,54 @@ def test_a_pin_that_is_refused_is_no_unknown_outcome(world: World, store: castor
     assert world.open("reader").gets("new") == noise(SIZE, 7)
 
 
-def test_a_name_that_another_came_to_first_leaves_no_pin(
-    world: World, store: castore.Store
-) -> None:
-    """It was not there when the commit looked, and was when it was put: that is no unknown outcome,
-    as what was refused does not land any more."""
+def another_comes_first(world: World) -> None:
+    """The name is not there when the commit looks, and is when it is put."""
 
     def came(step: Step) -> None:
         if step == ("PUT", "names/new"):
             objects = world.server.objects
             objects["store/names/new"] = objects["store/names/there"]
+            world.server.refuse = lambda step: None
 
     world.server.refuse = came
+
+
+def test_a_name_that_another_came_to_first_leaves_no_pin(
+    world: World, store: castore.Store
+) -> None:
+    """That is no unknown outcome: what was refused does not land any more."""
+    another_comes_first(world)
     with pytest.raises(NameExists):
         store.puts("new", noise(SIZE, 2), if_absent=True)
     store.close()
     assert pins(world) == []
     is_tidy(world)
+
+
+def test_a_name_that_may_land_yet_keeps_its_pins_whoever_came_first(
+    world: World, store: castore.Store
+) -> None:
+    """Of the first attempt nothing was heard, and the second one is refused. When the other is
+    deleted the first one lands, and what it leads to is to be there."""
+
+    class Losing(Actor):
+        lost = False
+
+        def before(self, step: Step) -> bool:
+            arrives = super().before(step)
+            if step == ("PUT", "names/new") and not self.lost:
+                self.lost, arrives = True, False
+            return arrives
+
+    writer = world.open("another writer", Losing("another writer"))
+    another_comes_first(world)
+    with pytest.raises(NameExists):
+        writer.puts("new", noise(SIZE, 2), if_absent=True)
+    writer.close()
+    store.delete("new")
+    collect(world.open("collector"))
+    world.server.land()
+    assert world.open("reader").gets("new") == noise(SIZE, 2)
 
 
 def test_a_put_after_one_whose_pin_failed_has_a_pin(world: World, store: castore.Store) -> None:
