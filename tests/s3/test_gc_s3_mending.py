@@ -9,6 +9,7 @@ from itertools import count
 import pytest
 from gc_races import SHARED, WRITERS, Machine, Work, collects, losses, prepare, settle
 from gc_stores import DAY, HOUR, World, collect, noise
+from memory_s3 import Losing
 
 from castore.errors import CastoreError, FormatError, StoreBusy
 from castore.format.s3_gc import decode_condemned, decode_state
@@ -121,6 +122,32 @@ def test_a_flipped_bit(condemned: World, key: str) -> None:
     assert len(world.server.keys("store/quarantine/gc/")) == 1
 
 
+def test_a_state_that_may_not_have_been_written(condemned: World) -> None:
+    """What is there is as it was: the repair says what to do, and ends."""
+    world = condemned
+    before = world.server.objects[STATE].body
+    change(world, STATE, before[:40] + bytes([before[40] ^ 16]) + before[41:])
+    actor = Losing("repairer", "PUT", "gc/state")
+    with world.open("repairer", actor) as store:
+        left = [problem.what for problem in store.check(repair=True).problems]
+    assert actor.lost
+    assert "whether gc/state was written is not known: repeat the repair" in "\n".join(left)
+    assert repairs(world) == []
+    assert world.server.objects[STATE].body == before
+    world.server.land()
+    assert world.server.objects[STATE].body == before
+
+
+def test_a_list_of_a_collector_that_died_is_in_nobodys_way(condemned: World) -> None:
+    """It had written the next one, and no state names that."""
+    world = condemned
+    raw = world.server.objects["store/gc/condemned/2"].body
+    lose_list(world)
+    change(world, "store/gc/condemned/3", raw)
+    assert repairs(world) == []
+    assert losses(world) == []
+
+
 @pytest.mark.parametrize("raw", [b"garbled", b""])
 def test_a_garbled_list(condemned: World, raw: bytes) -> None:
     world = condemned
@@ -147,6 +174,10 @@ def test_a_state_that_is_garbled_or_gone(condemned: World, raw: bytes | None) ->
             for dry_run in (True, False):
                 with pytest.raises(FormatError, match=r"\(castore check --repair\)"):
                     collect(store, grace_s=DAY, dry_run=dry_run)
+    with world.open("repairer") as store:
+        repaired = store.check(repair=True).repaired
+    first = "gc/state is gone: it is made again" if raw is None else "gc/state is copied to "
+    assert repaired[0].startswith(first)
     assert repairs(world) == []
     after = decode_state(world.server.objects[STATE].body)
     assert (after.phase, after.version > before.version) == ("condemned", True)

@@ -76,6 +76,17 @@ def collect_as_foretold(world: World, store: castore.Store) -> None:
     assert {each: both for each, both in told.items() if both[0] != both[1]} == {}
 
 
+def test_more_names_at_once_than_one_batch_may_have(world: World) -> None:
+    data = {f"{n:05}": b"%d" % n for n in range(writing.BATCH_NAMES_MAX + 2)}
+    with world.open("writer") as store:
+        store.puts_many(data)
+    assert len(world.server.keys("store/batches/")) == 2 + 1  # and the root
+    with world.open("reader") as store:
+        assert list(store.names()) == [*data]
+        last = next(reversed(data))
+        assert store.gets(last) == data[last]
+
+
 def test_what_has_chunks_is_in_no_batch(world: World) -> None:
     """Of a commit with both: its record is of no manifest yet, as that of a small object is."""
     expected = {f"c/{n}": large(n) if n % 2 else noise(100, n) for n in range(8)}

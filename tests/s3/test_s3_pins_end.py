@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gc_stores import World, collect, noise
-from memory_s3 import Actor, Step
+from memory_s3 import Losing, Step
 
 import castore
 from castore.errors import CastoreError, NameExists, StoreClosed
@@ -178,17 +178,7 @@ def test_a_name_that_may_land_yet_keeps_its_pins_whoever_came_first(
 ) -> None:
     """Of the first attempt nothing was heard, and the second one is refused. When the other is
     deleted the first one lands, and what it leads to is to be there."""
-
-    class Losing(Actor):
-        lost = False
-
-        def before(self, step: Step) -> bool:
-            arrives = super().before(step)
-            if step == ("PUT", "names/new") and not self.lost:
-                self.lost, arrives = True, False
-            return arrives
-
-    writer = world.open("another writer", Losing("another writer"))
+    writer = world.open("another writer", Losing("another writer", "PUT", "names/new"))
     another_comes_first(world)
     with pytest.raises(NameExists):
         writer.puts("new", noise(SIZE, 2), if_absent=True)

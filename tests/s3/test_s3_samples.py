@@ -223,6 +223,24 @@ def test_damage_costs_deduplication_and_nothing_else(
     assert share_known(machine("newer"), streams) >= 3 / 4
 
 
+@pytest.mark.usefixtures("few")
+def test_samples_of_a_later_castore_are_passed_by_and_kept(
+    bucket: Bucket, machine: Machines
+) -> None:
+    """They are of use to whoever can read them."""
+    streams = stored(bucket, 20)
+    machine("first").read()
+    for key in [entry.key for entry in bucket.list("samples/") if is_samples_head(entry.key)]:
+        raw = bytearray(bucket.get(key).body)
+        raw[4] += 1
+        bucket.put(key, bytes(raw), idempotent=True)
+    before = {entry.key: entry.etag for entry in bucket.list("samples/")}
+    assert share_known(machine("another"), streams) == 3 / 20
+    tidy_samples(bucket, STORE, listed_hints(bucket), now=time.time() + 2 * 86_400)
+    after = {entry.key: entry.etag for entry in bucket.list("samples/")}
+    assert before.items() < after.items()  # the other machine has left some of its own
+
+
 def test_malformed_bytes(bucket: Bucket) -> None:
     write_samples(bucket, STORE, {"hints/00/" + "0" * 32: stored(bucket, 3)[0]})
     [head] = [entry.key for entry in bucket.list("samples/") if is_samples_head(entry.key)]

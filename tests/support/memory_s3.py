@@ -140,6 +140,22 @@ class Actor:
             return number != self.lose_at
 
 
+class Losing(Actor):
+    """The first request of one kind at one key arrives late, and no reply to it ever."""
+
+    def __init__(self, name: str, kind: str, key: str) -> None:
+        super().__init__(name)
+        self.lost: Step | None = None
+        self._to_lose = Step(kind, key)
+
+    def before(self, step: Step) -> bool:
+        arrives = super().before(step)
+        if step != self._to_lose or self.lost is not None:
+            return arrives
+        self.lost = step
+        return False
+
+
 class MemoryAttempts:
     def __init__(self, server: MemoryS3, settings: S3Settings, actor: Actor) -> None:
         self.settings = settings
