@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
+from gc_races import Machine
 from gc_stores import DAY, HOUR, World, collect, noise
 from memory_s3 import Actor, MemoryAttempts, Step
 
@@ -664,6 +666,41 @@ def test_what_was_carried_stays_condemned_whoever_pins_it(world: World) -> None:
     world.pass_time(DAY)
     assert len(collect(world.open("two")).undeletable) == 1
     assert state(world).phase == "sweeping"
+
+
+def test_what_could_not_be_removed_is_carried_on_from_wherever_that_ended(world: World) -> None:
+    """By whoever collects next: what the one that died had written is in nobody's way."""
+    store = world.open("one")
+    fill(store, "a", "b")
+    held = packs_of(store, "a")
+    store.delete("a")
+
+    def refuse(step: Step) -> tuple[int, str] | None:
+        return (403, "AccessDenied") if step.kind == "DELETE" and step.key in held else None
+
+    def carries(machine: Machine) -> None:
+        collect(machine.store, carry_undeletable=True, grace_s=DAY)
+
+    world.server.refuse = refuse
+    collect(store)
+    assert state(world).phase == "sweeping"
+    before = dict(world.server.objects)
+    for step in count():
+        world.forget_machines()
+        world.server.refuse, world.server.objects = refuse, dict(before)
+        one = Machine(world, "one")
+        waits = one.start(carries, step)
+        one.kill()
+        with world.open("two") as other:
+            collect(other, carry_undeletable=True, grace_s=DAY)
+            assert state(world).phase == "condemned"
+            world.pass_time(DAY)
+            world.server.refuse = lambda step: None
+            assert collect(other, grace_s=DAY).packs_removed == 1
+            assert (state(world).phase, world.server.keys("store/gc/condemned/")) == ("idle", [])
+        if not waits:
+            break
+    assert step > 10
 
 
 # ---------------------------------------------------------------- what is remembered

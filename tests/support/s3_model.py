@@ -427,8 +427,11 @@ class Model:
             late = s.late | {("delete", stuck)} if stuck else s.late
             if stuck and self.rules.carry:
                 # A second time would be the same again, under higher versions without end.
-                at = "over" if c.carried else "packs"
-                yield to(at, s._replace(late=late), carried=stuck)
+                if c.carried:
+                    yield to("over", s._replace(late=late), carried=stuck)
+                else:
+                    label, led = swap("packs", s.phase[1], s.phase[2], carried=stuck)
+                    yield label, led._replace(late=late)
             else:
                 label, retired = swap("done", "idle", 0)
                 yield label, retired._replace(late=late)

@@ -178,8 +178,8 @@ class _Collection:
         it, so no writer ever relies on what a late request may yet remove."""
         state, report = self._state, self._report
         carried = set(self._undeletable)
-        if not carried:
-            state.lead()
+        # Whatever else is going on: who led before may have written the next list, and died.
+        state.lead()
         packs = self._marker.packs()
         garbage = self._marker.garbage(packs, expired_before=0)
         report.missing = tuple(i.hex() for i in self._marker.missing(packs))
