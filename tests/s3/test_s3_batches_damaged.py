@@ -11,11 +11,17 @@ import pytest
 from cli_runs import Result
 from gc_races import Machine
 from gc_stores import HOUR, URL, World, collect
-from memory_s3 import MemoryAttempts, Stored
+from memory_s3 import Losing, MemoryAttempts, Stored
 
 import castore
 from castore.check.plan import plan
-from castore.errors import CastoreError, ManifestUnreadable, NameNotFound
+from castore.errors import (
+    CastoreError,
+    CommitUnknown,
+    ManifestUnreadable,
+    NameNotFound,
+    StoreIOError,
+)
 from castore.format.s3_batches import decode_root, encode_root
 from castore.s3.client.attempts import Reply
 from castore.s3.client.probe import ServerFeatures
@@ -400,3 +406,69 @@ def test_a_collection_leaves_a_batch_that_is_damaged_as_it_is(world: World) -> N
     with world.open("repairer") as store:
         store.check(repair=True)
         assert store.gets(NAMES[-1]) == VALUES[NAMES[-1]]
+
+
+# ---------------------------------------------------------------- replies that are lost
+
+
+def loses_a_pack(world: World) -> None:
+    del world.server.objects[world.server.keys("store/packs/")[0]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "key"),
+    [
+        (loses_a_pack, "DELETE", "names/large"),
+        (DAMAGES["a tombstone is garbled"][0], "PUT", f"names/{DELETED}"),
+        (DAMAGES["a batch is gone"][0], "PUT", "batches/root"),
+        (lambda w: flip(w, batch(w), size(w, batch(w)) - 40), "PUT", "names/n/9"),
+    ],
+    ids=["an object", "a tombstone", "the root", "a manifest of a batch"],
+)
+def test_a_repair_whose_replies_are_lost_says_so_and_is_repeated(
+    world: World, damage: Callable[[World], object], kind: str, key: str
+) -> None:
+    with world.open("writer") as store:
+        store.puts("large", random.Random(1).randbytes(300_000))
+    damage(world)
+    actor = Losing("repairer", kind, key, all=True)
+    with world.open("repairer", actor) as store, pytest.raises(CommitUnknown, match="repeat the"):
+        store.check(repair=True, packs_are_lost=True)
+    assert actor.lost
+    with world.open("another") as store:
+        store.check(repair=True, packs_are_lost=True)
+        assert not store.check(read_data=True).problems
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("PUT", "batches/root"), ("DELETE", f"names/{DELETED}")], ids=["root", "name"]
+)
+def test_a_collection_whose_replies_are_lost_says_so_and_is_repeated(
+    world: World, kind: str, key: str
+) -> None:
+    with world.open("writer") as store:
+        for name in VALUES:
+            if name != DELETED:
+                store.puts(name, VALUES[name])
+    world.pass_time(2 * HOUR)
+    told = 0
+    for _ in range(4):
+        actor = Losing("collector", kind, key, all=True)
+        with world.open("collector", actor) as store:
+            try:
+                collect(store)
+            except StoreIOError as error:
+                told += "collect again" in str(error)
+        world.pass_time(30 * HOUR)
+        if actor.lost:
+            break
+        # What it was to do comes up once what it did before is an hour old.
+    assert told == 1
+    for _ in range(4):
+        with world.open("another") as store:
+            collect(store)
+        world.pass_time(30 * HOUR)
+    with world.open("reader") as store:
+        assert {name: store.gets(name) for name in store.names()} == {
+            name: data for name, data in VALUES.items() if name != DELETED
+        }

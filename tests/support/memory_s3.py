@@ -141,18 +141,19 @@ class Actor:
 
 
 class Losing(Actor):
-    """The first request of one kind at one key arrives late, and no reply to it ever."""
+    """The first request of one kind at one key arrives late, or `all` of them, and no reply ever.
+    `lost` is how many that were."""
 
-    def __init__(self, name: str, kind: str, key: str) -> None:
+    def __init__(self, name: str, kind: str, key: str, *, all: bool = False) -> None:
         super().__init__(name)
-        self.lost: Step | None = None
-        self._to_lose = Step(kind, key)
+        self.lost = 0
+        self._to_lose, self._all = Step(kind, key), all
 
     def before(self, step: Step) -> bool:
         arrives = super().before(step)
-        if step != self._to_lose or self.lost is not None:
+        if step != self._to_lose or (self.lost and not self._all):
             return arrives
-        self.lost = step
+        self.lost += 1
         return False
 
 

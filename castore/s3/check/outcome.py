@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from castore.errors import CommitUnknown
-from castore.s3.client.bucket import Bucket, OutcomeUnknown
+from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import probe
 from castore.s3.client.put_once import put_over
 from castore.s3.etags import real
@@ -29,15 +28,10 @@ class Outcome:
 
     def write_over(self, name: bytes, etag: str, body: bytes) -> bool:
         """Put a manifest; False if the name is not any more what was looked at, which had `etag`.
-        Raises CommitUnknown."""
-        try:
-            return put_over(
-                self._bucket, name_key(name), body, real(etag), conditional=self.conditional
-            )
-        except OutcomeUnknown as error:
-            raise CommitUnknown(
-                f"whether {name.decode()!r} was written anew is not known: repeat the repair"
-            ) from error
+        Raises OutcomeUnknown."""
+        return put_over(
+            self._bucket, name_key(name), body, real(etag), conditional=self.conditional
+        )
 
     def lose(self, name: bytes, what: str) -> None:
         """The name is gone; `what` goes on from it, as in "can't be read in full"."""

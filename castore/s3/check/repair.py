@@ -16,7 +16,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from castore.check.objects import Faulty, manifest_faults
 from castore.check.plan import refuse_later, refuse_most_missing
 from castore.check.salvage import salvage
-from castore.errors import ConfigLost, FormatError, NameNotFound, UnsupportedFormat
+from castore.errors import (
+    CommitUnknown,
+    ConfigLost,
+    FormatError,
+    NameNotFound,
+    UnsupportedFormat,
+)
 from castore.format.pack import PackEntry
 from castore.format.s3 import NONCE_BYTES, encode_manifest
 from castore.format.s3_told import decode_hints, decode_listing
@@ -29,7 +35,7 @@ from castore.s3.check.outcome import Outcome
 from castore.s3.check.repair_batches import BatchRepair
 from castore.s3.check.repair_condemned import CondemnedRepair
 from castore.s3.check.repair_manifests import ManifestRepair, Partly
-from castore.s3.client.bucket import Bucket, KeyAbsent
+from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown
 from castore.s3.creation import read_config, repair_config
 from castore.s3.damaged import mark_damaged, marks_of_packs, unmark
 from castore.s3.gc.mark import PIN_S
@@ -57,7 +63,22 @@ def repair(
     progress: Progress | None,
 ) -> CheckReport:
     """It checks for itself, whatever was `found`, but reads only packs that changed since; and so
-    does the check at the end, whose report this is."""
+    does the check at the end, whose report this is. Raises CommitUnknown where replies are lost."""
+    try:
+        return _repair(parts, session, found, packs_are_lost, progress)
+    except OutcomeUnknown as error:
+        raise CommitUnknown(
+            f"whether {error.key!r} was changed is not known ({error.__cause__}): repeat the repair"
+        ) from error
+
+
+def _repair(
+    parts: Parts,
+    session: Callable[[], WriteSession],
+    found: CheckReport | None,
+    packs_are_lost: bool,
+    progress: Progress | None,
+) -> CheckReport:
     stages = Stages(progress)
     bucket, config = parts.bucket, parts.config
     config_repaired = repair_config(bucket)

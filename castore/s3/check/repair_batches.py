@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 
 from castore.check.bitflip import corrected
-from castore.errors import CommitUnknown, FormatError, UnsupportedFormat
+from castore.errors import FormatError, UnsupportedFormat
 from castore.format.s3 import decode_manifest_head
 from castore.format.s3_batches import (
     BatchHead,
@@ -30,7 +30,6 @@ from castore.s3.client.bucket import (
     Bucket,
     KeyAbsent,
     Listed,
-    OutcomeUnknown,
     PreconditionFailed,
     Reply,
 )
@@ -102,7 +101,7 @@ class BatchRepair:
                 return
 
     def _put_root(self, there: Reply | None, body: Callable[[bytes], bytes], what: str) -> bool:
-        """False if another is there by now."""
+        """False if another is there by now. Raises OutcomeUnknown."""
         try:
             put_once(
                 self._bucket,
@@ -113,10 +112,6 @@ class BatchRepair:
             )
         except PreconditionFailed:
             return False
-        except OutcomeUnknown as error:
-            raise CommitUnknown(
-                f"whether {BATCHES_ROOT_KEY} was written anew is not known: repeat the repair"
-            ) from error
         self.done.append(f"{BATCHES_ROOT_KEY} {what}")
         return True
 

@@ -17,9 +17,9 @@ import contextlib
 import time
 from collections.abc import Set
 
-from castore.errors import CastoreError, ClockSkewed
+from castore.errors import CastoreError, ClockSkewed, StoreIOError
 from castore.model import Progress, Stages
-from castore.s3.client.bucket import Bucket
+from castore.s3.client.bucket import Bucket, OutcomeUnknown
 from castore.s3.client.probe import ServerFeatures
 from castore.s3.creation import server_time
 from castore.s3.damaged import damaged_packs, mark_damaged, remove_marks
@@ -57,10 +57,15 @@ def collect(
     began = time.monotonic()
     features = _checked_server(parts.bucket, options)
     collection = _Collection(parts, open_session, options, features, progress, ending)
-    if options.dry_run:
-        collection.dry_run()
-    else:
-        collection.run()
+    try:
+        if options.dry_run:
+            collection.dry_run()
+        else:
+            collection.run()
+    except OutcomeUnknown as error:
+        raise StoreIOError(
+            f"whether {error.key!r} was changed is not known ({error.__cause__}): collect again"
+        ) from error
     report = collection.report()
     report.duration_s = time.monotonic() - began
     return report

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 
-from castore.errors import FormatError, StateWentBackwards, StoreBusy, StoreIOError
+from castore.errors import FormatError, StateWentBackwards, StoreBusy
 from castore.format.s3_gc import (
     Condemned,
     GcState,
@@ -23,7 +23,7 @@ from castore.format.s3_gc import (
     encode_condemned,
     encode_state,
 )
-from castore.s3.client.bucket import KeyAbsent, OutcomeUnknown, PreconditionFailed
+from castore.s3.client.bucket import KeyAbsent, PreconditionFailed
 from castore.s3.client.put_once import put_once
 from castore.s3.condemned import list_without_state, read_list
 from castore.s3.gc.memory import CollectorMemory
@@ -73,12 +73,12 @@ class CollectorState:
         self._memory.saw_state(self._now.version)
 
     def lead(self) -> None:
-        """Raise the version, and change nothing else. Raises StoreBusy."""
+        """Raise the version, and change nothing else. Raises StoreBusy, OutcomeUnknown."""
         self._move(self._now.phase, self._now.condemned)
 
     def condemn(self, packs: Collection[bytes], carried: Collection[bytes] = ()) -> None:
-        """`carried` are those of `packs` that could not be removed. Raises StoreBusy, as do the
-        steps below."""
+        """`carried` are those of `packs` that could not be removed. Raises StoreBusy and
+        OutcomeUnknown, as do the steps below."""
         self._move(CONDEMNED, self._write_list(packs, carried))
 
     def sweep(self, packs: Collection[bytes]) -> None:
@@ -154,8 +154,6 @@ class CollectorState:
             put_once(self._bucket, key, body, if_none_match=self._conditional)
         except PreconditionFailed as error:
             raise self._busy() from error
-        except OutcomeUnknown as error:
-            raise _unknown(key, error) from error
         return key
 
     def _move(self, phase: str, condemned: str | None) -> None:
@@ -176,8 +174,6 @@ class CollectorState:
             )
         except PreconditionFailed as error:
             raise self._busy() from error
-        except OutcomeUnknown as error:
-            raise _unknown(GC_STATE_KEY, error) from error
         self._now, self._etag = after, landed.etag
         self._memory.saw_state(after.version)
 
@@ -185,9 +181,3 @@ class CollectorState:
         return StoreBusy(
             f"another collection of {self._bucket.settings.url} has taken over: let it finish"
         )
-
-
-def _unknown(key: str, error: OutcomeUnknown) -> StoreIOError:
-    return StoreIOError(
-        f"whether {key} was written is not known ({error.__cause__}): collect again"
-    )
