@@ -273,6 +273,23 @@ def test_a_name_that_is_put_after_an_interrupt_has_its_pins(
     assert [len(reader.gets(name)) for name in reader.names()]
 
 
+def test_a_name_that_comes_after_the_store_is_closed_is_not_put(
+    world: World, store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread had begun, and not come to the name: the pins are gone by then."""
+    put = NameWriter.put
+
+    def late(*arguments: Any, **options: Any) -> None:
+        store._backend._lease.abandon()  # type: ignore[union-attr]
+        collect(world.open("collector"))
+        put(*arguments, **options)
+
+    monkeypatch.setattr(NameWriter, "put", late)
+    with pytest.raises(StoreClosed):
+        store.puts("new", noise(SIZE, 7))
+    assert list(world.open("reader").names()) == ["there"]
+
+
 def test_a_name_that_is_put_while_the_store_is_closed_has_its_pins(
     world: World, store: castore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
