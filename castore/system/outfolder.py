@@ -123,7 +123,7 @@ class Draft:
 def replacing(leaf: str, *, folder: int | None = None) -> Iterator[Draft]:
     """A new file that takes the place of `leaf`, a path or a name in the open folder, if the block
     succeeds; else nothing is left of it."""
-    path = os.path.join(os.path.dirname(leaf), f".castore-{os.urandom(8).hex()}")
+    path = os.path.join(os.path.dirname(leaf), _draft_name())
     draft = Draft()
     try:
         # Within the `try`: an interrupt may come as soon as the file is there.
@@ -137,6 +137,10 @@ def replacing(leaf: str, *, folder: int | None = None) -> Iterator[Draft]:
         raise
     finally:
         draft.close()
+
+
+def _draft_name() -> str:
+    return f".castore-{os.urandom(8).hex()}"
 
 
 class NewFile(NamedTuple):
@@ -190,6 +194,25 @@ def status_in(folder: int, leaf: str) -> os.stat_result | None:
         return os.stat(leaf, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def status_if_new(folder: int, mode: int, mtime_ns: int) -> os.stat_result | None:
+    """What a new file in the open folder shows of this mode and time once it was given them; None
+    where none can be made."""
+    probe = _draft_name()
+    draft = Draft()
+    try:
+        # Within the `try`: an interrupt may come as soon as the file is there.
+        draft.fd = os.open(probe, _DRAFT, 0o600, dir_fd=folder)
+        draft.finish(mode, mtime_ns)
+        return os.fstat(draft.fd)
+    except OSError:
+        return None
+    finally:
+        with contextlib.suppress(OSError):
+            draft.close()
+        with contextlib.suppress(OSError):
+            os.unlink(probe, dir_fd=folder)
 
 
 def ignores_case(folder: int) -> bool:

@@ -27,12 +27,14 @@ from castore.system.outfolder import (
     NewFile,
     OutFolder,
     replacing,
+    status_if_new,
     status_in,
     write_new,
 )
 from castore.transfer.outcomes import Objects, Outcome, Shared, SmallObjects, ahead
 
 SAME_TIME_NS = 1000  # file systems round
+COARSEST_TIME_NS = 2 * 10**9  # of FAT; sshfs and others have whole seconds
 NO_MORE_WRITES = NO_MORE_FILES | {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 GROUP_BYTES_MAX = 2 << 20
 EXPORTS_MAX = 16  # at once; each waits for a server, or for the threads that decode
@@ -230,8 +232,7 @@ def _is_same(
         status is None
         or not stat.S_ISREG(status.st_mode)
         or status.st_size != info.size
-        or stat.S_IMODE(status.st_mode) != info.mode & FILE_BITS
-        or abs(status.st_mtime_ns - info.mtime_ns) >= SAME_TIME_NS
+        or not _looks_same(info, status, folder)
     ):
         return False
     try:
@@ -242,3 +243,19 @@ def _is_same(
         return store.has_content(info, fd)
     finally:
         os.close(fd)
+
+
+def _looks_same(info: ObjectInfo, status: os.stat_result, folder: int) -> bool:
+    """Whether the file's mode and time are the object's, or what its file system makes of them:
+    many have coarser times, and those of USB sticks no modes."""
+    mode = stat.S_IMODE(status.st_mode)
+    off_ns = abs(status.st_mtime_ns - info.mtime_ns)
+    if mode == info.mode & FILE_BITS and off_ns < SAME_TIME_NS:
+        return True
+    if off_ns >= COARSEST_TIME_NS:
+        return False
+    new = status_if_new(folder, info.mode, info.mtime_ns)
+    return new is not None and (stat.S_IMODE(new.st_mode), new.st_mtime_ns) == (
+        mode,
+        status.st_mtime_ns,
+    )

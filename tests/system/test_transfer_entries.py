@@ -385,6 +385,39 @@ def test_a_file_system_without_permission_bits(
         assert path.read_bytes() == b"1" * 9000
 
 
+def test_what_a_file_system_rounded_is_the_same(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without permission bits, and with times of two seconds, as FAT's."""
+    real_utime = os.utime
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def rounded(file: Any, ns: tuple[int, int], **options: Any) -> None:
+        real_utime(file, ns=(ns[0], ns[1] - ns[1] % (2 * 10**9)), **options)
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    monkeypatch.setattr(os, "utime", rounded)
+    out = tmp_path / "out" / "x"
+    source = tmp_path / "in" / "x"
+    source.parent.mkdir()
+    for raw in (b"1" * 9000, b"2" * 9000):  # the second has the size and the time of the first
+        source.write_bytes(raw)
+        source.chmod(0o644)
+        real_utime(source, ns=(1_700_000_001_999_999_999,) * 2)
+        store.import_folder(source.parent, "p")
+        assert store.export_folder("p", out.parent).files == 1
+        written = out.stat()
+        assert (written.st_mtime_ns, stat.S_IMODE(written.st_mode)) == (17 * 10**17, 0o600)
+        again = store.export_folder("p", out.parent)
+        assert (again.files, again.same_files) == (0, 1)
+        assert (out.read_bytes(), out.stat().st_ino) == (raw, written.st_ino)
+        assert list(out.parent.iterdir()) == [out]
+    out.chmod(0o640)
+    assert store.export_folder("p", out.parent).files == 1
+
+
 def test_times_are_kept_to_the_nanosecond(any_store: castore.Store, tmp_path: Path) -> None:
     path = tmp_path / "in" / "file"
     path.parent.mkdir()
