@@ -37,7 +37,13 @@ from castore.stream.chunker import Chunker
 from castore.stream.config import new_config
 from castore.stream.session import WriteSession
 from castore.system import forks
-from castore.system.fileio import make_durable_folder, of_file, sync_folder, typed_errors
+from castore.system.fileio import (
+    make_durable_folder,
+    of_file,
+    put_in_place,
+    sync_folder,
+    typed_errors,
+)
 from castore.system.forks import ForkLock, Rank
 from castore.system.lmdb_env import open_index
 from castore.system.lockfile import LockFile
@@ -312,7 +318,7 @@ def _create(root: str, chunk_bytes_avg: int, collision_guard: str | None) -> Non
     # Of two processes that create it at once, the loser opens what the winner made, whose
     # collection may have taken the draft.
     try:
-        os.link(draft, os.path.join(root, CONFIG))
+        put_in_place(draft, os.path.join(root, CONFIG))
     except FileExistsError:
         pass
     except FileNotFoundError:

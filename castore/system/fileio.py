@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import select
@@ -23,6 +24,7 @@ from castore.errors import (
     describe_os_error,
 )
 
+NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}  # as FAT and exFAT
 _IOV_MAX = 512
 _LINKS_MAX = 40  # as many as the system follows
 
@@ -116,6 +118,21 @@ def take_standard_descriptors() -> None:
                 os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY)
 
 
+def put_in_place(draft: str, path: str) -> None:
+    """Have the file `draft` at `path`, where nothing is yet. It may still be at its own name then.
+    Raises FileExistsError, of who was slower than another process; OSError."""
+    try:
+        os.link(draft, path)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        with descriptor(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY) as folder:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # a rename would replace the other's
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+            os.rename(draft, path)
+
+
 def sync_folder(folder: str) -> None:
     """Make the folder's entries durable."""
     with descriptor(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
@@ -131,7 +148,10 @@ def adopt(fd: int, root: str, *, as_lock: bool = False) -> None:
     is_folder = stat.S_ISDIR(made.st_mode)
     bits = store.st_mode & (0o077 if is_folder else 0o066 if as_lock else 0o044)
     if bits and made.st_uid in (os.geteuid(), 0):
-        os.fchmod(fd, stat.S_IMODE(made.st_mode) & 0o7700 | bits)
+        # It is ours, so what refuses is a file system without permission bits: who may do what
+        # there is said where it is mounted.
+        with contextlib.suppress(PermissionError):
+            os.fchmod(fd, stat.S_IMODE(made.st_mode) & 0o7700 | bits)
     if os.geteuid() == 0 != store.st_uid:
         os.fchown(fd, store.st_uid, store.st_gid)
 

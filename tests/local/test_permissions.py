@@ -1,4 +1,4 @@
-"""Folders without permission, and file systems that are full or read-only."""
+"""Folders without permission, and file systems that are full, read-only, or know no permissions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import codecs
 import errno
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import flip, packs
 from ways_to_open import WAYS_TO_OPEN, noise
 
 import castore
@@ -25,6 +27,8 @@ from castore.errors import (
     CastoreError,
     ReadOnlyStore,
 )
+from castore.format.config import encode_config
+from castore.stream.config import new_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks
 
@@ -329,6 +333,60 @@ def test_a_file_system_that_is_mounted_read_only(tmp_path: Path) -> None:
     assert all(re.search("for reading only|no permission to write", line) for line in lines[:2])
     assert "Read-only file system" in lines[2]
     assert str(tmp_path) in lines[2]
+
+
+@pytest.fixture
+def usb_stick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that all may write to, of a file system that has no hard links and no permission
+    bits, as FAT and exFAT."""
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for call in ("link", "chmod", "fchmod"):
+        monkeypatch.setattr(os, call, refused)
+    root = tmp_path / "store"
+    before = os.umask(0)
+    root.mkdir(0o777)
+    os.umask(before)
+    return root
+
+
+def test_a_store_on_a_usb_stick(usb_stick: Path) -> None:
+    lost, kept = (random.Random(i).randbytes(50_000) for i in range(2))
+    with castore.open(usb_stick) as store:
+        store.puts("lost", lost)
+        store.puts("kept", kept)
+        store.gc()
+    assert (usb_stick / "castore.json").exists()
+    assert not list(usb_stick.glob("castore.json.*"))
+    castore.compact_index(usb_stick)
+    castore.rebuild_index(usb_stick)
+    (pack,) = packs(usb_stick)
+    flip(pack, 8 * 20_000)
+    damaged = pack.read_bytes()
+    report = castore.check_store(usb_stick, repair=True)
+    assert report.damaged_names == ["lost"]
+    assert (usb_stick / "quarantine" / pack.name).read_bytes() == damaged
+    with castore.open(usb_stick) as store:
+        assert store.gets("kept") == kept
+        assert store.check(read_data=True).clean
+
+
+def test_of_two_who_make_a_store_on_a_usb_stick_one_is_faster(
+    usb_stick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = encode_config(new_config(65536, None))
+
+    def other_is_faster(*_: Any) -> None:
+        (usb_stick / "castore.json").write_bytes(config)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", other_is_faster)
+    with castore.open(usb_stick) as store:
+        store.puts("a", b"1")
+    assert (usb_stick / "castore.json").read_bytes() == config
+    assert not list(usb_stick.glob("castore.json.*"))
 
 
 def test_a_store_in_use_in_another_pid_namespace(root: Path) -> None:

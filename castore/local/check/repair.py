@@ -12,6 +12,7 @@ transaction that raises `gc_seq`, so that a writer who has looked up a frame of 
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import partial
 from itertools import count
@@ -37,7 +38,7 @@ from castore.local.pack import Placement
 from castore.local.tables import Tables
 from castore.model import Progress, Stages
 from castore.stream.reports import CheckReport, Problem
-from castore.system.fileio import adopt, descriptor, sync_folder, typed_errors
+from castore.system.fileio import NO_HARD_LINKS, adopt, descriptor, sync_folder, typed_errors
 from castore.system.outfolder import replacing
 
 COPY_BYTES = 1 << 20
@@ -164,8 +165,10 @@ class LocalRepair:
             except FileExistsError:
                 if not os.path.samefile(source, path):
                     continue
-            except PermissionError:
-                # Another's who shares the store: Linux lets only who may write to a file link it.
+            except OSError as error:
+                # Linux lets only who may write to a file link it, and others may share the store.
+                if error.errno not in NO_HARD_LINKS | {errno.EACCES}:
+                    raise
                 self._copy(source, path)
             break
         sync_folder(folder)
