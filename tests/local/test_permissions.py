@@ -223,6 +223,32 @@ def test_a_pack_that_another_of_the_group_left_without_a_footer(open_folder: Pat
             assert store.gc().packs_sealed == 1
             assert store.gc().found_nothing
 
+
+def test_a_collection_writes_to_no_pack_that_has_its_footer(open_folder: Path) -> None:
+    """As one of several users who share a store, each of whom may read the others' packs."""
+
+    def work() -> None:
+        path = open_folder / "store"
+        make_store(path)
+        (kept,) = path.glob("packs/*/*.pack")
+        with castore.open(path, delta=False) as store:
+            store.puts("other", noise(50_000, 2))
+        for pack in path.glob("packs/*/*.pack"):
+            pack.chmod(0o400)
+        with castore.open(path) as store:
+            store.delete("other")
+            assert store.gc().packs_removed == 1
+        kept.chmod(0o600)
+        unsealed = kept.read_bytes() + b"torn"
+        kept.write_bytes(unsealed)
+        kept.chmod(0o400)
+        with castore.open(path) as store:
+            assert store.gc().packs_sealed == 0
+            assert kept.read_bytes() == unsealed
+            kept.chmod(0o600)
+            assert store.gc().packs_sealed == 1
+            assert store.check(read_data=True).clean
+
     assert unprivileged(work) is None
 
 

@@ -24,7 +24,7 @@ from castore.format.pack import (
 from castore.local.locks import PackLocks
 from castore.local.packs import LocalPacks
 from castore.stream.codec import check_frame
-from castore.system.fileio import storage_error, write_all
+from castore.system.fileio import descriptor, storage_error, write_all
 
 Read: TypeAlias = Callable[[int, int], bytes]
 
@@ -34,8 +34,8 @@ def seal_packs(
 ) -> int:
     """Seal those of the packs that have no footer and that no live writer has; how many. With each
     comes where its frames end that are durable. One that is damaged before is left as it is, and so
-    is one that may not be written to, as of another user who shares the store. Raises StoreFull,
-    StoreIOError; what is sealed then stays so."""
+    is one that we may only read, another user's. Raises StoreFull, StoreIOError; what is sealed
+    then stays so."""
     sealed = 0
     for pack_id, end in ends:
         with PackLocks(packs) as locks:
@@ -45,10 +45,8 @@ def seal_packs(
 
 
 def _seal(path: str, end: int, seed: int, *, dry_run: bool) -> bool:
-    if not os.access(path, os.W_OK):
-        return False
     try:
-        fd = os.open(path, (os.O_RDONLY if dry_run else os.O_RDWR) | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise storage_error(error, path) from error
     try:
@@ -62,13 +60,23 @@ def _seal(path: str, end: int, seed: int, *, dry_run: bool) -> bool:
         entries = _frames(read, size, end, seed)
         if entries is None:
             return False
-        if not dry_run:
-            write_all(fd, [encode_footer(entries, size)], size)
-        return True
+        if dry_run:
+            return os.access(path, os.W_OK)
+        return _append(path, encode_footer(entries, size), size)
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
         os.close(fd)
+
+
+def _append(path: str, footer: bytes, end: int) -> bool:
+    """False where we may not: packs of a store that users share are their writers' to write to."""
+    try:
+        with descriptor(path, os.O_WRONLY) as fd:
+            write_all(fd, [footer], end)
+    except PermissionError:
+        return False
+    return True
 
 
 def _is_sealed(read: Read, size: int) -> bool:
