@@ -170,11 +170,17 @@ def test_nothing_is_held_for_ever() -> None:
     values=st.lists(st.text("ab\n'", min_size=1, max_size=6), min_size=1, max_size=4),
     text=st.text("ab\n' \r", max_size=40),
     cuts=st.lists(st.integers(0, 40), max_size=6),
+    is_long=st.booleans(),
 )
-@example(values=["abab"], text="abababab", cuts=[3, 5])
-def test_output_does_not_depend_on_blocks(values: list[str], text: str, cuts: list[int]) -> None:
-    raw = text.encode()
-    assert fed(values, raw, cuts) == naively(values, raw)
+@example(values=["abab"], text="abababab", cuts=[3, 5], is_long=False)
+def test_output_does_not_depend_on_blocks(
+    values: list[str], text: str, cuts: list[int], is_long: bool
+) -> None:
+    """Nor does it where so much is around it that secrets are looked for another way."""
+    before = b"." * 20_000 * is_long
+    raw = before + text.encode()
+    cuts = [len(before) + cut for cut in cuts]
+    assert fed(values, raw, cuts) == before + naively(values, text.encode())
 
 
 @settings(max_examples=150, deadline=None)
@@ -184,14 +190,16 @@ def test_output_does_not_depend_on_blocks(values: list[str], text: str, cuts: li
     width=st.integers(2, 40),
     newline=st.sampled_from(["\n", "\r\n", "\n  ", "\n\n"]),
     cuts=st.lists(st.integers(0, 200), max_size=6),
+    is_long=st.booleans(),
 )
 def test_broken_lines_do_not_depend_on_blocks(
-    value: str, before: str, width: int, newline: str, cuts: list[int]
+    value: str, before: str, width: int, newline: str, cuts: list[int], is_long: bool
 ) -> None:
+    blank = b"." * 20_000 * is_long
     text = base64.b64encode((before + value + before).encode()).decode()
     raw = newline.join(text[at : at + width] for at in range(0, len(text), width)).encode()
-    out = fed([value], raw, cuts)
-    assert out == naively([value], raw)
+    out = fed([value], blank + raw, [len(blank) + cut for cut in cuts])
+    assert out == blank + naively([value], raw)
     if width >= 8 and newline != "\n\n":
         assert b"***" in out
 
@@ -248,3 +256,14 @@ def test_it_is_quick() -> None:
     assert time.process_time() - begun < 0.4
     assert masker.another().feed(hashlib.sha256(b"7").hexdigest().encode()) == b"***"
     assert hashlib.sha256(b"7").hexdigest()[:8] not in repr(masker)
+
+
+@pytest.mark.parametrize(("piece", "size"), [(1 << 16, 2 << 20), (100, 60_000)])
+def test_it_is_quick_where_all_that_is_printed_begins_like_a_secret(piece: int, size: int) -> None:
+    """What is held back may be long, and comes to be so a little at a time."""
+    masker = Masker(["a" * 5000 + "b", "\0" * 60 + "c"])
+    begun = time.process_time()
+    for letter in (b"a", b"A"):
+        for _ in range(0, size, piece):
+            masker.feed(letter * piece)
+    assert time.process_time() - begun < 4
