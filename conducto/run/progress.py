@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from heapq import heappop, heappush
 from itertools import count
 
 from conducto.nodes import Exec, Node, Serial
@@ -23,6 +24,9 @@ class Progress:
         self._done = done
         # By the nearest node above with max_concurrent: those in one queue may all begin, or none.
         self._ready: dict[Node | None, deque[tuple[int, Exec]]] = {}
+        # Each queue that is not empty, by its first number: here, or below a node without room.
+        self._queues: list[tuple[int, Node | None]] = []
+        self._waiting: dict[Node, list[tuple[int, Node | None]]] = {}
         self._numbers = count()
         self._running: dict[Node, int] = {}  # below nodes with max_concurrent
         self._open: dict[Node, int] = {}  # how many children of a group have not ended
@@ -37,20 +41,35 @@ class Progress:
     def next(self) -> Exec | None:
         """A command to begin now, which then is running; None if none may. The first that was
         ready comes first."""
-        free = [
-            (ready[0], bound)
-            for bound, ready in self._ready.items()
-            if ready and all(self._has_room(above) for above in (bound.lineage() if bound else ()))
-        ]
-        if not free:
-            return None
-        (_, node), bound = min(free, key=lambda each: each[0][0])
-        self._ready[bound].popleft()
+        while self._queues:
+            first = heappop(self._queues)
+            bound = first[1]
+            above = [] if bound is None else [*bound.lineage()]
+            full = next((each for each in above if not self._has_room(each)), None)
+            if full is not None:
+                heappush(self._waiting.setdefault(full, []), first)
+                self._look_again(above)
+                continue
+            _, node = self._ready[bound].popleft()
+            if self._ready[bound]:
+                heappush(self._queues, (self._ready[bound][0][0], bound))
+            self._begins(node, above)
+            return node
+        return None
+
+    def _begins(self, node: Exec, bounds: list[Node]) -> None:
         for above in node.lineage():
             if above.max_concurrent is not None:
                 self._running[above] = self._running.get(above, 0) + 1
         self.states[node] = State.RUNNING
-        return node
+        self._look_again(bounds)
+
+    def _look_again(self, nodes: Iterable[Node]) -> None:
+        """Where one of these has room, what waits for it the longest may begin."""
+        for node in nodes:
+            waiting = self._waiting.get(node)
+            if waiting and self._has_room(node):
+                heappush(self._queues, heappop(waiting))
 
     def again(self, node: Exec) -> None:
         """A command that `next` gave has ended, and is to run once more, after the others."""
@@ -65,8 +84,11 @@ class Progress:
 
     def _is_ready(self, node: Exec) -> None:
         bounded = (above for above in node.lineage() if above.max_concurrent is not None)
-        queue = self._ready.setdefault(next(bounded, None), deque())
-        queue.append((next(self._numbers), node))
+        bound, number = next(bounded, None), next(self._numbers)
+        queue = self._ready.setdefault(bound, deque())
+        if not queue:
+            heappush(self._queues, (number, bound))
+        queue.append((number, node))
 
     def _has_room(self, node: Node) -> bool:
         limit = node.max_concurrent
@@ -76,6 +98,7 @@ class Progress:
         for above in node.lineage():
             if above in self._running:
                 self._running[above] -= 1
+                self._look_again([above])
 
     def _advance(self, work: list[tuple[Node, State]]) -> None:
         """Begin and end nodes, the last first, until only commands can go on."""

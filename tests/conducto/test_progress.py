@@ -117,6 +117,18 @@ def test_ten_thousand_that_wait_for_one_cost_little() -> None:
     assert time.process_time() - began < 5
 
 
+def test_thousands_of_bounds_cost_little() -> None:
+    """Nor are all the groups looked through that wait, for themselves or for one above them."""
+    root = co.Parallel(max_concurrent=2)
+    for number in range(2000):
+        root[str(number)] = group(co.Parallel, x="", y="")
+        root[str(number)].max_concurrent = 1
+    began = time.process_time()
+    order, _ = play(root)
+    assert sorted(order) == sorted(f"/{number}/{name}" for number in range(2000) for name in "xy")
+    assert time.process_time() - began < 4
+
+
 def test_nothing_runs_without_a_runner() -> None:
     root = group(co.Parallel, a="", b="", s=group(co.Serial, x="", y=""), t=co.Parallel())
     execs = {"/a": Attempts("/a", State.ERROR), "/s/x": Attempts("/s/x", State.DONE)}
@@ -158,9 +170,13 @@ def test_any_tree_ends_and_its_states_agree_with_those_of_its_commands(seed: int
     root = grown(rng, 3)
     progress, running, execs = Progress(root), [], {}
     while not progress.is_over:
+        node = root
         while rng.random() < 0.7 and (node := progress.next()) is not None:
             running.append(node)
             execs[str(node)] = Attempts(str(node), State.RUNNING)
+            assert all(room(each, running) >= 0 for each in node.lineage())
+        if node is None:
+            assert not any(may_begin(each, progress, running) for each in root.stream())
         if not running:
             continue
         node = running.pop(rng.randrange(len(running)))
@@ -177,6 +193,24 @@ def test_any_tree_ends_and_its_states_agree_with_those_of_its_commands(seed: int
             assert derived[node] == State.SKIPPED
         elif state in ENDED or state is State.PENDING:
             assert derived[node] == state, node
+
+
+def room(node: co.Node, running: list[co.Exec]) -> float:
+    """How many more may begin below it."""
+    limit = float("inf") if node.max_concurrent is None else node.max_concurrent
+    return limit - sum(node in each.lineage() for each in running)
+
+
+def may_begin(node: co.Node, progress: Progress, running: list[co.Exec]) -> bool:
+    if not isinstance(node, co.Exec) or node.skip or node in progress.states:
+        return False
+    parent = node.parent
+    if parent is None or progress.states.get(parent) != State.RUNNING:
+        return parent is None
+    before = [*parent.children.values()][: [*parent.children].index(node.name)]
+    if parent.is_ordered and not all(progress.states.get(each) in ENDED for each in before):
+        return False
+    return all(room(each, running) > 0 for each in node.lineage())
 
 
 def grown(rng: random.Random, depth: int) -> co.Node:
