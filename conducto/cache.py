@@ -207,10 +207,11 @@ def _state(info: os.stat_result) -> tuple[int, int, int]:
 def _header(name: str, info: os.stat_result, link: str = "") -> bytes:
     header = tarfile.TarInfo(name)
     header.mode = stat.S_IMODE(info.st_mode) & 0o777
-    seconds, nanoseconds = divmod(max(info.st_mtime_ns, 0), 10**9)
-    header.mtime = seconds
-    if nanoseconds:
-        header.pax_headers = {"mtime": f"{seconds}.{nanoseconds:09d}"}
+    seconds, nanoseconds = divmod(abs(info.st_mtime_ns), 10**9)
+    sign = "-" * (info.st_mtime_ns < 0)
+    header.mtime = 0 if sign else seconds
+    if nanoseconds or sign:
+        header.pax_headers = {"mtime": f"{sign}{seconds}.{nanoseconds:09d}"}
     if stat.S_ISDIR(info.st_mode):
         header.type = tarfile.DIRTYPE
     elif link:

@@ -158,7 +158,7 @@ def decode_header(block: bytes) -> Header | None:
         type=block[156:157],
         size=_number(block[124:136], "size"),
         mode=_number(block[100:108], "mode"),
-        mtime_ns=_number(block[136:148], "mtime") * 10**9,
+        mtime_ns=_seconds(block[136:148]) * 10**9,
         link=block[157:257].partition(b"\0")[0],
     )
 
@@ -227,7 +227,7 @@ _PAX_MTIME = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]{1,40}))?")
 _PAX_KEYWORDS = {b"path", b"linkpath", b"size", b"mtime"}
 _KINDS = {b"1": "a hard link", b"3": "a device", b"4": "a device"}
 _KINDS |= {b"6": "a FIFO", b"S": "a sparse file"}
-_MTIME_S_MAX = 1 << 33  # past the year 2200: what file systems can hold
+_MTIME_NS_MAX = (1 << 33) * 10**9  # the years 1697 to 2242: what file systems can hold
 
 
 def _number(field: bytes, what: str) -> int:
@@ -238,6 +238,13 @@ def _number(field: bytes, what: str) -> int:
     if not match:
         raise CacheRefused(f"a header's {what} is not a number")
     return int(match[1] or b"0", 8)
+
+
+def _seconds(field: bytes) -> int:
+    """A time. Before 1970, GNU's base-256 has a sign."""
+    if field[0] == 0xFF:
+        return int.from_bytes(field, "big", signed=True)
+    return _number(field, "mtime")
 
 
 def _extended(header: Header, extensions: dict[bytes, bytes]) -> Header:
@@ -254,9 +261,8 @@ def _extended(header: Header, extensions: dict[bytes, bytes]) -> Header:
         if not match:
             raise CacheRefused("an extended header's mtime is not a number")
         nanoseconds = int((match[3] or b"0")[:9].ljust(9, b"0"))
-        before_1970 = bool(match[1])
-        mtime_ns = 0 if before_1970 else int(match[2]) * 10**9 + nanoseconds
-        header = replace(header, mtime_ns=mtime_ns)
+        mtime_ns = int(match[2]) * 10**9 + nanoseconds
+        header = replace(header, mtime_ns=-mtime_ns if match[1] else mtime_ns)
     return header
 
 
@@ -282,7 +288,7 @@ def _member(header: Header, limits: Limits) -> Member:
         size=0 if is_link else header.size,
         link=_link(header, shown, len(parts) - 1, limits) if is_link else "",
         mode=header.mode & 0o777,
-        mtime_ns=min(header.mtime_ns, _MTIME_S_MAX * 10**9),
+        mtime_ns=max(-_MTIME_NS_MAX, min(header.mtime_ns, _MTIME_NS_MAX)),
     )
 
 

@@ -225,6 +225,29 @@ class TestRoundTrip:
         user.restore_cache("deps", "v1", tmp_path / "out")
         assert contents(tmp_path / "out/closed") == contents(closed)
 
+    @pytest.mark.parametrize("mtime_ns", [-1, -(10**9), -1_600_000_000_250_000_000, 0, 1])
+    def test_times_before_1970_come_back(self, folder: Path, tmp_path: Path, mtime_ns: int) -> None:
+        for name in ("readme.txt", "lib/deep"):
+            os.utime(folder / name, ns=(1, mtime_ns))
+            assert (folder / name).stat().st_mtime_ns == mtime_ns
+        user.save_cache("deps", "v1", folder)
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert contents(tmp_path / "out/deps") == contents(folder)
+
+    @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    @pytest.mark.parametrize("mtime", [-1, -1_000_000_000])
+    def test_times_before_1970_of_other_programs(
+        self, tmp_path: Path, format: int, mtime: int
+    ) -> None:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w:gz", format=format) as tar:
+            info = tarfile.TarInfo("old")
+            info.mtime = mtime
+            tar.addfile(info)
+        user.puts(PATH, out.getvalue())
+        user.restore_cache("deps", "v1", tmp_path / "out")
+        assert (tmp_path / "out/old").stat().st_mtime == mtime
+
 
 class TestLinks:
     LINKS = {  # noqa: RUF012
