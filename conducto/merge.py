@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from conducto.errors import CacheRefused
 from conducto.staging import entered
@@ -83,8 +85,28 @@ def _move(source_fd: int, target_fd: int, folder: Folder, above: str) -> None:
             except OSError:  # someone else restores here at the same time, perhaps
                 if not _is_folder(name, target_fd):
                     raise
-        with entered(name, source_fd) as source, entered(name, target_fd) as target:
+        with (
+            entered(name, source_fd) as source,
+            entered(name, target_fd) as target,
+            _writable(target),
+        ):
             _move(source, target, inner, f"{above}{name}/")
+
+
+@contextmanager
+def _writable(folder_fd: int) -> Iterator[None]:
+    """What is ours can be written to meanwhile: of a folder that was restored without that bit, the
+    content can be restored once more."""
+    info = os.fstat(folder_fd)
+    mode = stat.S_IMODE(info.st_mode)
+    if mode & stat.S_IWUSR or info.st_uid != os.geteuid():
+        yield
+        return
+    os.fchmod(folder_fd, mode | stat.S_IWUSR)
+    try:
+        yield
+    finally:
+        os.fchmod(folder_fd, mode)
 
 
 def _is_folder(name: str, folder_fd: int) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oracle import in_child
 
 import conducto as co
 from castore import errors
@@ -224,6 +225,30 @@ class TestRoundTrip:
         user.save_cache("deps", "v1", closed)
         user.restore_cache("deps", "v1", tmp_path / "out")
         assert contents(tmp_path / "out/closed") == contents(closed)
+
+    def test_it_is_restored_over_folders_that_are_not_to_be_written_to(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        """Also by those without the privilege to do so anyway."""
+        for name, mode in (("lib/deep/er", 0o555), ("lib/deep", 0o500), ("bin", 0o577)):
+            (folder / name).chmod(mode)
+        user.save_cache("deps", "v1", folder)
+        archive, out = user.gets(PATH), tmp_path / "out"
+        out.mkdir()
+
+        def restored(_: int) -> None:
+            os.chdir(out)
+            if os.geteuid() == 0:
+                os.chown(".", 65534, -1)
+                os.setuid(65534)
+            for _ in range(2):
+                cache.restore(io.BytesIO(archive), len(archive), ".")
+
+        assert in_child(restored) == (b"", 0)
+        got, wanted = contents(out / "deps"), contents(folder)
+        assert {name: each[:2] for name, each in got.items()} == {
+            name: each[:2] for name, each in wanted.items()
+        }
 
     @pytest.mark.parametrize("mtime_ns", [-1, -(10**9), -1_600_000_000_250_000_000, 0, 1])
     def test_times_before_1970_come_back(self, folder: Path, tmp_path: Path, mtime_ns: int) -> None:
