@@ -11,7 +11,7 @@ from castore.model import Progress, Stages
 from castore.store import check_fraction, open_store, refuse_strangers
 from castore.system.workers import usable_cores
 from castore.transaction import StrPath
-from castore.urls import local_folder
+from castore.urls import local_folder, text_of
 
 if TYPE_CHECKING:
     from castore.stream.reports import CheckReport, CompactReport, RebuildReport
@@ -41,7 +41,7 @@ def restore(
     """
     from castore.local.backup import restore as restore_local
 
-    return restore_local(os.fspath(source), local_path(store), force=force, progress=progress)
+    return restore_local(text_of(source), local_path(store), force=force, progress=progress)
 
 
 def rebuild_index(
@@ -133,7 +133,7 @@ def repair_config(store: StrPath, **options: Any) -> str:
     from castore.s3.client.settings import parse_settings, settings_among
     from castore.s3.store import repair_remote_config
 
-    return repair_remote_config(parse_settings(os.fspath(store), **settings_among(options)))
+    return repair_remote_config(parse_settings(text_of(store), **settings_among(options)))
 
 
 def _check_options(store: StrPath, options: Mapping[str, Any]) -> None:
@@ -149,20 +149,20 @@ def _check_options(store: StrPath, options: Mapping[str, Any]) -> None:
     if options and not is_remote(store):
         from castore.s3.client.settings import settings_among
 
-        refuse_strangers(os.fspath(store), settings_among(options))
+        refuse_strangers(text_of(store), settings_among(options))
 
 
 def is_remote(store: StrPath) -> bool:
     """Raises ValueError for what names no store."""
-    return local_folder(os.fspath(store)) is None
+    return local_folder(text_of(store)) is None
 
 
 def local_path(store: StrPath) -> str:
     """Raises NotLocal for a store on S3: there the names are in S3."""
-    path = local_folder(os.fspath(store))
+    path = local_folder(text_of(store))
     if path is None:
         raise NotLocal(
-            f"{os.fspath(store)} is on S3, where the bucket itself has the names: this is for the "
+            f"{text_of(store)} is on S3, where the bucket itself has the names: this is for the "
             "index of a local store"
         )
     return os.path.realpath(path)

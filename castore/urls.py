@@ -10,6 +10,14 @@ _USER = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*:/*)[^\s'\"]*@")
 _QUERY = re.compile(r"\?[^\s'\"?]*=[^\s'\"]*")
 
 
+def text_of(path: str | os.PathLike[str], what: str = "a path") -> str:
+    """The path as it is written. Raises TypeError for one of bytes, as `os.fsencode` makes it."""
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is a str, not {type(text).__name__}")
+    return text
+
+
 def local_folder(url: str) -> str | None:
     """The folder that a store's URL or path names, a leading `~` expanded; None if it is on S3.
     Raises ValueError for what names neither."""

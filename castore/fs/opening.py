@@ -18,7 +18,7 @@ import castore
 from castore.fs.files import CastoreTransaction
 from castore.fs.locations import chained_store, split_store, url_with_store
 from castore.fs.shown import ShownNames
-from castore.urls import local_folder
+from castore.urls import local_folder, text_of
 
 _PARAMETERS = inspect.signature(castore.open).parameters
 OPEN_OPTIONS = frozenset(_PARAMETERS) - {"url_or_path"}
@@ -214,8 +214,6 @@ def _opened(path: str, options: dict[str, Any], *, create: bool) -> castore.Stor
 
 def _absolute(store: str | os.PathLike[str]) -> str:
     """A store's path or URL so that it means the same everywhere. Raises ValueError."""
-    url = os.fspath(store)
-    if not isinstance(url, str):
-        raise TypeError(f"a store's path is a str, not {type(url).__name__}")
+    url = text_of(store, "a store's path")
     folder = local_folder(url)
     return url if folder is None else os.path.abspath(folder)

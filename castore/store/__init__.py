@@ -5,7 +5,6 @@ The knobs have their defaults here, those of every kind of store in `handle`, an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from castore.store.handle import CACHE_BYTES, DELTA, READAHEAD_BYTES
 from castore.store.whole import WholeVerbs, check_fraction
 from castore.stream.backend import Backend
 from castore.transaction import StrPath, Transaction
-from castore.urls import local_folder
+from castore.urls import local_folder, text_of
 
 __all__ = ["Store", "Transaction", "check_fraction", "open_store", "refuse_strangers"]
 
@@ -87,9 +86,7 @@ def open_store(
     Traceback (most recent call last):
     castore.errors.StoreNotFound: ...
     """
-    url = os.fspath(url_or_path)
-    if not isinstance(url, str):
-        raise TypeError(f"a store's path is a str, not {type(url).__name__}")
+    url = text_of(url_or_path, "a store's path")
     if compression_level is not None and not -7 <= compression_level <= 22:
         raise ValueError(f"compression_level is from -7 to 22, not {compression_level}")
     if min(cache_bytes, readahead_bytes, disk_cache_bytes or 0) < 0:

@@ -21,6 +21,7 @@ from castore.system.fileio import Writable, descriptor_of, of_file, write_all, w
 from castore.system.open_folders import refuse_open_store_real_path
 from castore.system.outfolder import replacing
 from castore.transaction import StrPath, object_info
+from castore.urls import text_of
 
 BATCHES_MIN = 64  # objects: with fewer a commit puts them one by one
 OTHERS_MAX = 4  # names that are listed for each that is wanted
@@ -173,7 +174,7 @@ class ReadVerbs(Handle):
         if not isinstance(file, (str, os.PathLike)):
             found.to_stream(file, progress)
             return found.info
-        path = os.fspath(file)
+        path = text_of(file)
         if os.path.isdir(path):
             last = name.rsplit("/", 1)[-1]
             if not last:

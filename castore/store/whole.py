@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from castore.model import Progress, StoreStats
@@ -10,6 +9,7 @@ from castore.store.names import NameVerbs
 from castore.stream.prices import HORIZON_S, Prices
 from castore.system.open_folders import refuse_open_store_paths
 from castore.transaction import StrPath
+from castore.urls import text_of
 
 if TYPE_CHECKING:  # loaded by those who need it
     from castore.stream.reports import BackupReport, CheckReport, GcReport, RebuildReport
@@ -240,8 +240,9 @@ class WholeVerbs(NameVerbs):
 
     def _folder(self, folder: StrPath) -> str:
         self._check_open()
-        refuse_open_store_paths(folder)
-        return os.fspath(folder)
+        path = text_of(folder)
+        refuse_open_store_paths(path)
+        return path
 
     def rebuild_index(self, progress: Progress | None = None) -> RebuildReport:
         """On S3, make this machine's cache and the hints for others anew, from packs and names.
@@ -265,8 +266,9 @@ class WholeVerbs(NameVerbs):
 
         """
         backend = self._check_open()
-        refuse_open_store_paths(dest)
-        return backend.back_up(os.fspath(dest), progress=progress)
+        path = text_of(dest)
+        refuse_open_store_paths(path)
+        return backend.back_up(path, progress=progress)
 
 
 def check_fraction(read_data: bool | float) -> float:

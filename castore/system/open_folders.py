@@ -6,16 +6,17 @@ import os
 
 from castore.errors import NotAStore
 from castore.system.lmdb_env import index_folders
+from castore.urls import text_of
 
 
 def refuse_open_store_paths(path: str | os.PathLike[str]) -> None:
     """Raises NotAStore if the file lies inside a store that this process has open, or inside the
-    cache of one on S3.
+    cache of one on S3; TypeError for a path of bytes.
 
     To open and close LMDB's files anywhere else in the process would drop its locks, and another
     process could then reuse pages that are being read here.
     """
-    _refuse(path, open_store_of(path))
+    _refuse(path, open_store_of(text_of(path)))
 
 
 def refuse_open_store_real_path(path: str) -> None:

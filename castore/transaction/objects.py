@@ -31,6 +31,7 @@ from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import new_file_mode
 from castore.system.open_folders import refuse_open_store_paths
 from castore.transaction.lifecycle import Lifecycle
+from castore.urls import text_of
 
 StrPath = str | os.PathLike[str]
 
@@ -68,7 +69,7 @@ class ObjectVerbs(Lifecycle):
         if mode is not None:
             check_mode(mode)
         if isinstance(file, (str, os.PathLike)):
-            path = os.fspath(file)
+            path = text_of(file)
             refuse_open_store_paths(path)
             with self._exclusively(), opened(path) as source:
                 record, draft, *_ = store_file(self._session, source, progress, align)

@@ -17,6 +17,7 @@ import pytest
 from ways_to_open import WAYS_TO_OPEN, noise
 
 import castore
+import conducto as co
 from castore.errors import (
     CastoreError,
     FormatError,
@@ -590,3 +591,41 @@ def test_a_transaction_whose_store_is_deleted(root: Path) -> None:
         shutil.rmtree(root)
     store.close()
     assert not [fd for fd in os.listdir("/proc/self/fd") if str(root) in link_of(fd)]
+
+
+class BytesPath:
+    """A path as no store takes one."""
+
+    def __fspath__(self) -> bytes:
+        return b"there"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store, path: store.put("name", path),
+        lambda store, path: store.get("there", path),
+        lambda store, path: store.import_folder(path, "p"),
+        lambda store, path: store.export_folder("", path),
+        lambda store, path: store.backup(path),
+        lambda store, path: castore.restore(path, "there"),
+        lambda store, path: castore.restore("there", path),
+        lambda store, path: castore.rebuild_index(path),
+        lambda store, path: castore.check_store(path),
+        lambda store, path: castore.open(path),
+        lambda store, path: co.data.user.save_cache("deps", "v1", path),
+        lambda store, path: co.data.user.restore_cache("there", "v1", path),
+    ],
+)
+def test_paths_of_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[..., Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONDUCTO_BASE_DIR", str(tmp_path / "base"))
+    (tmp_path / "folder").mkdir()
+    co.data.user.save_cache("there", "v1", "folder")
+    with castore.open("store") as store:
+        store.puts("there", b"")
+        with pytest.raises(TypeError, match=r"path is a str, not bytes$"):
+            use(store, BytesPath())
+    assert sorted(os.listdir()) == ["base", "folder", "store"]
