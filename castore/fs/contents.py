@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -116,7 +117,15 @@ class ContentVerbs(StoreFileSystem):
         except NameNotFound:  # a folder is asked for too, in a tree of them
             if not self.isdir(name):
                 raise
+            self._refuse_content(f"{name}/")
             os.makedirs(lpath, exist_ok=True)
+
+    def _refuse_content(self, marker: str) -> None:
+        """Raises IsADirectoryError if what marks a folder has content: no file can have that name,
+        and it would be lost."""
+        with suppress(NameNotFound):
+            if self.store.size(marker):
+                raise IsADirectoryError(errno.EISDIR, "no file can have this name", marker)
 
     def put_file(
         self,

@@ -173,6 +173,9 @@ class _Export(NamedTuple):
     def _written(self, name: str, listed: ObjectInfo | None, progress: Progress) -> Outcome:
         inner = name[len(self.below) :]
         try:
+            if listed and not listed.size and inner.endswith("/") and inner[:-1]:
+                with self.out.opened(self.out.claim(inner[:-1])):  # which is made
+                    return Outcome(name, reason="it only marks a folder", fault="on purpose")
             *folders, leaf = self.out.claim(inner)
             with self.out.opened(folders) as folder:
                 status = status_in(folder, leaf)

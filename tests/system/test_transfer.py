@@ -19,6 +19,7 @@ from stores import contents, failures, fill, flip, packs, small
 from trees import make_tree, tree
 
 import castore
+import castore.fs
 from castore.cli import main
 from castore.errors import NameNotFound, NotAStore, ReadOnlyStore
 from castore.stream import sourcefile
@@ -120,6 +121,26 @@ def test_nothing_is_written_outside_the_folder(store: castore.Store, tmp_path: P
     assert (out / "file").read_bytes() == b"theirsfile"
     assert (out / "fine").exists()
     assert not [name for name in tree(out) if name.startswith(".castore-")]
+
+
+def test_what_only_marks_a_folder_is_the_folder(store: castore.Store, tmp_path: Path) -> None:
+    for name, content in (("a/", b""), ("a/x", b"1"), ("b/", b""), ("c/d/", b""), ("e/", b"2")):
+        store.puts(name, content)
+    report = store.export_folder("", tmp_path / "out")
+    assert sorted(tree(tmp_path / "out")) == ["a/x"]
+    assert all((tmp_path / "out" / name).is_dir() for name in ("a", "b", "c/d"))
+    assert not (tmp_path / "out/e").exists()
+    assert (report.files, report.failures, len(report.left_out)) == (1, 1, 4)  # 'e/' is no file
+    fs = castore.fs.CastoreFileSystem(store.path)
+    for name in ("a/", "b/", "c/"):  # as fsspec gets them
+        fs.get(name, f"{tmp_path}/got/{name}", recursive=True)
+    assert sorted(tree(tmp_path / "got")) == ["a/x"]
+    assert all((tmp_path / "got" / name).is_dir() for name in ("a", "b", "c/d"))
+    with pytest.raises(IsADirectoryError, match="no file can have this name: 'e/'"):
+        fs.get("", f"{tmp_path}/all/", recursive=True)
+    with pytest.raises(IsADirectoryError, match="no file can have this name: 'e/'"):
+        fs.get("e/", f"{tmp_path}/all/", recursive=True)
+    assert store.check(read_data=True).problems == []
 
 
 def test_what_is_no_file_is_left_out(store: castore.Store, tmp_path: Path) -> None:
