@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,36 @@ def test_archive_what_went_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, json.loads(out)) == (0, {"1": 1, "12": 1})
     assert not co.data.pipeline.bound(pipeline_id="12").exists("x")
     assert co.data.user.gets("mine") == b"mine"
+
+
+def test_one_that_somebody_runs_is_neither_archived_nor_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fill()
+    records = Records(context.open_store(), "1")
+    records.create(co.Exec("true"), [])
+    records.claim(1)
+    for option in ("--dry-run", "--no-dry-run"):
+        code, out, _ = run(capsys, "archive", "--older-than=0s", option)
+        assert (code, json.loads(out)) == (0, {"12": 1})
+    assert co.data.pipeline.bound(pipeline_id="1").exists("x")
+
+
+def test_one_that_is_written_to_since_the_look_is_not_archived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill()
+    look = castore.Store.list
+
+    def written(store: castore.Store, prefix: str) -> Iterator[castore.ObjectInfo]:
+        found = [*look(store, prefix)]
+        monkeypatch.setattr(castore.Store, "list", look)
+        co.data.pipeline.bound(pipeline_id="12").puts("y", b"")
+        return iter(found)
+
+    monkeypatch.setattr(castore.Store, "list", written)
+    assert co.data.archive_quiet(0) == {"1": 1}
+    assert co.data.pipeline.bound(pipeline_id="12").list() == ["x", "y"]
 
 
 def test_one_that_somebody_resumes_meanwhile_does_not_keep_others_from_being_archived(
