@@ -760,6 +760,19 @@ class TestRestore:
         user.restore_cache("deps", "v1", tmp_path / "out")
         assert (tmp_path / "out" / "file").read_bytes() == b"new"
 
+    def test_a_new_folder_stays_where_somebody_put_something_in_it(self, tmp_path: Path) -> None:
+        out = tmp_path / "new/out"
+
+        class Archive(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                if out.exists():
+                    (out / "theirs").write_bytes(b"theirs")
+                return super().read(size)
+
+        with pytest.raises(CacheRefused, match="cut short"):
+            cache.restore(Archive(b"damaged"), 7, out)
+        assert {path.name for path in out.iterdir()} == {"theirs"}
+
     def test_no_descriptor_is_left_for_the_private_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -221,6 +221,20 @@ class TestNames:
 
 @scopes
 class TestBytes:
+    def test_what_can_not_be_read_goes_by_the_name_that_was_given(
+        self, scope: Scope, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As after damage on S3. Another object's goes by its own."""
+        scope.puts("x", b"x")
+        for damaged, shown in ((f"{scope.prefix()}x", "x"), ("other", "other")):
+
+            def unreadable(*_: object, damaged: str = damaged) -> bytes:
+                raise errors.ManifestUnreadable(damaged, "why")
+
+            monkeypatch.setattr(castore.Store, "gets", unreadable)
+            with pytest.raises(errors.ManifestUnreadable, match=rf"^the manifest of '{shown}' can"):
+                scope.gets("x")
+
     def test_byte_ranges_are_half_open_and_clamped(self, scope: Scope) -> None:
         scope.puts("x", b"0123456789")
         assert scope.gets("x", byte_range=[2, 5]) == b"234"
