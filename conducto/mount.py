@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import castore
 from castore.errors import NameNotFound
@@ -69,9 +69,8 @@ class DataFolder:
     For several threads at once. Nothing is mounted before the first node.
     """
 
-    def __init__(self, pipeline_id: str, *, local: bool | None, profile: str | None) -> None:
+    def __init__(self, pipeline_id: str) -> None:
         self._prefixes = prefixes(pipeline_id=pipeline_id)
-        self._local, self._profile = local, profile
         self._lock = threading.Lock()
         self._folder: str | None = None
         self._was_tried = False
@@ -92,7 +91,7 @@ class DataFolder:
             yield None
         else:
             self._say_why_not()
-            with _pulled(self._store(), self._prefixes) as copied:
+            with _pulled(context.open_store(), self._prefixes) as copied:
                 yield copied
 
     def close(self) -> None:
@@ -100,9 +99,6 @@ class DataFolder:
         with self._lock:
             self._was_tried, self._folder = True, None
         self._ends.close()
-
-    def _store(self) -> castore.Store:
-        return context.open_store(local=self._local, profile=self._profile)
 
     def _mounted(self) -> str | None:
         with self._lock:
@@ -125,8 +121,8 @@ class DataFolder:
             )
 
     def _mount(self) -> str:
-        url = context.store_url(local=self._local, profile=self._profile)
-        self._store()  # made, if there is none
+        url = context.store_url()
+        context.open_store()  # made, if there is none
         with ExitStack() as ends:
             at = ends.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY))
             # If this run is a node of another one: the mount ends with this one, not with that.
@@ -147,20 +143,15 @@ class DataFolder:
 
 
 @contextmanager
-def data_folder(
-    pipeline_id: str, *, local: bool | None = None, profile: str | None = None
-) -> Iterator[DataFolder]:
+def data_folder(pipeline_id: str) -> Iterator[DataFolder]:
     """The data of a pipeline and of its user as folders, for the nodes of a run, until the block
     ends: `with folder.of_node(command) as data:` for each of them.
 
     Where the user may write to `/conducto`, and nothing is at `/conducto/data`, that leads there,
     too. Raises InvalidContext, ContextError; what opening the store raises, at the first node.
     """
-    folder = DataFolder(pipeline_id, local=local, profile=profile)
-    try:
+    with closing(DataFolder(pipeline_id)) as folder:
         yield folder
-    finally:
-        folder.close()
 
 
 def run_mount(words: Sequence[str]) -> int:
