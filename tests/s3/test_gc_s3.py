@@ -609,6 +609,22 @@ def test_another_collector_that_leads(
     assert collect(store).found_nothing
 
 
+def test_a_name_that_goes_before_it_is_read_refers_to_nothing(
+    store: castore.Store, world: World
+) -> None:
+    fill(store, "a", "b")
+    store.close()
+
+    def goes(step: Step) -> None:
+        if step == ("GET", "names/a"):
+            world.server.objects.pop("store/names/a", None)
+
+    world.server.refuse = goes
+    with world.open("two") as other:
+        assert collect(other).packs_removed == 1
+        assert other.gets("b") == noise(SIZE, ord("b"))
+
+
 # ---------------------------------------------------------------- what can't be removed
 
 
