@@ -162,6 +162,29 @@ def test_one_that_runs_again_comes_last() -> None:
     assert [str(progress.next()), str(progress.next())] == ["/b", "/a"]
 
 
+def test_one_that_runs_again_gives_its_room_back() -> None:
+    root = group(co.Parallel, a="", b="")
+    root.max_concurrent = 1
+    progress = Progress(root)
+    first = progress.next()
+    assert first is not None
+    progress.again(first)
+    second = progress.next()
+    assert str(second) == "/b"
+    assert second is not None
+    progress.ended(second, State.DONE)
+    assert progress.next() is first
+
+
+def test_a_group_with_a_failure_goes_on_while_others_wait() -> None:
+    root = group(co.Parallel, a="", b="")
+    execs = {"/a": Attempts("/a", State.ERROR)}
+    assert states_of(root, execs)[root] == State.RUNNING
+    assert states_of(root, execs, is_alive=False)[root] == State.KILLED
+    execs["/b"] = Attempts("/b", State.DONE)
+    assert states_of(root, execs)[root] == State.ERROR
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_any_tree_ends_and_its_states_agree_with_those_of_its_commands(seed: int) -> None:
     """What the machine says of groups is what is said of them from their commands alone, as `show`
