@@ -989,3 +989,43 @@ def test_a_verb_finds_no_store_and_leaves_nothing(
     before = sorted(tmp_path.rglob("*"))
     assert main(["-r", str(place), *verb]) == 10
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["backup", "compact"])
+def test_a_copy_is_durable_before_it_takes_the_place_of_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Its bytes, and then its name: else a power cut leaves neither."""
+    path, backup = tmp_path / "store", tmp_path / "backups" / "names"
+    backup.parent.mkdir()
+    with castore.open(path) as store:
+        store.puts("name", b"1")
+        store.backup(backup)
+    durable: dict[int, int] = {}  # bytes of each file that was synced, by its inode
+    steps: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(fd: int) -> None:
+        fsync(fd)
+        status = os.fstat(fd)
+        durable[status.st_ino] = status.st_size
+        steps.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    def renamed(source: str, target: str) -> None:
+        copy = os.path.join(source, "data.mdb") if os.path.isdir(source) else source
+        if target in (str(backup), str(path / "index")):
+            status = os.stat(copy)
+            assert durable.get(status.st_ino) == status.st_size > 0
+            steps.append("renamed")
+        rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", synced)
+        patched.setattr(os, "rename", renamed)
+        if verb == "backup":
+            with castore.open(path) as store:
+                store.backup(backup)
+        else:
+            castore.compact_index(path)
+    folder = backup.parent if verb == "backup" else path
+    assert str(folder) in steps[steps.index("renamed") :]
