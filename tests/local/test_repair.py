@@ -380,11 +380,27 @@ def test_a_damaged_pack_is_moved_and_not_removed(
         """Linux (fs.protected_hardlinks) lets only who may write to a file link it."""
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
 
+    kept = folder / "quarantine" / path.name
+    synced: set[str] = set()
+    fsync, unlink = os.fsync, os.unlink
+
+    def noted(fd: int) -> None:
+        fsync(fd)
+        synced.add(os.readlink(f"/proc/self/fd/{fd}"))
+
+    def removed(file: str, **options: int) -> None:
+        if file == str(path):
+            assert str(kept.parent) in synced
+            assert whose == "ours" or any(each.startswith(f"{kept.parent}/.") for each in synced)
+        unlink(file, **options)
+
     if whose != "ours":
         monkeypatch.setattr(os, "link", link)
-    repair(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", noted)
+        patched.setattr(os, "unlink", removed)
+        repair(folder)
     assert not path.exists()
-    kept = folder / "quarantine" / path.name
     assert kept.read_bytes() == raw
     assert list(kept.parent.iterdir()) == [kept]
     assert kept.parent.stat().st_mode & 0o777 == 0o770, "others of the group may repair, too"
