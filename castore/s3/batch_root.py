@@ -87,7 +87,16 @@ class BatchRoot:
         try:
             newer = undamaged(read)
         except KeyAbsent:
-            return self._absent()
+            batch = self._any_batch()
+            if batch is None:
+                return SeenRoot(_EMPTY, "")
+            try:
+                newer = undamaged(read)  # both may have come in between
+            except KeyAbsent:
+                url = self._bucket.settings.url
+                raise FormatError(
+                    f"{url}/{BATCHES_ROOT_KEY} is gone, while {batch} is there: {REPAIR}"
+                ) from None
         if newer is None:
             assert known is not None
             self._seen = known
@@ -163,17 +172,23 @@ class BatchRoot:
                 self._seen = now
         return now
 
-    def _absent(self) -> SeenRoot:
-        """It is made with the store, or else before the first batch."""
+    def make(self) -> Root:
+        """The root as it is now, which is made if it was not with the store: before the first
+        batch, as who finds a batch and no root takes the root for lost."""
+        seen = self.fresh()
+        if not seen.etag and not self.root_is_lost:
+            create_root(self._bucket, self._store_id)
+            seen = self.fresh()
+        return seen.root
+
+    def _any_batch(self) -> str | None:
+        """The key of one, if there is any."""
         if not self._none_yet:
             for entry in self._bucket.list(BATCHES):
                 if batch_of(entry.key) is not None:
-                    url = self._bucket.settings.url
-                    raise FormatError(
-                        f"{url}/{BATCHES_ROOT_KEY} is gone, while {entry.key} is there: {REPAIR}"
-                    )
+                    return entry.key
             self._none_yet = True
-        return SeenRoot(_EMPTY, "")
+        return None
 
     def _last(self) -> SeenRoot | None:
         return self._seen or self._remembered()
@@ -200,7 +215,7 @@ class BatchRoot:
 
 def create_root(bucket: Bucket, store_id: bytes) -> None:
     """Of a store that was just made. One that is there already stays; where it comes to nothing,
-    the first batch makes it."""
+    it is made before the first batch."""
     with suppress(PreconditionFailed, OutcomeUnknown):
         put_once(
             bucket,

@@ -23,6 +23,8 @@ import castore
 from castore.errors import InvalidName, InvalidRange, NameExists, NameNotFound
 from castore.format.s3_batches import BatchIndex
 from castore.s3 import catalog
+from castore.s3.client.bucket import Bucket
+from castore.s3.keys import BATCHES
 from castore.s3.namespace import writing
 from castore.system.workers import Future
 
@@ -85,6 +87,38 @@ def test_more_names_at_once_than_one_batch_may_have(world: World) -> None:
         assert list(store.names()) == [*data]
         last = next(reversed(data))
         assert store.gets(last) == data[last]
+
+
+def test_a_root_that_comes_with_the_first_batch_is_not_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a store that was made by who was killed before the root was put."""
+    data = dict.fromkeys(NAMES, b"x")
+    with world.open("writer") as writer, world.open("reader") as reader:
+        world.server.objects.pop("store/batches/root")
+        look = Bucket.list
+        looks = []
+
+        def list_late(bucket: Bucket, prefix: str = "", **options: Any) -> Any:
+            if prefix == BATCHES and not looks:
+                looks.append(prefix)
+                writer.puts_many(data)
+            return look(bucket, prefix, **options)
+
+        monkeypatch.setattr(Bucket, "list", list_late)
+        assert list(reader.names()) == sorted(data)
+        assert looks
+
+
+def test_the_root_is_made_before_the_first_batch(world: World) -> None:
+    """Who finds a batch and no root takes the root for lost."""
+    writer = Actor("writer")
+    with world.open("writer", writer) as store:
+        world.server.objects.pop("store/batches/root")
+        store.puts_many(dict.fromkeys(NAMES, b"x"))
+        keys = [s.key for s in writer.steps if s.kind == "PUT" and s.key.startswith("batches/")]
+        assert len(keys) == 3
+        assert keys[0] == keys[2] == "batches/root"
 
 
 def test_what_has_chunks_is_in_no_batch(world: World) -> None:

@@ -190,7 +190,7 @@ class Namespace(Listing):
         batches = self.batches
         if batches is None or len(names) < BATCH_NAMES_MIN:
             return {}
-        root = batches.fresh().root
+        root = batches.make()
         if len(root.entries) >= ENTRIES_MAX:
             return {}
         singles = singles_of(self.bucket, requests, [each.name for each in names])
