@@ -24,6 +24,7 @@ from castore.errors import InvalidName, InvalidRange, NameExists, NameNotFound
 from castore.format.s3_batches import BatchIndex
 from castore.s3 import catalog
 from castore.s3.client.bucket import Bucket
+from castore.s3.gc import batches as gc_batches
 from castore.s3.keys import BATCHES
 from castore.s3.namespace import writing
 from castore.system.workers import Future
@@ -366,6 +367,30 @@ def test_what_deletes_is_collected_with_what_it_deletes(many: World) -> None:
         collect(store)
     assert many.server.keys("store/batches/") == ["store/batches/root"]
     assert list(many.open("newest").names()) == left[-1:]
+
+
+def test_a_collection_rests_where_many_batches_say_that_names_are_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is small, whatever it deletes: of those that are full, none has room for another."""
+    for module in (writing, gc_batches):
+        monkeypatch.setattr(module, "BATCH_NAMES_MAX", 8)
+    monkeypatch.setattr(gc_batches, "SMALL_BYTES", 2000)
+    names = [f"{n:03}" for n in range(400)]
+    left = [name for n, name in enumerate(names) if n % 5 > 1]
+    store = world.open("one")
+    store.puts_many({name: noise(600, n) for n, name in enumerate(names)})
+    with store.transaction() as t:
+        for name in {*names} - {*left}:
+            t.delete(name)
+    assert len(world.server.keys("store/batches/")) == 50 + 20 + 1  # and the root
+    rewritten = []
+    for _ in range(3):
+        world.pass_time(2 * DAY)
+        rewritten.append(collect(store).batches_rewritten)
+    assert rewritten[-1] == 0
+    with world.open("new") as new:
+        assert list(new.names()) == left
 
 
 def test_all_of_them_are_exported_by_few_requests(many: World, tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ class BatchCollector:
         """Write what counts in them anew; each name keeps its number, so nothing changes. Young
         ones are left alone: who deletes a single may have read a root without them."""
         live = [e for e in root.entries if not e.retired and e.at < self._now - FORGET_S]
-        small = [entry for entry in live if entry.size < SMALL_BYTES]
+        # One with as many names as it may have would be written anew as it is, each time again.
+        small = [e for e in live if e.size < SMALL_BYTES and e.names < BATCH_NAMES_MAX]
         chosen = {
             e.batch_id for e in live if not e.deletes and 2 * names.counting[e.batch_id] < e.names
         }
