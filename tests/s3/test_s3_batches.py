@@ -393,6 +393,33 @@ def test_a_collection_rests_where_many_batches_say_that_names_are_deleted(
         assert list(new.names()) == left
 
 
+def test_what_was_put_and_deleted_again_and_again_is_collected_in_one_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in one at each batch for each name of each: a day has many rounds."""
+    rounds, find, looks = 16, BatchIndex.find, Counter[bytes]()
+    store = world.open("one")
+    for n in range(rounds):
+        put_all_and_delete_them(store, b"%d" % n)
+    world.pass_time(2 * DAY)
+
+    def counted(index: BatchIndex, name: bytes) -> object:
+        looks[name] += 1
+        return find(index, name)
+
+    monkeypatch.setattr(BatchIndex, "find", counted)
+    assert collect(store).batches_rewritten == 2 * rounds
+    assert max(looks.values(), default=0) <= 2 * rounds
+    assert not list(world.open("new").names())
+
+
+def put_all_and_delete_them(store: castore.Store, data: bytes) -> None:
+    store.puts_many(dict.fromkeys(NAMES, data))
+    with store.transaction() as t:
+        for name in NAMES:
+            t.delete(name)
+
+
 def test_all_of_them_are_exported_by_few_requests(many: World, tmp_path: Path) -> None:
     def export(store: castore.Store) -> None:
         store.export_folder("many", tmp_path / "out")

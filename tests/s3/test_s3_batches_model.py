@@ -24,6 +24,7 @@ TOMBSTONE = (Single(None, 1, ("t",)),)
 ENTRY = Root(1, (Entry((Item(0, "e0", 1),)),))
 ENTRY_OF_TWO = Root(1, (Entry((Item(0, "e0", 1), Item(1, "e1", 1))),))
 PURGED = Root(2, (*ENTRY.entries, Entry((Item(0, None, 2),))))
+PURGED_TWICE = Root(3, (*PURGED.entries, Entry((Item(0, None, 3),))))
 PURGED_ALONE = Root(2, (Entry((Item(0, None, 2),)),))
 HIDING = Root(2, (Entry((Item(0, "e0", 2),)),))  # of what is put before it
 DROP = Root(2, drops=(Drop((0,), 2, age=2),))
@@ -138,6 +139,9 @@ SAFE = {
     "what a batch deleted, and hides, a collector": PURGED_HIDING,
     "what a batch deleted, and hides, two collectors": scenario(
         (READ,), singles=WEAK, root=PURGED, collectors=2
+    ),
+    "what two batches deleted, and hide, a collector": scenario(
+        (READ,), singles=WEAK, root=PURGED_TWICE, collectors=1
     ),
     "a deletion by a batch of what hides, a put": scenario(
         (PURGE, READ), (WRITE, READ), (LOOK, LOOK), singles=WEAK, root=HIDING

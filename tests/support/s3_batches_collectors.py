@@ -91,7 +91,7 @@ class CollectorSteps:
         if hides and self.rules.purge_kept_hiding:
             return True
         return self.rules.purge_kept and any(
-            other.name == item.name and other.number < item.number
+            other.name == item.name and other.number < item.number and other.value is not None
             for entry in root.entries
             if entry.age == LIVE
             for other in entry.items

@@ -159,17 +159,18 @@ class BatchCollector:
     ) -> list[list[ToBatch]]:
         """Of entries that say that names are deleted: those by which little is, or that are small
         and many, are `chosen`, too. What these say that is still needed, in order: as an entry that
-        is not chosen has the name, or a weak single that is there, which would count without it."""
+        puts names, and is not chosen, has the name, or a weak single that is there, which would
+        count without it."""
         hidden = {name: number for name, _, number in names.hidden}
+        puts = [e for e in root.entries if not e.deletes and e.batch_id not in chosen]
+        staying = root._replace(entries=tuple(puts))
         needed: dict[bytes, int] = {}
         for entry in entries:
             kept = {}
             for row in batches.index(entry).rows:
                 number = row.number or entry.number
                 if hidden.get(row.name, number) < number or any(
-                    found.number < number
-                    for found in batches.live(root, row.name)
-                    if found.entry is not None and found.entry.batch_id not in chosen
+                    found.number < number for found in batches.live(staying, row.name)
                 ):
                     kept[row.name] = number
             if 2 * len(kept) < entry.names:
