@@ -24,10 +24,12 @@ from castore.stream.operations import (
 COPIES_MAX = 128  # at once: what is inline in their manifests is in memory
 
 
-def names_to_look_up(operations: Sequence[Operation]) -> tuple[set[bytes], set[bytes]]:
-    """(those that ought to be there, those that must not be), before the commit. What must be
-    absent is looked for also because not every server honours If-None-Match; a copy or a deletion
-    by itself finds out on its own."""
+def names_to_look_up(
+    operations: Sequence[Operation], *, conditional: bool
+) -> tuple[set[bytes], set[bytes]]:
+    """(those that ought to be there, those that must not be), before the commit. A copy or a
+    deletion by itself finds out on its own, and so does what must be absent where the server is
+    known to honour conditions (`conditional`)."""
     present: set[bytes] = set()
     absent: set[bytes] = set()
     for operation in operations:
@@ -41,6 +43,8 @@ def names_to_look_up(operations: Sequence[Operation]) -> tuple[set[bytes], set[b
                     absent.add(target)
             case Delete(name) | SetAttributes(name) if len(operations) > 1:
                 present.add(name)
+    if conditional and len(operations) == 1:
+        absent.clear()
     return present, absent - present
 
 

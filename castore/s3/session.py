@@ -74,6 +74,7 @@ class S3Session(WriteSession):
         self._lease = lease
         self._requests = parts.requests
         self._names = NameWriter(parts, lease)
+        self._conditional = parts.config.batches  # only where the server honours If-None-Match
         self._uploads = Uploads(parts, lease, budget, keeps_bases=deltas)
         self._reliance = Reliance(parts, lease)
         self._bases = Bases(parts.cache, self._reliance)
@@ -146,7 +147,7 @@ class S3Session(WriteSession):
         may be there."""
         self.check_process()
         self._uploads.finish()
-        present, absent = names_to_look_up(operations)
+        present, absent = names_to_look_up(operations, conditional=self._conditional)
         seen = self._names.etags(present, absent)
         check(operations, present | absent, seen.keys())
         self._names.compare(operations)

@@ -233,6 +233,23 @@ def asked(world: World, machine: str, work: Callable[[castore.Store], object]) -
     return [f"{step.kind} {step.key.split('/')[0]}" for step in steps]
 
 
+def test_a_put_if_absent_looks_twice(many: World) -> None:
+    """Before anything is read of what is to be put, and for what decides."""
+    asked(many, "puts", lambda store: store.info(MANY[0]))
+
+    def put(store: castore.Store) -> None:
+        store.puts("new", b"x", if_absent=True)
+        with pytest.raises(NameExists):
+            store.puts("new", b"y", if_absent=True)
+
+    steps = asked(many, "puts", put)
+    assert [sorted(steps[:2]), sorted(steps[2:4]), steps[4]] == [
+        *2 * [["GET batches", "GET names"]],
+        "PUT names",
+    ]
+    assert len(steps) <= 7
+
+
 def test_many_small_objects_are_few_requests(many: World) -> None:
     def put(store: castore.Store) -> None:
         with store.transaction() as t:
