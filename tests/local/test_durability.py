@@ -25,10 +25,10 @@ from castore.testing.contents import (
 )
 
 
-def test_a_pack_is_durable_before_the_index_names_it(
-    store: castore.Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every write to a pack and every folder made is synced before the commit that follows."""
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """For each write transaction that begins, the packs that were written to, and the folders that
+    something was made in, that are not synced yet."""
     from castore.system import lmdb_env as index
 
     dirty: set[str] = set()
@@ -70,10 +70,38 @@ def test_a_pack_is_durable_before_the_index_names_it(
     }.items():
         monkeypatch.setattr(os, name, replacement)
     monkeypatch.setattr(index.Index, "begin", watched)
+    return commits
+
+
+def test_a_pack_is_durable_before_the_index_names_it(
+    store: castore.Store, unsynced: list[set[str]]
+) -> None:
+    """Every write to a pack and every folder made is synced before the commit that follows."""
     for i in range(4):
         store.puts(f"{i}", noise(100_000, i))
-    assert len(commits) >= 4
-    assert not any(commits), commits
+    assert len(unsynced) >= 4
+    assert not any(unsynced), unsynced
+
+
+def test_what_a_repair_copies_is_durable_before_the_index_names_it(
+    store: castore.Store, unsynced: list[set[str]]
+) -> None:
+    """It takes the place of frames whose pack is then removed."""
+    whole = noise(200_000, 1)
+    store.puts_many({"lost": noise(200_000, 2), "whole": whole})
+    (pack,) = packs_of(store)
+    content = bytearray(pack.read_bytes())
+    content[5000] ^= 1
+    pack.write_bytes(content)
+    unsynced.clear()
+    report = store.check(repair=True)
+    assert any("copied what is intact" in done for done in report.repaired), report.repaired
+    assert unsynced
+    # The damaged one may lack its footer: nothing leads there any more.
+    assert not any(paths - {str(pack)} for paths in unsynced), unsynced
+    assert pack not in packs_of(store)
+    assert store.gets("whole") == whole
+    assert store.check(read_data=True).problems == []
 
 
 def synced_folders(monkeypatch: pytest.MonkeyPatch) -> set[str]:
