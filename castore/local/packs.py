@@ -201,7 +201,8 @@ class LocalPacks:
         """A mapping of at least the first `end` bytes of a pack. Hold it to keep the bytes, even
         when the pack is removed. Raises PackMissing, or FormatError if it ends before `end`."""
         mapping = self._mapped.get(pack_id)
-        if mapping is not None and len(mapping) >= end:
+        # One that has lost pages says so for good, of what was restored since, too.
+        if mapping is not None and len(mapping) >= end and not mapping.damaged:
             return mapping
         return self._map(pack_id, end)
 
@@ -212,7 +213,7 @@ class LocalPacks:
             end = offset + stored_bytes
             if pack_id != pack or len(mapped) < end:
                 mapping = held.get(pack_id)
-                if mapping is None or len(mapping) < end:
+                if mapping is None or len(mapping) < end or mapping.damaged:
                     mapping = self.mapping(pack_id, end)
                 pack, mapped = pack_id, memoryview(mapping)
             found.append(mapped[offset:end])

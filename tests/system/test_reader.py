@@ -20,7 +20,7 @@ from read_ways import CONTENTS, noise, packs_of, read_everything, text, ways_to_
 
 import castore
 from castore.errors import ChunkCorrupt, FormatError, PackMissing, StoreIOError
-from castore.stream import decoding
+from castore.stream import chunkreader, decoding
 from castore.stream.decoding import DecodedChunks
 from castore.system.mapping import Mapping
 
@@ -332,12 +332,15 @@ assert store.puts("name", data).chunks == 1
 assert store.puts("long", long).chunks > 4
 pack = [f"{a}/{n}" for a, _, names in os.walk(sys.argv[1]) for n in names if n.endswith(".pack")][0]
 whole = open(pack, "rb").read()
+first, second, third, *_ = [e for s in store._catalog.manifest(b"long")[1] for e in s]
 decode = chunkreader.decode_frame
-cutting = True
+until_cut = 0  # how many chunks are decoded before, and that one
 
 def checked_and_then_cut(*arguments):
+    global until_cut
     raw = decode(*arguments)
-    if cutting:
+    until_cut -= 1
+    if until_cut == 0:
         os.truncate(pack, 4096)
         if sys.argv[3]:
             bytes(raw)
@@ -345,28 +348,36 @@ def checked_and_then_cut(*arguments):
 
 def read_on():
     # From the end of a chunk on: nothing of what was read before is left.
-    global cutting
-    _, second, third, *_ = [e for s in store._catalog.manifest(b"long")[1] for e in s]
+    global until_cut
     file = store.open("long")
+    until_cut = 0
+    file.raw.readinto(bytearray(second.end))
+    until_cut = 1
     into = bytearray(third.end - second.end)
-    cutting = False
-    assert file.raw.readinto(bytearray(second.end)) == second.end
-    cutting = True
-    read = file.raw.readinto(into)
-    assert into[:read] == long[second.end :][:read], "wrong bytes"
+    return bytes(into[: file.raw.readinto(into)])
+
+def append():
+    with store.open("name", "ab") as file:
+        file.write(b"more")
+    return store.gets("name")
 
 chunkreader.decode_frame = decoding.decode_frame = checked_and_then_cut
-for read in (
-    lambda: store.gets("name"),
-    lambda: store.open("name").read(),
-    lambda: store.open("name").read(8000),
-    lambda: store.get("name", sys.argv[2]),
-    lambda: store.get("name", open(sys.argv[2], "wb", buffering=0)),
-    read_on,
+parts = [(at, at + 1) for at in range(100)] + [(second.end - 1, second.end)]
+for chunks, right, read in (
+    (1, data, lambda: store.gets("name")),
+    (1, data, lambda: store.open("name").read()),
+    (1, data, lambda: store.open("name").read(8000)),
+    (1, data, lambda: store.get("name", sys.argv[2])),
+    (1, data, lambda: store.get("name", open(sys.argv[2], "wb", buffering=0))),
+    (2, long, lambda: store.gets("long", (0, second.end))),
+    (2, long[:100] + long[second.end - 1:], lambda: b"".join(store.gets_many("long", parts))),
+    (1, long[second.end:], read_on),
+    (1, data, append),
 ):
+    until_cut = chunks
     try:
         got = read()
-        assert not isinstance(got, bytes) or got == data[: len(got)], "wrong bytes"
+        assert not isinstance(got, bytes) or got == right[: len(got)], "wrong bytes"
         print("right")
     except (ChunkCorrupt, FormatError, StoreIOError) as error:
         print(type(error).__name__)
@@ -381,8 +392,37 @@ for read in (
         text=True,
     )
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}{done.stderr}"
-    assert len(done.stdout.split()) == 6
+    assert len(done.stdout.split()) == 9
     assert "right" not in done.stdout, "the truncation came too late to matter"
+
+
+def test_what_is_left_of_a_pack_that_was_cut_short_is_read_and_what_was_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the store that has seen it be cut short, and has it mapped."""
+    if not Mapping.guarded:
+        pytest.skip("only the extension's mapping survives it")
+    with castore.open(tmp_path / "store", cache_bytes=0, threads=1) as store:
+        values = {"first": noise(12_000, 1), "second": noise(30_000, 2)}
+        store.puts_many(values)
+        [pack] = packs_of(tmp_path / "store")
+        whole = pack.read_bytes()
+        decode = chunkreader.decode_frame
+
+        def checked_and_then_cut(*arguments: Any) -> Any:
+            raw = decode(*arguments)
+            os.truncate(pack, 16384)
+            return raw
+
+        with store.open("first") as opened:
+            with monkeypatch.context() as patched:
+                patched.setattr(chunkreader, "decode_frame", checked_and_then_cut)
+                with pytest.raises(StoreIOError, match="restore it from a backup"):
+                    store.gets("second")
+            assert opened.read() == store.gets("first") == values["first"]
+        pack.write_bytes(whole)
+        assert {name: store.gets(name) for name in values} == values
+        assert store.check(read_data=True).problems == []
 
 
 # ---------------------------------------------------------------- the cache of decoded chunks
