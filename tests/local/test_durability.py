@@ -104,6 +104,24 @@ def test_what_a_repair_copies_is_durable_before_the_index_names_it(
     assert store.check(read_data=True).problems == []
 
 
+def test_what_a_collection_copies_is_durable_before_the_index_names_it(
+    store: castore.Store, unsynced: list[set[str]]
+) -> None:
+    """It takes the place of frames whose pack is then removed."""
+    whole = noise(200_000, 1)
+    store.puts_many({"dead": noise(900_000, 2), "whole": whole})
+    (pack,) = packs_of(store)
+    store.delete("dead")
+    unsynced.clear()
+    assert store.gc(repack_below=0.9).packs_rewritten == 1
+    assert unsynced
+    # The old one may lack its footer: nothing leads there any more.
+    assert not any(paths - {str(pack)} for paths in unsynced), unsynced
+    assert pack not in packs_of(store)
+    assert store.gets("whole") == whole
+    assert store.check(read_data=True).problems == []
+
+
 def synced_folders(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     synced: set[str] = set()
     real = os.fsync
