@@ -322,6 +322,21 @@ def test_no_more_is_copied_than_allowed(store: castore.Store) -> None:
     assert_clean(store, expected)
 
 
+def test_nothing_is_copied_out_of_the_pack_of_a_live_writer(store: castore.Store) -> None:
+    """It could not be removed, and each collection would copy it once more."""
+    values = {"kept": some_bytes(20_000, 1), "more": some_bytes(20_000, 3)}
+    store.puts_many({"dead": some_bytes(200_000, 2), "kept": values["kept"]})
+    with store.transaction() as transaction:
+        transaction.puts("more", values["more"])
+        store.delete("dead")
+        report = store.gc(repack_below=0.9)
+        assert (report.packs_rewritten, report.bytes_rewritten) == (0, 0)
+    report = store.gc(repack_below=0.9)
+    assert report.packs_rewritten == 1
+    assert report.bytes_rewritten > 40_000
+    assert_clean(store, values)
+
+
 def test_small_packs_are_merged_when_they_are_many(store: castore.Store) -> None:
     expected = {}
     for n in range(SMALL_PACKS_MAX):
