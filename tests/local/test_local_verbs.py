@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import io
 import os
@@ -216,6 +217,27 @@ def test_get_replaces_a_file_only_when_all_of_it_is_there(
     store.get("name", target)
     assert target.read_bytes() == b"new"
     assert (tmp_path / "link").read_bytes() == b"old", "replaced, not written over"
+
+
+def test_get_replaces_no_file_where_the_last_of_it_can_not_be_written(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network's file system says so to who closes a descriptor of the file first."""
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    store.puts("name", noise(5_000_000))
+
+    def close(fd: int) -> None:
+        os.close(fd)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(chunkreader, "os", SimpleNamespace(**{**vars(os), "close": close}))
+        with pytest.raises(OSError) as raised:
+            store.get("name", target)
+    assert raised.value.errno == errno.EDQUOT
+    assert target.read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["store", "target"]
 
 
 def test_an_interrupted_get_writes_to_no_other_file(
