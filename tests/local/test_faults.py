@@ -530,6 +530,29 @@ def test_a_file_that_is_cut_short_while_it_is_put(
     check(store)
 
 
+def test_a_file_that_its_disk_can_not_read_is_not_put_as_zeros(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a page that it can't read, the mapping has zeros, and says so; the file is as long as it
+    was."""
+
+    class Lost(bytes):
+        damaged = True
+
+    def mapped(fd: int, length: int, *, offset: int) -> Lost:
+        return Lost(os.pread(fd, length, offset))
+
+    source = tmp_path / "source"
+    source.write_bytes(some_bytes(1_000_000, 12))
+    with monkeypatch.context() as patched:
+        patched.setattr("castore.stream.writer.Mapping", mapped)
+        with pytest.raises(OSError, match="source") as raised:
+            store.put("lost", source)
+    assert raised.value.errno == errno.EIO
+    assert not store.exists("lost")
+    check(store)
+
+
 def test_a_file_that_grows_or_changes_while_it_is_put(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -322,7 +322,7 @@ def test_a_pack_that_is_being_truncated_while_it_is_read(tmp_path: Path, seen: s
     program = """
 import os, sys, threading, random
 import castore
-from castore.stream import chunkreader, decoding
+from castore.stream import chunkreader, codec, decoding
 from castore.errors import ChunkCorrupt, FormatError, StoreIOError
 
 data = random.Random(1).randbytes(16000)
@@ -330,6 +330,7 @@ long = random.Random(2).randbytes(1_000_000)
 store = castore.open(sys.argv[1], cache_bytes=0, threads=1)
 assert store.puts("name", data).chunks == 1
 assert store.puts("long", long).chunks > 4
+store.copy("name", "same")
 pack = [f"{a}/{n}" for a, _, names in os.walk(sys.argv[1]) for n in names if n.endswith(".pack")][0]
 whole = open(pack, "rb").read()
 first, second, third, *_ = [e for s in store._catalog.manifest(b"long")[1] for e in s]
@@ -356,12 +357,18 @@ def read_on():
     into = bytearray(third.end - second.end)
     return bytes(into[: file.raw.readinto(into)])
 
+def small_together():
+    for found in store.gets_ranges([("name", None), ("same", None)]):
+        if isinstance(found, Exception):
+            raise found
+        assert found == data, "wrong bytes"
+
 def append():
     with store.open("name", "ab") as file:
         file.write(b"more")
     return store.gets("name")
 
-chunkreader.decode_frame = decoding.decode_frame = checked_and_then_cut
+chunkreader.decode_frame = decoding.decode_frame = codec.decode_frame = checked_and_then_cut
 parts = [(at, at + 1) for at in range(100)] + [(second.end - 1, second.end)]
 for chunks, right, read in (
     (1, data, lambda: store.gets("name")),
@@ -371,6 +378,7 @@ for chunks, right, read in (
     (1, data, lambda: store.get("name", open(sys.argv[2], "wb", buffering=0))),
     (2, long, lambda: store.gets("long", (0, second.end))),
     (2, long[:100] + long[second.end - 1:], lambda: b"".join(store.gets_many("long", parts))),
+    (2, data, small_together),
     (1, long[second.end:], read_on),
     (1, data, append),
 ):
@@ -392,7 +400,7 @@ for chunks, right, read in (
         text=True,
     )
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}{done.stderr}"
-    assert len(done.stdout.split()) == 9
+    assert len(done.stdout.split()) == 10
     assert "right" not in done.stdout, "the truncation came too late to matter"
 
 
