@@ -30,10 +30,21 @@ def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
     """Have what was just seen to have this ETag deleted; False if it was overwritten since. That it
     is gone is success: another deleted it, or something on the way sent our request twice.
 
-    Raises OutcomeUnknown if it is still there after some attempts that may land yet.
+    Raises OutcomeUnknown whenever it ends otherwise after an attempt that may have landed, or may
+    yet.
     """
+    lost: list[OutcomeUnknown] = []
+    try:
+        return _delete(bucket, key, etag, lost)
+    except Exception as error:
+        if not lost or error in lost:
+            raise
+        raise OutcomeUnknown(key) from error
+
+
+def _delete(bucket: Bucket, key: str, etag: str, lost: list[OutcomeUnknown]) -> bool:
+    """Adds to `lost` what is said of each attempt whose outcome is unknown."""
     retrier = Retrier(bucket.backoff, boot_clock)
-    unknown: OutcomeUnknown | None = None
     if_match: str | None = etag
     while True:
         try:
@@ -55,15 +66,13 @@ def delete_version(bucket: Bucket, key: str, etag: str) -> bool:
                 return False
             if_match = None
             continue
-        except OutcomeUnknown as lost:
-            unknown = lost
-            fault = Fault(RemoteError(f"{key!r} was not deleted"), repeat=True, unknown=True)
+        except OutcomeUnknown as error:
+            lost.append(error)
+            fault = Fault(error, repeat=True, unknown=True)
         there = etag_at(bucket, key)
         if there != etag:
             return there is None
         if not retrier.wait(fault):
-            if unknown is not None:
-                raise unknown
             raise fault.error
 
 
