@@ -20,13 +20,15 @@ from memory_s3 import Actor, MemoryAttempts
 from oracle import in_child
 
 import castore
-from castore.errors import InvalidName, InvalidRange, NameExists, NameNotFound
-from castore.format.s3_batches import BatchIndex
+from castore.errors import InvalidName, InvalidRange, NameExists, NameNotFound, StoreIOError
+from castore.format.s3_batches import BatchIndex, Root
 from castore.s3 import catalog
 from castore.s3.client.bucket import Bucket
 from castore.s3.gc import batches as gc_batches
 from castore.s3.keys import BATCHES
 from castore.s3.namespace import writing
+from castore.s3.namespace.look import READ_S
+from castore.s3.namespace.writing import Namespace
 from castore.system.workers import Future
 
 NAMES = [f"{folder}{n}" for folder in ("", "a/", "a/b/", "c/") for n in range(4)]
@@ -88,6 +90,80 @@ def test_more_names_at_once_than_one_batch_may_have(world: World) -> None:
         assert list(store.names()) == [*data]
         last = next(reversed(data))
         assert store.gets(last) == data[last]
+
+
+def put_together(store: castore.Store, data: dict[str, bytes]) -> None:
+    with store.transaction() as t:
+        for name, value in data.items():
+            t.puts(name, value)
+
+
+def root_of(store: castore.Store) -> Root:
+    batches = store._backend._names.batches  # type: ignore[attr-defined]
+    root: Root = batches.fresh().root
+    return root
+
+
+def test_a_batch_has_so_many_bytes_and_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "BATCH_BYTES_MAX", 10_000)
+    data = {f"{n:03}": noise(1000, n) for n in range(50)}
+    with world.open("writer") as store:
+        put_together(store, data)
+        entries = root_of(store).entries
+    assert {name: world.open("reader").gets(name) for name in data} == data
+    assert 6 <= len(entries) <= 8
+    assert all(entry.size - entry.index_bytes <= 10_000 for entry in entries)
+
+
+def test_a_root_that_tells_of_many_batches_tells_of_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until a collection wrote them together: it is read again and again."""
+    first, second = [dict.fromkeys((f"{c}{n}" for n in range(4)), c.encode()) for c in "ab"]
+    store = world.open("writer")
+    put_together(store, first)
+    monkeypatch.setattr(writing, "ENTRIES_MAX", 1)
+    put_together(store, second)
+    assert {name: store.gets(name) for name in store.names()} == first | second
+    with store.transaction() as t:
+        for name in first:
+            t.delete(name)
+    assert [*world.open("reader").names()] == [*second]
+    assert len(root_of(store).entries) == 1
+    assert store.check(read_data=True).problems == []
+
+
+def test_folders_that_are_deleted_again_and_again_are_remembered_once(world: World) -> None:
+    store = world.open("writer")
+    put_together(store, dict.fromkeys(NAMES, b"x"))
+    for prefix in ("a/b/", "a/b/", "a/", "c/", "c/"):
+        store.delete_prefix(prefix)
+    assert [drop.prefix for drop in root_of(store).drops] == [b"a/", b"c/"]
+    assert [*store.names()] == [*world.open("reader").names()] == NAMES[:4]
+
+
+def test_a_machine_that_slept_puts_nothing_by_what_it_saw_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the root said of the name may be forgotten by then."""
+    store, look, slept = world.open("sleeps"), Namespace.look, 0.0
+
+    def look_and_sleep(names: Namespace, *of: Any, **options: Any) -> Any:
+        nonlocal slept
+        now = look(names, *of, **options)
+        slept += READ_S + 1
+        return now
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "boot_clock", lambda: slept)
+        patched.setattr(Namespace, "look", look_and_sleep)
+        with pytest.raises(StoreIOError, match="took too long to put 'a'"):
+            store.puts("a", b"small", if_absent=True)
+    assert list(store.names()) == []
+    store.puts("a", b"small", if_absent=True)
+    assert store.gets("a") == b"small"
 
 
 def test_a_root_that_comes_with_the_first_batch_is_not_gone(

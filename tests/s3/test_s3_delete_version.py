@@ -82,7 +82,9 @@ def test_that_it_is_gone_is_success(
 
 def test_another_deleted_it(bucket: Bucket, etag: str, script: Script) -> None:
     bucket.delete(KEY)
+    script.asked.clear()
     assert delete_version(bucket, KEY, etag)
+    assert script.asked == ["DELETE"]
 
 
 @pytest.mark.parametrize("answer", [LOST, CONFLICT, UNKNOWN, (412, "PreconditionFailed")])
@@ -111,9 +113,13 @@ def test_a_conflict_that_stays_is_an_error(bucket: Bucket, etag: str, script: Sc
     assert script.asked.count("DELETE") == QUICK.attempts
 
 
-def test_what_is_refused_is_not_asked_again(bucket: Bucket, etag: str, script: Script) -> None:
-    script.say("DELETE", DENIED)
-    with pytest.raises(AccessDenied):
+@pytest.mark.parametrize("answer", [DENIED, (418, "Teapot")])
+def test_what_is_refused_is_not_asked_again(
+    bucket: Bucket, etag: str, script: Script, answer: Answer
+) -> None:
+    """Nor without the condition, under which alone it was to be done."""
+    script.say("DELETE", answer)
+    with pytest.raises(CastoreError, match="s3:DeleteObject"):
         delete_version(bucket, KEY, etag)
     assert script.asked == ["DELETE"]
 
