@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def age(text: str) -> float:
-    """'7d' and the like in seconds. Raises UsageError."""
+    """'7d' and the like in seconds; '0' is an age, too. Raises UsageError."""
+    if text == "0":
+        return 0.0
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])", text)
     if match is None:
         raise UsageError(f"an age is a number and s, m, h, d or w, such as 7d; not {text!r}")

@@ -117,7 +117,9 @@ def byte_range(text: str) -> tuple[int, int | None]:
 
 
 def seconds(text: str) -> float:
-    """A time such as 90s, 30m, 24h or 7d."""
+    """A time such as 90s, 30m, 24h or 7d; 0 is one, too."""
+    if _is_zero(text):
+        return 0.0
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30m, 24h or 7d")
@@ -146,7 +148,7 @@ def percent(text: str) -> float:
 
 def share(text: str) -> float:
     """'50%' or '0.5' as a fraction; 0 is one, too."""
-    return 0.0 if re.fullmatch(r"0+(?:\.0+)?%?", text) else percent(text)
+    return 0.0 if _is_zero(text.removesuffix("%")) else percent(text)
 
 
 def dollars(text: str) -> float:
@@ -154,6 +156,11 @@ def dollars(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a sum of dollars such as 5 or 0.50")
     return float(match[1])
+
+
+def _is_zero(text: str) -> bool:
+    """Whether it is nothing, of which it does not matter in what unit."""
+    return re.fullmatch(r"0+(?:\.0+)?", text) is not None
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

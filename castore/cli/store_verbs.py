@@ -58,7 +58,7 @@ exit codes:
         type=seconds,
         default=23 * 3600.0,
         metavar="TIME",
-        help="on S3, keep condemned packs for so long: 90s, 30m, 24h, 7d (default: 23h, so that "
+        help="on S3, keep condemned packs for so long: 90s, 30m, 24h, 7d, 0 (default: 23h, so that "
         "each of daily runs deletes what the one before condemned); a local store needs none",
     )
     verb.add_argument(

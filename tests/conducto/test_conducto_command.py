@@ -105,6 +105,8 @@ def test_archive_what_went_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "archive", "--older-than=0s", "--dry-run")
     assert (code, json.loads(out)) == (0, {"1": 1, "12": 1})
     assert co.data.pipeline.bound(pipeline_id="12").exists("x")
+    code, out, _ = run(capsys, "archive", "--older-than", "0", "--dry-run")
+    assert (code, json.loads(out)) == (0, {"1": 1, "12": 1})
     code, out, _ = run(capsys, "archive", "--older_than=0s")
     assert (code, json.loads(out)) == (0, {"1": 1, "12": 1})
     assert not co.data.pipeline.bound(pipeline_id="12").exists("x")

@@ -227,6 +227,12 @@ def test_values_that_can_not_be(run, arguments, said):
     fails(run(*arguments), 2, said)
 
 
+@pytest.mark.parametrize("none", ["0", "0.0", "0s", "0d"])
+@pytest.mark.parametrize("option", ["--grace", "--horizon"])
+def test_no_time_needs_no_unit(run, option, none):
+    assert run("gc", option, none).code == 0
+
+
 def test_the_store_comes_from_the_option_or_the_environment(bare, tmp_path, monkeypatch):
     monkeypatch.setenv("CASTORE_STORE", str(tmp_path / "one"))
     assert bare("put", "-", "a", stdin=b"1").code == 0
