@@ -68,11 +68,12 @@ class ObjectVerbs(ReadVerbs):
         mode: int | None = None,
         like: str | None = None,
     ) -> ObjectInfo:
-        """Store bytes, or any contiguous buffer, under the name.
+        """Store bytes, or any C-contiguous buffer, under the name.
 
         `mode` is its permission bits, by default those of a new file (0666, less the umask); `like`
-        is as for `put`. Raises as `put` does; TypeError for a str; ValueError for a mode that is
-        more than such bits.
+        is as for `put`. Raises as `put` does; TypeError for a str, and for a buffer that is not
+        C-contiguous, as an array in Fortran order; ValueError for a mode that is more than such
+        bits.
 
         >>> info = store.puts("greeting", b"hello, world", mode=0o600)
         >>> info.size, oct(info.mode)

@@ -65,10 +65,12 @@ def in_groups(objects: Iterable[tuple[str, Buffer]]) -> Iterator[list[tuple[str,
 
 
 def bytes_of(data: Buffer) -> memoryview:
-    """A view of all bytes of a contiguous buffer. Raises TypeError."""
+    """A view of all bytes of a C-contiguous buffer. Raises TypeError."""
     if isinstance(data, str):
         raise TypeError("data is bytes or another buffer, not str: encode it first")
     view = memoryview(data)
+    if view.nbytes and not view.c_contiguous:
+        raise TypeError("data is a buffer that is not C-contiguous: copy it, as by .tobytes()")
     # What has several dimensions, and nothing in one of them, can't be cast.
     return view.cast("B") if view.nbytes else memoryview(b"")
 

@@ -78,7 +78,7 @@ class ObjectWriter:
         self._encoding: set[bytes] = set()  # chunks on their way to a pack
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Take any contiguous buffer; it may be changed once this returns."""
+        """Take any C-contiguous buffer; it may be changed once this returns."""
         view = bytes_of(data)
         enough = BATCH_BYTES + self._session.chunker.lookahead
         while view:
