@@ -11,6 +11,7 @@ renames can leave some files new and some old.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -33,6 +34,7 @@ from conducto.unpacked import Unpacked
 EXPANSION_FREE_BYTES = 64 << 20  # any archive may unpack to this much
 YOUNG_NS = 20_000_000  # two changes that are closer than a tick of the clock have the same time
 COARSE_NS = 2_000_000_000  # what is also a tick where times are whole seconds: on FAT, every other
+NO_SYMLINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}  # as FAT and exFAT
 Parts = tuple[str, ...]
 LIMITS = Limits()
 
@@ -304,7 +306,15 @@ def _unpack_file(member: Member, folder_fd: int, pieces: Iterator[bytes]) -> Non
 
 def _unpack_link(member: Member, folder_fd: int) -> None:
     name, times = member.parts[-1], (member.mtime_ns, member.mtime_ns)
-    os.symlink(member.link, name, dir_fd=folder_fd)
+    try:
+        os.symlink(member.link, name, dir_fd=folder_fd)
+    except OSError as error:
+        if error.errno not in NO_SYMLINKS:
+            raise
+        raise CacheRefused(
+            f"{'/'.join(member.parts)!r} is a symbolic link, and the file system of the folder to "
+            "restore into has none"
+        ) from error
     os.utime(name, ns=times, dir_fd=folder_fd, follow_symlinks=False)
 
 

@@ -255,8 +255,9 @@ class _Data(Scope):
         """Put the cached folder back, under its own name in `restore_dir`.
 
         What was kept as "." lies in `restore_dir` itself. Files that are there already are
-        replaced, others stay. Nothing is restored from an archive that is malformed or not safe:
-        CacheRefused. CacheNotFound where there is no such cache.
+        replaced, others stay. Nothing is restored from an archive that is malformed, not safe, or
+        has symbolic links where the file system has none: CacheRefused. CacheNotFound where there
+        is no such cache.
         """
         from conducto import cache
 

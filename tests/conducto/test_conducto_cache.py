@@ -302,6 +302,38 @@ class TestLinks:
             assert (out / "here").lstat().st_mtime_ns == 1_600_000_000_123_456_789
             assert (out / "lib/up").read_bytes() == b"#!/bin/sh\n"
 
+    @pytest.mark.parametrize("refusal", [errno.EPERM, errno.EOPNOTSUPP])
+    def test_a_file_system_that_has_none(
+        self, linked: Path, tmp_path: Path, refusal: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As FAT and exFAT: it is said which, and nothing is restored."""
+
+        def symlink(*args: Any, **options: Any) -> None:
+            raise OSError(refusal, os.strerror(refusal))
+
+        (linked / "a first file").write_bytes(b"1")
+        user.save_cache("deps", "v1", linked)
+        monkeypatch.setattr(os, "symlink", symlink)
+        (tmp_path / "out").mkdir()
+        with pytest.raises(
+            CacheRefused, match=r"'deps/.*' is a symbolic link.*file system"
+        ) as said:
+            user.restore_cache("deps", "v1", tmp_path / "out")
+        assert any(f"'deps/{name}'" in str(said.value) for name in self.LINKS)
+        assert os.listdir(tmp_path / "out") == []
+
+    def test_a_link_that_can_not_be_made_for_another_reason(
+        self, linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def symlink(*args: Any, **options: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        user.save_cache("deps", "v1", linked)
+        monkeypatch.setattr(os, "symlink", symlink)
+        with pytest.raises(OSError, match="No space left"):
+            user.restore_cache("deps", "v1", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
     def test_other_programs_can_read_them(self, linked: Path, tmp_path: Path) -> None:
         user.save_cache("deps", "v1", linked)
         with tarfile.open(fileobj=io.BytesIO(user.gets(PATH)), mode="r:gz") as tar:
