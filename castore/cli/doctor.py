@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from castore.cli import exits
-from castore.cli.doctor_places import Check, check_file_system, check_free_space, existing
+from castore.cli.doctor_places import (
+    Check,
+    check_file_system,
+    check_free_space,
+    existing,
+    made_own,
+)
 from castore.cli.output import human_size, print_json, print_line, print_table
 from castore.cli.stores import local_store_folder, store_path
 from castore.errors import CastoreError, FormatError, StoreNotFound
@@ -143,7 +149,8 @@ def _without_store(root: str) -> Check:
     if not os.access(root, os.W_OK | os.X_OK):
         return _unfit(
             "empty, and can't be written to",
-            f"no store can be made here: chown or chmod {root}, or choose another folder",
+            "no store can be made here: choose another folder, or "
+            + made_own(root, f"chown or chmod {root}"),
         )
     return Check("folder", "ok", "empty: the first put makes the store")
 
@@ -188,7 +195,8 @@ def _permissions(root: str) -> Check:
         "permissions",
         "warning",
         f"{mode:04o}: open to other users",
-        f"whoever may write to a store is trusted with all of it: chmod 700 {root}",
+        "whoever may write to a store is trusted with all of it: "
+        + made_own(root, f"chmod 700 {root}"),
     )
 
 

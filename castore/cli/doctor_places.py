@@ -13,6 +13,7 @@ NETWORK = {"9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "
 NETWORK |= {"nfs", "nfs4", "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf"}
 NETWORK |= {"fuse.s3fs", "fuse.sshfs", "fuse.glusterfs", "fuse.rclone", "fuse.gcsfuse", "virtiofs"}
 IN_MEMORY = {"tmpfs", "ramfs"}
+WITHOUT_MODES = {"msdos", "vfat", "exfat"}
 
 Verdict = Literal["ok", "warning", "problem"]
 
@@ -64,6 +65,15 @@ def file_system_of(path: str, mounts: str = MOUNTS) -> tuple[str, str]:
     except (OSError, IndexError):
         return "", ""
     return kind, mounted
+
+
+def made_own(path: str, chmod: str) -> str:
+    """How a folder is made one's own: by `chmod`, but where there are no permission bits."""
+    kind, mounted = file_system_of(path)
+    if kind not in WITHOUT_MODES:
+        return chmod
+    options = f"uid={os.geteuid()},umask=077"
+    return f"mount {mounted} with {options} ({kind} keeps no permission bits)"
 
 
 def _unescaped(point: str) -> str:

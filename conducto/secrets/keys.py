@@ -52,6 +52,7 @@ def new_key(key_file: str) -> Key:
         key = Key(os.urandom(KEY_BYTES))
         if not _to_keyring(key):
             files.replace(key_file, _text(key).encode() + b"\n")
+            _from_file(key_file)  # which refuses it here where it would be refused later
     return key
 
 
@@ -69,7 +70,8 @@ def _from_file(path: str) -> Key | None:
         return None
     if mode & 0o077:
         raise SecretsKeyError(
-            f"others may use the key in {path} ({stat.filemode(mode)}): chmod 600 it"
+            f"others may use the key in {path} ({stat.filemode(mode)}): chmod 600 it or, where the "
+            f"file system has no permission bits (FAT), set {VARIABLE} to it and remove the file"
         )
     raw = files.read(path, _TEXT_BYTES_MAX)
     return None if raw is None else _checked(_parsed(raw.decode("ascii", "replace")), path)

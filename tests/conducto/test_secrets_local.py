@@ -105,6 +105,26 @@ def test_files_are_for_the_owner_alone(kept: LocalSecrets, folder: Path) -> None
         everything(kept)
 
 
+def test_a_folder_whose_file_system_has_no_permission_bits(
+    kept: LocalSecrets, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As FAT's: no chmod helps there. Nothing is sealed with a key that is not taken again."""
+
+    def all_may_read(path: str, **options: Any) -> os.stat_result:
+        found = stat_of(path, **options)
+        return os.stat_result((found.st_mode | 0o077, *found[1:]))
+
+    stat_of = os.stat
+    monkeypatch.setattr(os, "stat", all_may_read)
+    for _ in range(2):
+        with pytest.raises(SecretsKeyError, match=r"FAT.*set CONDUCTO_SECRETS_KEY"):
+            kept.put([Secret("A", VALUE)])
+    assert not (folder / "secrets").exists()
+    monkeypatch.setenv("CONDUCTO_SECRETS_KEY", (folder / "secrets.key").read_text().strip())
+    kept.put([Secret("A", VALUE)])
+    assert everything(kept) == {("user", "A"): VALUE}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_what_root_makes_in_somebodys_folder_is_theirs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

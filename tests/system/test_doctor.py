@@ -215,6 +215,28 @@ class TestFolder:
         assert (code, verdicts(checks)["permissions"]) == (exits.OK, "ok")
         assert "0755: others may read it" in checks["permissions"]["found"]
 
+    @pytest.mark.parametrize("kind", ["vfat", "exfat"])
+    def test_a_file_system_without_permission_bits(
+        self, examine: Doctor, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No chmod helps there: all files have what it was mounted with."""
+        mounts = tmp_path / "mounts"
+        mounts.write_text(f"1 0 8:1 / / rw - {kind} /dev/x rw\n")
+        monkeypatch.setattr(doctor_places.file_system_of, "__defaults__", (str(mounts),))
+        castore.open(tmp_path / "store").close()
+        (tmp_path / "store").chmod(0o777)
+        _, checks = examine(tmp_path / "store")
+        assert verdicts(checks)["permissions"] == "warning"
+        assert "chmod" not in checks["permissions"]["means"]
+        assert f"{kind} keeps no permission bits" in checks["permissions"]["means"]
+        assert "umask=077" in checks["permissions"]["means"]
+        (tmp_path / "empty").mkdir()
+        monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+        code, checks = examine(tmp_path / "empty")
+        assert (code, verdicts(checks)["folder"]) == (exits.FAILURE, "problem")
+        assert "chmod" not in checks["folder"]["means"]
+        assert f"{kind} keeps no permission bits" in checks["folder"]["means"]
+
     @pytest.mark.parametrize(
         ("kind", "verdict"), [("ext4", "ok"), ("nfs4", "warning"), ("tmpfs", "warning")]
     )
