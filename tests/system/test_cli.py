@@ -154,6 +154,7 @@ def test_a_folder_is_called_one(run):
         (["get", "a"], "get -R a FOLDER"),
         (["get", "a/", "-"], "get -R a FOLDER"),
         (["cat", "a/b"], "get -R a/b FOLDER"),
+        (["cat", "a/b", "--range", "0:1"], "get -R a/b FOLDER"),
         (["rm", "a"], "rm -R a"),
         (["cp", "a", "x"], "cp -R a TARGET"),
         (["mv", "a/b", "x"], "mv -R a/b TARGET"),

@@ -429,6 +429,40 @@ def test_put_a_folder_says_how_far_it_came(run, tmp_path, monkeypatch):
     assert names(run, "p/") == ["p/.hidden", "p/sub/deeper/two"]
 
 
+def test_get_of_one_without_permission_has_the_code_of_that(run, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "out")
+
+    monkeypatch.setattr(castore.Store, "get", refuse)
+    fails(run("get", "seed", tmp_path / "out"), 12, "out: Permission denied")
+
+
+def test_put_of_files_says_how_far_it_came(run, tmp_path, monkeypatch):
+    from castore.cli import put
+
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"1")
+    monkeypatch.setattr(put, "batches", lambda sources: [[each] for each in sources])
+    assert run("put", "-", "p/c", stdin=b"mine").code == 0
+    result = run("put", "--if-absent", *(tmp_path / name for name in ("a", "b", "c")), "p/")
+    assert result.code == 1
+    assert result.err.startswith("castore: 2 files put, and not all the others, because of:\n")
+    assert "already named 'p/c'" in result.err
+    assert names(run, "p/") == ["p/a", "p/b", "p/c"]
+    assert run("cat", "p/c").out == b"mine"
+
+
+def test_a_put_under_a_name_that_none_can_have_makes_no_store(bare, tmp_path):
+    (tmp_path / "file").write_bytes(b"1")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"1")
+    for source in (tmp_path / "file", "-"):
+        for name in ("a/../b", "n" * 481, "a\nb/./c"):
+            fails(bare("-r", tmp_path / "store", "put", source, name, stdin=b"1"), 2)
+    fails(bare("-r", tmp_path / "store", "put", "-R", tmp_path / "folder", "a/../b"), 2)
+    assert not (tmp_path / "store").exists()
+
+
 def test_batches_are_bounded_by_files_and_by_bytes():
     small = [Source(f"{n}", f"{n}", 1) for n in range(4203)]
     assert [len(batch) for batch in batches(small)] == [2000, 2000, 203]
