@@ -22,6 +22,7 @@ from stores import change_rows, contents, failures, fill, packs, read, rows, sma
 
 import castore
 from castore.cli import main
+from castore.cli.output import human_size
 from castore.errors import (
     FormatError,
     IndexCorrupt,
@@ -917,7 +918,9 @@ def test_the_bytes_of_a_trailer() -> None:
             decode_backup_trailer(raw, size)
 
 
-def test_a_compacted_index_has_all_and_is_small(folder: Path) -> None:
+def test_a_compacted_index_has_all_and_is_small(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = folder / "index/data.mdb"
     with castore.open(folder) as store:
         with store.transaction() as transaction:
@@ -929,6 +932,8 @@ def test_a_compacted_index_has_all_and_is_small(folder: Path) -> None:
     before, size = rows(folder), data.stat().st_size
     assert main(["-r", str(folder), "index", "compact"]) == 0
     assert data.stat().st_size < size / 2
+    sizes = f"{human_size(size)} before, {human_size(data.stat().st_size)} now"
+    assert capsys.readouterr().out == f"{len(VALUES)} names, {sizes}\n"
     assert rows(folder) == before
     assert not list(folder.glob("index.*"))
     with castore.open(folder) as store:

@@ -3,6 +3,7 @@ systems of fsspec ask of a file."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pickle
@@ -89,9 +90,40 @@ def test_a_file_that_is_dropped_unclosed_says_so(fs: CastoreFileSystem) -> None:
             assert fs.cat("x") == OLD
 
 
+def test_what_is_given_up_is_over(fs: CastoreFileSystem) -> None:
+    """Nothing more goes into it, and a collection waits for none of what was written."""
+    with pytest.raises(ZeroDivisionError), fs.transaction:  # noqa: PT012
+        file = fs.open("given up", "wb")
+        file.write(os.urandom(3_000_000))
+        raise ZeroDivisionError
+    with pytest.raises(ValueError, match="closed"):
+        file.write(b"more")
+    assert fs.store.gc().packs_busy == 0
+    assert fs.find("") == ["x"]
+
+
+def test_a_compressor_that_can_not_end_publishes_nothing(
+    fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: gzip.GzipFile) -> None:
+        raise MemoryError
+
+    file = fs.open("x", "wb", compression="gzip")
+    file.write(os.urandom(3_000_000))
+    monkeypatch.setattr(gzip.GzipFile, "close", fails)
+    with pytest.raises(MemoryError):
+        file.close()
+    monkeypatch.undo()
+    assert file.closed
+    file.close()
+    assert fs.cat("x") == OLD
+    assert fs.store.gc().packs_busy == 0  # it is over, and not only out of reach
+
+
 def test_a_compressed_file_has_what_a_file_has(fs: CastoreFileSystem) -> None:
     file = fs.open("x", "wb", compression="gzip")
     assert file.writable()
+    assert file.mode == "wb"
     file.write(b"data")
     assert file.tell() == 4
     file.flush()
@@ -326,11 +358,11 @@ def test_an_open_reader_pickles(fs: CastoreFileSystem) -> None:
 
 def test_readuntil_finds_what_lies_across_blocks(tmp_path: Path) -> None:
     fs = CastoreFileSystem(store=str(tmp_path / "until"), skip_instance_cache=True)
-    fs.pipe_file("a", b"one--two-three--four")
+    fs.pipe_file("a", b"one--two-three----four")
     for blocks in (1, 2, 3, 5, None):
         with fs.open("a") as file:
-            parts = [file.readuntil(b"--", blocks) for _ in range(4)]
-            assert parts == [b"one--", b"two-three--", b"four", b""]
+            parts = [file.readuntil(b"--", blocks) for _ in range(5)]
+            assert parts == [b"one--", b"two-three--", b"--", b"four", b""]
             file.discard()
     fs.store.close()
 
