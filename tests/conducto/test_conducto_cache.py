@@ -623,6 +623,20 @@ class TestClear:
             user.clear_cache("a", "")
         assert len(self.left()) == 5
 
+    def test_a_checksum_that_is_no_text_is_refused_by_all(self, tmp_path: Path) -> None:
+        """Else 1 and "1" would be the same cache, and b"1" another."""
+        for checksum in (1, b"1", False):
+            for call in (
+                lambda checksum: user.save_cache("a", checksum, tmp_path / "d"),
+                lambda checksum: user.restore_cache("a", checksum, tmp_path / "out"),
+                lambda checksum: user.cache_exists("a", checksum),
+                lambda checksum: user.clear_cache("a", checksum),
+            ):
+                with pytest.raises(ValueError, match=f"must be text .* not {checksum!r}"):
+                    call(checksum)
+        assert len(self.left()) == 5
+        assert not (tmp_path / "out").exists()
+
 
 class TestRestore:
     def test_missing(self, tmp_path: Path) -> None:

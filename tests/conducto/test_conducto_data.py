@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from between import change_after_each_read
@@ -561,6 +562,33 @@ class TestScopes:
         assert co.data.archive_quiet(0).keys() == {"12", "123"}
         with pytest.raises(ValueError, match="negative"):
             co.data.archive_quiet(-1)
+
+    def test_archive_quiet_takes_what_was_written_before_that_time_only(
+        self, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And not what was written just then."""
+        written_s = int(time.time()) - 60
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time_ns", lambda: written_s * 10**9)
+            co.data.pipeline.puts("x", b"")
+        monkeypatch.setattr(time, "time", lambda: written_s + 60.0)
+        assert co.data.archive_quiet(60, dry_run=True) == co.data.archive_quiet(60) == {}
+        assert co.data.archive_quiet(59) == {"p1": 1}
+
+    def test_what_is_archived_is_in_the_store_that_the_caller_names(self, mode: str) -> None:
+        """Here it is on this machine, of another profile: nothing goes anywhere else."""
+        there: dict[str, Any] = {"local": True, "profile": "other"}
+        other = co.data.pipeline.bound(**there)
+        all_of_them = [co.data.pipeline, co.data.pipeline.bound(local=True), other]
+        for each in all_of_them:
+            each.puts("x", b"")
+        assert co.data.archive("p1", **there) == 1
+        assert [each.exists("x") for each in all_of_them] == [True, True, False]
+        other.puts("x", b"")
+        other.puts("y", b"")
+        assert co.data.archive_quiet(0, dry_run=True, **there) == {"p1": 2}
+        assert co.data.archive_quiet(0, **there) == {"p1": 2}
+        assert [each.exists("x") for each in all_of_them] == [True, True, False]
 
 
 class TestWhere:
