@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from conducto import context
-from conducto.errors import RunError
+from conducto.errors import InvalidContext, RunError
 
 if TYPE_CHECKING:
     import castore
@@ -52,8 +53,8 @@ def archive_quiet(
     which `cp -p` or tar put into a mount is the file's own.
 
     Each is looked at again right before it is archived; what is written after that look goes with
-    it. One that somebody runs is left. What belongs to the user is not looked at at all. ValueError
-    for a negative time.
+    it. One that somebody runs is left; so is one that does not tell, with a warning. What belongs
+    to the user is not looked at at all. ValueError for a negative time.
     """
     if not older_than_s >= 0:
         raise ValueError(f"older_than_s is not negative, and not {older_than_s!r}")
@@ -65,7 +66,13 @@ def archive_quiet(
     before = time.time() - older_than_s
     quiet = {}
     for pipeline_id, (names, newest) in _activity(store, "pipelines/").items():
-        if newest >= before or Records(store, pipeline_id).is_running:
+        if newest >= before:
+            continue
+        try:
+            if Records(store, pipeline_id).is_running:
+                continue
+        except (InvalidContext, RunError) as error:  # it is none, or a later version's
+            warnings.warn(f"not archived: {error}", stacklevel=2)
             continue
         if dry_run:
             quiet[pipeline_id] = names

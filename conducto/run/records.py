@@ -223,18 +223,25 @@ class Records:
 
     @property
     def is_running(self) -> bool:
-        """Not if it is archived meanwhile."""
+        """Not if it is archived meanwhile. Raises RunError if that can't be told."""
         with suppress(NameNotFound):
             session, _ = self._last_session()
             return session is not None and session.is_alive
         return False
 
     def _last_session(self) -> tuple[Session | None, int]:
-        """And how many there are."""
+        """And how many there are. Raises RunError for one that is not as this version has it."""
         names = [*self.store.names(self.prefix + "sessions/")]
         if not names:
             return None, 0
-        return Session(**json.loads(self.store.gets(names[-1]))), len(names)
+        told = self.store.gets(names[-1])
+        try:
+            return Session(**json.loads(told)), len(names)
+        except (TypeError, ValueError) as error:
+            raise RunError(
+                f"who runs pipeline {self.id} is recorded in a way that this version can't read: "
+                f"{error}"
+            ) from error
 
     def open_log(self, node: str, attempt: int) -> BinaryIO:
         """What the attempt printed, as far as it is kept by now."""
@@ -314,7 +321,7 @@ def all_runs(store: castore.Store, left_out: dict[str, str]) -> Iterator[Run]:
         try:
             with suppress(RunNotFound):
                 yield Records(store, run_id).load()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RunError, TypeError, ValueError) as error:
             left_out[run_id] = str(error)
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,48 @@ def test_one_that_is_written_to_since_the_look_is_not_archived(
     monkeypatch.setattr(castore.Store, "list", written)
     assert co.data.archive_quiet(0) == {"1": 1}
     assert co.data.pipeline.bound(pipeline_id="12").list() == ["x", "y"]
+
+
+def test_one_that_goes_since_the_look_is_not_there_to_be_archived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill()
+    look = castore.Store.list
+
+    def deleted(store: castore.Store, prefix: str) -> Iterator[castore.ObjectInfo]:
+        found = [*look(store, prefix)]
+        monkeypatch.setattr(castore.Store, "list", look)
+        co.data.pipeline.bound(pipeline_id="1").delete("x")
+        return iter(found)
+
+    monkeypatch.setattr(castore.Store, "list", deleted)
+    assert co.data.archive_quiet(0) == {"12": 1}
+
+
+@local_only
+def test_what_does_not_tell_who_runs_it_does_not_keep_others_from_being_archived(
+    mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A later version recorded it, say; or it is no pipeline's at all."""
+    fill()
+    records = Records(context.open_store(), "1")
+    records.create(co.Exec("true"), [])
+    later = {**asdict(records.claim(1)), "later": 1}
+    records.store.puts(records.session_key(1), json.dumps(later).encode())
+    records.store.puts("pipelines//x", b"")
+    unreadable = "who runs pipeline 1 is recorded in a way that this version can't read: "
+    for option in ("--dry-run", "--no-dry-run"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            code, out, err = run(capsys, "archive", "--older-than=0s", option)
+        assert (code, json.loads(out)) == (0, {"12": 1})
+        for words in (r"a pipeline id must .*''", rf"{unreadable}.*'later'"):
+            assert re.search(rf"^conducto: warning: not archived: {words}$", err, re.MULTILINE)
+        assert err.count("\n") == 2
+    for verb in (["archive", "1"], ["show", "1"], ["run", "--resume", "1"], ["show"]):
+        code, _, err = run(capsys, *verb)
+        assert (code, err.count(unreadable)) == (1, 1)
+    assert co.data.pipeline.bound(pipeline_id="1").exists("x")
 
 
 def test_one_that_somebody_resumes_meanwhile_does_not_keep_others_from_being_archived(

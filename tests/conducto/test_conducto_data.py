@@ -542,7 +542,7 @@ class TestScopes:
     def test_archive_quiet(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """By the last write of any of a pipeline's names; `1` never takes `12` with it."""
         now, day = time.time_ns(), 86_400 * 10**9
-        ages = {"1": [9, 8], "12": [9, 1], "123": [0], "quiet": [30]}
+        ages = {"1": [9, 8], "12": [9, 1, 8], "123": [0], "quiet": [30]}
         for pipeline_id, days in ages.items():
             bound = co.data.pipeline.bound(pipeline_id=pipeline_id)
             for i, old in enumerate(days):
