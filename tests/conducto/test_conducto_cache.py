@@ -156,6 +156,21 @@ class TestRoundTrip:
         user.restore_cache("deps", "v1", tmp_path / "out")
         assert contents(tmp_path / "out/alias") == contents(folder)
 
+    def test_what_stays_as_it_is_is_read_once(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read, pieces = [], cache._pieces
+
+        def counted(file: io.FileIO, size: int, path: str) -> Iterator[bytes]:
+            read.append(path)
+            return pieces(file, size, path)
+
+        monkeypatch.setattr(cache, "_pieces", counted)
+        monkeypatch.setattr(cache, "_is_young", lambda info: False)
+        user.save_cache("deps", "v1", folder)
+        assert os.path.realpath(folder / "readme.txt") in read
+        assert len(read) == len(set(read))
+
     def test_the_same_folder_gives_the_same_bytes(self, folder: Path, tmp_path: Path) -> None:
         user.save_cache("deps", "v1", folder)
         shutil.copytree(folder, tmp_path / "copy" / "deps")
@@ -611,6 +626,12 @@ class TestClear:
         user.clear_cache("a")
         user.clear_cache("/b/")
         assert self.left() == ["a2/1.tar.gz"]
+
+    def test_a_slash_behind_a_name_is_no_part_of_it(self, tmp_path: Path) -> None:
+        assert user.cache_exists("a/", "1")
+        user.save_cache("a/", "3", tmp_path / "d")
+        user.clear_cache("/a//", "1")
+        assert self.left()[:2] == ["a/2.tar.gz", "a/3.tar.gz"]
 
     def test_missing(self) -> None:
         with pytest.raises(

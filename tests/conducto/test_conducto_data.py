@@ -184,6 +184,16 @@ class TestNames:
         with pytest.raises(ValueError, match="a name is a str, not int"):
             scope.puts(5, b"")  # type: ignore[arg-type]
 
+    def test_the_longest_name(self, scope: Scope) -> None:
+        """What stands before it in the store takes its part, and is in no message."""
+        longest = castore.NAME_BYTES_MAX - len(scope.prefix())
+        for name in ("x" * longest, "/" + "é" * (longest // 2)):
+            scope.puts(name, b"1")
+            assert scope.list(name) == [name]
+        for name in ("x" * (longest + 1), "é" * (longest // 2 + 1)):
+            with pytest.raises(errors.InvalidName, match=f"^name '{name[:40]}'.* the most is"):
+                scope.puts(name, b"1")
+
     @pytest.mark.parametrize("name", ["gone", "/gone", "dir", "a/gone"])
     def test_a_missing_name(self, scope: Scope, name: str, tmp_path: Path) -> None:
         scope.puts("dir/x", b"")
