@@ -331,6 +331,9 @@ class TestDamage:
         kept.put([Secret("A", VALUE)])
         body = bytearray((folder / "secrets").read_bytes()[: -sealed.CHECKSUM_BYTES])
         body[8] = 2
+        (folder / "secrets").write_bytes(body + bytes(sealed.CHECKSUM_BYTES))
+        with pytest.raises(SecretsDamaged, match="its checksum does not fit"):
+            everything(kept)
         (folder / "secrets").write_bytes(bytes(body) + sealed._checksum(bytes(body)))
         with pytest.raises(
             UnsupportedFormat, match="is of version 2, which a newer conducto wrote"
@@ -366,6 +369,9 @@ def test_more_than_can_be_read_is_not_written(
     assert everything(kept) == {("user", "A"): VALUE}
     kept.put([Secret("A", VALUE[::-1])])
     assert os.path.getsize(kept.path) == size
+    monkeypatch.setattr(sealed, "FILE_BYTES_MAX", size - 1)
+    with pytest.raises(InvalidSecret, match="more secrets than a file holds"):
+        sealed.seal(sealed.by_key([Secret("A", VALUE)]), sealed.Key(bytes(32)))
 
 
 def put_many(folder: str, worker: int, count: int) -> None:
@@ -425,13 +431,16 @@ def test_killed_at_any_step(
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="asks /proc what is open")
 def test_it_is_durable(kept: LocalSecrets, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this order: what was written, its name, and before both the key."""
+    """In this order: what was written, all of it, its name, and before both the key."""
     said: list[str] = []
+    synced_bytes: list[int] = []
     fsync, rename = os.fsync, os.rename
 
     def noted_fsync(fd: int) -> None:
         path = os.readlink(f"/proc/self/fd/{fd}")
         said.append("sync " + ("draft" if path.endswith(".draft") else os.path.basename(path)))
+        if path.endswith(".draft"):
+            synced_bytes.append(os.fstat(fd).st_size)
         fsync(fd)
 
     def noted_rename(source: str, target: str) -> None:
@@ -444,12 +453,32 @@ def test_it_is_durable(kept: LocalSecrets, folder: Path, monkeypatch: pytest.Mon
     replaced = ["sync draft", "rename secrets.key", "sync default"]
     assert said[-6:] == [*replaced, "sync draft", "rename secrets", "sync default"]
     assert said[:-6] == [f"sync {folder.parent.parent.name}", "sync base"]  # folders just made
+    written = [(folder / name).stat().st_size for name in ("secrets.key", "secrets")]
+    assert synced_bytes == written
 
 
-def test_full_disk(kept: LocalSecrets, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_that_are_not_ours_stay(kept: LocalSecrets, folder: Path) -> None:
     kept.put([Secret("A", VALUE)])
+    theirs = (".secrets.swp", ".other.0123456789abcdef.draft", "secrets.draft")
+    for name in (*theirs, ".secrets.0123456789abcdef.draft"):
+        (folder / name).write_bytes(b"")
+    kept.put([Secret("B", VALUE)])
+    ours = ("secrets", "secrets.key", "secrets.lock")
+    assert sorted(os.listdir(folder)) == sorted([*ours, *theirs])
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_full_disk(
+    kept: LocalSecrets, folder: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    kept.put([Secret("A", VALUE)])
+    fsync, left = os.fsync, times
 
     def full(fd: int) -> None:
+        nonlocal left
+        if not left:
+            return fsync(fd)
+        left -= 1
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
