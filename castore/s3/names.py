@@ -50,8 +50,8 @@ class NameWriter:
 
     def expect_many(self, count: int) -> None:
         """So many versions, which were just seen, are about to be replaced or deleted, each by
-        itself: one root tells of all, and not one of each."""
-        self._by = self._names.decisive() if count > 1 else None
+        itself: one root tells of all, and not one of each; nor is a single asked for again."""
+        self._by = self._names.decisive() if count else None
 
     def etags(self, present: set[bytes], absent: set[bytes]) -> dict[bytes, str]:
         """The ETags of those names that map to something. Of those that ought to be `present`, none

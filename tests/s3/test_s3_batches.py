@@ -326,6 +326,20 @@ def test_a_put_if_absent_looks_twice(many: World) -> None:
     assert len(steps) <= 7
 
 
+def test_what_was_just_seen_in_a_batch_is_not_looked_for_again(many: World) -> None:
+    """Its single is none, or the condition of the put finds out."""
+    asked(many, "changes", lambda store: store.info(MANY[0]))
+    changes: list[Callable[[castore.Store], object]] = [
+        lambda store: store.set_attributes(MANY[0], mode=0o600),
+        lambda store: store.rename(MANY[1], "moved"),
+        lambda store: store.delete(MANY[2]),
+    ]
+    steps = [asked(many, "changes", change) for change in changes]
+    assert [each.count("PUT names") for each in steps] == [1, 2, 1]
+    assert all(len(each) <= most for each, most in zip(steps, (5, 6, 4), strict=True)), steps
+    assert all(each.count("GET names") + each.count("HEAD names") == 1 for each in steps)
+
+
 def test_many_small_objects_are_few_requests(many: World) -> None:
     def put(store: castore.Store) -> None:
         with store.transaction() as t:
