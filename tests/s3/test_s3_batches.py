@@ -20,7 +20,13 @@ from memory_s3 import Actor, MemoryAttempts
 from oracle import in_child
 
 import castore
-from castore.errors import InvalidName, InvalidRange, NameExists, NameNotFound, StoreIOError
+from castore.errors import (
+    InvalidName,
+    InvalidRange,
+    NameExists,
+    NameNotFound,
+    StoreIOError,
+)
 from castore.format.s3_batches import BatchIndex, Root
 from castore.s3 import catalog
 from castore.s3.client.bucket import Bucket
@@ -164,6 +170,33 @@ def test_a_machine_that_slept_puts_nothing_by_what_it_saw_before(
     assert list(store.names()) == []
     store.puts("a", b"small", if_absent=True)
     assert store.gets("a") == b"small"
+
+
+def test_what_is_deleted_anew_after_a_look_is_put_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For who puts if nothing is there: another object than the one that was seen says that the
+    name is deleted."""
+    store, other = world.open("one"), world.open("other")
+    put_together(store, dict.fromkeys(NAMES, b"x"))
+    store.delete("a/1")
+    look, looks = Namespace.look, 0
+
+    def look_and_wait(names: Namespace, *of: Any, **options: Any) -> Any:
+        nonlocal looks
+        now = look(names, *of, **options)
+        if names is store._backend._names and options.get("decisive"):  # type: ignore[attr-defined]
+            looks += 1
+            if looks == 1:
+                other.puts("a/1", b"for a moment")
+                other.delete("a/1")
+        return now
+
+    monkeypatch.setattr(Namespace, "look", look_and_wait)
+    store.puts("a/1", b"new", if_absent=True)
+    assert looks == 2
+    assert world.open("reader").gets("a/1") == b"new"
+    assert store.check(read_data=True).problems == []
 
 
 def test_a_root_that_comes_with_the_first_batch_is_not_gone(

@@ -173,11 +173,15 @@ def test_a_name_that_another_came_to_first_leaves_no_pin(
     is_tidy(world)
 
 
+@pytest.mark.parametrize("batches", [False, True])
 def test_a_name_that_may_land_yet_keeps_its_pins_whoever_came_first(
-    world: World, store: castore.Store
+    make_world: Callable[..., World], batches: bool
 ) -> None:
     """Of the first attempt nothing was heard, and the second one is refused. When the other is
     deleted the first one lands, and what it leads to is to be there."""
+    world = make_world(batches=batches)
+    store = world.open("one")
+    store.puts("there", noise(SIZE, 1))
     writer = world.open("another writer", Losing("another writer", "PUT", "names/new"))
     another_comes_first(world)
     with pytest.raises(NameExists):
@@ -187,6 +191,7 @@ def test_a_name_that_may_land_yet_keeps_its_pins_whoever_came_first(
     collect(world.open("collector"))
     world.server.land()
     assert world.open("reader").gets("new") == noise(SIZE, 2)
+    assert world.open("judge").check(True).problems == []
 
 
 def test_a_put_after_one_whose_pin_failed_has_a_pin(world: World, store: castore.Store) -> None:
