@@ -899,6 +899,22 @@ def test_files_that_are_open_go_with_a_rename(store: castore.Store, tree: Tree) 
     assert list(store.names()) == ["b", "e/a"]
 
 
+@pytest.mark.parametrize(("source", "target"), [("/a", "/b"), ("/d", "/e")])
+def test_files_that_are_open_are_known_by_the_name_they_were_given(
+    store: castore.Store, tree: Tree, source: str, target: str
+) -> None:
+    """Once more renamed they go there, too; and what is deleted then does not come back."""
+    inside = "/x" if source == "/d" else ""
+    handle = tree.create(source + inside, 0o644, NEW, ONE)
+    handle.write(0, b"new")
+    tree.rename(source, target)
+    tree.rename(target, "/again")
+    handle.write(3, b"er")
+    tree.unlink("/again" + inside)
+    close(tree, handle)
+    assert list(store.names()) == []
+
+
 @pytest.mark.parametrize("change", ["rename", "rename the folder", "unlink"])
 def test_what_is_being_published_goes_with_a_name_that_changes(
     store: castore.Store, tree: Tree, monkeypatch: pytest.MonkeyPatch, change: str
