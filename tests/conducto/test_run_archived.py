@@ -10,6 +10,7 @@ import pytest
 
 import castore
 import conducto as co
+from castore.errors import RemoteError
 from conducto import context
 from conducto.errors import RunError, RunNotFound
 from conducto.nodes import Node
@@ -139,3 +140,53 @@ def test_two_that_archive_it_at_once(run_id: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(castore.Store, "delete_prefix", beside)
     assert co.data.archive(run_id) == len(there)
     assert (names(run_id), co.data.archive(run_id)) == ([], 0)
+
+
+def test_one_that_has_not_begun_does_not_begin_while_it_is_archived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its first runner has recorded the tree, and is about to say that it runs it."""
+    records = Records(context.open_store(), "p1")
+    records.create(co.Exec("true"), ["test"])
+    delete = castore.Store.delete
+
+    def beside(store: castore.Store, name: str) -> None:
+        monkeypatch.setattr(castore.Store, "delete", delete)
+        with pytest.raises(RunError, match="is being run by somebody else"):
+            Records(store, "p1").claim(1)
+        delete(store, name)
+
+    monkeypatch.setattr(castore.Store, "delete", beside)
+    assert co.data.archive("p1") == 1
+    assert names("p1") == []
+
+
+def test_one_that_another_has_just_archived_says_so(
+    run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look for its last session and the reading of that."""
+    gets = castore.Store.gets
+
+    def gone(store: castore.Store, name: str, *args: Any) -> bytes:
+        if "/sessions/" in name:
+            monkeypatch.setattr(castore.Store, "gets", gets)
+            store.delete_prefix(f"pipelines/{run_id}/")
+        return gets(store, name, *args)
+
+    monkeypatch.setattr(castore.Store, "gets", gone)
+    with pytest.raises(RunError, match=f"pipeline {run_id} is being archived by somebody else"):
+        co.data.archive(run_id)
+    assert co.data.archive(run_id) == 0
+
+
+def test_what_failed_first_is_what_is_told(run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing can be cleared away after it."""
+
+    def fails(store: castore.Store, name: str) -> None:
+        raise RemoteError(f"the network is gone: {name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(castore.Store, "delete", fails)
+        with pytest.raises(RemoteError, match=r"gone: .*/tree$"):
+            co.data.archive(run_id)
+    assert "result" in co.data.pipeline.list()
