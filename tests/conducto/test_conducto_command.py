@@ -361,15 +361,30 @@ def test_no_link_is_followed_to_what_is_taken_over(
 
 
 @local_only
-@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize(
+    ("limit", "most", "taken", "wanted"),
+    [
+        ("GROUP_FILES_MAX", 4, False, 2),
+        ("GROUP_FILES_MAX", 4, True, 7),
+        ("GROUP_BYTES_MAX", 4, False, 2),
+        ("GROUP_BYTES_MAX", 0, False, 7),
+    ],
+)
 def test_files_are_taken_over_many_at_a_time(
-    mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, taken: bool
+    mode: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    most: int,
+    taken: bool,
+    wanted: int,
 ) -> None:
+    """Each of a byte; one that is more than a group may hold is a group by itself."""
     data = Path(context.store_url()).parent / "data"
     data.mkdir(parents=True)
     for i in range(7):
         (data / str(i)).write_bytes(b"%d" % i)
-    monkeypatch.setattr(takeover, "GROUP_FILES_MAX", 4)
+    monkeypatch.setattr(takeover, limit, most)
     commit, commits = castore.Transaction.commit, 0
 
     def counted(transaction: castore.Transaction) -> None:
@@ -384,7 +399,7 @@ def test_files_are_taken_over_many_at_a_time(
     assert (code, json.loads(out)) == (
         0, {"put": 7 - taken, "there_already": int(taken), "left_out": {}},
     )  # fmt: skip
-    assert commits == (7 if taken else 2)
+    assert commits == wanted
     assert co.data.user.gets("2") == (b"another's" if taken else b"2")
     assert co.data.user.list() == [str(i) for i in range(7)]
 

@@ -148,15 +148,14 @@ def test_one_that_has_not_begun_does_not_begin_while_it_is_archived(
     """Its first runner has recorded the tree, and is about to say that it runs it."""
     records = Records(context.open_store(), "p1")
     records.create(co.Exec("true"), ["test"])
-    delete = castore.Store.delete
+    delete_prefix = castore.Store.delete_prefix
 
-    def beside(store: castore.Store, name: str) -> None:
-        monkeypatch.setattr(castore.Store, "delete", delete)
+    def beside(store: castore.Store, prefix: str) -> int:
         with pytest.raises(RunError, match="is being run by somebody else"):
             Records(store, "p1").claim(1)
-        delete(store, name)
+        return delete_prefix(store, prefix)
 
-    monkeypatch.setattr(castore.Store, "delete", beside)
+    monkeypatch.setattr(castore.Store, "delete_prefix", beside)
     assert co.data.archive("p1") == 1
     assert names("p1") == []
 
