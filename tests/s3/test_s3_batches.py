@@ -231,6 +231,35 @@ def test_the_root_is_made_before_the_first_batch(world: World) -> None:
         assert keys[0] == keys[2] == "batches/root"
 
 
+def test_what_lands_below_a_deletion_by_batch_stays_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that was decided before it, and hidden by it: a collection that writes batches anew
+    keeps what hides it."""
+    late, put_once = NAMES[0], writing.put_once
+    with world.open("deleter") as deleter, world.open("changer") as changer:
+        deleter.puts_many(dict.fromkeys(NAMES, b"x"))
+        deletions = []
+
+        def put_late(bucket: Bucket, key: str, *given: Any, **options: Any) -> Any:
+            if not deletions:
+                deletions.append(key)
+                with deleter.transaction() as transaction:
+                    for name in NAMES:
+                        transaction.delete(name)
+            return put_once(bucket, key, *given, **options)
+
+        monkeypatch.setattr(writing, "put_once", put_late)
+        changer.set_attributes(late, mode=0o600)
+        assert deletions == [f"names/{late}"]
+        agree(deleter, {})
+        for _ in range(3):
+            world.pass_time(2 * HOUR)
+            collect(deleter, repack_below=0.5)
+            with world.open("reader") as reader:
+                agree(reader, {})
+
+
 def test_what_has_chunks_is_in_no_batch(world: World) -> None:
     """Of a commit with both: its record is of no manifest yet, as that of a small object is."""
     expected = {f"c/{n}": large(n) if n % 2 else noise(100, n) for n in range(8)}
