@@ -28,6 +28,7 @@ from measure import machine_line, table
 from castore.format.segment import SegmentBuilder
 from castore.model import SEGMENT_EXTENTS_MAX, Location, StoredChunk
 from castore.stream.alignment import Alignment
+from castore.stream.anchored import AnchoredBases
 from castore.stream.chunker import Chunker, ChunkSizes
 from castore.stream.delta import decode_delta, encode_delta
 from castore.stream.segments import Manifest
@@ -78,7 +79,7 @@ def cases(older: bytes, newer: bytes) -> list[Case]:
     def read(base: StoredChunk) -> bytes:
         return known[base.chunk_id]
 
-    aligned = Alignment(manifest_of(older), len(older), read)
+    aligned = Alignment(manifest_of(older), len(older), AnchoredBases(read))
     found = []
     for begin, end, chunk_id in chunks(newer):
         if chunk_id in known:

@@ -160,24 +160,6 @@ void anchor_table_free(struct anchor_table *table)
     free(table->owners);
 }
 
-bool anchor_table_put(struct anchor_table *table, size_t slot, struct anchor_set set)
-{
-    while (2 * (table->owned + set.count) > (size_t)1 << table->bits) {
-        if (!grow_owners(table)) {
-            return false;
-        }
-    }
-    for (size_t i = 0; i < set.count; i++) {
-        const size_t at = place_of_owner(table, set.anchors[i].hash);
-        table->owned += table->owners[at].slot == 0;
-        table->owners[at] = (struct owner){set.anchors[i].hash, (uint32_t)slot + 1};
-    }
-    free(set.index); /* only what is sought is looked up */
-    set.index = NULL;
-    table->bases[slot] = set;
-    return true;
-}
-
 void anchor_table_forget(struct anchor_table *table, size_t slot)
 {
     struct anchor_set *set = &table->bases[slot];
@@ -188,6 +170,29 @@ void anchor_table_forget(struct anchor_table *table, size_t slot)
         }
     }
     anchor_set_free(set);
+}
+
+bool anchor_table_put(struct anchor_table *table, size_t slot, const struct anchor_set *set)
+{
+    anchor_table_forget(table, slot);
+    while (2 * (table->owned + set->count) > (size_t)1 << table->bits) {
+        if (!grow_owners(table)) {
+            return false;
+        }
+    }
+    struct anchor_set *base = &table->bases[slot];
+    base->anchors = malloc(set->count * sizeof *base->anchors + 1);
+    if (base->anchors == NULL) {
+        return false;
+    }
+    base->count = set->count;
+    for (size_t i = 0; i < set->count; i++) {
+        base->anchors[i] = set->anchors[i];
+        const size_t at = place_of_owner(table, set->anchors[i].hash);
+        table->owned += table->owners[at].slot == 0;
+        table->owners[at] = (struct owner){set->anchors[i].hash, (uint32_t)slot + 1};
+    }
+    return true;
 }
 
 /* ---- ranking -------------------------------------------------------------------------------- */

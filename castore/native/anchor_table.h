@@ -32,7 +32,7 @@ struct owner {
 };
 
 struct anchor_table {
-    struct anchor_set *bases; /* of each slot */
+    struct anchor_set *bases; /* of each slot, without an index: only what is sought has one */
     size_t slots;
     struct owner *owners; /* of each hash, the slot that it was put in last: open addressing */
     size_t owned;
@@ -42,8 +42,8 @@ struct anchor_table {
 bool anchor_table_make(struct anchor_table *table, size_t slots);
 void anchor_table_free(struct anchor_table *table);
 
-/* Takes the set over, unless it returns false: memory ran out. The slot is empty. */
-bool anchor_table_put(struct anchor_table *table, size_t slot, struct anchor_set set);
+/* They are from now on those of the slot. False if memory ran out, and then it has none. */
+bool anchor_table_put(struct anchor_table *table, size_t slot, const struct anchor_set *set);
 void anchor_table_forget(struct anchor_table *table, size_t slot);
 
 struct shares {

@@ -9,50 +9,110 @@
 
 /* ---- anchors -------------------------------------------------------------------------------- */
 
-static int put_anchor(PyObject *found, const struct anchor *anchor)
+enum {
+    LOOKED_AT_BYTES_MAX = 256 << 10, /* with the GIL: it takes 40 us, less than to wait for it */
+};
+
+typedef struct {
+    PyObject_HEAD
+    struct anchor_set set;
+} Anchors;
+
+static PyTypeObject *anchors_type;
+
+static PyObject *anchors_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(keywords))
+{
+    Py_buffer buffer;
+    if (!PyArg_ParseTuple(arguments, "y*:Anchors", &buffer)) {
+        return NULL;
+    }
+    struct anchor_set set;
+    bool done;
+    if (buffer.len <= LOOKED_AT_BYTES_MAX) {
+        done = anchor_set_fill(&set, buffer.buf, (size_t)buffer.len);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        done = anchor_set_fill(&set, buffer.buf, (size_t)buffer.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&buffer);
+    if (!done) {
+        return PyErr_NoMemory();
+    }
+    Anchors *self = (Anchors *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (self == NULL) {
+        anchor_set_free(&set);
+        return NULL;
+    }
+    self->set = set;
+    return (PyObject *)self;
+}
+
+static void anchors_dealloc(Anchors *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    anchor_set_free(&self->set);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+static Py_ssize_t anchors_length(Anchors *self)
+{
+    return (Py_ssize_t)self->set.count;
+}
+
+static int put_position(PyObject *positions, const struct anchor *anchor)
 {
     PyObject *hash = PyLong_FromUnsignedLongLong(anchor->hash);
     PyObject *position = PyLong_FromSize_t(anchor->position);
     int result = -1;
     if (hash != NULL && position != NULL) {
-        result = PyDict_SetItem(found, hash, position);
+        result = PyDict_SetItem(positions, hash, position);
     }
     Py_XDECREF(hash);
     Py_XDECREF(position);
     return result;
 }
 
-static PyObject *anchors(PyObject *Py_UNUSED(module), PyObject *arguments)
+static PyObject *anchors_positions(Anchors *self, PyObject *Py_UNUSED(arguments))
 {
-    Py_buffer buffer;
-    if (!PyArg_ParseTuple(arguments, "y*:anchors", &buffer)) {
-        return NULL;
-    }
-    struct anchor some[512];
-    PyObject *found = PyDict_New();
-    size_t begin = 0, size = (size_t)buffer.len;
-    while (found != NULL && begin < size) {
-        size_t count;
-        Py_BEGIN_ALLOW_THREADS
-        count = find_anchors(buffer.buf, size, &begin, some, sizeof some / sizeof *some);
-        Py_END_ALLOW_THREADS
-        for (size_t i = 0; i < count; i++) {
-            if (put_anchor(found, &some[i]) != 0) {
-                Py_CLEAR(found);
-                break;
-            }
+    PyObject *positions = PyDict_New();
+    for (size_t i = 0; positions != NULL && i < self->set.count; i++) {
+        if (put_position(positions, &self->set.anchors[i]) != 0) {
+            Py_CLEAR(positions);
         }
     }
-    PyBuffer_Release(&buffer);
-    return found;
+    return positions;
 }
+
+static PyMethodDef anchors_methods[] = {
+    {"positions", (PyCFunction)anchors_positions, METH_NOARGS,
+     "positions($self, /)\n--\n\nTheir hashes, each with the last position where it is."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot anchors_slots[] = {
+    {Py_tp_doc, "Anchors(buffer, /)\n--\n\n"
+                "The anchors of the buffer as it is now. See castore.stream.anchors."},
+    {Py_tp_new, anchors_new},
+    {Py_tp_dealloc, anchors_dealloc},
+    {Py_tp_methods, anchors_methods},
+    {Py_sq_length, anchors_length},
+    {0, NULL},
+};
+
+static PyType_Spec anchors_spec = {
+    .name = "castore._native.Anchors",
+    .basicsize = sizeof(Anchors),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = anchors_slots,
+};
 
 /* ---- tables of anchors ----------------------------------------------------------------------- */
 
 typedef struct {
     PyObject_HEAD
     struct anchor_table table;
-    struct anchor_set sought;
 } AnchorTable;
 
 static PyObject *table_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(keywords))
@@ -77,7 +137,6 @@ static void table_dealloc(AnchorTable *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     anchor_table_free(&self->table);
-    anchor_set_free(&self->sought);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);
 }
@@ -91,51 +150,17 @@ static bool is_slot(const AnchorTable *self, Py_ssize_t slot)
     return true;
 }
 
-/* Without the GIL, and so without the table, which other threads may change meanwhile. */
-static bool fill_set(struct anchor_set *set, Py_buffer *buffer)
-{
-    bool done;
-    Py_BEGIN_ALLOW_THREADS
-    done = anchor_set_fill(set, buffer->buf, (size_t)buffer->len);
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(buffer);
-    return done;
-}
-
 static PyObject *table_put(AnchorTable *self, PyObject *arguments)
 {
     Py_ssize_t slot;
-    Py_buffer buffer;
-    if (!PyArg_ParseTuple(arguments, "ny*:put", &slot, &buffer)) {
+    Anchors *anchors;
+    if (!PyArg_ParseTuple(arguments, "nO!:put", &slot, anchors_type, &anchors) ||
+        !is_slot(self, slot)) {
         return NULL;
     }
-    if (!is_slot(self, slot)) {
-        PyBuffer_Release(&buffer);
-        return NULL;
-    }
-    struct anchor_set set;
-    if (!fill_set(&set, &buffer)) {
+    if (!anchor_table_put(&self->table, (size_t)slot, &anchors->set)) {
         return PyErr_NoMemory();
     }
-    anchor_table_forget(&self->table, (size_t)slot);
-    if (!anchor_table_put(&self->table, (size_t)slot, set)) {
-        anchor_set_free(&set);
-        return PyErr_NoMemory();
-    }
-    Py_RETURN_NONE;
-}
-
-static PyObject *table_put_sought(AnchorTable *self, PyObject *arguments)
-{
-    Py_ssize_t slot;
-    if (!PyArg_ParseTuple(arguments, "n:put_sought", &slot) || !is_slot(self, slot)) {
-        return NULL;
-    }
-    anchor_table_forget(&self->table, (size_t)slot);
-    if (!anchor_table_put(&self->table, (size_t)slot, self->sought)) {
-        return PyErr_NoMemory();
-    }
-    self->sought = (struct anchor_set){NULL, NULL, 0, 0};
     Py_RETURN_NONE;
 }
 
@@ -149,36 +174,22 @@ static PyObject *table_forget(AnchorTable *self, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
-static PyObject *table_seek(AnchorTable *self, PyObject *arguments)
-{
-    Py_buffer buffer;
-    if (!PyArg_ParseTuple(arguments, "y*:seek", &buffer)) {
-        return NULL;
-    }
-    struct anchor_set set;
-    if (!fill_set(&set, &buffer)) {
-        return PyErr_NoMemory();
-    }
-    anchor_set_free(&self->sought);
-    self->sought = set;
-    return PyLong_FromSize_t(set.count);
-}
-
 static PyObject *table_rank(AnchorTable *self, PyObject *arguments)
 {
+    Anchors *sought;
     struct shares shares;
     struct ranking ranking;
-    if (!PyArg_ParseTuple(arguments, "ddd:rank", &shares.least, &shares.least_left,
-                          &shares.least_all)) {
+    if (!PyArg_ParseTuple(arguments, "O!ddd:rank", anchors_type, &sought, &shares.least,
+                          &shares.least_left, &shares.least_all)) {
         return NULL;
     }
-    if (!anchor_table_rank(&self->table, &self->sought, shares, &ranking)) {
+    if (!anchor_table_rank(&self->table, &sought->set, shares, &ranking)) {
         return PyErr_NoMemory();
     }
     PyObject *ranked = PyList_New(0);
     for (size_t i = 0; ranked != NULL && i < ranking.count; i++) {
         PyObject *each = Py_BuildValue("nd", (Py_ssize_t)ranking.slots[i],
-                                       (double)ranking.gains[i] / (double)self->sought.count);
+                                       (double)ranking.gains[i] / (double)sought->set.count);
         if (each == NULL || PyList_Append(ranked, each) != 0) {
             Py_CLEAR(ranked);
         }
@@ -190,8 +201,9 @@ static PyObject *table_rank(AnchorTable *self, PyObject *arguments)
 static PyObject *table_runs(AnchorTable *self, PyObject *arguments)
 {
     size_t slots[RANKED_MAX];
+    Anchors *sought;
     PyObject *given;
-    if (!PyArg_ParseTuple(arguments, "O:runs", &given)) {
+    if (!PyArg_ParseTuple(arguments, "O!O:runs", anchors_type, &sought, &given)) {
         return NULL;
     }
     const Py_ssize_t count = PySequence_Size(given);
@@ -208,30 +220,24 @@ static PyObject *table_runs(AnchorTable *self, PyObject *arguments)
         slots[i] = (size_t)slot;
     }
     size_t in_runs;
-    if (!anchor_table_in_runs(&self->table, &self->sought, slots, (size_t)count, &in_runs)) {
+    if (!anchor_table_in_runs(&self->table, &sought->set, slots, (size_t)count, &in_runs)) {
         return PyErr_NoMemory();
     }
-    return PyFloat_FromDouble(in_runs ? (double)in_runs / (double)self->sought.count : 0);
+    return PyFloat_FromDouble(in_runs ? (double)in_runs / (double)sought->set.count : 0);
 }
 
 static PyMethodDef table_methods[] = {
     {"put", (PyCFunction)table_put, METH_VARARGS,
-     "put($self, slot, buffer, /)\n--\n\n"
-     "The buffer's anchors are from now on those of the slot, and it owns each of them."},
-    {"put_sought", (PyCFunction)table_put_sought, METH_VARARGS,
-     "put_sought($self, slot, /)\n--\n\n"
-     "What is sought are from now on the anchors of the slot, and nothing is sought any more."},
+     "put($self, slot, anchors, /)\n--\n\n"
+     "They are from now on those of the slot, and it owns each of them."},
     {"forget", (PyCFunction)table_forget, METH_VARARGS,
      "forget($self, slot, /)\n--\n\nThe slot has no anchors any more."},
-    {"seek", (PyCFunction)table_seek, METH_VARARGS,
-     "seek($self, buffer, /)\n--\n\n"
-     "The buffer's anchors are from now on what is sought; how many it has."},
     {"rank", (PyCFunction)table_rank, METH_VARARGS,
-     "rank($self, least, least_left, least_all, /)\n--\n\n"
+     "rank($self, sought, least, least_left, least_all, /)\n--\n\n"
      "([(slot, share)], shift): the slots, at most 4, that have most of what is sought, each with\n"
      "the share of it that those before it have not; and how much further on the first has it."},
     {"runs", (PyCFunction)table_runs, METH_VARARGS,
-     "runs($self, slots, /)\n--\n\n"
+     "runs($self, sought, slots, /)\n--\n\n"
      "The share of what is sought that these slots, at most 4, have about as far on as what was\n"
      "found before it, each in the first slot that has it."},
     {NULL, NULL, 0, NULL},
@@ -253,23 +259,20 @@ static PyType_Spec table_spec = {
     .slots = table_slots,
 };
 
-/* ---- the functions -------------------------------------------------------------------------- */
-
-static PyMethodDef functions[] = {
-    {"anchors", anchors, METH_VARARGS,
-     "anchors(buffer, /)\n--\n\n"
-     "The hashes of the buffer's anchors, each with the last position where it is."},
-    {NULL, NULL, 0, NULL},
-};
+/* ---- the types ------------------------------------------------------------------------------ */
 
 int similarity_add(PyObject *module)
 {
     anchors_prepare();
-    PyObject *table = PyType_FromSpec(&table_spec);
-    if (table == NULL) {
+    if (anchors_type == NULL) { /* one, of however many instances of the module */
+        anchors_type = (PyTypeObject *)PyType_FromSpec(&anchors_spec);
+    }
+    if (anchors_type == NULL ||
+        PyModule_AddObjectRef(module, "Anchors", (PyObject *)anchors_type) != 0) {
         return -1;
     }
-    int result = PyModule_AddObjectRef(module, "AnchorTable", table);
-    Py_DECREF(table);
-    return result == 0 ? PyModule_AddFunctions(module, functions) : result;
+    PyObject *table = PyType_FromSpec(&table_spec);
+    const int result = table == NULL ? -1 : PyModule_AddObjectRef(module, "AnchorTable", table);
+    Py_XDECREF(table);
+    return result;
 }

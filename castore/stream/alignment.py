@@ -15,15 +15,13 @@ looked at, down to one in 64, and one extent for each.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from castore.model import Extent, StoredChunk
 from castore.stream.anchor_table import RANKED_MAX, anchor_table
+from castore.stream.anchored import AnchoredBases
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from castore.stream.backend import Older
 
 BASES_MAX = RANKED_MAX  # of one delta
@@ -67,14 +65,12 @@ class Alignment:
     """The alignment of one new stream to one older object. Tell it every chunk of the stream, in
     order, by `known` or by `candidates`. Not for several threads at once."""
 
-    def __init__(
-        self, older: Older, size: int, read: Callable[[StoredChunk], bytes | memoryview | None]
-    ) -> None:
-        """`older` is of an object of `size` bytes. `read` returns the bytes of a base, or None if
-        they are not to be had, and then it is no candidate."""
+    def __init__(self, older: Older, size: int, bases: AnchoredBases) -> None:
+        """`older` is of an object of `size` bytes. A base whose bytes are not to be had is no
+        candidate."""
         self.older = older
         self.size = size
-        self.read = read
+        self._bases = bases
         self._shift = 0  # an offset in the older object less the one in the stream
         self._lost = 0  # chunks since one was found
         self.is_version = False  # whether anything was found
@@ -93,29 +89,33 @@ class Alignment:
         if at is not None:
             self._found(at - begin, at)
 
-    def candidates(self, begin: int, end: int, raw: Buffer) -> list[Candidate]:
+    def candidates(self, begin: int, end: int, raw: bytes) -> list[Candidate]:
         """The bases for a delta of the stream's new chunk at `[begin, end)`, the best first: as few
         as do, at most 4, and none where it is not worth trying."""
         if self._lost and not is_time(self._lost):
             self._lost += 1
             return []
-        sought = self._table.seek(raw)
+        sought = self._bases.of_new(raw)
         if self._lost < TRIED_ALWAYS:
             first, last = begin + self._shift - MARGIN_BYTES, end + self._shift + MARGIN_BYTES
         else:  # nothing was found for long, and the place is a guess: one extent of it will do
             first = (begin + end) // 2 + self._shift
             last = first + 1
         self._load(max(0, first), min(last, self.size))
-        ranked, moved = self._table.rank(SHARE_MIN, LEFT_SHARE_MIN, SHARES_MIN)
+        ranked, moved = self._table.rank(sought, SHARE_MIN, LEFT_SHARE_MIN, SHARES_MIN)
         if not ranked and sought and self._credit > 0:
             self._load_ahead(begin + self._shift)
-            ranked, moved = self._table.rank(SHARE_MIN, LEFT_SHARE_MIN, SHARES_MIN)
+            ranked, moved = self._table.rank(sought, SHARE_MIN, LEFT_SHARE_MIN, SHARES_MIN)
         if ranked:
             at = self._by_slot[ranked[0][0]].begin
             self._found(at + moved - begin, at)
         else:
             self._lost += 1
         return [Candidate(self._by_slot[slot].base, share) for slot, share in ranked]
+
+    def bytes_of(self, base: StoredChunk) -> bytes | memoryview | None:
+        """None if they are not to be had."""
+        return self._bases.read(base)
 
     @property
     def follows(self) -> bool:
@@ -191,13 +191,13 @@ class Alignment:
                 self._loaded.move_to_end(base.chunk_id)
                 continue
             read += 1
-            raw = self.read(base)
-            if raw is None:
+            anchors = self._bases.of_base(base)
+            if anchors is None:
                 self._loaded[base.chunk_id] = None
             else:
                 loaded = _Loaded(extent.begin, base, self._free.pop())
                 self._loaded[base.chunk_id] = self._by_slot[loaded.slot] = loaded
-                self._table.put(loaded.slot, raw)
+                self._table.put(loaded.slot, anchors)
             if len(self._loaded) > TABLE_BASES_MAX:
                 _, former = self._loaded.popitem(last=False)
                 if former is not None:

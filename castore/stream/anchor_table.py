@@ -12,14 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from castore.stream.anchors import anchors
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from castore._native import AnchorTable
+    from castore.stream.anchors import ReferenceAnchors
 
 try:
     from castore import _native
@@ -31,9 +28,11 @@ _CONSIDERED = 2 * RANKED_MAX
 _RUN_BYTES = 256  # of which the next anchor of a run is no further on or less
 
 
-def anchor_table(slots: int) -> AnchorTable | ReferenceTable:
+def anchor_table(slots: int) -> AnchorTable:
     """A table of so many slots, 0 and up."""
-    return ReferenceTable(slots) if _native is None else _native.AnchorTable(slots)
+    if _native is None:
+        return cast("AnchorTable", ReferenceTable(slots))
+    return _native.AnchorTable(slots)
 
 
 class ReferenceTable:
@@ -42,22 +41,12 @@ class ReferenceTable:
     def __init__(self, slots: int) -> None:
         self._bases: list[dict[int, int]] = [{} for _ in range(slots)]
         self._owner: dict[int, int] = {}  # by an anchor's hash
-        self._sought: dict[int, int] = {}
 
-    def put(self, slot: int, buffer: Buffer) -> None:
-        """The buffer's anchors are from now on those of the slot, and it owns each of them."""
-        self._put(slot, anchors(buffer))
-
-    def put_sought(self, slot: int) -> None:
-        """What is sought are from now on the anchors of the slot, and nothing is sought any more:
-        for what was sought in vain."""
-        found, self._sought = self._sought, {}
-        self._put(slot, found)
-
-    def _put(self, slot: int, found: dict[int, int]) -> None:
+    def put(self, slot: int, anchors: ReferenceAnchors) -> None:
+        """They are from now on those of the slot, and it owns each of them."""
         self.forget(slot)
-        self._bases[slot] = found
-        self._owner.update(dict.fromkeys(found, slot))
+        self._bases[slot] = anchors.positions()
+        self._owner.update(dict.fromkeys(self._bases[slot], slot))
 
     def forget(self, slot: int) -> None:
         """The slot has no anchors any more."""
@@ -66,13 +55,8 @@ class ReferenceTable:
                 del self._owner[anchor]
         self._bases[slot] = {}
 
-    def seek(self, buffer: Buffer) -> int:
-        """The buffer's anchors are from now on what is sought; how many it has."""
-        self._sought = anchors(buffer)
-        return len(self._sought)
-
     def rank(
-        self, least: float, least_left: float, least_all: float
+        self, sought: ReferenceAnchors, least: float, least_left: float, least_all: float
     ) -> tuple[list[tuple[int, float]], int]:
         """The slots, at most 4, that have most of what is sought, each with the share of it that
         those before it have not; and how much further on, in bytes, the first has it.
@@ -80,13 +64,13 @@ class ReferenceTable:
         Of all that is sought, each must have the share `least`; of what those before it leave, all
         but the first `least_left`; and all together `least_all`: otherwise there are none.
         """
-        sought = self._sought
-        votes = Counter(owner for each in sought if (owner := self._owner.get(each)) is not None)
+        positions = sought.positions()
+        votes = Counter(owner for each in positions if (owner := self._owner.get(each)) is not None)
         if sum(votes.values()) < least_all * len(sought):
             return [], 0
         few = max(1, least * len(sought))
         slots = [slot for slot, count in votes.most_common(_CONSIDERED) if count >= few]
-        left = set(sought)
+        left = set(positions)
         ranked: list[tuple[int, float]] = []
         while slots and len(ranked) < RANKED_MAX:
             gains = [len(left & self._bases[slot].keys()) for slot in slots]
@@ -99,19 +83,19 @@ class ReferenceTable:
         if not ranked or len(sought) - len(left) < least_all * len(sought):
             return [], 0
         first = self._bases[ranked[0][0]]
-        shifts = sorted(first[each] - sought[each] for each in sought.keys() & first.keys())
+        shifts = sorted(first[each] - positions[each] for each in positions.keys() & first.keys())
         return ranked, shifts[len(shifts) // 2]
 
-    def runs(self, slots: Sequence[int]) -> float:
+    def runs(self, sought: ReferenceAnchors, slots: Sequence[int]) -> float:
         """The share of what is sought that these slots, at most 4, have about as far on as what was
         found before it, each in the first slot that has it: what is of the same text has runs,
         words that are common have none."""
         in_runs, last = 0, None
-        for anchor, position in self._sought.items():
+        for anchor, position in sought.positions().items():
             places = (self._bases[slot].get(anchor) for slot in slots)
             place = next((place for place in places if place is not None), None)
             if place is None:
                 continue
             in_runs += last is not None and abs(place - position - last) < _RUN_BYTES
             last = place - position
-        return in_runs / len(self._sought) if in_runs else 0.0
+        return in_runs / len(sought) if in_runs else 0.0

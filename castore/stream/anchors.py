@@ -14,10 +14,12 @@ Without the C extension no deltas are made, and no anchors looked for.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from castore._native import Anchors
 
 try:
     from castore import _native
@@ -32,17 +34,29 @@ _MIX_2 = 0xC2B2AE3D27D4EB4F
 _WORDS = struct.Struct("<3Q")
 
 
-def anchors(buffer: Buffer) -> dict[int, int]:
-    """The hashes of the buffer's anchors, each with the last position where it is."""
+def anchors_of(buffer: Buffer) -> Anchors:
+    """The buffer's, as it is now."""
     if _native is None:
-        return reference(buffer)
-    return _native.anchors(buffer)
+        return cast("Anchors", ReferenceAnchors(buffer))
+    return _native.Anchors(buffer)
 
 
-def reference(buffer: Buffer) -> dict[int, int]:
-    """The same, in Python."""
-    with memoryview(buffer) as view:
-        data = bytes(view)
+class ReferenceAnchors:
+    """The same as C's Anchors."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        with memoryview(buffer) as view:
+            self._positions = _positions(bytes(view))
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def positions(self) -> dict[int, int]:
+        """Their hashes, each with the last position where it is."""
+        return self._positions
+
+
+def _positions(data: bytes) -> dict[int, int]:
     end = len(data) - ANCHOR_BYTES + 1
     if end <= 0:
         return {}

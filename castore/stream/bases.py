@@ -3,12 +3,13 @@ the same stream has stored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 from castore.errors import StoreIOError
 from castore.model import Extent, StoredChunk
 from castore.stream.alignment import Alignment
+from castore.stream.anchored import AnchoredBases
 from castore.stream.lookalikes import NO_PLACE, LookAlikes
 from castore.stream.session import Base, Encoded, NewFrame, WriteSession
 
@@ -21,7 +22,6 @@ ALIKE_CHUNKS_MIN = 3  # new ones at once: with fewer it is hardly worth to make 
 
 Cut: TypeAlias = tuple[int, int, bytes]  # a chunk's begin and end in a view, and its id
 Found: TypeAlias = dict[bytes, list[Base]]  # by the new chunk's id
-Read: TypeAlias = Callable[[StoredChunk], bytes | memoryview | None]
 
 
 class Find(Protocol):
@@ -30,11 +30,11 @@ class Find(Protocol):
 
 class FindAlignment(NamedTuple):
     """`find` is asked, once it is needed, for what a stream runs beside; None if that is nothing.
-    If not `beside`, it is not looked for under other names than the put's. `read` returns the bytes
-    of a base, or None if they are not to be had."""
+    If not `beside`, it is not looked for under other names than the put's. `bases` is what it is
+    found with."""
 
     find: Find
-    read: Read
+    bases: AnchoredBases
 
 
 class StreamBases:
@@ -59,7 +59,7 @@ class StreamBases:
             return
         self._look_for_older()
         if self._lookalikes is None and len(frames) >= ALIKE_CHUNKS_MIN:
-            self._lookalikes = LookAlikes(self._align.read)
+            self._lookalikes = LookAlikes(self._align.bases)
         # What has changed since it was cut has no bases, and is none.
         raws = {i: frame.raw for i, frame in frames.items() if frame.chunk_id == i}
         found = find_bases(self._alignment, cut, shift, raws, self._lookalikes)
@@ -155,7 +155,7 @@ def _bases_of(
         return [Base(it, raw, lookalikes.is_own(it)) for it, raw in read if raw is not None]
     if alignment is None:
         return []
-    read = [(each.base, alignment.read(each.base)) for each in aligned]
+    read = [(each.base, alignment.bytes_of(each.base)) for each in aligned]
     return [Base(chunk, raw) for chunk, raw in read if raw is not None]
 
 

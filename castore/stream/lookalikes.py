@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 from castore.model import Location, StoredChunk
 from castore.stream.alignment import LEFT_SHARE_MIN, SHARE_MIN, Alignment, Candidate
 from castore.stream.anchor_table import anchor_table
+from castore.stream.anchored import AnchoredBases
 from castore.stream.chunker import is_incompressible
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from castore._native import Anchors
 
 SLOTS = 2048  # bases whose anchors are known: 150 MB of chunks, 30 MB of table
 ALIGNED_SHARE = 0.7  # of a chunk's anchors: with as many at its place no other is looked for
@@ -51,16 +52,13 @@ CREDIT_MAX = 96
 # Of a frame that this stream stores and has not placed yet. It has no bytes in any pack.
 NO_PLACE = Location(b"", 0, 0)
 
-Read = Callable[[StoredChunk], "bytes | memoryview | None"]
-
 
 class LookAlikes:
     """Of one stream. Not for several threads at once."""
 
-    def __init__(self, read: Read) -> None:
-        """`read` returns the bytes of a base that has its place, or None if they are not to be
-        had."""
-        self._read = read
+    def __init__(self, bases: AnchoredBases) -> None:
+        """`bases` has those that have their place."""
+        self._anchored = bases
         self._table = anchor_table(SLOTS)
         self._bases: dict[int, StoredChunk] = {}  # by slot
         self._slots: dict[bytes, int] = {}  # by chunk id
@@ -75,19 +73,22 @@ class LookAlikes:
     # ------------------------------------------------------------ looking
 
     def candidates(
-        self, raw: Buffer, aligned: list[Candidate], alignment: Alignment | None, begin: int
+        self, raw: bytes, aligned: list[Candidate], alignment: Alignment | None, begin: int
     ) -> list[Candidate]:
         """The bases for a delta of the stream's chunk at the offset `begin`: those that the
         alignment found, `aligned`, or others with more of it."""
         share = _share(aligned) if aligned else 0.0
         self.looks = share < ALIGNED_SHARE and self._is_time(raw)
-        if not self.looks or not self._table.seek(raw):
+        if not self.looks:
             return aligned
-        found = self._ranked()
+        sought = self._anchored.of_new(raw)
+        if not sought:
+            return aligned
+        found = self._ranked(sought)
         little = max(share, _share(found)) < READ_SHARE
         if little and alignment is not None and alignment.is_version:
             self._read_older(alignment, alignment.expected_at(begin))
-            found = self._ranked()
+            found = self._ranked(sought)
         if _share(found) > share:
             self._lost = max(
                 -CREDIT_MAX, min(self._lost, TRIED_ALWAYS * RARELY) // 2 - FOUND_CREDIT
@@ -101,18 +102,18 @@ class LookAlikes:
         recent = self._recent.get(base.chunk_id)
         if recent is not None:
             return recent
-        return None if base.location is NO_PLACE else self._read(base)
+        return None if base.location is NO_PLACE else self._anchored.read(base)
 
-    def _is_time(self, raw: Buffer) -> bool:
+    def _is_time(self, raw: bytes) -> bool:
         every = 1 << min(max(0, self._lost) // TRIED_ALWAYS, RARELY)
         if self._lost % every == 0 and not is_incompressible(raw):
             return True
         self._lost += 1
         return False
 
-    def _ranked(self) -> list[Candidate]:
-        ranked, _ = self._table.rank(SHARE_MIN, LEFT_SHARE_MIN, SHARES_MIN)
-        if self._table.runs([slot for slot, _ in ranked]) < RUNS_MIN:
+    def _ranked(self, sought: Anchors) -> list[Candidate]:
+        ranked, _ = self._table.rank(sought, SHARE_MIN, LEFT_SHARE_MIN, SHARES_MIN)
+        if self._table.runs(sought, [slot for slot, _ in ranked]) < RUNS_MIN:
             return []
         return [Candidate(self._bases[slot], share) for slot, share in ranked]
 
@@ -127,7 +128,8 @@ class LookAlikes:
         if not self.looks or chunk_id in self._slots:
             return
         self._own.add(chunk_id)
-        self._table.put_sought(self._slot_of(StoredChunk(chunk_id, len(raw), NO_PLACE)))
+        slot = self._slot_of(StoredChunk(chunk_id, len(raw), NO_PLACE))
+        self._table.put(slot, self._anchored.of_new(raw))
         self._recent[chunk_id] = raw
         self._recent_bytes += len(raw)
         while self._recent_bytes > RECENT_BYTES_MAX:
@@ -167,9 +169,9 @@ class LookAlikes:
                 for base in extent.location.bases or (extent.stored,):
                     if base.chunk_id not in self._slots:
                         left -= 1
-                        raw = self._read(base)
-                        if raw is not None:
-                            self._table.put(self._slot_of(base), raw)
+                        anchors = self._anchored.of_base(base)
+                        if anchors is not None:
+                            self._table.put(self._slot_of(base), anchors)
                 if left <= 0:
                     return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from castore.stream.alignment import Alignment
+from castore.stream.anchored import AnchoredBases
 from castore.stream.backend import Catalog
 from castore.stream.bases import FindAlignment
 from castore.stream.chunkreader import ChunkReader
@@ -23,12 +24,12 @@ def resembling(
     the catalog finds by the name. None where no deltas are wanted, or none can be made."""
     if not session.deltas or not can_encode():
         return None
-
-    return FindAlignment(partial(_aligned, catalog, reader, name, like), reader.base)
+    bases = AnchoredBases(reader.base)
+    return FindAlignment(partial(_aligned, catalog, bases, name, like), bases)
 
 
 def _aligned(
-    catalog: Catalog, reader: ChunkReader, name: bytes, like: bytes | None, *, beside: bool = True
+    catalog: Catalog, bases: AnchoredBases, name: bytes, like: bytes | None, *, beside: bool = True
 ) -> Alignment | None:
     older = catalog.older(name, like, beside=beside)
-    return None if older is None else Alignment(older, older.size, reader.base)
+    return None if older is None else Alignment(older, older.size, bases)

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from castore.stream.anchors import ANCHOR_BYTES, anchors, reference
+from castore.stream.anchors import ANCHOR_BYTES, ReferenceAnchors, anchors_of
+
+
+def anchors(data: bytes | bytearray | memoryview) -> dict[int, int]:
+    found = anchors_of(data)
+    assert len(found) == len(found.positions())
+    return found.positions()
+
+
+def reference(data: bytes) -> dict[int, int]:
+    return ReferenceAnchors(data).positions()
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 23, 24, 25, 87, 88, 89, 150, 151, 152, 5000, 100_000])

@@ -11,6 +11,7 @@ from older_objects import CHUNK, Older
 from castore.model import Location, StoredChunk
 from castore.stream import lookalikes
 from castore.stream.alignment import Alignment, Candidate
+from castore.stream.anchored import AnchoredBases
 from castore.stream.bases import FindAlignment, Found, StreamBases, find_bases
 from castore.stream.lookalikes import NO_PLACE, LookAlikes
 from castore.stream.session import NewFrame
@@ -43,7 +44,7 @@ def ids(found: list[Candidate]) -> list[int]:
 
 
 def with_chunks(count: int) -> LookAlikes:
-    found = LookAlikes(nothing)
+    found = LookAlikes(AnchoredBases(nothing))
     for number in range(count):
         assert found.candidates(text(number), [], None, 0) == []
         found.add(chunk_id(number), text(number))
@@ -75,7 +76,7 @@ def test_what_is_found_at_its_place_goes_first() -> None:
 def test_words_in_common_are_not_alike() -> None:
     """Anchors that both have, in no order that both have."""
     pieces = [text(number, 256) for number in range(CHUNK // 256)]
-    found = LookAlikes(nothing)
+    found = LookAlikes(AnchoredBases(nothing))
     found.candidates(b"".join(pieces), [], None, 0)
     found.add(chunk_id(1), b"".join(pieces))
     shuffled = random.Random(1).sample(pieces, len(pieces))
@@ -86,7 +87,8 @@ def test_words_in_common_are_not_alike() -> None:
 def test_once_it_has_its_place_it_is_read_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookalikes, "RECENT_BYTES_MAX", 2 * CHUNK)
     read: list[StoredChunk] = []
-    found = LookAlikes(lambda base: read.append(base) or text(0))  # type: ignore[func-returns-value]
+    reads = AnchoredBases(lambda base: read.append(base) or text(0))  # type: ignore[func-returns-value]
+    found = LookAlikes(reads)
     for number in range(5):
         found.candidates(text(number), [], None, 0)
         found.add(chunk_id(number), text(number))
@@ -105,7 +107,7 @@ def test_where_nothing_is_alike_fewer_and_fewer_are_looked_at(
 ) -> None:
     monkeypatch.setattr(lookalikes, "TRIED_ALWAYS", 16)
     monkeypatch.setattr(lookalikes, "CREDIT_FIRST", 0)
-    found, looked = LookAlikes(nothing), list[int]()
+    found, looked = LookAlikes(AnchoredBases(nothing)), list[int]()
     for number in range(16 * 7 + 640):
         assert found.candidates(text(number, 8192), [], None, 0) == []
         if found.looks:
@@ -124,7 +126,7 @@ def test_where_nothing_is_alike_fewer_and_fewer_are_looked_at(
 
 
 def test_what_is_compressed_already_is_not_looked_at() -> None:
-    found, raw = LookAlikes(nothing), random.Random(1).randbytes(CHUNK)
+    found, raw = LookAlikes(AnchoredBases(nothing)), random.Random(1).randbytes(CHUNK)
     found.candidates(raw, [], None, 0)
     found.add(chunk_id(1), raw)
     assert found.candidates(touched(raw), [], None, 0) == []
@@ -152,7 +154,7 @@ def older_of(count: int) -> tuple[Older, Alignment]:
 
 def test_an_older_object_in_which_nothing_was_found_is_not_read() -> None:
     older = Older([text(number) for number in range(40)])
-    found = LookAlikes(older.read)
+    found = LookAlikes(AnchoredBases(older.read))
     assert found.candidates(text(100), [], older.aligned(), 0) == []
     assert older.read_ids == []
 
@@ -162,7 +164,7 @@ def test_the_older_object_is_read_a_little_for_each_that_finds_too_little(
 ) -> None:
     monkeypatch.setattr(lookalikes, "OLDER_BASES", 4)
     older, alignment = older_of(40)
-    found = LookAlikes(older.read)
+    found = LookAlikes(AnchoredBases(older.read))
     for number in range(5):
         assert found.candidates(text(100 + number), [], alignment, 0) == []
         assert len(older.read_ids) == 4 * (number + 1)
@@ -179,7 +181,7 @@ def test_only_around_the_place_it_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(lookalikes, "BEHIND_BYTES", 4 * CHUNK)
     monkeypatch.setattr(lookalikes, "AHEAD_BYTES", 6 * CHUNK)
     older, alignment = older_of(40)
-    found = LookAlikes(older.read)
+    found = LookAlikes(AnchoredBases(older.read))
     found.candidates(text(100), [], alignment, 20 * CHUNK)
     read = [int.from_bytes(each, "big") for each in older.read_ids]
     assert read[0] == 16
@@ -200,7 +202,9 @@ def changing() -> Iterator[tuple[bytes, NewFrame]]:
 def test_what_changed_since_it_was_cut_is_no_base() -> None:
     frames = dict(changing())
     cut = [(n * CHUNK, (n + 1) * CHUNK, key) for n, key in enumerate(frames)]
-    StreamBases(None, FindAlignment(lambda beside=True: None, nothing)).find(cut, 0, frames)  # type: ignore[arg-type]
+    StreamBases(None, FindAlignment(lambda beside=True: None, AnchoredBases(nothing))).find(
+        cut, 0, frames
+    )  # type: ignore[arg-type]
     assert [base.chunk.chunk_id for base in frames[chunk_id(3)].bases] == [chunk_id(1)]
     assert [len(frame.bases) for frame in frames.values()] == [0, 0, 1, 0]
 
@@ -212,7 +216,7 @@ def bases_of(numbers: list[int], alignment: Alignment | None) -> Found:
     """What is found for these chunks, in this order. The second is the first, a little changed."""
     raws = {chunk_id(n): touched(text(1)) if n == 2 else text(n) for n in numbers}
     cut = [(at * CHUNK, (at + 1) * CHUNK, chunk_id(n)) for at, n in enumerate(numbers)]
-    return find_bases(alignment, cut, 0, raws, LookAlikes(nothing))
+    return find_bases(alignment, cut, 0, raws, LookAlikes(AnchoredBases(nothing)))
 
 
 def test_what_is_there_twice_is_no_delta_of_what_comes_between(

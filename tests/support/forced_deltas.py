@@ -167,7 +167,7 @@ class AnyAlignment(alignment.Alignment):
         return [
             alignment.Candidate(base, 0.0)
             for base in list(there)[: alignment.BASES_MAX]
-            if self.read(base) is not None
+            if self.bytes_of(base) is not None
         ]
 
 

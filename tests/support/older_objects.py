@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from castore.format.segment import SegmentBuilder
 from castore.model import SEGMENT_EXTENTS_MAX, Location, StoredChunk
 from castore.stream.alignment import Alignment
+from castore.stream.anchored import AnchoredBases
 from castore.stream.segments import Manifest
 
 CHUNK = 32 << 10
@@ -58,4 +59,4 @@ class Older:
         return raw
 
     def aligned(self) -> Alignment:
-        return Alignment(self.manifest(), len(self.data), self.read)
+        return Alignment(self.manifest(), len(self.data), AnchoredBases(self.read))
