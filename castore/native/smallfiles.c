@@ -279,7 +279,70 @@ end:
     return list;
 }
 
+/* ---- looking at them ------------------------------------------------------------------------ */
+
+struct looked_at {
+    const char *path;
+    struct stat status;
+    int error;
+};
+
+static PyObject *list_of_statuses(const struct looked_at *files, Py_ssize_t count)
+{
+    PyObject *list = PyList_New(count);
+    for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
+        const struct stat *status = &files[i].status;
+        PyObject *item =
+            files[i].error != 0
+                ? PyLong_FromLong(files[i].error)
+                : Py_BuildValue("(ILKK)", (unsigned int)status->st_mode,
+                                (long long)status->st_size, (unsigned long long)status->st_dev,
+                                (unsigned long long)status->st_ino);
+        if (item == NULL || PyList_SetItem(list, i, item) != 0) {
+            Py_CLEAR(list);
+        }
+    }
+    return list;
+}
+
+static PyObject *stat_files(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *given, *list = NULL;
+    if (!PyArg_ParseTuple(arguments, "O!:stat_files", &PyTuple_Type, &given)) {
+        return NULL;
+    }
+    const Py_ssize_t count = PyTuple_Size(given);
+    if (count > FILES_MAX) {
+        PyErr_Format(PyExc_ValueError, "at most %d files", FILES_MAX);
+        return NULL;
+    }
+    struct looked_at *files = calloc((size_t)count + 1, sizeof *files);
+    if (files == NULL) {
+        return PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        char *path;
+        if (PyBytes_AsStringAndSize(PyTuple_GetItem(given, i), &path, NULL) != 0) {
+            goto end; /* it is no bytes, or has a NUL */
+        }
+        files[i].path = path;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count; i++) {
+        files[i].error = lstat(files[i].path, &files[i].status) == 0 ? 0 : errno;
+    }
+    Py_END_ALLOW_THREADS
+    list = list_of_statuses(files, count);
+end:
+    free(files);
+    return list;
+}
+
 static PyMethodDef functions[] = {
+    {"stat_files", stat_files, METH_VARARGS,
+     "stat_files(paths, /)\n--\n\n"
+     "Of each (mode, size, device, inode), not of what a symlink leads to; the error number of what\n"
+     "can't be looked at. Raises TypeError, ValueError."},
     {"read_files", read_files, METH_VARARGS,
      "read_files(paths, bytes_max, /)\n--\n\n"
      "Read small regular files whole: of each (bytes, mode, size, inode, mtime_ns, ctime_ns), as it\n"

@@ -215,14 +215,13 @@ def test_put_a_folder_leaves_out_what_cannot_be_named(run, tmp_path):
 def test_put_a_folder_leaves_out_what_cannot_be_read(run, tmp_path, monkeypatch):
     tree = make_tree(tmp_path / "tree")
     (tree / "sub" / "mem").symlink_to("/proc/self/mem")  # readable by mode, not in fact
-    walk = os.lstat
+    (tree / "top.txt").unlink()
+    listed = os.listdir
 
-    def lstat(path, **options):
-        if str(path).endswith("top.txt"):
-            Path(path).unlink(missing_ok=True)
-        return walk(path, **options)
+    def listdir(path):
+        return [*listed(path), "top.txt"] if path == str(tree) else listed(path)
 
-    monkeypatch.setattr(os, "lstat", lstat)
+    monkeypatch.setattr(os, "listdir", listdir)
     result = run("put", "-R", tree, "p")
     assert result.code == 1
     assert f"{tree}/top.txt is left out: it vanished meanwhile" in result.err

@@ -282,3 +282,11 @@ def test_paths_that_cannot_be_are_refused(path: object) -> None:
         _native.read_files((b"/none",) * 5000, 10)
     assert _native.read_files((b"/none",), 10) == [None]
     assert _native.read_files((), 10) == []
+    with pytest.raises((TypeError, ValueError)):
+        _native.stat_files((b"/none", path))
+    with pytest.raises(TypeError):
+        _native.stat_files([b"/none"])
+    with pytest.raises(ValueError):
+        _native.stat_files((b"/none",) * 5000)
+    assert _native.stat_files((b"/none", b"/none/below")) == [errno.ENOENT] * 2
+    assert _native.stat_files(()) == []
