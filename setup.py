@@ -32,7 +32,7 @@ PARTS = (
 native = Extension(
     "castore._native",
     sources=[f"castore/native/{name}.c" for name in (*PARTS, "delta_decode", "module")],
-    depends=[f"castore/native/{name}.h" for name in PARTS],
+    depends=[f"castore/native/{name}.h" for name in (*PARTS, "gil")],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],
     extra_compile_args=["-std=c11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"],
     libraries=["m"],

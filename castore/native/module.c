@@ -7,6 +7,7 @@
 
 #include "endelta.h"
 #include "entropy.h"
+#include "gil.h"
 #include "kernel.h"
 #include "mapping.h"
 #include "similarity.h"
@@ -22,6 +23,11 @@
 static const struct gear_variant *variant;
 
 /* ---- cutting -------------------------------------------------------------------------------- */
+
+enum {
+    /* Cut with the GIL, in 10 us. What is larger may be mapped, and its pages not be there yet. */
+    QUICK_BYTES_MAX = 64 << 10,
+};
 
 struct cut_arguments {
     Py_buffer buffer;
@@ -63,11 +69,11 @@ static PyObject *next_cut(PyObject *Py_UNUSED(module), PyObject *arguments)
     if (!parse_cut(arguments, "y*npnnn:next_cut", &given)) {
         return NULL;
     }
-    size_t cut;
-    Py_BEGIN_ALLOW_THREADS
-    cut = gear_next_cut(variant, given.buffer.buf, (size_t)given.buffer.len, given.start,
-                        given.final, &given.sizes);
-    Py_END_ALLOW_THREADS
+    const size_t size = (size_t)given.buffer.len;
+    PyThreadState *state = let_go_of_gil(size - given.start > QUICK_BYTES_MAX);
+    const size_t cut =
+        gear_next_cut(variant, given.buffer.buf, size, given.start, given.final, &given.sizes);
+    take_gil_back(state);
     PyBuffer_Release(&given.buffer);
     return PyLong_FromSsize_t(cut == GEAR_UNDECIDED ? -1 : (Py_ssize_t)cut);
 }
@@ -98,7 +104,7 @@ static PyObject *cut_all(PyObject *Py_UNUSED(module), PyObject *arguments)
         PyErr_NoMemory();
     } else {
         size_t count = 0;
-        Py_BEGIN_ALLOW_THREADS
+        PyThreadState *state = let_go_of_gil(size - given.start > QUICK_BYTES_MAX);
         for (size_t start = given.start; start < given.until; count++) {
             start = gear_next_cut(variant, given.buffer.buf, size, start, given.final,
                                   &given.sizes);
@@ -107,7 +113,7 @@ static PyObject *cut_all(PyObject *Py_UNUSED(module), PyObject *arguments)
             }
             cuts[count] = start;
         }
-        Py_END_ALLOW_THREADS
+        take_gil_back(state);
         list = list_of_cuts(cuts, count);
         free(cuts);
     }

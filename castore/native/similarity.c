@@ -3,6 +3,7 @@
 
 #include "anchor_table.h"
 #include "anchors.h"
+#include "gil.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 /* ---- anchors -------------------------------------------------------------------------------- */
 
 enum {
-    LOOKED_AT_BYTES_MAX = 256 << 10, /* with the GIL: it takes 40 us, less than to wait for it */
+    QUICK_BYTES_MAX = 256 << 10, /* of a chunk, looked through with the GIL, in 40 us */
 };
 
 typedef struct {
@@ -27,14 +28,9 @@ static PyObject *anchors_new(PyTypeObject *type, PyObject *arguments, PyObject *
         return NULL;
     }
     struct anchor_set set;
-    bool done;
-    if (buffer.len <= LOOKED_AT_BYTES_MAX) {
-        done = anchor_set_fill(&set, buffer.buf, (size_t)buffer.len);
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        done = anchor_set_fill(&set, buffer.buf, (size_t)buffer.len);
-        Py_END_ALLOW_THREADS
-    }
+    PyThreadState *state = let_go_of_gil(buffer.len > QUICK_BYTES_MAX);
+    const bool done = anchor_set_fill(&set, buffer.buf, (size_t)buffer.len);
+    take_gil_back(state);
     PyBuffer_Release(&buffer);
     if (!done) {
         return PyErr_NoMemory();
