@@ -213,10 +213,10 @@ static char *read_whole(int fd, size_t bytes_max, struct stat *status)
     return raw;
 }
 
-static void read_file(struct read_file *file, size_t bytes_max)
+static void read_file(int folder, struct read_file *file, size_t bytes_max)
 {
     /* What was a file when it was listed, and is a pipe now, is not waited for. */
-    int fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    int fd = openat(folder, file->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd >= 0) {
         file->raw = read_whole(fd, bytes_max, &file->status);
         close(fd);
@@ -246,7 +246,9 @@ static PyObject *read_files(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
     PyObject *given, *list = NULL;
     Py_ssize_t bytes_max;
-    if (!PyArg_ParseTuple(arguments, "O!n:read_files", &PyTuple_Type, &given, &bytes_max)) {
+    int folder = AT_FDCWD;
+    if (!PyArg_ParseTuple(arguments, "O!n|i:read_files", &PyTuple_Type, &given, &bytes_max,
+                          &folder)) {
         return NULL;
     }
     const Py_ssize_t count = PyTuple_Size(given);
@@ -267,7 +269,7 @@ static PyObject *read_files(PyObject *Py_UNUSED(module), PyObject *arguments)
     }
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < count; i++) {
-        read_file(&files[i], (size_t)bytes_max);
+        read_file(folder, &files[i], (size_t)bytes_max);
     }
     Py_END_ALLOW_THREADS
     list = list_of_read(files, count);
@@ -344,10 +346,11 @@ static PyMethodDef functions[] = {
      "Of each (mode, size, device, inode), not of what a symlink leads to; the error number of what\n"
      "can't be looked at. Raises TypeError, ValueError."},
     {"read_files", read_files, METH_VARARGS,
-     "read_files(paths, bytes_max, /)\n--\n\n"
+     "read_files(paths, bytes_max, folder=..., /)\n--\n\n"
      "Read small regular files whole: of each (bytes, mode, size, inode, mtime_ns, ctime_ns), as it\n"
      "was when it was opened; None for what is none or a symlink, has more than `bytes_max` bytes,\n"
-     "was changed meanwhile, or can't be read. Raises TypeError, ValueError."},
+     "was changed meanwhile, or can't be read. Paths are from the open folder, or the current one.\n"
+     "Raises TypeError, ValueError."},
     {"write_files", write_files, METH_VARARGS,
      "write_files(folder, files, /)\n--\n\n"
      "Write new files, each whole or not at all, in the open folder `folder`: of each (draft, name,\n"

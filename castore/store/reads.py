@@ -13,6 +13,7 @@ from castore.errors import CastoreError, InvalidName, InvalidRange, NameNotFound
 from castore.model import ObjectInfo, Progress, RangePlan, clamp_range, encode_name
 from castore.store.handle import Handle
 from castore.stream.chunkreader import Pinned
+from castore.stream.etags import have_etag
 from castore.stream.reader import Reader
 from castore.stream.small import SMALL_BYTES_MAX
 from castore.stream.smallreads import SmallRead
@@ -265,19 +266,18 @@ class ReadVerbs(Handle):
                         break
         return found
 
-    def has_content(self, info: ObjectInfo, fd: int) -> bool:
-        """Whether the regular file open at `fd` has the bytes of this version of an object.
+    def has_content(self, info: ObjectInfo, file: int | bytes) -> bool:
+        """Whether a regular file, open at a descriptor, or these bytes are those of this version of
+        an object.
 
-        The file is read and hashed, and the store is not.
+        They are hashed, and the store is not read.
         """
-        return has_content(
-            fd,
-            info.size,
-            bytes.fromhex(info.etag),
-            inline=info.chunks == 0,
-            chunker=self._chunker,
-            config=self._config,
-        )
+        etag, inline = bytes.fromhex(info.etag), info.chunks == 0
+        config, chunker = self._config, self._chunker
+        if isinstance(file, bytes):
+            same = len(file) == info.size
+            return same and have_etag(file, etag, inline=inline, config=config, chunker=chunker)
+        return has_content(file, info.size, etag, inline=inline, chunker=chunker, config=config)
 
     def explain_range(self, name: str, byte_range: Sequence[int] | None = None) -> RangePlan:
         """What `gets(name, byte_range)` would touch. Raises as `gets` does.

@@ -31,6 +31,15 @@ def is_etag_of(raw: bytes, etag: bytes, config: StoreConfig) -> bool:
     return etag_of_chunks(raw, config, Chunker(sizes)) == etag
 
 
+def have_etag(
+    raw: bytes, etag: bytes, *, inline: bool, config: StoreConfig, chunker: Chunker
+) -> bool:
+    """Whether an object of these bytes, `inline` in its record or in chunks, has this etag."""
+    if inline:
+        return is_etag_of(raw, etag, config)
+    return etag_of_chunks(raw, config, chunker) == etag
+
+
 def chunk_id_in(raw: bytes | memoryview, config: StoreConfig) -> bytes:
     """The id that a chunk of these bytes has in the store."""
     if config.collision_guard is None:

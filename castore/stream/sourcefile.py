@@ -122,14 +122,21 @@ def read_at_once(source: SourceFile) -> bytes | None:
     return raw if whole else None
 
 
-def read_together(paths: Sequence[str], bytes_max: int) -> list[tuple[bytes, Status] | None]:
+def read_together(
+    paths: Sequence[str], bytes_max: int, *, folder: int | None = None
+) -> list[tuple[bytes, Status] | None]:
     """All bytes of each of these files, and its state, as `read_at_once` gives them. None for what
     that does not give them of, is larger, a symlink, or can't be read; and without the extension
-    for all: who reads one by itself is told why."""
+    for all: who reads one by itself is told why. Paths are from the open `folder`, if there is
+    one."""
     if _native is None:
         return [None] * len(paths)
     now_ns = time.time_ns()  # before the first is read
-    found = _native.read_files(tuple(map(os.fsencode, paths)), bytes_max)
+    encoded = tuple(map(os.fsencode, paths))
+    if folder is None:
+        found = _native.read_files(encoded, bytes_max)
+    else:
+        found = _native.read_files(encoded, bytes_max, folder)
     read: list[tuple[bytes, Status] | None] = []
     for each in found:
         # What is young may change again within the same tick of the clock.

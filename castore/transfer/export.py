@@ -20,6 +20,7 @@ from castore.errors import (
 from castore.model import ObjectInfo, Progress, as_prefix, sort_key
 from castore.stream.fileputs import NO_MORE_FILES
 from castore.stream.small import SMALL_BYTES_MAX
+from castore.stream.sourcefile import Status, read_together
 from castore.system.fileio import of_file
 from castore.system.outfolder import (
     FILE_BITS,
@@ -138,28 +139,36 @@ class _Export(NamedTuple):
         return outcomes
 
     def _together(self, entries: Sequence[Entry]) -> dict[str, Outcome]:
-        """What was written of these in one go: small files that were not there yet. Whatever is not
-        as it is with most is left to who takes them one by one, and says why."""
-        written: dict[str, Outcome] = {}
+        """What becomes in one go of these small ones: most are written to files that were not there
+        yet, or are the same as what is there. Whatever else there is, is left to who takes them one
+        by one, and says why."""
+        outcomes: dict[str, Outcome] = {}
         at = len(self.below)
         for _, run in groupby(entries, lambda entry: entry[0][at:].rpartition("/")[0]):
             self.shared.check()
-            written |= self._new_files([name for name, _ in run])
-        return written
+            outcomes |= self._in_one_folder(list(run))
+        return outcomes
 
-    def _new_files(self, names: Sequence[str]) -> dict[str, Outcome]:
-        """Those of these small objects, all of one folder, that are now files that were not there
-        before."""
-        below = len(self.below)
+    def _in_one_folder(self, entries: Sequence[Entry]) -> dict[str, Outcome]:
+        outcomes: dict[str, Outcome] = {}
         try:
-            parts = [self.out.claim(name[below:]) for name in names]
-            with self.out.opened(parts[0][:-1]) as folder:
-                wanted = [(name, path[-1]) for name, path in zip(names, parts, strict=True)]
-                written = new_files(self.store, folder, wanted, keep_time=self.keep_time)
+            paths = [self.out.claim(name[len(self.below) :]) for name, _ in entries]
+            with self.out.opened(paths[0][:-1]) as folder:
+                wanted = [(name, path[-1]) for (name, _), path in zip(entries, paths, strict=True)]
+                for info in new_files(self.store, folder, wanted, keep_time=self.keep_time):
+                    if info is not None:
+                        outcomes[info.name] = Outcome(info.name, info)
+                if self.skip_same:
+                    left = [
+                        (info, path[-1])
+                        for (name, info), path in zip(entries, paths, strict=True)
+                        if info is not None and name not in outcomes
+                    ]
+                    for info in same_files(self.store, folder, left):
+                        outcomes[info.name] = Outcome(info.name, info, same=True)
         except (InTheWay, OSError):
-            return {}
-        done = zip(names, written, strict=True)
-        return {name: Outcome(name, info) for name, info in done if info is not None}
+            pass
+        return outcomes
 
     def _one(self, name: str, info: ObjectInfo | None) -> Outcome:
         with self.shared.entry(info.size if info else 0) as counted:
@@ -226,17 +235,25 @@ def new_files(
     return [None if read is None or not next(in_place) else read[0] for read in reads]
 
 
+def same_files(
+    store: Objects, folder: int, files: Sequence[tuple[ObjectInfo, str]]
+) -> Iterator[ObjectInfo]:
+    """Those of these small objects, each with a leaf, that are the same as the files in the open
+    folder. What can't be told of many by one call is for who looks at one by itself."""
+    read = read_together([leaf for _, leaf in files], SMALL_BYTES_MAX, folder=folder)
+    for (info, _), found in zip(files, read, strict=True):
+        if found is not None:
+            raw, status = found
+            if _looks_same(info, status, folder) and store.has_content(info, raw):
+                yield info
+
+
 def _is_same(
     store: Objects, info: ObjectInfo, status: os.stat_result | None, folder: int, leaf: str
 ) -> bool:
     """Size, mode and time are looked at first, and then the content: they are the same, too, where
     another version has the time of this one."""
-    if (
-        status is None
-        or not stat.S_ISREG(status.st_mode)
-        or status.st_size != info.size
-        or not _looks_same(info, status, folder)
-    ):
+    if status is None or not _looks_same(info, status, folder):
         return False
     try:
         fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -248,9 +265,11 @@ def _is_same(
         os.close(fd)
 
 
-def _looks_same(info: ObjectInfo, status: os.stat_result, folder: int) -> bool:
-    """Whether the file's mode and time are the object's, or what its file system makes of them:
-    many have coarser times, and those of USB sticks no modes."""
+def _looks_same(info: ObjectInfo, status: Status, folder: int) -> bool:
+    """Whether it is a file of the object's size, and its mode and time are the object's, or what
+    its file system makes of them: many have coarser times, and those of USB sticks no modes."""
+    if not stat.S_ISREG(status.st_mode) or status.st_size != info.size:
+        return False
     mode = stat.S_IMODE(status.st_mode)
     off_ns = abs(status.st_mtime_ns - info.mtime_ns)
     if mode == info.mode & FILE_BITS and off_ns < SAME_TIME_NS:

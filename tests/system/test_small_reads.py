@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from trees import tree
 
 import castore
 from castore.store import Store
-from castore.stream import reader
+from castore.stream import reader, sourcefile
 from castore.stream.small import SMALL_BYTES_MAX
 from castore.stream.smallreads import read_small
+from castore.transfer import export as transfer_export
 from castore.transfer.outcomes import TransferReport
 
 SIZES = (0, 1, 300, 4097, 16_384, 40_000, SMALL_BYTES_MAX)
@@ -131,6 +133,56 @@ def test_what_is_there_is_compared_and_the_rest_is_written(
     assert (report.files, report.same_files, report.left_out) == (3, len(made) - 3, [])
     assert exported(tmp_path) == made
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("guard", [None, "sha256"])
+@pytest.mark.parametrize("extension", [True, False])
+def test_what_is_the_same_is_told_together(
+    tmp_path: Path,
+    export: Export,
+    monkeypatch: pytest.MonkeyPatch,
+    guard: str | None,
+    extension: bool,
+) -> None:
+    """What differs in its bytes, or its mode, or its time alone is written anew."""
+    if not extension:
+        monkeypatch.setattr(sourcefile, "_native", None)
+    elif sourcefile._native is None:
+        pytest.skip("the C extension isn't built")
+    alone: list[str] = []
+    is_same = transfer_export._is_same
+
+    def by_itself(store: Any, info: castore.ObjectInfo, *others: Any) -> bool:
+        alone.append(info.name)
+        return is_same(store, info, *others)
+
+    monkeypatch.setattr(transfer_export, "_is_same", by_itself)
+    made = contents()
+    with castore.open(tmp_path / "store", collision_guard=guard) as store:
+        fill(store, made)
+        export(store)
+        time.sleep(0.05)  # until none is young
+        alone.clear()
+        assert export(store).same_files == len(made)
+        assert sorted(alone) == ([] if extension else sorted(made))
+        before = {name: (tmp_path / "out" / name[2:]).stat() for name in made}
+        changed = {f"p/b/raw {size}" for size in (1, 16_384, 40_000)} | {"p/a/raw 300"}
+        for name in changed:
+            path, raw = tmp_path / "out" / name[2:], bytearray(made[name])
+            raw[-1] ^= 1
+            path.write_bytes(raw)
+            os.utime(path, ns=(before[name].st_mtime_ns,) * 2)
+        (tmp_path / "out/a/raw 4097").chmod(0o604)
+        os.utime(tmp_path / "out/c/text 300", ns=(10**18, 10**18))
+        changed |= {"p/a/raw 4097", "p/c/text 300"}
+        time.sleep(0.05)
+        report = export(store)
+    assert (report.files, report.same_files) == (len(changed), len(made) - len(changed))
+    assert exported(tmp_path) == made
+    for name, status in before.items():
+        now = (tmp_path / "out" / name[2:]).stat()
+        assert (now.st_mode, now.st_mtime_ns) == (status.st_mode, status.st_mtime_ns)
+        assert (now.st_ino != status.st_ino) == (name in changed)
 
 
 def test_one_that_is_put_anew_larger_is_read_as_it_is_by_then(
