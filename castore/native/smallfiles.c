@@ -223,18 +223,24 @@ static void read_file(int folder, struct read_file *file, size_t bytes_max)
     }
 }
 
+static PyObject *tuple_of_status(const struct stat *status, const char *raw)
+{
+    const unsigned int mode = (unsigned int)status->st_mode;
+    const long long size = (long long)status->st_size, mtime = in_ns(status->MTIME),
+                    ctime = in_ns(status->CTIME);
+    const unsigned long long device = (unsigned long long)status->st_dev,
+                             inode = (unsigned long long)status->st_ino;
+    return raw == NULL ? Py_BuildValue("(ILKKLL)", mode, size, device, inode, mtime, ctime)
+                       : Py_BuildValue("(y#ILKKLL)", raw, (Py_ssize_t)size, mode, size, device,
+                                       inode, mtime, ctime);
+}
+
 static PyObject *list_of_read(const struct read_file *files, Py_ssize_t count)
 {
     PyObject *list = PyList_New(count);
     for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
-        const struct stat *status = &files[i].status;
-        PyObject *item =
-            files[i].raw == NULL
-                ? Py_NewRef(Py_None)
-                : Py_BuildValue("(y#ILKLL)", files[i].raw, (Py_ssize_t)status->st_size,
-                                (unsigned int)status->st_mode, (long long)status->st_size,
-                                (unsigned long long)status->st_ino, in_ns(status->MTIME),
-                                in_ns(status->CTIME));
+        PyObject *item = files[i].raw == NULL ? Py_NewRef(Py_None)
+                                              : tuple_of_status(&files[i].status, files[i].raw);
         if (item == NULL || PyList_SetItem(list, i, item) != 0) {
             Py_CLEAR(list);
         }
@@ -286,20 +292,15 @@ end:
 struct looked_at {
     const char *path;
     struct stat status;
-    int error;
+    bool told;
 };
 
 static PyObject *list_of_statuses(const struct looked_at *files, Py_ssize_t count)
 {
     PyObject *list = PyList_New(count);
     for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
-        const struct stat *status = &files[i].status;
         PyObject *item =
-            files[i].error != 0
-                ? PyLong_FromLong(files[i].error)
-                : Py_BuildValue("(ILKK)", (unsigned int)status->st_mode,
-                                (long long)status->st_size, (unsigned long long)status->st_dev,
-                                (unsigned long long)status->st_ino);
+            files[i].told ? tuple_of_status(&files[i].status, NULL) : Py_NewRef(Py_None);
         if (item == NULL || PyList_SetItem(list, i, item) != 0) {
             Py_CLEAR(list);
         }
@@ -331,7 +332,9 @@ static PyObject *stat_files(PyObject *Py_UNUSED(module), PyObject *arguments)
     }
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < count; i++) {
-        files[i].error = lstat(files[i].path, &files[i].status) == 0 ? 0 : errno;
+        struct stat *status = &files[i].status;
+        files[i].told = lstat(files[i].path, status) == 0 && fits_ns(status->MTIME) &&
+                        fits_ns(status->CTIME);
     }
     Py_END_ALLOW_THREADS
     list = list_of_statuses(files, count);
@@ -343,14 +346,15 @@ end:
 static PyMethodDef functions[] = {
     {"stat_files", stat_files, METH_VARARGS,
      "stat_files(paths, /)\n--\n\n"
-     "Of each (mode, size, device, inode), not of what a symlink leads to; the error number of what\n"
-     "can't be looked at. Raises TypeError, ValueError."},
+     "Of each (mode, size, device, inode, mtime_ns, ctime_ns), not of what a symlink leads to; None\n"
+     "of what can't be looked at, or has a time that 64 bits do not hold. Raises TypeError,\n"
+     "ValueError."},
     {"read_files", read_files, METH_VARARGS,
      "read_files(paths, bytes_max, folder=..., /)\n--\n\n"
-     "Read small regular files whole: of each (bytes, mode, size, inode, mtime_ns, ctime_ns), as it\n"
-     "was when it was opened; None for what is none or a symlink, has more than `bytes_max` bytes,\n"
-     "was changed meanwhile, or can't be read. Paths are from the open folder, or the current one.\n"
-     "Raises TypeError, ValueError."},
+     "Read small regular files whole: of each (bytes, mode, size, device, inode, mtime_ns,\n"
+     "ctime_ns), as it was when it was opened; None for what is none or a symlink, has more than\n"
+     "`bytes_max` bytes, was changed meanwhile, or can't be read. Paths are from the open folder, or\n"
+     "the current one. Raises TypeError, ValueError."},
     {"write_files", write_files, METH_VARARGS,
      "write_files(folder, files, /)\n--\n\n"
      "Write new files, each whole or not at all, in the open folder `folder`: of each (draft, name,\n"

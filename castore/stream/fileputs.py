@@ -24,7 +24,6 @@ from castore.stream.operations import Draft, check_time
 from castore.stream.session import WriteSession
 from castore.stream.small import GROUP_BYTES, SMALL_BYTES_MAX, SmallGroups, SmallObject, Stored
 from castore.stream.sourcefile import (
-    Status,
     StoredContent,
     fingerprint,
     opened,
@@ -33,6 +32,7 @@ from castore.stream.sourcefile import (
     store_file,
 )
 from castore.system.open_folders import open_store_of, refuse_open_store_paths
+from castore.system.statuses import Status, lstat_all
 
 READ_TOGETHER = 64  # files
 # Of this process or system, for any file.
@@ -66,6 +66,15 @@ class StoredFile(NamedTuple):
     draft: Draft | None
     same: bool
     is_there: bool = False
+
+
+class _LookedAt(NamedTuple):
+    """What was told of a file together with others: what its name maps to, where that matters;
+    whether it is unchanged since; and if not, its bytes and its state, if it is small."""
+
+    old: Record | None = None
+    is_unchanged: bool = False
+    read: tuple[bytes, Status] | None = None
 
 
 class _Small(NamedTuple):
@@ -107,10 +116,11 @@ class FilePuts:
         results: list[Result | None] = []
         for first in range(0, len(files), READ_TOGETHER):
             some = files[first : first + READ_TOGETHER]
-            for at, (file, read) in enumerate(zip(some, self._read_new(some), strict=True), first):
+            looked_at = self._look_at(some)
+            for at, (file, told) in enumerate(zip(some, looked_at, strict=True), first):
                 with file.entry as progress:
                     try:
-                        results.append(self._put(at, file, read, progress))
+                        results.append(self._put(at, file, told, progress))
                     except Exception as error:
                         if not _is_of_file(error, file.path):
                             raise
@@ -121,32 +131,38 @@ class FilePuts:
         self._finished(self._small.finish(), results)
         return [result for result in results if result is not None]
 
-    def _read_new(self, files: Sequence[FilePut]) -> list[tuple[bytes, Status] | None]:
-        """The small ones of these, read together, that no object is known to be the same as; None
-        for the others."""
-        new = [
-            file.path
-            for file in files
-            if self._is_clear(os.path.dirname(file.path))
-            and self._old(encode_name(file.name)) is None
-        ]
-        read = dict(zip(new, read_together(new, SMALL_BYTES_MAX), strict=True))
-        return [read.get(file.path) for file in files]
-
-    def _old(self, key: bytes) -> Record | None:
-        """What the name maps to, where that matters."""
+    def _look_at(self, files: Sequence[FilePut]) -> list[_LookedAt]:
+        """All of these by few calls. What can't be told so is told of each by itself."""
+        told = [_LookedAt()] * len(files)
+        ats = [at for at, file in enumerate(files) if self._is_clear(os.path.dirname(file.path))]
         options = self._options
-        return self._record(key) if options.skip_same or options.if_absent else None
+        if options.skip_same or options.if_absent:
+            for at in ats:
+                told[at] = _LookedAt(self._record(encode_name(files[at].name)))
+        known = [at for at in ats if told[at].old is not None]
+        if options.if_absent:
+            ats = [at for at in ats if told[at].old is None]
+        elif known and not options.checksum:
+            statuses = lstat_all([files[at].path for at in known])
+            for at, status in zip(known, statuses, strict=True):
+                old = told[at].old
+                if old is not None and not isinstance(status, OSError):
+                    told[at] = _LookedAt(old, is_unchanged(old, status))
+            ats = [at for at in ats if not told[at].is_unchanged]
+        read = read_together([files[at].path for at in ats], SMALL_BYTES_MAX)
+        for at, each in zip(ats, read, strict=True):
+            told[at] = told[at]._replace(read=each)
+        return told
 
-    def _put(
-        self, at: int, file: FilePut, read: tuple[bytes, Status] | None, progress: Progress
-    ) -> Result | None:
+    def _put(self, at: int, file: FilePut, told: _LookedAt, progress: Progress) -> Result | None:
         """None for one that waits in the group."""
         path, key, options = file.path, encode_name(file.name), self._options
-        if read is not None:
-            raw, status = read
+        if told.old is not None and told.is_unchanged:
+            return StoredFile(told.old, None, same=True, is_there=True)
+        if told.read is not None:
+            raw, status = told.read
             self._check_time(path, status)
-            self._wait(_Small(at, raw, status, None), progress)
+            self._wait(_Small(at, raw, status, told.old), progress)
             return None
         if options.if_absent and self._record(key) is not None:
             raise NameExists(file.name)
@@ -212,7 +228,7 @@ class FilePuts:
             check_time(path, status.st_mtime_ns)
 
 
-def is_unchanged(record: Record, status: os.stat_result) -> bool:
+def is_unchanged(record: Record, status: Status) -> bool:
     """Whether the file is in the state in which it was put: also where another one has its size,
     mode and time."""
     return (

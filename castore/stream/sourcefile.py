@@ -14,7 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import xxhash
 
@@ -31,6 +31,7 @@ from castore.stream.session import WriteSession
 from castore.stream.writer import ObjectWriter, read_blocks
 from castore.system.fileio import of_file
 from castore.system.mapping import Mapping
+from castore.system.statuses import FileStatus, Status
 
 try:
     from castore import _native
@@ -41,19 +42,6 @@ READINGS_MAX = 4
 HASH_BYTES = 4 << 20
 YOUNG_NS = 20_000_000  # two changes that are closer than a tick of the clock have the same time
 COARSE_NS = 2_000_000_000  # what is also a tick where times are whole seconds: on FAT, every other
-
-
-class FileStatus(NamedTuple):
-    """What is asked of a file's os.stat_result."""
-
-    st_mode: int
-    st_size: int
-    st_ino: int
-    st_mtime_ns: int
-    st_ctime_ns: int
-
-
-Status: TypeAlias = os.stat_result | FileStatus
 
 
 class StoredContent(NamedTuple):
@@ -140,7 +128,7 @@ def read_together(
     read: list[tuple[bytes, Status] | None] = []
     for each in found:
         # What is young may change again within the same tick of the clock.
-        if each is None or (each[0] and _is_young_at(now_ns, each[5])):
+        if each is None or (each[0] and _is_young_at(now_ns, each[6])):
             read.append(None)
         else:
             read.append((each[0], FileStatus(*each[1:])))

@@ -7,21 +7,9 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-try:
-    from castore import _native
-except ImportError:
-    _native = None  # type: ignore[assignment]
+from castore.system.statuses import Status, lstat_all
 
 LOOKED_AT_ONCE = 512  # entries of a folder
-
-
-class Status(NamedTuple):
-    """Of what is at a path."""
-
-    mode: int
-    size: int
-    device: int
-    inode: int
 
 
 class FoundFile(NamedTuple):
@@ -59,9 +47,9 @@ def walk(folder: str, *, leave_out: str | None = None) -> Iterator[FoundFile | S
         try:
             if isinstance(status, OSError):
                 raise status
-            if not stat.S_ISDIR(status.mode):
+            if not stat.S_ISDIR(status.st_mode):
                 yield _classify(path, inner, status)
-            elif (status.device, status.inode) == left_out:
+            elif (status.st_dev, status.st_ino) == left_out:
                 yield Skipped(path, "it is the store itself", on_purpose=True)
             else:
                 pending.append(_entries(path, inner + "/"))
@@ -99,44 +87,23 @@ def _looked_at(
     for first in range(0, len(names), LOOKED_AT_ONCE):
         some = names[first : first + LOOKED_AT_ONCE]
         paths = [folder + name for name in some]
-        for name, path, status in zip(some, paths, _statuses(paths), strict=True):
+        for name, path, status in zip(some, paths, lstat_all(paths), strict=True):
             yield path, inner + name, status
 
 
-def _statuses(paths: Sequence[str]) -> Iterator[Status | OSError]:
-    """Of each: by one call, where that can be. With one for each, while others put what was found,
-    an import of 10,000 small files waited for the GIL for half of its time."""
-    if _native is None:
-        yield from map(_status, paths)
-        return
-    for found in _native.stat_files(tuple(map(os.fsencode, paths))):
-        yield OSError(found, os.strerror(found)) if isinstance(found, int) else Status(*found)
-
-
-def _status(path: str) -> Status | OSError:
-    try:
-        return _of(os.lstat(path))
-    except OSError as error:
-        return error
-
-
-def _of(status: os.stat_result) -> Status:
-    return Status(status.st_mode, status.st_size, status.st_dev, status.st_ino)
-
-
 def _classify(path: str, inner: str, status: Status) -> FoundFile | Skipped:
-    if stat.S_ISLNK(status.mode):
+    if stat.S_ISLNK(status.st_mode):
         try:
-            status = _of(os.stat(path))
+            status = os.stat(path)
         except FileNotFoundError:
             return Skipped(path, "it is a symlink to nothing")
         except OSError as error:
             return Skipped(path, f"it is a symlink that leads nowhere ({error.strerror})")
-        if stat.S_ISDIR(status.mode):
+        if stat.S_ISDIR(status.st_mode):
             return Skipped(path, "it is a symlink to a folder")
-    if not stat.S_ISREG(status.mode):
-        return Skipped(path, f"it is {describe_kind(status.mode)}")
-    return FoundFile(path, inner, status.size)
+    if not stat.S_ISREG(status.st_mode):
+        return Skipped(path, f"it is {describe_kind(status.st_mode)}")
+    return FoundFile(path, inner, status.st_size)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ from castore.errors import (
 from castore.model import ObjectInfo, Progress, as_prefix, sort_key
 from castore.stream.fileputs import NO_MORE_FILES
 from castore.stream.small import SMALL_BYTES_MAX
-from castore.stream.sourcefile import Status, read_together
+from castore.stream.sourcefile import read_together
 from castore.system.fileio import of_file
 from castore.system.outfolder import (
     FILE_BITS,
@@ -32,6 +32,7 @@ from castore.system.outfolder import (
     status_in,
     write_new,
 )
+from castore.system.statuses import Status
 from castore.transfer.outcomes import Objects, Outcome, Shared, SmallObjects, ahead
 
 SAME_TIME_NS = 1000  # file systems round

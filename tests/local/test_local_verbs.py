@@ -145,7 +145,7 @@ def test_a_pack_of_any_time_has_its_row_again(tmp_path: Path, time_ns: int) -> N
 def test_a_file_system_of_whole_seconds_has_longer_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As FAT, HFS+ and ext3 with small inodes: two changes within a second, or two, do not show."""
     for ctime_ns in (1_700_000_000_000_000_000, -7_000_000_000, 0):
-        status = sourcefile.FileStatus(0o100644, 3, 1, ctime_ns, ctime_ns)
+        status = sourcefile.FileStatus(0o100644, 3, 1, 1, ctime_ns, ctime_ns)
         for age_ns, young in ((0, True), (2_019_999_999, True), (2_020_000_000, False)):
             monkeypatch.setattr(time, "time_ns", lambda now_ns=ctime_ns + age_ns: now_ns)
             assert sourcefile.is_young(status) is young

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from castore.system import statuses
 from castore.system import walk as module
 from castore.system.walk import FoundFile, Skipped, walk
 
@@ -15,8 +16,8 @@ from castore.system.walk import FoundFile, Skipped, walk
 @pytest.fixture(params=["extension", "Python"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "Python":
-        monkeypatch.setattr(module, "_native", None)
-    elif module._native is None:
+        monkeypatch.setattr(statuses, "_native", None)
+    elif statuses._native is None:
         pytest.skip("the C extension isn't built")
 
 

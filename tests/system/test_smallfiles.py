@@ -129,7 +129,7 @@ def test_files_of_a_year_that_no_number_of_ns_can_be(tmp_path: Path) -> None:
     assert (read is not None) == (fits and sourcefile._native is not None)
 
 
-def test_only_what_is_new_is_read_together(
+def test_only_what_is_new_or_changed_is_read_and_together(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if sourcefile._native is None:
@@ -158,4 +158,13 @@ def test_only_what_is_new_is_read_together(
         assert store.gets(os.path.basename(path)) == raw
     together.clear()
     assert store.import_folder(tmp_path / "in").same_files == 5
-    assert (together, sorted(alone)) == ([], sorted(made))
+    assert (together, alone) == ([], [])
+    changed = str(tmp_path / "in" / "3")
+    Path(changed).write_bytes(b"3" * 2999)
+    time.sleep(0.05)
+    assert store.import_folder(tmp_path / "in").same_files == 4
+    assert (together, alone) == ([changed], [])
+    assert store.gets("3") == b"3" * 2999
+    together.clear()
+    assert store.import_folder(tmp_path / "in", checksum=True).same_files == 5
+    assert (sorted(together), alone) == (sorted(made), [])

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from castore.errors import (
 )
 from castore.stream import fileputs, sourcefile
 from castore.stream.fileputs import FileOptions
-from castore.system import outfolder
+from castore.system import outfolder, statuses
 from castore.transfer import imports, outcomes
 
 LATIN = os.fsdecode(b"latin\xe9")
@@ -190,9 +190,13 @@ def test_other_bytes_of_the_same_size_and_time_are_seen(
     check(any_store)
 
 
+@pytest.mark.parametrize("extension", [True, False])
 def test_unchanged_files_are_not_read_again(
-    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: bool
 ) -> None:
+    if not extension:
+        monkeypatch.setattr(sourcefile, "_native", None)
+        monkeypatch.setattr(statuses, "_native", None)
     top = tmp_path / "in"
     made = make_tree(top)
     time.sleep(0.05)  # else they are too young for their times to tell
@@ -212,12 +216,22 @@ def test_unchanged_files_are_not_read_again(
             reads.append(os.path.relpath(source.path, top))
         return raw
 
+    together = sourcefile.read_together
+
+    def read_together(paths: Sequence[str], bytes_max: int) -> Any:
+        found = together(paths, bytes_max)
+        told = [path for path, each in zip(paths, found, strict=True) if each is not None]
+        reads.extend(os.path.relpath(path, top) for path in told)
+        return found
+
     monkeypatch.setattr("castore.stream.sourcefile._feed", feed)
     monkeypatch.setattr("castore.stream.fileputs.read_at_once", read_at_once)
+    monkeypatch.setattr("castore.stream.fileputs.read_together", read_together)
     assert store.import_folder(top).same_files == len(made)
     assert reads == []
     (top / "a").chmod(0o604)
     (top / "a").chmod(made["a"][1])  # of the same size, mode and time: only the ctime tells
+    time.sleep(0.05)
     report = store.import_folder(top)
     assert (report.same_files, set(reads)) == (len(made), {"a"})
     reads.clear()
