@@ -33,7 +33,10 @@ def read_files(
 ) -> list[tuple[bytes, int, int, int, int, int, int] | None]: ...
 def stat_files(paths: tuple[bytes, ...], /) -> list[tuple[int, int, int, int, int, int] | None]: ...
 def write_files(
-    folder: int, files: tuple[tuple[bytes, bytes, Buffer, int, int | None], ...], /
+    folder: int,
+    files: tuple[tuple[bytes, bytes, Buffer, int, int | None], ...],
+    replace: bool = ...,
+    /,
 ) -> list[int]: ...
 
 @final

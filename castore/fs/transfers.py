@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
@@ -18,8 +19,9 @@ from castore.fs.places import Place, as_given, local_places
 from castore.model import ObjectInfo, Progress
 from castore.stream.fileputs import FileOptions, FilePut
 from castore.system.open_folders import open_store_of
+from castore.system.statuses import lstat_all
 from castore.system.workers import map_at_once
-from castore.transfer.export import new_files
+from castore.transfer.export import small_files
 
 
 class TransferVerbs(NameVerbs):
@@ -57,14 +59,14 @@ class TransferVerbs(NameVerbs):
             pass
 
     def _get_small(self, places: list[Place], callback: Any, threads: int) -> list[Place]:
-        """Get small objects to new files, many at a time; what is left."""
+        """Get small objects to files, many at a time; what is left."""
         together = self.store.small_together
         if together == 1 or not all(isinstance(each.target, (str, os.PathLike)) for each in places):
             return places
         groups = list(_groups(places, together))
         left: list[Place] = []
         for group, infos in zip(
-            groups, map_at_once(self._new_files, groups, threads=threads), strict=True
+            groups, map_at_once(self._write_small, groups, threads=threads), strict=True
         ):
             for place, info in zip(group, infos, strict=True):
                 if info is None:
@@ -123,20 +125,36 @@ class TransferVerbs(NameVerbs):
                 if isinstance(put, Exception):
                     raise put
 
-    def _new_files(self, group: Sequence[Place]) -> Sequence[ObjectInfo | None]:
-        """The small objects of the group that are now files that were not there before, each in its
-        place; None for what is left to be got by itself."""
+    def _write_small(self, group: Sequence[Place]) -> Sequence[ObjectInfo | None]:
+        """The small objects of the group that are files by now, each in its place; None for what is
+        left to be got by itself."""
         folder = os.path.dirname(group[0].target)
-        wanted = [(place.source, os.path.basename(place.target)) for place in group]
-        if open_store_of(folder) is None:
-            with suppress(CastoreError, OSError):  # who writes them one by one says why
-                os.makedirs(folder, exist_ok=True)
-                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    return new_files(self.store, fd, wanted, keep_time=False)
-                finally:
-                    os.close(fd)
-        return [None] * len(group)
+        infos: list[ObjectInfo | None] = [None] * len(group)
+        if open_store_of(folder) is not None:
+            return infos
+        with suppress(CastoreError, OSError):  # who writes them one by one says why
+            os.makedirs(folder, exist_ok=True)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                ats = _replaceable([place.target for place in group])
+                wanted = [(group[at].source, os.path.basename(group[at].target)) for at in ats]
+                written = small_files(self.store, fd, wanted, keep_time=False, replace=True)
+                for at, info in zip(ats, written, strict=True):
+                    infos[at] = info
+            finally:
+                os.close(fd)
+        return infos
+
+
+def _replaceable(paths: Sequence[str]) -> list[int]:
+    """Which of these are regular files, or nothing yet. Whatever else there is, a link or a pipe,
+    is written through or to."""
+    return [
+        at
+        for at, status in enumerate(lstat_all(paths))
+        if isinstance(status, FileNotFoundError)
+        or (not isinstance(status, OSError) and stat.S_ISREG(status.st_mode))
+    ]
 
 
 class _Plan:

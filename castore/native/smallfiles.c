@@ -63,12 +63,12 @@ static int fill(int fd, const struct new_file *file)
     return error == 0 && file->has_time ? set_time(fd, file->mtime_ns) : error;
 }
 
-/* 0 once the file is in its place, whole; else nothing is left of it. What has the name stays, but
-   for a file that comes while this one is written: an export replaces files. */
-static int write_file(int folder, const struct new_file *file)
+/* 0 once the file is in its place, whole; else nothing is left of it. Unless it is to replace what
+   has the name, that stays, but for a file that comes while this one is written. */
+static int write_file(int folder, const struct new_file *file, bool replace)
 {
     struct stat taken;
-    if (fstatat(folder, file->leaf, &taken, AT_SYMLINK_NOFOLLOW) == 0) {
+    if (!replace && fstatat(folder, file->leaf, &taken, AT_SYMLINK_NOFOLLOW) == 0) {
         return EEXIST;
     }
     int fd = openat(folder, file->draft, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -124,9 +124,10 @@ static PyObject *list_of(const int *errors, Py_ssize_t count)
 
 static PyObject *write_files(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    int folder;
+    int folder, replace = 0;
     PyObject *given, *list = NULL;
-    if (!PyArg_ParseTuple(arguments, "iO!:write_files", &folder, &PyTuple_Type, &given)) {
+    if (!PyArg_ParseTuple(arguments, "iO!|p:write_files", &folder, &PyTuple_Type, &given,
+                          &replace)) {
         return NULL;
     }
     /* The tuple, and the tuples in it, which nobody can change, keep the names. */
@@ -149,7 +150,7 @@ static PyObject *write_files(PyObject *Py_UNUSED(module), PyObject *arguments)
     }
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < count; i++) {
-        errors[i] = write_file(folder, &files[i]);
+        errors[i] = write_file(folder, &files[i], replace);
     }
     Py_END_ALLOW_THREADS
     list = list_of(errors, count);
@@ -356,12 +357,13 @@ static PyMethodDef functions[] = {
      "`bytes_max` bytes, was changed meanwhile, or can't be read. Paths are from the open folder, or\n"
      "the current one. Raises TypeError, ValueError."},
     {"write_files", write_files, METH_VARARGS,
-     "write_files(folder, files, /)\n--\n\n"
+     "write_files(folder, files, replace=False, /)\n--\n\n"
      "Write new files, each whole or not at all, in the open folder `folder`: of each (draft, name,\n"
      "buffer, mode, mtime_ns or None) the bytes go to a file of the name `draft`, which must not be\n"
      "there, and which then gets the name. For each the error number of what went wrong, or 0;\n"
-     "EEXIST where there is something of the name, which stays; a file that comes meanwhile is\n"
-     "replaced. Both names are bytes. Raises TypeError, ValueError, OverflowError."},
+     "EEXIST, unless it is to `replace` that, where there is something of the name, which stays; a\n"
+     "file that comes meanwhile is replaced. Both names are bytes. Raises TypeError, ValueError,\n"
+     "OverflowError."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -152,13 +152,13 @@ class NewFile(NamedTuple):
     mtime_ns: int | None
 
 
-def write_new(folder: int, files: Sequence[NewFile]) -> list[bool]:
-    """Write files that are not there yet in the open folder, each as `replacing` and `finish` do.
-    Whether each is in its place: of one that is not, nothing is left, and nothing of the name was
-    touched. Why, is told to who writes it by itself. A file that comes meanwhile is replaced, as
-    `replacing` does it."""
+def write_small(folder: int, files: Sequence[NewFile], *, replace: bool = False) -> list[bool]:
+    """Write files in the open folder, each as `replacing` and `finish` do; only those that are not
+    there yet, unless it is to `replace` what is. Whether each is in its place: of one that is not,
+    nothing is left, and nothing of the name was touched. Why, is told to who writes it by itself.
+    A file that comes meanwhile is replaced."""
     if _native is None:
-        return [_written(folder, file) for file in files]
+        return [_written(folder, file, replace=replace) for file in files]
     drafts = os.urandom(8 * len(files)).hex()
     errors = _native.write_files(
         folder,
@@ -172,13 +172,14 @@ def write_new(folder: int, files: Sequence[NewFile]) -> list[bool]:
             )
             for i, (leaf, raw, mode, mtime_ns) in enumerate(files)
         ),
+        replace,
     )
     return [not error for error in errors]
 
 
-def _written(folder: int, file: NewFile) -> bool:
+def _written(folder: int, file: NewFile, *, replace: bool) -> bool:
     try:
-        if status_in(folder, file.leaf) is not None:
+        if not replace and status_in(folder, file.leaf) is not None:
             return False
         with replacing(file.leaf, folder=folder) as draft:
             write_all(draft.fd, [file.raw], 0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby, islice
 from typing import NamedTuple, TypeAlias
 
 from castore.errors import (
@@ -30,7 +30,7 @@ from castore.system.outfolder import (
     replacing,
     status_if_new,
     status_in,
-    write_new,
+    write_small,
 )
 from castore.system.statuses import Status
 from castore.transfer.outcomes import Objects, Outcome, Shared, SmallObjects, ahead
@@ -39,9 +39,18 @@ SAME_TIME_NS = 1000  # file systems round
 COARSEST_TIME_NS = 2 * 10**9  # of FAT; sshfs and others have whole seconds
 NO_MORE_WRITES = NO_MORE_FILES | {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 GROUP_BYTES_MAX = 2 << 20
+SAME_TOGETHER = 64  # files of a folder
 EXPORTS_MAX = 16  # at once; each waits for a server, or for the threads that decode
 
-Entry: TypeAlias = tuple[str, ObjectInfo | None]  # a name, and what was listed of it
+Listed: TypeAlias = tuple[str, ObjectInfo | None]  # a name, and what was listed of it
+
+
+class Entry(NamedTuple):
+    """One of them, and whether what it goes to is the same already, if that is known."""
+
+    name: str
+    info: ObjectInfo | None
+    is_same: bool | None
 
 
 def export_folder(
@@ -74,7 +83,7 @@ def export_folder(
     out = OutFolder(folder)
     export = _Export(store, below, out, keep_time, skip_same, past_damage, shared)
     try:
-        entries = chain([] if first is None else [first], found)
+        entries = export.compared(chain([] if first is None else [first], found))
         groups = _groups(entries, store.small_together)
         for outcomes in ahead(export.group, groups, min(2 * threads, EXPORTS_MAX), shared.stop):
             yield from outcomes
@@ -82,7 +91,7 @@ def export_folder(
         out.close()
 
 
-def _objects(store: Objects, below: str) -> Iterator[Entry]:
+def _objects(store: Objects, below: str) -> Iterator[Listed]:
     """Names and what they map to; without it from where on a listing can't be read."""
     last = b""
     try:
@@ -104,7 +113,7 @@ def _groups(entries: Iterable[Entry], together: int) -> Iterator[list[Entry]]:
     group: list[Entry] = []
     group_bytes = 0
     for entry in entries:
-        info = entry[1]
+        info = entry.info
         small = info is not None and info.size <= SMALL_BYTES_MAX
         if group and (not small or len(group) == together or group_bytes >= GROUP_BYTES_MAX):
             yield group
@@ -126,12 +135,23 @@ class _Export(NamedTuple):
     past_damage: bool
     shared: Shared
 
+    def compared(self, listed: Iterable[Listed]) -> Iterator[Entry]:
+        """Each with whether its file is the same, where that can be told of many by one call, and
+        matters."""
+        if not self.skip_same:
+            yield from (Entry(name, info, False) for name, info in listed)
+            return
+        for _, run in groupby(listed, lambda each: self._folder_of(each[0])):
+            while some := list(islice(run, SAME_TOGETHER)):
+                same = self._same(some)
+                yield from (Entry(name, info, same.get(name)) for name, info in some)
+
     def group(self, entries: Sequence[Entry]) -> list[Outcome]:
         """What becomes of each."""
         written = self._together(entries) if len(entries) > 1 else {}
         outcomes = []
-        for name, info in entries:
-            outcome = written.get(name)
+        for name, info, is_same in entries:
+            outcome = Outcome(name, info, same=True) if is_same else written.get(name)
             if outcome is None:
                 outcome = self._one(name, info)
             elif info is not None:
@@ -139,37 +159,53 @@ class _Export(NamedTuple):
             outcomes.append(outcome)
         return outcomes
 
-    def _together(self, entries: Sequence[Entry]) -> dict[str, Outcome]:
-        """What becomes in one go of these small ones: most are written to files that were not there
-        yet, or are the same as what is there. Whatever else there is, is left to who takes them one
-        by one, and says why."""
-        outcomes: dict[str, Outcome] = {}
-        at = len(self.below)
-        for _, run in groupby(entries, lambda entry: entry[0][at:].rpartition("/")[0]):
-            self.shared.check()
-            outcomes |= self._in_one_folder(list(run))
-        return outcomes
+    def _folder_of(self, name: str) -> str:
+        return name[len(self.below) :].rpartition("/")[0]
 
-    def _in_one_folder(self, entries: Sequence[Entry]) -> dict[str, Outcome]:
-        outcomes: dict[str, Outcome] = {}
+    def _same(self, listed: Sequence[Listed]) -> Mapping[str, bool]:
+        """By name, as far as it can be told by one call, all of one folder; of none if there is no
+        file for the first, as there is most likely for none then."""
+        below = len(self.below)
         try:
-            paths = [self.out.claim(name[len(self.below) :]) for name, _ in entries]
-            with self.out.opened(paths[0][:-1]) as folder:
-                wanted = [(name, path[-1]) for (name, _), path in zip(entries, paths, strict=True)]
-                for info in new_files(self.store, folder, wanted, keep_time=self.keep_time):
-                    if info is not None:
-                        outcomes[info.name] = Outcome(info.name, info)
-                if self.skip_same:
-                    left = [
-                        (info, path[-1])
-                        for (name, info), path in zip(entries, paths, strict=True)
-                        if info is not None and name not in outcomes
-                    ]
-                    for info in same_files(self.store, folder, left):
-                        outcomes[info.name] = Outcome(info.name, info, same=True)
+            *folders, first = self.out.claim(listed[0][0][below:])
+            with self.out.opened(folders) as folder:
+                if status_in(folder, first) is None:
+                    return {}
+                files = [
+                    (info, self.out.claim(name[below:])[-1])
+                    for name, info in listed
+                    if info is not None and info.size <= SMALL_BYTES_MAX
+                ]
+                return same_files(self.store, folder, files)
         except (InTheWay, OSError):
-            pass
-        return outcomes
+            return {}
+
+    def _together(self, entries: Sequence[Entry]) -> dict[str, Outcome]:
+        """What was written of these in one go: small files that were not there yet, or are known to
+        be others. Whatever is not as it is with most is left to who takes them one by one, and says
+        why."""
+        written: dict[str, Outcome] = {}
+        left = [entry for entry in entries if not entry.is_same]
+        for (_, is_same), run in groupby(left, lambda e: (self._folder_of(e.name), e.is_same)):
+            self.shared.check()
+            written |= self._small([entry.name for entry in run], replace=is_same is False)
+        return written
+
+    def _small(self, names: Sequence[str], *, replace: bool) -> dict[str, Outcome]:
+        """Those of these small objects, all of one folder, that are files by now; unless they are
+        to `replace` what is there, those that were not there before."""
+        below = len(self.below)
+        try:
+            parts = [self.out.claim(name[below:]) for name in names]
+            with self.out.opened(parts[0][:-1]) as folder:
+                wanted = [(name, path[-1]) for name, path in zip(names, parts, strict=True)]
+                written = small_files(
+                    self.store, folder, wanted, keep_time=self.keep_time, replace=replace
+                )
+        except (InTheWay, OSError):
+            return {}
+        done = zip(names, written, strict=True)
+        return {name: Outcome(name, info) for name, info in done if info is not None}
 
     def _one(self, name: str, info: ObjectInfo | None) -> Outcome:
         with self.shared.entry(info.size if info else 0) as counted:
@@ -218,13 +254,19 @@ class _Export(NamedTuple):
             return Outcome(name, reason=f"{path}: {error.strerror}", fault="other")
 
 
-def new_files(
-    store: SmallObjects, folder: int, wanted: Sequence[tuple[str, str]], *, keep_time: bool
+def small_files(
+    store: SmallObjects,
+    folder: int,
+    wanted: Sequence[tuple[str, str]],
+    *,
+    keep_time: bool,
+    replace: bool = False,
 ) -> list[ObjectInfo | None]:
-    """Write small objects, (name, leaf) each, to files that are not there yet in the open folder:
-    what each is that is in its place. The others are for who writes them one by one, and says why:
-    all of them where the first file is there, as most likely all are. Raises OSError."""
-    if status_in(folder, wanted[0][1]) is not None:
+    """Write small objects, (name, leaf) each, to files in the open folder that are not there yet,
+    or else `replace` what is there: what each is that is in its place. The others are for who
+    writes them one by one, and says why: all of them where the first file is there and stays, as
+    most likely all are. Raises OSError."""
+    if not replace and status_in(folder, wanted[0][1]) is not None:
         return [None] * len(wanted)
     reads = store.small_many([name for name, _ in wanted])
     files = [
@@ -232,21 +274,22 @@ def new_files(
         for (_, leaf), read in zip(wanted, reads, strict=True)
         if read is not None
     ]
-    in_place = iter(write_new(folder, files))
+    in_place = iter(write_small(folder, files, replace=replace))
     return [None if read is None or not next(in_place) else read[0] for read in reads]
 
 
 def same_files(
     store: Objects, folder: int, files: Sequence[tuple[ObjectInfo, str]]
-) -> Iterator[ObjectInfo]:
-    """Those of these small objects, each with a leaf, that are the same as the files in the open
-    folder. What can't be told of many by one call is for who looks at one by itself."""
+) -> dict[str, bool]:
+    """Whether each of these small objects is the same as the file of its leaf in the open folder.
+    What can't be told of many by one call is for who looks at one by itself."""
     read = read_together([leaf for _, leaf in files], SMALL_BYTES_MAX, folder=folder)
-    for (info, _), found in zip(files, read, strict=True):
-        if found is not None:
-            raw, status = found
-            if _looks_same(info, status, folder) and store.has_content(info, raw):
-                yield info
+    return {
+        info.name: _looks_same(info, status, folder) and store.has_content(info, raw)
+        for (info, _), (raw, status) in [
+            (file, found) for file, found in zip(files, read, strict=True) if found is not None
+        ]
+    }
 
 
 def _is_same(

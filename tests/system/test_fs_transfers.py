@@ -105,7 +105,10 @@ def test_a_folder_goes_in_and_out(
     assert not list(tmp_path.rglob(".castore-*"))
 
 
-def test_files_that_are_there_are_replaced(fs: CastoreFileSystem, tmp_path: Path) -> None:
+def test_files_that_are_there_are_replaced(
+    fs: CastoreFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_themselves = Calls().of(monkeypatch, "get_file")
     names = [f"{at:02}" for at in range(40)]
     fs.pipe({name: noise(1000 + at, at) for at, name in enumerate(names)})
     out = tmp_path / "out"
@@ -121,6 +124,22 @@ def test_files_that_are_there_are_replaced(fs: CastoreFileSystem, tmp_path: Path
     assert (tmp_path / "elsewhere").read_bytes() == expected["25"]
     fs.get(names, [f"{out}/{name}" for name in names])
     assert read_tree(out) == {name: b"new " + name.encode() for name in names}
+    assert (out / "25").is_symlink()
+    assert by_themselves == ["25", "25"]
+
+
+def test_what_is_no_file_is_not_replaced(
+    fs: CastoreFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_themselves = Calls().of(monkeypatch, "get_file")
+    fs.pipe({name: name.encode() for name in "abc"})
+    out = tmp_path / "out"
+    (out / "a").mkdir(parents=True)
+    (out / "b").symlink_to("none")
+    fs.get(list("abc"), [f"{out}/{name}" for name in "abc"])
+    assert read_tree(out) == {"a/a": b"a", "b": b"b", "c": b"c", "none": b"b"}
+    assert (out / "b").is_symlink()
+    assert sorted(by_themselves) == ["a", "b"]
 
 
 def test_one_object_goes_to_several_files(fs: CastoreFileSystem, tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_what_is_there_is_compared_and_the_rest_is_written(
 def test_what_is_the_same_is_told_together(
     tmp_path: Path,
     export: Export,
+    one_by_one: list[str],
     monkeypatch: pytest.MonkeyPatch,
     guard: str | None,
     extension: bool,
@@ -176,7 +177,9 @@ def test_what_is_the_same_is_told_together(
         os.utime(tmp_path / "out/c/text 300", ns=(10**18, 10**18))
         changed |= {"p/a/raw 4097", "p/c/text 300"}
         time.sleep(0.05)
+        assert one_by_one == []
         report = export(store)
+        assert sorted(one_by_one) == ([] if extension else sorted(changed))
     assert (report.files, report.same_files) == (len(changed), len(made) - len(changed))
     assert exported(tmp_path) == made
     for name, status in before.items():

@@ -16,7 +16,7 @@ import castore
 from castore.stream import fileputs, sourcefile
 from castore.stream.sourcefile import read_together
 from castore.system import outfolder
-from castore.system.outfolder import NewFile, write_new
+from castore.system.outfolder import NewFile, write_small
 
 NAMES = [f"{i}.txt" for i in range(5)]
 
@@ -41,7 +41,7 @@ def test_files_have_their_bytes_modes_and_times(folder: int, tmp_path: Path, tim
         NewFile("é", memoryview(b"x" * 100_000)[1:], 0o444, time_ns),
         NewFile("setuid", b"x", 0o6755, None),
     ]
-    assert write_new(folder, files) == [True] * 3
+    assert write_small(folder, files) == [True] * 3
     assert sorted(os.listdir(tmp_path)) == ["empty", "setuid", "é"]
     for leaf, raw, mode, mtime_ns in files:
         status = (tmp_path / leaf).stat()
@@ -56,7 +56,7 @@ def test_what_is_there_stays(folder: int, tmp_path: Path) -> None:
     (tmp_path / NAMES[1]).symlink_to(tmp_path / "elsewhere")
     (tmp_path / NAMES[2]).mkdir()
     os.mkfifo(tmp_path / NAMES[3])
-    done = write_new(folder, [NewFile(name, b"new", 0o644, 0) for name in NAMES])
+    done = write_small(folder, [NewFile(name, b"new", 0o644, 0) for name in NAMES])
     assert done == [False] * 4 + [True]
     assert sorted(os.listdir(tmp_path)) == NAMES  # no draft, and nothing where the link leads
     assert (tmp_path / NAMES[0]).read_bytes() == b"mine"
@@ -64,19 +64,36 @@ def test_what_is_there_stays(folder: int, tmp_path: Path) -> None:
     assert (tmp_path / NAMES[4]).read_bytes() == b"new"
 
 
+def test_what_is_there_is_replaced_where_that_is_wanted(folder: int, tmp_path: Path) -> None:
+    (tmp_path / NAMES[0]).write_bytes(b"older")
+    (tmp_path / "target").write_bytes(b"of the link")
+    (tmp_path / NAMES[1]).symlink_to("target")
+    (tmp_path / NAMES[2] / "inside").mkdir(parents=True)
+    (tmp_path / NAMES[3]).mkdir()
+    files = [NewFile(name, b"new", 0o640, 0) for name in NAMES]
+    assert write_small(folder, files, replace=True) == [True, True, False, False, True]
+    assert sorted(os.listdir(tmp_path)) == sorted([*NAMES, "target"])
+    for name in (NAMES[0], NAMES[1], NAMES[4]):
+        path = tmp_path / name
+        assert (path.read_bytes(), path.is_symlink()) == (b"new", False)
+        assert (path.stat().st_mtime_ns, stat.S_IMODE(path.stat().st_mode)) == (0, 0o640)
+    assert (tmp_path / "target").read_bytes() == b"of the link"
+    assert os.listdir(tmp_path / NAMES[2]) == ["inside"]
+
+
 def test_of_what_cannot_be_written_nothing_is_left(folder: int, tmp_path: Path) -> None:
     files = [NewFile("x" * 300, b"", 0o644, None), NewFile("fine", b"1", 0o644, None)]
-    assert write_new(folder, files) == [False, True]
+    assert write_small(folder, files) == [False, True]
     assert os.listdir(tmp_path) == ["fine"]
 
 
 def test_a_folder_that_is_gone(folder: int, tmp_path: Path) -> None:
     tmp_path.rmdir()
-    assert write_new(folder, [NewFile("a", b"1", 0o644, None)]) == [False]
+    assert write_small(folder, [NewFile("a", b"1", 0o644, None)]) == [False]
 
 
 def test_none(folder: int) -> None:
-    assert write_new(folder, []) == []
+    assert write_small(folder, []) == []
 
 
 # ---------------------------------------------------------------- reading
