@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -44,14 +44,13 @@ class ListingVerbs(StoreFileSystem):
         FileNotFoundError."""
         names = [self._strip_protocol(path) for path in paths]
         listed = self.store.infos_together(names)
-        threads = 2 * self.store.threads if len(names) > 1 else 0
 
         def size(name: str) -> int | None:
             info = listed.get(name)
             found: int | None = self.size(name) if info is None else info.size
             return found
 
-        return list(map_at_once(size, names, threads=threads))
+        return list(map_at_once(size, names, threads=self._threads_of(names)))
 
     def exists(self, path: str, **kwargs: Any) -> bool:
         return self._is_shown(path) or any(self._kind(path))
@@ -303,8 +302,13 @@ class ListingVerbs(StoreFileSystem):
     def _kinds(self, names: Iterable[str]) -> dict[str, Kind]:
         """What each is, many looked at once."""
         wanted = list(dict.fromkeys(names))
-        threads = 2 * self.store.threads if len(wanted) > 1 else 0
-        return dict(zip(wanted, map_at_once(self._kind, wanted, threads=threads), strict=True))
+        kinds = map_at_once(self._kind, wanted, threads=self._threads_of(wanted))
+        return dict(zip(wanted, kinds, strict=True))
+
+    def _threads_of(self, names: Sequence[str]) -> int:
+        """That look them up: none where there is no server that is waited for."""
+        waits = self.store.small_together == 1
+        return 2 * self.store.threads if waits and len(names) > 1 else 0
 
     def _existing(self, name: str) -> str:
         if not self.store.exists(name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice, takewhile
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from castore.transaction import StrPath, object_info
 from castore.urls import text_of
 
 BATCHES_MIN = 64  # objects: with fewer a commit puts them one by one
+TASK_BYTES = 2 << 20  # read by one thread
+READ_BYTES = 64 << 10  # as much takes as long as what is the same for every object
 OTHERS_MAX = 4  # names that are listed for each that is wanted
 
 
@@ -90,20 +92,22 @@ class ReadVerbs(Handle):
 
         found: list[bytes | Exception] = [b""] * len(wanted)
         if len(places) > 1:
-            # Where each is read from its file, more than the range would be.
-            ranged = self.small_together == 1
-            whole = [
-                name
-                for name, ats in places.items()
-                if ranged or all(wanted[at][1] is None for at in ats)
-            ]
-            for name, raw in self._small_of(whole):
+            for name, raw in self._small_of([*places]):
                 with contextlib.suppress(InvalidRange):  # `read` says so
                     bounds = [clamp_range(wanted[at][1], len(raw)) for at in places[name]]
                     for at, (begin, end) in zip(places.pop(name), bounds, strict=True):
                         found[at] = raw[begin:end]
-        parts = map(read, places) if len(places) == 1 else self._workers.map_ahead(read, places)
-        for ats, each in zip(places.values(), parts, strict=True):
+        tasks = [[name] for name in places]
+        if self.small_together > 1:  # nothing is waited for: threads would only wait for each other
+            tasks = list(_tasks((name, [wanted[at][1] for at in places[name]]) for name in places))
+
+        def read_all(names: Sequence[str]) -> list[Sequence[bytes | Exception]]:
+            return [read(name) for name in names]
+
+        parts = (
+            map(read_all, tasks) if len(tasks) == 1 else self._workers.map_ahead(read_all, tasks)
+        )
+        for ats, each in zip(places.values(), chain.from_iterable(parts), strict=True):
             for at, part in zip(ats, each, strict=True):
                 found[at] = part
         return found
@@ -288,6 +292,30 @@ class ReadVerbs(Handle):
         """
         self._check_open()
         return self._reader.explain(encode_name(name), byte_range)
+
+
+def _tasks(wanted: Iterable[tuple[str, Sequence[Sequence[int] | None]]]) -> Iterator[list[str]]:
+    """The names, in their order, in groups of which about as many bytes are wanted as are worth a
+    thread."""
+    group: list[str] = []
+    group_bytes = 0
+    for name, byte_ranges in wanted:
+        group.append(name)
+        group_bytes += READ_BYTES + sum(map(_most_bytes, byte_ranges))
+        if group_bytes >= TASK_BYTES:
+            yield group
+            group, group_bytes = [], 0
+    if group:
+        yield group
+
+
+def _most_bytes(byte_range: Sequence[int] | None) -> int:
+    """That a half-open range can have; of what is none, as much as of a whole object."""
+    try:
+        begin, end = byte_range or (0, TASK_BYTES)
+        return max(0, min(end - begin, TASK_BYTES))
+    except (TypeError, ValueError):
+        return TASK_BYTES
 
 
 def _start(names: Sequence[str]) -> bytes:

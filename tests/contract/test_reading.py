@@ -340,6 +340,35 @@ def test_many_small_objects_and_what_is_none(any_store: castore.Store) -> None:
     assert isinstance(any_store.gets_ranges([(7, None), *wanted])[0], Exception)  # type: ignore[list-item]
 
 
+def test_ranges_of_many_objects_of_all_sizes(any_store: castore.Store) -> None:
+    sizes = (0, 1, 5000, 65_536, 65_537, 300_000)
+    values = {f"n/{i:03}": (DATA * 3)[i : i + sizes[i % 6]] for i in range(120)}
+    with any_store.transaction() as transaction:
+        for name, value in values.items():
+            transaction.puts(name, value)
+    ranges: list[Any] = [(0, 0), (0, 1), (4990, 70_000), (299_999, 1 << 62), [], None, (1, 2, 3)]
+    wanted: list[tuple[str, Any]] = [
+        (name, ranges[(at + i) % 7]) for i, name in enumerate(values) for at in range(i % 3 + 1)
+    ]
+    bad = {name for name, byte_range in wanted if byte_range == (1, 2, 3)}
+    for (name, byte_range), found in zip(wanted, any_store.gets_ranges(wanted), strict=True):
+        if name in bad:
+            assert isinstance(found, InvalidRange)
+        else:
+            begin, end = byte_range or (0, 1 << 62)
+            assert found == values[name][begin:end]
+
+
+def test_what_is_no_range_is_told_in_its_place(any_store: castore.Store) -> None:
+    names = [f"n{i}" for i in range(9)]
+    for name in names:
+        any_store.puts(name, DATA)
+    odd: list[Any] = [(0, 1.5), "ab", (5, 2), (-1, 3), 7, b"ab", (None, 3), object(), (1, 2)]
+    found = any_store.gets_ranges(list(zip(names, odd, strict=True)))
+    assert [type(each) for each in found[:-1]] == [InvalidRange] * 8
+    assert found[-1] == DATA[1:2]
+
+
 @pytest.mark.parametrize("bases", [True, False], ids=["deltas", "plain"])
 def test_one_damaged_among_many_small_objects(tmp_path: Path, bases: bool) -> None:
     """Those that need its bytes have the error in their place, and all others are read."""
