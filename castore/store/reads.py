@@ -93,10 +93,13 @@ class ReadVerbs(Handle):
         found: list[bytes | Exception] = [b""] * len(wanted)
         if len(places) > 1:
             for name, raw in self._small_of([*places]):
-                with contextlib.suppress(InvalidRange):  # `read` says so
-                    bounds = [clamp_range(wanted[at][1], len(raw)) for at in places[name]]
-                    for at, (begin, end) in zip(places.pop(name), bounds, strict=True):
-                        found[at] = raw[begin:end]
+                try:
+                    for at in places[name]:
+                        byte_range = wanted[at][1]
+                        found[at] = raw if byte_range is None else _part(raw, byte_range)
+                except InvalidRange:  # `read` says so
+                    continue
+                del places[name]
         tasks = [[name] for name in places]
         if self.small_together > 1:  # nothing is waited for: threads would only wait for each other
             tasks = list(_tasks((name, [wanted[at][1] for at in places[name]]) for name in places))
@@ -292,6 +295,11 @@ class ReadVerbs(Handle):
         """
         self._check_open()
         return self._reader.explain(encode_name(name), byte_range)
+
+
+def _part(raw: bytes, byte_range: Sequence[int]) -> bytes:
+    begin, end = clamp_range(byte_range, len(raw))
+    return raw[begin:end]
 
 
 def _tasks(wanted: Iterable[tuple[str, Sequence[Sequence[int] | None]]]) -> Iterator[list[str]]:
