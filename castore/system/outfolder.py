@@ -45,7 +45,8 @@ class OutFolder:
         self._fd = os.open(path, (_FOLDER | os.O_RDONLY) & ~os.O_NOFOLLOW)
         self._lock = threading.Lock()
         self._spelled: dict[str, str] | None = {} if ignores_case(self._fd) else None
-        self._asked: tuple[str, str | None] = ("", None)  # the last folder, and the store it is in
+        # The last folder in it, and the open store that it is in: files come folder by folder.
+        self._asked: tuple[str | None, str | None] = (None, None)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -64,7 +65,7 @@ class OutFolder:
             raise InTheWay(str(error)) from None
         except UnicodeEncodeError as error:
             raise InTheWay(f"the locale has no such name of a file: {error}") from None
-        store = self._store_of(os.path.join(self.path, *parts[:-1]))
+        store = self._store_of(inner.rpartition("/")[0])
         if store is not None:
             raise InTheWay(f"{os.path.join(self.path, inner)} lies inside the open store {store}")
         if self._spelled is not None:
@@ -75,10 +76,9 @@ class OutFolder:
         return parts
 
     def _store_of(self, folder: str) -> str | None:
-        """Files come folder by folder."""
         asked = self._asked
         if asked[0] != folder:
-            asked = self._asked = folder, open_store_of(folder)
+            asked = self._asked = folder, open_store_of(os.path.join(self.path, folder))
         return asked[1]
 
     @contextlib.contextmanager
