@@ -6,9 +6,11 @@ durable put of one does, beside SQLite.
 First whole processes, with what Python takes to start: the files of a folder are put in one
 transaction (by `puts_many`, and by a `puts` for each), imported, listed, read (by `gets_ranges`,
 many at a time, and by a `gets` for each) and exported, put and got by fsspec, too; beside restic,
-borg (at castore's compression) and `tar` through `zstd -1`. Their contents are words, which
-compress to a half. Contenders take turns within each repetition; the ratios of the processor's
-time, which other work on the machine changes least, are noted below each row.
+borg (at castore's compression) and `tar` through `zstd -1`. The import is repeated, as nothing has
+changed since, and so is the export, over the same files and over files of other times. Their
+contents are words, which compress to a half. Contenders take turns within each repetition; the
+ratios of the processor's time, which other work on the machine changes least, are noted below each
+row.
 
 Then puts that are durable when they return, each by itself: of one thread, and of several at once,
 which share what they wait for. SQLite commits the same bytes as a row with `synchronous=FULL`, to a
@@ -51,20 +53,37 @@ from measure import run as run_process
 from peers import Borg, Restic, present, versions
 
 FOLDERS = 100
-VERBS = ["put", "puts", "import", "fs.put", "list", "get", "gets", "export", "fs.get"]
+VERBS = [
+    "put",
+    "puts",
+    "import",
+    "import again",
+    "fs.put",
+    "list",
+    "get",
+    "gets",
+    "export",
+    "export again",
+    "export over",
+    "fs.get",
+]
 # Beside no peer: what these are fast enough for is not said, and more files that are deleted would
 # make the exports of all slower.
 ALONE = ("fs.put", "fs.get")
 PUTS = ("put", "puts", "import", "fs.put")
+OVER = ("export again", "export over")
 WHAT = {
     "put": "put all in one transaction, by puts_many",
     "puts": "put all in one transaction, by a puts for each",
     "import": "import the folder",
+    "import again": "import it again, unchanged",
     "fs.put": "put the folder by fsspec",
     "list": "list all, with sizes and times",
     "get": "read all by their names, by gets_ranges (the peers: restore all)",
     "gets": "read each by its name, by gets (the peers: restore all)",
     "export": "export all to files",
+    "export again": "export all to files that are the same",
+    "export over": "export all to files of other times",
     "fs.get": "get the folder by fsspec",
 }
 JUDGED_FILES_MIN = 5000  # with fewer, starting Python weighs as much as the work
@@ -151,7 +170,8 @@ def whole_processes(
     for _ in range(settings.repeats):
         for verb, row in rows.items():
             for name, contender in contenders.items():
-                if name == "castore" or verb not in ALONE:
+                without = ("import again",) if name == "tar | zstd" else ()
+                if name == "castore" or verb not in (*ALONE, *without):
                     row.add_usage(name, contender(verb, directory, source))
     assert_same(source, directory / "castore.out")
     for row in rows.values():
@@ -173,18 +193,19 @@ def castore_verb(verb: str, directory: Path, source: Path) -> Usage:
     if verb in PUTS:
         shutil.rmtree(store, ignore_errors=True)
     files = str(source)
-    if verb == "export":
-        files = _fresh(directory / "castore.out")
+    if verb == "export" or verb in OVER:
+        files = _out(verb, directory / "castore.out")
     elif verb == "fs.get":
         files = tempfile.mkdtemp(dir=directory)
     command = [*castore(), "-r", str(store)]
-    argv = {
-        "import": [*command, "import", files, "/"],
-        "list": [*command, "ls", "-l"],
-        "export": [*command, "export", "/", files],
-    }
-    by_api = [sys.executable, BY_API, verb, str(store), files]
-    return _timed(argv.get(verb, by_api), castore_environment())
+    argv = [sys.executable, BY_API, verb, str(store), files]
+    if verb in ("import", "import again"):
+        argv = [*command, "import", files, "/"]
+    elif verb == "list":
+        argv = [*command, "ls", "-l"]
+    elif verb == "export" or verb in OVER:
+        argv = [*command, "export", "/", files]
+    return _timed(argv, castore_environment())
 
 
 def restic_verb(verb: str, directory: Path, source: Path) -> Usage:
@@ -193,9 +214,12 @@ def restic_verb(verb: str, directory: Path, source: Path) -> Usage:
         restic.renew()
     if verb == "list":
         return _timed(["restic", "ls", "--quiet", "-l", "latest"], restic.env)
+    if verb == "import again":
+        again = ["restic", "backup", "--quiet", source.name]
+        return _timed(again, restic.env, str(source.parent))
     command = restic.put(source)
-    if verb in ("gets", "export"):
-        command = restic.get(Path(_fresh(directory / "restic.out")), source)
+    if verb not in PUTS:
+        command = restic.get(Path(_out(verb, directory / "restic.out")), source)
     return _timed(command.argv, command.env, command.cwd)
 
 
@@ -205,18 +229,21 @@ def borg_verb(verb: str, directory: Path, source: Path) -> Usage:
         borg.renew()
         argv = ["borg", "create", "--compression=zstd,1", "::put-1", source.name]
         return _timed(argv, borg.env, str(source.parent))
+    if verb == "import again":
+        argv = ["borg", "create", "--compression=zstd,1", "::put-2", source.name]
+        return _timed(argv, borg.env, str(source.parent))
     if verb == "list":
         return _timed(["borg", "list", "::put-1"], borg.env)
-    out = Path(_fresh(directory / "borg.out"))
-    out.mkdir()
+    out = Path(_out(verb, directory / "borg.out"))
+    out.mkdir(exist_ok=True)
     command = borg.get(out, source)
     return _timed(command.argv, command.env, command.cwd)
 
 
 def tar_verb(verb: str, directory: Path, source: Path) -> Usage:
     packed = shlex.quote(str(directory / "tar.zst"))
-    out = Path(_fresh(directory / "tar.out"))
-    out.mkdir()
+    out = Path(_out(verb, directory / "tar.out"))
+    out.mkdir(exist_ok=True)
     unpack = f"zstd -dcq {packed} | tar "
     pack = f"tar c -C {shlex.quote(str(source))} . | zstd -q -1 > {packed}"
     scripts = {
@@ -224,7 +251,7 @@ def tar_verb(verb: str, directory: Path, source: Path) -> Usage:
         "list": unpack + "tv",
         "get": unpack + "xO",
         "gets": unpack + "xO",
-        "export": unpack + f"x -C {shlex.quote(str(out))}",
+        **dict.fromkeys(["export", *OVER], unpack + f"x -C {shlex.quote(str(out))}"),
     }
     return _timed(["sh", "-c", scripts[verb]], dict(os.environ))
 
@@ -239,6 +266,16 @@ def assert_same(source: Path, out: Path) -> None:
 def _timed(argv: Sequence[str], env: dict[str, str], cwd: str | None = None) -> Usage:
     settle()
     return run_process(argv, env=env, cwd=cwd)
+
+
+def _out(verb: str, path: Path) -> str:
+    """Where files are written to: over those of the last export, or to a folder that is new."""
+    if verb not in OVER:
+        return _fresh(path)
+    if verb == "export over":
+        for file in path.rglob("*.txt"):
+            os.utime(file)
+    return str(path)
 
 
 def _fresh(path: Path) -> str:
