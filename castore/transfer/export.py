@@ -153,7 +153,7 @@ class _Export(NamedTuple):
         for name, info, is_same in entries:
             outcome = Outcome(name, info, same=True) if is_same else written.get(name)
             if outcome is None:
-                outcome = self._one(name, info)
+                outcome = self._one(name, info, compare=is_same is None)
             elif info is not None:
                 self.shared.advance(info.size)
             outcomes.append(outcome)
@@ -207,16 +207,18 @@ class _Export(NamedTuple):
         done = zip(names, written, strict=True)
         return {name: Outcome(name, info) for name, info in done if info is not None}
 
-    def _one(self, name: str, info: ObjectInfo | None) -> Outcome:
+    def _one(self, name: str, info: ObjectInfo | None, *, compare: bool) -> Outcome:
         with self.shared.entry(info.size if info else 0) as counted:
             try:
-                return self._written(name, info, counted)
+                return self._written(name, info, counted, compare=compare)
             except IndexCorrupt as error:
                 if not self.past_damage:
                     raise
                 return Outcome(name, reason=f"it is damaged: {error}", fault="damaged")
 
-    def _written(self, name: str, listed: ObjectInfo | None, progress: Progress) -> Outcome:
+    def _written(
+        self, name: str, listed: ObjectInfo | None, progress: Progress, *, compare: bool
+    ) -> Outcome:
         inner = name[len(self.below) :]
         try:
             if listed and not listed.size and inner.endswith("/") and inner[:-1]:
@@ -227,7 +229,7 @@ class _Export(NamedTuple):
                 status = status_in(folder, leaf)
                 if status is not None and stat.S_ISDIR(status.st_mode):
                     raise InTheWay(f"{os.path.join(self.out.path, inner)} is a folder")
-                if self.skip_same and listed and _is_same(self.store, listed, status, folder, leaf):
+                if compare and listed and _is_same(self.store, listed, status, folder, leaf):
                     return Outcome(name, listed, same=True)
                 # One version of it, which may be a newer one than was listed; a symlink in the
                 # file's place is replaced, and not followed.
