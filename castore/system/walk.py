@@ -47,6 +47,9 @@ def walk(folder: str, *, leave_out: str | None = None) -> Iterator[FoundFile | S
         try:
             if isinstance(status, OSError):
                 raise status
+            if stat.S_ISDIR(status.st_mode):
+                # Looked at together with those before it, whatever has come in its place since.
+                status = os.lstat(path)
             if not stat.S_ISDIR(status.st_mode):
                 yield _classify(path, inner, status)
             elif (status.st_dev, status.st_ino) == left_out:

@@ -115,6 +115,27 @@ def test_a_folder_that_vanishes_once_it_was_looked_at_is_told(tree: Path) -> Non
     assert [(each.path, each.reason) for each in gone] == [(f"{tree}/b", "it vanished meanwhile")]
 
 
+def test_what_takes_a_folder_s_place_once_it_was_looked_at_is_told(
+    tree: Path, tmp_path: Path
+) -> None:
+    """It was looked at together with what comes before it, which may have taken hours."""
+    (tree / "c").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/file").write_bytes(b"outside")
+    walked = walk(str(tree))
+    assert [next(walked).path, next(walked).path] == [f"{tree}/.hidden", f"{tree}/a"]
+    shutil.rmtree(tree / "b")
+    (tree / "b").symlink_to(tmp_path / "elsewhere")
+    (tree / "c").rmdir()
+    (tree / "c").write_bytes(b"a file")
+    assert [*walked] == [
+        Skipped(f"{tree}/b", "it is a symlink to a folder"),
+        FoundFile(f"{tree}/b.txt", "b.txt", 3),
+        FoundFile(f"{tree}/c", "c", 6),
+        FoundFile(os.path.join(tree, os.fsdecode(b"n\xff")), os.fsdecode(b"n\xff"), 2),
+    ]
+
+
 def test_the_folder_itself_has_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FileNotFoundError):
