@@ -82,13 +82,13 @@ class OutFolder:
         return asked[1]
 
     @contextlib.contextmanager
-    def opened(self, parts: Sequence[str]) -> Iterator[int]:
-        """A descriptor of the folder that these lead to, made where it is not there. Raises
-        InTheWay, OSError."""
+    def opened(self, parts: Sequence[str], *, make: bool = True) -> Iterator[int]:
+        """A descriptor of the folder that these lead to, which it is to `make` where it is not
+        there. Raises InTheWay, OSError."""
         fd = os.dup(self._fd)
         try:
             for i, part in enumerate(parts):
-                inside = _enter(fd, part, os.path.join(self.path, *parts[: i + 1]))
+                inside = _enter(fd, part, os.path.join(self.path, *parts[: i + 1]), make=make)
                 os.close(fd)
                 fd = inside
             yield fd
@@ -235,12 +235,14 @@ def _folded(inner: str) -> str:
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", inner).casefold())
 
 
-def _enter(fd: int, part: str, path: str) -> int:
-    """The folder `part` in the open folder, made if there is none."""
+def _enter(fd: int, part: str, path: str, *, make: bool) -> int:
+    """The folder `part` in the open folder, which it is to `make` if there is none."""
     for _ in range(2):
         try:
             return os.open(part, _FOLDER, dir_fd=fd)
         except FileNotFoundError:
+            if not make:
+                raise
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part, dir_fd=fd)
         except OSError:

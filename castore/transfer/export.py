@@ -168,7 +168,8 @@ class _Export(NamedTuple):
         below = len(self.below)
         try:
             *folders, first = self.out.claim(listed[0][0][below:])
-            with self.out.opened(folders) as folder:
+            # Not made yet: what comes before may be a file of this name.
+            with self.out.opened(folders, make=False) as folder:
                 if status_in(folder, first) is None:
                     return {}
                 files = [

@@ -188,6 +188,16 @@ def test_what_is_the_same_is_told_together(
         assert (now.st_ino != status.st_ino) == (name in changed)
 
 
+def test_a_file_comes_before_what_has_it_for_a_folder(
+    store: castore.Store, tmp_path: Path, export: Export
+) -> None:
+    """That others are compared, below, makes no folders."""
+    fill(store, {"p/x": b"first", "p/x/in": b"has no place", "p/y/z": b"another"})
+    report = export(store)
+    assert report.left_out == [("p/x/in", f"{tmp_path}/out/x is a file")]
+    assert exported(tmp_path) == {"p/x": b"first", "p/y/z": b"another"}
+
+
 def test_one_that_is_put_anew_larger_is_read_as_it_is_by_then(
     store: castore.Store, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
