@@ -104,7 +104,8 @@ class ContentVerbs(StoreFileSystem):
         listed: ObjectInfo | None = None,
         **kwargs: Any,
     ) -> None:
-        """As fsspec's; `listed` is as for `castore.Store.get`."""
+        """As fsspec's; `listed` is as for `castore.Store.get`. Raises IsADirectoryError for a path
+        that is a folder."""
         name = self._strip_protocol(rpath)
         if outfile is None and isfilelike(lpath):
             outfile = lpath
@@ -113,6 +114,10 @@ class ContentVerbs(StoreFileSystem):
             return
         os.makedirs(os.path.dirname(os.path.abspath(lpath)), exist_ok=True)
         try:
+            if os.path.isdir(lpath):
+                # What the store would write into it may be the file of another object.
+                self.store.info(name)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(lpath))
             self.store.get(name, lpath, progress=callback, listed=listed)
         except NameNotFound:  # a folder is asked for too, in a tree of them
             if not self.isdir(name):

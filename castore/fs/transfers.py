@@ -42,6 +42,9 @@ class TransferVerbs(NameVerbs):
         begun by then is left. What `callback.branched` gives is told of its file on another thread.
         """
         places = self._places(rpath, LocalFileSystem(), lpath, recursive, maxdepth)
+        for target in _folders_among([place.target for place in places]):
+            # At once, so that an object that has its name is refused whoever comes first.
+            os.makedirs(target, exist_ok=True)
         callback.set_size(len(places))
         listed = self.store.infos_together([place.source for place in places])
 
@@ -178,6 +181,18 @@ def _entry(callback: Any, place: Place) -> Iterator[Progress]:
 
 def _are_distinct(places: Sequence[Place]) -> bool:
     return len({str(place.target) for place in places}) == len(places)
+
+
+def _folders_among(targets: Sequence[Any]) -> list[str]:
+    """Those that others of them are in; of paths only."""
+    paths = {os.fspath(each) for each in targets if isinstance(each, (str, os.PathLike))}
+    folders: set[str] = set()
+    for path in paths:
+        folder = os.path.dirname(path)
+        while folder not in folders and folder != os.path.dirname(folder):
+            folders.add(folder)
+            folder = os.path.dirname(folder)
+    return sorted(paths & folders)
 
 
 def _groups(places: Sequence[Place], together: int) -> Iterator[Sequence[Place]]:

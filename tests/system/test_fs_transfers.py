@@ -136,8 +136,9 @@ def test_what_is_no_file_is_not_replaced(
     out = tmp_path / "out"
     (out / "a").mkdir(parents=True)
     (out / "b").symlink_to("none")
-    fs.get(list("abc"), [f"{out}/{name}" for name in "abc"])
-    assert read_tree(out) == {"a/a": b"a", "b": b"b", "c": b"c", "none": b"b"}
+    with pytest.raises(IsADirectoryError):
+        fs.get(list("cba"), [f"{out}/{name}" for name in "cba"])
+    assert read_tree(out) == {"b": b"b", "c": b"c", "none": b"b"}
     assert (out / "b").is_symlink()
     assert sorted(by_themselves) == ["a", "b"]
 
@@ -162,6 +163,44 @@ def test_what_is_not_there_is_told(fs: CastoreFileSystem, tmp_path: Path) -> Non
         fs.get(names, [f"{tmp_path}/out/00/{name}" for name in names])
     with pytest.raises(NotAStore, match="open store"):
         fs.get(names, [f"{tmp_path}/store/{name}" for name in names])
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_an_object_is_no_file_in_the_folder_that_has_its_name(
+    fs: CastoreFileSystem, tmp_path: Path, small: bool
+) -> None:
+    """Whichever thread comes first: that file may be another object's."""
+    size = 9 if small else 70_000
+    made = {name: noise(size, at) for at, name in enumerate(["t/d", "t/d/d", "t/d/e/f", "t/g"])}
+    fs.pipe(made)
+    for at in range(8):
+        out = tmp_path / str(at)
+        with pytest.raises(IsADirectoryError, match=f"{out}/d'"):
+            fs.get("t", str(out), recursive=True)
+        got = {f"t/{name}": raw for name, raw in read_tree(out).items()}
+        assert got.items() <= made.items()
+        assert "t/d" not in got
+        names = ["t/d/e/f", "t/d"]
+        with pytest.raises(IsADirectoryError, match=f"{out}/new/t/d'"):
+            fs.get(names, [f"{out}/new/{name}" for name in names])
+
+
+def test_a_folder_that_is_there_is_no_file(fs: CastoreFileSystem, tmp_path: Path) -> None:
+    fs.pipe({"t/d": b"an object", "t/e": b"other", "u/d/x": b"in it"})
+    (tmp_path / "out/d").mkdir(parents=True)
+    for refused in (
+        lambda: fs.get("t/", f"{tmp_path}/out", recursive=True),
+        lambda: fs.get(["t/d", "t/e"], [f"{tmp_path}/out/d", f"{tmp_path}/out/e"]),
+        lambda: fs.get_file("t/d", f"{tmp_path}/out/d"),
+    ):
+        with pytest.raises(IsADirectoryError, match=f"{tmp_path}/out/d'"):
+            refused()
+        assert not [*(tmp_path / "out/d").iterdir()]
+    fs.get_file("u/d", f"{tmp_path}/out/d")  # a folder, too
+    fs.get("u/", f"{tmp_path}/out", recursive=True)
+    assert read_tree(tmp_path / "out/d") == {"x": b"in it"}
+    fs.get("t/d", f"{tmp_path}/out/d")  # into it, as fsspec has it
+    assert (tmp_path / "out/d/d").read_bytes() == b"an object"
 
 
 def test_the_last_of_those_that_go_to_one_place_stays(
