@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, islice
 from typing import NamedTuple, TypeAlias
 
@@ -82,12 +82,13 @@ def export_folder(
         shared.fix_size(_listed_bytes(store, below))
     out = OutFolder(folder)
     export = _Export(store, below, out, keep_time, skip_same, past_damage, shared)
+    entries = export.compared(chain([] if first is None else [first], found))
     try:
-        entries = export.compared(chain([] if first is None else [first], found))
         groups = _groups(entries, store.small_together)
         for outcomes in ahead(export.group, groups, min(2 * threads, EXPORTS_MAX), shared.stop):
             yield from outcomes
     finally:
+        entries.close()  # which may be at work in the folder
         out.close()
 
 
@@ -135,16 +136,16 @@ class _Export(NamedTuple):
     past_damage: bool
     shared: Shared
 
-    def compared(self, listed: Iterable[Listed]) -> Iterator[Entry]:
+    def compared(self, listed: Iterable[Listed]) -> Generator[Entry, None, None]:
         """Each with whether its file is the same, where that can be told of many by one call, and
         matters."""
         if not self.skip_same:
             yield from (Entry(name, info, False) for name, info in listed)
             return
-        for _, run in groupby(listed, lambda each: self._folder_of(each[0])):
-            while some := list(islice(run, SAME_TOGETHER)):
-                same = self._same(some)
-                yield from (Entry(name, info, same.get(name)) for name, info in some)
+        # By a thread of its own: an interrupt, which strikes in the main one, would leave open what
+        # it opened, and what it made to try.
+        for entries in ahead(self._compared, self._runs(listed), 1, self.shared.stop):
+            yield from entries
 
     def group(self, entries: Sequence[Entry]) -> list[Outcome]:
         """What becomes of each."""
@@ -161,6 +162,16 @@ class _Export(NamedTuple):
 
     def _folder_of(self, name: str) -> str:
         return name[len(self.below) :].rpartition("/")[0]
+
+    def _runs(self, listed: Iterable[Listed]) -> Iterator[list[Listed]]:
+        """In their order, so many of one folder at most."""
+        for _, run in groupby(listed, lambda each: self._folder_of(each[0])):
+            while some := list(islice(run, SAME_TOGETHER)):
+                yield some
+
+    def _compared(self, listed: Sequence[Listed]) -> list[Entry]:
+        same = self._same(listed)
+        return [Entry(name, info, same.get(name)) for name, info in listed]
 
     def _same(self, listed: Sequence[Listed]) -> Mapping[str, bool]:
         """By name, as far as it can be told by one call, all of one folder; of none if there is no

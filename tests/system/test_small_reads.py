@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from castore.store import Store
 from castore.stream import reader, sourcefile
 from castore.stream.small import SMALL_BYTES_MAX
 from castore.stream.smallreads import read_small
+from castore.system.outfolder import OutFolder
 from castore.transfer import export as transfer_export
 from castore.transfer.outcomes import TransferReport
 
@@ -196,6 +198,25 @@ def test_a_file_comes_before_what_has_it_for_a_folder(
     report = export(store)
     assert report.left_out == [("p/x/in", f"{tmp_path}/out/x is a file")]
     assert exported(tmp_path) == {"p/x": b"first", "p/y/z": b"another"}
+
+
+def test_no_interrupt_strikes_where_files_are_compared_or_written(
+    any_store: castore.Store, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would leave descriptors open, and drafts and probes in the folder."""
+    fill(any_store, {"p/a": b"1", "p/b": b"2", "p/c/d": b"3"})
+    opened = OutFolder.opened
+    threads: list[threading.Thread] = []
+
+    def told(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(OutFolder, "opened", told)
+    export(any_store)
+    assert export(any_store).same_files == 3
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 def test_one_that_is_put_anew_larger_is_read_as_it_is_by_then(
