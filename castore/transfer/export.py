@@ -170,7 +170,7 @@ class _Export(NamedTuple):
                 yield some
 
     def _compared(self, listed: Sequence[Listed]) -> list[Entry]:
-        same = self._same(listed)
+        same = self._same(listed) if len(listed) > 1 else {}
         return [Entry(name, info, same.get(name)) for name, info in listed]
 
     def _same(self, listed: Sequence[Listed]) -> Mapping[str, bool]:
