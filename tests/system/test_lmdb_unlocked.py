@@ -12,7 +12,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from castore.errors import IndexCorrupt
+from castore.errors import IndexCorrupt, StoreFull
 from castore.system.lmdb_unlocked import UnlockedEnvironment
 
 TABLES = (b"empty", b"few", b"many", b"large")
@@ -109,6 +109,64 @@ def test_a_copy_is_whole(folder: Path, tmp_path: Path) -> None:
             txn.put(b"more", b"1", db=table)
         with copy.begin() as txn:
             assert txn.get(b"more", db=table) == b"1"
+    env.close()
+
+
+@pytest.mark.parametrize("commits", [6, 7])  # each is written over the head of the one but last
+def test_a_copy_is_of_its_transaction_whatever_is_committed_meanwhile(
+    folder: Path, tmp_path: Path, commits: int
+) -> None:
+    env = UnlockedEnvironment(os.fspath(folder))
+    with lmdb.open(os.fspath(folder), max_dbs=4, lib_version=0) as writes:
+        table = writes.open_db(b"few")
+        for i in range(6, commits + 1):
+            txn = env.begin()
+            rows = list(txn.cursor(b"few"))
+            with writes.begin(write=True) as other:
+                other.put(b"0", b"v%d" % i, db=table)
+    (tmp_path / "copy").mkdir()
+    with open(tmp_path / "copy" / "data.mdb", "wb") as file:
+        env.copy(txn, file.fileno())
+    env.close()
+    copy = UnlockedEnvironment(os.fspath(tmp_path / "copy"))
+    assert (copy.last_transaction(), list(copy.begin().cursor(b"few"))) == (txn.id(), rows)
+    copy.close()
+
+
+def test_a_copy_of_what_ends_with_pages_that_were_never_written(tmp_path: Path) -> None:
+    """They were freed before: the file is shorter than its commit says, and its copy is not."""
+    draw = random.Random(28)
+    path = tmp_path / "data.mdb"
+    with lmdb.open(os.fspath(tmp_path), map_size=1 << 28, max_dbs=1, lib_version=0) as env:
+        table = env.open_db(b"many")
+        for _ in range(50):
+            with env.begin(write=True) as txn:
+                for _ in range(60):
+                    value = bytes(draw.choice((10, 1000, 1900, 3000, 9000)))
+                    txn.put(b"%d" % draw.randrange(3000), value, db=table)
+                keys = [key for key, _ in txn.cursor(table)]
+                for key in draw.sample(keys, len(keys) // 2):
+                    txn.delete(key, db=table)
+            size = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+            if path.stat().st_size < size:
+                break
+    assert path.stat().st_size < size
+    unlocked = UnlockedEnvironment(os.fspath(tmp_path))
+    (tmp_path / "copy").mkdir()
+    with open(tmp_path / "copy" / "data.mdb", "wb") as file:
+        unlocked.copy(unlocked.begin(), file.fileno())
+    copy = UnlockedEnvironment(os.fspath(tmp_path / "copy"))
+    assert list(copy.begin().cursor(b"many")) == list(unlocked.begin().cursor(b"many"))
+    assert (tmp_path / "copy" / "data.mdb").stat().st_size == size
+    for each in (copy, unlocked):
+        each.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a full disk at hand")
+def test_a_copy_that_finds_no_room_says_so(folder: Path) -> None:
+    env = UnlockedEnvironment(os.fspath(folder))
+    with open("/dev/full", "wb") as full, pytest.raises(StoreFull, match="the copy of"):
+        env.copy(env.begin(), full.fileno())
     env.close()
 
 
