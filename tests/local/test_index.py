@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,6 +199,69 @@ def test_many_may_be_open_at_once(tmp_path: Path) -> None:
         sizes = [index._env.info()["map_size"] for index in opened]  # type: ignore[union-attr]
         assert min(sizes) >= 1 << 36
         assert sum(sizes) < 1 << 46  # others need some, too
+
+
+GROWS = """
+import sys
+from castore.system.lmdb_env import open_index
+index = open_index(sys.argv[1])
+with index.write_gate, index.errors, index.begin() as txn:
+    txn.put(b"large", bytes(4 << 20), db=index.meta)
+index.close()
+"""
+
+
+@pytest.fixture
+def outgrown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    """An index that another process made larger than it is mapped here, as where addresses were few
+    when it was opened."""
+    path = str(tmp_path / "index")
+    with monkeypatch.context() as few:
+        few.setattr(index_module, "MAP_BYTES", 1 << 20)
+        index = open_index(path)
+    put(index, b"small", b"1")
+    subprocess.run([sys.executable, "-c", GROWS, path], check=True, timeout=60)
+    yield index
+    index.close()
+
+
+def test_what_outgrew_its_map_is_read(outgrown: Index) -> None:
+    assert get(outgrown, b"large") == bytes(4 << 20)
+    put(outgrown, b"more", bytes(4 << 20))
+    assert get(outgrown, b"more") == bytes(4 << 20)
+
+
+def test_what_outgrew_its_map_is_written(outgrown: Index) -> None:
+    put(outgrown, b"more", bytes(4 << 20))
+    assert get(outgrown, b"large") == get(outgrown, b"more") == bytes(4 << 20)
+
+
+def test_who_maps_an_index_anew_waits_for_no_lock_behind_its_own(
+    outgrown: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that is about to write may read first."""
+    locked, adopting, adopt = threading.Event(), threading.Event(), outgrown._adopt_map
+    got: list[bytes | None] = []
+
+    def told() -> None:
+        adopting.set()
+        adopt()
+
+    def writes() -> None:
+        with outgrown.write_gate:
+            locked.set()
+            adopting.wait(10)
+            got.append(get(outgrown, b"small"))
+
+    monkeypatch.setattr(outgrown, "_adopt_map", told)
+    writer = threading.Thread(target=writes, daemon=True)
+    reader = threading.Thread(target=lambda: got.append(get(outgrown, b"small")), daemon=True)
+    writer.start()
+    assert locked.wait(10)
+    reader.start()
+    for thread in (reader, writer):
+        thread.join(20)
+    assert got == [b"1", b"1"]
 
 
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077])
