@@ -3,6 +3,7 @@ of it is touched, and what is read is a state that it had, whoever writes meanwh
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from castore.errors import IndexChanged, PermissionDenied, ReadOnlyStore
 from castore.local.catalog import LocalCatalog
 from castore.local.meta import CONFIG, STORE_ID
 from castore.system.lmdb_env import Index
+from castore.system.lmdb_unlocked import UnlockedEnvironment
 
 NOBODY = 65534
 DATA = {f"n/{i}": bytes([i]) * 300 + os.urandom(9000) for i in range(5)} | {"small": b"x"}
@@ -391,6 +393,23 @@ def test_a_snapshot_is_good_until_its_pages_may_be_written_over(folder: Path) ->
         snapshot_over(index_of(store), writer, 1)
         with pytest.raises(IndexChanged, match="index was changed while it was read"):
             snapshot_over(index_of(store), writer, 2)
+
+
+def test_so_is_a_copy(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a backup: it is of one moment, or there is none."""
+    copy = UnlockedEnvironment.copy
+    with castore.open(folder, read_only=True) as store, Writer(COMMITS, folder) as writer:
+        writer.commit(1)
+        for commits in (1, 2):
+
+            def beside(*arguments: Any, commits: int = commits) -> None:
+                copy(*arguments)
+                writer.commit(commits)
+
+            monkeypatch.setattr(UnlockedEnvironment, "copy", beside)
+            changed = pytest.raises(IndexChanged) if commits > 1 else contextlib.nullcontext()
+            with open(tmp_path / "copy", "wb") as file, changed:
+                index_of(store).copy_to(file.fileno())
 
 
 def test_pages_are_written_over_then(folder: Path) -> None:

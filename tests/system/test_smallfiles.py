@@ -14,7 +14,7 @@ import pytest
 
 import castore
 from castore.stream import fileputs, sourcefile
-from castore.stream.sourcefile import read_together
+from castore.stream.sourcefile import opened, read_at_once, read_together
 from castore.system import outfolder
 from castore.system.outfolder import NewFile, write_small
 
@@ -120,7 +120,9 @@ def test_small_files_are_read_whole(tmp_path: Path) -> None:
         assert sourcefile.fingerprint(found[1]) == sourcefile.fingerprint(status) != 0
 
 
-def test_what_one_reading_does_not_tell_is_left(tmp_path: Path) -> None:
+def test_what_one_reading_does_not_tell_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "large").write_bytes(bytes(BYTES_MAX + 1))
     (tmp_path / "secret").write_bytes(b"1")
     (tmp_path / "link").symlink_to(tmp_path / "secret")
@@ -129,7 +131,9 @@ def test_what_one_reading_does_not_tell_is_left(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "socket"))
     time.sleep(0.05)
-    (tmp_path / "young").write_bytes(b"1")
+    young = tmp_path / "young"
+    young.write_bytes(b"1")
+    monkeypatch.setattr(time, "time_ns", lambda: young.stat().st_ctime_ns + 1)
     # That of the system says that it is empty, and is not.
     paths = [*map(str, sorted(tmp_path.iterdir())), str(tmp_path / "none"), "/proc/self/status"]
     paths.remove(str(tmp_path / "secret"))
@@ -144,6 +148,32 @@ def test_files_of_a_year_that_no_number_of_ns_can_be(tmp_path: Path) -> None:
     [read] = read_together([str(path)], BYTES_MAX)
     fits = path.stat().st_mtime_ns < 1 << 63
     assert (read is not None) == (fits and sourcefile._native is not None)
+
+
+@pytest.mark.parametrize("change", ["none", "grown", "cut", "overwritten", "young", "proc"])
+def test_what_one_reading_does_not_tell_is_not_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    if change == "proc":
+        path = Path("/proc/self/status")  # it says that it is empty, and is not
+        if not path.exists():
+            pytest.skip("has no /proc")
+    elif change == "young":
+        monkeypatch.setattr(time, "time_ns", lambda: path.stat().st_ctime_ns + 1)
+    else:
+        time.sleep(0.05)
+    with opened(str(path), regular=True) as source:
+        if change == "grown":
+            path.write_bytes(b"before, and more")
+        elif change == "cut":
+            os.truncate(path, 3)
+        elif change == "overwritten":
+            path.write_bytes(b"behind")
+        assert read_at_once(source) == (b"before" if change == "none" else None)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(source.fd)
 
 
 def test_only_what_is_new_or_changed_is_read_and_together(
