@@ -282,9 +282,7 @@ def test_the_file_is_small_and_its_map_is_not(index: Index) -> None:
     assert index.stat_bytes() < 1 << 20
 
 
-def test_slots_of_dead_readers_are_freed_at_the_next_opening(tmp_path: Path) -> None:
-    """Their snapshots would make the file grow for ever."""
-    program = """
+DIES_READING = """
 import os, sys, castore
 store = castore.open(sys.argv[1])
 index = store._catalog._index
@@ -292,10 +290,17 @@ with index.gate, index.snapshot() as txn:
     print(os.getpid(), flush=True)
     os.kill(os.getpid(), 9)
 """
+
+
+@pytest.mark.parametrize("next_one", ["opening", "commit"])
+def test_slots_of_dead_readers_are_freed_at_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, next_one: str
+) -> None:
+    """Their snapshots would make the file grow for ever, also where nobody opens the store anew."""
     with castore.open(tmp_path / "store") as store:  # keeps LMDB from starting its table anew
         store.puts("a", b"1")
         run = subprocess.run(
-            oracle.python(program, tmp_path / "store"),
+            oracle.python(DIES_READING, tmp_path / "store"),
             env=oracle.environment(),
             capture_output=True,
             text=True,
@@ -303,7 +308,11 @@ with index.gate, index.snapshot() as txn:
         )
         environment = store._catalog._index._env  # type: ignore[union-attr]
         assert run.stdout.strip() in environment.readers()
-        oracle.run_program("import sys, castore; castore.open(sys.argv[1])", tmp_path / "store")
+        if next_one == "opening":
+            oracle.run_program("import sys, castore; castore.open(sys.argv[1])", tmp_path / "store")
+        else:
+            monkeypatch.setattr(index_module, "READER_CHECK_S", 0)
+            store.puts("a", b"2")
         assert run.stdout.strip() not in environment.readers()
 
 
