@@ -31,8 +31,10 @@ from castore.errors import (
     StoreIOError,
     StoreLocked,
 )
+from castore.format.index import manifest_of
 from castore.local import folder as folders
 from castore.local.catalog import LocalCatalog
+from castore.system.lmdb_env import Index
 from castore.system.lmdb_errors import typed
 from castore.system.mapping import Mapping
 
@@ -553,6 +555,12 @@ def test_a_file_that_its_disk_can_not_read_is_not_put_as_zeros(
     check(store)
 
 
+def manifests(store: castore.Store) -> set[int]:
+    index: Index = store._catalog._index  # type: ignore[attr-defined]
+    with index.gate, index.snapshot() as txn, txn.cursor(db=index.segments) as cursor:
+        return {manifest_of(key) for key in cursor.iternext(values=False)}
+
+
 def test_a_file_that_grows_or_changes_while_it_is_put(
     store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -575,6 +583,7 @@ def test_a_file_that_grows_or_changes_while_it_is_put(
         return real(catalog, chunk_ids)
 
     monkeypatch.setattr(LocalCatalog, "known", known)
+    before = manifests(store)
     for changes_max in (100, 2):
         changes[0] = 0
         if changes_max == 100:
@@ -585,6 +594,7 @@ def test_a_file_that_grows_or_changes_while_it_is_put(
             info = store.put("changed", source)
             assert store.gets("changed") == source.read_bytes()[: info.size]
         assert changes[0] > 1
+    assert len(manifests(store) - before) == 1  # and none of a reading that was given up
     monkeypatch.undo()
     assert b"changed" in store.gets("changed")
     oracle.check_index(store)
