@@ -34,6 +34,7 @@ from castore.errors import (
 from castore.format.index import manifest_of
 from castore.local import folder as folders
 from castore.local.catalog import LocalCatalog
+from castore.stream import sourcefile
 from castore.system.lmdb_env import Index
 from castore.system.lmdb_errors import typed
 from castore.system.mapping import Mapping
@@ -598,6 +599,51 @@ def test_a_file_that_grows_or_changes_while_it_is_put(
     monkeypatch.undo()
     assert b"changed" in store.gets("changed")
     oracle.check_index(store)
+    store.delete("changed")
+    check(store)
+
+
+def test_a_file_that_only_grows_is_put_as_long_as_it_was(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a log that is written to all the time."""
+    source = tmp_path / "source"
+    source.write_bytes(some_bytes(9_000_000, 14))
+    real = LocalCatalog.known
+
+    def known(catalog: LocalCatalog, chunk_ids: Any) -> Any:
+        with open(source, "ab") as file:
+            file.write(b"one more line\n")
+        return real(catalog, chunk_ids)
+
+    monkeypatch.setattr(LocalCatalog, "known", known)
+    store.put("log", source)
+    monkeypatch.undo()
+    assert store.gets("log") == source.read_bytes()[:9_000_000]
+    store.delete("log")
+    check(store)
+
+
+def test_a_file_that_changes_within_a_tick_of_the_clock_is_read_twice(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its times do not tell then, and what is stored is what it was at one moment nevertheless."""
+    source = tmp_path / "source"
+    source.write_bytes(some_bytes(9_000_000, 13))
+    before = source.read_bytes()
+    after = b"changed" + before[7:-7] + b"changed"
+
+    class Change(Cut):
+        def relative_update(self, inc: int = 1) -> None:
+            self.taken += inc
+            if self.taken >= self.at:
+                source.write_bytes(after)
+
+    monkeypatch.setattr(sourcefile, "_facts", lambda status: status.st_size)
+    monkeypatch.setattr(sourcefile, "is_young", lambda _: True)
+    store.put("changed", source, progress=Change(source, 4_000_000, 0))
+    monkeypatch.undo()
+    assert store.gets("changed") == after
     store.delete("changed")
     check(store)
 

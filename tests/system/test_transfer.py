@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -45,6 +46,32 @@ def test_there_and_back(any_store: castore.Store, tmp_path: Path) -> None:
         any_store.import_folder(tmp_path / "out", "p/q/"),
     ):
         assert (again.files, again.same_files) == (0, len(made))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="asks /proc what is open")
+def test_no_descriptor_stays_open(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top, out, file = tmp_path / "in", tmp_path / "out", tmp_path / "file"
+    make_tree(top)
+    file.write_bytes(b"1")
+
+    def still_open() -> list[str]:
+        """What is open of these."""
+        fds = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        paths = [os.readlink(fd) for fd in fds if os.path.lexists(fd)]
+        return [path for path in paths if path.startswith((str(top), str(out), str(file)))]
+
+    for native in (outfolder._native, None):
+        for module in (outfolder, sourcefile):
+            monkeypatch.setattr(module, "_native", native)
+        for _ in range(2):
+            store.import_folder(top, checksum=True)
+            store.export_folder("", out)
+            with pytest.raises(NotADirectoryError, match="file"):
+                store.export_folder("", file)
+        assert still_open() == []
+        shutil.rmtree(out)
 
 
 @pytest.mark.parametrize("change", ["bytes", "size", "mode", "time", "gone"])
