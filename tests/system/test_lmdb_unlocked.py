@@ -13,6 +13,7 @@ import lmdb
 import pytest
 
 from castore.errors import IndexCorrupt, StoreFull
+from castore.system.lmdb_pages import TABLE
 from castore.system.lmdb_unlocked import UnlockedEnvironment
 
 TABLES = (b"empty", b"few", b"many", b"large")
@@ -94,6 +95,22 @@ def test_views(folder: Path) -> None:
     txn = env.begin(buffers=True)
     assert isinstance(txn.get(b"0", None, b"few"), memoryview)
     assert [bytes(value) for _, value in txn.cursor(b"few")] == [b"v5"] * 5
+    env.close()
+
+
+def test_what_is_no_table(tmp_path: Path) -> None:
+    """As in another program's environment: there is none of the name, or it is a row."""
+    with lmdb.open(os.fspath(tmp_path), max_dbs=1, lib_version=0) as writes:
+        writes.open_db(b"table")
+        with writes.begin(write=True) as other:
+            other.put(b"row", b"1")
+            other.put(b"row as long as a table", bytes(TABLE.size))
+    env = UnlockedEnvironment(os.fspath(tmp_path))
+    txn = env.begin()
+    assert txn.stat(b"table") == {"entries": 0}
+    for name in (b"none", b"row", b"row as long as a table"):
+        with pytest.raises(IndexCorrupt, match="another program's"):
+            txn.stat(name)
     env.close()
 
 
