@@ -127,6 +127,14 @@ def test_prefixes_end_at_a_slash(store: castore.Store, tmp_path: Path) -> None:
     assert store.gets("a") == b"a"
 
 
+def test_an_empty_store_is_an_empty_folder(store: castore.Store, tmp_path: Path) -> None:
+    report = store.export_folder("", tmp_path / "out")
+    assert (report.files, report.left_out, os.listdir(tmp_path / "out")) == (0, [], [])
+    with pytest.raises(NameNotFound):
+        store.export_folder("p", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_nothing_is_written_outside_the_folder(store: castore.Store, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -280,7 +280,10 @@ def test_a_name_that_the_locale_does_not_have(store: castore.Store, tmp_path: Pa
         shutil.rmtree(out)
 
 
-def test_names_of_a_damaged_index_do_not_end_a_listing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page_names", [2, 1000])
+def test_names_of_a_damaged_index_do_not_end_a_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_names: int
+) -> None:
     """Not UTF-8, or leading elsewhere: no put makes them, but an index may be another's work."""
     folder = tmp_path / "store"
     with small(folder) as store:
@@ -296,9 +299,11 @@ def test_names_of_a_damaged_index_do_not_end_a_listing(tmp_path: Path) -> None:
         with pytest.raises(FormatError):
             list(store.list("p/"))
         out = tmp_path / "deep" / "out"
+        monkeypatch.setattr("castore.local.lookup.PAGE_NAMES", page_names)
         report = store.export_folder("p", out)
         assert set(tree(out)) == {"a", "m", "z"}
         assert (report.failures, report.damaged) == (6, 1)
+        assert (report.files, report.same_files) == (3, 0)  # each once
         assert sorted(os.listdir(tmp_path)) == ["deep", "store"]
         assert os.listdir(tmp_path / "deep") == ["out"]
     assert main(["-r", str(folder), "export", "p", str(out)]) == 13
