@@ -24,6 +24,7 @@ import castore.fs
 from castore.cli import main
 from castore.errors import NameNotFound, NotAStore, ReadOnlyStore
 from castore.stream import sourcefile
+from castore.stream.small import SMALL_BYTES_MAX
 from castore.system import outfolder
 from castore.transfer import imports
 
@@ -133,6 +134,25 @@ def test_an_empty_store_is_an_empty_folder(store: castore.Store, tmp_path: Path)
     with pytest.raises(NameNotFound):
         store.export_folder("p", tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lengths"),
+    [
+        ([], []),
+        ([0] * 4001, [2000, 2000, 1]),
+        ([imports.BATCH_BYTES_MAX + 1] * 2, [1, 1]),
+        ([imports.BATCH_BYTES_MAX // 4] * 5, [4, 1]),
+        # What is small is in memory until its commit.
+        ([SMALL_BYTES_MAX] * 1025, [imports.BATCH_SMALL_BYTES_MAX // SMALL_BYTES_MAX] * 2 + [1]),
+        ([SMALL_BYTES_MAX + 1] * 1025, [1025]),
+    ],
+)
+def test_what_is_put_together_is_bounded(sizes: list[int], lengths: list[int]) -> None:
+    sources = [imports.Source(f"{i}", f"{i}", size) for i, size in enumerate(sizes)]
+    found = list(imports.batches(sources))
+    assert [source for batch in found for source in batch] == sources
+    assert [len(batch) for batch in found] == lengths
 
 
 def test_nothing_is_written_outside_the_folder(store: castore.Store, tmp_path: Path) -> None:
@@ -286,6 +306,7 @@ def test_killed_on_the_way(store: castore.Store, tmp_path: Path) -> None:
     dying = """
 import os, signal, sys, castore
 from castore.stream import sourcefile
+from castore.stream.small import SMALL_BYTES_MAX
 from castore.system import outfolder
 outfolder._native = None  # whose calls are not Python's
 done = []  # several threads do it
