@@ -103,6 +103,8 @@ def _whole(raw: Any, headers: Mapping[str, str], bytes_max: int, *, to_close: bo
     length = _length(headers)
     if length is not None and length > bytes_max:
         raise Broken(f"the reply has {length} bytes, and {bytes_max} at most are taken")
+    if length is None and not to_close and not _is_chunked(headers):
+        raise Broken("the reply does not say how long it is")
     pieces, size = [], 0
     while piece := raw.read(PIECE_BYTES, decode_content=False):
         pieces.append(piece)
@@ -110,10 +112,7 @@ def _whole(raw: Any, headers: Mapping[str, str], bytes_max: int, *, to_close: bo
         note_moved(len(piece))
         if size > bytes_max:
             raise Broken(f"the reply has more than the {bytes_max} bytes that are taken")
-    if length is None:
-        if not to_close and not _is_chunked(headers):
-            raise Broken("the reply does not say how long it is")
-    elif size != length:
+    if length is not None and size != length:
         raise Broken(f"the reply ended after {size:,} of {counted(length, 'byte')}")
     return b"".join(pieces)
 
