@@ -83,10 +83,10 @@ class ContentVerbs(StoreFileSystem):
         one = self._strip_protocol(path) if isinstance(path, (str, os.PathLike)) else None
         types = self._expanded(path, recursive, None)
         names = [name for name, kind in types.items() if not recursive or kind != "directory"]
-        if names == [one] or kwargs:
+        if names == [one]:
             return super().cat(path, recursive, on_error, **kwargs)
         found: dict[str, Any] = {}
-        parts = self.store.gets_ranges([(name, None) for name in names])
+        parts = self.cat_ranges(names, kwargs.get("start"), kwargs.get("end"))
         for name, part in zip(names, parts, strict=True):
             if isinstance(part, Exception) and on_error == "raise":
                 raise part

@@ -218,6 +218,28 @@ def test_cat_ranges_keeps_the_order_and_returns_errors(fs):
         fs.cat_ranges(["none"], [0], [1], on_error="raise")
     with pytest.raises(ValueError):
         fs.cat_ranges(["x"], [0, 1], [1])
+    assert fs.cat_ranges(["x", "y"], [0, -2], [2, None], on_error="raise") == [b"01", b"ef"]
+    [got, none] = fs.cat_ranges(["y", "none"], [-1, -1], None)
+    assert got == b"f"
+    assert isinstance(none, NameNotFound)
+
+
+def test_cat_of_several(fs):
+    data = {"t/x": b"0123456789", "t/y/z": b"abcdef"}
+    fs.pipe(data)
+    for start, end in [(None, None), (1, None), (None, 3), (-2, None), (1, -1)]:
+        asked = {"start": start, "end": end}
+        parts = {name: value[start:end] for name, value in data.items()}
+        assert fs.cat(list(data), **asked) == parts
+        assert fs.cat("t", recursive=True, **asked) == parts
+    with pytest.raises(NameNotFound):
+        fs.cat("t")
+    with pytest.raises(NameNotFound):
+        fs.cat(["t/x", "none"])
+    assert fs.cat(["t/x", "none"], on_error="omit") == {"t/x": b"0123456789"}
+    found = fs.cat(["t/x", "none"], on_error="return")
+    assert isinstance(found.pop("none"), NameNotFound)
+    assert found == {"t/x": b"0123456789"}
 
 
 def test_open_reads_and_writes_text_and_bytes(fs):
