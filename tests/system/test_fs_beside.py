@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,3 +93,19 @@ def test_touch_takes_away_nothing_that_is_put_meanwhile(
     expected = b"put meanwhile" if was_put else b""
     monkeypatch.undo()
     assert fs.cat_file("new") == expected
+
+
+@pytest.mark.parametrize("name", ["x", "new"])
+def test_touch_leaves_what_is_put_before_it_is_done(
+    fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    begun = fs.open
+
+    def beside(*arguments: Any) -> Any:
+        file = begun(*arguments)
+        fs.store.puts(name, b"put meanwhile")
+        return file
+
+    monkeypatch.setattr(fs, "open", beside)
+    fs.touch(name, truncate=False)
+    assert fs.cat_file(name) == b"put meanwhile"

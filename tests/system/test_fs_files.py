@@ -18,6 +18,8 @@ import pytest
 
 fsspec = pytest.importorskip("fsspec")
 
+from fsspec.compression import compr  # noqa: E402
+
 import castore  # noqa: E402
 from castore.errors import (  # noqa: E402
     ChunkCorrupt,
@@ -118,6 +120,22 @@ def test_a_compressor_that_can_not_end_publishes_nothing(
     file.close()
     assert fs.cat("x") == OLD
     assert fs.store.gc().packs_busy == 0  # it is over, and not only out of reach
+
+
+def test_a_compressor_that_can_not_begin_publishes_nothing(
+    fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def fails(file: Any, **_: object) -> None:
+        opened.append(file)
+        raise MemoryError
+
+    monkeypatch.setitem(compr, "gzip", fails)
+    with pytest.raises(MemoryError):
+        fs.open("x", "wb", compression="gzip")
+    assert opened[0].closed
+    assert fs.cat("x") == OLD
 
 
 def test_a_compressed_file_has_what_a_file_has(fs: CastoreFileSystem) -> None:

@@ -329,15 +329,17 @@ def test_a_move_takes_away_only_what_it_has_moved(
 
 
 def test_a_touch_in_a_transaction_keeps_what_was_put_in_it(fs: CastoreFileSystem) -> None:
-    fs.pipe_file("old", b"1")
-    before = fs.info("old")["mtime"]
+    fs.pipe({"old": b"1", "kept": b"4"})
+    before = fs.info("old")["mtime"], fs.info("kept")["mtime"]
     with fs.transaction:
         fs.pipe_file("new", b"2")
         fs.pipe_file("old", b"3")
-        for name in ("new", "old", "none"):
+        for name in ("new", "old", "none", "kept"):
             fs.touch(name, truncate=False)
-    assert fs.cat(["new", "old", "none"]) == {"new": b"2", "old": b"3", "none": b""}
-    assert fs.info("old")["mtime"] > before
+    expected = {"new": b"2", "old": b"3", "none": b"", "kept": b"4"}
+    assert fs.cat(list(expected)) == expected
+    assert fs.info("old")["mtime"] > before[0]
+    assert fs.info("kept")["mtime"] > before[1]
 
 
 def test_a_touch_makes_anew_what_its_transaction_removed(fs: CastoreFileSystem) -> None:
