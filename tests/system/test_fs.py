@@ -197,6 +197,11 @@ def test_what_is_asked_for_as_it_can_not_be(fs, tmp_path):
         fs.pipe_file("a/c", b"y")
     with pytest.raises(ValueError, match="the transaction has ended"):
         transaction.changes(create=True)
+    transaction.complete(commit=False)  # it is
+    assert fs.find("") == ["a/b", "a/c"]
+    with fs.transaction:
+        """Nothing is changed."""
+    assert fs.find("") == ["a/b", "a/c"]
 
 
 def test_cat_file_takes_python_slices(fs):

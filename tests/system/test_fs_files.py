@@ -370,6 +370,12 @@ def test_an_open_reader_pickles(fs: CastoreFileSystem) -> None:
     fs.pipe_file("x", b"another")
     with pytest.raises(ObjectChanged, match="'x' was put anew"):
         pickle.loads(pickled)
+    pickled = pickle.dumps(file)  # which is closed
+    with pytest.raises(ObjectChanged, match="'x' was put anew"):
+        pickle.loads(pickled)
+    fs.pipe_file("x", OLD)
+    with pickle.loads(pickled) as again:
+        assert again.read() == OLD
     with pytest.raises(TypeError):
         pickle.dumps(fs.store.open("x"))
 
@@ -396,7 +402,14 @@ def test_a_range_for_a_cache_is_never_short_of_what_cannot_be_read(tmp_path: Pat
     pack.write_bytes(raw)
     with fs.open("large", "rb") as file:
         assert file._fetch_range(0, 1000) == data[:1000]
+        file.seek(7)
+        assert file._fetch_range(1000, 2000) == data[1000:2000]
+        assert file._fetch_range(2000, 1000) == b""
+        assert file.tell() == 7
+        file.seek(0)
         with pytest.raises(ChunkCorrupt):
             file._fetch_range(0, len(data))
         assert file.tell() == 0
+    with pytest.raises(ValueError, match="closed"):
+        file._fetch_range(0, 1000)
     fs.store.close()
