@@ -41,7 +41,8 @@ def test_frames_are_bounded(here: StoreCache, monkeypatch: pytest.MonkeyPatch) -
         settle(kept)
         assert kept.get([location for location, _ in new]) == [frame for _, frame in new]
         assert sum(path.stat().st_size for path in folder.iterdir()) <= bound
-    # The oldest went, and their rows with them.
+    # The oldest went, no more than have to, and their rows with them.
+    assert sum(path.stat().st_size for path in folder.iterdir()) >= bound // 2
     assert kept.get([location for location, _ in places(10, pack=0)]) == [None] * 10
     newest = [location for location, _ in places(10, pack=38)]
     assert None not in kept.get(newest)
@@ -183,9 +184,12 @@ def test_killed_at_steps_of_keeping_and_evicting(
     assert 40 < at < 499
 
 
-def test_a_forked_child_appends_to_a_file_of_its_own(here: StoreCache) -> None:
+@pytest.mark.parametrize("written", [False, True])
+def test_a_forked_child_appends_to_a_file_of_its_own(written: bool, here: StoreCache) -> None:
     kept = FrameCache(here.path, here, 1 << 20)
     kept.put(places(2))
+    if written:
+        settle(kept)
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -210,10 +214,12 @@ class SlowDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.goes_on = threading.Event()
+        self.is_asked = threading.Event()
         self._write = frames.write_all
         monkeypatch.setattr(frames, "write_all", self.write_all)
 
     def write_all(self, fd: int, parts: list[bytes | memoryview], offset: int) -> int:
+        self.is_asked.set()
         assert self.goes_on.wait(10)
         return self._write(fd, parts, offset)
 
@@ -256,6 +262,77 @@ def test_a_frame_dropped_before_it_is_written_stays_dropped(
     settle(kept)
     assert kept.get([place]) == [good]
     kept.close()
+
+
+def test_a_frame_dropped_while_it_is_written_stays_dropped(
+    here: StoreCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowDisk(monkeypatch)
+    kept = FrameCache(here.path, here, 1 << 20)
+    [(place, _)] = places(1)
+    kept.put([(place, b"?" * 1000)])
+    assert disk.is_asked.wait(10)
+    kept.drop(place)
+    assert kept.get([place]) == [None]
+    disk.goes_on.set()
+    settle(kept)
+    assert kept.get([place]) == [None]
+    kept.close()
+
+
+def test_a_frame_that_was_dropped_is_dropped_for_others(here: StoreCache) -> None:
+    kept = FrameCache(here.path, here, 1 << 20)
+    kept.put(places(2))
+    settle(kept)
+    [(place, _), (other, good)] = places(2)
+    kept.drop(place)
+    again = FrameCache(here.path, here, 1 << 20)
+    assert again.get([place, other]) == [None, good]
+    kept.close()
+    again.close()
+
+
+def test_files_that_others_change(here: StoreCache) -> None:
+    """One that they removed is not appended to, of one that they cut short there is what is whole,
+    and what is no file of frames is in nobody's way."""
+    kept = FrameCache(here.path, here, 1 << 20)
+    folder = Path(here.path) / "frames"
+    for pack in range(2):
+        kept.put(places(2, pack=pack))
+        settle(kept)
+        asked = places(2, pack=pack)
+        assert kept.get([location for location, _ in asked]) == [frame for _, frame in asked]
+        [file] = folder.iterdir()
+        if pack == 0:
+            file.unlink()
+    os.truncate(file, 1500)
+    (first, whole), (second, _) = places(2, pack=1)
+    assert kept.get([first, second]) == [whole, None]
+    (folder / "notes.txt").write_bytes(b"not ours")
+    file.unlink()
+    kept.put(places(2, pack=2))
+    settle(kept)
+    assert None not in kept.get([location for location, _ in places(2, pack=2)])
+    kept.close()
+
+
+def test_no_descriptor_is_left_open(here: StoreCache) -> None:
+    """Neither of a file that was read, nor of one that is full, nor of one that is another's."""
+    bound = 100_000
+    other = FrameCache(here.path, here, bound)
+    other.put(places(2, pack=50))
+    settle(other)
+    kept = FrameCache(here.path, here, bound)
+    kept.put(places(2))
+    settle(kept)
+    before = len(os.listdir("/dev/fd"))
+    for pack in range(1, 6):
+        kept.put(places(10, pack=pack))
+        settle(kept)
+        assert None not in kept.get([location for location, _ in places(10, pack=pack)])
+    assert len(os.listdir("/dev/fd")) == before
+    kept.close()
+    other.close()
 
 
 def test_an_interrupt_leaves_nothing_queued(here: StoreCache) -> None:
