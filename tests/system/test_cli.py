@@ -389,6 +389,25 @@ def test_a_path_that_is_no_store(bare, tmp_path):
     assert not os.path.exists("s3:")
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "there is not enough memory for it: give it more (ulimit -v)"),
+        (RuntimeError("can't start new thread"), "no further thread can be started"),
+        (OSError("said by a library"), "unexpected OSError: said by a library (CASTORE_DEBUG=1"),
+        (AssertionError(), "unexpected AssertionError (CASTORE_DEBUG=1"),
+    ],
+)
+def test_errors_that_are_not_castores_are_told_in_words(run, monkeypatch, error, line):
+    def explode(self):
+        raise error
+
+    monkeypatch.setattr("castore.store.Store.stats", explode)
+    result = run("stats")
+    assert result.code == 1
+    assert result.err.startswith(f"castore: {line}")
+
+
 def test_unexpected_errors_are_one_line_unless_debugging(run, monkeypatch, capsysbinary):
     def explode(self):
         raise ZeroDivisionError("boom\nsecond line")

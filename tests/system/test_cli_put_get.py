@@ -67,6 +67,8 @@ def test_put_from_stdin(run):
     fails(run("put", "-"), 2, "put - NAME")
     fails(run("put", "-", "prefix/"), 2, "put - NAME")
     fails(run("put", "-R", "-", "x"), 2, "folder")
+    fails(run("put", "-", "in", "x", stdin=b"1"), 2, "end with a prefix")
+    assert names(run) == ["in", "seed"]
 
 
 def test_put_from_stdin_that_is_closed(capsys, monkeypatch, tmp_path):
@@ -161,6 +163,26 @@ def test_put_and_get_a_folder(run, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (tree / name).read_bytes()
     assert (tmp_path / "out" / "sub" / "one").stat().st_mode & 0o777 == 0o750
     assert not (tmp_path / "out" / "empty").exists()
+
+
+def test_put_and_get_of_a_folder_do_not_compare(run, tmp_path):
+    """What has the size and the time that it had is put, and written, all the same."""
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    for folder in (tree, out):
+        folder.mkdir()
+        (folder / "file").write_bytes(b"old")
+        os.utime(folder / "file", (1000, 1000))
+    assert run("put", "-R", tree, "p").code == 0
+    [before] = run("stat", "p/file", "--json").documents
+    assert before["mtime"] > 1000, "the time of the put"
+    assert run("put", "-R", tree, "p").code == 0
+    [after] = run("stat", "p/file", "--json").documents
+    assert after["mtime"] > before["mtime"]
+    assert run("get", "-R", "p", out).code == 0
+    written = (out / "file").stat()
+    assert written.st_mtime > 1000, "the time of the get"
+    assert run("get", "-R", "p", out).code == 0
+    assert (out / "file").stat().st_ino != written.st_ino
 
 
 def test_put_a_folder_prints_a_json_line_for_each_file(run, tmp_path):
@@ -459,6 +481,7 @@ def test_a_put_under_a_name_that_none_can_have_makes_no_store(bare, tmp_path):
         for name in ("a/../b", "n" * 481, "a\nb/./c"):
             fails(bare("-r", tmp_path / "store", "put", source, name, stdin=b"1"), 2)
     fails(bare("-r", tmp_path / "store", "put", "-R", tmp_path / "folder", "a/../b"), 2)
+    fails(bare("-r", tmp_path / "store", "put", tmp_path / "file", "--like", "a/../b"), 2)
     assert not (tmp_path / "store").exists()
 
 
@@ -496,14 +519,20 @@ def test_get_to_a_file_a_folder_and_stdout(run, tmp_path):
     assert run("get", "deep/x").code == 0
     assert Path("x").read_bytes() == DATA
     assert run("get", "deep/x", "-").out == DATA
+    assert run("get", "seed", tmp_path / "out").out == b""
     [document] = run("get", "seed", tmp_path / "out", "--json").documents
     assert (document["file"], document["size"]) == (str(tmp_path / "out"), 4)
+    documents = run("get", "-R", "deep", tmp_path / "all", "--json").documents
+    assert [(each["file"], each["name"]) for each in documents] == [
+        (str(tmp_path / "all" / "x"), "deep/x")
+    ]
+    assert run("get", "-R", "deep", tmp_path / "all").out == b""
 
 
 def test_get_errors(run, tmp_path):
     fails(run("get", "none", tmp_path / "out"), 14, "no object is named 'none'")
     assert not (tmp_path / "out").exists()
-    fails(run("get", "seed", f"{tmp_path}/nowhere/"), 1, "nowhere")
+    fails(run("get", "seed", f"{tmp_path}/nowhere/"), 1, "no folder", "nowhere", "make it first")
     fails(run("get", "seed", tmp_path / "nowhere" / "x"), 1, "nowhere")
     fails(run("get", ""), 2, "must not be empty")
     fails(run("get", "seed/", tmp_path), 2, "'seed/' ends with '/'")
