@@ -4,6 +4,7 @@ can't be understood is one of castore's errors."""
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,21 +67,31 @@ OPERATIONS: dict[str, Callable[[Bucket], Any]] = {
 
 
 @pytest.mark.parametrize("kind", OPERATIONS)
-@pytest.mark.parametrize("part", ["head", "body"])
+@pytest.mark.parametrize("part", ["head", "body", "last body"])
 def test_a_drip_ends(part: str, kind: str, moto_server: Server, proxy: FaultProxy) -> None:
-    head = b"HTTP/1.1 200 OK\r\nETag: x\r\nContent-Length: 500\r\n\r\n"
-    text = head + b"<" * 500 if part == "body" else b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 500
-    if (kind, part) == ("HEAD", "body"):
+    close = b"Connection: close\r\n" if part == "last body" else b""
+    head = b"HTTP/1.1 200 OK\r\nETag: x\r\n" + close + b"Content-Length: 500\r\n\r\n"
+    text = b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 500 if part == "head" else head + b"<" * 500
+    if kind == "HEAD" and part != "head":
         pytest.skip("it has none")
+    fault, ended = drip(text), threading.Event()
+
+    def until_it_ends(exchange: Exchange, connection: Connection) -> None:
+        try:
+            fault(exchange, connection)
+        finally:
+            ended.set()
+
     settings = moto_server.settings(endpoint_url=proxy.url, **SLOWLY)
     with Bucket(moto_server.settings()) as direct:
         direct.put("key", b"0123456789")
     with Bucket(settings, backoff=ONCE) as bucket:
-        proxy.inject(kind, "", drip(text), times=99)
+        proxy.inject(kind, "", until_it_ends, times=99)
         began = time.monotonic()
         with pytest.raises(RemoteError, match="given up"):
             OPERATIONS[kind](bucket)
         assert time.monotonic() - began < 10
+        assert ended.wait(20), "nobody goes on reading"
         proxy.rules.clear()
         bucket.backoff = QUICK  # a busy machine may be slower than the time-out
         assert bucket.get("key").body == b"0123456789", "the next request is answered"
