@@ -184,6 +184,18 @@ def test_what_is_asked_for_as_it_can_not_be(fs, tmp_path):
     for use in (fs.find, fs.expand_path):
         with pytest.raises(ValueError, match="maxdepth must be at least 1"):
             use("a", maxdepth=0)
+    (tmp_path / "file").write_bytes(b"1")
+    path = str(tmp_path / "file")
+    for move in (
+        lambda: fs.cp(["a/b", "a/b"], ["c"]),
+        lambda: fs.mv(["a/b"], ["c", "d"]),
+        lambda: fs.put([path, path], ["c"]),
+        lambda: fs.get(["a/b", "a/b"], [str(tmp_path / "got")]),
+    ):
+        with pytest.raises(ValueError, match="paths can't go to"):
+            move()
+    assert fs.find("") == ["a/b"]
+    assert not (tmp_path / "got").exists()
     with pytest.raises(TypeError, match="paths is a list of paths"):
         fs.cat_ranges("a/b", [0], [1])
     with pytest.raises(TypeError, match="a store's path is a str, not bytes"):
