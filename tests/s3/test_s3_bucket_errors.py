@@ -37,6 +37,17 @@ ALL: dict[str, Callable[[Bucket], object]] = {
 }
 
 
+def test_a_bucket_is_not_taken_to_be_there_where_the_server_is_busy(
+    moto_server: Server, proxy: FaultProxy
+) -> None:
+    """Whether it is, is asked again."""
+    proxy.inject("HEAD", "bucket$", answer(503))
+    settings = S3Settings("no-such-bucket", "p", proxy.url)
+    with Bucket(settings, backoff=QUICK) as gone, pytest.raises(BucketNotFound):
+        gone.head("key")
+    assert not [rule for rule in proxy.rules if not rule.applied]
+
+
 def test_no_such_bucket(s3_server: Server) -> None:
     settings = S3Settings("no-such-bucket", "p", s3_server.endpoint_url)
     for request in ALL.values():
