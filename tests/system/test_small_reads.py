@@ -194,9 +194,10 @@ def test_a_file_comes_before_what_has_it_for_a_folder(
     store: castore.Store, tmp_path: Path, export: Export
 ) -> None:
     """That others are compared, below, makes no folders."""
-    fill(store, {"p/x": b"first", "p/x/in": b"has no place", "p/y/z": b"another"})
+    inside = {f"p/x/{name}": b"has no place" for name in "ab"}
+    fill(store, {"p/x": b"first", "p/y/z": b"another"} | inside)
     report = export(store)
-    assert report.left_out == [("p/x/in", f"{tmp_path}/out/x is a file")]
+    assert report.left_out == [(name, f"{tmp_path}/out/x is a file") for name in inside]
     assert exported(tmp_path) == {"p/x": b"first", "p/y/z": b"another"}
 
 
