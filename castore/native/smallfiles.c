@@ -1,7 +1,7 @@
-/* Small files, many in one call: they are written or read while other threads have the GIL, which
-   each of five calls for each file would else let go of and wait for again. What they are called, and
-   what becomes of one that can't be written or read, is for Python to say (castore/system/outfolder.py
-   and castore/stream/sourcefile.py). */
+/* Small files, many in one call: they are looked at, read or written while other threads have the
+   GIL, which each of several calls for each file would else let go of and wait for again. What they
+   are called, and what becomes of one that can't be written or read, is for Python to say
+   (castore/system/outfolder.py, statuses.py, and castore/stream/sourcefile.py). */
 
 #define _GNU_SOURCE
 #include "smallfiles.h"
@@ -163,13 +163,39 @@ end:
     return list;
 }
 
-/* ---- reading -------------------------------------------------------------------------------- */
+/* ---- reading, and looking at them ------------------------------------------------------------ */
 
-struct read_file {
+struct found_file {
     const char *path;
     char *raw; /* NULL if it was not read */
     struct stat status;
+    bool told; /* whether there is anything to tell of it */
 };
+
+/* One for each path, to be filled, and freed; NULL with an exception set. The tuple keeps the
+   paths. */
+static struct found_file *files_of(PyObject *paths)
+{
+    const Py_ssize_t count = PyTuple_Size(paths);
+    if (count > FILES_MAX) {
+        PyErr_Format(PyExc_ValueError, "at most %d files", FILES_MAX);
+        return NULL;
+    }
+    struct found_file *files = calloc((size_t)count + 1, sizeof *files);
+    if (files == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        char *path;
+        if (PyBytes_AsStringAndSize(PyTuple_GetItem(paths, i), &path, NULL) != 0) {
+            free(files); /* it is no bytes, or has a NUL */
+            return NULL;
+        }
+        files[i].path = path;
+    }
+    return files;
+}
 
 static bool same_time(struct timespec a, struct timespec b)
 {
@@ -214,12 +240,13 @@ static char *read_whole(int fd, size_t bytes_max, struct stat *status)
     return raw;
 }
 
-static void read_file(int folder, struct read_file *file, size_t bytes_max)
+static void read_file(int folder, struct found_file *file, size_t bytes_max)
 {
     /* What was a file when it was listed, and is a pipe now, is not waited for. */
     int fd = openat(folder, file->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd >= 0) {
         file->raw = read_whole(fd, bytes_max, &file->status);
+        file->told = file->raw != NULL;
         close(fd);
     }
 }
@@ -236,12 +263,12 @@ static PyObject *tuple_of_status(const struct stat *status, const char *raw)
                                        inode, mtime, ctime);
 }
 
-static PyObject *list_of_read(const struct read_file *files, Py_ssize_t count)
+static PyObject *list_of_found(const struct found_file *files, Py_ssize_t count)
 {
     PyObject *list = PyList_New(count);
     for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
-        PyObject *item = files[i].raw == NULL ? Py_NewRef(Py_None)
-                                              : tuple_of_status(&files[i].status, files[i].raw);
+        PyObject *item = files[i].told ? tuple_of_status(&files[i].status, files[i].raw)
+                                       : Py_NewRef(Py_None);
         if (item == NULL || PyList_SetItem(list, i, item) != 0) {
             Py_CLEAR(list);
         }
@@ -251,36 +278,28 @@ static PyObject *list_of_read(const struct read_file *files, Py_ssize_t count)
 
 static PyObject *read_files(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    PyObject *given, *list = NULL;
+    PyObject *paths;
     Py_ssize_t bytes_max;
     int folder = AT_FDCWD;
-    if (!PyArg_ParseTuple(arguments, "O!n|i:read_files", &PyTuple_Type, &given, &bytes_max,
+    if (!PyArg_ParseTuple(arguments, "O!n|i:read_files", &PyTuple_Type, &paths, &bytes_max,
                           &folder)) {
         return NULL;
     }
-    const Py_ssize_t count = PyTuple_Size(given);
-    if (count > FILES_MAX || bytes_max < 0) {
-        PyErr_Format(PyExc_ValueError, "at most %d files, of no negative size", FILES_MAX);
+    if (bytes_max < 0) {
+        PyErr_SetString(PyExc_ValueError, "files have no negative size");
         return NULL;
     }
-    struct read_file *files = calloc((size_t)count + 1, sizeof *files);
+    const Py_ssize_t count = PyTuple_Size(paths);
+    struct found_file *files = files_of(paths);
     if (files == NULL) {
-        return PyErr_NoMemory();
-    }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        char *path;
-        if (PyBytes_AsStringAndSize(PyTuple_GetItem(given, i), &path, NULL) != 0) {
-            goto end; /* it is no bytes, or has a NUL */
-        }
-        files[i].path = path;
+        return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < count; i++) {
         read_file(folder, &files[i], (size_t)bytes_max);
     }
     Py_END_ALLOW_THREADS
-    list = list_of_read(files, count);
-end:
+    PyObject *list = list_of_found(files, count);
     for (Py_ssize_t i = 0; i < count; i++) {
         free(files[i].raw);
     }
@@ -288,48 +307,16 @@ end:
     return list;
 }
 
-/* ---- looking at them ------------------------------------------------------------------------ */
-
-struct looked_at {
-    const char *path;
-    struct stat status;
-    bool told;
-};
-
-static PyObject *list_of_statuses(const struct looked_at *files, Py_ssize_t count)
-{
-    PyObject *list = PyList_New(count);
-    for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
-        PyObject *item =
-            files[i].told ? tuple_of_status(&files[i].status, NULL) : Py_NewRef(Py_None);
-        if (item == NULL || PyList_SetItem(list, i, item) != 0) {
-            Py_CLEAR(list);
-        }
-    }
-    return list;
-}
-
 static PyObject *stat_files(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    PyObject *given, *list = NULL;
-    if (!PyArg_ParseTuple(arguments, "O!:stat_files", &PyTuple_Type, &given)) {
+    PyObject *paths;
+    if (!PyArg_ParseTuple(arguments, "O!:stat_files", &PyTuple_Type, &paths)) {
         return NULL;
     }
-    const Py_ssize_t count = PyTuple_Size(given);
-    if (count > FILES_MAX) {
-        PyErr_Format(PyExc_ValueError, "at most %d files", FILES_MAX);
-        return NULL;
-    }
-    struct looked_at *files = calloc((size_t)count + 1, sizeof *files);
+    const Py_ssize_t count = PyTuple_Size(paths);
+    struct found_file *files = files_of(paths);
     if (files == NULL) {
-        return PyErr_NoMemory();
-    }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        char *path;
-        if (PyBytes_AsStringAndSize(PyTuple_GetItem(given, i), &path, NULL) != 0) {
-            goto end; /* it is no bytes, or has a NUL */
-        }
-        files[i].path = path;
+        return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < count; i++) {
@@ -338,8 +325,7 @@ static PyObject *stat_files(PyObject *Py_UNUSED(module), PyObject *arguments)
                         fits_ns(status->CTIME);
     }
     Py_END_ALLOW_THREADS
-    list = list_of_statuses(files, count);
-end:
+    PyObject *list = list_of_found(files, count);
     free(files);
     return list;
 }
