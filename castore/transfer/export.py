@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, groupby, islice
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from typing import NamedTuple
 
 from castore.errors import (
     CastoreError,
@@ -20,37 +20,21 @@ from castore.errors import (
 from castore.model import ObjectInfo, Progress, as_prefix, sort_key
 from castore.stream.fileputs import NO_MORE_FILES
 from castore.stream.small import SMALL_BYTES_MAX
-from castore.stream.sourcefile import read_together
 from castore.system.fileio import of_file
 from castore.system.outfolder import (
-    FILE_BITS,
     InTheWay,
     NewFile,
     OutFolder,
     replacing,
-    status_if_new,
     status_in,
     write_small,
 )
-from castore.system.statuses import Status
+from castore.transfer.compare import Comparison, Entry, Listed
 from castore.transfer.outcomes import Objects, Outcome, Shared, SmallObjects, ahead
 
-SAME_TIME_NS = 1000  # file systems round
-COARSEST_TIME_NS = 2 * 10**9  # of FAT; sshfs and others have whole seconds
 NO_MORE_WRITES = NO_MORE_FILES | {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}
 GROUP_BYTES_MAX = 2 << 20
-SAME_TOGETHER = 64  # files of a folder
 EXPORTS_MAX = 16  # at once; each waits for a server, or for the threads that decode
-
-Listed: TypeAlias = tuple[str, ObjectInfo | None]  # a name, and what was listed of it
-
-
-class Entry(NamedTuple):
-    """One of them, and whether what it goes to is the same already, if that is known."""
-
-    name: str
-    info: ObjectInfo | None
-    is_same: bool | None
 
 
 def export_folder(
@@ -81,8 +65,14 @@ def export_folder(
     if progress is not None:
         shared.fix_size(_listed_bytes(store, below))
     out = OutFolder(folder)
-    export = _Export(store, below, out, keep_time, skip_same, past_damage, shared)
-    entries = export.compared(chain([] if first is None else [first], found))
+    comparison = Comparison(store, below, out)
+    export = _Export(store, below, out, comparison, keep_time, past_damage, shared)
+    listed = chain([] if first is None else [first], found)
+    entries = (
+        comparison.compared(listed, shared.stop)
+        if skip_same
+        else (Entry(name, info, False) for name, info in listed)
+    )
     try:
         groups = _groups(entries, store.small_together)
         for outcomes in ahead(export.group, groups, min(2 * threads, EXPORTS_MAX), shared.stop):
@@ -131,21 +121,10 @@ class _Export(NamedTuple):
     store: Objects
     below: str
     out: OutFolder
+    comparison: Comparison
     keep_time: bool
-    skip_same: bool
     past_damage: bool
     shared: Shared
-
-    def compared(self, listed: Iterable[Listed]) -> Generator[Entry, None, None]:
-        """Each with whether its file is the same, where that can be told of many by one call, and
-        matters."""
-        if not self.skip_same:
-            yield from (Entry(name, info, False) for name, info in listed)
-            return
-        # By a thread of its own: an interrupt, which strikes in the main one, would leave open what
-        # it opened, and what it made to try.
-        for entries in ahead(self._compared, self._runs(listed), 1, self.shared.stop):
-            yield from entries
 
     def group(self, entries: Sequence[Entry]) -> list[Outcome]:
         """What becomes of each."""
@@ -160,45 +139,13 @@ class _Export(NamedTuple):
             outcomes.append(outcome)
         return outcomes
 
-    def _folder_of(self, name: str) -> str:
-        return name[len(self.below) :].rpartition("/")[0]
-
-    def _runs(self, listed: Iterable[Listed]) -> Iterator[list[Listed]]:
-        """In their order, so many of one folder at most."""
-        for _, run in groupby(listed, lambda each: self._folder_of(each[0])):
-            while some := list(islice(run, SAME_TOGETHER)):
-                yield some
-
-    def _compared(self, listed: Sequence[Listed]) -> list[Entry]:
-        same = self._same(listed) if len(listed) > 1 else {}
-        return [Entry(name, info, same.get(name)) for name, info in listed]
-
-    def _same(self, listed: Sequence[Listed]) -> Mapping[str, bool]:
-        """By name, as far as it can be told by one call, all of one folder; of none if there is no
-        file for the first, as there is most likely for none then."""
-        below = len(self.below)
-        try:
-            *folders, first = self.out.claim(listed[0][0][below:])
-            # Not made yet: what comes before may be a file of this name.
-            with self.out.opened(folders, make=False) as folder:
-                if status_in(folder, first) is None:
-                    return {}
-                files = [
-                    (info, self.out.claim(name[below:])[-1])
-                    for name, info in listed
-                    if info is not None and info.size <= SMALL_BYTES_MAX
-                ]
-                return same_files(self.store, folder, files)
-        except (InTheWay, OSError):
-            return {}
-
     def _together(self, entries: Sequence[Entry]) -> dict[str, Outcome]:
         """What was written of these in one go: small files that were not there yet, or are known to
         be others. Whatever is not as it is with most is left to who takes them one by one, and says
         why."""
         written: dict[str, Outcome] = {}
         left = [entry for entry in entries if not entry.is_same]
-        for (_, is_same), run in groupby(left, lambda e: (self._folder_of(e.name), e.is_same)):
+        for (_, is_same), run in groupby(left, lambda e: (e.name.rpartition("/")[0], e.is_same)):
             self.shared.check()
             written |= self._small([entry.name for entry in run], replace=is_same is False)
         return written
@@ -241,7 +188,7 @@ class _Export(NamedTuple):
                 status = status_in(folder, leaf)
                 if status is not None and stat.S_ISDIR(status.st_mode):
                     raise InTheWay(f"{os.path.join(self.out.path, inner)} is a folder")
-                if compare and listed and _is_same(self.store, listed, status, folder, leaf):
+                if compare and listed and self.comparison.is_same(listed, status, folder, leaf):
                     return Outcome(name, listed, same=True)
                 # One version of it, which may be a newer one than was listed; a symlink in the
                 # file's place is replaced, and not followed.
@@ -290,52 +237,3 @@ def small_files(
     ]
     in_place = iter(write_small(folder, files, replace=replace))
     return [None if read is None or not next(in_place) else read[0] for read in reads]
-
-
-def same_files(
-    store: Objects, folder: int, files: Sequence[tuple[ObjectInfo, str]]
-) -> dict[str, bool]:
-    """Whether each of these small objects is the same as the file of its leaf in the open folder.
-    What can't be told of many by one call is for who looks at one by itself."""
-    read = read_together([leaf for _, leaf in files], SMALL_BYTES_MAX, folder=folder)
-    return {
-        info.name: _looks_same(info, status, folder) and store.has_content(info, raw)
-        for (info, _), (raw, status) in [
-            (file, found) for file, found in zip(files, read, strict=True) if found is not None
-        ]
-    }
-
-
-def _is_same(
-    store: Objects, info: ObjectInfo, status: os.stat_result | None, folder: int, leaf: str
-) -> bool:
-    """Size, mode and time are looked at first, and then the content: they are the same, too, where
-    another version has the time of this one."""
-    if status is None or not _looks_same(info, status, folder):
-        return False
-    try:
-        fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:  # it can't be read, but may be replaced
-        return False
-    try:
-        return store.has_content(info, fd)
-    finally:
-        os.close(fd)
-
-
-def _looks_same(info: ObjectInfo, status: Status, folder: int) -> bool:
-    """Whether it is a file of the object's size, and its mode and time are the object's, or what
-    its file system makes of them: many have coarser times, and those of USB sticks no modes."""
-    if not stat.S_ISREG(status.st_mode) or status.st_size != info.size:
-        return False
-    mode = stat.S_IMODE(status.st_mode)
-    off_ns = abs(status.st_mtime_ns - info.mtime_ns)
-    if mode == info.mode & FILE_BITS and off_ns < SAME_TIME_NS:
-        return True
-    if off_ns >= COARSEST_TIME_NS:
-        return False
-    new = status_if_new(folder, info.mode, info.mtime_ns)
-    return new is not None and (stat.S_IMODE(new.st_mode), new.st_mtime_ns) == (
-        mode,
-        status.st_mtime_ns,
-    )

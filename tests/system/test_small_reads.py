@@ -20,7 +20,7 @@ from castore.stream import reader, sourcefile
 from castore.stream.small import SMALL_BYTES_MAX
 from castore.stream.smallreads import read_small
 from castore.system.outfolder import OutFolder
-from castore.transfer import export as transfer_export
+from castore.transfer.compare import Comparison
 from castore.transfer.outcomes import TransferReport
 
 SIZES = (0, 1, 300, 4097, 16_384, 40_000, SMALL_BYTES_MAX)
@@ -153,13 +153,13 @@ def test_what_is_the_same_is_told_together(
     elif sourcefile._native is None:
         pytest.skip("the C extension isn't built")
     alone: list[str] = []
-    is_same = transfer_export._is_same
+    is_same = Comparison.is_same
 
-    def by_itself(store: Any, info: castore.ObjectInfo, *others: Any) -> bool:
+    def by_itself(comparison: Comparison, info: castore.ObjectInfo, *others: Any) -> bool:
         alone.append(info.name)
-        return is_same(store, info, *others)
+        return is_same(comparison, info, *others)
 
-    monkeypatch.setattr(transfer_export, "_is_same", by_itself)
+    monkeypatch.setattr(Comparison, "is_same", by_itself)
     made = contents()
     with castore.open(tmp_path / "store", collision_guard=guard) as store:
         fill(store, made)
