@@ -114,6 +114,7 @@ class Future(Generic[T]):
             self._error = error
         del task
         self._end()
+        del self  # what was raised leads to this frame, too
 
     def _end(self) -> None:
         self._done = True

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -127,3 +130,28 @@ def test_what_is_read_ahead_ends_with_the_first_error() -> None:
         next(results)
     workers.close()
     assert len(seen) <= 5  # and what had been read ahead
+
+
+class Held:
+    """What a task has."""
+
+
+def fails(_: Held) -> None:
+    raise ValueError
+
+
+def test_a_task_that_failed_keeps_nothing_of_what_it_had() -> None:
+    """A body of a request, for one, of which many fail. (Until the collector of cycles came by.)"""
+    held, workers = Held(), Workers(1)
+    seen = weakref.ref(held)
+    future = workers.submit(fails, held)
+    workers.close()
+    del held
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            future.result()
+        del future
+        assert seen() is None
+    finally:
+        gc.enable()
