@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import itertools
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_proxy import (
@@ -40,8 +42,10 @@ from castore.s3.client import deadline, retries
 from castore.s3.client import delete_version as deleting
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.delete_version import delete_version, etag_at
+from castore.s3.client.faults import Broken
 from castore.s3.client.put_once import put_once
 from castore.s3.client.retries import Backoff
+from castore.s3.client.settings import S3Settings
 from castore.system.clock import boot_clock
 
 ATTEMPTS = QUICK.attempts
@@ -446,6 +450,42 @@ def test_it_does_not_wait_longer_than_it_may(moto_server: Server, proxy: FaultPr
             bucket.get("k")
         assert time.monotonic() - began < 5
     assert proxy.count() == 1
+
+
+class FailsOnce:
+    """A connection to a server that answers no first request."""
+
+    endpoint, region = "http://fails.once", "us-east-1"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        self.asked += 1
+        if self.asked == 1:
+            raise Broken("it was cut")
+        return {"ETag": '"e"', "ResponseMetadata": {"HTTPHeaders": {}}}
+
+
+def test_an_attempt_that_failed_does_not_keep_what_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The part of a pack, which is megabytes. (Its error led to itself, and so it stayed until the
+    collector of cycles came by.)"""
+    bucket, connection = Bucket(S3Settings("b", max_concurrency=1), backoff=QUICK), FailsOnce()
+    monkeypatch.setattr(bucket._attempts, "_connected", lambda: connection)
+    body = bytes(bytearray(100_000))
+    before = sys.getrefcount(body)
+    gc.disable()
+    try:
+        bucket.put("k", body, idempotent=True)
+        bucket._attempts._threads.submit(
+            int
+        ).result()  # the one thread has let go of what was before
+        assert sys.getrefcount(body) == before
+    finally:
+        gc.enable()
+    assert connection.asked == 2
 
 
 # ---- settings that show in requests --------------------------------------------------------------

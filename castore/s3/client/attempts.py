@@ -140,8 +140,7 @@ class Attempts:
             return self._called(operation, decided=decided, **parameters)
         except (Refused, Broken) as failure:
             conditional = "IfNoneMatch" in parameters or "IfMatch" in parameters
-            fault = self._fault_of(failure, action, key, conditional=conditional)
-            raise fault from failure
+            raise self._fault_of(failure, action, key, conditional=conditional) from failure
 
     def request(self, action: str, key: str, *, conditional: bool = False) -> Request:
         connection, settings = self._connected(), self.settings
@@ -291,7 +290,10 @@ def _result(sending: Future[T], deadline: Deadline) -> T:
             break  # whatever it is in, nobody waits for it any more
     if deadline.expired:
         raise Broken("it was given up, as less than 16 KiB a second went through")
-    return sending.result()
+    try:
+        return sending.result()
+    finally:
+        del sending  # the error leads to this frame: no cycle that keeps what was sent
 
 
 class _RangeRefused(Exception):
