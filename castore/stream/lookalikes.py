@@ -124,8 +124,8 @@ class LookAlikes:
         return base.chunk_id in self._own and self._bases[self._slots[base.chunk_id]] == base
 
     def add(self, chunk_id: bytes, raw: bytes) -> None:
-        """The chunk at hand will be a full frame of this stream."""
-        if not self.looks or chunk_id in self._slots:
+        """The chunk at hand, which was looked at, will be a full frame of this stream."""
+        if chunk_id in self._slots:
             return
         self._own.add(chunk_id)
         slot = self._slot_of(StoredChunk(chunk_id, len(raw), NO_PLACE))
