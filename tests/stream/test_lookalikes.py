@@ -142,6 +142,22 @@ def test_slots_are_given_away_the_oldest_first(monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
+def test_what_lost_its_slot_is_known_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookalikes, "SLOTS", 4)
+    found = with_chunks(4)
+    [first] = found.candidates(touched(text(0)), [], None, 0)
+    assert found.is_own(first.base)
+    assert found.candidates(text(4), [], None, 0) == []
+    found.add(chunk_id(4), text(4))
+    assert not found.is_own(first.base)
+    assert found.bytes_of(first.base) is None
+    found.placed(chunk_id(0), lambda _: PLACE)  # it was under way
+    assert found.candidates(touched(text(0)), [], None, 0) == []
+    found.add(chunk_id(0), text(0))
+    assert ids(found.candidates(touched(text(0)), [], None, 0)) == [0]
+    assert found._recent_bytes == 4 * CHUNK
+
+
 # ---- the older object ----------------------------------------------------------------------------
 
 
@@ -157,6 +173,69 @@ def test_an_older_object_in_which_nothing_was_found_is_not_read() -> None:
     found = LookAlikes(AnchoredBases(older.read))
     assert found.candidates(text(100), [], older.aligned(), 0) == []
     assert older.read_ids == []
+
+
+def test_only_a_frame_of_this_stream_is_its_own() -> None:
+    """Of any other it is asked whether it can be relied on."""
+    older, alignment = older_of(4)
+    found = LookAlikes(AnchoredBases(older.read))
+    assert found.candidates(text(100), [], alignment, 0) == []
+    found.add(chunk_id(100), text(100))
+    [theirs] = found.candidates(touched(text(2)), [], alignment, 0)
+    assert not found.is_own(theirs.base)
+    [mine] = found.candidates(touched(text(100)), [], alignment, 0)
+    assert found.is_own(mine.base)
+    assert not found.is_own(mine.base._replace(location=PLACE))  # another frame of the same chunk
+    assert not found.is_own(StoredChunk(chunk_id(7), CHUNK, PLACE))
+
+
+def test_only_what_has_no_place_gets_one() -> None:
+    older, alignment = older_of(4)
+    found, asked = LookAlikes(AnchoredBases(older.read)), list[bytes]()
+
+    def location(of: bytes) -> Location:
+        asked.append(of)
+        return PLACE._replace(offset=len(asked))
+
+    found.candidates(text(100), [], alignment, 0)
+    found.add(chunk_id(100), text(100))
+    for number in (2, 50, 100, 100):  # the older object's, nobody's, and ours
+        found.placed(chunk_id(number), location)
+    assert asked == [chunk_id(100)]
+    [theirs] = found.candidates(touched(text(2)), [], alignment, 0)
+    assert theirs.base.location == Location(b"p" * 16, 2, 100)
+
+
+def test_what_of_the_older_object_is_not_to_be_had_is_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    older, alignment = older_of(6)
+    lost = older.id(2)
+    found = LookAlikes(AnchoredBases(lambda it: None if it.chunk_id == lost else older.read(it)))
+    assert found.candidates(touched(text(2)), [], alignment, 0) == []
+    assert ids(found.candidates(touched(text(5)), [], alignment, 0)) == [5]
+    monkeypatch.setattr(alignment.older, "covering", lambda *_: [])  # not even its segments
+    found = LookAlikes(AnchoredBases(nothing))
+    assert found.candidates(touched(text(5)), [], alignment, 0) == []
+
+
+def test_what_the_older_object_has_twice_has_one_slot() -> None:
+    older = Older([text(number) for number in range(6)])
+    numbers = [0, 1, 0, 1, 0, 5]
+    older.id = lambda i: chunk_id(numbers[i])  # type: ignore[method-assign]
+    alignment = older.aligned()
+    alignment.known(5 * CHUNK, 6 * CHUNK, chunk_id(5))
+    found = LookAlikes(AnchoredBases(older.read))
+    assert ids(found.candidates(touched(text(1)), [], alignment, 0)) == [1]
+    assert len(found._slots) == len(found._bases) == 3
+
+
+def test_of_deltas_in_the_older_object_the_bases_are_read() -> None:
+    older = Older([text(number) for number in range(6)])
+    reads = AnchoredBases(older.read)
+    alignment = Alignment(older.manifest(bases=True), len(older.data), reads)
+    assert alignment.candidates(0, CHUNK, touched(text(0)))
+    assert ids(LookAlikes(reads).candidates(touched(text(5)), [], alignment, CHUNK)) == [5]
 
 
 def test_the_older_object_is_read_a_little_for_each_that_finds_too_little(
