@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from older_objects import CHUNK, Older
 
+from castore.model import SEGMENT_EXTENTS_MAX
 from castore.stream import alignment
-from castore.stream.alignment import Alignment
+from castore.stream.alignment import Alignment, is_time
 from castore.stream.anchored import AnchoredBases
 from castore.stream.segments import Manifest
 
@@ -138,6 +139,47 @@ def test_a_chunk_that_the_older_object_has_twice_says_nothing():
     aligned.known(0, CHUNK, manifest_of(7))
     candidates = aligned.candidates(CHUNK, 2 * CHUNK, touched(older.chunks[1], 3000))
     assert [each.base.chunk_id for each in candidates] == [manifest_of(1)]
+
+
+def test_of_a_chunk_that_two_segments_have_the_nearest_counts(monkeypatch):
+    small = 64
+    older = Older([b"%064d" % i for i in range(SEGMENT_EXTENTS_MAX + 100)])
+    last = SEGMENT_EXTENTS_MAX + 90
+    id_of = older.id
+    older.id = lambda i: id_of(5 if i == last else i)  # type: ignore[method-assign]
+    for segments, begin, expected in ((4, 0, 5), (4, last - 6, last), (1, 0, 5), (1, last, last)):
+        monkeypatch.setattr(alignment, "SEGMENTS_MAX", segments)
+        aligned = older.aligned()
+        aligned.known(0, small, id_of(4))
+        for at in (0, begin, begin):  # where it is looked for, its segment is known afterwards
+            aligned.known(at * small, (at + 1) * small, id_of(5))
+        assert aligned.expected_at(begin * small) == expected * small
+        assert len(aligned._segments) <= segments
+
+
+def test_what_is_expected_is_what_lies_around_the_place_and_no_more_than_there_is():
+    older = Older.of(20)
+    aligned = older.aligned()
+
+    def expected(first: int, last: int) -> list[int]:
+        found = aligned.expected(first * CHUNK, last * CHUNK)
+        return [int.from_bytes(extent.chunk_id, "big") for extent in found]
+
+    assert alignment.MARGIN_BYTES == 2 * CHUNK
+    assert expected(0, 1) == [0, 1, 2]
+    assert expected(5, 6) == [*range(3, 8)]
+    aligned.known(0, CHUNK, older.id(10))
+    assert expected(1, 2) == [*range(9, 14)]
+    assert expected(9, 12) == [17, 18, 19]
+    assert expected(12, 13) == expected(30, 31) == []
+    aligned.known(19 * CHUNK, 20 * CHUNK, older.id(0))
+    assert expected(0, 1) == []
+    assert not aligned.candidates(0, CHUNK, touched(older.chunks[19], 3000))
+
+
+def test_the_longer_nothing_is_found_the_less_is_tried():
+    tried = [lost for lost in range(5 * 64) if is_time(lost)]
+    assert tried == [*range(8), 8, 10, 12, 14, 16, 20, 24, 32, 64, 128, 192, 256]
 
 
 def test_a_stream_of_something_else_is_looked_at_less_and_less():
