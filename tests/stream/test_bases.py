@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import pytest
 
 from castore.errors import StoreIOError
-from castore.model import Location, StoredChunk
+from castore.model import Extent, Location, StoredChunk
 from castore.stream.alignment import Candidate
 from castore.stream.anchored import AnchoredBases
 from castore.stream.bases import FindAlignment, StreamBases, find_bases, reliable_bases
@@ -52,6 +52,9 @@ class Aligned:
 
     def bytes_of(self, base: StoredChunk) -> bytes | None:
         return None if base in self._lost else base.chunk_id
+
+    def expected(self, begin: int, end: int) -> list[Extent]:
+        return [Extent(begin, end, chunk_id(1), PLACE)]
 
 
 class Session:
@@ -144,6 +147,17 @@ def test_an_older_object_is_looked_for_once_and_not_for_chunks_that_are_known(
     assert finds.count == 1
 
 
+def test_what_is_expected_is_asked_of_the_older_object_if_there_is_one():
+    finds = Finds(Aligned())
+    bases = StreamBases(Session(), FindAlignment(finds, AnchoredBases({}.get)))  # type: ignore[arg-type]
+    for _ in range(2):
+        assert bases.expected(10, 20) == [Extent(10, 20, chunk_id(1), PLACE)]
+    assert finds.count == 1
+    bases = StreamBases(Session(), FindAlignment(Finds(None), AnchoredBases({}.get)))  # type: ignore[arg-type]
+    assert bases.expected(10, 20) == ()
+    assert StreamBases(Session(), None).expected(10, 20) == ()  # type: ignore[arg-type]
+
+
 # ---- what is relied on ---------------------------------------------------------------------------
 
 
@@ -182,6 +196,28 @@ def test_frames_are_placed_in_their_order_and_a_base_before_its_delta():
     ]
     assert location(chunk_id(2)).bases == (other,)
     assert location(chunk_id(3)).bases == (other, mine._replace(location=location(chunk_id(1))))
+
+
+@pytest.mark.plain("it counts on which chunks are deltas")
+@pytest.mark.parametrize("at_once", [2, 3])
+def test_what_was_placed_is_a_base_from_there_on(at_once: int):
+    """Where there were enough chunks at once for a table, which is kept from then on."""
+    session = Session()
+    align = FindAlignment(Finds(None), AnchoredBases({}.get))  # type: ignore[arg-type]
+    bases = StreamBases(session, align)  # type: ignore[arg-type]
+
+    def find(raws: dict[int, bytes]) -> list[list[Base]]:
+        frames = {chunk_id(n): NewFrame(raw, chunk_id(n)) for n, raw in raws.items()}
+        bases.find([(n * 10, n * 10 + 10, chunk_id(n)) for n in raws], 0, frames)
+        return [[*frame.bases] for frame in frames.values()]
+
+    numbers = range(1, 1 + at_once)
+    assert not any(find({n: text(n) for n in numbers}))
+    bases.place([encoded(n) for n in numbers])
+    found = find({7: text(1)[100:], 8: text(8), 9: text(9)})
+    at = session.location(chunk_id(1))
+    base = Base(StoredChunk(chunk_id(1), len(text(1)), at), text(1), own=True)
+    assert found == [[base] if at_once == 3 else [], [], []]
 
 
 def test_of_what_became_a_delta_none_is_made():
