@@ -197,6 +197,33 @@ def test_a_stream_of_something_else_is_looked_at_less_and_less():
     assert len(older.read_ids) < 1000 // 4
 
 
+def test_a_version_is_found_again_behind_what_is_none_of_it():
+    """Not at once: by then one chunk in some is tried."""
+    older = Older.of(60)
+    begin, end = 400_000, 1_000_000
+    other = random.Random(6).randbytes(end - begin)
+    bases = found(older.aligned(), touched(older.data[:begin] + other + older.data[end:], 3000))
+    assert all(bases[: begin // 20_000])
+    assert not any(bases[begin // 20_000 : end // 20_000])
+    again = [bool(ids) for ids in bases[end // 20_000 :]]
+    missed = again.index(True)
+    assert 0 < missed <= 8
+    assert all(again[missed:])
+
+
+def test_a_stream_follows_the_older_object_until_nothing_was_found_for_long():
+    older = Older.of(4)
+    aligned = older.aligned()
+    aligned.candidates(0, 100, bytes(100))
+    assert not aligned.follows
+    for _ in range(2):
+        aligned.known(0, CHUNK, older.id(1))
+        for _ in range(alignment.FOLLOWED):
+            assert aligned.follows
+            assert aligned.candidates(0, 100, bytes(100)) == []
+        assert not aligned.follows
+
+
 def test_the_table_is_bounded(monkeypatch):
     monkeypatch.setattr(alignment, "TABLE_BASES_MAX", 20)
     older = Older.of(100)
