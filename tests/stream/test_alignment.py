@@ -131,6 +131,30 @@ def test_a_known_chunk_says_where_the_stream_is():
     assert [each.base.chunk_id for each in candidates] == [older.id(901)]
 
 
+def test_a_known_chunk_is_found_in_an_older_object_that_ends_before_the_place():
+    older = Older.of(4)
+    aligned = older.aligned()
+    aligned.known(30 * CHUNK, 31 * CHUNK, older.id(3))
+    assert aligned.expected_at(31 * CHUNK) == 4 * CHUNK
+    aligned.known(CHUNK, 2 * CHUNK, older.id(1))  # expected before its beginning
+    assert aligned.expected_at(2 * CHUNK) == 2 * CHUNK
+
+
+@pytest.mark.parametrize(("chunks_max", "credit", "read"), [(10, 100, 10), (100, 3, 6)])
+def test_so_far_ahead_and_no_further_than_was_earned_it_is_read(
+    monkeypatch, chunks_max, credit, read
+):
+    monkeypatch.setattr(alignment, "AHEAD_BYTES_MAX", chunks_max * CHUNK)
+    monkeypatch.setattr(alignment, "AHEAD_BYTES", 2 * CHUNK)
+    monkeypatch.setattr(alignment, "CREDIT_FIRST", credit)
+    monkeypatch.setattr(alignment, "TRIED_ALWAYS", 1000)
+    older = Older.of(40)
+    aligned = older.aligned()
+    for _ in range(20):
+        assert not aligned.candidates(0, CHUNK, random.Random(1).randbytes(20_000))
+    assert older.read_ids == [older.id(i) for i in range(read)]
+
+
 def test_a_chunk_that_the_older_object_has_twice_says_nothing():
     older = Older.of(200)
     manifest_of = older.id
