@@ -133,9 +133,8 @@ class Future(Generic[T]):
 def results_of(futures: Sequence[Future[T]]) -> list[T]:
     """Wait for all; what they came to. Raises what the first that failed did, once all have
     ended."""
-    failures = [error for future in futures if (error := future.exception()) is not None]
-    if failures:
-        raise failures[0]
+    for future in futures:
+        future.exception()
     return [future.result() for future in futures]
 
 

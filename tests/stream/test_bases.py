@@ -92,6 +92,7 @@ def test_the_alignment_is_told_where_in_the_object_each_chunk_is():
     aligned = Aligned()
     cut = [(at * 10, at * 10 + 9, each) for at, each in enumerate(ids)]
     assert find_bases(aligned, cut, 1000, new) == {}  # type: ignore[arg-type]
+    assert find_bases(None, cut, 1000, new) == {}  # beside nothing there is nobody to tell
     assert aligned.calls == [
         ("known", 1010, 1019, chunk_id(2)),
         ("new", 1020, 1029, b"3"),
