@@ -292,6 +292,17 @@ def test_a_task_that_failed_keeps_nothing_of_what_it_had() -> None:
         gc.enable()
 
 
+def test_a_thread_that_waits_keeps_nothing_of_what_it_did() -> None:
+    workers = Workers(1)
+    future = workers.submit(Held)
+    seen = weakref.ref(future.result())
+    del future
+    assert workers._pool is not None
+    workers._pool._idle.get(timeout=10)  # it waits
+    assert seen() is None
+    workers.close()
+
+
 # ---- who does the work ---------------------------------------------------------------------------
 
 
