@@ -168,4 +168,4 @@ def _resolved(hint: Any) -> Any:
 
 
 def _shown(hint: Any) -> str:
-    return getattr(hint, "__name__", None) or str(hint)
+    return hint.__name__ if isinstance(hint, (type, typing.NewType)) else str(hint)
