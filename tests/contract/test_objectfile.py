@@ -64,6 +64,7 @@ def test_a_layer_whose_with_raises_publishes_nothing(store: castore.Store, layer
     assert store.gets("x") == b"half"
 
 
+@pytest.mark.filterwarnings("ignore:unclosed GzipFile:ResourceWarning")  # of Python 3.14
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_layer_that_is_dropped_warns_and_publishes_nothing(
     store: castore.Store, layer: str

@@ -189,6 +189,14 @@ static int named(char what, long number, const char *a, const char *b) {
 
 int rename(const char *a, const char *b) { return named('N', SYS_rename, a, b); }
 int link(const char *a, const char *b) { return named('L', SYS_link, a, b); }
+
+/* By which Python 3.14 links. Not of other folders than the process's. */
+int linkat(int a_folder, const char *a, int b_folder, const char *b, int flags) {
+    return a_folder == AT_FDCWD && b_folder == AT_FDCWD
+               ? named('L', SYS_link, a, b)
+               : (int)CALL(SYS_linkat, a_folder, a, b_folder, b, flags);
+}
+
 int unlink(const char *path) { return named('U', SYS_unlink, path, NULL); }
 int rmdir(const char *path) { return named('U', SYS_rmdir, path, NULL); }
 

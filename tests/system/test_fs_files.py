@@ -104,6 +104,7 @@ def test_what_is_given_up_is_over(fs: CastoreFileSystem) -> None:
     assert fs.find("") == ["x"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of GzipFile's end
 def test_a_compressor_that_can_not_end_publishes_nothing(
     fs: CastoreFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
