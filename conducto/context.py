@@ -9,12 +9,12 @@ from __future__ import annotations
 import atexit
 import os
 import re
-import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from castore import expand_home
 from castore.errors import BucketNotFound, CastoreError, StoreNotFound
+from castore.system.locks import Lock
 from conducto.errors import ContextError, InvalidContext
 
 if TYPE_CHECKING:
@@ -153,13 +153,13 @@ def close_stores() -> None:
 
 
 _stores: dict[str, castore.Store] = {}
-_stores_lock = threading.Lock()
+_stores_lock = Lock()
 
 
 def _forget_lock() -> None:
     # Another thread may have held it across the fork, and does not exist in the child.
     global _stores_lock
-    _stores_lock = threading.Lock()
+    _stores_lock = Lock()
 
 
 os.register_at_fork(after_in_child=_forget_lock)

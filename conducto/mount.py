@@ -11,13 +11,13 @@ import fcntl
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 import castore
 from castore.errors import NameNotFound
 from castore.mount import MountUnavailable, mount, mounted, unmount
+from castore.system.locks import Lock
 from conducto import context, data
 from conducto.arguments import WHERE, Parameter, UsageError, parse, where
 from conducto.cli import complain
@@ -71,7 +71,7 @@ class DataFolder:
 
     def __init__(self, pipeline_id: str) -> None:
         self._prefixes = prefixes(pipeline_id=pipeline_id)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._folder: str | None = None
         self._was_tried = False
         self._why_not = ""

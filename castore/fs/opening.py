@@ -18,6 +18,7 @@ import castore
 from castore.fs.files import CastoreTransaction
 from castore.fs.locations import chained_store, split_store, url_with_store
 from castore.fs.shown import ShownNames
+from castore.system.locks import Lock
 from castore.urls import local_folder, text_of
 
 _PARAMETERS = inspect.signature(castore.open).parameters
@@ -190,13 +191,13 @@ class _Batch(threading.local):
 
 
 _stores: weakref.WeakValueDictionary[str, castore.Store] = weakref.WeakValueDictionary()
-_stores_lock = threading.Lock()
+_stores_lock = Lock()
 
 
 def _forget_lock() -> None:
     # Another thread may have held it across the fork, and does not exist in the child.
     global _stores_lock
-    _stores_lock = threading.Lock()
+    _stores_lock = Lock()
 
 
 os.register_at_fork(after_in_child=_forget_lock)

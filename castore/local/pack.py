@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 import weakref
 from collections.abc import Sequence
 
@@ -20,6 +19,7 @@ from castore.stream.codec import Frame
 from castore.stream.operations import now_ns
 from castore.system.fileio import is_interrupt, typed_errors, write_all
 from castore.system.lockfile import LockFile
+from castore.system.locks import Lock
 from castore.system.mapping import Mapping, start_writeback
 
 WRITEBACK_BYTES = 8 << 20
@@ -44,7 +44,7 @@ class Pack:
         self._entries: list[PackEntry] = []
         self._poison: Exception | None = None
         self._written_back = 0
-        self._sync_lock = threading.Lock()
+        self._sync_lock = Lock()
         self._append_bytes([encode_pack_header(store_id, pack_id)])
 
     @property

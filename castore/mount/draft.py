@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import castore
 from castore.errors import NameExists, NameNotFound, ObjectChanged
+from castore.system.locks import Lock
 
 BLOCK_BYTES = 1 << 20
 ENDS_S = 0.5  # by when most that are closed have ended
@@ -75,7 +76,7 @@ class Draft:
         self._written_ns = time.time_ns() if base is None else base.info.mtime_ns
         self._set_ns: int | None = None
         self._set_mode: int | None = None
-        self.lock = threading.RLock()
+        self.lock = Lock()
 
     @property
     def attributes(self) -> Attributes:

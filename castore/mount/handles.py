@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 import time
 
 import castore
@@ -11,6 +10,7 @@ from castore.mount.callers import Caller
 from castore.mount.draft import Attributes, Draft
 from castore.mount.errnos import fail
 from castore.mount.pages import Opened
+from castore.system.locks import Lock
 
 
 class Handle:
@@ -49,7 +49,7 @@ class Reading(Handle):
         self.past_pages = opened.held is None
         self.keeps_pages = opened.keeps_pages
         self._reader = reader
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @property
     def attributes(self) -> Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TypeVar
@@ -13,6 +12,7 @@ from castore.errors import NameNotFound
 from castore.model import NAME_BYTES_MAX, DirEntry, ObjectInfo, encode_name
 from castore.mount.errnos import fail
 from castore.system.clock import boot_clock
+from castore.system.locks import Lock
 
 Answer = TypeVar("Answer")
 RESERVED = ".castore-open-"  # right below a mount, for what is moved out of the way there
@@ -86,7 +86,7 @@ class Names:
     def __init__(self, store: castore.Store, fresh_s: float) -> None:
         self._store = store
         self._fresh_s = fresh_s
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._changes = 0  # what was asked before one of them is not remembered
         self._known: dict[tuple[str, str], tuple[float, object]] = {}
 

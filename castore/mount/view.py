@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +17,7 @@ from castore.mount.errnos import fail
 from castore.mount.folders import Folders
 from castore.mount.names import Names, Roots, base
 from castore.mount.pages import ASIDE, Pages, version_of
+from castore.system.locks import Lock
 
 if TYPE_CHECKING:
     from castore.mount.handles import Handle
@@ -50,7 +50,7 @@ class View:
         if fresh_s is None:
             fresh_s = FRESH_ON_S3_S if self._on_s3 else 0.0
         self._names = Names(store, fresh_s)
-        self._lock = threading.RLock()  # of these; never held while the store is asked
+        self._lock = Lock()  # of these; never held while the store is asked
         self._pages = Pages(self._roots.path)
         self._folders = Folders()
         self._drafts = Drafts()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, overload
@@ -20,6 +19,7 @@ from castore.stream.resembling import resembling
 from castore.stream.small import Buffer
 from castore.stream.writer import ObjectWriter
 from castore.system.fileio import new_file_mode
+from castore.system.locks import Lock
 from castore.transaction import Readable, StrPath, Transaction, object_info
 
 
@@ -202,7 +202,7 @@ class ObjectVerbs(ReadVerbs):
             session.close()
             raise
         if_absent = mode == "xb" or (mode == "ab" and over is None)
-        writing, pid = threading.RLock(), os.getpid()  # a session is for one thread at a time
+        writing, pid = Lock(), os.getpid()  # a session is for one thread at a time
 
         def exclusively() -> AbstractContextManager[Any]:
             # In a forked child a thread that is not there may have the lock, and nothing can be

@@ -8,12 +8,13 @@ child to let go.
 
 from __future__ import annotations
 
-import _thread
 import os
 import weakref
 from collections.abc import Generator
 from enum import IntEnum
 from typing import Protocol
+
+from castore.system.locks import Lock
 
 
 class Rank(IntEnum):
@@ -33,9 +34,8 @@ class ForkAware(Protocol):
         """Let go of what the parent owns; come back to life on the next use."""
 
 
-class ForkLock(_thread.RLock):  # type: ignore[misc]
-    """A lock that no other thread holds at a fork, and that is free in the child. As RLock's own,
-    its `with` is one step that no signal handler can come between."""
+class ForkLock(Lock):  # type: ignore[misc]
+    """A lock that no other thread holds at a fork, and that is free in the child."""
 
     def __init__(self, rank: Rank) -> None:
         with _registry:
@@ -52,8 +52,8 @@ class ForkLock(_thread.RLock):  # type: ignore[misc]
 
 _Held = dict[int, Generator[None]]  # what keeps a lock, by the lock's id
 
-_registry = _thread.RLock()
-_one_fork = _thread.RLock()
+_registry = Lock()
+_one_fork = Lock()
 _locks: weakref.WeakKeyDictionary[ForkLock, Rank] = weakref.WeakKeyDictionary()
 _aware: weakref.WeakSet[ForkAware] = weakref.WeakSet()
 _quiesced: _Held = {}
@@ -64,7 +64,7 @@ def register(instance: ForkAware) -> None:
         _aware.add(instance)
 
 
-def _hold(lock: _thread.RLock, held: _Held) -> None:
+def _hold(lock: Lock, held: _Held) -> None:
     """Take `lock` until its generator in `held` is closed. It is put there first: a signal handler
     that raises, wherever it does, leaves no lock that is taken and not known to be."""
 

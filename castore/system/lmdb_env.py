@@ -67,9 +67,9 @@ class Index:
     `gate` is held around every read transaction, and `write_gate` around every write, so that a
     fork, or a map that has to be opened anew, finds none open; `errors` makes LMDB's errors ours,
     of a write, and of its commit.
-    Gates and write transactions are entered and left by a `with` in C, where they are used: an
-    interrupt can't come between a lock and what lets go of it, as it can in a context manager that
-    is a generator, or has methods in Python.
+    Gates and write transactions are entered and left by a `with` where they are used: an interrupt
+    can't come between a lock and what lets go of it (see `locks`), as it can in a context manager
+    that is a generator, or has methods in Python.
     """
 
     names: Table

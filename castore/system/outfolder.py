@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import stat
-import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 from castore.errors import InvalidName
 from castore.model import encode_name
 from castore.system.fileio import write_all
+from castore.system.locks import Lock
 from castore.system.open_folders import open_store_of
 
 try:
@@ -43,7 +43,7 @@ class OutFolder:
         except FileExistsError:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         self._fd = os.open(path, (_FOLDER | os.O_RDONLY) & ~os.O_NOFOLLOW)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._spelled: dict[str, str] | None = {} if ignores_case(self._fd) else None
         # The last folder in it, and the open store that it is in: files come folder by folder.
         self._asked: tuple[str | None, str | None] = (None, None)

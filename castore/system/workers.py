@@ -28,6 +28,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from castore.errors import StoreClosed
 from castore.system import forks
 from castore.system.forks import ForkLock, Rank
+from castore.system.locks import Latch
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -42,19 +43,18 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Future(Generic[T]):
+class Future(Latch, Generic[T]):
     """What a task comes to. It is run once, or cancelled before."""
 
-    __slots__ = ("_callbacks", "_cancelled", "_done", "_error", "_left", "_pending", "_result")
+    __slots__ = ("_callbacks", "_cancelled", "_error", "_left", "_result")
     _result: T
 
     def __init__(self, task: Callable[[], T]) -> None:
+        super().__init__()  # it is open once there is a result
         self._left = [task]  # who takes it out runs it, or cancels it
         self._callbacks: list[Callable[[Future[T]], object]] = []
-        self._done = self._cancelled = False
+        self._cancelled = False
         self._error: BaseException | None = None
-        self._pending = _thread.allocate_lock()  # held until there is a result
-        self._pending.acquire()
 
     def result(self) -> T:
         """Wait for it. Raises what the task raised."""
@@ -68,20 +68,12 @@ class Future(Generic[T]):
 
     def exception(self) -> BaseException | None:
         """Wait for it; what the task raised."""
-        with self._pending:
-            pass
+        self.wait()
         return self._error
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it is done, or is within so long. For who alone waits for it."""
-        if not self._pending.acquire(timeout=timeout_s):
-            return False
-        self._pending.release()
-        return True
 
     def done(self) -> bool:
         """Whether it has been run, or cancelled."""
-        return self._done
+        return self._opened
 
     def cancelled(self) -> bool:
         return self._cancelled
@@ -100,7 +92,7 @@ class Future(Generic[T]):
     def add_done_callback(self, callback: Callable[[Future[T]], object]) -> None:
         """Called with this future once it is done: at once if it is."""
         self._callbacks.append(callback)
-        if self._done:
+        if self._opened:
             self._call_back()
 
     def run(self) -> None:
@@ -117,8 +109,7 @@ class Future(Generic[T]):
         del self  # what was raised leads to this frame, too
 
     def _end(self) -> None:
-        self._done = True
-        self._pending.release()
+        self.open()
         self._call_back()
 
     def _call_back(self) -> None:
@@ -255,7 +246,7 @@ class _Pool:
         self._threads_max = threads_max
         self._queue: SimpleQueue[Future[object] | None] = SimpleQueue()
         self._idle: SimpleQueue[None] = SimpleQueue()  # an entry for each thread that waits
-        self._running: list[_thread.LockType] = []  # each is held by a thread until it ends
+        self._running: list[Latch] = []  # each is opened by a thread as it ends
 
     def take(self, future: Future[T]) -> bool:
         """Have it run; False if there is no thread, and none can be started. Not for several
@@ -285,18 +276,16 @@ class _Pool:
         if sys.is_finalizing():
             return
         for running in self._running:
-            with running:
-                pass
+            running.wait()
 
     def _start(self) -> None:
-        running = _thread.allocate_lock()
-        running.acquire()
+        running = Latch()
         _thread.start_new_thread(_work, (self._queue, self._idle, running))
         self._running.append(running)
 
 
 def _work(
-    queue: SimpleQueue[Future[object] | None], idle: SimpleQueue[None], running: _thread.LockType
+    queue: SimpleQueue[Future[object] | None], idle: SimpleQueue[None], running: Latch
 ) -> None:
     # Knows nothing of the pool, which can be dropped while this waits.
     try:
@@ -306,7 +295,7 @@ def _work(
             idle.put(None)
         queue.put(None)  # for the next
     finally:
-        running.release()
+        running.open()
 
 
 _pools: weakref.WeakSet[_Pool] = weakref.WeakSet()  # that the end of the interpreter waits for

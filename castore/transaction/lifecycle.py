@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -18,6 +17,7 @@ from castore.stream.operations import Operation
 from castore.stream.reader import Reader
 from castore.stream.session import WriteSession
 from castore.system.forks import ForkLock, Rank
+from castore.system.locks import Lock
 
 
 class Lifecycle:
@@ -32,7 +32,7 @@ class Lifecycle:
         self._operations: list[Operation] = []
         self._open = True
         self._adding = ForkLock(Rank.LEAF)  # held for a moment: an operation is in, or too late
-        self._storing = threading.RLock()  # a session is for one thread at a time
+        self._storing = Lock()  # a session is for one thread at a time
         self._files: weakref.WeakSet[ObjectWriterFile] = weakref.WeakSet()
         self._unfinished: list[str] = []  # names of files that were neither closed nor aborted
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from castore.model import ObjectInfo, Progress
+from castore.system.locks import Lock
 from castore.system.workers import Workers
 from castore.transaction import Transaction
 
@@ -119,7 +120,7 @@ class Shared:
     def __init__(self, progress: Progress | None) -> None:
         self.stop = threading.Event()
         self._progress = progress
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def again(self) -> Shared:
         """What is done once more, and was counted before. It stops with the rest."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import distributed
 
+from castore.system.locks import Lock
 from conducto.cli import complain
 from conducto.errors import RunError
 from conducto.nodes import Exec
@@ -66,7 +67,7 @@ class ClusterBackend:
         self._client = client
         self._records = records
         self._run = worker.RemoteRun(records.id, secrets.token_hex(8), cwd, worker.Place.here())
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._futures: dict[str, distributed.Future] = {}
         self._unlimited: set[str] = set()  # resources of which it was said that none has any
         self._deadline = float("inf")

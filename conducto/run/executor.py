@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
+from castore.system.locks import Lock
 from conducto.run.guard import Guard
 from conducto.run.states import State
 
@@ -73,9 +74,9 @@ class Executor:
 
     def __init__(self, cookie: str) -> None:
         """`cookie` is in the environment of each job, and of nothing else."""
-        self._guard = Guard(cookie)
+        self._guard = Guard(cookie, Lock())
         self._cancelled = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._groups: set[int] = set()
 
     def run(self, job: Job, output: Callable[[bytes], None]) -> Outcome:

@@ -3,6 +3,8 @@
 It knows the runner's processes by two things: the process groups it was told of, and, on Linux, a
 variable in their environment, which also those have that left their group. It waits for the end of
 a pipe that only the runner holds; a SIGKILL closes that, too.
+
+It runs this file by itself, which finds no other of ours.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 
 VARIABLE = "CONDUCTO_RUN"
@@ -25,9 +28,10 @@ READ_S = 5.0  # nor one whose environment can't be read
 class Guard:
     """The runner's side of it. One that somebody ended is begun again."""
 
-    def __init__(self, cookie: str) -> None:
+    def __init__(self, cookie: str, lock: AbstractContextManager[object]) -> None:
+        """`cookie` is the variable's value; `lock` is for one thread at a time."""
         self._cookie = cookie
-        self._lock = threading.Lock()
+        self._lock = lock
         self._groups: set[int] = set()
         self._process = self._start()
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from distributed import Status, get_worker
 
 from castore.errors import CastoreError
+from castore.system.locks import Lock
 from conducto import context
 from conducto.errors import RunError
 from conducto.mount import data_folder
@@ -119,7 +120,7 @@ def _secrets(run: RemoteRun) -> NodeSecrets:
     return for_nodes()
 
 
-_lock = threading.Lock()
+_lock = Lock()
 _running: dict[str, dict[str, Executor]] = {}  # by the marks of runners, and keys of tasks
 _ended: set[str] = set()  # marks
 

@@ -151,9 +151,9 @@ def test_a_guard_that_is_ended_is_begun_again(tmp_path: Path) -> None:
     """What it knew, the new one knows, too."""
     number = mark()
     program = f"""
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, threading, time
 from conducto.run.guard import Guard
-guard = Guard("cookie")
+guard = Guard("cookie", threading.Lock())
 first = subprocess.Popen(["sleep", "{number}"], start_new_session=True)
 guard.began(first.pid)
 os.kill(guard._process.pid, signal.SIGKILL)

@@ -183,10 +183,10 @@ def test_a_store_that_is_closed_while_something_is_read_ahead(
         at = begin_to_read(file)
         assert gate.entered.wait(10)
         running = [*any_store._workers._pool._running]
-        assert any(lock.locked() for lock in running)
+        assert not all(thread.wait(0) for thread in running)
         gate.opened.set()
         any_store.close()
-        assert not any(lock.locked() for lock in running)  # its threads have ended
+        assert all(thread.wait(0) for thread in running)  # its threads have ended
         assert file.read(100_000) == DATA[at : at + 100_000]
         assert file.read() == DATA[at + 100_000 :]
 

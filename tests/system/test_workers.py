@@ -358,7 +358,7 @@ def test_the_threads_of_what_is_dropped_end() -> None:
     goes_on.set()
     assert all(results_of(busy))
     del workers
-    assert all(each.acquire(timeout=10) for each in running)
+    assert all(each.wait(10) for each in running)
 
 
 def test_there_is_room_once_one_in_flight_has_landed() -> None:

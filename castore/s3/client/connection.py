@@ -17,7 +17,6 @@ import http.client
 import os
 import re
 import socket
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -43,6 +42,7 @@ from castore.s3.client.faults import Broken, Late, Refused
 from castore.s3.client.http import HttpSession, read_body, says_its_end
 from castore.s3.client.plain import CRC32, Answer, Plain, plain_request
 from castore.s3.client.settings import S3Settings, checked_endpoint
+from castore.system.locks import Lock
 from castore.urls import redacted
 
 ERROR_BYTES_MAX = 1 << 16
@@ -91,7 +91,7 @@ class Connection:
             self._credentials = credentials
             self._signing = _signing(session)
             self._made: Any = None
-            self._lock = threading.Lock()
+            self._lock = Lock()
             address = plain_address(session, settings)
             if address is None:
                 address = address_of(self._client, settings.bucket)
