@@ -227,9 +227,9 @@ def test_an_error_that_comes_as_a_success_is_one(
         answered(connection, monkeypatch, operation, 200, {"etag": ETAG}, ERROR, **parameters)
     assert (caught.value.status, caught.value.code) == (500, "InternalError")
     assert caught.value.message == "Try again"
-    for cut in (ERROR[:40], b"<html>"):
+    for odd in (ERROR[:40], b"<html>", b"<?xml version='1.0' encoding='x'?><DeleteResult/>"):
         with pytest.raises(Broken):
-            answered(connection, monkeypatch, operation, 200, {"etag": ETAG}, cut, **parameters)
+            answered(connection, monkeypatch, operation, 200, {"etag": ETAG}, odd, **parameters)
 
 
 def test_what_was_deleted_and_what_was_not(
@@ -243,8 +243,9 @@ def test_what_was_deleted_and_what_was_not(
         found = answered(connection, monkeypatch, "delete_objects", 200, {}, body, **MANY)
         assert found["Deleted"] == [{"Key": "a&b"}, {"Key": "c", "VersionId": "v"}]
         assert found["Errors"] == [{"Key": "d", "Code": "AccessDenied", "Message": "No"}]
-    with pytest.raises(Broken):
-        answered(connection, monkeypatch, "delete_objects", 200, {}, b"", **MANY)
+    for odd in (b"", SPACED % b"<Deleted/>", SPACED % b"<Error><Code>AccessDenied</Code></Error>"):
+        with pytest.raises(Broken):
+            answered(connection, monkeypatch, "delete_objects", 200, {}, odd, **MANY)
 
 
 def test_a_head(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def _root(answer: Answer) -> ElementTree.Element:
     success: S3 begins to answer before it has finished."""
     try:
         root = ElementTree.fromstring(answer.body)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError) as error:  # or in an encoding that is none
         raise Broken(f"the reply can't be understood: {error}") from error
     if _local(root).lower() == "html":  # something in between wants a login, say
         raise Broken("the reply is a web page")
@@ -128,13 +128,17 @@ def _doomed(objects: list[dict[str, str]]) -> bytes:
 
 
 def _deleted(answer: Answer) -> dict[str, Any]:
+    """Raises ValueError for an entry that does not say of what it is."""
     root = _root(answer)
     found: dict[str, Any] = {"Deleted": [], "Errors": []}
     into = {"Deleted": found["Deleted"], "Error": found["Errors"]}
     for child in root:
         entries = into.get(_local(child))
         if entries is not None:
-            entries.append({_local(field): field.text or "" for field in child})
+            entry = {_local(field): field.text or "" for field in child}
+            if "Key" not in entry:
+                raise ValueError(f"of which key? {entry}")
+            entries.append(entry)
     return found
 
 
