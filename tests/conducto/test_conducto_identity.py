@@ -12,9 +12,10 @@ import boto3
 import pytest
 from fault_proxy import FaultProxy, answer
 
+import castore
 import conducto as co
 from castore import errors
-from castore.s3.client import versions
+from castore.s3.client import identity, versions
 from castore.s3.client.connection import Connection
 from castore.s3.client.settings import parse_settings
 from conducto import context
@@ -67,6 +68,38 @@ class TestIdentity:
             monkeypatch.setenv("AWS_ACCESS_KEY_ID", "others")  # what is known is not asked again
             with pytest.raises(co.ContextError, match="CONDUCTO_IDENTITY_ID is not set"):
                 context.identity()
+
+    @cloud_only
+    @pytest.mark.parametrize(
+        ("status", "code", "kind", "words"),
+        [
+            (403, "InvalidClientTokenId", errors.CredentialsError, "does not accept the AWS cred"),
+            (400, "MissingAction", errors.CredentialsError, "MissingAction: not now"),
+            (400, "Throttling", errors.RemoteError, "was throttled"),
+            (500, "InternalFailure", errors.RemoteError, "answered with 500 InternalFailure"),
+        ],
+    )
+    def test_what_sts_refuses(
+        self,
+        status: int,
+        code: str,
+        kind: type[Exception],
+        words: str,
+        mode: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A busy server says nothing of the credentials."""
+        monkeypatch.setattr(identity, "ATTEMPTS_MAX", 1)
+        said = f"<ErrorResponse><Error><Code>{code}</Code><Message>not now</Message></Error>"
+        with FaultProxy("127.0.0.1:9") as proxy:
+            body = f"{said}</ErrorResponse>".encode()
+            proxy.inject("POST", "", answer(status, body=body), times=9)
+            monkeypatch.setenv("AWS_ENDPOINT_URL_STS", proxy.url)
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"of {status} {code}")
+            with pytest.raises(kind, match=words) as caught:
+                castore.caller_identity("s3://bucket")
+            assert type(caught.value) is kind
+            assert proxy.count() == 1
 
     @pytest.mark.parametrize(
         ("user_id", "arn", "expected"),

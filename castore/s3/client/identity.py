@@ -67,14 +67,15 @@ def _asked(settings: S3Settings, credentials: tuple[str | None, ...]) -> str:
             finally:
                 client.close()
     except (Refused, Broken) as failure:
-        if isinstance(failure, Refused) and failure.status in (400, 403):
+        request = Request("sts:GetCallerIdentity", "", endpoint, "", endpoint, region)
+        fault = fault_of(failure, request)
+        busy = isinstance(fault, Fault) and fault.repeat  # STS throttles with a 400
+        if isinstance(failure, Refused) and failure.status in (400, 403) and not busy:
             raise CredentialsError(
                 f"{endpoint} does not accept the AWS credentials ({failure.code}: "
                 f"{failure.message}): renew them, or choose others with AWS_PROFILE or "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from failure
-        request = Request("sts:GetCallerIdentity", "", endpoint, "", endpoint, region)
-        fault = fault_of(failure, request)
         raise (fault.error if isinstance(fault, Fault) else fault) from failure
 
 
