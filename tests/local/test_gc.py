@@ -871,25 +871,67 @@ def make_cache(folder: Path, name: str, *, age: float, users: tuple[str, ...] = 
 def test_caches_that_nobody_uses_go(no_caches: Path) -> None:
     from castore.s3.cache.index import boot_id
 
-    old = 2 * UNUSED_S
+    old = 31 * 86400
     doomed = [
         make_cache(no_caches, "a" * 32, age=old),
         make_cache(no_caches, "b" * 32, age=old, users=("an-earlier-boot.1",)),
         make_cache(no_caches, f"{'c' * 32}.{'0' * 12}", age=old),
+        make_cache(no_caches, "9" * 32, age=old),
     ]
+    (doomed[-1] / "users").rmdir()
+    os.utime(doomed[-1], (time.time() - old,) * 2)
     kept = [
-        make_cache(no_caches, "d" * 32, age=UNUSED_S - 1000),
+        make_cache(no_caches, "d" * 32, age=29 * 86400),
         make_cache(no_caches, "e" * 32, age=old, users=(f"{boot_id()}.1",)),
-        make_cache(no_caches, "not-a-cache", age=old),
+        *(make_cache(no_caches, name, age=old) for name in ("not-a-cache", "a" * 33, "A" * 32)),
+        make_cache(no_caches, f"{'c' * 32}.{'0' * 13}", age=old),
     ]
     foreign = make_cache(no_caches, "f" * 32, age=old)
     (foreign / "something").write_bytes(b"of somebody else")
-    os.utime(foreign, (time.time() - old,) * 2)
-    assert collect_caches(dry_run=True) == (3, 3000)
+    for path in (foreign / "something", foreign):
+        os.utime(path, (time.time() - old,) * 2)
+    assert collect_caches(dry_run=True) == (4, 4000)
     assert all(path.exists() for path in doomed)
-    assert collect_caches(dry_run=False) == (3, 3000)
+    assert collect_caches(dry_run=False) == (4, 4000)
     assert not any(path.exists() for path in doomed)
-    assert all(path.exists() for path in [*kept, foreign])
+    assert {*no_caches.iterdir()} == {*kept, foreign}
+    assert collect_caches(dry_run=False) == (0, 0)
+
+
+@pytest.mark.parametrize("part", ["", "index", "users", "frames"])
+def test_a_cache_was_used_when_the_last_of_its_parts_was(part: str, no_caches: Path) -> None:
+    cache = make_cache(no_caches, "a" * 32, age=2 * UNUSED_S)
+    os.utime(cache / part)
+    assert collect_caches(dry_run=False) == (0, 0)
+    assert cache.exists()
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_what_is_no_cache_stays_and_keeps_no_other(
+    backwards: bool, no_caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=backwards))
+    elsewhere = make_cache(tmp_path, "elsewhere", age=2 * UNUSED_S)
+    doomed = make_cache(no_caches, "b" * 32, age=2 * UNUSED_S)
+    link, file = no_caches / ("a" * 32), no_caches / ("c" * 32)
+    link.symlink_to(elsewhere)
+    file.write_bytes(b"")
+    assert collect_caches(dry_run=False) == (1, 1000)
+    assert not doomed.exists()
+    assert {*no_caches.iterdir()} == {link, file}
+    assert elsewhere.exists()
+
+
+def test_a_user_without_a_place_for_caches_has_none_to_collect(
+    no_caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert collect_caches(dry_run=False) == (0, 0)  # it is not made for it
+    assert not no_caches.exists()
+    no_caches.mkdir()
+    monkeypatch.chdir(no_caches)
+    monkeypatch.setattr("castore.s3.cache.unused.cache_root", lambda: None)
+    make_cache(no_caches, "a" * 32, age=2 * UNUSED_S)
     assert collect_caches(dry_run=False) == (0, 0)
 
 
