@@ -35,6 +35,7 @@ from castore.format.segment import SegmentBuilder, decode_segment
 from castore.local.gc.mark import Marker
 from castore.local.gc.repack import SMALL_PACKS_MAX
 from castore.model import Location
+from castore.s3.cache.folder import cache_folder
 from castore.s3.cache.unused import UNUSED_S, collect_caches
 from castore.stream.live_frames import Marks
 
@@ -872,8 +873,10 @@ def test_caches_that_nobody_uses_go(no_caches: Path) -> None:
     from castore.s3.cache.index import boot_id
 
     old = 31 * 86400
+    folder = cache_folder(bytes(16), "a place")
+    assert folder is not None
     doomed = [
-        make_cache(no_caches, "a" * 32, age=old),
+        make_cache(no_caches, os.path.basename(folder), age=old),
         make_cache(no_caches, "b" * 32, age=old, users=("an-earlier-boot.1",)),
         make_cache(no_caches, f"{'c' * 32}.{'0' * 12}", age=old),
         make_cache(no_caches, "9" * 32, age=old),

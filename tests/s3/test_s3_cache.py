@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -23,7 +24,7 @@ from castore.errors import NotAStore
 from castore.format.pack import PackEntry
 from castore.model import Location
 from castore.s3.cache import index as cache
-from castore.s3.cache.folder import cache_folder, cache_root
+from castore.s3.cache.folder import FolderNotOurs, cache_folder, cache_root, make_own_folder
 from castore.s3.cache.store import StoreCache
 from castore.s3.client.bucket import Bucket
 from castore.stream.codec import chunk_id_of
@@ -99,6 +100,7 @@ def test_folders_and_files_are_for_their_owner(here: StoreCache) -> None:
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASTORE_CACHE_DIR", "/a/b")
     assert cache_root() == "/a/b"
+    assert cache_folder(STORE, "\udcff").startswith("/a/b/")  # a prefix that is not UTF-8
     monkeypatch.delenv("CASTORE_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
     monkeypatch.setattr(sys, "platform", "linux")
@@ -107,6 +109,7 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/x")
     assert cache_root() == "/home/x/.cache/castore"
     monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")  # which is not looked for there
     assert cache_root() == "/home/x/Library/Caches/castore"
 
 
@@ -670,3 +673,36 @@ def test_a_root_that_others_may_write_to(cache_dir: Path, tmp_path: Path) -> Non
     assert is_full(two)
     two.close()
     one.close()
+
+
+@pytest.mark.parametrize("how", [*OTHERS, "the group", "the others"])
+@pytest.mark.parametrize("part", ["", "index", "frames", "users", "index/data.mdb"])
+def test_each_part_has_to_be_ours(part: str, how: str, here: StoreCache) -> None:
+    fill(here)
+    here.close()
+    make_own_folder(here.path)
+    path = os.path.join(here.path, part) if part else here.path
+    if how == "another's" and os.geteuid():
+        pytest.skip("only root may give files away")
+    if how in OTHERS:
+        OTHERS[how](path)
+    else:
+        os.chmod(path, 0o720 if how == "the group" else 0o702)
+    with pytest.raises(FolderNotOurs, match=re.escape(path)):
+        make_own_folder(here.path)
+
+
+def test_a_root_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid():
+        pytest.skip("only root may give files away")
+    root = tmp_path / "root"
+    root.mkdir()
+    os.chown(root, 12345, -1)
+    with pytest.raises(FolderNotOurs, match="root belongs to another user"):
+        make_own_folder(str(root / "0"))
+    assert list(root.iterdir()) == []
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    for owner in (12345, 0):  # the user's own, and the system's, as that of /tmp
+        os.chown(root, owner, -1)
+        with pytest.raises(FolderNotOurs, match="root/0 belongs to another user"):
+            make_own_folder(str(root / "0"))

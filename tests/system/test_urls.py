@@ -11,7 +11,7 @@ import pytest
 
 import castore
 from castore.cli import exits, main
-from castore.s3.cache.folder import cache_root
+from castore.s3.cache.folder import cache_folder, cache_root
 from castore.s3.client.settings import parse_settings
 from castore.urls import expand_home, local_folder, redacted
 
@@ -98,6 +98,8 @@ def test_no_home(home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(["-r", "~/store", "ls"]) == exits.USAGE
     with pytest.warns(RuntimeWarning, match="CASTORE_CACHE_DIR"):
         assert cache_root() is None
+    with pytest.warns(RuntimeWarning, match="CASTORE_CACHE_DIR"):
+        assert cache_folder(bytes(16), "a place") is None
     assert os.listdir(tmp_path) == []
 
 
