@@ -69,6 +69,65 @@ class TestIdentity:
             with pytest.raises(co.ContextError, match="CONDUCTO_IDENTITY_ID is not set"):
                 context.identity()
 
+    def test_a_profile_of_other_credentials_is_another(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """By both names that botocore has for it; the answer for one is not that for the other."""
+        for name in list(os.environ):
+            if name.startswith("AWS_"):
+                monkeypatch.delenv(name)
+        config = tmp_path / "config"
+        config.write_text(
+            "[profile a]\naws_access_key_id = of-a\naws_secret_access_key = s\n"
+            "[profile b]\naws_access_key_id = of-b\naws_secret_access_key = s\nregion = eu-west-3\n"
+        )
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+        said = (
+            b"<GetCallerIdentityResponse><GetCallerIdentityResult><UserId>%b</UserId>"
+            b"<Arn>arn:aws:iam::1:user/x</Arn></GetCallerIdentityResult>"
+            b"</GetCallerIdentityResponse>"
+        )
+        with FaultProxy("127.0.0.1:9") as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_STS", proxy.url)
+            for variable in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
+                with monkeypatch.context() as patch:
+                    for profile, region in (("a", "us-east-1"), ("b", "eu-west-3")):
+                        patch.setenv(variable, profile)
+                        proxy.clear()
+                        proxy.rules.clear()
+                        proxy.inject("POST", "", answer(200, body=said % profile.encode()))
+                        for _ in range(2):
+                            assert castore.caller_identity(f"s3://{variable.lower()}") == profile
+                        [exchange] = proxy.matching()
+                        signed = exchange.headers["authorization"]
+                        assert f"Credential=of-{profile}/" in signed
+                        assert f"/{region}/sts/" in signed
+            proxy.inject("POST", "", answer(200, body=said % b"c"))
+            asked = castore.caller_identity("s3://bucket", profile="a", region="eu-north-1")
+            assert asked == "c"
+            assert "/eu-north-1/sts/" in proxy.matching()[-1].headers["authorization"]
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "AWS_ACCESS_KEY_ID",
+            "AWS_CONFIG_FILE",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "AWS_DEFAULT_PROFILE",
+            "AWS_PROFILE",
+            "AWS_ROLE_ARN",
+            "AWS_SHARED_CREDENTIALS_FILE",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+        ],
+    )
+    def test_what_was_learned_with_other_credentials_is_not_used(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = identity.chosen_by()
+        monkeypatch.setenv(name, "another")
+        assert identity.chosen_by() != before
+
     @cloud_only
     @pytest.mark.parametrize(
         ("status", "code", "kind", "words"),
