@@ -302,6 +302,7 @@ def test_errors_come_through(proxied: Bucket, proxy: FaultProxy, moto_server: Se
     with Bucket(gone, backoff=QUICK) as bucket, pytest.raises(BucketNotFound):
         probe(bucket)
     proxy.inject("PUT", "", answer(403, "AccessDenied"), times=999)
+    proxy.inject("POST", "", answer(403, "AccessDenied"), times=999)  # nor may it be removed
     with pytest.raises(AccessDenied, match="s3:PutObject"):
         probe(proxied)
     proxy.rules.clear()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from castore.errors import RemoteError
+from castore.errors import CastoreError, RemoteError
 from castore.s3.client.bucket import Bucket, KeyAbsent, OutcomeUnknown, PreconditionFailed
 from castore.s3.client.faults import Fault, Late
 from castore.s3.client.retries import Retrier
@@ -58,20 +58,28 @@ def probe(bucket: Bucket, *, races: int = RACES) -> ServerFeatures:
     `races` are run, each of several puts of one key at once."""
     scratch = _Scratch(bucket)
     try:
-        preconditions = {
-            "if_none_match": scratch.settled(_if_none_match) or _of_races(scratch, races),
-            "if_match_put": scratch.settled(_if_match_put),
-            "if_match_delete": scratch.settled(_if_match_delete),
-        }
-        return ServerFeatures(
-            **{name: not instead for name, instead in preconditions.items()},
-            ranges=scratch.settled(_ranges),
-            list_consistent=scratch.settled(_list_consistent),
-            ranges_past_end=scratch.settled(_ranges_past_end),
-            instead={name: instead for name, instead in preconditions.items() if instead},
-        )
-    finally:
-        bucket.delete_many(scratch.keys)
+        found = _features(scratch, races)
+    except BaseException:
+        with contextlib.suppress(CastoreError):  # else it would be told in the place of the first
+            bucket.delete_many(scratch.keys)
+        raise
+    bucket.delete_many(scratch.keys)
+    return found
+
+
+def _features(scratch: _Scratch, races: int) -> ServerFeatures:
+    preconditions = {
+        "if_none_match": scratch.settled(_if_none_match) or _of_races(scratch, races),
+        "if_match_put": scratch.settled(_if_match_put),
+        "if_match_delete": scratch.settled(_if_match_delete),
+    }
+    return ServerFeatures(
+        **{name: not instead for name, instead in preconditions.items()},
+        ranges=scratch.settled(_ranges),
+        list_consistent=scratch.settled(_list_consistent),
+        ranges_past_end=scratch.settled(_ranges_past_end),
+        instead={name: instead for name, instead in preconditions.items() if instead},
+    )
 
 
 class _Scratch:
