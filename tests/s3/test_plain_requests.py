@@ -248,6 +248,38 @@ def test_what_was_deleted_and_what_was_not(
             answered(connection, monkeypatch, "delete_objects", 200, {}, odd, **MANY)
 
 
+@pytest.mark.parametrize("encoded", [True, False])
+@pytest.mark.parametrize("space", [b"", b' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'])
+def test_a_page(
+    space: bytes, encoded: bool, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was asked to encode keys need not."""
+    body = b"<ListBucketResult%b>%b<IsTruncated>%b</IsTruncated>%b</ListBucketResult>" % (
+        space,
+        b"<EncodingType>url</EncodingType>" if encoded else b"",
+        b"true",
+        b"<NextContinuationToken>a+%20</NextContinuationToken>"
+        b"<Contents><Key>a+%20b</Key><ETag>e</ETag><Size>7</Size>"
+        b"<LastModified>2026-01-01T00:00:00.5+01:00</LastModified></Contents>"
+        b"<CommonPrefixes><Prefix>c+%20/</Prefix></CommonPrefixes><KeyCount>2</KeyCount>",
+    )
+    page = answered(connection, monkeypatch, "list_objects_v2", 200, {}, body)
+    [entry] = page["Contents"]
+    assert entry.pop("LastModified").timestamp() == 1767222000.5
+    assert entry == {"Key": "a  b" if encoded else "a+%20b", "ETag": "e", "Size": 7}
+    assert page["CommonPrefixes"] == [{"Prefix": "c  /" if encoded else "c+%20/"}]
+    assert (page["IsTruncated"], page["NextContinuationToken"]) == (True, "a+%20")
+    page = answered(
+        connection,
+        monkeypatch,
+        "list_objects_v2",
+        200,
+        {},
+        b"<x><IsTruncated>false</IsTruncated></x>",
+    )
+    assert (page["IsTruncated"], page["Contents"], page["CommonPrefixes"]) == (False, [], [])
+
+
 def test_a_head(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     headers = {"etag": ETAG, "content-length": "12"}
     found = answered(connection, monkeypatch, "head_object", 200, headers, b"", Key="k")
