@@ -24,7 +24,7 @@ from castore.cli import exits
 from castore.cli.ls import sum_up
 from castore.cli.output import ProgressBar, complain_each, human_size, one_line, print_table
 from castore.model import ObjectInfo
-from castore.stream.reports import GcReport
+from castore.stream.reports import Damage, GcReport, Undeletable
 
 COMMAND = [sys.executable, "-m", "castore"]
 
@@ -330,6 +330,125 @@ def test_gc_says_what_it_did_and_no_more(run, monkeypatch):
         "condemned        2  packs, 2.0 KiB",
     ]
     assert last.startswith("what is condemned can be removed from ")
+
+
+@pytest.fixture
+def collected(monkeypatch):
+    """What a `gc` is asked for, and, set before, what it reports."""
+    asked = {"report": GcReport(False)}
+
+    def gc(store, **options):
+        asked.update(options, read_only=store.read_only)
+        return asked["report"]
+
+    monkeypatch.setattr("castore.store.Store.gc", gc)
+    return asked
+
+
+def test_a_gc_is_asked_for_as_it_was_said(run, collected):
+    """A bound that is lost on the way would cost money, or data that was to be kept."""
+    told = "--grace 2h --max-repack-bytes 10K --repack-below 25% --max-cost 3 --horizon 30d"
+    assert run("gc", *told.split(), "--alone").code == 0
+    expected = {
+        "dry_run": False,
+        "grace_s": 7200.0,
+        "max_repack_bytes": 10 << 10,
+        "repack_below": 0.25,
+        "max_cost": 3.0,
+        "horizon_s": 30 * 86_400.0,
+        "alone": True,
+        "carry_undeletable": False,
+        "accept_unclaimed": False,
+    }
+    assert expected.items() <= collected.items()
+    for option in ("dry-run", "carry-undeletable", "accept-unclaimed"):
+        assert run("gc", f"--{option}").code == 0
+        assert collected[option.replace("-", "_")]
+        assert not collected["alone"]
+        assert collected["read_only"] == (option == "dry-run")
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "said"),
+    [
+        (
+            {"damaged": (Damage("p", 7, "c", "bad"),)},
+            13,
+            ["chunk c is damaged at byte 7 of pack p"],
+        ),
+        ({"missing": ("m",)}, 13, ["pack m is missing, and names need it"]),
+        ({"undeletable": (Undeletable("u", "locked"),)}, 1, ["pack u can't be removed", "--carry"]),
+        ({"missing": ("m",), "undeletable": (Undeletable("u", "locked"),)}, 13, ["m", "u", "let"]),
+    ],
+)
+def test_what_a_gc_could_not_do_is_told_and_has_a_code(run, collected, found, code, said):
+    collected["report"] = GcReport(False, objects=1, **found)
+    for more in ([], ["--json"]):
+        done = run("gc", *more)
+        assert done.code == code
+        for line, part in zip(done.err.splitlines(), said, strict=True):
+            assert part in line
+    assert done.documents[0]["objects"] == 1
+
+
+ALL_THAT_A_GC_DOES = """\
+chunks        1,234  removed, of 1,244
+manifests         2  removed: no name leads to them
+packs             3  removed, 1 of which no commit had named
+packs             4  sealed, whose writers had ended without
+rewritten   1.5 KiB  copied from 2 packs: still in use
+freed       2.0 KiB  net of what is rewritten
+condemned         1  pack, 4.0 KiB
+pins              7  of writers that died, expired
+batches           8  of names rewritten, of which few counted any more
+batches           9  of names removed: nothing needs them
+tombstones       11  of names that no batch has any more, removed
+leftovers         5  of restores, rebuilds or who made the store, removed
+caches            6  unused for 30 days, 3.0 KiB
+repacking costs $0.2500, for 3 requests (1 manifest put anew), and frees 5.0 KiB, which saves \
+$0.5000 within the horizon
+6.0 KiB of garbage stay in packs that are in use otherwise
+1 pack left, whose writers are at work
+"""
+
+
+def test_all_that_a_gc_does_is_told(run, collected):
+    report = collected["report"] = GcReport(
+        dry_run=False,
+        chunks=10,
+        chunks_removed=1234,
+        manifests_removed=2,
+        packs_removed=3,
+        orphans_removed=1,
+        packs_sealed=4,
+        packs_rewritten=2,
+        bytes_rewritten=1536,
+        bytes_freed=2048,
+        packs_condemned=1,
+        bytes_condemned=4096,
+        pins_expired=7,
+        batches_rewritten=8,
+        batches_removed=9,
+        tombstones_removed=11,
+        leftovers_removed=5,
+        caches_removed=6,
+        cache_bytes_freed=3072,
+        repack_requests=3,
+        repack_manifests=1,
+        repack_cost=0.25,
+        repack_bytes_freed=5120,
+        repack_saves=0.5,
+        bytes_left=6144,
+        packs_busy=1,
+    )
+    done = run("gc").text
+    assert done == ALL_THAT_A_GC_DOES
+    report.dry_run = True
+    planned = run("gc", "-n").text
+    assert planned.count("would be ") == 6
+    assert "this is what would be done: nothing was\n" in planned
+    assert "would cost $0.2500" in planned
+    assert "and free 5.0 KiB" in planned
 
 
 @pytest.mark.parametrize("verb", ["get", "get -R", "export"])
