@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from servers import Server
 
 import castore
 from castore.cli import doctor_places, doctor_s3, exits, main
+from castore.cli.output import human_size
 from castore.errors import AccessDenied, StoreIOError
 from castore.s3.client import probe
 from castore.s3.client.bucket import Bucket
@@ -260,6 +262,41 @@ class TestFolder:
         code, checks = examine(tmp_path / "a disk" / "store")
         assert (code, verdicts(checks)["file system"]) == (exits.OK, verdict)
         assert checks["file system"]["found"].startswith(kind)
+
+    def test_a_cache_in_memory_is_well_and_one_on_the_network_is_not(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A cache may be lost; what is said of a store would mislead."""
+        mounts = tmp_path / "mounts"
+        monkeypatch.setattr(doctor_places.file_system_of, "__defaults__", (str(mounts),))
+        mounts.write_text("1 0 0:5 / / rw - tmpfs tmpfs rw\n")
+        assert doctor_places.check_file_system("/c", "cache on") == (
+            "cache on",
+            "ok",
+            "tmpfs at /",
+            "",
+        )
+        mounts.write_text("1 0 0:5 / / rw - nfs host:/x rw\n")
+        check = doctor_places.check_file_system("/c", "cache on")
+        assert check.verdict == "warning"
+        assert "CASTORE_CACHE_DIR" in check.means
+
+    def test_a_system_that_does_not_say_what_is_mounted(self, tmp_path: Path) -> None:
+        mounts = tmp_path / "mounts"
+        assert doctor_places.file_system_of("/x", str(mounts)) == ("", "")
+        mounts.write_text("1 0 8:1 / / rw - ext4 /dev/x rw\nof another kind\n")
+        assert doctor_places.file_system_of("/x", str(mounts)) == ("", "")
+
+    @pytest.mark.parametrize(("missing", "verdict"), [(0, "ok"), (1, "warning")])
+    def test_free_space_is_what_this_user_may_fill(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int, verdict: str
+    ) -> None:
+        """In the file system's own units; what is kept for root does not count."""
+        blocks = doctor_places.FREE_BYTES_MIN // 4096 - missing
+        told = SimpleNamespace(f_bavail=blocks, f_frsize=4096, f_bfree=1 << 40, f_bsize=1 << 20)
+        monkeypatch.setattr(os, "statvfs", lambda _: told)
+        check = doctor_places.check_free_space(str(tmp_path), "free space")
+        assert (check.verdict, check.found) == (verdict, human_size(4096 * blocks))
 
     def test_little_space_and_no_extension(
         self, examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
