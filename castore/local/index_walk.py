@@ -17,7 +17,7 @@ from castore.system.lmdb_env import TABLES, Index, open_index
 from castore.system.lmdb_errors import LmdbError, damaged, typed
 from castore.system.lmdb_files import is_in_use
 from castore.system.lmdb_pages import IndexPages
-from castore.system.lmdb_snapshot import Snapshot, Table
+from castore.system.lmdb_snapshot import Snapshot, Table, repeated
 from castore.wording import counted
 
 if TYPE_CHECKING:  # a put has no need of it
@@ -92,10 +92,11 @@ def check_pages(index: Index) -> None:
 
 
 def look_at_pages(report: Report, path: str) -> None:
-    """`check_pages` of the index at `path`."""
-    index = open_index(path, create=False)
+    """`check_pages` of the index at `path`. Unless somebody uses it, no byte of it is touched: who
+    looks may be another user, whose lock file would keep its owner out."""
+    index = open_index(path, create=False, lock_free=not is_in_use(path))
     try:
-        check_pages(index)
+        repeated(lambda: check_pages(index))
     finally:
         index.close()
 

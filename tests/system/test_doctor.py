@@ -77,6 +77,20 @@ class TestFolder:
         assert any(f"/{part}" in each["found"] for each in checks.values())
         assert "file system" in checks
 
+    def test_it_changes_nothing(self, examine: Doctor, tmp_path: Path) -> None:
+        """A lock file that root makes here would keep the store's owner from writing to it."""
+        with castore.open(tmp_path / "store") as store:
+            store.puts("x", b"1")
+        (tmp_path / "store" / "index" / "lock.mdb").unlink(missing_ok=True)
+
+        def state() -> dict[Path, tuple[int, int]]:
+            paths = sorted((tmp_path / "store").rglob("*"))
+            return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
+
+        before = state()
+        assert examine(tmp_path / "store")[0] == exits.OK
+        assert state() == before
+
     def test_where_a_store_can_be_made_and_where_not(self, examine: Doctor, tmp_path: Path) -> None:
         """As a put finds then."""
         begun = tmp_path / "begun"  # a creation that was cut off
