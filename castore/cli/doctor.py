@@ -140,8 +140,6 @@ def _not_there(root: str) -> Check:
 def _without_store(root: str) -> Check:
     from castore.local.store import strangers_in
 
-    if not os.path.isdir(root):
-        return _unfit("it is not a folder")
     if strangers_in(root):
         return _unfit(
             "not a store, and not empty", "a store is only made in an empty folder: choose another"
@@ -155,7 +153,7 @@ def _without_store(root: str) -> Check:
     return Check("folder", "ok", "empty: the first put makes the store")
 
 
-def _unfit(found: str, means: str = "") -> Check:
+def _unfit(found: str, means: str) -> Check:
     return Check("folder", "problem", found, means)
 
 

@@ -131,9 +131,11 @@ class TestFolder:
 
     def test_what_is_no_store(self, examine: Doctor, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
-        for place in (tmp_path, tmp_path / "file"):
-            code, checks = examine(place)
+        os.mkfifo(tmp_path / "pipe")
+        for place, said in ((".", "not empty"), ("file", "is a file"), ("pipe", "is a file")):
+            code, checks = examine(tmp_path / place)
             assert (code, verdicts(checks)["folder"]) == (exits.FAILURE, "problem")
+            assert said in checks["folder"]["found"]
 
     def test_the_journal(self, examine: Doctor, tmp_path: Path) -> None:
         """How it stands, and what is to be done: which is so afterwards."""
