@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,10 +19,11 @@ from servers import Server
 import castore
 from castore.cli import doctor_places, doctor_s3, exits, main
 from castore.cli.output import human_size
-from castore.errors import AccessDenied, StoreIOError
+from castore.errors import AccessDenied, FormatError, IndexCorrupt, StoreIOError
 from castore.s3.client import probe
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures
+from castore.system.lmdb_env import index_folders
 
 pytest_plugins = ["servers"]
 
@@ -77,6 +79,49 @@ class TestFolder:
         assert any(f"/{part}" in each["found"] for each in checks.values())
         assert "file system" in checks
 
+    @pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), IndexCorrupt("damaged")])
+    @pytest.mark.parametrize(
+        ("what", "call"),
+        [
+            ("folder", "castore.open"),
+            ("folder", "castore.store.Store.stats"),
+            ("journal", "castore.cli.doctor.judge"),
+        ],
+    )
+    def test_what_fails_is_one_of_the_things_that_are_told(
+        self,
+        examine: Doctor,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        what: str,
+        call: str,
+        error: Exception,
+    ) -> None:
+        castore.open(tmp_path / "store").close()
+
+        def fails(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(call, fails)
+        code, checks = examine(tmp_path / "store")
+        assert (code, verdicts(checks)[what]) == (exits.FAILURE, "problem")
+        assert str(error.args[-1]) in checks[what]["found"]
+        assert "file system" in checks
+        assert index_folders() == []
+
+    def test_a_journal_that_is_not_as_it_was_written(
+        self, examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        castore.open(tmp_path / "store").close()
+
+        def fails(*_: object) -> None:
+            raise FormatError("a log is damaged")
+
+        monkeypatch.setattr("castore.cli.doctor.judge", fails)
+        code, checks = examine(tmp_path / "store")
+        assert (code, checks["journal"]["found"]) == (exits.FAILURE, "a log is damaged")
+        assert "castore check --repair" in checks["journal"]["means"]
+
     def test_it_changes_nothing(self, examine: Doctor, tmp_path: Path) -> None:
         """A lock file that root makes here would keep the store's owner from writing to it."""
         with castore.open(tmp_path / "store") as store:
@@ -90,6 +135,28 @@ class TestFolder:
         before = state()
         assert examine(tmp_path / "store")[0] == exits.OK
         assert state() == before
+
+    def test_a_store_that_was_moved_into_another(self, examine: Doctor, tmp_path: Path) -> None:
+        """It is there already, and opened as it is."""
+        for name in ("outer", "inner"):
+            castore.open(tmp_path / name).close()
+        (tmp_path / "inner").rename(tmp_path / "outer" / "inner")
+        castore.open(tmp_path / "outer" / "inner", create=False).close()
+        code, checks = examine(tmp_path / "outer" / "inner")
+        assert (code, checks["folder"]["found"]) == (exits.OK, "a store of no objects")
+
+    def test_below_what_cannot_be_written_to_no_store_can_be_made(
+        self, examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        code, checks = examine(tmp_path / "file" / "a" / "b")
+        assert (code, verdicts(checks)["folder"]) == (exits.FAILURE, "problem")
+        assert f"{tmp_path / 'file'} can't be written to" in checks["folder"]["found"]
+        for denied in (os.W_OK, os.X_OK):
+            monkeypatch.setattr(os, "access", lambda path, mode, no=denied: not mode & no)
+            code, checks = examine(tmp_path / "a" / "b")
+            assert (code, verdicts(checks)["folder"]) == (exits.FAILURE, "problem")
+            assert f"{tmp_path} can't be written to" in checks["folder"]["found"]
 
     def test_where_a_store_can_be_made_and_where_not(self, examine: Doctor, tmp_path: Path) -> None:
         """As a put finds then."""
@@ -228,10 +295,11 @@ class TestFolder:
         assert (code, verdicts(checks)["permissions"]) == (exits.OK, "warning")
         assert "chmod 700" in checks["permissions"]["means"]
 
-        (tmp_path / "store").chmod(0o755)
-        code, checks = examine(tmp_path / "store")
-        assert (code, verdicts(checks)["permissions"]) == (exits.OK, "ok")
-        assert "0755: others may read it" in checks["permissions"]["found"]
+        for mode, said in ((0o755, "0755: others may read it"), (0o700, "0700: its owner's alone")):
+            (tmp_path / "store").chmod(mode)
+            code, checks = examine(tmp_path / "store")
+            assert (code, verdicts(checks)["permissions"]) == (exits.OK, "ok")
+            assert said in checks["permissions"]["found"]
 
     @pytest.mark.parametrize("kind", ["vfat", "exfat"])
     def test_a_file_system_without_permission_bits(
@@ -330,6 +398,18 @@ class TestFolder:
         lines = capsys.readouterr().out.splitlines()
         assert re.fullmatch(r"OK  +folder  +not there yet: the first put makes the store", lines[0])
         assert lines[-1].startswith(f"{tmp_path / 'store'}: no problems, ")
+        assert not [line for line in lines if line.startswith("folder: ")]  # nothing follows
+
+    def test_what_follows_is_told_below(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "stranger").touch()
+        assert main(["-r", str(tmp_path), "doctor"]) == exits.FAILURE
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("PROBLEM  folder ")
+        means = "a store is only made in an empty folder: choose another"
+        assert f"folder: {means}" in lines
+        assert lines[-1].startswith(f"{tmp_path}: 1 problem, ")
 
     def test_boto_is_not_loaded(self, tmp_path: Path) -> None:
         program = (
