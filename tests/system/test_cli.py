@@ -17,7 +17,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from cli_runs import DATA, fails, make_tree, names
+from cli_runs import DATA, Result, fails, make_tree, names
 
 import castore
 from castore.cli import exits
@@ -557,6 +557,11 @@ def test_ls(run):
     assert documents[0]["size"] == 5000
 
 
+def test_what_a_damaged_index_does_not_show_is_not_said_to_be_missing(run, monkeypatch):
+    monkeypatch.setattr("castore.cli.ls.read_all", lambda arguments, work: exits.CORRUPT)
+    assert run("ls", "none") == Result(exits.CORRUPT, b"", "")
+
+
 def test_stat_of_several(run):
     one, two = (run("stat", *names).text for names in (["seed"], ["seed", "seed"]))
     assert two == f"{one}\n{one}"
@@ -649,6 +654,9 @@ def test_du(run):
         ("q/", 5),
         ("", 34),
     ]
+    stored = sum(each["stored_bytes"] for each in run("ls", "--json").documents)
+    assert documents[-1]["stored_bytes"] == stored > 0
+    assert run("du", "p").code == 0
     fails(run("du", "none"), 14, "none/")
 
 
@@ -679,6 +687,19 @@ def test_stats(run):
     [line] = [line for line in text.splitlines() if line.startswith("on disk")]
     assert human_size(occupied) in line
     assert "objects" in text
+
+
+def test_stats_tells_of_deltas_where_there_are_any(run, monkeypatch):
+    assert "deltas" not in run("stats").text
+    whole = castore.Store.stats
+    with_some = {"chunks": 5000, "deltas": 2500, "delta_raw_bytes": 10_000, "delta_bases": 2500}
+
+    def stats(store: castore.Store) -> castore.StoreStats:
+        return whole(store)._replace(**with_some)
+
+    monkeypatch.setattr(castore.Store, "stats", stats)
+    lines = run("stats").text.splitlines()
+    assert [line.split()[:2] for line in lines[-3:-1]] == [["deltas", "2,500"], ["decoded", "1.50"]]
 
 
 def test_stats_of_an_empty_store_has_no_ratios(run):
