@@ -25,6 +25,7 @@ from trees import make_tree, tree
 import castore
 from castore.cli import main
 from castore.errors import (
+    ClockOutOfRange,
     FormatError,
     InvalidName,
     NameExists,
@@ -34,7 +35,7 @@ from castore.errors import (
 from castore.stream import fileputs, sourcefile
 from castore.stream.fileputs import FileOptions
 from castore.system import outfolder, statuses
-from castore.transfer import imports, outcomes
+from castore.transfer import compare, imports, outcomes
 
 LATIN = os.fsdecode(b"latin\xe9")
 
@@ -143,6 +144,47 @@ def test_a_file_without_an_end_does_not_end_an_import(
     report = store.import_folder(tmp_path / "in", "p")
     assert reasons(report, tmp_path / "in") == {"endless": os.strerror(errno.EAGAIN)}
     assert report.files == len(made)
+    check(store)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, None])
+def test_what_no_file_is_to_blame_for_ends_an_import(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    """It would leave out one file after the other, and seem to be of each."""
+    top = tmp_path / "in"
+    make_tree(top)
+
+    def fails(path: str, **_: Any) -> Any:
+        raise ClockOutOfRange(-1) if code is None else OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr(fileputs, "read_together", lambda paths, _: [None] * len(paths))
+    monkeypatch.setattr(fileputs, "opened", fails)
+    with pytest.raises(ClockOutOfRange if code is None else OSError):
+        store.import_folder(top)
+    assert list(store.names()) == []
+
+
+def test_a_file_that_got_a_time_no_record_holds_while_it_was_read(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = tmp_path / "in"
+    top.mkdir()
+    for name in "ab":
+        (top / name).write_bytes(name.encode() * 400_000)
+
+    def touched(session: Any, source: Any, *others: Any) -> Any:
+        stored = sourcefile.store_file(session, source, *others)
+        if not source.path.endswith("a"):
+            return stored
+        facts = [getattr(stored.status, fact) for fact in statuses.FileStatus._fields]
+        status = statuses.FileStatus(*facts)._replace(st_mtime_ns=1 << 63)
+        return stored._replace(status=status)
+
+    monkeypatch.setattr(fileputs, "store_file", touched)
+    report = store.import_folder(top)
+    assert [what for what, _ in report.left_out] == [str(top / "a")]
+    assert store.gets("b") == b"b" * 400_000
     check(store)
 
 
@@ -435,6 +477,52 @@ def test_what_a_file_system_rounded_is_the_same(
         assert list(out.parent.iterdir()) == [out]
     out.chmod(0o640)
     assert store.export_folder("p", out.parent).files == 1
+
+
+def test_where_nothing_can_be_tried_what_is_not_quite_the_same_is_written(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a new file would show here is not known then."""
+    time_ns = store.puts("p/x", b"1").mtime_ns
+    store.export_folder("p", tmp_path / "out")
+    os.utime(tmp_path / "out" / "x", ns=(time_ns - 10**9,) * 2)
+    monkeypatch.setattr(compare, "status_if_new", lambda *_: None)
+    assert store.export_folder("p", tmp_path / "out").files == 1
+    assert (tmp_path / "out" / "x").stat().st_mtime_ns == time_ns
+
+
+def test_a_file_that_cannot_be_read_is_replaced(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.puts("p/x", b"1")
+    store.export_folder("p", tmp_path / "out")
+    before = (tmp_path / "out" / "x").stat()
+    whole = os.open
+
+    def refused(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if path == "x" and not flags & os.O_DIRECTORY:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return whole(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    report = store.export_folder("p", tmp_path / "out")
+    assert (report.files, report.left_out) == (1, [])
+    assert (tmp_path / "out" / "x").stat().st_ino != before.st_ino
+
+
+def test_a_pipe_that_looks_like_the_file_is_replaced_and_not_read(
+    store: castore.Store, tmp_path: Path
+) -> None:
+    time_ns = store.puts("p/x", b"", mode=0o644).mtime_ns
+    path = tmp_path / "out" / "x"
+    path.parent.mkdir()
+    os.mkfifo(path)
+    path.chmod(0o644)
+    os.utime(path, ns=(time_ns, time_ns))
+    writer = os.open(path, os.O_RDWR)  # who opens it to read waits for one
+    assert store.export_folder("p", tmp_path / "out").files == 1
+    os.close(writer)
+    assert path.is_file()
 
 
 def test_times_are_kept_to_the_nanosecond(any_store: castore.Store, tmp_path: Path) -> None:
