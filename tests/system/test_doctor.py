@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from servers import Server
@@ -483,6 +485,86 @@ class TestServer:
         checks = list(doctor_s3.of_features(ServerFeatures(False, False, False, False, False)))
         assert [check.verdict for check in checks] == ["warning"] * 3 + ["problem"] * 3
         assert all(check.means for check in checks)
+
+    @pytest.mark.parametrize(
+        ("missing", "verdict", "safe", "not_safe"),
+        [
+            (None, "ok", "put --if-absent, mv, rm, gc, check --repair", ""),
+            (
+                "if_none_match",
+                "warning",
+                "mv, rm",
+                "only while nobody else writes: put --if-absent, gc, check --repair",
+            ),
+            (
+                "if_match_put",
+                "warning",
+                "put --if-absent, mv, rm",
+                "only while nobody else writes: gc, check --repair",
+            ),
+            (
+                "if_match_delete",
+                "warning",
+                "put --if-absent, gc, check --repair",
+                "only while nobody else writes: mv, rm",
+            ),
+            (
+                "list_consistent",
+                "problem",
+                "put --if-absent, mv, rm",
+                "never: gc, check --repair",
+            ),
+        ],
+    )
+    def test_what_is_safe_beside_others(
+        self, missing: str | None, verdict: str, safe: str, not_safe: str
+    ) -> None:
+        features = ServerFeatures(True, True, True, True, True)
+        if missing is not None:
+            features = dataclasses.replace(features, **{missing: False})
+        *others, verbs = doctor_s3.of_features(features)
+        found = f"safe beside others: put, get, ls, cp, {safe}"
+        assert (verbs.what, verbs.verdict) == ("verbs", verdict)
+        assert verbs.found == (f"{found}; {not_safe}" if not_safe else found)
+        assert ("gc with --alone" in verbs.means) == (missing in ("if_none_match", "if_match_put"))
+        assert [each.verdict for each in others if each.verdict != "ok"] == [verdict] * bool(
+            missing
+        )
+
+    def test_a_server_that_refuses_ranges_past_the_end(self) -> None:
+        features = ServerFeatures(True, True, True, True, True, ranges_past_end=False)
+        checks = {check.what: check for check in doctor_s3.of_features(features)}
+        assert checks["ranges"].verdict == "warning"
+        assert checks["verbs"].verdict == "ok"
+
+    @pytest.mark.parametrize(
+        ("skew", "verdict", "found"),
+        [
+            (300.0, "ok", "300 s from the server's"),
+            (-300.0, "ok", "300 s from the server's"),
+            (301.0, "problem", "301 s behind the server's"),
+            (-301.0, "problem", "301 s ahead of the server's"),
+        ],
+    )
+    def test_a_clock_that_is_too_far_off(self, skew: float, verdict: str, found: str) -> None:
+        bucket = cast("Bucket", SimpleNamespace(clock_skew=lambda: skew))
+        check = doctor_s3._clock(bucket)
+        assert (check.verdict, check.found) == (verdict, found)
+
+    def test_what_a_doctor_left_behind_is_no_strangers(
+        self, examine: Doctor, moto_server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And where there is no home there is no cache, which is told."""
+        monkeypatch.setattr(probe, "probe", lambda _: ServerFeatures(True, True, True, True, True))
+        monkeypatch.setattr("castore.s3.cache.folder.cache_root", lambda: None)
+        client = moto_server.client()
+        for key, verdict in (("store/probe/x", "ok"), ("store/stranger", "problem")):
+            client.put_object(Bucket=moto_server.bucket, Key=key, Body=b"")
+            code, checks = examine(moto_server.url())
+            assert (code, checks["store"]["verdict"]) == (verdict == "problem", verdict)
+        assert "stranger" in checks["store"]["found"]
+        assert checks["cache"]["verdict"] == "warning"
+        assert "CASTORE_CACHE_DIR" in checks["cache"]["means"]
 
     @pytest.mark.parametrize(
         ("place", "code", "message"),
