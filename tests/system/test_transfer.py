@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from trees import make_tree, tree
 import castore
 import castore.fs
 from castore.cli import main
-from castore.errors import NameNotFound, NotAStore, ReadOnlyStore
+from castore.errors import FormatError, NameNotFound, NotAStore, ReadOnlyStore
+from castore.model import ObjectInfo
 from castore.stream import sourcefile
 from castore.stream.small import SMALL_BYTES_MAX
 from castore.system import outfolder
-from castore.transfer import imports
+from castore.transfer import export, imports
+from castore.transfer.compare import Entry
 
 VALUES = contents()
 
@@ -153,6 +157,83 @@ def test_what_is_put_together_is_bounded(sizes: list[int], lengths: list[int]) -
     found = list(imports.batches(sources))
     assert [source for batch in found for source in batch] == sources
     assert [len(batch) for batch in found] == lengths
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lengths"),
+    [
+        ([], []),
+        ([1] * 10, [4, 4, 2]),
+        ([1, SMALL_BYTES_MAX + 1, 1, 1], [1, 1, 2]),
+        ([1, None, None, 1], [1, 1, 1, 1]),  # of which nothing can be read, but the name
+        ([SMALL_BYTES_MAX] * 5, [4, 1]),
+    ],
+)
+def test_what_is_written_together_is_bounded(
+    sizes: list[int | None], lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in memory at once."""
+    entries = [
+        Entry(
+            str(i), None if size is None else ObjectInfo(str(i), size, 0.0, 0o644, "", 1, 1), None
+        )
+        for i, size in enumerate(sizes)
+    ]
+    groups = list(export._groups(entries, 4))
+    assert [entry for group in groups for entry in group] == entries
+    assert [len(group) for group in groups] == lengths
+    monkeypatch.setattr(export, "GROUP_BYTES_MAX", 2 * SMALL_BYTES_MAX)
+    large = [entry for entry in entries if entry.info and entry.info.size == SMALL_BYTES_MAX]
+    assert [len(group) for group in export._groups(large, 4)] == ([2, 2, 1] if large else [])
+
+
+def test_names_behind_a_record_that_is_damaged_are_exported_one_by_one(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once, and again over what is there: of them nothing is known to compare with."""
+    names = ["p/a", "p/b", "p/c", "p/d"]
+    fill(store, {name: name.encode() for name in names})
+    whole = store.list
+
+    def cut_short(prefix: str) -> Iterator[castore.ObjectInfo]:
+        yield from itertools.islice(whole(prefix), 2)
+        raise FormatError("a record is damaged")
+
+    monkeypatch.setattr(store, "list", cut_short)
+    for same in (0, 2):
+        report = store.export_folder("p", tmp_path / "out")
+        assert (report.files, report.same_files, report.left_out) == (4 - same, same, [])
+        assert {f"p/{name}": raw for name, (raw, *_) in tree(tmp_path / "out").items()} == {
+            name: name.encode() for name in names
+        }
+
+
+NO_MORE = ["EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EDQUOT", "EIO", "EROFS"]
+
+
+@pytest.mark.parametrize("code", [*NO_MORE, "EACCES"])
+def test_what_no_file_can_be_written_for_ends_an_export(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """Anything else leaves out one."""
+    fill(store, {"p/x": b"1", "p/y": os.urandom(SMALL_BYTES_MAX * 2)})
+    whole = export.replacing
+
+    def fails(leaf: str, **options: Any) -> Any:
+        if leaf == "y":
+            number = getattr(errno, code)
+            raise OSError(number, os.strerror(number), ".castore-draft")
+        return whole(leaf, **options)
+
+    monkeypatch.setattr(export, "replacing", fails)
+    if code in NO_MORE:
+        with pytest.raises(OSError) as caught:
+            store.export_folder("p", tmp_path / "out")
+        assert caught.value.filename == str(tmp_path / "out" / "y")
+    else:
+        report = store.export_folder("p", tmp_path / "out")
+        assert report.left_out == [("p/y", f"{tmp_path / 'out' / 'y'}: Permission denied")]
+        assert (tmp_path / "out" / "x").read_bytes() == b"1"
 
 
 def test_nothing_is_written_outside_the_folder(store: castore.Store, tmp_path: Path) -> None:
