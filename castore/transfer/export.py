@@ -180,7 +180,7 @@ class _Export(NamedTuple):
     ) -> Outcome:
         inner = name[len(self.below) :]
         try:
-            if listed and not listed.size and inner.endswith("/") and inner[:-1]:
+            if listed and not listed.size and inner.endswith("/"):
                 with self.out.opened(self.out.claim(inner[:-1])):  # which is made
                     return Outcome(name, reason="it only marks a folder", fault="on purpose")
             *folders, leaf = self.out.claim(inner)
