@@ -577,6 +577,29 @@ def test_stat(run):
     fails(run("stat", "none"), 14, "'none'")
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"deltas": 0, "size": 1023}, ["1,023 bytes\n", "in 3 chunks\n"]),
+        (
+            {"deltas": 1, "size": 1024},
+            ["1,024 bytes (1.0 KiB)\n", "chunks, 1 of them a delta when"],
+        ),
+        ({"deltas": 2, "size": 1}, ["1 byte\n", "in 3 chunks, 2 of them deltas when it was put\n"]),
+    ],
+)
+def test_stat_tells_of_deltas_and_in_bytes(run, monkeypatch, facts, said):
+    info = castore.Store.info
+
+    def replaced(store: castore.Store, name: str) -> ObjectInfo:
+        return info(store, name)._replace(chunks=3, **facts)
+
+    monkeypatch.setattr(castore.Store, "info", replaced)
+    text = run("stat", "seed").text
+    for part in said:
+        assert part in text
+
+
 def test_rm(run):
     for name in ("a", "b", "c"):
         run("put", "-", name, stdin=b"1")
@@ -658,6 +681,17 @@ def test_du(run):
     assert documents[-1]["stored_bytes"] == stored > 0
     assert run("du", "p").code == 0
     fails(run("du", "none"), 14, "none/")
+
+
+def test_du_of_one_object_and_of_none(run):
+    [document] = run("du", "--json", "seed").documents
+    assert (document["prefix"], document["objects"], document["size"]) == ("seed", 1, 4)
+    assert document["stored_bytes"] > 0
+    [_, line] = run("du").text.splitlines()  # no part has a slash behind it
+    assert (line.split()[0], line.split()[-1]) == ("1", "(all)")
+    run("rm", "seed")
+    [_, line] = run("du").text.splitlines()
+    assert (line.split()[0], line.split()[-1]) == ("0", "(all)")
 
 
 def test_du_sums_one_part_at_a_time():
