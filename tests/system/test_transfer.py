@@ -24,7 +24,14 @@ from trees import make_tree, tree
 import castore
 import castore.fs
 from castore.cli import main
-from castore.errors import FormatError, NameNotFound, NotAStore, ReadOnlyStore
+from castore.errors import (
+    ChunkCorrupt,
+    FormatError,
+    NameNotFound,
+    NotAStore,
+    PackMissing,
+    ReadOnlyStore,
+)
 from castore.model import ObjectInfo
 from castore.stream import sourcefile
 from castore.stream.small import SMALL_BYTES_MAX
@@ -200,12 +207,41 @@ def test_names_behind_a_record_that_is_damaged_are_exported_one_by_one(
         raise FormatError("a record is damaged")
 
     monkeypatch.setattr(store, "list", cut_short)
+    monkeypatch.setattr(sourcefile, "YOUNG_NS", 0)  # so that small ones are read together
     for same in (0, 2):
         report = store.export_folder("p", tmp_path / "out")
         assert (report.files, report.same_files, report.left_out) == (4 - same, same, [])
         assert {f"p/{name}": raw for name, (raw, *_) in tree(tmp_path / "out").items()} == {
             name: name.encode() for name in names
         }
+
+
+@pytest.mark.parametrize(
+    ("error", "count"),
+    [
+        (PackMissing(b"p"), "missing"),
+        (ChunkCorrupt(b"c", b"p", 0, "another hash"), "damaged"),
+        (FormatError("it is damaged"), "damaged"),
+        (NameNotFound("p/y"), "failures"),
+    ],
+)
+def test_what_can_be_read_no_more_is_left_out_alone(
+    store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, count: str
+) -> None:
+    fill(store, {"p/x": b"1", "p/y": os.urandom(SMALL_BYTES_MAX * 2), "p/z": b"2"})
+
+    whole = store.get_into
+
+    def fails(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "p/y":
+            raise error
+        return whole(name, *arguments, **options)
+
+    monkeypatch.setattr(store, "get_into", fails)
+    report = store.export_folder("p", tmp_path / "out")
+    assert [name for name, _ in report.left_out] == ["p/y"]
+    assert getattr(report, count) == 1
+    assert sorted(os.listdir(tmp_path / "out")) == ["x", "z"]
 
 
 NO_MORE = ["EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EDQUOT", "EIO", "EROFS"]
