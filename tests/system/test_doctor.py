@@ -21,7 +21,7 @@ from servers import Server
 import castore
 from castore.cli import doctor_places, doctor_s3, exits, main
 from castore.cli.output import human_size
-from castore.errors import AccessDenied, FormatError, IndexCorrupt, StoreIOError
+from castore.errors import AccessDenied, FormatError, NotAStore, StoreIOError
 from castore.s3.client import probe
 from castore.s3.client.bucket import Bucket
 from castore.s3.client.probe import ServerFeatures
@@ -81,7 +81,7 @@ class TestFolder:
         assert any(f"/{part}" in each["found"] for each in checks.values())
         assert "file system" in checks
 
-    @pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), IndexCorrupt("damaged")])
+    @pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), NotAStore("is another")])
     @pytest.mark.parametrize(
         ("what", "call"),
         [
