@@ -40,12 +40,13 @@ def strike(verb: Callable[[], Any], step: Step) -> BaseException | None:
     last."""
     (code, at, which), left = step
 
-    def note(frame: FrameType, event: str, _: object) -> None:
+    def note(frame: FrameType, event: str, called: object) -> None:
         nonlocal left
         if frame.f_code is code and frame.f_lasti == at and event == which:
             left -= 1
             if left < 0:
                 sys.setprofile(None)
+                del called  # a method of what would be kept: a handler is not told of it
                 raise Soft
 
     sys.setprofile(note)
