@@ -100,6 +100,7 @@ class TestFolder:
         error: Exception,
     ) -> None:
         castore.open(tmp_path / "store").close()
+        before = {*index_folders()}  # what other tests have left open
 
         def fails(*_: object, **__: object) -> None:
             raise error
@@ -109,7 +110,7 @@ class TestFolder:
         assert (code, verdicts(checks)[what]) == (exits.FAILURE, "problem")
         assert str(error.args[-1]) in checks[what]["found"]
         assert "file system" in checks
-        assert index_folders() == []
+        assert before >= {*index_folders()}
 
     def test_a_journal_that_is_not_as_it_was_written(
         self, examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
