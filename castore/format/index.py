@@ -137,6 +137,7 @@ def decode_record_facts(raw: bytes) -> Record:
 # ---------------------------------------------------------------- rows of the index
 
 _CHUNK_ROW = struct.Struct("<IIIBBH16s")
+PLAIN_CHUNK_ROW_BYTES: Final = _CHUNK_ROW.size  # of a chunk that is no delta
 _CHUNK_ROW_VERSION_DELTA = 2  # behind it are the ids of its bases
 _PACK_ROW = struct.Struct("<QQ")
 _PACK_TIME_NS_MAX = (1 << 64) - 1

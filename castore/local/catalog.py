@@ -189,6 +189,7 @@ class LocalCatalog(NameReader):
                 _restore_rows(tables, batch)
             for chunk_id, chunk in batch.chunks.items():
                 _put_chunk(tables, chunk.stored(chunk_id), heals=chunk.heals)
+            _put_bases(tables, batch)
         numbers: dict[Draft, int] = {}
         unnumbered = sum(not draft.manifest for draft in batch.drafts)
         new_numbers = iter(next_manifests(index, txn, unnumbered))
@@ -223,9 +224,14 @@ def _put_chunk(tables: Tables, chunk: StoredChunk, *, heals: bool = False) -> No
         known = tables.chunks.known(chunk.chunk_id)
         if known is None or heals or not _serves(tables, known):
             tables.chunks.put(chunk.chunk_id, row)
-    # They are known by the segments of another object, and mostly by rows.
-    for base in chunk.location.bases:
-        tables.chunks.add(base.chunk_id, ChunkRow.of(base))
+
+
+def _put_bases(tables: Tables, batch: Batch) -> None:
+    """Those of the deltas: they are known by the segments of another object, and mostly by rows."""
+    deltas = [chunk.location.bases for chunk in batch.chunks.values() if chunk.location.bases]
+    bases = {base.chunk_id: base for each in deltas for base in each}
+    for chunk_id, base in bases.items():
+        tables.chunks.add(chunk_id, ChunkRow.of(base))
 
 
 def _serves(tables: Tables, row: ChunkRow) -> bool:

@@ -16,6 +16,7 @@ from itertools import takewhile
 
 from castore.errors import FormatError
 from castore.format.index import (
+    PLAIN_CHUNK_ROW_BYTES,
     ChunkRow,
     Record,
     Totals,
@@ -224,16 +225,15 @@ class ChunkRows(_Rows):
     def add(self, chunk_id: bytes, row: ChunkRow) -> bool:
         """Unless the chunk has a row, of whatever kind. But a delta's gives way to that of a frame
         that is none, which may be the base of others: these are known as long as it is."""
-        added = chunk_id not in self
-        if added:
+        known = self.get(chunk_id)
+        if known is None:
             self._insert(chunk_id, encode_chunk_row(row))
             self._sums.totals.count_chunk(row, +1)
-        elif not row.bases:
+        elif not row.bases and len(known) > PLAIN_CHUNK_ROW_BYTES:
             with contextlib.suppress(FormatError):
-                known = self.known(chunk_id)
-                if known is not None and known.bases:
+                if decode_chunk_row(known).bases:
                     self.put(chunk_id, row)
-        return added
+        return known is None
 
     def move(self, chunk_id: bytes, row: ChunkRow, old: tuple[bytes, int]) -> None:
         """Lead to a copy of the frame at `old` (pack id, offset). A chunk that is known elsewhere
