@@ -57,6 +57,7 @@ from castore.stream.reports import BackupReport, CompactReport, RebuildReport
 from castore.system import isolated
 from castore.system.fileio import descriptor, of_file, sync_folder, typed_errors, write_all
 from castore.system.lmdb_env import Index
+from castore.system.translated import Translated
 from castore.wording import counted
 
 BLOCK_BYTES = 1 << 20
@@ -335,15 +336,15 @@ def _blocks(fd: int, end: int) -> Iterator[bytes]:
         yield block
 
 
-@contextlib.contextmanager
-def _errors_of(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
+def _errors_of(path: str) -> Translated:
+    def typed(error: BaseException) -> Exception | None:
+        if not isinstance(error, OSError):
+            return None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a StoreFull, too, which names a draft
-            raise StoreFull(f"no space left for {path}: free some and repeat") from error
-        if isinstance(error, CastoreError):
-            raise
-        if error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS):
-            raise StoreIOError(f"{path}: {error.strerror}", error.errno) from error
-        raise
+            return StoreFull(f"no space left for {path}: free some and repeat")
+        of_disk = error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS)
+        if isinstance(error, CastoreError) or not of_disk:
+            return None
+        return StoreIOError(f"{path}: {error.strerror}", error.errno or errno.EIO)
+
+    return Translated(typed)

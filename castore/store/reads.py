@@ -21,6 +21,7 @@ from castore.stream.sourcefile import has_content
 from castore.system.fileio import Writable, descriptor_of, of_file, write_all, write_stream
 from castore.system.open_folders import refuse_open_store_real_path
 from castore.system.outfolder import replacing
+from castore.system.translated import Translated
 from castore.transaction import StrPath, object_info
 from castore.urls import text_of
 
@@ -357,13 +358,13 @@ class _Found(NamedTuple):
             progress.relative_update(len(self.content))
 
 
-@contextlib.contextmanager
-def _errors_of(path: str) -> Iterator[None]:
+def _errors_of(path: str) -> Translated:
     """What goes wrong with a file is said of it: a descriptor has no name, and a draft's says
     nothing. What the store itself can't do is a CastoreError."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, CastoreError):
-            raise
-        raise of_file(error, path) from error
+
+    def of_it(error: BaseException) -> OSError | None:
+        if not isinstance(error, OSError) or isinstance(error, CastoreError):
+            return None
+        return of_file(error, path)
+
+    return Translated(of_it)

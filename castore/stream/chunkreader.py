@@ -24,6 +24,7 @@ from castore.stream.decoding import Bytes, DecodedChunks, Decoder
 from castore.stream.etags import is_etag_of
 from castore.stream.segments import Manifest
 from castore.system.fileio import Writable, write_all, write_stream
+from castore.system.translated import Translated
 from castore.system.workers import Future, Workers
 
 PARALLEL_BYTES = 4 << 20  # below this, handing over to threads costs more than it saves
@@ -209,7 +210,7 @@ class ChunkReader:
         def write(task: list[Extent]) -> int:
             at = task[0].begin
             for parts in self._decoder(task, pinned.held, kept).parts(WRITE_BYTES):
-                with _gone_pages_named():
+                with _gone_pages_named:
                     at = write_all(target.fd, parts, at)
                 check_still_there(parts)
             self._let_go(task, pinned)
@@ -233,7 +234,7 @@ class ChunkReader:
 
         for task, parts in self._in_flight(decode, pinned):
             for part in parts:
-                with _gone_pages_named():
+                with _gone_pages_named:
                     write_stream(file, part)
                 check_still_there([part])
                 _advance(progress, len(part))
@@ -317,14 +318,13 @@ class _Descriptor:
 _CUT_SHORT = "a pack was cut short while it was read: restore it from a backup"
 
 
-@contextlib.contextmanager
-def _gone_pages_named() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EFAULT:  # the kernel's word for a page that is gone
-            raise StoreIOError(_CUT_SHORT) from error
-        raise
+def _gone_page_named(error: BaseException) -> StoreIOError | None:
+    # The kernel's word for a page that is gone.
+    is_gone = isinstance(error, OSError) and error.errno == errno.EFAULT
+    return StoreIOError(_CUT_SHORT) if is_gone else None
+
+
+_gone_pages_named = Translated(_gone_page_named)
 
 
 def check_still_there(parts: Iterable[Bytes]) -> None:

@@ -23,6 +23,7 @@ from castore.errors import (
     StoreNotFound,
     describe_os_error,
 )
+from castore.system.translated import Translated
 
 NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}  # as FAT and exFAT
 _IOV_MAX = 512
@@ -223,7 +224,7 @@ def _code(handler: object) -> CodeType | None:
 def storage_error(error: OSError, path: str) -> Exception:
     """The castore error for what the system said of a store's file or folder; what a signal handler
     raised, and what is castore's already and says all, goes on as it is."""
-    if isinstance(error, CastoreError) or is_interrupt(error):
+    if _says_all(error):
         raise error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no space left for {path}: free some and repeat")
@@ -235,14 +236,20 @@ def storage_error(error: OSError, path: str) -> Exception:
     return StoreIOError(said, error.errno or errno.EIO)
 
 
-@contextlib.contextmanager
-def typed_errors(path: str) -> Iterator[None]:
+def _says_all(error: OSError) -> bool:
+    return isinstance(error, CastoreError) or is_interrupt(error)
+
+
+def typed_errors(path: str) -> Translated:
     """Errors of the system within it, about files of a store, are castore's: of the file that they
     name, or of `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(error, str(error.filename or path)) from error
+
+    def typed(error: BaseException) -> Exception | None:
+        if not isinstance(error, OSError) or _says_all(error):
+            return None
+        return storage_error(error, str(error.filename or path))
+
+    return Translated(typed)
 
 
 def new_file_mode() -> int:

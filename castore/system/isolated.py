@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, TypeAlias
 from castore import errors
 from castore.errors import CastoreError, IndexCorrupt, StoreIOError, describe_os_error
 from castore.system.fileio import storage_error, take_standard_descriptors
+from castore.system.translated import Translated
 
 Report: TypeAlias = Callable[[dict[str, Any]], None]
 
@@ -97,15 +98,16 @@ def run(
             os.close(writing)
 
 
-@contextlib.contextmanager
-def _beginning(index_path: str) -> Iterator[None]:
+def _beginning(index_path: str) -> Translated:
     """Who may have no more descriptors or processes is told so of what it was to look at."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError):  # of Python itself
-        raise
-    except OSError as error:
-        raise storage_error(error, index_path) from error
+
+    def told(error: BaseException) -> Exception | None:
+        of_python = isinstance(error, (FileNotFoundError, PermissionError))
+        if not isinstance(error, OSError) or of_python:
+            return None
+        return storage_error(error, index_path)
+
+    return Translated(told)
 
 
 def _scratch_file() -> BinaryIO:

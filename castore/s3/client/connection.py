@@ -17,8 +17,7 @@ import http.client
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -43,6 +42,7 @@ from castore.s3.client.http import HttpSession, read_body, says_its_end
 from castore.s3.client.plain import CRC32, Answer, Plain, plain_request
 from castore.s3.client.settings import S3Settings, checked_endpoint
 from castore.system.locks import Lock
+from castore.system.translated import Translated
 from castore.urls import redacted
 
 ERROR_BYTES_MAX = 1 << 16
@@ -58,6 +58,14 @@ _NOT_SENT = (
     exceptions.EndpointConnectionError,
     exceptions.ConnectTimeoutError,
     exceptions.ProxyConnectionError,
+)
+_BROKEN = (
+    exceptions.HTTPClientError,
+    exceptions.IncompleteReadError,
+    ResponseParserError,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
 )
 _NO_CREDENTIALS = (
     exceptions.CredentialRetrievalError,
@@ -139,7 +147,7 @@ class Connection:
         asked = plain_request(operation, parameters, partial(checksum_header, kind))
         if asked is not None:
             return self._plain(asked)
-        with converted(self._settings, operation.title().replace("_", "")), parsed():
+        with converted(self._settings, operation.title().replace("_", "")), parsed:
             method = getattr(self._client, operation)
             reply: dict[str, Any] = method(Bucket=self._settings.bucket, **parameters)
             return reply
@@ -181,7 +189,7 @@ class Connection:
             answer = Answer(response.status_code, response.headers, response.content)
         if not 200 <= answer.status < 300:
             raise _refused(*answer)
-        with parsed():
+        with parsed:
             found = asked.understood(answer)
         found["ResponseMetadata"] = {"HTTPHeaders": answer.headers}
         return found
@@ -290,46 +298,40 @@ def _refused(status: int, headers: Mapping[str, str], body: bytes) -> Refused:
     )
 
 
-@contextmanager
-def parsed() -> Iterator[None]:
-    """A reply that botocore's parsers stumble over is no reply."""
-    try:
-        yield
-    except exceptions.ParamValidationError:
-        raise  # a bug of ours
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise Broken(f"the reply can't be understood: {error!r}") from error
+def _not_understood(error: BaseException) -> Broken | None:
+    stumbled = isinstance(error, (ValueError, KeyError, TypeError, OverflowError, RecursionError))
+    if not stumbled or isinstance(error, exceptions.ParamValidationError):  # a bug of ours
+        return None
+    return Broken(f"the reply can't be understood: {error!r}")
 
 
-@contextmanager
-def converted(settings: S3Settings, operation: str = "") -> Iterator[None]:
+# A reply that botocore's parsers stumble over is no reply.
+parsed = Translated(_not_understood)
+
+
+def converted(settings: S3Settings, operation: str = "") -> Translated:
     """The SDK's many exceptions as the few that `faults` knows."""
-    try:
-        yield
-    except _NO_CREDENTIALS as error:
-        raise _no_credentials(settings, redacted(str(error))) from error
-    except exceptions.ClientError as error:
+    return Translated(partial(_converted, settings=settings, operation=operation))
+
+
+def _converted(error: BaseException, settings: S3Settings, operation: str) -> Exception | None:
+    if isinstance(error, _NO_CREDENTIALS):
+        return _no_credentials(settings, redacted(str(error)))
+    if isinstance(error, exceptions.ClientError):
         if error.operation_name != operation:  # a role's credentials were asked for on the way
-            raise _no_credentials(settings, redacted(str(error))) from error
-        raise _of_client(error) from error
-    except _NOT_SENT as error:
-        raise Broken(_reason(error), sent=False) from error
-    except exceptions.SSLError as error:
+            return _no_credentials(settings, redacted(str(error)))
+        return _of_client(error)
+    if isinstance(error, _NOT_SENT):
+        return Broken(_reason(error), sent=False)
+    if isinstance(error, exceptions.SSLError):
         untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
-        raise Broken(_reason(error), sent=not untrusted, hopeless=untrusted) from error
-    except (
-        exceptions.HTTPClientError,
-        exceptions.IncompleteReadError,
-        ResponseParserError,
-        urllib3.exceptions.HTTPError,
-        http.client.HTTPException,
-        OSError,
-    ) as error:
-        raise Broken(_reason(error)) from error
-    except exceptions.ParamValidationError:
-        raise  # a bug of ours
-    except exceptions.BotoCoreError as error:
-        raise RemoteError(f"{settings.url}: {redacted(str(error))}") from error
+        return Broken(_reason(error), sent=not untrusted, hopeless=untrusted)
+    if isinstance(error, _BROKEN):
+        return Broken(_reason(error))
+    is_ours = isinstance(error, exceptions.ParamValidationError)  # a bug
+    if is_ours or not isinstance(error, exceptions.BotoCoreError):
+        return None
+    return RemoteError(f"{settings.url}: {redacted(str(error))}")
 
 
 def _of_client(error: exceptions.ClientError) -> Refused:

@@ -65,7 +65,7 @@ def _asked(settings: S3Settings, credentials: tuple[str | None, ...]) -> str:
             client = session.create_client("sts", region_name=region, config=config)
             endpoint = client.meta.endpoint_url
             try:
-                with parsed():
+                with parsed:
                     return user_or_role(client.get_caller_identity())
             finally:
                 client.close()
