@@ -36,13 +36,12 @@ def test_a_name_that_xml_can_not_hold_keeps_no_other_from_going(
     class Server:
         def call(self, action: str, _: str, operation: str, **given: Any) -> dict[str, Any]:
             if operation == "list_object_versions":
-                return {
-                    "Versions": [
-                        {"Key": key, "VersionId": id, "IsLatest": (key, id) in latest}
-                        for key, id in sorted(kept | latest)
-                        if key.startswith(given["Prefix"])
-                    ]
-                }
+                found = [
+                    {"Key": key, "VersionId": id, "IsLatest": (key, id) in latest}
+                    for key, id in sorted(kept | latest)
+                    if key.startswith(given["Prefix"])
+                ]
+                return {"Versions": [*found, {"VersionId": "1", "IsLatest": False}]}
             if operation == "delete_object":
                 kept.remove((given["Key"], given["VersionId"]))
                 return {}

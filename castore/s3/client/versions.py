@@ -61,7 +61,8 @@ def _old_versions(attempts: Attempts, prefix: str, below: bool) -> Iterator[dict
         found = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
         for version in found:
             key, number = version.get("Key"), version.get("VersionId")
-            if version.get("IsLatest") is False and number and (below or key == prefix):
+            is_old = version.get("IsLatest") is False
+            if is_old and key and number and (below or key == prefix):
                 yield {"Key": key, "VersionId": number}
         # Keys come in order, and the one that is the prefix itself comes first.
         beyond = not below and any(version.get("Key") != prefix for version in found)
