@@ -7,6 +7,7 @@ import random
 import re
 import tempfile
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -805,23 +806,36 @@ def test_what_was_changed_since_it_was_listed_is_as_it_is(many: World) -> None:
 
 
 class Crossing:
-    """Who comes waits until eight wait, at one time; but for the first ones."""
+    """Who comes waits until eight wait, at one time."""
 
-    def __init__(self, first: int = 0) -> None:
-        self._first = first
+    def __init__(self) -> None:
         self._waiting = 0
         self._lock = threading.Lock()
         self._open = threading.Event()
 
     def wait(self) -> None:
         with self._lock:
-            self._first -= 1
-            if self._first >= 0:
-                return
             self._waiting += 1
             if self._waiting == 8:
                 self._open.set()
         assert self._open.wait(20)
+
+
+class Distant:
+    """What is asked for takes 20 ms; and how many asked at once, at most."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._asking = 0
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        with self._lock:
+            self._asking += 1
+            self.most = max(self.most, self._asking)
+        time.sleep(0.02)
+        with self._lock:
+            self._asking -= 1
 
 
 def names(store: castore.Store) -> list[str]:
@@ -842,25 +856,26 @@ def those_wanted(store: castore.Store) -> list[str]:
 def test_what_says_that_names_are_deleted_is_read_many_at_once(
     many: World, ask: Callable[[castore.Store], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At 20 ms each, ten thousand would take minutes, one after the other."""
+    """Ten thousand would take minutes, one after the other."""
     gone = MANY[100:300]
     with many.open("one") as store:
         for name in gone:
             store.delete(name)
-    crossing = Crossing(first=70)  # the more a list is asked for, the more it reads ahead
+    distant = Distant()
     get = MemoryAttempts.get
     read: list[str] = []
 
     def together(self: MemoryAttempts, key: str, *rest: Any) -> Any:
         if key.startswith("names/many/"):
             read.append(key)
-            crossing.wait()
+            distant.wait()
         return get(self, key, *rest)
 
     with many.open("two") as store:
         monkeypatch.setattr(MemoryAttempts, "get", together)
         assert ask(store) == [name for name in MANY if name not in gone]
     assert len(read) == len(gone)
+    assert distant.most >= 8
 
 
 def test_folders_are_looked_into_many_at_once(
