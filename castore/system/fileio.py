@@ -7,6 +7,7 @@ import errno
 import fcntl
 import io
 import os
+import re
 import select
 import signal
 import stat
@@ -57,7 +58,7 @@ def write_stream(file: Writable, part: bytes | memoryview) -> None:
             written = file.write(left)
         except BlockingIOError as error:
             _wait_until_writable(file)
-            written = error.characters_written
+            written = getattr(error, "characters_written", 0)  # only a buffer says how many
         if written is None:
             if not isinstance(file, io.RawIOBase):
                 return  # it says nothing, and so took all
@@ -67,7 +68,9 @@ def write_stream(file: Writable, part: bytes | memoryview) -> None:
 
 
 def _wait_until_writable(file: Any) -> None:
-    select.select([], [file.fileno()], [])
+    ready = select.poll()  # `select` takes no descriptor above 1,023
+    ready.register(file.fileno(), select.POLLOUT)
+    ready.poll()
 
 
 def descriptor_of(path: str) -> int | None:
@@ -76,7 +79,7 @@ def descriptor_of(path: str) -> int | None:
     here = {"/dev/fd", f"/proc/{os.getpid()}/fd"}
     for _ in range(_LINKS_MAX):
         folder, leaf = os.path.split(path)
-        if leaf.isdecimal() and os.path.realpath(folder) in here:
+        if re.fullmatch("[0-9]{1,9}", leaf) and os.path.realpath(folder) in here:
             return int(leaf)
         try:
             path = os.path.join(folder, os.readlink(path))

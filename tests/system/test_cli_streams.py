@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import os
 import pty
@@ -208,6 +210,15 @@ for i in $(seq 100); do [ "$(stat -c %s process)" = 900000 ] && break; sleep 0.1
     assert get.wait(30) == 0
 
 
+@pytest.mark.parametrize("number", ["9" * 20, "\N{ARABIC-INDIC DIGIT ONE}"])
+def test_a_number_that_is_no_descriptors_is_a_file_that_is_not_there(
+    store: castore.Store, number: str
+) -> None:
+    store.puts("x", b"x")
+    with pytest.raises(OSError, match=f"/{number}'"):
+        store.get("x", f"/dev/fd/{number}")
+
+
 def test_errors_name_the_file(filled: castore.Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for arguments, line in (
@@ -314,6 +325,42 @@ def test_a_get_to_a_pipe_that_does_not_block(filled: castore.Store, buffering: i
     thread.join()
     os.close(reading)
     assert b"".join(got) == DATA
+
+
+def test_a_stream_that_would_block_need_not_say_how_much_it_took(filled: castore.Store) -> None:
+    """As `os.write` does not, and no other than a buffer can."""
+
+    class Refuses(Short):
+        def write(self, data: Any, /) -> int | None:
+            taken = super().write(data)
+            if taken is None:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return taken
+
+    with open(os.devnull, "wb") as ready:
+        stream = Refuses(ready.fileno())
+        filled.get("x", stream)
+        stream.blocks = False  # or what closes it
+    assert stream.taken == DATA
+
+
+def test_what_would_block_may_have_a_high_descriptor() -> None:
+    """As in a server with more than a thousand connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip("no such descriptors here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    try:
+        with open(os.devnull, "wb") as null:
+            high = fcntl.fcntl(null.fileno(), fcntl.F_DUPFD_CLOEXEC, 1500)
+        try:
+            stream = Short(high)
+            write_stream(stream, DATA)
+        finally:
+            os.close(high)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert stream.taken == DATA
 
 
 def test_an_error_of_a_stream_is_its_own() -> None:
