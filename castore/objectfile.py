@@ -235,7 +235,7 @@ class ObjectWriterFile(io.RawIOBase):
                 self._warn(
                     f"it was closed while {type(error).__name__} was being handled. To keep what "
                     "was written until then, close it outside of the except or finally",
-                    stacklevel=3,
+                    stacklevel=2,
                 )
         finally:
             super().close()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import gc
 import gzip
 import io
+import linecache
 import os
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +22,9 @@ from typing import Any
 import pytest
 
 import castore
-from castore.errors import NameNotFound, UnpublishedResourceWarning
+from castore.errors import NameNotFound, StoreClosed, StoreIOError, UnpublishedResourceWarning
 from castore.objectfile import ObjectWriterFile
+from castore.stream.writer import ObjectWriter
 
 Layer = Callable[[ObjectWriterFile], Any]
 
@@ -79,6 +83,25 @@ def test_a_layer_that_is_dropped_warns_and_publishes_nothing(
     assert store.gets("x") == b"the old, whole version"
 
 
+def test_what_can_not_be_discarded_is_no_error_of_what_comes_next(
+    store: castore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandon = ObjectWriter.abandon
+
+    def fails(writer: ObjectWriter) -> None:
+        abandon(writer)
+        raise StoreIOError("the server is away")
+
+    files = [store.open(name, "wb") for name in ("a", "b")]
+    with pytest.warns(UnpublishedResourceWarning):
+        files.clear()
+    monkeypatch.setattr(ObjectWriter, "abandon", fails)
+    with pytest.warns(ResourceWarning, match="what it left stays: the server is away") as said:
+        store.puts("next", b"1")
+    assert len(said) == 2
+    assert store.gets("next") == b"1"
+
+
 def test_half_a_file_that_is_dropped_after_its_exception_is_not_published(
     store: castore.Store,
 ) -> None:
@@ -103,12 +126,118 @@ def test_a_finally_publishes_nothing_and_says_so(store: castore.Store) -> None:
             file.close()
 
     with (
-        pytest.warns(UnpublishedResourceWarning, match="while KeyError was being handled"),
+        pytest.warns(UnpublishedResourceWarning, match="while KeyError was being handled") as said,
         pytest.raises(KeyError),
     ):
         fail()
+    [line] = [warning.lineno for warning in said]
+    assert linecache.getline(__file__, line).strip() == "file.close()"
     assert file.closed
     assert store.gets("x") == b"the old, whole version"
+
+
+def test_a_finally_spoils_no_transaction_of_which_it_closes_a_file(store: castore.Store) -> None:
+    with store.transaction() as transaction:
+        transaction.puts("before", b"1")
+        with pytest.warns(UnpublishedResourceWarning), contextlib.suppress(KeyError):  # noqa: PT031
+            file = transaction.open("x")
+            try:
+                file.write(b"half")
+                raise KeyError
+            finally:
+                file.close()
+        transaction.puts("after", b"2")
+    assert [store.gets(name) for name in store.names()] == [b"2", b"1", b"the old, whole version"]
+
+
+class Written:
+    """What a file is written to, by who has it alone: `steps` are what others do at that time, in
+    threads of their own."""
+
+    def __init__(self) -> None:
+        self.raw = b""
+        self.published: list[bytes] = []
+        self.discarded = 0
+        self.before: list[Callable[[], object]] = []
+        self.after: list[Callable[[], object]] = []
+        self.fails = False
+
+    def write(self, view: memoryview) -> None:
+        self.raw += view[:2]
+        if self.fails:
+            raise OSError(errno.EIO, "the disk failed")
+        self.raw += view[2:]
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        others_do(self.before)
+        try:
+            yield
+        finally:
+            others_do(self.after)
+
+    def file(self) -> ObjectWriterFile:
+        def publish(writer: Any) -> castore.ObjectInfo:
+            self.published.append(writer.raw)
+            return castore.ObjectInfo("x", 0, 0, 0, "", 0, 0)
+
+        def discard(writer: Any) -> None:
+            self.discarded += 1
+
+        writer: Any = self
+        return ObjectWriterFile("x", writer, publish, discard, exclusively=self.alone)
+
+
+def others_do(steps: list[Callable[[], object]]) -> None:
+    while steps:
+        thread = threading.Thread(target=steps.pop())
+        thread.start()
+        thread.join()
+
+
+def test_a_thread_that_waits_to_close_a_file_does_not_publish_what_failed() -> None:
+    written = Written()
+    file = written.file()
+    written.fails = True
+    written.after.append(file.close)
+    with pytest.raises(OSError, match="the disk failed"):
+        file.write(b"data")
+    assert (written.raw, written.published, written.discarded) == (b"da", [], 1)
+
+
+def test_what_is_written_to_a_file_that_another_thread_just_closed_is_refused() -> None:
+    written = Written()
+    file = written.file()
+    file.write(b"data")
+    written.before.append(file.close)
+    with pytest.raises(ValueError, match="closed file"):
+        file.write(b"more")
+    assert (written.published, written.discarded) == ([b"data"], 0)
+
+
+def test_who_closes_a_file_lets_who_writes_to_it_come_to_an_end() -> None:
+    written = Written()
+    file = written.file()
+    written.before.append(lambda: written.write(memoryview(b"data")))
+    file.close()
+    assert written.published == [b"data"]
+
+
+def test_a_file_that_can_not_be_had_alone_is_closed_all_the_same() -> None:
+    """As in a forked child, where nothing can be published."""
+    written = Written()
+    file = written.file()
+
+    def refuse() -> Any:
+        raise StoreClosed("not here")
+
+    file._exclusively = refuse
+    with pytest.raises(StoreClosed, match="not here"):
+        file.close()
+    assert file.closed
+    file.close()
+    del file  # and nothing is said of it
+    assert (written.published, written.discarded) == ([], 0)
 
 
 def test_what_is_handled_already_does_not_keep_a_file_from_being_published(
@@ -188,11 +317,16 @@ def test_a_drop_is_said_without_being_asked_for(store: castore.Store) -> None:
         "import pickle, sys, castore; "
         "pickle.dump([1], castore.open(sys.argv[1]).open('lost', 'wb'))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, store.path], capture_output=True, text=True, check=True
-    )
-    assert "UnpublishedResourceWarning: 'lost' is not published" in done.stderr
-    assert not store.exists("lost")
+    for options, says in (([], True), (["-W", "ignore"], False)):  # who said something decides
+        done = subprocess.run(
+            [sys.executable, *options, "-c", code, store.path],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said = "<string>:1: UnpublishedResourceWarning: 'lost' is not published" in done.stderr
+        assert said == says, done.stderr
+        assert not store.exists("lost")
 
 
 def test_places_modes_and_likes_that_are_none(any_store: castore.Store) -> None:
@@ -210,6 +344,19 @@ def test_places_modes_and_likes_that_are_none(any_store: castore.Store) -> None:
     ):
         transaction.open("b", "rb")
     assert not any_store.exists("b")
+
+
+def test_what_is_below_the_buffer_of_an_object_is_closed_with_it(any_store: castore.Store) -> None:
+    any_store.puts("a", b"abc")
+    with any_store.open("a") as file:
+        raw = file.raw
+        assert raw.seek(2) == raw.tell() == 2
+        with pytest.raises(ValueError, match=r"can't seek to -1, before the object's start"):
+            raw.seek(-3, os.SEEK_CUR)
+        assert raw.readinto(bytearray(5)) == 1
+    for read in (raw.readall, lambda: raw.readinto(bytearray(1))):
+        with pytest.raises(ValueError, match="closed file"):
+            read()
 
 
 def test_the_mode_of_a_file_that_is_put_may_be_another(
