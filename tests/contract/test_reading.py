@@ -369,6 +369,11 @@ def test_what_is_no_range_is_told_in_its_place(any_store: castore.Store) -> None
     assert found[-1] == DATA[1:2]
 
 
+def test_of_many_names_that_no_object_can_have_each_is_told(any_store: castore.Store) -> None:
+    found = any_store.gets_ranges([(f"/{i}", None) for i in range(70)])
+    assert [type(each) for each in found] == [InvalidName] * 70
+
+
 @pytest.mark.parametrize("bases", [True, False], ids=["deltas", "plain"])
 def test_one_damaged_among_many_small_objects(tmp_path: Path, bases: bool) -> None:
     """Those that need its bytes have the error in their place, and all others are read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import re
@@ -37,6 +38,7 @@ from castore.s3.namespace import writing
 from castore.s3.namespace.look import READ_S
 from castore.s3.namespace.writing import Namespace
 from castore.system.workers import Future
+from castore.testing.contents import Told
 
 NAMES = [f"{folder}{n}" for folder in ("", "a/", "a/b/", "c/") for n in range(4)]
 
@@ -598,6 +600,22 @@ def test_all_of_them_are_exported_by_few_requests(many: World, tmp_path: Path) -
     assert len(steps) < 30, steps
     assert {path.name for path in (tmp_path / "out").iterdir()} == {n[5:] for n in MANY}
     assert (tmp_path / "out/0007").read_bytes() == b"many/0007" * 10
+
+
+def test_what_is_read_of_a_batch_is_told_as_progress(many: World, tmp_path: Path) -> None:
+    with many.open("one") as store, open(tmp_path / "into", "wb") as into:
+        listed = next(store.list(MANY[3]))
+        for get in (
+            lambda told: store.get(MANY[3], tmp_path / "out", progress=told, listed=listed),
+            lambda told: store.get(MANY[3], io.BytesIO(), progress=told, listed=listed),
+            lambda told: store.get_into(MANY[3], into.fileno(), progress=told, listed=listed),
+        ):
+            told = Told()
+            assert get(told) == listed
+            assert (told.size, sum(told.steps)) == (listed.size, listed.size)
+    assert (
+        (tmp_path / "out").read_bytes() == (tmp_path / "into").read_bytes() == MANY[3].encode() * 10
+    )
 
 
 def fs_over(store: castore.Store) -> Any:

@@ -210,6 +210,24 @@ for i in $(seq 100); do [ "$(stat -c %s process)" = 900000 ] && break; sleep 0.1
     assert get.wait(30) == 0
 
 
+def test_a_descriptor_that_is_written_to_is_named_in_errors_and_stays_open(
+    store: castore.Store, tmp_path: Path
+) -> None:
+    store.puts("x", DATA)
+    with open(tmp_path / "out", "wb", buffering=0) as out:
+        out.write(b"before")
+        store.get("x", f"/dev/fd/{out.fileno()}")
+        out.write(b"after")
+        gone = f"/dev/fd/{out.fileno()}"
+    assert (tmp_path / "out").read_bytes() == b"before" + DATA + b"after"
+    with pytest.raises(OSError, match=f"Bad file descriptor: '{gone}'"):
+        store.get("x", gone)
+    with open("/dev/full", "wb", buffering=0) as full:
+        path = f"/proc/{os.getpid()}/fd/{full.fileno()}"
+        with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+            store.get("x", path)
+
+
 @pytest.mark.parametrize("number", ["9" * 20, "\N{ARABIC-INDIC DIGIT ONE}"])
 def test_a_number_that_is_no_descriptors_is_a_file_that_is_not_there(
     store: castore.Store, number: str
