@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,25 @@ class Names(Kind):
             assert store.gets("name") == b"first"
             assert store.gets("other") == b"other"
 
-    def test_if_absent_is_decided_by_the_commit(self, store: castore.Store) -> None:
-        with pytest.raises(NameExists), store.transaction() as transaction:  # noqa: PT012
-            transaction.puts("name", b"late", if_absent=True)
-            transaction.puts("another", b"late")
-            store.puts("name", b"first")
-        assert store.gets("name") == b"first"
-        assert not store.exists("another")
+    def test_if_absent_is_decided_by_the_commit(self, store: castore.Store, tmp_path: Path) -> None:
+        (tmp_path / "late").write_bytes(b"late")
+        puts: dict[str, Callable[[castore.Transaction, str], object]] = {
+            "bytes": lambda t, name: t.puts(name, b"late", if_absent=True),
+            "large": lambda t, name: t.puts(name, noise(100_000), if_absent=True),
+            "many": lambda t, name: t.puts_many({name: b"late"}, if_absent=True),
+            "path": lambda t, name: t.put(name, tmp_path / "late", if_absent=True),
+            "stream": lambda t, name: t.put(name, io.BytesIO(b"late"), if_absent=True),
+            "file": lambda t, name: t.open(name, "xb").close(),
+        }
+        for name, put in puts.items():
+            with pytest.raises(NameExists, match=name), store.transaction() as transaction:  # noqa: PT012
+                put(transaction, name)
+                transaction.puts("another", b"late")
+                store.puts(name, b"first")
+            assert store.gets(name) == b"first"
+            assert not store.exists("another")
+            with store.transaction() as transaction, pytest.raises(NameExists, match=name):
+                put(transaction, name)
         file = store.open("raced", "xb")
         file.write(b"late")
         store.puts("raced", b"first")
@@ -97,6 +110,19 @@ class Names(Kind):
             file.close()
         assert file.closed
         assert store.gets("raced") == b"first"
+
+    def test_what_is_put_may_be_of_another_time_and_mode(
+        self, store: castore.Store, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").write_bytes(b"1")
+        (tmp_path / "file").chmod(0o640)
+        with store.transaction() as transaction:
+            for source in (tmp_path / "file", io.BytesIO(b"1")):
+                name = type(source).__name__
+                told = transaction.put(name, source, mtime_ns=5_000_000_007, mode=0o751)
+                assert (told.mtime_ns, told.mode) == (5_000_000_007, 0o751)
+        infos = list(store.list())
+        assert [(info.mtime_ns, info.mode) for info in infos] == [(5_000_000_007, 0o751)] * 2
 
     def test_names_are_sorted_by_their_bytes(self, store: castore.Store) -> None:
         rng = random.Random(1)

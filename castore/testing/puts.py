@@ -177,6 +177,18 @@ class Puts(Kind):
         for mode in (-1, 1 << 33):
             with pytest.raises(ValueError, match="mode"):
                 store.puts("bad", b"x", mode=mode)
+        (tmp_path / "source").write_bytes(b"x")
+        puts: list[Callable[[castore.Transaction, Any], object]] = [
+            lambda t, mode: t.puts("bad", b"x", mode=mode),
+            lambda t, mode: t.puts_many({"bad": b"x"}, mode=mode),
+            lambda t, mode: t.put("bad", io.BytesIO(b"x"), mode=mode),
+            lambda t, mode: t.put("bad", tmp_path / "source", mode=mode),
+        ]
+        for wrong, error in ((-1, ValueError), (0o10000, ValueError), ("644", TypeError)):
+            with store.transaction() as transaction:
+                for put in puts:
+                    with pytest.raises(error):
+                        put(transaction, wrong)
         assert not store.exists("bad")
 
     def test_puts_takes_any_buffer(self, store: castore.Store) -> None:
