@@ -197,7 +197,9 @@ class ReadVerbs(Handle):
             with _errors_of(path), open(os.dup(descriptor), "wb", buffering=0) as stream:
                 found.to_stream(stream, progress)
             return found.info
-        path = os.path.realpath(path)
+        given, path = path, os.path.realpath(path)
+        if os.path.islink(path):  # links that go round lead nowhere
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), given)
         refuse_open_store_real_path(path)
         if os.path.exists(path) and not os.path.isfile(path):
             with _errors_of(path), open(path, "wb", buffering=0) as stream:

@@ -228,6 +228,34 @@ def test_a_descriptor_that_is_written_to_is_named_in_errors_and_stays_open(
             store.get("x", path)
 
 
+def test_a_link_to_a_descriptor_is_followed_to_it(store: castore.Store, tmp_path: Path) -> None:
+    """What the descriptor leads to may have no path any more."""
+    store.puts("x", b"data")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with open(folder / "gone", "w+b") as gone:
+        (folder / "gone").unlink()
+        number = gone.fileno()
+        (tmp_path / "link").symlink_to(f"/proc/self/fd/{number}")
+        (folder / "relative").symlink_to("../link")
+        (folder / "another").symlink_to("relative")
+        store.get("x", folder / "another")
+        gone.seek(0)
+        assert gone.read() == b"data"
+    assert sorted(os.listdir(folder)) == ["another", "relative"]
+
+
+def test_links_that_go_round_are_no_file_to_be_replaced(
+    store: castore.Store, tmp_path: Path
+) -> None:
+    store.puts("x", b"data")
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match=f"{os.strerror(errno.ELOOP)}: '{tmp_path}/a'"):
+        store.get("x", tmp_path / "a")
+    assert os.readlink(tmp_path / "a") + os.readlink(tmp_path / "b") == "ba"
+
+
 @pytest.mark.parametrize("number", ["9" * 20, "\N{ARABIC-INDIC DIGIT ONE}"])
 def test_a_number_that_is_no_descriptors_is_a_file_that_is_not_there(
     store: castore.Store, number: str
