@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import fcntl
 import multiprocessing
 import os
 import random
@@ -29,6 +30,7 @@ from castore.errors import (
 )
 from castore.format.config import encode_config
 from castore.stream.config import new_config
+from castore.system.fileio import adopt, adopt_folder, descriptor, follow, put_in_place
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks
 
@@ -413,6 +415,113 @@ def test_of_two_who_make_a_store_on_a_usb_stick_one_is_faster(
         store.puts("a", b"1")
     assert (usb_stick / "castore.json").read_bytes() == config
     assert not list(usb_stick.glob("castore.json.*"))
+
+
+def test_what_comes_to_a_place_first_stays_there_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two who come at once one has the lock; and a link that leads nowhere is something."""
+    flock = fcntl.flock
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def other_had_the_lock(fd: int, how: int) -> None:
+        (tmp_path / "raced").write_bytes(b"first")
+        flock(fd, how)
+
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(fcntl, "flock", other_had_the_lock)
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "draft").write_bytes(b"late")
+    for name in ("raced", "link"):
+        with pytest.raises(FileExistsError, match=f"{name}'"):
+            put_in_place(str(tmp_path / "draft"), str(tmp_path / name))
+    assert (tmp_path / "raced").read_bytes() == b"first"
+    assert os.readlink(tmp_path / "link") == "nowhere"
+    put_in_place(str(tmp_path / "draft"), str(tmp_path / "new"))
+    assert (tmp_path / "new").read_bytes() == b"late"
+
+
+def test_a_disk_that_fails_is_not_one_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", fails)
+    (tmp_path / "draft").write_bytes(b"1")
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        put_in_place(str(tmp_path / "draft"), str(tmp_path / "new"))
+    assert os.listdir(tmp_path) == ["draft"]
+
+
+@pytest.mark.parametrize(
+    ("store", "file", "lock", "folder"),
+    [
+        (0o700, 0o600, 0o600, 0o2700),
+        (0o750, 0o640, 0o640, 0o2750),
+        (0o770, 0o640, 0o660, 0o2770),
+        (0o775, 0o644, 0o664, 0o2775),
+    ],
+)
+def test_who_may_write_to_a_store_writes_to_folders_and_locks_and_to_no_other_file(
+    tmp_path: Path, store: int, file: int, lock: int, folder: int
+) -> None:
+    tmp_path.chmod(store)
+    for name, as_lock, mode in (("file", False, file), ("lock", True, lock)):
+        (tmp_path / name).touch(0o600)
+        with descriptor(str(tmp_path / name)) as fd:
+            adopt(fd, str(tmp_path), as_lock=as_lock)
+        assert (tmp_path / name).stat().st_mode & 0o7777 == mode
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder").chmod(0o2700)  # what is made in it is of its group
+    adopt_folder(str(tmp_path / "folder"), str(tmp_path))
+    assert (tmp_path / "folder").stat().st_mode & 0o7777 == folder
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes what is another's")
+def test_what_root_makes_in_a_store_is_its_owners_and_groups(tmp_path: Path) -> None:
+    os.chown(tmp_path, NOBODY, NOBODY - 1)
+    (tmp_path / "file").touch(0o600)
+    with descriptor(str(tmp_path / "file")) as fd:
+        adopt(fd, str(tmp_path))
+    status = (tmp_path / "file").stat()
+    assert (status.st_uid, status.st_gid) == (NOBODY, NOBODY - 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes what is another's")
+def test_what_takes_the_place_of_another_file_has_its_group_where_that_may_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    like, made, others = (tmp_path / name for name in ("like", "made", "others"))
+    for path in (like, made, others):
+        path.touch()
+        path.chmod(0o600)
+    like.chmod(0o660)
+    os.chown(like, NOBODY, NOBODY - 1)
+    os.chown(others, NOBODY - 2, 0)
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+
+    def facts(path: Path) -> tuple[int, int, int]:
+        status = path.stat()
+        return status.st_uid, status.st_gid, status.st_mode & 0o7777
+
+    follow(str(others), like.stat())
+    assert facts(others) == (NOBODY - 2, 0, 0o600), "it is neither ours nor new"
+    follow(str(made), like.stat())
+    assert facts(made) == (0, NOBODY - 1, 0o660)
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    os.chown(like, NOBODY, NOBODY - 3)
+    monkeypatch.setattr(os, "chown", refused)
+    follow(str(made), like.stat())
+    assert facts(made) == (0, NOBODY - 1, 0o660)
+    monkeypatch.undo()
+    follow(str(made), like.stat())
+    assert facts(made) == (NOBODY, NOBODY - 3, 0o660)
 
 
 def test_a_store_in_use_in_another_pid_namespace(root: Path) -> None:
