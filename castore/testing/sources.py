@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class ChangingSources(Kind):
         progress = Overwriting(path, 1)
         store.put("name", path, progress=progress)
         assert store.gets("name") == path.read_bytes() == b"new" * (size // 3)
-        assert sum(progress.steps) == size
+        assert (sum(progress.steps), min(progress.steps) > 0) == (size, True), "it never goes back"
         assert store.check(True).exit_code <= 1
 
     def test_a_source_that_changes_each_time_it_is_read(
@@ -155,6 +156,45 @@ class ChangingSources(Kind):
             assert size >= 5 << 20
             assert store.gets(f"{i}") == path.read_bytes()[:size]
 
+    def test_a_short_log_that_grows_whenever_it_is_read_is_stored_as_it_was_at_first(
+        self, store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "log"
+        path.write_bytes(b"first\n")
+        read = sourcefile._read
+
+        def read_and_grow(*args: Any) -> Any:
+            found = read(*args)
+            with open(path, "ab") as file:
+                file.write(b"more\n")
+            return found
+
+        monkeypatch.setattr(sourcefile, "_read", read_and_grow)
+        assert store.put("name", path).size == 6
+        assert store.gets("name") == b"first\n"
+
+    def test_a_source_that_is_read_again_has_the_mode_that_it_has_by_then(
+        self, store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "source"
+        path.write_bytes(b"public")
+        path.chmod(0o644)
+        steps: list[Callable[[], object]] = [
+            lambda: path.chmod(0o600),
+            lambda: path.write_bytes(b"secret"),
+        ]
+        read = sourcefile._read
+
+        def read_and_change(*args: Any) -> Any:
+            found = read(*args)
+            while steps:
+                steps.pop()()
+            return found
+
+        monkeypatch.setattr(sourcefile, "_read", read_and_change)
+        assert store.put("name", path).mode == 0o600
+        assert store.gets("name") == b"secret"
+
     @pytest.mark.parametrize("at", ["start", "middle"])
     @pytest.mark.parametrize(
         "left",
@@ -172,6 +212,17 @@ class ChangingSources(Kind):
         ):
             store.put("name", path, progress=Truncating(path, left, at))
         assert store.gets("name") == b"old"
+
+    def test_how_large_a_pipe_is_is_not_told_before_it_was_read(
+        self, store: castore.Store, tmp_path: Path
+    ) -> None:
+        path, told = tmp_path / "pipe", Told()
+        os.mkfifo(path)
+        thread = threading.Thread(target=path.write_bytes, args=(noise(100_000),))
+        thread.start()
+        store.put("name", path, progress=told)
+        thread.join()
+        assert (told.size, sum(told.steps)) == (None, 100_000)
 
     def test_a_source_that_grows_meanwhile(self, store: castore.Store, tmp_path: Path) -> None:
         path = tmp_path / "source"

@@ -100,6 +100,15 @@ def test_the_state_of_a_file_that_was_just_changed_is_not_known(
         assert bool(sourcefile.fingerprint(status)) is known
 
 
+def test_the_state_of_a_file_tells_it_from_another_and_from_what_it_was() -> None:
+    status = sourcefile.FileStatus(0o100644, 3, 1, 7, 10**18 + 1, 10**18 + 1)
+    others = [status, status._replace(st_ino=8), status._replace(st_ctime_ns=10**18 + 2)]
+    others.append(status._replace(st_ctime_ns=-(10**18) - 1))  # before 1970
+    assert len({sourcefile.fingerprint(each) for each in others} - {0}) == len(others)
+    renamed_or_touched = status._replace(st_mtime_ns=5)
+    assert sourcefile.fingerprint(renamed_or_touched) == sourcefile.fingerprint(status)
+
+
 WRITES: dict[str, Callable[[castore.Store, Path], object]] = {
     "small": lambda store, _: store.puts("new", b"small"),
     "large": lambda store, _: store.puts("new", os.urandom(100_000)),
