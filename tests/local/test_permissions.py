@@ -30,7 +30,14 @@ from castore.errors import (
 )
 from castore.format.config import encode_config
 from castore.stream.config import new_config
-from castore.system.fileio import adopt, adopt_folder, descriptor, follow, put_in_place
+from castore.system.fileio import (
+    adopt,
+    adopt_folder,
+    descriptor,
+    follow,
+    make_durable_folder,
+    put_in_place,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks
 
@@ -454,6 +461,20 @@ def test_a_disk_that_fails_is_not_one_without_hard_links(
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         put_in_place(str(tmp_path / "draft"), str(tmp_path / "new"))
     assert os.listdir(tmp_path) == ["draft"]
+
+
+def test_a_folder_that_another_makes_at_the_same_time_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = os.mkdir
+
+    def other_is_faster(path: str, mode: int) -> None:
+        for _ in range(2):
+            mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", other_is_faster)
+    make_durable_folder(str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(

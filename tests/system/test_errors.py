@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 import pickle
 import subprocess
 import sys
@@ -11,7 +13,16 @@ import pytest
 
 import castore.errors
 import conducto.errors
-from castore.errors import CastoreError, needs_installed
+from castore.errors import (
+    CastoreError,
+    NameNotFound,
+    PermissionDenied,
+    StoreFull,
+    StoreIOError,
+    StoreNotFound,
+    needs_installed,
+)
+from castore.system.fileio import typed_errors
 from conducto.secrets import SecretKey
 
 ERRORS = [
@@ -43,6 +54,33 @@ def test_a_pickled_error_is_the_same_error(kind: type[CastoreError]) -> None:
         assert getattr(again, fact, None) == getattr(error, fact, None)
     assert again.args == error.args
     assert "[Errno" not in str(error)
+
+
+def system_error(code: int, *named: str) -> OSError:
+    return OSError(code, os.strerror(code), *named)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (system_error(errno.ENOSPC), StoreFull, "no space left for /s/pack: free some and repeat"),
+        (system_error(errno.EDQUOT), StoreFull, "no space left for /s/pack: free some and repeat"),
+        (system_error(errno.EDQUOT, "/s/x"), StoreFull, "no space left for /s/x: free some"),
+        (system_error(errno.ENOENT), StoreNotFound, "/s/pack: its folder was removed while it was"),
+        (system_error(errno.EACCES), PermissionDenied, "no permission for /s/pack: use the store"),
+        (system_error(errno.EROFS, "/s/x"), StoreIOError, f"/s/x: {os.strerror(errno.EROFS)}"),
+        (NameNotFound("x"), NameNotFound, "no object is named 'x'"),
+    ],
+)
+def test_what_the_system_says_of_a_file_of_a_store_is_said_as_castores(
+    error: Exception, kind: type[CastoreError], said: str
+) -> None:
+    with pytest.raises(kind) as caught, typed_errors("/s/pack"):
+        raise error
+    assert str(caught.value).startswith(said)
+    if isinstance(error, OSError) and kind is not StoreFull:
+        assert isinstance(caught.value, OSError)
+        assert caught.value.errno == error.errno
 
 
 @pytest.mark.parametrize(

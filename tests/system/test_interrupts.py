@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +23,7 @@ from places import ROOT
 from threads import in_threads
 
 import castore
+from castore.system.fileio import is_interrupt
 from castore.system.workers import InFlight, Workers
 
 
@@ -140,6 +142,35 @@ def test_a_handlers_error_is_not_the_disks(
                 store.puts("after", data)
                 assert store.gets("after") == data
             assert store.check(read_data=True).exit_code in (0, 1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+class Handler:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        raise TimeUp(110, "time is up")
+
+    def method(self, number: int, frame: FrameType | None) -> None:
+        self(number, frame)
+
+
+def handle(why: str, number: int, frame: FrameType | None) -> None:
+    raise TimeUp(110, why)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [partial(handle, "late"), partial(partial(handle), "late"), Handler(), Handler().method],
+)
+def test_what_a_handler_of_any_kind_raises_is_an_interrupt(handler: Any) -> None:
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(TimeUp) as caught:
+            signal.raise_signal(signal.SIGALRM)
+        assert is_interrupt(caught.value)
+        with pytest.raises(TimeUp) as another:
+            raise TimeUp(110, "the disk's")
+        assert not is_interrupt(another.value)
     finally:
         signal.signal(signal.SIGALRM, before)
 
