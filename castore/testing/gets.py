@@ -161,6 +161,21 @@ class Gets(Kind):
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "real").read_bytes() == data
 
+    @pytest.mark.parametrize("size", [0, 100, 60_000])
+    def test_whether_a_file_has_the_content_of_an_object(
+        self, store: castore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
+        monkeypatch.setattr("castore.stream.sourcefile.HASH_BYTES", 10_000)  # read at once
+        data = mixed(size, 13)
+        info = store.puts("name", data)
+        others = [data + b"x", data + data + b"x", data[:-1] + b"?" + data[-1:]]
+        others += [data[:-1], data[:-1] + bytes([data[-1] ^ 1]), b""] if data else []
+        for other in (data, *others):
+            (tmp_path / "file").write_bytes(other)
+            with open(tmp_path / "file", "rb") as file:
+                assert store.has_content(info, file.fileno()) == (other == data)
+            assert store.has_content(info, other) == (other == data)
+
     @pytest.mark.parametrize("size", [0, 100, 4097, 60_000])
     def test_ranges_are_slices(self, store: castore.Store, size: int) -> None:
         data = mixed(size, 11)

@@ -22,7 +22,14 @@ from typing import Any
 import pytest
 
 import castore
-from castore.errors import NameNotFound, StoreClosed, StoreIOError, UnpublishedResourceWarning
+from castore.errors import (
+    NameExists,
+    NameNotFound,
+    ObjectChanged,
+    StoreClosed,
+    StoreIOError,
+    UnpublishedResourceWarning,
+)
 from castore.objectfile import ObjectWriterFile
 from castore.stream.writer import ObjectWriter
 
@@ -100,6 +107,28 @@ def test_what_can_not_be_discarded_is_no_error_of_what_comes_next(
         store.puts("next", b"1")
     assert len(said) == 2
     assert store.gets("next") == b"1"
+
+
+def test_a_file_that_is_given_up_takes_what_a_layer_still_writes(store: castore.Store) -> None:
+    file = store.open("x", "wb")
+    file.write(b"half")
+    file.lose()
+    assert (file.write(b"the rest"), file.tell()) == (8, 12)
+    file.lose()
+    file.close()
+    store.puts("next", b"1")
+    assert store.gets("x") == b"the old, whole version"
+
+
+def test_what_a_file_is_called_is_what_its_refusal_tells(store: castore.Store) -> None:
+    for mode, error in (("xb", NameExists), ("ab", ObjectChanged)):
+        if mode == "xb":
+            store.delete("x")
+        file = store.open("x", mode)
+        file.name = "its name in a folder"
+        store.puts("x", mode.encode())
+        with pytest.raises(error, match="'its name in a folder'"):
+            file.close()
 
 
 def test_half_a_file_that_is_dropped_after_its_exception_is_not_published(

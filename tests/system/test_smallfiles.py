@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import castore
+from castore.errors import SourceChanged
 from castore.stream import fileputs, sourcefile
 from castore.stream.sourcefile import opened, read_at_once, read_together
 from castore.system import outfolder
@@ -174,6 +175,19 @@ def test_what_one_reading_does_not_tell_is_not_read_at_once(
         assert read_at_once(source) == (b"before" if change == "none" else None)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(source.fd)
+
+
+def test_a_link_that_leads_to_a_pipe_by_now_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    asked: list[str] = []
+    for path in ("link", "pipe"):
+        with (
+            pytest.raises(SourceChanged, match="is no regular file"),
+            opened(str(tmp_path / path), regular=True, may_follow=asked.append),
+        ):
+            pass
+    assert asked == [str(tmp_path / "link")]
 
 
 def test_only_what_is_new_or_changed_is_read_and_together(
