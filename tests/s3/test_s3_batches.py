@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from oracle import in_child
 
 import castore
 from castore.errors import (
+    FormatError,
     InvalidName,
     InvalidRange,
     NameExists,
@@ -761,6 +762,30 @@ def test_those_that_gets_ranges_is_asked_for_take_few_requests(many: World) -> N
         assert found == {(name, None): name.encode() * 10 for name in left}
 
     assert len(asked(many, "new", gets)) < 40
+
+
+def test_what_can_not_be_read_with_others_is_asked_for_by_itself(
+    many: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is damaged, or the list ends with an error: of that no other has to suffer."""
+    names = MANY[:100]
+    with many.open("one") as store:
+        catalog: Any = store._backend.catalog
+        pages, at_hand = catalog.pages, store._reader.at_hand
+
+        def fails(prefix: bytes) -> Any:
+            yield list(islice(chain.from_iterable(pages(prefix)), 50))
+            raise StoreIOError("the server is away")
+
+        def damaged(listed: castore.ObjectInfo) -> Any:
+            if listed.name == names[3]:
+                raise FormatError("not what it was")
+            return at_hand(listed)
+
+        monkeypatch.setattr(catalog, "pages", fails)
+        monkeypatch.setattr(store._reader, "at_hand", damaged)
+        found = store.gets_ranges([(name, None) for name in names])
+        assert found == [name.encode() * 10 for name in names]
 
 
 def test_ranges_and_sizes_of_them_take_few_requests_by_fsspec_too(many: World) -> None:
