@@ -66,7 +66,11 @@ def kind(found: Exception) -> tuple[bool, bool, bool]:
 )
 def test_what_is_throttled_was_not_begun(status: int, code: str) -> None:
     for request in (PUT, CONDITIONAL, GET):
-        assert kind(refused(status, code, request=request)) == (True, False, True)
+        found = refused(status, code, request=request)
+        assert kind(found) == (True, False, True)
+        assert isinstance(found, Fault)
+        assert isinstance(found.error, RemoteError)
+        assert (found.error.status, found.error.s3_code) == (status, code)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +79,7 @@ def test_what_is_throttled_was_not_begun(status: int, code: str) -> None:
         (400, "BadDigest"),
         (400, "IncompleteBody"),
         (409, "OperationAborted"),
+        (400, "OperationAborted"),
         (400, "RequestTimeout"),
         (307, "TemporaryRedirect"),
         (400, "TemporaryRedirect"),
@@ -158,9 +163,32 @@ def test_what_the_user_reads(status: int, code: str, error: type[Exception], wor
     assert type(caught.value) is error
 
 
+def test_an_answer_without_words_is_told_without() -> None:
+    asked = "s3:PutObject of s3://b/p/k at https://s3.test"
+    assert str(fault(404).error) == f"{asked} was answered with 404"
+    assert str(fault(404, "NoSuchUpload").error) == f"{asked} was answered with 404 NoSuchUpload"
+
+
+def test_what_the_server_says_of_a_denial_is_told() -> None:
+    error = fault(403, "AccessDenied", "no policy allows it").error
+    assert isinstance(error, AccessDenied)
+    assert (error.action, error.url) == ("s3:PutObject", "s3://b/p/k")
+    assert "(no policy allows it)" in str(error)
+
+
 def test_a_clock_that_is_wrong_is_told_in_any_words() -> None:
     said = "Request timestamp: the difference between the Request Time and now is too large"
-    assert "set it right" in str(fault(403, "SignatureDoesNotMatch", said).error)
+    error = fault(403, "SignatureDoesNotMatch", said).error
+    assert "set it right" in str(error)
+    assert isinstance(error, RemoteError)
+    assert (error.status, error.s3_code) == (403, "SignatureDoesNotMatch")
+
+
+def test_a_password_that_is_cut_off_is_not_shown() -> None:
+    """What is left of where it leads is short, and without the `@` that a password ends at."""
+    found = fault(302, location=f"https://user:{'secret' * 100}@elsewhere/")
+    assert "secret" not in str(found.error)
+    assert "elsewhere" in str(found.error)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +237,7 @@ NOW = "Mon, 01 Jan 2024 00:00:00 GMT"
         ("Mon, 01 Jan 2024 01:00:00 GMT", 60),
         ("Sun, 31 Dec 2023 23:59:00 GMT", 0),
         ("Mon, 01 Jan 99999 00:00:00 GMT", 0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 0),
         ("soon", 0),
     ],
 )
