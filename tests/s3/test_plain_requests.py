@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from botocore.awsrequest import AWSResponse
@@ -108,6 +109,7 @@ def plainly(headers: dict[str, str], *, but: set[str] = OF_THE_SDK) -> dict[str,
     ("operation", "parameters"),
     [
         ("head_object", {}),
+        ("head_object", {"IfMatch": ETAG}),
         ("delete_object", {}),
         ("delete_object", {"IfMatch": ETAG}),
         ("delete_object", {"VersionId": "a b/+~"}),
@@ -139,6 +141,21 @@ def test_what_is_sent_is_what_the_client_sends(
         assert ours_named.pop("x-amz-content-sha256") == "UNSIGNED-PAYLOAD"
         theirs_named.pop("x-amz-content-sha256")
     assert ours_named == theirs_named
+
+
+@pytest.mark.parametrize("settings", [PLAIN, AWS], ids=["plain", "aws"])
+def test_a_list_is_asked_for_as_the_client_does(
+    settings: S3Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With keys encoded, too: XML can't have all that a key may."""
+    parameters = {"Prefix": KEYS[0], "Delimiter": "/", "MaxKeys": 7, "StartAfter": KEYS[1]}
+    parameters["ContinuationToken"] = "a+/="
+    (method, ours, *_), (other, theirs, *_) = (
+        by_us(settings, "list_objects_v2", parameters, monkeypatch),
+        by_the_client(settings, "list_objects_v2", parameters),
+    )
+    assert (method, ours.partition("?")[0]) == (other, theirs.partition("?")[0])
+    assert parse_qsl(urlsplit(ours).query) == sorted(parse_qsl(urlsplit(theirs).query))
 
 
 @pytest.mark.parametrize("settings", [PLAIN, AWS], ids=["plain", "aws"])
@@ -232,6 +249,42 @@ def test_an_error_that_comes_as_a_success_is_one(
             answered(connection, monkeypatch, operation, 200, {"etag": ETAG}, odd, **parameters)
 
 
+@pytest.mark.parametrize("space", [b"", b' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'])
+def test_an_error_that_comes_as_a_success_may_say_little(
+    space: bytes, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"retry-after": "7"}
+    for fields, code, message in (
+        (b"", "", ""),
+        (b"<Code/><Message/>", "", ""),
+        (b"<Code>SlowDown</Code>", "SlowDown", ""),
+        (b"<Message>words</Message>", "", "words"),
+    ):
+        body = b"<Error%b>%b</Error>" % (space, fields)
+        with pytest.raises(Refused) as caught:
+            answered(connection, monkeypatch, "put_object", 200, headers, body, **PUT)
+        found = caught.value
+        assert (found.status, found.code, found.message) == (500, code, message)
+        assert found.headers["retry-after"] == "7"
+
+
+@pytest.mark.parametrize("page", [b"<html><body/></html>", b"<HTML/>"])
+@pytest.mark.parametrize(
+    ("operation", "parameters"),
+    [("put_object", PUT), ("delete_objects", MANY), ("list_objects_v2", {})],
+)
+def test_a_web_page_is_no_answer(
+    page: bytes,
+    operation: str,
+    parameters: dict[str, Any],
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor where it is well-formed: something in between wants a login, and nothing was done."""
+    with pytest.raises(Broken, match="web page"):
+        answered(connection, monkeypatch, operation, 200, {"etag": ETAG}, page, **parameters)
+
+
 def test_what_was_deleted_and_what_was_not(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +296,9 @@ def test_what_was_deleted_and_what_was_not(
         found = answered(connection, monkeypatch, "delete_objects", 200, {}, body, **MANY)
         assert found["Deleted"] == [{"Key": "a&b"}, {"Key": "c", "VersionId": "v"}]
         assert found["Errors"] == [{"Key": "d", "Code": "AccessDenied", "Message": "No"}]
+    odd = b"<RequestCharged/><Deleted><Key>e</Key><VersionId/></Deleted>"  # what is new, or empty
+    found = answered(connection, monkeypatch, "delete_objects", 200, {}, SPACED % odd, **MANY)
+    assert (found["Deleted"], found["Errors"]) == ([{"Key": "e", "VersionId": ""}], [])
     for odd in (b"", SPACED % b"<Deleted/>", SPACED % b"<Error><Code>AccessDenied</Code></Error>"):
         with pytest.raises(Broken):
             answered(connection, monkeypatch, "delete_objects", 200, {}, odd, **MANY)
@@ -278,6 +334,44 @@ def test_a_page(
         b"<x><IsTruncated>false</IsTruncated></x>",
     )
     assert (page["IsTruncated"], page["Contents"], page["CommonPrefixes"]) == (False, [], [])
+
+
+def test_a_page_has_no_more_than_was_said(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who goes through it finds what is missing; a default would hide it."""
+    body = (
+        b"<x><IsTruncated>%b</IsTruncated><NextContinuationToken/><Contents><Owner/></Contents>"
+        b"<Contents><Key/><ETag/></Contents>"
+        b"<CommonPrefixes><Prefix/><Other>o</Other></CommonPrefixes></x>"
+    )
+    for said in (b"", b"maybe", b"True"):
+        page = answered(connection, monkeypatch, "list_objects_v2", 200, {}, body % said)
+        assert page["Contents"] == [{}, {"Key": "", "ETag": ""}]
+        assert page["CommonPrefixes"] == [{"Prefix": ""}]
+        assert (page["IsTruncated"], page["NextContinuationToken"]) == (None, "")
+    encoded = b"<x><EncodingType>url</EncodingType><CommonPrefixes><Prefix/></CommonPrefixes></x>"
+    page = answered(connection, monkeypatch, "list_objects_v2", 200, {}, encoded)
+    assert page["CommonPrefixes"] == [{"Prefix": ""}]
+    assert "IsTruncated" not in page
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"<LastModified>2026-01-01T00:00:00</LastModified>",  # in which zone?
+        b"<LastModified>today</LastModified>",
+        b"<LastModified/>",
+        b"<Size/>",
+        b"<Size>1.5</Size>",
+    ],
+)
+def test_a_page_that_is_not_understood_is_none(
+    field: bytes, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b"<x><IsTruncated>false</IsTruncated><Contents><Key>k</Key>%b</Contents></x>" % field
+    with pytest.raises(Broken, match="can't be understood"):
+        answered(connection, monkeypatch, "list_objects_v2", 200, {}, body)
 
 
 def test_a_head(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
