@@ -172,6 +172,48 @@ def test_two_at_once_that_both_win(proxied: Bucket, proxy: FaultProxy) -> None:
     assert list(proxied.list()) == []
 
 
+@UNSIGNED
+def test_two_of_many_at_once_are_enough(proxied: Bucket, proxy: FaultProxy) -> None:
+    won: list[str] = []
+    many = threading.Lock()
+
+    def fault(exchange: Exchange, connection: Connection) -> None:
+        with many:
+            won.append(exchange.key)
+            wins = won.count(exchange.key) <= 2
+        if wins:
+            without("if-none-match")(exchange, connection)  # type: ignore[operator]
+        else:
+            answer(412, "PreconditionFailed")(exchange, connection)
+
+    proxy.inject("PUT", "/probe/.*-race$", fault, times=999)
+    assert probe(proxied).instead == {"if_none_match": BOTH_WIN}
+
+
+def test_a_deletion_that_is_not_done_is_not_honoured(proxied: Bucket, proxy: FaultProxy) -> None:
+    """It is refused where it must be, and else answered as if it had been."""
+
+    def fault(exchange: Exchange, connection: Connection) -> None:
+        if exchange.headers.get("if-match", "").strip('"0'):
+            answer(204)(exchange, connection)
+        else:
+            connection.relay(exchange)
+
+    proxy.inject("DELETE", "", fault, times=999)
+    found = probe(proxied)
+    assert not found.if_match_delete
+    assert found.instead["if_match_delete"] == IGNORED
+
+
+def test_what_fails_in_the_middle_leaves_no_keys(proxied: Bucket, proxy: FaultProxy) -> None:
+    proxy.inject("DELETE", "", answer(403, "AccessDenied"), times=999)
+    with pytest.raises(AccessDenied, match="s3:DeleteObject"):
+        probe(proxied)
+    assert proxy.count("PUT") > 5
+    proxy.rules.clear()
+    assert list(proxied.list()) == []
+
+
 @pytest.mark.usefixtures("cache_dir", "quick")
 @pytest.mark.parametrize(
     ("status", "code"), [(416, "InvalidRange"), (416, "X"), (400, "InvalidRange")]
