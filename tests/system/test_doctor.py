@@ -434,6 +434,8 @@ class TestServer:
         server |= {"store", "writing", "listing after writing", "clock"}
         assert {what for what, verdict in verdicts(checks).items() if verdict == "ok"} >= server
         assert "none yet" in checks["store"]["found"]
+        assert "versions" not in checks
+        assert set(checks) >= {"cache on", "cache's free space"}
         assert checks["cache"]["found"] == os.path.realpath(tmp_path / "cache")
         assert list(Bucket(moto_server.settings()).list()) == []  # it cleans up
 
@@ -459,6 +461,7 @@ class TestServer:
         )
         code, checks = examine(moto_server.url("here"))
         assert (code, checks["store"]["verdict"]) == (exits.FAILURE, "problem")
+        assert "castore.json" in checks["store"]["found"]
 
     def test_a_versioned_bucket(self, examine: Doctor, moto_server: Server) -> None:
         moto_server.client().put_bucket_versioning(
@@ -530,6 +533,14 @@ class TestServer:
         assert ("gc with --alone" in verbs.means) == (missing in ("if_none_match", "if_match_put"))
         assert [each.verdict for each in others if each.verdict != "ok"] == [verdict] * bool(
             missing
+        )
+
+    def test_what_is_never_safe_is_not_told_as_safe_alone(self) -> None:
+        *_, verbs = doctor_s3.of_features(ServerFeatures(False, False, False, True, False))
+        assert verbs.verdict == "problem"
+        assert verbs.found == (
+            "safe beside others: put, get, ls, cp; only while nobody else writes: "
+            "put --if-absent, mv, rm; never: gc, check --repair"
         )
 
     def test_a_server_that_refuses_ranges_past_the_end(self) -> None:
