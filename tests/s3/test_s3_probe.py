@@ -275,6 +275,38 @@ def test_a_stale_listing(proxied: Bucket, proxy: FaultProxy) -> None:
     assert probe(proxied).list_consistent is False
 
 
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_listing_that_is_one_write_late(
+    nth: int, proxied: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it after a put, after another over it, or after the deletion."""
+    listing = proxied.list
+    seen: list[list[Any]] = [[]]
+
+    def late(prefix: str = "") -> Iterator[Any]:
+        seen.append(list(listing(prefix)))
+        return iter(seen[-2] if len(seen) - 1 == nth else seen[-1])
+
+    monkeypatch.setattr(proxied, "list", late)
+    assert probe(proxied) == replace(EVERYTHING, list_consistent=False)
+
+
+@pytest.mark.parametrize("other", [{"body": b"wrong"}, {"size": 1}])
+def test_a_range_of_other_bytes_is_not_what_was_asked_for(
+    other: dict[str, Any], proxied: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = proxied.get
+
+    def wrong(key: str, **options: Any) -> Any:
+        reply = get(key, **options)
+        return reply._replace(**other) if "byte_range" in options else reply
+
+    monkeypatch.setattr(proxied, "get", wrong)
+    found = probe(proxied)
+    assert not found.ranges
+    assert found.ranges_past_end == ("size" in other)
+
+
 @pytest.mark.parametrize("nth", range(1, 9))
 @pytest.mark.sampled(5)  # the first, and that of a range
 def test_a_key_that_is_not_found_right_after_it_was_put(
