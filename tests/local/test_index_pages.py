@@ -288,7 +288,10 @@ def test_an_index_of_which_no_table_is_left_comes_from_the_journal(
     folder: Path, keep: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As one that is gone does: what is left of its pages is in nobody's way."""
-    os.truncate(folder / "index/data.mdb", keep * PAGE)
+    data = folder / "index/data.mdb"
+    raw = data.read_bytes()
+    while any(salvage(data, raw[: keep * PAGE])[0].values()):
+        keep -= 1  # where a table begins is another page each time
     journal = folder / "journal"
     journal.rename(folder / "away")
     assert main(["-r", str(folder), "index", "rebuild"]) == 13  # nothing knows the names
