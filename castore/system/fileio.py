@@ -7,7 +7,6 @@ import errno
 import fcntl
 import io
 import os
-import re
 import select
 import signal
 import stat
@@ -79,7 +78,8 @@ def descriptor_of(path: str) -> int | None:
     here = {"/dev/fd", f"/proc/{os.getpid()}/fd"}
     for _ in range(_LINKS_MAX):
         folder, leaf = os.path.split(path)
-        if re.fullmatch("[0-9]{1,9}", leaf) and os.path.realpath(folder) in here:
+        is_number = leaf.isascii() and leaf.isdecimal() and len(leaf) < 10
+        if is_number and os.path.realpath(folder) in here:
             return int(leaf)
         try:
             path = os.path.join(folder, os.readlink(path))
@@ -227,8 +227,16 @@ def _code(handler: object) -> CodeType | None:
 def storage_error(error: OSError, path: str) -> Exception:
     """The castore error for what the system said of a store's file or folder; what a signal handler
     raised, and what is castore's already and says all, goes on as it is."""
-    if _says_all(error):
+    typed = typed_error(error, path)
+    if typed is None:
         raise error
+    return typed
+
+
+def typed_error(error: BaseException, path: str) -> Exception | None:
+    """The same; None for what goes on as it is."""
+    if not isinstance(error, OSError) or isinstance(error, CastoreError) or is_interrupt(error):
+        return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no space left for {path}: free some and repeat")
     if isinstance(error, FileNotFoundError):
@@ -239,18 +247,12 @@ def storage_error(error: OSError, path: str) -> Exception:
     return StoreIOError(said, error.errno or errno.EIO)
 
 
-def _says_all(error: OSError) -> bool:
-    return isinstance(error, CastoreError) or is_interrupt(error)
-
-
 def typed_errors(path: str) -> Translated:
     """Errors of the system within it, about files of a store, are castore's: of the file that they
     name, or of `path`."""
 
     def typed(error: BaseException) -> Exception | None:
-        if not isinstance(error, OSError) or _says_all(error):
-            return None
-        return storage_error(error, str(error.filename or path))
+        return typed_error(error, str(getattr(error, "filename", None) or path))
 
     return Translated(typed)
 

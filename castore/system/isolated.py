@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from castore import errors
 from castore.errors import CastoreError, IndexCorrupt, StoreIOError, describe_os_error
-from castore.system.fileio import storage_error, take_standard_descriptors
+from castore.system.fileio import take_standard_descriptors, typed_error
 from castore.system.translated import Translated
 
 Report: TypeAlias = Callable[[dict[str, Any]], None]
@@ -103,9 +103,7 @@ def _beginning(index_path: str) -> Translated:
 
     def told(error: BaseException) -> Exception | None:
         of_python = isinstance(error, (FileNotFoundError, PermissionError))
-        if not isinstance(error, OSError) or of_python:
-            return None
-        return storage_error(error, index_path)
+        return None if of_python else typed_error(error, index_path)
 
     return Translated(told)
 
